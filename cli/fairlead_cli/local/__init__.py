@@ -1,5 +1,6 @@
-"""Local mode: the whole of Fairlead as child processes of one command, without Kubernetes.
+"""A stack on this machine (``fairlead up``).
 
-plan (manifests → processes, pure) → supervisor (keeps the processes, writes the fleet file) → view (shows it). Underneath:
-child and keeper (one process, kept running), guard (nothing survives us), rundir (where things lie while it runs).
+Reading order: `stack` (from the options to running processes) → `processes` (one child process, and
+that none survives) → `view` (what the terminal shows) → `status` (``fairlead status``).
+`run_directory` is how other commands find a stack.
 """

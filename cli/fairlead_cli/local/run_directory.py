@@ -1,7 +1,8 @@
-"""Where a running stack keeps its files, and how ``chat`` and ``status`` find it.
+"""The run directory of a stack, and how other commands find running stacks.
 
-``$XDG_RUNTIME_DIR/fairlead`` or ``<temp>/fairlead-<uid>``, ours and closed to others, holds one directory per stack:
-``up-<pid>-<random>/`` with the fleet file, Redis' socket and ``stack.json``. The guard removes it, whatever ends the stack.
+``$XDG_RUNTIME_DIR/fairlead`` or ``<temp>/fairlead-<uid>``, private to the user, has one directory
+for each stack: ``up-<pid>-<random>/`` with the fleet file, Redis' socket and ``stack.json``. The
+reaper removes it, however the stack ends.
 """
 
 import os
@@ -22,11 +23,15 @@ STATE_FILE = "stack.json"
 
 @dataclass(frozen=True, slots=True)
 class RunningStack:
-    """What others need to know of a running stack.
+    """What other commands need to know of a running stack.
 
-    ``engines`` says how many each model should have; those that an autoscaler sizes are not in it. ``simulated``: no engine of it is
-    a real one. ``redis`` is the URL of its Redis, and ``hash_secret`` what keys its hashes: the directory is closed to other users.
-    ``autoscaler`` is the URL of its autoscaler, empty where nothing is scaled.
+    engines: expected instances by model; models that an autoscaler scales are absent.
+
+    simulated: no engine is real.
+
+    hash_secret: key of the prefix hashes; the directory is private to the user.
+
+    autoscaler: its URL, empty when nothing is scaled.
     """
 
     pid: int
@@ -42,11 +47,13 @@ class RunningStack:
 
 
 def base_directory() -> Path:
-    """The user's directory for run directories; created closed. Raises Unavailable when it belongs to somebody else."""
+    """Returns the user's directory for run directories; creates it private. Raises Unavailable when
+    others may write to it.
+    """
     base = _base_path()
     base.mkdir(mode=0o700, exist_ok=True)
-    found = base.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    status = base.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise Unavailable(
             f"{base} is not a directory that only this user can write to",
             hint="remove it, or set XDG_RUNTIME_DIR to a directory of your own",
@@ -62,23 +69,23 @@ def _base_path() -> Path:
 
 
 def make_run_directory() -> Path:
-    """A fresh directory for this process's stack; what long-dead stacks left behind goes."""
+    """Returns a new directory for this process's stack, and removes those of dead stacks."""
     base = base_directory()
-    for old in base.glob("up-*-*"):
-        if not _is_alive(old):
-            shutil.rmtree(old, ignore_errors=True)
+    for directory in base.glob("up-*-*"):
+        if not _is_alive(directory):
+            shutil.rmtree(directory, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"up-{os.getpid()}-", dir=base))
 
 
 def write_stack_file(directory: Path, stack: RunningStack) -> None:
-    """Tell others of this stack, in one atomic step."""
+    """Publishes a running stack in one atomic write."""
     temporary = directory / f".{STATE_FILE}.new"
     temporary.write_bytes(msgspec.json.format(msgspec.json.encode(stack)))
     temporary.replace(directory / STATE_FILE)
 
 
 def running_stacks() -> list[RunningStack]:
-    """Every living stack of this user, the newest first. Looking creates nothing."""
+    """Returns every running stack of this user, the newest first. Creates nothing."""
     if not os.path.lexists(_base_path()):
         return []
     stacks = []
@@ -93,7 +100,7 @@ def running_stacks() -> list[RunningStack]:
 
 
 def newest_stack(flag: str = "--url") -> RunningStack:
-    """The stack to talk to when ``flag`` names none. Raises NoStack."""
+    """Returns the newest stack. Raises StackUnreachable, which names ``flag``, when none runs."""
     stacks = running_stacks()
     if not stacks:
         raise StackUnreachable(

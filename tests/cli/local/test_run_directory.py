@@ -27,32 +27,32 @@ def stack(started: float = 1.0) -> RunningStack:
     return RunningStack(os.getpid(), "http://127.0.0.1:8000", "http://127.0.0.1:8001", started, {"default/a": 8})
 
 
-def test_the_run_directory_is_closed_to_others(runtime: Path) -> None:
+def test_run_directory_is_private(runtime: Path) -> None:
     directory = make_run_directory()
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert stat.S_IMODE(directory.parent.stat().st_mode) == 0o700
     assert directory.parent.parent == runtime
 
 
-def test_a_stack_is_found_once_it_is_written() -> None:
+def test_stack_is_found_once_its_file_is_written() -> None:
     directory = make_run_directory()
     assert running_stacks() == []
     write_stack_file(directory, stack())
     assert newest_stack() == stack()
 
 
-def test_the_newest_stack_comes_first() -> None:
+def test_newest_stack_comes_first() -> None:
     for started in (1.0, 3.0, 2.0):
         write_stack_file(make_run_directory(), stack(started))
     assert [found.started for found in running_stacks()] == [3.0, 2.0, 1.0]
 
 
-def test_without_a_stack_the_error_says_what_to_do() -> None:
+def test_missing_stack_error_has_a_hint() -> None:
     with pytest.raises(StackUnreachable, match="fairlead up"):
         newest_stack()
 
 
-def test_what_a_dead_stack_left_is_ignored_and_swept(runtime: Path) -> None:
+def test_directory_of_a_dead_stack_is_ignored_and_removed(runtime: Path) -> None:
     dead = runtime / "fairlead" / "up-999999999-x"
     dead.mkdir(parents=True, mode=0o700)
     (runtime / "fairlead").chmod(0o700)
@@ -63,19 +63,19 @@ def test_what_a_dead_stack_left_is_ignored_and_swept(runtime: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"pid": 1}', '{"engines": 3}'])
-def test_a_state_file_that_cannot_be_read_is_passed_over(text: str) -> None:
+def test_unreadable_stack_file_is_skipped(text: str) -> None:
     (make_run_directory() / "stack.json").write_text(text)
     assert running_stacks() == []
 
 
-def test_a_directory_that_others_can_write_to_is_refused(runtime: Path) -> None:
+def test_directory_writable_by_others_is_refused(runtime: Path) -> None:
     (runtime / "fairlead").mkdir()
     (runtime / "fairlead").chmod(0o777)
     with pytest.raises(Unavailable, match="only this user"):
         make_run_directory()
 
 
-def test_without_a_runtime_directory_the_temporary_one_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_temporary_directory_is_the_fallback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert make_run_directory().parent == tmp_path / f"fairlead-{os.getuid()}"

@@ -1,8 +1,9 @@
-"""Runs in a child just before its real program: ties the child's life to the supervisor's, then becomes the program.
+"""Runs in a child before its program: ties the child's life to the supervisor's, then executes the
+program.
 
-``python -I -S leash.py GUARD_FD SUPERVISOR_PID PROGRAM ARG…`` — standard library only, no site packages: it costs about 10 ms.
-The child is the leader of its own session already. It tells the guard its pid *before* the program runs, so that there
-is no moment in which a process exists that nobody would end.
+``python -I -S child_exec.py REAPER_FD SUPERVISOR_PID PROGRAM ARG…``: standard library only, about
+10 ms. The child already leads its own session. It registers with the reaper before the program
+runs, so that no process exists that nothing would end.
 """
 
 import os
@@ -13,7 +14,9 @@ _SIGKILL = 9
 
 
 def die_with_parent() -> None:
-    """Linux: have the kernel kill this process when its parent dies, however that happens. Elsewhere the guard does it."""
+    """On Linux, asks the kernel to kill this process when its parent dies. Elsewhere the reaper
+    does it.
+    """
     if sys.platform != "linux":
         return
     try:
@@ -25,16 +28,18 @@ def die_with_parent() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Tie, register, exec. Exits 126 when the supervisor is gone already, 127 when the program cannot be run."""
-    guard, parent, command = int(arguments[0]), int(arguments[1]), arguments[2:]
+    """Ties, registers and executes. Exits 126 when the supervisor has ended, 127 when the program
+    cannot run.
+    """
+    reaper_fd, parent, command = int(arguments[0]), int(arguments[1]), arguments[2:]
     die_with_parent()
     if os.getppid() != parent:
         sys.exit(126)
     try:
-        os.write(guard, b"add %d\n" % os.getpid())
+        os.write(reaper_fd, b"add %d\n" % os.getpid())
     except OSError:
         sys.exit(126)
-    os.close(guard)
+    os.close(reaper_fd)
     try:
         os.execvp(command[0], command)
     except OSError as error:

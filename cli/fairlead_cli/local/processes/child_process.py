@@ -1,6 +1,8 @@
-"""One child process: started on the leash, its lines read, its last words kept, ended with everything it started.
+"""One child process: start, output lines, last lines for errors, and the end of its whole process
+group.
 
-A child leads its own session, so the terminal's Ctrl-C does not reach it: only the supervisor decides who ends when.
+A child leads its own session, so that the terminal's Ctrl-C does not reach it: only the supervisor
+ends it.
 """
 
 import asyncio
@@ -17,21 +19,23 @@ from pathlib import Path
 
 from fairlead_cli.local.processes.reaper import Reaper
 
-_CHILD_EXEC = Path(__file__).with_name("leash.py")
+_CHILD_EXEC = Path(__file__).with_name("child_exec.py")
 MAX_LINE_BYTES = 16_384
 KEPT_LINES = 40
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessCommand:
-    """What to run; ``environment`` comes on top of ours, a None takes a variable away."""
+    """Command line and environment. ``environment`` extends ours; None removes a variable."""
 
     argv: tuple[str, ...]
     environment: Mapping[str, str | None] = field(default_factory=dict)
 
 
 class ChildProcess:
-    """A running process. ``exited`` is done, with the exit code, once it and its whole group have ended."""
+    """A running process. ``exited`` has the exit code once it and its whole process group have
+    ended.
+    """
 
     def __init__(self, name: str, guard: Reaper, log: Path | None = None) -> None:
         self.name = name
@@ -47,7 +51,9 @@ class ChildProcess:
 
     @classmethod
     async def start(cls, name: str, command: ProcessCommand, guard: Reaper, log: Path | None = None) -> "ChildProcess":
-        """Start ``command`` on the leash. A program that cannot be run shows as exit code 127 and a last line."""
+        """Starts ``command`` through ``child_exec``. A program that cannot run has exit code 127
+        and a last line.
+        """
         child = cls(name, guard, log)
         process = _spawn(command, guard)
         child.pid = process.pid
@@ -56,20 +62,20 @@ class ChildProcess:
         return child
 
     async def wait_ready(self, count: int = 1) -> list[str]:
-        """Wait until it has printed ``count`` lines that begin with ``ready``; what follows the word on each."""
+        """Waits for ``count`` lines that begin with ``ready``; returns the rest of each."""
         while len(self.ready_lines) < count:
             self._heard.clear()
             await self._heard.wait()
         return self.ready_lines[:count]
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to the child and all it started."""
+        """Sends a signal to the process and its group."""
         if not self.exited.done():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
     async def stop(self, grace_seconds: float) -> int:
-        """SIGTERM, and SIGKILL after ``patience_seconds``; returns the exit code."""
+        """Sends SIGTERM, and SIGKILL after ``grace_seconds``; returns the exit code."""
         self.send_signal(signal.SIGTERM)
         await asyncio.wait({self.exited}, timeout=grace_seconds)
         self.send_signal(signal.SIGKILL)
@@ -120,7 +126,11 @@ class ChildProcess:
 
 
 def _spawn(command: ProcessCommand, guard: Reaper) -> subprocess.Popen[bytes]:
-    """From the main thread, and not through a pool: the kernel's parent-death signal is about the thread that forked."""
+    """Starts the process from the main thread.
+
+    Why: the kernel's parent-death signal depends on the thread that forked, so a thread pool would
+    not do.
+    """
     environment = dict(os.environ)
     for name, value in command.environment.items():
         if value is None:

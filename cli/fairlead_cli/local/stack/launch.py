@@ -1,4 +1,4 @@
-"""From the command line's words to a run: everything is checked before the first process starts."""
+"""Launches a stack: checks everything before the first process starts."""
 
 import os
 import secrets
@@ -23,7 +23,7 @@ from fairlead_cli.local.view.screen import choose_screen
 
 
 def launch(options: UpOptions) -> int:
-    """Check, start, serve; the exit code. Raises BadInput when an argument or a manifest is wrong."""
+    """Checks, runs and returns the exit code. Raises BadInput for a wrong argument or manifest."""
     clock = SystemClock()
     try:
         setup = build_config(options)
@@ -33,18 +33,20 @@ def launch(options: UpOptions) -> int:
 
 
 def build_config(up_options: UpOptions) -> StackConfig:
-    """What is to be run; touches nothing but the two ports, to see that they are free."""
+    """Returns the configuration of a stack; touches nothing but the two ports, to check that they
+    are free.
+    """
     listen, manage = claim_addresses(up_options.listen, up_options.manage, insecure=up_options.insecure)
     options = PlanOptions(
         up_options.speed, up_options.seed or 0, up_options.preset, up_options.engines_per_process, up_options.real
     )
-    wanted = plan_engines(load_manifests(up_options.files or (bundled_example(),)), options, find_program=shutil.which)
+    plan = plan_engines(load_manifests(up_options.files or (bundled_example(),)), options, find_program=shutil.which)
     if up_options.logs is not None:
         up_options.logs.mkdir(parents=True, exist_ok=True)
     settings = read_settings(CliSettings, os.environ)
     secret = settings.hash_secret or default_hash_secret(up_options.seed)
     return StackConfig(
-        wanted,
+        plan,
         listen,
         manage,
         secret,
@@ -59,56 +61,58 @@ def build_config(up_options: UpOptions) -> StackConfig:
 
 
 def check_workers(number: int) -> int:
-    """The gateway's workers. Raises BadInput."""
-    most = Limits().workers
-    if not 1 <= number <= most:
+    """Returns the number of gateway workers. Raises BadInput."""
+    maximum = Limits().workers
+    if not 1 <= number <= maximum:
         raise BadInput(
-            f"--workers: {number} is not a number from 1 to {most}", field="--workers", hint="one for each processor"
+            f"--workers: {number} is not a number from 1 to {maximum}", field="--workers", hint="one for each processor"
         )
     return number
 
 
 def default_hash_secret(seed: int | None) -> str:
-    """A key of the routing hashes: derived from a seed that was asked for, else random.
+    """Returns the key of the routing hashes: derived from a given seed, else random.
 
-    It is made here, so that a gateway that is started again computes the same homes as the one before.
+    Why: it is made here, so that a restarted gateway computes the same homes.
     """
     return secrets.token_hex(32) if seed is None else f"seed {seed}"
 
 
 def claim_addresses(listen: str, manage: str, *, insecure: bool = False) -> tuple[Address, Address]:
-    """Both addresses, free and different. Raises PortBusy or BadInput naming the flag."""
-    asked, wanted = parse_address(listen, flag="--listen"), parse_address(manage, flag="--manage")
-    for address, flag in ((asked, "--listen"), (wanted, "--manage")):
+    """Returns both addresses, free and different. Raises PortInUse or BadInput with the flag."""
+    listen_address, manage_address = parse_address(listen, flag="--listen"), parse_address(manage, flag="--manage")
+    for address, flag in ((listen_address, "--listen"), (manage_address, "--manage")):
         if not (insecure or address.is_loopback):
             raise BadInput(
                 f"{flag}: {address} is not a loopback address, and nobody would be asked for a key",
                 field=flag,
                 hint="give --insecure to listen there nevertheless",
             )
-    first = _claim(asked, flag="--listen")
+    listen_claimed = _claim(listen_address, flag="--listen")
     for _ in range(100):
-        second = _claim(wanted, flag="--manage")
-        if second.port != first.port:
-            return first, second
-        if wanted.port:
+        manage_claimed = _claim(manage_address, flag="--manage")
+        if manage_claimed.port != listen_claimed.port:
+            return listen_claimed, manage_claimed
+        if manage_address.port:
             break
-    raise PortInUse(f"--manage: {wanted} is the port of --listen", field="--manage", hint="the two need a port each")
+    raise PortInUse(
+        f"--manage: {manage_address} is the port of --listen", field="--manage", hint="the two need a port each"
+    )
 
 
 def _claim(address: Address, *, flag: str) -> Address:
-    """``claim``, which says so when it is another stack of ours that has the port."""
+    """Claims a port; the error names another stack of ours that has it."""
     try:
         return claim_port(address, flag=flag)
     except PortInUse:
-        other = next((one for one in running_stacks() if address.url in (one.url, one.manage)), None)
-        if other is None:
+        owner = next((stack for stack in running_stacks() if address.url in (stack.url, stack.manage)), None)
+        if owner is None:
             raise
-        hint = f"end it with Ctrl-C or `kill {other.pid}`, or run a second one with --listen :0 --manage :0"
-        message = f"{flag}: {address} is in use already, by the fairlead up with pid {other.pid}"
+        hint = f"end it with Ctrl-C or `kill {owner.pid}`, or run a second one with --listen :0 --manage :0"
+        message = f"{flag}: {address} is in use already, by the fairlead up with pid {owner.pid}"
         raise PortInUse(message, field=flag, hint=hint) from None
 
 
 def bundled_example() -> Path:
-    """The bundled example."""
+    """Returns the path of the bundled example."""
     return Path(fairlead.__file__).with_name("examples") / "eight-engines.yaml"

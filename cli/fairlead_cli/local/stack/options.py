@@ -1,4 +1,4 @@
-"""Options."""
+"""Options of ``fairlead up``, as given and as checked."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from fairlead_cli.local.stack.engine_plan import EnginePlan
 
 @dataclass(frozen=True, slots=True)
 class StackConfig:
-    """What ``up`` was asked for, checked."""
+    """The checked configuration of a stack."""
 
     plan: EnginePlan
     listen: Address

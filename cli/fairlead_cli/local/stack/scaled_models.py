@@ -1,4 +1,4 @@
-"""Scaled models."""
+"""The models of a stack that the autoscaler scales, from the manifests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from fairlead_cli.local.stack.engine_process import EnginePoolSpec
 
 @dataclass(frozen=True, slots=True)
 class ScaledModelSpec:
-    """A model that the autoscaler is to size: what it may do and what is wanted of it, as the manifest says it. The autoscaler's time
-    runs as fast as the engines' does."""
+    """A scaled model: policy and pools as in the manifest. The autoscaler's time runs as fast as
+    the engines'.
+    """
 
     key: str
     objectives: SloTargets
@@ -25,15 +26,15 @@ class ScaledModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class ScalingPlan:
-    """The models that are scaled, and in words why others that ask for it are not."""
+    """The scaled models, and notes on others that ask for scaling but are not scaled."""
 
     models: tuple[ScaledModelSpec, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def plan_scaling(manifests: Manifests, pools: Sequence[EnginePoolSpec]) -> ScalingPlan:
-    """What the manifests want of the autoscaler, for the pools that local mode runs."""
-    found, notes = [], []
+    """Returns the scaling that the manifests ask for, for the pools that local mode runs."""
+    models, notes = [], []
     for deployment in manifests.models:
         spec, name = deployment.spec, deployment.metadata.name
         if spec.autoscaling.mode is ScalingMode.OFF:
@@ -44,8 +45,8 @@ def plan_scaling(manifests: Manifests, pools: Sequence[EnginePoolSpec]) -> Scali
         elif any(plan.engines_per_process > 1 for plan in plans.values()):
             notes.append(f"{name}: not scaled, since its engines share processes")
         elif plans:
-            found.append(_scaled_model(manifests, deployment, plans))
-    return ScalingPlan(tuple(found), tuple(notes))
+            models.append(_scaled_model(manifests, deployment, plans))
+    return ScalingPlan(tuple(models), tuple(notes))
 
 
 def _scaled_model(

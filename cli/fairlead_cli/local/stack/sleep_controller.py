@@ -1,9 +1,9 @@
-"""Puts the engines of a stack to sleep and wakes them, one process at a time each.
+"""The sleep controller of a stack: puts engines to sleep and wakes them, one task for each engine.
 
-Asleep: the gateway is told first (Draining), is seen to know it and to have finished there, then the engine is. Awake: the engine is
-woken, says so and is well, then the gateway is told. Who changes his mind while an engine falls asleep has it back at once. An
-engine that cannot be woken is killed, and started anew as one that died; one that dies asleep is awake when it is back. Nothing
-is remembered that an engine does not have: how it is, is asked of it.
+To sleep: the fleet file says Draining, the gateway has stopped routing and has nothing in flight,
+then the engine sleeps. To wake: the engine wakes and is healthy, then the fleet file says so. A
+change of mind while an engine falls asleep takes effect at once. An engine that does not wake is
+killed and restarted; a restarted engine is awake. The state is always asked of the engine.
 """
 
 import asyncio
@@ -18,20 +18,26 @@ from fairlead_cli.local.stack.engine_process import EngineProcess, SleepState
 
 
 class SleepCalls(Protocol):
-    """As much of ``fairlead.engines.sleep_mode.Bedside`` as is needed here."""
+    """The calls of ``fairlead.engines.sleep`` that the controller uses."""
 
     async def sleep(self, url: str, level: int) -> None:
-        """Asleep when this returns. Raises Unavailable when it is not."""
+        """Returns once the engine sleeps. Raises Unavailable when it does not."""
         ...
 
     async def wake(self, url: str, level: int) -> None:
-        """Awake and well when this returns. Raises Unavailable when it is not."""
+        """Returns once the engine is awake and healthy. Raises Unavailable when it is not."""
         ...
 
 
 class SleepController:
-    """``idle`` says whether the gateway sends nothing to an engine and has nothing there; ``changed`` is called at every step,
-    ``failed`` with an engine that would not sleep."""
+    """Controller of all engines.
+
+    is_idle: whether the gateway routes nothing to an engine and has nothing in flight there.
+
+    on_change: called at every step.
+
+    on_rejected: called with an engine that rejected sleep.
+    """
 
     def __init__(
         self,
@@ -54,28 +60,28 @@ class SleepController:
         self._tasks: dict[EngineProcess, asyncio.Task[None]] = {}
 
     def set_desired(self, unit: EngineProcess, *, asleep: bool) -> None:
-        """It is to sleep, or to be awake; returns at once."""
+        """Sets whether an engine should sleep; returns at once."""
         unit.should_sleep = asleep
         under_way = self._tasks.get(unit)
         if under_way is None or under_way.done():
             self._tasks[unit] = asyncio.get_running_loop().create_task(self._follow(unit), name=f"rest-{unit.name}")
 
     def forget(self, unit: EngineProcess) -> None:
-        """Its process ended, or is to end: whatever it was, it is not asleep any more."""
+        """Resets an engine whose process ended or is to end: it does not sleep any more."""
         unit.sleep_state, unit.should_sleep = SleepState.AWAKE, False
         task = self._tasks.pop(unit, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
 
     async def close(self) -> None:
-        """Leave every engine as it is."""
+        """Stops all tasks; engines stay as they are."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow(self, unit: EngineProcess) -> None:
-        """Until it is as it is wanted."""
+        """Works until the engine is in the desired state."""
         while True:
             if (
                 unit.should_sleep

@@ -1,6 +1,8 @@
-"""One run of ``fairlead up``: directory, guard, supervisor, screen and signals put together, from launch to the last process.
+"""One run of ``fairlead up``: directory, reaper, supervisor, screen and signals, from launch to the
+last process.
 
-The first Ctrl-C (or SIGTERM, or the terminal closing) stops in order, the second at once. SIGKILL is the guard's business.
+The first Ctrl-C (or SIGTERM, or a closed terminal) stops in order, the second at once. The reaper
+covers SIGKILL.
 """
 
 import asyncio
@@ -37,7 +39,7 @@ MAX_EVENTS = 50
 
 
 class StackRun:
-    """Holds the parts of one run together; ``go`` does it."""
+    """The parts of one run."""
 
     def __init__(self, setup: StackConfig, screen: Screen, clock: Clock) -> None:
         self._setup = setup
@@ -54,7 +56,9 @@ class StackRun:
         self._closing = ""
 
     async def run(self) -> int:
-        """Start, serve until told to stop, stop. Returns the exit code; raises StartFailed when it cannot serve."""
+        """Starts, serves until a signal, stops and returns the exit code. Raises StartFailed when
+        it cannot serve.
+        """
         self._listen_to_signals()
         directory = make_run_directory()
         guard = Reaper(directory)
@@ -104,7 +108,7 @@ class StackRun:
         )
 
     def _follow(self, directory: Path, supervisor: StackSupervisor) -> None:
-        """What there is to scale is told before anybody asks."""
+        """Writes the state for the autoscaler before it starts."""
         models = self._setup.plan.scaled_models
         if models:
             self._following = AutoscalerSync(directory, models, supervisor, self._clock, self.report_event)
@@ -121,7 +125,7 @@ class StackRun:
 
     def _tell_others(self, directory: Path) -> None:
         engines: dict[str, int] = {}
-        scaled = {one.key for one in self._setup.plan.scaled_models}
+        scaled = {model.key for model in self._setup.plan.scaled_models}
         for pool in self._setup.plan.pools:
             if pool.model.key in scaled:
                 continue
@@ -129,16 +133,16 @@ class StackRun:
         url, manage = self._setup.listen.url, self._setup.manage.url
         fleet_file = str(directory / "fleet.yaml")
         simulated = all(pool.template.engine == SIMULATED_ENGINE for pool in self._setup.plan.pools)
-        hidden = (self._redis_url, self._setup.secret, self._autoscaler.url if self._autoscaler else "")
-        now = self._clock.wall()
+        secrets = (self._redis_url, self._setup.secret, self._autoscaler.url if self._autoscaler else "")
+        started = self._clock.wall()
         write_stack_file(
-            directory, RunningStack(os.getpid(), url, manage, now, engines, fleet_file, simulated, *hidden)
+            directory, RunningStack(os.getpid(), url, manage, started, engines, fleet_file, simulated, *secrets)
         )
 
     # --- serving -----------------------------------------------------------------------------------------------------
 
     async def _serve(self, supervisor: StackSupervisor, drawing: "asyncio.Future[None] | None") -> None:
-        """Until the signal to stop; an error of the start or of the picture ends it too."""
+        """Serves until the signal to stop; an error of the start or of the screen ends it too."""
         stopped = asyncio.ensure_future(self._stop.wait())
         starting = asyncio.ensure_future(self._start(supervisor))
         working: set[asyncio.Future[Any]] = {starting, *([drawing] if drawing else [])}
@@ -200,13 +204,13 @@ class StackRun:
                         await self._news.wait()
 
     def report_event(self, line: str) -> None:
-        """One event, for the screen and for the picture."""
+        """Reports one event to the screen and to the live view."""
         self._events = [*self._events, (self._clock.wall(), line)][-MAX_EVENTS:]
         self._reach(lambda: self._screen.show_event(line))
         self._news.set()
 
     def _reach(self, show: Callable[[], None]) -> None:
-        """Show something. When nobody can see it any more (closed pipe, closed terminal), that is the end of the run."""
+        """Shows something. A closed pipe or terminal ends the run."""
         try:
             show()
         except OSError:
@@ -232,7 +236,7 @@ class StackRun:
 
 
 async def _cancel(task: "asyncio.Future[Any] | None") -> None:
-    """Cancel a task and wait for its end; what it raised was looked at elsewhere, or no longer matters."""
+    """Cancels a task and waits for its end; its error was handled elsewhere, or no longer matters."""
     if task is not None:
         task.cancel()
         await asyncio.wait({task})
@@ -241,21 +245,21 @@ async def _cancel(task: "asyncio.Future[Any] | None") -> None:
 
 
 class LazyGatewayRouting:
-    """The gateway as the supervisor asks it; the HTTP client is imported with the first question."""
+    """The gateway's routing state; imports the HTTP client at the first query."""
 
     def __init__(self, manage_url: str, token: str | None) -> None:
         self._url = manage_url
         self._token = token
 
     async def has_stopped_routing(self, instance_id: str) -> bool:
-        """Does the gateway route nothing there any more?"""
+        """Whether the gateway routes no new request to this instance."""
         from fairlead_cli.management.client import ManagementClient
 
         async with ManagementClient(self._url, self._token) as management:
             return await management.has_stopped_routing(instance_id)
 
     async def in_flight_requests(self, instance_id: str) -> int:
-        """Requests of the gateway that this instance is working on."""
+        """Returns the gateway's requests in flight on this instance."""
         from fairlead_cli.management.client import ManagementClient
 
         async with ManagementClient(self._url, self._token) as management:
@@ -263,14 +267,14 @@ class LazyGatewayRouting:
 
 
 class LazySleepCalls:
-    """Engines as they are put to sleep and woken; the HTTP client is imported with the first of it."""
+    """Sleep calls to engines; imports the HTTP client at the first call."""
 
     async def sleep(self, url: str, level: int) -> None:
-        """Asleep when this returns. Raises Unavailable when it is not."""
+        """Returns once the engine sleeps. Raises Unavailable when it does not."""
         await self._bedside().sleep(url, level)
 
     async def wake(self, url: str, level: int) -> None:
-        """Awake and well when this returns. Raises Unavailable when it is not."""
+        """Returns once the engine is awake and healthy. Raises Unavailable when it is not."""
         await self._bedside().wake(url, level)
 
     def _bedside(self) -> EngineSleepClient:
@@ -288,7 +292,7 @@ def _autoscaler_address(plan: EnginePlan) -> Address | None:
 
 
 def run(setup: StackConfig, screen: Screen, clock: Clock) -> int:
-    """Run a stack until it is told to stop; the exit code."""
+    """Runs a stack until it is stopped; returns the exit code."""
 
     async def go() -> int:
         return await StackRun(setup, screen, clock).run()

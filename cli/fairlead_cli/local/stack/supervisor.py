@@ -1,9 +1,11 @@
-"""Runs a stack: Redis, indexer, autoscaler, gateway and engines as child processes, and the fleet file that tells of them.
+"""The supervisor of a stack: Redis, indexer, autoscaler, gateway and engines as child processes,
+and the fleet file.
 
-Everything starts at once. The file is rewritten at every step of an engine: Starting → Ready → Draining, and absent while it is
-dead. Any process that dies is started again with growing pauses; losing Redis costs hit rate only, so service goes on.
-Scaling down never loses a request: Draining is written, the gateway is seen to know it and to have finished there, then SIGTERM,
-or sleep, where so many are to sleep (``beds``).
+Everything starts at once. The fleet file is rewritten at every change of an engine: Starting →
+Ready → Draining, and absent while it is dead. A process that ends is restarted with growing delays;
+the loss of Redis costs hit rate only. Scaling down loses no request: the supervisor writes
+Draining, waits until the gateway knows it and has finished there, then sends SIGTERM, or puts the
+engine to sleep.
 """
 
 import asyncio
@@ -29,29 +31,29 @@ from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProces
 from fairlead_cli.local.stack.sleep_controller import SleepCalls, SleepController
 
 FINISH_TIMEOUT_SECONDS = 5.0
-"""How long requests in flight may go on when the stack is stopped."""
+"""Time for requests in flight when the stack is stopped."""
 ENGINE_STOP_SECONDS = 3.0
 REDIS_STOP_SECONDS = 2.0
 DRAIN_NOTICE_TIMEOUT_SECONDS = 10.0
 MAX_FAILED_STARTS = 3
-"""A process that ended this often without having been ready once will not come up at all."""
+"""A process that ended so often without being ready will not come up."""
 
 
 class GatewayRouting(Protocol):
-    """What the supervisor asks the gateway when it drains an instance."""
+    """The gateway's routing state, which draining waits for."""
 
     async def has_stopped_routing(self, instance_id: str) -> bool:
-        """Does the gateway route nothing there any more?"""
+        """Whether the gateway routes no new request to this instance."""
         ...
 
     async def in_flight_requests(self, instance_id: str) -> int:
-        """Requests of the gateway that this instance is working on."""
+        """Returns the gateway's requests in flight on this instance."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class StackSpec:
-    """All that a stack consists of. ``gateway`` gets the fleet file's path in its command already."""
+    """All processes of a stack. The command of ``gateway`` includes the path of the fleet file."""
 
     pools: tuple[EnginePoolSpec, ...]
     gateway: ProcessCommand
@@ -64,14 +66,19 @@ class StackSpec:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """The models served, each once, in the order of the manifests."""
+        """The served models in the order of the manifests."""
         return tuple({pool.model.key: pool.model for pool in self.pools}.values())
 
 
 class StackSupervisor:
-    """``told`` gets one line for people at every event; ``routes`` is the gateway as seen over its management API, ``bed`` how
-    engines are put to sleep (None: none is). ``changed`` is called at every step of an engine; ``desired`` are the numbers asked
-    for, by model and pool, and ``asleep`` those to sleep beside them."""
+    """Supervisor of all processes.
+
+    on_event: gets a line of text at every event.
+
+    sleep_calls: None when no engine sleeps.
+
+    on_change: called at every change of an engine.
+    """
 
     def __init__(
         self,
@@ -119,7 +126,7 @@ class StackSupervisor:
     # --- start -------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start every process, all at once; returns before any is ready."""
+        """Starts all processes at once; returns before any is ready."""
         sizes = [size for pool in self.spec.pools for size in pool.process_sizes()]
         ports = iter(find_free_ports(sizes))
         for pool in self.spec.pools:
@@ -141,9 +148,11 @@ class StackSupervisor:
         self._watch = asyncio.get_running_loop().create_task(self._watch_guard(), name="watch-guard")
 
     async def wait_ready(self) -> None:
-        """Wait until requests are served: the gateway answers and every engine is up, or has failed while another is up.
+        """Waits until requests are served: the gateway answers, and every engine is up or has
+        failed while another is up.
 
-        Raises StartFailed when the gateway, or every engine of some model, keeps ending before it is ready.
+        Raises StartFailed when the gateway, or every engine of a model, keeps ending before it is
+        ready.
         """
         while True:
             self._news.clear()
@@ -155,14 +164,16 @@ class StackSupervisor:
             await self._news.wait()
 
     def _indispensable(self) -> Iterable[list[ManagedProcess]]:
-        """Groups of processes of which one at least must run."""
+        """Yields groups of processes; at least one of each group must run."""
         if self.gateway is not None:
             yield [self.gateway]
         adopting = {pool.model.key for pool in self.spec.pools if pool.adopted}
         for model in self.spec.models:
-            ours = [unit.process for unit in self.engines if unit.pool.model.key == model.key and unit.process]
-            if ours and model.key not in adopting:  # else it is served, whatever becomes of ours, or begins with none
-                yield ours
+            own_processes = [unit.process for unit in self.engines if unit.pool.model.key == model.key and unit.process]
+            if (
+                own_processes and model.key not in adopting
+            ):  # else it is served, whatever becomes of ours, or begins with none
+                yield own_processes
 
     def _settled(self) -> bool:
         engines = [unit.process for unit in self.engines if unit.process]
@@ -189,7 +200,7 @@ class StackSupervisor:
     # --- changes -----------------------------------------------------------------------------------------------------
 
     def _changed(self, keeper: ManagedProcess) -> None:
-        unit = next((one for one in self.engines if one.process is keeper), None)
+        unit = next((engine for engine in self.engines if engine.process is keeper), None)
         if unit is not None and self._beds is not None:
             if keeper.phase is not ProcessPhase.READY:
                 self._beds.forget(unit)
@@ -204,15 +215,17 @@ class StackSupervisor:
         self._news.set()
 
     def fleet(self) -> Fleet:
-        """The fleet as it is now."""
+        """Returns the present fleet."""
         by_model: dict[str, list[Instance]] = {model.key: [] for model in self.spec.models}
         for pool in self.spec.pools:
             by_model[pool.model.key].extend(pool.adopted)
-        for unit in self.engines:
-            by_model[unit.pool.model.key].extend(unit.instances())
+        for engine in self.engines:
+            by_model[engine.pool.model.key].extend(engine.instances())
         return Fleet(
             models={model.key: model for model in self.spec.models},
-            instances={key: tuple(sorted(found, key=lambda one: one.id)) for key, found in by_model.items()},
+            instances={
+                key: tuple(sorted(instances, key=lambda instance: instance.id)) for key, instances in by_model.items()
+            },
         )
 
     def _write_fleet(self) -> None:
@@ -232,8 +245,12 @@ class StackSupervisor:
     # --- scale and drain ---------------------------------------------------------------------------------------------
 
     async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
-        """Bring one pool to ``replicas`` engines that serve and ``asleep`` that sleep; shrinking waits until the last request there
-        is finished. Those named first in ``leaving`` go first, and those it does not name before them, the latest first."""
+        """Scales a pool to ``replicas`` serving and ``asleep`` sleeping engines; waits for the
+        drains of those that leave.
+
+        leaving: names of engines in the order of removal. Unnamed ones leave before them, the
+        latest first.
+        """
         plan = next((plan for plan in self.spec.pools if plan.key == (key, pool)), None)
         if plan is None:
             raise BadInput(f"no pool {pool!r} of {key}", field="pool")
@@ -251,8 +268,11 @@ class StackSupervisor:
         await asyncio.gather(*drains)
 
     def _arrange(self, plan: EnginePoolSpec, leaving: Sequence[str]) -> set[asyncio.Task[None]]:
-        """Begin what makes a pool as it is wanted; the drains that this takes. Who sleeps is woken before anybody starts, and who is
-        not to serve sleeps before anybody ends."""
+        """Starts what brings a pool to its desired numbers; returns the drains that this takes.
+
+        Sleeping engines wake before new ones start, and engines that should not serve sleep before
+        any ends.
+        """
         replicas, asleep = self.desired_replicas[plan.key], self.desired_asleep[plan.key]
         rank = {name: number for number, name in enumerate(reversed(leaving))}
         units = sorted(
@@ -296,7 +316,7 @@ class StackSupervisor:
             self._keep_engine(unit)
 
     def _refused(self, unit: EngineProcess) -> None:
-        """An engine refused to sleep; so will its like. They end instead."""
+        """Stops using sleep for a pool whose engine rejected it; its engines end instead."""
         self._sleepless.add(unit.pool.key)
         self.desired_asleep[unit.pool.key] = 0
         unit.sleep_state = SleepState.AWAKE
@@ -304,12 +324,12 @@ class StackSupervisor:
         self._write_fleet()
 
     async def _kill(self, unit: EngineProcess) -> None:
-        """End its process; its keeper starts another."""
+        """Ends the process of an engine; it is restarted."""
         if unit.process is not None and unit.process.child is not None:
             await unit.process.child.stop(ENGINE_STOP_SECONDS)
 
     async def _idle(self, unit: EngineProcess) -> bool:
-        """Does the gateway send nothing there, and have nothing there?"""
+        """Whether the gateway routes nothing to an engine and has nothing in flight there."""
         ids = unit.instance_ids()
         return await self._all_know(ids) and await self._all_idle(ids)
 
@@ -317,10 +337,10 @@ class StackSupervisor:
         return [unit for unit in self.engines if unit.pool.key == (key, pool) and not unit.is_draining]
 
     async def drain(self, unit: EngineProcess) -> None:
-        """Take one engine process out of service without losing a request, then end it."""
+        """Takes an engine out of service without losing a request, then ends it."""
         keeper = unit.process
         assert keeper is not None
-        ids = [one.id for one in unit.instances()]
+        ids = [instance.id for instance in unit.instances()]
         unit.is_draining = True
         if self._beds is not None:
             self._beds.forget(unit)
@@ -341,25 +361,29 @@ class StackSupervisor:
     async def _all_know(self, ids: Sequence[str]) -> bool:
         if self.gateway is None or self.gateway.phase is not ProcessPhase.READY:
             return True  # nobody routes; whoever comes next reads the file as it is now
-        return all([await self._routes.has_stopped_routing(one) for one in ids])
+        return all([await self._routes.has_stopped_routing(instance_id) for instance_id in ids])
 
     async def _all_idle(self, ids: Sequence[str]) -> bool:
-        return not any([await self._routes.in_flight_requests(one) for one in ids])
+        return not any([await self._routes.in_flight_requests(instance_id) for instance_id in ids])
 
     # --- stop --------------------------------------------------------------------------------------------------------
 
     async def stop(self, at_once: asyncio.Event) -> None:
-        """Gateway first (it finishes what is in flight, for a few seconds), then engines, then Redis; ``hurry`` ends waiting."""
+        """Stops the gateway first (it finishes requests for a few seconds), then engines, then
+        Redis.
+
+        at_once: an event that ends the waiting.
+        """
         self._stopping = True
         if self._watch is not None:
             self._watch.cancel()
         if self._beds is not None:
             await self._beds.close()
         stopping = asyncio.ensure_future(self._stop_in_order())
-        hurried = asyncio.ensure_future(at_once.wait())
-        waits: set[asyncio.Future[object]] = {stopping, hurried}  # type: ignore[arg-type]  # Future is invariant
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
+        interrupted = asyncio.ensure_future(at_once.wait())
+        first_of: set[asyncio.Future[object]] = {stopping, interrupted}  # type: ignore[arg-type]  # Future is invariant
+        await asyncio.wait(first_of, return_when=asyncio.FIRST_COMPLETED)
+        interrupted.cancel()
         if not stopping.done():
             for keeper in self.processes():
                 keeper.kill()
@@ -378,9 +402,9 @@ class StackSupervisor:
             await self.redis.stop(REDIS_STOP_SECONDS)
 
     def processes(self) -> list[ManagedProcess]:
-        """Every kept process: gateway, Redis, indexer, autoscaler, engines."""
-        helpers = (self.gateway, self.redis, self.indexer, self.autoscaler)
-        return [keeper for keeper in (*helpers, *(unit.process for unit in self.engines)) if keeper is not None]
+        """Returns all managed processes: gateway, Redis, indexer, autoscaler, engines."""
+        components = (self.gateway, self.redis, self.indexer, self.autoscaler)
+        return [keeper for keeper in (*components, *(unit.process for unit in self.engines)) if keeper is not None]
 
 
 def _nobody() -> None:
@@ -411,7 +435,7 @@ async def _says_ready(child: ChildProcess) -> None:
 
 
 def _fresh(server: RedisServer) -> ProcessCommand:
-    """A socket that a killed server left behind is removed, so that nobody waits at it."""
+    """Removes the socket of a killed server, so that nothing waits on it."""
     if server.socket_path:
         Path(server.socket_path).unlink(missing_ok=True)
     return ProcessCommand(server.command)

@@ -1,4 +1,6 @@
-"""What of a manifest only a cluster honours: refused where serving without it would be something else, told of otherwise."""
+"""Fields of a manifest that only a cluster honours: rejected when serving without them would be
+wrong, else reported.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +12,11 @@ _MODEL = ("revision", "credentials", "cache")
 _ENGINE = ("image", "command", "imagePullSecrets", "port", "healthPath")
 _POOL = ("parallelism", "template")
 _CHANGES_THE_ANSWER = ("spec.model.revision", "spec.pools[].parallelism", "spec.engine.env[].valueFrom")
-"""A real engine without these would serve something else, or not start."""
+"""A real engine without these would answer differently, or not start."""
 
 
 def reject_unsupported(deployment: ModelDeployment, *, real: bool) -> None:
-    """Raises BadInput naming the field that local mode cannot honour, and what to do instead."""
+    """Raises BadInput with a field that local mode cannot honour, and what to do instead."""
     spec, name = deployment.spec, deployment.metadata.name
     for index, pool in enumerate(spec.pools):
         if pool.selector is not None:
@@ -38,7 +40,7 @@ def reject_unsupported(deployment: ModelDeployment, *, real: bool) -> None:
 
 
 def ignored_fields(deployment: ModelDeployment) -> tuple[str, ...]:
-    """The fields that are given and have no effect in local mode, in the order of the manifest."""
+    """Returns the given fields that have no effect in local mode, in the order of the manifest."""
     return tuple(_unheard(deployment.spec.model_dump(by_alias=True, exclude_defaults=True)))
 
 
@@ -46,7 +48,9 @@ def _unheard(spec: dict[str, Any]) -> Iterator[str]:
     yield from (f"spec.model.{name}" for name in _MODEL if name in spec["model"])
     engine = spec.get("engine", {})
     yield from (f"spec.engine.{name}" for name in _ENGINE if name in engine)
-    yield from (f"spec.engine.env[{n}].valueFrom" for n, one in enumerate(engine.get("env", ())) if "valueFrom" in one)
+    yield from (
+        f"spec.engine.env[{n}].valueFrom" for n, variable in enumerate(engine.get("env", ())) if "valueFrom" in variable
+    )
     for index, pool in enumerate(spec["pools"]):
         yield from (f"spec.pools[{index}].{name}" for name in _POOL if name in pool)
     if "offload" in spec.get("kvCache", {}):
@@ -55,5 +59,5 @@ def _unheard(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def _general(path: str) -> str:
-    """``spec.pools[3].parallelism`` → ``spec.pools[].parallelism``."""
+    """Returns ``spec.pools[].parallelism`` for ``spec.pools[3].parallelism``."""
     return "".join(char for char in path if not char.isdigit())

@@ -1,1 +1,1 @@
-"""Status."""
+"""``fairlead status`` of a stack on this machine: `report` → `tree`; `command` runs it."""

@@ -1,4 +1,4 @@
-"""``fairlead status``, from its arguments to its exit code."""
+"""``fairlead status`` of a stack on this machine: from the options to the exit code."""
 
 import asyncio
 import os
@@ -21,11 +21,11 @@ DECISIONS = 5
 
 
 def run(model: str | None, manage: str | None, output: str) -> int:
-    """Ask, print, judge. Raises BadInput for an unknown model."""
+    """Queries, prints and returns the exit code. Raises BadInput for an unknown model."""
     try:
         stack = None if manage else newest_stack("--manage")
         address = stack.manage if stack else service_url(manage or "", flag="--manage")
-        known = stack or next((one for one in running_stacks() if one.manage == address), None)
+        known = stack or next((running for running in running_stacks() if running.manage == address), None)
         snapshot, key = asyncio.run(_ask(address, read_settings(CliSettings, os.environ).manage_token, model))
     except StackUnreachable as error:
         print(f"fairlead status: {error}", file=sys.stderr)
@@ -35,27 +35,27 @@ def run(model: str | None, manage: str | None, output: str) -> int:
     wanted: Mapping[str, int] = known.engines if known else {}
     url = known.url if known else None
     sized = _sized(known.autoscaler) if known else {}
-    found = build_report(
+    stack_report = build_report(
         snapshot,
         url=url,
         manage=address,
         expected_instances=wanted,
-        only=key,
+        only_key=key,
         program=program_name(),
         scaling_by_model=sized,
     )
-    _print(found, output)
-    others = [one.manage for one in running_stacks() if one != stack] if stack else []
-    if others:
+    _print(stack_report, output)
+    other_addresses = [running.manage for running in running_stacks() if running != stack] if stack else []
+    if other_addresses:
         print(
-            f"this is the newest; others run too: {program_name()} status --manage {' or '.join(others)}",
+            f"this is the newest; others run too: {program_name()} status --manage {' or '.join(other_addresses)}",
             file=sys.stderr,
         )
-    return PROBLEM if found.has_problem else OK
+    return PROBLEM if stack_report.has_problem else OK
 
 
 def _sized(autoscaler: str) -> Mapping[str, Sequence[PoolScaling]]:
-    """What the stack's autoscaler (a URL; empty: there is none) wants, by model. One that does not answer is told of on stderr."""
+    """Returns what the autoscaler (a URL, or empty) wants, by model. An error goes to stderr."""
     if not autoscaler:
         return {}
     from fairlead_cli.scaling.autoscaler_client import read_pool_scaling
@@ -80,17 +80,17 @@ def _key(fleet: api_types.Fleet, name: str) -> str:
         return keys[0]
     if keys:
         raise BadInput(f"several models are called {name!r}", field="MODEL", hint=f"say which: {', '.join(keys)}")
-    known = [model.name for model in fleet.models]
-    close = closest_matches(name, known) or known
-    raise BadInput(f"no model is called {name!r}", field="MODEL", hint=f"there is: {', '.join(close) or 'none'}")
+    names = [model.name for model in fleet.models]
+    suggestions = closest_matches(name, names) or names
+    raise BadInput(f"no model is called {name!r}", field="MODEL", hint=f"there is: {', '.join(suggestions) or 'none'}")
 
 
-def _print(found: object, output: str) -> None:
+def _print(stack_report: object, output: str) -> None:
     from fairlead_cli.local.status.report import StackReport
     from fairlead_cli.local.status.tree import render_tree, to_json
 
-    assert isinstance(found, StackReport)
+    assert isinstance(stack_report, StackReport)
     if output == "json":
-        print(to_json(found).decode())
+        print(to_json(stack_report).decode())
         return
-    stdout_console().print(render_tree(found), overflow="ellipsis", no_wrap=True)
+    stdout_console().print(render_tree(stack_report), overflow="ellipsis", no_wrap=True)

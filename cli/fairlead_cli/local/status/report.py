@@ -1,4 +1,4 @@
-"""The state of a running stack as ``fairlead status`` tells it: models, pools, instances, and one line of advice. Pure values."""
+"""The state of a running stack: models, pools, instances, and a line of advice. Pure values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ ASLEEP_STATE = "Sleeping"
 
 @dataclass(frozen=True, slots=True)
 class StackAdvice:
-    """What to do next, and whether something is wrong."""
+    """The next thing to do, and whether something is wrong."""
 
     is_problem: bool
     text: str
@@ -22,8 +22,12 @@ class StackAdvice:
 
 @dataclass(frozen=True, slots=True)
 class PoolScaling:
-    """A pool that the autoscaler sizes: how many engines it wants of it, and how many ``asleep`` beside them, between which bounds,
-    and why. ``unwritten`` is why that is not done; None: it is."""
+    """A pool that the autoscaler scales: the wanted engines, the bounds and the reason.
+
+    asleep: sleeping engines besides the wanted ones.
+
+    unwritten: why the decision is not applied; None when it is.
+    """
 
     pool: str
     wanted: int
@@ -37,8 +41,7 @@ class PoolScaling:
 
 @dataclass(frozen=True, slots=True)
 class StackModelReport:
-    """One model with all that is known of it; ``wanted`` is how many engines it should have, where that is known. ``sized`` are its
-    pools that the autoscaler sizes."""
+    """All facts about one model. ``wanted_instances``: how many it should have; None is unknown."""
 
     model: api_types.Model
     stats: api_types.ModelStats
@@ -49,25 +52,25 @@ class StackModelReport:
 
     @property
     def ready(self) -> int:
-        """Instances that get requests."""
-        return sum(one.state == READY_STATE for one in self.model.instances)
+        """Number of instances that receive requests."""
+        return sum(instance.state == READY_STATE for instance in self.model.instances)
 
     @property
     def asleep(self) -> int:
-        """Instances that sleep."""
-        return sum(one.state == ASLEEP_STATE for one in self.model.instances)
+        """Number of instances that sleep."""
+        return sum(instance.state == ASLEEP_STATE for instance in self.model.instances)
 
     @property
     def expected(self) -> int:
-        """Instances that should get requests."""
+        """Number of instances that should receive requests."""
         return max(len(self.model.instances), self.wanted_instances or 0) - self.asleep
 
     def pools(self) -> dict[str, list[api_types.Instance]]:
-        """Instances by pool, in their order."""
-        found: dict[str, list[api_types.Instance]] = {}
-        for one in self.model.instances:
-            found.setdefault(one.pool, []).append(one)
-        return found
+        """Returns the instances by pool, in their order."""
+        pools: dict[str, list[api_types.Instance]] = {}
+        for instance in self.model.instances:
+            pools.setdefault(instance.pool, []).append(instance)
+        return pools
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class StackReport:
 
     @property
     def has_problem(self) -> bool:
-        """Is anything wrong?"""
+        """Whether anything is wrong."""
         return not self.stats.ready or any(model.advice.is_problem for model in self.models)
 
 
@@ -91,18 +94,24 @@ def build_report(
     url: str | None,
     manage: str,
     expected_instances: Mapping[str, int],
-    only: str | None = None,
+    only_key: str | None = None,
     program: str = "fairlead",
     scaling_by_model: Mapping[str, Sequence[PoolScaling]] = MappingProxyType({}),
 ) -> StackReport:
-    """What the gateway and the autoscaler (``sized``, by model) said, put together by model; ``only`` is a model's key, ``program``
-    what to type for this one."""
+    """Returns the answers of gateway and autoscaler by model.
+
+    only: key of the only model to report.
+
+    scaling_by_model: the autoscaler's answer.
+
+    program: name of this command in hints.
+    """
     models = []
     for model in snapshot.fleet.models:
-        if only is not None and model.key != only:
+        if only_key is not None and model.key != only_key:
             continue
         stats = snapshot.stats.models.get(model.key, api_types.ModelStats())
-        decisions = tuple(one for one in snapshot.decisions.decisions if one.model == model.key)
+        decisions = tuple(decision for decision in snapshot.decisions.decisions if decision.model == model.key)
         expected = expected_instances.get(model.key)
         pools = tuple(scaling_by_model.get(model.key, ()))
         advice = advise(model, stats, decisions, expected, program, pools)
@@ -118,8 +127,8 @@ def advise(
     program: str = "fairlead",
     scaled_pools: Sequence[PoolScaling] = (),
 ) -> StackAdvice:
-    """The one thing to look at, the most urgent first."""
-    states = [one.state for one in model.instances]
+    """Returns the next thing to do, the most urgent first."""
+    states = [instance.state for instance in model.instances]
     ready, starting = states.count(READY_STATE), states.count("Starting")
     missing = max(0, (wanted_instances or 0) - len(states))
     window = stats.window
@@ -134,20 +143,22 @@ def advise(
             return StackAdvice(False, "it has no engine: the next request waits while one starts")
         return StackAdvice(True, "no engine is running: the output of `fairlead up` says why")
     if missing:
-        there = f"{missing} of {wanted_instances} engines ended and will be started again"
-        return StackAdvice(True, f"{there}; the output of `fairlead up` says why")
+        lost = f"{missing} of {wanted_instances} engines ended and will be started again"
+        return StackAdvice(True, f"{lost}; the output of `fairlead up` says why")
     if window.errors:
-        failed = next((one for one in decisions if one.outcome and one.outcome.status >= 500), None)
+        failed = next((instance for instance in decisions if instance.outcome and instance.outcome.status >= 500), None)
         example = f", the last one {failed.request_id}" if failed else ""
-        asked = formatting.pluralize(window.requests, "request")
-        return StackAdvice(True, f"{window.errors} of {asked} failed in the last minute{example}")
-    target = model.objectives.target
-    if window.within_objective is not None and window.within_objective < target:
-        reached = (
+        requests = formatting.pluralize(window.requests, "request")
+        return StackAdvice(True, f"{window.errors} of {requests} failed in the last minute{example}")
+    goal = model.objectives.target
+    if window.within_objective is not None and window.within_objective < goal:
+        attainment = (
             f"{formatting.format_share(window.within_objective)} of requests meet the objective, "
-            f"{formatting.format_share(target)} should"
+            f"{formatting.format_share(goal)} should"
         )
-        return StackAdvice(True, f"{reached}: {_remedy(model, ready, program, scaled_pools)}, or relax spec.objectives")
+        return StackAdvice(
+            True, f"{attainment}: {_remedy(model, ready, program, scaled_pools)}, or relax spec.objectives"
+        )
     if starting:
         return StackAdvice(False, f"{formatting.pluralize(starting, 'engine')} starting")
     if not stats.totals.requests and not stats.in_flight:
@@ -156,12 +167,12 @@ def advise(
 
 
 def _remedy(model: api_types.Model, ready: int, program: str, sized: Sequence[PoolScaling]) -> str:
-    """What may bring back an objective that is missed."""
+    """Returns what may bring a model back to its SLO."""
     if not sized:
         return "add replicas"
-    held = next((pool for pool in sized if pool.unwritten is not None), None)
-    if held is not None:
-        return f"the autoscaler wants {held.wanted} of {held.pool}, which is not done since {held.unwritten}"
+    blocked = next((pool for pool in sized if pool.unwritten is not None), None)
+    if blocked is not None:
+        return f"the autoscaler wants {blocked.wanted} of {blocked.pool}, which is not done since {blocked.unwritten}"
     if all(pool.wanted >= pool.most for pool in sized):
         return "raise replicas.max"
     if sum(pool.wanted for pool in sized) > ready:

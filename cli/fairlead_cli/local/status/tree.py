@@ -1,4 +1,4 @@
-"""A report as a tree for people and as JSON for programs."""
+"""A stack's report as a tree for a terminal and as JSON."""
 
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +23,7 @@ from fairlead_cli.management import api_types
 
 
 def render_tree(report: StackReport) -> RenderableType:
-    """The gateway, then each model with pools, instances, last decisions and advice."""
+    """Returns the gateway, then each model with pools, instances, last decisions and advice."""
     parts: list[RenderableType] = [_gateway(report)]
     for model in report.models:
         parts += [_model(model), _advice(model)]
@@ -33,7 +33,7 @@ def render_tree(report: StackReport) -> RenderableType:
 
 
 def to_json(report: StackReport) -> bytes:
-    """The same, complete, for programs."""
+    """Returns the complete report as JSON."""
     return msgspec.json.format(msgspec.json.encode(_plain(report)))
 
 
@@ -47,31 +47,31 @@ def _plain(report: StackReport) -> dict[str, Any]:
         "problem": report.has_problem,
         "models": [
             {
-                "key": found.model.key,
-                "preset": found.model.preset,
-                "objectives": found.model.objectives,
-                "instances_ready": found.ready,
-                "instances_expected": found.expected,
+                "key": model_report.model.key,
+                "preset": model_report.model.preset,
+                "objectives": model_report.model.objectives,
+                "instances_ready": model_report.ready,
+                "instances_expected": model_report.expected,
                 "pools": [
-                    {"name": name, "instances": [_plain_instance(found, one) for one in instances]}
-                    for name, instances in found.pools().items()
+                    {"name": name, "instances": [_plain_instance(model_report, instance) for instance in instances]}
+                    for name, instances in model_report.pools().items()
                 ],
-                "autoscaler": [asdict(sized) for sized in found.scaled_pools],
-                "in_flight": found.stats.in_flight,
-                "queue": found.stats.queue,
-                "last_minute": found.stats.window,
-                "totals": found.stats.totals,
-                "decisions": found.decisions,
-                "problem": found.advice.is_problem,
-                "next": found.advice.text,
+                "autoscaler": [asdict(sized) for sized in model_report.scaled_pools],
+                "in_flight": model_report.stats.in_flight,
+                "queue": model_report.stats.queue,
+                "last_minute": model_report.stats.window,
+                "totals": model_report.stats.totals,
+                "decisions": model_report.decisions,
+                "problem": model_report.advice.is_problem,
+                "next": model_report.advice.text,
             }
-            for found in report.models
+            for model_report in report.models
         ],
     }
 
 
-def _plain_instance(found: StackModelReport, one: api_types.Instance) -> dict[str, Any]:
-    return {**msgspec.to_builtins(one), "last_minute": found.stats.instances.get(one.id)}
+def _plain_instance(model_report: StackModelReport, instance: api_types.Instance) -> dict[str, Any]:
+    return {**msgspec.to_builtins(instance), "last_minute": model_report.stats.instances.get(instance.id)}
 
 
 def _gateway(report: StackReport) -> Text:
@@ -87,26 +87,29 @@ def _gateway(report: StackReport) -> Text:
     return line
 
 
-def _model(found: StackModelReport) -> Tree:
-    stats = found.stats
+def _model(model_report: StackModelReport) -> Tree:
+    stats = model_report.stats
     head = Text.assemble(
-        ("×", "red") if found.advice.is_problem else ("√", "green"),
-        (f" {found.model.key.removeprefix('default/')}", "bold cyan"),
-        (f"  {found.model.preset}", "dim"),
-        f"  {_ready(found.ready, found.expected, found.asleep)}  {stats.in_flight} in flight  {stats.queue} in the queue",
+        ("×", "red") if model_report.advice.is_problem else ("√", "green"),
+        (f" {model_report.model.key.removeprefix('default/')}", "bold cyan"),
+        (f"  {model_report.model.preset}", "dim"),
+        f"  {_ready(model_report.ready, model_report.expected, model_report.asleep)}",
+        f"  {stats.in_flight} in flight  {stats.queue} in the queue",
     )
     root = Tree(head, guide_style="dim")
     root.add(Text("last minute  ", "dim").append_text(last_minute_text(stats.window)))
-    for name, instances in found.pools().items():
-        ready, asleep = (sum(one.state == state for one in instances) for state in (READY_STATE, ASLEEP_STATE))
+    for name, instances in model_report.pools().items():
+        ready, asleep = (
+            sum(instance.state == state for instance in instances) for state in (READY_STATE, ASLEEP_STATE)
+        )
         pool = root.add(Text.assemble(("pool ", "dim"), name, f"  {_ready(ready, len(instances) - asleep, asleep)}"))
-        for one in instances:
-            pool.add(_instance(one, found.stats.instances.get(one.id)))
-    for sized in found.scaled_pools:
+        for instance in instances:
+            pool.add(_instance(instance, model_report.stats.instances.get(instance.id)))
+    for sized in model_report.scaled_pools:
         root.add(_sized(sized))
-    if found.decisions:
+    if model_report.decisions:
         last = root.add(Text("last decisions", style="dim"))
-        for decision in found.decisions:
+        for decision in model_report.decisions:
             last.add(_decision(decision))
     return root
 
@@ -115,28 +118,28 @@ def _ready(ready: int, expected: int, asleep: int) -> str:
     return f"{ready}/{expected} ready" + (f", {asleep} asleep" if asleep else "")
 
 
-def _instance(one: api_types.Instance, stats: api_types.InstanceStats | None) -> Text:
-    if one.state == ASLEEP_STATE:
+def _instance(instance: api_types.Instance, stats: api_types.InstanceStats | None) -> Text:
+    if instance.state == ASLEEP_STATE:
         style = PHASE_STYLES[ASLEEP_STATE]
         return Text.assemble(
             (f"{PHASE_MARKS[ASLEEP_STATE]} ", style),
-            one.display_name,
-            (f"  {one.state}", style),
-            (f"  {one.url}", "dim"),
+            instance.display_name,
+            (f"  {instance.state}", style),
+            (f"  {instance.url}", "dim"),
         )
-    ready = one.state == READY_STATE
+    ready = instance.state == READY_STATE
     line = Text.assemble(
-        ("√ " if ready else "‼ ", PHASE_STYLES.get(one.state, "")),
-        one.display_name,
-        (f"  {one.state}", PHASE_STYLES.get(one.state, "")),
-        f"  {formatting.format_count(one.in_flight)} in flight, {formatting.format_count(one.waiting)} waiting",
-        f"  backlog {formatting.format_seconds(one.backlog_seconds)}",
+        ("√ " if ready else "‼ ", PHASE_STYLES.get(instance.state, "")),
+        instance.display_name,
+        (f"  {instance.state}", PHASE_STYLES.get(instance.state, "")),
+        f"  {formatting.format_count(instance.in_flight)} in flight, {formatting.format_count(instance.waiting)} waiting",
+        f"  backlog {formatting.format_seconds(instance.backlog_seconds)}",
     )
     if stats is not None and stats.requests:
         line.append(
             f"  TTFT {formatting.format_seconds(stats.ttft_mean_seconds)}  work {formatting.format_share(stats.share_of_work)}"
         )
-    return line.append(f"  {one.url}", "dim")
+    return line.append(f"  {instance.url}", "dim")
 
 
 def _sized(sized: PoolScaling) -> Text:
@@ -162,5 +165,7 @@ def _decision(decision: api_types.Decision) -> Text:
     )
 
 
-def _advice(found: StackModelReport) -> Text:
-    return Text.assemble(("next: ", "bold"), (found.advice.text, "red" if found.advice.is_problem else ""))
+def _advice(model_report: StackModelReport) -> Text:
+    return Text.assemble(
+        ("next: ", "bold"), (model_report.advice.text, "red" if model_report.advice.is_problem else "")
+    )

@@ -1,1 +1,3 @@
-"""View."""
+"""Output of ``fairlead up``: `screen` (plain lines or live) → `banner` (addresses), `frame` →
+`live_view` (the picture).
+"""

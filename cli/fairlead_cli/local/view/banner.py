@@ -1,4 +1,4 @@
-"""What a stack says of itself once it serves: where it is, and the lines that use it. Pure text."""
+"""The banner of a ready stack: addresses, and commands that use it. Pure text."""
 
 import json
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ SAMPLE_QUESTION = "Why is the sky blue?"
 
 @dataclass(frozen=True, slots=True)
 class StackSummary:
-    """What is known once and for all about a running stack; ``program`` is how this command line is called here, ``autoscaler`` the
-    URL of the one that sizes pools, empty where nothing is scaled."""
+    """Constant facts about a running stack. ``program``: name of this command in hints;
+    ``autoscaler``: its URL, or empty.
+    """
 
     url: str
     manage: str
@@ -25,7 +26,7 @@ class StackSummary:
 
 
 def headline(stack: StackSummary) -> str:
-    """One sentence: what serves what."""
+    """Returns one sentence: what serves which models."""
     kind = "simulated " if stack.kinds == ("sim",) else ""
     engines = (
         f"on {pluralize(stack.engines, f'{kind}engine')}"
@@ -36,12 +37,12 @@ def headline(stack: StackSummary) -> str:
 
 
 def autoscaler_lines(stack: StackSummary) -> list[str]:
-    """Where the autoscaler is and who explains it, where there is one."""
+    """Returns the address of the autoscaler, if there is one."""
     return [f"autoscaler   {stack.autoscaler}/metrics; {stack.program} explain scale"] if stack.autoscaler else []
 
 
 def curl_lines(stack: StackSummary) -> list[str]:
-    """A request that streams, for a shell."""
+    """Returns a streaming request for a shell."""
     body = {"model": stack.models[0], "messages": [{"role": "user", "content": SAMPLE_QUESTION}], "stream": True}
     return [
         f"curl -sN {stack.url}/v1/chat/completions -H 'content-type: application/json' \\",
@@ -50,7 +51,7 @@ def curl_lines(stack: StackSummary) -> list[str]:
 
 
 def sdk_lines(stack: StackSummary) -> list[str]:
-    """The same with the OpenAI SDK."""
+    """Returns the same request with the OpenAI SDK."""
     messages = json.dumps([{"role": "user", "content": SAMPLE_QUESTION}])
     return [
         "from openai import OpenAI",
@@ -61,7 +62,7 @@ def sdk_lines(stack: StackSummary) -> list[str]:
 
 
 def plain_lines(stack: StackSummary) -> list[str]:
-    """For a pipe or a log: the first line begins with ``ready`` and no other line does."""
+    """Returns the banner for a pipe or a log; only its first line begins with ``ready``."""
     return [
         f"ready {stack.url} manage {stack.manage}",
         f"  {headline(stack)}",

@@ -1,4 +1,4 @@
-"""Fragments."""
+"""Styles and text fragments that the live view and ``status`` share."""
 
 from datetime import datetime
 
@@ -24,7 +24,7 @@ PHASE_MARKS = {"Ready": "●", "Starting": "◌", "Draining": "◐", "Sleeping":
 
 
 def last_minute_text(window: api_types.PeriodStats) -> Text:
-    """Rate, hit rate, latencies and objective of a model's last minute."""
+    """Returns rate, hit rate, latencies and SLO of a model's last minute."""
     line = Text(formatting.format_rate(window.requests_per_second), no_wrap=True, overflow="ellipsis")
     line.append(f"  hit rate {formatting.format_share(window.cached_token_share)}")
     line.append(
@@ -38,7 +38,7 @@ def last_minute_text(window: api_types.PeriodStats) -> Text:
 
 
 def format_result(outcome: api_types.RequestOutcome | None) -> str:
-    """How a request ended, in a word or two."""
+    """Returns the end of a request in a word or two."""
     if outcome is None:
         return "running"
     if outcome.client_gone:
@@ -49,5 +49,5 @@ def format_result(outcome: api_types.RequestOutcome | None) -> str:
 
 
 def format_clock(wall: float) -> str:
-    """The time of day."""
+    """Returns the time of day."""
     return datetime.fromtimestamp(wall).strftime("%H:%M:%S")

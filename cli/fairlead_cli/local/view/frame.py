@@ -1,4 +1,4 @@
-"""From the supervisor's running things to the values that the view draws."""
+"""Builds a frame of the live view from the supervisor's state."""
 
 from fairlead_cli.local.processes.managed_process import ManagedProcess
 from fairlead_cli.local.stack.supervisor import StackSupervisor
@@ -16,7 +16,7 @@ def build_frame(
     events: tuple[tuple[float, str], ...],
     closing: str = "",
 ) -> Frame:
-    """The present moment."""
+    """Returns the present frame."""
     processes = [
         _process(keeper, name, None, ())
         for name, keeper in (

@@ -1,4 +1,4 @@
-"""The live terminal view as a function: a frame (what is known now) → something rich can draw, in the height there is."""
+"""The live view as a function: from a frame to something that Rich draws, in the available height."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ BAR_MIN_WIDTH = 76
 
 @dataclass(frozen=True, slots=True)
 class ProcessView:
-    """One child process; an engine process carries the ids of its instances."""
+    """A child process; an engine process has the ids of its instances."""
 
     name: str
     phase: str
@@ -40,7 +40,7 @@ class ProcessView:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Everything the view shows. ``snapshot`` is None while the gateway does not answer."""
+    """Everything that the view shows. ``snapshot`` is None while the gateway does not answer."""
 
     url: str
     manage: str
@@ -52,23 +52,25 @@ class Frame:
 
 
 def render_frame(frame: Frame, height: int, width: int = 80) -> RenderableType:
-    """The whole view, less than ``height`` lines high; engines come first, then decisions, then events."""
+    """Returns the view, shorter than ``height``; engines come first, then decisions, then events."""
     rows = {
         key: [row for process in frame.processes if process.model == key for row in _rows(process)]
         for key in _models(frame)
     }
     decisions = frame.snapshot.decisions.decisions if frame.snapshot else []
     fixed = 2 + 4 * len(rows)  # the head; of each model a blank line, its two lines and the table's heading
-    least = sum(2 + most for most in (min(len(decisions), MIN_DECISIONS), min(len(frame.events), MIN_EVENTS)) if most)
-    shown = _shares({key: len(found) for key, found in rows.items()}, height - 1 - fixed - least)
+    minimum = sum(
+        2 + count for count in (min(len(decisions), MIN_DECISIONS), min(len(frame.events), MIN_EVENTS)) if count
+    )
+    shown = _shares({key: len(engine_rows) for key, engine_rows in rows.items()}, height - 1 - fixed - minimum)
     parts: list[RenderableType] = [_head(frame)]
     lines = fixed
-    for key, found in rows.items():
-        parts += [Text(), *_model_lines(frame, key), _engines(frame, key, found, shown[key], width)]
-        lines += min(shown[key] + 1, len(found))
-    room = height - 1 - lines - 2 - 1  # headings and blank lines of what follows
-    events = _most(len(frame.events), room - min(len(decisions), MAX_DECISIONS), MIN_EVENTS, MAX_EVENTS)
-    routed = _most(len(decisions), room - events, MIN_DECISIONS, MAX_DECISIONS)
+    for key, engine_rows in rows.items():
+        parts += [Text(), *_model_lines(frame, key), _engines(frame, key, engine_rows, shown[key], width)]
+        lines += min(shown[key] + 1, len(engine_rows))
+    space = height - 1 - lines - 2 - 1  # headings and blank lines of what follows
+    events = _most(len(frame.events), space - min(len(decisions), MAX_DECISIONS), MIN_EVENTS, MAX_EVENTS)
+    routed = _most(len(decisions), space - events, MIN_DECISIONS, MAX_DECISIONS)
     if routed:
         parts += [Text(), Text("last decisions", style="bold"), _decisions(decisions[:routed])]
     if events:
@@ -76,16 +78,18 @@ def render_frame(frame: Frame, height: int, width: int = 80) -> RenderableType:
     return Group(*parts)
 
 
-def _shares(wanted: dict[str, int], room: int) -> dict[str, int]:
-    """Lines for the engines of each model: all where there is room, else the same for each and one to say how many more."""
-    if sum(wanted.values()) <= room:
+def _shares(wanted: dict[str, int], space: int) -> dict[str, int]:
+    """Returns the lines for each model's engines: all if they fit, else an equal number and one for
+    the rest.
+    """
+    if sum(wanted.values()) <= space:
         return wanted
-    each = max(MIN_ENGINES, room // max(1, len(wanted)) - 1)
-    return {key: number if number <= each + 1 else each for key, number in wanted.items()}
+    per_model = max(MIN_ENGINES, space // max(1, len(wanted)) - 1)
+    return {key: number if number <= per_model + 1 else per_model for key, number in wanted.items()}
 
 
-def _most(there: int, room: int, least: int, most: int) -> int:
-    return min(there, max(least, min(most, room)))
+def _most(available: int, space: int, minimum: int, maximum: int) -> int:
+    return min(available, max(minimum, min(maximum, space)))
 
 
 def _models(frame: Frame) -> list[str]:
@@ -111,7 +115,7 @@ def _head(frame: Frame) -> Text:
 
 
 def _model_lines(frame: Frame, key: str) -> list[Text]:
-    """Two lines: what it is and does now, and its last minute."""
+    """Returns two lines: state and load, and the last minute."""
     name = Text(key.removeprefix("default/"), "bold cyan", no_wrap=True, overflow="ellipsis")
     if frame.snapshot is None:
         return [name, Text("the gateway does not answer yet", "dim")]
@@ -124,12 +128,14 @@ def _model_lines(frame: Frame, key: str) -> list[Text]:
 
 
 def _rows(process: ProcessView) -> list[tuple[ProcessView, str]]:
-    """A line for each instance of a process."""
-    return [(process, one) for one in process.instances or (process.name,)]
+    """Returns a line for each instance of a process."""
+    return [(process, instance_id) for instance_id in process.instances or (process.name,)]
 
 
-def _engines(frame: Frame, key: str, rows: Sequence[tuple[ProcessView, str]], most: int, width: int) -> RenderableType:
-    """The engines of a model; where there is no room for all, those that are not well and the busiest."""
+def _engines(
+    frame: Frame, key: str, rows: Sequence[tuple[ProcessView, str]], max_rows: int, width: int
+) -> RenderableType:
+    """Returns the engines of a model; when not all fit, the unhealthy and the busiest."""
     known = _instances(frame, key)
     stats = frame.snapshot.stats.models.get(key) if frame.snapshot else None
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
@@ -139,34 +145,37 @@ def _engines(frame: Frame, key: str, rows: Sequence[tuple[ProcessView, str]], mo
         table.add_column(name, justify="right", no_wrap=True)
     if width >= BAR_MIN_WIDTH:
         table.add_column("work in the last minute", no_wrap=True)
-    for row, one in _shown(rows, known, most):
-        instance = known.get(one)
-        part = stats.instances.get(one) if stats else None
+    for row, instance_id in _shown(rows, known, max_rows):
+        instance = known.get(instance_id)
+        instance_stats = stats.instances.get(instance_id) if stats else None
         cells: list[str | Text] = [
-            api_types.short_instance_name(one),
+            api_types.short_instance_name(instance_id),
             _life(_state(row, instance), row.restarts),
             formatting.format_count(instance.in_flight if instance else None),
             formatting.format_count(instance.waiting if instance else None),
             formatting.format_seconds(instance.backlog_seconds if instance else None),
-            formatting.format_seconds(part.ttft_mean_seconds if part else None),
+            formatting.format_seconds(instance_stats.ttft_mean_seconds if instance_stats else None),
         ]
-        table.add_row(*cells, *([_bar(part.share_of_work if part else None)] if width >= BAR_MIN_WIDTH else []))
-    left = len(rows) - most
-    return table if left <= 0 else Group(table, Text(f"… and {left} more; the status page has all", "dim"))
+        table.add_row(
+            *cells,
+            *([_bar(instance_stats.share_of_work if instance_stats else None)] if width >= BAR_MIN_WIDTH else []),
+        )
+    hidden = len(rows) - max_rows
+    return table if hidden <= 0 else Group(table, Text(f"… and {hidden} more; the status page has all", "dim"))
 
 
 def _shown(
-    rows: Sequence[tuple[ProcessView, str]], known: Mapping[str, api_types.Instance], most: int
+    rows: Sequence[tuple[ProcessView, str]], known: Mapping[str, api_types.Instance], max_rows: int
 ) -> list[tuple[ProcessView, str]]:
-    """At most so many, in their order."""
+    """Returns at most so many rows, in their order."""
 
-    def importance(place: int) -> tuple[bool, int]:
-        row, one = rows[place]
-        instance = known.get(one)
+    def importance(position: int) -> tuple[bool, int]:
+        row, instance_id = rows[position]
+        instance = known.get(instance_id)
         return _state(row, instance) == "Ready", -((instance.in_flight if instance else None) or 0)
 
-    chosen = sorted(range(len(rows)), key=importance)[:most]
-    return [rows[place] for place in sorted(chosen)]
+    chosen = sorted(range(len(rows)), key=importance)[:max_rows]
+    return [rows[position] for position in sorted(chosen)]
 
 
 def _life(state: str, restarts: int) -> Text:
@@ -175,7 +184,7 @@ def _life(state: str, restarts: int) -> Text:
 
 
 def _state(row: ProcessView, instance: api_types.Instance | None) -> str:
-    """The supervisor knows of life and death first; the gateway knows of draining, sleep and waking."""
+    """Returns the state: life and death from the supervisor, draining and sleep from the gateway."""
     if row.phase == "Ready" and instance is not None and instance.state in ("Draining", "Sleeping", "Starting"):
         return instance.state
     return row.phase
@@ -184,7 +193,12 @@ def _state(row: ProcessView, instance: api_types.Instance | None) -> str:
 def _instances(frame: Frame, key: str) -> dict[str, api_types.Instance]:
     if frame.snapshot is None:
         return {}
-    return {one.id: one for model in frame.snapshot.fleet.models if model.key == key for one in model.instances}
+    return {
+        instance.id: instance
+        for model in frame.snapshot.fleet.models
+        if model.key == key
+        for instance in model.instances
+    }
 
 
 def _bar(value: float | None, width: int = 12) -> Text:

@@ -1,4 +1,4 @@
-"""Where ``fairlead up`` speaks: a live picture on a terminal, plain lines everywhere else."""
+"""The screen of ``fairlead up``: a live view on a terminal, plain lines elsewhere."""
 
 import sys
 from typing import Protocol, TextIO
@@ -7,29 +7,29 @@ from fairlead_cli.local.view.banner import StackSummary, autoscaler_lines, curl_
 
 
 class Screen(Protocol):
-    """``told`` gets each event as it happens, ``serving`` once the stack is ready, ``draw`` about once a second."""
+    """A screen. ``draw`` is called about once a second."""
 
     is_live: bool
 
     def show_event(self, line: str) -> None:
-        """Something happened."""
+        """Shows one event as it happens."""
         ...
 
     def show_ready(self, facts: StackSummary) -> None:
-        """The stack is ready."""
+        """Shows the banner once the stack is ready."""
         ...
 
     def draw(self, frame: object) -> None:
-        """Show the present state."""
+        """Shows the present state."""
         ...
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restores the terminal."""
         ...
 
 
 class PlainScreen:
-    """One line for each event; exactly one line of all begins with ``ready``."""
+    """One line for each event; exactly one line begins with ``ready``."""
 
     is_live = False
 
@@ -37,22 +37,22 @@ class PlainScreen:
         self._out = out
 
     def show_event(self, line: str) -> None:
-        """Print it."""
+        """Prints the line."""
         print(line, file=self._out, flush=True)
 
     def show_ready(self, facts: StackSummary) -> None:
-        """Print where everything is."""
+        """Prints the banner."""
         print("\n".join(plain_lines(facts)), file=self._out, flush=True)
 
     def draw(self, frame: object) -> None:
-        """Nothing: a log is not a picture."""
+        """Does nothing: a log has no picture."""
 
     def close(self) -> None:
-        """Nothing to undo."""
+        """Does nothing."""
 
 
 class LiveScreen:
-    """A picture that is redrawn in place, under the lines that stay."""
+    """A view that is redrawn in place below the banner."""
 
     is_live = True
 
@@ -65,12 +65,12 @@ class LiveScreen:
         self._live.start()
 
     def show_event(self, line: str) -> None:
-        """Events are part of the picture; once that is gone they are lines."""
+        """Prints the event once the view is closed; before, the view shows it."""
         if not self._live.is_started:
             self._console.print(line, style="dim", markup=False)
 
     def show_ready(self, facts: StackSummary) -> None:
-        """Print what stays on the screen when the picture is gone."""
+        """Prints the banner, which stays when the view is closed."""
         from rich.text import Text
 
         show = self._console.print
@@ -88,7 +88,7 @@ class LiveScreen:
             show(Text(f"  note: {note}", "yellow"))
 
     def draw(self, frame: object) -> None:
-        """Redraw."""
+        """Redraws the view."""
         from fairlead_cli.local.view.live_view import Frame, render_frame
 
         assert isinstance(frame, Frame)
@@ -96,12 +96,12 @@ class LiveScreen:
         self._live.update(render_frame(frame, height, width), refresh=True)
 
     def close(self) -> None:
-        """Take the picture away; the lines above it stay."""
+        """Removes the view; the lines above it stay."""
         self._live.stop()
 
 
 def choose_screen(out: TextIO, *, plain: bool) -> Screen:
-    """The live one on a terminal that can draw, unless plain lines are wanted."""
+    """Returns the live screen for a capable terminal, unless ``plain`` is set."""
     import os
 
     if plain or not out.isatty() or os.environ.get("TERM", "dumb") == "dumb" or out is not sys.stdout:

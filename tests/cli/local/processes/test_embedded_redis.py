@@ -20,21 +20,21 @@ def bundled() -> str:
     return program
 
 
-def test_a_server_on_the_path_is_preferred(tmp_path: Path) -> None:
+def test_redis_on_path_is_preferred(tmp_path: Path) -> None:
     own = tmp_path / "redis-server"
     own.write_text("#!/bin/sh\n")
     own.chmod(0o755)
     assert find_redis_program(str(tmp_path)) == str(own)
 
 
-def test_without_one_on_the_path_the_package_brings_it(tmp_path: Path) -> None:
+def test_redis_of_the_package_is_the_fallback(tmp_path: Path) -> None:
     assert find_redis_program(str(tmp_path)) == bundled()
 
 
 @pytest.mark.parametrize(
     "folder", ["short", "a-directory-whose-name-is-too-long-for-the-address-of-a-unix-socket-" + "x" * 60]
 )
-def test_it_answers_us_alone_and_writes_no_data(tmp_path: Path, folder: str) -> None:
+def test_embedded_redis_is_private_and_not_persistent(tmp_path: Path, folder: str) -> None:
     directory = tmp_path / folder
     directory.mkdir()
     server = redis_server_command(bundled(), directory)

@@ -80,7 +80,7 @@ def on_stage(play: Callable[[Stage], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
-def test_a_process_is_ready_when_it_says_so() -> None:
+def test_process_is_ready_after_its_ready_line() -> None:
     async def play(stage: Stage) -> None:
         keeper = stage.keep(python(SERVES))
         await stage.until(lambda: keeper.phase is ProcessPhase.READY)
@@ -90,7 +90,7 @@ def test_a_process_is_ready_when_it_says_so() -> None:
     on_stage(play)
 
 
-def test_a_killed_process_is_started_again_after_a_pause() -> None:
+def test_killed_process_is_restarted_after_a_delay() -> None:
     async def play(stage: Stage) -> None:
         keeper = stage.keep(python(SERVES))
         await stage.until(lambda: keeper.phase is ProcessPhase.READY)
@@ -111,7 +111,7 @@ def test_a_killed_process_is_started_again_after_a_pause() -> None:
     on_stage(play)
 
 
-def test_a_process_that_never_comes_up_is_tried_at_growing_intervals() -> None:
+def test_failing_process_is_retried_with_growing_delays() -> None:
     async def play(stage: Stage) -> None:
         keeper = stage.keep(python("raise SystemExit(7)"))
         await stage.until(lambda: keeper.starts == 5)
@@ -123,7 +123,7 @@ def test_a_process_that_never_comes_up_is_tried_at_growing_intervals() -> None:
     on_stage(play)
 
 
-def test_a_process_that_served_for_long_is_restarted_as_if_it_had_never_failed() -> None:
+def test_long_ready_process_is_restarted_with_the_first_delay() -> None:
     async def play(stage: Stage) -> None:
         keeper = stage.keep(python(SERVES))
         for deaths, served_seconds in enumerate((1.0, 1.0, 3_600.0), start=1):
@@ -138,7 +138,7 @@ def test_a_process_that_served_for_long_is_restarted_as_if_it_had_never_failed()
     on_stage(play)
 
 
-def test_a_stopped_process_is_not_started_again() -> None:
+def test_stopped_process_is_not_restarted() -> None:
     async def play(stage: Stage) -> None:
         keeper = stage.keep(python(SERVES))
         await stage.until(lambda: keeper.phase is ProcessPhase.READY)
@@ -150,7 +150,7 @@ def test_a_stopped_process_is_not_started_again() -> None:
     on_stage(play)
 
 
-def test_a_process_deaf_to_sigterm_is_killed() -> None:
+def test_process_that_ignores_sigterm_is_killed() -> None:
     async def play(stage: Stage) -> None:
         keeper = stage.keep(
             python(
@@ -165,7 +165,7 @@ def test_a_process_deaf_to_sigterm_is_killed() -> None:
     on_stage(play)
 
 
-def test_a_command_that_cannot_even_be_made_is_tried_again() -> None:
+def test_failing_command_builder_is_retried() -> None:
     async def play(stage: Stage) -> None:
         tries = 0
 
@@ -184,7 +184,7 @@ def test_a_command_that_cannot_even_be_made_is_tried_again() -> None:
     on_stage(play)
 
 
-def test_a_program_that_does_not_exist_says_so_in_its_last_words() -> None:
+def test_missing_program_is_named_in_the_last_lines() -> None:
     async def play(stage: Stage) -> None:
         child = await ChildProcess.start("it", ProcessCommand(("no-such-program-here",)), stage.guard)
         async with asyncio.timeout(PATIENCE):
@@ -194,7 +194,7 @@ def test_a_program_that_does_not_exist_says_so_in_its_last_words() -> None:
     on_stage(play)
 
 
-def test_a_child_gets_our_environment_with_changes() -> None:
+def test_child_environment_extends_ours() -> None:
     async def play(stage: Stage) -> None:
         script = "import os; print(os.environ.get('FAIRLEAD_TEST_A'), 'PATH' in os.environ)"
         child = await ChildProcess.start("it", python(script, FAIRLEAD_TEST_A="yes", PATH=None), stage.guard)
@@ -205,7 +205,7 @@ def test_a_child_gets_our_environment_with_changes() -> None:
     on_stage(play)
 
 
-def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
+def test_descendants_end_with_the_child(tmp_path: Path) -> None:
     note = tmp_path / "grandchild"
     script = (
         "import subprocess, sys, time\n"
@@ -224,7 +224,7 @@ def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
     on_stage(play)
 
 
-def test_all_lines_of_a_child_go_to_its_log(tmp_path: Path) -> None:
+def test_child_output_goes_to_its_log(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         child = await ChildProcess.start(
             "it", python("print('one'); print('two', end='')"), stage.guard, tmp_path / "it.log"

@@ -14,22 +14,23 @@ from fairlead_testing.processes import is_alive, wait_until
 SUPERVISOR = """
 import asyncio, sys
 from pathlib import Path
-from fairlead_cli.local.processes.child_process import Child, Command
-from fairlead_cli.local.processes.reaper import Guard
+from fairlead_cli.local.processes.child_process import ChildProcess, ProcessCommand
+from fairlead_cli.local.processes.reaper import Reaper
 
 async def main(directory, script, count):
-    guard = Guard(Path(directory))
-    children = [await Child.start(f"c{n}", Command((sys.executable, "-S", "-c", script)), guard) for n in range(count)]
+    reaper = Reaper(Path(directory))
+    command = ProcessCommand((sys.executable, "-S", "-c", script))
+    children = [await ChildProcess.start(f"c{n}", command, reaper) for n in range(count)]
     for child in children:
-        await child.said_ready()
-    print(guard.pid, *(child.pid for child in children), flush=True)
+        await child.wait_ready()
+    print(reaper.pid, *(child.pid for child in children), flush=True)
     for line in sys.stdin:
         if line.strip() == "check":
-            print(guard.replace_if_dead(), guard.pid, flush=True)
+            print(reaper.replace_if_dead(), reaper.pid, flush=True)
         else:
             break
     if line.strip() == "close":
-        guard.close()
+        reaper.close()
         return
     await asyncio.sleep(600)
 
@@ -70,7 +71,7 @@ class Started:
 
 
 @pytest.mark.parametrize("script", [CHILD, pytest.param(UNTIED, marks=linux_only)], ids=["tied", "guard alone"])
-def test_sigkill_of_the_supervisor_leaves_no_process_and_no_directory(tmp_path: Path, script: str) -> None:
+def test_sigkill_of_supervisor_leaves_no_process_and_no_directory(tmp_path: Path, script: str) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
     started = Started(directory, script)
@@ -81,14 +82,14 @@ def test_sigkill_of_the_supervisor_leaves_no_process_and_no_directory(tmp_path: 
 
 
 @linux_only
-def test_children_end_with_the_supervisor_even_when_the_guard_was_killed_before(tmp_path: Path) -> None:
+def test_children_end_with_the_supervisor_without_a_reaper(tmp_path: Path) -> None:
     started = Started(tmp_path, CHILD)
     os.kill(started.guard, signal.SIGKILL)
     started.kill()
     wait_until(started.all_gone, "children end")
 
 
-def test_a_killed_guard_is_replaced_and_its_successor_knows_the_children(tmp_path: Path) -> None:
+def test_replacement_reaper_knows_the_children(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
     started = Started(directory, UNTIED if sys.platform == "linux" else CHILD)
@@ -104,7 +105,7 @@ def test_a_killed_guard_is_replaced_and_its_successor_knows_the_children(tmp_pat
     wait_until(lambda: not directory.exists(), "the run directory is removed")
 
 
-def test_the_guard_ignores_the_terminals_signals(tmp_path: Path) -> None:
+def test_reaper_ignores_terminal_signals(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
     started = Started(directory, CHILD, 1)
@@ -116,7 +117,7 @@ def test_the_guard_ignores_the_terminals_signals(tmp_path: Path) -> None:
     wait_until(started.all_gone, "all end")
 
 
-def test_closing_the_guard_ends_what_is_left_and_removes_the_directory(tmp_path: Path) -> None:
+def test_closing_the_reaper_kills_children_and_removes_directory(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     shutil.copytree(Path(__file__).parent, directory)
     started = Started(directory, CHILD)

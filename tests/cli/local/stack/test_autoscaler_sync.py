@@ -41,7 +41,7 @@ def planned(directory: Path, text: str = MANIFEST, **options: Any) -> EnginePlan
     return plan_engines(load_manifests([directory / "m.yaml"]), PlanOptions(**options), find_program=lambda name: name)
 
 
-def test_a_model_may_begin_with_no_engine_where_something_starts_one(tmp_path: Path) -> None:
+def test_scaled_model_may_start_with_zero_engines(tmp_path: Path) -> None:
     found = planned(tmp_path)
     assert found.engines == 0
     (scaled,) = found.scaled_models
@@ -54,7 +54,7 @@ def test_a_model_may_begin_with_no_engine_where_something_starts_one(tmp_path: P
         planned(tmp_path, MANIFEST.replace("autoscaling: {mode: Auto, downWindow: 2m}", 'autoscaling: {mode: "Off"}'))
 
 
-def test_the_autoscaler_is_told_what_the_manifest_says_however_fast_time_runs(tmp_path: Path) -> None:
+def test_autoscaler_spec_is_independent_of_speed(tmp_path: Path) -> None:
     assert planned(tmp_path, speed=10.0).scaled_models == planned(tmp_path).scaled_models
 
 
@@ -65,9 +65,7 @@ def test_the_autoscaler_is_told_what_the_manifest_says_however_fast_time_runs(tm
         (MANIFEST.replace("min: 0", "min: 4"), {"engines_per_process": 2}, "its engines share processes"),
     ],
 )
-def test_a_model_that_is_not_scaled_is_said_not_to_be(
-    tmp_path: Path, text: str, options: dict[str, Any], why: str
-) -> None:
+def test_unscaled_model_becomes_a_note(tmp_path: Path, text: str, options: dict[str, Any], why: str) -> None:
     found = planned(tmp_path, text, **options)
     assert (found.scaled_models, found.notes) == ((), (f"tiny: not scaled, since {why}",))
 
@@ -104,7 +102,7 @@ class Stage:
         return AutoscalerSync(self.directory, [scaled], self, self.clock, self.told.append)  # type: ignore[arg-type]  # what is used of it
 
 
-def test_engines_are_told_with_their_times_and_a_dead_one_counts_as_starting(tmp_path: Path) -> None:
+def test_state_has_engine_times_and_dead_engines_as_pending(tmp_path: Path) -> None:
     (scaled,) = planned(tmp_path).scaled_models
     stage = Stage(tmp_path)
     stage.unit(0, ProcessPhase.READY, 900.0, 905.0)
@@ -123,7 +121,7 @@ def test_engines_are_told_with_their_times_and_a_dead_one_counts_as_starting(tmp
     assert pool.replicas[0].instances == ("main-0/9000/0",)
 
 
-def test_what_is_wanted_is_followed_once_and_what_is_so_is_left(tmp_path: Path) -> None:
+def test_target_is_applied_once(tmp_path: Path) -> None:
     (scaled,) = planned(tmp_path).scaled_models
     stage = Stage(tmp_path)
 
@@ -146,7 +144,7 @@ def test_what_is_wanted_is_followed_once_and_what_is_so_is_left(tmp_path: Path) 
     assert stage.asked == [(KEY, "main", 3, ("main-0",))]
 
 
-def test_a_wish_that_cannot_be_read_or_met_is_told(tmp_path: Path) -> None:
+def test_unreadable_or_impossible_target_is_reported(tmp_path: Path) -> None:
     (scaled,) = planned(tmp_path).scaled_models
     stage = Stage(tmp_path)
 
@@ -168,7 +166,7 @@ def test_a_wish_that_cannot_be_read_or_met_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wanted", [-1, 0, 7, 4_000])
-def test_a_number_that_the_manifest_allows_at_no_hour_is_not_followed(tmp_path: Path, wanted: int) -> None:
+def test_target_outside_all_bounds_is_rejected(tmp_path: Path, wanted: int) -> None:
     hours = 'schedules: [{name: day, begin: "08:00", end: "20:00", min: 2, max: 6}]'
     text = MANIFEST.replace("min: 0, max: 6", "min: 1, max: 4").replace("downWindow: 2m", hours)
     (scaled,) = planned(tmp_path, text).scaled_models
@@ -187,7 +185,7 @@ def test_a_number_that_the_manifest_allows_at_no_hour_is_not_followed(tmp_path: 
     assert stage.asked == [(KEY, "main", 6, ())]
 
 
-def test_nothing_is_written_while_nothing_changes(tmp_path: Path) -> None:
+def test_unchanged_state_is_not_rewritten(tmp_path: Path) -> None:
     (scaled,) = planned(tmp_path).scaled_models
     stage = Stage(tmp_path)
     unit = stage.unit(0, ProcessPhase.READY, 900.0, 905.0)
@@ -204,7 +202,7 @@ def test_nothing_is_written_while_nothing_changes(tmp_path: Path) -> None:
 TIERED = MANIFEST.replace("downWindow: 2m", "sleep: {min: 1, max: 2, level: 2, after: 1h}")
 
 
-def test_who_sleeps_is_told_with_what_waking_took(tmp_path: Path) -> None:
+def test_state_has_sleeping_engines_with_wake_times(tmp_path: Path) -> None:
     (scaled,) = planned(tmp_path, TIERED).scaled_models
     assert scaled.pools[0].tier == SleepTier(2, 1, 2, 3_600.0)
     stage = Stage(tmp_path)
@@ -225,7 +223,7 @@ def test_who_sleeps_is_told_with_what_waking_took(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wish", "follows"), [(DesiredPool(1, (), 2), True), (DesiredPool(1, (), 3), False), (DesiredPool(5, (), 2), False)]
 )
-def test_so_many_sleep_as_the_manifest_allows(tmp_path: Path, wish: DesiredPool, follows: bool) -> None:
+def test_sleep_target_is_limited_by_the_manifest(tmp_path: Path, wish: DesiredPool, follows: bool) -> None:
     (scaled,) = planned(tmp_path, TIERED).scaled_models
     stage = Stage(tmp_path)
 

@@ -136,7 +136,7 @@ async def scaled_down_under_load(directory: Path) -> tuple[Load, Leaving]:
     return load, leaving
 
 
-def test_no_request_is_lost_and_none_reaches_an_engine_that_drains(tmp_path: Path) -> None:
+def test_scale_down_under_load_loses_no_request(tmp_path: Path) -> None:
     load, leaving = asyncio.run(scaled_down_under_load(tmp_path))
     assert set(load.statuses) == {200}
     before = [instance for begun, instance in load.sent if begun < leaving.known_at]

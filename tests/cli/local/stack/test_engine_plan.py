@@ -55,13 +55,13 @@ def planned(directory: Path, **options: object) -> EnginePlan:
     return plan_engines(manifests(directory), PlanOptions(**options), find_program=nowhere)  # type: ignore[arg-type]  # a test's own keywords
 
 
-def test_the_bundled_example_has_eight_engines() -> None:
+def test_bundled_example_has_eight_engines() -> None:
     found = plan_engines(load_manifests([bundled_example()]), PlanOptions(), find_program=nowhere)
     assert found.engines == 8
     assert [pool.label for pool in found.pools] == ["main"]
 
 
-def test_every_pool_of_every_model_is_planned_and_named(tmp_path: Path) -> None:
+def test_every_pool_of_every_model_is_planned(tmp_path: Path) -> None:
     found = planned(tmp_path)
     assert [(pool.model.key, pool.name, pool.replicas, pool.label) for pool in found.pools] == [
         ("default/a", "main", 2, "a/main"),
@@ -70,7 +70,7 @@ def test_every_pool_of_every_model_is_planned_and_named(tmp_path: Path) -> None:
     ]
 
 
-def test_engines_are_simulated_whatever_kind_the_manifest_names(tmp_path: Path) -> None:
+def test_engines_are_simulated_for_every_engine_type(tmp_path: Path) -> None:
     pool = planned(tmp_path).pools[0]
     command = pool.command((9001,), 0)
     assert "fairlead_sim" in command.argv
@@ -79,7 +79,7 @@ def test_engines_are_simulated_whatever_kind_the_manifest_names(tmp_path: Path) 
     assert pool.says_ready
 
 
-def test_an_engine_is_started_with_the_name_that_it_is_asked_for(tmp_path: Path) -> None:
+def test_engine_command_has_the_served_name(tmp_path: Path) -> None:
     named = TWO_MODELS.replace("engine: {kind: vllm,", "engine: {kind: vllm, servedModelName: org/a-name,")
     found = plan_engines(manifests(tmp_path, named), PlanOptions(), find_program=nowhere)
     argv = found.pools[0].command((9001,), 0).argv
@@ -87,13 +87,13 @@ def test_an_engine_is_started_with_the_name_that_it_is_asked_for(tmp_path: Path)
     assert [pool.template.served_name for pool in found.pools] == ["org/a-name", "org/a-name", None]
 
 
-def test_arguments_that_only_a_real_engine_understands_are_noted(tmp_path: Path) -> None:
+def test_arguments_for_real_engines_become_a_note(tmp_path: Path) -> None:
     found = planned(tmp_path)
     assert "--max-model-len=4096" in found.pools[0].command((9001,), 0).argv
     assert found.notes == ("a: no effect on simulated engines: --tensor-parallel-size=8",)
 
 
-def test_several_of_them_make_one_note_and_keep_their_values(tmp_path: Path) -> None:
+def test_several_ignored_arguments_make_one_note(tmp_path: Path) -> None:
     file = tmp_path / "m.yaml"
     file.write_text(
         SMALL_MANIFEST.replace("  pools:", '  engine: {args: ["--dtype", "bfloat16", "--enforce-eager"]}\n  pools:')
@@ -102,14 +102,14 @@ def test_several_of_them_make_one_note_and_keep_their_values(tmp_path: Path) -> 
     assert found.notes == ("tiny: no effect on simulated engines: --dtype bfloat16, --enforce-eager",)
 
 
-def test_every_engine_has_a_seed_of_its_own(tmp_path: Path) -> None:
+def test_every_engine_has_its_own_seed(tmp_path: Path) -> None:
     found = planned(tmp_path, seed=100)
     commands = [pool.command((9001,), first) for pool in found.pools for first in range(pool.replicas)]
     seeds = [command.argv[command.argv.index("--seed") + 1] for command in commands]
     assert seeds == ["100", "101", "102", "103"]
 
 
-def test_speed_shrinks_objectives_and_profiles_and_is_told_to_the_engines(tmp_path: Path) -> None:
+def test_speed_scales_targets_profiles_and_engine_arguments(tmp_path: Path) -> None:
     slow, fast = planned(tmp_path).pools[0], planned(tmp_path, speed=4.0).pools[0]
     assert fast.model.objectives.ttft_seconds == 0.5
     assert fast.model.objectives.ttft_per_kilo_token_seconds == 0.05
@@ -122,11 +122,11 @@ def test_speed_shrinks_objectives_and_profiles_and_is_told_to_the_engines(tmp_pa
     assert argv[argv.index("--profile") + 1] == slow.template.profile.name
 
 
-def test_a_preset_of_the_command_line_holds_for_every_model(tmp_path: Path) -> None:
+def test_preset_option_applies_to_every_model(tmp_path: Path) -> None:
     assert {pool.model.preset for pool in planned(tmp_path, preset="round-robin").pools} == {"round-robin"}
 
 
-def test_grouped_engines_fill_processes_in_order(tmp_path: Path) -> None:
+def test_engines_per_process_fill_processes_in_order(tmp_path: Path) -> None:
     found = planned(tmp_path, engines_per_process=4)
     assert [pool.process_sizes() for pool in found.pools] == [[2], [1], [1]]
     assert plan_engines(
@@ -153,13 +153,13 @@ def test_grouped_engines_fill_processes_in_order(tmp_path: Path) -> None:
         ({"real": True, "engines_per_process": 2}, "--engines-per-process"),
     ],
 )
-def test_a_wrong_option_is_refused_by_its_name(tmp_path: Path, options: dict[str, object], field: str) -> None:
+def test_invalid_option_is_named(tmp_path: Path, options: dict[str, object], field: str) -> None:
     with pytest.raises(BadInput) as refused:
         planned(tmp_path, **options)
     assert refused.value.field == field
 
 
-def test_real_engines_are_started_where_vllm_is_installed(tmp_path: Path) -> None:
+def test_real_option_starts_installed_vllm(tmp_path: Path) -> None:
     found = plan_engines(manifests(tmp_path), PlanOptions(real=True), find_program=everywhere)
     pool = found.pools[0]
     command = pool.command((9001,), 0)
@@ -171,47 +171,45 @@ def test_real_engines_are_started_where_vllm_is_installed(tmp_path: Path) -> Non
     assert engine_adapter("vllm").health_path == "/health"
 
 
-def test_a_source_that_a_real_engine_cannot_load_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_unloadable_model_source_is_refused_before_start(tmp_path: Path) -> None:
     text = TWO_MODELS.replace("hf://org/b", "s3://bucket/b")
     with pytest.raises(BadInput, match="s3"):
         plan_engines(manifests(tmp_path, text), PlanOptions(real=True), find_program=everywhere)
 
 
-def test_a_stack_without_any_engine_is_refused(tmp_path: Path) -> None:
+def test_stack_without_engines_is_refused(tmp_path: Path) -> None:
     text = TWO_MODELS.split("---")[1].replace("nvidia-l4}", "nvidia-l4, replicas: {min: 0}}")
     with pytest.raises(BadInput, match="no pool has a replica"):
         plan_engines(manifests(tmp_path, text), PlanOptions(), find_program=nowhere)
 
 
-def test_both_addresses_need_a_port_of_their_own() -> None:
+def test_listen_and_manage_need_different_ports() -> None:
     with pytest.raises(BadInput, match="--manage"):
         claim_addresses("127.0.0.1:39021", "127.0.0.1:39021")
     first, second = claim_addresses(":0", ":0")
     assert first.port != second.port
 
 
-def test_beyond_loopback_only_when_asked_for() -> None:
+def test_non_loopback_address_needs_insecure() -> None:
     with pytest.raises(BadInput, match="--insecure"):
         claim_addresses("0.0.0.0:0", ":0")
     assert claim_addresses("0.0.0.0:0", ":0", insecure=True)[0].host == "0.0.0.0"
 
 
 @pytest.mark.parametrize("number", [0, -3, 65])
-def test_a_number_of_workers_is_from_1_to_64(number: int) -> None:
+def test_workers_must_be_from_1_to_64(number: int) -> None:
     with pytest.raises(BadInput, match="--workers"):
         check_workers(number)
     assert (check_workers(1), check_workers(64)) == (1, 64)
 
 
-def test_a_seed_makes_routing_repeatable_and_none_makes_it_secret() -> None:
+def test_hash_secret_is_derived_from_seed_else_random() -> None:
     assert default_hash_secret(3) == default_hash_secret(3) != default_hash_secret(4)
     assert default_hash_secret(None) != default_hash_secret(None)
 
 
 @pytest.mark.parametrize(("given", "used"), [("given", "given"), ("", "seed 3")])
-def test_the_environments_secret_comes_first_and_an_empty_one_counts_as_unset(
-    given: str, used: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_secret_wins_and_empty_is_unset(given: str, used: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", given)
     wishes = UpOptions((), ":0", ":0", 1.0, 3, None, 1, False, False, False, 1, None, False)
     assert build_config(wishes).secret == used

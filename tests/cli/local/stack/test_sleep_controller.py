@@ -119,7 +119,7 @@ def on_stage(directory: Path, count: int, play: Callable[[Stage], Awaitable[None
     return asyncio.run(run())
 
 
-def test_who_is_not_to_serve_sleeps_and_is_woken_before_anybody_starts(tmp_path: Path) -> None:
+def test_sleeping_engines_wake_before_new_ones_start(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         pids = [unit.process.child.pid for unit in stage.supervisor.engines]  # type: ignore[union-attr]  # they run
         await stage.scale(1, asleep=2)
@@ -133,7 +133,7 @@ def test_who_is_not_to_serve_sleeps_and_is_woken_before_anybody_starts(tmp_path:
     assert stage.bed.said == [("sleep", 1), ("sleep", 1), ("wake", 1), ("wake", 1)]
 
 
-def test_one_with_requests_drains_first_and_has_not_slept_when_it_is_wanted_again(tmp_path: Path) -> None:
+def test_engine_with_requests_drains_before_sleep_and_can_be_recalled(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         stage.routes.busy = True
         await stage.scale(1, asleep=1)
@@ -145,7 +145,7 @@ def test_one_with_requests_drains_first_and_has_not_slept_when_it_is_wanted_agai
     on_stage(tmp_path, 2, play)
 
 
-def test_one_that_wakes_gets_nothing_before_it_is_awake(tmp_path: Path) -> None:
+def test_waking_engine_gets_no_request_before_it_is_awake(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await stage.scale(0, asleep=1)
         await stage.becomes(SLEEPING)
@@ -158,7 +158,7 @@ def test_one_that_wakes_gets_nothing_before_it_is_awake(tmp_path: Path) -> None:
     on_stage(tmp_path, 1, play)
 
 
-def test_fewer_asleep_end_and_more_are_started_to_sleep(tmp_path: Path) -> None:
+def test_changed_sleep_count_ends_or_starts_sleeping_engines(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await stage.scale(1, asleep=1)
         await stage.becomes(READY, SLEEPING)
@@ -170,7 +170,7 @@ def test_fewer_asleep_end_and_more_are_started_to_sleep(tmp_path: Path) -> None:
     on_stage(tmp_path, 2, play)
 
 
-def test_one_that_dies_asleep_is_started_anew_and_sleeps_again(tmp_path: Path) -> None:
+def test_engine_that_dies_asleep_is_restarted_and_sleeps_again(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await stage.scale(0, asleep=1)
         await stage.becomes(SLEEPING)
@@ -186,7 +186,7 @@ def test_one_that_dies_asleep_is_started_anew_and_sleeps_again(tmp_path: Path) -
     assert stage.bed.said == [("sleep", 1), ("sleep", 1)]
 
 
-def test_one_that_does_not_wake_is_started_anew(tmp_path: Path) -> None:
+def test_engine_that_does_not_wake_is_restarted(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await stage.scale(0, asleep=1)
         await stage.becomes(SLEEPING)
@@ -202,7 +202,7 @@ def test_one_that_does_not_wake_is_started_anew(tmp_path: Path) -> None:
     assert any("does not wake and is started anew: no wake" in line for line in stage.told)
 
 
-def test_engines_that_refuse_to_sleep_end_instead_and_are_not_asked_again(tmp_path: Path) -> None:
+def test_engines_that_reject_sleep_end_instead(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         stage.bed.refuses.add("sleep")
         await stage.scale(1, asleep=1)
@@ -217,7 +217,7 @@ def test_engines_that_refuse_to_sleep_end_instead_and_are_not_asked_again(tmp_pa
 
 
 @pytest.mark.parametrize("asleep", [0, 1])
-def test_a_stack_ends_whatever_sleeps(tmp_path: Path, asleep: int) -> None:
+def test_stack_stops_while_engines_sleep(tmp_path: Path, asleep: int) -> None:
     async def play(stage: Stage) -> None:
         await stage.scale(1, asleep=asleep)
         stage.bed.open.clear()

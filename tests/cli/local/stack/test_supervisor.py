@@ -131,7 +131,7 @@ async def up(stage: Stage) -> None:
         await stage.supervisor.wait_ready()
 
 
-def test_engines_are_in_the_file_as_starting_and_then_as_ready(tmp_path: Path) -> None:
+def test_fleet_file_shows_starting_then_ready_engines(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         stage.supervisor.start()
         await stage.until(lambda: InstanceState.STARTING in stage.states().values())
@@ -142,11 +142,11 @@ def test_engines_are_in_the_file_as_starting_and_then_as_ready(tmp_path: Path) -
     on_stage(tmp_path, play)
 
 
-def test_an_engine_asked_for_its_health_is_ready_when_it_answers(tmp_path: Path) -> None:
+def test_engine_is_ready_when_its_health_endpoint_answers(tmp_path: Path) -> None:
     on_stage(tmp_path, up, says_ready=False)
 
 
-def test_a_dead_engine_leaves_the_fleet_and_returns_under_the_same_id(tmp_path: Path) -> None:
+def test_restarted_engine_keeps_its_id(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await up(stage)
         before = stage.file().instances[KEY]
@@ -159,7 +159,7 @@ def test_a_dead_engine_leaves_the_fleet_and_returns_under_the_same_id(tmp_path: 
     on_stage(tmp_path, play)
 
 
-def test_a_dead_gateway_is_started_again(tmp_path: Path) -> None:
+def test_dead_gateway_is_restarted(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await up(stage)
         gateway = stage.supervisor.gateway
@@ -170,7 +170,7 @@ def test_a_dead_gateway_is_started_again(tmp_path: Path) -> None:
     on_stage(tmp_path, play)
 
 
-def test_several_engines_share_a_process_and_are_instances_of_their_own(tmp_path: Path) -> None:
+def test_engines_of_one_process_are_separate_instances(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await up(stage)
         assert [unit.name for unit in stage.supervisor.engines] == ["main-0..3", "main-4..5"]
@@ -179,7 +179,7 @@ def test_several_engines_share_a_process_and_are_instances_of_their_own(tmp_path
     on_stage(tmp_path, play, replicas=6, engines_per_process=4)
 
 
-def test_a_stack_whose_engines_never_start_fails_with_their_last_words(tmp_path: Path) -> None:
+def test_stack_fails_with_last_lines_when_engines_never_start(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         with pytest.raises(StartFailed, match=r"main-0 does not start: exit code 3(.|\n)*no such model file"):
             await up(stage)
@@ -188,7 +188,7 @@ def test_a_stack_whose_engines_never_start_fails_with_their_last_words(tmp_path:
     on_stage(tmp_path, play, command=lambda ports, first: failing)
 
 
-def test_one_engine_that_does_not_start_does_not_keep_the_others_from_serving(tmp_path: Path) -> None:
+def test_other_engines_serve_when_one_does_not_start(tmp_path: Path) -> None:
     failing = ProcessCommand((sys.executable, "-I", "-S", "-c", FAILS))
 
     async def play(stage: Stage) -> None:
@@ -201,14 +201,14 @@ def test_one_engine_that_does_not_start_does_not_keep_the_others_from_serving(tm
     on_stage(tmp_path, play)
 
 
-def test_gateway_ends_before_engines(tmp_path: Path) -> None:
+def test_gateway_stops_before_engines(tmp_path: Path) -> None:
     stage = on_stage(tmp_path, up)
     ended = stage.notes.read_text().split()
     assert ended[0] == "gateway"
     assert sorted(ended[1:]) == ["engine-0", "engine-1"]
 
 
-def test_hurry_ends_everything_at_once(tmp_path: Path) -> None:
+def test_second_signal_stops_everything_at_once(tmp_path: Path) -> None:
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
 
     async def play(stage: Stage) -> None:
@@ -223,7 +223,7 @@ def test_hurry_ends_everything_at_once(tmp_path: Path) -> None:
     on_stage(tmp_path, play, command=lambda ports, first: ProcessCommand((sys.executable, "-I", "-S", "-c", deaf)))
 
 
-def test_growing_a_pool_adds_engines_with_new_numbers(tmp_path: Path) -> None:
+def test_scale_up_adds_engines_with_new_numbers(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await up(stage)
         await stage.supervisor.scale(KEY, "main", 4)
@@ -233,7 +233,7 @@ def test_growing_a_pool_adds_engines_with_new_numbers(tmp_path: Path) -> None:
     on_stage(tmp_path, play)
 
 
-def test_a_shrinking_pool_ends_no_engine_before_the_gateway_knows_and_is_done_there(tmp_path: Path) -> None:
+def test_scale_down_waits_for_the_gateway_to_drain_the_engine(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await up(stage)
         stage.routes.knows.clear()
@@ -254,7 +254,7 @@ def test_a_shrinking_pool_ends_no_engine_before_the_gateway_knows_and_is_done_th
     on_stage(tmp_path, play)
 
 
-def test_who_is_named_first_leaves_and_its_number_is_not_given_again_before_it_has_left(tmp_path: Path) -> None:
+def test_named_engine_leaves_first_and_keeps_its_number_until_gone(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await up(stage)
         stage.routes.idle.clear()
@@ -270,7 +270,7 @@ def test_who_is_named_first_leaves_and_its_number_is_not_given_again_before_it_h
     on_stage(tmp_path, play)
 
 
-def test_a_pool_may_begin_with_nothing_and_end_so(tmp_path: Path) -> None:
+def test_pool_may_start_and_end_with_zero_engines(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await up(stage)
         assert stage.states() == {}
@@ -282,7 +282,7 @@ def test_a_pool_may_begin_with_nothing_and_end_so(tmp_path: Path) -> None:
     on_stage(tmp_path, play, replicas=0)
 
 
-def test_scaling_an_unknown_pool_is_refused(tmp_path: Path) -> None:
+def test_scale_of_an_unknown_pool_is_refused(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         with pytest.raises(BadInput, match="no pool"):
             await stage.supervisor.scale(KEY, "other", 1)
@@ -290,7 +290,7 @@ def test_scaling_an_unknown_pool_is_refused(tmp_path: Path) -> None:
     on_stage(tmp_path, play)
 
 
-def test_engines_that_somebody_else_runs_are_in_the_fleet_at_once_and_are_not_scaled(tmp_path: Path) -> None:
+def test_adopted_engines_are_in_the_fleet_and_never_scaled(tmp_path: Path) -> None:
     template = Instance("", "default", "m", "main", "")
     adopted = (replace(template, id="10.0.0.5/80/0", url="http://10.0.0.5:80"),)
 
@@ -303,7 +303,7 @@ def test_engines_that_somebody_else_runs_are_in_the_fleet_at_once_and_are_not_sc
     on_stage(tmp_path, play, replicas=0, adopted=adopted)
 
 
-def test_a_dead_guard_is_replaced(tmp_path: Path) -> None:
+def test_dead_reaper_is_replaced(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         await up(stage)
         pid = stage.guard.pid

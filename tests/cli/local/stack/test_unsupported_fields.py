@@ -66,7 +66,7 @@ def planned(directory: Path, text: str, *, real: bool = False) -> EnginePlan:
     return plan_engines(load_manifests([directory / "m.yaml"]), PlanOptions(real=real), find_program=lambda name: name)
 
 
-def test_fields_without_effect_are_told_of(tmp_path: Path) -> None:
+def test_fields_without_effect_become_notes(tmp_path: Path) -> None:
     found = planned(tmp_path, EVERYTHING)
     assert found.notes == (
         "a: no effect in local mode: spec.model.revision, spec.model.credentials, spec.model.cache, spec.engine.image, "
@@ -80,7 +80,7 @@ def test_fields_without_effect_are_told_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sglang", "custom, image: mine"])
-def test_engines_that_local_mode_does_not_know_are_simulated(tmp_path: Path, kind: str) -> None:
+def test_unsupported_engine_types_are_simulated(tmp_path: Path, kind: str) -> None:
     text = HEAD + f'  model: {{source: "hf://a/b"}}\n  engine: {{kind: {kind}}}\n  pools: [{{accelerator: cpu}}]\n'
     (pool,) = planned(tmp_path, text).pools
     assert "fairlead_sim" in pool.command((9001,), 0).argv
@@ -100,9 +100,7 @@ def test_engines_that_local_mode_does_not_know_are_simulated(tmp_path: Path, kin
         ),
     ],
 )
-def test_a_real_engine_that_would_serve_something_else_is_refused(
-    tmp_path: Path, text: str, field: str, hint: str
-) -> None:
+def test_real_engine_with_unsupported_fields_is_refused(tmp_path: Path, text: str, field: str, hint: str) -> None:
     with pytest.raises(BadInput) as refused:
         planned(tmp_path, text, real=True)
     assert refused.value.field == field
@@ -110,7 +108,7 @@ def test_a_real_engine_that_would_serve_something_else_is_refused(
 
 
 @pytest.mark.parametrize(("kind", "transfer"), [("vllm", "mooncake"), ("sglang", "sglang")])
-def test_prefill_and_decode_are_split_between_simulated_engines(tmp_path: Path, kind: str, transfer: str) -> None:
+def test_prefill_and_decode_pools_are_simulated(tmp_path: Path, kind: str, transfer: str) -> None:
     found = planned(tmp_path, SPLIT.replace("KIND", kind))
     tails = [pool.command((9001,), 0).argv[-4:] for pool in found.pools]
     assert tails[:2] == [
@@ -126,13 +124,13 @@ def test_prefill_and_decode_are_split_between_simulated_engines(tmp_path: Path, 
     ]
 
 
-def test_engines_that_meet_at_the_prefill_side_are_told_where(tmp_path: Path) -> None:
+def test_prefill_instances_have_a_bootstrap_url(tmp_path: Path) -> None:
     first, then, _ = planned(tmp_path, SPLIT.replace("KIND", "vllm")).pools
     assert EngineProcess(first, 0, (9001,)).bootstrap_url("http://127.0.0.1:9001") == "http://127.0.0.1:9001"
     assert EngineProcess(then, 0, (9002,)).bootstrap_url("http://127.0.0.1:9002") is None
 
 
-def test_external_engines_are_adopted_and_nothing_is_started(tmp_path: Path) -> None:
+def test_external_engines_are_adopted_not_started(tmp_path: Path) -> None:
     found = planned(tmp_path, EXTERNAL, real=True)
     assert found.engines == 3
     assert [pool.process_sizes() for pool in found.pools] == [[], []]
@@ -145,7 +143,7 @@ def test_external_engines_are_adopted_and_nothing_is_started(tmp_path: Path) -> 
     assert [one.profile for one in instances] == [None, None, builtin_profile("l4-qwen8b")]
 
 
-def test_pods_cannot_be_adopted(tmp_path: Path) -> None:
+def test_pod_selector_is_refused(tmp_path: Path) -> None:
     text = EXTERNAL.replace('endpoints: [{url: "http://10.0.0.6:9000"}]', "selector: {matchLabels: {app: a}}")
     with pytest.raises(BadInput, match="no pods that a selector could find") as refused:
         planned(tmp_path, text)

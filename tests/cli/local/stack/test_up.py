@@ -36,7 +36,7 @@ def ask(up: LocalStack, **more: object) -> httpx.Response:
     return httpx.post(f"{up.url}/v1/chat/completions", json={**QUESTION, **more}, timeout=60, trust_env=False)
 
 
-def test_a_client_streams_and_ctrl_c_leaves_nothing(up: LocalStack) -> None:
+def test_client_streams_and_ctrl_c_leaves_no_process(up: LocalStack) -> None:
     left = StackFootprint(up)
     assert len(left.ports) == 4
     assert all(is_listening(port) for port in left.ports)
@@ -49,21 +49,21 @@ def test_a_client_streams_and_ctrl_c_leaves_nothing(up: LocalStack) -> None:
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGHUP], ids=lambda number: Signals(number).name)
-def test_other_ends_leave_nothing_either(up: LocalStack, number: Signals) -> None:
+def test_other_signals_leave_no_process(up: LocalStack, number: Signals) -> None:
     left = StackFootprint(up)
     up.signal(number)
     assert up.wait_exit() == 0
     wait_until(left.is_gone, "no process, no port and no directory is left")
 
 
-def test_sigkill_leaves_nothing(up: LocalStack) -> None:
+def test_sigkill_leaves_no_process(up: LocalStack) -> None:
     left = StackFootprint(up)
     up.signal(SIGKILL)
     assert up.wait_exit() == -SIGKILL
     wait_until(left.is_gone, "no process, no port and no directory is left")
 
 
-def test_a_signal_while_starting_leaves_nothing(tmp_path: Path) -> None:
+def test_signal_during_start_leaves_no_process(tmp_path: Path) -> None:
     with LocalStack(tmp_path) as starting:
         wait_until(lambda: len(starting.children()) >= 2, "the first processes run")
         pids = set(starting.children())
@@ -83,7 +83,7 @@ def test_exactly_one_line_begins_with_ready(up: LocalStack) -> None:
     assert any(f"{up.manage}/" in line for line in up.lines)
 
 
-def test_a_request_in_flight_is_finished_before_the_end(up: LocalStack) -> None:
+def test_request_in_flight_finishes_before_stop(up: LocalStack) -> None:
     with httpx.stream(
         "POST",
         f"{up.url}/v1/chat/completions",
@@ -97,7 +97,7 @@ def test_a_request_in_flight_is_finished_before_the_end(up: LocalStack) -> None:
     assert up.wait_exit() == 0
 
 
-def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     with LocalStack(tmp_path).wait_ready() as slow:
         left = StackFootprint(slow)
         long = {**QUESTION, "stream": True, "max_tokens": 20_000, "ignore_eos": True}
@@ -110,7 +110,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
         wait_until(left.is_gone, "nothing is left")
 
 
-def test_a_killed_engine_returns_and_requests_succeed_meanwhile(up: LocalStack) -> None:
+def test_requests_succeed_while_a_killed_engine_restarts(up: LocalStack) -> None:
     victim = up.pid_of("fairlead_sim engine")
     with ThreadPoolExecutor(4) as pool:  # traffic as it was before: retries are bounded by a share of it
         before = list(pool.map(lambda _: ask(up, max_tokens=1), range(60)))
@@ -125,7 +125,7 @@ def test_a_killed_engine_returns_and_requests_succeed_meanwhile(up: LocalStack) 
 @pytest.mark.parametrize(
     "part", ["fairlead_gateway", "-server ", "fairlead_kvstore"], ids=["gateway", "redis", "indexer"]
 )
-def test_a_killed_gateway_redis_or_indexer_is_started_again(up: LocalStack, part: str) -> None:
+def test_killed_gateway_redis_or_indexer_is_restarted(up: LocalStack, part: str) -> None:
     os.kill(up.pid_of(part), SIGKILL)
     if part != "fairlead_gateway":
         assert ask(up, max_tokens=3).status_code == 200
@@ -138,7 +138,7 @@ def test_a_killed_gateway_redis_or_indexer_is_started_again(up: LocalStack, part
 
 
 @pytest.mark.parametrize("flag", ["--listen", "--manage"])
-def test_a_busy_port_is_named_with_its_flag_and_nothing_is_started(tmp_path: Path, flag: str) -> None:
+def test_busy_port_names_its_flag_and_starts_nothing(tmp_path: Path, flag: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         addresses = {"--listen": ":0", "--manage": ":0", flag: f"127.0.0.1:{port}"}
@@ -152,21 +152,21 @@ def test_a_busy_port_is_named_with_its_flag_and_nothing_is_started(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_port_that_another_stack_has_is_told_with_its_pid_and_a_way_to_run_two(up: LocalStack) -> None:
+def test_port_of_another_stack_names_its_pid(up: LocalStack) -> None:
     done = up.command("up", "--listen", up.url.removeprefix("http://"))
     assert done.returncode == 2
     assert f"by the fairlead up with pid {up.state()['pid']}" in done.stderr
     assert "--listen :0 --manage :0" in done.stderr
 
 
-def test_a_wrong_manifest_is_told_with_its_line_and_nothing_is_started(tmp_path: Path) -> None:
+def test_invalid_manifest_names_its_line_and_starts_nothing(tmp_path: Path) -> None:
     with LocalStack(tmp_path, manifest="apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelDeploymint\n") as wrong:
         assert wrong.wait_exit() == 2
     assert "model.yaml:2: kind:" in "".join(wrong.lines)
     assert not list(tmp_path.glob("fairlead/up-*"))
 
 
-def test_engines_that_cannot_start_end_the_command_with_their_last_words(tmp_path: Path) -> None:
+def test_engines_that_cannot_start_end_the_command_with_last_lines(tmp_path: Path) -> None:
     text = """
 apiVersion: serving.fairlead.io/v1alpha1
 kind: ModelDeployment
@@ -184,7 +184,7 @@ spec:
     assert not list(tmp_path.glob("fairlead/up-*"))
 
 
-def test_when_nobody_reads_its_output_any_more_it_ends(tmp_path: Path) -> None:
+def test_closed_output_ends_the_stack(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fairlead_cli", "up", "--listen", ":0", "--manage", ":0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
@@ -233,7 +233,7 @@ def test_chat_and_status_find_the_running_stack(up: LocalStack) -> None:
     assert up.command("status", "other").returncode == 2
 
 
-def test_chat_tells_why_a_request_went_where_it_went(up: LocalStack) -> None:
+def test_chat_why_explains_the_decision(up: LocalStack) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "fairlead_cli", "chat", "tiny", "--max-tokens", "4"]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=up.environment)
@@ -260,7 +260,7 @@ def test_two_stacks_run_side_by_side(tmp_path: Path) -> None:
         wait_until(lambda: first.url in first.command("status").stdout, "the first one is found again")
 
 
-def test_on_a_terminal_it_draws_a_picture_and_gives_the_terminal_back(tmp_path: Path) -> None:
+def test_terminal_shows_the_live_view_and_is_restored(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 100))
     before = termios.tcgetattr(theirs)

@@ -47,7 +47,7 @@ def status(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_a_healthy_stack_exits_0_and_shows_the_chain() -> None:
+def test_healthy_stack_exits_0_and_shows_all_levels() -> None:
     with management("Ready") as gateway:
         done = status("--manage", gateway.url)
     assert done.returncode == 0, done.stderr
@@ -58,21 +58,21 @@ def test_a_healthy_stack_exits_0_and_shows_the_chain() -> None:
     assert "\x1b" not in done.stdout
 
 
-def test_a_problem_exits_1() -> None:
+def test_problem_exits_1() -> None:
     with management("Starting") as gateway:
         done = status("tiny", "--manage", gateway.url, "-o", "json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["problem"] is True
 
 
-def test_an_unknown_model_exits_2_and_names_a_near_one() -> None:
+def test_unknown_model_exits_2_with_a_suggestion() -> None:
     with management("Ready") as gateway:
         done = status("tinny", "--manage", gateway.url)
     assert done.returncode == 2
     assert "tiny" in done.stderr
 
 
-def test_a_name_that_two_models_share_exits_2_and_names_both() -> None:
+def test_ambiguous_model_name_exits_2() -> None:
     with management("Ready", models=2) as gateway:
         done = status("tiny", "--manage", gateway.url)
         assert status(KEY, "--manage", gateway.url).returncode == 0
@@ -80,7 +80,7 @@ def test_a_name_that_two_models_share_exits_2_and_names_both() -> None:
     assert "default/tiny, ns1/tiny" in done.stderr
 
 
-def test_nobody_there_exits_3(tmp_path: Path) -> None:
+def test_unreachable_gateway_exits_3(tmp_path: Path) -> None:
     assert status("--manage", "127.0.0.1:1").returncode == 3
     assert status(XDG_RUNTIME_DIR=str(tmp_path)).returncode == 3
 
@@ -94,12 +94,12 @@ def test_nobody_there_exits_3(tmp_path: Path) -> None:
         CannedResponse([b'{"models": 3}']),
     ],
 )
-def test_something_else_at_that_address_exits_3(answer: CannedResponse) -> None:
+def test_foreign_service_at_the_address_exits_3(answer: CannedResponse) -> None:
     with CannedServer({"/api/fleet": answer}) as other:
         assert status("--manage", other.url).returncode == 3
 
 
-def test_the_running_stack_is_found_and_its_missing_engines_are_counted(
+def test_running_stack_is_found_and_missing_engines_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
@@ -113,9 +113,7 @@ def test_the_running_stack_is_found_and_its_missing_engines_are_counted(
     assert "1 of 2 engines ended and will be started again" in done.stdout
 
 
-def test_what_the_autoscaler_wants_is_shown_and_its_silence_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_autoscaler_targets_and_its_silence_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     pool = PoolSpec("main", minimum=1, maximum=4)
     look = TickRecord(
@@ -136,9 +134,7 @@ def test_what_the_autoscaler_wants_is_shown_and_its_silence_told(
         assert "the autoscaler does not say what it wants" in status().stderr
 
 
-def test_of_several_stacks_the_newest_is_shown_and_the_others_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_newest_of_several_stacks_is_shown_and_the_rest_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with management("Ready") as gateway:
         write_stack_file(make_run_directory(), RunningStack(os.getpid(), "http://old", "http://127.0.0.1:9", 1.0))
@@ -150,7 +146,7 @@ def test_of_several_stacks_the_newest_is_shown_and_the_others_are_named(
     assert "--manage http://127.0.0.1:9" in done.stderr
 
 
-def test_engines_of_one_host_are_told_apart() -> None:
+def test_engines_of_one_host_have_different_names() -> None:
     assert api_types.short_instance_name("main-3/40123/0") == "main-3"
     assert api_types.short_instance_name("127.0.0.1/9001/0") == "127.0.0.1:9001"
     assert api_types.short_instance_name("::1/9001/0") == "[::1]:9001"
@@ -159,7 +155,7 @@ def test_engines_of_one_host_are_told_apart() -> None:
     assert api_types.short_instance_name("mine") == "mine"
 
 
-def test_a_management_token_of_the_environment_is_sent() -> None:
+def test_management_token_from_environment_is_sent() -> None:
     with management("Ready") as gateway:
         status("--manage", gateway.url, FAIRLEAD_MANAGE_TOKEN="secret")
         sent = {name.lower(): value for name, value in gateway.requests[0].headers.items()}

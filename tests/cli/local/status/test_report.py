@@ -63,7 +63,7 @@ BUSY = api_types.PeriodStats(requests=100, requests_per_second=1.6, within_objec
         ),
     ],
 )
-def test_one_line_of_advice_names_the_most_urgent_thing(
+def test_advice_names_the_most_urgent_problem(
     found: GatewaySnapshot, wanted: int | None, problem: bool, advice: str
 ) -> None:
     told = judged(found, wanted)
@@ -72,7 +72,7 @@ def test_one_line_of_advice_names_the_most_urgent_thing(
     assert f"next: {advice}" in text(told)
 
 
-def test_a_pool_that_is_sized_shows_what_is_wanted_of_it_and_may_sleep() -> None:
+def test_scaled_pool_shows_its_target_and_may_sleep() -> None:
     sized = {KEY: [PoolScaling("main", 0, 0, 4, "zero", "silent for longer than idling is worth")]}
     found = build_report(snapshot(), url="http://g", manage="http://m", expected_instances={}, scaling_by_model=sized)
     assert not found.has_problem
@@ -89,9 +89,7 @@ def test_a_pool_that_is_sized_shows_what_is_wanted_of_it_and_may_sleep() -> None
         (3, "the mode is Advise", "the autoscaler wants 3 of main, which is not done since the mode is Advise"),
     ],
 )
-def test_a_missed_objective_of_a_pool_that_is_sized_has_advice_of_its_own(
-    wanted: int, unwritten: str | None, words: str
-) -> None:
+def test_missed_slo_of_a_scaled_pool_has_its_own_advice(wanted: int, unwritten: str | None, words: str) -> None:
     slow = snapshot("Ready", window=api_types.PeriodStats(requests=9, within_objective=0.5))
     sized = {KEY: [PoolScaling("main", wanted, 0, 4, "up", "2.1 are needed", unwritten)]}
     found = build_report(slow, url="http://g", manage="http://m", expected_instances={}, scaling_by_model=sized)
@@ -99,7 +97,7 @@ def test_a_missed_objective_of_a_pool_that_is_sized_has_advice_of_its_own(
     assert ("not done: the mode is Advise" in text(found)) is (unwritten is not None)
 
 
-def test_engines_that_sleep_are_counted_beside_those_that_serve_and_are_no_warning() -> None:
+def test_sleeping_engines_are_counted_and_no_warning() -> None:
     sized = {KEY: [PoolScaling("main", 1, 0, 4, "enough", "0.40 are needed", None, 1)]}
     shown = text(
         build_report(
@@ -117,20 +115,20 @@ def test_engines_that_sleep_are_counted_beside_those_that_serve_and_are_no_warni
     assert "‼" not in shown
 
 
-def test_an_idle_stack_is_told_how_to_be_asked() -> None:
+def test_idle_stack_advice_names_the_chat_command() -> None:
     idle = snapshot("Ready")
     nothing = api_types.ModelStats()
     told = judged(GatewaySnapshot(idle.fleet, api_types.GatewayStats(True, [], 1.0, {KEY: nothing}), idle.decisions), 1)
     assert told.models[0].advice.text == "nothing was asked yet: fairlead chat tiny"
 
 
-def test_a_gateway_that_is_not_ready_is_a_problem_and_says_why() -> None:
+def test_gateway_not_ready_is_a_problem_with_reason() -> None:
     told = judged(snapshot("Ready", ready=False), 1)
     assert told.has_problem
     assert "no engine is ready" in text(told)
 
 
-def test_the_tree_shows_pools_instances_and_decisions() -> None:
+def test_tree_shows_pools_instances_and_decisions() -> None:
     choice = api_types.Choice(1, "main-0/4000/0", "affinity", "a home", 0.1, [])
     decision = api_types.Decision("req-7", KEY, 0.0, 4_096.0, [choice], api_types.RequestOutcome(200, ttft_seconds=0.2))
     lines = text(judged(snapshot("Ready", "Draining", window=BUSY, decisions=(decision,)), 2)).splitlines()
@@ -141,7 +139,7 @@ def test_the_tree_shows_pools_instances_and_decisions() -> None:
     assert any("4.1k tokens → main-0  affinity  TTFT 200ms  a home" in line for line in lines)
 
 
-def test_json_holds_the_same_and_null_for_what_is_not_known() -> None:
+def test_json_is_complete_with_null_for_unknown() -> None:
     told = json.loads(to_json(judged(snapshot("Ready", window=BUSY), 1)))
     assert told["problem"] is False
     (model,) = told["models"]
@@ -152,6 +150,6 @@ def test_json_holds_the_same_and_null_for_what_is_not_known() -> None:
     assert model["pools"][0]["instances"][0]["id"] == "main-0/4000/0"
 
 
-def test_only_the_model_asked_for_is_told() -> None:
+def test_report_can_be_limited_to_one_model() -> None:
     found = snapshot("Ready")
-    assert build_report(found, url=None, manage="m", expected_instances={}, only="default/other").models == ()
+    assert build_report(found, url=None, manage="m", expected_instances={}, only_key="default/other").models == ()

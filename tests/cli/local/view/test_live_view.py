@@ -39,13 +39,13 @@ def drawn(what: Frame, width: int = 80, height: int = 24, *, colour: bool = Fals
 
 @pytest.mark.parametrize("engines", [1, 8, 30, 200])
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 20), (100, 30), (200, 60)])
-def test_the_picture_fits_the_terminal(width: int, height: int, engines: int) -> None:
+def test_frame_fits_the_terminal(width: int, height: int, engines: int) -> None:
     lines = drawn(frame(engines), width, height)
     assert len(lines) < height
     assert max(map(len, lines)) <= width
 
 
-def test_engines_decisions_and_events_are_all_there_in_a_small_terminal() -> None:
+def test_small_terminal_shows_engines_decisions_and_events() -> None:
     lines = drawn(frame())
     assert sum("● Ready" in line and line.startswith("main-") for line in lines) == 8
     assert any("→ main-0" in line and "affinity" in line for line in lines)
@@ -55,7 +55,7 @@ def test_engines_decisions_and_events_are_all_there_in_a_small_terminal() -> Non
     assert any("× redis ↻2" in line for line in lines)
 
 
-def test_of_more_engines_than_lines_the_unwell_and_the_busiest_are_shown_and_decisions_stay() -> None:
+def test_unhealthy_and_busiest_engines_are_shown_when_lines_are_few() -> None:
     many = frame(30)
     assert many.snapshot is not None
     instances = many.snapshot.fleet.models[0].instances
@@ -78,19 +78,19 @@ def test_of_more_engines_than_lines_the_unwell_and_the_busiest_are_shown_and_dec
     assert lines[-1].endswith("event 19")
 
 
-def test_a_narrow_terminal_keeps_the_names_and_loses_the_bars() -> None:
+def test_narrow_terminal_drops_the_bars() -> None:
     lines = drawn(frame(), 60, 24)
     assert sum(line.startswith("main-") and "● Ready" in line for line in lines) == 8
     assert not any("work in the last minute" in line for line in lines)
 
 
-def test_before_the_gateway_answers_the_processes_are_shown() -> None:
+def test_processes_are_shown_before_the_gateway_answers() -> None:
     lines = drawn(frame(answering=False))
     assert any("the gateway does not answer yet" in line for line in lines)
     assert sum(line.startswith("main-") for line in lines) == 8
 
 
-def test_engines_that_share_a_process_have_a_line_each() -> None:
+def test_engines_of_one_process_have_a_line_each() -> None:
     shared = Frame(
         "u", "m", 1.0, (ProcessView("main-0..3", "Starting", 0, 1, KEY, tuple(f"main-{n}/1/0" for n in range(4))),)
     )
@@ -98,7 +98,7 @@ def test_engines_that_share_a_process_have_a_line_each() -> None:
     assert [line.split()[0] for line in lines if "Starting" in line] == ["main-0", "main-1", "main-2", "main-3"]
 
 
-def test_no_color_means_no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_disables_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[32m" in "".join(drawn(frame(), colour=True))
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[32m" not in "".join(drawn(frame(), colour=True))
