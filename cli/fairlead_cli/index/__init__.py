@@ -1,1 +1,6 @@
-"""The index in Redis, looked at from the command line."""
+"""``fairlead index``: `options` → `connection` → `snapshot` (the index in Redis) → `stats`,
+`prefix_match`, `verification`.
+
+`change_stream` follows changes, `engine_replay` reads what an engine can replay, `command` runs
+all.
+"""

@@ -1,7 +1,7 @@
-"""``fairlead index watch``: what changes in the index, one line a batch, as it is written.
+"""``fairlead index watch``: changes of the index as they are written, one line for each batch.
 
-The stream of changes is followed as gateways follow it. What was cut off meanwhile, a new epoch and a Redis that goes away are
-said in a line of their own, on standard error, so that what is on standard output is changes only.
+The stream is followed as gateways follow it. Lost entries, a new epoch and a lost Redis are
+reported on standard error, so that standard output has changes only.
 """
 
 import asyncio
@@ -40,26 +40,28 @@ _CHANGE_KINDS: Final[dict[str, tuple[type[Any], ...]]] = {
     "marked": (CompletenessChanged,),
 }
 SHARED_STORE: Final = "shared store"
-"""The name under which hints are told, which belong to no instance."""
+"""Name of hints, which belong to no instance."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeFilter:
-    """What is shown: instances whose id begins so, and one kind of change; None: all."""
+    """What to show: instances whose id begins with ``instance``, and one kind of change; None means
+    all.
+    """
 
     instance: str | None = None
     kind: str | None = None
 
-    def matches(self, one: Change) -> bool:
-        """Whether this change is shown."""
-        name = SHARED_STORE if isinstance(one, HintsAdded | HintsExpired) else one.instance
+    def matches(self, change: Change) -> bool:
+        """Whether a change is shown."""
+        name = SHARED_STORE if isinstance(change, HintsAdded | HintsExpired) else change.instance
         if self.instance is not None and not name.startswith(self.instance):
             return False
-        return self.kind is None or isinstance(one, _CHANGE_KINDS[self.kind])
+        return self.kind is None or isinstance(change, _CHANGE_KINDS[self.kind])
 
 
 class InstanceChange(msgspec.Struct, omit_defaults=True):
-    """What one batch changed of one instance: blocks by tier; and words."""
+    """Changes of one batch to one instance: blocks by tier, and messages."""
 
     stored: dict[str, int] = {}
     removed: dict[str, int] = {}
@@ -72,7 +74,7 @@ class InstanceChange(msgspec.Struct, omit_defaults=True):
 
 
 class ChangeBatch(msgspec.Struct):
-    """One entry of the stream; ``wall`` is when it was written, Unix seconds."""
+    """One entry of the stream; ``wall`` is its Unix time."""
 
     epoch: int
     sequence: int
@@ -80,93 +82,101 @@ class ChangeBatch(msgspec.Struct):
     instances: dict[str, InstanceChange]
 
 
-def build_batch(place: tuple[int, int], wall: float, changes: Sequence[Change], wanted: ChangeFilter) -> ChangeBatch:
-    """What is shown of an entry; without instances when nothing is."""
-    found = ChangeBatch(*place, wall, {})
-    for one in changes:
-        if wanted.matches(one):
-            name = SHARED_STORE if isinstance(one, HintsAdded | HintsExpired) else one.instance
-            _add_change(found.instances.setdefault(name, InstanceChange()), one)
-    return found
+def build_batch(
+    position: tuple[int, int], wall: float, changes: Sequence[Change], filter_: ChangeFilter
+) -> ChangeBatch:
+    """Returns the shown changes of an entry; without instances when there are none."""
+    shown = ChangeBatch(*position, wall, {})
+    for change in changes:
+        if filter_.matches(change):
+            name = SHARED_STORE if isinstance(change, HintsAdded | HintsExpired) else change.instance
+            _add_change(shown.instances.setdefault(name, InstanceChange()), change)
+    return shown
 
 
-def _add_change(to: InstanceChange, one: Change) -> None:
-    if isinstance(one, BlocksStored):
-        tier = one.tier.name.lower()
-        to.stored[tier] = to.stored.get(tier, 0) + len(one.hashes)
-    elif isinstance(one, BlocksRemoved):
-        tier = one.tier.name.lower()
-        to.removed[tier] = to.removed.get(tier, 0) + len(one.hashes)
-    elif isinstance(one, InstanceCleared):
-        to.cleared = one.reason or "cleared"
-    elif isinstance(one, InstanceDetached):
-        to.gone = True
-    elif isinstance(one, CompletenessChanged):
-        to.complete, to.reason = one.complete, one.reason
-    elif isinstance(one, HintsAdded):
-        to.hinted += len(one.hashes)
+def _add_change(target: InstanceChange, change: Change) -> None:
+    if isinstance(change, BlocksStored):
+        tier = change.tier.name.lower()
+        target.stored[tier] = target.stored.get(tier, 0) + len(change.hashes)
+    elif isinstance(change, BlocksRemoved):
+        tier = change.tier.name.lower()
+        target.removed[tier] = target.removed.get(tier, 0) + len(change.hashes)
+    elif isinstance(change, InstanceCleared):
+        target.cleared = change.reason or "cleared"
+    elif isinstance(change, InstanceDetached):
+        target.gone = True
+    elif isinstance(change, CompletenessChanged):
+        target.complete, target.reason = change.complete, change.reason
+    elif isinstance(change, HintsAdded):
+        target.hinted += len(change.hashes)
     else:
-        to.expired += len(one.hashes)
+        target.expired += len(change.hashes)
 
 
-def format_batch(found: ChangeBatch) -> str:
-    """For people."""
-    time = datetime.fromtimestamp(found.wall, UTC).strftime("%H:%M:%S.%f")[:-3]
-    told = "; ".join(f"{name} {', '.join(_change_words(one))}" for name, one in found.instances.items())
-    return f"{time}  {found.epoch}-{found.sequence}  {told}"
+def format_batch(change_batch: ChangeBatch) -> str:
+    """Returns a batch as a line."""
+    time = datetime.fromtimestamp(change_batch.wall, UTC).strftime("%H:%M:%S.%f")[:-3]
+    text = "; ".join(
+        f"{name} {', '.join(_change_words(instance_change))}"
+        for name, instance_change in change_batch.instances.items()
+    )
+    return f"{time}  {change_batch.epoch}-{change_batch.sequence}  {text}"
 
 
-def _change_words(one: InstanceChange) -> Iterator[str]:
-    for sign, counts in (("+", one.stored), ("-", one.removed)):
+def _change_words(instance_change: InstanceChange) -> Iterator[str]:
+    for sign, counts in (("+", instance_change.stored), ("-", instance_change.removed)):
         for tier, count in counts.items():
             yield f"{sign}{count} {tier}"
-    if one.cleared:
-        yield f"cleared: {one.cleared}"
-    if one.gone:
+    if instance_change.cleared:
+        yield f"cleared: {instance_change.cleared}"
+    if instance_change.gone:
         yield "gone"
-    if one.complete is not None:
-        yield f"{'complete' if one.complete else 'incomplete'}: {one.reason}"
-    if one.hinted:
-        yield f"+{one.hinted} hints"
-    if one.expired:
-        yield f"-{one.expired} hints"
+    if instance_change.complete is not None:
+        yield f"{'complete' if instance_change.complete else 'incomplete'}: {instance_change.reason}"
+    if instance_change.hinted:
+        yield f"+{instance_change.hinted} hints"
+    if instance_change.expired:
+        yield f"-{instance_change.expired} hints"
 
 
 async def follow_changes(
     link: RedisLink,
     model_key: str,
-    wanted: ChangeFilter,
+    filter_: ChangeFilter,
     limits: Limits,
     on_batch: Callable[[ChangeBatch], None],
     count: int | None = None,
     on_notice: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> None:
-    """From now on, until ``count`` batches were shown. Raises NoIndex before it began, BadIndex for what cannot be read."""
-    place = await _start_position(link, model_key)
-    on_notice(f"watching {model_key} from {place[0]}-{place[1]}; Ctrl-C ends it")
+    """Follows changes until ``count`` batches were shown.
+
+    Raises IndexUnreachable at the start, UnusableIndex for unreadable data.
+    """
+    position = await _start_position(link, model_key)
+    on_notice(f"watching {model_key} from {position[0]}-{position[1]}; Ctrl-C ends it")
     shown = 0
     while count is None or shown < count:
-        replies = await link.run([read_command(model_key, *place)])
+        replies = await link.run([read_command(model_key, *position)])
         if replies is None:
             on_notice(f"{link.describe()}; what changes meanwhile is shown when it is back, as far as it is kept")
             await link.wait_connected()
             continue
         if isinstance(replies[0], ResponseError):
             raise UnusableIndex(f"the stream of {model_key} is none: {str(replies[0]).splitlines()[0][:120]}")
-        some = _read(replies[0], model_key)
-        for epoch, sequence, data in some:
-            if epoch != place[0]:
+        new_entries = _read(replies[0], model_key)
+        for epoch, sequence, data in new_entries:
+            if epoch != position[0]:
                 on_notice(f"epoch {epoch} begins: an indexer has written everything anew")
-            elif sequence != place[1] + 1:
-                on_notice(f"{epoch}-{place[1] + 1} to {epoch}-{sequence - 1} were cut off before they could be read")
-            place = (epoch, sequence)
-            found = _batch(place, data, model_key, wanted, limits, on_notice)
-            if found is not None and found.instances:
-                on_batch(found)
+            elif sequence != position[1] + 1:
+                on_notice(f"{epoch}-{position[1] + 1} to {epoch}-{sequence - 1} were cut off before they could be read")
+            position = (epoch, sequence)
+            shown_batch = _batch(position, data, model_key, filter_, limits, on_notice)
+            if shown_batch is not None and shown_batch.instances:
+                on_batch(shown_batch)
                 shown += 1
                 if shown == count:
                     return
-        if not some:
+        if not new_entries:
             await asyncio.sleep(limits.index_poll_seconds)
 
 
@@ -186,19 +196,19 @@ def _read(reply: Any, model_key: str) -> list[tuple[int, int, bytes]]:
 
 
 def _batch(
-    place: tuple[int, int],
+    position: tuple[int, int],
     data: bytes,
     model_key: str,
-    wanted: ChangeFilter,
+    filter_: ChangeFilter,
     limits: Limits,
     aside: Callable[[str], None],
 ) -> ChangeBatch | None:
     if len(data) > limits.index_entry_bytes:
-        aside(f"{place[0]}-{place[1]} cannot be read: it has {len(data)} bytes")
+        aside(f"{position[0]}-{position[1]} cannot be read: it has {len(data)} bytes")
         return None
     try:
         wall, changes = decode_entry_with_time(data, model_key, 0.0)
     except UnreadableError as error:
-        aside(f"{place[0]}-{place[1]} cannot be read: {error.message}")
+        aside(f"{position[0]}-{position[1]} cannot be read: {error.message}")
         return None
-    return build_batch(place, wall, changes, wanted)
+    return build_batch(position, wall, changes, filter_)

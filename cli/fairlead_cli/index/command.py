@@ -1,4 +1,4 @@
-"""``fairlead index``, from its arguments to its exit code."""
+"""``fairlead index``: from the options to the exit code."""
 
 import asyncio
 import os
@@ -22,7 +22,9 @@ OK, PROBLEM, UNREACHABLE = 0, 1, 3
 
 
 def run(options: IndexOptions) -> int:
-    """Ask, print, judge. Raises BadInput for wrong usage and for a model that is not there."""
+    """Queries, prints and returns the exit code. Raises BadInput for wrong usage and for an unknown
+    model.
+    """
     options.validate()
     try:
         return asyncio.run(_run(options, read_settings(CliSettings, os.environ), SystemClock(), Limits()))
@@ -34,26 +36,28 @@ def run(options: IndexOptions) -> int:
         return PROBLEM
 
 
-async def _run(asked: IndexOptions, settings: CliSettings, clock: Clock, limits: Limits) -> int:
-    url, words = _place(asked, settings)
-    secret = words.encode()
-    prompt = read_token_ids(asked.tokens, limits) if asked.tokens is not None else []
+async def _run(options: IndexOptions, settings: CliSettings, clock: Clock, limits: Limits) -> int:
+    url, secret_text = _place(options, settings)
+    secret = secret_text.encode()
+    prompt = read_token_ids(options.tokens, limits) if options.tokens is not None else []
     async with connect(url, clock, limits) as link:
-        known = await list_models(link, limits)
-        if asked.action == "stats":
-            return await _stats(asked, link, known, clock, limits)
-        key = choose_model(asked.model, known)
-        if asked.action == "watch":
-            return await _watch(asked, link, key, limits)
-        picture = await take_snapshot(link, key, clock, limits)
-        if asked.action == "verify":
-            return await _verify(asked, link, picture, secret, clock, limits)
-        return await _match(asked, link, picture, prompt, secret, limits)
+        models_ = await list_models(link, limits)
+        if options.action == "stats":
+            return await _stats(options, link, models_, clock, limits)
+        key = choose_model(options.model, models_)
+        if options.action == "watch":
+            return await _watch(options, link, key, limits)
+        snapshot = await take_snapshot(link, key, clock, limits)
+        if options.action == "verify":
+            return await _verify(options, link, snapshot, secret, clock, limits)
+        return await _match(options, link, snapshot, prompt, secret, limits)
 
 
-def _place(asked: IndexOptions, settings: CliSettings) -> tuple[str | None, str]:
-    """The Redis, and the secret of its hashes: as named, else those of the newest stack that `fairlead up` runs here."""
-    url, secret = asked.redis or settings.redis_url, settings.hash_secret or ""
+def _place(options: IndexOptions, settings: CliSettings) -> tuple[str | None, str]:
+    """Returns URL of Redis and secret of the hashes: as given, else those of the newest stack on
+    this machine.
+    """
+    url, secret = options.redis or settings.redis_url, settings.hash_secret or ""
     if not url:
         for stack in running_stacks():
             if stack.redis:
@@ -61,57 +65,57 @@ def _place(asked: IndexOptions, settings: CliSettings) -> tuple[str | None, str]
     return url, secret
 
 
-async def _stats(asked: IndexOptions, link: RedisLink, known: list[str], clock: Clock, limits: Limits) -> int:
+async def _stats(options: IndexOptions, link: RedisLink, known: list[str], clock: Clock, limits: Limits) -> int:
     from fairlead_cli.index.stats import build_stats, render_stats
 
-    wanted = known if asked.model is None else [choose_model(asked.model, known)]
-    found = [build_stats(await take_snapshot(link, key, clock, limits)) for key in wanted]
-    if asked.output == "json":
-        print(msgspec.json.format(msgspec.json.encode({"models": found}), indent=2).decode())
-    elif not found:
+    keys_ = known if options.model is None else [choose_model(options.model, known)]
+    all_stats = [build_stats(await take_snapshot(link, key, clock, limits)) for key in keys_]
+    if options.output == "json":
+        print(msgspec.json.format(msgspec.json.encode({"models": all_stats}), indent=2).decode())
+    elif not all_stats:
         print("this Redis has no index: does an indexer run, and is it this Redis that it writes to?", file=sys.stderr)
     else:
-        stdout_console().print(render_stats(found))
-    return OK if found and all(one.is_healthy for one in found) else PROBLEM
+        stdout_console().print(render_stats(all_stats))
+    return OK if all_stats and all(model_stats.is_healthy for model_stats in all_stats) else PROBLEM
 
 
 async def _match(
-    asked: IndexOptions, link: RedisLink, picture: IndexSnapshot, tokens: list[int], secret: bytes, limits: Limits
+    options: IndexOptions, link: RedisLink, snapshot: IndexSnapshot, tokens: list[int], secret: bytes, limits: Limits
 ) -> int:
     from fairlead_cli.index.prefix_match import TokenPrompt, check_secret, match_prompt, read_ages, to_json
 
-    check_secret(picture, secret)
-    answer, last = match_prompt(picture, TokenPrompt(tokens, asked.adapter, asked.salt), secret)
-    print(to_json(answer, await read_ages(link, picture, last, limits)).decode())
-    if picture.lease is None:
+    check_secret(snapshot, secret)
+    answer, last = match_prompt(snapshot, TokenPrompt(tokens, options.adapter, options.salt), secret)
+    print(to_json(answer, await read_ages(link, snapshot, last, limits)).decode())
+    if snapshot.lease is None:
         since = (
             ""
-            if picture.last_written is None
-            else f" since {format_duration(max(0.0, picture.wall - picture.last_written))}"
+            if snapshot.last_written is None
+            else f" since {format_duration(max(0.0, snapshot.wall - snapshot.last_written))}"
         )
         print(f"fairlead index: nobody writes this index{since}; the answer is as old", file=sys.stderr)
     return OK
 
 
-async def _watch(asked: IndexOptions, link: RedisLink, key: str, limits: Limits) -> int:
+async def _watch(options: IndexOptions, link: RedisLink, key: str, limits: Limits) -> int:
     from fairlead_cli.index.change_stream import ChangeBatch, ChangeFilter, follow_changes, format_batch
 
-    def show(found: ChangeBatch) -> None:
-        text = format_batch(found) if asked.output == "table" else msgspec.json.encode(found).decode()
+    def show(batch: ChangeBatch) -> None:
+        text = format_batch(batch) if options.output == "table" else msgspec.json.encode(batch).decode()
         print(text, flush=True)
 
-    await follow_changes(link, key, ChangeFilter(asked.instance, asked.kind), limits, show, asked.count)
+    await follow_changes(link, key, ChangeFilter(options.instance, options.kind), limits, show, options.count)
     return OK
 
 
 async def _verify(
-    asked: IndexOptions, link: RedisLink, picture: IndexSnapshot, secret: bytes, clock: Clock, limits: Limits
+    options: IndexOptions, link: RedisLink, snapshot: IndexSnapshot, secret: bytes, clock: Clock, limits: Limits
 ) -> int:
     from fairlead_cli.index.verification import render_lines, verify
 
-    found = await verify(link, picture, secret, clock, limits, asked.instance)
-    if asked.output == "json":
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    report = await verify(link, snapshot, secret, clock, limits, options.instance)
+    if options.output == "json":
+        print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     else:
-        print("\n".join(render_lines(found)))
-    return PROBLEM if found.differences else OK
+        print("\n".join(render_lines(report)))
+    return PROBLEM if report.differences else OK

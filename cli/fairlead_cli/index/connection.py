@@ -1,4 +1,4 @@
-"""The way to Redis, and which models have an index there."""
+"""The connection to Redis, and the models that have an index there."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -15,7 +15,9 @@ from fairlead_kvstore.redis.link import RedisLink
 
 @asynccontextmanager
 async def connect(url: str | None, clock: Clock, limits: Limits) -> AsyncIterator[RedisLink]:
-    """A link that is connected. Raises BadInput without a URL, NoIndex when nobody answers."""
+    """Yields a connected link. Raises BadInput without a URL, IndexUnreachable when Redis does not
+    answer.
+    """
     if not url:
         hint = "give --redis redis://HOST:PORT/0, or set FAIRLEAD_REDIS_URL"
         raise BadInput("no Redis is named, and no `fairlead up` runs here with one", field="--redis", hint=hint)
@@ -33,14 +35,14 @@ async def connect(url: str | None, clock: Clock, limits: Limits) -> AsyncIterato
 
 
 def unreachable_error(link: RedisLink) -> IndexUnreachable:
-    """The error for a Redis that does not answer."""
+    """Returns the error for a Redis that does not answer."""
     return IndexUnreachable(
         f"no Redis answers: {link.describe()}", hint="gateways go on without it; is the URL the one that they have?"
     )
 
 
 async def list_models(link: RedisLink, limits: Limits) -> list[str]:
-    """All models that have an index, sorted. Raises NoIndex."""
+    """Returns all models that have an index, sorted. Raises IndexUnreachable."""
     names = await link.scan_keys(keys.index_pattern(), limits.index_models)
     if names is None:
         raise unreachable_error(link)
@@ -48,7 +50,7 @@ async def list_models(link: RedisLink, limits: Limits) -> list[str]:
 
 
 def choose_model(name: str | None, known: Sequence[str]) -> str:
-    """The key ``namespace/name`` of the model that is meant. Raises BadInput, which names the nearest ones."""
+    """Returns the key ``namespace/name`` of a model. Raises BadInput with the nearest names."""
     if name is None:
         if len(known) == 1:
             return known[0]
@@ -56,14 +58,14 @@ def choose_model(name: str | None, known: Sequence[str]) -> str:
         raise BadInput("which model?", field="--model", hint=hint)
     if name in known:
         return name
-    same = [key for key in known if key.partition("/")[2] == name]
-    if len(same) == 1:
-        return same[0]
-    if same:
-        raise BadInput(f"several models are called {name!r}", field="--model", hint=f"say which: {', '.join(same)}")
+    matches = [key for key in known if key.partition("/")[2] == name]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise BadInput(f"several models are called {name!r}", field="--model", hint=f"say which: {', '.join(matches)}")
     if not known:
         hint = "this Redis has no index at all: does an indexer run, and is it this Redis that it writes to?"
         raise BadInput(f"no model {name!r} has an index", field="--model", hint=hint)
-    close = closest_matches(name, [*known, *(key.partition("/")[2] for key in known)])
-    there = [key for key in known if key in close or key.partition("/")[2] in close] or list(known[:5])
-    raise BadInput(f"no model {name!r} has an index", field="--model", hint=f"there is: {', '.join(there)}")
+    similar = closest_matches(name, [*known, *(key.partition("/")[2] for key in known)])
+    keys = [key for key in known if key in similar or key.partition("/")[2] in similar] or list(known[:5])
+    raise BadInput(f"no model {name!r} has an index", field="--model", hint=f"there is: {', '.join(keys)}")

@@ -1,7 +1,9 @@
-"""What an engine holds, from its own mouth: all that it can replay, followed into a truth of its own.
+"""The contents of an engine by its own account: everything that it can replay, applied to a new
+truth.
 
-An engine keeps its last some thousand batches. Where these reach back to its start the comparison is *whole*: what it does not hold
-is known as well. Else it is a *part*: what was stored within them and not removed must be in the index, of all else nothing is known.
+An engine keeps its last thousands of batches. When they reach back to its start the comparison is
+*whole*: absent blocks are known. Otherwise it is a *part*: blocks stored and not removed within
+them must be in the index; the rest is unknown.
 """
 
 from typing import Final
@@ -23,7 +25,9 @@ _POLL_MS: Final = 200
 
 
 class ReplayedContent(msgspec.Struct, frozen=True):
-    """``whole``: everything since the engine's start was there, else from batch ``first`` on."""
+    """Replayed blocks. ``is_whole``: everything since the engine's start, else from batch
+    ``first_batch`` on.
+    """
 
     content: Content
     whole: bool
@@ -34,7 +38,7 @@ class ReplayedContent(msgspec.Struct, frozen=True):
 def replay_engine(
     endpoint: str, instance: str, model_key: str, secret: bytes, clock: Clock, limits: Limits
 ) -> ReplayedContent:
-    """Ask and follow; blocks, so call it in a thread. Raises Unavailable in a few words."""
+    """Requests and applies a replay; blocks, so call it in a thread. Raises Unavailable."""
     truth, stream = BlockStore(secret=secret, limits=limits), EventSequencer(replayable=True, limits=limits)
     truth.attach(instance, model_key, clock.now())
     apply_outcomes(truth, instance, stream.on_connected(), clock.now(), limits)
@@ -71,16 +75,18 @@ def _follow_replay(
     clock: Clock,
     limits: Limits,
 ) -> tuple[int | None, int]:
-    """The number of the first batch, and how many there were."""
-    until, size, batches = clock.now() + limits.index_engine_seconds, 0, 0
+    """Returns the number of the first batch, and the number of batches."""
+    deadline, received_bytes, batches = clock.now() + limits.index_engine_seconds, 0, 0
     first: int | None = None
     while True:
-        if clock.now() > until or size > limits.index_engine_bytes:
-            raise Unavailable(f"{endpoint} does not come to the end of its replay ({batches} batches, {size} bytes)")
+        if clock.now() > deadline or received_bytes > limits.index_engine_bytes:
+            raise Unavailable(
+                f"{endpoint} does not come to the end of its replay ({batches} batches, {received_bytes} bytes)"
+            )
         if not socket.poll(_POLL_MS, zmq.POLLIN):
             continue
         parts = socket.recv_multipart()
-        size += sum(map(len, parts))
+        received_bytes += sum(map(len, parts))
         frame = parse_replay_frame(parts)
         apply_outcomes(truth, instance, stream.on_replayed_frame(frame), clock.now(), limits)
         if frame is None:

@@ -1,4 +1,4 @@
-"""What was typed behind ``fairlead index``, judged."""
+"""Checked options of ``fairlead index``."""
 
 import sys
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ _OPTION_ACTIONS: Final = {
     "kind": ("watch",),
     "count": ("watch",),
 }
-"""Option → the actions that know it."""
+"""Option → the actions that accept it."""
 _TOKEN_DECODER: Final = msgspec.json.Decoder(list[int])
 
 
 @dataclass(frozen=True, slots=True)
 class IndexOptions:
-    """As it was typed."""
+    """The options as given."""
 
     action: str
     model: str | None = None
@@ -39,7 +39,7 @@ class IndexOptions:
     output: str = "table"
 
     def validate(self) -> None:
-        """Raises BadInput for an option of another action, and for one that is missing."""
+        """Raises BadInput for an option of another action, and for a missing one."""
         for name, actions in _OPTION_ACTIONS.items():
             if getattr(self, name) is not None and self.action not in actions:
                 text = f"--{name} belongs to {' and '.join(actions)}, not to {self.action}"
@@ -51,7 +51,9 @@ class IndexOptions:
 
 
 def read_token_ids(path: Path, limits: Limits) -> list[int]:
-    """The prompt. Raises BadInput for what is no list of token ids, OSError for a file that cannot be read."""
+    """Returns the token ids of a prompt. Raises BadInput for anything else, OSError for an
+    unreadable file.
+    """
     if str(path) == STDIN_PATH:
         data = sys.stdin.buffer.read(limits.index_tokens_bytes + 1)
     else:

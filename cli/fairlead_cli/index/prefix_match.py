@@ -1,9 +1,10 @@
-"""``fairlead index match``: who holds a prompt's prefix, how many tokens of it, in which tier, and how old that is.
+"""``fairlead index match``: which instances have a prompt's prefix cached, how much of it, in which
+tier and how old.
 
-Hashes are computed here as everybody computes them (``truth/identity.py``), once for each size of blocks that the model's engines
-have. ``tier`` is the slowest that is needed to reach so far, ``age_seconds`` how long ago the last of these blocks was stored or used
-there, to sixteen seconds. Of what only a shared store may have it is the age of the oldest hint that is needed: the store tells
-nobody what it throws out, so old ones are likely gone.
+Hashes are computed once for each block size of the model's engines. ``tier`` is the slowest one
+that is needed to reach so far; ``age_seconds`` is the time since the last of these blocks was
+stored or used, to sixteen seconds. For blocks of a shared store it is the age of the oldest needed
+hint: the store reports no evictions, so old hints are likely gone.
 """
 
 import asyncio
@@ -44,7 +45,7 @@ class InstanceMatch(msgspec.Struct):
 
 
 class MatchResult(msgspec.Struct):
-    """The whole answer. Instances come in the order of what they hold, those that hold nothing last."""
+    """The whole answer; instances in the order of matched tokens."""
 
     model: str
     tokens: int
@@ -52,98 +53,102 @@ class MatchResult(msgspec.Struct):
 
 
 class TokenPrompt(msgspec.Struct, frozen=True):
-    """What is looked for."""
+    """The prompt to look for."""
 
     tokens: Sequence[int]
     adapter: str | None = None
     salt: str | None = None
 
     def hashes(self, model_key: str, block_size: int, secret: bytes) -> list[int]:
-        """Its chain of blocks of so many tokens. Raises BadInput for a token id that is none."""
+        """Returns its chain of block hashes. Raises BadInput for an invalid token id."""
         start = chain_root(model_key, self.adapter, secret=secret)
         count = len(self.tokens) // block_size
         extras = None if self.salt is None else block_extras(count, block_size, salt=self.salt)
         return block_hashes(start, self.tokens, block_size, extras)
 
 
-def check_secret(picture: IndexSnapshot, secret: bytes) -> None:
-    """Raises BadIndex when the index is of another secret: nothing would match, and nobody could tell why."""
-    if picture.notes is not None and picture.notes.mark != secret_fingerprint(secret):
-        text = f"the index of {picture.model_key} was made under another secret than FAIRLEAD_HASH_SECRET is here"
+def check_secret(snapshot: IndexSnapshot, secret: bytes) -> None:
+    """Raises UnusableIndex when the index has another secret: nothing would match, with no visible
+    reason.
+    """
+    if snapshot.notes is not None and snapshot.notes.mark != secret_fingerprint(secret):
+        text = f"the index of {snapshot.model_key} was made under another secret than FAIRLEAD_HASH_SECRET is here"
         raise UnusableIndex(text, hint="set it to what gateways and the indexer have; unset is a secret, too")
 
 
-def match_prompt(picture: IndexSnapshot, prompt: TokenPrompt, secret: bytes) -> tuple[MatchResult, dict[str, int]]:
-    """Who holds how much, still without ages; and the last matched block of each, where it has one of its own."""
-    mirror, chains = picture.mirror, dict[int, list[int]]()
+def match_prompt(snapshot: IndexSnapshot, prompt: TokenPrompt, secret: bytes) -> tuple[MatchResult, dict[str, int]]:
+    """Returns the matches without ages; and the last matched block of each instance that has its
+    own.
+    """
+    mirror, chains = snapshot.mirror, dict[int, list[int]]()
     last: dict[str, int] = {}
-    answer = MatchResult(picture.model_key, len(prompt.tokens), [])
-    for name in picture.instances:
-        size = picture.block_size(name)
+    answer = MatchResult(snapshot.model_key, len(prompt.tokens), [])
+    for name in snapshot.instances:
+        size = snapshot.block_size(name)
         if size is not None and size not in chains:
-            chains[size] = prompt.hashes(picture.model_key, size, secret)
-    depths = {size: {one.instance: one.blocks for one in mirror.match(chain)} for size, chain in chains.items()}
-    for name in picture.instances:
-        size, known, note = picture.block_size(name), mirror.completeness(name), picture.note(name)
+            chains[size] = prompt.hashes(snapshot.model_key, size, secret)
+    depths = {size: {match.instance: match.blocks for match in mirror.match(chain)} for size, chain in chains.items()}
+    for name in snapshot.instances:
+        size, known, note = snapshot.block_size(name), mirror.completeness(name), snapshot.note(name)
         blocks = depths[size].get(name, (0, 0, 0, 0)) if size else (0, 0, 0, 0)
         reached = blocks[-1]
         tier = StorageTier(blocks.index(reached)) if reached else None
         if size and tier is not None and tier is not StorageTier.REMOTE:
             last[name] = chains[size][reached - 1]
         complete = known is not None and known.complete
-        told = None if tier is None else tier.name.lower()
+        tier_name = None if tier is None else tier.name.lower()
         url = note.url if note is not None else None
         age = None
         if size and tier is StorageTier.REMOTE:
-            needed = chains[size][blocks[StorageTier.DISK] : reached]
-            known_ages = [mirror.hint_age_seconds(own, picture.now) for own in needed]
-            age = max((one for one in known_ages if one is not None), default=None)
-        answer.instances.append(InstanceMatch(name, url, reached * (size or 0), told, age, complete))
-    answer.instances.sort(key=lambda one: (-one.matched_tokens, one.id))
+            hint_hashes = chains[size][blocks[StorageTier.DISK] : reached]
+            known_ages = [mirror.hint_age_seconds(own, snapshot.now) for own in hint_hashes]
+            age = max((match for match in known_ages if match is not None), default=None)
+        answer.instances.append(InstanceMatch(name, url, reached * (size or 0), tier_name, age, complete))
+    answer.instances.sort(key=lambda match: (-match.matched_tokens, match.id))
     return answer, last
 
 
 async def read_ages(
-    link: RedisLink, picture: IndexSnapshot, last: Mapping[str, int], limits: Limits
+    link: RedisLink, snapshot: IndexSnapshot, last_blocks: Mapping[str, int], limits: Limits
 ) -> dict[str, float]:
-    """How long ago each of these blocks was stored or used, where Redis knows. Raises NoIndex."""
-    found: dict[str, float] = {}
-    some = sorted(last)
-    for start in range(0, len(some), _PART_BATCH):
-        names = some[start : start + _PART_BATCH]
-        times = await asyncio.gather(*(_written_time(link, picture, one, last[one]) for one in names))
-        found.update({name: then for name, then in zip(names, times, strict=True) if then is not None})
-    await _add_streamed_times(link, picture, last, found, limits)
-    return {name: max(0.0, picture.wall - then) for name, then in found.items()}
+    """Returns the ages of these blocks in seconds, as far as Redis knows. Raises IndexUnreachable."""
+    times: dict[str, float] = {}
+    sorted_names = sorted(last_blocks)
+    for start in range(0, len(sorted_names), _PART_BATCH):
+        names = sorted_names[start : start + _PART_BATCH]
+        written = await asyncio.gather(*(_written_time(link, snapshot, name, last_blocks[name]) for name in names))
+        times.update({name: unix_time for name, unix_time in zip(names, written, strict=True) if unix_time is not None})
+    await _add_streamed_times(link, snapshot, last_blocks, times, limits)
+    return {name: max(0.0, snapshot.wall - unix_time) for name, unix_time in times.items()}
 
 
-async def _written_time(link: RedisLink, picture: IndexSnapshot, instance: str, own: int) -> float | None:
-    """When the block was last used by what was written down of the instance, Unix seconds."""
-    header = picture.headers.get(instance)
+async def _written_time(link: RedisLink, snapshot: IndexSnapshot, instance: str, own: int) -> float | None:
+    """Returns the Unix time of the block's last use in the written part of the instance."""
+    header = snapshot.headers.get(instance)
     if header is None:
         return None
-    _, idx, _ = keys.index_keys(picture.model_key)
-    mine = sorted(part for part in header.parts if part.startswith("0.m"))
-    values = await read_fields(link, idx, [header.parts[part] for part in mine])
+    _, idx, _ = keys.index_keys(snapshot.model_key)
+    hash_parts = sorted(part for part in header.parts if part.startswith("0.m"))
+    values = await read_fields(link, idx, [header.parts[part] for part in hash_parts])
     if values is None:
         raise unreachable_error(link)
-    for part, data in zip(mine, values, strict=True):
+    for part, data in zip(hash_parts, values, strict=True):
         row = _find_row(data, own)
-        other = header.parts.get(part.replace("m", "h"))
-        if row is not None and other is not None:
-            return await _read_time(link, idx, other, row, header)
+        time_field = header.parts.get(part.replace("m", "h"))
+        if row is not None and time_field is not None:
+            return await _read_time(link, idx, time_field, row, header)
     return None
 
 
 def _find_row(data: Any, own: int) -> int | None:
-    """Where the block is in a part that may be gone or damaged."""
+    """Returns the row of a block in a part, which may be absent or damaged."""
     if data is None:
         return None
     try:
         owns, counts = decode_replica_part(decode_part(data))
     except (UnreadableError, SnapshotError):
         return None
-    rows = [row for row, there in enumerate(owns) if there == own and counts[row]]
+    rows = [row for row, block_hash in enumerate(owns) if block_hash == own and counts[row]]
     return rows[0] if rows else None
 
 
@@ -160,14 +165,14 @@ async def _read_time(link: RedisLink, idx: str, field: bytes, row: int, header: 
 
 
 async def _add_streamed_times(
-    link: RedisLink, picture: IndexSnapshot, last: Mapping[str, int], found: dict[str, float], limits: Limits
+    link: RedisLink, snapshot: IndexSnapshot, last_blocks: Mapping[str, int], times: dict[str, float], limits: Limits
 ) -> None:
-    """Stores of these blocks since the instances were written down."""
-    if picture.at is None or not last:
+    """Adds stores of these blocks since the instances were written."""
+    if snapshot.at is None or not last_blocks:
         return
-    _, _, ev = keys.index_keys(picture.model_key)
-    since = min((one.sequence for one in picture.headers.values()), default=0)
-    epoch, upto = picture.at
+    _, _, ev = keys.index_keys(snapshot.model_key)
+    since = min((header.sequence for header in snapshot.headers.values()), default=0)
+    epoch, upto = snapshot.at
     while True:
         replies = await link.run([("XRANGE", ev, f"{epoch}-{since + 1}", "+", "COUNT", _ENTRY_BATCH)])
         if replies is None:
@@ -176,31 +181,31 @@ async def _add_streamed_times(
         for name, values in entries:
             since = int(bytes(name).partition(b"-")[2])
             _add_entry_times(
-                values.get(ENTRY_FIELD) if isinstance(values, dict) else None, picture, last, found, limits
+                values.get(ENTRY_FIELD) if isinstance(values, dict) else None, snapshot, last_blocks, times, limits
             )
         if len(entries) < _ENTRY_BATCH or since >= upto:
             return
 
 
 def _add_entry_times(
-    data: Any, picture: IndexSnapshot, last: Mapping[str, int], found: dict[str, float], limits: Limits
+    data: Any, snapshot: IndexSnapshot, last_blocks: Mapping[str, int], times: dict[str, float], limits: Limits
 ) -> None:
     if not isinstance(data, bytes) or len(data) > limits.index_entry_bytes:
         return
     try:
-        wall, changes = decode_entry_with_time(data, picture.model_key, picture.ahead)
+        wall, changes = decode_entry_with_time(data, snapshot.model_key, snapshot.ahead)
     except UnreadableError:
         return
-    for one in changes:
-        if isinstance(one, BlocksStored) and last.get(one.instance) in one.hashes:
-            found[one.instance] = wall
+    for change in changes:
+        if isinstance(change, BlocksStored) and last_blocks.get(change.instance) in change.hashes:
+            times[change.instance] = wall
 
 
-def to_json(answer: MatchResult, found: Mapping[str, float]) -> bytes:
-    """As it is printed."""
-    for one in answer.instances:
-        age = found.get(one.id, one.age_seconds)
-        one.age_seconds = None if age is None else round(age, 1)
+def to_json(answer: MatchResult, age_by_instance: Mapping[str, float]) -> bytes:
+    """Returns the answer as it is printed."""
+    for match in answer.instances:
+        age = age_by_instance.get(match.id, match.age_seconds)
+        match.age_seconds = None if age is None else round(age, 1)
     return msgspec.json.format(msgspec.json.encode(answer), indent=2)
 
 

@@ -1,7 +1,8 @@
-"""One model's index as Redis has it at this moment: the mirror that a gateway would make of it, and everything around it.
+"""A snapshot of one model's index in Redis: the mirror that a gateway would build, and everything
+around it.
 
-The mirror is loaded by the very code that gateways use, so that what is told here is what they see. Beside it are read the lease
-(who writes), the headers of the instances, what the indexer notes of them, and the ends of the stream.
+The mirror is loaded by the gateways' own code, so that it shows what they see. Besides are read the
+lease (who writes), the headers of the instances, the indexer's notes, and the ends of the stream.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ from fairlead_kvstore.redis.link import RedisLink
 
 _MAX_ATTEMPTS: Final = 10
 _PAUSE_SECONDS: Final = 0.3
-"""An indexer that has just begun writes everything down first, and an instance's parts may be replaced while they are read."""
+"""A new indexer writes everything first, and parts of an instance may be replaced during a read."""
 _HEADER_BATCH: Final = 64
 
 Sleep = Callable[[float], Awaitable[object]]
@@ -45,7 +46,7 @@ Sleep = Callable[[float], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class WriterLease:
-    """Who may write, and for how long without another word."""
+    """The indexer that may write, and for how long."""
 
     epoch: int
     holder: str
@@ -54,7 +55,9 @@ class WriterLease:
 
 @dataclass(frozen=True, slots=True)
 class StreamTail:
-    """The stream of changes: how long it is, its first and last ``(epoch, sequence)``, and when the last was written (Unix)."""
+    """The stream of changes: its length, first and last ``(epoch, sequence)``, and the time of the
+    last entry (Unix).
+    """
 
     entries: int = 0
     first: tuple[int, int] | None = None
@@ -64,7 +67,12 @@ class StreamTail:
 
 @dataclass(slots=True)
 class IndexSnapshot:
-    """``ahead``: Unix time less monotonic time. ``loaded`` is None when no mirror can be made, for ``trouble``."""
+    """The index at one moment.
+
+    ahead: Unix time minus monotonic time.
+
+    loaded: None when no mirror can be built; ``problem`` says why.
+    """
 
     model_key: str
     wall: float
@@ -83,7 +91,7 @@ class IndexSnapshot:
 
     @property
     def mirror(self) -> IndexReplica:
-        """What gateways have. Raises BadIndex."""
+        """The mirror that gateways have. Raises UnusableIndex."""
         if self.loaded is None:
             hint = "gateways go on with what they had; an indexer that leads writes everything anew when it must"
             raise UnusableIndex(f"the index of {self.model_key} cannot be read: {self.problem}", hint=hint)
@@ -91,50 +99,52 @@ class IndexSnapshot:
 
     @property
     def instances(self) -> list[str]:
-        """All that are known of, by any source."""
+        """All known instances, from any source."""
         noted = self.notes.instances if self.notes is not None else {}
-        told = self.loaded.mirror.instances() if self.loaded is not None else ()
-        return sorted({*told, *noted, *self.headers, *self.unreadable} - {"hints"})
+        mirrored = self.loaded.mirror.instances() if self.loaded is not None else ()
+        return sorted({*mirrored, *noted, *self.headers, *self.unreadable} - {"hints"})
 
     def note(self, instance: str) -> InstanceStatus | None:
-        """What the indexer says of it; None when it says nothing."""
+        """Returns the indexer's note on an instance, or None."""
         return None if self.notes is None else self.notes.instances.get(instance)
 
     def block_size(self, instance: str) -> int | None:
-        """The tokens of one of its blocks; None when nothing of it was seen yet."""
+        """Returns the tokens of one block of an instance; None while unknown."""
         note, header = self.note(instance), self.headers.get(instance)
         noted = None if note is None else note.block_size
         return noted or (None if header is None else header.slice.block_size)
 
     @property
     def last_written(self) -> float | None:
-        """When something was last written, Unix seconds."""
-        told = (self.notes, self.meta)
-        times = [self.tail.wall, *(one.wall for one in told if one is not None)]
-        return max((one for one in times if one is not None), default=None)
+        """Unix time of the last write."""
+        sources = (self.notes, self.meta)
+        times = [self.tail.wall, *(source.wall for source in sources if source is not None)]
+        return max((source for source in times if source is not None), default=None)
 
 
 async def take_snapshot(
     link: RedisLink, model_key: str, clock: Clock, limits: Limits, sleep: Sleep = asyncio.sleep
 ) -> IndexSnapshot:
-    """How it is now; for some seconds an indexer that is writing it down is waited for. Raises NoIndex."""
+    """Returns the present state; waits some seconds for an indexer that is writing it. Raises
+    IndexUnreachable.
+    """
     for attempt in range(_MAX_ATTEMPTS):
-        picture = await _read_once(link, model_key, clock, limits)
-        if picture.loaded is not None or picture.lease is None or attempt == _MAX_ATTEMPTS - 1:
+        snapshot = await _read_once(link, model_key, clock, limits)
+        if snapshot.loaded is not None or snapshot.lease is None or attempt == _MAX_ATTEMPTS - 1:
             break
         await sleep(_PAUSE_SECONDS)
-    return picture
+    return snapshot
 
 
 async def _read_once(link: RedisLink, model_key: str, clock: Clock, limits: Limits) -> IndexSnapshot:
-    now, wall = clock.now(), clock.wall()
-    picture = IndexSnapshot(model_key, wall, now, wall - now)
-    own, idx, ev = keys.index_keys(model_key)
+    now, unix_now = clock.now(), clock.wall()
+    snapshot = IndexSnapshot(model_key, unix_now, now, unix_now - now)
+    lease_key, idx, ev = keys.index_keys(model_key)
     replies = await link.run(
         [
             ("HMGET", idx, POSITION_FIELD, META_FIELD, STATUSES_FIELD),
-            ("GET", own),
-            ("PTTL", own),
+            ("GET", lease_key),
+            ("PTTL", lease_key),
             ("XLEN", ev),
             ("XRANGE", ev, "-", "+", "COUNT", 1),
             ("XREVRANGE", ev, "+", "-", "COUNT", 1),
@@ -146,44 +156,44 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock, limits: Limi
         raise unreachable_error(link)
     for reply in replies:
         if isinstance(reply, ResponseError):
-            picture.problem = f"Redis refuses: {str(reply).splitlines()[0][:120]}"
-            return picture
-    (at, meta, notes), lease, left, length, first, last, names, hints = replies
-    picture.hints = decode_replication_hints(hints)
-    picture.at, picture.lease = decode_position(at), parse_lease(lease, left)
-    picture.meta = _decode_field(picture, "meta", meta, IndexMeta)
-    picture.notes = _decode_field(picture, "notes", notes, InstanceStatuses)
+            snapshot.problem = f"Redis refuses: {str(reply).splitlines()[0][:120]}"
+            return snapshot
+    (at, meta, notes), lease, lease_milliseconds, length, first, last, names, hints = replies
+    snapshot.hints = decode_replication_hints(hints)
+    snapshot.at, snapshot.lease = decode_position(at), parse_lease(lease, lease_milliseconds)
+    snapshot.meta = _decode_field(snapshot, "meta", meta, IndexMeta)
+    snapshot.notes = _decode_field(snapshot, "notes", notes, InstanceStatuses)
     try:
-        picture.tail = StreamTail(int(length), _entry_id(first), _entry_id(last), _entry_time(last, model_key))
+        snapshot.tail = StreamTail(int(length), _entry_id(first), _entry_id(last), _entry_time(last, model_key))
     except (UnreadableError, KeyError, TypeError, IndexError, ValueError) as error:
-        picture.unreadable["the last entry"] = str(error)[:120]
-    await _headers(link, idx, picture, sorted(names))
-    found = await load_index(link, model_key, picture.ahead, now, limits)
-    if isinstance(found, LoadFailure):
-        picture.problem = found.why
+        snapshot.unreadable["the last entry"] = str(error)[:120]
+    await _headers(link, idx, snapshot, sorted(names))
+    loaded = await load_index(link, model_key, snapshot.ahead, now, limits)
+    if isinstance(loaded, LoadFailure):
+        snapshot.problem = loaded.why
     else:
-        picture.loaded = found
-        picture.unreadable |= found.unreadable
-    return picture
+        snapshot.loaded = loaded
+        snapshot.unreadable |= loaded.unreadable
+    return snapshot
 
 
-async def _headers(link: RedisLink, idx: str, picture: IndexSnapshot, names: list[bytes]) -> None:
-    """Of the instances that count, which is those of the present epoch."""
-    wanted = [name for name in names if header_instance(name) is not None]
-    for start in range(0, len(wanted), _HEADER_BATCH):
-        some = wanted[start : start + _HEADER_BATCH]
-        values = await read_fields(link, idx, some)
+async def _headers(link: RedisLink, idx: str, snapshot: IndexSnapshot, names: list[bytes]) -> None:
+    """Reads the headers of the instances of the present epoch."""
+    names_ = [name for name in names if header_instance(name) is not None]
+    for start in range(0, len(names_), _HEADER_BATCH):
+        batch = names_[start : start + _HEADER_BATCH]
+        values = await read_fields(link, idx, batch)
         if values is None:
             raise unreachable_error(link)
-        for name, data in zip(some, values, strict=True):
+        for name, data in zip(batch, values, strict=True):
             instance = header_instance(name) or ""
-            header = _decode_field(picture, instance, data, InstanceHeader)
-            if header is not None and (picture.at is None or header.epoch == picture.at[0]):
-                picture.headers[instance] = header
+            header = _decode_field(snapshot, instance, data, InstanceHeader)
+            if header is not None and (snapshot.at is None or header.epoch == snapshot.at[0]):
+                snapshot.headers[instance] = header
 
 
 def parse_lease(data: Any, milliseconds: Any) -> WriterLease | None:
-    """The lease, if there is one."""
+    """Returns the lease, or None."""
     if not isinstance(data, bytes) or not isinstance(milliseconds, int):
         return None
     epoch, colon, holder = data.partition(b":")
@@ -192,13 +202,13 @@ def parse_lease(data: Any, milliseconds: Any) -> WriterLease | None:
     return WriterLease(int(epoch), holder.decode("utf-8", "replace")[:256], max(0, milliseconds) / 1e3)
 
 
-def _decode_field(picture: IndexSnapshot, name: str, data: Any, kind: type[Any]) -> Any:
+def _decode_field(snapshot: IndexSnapshot, name: str, data: Any, type_: type[Any]) -> Any:
     if data is None:
         return None
     try:
-        return decode_value(data, kind)
+        return decode_value(data, type_)
     except UnreadableError as error:
-        picture.unreadable[name] = error.message
+        snapshot.unreadable[name] = error.message
         return None
 
 

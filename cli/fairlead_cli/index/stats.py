@@ -1,8 +1,10 @@
-"""``fairlead index stats``: who writes the index of a model, how far it is, and what each instance holds.
+"""``fairlead index stats``: who writes the index of a model, its position, and the contents of each
+instance.
 
-``unique`` blocks are held by no other instance: what a scale-down would lose with it. ``scale_down`` 1 is the instance that is
-cheapest to lose by that; a gateway's status knows besides what was used lately. ``since_written`` says how many batches of
-the stream a cold mirror must apply on top of what was written down of the instance.
+``unique`` blocks are on no other instance: a scale-down would lose them. ``scale_down`` 1 is the
+cheapest instance to lose by that; a gateway's status also knows what was used recently.
+``since_written`` is the number of batches that a new mirror must apply to what was written of the
+instance.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +40,7 @@ _TABLE_HEADINGS = (
 
 
 class InstanceContents(msgspec.Struct, kw_only=True):
-    """One instance. None is what nobody told. Seconds are durations up to now."""
+    """One instance. None is unknown. Seconds are ages."""
 
     id: str
     url: str | None
@@ -65,8 +67,15 @@ class InstanceContents(msgspec.Struct, kw_only=True):
 
 
 class IndexStats(msgspec.Struct, kw_only=True):
-    """One model. ``stale_seconds``: how long nobody has written, None while somebody does; ``trouble``: why it cannot be used.
-    ``hints``: blocks in shared stores. ``wanted``: hot prefixes that want another home, None where no gateway tells."""
+    """One model.
+
+    stale_seconds: age of the last write when no indexer writes, else None.
+
+    trouble: why the index is unusable.
+
+    hints: blocks in shared stores. ``wanted``: hot prefixes that need another home; None when no
+    gateway reports.
+    """
 
     model: str
     leader: str | None
@@ -84,72 +93,80 @@ class IndexStats(msgspec.Struct, kw_only=True):
 
     @property
     def is_healthy(self) -> bool:
-        """Gateways can use it, and it is kept up."""
+        """Whether gateways can use the index and an indexer writes it."""
         return not self.trouble and not self.unreadable and self.leader is not None
 
 
-def build_stats(picture: IndexSnapshot) -> IndexStats:
-    """Of one model, from what was read."""
-    mirror = picture.loaded.mirror if picture.loaded is not None else None
+def build_stats(snapshot: IndexSnapshot) -> IndexStats:
+    """Returns the stats of one snapshot."""
+    mirror = snapshot.loaded.mirror if snapshot.loaded is not None else None
     counted = count_blocks(mirror) if mirror is not None else {}
-    ranked = {one.instance: one for one in rank_removals(counted, _incomplete_instances(picture, counted), None)}
-    lease, at, written = picture.lease, picture.at, picture.last_written
+    ranked = {
+        victim.instance: victim for victim in rank_removals(counted, _incomplete_instances(snapshot, counted), None)
+    }
+    lease, at, written = snapshot.lease, snapshot.at, snapshot.last_written
     blocks = 0 if mirror is None else sum(count for _, count in mirror.holder_sets())
     return IndexStats(
-        model=picture.model_key,
+        model=snapshot.model_key,
         leader=lease.holder if lease is not None else None,
         lease_seconds=lease.seconds if lease is not None else None,
         epoch=at[0] if at is not None else None,
         sequence=at[1] if at is not None else None,
-        stream_entries=picture.tail.entries,
-        stale_seconds=None if lease is not None or written is None else max(0.0, picture.wall - written),
-        trouble=picture.problem if mirror is None else "",
-        unreadable=picture.unreadable,
+        stream_entries=snapshot.tail.entries,
+        stale_seconds=None if lease is not None or written is None else max(0.0, snapshot.wall - written),
+        trouble=snapshot.problem if mirror is None else "",
+        unreadable=snapshot.unreadable,
         blocks=blocks,
         hints=mirror.hint_count if mirror is not None else 0,
-        wanted=None if picture.hints is None else picture.hints.hints,
+        wanted=None if snapshot.hints is None else snapshot.hints.hints,
         instances=[
-            _instance_contents(picture, name, counted.get(name, BlockCounts()), ranked.get(name))
-            for name in picture.instances
+            _instance_contents(snapshot, name, counted.get(name, BlockCounts()), ranked.get(name))
+            for name in snapshot.instances
         ],
     )
 
 
-def _incomplete_instances(picture: IndexSnapshot, counted: Mapping[str, BlockCounts]) -> dict[str, str]:
-    """Which of these are not known completely, and why."""
-    found = {}
+def _incomplete_instances(snapshot: IndexSnapshot, counted: Mapping[str, BlockCounts]) -> dict[str, str]:
+    """Returns the instances that are not completely known, with the reason."""
+    reasons = {}
     for name in counted:
-        known = picture.loaded.mirror.completeness(name) if picture.loaded is not None else None
+        known = snapshot.loaded.mirror.completeness(name) if snapshot.loaded is not None else None
         if known is None or not known.complete:
-            found[name] = "nothing was told of it" if known is None else known.reason
-    return found
+            reasons[name] = "nothing was told of it" if known is None else known.reason
+    return reasons
 
 
 def _instance_contents(
-    picture: IndexSnapshot, name: str, held: BlockCounts, victim: RemovalRank | None
+    snapshot: IndexSnapshot, name: str, counted: BlockCounts, victim: RemovalRank | None
 ) -> InstanceContents:
-    note, header = picture.note(name), picture.headers.get(name)
-    known = picture.loaded.mirror.completeness(name) if picture.loaded is not None else None
-    kept = header.slice if header is not None else None
-    evicted = note.evicted_age_seconds if note is not None else kept.evicted_age_seconds if kept is not None else None
-    sequence = picture.at[1] if picture.at is not None else None
+    note, header = snapshot.note(name), snapshot.headers.get(name)
+    known = snapshot.loaded.mirror.completeness(name) if snapshot.loaded is not None else None
+    slice_header = header.slice if header is not None else None
+    evicted = (
+        note.evicted_age_seconds
+        if note is not None
+        else slice_header.evicted_age_seconds
+        if slice_header is not None
+        else None
+    )
+    sequence = snapshot.at[1] if snapshot.at is not None else None
     return InstanceContents(
         id=name,
         url=note.url if note is not None else None,
         connected=note.connected if note is not None else None,
         complete=known is not None and known.complete,
-        reason=known.reason if known is not None else picture.unreadable.get(name, "nothing was told of it"),
-        since_seconds=max(0.0, picture.now - known.since) if known is not None else None,
-        epoch=kept.epoch if kept is not None else None,
-        block_size=picture.block_size(name),
-        blocks=held.blocks,
-        unique=held.unique,
+        reason=known.reason if known is not None else snapshot.unreadable.get(name, "nothing was told of it"),
+        since_seconds=max(0.0, snapshot.now - known.since) if known is not None else None,
+        epoch=slice_header.epoch if slice_header is not None else None,
+        block_size=snapshot.block_size(name),
+        blocks=counted.blocks,
+        unique=counted.unique,
         scale_down=victim.rank if victim is not None else None,
         scale_down_reason=victim.reason if victim is not None else "nothing was told of it",
-        gpu=held.gpu,
-        cpu=held.cpu,
-        disk=held.disk,
-        hybrid=kept.hybrid if kept is not None else None,
+        gpu=counted.gpu,
+        cpu=counted.cpu,
+        disk=counted.disk,
+        hybrid=slice_header.hybrid if slice_header is not None else None,
         evicted_age_seconds=evicted,
         orphans=note.orphans if note is not None else None,
         following=note.following if note is not None else None,
@@ -159,46 +176,50 @@ def _instance_contents(
     )
 
 
-def render_stats(found: Sequence[IndexStats]) -> RenderableType:
-    """For people: a headline and a table for each model, and below it what is wrong."""
-    return Group(*(part for one in found for part in _model(one)))
+def render_stats(all_stats: Sequence[IndexStats]) -> RenderableType:
+    """Returns for each model a headline, problems and a table."""
+    return Group(*(part for stats in all_stats for part in _model(stats)))
 
 
-def _model(one: IndexStats) -> Iterator[RenderableType]:
-    sign = ("√", "green") if one.is_healthy else ("×", "red")
-    writes = f"{one.leader} writes" if one.leader is not None else "nobody writes"
-    if one.stale_seconds is not None:
-        writes += f" since {format_duration(one.stale_seconds)}"
-    at = UNKNOWN if one.epoch is None else f"{one.epoch}-{one.sequence}"
-    hints = f", {one.hints:,} in shared stores" if one.hints else ""
+def _model(stats: IndexStats) -> Iterator[RenderableType]:
+    sign = ("√", "green") if stats.is_healthy else ("×", "red")
+    writes = f"{stats.leader} writes" if stats.leader is not None else "nobody writes"
+    if stats.stale_seconds is not None:
+        writes += f" since {format_duration(stats.stale_seconds)}"
+    at = UNKNOWN if stats.epoch is None else f"{stats.epoch}-{stats.sequence}"
+    hints = f", {stats.hints:,} in shared stores" if stats.hints else ""
     yield Text.assemble(
-        sign, (f" {one.model}", "bold cyan"), f"  {one.blocks:,} blocks{hints}  {writes}", (f"  at {at}", "dim")
+        sign, (f" {stats.model}", "bold cyan"), f"  {stats.blocks:,} blocks{hints}  {writes}", (f"  at {at}", "dim")
     )
-    if one.trouble:
-        yield Text(f"  it cannot be used: {one.trouble}", style="red")
-    for name, why in sorted(one.unreadable.items()):
+    if stats.trouble:
+        yield Text(f"  it cannot be used: {stats.trouble}", style="red")
+    for name, why in sorted(stats.unreadable.items()):
         yield Text(f"  {name} cannot be read: {why}", style="red")
-    for hint in one.wanted or ():
+    for hint in stats.wanted or ():
         yield Text(f"  {hint.prefix}  {hint.tokens:,} tokens want {hint.wanted} homes: {hint.reason}", style="yellow")
-    if one.instances:
-        yield _table(one.instances)
+    if stats.instances:
+        yield _table(stats.instances)
 
 
 def _table(instances: Sequence[InstanceContents]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for head in _TABLE_HEADINGS:
-        left = head in ("INSTANCE", "COMPLETE")
-        table.add_column(head, justify="left" if left else "right", no_wrap=head != "COMPLETE", overflow="fold")
-    for one in instances:
-        since = f" for {format_duration(one.since_seconds)}" if one.since_seconds is not None else ""
-        complete = f"yes{since}: {one.reason}" if one.complete else f"no{since}: {one.reason}"
-        if one.trouble:
-            complete += f"; {one.trouble}"
-        row = [one.id, *(f"{count:,}" for count in (one.blocks, one.unique)), _number(one.scale_down)]
-        row += [f"{count:,}" for count in (one.gpu, one.cpu, one.disk)]
-        row += [_number(one.block_size), _duration(one.evicted_age_seconds), _number(one.orphans)]
-        row += [_number(one.following), _duration(one.lag_seconds), complete]
-        table.add_row(*row, style=None if one.complete else "yellow")
+        is_text = head in ("INSTANCE", "COMPLETE")
+        table.add_column(head, justify="left" if is_text else "right", no_wrap=head != "COMPLETE", overflow="fold")
+    for contents in instances:
+        since = f" for {format_duration(contents.since_seconds)}" if contents.since_seconds is not None else ""
+        complete = f"yes{since}: {contents.reason}" if contents.complete else f"no{since}: {contents.reason}"
+        if contents.trouble:
+            complete += f"; {contents.trouble}"
+        row = [
+            contents.id,
+            *(f"{count:,}" for count in (contents.blocks, contents.unique)),
+            _number(contents.scale_down),
+        ]
+        row += [f"{count:,}" for count in (contents.gpu, contents.cpu, contents.disk)]
+        row += [_number(contents.block_size), _duration(contents.evicted_age_seconds), _number(contents.orphans)]
+        row += [_number(contents.following), _duration(contents.lag_seconds), complete]
+        table.add_row(*row, style=None if contents.complete else "yellow")
     return table
 
 

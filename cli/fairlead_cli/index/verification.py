@@ -1,14 +1,15 @@
-"""``fairlead index verify``: is the index what it should be?
+"""``fairlead index verify``: compares the index with itself and with the engines.
 
-Two comparisons. *With itself*: everything that was written down can be read and holds together, the stream is unbroken up to where
-the index says it is, nothing lies there that nobody needs, and what was read first, brought up by the stream, is what is read later.
-*With the engines*: what an engine can replay is followed anew (``engines.py``) and held against what gateways see.
+With itself: all written parts are readable and consistent, the stream is unbroken up to the index's
+position, nothing unneeded is left, and an older snapshot plus the stream equals a newer one. With
+the engines: an engine's replay (``engine_replay``) is compared with the gateways' view.
 
-Everything is in motion meanwhile: an engine stores a block between two looks, an instance is written down anew. So whatever looks
-wrong is looked at again, some times, and only what is wrong in the same way every time is told.
+Everything changes meanwhile, so a difference is checked again several times, and only one that
+persists is reported.
 
-A block that the index has and the engine has not is a *ghost*, always wrong. One that the engine has and the index has not is
-*missing*, which is wrong where the index says that it knows all of the instance, and else is only said.
+A block of the index that the engine has not is a *ghost*, always a difference. A block of the
+engine that the index has not is
+*missing*: a difference only when the index claims to know all of the instance.
 """
 
 import asyncio
@@ -48,13 +49,15 @@ from fairlead_kvstore.redis.link import RedisLink
 
 _MAX_ATTEMPTS: Final = 4
 _PAUSE_SECONDS: Final = 0.5
-"""Longer than changes wait to be written, so that a slow look is not the same as the one before."""
+"""Longer than changes wait to be written, so that two snapshots differ."""
 _MAX_CONCURRENT_ENGINES: Final = 4
 _ENTRY_BATCH: Final = 256
 
 
 class EngineComparison(msgspec.Struct, kw_only=True):
-    """One instance. ``how``: ``whole``, ``part`` (of what it holds) or ``not``; ``wrong``: blocks that count as differences."""
+    """One instance. ``how``: ``whole``, ``part`` or ``not`` compared; ``wrong``: blocks that count
+    as differences.
+    """
 
     id: str
     how: str
@@ -66,7 +69,7 @@ class EngineComparison(msgspec.Struct, kw_only=True):
 
 
 class VerificationReport(msgspec.Struct):
-    """``findings``: what does not hold in Redis by itself, where and what."""
+    """The whole result. ``findings``: what is inconsistent in Redis itself."""
 
     model: str
     findings: dict[str, str]
@@ -76,73 +79,76 @@ class VerificationReport(msgspec.Struct):
 
 async def verify(
     link: RedisLink,
-    picture: IndexSnapshot,
+    snapshot: IndexSnapshot,
     secret: bytes,
     clock: Clock,
     limits: Limits,
     instance: str | None = None,
     sleep: Sleep = asyncio.sleep,
 ) -> VerificationReport:
-    """All of it. ``instance``: ask only engines whose id begins so. Raises NoIndex."""
-    if picture.loaded is None:
-        return VerificationReport(picture.model_key, {"index": picture.problem}, [], 1)
-    findings = await _check_consistency(link, picture)
+    """Returns the result. Raises IndexUnreachable.
+
+    instance: compare only engines whose id begins with it.
+    """
+    if snapshot.loaded is None:
+        return VerificationReport(snapshot.model_key, {"index": snapshot.problem}, [], 1)
+    findings = await _check_consistency(link, snapshot)
     if findings:
         await sleep(_PAUSE_SECONDS)
-        picture = await take_snapshot(link, picture.model_key, clock, limits, sleep)
-        again = await _check_consistency(link, picture)
-        findings = {where: what for where, what in again.items() if where in findings}
-    drift = await _check_stream(link, picture, clock, limits, sleep)
+        snapshot = await take_snapshot(link, snapshot.model_key, clock, limits, sleep)
+        again = await _check_consistency(link, snapshot)
+        findings = {where: finding for where, finding in again.items() if where in findings}
+    drift = await _check_stream(link, snapshot, clock, limits, sleep)
     if drift:
         findings["stream"] = drift
-    compared = await _compare_engines(link, picture, secret, clock, limits, instance, sleep)
+    compared = await _compare_engines(link, snapshot, secret, clock, limits, instance, sleep)
     wrong = sum(one.wrong for one in compared)
-    return VerificationReport(picture.model_key, findings, compared, len(findings) + wrong)
+    return VerificationReport(snapshot.model_key, findings, compared, len(findings) + wrong)
 
 
-def render_lines(found: VerificationReport) -> Iterator[str]:
-    """For people."""
-    yield f"{found.model}: {'no difference' if not found.differences else f'{found.differences:,} differences'}"
-    if not found.findings:
+def render_lines(report: VerificationReport) -> Iterator[str]:
+    """Yields the result as text."""
+    yield f"{report.model}: {'no difference' if not report.differences else f'{report.differences:,} differences'}"
+    if not report.findings:
         yield "  √ Redis: all parts can be read and hold together, the stream is unbroken"
-    for where, what in sorted(found.findings.items()):
-        yield f"  × {where}: {what}"
-    for one in found.instances:
-        if one.how == "not":
-            yield f"  ? {one.id}: not compared with its engine: {one.why}"
+    for where, finding in sorted(report.findings.items()):
+        yield f"  × {where}: {finding}"
+    for comparison in report.instances:
+        if comparison.how == "not":
+            yield f"  ? {comparison.id}: not compared with its engine: {comparison.why}"
             continue
-        sign = "×" if one.wrong else "√"
-        told = f"{one.blocks:,} blocks compared, {one.ghosts:,} ghosts, {one.missing:,} missing"
-        yield f"  {sign} {one.id}: {told}{f' ({one.why})' if one.why else ''}"
+        sign = "×" if comparison.wrong else "√"
+        counts = f"{comparison.blocks:,} blocks compared, {comparison.ghosts:,} ghosts, {comparison.missing:,} missing"
+        yield f"  {sign} {comparison.id}: {counts}{f' ({comparison.why})' if comparison.why else ''}"
 
 
 # --- Redis with itself --------------------------------------------------------------------------------------------------
 
 
-async def _check_consistency(link: RedisLink, picture: IndexSnapshot) -> dict[str, str]:
-    """Where → what is wrong there, as far as one look tells."""
-    found = dict(picture.unreadable)
-    _, idx, _ = keys.index_keys(picture.model_key)
+async def _check_consistency(link: RedisLink, snapshot: IndexSnapshot) -> dict[str, str]:
+    """Returns inconsistencies of one snapshot, by place."""
+    findings = dict(snapshot.unreadable)
+    _, idx, _ = keys.index_keys(snapshot.model_key)
     replies = await link.run([("HKEYS", idx)])
     if replies is None:
         raise unreachable_error(link)
-    there: list[bytes] = list(replies[0]) if isinstance(replies[0], list) else []
+    present: list[bytes] = list(replies[0]) if isinstance(replies[0], list) else []
     needed = {POSITION_FIELD, META_FIELD, HINTS_FIELD, STATUSES_FIELD}
-    for name, header in picture.headers.items():
+    for name, header in snapshot.headers.items():
         needed.add(header_field(name))
         needed.update(header.parts.values())
-        why = await _part_problem(link, idx, header)
-        if why:
-            found.setdefault(name, why)
+        problem = await _part_problem(link, idx, header)
+        if problem:
+            findings.setdefault(name, problem)
     needed.update(await _hint_parts(link, idx))
-    parts = [field for field in there if is_part(field) and field not in needed]
+    parts = [field for field in present if is_part(field) and field not in needed]
     if parts:
-        found["parts"] = f"{len(parts)} that belong to nothing"
-    for field in there:
+        findings["parts"] = f"{len(parts)} that belong to nothing"
+    for field in present:
         instance = header_instance(field)
         if instance is not None and field not in needed:
-            found.setdefault(instance, "what an earlier indexer left of it is still there")
-    return found
+            findings.setdefault(instance, "what an earlier indexer left of it is still there")
+    return findings
 
 
 async def _hint_parts(link: RedisLink, idx: str) -> Iterable[bytes]:
@@ -165,27 +171,29 @@ async def _part_problem(link: RedisLink, idx: str, header: InstanceHeader) -> st
             if data is None:
                 return f"part {part} is missing"
             rows[part] = decode_part(data)
-        for number, one in enumerate(header.slice.tables):
-            restore_table(one, number, rows, len(header.slice.adapters.names), 0)
+        for number, slice_table in enumerate(header.slice.tables):
+            restore_table(slice_table, number, rows, len(header.slice.adapters.names), 0)
     except (UnreadableError, SnapshotError) as error:
         return error.message
     return ""
 
 
-async def _check_stream(link: RedisLink, picture: IndexSnapshot, clock: Clock, limits: Limits, pause: Sleep) -> str:
-    """Whether what was read, brought up to date by the stream, is what is read a little later."""
+async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock, limits: Limits, pause: Sleep) -> str:
+    """Returns how an older snapshot plus the stream differs from a newer one; empty when it does
+    not.
+    """
     await pause(_PAUSE_SECONDS)
-    before, later = picture.loaded, (await take_snapshot(link, picture.model_key, clock, limits, pause)).loaded
+    before, later = snapshot.loaded, (await take_snapshot(link, snapshot.model_key, clock, limits, pause)).loaded
     if before is None or later is None or before.epoch != later.epoch or before.unreadable or later.unreadable:
         return ""
     sequence = before.sequence
-    async with aclosing(_entries(link, picture.model_key, before.epoch, sequence)) as entries:
+    async with aclosing(_entries(link, snapshot.model_key, before.epoch, sequence)) as entries:
         async for number, data in entries:
             if number > later.sequence:
                 break
             if number != sequence + 1:
                 return f"after {before.epoch}-{sequence} comes {before.epoch}-{number}"
-            before.mirror.apply(_changes(data, picture, limits))
+            before.mirror.apply(_changes(data, snapshot, limits))
             sequence = number
     if sequence != later.sequence:
         return f"it ends at {before.epoch}-{sequence}, the index is at {before.epoch}-{later.sequence}"
@@ -205,17 +213,17 @@ def _changes(data: bytes, picture: IndexSnapshot, limits: Limits) -> list[Change
 
 
 async def _entries(link: RedisLink, model_key: str, epoch: int, since: int) -> AsyncGenerator[tuple[int, bytes], None]:
-    """Entries of an epoch behind a sequence."""
+    """Yields the entries of an epoch after a sequence."""
     _, _, ev = keys.index_keys(model_key)
     while True:
         replies = await link.run([("XRANGE", ev, f"{epoch}-{since + 1}", epoch, "COUNT", _ENTRY_BATCH)])
         if replies is None:
             raise unreachable_error(link)
-        some = replies[0] if isinstance(replies[0], list) else []
-        for name, values in some:
+        batch = replies[0] if isinstance(replies[0], list) else []
+        for name, values in batch:
             since = int(bytes(name).partition(b"-")[2])
             yield since, bytes(values.get(ENTRY_FIELD, b""))
-        if len(some) < _ENTRY_BATCH:
+        if len(batch) < _ENTRY_BATCH:
             return
 
 
@@ -224,83 +232,88 @@ async def _entries(link: RedisLink, model_key: str, epoch: int, since: int) -> A
 
 async def _compare_engines(
     link: RedisLink,
-    picture: IndexSnapshot,
+    snapshot: IndexSnapshot,
     secret: bytes,
     clock: Clock,
     limits: Limits,
     instance: str | None,
     pause: Sleep,
 ) -> list[EngineComparison]:
-    """Every instance with its engine; what differs is looked at again."""
-    found = {
+    """Compares every instance with its engine; repeats for those that differ."""
+    comparisons = {
         name: EngineComparison(id=name, how="not", why="")
-        for name in picture.instances
+        for name in snapshot.instances
         if name.startswith(instance or "")
     }
-    wrong: dict[str, tuple[set[object], set[object]]] = {}
-    asked = list(found)
+    differences: dict[str, tuple[set[object], set[object]]] = {}
+    names = list(comparisons)
     for attempt in range(_MAX_ATTEMPTS):
-        told = await _replay_engines(picture, asked, secret, clock, limits)
+        replays = await _replay_engines(snapshot, names, secret, clock, limits)
         await pause(_PAUSE_SECONDS)
-        picture = await take_snapshot(link, picture.model_key, clock, limits, pause)
-        if picture.loaded is None:
-            return [EngineComparison(id=name, how="not", why=picture.problem) for name in found]
-        for name in asked:
-            found[name] = _compare(picture, name, told[name], wrong)
-        asked = [name for name in asked if found[name].ghosts or found[name].missing]
-        if not asked or attempt == _MAX_ATTEMPTS - 1:
+        snapshot = await take_snapshot(link, snapshot.model_key, clock, limits, pause)
+        if snapshot.loaded is None:
+            return [EngineComparison(id=name, how="not", why=snapshot.problem) for name in comparisons]
+        for name in names:
+            comparisons[name] = _compare(snapshot, name, replays[name], differences)
+        names = [name for name in names if comparisons[name].ghosts or comparisons[name].missing]
+        if not names or attempt == _MAX_ATTEMPTS - 1:
             break
-    return list(found.values())
+    return list(comparisons.values())
 
 
 async def _replay_engines(
-    picture: IndexSnapshot, names: list[str], secret: bytes, clock: Clock, limits: Limits
+    snapshot: IndexSnapshot, names: list[str], secret: bytes, clock: Clock, limits: Limits
 ) -> dict[str, ReplayedContent | str]:
-    """What each engine replays, or why not."""
-    places = asyncio.Semaphore(_MAX_CONCURRENT_ENGINES)
+    """Returns each engine's replay, or why there is none."""
+    limit = asyncio.Semaphore(_MAX_CONCURRENT_ENGINES)
 
-    async def one(name: str) -> ReplayedContent | str:
-        note = picture.note(name)
+    async def replay_one(name: str) -> ReplayedContent | str:
+        note = snapshot.note(name)
         if note is None:
             return "the indexer says nothing of it"
         if note.replay is None:
             return "its engine has no replay endpoint, or is not known yet"
-        async with places:
+        async with limit:
             try:
                 return await asyncio.to_thread(
-                    replay_engine, note.replay, name, picture.model_key, secret, clock, limits
+                    replay_engine, note.replay, name, snapshot.model_key, secret, clock, limits
                 )
             except Unavailable as error:
                 return error.message
 
-    return dict(zip(names, await asyncio.gather(*map(one, names)), strict=True))
+    return dict(zip(names, await asyncio.gather(*map(replay_one, names)), strict=True))
 
 
 def _compare(
-    picture: IndexSnapshot, name: str, told: ReplayedContent | str, wrong: dict[str, tuple[set[object], set[object]]]
+    snapshot: IndexSnapshot,
+    name: str,
+    replay: ReplayedContent | str,
+    differences: dict[str, tuple[set[object], set[object]]],
 ) -> EngineComparison:
-    """One look. ``wrong`` is what differed in all looks so far, by instance."""
-    if isinstance(told, str):
-        return EngineComparison(id=name, how="not", why=told)
-    believed = set(picture.mirror.blocks_of(name))
-    ghosts: set[object] = set(believed - told.content) if told.whole else set()
-    missing: set[object] = set(told.content - believed)
-    if name in wrong:
-        ghosts &= wrong[name][0]
-        missing &= wrong[name][1]
-    wrong[name] = ghosts, missing
-    known = picture.mirror.completeness(name)
+    """Compares once. ``differences``: what differed in all comparisons so far, by instance."""
+    if isinstance(replay, str):
+        return EngineComparison(id=name, how="not", why=replay)
+    indexed = set(snapshot.mirror.blocks_of(name))
+    ghosts: set[object] = set(indexed - replay.content) if replay.whole else set()
+    missing: set[object] = set(replay.content - indexed)
+    if name in differences:
+        ghosts &= differences[name][0]
+        missing &= differences[name][1]
+    differences[name] = ghosts, missing
+    known = snapshot.mirror.completeness(name)
     complete = known is not None and known.complete
-    why = "" if told.whole else f"its replay begins at batch {told.first}, what it held before cannot be told"
-    if not told.batches:
-        why = "it can replay nothing: it has published nothing yet"
+    remark = "" if replay.whole else f"its replay begins at batch {replay.first}, what it held before cannot be told"
+    if not replay.batches:
+        remark = "it can replay nothing: it has published nothing yet"
     if missing and not complete:
-        why = "; ".join(filter(None, (why, "what is missing is not counted: the index does not claim to know all")))
+        remark = "; ".join(
+            filter(None, (remark, "what is missing is not counted: the index does not claim to know all"))
+        )
     return EngineComparison(
         id=name,
-        how="whole" if told.whole else "part",
-        why=why,
-        blocks=len(told.content),
+        how="whole" if replay.whole else "part",
+        why=remark,
+        blocks=len(replay.content),
         ghosts=len(ghosts),
         missing=len(missing),
         wrong=len(ghosts) + (len(missing) if complete else 0),

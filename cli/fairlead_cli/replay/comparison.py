@@ -1,7 +1,8 @@
-"""The demo's work: the same requests under several routing presets, live and simulated, side by side.
+"""The comparison of ``fairlead demo``: the same requests under several presets, live and simulated.
 
-Each preset gets a stack of its own, started cold. A run whose loops lagged is repeated once; what lags again is reported
-as not valid. The simulator gets the same requests, instances and hash secret, so that it computes the same homes.
+Each preset gets a new, cold stack. A run with loop lag is repeated once; a second lag makes it
+invalid. The simulator gets the same requests, instances and hash secret, so that it computes the
+same homes.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ spec:
 
 @dataclass(frozen=True, slots=True)
 class PresetComparison:
-    """What is compared on what. Rates and objectives are in simulated seconds."""
+    """What to compare. Rates and latency targets are in simulated seconds."""
 
     traffic: ReplayTraffic
     presets: Sequence[str]
@@ -54,27 +55,30 @@ class PresetComparison:
     folder: Path
     secret: str = "fairlead demo"
     repeat_within_seconds: float = 300.0
-    """A run that lagged is repeated only this soon after the start: the whole shall end within twelve minutes."""
+    """A run is repeated only this soon after the start: the whole should end within twelve minutes.
+    """
 
     def run(self, on_progress: Callable[[str], None], clock: Clock) -> ReplayReport:
-        """Everything, one preset after the other. Raises Unavailable or LeftOver when a stack does not come or go well."""
+        """Runs all presets one after the other. Raises Unavailable or LeftoverProcesses when a
+        stack fails to start or stop.
+        """
         builder = PromptBuilder(Tokenizer())
         policies: dict[str, PolicyResult] = {}
         light: dict[str, PolicyResult] = {}
         lags: dict[str, float | None] = {}
         invalid: list[str] = []
-        begun = clock.now()
-        slow = self.traffic.with_rate(self.light_rate)
+        started = clock.now()
+        light_traffic = self.traffic.with_rate(self.light_rate)
         for preset in self.presets:
             live = self._live(preset, builder, on_progress)
-            if live.doubts and clock.now() - begun < self.repeat_within_seconds:
+            if live.doubts and clock.now() - started < self.repeat_within_seconds:
                 on_progress(f"{preset}: {live.doubts[0]}; measuring it once more")
                 live = self._live(preset, builder, on_progress)
             hearing = transport_seconds(live.measured.results, live.retraced)
             typical = live.simulation.run_median(self.traffic.requests, hearing_seconds=hearing)
-            unhurried = live.simulation.run(slow.requests, hearing_seconds=hearing)
+            light_results = live.simulation.run(light_traffic.requests, hearing_seconds=hearing)
             policies[preset] = PolicyResult(*map(self._side, (live.measured.results, typical, live.retraced)))
-            light[preset] = PolicyResult(simulated=self._side(unhurried))
+            light[preset] = PolicyResult(simulated=self._side(light_results))
             lags |= {f"{preset}: {name}": lag for name, lag in live.measured.lags.items()}
             invalid += [f"{preset}: {doubt}" for doubt in live.doubts]
         return ReplayReport(
@@ -92,8 +96,8 @@ class PresetComparison:
         )
 
     def _live(self, preset: str, builder: PromptBuilder, say: Callable[[str], None]) -> "_LiveMeasurement":
-        """A fresh stack, the whole traffic, and the stack gone again."""
-        wish = MeasuredStackOptions(
+        """Measures the whole traffic on a new stack."""
+        options = MeasuredStackOptions(
             manifest=self.write_manifest(),
             preset=preset,
             speed=self.speed,
@@ -102,14 +106,14 @@ class PresetComparison:
             engines=self.engines,
         )
         say(f"{preset}: starting {self.engines} engines and a gateway")
-        with MeasuredStack(wish) as local:
-            model, instances = local.only_model()
-            target = ReplayTarget(local.addresses.url, model=model.name)
+        with MeasuredStack(options) as stack:
+            model, instances = stack.only_model()
+            target = ReplayTarget(stack.addresses.url, model=model.name)
             planned = plan_requests(self.traffic.requests, target, speed=self.speed, builder=builder)
             measured = measure(
-                target, planned, speed=self.speed, title=preset, manage=local.addresses.manage, instances=instances
+                target, planned, speed=self.speed, title=preset, manage=stack.addresses.manage, instances=instances
             )
-        failed = [outcome.error for outcome in measured.results if outcome.error is not None]
+        failed = [result.error for result in measured.results if result.error is not None]
         if failed:
             say(f"{preset}: {len(failed)} of {len(planned)} requests failed, the first with: {failed[0]}")
         simulation = self._like(preset, instances, model.key, builder)
@@ -121,7 +125,7 @@ class PresetComparison:
         secret = self.secret.encode()
         return FleetSimulation(
             profile=self.profile,
-            instance_ids=[one.id for one in instances],
+            instance_ids=[instance.id for instance in instances],
             preset=preset,
             objectives=self.objectives,
             secret=secret,
@@ -132,7 +136,7 @@ class PresetComparison:
         return RunSummary.from_results(outcomes, objectives=self.objectives, instances=self.engines)
 
     def write_manifest(self) -> Path:
-        """What ``fairlead up`` is given; it stays beside the report."""
+        """Writes the manifest of the stack beside the report."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "model.yaml"
         file.write_text(
@@ -149,7 +153,7 @@ class PresetComparison:
 
 @dataclass(frozen=True, slots=True)
 class _LiveMeasurement:
-    """A measurement, the simulation that is like it, and what that makes of the measurement's own choices."""
+    """A measurement, its simulation, and the simulation of the measurement's own choices."""
 
     measured: Measurement
     simulation: FleetSimulation
@@ -157,5 +161,5 @@ class _LiveMeasurement:
 
     @property
     def doubts(self) -> list[str]:
-        """Why not to believe it."""
+        """Reasons why the measurement is not valid."""
         return [*self.measured.doubts, *timing_doubts(self.measured.results, self.retraced)]

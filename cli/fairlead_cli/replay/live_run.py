@@ -1,4 +1,4 @@
-"""A gateway that already runs: where it is, what is known of its fleet, and one replay against it."""
+"""A replay against a running gateway: its address, its fleet, and one measurement."""
 
 import os
 from collections.abc import Callable
@@ -24,7 +24,10 @@ KEY_VARIABLE = "FAIRLEAD_API_KEY"
 
 @dataclass(frozen=True, slots=True)
 class GatewayTarget:
-    """Where to send requests. ``known`` and ``instances`` are in the gateway's wall seconds; None and () when not known."""
+    """The gateway and model to send requests to.
+
+    fleet_model and instances: in the gateway's wall seconds; None and () when unknown.
+    """
 
     url: str
     model: str
@@ -34,7 +37,9 @@ class GatewayTarget:
 
 
 def find_gateway(*, url: str | None, manage: str | None, fleet_file: Path | None, model: str | None) -> GatewayTarget:
-    """The place that flags name, or that of this user's running stack. Raises NoStack or BadInput."""
+    """Returns the gateway of the options, or of this user's running stack. Raises StackUnreachable
+    or BadInput.
+    """
     stack = newest_stack() if url is None else _stack_of(url)
     if stack is not None:
         url, manage = stack.url, manage or stack.manage
@@ -45,30 +50,32 @@ def find_gateway(*, url: str | None, manage: str | None, fleet_file: Path | None
             raise BadInput("which model to ask is not known", field="model", hint="give --model, or --fleet FILE")
         return GatewayTarget(url, model, manage)
     try:
-        text = fleet_file.read_text(encoding="utf-8")
+        fleet_text = fleet_file.read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{fleet_file}: the fleet file cannot be read: {error.strerror}", field="fleet") from error
-    fleet = file.parse_fleet_file(text, file=str(fleet_file))
+    fleet = file.parse_fleet_file(fleet_text, file=str(fleet_file))
     key = (
         fleet.resolve_model(model)
         if model is not None
         else (next(iter(fleet.models)) if len(fleet.models) == 1 else None)
     )
     if key is None:
-        known = ", ".join(fleet.models)
-        raise BadInput(f"the fleet has no one model {model or ''}".strip(), field="model", hint=f"it has {known}")
-    ready = tuple(one for one in fleet.instances.get(key, ()) if one.state is InstanceState.READY)
+        names = ", ".join(fleet.models)
+        raise BadInput(f"the fleet has no one model {model or ''}".strip(), field="model", hint=f"it has {names}")
+    ready = tuple(instance for instance in fleet.instances.get(key, ()) if instance.state is InstanceState.READY)
     return GatewayTarget(url, key, manage, fleet.models[key], ready)
 
 
 def _stack_of(url: str) -> RunningStack | None:
-    return next((one for one in running_stacks() if one.url.rstrip("/") == url.rstrip("/")), None)
+    return next((stack for stack in running_stacks() if stack.url.rstrip("/") == url.rstrip("/")), None)
 
 
 def replay_once(
     traffic: ReplayTraffic, gateway: GatewayTarget, *, speed: float, on_progress: Callable[[str], None]
 ) -> ReplayReport:
-    """Replay ``traffic`` live; simulate it too where the fleet's profiles are known. Seconds of the report are simulated."""
+    """Replays the traffic live, and simulates it when the profiles are known. The report is in
+    simulated seconds.
+    """
     builder = PromptBuilder(Tokenizer())
     target = ReplayTarget(gateway.url, model=gateway.model, key=os.environ.get(KEY_VARIABLE))
     planned = plan_requests(traffic.requests, target, speed=speed, builder=builder)
@@ -79,22 +86,22 @@ def replay_once(
         else SloTargets()
     )
     name = gateway.fleet_model.preset if gateway.fleet_model is not None else UNKNOWN_PRESET
-    count = len(gateway.instances)
-    live = RunSummary.from_results(measured.results, objectives=objectives, instances=count)
+    instance_count = len(gateway.instances)
+    live = RunSummary.from_results(measured.results, objectives=objectives, instances=instance_count)
     policy = PolicyResult(live)
     invalid = list(measured.doubts)
     simulation = _simulation(gateway, builder, on_progress)
     if simulation is not None:
         # The fleet file's profiles are on the wall's clock, so the simulation is too, and its seconds are stretched afterwards.
-        wall = [replace(request, arrival=request.arrival / speed) for request in traffic.requests]
-        retraced = scale_times(simulation.run_on_choices(wall, measured.results), speed)
+        wall_requests = [replace(request, arrival=request.arrival / speed) for request in traffic.requests]
+        retraced = scale_times(simulation.run_on_choices(wall_requests, measured.results), speed)
         invalid += timing_doubts(measured.results, retraced)
         hearing = transport_seconds(measured.results, retraced) / speed
-        typical = simulation.run_median(wall, hearing_seconds=hearing, jitter_seconds=JITTER_SECONDS / speed)
+        typical = simulation.run_median(wall_requests, hearing_seconds=hearing, jitter_seconds=JITTER_SECONDS / speed)
         policy = PolicyResult(
             live,
-            RunSummary.from_results(scale_times(typical, speed), objectives=objectives, instances=count),
-            RunSummary.from_results(retraced, objectives=objectives, instances=count),
+            RunSummary.from_results(scale_times(typical, speed), objectives=objectives, instances=instance_count),
+            RunSummary.from_results(retraced, objectives=objectives, instances=instance_count),
         )
     return ReplayReport(
         trace=traffic.name,
@@ -109,28 +116,30 @@ def replay_once(
     )
 
 
-def _simulation(place: GatewayTarget, builder: PromptBuilder, say: Callable[[str], None]) -> FleetSimulation | None:
-    """The fleet as the simulator would have it; None, and said why, when too little is known of it."""
-    profiles = {one.profile for one in place.instances}
+def _simulation(
+    gateway: GatewayTarget, builder: PromptBuilder, on_progress: Callable[[str], None]
+) -> FleetSimulation | None:
+    """Returns the simulation of the fleet; None, with a message, when too little is known."""
+    profiles = {instance.profile for instance in gateway.instances}
     profile = next(iter(profiles)) if len(profiles) == 1 else None
-    if place.fleet_model is None or profile is None:
-        say("not simulated: the instances' profile is not known, or they have different ones")
+    if gateway.fleet_model is None or profile is None:
+        on_progress("not simulated: the instances' profile is not known, or they have different ones")
         return None
     secret = os.environ.get(SECRET_VARIABLE, "")
     if not secret:
-        say(f"simulated with other homes than the gateway's: {SECRET_VARIABLE} is not set here")
+        on_progress(f"simulated with other homes than the gateway's: {SECRET_VARIABLE} is not set here")
     return FleetSimulation(
         profile=profile,
-        instance_ids=[one.id for one in place.instances],
-        preset=place.fleet_model.preset,
-        objectives=place.fleet_model.objectives,
+        instance_ids=[instance.id for instance in gateway.instances],
+        preset=gateway.fleet_model.preset,
+        objectives=gateway.fleet_model.objectives,
         secret=secret.encode(),
-        chain=prefix_chains(builder, secret=secret.encode(), model_key=place.fleet_model.key),
+        chain=prefix_chains(builder, secret=secret.encode(), model_key=gateway.fleet_model.key),
     )
 
 
 def _simulated_objectives(objectives: SloTargets, speed: float) -> SloTargets:
-    """What the gateway promises in wall seconds, in simulated ones."""
+    """Converts latency targets from wall to simulated seconds."""
     ttft, itl = objectives.ttft_seconds, objectives.itl_seconds
     return replace(
         objectives,

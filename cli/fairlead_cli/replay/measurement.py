@@ -1,4 +1,4 @@
-"""One live measurement: replay a plan, then ask every loop that took part how late it ran."""
+"""One live measurement: a replay, then the loop lag of every process that took part."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,9 @@ from fairlead_cli.replay.validity import (
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Outcomes in simulated seconds; ``lags`` are p99 in wall seconds by process; ``doubts`` say why not to believe it."""
+    """Results in simulated seconds; ``lags``: p99 in wall seconds by process; ``doubts``: reasons
+    why it is not valid.
+    """
 
     results: Sequence[ReplayResult]
     lags: Mapping[str, float | None]
@@ -39,22 +41,24 @@ def measure(
     instances: Sequence[Instance] = (),
     patience_seconds: float = 180.0,
 ) -> Measurement:
-    """Replay ``plan`` once. Without ``manage`` the gateway's loop cannot be asked, and the result says so."""
+    """Replays ``plan`` once. Without ``manage`` the gateway's loop lag is unknown, and the result
+    says so.
+    """
     before = None if manage is None else count_finished_requests(manage)
     with ProgressView(title) as view:
         client = OpenLoopClient(target.host, target.port, patience_seconds=patience_seconds, on_progress=view.update)
         run = uvloop.run(client.run(plan))
-    asked = {f"engine {one.id}": one.url.rstrip("/") for one in instances}
+    urls = {f"engine {instance.id}": instance.url.rstrip("/") for instance in instances}
     if manage is not None:
-        asked["gateway"] = manage.rstrip("/")
-    answers = read_lags(dict.fromkeys(asked.values()))
+        urls["gateway"] = manage.rstrip("/")
+    lag_by_url = read_lags(dict.fromkeys(urls.values()))
     lags: dict[str, float | None] = {
         "replay's loop": run.loop_lag_p99_seconds,
         "replay's sending": run.late_p99_seconds,
-        **{name: answers[url] for name, url in sorted(asked.items(), reverse=True)},
+        **{name: lag_by_url[url] for name, url in sorted(urls.items(), reverse=True)},
     }
     if manage is None:
         lags["gateway"] = None
     after = None if manage is None else count_finished_requests(manage)
-    found = [*lag_doubts(lags), *foreign_request_doubts(before, after, len(plan))]
-    return Measurement(scale_times(run.results, speed), lags, found, run.seconds)
+    reasons = [*lag_doubts(lags), *foreign_request_doubts(before, after, len(plan))]
+    return Measurement(scale_times(run.results, speed), lags, reasons, run.seconds)

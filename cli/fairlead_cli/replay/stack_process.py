@@ -1,6 +1,8 @@
-"""A local stack for the length of one measurement: ``fairlead up`` as a child process, and proof that nothing of it stays.
+"""A local stack for one measurement: ``fairlead up`` as a child process, and a check that nothing
+of it is left.
 
-The child hangs on the same leash as the engines hang on it: whatever ends this process ends the stack.
+The child is tied to this process as engines are tied to their supervisor: whatever ends this
+process ends the stack.
 """
 
 import os
@@ -24,18 +26,18 @@ from fairlead.fleet.model import Fleet, Instance, InstanceState, Model
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.run_directory import STATE_FILE, RunningStack
 
-_CHILD_EXEC = Path(__file__).parents[1] / "local" / "leash.py"
+_CHILD_EXEC = Path(__file__).parents[1] / "local" / "processes" / "child_exec.py"
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 15
 
 
 class LeftoverProcesses(FairleadError):
-    """Raised when processes of a stopped stack were still there; they have been killed."""
+    """Raised when processes of a stopped stack were left; they have been killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredStackOptions:
-    """What ``fairlead up`` is asked for."""
+    """Options of the stack."""
 
     manifest: Path
     preset: str
@@ -49,7 +51,9 @@ class MeasuredStackOptions:
 
 
 class MeasuredStack:
-    """A context manager: ready inside, gone afterwards. Entering raises Unavailable, leaving LeftOver."""
+    """A context manager: ready inside, ended afterwards. Entering raises Unavailable, leaving
+    LeftoverProcesses.
+    """
 
     def __init__(self, wish: MeasuredStackOptions) -> None:
         self._wish = wish
@@ -82,12 +86,12 @@ class MeasuredStack:
         return self.running_stack
 
     def fleet(self) -> Fleet:
-        """The fleet as the gateway reads it."""
+        """Returns the fleet that the gateway reads."""
         file = Path(self.addresses.fleet_file)
         return fleetfile.parse_fleet_file(file.read_text(encoding="utf-8"), file=file.name)
 
     def only_model(self) -> tuple[Model, tuple[Instance, ...]]:
-        """The one model of a stack that serves one, with its instances."""
+        """Returns the stack's only model with its instances."""
         fleet = self.fleet()
         ((key, model),) = fleet.models.items()
         return model, fleet.instances.get(key, ())
@@ -138,11 +142,11 @@ class MeasuredStack:
         except (httpx.HTTPError, ValueError, KeyError, IndexError):
             return False
         # The gateway's own view counts: the fleet file may be a moment ahead of it.
-        ready = [one for one in instances if one["state"] == InstanceState.READY.value]
+        ready = [instance for instance in instances if instance["state"] == InstanceState.READY.value]
         return len(ready) == self._wish.engines
 
     def _announced(self) -> RunningStack | None:
-        """What the stack tells of itself in its run directory, once it does."""
+        """Returns the stack's own description from its run directory, once it is there."""
         for file in self._runtime.glob(f"fairlead/up-*/{STATE_FILE}"):
             try:
                 return msgspec.json.decode(file.read_bytes(), type=RunningStack)
@@ -155,77 +159,77 @@ class MeasuredStack:
         return "\n".join(lines[-_TAIL_LINES:]) or "it said nothing"
 
     def _stop(self) -> set[int]:
-        """End everything; the pids that had to be killed because they outlived the stack."""
-        left: set[int] = set()
+        """Ends everything; returns the pids that had to be killed because they outlived the stack."""
+        survivors: set[int] = set()
         if self._process is not None:
-            family = _descendants(self._process.pid)
+            descendants = _descendants(self._process.pid)
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGTERM)
             try:
                 self._process.wait(self._wish.stop_seconds)
             except subprocess.TimeoutExpired:
-                left.add(self._process.pid)
+                survivors.add(self._process.pid)
                 self._process.kill()
                 self._process.wait()
-            left |= _kill_survivors(family)
+            survivors |= _kill_survivors(descendants)
         if self._guard is not None:
             if self._process is not None:
                 self._guard.remove(self._process.pid)
             self._guard.close()
         shutil.rmtree(self._runtime, ignore_errors=True)
-        return left
+        return survivors
 
 
-def _kill_survivors(family: set[tuple[int, str]], patience_seconds: float = 5.0) -> set[int]:
-    """Kill what of ``family`` is still there after ``patience_seconds``; those pids."""
-    end = time.monotonic() + patience_seconds
-    while (left := _live_pids(family)) and time.monotonic() < end:
+def _kill_survivors(processes: set[tuple[int, str]], patience_seconds: float = 5.0) -> set[int]:
+    """Kills the processes that are still there after ``patience_seconds``; returns their pids."""
+    deadline = time.monotonic() + patience_seconds
+    while (survivors := _live_pids(processes)) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-    for pid in left:
+    for pid in survivors:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-    return left
+    return survivors
 
 
-def _live_pids(family: set[tuple[int, str]]) -> set[int]:
-    now = {(pid, born) for pid, (_, born) in _processes().items()}
-    return {pid for pid, _ in family & now}
+def _live_pids(processes: set[tuple[int, str]]) -> set[int]:
+    living = {(pid, birth) for pid, (_, birth) in _processes().items()}
+    return {pid for pid, _ in processes & living}
 
 
 def _descendants(pid: int) -> set[tuple[int, str]]:
-    """(pid, when it was born) of every process below ``pid``: a pid alone may soon mean somebody else."""
-    every = _processes()
-    found: set[int] = set()
-    fresh = {pid}
-    while fresh:
-        fresh = {child for child, (parent, _) in every.items() if parent in fresh} - found
-        found |= fresh
-    return {(child, every[child][1]) for child in found}
+    """Returns (pid, birth) of every process below ``pid``; a pid alone may be reused."""
+    all_processes = _processes()
+    pids: set[int] = set()
+    new_pids = {pid}
+    while new_pids:
+        new_pids = {child for child, (parent, _) in all_processes.items() if parent in new_pids} - pids
+        pids |= new_pids
+    return {(child, all_processes[child][1]) for child in pids}
 
 
 def _processes() -> dict[int, tuple[int, str]]:
-    """pid → (parent, birth) of all living processes: from /proc where there is one, else as ``ps`` says."""
+    """Returns pid → (parent, birth) of all living processes, from /proc or from ``ps``."""
     if Path("/proc/self/stat").exists():
-        found = {}
+        processes = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
-                    words = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                    fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
                 except OSError:
                     continue  # it ended while we looked
-                if words[0] not in "ZX":
-                    found[int(entry.name)] = (int(words[1]), words[19])
-        return found
+                if fields[0] not in "ZX":
+                    processes[int(entry.name)] = (int(fields[1]), fields[19])
+        return processes
     listed = subprocess.run(["ps", "-axo", "pid=,ppid=,stat=,lstart="], capture_output=True, text=True, check=False)
     return _parse_ps(listed.stdout.splitlines())
 
 
 def _parse_ps(lines: Sequence[str]) -> dict[int, tuple[int, str]]:
-    found = {}
+    processes = {}
     for line in lines:
-        words = line.split(None, 3)
-        if len(words) == 4 and not words[2].startswith("Z"):
-            found[int(words[0])] = (int(words[1]), words[3])
-    return found
+        fields = line.split(None, 3)
+        if len(fields) == 4 and not fields[2].startswith("Z"):
+            processes[int(fields[0])] = (int(fields[1]), fields[3])
+    return processes

@@ -1,4 +1,4 @@
-"""Which requests are replayed: from a recorded trace, or generated where there is none; said in words either way."""
+"""The requests to replay: from a recorded trace, or generated; with a name for the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from fairlead_sim.workload.traces import (
 
 @dataclass(frozen=True, slots=True)
 class ReplayTraffic:
-    """Requests in simulated seconds from 0 on, and what they are."""
+    """Requests in simulated seconds from 0 on, with name and rate."""
 
     requests: Sequence[TraceRequest]
     name: str
@@ -26,25 +26,27 @@ class ReplayTraffic:
 
     @property
     def ideal_reuse(self) -> float:
-        """Share of prompt tokens that one endless cache would have."""
+        """Share of prompt tokens that one unlimited cache would have."""
         return ideal_cached_share(self.requests)
 
     def with_rate(self, rate: float) -> "ReplayTraffic":
-        """The same requests at another mean rate."""
+        """Returns the same requests at another mean rate."""
         return ReplayTraffic(at_rate(self.requests, rate), self.name, rate)
 
 
 def load_traffic(trace: Path | None, *, limit: int | None, rate: float | None, seed: int = 0) -> ReplayTraffic:
-    """The first ``limit`` requests of the trace (or as many made from ``seed``), at a mean of ``rate`` or at their own."""
+    """Returns the first ``limit`` requests of a trace, or generated ones, at a mean of ``rate`` or
+    at their own.
+    """
     if limit is not None and limit < 1:
         raise BadInput(f"--limit must be at least 1, not {limit}", field="--limit")
     if trace is None:
-        found = conversation_traffic(1_000 if limit is None else limit, seed=seed)
+        requests = conversation_traffic(1_000 if limit is None else limit, seed=seed)
         name = f"generated conversations (seed {seed})"
     else:
-        found = spread_ties(read_mooncake(trace, max_prompt=MAX_PROMPT_TOKENS, limit=limit))
+        requests = spread_ties(read_mooncake(trace, max_prompt=MAX_PROMPT_TOKENS, limit=limit))
         name = trace.name
-    span = found[-1].arrival - found[0].arrival
-    own = (len(found) - 1) / span if span > 0 else 1.0
-    wanted = own if rate is None else rate
-    return ReplayTraffic(at_rate(found, wanted), name, wanted)
+    span = requests[-1].arrival - requests[0].arrival
+    own_rate = (len(requests) - 1) / span if span > 0 else 1.0
+    mean_rate = own_rate if rate is None else rate
+    return ReplayTraffic(at_rate(requests, mean_rate), name, mean_rate)

@@ -1,6 +1,5 @@
-"""What gateway and engines themselves say about a run: how late their loops were, and how many requests they saw.
-
-A measurement is believed only when no loop lagged and nobody else used the stack meanwhile.
+"""Validity of a run by the word of gateway and engines: their loop lag, and whether others used the
+gateway.
 """
 
 import re
@@ -12,20 +11,22 @@ import msgspec
 from fairlead.units import format_duration
 
 MAX_LOOP_LAG_SECONDS = 0.020
-"""A run is not believed when the p99 of any loop's lateness is above this (wall seconds)."""
+"""A run is not valid when the p99 of any loop lag is above this (wall seconds)."""
 
 _SERIES = re.compile(r"^(fairlead_(?:gateway|sim)_loop_lag_seconds)\{([^}]*)\}\s+(\S+)\s*$", re.MULTILINE)
 
 
 def lag_p99(metrics: str) -> float | None:
-    """The largest p99 of loop lateness in a Prometheus text, in seconds; None when it has none."""
-    found = [float(value) for _, labels, value in _SERIES.findall(metrics) if 'quantile="0.99"' in labels]
-    known = [value for value in found if value == value]  # a summary without observations says NaN
+    """Returns the largest p99 of loop lag in Prometheus text, in seconds; None without any."""
+    values = [float(value) for _, labels, value in _SERIES.findall(metrics) if 'quantile="0.99"' in labels]
+    known = [value for value in values if value == value]  # a summary without observations says NaN
     return max(known, default=None)
 
 
 def read_lags(urls: Iterable[str], *, timeout_seconds: float = 10.0, attempts: int = 3) -> dict[str, float | None]:
-    """The p99 by base URL; None where /metrics does not say. One that does not answer is asked again."""
+    """Returns the p99 by base URL; None when ``/metrics`` does not have it. Repeats unanswered
+    queries.
+    """
     lags: dict[str, float | None] = {}
     with httpx.Client(timeout=timeout_seconds, trust_env=False) as client:
         for url in urls:
@@ -42,14 +43,14 @@ def read_lags(urls: Iterable[str], *, timeout_seconds: float = 10.0, attempts: i
 
 
 def count_finished_requests(manage: str, *, timeout_seconds: float = 10.0) -> int | None:
-    """Requests that the gateway has ended since its start, whoever sent them; None when it does not say."""
+    """Returns the requests that the gateway has finished since its start; None when unknown."""
     with httpx.Client(timeout=timeout_seconds, trust_env=False) as client:
         try:
             answer = client.get(f"{manage.rstrip('/')}/api/stats")
-            found = msgspec.json.decode(answer.content, type=_StatsPage)
+            stats = msgspec.json.decode(answer.content, type=_StatsPage)
         except (httpx.HTTPError, ValueError):  # msgspec's own errors are ValueErrors too
             return None
-    return sum(model.totals.requests for model in found.models.values())
+    return sum(model.totals.requests for model in stats.models.values())
 
 
 class _RequestTotals(msgspec.Struct):
@@ -61,27 +62,29 @@ class _ModelTotals(msgspec.Struct):
 
 
 class _StatsPage(msgspec.Struct):
-    """``/api/stats``, as far as it is read here."""
+    """The used part of ``/api/stats``."""
 
     models: dict[str, _ModelTotals]
 
 
 def lag_doubts(lags: Mapping[str, float | None]) -> list[str]:
-    """Why a run with these latenesses is not to be believed; empty when it is. Engines may keep theirs to themselves."""
-    found = []
+    """Returns why a run with these lags is not valid; empty when it is. Engines may not report
+    theirs.
+    """
+    reasons = []
     for name, lag in lags.items():
         if lag is None:
             if not name.startswith("engine"):
-                found.append(f"{name}: how late it ran is not known")
+                reasons.append(f"{name}: how late it ran is not known")
         elif lag > MAX_LOOP_LAG_SECONDS:
-            found.append(
+            reasons.append(
                 f"{name} ran {format_duration(lag)} late (p99), more than {format_duration(MAX_LOOP_LAG_SECONDS)}"
             )
-    return found
+    return reasons
 
 
-def foreign_request_doubts(before: int | None, after: int | None, ours: int) -> list[str]:
-    """A doubt when the gateway answered more requests than were sent here."""
-    if before is None or after is None or after - before <= ours:
+def foreign_request_doubts(before: int | None, after: int | None, own_requests: int) -> list[str]:
+    """Returns a doubt when the gateway finished more requests than were sent here."""
+    if before is None or after is None or after - before <= own_requests:
         return []
-    return [f"the gateway answered {after - before - ours} requests of somebody else meanwhile"]
+    return [f"the gateway answered {after - before - own_requests} requests of somebody else meanwhile"]

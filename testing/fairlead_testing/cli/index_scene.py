@@ -33,16 +33,23 @@ class IndexScene:
         self.wires: dict[str, ZmqEngine] = {}
         self.indexer = InMemoryIndexer(MODEL, self.engines, clock, LIMITS)
         self.link = RedisLink(url, clock, limits=LIMITS)
-        told = {"notes": self.notes, "mark": secret_fingerprint(b"")}
-        self.writer = IndexWriter(self.link, self.indexer, clock, holder="indexer-1", limits=LIMITS, **told)  # type: ignore[arg-type]
+        self.writer = IndexWriter(
+            self.link,
+            self.indexer,
+            clock,
+            holder="indexer-1",
+            instance_statuses=self.statuses,
+            fingerprint=secret_fingerprint(b""),
+            limits=LIMITS,
+        )
         self.writer.set_models([MODEL])
         self.indexer.sink = self.writer
 
-    def notes(self, model_key: str) -> dict[str, InstanceStatus]:
-        """As an indexer tells them."""
-        return {name: self._note(name) for name in self.indexer.instances(model_key)}
+    def statuses(self, model_key: str) -> dict[str, InstanceStatus]:
+        """Returns the statuses as an indexer reports them."""
+        return {name: self._status(name) for name in self.indexer.instances(model_key)}
 
-    def _note(self, name: str) -> InstanceStatus:
+    def _status(self, name: str) -> InstanceStatus:
         state, wire = self.indexer.store.state(name), self.wires.get(name)
         return InstanceStatus(
             url=f"http://10.0.0.1:8000/{name}",

@@ -44,9 +44,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 # --- match --------------------------------------------------------------------------------------------------------------
 
 
-def test_match_answers_in_the_shape_that_outside_tools_read(
-    server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_match_json_has_the_documented_shape(server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def work(scene: IndexScene) -> None:
         await scene.prompt("a", PROMPT)
         await scene.prompt("b", PROMPT[:17])
@@ -62,9 +60,7 @@ def test_match_answers_in_the_shape_that_outside_tools_read(
     play_scene(server.url, work)
 
 
-def test_match_tells_the_slowest_tier_that_is_needed(
-    server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_match_names_the_slowest_needed_tier(server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def work(scene: IndexScene) -> None:
         await scene.prompt("a", PROMPT)
         hashes = [own for own, _ in scene.indexer.store.content("a")]
@@ -80,7 +76,7 @@ def test_match_tells_the_slowest_tier_that_is_needed(
     play_scene(server.url, work)
 
 
-def test_match_says_how_old_the_oldest_hint_of_a_shared_store_is(
+def test_match_age_of_a_shared_store_is_the_oldest_needed_hint(
     server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def work(scene: IndexScene) -> None:
@@ -99,7 +95,9 @@ def test_match_says_how_old_the_oldest_hint_of_a_shared_store_is(
     play_scene(server.url, work)
 
 
-def test_match_keeps_adapters_and_salts_apart(server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_match_distinguishes_adapters_and_salts(
+    server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     async def work(scene: IndexScene) -> None:
         scene.engines["a"].load("lora", "/adapters/lora")
         await scene.prompt("a", PROMPT, adapter="lora", salt="tenant")
@@ -115,7 +113,7 @@ def test_match_keeps_adapters_and_salts_apart(server: Valkey, tokens: Path, caps
     play_scene(server.url, work)
 
 
-def test_match_under_another_secret_says_so_instead_of_matching_nothing(
+def test_match_with_another_secret_is_an_error(
     server: Valkey, tokens: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "another")
@@ -129,7 +127,7 @@ def test_match_under_another_secret_says_so_instead_of_matching_nothing(
 
 
 @pytest.mark.parametrize("text", ["{}", "[1, -2]", "[1, 2", '["a"]', "[4294967296]"])
-def test_a_prompt_that_is_no_list_of_token_ids_is_refused(server: Valkey, tmp_path: Path, text: str) -> None:
+def test_prompt_must_be_a_list_of_token_ids(server: Valkey, tmp_path: Path, text: str) -> None:
     path = tmp_path / "tokens.json"
     path.write_text(text)
 
@@ -144,9 +142,7 @@ def test_a_prompt_that_is_no_list_of_token_ids_is_refused(server: Valkey, tmp_pa
 # --- stats --------------------------------------------------------------------------------------------------------------
 
 
-def test_stats_counts_what_each_holds_and_what_nobody_else_does(
-    server: Valkey, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stats_counts_blocks_and_unique_blocks(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
     async def work(scene: IndexScene) -> None:
         await scene.prompt("a", PROMPT, [*range(100, 112)])
         await scene.prompt("b", PROMPT[:20])
@@ -165,7 +161,7 @@ def test_stats_counts_what_each_holds_and_what_nobody_else_does(
     play_scene(server.url, work)
 
 
-def test_stats_tells_which_hot_prefixes_want_another_home(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stats_shows_hot_prefixes_that_need_another_home(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
     async def work(scene: IndexScene) -> None:
         await scene.prompt("a", PROMPT)
         assert await scene.run_command("stats", output="json") == 0
@@ -185,7 +181,7 @@ def test_stats_tells_which_hot_prefixes_want_another_home(server: Valkey, capsys
     play_scene(server.url, work)
 
 
-def test_stats_of_an_index_that_nobody_writes_is_a_problem(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stats_of_an_unwritten_index_exits_1(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
     async def work(scene: IndexScene) -> None:
         await scene.prompt("a", PROMPT)
         await scene.link.run([("DEL", OWN)])
@@ -203,10 +199,10 @@ def test_stats_of_an_index_that_nobody_writes_is_a_problem(server: Valkey, capsy
     [
         (b"meta", b"\x07rest", "the schema 7, which this release does not read"),
         (b"at", b"rubbish", "holds no index"),
-        (header_field("a"), b"\x01rubbish", "no Header"),
+        (header_field("a"), b"\x01rubbish", "no InstanceHeader"),
     ],
 )
-def test_damage_and_other_schemas_are_told(
+def test_damaged_and_foreign_parts_are_reported(
     server: Valkey, capsys: pytest.CaptureFixture[str], field: bytes, value: bytes, words: str, tokens: Path
 ) -> None:
     async def work(scene: IndexScene) -> None:
@@ -226,12 +222,12 @@ def test_damage_and_other_schemas_are_told(
 # --- errors -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_redis_that_does_not_answer_is_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreachable_redis_exits_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(IndexOptions("stats", redis=f"unix://{tmp_path}/none.sock")) == 3
     assert "no Redis answers" in capsys.readouterr().err
 
 
-def test_without_a_redis_the_way_to_name_one_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_redis_url_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FAIRLEAD_REDIS_URL", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with pytest.raises(BadInput) as raised:
@@ -239,7 +235,7 @@ def test_without_a_redis_the_way_to_name_one_is_told(tmp_path: Path, monkeypatch
     assert "FAIRLEAD_REDIS_URL" in str(raised.value)
 
 
-def test_the_stack_that_runs_here_is_asked_when_nothing_else_is_named(
+def test_running_stack_is_the_default_redis(
     server: Valkey, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("FAIRLEAD_REDIS_URL", raising=False)
@@ -261,7 +257,7 @@ def test_the_stack_that_runs_here_is_asked_when_nothing_else_is_named(
     play_scene(server.url, work)
 
 
-def test_an_unknown_model_names_the_nearest(server: Valkey, tokens: Path) -> None:
+def test_unknown_model_names_the_nearest(server: Valkey, tokens: Path) -> None:
     async def work(scene: IndexScene) -> None:
         with pytest.raises(BadInput) as raised:
             await scene.run_command("match", model="tini", tokens=tokens)
@@ -270,7 +266,7 @@ def test_an_unknown_model_names_the_nearest(server: Valkey, tokens: Path) -> Non
     play_scene(server.url, work)
 
 
-def test_two_models_of_one_name_are_asked_about(server: Valkey, tokens: Path) -> None:
+def test_ambiguous_model_name_lists_the_candidates(server: Valkey, tokens: Path) -> None:
     async def work(scene: IndexScene) -> None:
         await scene.link.run([("HSET", keys.index_keys("other/tiny")[1], "at", "1:0")])
         with pytest.raises(BadInput) as raised:
@@ -280,7 +276,7 @@ def test_two_models_of_one_name_are_asked_about(server: Valkey, tokens: Path) ->
     play_scene(server.url, work)
 
 
-def test_a_redis_without_any_index_says_so(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+def test_redis_without_an_index_is_reported(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(IndexOptions("stats", redis=server.url)) == 1
     assert "this Redis has no index" in capsys.readouterr().err
     with pytest.raises(BadInput) as raised:
@@ -288,7 +284,7 @@ def test_a_redis_without_any_index_says_so(server: Valkey, capsys: pytest.Captur
     assert "does an indexer run" in str(raised.value)
 
 
-def test_options_of_another_action_are_refused(tokens: Path) -> None:
+def test_option_of_another_action_is_refused(tokens: Path) -> None:
     for asked in (
         IndexOptions("stats", tokens=tokens),
         IndexOptions("match"),
@@ -315,7 +311,7 @@ async def watched(scene: IndexScene, capsys: pytest.CaptureFixture[str], work: A
     return capsys.readouterr().out.splitlines()
 
 
-def test_watch_shows_a_line_a_batch_and_filters(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+def test_watch_prints_one_line_per_batch_and_filters(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
     async def work(scene: IndexScene) -> None:
         async def some() -> None:
             await scene.prompt("a", PROMPT)
@@ -336,7 +332,7 @@ def test_watch_shows_a_line_a_batch_and_filters(server: Valkey, capsys: pytest.C
 # --- verify -------------------------------------------------------------------------------------------------------------
 
 
-def test_verify_finds_no_difference_where_there_is_none(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_of_a_consistent_index_finds_nothing(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
     async def work(scene: IndexScene) -> None:
         await scene.prompt("a", PROMPT, [*range(100, 112)])
         await scene.prompt("b", PROMPT[:20])
@@ -349,7 +345,7 @@ def test_verify_finds_no_difference_where_there_is_none(server: Valkey, capsys: 
     play_scene(server.url, work, wired=True)
 
 
-def test_verify_counts_ghosts_and_what_is_missing(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_counts_ghost_and_missing_blocks(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
     async def work(scene: IndexScene) -> None:
         await scene.prompt("a", PROMPT)
         await scene.prompt("b", PROMPT)
@@ -364,12 +360,12 @@ def test_verify_counts_ghosts_and_what_is_missing(server: Valkey, capsys: pytest
         assert (b["ghosts"], b["missing"], b["wrong"]) == (0, 2, 2)
         assert found["differences"] == 5
         assert await scene.run_command("verify", instance="b") == 1
-        assert "× b: 10 blocks compared, 0 ghosts, 2 missing" in capsys.readouterr().outbox
+        assert "× b: 10 blocks compared, 0 ghosts, 2 missing" in capsys.readouterr().out
 
     play_scene(server.url, work, wired=True)
 
 
-def test_verify_says_what_it_cannot_compare(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_reports_incomparable_engines(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
     async def work(scene: IndexScene) -> None:
         await scene.prompt("a", PROMPT)
         assert await scene.run_command("verify") == 0
@@ -378,16 +374,16 @@ def test_verify_says_what_it_cannot_compare(server: Valkey, capsys: pytest.Captu
     play_scene(server.url, work)
 
 
-def test_verify_says_that_an_engine_has_published_nothing(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_reports_an_engine_without_published_events(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
     async def work(scene: IndexScene) -> None:
         await scene.prompt("a", PROMPT)
         assert await scene.run_command("verify", instance="b") == 0
-        assert "√ b: 0 blocks compared, 0 ghosts, 0 missing (it can replay nothing" in capsys.readouterr().outbox
+        assert "√ b: 0 blocks compared, 0 ghosts, 0 missing (it can replay nothing" in capsys.readouterr().out
 
     play_scene(server.url, work, wired=True)
 
 
-def test_verify_finds_a_part_that_is_gone_and_one_too_many(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_finds_missing_and_superfluous_parts(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
     async def work(scene: IndexScene) -> None:
         await scene.prompt("a", PROMPT)
         (names,) = await scene.link.run([("HKEYS", IDX)]) or [[]]

@@ -31,7 +31,7 @@ async def asked(*words: str) -> Any:
     return json.loads((await fairlead("index", *words))[1] or "{}")
 
 
-def test_an_indexers_own_process_tells_all_that_the_commands_show(server: Valkey, tmp_path: Path) -> None:
+def test_commands_work_on_a_real_indexer_process(server: Valkey, tmp_path: Path) -> None:
     fleet, tokens = tmp_path / "fleet.yaml", tmp_path / "tokens.json"
     tokens.write_text(json.dumps(PROMPT))
     redis = ("--redis", server.url)

@@ -28,28 +28,28 @@ def simulation(name: str) -> FleetSimulation:
     return FleetSimulation(builtin_profile("910b4"), IDS, name, OBJECTIVES, b"one")
 
 
-def test_every_request_comes_back_once_under_the_given_instance_names() -> None:
+def test_simulation_returns_each_request_once_with_given_instance_ids() -> None:
     outcomes = simulation("round-robin").run(REQUESTS)
     assert [one.id for one in outcomes] == [request.id for request in REQUESTS]
     assert Counter(one.instance for one in outcomes) == dict.fromkeys(IDS, 30)
     assert all(one.output_tokens == request.output_tokens for one, request in zip(outcomes, REQUESTS, strict=True))
 
 
-def test_the_typical_run_is_the_one_with_the_median_mean() -> None:
+def test_median_run_has_the_median_mean_ttft() -> None:
     fleet = simulation("least-request")
-    found = fleet.run_median(REQUESTS, draws=5)
+    found = fleet.run_median(REQUESTS, run_count=5)
     means = [mean(fleet.run(jitter_arrivals(REQUESTS, 0.010, draw) if draw else REQUESTS)) for draw in range(5)]
     assert mean(found) == sorted(means)[2]
 
 
-def test_jitter_keeps_the_requests_and_delays_none_by_more() -> None:
+def test_jitter_delays_requests_by_at_most_its_bound() -> None:
     moved = jitter_arrivals(REQUESTS, 0.010, 3)
     assert [one.id for one in moved] == [one.id for one in REQUESTS]
     assert all(0 <= new.arrival - old.arrival <= 0.010 for new, old in zip(moved, REQUESTS, strict=True))
     assert moved == jitter_arrivals(REQUESTS, 0.010, 3)
 
 
-def test_equal_blocks_give_equal_chains_and_another_secret_gives_others() -> None:
+def test_prefix_chains_depend_on_blocks_and_secret() -> None:
     builder = PromptBuilder(Tokenizer())
     chain = prefix_chains(builder, secret=b"one", model_key="default/demo")
     other = prefix_chains(builder, secret=b"two", model_key="default/demo")
@@ -59,14 +59,14 @@ def test_equal_blocks_give_equal_chains_and_another_secret_gives_others() -> Non
     assert other(REQUESTS[0]).hashes[0] != first.hashes[0]
 
 
-def test_choices_overrule_the_router() -> None:
+def test_given_choices_override_the_router() -> None:
     choices = {request.id: IDS[3] for request in REQUESTS[:10]}
     outcomes = simulation("round-robin").run(REQUESTS, choices=choices)
     assert {one.instance for one in outcomes[:10]} == {IDS[3]}
     assert {one.instance for one in outcomes[10:]} == set(IDS)
 
 
-def test_a_run_retraces_itself_and_the_way_is_what_came_later() -> None:
+def test_rerun_on_own_choices_is_equal_and_delay_is_transport_time() -> None:
     fleet = simulation("least-request")
     outcomes = fleet.run(REQUESTS)
     again = fleet.run_on_choices(REQUESTS, outcomes)
@@ -79,7 +79,7 @@ def test_a_run_retraces_itself_and_the_way_is_what_came_later() -> None:
     assert "2.00 ×" in timing_doubts(slower, again)[0]
 
 
-def test_a_router_that_hears_late_decides_otherwise_and_one_that_hears_never_still_gets_answers() -> None:
+def test_delayed_feedback_changes_decisions_but_not_answers() -> None:
     fleet = simulation("least-request")
     prompt, late = fleet.run(REQUESTS), fleet.run(REQUESTS, hearing_seconds=1_000.0)
     assert [one.instance for one in prompt] != [one.instance for one in late]

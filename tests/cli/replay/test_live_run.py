@@ -25,7 +25,7 @@ def fleet_file(tmp_path: Path, text: str = FLEET) -> Path:
     return file
 
 
-def test_the_only_model_of_a_fleet_file_is_asked_and_its_ready_instances_are_known(tmp_path: Path) -> None:
+def test_only_model_of_a_fleet_file_is_chosen_with_ready_instances(tmp_path: Path) -> None:
     place = find_gateway(url=URL, manage=None, fleet_file=fleet_file(tmp_path), model=None)
     assert place.model == "default/one"
     assert [one.url for one in place.instances] == ["http://127.0.0.1:9001"]
@@ -33,23 +33,23 @@ def test_the_only_model_of_a_fleet_file_is_asked_and_its_ready_instances_are_kno
     assert place.fleet_model.preset == "round-robin"
 
 
-def test_without_a_fleet_file_the_model_must_be_named() -> None:
+def test_model_is_required_without_a_fleet_file() -> None:
     assert find_gateway(url=URL, manage="http://127.0.0.1:2", fleet_file=None, model="m").instances == ()
     with pytest.raises(BadInput, match="which model"):
         find_gateway(url=URL, manage=None, fleet_file=None, model=None)
 
 
-def test_an_unknown_model_is_told_with_the_known_ones(tmp_path: Path) -> None:
+def test_unknown_model_error_lists_known_models(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="default/one"):
         find_gateway(url=URL, manage=None, fleet_file=fleet_file(tmp_path), model="two")
 
 
-def test_a_fleet_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_unreadable_fleet_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read"):
         find_gateway(url=URL, manage=None, fleet_file=tmp_path / "none.yaml", model=None)
 
 
-def test_generated_traffic_says_so_and_a_trace_has_its_name(tmp_path: Path) -> None:
+def test_traffic_name_is_trace_or_generated(tmp_path: Path) -> None:
     made = load_traffic(None, limit=20, rate=6.5, seed=3)
     assert made.name == "generated conversations (seed 3)"
     assert made.requests[-1].arrival == pytest.approx(19 / 6.5)
@@ -66,12 +66,12 @@ def test_generated_traffic_says_so_and_a_trace_has_its_name(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("limit", "rate"), [(0, None), (5, 0.0), (5, -1.0)])
-def test_no_requests_and_no_rate_are_refused(limit: int, rate: float | None) -> None:
+def test_zero_requests_and_zero_rate_are_refused(limit: int, rate: float | None) -> None:
     with pytest.raises(BadInput):
         load_traffic(None, limit=limit, rate=rate)
 
 
-def test_a_gateway_that_is_not_there_is_told_in_one_line() -> None:
+def test_unreachable_gateway_is_a_one_line_error() -> None:
     command = [sys.executable, "-m", "fairlead_cli", "replay", "--url", URL, "--model", "m", "--limit", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2

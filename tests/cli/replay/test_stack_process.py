@@ -45,7 +45,7 @@ def wish(tmp_path: Path, *, manifest: str | None = None) -> MeasuredStackOptions
     return MeasuredStackOptions(file, "dual-hash", 20.0, "secret", tmp_path / "up.log", engines=2)
 
 
-def test_a_stack_is_ready_inside_replays_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stack_serves_a_replay_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "secret")
     with MeasuredStack(wish(tmp_path)) as local:
         family = descendants(local.addresses.pid) | {local.addresses.pid}
@@ -73,12 +73,12 @@ def test_a_stack_is_ready_inside_replays_and_leaves_no_process(tmp_path: Path, m
     assert not any(is_alive(pid) for pid in family)
 
 
-def test_a_stack_that_does_not_start_says_its_last_words(tmp_path: Path) -> None:
+def test_failed_stack_start_shows_last_output_lines(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="kind"), MeasuredStack(wish(tmp_path, manifest="kind: Nothing\n")):
         pass
 
 
-def test_the_demo_runs_to_a_report_and_leaves_nothing(tmp_path: Path) -> None:
+def test_demo_writes_a_report_and_leaves_no_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fairlead_cli", "demo", "--limit", "12", "--speed", "10", "--out", str(tmp_path)]
     done = subprocess.run(
         [*command, "--presets", "round-robin", "dual-hash"], capture_output=True, text=True, timeout=240, check=False
@@ -94,7 +94,7 @@ def test_the_demo_runs_to_a_report_and_leaves_nothing(tmp_path: Path) -> None:
     assert "no trace was given" in done.stdout
 
 
-def test_a_demo_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+def test_killed_demo_leaves_no_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fairlead_cli", "demo", "--limit", "300", "--out", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         seen: set[int] = set()
@@ -109,7 +109,7 @@ def test_a_demo_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     wait_until(lambda: not any(is_alive(pid) for pid in seen), "everything that the demo started is gone")
 
 
-def test_a_process_that_outlives_its_stack_is_killed_and_named() -> None:
+def test_process_that_outlives_its_stack_is_killed_and_reported() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
         family = {one for one in _descendants(os.getpid()) if one[0] == process.pid}
         assert _kill_survivors(family, patience_seconds=0.0) == {process.pid}
@@ -117,6 +117,6 @@ def test_a_process_that_outlives_its_stack_is_killed_and_named() -> None:
     assert _kill_survivors(family, patience_seconds=0.0) == set()
 
 
-def test_the_list_of_ps_is_read_without_zombies() -> None:
+def test_ps_output_is_parsed_without_zombies() -> None:
     lines = ["  1     0 Ss   Thu Jan  1 00:00:01 2026", " 20     1 Z    Thu Jan  1 00:00:02 2026", "garbage"]
     assert _parse_ps(lines) == {1: (0, "Thu Jan  1 00:00:01 2026")}

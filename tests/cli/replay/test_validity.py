@@ -9,13 +9,13 @@ from fairlead_cli.replay.validity import count_finished_requests, foreign_reques
 
 
 @pytest.mark.parametrize("name", ["fairlead_gateway_loop_lag_seconds", "fairlead_sim_loop_lag_seconds"])
-def test_the_worst_p99_is_read(name: str) -> None:
+def test_lag_p99_is_the_worst_of_all_series(name: str) -> None:
     text = f'# TYPE {name} gauge\n{name}{{quantile="0.5"}} 0.9\n{name}{{quantile="0.99"}} 0.003\n'
     assert lag_p99(text + f'{name}{{engine="1",quantile="0.99"}} 1.2e-02\n') == 0.012
 
 
 @pytest.mark.parametrize("text", ["", "other 1\n", 'fairlead_sim_loop_lag_seconds{quantile="0.99"} NaN\n'])
-def test_what_is_not_said_is_none(text: str) -> None:
+def test_missing_lag_is_none(text: str) -> None:
     assert lag_p99(text) is None
 
 
@@ -33,7 +33,7 @@ class _Metrics(BaseHTTPRequestHandler):
         return
 
 
-def test_metrics_are_asked_over_http_and_silence_is_none() -> None:
+def test_unanswered_metrics_query_is_none() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Metrics) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -47,16 +47,16 @@ def test_metrics_are_asked_over_http_and_silence_is_none() -> None:
     assert read_lags([url], attempts=1) == {url: None}
 
 
-def test_a_loop_over_the_limit_is_a_doubt() -> None:
+def test_lag_over_the_limit_is_a_doubt() -> None:
     assert lag_doubts({"gateway": 0.020, "replay's loop": 0.001}) == []
     assert lag_doubts({"gateway": 0.0201}) == ["gateway ran 20.1ms late (p99), more than 20ms"]
 
 
-def test_an_unknown_gateway_is_a_doubt_but_a_silent_engine_is_not() -> None:
+def test_unknown_gateway_lag_is_a_doubt_unknown_engine_lag_is_not() -> None:
     assert len(lag_doubts({"gateway": None, "engine a/1/0": None})) == 1
 
 
-def test_requests_of_somebody_else_are_a_doubt() -> None:
+def test_foreign_requests_are_a_doubt() -> None:
     assert foreign_request_doubts(10, 30, 20) == []
     assert foreign_request_doubts(10, 29, 20) == []  # one is not settled yet
     assert foreign_request_doubts(None, 30, 20) == []

@@ -1,1 +1,3 @@
-"""Client."""
+"""The open-loop client: `prompts` (requests as bytes) → `open_loop_client` → `connection` →
+`streamed_answer` → `replay_result`.
+"""

@@ -1,4 +1,6 @@
-"""One HTTP/1.1 connection to the gateway: asyncio protocol below, httptools above, one request at a time."""
+"""One HTTP/1.1 connection to the gateway: an asyncio protocol with httptools, one request at a
+time.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -13,7 +15,7 @@ _MAX_ERROR_BYTES = 16_384
 
 
 class Exchange:
-    """A request on its way and the answer so far; ``done`` is called once, when it is over either way."""
+    """A request and its answer so far; ``on_done`` is called once, when it ends."""
 
     __slots__ = ("answer", "body", "error", "headers", "on_done", "sent", "status", "wire")
 
@@ -29,7 +31,9 @@ class Exchange:
 
 
 class ReplayConnection(asyncio.Protocol):
-    """Calls ``released`` when it can take the next exchange; ``lost`` when it is gone."""
+    """A connection. Calls ``on_idle`` when it can take the next exchange, ``on_lost`` when it is
+    closed.
+    """
 
     def __init__(
         self, on_idle: "Callable[[ReplayConnection], None]", on_lost: "Callable[[ReplayConnection], None]"
@@ -44,11 +48,11 @@ class ReplayConnection(asyncio.Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Open and not in use."""
+        """Whether it is open and not in use."""
         return self._transport is not None and not self._transport.is_closing() and self._exchange is None
 
     def send(self, exchange: Exchange) -> None:
-        """Put the request on the wire."""
+        """Writes the request."""
         assert self._transport is not None
         self._exchange = exchange
         self._parser = httptools.HttpResponseParser(self)
@@ -56,18 +60,17 @@ class ReplayConnection(asyncio.Protocol):
         self._transport.write(exchange.wire)
 
     def close(self) -> None:
-        """Close at once; an exchange on it ends with an error."""
+        """Closes the connection at once; its exchange ends with an error."""
         if self._transport is not None:
             self._transport.abort()
 
     # asyncio's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is open."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without inheriting from it
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of an answer; without a request they end the connection."""
+        """Parses bytes of an answer; without a request they end the connection."""
         if self._exchange is None:
             self.close()
             return
@@ -79,7 +82,6 @@ class ReplayConnection(asyncio.Protocol):
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The other side is gone."""
         self._transport = None
         self._lost(self)
         self._end("the connection was lost" if exc is None else f"the connection was lost: {exc}")
@@ -87,17 +89,14 @@ class ReplayConnection(asyncio.Protocol):
     # httptools' callbacks
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header field."""
         if self._exchange is not None:
             self._exchange.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        """The head is complete."""
         if self._exchange is not None:
             self._exchange.status = self._parser.get_status_code()
 
     def on_body(self, chunk: bytes) -> None:
-        """A piece of the body."""
         exchange = self._exchange
         if exchange is None:
             return
@@ -107,10 +106,10 @@ class ReplayConnection(asyncio.Protocol):
             exchange.body += chunk
 
     def on_message_complete(self) -> None:
-        """The answer is complete: the connection is free again, if it may be kept."""
-        keep = self._parser.should_keep_alive()
+        """Frees the connection when it can be kept, else closes it."""
+        is_reusable = self._parser.should_keep_alive()
         self._end(None)
-        if keep and self.is_idle:
+        if is_reusable and self.is_idle:
             self.idle_since = self._now
             self._released(self)
         else:

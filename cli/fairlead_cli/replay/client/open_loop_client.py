@@ -1,8 +1,7 @@
-"""The open-loop client: every request leaves at its time, whatever the earlier ones are doing.
+"""The open-loop client: every request leaves at its time, whatever the earlier ones do.
 
-All requests are bytes before the clock starts and the garbage collector is off while it runs, so the loop does nothing
-but send, count events and stamp times. How late the loop ran is measured with the same instrument as in the gateway
-and the engines; a run whose loops lagged says so in its report.
+All requests are encoded before the clock starts, and the garbage collector is off while it runs.
+Loop lag is measured as in gateway and engines; a run with lag says so in its report.
 """
 
 import asyncio
@@ -26,7 +25,7 @@ _PROGRESS_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """One request ready to be sent: when it is due (wall seconds from the start) and its bytes."""
+    """An encoded request and when to send it, in wall seconds from the start."""
 
     id: str
     due_seconds: float
@@ -36,7 +35,7 @@ class PlannedRequest:
 
 @dataclass(frozen=True, slots=True)
 class ProgressCounts:
-    """How far the run is; for the progress display."""
+    """Progress of a run."""
 
     total: int
     sent: int
@@ -47,7 +46,9 @@ class ProgressCounts:
 
 @dataclass(frozen=True, slots=True)
 class ClientRun:
-    """Outcomes in wall seconds, in the order planned; lags in wall seconds, None when the run was too short."""
+    """Results in wall seconds, in the order planned; lags in wall seconds, None when the run was
+    too short.
+    """
 
     results: list[ReplayResult]
     seconds: float
@@ -56,7 +57,7 @@ class ClientRun:
 
 
 class OpenLoopClient:
-    """Replays a plan once against ``host:port``; ``patience_seconds`` after the last arrival it gives up on the rest."""
+    """Replays a plan once; ``patience_seconds`` after the last arrival it gives up on the rest."""
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class OpenLoopClient:
         self._all_closed: asyncio.Event | None = None
 
     async def run(self, plan: Sequence[PlannedRequest]) -> ClientRun:
-        """Send everything, wait for everything. Raises Unavailable when nothing listens there."""
+        """Sends everything and waits for everything. Raises Unavailable when nothing listens."""
         await self._first_connection()
         self._planned = len(plan)
         self._finished = asyncio.Event()
@@ -204,24 +205,24 @@ class OpenLoopClient:
             await self._all_closed.wait()
 
     def _outcome(self, number: int, item: PlannedRequest) -> ReplayResult:
-        """Everything that need not be done while the clock runs."""
+        """Returns the result; computed after the clock has stopped."""
         outcome = ReplayResult(item.id, item.due_seconds, item.prompt_tokens, late_seconds=self._late.get(number, 0.0))
         if number not in self._ended:
             outcome.error = GAVE_UP_ERROR
             return outcome
-        ended, finished = self._ended[number]
-        answer = ended.answer
-        outcome.status = ended.status
-        outcome.error = GAVE_UP_ERROR if finished is None else ended.error
-        outcome.instance = _text(ended.headers.get(b"x-fairlead-instance"))
-        outcome.reason = _text(ended.headers.get(b"x-fairlead-reason"))
+        exchange, end = self._ended[number]
+        answer = exchange.answer
+        outcome.status = exchange.status
+        outcome.error = GAVE_UP_ERROR if end is None else exchange.error
+        outcome.instance = _text(exchange.headers.get(b"x-fairlead-instance"))
+        outcome.reason = _text(exchange.headers.get(b"x-fairlead-reason"))
         outcome.cached_tokens = answer.cached_tokens
         outcome.output_tokens = answer.output_tokens
         if answer.times:
             outcome.ttft_seconds = answer.times[0] - self._start - item.due_seconds
             outcome.gaps = array("d", (later - earlier for earlier, later in pairwise(answer.times)))
-        if finished is not None:
-            outcome.finished_seconds = finished - self._start
+        if end is not None:
+            outcome.finished_seconds = end - self._start
         return outcome
 
 

@@ -1,4 +1,4 @@
-"""How a replay tells how far it is: a bar on a terminal, a line every ten seconds anywhere else."""
+"""Progress of a replay: a bar on a terminal, a line every ten seconds elsewhere."""
 
 import sys
 from collections.abc import Callable
@@ -14,7 +14,9 @@ _LINE_SECONDS = 10.0
 
 
 class ProgressView:
-    """A context manager; ``update`` is what the client calls about twice a second."""
+    """A progress display. Use as a context manager; the client calls ``update`` about twice a
+    second.
+    """
 
     def __init__(self, title: str, *, terminal: bool | None = None, say: Callable[[str], None] = print) -> None:
         self._title = title
@@ -45,16 +47,18 @@ class ProgressView:
             self._bar.stop()
 
     def update(self, counts: ProgressCounts) -> None:
-        """Show ``counts``."""
-        flight = counts.sent - counts.answered
+        """Shows the counts."""
+        in_flight = counts.sent - counts.answered
         bad = f", {counts.failed} failed" if counts.failed else ""
         if self._bar is not None:
             task = self._bar.task_ids[0]
-            self._bar.update(task, total=counts.total, completed=counts.answered, flight=flight, bad=bad, refresh=True)
+            self._bar.update(
+                task, total=counts.total, completed=counts.answered, flight=in_flight, bad=bad, refresh=True
+            )
             return
-        over = counts.answered == counts.total
-        if over or counts.seconds - self._said >= _LINE_SECONDS:
+        is_finished = counts.answered == counts.total
+        if is_finished or counts.seconds - self._said >= _LINE_SECONDS:
             self._said = counts.seconds
             self._say(
-                f"{self._title}: {counts.seconds:.0f} s, {counts.answered}/{counts.total} answered, {flight} in flight{bad}"
+                f"{self._title}: {counts.seconds:.0f} s, {counts.answered}/{counts.total} answered, {in_flight} in flight{bad}"
             )

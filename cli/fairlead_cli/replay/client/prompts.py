@@ -1,8 +1,8 @@
-"""Requests as bytes: prompts whose text is equal exactly where the trace says their blocks are.
+"""Requests as bytes: prompts whose text is equal exactly where the trace's blocks are.
 
-A block's text is 512 tokens drawn from its id, four bytes a token. The last block is cut so that the prompt counts
-``prompt_tokens`` tokens *after* the chat template has been put around it. Meant for the simulated engine, whose
-tokenizer this is; other engines count other tokens for the same text, but equal ids still give equal text.
+A block's text is 512 tokens drawn from its id, four bytes a token. The last block is cut so that
+the prompt has ``prompt_tokens`` tokens with the chat template. This is exact for the simulated
+engine's tokenizer; other engines count other tokens, but equal ids still give equal text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ TOKEN_BYTES = 4
 
 
 class PromptBuilder:
-    """Text of prompts; a block's text is drawn once and kept."""
+    """Builder of prompt texts; a block's text is drawn once."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -28,13 +28,13 @@ class PromptBuilder:
         self.template_tokens = len(tokenizer.encode_chat([{"role": "user", "content": ""}]))
 
     def text(self, request: TraceRequest) -> str:
-        """What the user says in ``request``."""
+        """Returns the user's message of a request."""
         whole = "".join(map(self._block, request.blocks))
         tokens = max(1, request.prompt_tokens - self.template_tokens)
         return whole[: tokens * TOKEN_BYTES]
 
     def messages(self, request: TraceRequest) -> list[dict[str, str]]:
-        """The chat of ``request``."""
+        """Returns the chat messages of a request."""
         return [{"role": "user", "content": self.text(request)}]
 
     def _block(self, block: int) -> str:
@@ -45,7 +45,9 @@ class PromptBuilder:
 
 
 class ReplayTarget:
-    """Where requests go. Raises BadInput when ``url`` is not a plain ``http://host:port``."""
+    """Address and model of the requests. Raises BadInput when ``url`` is not a plain
+    ``http://host:port``.
+    """
 
     def __init__(self, url: str, *, model: str, key: str | None = None) -> None:
         parts = urlsplit(url if "//" in url else f"//{url}")
@@ -74,7 +76,7 @@ class ReplayTarget:
         self._head = "\r\n".join(lines).encode()
 
     def encode(self, request: TraceRequest, messages: Sequence[Mapping[str, str]]) -> bytes:
-        """The whole request as it goes over the connection."""
+        """Returns the whole HTTP request."""
         body = msgspec.json.encode(
             {
                 "model": self.model,
@@ -91,7 +93,9 @@ class ReplayTarget:
 
 
 def prefix_chains(builder: PromptBuilder, *, secret: bytes, model_key: str) -> Callable[[TraceRequest], PrefixChain]:
-    """The prefix chain that a gateway with this secret finds in a replayed request, for the simulator to use the same."""
+    """Returns a function from a request to its prefix chain in a gateway with this secret, for the
+    simulator.
+    """
 
     def chain(request: TraceRequest) -> PrefixChain:
         text = msgspec.json.encode(builder.messages(request))[1:-1]  # the messages without their outer brackets
@@ -103,7 +107,7 @@ def prefix_chains(builder: PromptBuilder, *, secret: bytes, model_key: str) -> C
 def plan_requests(
     requests: Sequence[TraceRequest], target: ReplayTarget, *, speed: float, builder: PromptBuilder | None = None
 ) -> list[PlannedRequest]:
-    """All requests as bytes with the wall time each is due at: ``speed`` seconds of the trace pass in one."""
+    """Returns all requests with their wall times; ``speed`` seconds of the trace pass in one."""
     if speed <= 0:
         raise BadInput(f"the speed must be positive, got {speed}", field="speed")
     builder = builder or PromptBuilder(Tokenizer())

@@ -1,4 +1,4 @@
-"""What became of one replayed request: the value between the client, the fleet simulator and the report."""
+"""The result of one replayed request, shared by client, simulator and report."""
 
 from array import array
 from dataclasses import dataclass, field
@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class ReplayResult:
-    """Times are seconds on the run's own clock (0 = start), wall or simulated; None = it never happened.
+    """Times are seconds on the run's clock, wall or simulated; None when it did not happen.
 
-    ``ttft_seconds`` counts from when the request was *due*, so a client that falls behind cannot flatter the server.
-    ``gaps`` are the seconds between tokens, one fewer than tokens.
+    ttft_seconds: from the time when the request was due, so that a late client does not flatter the
+    server.
+
+    gaps: seconds between tokens, one fewer than tokens.
     """
 
     id: str
@@ -28,5 +30,5 @@ class ReplayResult:
 
     @property
     def itl_mean_seconds(self) -> float | None:
-        """Mean gap of this request (its TPOT); None with fewer than two tokens."""
+        """TPOT of this request; None with fewer than two tokens."""
         return sum(self.gaps) / len(self.gaps) if self.gaps else None

@@ -1,8 +1,8 @@
-"""One streamed chat answer as it arrives: when each token came, and what the last events say.
+"""One streamed chat answer: the arrival time of each token, and the content of the last events.
 
-Thousands of events a second pass here while the engines and the gateway want the same two cores, so a token costs a
-count and an append: events are told apart by their blank line, and only the first ones (to find the first token) and
-the last ones (usage, errors, ``[DONE]``) are ever parsed.
+Why: thousands of events a second arrive while engines and gateway need the same cores, so a token
+costs a count and an append. Events are split by their blank line; only the first (for the first
+token) and the last (usage, errors, ``[DONE]``) are parsed.
 """
 
 from array import array
@@ -16,7 +16,7 @@ _MAX_HEAD_BYTES = 1 << 20
 
 
 class StreamedAnswer:
-    """Feed it the body of a 200 answer; read the results when the message is complete."""
+    """A streamed answer. Feed it the body of a 200 answer; read the results when it is complete."""
 
     __slots__ = (
         "_half",
@@ -42,7 +42,7 @@ class StreamedAnswer:
         self._half = False  # it ends with half of a blank line
 
     def feed(self, chunk: bytes, now: float) -> None:
-        """``chunk`` arrived at ``now``."""
+        """Adds a chunk that arrived at ``now``."""
         if not self.times:
             self._before_first(chunk, now)
             return
@@ -62,7 +62,7 @@ class StreamedAnswer:
         self._half = not self._whole and text[-1:] == b"\n"
 
     def close(self) -> None:
-        """The body is complete: read the last events and take back those that were no tokens."""
+        """Parses the last events and removes those that were no tokens."""
         if not self.times:
             if self.error is None:
                 self._read_last(self._head.split(b"\n\n"))
@@ -92,13 +92,13 @@ class StreamedAnswer:
             self._head = self._head[-_MAX_HEAD_BYTES:]
 
     def _read_last(self, events: list[bytes]) -> int:
-        """Read backwards up to the last token; returns how many events behind it are none."""
-        counted = 0
+        """Parses backwards to the last token; returns the number of events after it."""
+        events_without_text = 0
         for event in reversed(events):
             if not event.strip() or event.startswith(b":"):
                 continue
             if event.strip() == b"data: [DONE]":
-                counted += 1
+                events_without_text += 1
                 continue
             value = _parse_event(event)
             if value is None:
@@ -111,8 +111,8 @@ class StreamedAnswer:
                 self.finish_reason = self.finish_reason or choice.get("finish_reason")
             if _has_text(value):
                 break
-            counted += 1
-        return counted
+            events_without_text += 1
+        return events_without_text
 
     def _usage(self, usage: dict[str, Any]) -> None:
         self.output_tokens = usage.get("completion_tokens")
@@ -122,7 +122,7 @@ class StreamedAnswer:
 
 
 def http_error_text(status: int, body: bytes) -> str:
-    """One line for an answer that is not 200."""
+    """Returns one line for an answer that is not 200."""
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Everything a replay leaves in its folder: the report in three forms and one line for each request."""
+"""The output files of a replay: the report in three forms, and a line for each request."""
 
 import csv
 from pathlib import Path
@@ -15,7 +15,7 @@ CSV_COLUMNS = (
 
 
 def write_report(report: ReplayReport, folder: Path) -> list[Path]:
-    """report.json, report.md, report.png and requests.csv; the files written."""
+    """Writes report.json, report.md, report.png and requests.csv; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for name in ("report.json", "report.md", "report.png", "requests.csv")]
     files[0].write_bytes(msgspec.json.format(msgspec.json.encode(report.to_json()), indent=2) + b"\n")
@@ -31,22 +31,22 @@ def _write_requests(report: ReplayReport, file: Path) -> None:
         writer.writerow(CSV_COLUMNS)
         for name, policy in report.policies.items():
             for side, run in (("live", policy.live), ("simulated", policy.simulated)):
-                for one in run.results if run is not None else ():
-                    about = (
+                for result in run.results if run is not None else ():
+                    request_cells = (
                         name,
                         side,
-                        one.id,
-                        _format_seconds(one.due_seconds),
-                        one.prompt_tokens,
-                        one.cached_tokens,
-                        one.output_tokens,
+                        result.id,
+                        _format_seconds(result.due_seconds),
+                        result.prompt_tokens,
+                        result.cached_tokens,
+                        result.output_tokens,
                     )
-                    times = (
-                        _format_seconds(one.ttft_seconds),
-                        _format_seconds(one.itl_mean_seconds),
-                        _format_seconds(one.finished_seconds),
+                    time_cells = (
+                        _format_seconds(result.ttft_seconds),
+                        _format_seconds(result.itl_mean_seconds),
+                        _format_seconds(result.finished_seconds),
                     )
-                    writer.writerow((*about, one.instance, *times, one.reason, one.error))
+                    writer.writerow((*request_cells, result.instance, *time_cells, result.reason, result.error))
 
 
 def _format_seconds(seconds: float | None) -> str:

@@ -1,4 +1,6 @@
-"""report.png: the report in four panels. Colour is the policy; a filled form is live, an outline or a dashed line simulated."""
+"""report.png: four panels. Colour is the policy; filled forms are live, outlines and dashed lines
+simulated.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +18,10 @@ GRID_COLOUR = "#d9d9d9"
 
 
 def draw_plots(report: ReplayReport, file: Path) -> None:
-    """Write the picture; matplotlib is imported here because nothing else needs it."""
+    """Writes the picture.
+
+    Why: matplotlib is imported here, because nothing else needs it.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -55,7 +60,7 @@ def draw_plots(report: ReplayReport, file: Path) -> None:
 
 
 def _draw_first_tokens(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
-    """Share of requests answered within so many seconds."""
+    """Draws the share of requests answered within so many seconds."""
     longest = 0.0
     for name, policy in report.policies.items():
         for side, run in _runs(policy):
@@ -77,7 +82,7 @@ def _draw_first_tokens(axes: "Axes", report: ReplayReport, colours: Mapping[str,
 
 
 def _draw_p90(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
-    """p90 TTFT under the load of the trace and under a light one."""
+    """Draws p90 TTFT under the trace's load and under a light load."""
     groups = [(f"at {report.rate:g} requests/s", report.policies)]
     if report.light:
         groups.append((f"at {report.light_rate:g} requests/s\nsimulated only", report.light))
@@ -94,7 +99,7 @@ def _draw_p90(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) ->
 
 
 def _draw_cached(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
-    """Share of prompt tokens found in an engine's cache."""
+    """Draws the share of prompt tokens found in a cache."""
     groups = [(f"at {report.rate:g} requests/s", report.policies)]
     if report.light:
         groups.append((f"at {report.light_rate:g} requests/s\nsimulated only", report.light))
@@ -116,7 +121,7 @@ def _draw_cached(axes: "Axes", report: ReplayReport, colours: Mapping[str, str])
 
 
 def _draw_spread(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
-    """Prompt tokens each instance computed, against the mean over instances."""
+    """Draws the prompt tokens that each instance computed, relative to the mean."""
     reach = 0.25
     for row, (name, policy) in enumerate(report.policies.items()):
         for side, run in _runs(policy):
@@ -152,27 +157,27 @@ def _draw_bars(
     groups: list[tuple[str, Mapping[str, PolicyResult]]],
     values: Mapping[tuple[str, str, str], float | None],
     colours: Mapping[str, str],
-    text: Any,
+    format_value: Any,
 ) -> None:
-    """Bars by group and policy: live filled, simulated outlined, both with their value on top."""
-    at = 0.0
+    """Draws bars by group and policy, with values on top."""
+    position = 0.0
     centres = []
     for title, policies in groups:
-        begin = at
+        group_start = position
         for name, policy in policies.items():
             for side, _ in _runs(policy):
                 value = values[title, name, side]
                 filled = colours[name] if side == "live" else "white"
-                axes.bar(at, value or 0.0, 0.85, color=filled, edgecolor=colours[name], linewidth=1.4)
-                label = "–" if value is None else text(value)
-                axes.text(at, value or 0.0, label, ha="center", va="bottom", fontsize=9)
-                at += 1.0
-            at += 0.35
-        centres.append(((begin + at - 1.35) / 2, title))
-        at += 0.9
+                axes.bar(position, value or 0.0, 0.85, color=filled, edgecolor=colours[name], linewidth=1.4)
+                label = "–" if value is None else format_value(value)
+                axes.text(position, value or 0.0, label, ha="center", va="bottom", fontsize=9)
+                position += 1.0
+            position += 0.35
+        centres.append(((group_start + position - 1.35) / 2, title))
+        position += 0.9
     axes.set_xticks([place for place, _ in centres], [title for _, title in centres])
     axes.tick_params(axis="x", length=0)
-    axes.set_xlim(-0.8, max(at - 1.5, 0.8))
+    axes.set_xlim(-0.8, max(position - 1.5, 0.8))
     axes.margins(y=0.12)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
 

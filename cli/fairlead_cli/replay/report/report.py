@@ -1,6 +1,6 @@
-"""The report of a replay: one value, and its three forms (JSON as outside tools read it, Markdown, a terminal's table).
+"""The report of a replay as a value, and as JSON and Markdown.
 
-All seconds are simulated seconds, except the loop lag, which is wall time of this machine.
+All seconds are simulated seconds, except loop lag, which is wall time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,34 +15,36 @@ from fairlead_cli.replay.report.summary import PolicySummary, summarize
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One run of one policy: what it measured and the outcomes it was measured from."""
+    """One run of one policy: its results and their summary."""
 
     results: Sequence[ReplayResult]
     summary: PolicySummary
 
     @classmethod
     def from_results(cls, outcomes: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> "RunSummary":
-        """Summarize ``outcomes``."""
+        """Summarizes the results."""
         return cls(outcomes, summarize(outcomes, objectives=objectives, instances=instances))
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyResult:
-    """A preset's runs; None = it was not run that way. ``retraced`` is simulated on the live run's own choices."""
+    """Runs of one preset; None when there was none. ``simulated_on_live_choices``: simulated with
+    the live run's own choices.
+    """
 
     live: RunSummary | None = None
     simulated: RunSummary | None = None
     simulated_on_live_choices: RunSummary | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As in report.json."""
+        """Returns the object of report.json."""
         sides = (("live", self.live), ("simulated", self.simulated))
         return {name: side.summary.to_json() for name, side in sides if side is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """Everything that is told. ``lags`` maps a process to the p99 of its loop's lateness in wall seconds, None = unknown."""
+    """The whole report. ``lags``: p99 of each process's loop lag in wall seconds; None is unknown."""
 
     trace: str
     objectives: SloTargets
@@ -58,11 +60,11 @@ class ReplayReport:
 
     @property
     def lag_p99_seconds(self) -> float | None:
-        """The worst of all loops; None when none could be read."""
+        """The worst known lag; None when none is known."""
         return max((lag for lag in self.lags.values() if lag is not None), default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """report.json, exactly as PROTOCOLS describes it."""
+        """Returns report.json; docs/reference/seams.md describes it."""
         light = {name: policy.to_json() for name, policy in self.light.items()}
         return {
             "trace": self.trace,
@@ -87,13 +89,13 @@ TABLE_HEADINGS = (
 
 
 def table_rows(policies: Mapping[str, PolicyResult]) -> list[tuple[str, ...]]:
-    """The table's cells, a row for each policy and side."""
-    found = []
+    """Returns the cells of the table, a row for each policy and side."""
+    cells = []
     for name, policy in policies.items():
         for side, run in (("live", policy.live), ("simulated", policy.simulated)):
             if run is not None:
-                found.append((name, side, *_cells(run.summary)))
-    return found
+                cells.append((name, side, *_cells(run.summary)))
+    return cells
 
 
 def _cells(summary: PolicySummary) -> tuple[str, ...]:
@@ -108,44 +110,47 @@ def _cells(summary: PolicySummary) -> tuple[str, ...]:
 
 
 def describe_findings(report: ReplayReport) -> list[str]:
-    """What the routing buys, in sentences: dual hash against each other policy, live and simulated; and live against simulated."""
-    said = []
-    ours = report.policies.get("dual-hash")
+    """Returns sentences on the effect of routing: dual hash against each other policy, and live
+    against simulated.
+    """
+    sentences = []
+    dual_hash = report.policies.get("dual-hash")
     for name, policy in report.policies.items():
-        if ours is None or policy is ours:
+        if dual_hash is None or policy is dual_hash:
             continue
         for side in ("live", "simulated"):
-            said += _versus(side, getattr(ours, side), getattr(policy, side), name)
+            sentences += _versus(side, getattr(dual_hash, side), getattr(policy, side), name)
     for name, policy in report.policies.items():
         difference = live_simulated_gap(policy)
         if difference is not None:
             where = "above" if difference >= 0 else "below"
             timing = live_simulated_gap(PolicyResult(policy.live, policy.simulated_on_live_choices))
             why = "" if timing is None else f"; on the live run's own choices they are {abs(timing):.1%} apart"
-            said.append(f"{name}: live mean TTFT is {abs(difference):.1%} {where} the simulated one{why}")
-    return said
+            sentences.append(f"{name}: live mean TTFT is {abs(difference):.1%} {where} the simulated one{why}")
+    return sentences
 
 
 def live_simulated_gap(policy: PolicyResult) -> float | None:
-    """(live − simulated) ÷ simulated mean TTFT; None when one of them is missing."""
+    """Returns (live − simulated) ÷ simulated mean TTFT; None when one of them is missing."""
     if policy.live is None or policy.simulated is None:
         return None
     live, simulated = policy.live.summary.ttft_seconds.mean, policy.simulated.summary.ttft_seconds.mean
     return None if live is None or not simulated else live / simulated - 1.0
 
 
-def ratio(ours: RunSummary | None, other: RunSummary | None, what: str) -> float | None:
-    """Dual hash ÷ the other policy: ``what`` is ``cached`` (token share) or ``p90`` (TTFT)."""
-    if ours is None or other is None:
+def ratio(dual_hash: RunSummary | None, other: RunSummary | None, what: str) -> float | None:
+    """Returns dual hash ÷ another policy; ``what`` is ``cached`` (token share) or ``p90`` (TTFT)."""
+    if dual_hash is None or other is None:
         return None
-    mine, its = (
-        run.summary.cached_token_share if what == "cached" else run.summary.ttft_seconds.p90 for run in (ours, other)
+    own_value, other_value = (
+        run.summary.cached_token_share if what == "cached" else run.summary.ttft_seconds.p90
+        for run in (dual_hash, other)
     )
-    return None if mine is None or not its else mine / its
+    return None if own_value is None or not other_value else own_value / other_value
 
 
-def _versus(side: str, ours: RunSummary | None, other: RunSummary | None, name: str) -> list[str]:
-    cached, ttft = ratio(ours, other, "cached"), ratio(ours, other, "p90")
+def _versus(side: str, dual_hash: RunSummary | None, other: RunSummary | None, name: str) -> list[str]:
+    cached, ttft = ratio(dual_hash, other, "cached"), ratio(dual_hash, other, "p90")
     if cached is None or ttft is None:
         return []
     return [
@@ -154,22 +159,22 @@ def _versus(side: str, ours: RunSummary | None, other: RunSummary | None, name: 
 
 
 def markdown(report: ReplayReport) -> str:
-    """report.md."""
+    """Returns report.md."""
     objectives = report.objectives
-    wanted = (
+    targets = (
         [f"first token within {format_duration(objectives.ttft_seconds)}"]
         if objectives.ttft_seconds is not None
         else []
     )
     if objectives.itl_seconds is not None:
-        wanted.append(f"mean gap between tokens at most {format_duration(objectives.itl_seconds)}")
+        targets.append(f"mean gap between tokens at most {format_duration(objectives.itl_seconds)}")
     lag = report.lag_p99_seconds
     lines = [
         "# What the routing buys",
         "",
         f"- Traffic: {report.trace}; {report.requests} requests at a mean of {report.rate:g} simulated requests/s, "
         f"clock × {report.speed:g}. Every request counts; seconds are simulated seconds.",
-        f"- Objective: {' and '.join(wanted) or 'none'}.",
+        f"- Objective: {' and '.join(targets) or 'none'}.",
         f"- Event loops: the worst p99 lateness was {'unknown' if lag is None else format_duration(lag)} (wall).",
     ]
     if report.ideal_reuse is not None:

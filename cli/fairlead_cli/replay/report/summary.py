@@ -1,4 +1,4 @@
-"""Outcomes → the numbers of a report. Pure: seconds come in as they shall go out."""
+"""Statistics of replay results. Pure."""
 
 import math
 from array import array
@@ -15,7 +15,7 @@ QUANTILES = (("p50", 0.50), ("p90", 0.90), ("p99", 0.99))
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Mean and quantiles of some seconds; None where there was nothing to measure."""
+    """Mean and quantiles in seconds; None without a value."""
 
     mean: float | None
     p50: float | None
@@ -23,13 +23,13 @@ class Distribution:
     p99: float | None
 
     def to_json(self) -> dict[str, float | None]:
-        """As it stands in report.json."""
+        """Returns the object of report.json."""
         return {"mean": self.mean, "p50": self.p50, "p90": self.p90, "p99": self.p99}
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySummary:
-    """One policy's run. Shares are 0..1; ``load_cov`` is None when nothing was computed anywhere."""
+    """Statistics of one run. Shares are 0..1; ``load_cov`` is None when nothing was computed."""
 
     requests: int
     errors: int
@@ -40,7 +40,7 @@ class PolicySummary:
     load_cov: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """The inner object of report.json."""
+        """Returns the object of report.json."""
         return {
             "requests": self.requests,
             "errors": self.errors,
@@ -53,63 +53,63 @@ class PolicySummary:
 
 
 def summarize(outcomes: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> PolicySummary:
-    """Every outcome counts. ``instances`` is how many there were, those that got nothing included."""
+    """Returns the statistics; every result counts. ``instances`` includes those without requests."""
     return PolicySummary(
         requests=len(outcomes),
-        errors=sum(outcome.error is not None for outcome in outcomes),
-        ttft_seconds=summarize_values(outcome.ttft_seconds for outcome in outcomes if outcome.ttft_seconds is not None),
-        itl_seconds=summarize_values(gap for outcome in outcomes for gap in outcome.gaps),
-        within_objective=_ratio(sum(is_within_slo(outcome, objectives) for outcome in outcomes), len(outcomes)),
+        errors=sum(result.error is not None for result in outcomes),
+        ttft_seconds=summarize_values(result.ttft_seconds for result in outcomes if result.ttft_seconds is not None),
+        itl_seconds=summarize_values(gap for result in outcomes for gap in result.gaps),
+        within_objective=_ratio(sum(is_within_slo(result, objectives) for result in outcomes), len(outcomes)),
         cached_token_share=_ratio(
-            sum(outcome.cached_tokens or 0 for outcome in outcomes),
-            sum(outcome.prompt_tokens for outcome in outcomes if outcome.cached_tokens is not None),
+            sum(result.cached_tokens or 0 for result in outcomes),
+            sum(result.prompt_tokens for result in outcomes if result.cached_tokens is not None),
         ),
         load_cov=_load_cov(computed_tokens(outcomes), instances),
     )
 
 
-def is_within_slo(outcome: ReplayResult, objectives: SloTargets) -> bool:
-    """Complete, the first token in time, and the mean gap small enough (an answer of one token has none)."""
-    if outcome.error is not None or outcome.ttft_seconds is None:
+def is_within_slo(result: ReplayResult, objectives: SloTargets) -> bool:
+    """Whether the answer is complete and its first token and mean gap are within the SLO."""
+    if result.error is not None or result.ttft_seconds is None:
         return False
-    limit = objectives.ttft_limit_seconds(outcome.prompt_tokens)
-    if limit is not None and outcome.ttft_seconds > limit:
+    limit = objectives.ttft_limit_seconds(result.prompt_tokens)
+    if limit is not None and result.ttft_seconds > limit:
         return False
-    mean = outcome.itl_mean_seconds
+    mean = result.itl_mean_seconds
     return objectives.itl_seconds is None or mean is None or mean <= objectives.itl_seconds
 
 
 def computed_tokens(outcomes: Iterable[ReplayResult]) -> Mapping[str, int]:
-    """Prompt tokens that each instance had to compute because it did not hold them."""
+    """Returns the prompt tokens that each instance computed, because they were not cached."""
     computed: dict[str, int] = {}
-    for outcome in outcomes:
-        if outcome.instance is not None and outcome.cached_tokens is not None:
-            new = outcome.prompt_tokens - outcome.cached_tokens
-            computed[outcome.instance] = computed.get(outcome.instance, 0) + new
+    for result in outcomes:
+        if result.instance is not None and result.cached_tokens is not None:
+            uncached = result.prompt_tokens - result.cached_tokens
+            computed[result.instance] = computed.get(result.instance, 0) + uncached
     return computed
 
 
 def summarize_values(values: Iterable[float]) -> Distribution:
-    """Mean and quantiles (linear between the two nearest values)."""
+    """Returns mean and quantiles, with linear interpolation."""
     ordered = sorted(values)
     if not ordered:
         return Distribution(None, None, None, None)
-    found = {name: quantile(ordered, share) for name, share in QUANTILES}
-    return Distribution(mean=math.fsum(ordered) / len(ordered), **found)
+    quantiles = {name: quantile(ordered, share) for name, share in QUANTILES}
+    return Distribution(mean=math.fsum(ordered) / len(ordered), **quantiles)
 
 
 def scale_times(outcomes: Iterable[ReplayResult], speed: float) -> list[ReplayResult]:
-    """The same outcomes with every second times ``speed``: wall seconds → simulated seconds."""
+    """Returns the results with every time multiplied by ``speed``: wall to simulated seconds."""
     return [
         replace(
-            outcome,
-            due_seconds=outcome.due_seconds * speed,
-            ttft_seconds=None if outcome.ttft_seconds is None else outcome.ttft_seconds * speed,
-            gaps=array("d", (gap * speed for gap in outcome.gaps)),
-            finished_seconds=None if outcome.finished_seconds is None else outcome.finished_seconds * speed,
-            late_seconds=outcome.late_seconds * speed,
+            result,
+            due_seconds=result.due_seconds * speed,
+            ttft_seconds=None if result.ttft_seconds is None else result.ttft_seconds * speed,
+            gaps=array("d", (gap * speed for gap in result.gaps)),
+            finished_seconds=None if result.finished_seconds is None else result.finished_seconds * speed,
+            late_seconds=result.late_seconds * speed,
         )
-        for outcome in outcomes
+        for result in outcomes
     ]
 
 

@@ -1,4 +1,4 @@
-"""The report on a terminal."""
+"""The report for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ TERMINAL_COLUMNS = (
     "load spread",
     "errors",
 )
-"""What of the report's table fits a terminal of 80 columns."""
+"""The columns of the report that fit a terminal of 80 columns."""
 SHORT_TITLES = {
     "TTFT mean": "TTFT",
     "TTFT p90": "p90",
@@ -36,7 +36,7 @@ SHORT_TITLES = {
 
 
 def print_report(report: ReplayReport, console: Console, files: Sequence[Path]) -> None:
-    """Tables, findings, whether to believe it, and where it was written."""
+    """Prints tables, findings, validity and the paths of the files."""
     console.print(_table(report.policies, f"at {report.rate:g} requests/s, seconds are simulated"))
     if report.light:
         console.print(_table(report.light, f"at {report.light_rate:g} requests/s"))

@@ -50,7 +50,7 @@ def replay(
     return uvloop.run(go())
 
 
-def test_every_request_is_answered_with_its_tokens_instance_and_cached_tokens() -> None:
+def test_results_have_tokens_instance_and_cached_tokens() -> None:
     run, server = replay(tokens, requests(20))
     assert [outcome.error for outcome in run.results] == [None] * 20
     for outcome in run.results:
@@ -61,7 +61,7 @@ def test_every_request_is_answered_with_its_tokens_instance_and_cached_tokens() 
     assert len(server.requests) == 20
 
 
-def test_the_body_asks_for_a_stream_with_usage_and_exactly_the_trace_s_tokens() -> None:
+def test_body_requests_stream_usage_and_exact_output_tokens() -> None:
     _, server = replay(tokens, requests(1, output=7))
     headers, body = server.requests[0]
     assert body["stream_options"] == {"include_usage": True}
@@ -69,13 +69,13 @@ def test_the_body_asks_for_a_stream_with_usage_and_exactly_the_trace_s_tokens() 
     assert headers["x-request-id"] == "q0"
 
 
-def test_a_connection_is_used_again_when_its_answer_is_complete() -> None:
+def test_connection_is_reused_after_a_complete_answer() -> None:
     run, server = replay(tokens, requests(3, every=0.5))
     assert [outcome.error for outcome in run.results] == [None] * 3
     assert server.connections < 3
 
 
-def test_a_slow_answer_holds_no_other_request_back() -> None:
+def test_slow_answer_delays_no_other_request() -> None:
     release: list[asyncio.Event] = []
 
     async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
@@ -92,7 +92,7 @@ def test_a_slow_answer_holds_no_other_request_back() -> None:
     assert all(outcome.error is None for outcome in run.results)
 
 
-def test_an_answer_that_is_no_200_is_an_error_with_its_message() -> None:
+def test_non_200_answer_is_an_error_with_its_message() -> None:
     async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
         yield scripted_server.head("503 Service Unavailable", kind="application/json")
         yield scripted_server.chunk(b'{"error": {"message": "no instance is ready"}}') + scripted_server.chunk(b"")
@@ -102,7 +102,7 @@ def test_an_answer_that_is_no_200_is_an_error_with_its_message() -> None:
     assert {outcome.status for outcome in run.results} == {503}
 
 
-def test_a_connection_cut_in_mid_stream_is_an_error_that_keeps_its_first_token() -> None:
+def test_connection_cut_in_mid_stream_keeps_the_first_token_time() -> None:
     async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
         yield (
             scripted_server.head()
@@ -116,7 +116,7 @@ def test_a_connection_cut_in_mid_stream_is_an_error_that_keeps_its_first_token()
     assert run.results[0].ttft_seconds is not None
 
 
-def test_garbage_instead_of_http_is_an_error() -> None:
+def test_invalid_http_answer_is_an_error() -> None:
     async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
         yield b"hello there\r\n\r\n"
 
@@ -124,7 +124,7 @@ def test_garbage_instead_of_http_is_an_error() -> None:
     assert "no HTTP answer" in (run.results[0].error or "")
 
 
-def test_what_never_answers_is_given_up_after_the_patience() -> None:
+def test_unanswered_request_is_given_up_after_the_patience() -> None:
     async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
         await asyncio.Event().wait()
         yield b""
@@ -134,7 +134,7 @@ def test_what_never_answers_is_given_up_after_the_patience() -> None:
     assert {outcome.finished_seconds for outcome in run.results} == {None}
 
 
-def test_nothing_listening_is_said_before_anything_is_sent() -> None:
+def test_closed_port_is_reported_before_sending() -> None:
     async def go() -> None:
         async with scripted_server.scripted_server(tokens) as server:
             target = ReplayTarget(server.url, model="tiny")
@@ -144,7 +144,7 @@ def test_nothing_listening_is_said_before_anything_is_sent() -> None:
         asyncio.run(go())
 
 
-def test_the_progress_ends_with_everything_answered() -> None:
+def test_progress_ends_with_all_requests_answered() -> None:
     seen: list[ProgressCounts] = []
 
     async def go() -> None:
@@ -157,12 +157,12 @@ def test_the_progress_ends_with_everything_answered() -> None:
     assert (seen[-1].answered, seen[-1].total, seen[-1].failed) == (4, 4, 0)
 
 
-def test_an_empty_plan_ends_at_once() -> None:
+def test_empty_plan_ends_at_once() -> None:
     run, _ = replay(tokens, [])
     assert run.results == []
 
 
-def test_a_planned_request_is_due_at_its_arrival_over_the_speed() -> None:
+def test_due_time_is_arrival_divided_by_speed() -> None:
     target = ReplayTarget("http://127.0.0.1:1", model="tiny")
     planned: list[PlannedRequest] = plan_requests(requests(3, every=2.0), target, speed=4.0)
     assert [item.due_seconds for item in planned] == [0.0, 0.5, 1.0]

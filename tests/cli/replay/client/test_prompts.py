@@ -17,20 +17,20 @@ def request(tokens: int, *blocks: int) -> TraceRequest:
 
 
 @pytest.mark.parametrize("tokens", [600, 1_024, 1_025, 1_030, 1_536])
-def test_the_engine_counts_exactly_the_trace_s_tokens(tokens: int) -> None:
+def test_prompt_has_exactly_the_token_count_of_the_trace(tokens: int) -> None:
     blocks = range(-(-tokens // 512))
     text = PromptBuilder(TOKENIZER).text(request(tokens, *blocks))
     assert len(TOKENIZER.encode_chat([{"role": "user", "content": text}])) == tokens
 
 
-def test_equal_blocks_give_equal_text_and_the_first_other_block_ends_it() -> None:
+def test_shared_text_ends_at_the_first_different_block() -> None:
     builder = PromptBuilder(TOKENIZER)
     one, two = builder.text(request(2_000, 0, 5, 6, 7)), builder.text(request(2_040, 0, 5, 8, 9))
     assert one[: 2 * 2_048] == two[: 2 * 2_048]
     assert one[2 * 2_048 :][:40] != two[2 * 2_048 :][:40]
 
 
-def test_shared_blocks_stay_shared_in_full_engine_blocks() -> None:
+def test_shared_trace_blocks_are_shared_engine_blocks() -> None:
     builder = PromptBuilder(TOKENIZER)
     first, second = (
         TOKENIZER.encode_chat([{"role": "user", "content": builder.text(request(2_000, 0, 5, 6, last))}])
@@ -40,7 +40,7 @@ def test_shared_blocks_stay_shared_in_full_engine_blocks() -> None:
     assert same // 16 * 16 == 3 * 512
 
 
-def test_the_wire_is_one_complete_request() -> None:
+def test_encoded_request_is_one_complete_http_request() -> None:
     target = ReplayTarget("http://[::1]:8000/v1", model="a", key="secret")
     head, _, body = target.encode(request(600, 0, 1), [{"role": "user", "content": " abc"}]).partition(b"\r\n\r\n")
     assert b"host: [::1]:8000" in head
@@ -50,6 +50,6 @@ def test_the_wire_is_one_complete_request() -> None:
 
 
 @pytest.mark.parametrize("url", ["https://127.0.0.1:1", "http://127.0.0.1:99999", "http://", "http://host/api"])
-def test_a_url_that_replay_cannot_use_is_refused(url: str) -> None:
+def test_unusable_url_is_refused(url: str) -> None:
     with pytest.raises(BadInput):
         ReplayTarget(url, model="a")

@@ -25,7 +25,7 @@ def read(*pieces: bytes) -> StreamedAnswer:
     return answer
 
 
-def test_each_token_has_the_time_its_piece_came() -> None:
+def test_token_time_is_the_arrival_of_its_chunk() -> None:
     answer = read(
         scripted_server.role(),
         scripted_server.token(" a"),
@@ -39,7 +39,7 @@ def test_each_token_has_the_time_its_piece_came() -> None:
     assert answer.error is None
 
 
-def test_tokens_that_came_in_one_piece_share_its_time() -> None:
+def test_tokens_of_one_chunk_share_its_time() -> None:
     answer = read(
         scripted_server.role() + scripted_server.token(" a") + scripted_server.token(" b"),
         scripted_server.token(" c") + scripted_server.usage(9, 3, 8) + DONE,
@@ -49,7 +49,7 @@ def test_tokens_that_came_in_one_piece_share_its_time() -> None:
 
 
 @given(st.integers(1, 40), st.lists(st.integers(1, 400), max_size=80))
-def test_cutting_the_bytes_anywhere_changes_no_count(tokens: int, sizes: list[int]) -> None:
+def test_token_count_does_not_depend_on_chunk_boundaries(tokens: int, sizes: list[int]) -> None:
     body, pieces = whole(tokens), []
     for size in sizes:
         piece, body = body[:size], body[size:]
@@ -59,13 +59,13 @@ def test_cutting_the_bytes_anywhere_changes_no_count(tokens: int, sizes: list[in
     assert (answer.output_tokens, answer.cached_tokens, answer.error) == (tokens, 16, None)
 
 
-def test_a_blank_line_cut_in_two_counts_once() -> None:
+def test_blank_line_split_over_chunks_counts_once() -> None:
     body = whole(5)
     at = body.index(b"\n\n", body.index(b" w2")) + 1
     assert len(read(body[:at], body[at : at + 1], body[at + 1 :]).times) == 5
 
 
-def test_comments_are_no_tokens() -> None:
+def test_comments_are_not_counted_as_tokens() -> None:
     pieces = [
         b": alive\n\n",
         scripted_server.role(),
@@ -77,7 +77,7 @@ def test_comments_are_no_tokens() -> None:
     assert list(read(*pieces, scripted_server.usage(9, 2, 0), DONE).times) == [3.0, 5.0]
 
 
-def test_a_piece_that_begins_with_a_colon_inside_an_event_is_no_comment() -> None:
+def test_chunk_with_leading_colon_inside_an_event_is_no_comment() -> None:
     second = scripted_server.token(" b")
     at = second.index(b":", 10)
     pieces = [
@@ -91,13 +91,13 @@ def test_a_piece_that_begins_with_a_colon_inside_an_event_is_no_comment() -> Non
     assert len(read(*pieces).times) == 2
 
 
-def test_an_error_event_before_any_token_is_the_error() -> None:
+def test_error_event_before_the_first_token_is_reported() -> None:
     answer = read(scripted_server.event({"error": {"message": "too many requests waiting", "code": 503}}), DONE)
     assert answer.error == "too many requests waiting"
     assert not answer.times
 
 
-def test_an_error_event_in_mid_stream_is_the_error_and_no_token() -> None:
+def test_error_event_in_mid_stream_is_not_counted_as_token() -> None:
     answer = read(
         scripted_server.role(),
         scripted_server.token(" a"),
@@ -120,17 +120,17 @@ def test_an_error_event_in_mid_stream_is_the_error_and_no_token() -> None:
         ([scripted_server.role(), scripted_server.token(" a", "abort"), scripted_server.usage(9, 1, 0), DONE], "abort"),
     ],
 )
-def test_an_answer_that_is_not_whole_is_an_error(pieces: list[bytes], says: str) -> None:
+def test_incomplete_answer_is_an_error(pieces: list[bytes], says: str) -> None:
     assert says in (read(*pieces).error or "")
 
 
-def test_an_engine_that_does_not_say_what_was_cached_is_not_one_without_hits() -> None:
+def test_missing_cached_tokens_are_none_not_zero() -> None:
     silent = scripted_server.event({"choices": [], "usage": {"completion_tokens": 1, "prompt_tokens_details": None}})
     answer = read(scripted_server.role(), scripted_server.token(" a", "stop"), silent, DONE)
     assert (answer.output_tokens, answer.cached_tokens, answer.error) == (1, None, None)
 
 
-def test_a_finish_event_without_text_is_no_token() -> None:
+def test_finish_event_without_text_is_not_counted_as_token() -> None:
     last = scripted_server.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     answer = read(
         scripted_server.role(),
@@ -144,6 +144,6 @@ def test_a_finish_event_without_text_is_no_token() -> None:
     assert answer.finish_reason == "stop"
 
 
-def test_an_error_body_becomes_one_line() -> None:
+def test_error_body_becomes_one_line() -> None:
     assert http_error_text(404, b'{"error": {"message": "no such model"}}') == "HTTP 404: no such model"
     assert http_error_text(502, b"<html>") == "HTTP 502"

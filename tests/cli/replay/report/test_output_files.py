@@ -29,7 +29,7 @@ def report() -> ReplayReport:
     return ReplayReport("made up", OBJECTIVES, 2.0, 5.0, 40, policies, {"gateway": 0.001}, (), 0.3, 1.0, policies)
 
 
-def test_a_report_is_written_as_json_text_picture_and_lines(tmp_path: Path) -> None:
+def test_report_is_written_as_json_markdown_png_and_csv(tmp_path: Path) -> None:
     files = write_report(report(), tmp_path / "new" / "folder")
     assert [file.name for file in files] == ["report.json", "report.md", "report.png", "requests.csv"]
     assert json.loads(files[0].read_text())["policies"]["dual-hash"]["live"]["requests"] == 40
@@ -41,7 +41,7 @@ def test_a_report_is_written_as_json_text_picture_and_lines(tmp_path: Path) -> N
     assert len(lines) == 2 * 2 * 40
 
 
-def test_a_report_without_light_load_or_objective_is_written_too(tmp_path: Path) -> None:
+def test_report_without_light_load_or_slo_is_written(tmp_path: Path) -> None:
     full = report()
     bare = ReplayReport(
         "made up", SloTargets(), 1.0, 5.0, 40, {"gateway": PolicyResult(full.policies["dual-hash"].live)}
@@ -49,7 +49,7 @@ def test_a_report_without_light_load_or_objective_is_written_too(tmp_path: Path)
     assert len(write_report(bare, tmp_path)) == 4
 
 
-def test_the_table_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
+def test_table_fits_80_columns(tmp_path: Path) -> None:
     console = Console(width=80, record=True, file=(tmp_path / "screen").open("w"))
     with console.file:
         print_report(report(), console, [tmp_path / "report.json"])

@@ -69,13 +69,13 @@ def report(*, live: bool = True, invalid: tuple[str, ...] = ()) -> ReplayReport:
     )
 
 
-def test_quantiles_lie_between_the_two_nearest_values() -> None:
+def test_quantiles_are_interpolated() -> None:
     found = summarize_values([4.0, 1.0, 3.0, 2.0, 5.0])
     assert (found.mean, found.p50) == (3.0, 3.0)
     assert found.p90 == pytest.approx(4.6)
 
 
-def test_nothing_measured_is_none_and_not_zero() -> None:
+def test_missing_measurement_is_none_not_zero() -> None:
     assert summarize_values([]).to_json() == {"mean": None, "p50": None, "p90": None, "p99": None}
 
 
@@ -90,15 +90,15 @@ def test_nothing_measured_is_none_and_not_zero() -> None:
         (outcome(error="lost"), False),
     ],
 )
-def test_an_objective_is_met_by_first_token_and_mean_gap_of_a_complete_answer(one: ReplayResult, met: bool) -> None:
+def test_slo_needs_ttft_and_tpot_of_a_complete_answer(one: ReplayResult, met: bool) -> None:
     assert is_within_slo(one, OBJECTIVES) is met
 
 
-def test_the_first_token_objective_grows_with_the_prompt() -> None:
+def test_ttft_target_grows_with_the_prompt() -> None:
     assert is_within_slo(outcome(ttft=2.4), SloTargets(ttft_seconds=2.0, ttft_per_kilo_token_seconds=0.5))
 
 
-def test_every_request_counts_also_failed_ones() -> None:
+def test_failed_requests_count() -> None:
     summary = summarize(
         [outcome(1, cached=500), outcome(2, ttft=None, gaps=(), cached=None, error="HTTP 503")],
         objectives=OBJECTIVES,
@@ -108,24 +108,24 @@ def test_every_request_counts_also_failed_ones() -> None:
     assert summary.cached_token_share == 0.5
 
 
-def test_gaps_of_all_requests_are_pooled() -> None:
+def test_itl_quantiles_pool_gaps_of_all_requests() -> None:
     summary = summarize([outcome(gaps=(0.1,)), outcome(gaps=(0.2, 0.3))], objectives=OBJECTIVES, instances=1)
     assert summary.itl_seconds.mean == pytest.approx(0.2)
 
 
-def test_load_spread_counts_an_instance_that_got_nothing() -> None:
+def test_load_spread_counts_idle_instances() -> None:
     summary = summarize([outcome(1), outcome(2)], objectives=OBJECTIVES, instances=2)
     assert computed_tokens([outcome(1), outcome(2)]) == {"a": 2_000}
     assert summary.load_cov == pytest.approx(1.0)
 
 
-def test_wall_seconds_become_simulated_seconds() -> None:
+def test_times_are_scaled_to_simulated_seconds() -> None:
     (stretched,) = scale_times([outcome(ttft=0.5, gaps=(0.1,))], 2.0)
     assert (stretched.ttft_seconds, stretched.finished_seconds) == (1.0, 10.0)
     assert list(stretched.gaps) == [0.2]
 
 
-def test_the_json_has_exactly_the_agreed_keys() -> None:
+def test_report_json_has_the_documented_keys() -> None:
     found = report().to_json()
     assert set(found) == {
         *("trace", "objective", "speed", "rate", "valid", "lag_p99_seconds", "policies", "light_load"),
@@ -140,7 +140,7 @@ def test_the_json_has_exactly_the_agreed_keys() -> None:
     assert set(inner["ttft_seconds"]) == set(inner["itl_seconds"]) == {"mean", "p50", "p90", "p99"}
 
 
-def test_a_report_with_a_doubt_is_not_valid() -> None:
+def test_report_with_a_doubt_is_invalid() -> None:
     assert report().to_json()["valid"] is True
     doubtful = report(invalid=("gateway ran 30ms late",))
     assert doubtful.to_json()["valid"] is False
@@ -148,17 +148,17 @@ def test_a_report_with_a_doubt_is_not_valid() -> None:
     assert "gateway ran 30ms late" in markdown(doubtful)
 
 
-def test_the_lag_told_is_the_worst_known() -> None:
+def test_reported_lag_is_the_worst_known() -> None:
     assert report().to_json()["lag_p99_seconds"] == 0.004
 
 
-def test_findings_set_dual_hash_against_the_others_and_live_against_simulated() -> None:
+def test_findings_compare_dual_hash_with_others_and_live_with_simulated() -> None:
     said = "\n".join(describe_findings(report()))
     assert "live: dual-hash reuses 4.00 × the cached tokens of round-robin, its p90 TTFT is 0.25 × as long" in said
     assert "dual-hash: live mean TTFT is 9.1% below the simulated one" in said
 
 
-def test_a_run_on_the_live_choices_says_how_much_of_the_difference_is_timing() -> None:
+def test_rerun_on_live_choices_shows_the_timing_difference() -> None:
     policies = {"dual-hash": PolicyResult(side(1.2, 400), side(1.0, 400), side(1.194, 400))}
     said = describe_findings(ReplayReport("t", OBJECTIVES, 2.0, 6.5, 4, policies))
     assert said == [
@@ -166,7 +166,7 @@ def test_a_run_on_the_live_choices_says_how_much_of_the_difference_is_timing() -
     ]
 
 
-def test_a_missing_side_is_left_out_everywhere() -> None:
+def test_missing_side_is_left_out() -> None:
     only_simulated = report(live=False)
     assert [row[1] for row in table_rows(only_simulated.policies)] == ["simulated", "simulated"]
     assert live_simulated_gap(only_simulated.policies["dual-hash"]) is None
