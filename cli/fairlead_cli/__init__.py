@@ -1,1 +1,7 @@
-"""The command line: local mode, replay, chat, status, lint."""
+"""The command line: `fairlead` and `kubectl fairlead`.
+
+Reading order: `app` (table of verbs) → `commands` (arguments of each verb) → the package of the
+subject: `local` (a stack on this machine), `cluster` (checks, status, bundle), `chat`, `explain`,
+`index`, `rollouts`, `scaling`, `replay`, `simulation`, `management` (client of the gateway's
+management API).
+"""

@@ -6,9 +6,9 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run one verb. What the user can mend (a FairleadError, a path that cannot be used) is told in one line and exits 2.
+    """Runs one verb; an error that the user can correct becomes one line on stderr and exit code 2.
 
-    Everything is imported in here, so that Ctrl-C during the first tenths of a second ends as quietly as later.
+    Why: all imports are inside, so that Ctrl-C during start-up ends as quietly as later.
     """
     try:
         from pathlib import Path

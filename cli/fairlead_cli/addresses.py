@@ -1,4 +1,4 @@
-"""Addresses as people write them, and ports on this machine: is one free, which ones are."""
+"""Addresses and ports of this machine: parsing, and finding free ones."""
 
 import errno
 import ipaddress
@@ -14,7 +14,7 @@ MAX_PORT_ATTEMPTS = 500
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where something listens; an IPv6 host without its brackets."""
+    """Host and port of a listener; an IPv6 host has no brackets."""
 
     host: str
     port: int
@@ -24,7 +24,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Can only this machine reach it?"""
+        """Whether only this machine can reach it."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -32,13 +32,16 @@ class Address:
 
     @property
     def url(self) -> str:
-        """The URL for a client on this machine: a wildcard host is reached over loopback."""
+        """The URL for a client on this machine; a wildcard host becomes loopback."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{Address(host, self.port)}"
 
 
 def parse_address(text: str, *, flag: str) -> Address:
-    """``127.0.0.1:8000``, ``[::1]:8000``, ``:8000`` or ``8000``; port 0 = any free one. Raises BadInput naming the flag."""
+    """Parses ``127.0.0.1:8000``, ``[::1]:8000``, ``:8000`` or ``8000``; port 0 means any free port.
+
+    Raises BadInput with the flag.
+    """
     host, colon, port = text.rpartition(":")
     if not colon:
         host, port = "", text
@@ -52,24 +55,26 @@ def parse_address(text: str, *, flag: str) -> Address:
 
 
 def service_url(text: str, *, flag: str) -> str:
-    """The URL of something that listens: ``http://host:port`` as it is, ``host:port``, ``:port`` and ``port`` completed.
-
-    Raises BadInput naming the flag.
+    """Returns the URL of a service from a URL, ``host:port``, ``:port`` or ``port``. Raises
+    BadInput with the flag.
     """
     if "://" not in text:
         text = parse_address(text, flag=flag).url if text.lstrip(":").isdecimal() else f"http://{text}"
     try:
         parts = urlsplit(text)
-        right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        right = False
-    if not right:
+        is_valid = False
+    if not is_valid:
         raise BadInput(f"{flag}: {text!r} is not a URL", field=flag, hint="write it like http://127.0.0.1:8000")
     return text.rstrip("/")
 
 
 def claim_port(address: Address, *, flag: str) -> Address:
-    """The address with its port filled in (0 = a free one). Raises PortBusy when it is taken, BadInput when it is not ours."""
+    """Returns the address with its port filled in, when it can be bound.
+
+    Raises PortInUse when the port is taken, BadInput when the address is not of this machine.
+    """
     try:
         ipaddress.ip_address(address.host)
     except ValueError:
@@ -83,13 +88,13 @@ def claim_port(address: Address, *, flag: str) -> Address:
             if error.errno == errno.EADDRINUSE:
                 hint = f"stop what listens there, or choose another port; {flag} :0 takes a free one"
                 raise PortInUse(f"{flag}: {address} is in use already", field=flag, hint=hint) from None
-            what = error.strerror or str(error)
-            raise BadInput(f"{flag}: cannot listen on {address}: {what}", field=flag) from None
+            reason = error.strerror or str(error)
+            raise BadInput(f"{flag}: cannot listen on {address}: {reason}", field=flag) from None
         return Address(address.host, probe.getsockname()[1])
 
 
 def is_port_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Could a server listen there now? Connections of a former server that still time out do not count."""
+    """Whether a server could listen there now; connections in TIME_WAIT do not count."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -99,22 +104,22 @@ def is_port_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def find_free_ports(groups: list[int], host: str = "127.0.0.1") -> list[tuple[int, ...]]:
-    """For each size in ``groups`` that many neighbouring ports, all free just now and all different."""
-    taken: set[int] = set()
-    found = []
-    for size in groups:
-        found.append(_consecutive_ports(size, host, taken))
-        taken.update(found[-1])
-    return found
+def find_free_ports(sizes: list[int], host: str = "127.0.0.1") -> list[tuple[int, ...]]:
+    """Returns for each size that many consecutive ports, all free now and all different."""
+    used: set[int] = set()
+    groups = []
+    for size in sizes:
+        groups.append(_consecutive_ports(size, host, used))
+        used.update(groups[-1])
+    return groups
 
 
-def _consecutive_ports(size: int, host: str, taken: set[int]) -> tuple[int, ...]:
-    """Ports beside one that the system proposes. Those of connections that are over but time out are free to listen on."""
+def _consecutive_ports(size: int, host: str, used: set[int]) -> tuple[int, ...]:
+    """Returns ports that start at one proposed by the system."""
     for _ in range(MAX_PORT_ATTEMPTS):
         first = claim_port(Address(host, 0), flag="--engines-per-process").port
         ports = range(first, first + size)
-        if ports[-1] <= 65_535 and taken.isdisjoint(ports) and all(is_port_free(port, host) for port in ports):
+        if ports[-1] <= 65_535 and used.isdisjoint(ports) and all(is_port_free(port, host) for port in ports):
             return tuple(ports)
     hint = "give a smaller number, or end other programs that use many ports"
     raise BadInput(f"found no {size} free ports in a row on {host}", field="--engines-per-process", hint=hint)

@@ -1,4 +1,6 @@
-"""The command line: one verb a file, loaded when it is called, so that ``fairlead --help`` stays quick."""
+"""The application: a table of verbs, each loaded when it is called, so that ``fairlead --help``
+stays fast.
+"""
 
 from cyclopts import App, Parameter
 
@@ -62,9 +64,12 @@ VERBS = {
 
 
 def build_app(program: str = "fairlead", requested_verb: str | None = None) -> App:
-    """The application with all verbs, called as ``program`` was; nothing behind them is imported yet.
+    """Returns the application with all verbs; no verb is imported yet.
 
-    ``asked`` is the verb that will run: its ``--help`` has all that its function says of itself, exit codes too.
+    program: name of the executable, which decides between ``fairlead`` and ``kubectl fairlead``.
+
+    requested_verb: the verb that will run; its ``--help`` shows the whole docstring, exit codes
+    included.
     """
     app = App(
         name="kubectl fairlead" if program == "kubectl-fairlead" else "fairlead",
@@ -72,6 +77,6 @@ def build_app(program: str = "fairlead", requested_verb: str | None = None) -> A
         help="A Kubernetes-native control plane for serving large language models.",
         default_parameter=Parameter(negative_iterable=()),  # no --empty-presets
     )
-    for verb, (place, sentence) in VERBS.items():
-        app.command(place, name=verb, help=None if verb == requested_verb else sentence)
+    for verb, (function, sentence) in VERBS.items():
+        app.command(function, name=verb, help=None if verb == requested_verb else sentence)
     return app

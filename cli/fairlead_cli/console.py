@@ -1,4 +1,4 @@
-"""What is printed on: a terminal is as wide as it is, a pipe has no width, so nothing is cut there."""
+"""The console: where output goes, how wide it is, and how this program is called in hints."""
 
 import shutil
 import sys
@@ -12,19 +12,24 @@ PIPE_WIDTH: Final = 2_000
 
 
 def stdout_console() -> "Console":
-    """Standard output. Rich is imported only here: most commands answer before it would have been."""
+    """Returns a console on standard output; a pipe has no width, so nothing is cut there.
+
+    Why: Rich is imported here because most commands answer before its import would end.
+    """
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def program_name() -> str:
-    """Its name where PATH has it, ``kubectl fairlead`` where that was typed, else where it lies."""
+    """Returns the command that hints show: ``fairlead``, ``kubectl fairlead``, or a path that can
+    be typed.
+    """
     if Path(sys.argv[0]).name == "kubectl-fairlead":
         return "kubectl fairlead"
-    beside = Path(sys.executable).with_name("fairlead")
+    installed = Path(sys.executable).with_name("fairlead")
     if shutil.which("fairlead"):
         return "fairlead"
-    if not beside.exists():
+    if not installed.exists():
         return f"{sys.executable} -m fairlead_cli"
-    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
+    return str(installed.relative_to(Path.cwd())) if installed.is_relative_to(Path.cwd()) else str(installed)

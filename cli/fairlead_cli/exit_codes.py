@@ -1,4 +1,4 @@
-"""How a verb that asks somebody ends: what it was told is shown; what kept it from that goes to stderr and into its exit code."""
+"""Exit codes of all verbs, and a runner for verbs that query something and print the answer."""
 
 import sys
 from collections.abc import Callable
@@ -16,23 +16,23 @@ UNREACHABLE: Final = 3
 def run_query(
     verb: str, fetch: Callable[[], T], render: Callable[[T], str], *, misuse: tuple[type[Exception], ...] = ()
 ) -> int:
-    """The exit code of ``verb``.
+    """Fetches, prints and returns the exit code of ``verb``.
 
-    ``ask`` raises NoStack where nobody answers, LookupError with words where nothing is known of it, and one of ``misuse`` for what
-    its caller did wrong; other errors pass.
+    fetch: raises StackUnreachable when nothing answers, LookupError with a message when nothing is
+    known, and one of ``misuse`` for wrong usage; other errors pass.
     """
     try:
-        found = fetch()
+        answer = fetch()
     except misuse as error:
         return _report_failure(verb, error, USAGE)
     except StackUnreachable as error:
         return _report_failure(verb, error, UNREACHABLE)
     except LookupError as error:
         return _report_failure(verb, error.args[0], PROBLEM)
-    print(render(found))
+    print(render(answer))
     return OK
 
 
-def _report_failure(verb: str, why: object, code: int) -> int:
-    print(f"fairlead {verb}: {why}", file=sys.stderr)
+def _report_failure(verb: str, reason: object, code: int) -> int:
+    print(f"fairlead {verb}: {reason}", file=sys.stderr)
     return code

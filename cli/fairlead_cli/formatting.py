@@ -1,4 +1,4 @@
-"""Numbers as people read them; a dash for what is not known, never a zero."""
+"""Numbers as text for people; a dash for an unknown value, never a zero."""
 
 from fairlead.units import format_duration
 
@@ -6,21 +6,21 @@ UNKNOWN = "–"
 
 
 def format_seconds(seconds: float | None) -> str:
-    """``210ms``, ``1.25s``."""
+    """Returns ``210ms``, ``1.25s``."""
     if seconds is None:
         return UNKNOWN
     return format_duration(seconds) if seconds >= 1e-4 else "0s"
 
 
 def format_share(value: float | None) -> str:
-    """``0.43`` → ``43 %``; from 99 % on with one more digit, and never 100 % of what is not all: ``0.9997`` → ``99.9 %``"""
+    """Returns ``43 %`` for ``0.43``. Above 99 % it has one more digit and never rounds up to 100 %."""
     if value is None:
         return UNKNOWN
     return f"{min(100 * value, 99.9):.1f} %".replace(".0 %", " %") if 0.99 < value < 1.0 else f"{100 * value:.0f} %"
 
 
 def format_count(value: float | None) -> str:
-    """``12345`` → ``12.3k``"""
+    """Returns ``12.3k`` for ``12345``."""
     if value is None:
         return UNKNOWN
     for limit, divisor, unit in ((1e3, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M")):
@@ -31,10 +31,10 @@ def format_count(value: float | None) -> str:
 
 
 def format_rate(value: float | None) -> str:
-    """``6.93`` → ``6.9/s``"""
+    """Returns ``6.9/s`` for ``6.93``."""
     return UNKNOWN if value is None else f"{value:.1f}/s"
 
 
 def pluralize(number: int, noun: str) -> str:
-    """``1 engine``, ``8 engines``"""
+    """Returns ``1 engine``, ``8 engines``."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

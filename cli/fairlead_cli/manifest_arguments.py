@@ -1,4 +1,6 @@
-"""Which files a command was given: as plain words, after ``-f`` as kubectl has it, or both; ``-`` is standard input."""
+"""File arguments as kubectl takes them: plain words, values of ``-f``, or both; ``-`` is standard
+input.
+"""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -12,18 +14,26 @@ from fairlead.names import closest_matches
 def collect_paths(
     command: Callable[..., Any], arguments: Sequence[str], option_values: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """All of them in the order given. Raises BadInput for a word that was meant as an option of ``command``.
+    """Returns all paths in order. Raises BadInput for a word that looks like an option of
+    ``command``.
 
-    The parser hands words with a leading hyphen over as files, since otherwise it would refuse ``-``.
+    Why: the parser passes words with a leading hyphen as files, because it would refuse ``-``
+    otherwise.
     """
-    for word in arguments:
-        if word.startswith("-") and word != STDIN_PATH:
-            close = closest_matches(word, _options(command), count=1)
-            hint = f"did you mean {close[0]}?" if close else f"fairlead {command.__name__} --help lists the options"
-            raise BadInput(f"unknown option: {word}", field=word, hint=hint)
+    for argument in arguments:
+        if argument.startswith("-") and argument != STDIN_PATH:
+            suggestions = closest_matches(argument, _options(command), count=1)
+            hint = (
+                f"did you mean {suggestions[0]}?"
+                if suggestions
+                else f"fairlead {command.__name__} --help lists the options"
+            )
+            raise BadInput(f"unknown option: {argument}", field=argument, hint=hint)
     return (*arguments, *(option_values or ()))
 
 
 def _options(command: Callable[..., Any]) -> list[str]:
     parameters = inspect.signature(command).parameters.values()
-    return [f"--{one.name.replace('_', '-')}" for one in parameters if one.kind is one.KEYWORD_ONLY]
+    return [
+        f"--{parameter.name.replace('_', '-')}" for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
+    ]

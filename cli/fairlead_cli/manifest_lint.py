@@ -1,4 +1,9 @@
-"""Manifest lint."""
+"""Checks manifests and fleet files without a cluster; every problem has a file, a line, a field and
+a fix.
+
+A file is a fleet file when it is a mapping with ``models`` and without ``kind``. All manifests of
+one call are checked together, so that a pool may refer to an AcceleratorClass of another file.
+"""
 
 from collections.abc import Iterable
 
@@ -10,11 +15,13 @@ from fairlead.manifests.yaml_nodes import parse_documents
 
 
 def lint_paths(paths: Iterable[str]) -> tuple[list[FileProblem], list[str]]:
-    """Every problem in the order of the files; and, of files that are right, notes and a line on what they hold."""
+    """Returns all problems in the order of the files; and, for valid files, notes and a line on
+    their contents.
+    """
     limits = Limits()
     texts, problems = loader.read_texts(list(paths), limits=limits)
     objects: list[tuple[str, str]] = []
-    counts: list[str] = []
+    remarks: list[str] = []
     for name, text in texts:
         if not _is_fleet_file(name, text, limits):
             objects.append((name, text))
@@ -25,18 +32,22 @@ def lint_paths(paths: Iterable[str]) -> tuple[list[FileProblem], list[str]]:
             problems += error.problems
             continue
         instances = sum(len(members) for members in fleet.instances.values())
-        counts.append(f"{name}: ok, a fleet of {_count(len(fleet.models), 'model')} on {_count(instances, 'instance')}")
+        remarks.append(
+            f"{name}: ok, a fleet of {_count(len(fleet.models), 'model')} on {_count(instances, 'instance')}"
+        )
     found, more = loader.combine_texts(objects, limits=limits, complete=not problems)
-    counts += map(str, found.notes)
+    remarks += map(str, found.notes)
     if objects:
         names = objects[0][0] if len(objects) == 1 else _count(len(objects), "file")
-        counts.append(f"{names}: ok, {_count(len(found.models), 'ModelDeployment')}")
+        remarks.append(f"{names}: ok, {_count(len(found.models), 'ModelDeployment')}")
     order = {name: position for position, (name, _) in enumerate(texts)}
-    return sorted(problems + more, key=lambda problem: order.get(problem.file, -1)), counts
+    return sorted(problems + more, key=lambda problem: order.get(problem.file, -1)), remarks
 
 
 def _is_fleet_file(name: str, text: str, limits: Limits) -> bool:
-    """A file that is no YAML at all is left to the manifest reader, which says what is wrong."""
+    """Whether this is a fleet file. A file that is not YAML goes to the manifest reader, which
+    reports it.
+    """
     try:
         nodes = parse_documents(text, file=name, limits=limits)
     except ManifestError:

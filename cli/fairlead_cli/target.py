@@ -1,4 +1,4 @@
-"""Does a command mean the stack on this machine, or a cluster?"""
+"""The target of a command: the stack on this machine, or a cluster."""
 
 import os
 import sys
@@ -10,7 +10,11 @@ from fairlead_cli.local.run_directory import running_stacks
 
 
 def is_cluster_target(options: ClusterOptions, manage: str | None) -> bool:
-    """Options decide, then the name it was called by, then what is there. Raises BadInput for options of both."""
+    """Whether a command means a cluster: by its options, else by the name of the program, else by
+    what exists.
+
+    Raises BadInput when options of both are given.
+    """
     if manage is not None and options.is_explicit:
         raise BadInput(
             "--manage names a gateway, the other options a cluster", field="--manage", hint="give one of the two"

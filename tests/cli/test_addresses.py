@@ -19,18 +19,18 @@ from fairlead_cli.errors import PortInUse
         ("localhost:0", Address("127.0.0.1", 0)),
     ],
 )
-def test_an_address_is_read(text: str, address: Address) -> None:
+def test_address_is_parsed(text: str, address: Address) -> None:
     assert parse_address(text, flag="--listen") == address
 
 
 @pytest.mark.parametrize("text", ["", "a", "127.0.0.1:", "127.0.0.1:99999", "::1:8000", "1.2.3.4:-1", "h:80x"])
-def test_what_is_no_address_is_refused_naming_the_flag(text: str) -> None:
+def test_invalid_address_names_the_flag(text: str) -> None:
     with pytest.raises(BadInput, match="--listen: ") as refused:
         parse_address(text, flag="--listen")
     assert refused.value.field == "--listen"
 
 
-def test_a_taken_port_is_refused_naming_port_and_flag() -> None:
+def test_taken_port_names_port_and_flag() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -43,24 +43,24 @@ def test_port_zero_becomes_a_free_port() -> None:
     assert claim_port(Address("127.0.0.1", 0), flag="--listen").port > 0
 
 
-def test_an_address_that_is_not_ours_is_refused() -> None:
+def test_foreign_address_is_refused() -> None:
     with pytest.raises(BadInput, match="cannot listen on"):
         claim_port(Address("192.0.2.1", 8000), flag="--listen")
 
 
-def test_a_name_is_no_address_to_listen_on() -> None:
+def test_host_name_is_refused_as_listen_address() -> None:
     with pytest.raises(BadInput, match="not an IP address"):
         claim_port(Address("example.invalid", 8000), flag="--listen")
 
 
-def test_free_ports_are_neighbours_within_a_group_and_all_different() -> None:
+def test_free_ports_are_consecutive_within_a_group_and_distinct() -> None:
     groups = find_free_ports([1, 4, 4])
     assert [len(group) for group in groups] == [1, 4, 4]
     assert all(group == tuple(range(group[0], group[0] + len(group))) for group in groups)
     assert len({port for group in groups for port in group}) == 9
 
 
-def test_ports_of_connections_that_are_over_count_as_free() -> None:
+def test_ports_in_time_wait_count_as_free() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         client = socket.create_connection(("127.0.0.1", port))
@@ -82,17 +82,17 @@ def test_ports_of_connections_that_are_over_count_as_free() -> None:
         ("http://[::1]:8000", "http://[::1]:8000"),
     ],
 )
-def test_an_address_to_talk_to_may_leave_out_what_is_clear(text: str, url: str) -> None:
+def test_service_url_completes_short_forms(text: str, url: str) -> None:
     assert service_url(text, flag="--url") == url
 
 
 @pytest.mark.parametrize("text", ["ftp://a", "http://", "http://[", "http://a:99999", "http://a:x", ""])
-def test_what_is_no_url_is_refused_naming_the_flag(text: str) -> None:
+def test_invalid_url_names_the_flag(text: str) -> None:
     with pytest.raises(BadInput, match="--url: ") as refused:
         service_url(text, flag="--url")
     assert refused.value.field == "--url"
 
 
-def test_urls_bracket_ipv6_and_reach_wildcards_over_loopback() -> None:
+def test_urls_bracket_ipv6_and_map_wildcards_to_loopback() -> None:
     assert Address("::1", 80).url == "http://[::1]:80"
     assert Address("0.0.0.0", 80).url == "http://127.0.0.1:80"

@@ -29,48 +29,48 @@ def fairlead(*words: str, stdin: str = "", **environment: str) -> subprocess.Com
 
 
 @pytest.mark.parametrize("words", [[str(EXAMPLE)], ["-f", str(EXAMPLE)], ["--file", str(EXAMPLE)], ["-"], ["-f", "-"]])
-def test_a_file_is_named_plainly_or_as_for_kubectl_and_a_hyphen_is_standard_input(words: list[str]) -> None:
+def test_files_are_plain_words_or_f_options_and_hyphen_is_stdin(words: list[str]) -> None:
     done = fairlead("lint", *words, stdin=EXAMPLE.read_text())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("ok, 1 ModelDeployment\n")
 
 
-def test_up_takes_its_manifest_from_standard_input() -> None:
+def test_up_reads_its_manifest_from_stdin() -> None:
     done = fairlead("up", "-", "--listen", "127.0.0.1:0", "--manage", "127.0.0.1:0", stdin="kind: ModelDeploymint\n")
     assert done.returncode == 2
     assert "-:1: kind: must be one of" in done.stderr
 
 
-def test_no_file_at_all_is_wrong_usage() -> None:
+def test_missing_file_argument_is_wrong_usage() -> None:
     done = fairlead("lint")
     assert done.returncode == 2
     assert "no file was given" in done.stderr
 
 
 @pytest.mark.parametrize(("word", "hint"), [("--speeed", "did you mean --speed"), ("-z", "fairlead up --help")])
-def test_an_option_that_does_not_exist_is_no_file(word: str, hint: str) -> None:
+def test_unknown_option_is_not_taken_for_a_file(word: str, hint: str) -> None:
     with pytest.raises(BadInput, match=f"unknown option: {word}") as refused:
         collect_paths(up, ("a.yaml", word), None)
     assert hint in str(refused.value)
 
 
-def test_files_after_f_come_behind_the_plain_ones() -> None:
+def test_f_options_follow_plain_file_arguments() -> None:
     assert collect_paths(lint, ("a", "-"), ["b"]) == ("a", "-", "b")
 
 
-def test_as_a_plugin_of_kubectl_it_is_called_so() -> None:
+def test_kubectl_plugin_shows_kubectl_in_its_usage() -> None:
     (usage, *_) = fairlead_cli.app.build_app("kubectl-fairlead").name
     assert usage == "kubectl fairlead"
 
 
-def test_a_path_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
+def test_unusable_path_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = fairlead("up", "--listen", ":0", "--manage", ":0", "--logs", str(tmp_path / "file" / "logs"))
     assert done.returncode == 2
     assert done.stderr == f"fairlead: {tmp_path}/file/logs cannot be used: Not a directory\n"
 
 
-def test_ctrl_c_ends_quietly_wherever_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_exits_quietly_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(program: str, asked: str | None) -> None:
         raise KeyboardInterrupt
 
@@ -80,7 +80,7 @@ def test_ctrl_c_ends_quietly_wherever_it_comes(monkeypatch: pytest.MonkeyPatch) 
     assert ended.value.code == 130
 
 
-def test_nothing_is_imported_before_ctrl_c_is_caught() -> None:
+def test_imports_happen_after_ctrl_c_is_handled() -> None:
     code = "import sys; before = set(sys.modules); import fairlead_cli.__main__; print(*sys.modules.keys() - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == {"fairlead_cli", "fairlead_cli.__main__"}

@@ -24,7 +24,7 @@ def test_numbers_are_short_and_unknown_is_never_zero() -> None:
     assert formatting.pluralize(8, "engine") == "8 engines"
 
 
-def test_a_share_is_never_said_to_be_all_when_it_is_not() -> None:
+def test_share_below_one_is_never_100_percent() -> None:
     assert [formatting.format_share(value) for value in (None, 0.434, 0.99, 0.9949, 0.9999, 1.0)] == [
         "–",
         "43 %",
@@ -45,18 +45,18 @@ def test_exactly_one_plain_line_begins_with_ready_and_names_both_addresses() -> 
     assert any("a note" in line for line in lines)
 
 
-def test_the_headline_says_what_serves_what() -> None:
+def test_headline_names_models_and_engines() -> None:
     assert headline(FACTS) == "Fairlead serves tiny on 8 simulated engines, 1.23s after its start"
 
 
-def test_where_pools_are_scaled_the_banner_says_where_and_how_to_ask_why() -> None:
+def test_banner_names_the_autoscaler_when_pools_are_scaled() -> None:
     assert not any("autoscaler" in line for line in plain_lines(FACTS))
     scaled = plain_lines(replace(FACTS, engines=0, autoscaler="http://127.0.0.1:8002"))
     assert "  autoscaler   http://127.0.0.1:8002/metrics; fairlead explain scale" in scaled
     assert "  Fairlead serves tiny with simulated engines that start when asked, 1.23s after its start" in scaled
 
 
-def test_a_decision_is_told_with_its_candidates_and_its_end() -> None:
+def test_decision_summary_has_candidates_and_outcome() -> None:
     number = api_types.InputValue
     told = summarize_decision(
         api_types.Decision(
@@ -95,5 +95,5 @@ def test_a_decision_is_told_with_its_candidates_and_its_end() -> None:
     ]
 
 
-def test_a_running_request_is_told_as_such() -> None:
+def test_running_request_is_shown_as_running() -> None:
     assert summarize_decision(api_types.Decision("r", "default/tiny"))[-1] == "it is still running"

@@ -1,1 +1,3 @@
-"""Chat."""
+"""``fairlead chat``: `command` (from options to exit code), `conversation` (streams answers),
+`dialogue` (the prompt loop).
+"""

@@ -1,4 +1,4 @@
-"""``fairlead chat``, from its arguments to its exit code."""
+"""``fairlead chat``: from the options to the exit code."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ OK, PROBLEM, USAGE, UNREACHABLE = 0, 1, 2, 3
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """The arguments."""
+    """Options of ``fairlead chat``."""
 
     model: str | None
     url: str | None
@@ -32,7 +32,7 @@ class ChatOptions:
 
 
 def run(options: ChatOptions) -> int:
-    """One answer or a dialogue; the exit code."""
+    """Prints one answer or runs a dialogue; returns the exit code."""
     try:
         url = service_url(options.url, flag="--url") if options.url else newest_stack().url
         settings = read_settings(CliSettings, os.environ)
@@ -56,15 +56,15 @@ def _once(conversation: Conversation, text: str) -> int:
     if not text.strip():
         print("fairlead chat: there is nothing to ask (stdin or --message is empty)", file=sys.stderr)
         return USAGE
-    said = False
+    has_output = False
     try:
         for piece in conversation.send(text):
             print(piece, end="", flush=True)
-            said = True
+            has_output = True
     except KeyboardInterrupt:
         return 130
     finally:
-        if said:
+        if has_output:
             with contextlib.suppress(OSError):
                 print(flush=True)
     return OK
@@ -89,7 +89,11 @@ def _dialogue(conversation: Conversation, manage: str | None, token: str | None)
 
 
 def _why(base: str, manage: str | None, token: str | None, request_id: str) -> list[str]:
-    """The decision in words. Raises LookupError when it is forgotten, NoStack when nobody can be asked."""
+    """Returns the decision as text.
+
+    Raises LookupError when the gateway no longer has it, StackUnreachable when no management
+    address is known.
+    """
     stack = _local(base)
     if not manage and stack is None:
         raise StackUnreachable("the management address of this gateway is not known", hint="give it with --manage")
@@ -103,7 +107,7 @@ def _why(base: str, manage: str | None, token: str | None, request_id: str) -> l
 
 
 def _local(base: str) -> RunningStack | None:
-    """The stack of this machine and user that the gateway at ``base`` belongs to."""
+    """Returns the running stack of this user whose gateway is at ``base``."""
     return next((stack for stack in running_stacks() if stack.url == base), None)
 
 

@@ -1,4 +1,6 @@
-"""A chat with a model through the gateway: streams the answer, remembers the conversation, knows which request it was."""
+"""A conversation with a model through the gateway: streamed answers, history, and the id of the
+last request.
+"""
 
 import json
 import time
@@ -15,7 +17,7 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 
 
 class AnswerError(FairleadError):
-    """Raised when the gateway answers with an error, or a stream breaks off with one."""
+    """Raised when the gateway answers with an error, or a stream ends with one."""
 
 
 class _Delta(msgspec.Struct, frozen=True):
@@ -45,7 +47,7 @@ class _ModelList(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class LastAnswer:
-    """What is known of the last answer besides its text."""
+    """Metadata of the last answer."""
 
     was_sent: bool = False
     request_id: str | None = None
@@ -55,7 +57,7 @@ class LastAnswer:
 
 
 class Conversation:
-    """``url`` is the gateway's, with or without ``/v1``. Use as a context manager."""
+    """A conversation; ``url`` is the gateway's, with or without ``/v1``. Use as a context manager."""
 
     def __init__(
         self,
@@ -91,27 +93,27 @@ class Conversation:
         self._client.close()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Forgets all messages but the system message."""
         self._messages = [{"role": "system", "content": self._system}] if self._system else []
 
     def send(self, text: str) -> Iterator[str]:
-        """The answer, piece by piece. A broken or cut answer stays in the conversation as far as it came."""
+        """Yields the answer piece by piece. An incomplete answer stays in the history."""
         self._messages.append({"role": "user", "content": text})
         body: dict[str, object] = {"model": self.model, "messages": self._messages, "stream": True}
         if self._max_tokens is not None:
             body["max_tokens"] = self._max_tokens
-        said: list[str] = []
+        received: list[str] = []
         self.last_answer = LastAnswer(was_sent=True)
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             for piece in self._pieces(body):
                 if self.last_answer.ttft_seconds is None:
-                    self.last_answer.ttft_seconds = time.monotonic() - begun
-                said.append(piece)
+                    self.last_answer.ttft_seconds = time.monotonic() - started
+                received.append(piece)
                 yield piece
         finally:
-            if said:
-                self._messages.append({"role": "assistant", "content": "".join(said)})
+            if received:
+                self._messages.append({"role": "assistant", "content": "".join(received)})
             else:
                 self._messages.pop()
 

@@ -1,4 +1,6 @@
-"""The dialogue of ``fairlead chat``: a line in, an answer streamed out, and a few words that begin with a slash."""
+"""The dialogue of ``fairlead chat``: reads a line, streams the answer, and handles commands that
+begin with a slash.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ DIALOGUE_HELP = "/why  why the last request went where it did\n/new  forget the 
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """``read`` raises EOFError at the end; ``write`` gets text as it comes, ``remark`` whole lines about it."""
+    """Terminal functions. ``read`` raises EOFError at the end of input; ``write`` gets pieces of
+    text, ``remark`` whole lines.
+    """
 
     read: Callable[[], str]
     write: Callable[[str], None]
@@ -22,7 +26,7 @@ class Terminal:
 
 
 def run_dialogue(conversation: Conversation, terminal: Terminal, explain: Callable[[str], list[str]]) -> int:
-    """Until ``/quit`` or the end of input; the exit code."""
+    """Runs until ``/quit`` or the end of input; returns the exit code."""
     while True:
         try:
             text = terminal.read().strip()
@@ -44,11 +48,11 @@ def run_dialogue(conversation: Conversation, terminal: Terminal, explain: Callab
 
 def _print_answer(conversation: Conversation, terminal: Terminal, text: str) -> None:
     answer: Iterator[str] = conversation.send(text)
-    said = False
+    has_output = False
     try:
         for piece in answer:
             terminal.write(piece)
-            said = True
+            has_output = True
         terminal.write("\n")
     except KeyboardInterrupt:
         answer.close()  # type: ignore[attr-defined]  # a generator: closing it lets go of the connection, and the engine stops
@@ -56,7 +60,7 @@ def _print_answer(conversation: Conversation, terminal: Terminal, text: str) -> 
         terminal.remark("stopped")
         return
     except FairleadError as error:
-        terminal.write("\n" if said else "")
+        terminal.write("\n" if has_output else "")
         terminal.remark(str(error))
         return
     last = conversation.last_answer

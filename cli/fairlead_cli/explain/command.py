@@ -1,4 +1,4 @@
-"""``fairlead explain``, from its arguments to its exit code, and a whole decision as text."""
+"""``fairlead explain``: a request, or where a prompt would go; from the options to the exit code."""
 
 import asyncio
 import os
@@ -25,11 +25,11 @@ _REQUEST_PATHS: Final[Mapping[str, str]] = {
     "prompt": "/v1/completions",
     "input": "/v1/embeddings",
 }
-"""What a request's body has → where it is sent."""
+"""Field of a request's body → the path of its endpoint."""
 
 
 def run_request(request_id: str | None, manage: str | None, as_json: bool) -> int:
-    """Ask and print; the exit code."""
+    """Queries one request, prints it and returns the exit code."""
 
     def ask() -> bytes:
         return asyncio.run(_ask(_address(manage), _token(), request_id))
@@ -48,16 +48,16 @@ def _token() -> str | None:
     return read_settings(CliSettings, os.environ).manage_token
 
 
-def _shown(content: bytes, as_json: bool, kind: type[T], told: Callable[[T], Sequence[str]]) -> str:
-    """What a gateway answered, as it came or in words."""
+def _shown(content: bytes, as_json: bool, kind: type[T], render: Callable[[T], Sequence[str]]) -> str:
+    """Returns the gateway's answer as JSON or as text."""
     if as_json:
         return msgspec.json.format(content, indent=2).decode()
-    return "\n".join(told(msgspec.json.decode(content, type=kind)))
+    return "\n".join(render(msgspec.json.decode(content, type=kind)))
 
 
 @dataclass(frozen=True, slots=True)
 class RouteQuery:
-    """What ``explain route`` was asked: of which model, the prompt's file (``-`` is standard input), and of which session."""
+    """Query of ``explain route``: model, file of the prompt (``-`` is standard input) and session."""
 
     model: str | None
     file: str
@@ -65,7 +65,7 @@ class RouteQuery:
 
 
 def run_route(query: RouteQuery, manage: str | None, as_json: bool) -> int:
-    """Ask where a prompt would go and print it; the exit code."""
+    """Queries where a prompt would go, prints it and returns the exit code."""
 
     def ask() -> bytes:
         path, body = build_request(query)
@@ -78,15 +78,17 @@ def run_route(query: RouteQuery, manage: str | None, as_json: bool) -> int:
 
 
 def print_usage() -> int:
-    """Say how ``explain route`` and ``explain scale`` are asked."""
+    """Prints the usage of ``explain route`` and ``explain scale``."""
     print("fairlead explain: a prompt is asked about with: fairlead explain route -m MODEL -f FILE", file=sys.stderr)
     print("fairlead explain: a model's size with: fairlead explain scale MODEL [--at WHEN]", file=sys.stderr)
     return USAGE
 
 
 def build_request(query: RouteQuery) -> tuple[str, bytes]:
-    """The path and body of the request that is asked about: a file that holds a request is taken as it is, any other text is one
-    message of a user. Raises BadInput."""
+    """Returns path and body of the request to ask about. Raises BadInput.
+
+    A file that holds a JSON request is taken unchanged; other text becomes one user message.
+    """
     try:
         data = sys.stdin.buffer.read() if query.file == "-" else Path(query.file).read_bytes()
         text = data.decode()
@@ -113,13 +115,15 @@ async def _where(address: str, token: str | None, path: str, body: bytes, route:
 
 
 async def _ask(address: str, token: str | None, request_id: str | None) -> bytes:
-    """The answer as it came. Raises NoStack, and LookupError with words for the user."""
+    """Returns the gateway's answer. Raises StackUnreachable, and LookupError with a message for the
+    user.
+    """
     async with ManagementClient(address, token) as management:
         if request_id is None:
-            last = (await management.decisions(1)).decisions
-            if not last:
+            decisions = (await management.decisions(1)).decisions
+            if not decisions:
                 raise LookupError(f"{address} has routed no request yet")
-            request_id = last[0].request_id
+            request_id = decisions[0].request_id
         try:
             return await management.decision_json(request_id)
         except LookupError:

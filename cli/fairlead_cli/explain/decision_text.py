@@ -1,4 +1,4 @@
-"""Decision text."""
+"""A whole decision as text: attempts with their candidates, hand-off and outcome. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,11 +16,13 @@ _COLUMN_HEADINGS: Final[Mapping[str, str]] = {
     "inflight": "in flight",
     "home": "home",
 }
-"""Names of inputs → heads of columns, in the order of the columns; others follow under their own names."""
+"""Name of an input → heading, in the order of the columns; other inputs follow under their own
+names.
+"""
 
 
 def render_preview(preview: api_types.RoutePreview) -> list[str]:
-    """Where a request would go, with everything it was found from."""
+    """Returns where a request would go, with all inputs."""
     decision = preview.decision
     lines = [f"a request to {decision.model} · about {decision.prompt_tokens:,.0f} prompt tokens · nothing was sent"]
     for choice in decision.choices:
@@ -35,7 +37,7 @@ def render_preview(preview: api_types.RoutePreview) -> list[str]:
 
 
 def render_decision(decision: api_types.Decision) -> list[str]:
-    """Everything about one request."""
+    """Returns everything about one request."""
     head = [decision.request_id, f"to {decision.model}", f"about {decision.prompt_tokens:,.0f} prompt tokens"]
     if decision.caller is not None:
         head.append(f"key {decision.caller}")
@@ -75,15 +77,15 @@ def _handoff(handoff: api_types.Handoff) -> Iterator[str]:
 
 
 def _attempts(decision: api_types.Decision) -> Iterator[str]:
-    """The choices in order, each with how it ended where that was not the end of all."""
+    """Yields the attempts in order, each failed one with its reason."""
     failures = decision.outcome.failures if decision.outcome is not None else []
     last = {choice.attempt: position for position, choice in enumerate(decision.choices)}
     for position, choice in enumerate(decision.choices):
         where = f"→ {api_types.short_instance_name(choice.instance)}" if choice.instance else "→ nowhere"
-        told_above = f"{decision.handoff.words}; " if decision.handoff is not None else ""
+        prefix = f"{decision.handoff.words}; " if decision.handoff is not None else ""
         yield ""
         yield f"attempt {choice.attempt} {where} by the rule {choice.rule}"
-        yield f"     {choice.reason.removeprefix(told_above)}"
+        yield f"     {choice.reason.removeprefix(prefix)}"
         yield from _table(choice.candidates, choice.inputs)
         if position < last[choice.attempt]:
             yield "     ended before its first byte: the hand-off failed, which counts as no attempt"
@@ -92,15 +94,15 @@ def _attempts(decision: api_types.Decision) -> Iterator[str]:
 
 
 def _table(candidates: Sequence[api_types.Candidate], inputs: Mapping[str, api_types.InputValue]) -> Iterator[str]:
-    """Candidates in rows, their numbers in columns, and what is said of those that were not taken behind them."""
-    seen = {name for candidate in candidates for name in candidate.inputs}
-    names = [name for name in _COLUMN_HEADINGS if name in seen] + sorted(seen - _COLUMN_HEADINGS.keys())
+    """Yields a row for each candidate: its inputs in columns, then why it was not chosen."""
+    input_names = {name for candidate in candidates for name in candidate.inputs}
+    names = [name for name in _COLUMN_HEADINGS if name in input_names] + sorted(input_names - _COLUMN_HEADINGS.keys())
     rows = [["", "", *(_COLUMN_HEADINGS.get(name, name) for name in names)]] if names else []
     for candidate in candidates:
         cells = [_cell(name, candidate.inputs.get(name)) for name in names]
         rows.append(["√" if candidate.chosen else "·", api_types.short_instance_name(candidate.id), *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    remarks = ([""] if names else []) + ["" if one.chosen else one.why for one in candidates]
+    remarks = ([""] if names else []) + ["" if candidate.chosen else candidate.why for candidate in candidates]
     for row, remark in zip(rows, remarks, strict=True):
         left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
         right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
@@ -109,16 +111,16 @@ def _table(candidates: Sequence[api_types.Candidate], inputs: Mapping[str, api_t
 
 
 def _of_all(candidates: Sequence[api_types.Candidate], inputs: Mapping[str, api_types.InputValue]) -> Iterator[str]:
-    """The numbers that belong to no single candidate, and how old all of them were."""
-    told = []
+    """Yields inputs that belong to no candidate, and the age of all inputs."""
+    parts = []
     for name, number in sorted(inputs.items()):
-        place, _, what = name.rpartition("/")
-        told.append(f"{place} {_COLUMN_HEADINGS.get(what, what)} {_cell(what, number)}".strip())
-    numbers = [*inputs.values(), *(number for one in candidates for number in one.inputs.values())]
+        instance, _, input_name = name.rpartition("/")
+        parts.append(f"{instance} {_COLUMN_HEADINGS.get(input_name, input_name)} {_cell(input_name, number)}".strip())
+    numbers = [*inputs.values(), *(number for candidate in candidates for number in candidate.inputs.values())]
     if numbers and all(number.age_seconds is None for number in numbers):
-        told.append("all numbers as of that moment")
-    if told:
-        yield f"     {'; '.join(told)}"
+        parts.append("all numbers as of that moment")
+    if parts:
+        yield f"     {'; '.join(parts)}"
 
 
 def _cell(name: str, number: api_types.InputValue | None) -> str:
@@ -139,16 +141,16 @@ def _outcome(decision: api_types.Decision) -> Iterable[str]:
     outcome = decision.outcome
     if outcome is None:
         return ["outcome: it is still running"]
-    first = [f"status {outcome.status}" + (f" ({outcome.error})" if outcome.error else "")]
+    parts = [f"status {outcome.status}" + (f" ({outcome.error})" if outcome.error else "")]
     if outcome.client_gone:
-        first.append("the client left")
+        parts.append("the client left")
     if outcome.duration_seconds is not None:
-        first.append(f"after {format_duration(outcome.duration_seconds)}")
+        parts.append(f"after {format_duration(outcome.duration_seconds)}")
     if outcome.attempts > 1:
-        first.append(f"{outcome.attempts} attempts")
+        parts.append(f"{outcome.attempts} attempts")
     if outcome.continued:
-        first.append("the rest of the stream came from another engine")
-    lines = ["outcome: " + ", ".join(first)]
+        parts.append("the rest of the stream came from another engine")
+    lines = ["outcome: " + ", ".join(parts)]
     times = []
     if outcome.ttft_seconds is not None:
         times.append(f"first token after {formatting.format_seconds(outcome.ttft_seconds)}")
@@ -165,12 +167,12 @@ def _outcome(decision: api_types.Decision) -> Iterable[str]:
 
 
 def _tokens(outcome: api_types.RequestOutcome) -> list[str]:
-    said = []
+    parts = []
     if outcome.prompt_tokens is not None:
         cached = "" if outcome.cached_tokens is None else f", {outcome.cached_tokens:,} of them cached"
         expected = outcome.predicted_cached_tokens
-        guess = "" if expected is None or not cached else f" ({expected:,} expected)"
-        said.append(f"{formatting.pluralize(outcome.prompt_tokens, 'prompt token')}{cached}{guess}")
+        expectation = "" if expected is None or not cached else f" ({expected:,} expected)"
+        parts.append(f"{formatting.pluralize(outcome.prompt_tokens, 'prompt token')}{cached}{expectation}")
     if outcome.output_tokens is not None:
-        said.append(f"{formatting.pluralize(outcome.output_tokens, 'token')} written")
-    return said
+        parts.append(f"{formatting.pluralize(outcome.output_tokens, 'token')} written")
+    return parts

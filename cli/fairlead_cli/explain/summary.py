@@ -1,4 +1,4 @@
-"""A decision in words: who was chosen, who was not, from which numbers, and what came of it. Pure text."""
+"""A short summary of one decision: the chosen instance, the others, and the outcome. Pure."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -14,7 +14,7 @@ _KNOWN_INPUTS: Final[Mapping[str, Callable[[float | None], str]]] = {
 
 
 def summarize_decision(decision: api_types.Decision) -> list[str]:
-    """One request, from its first choice to its end."""
+    """Returns one request as lines, from its first choice to its end."""
     tokens = f"about {decision.prompt_tokens:,.0f} prompt tokens"
     lines = [f"request {decision.request_id} to {decision.model.removeprefix('default/')}, {tokens}"]
     for choice in decision.choices:
@@ -40,7 +40,7 @@ def _inputs(inputs: Mapping[str, api_types.InputValue]) -> list[str]:
 
 
 def describe_outcome(outcome: api_types.RequestOutcome | None) -> str:
-    """The end of a request, in one line."""
+    """Returns the end of a request in one line."""
     if outcome is None:
         return "it is still running"
     parts = []

@@ -1,1 +1,1 @@
-"""Management."""
+"""The gateway's management API: `client` and `api_types`."""

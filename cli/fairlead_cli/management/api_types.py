@@ -1,4 +1,6 @@
-"""What the gateway's management API answers, as far as the command line reads it. A field that is missing is not known."""
+"""Answers of the gateway's management API, as far as the command line reads them. A missing field
+is unknown.
+"""
 
 from msgspec import Struct, field
 
@@ -17,12 +19,12 @@ class Instance(Struct, frozen=True):
 
     @property
     def display_name(self) -> str:
-        """What people call it."""
+        """The short name for people."""
         return short_instance_name(self.id)
 
 
 class Objectives(Struct, frozen=True):
-    """What a request of the model should see."""
+    """Latency targets of a model."""
 
     target: float = 0.95
     ttft_seconds: float | None = None
@@ -42,14 +44,14 @@ class Model(Struct, frozen=True):
 
 
 class Fleet(Struct, frozen=True):
-    """``/api/fleet``"""
+    """Answer of ``/api/fleet``."""
 
     version: int = 0
     models: list[Model] = field(default_factory=list)
 
 
 class Quantiles(Struct, frozen=True):
-    """Seconds; None without an observation."""
+    """Quantiles in seconds; None without an observation."""
 
     p50: float | None = None
     p90: float | None = None
@@ -58,7 +60,7 @@ class Quantiles(Struct, frozen=True):
 
 
 class PeriodStats(Struct, frozen=True):
-    """What happened in some stretch of time."""
+    """Counters and latencies of a period."""
 
     requests: int = 0
     requests_per_second: float = 0.0
@@ -74,7 +76,7 @@ class PeriodStats(Struct, frozen=True):
 
 
 class InstanceStats(Struct, frozen=True):
-    """One instance's part in the last minute."""
+    """One instance's part of the last minute."""
 
     requests: int = 0
     errors: int = 0
@@ -94,7 +96,7 @@ class ModelStats(Struct, frozen=True):
 
 
 class GatewayStats(Struct, frozen=True):
-    """``/api/stats``"""
+    """Answer of ``/api/stats``."""
 
     ready: bool = False
     notes: list[str] = field(default_factory=list)
@@ -110,7 +112,7 @@ class InputValue(Struct, frozen=True):
 
 
 class Candidate(Struct, frozen=True):
-    """One instance that was looked at."""
+    """An instance that the decision considered."""
 
     id: str
     chosen: bool = False
@@ -119,7 +121,7 @@ class Candidate(Struct, frozen=True):
 
 
 class Choice(Struct, frozen=True):
-    """One decision: the rule, the words, everyone who was looked at."""
+    """One decision: its rule, its reason and all candidates."""
 
     attempt: int = 1
     instance: str | None = None
@@ -131,7 +133,7 @@ class Choice(Struct, frozen=True):
 
 
 class PrefillAttempt(Struct, frozen=True):
-    """One prefill engine that was asked."""
+    """One attempt at a prefill engine."""
 
     instance: str
     rule: str = ""
@@ -143,7 +145,7 @@ class PrefillAttempt(Struct, frozen=True):
 
 
 class PrefillPlacement(Struct, frozen=True):
-    """Who computes the prompt."""
+    """The choice of the engine that computes the prompt."""
 
     instance: str | None = None
     rule: str = ""
@@ -153,7 +155,7 @@ class PrefillPlacement(Struct, frozen=True):
 
 
 class Handoff(Struct, frozen=True):
-    """What became of the prompt's way from prefill to decode."""
+    """The hand-off of the prompt's KV cache from prefill to decode."""
 
     outcome: str = ""
     reason: str = ""
@@ -164,14 +166,14 @@ class Handoff(Struct, frozen=True):
 
 
 class FailedAttempt(Struct, frozen=True):
-    """An attempt that ended before the client had a byte."""
+    """An attempt that ended before the first byte reached the client."""
 
     instance: str = ""
     why: str = ""
 
 
 class RequestOutcome(Struct, frozen=True):
-    """How the request ended."""
+    """The end of a request."""
 
     status: int = 0
     error: str | None = None
@@ -191,7 +193,7 @@ class RequestOutcome(Struct, frozen=True):
 
 
 class Decision(Struct, frozen=True):
-    """A request's choices, oldest first, and its end (None while it runs)."""
+    """All choices of a request, oldest first, and its outcome (None while it runs)."""
 
     request_id: str
     model: str = ""
@@ -204,7 +206,9 @@ class Decision(Struct, frozen=True):
 
 
 class RoutePreview(Struct, frozen=True):
-    """``/api/route``: where a request would go, and how many of the workers asked say so."""
+    """Answer of ``/api/route``: where a request would go, and how many of the queried workers
+    agree.
+    """
 
     decision: Decision
     workers: int
@@ -212,15 +216,16 @@ class RoutePreview(Struct, frozen=True):
 
 
 class DecisionList(Struct, frozen=True):
-    """``/api/decisions``, newest first."""
+    """Answer of ``/api/decisions``, newest first."""
 
     decisions: list[Decision] = field(default_factory=list)
 
 
 def short_instance_name(instance_id: str) -> str:
-    """``main-3`` of ``main-3/40123/0``; ``127.0.0.1:9001`` of an id that a fleet file's address gave.
+    """Returns ``main-3`` for ``main-3/40123/0``, and ``127.0.0.1:9001`` for an id made from an
+    address.
 
-    A rank other than 0 is told too: it is what tells such instances apart.
+    A rank other than 0 stays, because it distinguishes instances of one address.
     """
     name, _, rest = instance_id.partition("/")
     port, _, rank = rest.rpartition("/")

@@ -1,4 +1,4 @@
-"""Reads the gateway's management API: for the live view, for ``status``, for ``/why``, and for draining."""
+"""A client of the gateway's management API, for the live view, ``status``, ``/why`` and draining."""
 
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,7 +17,7 @@ _AnswerT = TypeVar("_AnswerT")
 
 @dataclass(frozen=True, slots=True)
 class GatewaySnapshot:
-    """Fleet, numbers and last decisions, read at about the same time."""
+    """Fleet, statistics and last decisions, read at about the same time."""
 
     fleet: api_types.Fleet
     stats: api_types.GatewayStats
@@ -25,7 +25,9 @@ class GatewaySnapshot:
 
 
 class ManagementClient:
-    """One gateway's management API. Every method raises NoStack when it does not answer as expected."""
+    """Client of one gateway's management API. Every method raises StackUnreachable when the answer
+    is not as expected.
+    """
 
     def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url.rstrip("/")
@@ -47,63 +49,69 @@ class ManagementClient:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Closes the connections."""
         await self._client.aclose()
 
     async def fleet(self) -> api_types.Fleet:
-        """Models and instances with their load."""
+        """Returns models and instances with their load."""
         return await self._get("/api/fleet", api_types.Fleet)
 
     async def stats(self) -> api_types.GatewayStats:
-        """The last minute and the totals."""
+        """Returns the last minute and the totals."""
         return await self._get("/api/stats", api_types.GatewayStats)
 
     async def decisions(self, limit: int, model: str | None = None) -> api_types.DecisionList:
-        """The last decisions, newest first."""
-        about = {"model": model} if model else {}
-        return await self._get("/api/decisions", api_types.DecisionList, {"limit": str(limit), **about})
+        """Returns the last decisions, newest first."""
+        filter_ = {"model": model} if model else {}
+        return await self._get("/api/decisions", api_types.DecisionList, {"limit": str(limit), **filter_})
 
     async def decision(self, request_id: str) -> api_types.Decision:
-        """Everything about one request. Raises LookupError when the gateway has forgotten it."""
+        """Returns everything about one request. Raises LookupError when the gateway no longer has
+        it.
+        """
         return msgspec.json.decode(await self.decision_json(request_id), type=api_types.Decision)
 
     async def decision_json(self, request_id: str) -> bytes:
-        """The same as it came, and known to be a decision."""
-        found = await self._ask(f"/api/decisions/{quote(request_id, safe='')}")
-        if found.status_code == 404 and b'"error"' in found.content:
+        """Returns the same as raw JSON, validated."""
+        answer = await self._ask(f"/api/decisions/{quote(request_id, safe='')}")
+        if answer.status_code == 404 and b'"error"' in answer.content:
             raise LookupError(request_id)
-        self._read(found, api_types.Decision)
-        return found.content
+        self._read(answer, api_types.Decision)
+        return answer.content
 
     async def preview_route(self, path: str, body: bytes, session: str | None) -> bytes:
-        """Where that request would go, as it came, and known to be an answer. Raises LookupError with the gateway's words where the
-        request would be refused."""
+        """Returns where a request would go, as raw JSON, validated.
+
+        Raises LookupError with the gateway's message when it would refuse the request.
+        """
         headers = {"content-type": "application/json"} | ({} if session is None else {"x-session-id": session})
-        found = await self._ask("/api/route", {"path": path}, body, headers)
-        if found.status_code != 200 and b'"error"' in found.content and found.status_code not in (401, 403):
-            raise LookupError(f"it would be refused ({found.status_code}): {_error_message(found.content)}")
-        self._read(found, api_types.RoutePreview)
-        return found.content
+        answer = await self._ask("/api/route", {"path": path}, body, headers)
+        if answer.status_code != 200 and b'"error"' in answer.content and answer.status_code not in (401, 403):
+            raise LookupError(f"it would be refused ({answer.status_code}): {_error_message(answer.content)}")
+        self._read(answer, api_types.RoutePreview)
+        return answer.content
 
     async def snapshot(self, decisions: int, model: str | None = None) -> GatewaySnapshot:
-        """All that a view of the stack shows."""
+        """Returns everything that a view of the stack shows."""
         return GatewaySnapshot(await self.fleet(), await self.stats(), await self.decisions(decisions, model))
 
     async def has_stopped_routing(self, instance_id: str) -> bool:
-        """Does the gateway route nothing to this instance any more?"""
+        """Whether the gateway routes no new request to this instance."""
         try:
-            found = _find_instance(await self.fleet(), instance_id)
+            instance = _find_instance(await self.fleet(), instance_id)
         except StackUnreachable:
             return False
-        return found is None or found.state not in ("Ready", "Starting")
+        return instance is None or instance.state not in ("Ready", "Starting")
 
     async def in_flight_requests(self, instance_id: str) -> int:
-        """Requests of the gateway that this instance is working on; 0 when it is not even known."""
+        """Returns the number of requests in flight on this instance; 0 when the gateway does not
+        know it.
+        """
         try:
-            found = _find_instance(await self.fleet(), instance_id)
+            instance = _find_instance(await self.fleet(), instance_id)
         except StackUnreachable:
             return 0
-        return (found.in_flight or 0) if found else 0
+        return (instance.in_flight or 0) if instance else 0
 
     async def _get(self, path: str, kind: type[_AnswerT], parameters: dict[str, str] | None = None) -> _AnswerT:
         return self._read(await self._ask(path, parameters), kind)
@@ -115,7 +123,7 @@ class ManagementClient:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> httpx.Response:
-        """With ``body`` a POST."""
+        """Sends one request: a POST with ``body``, else a GET."""
         method = "GET" if body is None else "POST"
         try:
             return await self._client.request(method, path, params=parameters, content=body, headers=headers)
@@ -155,4 +163,6 @@ class _ErrorAnswer(msgspec.Struct):
 
 
 def _find_instance(fleet: api_types.Fleet, instance_id: str) -> api_types.Instance | None:
-    return next((one for model in fleet.models for one in model.instances if one.id == instance_id), None)
+    return next(
+        (instance for model in fleet.models for instance in model.instances if instance.id == instance_id), None
+    )

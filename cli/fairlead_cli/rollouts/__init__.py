@@ -1,1 +1,1 @@
-"""``fairlead rollout``: ``deciding`` works out what to write and how it stands (pure), ``telling`` words it, ``doing`` does it."""
+"""``fairlead rollout``: `revisions` (pure: status and patches) → `text_output` → `command`."""

@@ -1,4 +1,4 @@
-"""``fairlead rollout``, from its arguments to its exit code."""
+"""``fairlead rollout``: from the options to the exit code."""
 
 import asyncio
 import sys
@@ -37,15 +37,15 @@ from fairlead_cli.rollouts.revisions import (
 from fairlead_cli.rollouts.text_output import render_status
 from fairlead_operator.object_metadata import controller_uid
 
-CLI_CLI_FIELD_MANAGER: Final = "fairlead-cli"
-"""The field manager of what people write by this command."""
+CLI_FIELD_MANAGER: Final = "fairlead-cli"
+"""Field manager of the writes of this command."""
 OK, PROBLEM, UNREACHABLE = 0, 1, 3
 _POLL_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutOptions:
-    """What was typed."""
+    """Options of ``fairlead rollout``."""
 
     cluster: ClusterOptions
     action: str
@@ -55,7 +55,10 @@ class RolloutOptions:
 
 
 def run(options: RolloutOptions) -> int:
-    """Do it, print how it stands, judge. Raises BadInput for wrong usage, KubeError for what the API server refuses."""
+    """Applies the action, prints the status and returns the exit code.
+
+    Raises BadInput for wrong usage, KubeError when the API server refuses.
+    """
     if options.to is not None and options.action != "undo":
         raise BadInput("--to says what an undo runs", field="--to", hint="fairlead rollout undo MODEL --to N")
     seconds = None if options.wait is None else units.parse_duration(options.wait)
@@ -70,72 +73,74 @@ async def _run(asked: RolloutOptions, access: ClusterConfig, seconds: float | No
     clock, namespace = SystemClock(), asked.cluster.namespace or access.namespace
     async with connect(access, clock) as (api, _):
         name = asked.model or await _only_model_name(api, namespace)
-        found = await read_status(api, namespace, name)
-        patch = _patch(asked, found)
+        status = await read_status(api, namespace, name)
+        patch = _patch(asked, status)
         if patch is not None:
-            await api.patch_merge(MODEL_DEPLOYMENTS, namespace, name, patch, CLI_CLI_FIELD_MANAGER)
-            found = await read_status(api, namespace, name)
+            await api.patch_merge(MODEL_DEPLOYMENTS, namespace, name, patch, CLI_FIELD_MANAGER)
+            status = await read_status(api, namespace, name)
         if seconds is not None:
-            found = await wait_until_settled(
-                lambda: read_status(api, namespace, name), found, seconds, clock, asyncio.sleep
+            status = await wait_until_settled(
+                lambda: read_status(api, namespace, name), status, seconds, clock, asyncio.sleep
             )
-    for line in render_status(found, clock.wall()):
+    for line in render_status(status, clock.wall()):
         print(line)
     followed = asked.action == "status" or seconds is not None
-    return PROBLEM if followed and not found.is_settled else OK
+    return PROBLEM if followed and not status.is_settled else OK
 
 
-def _patch(asked: RolloutOptions, found: RolloutStatus) -> Manifest | None:
+def _patch(asked: RolloutOptions, status: RolloutStatus) -> Manifest | None:
     if asked.action == "pause":
         return pause_patch()
     if asked.action == "resume":
         return resume_patch()
-    return undo_patch(found, choose_undo_revision(found, asked.to)) if asked.action == "undo" else None
+    return undo_patch(status, choose_undo_revision(status, asked.to)) if asked.action == "undo" else None
 
 
 async def wait_until_settled(
     read: Callable[[], Awaitable[RolloutStatus]],
-    found: RolloutStatus,
+    status: RolloutStatus,
     seconds: float,
     clock: Clock,
     sleep: Callable[[float], Awaitable[object]],
 ) -> RolloutStatus:
-    """The first look that finds it settled, or the last one in that time."""
+    """Returns the first settled status, or the last one when the time is over."""
     end = clock.now() + seconds
-    while not found.is_settled and clock.now() < end:
+    while not status.is_settled and clock.now() < end:
         await sleep(min(_POLL_SECONDS, max(0.0, end - clock.now())))
-        found = await read()
-    return found
+        status = await read()
+    return status
 
 
 async def _only_model_name(api: KubeApi, namespace: str) -> str:
-    """The name of the only model there. Raises BadInput where there is none, or several."""
-    known = sorted(name_of(one) for one in (await api.list(MODEL_DEPLOYMENTS, namespace)).items)
-    if len(known) == 1:
-        return known[0]
-    told = f"there are {', '.join(known[:5])}" if known else "there is none; another namespace is named by --namespace"
-    raise BadInput(f"which model of {namespace}?", field="MODEL", hint=told)
+    """Returns the name of the only model. Raises BadInput when there is none, or several."""
+    names = sorted(name_of(model) for model in (await api.list(MODEL_DEPLOYMENTS, namespace)).items)
+    if len(names) == 1:
+        return names[0]
+    hint = f"there are {', '.join(names[:5])}" if names else "there is none; another namespace is named by --namespace"
+    raise BadInput(f"which model of {namespace}?", field="MODEL", hint=hint)
 
 
 async def read_status(api: KubeApi, namespace: str, name: str) -> RolloutStatus:
-    """How the model stands now. Raises BadInput where there is none of this name."""
+    """Returns the present status of a model. Raises BadInput when there is no model of this name."""
     try:
         model = await api.get(MODEL_DEPLOYMENTS, namespace, name)
     except NotFound:
         listed = await api.list(MODEL_DEPLOYMENTS, namespace)
-        known = [name_of(one) for one in listed.items]
-        close = closest_matches(name, known) or sorted(known)
-        hint = f"there is: {', '.join(close[:5]) or 'none'}; another namespace is named by --namespace"
+        names = [name_of(found) for found in listed.items]
+        suggestions = closest_matches(name, names) or sorted(names)
+        hint = f"there is: {', '.join(suggestions[:5]) or 'none'}; another namespace is named by --namespace"
         raise BadInput(f"no model {namespace}/{name}", field="MODEL", hint=hint) from None
     labels = label_selector({MANAGED_BY_LABEL: FIELD_MANAGER, MODEL_LABEL: name})
     records = (await api.list(CONTROLLER_REVISIONS, namespace, labels)).items
     workloads = (await api.list(DEPLOYMENTS, namespace, labels)).items + await _groups(api, namespace, labels)
-    own = [[one for one in listed if controller_uid(one) == uid_of(model)] for listed in (records, workloads)]
+    own = [[found for found in listed if controller_uid(found) == uid_of(model)] for listed in (records, workloads)]
     return rollout_status(model, *own)
 
 
 async def _groups(api: KubeApi, namespace: str, labels: str) -> list[Manifest]:
-    """LeaderWorkerSets, where the cluster knows them and lets us look."""
+    """Returns LeaderWorkerSets, or none when the cluster does not serve them or forbids to list
+    them.
+    """
     try:
         found = await api.list(LEADER_WORKER_SETS, namespace, labels)
     except KubeError as error:

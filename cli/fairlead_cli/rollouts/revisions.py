@@ -1,4 +1,8 @@
-"""Which revision of a model runs, which one an undo means, and what to write for it. Pure, and by the operator's own code."""
+"""Revisions of a model: which one runs, which one an undo selects, and the patches of pause, resume
+and undo.
+
+Pure; it uses the operator's own code to choose the revision.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +23,9 @@ from fairlead_operator.object_metadata import MODEL_REVISION_ANNOTATION, UNDO_AN
 
 @dataclass(frozen=True, slots=True)
 class RevisionEntry:
-    """One revision: when it was first seen (as the API server writes times; empty where it is not kept yet), and what it changed."""
+    """A stored revision. ``created`` is the API server's timestamp, empty while the revision is not
+    stored.
+    """
 
     revision: ModelRevision
     created: str
@@ -28,7 +34,9 @@ class RevisionEntry:
 
 @dataclass(frozen=True, slots=True)
 class RolloutStatus:
-    """How a model stands. ``kept`` has the newest first; ``settled``: every instance is of what runs, and ready."""
+    """Rollout status of a model. ``revisions``: newest first. ``is_settled``: every instance has
+    the running revision and is ready.
+    """
 
     model: Manifest
     choice: RevisionChoice
@@ -38,82 +46,90 @@ class RolloutStatus:
 
 
 def rollout_status(model: Manifest, records: Sequence[Manifest], workloads: Sequence[Manifest]) -> RolloutStatus:
-    """What the cluster has of it: the model, its ControllerRevisions, its Deployments and LeaderWorkerSets."""
-    kept = stored_revisions(records)
-    choice = choose_revision(model, kept, running_hashes(workloads))
-    known = {one.hash for one in kept}
-    every = kept if choice.current.hash in known else (*kept, choice.current)
+    """Returns the status from the model, its ControllerRevisions, Deployments and LeaderWorkerSets."""
+    stored = stored_revisions(records)
+    choice = choose_revision(model, stored, running_hashes(workloads))
+    hashes = {revision.hash for revision in stored}
+    known_revisions = stored if choice.current.hash in hashes else (*stored, choice.current)
     times = {
-        _number(one): str(metadata_of(one).get("creationTimestamp") or "")
-        for one in records
-        if annotation(one, MODEL_REVISION_ANNOTATION)
+        _number(revision): str(metadata_of(revision).get("creationTimestamp") or "")
+        for revision in records
+        if annotation(revision, MODEL_REVISION_ANNOTATION)
     }
-    shown = [
-        RevisionEntry(one, times.get(one.number, ""), changed_fields(every[at - 1].spec, one.spec) if at else ())
-        for at, one in enumerate(every)
+    entries = [
+        RevisionEntry(
+            revision,
+            times.get(revision.number, ""),
+            changed_fields(known_revisions[position - 1].spec, revision.spec) if position else (),
+        )
+        for position, revision in enumerate(known_revisions)
     ]
     paused = bool(((model.get("spec") or {}).get("rollout") or {}).get("paused"))
     settled = _settled(model, choice) and _replaced(workloads, choice)
-    return RolloutStatus(model, choice, tuple(reversed(shown)), paused, settled)
+    return RolloutStatus(model, choice, tuple(reversed(entries)), paused, settled)
 
 
 def choose_undo_revision(status: RolloutStatus, to: int | None) -> ModelRevision:
-    """The revision that an undo means. Raises BadInput where there is none, or where it would not begin."""
-    name, runs, present = key_of(status.model), status.choice.revision, status.choice.current
+    """Returns the revision that an undo selects. Raises BadInput when there is none, or when an
+    undo would have no effect.
+    """
+    name, running, present = key_of(status.model), status.choice.revision, status.choice.current
     if status.is_paused:
         raise BadInput(
             f"the rollout of {name} is paused, and an undo would wait as well",
             field="pause",
             hint="`fairlead rollout resume` first",
         )
-    kept = {one.revision.number: one.revision for one in status.revisions}
-    earlier = sorted(number for number in kept if number < runs.number)
+    stored = {entry.revision.number: entry.revision for entry in status.revisions}
+    earlier = sorted(number for number in stored if number < running.number)
     if to is None and not earlier:
-        raise BadInput(f"no revision of {name} before {runs.number} is kept", field="--to", hint=_there(kept))
-    wanted = earlier[-1] if to is None else to
-    if wanted not in kept:
-        raise BadInput(f"--to: revision {wanted} of {name} is not kept", field="--to", hint=_there(kept))
-    if wanted == runs.number:
-        raise BadInput(f"--to: revision {wanted} of {name} runs already", field="--to", hint=_there(kept))
-    if wanted == present.number:
+        raise BadInput(f"no revision of {name} before {running.number} is kept", field="--to", hint=_there(stored))
+    number = earlier[-1] if to is None else to
+    if number not in stored:
+        raise BadInput(f"--to: revision {number} of {name} is not kept", field="--to", hint=_there(stored))
+    if number == running.number:
+        raise BadInput(f"--to: revision {number} of {name} runs already", field="--to", hint=_there(stored))
+    if number == present.number:
         raise BadInput(
-            f"--to: revision {wanted} is what the spec of {name} says",
+            f"--to: revision {number} is what the spec of {name} says",
             field="--to",
             hint="`fairlead rollout resume` runs it",
         )
-    return kept[wanted]
+    return stored[number]
 
 
 def pause_patch() -> Manifest:
-    """The change of the model that holds its rollout."""
+    """Returns the patch that pauses the rollout of a model."""
     return {"spec": {"rollout": {"paused": True}}}
 
 
 def resume_patch() -> Manifest:
-    """The change that lets its spec through: no pause, no undo."""
+    """Returns the patch that applies the spec: it ends a pause and an undo."""
     return {"metadata": {"annotations": {UNDO_ANNOTATION: None}}, "spec": {"rollout": {"paused": False}}}
 
 
 def undo_patch(status: RolloutStatus, revision: ModelRevision) -> Manifest:
-    """The change that runs ``revision`` until the spec changes again."""
+    """Returns the patch that runs ``revision`` until the spec changes again."""
     return {"metadata": {"annotations": {UNDO_ANNOTATION: f"{revision.number}/{status.choice.current.number}"}}}
 
 
 def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields of a spec that differ and that engines notice, as ``engine.args`` and ``pools[main].template``; no deeper."""
+    """Returns the changed fields that affect engines, such as ``engine.args`` and
+    ``pools[main].template``; no deeper.
+    """
     found: list[str] = []
     for name in sorted(before.keys() | after.keys()):
-        one, other = before.get(name), after.get(name)
-        if one == other or name in ("replicas", "autoscaling", "objectives", "routing"):
+        old, new = before.get(name), after.get(name)
+        if old == new or name in ("replicas", "autoscaling", "objectives", "routing"):
             continue
         if name == "rollout":
-            drains = {(part or {}).get("drain") for part in (one, other)}
+            drains = {(part or {}).get("drain") for part in (old, new)}
             found += ["rollout.drain"] if len(drains) > 1 else []
         elif name == "pools":
-            found += _pools(one or [], other or [])
-        elif isinstance(one, dict) and isinstance(other, dict):
+            found += _pools(old or [], new or [])
+        elif isinstance(old, dict) and isinstance(new, dict):
             found += [
-                f"{name}.{field}" for field in sorted(one.keys() | other.keys()) if one.get(field) != other.get(field)
+                f"{name}.{field}" for field in sorted(old.keys() | new.keys()) if old.get(field) != new.get(field)
             ]
         else:
             found.append(name)
@@ -121,47 +137,53 @@ def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple
 
 
 def _pools(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[str]:
-    olds, news = ({str(one.get("name", "main")): one for one in pools} for pools in (before, after))
+    olds, news = ({str(old.get("name", "main")): old for old in specs} for specs in (before, after))
     found = []
     for name in sorted(olds.keys() | news.keys()):
-        one, other = olds.get(name), news.get(name)
-        if one is None or other is None:
+        old, new = olds.get(name), news.get(name)
+        if old is None or new is None:
             found.append(f"pools[{name}]")
             continue
-        fields = sorted((one.keys() | other.keys()) - {"replicas"})
-        found += [f"pools[{name}].{field}" for field in fields if one.get(field) != other.get(field)]
+        fields = sorted((old.keys() | new.keys()) - {"replicas"})
+        found += [f"pools[{name}].{field}" for field in fields if old.get(field) != new.get(field)]
     return found
 
 
 def _settled(model: Manifest, choice: RevisionChoice) -> bool:
-    """The operator has looked at this spec, nothing moves, and all that is asked for is ready."""
+    """Whether the operator has seen this spec, nothing is in progress, and all instances are ready."""
     status = model.get("status") or {}
     if int(status.get("observedGeneration") or 0) < int(metadata_of(model).get("generation") or 0):
         return False
-    holds = {one.get("type"): one.get("status") == "True" for one in status.get("conditions") or []}
+    holds = {condition.get("type"): condition.get("status") == "True" for condition in status.get("conditions") or []}
     return bool(holds.get("Ready")) and not holds.get("Reconciling") and not holds.get("Stalled") and not choice.problem
 
 
 def _replaced(workloads: Sequence[Manifest], choice: RevisionChoice) -> bool:
-    """Everything that runs was applied from what shall run, and has replaced its instances.
+    """Whether all workloads run the chosen revision and have replaced their instances.
 
-    An annotation changes no generation, so that the status may still be about how things were before an undo.
+    Why: an undo is an annotation and changes no generation, so that the status may still describe
+    the time before.
     """
-    return all(annotation(one, MODEL_REVISION_ANNOTATION) == choice.revision.hash and _done(one) for one in workloads)
+    return all(
+        annotation(workload, MODEL_REVISION_ANNOTATION) == choice.revision.hash and _done(workload)
+        for workload in workloads
+    )
 
 
 def _done(workload: Manifest) -> bool:
-    status, asked = workload.get("status") or {}, (workload.get("spec") or {}).get("replicas")
+    status, desired = workload.get("status") or {}, (workload.get("spec") or {}).get("replicas")
     counts = {name: int(status.get(name) or 0) for name in ("replicas", "updatedReplicas", "readyReplicas")}
-    if asked is not None and set(counts.values()) != {int(asked)}:
+    if desired is not None and set(counts.values()) != {int(desired)}:
         return False
     if annotation(workload, SURGE_ANNOTATION):
         return False
     if workload.get("kind") == LEADER_WORKER_SETS.kind:  # it does not count its generations
-        moving = [
-            one for one in status.get("conditions") or [] if one.get("type") in ("Progressing", "UpdateInProgress")
+        progress = [
+            condition
+            for condition in status.get("conditions") or []
+            if condition.get("type") in ("Progressing", "UpdateInProgress")
         ]
-        return not any(one.get("status") == "True" for one in moving)
+        return not any(condition.get("status") == "True" for condition in progress)
     return int(status.get("observedGeneration") or 0) >= int(metadata_of(workload).get("generation") or 0)
 
 

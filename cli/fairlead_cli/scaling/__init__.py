@@ -1,1 +1,6 @@
-"""What the autoscaler saw and decided, for people: ``explain scale`` and ``replay-scaling``."""
+"""Recorded autoscaler decisions: ``explain scale`` (`explain_command`, `decision_text`) and
+``replay-scaling`` (`replay_command`).
+
+`autoscaler_client` queries the autoscaler, `decision_inputs` labels its numbers, `time_argument`
+parses times.
+"""

@@ -1,4 +1,4 @@
-"""Asks an autoscaler for what it has seen and decided: that of the running ``fairlead up``, or one that is named."""
+"""A client of the autoscaler's HTTP API: of the running ``fairlead up``, or of an address."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -19,11 +19,15 @@ _HINT: Final = "a stack has one where a manifest says `autoscaling: {mode: Auto}
 
 
 def find_autoscaler(manage: str | None) -> str:
-    """Its URL; ``manage`` is its own address, or that of the gateway of a stack that runs here. Raises NoStack where no stack runs,
-    or the one that is meant scales nothing."""
+    """Returns the autoscaler's URL.
+
+    manage: its own address, or the management address of a gateway of a stack on this machine.
+
+    Raises StackUnreachable when no stack runs, or when the stack has no autoscaler.
+    """
     if manage is not None:
         address = service_url(manage, flag="--manage")
-        stack = next((one for one in running_stacks() if one.manage == address), None)
+        stack = next((stack for stack in running_stacks() if stack.manage == address), None)
         if stack is None:
             return address
         url = stack.autoscaler
@@ -35,27 +39,33 @@ def find_autoscaler(manage: str | None) -> str:
 
 
 def query(url: str, path: str, query: Mapping[str, str]) -> bytes:
-    """One answer. Raises NoStack when nobody answers as an autoscaler does, LookupError in its words when it knows nothing of it."""
+    """Returns the body of one answer.
+
+    Raises StackUnreachable when no autoscaler answers, LookupError with its message when it knows
+    nothing.
+    """
     token = read_settings(CliSettings, os.environ).manage_token
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False) as client:
-            found = client.get(path, params=query)
+            answer = client.get(path, params=query)
     except httpx.HTTPError as error:
         raise StackUnreachable(f"{url} does not answer ({type(error).__name__})", hint=_HINT) from error
-    if found.status_code in (401, 403):
-        raise StackUnreachable(f"{url} refuses ({found.status_code})", hint="set FAIRLEAD_MANAGE_TOKEN to its token")
-    if found.status_code == 404 and b'"error"' in found.content:
-        raise LookupError(found.json()["error"]["message"])
-    if found.status_code != 200:
-        raise StackUnreachable(f"{url} is no autoscaler (status {found.status_code})", hint=_HINT)
-    return found.content
+    if answer.status_code in (401, 403):
+        raise StackUnreachable(f"{url} refuses ({answer.status_code})", hint="set FAIRLEAD_MANAGE_TOKEN to its token")
+    if answer.status_code == 404 and b'"error"' in answer.content:
+        raise LookupError(answer.json()["error"]["message"])
+    if answer.status_code != 200:
+        raise StackUnreachable(f"{url} is no autoscaler (status {answer.status_code})", hint=_HINT)
+    return answer.content
 
 
 def read_pool_scaling(url: str) -> dict[str, tuple[PoolScaling, ...]]:
-    """What the autoscaler wants of the pools it sizes, by model. Raises as ``ask`` does, and ValueError for what is no answer."""
-    said = msgspec.json.decode(query(url, "/autoscaling", {}), type=_Said)
-    return {key: tuple(_sized(look)) for key, look in said.models.items()}
+    """Returns the wanted scale of each pool, by model. Raises like ``query``, and ValueError for an
+    invalid answer.
+    """
+    answer = msgspec.json.decode(query(url, "/autoscaling", {}), type=_Said)
+    return {key: tuple(_sized(look)) for key, look in answer.models.items()}
 
 
 class _Said(msgspec.Struct):
@@ -63,16 +73,16 @@ class _Said(msgspec.Struct):
 
 
 def _sized(look: TickRecord) -> Iterator[PoolScaling]:
-    facts = {pool.name: pool for pool in look.model.pools}
+    pools = {pool.name: pool for pool in look.model.pools}
     for name, ruling in look.rulings.items():
-        pool = facts.get(name)
+        pool = pools.get(name)
         if pool is not None:
-            least, most = ruling.bounds or (pool.minimum, pool.maximum)
+            minimum, maximum = ruling.bounds or (pool.minimum, pool.maximum)
             yield PoolScaling(
                 name,
                 ruling.replicas,
-                least,
-                most,
+                minimum,
+                maximum,
                 ruling.rule,
                 ruling.reason,
                 ruling.unwritten

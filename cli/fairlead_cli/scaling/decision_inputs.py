@@ -1,4 +1,6 @@
-"""The core's numbers in words: what people call them, which of them say nothing just now, and how the need is made of them. Pure."""
+"""Inputs of an autoscaler decision as text: labels, units, and how the need results from them.
+Pure.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -13,15 +15,19 @@ from fairlead_cli import formatting
 
 LABEL_WIDTH: Final = 22
 _SUM_TOLERANCE: Final = 0.02
-"""Replicas that the sum may be off, for its parts that are not told."""
+"""Replicas by which the sum may differ, because some of its parts are not reported."""
 _DISPLAY_TOLERANCE: Final = 0.005
-"""What two decimals do not show."""
+"""A difference that two decimals do not show."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputLabel:
-    """``label`` and ``written`` are for people. At ``idle`` it changes nothing, and beside another of the value of ``beside`` it only
-    says that again: then it is not told."""
+    """Label and format of one input.
+
+    neutral_value: at this value the input has no effect and is not shown.
+
+    same_as: name of another input; with equal values this one is not shown.
+    """
 
     label: str
     format: Callable[[float], str]
@@ -127,41 +133,43 @@ INPUT_LABELS: Final[Mapping[str, InputLabel]] = MappingProxyType(
         ),
     }
 )
-"""By the name that the core gives them. Others keep their names."""
+"""By the name that the autoscaler's core uses. Inputs without a label keep their names."""
 
 
 def render_inputs(inputs: Mapping[str, DecisionInput], settings: ScalingSettings) -> Iterator[tuple[str, str]]:
-    """Each number that says something, by its name with its line, in the order in which they lead to the plan."""
-    for name, one in inputs.items():
-        if not _is_silent(name, one, inputs):
+    """Yields name and line of each relevant input, in the order of the computation."""
+    for name, value in inputs.items():
+        if not _is_silent(name, value, inputs):
             more = _sum(inputs, settings) if name == "need_replicas" else ""
-            yield name, render_input(name, one) + more
+            yield name, render_input(name, value) + more
 
 
-def render_input(name: str, one: DecisionInput) -> str:
-    """One number."""
-    known = INPUT_LABELS.get(name) or InputLabel(name, lambda value: f"{value:g}")
-    value = known.unknown if one.value is None else known.format(one.value)
-    age = f", {format_duration(one.age_seconds)} old" if one.age_seconds else ""
-    return f"  {known.label:<{LABEL_WIDTH - 1}} {value}{age}"
+def render_input(name: str, value: DecisionInput) -> str:
+    """Returns the line of one input."""
+    label = INPUT_LABELS.get(name) or InputLabel(name, lambda text: f"{text:g}")
+    text = label.unknown if value.value is None else label.format(value.value)
+    age = f", {format_duration(value.age_seconds)} old" if value.age_seconds else ""
+    return f"  {label.label:<{LABEL_WIDTH - 1}} {text}{age}"
 
 
-def _is_silent(name: str, one: DecisionInput, inputs: Mapping[str, DecisionInput]) -> bool:
-    known = INPUT_LABELS.get(name)
-    if known is None:
+def _is_silent(name: str, value: DecisionInput, inputs: Mapping[str, DecisionInput]) -> bool:
+    label = INPUT_LABELS.get(name)
+    if label is None:
         return False
     if (
-        known.neutral_value is not None
-        and one.value is not None
-        and abs(one.value - known.neutral_value) < _DISPLAY_TOLERANCE
+        label.neutral_value is not None
+        and value.value is not None
+        and abs(value.value - label.neutral_value) < _DISPLAY_TOLERANCE
     ):
         return True
-    return known.same_as is not None and known.same_as in inputs and inputs[known.same_as].value == one.value
+    return label.same_as is not None and label.same_as in inputs and inputs[label.same_as].value == value.value
 
 
 def _sum(inputs: Mapping[str, DecisionInput], settings: ScalingSettings) -> str:
-    """How the need is made of the numbers before it; nothing where they do not add up to it, as where a level of before holds."""
-    values = {name: one.value for name, one in inputs.items()}
+    """Returns the sum that gives the need; empty when the inputs do not add up to it, as while an
+    earlier level holds.
+    """
+    values = {name: input_value.value for name, input_value in inputs.items()}
     need, level, forecast = (values.get(name) for name in ("need_replicas", "level_replicas", "forecast_replicas"))
     if not need or level is None or forecast is None:
         return ""
@@ -180,9 +188,9 @@ def _sum(inputs: Mapping[str, DecisionInput], settings: ScalingSettings) -> str:
     )
     text = (f"({text})" if factors else text) + "".join(factors)
     shared = upper * margin / gain
-    least, spared = min(shared, level * margin / gain), values.get("spared_replicas") or 0.0
+    lower, spared = min(shared, level * margin / gain), values.get("spared_replicas") or 0.0
     if spared >= _DISPLAY_TOLERANCE:
         text, shared = (
-            (f"{text} − {spared:.2f}", shared - spared) if shared - spared >= least else (f"{level:.2f} now", least)
+            (f"{text} − {spared:.2f}", shared - spared) if shared - spared >= lower else (f"{level:.2f} now", lower)
         )
     return f" = {text}" if math.isclose(shared, need, rel_tol=0.005, abs_tol=_SUM_TOLERANCE) else ""

@@ -1,4 +1,6 @@
-"""One look of the autoscaler as text: what was seen, the numbers in the order in which they lead to the plan, what was done. Pure."""
+"""One recorded tick of the autoscaler as text: observation, inputs in the order of the computation,
+decision. Pure.
+"""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -19,13 +21,13 @@ _JUDGED: Final = {"ttft": "first token", "itl": "answer"}
 
 
 def render_look(look: TickRecord) -> list[str]:
-    """The whole look."""
+    """Returns the whole tick as lines."""
     when = datetime.fromtimestamp(look.wall).strftime("%Y-%m-%d %H:%M:%S")
-    said = [f"{look.model.name} at {when}, mode {look.mode}", *_objectives(look), *_arrivals(look), *_attained(look)]
-    said += [f"  note: {note}" for note in look.notes]
+    lines = [f"{look.model.name} at {when}, mode {look.mode}", *_objectives(look), *_arrivals(look), *_attained(look)]
+    lines += [f"  note: {note}" for note in look.notes]
     for pool, seen in look.observation.pools.items():
-        said += ["", *_pool(pool, seen, look.plan.pools.get(pool), look.rulings.get(pool), look.settings)]
-    return said
+        lines += ["", *_pool(pool, seen, look.plan.pools.get(pool), look.rulings.get(pool), look.settings)]
+    return lines
 
 
 def _objectives(look: TickRecord) -> Iterator[str]:
@@ -44,13 +46,14 @@ def _objectives(look: TickRecord) -> Iterator[str]:
 def _arrivals(look: TickRecord) -> Iterator[str]:
     if look.model.replicas_most is not None:
         yield f"  all pools together: {formatting.pluralize(look.model.replicas_most, 'replica')} at most"
-    seen = look.observation.gateway
-    if seen is None:
+    observed = look.observation.gateway
+    if observed is None:
         yield "  what arrives is not known: no gateway could tell"
         return
+    requests = formatting.pluralize(round(observed.arrivals), "request")
     yield (
-        f"  since the last look {formatting.pluralize(round(seen.arrivals), 'request')} of {seen.prompt_tokens:,.0f} prompt tokens; "
-        f"{seen.held:,.0f} held now, {seen.abandoned:,.0f} gave up"
+        f"  since the last look {requests} of {observed.prompt_tokens:,.0f} prompt tokens; "
+        f"{observed.held:,.0f} held now, {observed.abandoned:,.0f} gave up"
     )
 
 
@@ -64,44 +67,44 @@ def _attained(look: TickRecord) -> Iterator[str]:
 
 
 def _pool(
-    pool: str, seen: PoolObservation, plan: PoolPlan | None, ruling: EnforcedPlan | None, settings: ScalingSettings
+    pool: str, observed: PoolObservation, plan: PoolPlan | None, ruling: EnforcedPlan | None, settings: ScalingSettings
 ) -> Iterator[str]:
-    ages = ", ".join(format_duration(age) for age in seen.pending_ages_seconds)
-    starting = f"{seen.pending} starting" + (f" (for {ages})" if ages else "")
-    if seen.waking:
-        starting += f", {seen.waking} of them waking"
-    asked, asleep = f"{seen.desired} asked for", ""
-    if seen.asleep or seen.asleep_desired:
-        asked, asleep = f"{asked} and {seen.asleep_desired} asleep", f", {seen.asleep} asleep"
-    yield f"pool {pool}: {asked}; {seen.ready} ready, {starting}, {seen.draining} leaving{asleep}"
-    if seen.replicas is None:
+    ages = ", ".join(format_duration(age) for age in observed.pending_ages_seconds)
+    starting = f"{observed.pending} starting" + (f" (for {ages})" if ages else "")
+    if observed.waking:
+        starting += f", {observed.waking} of them waking"
+    desired, asleep = f"{observed.desired} asked for", ""
+    if observed.asleep or observed.asleep_desired:
+        desired, asleep = f"{desired} and {observed.asleep_desired} asleep", f", {observed.asleep} asleep"
+    yield f"pool {pool}: {desired}; {observed.ready} ready, {starting}, {observed.draining} leaving{asleep}"
+    if observed.replicas is None:
         yield "  nothing is known of its engines"
     if plan is not None:
         bounds = None if ruling is None else ruling.bounds
-        for name, said in render_inputs(plan.inputs, settings):
-            yield said if bounds is None or name not in _BOUNDS else _bound(name, plan.inputs[name], bounds)
+        for name, text in render_inputs(plan.inputs, settings):
+            yield text if bounds is None or name not in _BOUNDS else _bound(name, plan.inputs[name], bounds)
         yield f"  planned: {describe_replicas(plan.replicas, plan.asleep)}, by the rule {plan.rule}: {plan.reason}"
     if ruling is not None:
         yield from _ruling(ruling, plan)
 
 
-def _bound(name: str, one: DecisionInput, bounds: tuple[int, int]) -> str:
-    """A bound as it holds at this hour; the core was given the widest of all hours."""
-    now = bounds[_BOUNDS.index(name)]
-    other = "" if one.value in (None, now) else f"; {one.value:g} at other hours"
-    return render_input(name, DecisionInput(float(now))) + other
+def _bound(name: str, value: DecisionInput, bounds: tuple[int, int]) -> str:
+    """Returns a bound with the value of this hour; the core gets the widest of all hours."""
+    current = bounds[_BOUNDS.index(name)]
+    suffix = "" if value.value in (None, current) else f"; {value.value:g} at other hours"
+    return render_input(name, DecisionInput(float(current))) + suffix
 
 
 def _ruling(ruling: EnforcedPlan, plan: PoolPlan | None) -> Iterator[str]:
-    wanted, now = (
+    decided, current = (
         describe_replicas(ruling.replicas, ruling.asleep),
         describe_replicas(ruling.desired, ruling.asleep_desired),
     )
-    if plan is None or (ruling.rule, wanted) != (plan.rule, describe_replicas(plan.replicas, plan.asleep)):
-        yield f"  decided: {wanted}, by the rule {ruling.rule}: {ruling.reason}"
-    if wanted == now:
-        yield f"  nothing changes: {now} it is"
+    if plan is None or (ruling.rule, decided) != (plan.rule, describe_replicas(plan.replicas, plan.asleep)):
+        yield f"  decided: {decided}, by the rule {ruling.rule}: {ruling.reason}"
+    if decided == current:
+        yield f"  nothing changes: {current} it is"
     elif ruling.unwritten is not None:
-        yield f"  not written ({now} stays): {ruling.unwritten}"
+        yield f"  not written ({current} stays): {ruling.unwritten}"
     else:
-        yield f"  written: {now} -> {wanted}"
+        yield f"  written: {current} -> {decided}"

@@ -1,4 +1,4 @@
-"""``fairlead explain scale``, from its arguments to its exit code."""
+"""``fairlead explain scale``: from the options to the exit code."""
 
 import time
 
@@ -13,7 +13,7 @@ from fairlead_cli.scaling.time_argument import parse_moment
 
 
 def run(model: str | None, at: str | None, manage: str | None, as_json: bool) -> int:
-    """Ask and print; the exit code."""
+    """Queries the autoscaler, prints the decision and returns the exit code."""
 
     def look() -> bytes:
         url = find_autoscaler(manage)
@@ -30,12 +30,14 @@ def run(model: str | None, at: str | None, manage: str | None, as_json: bool) ->
     return run_query("explain scale", look, show, misuse=(BadInput,))
 
 
-def _query(url: str, name: str | None, when: float | None) -> dict[str, str]:
-    """The question, with the model's whole name. Raises LookupError where it is not clear which is meant."""
+def _query(url: str, model: str | None, moment: float | None) -> dict[str, str]:
+    """Returns the query with the full model name. Raises LookupError when the name is ambiguous or
+    unknown.
+    """
     known = list(msgspec.json.decode(query(url, "/autoscaling", {}))["models"])
-    found = [key for key in known if name in (None, key, key.partition("/")[2])]
+    found = [key for key in known if model in (None, key, key.partition("/")[2])]
     if len(found) != 1:
-        there = ", ".join(known) or "none"
-        asked = "several models are scaled; name one of" if found else "no such model is scaled; there is"
-        raise LookupError(f"{asked}: {there}")
-    return {"model": found[0]} | ({} if when is None else {"at": repr(when)})
+        names = ", ".join(known) or "none"
+        message = "several models are scaled; name one of" if found else "no such model is scaled; there is"
+        raise LookupError(f"{message}: {names}")
+    return {"model": found[0]} | ({} if moment is None else {"at": repr(moment)})

@@ -1,10 +1,11 @@
-"""``fairlead replay-scaling``, from its arguments to its exit code, and the differences as text."""
+"""``fairlead replay-scaling``: from the options to the exit code, with the differences as text."""
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -17,12 +18,12 @@ from fairlead_cli.scaling.autoscaler_client import find_autoscaler, query
 from fairlead_cli.scaling.time_argument import parse_moment
 
 MAX_SHOWN_MOMENTS = 20
-"""Moments that are told of one pool; the JSON has all."""
+"""Differences shown for one pool; the JSON output has all."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayScalingOptions:
-    """The arguments of ``fairlead replay-scaling``."""
+    """Options of ``fairlead replay-scaling``."""
 
     recording: Path | None
     changes: Sequence[str]
@@ -33,14 +34,34 @@ class ReplayScalingOptions:
 
 
 def run(options: ReplayScalingOptions) -> int:
-    """Replay and print; the exit code."""
+    """Replays, prints and returns the exit code."""
 
-    def show(found: Sequence[PoolReplay]) -> str:
+    def show(replayed: Sequence[PoolReplay]) -> str:
         if options.as_json:
-            return msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
-        return "\n".join(render_differences(found, options.changes))
+            content = msgspec.json.encode([_to_plain(pool) for pool in replayed])
+            return msgspec.json.format(content, indent=2).decode()
+        return "\n".join(render_differences(replayed, options.changes))
 
     return run_query("replay-scaling", lambda: _replay(options), show, misuse=(BadInput,))
+
+
+def _to_plain(pool: PoolReplay) -> dict[str, Any]:
+    """Returns the replay of a pool for JSON."""
+    return {
+        "model": pool.model,
+        "pool": pool.pool,
+        "moments": [
+            {
+                "wall": moment.wall,
+                "seconds": moment.seconds,
+                "recorded": moment.recorded,
+                "again": moment.reproduced,
+                "other": moment.changed,
+            }
+            for moment in pool.moments
+        ],
+        "remembered": pool.has_state,
+    }
 
 
 def _replay(wish: ReplayScalingOptions) -> Sequence[PoolReplay]:
@@ -68,44 +89,44 @@ def _read(recording: Path) -> Iterator[TickRecord]:
         raise BadInput(f"{recording}: {error.strerror or error}", field="RECORDING") from error
 
 
-def render_differences(found: Sequence[PoolReplay], changes: Sequence[str]) -> list[str]:
-    """What differs, pool by pool."""
+def render_differences(replayed: Sequence[PoolReplay], changes: Sequence[str]) -> list[str]:
+    """Returns the differences, pool by pool."""
     lines = [
         f"recorded, and with {', '.join(changes) or 'nothing changed'}; each look begins from the replicas that there were then, so "
         "this is what would have been decided, not what would have come of it"
     ]
-    for one in found:
-        lines += ["", *_pool(one)]
+    for pool in replayed:
+        lines += ["", *_pool(pool)]
     return lines
 
 
-def _pool(one: PoolReplay) -> Iterator[str]:
-    first, last = one.moments[0].wall, one.moments[-1].wall
-    span = f"{_format_time(first)} to {_format_time(last)}, {formatting.pluralize(len(one.moments), 'look')}"
-    begins = "" if one.has_state else "; it begins without what the core knew then"
-    yield f"{one.model}/{one.pool}: {span}{begins}"
-    if one.deviations:
+def _pool(pool: PoolReplay) -> Iterator[str]:
+    first, last = pool.moments[0].wall, pool.moments[-1].wall
+    span = f"{_format_time(first)} to {_format_time(last)}, {formatting.pluralize(len(pool.moments), 'look')}"
+    note = "" if pool.has_state else "; it begins without what the core knew then"
+    yield f"{pool.model}/{pool.pool}: {span}{note}"
+    if pool.deviations:
         yield (
             f"  this release decides otherwise than was recorded at "
-            f"{formatting.pluralize(one.deviations, 'look')}, without any change"
+            f"{formatting.pluralize(pool.deviations, 'look')}, without any change"
         )
-    runs: tuple[tuple[ReplayVariant, str], ...] = (("again", "recorded settings"), ("other", "changed settings"))
-    for which, name in runs:
-        need = one.mean_need(which)
+    variants: tuple[tuple[ReplayVariant, str], ...] = (("again", "recorded settings"), ("other", "changed settings"))
+    for which, name in variants:
+        need = pool.mean_need(which)
         mean = "" if need is None else f"{need:8.2f} replicas needed on the mean, "
-        yield f"  {name:<20}{mean}{max(one.replica_counts(which))} planned at most"
-    differences = one.differences()
+        yield f"  {name:<20}{mean}{max(pool.replica_counts(which))} planned at most"
+    differences = pool.differences()
     if not differences:
         yield "  no moment differs"
-    for moment_ in differences[:MAX_SHOWN_MOMENTS]:
-        yield f"  {_format_time(moment_.wall)}  {_render_pair(moment_)}"
+    for moment in differences[:MAX_SHOWN_MOMENTS]:
+        yield f"  {_format_time(moment.wall)}  {_render_pair(moment)}"
     if len(differences) > MAX_SHOWN_MOMENTS:
         yield f"  … and {len(differences) - MAX_SHOWN_MOMENTS} more; --json has all"
 
 
-def _render_pair(moment_: ReplayMoment) -> str:
-    one, other = moment_.reproduced, moment_.changed
-    return f"{one.replicas} ({one.rule}) -> {other.replicas} ({other.rule}: {other.reason})"
+def _render_pair(moment: ReplayMoment) -> str:
+    recorded, changed = moment.reproduced, moment.changed
+    return f"{recorded.replicas} ({recorded.rule}) -> {changed.replicas} ({changed.rule}: {changed.reason})"
 
 
 def _format_time(wall: float) -> str:

@@ -1,4 +1,4 @@
-"""Time argument."""
+"""Times as command line arguments."""
 
 import math
 from datetime import datetime, timedelta
@@ -8,12 +8,15 @@ from fairlead.units import parse_duration
 
 
 def parse_moment(text: str, now: float, flag: str = "--at") -> float:
-    """A moment as Unix time: ``5m`` (that long ago), ``14:05[:30]`` (today, or yesterday where that lies ahead), ISO 8601, or Unix
-    seconds. Raises BadInput, which names ``flag``."""
+    """Returns Unix time of ``5m`` (ago), ``14:05[:30]`` (the last such time), ISO 8601, or Unix
+    seconds.
+
+    Raises BadInput with ``flag``.
+    """
     for reader in (_unix, _ago, _today, _iso):
-        found = reader(text.strip(), now)
-        if found is not None:
-            return found
+        moment = reader(text.strip(), now)
+        if moment is not None:
+            return moment
     raise BadInput(
         f"{flag}: {text!r} is no moment", field=flag, hint="write it like 5m (ago), 14:05 or 2026-11-21T14:05"
     )

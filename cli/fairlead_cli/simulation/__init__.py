@@ -1,1 +1,3 @@
-"""``fairlead simulate``: what is asked, the runs, and the table."""
+"""``fairlead simulate``: `options` (checked arguments) → `comparison` (the runs) → `report` (table
+and JSON).
+"""

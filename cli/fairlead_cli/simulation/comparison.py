@@ -1,4 +1,4 @@
-"""The runs of a simulation, one preset after the other on the same requests."""
+"""The runs of a simulation: one preset after the other on the same requests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from fairlead_sim.workload.traces import at_rate
 
 @dataclass(frozen=True, slots=True)
 class PresetResult:
-    """What one preset came to; ``capacity`` in requests/s where it was asked for."""
+    """Figures of one preset; ``capacity`` in requests/s, or None when it was not searched for."""
 
     preset: str
     figures: RunMetrics
@@ -18,16 +18,16 @@ class PresetResult:
 
 
 def compare_presets(options: SimulationOptions, on_progress: Callable[[str], None]) -> list[PresetResult]:
-    """In the order asked."""
+    """Returns one result for each preset, in the order of the options."""
     requests = at_rate(options.source.requests, options.rate)
     prompts = options.trial(options.presets[0]).prompt_cache()
     results = []
     for name in options.presets:
         trial = options.trial(name)
-        found = trial.metrics(requests, prompts=prompts)
-        most = None
+        figures = trial.metrics(requests, prompts=prompts)
+        capacity = None
         if options.capacity:
             on_progress(f"  {name}: searching for its capacity")
-            most = trial.capacity(requests, goal=options.capacity_bar, guess=options.rate, prompts=prompts)
-        results.append(PresetResult(name, found, most))
+            capacity = trial.capacity(requests, goal=options.capacity_bar, guess=options.rate, prompts=prompts)
+        results.append(PresetResult(name, figures, capacity))
     return results

@@ -1,4 +1,4 @@
-"""What a simulation is asked: checked values, and the same in words."""
+"""Checked options of a simulation."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from fairlead_sim.workload.sources import TrafficSource, load_source
 
 MAX_ENGINES = 1_024
 GUARD_FACTOR = 3.0
-"""Of the objective: within so many times it come 99 of 100 first tokens of a fleet that carries its load."""
+"""At capacity, 99 of 100 first tokens come within this multiple of the objective."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimulationOptions:
-    """``rate`` in requests/s; ``objective`` in seconds."""
+    """What to simulate. ``rate`` is in requests/s, ``objective`` in seconds."""
 
     source: TrafficSource
     presets: tuple[str, ...]
@@ -29,7 +29,7 @@ class SimulationOptions:
     seed: int
 
     def describe(self) -> str:
-        """In a line."""
+        """Returns the options in one line of text."""
         return (
             f"traffic: {self.source.name}, {len(self.source.requests)} requests at {self.rate:.3g}/s; "
             f"{self.engines} engines {self.profile.name}, first token within {self.objective:g} s"
@@ -37,11 +37,11 @@ class SimulationOptions:
 
     @property
     def capacity_bar(self) -> CapacityGoal:
-        """What is within capacity."""
+        """The goals that a rate within capacity meets."""
         return CapacityGoal(seconds=self.objective, guard_seconds=GUARD_FACTOR * self.objective)
 
     def trial(self, name: str) -> Trial:
-        """Of one preset."""
+        """Returns the trial of one preset."""
         objectives = SloTargets(ttft_seconds=self.objective)
         return Trial(name, self.profile, self.engines, self.seed, objectives=objectives)
 
@@ -58,7 +58,7 @@ def build_options(
     limit: int | None,
     seed: int,
 ) -> SimulationOptions:
-    """Raises BadInput naming the option."""
+    """Checks the arguments. Raises BadInput with the option."""
     for name in presets:
         if name not in PRESETS:
             raise BadInput(f"--presets: there is no preset {name!r}", field="--presets", hint=", ".join(PRESETS))
@@ -70,8 +70,15 @@ def build_options(
         raise BadInput(f"--rate must be above 0 requests/s, not {rate:g}", field="--rate")
     if not 0.0 < ttft_seconds < float("inf"):
         raise BadInput(f"--ttft must be above 0 s, not {ttft_seconds:g}", field="--ttft")
-    known = builtin_profile(profile, field="--profile")
-    found = load_source(traffic, limit=limit, seed=seed)
+    engine_profile = builtin_profile(profile, field="--profile")
+    requests = load_source(traffic, limit=limit, seed=seed)
     return SimulationOptions(
-        found, presets, known, engines, found.rate if rate is None else rate, ttft_seconds, capacity, seed
+        requests,
+        presets,
+        engine_profile,
+        engines,
+        requests.rate if rate is None else rate,
+        ttft_seconds,
+        capacity,
+        seed,
     )

@@ -43,7 +43,7 @@ def server(answer: CannedResponse, *models: str) -> CannedServer:
     return CannedServer({CHAT: answer, MODELS: CannedResponse([cards])})
 
 
-def test_pieces_arrive_one_by_one_and_the_request_is_known() -> None:
+def test_answer_is_streamed_and_its_request_id_known() -> None:
     with server(streams("The ", "sky", ".")) as gateway, Conversation(gateway.url, "tiny") as conversation:
         assert list(conversation.send("Why?")) == ["The ", "sky", "."]
         assert conversation.last_answer.request_id == "req-1"
@@ -51,7 +51,7 @@ def test_pieces_arrive_one_by_one_and_the_request_is_known() -> None:
         assert conversation.last_answer.ttft_seconds is not None
 
 
-def test_the_conversation_is_sent_along_until_it_is_forgotten() -> None:
+def test_history_is_sent_until_reset() -> None:
     with server(streams("yes")) as gateway:
         with Conversation(gateway.url + "/v1", "tiny", system="Be brief.", max_tokens=5) as conversation:
             list(conversation.send("one"))
@@ -65,17 +65,17 @@ def test_the_conversation_is_sent_along_until_it_is_forgotten() -> None:
     assert bodies[0]["stream"] is True
 
 
-def test_a_single_model_need_not_be_named() -> None:
+def test_only_model_is_the_default() -> None:
     with server(streams("x")) as gateway, Conversation(gateway.url, None) as conversation:
         assert conversation.model == "tiny"
 
 
-def test_of_several_models_one_must_be_named() -> None:
+def test_several_models_require_a_name() -> None:
     with server(streams("x"), "a", "b") as gateway, pytest.raises(AnswerError, match="there are: a, b"):
         Conversation(gateway.url, None)
 
 
-def test_a_refusal_is_told_in_the_gateways_words() -> None:
+def test_refusal_shows_the_gateways_message() -> None:
     body = json.dumps({"error": {"message": "no model 'tinny'", "type": "x", "hint": "did you mean tiny?"}}).encode()
     with (
         server(CannedResponse([body], 404, HEADERS)) as gateway,
@@ -85,7 +85,7 @@ def test_a_refusal_is_told_in_the_gateways_words() -> None:
         list(conversation.send("?"))
 
 
-def test_an_error_in_the_stream_is_an_error() -> None:
+def test_error_event_in_the_stream_is_raised() -> None:
     broken = CannedResponse([*said("The "), event(error={"message": "the engine died", "type": "x"})], headers=HEADERS)
     with server(broken) as gateway, Conversation(gateway.url, "tiny") as conversation:
         answer = conversation.send("?")
@@ -104,12 +104,12 @@ def test_an_error_in_the_stream_is_an_error() -> None:
     ],
     ids=["no end", "cut", "no json", "no gateway"],
 )
-def test_a_stream_without_its_proper_end_is_an_error(answer: CannedResponse) -> None:
+def test_stream_without_done_is_an_error(answer: CannedResponse) -> None:
     with server(answer) as gateway, Conversation(gateway.url, "tiny") as conversation, pytest.raises(AnswerError):
         list(conversation.send("?"))
 
 
-def test_nobody_there_is_told_as_such() -> None:
+def test_unreachable_gateway_is_reported() -> None:
     with pytest.raises(StackUnreachable, match="does not answer"):
         Conversation("http://127.0.0.1:1", None)
 
@@ -130,28 +130,28 @@ def dialogue(
     return "".join(written), remarks
 
 
-def test_a_dialogue_streams_answers_and_says_where_they_came_from() -> None:
+def test_dialogue_streams_answers_and_names_the_instance() -> None:
     with server(streams("The ", "sky")) as gateway, Conversation(gateway.url, "tiny") as conversation:
         written, remarks = dialogue(conversation, "Why?", "")
     assert written == "The sky\n"
     assert remarks[0].startswith("main-3 · affinity · first token ")
 
 
-def test_why_tells_the_decision_of_the_last_answer() -> None:
+def test_why_explains_the_last_decision() -> None:
     with server(streams("x")) as gateway, Conversation(gateway.url, "tiny") as conversation:
         _, remarks = dialogue(conversation, "/why", "Why?", "/why")
     assert remarks[0] == "nothing was asked yet"
     assert remarks[2] == "why req-1"
 
 
-def test_why_after_a_request_that_reached_nobody_says_so() -> None:
+def test_why_without_a_routed_request_says_so() -> None:
     with Conversation("http://127.0.0.1:1", "tiny") as conversation:
         written, remarks = dialogue(conversation, "Why?", "/why")
     assert written == ""
     assert remarks[1] == "the last request reached no gateway"
 
 
-def test_an_address_that_is_not_the_clients_one_is_told_as_such() -> None:
+def test_management_address_instead_of_gateway_gets_a_hint() -> None:
     other = CannedResponse([b'{"error": {"message": "Not Found"}}'], 404)
     with (
         server(other) as gateway,
@@ -161,7 +161,7 @@ def test_an_address_that_is_not_the_clients_one_is_told_as_such() -> None:
         list(conversation.send("?"))
 
 
-def test_why_of_a_forgotten_request_says_so() -> None:
+def test_why_of_a_dropped_request_says_so() -> None:
     def forgotten(request_id: str) -> list[str]:
         raise LookupError(request_id)
 
@@ -170,7 +170,7 @@ def test_why_of_a_forgotten_request_says_so() -> None:
     assert remarks[1] == "the gateway has forgotten request req-1"
 
 
-def test_an_error_does_not_end_the_dialogue_and_the_question_is_taken_back() -> None:
+def test_error_keeps_the_dialogue_and_drops_the_message() -> None:
     with server(CannedResponse([b"{}"], 503)) as gateway, Conversation(gateway.url, "tiny") as conversation:
         _, remarks = dialogue(conversation, "one")
         assert "503" in remarks[0]
@@ -191,20 +191,20 @@ def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.Comp
     )
 
 
-def test_a_message_is_answered_once() -> None:
+def test_message_option_prints_one_answer() -> None:
     with server(streams("The ", "sky")) as gateway:
         done = run("tiny", "--url", gateway.url, "-m", "Why?")
     assert (done.returncode, done.stdout, done.stderr) == (0, "The sky\n", "")
 
 
-def test_piped_text_is_the_question() -> None:
+def test_piped_text_is_the_message() -> None:
     with server(streams("yes")) as gateway:
         done = run("--url", gateway.url, stdin="first line\nsecond line\n")
         assert json.loads(gateway.requests[-1].body)["messages"][0]["content"] == "first line\nsecond line\n"
     assert (done.returncode, done.stdout) == (0, "yes\n")
 
 
-def test_exit_codes_tell_an_error_a_wrong_use_and_nobody_there_apart(tmp_path: Path) -> None:
+def test_exit_codes_of_error_wrong_usage_and_unreachable_differ(tmp_path: Path) -> None:
     with server(CannedResponse([b"{}"], 500)) as gateway:
         assert run("tiny", "--url", gateway.url, "-m", "?").returncode == 1
         assert run("tiny", "--url", gateway.url, stdin=" \n").returncode == 2
@@ -213,14 +213,14 @@ def test_exit_codes_tell_an_error_a_wrong_use_and_nobody_there_apart(tmp_path: P
     assert "fairlead up" in nobody.stderr
 
 
-def test_an_error_is_all_that_is_printed_when_nothing_was_said() -> None:
+def test_failed_answer_prints_only_the_error() -> None:
     with server(CannedResponse([b"{}"], 500)) as gateway:
         done = run("tiny", "--url", gateway.url, "-m", "?")
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_url_may_leave_out_its_scheme_and_a_wrong_one_is_wrong_usage() -> None:
+def test_url_scheme_is_optional_and_invalid_url_exits_2() -> None:
     with server(streams("yes")) as gateway:
         assert run("--url", gateway.url.removeprefix("http://"), "-m", "?").stdout == "yes\n"
     done = run("--url", "ftp://127.0.0.1", "-m", "?")
@@ -228,14 +228,14 @@ def test_a_url_may_leave_out_its_scheme_and_a_wrong_one_is_wrong_usage() -> None
     assert "--url: 'ftp://127.0.0.1' is not a URL" in done.stderr
 
 
-def test_a_key_of_the_environment_is_sent() -> None:
+def test_api_key_from_environment_is_sent() -> None:
     with server(streams("x")) as gateway:
         run("tiny", "--url", gateway.url, "-m", "?", FAIRLEAD_API_KEY="fl_secret")
         headers = {name.lower(): value for name, value in gateway.requests[-1].headers.items()}
     assert headers["authorization"] == "Bearer fl_secret"
 
 
-def test_on_a_terminal_it_is_a_dialogue() -> None:
+def test_terminal_starts_a_dialogue() -> None:
     with server(streams("The ", "sky")) as gateway:
         ours, theirs = pty.openpty()
         process = subprocess.Popen(

@@ -51,7 +51,7 @@ def text(*records: DecisionRecord, outcome: RequestOutcome | None) -> list[str]:
     return render_decision(msgspec.json.decode(shown, type=api_types.Decision))
 
 
-def test_one_attempt_is_told_with_its_candidates_their_numbers_and_what_came_of_it() -> None:
+def test_attempt_shows_candidates_inputs_and_outcome() -> None:
     outcome = ended(
         prompt_tokens=4_096, cached_tokens=3_072, predicted_cached_tokens=3_100, output_tokens=50, within_objective=True
     )
@@ -72,14 +72,14 @@ def test_one_attempt_is_told_with_its_candidates_their_numbers_and_what_came_of_
     ]
 
 
-def test_ages_stand_beside_the_numbers_that_have_one() -> None:
+def test_input_ages_are_shown() -> None:
     lines = text(record(1, decided(HOME, "affinity", "a home", age=0.8)), outcome=None)
     assert any("500ms (800ms ago)" in line for line in lines)
     assert lines[-3] == "     mean backlog 310ms (800ms ago)"
     assert lines[-1] == "outcome: it is still running"
 
 
-def test_a_retry_names_what_the_first_engine_did() -> None:
+def test_retry_shows_why_the_first_attempt_failed() -> None:
     lines = text(
         record(1, decided(HOME, "affinity", "a home")),
         record(2, decided(OTHER, "retry-1", "refused; then affinity: a home")),
@@ -92,7 +92,7 @@ def test_a_retry_names_what_the_first_engine_did() -> None:
     assert "outcome: status 200, after 1.5s, 2 attempts" in lines
 
 
-def test_a_continued_stream_says_so() -> None:
+def test_continued_stream_is_shown() -> None:
     lines = text(
         record(1, decided(HOME, "affinity", "a home")),
         record(2, decided(OTHER, CONTINUATION_RULE, "continued after cut; affinity: a home")),
@@ -101,7 +101,7 @@ def test_a_continued_stream_says_so() -> None:
     assert "outcome: status 200, after 1.5s, 2 attempts, the rest of the stream came from another engine" in lines
 
 
-def test_both_legs_of_a_hand_off_are_told_once() -> None:
+def test_prefill_and_decode_of_a_handoff_are_shown_once() -> None:
     leg = PrefillAttempt(HOME, decided(HOME, "affinity", "a home for prefill"), 0.0, 0.084, "ok")
     words = "prefill on main-0 (affinity: a home for prefill) in 84 ms"
     story = HandoffRecord("done", "none", words, 0.085, [leg])
@@ -114,7 +114,7 @@ def test_both_legs_of_a_hand_off_are_told_once() -> None:
     assert lines[lines.index("attempt 1 → main-1 by the rule load") + 1] == "     cheaper"
 
 
-def test_who_computes_a_prompt_and_why_is_told_with_both_first_tokens() -> None:
+def test_prefill_placement_shows_both_predicted_ttfts() -> None:
     inputs = {"longest_step_seconds": DecisionInput(0.12), f"{HOME}/predicted_ttft_seconds": DecisionInput(0.5)}
     why = "the longest step of main-1 would take 120ms, over 90ms"
     where = Decision(HOME, "step-full", why, (RejectedCandidate(OTHER, why),), inputs)
@@ -129,7 +129,7 @@ def test_who_computes_a_prompt_and_why_is_told_with_both_first_tokens() -> None:
     assert "  prefill on main-0 by the rule affinity: ok after 84ms" in lines
 
 
-def test_a_bypassed_hand_off_says_why() -> None:
+def test_bypassed_handoff_shows_the_reason() -> None:
     story = HandoffRecord("bypassed", "short", "no hand-off: about 7 tokens to compute, under 1024")
     lines = text(record(1, decided(HOME, "affinity", "a home"), story), outcome=ended(status=502, error="cut"))
     assert lines[2:4] == [
@@ -139,7 +139,7 @@ def test_a_bypassed_hand_off_says_why() -> None:
     assert "outcome: status 502 (cut), after 1.5s" in lines
 
 
-def test_a_hand_off_that_failed_on_its_decode_engine_leaves_both_choices() -> None:
+def test_handoff_that_failed_at_decode_shows_both_choices() -> None:
     story = HandoffRecord(
         "failed", "decode-status-500", "the hand-off from P0 failed on main-0 (status-500), plain now"
     )
@@ -160,9 +160,9 @@ def test_a_hand_off_that_failed_on_its_decode_engine_leaves_both_choices() -> No
     assert lines[2] == "prefill → decode: failed (decode-status-500)"
 
 
-def test_a_client_that_left_and_a_request_that_went_nowhere() -> None:
+def test_client_disconnect_and_unrouted_request_are_shown() -> None:
     nowhere = Decision(None, "none", "every ready instance was tried")
-    lines = text(record(1, nowhere), outcome=ended(status=499, error="client-gone", client_gone=True))
+    lines = text(record(1, nowhere), outcome=ended(status=499, error="client-gone", client_disconnected=True))
     assert "attempt 1 → nowhere by the rule none" in lines
     assert "outcome: status 499 (client-gone), the client left, after 1.5s" in lines
 
@@ -193,7 +193,7 @@ def gateway() -> CannedServer:
 
 
 @pytest.mark.parametrize("named", [("req-1",), ()])
-def test_a_request_is_explained_by_its_id_and_the_last_one_without(named: tuple[str, ...]) -> None:
+def test_explain_takes_an_id_and_defaults_to_the_last_request(named: tuple[str, ...]) -> None:
     with gateway() as server:
         done = explain(*named, "--manage", server.url, FAIRLEAD_MANAGE_TOKEN="secret")
     assert (done.returncode, done.stderr) == (0, "")
@@ -202,7 +202,7 @@ def test_a_request_is_explained_by_its_id_and_the_last_one_without(named: tuple[
     assert {asked.headers["authorization"] for asked in server.requests} == {"Bearer secret"}
 
 
-def test_json_is_what_the_management_api_says() -> None:
+def test_json_output_is_the_management_answer() -> None:
     with gateway() as server:
         done = explain("req-1", "--manage", server.url, "--json")
     assert done.returncode == 0, done.stderr
@@ -210,7 +210,7 @@ def test_json_is_what_the_management_api_says() -> None:
 
 
 @pytest.mark.parametrize("request_id", ["nobody", "a/b?c"])
-def test_a_request_that_is_not_known_exits_1_and_says_what_that_can_mean(request_id: str) -> None:
+def test_unknown_request_exits_1_with_possible_causes(request_id: str) -> None:
     with gateway() as server:
         done = explain(request_id, "--manage", server.url)
     assert (done.returncode, done.stdout) == (1, "")
@@ -219,14 +219,14 @@ def test_a_request_that_is_not_known_exits_1_and_says_what_that_can_mean(request
     assert done.stderr.count("\n") == 1
 
 
-def test_a_gateway_without_any_request_says_so() -> None:
+def test_gateway_without_requests_exits_1() -> None:
     with CannedServer({"/api/decisions": CannedResponse([b'{"decisions": []}'])}) as server:
         done = explain("--manage", server.url)
     assert done.returncode == 1
     assert "has routed no request yet" in done.stderr
 
 
-def test_an_address_where_nobody_listens_exits_3() -> None:
+def test_closed_address_exits_3() -> None:
     with gateway() as server:
         gone = server.url
     done = explain("req-1", "--manage", gone)
@@ -234,7 +234,7 @@ def test_an_address_where_nobody_listens_exits_3() -> None:
     assert "does not answer" in done.stderr
 
 
-def test_a_page_that_is_no_management_api_is_not_taken_for_a_forgotten_request() -> None:
+def test_foreign_page_is_not_taken_for_an_unknown_request() -> None:
     with CannedServer({"/api/decisions/req-1": CannedResponse([b"<html>not found</html>"], 404)}) as server:
         done = explain("req-1", "--manage", server.url)
     assert done.returncode == 3
@@ -249,7 +249,7 @@ def would(prompt: Path, *arguments: str, choices: int = 1) -> tuple[subprocess.C
         return explain("route", *arguments, "-f", str(prompt), "--manage", server.url), server
 
 
-def test_where_a_prompt_would_go_is_told_with_what_the_workers_agree_on(tmp_path: Path) -> None:
+def test_route_preview_shows_the_agreement_of_workers(tmp_path: Path) -> None:
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("what is a fairlead?")
     done, server = would(prompt, "-m", "llama")
@@ -265,7 +265,7 @@ def test_where_a_prompt_would_go_is_told_with_what_the_workers_agree_on(tmp_path
     }
 
 
-def test_a_file_that_holds_a_request_is_asked_about_as_it_is(tmp_path: Path) -> None:
+def test_file_with_a_json_request_is_sent_unchanged(tmp_path: Path) -> None:
     prompt = tmp_path / "request.json"
     prompt.write_text('{"model": "llama", "prompt": "once", "max_tokens": 5}')
     done, server = would(prompt)
@@ -282,7 +282,7 @@ def test_a_file_that_holds_a_request_is_asked_about_as_it_is(tmp_path: Path) -> 
         (("-m", "llama"), "fairlead explain route -m MODEL -f FILE"),
     ],
 )
-def test_what_is_missing_to_ask_about_a_prompt_is_said(
+def test_incomplete_route_query_names_the_missing_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -293,7 +293,7 @@ def test_what_is_missing_to_ask_about_a_prompt_is_said(
     assert words in done.stderr
 
 
-def test_what_would_be_refused_is_said_in_the_gateways_words(tmp_path: Path) -> None:
+def test_refused_route_query_shows_the_gateways_message(tmp_path: Path) -> None:
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("once")
     with CannedServer({"/api/route": CannedResponse([b'{"error": {"message": "no model \'llama\'"}}'], 404)}) as server:

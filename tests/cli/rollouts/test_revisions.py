@@ -75,7 +75,7 @@ def refused(one: RolloutStatus, to: int | None) -> str:
 # --- how it stands ------------------------------------------------------------------------------------------------------
 
 
-def test_what_runs_and_what_each_revision_changed_is_shown_newest_first() -> None:
+def test_status_lists_revisions_and_their_changes_newest_first() -> None:
     assert list(render_status(found(), NOW)) == [
         "x/m runs revision 3",
         "  ready (AllReady): 2 instances ready",
@@ -87,13 +87,13 @@ def test_what_runs_and_what_each_revision_changed_is_shown_newest_first() -> Non
     ]
 
 
-def test_an_undo_says_what_runs_instead_of_what() -> None:
+def test_status_after_undo_names_both_revisions() -> None:
     told = list(render_status(found(runs="a", undo="1/3"), NOW))
     assert told[0] == f"x/m runs revision 1 of 3: the annotation {UNDO_ANNOTATION} asks for revision 1"
     assert [line.split("  ")[0] for line in told[-3:]] == ["3 spec", "2", "1 runs"]
 
 
-def test_a_pause_is_told_while_a_change_waits_and_while_none_does() -> None:
+def test_status_shows_a_pause_with_and_without_a_pending_change() -> None:
     waiting = found("d", rollout={"paused": True})
     told = list(render_status(waiting, NOW))
     assert told[0] == "x/m runs revision 3 of 4: the rollout is paused; revision 3 runs on"
@@ -101,7 +101,7 @@ def test_a_pause_is_told_while_a_change_waits_and_while_none_does() -> None:
     assert "  paused: nothing waits; the next change will" in render_status(found(rollout={"paused": True}), NOW)
 
 
-def test_an_undo_that_cannot_be_done_is_told() -> None:
+def test_status_shows_why_an_undo_is_impossible() -> None:
     assert any("cannot be done: the annotation" in line for line in render_status(found(undo="9"), NOW))
 
 
@@ -112,11 +112,11 @@ def test_an_undo_that_cannot_be_done_is_told() -> None:
         ({"image": "a"}, {"image": "a"}, ()),
     ],
 )
-def test_fields_are_named_no_deeper_than_people_ask_for(before: Any, after: Any, fields: Any) -> None:
+def test_changed_fields_are_named_two_levels_deep(before: Any, after: Any, fields: Any) -> None:
     assert changed_fields({"engine": before}, {"engine": after}) == fields
 
 
-def test_pools_are_named_and_their_numbers_are_no_change() -> None:
+def test_changed_pools_are_named_and_replicas_are_ignored() -> None:
     old = {"pools": [{"name": "a", "replicas": {"min": 1}, "role": "Serve"}, {"name": "b"}], "adapters": None}
     new = {"pools": [{"name": "a", "replicas": {"min": 9}, "role": "Decode"}, {"name": "c"}], "adapters": {"slots": 4}}
     assert changed_fields(old, new) == ("adapters", "pools[a].role", "pools[b]", "pools[c]")
@@ -129,12 +129,12 @@ def test_pools_are_named_and_their_numbers_are_no_change() -> None:
     "counts",
     [{"updatedReplicas": 1}, {"readyReplicas": 1}, {"replicas": 3}, {"observedGeneration": 0}],
 )
-def test_it_is_settled_when_every_instance_is_of_what_runs(counts: dict[str, int]) -> None:
+def test_rollout_is_settled_when_all_instances_have_the_revision(counts: dict[str, int]) -> None:
     assert found().is_settled
     assert not rollout_status(model("c"), records("c"), [workload("c", **counts)]).is_settled
 
 
-def test_a_status_of_before_is_not_believed() -> None:
+def test_status_of_an_older_generation_is_not_settled() -> None:
     """An annotation changes no generation: the status may be about how things were before it."""
     assert not found(runs="c", undo="1/3").is_settled
     assert found(runs="a", undo="1/3").is_settled
@@ -146,7 +146,7 @@ def test_a_status_of_before_is_not_believed() -> None:
     assert not rollout_status(moving, records("c"), [workload("c")]).is_settled
 
 
-def test_a_group_of_nodes_says_by_its_conditions_whether_it_moves() -> None:
+def test_leader_worker_set_conditions_decide_whether_it_is_settled() -> None:
     def group(type: str, holds: str) -> Manifest:
         one = {**workload("c", observedGeneration=0), "kind": "LeaderWorkerSet"}
         one["status"] = {**one["status"], "conditions": [{"type": type, "status": holds}]}
@@ -160,7 +160,7 @@ def test_a_group_of_nodes_says_by_its_conditions_whether_it_moves() -> None:
 # --- what is written ----------------------------------------------------------------------------------------------------
 
 
-def test_an_undo_goes_to_the_revision_before_what_runs_and_further_when_it_is_asked_again() -> None:
+def test_repeated_undo_goes_back_one_revision_each_time() -> None:
     first = found()
     assert choose_undo_revision(first, None).number == 2
     assert undo_patch(first, choose_undo_revision(first, None)) == {
@@ -173,7 +173,7 @@ def test_an_undo_goes_to_the_revision_before_what_runs_and_further_when_it_is_as
     assert choose_undo_revision(first, 1).number == 1
 
 
-def test_what_cannot_be_undone_is_refused_with_what_there_is() -> None:
+def test_impossible_undo_lists_the_stored_revisions() -> None:
     assert refused(found(runs="a", undo="1/3"), None) == "no revision of x/m before 1 is kept (there are: 1, 2, 3)"
     assert refused(found(), 7) == "--to: revision 7 of x/m is not kept (there are: 1, 2, 3)"
     assert refused(found(), 3) == "--to: revision 3 of x/m runs already (there are: 1, 2, 3)"
@@ -183,7 +183,7 @@ def test_what_cannot_be_undone_is_refused_with_what_there_is() -> None:
     assert paused == "the rollout of x/m is paused, and an undo would wait as well (`fairlead rollout resume` first)"
 
 
-def test_a_pause_is_one_field_and_resuming_ends_undo_and_pause() -> None:
+def test_resume_patch_ends_pause_and_undo() -> None:
     assert pause_patch() == {"spec": {"rollout": {"paused": True}}}
     assert resume_patch() == {
         "metadata": {"annotations": {UNDO_ANNOTATION: None}},
@@ -195,7 +195,7 @@ def test_a_pause_is_one_field_and_resuming_ends_undo_and_pause() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "settles"), [(10.0, True), (2.5, False)])
-def test_waiting_looks_every_second_until_it_is_done_or_the_time_is_over(seconds: float, settles: bool) -> None:
+def test_wait_polls_every_second_until_settled_or_timeout(seconds: float, settles: bool) -> None:
     from fairlead_cli.rollouts.command import wait_until_settled
 
     clock, done = ManualClock(), found()

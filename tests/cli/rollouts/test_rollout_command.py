@@ -126,7 +126,7 @@ async def reason(api: KubeApi, type: str) -> str:
 
 
 @pytest.mark.usefixtures("operator")
-def test_a_change_is_held_let_through_and_taken_back(api_server: ApiServer) -> None:
+def test_rollout_pause_resume_and_undo_on_an_api_server(api_server: ApiServer) -> None:
     async def main() -> None:
         async with _api(api_server) as api:
             await api.apply(model([]), "kubectl")
@@ -168,7 +168,7 @@ def test_a_change_is_held_let_through_and_taken_back(api_server: ApiServer) -> N
     asyncio.run(main())
 
 
-def test_what_is_not_there_is_said_with_what_is(api_server: ApiServer) -> None:
+def test_unknown_model_error_lists_existing_models(api_server: ApiServer) -> None:
     async def main() -> None:
         await _prepared(api_server)
         async with _api(api_server) as api:
@@ -183,7 +183,7 @@ def test_what_is_not_there_is_said_with_what_is(api_server: ApiServer) -> None:
     asyncio.run(main())
 
 
-def test_without_a_cluster_it_says_so(tmp_path: Path) -> None:
+def test_unreachable_cluster_exits_3(tmp_path: Path) -> None:
     words = ["rollout", "status", "qwen", "--kubeconfig", str(tmp_path / "none")]
     done = subprocess.run([sys.executable, "-m", "fairlead_cli", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 3

@@ -73,7 +73,7 @@ def told(*words: str) -> int:
     return int(build_app()(words, result_action="return_value"))
 
 
-def test_a_model_is_explained_by_its_short_name_or_without_one(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_scale_accepts_short_name_or_no_name(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name in (["tiny"], ["default/tiny"], []):
         assert told("explain", "scale", *name, "--manage", url) == 0
         out = capsys.readouterr().out
@@ -81,16 +81,14 @@ def test_a_model_is_explained_by_its_short_name_or_without_one(url: str, capsys:
         assert "planned: 1, by the rule " in out
 
 
-def test_a_moment_before_is_explained_and_one_that_is_forgotten_is_said_to_be(
-    url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_explain_scale_at_an_earlier_and_a_dropped_time(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert told("explain", "scale", "tiny", "--at", f"{NOW + 7}", "--manage", url) == 0
     assert "14:00:05" in capsys.readouterr().out
     assert told("explain", "scale", "tiny", "--at", f"{NOW - 7}", "--manage", url) == 1
     assert "no look is kept from then" in capsys.readouterr().err
 
 
-def test_wrong_usage_and_nobody_there_have_their_own_exit_codes(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_2_and_unreachable_exits_3(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert told("explain", "scale", "tiny", "--at", "soon", "--manage", url) == 2
     assert "--at: 'soon' is no moment (write it like 5m (ago), 14:05 or 2026-11-21T14:05)" in capsys.readouterr().err
     assert told("explain", "scale", "huge", "--manage", url) == 1
@@ -99,12 +97,12 @@ def test_wrong_usage_and_nobody_there_have_their_own_exit_codes(url: str, capsys
     assert told("explain", "route", "--at", "5m") == 2
 
 
-def test_the_answer_itself_is_printed_as_json(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_is_the_raw_answer(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert told("explain", "scale", "tiny", "--json", "--manage", url) == 0
     assert json.loads(capsys.readouterr().out)["model"]["name"] == "default/tiny"
 
 
-def test_what_an_autoscaler_knows_and_what_is_in_files_is_replayed_alike(
+def test_replay_from_autoscaler_and_from_files_is_equal(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
@@ -116,7 +114,7 @@ def test_what_an_autoscaler_knows_and_what_is_in_files_is_replayed_alike(
     assert "no moment differs" in live
 
 
-def test_what_differs_is_shown_with_both_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_differences_show_both_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
     assert told("replay-scaling", str(tmp_path), "--set", "freeze=true", "--model", "tiny", "--json") == 0
     (found,) = json.loads(capsys.readouterr().out)
@@ -128,7 +126,7 @@ def test_what_differs_is_shown_with_both_rules(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().err == f"fairlead replay-scaling: {tmp_path}/gone: No such file or directory\n"
 
 
-def test_wrong_values_of_a_replay_name_their_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_replay_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (("--set", "target=99"), "--set: target is a share above 0 and at most 1, not 99 (write 0.99 for 99 %)"),
         (("--set", "xyz=1"), "--set: 'xyz' is no setting (there are target, ttft, itl and the core's, such as "),
@@ -138,7 +136,7 @@ def test_wrong_values_of_a_replay_name_their_option(tmp_path: Path, capsys: pyte
         assert capsys.readouterr().err.startswith(f"fairlead replay-scaling: {said}")
 
 
-def test_a_stack_is_meant_by_its_gateways_address_too(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gateway_address_selects_its_stack_autoscaler(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stacks = [RunningStack(1, "http://127.0.0.1:9000", "http://127.0.0.1:9001", 0.0, {}, "", True, autoscaler=url)]
     monkeypatch.setattr(autoscaler_client, "running_stacks", lambda: stacks)
     assert autoscaler_client.find_autoscaler(":9001") == url
@@ -156,12 +154,12 @@ def test_a_stack_is_meant_by_its_gateways_address_too(url: str, monkeypatch: pyt
         ("2026-11-21T13:00", 3_600.0),
     ],
 )
-def test_moments_are_written_as_people_say_them(text: str, ago: float) -> None:
+def test_time_formats_are_parsed(text: str, ago: float) -> None:
     assert NOW - parse_moment(text, NOW) == pytest.approx(ago)
     assert parse_moment("1750000000", NOW) == 1_750_000_000.0
 
 
-def test_what_is_no_moment_is_refused() -> None:
+def test_invalid_time_is_refused() -> None:
     for text in ("", "soon", "25:00", "14:05:99", "nan", "inf", "9" * 400):
         with pytest.raises(BadInput, match="--at"):
             parse_moment(text, NOW)

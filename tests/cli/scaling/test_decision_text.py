@@ -41,7 +41,7 @@ def look(model: ModelSpec = MODEL, gateway: GatewayTraffic | None = SEEN) -> Tic
     return TickRecord(1e9, model, seen, plan, {"main": EnforcedPlan(7, 2, "need", "much came", 7)})
 
 
-def test_a_look_is_told_from_what_was_seen_to_what_was_written() -> None:
+def test_tick_text_goes_from_observation_to_written_replicas() -> None:
     lines = render_look(look())
     text = "\n".join(lines)
     assert lines[0].startswith("default/tiny at 2001-09-09 ")
@@ -53,12 +53,12 @@ def test_a_look_is_told_from_what_was_seen_to_what_was_written() -> None:
     assert lines[-1] == "  written: 2 -> 7"
 
 
-def test_a_model_without_objectives_is_not_told_to_be_within_some() -> None:
+def test_model_without_slo_shows_none() -> None:
     lines = render_look(look(replace(MODEL, ttft_seconds=None, itl_seconds=None)))
     assert lines[1] == "  it has no objectives: sized by what the memory and the batch of an engine hold"
 
 
-def test_the_numbers_come_in_the_order_in_which_they_lead_to_the_plan() -> None:
+def test_inputs_come_in_order_of_the_computation() -> None:
     lines = [line.strip() for line in render_look(look())]
     places = [
         next(n for n, line in enumerate(lines) if line.startswith(label))
@@ -67,7 +67,7 @@ def test_the_numbers_come_in_the_order_in_which_they_lead_to_the_plan() -> None:
     assert places == sorted(places)
 
 
-def test_every_number_of_the_core_has_a_name_for_people() -> None:
+def test_every_core_input_has_a_label() -> None:
     split = replace(
         MODEL,
         pools=tuple(
@@ -80,7 +80,7 @@ def test_every_number_of_the_core_has_a_name_for_people() -> None:
             assert set(pool.inputs) <= set(INPUT_LABELS)
 
 
-def test_what_is_not_known_is_said_and_never_a_zero() -> None:
+def test_unknown_values_are_dashes_never_zeros() -> None:
     blind = look(gateway=None)
     pool = blind.plan.pools["main"]
     unknown = replace(
@@ -100,12 +100,12 @@ def test_what_is_not_known_is_said_and_never_a_zero() -> None:
     assert "  what arrives is not known: no gateway could tell" in lines
     assert "  note: gateway a is missing" in lines
     assert "  nothing is known of its engines" in lines
-    assert any(line.split() == ["need", "–"] for line in render_inputs)
+    assert any(line.split() == ["need", "–"] for line in lines)
     assert any(line.split()[:2] == ["margin", "1.00"] and line.endswith(", 1m5s old") for line in lines)
     assert any(line.split() == ["strange", "3.5"] for line in lines)
 
 
-def test_the_bounds_of_the_hour_are_told_and_what_other_hours_allow() -> None:
+def test_bounds_of_this_hour_and_other_hours_are_shown() -> None:
     now = replace(look(), rulings={"main": EnforcedPlan(7, 2, "need", "much came", 7, bounds=(2, 9))})
     lines = [line.split(maxsplit=2)[2] for line in render_look(now) if line.startswith(("  at least", "  at most"))]
     assert lines == ["2 replicas; 1 at other hours", "9 replicas"]
@@ -114,7 +114,7 @@ def test_the_bounds_of_the_hour_are_told_and_what_other_hours_allow() -> None:
     assert not any("together" in line for line in render_look(now))
 
 
-def test_what_kept_a_number_from_being_written_and_who_overruled_the_core_is_said() -> None:
+def test_unwritten_and_overridden_decisions_show_the_reason() -> None:
     held = EnforcedPlan(4, 2, "bounds", "9 lies outside 0 to 4", 9, "the mode is Advise")
     lines = render_look(replace(look(), rulings={"main": held}))
     assert lines[-2:] == [
@@ -125,7 +125,7 @@ def test_what_kept_a_number_from_being_written_and_who_overruled_the_core_is_sai
     assert same[-1] == "  nothing changes: 2 it is"
 
 
-def test_who_sleeps_is_told_with_what_waking_takes() -> None:
+def test_sleeping_engines_are_shown_with_wake_time() -> None:
     tiered = replace(MODEL, pools=(replace(MODEL.pools[0], tier=SleepTier(3, least=1, wake_seconds=4.0)),))
     core = ScalingCore(tiered)
     replica = ReplicaMetrics("a", ReplicaState.READY, 500.0, 20.0, 1.0, 0.0, 0.1, 900.0, 200.0, 9.0, 1.0, 1.0)
@@ -140,7 +140,7 @@ def test_who_sleeps_is_told_with_what_waking_takes() -> None:
     assert text.endswith("written: 2 and 2 asleep -> 2 and 1 asleep")
 
 
-def test_numbers_that_change_nothing_are_left_out_and_the_need_is_worked_out() -> None:
+def test_neutral_inputs_are_hidden_and_need_shows_its_sum() -> None:
     inputs = {
         "output_growth": 1.0,
         "level_replicas": 1.47,
@@ -185,7 +185,7 @@ def test_numbers_that_change_nothing_are_left_out_and_the_need_is_worked_out() -
     assert "− 0.20" in "".join(shown(spared_replicas=0.2, need_replicas=1.51))
 
 
-def test_those_that_were_judged_since_the_last_look_are_told() -> None:
+def test_requests_judged_since_last_tick_are_shown() -> None:
     one = look()
     (replica,) = one.observation.pools["main"].replicas or ()
     replica = replace(replica, ttft_counts=(11.0, 2.0), itl_counts=(1.0, 0.0))

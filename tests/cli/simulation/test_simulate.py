@@ -13,7 +13,7 @@ def simulate(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={"COLUMNS": "120"})
 
 
-def test_presets_are_compared_on_the_same_requests_and_equal_arguments_give_equal_figures(tmp_path: Path) -> None:
+def test_equal_arguments_give_equal_figures_for_all_presets(tmp_path: Path) -> None:
     files = [tmp_path / "one.json", tmp_path / "two.json"]
     arguments = [
         "agents",
@@ -42,7 +42,7 @@ def test_presets_are_compared_on_the_same_requests_and_equal_arguments_give_equa
     assert {one["capacity"] for one in presets.values()} == {None}
 
 
-def test_a_capacity_is_searched_for_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_capacity_option_searches_the_capacity(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     done = simulate(
         *("rag", "--limit", "300", "--engines", "2", "--presets", "dual-hash", "--capacity", "--ttft", "0.5"),
@@ -66,7 +66,7 @@ def test_a_capacity_is_searched_for_where_it_is_asked_for(tmp_path: Path) -> Non
         (["agents", "--limit", "0"], "at least 1 request is simulated, not 0"),
     ],
 )
-def test_what_cannot_be_simulated_is_said_by_name(arguments: list[str], words: str) -> None:
+def test_invalid_option_is_named_in_the_error(arguments: list[str], words: str) -> None:
     done = simulate(*arguments)
     assert done.returncode == 2
     assert words in done.stderr
