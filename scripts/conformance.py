@@ -1,10 +1,12 @@
-"""The conformance table: endpoints × behaviours, each cell probed and none claimed. Writes docs/reference/conformance.md.
+"""The conformance table, endpoints × behaviours: every cell is probed. Writes
+docs/reference/conformance.md.
 
-Between gateway and engine stands a tap for every instance: it notes what the gateway sends and may break the connection where a
-probe wants it. So the same probes run before a simulated engine (here, and in the tests, which fail when the page is stale)
-and before a real one (``e2e/vllm``, which keeps what it saw in bench/results/vllm.json; the page's last column reads that).
+Between gateway and each instance is a wire tap: it records what the gateway sends, and can break
+the connection. So the same probes run against a simulated engine (here, and in the tests, which
+fail when the page is stale) and against a real one (``e2e/vllm``, which stores its results in
+bench/results/vllm.json for the page's last column).
 
-``python scripts/conformance.py`` writes the page, ``--check`` only compares and exits 1.
+``python scripts/conformance.py`` writes the page; ``--check`` only compares and exits 1.
 """
 
 import argparse
@@ -40,7 +42,7 @@ _HANDOFF = b'"kv_transfer_params":{"do_remote_prefill":true},"ec_transfer_params
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One path: what is asked there, which field is made wrong, and whether it streams and generates text."""
+    """One path: its request, a wrong field, and whether it streams and generates text."""
 
     shown: str
     path: str
@@ -87,13 +89,13 @@ ENDPOINTS = (
 
 @dataclass(slots=True)
 class ProbeRig:
-    """A gateway that asks for keys, two taps, and behind both the same kind of engine."""
+    """A gateway that asks for keys, two wire taps, and the same engine behind both."""
 
     url: str
     taps: list[WireTap]
 
     def set_fault(self, kind: str) -> None:
-        """Arm both taps for the next request."""
+        """Sets the fault of the next request on both taps."""
         for tap in self.taps:
             tap.fault = kind
 
@@ -105,7 +107,7 @@ class ProbeRig:
     async def send(
         self, endpoint: Endpoint, body: bytes | Mapping[str, Any] | None = None, *, more: str = _AUTHORIZED
     ) -> RawResponse:
-        """One request to the endpoint."""
+        """Sends one request and returns the answer."""
         async with self.sending(endpoint, body, more=more) as connection:
             return await connection.read_response()
 
@@ -113,15 +115,15 @@ class ProbeRig:
     async def sending(
         self, endpoint: Endpoint, body: bytes | Mapping[str, Any] | None = None, *, more: str = _AUTHORIZED
     ) -> AsyncIterator[RawConnection]:
-        """A connection on which the request has been sent; leaving the block closes it."""
+        """Yields a connection with the request sent; leaving the block closes it."""
         connection = await RawConnection.connect(self.url)
         try:
             if endpoint.body is None:
                 await connection.send(get_request(endpoint.path, more=more))
             else:
-                asked = body if isinstance(body, bytes) else {"model": MODEL, **endpoint.body, **(body or {})}
+                content = body if isinstance(body, bytes) else {"model": MODEL, **endpoint.body, **(body or {})}
                 await connection.send(
-                    post_request(asked, path=endpoint.path, more=f"content-type: application/json\r\n{more}")
+                    post_request(content, path=endpoint.path, more=f"content-type: application/json\r\n{more}")
                 )
             yield connection
         finally:
@@ -130,7 +132,7 @@ class ProbeRig:
 
 @asynccontextmanager
 async def probe_rig(engine: str) -> AsyncIterator[ProbeRig]:
-    """A fresh gateway, so that no probe feels what another one did."""
+    """Yields a new gateway, so that no probe is affected by another."""
     async with AsyncExitStack() as stack:
         taps = [WireTap(engine), WireTap(engine)]
         taps[0].peers, taps[1].peers = [taps[1]], [taps[0]]
@@ -157,7 +159,7 @@ Probe = Callable[[ProbeRig, Endpoint], Awaitable[str]]
 
 
 def describe_answer(answer: RawResponse) -> str:
-    """An answer in a word or two."""
+    """Returns an answer in a word or two."""
     if answer.status == 200:
         return YES
     try:
@@ -166,142 +168,146 @@ def describe_answer(answer: RawResponse) -> str:
         return str(answer.status)
 
 
-async def answers(on: ProbeRig, endpoint: Endpoint) -> str:
-    """A plain request."""
-    return describe_answer(await on.send(endpoint))
+async def answers(rig: ProbeRig, endpoint: Endpoint) -> str:
+    """Probes a plain request."""
+    return describe_answer(await rig.send(endpoint))
 
 
-async def streams(on: ProbeRig, endpoint: Endpoint) -> str:
-    """The same as a stream, to its proper end."""
+async def streams(rig: ProbeRig, endpoint: Endpoint) -> str:
+    """Probes a stream to its end."""
     if not endpoint.streams:
         return NOT_APPLICABLE
-    answer = await on.send(endpoint, {"stream": True})
-    whole = answer.status == 200 and answer.complete and (not endpoint.events or answer.events[-1] == "[DONE]")
-    return YES if whole else f"{describe_answer(answer)}, not to its end"
+    answer = await rig.send(endpoint, {"stream": True})
+    is_complete = answer.status == 200 and answer.complete and (not endpoint.events or answer.events[-1] == "[DONE]")
+    return YES if is_complete else f"{describe_answer(answer)}, not to its end"
 
 
-async def usage(on: ProbeRig, endpoint: Endpoint) -> str:
-    """Asked of the engine in any case, shown to those who ask."""
+async def usage(rig: ProbeRig, endpoint: Endpoint) -> str:
+    """Probes that usage is always requested and only shown to clients that ask."""
     if not endpoint.events:
         return NOT_APPLICABLE
-    silent = await on.send(endpoint, {"stream": True})
-    asked = json.loads(on.sent[-1] if len(on.taps[0].sent) + len(on.taps[1].sent) == 1 else b"{}")
-    shown = await on.send(endpoint, {"stream": True, "stream_options": {"include_usage": True}})
-    injected = asked.get("stream_options", {}).get("include_usage") is True
-    stripped = not any('"usage":{' in event for event in silent.events)
-    seen = any('"usage":{' in event for event in shown.events)
+    without_usage = await rig.send(endpoint, {"stream": True})
+    sent_body = json.loads(rig.sent[-1] if len(rig.taps[0].sent) + len(rig.taps[1].sent) == 1 else b"{}")
+    with_usage = await rig.send(endpoint, {"stream": True, "stream_options": {"include_usage": True}})
+    injected = sent_body.get("stream_options", {}).get("include_usage") is True
+    stripped = not any('"usage":{' in event for event in without_usage.events)
+    seen = any('"usage":{' in event for event in with_usage.events)
     return YES if injected and stripped and seen else f"injected {injected}, stripped {stripped}, shown {seen}"
 
 
-async def unknown_kept(on: ProbeRig, endpoint: Endpoint) -> str:
-    """What nobody here knows arrives as it was written."""
+async def unknown_kept(rig: ProbeRig, endpoint: Endpoint) -> str:
+    """Probes that unknown fields reach the engine unchanged."""
     if endpoint.body is None:
         return NOT_APPLICABLE
-    await on.send(endpoint, _with(endpoint, _UNKNOWN))
-    return YES if on.sent and _UNKNOWN in on.sent[0] else "changed"
+    await rig.send(endpoint, _with(endpoint, _UNKNOWN))
+    return YES if rig.sent and _UNKNOWN in rig.sent[0] else "changed"
 
 
-async def handoff_dropped(on: ProbeRig, endpoint: Endpoint) -> str:
-    """What engines tell each other never comes from a client."""
+async def handoff_dropped(rig: ProbeRig, endpoint: Endpoint) -> str:
+    """Probes that fields of the hand-off are never passed on from a client."""
     if endpoint.body is None:
         return NOT_APPLICABLE
-    await on.send(endpoint, _with(endpoint, _HANDOFF))
-    return YES if on.sent and b"transfer_params" not in on.sent[0] else "passed on"
+    await rig.send(endpoint, _with(endpoint, _HANDOFF))
+    return YES if rig.sent and b"transfer_params" not in rig.sent[0] else "passed on"
 
 
-async def bad_field(on: ProbeRig, endpoint: Endpoint) -> str:
-    """400, which names it, and no engine is asked."""
+async def bad_field(rig: ProbeRig, endpoint: Endpoint) -> str:
+    """Probes that a wrong field gets 400 with its name and reaches no engine."""
     if endpoint.body is None:
         return NOT_APPLICABLE
-    answer = await on.send(endpoint, endpoint.wrong)
-    named = answer.status == 400 and answer.error["param"] == next(iter(endpoint.wrong)) and not on.sent
-    return f"`{answer.error['param']}`" if named else describe_answer(answer)
+    answer = await rig.send(endpoint, endpoint.wrong)
+    is_named = answer.status == 400 and answer.error["param"] == next(iter(endpoint.wrong)) and not rig.sent
+    return f"`{answer.error['param']}`" if is_named else describe_answer(answer)
 
 
-async def no_key(on: ProbeRig, endpoint: Endpoint) -> str:
-    """401."""
-    answer = await on.send(endpoint, more="")
-    return YES if describe_answer(answer) == "401 `invalid_api_key`" and not on.sent else describe_answer(answer)
+async def no_key(rig: ProbeRig, endpoint: Endpoint) -> str:
+    """Probes that a request without a key gets 401."""
+    answer = await rig.send(endpoint, more="")
+    return YES if describe_answer(answer) == "401 `invalid_api_key`" and not rig.sent else describe_answer(answer)
 
 
-async def no_model(on: ProbeRig, endpoint: Endpoint) -> str:
-    """404."""
+async def no_model(rig: ProbeRig, endpoint: Endpoint) -> str:
+    """Probes that an unknown model gets 404."""
     if endpoint.body is None:
         if endpoint.path == "/v1/models":
             return NOT_APPLICABLE
         endpoint = Endpoint("", "/v1/models/nobody", engine=False)
-    answer = await on.send(endpoint, {"model": "nobody"})
-    return YES if describe_answer(answer) == "404 `model_not_found`" and not on.sent else describe_answer(answer)
+    answer = await rig.send(endpoint, {"model": "nobody"})
+    return YES if describe_answer(answer) == "404 `model_not_found`" and not rig.sent else describe_answer(answer)
 
 
-async def dead_before(on: ProbeRig, endpoint: Endpoint) -> str:
-    """Another engine answers."""
+async def dead_before(rig: ProbeRig, endpoint: Endpoint) -> str:
+    """Probes that another engine answers when the connection breaks before the first byte."""
     if not endpoint.engine:
         return NOT_APPLICABLE
-    on.set_fault("before")
-    answer = await on.send(endpoint, {"stream": True} if endpoint.streams else None)
-    return await _elsewhere(on, endpoint, answer)
+    rig.set_fault("before")
+    answer = await rig.send(endpoint, {"stream": True} if endpoint.streams else None)
+    return await _elsewhere(rig, endpoint, answer)
 
 
-async def _elsewhere(on: ProbeRig, endpoint: Endpoint, answer: RawResponse) -> str:
-    """Whether the answer is a retry that is as good as any other answer."""
-    retried = answer.fields["x-fairlead-reason"].startswith("retry-") and all(len(tap.sent) == 1 for tap in on.taps)
+async def _elsewhere(rig: ProbeRig, endpoint: Endpoint, answer: RawResponse) -> str:
+    """Returns whether the answer is a retry that equals any other answer."""
+    was_retried = answer.fields["x-fairlead-reason"].startswith("retry-") and all(
+        len(tap.sent) == 1 for tap in rig.taps
+    )
     return (
         "retried"
-        if retried and describe_answer(answer) == describe_answer(await on.send(endpoint))
+        if was_retried and describe_answer(answer) == describe_answer(await rig.send(endpoint))
         else describe_answer(answer)
     )
 
 
-async def dead_within(on: ProbeRig, endpoint: Endpoint) -> str:
-    """A plain answer comes from another engine; a stream with its own chances says that it is not whole."""
+async def dead_within(rig: ProbeRig, endpoint: Endpoint) -> str:
+    """Probes a connection that breaks within the answer: a plain answer is retried, a stream ends
+    with an error.
+    """
     if not endpoint.engine:
         return NOT_APPLICABLE
-    on.set_fault("middle")
-    answer = await on.send(endpoint, {"stream": True} if endpoint.streams else None)
+    rig.set_fault("middle")
+    answer = await rig.send(endpoint, {"stream": True} if endpoint.streams else None)
     if not endpoint.streams:
-        return await _elsewhere(on, endpoint, answer)
+        return await _elsewhere(rig, endpoint, answer)
     if not endpoint.events:
         return "looks whole" if answer.complete else "connection cut"
     code = json.loads(answer.events[-1]).get("error", {}).get("code") if answer.events[-1] != "[DONE]" else None
     return f"`{code}`" if code else "looks whole"
 
 
-async def continued(on: ProbeRig, endpoint: Endpoint) -> str:
-    """A greedy stream goes on from another engine."""
+async def continued(rig: ProbeRig, endpoint: Endpoint) -> str:
+    """Probes that a greedy stream continues on another engine."""
     if not endpoint.events:
         return NOT_APPLICABLE
-    on.set_fault("middle")
-    answer = await on.send(endpoint, {"stream": True, "temperature": 0})
-    whole = answer.events[-1] == "[DONE]" and not any('"error"' in event for event in answer.events)
-    return YES if whole and len(on.sent) == 2 else "no"
+    rig.set_fault("middle")
+    answer = await rig.send(endpoint, {"stream": True, "temperature": 0})
+    is_complete = answer.events[-1] == "[DONE]" and not any('"error"' in event for event in answer.events)
+    return YES if is_complete and len(rig.sent) == 2 else "no"
 
 
-async def client_leaves(on: ProbeRig, endpoint: Endpoint) -> str:
-    """The engine's connection is closed, which stops its work; streams after their first words."""
+async def client_leaves(rig: ProbeRig, endpoint: Endpoint) -> str:
+    """Probes that a client's disconnect closes the engine's connection."""
     if not endpoint.engine:
         return NOT_APPLICABLE
-    on.set_fault("stall" if endpoint.streams else "silence")
-    async with on.sending(endpoint, {"stream": True} if endpoint.streams else None) as connection:
+    rig.set_fault("stall" if endpoint.streams else "silence")
+    async with rig.sending(endpoint, {"stream": True} if endpoint.streams else None) as connection:
         if endpoint.streams:
             await connection.reader.readuntil(b"data: ")
         else:
-            await on.taps[0].request_seen.wait()
+            await rig.taps[0].request_seen.wait()
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            await on.taps[0].gateway_left.wait()
+            await rig.taps[0].gateway_left.wait()
     except TimeoutError:
         return "the engine goes on"
     return YES
 
 
-async def deadline(on: ProbeRig, endpoint: Endpoint) -> str:
-    """The client's own, in ``x-request-timeout``."""
+async def deadline(rig: ProbeRig, endpoint: Endpoint) -> str:
+    """Probes the client's deadline in ``x-request-timeout``."""
     if not endpoint.engine:
         return NOT_APPLICABLE
-    on.set_fault("silence")
+    rig.set_fault("silence")
     more = f"{_AUTHORIZED}x-request-timeout: {_DEADLINE_SECONDS}\r\n"
-    answer = await on.send(endpoint, {"stream": True} if endpoint.streams else None, more=more)
+    answer = await rig.send(endpoint, {"stream": True} if endpoint.streams else None, more=more)
     return YES if describe_answer(answer) == "504 `deadline_exceeded`" else describe_answer(answer)
 
 
@@ -323,22 +329,25 @@ PROBES: dict[str, Probe] = {
 
 
 def _with(endpoint: Endpoint, more: bytes) -> bytes:
-    """The endpoint's usual body with bytes of ours at its end."""
+    """Returns the endpoint's usual body with extra bytes at its end."""
     plain = json.dumps({"model": MODEL, **(endpoint.body or {})}, separators=(",", ":")).encode()
     return plain[:-1] + b"," + more + b"}"
 
 
 async def probe(engine: str, *, pooling: str | None = None) -> dict[str, dict[str, str]]:
-    """Every cell. ``pooling``: another engine for what a generating one does not serve; endpoints without one stay."""
+    """Probes every cell.
+
+    pooling: another engine for endpoints that a generating one does not serve.
+    """
     table: dict[str, dict[str, str]] = {}
     for endpoint in ENDPOINTS:
         row = table[endpoint.shown] = {}
-        for name, one in PROBES.items():
+        for name, run_probe in PROBES.items():
             async with (
-                probe_rig(pooling if endpoint.pooling and pooling else engine) as on,
+                probe_rig(pooling if endpoint.pooling and pooling else engine) as rig,
                 asyncio.timeout(_PROBE_SECONDS),
             ):
-                row[name] = await one(on, endpoint)
+                row[name] = await run_probe(rig, endpoint)
     return table
 
 
@@ -371,26 +380,28 @@ _LEGEND = """
 """
 
 
-def render_page(table: Mapping[str, Mapping[str, str]], real: Mapping[str, Any] | None) -> str:
-    """The table with what was seen at a real engine."""
+def render_page(table: Mapping[str, Mapping[str, str]], real_engine: Mapping[str, Any] | None) -> str:
+    """Returns the page with the results of a real engine."""
     lines = [f"{_HEAD} {' | '.join(PROBES)} | real engine |", "|---" * (len(PROBES) + 2) + "|"]
-    for shown, row in table.items():
-        lines.append(f"| {shown} | {' | '.join(row.values())} | {_compared(row, shown, real)} |")
-    seen = f"\nThe real engine was {real['engine']}.\n" if real is not None else ""
-    return "\n".join(lines) + "\n" + _LEGEND + seen
+    for endpoint_name, row in table.items():
+        lines.append(f"| {endpoint_name} | {' | '.join(row.values())} | {_compared(row, endpoint_name, real_engine)} |")
+    footer = f"\nThe real engine was {real_engine['engine']}.\n" if real_engine is not None else ""
+    return "\n".join(lines) + "\n" + _LEGEND + footer
 
 
-def _compared(row: Mapping[str, str], shown: str, real: Mapping[str, Any] | None) -> str:
-    """What a real engine did otherwise."""
-    if real is None or shown not in real["table"]:
+def _compared(row: Mapping[str, str], endpoint_name: str, real_engine: Mapping[str, Any] | None) -> str:
+    """Returns how the real engine differs."""
+    if real_engine is None or endpoint_name not in real_engine["table"]:
         return "not probed"
-    other = real["table"][shown]
-    differing = [f"{name}: {other.get(name, 'not probed')}" for name, word in row.items() if other.get(name) != word]
+    real_row = real_engine["table"][endpoint_name]
+    differing = [
+        f"{name}: {real_row.get(name, 'not probed')}" for name, cell in row.items() if real_row.get(name) != cell
+    ]
     return "; ".join(differing) or "the same"
 
 
 async def simulated() -> dict[str, dict[str, str]]:
-    """The table before a simulated engine."""
+    """Returns the table of a simulated engine."""
     from fairlead_sim.runtime.settings import EngineSettings
     from fairlead_testing.sim.engines import running_engine
 
@@ -399,14 +410,16 @@ async def simulated() -> dict[str, dict[str, str]]:
 
 
 def expected_page() -> str:
-    """What the page should hold."""
-    real = json.loads(REAL_ENGINE_RESULTS.read_text()).get("conformance") if REAL_ENGINE_RESULTS.exists() else None
+    """Returns the expected content of the page."""
+    real_engine = (
+        json.loads(REAL_ENGINE_RESULTS.read_text()).get("conformance") if REAL_ENGINE_RESULTS.exists() else None
+    )
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return render_page(runner.run(simulated()), real)
+        return render_page(runner.run(simulated()), real_engine)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when the page is up to date or was written, 1 when ``--check`` found a difference."""
+    """Returns 0 when the page is up to date or was written, 1 when ``--check`` found a difference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args(arguments).check

@@ -1,7 +1,8 @@
-"""Writes what follows from the code: CRDs and reference pages from API types, verbs, limits and settings; the chart's values; the
-locks of the images.
+"""Generates files from code: CRDs, reference pages, the chart's values and dashboards, and the
+images' locks.
 
-``python scripts/generate.py`` writes the files, ``--check`` only compares and exits 1 naming those that are out of date.
+``python scripts/generate.py`` writes the files; ``--check`` only compares and exits 1 with the
+names of stale files.
 """
 
 import argparse
@@ -24,7 +25,7 @@ CRDS = ("crds", f"{CHART}/crds")
 
 
 def outputs() -> dict[str, str]:
-    """Path below the root → what it should hold."""
+    """Returns path below the root → expected content."""
     pages = {
         "docs/reference/api.md": api_page(),
         "docs/reference/checks.md": checks_page(NOTE),
@@ -44,26 +45,26 @@ def outputs() -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when all is up to date or was written, 1 when ``--check`` found a difference."""
+    """Returns 0 when all is up to date or was written, 1 when ``--check`` found a difference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args(arguments).check
-    wanted = outputs()
+    expected = outputs()
     crds = {str(path.relative_to(ROOT)) for folder in CRDS for path in (ROOT / folder).glob("*.yaml")}
-    stale = sorted(crds - set(wanted))
-    stale += [name for name, text in wanted.items() if not _holds(ROOT / name, text)]
+    stale = sorted(crds - set(expected))
+    stale += [name for name, text in expected.items() if not _holds(ROOT / name, text)]
     if check:
         for name in stale:
             print(f"out of date: {name} (run `make generate`)", file=sys.stderr)
         return 1 if stale else 0
     for name in stale:
         path = ROOT / name
-        if name not in wanted:
+        if name not in expected:
             path.unlink()
             print(f"removed {name}")
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(wanted[name], encoding="utf-8")
+        path.write_text(expected[name], encoding="utf-8")
         print(f"wrote {name}")
     return 0
 

@@ -1,7 +1,8 @@
-"""Writes what the cases of ``tests/operator/render/cases`` become, and the values of ``tests/charts/values`` where there is helm.
+"""Writes the golden files of ``tests/operator/render/cases``, and of ``tests/charts/values`` when
+helm is installed.
 
-They are to be read line by line before they are committed. Only the present render version: a file of an older one holds engines in
-the field to what they run with, and never changes.
+Read every line of the difference before you commit it. Only the present render version is written:
+files of older versions pin what existing engines run with, and never change.
 """
 
 import sys
@@ -16,7 +17,7 @@ FOLDER = TESTS / "operator" / "render"
 
 
 def main() -> int:
-    """0, or 1 for a case that has problems."""
+    """Returns 0, or 1 for a case with problems."""
     target = FOLDER / "golden" / f"v{CURRENT_VERSION}"
     target.mkdir(parents=True, exist_ok=True)
     for case in sorted((FOLDER / "cases").glob("*.yaml")):

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""``make nightly``'s fleets: ten thousand seeds of the fleet simulator with faults, and bench/results/nightly-fleet.json.
+"""The fleet simulations of ``make nightly``: ten thousand seeds with faults; writes
+bench/results/nightly-fleet.json.
 
     scripts/nightly_fleet.py [--seeds N] [--first SEED] [--jobs N] [--minutes M] [--go-on] [--out FILE]
-    scripts/nightly_fleet.py --replay SEED       play one seed again, with what happens in it
+    scripts/nightly_fleet.py --replay SEED       run one seed again, with its events
 
-Safety is looked at all the time and liveness when all is well again (``fairlead_sim.faults.invariants``,
-``fairlead_sim.faults.runner``). A seed that
-breaks something is printed with the command that plays it again; then the exit code is 1. Where the simulator is compiled
-(``scripts/compile.py --sim``) it runs compiled, with equal results. With ``--go-on`` what the report already has is not played
-again: a night that was ended, or bounded by ``--minutes``, is finished in another.
+Safety is checked all the time, liveness after all faults have ended. A seed that breaks an
+invariant is printed with the command that repeats it; the exit code is then 1. A compiled simulator
+(``scripts/compile.py --sim``) gives equal results. ``--go-on`` skips the seeds of the existing
+report, so that an interrupted run can be finished.
 """
 
 import argparse
@@ -45,7 +45,7 @@ _SUMMED = (
 
 
 def main() -> int:
-    """Play them; 1 when something is broken."""
+    """Runs the seeds; returns 1 when an invariant is broken."""
     options = _options()
     run_compiled()
     if options.replay is not None:
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def together(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """The report of two runs of which the second went on where the first ended: sums, and of the rest the second's."""
+    """Returns the report of two consecutive runs: sums, and otherwise the second's values."""
     both = dict(after)
     for name in _SUMMED:
         both[name] = before[name] + after[name]
@@ -94,7 +94,7 @@ def together(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    """What has been played so far is there already, whoever ends the run."""
+    """Writes the results so far, so that an interrupted run leaves a report."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{result['seeds']:,} seeds, {len(result['found'])} broken, {result['seconds']} s -> {path}", flush=True)

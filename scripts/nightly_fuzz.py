@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""``make nightly``'s fuzzers: ten million inputs over all targets, on every core, and bench/results/nightly.json.
+"""The fuzzers of ``make nightly``: ten million inputs over all targets, on every core; writes
+bench/results/nightly.json.
 
     scripts/nightly_fuzz.py [--inputs N] [--jobs N] [--seed TEXT] [--out FILE]
     scripts/nightly_fuzz.py --replay TARGET FILE      try one input again, with the traceback
 
-What runs is what gateways run: the compiled data plane where there is a copy of these sources (``make compile``), unless
-FAIRLEAD_COMPILED=0. Seeds are printed: the same seed and number of inputs give the same inputs again. What breaks a property is
-made small, kept below out/fuzz and named together with the command that repeats it; then the exit code is 1.
+It fuzzes the compiled data plane when there is a copy of these sources (``make compile``), unless
+FAIRLEAD_COMPILED=0. Equal seed and number of inputs give equal inputs. An input that breaks a
+property is minimised, stored below out/fuzz and printed with the command that repeats it; the exit
+code is then 1.
 """
 
 import argparse
@@ -35,7 +37,7 @@ _KEPT = ROOT / "out" / "fuzz"
 
 
 def main() -> int:
-    """Run it; 1 when something was found."""
+    """Runs the fuzzers; returns 1 when something was found."""
     options = _options()
     environ = worker_environment(os.environ)
     if environ != os.environ and not is_compiled(request_head.__file__):
@@ -45,23 +47,23 @@ def main() -> int:
         print(f"{name}: {TARGETS[name].check(Path(file).read_bytes())}")
         return 0
     seed = options.seed or secrets.token_hex(4)
-    parts = [
-        (name, f"{seed}-{number}", min(_PART, most - number * _PART))
+    batches = [
+        (name, f"{seed}-{number}", min(_PART, target_inputs - number * _PART))
         for name, target in TARGETS.items()
-        for most in [round(options.inputs * target.share)]
-        for number in range(-(-most // _PART))
+        for target_inputs in [round(options.inputs * target.share)]
+        for number in range(-(-target_inputs // _PART))
     ]
-    what = "compiled" if is_compiled(request_head.__file__) else "interpreted"
-    print(f"seed {seed}, {what}: {options.inputs:,} inputs in {len(parts)} parts, {options.jobs} at once", flush=True)
-    begun, used = time.monotonic(), 0.0
+    mode = "compiled" if is_compiled(request_head.__file__) else "interpreted"
+    print(f"seed {seed}, {mode}: {options.inputs:,} inputs in {len(batches)} parts, {options.jobs} at once", flush=True)
+    started, cpu_seconds = time.monotonic(), 0.0
     reports: list[Report] = []
     with ProcessPoolExecutor(options.jobs) as pool:
-        for done in as_completed([pool.submit(part, *one) for one in parts]):
+        for done in as_completed([pool.submit(part, *one) for one in batches]):
             report, seconds = done.result()
             reports.append(report)
-            used += seconds
-            _say(report, len(reports), len(parts))
-    result = _result(seed, options.jobs, reports, time.monotonic() - begun, used)
+            cpu_seconds += seconds
+            _say(report, len(reports), len(batches))
+    result = _result(seed, options.jobs, reports, time.monotonic() - started, cpu_seconds)
     path = Path(options.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
@@ -70,7 +72,7 @@ def main() -> int:
 
 
 def part(name: str, seed: str, inputs: int) -> tuple[Report, float]:
-    """One campaign in a process of its own, and the CPU seconds that it used."""
+    """Runs one batch in a process of its own; returns its report and the CPU seconds used."""
     before = time.process_time()
     report = campaign(TARGETS[name], seed, inputs, _KEPT)
     return report, time.process_time() - before
@@ -87,15 +89,15 @@ def _say(report: Report, number: int, parts: int) -> None:
 
 
 def _result(seed: str, jobs: int, reports: list[Report], seconds: float, used: float) -> dict[str, Any]:
-    found = {one.where: one for report in reports for one in report.findings}
+    findings = {finding.where: finding for report in reports for finding in report.findings}
     targets = {}
     for name, target in TARGETS.items():
-        own = [report for report in reports if report.target == name]
+        own_reports = [report for report in reports if report.target == name]
         targets[name] = {
             "what": target.what,
-            "inputs": sum(report.inputs for report in own),
-            "kinds_of_answers_in_one_part": max((report.kinds for report in own), default=0),
-            "seconds": round(sum(report.seconds for report in own), 1),
+            "inputs": sum(report.inputs for report in own_reports),
+            "kinds_of_answers_in_one_part": max((report.kinds for report in own_reports), default=0),
+            "seconds": round(sum(report.seconds for report in own_reports), 1),
         }
     return {
         "machine": machine(),
@@ -107,7 +109,10 @@ def _result(seed: str, jobs: int, reports: list[Report], seconds: float, used: f
         "seconds": round(seconds, 1),
         "cpu_seconds": round(used, 1),
         "targets": targets,
-        "found": [{"target": one.target, "where": where, "replay": one.replay} for where, one in sorted(found.items())],
+        "found": [
+            {"target": finding.target, "where": where, "replay": finding.replay}
+            for where, finding in sorted(findings.items())
+        ],
     }
 
 

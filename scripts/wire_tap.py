@@ -1,4 +1,6 @@
-"""A tap between gateway and engine: it notes what the gateway sends, and breaks or stops the connection where a probe wants it."""
+"""A wire tap between gateway and engine: records what the gateway sends, and breaks or stops the
+connection.
+"""
 
 import asyncio
 import socket
@@ -13,10 +15,15 @@ _ENDLESS = ("silence", "stall")
 
 @dataclass(slots=True)
 class WireTap:
-    """Stands before an engine. ``fault`` is what befalls the next request: the connection breaks ``before`` the first byte of
-    its answer or in the ``middle`` of it, the engine says nothing (``silence``) or stops speaking (``stall``); None passes
-    everything. A fault happens once, whichever tap meets the request. ``asked``: a request has come; ``left``: the gateway
-    gave up an engine that is silent or has stalled."""
+    """A proxy in front of one engine.
+
+    fault: effect on the next request. The connection breaks ``before`` the first byte of the answer
+    or in its ``middle``, or the engine is silent (``silence``) or stops (``stall``); None passes
+    everything. A fault happens once, at whichever tap gets the request.
+
+    request_seen: a request has arrived. ``gateway_left``: the gateway gave up a silent or stalled
+    engine.
+    """
 
     engine: str
     sent: list[bytes] = field(default_factory=list)
@@ -28,17 +35,17 @@ class WireTap:
     tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A connection of the gateway."""
+        """Accepts a connection of the gateway."""
         task = asyncio.get_running_loop().create_task(self._relay(reader, writer))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
     def take_fault(self) -> str | None:
-        """Take the fault, everywhere."""
-        found = self.fault
+        """Returns the fault and clears it on all taps."""
+        fault = self.fault
         for tap in (self, *self.peers):
             tap.fault = None
-        return found
+        return fault
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parts = urlsplit(self.engine)
@@ -74,27 +81,27 @@ def _length(head: bytes) -> int:
     return int(fields.get(b"content-length", b"0"))
 
 
-async def _pass(engine: asyncio.StreamReader, writer: asyncio.StreamWriter, *, part: bool) -> None:
-    """Pass one answer on, or only a ``part`` of it."""
+async def _pass(engine: asyncio.StreamReader, writer: asyncio.StreamWriter, *, truncate: bool) -> None:
+    """Passes one answer on, or only its beginning."""
     head = await engine.readuntil(b"\r\n\r\n")
     writer.write(head)
     if b"transfer-encoding: chunked" not in head.lower():
         body = await engine.readexactly(_length(head))
-        writer.write(body[: len(body) // 2] if part else body)
+        writer.write(body[: len(body) // 2] if truncate else body)
         await writer.drain()
         return
-    pieces = 0
+    chunks = 0
     while True:
         size = await engine.readuntil(b"\r\n")
         writer.write(size + await engine.readexactly(int(size, 16) + 2))
         await writer.drain()
-        pieces += 1
-        if int(size, 16) == 0 or (part and pieces == _PIECES):
+        chunks += 1
+        if int(size, 16) == 0 or (truncate and chunks == _PIECES):
             return
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """As a killed process does."""
+    """Resets the connection, as a killed process does."""
     with suppress(OSError):
         bound: socket.socket | None = writer.get_extra_info("socket")
         if bound is not None:

@@ -1,6 +1,7 @@
-"""The chart's values as types: values.yaml, values.schema.json and the README's table are generated from here.
+"""The chart's values as types; values.yaml, values.schema.json and the README's table are generated
+from them.
 
-A value stands here together with the template that honours it. In YAML its name is in camel case.
+A value is added together with the template that honours it. In YAML its name is in camel case.
 """
 
 from typing import Annotated, Any
@@ -15,11 +16,11 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)$")]
 LogLevel = Annotated[str, Field(pattern="^(debug|info|warning|error)$")]
 FreeForm = dict[str, Any]
-"""A part of a Kubernetes object, passed on as it is: the API server knows its fields."""
+"""A part of a Kubernetes object that is passed on unchanged."""
 
 
 class ValuesPart(BaseModel):
-    """What is not a field here is refused by helm."""
+    """A section of the values; helm refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel)
 
@@ -31,7 +32,7 @@ def _value(description: str, default: Any) -> Any:
 
 
 class Global(BaseModel):
-    """Shared with a chart that contains this one, and may hold what others need."""
+    """Values shared with parent charts, which may have further fields."""
 
     model_config = ConfigDict(extra="allow", alias_generator=to_camel)
     image_registry: str = _value("registry of every image, for sites that mirror them; else each image's own", "")
@@ -68,7 +69,7 @@ class RedisImage(Image):
 
 
 class Placement(ValuesPart):
-    """Where pods of one component run, and what they are given."""
+    """Where the pods of a component run."""
 
     node_selector: FreeForm = _value("labels of the nodes that may run it", {})
     tolerations: list[FreeForm] = _value("taints of nodes that it bears", [])
@@ -261,7 +262,7 @@ class Test(ValuesPart):
 
 
 class Values(ValuesPart):
-    """All of them, in the order in which they are shown."""
+    """All values in the order of output."""
 
     global_: Global = Field(default_factory=Global, alias="global", description="shared with other charts")
     fullname_override: str = _value("the beginning of all names instead of the release's", "")

@@ -1,4 +1,4 @@
-"""docs/reference/checks.md: what ``fairlead check`` looks at, from its catalogue."""
+"""docs/reference/checks.md: the checks of ``fairlead check``, from the catalogue."""
 
 from itertools import groupby
 
@@ -29,15 +29,15 @@ _WHEN = {
 
 
 def checks_page(note: str) -> str:
-    """The whole page."""
-    faults = "".join(f"| {one.name} | [{one.check}](#{one.check}) | {one.how} |\n" for one in SEEDED_FAULTS)
+    """Returns docs/reference/checks.md."""
+    faults = "".join(f"| {item.name} | [{item.check}](#{item.check}) | {item.how} |\n" for item in SEEDED_FAULTS)
     sections = [
-        f"\n## {section}\n" + "".join(map(_check, found))
-        for section, found in groupby(all_checks(), lambda one: one.section)
+        f"\n## {section}\n" + "".join(map(_check, section_checks))
+        for section, section_checks in groupby(all_checks(), lambda item: item.section)
     ]
     return f"{note}{_HEAD}{faults}{''.join(sections)}"
 
 
-def _check(one: Check) -> str:
-    when = f" {_WHEN[one.stage]}" if _WHEN[one.stage] else ""
-    return f"\n### {one.id}\n\n√ {one.title}.{when}\n\n{one.meaning}\n\nWhat to do: {one.remedy}\n"
+def _check(check: Check) -> str:
+    when = f" {_WHEN[check.stage]}" if _WHEN[check.stage] else ""
+    return f"\n### {check.id}\n\n√ {check.title}.{when}\n\n{check.meaning}\n\nWhat to do: {check.remedy}\n"

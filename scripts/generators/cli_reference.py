@@ -1,4 +1,4 @@
-"""docs/reference/cli.md as text: every verb with what it takes, from the functions themselves."""
+"""docs/reference/cli.md: every verb with its arguments, from the functions themselves."""
 
 import inspect
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _KINDS = {"str": "TEXT", "int": "N", "float": "X", "pathlib.Path": "PATH"}
 
 
 def cli_page(note: str) -> str:
-    """The whole page."""
+    """Returns docs/reference/cli.md."""
     app = build_app()
     intro = (
         f"{note}# Command line\n\n"
@@ -28,15 +28,15 @@ def cli_page(note: str) -> str:
 
 def _verb(verb: str, sentence: str, command: App, app: App) -> str:
     arguments = list(command.assemble_argument_collection(default_parameter=app.default_parameter))
-    words = [one for one in arguments if not one.name.startswith("-")]
-    usage = " ".join([f"fairlead {verb}", *(_word(one) for one in words), "[OPTION …]"])
+    positionals = [argument for argument in arguments if not argument.name.startswith("-")]
+    usage = " ".join([f"fairlead {verb}", *(_word(argument) for argument in positionals), "[OPTION …]"])
     details = inspect.getdoc(command.default_command) or ""
     text = f"## `fairlead {verb}`\n\n```\n{usage}\n```\n\n{sentence}\n\n{_rest(details)}"
     return text + "| | default | |\n|---|---|---|\n" + "\n".join(_rows(arguments)) + "\n"
 
 
 def _rest(details: str) -> str:
-    """What the function says of itself behind its first sentence."""
+    """Returns the docstring after its first paragraph."""
     _, _, rest = details.partition("\n\n")
     return f"{rest.strip()}\n\n" if rest.strip() else ""
 
@@ -47,18 +47,18 @@ def _word(argument: Any) -> str:
 
 
 def _rows(arguments: list[Any]) -> Iterator[str]:
-    for one in arguments:
-        names = [f"`{name}`" for name in one.names if not name.startswith("--empty-")]
-        default = one.field_info.default
+    for argument in arguments:
+        names = [f"`{name}`" for name in argument.names if not name.startswith("--empty-")]
+        default = argument.field_info.default
         if default is True:
-            default = one.name
+            default = argument.name
         shown = "" if default in (None, False, inspect.Parameter.empty) else f"`{_plain(default)}`"
-        help_text = " ".join(str(one.parameter.help).split()).replace("|", "\\|")
-        yield f"| {', '.join(names)}{_value(one)} | {shown} | {help_text}{_choices(one)} |"
+        help_text = " ".join(str(argument.parameter.help).split()).replace("|", "\\|")
+        yield f"| {', '.join(names)}{_value(argument)} | {shown} | {help_text}{_choices(argument)} |"
 
 
 def _value(argument: Any) -> str:
-    """What follows the option, if anything does."""
+    """Returns the placeholder after the option, if it takes a value."""
     hint = str(argument.hint)
     if not argument.name.startswith("-") or "bool" in hint or "Literal" in hint:
         return ""
@@ -66,7 +66,7 @@ def _value(argument: Any) -> str:
 
 
 def _choices(argument: Any) -> str:
-    return f" One of {', '.join(f'`{one}`' for one in argument.get_choices())}." if argument.get_choices() else ""
+    return f" One of {', '.join(f'`{choice}`' for choice in argument.get_choices())}." if argument.get_choices() else ""
 
 
 def _plain(default: Any) -> str:

@@ -1,7 +1,7 @@
-"""The Grafana dashboards of the chart: what they show is written here, and what Grafana wants around it is put around it.
+"""The Grafana dashboards of the chart, generated from short descriptions of panels.
 
-Three, by who looks: how models serve (their owners), how engines and caches are (who runs them), how the control plane itself is.
-Every expression names a metric that gateways, operators, indexers or autoscalers tell; tests/charts compares them.
+One for each audience: models (their owners), engines and caches (those who run them), and the
+control plane. Every expression uses metrics that exist; tests/charts compares them.
 """
 
 import json
@@ -17,7 +17,9 @@ _G, _O, _I, _A = (f"fairlead_{part}_" for part in ("gateway", "operator", "index
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture. ``lines``: expressions with their legends. ``unit`` as Grafana calls it; ``kind``: timeseries, stat or table."""
+    """One panel. ``expressions``: with their legends. ``unit`` as in Grafana; ``kind``: timeseries,
+    stat or table.
+    """
 
     title: str
     expressions: Sequence[tuple[str, str]]
@@ -28,12 +30,12 @@ class Panel:
 
 
 Rows: TypeAlias = Sequence[tuple[str, Sequence[Panel]]]
-"""Each with its title."""
+"""Titled rows of panels."""
 
 
 @dataclass(frozen=True)
 class Dashboard:
-    """``name`` is that of its file. ``models``: it asks which models to show."""
+    """A dashboard; ``name`` is its file's. ``models``: it has a selector of models."""
 
     name: str
     title: str
@@ -65,7 +67,7 @@ def _sum(metric: str, by: str, more: str = "", where: str = _WHERE, of: str = "s
 
 
 def models() -> Dashboard:
-    """How models serve."""
+    """Returns the dashboard of models."""
     failing = _ratio(f"{_G}errors_total", f"{_G}requests_total")
     requests = (
         Panel("Requests by status", [(_rate(f"{_G}requests_total", "status"), "{{status}}")], "reqps"),
@@ -124,7 +126,7 @@ def models() -> Dashboard:
 
 
 def engines() -> Dashboard:
-    """How engines and their caches are."""
+    """Returns the dashboard of engines and their caches."""
     one = "{{model}} {{instance}}"
     load = (
         Panel("Requests in the batch", [(_sum(f"{_G}engine_running", "model, instance", of="max"), one)]),
@@ -176,7 +178,7 @@ def engines() -> Dashboard:
 
 
 def control_plane() -> Dashboard:
-    """How operator, gateways and Redis are."""
+    """Returns the dashboard of operator, gateways and Redis."""
     return Dashboard(
         "control-plane", "Fairlead / Control plane", (*_operators(), *_gateways(), *_indexers()), models=False
     )
@@ -265,25 +267,25 @@ def _gateways() -> Rows:
 
 
 def dashboards() -> dict[str, str]:
-    """File name → JSON."""
+    """Returns file name → JSON."""
     return {
-        f"{one.name}.json": json.dumps(_grafana(one), indent=1, ensure_ascii=False) + "\n"
-        for one in (models(), engines(), control_plane())
+        f"{dashboard.name}.json": json.dumps(_grafana(dashboard), indent=1, ensure_ascii=False) + "\n"
+        for dashboard in (models(), engines(), control_plane())
     }
 
 
-def _grafana(one: Dashboard) -> dict[str, Any]:
+def _grafana(dashboard: Dashboard) -> dict[str, Any]:
     return {
-        "uid": f"fairlead-{one.name}",
-        "title": one.title,
+        "uid": f"fairlead-{dashboard.name}",
+        "title": dashboard.title,
         "tags": ["fairlead"],
         "schemaVersion": 39,
         "editable": True,
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
-        "templating": {"list": list(_variables(one.models))},
+        "templating": {"list": list(_variables(dashboard.models))},
         "links": [{"type": "dashboards", "tags": ["fairlead"], "title": "Fairlead", "asDropdown": True}],
-        "panels": list(_panels(one)),
+        "panels": list(_panels(dashboard)),
     }
 
 
@@ -308,9 +310,9 @@ def _variables(models: bool) -> Iterator[dict[str, Any]]:
         }
 
 
-def _panels(one: Dashboard) -> Iterator[dict[str, Any]]:
+def _panels(dashboard: Dashboard) -> Iterator[dict[str, Any]]:
     number, top = 0, 0
-    for title, panels in one.rows:
+    for title, panels in dashboard.rows:
         number += 1
         yield {"id": number, "type": "row", "title": title, "gridPos": _at(0, top, 24, 1), "panels": []}
         top, left = top + 1, 0

@@ -1,9 +1,9 @@
-"""Which switches the engines know that Fairlead writes command lines for, taken from the engines themselves, once a release.
+"""Command line switches of the supported engines, taken from the engines themselves once a release.
 
-``python scripts/generators/engine_flags.py --vllm BIN/vllm --sglang sglang-….whl`` writes ``engine_flags.json``
-beside this file: vLLM's
-from ``vllm serve --help=all``, SGLang's from the declarations in its wheel, which is read and not run. One of the two may be
-left out and keeps what it has. Tests hold every generated command line to that file; ``docs/reference/engines.md`` tells it.
+``python scripts/generators/engine_flags.py --vllm BIN/vllm --sglang sglang-….whl`` writes
+``engine_flags.json`` beside this file: vLLM's from ``vllm serve --help=all``, SGLang's from its
+wheel, which is parsed and not run. An engine that is not given keeps its entry. Tests hold every
+generated command line to that file, and ``docs/reference/engines.md`` shows it.
 """
 
 import argparse
@@ -18,53 +18,57 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).with_name("engine_flags.json")
 _HELP_SECONDS = 300
 _SGLANG_FILES = re.compile(r"sglang/srt/(server_args|arg_groups/fields/\w+)\.py")
 
 
 def known() -> dict[str, dict[str, Any]]:
-    """``{"vllm": {"version": …, "flags": […]}, "sglang": …}`` as it was taken last."""
-    found: dict[str, dict[str, Any]] = json.loads(DATA.read_text(encoding="utf-8"))
-    return found
+    """Returns the stored entries: ``{"vllm": {"version": …, "flags": […]}, "sglang": …}``."""
+    entries: dict[str, dict[str, Any]] = json.loads(DATA.read_text(encoding="utf-8"))
+    return entries
 
 
 def vllm_flags(binary: str) -> tuple[str, list[str]]:
-    """(version, flags) of an installed vLLM. Loading it takes some 10 s of CPU."""
+    """Returns (version, flags) of an installed vLLM; takes some 10 s of CPU."""
     env = {**os.environ, "COLUMNS": "200", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     python = str(Path(binary).with_name("python"))
-    asked = "import importlib.metadata as m; print(m.version('vllm'))"
-    version = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=True, timeout=_HELP_SECONDS)
-    helped = subprocess.run(
+    version_query = "import importlib.metadata as m; print(m.version('vllm'))"
+    version = subprocess.run(
+        [python, "-c", version_query], capture_output=True, text=True, check=True, timeout=_HELP_SECONDS
+    )
+    help_output = subprocess.run(
         [binary, "serve", "--help=all"], capture_output=True, text=True, check=True, timeout=_HELP_SECONDS, env=env
     )
-    return version.stdout.strip().partition("+")[0], flags_of_help(helped.stdout)
+    return version.stdout.strip().partition("+")[0], flags_of_help(help_output.stdout)
 
 
 def flags_of_help(text: str) -> list[str]:
-    """The switches that an argparse help text lists: lines that begin, two columns in, with one."""
-    found: set[str] = set()
+    """Returns the switches of an argparse help text: lines that begin, two columns in, with one."""
+    flags: set[str] = set()
     for line in text.splitlines():
         if re.match(r"  -", line):
             head = re.split(r"\s{3,}", line.strip())[0]
-            found.update(re.findall(r"(?<![\w-])--[A-Za-z0-9][\w.-]*", head))
-    return sorted(found)
+            flags.update(re.findall(r"(?<![\w-])--[A-Za-z0-9][\w.-]*", head))
+    return sorted(flags)
 
 
 def sglang_flags(wheel: str) -> tuple[str, list[str]]:
-    """(version, flags) of an SGLang wheel."""
+    """Returns (version, flags) of an SGLang wheel."""
     version = Path(wheel).name.split("-")[1]
-    found: set[str] = set()
+    flags: set[str] = set()
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             if _SGLANG_FILES.fullmatch(name):
-                found.update(declared(ast.parse(archive.read(name))))
-    return version, sorted(found)
+                flags.update(declared(ast.parse(archive.read(name))))
+    return version, sorted(flags)
 
 
 def declared(tree: ast.Module) -> Iterator[str]:
-    """Switches of ``parser.add_argument("--x")`` and of fields ``x: A[type, "help" | Arg(…)]``."""
+    """Yields the switches of ``parser.add_argument("--x")`` and of fields ``x: A[type, "help" |
+    Arg(…)]``.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
             yield from _texts(node.args)
@@ -78,17 +82,17 @@ def _of_field(name: str, annotation: ast.expr) -> Iterator[str]:
     ):
         return
     parts = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
-    told: dict[str, ast.expr] = {}
+    keywords: dict[str, ast.expr] = {}
     for part in parts[1:]:
         if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id == "Arg":
-            told = {word.arg: word.value for word in part.keywords if word.arg is not None}
-    if isinstance(hidden := told.get("no_cli"), ast.Constant) and hidden.value is True:
+            keywords = {keyword.arg: keyword.value for keyword in part.keywords if keyword.arg is not None}
+    if isinstance(no_cli := keywords.get("no_cli"), ast.Constant) and no_cli.value is True:
         return
-    flag = next(_texts([told["cli_name"]]), "") if "cli_name" in told else "--" + name.replace("_", "-")
+    flag = next(_texts([keywords["cli_name"]]), "") if "cli_name" in keywords else "--" + name.replace("_", "-")
     yield flag
-    if "aliases" in told and isinstance(told["aliases"], ast.List):
-        yield from _texts(told["aliases"].elts)
-    if "action" in told and "BooleanOptionalAction" in ast.dump(told["action"]):
+    if "aliases" in keywords and isinstance(keywords["aliases"], ast.List):
+        yield from _texts(keywords["aliases"].elts)
+    if "action" in keywords and "BooleanOptionalAction" in ast.dump(keywords["action"]):
         yield "--no-" + flag.removeprefix("--")
 
 
@@ -99,20 +103,20 @@ def _texts(nodes: list[ast.expr]) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when the file was written."""
+    """Returns 0 when the file was written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--vllm", metavar="PATH", help="an installed vllm command")
     parser.add_argument(
         "--sglang", metavar="WHEEL", help="a wheel of sglang, as `pip download sglang --no-deps` gets it"
     )
     given = parser.parse_args(arguments)
-    found = known() if DATA.exists() else {}
-    for engine, take in (("vllm", vllm_flags), ("sglang", sglang_flags)):
-        if (place := getattr(given, engine)) is not None:
-            version, flags = take(place)
-            found[engine] = {"version": version, "flags": flags}
+    entries = known() if DATA.exists() else {}
+    for engine, read_flags in (("vllm", vllm_flags), ("sglang", sglang_flags)):
+        if (path := getattr(given, engine)) is not None:
+            version, flags = read_flags(path)
+            entries[engine] = {"version": version, "flags": flags}
             print(f"{engine} {version}: {len(flags)} switches")
-    DATA.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    DATA.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return 0
 
 

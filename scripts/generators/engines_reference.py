@@ -1,4 +1,6 @@
-"""docs/reference/engines.md: which engines, in which versions, with which switches; from what was rendered and what they know."""
+"""docs/reference/engines.md: engines, versions and command line switches, from golden files and the
+engines' own lists.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Any, Final
 import yaml
 from generators.engine_flags import known
 
-CASES: Final = Path(__file__).resolve().parent.parent / "tests" / "operator" / "render" / "cases"
+CASES: Final = Path(__file__).resolve().parents[2] / "tests" / "operator" / "render" / "cases"
 GOLDEN: Final = CASES.parent / "golden" / "v1"
 _HEAD: Final = """# Engines
 
@@ -70,8 +72,8 @@ and bootstrap.
 
 
 def engines_page(note: str) -> str:
-    """The whole page."""
-    versions = {kind: found["version"] for kind, found in known().items()}
+    """Returns docs/reference/engines.md."""
+    versions = {kind: entry["version"] for kind, entry in known().items()}
     tables = "".join(_table(kind) for kind in sorted(versions))
     return f"{note}{_HEAD.format(**versions)}{tables}"
 
@@ -95,14 +97,18 @@ def _table(kind: str) -> str:
 def _arguments(kind: str) -> Iterator[tuple[str, str]]:
     for path in sorted(GOLDEN.glob("*.yaml")):
         model = next(yaml.safe_load_all((CASES / path.name).read_text(encoding="utf-8")))
-        own = model["spec"].get("engine", {}).get("args", [])
-        for one in yaml.load_all(
+        engine_arguments = model["spec"].get("engine", {}).get("args", [])
+        for manifest in yaml.load_all(
             path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         ):
-            for container in _engines(one or {}):
-                if one["metadata"]["labels"]["fairlead.io/engine"] == kind:
-                    written = (word for word in container["args"] if word.startswith("--") and word not in own)
-                    yield from ((path.stem, word) for word in written)
+            for container in _engines(manifest or {}):
+                if manifest["metadata"]["labels"]["fairlead.io/engine"] == kind:
+                    generated = (
+                        argument
+                        for argument in container["args"]
+                        if argument.startswith("--") and argument not in engine_arguments
+                    )
+                    yield from ((path.stem, argument) for argument in generated)
 
 
 def _engines(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
-"""What each component's image installs: the part of ``requirements/dev.txt`` that its extra of pyproject.toml leads to, hashes kept.
+"""Locks of the component images: the part of ``requirements/dev.txt`` that their extras need,
+hashes included.
 
-Written by ``make generate`` to ``requirements/images/``; both ways of making an image read these files.
+``make generate`` writes them to ``requirements/images/``; both ways of building an image use them.
 """
 
 import importlib.metadata
@@ -19,7 +20,7 @@ IMAGES = {
     "operator": ("operator",),
     "sim": ("sim",),
 }
-"""Image → the extras of pyproject.toml that it has."""
+"""Image → its extras of pyproject.toml."""
 _PLATFORM = {
     "os_name": "posix",
     "sys_platform": "linux",
@@ -29,38 +30,43 @@ _PLATFORM = {
     "python_version": "3.11",
     "python_full_version": "3.11.0",
 }
-"""The least that we support; what only newer interpreters do not need is there too, with its marker."""
+"""The oldest supported platform; requirements of newer interpreters keep their markers."""
 
 
 def image_requirements(root: Path) -> dict[str, str]:
-    """Path below ``root`` → the lock of one image."""
+    """Returns path below ``root`` → lock of one image."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     blocks = _blocks((root / "requirements" / "dev.txt").read_text())
-    made = {}
+    locks = {}
     for image, extras in IMAGES.items():
-        direct = [*project["dependencies"], *(one for name in extras for one in project["optional-dependencies"][name])]
+        direct = [
+            *project["dependencies"],
+            *(requirement for name in extras for requirement in project["optional-dependencies"][name]),
+        ]
         names = _closure(Requirement(line) for line in direct)
         text = "".join(blocks[name] for name in sorted(names & blocks.keys()))
-        made[f"requirements/images/{image}.txt"] = (
+        locks[f"requirements/images/{image}.txt"] = (
             f"# Part of dev.txt, written by `make generate`. Do not edit.\n{text}"
         )
-    return made
+    return locks
 
 
-def _closure(direct: Iterable[Requirement]) -> set[str]:
-    """Names of all that these requirements lead to, as the installed packages say."""
-    seen: set[tuple[str, str]] = set()
-    ahead = [(one, "") for one in direct]
-    while ahead:
-        requirement, because = ahead.pop()
-        if requirement.marker is not None and not requirement.marker.evaluate({**_PLATFORM, "extra": because}):
+def _closure(requirements: Iterable[Requirement]) -> set[str]:
+    """Returns the names of all direct and transitive requirements, by the installed packages'
+    metadata.
+    """
+    visited: set[tuple[str, str]] = set()
+    pending = [(requirement, "") for requirement in requirements]
+    while pending:
+        requirement, extra_name = pending.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({**_PLATFORM, "extra": extra_name}):
             continue
         name = canonicalize_name(requirement.name)
         for extra in ("", *requirement.extras):
-            if (name, extra) not in seen:
-                seen.add((name, extra))
-                ahead += [(one, extra) for one in _requires(name)]
-    return {name for name, _ in seen}
+            if (name, extra) not in visited:
+                visited.add((name, extra))
+                pending += [(requirement, extra) for requirement in _requires(name)]
+    return {name for name, _ in visited}
 
 
 def _requires(name: str) -> list[Requirement]:
@@ -74,8 +80,8 @@ def _requires(name: str) -> list[Requirement]:
 
 
 def _blocks(lock: str) -> dict[str, str]:
-    """Name → its lines, all versions of it."""
+    """Returns name → its lines, all versions of it."""
     blocks: dict[str, str] = {}
-    for found in re.finditer(r"^([a-z0-9-]+)(?:\[[^]]*\])?==.*\n(?:[ \t].*\n)*", lock, re.MULTILINE):
-        blocks[found[1]] = blocks.get(found[1], "") + found[0]
+    for match in re.finditer(r"^([a-z0-9-]+)(?:\[[^]]*\])?==.*\n(?:[ \t].*\n)*", lock, re.MULTILINE):
+        blocks[match[1]] = blocks.get(match[1], "") + match[0]
     return blocks
