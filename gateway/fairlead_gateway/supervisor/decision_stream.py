@@ -1,8 +1,8 @@
-"""What a gateway decided, as a stream in Redis for whoever wants to know why.
+"""The decision stream: decisions of this gateway in Redis, for other tools.
 
-``offer`` appends to a bounded queue and returns. A task of its own empties the queue every tenth of a second in one batch and trims
-what is older than a quarter of an hour. While Redis is away the queue keeps the newest decisions and counts what it drops; the
-gateway serves as before.
+`offer` appends to a bounded queue and returns. A task empties the queue every 100 ms in one batch,
+and trims what is older than 15 minutes. While Redis is away, the queue keeps the newest decisions
+and counts what it drops; the gateway serves as before.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ class LoggedDecision(Protocol):
 
 
 class DecisionStream:
-    """``link`` is somebody else's to start and to stop."""
+    """The stream of one gateway. The caller starts and stops `link`."""
 
     def __init__(self, link: RedisLink, gateway_id: str, clock: Clock, *, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
@@ -82,44 +82,44 @@ class DecisionStream:
         self._last_refusal = ""
 
     def offer(self, record: LoggedDecision) -> None:
-        """Publish a decision some time soon; the oldest one waiting goes when too many wait."""
+        """Queues a decision. Drops the oldest one if too many wait."""
         if len(self._pending) >= self._limits.published_decisions_pending:
             self._pending.popleft()
             self.dropped += 1
         self._pending.append(record)
 
     def start(self) -> None:
-        """Begin on the running loop."""
+        """Starts the task on the running loop."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="decisions")
 
     async def stop(self) -> None:
-        """Tell what still waits, and leave."""
+        """Publishes what is queued and stops."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
         await self.flush()
 
     @property
     def connected(self) -> bool:
-        """Whether Redis answers."""
+        """True while Redis answers."""
         return self.link.state.connected
 
     @property
     def pending(self) -> int:
-        """Decisions not yet told."""
+        """The number of decisions not yet published."""
         return len(self._pending)
 
     def status(self) -> str:
-        """For people: the link, and what has been told, dropped and refused."""
-        words = f"Redis {self.link.describe()}; {self.published} decisions told"
+        """Returns the state of the link and what was published, dropped and refused, as text."""
+        text = f"Redis {self.link.describe()}; {self.published} decisions published"
         if self.dropped:
-            words += f", {self.dropped} dropped while it was away"
+            text += f", {self.dropped} dropped while it was away"
         if self.refused:
-            words += f", {self.refused} refused ({self._last_refusal})"
-        return words
+            text += f", {self.refused} refused ({self._last_refusal})"
+        return text
 
     def warning(self) -> str | None:
-        """What does not work just now and what that means; None when all is well."""
+        """Returns what does not work now and its effect; None if all is well."""
         state = self.link.state
         if state.connected:
             return f"Redis refuses writes ({self._last_refusal})" if self._last_refusal else None
@@ -127,7 +127,7 @@ class DecisionStream:
         return f"Redis is away for {since} ({state.reason}): load, prefixes and decisions are not shared with other gateways"
 
     async def flush(self) -> None:
-        """Tell what waits now, in batches; what could not be told goes back into the queue."""
+        """Publishes the queue in batches. What could not be published is queued again."""
         while self.link.state.connected:
             batch = [self._pending.popleft() for _ in range(min(BATCH_RECORDS, len(self._pending)))]
             entries = self._add_commands(batch)
@@ -153,7 +153,7 @@ class DecisionStream:
             await asyncio.sleep(FLUSH_SECONDS)
 
     def _add_commands(self, batch: list[LoggedDecision]) -> list[Command]:
-        """One XADD per record; a record that cannot be written is refused alone."""
+        """Returns one XADD per record. A record that cannot be encoded is refused alone."""
         most = self._limits.published_decisions
         commands: list[Command] = []
         for record in batch:
@@ -167,7 +167,7 @@ class DecisionStream:
         return commands
 
     def _trim_commands(self, batch: list[LoggedDecision]) -> list[Command]:
-        """Now and then per stream: drop what is old by the server's own clock, and let an unused stream expire."""
+        """Returns commands that drop old entries and let an unused stream expire."""
         now = self._clock.now()
         commands: list[Command] = []
         for key in {record.model_key for record in batch}:
@@ -180,7 +180,7 @@ class DecisionStream:
         return commands
 
     def _requeue(self, batch: list[LoggedDecision]) -> None:
-        """Records told twice are the same request and attempt; told never would be a gap."""
+        """Queues records again. A duplicate is harmless, a gap is not."""
         self._trimmed_at.clear()
         room = self._limits.published_decisions_pending - len(self._pending)
         kept = batch[max(0, len(batch) - room) :] if room > 0 else []

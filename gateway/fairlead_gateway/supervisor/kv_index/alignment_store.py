@@ -1,12 +1,12 @@
-"""Lessons in Redis, so that a gateway that starts does not ask engines for all of them again, and two do not ask for the same.
+"""Prompt alignments in Redis, so that a gateway that starts need not query engines for them again.
 
-Each model has one stream of what its gateways learned lately. A prompt that goes on from a known one says all that the earlier lesson
-said, so with its own entry the earlier one is deleted: a conversation is one entry, not one a turn. Entries are bounded in size, the
-stream in their number, and it expires a day after the last.
+Each model has one stream of what its gateways learned lately. A prompt that continues a known one
+says all that the earlier alignment said. So with its entry the earlier one is deleted: a
+conversation is one entry. Entries are bounded in size and number, and expire a day after the last.
 
-One task reads what others wrote and writes what was learned here, every two seconds, all models in one round trip. Everything in the
-stream is a hint: a lesson that is lost is learned again, one that is read twice changes nothing, one that is wrong is found by the
-links' own means (drift), after which the model's stream is deleted, too.
+One task reads what other gateways wrote and writes what was learned here, every two seconds, all
+models in one round trip. All of it is hints. A lost alignment is learned again, one that is read
+twice changes nothing. A wrong one is found by drift, after which the model's stream is deleted.
 """
 
 import asyncio
@@ -31,14 +31,19 @@ _STREAM_START: Final = b"0-0"
 
 @dataclass(slots=True)
 class _ModelStream:
-    """One model: how far it was read, and where the lesson of each prompt lies, by the hash of its last block."""
+    """The stream of one model: read position, and the entry of each prompt by the hash of its last
+    block.
+    """
 
     position: bytes = _STREAM_START
     entry_ids: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
 
 
 class AlignmentStore:
-    """``name`` is of this run of this gateway; ``learned`` gets what others learned. ``link`` is somebody else's to start."""
+    """The store of one run of this gateway. The caller starts and stops `link`.
+
+    on_learned: called with model and alignment that other gateways learned.
+    """
 
     def __init__(
         self,
@@ -64,7 +69,7 @@ class AlignmentStore:
     # What others call ----------------------------------------------------------------------------------------------------
 
     def set_models(self, models: Iterable[str]) -> None:
-        """Keep and read the links of these models, and of no others."""
+        """Sets the models to store and to read."""
         wanted = set(models)
         for gone in self._streams.keys() - wanted:
             del self._streams[gone]
@@ -73,7 +78,7 @@ class AlignmentStore:
             self._streams[model] = _ModelStream()
 
     def offer(self, model: str, alignment: PromptAlignment) -> None:
-        """A prompt was learned here."""
+        """Queues an alignment that was learned here."""
         if model not in self._streams or not alignment.token_hashes:
             return
         data = encode_alignment(alignment, secret=self._secret_fingerprint)
@@ -81,17 +86,17 @@ class AlignmentStore:
             self._pending.append((model, alignment.hashes[-1], data, alignment.hashes))
 
     def delete_model(self, model: str) -> None:
-        """What was learned of the model is wrong."""
+        """Deletes what was learned of a model, because it is wrong."""
         self._pending = deque((one for one in self._pending if one[0] != model), self._pending.maxlen)
         self._deleted_models.add(model)
 
     def start(self) -> None:
-        """Begin on the running loop; nothing is waited for."""
+        """Starts the task on the running loop. Does not block."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="links kept in Redis")
 
     async def stop(self) -> None:
-        """Write what waits, and read no more."""
+        """Writes what is queued and stops reading."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
         await self.write()
@@ -106,7 +111,7 @@ class AlignmentStore:
             await asyncio.sleep(self._limits.prefix_map_sync_seconds)
 
     async def read(self) -> None:
-        """What was written since the last time, a page of each model at a time."""
+        """Reads what was written since the last time, one page per model at a time."""
         behind = list(self._streams)
         while behind:
             commands: list[Command] = [
@@ -150,7 +155,7 @@ class AlignmentStore:
             self._on_learned(model, alignment)
 
     async def write(self) -> None:
-        """What was learned here since the last time; what it makes needless goes."""
+        """Writes what was learned since the last time, and deletes what it replaces."""
         pending, deleted = list(self._pending), self._deleted_models
         self._pending.clear()
         self._deleted_models = set()
@@ -184,7 +189,7 @@ class AlignmentStore:
             if gone:
                 commands.append(("XDEL", keys.prompt_alignments(model), *gone))
         replies = await self._link.run(commands) if commands else []
-        if replies is None:  # they are still linked here; only whoever starts now has to ask
+        if replies is None:  # this gateway keeps its links
             self._deleted_models |= deleted
             return
         for (model, tail, _, _), reply in zip(written, replies[first:], strict=False):

@@ -1,24 +1,26 @@
-"""Whether what an index says of an instance agrees with what its engine reports: a drift detector and its quarantine.
+"""A drift detector: whether the index of an instance agrees with what its engine reports.
 
-An answer's ``cached_tokens`` is the only word of an engine about the very cache that the index describes. Each answer is compared
-with what had been *credited* by the index, and *expected* by all that was known (what was on its way, too), as shares of the prompt,
-and two cumulative sums after E. S. Page (Continuous Inspection Schemes, 1954) are kept, one for each direction:
+The `cached_tokens` of a response are the only report of an engine about the cache that the index
+describes. Each response is compared with what the index *credited* and with what was *expected* by
+all that was known, as shares of the prompt. There are two cumulative sums, one for each direction:
 
-    over  = max(0, over  + credited - reported - ALLOWED)       ghosts: the index credits what is not there
-    under = max(0, under + reported - expected - ALLOWED)       the index took away what is there
+    over  = max(0, over  + credited - reported - ALLOWED_BIAS)      credits what is not there
+    under = max(0, under + reported - expected - ALLOWED_BIAS)      misses what is there
 
-A sum beyond ``LIMIT`` is drift. Single mispredictions, and a bias within ``ALLOWED`` (blocks are up to an eighth of a prompt, links
-are careful guesses), decay to nothing however long it goes on; a prompt that is wrong altogether adds 0.8, so six in a row are
-enough. An engine that never reports says nothing, which is stated and never taken for zero. A few numbers an instance are all the
-memory there is.
+A sum beyond `DRIFT_LIMIT` is drift. Single errors and a bias within `ALLOWED_BIAS` decay to
+nothing: blocks are up to an eighth of a prompt, and links are careful estimates. A prompt that is
+wholly wrong adds 0.8, so six in a row are drift. An engine that never reports is unknown, never
+zero.
 
-What was right a moment ago is no ghost: where an instance was heard to lose blocks of the prompt about when it was sent there, the
-news were on their way, and the answer counts as ``late`` only. Prompts in a cycle that is just larger than the cache would end in
-quarantine otherwise, and without the index they fare worse.
+If an instance reported the loss of blocks of the prompt about when it was sent there, the news were
+late. The response counts as `late` only. Else prompts in a cycle just larger than the cache would
+end in quarantine, and they fare worse without the index.
 
-Drift puts the instance's index into quarantine: routing falls back to what gateways sent there. Afterwards the index counts again,
-on trial: the sums begin at half of the limit. Whoever drifts again is out for twice as long, up to ``MOST_SECONDS``; whoever
-agrees for as many answers as ``SOUND`` is as new.
+Drift quarantines the instance's index: routing falls back to what gateways sent there. Afterwards
+the index counts again on trial, with sums at half of the limit. Repeated drift doubles the time, up
+to `MAX_SECONDS`. After `SOUND_ANSWERS` responses that agree, it is back at the first.
+
+Source: cumulative sums after E. S. Page, Continuous Inspection Schemes, 1954.
 """
 
 from typing import Final
@@ -31,7 +33,7 @@ MAX_SECONDS: Final = 900.0
 
 
 class DriftDetector:
-    """One instance. Times are monotonic seconds; tokens are counts of whole answers."""
+    """The detector of one instance. Times are monotonic seconds; tokens are of whole responses."""
 
     __slots__ = (
         "_agreements",
@@ -64,7 +66,7 @@ class DriftDetector:
 
     @property
     def is_quarantined(self) -> bool:
-        """Whether the index does not count at present."""
+        """True while the index does not count."""
         return self.quarantined_until is not None
 
     @property
@@ -73,7 +75,7 @@ class DriftDetector:
         return self.predicted_tokens / self.reported_tokens if self.reported_tokens else None
 
     def reason(self) -> str:
-        """Why the instance is in quarantine; empty when it is not."""
+        """Returns why the instance is quarantined; empty if it is not."""
         return self._reason if self.is_quarantined else ""
 
     def observe(
@@ -87,9 +89,14 @@ class DriftDetector:
         covered: float | None = None,
         is_late: bool = False,
     ) -> bool:
-        """One answer: tokens that the index credited, that were expected, that the engine reported (None: it did not). True when
-        this was too much. ``covered``: the index knows nothing of what lies behind so many tokens; None: of all. ``late``: it
-        lost blocks of the prompt while that was on its way."""
+        """Compares one response; returns True if it starts a quarantine.
+
+        - credited: tokens that the index credited.
+        - expected: tokens that were expected by all that was known.
+        - reported: None if the engine did not report.
+        - covered: the index knows only the first so many tokens; None: all.
+        - is_late: the instance lost blocks of the prompt while it was in flight.
+        """
         if reported is None or not prompt_tokens:
             self.unreported += 1
             return False
@@ -124,7 +131,7 @@ class DriftDetector:
         return True
 
     def end_quarantine(self, now: float) -> bool:
-        """Whether the quarantine has just ended: the index counts again, on trial."""
+        """Ends the quarantine if its time is over, and returns True if so."""
         if self.quarantined_until is None or now < self.quarantined_until:
             return False
         self.quarantined_until = None
@@ -132,5 +139,5 @@ class DriftDetector:
         return True
 
     def reset(self) -> None:
-        """The engine began with an empty cache: what was wrong before says nothing of what comes."""
+        """Resets the sums, for an engine that started with an empty cache."""
         self.overcredit = self.undercredit = 0.0

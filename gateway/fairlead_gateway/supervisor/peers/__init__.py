@@ -1,1 +1,7 @@
-"""What gateways tell one another through Redis, so that they route as one: what was just sent where, loads, hot prefixes."""
+"""The exchange with other gateways over Redis, so that all gateways route as one.
+
+In reading order: `peer_sync` (the whole exchange), `peer_exchange` (dispatches and loads over one
+stream per model), `peer_outbox`, `peer_state`, `load_decay`, `peer_messages`, `stream_rotation`.
+Then `hot_prefix_lease` and `hot_prefix_counter` (the shared table of hot prefixes), `peer_load_row`
+and `replication_hints`.
+"""

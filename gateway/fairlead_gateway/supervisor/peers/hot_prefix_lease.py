@@ -1,13 +1,15 @@
-"""The table of hot prefixes that all gateways route by: one of them keeps it, the others take it as it is.
+"""The shared table of hot prefixes: one gateway maintains it, the others use it unchanged.
 
-How deep a routing key reaches depends on which prefixes many prompts share, and every process counts prompts in another order: two
-that disagree about a prefix send it to different homes. So one gateway's count is everybody's. Its table lies in Redis under a key
-that lives two seconds and is written twice a second, hence the key is the lease as well: whoever finds none writes its own.
-A table has an epoch, which grows with every change of its content and with every change of hands (the wall clock's milliseconds, or
-one more than the last that was seen): equal epochs are equal tables, and a decision needs to name no more than that.
+The length of a routing key depends on which prefixes many prompts share, and every process counts
+prompts in another order. Two that disagree send a prefix to different homes. So the count of one
+gateway is used by all. Its table lies in Redis under a key that expires after two seconds and is
+written twice a second. The key is the lease: a gateway that finds none writes its own table.
 
-Every gateway counts all prompts that it hears of, so that the next keeper's table is like the last one's. A gateway that has not
-caught up with the stream does not ask for the lease.
+A table has an epoch, which grows with every change of content or owner. It is the wall clock's
+milliseconds, or one more than the last epoch seen. Equal epochs are equal tables.
+
+Every gateway counts all prompts that it hears of, so the next owner's table is similar. A gateway
+that has not caught up with the stream does not request the lease.
 """
 
 import asyncio
@@ -45,14 +47,18 @@ end
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 return {ARGV[1], ARGV[2]}
 """
-"""The holder's own word counts; nobody else's while it does, and a key that would never end is nobody's. Replies: nothing (there is
-none, and none was offered), who holds it and of which epoch it is, and the table itself where the asker does not have it."""
+"""The owner's table counts while its key lives. A key without expiry has no owner. Replies: nothing
+(no table, none offered), owner and epoch, and the table if the caller does not have it.
+"""
 
 
 @dataclass(slots=True)
 class TableLease:
-    """What is known of one model's table. ``at``: when Redis last said so, by our monotonic clock; None: never. ``asked``: since
-    when we have been asking in vain."""
+    """The state of one model's table.
+
+    - confirmed_at: monotonic time of Redis' last reply about it; None: never.
+    - asking_since: start of requests without a reply.
+    """
 
     epoch: int = 0
     table: HotPrefixTable | None = None
@@ -62,8 +68,11 @@ class TableLease:
     last_offer: tuple[int, HotPrefixTable] | None = None
 
     def make_offer(self, local_table: HotPrefixTable | None, wall_ms: int) -> tuple[int, HotPrefixTable] | None:
-        """The table that we would keep, and its epoch: ``mine`` while we keep it, before that the last one that anybody kept, so that
-        a change of hands changes no key. None while we have none to offer."""
+        """Returns epoch and table that this gateway would maintain; None without one.
+
+        As owner, it is the local table. Before that, the last table of any owner, so that a change
+        of owner changes no key.
+        """
         if local_table is None:
             self.last_offer = None
         elif not self.is_ours:
@@ -75,13 +84,13 @@ class TableLease:
         return self.last_offer
 
     def on_reply(self, is_ours: bool, epoch: int, table: HotPrefixTable | None, now: float) -> bool:
-        """Redis has told which table counts; whether it is another one than before."""
+        """Applies the table that counts; returns True if it changed."""
         if is_ours:
             if self.last_offer is None or self.last_offer[0] != epoch:
                 return False
             table = self.last_offer[1]
         elif table is None and epoch == self.epoch and self.table is not None:
-            table = self.table  # Redis does not send again what the asker has
+            table = self.table  # Redis does not resend a known table
         elif table is None:
             return False
         changed = epoch != self.epoch or self.table is None
@@ -90,9 +99,13 @@ class TableLease:
 
 
 class HotPrefixLeases:
-    """``active`` are the models with traffic; ``mine`` is this gateway's own count of one (None: not to be offered), which
-    is to ``adopt`` the table that it keeps from now on; ``told`` gets (model, epoch, table), epoch 0 and None when the last one is
-    too old to go by."""
+    """The tables of all models.
+
+    - active_models: returns the models with traffic.
+    - local_table: returns the own count of a model; None: do not offer it.
+    - on_acquired: called with model and table when this gateway becomes the owner.
+    - on_table: called with model, epoch and table; epoch 0 and None if the last one is too old.
+    """
 
     def __init__(
         self,
@@ -120,12 +133,12 @@ class HotPrefixLeases:
         self.last_error = ""
 
     def start(self) -> None:
-        """Begin on the running loop."""
+        """Starts the task on the running loop."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="hot prefixes")
 
     async def stop(self) -> None:
-        """Leave the tables that we keep to others at once."""
+        """Releases the own tables."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
         ours = [keys.hot_prefixes(model) for model, lease in self._leases.items() if lease.is_ours]
@@ -133,21 +146,21 @@ class HotPrefixLeases:
             await self._link.run([("DEL", key) for key in ours])
 
     def lease(self, model: str) -> TableLease | None:
-        """What is known of a model's table."""
+        """Returns the state of a model's table."""
         return self._leases.get(model)
 
     def retain(self, models: Collection[str]) -> None:
-        """Forget models that have left the fleet."""
+        """Forgets models that left the fleet."""
         for departed in [model for model in self._leases if model not in models]:
             del self._leases[departed]
 
     @property
     def owned_tables(self) -> int:
-        """How many tables this gateway keeps."""
+        """The number of tables that this gateway maintains."""
         return sum(term.is_ours for term in self._leases.values())
 
     def stale_seconds(self) -> float | None:
-        """How old the oldest table is that should have been heard of since; None where none is late."""
+        """Returns the age of the oldest table that is late; None if none is."""
         now, lease_seconds = self._clock.now(), self._limits.hot_prefix_lease_seconds
         ages = [
             now - lease.confirmed_at
@@ -159,12 +172,12 @@ class HotPrefixLeases:
         return max(ages, default=None)
 
     def warnings(self) -> list[str]:
-        """What is stale, in words."""
+        """Returns what is stale, as text."""
         found = [f"the table of hot prefixes is not shared: {self.last_error}"] if self.last_error else []
         age = self.stale_seconds()
         if age is not None:
             found.append(
-                f"the table of hot prefixes is as of {format_duration(age)} ago: nobody could tell a newer one"
+                f"the table of hot prefixes is as of {format_duration(age)} ago: no gateway has renewed it"
             )
         return found
 
@@ -174,7 +187,7 @@ class HotPrefixLeases:
             await asyncio.sleep(self._limits.hot_prefix_poll_seconds)
 
     async def run_once(self) -> None:
-        """One round: offer, ask, take over; give up what is too old."""
+        """Offers and requests tables, applies replies, and drops tables that are too old."""
         now, wall_ms = self._clock.now(), int(self._clock.wall() * 1000)
         models = list(self._active_models())
         commands: list[Command] = []
@@ -228,6 +241,6 @@ class HotPrefixLeases:
                 lease.is_ours, lease.asking_since = (
                     False,
                     None,
-                )  # nobody asks for it: whoever wakes first keeps the next one
+                )  # without traffic: the first active gateway becomes the owner
         for model in [model for model, lease in self._leases.items() if lease.table is None and model not in active]:
             del self._leases[model]

@@ -1,13 +1,15 @@
-"""The tasks that tell the other gateways of ours and hear of theirs, over one stream a model.
+"""The exchange of dispatches and loads with other gateways, over one Redis stream per model.
 
-``sent`` is called as the workers tell what they did: it appends to a bounded queue and returns. One task writes what is due, at
-most every fiftieth of a second per batch and model; another reads what was written since, every twentieth of a second, all models
-in one round trip. Neither is waited for by anything else. XRANGE is used and not XREAD: its key stands in a fixed place, so that in
-a cluster no server has to be asked which it is.
+`add_dispatch` appends to a bounded queue and returns. One task writes what is due, at most every 20
+ms per batch and model. Another reads what was written since, every 50 ms, all models in one round
+trip. Nothing else waits for them.
 
-Where the stream begins anew (a server without its data, or one that was promoted and had not seen the last entries) the identifiers
-of our own entries fall behind what was read: then it is read from its start again. Everything in it is a hint, and hearing one
-twice changes nothing.
+A stream may be replaced (a server without its data, or a promoted one that missed the last entries).
+Then the ids of own entries fall behind what was read, and the stream is read from its start. Its
+content is hints, so reading an entry twice changes nothing.
+
+Why: XRANGE and not XREAD, since its key has a fixed position. In a cluster, no server has to be
+queried for it.
 """
 
 import asyncio
@@ -45,7 +47,10 @@ _STREAM_START: Final = (0, 0)
 
 @dataclass(slots=True)
 class _Cursor:
-    """How far a model's stream was read. ``live``: what is read now was written just now."""
+    """The read position in a model's stream.
+
+    is_caught_up: what is read now was just written.
+    """
 
     position: tuple[int, int] = _STREAM_START
     is_caught_up: bool = False
@@ -53,9 +58,13 @@ class _Cursor:
 
 @dataclass(slots=True)
 class ExchangeHooks:
-    """``models`` are followed, each with its instances that are ready; ``loads`` are our own, of the models in which anything is in
-    flight. ``heard`` gets what others sent (model, prompts), ``changed`` what of theirs is probably in flight now, by instance,
-    whenever that has changed."""
+    """The callbacks of the exchange.
+
+    - models: returns the models to follow, each with its ready instances.
+    - loads: returns the own loads of models with requests in flight.
+    - on_dispatches: called with model and prompts that other gateways sent.
+    - on_loads_changed: called with the expected loads of other gateways, by instance.
+    """
 
     models: Callable[[], Mapping[str, InstanceGroups]]
     loads: Callable[[], Mapping[str, Mapping[str, PeerLoad]]]
@@ -65,8 +74,12 @@ class ExchangeHooks:
 
 @dataclass(slots=True)
 class ExchangeStats:
-    """Prompts ``told`` and ``heard``; entries that could not be understood (``poisoned``); of which models Redis refused to write
-    or to read what was sent, and why."""
+    """Statistics of the exchange.
+
+    - sent, received: prompts.
+    - undecodable: entries that could not be decoded.
+    - write_errors, read_errors: reasons of Redis, by model.
+    """
 
     sent: int = 0
     received: int = 0
@@ -76,7 +89,10 @@ class ExchangeStats:
 
 
 class PeerExchange:
-    """``name`` is of this run of this gateway, ``secret`` the print of the installation's. ``link`` is somebody else's to start."""
+    """The exchange of one run of this gateway. The caller starts and stops `link`.
+
+    name: of this run.
+    """
 
     def __init__(
         self,
@@ -97,7 +113,7 @@ class PeerExchange:
         self._cursors: dict[str, _Cursor] = {}
         self._rotation = StreamRotation(self._limits.dispatch_streams)
         self._trimmed_at: dict[str, float] = {}
-        self._last_entry_ms: dict[str, int] = {}  # milliseconds of the server's clock, of our own last entry
+        self._last_entry_ms: dict[str, int] = {}  # time of the own last entry, by the server's clock
         self._write_due = asyncio.Event()
         self._last_beat = float("-inf")
         self._reported_loads: Mapping[str, PeerLoad] = {}
@@ -109,16 +125,16 @@ class PeerExchange:
     # What others call ----------------------------------------------------------------------------------------------------
 
     def add_dispatch(self, model: str, instance: str, hashes: bytes, tail: int, session_hash: int = 0) -> None:
-        """One of our workers sent a prompt there; the others are told at once, or with the next batch."""
+        """Queues a dispatch of this gateway's workers for the other gateways."""
         self.outbox.add(model, instance, hashes, tail, session_hash)
         self._write_due.set()
 
     def on_loads_changed(self) -> None:
-        """What our workers have in flight is not what it was."""
+        """Called when this gateway's loads have changed."""
         self._write_due.set()
 
     def start(self) -> None:
-        """Begin on the running loop; nothing is waited for."""
+        """Starts the tasks on the running loop. Does not block."""
         if not self._tasks:
             self._tasks = [
                 asyncio.create_task(self._write_loop(), name="exchange out"),
@@ -127,7 +143,7 @@ class PeerExchange:
             ]
 
     async def stop(self) -> None:
-        """Tell what waits and that there is no more, so that nobody waits for us to be late."""
+        """Sends what is queued, and that there is no more, so that other gateways need not wait."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             await cancel_and_wait(task)
@@ -138,31 +154,31 @@ class PeerExchange:
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether all that the streams held has been read."""
+        """True if everything in the streams was read."""
         return bool(self._cursors) and all(cursor.is_caught_up for cursor in self._cursors.values())
 
     def is_model_caught_up(self, model: str) -> bool:
-        """The same of one model."""
+        """Returns True if everything in the model's stream was read."""
         cursor = self._cursors.get(model)
         return cursor is not None and cursor.is_caught_up
 
     def known_peers(self) -> list[KnownPeer]:
-        """The other gateways that are heard."""
+        """Returns the other gateways."""
         return self.peer_state.known_peers(self._clock.now())
 
     def warnings(self) -> list[str]:
-        """What is missing or late, in words. That Redis is away is said by others."""
+        """Returns what is missing or late, as text, except that Redis is away."""
         warnings: list[str] = []
         with_other_secret = [peer.name for peer in self.known_peers() if not peer.shares_secret]
         if with_other_secret:
             warnings.append(
-                f"{len(with_other_secret)} other gateways hash prompts under another secret, so their prefixes are not shared: "
+                f"{len(with_other_secret)} other gateways hash prompts under another secret, so prefixes are not shared with them: "
                 f"{with_other_secret[0]}; set FAIRLEAD_HASH_SECRET alike"
             )
         rounds = self._rotation.rounds_per_cycle()
         if rounds > 1:
             warnings.append(
-                f"{len(self._cursors)} models: what other gateways do with a model that was quiet is seen after "
+                f"{len(self._cursors)} models: the dispatches of other gateways for an idle model are seen after "
                 f"up to {format_duration(rounds * self._limits.dispatch_poll_seconds)}"
             )
         if self._link.state.connected:
@@ -172,9 +188,9 @@ class PeerExchange:
                 if not cursor.is_caught_up and cursor.position != _STREAM_START
             ]
             if catching_up:
-                warnings.append(f"what other gateways sent is still being read back for {len(catching_up)} models")
+                warnings.append(f"dispatches of other gateways are still being read back for {len(catching_up)} models")
             errors = self.stats.write_errors | self.stats.read_errors
-            warnings += [f"what gateways tell of {model} is refused: {why}" for model, why in list(errors.items())[:1]]
+            warnings += [f"Redis refuses the dispatches of {model}: {why}" for model, why in list(errors.items())[:1]]
         return warnings
 
     # Out -----------------------------------------------------------------------------------------------------------------
@@ -190,7 +206,7 @@ class PeerExchange:
             await asyncio.sleep(self._limits.dispatch_batch_seconds)
 
     async def flush(self) -> None:
-        """Write what is due now."""
+        """Writes what is due now."""
         now, models = self._clock.now(), self._hooks.models()
         is_beat = now - self._last_beat >= self._limits.heartbeat_seconds / 2
         batches = self.outbox.take_due(models, self._hooks.loads(), now, is_beat=is_beat)
@@ -223,7 +239,7 @@ class PeerExchange:
         self._last_entry_ms[model] = identifier[0]
         cursor = self._cursors.get(model)
         if cursor is not None and identifier <= cursor.position:
-            self._cursors[model] = _Cursor()  # the stream has begun anew
+            self._cursors[model] = _Cursor()  # the stream was replaced
 
     def _add_command(self, model: str, batch: PeerBatch) -> Command:
         most = self._limits.dispatch_entries
@@ -241,7 +257,7 @@ class PeerExchange:
         )
 
     def _trim_commands(self, models: Collection[str], now: float) -> list[Command]:
-        """Now and then, of a model that is written to: what is old goes, and a stream that nobody writes to expires."""
+        """Returns commands that drop old entries and let an unused stream expire."""
         commands: list[Command] = []
         seconds = self._limits.dispatch_retention_seconds
         for model in models:
@@ -249,7 +265,7 @@ class PeerExchange:
             if written is None or now - self._trimmed_at.get(model, -TRIM_SECONDS) < TRIM_SECONDS:
                 continue
             self._trimmed_at[model] = now
-            oldest = max(0, written - int(seconds * 1000))  # by the server's own clock
+            oldest = max(0, written - int(seconds * 1000))  # by the server's clock
             commands.append(("XTRIM", keys.sent_prompts(model), "MINID", "~", oldest))
             commands.append(("EXPIRE", keys.sent_prompts(model), max(1, int(seconds))))
         return commands
@@ -266,7 +282,7 @@ class PeerExchange:
             )
 
     async def read_once(self) -> None:
-        """One round."""
+        """Reads one round."""
         self._set_models(self._hooks.models())
         models = self._rotation.next_round(self._clock.now())
         commands: list[Command] = []
@@ -283,13 +299,13 @@ class PeerExchange:
         self.update_loads()
 
     async def _expire_loop(self) -> None:
-        """Whoever falls silent is gone in time, also while a look waits for a Redis that says nothing."""
+        """Expires silent gateways, also while a read waits for Redis."""
         while True:
             await asyncio.sleep(self._limits.heartbeat_seconds / 2)
             self.update_loads()
 
     def update_loads(self) -> None:
-        """Tell what is in flight elsewhere, where that has changed."""
+        """Reports the expected loads of other gateways if they have changed."""
         self.peer_state.expire(self._clock.now())
         loads = self.peer_state.expected_loads(self._hooks.models()) if len(self.peer_state) else {}
         if loads != self._reported_loads:

@@ -1,8 +1,9 @@
-"""What gateways tell one another, as bytes: values behind a schema byte, and nothing in them is believed before it is checked.
+"""The messages between gateways in Redis: values behind a schema byte, validated when read.
 
-An entry of the stream ``sent`` has two fields: ``g`` says which run of which gateway wrote it, so that a gateway passes over its own
-without reading them, and ``d`` holds a ``Batch``. Hashes of prompts are 64-bit numbers, little-endian, eight bytes each; without
-the installation's secret nothing can be told from them, and the prompt itself is never here.
+An entry of the stream `sent` has two fields. `g` names the run of the gateway that wrote it, so
+that a gateway skips its own entries. `d` is a `PeerBatch`. Hashes of prompts are 64-bit numbers,
+little-endian. Without the installation's secret they reveal nothing, and the prompt itself is never
+here.
 """
 
 import hashlib
@@ -21,17 +22,24 @@ _Tokens = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]
 _Name = Annotated[str, msgspec.Meta(max_length=1_024)]
 _Hash = Annotated[int, msgspec.Meta(ge=0)]
 PeerLoad: TypeAlias = tuple[_Count, _Count, _Seconds, _Tokens]
-"""Of one instance: requests in flight, those without a first token, seconds of prefill before them, tokens."""
+"""Load of one instance: requests in flight, those without a first token, seconds of prefill,
+tokens.
+"""
 SentPrompt: TypeAlias = tuple[_Name, bytes, _Hash, _Hash]
-"""A prompt was sent to an instance: its id, the hashes of the prompt's blocks, the hash of its end, and that of the session (0:
-none), which has the instance as a candidate for its next turn."""
+"""A dispatch: the instance's id, hashes of the prompt's blocks, of its end, and of the session (0:
+none).
+"""
 
 
 class PeerBatch(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one gateway has to tell of one model. ``number`` counts its batches of the model from 1, so that a lost one is seen;
-    ``within`` is in how many seconds at most the next one comes. ``loads`` are all that it has in flight, None where they are as
-    they were. ``secret`` tells those apart whose hashes mean something else; ``leaves``: it ends in good order, and has nothing in
-    flight."""
+    """A batch of what one gateway publishes of one model.
+
+    - number: counts its batches of the model from 1, so that a lost one is detected.
+    - within: seconds until the next one, at most.
+    - secret: fingerprint; hashes under another secret are not comparable.
+    - loads: all that it has in flight; None: unchanged.
+    - leaves: it exits in good order and has nothing in flight.
+    """
 
     number: _Count
     within: _Seconds
@@ -42,8 +50,9 @@ class PeerBatch(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class HotPrefixTable(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The hashes of hot prefixes, eight bytes each and sorted: of prompts for instances that answer, and for those that only
-    prefill."""
+    """The sorted hashes of hot prefixes, for instances that answer and for those that
+    only prefill.
+    """
 
     serving: bytes = b""
     prefilling: bytes = b""
@@ -54,12 +63,12 @@ _tables = msgspec.msgpack.Decoder(HotPrefixTable)
 
 
 def secret_fingerprint(secret: bytes) -> bytes:
-    """Tells installations' secrets apart and says nothing else of them."""
+    """Returns a fingerprint that identifies the secret and reveals nothing else."""
     return hashlib.blake2b(b"which secret keys the hashes", key=secret[:64], digest_size=8).digest()
 
 
 def decode_batch(data: bytes) -> PeerBatch | None:
-    """None for what is damaged, out of bounds or of another schema."""
+    """Returns a batch; None if it is damaged, out of bounds or of another schema."""
     if data[:1] != SCHEMA:
         return None
     try:
@@ -72,7 +81,7 @@ def decode_batch(data: bytes) -> PeerBatch | None:
 
 
 def decode_table(data: bytes, max_prefixes: int) -> HotPrefixTable | None:
-    """None for what is damaged, of more than ``most`` entries, or of another schema."""
+    """Returns a table; None if it is damaged, too large or of another schema."""
     if data[:1] != SCHEMA or len(data) > 2 * HASH_BYTES * max_prefixes + 64:
         return None
     try:

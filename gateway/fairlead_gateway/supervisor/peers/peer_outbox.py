@@ -1,8 +1,9 @@
-"""What a gateway has still to tell the others, and when. Pure: it makes batches, somebody else writes them.
+"""The outbox of a gateway: what is still to be published to other gateways, and when.
 
-A model's batch is due when prompts were sent or its loads have changed, and as a heartbeat: often while it has
-requests in flight, since others count on these, and seldom while it has none. A thousand models that rest are not told of more
-often than ``quiet_beats`` a second all together. What could not be written is kept, the newest of it.
+Pure: it creates batches, the caller writes them. A model's batch is due when prompts were sent or
+its loads have changed. It is also a heartbeat: often while the model has requests in flight, seldom
+while it has none. A thousand idle models together send at most `quiet_beats` a second. What could
+not be written is kept, newest first.
 """
 
 from collections import deque
@@ -13,7 +14,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.supervisor.peers.peer_messages import HASH_BYTES, PeerBatch, PeerLoad, SentPrompt
 
 _ENTRY_OVERHEAD_BYTES = 128
-"""Around the hashes of one prompt: the instance's name, the end's hash."""
+"""Bytes per prompt besides its hashes: the instance's id and the hash of the prompt's end."""
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class _LastBatch:
 
 
 class PeerOutbox:
-    """``secret`` is the print of the installation's."""
+    """The outbox of one run of this gateway."""
 
     def __init__(self, secret_fingerprint: bytes, limits: Limits) -> None:
         self._secret_fingerprint = secret_fingerprint
@@ -36,8 +37,10 @@ class PeerOutbox:
         self.dropped = 0
 
     def add(self, model: str, instance: str, hashes: bytes, tail: int, session_hash: int = 0) -> None:
-        """A prompt was sent to an instance; the oldest of the model that wait go when too many do. A long prompt's
-        end is left out: what others know of its beginning decides well enough."""
+        """Queues a dispatch. If too many wait, the oldest of the model is dropped.
+
+        The end of a long prompt is left out: its start is enough for routing.
+        """
         pending = self._pending.setdefault(model, deque())
         if self._pending_count >= self._limits.dispatches_pending:
             self.dropped += 1
@@ -54,8 +57,12 @@ class PeerOutbox:
     def take_due(
         self, models: Collection[str], loads: Mapping[str, Mapping[str, PeerLoad]], now: float, *, is_beat: bool
     ) -> list[tuple[str, PeerBatch]]:
-        """What is due now of these ``models``, by model and in order. ``beats``: also where nothing has happened, which
-        is to be asked about twice a second or so. Every batch is then to be ``written``, ``refused`` or put ``back``."""
+        """Returns the batches that are due, by model and in order.
+
+        is_beat: also models without changes; to be set about twice a second.
+
+        Each batch must then be passed to `on_written`, `on_refused` or `requeue`.
+        """
         limits = self._limits
         quiet_seconds = max(limits.idle_heartbeat_seconds, len(models) / limits.idle_heartbeats)
         busy_seconds = max(limits.heartbeat_seconds, len(loads) / limits.busy_heartbeats)
@@ -94,7 +101,7 @@ class PeerOutbox:
         ]
 
     def _split(self, pending: Collection[SentPrompt]) -> list[tuple[SentPrompt, ...]]:
-        """At least one; each of a bounded size."""
+        """Splits prompts into groups of bounded size; at least one."""
         pieces: list[tuple[SentPrompt, ...]] = []
         items: list[SentPrompt] = []
         size = 0
@@ -107,7 +114,7 @@ class PeerOutbox:
         return [*pieces, tuple(items)]
 
     def on_written(self, model: str, batch: PeerBatch, now: float) -> None:
-        """The others can read it."""
+        """Called when other gateways can read the batch."""
         last = self._last_batches.get(model)
         known = last.loads if last is not None else {}
         loads = known if batch.loads is None else batch.loads
@@ -118,11 +125,11 @@ class PeerOutbox:
             self._busy_models.discard(model)
 
     def on_refused(self, batch: PeerBatch) -> None:
-        """Redis would not take it: what it held is lost to the others."""
+        """Called when Redis refused the batch: its content is lost."""
         self.dropped += len(batch.sent)
 
     def requeue(self, batches: Sequence[tuple[str, PeerBatch]]) -> None:
-        """Redis was away: keep what was sent, the newest of it."""
+        """Queues batches again because Redis was away; the newest prompts are kept."""
         for model, batch in reversed(batches):
             free = max(0, self._limits.dispatches_pending - self._pending_count)
             kept = batch.sent[max(0, len(batch.sent) - free) :]
@@ -132,7 +139,7 @@ class PeerOutbox:
                 self._pending_count += len(kept)
 
     def retain(self, models: Collection[str]) -> None:
-        """Forget models that have left the fleet."""
+        """Forgets models that left the fleet."""
         for gone in [model for model in self._pending if model not in models]:
             self._pending_count -= len(self._pending.pop(gone))
         for gone in [model for model in self._last_batches if model not in models]:
@@ -140,7 +147,7 @@ class PeerOutbox:
             self._busy_models.discard(gone)
 
     def farewell_batches(self) -> list[tuple[str, PeerBatch]]:
-        """For every model that others have heard of from here: that there is no more."""
+        """Returns, for every published model, a batch that says that there is no more."""
         return [
             (model, PeerBatch(told.number + 1, 0.0, self._secret_fingerprint, leaves=True))
             for model, told in self._last_batches.items()

@@ -1,9 +1,10 @@
-"""What is known of the other gateways: who is there, what each has in flight, what was missed. Pure: time is an argument.
+"""The state of the other gateways: which are alive, what each has in flight, what was missed.
 
-A gateway is one run of one process. Its share of the load counts while it is heard: every batch says within how many seconds the next
-one comes, and one that is three times as late, by our own monotonic clock, has nothing in flight any more. What it had
-sent stays in the mirrors as hints, since the engines may well go on with it. A number that was passed over is a batch that was
-lost, by Redis or because it was trimmed before it was read; the loads come whole, so the next one mends that.
+Pure: time is an argument. A gateway is one run of one process. Its load counts while it is alive:
+every batch says when the next one follows at the latest. A gateway three times as late has nothing
+in flight any more. What it had sent stays in the prefix index, since the engines may go on with it.
+A skipped number is a lost batch, by Redis or by trimming. Loads are sent whole, so the next batch
+repairs that.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,14 +16,14 @@ from fairlead_gateway.supervisor.peers.load_decay import ResidenceTimes, SteadyL
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
 
 InstanceGroups: TypeAlias = Sequence[Collection[str]]
-"""The instances of a model; those of one group take one another's place."""
+"""The instances of a model, in groups of interchangeable ones."""
 LATE_FACTOR: Final = 3.0
-"""A gateway counts as gone when its next batch is this many times as late as it said."""
+"""A gateway is gone if its next batch is so many times as late as announced."""
 
 
 @dataclass(slots=True)
 class _PeerModelState:
-    """Of one gateway and model."""
+    """The state of one gateway and model."""
 
     number: int
     received_at: float
@@ -44,7 +45,11 @@ class _PeerEntry:
 
 @dataclass(frozen=True, slots=True)
 class KnownPeer:
-    """One other gateway: its name, seconds since its last word, and whether its hashes mean what ours do."""
+    """Another gateway.
+
+    - age_seconds: since its last message.
+    - shares_secret: its prefix hashes mean what the own ones do.
+    """
 
     name: str
     age_seconds: float
@@ -52,7 +57,7 @@ class KnownPeer:
 
 
 class PeerState:
-    """``secret`` is the print of our own."""
+    """The other gateways."""
 
     def __init__(self, secret_fingerprint: bytes, limits: Limits) -> None:
         self._secret_fingerprint = secret_fingerprint
@@ -66,8 +71,10 @@ class PeerState:
     def apply_batch(
         self, model: str, name: str, batch: PeerBatch, now: float, *, is_live: bool
     ) -> tuple[SentPrompt, ...]:
-        """Take over a batch; what was sent, where that means something here. What is not ``live`` was read back from the past:
-        it is no sign of life, and its loads are over."""
+        """Applies a batch; returns its prompts if their hashes are comparable.
+
+        is_live: False for a batch read back from the past, whose loads are over.
+        """
         shares_secret = batch.secret == self._secret_fingerprint
         if is_live:
             self._apply_live(model, name, batch, now, shares_secret)
@@ -104,7 +111,7 @@ class PeerState:
                 del self._peers[name]
 
     def expire(self, now: float) -> None:
-        """Whoever is late has nothing in flight; who has been silent for all models is forgotten."""
+        """Drops the loads of late gateways, and gateways that are silent for all models."""
         for name, peer in list(self._peers.items()):
             for model, share in list(peer.models.items()):
                 if share.is_late(now):
@@ -113,20 +120,20 @@ class PeerState:
                 del self._peers[name]
 
     def forget_model(self, model: str) -> None:
-        """The model is not followed any more."""
+        """Forgets a model that is no longer followed."""
         self._residence_times.pop(model, None)
         for peer in self._peers.values():
             peer.models.pop(model, None)
 
     def reported_loads(self) -> dict[str, PeerLoad]:
-        """What the others said that they have in flight, by instance; call ``expire`` before."""
+        """Returns the loads that other gateways reported, by instance. Call `expire` before."""
         reported: dict[str, PeerLoad] = {}
         for loads in self._loads_by_model().values():
             reported.update(loads)
         return reported
 
     def expected_loads(self, models: Mapping[str, InstanceGroups]) -> dict[str, PeerLoad]:
-        """What of it is probably there now (``pace``); of models that are not named, nothing. Call ``expire`` before."""
+        """Returns the loads that are probably there now (`load_decay`). Call `expire` before."""
         expected: dict[str, PeerLoad] = {}
         for model, loads in self._loads_by_model().items():
             steady = self._steady_loads(model)
@@ -157,7 +164,7 @@ class PeerState:
         return pace
 
     def known_peers(self, now: float) -> list[KnownPeer]:
-        """The gateways that are heard."""
+        """Returns the other gateways."""
         return [
             KnownPeer(name, max(0.0, now - peer.received_at), peer.shares_secret)
             for name, peer in sorted(self._peers.items())
@@ -168,7 +175,6 @@ class PeerState:
 
 
 def _add_loads(totals: dict[str, PeerLoad], loads: Mapping[str, PeerLoad]) -> None:
-    """Count these in, by instance."""
     for instance, load in loads.items():
         known = totals.get(instance)
         totals[instance] = load if known is None else _add_load(known, load)

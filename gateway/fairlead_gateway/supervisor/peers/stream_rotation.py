@@ -1,7 +1,8 @@
-"""Which streams are looked at in one round. Pure.
+"""The rotation of streams that are read in one round. Pure.
 
-Up to a limit all of them, every round. Beyond, those that something was heard of lately come first, with three quarters of the
-places, and the others take turns: a model that rests is then heard a little later when it wakes, which ``rounds`` tells.
+Up to a limit, every round reads all. Beyond it, recently active streams come first, with three
+quarters of the places, and the others take turns. `rounds_per_cycle` says how late an idle model
+is noticed.
 """
 
 from collections import deque
@@ -12,7 +13,7 @@ BUSY_SECONDS: Final = 10.0
 
 
 class StreamRotation:
-    """``most`` streams a round."""
+    """The streams of all models, of which `max_streams` are read per round."""
 
     def __init__(self, max_streams: int) -> None:
         self._max_streams = max_streams
@@ -20,18 +21,17 @@ class StreamRotation:
         self._busy_since: dict[str, float] = {}
 
     def set_models(self, models: Collection[str]) -> None:
-        """From now on these."""
         known = set(self._order)
         self._order = deque([one for one in self._order if one in models] + [one for one in models if one not in known])
         for gone in [one for one in self._busy_since if one not in models]:
             del self._busy_since[gone]
 
     def on_activity(self, model: str, now: float) -> None:
-        """Something was heard of it."""
+        """Called when a message of the model was read."""
         self._busy_since[model] = now
 
     def next_round(self, now: float) -> list[str]:
-        """The models to look at."""
+        """Returns the models to read."""
         order, most = self._order, self._max_streams
         if len(order) <= most:
             return list(order)
@@ -39,7 +39,7 @@ class StreamRotation:
             del self._busy_since[gone]
         found: list[str] = []
         for model in list(self._busy_since)[: most - most // 4]:
-            self._busy_since[model] = self._busy_since.pop(model)  # behind the others, so that all get their turn
+            self._busy_since[model] = self._busy_since.pop(model)  # moves it behind the others
             found.append(model)
         for _ in range(len(order)):
             if len(found) >= most:
@@ -50,5 +50,5 @@ class StreamRotation:
         return found
 
     def rounds_per_cycle(self) -> int:
-        """Within so many rounds every model is looked at."""
+        """Returns the number of rounds in which every model is read."""
         return -(-len(self._order) // max(1, self._max_streams // 4)) if len(self._order) > self._max_streams else 1
