@@ -1,8 +1,8 @@
 """The plant of an autoscaling run: the gateway, its pools, and faults.
 
 The gateway sends each request on arrival to the ready replica with the least load. The load is the
-tokens in flight, with uncomputed prompts twice, times the price of a prompt token. Unlike pools so share the
-load by speed. A scenario may route by shape instead, by the gateway's own rule
+tokens in flight, with uncomputed prompts twice, times the price of a prompt token. Unlike pools
+so share the load by speed. A scenario may route by shape instead, by the gateway's own rule
 (``routing.by_shape``). Requests wait in the gateway only while no replica is ready. They leave in
 order of arrival, to each replica as many as its batch takes.
 

@@ -2,8 +2,8 @@
 
 There are smooth days, a noisy hour, crashes, an engine slower than its profile, growing answers and
 long prompts. Others have a workload that moves between prefill and decode, missing or zeroed
-metrics, steps, bursts and silence. With their folder at hand, two scenarios read a published trace (Azure's hour of
-conversations, Mooncake's conversations), and generate similar traffic without it.
+metrics, steps, bursts and silence. With their folder at hand, two scenarios read a published trace
+(Azure's hour of conversations, Mooncake's conversations), and generate similar traffic without it.
 """
 
 import math

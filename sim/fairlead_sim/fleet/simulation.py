@@ -167,7 +167,7 @@ class FleetSimulation(SimulationContext):
         self._take_begun_steps(engine, now)
         engine.version += 1
         self._publish_membership(now)
-        # Not the core's sequences: one that gets its last token in the present step has left the core.
+        # Not the core's sequences: one with its last token in the present step has left the core.
         for inflight in [
             candidate for candidate in self._requests.values() if candidate.instance == name and not candidate.is_ended
         ]:

@@ -1,8 +1,8 @@
 """A cluster of gateways in front of one simulated fleet, with production's exchange of information.
 
-Each gateway (``simulated_gateway``) is the production router with the pure cores around it. These
-are the outbox, the state of its peers, the shared load row, the counter of hot prefixes, the
-translation of KV events, and the queue of assigned requests. Delays replace Redis and sockets:
+Each gateway (``simulated_gateway``) is the production router with the pure cores around it:
+outbox, peers' state, shared load row, counter of hot prefixes, KV-event translation and the queue
+of assigned requests. Delays replace Redis and sockets:
 
 - every ``round_seconds`` a gateway publishes its routed prompts and in-flight load; its peers
   receive them ``publish_seconds`` later

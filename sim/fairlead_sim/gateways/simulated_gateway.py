@@ -246,8 +246,8 @@ class SimulatedGateway:
         if self.is_gone:
             return
         for correction in self.translator.take_corrections(now):
-            cached = [tuple(array("Q", chain)) for chain in correction.held]
+            cached = [tuple(array("Q", chain)) for chain in correction.cached]
             self.router.apply_correction(
-                correction.instance, correction.forget.value, array("Q", correction.gone), cached
+                correction.instance, correction.forget.value, array("Q", correction.removed), cached
             )
         self._cluster.schedule(now + _LIMITS.prefix_map_correction_seconds, self._apply_corrections)

@@ -1,8 +1,9 @@
 """Faults on demand, from the command line or at run time through ``/sim/faults``.
 
 A fault has a kind and limits. These are the ``share`` of requests that it hits (seeded), a maximum
-``count``, and the ``seconds`` for which it is armed. ``refuse`` and ``hang`` act on new connections and on
-requests of open ones. Other kinds act on requests that generate, or on all with ``everywhere``.
+``count``, and the ``seconds`` for which it is armed. ``refuse`` and ``hang`` act on new connections
+and on requests of open ones. Other kinds act on requests that generate, or on all with
+``everywhere``.
 """
 
 import os

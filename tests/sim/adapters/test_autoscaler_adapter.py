@@ -1,4 +1,4 @@
-"""The autoscaler's seam: the protocol's words, the production core's numbers."""
+"""The autoscaler seam: terms of the protocol, numbers of the production core."""
 
 import io
 import json
@@ -28,7 +28,7 @@ ROLES = {"Serve": "both", "Prefill": "prefill", "Decode": "decode"}
 
 
 def info_of(model: ModelSpec) -> dict[str, Any]:
-    """What a tool would say of the model."""
+    """Returns a model as a tool describes it."""
     pools: dict[str, Any] = {}
     for facts in model.pools:
         prior = facts.profile
@@ -61,7 +61,7 @@ def info_of(model: ModelSpec) -> dict[str, Any]:
 
 
 def obs_of(seen: Observation) -> dict[str, Any]:
-    """The same look as the protocol has it."""
+    """Returns an observation in the form of the protocol."""
     gateway: dict[str, Any] | None = (
         None
         if seen.gateway is None
@@ -108,7 +108,7 @@ def obs_of(seen: Observation) -> dict[str, Any]:
 
 
 class Both:
-    """The core beside the seam; both see every look."""
+    """The core and the seam, which receive the same observations."""
 
     def __init__(self, model: ModelSpec) -> None:
         self.model = model
@@ -139,7 +139,7 @@ def test_the_seam_answers_what_the_core_answers() -> None:
     assert len({tuple(step.items()) for step in controller.steps}) > 1
 
 
-def test_told_the_shapes_of_requests_it_divides_among_kinds_by_the_mix_as_the_core_does() -> None:
+def test_with_request_shapes_pools_are_sized_by_the_mix_as_in_the_core() -> None:
     scenario = replace(scenarios.smooth_mixed(2), seconds=1_500.0)
     controller = Both(scenario.model)
     run_controller(scenario, controller, solver=simulation_solver())
@@ -147,7 +147,7 @@ def test_told_the_shapes_of_requests_it_divides_among_kinds_by_the_mix_as_the_co
     assert any(step["L"] > 0 for step in controller.steps)
 
 
-def test_info_is_the_model_as_the_scenarios_tell_it() -> None:
+def test_info_describes_the_model_of_the_scenarios() -> None:
     model = short().model
     told = parse_model(info_of(model))
     assert told.pools[0].profile is not None
@@ -197,7 +197,7 @@ def test_a_histogram_may_leave_what_lies_beyond_its_edges_to_the_total() -> None
 
 
 @pytest.mark.parametrize("wrong", [None, math.nan, math.inf, -3.0, 1e308, 2.5])
-def test_a_pool_whose_pods_nobody_counted_stays_as_it_is(wrong: float | None) -> None:
+def test_a_pool_without_pod_counts_keeps_its_size(wrong: float | None) -> None:
     core = autoscaler({"pools": {"main": {"max": 9}}})
     counted = {"desired": 3, "ready": 3, "pending": 0, "draining": 0, "replicas": []}
     for field in ("desired", "ready"):
@@ -206,7 +206,7 @@ def test_a_pool_whose_pods_nobody_counted_stays_as_it_is(wrong: float | None) ->
     assert core.step({"t": wrong, "gateway": None, "pools": {"main": counted}}) == {"main": 3}
 
 
-def test_a_replica_of_which_nobody_says_what_it_is_doing_is_left_out() -> None:
+def test_a_replica_without_a_state_is_omitted() -> None:
     told = [{"id": "a", "state": None, "age": 9.0}, {"id": "b", "state": "ready", "age": None, "running": 2}]
     pool = {"desired": 2, "ready": 2, "replicas": told}
     seen = parse_observation({"t": 5.0, "gateway": None, "pools": {"main": pool}}, parse_model({"pools": {"main": {}}}))
@@ -270,7 +270,7 @@ def pool_told(**told: Any) -> dict[str, Any]:
         (pool_told(replicas=[{**REPLICA, "ttft_hist": 3}]), "pools.main.replicas[0].ttft_hist: int where a list"),
     ],
 )
-def test_a_step_that_is_wrong_is_answered_with_the_field_and_changes_nothing(obs: dict[str, Any], told: str) -> None:
+def test_a_malformed_step_is_rejected_with_its_field_and_changes_nothing(obs: dict[str, Any], told: str) -> None:
     right = pool_told()
     lines = [{"op": "reset", "pools": {"main": {}}}, {"op": "step", **obs}, {"op": "step", **right}]
     errors, answers = io.StringIO(), io.StringIO()
@@ -299,7 +299,7 @@ def test_a_step_that_is_wrong_is_answered_with_the_field_and_changes_nothing(obs
         ({"pools": {"main": {"cost": math.nan}}}, "pools.main.cost: nan is not between"),
         ({"pools": {"main": {"startup_p50": 1e308}}}, "pools.main.startup_p50: 1e+308 is not between 0 and 86400"),
         ({"pools": {"main": {"profile": 5}}}, "pools.main.profile: int where an object belongs"),
-        ({"pools": {"main": {"profile": {}}}}, "pools.main.profile: its steps take no time (leave out"),
+        ({"pools": {"main": {"profile": {}}}}, "pools.main.profile: its steps take no time (omit"),
         ({"pools": {"main": {"profile": {"step_base": -1}}}}, "pools.main.profile.step_base: -1 is not between"),
         ({"pools": {"main": {"profile": {"step_base": 1, "chunk": 0}}}}, "pools.main.profile.chunk: 0 is not between"),
         ({"pools": {}, "slo": 3}, "slo: int where an object belongs"),
@@ -314,7 +314,7 @@ def test_a_step_that_is_wrong_is_answered_with_the_field_and_changes_nothing(obs
         ({"pools": {}, "itl_le": [math.nan]}, "itl_le: [nan] are no upper edges"),
     ],
 )
-def test_a_reset_that_is_wrong_names_the_field_and_what_belongs_there(info: dict[str, Any], told: str) -> None:
+def test_a_malformed_reset_is_rejected_with_field_and_expected_value(info: dict[str, Any], told: str) -> None:
     with pytest.raises(BadInput) as caught:
         autoscaler(info)
     assert str(caught.value).startswith(told)
@@ -327,7 +327,7 @@ def test_what_is_not_limited_is_missing_or_infinite() -> None:
 
 
 @pytest.mark.parametrize("line", [b"[" * 100_000, b'{"op": "step", "t": "\xff"}', b"{", b"null"])
-def test_a_line_that_is_no_json_ends_nothing(line: bytes) -> None:
+def test_malformed_json_does_not_end_the_session(line: bytes) -> None:
     right = json.dumps({"op": "step", **pool_told()}).encode()
     sent = b"\n".join([b'{"op": "reset", "pools": {"main": {}}}', line, right])
     command = [sys.executable, "-m", "fairlead_sim.seams", "autoscaler"]

@@ -1,4 +1,4 @@
-"""The router seam believes what a tool counts and what its events tell, and holds requests where the preset wants it."""
+"""The router seam's endpoint view: a tool's counts, its KV events, and requests that are held."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +37,7 @@ def endpoint(name: str, *, pending: float = 0.0, inflight: int = 0, **more: Any)
 
 
 def fleet(**pending: float) -> list[Any]:
-    """Endpoints with so many tokens before them of somebody else's requests."""
+    """Returns endpoints with so many tokens of other requests queued."""
     return [
         endpoint(name, pending=pending.get(name, 0.0), inflight=3 if name in pending else 0) for name in INFO["live"]
     ]
@@ -53,13 +53,13 @@ def test_requests_in_flight_are_counted_as_the_tool_does() -> None:
     assert router(INFO, preset="least-request").pick(request("r"), fleet(e0=9, e1=9, e2=9), 0.0) == "e3"
 
 
-def test_a_tool_that_does_not_count_what_was_sent_is_not_believed() -> None:
+def test_a_tool_that_does_not_count_sent_requests_is_not_trusted() -> None:
     seam = router(INFO, preset="least-request")
     assert sorted(seam.pick(request(str(n), (n,)), fleet(), 0.0) for n in range(4)) == ["e0", "e1", "e2", "e3"]
 
 
-def test_of_what_is_all_ours_the_less_counts_as_a_tool_may_not_have_heard_what_is_cached() -> None:
-    """Two requests with the same prompt: the second computes nothing, whatever the tool counts until events tell it so."""
+def test_a_tools_prefill_count_yields_to_our_lower_estimate() -> None:
+    """A repeated prompt computes nothing, whatever the tool counts before events come."""
 
     def told(**pending: float) -> list[Any]:
         return [
@@ -83,13 +83,13 @@ def test_of_what_is_all_ours_the_less_counts_as_a_tool_may_not_have_heard_what_i
 @pytest.mark.parametrize(
     ("inflight", "pending", "backlog"),
     [
-        (2, 9_000.0, 3.0),  # ours alone; the tool has not heard what is cached
-        (2, 1_000.0, 1.0),  # ours alone; we have not
-        (3, 9_000.0, 9.0),  # somebody else's too
+        (2, 9_000.0, 3.0),  # ours alone; the tool does not know what is cached
+        (2, 1_000.0, 1.0),  # ours alone; we do not know
+        (3, 9_000.0, 9.0),  # also other requests
         (1, 9_000.0, 3.0),  # not counted
     ],
 )
-def test_prefill_before_us_is_the_less_of_both_counts_where_all_is_ours(
+def test_queued_prefill_is_the_lower_count_if_all_requests_are_ours(
     inflight: int, pending: float, backlog: float
 ) -> None:
     view = EndpointView(0.001, 512)
@@ -97,7 +97,7 @@ def test_prefill_before_us_is_the_less_of_both_counts_where_all_is_ours(
     assert view.load(EndpointLoad("e0", 2, 2, 3.0, 4_000.0)).backlog_seconds == pytest.approx(backlog)
 
 
-def test_what_events_tell_decides_and_not_what_was_remembered() -> None:
+def test_kv_events_take_precedence_over_remembered_prompts() -> None:
     def told(**tokens: int) -> list[Any]:
         return [endpoint(name, matched_tokens=tokens.get(name, 0)) for name in ("e0", "e1", "e2", "e3")]
 
@@ -107,7 +107,7 @@ def test_what_events_tell_decides_and_not_what_was_remembered() -> None:
     for home in homes:
         assert router(INFO, preset="dualmap").pick(request("r"), told(**{home: 1_024}), 0.0) == home
     first = seam.pick(request("r"), told(), 0.0)
-    assert seam.pick(request("s"), told(), 0.1) == first  # under way: no event tells of it yet
+    assert seam.pick(request("s"), told(), 0.1) == first  # under way: no event yet
     for name in ("r", "s"):
         seam.on_first_token(request(name), first, 1.0)
         seam.on_complete(request(name), first, 2.0)
@@ -117,7 +117,7 @@ def test_what_events_tell_decides_and_not_what_was_remembered() -> None:
 
 
 def telling() -> EndpointView:
-    """Of a tool whose events have told of something cached, though of nothing that is asked for here."""
+    """Returns the view of a tool with KV events, none of them for the blocks of this request."""
     view = EndpointView(1e-3, 512)
     view.set_endpoints({"e0": endpoint("e0", matched_tokens=512)})
     view.add_request("before", (9,), 0.0)
@@ -125,7 +125,7 @@ def telling() -> EndpointView:
     return view
 
 
-def test_who_never_tells_more_than_nothing_tells_nothing() -> None:
+def test_a_tool_that_reports_only_zeros_reports_nothing() -> None:
     view = EndpointView(1e-3, 512)
     view.set_endpoints({"e0": endpoint("e0", matched_tokens=0)})
     view.add_request("r", (1,), 0.0)
@@ -135,7 +135,7 @@ def test_who_never_tells_more_than_nothing_tells_nothing() -> None:
     assert other.cached_tokens("r") == {}
 
 
-def test_an_endpoint_that_came_back_holds_nothing_of_what_was_under_way() -> None:
+def test_an_endpoint_that_returns_has_no_requests_in_flight() -> None:
     view = telling()
     view.add_routed("r", "e0", (1, 2), 0.0)
     view.add_routed("s", "e1", (1,), 0.0)
@@ -171,7 +171,7 @@ def test_hits_go_first_and_then_who_came_first(holding: LateBindingRouterAdapter
     assert [one.id for one in sorted(asked, key=holding.order_key)] == ["long", "first", "second"]
 
 
-def test_by_default_the_shorter_goes_first_and_nobody_is_passed_for_ever() -> None:
+def test_by_default_shorter_prompts_go_first_without_starvation() -> None:
     late = router(INFO)
     assert isinstance(late, LateBindingRouterAdapter)
     asked = {}

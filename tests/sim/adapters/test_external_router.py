@@ -1,4 +1,4 @@
-"""The simulator as an outside tool of the router seam: what its cores are told, and when."""
+"""The simulator as an external tool of the router seam: what its cores receive, and when."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ COUNTERS = ("inflight", "waiting", "running", "pending_prefill_tokens", "infligh
 
 
 class First:
-    """Sends everything to the first endpoint, and writes down what it was told."""
+    """A core that sends everything to the first endpoint and records its calls."""
 
     def __init__(self, into: list[Any]) -> None:
         self._into = into
@@ -27,7 +27,7 @@ class First:
 
 
 class Late(First):
-    """Wants requests to be held for an engine that is busy."""
+    """A core that holds requests for a busy engine."""
 
     def order_key(self, request: Any) -> str:
         return str(request.id)
@@ -51,7 +51,7 @@ def conversation(gap: float, turns: int = 6) -> list[TraceRequest]:
     return [TraceRequest(f"r{at}", at * gap, 512 * len(one), 4, one) for at, one in enumerate(blocks)]
 
 
-def test_a_core_is_told_its_own_load_at_once_and_that_of_others_as_late_as_is_said() -> None:
+def test_a_core_receives_its_own_load_at_once_and_that_of_others_delayed() -> None:
     requests = [
         TraceRequest(f"r{at}", at * 0.1, 2_048, 2_000, (at * 4, at * 4 + 1, at * 4 + 2, at * 4 + 3)) for at in range(30)
     ]
@@ -64,7 +64,7 @@ def test_a_core_is_told_its_own_load_at_once_and_that_of_others_as_late_as_is_sa
 
 
 @pytest.mark.parametrize("late", [0.0, 5.0])
-def test_cached_prefixes_are_told_as_late_as_is_said(late: float) -> None:
+def test_cached_prefixes_arrive_after_the_given_delay(late: float) -> None:
     seen = run_with_core(conversation(gap=3.0), sharing=SharingDelays(late, 0.0))
     matched = [[item.matched_tokens for item in endpoints.values()] for *_, endpoints in seen]
     turns_ago = 1 if late == 0.0 else 2
@@ -73,7 +73,7 @@ def test_cached_prefixes_are_told_as_late_as_is_said(late: float) -> None:
         assert second == 0
 
 
-def test_where_nothing_is_shared_nothing_is_told_of_caches_and_of_others() -> None:
+def test_without_sharing_a_core_receives_no_caches_and_no_other_load() -> None:
     seen = run_with_core(conversation(gap=0.01), gateways=2, sharing=None)
     for number, (core, _, _, endpoints) in enumerate(seen):
         own = sum(before is core for before, *_ in seen[:number])
@@ -81,7 +81,7 @@ def test_where_nothing_is_shared_nothing_is_told_of_caches_and_of_others() -> No
         assert {item.matched_tokens for item in endpoints.values()} == {None}
 
 
-def test_where_a_request_goes_is_told_when_that_is_decided_and_not_when_it_is_sent() -> None:
+def test_an_assignment_is_shared_at_the_decision_not_at_the_dispatch() -> None:
     into: list[Any] = []
     Trial(engines=2, seam=SeamKind(lambda *_: Late(into))).run(conversation(gap=0.001))
     matched = [next(iter(endpoints.values())).matched_tokens for *_, endpoints in into]
@@ -90,8 +90,8 @@ def test_where_a_request_goes_is_told_when_that_is_decided_and_not_when_it_is_se
 
 @pytest.mark.parametrize("preset", ["dual-hash", "dualmap"])
 @pytest.mark.parametrize("sharing", [SharingDelays(), SharingDelays(0.05, 0.2), None])
-def test_counters_come_back_to_nothing_whatever_happens(preset: str, sharing: SharingDelays | None) -> None:
-    """The last request comes long after all others have ended, an engine was lost and another came."""
+def test_all_counters_return_to_zero(preset: str, sharing: SharingDelays | None) -> None:
+    """The last request comes long after all others; an engine was lost and another joined."""
     into: list[Any] = []
 
     class Core:
@@ -118,7 +118,7 @@ def test_counters_come_back_to_nothing_whatever_happens(preset: str, sharing: Sh
         assert [getattr(item, name) for name in COUNTERS] == pytest.approx([0.0] * len(COUNTERS))
 
 
-def test_one_gateway_behind_the_seam_serves_as_the_router_alone_does() -> None:
+def test_one_gateway_behind_the_seam_equals_the_router_alone() -> None:
     requests = at_rate(FAMILIES["agents"](1_500, seed=1), 30.0)
     alone = Trial(seed=1).metrics(requests)
     behind = Trial(seed=1, seam=SeamKind(fairlead)).metrics(requests)
@@ -127,7 +127,7 @@ def test_one_gateway_behind_the_seam_serves_as_the_router_alone_does() -> None:
 
 
 class Counted:
-    """An endpoint that counts who looks at its load."""
+    """An endpoint that counts reads of its load."""
 
     LOAD = frozenset({*COUNTERS, "held"})
 
@@ -142,8 +142,8 @@ class Counted:
 
 
 @pytest.mark.parametrize("engines", [17, 64])
-def test_of_many_endpoints_the_default_looks_at_the_load_of_five(engines: int) -> None:
-    """At most, for every pick; and in turn at each of them, since what is remembered makes the mean of the fleet."""
+def test_among_many_endpoints_the_default_reads_five_loads_per_pick(engines: int) -> None:
+    """At most five per pick, and each endpoint in turn: stored loads give the mean of the fleet."""
     looked: list[set[str]] = []
 
     class Core:

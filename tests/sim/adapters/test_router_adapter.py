@@ -1,4 +1,4 @@
-"""The router seam: the protocol's words, the production router's choices."""
+"""The router seam: terms of the protocol, choices of the production router."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The router seam under tools that say little, or what nobody can have counted."""
+"""The router seam under tools that report little, or impossible counts."""
 
 import math
 from types import SimpleNamespace
@@ -51,7 +51,7 @@ def test_what_is_wrong_is_named_and_changes_nothing(asked: Any, offered: Any, no
 
 
 @pytest.mark.parametrize("value", [-3, math.nan, math.inf, None])
-def test_counters_that_nobody_can_have_counted_are_unknown(value: Any) -> None:
+def test_impossible_counters_are_unknown(value: Any) -> None:
     odd, plain = router(INFO), router(INFO)
     fields = (
         "inflight",
@@ -91,7 +91,7 @@ def test_a_count_of_what_is_held_moves_nothing() -> None:
 
 
 def share(seam: Any, at: float, count: int, told: dict[str, int], *, first: bool = False) -> dict[str, int]:
-    """How many of ``count`` prompts that share nothing go where, when the tool counts ``told`` in flight."""
+    """Returns the requests per endpoint, of ``count`` prompts that share nothing."""
     picked = dict.fromkeys(NAMES, 0)
     rest = {"pending_prefill_tokens": 0, "matched_tokens": 0}
     counted = [
@@ -107,14 +107,14 @@ def share(seam: Any, at: float, count: int, told: dict[str, int], *, first: bool
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_a_tool_that_tells_no_end_is_believed_what_it_counts(first: bool) -> None:
+def test_a_tool_without_completions_is_trusted_with_its_counts(first: bool) -> None:
     seam = router(INFO)
     share(seam, 0.0, INFERENCE_REQUESTS, {"a": 1, "b": 1, "c": 1}, first=first)
     picked = share(seam, INFERENCE_SECONDS, 60, {"a": 45, "b": 1, "c": 45}, first=first)
     assert picked["b"] == 60
 
 
-def test_a_tool_that_tells_ends_is_not_deaf_however_long_one_takes() -> None:
+def test_a_long_request_does_not_disable_a_tools_completions() -> None:
     seam = router(INFO)
     quick = request("quick", 100, ())
     seam.on_complete(quick, seam.pick(quick, endpoints(), 0.0), 0.0, 1)
@@ -123,7 +123,7 @@ def test_a_tool_that_tells_ends_is_not_deaf_however_long_one_takes() -> None:
     assert max(picked.values()) <= 25
 
 
-def test_what_an_endpoint_had_when_it_went_away_is_lost_though_nobody_says_so() -> None:
+def test_requests_of_an_endpoint_that_left_are_lost_without_a_report() -> None:
     seam = router(INFO, preset="least-request")
     for number in range(30):
         seam.pick(request(str(number), blocks=()), endpoints(), 0.0)
@@ -133,7 +133,7 @@ def test_what_an_endpoint_had_when_it_went_away_is_lost_though_nobody_says_so() 
     assert [seam.pick(request(str(number), blocks=()), back, 2.0) for number in range(34, 44)] == ["a"] * 10
 
 
-def test_an_endpoint_that_was_left_out_of_one_pick_keeps_what_it_has() -> None:
+def test_an_endpoint_omitted_from_one_pick_keeps_its_state() -> None:
     seam = router(INFO, preset="least-request")
     for number in range(30):
         seam.pick(request(str(number), blocks=()), endpoints(), 0.0)

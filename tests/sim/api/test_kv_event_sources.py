@@ -1,4 +1,4 @@
-"""A running simulated engine and its KV events, as an index would read them: sources over HTTP, what was missed over ZMQ."""
+"""The KV events of a running simulated engine, read as an index reads them, over HTTP and ZMQ."""
 
 import asyncio
 from typing import Any
@@ -15,7 +15,7 @@ END = b"\xff" * 8
 
 
 async def complete(engine: EngineProcess, tokens: list[int], **more: Any) -> dict[str, Any]:
-    """The usage of one completion of these tokens."""
+    """Returns the usage of one completion of these tokens."""
     body = {"model": "tiny", "prompt": tokens, "max_tokens": 1, **more}
     usage: dict[str, Any] = (await send_request(engine.authority, post_request("/v1/completions", body))).json()[
         "usage"
@@ -24,7 +24,7 @@ async def complete(engine: EngineProcess, tokens: list[int], **more: Any) -> dic
 
 
 async def heard(engine: EngineProcess) -> list[Any]:
-    """All events that the engine published so far, in order."""
+    """Returns all events that the engine has published, in order."""
     sources = (await send_request(engine.authority, get_request("/kv_event_sources"))).json()
     return await asyncio.to_thread(_replayed, sources["0"]["replay_endpoint"])
 
@@ -65,7 +65,7 @@ def _keys(events: list[Any]) -> list[int]:
 
 
 def _path(events: list[Any], key: int) -> list[int]:
-    """The tokens from the prompt's beginning to the end of this block, from the events alone."""
+    """Returns the tokens from the prompt's start to the end of this block, from the events alone."""
     parents: dict[int, tuple[int | None, list[int]]] = {}
     for event in events:
         if event["type"] == "BlockStored":
@@ -98,7 +98,7 @@ def test_a_prompt_in_full_blocks_stores_its_last_block_again() -> None:
 
 
 @pytest.mark.parametrize("how", ["/reset_prefix_cache", "/sleep?level=1", "/pause?clear_cache=true"])
-def test_a_clear_is_told_with_the_next_request_only(how: str) -> None:
+def test_a_clear_is_published_only_with_the_next_request(how: str) -> None:
     async def scenario() -> None:
         async with launch_engine(SWITCHES) as engine:
             await complete(engine, list(range(40)))
@@ -116,7 +116,7 @@ def test_a_clear_is_told_with_the_next_request_only(how: str) -> None:
     asyncio.run(scenario())
 
 
-def test_salt_adapter_and_session_are_told() -> None:
+def test_salt_adapter_and_session_are_published() -> None:
     async def scenario() -> None:
         async with launch_engine(SWITCHES) as engine:
             tokens = list(range(70))
@@ -130,7 +130,7 @@ def test_salt_adapter_and_session_are_told() -> None:
     asyncio.run(scenario())
 
 
-def test_a_mode_tells_of_cached_blocks_again() -> None:
+def test_a_mode_publishes_cached_blocks_again() -> None:
     async def scenario() -> None:
         async with launch_engine(SWITCHES) as engine:
             tokens = list(range(100))

@@ -1,4 +1,4 @@
-"""The metrics page of a running simulated engine: what the control plane reads there, after real requests."""
+"""The metrics page of a running simulated engine after real requests."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ SWITCHES = ("--model", "tiny", "--block-size", "32", "--max-model-len", "4096")
 
 
 async def complete(engine: EngineProcess, **more: object) -> int:
-    """The status of one completion of 100 tokens."""
+    """Returns the status of one completion of 100 tokens."""
     body = {"model": "tiny", "prompt": list(range(100)), "max_tokens": 5, **more}
     return (await send_request(engine.authority, post_request("/v1/completions", body))).status
 

@@ -1,4 +1,4 @@
-"""The aggregated engine beside the token-level one, in one plant and on the same requests."""
+"""The aggregated engine compared with the token-level one, in one plant and on the same requests."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,7 +64,7 @@ def test_every_token_comes_when_the_token_level_engine_says(
 
 
 def troubled() -> AutoscalingScenario:
-    """Load that grows and ebbs, more than the replicas carry for a while, with crashes and slow steps."""
+    """Returns a scenario of rising and falling overload, with crashes and slow steps."""
     draw = Random(5)
     load = poisson_arrivals([2.0] * 5 + [11.0] * 5 + [3.0] * 9, CHAT_LENGTHS, draw)
     return replace(
@@ -106,14 +106,14 @@ def test_short_answers_on_large_engines_come_to_the_same() -> None:
     assert NOT_YET not in quick.request_table.end
 
 
-def test_engines_that_preempt_begin_sooner_and_count_every_token_once() -> None:
+def test_preempting_engines_start_sooner_and_count_every_token_once() -> None:
     load = ArrivalTrace([0.01 * place for place in range(60)], [1_000] * 60, [700] * 60)
     book, engine = served(TokenEngine, load, Role.SERVE, 1e9, 1.0)
     other, preempting = served(partial(TokenEngine, preempting=True), load, Role.SERVE, 1e9, 1.0)
     assert sum(other.first) < sum(book.first)
     assert max(other.end[place] - other.first[place] for place in range(60)) > max(
         book.end[place] - book.first[place] for place in range(60)
-    )  # somebody began and was put back
+    )  # a request began and was preempted
     for one, seen in ((book, engine), (other, preempting)):
         assert seen.totals.generated_tokens == sum(load.outputs)
         assert seen.totals.gap_seconds == pytest.approx(sum(one.end) - sum(one.first))

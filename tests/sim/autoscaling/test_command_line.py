@@ -1,4 +1,4 @@
-"""``python -m fairlead_sim.autoscaling``: which controller it runs, with which settings, and how it refuses what there is not."""
+"""``python -m fairlead_sim.autoscaling``: its controllers, settings and errors."""
 
 from dataclasses import replace
 
@@ -18,14 +18,14 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What is printed, but for how long it took."""
+    """Returns the printed line without the run time."""
     assert command.main(arguments) == 0
     return capsys.readouterr().out.rpartition("  ")[0]
 
 
 def test_a_preset_and_a_setting_make_another_controller(capsys: pytest.CaptureFixture[str]) -> None:
     core = line(capsys)
-    assert core == line(capsys, "--controller", "fairlead_autoscaler.core:Core")
+    assert core == line(capsys, "--controller", "fairlead_autoscaler.core:ScalingCore")
     wary = line(capsys, "--set", "margin=3")
     preset = line(capsys, "--preset", "hpa-concurrency")
     turned = line(capsys, "--preset", "hpa-concurrency", "--set", "target=1")

@@ -1,4 +1,6 @@
-"""The clairvoyant: what it pays for, that it keeps the target, and that it beats what does not know the future."""
+"""The offline optimum: its cost, that it keeps the target, and that it is cheaper than a
+controller.
+"""
 
 from pathlib import Path
 from random import Random
@@ -30,7 +32,7 @@ def humped(startup: StartupDistribution = TEN_SECONDS) -> AutoscalingScenario:
     return scenario(poisson_arrivals(HUMP, CHAT_LENGTHS, Random(2)), setups, 1_200.0)
 
 
-def test_a_clairvoyant_is_ready_when_it_wants_and_pays_from_the_order() -> None:
+def test_scheduled_replicas_are_ready_on_time_and_cost_from_their_start() -> None:
     made = scenario(
         ArrivalTrace([], [], []),
         [reference_pools.reference_pool(reference_pools.small_profile(), 1, startup=TEN_SECONDS)],
@@ -99,7 +101,7 @@ def test_prefill_and_decode_are_searched_apart() -> None:
     )
 
 
-def test_where_nothing_keeps_the_target_the_best_is_told() -> None:
+def test_the_best_schedule_is_returned_if_none_keeps_the_target() -> None:
     setups = [reference_pools.reference_pool(reference_pools.small_profile(), 1)]
     made = AutoscalingScenario(
         "made",

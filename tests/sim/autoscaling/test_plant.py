@@ -1,4 +1,4 @@
-"""The plant: lives of replicas and what they cost, the gateway before them, what a controller sees."""
+"""The plant: replica lifetimes and costs, its gateway, and the observations of a controller."""
 
 from dataclasses import replace
 from random import Random
@@ -63,7 +63,7 @@ def test_starts_that_fail_are_paid_for_and_tried_again() -> None:
     assert outcome.replica_hours["S"] * 3600.0 == pytest.approx(4 * 395.0, abs=1.0)
 
 
-def test_a_crash_cuts_answers_sends_the_rest_again_and_is_made_good() -> None:
+def test_a_crash_cuts_answers_and_the_other_requests_are_retried() -> None:
     load = steady(2.0, 60.0)
     calm = run_controller(scenario(load, initial=2), ScheduleController([]))
     outcome = run_controller(scenario(load, initial=2, troubles=PlantFaults(crashes=(30.0,))), ScheduleController([]))
@@ -180,7 +180,7 @@ def test_loads_have_the_means_that_were_asked_for() -> None:
 
 
 class Counting:
-    """One replica from the first look on that sees a request; ``looks`` are when it was asked."""
+    """Wants one replica once it sees a request; ``looks``: the times of its steps."""
 
     def __init__(self) -> None:
         self.looks: list[float] = []
@@ -194,9 +194,7 @@ class Counting:
 
 
 @pytest.mark.parametrize(("hint", "asked"), [(None, [5.0, 10.0, 15.0]), (0.5, [5.0, 7.0, 12.0])])
-def test_a_hint_brings_the_look_of_a_request_that_meets_nothing_and_no_other(
-    hint: float | None, asked: list[float]
-) -> None:
+def test_only_a_request_without_replicas_advances_the_next_step(hint: float | None, asked: list[float]) -> None:
     controller = Counting()
     made = scenario(ArrivalTrace([6.5, 8.0], [100, 100], [10, 10]), initial=0, seconds=60.0)
     outcome = run_controller(made, controller, hint_seconds=hint)

@@ -1,4 +1,4 @@
-"""The kinds of scenario: equal seeds are equal, and each has what makes it hard."""
+"""The scenarios: equal seeds give equal scenarios, and each has its difficulty."""
 
 from itertools import pairwise
 from statistics import fmean

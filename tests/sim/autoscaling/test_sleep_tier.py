@@ -1,4 +1,4 @@
-"""Sleeping replicas in the plant: how they live and what they cost, and what a tier of them is worth to the core."""
+"""Sleeping replicas in the plant: their lifetime, their cost, and the benefit of a sleep tier."""
 
 from random import Random
 from typing import Any
@@ -13,7 +13,7 @@ from fairlead_sim.autoscaling.scenarios import SCENARIOS, with_sleep_tier
 
 
 class FakeEngine:
-    """One that has as many requests as it is given."""
+    """An engine that has as many requests as it is given."""
 
     def __init__(self) -> None:
         self.inside = 0
@@ -36,12 +36,12 @@ def made(initial: int) -> Pool:
 
 
 def counts(found: Pool) -> tuple[int, ...]:
-    """Ready, pending, waking, asleep, draining."""
+    """Returns the ready, pending, waking, sleeping and draining replicas."""
     ready, pending, draining = found.ready, found.pending, found.draining
     return len(ready), len(pending), len(found.waking), len(found.asleep), len(draining)
 
 
-def test_who_sleeps_is_woken_before_anybody_is_ordered() -> None:
+def test_sleeping_replicas_wake_before_new_ones_start() -> None:
     found = made(3)
     found.scale(1, 0.0, asleep=2)
     assert counts(found) == (1, 0, 0, 2, 0)
@@ -53,7 +53,7 @@ def test_who_sleeps_is_woken_before_anybody_is_ordered() -> None:
     assert counts(found) == (4, 0, 0, 0, 0)
 
 
-def test_one_with_requests_sleeps_when_they_are_done_and_turns_back_at_once() -> None:
+def test_a_busy_replica_sleeps_after_its_requests_and_can_return_at_once() -> None:
     found = made(2)
     for one in found.ready:
         one.engine.inside = 3  # type: ignore[attr-defined]  # the engine of this test
@@ -84,7 +84,7 @@ def test_asleep_costs_its_share_and_no_more() -> None:
     assert found.replica_seconds == pytest.approx(600.0 - 0.75 * 400.0)
 
 
-def test_every_replica_is_seen_in_its_state_and_a_waking_counts_as_pending_until_it_is_ready() -> None:
+def test_each_replica_is_counted_in_its_state_and_a_waking_one_as_pending() -> None:
     found = made(3)
     found.ready.clear()
     found.scale(0, 0.0, asleep=2)
@@ -96,7 +96,7 @@ def test_every_replica_is_seen_in_its_state_and_a_waking_counts_as_pending_until
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_silence_costs_half_as_much_with_a_tier_and_more_requests_are_in_time(seed: int) -> None:
+def test_a_sleep_tier_halves_the_cost_of_silence_with_more_requests_in_time(seed: int) -> None:
     cold = SCENARIOS["zero-cold"](seed, None)
     tiered = with_sleep_tier(cold, SleepTier(3, wake_seconds=10.0), SleepTimings(10.0, 0.1))
     without, with_ = run_controller(cold, ScalingCore(cold.model)), run_controller(tiered, ScalingCore(tiered.model))

@@ -1,4 +1,4 @@
-"""The block pool by itself: keys, references, eviction order and events."""
+"""The block pool: keys, references, eviction order and events."""
 
 from fairlead_sim.engine.block_pool import BlockEvicted, BlockPool, BlocksStored, CacheCleared, block_keys
 

@@ -1,4 +1,4 @@
-"""KV events on real ZMQ sockets, read by a subscriber that knows nothing of the publisher's code."""
+"""KV events on real ZMQ sockets, read by a subscriber that shares no code with the publisher."""
 
 import asyncio
 import random
@@ -45,12 +45,12 @@ def published(
     encoding: Encoding = "map",
     **options: Any,
 ) -> list[tuple[bytes, int, Any]]:
-    """What a subscriber hears of these steps: (topic, sequence number, decoded payload)."""
+    """Returns what a subscriber receives: (topic, sequence number, decoded payload)."""
     settings = KvEventsSettings(LOCAL, None, topic, encoding)
     publisher = KvEventPublisher(settings, clock=ManualClock(), context=context, **options)
     subscriber = context.socket(zmq.XSUB)
     subscriber.connect(publisher.endpoint)
-    # A subscription reaches a PUB socket at some later time; an XPUB would tell. Publishing goes on until it is heard.
+    # A subscription reaches a PUB socket some time later; publish until a batch arrives.
     subscriber.send(b"\x01")
     warm = 0
     while not subscriber.poll(10):
@@ -73,7 +73,9 @@ def published(
 def replayed(
     endpoint: str, start: bytes, *, frames: list[bytes] | None = None, wait_ms: int = PATIENCE_MS
 ) -> list[list[bytes]]:
-    """What a DEALER is told, up to and with the end mark; what came so far when nothing comes for ``wait_ms``."""
+    """Returns what a DEALER receives up to the end mark, or until ``wait_ms`` pass without a
+    message.
+    """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     dealer.connect(endpoint)
@@ -88,7 +90,7 @@ def replayed(
 
 
 def run(main: Callable[[], Any], loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> Any:
-    """Run a coroutine function on a loop of this kind."""
+    """Runs a coroutine function on a loop of this kind."""
     with asyncio.Runner(loop_factory=loop) as runner:
         return runner.run(main())
 
@@ -133,7 +135,7 @@ def test_older_engines_send_arrays(context: "zmq.Context[zmq.Socket[bytes]]") ->
     assert events[2:] == [["BlockRemoved", [7], "GPU"], ["AllBlocksCleared"]]
 
 
-def test_the_salt_is_told_with_the_first_block_of_a_prompt_only() -> None:
+def test_the_salt_is_published_only_with_a_prompts_first_block() -> None:
     assert kv_event_codec.extra_keys(C) == [["poet", "s"], ["poet"]]
     assert kv_event_codec.extra_keys(BlocksStored((1, 2), None, None, 16, salt="s")) == [["s"], None]
     assert kv_event_codec.extra_keys(BlocksStored((1, 2), 9, None, 16, salt="s")) == [None, None]
@@ -158,7 +160,7 @@ def test_the_rank_is_in_the_batch_and_moves_the_port(context: "zmq.Context[zmq.S
     assert rank == 1
 
 
-def test_port_0_takes_a_free_one_and_sources_tell_the_real_one(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+def test_port_0_takes_a_free_port_that_sources_report(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
     publisher = KvEventPublisher(
         KvEventsSettings("tcp://*:0", "tcp://*:0", "t"), clock=ManualClock(), context=context, buffer_steps=5
     )
@@ -172,7 +174,7 @@ def test_port_0_takes_a_free_one_and_sources_tell_the_real_one(context: "zmq.Con
     publisher.close()
 
 
-def test_an_address_in_use_or_malformed_is_told(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+def test_an_address_in_use_or_malformed_is_rejected(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
     publisher = KvEventPublisher(KvEventsSettings(LOCAL, None), clock=ManualClock(), context=context)
     with pytest.raises(BadInput, match="cannot bind"):
         KvEventPublisher(KvEventsSettings(publisher.endpoint, LOCAL), clock=ManualClock(), context=context)
@@ -182,7 +184,7 @@ def test_an_address_in_use_or_malformed_is_told(context: "zmq.Context[zmq.Socket
 
 
 @pytest.mark.parametrize("loop", LOOPS, ids=["asyncio", "uvloop"])
-def test_a_late_listener_is_told_what_it_missed(
+def test_a_late_subscriber_receives_what_it_missed(
     context: "zmq.Context[zmq.Socket[bytes]]", loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     async def main() -> list[list[bytes]]:
@@ -225,7 +227,7 @@ def test_only_the_last_batches_can_be_replayed(context: "zmq.Context[zmq.Socket[
     assert [frames[2] for frames in run(main)] == [number(7), number(8), number(9), END_OF_REPLAY]
 
 
-def test_a_short_number_is_read_as_one_and_a_request_without_delimiter_gets_no_answer(
+def test_a_short_number_is_accepted_and_a_malformed_request_gets_no_reply(
     context: "zmq.Context[zmq.Socket[bytes]]",
 ) -> None:
     async def main() -> tuple[list[list[bytes]], list[list[bytes]]]:
@@ -234,7 +236,7 @@ def test_a_short_number_is_read_as_one_and_a_request_without_delimiter_gets_no_a
         for key in range(7):
             publisher.publish([BlockEvicted(key)])
         endpoint = str(publisher.replay_endpoint)
-        # The malformed request is sent first on the same socket; had it an answer, it would be told before the other's.
+        # The malformed request goes first on one socket; an answer to it would come first, too.
         malformed = await asyncio.to_thread(_two_requests, endpoint, [number(0)], [b"", b"\x05"])
         short = await asyncio.to_thread(replayed, endpoint, b"\x05")
         publisher.close()
@@ -285,7 +287,7 @@ def _requested(endpoint: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("loop", LOOPS, ids=["asyncio", "uvloop"])
-def test_many_listeners_at_once_and_again_are_all_told(
+def test_many_subscribers_receive_replays_at_once_and_again(
     context: "zmq.Context[zmq.Socket[bytes]]", loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     async def main() -> list[int]:
@@ -383,7 +385,7 @@ def test_both_encodings_carry_the_same_facts(context: "zmq.Context[zmq.Socket[by
 
 
 def shapes(events: list[dict[str, Any]]) -> set[tuple[tuple[str, str], ...]]:
-    """The keys of events with the types of their values, in order; int hashes only (engines may send bytes)."""
+    """Returns the keys of events with the types of their values; int hashes only."""
     found = set()
     for event in events:
         told = {"bytes": "int"}

@@ -1,4 +1,4 @@
-"""The metrics page: what a step and a request count, and that it has vLLM's names, labels, types and buckets."""
+"""The metrics page: what steps and requests count, with vLLM's names, labels, types and buckets."""
 
 import re
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ HISTOGRAMS = {
 
 
 class Bench:
-    """A core and its metrics on a clock of their own."""
+    """A core and its metrics on a manual clock."""
 
     def __init__(self, *, ranks: int = 1, max_model_len: int = 4_096) -> None:
         self.core = EngineCore(builtin_profile("tiny-cpu"), block_tokens=16)
@@ -75,17 +75,17 @@ class Bench:
         )
 
     def run(self) -> None:
-        """Step until nothing is left."""
+        """Steps until no sequence is left."""
         while (step := self.core.step(self.now)) is not None:
             began, self.now = self.now, self.now + step.seconds
             self.metrics.observe_step(0, step, began, self.now)
 
     def series(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-        """Every series of the page by name and labels."""
+        """Returns every series of the page by name and labels."""
         return parsed(self.metrics.render().decode())
 
     def value(self, name: str, **labels: str) -> float:
-        """The one series of that name that has these labels."""
+        """Returns the one series of that name that has these labels."""
         found = [
             value
             for (series, given), value in self.series().items()
@@ -104,7 +104,7 @@ def parsed(page: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 
 def names_and_labels(page: str) -> set[tuple[str, frozenset[tuple[str, str]]]]:
-    """Series by name and labels; buckets by their bound, labels that hold configuration by their names alone."""
+    """Returns the series by name and labels; configuration labels appear by name only."""
     free = {"handler", "method", "status", "max_lora", "running_lora_adapters", "waiting_lora_adapters"}
     found = set()
     for name, labels in parsed(page):
@@ -126,7 +126,7 @@ def ours_after_one_request(*, ranks: int = 1, max_model_len: int = 4_096) -> str
 
 
 def relevant(series: set[tuple[str, frozenset[tuple[str, str]]]]) -> set[tuple[str, frozenset[tuple[str, str]]]]:
-    """Without what belongs to the Python process, and the one metric that is our own."""
+    """Returns the series without those of the Python process and without our own metric."""
     return {item for item in series if not item[0].startswith(("python_", "process_", "fairlead_"))}
 
 
@@ -223,7 +223,7 @@ def test_a_client_that_left_is_counted_nowhere_and_forgotten() -> None:
     assert bench.value("vllm:request_success_total", finished_reason="abort") == 0
 
 
-def test_sleep_levels_are_told_as_the_real_engine_tells_them() -> None:
+def test_sleep_levels_are_reported_as_by_the_real_engine() -> None:
     bench = Bench()
     states = ("awake", "weights_offloaded", "discard_all")
     for level, expected in ((None, (1, 0, 0)), (0, (0, 0, 0)), (1, (0, 1, 0)), (2, (0, 0, 1)), (None, (1, 0, 0))):
@@ -268,6 +268,6 @@ def lines_of(page: str) -> Iterator[str]:
     yield from (line for line in page.splitlines() if not line.startswith("#"))
 
 
-def test_no_series_is_told_twice() -> None:
+def test_no_series_appears_twice() -> None:
     names = [line.rpartition(" ")[0] for line in lines_of(ours_after_one_request(ranks=2))]
     assert len(names) == len(set(names))

@@ -1,4 +1,6 @@
-"""What the engine core does, one rule at a time; block 32 and the events as recorded from a real engine."""
+"""The engine core, one rule at a time; block 32 and the events are those recorded from a real
+engine.
+"""
 
 from dataclasses import replace
 
@@ -61,7 +63,7 @@ def test_a_cold_prompt_stores_its_full_blocks_once_from_the_root() -> None:
     assert (len(event.keys), event.parent, event.tokens) == (3, None, tuple(range(96)))
 
 
-def test_the_same_prompt_again_hits_every_full_block_and_tells_nothing() -> None:
+def test_a_repeated_prompt_hits_every_full_block_without_events() -> None:
     core = engine()
     serve(core, prompt("a", 100))
     again = prompt("b", 100)
@@ -79,7 +81,7 @@ def test_an_extension_stores_only_the_new_blocks_behind_their_parent() -> None:
     assert (len(event.keys), event.parent) == (3, longer.keys[2])
 
 
-def test_a_fully_cached_multiple_recomputes_and_stores_its_last_block_again() -> None:
+def test_a_fully_cached_prompt_recomputes_and_stores_its_last_block() -> None:
     core = engine()
     serve(core, prompt("a", 96))
     again = prompt("b", 96)
@@ -89,7 +91,7 @@ def test_a_fully_cached_multiple_recomputes_and_stores_its_last_block_again() ->
     assert (event.keys, event.parent) == (again.keys[2:], again.keys[1])
 
 
-def test_decoding_stores_one_block_each_time_one_is_full_with_the_generated_ids() -> None:
+def test_decoding_stores_each_full_block_with_the_generated_ids() -> None:
     sequence = prompt("a", 60, output=40)
     events = serve(engine(), sequence)
     assert keys_stored(events) == [1, 1, 1]
@@ -130,7 +132,7 @@ def test_salt_and_adapter_share_nothing_and_are_named_in_events() -> None:
     assert (event.adapter, event.salt, event.session) == ("L1", "tenant-7", "S1")
 
 
-def test_the_salt_is_told_with_the_first_block_only() -> None:
+def test_the_salt_is_published_only_with_the_first_block() -> None:
     core = engine()
     core.add(prompt("a", 3_000, salt="s"))
     stores = [event for step in drain(core) for event in step.events if isinstance(event, BlocksStored)]
@@ -150,16 +152,16 @@ def test_equal_prompts_at_once_are_computed_once() -> None:
 def test_a_prompt_without_lookup_hits_nothing_and_stores_again() -> None:
     core = engine()
     serve(core, prompt("a", 100))
-    blind = prompt("b", 100, lookup=False)
+    blind = prompt("b", 100, uses_cache=False)
     assert keys_stored(serve(core, blind)) == [3]
     assert blind.cached_tokens == 0
     assert core.stats.prefix_queries_total == 100
 
 
-def test_hits_are_told_again_on_request() -> None:
+def test_hits_are_published_again_on_request() -> None:
     core = engine()
     serve(core, prompt("a", 100))
-    (event,) = serve(core, prompt("b", 100, announce_hits=True))
+    (event,) = serve(core, prompt("b", 100, publishes_hits=True))
     assert isinstance(event, BlocksStored)
     assert (len(event.keys), event.parent) == (3, None)
 
@@ -240,7 +242,7 @@ def test_no_more_sequences_run_than_the_profile_allows() -> None:
     assert core.is_idle
 
 
-def test_the_head_of_the_queue_waits_for_room_and_nobody_overtakes_it() -> None:
+def test_the_queues_head_waits_for_memory_and_is_not_overtaken() -> None:
     core = engine(kv_tokens=10 * BLOCK)
     core.add(prompt("a", 6 * BLOCK, 4))
     core.add(prompt("big", 8 * BLOCK, 4, start=1_000))
@@ -249,7 +251,7 @@ def test_the_head_of_the_queue_waits_for_room_and_nobody_overtakes_it() -> None:
     assert (core.stats.running, core.stats.waiting) == (1, 2)
 
 
-def test_output_is_reserved_at_admission_so_nobody_is_put_back() -> None:
+def test_output_is_reserved_at_admission_so_nothing_is_preempted() -> None:
     core = engine(kv_tokens=10 * BLOCK)
     for number in range(4):
         core.add(prompt(str(number), BLOCK, 4 * BLOCK, start=1_000 * number))
@@ -259,7 +261,7 @@ def test_output_is_reserved_at_admission_so_nobody_is_put_back() -> None:
     assert core.stats.preemptions_total == 0
 
 
-def test_unreserved_output_lets_more_in_and_the_last_come_is_put_back_and_finishes_later() -> None:
+def test_unreserved_output_admits_more_and_preempts_the_latest() -> None:
     core = engine(kv_tokens=40 * BLOCK)
     six = [prompt(str(number), 100, 500, start=1_000 * number, reserve_tokens=0) for number in range(6)]
     for sequence in six:
@@ -283,7 +285,7 @@ def test_a_preempted_sequence_finds_its_own_blocks_again() -> None:
     assert hits[0] >= BLOCK
 
 
-def test_priority_admits_the_smaller_number_first_and_puts_back_the_larger() -> None:
+def test_priority_admits_the_smaller_number_and_preempts_the_larger() -> None:
     core = EngineCore(replace(PROFILE, kv_tokens=16 * BLOCK), block_tokens=BLOCK, scheduling="priority")
     core.add(prompt("low", 4 * BLOCK, 6 * BLOCK, priority=5, reserve_tokens=0))
     core.add(prompt("high", 4 * BLOCK, 6 * BLOCK, start=5_000, arrival=1.0, priority=-1, reserve_tokens=0))
@@ -376,7 +378,7 @@ def test_a_paused_engine_takes_no_step_and_goes_on_where_it_was() -> None:
     assert sequence.generated == 5
 
 
-def test_the_cache_is_not_reset_under_a_running_sequence_unless_it_is_put_back() -> None:
+def test_the_cache_resets_under_a_running_sequence_only_by_preempting_it() -> None:
     core = engine()
     sequence = prompt("a", 100, 10)
     core.add(sequence)
@@ -391,7 +393,7 @@ def test_the_cache_is_not_reset_under_a_running_sequence_unless_it_is_put_back()
     assert sequence.preemptions == 1
 
 
-def test_an_idle_reset_is_told_with_the_next_step() -> None:
+def test_an_idle_reset_is_published_with_the_next_step() -> None:
     core = engine()
     serve(core, prompt("a", 100))
     assert core.reset_prefix_cache()

@@ -1,4 +1,4 @@
-"""What holds for the engine core whatever is thrown at it: drawn operations, checked after every step."""
+"""Invariants of the engine core under drawn operations, checked after every step."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class Add:
 
 @dataclass(frozen=True)
 class Pick:
-    """Steps, or something done to the ``number``-th sequence or to the engine."""
+    """An operation: steps, or a change to the ``number``-th sequence or to the engine."""
 
     what: str
     number: int
@@ -158,7 +158,7 @@ class Driver:
 
 @settings(max_examples=500, deadline=None)
 @given(PROFILES, st.sampled_from(["fcfs", "priority"]), OPERATIONS)
-def test_whatever_happens_memory_adds_up_and_everything_ends(
+def test_memory_adds_up_and_every_sequence_ends(
     drawn: tuple[EngineProfile, int], scheduling: str, operations: list[Add | Pick]
 ) -> None:
     profile, block = drawn
@@ -184,7 +184,7 @@ def test_whatever_happens_memory_adds_up_and_everything_ends(
 @settings(max_examples=150, deadline=None)
 @given(PROFILES, st.lists(ADDS, max_size=12))
 def test_a_quiet_listener_and_the_cache_agree_on_every_hit(drawn: tuple[EngineProfile, int], adds: list[Add]) -> None:
-    """One sequence at a time: the cached tokens are exactly the prefix that the events so far promise."""
+    """One sequence at a time: the cached tokens are exactly the prefix that the events promise."""
     profile, block = drawn
     driver = Driver(EngineCore(profile, block_tokens=block))
     for what in adds:

@@ -1,4 +1,4 @@
-"""The vocabulary that all simulated engines share."""
+"""The vocabulary of all simulated engines."""
 
 from hypothesis import given
 from hypothesis import strategies as st

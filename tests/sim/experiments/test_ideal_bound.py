@@ -1,4 +1,4 @@
-"""The bound that routing is held against: one cache under all engines, and a router that sees every queue."""
+"""The ideal bound: one cache for all engines, and a router that sees every queue."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from fairlead_sim.workload.traces import TraceRequest
 H100 = builtin_profile("h100-llama8b")
 
 
-def test_a_prompt_that_one_engine_computed_is_found_by_all_and_kept_once() -> None:
+def test_a_prompt_of_one_engine_is_a_hit_for_all_and_stored_once() -> None:
     prompt = tuple(range(16))
     requests = [TraceRequest(f"r{n}", n * 2.0, 16 * 512, 4, prompt) for n in range(8)]
     served = Trial(is_pooled_bound=True, engines=4).run(requests)

@@ -1,4 +1,4 @@
-"""Trials: how much a fleet carries, requests that are held before engines, and what happens to a fleet meanwhile."""
+"""Trials: capacity, requests held in front of engines, and fleet events during a run."""
 
 import math
 
@@ -18,12 +18,12 @@ ENGINE = "sim-{}/0/0"
 
 
 @pytest.mark.parametrize("true", [0.9, 7.0, 25.0, 26.0, 333.0])
-def test_a_capacity_is_found_from_below_and_above_to_within_the_tolerance(true: float) -> None:
+def test_capacity_is_found_from_either_side_within_the_tolerance(true: float) -> None:
     found = search_capacity(lambda rate: rate <= true, 25.0, tolerance=0.01)
     assert found <= true <= found * 1.01
 
 
-def test_a_fleet_that_keeps_nothing_has_no_capacity_and_one_that_keeps_all_is_not_searched_for_ever() -> None:
+def test_a_fleet_that_always_fails_or_always_passes_ends_the_search() -> None:
     assert search_capacity(lambda _: False, 25.0) == 0.0
     assert search_capacity(lambda _: True, 25.0) > 25.0
 
@@ -33,8 +33,8 @@ def request(number: int, at: float) -> TraceRequest:
 
 
 @pytest.mark.parametrize("late", [8, 9, 10])
-def test_a_run_is_ended_exactly_when_its_bar_cannot_be_kept_any_more(late: int) -> None:
-    """Of 100 requests 10 warm; of the 90 that count 9 may be late."""
+def test_a_run_ends_as_soon_as_its_goal_is_missed(late: int) -> None:
+    """10 of 100 requests are warm-up; 9 of the other 90 may be late."""
     requests = [request(number, float(number)) for number in range(100)]
     judge = GoalWatch(WITHOUT_GUARD, requests)
 
@@ -65,7 +65,7 @@ def test_an_answer_that_comes_early_is_the_answer_of_the_whole_run(preset: str) 
 
 
 class Late:
-    """A preset whose order is the id and whose moves are written down beforehand."""
+    """A preset that orders by id and makes prepared moves."""
 
     def __init__(self, *moves: tuple[str, str]) -> None:
         self.moves = list(moves)
@@ -81,7 +81,7 @@ class Late:
         return moves
 
 
-def test_an_engine_is_given_the_next_in_order_when_what_it_was_sent_has_begun() -> None:
+def test_an_engine_receives_the_next_request_when_the_last_has_begun() -> None:
     sent: list[tuple[str, str]] = []
     holding = LateBindingQueue(Late(), lambda one, to, _: sent.append((one, to)), lambda *_: None)
     assert holding.assign("r1", "a", 0.0)
@@ -98,7 +98,7 @@ def test_an_engine_is_given_the_next_in_order_when_what_it_was_sent_has_begun() 
     assert holding.queued() == []
 
 
-def test_an_engine_is_given_more_while_what_it_was_sent_is_less_than_its_room() -> None:
+def test_an_engine_receives_requests_while_its_queue_has_room() -> None:
     sent: list[tuple[str, str]] = []
     holding = LateBindingQueue(
         Late(), lambda one, to, _: sent.append((one, to)), lambda *_: None, max_backlog_seconds=0.1
@@ -111,7 +111,7 @@ def test_an_engine_is_given_more_while_what_it_was_sent_is_less_than_its_room() 
     assert sent == [("r3", "a")]
 
 
-def test_moves_are_asked_for_while_anything_is_held_and_an_idle_engine_takes_what_came() -> None:
+def test_moves_are_requested_while_requests_are_held() -> None:
     sent: list[tuple[str, str]] = []
     due = []
     late = Late(("r2", "b"))
@@ -126,12 +126,12 @@ def test_moves_are_asked_for_while_anything_is_held_and_an_idle_engine_takes_wha
     assert sent == [("r2", "b")]
     assert holding.retain(["b"]) == ["r3"]
     due[1][1](2 * REBALANCE_SECONDS)
-    assert len(late.asked) == 1  # nothing is held, nobody is asked
+    assert len(late.asked) == 1  # nothing is held, so the core is not called
     assert len(due) == 2
 
 
 @pytest.mark.parametrize("preset", ["dual-hash", "dualmap"])
-def test_whatever_happens_to_engines_every_request_is_answered_once(preset: str) -> None:
+def test_every_request_is_answered_once_under_all_fleet_events(preset: str) -> None:
     requests = at_rate(FAMILIES["tenants"](600, seed=2), 30.0)
     script = (
         FleetEvent(3.0, FleetEventKind.LOSE, ENGINE.format(0)),
@@ -154,8 +154,8 @@ def test_whatever_happens_to_engines_every_request_is_answered_once(preset: str)
     assert math.isfinite(max(one.finish or 0.0 for one in served))
 
 
-def test_an_engine_that_is_lost_during_the_step_of_a_last_token_takes_that_answer_with_it() -> None:
-    """The engine has done with the request by then, and nobody has heard."""
+def test_an_engine_lost_in_the_step_of_a_last_token_loses_that_answer() -> None:
+    """The engine has finished the request by then, but the answer is not delivered."""
     (whole,) = Trial(engines=1).run([request(0, 0.0)])
     between = (whole.token_times[-2] + whole.token_times[-1]) / 2
     (cut,) = Trial(engines=1, events=(FleetEvent(between, FleetEventKind.LOSE, ENGINE.format(0)),)).run(

@@ -1,4 +1,4 @@
-"""Fleets in trouble: a few of the seeds of ``make nightly``, and that its guard sees what it is there to see."""
+"""Fault runs: some seeds of ``make nightly``, and faults that the invariant checker must find."""
 
 import json
 import subprocess
@@ -31,14 +31,14 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "nightly_fleet.py"
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, 12))
-def test_whatever_happens_nothing_is_broken_and_afterwards_all_is_well(first: int) -> None:
+def test_invariants_hold_under_every_fault_and_service_recovers(first: int) -> None:
     nights = [run_seed(seed) for seed in range(first, first + 12)]
     assert "\n".join([one.describe() for one in nights if one.violations]) == ""
     assert sum(one.checks for one in nights) > 12 * 100
     assert sum(one.cut + one.retried for one in nights) > 0
 
 
-def test_seeds_draw_everything_that_can_happen_and_equal_seeds_equal_scenes() -> None:
+def test_seeds_draw_every_kind_of_fault_and_equal_seeds_are_equal() -> None:
     scenes = [from_seed(seed) for seed in range(400)]
     assert {scene.router for scene in scenes} == {SINGLE_GATEWAY, EXTERNAL_ROUTER, GATEWAY_CLUSTER}
     assert {scene.preset for scene in scenes} == set(PRESETS)
@@ -58,7 +58,7 @@ def test_seeds_draw_everything_that_can_happen_and_equal_seeds_equal_scenes() ->
 
 
 def scene(**how: Any) -> FaultScenario:
-    """One gateway of the seam before four engines, of which one is lost."""
+    """Returns one gateway of the seam in front of four engines, one of which is lost."""
     quiet = replace(
         from_seed(1), router=EXTERNAL_ROUTER, preset="dual-hash", gateways=1, engines=4, shared=True, delay_seconds=0.0
     )
@@ -67,7 +67,7 @@ def scene(**how: Any) -> FaultScenario:
 
 
 class Wrong:
-    """A core that is ours but for one fault."""
+    """A production core with one fault."""
 
     def __init__(self, info: Mapping[str, Any], preset: str, seed: int) -> None:
         self._core = router(info, preset=preset, seed=seed)
@@ -94,7 +94,7 @@ class ToOne(Wrong):
 
 
 class Keeps(Wrong):
-    """It moves what is held to an engine that is not there."""
+    """A core that moves held requests to an absent engine."""
 
     def rebalance(self, endpoints: Sequence[Any], now: float) -> list[Any]:
         return [(one, "nowhere") for item in endpoints for one in item.held]
@@ -108,31 +108,31 @@ def test_a_quiet_scene_is_whole() -> None:
     assert found(Wrong) == ""
 
 
-def test_the_guard_sees_who_is_sent_to_an_engine_that_was_lost() -> None:
+def test_the_checker_finds_a_request_sent_to_a_lost_engine() -> None:
     assert "not in service or not reachable" in found(ToTheLost, preset="round-robin")
     assert "is rejected by sim-1/0/0" in found(ToTheLost)  # which was held for it, and let go
 
 
-def test_the_guard_sees_who_is_sent_where_its_gateway_does_not_reach() -> None:
+def test_the_checker_finds_a_request_sent_to_an_unreachable_engine() -> None:
     assert "not reachable" in found(ToTheLost, partitions=(NetworkPartition(5.0, 0, frozenset({engine_name(1)})),))
 
 
-def test_the_guard_sees_who_is_turned_away_without_a_reason() -> None:
+def test_the_checker_finds_a_request_rejected_without_reason() -> None:
     assert "gets no engine" in found(ToNobody)
 
 
-def test_the_guard_sees_who_is_held_for_an_engine_that_is_not_there() -> None:
+def test_the_checker_finds_a_request_held_for_an_absent_engine() -> None:
     assert found(Keeps, preset="dualmap") != ""
 
 
-def test_liveness_is_asked_for_when_all_has_been_well_for_a_minute() -> None:
-    """Everything on one engine, at five times what it carries."""
+def test_liveness_is_checked_a_minute_after_the_last_fault() -> None:
+    """All requests go to one engine, at five times its capacity."""
     crowd = tuple(replace(one, arrival=one.arrival / 8) for one in from_seed(1).traffic)
     late = tuple(replace(one, arrival=one.arrival + FAULT_SECONDS + 60.0) for one in crowd)
     assert "first tokens in time" in found(ToOne, traffic=late)
 
 
-def test_what_is_told_of_a_finding_is_its_seed_and_the_command_that_plays_it_again() -> None:
+def test_a_violation_is_reported_with_its_seed_and_replay_command() -> None:
     told = RunReport(42, ("1.000 s: something",), 1, 0, 0, 0, 1, 1.0).describe()
     assert told.splitlines() == ["seed 42: 1 findings", "  1.000 s: something", f"  {REPLAY_COMMAND.format(42)}"]
 
@@ -170,7 +170,7 @@ def test_a_night_that_was_ended_is_finished_in_another(tmp_path: Path) -> None:
     assert "begins with seed 100" in done.stderr
 
 
-def test_in_a_spell_messages_are_lost_doubled_and_late_and_else_they_come_when_due() -> None:
+def test_faulty_spells_lose_duplicate_and_delay_messages() -> None:
     weather = PacketSimulator([NetworkFault(10.0, 20.0, drop=0.3, duplicate=0.5, max_delay_seconds=2.0)], seed=1)
     assert weather.delivery_times(5.0, 0.1) == [5.1]
     assert weather.delivery_times(20.0, 0.1) == [20.1]

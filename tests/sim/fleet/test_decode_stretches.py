@@ -1,4 +1,4 @@
-"""Steps in which engines only decode are taken many at once: nothing anybody sees differs by a bit from single steps."""
+"""Decode-only steps computed in one stretch give the results of single steps, to the last bit."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +13,7 @@ from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.engine.scheduler import EngineCore
 from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
+from fairlead_sim.fleet.router_front import SimulationContext
 from fairlead_sim.fleet.simulation import FleetSimulation
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway
 from fairlead_sim.workload.trace_prompts import TracePromptCache
@@ -34,7 +35,7 @@ HAPPENINGS = st.lists(st.tuples(st.floats(0.0, 4.0), st.sampled_from(["lose", "j
 
 
 class ScriptedGateway(SingleGateway):
-    """One router before engines that come, go and change their pace."""
+    """One router in front of engines that come, go and change their speed."""
 
     def __init__(self, profile: EngineProfile, happenings: Sequence[tuple[float, str]]) -> None:
         model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=1.0), "dual-hash")
@@ -42,7 +43,8 @@ class ScriptedGateway(SingleGateway):
         super().__init__(ModelRouter(secret=b"s"), prompts.prefix_chain, {}, model, profile)
         self._happenings = happenings
 
-    def start(self, simulation: FleetSimulation) -> None:
+    def start(self, simulation: SimulationContext) -> None:
+        assert isinstance(simulation, FleetSimulation)
         super().start(simulation)
         self.on_membership(NAMES, 0.0)
         for at, what in self._happenings:

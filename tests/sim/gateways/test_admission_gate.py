@@ -1,4 +1,4 @@
-"""The gate before simulated engines: two objectives keep more than without it, and what an engine loses is asked again."""
+"""The admission gate in front of simulated engines: two objectives, and requests of a lost engine."""
 
 import random
 from dataclasses import replace
@@ -63,13 +63,13 @@ def shares(requests: list[TraceRequest], ones: list[RequestResult]) -> tuple[flo
     return sum(kept[0]) / len(kept[0]), sum(kept[1]) / len(kept[1])
 
 
-def test_both_classes_keep_their_objectives_where_they_do_not_without_the_gate() -> None:
+def test_only_with_the_gate_both_classes_keep_their_objectives() -> None:
     requests, plenty = traffic(0.85), replace(Limits(), queue_seconds=1e6)
     assert min(shares(requests, served(requests, gated=False))) < 0.85
     assert min(shares(requests, served(requests, gated=True, limits=plenty))) >= 0.9
 
 
-def test_what_is_held_outlives_the_loss_of_an_engine() -> None:
+def test_held_requests_survive_the_loss_of_an_engine() -> None:
     requests = traffic(0.9, 600)
     loss = (FleetEvent(requests[300].arrival, FleetEventKind.LOSE, NAMES[0]),)
     ones = served(requests, gated=True, limits=Limits(), script=loss)

@@ -1,4 +1,4 @@
-"""Several gateways that keep requests before busy engines: each for what it sent itself, and nothing is lost whatever happens."""
+"""Late binding in a gateway cluster: each gateway holds its own requests, and none is lost."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +24,13 @@ AT = 1.0
 
 
 def crowd(count: int) -> list[TraceRequest]:
-    """Prompts of half a second each that share nothing, all at once."""
+    """Returns prompts of half a second each that share nothing and arrive at once."""
     tokens = int(0.5 / PROFILE.prefill_token_seconds)
     return [TraceRequest(f"r{number}", 0.0, tokens, 4, (1000 * number,), None) for number in range(count)]
 
 
 class Fleet:
-    """Gateways before two engines under a guard, and what happens ``AT`` a second."""
+    """Gateways in front of two engines, with checked invariants and an event at ``AT`` seconds."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ def whole(served: Sequence[RequestResult]) -> list[RequestResult]:
     return [one for one in served if one.error is None]
 
 
-def test_each_gateway_gives_an_engine_what_it_can_begin_and_keeps_the_rest() -> None:
+def test_each_gateway_sends_what_an_engine_can_begin_and_holds_the_rest() -> None:
     one, three, at_once = Fleet(1), Fleet(3), Fleet(3, "round-robin")
     for fleet in (one, three, at_once):
         assert len(whole(fleet.serve(24))) == 24
@@ -92,7 +92,7 @@ def test_each_gateway_gives_an_engine_what_it_can_begin_and_keeps_the_rest() -> 
     assert at_once.waiting == []
 
 
-def test_choices_that_were_taken_elsewhere_are_kept_and_each_gateway_holds_for_them() -> None:
+def test_replayed_choices_are_kept_and_held_by_their_gateways() -> None:
     fleet = Fleet(3, choices={request.id: "e-0" for request in crowd(24)})
     served = fleet.serve(24)
     assert {one.instance for one in served} == {"e-0"}
@@ -125,7 +125,7 @@ def kill(fleet: Fleet, now: float) -> None:
 
 @pytest.mark.parametrize("happens", [lose, drain, cut_off, kill])
 @pytest.mark.parametrize("gateways", [1, 3])
-def test_what_a_gateway_keeps_is_answered_once_whatever_happens(
+def test_held_requests_are_answered_once_under_all_events(
     happens: Callable[[Fleet, float], None], gateways: int
 ) -> None:
     fleet = Fleet(gateways, happens=happens)
@@ -139,7 +139,7 @@ def test_what_a_gateway_keeps_is_answered_once_whatever_happens(
         assert all(one.instance == "e-1" for one in kept)
 
 
-def test_what_is_chosen_anew_is_chosen_by_the_gateway_that_had_it() -> None:
+def test_a_request_is_rerouted_by_the_gateway_that_holds_it() -> None:
     of: dict[str, tuple[int, int]] = {}
 
     def note(fleet: Fleet, now: float) -> None:

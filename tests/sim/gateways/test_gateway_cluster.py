@@ -1,4 +1,4 @@
-"""Several gateways in front of one simulated fleet: what they know of one another decides how much engines find in their caches."""
+"""Several gateways in front of one simulated fleet: shared information decides the cache hits."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -89,7 +89,7 @@ def test_every_request_is_answered_while_a_gateway_is_restarted() -> None:
         )
 
 
-def test_requests_as_short_as_the_delay_are_not_driven_from_their_caches_by_loads_that_are_past() -> None:
+def test_stale_loads_do_not_divert_short_requests_from_their_caches() -> None:
     shared, apart = mean(3, SharingOptions()), mean(3, NO_SHARING)
     assert shared > apart - 0.03  # who hears nothing of others keeps to the homes, which serves such traffic best
     assert shared > mean(3, SharingOptions(loads=False)) - 0.03
@@ -113,8 +113,8 @@ def test_a_restarted_gateway_goes_on_from_what_others_kept() -> None:
     assert shared > one
 
 
-def test_engines_that_tell_what_they_removed_are_not_believed_to_hold_it() -> None:
-    """Gateways that take the engines' memory for twenty times as large as it is."""
+def test_evicted_blocks_are_not_expected_in_the_cache() -> None:
+    """The gateways overestimate the engines' memory by a factor of twenty."""
     slow = builtin_profile("l4-qwen8b").sped_up(0.1)  # other gateways' prompts count as on their way for half a minute
     wrong, real = replace(slow, kv_tokens=160_000), replace(slow, kv_tokens=8_000)
     believed = {False: 0.0, True: 0.0}

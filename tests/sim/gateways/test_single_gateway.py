@@ -21,7 +21,7 @@ FLAT = EngineProfile("flat", 1e-3, weights_seconds=0.01, kv_tokens=512 * 40, ste
 
 
 def chats(conversations: int, turns: int, gap: float = 1.0) -> list[TraceRequest]:
-    """Conversations that each add one block of 512 tokens a turn, told in turn order."""
+    """Returns conversations that each grow by one block of 512 tokens a turn, in turn order."""
     return [
         TraceRequest(
             id=f"{chat}.{turn}",
@@ -135,7 +135,7 @@ def test_traces_that_begin_alike_share_chains_and_keys_that_far() -> None:
 
 @pytest.mark.recorded(TRACE)
 def test_the_first_thousand_of_the_conversation_trace_reward_dual_hashing() -> None:
-    """The demo's bar, simulated: ≥ 2 × the cached tokens, p90 TTFT ≤ 0.5 × round-robin's and ≤ 0.7 × least-request's."""
+    """The demo's goal: 2 × the cached tokens, p90 TTFT 0.5 × round-robin, 0.7 × least-request."""
     requests = at_rate(spread_ties(read_mooncake(TRACE, limit=1_000)), 6.5)
     found = {
         name: run(requests, name, profile=builtin_profile("910b4"), engines=8)

@@ -1,4 +1,4 @@
-"""Temperature 0: an answer that is cut and sent back goes on as if nothing had happened."""
+"""Temperature 0: a cut answer that is sent back continues exactly where it ended."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ CHAT = "/v1/chat/completions"
 
 
 async def answered(url: str, path: str, body: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    """Text, finish reason and usage."""
+    """Returns text, finish reason and usage."""
     answer = await request(url, {"model": "tiny", "temperature": 0, **body}, path=path, more=KIND)
     assert answer.status == 200, answer.body
     choice = answer.json["choices"][0]

@@ -1,4 +1,4 @@
-"""What an answer will be, before its first token: lengths, ends, stop strings, wanted forms."""
+"""Reply scripts: lengths, finish reasons, stop strings and requested forms."""
 
 import pytest
 from hypothesis import given
@@ -41,7 +41,7 @@ def test_a_stream_never_shows_what_it_must_take_back(seed: str, stop: list[str])
 
 
 @given(st.text(max_size=60), st.integers(1, 80))
-def test_a_wanted_text_is_said_to_its_end_or_cut_between_characters(text: str, tokens: int) -> None:
+def test_a_requested_text_is_complete_or_cut_between_characters(text: str, tokens: int) -> None:
     script = write_script(TOKENIZER, "seed", ReplyLimits(tokens, forced_text=text))
     assert text.startswith(script.text.decode())
     assert (script.reason == "stop") == (

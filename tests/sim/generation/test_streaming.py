@@ -1,4 +1,4 @@
-"""Streams: one event a token, one HTTP chunk an event, and the same text as the whole answer."""
+"""Streams: one event per token, one HTTP chunk per event, and the text of the whole answer."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -13,7 +13,7 @@ from fairlead_testing.sim.engines import running_engine
 
 
 def asked(target: str, **body: Any) -> HttpResponse:
-    """One answer of a fresh engine."""
+    """Returns one answer of a fresh engine."""
 
     async def scenario() -> HttpResponse:
         async with running_engine() as served:

@@ -1,4 +1,4 @@
-"""The HTTP layer: framing, keep-alive, pipelining, and what is no HTTP."""
+"""The HTTP layer: framing, keep-alive, pipelining, and malformed requests."""
 
 import asyncio
 import re
@@ -34,7 +34,7 @@ def asked(request: RecordedRequest, settings: EngineSettings | None = None) -> H
     return asyncio.run(scenario())
 
 
-def test_requests_on_one_connection_are_answered_one_after_the_other() -> None:
+def test_requests_on_one_connection_are_answered_in_order() -> None:
     async def check(connection: ClientConnection, _served: RunningEngine) -> None:
         generating = post_request("/v1/completions", {"prompt": "x", "max_tokens": 5}).to_bytes("sim")
         await connection.send(
@@ -85,7 +85,7 @@ def test_a_chunked_body_is_read_like_any_other() -> None:
     on_connection(check)
 
 
-def test_a_client_that_waits_for_continue_is_told_to() -> None:
+def test_a_client_that_waits_for_continue_receives_it() -> None:
     async def check(connection: ClientConnection, _served: RunningEngine) -> None:
         head = b"POST /tokenize HTTP/1.1\r\nhost: sim\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n"
         await connection.send(head + b"content-length: 14\r\n\r\n")
@@ -97,7 +97,7 @@ def test_a_client_that_waits_for_continue_is_told_to() -> None:
     on_connection(check)
 
 
-def test_what_is_no_http_gets_a_plain_400_and_a_closed_connection() -> None:
+def test_malformed_http_gets_a_plain_400_and_a_closed_connection() -> None:
     async def check(connection: ClientConnection, _served: RunningEngine) -> None:
         await connection.send(b"hello there\r\n\r\n")
         while await connection.read_more():

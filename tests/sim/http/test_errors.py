@@ -1,4 +1,4 @@
-"""Bad requests: always 400 and never 422, in the engine's words."""
+"""Bad requests: always 400 and never 422, with the engine's messages."""
 
 import asyncio
 from typing import Any

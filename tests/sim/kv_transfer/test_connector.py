@@ -1,4 +1,4 @@
-"""KV from engine to engine: what a prefill hands over, what a decode does with it, and every way in which it goes wrong."""
+"""KV transfer between engines: the handover, its use at decode, and its failures."""
 
 import asyncio
 import socket
@@ -35,7 +35,7 @@ Check = Callable[[RunningEngine, RunningEngine, AsyncExitStack], Coroutine[Any, 
 
 
 def with_pair(check: Check, settings: EngineSettings = NIXL, decoding: EngineSettings | None = None) -> None:
-    """Run ``check`` with a prefill and a decode engine."""
+    """Runs ``check`` with a prefill and a decode engine."""
 
     async def scenario() -> None:
         async with (
@@ -57,7 +57,7 @@ async def state(served: RunningEngine) -> Any:
 
 
 async def prefilled(served: RunningEngine, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
-    """The object that a prefill answers."""
+    """Returns the object that a prefill answers."""
     found: dict[str, Any] = (await ask(served, prefill_body(prompt, **more))).json()["kv_transfer_params"]
     return found
 
@@ -68,12 +68,12 @@ def text(response: HttpResponse) -> str:
 
 
 async def right_text(served: RunningEngine, prompt: str = PROMPT) -> str:
-    """What the prefill engine would say itself."""
+    """Returns the text that the prefill engine itself would generate."""
     return text(await ask(served, {"prompt": prompt, "max_tokens": 8}))
 
 
 async def begin(served: RunningEngine, stack: AsyncExitStack, body: object) -> ClientConnection:
-    """A request on a connection of its own that stays open."""
+    """Sends a request on its own connection, which stays open."""
     authority = served.url.removeprefix("http://")
     connection = await stack.enter_async_context(open_client(authority))
     await connection.send(post_request(PATH, body).to_bytes(authority))
@@ -123,7 +123,7 @@ def test_an_engine_without_a_connector_ignores_the_parameters() -> None:
 
 
 @pytest.mark.parametrize("length", [5, 16, 100, 1000])
-def test_a_decode_says_what_one_engine_alone_would_say_and_computes_one_token_of_the_prompt(length: int) -> None:
+def test_a_decode_equals_one_engines_answer_and_computes_one_prompt_token(length: int) -> None:
     async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         prompt = make_prompt(length)
         params = await prefilled(prefill, prompt)
@@ -158,7 +158,7 @@ def test_the_prompt_is_cached_on_both_engines_afterwards() -> None:
     with_pair(check)
 
 
-def test_a_decode_after_the_lease_is_right_by_luck_while_the_blocks_were_not_reused() -> None:
+def test_a_decode_after_the_lease_is_right_until_the_blocks_are_reused() -> None:
     async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         params = await prefilled(prefill)
         await expired(prefill)
@@ -254,7 +254,7 @@ def test_a_prefill_engine_that_died_fails_the_decode_or_lets_it_compute(settings
     with_pair(check, settings)
 
 
-def test_a_decode_waits_for_a_prefill_engine_that_is_frozen_and_lives_on_when_its_client_leaves() -> None:
+def test_a_decode_waits_for_a_frozen_prefill_engine_and_survives_its_client() -> None:
     async def check(prefill: RunningEngine, decode: RunningEngine, stack: AsyncExitStack) -> None:
         params = await prefilled(prefill)
         silent = socket.create_server(("127.0.0.1", 0))  # takes connections and never answers, as a frozen process
@@ -279,14 +279,14 @@ def mooncake_pair() -> tuple[EngineSettings, EngineSettings]:
 
 
 async def mooncake_params(prefill: RunningEngine, name: str) -> dict[str, Any]:
-    """What a decode engine is sent, with the engine's id from the bootstrap server."""
+    """Returns the parameters of a decode, with the engine's id from the bootstrap server."""
     found = (await send_request(prefill.url.removeprefix("http://"), get_request("/query"))).json()
     pulling = {"do_remote_prefill": True, "do_remote_decode": False, "transfer_id": name}
     return pulling | {"remote_engine_id": found["0"]["engine_id"], "remote_bootstrap_addr": prefill.url}
 
 
 @pytest.mark.parametrize("decode_first", [True, False])
-def test_mooncake_hands_over_in_either_order_and_reports_the_whole_prompt_as_cached(decode_first: bool) -> None:
+def test_mooncake_transfers_in_either_order_and_reports_a_cached_prompt(decode_first: bool) -> None:
     async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         params = await mooncake_params(prefill, "x1")
         first = asyncio.create_task(
@@ -302,7 +302,7 @@ def test_mooncake_hands_over_in_either_order_and_reports_the_whole_prompt_as_cac
     with_pair(check, *mooncake_pair())
 
 
-def test_mooncake_gives_up_after_a_while_on_a_transfer_that_nobody_prefilled() -> None:
+def test_mooncake_times_out_on_a_transfer_without_a_prefill() -> None:
     async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         answer = await ask(decode, decode_body(PROMPT, await mooncake_params(prefill, "nobody's")))
         assert answer.status == 500
@@ -335,7 +335,7 @@ def test_sglang_engines_meet_in_a_room() -> None:
 
 
 def from_source(page: str, source: str) -> float:
-    """Prompt tokens of one origin."""
+    """Returns the prompt tokens of one origin."""
     line = next(
         line for line in page.splitlines() if "prompt_tokens_by_source_total{" in line and f'"{source}"' in line
     )
@@ -343,7 +343,7 @@ def from_source(page: str, source: str) -> float:
 
 
 async def expired(prefill: RunningEngine) -> None:
-    """Wait until the lease ran out."""
+    """Waits until the lease has expired."""
 
     async def count() -> float:
         return float((await state(prefill))["kv_transfer"]["expired_total"])

@@ -1,4 +1,4 @@
-"""Failures on demand: each does what a broken engine does, as often and as long as it was told to."""
+"""Injected faults: each acts like a broken engine, as often and as long as requested."""
 
 import asyncio
 import time
@@ -30,7 +30,9 @@ async def arm(authority: str, **fault: Any) -> HttpResponse:
 
 
 async def post_fault(authority: str, **body: Any) -> bytes:
-    """Everything an engine says to one request until it closes or the answer is whole."""
+    """Returns everything that an engine sends for one request until it closes or the answer is
+    whole.
+    """
     async with open_client(authority) as connection:
         await connection.send(post_request("/v1/completions", {**ASK, **body}).to_bytes(authority))
         try:
@@ -98,7 +100,7 @@ async def _inside(served: RunningEngine) -> float:
     return len(served.engine.responses)
 
 
-def test_garbage_is_no_http() -> None:
+def test_garbage_is_rejected() -> None:
     async def check(_served: RunningEngine, authority: str) -> None:
         await arm(authority, kind="garbage", count=1)
         assert not (await post_fault(authority)).startswith(b"HTTP/")
@@ -147,7 +149,7 @@ def test_a_slow_engine_takes_longer_steps_until_the_time_is_over() -> None:
     with_engine(check)
 
 
-def test_a_dead_core_is_told_and_one_dead_engine_leaves_the_others() -> None:
+def test_a_dead_core_is_reported_and_the_other_engines_go_on() -> None:
     async def scenario() -> None:
         async with running_engines(3) as (first, second, third):
             one, two, other = (served.url.removeprefix("http://") for served in (first, second, third))
@@ -186,7 +188,7 @@ def test_a_wrong_fault_is_refused_by_its_field(fault: dict[str, Any], field: str
     assert caught.value.field == field
 
 
-def test_faults_are_written_on_the_command_line_as_kind_and_values() -> None:
+def test_the_command_line_takes_faults_as_kind_and_values() -> None:
     fault = fault_injection.parse_fault("cut,after=9,share=0.25,count=3,everywhere=true")
     assert (fault.kind, fault.after, fault.share, fault.count, fault.everywhere) == ("cut", 9, 0.25, 3, True)
     with pytest.raises(BadInput):
@@ -194,7 +196,7 @@ def test_faults_are_written_on_the_command_line_as_kind_and_values() -> None:
 
 
 def test_the_clock_is_monotonic_here() -> None:
-    """Arrivals are told in the monotonic clock that steps are timed in."""
+    """Arrivals are given in the monotonic clock that steps are timed in."""
     before = time.monotonic()
 
     async def check(served: RunningEngine, authority: str) -> None:

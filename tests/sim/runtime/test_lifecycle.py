@@ -1,4 +1,4 @@
-"""What happens to requests when clients leave, queues fill, and operators sleep, pause, reset, abort and drain an engine."""
+"""Requests whose clients leave, full queues, and sleep, pause, reset, abort and drain."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -38,7 +38,7 @@ def with_engine(
 
 
 async def begin(served: RunningEngine, stack: AsyncExitStack, tokens: int, **more: Any) -> ClientConnection:
-    """A request on a connection of its own that stays open."""
+    """Sends a request on its own connection, which stays open."""
     authority = served.url.removeprefix("http://")
     connection = await stack.enter_async_context(open_client(authority))
     body = {"prompt": "Once upon a time", "max_tokens": tokens, "stream": True, **more}

@@ -1,4 +1,4 @@
-"""The real-time driver: steps follow one another on absolute deadlines, whatever the event loop does in between."""
+"""The real-time driver: steps end at absolute deadlines, however late the event loop is."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ PROFILE = EngineProfile("even", prefill_token_seconds=0.0, step_seconds=STEP, kv
 
 @dataclass
 class RecordingReceiver:
-    """A receiver that remembers, and calls a hook on each token."""
+    """A receiver that records, and calls a hook on each token."""
 
     sequence: EngineSequence
     end_reason: str = "length"
@@ -33,7 +33,7 @@ class RecordingReceiver:
 
 @dataclass
 class RecordingObserver:
-    """An observer that remembers when steps began and ended."""
+    """An observer that records when steps began and ended."""
 
     spans: list[tuple[float, float]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
@@ -79,7 +79,7 @@ def test_a_late_loop_does_not_slow_the_engine_down() -> None:
     assert driver.skipped_seconds == 0
 
 
-def test_a_loop_that_is_far_behind_gives_the_lost_time_up_and_says_so() -> None:
+def test_a_driver_that_is_far_behind_drops_the_lost_time_and_reports_it() -> None:
     _steps, told, driver = run_one(jump=MAX_LAG_SECONDS, max_tokens=8)
     assert len(told.lasts) == 8
     assert driver.skipped_seconds > MAX_LAG_SECONDS

@@ -1,4 +1,4 @@
-"""Sleep levels of a simulated engine: what waking takes, in parts and in time, and what an engine without weights answers."""
+"""Sleep levels of a simulated engine: wake times, and answers of an engine without weights."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from fairlead_testing.sim.engines import running_engine
 
 
 class Later:
-    """A clock that is moved by hand: what was put off, and for how long."""
+    """A manual scheduler that records what was delayed, and for how long."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[float, Callable[[], None]]] = []
@@ -57,7 +57,7 @@ def test_weights_come_back_from_host_memory_in_the_time_that_takes(
     assert heard == ["awake", "answered"]
 
 
-def test_level_two_wakes_at_once_with_nothing_in_it_until_weights_are_loaded(
+def test_level_two_wakes_at_once_without_weights_until_they_are_loaded(
     slumber: SleepMode, later: Later, heard: list[str]
 ) -> None:
     slumber.fall_asleep(2)
@@ -108,7 +108,7 @@ async def asleep(served: RunningEngine) -> bool:
     return bool(found["is_sleeping"])
 
 
-def test_over_http_an_engine_woken_from_level_two_answers_as_before_only_after_a_reload() -> None:
+def test_an_engine_woken_from_level_two_answers_only_after_a_reload() -> None:
     async def check(served: RunningEngine) -> None:
         body = {"prompt": "Once upon a time", "max_tokens": 12, "seed": 7}
 

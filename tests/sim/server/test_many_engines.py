@@ -18,7 +18,7 @@ from fairlead_testing.sim.engines import running_engine, running_engines
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 
 
-def test_eight_engines_stream_two_hundred_answers_at_once_each_with_a_cache_of_its_own() -> None:
+def test_eight_engines_stream_200_answers_at_once_with_separate_caches() -> None:
     async def scenario() -> None:
         async with running_engines(8) as engines:
             authorities = [served.url.removeprefix("http://") for served in engines]

@@ -1,4 +1,4 @@
-"""The program: its command line, its ready lines, and how it leaves."""
+"""The process: its command line, its ready lines and its exit."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""Reading recordings and comparing answers: what is masked, what is a shape, and that a difference is found."""
+"""Recordings and comparison of answers: masks, shapes and reported differences."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,13 @@ HEADERS = (("date", "Thu, 01 Jan 2026 00:00:00 GMT"), ("server", "uvicorn"), ("c
 def answer(
     document: Any, *, status: int = 200, spaced: bool = False, more: tuple[tuple[str, str], ...] = ()
 ) -> HttpResponse:
-    """A JSON answer."""
+    """Returns a JSON answer."""
     body = json.dumps(document, separators=None if spaced else (",", ":")).encode()
     return HttpResponse(status, "OK", (*HEADERS, ("content-type", "application/json"), *more), body)
 
 
 def stream(*events: Any, chunks: int | None = None) -> HttpResponse:
-    """A stream of these events, one chunk each."""
+    """Returns a stream of these events, one chunk each."""
     framed = [
         b"data: " + (event if isinstance(event, str) else json.dumps(event)).encode() + b"\n\n" for event in events
     ]
@@ -32,7 +32,7 @@ def stream(*events: Any, chunks: int | None = None) -> HttpResponse:
 
 
 def token(text: str, index: int = 0, finish: str | None = None) -> dict[str, Any]:
-    """A content event of a chat stream."""
+    """Returns a content event of a chat stream."""
     return {
         "id": "chatcmpl-0123456789abcdef",
         "choices": [{"index": index, "delta": {"content": text}, "finish_reason": finish}],
@@ -170,7 +170,7 @@ def test_maps_keyed_by_tokens_have_the_shape_of_their_values() -> None:
     assert comparison.compare_shape(recorded, answer({"top_logprobs": [None, {"z": "-9"}]}))
 
 
-def test_a_stream_of_another_length_has_the_same_shape_but_is_not_exactly_alike() -> None:
+def test_streams_of_unlike_length_have_the_same_shape_but_are_not_equal() -> None:
     short = stream(token("a"), token("b", finish="length"), "[DONE]")
     long = stream(token("a"), token("x"), token("y"), token("b", finish="length"), "[DONE]")
     assert comparison.compare_shape(short, long) == []

@@ -1,4 +1,4 @@
-"""The simulated engine keeps what the manifest claims of each recording of a real engine, and the manifest claims enough."""
+"""The simulated engine does what the manifest claims of each recording of a real engine."""
 
 import ast
 import asyncio

@@ -1,7 +1,7 @@
-"""What the recorded scenarios show: clients and processes that leave in the middle, full queues, drains.
+"""The recorded scenarios: clients and processes that leave early, full queues, drains.
 
-Each test names the recording whose story it retells. The engines are real processes; nothing waits for a time to pass, only for
-something to be so.
+Each test names its recording. The engines are real processes. The tests wait for conditions, never
+for a time to pass.
 """
 
 import asyncio
@@ -40,39 +40,39 @@ DRAINING = "cannot schedule new futures after shutdown"
 
 
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run one scenario."""
+    """Runs one scenario."""
     asyncio.run(scenario())
 
 
 def completion(tokens: int, *, stream: bool = False, prompt: str | list[int] = "Once upon a time") -> RecordedRequest:
-    """A request for so many tokens."""
+    """Returns a request for so many tokens."""
     body = {"model": "tiny", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "stream": stream}
     return post_request("/v1/completions", body)
 
 
 async def begin(stack: AsyncExitStack, engine: EngineProcess, request: RecordedRequest) -> ClientConnection:
-    """Send a request on a connection of its own, which stays open as long as the stack."""
+    """Sends a request on its own connection, which stays open as long as the stack."""
     connection = await stack.enter_async_context(open_client(engine.authority))
     await connection.send(request.to_bytes(engine.authority))
     return connection
 
 
 async def begin_stream(stack: AsyncExitStack, engine: EngineProcess, tokens: int) -> ClientConnection:
-    """A stream that has begun."""
+    """Returns a stream that has begun."""
     connection = await begin(stack, engine, completion(tokens, stream=True))
     await connection.read_until(b'"text"')
     return connection
 
 
 async def drained(connection: ClientConnection) -> bytes:
-    """Everything until the engine closes."""
+    """Returns everything until the engine closes."""
     while await connection.read_more():
         pass
     return bytes(connection.received)
 
 
 async def refused(engine: EngineProcess) -> None:
-    """Wait until nobody takes connections any more."""
+    """Waits until connections are refused."""
     async with asyncio.timeout(RESPONSE_TIMEOUT_SECONDS):
         while True:
             try:
@@ -84,24 +84,24 @@ async def refused(engine: EngineProcess) -> None:
 
 
 async def ended(engine: EngineProcess) -> int:
-    """Wait for the process."""
+    """Waits for the end of the process."""
     return await asyncio.wait_for(engine.process.wait(), RESPONSE_TIMEOUT_SECONDS)
 
 
 def error_of(response: HttpResponse) -> dict[str, Any]:
-    """The error object of a plain answer."""
+    """Returns the error object of a plain answer."""
     error: dict[str, Any] = response.json()["error"]
     return error
 
 
 def last_events(raw: bytes) -> list[Any]:
-    """The last two events of a stream."""
+    """Returns the last two events of a stream."""
     return parse_response(raw).events()[-2:]
 
 
 @asynccontextmanager
 async def keep_alive(engine: EngineProcess) -> AsyncIterator[ClientConnection]:
-    """An idle connection that has been used."""
+    """Returns an idle connection that has been used."""
     async with open_client(engine.authority) as connection:
         await connection.send(get_request("/health").to_bytes(engine.authority))
         await connection.read_response()
@@ -130,7 +130,7 @@ def test_a_client_that_leaves_frees_its_slot_and_is_counted_nowhere(stream: bool
     run(scenario)
 
 
-def test_a_killed_server_leaves_streams_without_an_end_and_plain_requests_without_a_byte() -> None:
+def test_a_killed_server_cuts_streams_and_answers_no_plain_request() -> None:
     """12-sigkill-apiserver."""
 
     async def scenario() -> None:
@@ -150,14 +150,14 @@ def test_a_killed_server_leaves_streams_without_an_end_and_plain_requests_withou
 
 
 async def _to_the_end(connection: ClientConnection) -> bytes:
-    """Everything until the other side is gone, by FIN or by reset."""
+    """Returns everything until the other side closes, by FIN or by reset."""
     try:
         return await drained(connection)
     except ConnectionResetError:
         return bytes(connection.received)
 
 
-def test_a_dead_engine_core_is_told_in_every_answer_and_then_the_server_leaves() -> None:
+def test_a_dead_engine_core_fails_every_answer_and_then_the_server_exits() -> None:
     """12-sigkill-enginecore."""
 
     async def scenario() -> None:
@@ -286,7 +286,7 @@ def test_a_drain_lets_a_stream_finish_while_everything_else_stays_up() -> None:
 
 
 async def _draining(engine: EngineProcess) -> None:
-    """Wait until the engine has taken note of SIGTERM."""
+    """Waits until the engine has received SIGTERM."""
 
     async def state() -> float:
         return float((await send_request(engine.authority, get_request("/sim/state"))).json()["draining"])
@@ -299,7 +299,7 @@ async def _to_the_last_chunk(stream: ClientConnection) -> bytes:
     return bytes(stream.received)
 
 
-def test_a_full_queue_refuses_plain_requests_with_503_and_streams_in_their_first_event() -> None:
+def test_a_full_queue_refuses_plain_requests_with_503_and_streams_by_an_event() -> None:
     """22-admission-and-drain: the burst, then the drain of a full engine."""
 
     async def scenario() -> None:
@@ -379,7 +379,7 @@ def test_what_a_drain_does_not_finish_in_time_hangs_until_its_client_leaves() ->
 
 
 def test_messages_of_the_scenarios_are_json_with_the_recorded_spacing() -> None:
-    """12-sigkill-enginecore: in a stream the error is written with blanks, in a plain answer without."""
+    """12-sigkill-enginecore: the error has blanks in a stream, and none in a plain answer."""
 
     async def scenario() -> None:
         async with launch_engine((*SWITCHES, "--max-num-queued-reqs", "0")) as engine:

@@ -1,6 +1,6 @@
-"""The openai SDK against the simulated engine, call by call as it was run against a real one and against another simulator.
+"""The openai SDK against the simulated engine, with the calls made to a real engine and to llm-d's.
 
-20-sdk-check lists what the real engine answered; 21-sdk-check-llmd-sim where that other simulator is not like it.
+20-sdk-check lists the answers of the real engine, 21-sdk-check-llmd-sim those of llm-d's simulator.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ HELLO: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "c
 
 
 class Verdict(pydantic.BaseModel):
-    """What a client wants to have read for it."""
+    """A response format with the SDK's parser."""
 
     good: bool
 
 
 def checked(check: Callable[[openai.OpenAI], None], *switches: str) -> None:
-    """Run a check in a thread, with an SDK client that speaks to a running engine."""
+    """Runs a check in a thread, with an SDK client of a running engine."""
 
     def inside(engine: EngineProcess) -> None:
         with openai.OpenAI(base_url=f"http://{engine.authority}/v1", api_key="none", max_retries=0) as client:
@@ -40,7 +40,7 @@ def checked(check: Callable[[openai.OpenAI], None], *switches: str) -> None:
 
 @contextmanager
 def failing(status: int) -> Iterator[pytest.ExceptionInfo[openai.APIStatusError]]:
-    """What is inside fails with this status."""
+    """Checks that the body fails with this status."""
     with pytest.raises(openai.APIStatusError) as caught:
         yield caught
     assert caught.value.status_code == status
@@ -87,7 +87,7 @@ def test_chat_whole_and_streamed_with_usage() -> None:
     checked(check)
 
 
-def test_the_streaming_helper_complains_of_an_output_that_was_cut_as_with_the_real_engine() -> None:
+def test_the_streaming_helper_rejects_a_cut_output_as_with_the_real_engine() -> None:
     def check(client: openai.OpenAI) -> None:
         with (
             client.chat.completions.stream(
@@ -148,8 +148,8 @@ def test_errors_have_their_classes_and_bodies() -> None:
     checked(check)
 
 
-def test_what_another_simulator_gets_wrong_of_the_messages_route_is_right_here() -> None:
-    """21-sdk-check-llmd-sim: token counting absent, streams that break clients, errors in the wrong form."""
+def test_the_messages_route_has_no_known_error_of_llm_ds_simulator() -> None:
+    """21-sdk-check-llmd-sim: no token counting, streams that break clients, malformed errors."""
 
     def check(client: openai.OpenAI) -> None:
         turn = {"model": "tiny", "messages": HELLO}

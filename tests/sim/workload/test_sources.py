@@ -1,4 +1,4 @@
-"""Where simulated traffic comes from: a family's name, or a file in a known format."""
+"""Sources of simulated traffic: a family by its name, or a file in a known format."""
 
 from pathlib import Path
 

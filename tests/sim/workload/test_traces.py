@@ -1,4 +1,4 @@
-"""The reader of Mooncake's format and what is done to arrival times."""
+"""The reader of Mooncake's format, and changes of arrival times."""
 
 import itertools
 import json
@@ -62,7 +62,7 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, text: str, says:
     assert says in str(caught.value)
 
 
-def test_a_missing_file_and_an_empty_one_are_told_apart(tmp_path: Path) -> None:
+def test_missing_and_empty_files_have_different_errors(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="cannot be read"):
         read_mooncake(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")

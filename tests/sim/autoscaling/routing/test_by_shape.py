@@ -1,4 +1,4 @@
-"""Between unlike pools the plant's gateway goes by shape, by the rule of the real one."""
+"""Routing by request shape between unlike pools of the plant."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ SECONDS = 400.0
 
 
 def scenario(*, by_shape: bool, large: int = 1, seconds: float = SECONDS) -> AutoscalingScenario:
-    """Some minutes of it in front of small engines and one large."""
+    """Returns some minutes in front of small engines and one large engine."""
     made = mixed_shapes(
         3,
         [
@@ -27,11 +27,11 @@ def scenario(*, by_shape: bool, large: int = 1, seconds: float = SECONDS) -> Aut
 
 
 def served(made: AutoscalingScenario) -> ControllerOutcome:
-    """With the replicas that are there from the start."""
+    """Returns the outcome with the initial replicas."""
     return run_controller(made, ScheduleController([]))
 
 
-def test_a_scenario_goes_by_shape_and_keeps_the_objectives_of_more() -> None:
+def test_routing_by_shape_keeps_more_objectives() -> None:
     apart, together = (served(scenario(by_shape=one)) for one in (True, False))
     assert apart.requests == together.requests > 3_000
     assert apart.attainment >= 0.995

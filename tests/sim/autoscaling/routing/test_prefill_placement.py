@@ -1,4 +1,4 @@
-"""Prefill and decode apart in the plant, with the gateway's own decision who computes a prompt."""
+"""Disaggregated prefill in the plant, with the gateway's decision on placement."""
 
 from dataclasses import replace
 from random import Random
@@ -14,7 +14,7 @@ from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPolicy
 
 
 def mixed(rate: float, seconds: float, seed: int = 1) -> ArrivalTrace:
-    """Every fourth prompt is long."""
+    """Returns a load whose every fourth prompt is long."""
     draw, at = Random(seed), 0.0
     arrivals, prompts = [], []
     while (at := at + draw.expovariate(rate)) < seconds:

@@ -1,4 +1,4 @@
-"""The in-tree conversation traffic has the recorded trace's shape."""
+"""The generated conversation traffic has the shape of the recorded trace."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The five families are what routing studies describe: equal for equal seeds, and with the shape that their names promise."""
+"""The five traffic families: equal for equal seeds, with the shape that their names promise."""
 
 from collections import Counter
 from itertools import pairwise
@@ -89,7 +89,7 @@ def test_a_crowd_brings_a_long_new_prefix_at_once() -> None:
 
 @pytest.mark.parametrize(("name", "least"), [("bursty", 2.0), ("rag", 0.0)])
 def test_bursts_are_where_they_should_be(name: str, least: float) -> None:
-    """Variance ÷ mean of arrivals in 10 s: 1 where they come by chance."""
+    """Variance ÷ mean of arrivals in 10 s is 1 for a Poisson process."""
     counts = Counter(int(request.arrival // 10) for request in MADE[name])
     values = [counts[index] for index in range(300)]
     mean = fmean(values)
