@@ -24,15 +24,16 @@ def run_query(
     try:
         answer = fetch()
     except misuse as error:
-        return _report_failure(verb, error, USAGE)
+        return report_failure(verb, error, USAGE)
     except StackUnreachable as error:
-        return _report_failure(verb, error, UNREACHABLE)
+        return report_failure(verb, error, UNREACHABLE)
     except LookupError as error:
-        return _report_failure(verb, error.args[0], PROBLEM)
+        return report_failure(verb, error.args[0], PROBLEM)
     print(render(answer))
     return OK
 
 
-def _report_failure(verb: str, reason: object, code: int) -> int:
+def report_failure(verb: str, reason: object, code: int) -> int:
+    """Prints the reason to stderr and returns the exit code."""
     print(f"fairlead {verb}: {reason}", file=sys.stderr)
     return code

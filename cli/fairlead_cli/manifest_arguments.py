@@ -4,6 +4,7 @@ input.
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from fairlead.errors import BadInput
@@ -33,7 +34,10 @@ def collect_paths(
 
 
 def _options(command: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(command).parameters.values()
-    return [
-        f"--{parameter.name.replace('_', '-')}" for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
-    ]
+    names: list[str] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if is_dataclass(parameter.default):
+            names += [field.name for field in fields(parameter.default)]
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            names.append(parameter.name)
+    return [f"--{name.replace('_', '-')}" for name in names]

@@ -27,7 +27,8 @@ def cli_page(note: str) -> str:
 
 
 def _verb(verb: str, sentence: str, command: App, app: App) -> str:
-    arguments = list(command.assemble_argument_collection(default_parameter=app.default_parameter))
+    collection = command.assemble_argument_collection(default_parameter=app.default_parameter)
+    arguments = [argument for argument in collection if argument.show]
     positionals = [argument for argument in arguments if not argument.name.startswith("-")]
     usage = " ".join([f"fairlead {verb}", *(_word(argument) for argument in positionals), "[OPTION …]"])
     details = inspect.getdoc(command.default_command) or ""

@@ -12,11 +12,10 @@ from fairlead_cli.addresses import service_url
 from fairlead_cli.chat.conversation import Conversation
 from fairlead_cli.chat.dialogue import Terminal, run_dialogue
 from fairlead_cli.errors import StackUnreachable
+from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, USAGE, report_failure
 from fairlead_cli.explain.summary import summarize_decision
 from fairlead_cli.local.run_directory import RunningStack, newest_stack, running_stacks
 from fairlead_cli.management.client import ManagementClient
-
-OK, PROBLEM, USAGE, UNREACHABLE = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +44,9 @@ def run(options: ChatOptions) -> int:
     except BadInput:
         raise  # wrong usage
     except StackUnreachable as error:
-        print(f"fairlead chat: {error}", file=sys.stderr)
-        return UNREACHABLE
+        return report_failure("chat", error, UNREACHABLE)
     except FairleadError as error:
-        print(f"fairlead chat: {error}", file=sys.stderr)
-        return PROBLEM
+        return report_failure("chat", error, PROBLEM)
 
 
 def _once(conversation: Conversation, text: str) -> int:

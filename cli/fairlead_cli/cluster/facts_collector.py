@@ -58,7 +58,7 @@ from fairlead_cli.cluster.timestamps import parse_http_date
 from fairlead_operator.kube.leader_election import LEASE_NAME
 
 DEFAULT_NAMESPACE: Final = "fairlead"
-_REFUSALS: Final = ("violates PodSecurity", "denied the request", "exceeded quota", "ValidatingAdmissionPolicy")
+_REFUSALS: Final = ("violates PodSecurity", "denied the request", "exceeded quota", "ValidatingAdmission")
 """Words of admission: anything else that is said about the dry run is about us, not about the pod."""
 _MAX_QUERIED_PODS: Final = 16
 """Pods of a component that are queried; an installation has two or three."""
@@ -203,11 +203,7 @@ async def _dry_run(api: KubeApi, place: str) -> str:
         raise
     except FairleadError as error:
         message = error.message.partition(": ")[2] or error.message
-        refused = any(
-            marker in message
-            for marker in ("violates PodSecurity", "denied the request", "exceeded quota", "ValidatingAdmission")
-        )
-        if not refused:
+        if not any(marker in message for marker in _REFUSALS):
             raise
         return message
     return ""

@@ -6,7 +6,7 @@ An absent field is empty or None.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fairlead.kube.resources import Manifest, is_deleting, is_ready, labels_of, name_of, namespace_of
+from fairlead.kube.resources import Manifest, is_deleting, is_ready, labels_of, namespace_of
 
 Condition = Mapping[str, Any]
 
@@ -19,11 +19,6 @@ def label_of(manifest: Manifest, name: str) -> str:
 def namespace_name(manifest: Manifest) -> str:
     """Returns the namespace; empty for cluster-scoped objects."""
     return namespace_of(manifest) or ""
-
-
-def object_key(manifest: Manifest) -> str:
-    """Returns ``namespace/name``."""
-    return f"{namespace_name(manifest)}/{name_of(manifest)}"
 
 
 def status_of(manifest: Manifest) -> Mapping[str, Any]:

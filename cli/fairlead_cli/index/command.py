@@ -12,13 +12,12 @@ from fairlead.settings import CliSettings, read_settings
 from fairlead.units import format_duration
 from fairlead_cli.console import stdout_console
 from fairlead_cli.errors import IndexUnreachable, UnusableIndex
+from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
 from fairlead_cli.index.connection import choose_model, connect, list_models
 from fairlead_cli.index.options import IndexOptions, read_token_ids
 from fairlead_cli.index.snapshot import IndexSnapshot, take_snapshot
 from fairlead_cli.local.run_directory import running_stacks
 from fairlead_kvstore.redis.link import RedisLink
-
-OK, PROBLEM, UNREACHABLE = 0, 1, 3
 
 
 def run(options: IndexOptions) -> int:
@@ -29,11 +28,9 @@ def run(options: IndexOptions) -> int:
     try:
         return asyncio.run(_run(options, read_settings(CliSettings, os.environ), SystemClock(), Limits()))
     except IndexUnreachable as error:
-        print(f"fairlead index: {error}", file=sys.stderr)
-        return UNREACHABLE
+        return report_failure("index", error, UNREACHABLE)
     except UnusableIndex as error:
-        print(f"fairlead index: {error}", file=sys.stderr)
-        return PROBLEM
+        return report_failure("index", error, PROBLEM)
 
 
 async def _run(options: IndexOptions, settings: CliSettings, clock: Clock, limits: Limits) -> int:

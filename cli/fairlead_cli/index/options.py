@@ -3,9 +3,10 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, Literal
 
 import msgspec
+from cyclopts import Parameter
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
@@ -27,16 +28,38 @@ _TOKEN_DECODER: Final = msgspec.json.Decoder(list[int])
 class IndexOptions:
     """The options as given."""
 
-    action: str
-    model: str | None = None
-    redis: str | None = None
-    tokens: Path | None = None
-    adapter: str | None = None
-    salt: str | None = None
-    instance: str | None = None
-    kind: str | None = None
-    count: int | None = None
-    output: str = "table"
+    action: Annotated[str, Parameter(parse=False)] = "stats"
+    model: Annotated[
+        str | None,
+        Parameter(help="Its name, or namespace/name. Default: of stats all, else the only one."),
+    ] = None
+    redis: Annotated[
+        str | None,
+        Parameter(
+            help="The Redis that has the index. Default: FAIRLEAD_REDIS_URL, else that of the running `fairlead up`."
+        ),
+    ] = None
+    tokens: Annotated[
+        Path | None,
+        Parameter(
+            allow_leading_hyphen=True,
+            help="Of match: a file with the prompt's token ids, a JSON list; - is standard input.",
+        ),
+    ] = None
+    adapter: Annotated[str | None, Parameter(help="Of match: the LoRA adapter that the request names.")] = None
+    salt: Annotated[str | None, Parameter(help="Of match: the request's cache_salt.")] = None
+    instance: Annotated[
+        str | None, Parameter(help="Of watch and verify: only instances whose id begins like this.")
+    ] = None
+    kind: Annotated[
+        Literal["stored", "removed", "cleared", "marked"] | None,
+        Parameter(help="Of watch: only batches that have such a change, and only these."),
+    ] = None
+    count: Annotated[int | None, Parameter(help="Of watch: end after so many batches.")] = None
+    output: Annotated[
+        Literal["table", "json"],
+        Parameter(name=["--output", "-o"], help="How to say it; match is always JSON."),
+    ] = "table"
 
     def validate(self) -> None:
         """Raises BadInput for an option of another action, and for a missing one."""

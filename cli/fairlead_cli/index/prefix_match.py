@@ -8,7 +8,7 @@ hint: the store reports no evictions, so old hints are likely gone.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -207,8 +207,3 @@ def to_json(answer: MatchResult, age_by_instance: Mapping[str, float]) -> bytes:
         age = age_by_instance.get(match.id, match.age_seconds)
         match.age_seconds = None if age is None else round(age, 1)
     return msgspec.json.format(msgspec.json.encode(answer), indent=2)
-
-
-def incomplete(instances: Iterable[InstanceMatch]) -> list[str]:
-    """Those of which not all is known."""
-    return [one.id for one in instances if not one.complete]

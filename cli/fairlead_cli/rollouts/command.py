@@ -1,7 +1,6 @@
 """``fairlead rollout``: from the options to the exit code."""
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +25,7 @@ from fairlead.names import closest_matches
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli.cluster.access.connection import ClusterOptions, connect, resolve_access
 from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
 from fairlead_cli.rollouts.revisions import (
     RolloutStatus,
     choose_undo_revision,
@@ -39,7 +39,6 @@ from fairlead_operator.object_metadata import controller_uid
 
 CLI_FIELD_MANAGER: Final = "fairlead-cli"
 """Field manager of the writes of this command."""
-OK, PROBLEM, UNREACHABLE = 0, 1, 3
 _POLL_SECONDS: Final = 1.0
 
 
@@ -65,8 +64,7 @@ def run(options: RolloutOptions) -> int:
     try:
         return asyncio.run(_run(options, resolve_access(options.cluster), seconds))
     except ClusterUnreachable as error:
-        print(f"fairlead rollout: {error}", file=sys.stderr)
-        return UNREACHABLE
+        return report_failure("rollout", error, UNREACHABLE)
 
 
 async def _run(asked: RolloutOptions, access: ClusterConfig, seconds: float | None) -> int:

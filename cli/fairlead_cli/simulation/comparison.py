@@ -28,6 +28,6 @@ def compare_presets(options: SimulationOptions, on_progress: Callable[[str], Non
         capacity = None
         if options.capacity:
             on_progress(f"  {name}: searching for its capacity")
-            capacity = trial.capacity(requests, goal=options.capacity_bar, guess=options.rate, prompts=prompts)
+            capacity = trial.capacity(requests, goal=options.capacity_goal, guess=options.rate, prompts=prompts)
         results.append(PresetResult(name, figures, capacity))
     return results

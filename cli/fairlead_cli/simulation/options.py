@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import SloTargets
+from fairlead_cli.simulation.arguments import SimulationArguments
 from fairlead_gateway.routing import PRESETS
 from fairlead_sim.experiments.trial import Trial
 from fairlead_sim.fleet.results import CapacityGoal
@@ -36,7 +37,7 @@ class SimulationOptions:
         )
 
     @property
-    def capacity_bar(self) -> CapacityGoal:
+    def capacity_goal(self) -> CapacityGoal:
         """The goals that a rate within capacity meets."""
         return CapacityGoal(seconds=self.objective, guard_seconds=GUARD_FACTOR * self.objective)
 
@@ -46,19 +47,9 @@ class SimulationOptions:
         return Trial(name, self.profile, self.engines, self.seed, objectives=objectives)
 
 
-def build_options(
-    traffic: str,
-    *,
-    presets: tuple[str, ...],
-    profile: str,
-    engines: int,
-    rate: float | None,
-    ttft_seconds: float,
-    capacity: bool,
-    limit: int | None,
-    seed: int,
-) -> SimulationOptions:
+def build_options(traffic: str, arguments: SimulationArguments) -> SimulationOptions:
     """Checks the arguments. Raises BadInput with the option."""
+    presets, engines, rate, ttft = arguments.presets, arguments.engines, arguments.rate, arguments.ttft
     for name in presets:
         if name not in PRESETS:
             raise BadInput(f"--presets: there is no preset {name!r}", field="--presets", hint=", ".join(PRESETS))
@@ -68,17 +59,17 @@ def build_options(
         raise BadInput(f"--engines must be from 1 to {MAX_ENGINES}, not {engines}", field="--engines")
     if rate is not None and not 0.0 < rate < float("inf"):
         raise BadInput(f"--rate must be above 0 requests/s, not {rate:g}", field="--rate")
-    if not 0.0 < ttft_seconds < float("inf"):
-        raise BadInput(f"--ttft must be above 0 s, not {ttft_seconds:g}", field="--ttft")
-    engine_profile = builtin_profile(profile, field="--profile")
-    requests = load_source(traffic, limit=limit, seed=seed)
+    if not 0.0 < ttft < float("inf"):
+        raise BadInput(f"--ttft must be above 0 s, not {ttft:g}", field="--ttft")
+    profile = builtin_profile(arguments.profile, field="--profile")
+    source = load_source(traffic, limit=arguments.limit, seed=arguments.seed)
     return SimulationOptions(
-        requests,
-        presets,
-        engine_profile,
-        engines,
-        requests.rate if rate is None else rate,
-        ttft_seconds,
-        capacity,
-        seed,
+        source=source,
+        presets=presets,
+        profile=profile,
+        engines=engines,
+        rate=source.rate if rate is None else rate,
+        objective=ttft,
+        capacity=arguments.capacity,
+        seed=arguments.seed,
     )

@@ -23,8 +23,8 @@ from fairlead_cli.cluster.checks.text_output import render_lines, to_plain
 from fairlead_cli.cluster.checks.verdict import CheckResult
 from fairlead_cli.cluster.facts_collector import collect_facts
 from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.exit_codes import OK, UNREACHABLE, report_failure
 
-OK, UNREACHABLE = 0, 3
 _SHOWN: Final = 5
 
 
@@ -40,8 +40,7 @@ def run(options: ClusterOptions, target: Path | None) -> int:
     try:
         packed = asyncio.run(_build(options, clock))
     except ClusterUnreachable as error:
-        print(f"fairlead support-bundle: {error}", file=sys.stderr)
-        return UNREACHABLE
+        return report_failure("support-bundle", error, UNREACHABLE)
     size = write_archive(packed, path, name, clock.wall())
     print(path)
     _print_summary(packed, size)

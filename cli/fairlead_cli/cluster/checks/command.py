@@ -15,8 +15,8 @@ from fairlead_cli.cluster.checks.verdict import CheckResult
 from fairlead_cli.cluster.facts_collector import DEFAULT_NAMESPACE, collect_facts
 from fairlead_cli.console import stdout_console
 from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
 
-OK, PROBLEM, UNREACHABLE = 0, 1, 3
 RETRY_SECONDS: Final = 2.0
 Sleep = Callable[[float], Awaitable[object]]
 
@@ -41,8 +41,7 @@ def run(options: CheckOptions) -> int:
     try:
         results = asyncio.run(_check_until_passed(options, limit, clock, asyncio.sleep))
     except ClusterUnreachable as error:
-        print(f"fairlead check: {error}", file=sys.stderr)
-        return UNREACHABLE
+        return report_failure("check", error, UNREACHABLE)
     if options.output == "json":
         print(to_json(results, before_install=options.pre))
     else:

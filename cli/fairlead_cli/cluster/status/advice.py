@@ -6,12 +6,12 @@ ready; a ready instance may not be routed to; and only a routed instance can be 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from fairlead.api import ConditionType, Reason
 from fairlead.api.conditions import reasons
 from fairlead.kube.resources import is_deleting, metadata_of
+from fairlead_cli.advice import Advice
 from fairlead_cli.cluster.object_fields import Condition, shorten, spec_of, status_of
 from fairlead_cli.cluster.status.model_report import InstanceReport, ModelReport
 from fairlead_cli.cluster.timestamps import format_age, parse_time
@@ -26,33 +26,25 @@ _RESTARTS: Final = 3
 _NOTE: Final = 160
 
 
-@dataclass(frozen=True, slots=True)
-class ModelAdvice:
-    """What to do next, and whether something is wrong."""
-
-    is_problem: bool
-    text: str
+_Rule = Callable[[ModelReport, str], Advice | None]
 
 
-_Rule = Callable[[ModelReport, str], ModelAdvice | None]
-
-
-def advise(report: ModelReport, program: str = "fairlead") -> ModelAdvice:
+def advise(report: ModelReport, program: str = "fairlead") -> Advice:
     """Returns the next thing to do; ``program`` is the name of this command in hints."""
     for rule in _RULES:
         advice = rule(report, program)
         if advice is not None:
             return advice
-    return ModelAdvice(False, "nothing to do")
+    return Advice(False, "nothing to do")
 
 
-def _deleted(report: ModelReport, program: str) -> ModelAdvice | None:
+def _deleted(report: ModelReport, program: str) -> Advice | None:
     if not is_deleting(report.facts.model):
         return None
-    return ModelAdvice(False, "it is being deleted; its pods finish their requests first, for at most rollout.drain")
+    return Advice(False, "it is being deleted; its pods finish their requests first, for at most rollout.drain")
 
 
-def _unseen(report: ModelReport, program: str) -> ModelAdvice | None:
+def _unseen(report: ModelReport, program: str) -> Advice | None:
     model = report.facts.model
     observed, current = status_of(model).get("observedGeneration"), int(metadata_of(model).get("generation") or 0)
     if observed is not None and int(observed) >= current:
@@ -64,83 +56,81 @@ def _unseen(report: ModelReport, program: str) -> ModelAdvice | None:
     ]
     changed = max((entry for entry in times if entry is not None), default=report.since)
     if changed is not None and report.facts.now - changed < CHANGE_GRACE_SECONDS:
-        return ModelAdvice(False, "wait: the operator has not seen the last change yet")
+        return Advice(False, "wait: the operator has not seen the last change yet")
     subject = "this model" if observed is None else f"the last change (generation {current}, it is at {observed})"
-    return ModelAdvice(True, f"no operator has seen {subject}: {program} check says why")
+    return Advice(True, f"no operator has seen {subject}: {program} check says why")
 
 
-def _stalled(report: ModelReport, program: str) -> ModelAdvice | None:
+def _stalled(report: ModelReport, program: str) -> Advice | None:
     stalled = _true(report.condition(ConditionType.STALLED))
     if stalled is None:
         return None
-    return ModelAdvice(True, _by_reason(report, stalled))
+    return Advice(True, _by_reason(report, stalled))
 
 
-def _not_ready(report: ModelReport, program: str) -> ModelAdvice | None:
+def _not_ready(report: ModelReport, program: str) -> Advice | None:
     ready = report.condition(ConditionType.READY)
     if ready is None or ready.get("status") == "True":
         return None
     if ready.get("reason") != Reason.STARTING:
-        return ModelAdvice(True, _by_reason(report, ready))
+        return Advice(True, _by_reason(report, ready))
     slow = [
         instance
         for instance in report.instances()
         if instance.since is not None and report.facts.now - instance.since > SLOW_START_SECONDS
     ]
     if slow:
-        return ModelAdvice(
-            True, f"{slow[0].name} has been starting for {_age(report, slow[0])}: {_logs(report, slow[0])}"
-        )
+        return Advice(True, f"{slow[0].name} has been starting for {_age(report, slow[0])}: {_logs(report, slow[0])}")
     waiting = next((instance for instance in report.instances() if instance.state == "Starting"), None)
     if waiting is None:
-        return ModelAdvice(False, "wait: its pods are being made")
-    return ModelAdvice(
+        return Advice(False, "wait: its pods are being made")
+    return Advice(
         False,
         f"wait: {waiting.name} has been starting for {_age(report, waiting)}; {_logs(report, waiting)} shows how far",
     )
 
 
-def _zero(report: ModelReport, program: str) -> ModelAdvice | None:
+def _zero(report: ModelReport, program: str) -> Advice | None:
     ready = report.condition(ConditionType.READY)
     if ready is None or ready.get("reason") != Reason.SCALED_TO_ZERO:
         return None
     if _true(report.condition(ConditionType.AUTOSCALING)) is not None:
-        return ModelAdvice(False, "nothing runs, since nobody asks: the first request starts an engine")
+        return Advice(False, "nothing runs, since nobody asks: the first request starts an engine")
     namespace, _, name = report.key.partition("/")
-    return ModelAdvice(
+    return Advice(
         False, f"nothing runs, as it is asked: kubectl scale mdep {name} -n {namespace} --replicas=1 changes that"
     )
 
 
-def _unrouted(report: ModelReport, program: str) -> ModelAdvice | None:
+def _unrouted(report: ModelReport, program: str) -> Advice | None:
     """Ready pods that no gateway routes to."""
     ready = sum(instance.is_ready for instance in report.instances())
     if not ready or not report.gateways_reached or report.routed_instances is None or report.routed_instances > 0:
         return None
-    return ModelAdvice(True, f"{ready} pods are ready and no gateway routes to them: {program} check says why")
+    return Advice(True, f"{ready} pods are ready and no gateway routes to them: {program} check says why")
 
 
-def _name(report: ModelReport, program: str) -> ModelAdvice | None:
+def _name(report: ModelReport, program: str) -> Advice | None:
     if _true(report.condition(ConditionType.NAME_TAKEN)) is None:
         return None
-    return ModelAdvice(False, f"let clients say {report.key}: an older model of another namespace has the bare name")
+    return Advice(False, f"let clients say {report.key}: an older model of another namespace has the bare name")
 
 
-def _moving(report: ModelReport, program: str) -> ModelAdvice | None:
+def _moving(report: ModelReport, program: str) -> Advice | None:
     reconciling = _true(report.condition(ConditionType.RECONCILING))
-    return None if reconciling is None else ModelAdvice(False, _by_reason(report, reconciling))
+    return None if reconciling is None else Advice(False, _by_reason(report, reconciling))
 
 
-def _restarting(report: ModelReport, program: str) -> ModelAdvice | None:
+def _restarting(report: ModelReport, program: str) -> Advice | None:
     worst = max(report.instances(), key=lambda instance: instance.restarts, default=None)
     if worst is None or worst.restarts < _RESTARTS:
         return None
-    return ModelAdvice(
+    return Advice(
         True, f"{worst.name} was restarted {worst.restarts} times: {_logs(report, worst)} --previous says why"
     )
 
 
-def _full(report: ModelReport, program: str) -> ModelAdvice | None:
+def _full(report: ModelReport, program: str) -> Advice | None:
     """All engines with signals have waiting requests and a full KV cache."""
     signals = [
         rank_signals
@@ -152,12 +142,10 @@ def _full(report: ModelReport, program: str) -> ModelAdvice | None:
         (rank_signals.kv_usage or 0.0) < _FULL or not rank_signals.waiting for rank_signals in signals
     ):
         return None
-    return ModelAdvice(
-        True, "the KV caches of all engines are full and requests wait: raise replicas, or shorten contexts"
-    )
+    return Advice(True, "the KV caches of all engines are full and requests wait: raise replicas, or shorten contexts")
 
 
-def _missed(report: ModelReport, program: str) -> ModelAdvice | None:
+def _missed(report: ModelReport, program: str) -> Advice | None:
     objectives = report.condition(ConditionType.OBJECTIVES_MET)
     if objectives is None or objectives.get("status") != "False":
         return None
@@ -166,16 +154,16 @@ def _missed(report: ModelReport, program: str) -> ModelAdvice | None:
     more = "raise replicas" if scaled is None else "raise replicas.max"
     if scaled is not None and scaled.get("reason") == Reason.DECIDING:
         more = "wait for the instances that the autoscaler starts"
-    return ModelAdvice(
+    return Advice(
         True, f"requests miss the objectives{f' ({message})' if message else ''}: {more}, or relax spec.objectives"
     )
 
 
-def _unheard(report: ModelReport, program: str) -> ModelAdvice | None:
+def _unheard(report: ModelReport, program: str) -> Advice | None:
     """Comes last, because the model itself is in order."""
     if not report.signals_problem:
         return None
-    return ModelAdvice(
+    return Advice(
         False, f"nothing to do as far as can be seen; what engines say was not to be had: {report.signals_problem}"
     )
 

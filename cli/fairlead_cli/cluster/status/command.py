@@ -9,23 +9,24 @@ from fairlead.errors import BadInput
 from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Forbidden, NotFound, Unreachable
-from fairlead.kube.resources import EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest, is_deleting, name_of
+from fairlead.kube.resources import EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest, is_deleting, key_of, name_of
 from fairlead.names import closest_matches
 from fairlead.runtime.clock import Clock, SystemClock
+from fairlead_cli.advice import Advice
 from fairlead_cli.cluster import pod_http
 from fairlead_cli.cluster.access.connection import ClusterOptions, connect, resolve_access, unreachable_error
 from fairlead_cli.cluster.components import GATEWAY, with_component
 from fairlead_cli.cluster.facts_collector import list_objects, list_own_objects, read_server_clock
 from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.object_fields import namespace_name, object_key
+from fairlead_cli.cluster.object_fields import namespace_name
 from fairlead_cli.cluster.pod_http import PodReport
-from fairlead_cli.cluster.status.advice import ModelAdvice, advise
+from fairlead_cli.cluster.status.advice import advise
 from fairlead_cli.cluster.status.model_report import ModelFacts, ModelReport, build_report
 from fairlead_cli.cluster.status.tree import render_table, render_tree, to_json, to_plain
 from fairlead_cli.console import program_name, stdout_console
 from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
 
-OK, PROBLEM, UNREACHABLE = 0, 1, 3
 _MAX_EVENTS: Final = 500
 """Events read of a model and its pods; the API server keeps an hour of them."""
 _MAX_GATEWAYS: Final = 8
@@ -36,8 +37,7 @@ def run(model: str | None, options: ClusterOptions, output: str) -> int:
     try:
         return asyncio.run(_run(model, options, output, SystemClock()))
     except ClusterUnreachable as error:
-        print(f"fairlead status: {error}", file=sys.stderr)
-        return UNREACHABLE
+        return report_failure("status", error, UNREACHABLE)
 
 
 async def _run(model: str | None, way: ClusterOptions, output: str, clock: Clock) -> int:
@@ -128,13 +128,13 @@ async def find_model(api: KubeApi, name: str, namespace: str | None) -> Manifest
         raise BadInput(
             f"several models are called {name!r}",
             field="MODEL",
-            hint=f"say which: {', '.join(map(object_key, matches))}",
+            hint=f"say which: {', '.join(map(key_of, matches))}",
         )
     similar = (
         closest_matches(model_name, [name_of(model) for model in models])
         or sorted({name_of(model) for model in models})[:5]
     )
-    keys = [object_key(model) for model in models if name_of(model) in similar]
+    keys = [key_of(model) for model in models if name_of(model) in similar]
     raise BadInput(f"no model is called {name!r}", field="MODEL", hint=f"there is: {', '.join(keys) or 'none'}")
 
 
@@ -181,7 +181,7 @@ async def _gateways(api: KubeApi) -> Sequence[PodReport] | MissingValue:
     return await asyncio.gather(*(pod_http.query_gateway(api, pod) for pod in gateways))
 
 
-def _print(model_report: ModelReport, advice: ModelAdvice, output: str) -> None:
+def _print(model_report: ModelReport, advice: Advice, output: str) -> None:
     if output == "json":
         print(to_json(to_plain(model_report, advice)))
         return

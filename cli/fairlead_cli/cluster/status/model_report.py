@@ -5,14 +5,22 @@ from dataclasses import dataclass
 
 from fairlead.api import ConditionType
 from fairlead.fleet.labels import ENDPOINT_LABEL, POOL_LABEL, SleepPhase, parse_sleep_mark
-from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready, metadata_of, name_of, uid_of
+from fairlead.kube.resources import (
+    Manifest,
+    annotations_of,
+    is_deleting,
+    is_ready,
+    key_of,
+    metadata_of,
+    name_of,
+    uid_of,
+)
 from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_cli.cluster.object_fields import (
     Condition,
     condition_of,
     conditions_of,
     label_of,
-    object_key,
     restart_count,
     spec_of,
     status_of,
@@ -122,10 +130,10 @@ def build_report(facts: ModelFacts) -> ModelReport:
     model = facts.model
     reports = () if isinstance(facts.gateways, MissingValue) else facts.gateways
     pages = [report.metrics for report in reports if not isinstance(report.metrics, MissingValue)]
-    signals_ = signals.signals_by_instance(pages, object_key(model))
-    routed = [count for page in pages if (count := signals.ready_instances(page, object_key(model))) is not None]
+    signals_ = signals.signals_by_instance(pages, key_of(model))
+    routed = [count for page in pages if (count := signals.ready_instances(page, key_of(model))) is not None]
     return ModelReport(
-        key=object_key(model),
+        key=key_of(model),
         client_name=status_of(model).get("clientName"),
         engine=str((spec_of(model).get("engine") or {}).get("kind") or "vllm"),
         source=str((spec_of(model).get("model") or {}).get("source") or ""),
@@ -238,7 +246,7 @@ def table_row(model: Manifest) -> tuple[str, str, str, str, str, str, str]:
     objectives, reason.
     """
     ready, objectives = condition_of(model, ConditionType.READY), condition_of(model, ConditionType.OBJECTIVES_MET)
-    namespace, _, name = object_key(model).partition("/")
+    namespace, _, name = key_of(model).partition("/")
     return (
         namespace,
         name,

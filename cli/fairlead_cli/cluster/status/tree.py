@@ -12,8 +12,9 @@ from rich.tree import Tree
 from fairlead.api import ConditionType
 from fairlead.kube.resources import Manifest, metadata_of
 from fairlead_cli import formatting
+from fairlead_cli.advice import Advice
 from fairlead_cli.cluster.object_fields import Condition, shorten
-from fairlead_cli.cluster.status.advice import ModelAdvice, revision_note
+from fairlead_cli.cluster.status.advice import revision_note
 from fairlead_cli.cluster.status.engine_signals import EngineSignals
 from fairlead_cli.cluster.status.model_report import EventReport, InstanceReport, ModelReport, PoolReport, table_row
 from fairlead_cli.cluster.timestamps import format_age, parse_time
@@ -31,7 +32,7 @@ _MAX_MESSAGE: Final = 240
 TABLE_HEADINGS: Final = ("NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "OBJECTIVES", "REASON", "AGE")
 
 
-def render_tree(report: ModelReport, advice: ModelAdvice) -> RenderableType:
+def render_tree(report: ModelReport, advice: Advice) -> RenderableType:
     """Returns model, conditions, pools with pods and signals, the last events, and the advice."""
     root = Tree(_head(report, advice), guide_style="dim")
     for condition in report.conditions:
@@ -50,7 +51,7 @@ def render_tree(report: ModelReport, advice: ModelAdvice) -> RenderableType:
     return Group(root, Text.assemble(("next: ", "bold"), (advice.text, "red" if advice.is_problem else "")))
 
 
-def _head(report: ModelReport, advice: ModelAdvice) -> Text:
+def _head(report: ModelReport, advice: Advice) -> Text:
     ready = report.condition(ConditionType.READY)
     up = ready is not None and ready.get("status") == "True"
     line = Text.assemble(
@@ -148,7 +149,7 @@ def _event(event: EventReport, now: float) -> Text:
     return line
 
 
-def to_plain(report: ModelReport, advice: ModelAdvice) -> dict[str, Any]:
+def to_plain(report: ModelReport, advice: Advice) -> dict[str, Any]:
     """Returns the complete report for JSON; null is unknown."""
     return {
         "key": report.key,

@@ -1,9 +1,13 @@
 """``fairlead index``: what the index in Redis says, whether it is right, and how it changes."""
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+
+from fairlead_cli.index.options import IndexOptions
+
+_DEFAULTS = IndexOptions()
 
 
 def index(
@@ -16,36 +20,7 @@ def index(
     ] = "stats",
     /,
     *,
-    model: Annotated[
-        str | None,
-        Parameter(help="Its name, or namespace/name. Default: of stats all, else the only one."),
-    ] = None,
-    redis: Annotated[
-        str | None,
-        Parameter(
-            help="The Redis that has the index. Default: FAIRLEAD_REDIS_URL, else that of the running `fairlead up`."
-        ),
-    ] = None,
-    tokens: Annotated[
-        Path | None,
-        Parameter(
-            allow_leading_hyphen=True,
-            help="Of match: a file with the prompt's token ids, a JSON list; - is standard input.",
-        ),
-    ] = None,
-    adapter: Annotated[str | None, Parameter(help="Of match: the LoRA adapter that the request names.")] = None,
-    salt: Annotated[str | None, Parameter(help="Of match: the request's cache_salt.")] = None,
-    instance: Annotated[
-        str | None, Parameter(help="Of watch and verify: only instances whose id begins like this.")
-    ] = None,
-    kind: Annotated[
-        Literal["stored", "removed", "cleared", "marked"] | None,
-        Parameter(help="Of watch: only batches that have such a change, and only these."),
-    ] = None,
-    count: Annotated[int | None, Parameter(help="Of watch: end after so many batches.")] = None,
-    output: Annotated[
-        Literal["table", "json"], Parameter(name=["--output", "-o"], help="How to say it; match is always JSON.")
-    ] = "table",
+    options: Annotated[IndexOptions, Parameter(name="*")] = _DEFAULTS,
 ) -> int:
     """Look into the index: who holds which prefix, whether that is right, and what changes.
 
@@ -56,6 +31,5 @@ def index(
     an unknown model; 3 when Redis cannot be reached.
     """
     from fairlead_cli.index.command import run
-    from fairlead_cli.index.options import IndexOptions
 
-    return run(IndexOptions(action, model, redis, tokens, adapter, salt, instance, kind, count, output))
+    return run(replace(options, action=action))

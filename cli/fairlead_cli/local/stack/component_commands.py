@@ -8,7 +8,7 @@ from pathlib import Path
 from fairlead_cli.addresses import Address
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.embedded_redis import RedisServer
-from fairlead_cli.local.stack.options import StackConfig
+from fairlead_cli.local.stack.config import StackConfig
 
 SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"
 

@@ -16,8 +16,9 @@ from fairlead_cli.addresses import Address, claim_port, parse_address
 from fairlead_cli.console import program_name
 from fairlead_cli.errors import PortInUse
 from fairlead_cli.local.run_directory import running_stacks
+from fairlead_cli.local.stack.config import StackConfig
 from fairlead_cli.local.stack.engine_plan import PlanOptions, plan_engines
-from fairlead_cli.local.stack.options import StackConfig, UpOptions
+from fairlead_cli.local.stack.options import UpOptions
 from fairlead_cli.local.stack.stack_run import run
 from fairlead_cli.local.view.screen import choose_screen
 

@@ -1,43 +1,36 @@
-"""Options of ``fairlead up``, as given and as checked."""
+"""The options of ``fairlead up``."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Final
 
-from fairlead_cli.addresses import Address
-from fairlead_cli.local.stack.engine_plan import EnginePlan
+from cyclopts import Parameter
 
-
-@dataclass(frozen=True, slots=True)
-class StackConfig:
-    """The checked configuration of a stack."""
-
-    plan: EnginePlan
-    listen: Address
-    manage: Address
-    secret: str
-    token: str | None = None
-    insecure: bool = False
-    redis: bool = True
-    workers: int = 1
-    speed: float = 1.0
-    logs: Path | None = None
-    program: str = "fairlead"
+_SWITCH: Final = Parameter(negative=(), show_default=False)
 
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """The arguments of ``fairlead up``."""
+    """The options as given; ``files`` are all manifests."""
 
-    files: tuple[str, ...]
-    listen: str
-    manage: str
-    speed: float
-    seed: int | None
-    preset: str | None
-    engines_per_process: int
-    real: bool
-    insecure: bool
-    redis: bool
-    workers: int
-    logs: Path | None
-    plain: bool
+    files: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
+    listen: Annotated[str, Parameter(help="Where clients reach the gateway; port 0 takes a free one.")] = (
+        "127.0.0.1:8000"
+    )
+    manage: Annotated[str, Parameter(help="Where status page and management API are.")] = "127.0.0.1:8001"
+    speed: Annotated[float, Parameter(help="Simulated time runs this many times as fast.")] = 1.0
+    seed: Annotated[int | None, Parameter(help="Make engines' texts and routing repeatable.")] = None
+    preset: Annotated[
+        str | None, Parameter(help="Route every model by this preset, such as dual-hash or round-robin.")
+    ] = None
+    engines_per_process: Annotated[int, Parameter(help="Simulated engines that share a process.")] = 1
+    real: Annotated[
+        bool, _SWITCH, Parameter(help="Run the engines that the manifests name (vllm must be on PATH).")
+    ] = False
+    insecure: Annotated[
+        bool, _SWITCH, Parameter(help="Allow listening beyond loopback: nobody is asked for a key.")
+    ] = False
+    redis: Annotated[bool, Parameter(help="Start an embedded Redis.")] = True
+    workers: Annotated[int, Parameter(help="Processes of the gateway that carry requests, on one port.")] = 1
+    logs: Annotated[Path | None, Parameter(help="Keep every process's output in this folder.")] = None
+    plain: Annotated[bool, _SWITCH, Parameter(help="Plain lines instead of the live view.")] = False

@@ -27,8 +27,8 @@ from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
 from fairlead_cli.local.stack.autoscaler_sync import AutoscalerSync
 from fairlead_cli.local.stack.component_commands import autoscaler_command, gateway_command, indexer_command
+from fairlead_cli.local.stack.config import StackConfig
 from fairlead_cli.local.stack.engine_plan import SIMULATED_ENGINE, EnginePlan
-from fairlead_cli.local.stack.options import StackConfig
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
 from fairlead_cli.local.view.banner import StackSummary
 from fairlead_cli.local.view.screen import Screen

@@ -11,12 +11,12 @@ from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import service_url
 from fairlead_cli.console import program_name, stdout_console
 from fairlead_cli.errors import StackUnreachable
+from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE
 from fairlead_cli.local.run_directory import newest_stack, running_stacks
 from fairlead_cli.local.status.report import PoolScaling, build_report
 from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot, ManagementClient
 
-OK, PROBLEM, UNREACHABLE = 0, 1, 3
 DECISIONS = 5
 
 

@@ -5,19 +5,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from fairlead_cli import formatting
+from fairlead_cli.advice import Advice
 from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot
 
 READY_STATE = "Ready"
 ASLEEP_STATE = "Sleeping"
-
-
-@dataclass(frozen=True, slots=True)
-class StackAdvice:
-    """The next thing to do, and whether something is wrong."""
-
-    is_problem: bool
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +40,7 @@ class StackModelReport:
     stats: api_types.ModelStats
     decisions: tuple[api_types.Decision, ...]
     wanted_instances: int | None
-    advice: StackAdvice
+    advice: Advice
     scaled_pools: tuple[PoolScaling, ...] = ()
 
     @property
@@ -126,7 +119,7 @@ def advise(
     wanted_instances: int | None,
     program: str = "fairlead",
     scaled_pools: Sequence[PoolScaling] = (),
-) -> StackAdvice:
+) -> Advice:
     """Returns the next thing to do, the most urgent first."""
     states = [instance.state for instance in model.instances]
     ready, starting = states.count(READY_STATE), states.count("Starting")
@@ -134,36 +127,34 @@ def advise(
     window = stats.window
     if not ready:
         if starting:
-            return StackAdvice(
+            return Advice(
                 True, f"{formatting.pluralize(starting, 'engine')} starting; requests wait until one is ready"
             )
         if scaled_pools and states and all(state == ASLEEP_STATE for state in states):
-            return StackAdvice(False, "it sleeps: the next request waits for an engine, which wakes then")
+            return Advice(False, "it sleeps: the next request waits for an engine, which wakes then")
         if scaled_pools and not states and not any(pool.wanted for pool in scaled_pools):
-            return StackAdvice(False, "it has no engine: the next request waits while one starts")
-        return StackAdvice(True, "no engine is running: the output of `fairlead up` says why")
+            return Advice(False, "it has no engine: the next request waits while one starts")
+        return Advice(True, "no engine is running: the output of `fairlead up` says why")
     if missing:
         lost = f"{missing} of {wanted_instances} engines ended and will be started again"
-        return StackAdvice(True, f"{lost}; the output of `fairlead up` says why")
+        return Advice(True, f"{lost}; the output of `fairlead up` says why")
     if window.errors:
         failed = next((instance for instance in decisions if instance.outcome and instance.outcome.status >= 500), None)
         example = f", the last one {failed.request_id}" if failed else ""
         requests = formatting.pluralize(window.requests, "request")
-        return StackAdvice(True, f"{window.errors} of {requests} failed in the last minute{example}")
+        return Advice(True, f"{window.errors} of {requests} failed in the last minute{example}")
     goal = model.objectives.target
     if window.within_objective is not None and window.within_objective < goal:
         attainment = (
             f"{formatting.format_share(window.within_objective)} of requests meet the objective, "
             f"{formatting.format_share(goal)} should"
         )
-        return StackAdvice(
-            True, f"{attainment}: {_remedy(model, ready, program, scaled_pools)}, or relax spec.objectives"
-        )
+        return Advice(True, f"{attainment}: {_remedy(model, ready, program, scaled_pools)}, or relax spec.objectives")
     if starting:
-        return StackAdvice(False, f"{formatting.pluralize(starting, 'engine')} starting")
+        return Advice(False, f"{formatting.pluralize(starting, 'engine')} starting")
     if not stats.totals.requests and not stats.in_flight:
-        return StackAdvice(False, f"nothing was asked yet: {program} chat {model.name}")
-    return StackAdvice(False, "nothing to do")
+        return Advice(False, f"nothing was asked yet: {program} chat {model.name}")
+    return Advice(False, "nothing to do")
 
 
 def _remedy(model: api_types.Model, ready: int, program: str, sized: Sequence[PoolScaling]) -> str:

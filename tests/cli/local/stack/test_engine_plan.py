@@ -211,5 +211,5 @@ def test_hash_secret_is_derived_from_seed_else_random() -> None:
 @pytest.mark.parametrize(("given", "used"), [("given", "given"), ("", "seed 3")])
 def test_environment_secret_wins_and_empty_is_unset(given: str, used: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", given)
-    wishes = UpOptions((), ":0", ":0", 1.0, 3, None, 1, False, False, False, 1, None, False)
-    assert build_config(wishes).secret == used
+    options = UpOptions(listen=":0", manage=":0", seed=3, redis=False)
+    assert build_config(options).secret == used

@@ -5,14 +5,14 @@ certificate.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from fairlead.kube.resources import Manifest
+from fairlead.kube.resources import Manifest, key_of
 from fairlead_cli.cluster import components
 from fairlead_cli.cluster.checks.analyzers import workloads
 from fairlead_cli.cluster.checks.verdict import CheckOutcome, Verdict, failed, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.components import GATEWAY, REDIS
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.object_fields import arguments_of, namespace_name, object_key, pod_spec_of
+from fairlead_cli.cluster.object_fields import arguments_of, namespace_name, pod_spec_of
 from fairlead_cli.cluster.pod_http import PodReport, Readiness
 from fairlead_cli.cluster.timestamps import format_age
 
@@ -29,7 +29,7 @@ def check_installed(facts: ClusterFacts) -> Verdict:
     if isinstance(deployments, MissingValue):
         return unknown(deployments)
     return (
-        passed(", ".join(object_key(deployment) for deployment in deployments))
+        passed(", ".join(key_of(deployment) for deployment in deployments))
         if deployments
         else failed("no Deployment has the labels of Fairlead's gateway")
     )
@@ -73,7 +73,7 @@ def check_redis(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict
     """Checks that Redis answers the gateways; a gateway without a Redis decides alone."""
     without = [deployment for deployment in deployments if not components.has_redis(deployment)]
     alone = [
-        f"{object_key(deployment)} has several gateways and no Redis"
+        f"{key_of(deployment)} has several gateways and no Redis"
         for deployment in without
         if components.desired_replicas(deployment) > 1
     ]
@@ -135,7 +135,7 @@ def check_authentication(_: ClusterFacts, deployments: Sequence[Manifest]) -> Ve
     """Warns about gateways that ask for no key."""
     return verdict_of(
         (
-            f"{object_key(deployment)} asks nobody for a key"
+            f"{key_of(deployment)} asks nobody for a key"
             for deployment in deployments
             if "--insecure" in arguments_of(deployment)
         ),

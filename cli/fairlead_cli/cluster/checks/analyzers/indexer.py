@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fairlead.kube.resources import Manifest
+from fairlead.kube.resources import Manifest, key_of
 from fairlead_cli.cluster import components
 from fairlead_cli.cluster.checks.analyzers import workloads
 from fairlead_cli.cluster.checks.verdict import CheckOutcome, Verdict, passed, unknown, verdict_of, warned
@@ -10,7 +10,6 @@ from fairlead_cli.cluster.components import GATEWAY, INDEXER
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.metrics_page import MetricsPage
 from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.object_fields import object_key
 
 
 def check_installed(facts: ClusterFacts) -> Verdict | None:
@@ -21,8 +20,8 @@ def check_installed(facts: ClusterFacts) -> Verdict | None:
             indexers if isinstance(indexers, MissingValue) else MissingValue("gateways could not be looked for")
         )
     if indexers:
-        return passed(", ".join(object_key(deployment) for deployment in indexers))
-    unserved = [object_key(deployment) for deployment in gateways if components.has_redis(deployment)]
+        return passed(", ".join(key_of(deployment) for deployment in indexers))
+    unserved = [key_of(deployment) for deployment in gateways if components.has_redis(deployment)]
     return (
         warned(*(f"{name} has a Redis, and nobody writes the index there" for name in unserved)) if unserved else None
     )

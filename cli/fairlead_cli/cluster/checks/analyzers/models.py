@@ -6,11 +6,11 @@ from types import MappingProxyType
 from typing import Final
 
 from fairlead.api import ConditionType, Reason
-from fairlead.kube.resources import Manifest, is_deleting, metadata_of
+from fairlead.kube.resources import Manifest, is_deleting, key_of, metadata_of
 from fairlead_cli.cluster.checks.verdict import Analyzer, CheckOutcome, Verdict, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.object_fields import condition_of, is_condition_true, object_key, shorten, status_of
+from fairlead_cli.cluster.object_fields import condition_of, is_condition_true, shorten, status_of
 from fairlead_cli.cluster.timestamps import format_age, parse_time
 
 _GRACE_SECONDS: Final = 30.0
@@ -47,7 +47,7 @@ def _for_models(analyzer: Callable[[ClusterFacts, Sequence[Manifest]], Verdict |
 def check_observed(facts: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
     """Fails when ``status`` does not describe the present spec."""
     return verdict_of(
-        f"{object_key(model)}: {_generation_lag(model)}, changed {format_age(changed, facts.now)} ago"
+        f"{key_of(model)}: {_generation_lag(model)}, changed {format_age(changed, facts.now)} ago"
         for model in models
         if _generation_lag(model)
         and (changed := _last_changed(model)) is not None
@@ -90,7 +90,7 @@ def _stalled(models: Iterable[Manifest], check: str) -> Iterator[str]:
             continue
         reason = str(stalled.get("reason", ""))
         if check == next((name for name, reasons in STALL_REASONS.items() if reason in reasons), "model-stalled"):
-            yield f"{object_key(model)}: {reason}: {shorten(str(stalled.get('message', '')))}"
+            yield f"{key_of(model)}: {reason}: {shorten(str(stalled.get('message', '')))}"
 
 
 @_for_models
@@ -103,7 +103,7 @@ def check_ready(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict | None:
         ready = condition_of(model, ConditionType.READY)
         if ready is None or ready.get("status") == "True":
             continue
-        line = f"{object_key(model)}: {ready.get('reason')}: {shorten(str(ready.get('message', '')))}"
+        line = f"{key_of(model)}: {ready.get('reason')}: {shorten(str(ready.get('message', '')))}"
         (starting if ready.get("reason") == Reason.STARTING else failing).append(line)
     if failing:
         return verdict_of([*failing, *starting])
@@ -117,7 +117,7 @@ def check_names(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
     """Warns about models that have only their long name."""
     return verdict_of(
         (
-            f"{object_key(model)}: {shorten(str(name_taken.get('message', '')))}"
+            f"{key_of(model)}: {shorten(str(name_taken.get('message', '')))}"
             for model in models
             if (name_taken := condition_of(model, ConditionType.NAME_TAKEN)) is not None
             and name_taken.get("status") == "True"

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Final
 
-from fairlead.kube.resources import Manifest
+from fairlead.kube.resources import Manifest, key_of
 from fairlead_cli.cluster import components
 from fairlead_cli.cluster.checks.analyzers import workloads
 from fairlead_cli.cluster.checks.verdict import Verdict, failed, unknown, verdict_of
 from fairlead_cli.cluster.components import OPERATOR
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.object_fields import namespace_name, object_key, spec_of
+from fairlead_cli.cluster.object_fields import namespace_name, spec_of
 from fairlead_cli.cluster.timestamps import format_age, parse_time
 from fairlead_operator.health import MAX_SILENCE_SECONDS
 from fairlead_operator.kube.leader_election import LEASE_NAME
@@ -27,12 +27,12 @@ def check_installed(facts: ClusterFacts) -> Verdict:
     if not operators:
         return failed("no Deployment has the labels of Fairlead's operator")
     clashes = [
-        f"{object_key(first)} and {object_key(other)} both look after {shared}"
+        f"{key_of(first)} and {key_of(other)} both look after {shared}"
         for position, first in enumerate(operators)
         for other in operators[position + 1 :]
         if (shared := _shared_namespaces(first, other))
     ]
-    return verdict_of(clashes, note=", ".join(object_key(first) for first in operators))
+    return verdict_of(clashes, note=", ".join(key_of(first) for first in operators))
 
 
 def _shared_namespaces(first_operator: Manifest, second_operator: Manifest) -> str:

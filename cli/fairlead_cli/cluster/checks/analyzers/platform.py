@@ -8,13 +8,13 @@ from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
 from fairlead.api.v1alpha1 import GROUP, VERSION
-from fairlead.kube.resources import Manifest, metadata_of, name_of
+from fairlead.kube.resources import Manifest, key_of, metadata_of, name_of
 from fairlead_cli.cluster.access.permissions import permissions_to_check, permissions_to_install
 from fairlead_cli.cluster.checks.check import OLDEST_KUBERNETES
 from fairlead_cli.cluster.checks.verdict import Verdict, failed, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.object_fields import is_condition_true, namespace_name, object_key, spec_of, status_of
+from fairlead_cli.cluster.object_fields import is_condition_true, namespace_name, spec_of, status_of
 
 _MAX_SKEW_SECONDS: Final = 10.0
 _DEFAULT_CLASS: Final = "storageclass.kubernetes.io/is-default-class"
@@ -85,7 +85,7 @@ def check_quotas(facts: ClusterFacts) -> Verdict:
     for objects in (facts.models, facts.deployments):
         namespaces |= set() if isinstance(objects, MissingValue) else {namespace_name(quota) for quota in objects}
     return verdict_of(
-        f"{object_key(quota)}: {resource} is used up ({used} of {limit})"
+        f"{key_of(quota)}: {resource} is used up ({used} of {limit})"
         for quota in facts.quotas
         if namespace_name(quota) in namespaces
         for resource, used, limit in _used_up(quota)
@@ -169,9 +169,7 @@ def check_leader_worker_sets(facts: ClusterFacts) -> Verdict:
     if facts.leader_worker_sets:
         return passed()
     models = () if isinstance(facts.models, MissingValue) else facts.models
-    needing = [
-        object_key(model) for model in models if any(_nodes(pool) > 1 for pool in spec_of(model).get("pools") or [])
-    ]
+    needing = [key_of(model) for model in models if any(_nodes(pool) > 1 for pool in spec_of(model).get("pools") or [])]
     if needing:
         return failed(*(f"{model} spans nodes and cannot be run" for model in needing))
     return warned("models whose instances span nodes cannot be run")

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-from fairlead.kube.resources import Manifest
+from fairlead.kube.resources import Manifest, key_of
 from fairlead_cli.cluster.access.permissions import COMPONENTS_WITH_PERMISSIONS
 from fairlead_cli.cluster.checks.verdict import CheckOutcome, Verdict, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.components import COMPONENT_LABEL, RELEASE_LABEL, VERSION_LABEL, desired_replicas
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.object_fields import label_of, namespace_name, object_key, spec_of, status_of
+from fairlead_cli.cluster.object_fields import label_of, namespace_name, spec_of, status_of
 
 
 def check_network_policies(facts: ClusterFacts) -> Verdict | None:
@@ -22,7 +22,7 @@ def check_network_policies(facts: ClusterFacts) -> Verdict | None:
     selected = {(namespace_name(object_), *_selected_component(object_)) for object_ in facts.network_policies}
     return verdict_of(
         (
-            f"{object_key(object_)} has none"
+            f"{key_of(object_)} has none"
             for object_ in facts.deployments
             if (namespace_name(object_), label_of(object_, RELEASE_LABEL), label_of(object_, COMPONENT_LABEL))
             not in selected
@@ -52,14 +52,14 @@ def _budget_problems(deployments: Sequence[Manifest], budgets: Sequence[Manifest
             and (namespace_name(object_), label_of(object_, RELEASE_LABEL), label_of(object_, COMPONENT_LABEL))
             not in covered
         ):
-            yield f"{object_key(object_)} has {desired_replicas(object_)} replicas and no budget"
+            yield f"{key_of(object_)} has {desired_replicas(object_)} replicas and no budget"
     for object_ in budgets:
         budget_status = status_of(object_)
         if budget_status.get("expectedPods") and not budget_status.get("disruptionsAllowed"):
             healthy = (
                 f"{budget_status.get('currentHealthy', 0)} of {budget_status.get('expectedPods')} pods are healthy"
             )
-            yield f"{object_key(object_)} allows no disruption now: {healthy}"
+            yield f"{key_of(object_)} allows no disruption now: {healthy}"
 
 
 def check_version_skew(facts: ClusterFacts) -> Verdict | None:

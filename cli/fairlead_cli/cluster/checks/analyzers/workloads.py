@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 
-from fairlead.kube.resources import Manifest, is_deleting, is_ready, name_of
+from fairlead.kube.resources import Manifest, is_deleting, is_ready, key_of, name_of
 from fairlead_cli.cluster.access.access_reviews import Permission
 from fairlead_cli.cluster.checks.verdict import Analyzer, CheckOutcome, Verdict, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.components import desired_replicas, secret_references
@@ -11,7 +11,6 @@ from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_cli.cluster.object_fields import (
     conditions_of,
-    object_key,
     shorten,
     waiting_reason,
 )
@@ -82,7 +81,7 @@ def _pods_ready(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict
         ready_count, wanted_count = ready_count + len(ready), wanted_count + desired
         if len(ready) < max(1, desired):
             (incomplete if ready else failing).extend(
-                [f"{object_key(deployment)}: {len(ready)} of {desired} ready", *not_ready_reasons(facts, deployment)]
+                [f"{key_of(deployment)}: {len(ready)} of {desired} ready", *not_ready_reasons(facts, deployment)]
             )
     if failing:
         return Verdict(CheckOutcome.FAILED, tuple(failing))
@@ -112,7 +111,7 @@ def check_images(facts: ClusterFacts) -> Verdict | None:
     if not facts.pods:
         return None
     return verdict_of(
-        f"pod {object_key(pod)}: {reason}"
+        f"pod {key_of(pod)}: {reason}"
         for pod in facts.pods
         if (reason := waiting_reason(pod)).partition(":")[0].partition(" ")[0] in _IMAGE_PULL_REASONS
     )
