@@ -70,50 +70,50 @@ def test_unscaled_model_becomes_a_note(tmp_path: Path, text: str, options: dict[
     assert (found.scaled_models, found.notes) == ((), (f"tiny: not scaled, since {why}",))
 
 
-class Stage:
-    """A supervisor that only notes, with units at chosen phases."""
+class FakeSupervisor:
+    """A supervisor that records scale calls, with engines in chosen phases."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         template = Instance("", "default", "tiny", "main", "", engine="sim")
-        self.plan = EnginePoolSpec(Model("default", "tiny"), "main", 1, template, lambda *_: ProcessCommand(()), "main")
-        self.units: list[EngineProcess] = []
-        self.desired = {(KEY, "main"): 1}
-        self.asleep = {(KEY, "main"): 0}
-        self.asked: list[tuple[str, str, int, tuple[str, ...]]] = []
-        self.told: list[str] = []
-        self.refuses = False
+        self.pool = EnginePoolSpec(Model("default", "tiny"), "main", 1, template, lambda *_: ProcessCommand(()), "main")
+        self.engines: list[EngineProcess] = []
+        self.desired_replicas = {(KEY, "main"): 1}
+        self.desired_asleep = {(KEY, "main"): 0}
+        self.scale_calls: list[tuple[str, str, int, tuple[str, ...]]] = []
+        self.events: list[str] = []
+        self.fails = False
         self.clock = ManualClock(1_000.0)
-        self.changed = lambda: None
+        self.on_change = lambda: None
 
     async def scale(self, key: str, pool: str, replicas: int, leaving: tuple[str, ...] = (), asleep: int = 0) -> None:
-        if self.refuses:
+        if self.fails:
             raise BadInput("no ports")
-        self.desired[key, pool], self.asleep[key, pool] = replicas, asleep
-        self.asked.append((key, pool, replicas, leaving))
+        self.desired_replicas[key, pool], self.desired_asleep[key, pool] = replicas, asleep
+        self.scale_calls.append((key, pool, replicas, leaving))
 
-    def unit(self, number: int, phase: ProcessPhase, started: float, ready: float | None = None) -> EngineProcess:
-        unit = EngineProcess(self.plan, number, (9_000 + number,))
-        unit.process = SimpleNamespace(phase=phase, started_at=started, ready_at=ready)  # type: ignore[assignment]  # what is read of it
-        self.units.append(unit)
-        return unit
+    def add_engine(self, number: int, phase: ProcessPhase, started: float, ready: float | None = None) -> EngineProcess:
+        engine = EngineProcess(self.pool, number, (9_000 + number,))
+        engine.process = SimpleNamespace(phase=phase, started_at=started, ready_at=ready)  # type: ignore[assignment]  # what is read of it
+        self.engines.append(engine)
+        return engine
 
-    def following(self, scaled: ScaledModelSpec) -> AutoscalerSync:
-        return AutoscalerSync(self.directory, [scaled], self, self.clock, self.told.append)  # type: ignore[arg-type]  # what is used of it
+    def sync(self, scaled: ScaledModelSpec) -> AutoscalerSync:
+        return AutoscalerSync(self.directory, [scaled], self, self.clock, self.events.append)  # type: ignore[arg-type]  # what is used of it
 
 
 def test_state_has_engine_times_and_dead_engines_as_pending(tmp_path: Path) -> None:
     (scaled,) = planned(tmp_path).scaled_models
-    stage = Stage(tmp_path)
-    stage.unit(0, ProcessPhase.READY, 900.0, 905.0)
-    stage.unit(1, ProcessPhase.WAITING, 950.0, 955.0)
-    stage.unit(2, ProcessPhase.READY, 980.0, 985.0).is_draining = True
-    stage.following(scaled).write_state()
-    state = asyncio.run(LocalTarget(tmp_path / STATE_FILE, stage.clock, 5.0).observe())[KEY]
+    supervisor = FakeSupervisor(tmp_path)
+    supervisor.add_engine(0, ProcessPhase.READY, 900.0, 905.0)
+    supervisor.add_engine(1, ProcessPhase.WAITING, 950.0, 955.0)
+    supervisor.add_engine(2, ProcessPhase.READY, 980.0, 985.0).is_draining = True
+    supervisor.sync(scaled).write_state()
+    state = asyncio.run(LocalTarget(tmp_path / STATE_FILE, supervisor.clock, 5.0).observe())[KEY]
     assert state.policy.down_window == "2m"
     pool = state.pools["main"]
     assert pool.desired == 1
-    assert [(one.id, one.state, one.age_seconds, one.startup_seconds) for one in pool.replicas] == [
+    assert [(replica.id, replica.state, replica.age_seconds, replica.startup_seconds) for replica in pool.replicas] == [
         ("main-0", ReplicaState.READY, 100.0, 5.0),
         ("main-1", ReplicaState.PENDING, 50.0, None),
         ("main-2", ReplicaState.DRAINING, 20.0, 5.0),
@@ -123,46 +123,46 @@ def test_state_has_engine_times_and_dead_engines_as_pending(tmp_path: Path) -> N
 
 def test_target_is_applied_once(tmp_path: Path) -> None:
     (scaled,) = planned(tmp_path).scaled_models
-    stage = Stage(tmp_path)
+    supervisor = FakeSupervisor(tmp_path)
 
-    async def follow() -> None:
-        following = stage.following(scaled)
-        following.apply_targets()  # nobody has wished for anything
+    async def apply() -> None:
+        sync = supervisor.sync(scaled)
+        sync.apply_targets()  # there is no target yet
         write_file(
             tmp_path / DESIRED_FILE,
             DesiredPools({KEY: {"main": DesiredPool(3, ("main-0",))}, "default/gone": {"main": DesiredPool(9)}}),
         )
         for _ in range(3):
-            following.apply_targets()
+            sync.apply_targets()
             await asyncio.sleep(0)
         write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(3)}}))
-        following.apply_targets()
+        sync.apply_targets()
         await asyncio.sleep(0)
-        await following.stop()
+        await sync.stop()
 
-    asyncio.run(follow())
-    assert stage.asked == [(KEY, "main", 3, ("main-0",))]
+    asyncio.run(apply())
+    assert supervisor.scale_calls == [(KEY, "main", 3, ("main-0",))]
 
 
 def test_unreadable_or_impossible_target_is_reported(tmp_path: Path) -> None:
     (scaled,) = planned(tmp_path).scaled_models
-    stage = Stage(tmp_path)
+    supervisor = FakeSupervisor(tmp_path)
 
-    async def follow() -> None:
-        following = stage.following(scaled)
+    async def apply() -> None:
+        sync = supervisor.sync(scaled)
         (tmp_path / DESIRED_FILE).write_text("{")
         for _ in range(2):
-            following.apply_targets()
-        stage.refuses = True
+            sync.apply_targets()
+        supervisor.fails = True
         write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(3)}}))
-        following.apply_targets()
+        sync.apply_targets()
         await asyncio.sleep(0)
-        await following.stop()
+        await sync.stop()
 
-    asyncio.run(follow())
-    assert len(stage.told) == 2
-    assert stage.told[0].startswith("what the autoscaler wants cannot be read: ")
-    assert stage.told[1] == f"main of {KEY} cannot be brought to 3: no ports"
+    asyncio.run(apply())
+    assert len(supervisor.events) == 2
+    assert supervisor.events[0].startswith("what the autoscaler wants cannot be read: ")
+    assert supervisor.events[1] == f"main of {KEY} cannot be brought to 3: no ports"
 
 
 @pytest.mark.parametrize("wanted", [-1, 0, 7, 4_000])
@@ -170,32 +170,32 @@ def test_target_outside_all_bounds_is_rejected(tmp_path: Path, wanted: int) -> N
     hours = 'schedules: [{name: day, begin: "08:00", end: "20:00", min: 2, max: 6}]'
     text = MANIFEST.replace("min: 0, max: 6", "min: 1, max: 4").replace("downWindow: 2m", hours)
     (scaled,) = planned(tmp_path, text).scaled_models
-    stage = Stage(tmp_path)
+    supervisor = FakeSupervisor(tmp_path)
 
-    async def follow() -> None:
-        following = stage.following(scaled)
+    async def apply() -> None:
+        sync = supervisor.sync(scaled)
         for number in (wanted, 6):
             write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(number)}}))
-            following.apply_targets()
+            sync.apply_targets()
             await asyncio.sleep(0)
-        await following.stop()
+        await sync.stop()
 
-    asyncio.run(follow())
-    assert stage.told == [f"main of {KEY} stays as it is: {wanted} are wanted of it, and 1 to 6 are allowed"]
-    assert stage.asked == [(KEY, "main", 6, ())]
+    asyncio.run(apply())
+    assert supervisor.events == [f"main of {KEY} stays as it is: {wanted} are wanted of it, and 1 to 6 are allowed"]
+    assert supervisor.scale_calls == [(KEY, "main", 6, ())]
 
 
 def test_unchanged_state_is_not_rewritten(tmp_path: Path) -> None:
     (scaled,) = planned(tmp_path).scaled_models
-    stage = Stage(tmp_path)
-    unit = stage.unit(0, ProcessPhase.READY, 900.0, 905.0)
-    following = stage.following(replace(scaled))
-    following.write_state()
+    supervisor = FakeSupervisor(tmp_path)
+    engine = supervisor.add_engine(0, ProcessPhase.READY, 900.0, 905.0)
+    sync = supervisor.sync(replace(scaled))
+    sync.write_state()
     first = (tmp_path / STATE_FILE).stat().st_mtime_ns, (tmp_path / STATE_FILE).stat().st_ino
-    following.write_state()
+    sync.write_state()
     assert ((tmp_path / STATE_FILE).stat().st_mtime_ns, (tmp_path / STATE_FILE).stat().st_ino) == first
-    unit.is_draining = True
-    following.write_state()
+    engine.is_draining = True
+    sync.write_state()
     assert (tmp_path / STATE_FILE).stat().st_ino != first[1]
 
 
@@ -205,17 +205,19 @@ TIERED = MANIFEST.replace("downWindow: 2m", "sleep: {min: 1, max: 2, level: 2, a
 def test_state_has_sleeping_engines_with_wake_times(tmp_path: Path) -> None:
     (scaled,) = planned(tmp_path, TIERED).scaled_models
     assert scaled.pools[0].tier == SleepTier(2, 1, 2, 3_600.0)
-    stage = Stage(tmp_path)
-    stage.plan = replace(stage.plan, sleep_level=2)
-    stage.asleep[KEY, "main"] = 1
+    supervisor = FakeSupervisor(tmp_path)
+    supervisor.pool = replace(supervisor.pool, sleep_level=2)
+    supervisor.desired_asleep[KEY, "main"] = 1
     rests = (SleepState.AWAKE, SleepState.FALLING_ASLEEP, SleepState.ASLEEP, SleepState.WAKING)
     for number, rest in enumerate(rests):
-        stage.unit(number, ProcessPhase.READY, 900.0, 905.0).sleep_state = rest
-    stage.units[0].wake_count, stage.units[0].wake_seconds = 3, 1.5
-    stage.following(scaled).write_state()
-    pool = asyncio.run(LocalTarget(tmp_path / STATE_FILE, stage.clock, 5.0, speed=2.0).observe())[KEY].pools["main"]
+        supervisor.add_engine(number, ProcessPhase.READY, 900.0, 905.0).sleep_state = rest
+    supervisor.engines[0].wake_count, supervisor.engines[0].wake_seconds = 3, 1.5
+    supervisor.sync(scaled).write_state()
+    pool = asyncio.run(LocalTarget(tmp_path / STATE_FILE, supervisor.clock, 5.0, speed=2.0).observe())[KEY].pools[
+        "main"
+    ]
     assert (pool.desired, pool.asleep) == (1, 1)
-    assert [one.state.value for one in pool.replicas] == ["ready", "falling-asleep", "asleep", "waking"]
+    assert [replica.state.value for replica in pool.replicas] == ["ready", "falling-asleep", "asleep", "waking"]
     assert pool.replicas[0].last_wake == WakeTiming(2, 3, 3.0)
     assert pool.replicas[1].last_wake is None
 
@@ -225,17 +227,17 @@ def test_state_has_sleeping_engines_with_wake_times(tmp_path: Path) -> None:
 )
 def test_sleep_target_is_limited_by_the_manifest(tmp_path: Path, wish: DesiredPool, follows: bool) -> None:
     (scaled,) = planned(tmp_path, TIERED).scaled_models
-    stage = Stage(tmp_path)
+    supervisor = FakeSupervisor(tmp_path)
 
-    async def follow() -> None:
-        following = stage.following(scaled)
+    async def apply() -> None:
+        sync = supervisor.sync(scaled)
         write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": wish}}))
-        following.apply_targets()
+        sync.apply_targets()
         await asyncio.sleep(0)
-        await following.stop()
+        await sync.stop()
 
-    asyncio.run(follow())
-    assert bool(stage.asked) is follows
-    assert stage.asleep[KEY, "main"] == (2 if follows else 0)
+    asyncio.run(apply())
+    assert bool(supervisor.scale_calls) is follows
+    assert supervisor.desired_asleep[KEY, "main"] == (2 if follows else 0)
     if not follows:
-        assert stage.told[0].endswith(" asleep")
+        assert supervisor.events[0].endswith(" asleep")
