@@ -26,12 +26,10 @@ import heapq
 from array import array
 from itertools import count
 
-from xxhash import xxh3_64_intdigest
-
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput, Unavailable
 from fairlead.limits import Limits
-from fairlead_sim.engine.block_pool import BlockPool, BlocksStored, chain_key, chain_root
+from fairlead_sim.engine.block_pool import BlockPool
 from fairlead_sim.engine.sequence import EngineSequence, EngineStats, EngineStep, SequenceState
 
 __all__ = ["EngineCore", "EngineSequence", "EngineStats", "EngineStep", "QueueFull", "SequenceState"]
@@ -313,7 +311,7 @@ class EngineCore:
                 self._queries_total += target
                 self._hits_total += sequence.computed
             if sequence.publishes_hits and hits and self.pool.records_events:
-                self.pool.publish(self._stored_event(sequence, 0, len(hits)))
+                self.pool.publish(sequence.stored_event(0, len(hits), block_tokens))
         self._prefilling.append(sequence)
         if sequence.pulled_tokens and not self._write_pulled(sequence, step):
             return None
@@ -437,39 +435,14 @@ class EngineCore:
         """
         chain = sequence.chain
         while len(chain) < end:
-            key = self._next_key(sequence)
+            key = sequence.next_key(self.block_tokens)
             if key is None:
                 end = len(chain)
                 break
             chain.append(key)
         if begin < end:
-            event = self._stored_event(sequence, begin, end) if self.pool.records_events else None
+            event = sequence.stored_event(begin, end, self.block_tokens) if self.pool.records_events else None
             self.pool.register(sequence.blocks[begin:end], chain[begin:end], event)
-
-    def _stored_event(self, sequence: EngineSequence, begin: int, end: int) -> BlocksStored:
-        size = self.block_tokens
-        ids = sequence.tokens
-        return BlocksStored(
-            keys=tuple(sequence.chain[begin:end]),
-            parent=sequence.chain[begin - 1] if begin else None,
-            tokens=None if ids is None else tuple(ids[begin * size : end * size]),
-            block_tokens=size,
-            adapter=sequence.adapter,
-            salt=None if begin else sequence.salt,
-            session=sequence.session,
-        )
-
-    def _next_key(self, sequence: EngineSequence) -> int | None:
-        """Returns the next block key of a sequence; None if its token ids lag behind.
-
-        The key comes from token ids, or from the sequence's name where it has none.
-        """
-        at = len(sequence.chain)
-        parent = sequence.chain[-1] if at else chain_root(salt=sequence.salt, adapter=sequence.adapter)
-        if sequence.tokens is None:
-            return xxh3_64_intdigest(sequence.id.encode("utf-8", "surrogatepass"), parent)
-        begin, end = at * self.block_tokens, (at + 1) * self.block_tokens
-        return chain_key(parent, sequence.tokens[begin:end]) if end <= len(sequence.tokens) else None
 
     # Preemption and removal ---------------------------------------------------------------------------------------------
 

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from fairlead_sim.engine.block_pool import KvEvent
+from xxhash import xxh3_64_intdigest
+
+from fairlead_sim.engine.block_pool import BlocksStored, KvEvent, chain_key, chain_root
 
 
 class SequenceState(StrEnum):
@@ -67,6 +69,31 @@ class EngineSequence:
     def is_done(self) -> bool:
         """Whether it has left the engine."""
         return self.state in (SequenceState.FINISHED, SequenceState.ABORTED)
+
+    def next_key(self, block_tokens: int) -> int | None:
+        """Returns the key of the block behind ``chain``; None if the token ids lag behind.
+
+        The key comes from token ids, or from the sequence's name where it has none.
+        """
+        at = len(self.chain)
+        parent = self.chain[-1] if at else chain_root(salt=self.salt, adapter=self.adapter)
+        if self.tokens is None:
+            return xxh3_64_intdigest(self.id.encode("utf-8", "surrogatepass"), parent)
+        begin, end = at * block_tokens, (at + 1) * block_tokens
+        return chain_key(parent, self.tokens[begin:end]) if end <= len(self.tokens) else None
+
+    def stored_event(self, begin: int, end: int, block_tokens: int) -> BlocksStored:
+        """Returns the event of the sequence's blocks from ``begin`` to ``end`` - 1."""
+        ids = self.tokens
+        return BlocksStored(
+            keys=tuple(self.chain[begin:end]),
+            parent=self.chain[begin - 1] if begin else None,
+            tokens=None if ids is None else tuple(ids[begin * block_tokens : end * block_tokens]),
+            block_tokens=block_tokens,
+            adapter=self.adapter,
+            salt=None if begin else self.salt,
+            session=self.session,
+        )
 
 
 @dataclass(slots=True)
