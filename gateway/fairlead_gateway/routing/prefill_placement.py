@@ -238,54 +238,51 @@ def place_prefill(
         f"{decode.id}/predicted_ttft_seconds": DecisionInput(local_ttft),
         f"{prefill.id}/predicted_ttft_seconds": DecisionInput(remote_ttft),
     }
-    soon, later = (
-        f"first token in about {format_duration(local_ttft)}",
-        f"{format_duration(remote_ttft)} through {prefill.id}",
-    )
-    slack = (
-        f"a gap is {format_duration(steps.mean_gap_seconds)} with it, "
-        f"the longest {format_duration(steps.longest_seconds)}, of {format_duration(max_step_seconds)}"
-    )
     if steps.with_prompt_seconds <= (1.0 + LIGHT_SHARE) * steps.plain_seconds and local_ttft <= remote_ttft:
-        reason = f"{decode.uncached_tokens:.0f} tokens to compute hardly lengthen a step of {format_duration(steps.plain_seconds)}"
+        plain = format_duration(steps.plain_seconds)
+        reason = f"{decode.uncached_tokens:.0f} tokens to compute hardly lengthen a step of {plain}"
         return _decision("light", decode, prefill, reason, inputs, local_ttft)
+    is_late = ttft_seconds is not None and remote_ttft > LATE_SHARE * ttft_seconds
+    obstacle = _obstacle(decode, steps, max_step_seconds, gap, filled_share, is_late)
+    later = f"{format_duration(remote_ttft)} through {prefill.id}"
+    if obstacle is None and local_ttft > remote_ttft:
+        obstacle = "sooner-there", f"first token in about {later}, {format_duration(local_ttft)} here"
+    if obstacle is not None:
+        return _decision(obstacle[0], prefill, decode, obstacle[1], inputs, remote_ttft)
+    reason = (
+        f"{decode.id} has slack: a gap is {format_duration(steps.mean_gap_seconds)} with it, "
+        f"the longest {format_duration(steps.longest_seconds)}, of {format_duration(max_step_seconds)}; "
+        f"first token in about {format_duration(local_ttft)}, {later}"
+    )
+    return _decision("slack", decode, prefill, reason, inputs, local_ttft)
+
+
+def _obstacle(
+    decode: PrefillOption,
+    steps: StepEstimate,
+    max_step_seconds: float,
+    gap: float | None,
+    filled_share: float,
+    is_prefill_late: bool,
+) -> tuple[str, str] | None:
+    """Returns rule and reason why the decode instance must not compute the prompt; None if it may."""
+    limit = format_duration(max_step_seconds)
     if gap is not None and gap > max_step_seconds:
-        return _decision(
-            "gaps-long", prefill, decode, f"{decode.id} has gaps of {format_duration(gap)}", inputs, remote_ttft
-        )
+        return "gaps-long", f"{decode.id} has gaps of {format_duration(gap)}"
     if filled_share > BATCH_SLACK:
-        return _decision(
-            "batch-full", prefill, decode, f"{decode.id} is filled to {filled_share:.0%}", inputs, remote_ttft
-        )
-    if steps.longest_seconds > max_step_seconds:
-        if ttft_seconds is None or remote_ttft <= LATE_SHARE * ttft_seconds:
-            reason = (
-                f"the longest step of {decode.id} would take {format_duration(steps.longest_seconds)}, "
-                f"over {format_duration(max_step_seconds)}"
-            )
-            return _decision("step-full", prefill, decode, reason, inputs, remote_ttft)
-        if steps.run_seconds > MIN_ANSWER_TOKENS * max(0.0, max_step_seconds - steps.plain_seconds):
-            reason = (
-                f"{format_duration(steps.run_seconds)} of prefill in a row on {decode.id}, "
-                f"with steps over {format_duration(max_step_seconds)}"
-            )
-            return _decision("run-long", prefill, decode, reason, inputs, remote_ttft)
-        if steps.mean_gap_seconds > max_step_seconds:
-            reason = (
-                f"gaps on {decode.id} would be {format_duration(steps.mean_gap_seconds)} on average, "
-                f"over {format_duration(max_step_seconds)}"
-            )
-            return _decision("share-full", prefill, decode, reason, inputs, remote_ttft)
-    if local_ttft > remote_ttft:
-        return _decision(
-            "sooner-there",
-            prefill,
-            decode,
-            f"first token in about {later}, {format_duration(local_ttft)} here",
-            inputs,
-            remote_ttft,
-        )
-    return _decision("slack", decode, prefill, f"{decode.id} has slack: {slack}; {soon}, {later}", inputs, local_ttft)
+        return "batch-full", f"{decode.id} is filled to {filled_share:.0%}"
+    if steps.longest_seconds <= max_step_seconds:
+        return None
+    if not is_prefill_late:
+        longest = format_duration(steps.longest_seconds)
+        return "step-full", f"the longest step of {decode.id} would take {longest}, over {limit}"
+    if steps.run_seconds > MIN_ANSWER_TOKENS * max(0.0, max_step_seconds - steps.plain_seconds):
+        run = format_duration(steps.run_seconds)
+        return "run-long", f"{run} of prefill in a row on {decode.id}, with steps over {limit}"
+    if steps.mean_gap_seconds > max_step_seconds:
+        mean = format_duration(steps.mean_gap_seconds)
+        return "share-full", f"gaps on {decode.id} would be {mean} on average, over {limit}"
+    return None
 
 
 def _place_by_length(

@@ -192,13 +192,10 @@ class ModelRouter(RouterState):
             cached = min(prompt, match.bytes_at(endpoint.cache_bit) * tokens_per_byte)
             candidates.append(
                 Candidate(
-                    endpoint.id,
-                    load.backlog_seconds,
+                    load,
+                    endpoint.kv_tokens,
                     endpoint.profile.prefill_time(prompt, cached),
                     cached,
-                    load.inflight,
-                    load.inflight_tokens,
-                    endpoint.kv_tokens,
                     endpoint.id in homes if session_endpoint is not None else len(candidates) < len(homes),
                     endpoint is holder,
                     min(prompt, match.bytes_at(endpoint.index_bit) * tokens_per_byte) if endpoint.index_bit else -1.0,
@@ -212,8 +209,7 @@ class ModelRouter(RouterState):
             candidates,
             mean_backlog_seconds=mean,
             objective_seconds=self._ttft_objective(prompt),
-            hot_epoch=self._hot_prefixes.epoch,
-            hot_table_lost=self._hot_prefixes.has_lost_table,
+            hot_epoch=dual_hash.LOST_TABLE if self._hot_prefixes.has_lost_table else self._hot_prefixes.epoch,
             unforeseen_share=self._calibration.unforeseen_share,
         )
         if decision.source is not None:
@@ -244,7 +240,6 @@ class ModelRouter(RouterState):
             prompt_tokens=prompt,
             objective_seconds=self._ttft_objective(prompt),
             decision_count=self._decision_count,
-            now=now,
         )
 
     def _first_on_ring(self, chain: PrefixChain, excluded: frozenset[str]) -> str | None:

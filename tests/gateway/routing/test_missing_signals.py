@@ -9,6 +9,7 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.candidates import Candidate
+from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.routing.policies.dual_hash import NON_HOME_PRICE_UNINFORMED, choose
 from fairlead_sim.seams import router as seam
 
@@ -108,7 +109,7 @@ def test_all_overloaded_prices_decide_up_to_three_times_the_objective_and_the_so
 
 def test_who_is_sooner_but_dearer_is_not_said_to_be_later_where_nobody_meets_the_objective() -> None:
     def one(name: str, backlog: float, own: float) -> Candidate:
-        return Candidate(name, backlog, own, 0.0, 1, 0.0, 10_000, is_home=True)
+        return Candidate(EndpointLoad(name, 1, 0, backlog), 10_000, own, 0.0, is_home=True)
 
     both = [one("cached", 7.0, 0.1), one("sooner", 5.5, 1.0)]
     decision = choose(both, mean_backlog_seconds=1.0, objective_seconds=5.0)

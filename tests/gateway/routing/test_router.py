@@ -11,6 +11,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, InstanceState, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.candidates import Candidate
+from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.routing.policies.dual_hash import choose, non_home_price
 
 PROFILE = builtin_profile("910b4")
@@ -85,7 +86,7 @@ def test_when_nobody_comes_near_the_objective_the_soonest_first_token_wins() -> 
 
 
 def candidate(name: str, backlog: float, own: float) -> Candidate:
-    return Candidate(name, backlog, own, 0.0, 1, 0.0, 10_000, is_home=True)
+    return Candidate(EndpointLoad(name, 1, 0, backlog), 10_000, own, 0.0, is_home=True)
 
 
 @pytest.mark.parametrize(

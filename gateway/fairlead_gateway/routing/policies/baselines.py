@@ -22,7 +22,8 @@ import math
 from typing import Final
 
 from fairlead.decision import Decision
-from fairlead_gateway.routing.policies.policy_input import PolicyCandidate, PolicyInput
+from fairlead_gateway.routing.candidates import Candidate
+from fairlead_gateway.routing.policies.policy_input import PolicyInput
 from fairlead_gateway.routing.policies.scored_decision import least_inflight, scored_decision
 
 CHWBL_MAX_LOAD_RATIO: Final = 1.25
@@ -46,7 +47,7 @@ def power_of_two(policy_input: PolicyInput) -> Decision:
     return _decide_by_inflight(policy_input, best, "power-of-two", reason, [first_drawn, second_drawn])
 
 
-def overloaded_ids(candidates: list[PolicyCandidate]) -> frozenset[str]:
+def overloaded_ids(candidates: list[Candidate]) -> frozenset[str]:
     """Returns the instances that chwbl skips: over 1.25 × the mean load, this request included.
 
     KubeAI takes the load before the request, not with it.
@@ -148,7 +149,7 @@ def min_ttft(policy_input: PolicyInput) -> Decision:
     return _decide_by_values(policy_input, best, "min-ttft", "soonest first token", "predicted_ttft_seconds", costs)
 
 
-def _lowest_cost(policy_input: PolicyInput, costs: list[float]) -> PolicyCandidate:
+def _lowest_cost(policy_input: PolicyInput, costs: list[float]) -> Candidate:
     """Returns the candidate of the lowest cost; ties go by hash."""
     least = min(costs)
     equal = [candidate for candidate, cost in zip(policy_input.candidates, costs, strict=True) if cost == least]
@@ -160,13 +161,13 @@ def _lowest_cost(policy_input: PolicyInput, costs: list[float]) -> PolicyCandida
 
 
 def _decide_by_values(
-    policy_input: PolicyInput, best: PolicyCandidate, rule: str, reason: str, score_name: str, values: list[float]
+    policy_input: PolicyInput, best: Candidate, rule: str, reason: str, score_name: str, values: list[float]
 ) -> Decision:
     scores = {candidate.id: value for candidate, value in zip(policy_input.candidates, values, strict=True)}
     return scored_decision(policy_input, best, rule, reason, score_name=score_name, scores=scores)
 
 
-def _decide_by_match(policy_input: PolicyInput, best: PolicyCandidate, rule: str, reason: str) -> Decision:
+def _decide_by_match(policy_input: PolicyInput, best: Candidate, rule: str, reason: str) -> Decision:
     return _decide_by_values(
         policy_input,
         best,
@@ -178,7 +179,7 @@ def _decide_by_match(policy_input: PolicyInput, best: PolicyCandidate, rule: str
 
 
 def _decide_by_inflight(
-    policy_input: PolicyInput, best: PolicyCandidate, rule: str, reason: str, compared: list[PolicyCandidate]
+    policy_input: PolicyInput, best: Candidate, rule: str, reason: str, compared: list[Candidate]
 ) -> Decision:
     scores = {candidate.id: float(candidate.inflight) for candidate in compared}
     return scored_decision(policy_input, best, rule, reason, score_name="inflight", scores=scores)

@@ -67,6 +67,8 @@ DECODE_SHARE: Final = 0.4
 WAIT_PER_PREFILL_SECOND: Final = 16.0
 MAX_WAIT_OBJECTIVES: Final = 2.0
 """A long prompt is passed over by at most so many objectives of waiting."""
+LOST_TABLE: Final = -1
+"""In place of an epoch: homes follow the last shared table, which is no longer updated."""
 MAX_LATE_OBJECTIVES: Final = 3.0
 """Prices still hold for a first token up to so many objectives late."""
 
@@ -77,7 +79,6 @@ def choose(
     mean_backlog_seconds: float,
     objective_seconds: float | None,
     hot_epoch: int = 0,
-    hot_table_lost: bool = False,
     unforeseen_share: float = 0.0,
 ) -> Decision:
     """Returns the best of at least one candidate, with the sums that decided.
@@ -85,8 +86,8 @@ def choose(
     Ties go to the first candidate. Their order is: session's last, home 1, home 2, holder, least
     busy.
 
-    - hot_epoch: epoch of the table by which the homes were found; 0: the own count.
-    - hot_table_lost: homes follow the last shared table.
+    - hot_epoch: epoch of the table by which the homes were found; 0: the own count;
+      `LOST_TABLE`: the last shared table.
     - unforeseen_share: share of prompts that engines had cached lately beyond what was known.
     """
     objective = DEFAULT_TTFT_SECONDS if objective_seconds is None else objective_seconds
@@ -128,7 +129,6 @@ def choose(
             any_feasible,
             objective,
             hot_epoch,
-            hot_table_lost,
             unforeseen_share,
         ),
         source=best.pull_source,
@@ -173,7 +173,6 @@ class _DualHashExplanation:
         "_candidates",
         "_feasible",
         "_hot_epoch",
-        "_hot_table_lost",
         "_mean",
         "_objective",
         "_rule",
@@ -189,7 +188,6 @@ class _DualHashExplanation:
         feasible: bool,
         objective: float,
         hot_epoch: int,
-        hot_table_lost: bool,
         unforeseen_share: float,
     ) -> None:
         self._rule = rule
@@ -199,7 +197,6 @@ class _DualHashExplanation:
         self._feasible = feasible
         self._objective = objective
         self._hot_epoch = hot_epoch
-        self._hot_table_lost = hot_table_lost
         self._unforeseen = unforeseen_share
 
     def reason(self) -> str:
@@ -214,7 +211,7 @@ class _DualHashExplanation:
         if price > NON_HOME_PRICE and len(self._candidates) > 1:
             why += f"; engines had {self._unforeseen:.1%} of prompts cached that no source reported"
             why += f", so leaving home costs {price:.0f} x its part"
-        if self._hot_table_lost:
+        if self._hot_epoch == LOST_TABLE:
             why += "; hot prefixes of the last shared table"
         return why
 
@@ -253,7 +250,7 @@ class _DualHashExplanation:
             "mean/unforeseen_share": DecisionInput(self._unforeseen),
         }
         # None: no table is shared, and this gateway counts hot prefixes itself.
-        table["hot/table_epoch"] = DecisionInput(float(self._hot_epoch) if self._hot_epoch else None)
+        table["hot/table_epoch"] = DecisionInput(float(self._hot_epoch) if self._hot_epoch > 0 else None)
         for candidate in self._candidates:
             table[f"{candidate.id}/backlog_seconds"] = DecisionInput(candidate.backlog_seconds)
             table[f"{candidate.id}/matched_tokens"] = DecisionInput(candidate.matched_tokens)

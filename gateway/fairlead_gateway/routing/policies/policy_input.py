@@ -11,65 +11,12 @@ from dataclasses import dataclass
 
 import xxhash
 
+from fairlead_gateway.routing.candidates import Candidate
 from fairlead_gateway.routing.request import DEFAULT_TTFT_SECONDS
 
 
 def _empty_ring(_: frozenset[str]) -> str | None:
     return None
-
-
-class PolicyCandidate:
-    """One endpoint as it is now, for one request. Seconds are engine time.
-
-    - cached_bytes: all that it should have cached, as prompt text.
-    - recent_seconds, eviction_seconds: of `load.load_window`; zero for other policies.
-    """
-
-    __slots__ = (
-        "backlog_seconds",
-        "cached_bytes",
-        "eviction_seconds",
-        "id",
-        "inflight",
-        "inflight_tokens",
-        "kv_tokens",
-        "matched_tokens",
-        "prefill_seconds",
-        "recent_seconds",
-        "waiting",
-    )
-
-    def __init__(
-        self,
-        id: str,
-        *,
-        inflight: int = 0,
-        waiting: int = 0,
-        backlog_seconds: float = 0.0,
-        inflight_tokens: float = 0.0,
-        kv_tokens: int = 430_000,
-        matched_tokens: float = 0.0,
-        prefill_seconds: float = 0.0,
-        cached_bytes: int = 0,
-        recent_seconds: float = 0.0,
-        eviction_seconds: float = 0.0,
-    ) -> None:
-        self.id = id
-        self.inflight = inflight
-        self.waiting = waiting
-        self.backlog_seconds = backlog_seconds
-        self.inflight_tokens = inflight_tokens
-        self.kv_tokens = kv_tokens
-        self.matched_tokens = matched_tokens
-        self.prefill_seconds = prefill_seconds
-        self.cached_bytes = cached_bytes
-        self.recent_seconds = recent_seconds
-        self.eviction_seconds = eviction_seconds
-
-    @property
-    def ttft_seconds(self) -> float:
-        """Predicted time to first token: the backlog, then the request's own prefill."""
-        return self.backlog_seconds + self.prefill_seconds
 
 
 class PolicyInput:
@@ -87,7 +34,6 @@ class PolicyInput:
         "first_on_ring",
         "homes",
         "is_session_key",
-        "now",
         "objective_seconds",
         "prompt_tokens",
         "request_id",
@@ -96,7 +42,7 @@ class PolicyInput:
     def __init__(
         self,
         request_id: str,
-        candidates: list[PolicyCandidate],
+        candidates: list[Candidate],
         *,
         homes: tuple[str, ...] = (),
         prompt_tokens: float = 0.0,
@@ -104,7 +50,6 @@ class PolicyInput:
         is_session_key: bool = False,
         first_on_ring: Callable[[frozenset[str]], str | None] = _empty_ring,
         decision_count: int = 0,
-        now: float = 0.0,
     ) -> None:
         self.request_id = request_id
         self.candidates = candidates
@@ -114,9 +59,8 @@ class PolicyInput:
         self.is_session_key = is_session_key
         self.first_on_ring = first_on_ring
         self.decision_count = decision_count
-        self.now = now
 
-    def candidate(self, instance: str) -> PolicyCandidate:
+    def candidate(self, instance: str) -> Candidate:
         """Returns the candidate of that id, which must exist."""
         for candidate in self.candidates:
             if candidate.id == instance:

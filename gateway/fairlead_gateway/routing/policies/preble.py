@@ -21,7 +21,8 @@ commented out in the code and left out here.
 """
 
 from fairlead.decision import Decision
-from fairlead_gateway.routing.policies.policy_input import PolicyCandidate, PolicyInput
+from fairlead_gateway.routing.candidates import Candidate
+from fairlead_gateway.routing.policies.policy_input import PolicyInput
 from fairlead_gateway.routing.policies.scored_decision import scored_decision
 
 
@@ -42,5 +43,5 @@ def choose(policy_input: PolicyInput) -> Decision:
     return scored_decision(policy_input, best, "preble", reason, score_name="window_cost_seconds", scores=scores)
 
 
-def _window_cost(candidate: PolicyCandidate) -> float:
+def _window_cost(candidate: Candidate) -> float:
     return candidate.recent_seconds + candidate.eviction_seconds + candidate.prefill_seconds

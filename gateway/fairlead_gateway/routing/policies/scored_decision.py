@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
-from fairlead_gateway.routing.policies.policy_input import PolicyCandidate, PolicyInput
+from fairlead_gateway.routing.candidates import Candidate
+from fairlead_gateway.routing.policies.policy_input import PolicyInput
 
 _NUMBER_FORMAT: Final = "{:.6g}"
 
@@ -19,8 +20,8 @@ class _ScoreExplanation:
 
     def __init__(
         self,
-        candidates: list[PolicyCandidate],
-        best: PolicyCandidate,
+        candidates: list[Candidate],
+        best: Candidate,
         reason: str,
         score_name: str,
         scores: Mapping[str, float],
@@ -70,7 +71,7 @@ class _ScoreExplanation:
 
 def scored_decision(
     policy_input: PolicyInput,
-    best: PolicyCandidate,
+    best: Candidate,
     rule: str,
     reason: str,
     *,
@@ -93,7 +94,7 @@ def scored_decision(
     )
 
 
-def least_inflight(policy_input: PolicyInput, candidates: Sequence[PolicyCandidate]) -> PolicyCandidate:
+def least_inflight(policy_input: PolicyInput, candidates: Sequence[Candidate]) -> Candidate:
     """Returns the candidate with the fewest requests in flight; ties go by hash."""
     best = candidates[0]
     for candidate in candidates:

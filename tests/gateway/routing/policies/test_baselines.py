@@ -9,8 +9,10 @@ import pytest
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Instance, Model, RoutingPreset, SloTargets
 from fairlead_gateway.routing import PRESETS, ModelRouter, RouteRequest, prefix_chain
+from fairlead_gateway.routing.candidates import Candidate
+from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.routing.policies import baselines as p
-from fairlead_gateway.routing.policies.policy_input import PolicyCandidate, PolicyInput
+from fairlead_gateway.routing.policies.policy_input import PolicyInput
 from fairlead_gateway.routing.policies.registry import POLICIES
 
 PROMPT = 1_000.0
@@ -26,29 +28,21 @@ def one(
     tokens: float = 0.0,
     waiting: int = 0,
     held: int = 0,
-) -> PolicyCandidate:
-    return PolicyCandidate(
-        id,
-        inflight=inflight,
-        waiting=waiting,
-        backlog_seconds=backlog,
-        inflight_tokens=tokens,
-        kv_tokens=10_000,
-        matched_tokens=matched,
-        prefill_seconds=own,
-        cached_bytes=held,
-    )
+) -> Candidate:
+    candidate = Candidate(EndpointLoad(id, inflight, waiting, backlog, tokens), 10_000, own, matched)
+    candidate.cached_bytes = held
+    return candidate
 
 
-def asked(options: list[PolicyCandidate], name: str = "r") -> PolicyInput:
+def asked(options: list[Candidate], name: str = "r") -> PolicyInput:
     return PolicyInput(name, options, prompt_tokens=PROMPT)
 
 
-def many(*inflight: int, **matched: float) -> list[PolicyCandidate]:
+def many(*inflight: int, **matched: float) -> list[Candidate]:
     return [one(f"i{at}", count, matched.get(f"i{at}", 0.0)) for at, count in enumerate(inflight)]
 
 
-AIBRIX: list[tuple[str, list[PolicyCandidate], str]] = [
+AIBRIX: list[tuple[str, list[Candidate], str]] = [
     ("the longest match", many(3, 3, 3, i0=256.0, i1=512.0), "i1"),
     ("of equal matches the fewest requests", many(5, 4, 0, i0=512.0, i1=512.0), "i1"),
     (
@@ -61,7 +55,7 @@ AIBRIX: list[tuple[str, list[PolicyCandidate], str]] = [
     ("loads 17 apart: the fewest, whatever is cached", many(18, 1, 5, i0=900.0), "i1"),
     ("loads 16 apart are not out of balance", many(17, 1, 9, i2=900.0), "i2"),
 ]
-SGLANG: list[tuple[str, list[PolicyCandidate], str]] = [
+SGLANG: list[tuple[str, list[Candidate], str]] = [
     ("a match over one half", many(4, 0, 0, i0=501.0), "i0"),
     (
         "exactly one half is no match: who holds least",
@@ -73,7 +67,7 @@ SGLANG: list[tuple[str, list[PolicyCandidate], str]] = [
     ("loads 32 apart are in balance", many(39, 7, 20, i0=1_000.0), "i0"),
     ("33 apart but within 1.1 x is in balance", many(400, 367, 380, i0=1_000.0), "i0"),
 ]
-LLMD: list[tuple[str, list[PolicyCandidate], str]] = [
+LLMD: list[tuple[str, list[Candidate], str]] = [
     ("a full match outweighs the longest queue", [one("a", matched=PROMPT, waiting=9), one("b")], "a"),
     ("half a match does not", [one("a", matched=500.0, waiting=9), one("b")], "b"),
     ("equal queues count alike, however long", [one("a", matched=10.0, waiting=50), one("b", waiting=50)], "a"),
@@ -86,7 +80,7 @@ LLMD: list[tuple[str, list[PolicyCandidate], str]] = [
     ),
     ("more than all memory is all of it", [one("a", matched=PROMPT, tokens=50_000.0), one("b")], "a"),
 ]
-LMETRIC: list[tuple[str, list[PolicyCandidate], str]] = [
+LMETRIC: list[tuple[str, list[Candidate], str]] = [
     ("less prefill", [one("a", own=2.0), one("b", own=1.0)], "b"),
     ("a smaller batch", [one("a", 9, own=1.0), one("b", 1, own=1.0)], "b"),
     ("the product, not the sum", [one("a", 9, own=0.1), one("b", 0, own=0.9)], "b"),
@@ -94,7 +88,7 @@ LMETRIC: list[tuple[str, list[PolicyCandidate], str]] = [
     ("what waits counts as much as what is ours", [one("a", backlog=2.0, own=0.5), one("b", own=2.0)], "b"),
     ("an idle engine is not free", [one("a", 0, own=5.0), one("b", 1, own=1.0)], "b"),
 ]
-MOONCAKE: list[tuple[str, list[PolicyCandidate], str]] = [
+MOONCAKE: list[tuple[str, list[Candidate], str]] = [
     ("the sooner", [one("a", backlog=1.0, own=1.0), one("b", backlog=0.5, own=1.0)], "b"),
     ("a hit behind a queue", [one("a", backlog=0.5, own=0.1), one("b", own=1.0)], "a"),
     ("a queue longer than what the hit saves", [one("a", backlog=1.0, own=0.1), one("b", own=1.0)], "b"),
@@ -104,7 +98,7 @@ MOONCAKE: list[tuple[str, list[PolicyCandidate], str]] = [
 ]
 
 
-def cases(*tables: tuple[str, list[tuple[str, list[PolicyCandidate], str]]]) -> Any:
+def cases(*tables: tuple[str, list[tuple[str, list[Candidate], str]]]) -> Any:
     return [
         pytest.param(name, all_, chosen, id=f"{name}: {what}") for name, table in tables for what, all_, chosen in table
     ]
@@ -116,7 +110,7 @@ def cases(*tables: tuple[str, list[tuple[str, list[PolicyCandidate], str]]]) -> 
         ("prefix-cache", AIBRIX), ("cache-aware", SGLANG), ("llm-d", LLMD), ("lmetric", LMETRIC), ("min-ttft", MOONCAKE)
     ),
 )
-def test_golden_decisions(rule: str, all_: list[PolicyCandidate], chosen: str) -> None:
+def test_golden_decisions(rule: str, all_: list[Candidate], chosen: str) -> None:
     for name in ("one request", "another"):
         for order in (all_, all_[::-1]):
             decision = POLICIES[rule](asked(order, name))

@@ -10,22 +10,20 @@ from collections.abc import Sequence
 
 import pytest
 
+from fairlead_gateway.routing.candidates import Candidate
+from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.routing.policies.dualmap import QueuedAssignment, choose, queue_key, rebalance
-from fairlead_gateway.routing.policies.policy_input import AssignedRequest, PolicyCandidate, PolicyInput
+from fairlead_gateway.routing.policies.policy_input import AssignedRequest, PolicyInput
 
 SLO = 5.0
 
 
-def question(*options: PolicyCandidate, homes: tuple[str, ...] = ("a", "b"), request: str = "r") -> PolicyInput:
+def question(*options: Candidate, homes: tuple[str, ...] = ("a", "b"), request: str = "r") -> PolicyInput:
     return PolicyInput(request, list(options), homes=homes, objective_seconds=SLO)
 
 
-def home(
-    name: str, *, hit: float = 0.0, backlog: float = 0.0, own: float = 1.0, tokens: float = 0.0
-) -> PolicyCandidate:
-    return PolicyCandidate(
-        name, matched_tokens=hit, backlog_seconds=backlog, prefill_seconds=own, inflight_tokens=tokens
-    )
+def home(name: str, *, hit: float = 0.0, backlog: float = 0.0, own: float = 1.0, tokens: float = 0.0) -> Candidate:
+    return Candidate(EndpointLoad(name, 0, 0, backlog, tokens), 430_000, own, hit)
 
 
 @pytest.mark.parametrize(
@@ -43,9 +41,7 @@ def home(
         (home("a", hit=512, tokens=9_000), home("b", hit=512, tokens=8_000), "b"),
     ],
 )
-def test_the_longer_hit_unless_it_would_take_half_the_objective(
-    a: PolicyCandidate, b: PolicyCandidate, chosen: str
-) -> None:
+def test_the_longer_hit_unless_it_would_take_half_the_objective(a: Candidate, b: Candidate, chosen: str) -> None:
     assert choose(question(a, b)).chosen == chosen
 
 

@@ -9,22 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead_gateway.routing.candidates import Candidate
+from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.routing.load.load_window import (
     DEFAULT_OUTPUT_TOKENS,
     DEFAULT_TOKEN_SECONDS,
     WINDOW_SECONDS,
     LoadWindow,
 )
-from fairlead_gateway.routing.policies.policy_input import PolicyCandidate, PolicyInput
+from fairlead_gateway.routing.policies.policy_input import PolicyInput
 from fairlead_gateway.routing.policies.preble import choose
 
 PROMPT = 1_000.0
 
 
-def one(id: str, cached: float = 0.0, *, recent: float = 0.0, evicts: float = 0.0, own: float = 1.0) -> PolicyCandidate:
-    return PolicyCandidate(
-        id, matched_tokens=cached, recent_seconds=recent, eviction_seconds=evicts, prefill_seconds=own
-    )
+def one(id: str, cached: float = 0.0, *, recent: float = 0.0, evicts: float = 0.0, own: float = 1.0) -> Candidate:
+    candidate = Candidate(EndpointLoad(id), 430_000, own, cached)
+    candidate.recent_seconds, candidate.eviction_seconds = recent, evicts
+    return candidate
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def one(id: str, cached: float = 0.0, *, recent: float = 0.0, evicts: float = 0.
         ("one alone", [one("a", recent=99.0)], "a"),
     ],
 )
-def test_golden_decisions(what: str, options: list[PolicyCandidate], chosen: str) -> None:
+def test_golden_decisions(what: str, options: list[Candidate], chosen: str) -> None:
     for order in (options, options[::-1]):
         decision = choose(PolicyInput("r", order, prompt_tokens=PROMPT))
         assert (decision.chosen, decision.rule) == (chosen, "preble"), what
