@@ -13,7 +13,7 @@ VERBS = {
     ),
     "chat": (
         "fairlead_cli.commands.local.chat:chat",
-        "Talk to a model in the terminal; /why says where the answer came from.",
+        "Talk to a model in the terminal; /why explains where the answer came from.",
     ),
     "status": (
         "fairlead_cli.commands.operations.status:status",
@@ -21,23 +21,23 @@ VERBS = {
     ),
     "check": (
         "fairlead_cli.commands.operations.check:check",
-        "Is a cluster fit for Fairlead, and is what is installed there well?",
+        "Check that a cluster is fit for Fairlead, and that the installation is healthy.",
     ),
     "support-bundle": (
         "fairlead_cli.commands.operations.support_bundle:support_bundle",
-        "Write a redacted archive of what Fairlead has in a cluster, for somebody who helps.",
+        "Write a redacted archive of an installation, for support.",
     ),
     "explain": (
         "fairlead_cli.commands.operations.explain:explain",
-        "Why a request went where it went, where one would go, and why a model has so many replicas.",
+        "Explain a request's route, where a prompt would go, and a model's replicas.",
     ),
     "index": (
         "fairlead_cli.commands.operations.index:index",
-        "Look into the index: who holds which prefix, whether that is right, and what changes.",
+        "Look into the index: cached prefixes of instances, consistency, and changes.",
     ),
     "rollout": (
         "fairlead_cli.commands.operations.rollout:rollout",
-        "Hold, resume, undo and follow the rollout of a model in a cluster.",
+        "Pause, resume, undo and follow the rollout of a model in a cluster.",
     ),
     "lint": (
         "fairlead_cli.commands.manifests.lint:lint",
@@ -45,22 +45,23 @@ VERBS = {
     ),
     "replay": (
         "fairlead_cli.commands.traffic.replay:replay",
-        "Send a trace's requests to a running gateway and report what came of it.",
+        "Send a trace's requests to a running gateway and report the results.",
     ),
     "replay-scaling": (
         "fairlead_cli.commands.operations.replay_scaling:replay_scaling",
-        "The autoscaler's decisions once more over what it saw, with another setting.",
+        "Replay the autoscaler's decisions on its observations, with other settings.",
     ),
     "simulate": (
         "fairlead_cli.commands.traffic.simulate:simulate",
-        "What would another routing preset do with this traffic? On a virtual clock, without a cluster.",
+        "Simulate traffic under other routing presets, without a cluster.",
     ),
     "demo": (
         "fairlead_cli.commands.local.demo:demo",
-        "The main job with its report: real traffic under three presets, live and simulated.",
+        "Compare routing presets on real traffic, live and simulated, with a report.",
     ),
 }
-"""Verb → where its function lives, and what it does in a sentence; tests hold the documentation to this table."""
+"""Verb → its function, and one sentence for the help; tests hold the documentation to this table.
+"""
 
 
 def build_app(program: str = "fairlead", requested_verb: str | None = None) -> App:

@@ -1,5 +1,5 @@
-"""A value that could not be read, with the reason; it takes the place of the value, so that nobody
-reads it as empty.
+"""A value that could not be read, with the reason; it takes the place of the value, so that it is
+never taken for an empty one.
 """
 
 import re

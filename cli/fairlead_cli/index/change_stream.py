@@ -45,7 +45,7 @@ SHARED_STORE: Final = "shared store"
 
 @dataclass(frozen=True, slots=True)
 class ChangeFilter:
-    """What to show: instances whose id begins with ``instance``, and one kind of change; None means
+    """The changes to show: instances whose id begins with ``instance``, and one kind; None means
     all.
     """
 

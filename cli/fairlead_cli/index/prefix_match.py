@@ -2,7 +2,7 @@
 tier and how old.
 
 Hashes are computed once for each block size of the model's engines. ``tier`` is the slowest one
-that is needed to reach so far; ``age_seconds`` is the time since the last of these blocks was
+that is needed to reach so far. ``age_seconds`` is the time since the last of these blocks was
 stored or used, to sixteen seconds. For blocks of a shared store it is the age of the oldest needed
 hint: the store reports no evictions, so old hints are likely gone.
 """

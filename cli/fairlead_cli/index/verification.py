@@ -1,8 +1,10 @@
 """``fairlead index verify``: compares the index with itself and with the engines.
 
-With itself: all written parts are readable and consistent, the stream is unbroken up to the index's
-position, nothing unneeded is left, and an older snapshot plus the stream equals a newer one. With
-the engines: an engine's replay (``engine_replay``) is compared with the gateways' view.
+With itself: all written parts are readable and consistent, and the stream is unbroken up to the
+index's position. Nothing unneeded is left, and an older snapshot plus the stream equals a newer
+one.
+
+With the engines: an engine's replay (``engine_replay``) is compared with the gateways' view.
 
 Everything changes meanwhile, so a difference is checked again several times, and only one that
 persists is reported.

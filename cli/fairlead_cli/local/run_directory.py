@@ -23,7 +23,7 @@ STATE_FILE = "stack.json"
 
 @dataclass(frozen=True, slots=True)
 class RunningStack:
-    """What other commands need to know of a running stack.
+    """The facts about a running stack that other commands need.
 
     engines: expected instances by model; models that an autoscaler scales are absent.
 

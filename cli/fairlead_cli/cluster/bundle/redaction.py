@@ -1,9 +1,13 @@
 """Redaction of objects and logs. Pure.
 
-Whatever is not known to be harmless is removed: values of environment variables, foreign
-annotations and labels, long arguments or ones with spaces, command lines after their first word,
-and engines' last messages, which may hold prompts. The rest is scrubbed as text: of known values of
-Secrets, and of what looks like a key, token or password.
+Only what is known to be harmless stays. These are removed:
+
+- values of environment variables, and foreign annotations and labels;
+- arguments that are long or have spaces, and command lines after their first word;
+- last messages of engines, which may hold prompts.
+
+The rest is scrubbed as text: of known values of Secrets, and of what looks like a key, token or
+password.
 """
 
 import re

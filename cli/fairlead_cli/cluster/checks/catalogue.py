@@ -102,8 +102,8 @@ _CLUSTER = (
         "crd-names",
         CheckSection.CRDS,
         CheckStage.PRE,
-        "nobody else has our CRDs' names",
-        "A CRD of the group `serving.fairlead.io` that was not made by Fairlead would be taken for ours, and "
+        "no other product has our CRDs' names",
+        "A CRD of the group `serving.fairlead.io` from another product would be taken for ours, and "
         "helm leaves CRDs alone that are there.",
         "Find out whose it is (`kubectl get crd NAME -o yaml`). If it is an older Fairlead's, see "
         "[crd-schema](#crd-schema).",
@@ -142,7 +142,7 @@ _OPERATOR = (
         CheckStage.POST,
         "operator pods are ready",
         "While no operator runs, models serve on, but no change of theirs is carried out and no status is written.",
-        "Mend what its pods are said to wait for; `kubectl describe pod` and `kubectl logs` of them say more.",
+        "Fix what its pods wait for; `kubectl describe pod` and `kubectl logs` of them say more.",
     ),
     Check(
         "operator-leader",
@@ -150,7 +150,7 @@ _OPERATOR = (
         CheckStage.POST,
         "an operator leads",
         "Of several replicas the one that holds the Lease `fairlead-operator` works. A lease that is not renewed "
-        "means that nobody does.",
+        "means that none works.",
         "Look at the logs of the operator's pods for why they cannot take the lease: the API server, or rights "
         "on leases.",
     ),
@@ -159,7 +159,7 @@ _OPERATOR = (
         CheckSection.OPERATOR,
         CheckStage.POST,
         "the operator hears the cluster",
-        "The leader's own metrics say how long ago each of its watches was last heard of; the API server sends "
+        "The leader's own metrics report the age of the last event of each watch; the API server sends "
         "something every minute.",
         "A frozen watch ends the operator by its liveness probe within minutes. If it stays, look at its log for "
         "what the API server refuses.",
@@ -170,8 +170,8 @@ _OPERATOR = (
         CheckStage.POST,
         "the operator may do what it must",
         "The API server was asked, for the operator's service account, about each right of its chart. A right "
-        "that is gone stalls models with `Forbidden`, or leaves the operator deaf to a kind.",
-        "`helm upgrade` puts the roles right again; where somebody else manages them, compare with "
+        "that is gone stalls models with `Forbidden`, or keeps the operator from watching a kind.",
+        "`helm upgrade` restores the roles; where another tool manages them, compare with "
         "`charts/fairlead/templates/operator/_rules.tpl`.",
     ),
 )
@@ -189,8 +189,8 @@ _GATEWAY = (
         CheckSection.GATEWAY,
         CheckStage.POST,
         "gateway pods are ready",
-        "A gateway is ready once it knows its fleet. While none is, nobody is answered.",
-        "Mend what its pods are said to wait for; `kubectl describe pod` and `kubectl logs` of them say more.",
+        "A gateway is ready once it knows its fleet. While none is, no request is answered.",
+        "Fix what its pods wait for; `kubectl describe pod` and `kubectl logs` of them say more.",
     ),
     Check(
         "gateway-keys",
@@ -210,7 +210,7 @@ _GATEWAY = (
         "gateways may read the fleet",
         "The API server was asked, for the gateways' service account, about each right of its chart. Without one "
         "the fleet is never read, or grows old.",
-        "`helm upgrade` puts the roles right again; where somebody else manages them, compare with "
+        "`helm upgrade` restores the roles; where another tool manages them, compare with "
         "`charts/fairlead/templates/_fleet.tpl`.",
     ),
     Check(
@@ -237,9 +237,9 @@ _GATEWAY = (
         CheckSection.GATEWAY,
         CheckStage.POST,
         "gateways' indexes are true and kept up",
-        "Where engines tell what they hold, gateways hold it against what answers report. An index that does not agree is put "
-        "in quarantine, one that nobody keeps up is stale, and an engine that tells nothing is named: requests are answered, and "
-        "hit fewer caches.",
+        "Where engines publish KV events, gateways compare the index with the cached tokens of answers. An index that "
+        "differs is put in quarantine, one that no indexer writes is stale, and an engine that publishes nothing is "
+        "named. Requests are answered, and hit fewer caches.",
         "A quarantine ends by itself; one that comes back means another engine's events, or a proxy before several engines. "
         "For a stale index look at Redis and the indexer, for a silent engine at its `--kv-events-config` and NetworkPolicies.",
     ),
@@ -267,7 +267,7 @@ _INDEXER = (
         CheckSection.INDEXER,
         CheckStage.POST,
         "an indexer is installed where gateways have a Redis",
-        "Gateways with a Redis follow the index there. Without an indexer nobody writes it, and they go by what they "
+        "Gateways with a Redis follow the index there. Without an indexer it is not written, and they go by what they "
         "themselves have sent.",
         "Leave `indexer.enabled` on, or run one of your own (`python -m fairlead_kvstore --kube`).",
     ),
@@ -287,8 +287,8 @@ _INDEXER = (
         "the indexers' Secrets are complete",
         "Indexers take the gateways' secret of prefix hashes and the URL of Redis from Secrets. A pod that starts "
         "needs both. Only the names of entries are looked at.",
-        "Bring the Secret back; `helm upgrade` makes it anew where it was the chart's own, and then gateways and "
-        "indexers have to be started anew, since both must have the same.",
+        "Bring the Secret back; `helm upgrade` makes a new one where it was the chart's own. Then restart gateways and "
+        "indexers, since both must have the same.",
     ),
     Check(
         "indexer-rights",
@@ -297,7 +297,7 @@ _INDEXER = (
         "indexers may read the fleet",
         "The API server was asked, for the indexers' service account, about each right of its chart. Without one "
         "engines that come are never read.",
-        "`helm upgrade` puts the roles right again; where somebody else manages them, compare with "
+        "`helm upgrade` restores the roles; where another tool manages them, compare with "
         "`charts/fairlead/templates/_fleet.tpl`.",
     ),
     Check(
@@ -326,7 +326,7 @@ _MODELS = (
         CheckSection.MODELS,
         CheckStage.POST,
         "the operator has seen every change of a model",
-        "`status.observedGeneration` is behind `metadata.generation`: a change waits, or nobody watches the namespace.",
+        "`status.observedGeneration` is behind `metadata.generation`: a change waits, or no operator watches the namespace.",
         "See the section of the operator; compare `watchNamespaces` with the namespace of the model.",
     ),
     Check(
@@ -370,8 +370,8 @@ _MODELS = (
         CheckSection.MODELS,
         CheckStage.POST,
         "no model is stalled otherwise",
-        "The condition `Stalled` has one of the other [reasons](conditions.md#reasons): it goes no further until "
-        "somebody does something.",
+        "The condition `Stalled` has one of the other [reasons](conditions.md#reasons): it makes no progress until "
+        "the cause is removed.",
         "`fairlead status NAME` says what to do about its reason; all of them stand in "
         "[conditions](conditions.md#reasons).",
     ),
@@ -399,8 +399,8 @@ _SAFEGUARDS = (
         CheckSection.SECURITY,
         CheckStage.POST,
         "NetworkPolicies guard the control plane",
-        "Engines ask nobody for a key, and Redis only for a password: the chart's NetworkPolicies let in who "
-        "must. Whether the cluster's network enforces them cannot be seen from here.",
+        "Engines ask for no key, and Redis only for a password: the chart's NetworkPolicies let in the components that "
+        "need them. Whether the cluster's network enforces them cannot be seen from here.",
         "Leave `networkPolicies.enabled` and `engines.networkPolicies` on, or have policies of your own.",
     ),
     Check(
@@ -417,7 +417,7 @@ _SAFEGUARDS = (
         CheckSection.SECURITY,
         CheckStage.POST,
         "gateways ask for keys",
-        "Gateways that run with `--insecure` answer whoever reaches them.",
+        "Gateways that run with `--insecure` answer every caller.",
         "Set `auth.enabled` to true, unless something in front of the gateways asks.",
     ),
     Check(

@@ -27,7 +27,7 @@ class CheckSection(StrEnum):
 
 
 class CheckStage(StrEnum):
-    """Whether a check applies before an installation (``--pre``), after it, or both."""
+    """When a check applies: before an installation (``--pre``), after it, or both."""
 
     PRE = "pre"
     POST = "post"

@@ -22,7 +22,7 @@ SEEDED_FAULTS: Final = (
     SeededFault(
         "operator-not-leading",
         "operator-leader",
-        "pods are ready, and nobody has renewed the lease for longer than it lasts",
+        "pods are ready, and the lease was not renewed for longer than it lasts",
     ),
     SeededFault("operator-right-removed", "operator-rights", "a rule is taken out of the operator's role"),
     SeededFault("crd-outdated", "crd-schema", "the CRD of ModelDeployments is that of an older release"),

@@ -1,8 +1,8 @@
 """One line of advice on a model: a pure function from its report to the next thing to do, the most
 urgent first.
 
-The rules follow the order of causes: an unseen model cannot be ready; a stall explains what is not
-ready; a ready instance may not be routed to; and only a routed instance can be slow.
+The rules follow the order of causes. An unseen model cannot be ready, and a stall explains what is
+not ready. A ready instance may not be routed to, and only a routed instance can be slow.
 """
 
 from collections.abc import Callable

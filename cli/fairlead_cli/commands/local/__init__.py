@@ -1,1 +1,1 @@
-"""Local."""
+"""Verbs that run models on this machine: ``up``, ``chat``, ``demo``."""

@@ -1,4 +1,4 @@
-"""``fairlead chat``: talk to a model through the gateway, and ask it why a request went where it went."""
+"""``fairlead chat``: a dialogue with a model through the gateway."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""``fairlead demo``: real traffic through a real stack, and what the routing buys, in a table and a picture."""
+"""``fairlead demo``: real traffic through a real stack under several presets, with a report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,8 +24,11 @@ def demo(
 ) -> int:
     """Replay a trace under several routing presets, live and simulated, and write the comparison.
 
-    Exits 0 when everything was answered, also when the machine was too busy to believe the times (the report then says
-    "valid": false, and so does the last line); 1 when requests failed; 2 when a stack could not be started or stopped.
+    Exits 0 when all requests were answered; 1 when requests failed; 2 when a stack could not be
+    started or stopped.
+
+    A busy machine makes the times invalid. The report then says "valid": false, and so does the
+    last line.
     """
     from fairlead.engine_profile import builtin_profile
     from fairlead.fleet.model import SloTargets
@@ -37,14 +40,14 @@ def demo(
     from fairlead_cli.replay.traffic import load_traffic
 
     console = stdout_console()
-    wanted = load_traffic(trace, limit=limit, rate=rate)
+    traffic = load_traffic(trace, limit=limit, rate=rate)
     console.print(
-        f"traffic: {wanted.name}, {len(wanted.requests)} requests at {wanted.rate:g} simulated requests/s"
+        f"traffic: {traffic.name}, {len(traffic.requests)} requests at {traffic.rate:g} simulated requests/s"
         + ("" if trace is not None else " (no trace was given; this has the shape of the Mooncake conversation trace)"),
         highlight=False,
     )
     comparison = PresetComparison(
-        traffic=wanted,
+        traffic=traffic,
         presets=presets,
         profile=builtin_profile("910b4"),
         engines=8,

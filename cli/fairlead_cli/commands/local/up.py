@@ -1,4 +1,4 @@
-"""``fairlead up``: the whole of Fairlead on this machine, until Ctrl-C."""
+"""``fairlead up``: all of Fairlead on this machine, until Ctrl-C."""
 
 from dataclasses import replace
 from typing import Annotated

@@ -1,1 +1,1 @@
-"""Manifests."""
+"""Verbs that read manifests: ``lint``."""

@@ -1,8 +1,4 @@
-"""``fairlead lint FILE``: checks manifests and fleet files without a cluster; every finding has line, field and fix.
-
-Files are told apart by what they hold: a mapping with ``models`` and without ``kind`` is a fleet file. All manifests of one call
-are checked together, so that a pool may name an AcceleratorClass of another file.
-"""
+"""``fairlead lint FILE``: checks manifests and fleet files without a cluster."""
 
 import sys
 from pathlib import Path
@@ -16,7 +12,7 @@ from fairlead_cli.manifest_arguments import collect_paths
 from fairlead_cli.manifest_lint import _count, lint_paths
 
 MAX_SHOWN = 50
-"""Findings printed; what lies behind is counted. Nobody reads more before the first ones are mended."""
+"""Problems printed; the rest is counted."""
 
 
 def lint(
@@ -29,8 +25,8 @@ def lint(
 ) -> int:
     """Check manifests and fleet files without a cluster.
 
-    Exit code 0: no problem; 1: problems, each with line, field and fix; 2: wrong usage. A note is no problem: what it stands on
-    is right, and may not do what was meant.
+    Exits 0 without a problem, 1 with problems, each with line, field and fix, and 2 on wrong usage.
+    A note is no problem: the field is valid, and may not have the intended effect.
     """
     paths = collect_paths(lint, files, file)
     if not paths:
@@ -38,7 +34,7 @@ def lint(
     for path in paths:
         if path != loader.STDIN_PATH and not Path(path).exists():
             raise BadInput(f"no such file: {path}", field="FILES")
-    problems, counts = lint_paths(paths)
+    problems, remarks = lint_paths(paths)
     for problem in problems[:MAX_SHOWN]:
         print(problem)
     if len(problems) > MAX_SHOWN:
@@ -47,6 +43,6 @@ def lint(
         where = len({problem.file for problem in problems})
         print(f"\n{_count(len(problems), 'problem')} in {_count(where, 'file')}", file=sys.stderr)
         return 1
-    for line in counts:
+    for line in remarks:
         print(line)
     return 0

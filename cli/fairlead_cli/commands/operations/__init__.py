@@ -1,1 +1,1 @@
-"""Operations."""
+"""Verbs that look into a stack or a cluster, and change a rollout."""

@@ -1,4 +1,4 @@
-"""``fairlead check``: is a cluster fit for Fairlead, and is what is installed there well?"""
+"""``fairlead check``: is a cluster fit for Fairlead, and is the installation healthy?"""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,11 +27,13 @@ def check(
         Path | None, Parameter(help="The kubeconfig. Default: KUBECONFIG, else ~/.kube/config.")
     ] = None,
 ) -> int:
-    """Check a cluster, and say of everything that is not right what to do about it.
+    """Check a cluster, and say how to fix each failure.
 
-    A line begins with √ (so it is), ‼ (a warning), × (it is not so) or ? (it cannot be told, and why). Nothing is changed; with
-    --pre, one pod is sent as a dry run. Exits 0 when nothing failed, 1 when something did, 2 on wrong usage, 3 when no API server
-    can be reached.
+    A line begins with √ (passed), ‼ (a warning), × (failed) or ? (unknown, with the reason).
+    Nothing is changed; with --pre, one pod is sent as a dry run.
+
+    Exits 0 when nothing failed, 1 when something did, 2 on wrong usage, 3 when no API server can be
+    reached.
     """
     from fairlead_cli.cluster.access.connection import ClusterOptions
     from fairlead_cli.cluster.checks.command import CheckOptions, run

@@ -1,4 +1,4 @@
-"""``fairlead explain``: why a request went where it went, where one would go, and why a model has as many engines as it has."""
+"""``fairlead explain``: routing of a request or a prompt, and scaling of a model."""
 
 from typing import Annotated
 
@@ -42,16 +42,20 @@ def explain(
     ] = None,
     json: Annotated[bool, Parameter(negative=(), help="Print the management API's own answer.")] = False,
 ) -> int:
-    """Say why a request went where it went, and what came of it; or where one would go.
+    """Say why a request went to its instance, where a prompt would go, or why a model has so many
+    replicas.
 
-    Of a request: every attempt with all candidates, the numbers they were compared by and how old those were, the rule, and why the
-    others were not taken; the hand-off from prefill to decode; then the outcome. `explain route -m MODEL -f prompt.txt` asks a
-    gateway where that prompt would go just now, and why; nothing is sent or remembered. `explain scale MODEL` asks the
-    autoscaler: what it saw, capacity, margin, forecast and need line by line, what it decided by which rule, and whether that was
-    written.
+    Of a request: every attempt with all candidates, their inputs and ages, the rule, and why other
+    candidates were not chosen. Then the hand-off from prefill to decode, and the outcome.
 
-    Exits 0 when told, 1 when the request is not (or no longer) in the log or would be refused, 2 on wrong usage, 3 when no gateway
-    can be reached.
+    `explain route -m MODEL -f prompt.txt` asks a gateway where that prompt would go now, and why;
+    nothing is sent or stored.
+
+    `explain scale MODEL` asks the autoscaler for its observation, the inputs of its decision line
+    by line, the rule, and whether the decision was written.
+
+    Exits 0 with an answer, 1 when the request is not in the log or would be refused, 2 on wrong
+    usage, 3 when no gateway can be reached.
     """
     from fairlead_cli.explain.command import RouteQuery, print_usage, run_request, run_route
 

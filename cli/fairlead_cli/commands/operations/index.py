@@ -1,4 +1,4 @@
-"""``fairlead index``: what the index in Redis says, whether it is right, and how it changes."""
+"""``fairlead index``: state, consistency and changes of the index in Redis."""
 
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -22,13 +22,15 @@ def index(
     *,
     options: Annotated[IndexOptions, Parameter(name="*")] = _DEFAULTS,
 ) -> int:
-    """Look into the index: who holds which prefix, whether that is right, and what changes.
+    """Look into the index: which instances have which prefix cached, whether that is right, and
+    what changes.
 
-    It reads Redis as a gateway does and changes nothing. Hashes of prompts need the installation's secret (FAIRLEAD_HASH_SECRET), the
-    same as gateways and the indexer have. `verify` asks engines for what they have published, where their addresses can be reached.
+    It reads Redis as a gateway does and changes nothing. Hashes of prompts need the installation's
+    secret (FAIRLEAD_HASH_SECRET), the same as gateways and the indexer have. `verify` asks engines
+    for their published events, when their addresses can be reached.
 
-    Exits 0 when all is well; 1 when the index cannot be used, nobody writes it, or verify found a difference; 2 on wrong usage or
-    an unknown model; 3 when Redis cannot be reached.
+    Exits 0 when all is well; 1 when the index is unusable, not written, or differs in verify; 2 on
+    wrong usage or an unknown model; 3 when Redis cannot be reached.
     """
     from fairlead_cli.index.command import run
 

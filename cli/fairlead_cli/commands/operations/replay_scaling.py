@@ -1,4 +1,4 @@
-"""``fairlead replay-scaling``: the autoscaler's decisions once more, with another setting."""
+"""``fairlead replay-scaling``: the autoscaler's decisions with other settings."""
 
 from pathlib import Path
 from typing import Annotated
@@ -31,10 +31,14 @@ def replay_scaling(
     ] = None,
     json: Annotated[bool, Parameter(negative=(), help="Print every moment, with the numbers that decided.")] = False,
 ) -> int:
-    """Run the autoscaler's core again over what it saw, as recorded and with changed settings, and show where they differ.
+    """Replay the autoscaler's core on its observations, with recorded and with changed settings,
+    and show the differences.
 
-    What was seen stays as it was: the replay says what would have been decided at each moment, not what would have come of it.
-    Exits 0 when told, 1 when nothing of that model is recorded, 2 on wrong usage, 3 when no autoscaler can be reached.
+    The observations stay as they were: a replay shows what would have been decided at each moment,
+    not its consequences.
+
+    Exits 0 with a result, 1 when nothing of that model is recorded, 2 on wrong usage, 3 when no
+    autoscaler can be reached.
     """
     from fairlead_cli.scaling.replay_command import ReplayScalingOptions, run
 

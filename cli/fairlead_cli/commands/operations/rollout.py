@@ -1,4 +1,4 @@
-"""``fairlead rollout``: hold a model's changes, let them through, go back to an earlier revision, see how far one is."""
+"""``fairlead rollout``: pauses, resumes, undoes and follows the rollout of a model."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -34,11 +34,13 @@ def rollout(
         Path | None, Parameter(help="The kubeconfig. Default: KUBECONFIG, else ~/.kube/config.")
     ] = None,
 ) -> int:
-    """Hold, resume, undo and follow the rollout of a model in a cluster.
+    """Pause, resume, undo and follow the rollout of a model in a cluster.
 
-    All of it is one field and one annotation of the ModelDeployment, which kubectl writes as well; the operator's guide says how.
-    Exits 0 when done, and of `status` or with --wait when every instance is of the revision that runs and ready; 1 when not (yet);
-    2 on wrong usage; 3 when no API server can be reached.
+    All of it is one field and one annotation of the ModelDeployment, which kubectl can write too;
+    the operator's guide says how.
+
+    Exits 0 when done; for `status` or with --wait 1 until every instance has the running revision
+    and is ready; 2 on wrong usage; 3 when no API server can be reached.
     """
     from fairlead_cli.cluster.access.connection import ClusterOptions
     from fairlead_cli.rollouts.command import RolloutOptions, run

@@ -1,4 +1,4 @@
-"""``fairlead status``: models, pools, instances, and one line of advice; of a stack on this machine, or of a cluster."""
+"""``fairlead status``: models, pools, instances, and a line of advice."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,20 +26,23 @@ def status(
 ) -> int:
     """Show what serves, how well, and what to do next.
 
-    Of the stack that `fairlead up` runs here, with the last decisions; or of a cluster: of all models a table, of one its pools,
-    pods, what their engines say (by way of the gateways), conditions and last events. A cluster is meant where one is named by
-    an option, where this is called as `kubectl fairlead`, and where no stack runs here but a kubeconfig is found.
+    Of the stack of `fairlead up` it shows the last decisions. Of a cluster it shows a table of all
+    models, or one model with its pools, pods, engine signals, conditions and last events.
 
-    Exits 0 when all is well, 1 when something is wrong, 2 on wrong usage, 3 when no gateway, or no API server, can be reached.
+    It looks at a cluster when an option names one, when it is called as `kubectl fairlead`, or when
+    no stack runs here and a kubeconfig exists.
+
+    Exits 0 when all is well, 1 on a problem, 2 on wrong usage, 3 when no gateway, or no API server,
+    can be reached.
     """
     from fairlead_cli.cluster.access.connection import ClusterOptions
     from fairlead_cli.target import is_cluster_target
 
-    way = ClusterOptions(kubeconfig, context, namespace)
-    if is_cluster_target(way, manage):
+    cluster = ClusterOptions(kubeconfig, context, namespace)
+    if is_cluster_target(cluster, manage):
         from fairlead_cli.cluster.status.command import run as of_cluster
 
-        return of_cluster(model, way, output)
+        return of_cluster(model, cluster, output)
     from fairlead_cli.local.status.command import run as of_stack
 
     return of_stack(model, manage, output)

@@ -1,4 +1,4 @@
-"""``fairlead support-bundle``: what somebody who helps needs to know of a cluster, without what nobody should see."""
+"""``fairlead support-bundle``: a redacted archive of an installation, for support."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,10 +25,14 @@ def support_bundle(
 ) -> int:
     """Write a redacted archive of what Fairlead has in a cluster.
 
-    In it: the result of `fairlead check`, versions, models and what was made of them, pods, events, the control plane's logs (their
-    end) and what gateways and operators say of themselves; and a manifest of what is in it, and of what could not be had and why.
-    Not in it: what Secrets and environment variables hold, API keys, prompts, and the logs of engines. Exits 0 when it was
-    written, 2 on wrong usage, 3 when no API server can be reached.
+    It holds the result of `fairlead check`, versions, models and their objects, pods, events, the
+    end of the control plane's logs, and the pages of gateways and operators. A manifest lists the
+    content, and what is missing and why.
+
+    It does not hold values of Secrets and environment variables, API keys, prompts, or logs of
+    engines.
+
+    Exits 0 when it was written, 2 on wrong usage, 3 when no API server can be reached.
     """
     from fairlead_cli.cluster.access.connection import ClusterOptions
     from fairlead_cli.cluster.bundle.command import run

@@ -1,1 +1,1 @@
-"""Traffic."""
+"""Verbs that replay or simulate traffic: ``replay``, ``simulate``."""

@@ -1,4 +1,4 @@
-"""``fairlead replay``: a recorded hour of traffic against a gateway that is already running."""
+"""``fairlead replay``: recorded traffic against a running gateway."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,8 @@ _DEFAULTS = ReplayArguments()
 def replay(*, arguments: Annotated[ReplayArguments, Parameter(name="*")] = _DEFAULTS) -> int:
     """Replay a trace against a running gateway, open loop, and write a report.
 
-    Prompts over 20,480 tokens are left out; requests with one timestamp are spread up to the next. Exits 1 when requests failed.
+    Prompts over 20,480 tokens are left out; requests with one timestamp are spread up to the next.
+    Exits 1 when requests failed.
     """
     from fairlead_cli.console import stdout_console
     from fairlead_cli.replay.live_run import find_gateway, replay_once

@@ -1,4 +1,4 @@
-"""``fairlead simulate``: what would another routing preset do with this traffic?"""
+"""``fairlead simulate``: traffic under other routing presets, in the simulator."""
 
 from typing import Annotated
 
@@ -19,10 +19,12 @@ def simulate(
     *,
     arguments: Annotated[SimulationArguments, Parameter(name="*")] = _DEFAULTS,
 ) -> int:
-    """Simulate traffic under several routing presets: the production router before simulated engines, on a virtual clock.
+    """Simulate traffic under several routing presets: the production router before simulated
+    engines, on a virtual clock.
 
-    One gateway that sees all it sent, and no events. Prompts over 20,480 tokens are left out; the first tenth of the requests
-    warms the caches and does not count. Equal arguments give equal figures. Exits 1 when requests failed.
+    One gateway sees all traffic, without KV events. Prompts over 20,480 tokens are left out; the
+    first tenth of the requests warms the caches and does not count. Equal arguments give equal
+    figures. Exits 1 when requests failed.
     """
     from fairlead_sim.compiled import run_compiled
 

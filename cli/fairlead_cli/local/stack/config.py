@@ -9,7 +9,7 @@ from fairlead_cli.local.stack.engine_plan import EnginePlan
 
 @dataclass(frozen=True, slots=True)
 class StackConfig:
-    """What a stack runs, and where it listens."""
+    """The processes and addresses of a stack."""
 
     plan: EnginePlan
     listen: Address
