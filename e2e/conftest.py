@@ -1,7 +1,8 @@
-"""Tests run side by side, in lanes (``make e2e``): one after the other within a lane, each lane in a process of its own.
+"""Tests run side by side, in lanes (``make e2e``): one after the other within a lane, each lane in
+a process of its own.
 
-Run without workers, all tests are one lane. They share one cluster, which the first that needs it brings up and the session takes
-down.
+Run without workers, all tests are one lane. They share one cluster, which the first that needs it
+brings up and the session takes down.
 """
 
 import uuid

@@ -1,20 +1,23 @@
-"""Lanes of the end-to-end tests: tests of one lane run one after another in one process, lanes run side by side.
+"""Lanes of the end-to-end tests: tests of one lane run one after another in one process, lanes run
+side by side.
 
-A test names its lane by ``@pytest.mark.lane(NAME, position=N)``; all others are local. Lower positions run first.
+A test names its lane by ``@pytest.mark.lane(NAME, position=N)``; all others are local. Lower
+positions run first.
 """
 
 from typing import Protocol
 
 LOCAL = "local"
 INSTALLATION = "installation"
-"""Tests that install, change and remove Fairlead. They have it for themselves first, while the others do what needs no Fairlead,
-and again at their end, when the others are done with what they need it for."""
+"""Tests that install, change and remove Fairlead. They have it for themselves first, while the
+others do what needs no Fairlead, and again at their end, when the others are done with what they
+need it for."""
 LANES = (INSTALLATION, "models", "engines", LOCAL)
 _POSITION = 50
 
 
 class LaneMarker(Protocol):
-    """What a ``lane`` marker holds (pytest.Mark)."""
+    """Fields of a ``lane`` marker (pytest.Mark)."""
 
     args: tuple[object, ...]
     kwargs: dict[str, object]
@@ -29,6 +32,6 @@ def lane(marker: LaneMarker | None) -> str:
 
 
 def lane_position(marker: LaneMarker | None) -> tuple[int, int]:
-    """Where a test stands among all: its lane's place, then its own within the lane."""
+    """Returns the order of a test: the place of its lane, then its own within the lane."""
     position = _POSITION if marker is None else int(str(marker.kwargs.get("position", _POSITION)))
     return LANES.index(lane(marker)), position

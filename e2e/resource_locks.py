@@ -1,4 +1,4 @@
-"""What tests beside one another share, and who may have it for himself: locks that end with their holder, however that ends."""
+"""File locks on what parallel tests share. A lock ends with the process that holds it."""
 
 import fcntl
 from collections.abc import Iterator

@@ -1,7 +1,8 @@
-"""``python -m fairlead_bench [--trace FILE] [NAME [arguments of the benchmark]]``; without a name, one after the other.
+"""``python -m fairlead_bench [--trace FILE] [NAME [arguments of the benchmark]]``; without a name,
+one after the other.
 
-``--list`` prints the names. ``NAME --help`` prints a benchmark's own arguments. Each benchmark writes ``out/bench/NAME.json``
-and prints the same as a table.
+``--list`` prints the names. ``NAME --help`` prints a benchmark's own arguments. Each benchmark
+writes ``out/bench/NAME.json`` and prints the same as a table.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(benchmark: Benchmark, arguments: Sequence[str]) -> int:
-    """Runs a benchmark in this process, which may start anew from a compiled copy."""
+    """Runs a benchmark in this process, which may restart from a compiled copy."""
     if benchmark.code is not Code.SOURCES and not any(word in ("-h", "--help") for word in arguments):
         _compile(with_simulator=benchmark.code is Code.COMPILED_SIMULATOR)
         _restart_compiled(benchmark.code)
@@ -45,7 +46,8 @@ def _run(benchmark: Benchmark, arguments: Sequence[str]) -> int:
 
 
 def _compile(*, with_simulator: bool) -> None:
-    """Makes the compiled copy, once for each state of the sources. Raises SystemExit where that fails."""
+    """Makes the compiled copy, once for each state of the sources. Raises SystemExit where that
+    fails."""
     command = [sys.executable, str(ROOT / "scripts" / "compile.py"), *(["--sim"] if with_simulator else [])]
     status = subprocess.run(command, check=False).returncode
     if status not in (0, _NO_COMPILER):
@@ -53,7 +55,8 @@ def _compile(*, with_simulator: bool) -> None:
 
 
 def _restart_compiled(code: Code) -> None:
-    """Starts this program anew from the compiled copy; returns where it runs from there already, or none is wanted."""
+    """Restarts this program from the compiled copy. Returns where it runs from there already, or
+    where none is wanted."""
     if code is Code.COMPILED_SIMULATOR:
         from fairlead_sim.compiled import run_compiled
 

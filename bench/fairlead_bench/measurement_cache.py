@@ -1,7 +1,8 @@
 """Measures cells side by side, each once, and keeps what was found in a file.
 
-What a cell found is written as soon as it is there, under the cell's own words and the state of the sources that it depends on: a run
-that was ended goes on, and nothing that was measured before a change is taken for what is.
+What a cell found is written as soon as it is there, under the cell's own words and the state of the
+sources that it depends on: a run that was ended goes on, and nothing that was measured before a
+change is taken for what is.
 """
 
 import json
@@ -16,8 +17,9 @@ Measured = Mapping[str, float]
 
 
 class MeasurementCache(Generic[C]):
-    """``measure`` must be importable by name, as processes of their own call it; cells are frozen dataclasses of plain values.
-    ``state`` names the sources that a cell depends on."""
+    """A cache of measurements in a file. ``measure`` must be importable by name, since worker
+    processes call it; cells are frozen dataclasses of plain values. ``state`` names the sources
+    that a cell depends on."""
 
     def __init__(
         self,
@@ -40,7 +42,7 @@ class MeasurementCache(Generic[C]):
                 self._found[told["state"], told["cell"]] = told["found"]
 
     def __call__(self, cells: Iterable[C]) -> dict[C, Measured]:
-        """What each of them found."""
+        """Returns the measurement of each cell."""
         wanted = list(dict.fromkeys(cells))
         missing = [cell for cell in wanted if self._key(cell) not in self._found]
         if missing:
@@ -56,7 +58,7 @@ class MeasurementCache(Generic[C]):
         return {cell: self._found[self._key(cell)] for cell in wanted}
 
     def name(self, cell: C) -> str:
-        """What a cell is called while it is measured."""
+        """Returns the name of a cell in progress messages."""
         return self._key(cell)[1]
 
     def _key(self, cell: C) -> tuple[str, str]:

@@ -39,7 +39,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         Benchmark(
             "gateway-instructions",
             "fairlead_bench.gateway_instructions.benchmark",
-            "instructions per request, chunk and routing decision, beside an older commit",
+            "instructions per request, chunk and routing decision, compared with an older commit",
             10,
         ),
         Benchmark(
@@ -72,7 +72,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         Benchmark(
             "autoscaler",
             "fairlead_bench.autoscaler.benchmark",
-            "the autoscaler and the presets of other autoscalers, beside an offline optimum",
+            "the autoscaler and the presets of other autoscalers, compared with an offline optimum",
             60,
             Code.COMPILED_SIMULATOR,
             trace_option="--traces",
@@ -90,26 +90,26 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         Benchmark(
             "mix",
             "fairlead_bench.mix.benchmark",
-            "accelerator mixes beside one kind of accelerator; prefill and decode after traffic shifts",
+            "accelerator mixes compared with one kind; prefill and decode after traffic shifts",
             5,
         ),
         Benchmark(
             "agreement",
             "fairlead_bench.accuracy.fleet_vs_http",
-            "the simulator beside one and three gateways with simulated engines, over HTTP",
+            "the simulator compared with gateways and simulated engines over HTTP",
             15,
         ),
         Benchmark(
             "fitted",
             "fairlead_bench.accuracy.vllm_fit",
-            "the simulator beside two vLLM engines; installs 6 GB the first time",
+            "the simulator compared with two vLLM engines; installs 6 GB the first time",
             60,
             in_all=False,
         ),
         Benchmark(
             "operator",
             "fairlead_bench.operator.benchmark",
-            "the operator and a thousand models before an API server, beside kopf's own handlers",
+            "the operator and a thousand models before an API server, compared with kopf's own handlers",
             30,
         ),
         Benchmark(
@@ -122,14 +122,14 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         Benchmark(
             "index",
             "fairlead_bench.index.benchmark",
-            "the indexer, replicas of the index and Redis, beside a Redis hash for each block",
+            "the indexer, replicas of the index and Redis, compared with a Redis hash per block",
             8,
             Code.COMPILED_WORKER,
         ),
         Benchmark(
             "gateway",
             "fairlead_bench.gateway.benchmark",
-            "processor time and memory of the gateway, beside Envoy, nginx and other routers",
+            "processor time and memory of the gateway, compared with Envoy, nginx and others",
             60,
             Code.COMPILED_PROCESSES,
         ),

@@ -1,4 +1,4 @@
-"""What every benchmark here shares: rows with goals, the JSON file that outside tools read, and the printed table."""
+"""Result rows with goals, the JSON file that other tools read, and the printed table."""
 
 import json
 import operator
@@ -25,7 +25,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 
 MapFunction = Callable[..., Iterator[Any]]
-"""``map``, or that of a pool of processes: what a function says to each of many arguments, in their order."""
+"""The built-in ``map`` or that of a process pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ def load_goals(benchmark: str) -> dict[str, str]:
 
 
 def meets_goal(goal: str, measured: float | None) -> bool:
-    """Whether ``measured`` meets a goal like ``<= 0.5``, ``<= 20 ms`` (measured in seconds), ``within 10 %`` (a ratio)
-    or ``0.97..1.03``."""
+    """Whether ``measured`` meets a goal like ``<= 0.5``, ``<= 20 ms`` (measured in seconds),
+    ``within 10 %`` (a ratio) or ``0.97..1.03``."""
     if measured is None:
         return False
     words = goal.split()
@@ -85,8 +85,8 @@ def write_results(
     load_average: Sequence[float] = (),
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """The benchmark's JSON file, and the same printed. ``load_average``: of everybody on the machine, this benchmark too, by and by;
-    ``more``: what else the file is to hold."""
+    """The benchmark's JSON file, and the same printed. ``load_average``: of everybody on the
+    machine, this benchmark too, by and by; ``more``: what else the file is to hold."""
     kept = list(rows)
     content: dict[str, Any] = {"machine": machine(), "versions": versions(), "seed": seed}
     if load_average:
@@ -113,7 +113,7 @@ def print_rows(name: str, rows: Iterable[ResultRow], console: Console) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Where it was measured, without anything that names the machine."""
+    """Returns facts about the machine, without any that identify it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "system": platform.system(),
@@ -124,7 +124,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What it was measured with."""
+    """Returns the versions of what was measured."""
     found = {"python": platform.python_version()}
     for package in ("fairlead", "uvloop", "httptools", "xxhash"):
         found[package] = metadata.version(package)

@@ -1,4 +1,5 @@
-"""A cluster of one level in a run folder: brought up in order, looked at, taken down in the other order."""
+"""A cluster of one level in a run folder: brought up in order, looked at, taken down in the other
+order."""
 
 import os
 import shutil
@@ -20,7 +21,8 @@ MAX_PATH_LENGTH = 60
 
 
 def prepare(level: str) -> tuple[Path, list[OciImage]]:
-    """All that takes long, before anything runs: packages, programs, layers. The programs' folder, and the images to give."""
+    """All that takes long, before anything runs: packages, programs, layers. The programs' folder,
+    and the images to give."""
     if level == "full":
         debian_packages.install()
     binaries = build(level)
@@ -29,10 +31,11 @@ def prepare(level: str) -> tuple[Path, list[OciImage]]:
 
 
 def up(level: str, run: Path) -> RunningCluster:
-    """Bring a cluster up; one that is up already stays as it is. A failure leaves what there is, for a look at the logs.
+    """Starts a cluster; a running one stays as it is. After a failure its parts stay, so that logs
+    can be read.
 
-    A cluster of which nothing runs any more (the machine was started anew, or all that ran on it was ended) is no cluster to look
-    at: what is left of it is taken down first.
+    A cluster of which nothing runs any more (the machine was started anew, or all that ran on it
+    was ended) is no cluster to look at: what is left of it is taken down first.
     """
     with _check_alone(level):
         found = RunRecord(run)
@@ -91,7 +94,7 @@ def memory_usage(run: Path) -> None:
 
 
 def down(run: Path) -> None:
-    """End and remove what the record tells of. Nothing where there is none."""
+    """Stops and removes what the record names. Does nothing where there is none."""
     record = RunRecord(run)
     if not record:
         print_progress(f"nothing to take down in {run}")
@@ -132,7 +135,8 @@ def _down(record: RunRecord) -> None:
 
 
 def _check_alone(level: str) -> AbstractContextManager[None]:
-    """Of the levels with a node one is brought up or taken down at a time; those of the API alone have nothing in common."""
+    """Locks the levels with a node, of which one is started or stopped at a time; levels of the API
+    alone are independent."""
     return nullcontext() if level == "api" else build_lock("node")
 
 

@@ -1,4 +1,5 @@
-"""What is going on, and how long it took: one line a step, on standard error. Standard output is for what scripts read."""
+"""Progress messages with durations, one line a step, on standard error. Standard output is for
+scripts."""
 
 import sys
 import time
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 
 
 def print_progress(line: str) -> None:
-    """One line for whoever watches."""
+    """Prints one line of progress."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -23,4 +24,4 @@ def progress_step(what: str) -> Iterator[None]:
 
 
 class ClusterError(Exception):
-    """Something that whoever started this can mend; the message says how."""
+    """Raised for problems that the user can mend; the message says how."""

@@ -1,6 +1,8 @@
-"""What a running cluster has started and changed on this machine, written down before it matters, so that ``down`` undoes just that.
+"""Record of what a running cluster started and changed on this machine, written before it happens,
+so that ``down`` undoes exactly that.
 
-A process is known by its id and the moment it started: an id that was given to another process since is left alone.
+A process is known by its id and the moment it started: an id that was given to another process
+since is left alone.
 """
 
 import json
@@ -44,13 +46,13 @@ class RunRecord:
         self._path.unlink(missing_ok=True)
 
     def log(self, name: str) -> Path:
-        """Where a process writes."""
+        """Returns the log file of a process."""
         return self.run / f"{name}.log"
 
     def start(self, name: str, command: Sequence[str | Path], environ: dict[str, str] | None = None) -> None:
-        """Start a process in a session of its own, with its output in a file; it outlives whoever starts it, and holds none of its
-        files open: locks that a caller has would be held for as long as the cluster is up.
-        """
+        """Starts a process in its own session, with its output in a file. It outlives its parent
+        and inherits no open file: a lock of the caller would be held for as long as the cluster is
+        up."""
         out = os.open(self.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -85,7 +87,8 @@ class RunRecord:
                 time.sleep(0.02)
 
     def wait(self, what: str, seconds: float, holds: Callable[[], bool]) -> None:
-        """Until it holds; gives up at once when a process of ours has died, with the end of its log."""
+        """Until it holds; gives up at once when a process of ours has died, with the end of its
+        log."""
         end = time.monotonic() + seconds
         while not holds():
             for name in self.get("processes", {}):
@@ -110,7 +113,8 @@ def _inherited() -> list[int]:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process started, in the kernel's ticks; none where there is no such process, or only its remains."""
+    """When a process started, in the kernel's ticks; none where there is no such process, or only
+    its remains."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -12,14 +12,14 @@ from e2e.cluster.progress import ClusterError
 
 @dataclass(frozen=True, slots=True)
 class RunningCluster:
-    """What is in ``run``, and where its programs are."""
+    """A running cluster in the folder ``run``, with its programs."""
 
     run: Path
     binaries: Path
 
     @property
     def kubeconfig(self) -> Path:
-        """Of its administrator."""
+        """The kubeconfig of its administrator."""
         return self.run / "admin.kubeconfig"
 
     def shell_line(self) -> str:

@@ -1,7 +1,9 @@
-"""A cluster for the tests of this folder: the one that KUBECONFIG names if it is made for tests, else one of our own.
+"""A cluster for the tests of this folder: the one that KUBECONFIG names if it is made for tests,
+else one of our own.
 
-The tests see nothing but KUBECONFIG, so they run on kind as well (``e2e/kind.yaml``, docs/guides/cluster.md). A cluster of our own
-that was up before stays up, and gets the images of now. Without either, the tests fail: skipped silently they would prove nothing.
+The tests see nothing but KUBECONFIG, so they run on kind as well (``e2e/kind.yaml``,
+docs/guides/cluster.md). A cluster of our own that was up before stays up, and gets the images of
+now. Without either, the tests fail: skipped silently they would prove nothing.
 """
 
 import json
@@ -30,7 +32,7 @@ TEST_CONTEXTS = ("fairlead-e2e", "kind-")
 
 @pytest.fixture(scope="session")
 def kubectl(session: str) -> Iterator[Kubectl]:
-    """``kubectl`` at the cluster, as its administrator."""
+    """A ``kubectl`` with the rights of the cluster's administrator."""
     environ = _environ(session)
     with closing(ApiReader(environ)) as reader:
         yield Kubectl(environ, reader)
@@ -51,7 +53,8 @@ def _environ(session: str) -> Mapping[str, str]:
 
 
 def _own_cluster(session: str) -> RunningCluster:
-    """The cluster of this machine, with the images of now. Who brings it up writes down for which session, which takes it down."""
+    """The cluster of this machine, with the images of now. Who brings it up writes down for which
+    session, which takes it down."""
     run = pinned_versions.cache_folder() / "cluster"
     before = bool(RunRecord(run).get("up") and RunRecord(run).pids())
     try:
@@ -69,7 +72,8 @@ def _own_cluster(session: str) -> RunningCluster:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The limit is the test's; what it stands on (a cluster from nothing) and waits for (other tests) may take longer."""
+    """The limit is the test's; what it stands on (a cluster from nothing) and waits for (other
+    tests) may take longer."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.timeout(300, func_only=True))
@@ -85,7 +89,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture
 def here(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
-    """``kubectl`` in a namespace of this test, which holds its pods to the strictest standard and goes afterwards."""
+    """A ``kubectl`` in a namespace of this test, which enforces the strictest pod security and is
+    deleted afterwards."""
     namespace = {
         "apiVersion": "v1",
         "kind": "Namespace",
@@ -100,14 +105,16 @@ def here(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
         if report is None or report.failed:
             inside.dump(ROOT / "out" / "e2e" / request.node.name)
             HelmRelease(kubectl).here.dump(ROOT / "out" / "e2e" / request.node.name / "fairlead")
-        # Models first: of a namespace that is deleted the pods go first, and until they have gone its models would keep their names.
+        # Models first: of a namespace that is deleted the pods go first, and until they have gone
+        # its models would keep their names.
         inside.delete_models()
         kubectl.run("delete", "namespace", made, "--wait=false")
 
 
 @pytest.fixture
 def installed(kubectl: Kubectl) -> Iterator[HelmRelease]:
-    """Fairlead, installed by its chart where the tests before have not left it so. It stays, for the tests that follow."""
+    """Fairlead, installed by its chart where the tests before have not left it so. It stays, for
+    the tests that follow."""
     with file_lock(INSTALLATION_LOCK, alone=False):
         release = HelmRelease(kubectl)
         with file_lock(SETUP_LOCK, alone=True):

@@ -1,4 +1,5 @@
-"""Numbers that follow the load on a real cluster: up, down, from nothing, and while what sets them is away."""
+"""Numbers that follow the load on a real cluster: up, down, from nothing, and while what sets them
+is away."""
 
 import json
 import os
@@ -92,13 +93,13 @@ def test_an_engine_sleeps_while_nobody_asks_and_wakes_with_the_next_request(
 
 
 def _marks(here: Kubectl, name: str) -> dict[str, str | None]:
-    """What the pods of a model say of sleep, by uid."""
+    """Returns the sleep annotations of a model's pods."""
     pods = here.get("pods", "-l", f"fairlead.io/model={name}")["items"]
     return {one["metadata"]["uid"]: one["metadata"]["annotations"].get("fairlead.io/sleep") for one in pods}
 
 
 def _says_asleep(here: Kubectl, name: str) -> bool:
-    """What its engine says, asked from inside."""
+    """Returns whether the engine says, asked from inside its pod, that it sleeps."""
     program = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8000/is_sleeping').read().decode())"
     answer = here.run("exec", f"deployment/{name}-main", "--", "python3", "-c", program)
     return bool(json.loads(answer)["is_sleeping"])

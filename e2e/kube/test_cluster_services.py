@@ -1,4 +1,4 @@
-"""What the cluster brings beside Kubernetes: names that resolve, accounts that may do what they may, groups of pods that are one."""
+"""Services of the cluster other than Kubernetes itself: DNS, service accounts, groups of pods."""
 
 import pytest
 

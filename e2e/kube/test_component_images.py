@@ -1,4 +1,5 @@
-"""Our images run in a real cluster as a strict platform team would have it: any user id, read-only root, no privileges."""
+"""Our images run in a real cluster as a strict platform team would have it: any user id, read-only
+root, no privileges."""
 
 import pytest
 
@@ -42,7 +43,8 @@ def test_a_gateway_streams_what_an_engine_says(here: Kubectl) -> None:
     here.apply(config_map("fleet", fleet__yaml=FLEET), service("engine"), service("gateway"))
     here.apply(deployment("engine", engine, replicas=2), deployment("gateway", gateway))
     here.wait_for_rollout("deployment/engine", "deployment/gateway")
-    # Pods are ready a moment before every Service leads to them, and until then the gateway says that no engine answers.
+    # Pods are ready a moment before every Service leads to them, and until then the gateway says
+    # that no engine answers.
     eventually("the gateway reaches an engine", lambda: "200" in here.python("deployment/engine", REACHED))
     told = here.python("deployment/engine", STREAM)
     assert told.startswith("engine/8000/0\n")

@@ -1,4 +1,5 @@
-"""What the operator renders for simulated engines, on real pods: let in as restricted, soon ready, and never ended in mid-answer."""
+"""Rendered pods of simulated engines on a real node: admitted as restricted, soon ready, never
+ended in the middle of an answer."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,8 @@ print(len(lines), lines[-1].decode().strip())
 
 
 def rendered(here: Kubectl, case: str) -> list[Manifest]:
-    """The manifests of one case in the test's namespace, with our image; their owner is not there, so they name none."""
+    """The manifests of one case in the test's namespace, with our image; their owner is not there,
+    so they name none."""
     model, classes = read_case(CASES / f"{case}.yaml")
     installation = InstallationDefaults(images={EngineKind.SIM: image("sim")})
     found = render_model(model, classes, default_context(installation=installation))
@@ -40,7 +42,8 @@ def running(here: Kubectl, selector: str) -> dict[str, Manifest]:
 
 
 def answered_while(here: Kubectl, asker: str, engine: Manifest, deleted: str) -> str:
-    """What ``asker`` got of a long stream from ``engine``, while the pod ``deleted`` was taken away."""
+    """Returns what the client pod got of a long stream from ``engine`` while the pod ``deleted``
+    was deleted."""
     address = engine["status"]["podIP"]
     with ThreadPoolExecutor(1) as pool:
         stream = pool.submit(here.python, asker, ASK % (TOKENS, address))

@@ -1,4 +1,5 @@
-"""The simulated examples as their README says: applied as they stand they become Ready, and a stream comes through the gateway."""
+"""The simulated examples as their README says: applied as they stand they become Ready, and a
+stream comes through the gateway."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -68,14 +69,14 @@ class StreamedAnswer:
 
     @property
     def models(self) -> set[str]:
-        """What the events call the model."""
+        """Returns the names that the events have for the model."""
         return {json.loads(one)["model"] for one in self.data[:-1]}
 
 
 @dataclass(frozen=True, slots=True)
 class AppliedExample:
-    """One that is applied and Ready, in a namespace of its own. ``name`` is what clients call it: whole, since others may have
-    the same."""
+    """An example that is applied and Ready, in a namespace of its own. ``name`` is the full name of
+    the model, since others may have the same short one."""
 
     here: Kubectl
     release: HelmRelease
@@ -97,8 +98,9 @@ class AppliedExample:
         return StreamedAnswer({name.lower(): value for name, value in fields.items()}, data)
 
     def streams(self, instances: set[str], most: int = 40) -> list[StreamedAnswer]:
-        """Different prompts, several at a time, until each of these instances has answered one; which prompt goes where is
-        anybody's guess, and one at a time they might all go to the fastest."""
+        """Different prompts, several at a time, until each of these instances has answered one;
+        which prompt goes where is anybody's guess, and one at a time they might all go to the
+        fastest."""
         found: list[StreamedAnswer] = []
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             while {one.instance for one in found} != instances and len(found) < most:

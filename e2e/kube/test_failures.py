@@ -1,4 +1,5 @@
-"""What goes wrong on a real node: the model says what it is and what to do, and what served before goes on serving."""
+"""Failures on a real node: the model says what is wrong and what to do, and running instances go on
+serving."""
 
 import json
 from collections.abc import Iterator

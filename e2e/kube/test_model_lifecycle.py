@@ -1,6 +1,8 @@
-"""The whole of it, as a platform team lives it: from an empty cluster to a model that is served, through every change, to the end.
+"""The whole of it, as a platform team lives it: from an empty cluster to a model that is served,
+through every change, to the end.
 
-The tests stand in the order of the story. Each can be run alone: what it needs is installed where it is not there.
+The tests stand in the order of the story. Each can be run alone: what it needs is installed where
+it is not there.
 """
 
 import time

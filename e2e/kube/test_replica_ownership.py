@@ -1,7 +1,8 @@
-"""Who else may set the number of a pool's instances: nobody fights, and the autoscaler takes over again where it is let.
+"""Owners of the number of a pool's instances: no two write it, and the autoscaler takes over again
+where it may.
 
-The HorizontalPodAutoscaler is that of the kube-controller-manager, which is KEDA's as well. It raises to its least and lowers to its
-most by itself, without metrics.
+The HorizontalPodAutoscaler is that of the kube-controller-manager, which is KEDA's as well. It
+raises to its least and lowers to its most by itself, without metrics.
 """
 
 import pytest
@@ -159,7 +160,8 @@ def test_switched_to_advise_and_off_in_the_midst_of_a_ramp(here: Kubectl, instal
 
 
 def split(name: str) -> list[dict[str, object]]:
-    """An accelerator that reads 2,000 tokens a second, and a model of two roles on it that share ``TOGETHER`` engines."""
+    """An accelerator that reads 2,000 tokens a second, and a model of two roles on it that share
+    ``TOGETHER`` engines."""
     narrow_profile = small_engine()["spec"]["profile"]
     slow = {
         **small_engine(),

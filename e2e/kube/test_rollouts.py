@@ -1,6 +1,8 @@
-"""A change of a model on real nodes: held, let through, taken back, by ``fairlead rollout`` and by kubectl, never with fewer engines.
+"""A change of a model on real nodes: held, let through, taken back, by ``fairlead rollout`` and by
+kubectl, never with fewer engines.
 
-The same for instances of one pod and of several: a Deployment's controller replaces the former, LeaderWorkerSet's the latter.
+The same for instances of one pod and of several: a Deployment's controller replaces the former,
+LeaderWorkerSet's the latter.
 """
 
 import json
@@ -21,7 +23,8 @@ pytestmark = pytest.mark.lane("engines", position=50)
 UNDO = "fairlead.io/run-revision"
 _LOAD = pytest.mark.load
 GROUPS = [pytest.param("group", 2, 2, marks=_LOAD), pytest.param("alone", 1, 2, marks=_LOAD)] if FULL else []
-"""Three rollouts of groups of nodes take minutes of waiting, so they belong to ``make e2e LOAD=1``."""
+"""Three rollouts of groups of nodes take minutes of waiting, so they belong to ``make e2e LOAD=1``.
+"""
 
 
 def model(name: str, *, replicas: int, nodes: int) -> Manifest:
@@ -45,8 +48,8 @@ def model(name: str, *, replicas: int, nodes: int) -> Manifest:
 
 
 class ReadyMinimum(KubectlWatch):
-    """How many instances were ready while the block lasted, each time that anything changed: as the workload ``told`` and as the pods
-    were ``seen``. Who drains is not counted among the latter."""
+    """The numbers of ready instances during the block, at each change: as the workload reports them
+    (``told``) and as the pods show (``seen``). Draining pods do not count among the latter."""
 
     def __init__(self, here: Kubectl, workload: str, model: str) -> None:
         self.told: list[int] = []
@@ -83,7 +86,7 @@ def rollout(here: Kubectl, *words: str) -> tuple[int, str]:
 
 
 def rounds(found: DeployedModel) -> set[str]:
-    """Which change the engines are of: the variable ``ROUND`` of each."""
+    """Returns the changes that the engines have: the variable ``ROUND`` of each."""
     containers = [pod["spec"]["containers"][0] for pod in found.pods().values()]
     return {
         next((one["value"] for one in each.get("env", ()) if one["name"] == "ROUND"), "first") for each in containers

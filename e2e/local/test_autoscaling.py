@@ -1,7 +1,8 @@
-"""Local mode sizes a pool while it is used: from no engine at all, through five times what one carries, and back; no request fails.
+"""Local mode sizes a pool while it is used: from no engine at all, through five times what one
+carries, and back; no request fails.
 
-Time runs ten times as fast: what takes ten minutes takes one. The autoscaler is killed in the middle of growing, and the gateway's
-metrics are away for a while.
+Time runs ten times as fast: what takes ten minutes takes one. The autoscaler is killed in the
+middle of growing, and the gateway's metrics are away for a while.
 """
 
 import asyncio
@@ -89,7 +90,7 @@ async def until(seen: Callable[[], bool], what: str) -> None:
 
 
 def notes(up: LocalStack) -> str:
-    """What the autoscaler says is wrong; nothing while it starts."""
+    """Returns the problems that the autoscaler reports; none while it starts."""
     try:
         return httpx.get(f"{up.state()['autoscaler']}/readyz", timeout=PATIENCE_SECONDS).text
     except httpx.ConnectError:
@@ -97,7 +98,7 @@ def notes(up: LocalStack) -> str:
 
 
 def status_lines(up: LocalStack, *words: str) -> str:
-    """What a verb prints of this stack."""
+    """Returns the output of a verb about this stack."""
     done = subprocess.run(
         [sys.executable, "-m", "fairlead_cli", *words], env=up.environment, capture_output=True, text=True, check=True
     )

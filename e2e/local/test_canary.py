@@ -1,8 +1,10 @@
-"""A canary in every prompt, sent along every path of a real gateway process, faults included; then all that it wrote down is read.
+"""A canary in every prompt, sent along every path of a real gateway process, faults included; then
+all that it wrote down is read.
 
-Read are: its log at debug level and both its streams, the access log, the spans that a collector got, its metrics, every page of the
-management port, every decision, and what it put into Redis. A second canary is the API key. Clients may get their prompt back;
-nobody else may. (The path of a URL is no prompt: the access log has it.)
+Read are: its log at debug level and both its streams, the access log, the spans that a collector
+got, its metrics, every page of the management port, every decision, and what it put into Redis. A
+second canary is the API key. Clients may get their prompt back; nobody else may. (The path of a URL
+is no prompt: the access log has it.)
 """
 
 import asyncio
@@ -151,7 +153,8 @@ BEHAVIOURS = {
 
 
 def chat(**more: Any) -> dict[str, Any]:
-    """A chat with the canary in its prompt, its tools and its stop strings; what is None is left out."""
+    """A chat with the canary in its prompt, its tools and its stop strings; what is None is left
+    out."""
     found = {
         "model": "tiny",
         "messages": [{"role": "user", "content": TEXT}],
@@ -188,7 +191,7 @@ def good_ones() -> Iterator[tuple[str, Any]]:
 
 
 def bad_ones() -> Iterator[bytes]:
-    """What is refused, with the canary at the place that is wrong."""
+    """Yields requests that are refused, with the canary at the place that is wrong."""
     for wrong in (
         {"model": CANARY}, {"model": ["tiny", CANARY]}, {"messages": TEXT},
         {"messages": [{"role": "user", "content": {CANARY: 1}}]},
@@ -379,7 +382,8 @@ def stored(valkey: Valkey) -> str:
 
 
 def fleet(scripted: str, split: DisaggregatedModel) -> Fleet:
-    """``tiny`` on three addresses of a scripted engine, ``split`` on engines that hand prompts over."""
+    """Returns a fleet with ``tiny`` on three addresses of a scripted engine, and ``split`` on
+    engines that hand prompts over."""
     plain = fleet_of([scripted] * 3)
     (parts,) = split.fleet().instances.values()
     model = Model("default", "split")

@@ -10,7 +10,8 @@ from fairlead_testing.local_stack import LocalStack
 
 ROOT = Path(__file__).parents[2] / "examples"
 INTENTS = [path for path in sorted(ROOT.glob("*/simulated*.yaml")) if path.parent.name != "external-engines"]
-"""What somebody else would have to start first is tried on a cluster alone (``kube/test_examples.py``)."""
+"""Simulated examples. Those that need other engines run on a cluster alone
+(``kube/test_examples.py``)."""
 EXAMPLES = [*sorted(ROOT.glob("*.yaml")), *INTENTS]
 
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FOREGROUND = "make up"
 SHORTENED = {"make demo": {"DEMO": "--limit 40 --speed 8"}}
-"""The demo is measured elsewhere; here it only has to run as written, so it gets fewer requests through its own variable."""
+"""The demo is measured elsewhere; here it only has to run as written, so it gets fewer requests
+through its own variable."""
 
 
 def commands() -> list[tuple[str, str]]:

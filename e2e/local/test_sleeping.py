@@ -1,7 +1,8 @@
-"""Local mode lets engines sleep where nobody asks anything, and wakes them with the next request: real processes, none lost.
+"""Local mode lets engines sleep where nobody asks anything, and wakes them with the next request:
+real processes, none lost.
 
-Time runs ten times as fast; simulated engines start so soon that sleep would not pay, so `after` says how long they do. The
-autoscaler is killed while all sleep, and so is an engine that sleeps.
+Time runs ten times as fast; simulated engines start so soon that sleep would not pay, so `after`
+says how long they do. The autoscaler is killed while all sleep, and so is an engine that sleeps.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ spec:
 
 
 def instances(up: LocalStack) -> tuple[Instance, ...]:
-    """What the supervisor says of its engines."""
+    """Returns the instances of the supervisor's fleet file."""
     path = Path(up.state()["fleet_file"])
     return parse_fleet_file(path.read_text(), file=str(path)).instances["default/tiny"]
 

@@ -1,7 +1,9 @@
-"""Simulated engines that can be killed a thousand times: one process has everything loaded and forks an engine in milliseconds.
+"""Simulated engines that can be killed a thousand times: one process has everything loaded and
+forks an engine in milliseconds.
 
-Each engine is a process of its own, as if started by ``python -m fairlead_sim engine``; SIGKILL is SIGKILL. What is saved is a
-second of CPU for each start, which on a small machine would be all there is.
+Each engine is a process of its own, as if started by ``python -m fairlead_sim engine``; SIGKILL is
+SIGKILL. What is saved is a second of CPU for each start, which on a small machine would be all
+there is.
 """
 
 import asyncio
@@ -17,7 +19,7 @@ READY_SECONDS = 60.0
 
 
 class ForkedEngines:
-    """``count`` engines on fixed ports; ``kill`` ends one as a crash does, ``start`` brings it back."""
+    """Engines on fixed ports; ``kill`` ends one as a crash does, ``start`` starts it again."""
 
     def __init__(self, process: asyncio.subprocess.Process, ports: Sequence[int]) -> None:
         self._process = process
@@ -27,7 +29,7 @@ class ForkedEngines:
 
     @property
     def urls(self) -> list[str]:
-        """Where they listen, or will again."""
+        """The engines' URLs, whether or not they run."""
         return [f"http://127.0.0.1:{port}" for port in self.ports]
 
     async def start(self, number: int) -> None:
@@ -63,7 +65,7 @@ async def start_engines(count: int, *arguments: str) -> AsyncIterator[ForkedEngi
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
+    """Returns loopback ports that are free at this moment."""
     bound = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     try:
         return [one.getsockname()[1] for one in bound]
@@ -73,7 +75,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def _serve(arguments: Sequence[str]) -> int:
-    """Fork an engine for each port that is read; say its pid once it listens. At the end of the input, end them all."""
+    """Fork an engine for each port that is read; say its pid once it listens. At the end of the
+    input, end them all."""
     from fairlead_sim.__main__ import main  # what takes the second
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies

@@ -1,4 +1,5 @@
-"""Gateways as processes, and clients that do not forgive: whatever is not a whole and right answer is counted by name."""
+"""Gateways as processes, and clients that do not forgive: whatever is not a whole and right answer
+is counted by name."""
 
 import asyncio
 import contextlib
@@ -31,7 +32,7 @@ class GatewayProcess:
 
     @property
     def pid(self) -> int:
-        """Of its first process."""
+        """The id of its first process."""
         return self.process.pid
 
     def terminate(self) -> None:
@@ -89,7 +90,7 @@ async def running_gateway(
 
 
 async def get_management(gateway: GatewayProcess, path: str) -> RawResponse:
-    """What the management port says."""
+    """Returns an answer of the management port."""
     connection = await RawConnection.connect(gateway.manage)
     try:
         await connection.send(get_request(path).replace(b"host: x", b"host: 127.0.0.1"))
@@ -106,7 +107,7 @@ async def metric(gateway: GatewayProcess, name: str, labels: str = "") -> list[f
 
 
 def chat_body(number: int, *, stream: bool, tokens: int, greedy: bool, topics: int = 40) -> dict[str, Any]:
-    """One of ``topics`` conversations, answered with exactly ``tokens`` tokens."""
+    """Returns one of ``topics`` conversations, answered with exactly ``tokens`` tokens."""
     text = f"conversation {number % topics} " * 60
     body: dict[str, Any] = {
         "model": "tiny",
@@ -120,7 +121,7 @@ def chat_body(number: int, *, stream: bool, tokens: int, greedy: bool, topics: i
 
 
 def check_answer(answer: RawResponse, tokens: int) -> tuple[str, str]:
-    """What a client makes of an answer to ``chat``, and its text."""
+    """Returns a client's verdict on an answer to a chat, and its text."""
     if answer.status != 200:
         return f"status {answer.status} {json.loads(answer.body)['error']['code']}", ""
     if answer.fields.get("content-type", "").startswith("application/json"):

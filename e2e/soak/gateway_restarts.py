@@ -1,8 +1,10 @@
-"""Gateways are restarted one after the other while clients with kept connections ask without a pause.
+"""Gateways are restarted one after the other while clients with kept connections ask without a
+pause.
 
-A restart is what a rolling update does: the successor starts and is ready, then the old one gets SIGTERM. Clients learn of that
-late: for a moment after the signal the old one is still in the list that new connections are drawn from. All they forgive is a
-connection that was refused, since nothing had been sent; then they take the next address. Everything else that is not a whole and
+A restart is what a rolling update does: the successor starts and is ready, then the old one gets
+SIGTERM. Clients learn of that late: for a moment after the signal the old one is still in the list
+that new connections are drawn from. All they forgive is a connection that was refused, since
+nothing had been sent; then they take the next address. Everything else that is not a whole and
 right answer is an error: a reset, a cut, a 503. Every gateway must exit with 0.
 """
 
@@ -34,7 +36,7 @@ RESTARTS = ("FAIRLEAD_SOAK_RESTARTS", 4, 100)
 
 
 class GatewayAddresses:
-    """Where clients may connect: what a Service's endpoints are."""
+    """Addresses to which clients may connect, like the endpoints of a Service."""
 
     def __init__(self, draw: random.Random) -> None:
         self.urls: list[str] = []
@@ -53,7 +55,8 @@ class GatewayAddresses:
         raise ConnectionRefusedError("no address takes a connection")
 
     def on_failure(self, kind: str, url: str, asked: int, idle: float) -> None:
-        """What is needed to understand an error: how the connection was used, and how long ago its gateway was told to go."""
+        """Prints facts about an error: how the connection was used, and how long ago its gateway
+        was asked to stop."""
         told = self.signalled.get(url)
         late = None if told is None else round(time.monotonic() - told, 3)
         found = {"error": kind, "answers_before": asked, "idle_seconds": round(idle, 3), "seconds_after_sigterm": late}

@@ -1,7 +1,9 @@
-"""Malformed requests by the hundred thousand, each on a connection of its own: mutations of the fuzzers' corpora, sent to a process.
+"""Malformed requests by the hundred thousand, each on a connection of its own: mutations of the
+fuzzers' corpora, sent to a process.
 
-None may be answered 5xx, none may end the process or make it grow, and none may hold its loop. What is not malformed any more,
-since mutations sometimes repair each other, is answered by a simulated engine.
+None may be answered 5xx, none may end the process or make it grow, and none may hold its loop. What
+is not malformed any more, since mutations sometimes repair each other, is answered by a simulated
+engine.
 """
 
 import asyncio
@@ -57,7 +59,8 @@ class ValidRequests:
 
 
 class MalformedRequests:
-    """Requests of three kinds: bytes on the wire, bodies in a right head, and right requests with a few bytes changed."""
+    """Requests of three kinds: bytes on the wire, bodies in a right head, and right requests with a
+    few bytes changed."""
 
     def __init__(self, seed: int) -> None:
         self._draw = random.Random(seed)
@@ -67,7 +70,7 @@ class MalformedRequests:
         )
 
     def next(self) -> bytes:
-        """One more."""
+        """Returns the bytes of one more request."""
         draw = self._draw
         kind = draw.random()
         if kind < 0.4:
@@ -84,7 +87,8 @@ class MalformedRequests:
 
 
 async def send_lane(url: str, hostile: "MalformedRequests | ValidRequests", share: int, seen: Counter[int]) -> None:
-    """Send, close our side, read what comes until the other side closes too; 0 is no answer, -1 no end of it."""
+    """Send, close our side, read what comes until the other side closes too; 0 is no answer, -1 no
+    end of it."""
     for _ in range(share):
         connection = await RawConnection.connect(url)
         try:
@@ -103,7 +107,7 @@ async def send_lane(url: str, hostile: "MalformedRequests | ValidRequests", shar
 
 @asynccontextmanager
 async def run_probe(url: str) -> AsyncIterator[dict[str, float]]:
-    """What somebody who has nothing to do with it waits; the dictionary is filled at the end of the block."""
+    """Measures the wait of an unrelated client; the dictionary is filled at the end of the block."""
     waits: dict[str, float] = {}
     parts = urlsplit(url)
     process = await asyncio.create_subprocess_exec(
@@ -122,7 +126,7 @@ async def run_probe(url: str) -> AsyncIterator[dict[str, float]]:
 
 
 async def worst_lag(running: GatewayProcess) -> float:
-    """How late the gateway's own loop woke at worst within the last minute, in seconds."""
+    """Returns the longest delay of the gateway's event loop within the last minute, in seconds."""
     return max(await metric(running, "fairlead_gateway_loop_lag_seconds", 'quantile="1"'), default=0.0)
 
 

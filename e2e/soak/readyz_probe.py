@@ -1,7 +1,8 @@
-"""A client that has nothing to do with the load: how long it waits for an answer that needs no engine, in a process of its own.
+"""A client that has nothing to do with the load: how long it waits for an answer that needs no
+engine, in a process of its own.
 
-``python bystander.py HOST PORT`` asks for /readyz fifty times a second until its input ends, then prints its waits as one line of
-JSON.
+``python bystander.py HOST PORT`` asks for /readyz fifty times a second until its input ends, then
+prints its waits as one line of JSON.
 """
 
 import json

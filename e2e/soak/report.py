@@ -1,4 +1,4 @@
-"""What the soak writes down: the machine, the seed, how much was done, and a verdict for each line of the bar.
+"""Report of the soak: machine, seed, amounts, and a verdict for each goal.
 
 In full (``make soak``) it is bench/results/soak.json, else out/soak.json.
 """
@@ -39,7 +39,7 @@ def write(part: str, begun: float, figures: Mapping[str, Any], lines: list[Repor
 
 
 def scaled_count(variable: str, small: int, full: int) -> int:
-    """How often: a few times among the other tests, as often as the bar says in ``make soak``, or what a variable says."""
+    """Returns an amount: small among the other tests, full in ``make soak``, or that of a variable."""
     return int(os.environ.get(variable, full if FULL else small))
 
 
@@ -60,6 +60,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def is_flat(samples: list[int], share: float = 0.10, least: int = 8 << 20) -> bool:
-    """Whether memory stays what it was after the first third, within a tenth or 8 MiB: until then bounded tables fill."""
+    """Whether memory stays what it was after the first third, within a tenth or 8 MiB: until then
+    bounded tables fill."""
     steady = samples[len(samples) // 3 :]
     return max(steady) - steady[0] <= max(least, share * steady[0])

@@ -1,6 +1,8 @@
-"""A million requests through one gateway, from the benchmark's load generator to its mock engines: memory stays what it was.
+"""A million requests through one gateway, from the benchmark's load generator to its mock engines:
+memory stays what it was.
 
-In full every prompt ends differently, so that every bounded table fills: that is the first third, and from there on nothing may grow.
+In full every prompt ends differently, so that every bounded table fills: that is the first third,
+and from there on nothing may grow.
 """
 
 import json
@@ -23,8 +25,9 @@ EVENTS = 8
 SECONDS = 5.0 if FULL else 1.0
 REQUESTS = ("FAIRLEAD_SOAK_REQUESTS", 20_000, 1_000_000)
 STRETCHES = 6
-"""At least so many, however fast the machine is: memory grows for the first 15,000 requests or so (99 to 111 MB, then 108 to 114 for
-150,000), and of two stretches, which 20,000 take where a second has 10,000, no first third can be left out."""
+"""At least so many, however fast the machine is: memory grows for the first 15,000 requests or so
+(99 to 111 MB, then 108 to 114 for 150,000), and of two stretches, which 20,000 take where a second
+has 10,000, no first third can be left out."""
 
 
 async def run(folder: Path) -> list[ReportLine]:
@@ -55,7 +58,8 @@ async def run(folder: Path) -> list[ReportLine]:
 
 
 def _bodies(folder: Path, stream: bool) -> Path:
-    """2 KB prompts as a file; each is new in full, and the same few again in a small run, whose tables would not fill."""
+    """2 KB prompts as a file; each is new in full, and the same few again in a small run, whose
+    tables would not fill."""
     path = folder / f"bodies-{stream}"
     lines = make_bodies(2_048, count=64, seed=SEED, max_tokens=EVENTS if stream else 16, stream=stream)
     path.write_text("".join(f"{line if FULL else line.replace(UNIQUE, 'x' * len(UNIQUE))}\n" for line in lines))

@@ -1,5 +1,6 @@
-"""The soak: engines die, gateways restart, garbage comes in, a million requests pass. A few minutes of it here; ``make soak`` does
-it as often as the bar says and writes bench/results/soak.json (see e2e/soak)."""
+"""The soak: engines die, gateways restart, garbage comes in, a million requests pass. A few minutes
+of it here; ``make soak`` does it as often as the bar says and writes bench/results/soak.json (see
+e2e/soak)."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Asking an OpenAI server and keeping what it said: the tokens, how the answer ended, how long it took."""
+"""Asking an OpenAI server and keeping what it said: the tokens, how the answer ended, how long it
+took."""
 
 import asyncio
 import itertools
@@ -17,8 +18,8 @@ TIMEOUT_SECONDS = 300.0
 
 @dataclass(slots=True)
 class EngineAnswer:
-    """One answer. ``tokens`` are token ids where they were asked for; ``ended``: it came to its proper end; ``error``: what
-    stood there instead; ``reported``: the output tokens that its usage tells."""
+    """One answer. ``tokens`` are token ids where they were requested; ``ended``: it is complete;
+    ``error``: the error in its place; ``reported``: the output tokens of its usage."""
 
     status: int
     tokens: list[int]
@@ -33,7 +34,7 @@ class EngineAnswer:
 async def send_prompt(
     client: httpx.AsyncClient, asked: TextPrompt, *, deadline: float | None = None, salt: str | None = None
 ) -> EngineAnswer:
-    """Ask once. ``salt`` keeps the prompt from being found in a cache, ``deadline`` is told to the server."""
+    """Sends one prompt. ``salt`` prevents cache hits, ``deadline`` is sent to the server."""
     body = dict(asked.body) | ({"cache_salt": salt} if salt else {})
     fields = {"x-request-timeout": f"{deadline:g}"} if deadline else {}
     began = time.monotonic()
@@ -63,7 +64,8 @@ async def send_prompts(
     salt: str | None = None,
     each: Callable[[int], None] | None = None,
 ) -> list[EngineAnswer]:
-    """Ask for everything, so many at once; answers in the order of the questions. ``each`` is told how many have come."""
+    """Sends all prompts, so many at once, and returns the answers in their order. ``each`` gets the
+    number of answers so far."""
     turn = asyncio.Semaphore(at_once)
     come = itertools.count(1)
 

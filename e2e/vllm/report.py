@@ -1,4 +1,4 @@
-"""What was checked, whether it held, and the numbers: printed as it happens, written as JSON at the end."""
+"""Report of checks, verdicts and numbers: printed as they come, written as JSON at the end."""
 
 import json
 import os
@@ -53,7 +53,8 @@ class ReportPart:
 
 @dataclass(slots=True)
 class VllmReport:
-    """All parts. Parts that a former run wrote into the same file stay, as long as the versions are the same."""
+    """All parts. Parts that a former run wrote into the same file stay, as long as the versions are
+    the same."""
 
     versions: Mapping[str, str]
     parts: dict[str, ReportPart] = field(default_factory=dict)
@@ -65,7 +66,7 @@ class VllmReport:
         return all(part.summary()["held"] for part in self.parts.values())
 
     def begin(self, part: str) -> None:
-        """What is checked from now on belongs to this part."""
+        """Starts a part: later checks belong to it."""
         when = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
         self.parts[part] = ReportPart(when, commit(HERE, mark="+"))
 
@@ -94,7 +95,7 @@ class VllmReport:
         print(f"{'holds ' if found['holds'] else 'BROKEN'}  {name}: {check}: {more}", flush=True)
 
     def write(self, path: Path) -> None:
-        """The whole as JSON, beside the parts that are there already."""
+        """Writes the parts as JSON, together with those that the file has already."""
         path.parent.mkdir(parents=True, exist_ok=True)
         before = json.loads(path.read_text()) if path.exists() else {}
         if before.get("versions") != dict(self.versions):

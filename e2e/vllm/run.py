@@ -1,9 +1,12 @@
-"""Runs everything with real engines and writes the report: ``python e2e/vllm/run.py [--only surface,nixl] [--report FILE]``.
+"""Runs everything with real engines and writes the report: ``python e2e/vllm/run.py [--only
+surface,nixl] [--report FILE]``.
 
-Opt-in: it installs a real engine (``install.py``), takes minutes and two processor cores, and nothing else collects it. Exits 1 when
-something did not hold. Parts: ``surface`` (clients, overload, faults, the conformance probes), ``index`` (what engines hold in their
-caches, and what an index knows of it: five parts, which can be named by themselves), ``nixl`` and ``mooncake`` (prefill and decode on
-two engines). The report keeps the parts that are in it already and were not asked for.
+Opt-in: it installs a real engine (``install.py``), takes minutes and two processor cores, and
+nothing else collects it. Exits 1 when something did not hold. Parts: ``surface`` (clients,
+overload, faults, the conformance probes), ``index`` (what engines hold in their caches, and what an
+index knows of it: five parts, which can be named by themselves), ``nixl`` and ``mooncake`` (prefill
+and decode on two engines). The report keeps the parts that are in it already and were not asked
+for.
 """
 
 import argparse
@@ -78,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _keep_logs(folder: Path) -> None:
-    """The ends of the logs and what engines published, for whoever looks into what did not hold."""
+    """Copies the ends of the logs and the published events, for the analysis of failures."""
     kept = ROOT / "out" / "vllm-logs"
     kept.mkdir(parents=True, exist_ok=True)
     for log in folder.glob("*.log"):

@@ -1,4 +1,5 @@
-"""Prompts of chosen lengths, different from the first word on: the standard library's source, counted in the model's tokens."""
+"""Prompts of chosen lengths, different from the first word on: the standard library's source,
+counted in the model's tokens."""
 
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,8 @@ class TextPrompt:
 async def make_prompts(
     url: str, model: str, *, count: int = PROMPTS, seed: int = 1, least: int = SHORTEST
 ) -> list[TextPrompt]:
-    """Greedy requests with prompts from ``least`` to 3,900 tokens, by turns as text, as token ids and as a chat."""
+    """Greedy requests with prompts from ``least`` to 3,900 tokens, by turns as text, as token ids
+    and as a chat."""
     draw = Random(seed)
     pieces = _pieces(draw)
     found = []

@@ -1,4 +1,4 @@
-"""Whether two greedy answers part where the engine itself finds both next tokens about as likely."""
+"""Tolerance for greedy answers that differ where the engine rates both tokens about equally."""
 
 import math
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ def first_difference(want: Sequence[int], got: Sequence[int]) -> int:
 
 
 async def logprob_gap(client: httpx.AsyncClient, one: TextPrompt, want: Sequence[int], got: Sequence[int]) -> float:
-    """How much likelier, in nats, the engine finds ``want``'s token than ``got``'s where they part; 0 when they are the same, and
-    infinite when it is not about one of the best few."""
+    """Returns by how many nats the engine prefers ``want``'s token to ``got``'s where they differ;
+    0 for equal answers, infinite where the token is not among the best few."""
     if list(want) == list(got):
         return 0.0
     at = first_difference(want, got)

@@ -1,4 +1,5 @@
-"""Lanes of the end-to-end tests: each test on the cluster is in one, and the order within keeps installations apart."""
+"""Lanes of the end-to-end tests: each test on the cluster is in one, and the order within keeps
+installations apart."""
 
 import ast
 from pathlib import Path

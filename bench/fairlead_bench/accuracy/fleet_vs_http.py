@@ -1,13 +1,17 @@
-"""The simulator beside real gateways and simulated engines over HTTP: the same requests, instance names, secret and hence homes.
+"""Accuracy of the fleet simulator against gateways and simulated engines over HTTP, with the same
+requests, instance names, secret and hence the same home instances.
 
-    python bench/fairlead_bench/accuracy/fleet_vs_http.py [--requests 400] [--speed 1] [--out out/bench/agreement.json]
+    python -m fairlead_bench agreement [--requests 400] [--speed 1] [--out out/bench/agreement.json]
 
-One gateway, and three that share a Redis, under four presets each; requests reach one of the three by the same draw here and there.
-What is compared is the share of prompt tokens that engines found in their caches, the mean TTFT, and the order of the presets by
-either. Two presets whose simulated values differ by less than ``TIE`` have no order. A policy that looks at load is chaotic (see
-``fairlead_cli.replay.fleet_simulation``), so the simulated value is the mean over arrivals that are a few milliseconds apart.
+One gateway, and three that share a Redis, under four presets each; requests reach one of the three
+by the same draw here and there. What is compared is the share of prompt tokens that engines found
+in their caches, the mean TTFT, and the order of the presets by either. Two presets whose simulated
+values differ by less than ``TIE`` have no order. A policy that looks at load is chaotic (see
+``fairlead_cli.replay.fleet_simulation``), so the simulated value is the mean over arrivals that are
+a few milliseconds apart.
 
-Then the default alone at a rate at which it keeps nearly every second request before engines, which the others do not.
+Then the default alone at a rate at which it keeps nearly every second request before engines, which
+the others do not.
 """
 
 import argparse
@@ -68,8 +72,9 @@ OBJECTIVES = SloTargets(ttft_seconds=5.0)
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """Of one run, or the mean of several: share of prompt tokens found in caches, seconds to the first token, failures. ``retraced``
-    is what the simulator's engines take for the very choices of a live run."""
+    """Figures of one run, or the mean of several: share of prompt tokens found in caches, seconds
+    to the first token, failures. ``retraced`` is the time to the first token that the simulator
+    predicts for the choices of a live run."""
 
     cached: float
     ttft: float
@@ -166,7 +171,7 @@ def summarize(
     requests: Sequence[TraceRequest],
     engines: EngineGroup = SAME_AS_LIVE,
 ) -> RunResult:
-    """Of a live run of ``requests``."""
+    """Returns the figures of a live run."""
     whole = [one for one in outcomes if one.error is None]
     choices = {one.id: one.instance for one in whole if one.instance is not None}
     return RunResult(
@@ -193,7 +198,8 @@ async def replay(
 
 
 def rows(found: Mapping[tuple[int, str], LiveAndSimulated], busy: Mapping[int, LiveAndSimulated]) -> list[ResultRow]:
-    """``found``: live and simulated, by gateways and preset; ``busy``: of the preset that holds, by gateways."""
+    """Returns the rows of live and simulated runs, by number of gateways and preset. ``busy`` holds
+    the preset that queues requests, by number of gateways."""
     wanted = load_goals(NAME)
     made = []
     for count in GATEWAYS:
@@ -240,7 +246,7 @@ def _compare_sides(what: str, real: RunResult, same: RunResult) -> list[ResultRo
 
 
 def cross_validation_rows(pairs: Sequence[tuple[RunResult, RunResult]], what: Callable[[RunResult], float]) -> int:
-    """How many pairs of presets, each live and simulated, are live in another order than simulated."""
+    """Returns how many pairs of presets rank differently live and simulated."""
     found = 0
     for one, other in combinations(pairs, 2):
         (real, same), (real_other, same_other) = map(what, one), map(what, other)
@@ -271,7 +277,7 @@ async def _main(count: int, speed: float, out: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Measure, write, print."""
-    parser = argparse.ArgumentParser(description="The simulator beside what it simulates.")
+    parser = argparse.ArgumentParser(description="The simulator compared with what it simulates.")
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--speed", type=float, default=1.0)
     parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))

@@ -1,16 +1,21 @@
-"""The simulator beside two real vLLM engines on processors, with the profile that a gateway has learned of them from its requests.
+"""Accuracy of the fleet simulator against two vLLM engines on processors, with the profile that a
+gateway learned from its requests to them.
 
-    python bench/fairlead_bench/accuracy/vllm_fit.py [--requests 130] [--lessons 240] [--rate 2] [--out out/bench/fitted.json]
+    python -m fairlead_bench fitted [--requests 130] [--lessons 240] [--rate 2] [--out out/bench/fitted.json]
 
-1. Two engines that nobody has profiled: of their profile the gateway is told what an engine itself says (how much it holds, how much
-   a step takes), and its costs are another's (an H100's). The gateway carries ``--lessons`` requests and learns.
-2. What it has learned (``/api/fleet``) is the profile, of the simulator's engines and in the fleets that follow.
-3. The same requests, of another seed, live and simulated under four presets. Before each preset the engines' caches are emptied.
+1. Two engines that nobody has profiled: of their profile the gateway is told what an engine itself
+   says (how much it holds, how much a step takes), and its costs are another's (an H100's). The
+   gateway carries ``--lessons`` requests and learns.
+2. What it has learned (``/api/fleet``) is the profile, of the simulator's engines and in the fleets
+   that follow.
+3. The same requests, of another seed, live and simulated under four presets. Before each preset the
+   engines' caches are emptied.
 
-Prompts are of agents, those that fit the engine. Their text is made of words that are one token each for the engine's tokenizer, so
-that both count alike; the engine is asked whether they do. Client, gateway and the engines' servers go ahead of everything else on
-the machine where that is allowed, and the engines before what else computes there. Their costs are those of a two-layer model on one
-thread of a shared machine and say nothing of hardware that is meant for this.
+Prompts are of agents, those that fit the engine. Their text is made of words that are one token
+each for the engine's tokenizer, so that both count alike; the engine is asked whether they do.
+Client, gateway and the engines' servers go ahead of everything else on the machine where that is
+allowed, and the engines before what else computes there. Their costs are those of a two-layer model
+on one thread of a shared machine and say nothing of hardware that is meant for this.
 """
 
 import argparse
@@ -82,7 +87,8 @@ REPORT_SECONDS = 15.0
 
 
 class PromptWords(Tokenizer):
-    """Text of words that are one token each where the engine's vocabulary is ``known``: a space and three letters, four bytes."""
+    """Text of words that are one token each where the engine's vocabulary is ``known``: a space and
+    three letters, four bytes."""
 
     def __init__(self, known: Sequence[str]) -> None:
         super().__init__()
@@ -95,7 +101,8 @@ class PromptWords(Tokenizer):
 
 
 def draw_traffic(count: int, *, seed: int, rate: float) -> list[TraceRequest]:
-    """The first so many requests of agents whose prompts and answers fit the engine, ``rate`` a second."""
+    """The first so many requests of agents whose prompts and answers fit the engine, ``rate`` a
+    second."""
     most = CONTEXT_TOKENS - 2 * BLOCK_TOKENS
     found: list[TraceRequest] = []
     asked = count
@@ -107,7 +114,8 @@ def draw_traffic(count: int, *, seed: int, rate: float) -> list[TraceRequest]:
 
 
 def profile_from_report(told: Mapping[str, Any]) -> EngineProfile:
-    """What a gateway has learned, from its ``/api/fleet``: the mean over equal engines. Raises RuntimeError where it has not."""
+    """Returns the profile that a gateway learned, from its ``/api/fleet``: the mean over equal
+    engines. Raises RuntimeError where it has none."""
     known = [one["profile"] for one in told["models"][0]["instances"]]
     if not all(one is not None and one["learned"] for one in known):
         raise RuntimeError(f"nothing was learned: {known}")
@@ -121,7 +129,8 @@ def profile_from_report(told: Mapping[str, Any]) -> EngineProfile:
 def rows(
     found: Mapping[str, tuple[RunResult, RunResult]], *, miscounted: int, errors: Sequence[float]
 ) -> list[ResultRow]:
-    """``found``: live and simulated by preset; ``errors``: what the gateway says of its own predictions, engine by engine."""
+    """Returns the rows of live and simulated runs by preset. ``errors`` are the gateway's own
+    prediction errors, engine by engine."""
     wanted = load_goals(NAME)
     made, slower = [], []
     for rule, (real, same) in found.items():
@@ -160,7 +169,7 @@ class FitBenchmark:
         self._fleet = folder / "fleet.yaml"
 
     async def learn_profile(self, lessons: Sequence[TraceRequest]) -> Mapping[str, Any]:
-        """What a gateway says of the engines after it has carried ``lessons``."""
+        """Returns what a gateway reports of the engines after it has proxied ``lessons``."""
         self._write("dual-hash", UNKNOWN)
         async with gateway_process(self._fleet) as gateway:
             await self._replayed(gateway, lessons)
@@ -201,8 +210,9 @@ class FitBenchmark:
 
 @contextmanager
 def start_gateway(servers: Iterable[int]) -> Iterator[None]:
-    """Let this process and servers, who hardly compute, be waited for by nobody: an idle engine that asks again and again whether
-    there is work keeps them from a processor for a second at a time where others want it, too. Without the right to, as it is."""
+    """Raises the scheduling priority of this process and of the servers, which compute little. Why:
+    an idle engine that polls for work keeps them from a processor for a second at a time. Without
+    the permission nothing changes."""
     first = os.sched_param(1)
     with suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, first)
@@ -228,7 +238,7 @@ def start_engines(stage: EngineStage) -> list[EngineProcess]:
 
 
 def load_words(installed: Installation) -> PromptWords:
-    """Of the installed model's vocabulary."""
+    """Returns prompt words of the installed model's vocabulary."""
     told = json.loads((installed.model / "tokenizer.json").read_text(encoding="utf-8"))
     return PromptWords(list(told["model"]["vocab"]))
 
@@ -258,7 +268,7 @@ async def measure(bench: FitBenchmark, builder: PromptBuilder, given: argparse.N
 
 def main(arguments: list[str]) -> int:
     """Measure, write, print."""
-    parser = argparse.ArgumentParser(description="The simulator beside two real engines.")
+    parser = argparse.ArgumentParser(description="The simulator compared with two vLLM engines.")
     parser.add_argument("--requests", type=int, default=130)
     parser.add_argument("--lessons", type=int, default=240, help="requests from which the gateway learns")
     parser.add_argument("--rate", type=float, default=2.0, help="requests a second")

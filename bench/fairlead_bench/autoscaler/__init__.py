@@ -1,1 +1,10 @@
-"""The parts of ``bench/autoscaler/run.py``."""
+"""The autoscaler in a closed-loop simulator, compared with other autoscalers' presets.
+
+benchmark: the command line and the order of the run
+measurement: one controller through one scenario
+indicators: figures of an outcome beyond share and cost
+result_rows: goals and comparisons
+plots: replicas over time, and all controllers
+offline_optimum: search for the cheapest schedules, kept in ``offline_optima.json``
+sleep_tier: a benchmark of its own, of sleeping replicas
+"""

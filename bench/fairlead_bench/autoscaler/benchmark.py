@@ -1,4 +1,4 @@
-"""``bench/autoscaler/run.py``: measure, write, print. A goal that does not hold stays in the table and fails nothing."""
+"""The autoscaler benchmark's command line. A missed goal stays in the table and fails nothing."""
 
 import argparse
 import os
@@ -49,7 +49,7 @@ from fairlead_sim.autoscaling.scenarios import smooth_chat, step_cold
 
 ORACLES = Path(__file__).with_name("offline_optima.json")
 SEARCHED = (*HARD, *METRICS_OUTAGES)
-"""Where a preset's best knob is searched for: all compared scenarios but the days."""
+"""Scenarios on which a preset's best knob is searched: all compared ones but the days."""
 KNOBS = 6
 MILLION_A_DAY = 11.6
 ByKnob = dict[float, Mapping[str, Measured]]
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--traces", type=Path, help="a folder with the published traces; else traffic of their shape")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 2))
-    parser.add_argument("--presets", default=",".join(PRESETS), help="those to set beside ours; empty for none")
+    parser.add_argument("--presets", default=",".join(PRESETS), help="presets to compare with; empty for none")
     parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
     parser.add_argument("--plots", type=Path, default=Path("out/bench"))
     given = parser.parse_args(arguments)
@@ -101,7 +101,8 @@ def main(arguments: list[str]) -> int:
 
 
 class AutoscalerBenchmark:
-    """One run's scenarios: the cells that were measured, and the oracle of each, replayed in the plant as it is now."""
+    """One run's scenarios: the cells that were measured, and the oracle of each, replayed in the
+    plant as it is now."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self._seed: int = given.seed
@@ -113,7 +114,8 @@ class AutoscalerBenchmark:
         self.costs = {name: one.cost for name, one in self.oracles.items()}
 
     def _oracle(self, name: str) -> Oracle:
-        """A schedule that was kept, and still keeps the target; else a new one, searched for briefly and not kept."""
+        """A schedule that was kept, and still keeps the target; else a new one, searched for
+        briefly and not kept."""
         scenario = scenario_of(name, self._seed, self.traces)
         known = OptimumCache(ORACLES).get(scenario)
         if known is not None:
@@ -121,12 +123,14 @@ class AutoscalerBenchmark:
             if known.attainment >= TARGET:
                 return known
         _print_progress(
-            f"{name}: no schedule of the oracle is kept for this load; bench/fairlead_bench/autoscaler/offline_optimum.py searches longer"
+            f"{name}: no offline optimum is kept for this load; "
+            "fairlead_bench.autoscaler.offline_optimum searches longer"
         )
         return search_schedule(scenario, runs=60)
 
     def cells(self, controllers: Sequence[TunedPreset], scenarios: Sequence[str]) -> list[Mapping[str, Measured]]:
-        """Figures by scenario, of each controller. Cells of one scenario lie together: a process keeps the last one's load."""
+        """Figures by scenario, of each controller. Cells of one scenario lie together: a process
+        keeps the last one's load."""
 
         def cell(one: TunedPreset, scenario: str) -> AutoscalerCell:
             knob = None if one.preset == FAIRLEAD else one.knob
@@ -145,7 +149,8 @@ class AutoscalerBenchmark:
         return {name: found[cell] for name, cell in cells.items()}
 
     def presets(self, names: Sequence[str]) -> tuple[dict[TunedPreset, Mapping[str, Measured]], dict[str, ByKnob]]:
-        """Each at its best knob and at its fixed one, in every scenario; and what the search for the best one saw."""
+        """Each at its best knob and at its fixed one, in every scenario; and what the search for
+        the best one saw."""
         tried = [TunedPreset(name, knob, True) for name in names for knob in _grid(name)]
         searched: dict[str, ByKnob] = {name: {} for name in names}
         for one, cells in zip(tried, self.cells(tried, SEARCHED), strict=True):
@@ -180,14 +185,16 @@ class AutoscalerBenchmark:
 
 
 def _grid(name: str) -> list[float]:
-    """At most ``KNOBS`` values of the knob's grid, evenly spread, its ends and its fixed value among them."""
+    """At most ``KNOBS`` values of the knob's grid, evenly spread, its ends and its fixed value
+    among them."""
     knob = PRESETS[name].parameters[0]
     last = len(knob.grid) - 1
     return sorted({knob.grid[round(place * last / (KNOBS - 1))] for place in range(KNOBS)} | {knob.default})
 
 
 def _plant_rows() -> Iterator[ResultRow]:
-    """How fast the plant is, with a controller that asks for the same for ever, and how near to token-level engines."""
+    """Yields the speed of the simulated plant under a constant controller, and its distance from
+    token-level engines."""
     day = smooth_chat(1, None, mean=MILLION_A_DAY)
     begun = time.process_time()
     run_controller(day, ScheduleController([(0.0, {"S": 12})]))

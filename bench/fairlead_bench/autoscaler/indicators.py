@@ -1,5 +1,5 @@
-"""What an outcome says beyond its share and its cost: how soon a step is caught up with, what happened while metrics were missing,
-how a pool woke up. Pure; seconds from the scenario's start."""
+"""Indicators of an outcome beyond its share and cost: recovery after a step, windows without
+metrics, wake-up of a pool. Pure; seconds count from the scenario's start."""
 
 import math
 from bisect import bisect_left
@@ -37,8 +37,9 @@ def indicators(scenario: AutoscalingScenario, outcome: ControllerOutcome) -> dic
 
 
 def in_windows(outcome: ControllerOutcome, windows: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """The least share inside a window and ``AFTER_SECONDS`` beyond it, and the most replicas that were taken away in one, both over
-    all windows; a replica is away when fewer are asked for than just before it began."""
+    """The least share inside a window and ``AFTER_SECONDS`` beyond it, and the most replicas that
+    were taken away in one, both over all windows; a replica is away when fewer are asked for than
+    just before it began."""
     shares, away = [], 0
     for begin, end in windows:
         share = outcome.attainment_between(begin, end + AFTER_SECONDS)
@@ -60,8 +61,9 @@ def rising_steps(scenario: AutoscalingScenario) -> float:
 
 
 def recovery_seconds(scenario: AutoscalingScenario, outcome: ControllerOutcome) -> float:
-    """From the first moment at which a replica ordered at the step can be ready until the requests of a minute are again within the
-    objectives to ``AGAIN_SHARE``; 0 where they never fell below it after that moment."""
+    """From the first moment at which a replica ordered at the step can be ready until the requests
+    of a minute are again within the objectives to ``AGAIN_SHARE``; 0 where they never fell below it
+    after that moment."""
     first = rising_steps(scenario) + min(setup.startup.min_seconds for setup in scenario.pools)
     at = first
     while at + AGAIN_SECONDS <= scenario.seconds:
@@ -73,9 +75,11 @@ def recovery_seconds(scenario: AutoscalingScenario, outcome: ControllerOutcome) 
 
 
 def wake_seconds(outcome: ControllerOutcome) -> float:
-    """Of the first requests after silence: how much longer than a start they waited for their first token, the most; infinite where
-    one never had any. Beyond the start is what passes before the first replica is ordered, and after the first is ready; which of
-    several that were ordered is ready first is the start's business. Who found a replica ready waited for no start."""
+    """Returns by how much the first requests after silence waited longer for their first token than
+    a start takes. The maximum counts; infinite where one never had a token. Beyond the start are
+    the time until the first replica is ordered and the time after the first is ready. Which of
+    several ordered replicas is ready first belongs to the start. Requests that found a ready
+    replica do not count."""
     book = outcome.request_table
     readies = sorted([ready for pool in outcome.starts.values() for _, ready in pool])
     orders = [look.now for look in outcome.samples if any(look.desired)]

@@ -21,15 +21,18 @@ from fairlead_sim.autoscaling.scenarios import SCENARIOS
 
 FAIRLEAD = "fairlead"
 _HINT_SECONDS = 0.5
-"""From a request that a gateway holds to the look of an autoscaler that it told of it: 0.2 s at most until it looks, and the look."""
+"""Seconds from a request that a gateway queues to the tick of the autoscaler that it triggered: 0.2
+s at most until the tick, and the tick."""
 MIXED_SCENARIOS = ("smooth-mixed",)
-"""Scenarios with several pools of one role: there our core asks a solver, as it does in the autoscaler."""
+"""Scenarios with several pools of one role: there our core asks a solver, as it does in the
+autoscaler."""
 
 
 @dataclass(frozen=True, slots=True)
 class AutoscalerCell:
-    """``knob`` is the value of a preset's first knob, None for what it is fixed to; our core has none. ``traces``: the folder of
-    the published ones, empty where it is not at hand. ``preempting``: on engines that do, token by token."""
+    """One controller through one scenario. ``knob`` is the value of a preset's first knob, None for
+    its fixed one; Fairlead's core has none. ``traces`` is the folder of published traces, empty
+    where there is none. ``preempting`` selects engines that preempt, token by token."""
 
     scenario: str
     seed: int
@@ -40,7 +43,7 @@ class AutoscalerCell:
 
 
 def measure(cell: AutoscalerCell) -> Measured:
-    """``signs``, and the processor seconds that it took."""
+    """Returns the indicators of a cell and the processor seconds that it took."""
     scenario = scenario_of(cell.scenario, cell.seed, cell.traces)
     gc.freeze()  # the requests of a day are looked through again and again otherwise
     begun = time.process_time()
@@ -50,7 +53,8 @@ def measure(cell: AutoscalerCell) -> Measured:
 
 
 def run_scenario(cell: AutoscalerCell, scenario: AutoscalingScenario) -> ControllerOutcome:
-    """The cell's scenario under its controller; ours has a solver to ask and gateways that hint, as it has in a cluster."""
+    """The cell's scenario under its controller; ours has a solver to ask and gateways that hint, as
+    it has in a cluster."""
     ours = cell.controller == FAIRLEAD
     return run_controller(
         scenario,
@@ -77,7 +81,8 @@ def make_controller(cell: AutoscalerCell, scenario: AutoscalingScenario) -> Cont
 
 
 def source_digest(cell: AutoscalerCell) -> str:
-    """Of the sources of the plant and of the controller: a change of one preset leaves what was measured of others."""
+    """Returns a digest of the sources of the plant and of the controller. A change of one preset
+    keeps the measurements of the others."""
     place = Path(fairlead_autoscaler.__path__[0])
     if cell.controller == FAIRLEAD:
         parts = ("scaling", "mix") if cell.scenario in MIXED_SCENARIOS else ("scaling",)

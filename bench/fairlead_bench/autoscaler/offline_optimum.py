@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Search for the cheapest schedules that keep 99 %, and keep them in bench/fairlead_bench/autoscaler/offline_optima.json.
+"""Search for the cheapest schedules that keep 99 %, and keep them in
+bench/fairlead_bench/autoscaler/offline_optima.json.
 
-    python bench/fairlead_bench/autoscaler/offline_optimum.py [SCENARIO ...] [--seed 1] [--runs 300] [--traces FOLDER]
+    python -m fairlead_bench.autoscaler.offline_optimum [SCENARIO ...] [--seed 1] [--runs 300] [--traces FOLDER]
 
 A day takes some minutes. A schedule that is known already stays unless the new one is cheaper.
 """
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> int:
     from fairlead_sim.autoscaling.optimum_cache import OptimumCache
     from fairlead_sim.autoscaling.scenarios import SCENARIOS
 
-    parser = argparse.ArgumentParser(description="The clairvoyant's schedules.")
+    parser = argparse.ArgumentParser(description="Schedules with knowledge of the future.")
     parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=int, default=300)

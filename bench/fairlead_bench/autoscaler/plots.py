@@ -1,4 +1,5 @@
-"""The pictures: how many replicas there were beside what the load needed, and every controller by share and cost."""
+"""Plots of an autoscaler run: replicas next to what the load needed, and every controller by share
+and cost."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ def draw_timelines(runs: Sequence[ReplicaTimeline], file: Path) -> None:
 
 
 def draw_controllers(cells: Mapping[str, Mapping[str, tuple[float, float]]], ours: str, file: Path) -> None:
-    """One panel a scenario: (share within the objectives, cost ÷ oracle) of every controller that comes near the target."""
+    """One panel a scenario: (share within the objectives, cost ÷ oracle) of every controller that
+    comes near the target."""
     across = 4
     down = -(-len(cells) // across)
     figure, axes = plt.subplots(down, across, figsize=(16, 3.0 * down), squeeze=False, layout="constrained")

@@ -1,4 +1,5 @@
-"""The rows: the bar of the autoscaler, ours beside every preset, the plant itself. Pure: from figures that were measured."""
+"""Result rows of the autoscaler: its goals, a comparison with every preset, and the simulated
+plant. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +15,19 @@ SMOOTH = ("smooth-chat", "smooth-short", "smooth-mixed")
 HARD = ("noisy-hour", "failures", "slow-engine", "drift", "long-prompts", "mix-move")
 METRICS_OUTAGES = ("blind", "lying")
 COMPARED_SCENARIOS = (*SMOOTH, *HARD, *METRICS_OUTAGES)
-"""Where presets are compared: without those that no controller without foresight can meet."""
+"""Scenarios on which presets are compared: without those that no controller without foresight can
+meet."""
 STRETCH_SCENARIOS = ("step-cold", "step-warm", "on-off", "zero-warm", "zero-cold")
 ALL_SCENARIOS = (*COMPARED_SCENARIOS, *STRETCH_SCENARIOS)
 UNSTABLE_PRESETS = ("noisy-hour", "failures", "slow-engine", "drift", "step-warm")
-"""Where engines that preempt are tried, too: those whose memory bounds what a replica carries."""
+"""Scenarios that also run on engines that preempt: their memory bounds what a replica serves."""
 EXCEL, STRETCH = ", to excel", ", at a stretch"
 
 
 @dataclass(frozen=True, slots=True)
 class TunedPreset:
-    """A preset and its knob: the best single value over all compared scenarios, or what it is fixed to."""
+    """A preset and its knob: the best single value over all compared scenarios, or what it is fixed
+    to."""
 
     preset: str
     knob: float
@@ -42,7 +45,7 @@ def geometric_mean(values: Sequence[float]) -> float | None:
 
 
 def best_knob(found: Mapping[float, Mapping[str, Measured]]) -> float:
-    """Of figures by knob and scenario the knob that keeps the target most often, then the cheapest."""
+    """Returns the knob that keeps the target most often, and the cheapest of these."""
 
     def standing(knob: float) -> tuple[int, float]:
         cells = list(found[knob].values())
@@ -99,7 +102,8 @@ def fairlead_rows(found: Mapping[str, Measured], oracles: Mapping[str, float]) -
 
 
 def crowded_rows(found: Mapping[str, Measured]) -> Iterator[ResultRow]:
-    """Our core on engines that it has no model of: they admit more than their memory may bear in the end, as vLLM does."""
+    """Our core on engines that it has no model of: they admit more than their memory may bear in
+    the end, as vLLM does."""
     for name, cell in found.items():
         yield value_row(f"{name}, engines that preempt: within the objectives", "share", cell["attainment"], None)
         yield value_row(f"{name}, engines that preempt: cost", "money", cell["cost"], None)
@@ -108,7 +112,8 @@ def crowded_rows(found: Mapping[str, Measured]) -> Iterator[ResultRow]:
 def comparison_rows(
     found: Mapping[str, Measured], others: Mapping[TunedPreset, Mapping[str, Measured]]
 ) -> Iterator[ResultRow]:
-    """Ours ÷ each preset's cost, over the compared scenarios in which both keep the target; and how many each keeps."""
+    """Ours ÷ each preset's cost, over the compared scenarios in which both keep the target; and how
+    many each keeps."""
     wanted = load_goals(NAME)
     yield value_row(
         f"{FAIRLEAD}: of {len(COMPARED_SCENARIOS)} scenarios keeps 99 % in",
@@ -138,8 +143,9 @@ def comparison_rows(
 
 
 def tune(preset: str, ours: Mapping[str, Measured], found: Mapping[float, Mapping[str, Measured]]) -> ResultRow:
-    """Ours ÷ a preset whose knob is chosen anew for each scenario, the cheapest that keeps the target there: what nobody can do who
-    does not know the day to come, and the hardest to beat."""
+    """Returns Fairlead's cost ÷ that of a preset whose knob is chosen for each scenario: the
+    cheapest that keeps the target. Why: nothing is harder to beat, and without foresight nobody can
+    do it."""
     pairs = []
     for name, cell in ours.items():
         kept = [cells[name]["cost"] for cells in found.values() if name in cells and meets_slo(cells[name])]

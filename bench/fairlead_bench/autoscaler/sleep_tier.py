@@ -1,4 +1,5 @@
-"""The core with a tier of sleeping replicas beside the same without: what requests see, what it costs, how many starts it takes."""
+"""The autoscaler with a tier of sleeping replicas, compared with the same without: latency, cost,
+and number of starts."""
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ ScenarioMaker = Callable[[int, Path | None], AutoscalingScenario]
 
 
 def scale_from_zero_scenario(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Silence and cold starts, and 15 s for a first token, which somebody who sleeps can keep."""
+    """Returns a scenario of silence and cold starts, with 15 s for a first token, which a sleeping
+    replica can meet."""
     found = SCENARIOS["zero-warm"](seed, traces)
     known = {"startup_p50_seconds": COLD_START.quantile(0.5), "startup_p90_seconds": COLD_START.quantile(0.9)}
     pools = tuple(replace(one, startup=COLD_START, facts=replace(one.facts, **known)) for one in found.pools)
@@ -50,7 +52,7 @@ def rows(seeds: Sequence[int], traces: Path | None) -> Iterator[ResultRow]:
 
 
 def compare_tiers(name: str, scenario: AutoscalingScenario, tier: SleepTier) -> Iterator[ResultRow]:
-    """One scenario with the tier, at each price of sleep, beside the same without."""
+    """Yields rows of one scenario with the tier, at each price of sleep, compared with none."""
     without = run_controller(scenario, ScalingCore(scenario.model))
     with_: dict[str, ControllerOutcome] = {}
     for price, share in PRICES.items():

@@ -1,4 +1,4 @@
-"""The run as a whole: build, install, start everything, go round the targets again and again, report."""
+"""The gateway benchmark's command line: install, start, run every case on every target, report."""
 
 import argparse
 import os
@@ -44,7 +44,7 @@ _DECISION_KINDS = tuple([size + followed for size in DECISION_SIZES for followed
 
 @dataclass
 class BenchmarkSession:
-    """What is running, what was measured, what is missing."""
+    """Running targets, measured runs, and missing peers."""
 
     programs: NativePrograms
     engine: MockEngine
@@ -59,11 +59,12 @@ class BenchmarkSession:
 
     @property
     def load_prefix(self) -> list[str]:
-        """Where the load generator runs; nowhere in particular unless told."""
+        """The command prefix that selects the load generator's core; empty where none is pinned."""
         return _on_core(0) if self.pinned else []
 
     def start_target(self, target: Target) -> TargetProcess | None:
-        """Start a target, installing it if need be; one that cannot be started is absent from then on."""
+        """Start a target, installing it if need be; one that cannot be started is absent from then
+        on."""
         why = "it does not start"
         try:
             program = Path(sys.executable)
@@ -132,8 +133,8 @@ class BenchmarkSession:
 
 
 def schedule(plan: MeasurementPlan, targets: Sequence[str]) -> Iterator[tuple[LoadCase, str, int]]:
-    """Case after case; within it round after round, each over all targets (A B C A B C …), so that a slow minute of the
-    machine meets all of them."""
+    """Case after case; within it round after round, each over all targets (A B C A B C …), so that
+    a slow minute of the machine meets all of them."""
     for name in plan.cases:
         case = CASES[name]
         taking_part = ([DIRECT] if case.direct else []) + [target for target in targets if target != DIRECT]
@@ -228,7 +229,7 @@ def _on_core(number: int) -> list[str]:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="bench/gateway/run.py", description="What the gateway costs, beside its peers, in one run."
+        prog="python -m fairlead_bench gateway", description="Cost of the gateway compared with its peers, in one run."
     )
     parser.add_argument("--quick", action="store_true", help="the near peers and the main cases only (1–2 minutes)")
     parser.add_argument("--smoke", action="store_true", help="as --quick, and the result says that it settles nothing")
@@ -275,7 +276,7 @@ def _require_known(names: Sequence[str], known: Mapping[str, object], what: str)
 
 def _title(settings: Mapping[str, object]) -> str:
     label = {"smoke": "smoke run, settles nothing", "quick": "quick run"}.get(str(settings["plan"]), "full run")
-    return f"Fairlead beside its peers ({label}): {settings['rounds']} × {settings['seconds']:g} s"
+    return f"Fairlead compared with its peers ({label}): {settings['rounds']} × {settings['seconds']:g} s"
 
 
 def _keep_logs(folder: Path, wanted: Path) -> None:

@@ -1,4 +1,5 @@
-"""Where the bench keeps what it builds and installs: outside the tree, under names that hold a hash of what made them."""
+"""The cache of built and installed programs: outside the tree, under names that hold a hash of what
+made them."""
 
 import fcntl
 import hashlib
@@ -25,7 +26,7 @@ def content_digest(parts: Iterable[bytes]) -> str:
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Nobody else makes something in ``folder`` meanwhile."""
+    """Holds an exclusive lock on ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

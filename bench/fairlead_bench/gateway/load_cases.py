@@ -1,4 +1,4 @@
-"""What is measured on each target: kinds of load, and how long and how often each is repeated."""
+"""Load cases and the plan of their repetitions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fairlead_bench.gateway.request_bodies import SIZES
 
 _FOREVER = 10_000_000
-"""``max_tokens`` of streams that outlive their measurement."""
+"""A limit of tokens that lets streams outlive their measurement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,8 @@ CASES: Mapping[str, LoadCase] = {
 
 @dataclass(frozen=True, slots=True)
 class MeasurementPlan:
-    """How long and how often: ``near`` cases of ``near`` targets get all rounds, the rest ``other_rounds``."""
+    """Length and number of the runs. Near cases of near targets get all rounds, the rest
+    ``other_rounds``."""
 
     cases: tuple[str, ...]
     targets: tuple[str, ...] | None
@@ -121,13 +122,13 @@ class MeasurementPlan:
     other_seconds: float
 
     def rounds_of(self, case: LoadCase, *, near_target: bool) -> int:
-        """How often the case is run on a target."""
+        """Returns the number of rounds of a case on a target."""
         if case.fresh:
             return 1
         return self.rounds if case.near and near_target else min(self.rounds, self.other_rounds)
 
     def seconds_of(self, case: LoadCase) -> float:
-        """How long each of these runs measures."""
+        """Returns the length of each of these rounds."""
         return self.seconds if case.near else self.other_seconds
 
 

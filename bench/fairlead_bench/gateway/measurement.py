@@ -1,4 +1,5 @@
-"""One run: a kind of load on one target, with CPU and memory taken at the moments at which the load generator says so."""
+"""One run: a kind of load on one target, with CPU and memory taken at the moments at which the load
+generator says so."""
 
 import json
 import subprocess
@@ -23,7 +24,8 @@ _MAX_NEW_CONNECTIONS_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class CaseRun:
-    """What came out. ``cpu_microseconds`` is for each unit; seconds of delays are as the clients saw them."""
+    """The result of one run. ``cpu_microseconds`` is per unit; delays are those that the clients
+    saw."""
 
     case: str
     target: str

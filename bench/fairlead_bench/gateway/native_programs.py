@@ -1,4 +1,5 @@
-"""Builds the mock engine and the load generator with the system's C compiler, once per version of their sources."""
+"""Builds the mock engine and the load generator with the system's C compiler, once per version of
+their sources."""
 
 import os
 import shutil

@@ -1,7 +1,7 @@
 """The peers: where each comes from, in which version, and how it gets onto this machine.
 
-Everything is installed into the cache, nothing into the system. A peer that cannot be had here raises Absent with the reason, and
-the report says so.
+Everything is installed into the cache, nothing into the system. A peer that cannot be had here
+raises Absent with the reason, and the report says so.
 """
 
 import re
@@ -23,7 +23,8 @@ class PeerUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """``packages`` are Python requirements with a version, or, with ``debian``, names of Debian packages."""
+    """A program that the gateway is compared with. ``packages`` are Python requirements with a
+    version, or, with ``debian``, names of Debian packages."""
 
     packages: tuple[str, ...]
     program: str

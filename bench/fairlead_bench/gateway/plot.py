@@ -1,4 +1,5 @@
-"""The picture of a result: one panel for each question, one bar for each target, Fairlead's goal as a line."""
+"""The picture of a result: one panel for each question, one bar for each target, Fairlead's goal as
+a line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ _TIMES_AS_LONG = 5
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """``goals``: so many times the figure of a target; ``limit``: a goal that stands by itself."""
+    """One panel of the picture. ``goals`` are factors of a target's figure, ``limit`` is an
+    absolute goal."""
 
     title: str
     case: str
@@ -63,7 +65,8 @@ def draw(runs: Sequence[CaseRun], file: Path, *, title: str) -> None:
 
 
 def _draw_panel(axis: Axes, table: RunTable, panel: _Panel) -> None:
-    """Bars in ascending order; a thin line from the least to the greatest run. A bar out of all scale is cut."""
+    """Bars in ascending order; a thin line from the least to the greatest run. A bar out of all
+    scale is cut."""
     case, figure, scale = panel.case, panel.figure, panel.scale
     found = [
         (value * scale, name) for name in table.targets(case) if (value := table.median(case, name, figure)) is not None
@@ -97,7 +100,7 @@ def _draw_panel(axis: Axes, table: RunTable, panel: _Panel) -> None:
 
 
 def _axis_limit(values: Sequence[float]) -> float:
-    """Where bars are cut. One that is many times as long as the next would leave nothing to see of the others."""
+    """Returns the value at which bars are cut, so that one very long bar does not hide the others."""
     longest, *rest = sorted(values, reverse=True)
     return 1.25 * rest[0] if rest and longest > _TIMES_AS_LONG * rest[0] else longest
 

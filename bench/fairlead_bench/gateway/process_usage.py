@@ -1,7 +1,8 @@
-"""What a tree of processes costs, read from /proc, and who listens on a port.
+"""Processor time and memory of a process tree, read from /proc, and the owner of a listening port.
 
-CPU is user plus system time of every process of the tree. The kernel shows it in ticks of 10 ms in /proc; a process's CPU clock
-holds the same in nanoseconds, and that is what is used here; the ticks only split it into user and system.
+CPU is user plus system time of every process of the tree. The kernel shows it in ticks of 10 ms in
+/proc; a process's CPU clock holds the same in nanoseconds, and that is what is used here; the ticks
+only split it into user and system.
 """
 
 import os
@@ -26,7 +27,7 @@ class ProcessUsage:
 
 
 def process_tree(root: int) -> list[int]:
-    """``root`` and everything below it, now."""
+    """Returns ``root`` and all processes below it."""
     children: dict[int, list[int]] = {}
     for entry in _PROC.iterdir():
         if entry.name.isdigit():
@@ -40,7 +41,8 @@ def process_tree(root: int) -> list[int]:
 
 
 def tree_usage(root: int) -> ProcessUsage:
-    """CPU and memory of the tree. Children that have ended count through the parent that waited for them."""
+    """CPU and memory of the tree. Children that have ended count through the parent that waited for
+    them."""
     cpu = kernel = 0.0
     rss = 0
     living: set[int] = set()
@@ -70,7 +72,8 @@ def listening_inodes(port: int) -> set[str]:
 
 
 def owns_sockets(root: int, inodes: set[str]) -> bool:
-    """Whether every one of these sockets is open in the tree: nobody else takes connections of that port."""
+    """Returns whether all of these sockets are open in the tree, so that no other process takes
+    connections of that port."""
     wanted = {f"socket:[{inode}]" for inode in inodes}
     for pid in process_tree(root):
         try:
@@ -90,7 +93,8 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _cpu_seconds(pid: int) -> float | None:
-    """The process's CPU clock, whose id is made of the process's (clock_getcpuclockid in the C library)."""
+    """The process's CPU clock, whose id is made of the process's (clock_getcpuclockid in the C
+    library)."""
     try:
         return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
     except OSError:

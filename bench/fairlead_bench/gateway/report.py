@@ -1,4 +1,5 @@
-"""The result's file and its printed form. Rows are as in every benchmark here; beside them lie all runs and what was left out."""
+"""The result's file and its printed form. The file also holds all runs and the peers that were
+missing."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,9 @@
-"""Prompts of a given size, as an OpenAI client writes them: conversations whose beginning others share and whose end is new.
+"""Prompts of a given size, as an OpenAI client writes them: conversations whose beginning others
+share and whose end is new.
 
-A quarter of a prompt is one of eight system prompts, half is one of so many conversations, and the last message is new every time:
-the load generator replaces its run of ``#``. So routers that remember prefixes have something to find and something to add.
+A quarter of a prompt is one of eight system prompts, half is one of so many conversations, and the
+last message is new every time: the load generator replaces its run of ``#``. So routers that
+remember prefixes have something to find and something to add.
 """
 
 import json
@@ -16,7 +18,7 @@ _ALPHABET = "eeeetttaaoooiinnsshhrrddlluucmwfgypbvk"
 
 
 def make_bodies(size: int, *, count: int, seed: int, max_tokens: int, stream: bool) -> list[str]:
-    """``count`` JSON bodies of ``size`` bytes each (to within a few)."""
+    """Returns JSON bodies of ``size`` bytes each (to within a few)."""
     rng = random.Random(seed)
     systems = [_prose(rng, size // 4) for _ in range(_SYSTEMS)]
     return [_body(rng, systems[number % _SYSTEMS], size, max_tokens, stream) for number in range(count)]

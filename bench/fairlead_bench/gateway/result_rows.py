@@ -1,6 +1,8 @@
-"""From runs to rows: statistics over the rounds, the goals' rows first, then every figure of every target.
+"""From runs to rows: statistics over the rounds, the goals' rows first, then every figure of every
+target.
 
-A figure is the median of its valid runs. A goal whose figure, or whose peer's figure, is missing does not hold.
+A figure is the median of its valid runs. A goal whose figure, or whose peer's figure, is missing
+does not hold.
 """
 
 import statistics
@@ -72,12 +74,13 @@ class RunTable:
         return statistics.median(values) if values else None
 
     def added_over_direct(self, case: str, target: str, figure: Figure) -> float | None:
-        """What the target adds to the same load without anything in between; None unless both are known."""
+        """Returns the delay that the target adds to the same load without a proxy; None unless both
+        are known."""
         through, direct = self.median(case, target, figure), self.median(case, DIRECT, figure)
         return None if through is None or direct is None else max(0.0, through - direct)
 
     def targets(self, case: str) -> list[str]:
-        """Those with any run, valid or not, in the order of the first."""
+        """Returns the targets with any run, valid or not, in the order of the first."""
         return [target for known, target in self._runs if known == case]
 
 
@@ -90,8 +93,8 @@ def rows(
     absent: Iterable[str] = (),
     cases: Iterable[str] = tuple(CASES),
 ) -> list[ResultRow]:
-    """The goals' rows as far as ``cases`` were asked for, then all figures. ``absent`` targets keep their rows, without a
-    value."""
+    """The goals' rows as far as ``cases`` were asked for, then all figures. ``absent`` targets keep
+    their rows, without a value."""
     table = RunTable(runs)
     asked = {UNCONDITIONAL_METRICS, *cases}
     found = [row for case, row in goal_rows(table, idle_bytes, decisions, slow) if case in asked]

@@ -1,11 +1,15 @@
-"""The decision alone: parse, validate, hash, match, pick and insert, with the gateway's own code and a full index.
+"""The decision alone: parse, validate, hash, match, pick and insert, with the gateway's own code
+and a full index.
 
-It runs in a process that is started as a worker is, so that it measures the compiled copy where workers run one.
+It runs in a process that is started as a worker is, so that it measures the compiled copy where
+workers run one.
 
-The index is filled to its limit before, so every insertion also drops the oldest blocks, as in a gateway that has run for a while.
+The index is filled to its limit before, so every insertion also drops the oldest blocks, as in a
+gateway that has run for a while.
 
-``followed``: engines tell what they hold. Then the blocks that were sent are confirmed by the index as well, each prompt is put aside
-for the helper, and holders are known by two bits instead of one. The slowest of a hundred is in ``tail``.
+``followed``: engines tell what they hold. Then the blocks that were sent are confirmed by the index
+as well, each prompt is put aside for the helper, and holders are known by two bits instead of one.
+The slowest of a hundred is in ``tail``.
 """
 
 import asyncio
@@ -43,7 +47,8 @@ _KV_TOKENS = 1 << 40  # the index is bounded by its blocks, not by what an engin
 
 
 def decisions_seconds(sizes: Sequence[str], *, blocks: int, seed: int) -> dict[str, float]:
-    """``decision_seconds`` by size (and ``FOLLOWED``, where engines tell), each measured in a process like a worker's."""
+    """Returns seconds per decision by size (and ``WITH_KV_EVENTS``, where engines publish events),
+    each measured in a process like a worker's."""
     return {
         size: float(run_like_worker("fairlead_bench.gateway.routing_decision", str(blocks), str(seed), size))
         for size in sizes
@@ -51,14 +56,15 @@ def decisions_seconds(sizes: Sequence[str], *, blocks: int, seed: int) -> dict[s
 
 
 def run_like_worker(module: str, *arguments: str) -> str:
-    """What a module of this benchmark prints, in a process that finds the code that workers find."""
+    """Returns what a module of this benchmark prints in a process that imports what workers import."""
     environ = worker_environment(os.environ)
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
 
 
 class DeferredCalls:
-    """What is to be done when nobody is measured: a loop, as far as whoever tells the helper needs one, and the channel to it."""
+    """Calls deferred until nothing is measured: an event loop and an IPC channel, as far as the
+    index reporter needs them."""
 
     def __init__(self) -> None:
         self._due: list[Callable[[], object]] = []
@@ -72,7 +78,7 @@ class DeferredCalls:
         return True
 
     def run(self) -> None:
-        """Now."""
+        """Runs the deferred calls."""
         due, self._due = self._due, []
         for callback in due:
             callback()
@@ -86,7 +92,8 @@ class DecisionTime(NamedTuple):
 
 
 class DecisionBench:
-    """A model's router with a full index, and requests of one size for it; equal arguments decide alike."""
+    """A model's router with a full index, and requests of one size for it; equal arguments decide
+    alike."""
 
     def __init__(self, size: str, *, instances: int, blocks: int, seed: int, followed: bool = False) -> None:
         limits = replace(Limits(), mirror_blocks_per_instance=blocks // instances)
@@ -101,7 +108,8 @@ class DecisionBench:
         self._head = RequestHead("POST", _PATH, [(b"host", b"localhost")], 11, 0, True, False)
 
     def batch(self, turn: int, count: int) -> list[DecisionTime]:
-        """Of each of ``count`` decisions; the requests' ends and what is told later are not part of it."""
+        """Returns the times of ``count`` decisions, without the ends of their requests and without
+        deferred reports."""
         first, texts, router = turn * count, self._texts, self.router
         wanted = [
             texts[number % len(texts)].replace(UNIQUE, f"{first + number:016x}").encode() for number in range(count)
@@ -135,7 +143,7 @@ def decision_seconds(
 
 @contextmanager
 def frozen_heap() -> Iterator[None]:
-    """What is there now is not looked through by the collector, as in a worker that has started."""
+    """Excludes the present objects from garbage collection, as a started worker does."""
     gc.collect()
     gc.freeze()
     try:
@@ -145,7 +153,7 @@ def frozen_heap() -> Iterator[None]:
 
 
 def _fill(router: ModelRouter, blocks: int, instances: int, rng: random.Random, *, followed: bool) -> None:
-    """Prompts that nobody will ask for again, evenly on all instances."""
+    """Fills the index with prompts that are not requested again, evenly on all instances."""
     ends = tuple(range(_BLOCK_BYTES, (_CHAIN_BLOCKS + 1) * _BLOCK_BYTES, _BLOCK_BYTES))
     for number in range(-(-blocks // _CHAIN_BLOCKS)):
         chain = PrefixChain(tuple(rng.getrandbits(64) for _ in ends), ends, 0)
@@ -175,7 +183,7 @@ def _fleet(count: int, *, followed: bool) -> Fleet:
 
 
 def instance_id(number: int) -> str:
-    """Of an instance of the fleet here."""
+    """Returns the id of an instance of this fleet."""
     return f"main-{number}/8000/0"
 
 

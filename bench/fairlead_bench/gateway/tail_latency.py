@@ -1,12 +1,14 @@
-"""The slowest of a hundred decisions on a prompt of 32 KB, among 64 engines that all are busy.
+"""Tail latency of routing decisions on a prompt of 32 KB, among 64 busy engines.
 
-A virtual machine is taken away from whoever runs on it, some hundred times a second for some tens of microseconds, and so is a
-decision: with a decision of 40 µs that alone is more than one of a hundred. Hence several figures. ``p99_seconds`` is what the
-clock said, ``routing_seconds`` the same of hashing, matching and picking, without reading the body before and booking the choice
-behind. ``same_seconds`` is what the code makes slow each time: the run is made ``RUNS`` times alike, from an equal state with equal
-requests (the collector comes at the same request, and a table grows at the same one), and each request counts with the median of
-its times. ``counting_seconds`` is the p99 of counting as far as one comes in the time of the median decision: what the machine
-does to anything that long.
+A virtual machine is taken away from whoever runs on it, some hundred times a second for some tens
+of microseconds, and so is a decision: with a decision of 40 µs that alone is more than one of a
+hundred. Hence several figures. ``p99_seconds`` is what the clock said, ``routing_seconds`` the same
+of hashing, matching and picking, without reading the body before and booking the choice behind.
+``same_seconds`` is what the code makes slow each time: the run is made ``RUNS`` times alike, from
+an equal state with equal requests (the collector comes at the same request, and a table grows at
+the same one), and each request counts with the median of its times. ``counting_seconds`` is the p99
+of counting as far as one comes in the time of the median decision: what the machine does to
+anything that long.
 """
 
 import json
@@ -69,7 +71,7 @@ def measure_run(*, blocks: int, seed: int, batches: int = BATCHES, batch: int = 
 
 
 def p99(values: Sequence[float]) -> float:
-    """What at least 99 % of them do not exceed."""
+    """Returns the value that at least 99 % of the values do not exceed."""
     return sorted(values)[-(-99 * len(values) // 100) - 1]
 
 

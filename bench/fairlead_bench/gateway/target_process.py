@@ -1,4 +1,4 @@
-"""Targets as running programs: started on a port that nobody else listens on, proven to reach the mock engines, stopped again."""
+"""Target processes: started on a free port, checked to reach the mock engines, stopped."""
 
 import contextlib
 import http.client
@@ -49,7 +49,8 @@ class TargetProcess:
         return text[-400:] or "its log is empty"
 
     def owns_its_port(self) -> bool:
-        """Whether its own processes hold every listening socket of its port: one left over would take connections."""
+        """Whether its own processes hold every listening socket of its port: one left over would
+        take connections."""
         inodes = listening_inodes(self.port)
         return bool(inodes) and owns_sockets(self._process.pid, inodes)
 
@@ -106,7 +107,8 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _wait_until_it_answers(running: TargetProcess, engine: MockEngine) -> None:
-    """Until a request has come through to an engine, all engines count as found, and the target has come to rest."""
+    """Until a request has come through to an engine, all engines count as found, and the target has
+    come to rest."""
     patience = _LITELLM_START_SECONDS if running.target.asked_for else _START_SECONDS
     end = time.monotonic() + patience
     answered = 0
@@ -125,7 +127,7 @@ def _wait_until_it_answers(running: TargetProcess, engine: MockEngine) -> None:
             raise PeerUnavailable(f"{running.target.name} does not answer; {running.log_tail()}")
         time.sleep(0.1)
     if not running.owns_its_port():
-        raise PeerUnavailable(f"somebody else listens on port {running.port} too")
+        raise PeerUnavailable(f"another program listens on port {running.port} too")
     time.sleep(_SETTLE_SECONDS)
     running.idle_rss_bytes = running.usage().rss_bytes
 

@@ -1,7 +1,9 @@
-"""What is measured: how each target is told to serve one port in front of the mock engines, with its defaults otherwise.
+"""The measured targets, each configured to serve one port in front of the mock engines, with its
+defaults otherwise.
 
-Departures from the defaults, all in the peers' favour: routers write no line per request into a log, connections are not closed after
-a thousand requests, limits on requests in flight are above what is held open here, and bodies stay in memory.
+Departures from the defaults, all in the peers' favour: routers write no line per request into a
+log, connections are not closed after a thousand requests, limits on requests in flight are above
+what is held open here, and bodies stay in memory.
 """
 
 import hashlib
@@ -19,7 +21,8 @@ _MODEL = "bench-model"
 
 @dataclass(frozen=True, slots=True)
 class TargetLocation:
-    """Where a target is to run: its port, a second one for its own metrics, the engines, a folder for its files."""
+    """The place of a target: its port, a second port for its own metrics, the engines, a folder for
+    its files."""
 
     port: int
     side_port: int
@@ -35,7 +38,8 @@ class TargetLocation:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """``peer`` is what must be installed for it (None: nothing). ``near`` ones are compared by a goal and so measured most."""
+    """A measured target. ``peer`` must be installed for it (None: nothing). ``near`` ones are
+    compared by a goal and so measured most."""
 
     name: str
     peer: str | None
@@ -46,17 +50,17 @@ class Target:
 
 
 def gateway_options(help_text: str) -> list[str]:
-    """Which of the options that a full comparison needs this gateway has: keys are checked, one worker."""
+    """Returns the options of a full comparison that this gateway has: API keys, one worker."""
     return [option for option in ("--keys", "--workers") if option in help_text]
 
 
 def gateway_environment() -> dict[str, str]:
-    """What the gateway needs to check keys."""
+    """Returns the environment that the gateway needs to check keys."""
     return {"FAIRLEAD_KEY_PEPPER": _PEPPER}
 
 
 def gateway_help() -> str:
-    """What the gateway says of its options."""
+    """Returns the gateway's help text."""
     command = [sys.executable, "-m", "fairlead_gateway", "--help"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 

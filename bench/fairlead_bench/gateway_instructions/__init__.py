@@ -1,11 +1,11 @@
 """Instruction counts of the compiled gateway.
 
-main: the command line and the order of the run
+benchmark: the command line and the order of the run
 source_tree: a state of the sources, exported and compiled
 callgrind: a program under valgrind, and counts of what it does between two moments
 gateway_process: a gateway whose worker runs under callgrind
 scripted_engine, client: both ends of a request, moved step by step
 scenarios: what is counted, as scripts
-routing_program: the routing decision alone
-rows: counts as rows with goals
+routing_program: the routing decision without HTTP
+result_rows: counts as rows with goals
 """

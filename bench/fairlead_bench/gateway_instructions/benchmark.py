@@ -1,4 +1,5 @@
-"""The command line: both states are exported, compiled and counted, one after the other, and compared."""
+"""The command line: both states are exported, compiled and counted, one after the other, and
+compared."""
 
 import argparse
 import hashlib
@@ -25,20 +26,22 @@ BASE = "7efb656"
 ROOT = Path(__file__).resolve().parents[3]
 _PEPPER = "bench-pepper"
 _PLAIN_BEFORE = 1_100
-"""Plain requests before the first window. Of the first thousand answers a gateway learns more than of later ones."""
+"""Plain requests before the first window. Of the first thousand answers a gateway learns more than
+of later ones."""
 _REST_SECONDS = 2.2
-"""What a worker puts off, it does within two seconds. A window ends with such a rest, so it holds what its requests put off; what a
-rest takes where there was nothing to do is subtracted."""
+"""Seconds of rest at the end of a window. A worker does within two seconds what it defers, so a
+window holds all that its requests caused. The instructions of a rest without requests are
+subtracted."""
 _RESTS = 3
 _DECISIONS = 400
 _DECISIONS_BEFORE = 1_200
-"""Decisions before the first window: every conversation has begun anew by then."""
+"""Decisions before the first window: every conversation has started again by then."""
 _PROGRAM = Path(__file__).with_name("routing_program.py")
 
 
 @dataclass
 class Counts:
-    """What was counted of one state of the sources: instructions per unit, window by window."""
+    """Counts of one state of the sources: instructions per unit, window by window."""
 
     revision: str
     windows: dict[str, list[float]] = field(default_factory=dict)
@@ -152,8 +155,8 @@ def _count_decisions(tree: SourceTree, copy: Path, folder: Path, counts: Counts,
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="bench/instructions/run.py",
-        description="Instructions per request, chunk and routing decision of the compiled gateway, beside an older commit.",
+        prog="python -m fairlead_bench gateway-instructions",
+        description="Instructions per request, chunk and routing decision of the compiled gateway, compared with an older commit.",
     )
     parser.add_argument("--base", default=BASE, metavar="REV", help=f"the commit to compare with ({BASE})")
     parser.add_argument("--new", metavar="REV", help="the commit to count; without it the working tree")

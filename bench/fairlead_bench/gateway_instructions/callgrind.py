@@ -1,6 +1,7 @@
 """Programs under valgrind's callgrind, and the instructions that they execute between two moments.
 
-A program starts without counting, which takes five times its time instead of fifty. Counting is switched on when it is ready.
+A program starts without counting, which takes five times its time instead of fifty. Counting is
+switched on when it is ready.
 """
 
 import os
@@ -14,7 +15,8 @@ from pathlib import Path
 
 _SUMMARY = re.compile(rb"^(?:summary|totals): (\d+)", re.MULTILINE)
 _REST_SECONDS = 0.05
-"""A program is at rest this long after its last answer: what it does behind the answer is counted with it."""
+"""A program is at rest this long after its last answer: what it does behind the answer is counted
+with it."""
 _COMMAND_SECONDS = 60.0
 
 
@@ -60,7 +62,7 @@ class Counter:
 
 
 def command(folder: Path) -> list[str]:
-    """What stands before the command of a program that is to be counted."""
+    """Returns the words that precede the command of a counted program."""
     return [
         "valgrind",
         "-q",

@@ -1,7 +1,7 @@
 """A gateway with one worker that runs under callgrind.
 
-The gateway starts its worker with ``sys.executable``. Here that is a script that puts valgrind in front, so the supervisor runs
-natively and no module of the gateway need be known by name.
+The gateway starts its worker with ``sys.executable``. Here that is a script that puts valgrind in
+front, so the supervisor runs natively and no module of the gateway need be known by name.
 """
 
 import os
@@ -30,7 +30,8 @@ class GatewayFailed(Exception):
 
 
 class GatewayProcess:
-    """A context manager. ``fleet`` is the text of the fleet file, ``environ`` settings beside the tree's environment."""
+    """A gateway as a context manager. ``fleet`` is the text of the fleet file, ``environ`` holds
+    settings."""
 
     def __init__(
         self, tree: SourceTree, folder: Path, fleet: str, options: list[str], environ: Mapping[str, str]

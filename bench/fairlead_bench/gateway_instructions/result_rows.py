@@ -27,8 +27,8 @@ def rows(new: Windows, base: Windows, revision: str) -> list[ResultRow]:
 
 
 def standard_errors(new: Windows, base: Windows) -> dict[str, float]:
-    """Unit → standard error of new ÷ base, of the quotients window by window. Equal windows do equal work, so quotients vary less
-    than counts."""
+    """Unit → standard error of new ÷ base, of the quotients window by window. Equal windows do
+    equal work, so quotients vary less than counts."""
     found = {}
     for unit, counts in new.items():
         quotients = [one / other for one, other in zip(counts, base.get(unit, ()), strict=False)]

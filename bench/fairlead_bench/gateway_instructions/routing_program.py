@@ -1,7 +1,9 @@
-"""A program that makes routing decisions through ``fairlead_sim.seams``: a line with a number on stdin is so many of them.
+"""A program that makes routing decisions through ``fairlead_sim.seams``: a line with a number on
+stdin is so many of them.
 
-It imports nothing of this benchmark: it runs with the sources of either commit. Each decision is a choice, its first token,
-and the end of the request of 16 decisions ago. Requests are turns of 64 conversations that grow.
+It imports nothing of this benchmark: it runs with the sources of either commit. Each decision is a
+choice, its first token, and the end of the request of 16 decisions ago. Requests are turns of 64
+conversations that grow.
 """
 
 import sys
@@ -20,14 +22,15 @@ _SECONDS_BETWEEN = 0.01
 
 
 class Hints:
-    """What the tool says when it begins, and of each endpoint and request: attributes, which are read faster than a mapping."""
+    """Attributes of the start, an endpoint or a request. Why: attributes are read faster than a
+    mapping."""
 
     def __init__(self, **fields: object) -> None:
         self.__dict__.update(fields)
 
 
 def endpoints() -> list[Hints]:
-    """What the tool says of its endpoints, all alike."""
+    """Returns endpoints with equal load."""
     fields = {"inflight": 2, "waiting": 0, "running": 2, "held": 0, "pending_prefill_tokens": 0}
     fields |= {"inflight_tokens": 8_192, "kv_util": 0.25, "matched_tokens": 0}
     return [Hints(id=f"engine-{number}", up=True, **fields) for number in range(_ENDPOINTS)]
@@ -50,7 +53,8 @@ def request(number: int) -> Hints:
 
 
 def main() -> None:
-    """Answers each line with ``done`` when its decisions are made; the requests of the next line are drawn before that."""
+    """Answers each line with ``done`` when its decisions are made; the requests of the next line
+    are drawn before that."""
     ids = [f"engine-{number}" for number in range(_ENDPOINTS)]
     engine = {"block_tokens": _BLOCK_TOKENS, "kv_tokens": 430_000, "max_seqs": 256, "step_tokens": 8_192}
     core = router(Hints(n=_ENDPOINTS, live=ids, ttft_slo=2.0, prefill_s_per_token=1e-4, **engine))

@@ -1,7 +1,9 @@
-"""What is counted, as scripts: every request, event and answer is moved by hand, so equal runs take equal steps.
+"""Counted scenarios. The script moves every request, event and answer, so equal runs take equal
+steps.
 
-Two models. ``bench-model`` has two engines and gets plain, streamed and retried requests. ``full-model`` has one engine,
-whose KV cache takes one answer at a time: a second request waits in the gateway until the first one is answered.
+Two models. ``bench-model`` has two engines and gets plain, streamed and retried requests.
+``full-model`` has one engine, whose KV cache takes one answer at a time: a second request waits in
+the gateway until the first one is answered.
 """
 
 import queue
@@ -18,7 +20,7 @@ MODEL, FULL_MODEL = "bench-model", "full-model"
 SHORT_STREAM, LONG_STREAM = 4, 36
 """Events of the two streams whose difference is the cost of an event."""
 PLAIN_PER_RETRIED = 5
-"""Plain requests beside each retried one: a gateway retries at most a fifth of its requests."""
+"""Plain requests with each retried one: a gateway retries at most a fifth of its requests."""
 _COMPLETION_TOKENS = 128
 _LONG_ANSWER_TOKENS = 20_000
 """Two such answers do not fit the KV cache of ``full-model``'s engine (28,672 tokens)."""
@@ -89,7 +91,8 @@ class Script:
             client.read_end()
 
     def retried(self, count: int) -> None:
-        """Requests that one engine refuses and the other answers, each after ``PLAIN_PER_RETRIED`` plain ones."""
+        """Requests that one engine refuses and the other answers, each after ``PLAIN_PER_RETRIED``
+        plain ones."""
         client = self._clients[0]
         for _ in range(count):
             self.plain(PLAIN_PER_RETRIED)
@@ -99,7 +102,8 @@ class Script:
             client.read_answer()
 
     def learn_lengths(self) -> None:
-        """Shows the gateway how long the answers of ``full-model`` are: until then none waits. Takes some seconds."""
+        """Shows the gateway how long the answers of ``full-model`` are: until then none waits.
+        Takes some seconds."""
         client = self._clients[1]
         for _ in range(10):
             client.send(self._body(self._full))
@@ -108,8 +112,9 @@ class Script:
         time.sleep(_LEARN_SECONDS)
 
     def waiting(self, count: int) -> None:
-        """One request that goes at once, then ``count`` that wait until the one before is answered. Each of these is followed by a
-        plain one, whose answer proves that it was read. Raises NotHeld."""
+        """One request that goes at once, then ``count`` that wait until the one before is answered.
+        Each of these is followed by a plain one, whose answer proves that it was read. Raises
+        NotHeld."""
         running_client, next_client = self._clients[1:]
         running_client.send(self._body(self._full))
         running_call = next_call(self._full_calls)

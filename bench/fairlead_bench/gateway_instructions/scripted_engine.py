@@ -1,4 +1,5 @@
-"""An engine whose answers are written by the script that counts: it gets each request as a call and answers it when it wants to."""
+"""An engine whose answers are written by the script that counts: it gets each request as a call and
+answers it when it wants to."""
 
 import json
 import queue
@@ -63,7 +64,7 @@ class Call:
 
 
 class Request(NamedTuple):
-    """What came on a connection. ``rest`` are the bytes behind it."""
+    """A request that was read from a connection. ``rest`` are the bytes behind it."""
 
     method: str
     body: bytes
@@ -71,7 +72,8 @@ class Request(NamedTuple):
 
 
 class ScriptedEngine:
-    """An engine on a free loopback port. Requests for completions become calls; all else, such as metrics, is answered 404."""
+    """An engine on a free loopback port. Requests for completions become calls; all else, such as
+    metrics, is answered 404."""
 
     def __init__(self, calls: "queue.Queue[Call]") -> None:
         self._calls = calls
@@ -109,7 +111,8 @@ def next_call(calls: "queue.Queue[Call]") -> Call:
 
 
 def read_request(connection: socket.socket, received: bytes) -> Request | None:
-    """The next request of a connection, None where it has ended. ``received`` was read from it already."""
+    """The next request of a connection, None where it has ended. ``received`` was read from it
+    already."""
     try:
         while (end := received.find(b"\r\n\r\n")) < 0:
             more = connection.recv(65_536)

@@ -1,6 +1,8 @@
-"""A state of the sources, copied into the cache and compiled there by its own ``scripts/compile.py``.
+"""A state of the sources, copied into the cache and compiled there by its own
+``scripts/compile.py``.
 
-Both states are copied, the present one too: an edit during the run changes nothing, and paths of both have the same length.
+Both states are copied, the present one too: an edit during the run changes nothing, and paths of
+both have the same length.
 """
 
 import os
@@ -21,7 +23,8 @@ _SKIPPED = ("tests/", "docs/", "bench/", "e2e/", "charts/", "crds/", "examples/"
 
 
 class SourceTree:
-    """A folder with one state of all packages. ``revision`` is a commit's short name, or ``working tree``."""
+    """A folder with one state of all packages. ``revision`` is a commit's short name, or ``working
+    tree``."""
 
     def __init__(self, folder: Path, revision: str) -> None:
         self.folder = folder
@@ -35,7 +38,8 @@ class SourceTree:
         return list(dict.fromkeys((self.folder / package).parent for package in packages))
 
     def environment(self, given: Mapping[str, str]) -> dict[str, str]:
-        """The environment of a program that imports these sources, without settings of the caller's."""
+        """The environment of a program that imports these sources, without settings of the
+        caller's."""
         kept = {name: value for name, value in given.items() if not name.startswith(("FAIRLEAD_", "PYTHON"))}
         kept |= {"PYTHONPATH": os.pathsep.join(map(str, self.package_roots)), "PYTHONSAFEPATH": "1"}
         if "FAIRLEAD_CACHE" in given:
@@ -43,7 +47,8 @@ class SourceTree:
         return kept | {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 
     def compile(self, *, with_simulator: bool = False) -> Path:
-        """The folder of the compiled copy, made if there is none. Raises subprocess.CalledProcessError."""
+        """The folder of the compiled copy, made if there is none. Raises
+        subprocess.CalledProcessError."""
         script = next(self.folder / name for name in _COMPILERS if (self.folder / name).is_file())
         command = [sys.executable, str(script), *(["--sim"] if with_simulator else [])]
         environ = self.environment(os.environ)
@@ -55,7 +60,8 @@ class SourceTree:
 
 
 def export_commit(repository: Path, revision: str, name: str) -> SourceTree:
-    """A commit's sources in the cache folder ``name``. Raises subprocess.CalledProcessError for an unknown one."""
+    """A commit's sources in the cache folder ``name``. Raises subprocess.CalledProcessError for an
+    unknown one."""
     commit = _git(repository, "rev-parse", "--short=12", f"{revision}^{{commit}}").decode().strip()
     folder = _empty_folder(name)
     archive = _git(repository, "archive", "--format=tar", commit)

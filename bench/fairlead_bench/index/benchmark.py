@@ -1,4 +1,5 @@
-"""The command line: every kind of traffic some times in turn, then ten million blocks, then what is beside it."""
+"""The index benchmark's command line: each kind of traffic several times in turn, then ten million
+blocks, then the baseline."""
 
 import argparse
 import json
@@ -19,7 +20,8 @@ ROOT: Final = Path(__file__).resolve().parents[3]
 _BLOCKS: Final = {"prompts": 1_000_000, "eviction": 600_000, "decoding": 200_000, "alone": 100_000}
 _ENGINES: Final = {"prompts": 16, "eviction": 4, "decoding": 4, "alone": 4}
 _RATE: Final = 150_000
-"""Blocks a second that are published: more than one indexer on one core follows, so that it is never idle."""
+"""Blocks a second that are published: more than one indexer on one core follows, so that it is
+never idle."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""What the index's core costs: payloads to changes (decode and truth), and bytes per block. Processor time, one core.
+"""Cost of the index's core: payloads to changes (decoder and block store), and bytes per block.
+Processor time, one core.
 
-    bench/fairlead_bench/index/block_store_cost.py [--blocks N] [--size TOKENS]
+    python -m fairlead_bench.index.block_store_cost [--blocks N] [--size TOKENS]
 
-Three streams, each with N blocks (200,000) of 16 tokens: long prompts stored whole, prompts under eviction (one removal per
-block, as vLLM announces them), and decoding (one event per block, each a batch of its own). The best of three runs counts. Then a
-million blocks over 16 instances, and what the process grew by.
+Three streams, each with N blocks (200,000) of 16 tokens: long prompts stored whole, prompts under
+eviction (one removal per block, as vLLM announces them), and decoding (one event per block, each a
+batch of its own). The best of three runs counts. Then a million blocks over 16 instances, and what
+the process grew by.
 """
 
 import argparse
@@ -60,7 +62,8 @@ def prompt_stream(blocks: int, size: int) -> list[bytes]:
 
 
 def eviction_stream(blocks: int, size: int) -> list[bytes]:
-    """A full cache: each prompt's 64 blocks push out 64 of an older one, tail first. Half of the blocks are removed ones."""
+    """A full cache: each prompt's 64 blocks push out 64 of an older one, tail first. Half of the
+    blocks are removed ones."""
     draw = random.Random(2)
     held: list[list[int]] = []
     payloads = []

@@ -1,9 +1,10 @@
-"""A process of simulated engines that publish on ZMQ as vLLM does, as fast as it is told, and answer replays.
+"""A process of simulated engines that publish on ZMQ as vLLM does, at a given rate, and answer
+replays.
 
     python -m fairlead_bench.index.event_publisher KIND BLOCKS ENGINES RATE SEED
 
-Prints one line of JSON with its addresses, sends after a line on standard input, says ``sent``, and goes on answering until standard
-input ends. BLOCKS and RATE (a second) are of all engines together.
+Prints one line of JSON with its addresses, sends after a line on standard input, says ``sent``, and
+goes on answering until standard input ends. BLOCKS and RATE (a second) are of all engines together.
 """
 
 import json
@@ -20,7 +21,7 @@ END_OF_REPLAY = [b"", b"", b"\xff" * 8, b""]
 
 
 class PublishingEngine:
-    """One of them."""
+    """One publishing engine."""
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
         self.publisher = context.socket(zmq.PUB)

@@ -1,4 +1,4 @@
-"""What engines publish, as payloads: made while they are sent, the same ones for the same seed.
+"""Payloads of KV events, made while they are sent, and equal for equal seeds.
 
     prompts     prompts of 64 blocks, one event each, eight to a batch: a cache that fills
     eviction    a full cache: each prompt pushes out an older one, tail first, one event a removal as vLLM announces them.
@@ -6,7 +6,8 @@
     decoding    32 answers at once, blocks of 16 tokens: with each step two of them are full, one batch
     alone       the same with every block in a batch of its own: the dearest that there is
 
-Events are those of vLLM 0.32. The last one of a stream is a prompt of one block, the *mark*, by which its end is known elsewhere.
+Events are those of vLLM 0.32. The last one of a stream is a prompt of one block, the *mark*, by
+which its end is known elsewhere.
 """
 
 import random
@@ -54,12 +55,12 @@ def marker_tokens(seed: int) -> list[int]:
 
 
 def marker_hash(seed: int) -> int:
-    """What the index calls it."""
+    """Returns the index's hash of the marker."""
     return block_hashes(chain_root(MODEL), marker_tokens(seed), SIZE)[0]
 
 
 def stored_event(tokens: list[int], hashes: list[int], parent: int | None) -> dict[str, Any]:
-    """One event."""
+    """Returns one event that stores blocks."""
     return {
         "type": "BlockStored",
         "block_hashes": hashes,

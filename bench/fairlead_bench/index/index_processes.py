@@ -1,8 +1,9 @@
 """Redis, engines, the indexer and a mirror as processes of their own, and what each of them costs.
 
-Processor time is user and system time of the process, from its CPU clock. The publisher's is not counted. A run begins when the
-indexer is connected to all engines and has asked for their replays; it ends when the mirror has every mark and the indexer has come
-to rest, so that what it writes down of instances is in the figures.
+Processor time is user and system time of the process, from its CPU clock. The publisher's is not
+counted. A run begins when the indexer is connected to all engines and has asked for their replays;
+it ends when the mirror has every mark and the indexer has come to rest, so that what it writes down
+of instances is in the figures.
 """
 
 import json
@@ -29,7 +30,7 @@ TIMEOUT_SECONDS: Final = 1_800.0
 
 @dataclass(frozen=True, slots=True)
 class ProcessCost:
-    """Of one process in a run: CPU seconds, and bytes by which it grew."""
+    """Cost of one process in a run: CPU seconds, and the bytes by which it grew."""
 
     cpu: float
     grew: int
@@ -37,7 +38,8 @@ class ProcessCost:
 
 @dataclass(slots=True)
 class IndexRun:
-    """``blocks``: stored and removed; ``held``: in the mirror at the end; ``extra``: whatever else was asked for."""
+    """Result of one run. ``blocks``: stored and removed; ``held``: in the replica at the end;
+    ``extra``: further figures."""
 
     kind: str
     blocks: int
@@ -154,8 +156,9 @@ def start_indexer(redis: str, engines: list[dict[str, str]], folder: Path) -> It
 def run(
     kind: str, blocks: int, *, engines: int, rate: int, seed: int, cold: bool = False, emptied: bool = False
 ) -> IndexRun:
-    """One kind of traffic. ``cold``: afterwards another mirror is loaded from what is in Redis. ``emptied``: when half of it was sent
-    Redis is emptied, so that everything is written down in a new epoch while the other half arrives."""
+    """One kind of traffic. ``cold``: afterwards another mirror is loaded from what is in Redis.
+    ``emptied``: when half of it was sent Redis is emptied, so that everything is written down in a
+    new epoch while the other half arrives."""
     marks = ",".join(str(seed + number) for number in range(engines))
     words = (kind, str(blocks), str(engines), str(rate), str(seed))
     with (

@@ -1,4 +1,5 @@
-"""The mirror's answers alone: 128 blocks and 64 instances, in a mirror with a million other blocks. Processor time, one core."""
+"""The mirror's answers alone: 128 blocks and 64 instances, in a mirror with a million other blocks.
+Processor time, one core."""
 
 import random
 import time
@@ -49,7 +50,8 @@ def measure_matches(seed: int) -> dict[str, float]:
 
 
 def _fastest_round(mirror: IndexReplica, chain: list[int], *, first: bool = False) -> float:
-    """``first``: as if since the last answer something of the chain had changed."""
+    """Returns the fastest round. ``first`` measures as if the chain had changed since the last
+    lookup."""
     match, best, kept = mirror.match, float("inf"), mirror._chain_results
     for _ in range(_ROUNDS):
         begun = time.process_time()

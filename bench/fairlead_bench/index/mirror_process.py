@@ -1,9 +1,11 @@
-"""A process that keeps a mirror of the index, as a gateway's helper does, and says on request how it is.
+"""A process with a replica of the index, as a gateway's supervisor has one. It reports its state on
+request.
 
     python -m fairlead_bench.index.mirror_process REDIS MARKS
 
-Answers a line on standard input with a line of JSON: how many blocks, how many of the marks it has, its processor time and memory.
-The first line that it prints tells that the mirror was loaded for the first time, and what that took.
+Answers a line on standard input with a line of JSON: how many blocks, how many of the marks it has,
+its processor time and memory. The first line that it prints tells that the mirror was loaded for
+the first time, and what that took.
 """
 
 import asyncio
@@ -49,7 +51,7 @@ async def main() -> None:
 
 
 def mirror_state(feed: IndexSubscriber, marks: list[int]) -> dict[str, Any]:
-    """How it is."""
+    """Returns the state of the replica."""
     mirror = feed.replica(MODEL)
     blocks = len(mirror) if mirror is not None else 0
     seen = sum(1 for one in marks if mirror is not None and mirror.holders(one))

@@ -1,9 +1,11 @@
-"""The same changes in the layout that comes to mind first: one Redis hash for each block, a field for each instance that holds it.
+"""The same changes in the layout that comes to mind first: one Redis hash for each block, a field
+for each instance that holds it.
 
     python -m fairlead_bench.index.per_block_hash_baseline REDIS KIND BLOCKS SEED COUNT
 
-Follows COUNT streams in turn, as an indexer does, and writes what changed in pipelines of 20 ms or 32,768 blocks, whichever is less.
-Then loads a mirror from what is there: SCAN, and HGETALL by the thousand. Prints one line of JSON.
+Follows COUNT streams in turn, as an indexer does, and writes what changed in pipelines of 20 ms or
+32,768 blocks, whichever is less. Then loads a mirror from what is there: SCAN, and HGETALL by the
+thousand. Prints one line of JSON.
 """
 
 import json

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""What the index in Redis costs: processor time of the writer, of Redis and of a mirror per 100,000 blocks, and of a match.
+"""Cost of the index in Redis: processor time of the writer, of Redis and of a replica per 100,000
+blocks, and of a match.
 
-    bench/fairlead_bench/index/redis_cost.py [--blocks N] [--instances N] [--out FILE]
+    python -m fairlead_bench.index.redis_cost [--blocks N] [--instances N] [--out FILE]
 
-One real server, one indexer's truth with N instances (16), and a feed, step by step in this process, whose processor time is
-counted for each by itself; Redis' own is read from INFO. Prompts of 64 blocks are stored, then the same again under eviction.
-Beside it the layout that other indexes have, one Redis hash for each block with a field for each instance, written in pipelines of
-the same batches and asked by 128 HGETALLs. Then a mirror of a million blocks that comes cold, its memory, and matches.
+One real server, one indexer's truth with N instances (16), and a feed, step by step in this
+process, whose processor time is counted for each by itself; Redis' own is read from INFO. Prompts
+of 64 blocks are stored, then the same again under eviction. Beside it the layout that other indexes
+have, one Redis hash for each block with a field for each instance, written in pipelines of the same
+batches and asked by 128 HGETALLs. Then a mirror of a million blocks that comes cold, its memory,
+and matches.
 """
 
 import argparse
@@ -59,7 +62,7 @@ class RowsOwner:
         """Nothing to stop."""
 
     def instances(self, model_key: str) -> Sequence[str]:
-        """All."""
+        """Returns every instance of the model."""
         return list(self.blocks)
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
@@ -67,13 +70,13 @@ class RowsOwner:
         return ()
 
     def checkpoint(self, instance: str) -> InstanceCheckpoint:
-        """As of now."""
+        """Returns the checkpoint of an instance at this moment."""
         blocks = self.blocks[instance]
         kept = InstanceSnapshot(0.0, True, "bench", 0.0, [table_snapshot(blocks)], AdapterSnapshot())
         return InstanceCheckpoint(kept, dict(table_parts(blocks, 0)))
 
     def apply(self, changes: Iterable[Change]) -> None:
-        """What the truth has done before it tells."""
+        """Records the changes that the block store made before it reports them."""
         for one in changes:
             if isinstance(one, BlocksStored):
                 blocks = self.blocks[one.instance]
@@ -156,7 +159,8 @@ async def write_log(url: str, blocks: int, instances: int, kept: int) -> Row:
 
 
 def write_hashes(url: str, blocks: int, instances: int, kept: int) -> Row:
-    """One hash per block: HSET of a field per instance, HDEL when it goes; a lookup asks for 128 of them."""
+    """One hash per block: HSET of a field per instance, HDEL when it goes; a lookup asks for 128 of
+    them."""
     redis = Redis.from_url(url)
     redis.flushall()
     names = [f"pod-{number}/8000/0" for number in range(instances)]
@@ -228,7 +232,8 @@ async def load_cold_mirror(url: str, blocks: int, instances: int) -> Row:
 
 
 def matches() -> Row:
-    """A chain of 128 blocks at 64 instances beside a million other blocks; processor microseconds, the best of many."""
+    """A chain of 128 blocks at 64 instances beside a million other blocks; processor microseconds,
+    the best of many."""
     draw = random.Random(2)
     shapes: dict[str, Callable[[int], int]] = {
         "all hold it": lambda _: 128,

@@ -1,4 +1,4 @@
-"""From figures to rows: the goals' first, then what the rest of the system pays, then a hash in Redis for each block beside it."""
+"""Result rows of the index: goals first, then the costs of the other processes, then the baseline."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,8 @@ TEN_MILLION = 10_000_000
 
 @dataclass(slots=True)
 class IndexFigures:
-    """``runs`` are as ``Run.plain`` has them, by kind; what was not measured is not there."""
+    """Measured figures. ``runs`` are those of ``IndexRun.plain``, by kind; what was not measured is
+    missing."""
 
     runs: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
     many: Mapping[str, Any] | None = None

@@ -1,14 +1,14 @@
-"""What the accelerator mix saves and how long it takes, beside the best fleet of one kind, Mélange's slices and the greedy
-mix; what dividing engines between prefill and decode brings after the traffic turns, and what it brings that decode engines compute
-prompts while they have slack.
+"""Savings and solving time of the accelerator mix, compared with the best fleet of one kind,
+Mélange's slices and a greedy mix; and the value of dividing engines between prefill and decode
+after traffic shifts.
 
-    python bench/fairlead_bench/mix/benchmark.py [--out out/bench/mix.json] [--seed 1] [--only mix|roles] [--jobs N] [--table FILE --rate R]
+    python -m fairlead_bench mix [--out out/bench/mix.json] [--seed 1] [--only mix|roles] [--jobs N] [--table FILE --rate R]
 
-It takes four to five minutes of a core, shared by ``--jobs`` processes (as many as there are cores unless told); the figures are the
-same with any number of them.
+It takes four to five minutes of a core, shared by ``--jobs`` processes (as many as there are cores
+unless told); the figures are the same with any number of them.
 
-With ``--table`` it solves an imported table instead, at R requests a second spread as the file says (Mélange's do) or
-evenly, and prints what comes of it.
+With ``--table`` it solves an imported table instead, at R requests a second spread as the file says
+(Mélange's do) or evenly, and prints what comes of it.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from fairlead_sim.workload.traces import at_rate
 RESULTS = Path(__file__).parents[2] / "results" / "mix.json"
 ROW_GROUPS = MIX, ROLES = "mix", "roles"
 OF_ROLES = "P/D"
-"""What the metrics of prefill and decode begin with."""
+"""The prefix of metrics about prefill and decode."""
 GRID = RequestShapeGrid()
 RATES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 SLICES = 4
@@ -63,8 +63,8 @@ _STATIC = MixSettings(change_share=0.0)
 
 @dataclass(frozen=True, slots=True)
 class MixProblem:
-    """Requests per second of each shape and the types that may serve them, in a ``group`` of problems alike; to be solved with
-    ``slices``, too?"""
+    """Requests per second of each shape and the types that may serve them, in a ``group`` of
+    problems alike; to be solved with ``slices``, too?"""
 
     group: str
     rates: Sequence[float]
@@ -74,8 +74,8 @@ class MixProblem:
 
 @dataclass(frozen=True, slots=True)
 class MixCase:
-    """One problem and what came of it. ``sliced`` is the cost with slices, and whether it is proven cheapest; None where
-    not tried."""
+    """One problem and what came of it. ``sliced`` is the cost with slices, and whether it is proven
+    cheapest; None where not tried."""
 
     mix: AcceleratorMix
     seconds: float
@@ -102,7 +102,7 @@ def solve(rates: Sequence[float], types: Sequence[PoolCandidate]) -> MixCase:
 
 
 def solve_sliced(rates: Sequence[float], types: Sequence[PoolCandidate]) -> tuple[float, bool]:
-    """What the same costs in slices, and whether it is proven cheapest."""
+    """Returns the cost in slices, and whether it is proven optimal."""
     found = solve_milp(rates, types, replace(_STATIC, solve_seconds=SLICED_SECONDS), slices=SLICES)
     assert found.replicas is not None
     cost = sum([count * one.cost_per_hour for count, one in zip(found.replicas, types, strict=True)])
@@ -189,7 +189,8 @@ def mix_rows(
 
 
 def run_routed(workload: str, how: str, seed: int) -> tuple[str, float]:
-    """A fleet that was sized for a traffic, in words, and the share of that within the objectives behind the gateway's router."""
+    """A fleet that was sized for a traffic, in words, and the share of that within the objectives
+    behind the gateway's router."""
     priced, wanted = price_lists()[ROUTED_PRICES], objectives(ROUTED_ITL)
     types = tabled_throughput(priced, wanted)
     rates = [ROUTED_RATE * share for share in histogram(workload, GRID, seed)]
@@ -215,7 +216,8 @@ def routed_capacity(apart: bool, seed: int) -> float:
 
 
 def routed_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[ResultRow]:
-    """Fleets as they were sized, under the traffic that they were sized for: simulated engines behind the gateway's own router."""
+    """Fleets as they were sized, under the traffic that they were sized for: simulated engines
+    behind the gateway's own router."""
     rows: list[ResultRow] = []
     shares: dict[str, list[float]] = {how: [] for how in ROUTED}
     pairs = [(workload, how) for workload in WORKLOADS for how in ROUTED]
@@ -234,7 +236,8 @@ def routed_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[R
 
 
 def planted_figures(way: str, seed: int) -> tuple[float, float, float]:
-    """Of two hours: the share within the objectives, USD, and changes of direction per hour."""
+    """Returns figures of two hours: the share within the latency targets, USD, and changes of
+    direction per hour."""
     found = run_fleet(way, seed)
     return found.attainment, found.cost, found.reversals_per_hour
 
@@ -267,7 +270,7 @@ def best_single(rates: Sequence[float], types: Sequence[PoolCandidate]) -> dict[
 
 
 def import_rates(file: Path, rate: float | None) -> None:
-    """Solve a table that somebody else made."""
+    """Solves a table in Mélange's format."""
     table = load_profile_table(file)
     types = candidates_of(table)
     shapes = len(types[0].throughput)
@@ -284,8 +287,8 @@ def import_rates(file: Path, rate: float | None) -> None:
 
 
 def measure(seed: int, only: str | None, jobs: int) -> list[ResultRow]:
-    """The rows of one part or of both. How long a solver takes is measured, and while it is nothing else runs; the rest runs on so
-    many processes."""
+    """The rows of one part or of both. How long a solver takes is measured, and while it is nothing
+    else runs; the rest runs on so many processes."""
     bars = load_goals("mix")
     solutions = [] if only == ROLES else [(one, solve(one.rates, one.types)) for one in problems(seed)]
     # Processes that fork from one with threads may inherit a lock that nobody lets go.
@@ -312,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", choices=ROW_GROUPS, help="one part; the other's rows are those of bench/results/mix.json"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; all cores unless told")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; all cores by default")
     parser.add_argument("--table", type=Path)
     parser.add_argument("--rate", type=float)
     asked = parser.parse_args(arguments)

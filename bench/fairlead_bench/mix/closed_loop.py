@@ -1,7 +1,9 @@
-"""A model on two kinds of accelerator, scaled for two hours: with the mix, without it, and on one kind alone.
+"""A model on two kinds of accelerator, scaled for two hours: with the mix, without it, and on one
+kind alone.
 
-The simulator's plant with the profiles and prices of the roofline table, L4 and H100, which differ most, under short chat and a
-fifth of documents. The gateway goes by shape, as the real one does, or by load alone.
+The simulator's plant with the profiles and prices of the roofline table, L4 and H100, which differ
+most, under short chat and a fifth of documents. The gateway goes by shape, as the real one does, or
+by load alone.
 """
 
 from dataclasses import replace
@@ -20,8 +22,8 @@ FLEETS = ("mix, by shape", "mean request, by shape", "mix, by load", "mean reque
 
 
 def run_fleet(way: str, seed: int) -> ControllerOutcome:
-    """The two hours in one of ``WAYS``: how the need is divided among pools, and how the gateway chooses between them; or the only
-    accelerator."""
+    """The two hours in one of ``WAYS``: how the need is divided among pools, and how the gateway
+    chooses between them; or the only accelerator."""
     pools = (_pool(way, 3, 1),) if way in (SMALL, LARGE) else (_pool(SMALL, 8, 0), _pool(LARGE, 1, 0))
     scenario = replace(mixed_shapes(seed, pools), by_shape=way.endswith("by shape"))
     return run_controller(

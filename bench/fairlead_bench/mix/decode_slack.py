@@ -1,8 +1,10 @@
-"""Eight engines, prefill and decode apart, under short and long prompts: who computes the short ones, and what that is worth.
+"""Prefill on decode engines with slack: eight engines, prefill and decode apart, under short and
+long prompts.
 
-One fleet and one traffic in four ways: every prompt goes to a prefill engine (as the fixed division of the turn), those under the
-gateway's limit of length stay on the engine that answers, the gateway decides from slack, and, beside them, no division at all: eight
-engines that do both. Attainment is at one rate, capacity the highest rate at which 99 % meet both objectives.
+One fleet and one traffic in four ways: every prompt goes to a prefill engine (as the fixed division
+of the turn), those under the gateway's limit of length stay on the engine that answers, the gateway
+decides from slack, and, beside them, no division at all: eight engines that do both. Attainment is
+at one rate, capacity the highest rate at which 99 % meet both objectives.
 """
 
 import random
@@ -35,7 +37,8 @@ NAMES: Mapping[PrefillPolicy, str] = {
 
 
 def mixed_requests(rate: float, seed: int) -> ArrivalTrace:
-    """Poisson arrivals: a quarter has 4,000 to 12,000 tokens and answers of 150 on the mean, the others 100 to 1,500 and 300."""
+    """Poisson arrivals: a quarter has 4,000 to 12,000 tokens and answers of 150 on the mean, the
+    others 100 to 1,500 and 300."""
     draw = random.Random(f"convertible {seed}")
     arrivals: list[float] = []
     prompts: list[int] = []
@@ -64,7 +67,8 @@ def serve(rate: float, prefill: int | None, computing: PrefillPolicy, seed: int)
 
 
 def capacity(prefill: int | None, computing: PrefillPolicy, seed: int) -> float:
-    """The highest rate at which enough are within both objectives, to one request a second; 0 where none is."""
+    """The highest rate at which enough are within both objectives, to one request a second; 0 where
+    none is."""
     low, high = 0, round((_RATES[1] - _RATES[0]) / _STEP)
     while low < high:
         middle = (low + high + 1) // 2
@@ -79,7 +83,8 @@ def slo_attainment(prefill: int | None, computing: PrefillPolicy, seed: int) -> 
 
 
 def convertible_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[ResultRow]:
-    """Attainment of each division at one rate, and the capacity of each way at its best and at its worst one; none has a bar."""
+    """Attainment of each division at one rate, and the capacity of each way at its best and at its
+    worst one; none has a bar."""
     rows: list[ResultRow] = []
     what = f"{ENGINES} engines, short and long prompts"
     calls = [*product(DIVISIONS, PrefillPolicy), (None, PrefillPolicy.APART)]

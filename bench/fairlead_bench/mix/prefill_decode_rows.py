@@ -1,4 +1,5 @@
-"""The rows of prefill and decode after the traffic turned (``flip``), and of decode engines that take prompts (``convertible``).
+"""The rows of prefill and decode after the traffic turned (``flip``), and of decode engines that
+take prompts (``convertible``).
 
 Every number comes of a call by itself, so that they can be worked out side by side (``each``).
 """
@@ -31,16 +32,18 @@ QUIET_SECONDS = 8_000
 LOAD = 0.85
 DIVISIONS = {shape: (8, *range(best - 1, best + 2)) for shape, best in OPTIMUM_SHARE.items()}
 SLACK_DIVISIONS = {LONG: (8, 11, 12, 13, 14), SHORT_PROMPTS: (8, 3, 4, 5, 6)}
-"""Where the best division is looked for, 1:1 first; and where, when decode engines take prompts."""
+"""Divisions among which the best one is searched, 1:1 first, and those for decode engines that take
+prompts."""
 FULL = (20_000, 60_000)
-"""Requests of each kind at saturation, to see what is finished: half an hour, and an hour and a quarter."""
+"""Requests of each kind at saturation, to see what is finished: half an hour, and an hour and a
+quarter."""
 CROWDED_DIVISIONS = 1.3
 """Times what the best division carries, as where what one carries is measured."""
 
 
 def measure_shift(seed: int, computing: PrefillPolicy) -> tuple[float, int, float]:
-    """A turn under the core: seconds until within one engine of the best division, requests that were lost or given up, and the share
-    within the objectives."""
+    """A turn under the core: seconds until within one engine of the best division, requests that
+    were lost or given up, and the share within the objectives."""
     made, turned = run_shift(LOAD, QUIET_SECONDS, OPTIMUM_SHARE[LONG], seed, computing=computing)
     calm = balanced_controller(made)
     near = settling_seconds(calm, turned, OPTIMUM_SHARE[SHORT_PROMPTS])
@@ -53,7 +56,8 @@ def run_halved(seed: int, computing: PrefillPolicy) -> float:
 
 
 def shift_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[ResultRow]:
-    """How fast the division follows, and who waits for it; of several seeds the worst."""
+    """Returns rows on the speed of the division and the requests that wait for it; the worst of
+    several seeds."""
     seeds = range(seed, seed + SEEDS)
     slack, apart = (each(measure_shift, seeds, repeat(how)) for how in (PrefillPolicy.SLACK, PrefillPolicy.APART))
     halves = each(run_halved, repeat(seed), (PrefillPolicy.SLACK, PrefillPolicy.APART))
@@ -76,7 +80,7 @@ def capacity_of(count: int, shape: tuple[int, int], seed: int, computing: Prefil
 
 
 def division_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[ResultRow]:
-    """What divisions carry of each kind."""
+    """Returns rows on the capacity of divisions, for each kind of traffic."""
     rows: list[ResultRow] = []
     shapes = ((LONG, "8k in, 100 out"), (SHORT_PROMPTS, "1k in, 800 out"))
     plain, slack = (
@@ -109,7 +113,8 @@ def finished_share(load: float, requests: int, prefill: int | None, seed: int, c
 
 
 def full_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[ResultRow]:
-    """What is finished over the turn at saturation. The bar is against engines that do as their role says."""
+    """Returns rows on finished requests over the shift at saturation. The goal compares with
+    engines that keep to their role."""
     cases = [(1.0, requests) for requests in FULL] + [(CROWDED_DIVISIONS, FULL[0])]
     both = (PrefillPolicy.SLACK, PrefillPolicy.APART)
     calls = [(*case, prefill, how) for case in cases for prefill in (None, ENGINES // 2) for how in both]

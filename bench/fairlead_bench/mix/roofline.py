@@ -1,8 +1,8 @@
-"""Step profiles from public peak figures alone, and what accelerators serve of each shape by the knee that the autoscaler sizes by
-(``measuring.py``: as simulated engines of these profiles do).
+"""Step profiles from public peak figures alone, and what accelerators serve of each shape by the
+knee that the autoscaler sizes by (``measuring.py``: as simulated engines of these profiles do).
 
-For a model of P weights and K bytes of keys and values per token, on an accelerator of F operations and B bytes a second
-(each times the share that engines reach) and M bytes of memory:
+For a model of P weights and K bytes of keys and values per token, on an accelerator of F operations
+and B bytes a second (each times the share that engines reach) and M bytes of memory:
 
     p = 2·P / F                   two operations per weight and token
     w = 2·P / B                   BF16 weights, read once a step
@@ -10,7 +10,8 @@ For a model of P weights and K bytes of keys and values per token, on an acceler
     q = 4·layers·hidden / F       scores and values of one pair of tokens, two operations each
     KV tokens = (M·share - 2·P - reserved) / K
 
-Chunks of prefill are 2,048 tokens below 40 GB and 8,192 from there on, as vLLM's defaults go by memory.
+Chunks of prefill are 2,048 tokens below 40 GB and 8,192 from there on, as vLLM's defaults go by
+memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,7 +85,8 @@ def objectives(itl_seconds: float) -> SloTargets:
 def throughput_at_knee(
     priced: Sequence[PricedProfile], grid: RequestShapeGrid, objectives: SloTargets
 ) -> list[PoolCandidate]:
-    """Every accelerator with its throughput of every shape of the grid (at the middle of the bucket) by the core's knee."""
+    """Every accelerator with its throughput of every shape of the grid (at the middle of the
+    bucket) by the core's knee."""
     shapes = [grid.bucket_center(index) for index in range(grid.size)]
     return [
         PoolCandidate(

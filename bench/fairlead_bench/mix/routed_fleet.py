@@ -1,6 +1,7 @@
-"""Fleets of several kinds of accelerator behind the gateway's own router, engine by engine.
+"""Fleets of several kinds of accelerator behind the gateway's router, engine by engine.
 
-The router is not told how long answers are. Engines are token-level ones with their caches; the requests share nothing.
+The router is not told how long answers are. Engines are token-level ones with their caches; the
+requests share nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,8 +38,9 @@ def slo_attainment(
     apart: bool,
     seed: int,
 ) -> float:
-    """The share within the objectives, of ``fleet`` (profile and replicas by accelerator). ``apart``: each accelerator is a pool of
-    its own, as in a manifest; else all are one, and the router does not go by shape."""
+    """The share within the objectives, of ``fleet`` (profile and replicas by accelerator).
+    ``apart``: each accelerator is a pool of its own, as in a manifest; else all are one, and the
+    router does not go by shape."""
     ones = [
         Instance(f"{name}-{number}/0/0", NAMESPACE, MODEL, name if apart else "all", "", profile=profile)
         for name, (profile, count) in sorted(fleet.items())

@@ -1,16 +1,21 @@
-"""Throughput of shapes as a simulated engine keeps it: the table that Mélange measures on real ones.
+"""Throughput of shapes as a simulated engine keeps it: the table that Mélange measures on real
+ones.
 
-    python bench/fairlead_bench/mix/throughput_tables.py [--seed 1] [--processes 2]      writes bench/fairlead_bench/mix/tables/measured.json
+    python -m fairlead_bench.mix.throughput_tables [--seed 1] [--processes 2]
 
-For each accelerator, each shape of the grid (every request of the middle of its bucket) and each objective: one engine of the
-accelerator's step profile, every step of which is computed exactly (``fairlead_sim.autoscaling.aggregated_engine``),
-serves Poisson arrivals,
-and the largest rate is sought at which the objective's share of requests is within the objectives. All rates see the same
-arrivals, drawn with the seed and stretched, so that they differ by their rate alone. Requests that arrive while the engine fills
-up are served and not judged. What an engine finishes when more waits than it can take bounds the rate: ten thousand requests of a
-few tokens are over within seconds, too soon for a queue that grows to be seen.
+Writes bench/fairlead_bench/mix/tables/measured.json.
 
-``tabled`` reads the table by a digest of what each line was measured with, so that none of another profile is taken.
+For each accelerator, each shape of the grid (every request of the middle of its bucket) and each
+objective: one engine of the accelerator's step profile, every step of which is computed exactly
+(``fairlead_sim.autoscaling.aggregated_engine``), serves Poisson arrivals, and the largest rate is
+sought at which the objective's share of requests is within the objectives. All rates see the same
+arrivals, drawn with the seed and stretched, so that they differ by their rate alone. Requests that
+arrive while the engine fills up are served and not judged. What an engine finishes when more waits
+than it can take bounds the rate: ten thousand requests of a few tokens are over within seconds, too
+soon for a queue that grows to be seen.
+
+``tabled`` reads the table by a digest of what each line was measured with, so that none of another
+profile is taken.
 """
 
 import argparse
@@ -36,17 +41,17 @@ from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
 
 FILE = Path(__file__).with_name("tables") / "measured.json"
 REQUESTS, FILLING = 10_000, 2_000
-"""How many arrive, and how many of them first, which are not judged."""
+"""Number of arrivals, and of the first ones, which are not judged."""
 PRECISION = 0.02
 """The rate is found to this share of itself."""
 BUSIEST = 0.97
-"""Of what an engine finishes at most."""
+"""The highest tried rate, as a share of an engine's saturated rate."""
 _SLOWEST = 1 / 64
-"""How far below the knee it is sought."""
+"""The lowest tried rate, as a share of the knee."""
 
 
 def serve(profile: EngineProfile, prompt: int, output: int, arrivals: Sequence[float]) -> RequestTable:
-    """What becomes of requests of one shape on one engine."""
+    """Returns the results of requests of one shape on one engine."""
     count = len(arrivals)
     book = RequestTable(ArrivalTrace(arrivals, [prompt] * count, [output] * count), float("inf"))
     engine = AggregatedEngine(profile, Role.SERVE, book, StepTotals((), ()))
@@ -74,14 +79,16 @@ def slo_attainment(
 
 
 def saturated_rate(profile: EngineProfile, prompt: int, output: int) -> float:
-    """Requests per second that an engine finishes where all are there from the start; the first and the last quarter left out."""
+    """Requests per second that an engine finishes where all are there from the start; the first and
+    the last quarter left out."""
     ends = sorted(serve(profile, prompt, output, [0.0] * REQUESTS).end)
     quarter = REQUESTS // 4
     return (REQUESTS - 2 * quarter) / (ends[-quarter] - ends[quarter])
 
 
 def measure_shape(profile: EngineProfile, shape: tuple[float, float], objectives: SloTargets, seed: int) -> float:
-    """The largest rate of a shape (prompt and answer tokens) that keeps the objectives; 0 where none does."""
+    """The largest rate of a shape (prompt and answer tokens) that keeps the objectives; 0 where
+    none does."""
     knee = throughput(profile, *shape, objectives)
     if knee <= 0.0:
         return 0.0
@@ -146,8 +153,8 @@ def load(file: Path = FILE) -> dict[str, tuple[float, ...]]:
 
 
 def tabled_throughput(priced: Sequence[PricedProfile], wanted: SloTargets) -> list[PoolCandidate]:
-    """Every accelerator with its throughput of every shape, out of the checked-in table. Raises KeyError where the table was measured
-    with another profile, objective or way."""
+    """Every accelerator with its throughput of every shape, out of the checked-in table. Raises
+    KeyError where the table was measured with another profile, objective or way."""
     table = load()
     return [PoolCandidate(one.profile.name, one.cost_per_hour, table[digest(one.profile, wanted)]) for one in priced]
 

@@ -1,8 +1,10 @@
-"""Sixteen engines, prefill and decode apart, whose traffic turns from long prompts with short answers to the opposite.
+"""Sixteen engines, prefill and decode apart, whose traffic shifts from long prompts with short
+answers to the opposite.
 
-The simulator's plant with the study's large pool (``autoscaling.md`` §6) in both roles, under the production core, which
-may have 16 replicas in all: what one role gives up, the other starts, ready ten seconds later, and decode engines compute what the
-gateway leaves to them. Beside it divisions that stay as they are, and engines that only do what their role says.
+The simulator's plant with the study's large pool (``autoscaling.md`` §6) in both roles, under the
+production core, which may have 16 replicas in all: what one role gives up, the other starts, ready
+ten seconds later, and decode engines compute what the gateway leaves to them. Beside it divisions
+that stay as they are, and engines that only do what their role says.
 """
 
 import random
@@ -28,7 +30,8 @@ LONG, SHORT_PROMPTS = (8_000, 100), (1_000, 800)
 ENGINES = 16
 STARTUP_SECONDS = WARM_START.min_seconds
 OPTIMUM_SHARE = {LONG: 14, SHORT_PROMPTS: 6}
-"""Engines that prefill in the division that carries most of each kind, where each does what its role says."""
+"""Engines that prefill in the division that carries most of each kind, where each does what its
+role says."""
 SATURATED = {LONG: 17.2, SHORT_PROMPTS: 57.0}
 """Requests per second that it carries, about."""
 
@@ -86,8 +89,8 @@ def run_shift(
     patience: float = PATIENCE_SECONDS,
     computing: PrefillPolicy = PrefillPolicy.SLACK,
 ) -> tuple[AutoscalingScenario, float]:
-    """As many requests of one kind as of the other, arriving at ``load`` times what the best division of each carries;
-    and when the second kind begins."""
+    """As many requests of one kind as of the other, arriving at ``load`` times what the best
+    division of each carries; and when the second kind begins."""
     long, chatty = ((shape, load * SATURATED[shape], requests / (load * SATURATED[shape])) for shape in OPTIMUM_SHARE)
     return shift_scenario([long, chatty], prefill, seed, patience=patience, computing=computing), long[2]
 
@@ -103,9 +106,9 @@ def throughput(outcome: ControllerOutcome, begin: float = 0.0) -> float:
 
 
 def settling_seconds(outcome: ControllerOutcome, begin: float, best: int, within: int = 1) -> float | None:
-    """Seconds from ``begin`` until the ready engines are as near as that to a division with ``best`` of 16 for prefill,
-    and as near they stay for the next two minutes at least; None = never. Where fewer than 16 are asked for, the ratio is
-    compared."""
+    """Seconds from ``begin`` until the ready engines are as near as that to a division with
+    ``best`` of 16 for prefill, and as near they stay for the next two minutes at least; None =
+    never. Where fewer than 16 are asked for, the ratio is compared."""
     looks = [
         (look.now, abs(ENGINES * look.ready[0] / sum(look.ready) - best) <= within)
         for look in outcome.samples
@@ -126,8 +129,8 @@ def saturated_throughput(
     end: float = 400.0,
     computing: PrefillPolicy = PrefillPolicy.APART,
 ) -> float:
-    """Requests per second that a division finishes between ``begin`` and ``end`` seconds, when more arrive all the time
-    than it can."""
+    """Requests per second that a division finishes between ``begin`` and ``end`` seconds, when more
+    arrive all the time than it can."""
     made = shift_scenario([(shape, 1.3 * SATURATED[shape], end)], prefill, seed, patience=1e9, computing=computing)
     ends = run_controller(made, ScheduleController([])).request_table.end
     return sum([begin < at <= end for at in ends]) / (end - begin)

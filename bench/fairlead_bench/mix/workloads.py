@@ -1,9 +1,9 @@
-"""Histograms of requests for the mix: six kinds of traffic on the 10 × 10 grid, and tables in which every type is best
-somewhere.
+"""Histograms of requests for the mix: six kinds of traffic on the 10 × 10 grid, and tables in which
+every type is best somewhere.
 
-Lengths are log-normal, drawn with the seed: medians and spreads follow the studies' figures where there are any (Azure's
-conversation hour: prompts 1,020 in the middle, 4,083 at 95 %; its code hour: 2,048 and 28 on average), the rest are round
-numbers.
+Lengths are log-normal, drawn with the seed: medians and spreads follow the studies' figures where
+there are any (Azure's conversation hour: prompts 1,020 in the middle, 4,083 at 95 %; its code hour:
+2,048 and 28 on average), the rest are round numbers.
 """
 
 import math
@@ -64,8 +64,8 @@ def traffic(workload: str, rate: float, count: int, seed: int) -> list[TraceRequ
 
 
 def skewed(grid: RequestShapeGrid, seed: int, types: int = 6) -> list[PoolCandidate]:
-    """Types of rising price, of which each is the cheapest by a factor of two or more in a band of shapes, small ones for
-    short requests."""
+    """Types of rising price, of which each is the cheapest by a factor of two or more in a band of
+    shapes, small ones for short requests."""
     draw = random.Random(f"skewed {seed}")
     rows, columns = len(grid.prompt) - 1, len(grid.output) - 1
     costs = [0.5 * 1.6**place * draw.uniform(0.9, 1.1) for place in range(types)]
@@ -84,7 +84,8 @@ def skewed(grid: RequestShapeGrid, seed: int, types: int = 6) -> list[PoolCandid
 
 
 def dense(grid: RequestShapeGrid, draw: random.Random, types: int = 6) -> tuple[list[float], list[PoolCandidate]]:
-    """Rates of all shapes and types that are best here and there by chance: hard to solve, like nothing in particular."""
+    """Rates of all shapes and types that are best here and there by chance: hard to solve, like
+    nothing in particular."""
     rates = [draw.expovariate(1.0) * 0.3 for _ in range(grid.size)]
     candidates = []
     for place in range(types):
@@ -98,7 +99,8 @@ def dense(grid: RequestShapeGrid, draw: random.Random, types: int = 6) -> tuple[
 
 
 def homogeneous(rates: Sequence[float], candidates: Sequence[PoolCandidate]) -> float:
-    """USD per hour of the cheapest fleet of one type that serves every shape; infinite where none does."""
+    """USD per hour of the cheapest fleet of one type that serves every shape; infinite where none
+    does."""
     costs = [math.inf]
     for one in candidates:
         pairs = [(rate, each) for rate, each in zip(rates, one.throughput, strict=True) if rate > 0.0]

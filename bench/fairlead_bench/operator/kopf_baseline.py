@@ -1,7 +1,9 @@
-"""The operator as many are written: kopf's handlers for edges (created, changed), no queue, no watch of children.
+"""The operator as many are written: kopf's handlers for edges (created, changed), no queue, no
+watch of children.
 
-It makes the same objects as Fairlead's, rendered by the same function and applied with the same client. What it leaves out is what
-makes the difference: nothing sees a child that is deleted or edited, a model that is deleted while it is away, or two writers.
+It makes the same objects as Fairlead's, rendered by the same function and applied with the same
+client. What it leaves out is what makes the difference: nothing sees a child that is deleted or
+edited, a model that is deleted while it is away, or two writers.
 """
 
 import os
@@ -19,7 +21,7 @@ from fairlead.kube.resources import MODEL_DEPLOYMENTS
 from fairlead.kube.transport.kubeconfig import load_config
 from fairlead.runtime.clock import SystemClock
 from fairlead_operator.controller import revisions
-from fairlead_operator.controller.reconciler import parse_model
+from fairlead_operator.controller.desired_state import parse_model
 from fairlead_operator.kube.kopf_login import connection_info
 from fairlead_operator.object_metadata import with_ownership, with_revision
 from fairlead_operator.render import InstallationDefaults, RenderContext, render_model

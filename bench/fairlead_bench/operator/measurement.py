@@ -1,4 +1,5 @@
-"""One subject before one API server: alone, a crowd created, a crowd changed, rest, deleted children, a restart."""
+"""One subject before one API server: alone, a crowd created, a crowd changed, rest, deleted
+children, a restart."""
 
 import asyncio
 import random
@@ -27,7 +28,7 @@ TIMEOUT_SECONDS, QUIET_SECONDS, AGAIN_SECONDS = 900.0, 2.0, 30.0
 
 @dataclass(frozen=True, slots=True)
 class BatchFigures:
-    """What all models together took."""
+    """Figures of all models together."""
 
     models: int
     done: int
@@ -49,7 +50,7 @@ class BatchFigures:
 
 @dataclass(frozen=True, slots=True)
 class OperatorFigures:
-    """What one subject showed."""
+    """Figures of one subject."""
 
     alone_seconds: list[float] = field(default_factory=list)
     created: BatchFigures | None = None
@@ -103,14 +104,15 @@ class ObjectWatch:
 
 
 class OperatorBenchmark:
-    """``names`` are the models of the crowd, in the order in which they are applied."""
+    """One run against one subject. ``names`` are the models, in the order in which they are
+    applied."""
 
     def __init__(self, server: ApiServer, api: KubeApi, begin: Callable[[], SubjectProcess], names: list[str]) -> None:
         self._server, self._api, self._begin, self._names = server, api, begin, names
         self._models, self._children = ObjectWatch(api, MODEL_DEPLOYMENTS), ObjectWatch(api, DEPLOYMENTS)
 
     async def run(self, rest_seconds: float) -> OperatorFigures:
-        """All of it."""
+        """Runs all phases."""
         eyes = [asyncio.ensure_future(eye.follow()) for eye in (self._models, self._children)]
         subject = self._begin()
         try:
@@ -155,7 +157,8 @@ class OperatorBenchmark:
                 await asyncio.sleep(0.0005)
 
     async def _crowd(self, subject: SubjectProcess, *args: str) -> BatchFigures:
-        """Apply all of them, and wait until a status about each is there and nothing is written any more."""
+        """Apply all of them, and wait until a status about each is there and nothing is written any
+        more."""
         before, cpu, began = await self._counted(), subject.cpu_seconds(), time.monotonic()
         room = asyncio.Semaphore(CONCURRENT_MODELS)
 
@@ -233,7 +236,7 @@ def model_uid(manifest: Manifest) -> str:
 
 
 async def measure(server: ApiServer, name: str, names: list[str], rest_seconds: float, log: Path) -> OperatorFigures:
-    """``name`` is the subject's."""
+    """Returns the figures of the subject ``name``."""
     async with KubeApi(server.config(), SystemClock(), random.random) as api:
         for path in sorted((ROOT / "crds").glob("*.yaml")):
             await api.apply(yaml.safe_load(path.read_text()), "bench")

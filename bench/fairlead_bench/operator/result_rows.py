@@ -11,7 +11,7 @@ _BUDGET = f"{BASE_MS:g} ms + {WRITE_MS:g} ms × writes"
 
 
 def rows(found: Mapping[str, OperatorFigures]) -> list[ResultRow]:
-    """Of what was measured; a goal without its figure does not hold."""
+    """Returns the rows of measured figures; a goal without its figure does not hold."""
     ours, naive = found.get(FAIRLEAD, OperatorFigures()), found.get(BASELINE, OperatorFigures())
     return [*_goal_rows(ours), *_baseline_rows(ours, naive)]
 

@@ -1,6 +1,8 @@
-"""An operator that kills itself around a write: ``python -m fairlead_bench.operator.self_kill before|after NUMBER …``.
+"""An operator that kills itself around a write: ``python -m fairlead_bench.operator.self_kill
+before|after NUMBER …``.
 
-Writes are those to children and to statuses of models; leases and events are not counted. Everything else is the operator's own.
+Writes are those to children and to statuses of models; leases and events are not counted.
+Everything else is the operator's own.
 """
 
 import os

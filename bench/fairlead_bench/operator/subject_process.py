@@ -88,7 +88,8 @@ def api_requests(server: ApiServer) -> RequestCounts:
 
 
 def writes(requests: RequestCounts) -> int:
-    """Those of the operator: to children, and to models but for the benchmark's own, which are applied without a subresource."""
+    """Returns the number of the operator's writes: to children, and to models except those of the
+    benchmark, which are applied without a subresource."""
     return sum(
         count
         for (verb, resource, subresource), count in requests.items()

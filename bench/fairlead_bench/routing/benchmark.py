@@ -1,4 +1,4 @@
-"""``bench/routing/run.py``: measure, write, print. A goal that does not hold stays in the table and fails nothing."""
+"""The routing benchmark's command line. A missed goal stays in the table and fails nothing."""
 
 import argparse
 import json

@@ -1,4 +1,5 @@
-"""The traffic of ``fairlead demo`` under its presets, in the simulator, beside what a demo measured live.
+"""Rows of the traffic of ``fairlead demo`` under its presets, simulated and as a demo measured it
+live.
 
 The first 1,000 requests of at most 20,480 prompt tokens, 8 engines of the 910b4 profile.
 """

@@ -1,4 +1,5 @@
-"""The grid as a picture and as a table: how much comes in time under each preset, by traffic, gateways and how late they hear."""
+"""The grid as a picture and as a table: how much comes in time under each preset, by traffic,
+gateways and how late they hear."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ class GridTable:
         return sum(found) / len(found)
 
     def worst(self, preset: str) -> float:
-        """Of all cells."""
+        """Returns the smallest share of all cells."""
         return min(
             self.share(preset, family, number, late)
             for family in self.families
@@ -48,7 +49,8 @@ class GridTable:
         )
 
     def table(self) -> str:
-        """In Markdown: means over the families by gateways and staleness, and each preset's worst cell, in per cent."""
+        """In Markdown: means over the families by gateways and staleness, and each preset's worst
+        cell, in per cent."""
         places = [(number, late) for number in GATEWAYS for late in STALE_SECONDS]
         lines = ["| | " + " | ".join(f"{number}, {late}" for number, late in places) + " | worst cell |"]
         lines.append("|---" * (len(places) + 2) + "|")

@@ -1,4 +1,5 @@
-"""One measurement of the grid: a preset behind the router seam, on some traffic, from a seed; and many of them side by side."""
+"""One measurement of the grid: a preset behind the router seam, on some traffic, from a seed; and
+many of them side by side."""
 
 import gc
 import math
@@ -23,7 +24,7 @@ from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import MAX_PROMPT_TOKENS, TraceRequest, at_rate, read_mooncake, spread_ties
 
 FIRST_RATES = {"agents": 45.0, "tenants": 33.0, "rag": 25.5, "flash-crowd": 37.0, "bursty": 35.0, "conversation": 20.0}
-"""Where the search for a capacity begins, requests/s of eight engines; it may end anywhere."""
+"""Rates at which the search for a capacity starts, in requests/s of eight engines."""
 SLO_SHARES = {
     "guarded": CapacityGoal(),
     "unguarded": WITHOUT_GUARD,
@@ -35,9 +36,10 @@ WINDOW_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class RoutingCell:
-    """Without a ``rate`` its capacity is searched for, by ``bar``. ``sent_seconds`` None: gateways share nothing. ``happens`` names a
-    script; ``pooled`` puts one memory under all engines and a router that sees every queue before them. Without ``seam`` one router
-    is driven directly, as ``fairlead simulate`` does it. ``length`` is of the usual number of requests."""
+    """Without a ``rate`` its capacity is searched for, by ``bar``. ``sent_seconds`` None: gateways
+    share nothing. ``happens`` names a script; ``pooled`` puts one memory under all engines and a
+    router that sees every queue before them. Without ``seam`` one router is driven directly, as
+    ``fairlead simulate`` does it. ``length`` is of the usual number of requests."""
 
     preset: str
     traffic: str
@@ -56,7 +58,7 @@ class RoutingCell:
 
 
 def measure(cell: RoutingCell, trace: Path | None) -> Measured:
-    """``capacity`` in requests/s, or what was found at the cell's rate."""
+    """Returns the capacity in requests/s, or the figures at the cell's rate."""
     requests = _traffic(cell.traffic, cell.seed, int(cell.length * REQUESTS_AN_ENGINE * cell.engines), trace)
     gc.unfreeze()
     gc.collect()  # of the last cell
@@ -124,7 +126,7 @@ class RoutingMeasurements(SharedLab[RoutingCell]):
         return f"{cell.preset}, {cell.traffic}, seed {cell.seed}"
 
     def capacities(self, cells: Sequence[RoutingCell]) -> list[float]:
-        """Of each, in their order."""
+        """Returns the capacity of each cell, in their order."""
         found = self(cells)
         return [found[cell]["capacity"] for cell in cells]
 

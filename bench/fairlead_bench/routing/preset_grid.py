@@ -1,7 +1,8 @@
-"""Presets × traffic × gateways × staleness: the share within the objective at 0.85 × the dualmap preset's capacity.
+"""Presets × traffic × gateways × staleness: the share within the objective at 0.85 × the dualmap
+preset's capacity.
 
-The bound of a cell is Wilson's, of 95 %, for as many independent requests as there were sessions' worth of them: requests of
-one burst are late together, so a tenth of their number is taken.
+The bound of a cell is Wilson's, of 95 %, for as many independent requests as there were sessions'
+worth of them: requests of one burst are late together, so a tenth of their number is taken.
 """
 
 import math
@@ -19,7 +20,7 @@ SHARE = 0.85
 STALE_SECONDS = {"fresh": (0.0, 0.0), "0.5 s": (0.5, 0.5), "5 s": (5.0, 5.0)}
 GATEWAYS = (1, 3, 8)
 LENGTH = 0.5
-"""Of the requests that a capacity is searched with: there are 585 cells."""
+"""Share of the requests with which a capacity is searched. Why: there are 585 cells."""
 INDEPENDENT = 0.1
 Z = 1.96
 

@@ -1,4 +1,5 @@
-"""The rows of the bar, each a ratio to the dualmap preset on the same requests unless it says otherwise."""
+"""The rows of the bar, each a ratio to the dualmap preset on the same requests unless it says
+otherwise."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,7 +21,8 @@ REFERENCE_STUDY = {
 
 
 class RoutingRows:
-    """All of them, over ``seeds``. Without a trace, the rows of the recorded conversations are left out."""
+    """All of them, over ``seeds``. Without a trace, the rows of the recorded conversations are left
+    out."""
 
     def __init__(self, lab: RoutingMeasurements, seeds: Sequence[int]) -> None:
         self._lab = lab
@@ -117,7 +119,7 @@ class RoutingRows:
     # --- at a rate ------------------------------------------------------------------------------------------------------
 
     def _at_rates(self) -> Iterator[ResultRow]:
-        """What comes of a share of DualMap's capacity."""
+        """Yields rows at shares of DualMap's capacity."""
         calm = {name: self._at_load(name, 0.9) for name in (DEFAULT, DUALMAP)}
         for what, metric in (
             ("ttft_p90", "p90 TTFT at 90 % of dualmap's capacity: default ÷ dualmap"),

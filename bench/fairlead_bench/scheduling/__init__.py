@@ -1,1 +1,1 @@
-"""Scheduling."""
+"""Admission before simulated engines; everything is in ``benchmark``."""

@@ -1,12 +1,14 @@
-"""What the gate before engines brings: two objectives, long prompts among short ones, memory; and the goals that it must reach.
+"""Benefit of admission before engines: two latency targets, long prompts among short ones, memory;
+with goals.
 
-    python bench/fairlead_bench/scheduling/benchmark.py [--out out/bench/scheduling.json] [--requests 6000] [--seeds 1,2,3]
+    python -m fairlead_bench scheduling [--out out/bench/scheduling.json] [--requests 6000] [--seeds 1,2,3]
 
-Simulated engines behind the production router (h100-llama8b, eight of them, prompts that share nothing). *Load* is the prefill
-that comes ÷ the prefill that the engines can compute alone. FCFS: each request goes to an engine at once, which serves by
-arrival. EDF and S-EDF hold as the gate does, by deadline alone or by its order, but long prompts go as others do. EDF is there twice
-more: with one prompt at a time before an engine, and with long prompts placed as the gate places them. The seeds were not those it
-was built with.
+Simulated engines behind the production router (h100-llama8b, eight of them, prompts that share
+nothing). *Load* is the prefill that comes ÷ the prefill that the engines can compute alone. FCFS:
+each request goes to an engine at once, which serves by arrival. EDF and S-EDF hold as the gate
+does, by deadline alone or by its order, but long prompts go as others do. EDF is there twice more:
+with one prompt at a time before an engine, and with long prompts placed as the gate places them.
+The seeds were not those it was built with.
 """
 
 import argparse
@@ -45,7 +47,7 @@ SloOfRequest = Callable[[TraceRequest], float]
 
 
 class KeyedLine(RequestQueue):
-    """Whoever is first by a ``key``, whether or not his objective can be met."""
+    """A queue ordered by a ``key``, whether or not a request can still meet its target."""
 
     def __init__(self, key: Callable[[QueuedRequest], float]) -> None:
         super().__init__()
@@ -70,12 +72,12 @@ QUEUE_ORDERS: Mapping[str, Callable[[QueuedRequest], float]] = {
     "edf one at a time": lambda one: one.deadline,
     "one queue": lambda one: one.arrived_at,
 }
-"""Of the ways to hold that the gate is compared with; ``sedf`` is the gate's own order."""
+"""Queue orders that the gate is compared with; ``sedf`` is the gate's own order."""
 PLACEMENTS = ("gate", "edf placed")
-"""Of them those that place long prompts as the gate does."""
+"""The orders that place long prompts as the gate does."""
 _NO_SECONDS = 1e-9
 CONCURRENT_REQUESTS: Mapping[str, str] = {"fcfs": "dual-hash", "jsq": "least-request", "round-robin": "round-robin"}
-"""Of the ways to send at once: the preset that says where."""
+"""Ways to send at once: name and routing preset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,8 @@ def run(
     reserve_tokens: int | None = None,
     most_tokens: int | None = None,
 ) -> list[RequestResult]:
-    """``how``: one of ``AT_ONCE``, or who holds: ``gate``, ``sedf`` (its order, long prompts go as others do), ``ORDERS``."""
+    """Returns the results of one run. ``how`` is one of ``CONCURRENT_REQUESTS``, or a queue:
+    ``gate``, ``sedf`` (its order, without places for long prompts), ``QUEUE_ORDERS``."""
     names = [f"sim-{number}/0/0" for number in range(engines)]
     model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=LONG_SECONDS), CONCURRENT_REQUESTS.get(how, "dual-hash"))
     router = ModelRouter(secret=_SECRET)
@@ -153,7 +156,8 @@ def run(
 def slo_attainment(
     traffic: SchedulingTraffic, how: str, load: float, seeds: Sequence[int], count: int
 ) -> tuple[float, float, float]:
-    """Shares of the short and the long class within their objectives, means over seeds, and the longest wait in objectives."""
+    """Shares of the short and the long class within their objectives, means over seeds, and the
+    longest wait in objectives."""
     shares: tuple[list[float], list[float]] = ([], [])
     stretch = 0.0
     for seed in seeds:
@@ -171,7 +175,8 @@ def slo_attainment(
 
 
 def find_capacity(how: str, seeds: Sequence[int], count: int) -> float:
-    """The highest load, to a hundredth, at which both classes have nine of ten within their objectives."""
+    """The highest load, to a hundredth, at which both classes have nine of ten within their
+    objectives."""
     low, high = 0.4, 1.2
     while high - low > 0.01:
         middle = (low + high) / 2
@@ -181,7 +186,7 @@ def find_capacity(how: str, seeds: Sequence[int], count: int) -> float:
 
 
 def two_class_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
-    """Knees, and what nobody waits beyond."""
+    """Yields rows on capacities, and on the longest wait."""
     knees = {how: find_capacity(how, seeds, count) for how in ("gate", "sedf", *CONCURRENT_REQUESTS, *QUEUE_ORDERS)}
     for how, name in (("fcfs", "FCFS"), ("edf", "EDF")):
         metric = f"two objectives: highest load where both keep 90 %: gate ÷ {name}"
@@ -233,7 +238,8 @@ def answer_lengths(draw: random.Random) -> tuple[int, int]:
 
 
 def memory_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
-    """One engine of 120,000 tokens that admits by the prompt alone, with the gate before it and without."""
+    """One engine of 120,000 tokens that admits by the prompt alone, with the gate before it and
+    without."""
     for rate in (3.5, 3.75, 4.0):
         found: dict[str, tuple[float, float]] = {}
         for how in ("fcfs", "gate"):
@@ -263,7 +269,7 @@ def _meets_slo(one: RequestResult) -> bool:
 
 
 def length_rows(wanted: dict[str, str], seeds: Sequence[int]) -> Iterator[ResultRow]:
-    """How far the share of answers within the ninth decile is from nine tenths, after 500 answers."""
+    """Yields rows on the distance of the forecast ninth decile from nine tenths, after 500 answers."""
     covered = total = 0
     for seed in range(12 * len(seeds)):
         draw, lengths = random.Random(seed), OutputLengths(max_classes=64)

@@ -1,1 +1,5 @@
-"""Sharing."""
+"""Several gateways that act as one.
+
+simulated_gateways: in the fleet simulator
+gateway_processes: as processes, over HTTP and Redis
+"""

@@ -1,13 +1,15 @@
-"""One gateway, three that share a Redis near or far away, and three that share nothing, on the same requests to simulated engines
-over HTTP.
+"""One gateway, three that share a Redis near or far away, and three that share nothing, on the same
+requests to simulated engines over HTTP.
 
-    python bench/fairlead_bench/sharing/gateway_processes.py [--seeds 5] [--out out/bench/gateways.json]
+    python -m fairlead_bench gateways [--seeds 5] [--out out/bench/gateways.json]
 
-The traffic is that of agents: a dozen applications with long instructions of their own, sessions whose prompts grow, each turn at a
-gateway drawn by chance, as a load balancer would. Engines are small, so that every duplicate pushes something out. What is compared
-is the share of prompt tokens that engines found in their caches, as they report it. In the setting ``short`` a request takes less
-time than gateways need to tell of it, and there is little to cache it in. What a gateway takes before an engine has a request is
-what it says itself in ``server-timing``: who waited for a Redis that is 200 ms away would show there.
+The traffic is that of agents: a dozen applications with long instructions of their own, sessions
+whose prompts grow, each turn at a gateway drawn by chance, as a load balancer would. Engines are
+small, so that every duplicate pushes something out. What is compared is the share of prompt tokens
+that engines found in their caches, as they report it. In the setting ``short`` a request takes less
+time than gateways need to tell of it, and there is little to cache it in. What a gateway takes
+before an engine has a request is what it says itself in ``server-timing``: who waited for a Redis
+that is 200 ms away would show there.
 """
 
 import argparse
@@ -47,7 +49,8 @@ _NAME = "gateways"
 
 @dataclass(frozen=True, slots=True)
 class FleetSetting:
-    """Engines of a profile so many times as fast, with so many blocks each, and how many sessions they get."""
+    """Engines of a profile so many times as fast, with so many blocks each, and how many sessions
+    they get."""
 
     profile: str
     speed: float
@@ -78,8 +81,8 @@ TOPOLOGIES = (
 
 @dataclass(frozen=True, slots=True)
 class SharingFigures:
-    """Of one run: tokens of all prompts, those found in caches, requests and how many of them failed; seconds of each until an engine
-    had it, and until its client had the answer."""
+    """Figures of one run: prompt tokens, tokens found in caches, requests, failures, and two times
+    of each request: until an engine had it, and until its client had the answer."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -90,15 +93,15 @@ class SharingFigures:
 
     @property
     def cached_share(self) -> float:
-        """Of prompt tokens, found in caches."""
+        """The share of prompt tokens that was found in caches."""
         return self.cached_tokens / max(1, self.prompt_tokens)
 
 
 def sessions(
     count: int, seed: int, *, apps: int = APPLICATIONS, turns: int = TURNS
 ) -> list[list[list[dict[str, str]]]]:
-    """``count`` sessions as lists of turns, each the messages of one request; the answers in them are made up, so that every
-    run asks the same."""
+    """Returns sessions as lists of turns, each the messages of one request. The answers in them are
+    drawn, so every run sends the same requests."""
     random = Random(seed)
     instructions = [f"application {app}: " + _words(Random(f"{seed} {app}"), 700) for app in range(apps)]
     weights = [1.0 / (1 + app) for app in range(apps)]
@@ -127,7 +130,8 @@ async def drive(
     seed: int,
     between: Callable[[], Awaitable[None]] | None = None,
 ) -> SharingFigures:
-    """Send all sessions, so many at once, each turn to one of the gateways; ``between`` is awaited after every answer."""
+    """Send all sessions, so many at once, each turn to one of the gateways; ``between`` is awaited
+    after every answer."""
     room = asyncio.Semaphore(at_once)
     draw = Random(seed)
     ways = [[draw.random() for _ in session] for session in wanted]
@@ -158,7 +162,8 @@ async def drive(
 
 
 def _gateway_seconds(timing: str) -> float:
-    """What the gateway took before an engine had the request, of a ``server-timing``."""
+    """Returns the gateway's own time before an engine had the request, of a ``server-timing``
+    field."""
     return float(timing.partition("gateway;dur=")[2].partition(",")[0]) / 1e3
 
 
@@ -173,7 +178,8 @@ async def measure(
     setting: FleetSetting,
     in_step: bool = False,
 ) -> SharingFigures:
-    """One run with engines and gateways of its own. ``in_step``: the next request waits until all have heard of the last one."""
+    """Returns the figures of one run with its own engines and gateways. ``in_step`` delays each
+    request until all gateways know of the one before."""
     os.environ["FAIRLEAD_HASH_SECRET"] = SECRET
     path = folder / f"fleet-{gateways}.yaml"
     async with AsyncExitStack() as stack:
@@ -209,7 +215,8 @@ async def _wait_for_beats(gateways: Sequence[GatewayProcess]) -> None:
 
 
 class _StepGate:
-    """Waits until every gateway has heard of all that the others have sent, and that nothing of it is in flight."""
+    """A gate that opens when every gateway has received all reports of its peers and has nothing in
+    flight."""
 
     def __init__(self, gateways: Sequence[GatewayProcess]) -> None:
         self._gateways = gateways
@@ -231,7 +238,8 @@ class _StepGate:
 
 
 def rows(found: Mapping[str, Sequence[Sequence[SharingFigures]]]) -> list[ResultRow]:
-    """The bar: three gateways that share are within three points of one. By setting, for each seed the figures of each form."""
+    """The bar: three gateways that share are within three points of one. By setting, for each seed
+    the figures of each form."""
     goal = load_goals(_NAME)
     made: list[ResultRow] = []
     for name, seeds in found.items():
@@ -257,7 +265,8 @@ def rows(found: Mapping[str, Sequence[Sequence[SharingFigures]]]) -> list[Result
 
 
 def _latency_row(name: str, seeds: Sequence[Sequence[SharingFigures]], goal: Mapping[str, str]) -> Iterator[ResultRow]:
-    """Whether anybody waits for Redis: the requests of all seeds together, with a near one and with one that is far away."""
+    """Yields rows on the wait for Redis, with a near one and a far one: the requests of all seeds
+    together."""
     for what, read in (("until an engine has it", _gateway_milliseconds), ("whole", _total_milliseconds)):
         near, far = [percentile([value for run in seeds for value in read(run[form])]) for form in (1, 2)]
         metric = f"{name}: p99 of a request, {what}: Redis 200 ms away − near"
@@ -275,12 +284,12 @@ def _total_milliseconds(one: SharingFigures) -> Sequence[float]:
 
 
 def percentile(values: Sequence[float], share: float = 0.99) -> float | None:
-    """Of sorted values the one below which lies such a share of them; None of none."""
+    """Returns a percentile of sorted values; None where there are none."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else None
 
 
 async def _runs(setting: FleetSetting, seed: int, folder: Path) -> list[SharingFigures]:
-    """One of each form."""
+    """Returns the figures of each topology."""
     found = []
     for form in TOPOLOGIES:
         async with AsyncExitStack() as stack:

@@ -1,12 +1,14 @@
-"""What gateways that share find in engines' caches, in the fleet simulator: the same requests, and more or less knowledge.
+"""Cache hits of gateways that share, in the fleet simulator: equal requests, and more or less
+knowledge.
 
-    python bench/fairlead_bench/sharing/simulated_gateways.py [--trace FILE] [--requests 10091] [--seeds 3] [--out out/bench/sharing.json]
+    python -m fairlead_bench sharing [--trace FILE] [--requests 10091] [--seeds 3] [--out out/bench/sharing.json]
 
-Two kinds of traffic. *Conversations* (the trace, or made up in its likeness) arrive at 8 requests/s at eight engines that hold 4 % of
-the traffic's different tokens together; in the middle one of the gateways is restarted. *Short requests* are answered in less time
-than gateways need to tell of them: sessions of agents, ten at once, at four engines of 24,000 tokens each. Nothing is sent and
-no time is read: equal arguments give equal rows. What is possible is a row too: gateways that know before each choice what every
-engine holds.
+Two kinds of traffic. *Conversations* (the trace, or made up in its likeness) arrive at 8 requests/s
+at eight engines that hold 4 % of the traffic's different tokens together; in the middle one of the
+gateways is restarted. *Short requests* are answered in less time than gateways need to tell of
+them: sessions of agents, ten at once, at four engines of 24,000 tokens each. Nothing is sent and no
+time is read: equal arguments give equal rows. What is possible is a row too: gateways that know
+before each choice what every engine holds.
 """
 
 import argparse
@@ -42,7 +44,7 @@ _NAME = "sharing"
 REQUESTS = 10_091
 RATE, CACHE_SHARE, ENGINES = 8.0, 0.04, 8
 WARM_UP_SHARE = 0.1
-"""Of the conversations' requests: they fill the caches and do not count."""
+"""Share of the conversations' requests that fill the caches and do not count."""
 SHARED = SharingOptions(index=True)
 
 
@@ -80,7 +82,8 @@ SHORT_SEEDS = 32
 
 @dataclass(frozen=True, slots=True)
 class SharingFigures:
-    """Of one run: the share of prompt tokens that engines found, mean seconds to the first token, requests that failed."""
+    """Figures of one run: the share of prompt tokens found in caches, mean seconds to the first
+    token, failed requests."""
 
     cached: float
     ttft_seconds: float

@@ -1,4 +1,5 @@
-"""The controller of LeaderWorkerSets, in groups of which an engine spans several nodes. It makes its webhook's certificate itself."""
+"""The controller of LeaderWorkerSets, in groups of which an engine spans several nodes. It makes
+its webhook's certificate itself."""
 
 from e2e.cluster.artifacts import image_set, pinned_versions
 from e2e.cluster.running_cluster import RunningCluster
@@ -7,7 +8,8 @@ READY_SECONDS = 180
 
 
 def install(cluster: RunningCluster) -> None:
-    """Its own chart, with the image that was loaded. It asks for a whole processor and no particular user otherwise."""
+    """Its own chart, with the image that was loaded. It asks for a whole processor and no
+    particular user otherwise."""
     repository, _, tag = image_set.LWS.rpartition(":")
     values = {
         "image.manager.repository": repository,

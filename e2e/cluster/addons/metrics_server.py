@@ -1,4 +1,5 @@
-"""metrics-server, on request, for ``kubectl top`` and HorizontalPodAutoscalers: a process here behind an aggregated API."""
+"""metrics-server, on request, for ``kubectl top`` and HorizontalPodAutoscalers: a process here
+behind an aggregated API."""
 
 from typing import Any
 

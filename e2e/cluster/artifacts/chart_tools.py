@@ -1,7 +1,9 @@
-"""What the tests of the chart need and no cluster does: helm, Prometheus' promtool, and what Kubernetes says of its objects.
+"""Tools of the chart's tests, which need no cluster: helm, Prometheus' promtool, and Kubernetes'
+OpenAPI schemas.
 
-promtool is compiled as everything else here is, without the service discovery that it could do. What a release says is OpenAPI, which
-lies in its sources: Go fetches these, checked by the hash below, and the few files that speak of kinds that charts hold are kept.
+promtool is compiled as everything else here is, without the service discovery that it could do.
+What a release says is OpenAPI, which lies in its sources: Go fetches these, checked by the hash
+below, and the few files that speak of kinds that charts hold are kept.
 """
 
 import json
@@ -38,7 +40,8 @@ def build_tools() -> dict[str, str]:
 
 
 def build_tools_for_tests() -> None:
-    """Make everything that ``make test`` runs against: ``make``, with etcd, kube-apiserver and kubectl where none are given."""
+    """Make everything that ``make test`` runs against: ``make``, with etcd, kube-apiserver and
+    kubectl where none are given."""
     api = pinned_versions.API if assets() == pinned_versions.binaries() else ()
     compile_missing([*api, pinned_versions.HELM_PROGRAM, pinned_versions.PROMTOOL])
     build_tools()
@@ -50,7 +53,7 @@ def are_built() -> bool:
 
 
 def paths() -> dict[str, str]:
-    """Where it lies, or would lie."""
+    """Returns the path of each tool, whether or not it is there."""
     found = {
         program.name: str(path_of(program)) for program in (pinned_versions.HELM_PROGRAM, pinned_versions.PROMTOOL)
     }

@@ -1,4 +1,5 @@
-"""Debian packages of level *full*: container runtime, network plugins, and the few commands that are called."""
+"""Debian packages of level *full*: container runtime, network plugins, and the few commands that
+are called."""
 
 import os
 import subprocess

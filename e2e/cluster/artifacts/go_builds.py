@@ -1,7 +1,9 @@
-"""Compiles what a level needs into the cache, once per set of pins: 430 processor seconds for *api*, 820 for *full*.
+"""Go programs of a cluster level, compiled into the cache once per set of pins: 430 processor
+seconds for *api*, 820 for *full*.
 
-A program appears under its name only when it is whole, so a folder that holds all names is complete. Whoever comes second waits for
-the first. Go checks every module against ``go.sum``; a Go that is older than the modules want fetches the right one by itself.
+A program appears under its name only when it is whole, so a folder that holds all names is
+complete. Whoever comes second waits for the first. Go checks every module against ``go.sum``; a Go
+that is older than the modules want fetches the right one by itself.
 """
 
 import fcntl
@@ -28,7 +30,8 @@ def is_built(level: str) -> bool:
 
 
 def assets() -> Path:
-    """The folder with etcd and kube-apiserver: what KUBEBUILDER_ASSETS names where it is complete, else ours, there or not."""
+    """The folder with etcd and kube-apiserver: what KUBEBUILDER_ASSETS names where it is complete,
+    else ours, there or not."""
     given = os.environ.get("KUBEBUILDER_ASSETS")
     if given and all((Path(given) / program.name).exists() for program in pinned_versions.API[:2]):
         return Path(given)
@@ -36,7 +39,8 @@ def assets() -> Path:
 
 
 def build(level: str) -> Path:
-    """Build what is missing, idempotent and safe beside others that do the same. The folder of the Kubernetes programs."""
+    """Builds what is missing and returns the folder of the Kubernetes programs. Idempotent, and
+    safe in several processes."""
     if level == "api" and assets() != pinned_versions.binaries():
         return assets()
     compile_missing(pinned_versions.LEVELS[level])
@@ -79,7 +83,7 @@ def build_lock(what: str) -> Iterator[None]:
 
 
 def path_of(program: Program) -> Path:
-    """Where a program lies, or would lie."""
+    """Returns the path of a program, whether or not it is there."""
     return pinned_versions.binaries(program.module) / program.name
 
 
@@ -122,7 +126,8 @@ def _go(module: str, *arguments: str) -> str:
 
 
 def go(folder: Path, *arguments: str) -> str:
-    """What Go says. Without a C compiler: static programs, which run in any image and any user's machine."""
+    """Runs Go and returns its output. Programs are static: they run in any image and on any user's
+    machine."""
     environ = os.environ | {"CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": "-buildvcs=false"}
     done = subprocess.run(["go", *arguments], cwd=folder, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:

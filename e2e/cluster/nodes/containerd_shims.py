@@ -1,5 +1,6 @@
-"""Ends containers whose containerd has ended: each has a shim, a process of its own that outlives containerd, and none of them is in
-the record. A shim names the socket of the containerd that it belongs to, so those of another one are left alone.
+"""Ends containers whose containerd has ended: each has a shim, a process of its own that outlives
+containerd, and none of them is in the record. A shim names the socket of the containerd that it
+belongs to, so those of another one are left alone.
 
 A shim that is killed leaves its container running, so what it has started goes first.
 """
@@ -19,7 +20,8 @@ STOP_SECONDS = 10.0
 
 
 def end_shims(socket: Path) -> int:
-    """Kill the shims of the containerd that listened on ``socket``, and all that they started. How many shims there were.
+    """Kill the shims of the containerd that listened on ``socket``, and all that they started. How
+    many shims there were.
 
     Nothing of them runs any more when this returns, or ``PATIENCE_SECONDS`` have passed.
     """

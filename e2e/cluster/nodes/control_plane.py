@@ -1,7 +1,9 @@
-"""etcd and API server, and on level *full* controller-manager and scheduler, as processes of this machine.
+"""The control plane: etcd and API server, and on level *full* controller-manager and scheduler, as
+processes of this machine.
 
-On level *api* there is nobody who makes service accounts, collects garbage or runs pods; the API server is the real one with its
-schemas, CEL, server-side apply, RBAC and watch cache. Durability is switched off: nobody's data is in there.
+On level *api* there is nobody who makes service accounts, collects garbage or runs pods; the API
+server is the real one with its schemas, CEL, server-side apply, RBAC and watch cache. Durability is
+switched off: nobody's data is in there.
 """
 
 import socket
@@ -20,7 +22,8 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class ControlPlane:
-    """Where it is to run: with the programs of ``binaries``, listening on ``address``; ``whole`` also acts on what it stores."""
+    """A control plane with the programs of ``binaries``, listening on ``address``; ``whole`` adds
+    the controllers."""
 
     record: RunRecord
     binaries: Path
@@ -35,11 +38,11 @@ class ControlPlane:
 
     @property
     def url(self) -> str:
-        """Where the API server listens."""
+        """The URL of the API server."""
         return f"https://{self.address}:{self.port}"
 
     def kubeconfig(self, name: str = "admin") -> Path:
-        """The file that makes somebody this user."""
+        """Returns the kubeconfig of a user."""
         return self.record.run / f"{name}.kubeconfig"
 
     def start(self) -> None:
@@ -86,7 +89,8 @@ class ControlPlane:
             "authorization-mode": "Node,RBAC",
             "allow-privileged": "true",
             "enable-admission-plugins": "NodeRestriction",
-            # Without names allowed, an authority that is also the clients' lets everybody pose as the front proxy: refused.
+            # Without names allowed, an authority that is also the clients' lets everybody pose as
+            # the front proxy: refused.
             "requestheader-client-ca-file": pki.certificate("ca"),
             "requestheader-allowed-names": "front-proxy",
             "requestheader-username-headers": "X-Remote-User",
@@ -124,7 +128,8 @@ class ControlPlane:
         self.record.start("scheduler", [self.binaries / "kube-scheduler", *identity("scheduler")])
 
     def get_text(self, path: str) -> bytes | None:
-        """What the API server says to its administrator about ``path``; none where it says no, or nothing."""
+        """Returns the API server's answer to its administrator about ``path``; None where it
+        refuses or does not answer."""
         context = ssl.create_default_context(cafile=self.pki.certificate("ca"))
         context.load_cert_chain(self.pki.certificate("admin"), self.pki.key("admin"))
         return fetch(f"{self.url}{path}", context)
@@ -149,7 +154,7 @@ def fetch(url: str, context: ssl.SSLContext | None = None) -> bytes | None:
 
 
 def free_port() -> int:
-    """A port on loopback that nobody listens on now."""
+    """Returns a free loopback port."""
     with socket.socket() as taken:
         taken.bind((LOOPBACK, 0))
         return int(taken.getsockname()[1])

@@ -1,4 +1,5 @@
-"""Level *full*, in order: bridge, container runtime, control plane, node, DNS, LeaderWorkerSet. And the way back."""
+"""Level *full*, in order: bridge, container runtime, control plane, node, DNS, LeaderWorkerSet. And
+the way back."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ def start(record: RunRecord, cluster: RunningCluster, given: Sequence[OciImage])
     with ThreadPoolExecutor(1) as beside:
         loaded = beside.submit(load_images, node, given)
         plane.start()
-        with progress_step("images, beside the above"):
+        with progress_step("images, at the same time"):
             loaded.result()
     with progress_step("node ready"):
         node.start()
@@ -53,7 +54,8 @@ def load_images(node: ClusterNode, given: Sequence[OciImage]) -> None:
 
 
 def stop(record: RunRecord) -> None:
-    """Back to what the machine was. Every step stands alone, so that half a cluster goes as well as a whole one."""
+    """Back to what the machine was. Every step stands alone, so that half a cluster goes as well as
+    a whole one."""
     node = ClusterNode(record, Path(record.get("binaries")))
     with progress_step("kubelet, kube-proxy, DNS stopped"):
         for name in (metrics_server.NAME, "kubelet", "kube-proxy", "coredns"):

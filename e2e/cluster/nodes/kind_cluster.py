@@ -1,4 +1,5 @@
-"""The same cluster where there is docker: kind's node instead of ours, with the same images and LeaderWorkerSet on it."""
+"""The same cluster where there is docker: kind's node instead of ours, with the same images and
+LeaderWorkerSet on it."""
 
 import shutil
 import subprocess

@@ -1,4 +1,5 @@
-"""What a node changes of this machine outside its run folder, put back: bridge, kernel settings, packet filter, folders."""
+"""Changes that a node makes to this machine outside its run folder, and their removal: bridge,
+kernel settings, packet filter, folders."""
 
 import os
 import re
@@ -24,7 +25,7 @@ _OUTSIDE = (
     *("/var/lib/kubelet", "/var/lib/cni", "/var/log/containers", "/var/log/pods", "/run/containerd", "/run/netns"),
     *("/opt/containerd", "/opt/cni", "/usr/libexec/kubernetes", "/run/xtables.lock", "/run/mount"),
 )
-"""What kubelet, CNI plugins, runc and mount make wherever one asks them to work."""
+"""Paths that kubelet, CNI plugins, runc and mount create wherever they run."""
 _SYSCTLS = (
     *(
         "net.ipv4.ip_forward",
@@ -42,7 +43,7 @@ FAMILIES = {"iptables": "ip", "ip6tables": "ip6"}
 
 
 def snapshot() -> dict[str, Any]:
-    """What the machine looks like before; :func:`restore` goes back to it."""
+    """Returns the state of the machine before a start; ``restore`` goes back to it."""
     groups = [path for path in (_CGROUPS, *sorted(_CGROUPS.glob("*/"))) if (path / "cgroup.procs").exists()]
     candidates = [Path(path) for path in _OUTSIDE] + [path / "kubepods" for path in groups]
     settings = {name: _sysctl(name).read_text().strip() for name in _SYSCTLS if _sysctl(name).exists()}
@@ -63,7 +64,8 @@ def make_bridge() -> None:
 
 
 def mount_memory(folder: Path) -> None:
-    """Images and containers into memory: unpacking and removing thousands of small files takes seconds there, not tens."""
+    """Images and containers into memory: unpacking and removing thousands of small files takes
+    seconds there, not tens."""
     folder.mkdir(parents=True)
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={MAX_MEMORY_BYTES},mode=0711", "tmpfs", str(folder)],
@@ -90,8 +92,8 @@ def restore(before: Mapping[str, Any], run: Path) -> None:
 
 
 def undo_chains(table: str, rules: Iterable[str]) -> str:
-    """What to tell ``iptables-restore --noflush`` so that it removes every KUBE- chain of ``table``, whose rules are given as ``-S``
-    prints them; empty where there is none."""
+    """Returns the input of ``iptables-restore --noflush`` that removes every KUBE- chain of
+    ``table``, whose rules are given as ``-S`` prints them; empty where there is none."""
     lines = list(rules)
     chains = [words[1] for line in lines if (words := line.split())[0] == "-N" and words[1].startswith("KUBE-")]
     if not chains:
@@ -135,7 +137,7 @@ def _saved(command: str) -> str:
 
 
 def mounts_below(folder: Path) -> list[str]:
-    """What is mounted below a folder, the innermost first."""
+    """Returns the mounts below a folder, the innermost first."""
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return sorted((point for point in points if point == str(folder) or point.startswith(f"{folder}/")), reverse=True)
 
@@ -158,7 +160,8 @@ def _remove(path: Path) -> None:
 
 
 def _remove_cgroup(path: Path) -> None:
-    """From the leaves; the kernel takes a moment to let go of one whose last process has just ended."""
+    """From the leaves; the kernel takes a moment to let go of one whose last process has just
+    ended."""
     end = time.monotonic() + 5.0
     while path.exists() and time.monotonic() < end:
         for folder, _, _ in os.walk(path, topdown=False):

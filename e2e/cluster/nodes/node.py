@@ -1,4 +1,5 @@
-"""The one node: containerd, kubelet, kube-proxy and the cluster's DNS, as processes of this machine.
+"""The one node: containerd, kubelet, kube-proxy and the cluster's DNS, as processes of this
+machine.
 
 Each setting that is not plain was found by failing without it; the remark beside says how.
 """
@@ -35,7 +36,8 @@ disabled_plugins = [
   address = "{run}/cri/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
-  # Without CAP_SYS_RESOURCE no sandbox starts otherwise, and runc says only "can't get final child's PID from pipe: EOF".
+  # Without CAP_SYS_RESOURCE no sandbox starts otherwise, and runc says only "can't get final
+  # child's PID from pipe: EOF".
   restrict_oom_score_adj = true
   # Network namespaces go with the run folder.
   netns_mounts_under_state_dir = true
@@ -76,7 +78,7 @@ class ClusterNode:
 
     @property
     def run(self) -> Path:
-        """Where it lives."""
+        """The run folder."""
         return self.record.run
 
     def start_runtime(self) -> None:
@@ -125,8 +127,8 @@ class ClusterNode:
         return done
 
     def remove_containers(self) -> None:
-        """All of them, at once; kubelet is gone and brings none back. Works without an API server, and without containerd, which its
-        containers outlive."""
+        """All of them, at once; kubelet is gone and brings none back. Works without an API server,
+        and without containerd, which its containers outlive."""
         if not self.record.is_alive("containerd") or self.ctr("version", check=False).returncode:
             self.record.stop("containerd")
             if left := containerd_shims.end_shims(self.run / "cri" / "containerd.sock"):

@@ -1,4 +1,5 @@
-"""Keys, certificates and kubeconfigs of one cluster: one authority, which lives as long as the run folder."""
+"""Keys, certificates and kubeconfigs of one cluster: one authority, which lives as long as the run
+folder."""
 
 import base64
 import json

@@ -1,5 +1,6 @@
-"""What the API server has, asked over one connection: tests look at a few objects several times a second, and each ``kubectl get`` is
-70 ms of a processor that the pods need too. Anything but plain questions about known kinds is left to kubectl."""
+"""Reader of the API server over one connection. Why: tests read a few objects several times a
+second, and each ``kubectl get`` takes 70 ms of a processor that the pods need too. All but plain
+reads of known kinds go through kubectl."""
 
 import http.client
 import json
@@ -24,7 +25,8 @@ REREAD_SECONDS = 60.0
 
 
 def path_of(namespace: str, words: tuple[str, ...]) -> str | None:
-    """Where the answer to ``kubectl get`` with these words is; None for what only kubectl understands."""
+    """Returns the API path that answers ``kubectl get`` with these words; None for what only
+    kubectl understands."""
     match words:
         case (kind,) if kind in RESOURCE_PATHS:
             return RESOURCE_PATHS[kind].path(namespace)
@@ -46,7 +48,8 @@ class ApiReader:
         self._connection: http.client.HTTPConnection | None = None
 
     def read(self, path: str) -> dict[str, Any]:
-        """The object or the list there. Raises AssertionError with what the API server says, or why it says nothing."""
+        """The object or the list there. Raises AssertionError with what the API server says, or why
+        it says nothing."""
         with self._one:
             for first in (True, False):
                 kept = self._connection is not None

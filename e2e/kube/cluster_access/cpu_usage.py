@@ -1,4 +1,5 @@
-"""What pods and their node take of its processors, as the kubelet counts it: to say what a rate costs, and whose cost it is."""
+"""Processor use of pods and their node, as the kubelet counts it: the cost of a rate, and its
+cause."""
 
 import json
 from collections import Counter
@@ -9,7 +10,8 @@ from e2e.kube.cluster_access.kubectl import Kubectl
 
 
 def cpu_seconds(kubectl: Kubectl) -> dict[str, tuple[float, float]]:
-    """Name of a pod, or ``node`` for everything → (when, processor seconds until then). The kubelet looks every ten seconds or so."""
+    """Name of a pod, or ``node`` for everything → (when, processor seconds until then). The kubelet
+    looks every ten seconds or so."""
     found: dict[str, tuple[float, float]] = {}
     for node in kubectl.get("nodes")["items"]:
         path = f"/api/v1/nodes/{node['metadata']['name']}/proxy/stats/summary?only_cpu_and_memory=true"
@@ -21,7 +23,8 @@ def cpu_seconds(kubectl: Kubectl) -> dict[str, tuple[float, float]]:
 
 
 def cores_used(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """Processors that were busy in between, on average: of the node, and of the pods of each Deployment together."""
+    """Processors that were busy in between, on average: of the node, and of the pods of each
+    Deployment together."""
     taken: Counter[str] = Counter()
     for name in before.keys() & after.keys():
         elapsed = after[name][0] - before[name][0]

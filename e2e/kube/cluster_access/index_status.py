@@ -1,4 +1,4 @@
-"""What is indexed on the cluster: as the indexers' pods tell it, and as the gateways follow it."""
+"""The index on the cluster, as the indexers' pods report it, and as the gateways follow it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _PORTS = {"indexer": 8080, "gateway": 8081}
 
 @dataclass(frozen=True, slots=True)
 class IndexStatus:
-    """Of one model, by its whole name."""
+    """The index of one model, by its full name."""
 
     release: HelmRelease
     model: str
@@ -28,7 +28,8 @@ class IndexStatus:
         return found
 
     def wait_until_followed(self, instances: int) -> None:
-        """Wait until one indexer reads all of them and has blocks of each answer, and every gateway follows what it writes."""
+        """Wait until one indexer reads all of them and has blocks of each answer, and every gateway
+        follows what it writes."""
 
         def read() -> bool:
             return (

@@ -1,4 +1,5 @@
-"""``kubectl`` for tests: one namespace, errors that say what was asked, and a look at everything when a test has failed."""
+"""A ``kubectl`` for tests: one namespace, errors that name the command, and a dump of everything
+after a failed test."""
 
 import json
 import subprocess
@@ -15,7 +16,8 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Kubectl:
-    """Commands at the cluster that ``environ`` names by KUBECONFIG, in one namespace; plain questions go to ``reader``."""
+    """Commands at the cluster that ``environ`` names by KUBECONFIG, in one namespace; plain
+    questions go to ``reader``."""
 
     environ: Mapping[str, str]
     reader: ApiReader
@@ -26,7 +28,7 @@ class Kubectl:
         return replace(self, namespace=namespace)
 
     def run(self, *words: str, given: str | None = None) -> str:
-        """What a command prints. Raises AssertionError with what it complains of."""
+        """Runs a command and returns its output. Raises AssertionError with its error output."""
         done = self._done(*words, given=given)
         if done.returncode:
             raise AssertionError(f"kubectl {' '.join(words)}: {done.stderr.strip()[-4_000:]}")
@@ -58,7 +60,8 @@ class Kubectl:
         self.run("wait", f"--for={condition}", *names, f"--timeout={seconds}s")
 
     def evict(self, pod: str, *, seconds: float = 120.0) -> None:
-        """Ask the Eviction API to take a pod away, again and again until its disruption budget lets it go."""
+        """Ask the Eviction API to take a pod away, again and again until its disruption budget lets
+        it go."""
         body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": self.namespace}}
         path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/eviction"
 
@@ -70,7 +73,8 @@ class Kubectl:
         eventually(f"{pod} may be evicted", gone, seconds=seconds)
 
     def python(self, pod: str, code: str) -> str:
-        """What a program prints that runs in a pod; the way to anything inside, on whatever cluster."""
+        """Runs a Python program in a pod and returns its output. It reaches anything inside any
+        cluster."""
         return self.run("exec", pod, "--", "python3", "-c", code)
 
     def delete_models(self) -> None:
@@ -78,7 +82,8 @@ class Kubectl:
         self._done("delete", "modeldeployments", "--all", "--wait=false")
 
     def dump(self, folder: Path) -> None:
-        """Objects, events and logs of the namespace, for whoever looks at a failure. Never fails itself."""
+        """Objects, events and logs of the namespace, for whoever looks at a failure. Never fails
+        itself."""
         folder.mkdir(parents=True, exist_ok=True)
         asked = {
             "objects.yaml": ("get", "all,configmaps,endpointslices", "-o", "yaml"),
@@ -107,9 +112,11 @@ def eventually(
     every: float = 0.3,
     told: Callable[[], str] = lambda: "",
 ) -> None:
-    """Ask again and again until it holds; a failure only after ``seconds``, with what ``told`` then says.
+    """Ask again and again until it holds; a failure only after ``seconds``, with what ``told`` then
+    says.
 
-    A look by ``kubectl`` takes tens of milliseconds of a processor that pods need too, hence ``every``, seconds.
+    A look by ``kubectl`` takes tens of milliseconds of a processor that pods need too, hence
+    ``every``, seconds.
     """
     end = time.monotonic() + seconds
     while not holds():

@@ -9,7 +9,8 @@ from e2e.kube.cluster_access.kubectl import Kubectl
 
 
 class KubectlWatch:
-    """Each watch is (who takes a line, the words behind ``kubectl get``), for as long as the block lasts."""
+    """Each watch is (who takes a line, the words behind ``kubectl get``), for as long as the block
+    lasts."""
 
     def __init__(self, here: Kubectl, *watches: tuple[Callable[[str], None], tuple[str, ...]]) -> None:
         self._here = here
@@ -46,7 +47,7 @@ class KubectlWatch:
 
 
 class ReplicaWatch(KubectlWatch):
-    """How many instances each Deployment of a model was asked for: every change of it, the first of all what it was."""
+    """The wanted replicas of each Deployment of a model: the first value and every change."""
 
     def __init__(self, here: Kubectl, model: str) -> None:
         shown = "jsonpath={.metadata.name} {.spec.replicas}{'\\n'}"

@@ -9,11 +9,13 @@ from e2e.kube.workloads.model_deployments import DeployedModel
 from fairlead.kube.field_managers import replicas_managers
 
 ONE, TOKENS = 1.0, 40
-"""Streams a second that one engine carries within its objectives, of so many tokens each: half of what it has places for."""
+"""Streams a second that one engine carries within its objectives, of so many tokens each: half of
+what it has places for."""
 RESULTS = "e2e-autoscaling"
 OBJECTIVES = {"ttft": "2s", "itl": "250ms", "target": 0.95}
-"""A gap between tokens far above a step's 45 ms: what an engine carries is bounded by its four places, not by
-what else the machine does. At 80 ms a busy one had it that hundreds of engines are needed."""
+"""A gap between tokens far above a step's 45 ms: what an engine carries is bounded by its four
+places, not by what else the machine does. At 80 ms a busy one had it that hundreds of engines are
+needed."""
 
 
 def autoscaled_model(name: str, *, least: int, most: int = 8, **policy: object) -> Manifest:
@@ -33,7 +35,7 @@ def desired(here: Kubectl, name: str, pool: str = "main") -> int:
 
 
 def writers(here: Kubectl, workload: str) -> set[str]:
-    """Who has written that number."""
+    """Returns the field managers that wrote the number."""
     return set(replicas_managers(here.get(workload, "--show-managed-fields")))
 
 
@@ -43,12 +45,12 @@ def ready_replicas(found: DeployedModel) -> int:
 
 
 def condition_reason(found: DeployedModel) -> str:
-    """What the autoscaler says of it."""
+    """Returns the reason of the model's condition ``Autoscaling``."""
     return str(found.condition("Autoscaling").get("reason", ""))
 
 
 def until(what: str, found: DeployedModel, so: Callable[[], bool], seconds: float) -> float:
-    """How long it took."""
+    """Waits until a condition holds and returns the seconds that it took."""
     begun = time.monotonic()
     eventually(what, so, seconds=seconds, told=lambda: str(found.get().get("status")))
     return round(time.monotonic() - begun, 1)

@@ -55,7 +55,7 @@ except urllib.error.HTTPError as error:
 
 @dataclass(frozen=True, slots=True)
 class ClientAnswer:
-    """``instance`` is the engine that gave it, None where none did."""
+    """A client's answer. ``instance`` is the engine that gave it, None where there was none."""
 
     status: int
     instance: str | None
@@ -78,7 +78,8 @@ class ClientPod:
         return self
 
     def first_token(self, model: str, seconds: float = 120.0) -> float:
-        """Ask until a stream's first token comes; the wall-clock time of it. What is refused meanwhile is asked again."""
+        """Ask until a stream's first token comes; the wall-clock time of it. What is refused
+        meanwhile is asked again."""
         body = json.dumps({**_question(model, 8), "stream": True})
         return float(json.loads(self._run(_FIRST, _url("chat/completions"), self.key, body, f"{seconds:g}"))["at"])
 
@@ -87,7 +88,8 @@ class ClientPod:
         return self._answer(_url("chat/completions"), json.dumps(_question(model, tokens)))
 
     def begin(self, model: str, tokens: int) -> Callable[[], ClientAnswer]:
-        """Begin a stream; what is returned once it has begun gives the whole of it, when it has ended."""
+        """Begin a stream; what is returned once it has begun gives the whole of it, when it has
+        ended."""
         body = json.dumps({**_question(model, tokens), "stream": True})
         words = ["exec", self.name, "--", "python3", "-c", _ASK, _url("chat/completions"), self.key, body]
         command = ["kubectl", "-n", self.here.namespace, *words]
@@ -104,7 +106,7 @@ class ClientPod:
         return ended
 
     def models(self) -> set[str]:
-        """What the gateway lists."""
+        """Returns the models that the gateway lists."""
         listed = self._answer(_url("models"), "")
         assert listed.status == 200, listed
         return {str(one["id"]) for one in json.loads(listed.text)["data"]}
@@ -117,10 +119,12 @@ class ClientPod:
 
 
 class StreamSession:
-    """Streams at a constant rate through the gateway's Service, for as long as the block lasts: ``streams.py`` in the client's pod.
+    """Streams at a constant rate through the gateway's Service, for as long as the block lasts:
+    ``streams.py`` in the client's pod.
 
-    ``end`` has the last line of it: the count of everything. ``prompt`` says how often a prompt repeats its words (``repeats``), and
-    of how many conversations each is another turn (``conversations``).
+    ``end`` has the last line of it: the count of everything. ``prompt`` says how often a prompt
+    repeats its words (``repeats``), and of how many conversations each is another turn
+    (``conversations``).
     """
 
     def __init__(
@@ -162,7 +166,7 @@ class StreamSession:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """What is done meanwhile, so that a failure can be put down to it."""
+        """Names what happens during the block, so that a failure can be attributed to it."""
         begun = time.time()
         try:
             yield
@@ -170,7 +174,8 @@ class StreamSession:
             self.steps.append({"step": name, "at": round(begun, 3), "seconds": round(time.time() - begun, 1)})
 
     def failures(self) -> list[dict[str, Any]]:
-        """The failures, each with the last step that had begun before it, and how many seconds after that."""
+        """The failures, each with the last step that had begun before it, and how many seconds
+        after that."""
         found = []
         for one in self.failures:
             before = [step for step in self.steps if step["at"] <= one["at"]]
@@ -193,8 +198,9 @@ class StreamSession:
 def run_streams(
     client: ClientPod, model: str, *, rate: float, tokens: int, seconds: float
 ) -> Callable[[], dict[str, Any]]:
-    """The same streams from a pod of their own, for so long, that nobody reads meanwhile: for when there is no API server to read
-    through. What is returned waits for their end and has the count of everything."""
+    """The same streams from a pod of their own, for so long, that nobody reads meanwhile: for when
+    there is no API server to read through. What is returned waits for their end and has the count
+    of everything."""
     here, name = client.here, "streams"
     options = {"host": HOST, "port": 80, "key": client.key, "model": model, "rate": rate, "tokens": tokens}
     command = f"sleep {seconds:g} | exec python3 /etc/fairlead/streams.py '{json.dumps(options)}'"

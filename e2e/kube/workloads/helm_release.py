@@ -1,4 +1,5 @@
-"""Fairlead as its chart installs it on the cluster of the tests, and what tests do with the whole of it."""
+"""Fairlead as its chart installs it on the cluster of the tests, and what tests do with the whole
+of it."""
 
 import base64
 import json
@@ -38,7 +39,7 @@ class HelmRelease:
 
     @property
     def is_installed(self) -> bool:
-        """Is it installed?"""
+        """Returns whether the chart is installed."""
         listed = json.loads(self._helm("list", "--output=json", named=False))
         return any(one["name"] == NAME for one in listed)
 
@@ -50,7 +51,8 @@ class HelmRelease:
         self._helm("install", str(CHART), "--wait", f"--timeout={HELM_SECONDS}s", values=values)
 
     def upgrade(self, **values: Any) -> None:
-        """``helm upgrade`` with these values beside those of the tests, and wait until everything is ready."""
+        """``helm upgrade`` with these values beside those of the tests, and wait until everything
+        is ready."""
         self._helm("upgrade", str(CHART), "--wait", f"--timeout={HELM_SECONDS}s", values=values)
 
     def test(self) -> str:
@@ -97,7 +99,7 @@ class HelmRelease:
 
 
 def _merge(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``more`` laid over it, as helm lays values over one another."""
+    """Returns ``base`` with ``more`` merged over it, as helm merges values."""
     found = dict(base)
     for name, value in more.items():
         before = found.get(name)

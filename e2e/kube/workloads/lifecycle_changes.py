@@ -1,4 +1,5 @@
-"""Everything that moves in the life of a model, one after the other, while streams come at a constant rate."""
+"""Everything that moves in the life of a model, one after the other, while streams come at a
+constant rate."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from e2e.kube.workloads.model_deployments import DeployedModel
 
 @dataclass(frozen=True, slots=True)
 class LifecycleChanges:
-    """What can be moved, with two engines at the beginning and at the end. ``engine`` is the image of the next release."""
+    """Changes in the life of a model that has two engines at the beginning and at the end.
+    ``engine`` is the image of the next release."""
 
     release: HelmRelease
     client: ClientPod
@@ -58,7 +60,8 @@ class LifecycleChanges:
         self.model.wait_until_settled(pods=6)
 
     def evict_half(self) -> None:
-        """By the Eviction API, as a node that is drained does it: the disruption budget decides when."""
+        """By the Eviction API, as a node that is drained does it: the disruption budget decides
+        when."""
         before = self.model.pods()
         for pod in list(before.values())[::2]:
             self.model.here.evict(pod["metadata"]["name"])
@@ -84,10 +87,11 @@ class LifecycleChanges:
 
 
 def run_lifecycle_changes(moves: LifecycleChanges, *, rate: float, tokens: int, still: float) -> dict[str, Any]:
-    """All moves under ``rate`` streams a second of so many tokens; the figures of the run, with the streams that failed.
+    """All moves under ``rate`` streams a second of so many tokens; the figures of the run, with the
+    streams that failed.
 
-    At first nothing moves for ``still`` seconds, in which it is measured what the streams alone cost, and between two moves for a
-    tenth of that, so that a failure can be put down to one.
+    At first nothing moves for ``still`` seconds, in which it is measured what the streams alone
+    cost, and between two moves for a tenth of that, so that a failure can be put down to one.
     """
     kubectl = moves.release.cluster
     with StreamSession(moves.client, moves.model.name, rate=rate, tokens=tokens) as streams:

@@ -12,7 +12,7 @@ SMALL_ENGINE = "e2e-narrow"
 
 
 def image(component: str, tag: str | None = None) -> str:
-    """One of our images, as every cluster of ours has it."""
+    """Returns the name of one of our images on a test cluster."""
     return f"{image_set.PREFIX}/{component}:{tag or image_set.version()}"
 
 
@@ -23,7 +23,8 @@ def pod_spec(
     ready: str | None = None,
     files: str | None = None,
 ) -> Manifest:
-    """One container under a user id that nobody knows; ``ready`` is the path of its probe, ``files`` a ConfigMap at /etc/fairlead.
+    """One container under a user id that nobody knows; ``ready`` is the path of its probe,
+    ``files`` a ConfigMap at /etc/fairlead.
 
     ``command`` instead of what the image runs.
     """
@@ -77,7 +78,8 @@ def deployment(name: str, spec: Manifest, *, replicas: int = 1) -> Manifest:
 
 
 def small_engine() -> Manifest:
-    """An accelerator that carries four streams at once, each with 20 tokens a second: of 40 tokens, two a second."""
+    """An accelerator that carries four streams at once, each with 20 tokens a second: of 40 tokens,
+    two a second."""
     profile = {"preset": "tiny-cpu", "stepSeconds": 0.0445, "sequenceSeconds": 0.0, "kvTokens": 65_536}
     spec = {"profile": {**profile, "maxSequences": 4, "stepTokens": 8_192}}
     return {"apiVersion": API, "kind": "AcceleratorClass", "metadata": {"name": SMALL_ENGINE}, "spec": spec}

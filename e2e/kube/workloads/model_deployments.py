@@ -1,4 +1,5 @@
-"""A ModelDeployment on the cluster as tests look at it: its conditions, its pods, and waiting for both."""
+"""A ModelDeployment on the cluster as tests look at it: its conditions, its pods, and waiting for
+both."""
 
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ class DeployedModel:
         self.here.patch(f"modeldeployment/{self.name}", {"spec": spec})
 
     def condition(self, kind: str) -> Manifest:
-        """One of its conditions; empty where it is not there."""
+        """Returns one of its conditions; empty where there is none."""
         conditions = self.get().get("status", {}).get("conditions", [])
         return next((one for one in conditions if one["type"] == kind), {})
 
@@ -31,7 +32,8 @@ class DeployedModel:
         return {one["metadata"]["uid"]: one for one in listed if going or "deletionTimestamp" not in one["metadata"]}
 
     def wait_until_settled(self, *, pods: int | None = None, seconds: float = 120.0) -> dict[str, Manifest]:
-        """Wait until it is ready with what its spec says now, nothing moves, and it has so many pods; these, by uid."""
+        """Wait until it is ready with what its spec says now, nothing moves, and it has so many
+        pods; these, by uid."""
         found: dict[str, Manifest] = {}
 
         def is_so() -> bool:

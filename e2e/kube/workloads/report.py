@@ -1,6 +1,8 @@
-"""What the tests on a cluster measured, written down: out/e2e.json, and bench/results/e2e.json by ``make e2e LOAD=1``.
+"""Results of the tests on a cluster, written to out/e2e.json, and by ``make e2e LOAD=1`` to
+bench/results/e2e.json.
 
-Times are compared with the bar where somebody reads them, never in a test: a machine with other work would fail it for nothing.
+Times are compared with the bar where somebody reads them, never in a test: a machine with other
+work would fail it for nothing.
 """
 
 import json
@@ -16,7 +18,8 @@ REPORTS = ROOT / "bench" / "results" if FULL else ROOT / "out"
 
 
 def record_result(part: str, lines: list[ReportLine], *, into: str = "e2e", **figures: Any) -> None:
-    """Add one part to the report of this name; its parts of another machine, or of another state of the sources, are dropped."""
+    """Add one part to the report of this name; its parts of another machine, or of another state of
+    the sources, are dropped."""
     REPORTS.mkdir(parents=True, exist_ok=True)
     path = REPORTS / f"{into}.json"
     report = json.loads(path.read_text()) if path.exists() else {}

@@ -1,12 +1,15 @@
-"""Streams at a constant rate against one address, as many clients would send them; every failure with its time and its cause.
+"""Streams at a constant rate against one address, as many clients would send them; every failure
+with its time and its cause.
 
-It runs inside the cluster, in a pod of the gateway's image (which has httptools and uvloop), with its options as JSON in the last
-argument, and stops when its standard input ends: no stream is begun any more, those under way are read to their ends. It prints a
-line of JSON for each failure, one a second, and a last one that counts everything.
+It runs inside the cluster, in a pod of the gateway's image (which has httptools and uvloop), with
+its options as JSON in the last argument, and stops when its standard input ends: no stream is begun
+any more, those under way are read to their ends. It prints a line of JSON for each failure, one a
+second, and a last one that counts everything.
 
-A stream is *complete* when its status is 200, a choice has a finish reason, ``[DONE]`` came, the body ended as HTTP says it does, and
-every token that was asked for came. Anything else is a failure, named by what was seen first. Half of the requests go over
-connections that were used before, as HTTP clients with a pool do; one that the other side has closed is not used again.
+A stream is *complete* when its status is 200, a choice has a finish reason, ``[DONE]`` came, the
+body ended as HTTP says it does, and every token that was asked for came. Anything else is a
+failure, named by what was seen first. Half of the requests go over connections that were used
+before, as HTTP clients with a pool do; one that the other side has closed is not used again.
 """
 
 import asyncio
@@ -105,7 +108,7 @@ class StreamRead:
         self.end("")
 
     def outcome(self, tokens: int) -> str:
-        """``complete``, or what is wrong."""
+        """Returns ``complete``, or what is wrong."""
         if self.status == 0:
             return f"no answer: {self.ended}"
         tail = self.tail.decode(errors="replace")

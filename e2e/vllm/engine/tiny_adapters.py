@@ -1,6 +1,8 @@
-"""Two small LoRA adapters for the tiny model, made from nothing: run by the engine's own interpreter.
+"""Two small LoRA adapters for the tiny model, made from nothing: run by the engine's own
+interpreter.
 
-Random weights, wide enough that each of them says something else. Usage: ``tiny_adapters.py MODEL FOLDER FOLDER``.
+Random weights, wide enough that each of them says something else. Usage: ``tiny_adapters.py MODEL
+FOLDER FOLDER``.
 """
 
 import json

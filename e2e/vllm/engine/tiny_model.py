@@ -1,8 +1,10 @@
-"""A language model small enough for a laptop's processor, made from nothing: run by the engine's own interpreter.
+"""A language model small enough for a laptop's processor, made from nothing: run by the engine's
+own interpreter.
 
-Two Llama layers with random weights behind a byte-level tokenizer that is trained on the standard library, so no file is fetched
-from anywhere. What it says makes no sense, but greedy answers depend on every token of the prompt: the weights are drawn
-wide, so a cache that is wrong anywhere shows in the first words. Usage: ``tiny_model.py FOLDER``.
+Two Llama layers with random weights behind a byte-level tokenizer that is trained on the standard
+library, so no file is fetched from anywhere. What it says makes no sense, but greedy answers depend
+on every token of the prompt: the weights are drawn wide, so a cache that is wrong anywhere shows in
+the first words. Usage: ``tiny_model.py FOLDER``.
 """
 
 import json

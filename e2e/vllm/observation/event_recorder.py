@@ -1,11 +1,14 @@
-"""Who listened from the start: every batch that an engine published, and what is left when one counts along.
+"""Recorder of every batch that an engine published since its start, and the cached blocks that
+follow from them.
 
-This is the ground truth of the part ``index``, so it shares nothing with what it judges: no decoder, no sequence, no table, no
-tiers. It subscribes before the engine's first request, hence it needs no replay and knows every parent; it is told of restarts;
-and it knows where adapters were loaded from, because the program that loads them tells it. It is also the *reference*: an index
-that counts copies, directly at the engine, without a batch or a store between.
+This is the ground truth of the part ``index``, so it shares nothing with what it judges: no
+decoder, no sequence, no table, no tiers. It subscribes before the engine's first request, hence it
+needs no replay and knows every parent; it is told of restarts; and it knows where adapters were
+loaded from, because the program that loads them tells it. It is also the *reference*: an index that
+counts copies, directly at the engine, without a batch or a store between.
 
-A block is named by a chain of BLAKE2b over tokens, extra keys, adapter and place. Engine hash → name, name → copies.
+A block is named by a chain of BLAKE2b over tokens, extra keys, adapter and place. Engine hash →
+name, name → copies.
 """
 
 import asyncio
@@ -38,7 +41,8 @@ class RecordedBlock:
 
 
 class EventRecorder:
-    """One engine process × rank. ``loaded`` is shared by the ranks of an engine: adapter → the place that it was loaded from."""
+    """One engine process × rank. ``loaded`` is shared by the ranks of an engine: adapter → the
+    place that it was loaded from."""
 
     def __init__(self, endpoint: str, context: "zmq.asyncio.Context", loaded: Mapping[str, str]) -> None:
         self.payloads: list[bytes] = []
@@ -96,7 +100,8 @@ class EventRecorder:
     def cached_blocks(
         self, tokens: Sequence[int], size: int, adapter: str | None = None, salt: str | None = None
     ) -> int:
-        """Blocks of a prompt that are found: on the GPU from its start, but never its last token's; from there on in the CPU tier."""
+        """Blocks of a prompt that are found: on the GPU from its start, but never its last token's;
+        from there on in the CPU tier."""
         names = self.names(tokens, size, adapter, salt)
         found = 0
         for medium, most in ((GPU, (len(tokens) - 1) // size), (CPU, len(names))):
@@ -105,11 +110,11 @@ class EventRecorder:
         return found
 
     def is_cached(self, tokens: Sequence[int], size: int, adapter: str | None, salt: str | None) -> list[bool]:
-        """Which blocks of a prompt lie on the GPU."""
+        """Returns which blocks of a prompt are cached on the GPU."""
         return [self._there[GPU][name] > 0 for name in self.names(tokens, size, adapter, salt)]
 
     def index_hashes(self, model_key: str, secret: bytes, medium: str = GPU) -> set[int]:
-        """What an index must hold: own hashes of all blocks that can be asked for now."""
+        """Returns the hashes that an index must have: those of all blocks that a request can name."""
         found: set[int] = set()
         known: dict[Name, int] = {}
         for one, copies in self._copies.get(medium, Counter()).items():

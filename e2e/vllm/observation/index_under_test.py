@@ -1,5 +1,6 @@
-"""The index under test, in both of its forms: an indexer process that writes to a real Redis and is followed from there, as by a
-gateway, and an indexer within a process that has no Redis. What is asked and compared is the mirror that gateways route by.
+"""The index under test, in both of its forms: an indexer process that writes to a real Redis and is
+followed from there, as by a gateway, and an indexer within a process that has no Redis. What is
+asked and compared is the mirror that gateways route by.
 """
 
 import asyncio
@@ -37,7 +38,8 @@ _STOP_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class EventSource:
-    """One engine × rank: its HTTP side and where it publishes. The index finds the latter by itself."""
+    """One engine × rank: its HTTP side and where it publishes. The index finds the latter by
+    itself."""
 
     instance: str
     url: str
@@ -58,7 +60,7 @@ class IndexUnderTest(Protocol):
 
     @property
     def arrivals(self) -> Sequence[float]:
-        """Monotonic seconds at which each block that was stored or removed was heard of, in order."""
+        """Monotonic seconds at which each stored or removed block was received, in order."""
         ...
 
     def stamp(self) -> object:
@@ -66,11 +68,11 @@ class IndexUnderTest(Protocol):
         ...
 
     def mirror(self) -> IndexReplica | None:
-        """What is known; None before anything is."""
+        """Returns the replica; None before there is one."""
         ...
 
     def cleared_by_us(self, instance: str) -> bool:
-        """Tell it; False where it cannot be told."""
+        """Reports a cleared cache; False where that is impossible."""
         ...
 
 
@@ -103,7 +105,7 @@ class InProcessIndex:
         await self._http.close()
 
     def stamp(self) -> object:
-        """Changes that were heard."""
+        """Returns a value that changes with every received event."""
         return self._heard
 
     def mirror(self) -> IndexReplica | None:
@@ -120,7 +122,8 @@ class InProcessIndex:
 
 
 class RedisIndex:
-    """``python -m fairlead_kvstore`` writes to a Redis of its own, and what a gateway would know is read from there."""
+    """``python -m fairlead_kvstore`` writes to a Redis of its own, and what a gateway would know is
+    read from there."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +176,7 @@ class RedisIndex:
         self._redis.kill()
 
     def stamp(self) -> object:
-        """Changes that were heard, and reloads."""
+        """Returns a value that changes with every received event and reload."""
         return self._heard
 
     def mirror(self) -> IndexReplica | None:
@@ -181,7 +184,7 @@ class RedisIndex:
         return self._feed.replica(MODEL_KEY)
 
     def cleared_by_us(self, instance: str) -> bool:
-        """Nobody can say it to an indexer that is another process; it hears it from the engine."""
+        """Returns False: an indexer in another process learns it from the engine alone."""
         return False
 
     def _changed(self, _: str, changes: Sequence[Change]) -> None:
@@ -198,7 +201,7 @@ def stored_blocks(changes: Sequence[Change]) -> list[float]:
 
 
 def blocks(mirror: IndexReplica | None, instance: str, chain: Sequence[int], tier: StorageTier) -> int:
-    """How many blocks of a chain the instance holds, up to a tier."""
+    """Returns how many blocks of a chain the instance has cached, up to a tier."""
     held = () if mirror is None else mirror.match(chain)
     return next((one.blocks[tier] for one in held if one.instance == instance), 0)
 
@@ -210,7 +213,7 @@ def content(mirror: IndexReplica | None, instance: str, tier: StorageTier) -> se
 
 
 def completeness(mirror: IndexReplica | None, instance: str) -> tuple[bool, str]:
-    """Whether the index says that it knows all of the instance, and what it says if not."""
+    """Returns whether the index claims to be complete for the instance, and its reason if not."""
     known = None if mirror is None else mirror.completeness(instance)
     return (known.complete, known.reason) if known is not None else (False, "nothing is known")
 

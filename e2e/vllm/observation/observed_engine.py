@@ -1,7 +1,9 @@
-"""An engine under watch: the recorders of its ranks, the indexes that are judged, and every prompt that was asked.
+"""An engine under watch: the recorders of its ranks, the indexes that are judged, and every prompt
+that was asked.
 
-The index equals the engine's truth when it holds the very blocks that the recorder counted, none more (a ghost) and none less, and
-when every prompt that is known, asked again in quiescence, is reported with as many cached tokens as were predicted.
+The index equals the engine's truth when it holds the very blocks that the recorder counted, none
+more (a ghost) and none less, and when every prompt that is known, asked again in quiescence, is
+reported with as many cached tokens as were predicted.
 """
 
 import asyncio
@@ -52,8 +54,8 @@ ENGINE_FLAGS = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING":
 
 @dataclass(slots=True)
 class EngineShape:
-    """How an engine is started, so that it can be started again in the same place. ``tier``: the slowest one that it has, at most
-    the CPU's."""
+    """The start options of an engine, so that it can be restarted in the same place. ``tier`` is
+    its slowest one, at most the CPU's."""
 
     name: str
     options: tuple[str, ...] = ()
@@ -88,7 +90,7 @@ class EngineShape:
         )
 
     def sources(self) -> list[EventSource]:
-        """Where each rank publishes."""
+        """The addresses at which each rank publishes."""
         return [
             EventSource(
                 f"{self.name}/{self.port}/{rank}",
@@ -147,15 +149,16 @@ class ObservedEngine:
         self._report.add(f"{self.shape.name} starts", {"holds": True, "start_seconds": self.engine.started_seconds})
 
     def stamp(self) -> object:
-        """Changes whenever the recorders or an index heard something."""
+        """Returns a value that changes whenever a recorder or an index receives something."""
         return [len(one.numbers) for one in self.recorders], [one.stamp() for one in self.indexes.values()]
 
     async def wait_until_quiet(self) -> None:
-        """Wait until all is told."""
+        """Waits until all events are received."""
         await wait_until_quiet(self.stamp)
 
     def expect(self, prompt: TokenPrompt, index: IndexUnderTest) -> int:
-        """What a gateway expects of a prompt that it sends now, in tokens: what the index says, and what is on its way there."""
+        """Returns the cached tokens that a gateway expects of a prompt that it sends now: those of
+        the index, and those in flight."""
         chain = prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
         flying, mirror = self._flying[prompt.rank or 0], index.mirror()
         instance = self.sources[prompt.rank or 0].instance
@@ -165,7 +168,8 @@ class ObservedEngine:
         return max(self.predict(prompt, index), predict_cached(expected, prompt, BLOCK_TOKENS))
 
     def predict(self, prompt: TokenPrompt, index: IndexUnderTest, tier: StorageTier | None = None) -> int:
-        """What an index says of a prompt now, in tokens; up to ``tier``, or all that the engine has."""
+        """Returns the cached tokens that an index predicts for a prompt now, up to ``tier`` or all
+        tiers of the engine."""
         chain = prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
         instance = self.sources[prompt.rank or 0].instance
         slowest = self.shape.tier if tier is None else tier
@@ -198,10 +202,11 @@ class ObservedEngine:
     async def ask(
         self, prompt: TokenPrompt, *, keep: bool = True, excused: frozenset[str] = frozenset()
     ) -> PromptAnswer:
-        """Ask in quiescence; the row is kept, and the prompt among those that are known.
+        """Sends a prompt in quiescence. The row and the prompt are kept.
 
-        Where an index says something else than the recorder although nothing was heard for a while, it is given some seconds more: on
-        a busy machine an event may be that late. How often, and how long, is reported.
+        Where an index says something else than the recorder although nothing was heard for a while,
+        it is given some seconds more: on a busy machine an event may be that late. How often, and
+        how long, is reported.
         """
         await self.wait_until_quiet()
         began, reference = time.monotonic(), self.reference(prompt)
@@ -219,11 +224,11 @@ class ObservedEngine:
         return answer
 
     def record_note(self, what: str, *more: object) -> None:
-        """Something that no event tells, for whoever reads the recording."""
+        """Adds something that no event tells to the recording."""
         self.happened.append([what, 0, len(self.recorders[0].numbers), *more])
 
     async def post(self, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
-        """A call beside requests; must be answered well."""
+        """Sends a request that is no prompt; it must succeed."""
         answer = await self.client.post(path, json=body)
         require(answer.status_code == 200, f"{path} is answered with {answer.status_code}: {answer.text[:200]}")
         return answer
@@ -251,7 +256,8 @@ class ObservedEngine:
         return all(completeness(index.mirror(), one.instance)[0] for one in self.sources)
 
     async def equal(self, more: Numbers | None = None, indexes: Mapping[str, IndexUnderTest] | None = None) -> Numbers:
-        """Wait until all is told, then compare; an index must also say that it is complete. Returned beside ``more``."""
+        """Waits until all events are received, then compares; an index must also claim to be
+        complete. Returns the comparison with ``more``."""
         await self.wait_until_quiet()
         numbers: Numbers = dict(more or {})
         for name, index in (indexes or self.indexes).items():
@@ -266,7 +272,8 @@ class ObservedEngine:
         return numbers
 
     async def expect_agreement(self, first: int, more: Numbers | None = None, *, again: bool = True) -> Numbers:
-        """The rows since ``first``, those of all known prompts asked again, and whether indexes and truth are equal."""
+        """The rows since ``first``, those of all known prompts asked again, and whether indexes and
+        truth are equal."""
         asked = len(self.rows) - first
         before = await self.equal(more)
         if again:
@@ -286,7 +293,8 @@ class ObservedEngine:
         return numbers
 
     def tell_cleared(self) -> tuple[list[str], frozenset[str]]:
-        """Fairlead has had the engine clear its cache. Indexes that were told so, and those that hear it from the engine."""
+        """Reports that Fairlead cleared the engine's cache. Returns the indexes that were told, and
+        those that learn it from the engine."""
         self.record_note("cleared")
         told = []
         for name, index in self.indexes.items():
@@ -295,7 +303,8 @@ class ObservedEngine:
         return told, frozenset(self.indexes) - frozenset(told)
 
     async def wait_until_gone(self, names: Collection[str], since: float) -> Numbers:
-        """Seconds from ``since`` until these indexes hold nothing of the engine; None for one that never does."""
+        """Seconds from ``since`` until these indexes hold nothing of the engine; None for one that
+        never does."""
         found: Numbers = {}
         for name in names:
             mirror = self.indexes[name].mirror
@@ -310,14 +319,15 @@ class ObservedEngine:
         return {"waited_longer": len(late), "waited_seconds_most": max(late)} if late else {}
 
     def _keep(self) -> None:
-        """What was published and what was asked when, for whoever looks into what did not hold."""
+        """Writes the published events and the requests with their times, for the analysis of
+        failures."""
         ranks = [[one.numbers, one.payloads] for one in self.recorders]
         whole = msgspec.msgpack.encode({"ranks": ranks, "happened": self.happened})
         (self._stage.folder / f"{self.shape.name}.recording").write_bytes(whole)
 
 
 def matched_tokens(chain: Sequence[int], held: Callable[[int], bool]) -> int:
-    """How many of these, from the start, are held."""
+    """Returns how many of the first blocks are cached."""
     return next((number for number, one in enumerate(chain) if not held(one)), len(chain))
 
 

@@ -1,7 +1,9 @@
-"""Prompts as token ids, so that everybody can compute what they are; what an index predicts of them, and what the engine reports.
+"""Prompts as token ids, so that their hashes can be computed; predictions of an index, and reports
+of the engine.
 
-A prompt is asked in *quiescence* when the one before has been answered, and neither the recorder nor the index has heard anything for
-a while. Then the prediction must be what the engine reports as ``cached_tokens``.
+A prompt is asked in *quiescence* when the one before has been answered, and neither the recorder
+nor the index has heard anything for a while. Then the prediction must be what the engine reports as
+``cached_tokens``.
 """
 
 import asyncio
@@ -24,7 +26,7 @@ TIMEOUT_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class TokenPrompt:
-    """One request. ``more`` goes into its body, ``headers`` beside it."""
+    """One prompt. ``more`` goes into its body, ``headers`` to its head."""
 
     tokens: tuple[int, ...]
     output: int = 1
@@ -39,7 +41,7 @@ class TokenPrompt:
         return block_hashes(chain_root(model_key, self.adapter, secret=secret), self.tokens, size, extras)
 
     def body(self, model: str) -> dict[str, Any]:
-        """What is posted to ``/v1/completions``."""
+        """Returns the body for ``/v1/completions``."""
         fixed = {"temperature": 0, "ignore_eos": True, "return_token_ids": True}
         salt = {"cache_salt": self.salt} if self.salt else {}
         chosen = {"model": self.adapter or model, "prompt": list(self.tokens), "max_tokens": self.output}
@@ -52,7 +54,7 @@ class TokenPrompt:
 
 @dataclass(frozen=True, slots=True)
 class PromptAnswer:
-    """What the engine said: tokens found in its cache, tokens generated."""
+    """The engine's answer: tokens found in its cache, generated tokens."""
 
     cached: int
     tokens: tuple[int, ...]
@@ -60,11 +62,13 @@ class PromptAnswer:
 
 @dataclass(frozen=True, slots=True)
 class PredictionRow:
-    """One request: predicted tokens by index, and reported ones; ``reference`` is what counting copies at the engine predicts.
+    """One prediction: tokens by index, and the engine's report; ``reference`` is the prediction of
+    the recorder.
 
-    A prediction counts what is on its way there as held, as a gateway does; ``told`` and ``reference`` are without that, from what
-    the engine told alone, and ``reference_flying`` is the reference with it. All are made at the same moment.
-    ``excused``: indexes that could not know, since nobody had told them of a clear and the engine says so only now.
+    A prediction counts what is on its way there as held, as a gateway does; ``told`` and
+    ``reference`` are without that, from what the engine told alone, and ``reference_flying`` is the
+    reference with it. All are made at the same moment. ``excused``: indexes that could not know,
+    since nobody had told them of a clear and the engine says so only now.
     """
 
     prompt: int
@@ -81,7 +85,8 @@ class PredictionRow:
 
 
 def tokens(seed: object, count: int) -> tuple[int, ...]:
-    """Random token ids, the same ones for the same seed; a longer count begins with a shorter one's."""
+    """Random token ids, the same ones for the same seed; a longer count begins with a shorter
+    one's."""
     draw = Random(repr(seed))
     return tuple(draw.randrange(FIRST_TOKEN, VOCABULARY) for _ in range(count))
 
@@ -96,7 +101,8 @@ async def send_prompt(client: httpx.AsyncClient, model: str, prompt: TokenPrompt
 
 
 def predict_cached(blocks: int, prompt: TokenPrompt, size: int, slower: int = 0) -> int:
-    """Tokens that the engine will say it found, if it holds so many blocks in the GPU, and ``slower`` with slower tiers."""
+    """Tokens that the engine will say it found, if it holds so many blocks in the GPU, and
+    ``slower`` with slower tiers."""
     return cached_tokens(blocks, len(prompt.tokens), size, slower=slower)
 
 
@@ -161,7 +167,8 @@ def count_outcomes(rows: Sequence[PredictionRow]) -> dict[str, Any]:
 
 
 def count_by_kind(rows: Sequence[PredictionRow]) -> dict[str, Any]:
-    """How many were right from what the engine told alone, and from counting copies together with what was on its way."""
+    """Returns how many predictions were right from events alone, and how many with prompts in
+    flight."""
     names = sorted({name for one in rows for name in one.told})
     alone = {name: share(sum(one.told[name] == one.reported for one in rows), len(rows)) for name in names}
     reference = share(sum(one.reference_flying == one.reported for one in rows), len(rows))
@@ -172,5 +179,5 @@ def count_by_kind(rows: Sequence[PredictionRow]) -> dict[str, Any]:
 
 
 def share(part: float, whole: float) -> float | None:
-    """One of the other; None where there is no other."""
+    """Returns a share; None of nothing."""
     return round(part / whole, 5) if whole else None

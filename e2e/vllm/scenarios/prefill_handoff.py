@@ -1,9 +1,11 @@
-"""Prefill and decode on two real engines: the same answers as one engine gives, also when the prefill engine dies or freezes.
+"""Prefill and decode on two engines: the answers of one engine, also when the prefill engine dies
+or freezes.
 
-What is right is what the decode engine says when it does it all: every prompt is asked of it directly first, under a salt of
-its own, so that nothing is found in a cache and nothing stays there for the hand-off to find. What is computed beside other requests
-is rounded otherwise; so one engine, asked for several prompts at once, parts from itself where two tokens are about as likely. An
-answer that parts from the right one is wrong unless it does so there (``alike.py``).
+What is right is what the decode engine says when it does it all: every prompt is asked of it
+directly first, under a salt of its own, so that nothing is found in a cache and nothing stays there
+for the hand-off to find. What is computed beside other requests is rounded otherwise; so one
+engine, asked for several prompts at once, parts from itself where two tokens are about as likely.
+An answer that parts from the right one is wrong unless it does so there (``alike.py``).
 """
 
 import asyncio
@@ -64,7 +66,8 @@ class HandoffScenario:
                 engine.kill()
 
     def _start(self, role: str, core: int) -> EngineProcess:
-        """One engine, healthy; the two get each a core, and NIXL's spinning threads only what is left of it."""
+        """One engine, healthy; the two get each a core, and NIXL's spinning threads only what is
+        left of it."""
         self._prefills += role == "prefill"
         environment, bootstrap = self._connector.environment()
         if role == "prefill":
@@ -84,7 +87,8 @@ class HandoffScenario:
             fleet["instances"][0]["bootstrap"] = self._bootstrap
         return fleet
 
-    # Checks ------------------------------------------------------------------------------------------------------------
+    # Checks
+    # ------------------------------------------------------------------------------------------------------------
 
     async def _first(self) -> Numbers:
         """The hand-shake of a pair takes seconds; the rest is measured after it."""
@@ -92,7 +96,8 @@ class HandoffScenario:
         return await self._compared(one, self.gateway.url, self._reason, at_once=1)
 
     async def _as_shipped(self) -> Numbers:
-        """Through the gateway process, with the limits of the release: short prompts stay on one engine."""
+        """Through the gateway process, with the limits of the release: short prompts stay on one
+        engine."""
         numbers = await self._compared(
             await make_prompts(self.decode.url, MODEL, seed=1), self.gateway.url, self._reason
         )
@@ -102,7 +107,8 @@ class HandoffScenario:
     async def _every_length(self) -> Numbers:
         """Through a gateway that hands everything over, also right after a hand-off that failed.
 
-        The only decode engine is sometimes stuck in a transfer for half a minute. What got a 504 then is asked again, once.
+        The only decode engine is sometimes stuck in a transfer for half a minute. What got a 504
+        then is asked again, once.
         """
         limits = Limits(handoff_min_tokens=1, handoff_suspect_seconds=0.001)
         async with running_gateway(self._as_value(), limits) as running:
@@ -154,7 +160,8 @@ class HandoffScenario:
         require(False, "no hand-off any more", numbers)
         return numbers
 
-    # Comparing ---------------------------------------------------------------------------------------------------------
+    # Comparing
+    # ---------------------------------------------------------------------------------------------------------
 
     async def _compared(
         self,
@@ -167,7 +174,8 @@ class HandoffScenario:
         each: Callable[[int], None] | None = None,
         again: bool = False,
     ) -> Numbers:
-        """Ask the decode engine alone, then ``url``; every answer must be the same one, and in time."""
+        """Ask the decode engine alone, then ``url``; every answer must be the same one, and in
+        time."""
         async with openai_client(self.decode.url) as direct, openai_client(url) as through:
             alone = await send_prompts(direct, prompts, salt=f"alone-{next(self._rounds)}")
             before = self._decoded()
@@ -216,7 +224,8 @@ class HandoffScenario:
         return numbers
 
     def _decoded(self) -> tuple[float, float]:
-        """Prompt tokens that came from another engine, and failed transfers, as the decode engine counts them."""
+        """Prompt tokens that came from another engine, and failed transfers, as the decode engine
+        counts them."""
         source = self.decode.metric("vllm:prompt_tokens_by_source_total", source="external_kv_transfer")
         return source, self.decode.metric("vllm:nixl_num_failed_transfers_total")
 

@@ -1,4 +1,5 @@
-"""An engine that keeps what the GPU has no room for in the machine's memory: vLLM's own offloading, events of both tiers."""
+"""An engine that keeps what the GPU has no room for in the machine's memory: vLLM's own offloading,
+events of both tiers."""
 
 from collections.abc import Awaitable, Callable
 
@@ -50,7 +51,8 @@ class TieredCache:
         return await self._at.expect_agreement(first, again=False)
 
     async def _reset_device(self) -> Numbers:
-        """The engine's word for it names no tier. What the tier keeps is not announced again: hits are missed, none is made up."""
+        """The engine's word for it names no tier. What the tier keeps is not announced again: hits
+        are missed, none is made up."""
         prompts = [TokenPrompt(tokens(("big", number), PROMPT)) for number in range(4)]
         for prompt in prompts:
             await self._at.ask(prompt)

@@ -1,4 +1,5 @@
-"""The benchmark that sets the simulator beside what it simulates carries the goals that are checked in, and takes real runs."""
+"""The benchmark that sets the simulator beside what it simulates carries the goals that are checked
+in, and takes real runs."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""The benchmark that sets the simulator beside real engines: its traffic, its text, what it reads of a gateway, and its goals."""
+"""The benchmark that sets the simulator beside real engines: its traffic, its text, what it reads
+of a gateway, and its goals."""
 
 import json
 from dataclasses import replace

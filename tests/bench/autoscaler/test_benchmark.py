@@ -1,4 +1,5 @@
-"""The autoscaler's benchmark: its goals are the bar, its figures say what they are called, its rows hold within the bar only."""
+"""The autoscaler's benchmark: its goals are the bar, its figures say what they are called, its rows
+hold within the bar only."""
 
 import json
 import math

@@ -1,4 +1,5 @@
-"""The bench of sleeping replicas: every case is in the kept results, and both sides of one are measured alike."""
+"""The bench of sleeping replicas: every case is in the kept results, and both sides of one are
+measured alike."""
 
 import json
 from dataclasses import replace

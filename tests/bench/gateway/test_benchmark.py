@@ -1,4 +1,5 @@
-"""The gateway benchmark's own parts: what is made of runs, and that its two programs tell the truth about each other."""
+"""The gateway benchmark's own parts: what is made of runs, and that its two programs tell the truth
+about each other."""
 
 import json
 import os

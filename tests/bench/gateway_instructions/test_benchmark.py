@@ -1,4 +1,5 @@
-"""The instruction counter's pure parts: reading dumps, costs per unit, rows with goals, and the bytes of its scripted ends."""
+"""The instruction counter's pure parts: reading dumps, costs per unit, rows with goals, and the
+bytes of its scripted ends."""
 
 import socket
 

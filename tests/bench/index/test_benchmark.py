@@ -1,4 +1,5 @@
-"""The index benchmark's rows carry exactly the goals that are checked in, and what its streams say is what they are counted as."""
+"""The index benchmark's rows carry exactly the goals that are checked in, and what its streams say
+is what they are counted as."""
 
 import json
 from itertools import islice

@@ -1,4 +1,5 @@
-"""The operator benchmark's rows carry exactly the goals that are checked in, and so does the run that is committed."""
+"""The operator benchmark's rows carry exactly the goals that are checked in, and so does the run
+that is committed."""
 
 import json
 from collections import Counter

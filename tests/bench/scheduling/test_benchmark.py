@@ -1,4 +1,5 @@
-"""The benchmark of scheduling carries the goals that are checked in, and its results hold them or say that they do not."""
+"""The benchmark of scheduling carries the goals that are checked in, and its results hold them or
+say that they do not."""
 
 import json
 from pathlib import Path

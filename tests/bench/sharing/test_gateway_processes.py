@@ -1,4 +1,5 @@
-"""The benchmark of several gateways carries the goals that are checked in; in step, three gateways are as good as one."""
+"""The benchmark of several gateways carries the goals that are checked in; in step, three gateways
+are as good as one."""
 
 import json
 from dataclasses import replace

@@ -30,7 +30,8 @@ BAR = {
 
 
 def found(share: float, apart: float, *, failures: int = 0) -> list[str]:
-    """The goals that do not hold where gateways that share find so much, those apart so much, and all others 80 %."""
+    """The goals that do not hold where gateways that share find so much, those apart so much, and
+    all others 80 %."""
 
     def runs(name: str) -> list[SharingFigures]:
         cached = share if "share" in name else apart if "apart" in name else 0.8

@@ -1,1 +1,8 @@
-"""The whole operator before a real API server that fails it: what must hold, for seconds in tests and for minutes in the soak."""
+"""Faults of the API server and of operators: seconds in tests, minutes in the soak.
+
+cluster_setup: what every trial needs
+api_outage: the API server is unreachable or silent
+crash_points: the operator is killed around each write
+leader_handover: two operators
+recorder: changes and states of objects
+"""

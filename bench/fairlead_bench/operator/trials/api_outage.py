@@ -1,4 +1,5 @@
-"""The API server is away, or silent: what is there stays, what was asked meanwhile comes about, nothing is deleted on doubt."""
+"""The API server is away, or silent: what is there stays, what was asked meanwhile comes about,
+nothing is deleted on doubt."""
 
 import asyncio
 import time
@@ -17,7 +18,8 @@ MODELS = 6
 
 
 async def run_api_outage(server: ApiServer, seconds: float, logs: Path) -> TrialVerdict:
-    """It is killed, and comes back after ``seconds``; the operator ends without its lease and is started again."""
+    """It is killed, and comes back after ``seconds``; the operator ends without its lease and is
+    started again."""
     found = TrialVerdict()
     async with open_cluster(server, "away", logs) as here, keep_running(here) as started:
         for number in range(MODELS):
@@ -41,7 +43,7 @@ async def run_api_outage(server: ApiServer, seconds: float, logs: Path) -> Trial
         await here.until_settled()
         after = await identities(here.api, here.namespace)
         lost = {name for name, uid in before.items() if after.get(name) != uid}
-        found.check("nothing but the deleted Service was made anew or deleted", lost == {"Service m2-main"}, lost)
+        found.check("nothing but the deleted Service was created again or deleted", lost == {"Service m2-main"}, lost)
         found.check("the operator was started again at most a few times", len(started) <= 2 + seconds / 5, len(started))
         found.figures = {
             "seconds_away": seconds,
@@ -58,8 +60,8 @@ def _revisions(there: dict[str, str]) -> set[str]:
 async def run_silent_api(server: ApiServer, logs: Path, *, children: bool) -> TrialVerdict:
     """The connections of all watches stop saying anything while new ones pass.
 
-    Models that come or change are found by the list that is made anyway; with ``children``, a deleted one is found once the silence
-    is noticed (a minute and a half).
+    Models that come or change are found by the list that is made anyway; with ``children``, a
+    deleted one is found once the silence is noticed (a minute and a half).
     """
     found = TrialVerdict()
     where = urlsplit(server.config().server)
@@ -109,7 +111,8 @@ async def run_silent_api(server: ApiServer, logs: Path, *, children: bool) -> Tr
 
 
 def _proxy(server: ApiServer, port: int) -> Path:
-    """The administrator's kubeconfig, by another way; beside it, since it may name files."""
+    """Writes the administrator's kubeconfig for a proxy into the same folder, since it may name
+    files."""
     content = yaml.safe_load(server.kubeconfig.read_text())
     for one in content["clusters"]:
         parts = urlsplit(one["cluster"]["server"])

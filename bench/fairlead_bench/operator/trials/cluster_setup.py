@@ -1,4 +1,4 @@
-"""What every trial needs: models, a supervisor such as a Deployment is, and patience."""
+"""Setup of every trial: models, a supervisor like a Deployment, and timeouts."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,7 +22,7 @@ TIMEOUT_SECONDS = 300.0
 
 @dataclass(slots=True)
 class TrialVerdict:
-    """What a trial found. ``broken`` names what did not hold; ``figures`` go into the report."""
+    """Findings of a trial. ``broken`` names the claims that failed; ``figures`` go into the report."""
 
     figures: dict[str, Any] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
@@ -137,7 +137,8 @@ async def open_cluster(
 
 @asynccontextmanager
 async def keep_running(one: TrialCluster) -> AsyncIterator[list[int]]:
-    """One operator that is started again whenever it ends, as its Deployment would; the places of all of them."""
+    """One operator that is started again whenever it ends, as its Deployment would; the places of
+    all of them."""
     started = [one.operators.start()]
 
     async def watch() -> None:

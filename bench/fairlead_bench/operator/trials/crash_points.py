@@ -1,4 +1,5 @@
-"""SIGKILL to the whole process around each of its writes before a real API server; the next one comes to the same end."""
+"""SIGKILL to the whole process around each of its writes before a real API server; the next one
+comes to the same end."""
 
 import asyncio
 import signal
@@ -16,7 +17,8 @@ STEPS: tuple[Step, ...] = ("create", "change", "rename")
 
 
 async def run_crash_points(server: ApiServer, stages: tuple[Step, ...], most: int, logs: Path) -> TrialVerdict:
-    """For each stage of the story: the operator is killed before, and at last after, each of its writes (``most`` at most)."""
+    """For each stage of the story: the operator is killed before, and at last after, each of its
+    writes (``most`` at most)."""
     found = TrialVerdict()
     count = 0
     for stage in stages:
@@ -41,7 +43,8 @@ async def run_crash_points(server: ApiServer, stages: tuple[Step, ...], most: in
 async def _run_steps(
     server: ApiServer, namespace: str, stage: Step, kill: tuple[str, int] | None, logs: Path
 ) -> tuple[object, bool]:
-    """The story up to ``stage``, in which the operator is killed; how everything stands at the end, and whether it was."""
+    """The story up to ``stage``, in which the operator is killed; how everything stands at the end,
+    and whether it was."""
     async with open_cluster(server, namespace, logs, FAIRLEAD_LEASE="3s") as here:
         before = STEPS[: STEPS.index(stage)]
         if before:

@@ -1,7 +1,8 @@
-"""Two operators: they hand the lease over, by every way a process can end or stand still, and they lead both at once.
+"""Two operators: they hand the lease over, by every way a process can end or stand still, and they
+lead both at once.
 
-Nothing may be written that the models did not ask for: every change is taken from a watch, and versions and managers of all objects
-are the same at the end.
+Nothing may be written that the models did not ask for: every change is taken from a watch, and
+versions and managers of all objects are the same at the end.
 """
 
 import asyncio
@@ -16,12 +17,14 @@ from fairlead_testing.kube.api_server import ApiServer
 
 MODELS = 5
 LOOK_SECONDS = 8.0
-"""How long a leader is left alone: its first look, a list of all models, and something of a life."""
+"""Seconds for which a leader works undisturbed: its first list of all models, and some time after
+it."""
 HANDOVERS = (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP)
 
 
 async def run_handovers(server: ApiServer, seconds: float, logs: Path) -> TrialVerdict:
-    """One of two leads; it is told to go, killed and stopped in turn. At least once each way, and for ``seconds``."""
+    """Ends the leader of two operators by each signal in turn, at least once each and for
+    ``seconds``."""
     found = TrialVerdict()
     async with open_cluster(server, "handover", logs, FAIRLEAD_RESYNC="5s", FAIRLEAD_LEASE="3s") as here:
         pair = [here.operators.start(), here.operators.start()]
@@ -45,7 +48,8 @@ async def run_handovers(server: ApiServer, seconds: float, logs: Path) -> TrialV
 
 
 async def _hand_over(here: TrialCluster, pair: list[int], way: signal.Signals, seconds: float) -> list[int]:
-    """The leader goes that way, the other takes over and works for so long, and somebody new waits behind it."""
+    """Ends the leader by a signal, lets the other take over and work, and starts a new one behind
+    it."""
     leading = await here.leader(*pair)
     (other,) = (one for one in pair if one != leading)
     here.operators.tell(leading, way)
@@ -62,7 +66,8 @@ async def _hand_over(here: TrialCluster, pair: list[int], way: signal.Signals, s
 
 
 async def run_two_leaders(server: ApiServer, seconds: float, logs: Path) -> TrialVerdict:
-    """Two that do not know of each other lead for ``seconds``, while models change and a scaler writes."""
+    """Two that do not know of each other lead for ``seconds``, while models change and a scaler
+    writes."""
     found = TrialVerdict()
     async with open_cluster(server, "both", logs, FAIRLEAD_RESYNC="5s") as here:
         pair = [here.operators.start(lease_namespace=name) for name in ("both", "default")]

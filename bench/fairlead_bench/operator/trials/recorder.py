@@ -1,4 +1,5 @@
-"""What happens to the objects of a namespace, as a watch tells it; and how they stand, without what differs by nature."""
+"""Records of a namespace's objects: changes as a watch reports them, and the state without fields
+that differ by nature."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,7 +30,8 @@ OWN_LABEL = "app.kubernetes.io/managed-by=fairlead"
 
 
 class WatchRecorder:
-    """``lines`` are the changes since it was last cleared: ``MODIFIED Deployment qwen-main``."""
+    """Recorder of changes. ``lines`` are those since it was last cleared: ``MODIFIED Deployment
+    qwen-main``."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -85,7 +87,7 @@ async def owners(api: KubeApi, namespace: str) -> dict[str, Any]:
 
 
 async def state(api: KubeApi, namespace: str) -> list[Any]:
-    """How everything stands, the same for two namespaces in which the same happened."""
+    """Returns the state of all objects, equal for two namespaces with equal histories."""
     found = []
     for one in await own_objects(api, namespace):
         labels, notes = metadata_of(one).get("labels"), dict(metadata_of(one).get("annotations") or {})

@@ -75,7 +75,8 @@ STARTED = {
         "fairlead.fleet.kubernetes.options",
     ),
 }
-"""Component → modules that together load all it needs, those too that it loads only when it gets there."""
+"""Component → modules that together load all it needs, those too that it loads only when it gets
+there."""
 
 
 _WITHOUT = """

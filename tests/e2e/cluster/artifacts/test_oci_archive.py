@@ -1,4 +1,5 @@
-"""Image archives: the same content gives the same bytes, everybody may read them, and what images share is stored once."""
+"""Image archives: the same content gives the same bytes, everybody may read them, and what images
+share is stored once."""
 
 import hashlib
 import json

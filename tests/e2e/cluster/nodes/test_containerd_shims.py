@@ -16,7 +16,8 @@ Shim = Callable[[Path], "tuple[subprocess.Popen[str], int]"]
 
 @pytest.fixture
 def shim() -> Iterator[Shim]:
-    """Starts what looks like a shim of the containerd on a socket, with a container below it, whose id is given too."""
+    """Starts what looks like a shim of the containerd on a socket, with a container below it, whose
+    id is given too."""
     started: list[tuple[subprocess.Popen[str], int]] = []
 
     def start(socket: Path) -> tuple[subprocess.Popen[str], int]:

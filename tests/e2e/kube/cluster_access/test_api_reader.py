@@ -1,4 +1,5 @@
-"""What tests ask the API server over one connection is what ``kubectl get`` with the same words would ask."""
+"""What tests ask the API server over one connection is what ``kubectl get`` with the same words
+would ask."""
 
 import json
 import threading
@@ -34,7 +35,8 @@ def test_plain_questions_have_a_path_and_others_are_left_to_kubectl(words: tuple
 
 
 class Server(BaseHTTPRequestHandler):
-    """Says what it was asked, and closes every second connection after its answer without saying so."""
+    """Says what it was asked, and closes every second connection after its answer without saying
+    so."""
 
     protocol_version = "HTTP/1.1"
 
