@@ -61,17 +61,17 @@ def test_a_tool_that_does_not_count_sent_requests_is_not_trusted() -> None:
 def test_a_tools_prefill_count_yields_to_our_lower_estimate() -> None:
     """A repeated prompt computes nothing, whatever the tool counts before events come."""
 
-    def told(**pending: float) -> list[Any]:
+    def endpoints(**pending: float) -> list[Any]:
         return [
             endpoint(name, pending=pending.get(name, 0.0), inflight=2 if name in pending else 0, matched_tokens=0)
             for name in INFO["live"]
         ]
 
     seam, blocks = router(INFO, preset="min-ttft"), tuple(range(40))
-    at = seam.pick(request("a", blocks), told(), 0.0)
+    at = seam.pick(request("a", blocks), endpoints(), 0.0)
     seam.on_first_token(request("a", blocks), at, 1.0, 0)
-    assert seam.pick(request("b", blocks), told(), 1.0) == at
-    late = told(**{at: 2 * 512.0 * len(blocks)})
+    assert seam.pick(request("b", blocks), endpoints(), 1.0) == at
+    late = endpoints(**{at: 2 * 512.0 * len(blocks)})
     assert seam.pick(request("c", blocks), late, 1.0) == at
     crowd = [
         item if item.id != at else endpoint(at, pending=item.pending_prefill_tokens, inflight=9, matched_tokens=0)
@@ -98,25 +98,25 @@ def test_queued_prefill_is_the_lower_count_if_all_requests_are_ours(
 
 
 def test_kv_events_take_precedence_over_remembered_prompts() -> None:
-    def told(**tokens: int) -> list[Any]:
+    def endpoints(**tokens: int) -> list[Any]:
         return [endpoint(name, matched_tokens=tokens.get(name, 0)) for name in ("e0", "e1", "e2", "e3")]
 
     seam = router(INFO, preset="dualmap")
-    homes = {router(INFO, preset="dualmap").pick(request(f"r{n}"), told(), 0.0) for n in range(40)}
+    homes = {router(INFO, preset="dualmap").pick(request(f"r{n}"), endpoints(), 0.0) for n in range(40)}
     assert len(homes) == 2
     for home in homes:
-        assert router(INFO, preset="dualmap").pick(request("r"), told(**{home: 1_024}), 0.0) == home
-    first = seam.pick(request("r"), told(), 0.0)
-    assert seam.pick(request("s"), told(), 0.1) == first  # under way: no event yet
+        assert router(INFO, preset="dualmap").pick(request("r"), endpoints(**{home: 1_024}), 0.0) == home
+    first = seam.pick(request("r"), endpoints(), 0.0)
+    assert seam.pick(request("s"), endpoints(), 0.1) == first  # under way: no event yet
     for name in ("r", "s"):
         seam.on_first_token(request(name), first, 1.0)
         seam.on_complete(request(name), first, 2.0)
-    assert {seam.pick(request(f"t{n}"), told(), 6.9) for n in range(10)} == {first}
+    assert {seam.pick(request(f"t{n}"), endpoints(), 6.9) for n in range(10)} == {first}
     (other,) = homes - {first}
-    assert seam.pick(request("u"), told(**{other: 1_024}), 600.0) == other
+    assert seam.pick(request("u"), endpoints(**{other: 1_024}), 600.0) == other
 
 
-def telling() -> EndpointView:
+def view_with_events() -> EndpointView:
     """Returns the view of a tool with KV events, none of them for the blocks of this request."""
     view = EndpointView(1e-3, 512)
     view.set_endpoints({"e0": endpoint("e0", matched_tokens=512)})
@@ -130,13 +130,13 @@ def test_a_tool_that_reports_only_zeros_reports_nothing() -> None:
     view.set_endpoints({"e0": endpoint("e0", matched_tokens=0)})
     view.add_request("r", (1,), 0.0)
     assert view.cached_tokens("r") is None
-    other = telling()
+    other = view_with_events()
     other.add_request("r", (1,), 0.0)
     assert other.cached_tokens("r") == {}
 
 
 def test_an_endpoint_that_returns_has_no_requests_in_flight() -> None:
-    view = telling()
+    view = view_with_events()
     view.add_routed("r", "e0", (1, 2), 0.0)
     view.add_routed("s", "e1", (1,), 0.0)
     view.add_request("t", (1, 2, 3), 1.0)
@@ -148,7 +148,7 @@ def test_an_endpoint_that_returns_has_no_requests_in_flight() -> None:
 
 
 def test_a_request_that_moves_leaves_nothing_behind() -> None:
-    view = telling()
+    view = view_with_events()
     view.add_routed("r", "e0", (1, 2), 0.0)
     view.add_routed("r", "e1", (1, 2), 0.0)
     view.add_request("s", (1, 2), 0.0)

@@ -246,14 +246,19 @@ def test_the_module_runs_as_a_child_and_answers_line_by_line() -> None:
         assert child.stdin is not None
         assert child.stdout is not None
 
-        def ask(operation: dict[str, Any]) -> Any:
+        def send_operation(operation: dict[str, Any]) -> Any:
             assert child.stdin is not None
             assert child.stdout is not None
             child.stdin.write(json.dumps(operation) + "\n")
             child.stdin.flush()
             return json.loads(child.stdout.readline())
 
-        assert ask({"op": "reset", **INFO}) == {}
-        assert [ask(pick(str(number), [number]))["endpoint"] for number in range(4)] == ["e0", "e1", "e2", "e3"]
+        assert send_operation({"op": "reset", **INFO}) == {}
+        assert [send_operation(pick(str(number), [number]))["endpoint"] for number in range(4)] == [
+            "e0",
+            "e1",
+            "e2",
+            "e3",
+        ]
         child.stdin.close()
         assert child.wait(timeout=30) == 0

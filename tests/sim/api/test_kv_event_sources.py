@@ -23,7 +23,7 @@ async def complete(engine: EngineProcess, tokens: list[int], **more: Any) -> dic
     return usage
 
 
-async def heard(engine: EngineProcess) -> list[Any]:
+async def published_events(engine: EngineProcess) -> list[Any]:
     """Returns all events that the engine has published, in order."""
     sources = (await send_request(engine.authority, get_request("/kv_event_sources"))).json()
     return await asyncio.to_thread(_replayed, sources["0"]["replay_endpoint"])
@@ -52,7 +52,9 @@ def test_an_index_of_the_events_predicts_what_the_engine_finds_cached() -> None:
                 list(range(start, start + length)) for start, length in ((100, 100), (100, 196), (100, 96), (900, 40))
             ]
             for prompt in prompts + prompts:
-                known = {tuple(_path(await heard(engine), key)) for key in _keys(await heard(engine))}
+                known = {
+                    tuple(_path(await published_events(engine), key)) for key in _keys(await published_events(engine))
+                }
                 longest = max((size for size in range(32, len(prompt), 32) if tuple(prompt[:size]) in known), default=0)
                 usage = await complete(engine, prompt)
                 assert usage["prompt_tokens_details"]["cached_tokens"] == longest
@@ -88,7 +90,7 @@ def test_a_prompt_in_full_blocks_stores_its_last_block_again() -> None:
             await complete(engine, tokens)
             usage = await complete(engine, tokens)
             assert usage["prompt_tokens_details"]["cached_tokens"] == 64
-            first, again = await heard(engine)
+            first, again = await published_events(engine)
             assert len(first["block_hashes"]) == 3
             assert again["block_hashes"] == first["block_hashes"][2:]
             assert again["parent_block_hash"] == first["block_hashes"][1]
@@ -104,10 +106,10 @@ def test_a_clear_is_published_only_with_the_next_request(how: str) -> None:
             await complete(engine, list(range(40)))
             assert (await send_request(engine.authority, post_request(how))).status == 200
             await send_request(engine.authority, post_request("/wake_up"))
-            assert [event["type"] for event in await heard(engine)] == ["BlockStored"]
+            assert [event["type"] for event in await published_events(engine)] == ["BlockStored"]
             usage = await complete(engine, list(range(40)))
             assert usage["prompt_tokens_details"]["cached_tokens"] == 0
-            assert [event["type"] for event in await heard(engine)] == [
+            assert [event["type"] for event in await published_events(engine)] == [
                 "BlockStored",
                 "AllBlocksCleared",
                 "BlockStored",
@@ -122,7 +124,7 @@ def test_salt_adapter_and_session_are_published() -> None:
             tokens = list(range(70))
             await complete(engine, tokens)
             await complete(engine, tokens, model="poet", cache_salt="tenant-8", session_id="S1")
-            plain, salted = await heard(engine)
+            plain, salted = await published_events(engine)
             assert (salted["lora_id"], salted["lora_name"], salted["session_id"]) == (1, "poet", "S1")
             assert salted["extra_keys"] == [["poet", "tenant-8"], ["poet"]]
             assert not set(plain["block_hashes"]) & set(salted["block_hashes"])
@@ -137,7 +139,7 @@ def test_a_mode_publishes_cached_blocks_again() -> None:
             await complete(engine, tokens)
             usage = await complete(engine, tokens, vllm_xargs={"kv_cache_report_mode": "full"})
             assert usage["prompt_tokens_details"]["cached_tokens"] == 96
-            first, again = await heard(engine)
+            first, again = await published_events(engine)
             assert (again["block_hashes"], again["parent_block_hash"]) == (first["block_hashes"], None)
 
     asyncio.run(scenario())

@@ -38,7 +38,7 @@ def test_a_run_ends_as_soon_as_its_goal_is_missed(late: int) -> None:
     requests = [request(number, float(number)) for number in range(100)]
     judge = GoalWatch(WITHOUT_GUARD, requests)
 
-    def look() -> None:
+    def watch_all() -> None:
         for number, one in enumerate(requests):
             wait = 6.0 if number < 10 or number >= 100 - late else 1.0
             flight = InflightRequest(one)
@@ -47,9 +47,9 @@ def test_a_run_ends_as_soon_as_its_goal_is_missed(late: int) -> None:
 
     if late > 9:
         with pytest.raises(GoalMissed):
-            look()
+            watch_all()
     else:
-        look()
+        watch_all()
 
 
 @pytest.mark.parametrize("preset", ["dual-hash", "dualmap", "round-robin"])

@@ -50,15 +50,15 @@ class Fleet:
             reachable=lambda request, live: [name for name in live if name not in self.front.unreachable_for(request)],
             last_arrival=0.0,
         )
-        self.course = FleetSimulation(self.guard, fleet)
+        self.simulation = FleetSimulation(self.guard, fleet)
         self.waiting: list[str] = []
         self.at_engines: Counter[str] = Counter()
-        self.course.schedule(AT, self._look)
+        self.simulation.schedule(AT, self._sample)
         if happens is not None:
-            self.course.schedule(AT, partial(happens, self))
+            self.simulation.schedule(AT, partial(happens, self))
 
     def serve(self, count: int) -> list[RequestResult]:
-        served = self.course.run(crowd(count))
+        served = self.simulation.run(crowd(count))
         self.guard.check_end()
         assert self.guard.violations == []
         return served
@@ -70,8 +70,8 @@ class Fleet:
             for name, load in loads.items()
         ]
 
-    def _look(self, now: float) -> None:
-        for flight in self.course.inflight_requests():
+    def _sample(self, now: float) -> None:
+        for flight in self.simulation.inflight_requests():
             if flight.instance == QUEUED:
                 self.waiting.append(flight.request.id)
             elif flight.first_token_at is None:
@@ -108,11 +108,11 @@ def test_dualmap_holds_as_live_gateways_hold_it_and_moves_nothing() -> None:
 
 
 def lose(fleet: Fleet, now: float) -> None:
-    fleet.course.lose_engine("e-0", now)
+    fleet.simulation.lose_engine("e-0", now)
 
 
 def drain(fleet: Fleet, now: float) -> None:
-    fleet.course.drain_engine("e-0", now)
+    fleet.simulation.drain_engine("e-0", now)
 
 
 def cut_off(fleet: Fleet, now: float) -> None:
@@ -144,7 +144,7 @@ def test_a_request_is_rerouted_by_the_gateway_that_holds_it() -> None:
 
     def note(fleet: Fleet, now: float) -> None:
         before = {request: id(its) for request, its in fleet.front._gateway_of.items()}
-        fleet.course.drain_engine("e-0", now)
+        fleet.simulation.drain_engine("e-0", now)
         after = {request: id(its) for request, its in fleet.front._gateway_of.items()}
         of.update({request: (before[request], after[request]) for request in before})
 
@@ -158,13 +158,13 @@ def test_a_killed_gateway_sends_nothing_any_more() -> None:
     sent: list[str] = []
 
     def end(fleet: Fleet, now: float) -> None:
-        send, dying = fleet.course.send, frozenset(fleet.waiting)
+        send, dying = fleet.simulation.send, frozenset(fleet.waiting)
 
-        def seen(request: str, instance: str, at: float) -> None:
-            sent.append(request)
-            send(request, instance, at)
+        def record_send(request_id: str, instance: str, now: float) -> None:
+            sent.append(request_id)
+            send(request_id, instance, now)
 
-        fleet.course.send = seen  # type: ignore[method-assign]
+        fleet.simulation.send = record_send  # type: ignore[method-assign]
         fleet.front.kill_gateway(0, now)
         assert not dying & set(sent), "the new one chooses, and sends what can begin as it arrives"
 

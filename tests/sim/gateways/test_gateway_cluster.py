@@ -55,13 +55,15 @@ def served(
     **how: Any,
 ) -> list[RequestResult]:
     front = gateways(number, knowledge, profile=profile, seed=seed, **how)
-    course = FleetSimulation(front, FleetOptions(ENGINES, profile, 16, publishes_kv_events=knowledge.index))
-    return course.run_sessions(agent_sessions(sessions, seed=seed), concurrency=10, round_trip_seconds=0.01, seed=seed)
+    simulation = FleetSimulation(front, FleetOptions(ENGINES, profile, 16, publishes_kv_events=knowledge.index))
+    return simulation.run_sessions(
+        agent_sessions(sessions, seed=seed), concurrency=10, round_trip_seconds=0.01, seed=seed
+    )
 
 
-def held(course: FleetSimulation, request: TraceRequest) -> int:
+def cached_tokens_of(simulation: FleetSimulation, request: TraceRequest) -> int:
     keys = trace_keys(request.blocks, request.prompt_tokens, 16)
-    return 16 * max(len(core.pool.match(keys, len(keys))) for core in course.cores.values())
+    return 16 * max(len(core.pool.match(keys, len(keys))) for core in simulation.cores.values())
 
 
 def cached(runs: Sequence[Sequence[RequestResult]]) -> float:
@@ -120,11 +122,11 @@ def test_evicted_blocks_are_not_expected_in_the_cache() -> None:
     believed = {False: 0.0, True: 0.0}
     for seed, knowledge in product(range(4), (SharingOptions(), SharingOptions(index=True))):
         front = gateways(3, knowledge, profile=wrong, seed=seed)
-        course = FleetSimulation(front, FleetOptions(ENGINES, real, 16, publishes_kv_events=knowledge.index))
+        simulation = FleetSimulation(front, FleetOptions(ENGINES, real, 16, publishes_kv_events=knowledge.index))
         sessions = agent_sessions(40, seed=seed)
-        course.run_sessions(sessions, concurrency=10, round_trip_seconds=0.01, seed=seed)
+        simulation.run_sessions(sessions, concurrency=10, round_trip_seconds=0.01, seed=seed)
         lasts = [session[-1] for session in sessions]
-        truth = [held(course, request) for request in lasts]
+        truth = [cached_tokens_of(simulation, request) for request in lasts]
         believed[knowledge.index] += sum(
             max(0.0, front.believed_cached_tokens(request) - there) for request, there in zip(lasts, truth, strict=True)
         )

@@ -12,24 +12,24 @@ from fairlead_sim.transcripts.recording import HttpResponse
 from fairlead_testing.sim.engines import running_engine
 
 
-def asked(target: str, **body: Any) -> HttpResponse:
+def response_to(target: str, **body: Any) -> HttpResponse:
     """Returns one answer of a fresh engine."""
 
     async def scenario() -> HttpResponse:
-        async with running_engine() as served:
-            return await ask(served, target, **body)
+        async with running_engine() as engine:
+            return await post(engine, target, **body)
 
     return asyncio.run(scenario())
 
 
-async def ask(served: RunningEngine, target: str, **body: Any) -> HttpResponse:
-    return await send_request(served.url.removeprefix("http://"), post_request(target, body))
+async def post(engine: RunningEngine, target: str, **body: Any) -> HttpResponse:
+    return await send_request(engine.url.removeprefix("http://"), post_request(target, body))
 
 
 def with_engine(check: Callable[[RunningEngine], Coroutine[Any, Any, None]]) -> None:
     async def scenario() -> None:
-        async with running_engine() as served:
-            await check(served)
+        async with running_engine() as engine:
+            await check(engine)
 
     asyncio.run(scenario())
 
@@ -38,7 +38,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 def test_a_stream_of_a_thousand_tokens_is_a_thousand_events_in_chunks_of_their_own() -> None:
-    answer = asked("/v1/completions", prompt="go", max_tokens=1000, stream=True)
+    answer = response_to("/v1/completions", prompt="go", max_tokens=1000, stream=True)
     events = answer.events()
     assert len(events) == 1001
     assert len(answer.chunks) == 1001
@@ -63,10 +63,10 @@ def test_a_stream_of_a_thousand_tokens_is_a_thousand_events_in_chunks_of_their_o
 def test_a_stream_says_what_the_whole_answer_says(limits: dict[str, Any], top: int | None) -> None:
     more = {} if top is None else {"logprobs": True, "top_logprobs": top}
 
-    async def check(served: RunningEngine) -> None:
+    async def check(engine: RunningEngine) -> None:
         body = {"messages": HELLO, "seed": 3, **limits, **more}
-        whole = (await ask(served, "/v1/chat/completions", **body)).json()["choices"][0]
-        stream = await ask(served, "/v1/chat/completions", **body, stream=True, return_token_ids=True)
+        whole = (await post(engine, "/v1/chat/completions", **body)).json()["choices"][0]
+        stream = await post(engine, "/v1/chat/completions", **body, stream=True, return_token_ids=True)
         choices = [event["choices"][0] for event in stream.events()[:-1]]
         assert "".join(choice["delta"]["content"] for choice in choices) == whole["message"]["content"]
         assert choices[-1]["finish_reason"] == whole["finish_reason"]
@@ -77,10 +77,10 @@ def test_a_stream_says_what_the_whole_answer_says(limits: dict[str, Any], top: i
 
 
 def test_text_that_may_belong_to_a_stop_string_is_held_back() -> None:
-    async def check(served: RunningEngine) -> None:
-        whole = (await ask(served, "/v1/completions", prompt="x", max_tokens=12)).json()["choices"][0]["text"]
+    async def check(engine: RunningEngine) -> None:
+        whole = (await post(engine, "/v1/completions", prompt="x", max_tokens=12)).json()["choices"][0]["text"]
         stop = whole[9:15]
-        stream = await ask(served, "/v1/completions", prompt="x", max_tokens=12, stop=stop, stream=True)
+        stream = await post(engine, "/v1/completions", prompt="x", max_tokens=12, stop=stop, stream=True)
         events = stream.events()[:-1]
         assert "".join(event["choices"][0]["text"] for event in events) == whole[:9]
         assert events[0]["choices"][0]["text"] == ""
@@ -91,7 +91,7 @@ def test_text_that_may_belong_to_a_stop_string_is_held_back() -> None:
 
 
 def test_without_a_limit_a_chat_ends_by_itself_on_a_token_without_text() -> None:
-    answer = asked("/v1/chat/completions", messages=HELLO, stream=True, return_token_ids=True).events()
+    answer = response_to("/v1/chat/completions", messages=HELLO, stream=True, return_token_ids=True).events()
     last = answer[-2]["choices"][0]
     assert (last["finish_reason"], last["stop_reason"], last["delta"]) == ("stop", None, {"content": ""})
     assert last["token_ids"] == [2]
@@ -99,28 +99,30 @@ def test_without_a_limit_a_chat_ends_by_itself_on_a_token_without_text() -> None
 
 def test_ignore_eos_without_a_limit_goes_on_to_the_models_length() -> None:
     async def scenario() -> None:
-        async with running_engine() as served:
-            authority = served.url.removeprefix("http://")
+        async with running_engine() as engine:
+            authority = engine.url.removeprefix("http://")
             body = {"messages": HELLO, "ignore_eos": True}
             rendered = (await send_request(authority, post_request("/v1/chat/completions/render", body))).json()
-            room = served.engine.settings.max_model_len - len(rendered["token_ids"])
+            room = engine.engine.settings.max_model_len - len(rendered["token_ids"])
             assert rendered["sampling_params"]["max_tokens"] == room
 
     asyncio.run(scenario())
 
 
 def test_completions_without_a_limit_have_sixteen_tokens() -> None:
-    usage = asked("/v1/completions", prompt="x").json()["usage"]
+    usage = response_to("/v1/completions", prompt="x").json()["usage"]
     assert usage["completion_tokens"] == 16
 
 
 def test_min_tokens_come_before_any_end() -> None:
-    answer = asked("/v1/chat/completions", messages=HELLO, min_tokens=50, max_tokens=60, stop=["a", "e", "i"]).json()
+    answer = response_to(
+        "/v1/chat/completions", messages=HELLO, min_tokens=50, max_tokens=60, stop=["a", "e", "i"]
+    ).json()
     assert answer["usage"]["completion_tokens"] > 50
 
 
 def test_choices_interleave_by_index_and_differ() -> None:
-    events = asked("/v1/completions", prompt=["one", "two"], n=2, max_tokens=5, stream=True).events()[:-1]
+    events = response_to("/v1/completions", prompt=["one", "two"], n=2, max_tokens=5, stream=True).events()[:-1]
     texts: dict[int, str] = {}
     for event in events:
         choice = event["choices"][0]
@@ -131,9 +133,9 @@ def test_choices_interleave_by_index_and_differ() -> None:
 
 
 def test_equal_requests_say_the_same_and_another_seed_something_else() -> None:
-    async def check(served: RunningEngine) -> None:
+    async def check(engine: RunningEngine) -> None:
         async def text(**more: Any) -> str:
-            answer = await ask(served, "/v1/completions", prompt="x", max_tokens=8, **more)
+            answer = await post(engine, "/v1/completions", prompt="x", max_tokens=8, **more)
             said: str = answer.json()["choices"][0]["text"]
             return said
 
@@ -145,15 +147,15 @@ def test_equal_requests_say_the_same_and_another_seed_something_else() -> None:
 
 
 def test_echo_gives_the_prompt_first() -> None:
-    events = asked("/v1/completions", prompt='say "x"', echo=True, max_tokens=2, stream=True).events()[:-1]
+    events = response_to("/v1/completions", prompt='say "x"', echo=True, max_tokens=2, stream=True).events()[:-1]
     assert events[0]["choices"][0]["text"].startswith('say "x" ')
 
 
 def test_usage_comes_once_at_the_end_or_with_every_event() -> None:
-    async def check(served: RunningEngine) -> None:
+    async def check(engine: RunningEngine) -> None:
         async def usages(**options: bool) -> list[Any]:
-            stream = await ask(
-                served, "/v1/completions", prompt="x y", max_tokens=3, stream=True, stream_options=options
+            stream = await post(
+                engine, "/v1/completions", prompt="x y", max_tokens=3, stream=True, stream_options=options
             )
             return [event.get("usage") for event in stream.events()[:-1]]
 
@@ -165,11 +167,11 @@ def test_usage_comes_once_at_the_end_or_with_every_event() -> None:
 
 
 def test_the_next_turn_finds_the_blocks_of_the_answer_before() -> None:
-    async def check(served: RunningEngine) -> None:
-        first = (await ask(served, "/v1/chat/completions", messages=HELLO, max_tokens=64)).json()
+    async def check(engine: RunningEngine) -> None:
+        first = (await post(engine, "/v1/chat/completions", messages=HELLO, max_tokens=64)).json()
         said = first["choices"][0]["message"]
         turns = [*HELLO, {"role": "assistant", "content": said["content"]}, {"role": "user", "content": "More"}]
-        usage = (await ask(served, "/v1/chat/completions", messages=turns, max_tokens=1)).json()["usage"]
+        usage = (await post(engine, "/v1/chat/completions", messages=turns, max_tokens=1)).json()["usage"]
         in_first = first["usage"]["prompt_tokens"] + 63
         assert usage["prompt_tokens_details"]["cached_tokens"] == in_first // 16 * 16
 
@@ -183,6 +185,6 @@ def test_a_schema_is_answered_with_json_that_fits_it() -> None:
         "required": ["name", "age", "ok"],
     }
     form = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
-    choice = asked("/v1/chat/completions", messages=HELLO, response_format=form).json()["choices"][0]
+    choice = response_to("/v1/chat/completions", messages=HELLO, response_format=form).json()["choices"][0]
     assert choice["message"]["content"] == '{"name":"simulated","age":18,"ok":"yes"}'
     assert choice["finish_reason"] == "stop"

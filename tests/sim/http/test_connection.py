@@ -20,16 +20,16 @@ def on_connection(
     settings: EngineSettings | None = None,
 ) -> None:
     async def scenario() -> None:
-        async with running_engine(settings) as served, open_client(served.url.removeprefix("http://")) as connection:
-            await check(connection, served)
+        async with running_engine(settings) as engine, open_client(engine.url.removeprefix("http://")) as connection:
+            await check(connection, engine)
 
     asyncio.run(scenario())
 
 
-def asked(request: RecordedRequest, settings: EngineSettings | None = None) -> HttpResponse:
+def response_to(request: RecordedRequest, settings: EngineSettings | None = None) -> HttpResponse:
     async def scenario() -> HttpResponse:
-        async with running_engine(settings) as served:
-            return await send_request(served.url.removeprefix("http://"), request)
+        async with running_engine(settings) as engine:
+            return await send_request(engine.url.removeprefix("http://"), request)
 
     return asyncio.run(scenario())
 
@@ -52,12 +52,12 @@ def test_requests_on_one_connection_are_answered_in_order() -> None:
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_many_requests_sent_ahead_are_all_answered_once_and_in_order(factory: Any) -> None:
     async def scenario() -> None:
-        async with running_engine() as served, open_client(served.url.removeprefix("http://")) as connection:
+        async with running_engine() as engine, open_client(engine.url.removeprefix("http://")) as connection:
             numbers = range(100)
-            asked = [
+            response_to = [
                 post_request("/v1/completions", {"prompt": "x", "max_tokens": 2, "request_id": str(n)}) for n in numbers
             ]
-            await connection.send(b"".join(request.to_bytes("sim") for request in asked))
+            await connection.send(b"".join(request.to_bytes("sim") for request in response_to))
             while connection.received.count(b'"id":"cmpl-') < 100:
                 assert await connection.read_more()
             ids = re.findall(rb'"id":"cmpl-(\d+)"', bytes(connection.received))
@@ -119,8 +119,8 @@ def test_endless_headers_are_refused() -> None:
 
 
 def test_a_body_over_the_limit_gets_413_and_costs_no_memory() -> None:
-    async def check(connection: ClientConnection, served: RunningEngine) -> None:
-        served.app.body_bytes = 1_000
+    async def check(connection: ClientConnection, engine: RunningEngine) -> None:
+        engine.app.body_bytes = 1_000
         head = (
             b"POST /tokenize HTTP/1.1\r\nhost: sim\r\ncontent-type: application/json\r\ncontent-length: 50000\r\n\r\n"
         )
@@ -131,11 +131,11 @@ def test_a_body_over_the_limit_gets_413_and_costs_no_memory() -> None:
 
 
 def test_an_idle_connection_is_closed_after_the_keep_alive_time() -> None:
-    async def check(connection: ClientConnection, served: RunningEngine) -> None:
+    async def check(connection: ClientConnection, engine: RunningEngine) -> None:
         await connection.send(get_request("/health").to_bytes("sim"))
         await connection.read_response()
         assert await connection.read_more() == b""
-        assert served.app.connections == set()
+        assert engine.app.connections == set()
 
     on_connection(check, EngineSettings(keep_alive_seconds=0.05))
 
@@ -152,27 +152,27 @@ def test_connection_close_is_echoed_and_done() -> None:
 def test_a_clients_request_id_comes_back_in_header_and_body() -> None:
     request = post_request("/v1/completions", {"prompt": "x", "max_tokens": 1})
     named = RecordedRequest(request.method, request.target, (*request.headers, ("X-Request-Id", "mine")), request.body)
-    answer = asked(named)
+    answer = response_to(named)
     assert (answer.fields["x-request-id"], answer.json()["id"]) == ("mine", "cmpl-mine")
 
 
 def test_without_the_switch_there_is_no_request_id() -> None:
-    answer = asked(get_request("/version"), EngineSettings(surface=ApiSurface(request_id_headers=False)))
+    answer = response_to(get_request("/version"), EngineSettings(surface=ApiSurface(request_id_headers=False)))
     assert "x-request-id" not in answer.fields
 
 
 def test_switched_off_parts_of_the_surface_are_not_there() -> None:
     off = EngineSettings(surface=ApiSurface(dev_mode=False, scale_out=False, runtime_lora=False, tokenizer_info=False))
-    assert asked(get_request("/is_sleeping"), off).status == 404
-    assert asked(get_request("/tokenizer_info"), off).status == 404
-    assert asked(post_request("/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "/a"}), off).status == 404
-    refused = asked(post_request("/inference/v1/generate", {"token_ids": [9], "sampling_params": {}}), off)
+    assert response_to(get_request("/is_sleeping"), off).status == 404
+    assert response_to(get_request("/tokenizer_info"), off).status == 404
+    assert response_to(post_request("/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "/a"}), off).status == 404
+    refused = response_to(post_request("/inference/v1/generate", {"token_ids": [9], "sampling_params": {}}), off)
     assert (refused.status, refused.json()["error"]["type"]) == (403, "PermissionDeniedError")
 
 
 def test_a_crash_of_a_handler_is_a_500_and_the_engine_lives(monkeypatch: Any) -> None:
-    async def check(connection: ClientConnection, served: RunningEngine) -> None:
-        monkeypatch.setattr(served.engine.tokenizer, "encode", lambda _text: 1 // 0)
+    async def check(connection: ClientConnection, engine: RunningEngine) -> None:
+        monkeypatch.setattr(engine.engine.tokenizer, "encode", lambda _text: 1 // 0)
         await connection.send(post_request("/tokenize", {"prompt": "x"}).to_bytes("sim"))
         assert (await connection.read_response()).status == 500
         await connection.send(get_request("/health").to_bytes("sim"))

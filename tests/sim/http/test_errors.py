@@ -11,7 +11,7 @@ from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest
 from fairlead_testing.sim.engines import running_engine
 
 
-def asked(request: RecordedRequest) -> HttpResponse:
+def response_to(request: RecordedRequest) -> HttpResponse:
     async def scenario() -> HttpResponse:
         async with running_engine(EngineSettings(max_model_len=100)) as served:
             return await send_request(served.url.removeprefix("http://"), request)
@@ -20,7 +20,7 @@ def asked(request: RecordedRequest) -> HttpResponse:
 
 
 def error(target: str, **body: Any) -> dict[str, Any]:
-    answer = asked(post_request(target, body))
+    answer = response_to(post_request(target, body))
     found: dict[str, Any] = answer.json()["error"]
     assert answer.status == found["code"]
     return found
@@ -28,7 +28,7 @@ def error(target: str, **body: Any) -> dict[str, Any]:
 
 def raw(body: bytes, kind: str = "application/json") -> HttpResponse:
     headers = (("Host", ""), ("Content-Type", kind), ("Content-Length", ""))
-    return asked(RecordedRequest("POST", "/v1/completions", headers, body))
+    return response_to(RecordedRequest("POST", "/v1/completions", headers, body))
 
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -105,7 +105,7 @@ def test_text_that_cannot_fit_is_refused_before_it_is_cut_into_tokens(target: st
     if found is not None:
         assert "maximum context length is 100 tokens" in found["message"]
     else:
-        answer = asked(post_request(target, {"messages": turns, "max_tokens": 1}))
+        answer = response_to(post_request(target, {"messages": turns, "max_tokens": 1}))
         assert (answer.status, answer.json()["type"]) == (400, "error")
 
 
@@ -129,7 +129,7 @@ def test_images_are_refused_by_a_model_of_text() -> None:
 def test_content_in_parts_is_joined() -> None:
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
     tokens = [
-        asked(post_request("/tokenize", {"messages": [{"role": "user", "content": content}]})).json()["tokens"]
+        response_to(post_request("/tokenize", {"messages": [{"role": "user", "content": content}]})).json()["tokens"]
         for content in (parts, "Hello")
     ]
     assert tokens[0] == tokens[1]
@@ -142,7 +142,7 @@ def test_forcing_a_tool_call_needs_a_parser() -> None:
 
 
 def test_errors_on_the_anthropic_route_have_its_form() -> None:
-    answer = asked(post_request("/v1/messages", {"model": "nope", "max_tokens": 1, "messages": HELLO}))
+    answer = response_to(post_request("/v1/messages", {"model": "nope", "max_tokens": 1, "messages": HELLO}))
     message = "The model `nope` does not exist. Valid aliases: sim."
     assert (answer.status, answer.json()) == (
         404,
@@ -151,8 +151,8 @@ def test_errors_on_the_anthropic_route_have_its_form() -> None:
 
 
 def test_unknown_paths_and_methods_speak_the_frameworks_words() -> None:
-    assert asked(get_request("/v1/files")).json() == {"detail": "Not Found"}
-    wrong = asked(get_request("/v1/chat/completions"))
+    assert response_to(get_request("/v1/files")).json() == {"detail": "Not Found"}
+    wrong = response_to(get_request("/v1/chat/completions"))
     assert (wrong.status, wrong.fields["allow"]) == (405, "POST")
 
 
@@ -160,6 +160,6 @@ def test_unknown_paths_and_methods_speak_the_frameworks_words() -> None:
     "target", ["/pause?mode=now", "/sleep?level=3", "/sleep?level=x", "/sleep?level=-1", "/pause?clear_cache=perhaps"]
 )
 def test_bad_query_values_are_400_and_name_the_parameter(target: str) -> None:
-    answer = asked(post_request(target))
+    answer = response_to(post_request(target))
     assert answer.status == 400
     assert answer.json()["error"]["param"] == "query." + target.partition("?")[2].partition("=")[0]

@@ -48,17 +48,17 @@ def with_pair(check: Check, settings: EngineSettings = NIXL, decoding: EngineSet
     asyncio.run(scenario())
 
 
-async def ask(served: RunningEngine, body: object, path: str = PATH) -> HttpResponse:
-    return await send_request(served.url.removeprefix("http://"), post_request(path, body))
+async def post(engine: RunningEngine, body: object, path: str = PATH) -> HttpResponse:
+    return await send_request(engine.url.removeprefix("http://"), post_request(path, body))
 
 
-async def state(served: RunningEngine) -> Any:
-    return (await send_request(served.url.removeprefix("http://"), get_request("/sim/state"))).json()
+async def state(engine: RunningEngine) -> Any:
+    return (await send_request(engine.url.removeprefix("http://"), get_request("/sim/state"))).json()
 
 
-async def prefilled(served: RunningEngine, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
+async def prefilled(engine: RunningEngine, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
     """Returns the object that a prefill answers."""
-    found: dict[str, Any] = (await ask(served, prefill_body(prompt, **more))).json()["kv_transfer_params"]
+    found: dict[str, Any] = (await post(engine, prefill_body(prompt, **more))).json()["kv_transfer_params"]
     return found
 
 
@@ -67,14 +67,14 @@ def text(response: HttpResponse) -> str:
     return found
 
 
-async def right_text(served: RunningEngine, prompt: str = PROMPT) -> str:
+async def right_text(engine: RunningEngine, prompt: str = PROMPT) -> str:
     """Returns the text that the prefill engine itself would generate."""
-    return text(await ask(served, {"prompt": prompt, "max_tokens": 8}))
+    return text(await post(engine, {"prompt": prompt, "max_tokens": 8}))
 
 
-async def begin(served: RunningEngine, stack: AsyncExitStack, body: object) -> ClientConnection:
+async def begin(engine: RunningEngine, stack: AsyncExitStack, body: object) -> ClientConnection:
     """Sends a request on its own connection, which stays open."""
-    authority = served.url.removeprefix("http://")
+    authority = engine.url.removeprefix("http://")
     connection = await stack.enter_async_context(open_client(authority))
     await connection.send(post_request(PATH, body).to_bytes(authority))
     return connection
@@ -108,7 +108,7 @@ def test_a_prefill_answers_where_its_blocks_are() -> None:
 
 def test_a_streamed_prefill_answers_nothing_of_it() -> None:
     async def check(prefill: RunningEngine, _decode: RunningEngine, _stack: AsyncExitStack) -> None:
-        answer = await ask(prefill, prefill_body(PROMPT, stream=True))
+        answer = await post(prefill, prefill_body(PROMPT, stream=True))
         assert b"remote_block_ids" not in answer.body
         assert (await state(prefill))["kv_transfer"]["lent"] == 0
 
@@ -117,7 +117,7 @@ def test_a_streamed_prefill_answers_nothing_of_it() -> None:
 
 def test_an_engine_without_a_connector_ignores_the_parameters() -> None:
     async def check(prefill: RunningEngine, _decode: RunningEngine, _stack: AsyncExitStack) -> None:
-        assert (await ask(prefill, prefill_body(PROMPT))).json()["kv_transfer_params"] is None
+        assert (await post(prefill, prefill_body(PROMPT))).json()["kv_transfer_params"] is None
 
     with_pair(check, EngineSettings())
 
@@ -127,7 +127,7 @@ def test_a_decode_equals_one_engines_answer_and_computes_one_prompt_token(length
     async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         prompt = make_prompt(length)
         params = await prefilled(prefill, prompt)
-        answer = await ask(decode, decode_body(prompt, params))
+        answer = await post(decode, decode_body(prompt, params))
         page = (await send_request(decode.url.removeprefix("http://"), get_request("/metrics"))).body.decode()
         assert from_source(page, "external_kv_transfer") == length - 1
         assert from_source(page, "local_compute") == 1
@@ -140,9 +140,9 @@ def test_a_decode_equals_one_engines_answer_and_computes_one_prompt_token(length
 
 def test_a_decode_reports_what_the_prefill_engine_found_cached() -> None:
     async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
-        await ask(prefill, {"prompt": PROMPT, "max_tokens": 1})
+        await post(prefill, {"prompt": PROMPT, "max_tokens": 1})
         params = await prefilled(prefill)
-        answer = await ask(decode, decode_body(PROMPT, params))
+        answer = await post(decode, decode_body(PROMPT, params))
         assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 96
 
     with_pair(check)
@@ -150,9 +150,9 @@ def test_a_decode_reports_what_the_prefill_engine_found_cached() -> None:
 
 def test_the_prompt_is_cached_on_both_engines_afterwards() -> None:
     async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
-        await ask(decode, decode_body(PROMPT, await prefilled(prefill)))
-        for served in (prefill, decode):
-            answer = await ask(served, {"prompt": PROMPT, "max_tokens": 1})
+        await post(decode, decode_body(PROMPT, await prefilled(prefill)))
+        for engine in (prefill, decode):
+            answer = await post(engine, {"prompt": PROMPT, "max_tokens": 1})
             assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 96
 
     with_pair(check)
@@ -162,7 +162,7 @@ def test_a_decode_after_the_lease_is_right_until_the_blocks_are_reused() -> None
     async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         params = await prefilled(prefill)
         await expired(prefill)
-        assert text(await ask(decode, decode_body(PROMPT, params))) == await right_text(prefill)
+        assert text(await post(decode, decode_body(PROMPT, params))) == await right_text(prefill)
 
     with_pair(check, replace(NIXL, kv_transfer=replace(NIXL.kv_transfer, lease_seconds=0.05)))
 
@@ -174,8 +174,8 @@ def test_a_decode_after_the_lease_with_reused_blocks_is_wrong_without_an_error()
     async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         params = await prefilled(prefill)
         await expired(prefill)
-        await ask(prefill, {"prompt": make_prompt(240, "zzz"), "max_tokens": 8})
-        answer = await ask(decode, decode_body(PROMPT, params))
+        await post(prefill, {"prompt": make_prompt(240, "zzz"), "max_tokens": 8})
+        answer = await post(decode, decode_body(PROMPT, params))
         assert (answer.status, text(answer)) == (200, WRONG_KV_TEXT * 8)
 
     with_pair(check, replace(small, kv_transfer=replace(NIXL.kv_transfer, lease_seconds=0.05)))
@@ -184,10 +184,10 @@ def test_a_decode_after_the_lease_with_reused_blocks_is_wrong_without_an_error()
 def test_another_prompts_object_gives_wrong_text_and_spoils_the_cache() -> None:
     async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         foreign = await prefilled(prefill, make_prompt(100, "zzz"))
-        assert text(await ask(decode, decode_body(PROMPT, foreign))) == WRONG_KV_TEXT * 8
-        assert text(await ask(decode, {"prompt": PROMPT, "max_tokens": 8})) == WRONG_KV_TEXT * 8
-        await ask(decode, {}, "/reset_prefix_cache")
-        assert text(await ask(decode, {"prompt": PROMPT, "max_tokens": 8})) == await right_text(prefill)
+        assert text(await post(decode, decode_body(PROMPT, foreign))) == WRONG_KV_TEXT * 8
+        assert text(await post(decode, {"prompt": PROMPT, "max_tokens": 8})) == WRONG_KV_TEXT * 8
+        await post(decode, {}, "/reset_prefix_cache")
+        assert text(await post(decode, {"prompt": PROMPT, "max_tokens": 8})) == await right_text(prefill)
 
     with_pair(check)
 
@@ -216,7 +216,7 @@ def test_too_few_blocks_or_none_kill_the_engine(short: bool) -> None:
         if short:
             params = await prefilled(prefill)
             params["remote_block_ids"] = [params["remote_block_ids"][0][:3]]
-        assert (await ask(decode, decode_body(PROMPT, params))).status == 500
+        assert (await post(decode, decode_body(PROMPT, params))).status == 500
         await decode.wait_gone()
 
     with_pair(check)
@@ -227,15 +227,15 @@ def test_too_few_blocks_or_none_kill_the_engine(short: bool) -> None:
 )
 def test_a_pull_that_fails_is_an_error_or_computed_anew_as_the_policy_says(change: dict[str, Any]) -> None:
     async def fails(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
-        answer = await ask(decode, decode_body(PROMPT, await prefilled(prefill) | change))
+        answer = await post(decode, decode_body(PROMPT, await prefilled(prefill) | change))
         assert (answer.status, answer.json()["error"]["message"]) == (500, "Internal server error")
-        streamed = await ask(decode, decode_body(PROMPT, await prefilled(prefill) | change, stream=True))
+        streamed = await post(decode, decode_body(PROMPT, await prefilled(prefill) | change, stream=True))
         assert streamed.status == 200
         assert b'data: {"error": ' in streamed.body
         assert streamed.body.endswith(b"data: [DONE]\n\n")
 
     async def recomputes(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
-        answer = await ask(decode, decode_body(PROMPT, await prefilled(prefill) | change))
+        answer = await post(decode, decode_body(PROMPT, await prefilled(prefill) | change))
         assert (answer.status, text(answer)) == (200, await right_text(prefill))
         assert (await state(decode))["kv_transfer"]["failed_total"] == 1
 
@@ -248,7 +248,7 @@ def test_a_prefill_engine_that_died_fails_the_decode_or_lets_it_compute(settings
     async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         params = await prefilled(prefill)
         prefill.kill()
-        answer = await ask(decode, decode_body(PROMPT, params))
+        answer = await post(decode, decode_body(PROMPT, params))
         assert answer.status == (200 if settings is RECOMPUTE else 500)
 
     with_pair(check, settings)
@@ -268,7 +268,7 @@ def test_a_decode_waits_for_a_frozen_prefill_engine_and_survives_its_client() ->
         await wait_for_value(pulling, lambda found: found == 1, "it pulls")
         await waiting.close()
         await wait_for_value(pulling, lambda found: found == 0, "it stopped")
-        assert text(await ask(decode, {"prompt": PROMPT, "max_tokens": 8}))
+        assert text(await post(decode, {"prompt": PROMPT, "max_tokens": 8}))
 
     with_pair(check)
 
@@ -290,11 +290,11 @@ def test_mooncake_transfers_in_either_order_and_reports_a_cached_prompt(decode_f
     async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
         params = await mooncake_params(prefill, "x1")
         first = asyncio.create_task(
-            ask(prefill, prefill_body(PROMPT, kv_transfer_params=PREFILL | {"transfer_id": "x1"}))
+            post(prefill, prefill_body(PROMPT, kv_transfer_params=PREFILL | {"transfer_id": "x1"}))
         )
         if not decode_first:
             assert (await first).json()["kv_transfer_params"] is None
-        answer = await ask(decode, decode_body(PROMPT, params))
+        answer = await post(decode, decode_body(PROMPT, params))
         await first
         assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 100
         assert text(answer) == await right_text(prefill)
@@ -304,7 +304,7 @@ def test_mooncake_transfers_in_either_order_and_reports_a_cached_prompt(decode_f
 
 def test_mooncake_times_out_on_a_transfer_without_a_prefill() -> None:
     async def check(prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
-        answer = await ask(decode, decode_body(PROMPT, await mooncake_params(prefill, "nobody's")))
+        answer = await post(decode, decode_body(PROMPT, await mooncake_params(prefill, "nobody's")))
         assert answer.status == 500
 
     with_pair(check, *mooncake_pair())
@@ -312,7 +312,7 @@ def test_mooncake_times_out_on_a_transfer_without_a_prefill() -> None:
 
 def test_mooncake_engines_die_of_the_wrong_role() -> None:
     async def check(_prefill: RunningEngine, decode: RunningEngine, _stack: AsyncExitStack) -> None:
-        answer = await ask(decode, prefill_body(PROMPT, kv_transfer_params=PREFILL | {"transfer_id": "x1"}))
+        answer = await post(decode, prefill_body(PROMPT, kv_transfer_params=PREFILL | {"transfer_id": "x1"}))
         assert answer.status == 500
         await decode.wait_gone()
 
@@ -327,7 +327,7 @@ def test_sglang_engines_meet_in_a_room() -> None:
         port = int(prefill.url.rpartition(":")[2])
         meeting = {"bootstrap_host": "127.0.0.1", "bootstrap_port": port, "bootstrap_room": 7}
         body = {"prompt": PROMPT, "max_tokens": 8, **meeting}
-        _, answer = await asyncio.gather(ask(prefill, body), ask(decode, body))
+        _, answer = await asyncio.gather(post(prefill, body), post(decode, body))
         assert (await state(decode))["kv_transfer"]["pulled_total"] == 1
         assert text(answer) == await right_text(prefill)
 

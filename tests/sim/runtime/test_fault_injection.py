@@ -19,8 +19,8 @@ ASK = {"prompt": "x", "max_tokens": 20}
 
 def with_engine(check: Callable[[RunningEngine, str], Coroutine[Any, Any, None]]) -> None:
     async def scenario() -> None:
-        async with running_engine() as served:
-            await check(served, served.url.removeprefix("http://"))
+        async with running_engine() as engine:
+            await check(engine, engine.url.removeprefix("http://"))
 
     asyncio.run(scenario())
 
@@ -54,13 +54,13 @@ def test_refused_connections_get_not_a_byte() -> None:
 
 
 def test_a_hanging_engine_takes_requests_and_never_answers() -> None:
-    async def check(served: RunningEngine, authority: str) -> None:
+    async def check(engine: RunningEngine, authority: str) -> None:
         await arm(authority, kind="hang", count=1)
         async with open_client(authority) as stuck:
             await stuck.send(post_request("/v1/completions", ASK).to_bytes(authority))
             assert (await send_request(authority, post_request("/v1/completions", ASK))).status == 200
             assert (bytes(stuck.received), stuck.is_closed) == (b"", False)
-        assert served.app.requests_seen == 1
+        assert engine.app.requests_seen == 1
 
     with_engine(check)
 
@@ -85,19 +85,19 @@ def test_connections_that_are_already_open_hang_and_break_as_well(kind: str, clo
 
 
 def test_a_cut_stream_ends_behind_some_tokens_without_an_end() -> None:
-    async def check(served: RunningEngine, authority: str) -> None:
+    async def check(engine: RunningEngine, authority: str) -> None:
         await arm(authority, kind="cut", after=4, count=1)
         broken = await post_fault(authority, stream=True)
         assert broken.count(b"data: {") == 4
         assert b"[DONE]" not in broken
-        await wait_for_value(lambda: _inside(served), lambda inside: inside == 0, "answers inside")
+        await wait_for_value(lambda: _inside(engine), lambda inside: inside == 0, "answers inside")
         assert (await post_fault(authority, stream=True)).endswith(b"0\r\n\r\n")
 
     with_engine(check)
 
 
-async def _inside(served: RunningEngine) -> float:
-    return len(served.engine.responses)
+async def _inside(engine: RunningEngine) -> float:
+    return len(engine.engine.responses)
 
 
 def test_garbage_is_rejected() -> None:
@@ -135,8 +135,8 @@ def test_a_share_hits_some_requests_and_a_fault_can_be_cleared() -> None:
 
 
 def test_a_slow_engine_takes_longer_steps_until_the_time_is_over() -> None:
-    async def check(served: RunningEngine, authority: str) -> None:
-        core = served.engine.drivers[0].core
+    async def check(engine: RunningEngine, authority: str) -> None:
+        core = engine.engine.drivers[0].core
         usual = core.profile.weights_seconds
         await arm(authority, kind="slow", factor=4, seconds=0.2)
         assert core.profile.weights_seconds == pytest.approx(4 * usual)
@@ -152,7 +152,7 @@ def test_a_slow_engine_takes_longer_steps_until_the_time_is_over() -> None:
 def test_a_dead_core_is_reported_and_the_other_engines_go_on() -> None:
     async def scenario() -> None:
         async with running_engines(3) as (first, second, third):
-            one, two, other = (served.url.removeprefix("http://") for served in (first, second, third))
+            one, two, other = (engine.url.removeprefix("http://") for engine in (first, second, third))
             async with open_client(one) as stream:
                 body = {**ASK, "max_tokens": 20_000, "stream": True}
                 await stream.send(post_request("/v1/completions", body).to_bytes(one))
@@ -199,11 +199,11 @@ def test_the_clock_is_monotonic_here() -> None:
     """Arrivals are given in the monotonic clock that steps are timed in."""
     before = time.monotonic()
 
-    async def check(served: RunningEngine, authority: str) -> None:
+    async def check(engine: RunningEngine, authority: str) -> None:
         await send_request(authority, post_request("/v1/completions", ASK))
         page = (await send_request(authority, get_request("/metrics"))).body.decode()
         (line,) = (each for each in page.splitlines() if each.startswith("vllm:e2e_request_latency_seconds_sum"))
         assert 0 < float(line.rpartition(" ")[2]) <= time.monotonic() - before
-        assert served.engine.drivers[0].skipped_seconds == 0
+        assert engine.engine.drivers[0].skipped_seconds == 0
 
     with_engine(check)

@@ -31,110 +31,110 @@ def with_engine(
     check: Callable[[RunningEngine, AsyncExitStack], Coroutine[Any, Any, None]], settings: EngineSettings | None = None
 ) -> None:
     async def scenario() -> None:
-        async with running_engine(settings) as served, AsyncExitStack() as stack:
-            await check(served, stack)
+        async with running_engine(settings) as engine, AsyncExitStack() as stack:
+            await check(engine, stack)
 
     asyncio.run(scenario())
 
 
-async def begin(served: RunningEngine, stack: AsyncExitStack, tokens: int, **more: Any) -> ClientConnection:
+async def begin(engine: RunningEngine, stack: AsyncExitStack, tokens: int, **more: Any) -> ClientConnection:
     """Sends a request on its own connection, which stays open."""
-    authority = served.url.removeprefix("http://")
+    authority = engine.url.removeprefix("http://")
     connection = await stack.enter_async_context(open_client(authority))
     body = {"prompt": "Once upon a time", "max_tokens": tokens, "stream": True, **more}
     await connection.send(post_request("/v1/completions", body).to_bytes(authority))
     return connection
 
 
-async def call(served: RunningEngine, target: str, body: object = None) -> Any:
-    return (await send_request(served.url.removeprefix("http://"), post_request(target, body))).json()
+async def call(engine: RunningEngine, target: str, body: object = None) -> Any:
+    return (await send_request(engine.url.removeprefix("http://"), post_request(target, body))).json()
 
 
-async def state(served: RunningEngine) -> Any:
-    return (await send_request(served.url.removeprefix("http://"), get_request("/sim/state"))).json()
+async def state(engine: RunningEngine) -> Any:
+    return (await send_request(engine.url.removeprefix("http://"), get_request("/sim/state"))).json()
 
 
-async def becomes(served: RunningEngine, name: str, value: int) -> None:
-    async def seen() -> float:
-        return float((await state(served))[name])
+async def becomes(engine: RunningEngine, name: str, value: int) -> None:
+    async def current() -> float:
+        return float((await state(engine))[name])
 
-    await wait_for_value(seen, lambda found: found == value, name)
+    await wait_for_value(current, lambda found: found == value, name)
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slot_for_the_one_who_waits(stream: bool) -> None:
-    async def check(served: RunningEngine, stack: AsyncExitStack) -> None:
-        first = await begin(served, stack, LONG, stream=stream)
-        await becomes(served, "running", 1)
-        second = await begin(served, stack, 3)
-        await becomes(served, "waiting", 1)
+    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+        first = await begin(engine, stack, LONG, stream=stream)
+        await becomes(engine, "running", 1)
+        second = await begin(engine, stack, 3)
+        await becomes(engine, "waiting", 1)
         assert b"text" not in second.received
         await first.close()
         assert (await second.read_response()).events()[-1] == "[DONE]"
-        found = await state(served)
+        found = await state(engine)
         assert (found["running"], found["waiting"], found["inside"]) == (0, 0, 0)
 
     with_engine(check, ONE_AT_A_TIME)
 
 
 def test_a_client_that_leaves_while_it_waits_is_never_computed() -> None:
-    async def check(served: RunningEngine, stack: AsyncExitStack) -> None:
-        first = await begin(served, stack, LONG)
-        waits = await begin(served, stack, 7)
-        await becomes(served, "waiting", 1)
+    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+        first = await begin(engine, stack, LONG)
+        waits = await begin(engine, stack, 7)
+        await becomes(engine, "waiting", 1)
         await waits.close()
-        await becomes(served, "waiting", 0)
+        await becomes(engine, "waiting", 0)
         await first.close()
-        await becomes(served, "running", 0)
-        assert (await state(served))["ranks"][0]["prompt_tokens_total"] == len(
-            served.engine.tokenizer.encode("Once upon a time")
+        await becomes(engine, "running", 0)
+        assert (await state(engine))["ranks"][0]["prompt_tokens_total"] == len(
+            engine.engine.tokenizer.encode("Once upon a time")
         )
 
     with_engine(check, ONE_AT_A_TIME)
 
 
 def test_a_full_queue_refuses_plain_with_503_and_streams_in_their_first_event() -> None:
-    async def check(served: RunningEngine, stack: AsyncExitStack) -> None:
+    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
         for _ in range(2):
-            await begin(served, stack, LONG)
-        await becomes(served, "inside", 2)
-        plain = await (await begin(served, stack, 1, stream=False)).read_response()
+            await begin(engine, stack, LONG)
+        await becomes(engine, "inside", 2)
+        plain = await (await begin(engine, stack, 1, stream=False)).read_response()
         assert (plain.status, plain.json()["error"]["type"]) == (503, "Service Unavailable")
         assert "retry-after" not in plain.fields
-        stream = await (await begin(served, stack, 1)).read_response()
+        stream = await (await begin(engine, stack, 1)).read_response()
         error, done = stream.events()
         assert (stream.status, error["error"]["code"], done) == (200, 503, "[DONE]")
-        assert await read_metric(served.url.removeprefix("http://"), "vllm:admission_rejections_total") == 2
+        assert await read_metric(engine.url.removeprefix("http://"), "vllm:admission_rejections_total") == 2
 
     with_engine(check, EngineSettings(max_queued_requests=2))
 
 
 def test_queued_tokens_are_limited_too() -> None:
-    async def check(served: RunningEngine, stack: AsyncExitStack) -> None:
-        await begin(served, stack, LONG, prompt=[9] * 60)
-        await becomes(served, "inside", 1)
-        assert (await (await begin(served, stack, 1, prompt=[9] * 60, stream=False)).read_response()).status == 503
-        assert (await (await begin(served, stack, 1, prompt=[9] * 30, stream=False)).read_response()).status == 200
+    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+        await begin(engine, stack, LONG, prompt=[9] * 60)
+        await becomes(engine, "inside", 1)
+        assert (await (await begin(engine, stack, 1, prompt=[9] * 60, stream=False)).read_response()).status == 503
+        assert (await (await begin(engine, stack, 1, prompt=[9] * 30, stream=False)).read_response()).status == 200
 
     with_engine(check, EngineSettings(max_queued_tokens=100))
 
 
 def test_priority_scheduling_takes_the_smaller_number_first() -> None:
     async def order(scheduling: str) -> list[str]:
-        async with running_engine(replace(ONE_AT_A_TIME, scheduling=scheduling)) as served, AsyncExitStack() as stack:
-            blocker = await begin(served, stack, LONG)
-            await becomes(served, "running", 1)
+        async with running_engine(replace(ONE_AT_A_TIME, scheduling=scheduling)) as engine, AsyncExitStack() as stack:
+            blocker = await begin(engine, stack, LONG)
+            await becomes(engine, "running", 1)
             ended: list[str] = []
 
             async def watch(name: str, priority: int) -> None:
-                connection = await begin(served, stack, 2, priority=priority)
+                connection = await begin(engine, stack, 2, priority=priority)
                 await connection.read_response()
                 ended.append(name)
 
             late = asyncio.create_task(watch("late", 5))
-            await becomes(served, "waiting", 1)
+            await becomes(engine, "waiting", 1)
             soon = asyncio.create_task(watch("soon", -5))
-            await becomes(served, "waiting", 2)
+            await becomes(engine, "waiting", 2)
             await blocker.close()
             await asyncio.gather(late, soon)
             return ended
@@ -144,13 +144,13 @@ def test_priority_scheduling_takes_the_smaller_number_first() -> None:
 
 
 def test_sleep_holds_requests_until_the_engine_wakes() -> None:
-    async def check(served: RunningEngine, stack: AsyncExitStack) -> None:
-        assert await call(served, "/sleep?level=1") == {"status": "sleeping", "level": 1}
-        held = await begin(served, stack, 2)
-        await becomes(served, "held", 1)
-        assert (await state(served))["running"] == 0
-        assert (await send_request(served.url.removeprefix("http://"), get_request("/health"))).status == 200
-        assert await call(served, "/wake_up") == {"status": "awake", "tags": None}
+    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+        assert await call(engine, "/sleep?level=1") == {"status": "sleeping", "level": 1}
+        held = await begin(engine, stack, 2)
+        await becomes(engine, "held", 1)
+        assert (await state(engine))["running"] == 0
+        assert (await send_request(engine.url.removeprefix("http://"), get_request("/health"))).status == 200
+        assert await call(engine, "/wake_up") == {"status": "awake", "tags": None}
         assert (await held.read_response()).events()[-1] == "[DONE]"
 
     with_engine(check)
@@ -158,27 +158,27 @@ def test_sleep_holds_requests_until_the_engine_wakes() -> None:
 
 @pytest.mark.parametrize(("level", "cached"), [(0, 48), (1, 0), (2, 0)])
 def test_sleep_from_level_one_on_loses_the_cache(level: int, cached: int) -> None:
-    async def check(served: RunningEngine, _stack: AsyncExitStack) -> None:
+    async def check(engine: RunningEngine, _stack: AsyncExitStack) -> None:
         body = {"prompt": [9] * 50, "max_tokens": 1}
-        await call(served, "/v1/completions", body)
-        await call(served, f"/sleep?level={level}")
-        await call(served, "/wake_up")
-        usage = (await call(served, "/v1/completions", body))["usage"]
+        await call(engine, "/v1/completions", body)
+        await call(engine, f"/sleep?level={level}")
+        await call(engine, "/wake_up")
+        usage = (await call(engine, "/v1/completions", body))["usage"]
         assert usage["prompt_tokens_details"]["cached_tokens"] == cached
 
     with_engine(check)
 
 
 def test_pause_keep_freezes_streams_and_resume_goes_on() -> None:
-    async def check(served: RunningEngine, stack: AsyncExitStack) -> None:
-        stream = await begin(served, stack, 300)
+    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+        stream = await begin(engine, stack, 300)
         await stream.read_until(b"text")
-        assert await call(served, "/pause?mode=keep&clear_cache=false") == {"status": "paused"}
-        steps = (await state(served))["ranks"][0]["steps_total"]
-        newcomer = await begin(served, stack, 1)
-        await becomes(served, "held", 1)
-        assert (await state(served))["ranks"][0]["steps_total"] == steps
-        await call(served, "/resume")
+        assert await call(engine, "/pause?mode=keep&clear_cache=false") == {"status": "paused"}
+        steps = (await state(engine))["ranks"][0]["steps_total"]
+        newcomer = await begin(engine, stack, 1)
+        await becomes(engine, "held", 1)
+        assert (await state(engine))["ranks"][0]["steps_total"] == steps
+        await call(engine, "/resume")
         assert len((await stream.read_response()).events()) == 301
         assert len((await newcomer.read_response()).events()) == 2
 
@@ -186,24 +186,24 @@ def test_pause_keep_freezes_streams_and_resume_goes_on() -> None:
 
 
 def test_pause_wait_answers_when_everything_has_finished() -> None:
-    async def check(served: RunningEngine, stack: AsyncExitStack) -> None:
-        stream = await begin(served, stack, 100)
+    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+        stream = await begin(engine, stack, 100)
         await stream.read_until(b"text")
-        assert await call(served, "/pause?mode=wait") == {"status": "paused"}
-        assert served.engine.unfinished == 0
+        assert await call(engine, "/pause?mode=wait") == {"status": "paused"}
+        assert engine.engine.unfinished == 0
         assert len((await stream.read_response()).events()) == 101
 
     with_engine(check)
 
 
 def test_pause_abort_ends_streams_properly_and_counts_them() -> None:
-    async def check(served: RunningEngine, stack: AsyncExitStack) -> None:
-        stream = await begin(served, stack, LONG)
+    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+        stream = await begin(engine, stack, LONG)
         await stream.read_until(b"text")
-        await call(served, "/pause?mode=abort")
+        await call(engine, "/pause?mode=abort")
         final, done = (await stream.read_response()).events()[-2:]
         assert (final["choices"][0]["finish_reason"], done) == ("abort", "[DONE]")
-        page = (await send_request(served.url.removeprefix("http://"), get_request("/metrics"))).body.decode()
+        page = (await send_request(engine.url.removeprefix("http://"), get_request("/metrics"))).body.decode()
         (line,) = (each for each in page.splitlines() if "request_success_total{" in each and '"abort"' in each)
         assert line.endswith(" 1.0")
 
@@ -211,23 +211,23 @@ def test_pause_abort_ends_streams_properly_and_counts_them() -> None:
 
 
 def test_reset_of_the_prefix_cache_says_in_the_body_whether_it_was_done() -> None:
-    async def check(served: RunningEngine, stack: AsyncExitStack) -> None:
-        assert await call(served, "/reset_prefix_cache") == {"success": True}
-        stream = await begin(served, stack, 400)
+    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+        assert await call(engine, "/reset_prefix_cache") == {"success": True}
+        stream = await begin(engine, stack, 400)
         await stream.read_until(b"text")
-        assert await call(served, "/reset_prefix_cache") == {"success": False}
-        assert await call(served, "/reset_prefix_cache?reset_running_requests=true") == {"success": True}
+        assert await call(engine, "/reset_prefix_cache") == {"success": False}
+        assert await call(engine, "/reset_prefix_cache?reset_running_requests=true") == {"success": True}
         assert len((await stream.read_response()).events()) == 401
 
     with_engine(check)
 
 
 def test_requests_are_aborted_by_id() -> None:
-    async def check(served: RunningEngine, stack: AsyncExitStack) -> None:
-        mine = await begin(served, stack, LONG, request_id="mine")
-        other = await begin(served, stack, 200)
-        await becomes(served, "running", 2)
-        answer = await call(served, "/abort_requests", {"request_ids": ["cmpl-mine", "nobody"]})
+    async def check(engine: RunningEngine, stack: AsyncExitStack) -> None:
+        mine = await begin(engine, stack, LONG, request_id="mine")
+        other = await begin(engine, stack, 200)
+        await becomes(engine, "running", 2)
+        answer = await call(engine, "/abort_requests", {"request_ids": ["cmpl-mine", "nobody"]})
         assert answer == {"status": "aborted", "aborted": 2}
         assert (await mine.read_response()).events()[-2]["choices"][0]["finish_reason"] == "abort"
         assert (await other.read_response()).events()[-2]["choices"][0]["finish_reason"] == "length"
@@ -236,16 +236,16 @@ def test_requests_are_aborted_by_id() -> None:
 
 
 def test_adapters_come_and_go_and_do_not_share_blocks() -> None:
-    async def check(served: RunningEngine, _stack: AsyncExitStack) -> None:
+    async def check(engine: RunningEngine, _stack: AsyncExitStack) -> None:
         async def cached(model: str) -> int:
-            answer = await call(served, "/v1/completions", {"model": model, "prompt": [9] * 50, "max_tokens": 1})
+            answer = await call(engine, "/v1/completions", {"model": model, "prompt": [9] * 50, "max_tokens": 1})
             assert answer["model"] == model
             found: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
             return found
 
         async def load(path: str, *, in_place: bool = False) -> HttpResponse:
             body = {"lora_name": "a", "lora_path": path, "load_inplace": in_place}
-            return await send_request(served.url.removeprefix("http://"), post_request("/v1/load_lora_adapter", body))
+            return await send_request(engine.url.removeprefix("http://"), post_request("/v1/load_lora_adapter", body))
 
         assert await cached("sim") == 0
         assert (await load("/a")).status == 200
@@ -254,17 +254,17 @@ def test_adapters_come_and_go_and_do_not_share_blocks() -> None:
         assert (await load("/b", in_place=True)).status == 200
         assert await cached("a") == 0
         await send_request(
-            served.url.removeprefix("http://"), post_request("/v1/unload_lora_adapter", {"lora_name": "a"})
+            engine.url.removeprefix("http://"), post_request("/v1/unload_lora_adapter", {"lora_name": "a"})
         )
-        gone = await call(served, "/v1/completions", {"model": "a", "prompt": "x"})
+        gone = await call(engine, "/v1/completions", {"model": "a", "prompt": "x"})
         assert gone["error"]["code"] == 404
 
     with_engine(check)
 
 
 def test_ranks_have_caches_of_their_own_and_the_header_picks_one() -> None:
-    async def check(served: RunningEngine, _stack: AsyncExitStack) -> None:
-        authority = served.url.removeprefix("http://")
+    async def check(engine: RunningEngine, _stack: AsyncExitStack) -> None:
+        authority = engine.url.removeprefix("http://")
 
         async def cached(rank: int) -> int:
             request = post_request("/v1/completions", {"prompt": [9] * 50, "max_tokens": 1})
@@ -282,14 +282,14 @@ def test_ranks_have_caches_of_their_own_and_the_header_picks_one() -> None:
 
 def test_a_drain_finishes_what_runs_and_counts_who_comes_after() -> None:
     async def scenario() -> None:
-        async with running_engine() as served, AsyncExitStack() as stack:
-            stream = await begin(served, stack, 200)
+        async with running_engine() as engine, AsyncExitStack() as stack:
+            stream = await begin(engine, stack, 200)
             await stream.read_until(b"text")
-            leaving = asyncio.create_task(served.stop(60.0))
-            await becomes(served, "draining", 1)
-            late = await (await begin(served, stack, 1, stream=False)).read_response()
+            leaving = asyncio.create_task(engine.stop(60.0))
+            await becomes(engine, "draining", 1)
+            late = await (await begin(engine, stack, 1, stream=False)).read_response()
             assert late.json()["error"]["message"] == "cannot schedule new futures after shutdown"
-            assert (await state(served))["requests_while_draining"] == 1
+            assert (await state(engine))["requests_while_draining"] == 1
             assert len((await stream.read_response()).events()) == 201
             await leaving
 
