@@ -122,7 +122,13 @@ def commands(page: Path) -> list[list[str]]:
 def options_of(verb: str) -> frozenset[str]:
     app = build_app()
     arguments = app[verb].assemble_argument_collection(default_parameter=app.default_parameter)
-    return frozenset(name for one in arguments for name in one.names if name.startswith("-") and "--empty-" not in name)
+    return frozenset(
+        name
+        for argument in arguments
+        if argument.show
+        for name in argument.names
+        if name.startswith("-") and "--empty-" not in name
+    )
 
 
 def test_there_are_commands_to_check() -> None:
@@ -168,7 +174,7 @@ def every_option() -> set[str]:
     known = {option for module, *verb in modules for option in re.findall(r"--[a-z-]+", help_of(module, *verb))}
     for script in chain(*((ROOT / folder).rglob("*.py") for folder in ("bench", "e2e/cluster", "scripts"))):
         known.update(re.findall(r'"(--[a-z-]+)"', text_of(script)))
-    for engine in json.loads(text_of(ROOT / "scripts" / "engine_flags.json")).values():
+    for engine in json.loads(text_of(ROOT / "scripts" / "generators" / "engine_flags.json")).values():
         known.update(engine["flags"])
     return known.union(*map(options_of, VERBS), {"--version", "--help"})
 
