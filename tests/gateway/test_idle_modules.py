@@ -71,7 +71,7 @@ async def _used(gateway: GatewayProcess) -> None:
     assert (await gateway.get("/")).status == 200
 
 
-def test_an_idle_gateway_has_not_loaded_what_nobody_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_gateway_has_not_imported_unused_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(TELL)
     told = tmp_path / "told"
     told.mkdir()
@@ -94,7 +94,7 @@ def test_an_idle_gateway_has_not_loaded_what_nobody_asked_for(tmp_path: Path, mo
     assert worker & (NOBODY | WORKER) == set()
 
 
-def test_the_api_is_loaded_when_it_is_asked_for_and_by_all_who_ask_at_once(tmp_path: Path) -> None:
+def test_the_api_is_imported_once_by_concurrent_first_requests(tmp_path: Path) -> None:
     async def main() -> None:
         async with scripted_engine() as engine:
             path = tmp_path / "fleet.yaml"

@@ -108,7 +108,7 @@ def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path: Path)
     run_async(main())
 
 
-def test_a_stream_that_began_before_sigterm_leaves_its_connection_for_one_more_request(tmp_path: Path) -> None:
+def test_after_sigterm_a_stream_leaves_its_connection_for_one_request(tmp_path: Path) -> None:
     gate = PausedStream()
 
     async def main() -> None:
@@ -133,7 +133,7 @@ def test_a_stream_that_began_before_sigterm_leaves_its_connection_for_one_more_r
     run_async(main())
 
 
-def test_rolling_restarts_lose_no_request_on_kept_connections(tmp_path: Path) -> None:
+def test_rolling_restarts_lose_no_request_on_idle_connections(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "fleet.yaml"
         async with scripted_engine() as engine:
@@ -174,7 +174,7 @@ async def _refuses(url: str) -> bool:
 
 
 @pytest.mark.parametrize("option", ["--listen", "--manage"])
-def test_it_refuses_to_listen_beyond_loopback_unless_told(
+def test_it_listens_beyond_loopback_only_with_a_flag(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = ["--listen", "127.0.0.1:0"] if option == "--manage" else []
@@ -184,7 +184,7 @@ def test_it_refuses_to_listen_beyond_loopback_unless_told(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000", "example.com:80"])
-def test_an_address_that_is_none_is_said_to_be_none(
+def test_an_invalid_address_is_refused(
     address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert gateway_main(["--fleet", str(tmp_path / "none.yaml"), "--listen", address]) == 2

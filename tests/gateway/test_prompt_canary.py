@@ -174,7 +174,7 @@ def shown(running: RunningGateway) -> str:
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_a_canary_is_in_nothing_that_is_kept_logged_exported_or_shown(
+def test_a_prompt_is_never_stored_logged_exported_or_shown(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -39,12 +39,12 @@ def test_long_prompts_may_have_their_share_and_one_more_until_a_short_one_is_lat
     assert pools.max_long_engines(ENGINES, 120.0, short_late=True) == late
 
 
-def test_a_burst_after_a_calm_has_the_engines_that_nobody_wants() -> None:
+def test_a_burst_of_long_prompts_may_use_idle_engines() -> None:
     pools = after(0.05, 0.0)
     for number in range(8):
         pools.classify(*LONG, 120.0 + 0.001 * number)
     assert pools.max_long_engines(ENGINES, 120.1) >= 6
 
 
-def test_before_anybody_came_all_may_be_taken() -> None:
+def test_before_the_first_request_all_engines_are_available() -> None:
     assert LengthClasses().max_long_engines(ENGINES, 0.0) == ENGINES

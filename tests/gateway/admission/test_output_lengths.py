@@ -50,7 +50,7 @@ def test_given_what_is_out_the_median_is_that_of_the_longer_ones() -> None:
         assert math.isclose(found, longer[len(longer) // 2], rel_tol=0.08)
 
 
-def test_nothing_seen_is_nothing_said_and_a_new_class_begins_with_what_all_do() -> None:
+def test_without_answers_it_is_none_and_a_new_class_starts_from_all() -> None:
     lengths = OutputLengths(max_classes=64)
     assert lengths.quantile(0.5, "chat", 900.0, 0.0) is None
     for number in range(200):
@@ -60,7 +60,7 @@ def test_nothing_seen_is_nothing_said_and_a_new_class_begins_with_what_all_do() 
     assert math.isclose(stranger, 100, rel_tol=0.1)
 
 
-def test_classes_are_told_apart_once_they_have_answers() -> None:
+def test_classes_differ_once_they_have_answers() -> None:
     lengths = OutputLengths(max_classes=64)
     for number in range(300):
         lengths.learn("chat", 900.0, 100, float(number))
@@ -97,7 +97,7 @@ def test_without_a_change_chance_does_not_empty_the_hour() -> None:
     assert sizes[-1] > 3_000  # of five minutes alone it would be 860
 
 
-def test_only_so_many_classes_are_kept() -> None:
+def test_the_number_of_classes_is_bounded() -> None:
     lengths = OutputLengths(max_classes=8)
     for number in range(100):
         lengths.learn(f"tenant-{number}", 900.0, 100, float(number))

@@ -16,7 +16,7 @@ from fairlead_gateway.admission.request_queue import QueuedRequest
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 
 
-def asked(
+def make_request(
     name: str, arrival: float = 0.0, objective: float = 1.0, own: float = 0.1, **more: object
 ) -> AdmissionRequest:
     tokens = float(more.pop("tokens", 100.0))  # type: ignore[arg-type]
@@ -33,8 +33,8 @@ def engines(*backlogs: float, kv: float | None = None) -> list[EngineLoad]:
 def mixed(limits: Limits | None = None) -> AdmissionPolicy:
     """A gate that has seen two objectives."""
     gate = AdmissionPolicy(limits or Limits())
-    gate.admit(asked("early", objective=4.0), engines(0.0), 0.0)
-    gate.admit(asked("tight", objective=0.5), engines(0.0), 0.0)
+    gate.admit(make_request("early", objective=4.0), engines(0.0), 0.0)
+    gate.admit(make_request("tight", objective=0.5), engines(0.0), 0.0)
     return gate
 
 
@@ -43,18 +43,18 @@ def hold(gate: AdmissionPolicy, *ones: AdmissionRequest, now: float = 0.0) -> No
         assert gate.admit(one, engines(9.0, 9.0), now).action is AdmissionAction.QUEUE
 
 
-def test_while_all_want_the_same_nobody_is_held_however_busy_the_engines_are() -> None:
+def test_equal_requests_are_never_queued() -> None:
     gate = AdmissionPolicy(Limits())
     for number in range(50):
-        verdict = gate.admit(asked(f"r{number}"), engines(30.0, 30.0), 0.1 * number)
+        verdict = gate.admit(make_request(f"r{number}"), engines(30.0, 30.0), 0.1 * number)
         assert (verdict.action, verdict.rule, verdict.full_instances) == (AdmissionAction.ADMIT, "open", frozenset())
 
 
 def test_where_objectives_differ_busy_engines_are_passed_by_and_full_ones_waited_for() -> None:
     gate = mixed()
-    verdict = gate.admit(asked("a"), engines(9.0, 0.0), 1.0)
+    verdict = gate.admit(make_request("a"), engines(9.0, 0.0), 1.0)
     assert (verdict.action, verdict.full_instances) == (AdmissionAction.ADMIT, {"e0"})
-    verdict = gate.admit(asked("b", arrival=1.0), engines(9.0, 0.2), 1.0)
+    verdict = gate.admit(make_request("b", arrival=1.0), engines(9.0, 0.2), 1.0)
     assert verdict.action is AdmissionAction.QUEUE
     assert "all 2 engines are busy" in verdict.reason
     assert gate.release_next(engines(9.0, 0.2), 1.1) is None
@@ -64,23 +64,23 @@ def test_where_objectives_differ_busy_engines_are_passed_by_and_full_ones_waited
     assert release.waited_seconds == pytest.approx(0.5)
 
 
-def test_who_comes_later_does_not_pass_who_is_held() -> None:
+def test_a_later_request_does_not_pass_a_queued_one() -> None:
     gate = mixed()
-    hold(gate, asked("a"))
-    verdict = gate.admit(asked("b"), engines(0.0, 0.0), 0.1)
+    hold(gate, make_request("a"))
+    verdict = gate.admit(make_request("b"), engines(0.0, 0.0), 0.1)
     assert (verdict.action, len(gate)) == (AdmissionAction.QUEUE, 2)
 
 
 @pytest.mark.parametrize("other", [{"tenant": "b"}, {"tier": 1}])
 def test_a_second_tenant_or_tier_is_a_reason_to_hold(other: dict[str, object]) -> None:
     gate = AdmissionPolicy(Limits())
-    assert gate.admit(asked("a", tenant="a"), engines(9.0), 0.0).action is AdmissionAction.ADMIT
-    assert gate.admit(asked("b", **{"tenant": "a", **other}), engines(9.0), 0.0).action is AdmissionAction.QUEUE
+    assert gate.admit(make_request("a", tenant="a"), engines(9.0), 0.0).action is AdmissionAction.ADMIT
+    assert gate.admit(make_request("b", **{"tenant": "a", **other}), engines(9.0), 0.0).action is AdmissionAction.QUEUE
 
 
-def test_without_a_ready_engine_it_is_held_until_there_is_one() -> None:
+def test_without_a_ready_engine_a_request_is_queued() -> None:
     gate = AdmissionPolicy(Limits())
-    verdict = gate.admit(asked("a"), [], 0.0)
+    verdict = gate.admit(make_request("a"), [], 0.0)
     assert (verdict.action, verdict.rule) == (AdmissionAction.QUEUE, "held-starting")
     assert gate.release_next([], 1.0) is None
     release = gate.release_next(engines(0.0), 7.0)
@@ -90,7 +90,11 @@ def test_without_a_ready_engine_it_is_held_until_there_is_one() -> None:
 
 def test_memory_that_would_overflow_is_waited_for_and_no_other_is_let_past() -> None:
     gate = AdmissionPolicy(Limits())
-    first, big, small = asked("first", tokens=600.0), asked("big", tokens=600.0), asked("small", tokens=10.0)
+    first, big, small = (
+        make_request("first", tokens=600.0),
+        make_request("big", tokens=600.0),
+        make_request("small", tokens=10.0),
+    )
     assert gate.admit(first, engines(0.0, kv=1_000.0), 0.0).action is AdmissionAction.ADMIT
     gate.kv_capacity.on_dispatch(first.request, "e0", 600.0, None, 0.0)
     verdict = gate.admit(big, engines(0.0, kv=1_000.0), 0.0)
@@ -104,47 +108,47 @@ def test_memory_that_would_overflow_is_waited_for_and_no_other_is_let_past() -> 
     assert release.id == "big"
 
 
-def test_memory_that_nobody_stated_stops_nobody() -> None:
+def test_unknown_memory_refuses_no_request() -> None:
     gate = AdmissionPolicy(Limits())
     for number in range(40):
-        one = asked(f"r{number}", tokens=1e6)
+        one = make_request(f"r{number}", tokens=1e6)
         assert gate.admit(one, engines(0.0), 0.0).action is AdmissionAction.ADMIT
         gate.kv_capacity.on_dispatch(one.request, "e0", 1e6, None, 0.0)
 
 
-def test_only_sheddable_requests_are_refused_for_their_objective_and_told_when_to_come_back() -> None:
+def test_only_sheddable_requests_are_refused_and_get_retry_after() -> None:
     gate = mixed()
-    hold(gate, *(asked(f"r{number}", own=0.5) for number in range(20)))
-    verdict = gate.admit(asked("cheap", sheddable=True), engines(9.0, 9.0), 0.0)
+    hold(gate, *(make_request(f"r{number}", own=0.5) for number in range(20)))
+    verdict = gate.admit(make_request("cheap", sheddable=True), engines(9.0, 9.0), 0.0)
     assert (verdict.action, verdict.rule, verdict.is_shed) == (AdmissionAction.REFUSE, "shed", True)
     assert verdict.retry_after == pytest.approx(10.0 / 2 - 0.9)  # 10 s of work, two engines, 0.9 s to spare
     assert "10" in verdict.reason or "5.0 s" in verdict.reason
-    assert gate.admit(asked("dear"), engines(9.0, 9.0), 0.0).action is AdmissionAction.QUEUE
+    assert gate.admit(make_request("dear"), engines(9.0, 9.0), 0.0).action is AdmissionAction.QUEUE
 
 
 def test_the_pace_of_the_line_is_what_was_let_go() -> None:
     gate = mixed()
-    hold(gate, *(asked(f"r{number}", own=0.5, objective=60.0) for number in range(40)))
+    hold(gate, *(make_request(f"r{number}", own=0.5, objective=60.0) for number in range(40)))
     for turn in range(1, 21):  # half a second of work in each second
         assert gate.release_next(engines(0.0, 9.0), float(turn)) is not None
     assert gate.expected_wait(0, 2, 20.0) == pytest.approx(20 * 0.5 / 0.5, rel=0.15)
 
 
-def test_the_line_has_limits_of_number_and_bytes() -> None:
+def test_the_queue_is_bounded_in_number_and_bytes() -> None:
     gate = mixed(replace(Limits(), queued_requests=2, queued_bytes=100))
-    hold(gate, asked("a", body_bytes=60))
-    full = gate.admit(asked("b", body_bytes=60), engines(9.0), 0.0)
+    hold(gate, make_request("a", body_bytes=60))
+    full = gate.admit(make_request("b", body_bytes=60), engines(9.0), 0.0)
     assert (full.action, full.rule, full.is_shed) == (AdmissionAction.REFUSE, "line-full", False)
-    hold(gate, asked("c", body_bytes=1))
-    assert _refused(gate.admit(asked("d"), engines(9.0), 0.0)) == "line-full"
+    hold(gate, make_request("c", body_bytes=1))
+    assert _refused(gate.admit(make_request("d"), engines(9.0), 0.0)) == "line-full"
     assert gate.remove("a")
     assert not gate.remove("a")
-    hold(gate, asked("e", body_bytes=90))
+    hold(gate, make_request("e", body_bytes=90))
 
 
-def test_nobody_is_held_longer_than_the_limit() -> None:
+def test_no_request_is_queued_longer_than_the_limit() -> None:
     gate = mixed(replace(Limits(), queue_seconds=10.0))
-    hold(gate, asked("a", arrival=0.0), asked("b", arrival=5.0))
+    hold(gate, make_request("a", arrival=0.0), make_request("b", arrival=5.0))
     assert gate.take_expired(2, 9.9) == []
     ((name, verdict),) = gate.take_expired(2, 10.0)
     assert (name, verdict.rule, verdict.is_shed) == ("a", "held-too-long", False)
@@ -153,7 +157,7 @@ def test_nobody_is_held_longer_than_the_limit() -> None:
 
 def test_a_sheddable_one_is_refused_where_another_would_go_before_all() -> None:
     gate = mixed()
-    hold(gate, asked("cheap", own=0.1, sheddable=True), asked("dear", own=0.1))
+    hold(gate, make_request("cheap", own=0.1, sheddable=True), make_request("dear", own=0.1))
     assert gate.take_expired(2, 2.8) == []
     ((name, verdict),) = gate.take_expired(2, 3.0)
     assert (name, verdict.rule, verdict.is_shed) == ("cheap", "shed-late", True)
@@ -162,15 +166,15 @@ def test_a_sheddable_one_is_refused_where_another_would_go_before_all() -> None:
 def test_long_prompts_leave_engines_to_short_ones() -> None:
     gate = AdmissionPolicy(Limits())
     for number in range(40):  # half of the work is short
-        gate.admit(asked(f"s{number}", objective=0.5, own=0.1), engines(0.0), 0.1 * number)
+        gate.admit(make_request(f"s{number}", objective=0.5, own=0.1), engines(0.0), 0.1 * number)
         if number % 5 == 0:
-            gate.admit(asked(f"l{number}", objective=9.0, own=0.5), engines(0.0), 0.1 * number)
+            gate.admit(make_request(f"l{number}", objective=9.0, own=0.5), engines(0.0), 0.1 * number)
     busy = engines(0.5, 0.5, 0.0, 0.0)
-    verdict = gate.admit(asked("long", arrival=4.0, objective=9.0, own=0.5), busy, 4.0)
+    verdict = gate.admit(make_request("long", arrival=4.0, objective=9.0, own=0.5), busy, 4.0)
     assert verdict.action is AdmissionAction.QUEUE
     assert "long prompts" in verdict.reason
     assert (
-        gate.admit(asked("short", arrival=4.0, objective=0.5), busy, 4.0).action is AdmissionAction.QUEUE
+        gate.admit(make_request("short", arrival=4.0, objective=0.5), busy, 4.0).action is AdmissionAction.QUEUE
     )  # behind the long one
     release = gate.release_next(busy, 4.1)
     assert release is not None
@@ -181,9 +185,14 @@ def test_long_prompts_leave_engines_to_short_ones() -> None:
     assert freed.id == "long"
 
 
-def test_an_engine_that_has_begun_nothing_is_kept_for_the_long_prompt_whose_turn_it_is() -> None:
+def test_an_idle_engine_is_reserved_for_the_next_long_prompt() -> None:
     gate = mixed()
-    hold(gate, asked("long", objective=4.0, own=0.9), asked("s1", arrival=3.9), asked("s2", arrival=3.9))
+    hold(
+        gate,
+        make_request("long", objective=4.0, own=0.9),
+        make_request("s1", arrival=3.9),
+        make_request("s2", arrival=3.9),
+    )
     nearly = engines(0.05, 0.02)
     passing = gate.release_next(nearly, 4.0 - 0.95)
     assert passing is not None

@@ -46,17 +46,17 @@ def test_the_earliest_deadline_goes_first() -> None:
     assert turns(line, 1.1) == [("b", "deadline"), ("a", "deadline"), ("c", "deadline")]
 
 
-def test_who_cannot_meet_it_any_more_goes_behind_those_who_can() -> None:
+def test_late_requests_go_behind_those_that_can_meet_the_objective() -> None:
     line = of(waiting("lost", 0.0, 1.0, own=0.5), waiting("fine", 0.5, 4.0))
     assert turns(line, 0.9) == [("fine", "deadline"), ("lost", "late")]
 
 
-def test_of_those_that_are_late_the_oldest_program_goes_first() -> None:
+def test_among_late_requests_the_oldest_program_goes_first() -> None:
     line = of(waiting("new", 0.0, 1.0, program_started_at=0.0), waiting("old", 0.1, 1.0, program_started_at=-60.0))
     assert [name for name, _ in turns(line, 1.05)] == ["old", "new"]
 
 
-def test_it_says_which_class_has_somebody_who_is_late() -> None:
+def test_a_late_request_is_reported_by_its_class() -> None:
     line = of(waiting("short", 0.0, 1.0), waiting("long", 0.0, 5.0, own=1.0, is_long=True))
     assert line.peek(0.5) is not None
     assert not line.has_late(long=False)
@@ -74,7 +74,7 @@ def test_those_that_are_late_have_a_twentieth_of_the_work(own: float, before: in
     assert served.index("late") == before
 
 
-def test_who_has_waited_three_objectives_goes_before_higher_tiers() -> None:
+def test_an_overdue_request_goes_before_higher_tiers() -> None:
     line = of(waiting("low", 0.0, 1.0, tier=1), waiting("high", 2.9, 1.0, tier=0))
     assert turns(line, 2.95) == [("low", "overdue"), ("high", "deadline")]
 
@@ -110,7 +110,7 @@ def test_a_tenant_that_was_away_does_not_come_back_with_savings() -> None:
     assert served["a"] >= 19
 
 
-def test_who_left_is_skipped() -> None:
+def test_a_removed_request_is_skipped() -> None:
     line = of(waiting("a", 0.0, 1.0), waiting("b", 0.0, 2.0))
     assert line.remove("a")
     assert not line.remove("a")
@@ -127,7 +127,7 @@ def test_who_left_is_skipped() -> None:
     ),
     st.floats(0.01, 0.5),
 )
-def test_everybody_goes_exactly_once(drawn: list[tuple[float, float, float, int, int]], pace: float) -> None:
+def test_every_request_is_released_exactly_once(drawn: list[tuple[float, float, float, int, int]], pace: float) -> None:
     line = RequestQueue()
     for number, (arrival, objective, own, tier, tenant) in enumerate(drawn):
         line.add(QueuedRequest(str(number), arrival, objective, own, tier, tenant))
@@ -224,7 +224,7 @@ def test_it_carries_more_of_both_classes_than_arrival_or_deadline_do() -> None:
 
 
 @pytest.mark.parametrize("load", [0.9, 1.0])
-def test_nobody_waits_beyond_five_objectives(load: float) -> None:
+def test_no_request_waits_beyond_five_objectives(load: float) -> None:
     for seed in (1, 2, 3):
         assert served(two_classes(load, seed=seed), RequestQueue())[2] <= 5.0
 

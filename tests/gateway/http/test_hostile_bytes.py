@@ -361,7 +361,7 @@ def test_a_half_closed_client_gets_its_answer() -> None:
     run_async(main())
 
 
-def test_a_request_that_ends_before_it_is_whole_is_told_so() -> None:
+def test_an_incomplete_request_gets_an_error() -> None:
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
             for part in (b"GET /v1/mod", request(sized(), BODY[:10]), request(CHUNKED, b"5\r\nhel")):

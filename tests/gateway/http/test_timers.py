@@ -33,7 +33,7 @@ class Timer:
     def _cancel(self) -> None:
         self.due = self.fire = None
 
-    def look(self) -> None:
+    def fire_due(self) -> None:
         """Fire if it is time."""
         while self.due is not None and self.due <= self._clock.now():
             fire, self.due, self.fire = self.fire, None, None
@@ -74,18 +74,18 @@ def test_whatever_is_not_over_in_time_is_late_once_and_nothing_else_is() -> None
             overdue.remove(ended)
             overdue.remove(ended)
         clock.advance(draw.choice((0.0, 0.125, 1.0)))
-        timer.look()
+        timer.fire_due()
         for one, began in begun.items():
             assert one.lates == (one not in over and clock.now() - began >= 3.0)
 
 
-def test_nobody_is_late_after_the_close() -> None:
+def test_after_clear_no_entry_times_out() -> None:
     overdue, clock, timer = made(1.0)
     ones = [One() for _ in range(3)]
     for one in ones:
         overdue.add(one, clock.now())
     overdue.clear()
     clock.advance(9.0)
-    timer.look()
+    timer.fire_due()
     assert timer.fire is None
     assert not any(one.lates for one in ones)

@@ -60,9 +60,7 @@ def shown(connection: RawConnection) -> bytes:
     return found.getpeercert(binary_form=True) or b""
 
 
-def test_clients_speak_tls_with_plain_answers_streams_and_kept_connections(
-    authority: CertificateAuthority, here: Certificate
-) -> None:
+def test_tls_serves_plain_responses_streams_and_keep_alive(authority: CertificateAuthority, here: Certificate) -> None:
     async def main() -> None:
         tls = await loaded(here)
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), tls=tls) as running:
@@ -118,7 +116,7 @@ def test_a_client_that_leaves_over_tls_frees_its_engine(
     run_async(main())
 
 
-def test_what_speaks_no_tls_or_trusts_somebody_else_gets_nothing(here: Certificate, tmp_path: Path) -> None:
+def test_clients_without_tls_or_trust_get_nothing(here: Certificate, tmp_path: Path) -> None:
     stranger = CertificateAuthority(tmp_path, "stranger")
 
     async def main() -> None:
@@ -140,7 +138,7 @@ def _replace(old: Certificate, new: Certificate) -> None:
     shutil.copy(new.key, old.key)
 
 
-def test_a_process_shows_a_new_certificate_and_cuts_nobody(authority: CertificateAuthority, tmp_path: Path) -> None:
+def test_a_new_certificate_is_used_and_closes_no_connection(authority: CertificateAuthority, tmp_path: Path) -> None:
     folder = tmp_path / "now"
     folder.mkdir()
     now = Certificate(folder / "tls.crt", folder / "tls.key")
@@ -252,7 +250,7 @@ def test_an_engine_of_another_authority_or_name_gets_no_request(
     run_async(main())
 
 
-def test_what_is_missing_to_reach_engines_is_noted_and_a_refused_token_is_not_the_clients_fault() -> None:
+def test_missing_engine_credentials_are_a_warning_and_no_client_error() -> None:
     async def script(call: EngineCall) -> None:
         await call.respond({"error": "Unauthorized"}, "401 Unauthorized")
 
@@ -282,7 +280,7 @@ def test_a_token_that_is_rotated_is_read_again(tmp_path: Path) -> None:
     assert reach.authorization_header(access) == b"authorization: Bearer two\r\n"
 
 
-def test_metrics_are_asked_for_with_the_same_access(authority: CertificateAuthority, here: Certificate) -> None:
+def test_scrapes_use_the_same_credentials(authority: CertificateAuthority, here: Certificate) -> None:
     async def script(call: EngineCall) -> None:
         authorized = call.header("authorization") == "Bearer word"
         await call.respond(METRICS if authorized else b"", "200 OK" if authorized else "401 Unauthorized", "text/plain")

@@ -77,7 +77,7 @@ def test_a_state_without_a_parent_is_dropped() -> None:
 @pytest.mark.parametrize(
     "version", [f"01-{TRACE}-{SPAN}-01", f"cc-{TRACE}-{SPAN}-01", f"cc-{TRACE}-{SPAN}-01-later.field"]
 )
-def test_a_later_version_is_read_as_far_as_this_one_goes(version: str) -> None:
+def test_a_later_schema_is_read_as_far_as_known(version: str) -> None:
     found = trace_context.extract_context(fields(version))
     assert found is not None
     assert (found.trace_id, found.span_id, found.is_sampled) == (TRACE, SPAN, True)
@@ -97,7 +97,7 @@ def test_several_states_are_one_list_and_a_long_one_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(("flags", "shown"), [(0, "01"), (1, "01"), (2, "03"), (3, "03"), (0xFF, "03")])
-def test_what_is_made_here_is_sampled_and_keeps_no_flag_that_nobody_knows(flags: int, shown: str) -> None:
+def test_an_own_trace_is_sampled_and_has_no_unknown_flag(flags: int, shown: str) -> None:
     assert trace_context.sampled_header(TRACE, SPAN, flags, "") == f"traceparent: 00-{TRACE}-{SPAN}-{shown}\r\n"
     assert trace_context.sampled_header(TRACE, SPAN, flags, "a=1").endswith("\r\ntracestate: a=1\r\n")
 

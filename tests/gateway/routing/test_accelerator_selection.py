@@ -88,7 +88,7 @@ def test_long_prompts_go_to_the_large_kind_and_short_ones_to_the_small_one() -> 
 def test_a_fleet_of_two_kinds_keeps_the_objectives_of_more() -> None:
     """Short chat and a fifth of long documents on eight small engines and a large one."""
 
-    def kept(apart: bool) -> float:
+    def attained_share(apart: bool) -> float:
         draw, at, block, requests = Random(3), 0.0, 0, []
         for number in range(1_500):
             at += draw.expovariate(14.0)
@@ -115,7 +115,7 @@ def test_a_fleet_of_two_kinds_keeps_the_objectives_of_more() -> None:
             good += first and (one.tpot_seconds or 0.0) <= 0.12
         return good / len(served)
 
-    together, apart = kept(False), kept(True)
+    together, apart = attained_share(False), attained_share(True)
     assert apart >= 0.99
     assert together < apart - 0.02
 
@@ -143,7 +143,7 @@ def test_while_the_large_kind_is_calm_everything_goes_there() -> None:
     assert "faster, and lightly loaded" in reasons
 
 
-def test_where_nobody_of_a_kind_meets_the_objective_the_next_is_asked() -> None:
+def test_if_a_kind_misses_the_objective_the_next_one_is_tried() -> None:
     made = router()
     filled(made)
     for number in range(200):
@@ -154,7 +154,7 @@ def test_where_nobody_of_a_kind_meets_the_objective_the_next_is_asked() -> None:
     assert (decision.chosen or "").startswith("small")
 
 
-def test_where_nobody_at_all_meets_it_all_are_asked_together() -> None:
+def test_if_no_kind_meets_the_objective_all_are_compared_together() -> None:
     made = router()
     for one in instances():
         for number in range(200):
@@ -180,7 +180,7 @@ def test_a_conversation_stays_on_the_kind_that_has_its_prefix(place: str) -> Non
     assert decision.matched_tokens == pytest.approx(3_000, rel=0.1)
 
 
-def test_asking_changes_nothing() -> None:
+def test_a_preview_changes_nothing() -> None:
     made, other = router(), router()
     for number in range(100):
         request = prompt(f"r{number}", 120 + 60 * (number % 7) ** 3)

@@ -70,7 +70,7 @@ def test_the_pair_of_another_secret_is_unrelated() -> None:
     assert same < 0.05
 
 
-def test_an_excluded_member_is_nobodys_home() -> None:
+def test_an_excluded_member_is_no_home() -> None:
     homes = HomeRings(MEMBERS, secret=b"s")
     gone = frozenset({"pod-3"})
     assert all("pod-3" not in homes.pair(key, excluded=gone) for key in KEYS[:1_000])

@@ -86,7 +86,7 @@ def second(made: ModelRouter) -> tuple[str, str, RouteRequest]:
     return holder, at, again
 
 
-def test_the_one_that_is_not_busy_gets_it_from_the_one_that_is_and_the_decision_says_so() -> None:
+def test_an_idle_instance_pulls_from_a_busy_one() -> None:
     made = router(gigabits(100))
     holder, at, again = second(made)
     decision = made.decide(again, 0.0)

@@ -24,7 +24,7 @@ def made(count: int = 8, ttft: float = 5.0) -> ModelRouter:
     return router
 
 
-def asked(number: int) -> RouteRequest:
+def make_request(number: int) -> RouteRequest:
     draw, blocks = Random(number), TOKENS // 512
     hashes = tuple(draw.getrandbits(64) for _ in range(blocks))
     return RouteRequest(f"r{number}", PrefixChain(hashes, tuple(range(2_048, 2_048 * (blocks + 1), 2_048)), 0), TOKENS)
@@ -42,72 +42,72 @@ def ended(router: ModelRouter, request: RouteRequest, cached: int) -> None:
     router.on_finish(request.id, 0.0, prompt_tokens=TOKENS, cached_tokens=cached, output_tokens=1)
 
 
-def test_all_is_well_and_nothing_is_said() -> None:
+def test_without_a_problem_there_is_no_warning() -> None:
     router = made()
     for number in range(200):
-        reason = send(router, asked(number)).reason
+        reason = send(router, make_request(number)).reason
         assert "told" not in reason
         assert "no candidate" not in reason
-        ended(router, asked(number), 0)
+        ended(router, make_request(number), 0)
 
 
-def test_no_index_engines_that_have_more_than_was_told_keep_prompts_at_home() -> None:
+def test_without_an_index_unforeseen_cache_hits_keep_prompts_at_home() -> None:
     router = made()
     for number in range(300):
-        send(router, asked(number))
-        ended(router, asked(number), TOKENS // 4)  # other gateways sent it there
-    quiet = router.decide(asked(900), 0.0)
+        send(router, make_request(number))
+        ended(router, make_request(number), TOKENS // 4)  # other gateways sent it there
+    quiet = router.decide(make_request(900), 0.0)
     assert quiet.reason.endswith(
         "engines had 24.9% of prompts cached that no source reported, "
         f"so leaving home costs {NON_HOME_PRICE_UNINFORMED:.0f} x its part"
     )
-    homes = router.homes(asked(901))
+    homes = router.homes(make_request(901))
     for number in range(1_000, 1_012):  # both homes are busier than all others
         for home in homes:
-            router.on_dispatch(asked(number + 100 * homes.index(home)), home, 0.0)
-    assert send(router, asked(901)).chosen in homes
+            router.on_dispatch(make_request(number + 100 * homes.index(home)), home, 0.0)
+    assert send(router, make_request(901)).chosen in homes
     seeing = made()
     for number in range(1_000, 1_012):
         for home in homes:
-            seeing.on_dispatch(asked(number + 100 * homes.index(home)), home, 0.0)
-    assert send(seeing, asked(901)).chosen not in homes
+            seeing.on_dispatch(make_request(number + 100 * homes.index(home)), home, 0.0)
+    assert send(seeing, make_request(901)).chosen not in homes
 
 
-def test_no_redis_hot_prefixes_go_by_the_last_table_and_then_by_what_is_counted_here() -> None:
+def test_without_redis_keys_follow_the_last_table_then_the_own_count() -> None:
     router = made()
     router.set_hot_prefixes(7, frozenset())
-    assert "last shared table" not in send(router, asked(0)).reason
+    assert "last shared table" not in send(router, make_request(0)).reason
     router.set_hot_prefixes(0, frozenset())
-    said = ["hot prefixes of the last shared table" in send(router, asked(number)).reason for number in range(1, 400)]
+    said = [
+        "hot prefixes of the last shared table" in send(router, make_request(number)).reason for number in range(1, 400)
+    ]
     assert said[0]
     assert not said[-1]
     assert said == sorted(said, reverse=True)
-    assert router.decide(asked(999), 0.0).inputs["hot/table_epoch"].value is None
+    assert router.decide(make_request(999), 0.0).inputs["hot/table_epoch"].value is None
 
 
 def test_one_instance_is_taken_whatever_its_load_and_the_rule_says_so() -> None:
     router = made(1)
     for number in range(200):
-        decision = send(router, asked(number))
+        decision = send(router, make_request(number))
         assert (decision.rule, decision.reason) == ("only-one", "the only instance that can take it")
 
 
 @pytest.mark.parametrize(("ttft", "decides"), [(5.0, "cost_seconds"), (0.5, "predicted_ttft_seconds")])
-def test_all_overloaded_prices_decide_up_to_three_times_the_objective_and_the_soonest_beyond(
-    ttft: float, decides: str
-) -> None:
+def test_under_overload_prices_decide_up_to_three_objectives(ttft: float, decides: str) -> None:
     """Every instance has about 8 s before it. The reason says that nobody meets the objective."""
     router = made(ttft=ttft)
     for number in range(200):
-        router.on_dispatch(asked(number), f"pod-{number % 8}", 0.0)
-    decision = send(router, asked(200))
+        router.on_dispatch(make_request(number), f"pod-{number % 8}", 0.0)
+    decision = send(router, make_request(200))
     assert decision.rule == "slo-spill"
     assert decision.reason.startswith("no candidate meets")
     scored = {name: one.value or 0.0 for name, one in decision.inputs.items() if name.endswith(f"/{decides}")}
     assert scored[f"{decision.chosen}/{decides}"] == min(scored.values())
 
 
-def test_who_is_sooner_but_dearer_is_not_said_to_be_later_where_nobody_meets_the_objective() -> None:
+def test_a_sooner_but_dearer_candidate_is_rejected_for_its_cost() -> None:
     def one(name: str, backlog: float, own: float) -> Candidate:
         return Candidate(EndpointLoad(name, 1, 0, backlog), 10_000, own, 0.0, is_home=True)
 
@@ -118,7 +118,7 @@ def test_who_is_sooner_but_dearer_is_not_said_to_be_later_where_nobody_meets_the
 
 
 @pytest.mark.parametrize("name", ["dual-hash", "dualmap", "least-request"])
-def test_no_metrics_a_tool_that_counts_nothing_gets_the_choices_of_one_that_counts_what_was_sent(name: str) -> None:
+def test_missing_counters_are_replaced_by_own_dispatches(name: str) -> None:
     ids = [f"e{at}" for at in range(8)]
     blind, seeing = (
         seam({"n": 8, "live": ids, "block_tokens": 512, "ttft_slo": 5.0}, preset=name, seed=1) for _ in range(2)

@@ -84,7 +84,7 @@ def test_a_prompt_that_is_as_good_as_cached_stays_even_on_a_full_engine() -> Non
     assert decided(replace(full, matched_tokens=0.0, prefill_seconds=L.prefill_time(4_000))).rule == "batch-full"
 
 
-def test_gaps_that_were_seen_long_ago_say_nothing() -> None:
+def test_old_gaps_are_ignored() -> None:
     old = replace(side(), gap_seconds=0.2, gap_age_seconds=MAX_GAP_AGE_SECONDS + 1.0)
     assert decided(old).rule == "slack"
 
@@ -185,7 +185,7 @@ def test_a_busier_decode_engine_never_takes_what_it_sent_away(data: st.DataObjec
         (4.0, 1.3, 0.0, "run-long"),
     ],
 )
-def test_where_prefill_engines_are_late_some_gaps_may_pass_the_objective_but_no_mean_gap(
+def test_if_prefill_is_late_gaps_may_exceed_the_objective_but_not_their_mean(
     late: float, backlog: float, share: float, rule: str
 ) -> None:
     small = replace(L, prefill_token_seconds=9e-5)
@@ -207,7 +207,7 @@ def request(name: str, tokens: int = 1_000) -> RouteRequest:
     return RouteRequest(name, prefix_chain(b"a" * tokens * 4, secret=b"secret", seed=b"m"), tokens)
 
 
-def seen(made: ModelRouter, asked: RouteRequest, now: float = 0.0) -> PrefillOption:
+def observed(made: ModelRouter, asked: RouteRequest, now: float = 0.0) -> PrefillOption:
     found = made.prefill_option(asked, "d0", now)
     assert found is not None
     return found
@@ -216,9 +216,9 @@ def seen(made: ModelRouter, asked: RouteRequest, now: float = 0.0) -> PrefillOpt
 def test_what_is_cached_there_and_what_is_in_flight_counts() -> None:
     made, asked = router(), request("a")
     assert made.prefill_option(asked, "d1", 0.0) is None
-    assert seen(made, asked).uncached_tokens == pytest.approx(1_000)
+    assert observed(made, asked).uncached_tokens == pytest.approx(1_000)
     made.on_dispatch(request("before"), "d0", 0.0)
-    found = seen(made, asked)
+    found = observed(made, asked)
     assert found.inflight == 1
     assert found.backlog_seconds == pytest.approx(L.prefill_time(1_000))
     assert found.uncached_tokens < 100
@@ -227,10 +227,10 @@ def test_what_is_cached_there_and_what_is_in_flight_counts() -> None:
 def test_what_it_computed_lately_is_a_share_of_its_time_and_fades() -> None:
     made = router()
     made.on_dispatch(request("before", 8_000), "d0", 0.0)
-    share = seen(made, request("a")).prefill_share
+    share = observed(made, request("a")).prefill_share
     assert share == pytest.approx(L.prefill_time(8_000) / WINDOW_SECONDS)
     made.on_finish("before", 1.0)
-    assert seen(made, request("a"), WINDOW_SECONDS).prefill_share == pytest.approx(share / e)
+    assert observed(made, request("a"), WINDOW_SECONDS).prefill_share == pytest.approx(share / e)
 
 
 def test_others_are_taken_to_keep_as_many_prompts_there_for_each_request() -> None:
@@ -241,23 +241,23 @@ def test_others_are_taken_to_keep_as_many_prompts_there_for_each_request() -> No
     ours.set_active_rows([1])
     made = router(siblings=SiblingWorkers(ours, lambda *_: None, lambda *_: None, lambda *_: None))
     made.on_dispatch(request("before", 8_000), "d0", 0.0)
-    alone = seen(made, request("a")).prefill_share
+    alone = observed(made, request("a")).prefill_share
     theirs.write("d0", 2, 0, 0.0, 24_000.0)
-    assert seen(made, request("a")).prefill_share == pytest.approx(3.0 * alone)
+    assert observed(made, request("a")).prefill_share == pytest.approx(3.0 * alone)
 
 
 def test_a_prompt_that_was_computed_elsewhere_is_no_backlog_there() -> None:
     made = router()
     made.on_dispatch(request("before", 8_000), "d0", 0.0, prefilled_elsewhere=True)
-    found = seen(made, request("a"))
+    found = observed(made, request("a"))
     assert found.prefill_share == 0.0
     assert found.inflight == 1
     assert found.inflight_tokens >= 8_000
     assert found.backlog_seconds < 0.02
 
 
-def test_a_profile_that_nobody_told_is_none() -> None:
-    assert seen(router(None), request("a")).profile is None
+def test_an_unknown_profile_is_none() -> None:
+    assert observed(router(None), request("a")).profile is None
 
 
 def test_what_other_gateways_sent_there_takes_the_slack() -> None:
@@ -269,9 +269,9 @@ def test_what_other_gateways_sent_there_takes_the_slack() -> None:
     made = router(
         siblings=SiblingWorkers(ours, lambda *_: None, lambda *_: None, lambda *_: None),
     )
-    assert decided(seen(made, request("a"))).rule == "slack"
+    assert decided(observed(made, request("a"))).rule == "slack"
     theirs.write("d0", 240, 0, 0.0, 24_000.0)
-    assert decided(seen(made, request("a"))).rule == "batch-full"
+    assert decided(observed(made, request("a"))).rule == "batch-full"
 
 
 def test_a_gateway_that_hears_of_no_other_sees_it_by_the_gaps_of_its_own_streams() -> None:
@@ -279,7 +279,7 @@ def test_a_gateway_that_hears_of_no_other_sees_it_by_the_gaps_of_its_own_streams
     made.on_dispatch(request("b"), "d0", 0.0)
     made.on_first_token("b", 1.0)
     made.on_finish("b", 1.0 + 0.12 * 100, output_tokens=101)
-    found = seen(made, request("a"), 14.0)
+    found = observed(made, request("a"), 14.0)
     assert found.gap_seconds == pytest.approx(0.12)
     assert found.gap_age_seconds == pytest.approx(1.0)
     assert decided(found).rule == "gaps-long"

@@ -75,7 +75,7 @@ def test_a_home_over_its_objective_is_left_and_the_decision_says_so() -> None:
     assert "over the objective" in why
 
 
-def test_when_nobody_comes_near_the_objective_the_soonest_first_token_wins() -> None:
+def test_far_beyond_the_objective_the_soonest_first_token_wins() -> None:
     made = router(ttft=0.01)
     decision = made.decide(prompt("r", 1), 0.0)
     assert decision.rule == "slo-spill"
@@ -101,9 +101,7 @@ def candidate(name: str, backlog: float, own: float) -> Candidate:
         ((20.0, 16.0), "soon"),
     ],
 )
-def test_prices_hold_within_the_objective_and_up_to_three_times_it_where_nobody_meets_it(
-    before: tuple[float, float], chosen: str
-) -> None:
+def test_prices_hold_up_to_three_objectives_if_none_is_met(before: tuple[float, float], chosen: str) -> None:
     """``cached`` computes 0.1 s and ``soon`` 1 s, each priced 17 times; so many seconds are before them. The objective is 5 s."""
     both = [candidate("cached", before[0], 0.1), candidate("soon", before[1], 1.0)]
     assert choose(both, mean_backlog_seconds=1.0, objective_seconds=5.0).chosen == chosen
@@ -156,7 +154,7 @@ def test_a_draining_instance_gets_nothing_new() -> None:
     assert all(made.decide(prompt(f"b{n}", n), 0.0).chosen != first for n in range(50))
 
 
-def test_an_instance_that_starts_anew_has_lost_its_cache() -> None:
+def test_a_restarted_instance_has_lost_its_cache() -> None:
     made = router(2)
     at = send(made, prompt("a", 1))
     made.on_abandoned("a", 0.0)

@@ -67,7 +67,7 @@ def test_a_session_whose_bytes_change_stays_where_it_is_across_replicas() -> Non
     assert stays(named=False) < 0.4  # two homes of eight, drawn anew for each turn
 
 
-def test_the_decision_says_who_served_the_session_last() -> None:
+def test_the_decision_names_the_instance_that_served_the_session() -> None:
     made = router()
     at = served(made, turn(1, 0), 0.0)
     decision = made.decide(turn(1, 1), 5.0)

@@ -123,7 +123,7 @@ def test_old_decisions_are_trimmed_and_an_unused_stream_expires(server: Any) -> 
     _check(server, work)
 
 
-def test_a_dead_redis_costs_nothing_but_the_oldest_decisions_and_they_follow_when_it_is_back(server: Any) -> None:
+def test_without_redis_only_the_oldest_decisions_are_lost(server: Any) -> None:
     async def work(log: DecisionStream, reader: Redis) -> None:
         await wait_until(lambda: log.link.state.connected)
         assert log.warning() is None
@@ -145,7 +145,7 @@ def test_a_dead_redis_costs_nothing_but_the_oldest_decisions_and_they_follow_whe
     _check(server, work, limits=replace(FAST, published_decisions_pending=20))
 
 
-def test_a_redis_that_refuses_writes_is_a_problem_that_is_said(server: Any) -> None:
+def test_a_redis_that_refuses_writes_is_a_warning(server: Any) -> None:
     async def work(log: DecisionStream, reader: Redis) -> None:
         await reader.set(keys.decisions(KEY), "not a stream")
         log.offer(Record("r1"))
@@ -204,7 +204,7 @@ def test_stopping_without_redis_returns(server: Any) -> None:
     asyncio.run(run())
 
 
-def test_of_many_rejected_instances_only_the_first_few_are_told() -> None:
+def test_only_the_first_rejected_instances_are_published() -> None:
     many = tuple(RejectedCandidate(f"p-{n}/1/0", "busier") for n in range(4_000))
     inputs = {f"p-{n}/1/0/inflight": DecisionInput(float(n)) for n in range(4_000)} | {
         "mean/backlog_seconds": DecisionInput(0.1)

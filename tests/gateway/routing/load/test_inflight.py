@@ -15,13 +15,13 @@ from fairlead_gateway.routing.load.inflight import (
 )
 
 
-def asked(name: str) -> RouteRequest:
+def make_request(name: str) -> RouteRequest:
     return RouteRequest(name, PrefixChain((), (), 0), 1.0)
 
 
 def test_a_request_is_backlog_until_its_first_token_and_load_until_its_end() -> None:
     ledger = InflightTracker()
-    ledger.on_dispatch(asked("r"), "a", prefill_seconds=0.5, tokens=100)
+    ledger.on_dispatch(make_request("r"), "a", prefill_seconds=0.5, tokens=100)
     assert ledger.instance_load("a") == InstanceLoad(1, 1, 0.5, 100)
     ledger.on_first_token("r")
     assert ledger.instance_load("a") == InstanceLoad(1, 0, 0.0, 100)
@@ -33,8 +33,8 @@ def test_a_request_is_backlog_until_its_first_token_and_load_until_its_end() -> 
 
 def test_a_retry_moves_the_request() -> None:
     ledger = InflightTracker()
-    ledger.on_dispatch(asked("r"), "a", prefill_seconds=0.5, tokens=100)
-    ledger.on_dispatch(asked("r"), "b", prefill_seconds=0.25, tokens=100)
+    ledger.on_dispatch(make_request("r"), "a", prefill_seconds=0.5, tokens=100)
+    ledger.on_dispatch(make_request("r"), "b", prefill_seconds=0.25, tokens=100)
     assert ledger.instance_load("a") == InstanceLoad()
     assert ledger.instance_load("b").inflight == 1
 
@@ -45,12 +45,12 @@ def test_unknown_requests_are_ignored() -> None:
     assert ledger.on_finish("nobody") is None
 
 
-def test_the_sums_of_an_instance_in_service_are_one_object_for_good_and_others_go_with_their_last_request() -> None:
+def test_sums_of_retained_instances_are_permanent_objects() -> None:
     ledger = InflightTracker()
     ledger.retain({"a"})
     here = ledger.local_load("a")
     for name, instance in (("r", "a"), ("s", "b")):
-        ledger.on_dispatch(asked(name), instance, prefill_seconds=1.0, tokens=1.0)
+        ledger.on_dispatch(make_request(name), instance, prefill_seconds=1.0, tokens=1.0)
     assert set(ledger.busy_instances()) == {"a", "b"}
     there = ledger.local_load("b")
     ledger.on_finish("r")
@@ -83,7 +83,7 @@ def test_sums_are_those_of_the_requests_in_flight(actions: list[tuple[str, int, 
     for action, number, instance, size in actions:
         request = f"r{number}"
         if action == "d":
-            ledger.on_dispatch(asked(request), instance, prefill_seconds=size, tokens=size * 10)
+            ledger.on_dispatch(make_request(request), instance, prefill_seconds=size, tokens=size * 10)
             flights[request] = [instance, size, True]
         elif action == "f":
             ledger.on_first_token(request)

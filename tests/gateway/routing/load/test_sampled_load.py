@@ -20,7 +20,7 @@ class Fleet:
     def __init__(self, others: Mapping[str, float], count: int) -> None:
         self.others = dict(others)
         self.looked: list[str] = []
-        self.ledger = InflightTracker(load_override=self._seen)
+        self.ledger = InflightTracker(load_override=self._total)
         self.own = [self.ledger.local_load(f"i{at:02}") for at in range(count)]
         self.ledger.retain([item.instance for item in self.own])
 
@@ -29,7 +29,7 @@ class Fleet:
         request = RouteRequest(f"r{len(self.ledger.busy_instances())}", chain, 1.0)
         self.ledger.on_dispatch(request, instance, prefill_seconds=seconds, tokens=1.0)
 
-    def _seen(self, own: EndpointLoad) -> EndpointLoad:
+    def _total(self, own: EndpointLoad) -> EndpointLoad:
         self.looked.append(own.instance)
         beside = self.others.get(own.instance, 0.0)
         return EndpointLoad(own.instance, own.inflight, own.waiting, own.backlog_seconds + beside, own.inflight_tokens)
@@ -44,7 +44,7 @@ def decide(glimpses: SampledLoads, fleet: Fleet, candidates: int = 4) -> tuple[f
     return mean, least.instance
 
 
-def test_a_small_fleet_is_looked_at_as_a_whole_for_each_decision() -> None:
+def test_a_small_fleet_is_measured_as_a_whole_for_each_decision() -> None:
     fleet = Fleet({"i01": 3.0, "i00": 1.0}, 3)
     glimpses = SampledLoads(fleet.ledger)
     mean, least = decide(glimpses, fleet)
@@ -54,7 +54,7 @@ def test_a_small_fleet_is_looked_at_as_a_whole_for_each_decision() -> None:
     assert (mean, least) == (3.0, "i00")
 
 
-def test_of_a_large_one_candidates_and_one_more_in_turn_are_looked_at_until_all_have_been() -> None:
+def test_a_large_fleet_measures_candidates_and_one_more_in_rotation() -> None:
     fleet = Fleet({f"i{at:02}": 1.0 for at in range(MANY)}, MANY)
     glimpses = SampledLoads(fleet.ledger)
     means = []
@@ -71,7 +71,7 @@ def test_of_a_large_one_candidates_and_one_more_in_turn_are_looked_at_until_all_
     others=st.dictionaries(st.integers(0, MANY - 1), st.floats(0.0, 9.0), max_size=MANY),
     sent=st.lists(st.tuples(st.integers(0, MANY - 1), st.floats(0.01, 5.0)), max_size=30),
 )
-def test_once_all_have_been_seen_and_nothing_moves_a_large_fleet_is_known_as_a_small_one_is(
+def test_a_large_static_fleet_is_known_exactly_after_a_full_rotation(
     others: dict[int, float], sent: list[tuple[int, float]]
 ) -> None:
     fleet = Fleet({f"i{at:02}": seconds for at, seconds in others.items()}, MANY)
@@ -80,13 +80,13 @@ def test_once_all_have_been_seen_and_nothing_moves_a_large_fleet_is_known_as_a_s
         decide(glimpses, fleet)
     for at, seconds in sent:  # our own part is known at once
         fleet.send(f"i{at:02}", seconds)
-    loads = {item.instance: fleet._seen(item).backlog_seconds for item in fleet.own}
+    loads = {item.instance: fleet._total(item).backlog_seconds for item in fleet.own}
     mean, least = decide(glimpses, fleet)
     assert mean == pytest.approx(sum(loads.values()) / MANY)
     assert loads[least] == pytest.approx(min(loads.values()))
 
 
-def test_who_is_gone_is_forgotten() -> None:
+def test_departed_instances_are_forgotten() -> None:
     fleet = Fleet({f"i{at:02}": 1.0 for at in range(MANY)}, MANY)
     glimpses = SampledLoads(fleet.ledger)
     for _ in range(MANY):

@@ -24,7 +24,7 @@ def rows_of(memory: memoryview, count: int = 3) -> list[SharedLoadTable]:
     return found
 
 
-def asked(name: str) -> RouteRequest:
+def make_request(name: str) -> RouteRequest:
     return RouteRequest(name, PrefixChain((), (), 0), 1.0)
 
 
@@ -35,9 +35,9 @@ def sums(ledger: InflightTracker, instance: str) -> tuple[int, int, float, float
 
 def test_a_ledger_sees_its_siblings_for_decisions_and_itself_alone_for_reports() -> None:
     first, second, third = (InflightTracker(one) for one in rows_of(cells()))
-    first.on_dispatch(asked("r1"), "a", prefill_seconds=0.5, tokens=100.0)
-    second.on_dispatch(asked("r2"), "a", prefill_seconds=0.25, tokens=50.0)
-    second.on_dispatch(asked("r3"), "b", prefill_seconds=2.0, tokens=10.0)
+    first.on_dispatch(make_request("r1"), "a", prefill_seconds=0.5, tokens=100.0)
+    second.on_dispatch(make_request("r2"), "a", prefill_seconds=0.25, tokens=50.0)
+    second.on_dispatch(make_request("r3"), "b", prefill_seconds=2.0, tokens=10.0)
     assert sums(third, "a") == (2, 2, 0.75, 150.0)
     assert sums(first, "a") == (2, 2, 0.75, 150.0)
     assert first.instance_load("a").inflight == 1
@@ -55,7 +55,7 @@ def test_nothing_is_read_of_a_worker_that_is_gone_and_its_row_is_empty_for_the_n
     memory = cells()
     first, second, _ = rows_of(memory)
     ledger = InflightTracker(second)
-    ledger.on_dispatch(asked("r"), "b", prefill_seconds=1.0, tokens=7.0)
+    ledger.on_dispatch(make_request("r"), "b", prefill_seconds=1.0, tokens=7.0)
     assert first.sum_other_rows("b") == (1, 1, 1.0, 7.0)
     first.set_active_rows([2])
     assert first.sum_other_rows("b") is None
@@ -66,10 +66,10 @@ def test_nothing_is_read_of_a_worker_that_is_gone_and_its_row_is_empty_for_the_n
     assert first.sum_other_rows("b") is None
 
 
-def test_an_instance_without_a_slot_is_each_workers_own_and_one_that_gets_a_slot_is_shown_at_once() -> None:
+def test_an_instance_is_shared_as_soon_as_it_has_a_slot() -> None:
     first, second, _ = rows_of(cells())
     ledger, other = InflightTracker(first), InflightTracker(second)
-    ledger.on_dispatch(asked("r"), "late", prefill_seconds=1.0, tokens=1.0)
+    ledger.on_dispatch(make_request("r"), "late", prefill_seconds=1.0, tokens=1.0)
     assert sums(other, "late") == (0, 0, 0.0, 0.0)
     for one in (first, second):
         one.set_slots({"a": 0, "b": 5, "late": 7})
@@ -79,7 +79,7 @@ def test_an_instance_without_a_slot_is_each_workers_own_and_one_that_gets_a_slot
 
 def test_without_rows_a_ledger_writes_and_reads_none() -> None:
     ledger = InflightTracker()
-    ledger.on_dispatch(asked("r"), "a", prefill_seconds=1.0, tokens=1.0)
+    ledger.on_dispatch(make_request("r"), "a", prefill_seconds=1.0, tokens=1.0)
     assert ledger.total_load(ledger.local_load("a")) is ledger.local_load("a")
     assert ledger.busy_instances() == ("a",)
 

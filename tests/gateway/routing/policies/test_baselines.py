@@ -34,7 +34,7 @@ def one(
     return candidate
 
 
-def asked(options: list[Candidate], name: str = "r") -> PolicyInput:
+def policy_input(options: list[Candidate], name: str = "r") -> PolicyInput:
     return PolicyInput(name, options, prompt_tokens=PROMPT)
 
 
@@ -113,7 +113,7 @@ def cases(*tables: tuple[str, list[tuple[str, list[Candidate], str]]]) -> Any:
 def test_golden_decisions(rule: str, all_: list[Candidate], chosen: str) -> None:
     for name in ("one request", "another"):
         for order in (all_, all_[::-1]):
-            decision = POLICIES[rule](asked(order, name))
+            decision = POLICIES[rule](policy_input(order, name))
             assert (decision.chosen, decision.rule) == (chosen, rule)
             assert {item.id for item in decision.rejected} == {item.id for item in all_} - {chosen}
             assert decision.reason
@@ -121,19 +121,19 @@ def test_golden_decisions(rule: str, all_: list[Candidate], chosen: str) -> None
 
 @pytest.mark.parametrize("rule", ["prefix-cache", "cache-aware", "llm-d", "lmetric", "min-ttft", "preble"])
 def test_equal_instances_get_equal_shares(rule: str) -> None:
-    seen = Counter(POLICIES[rule](asked(many(2, 2, 2, 2), f"r{number}")).chosen for number in range(4_000))
+    seen = Counter(POLICIES[rule](policy_input(many(2, 2, 2, 2), f"r{number}")).chosen for number in range(4_000))
     assert min(seen.values()) > 850
 
 
 def test_of_two_drawn_the_one_with_fewer_requests() -> None:
     """Mitzenmacher's rule: the fullest of four is chosen only if it is drawn against itself, which it never is."""
-    seen = Counter(p.power_of_two(asked(many(0, 1, 2, 3), f"r{number}")).chosen for number in range(6_000))
+    seen = Counter(p.power_of_two(policy_input(many(0, 1, 2, 3), f"r{number}")).chosen for number in range(6_000))
     assert seen["i3"] == 0
     assert [seen[f"i{at}"] / 6_000 for at in range(3)] == pytest.approx([1 / 2, 1 / 3, 1 / 6], abs=0.02)
-    assert p.power_of_two(asked(many(7))).chosen == "i0"
+    assert p.power_of_two(policy_input(many(7))).chosen == "i0"
 
 
-def test_chwbl_passes_by_who_carries_a_quarter_more_than_his_share() -> None:
+def test_chwbl_skips_instances_with_a_quarter_more_than_their_share() -> None:
     """KubeAI: load, not load + 1, is compared with 1.25 x (total + 1) / n."""
     assert p.overloaded_ids(many(0, 0, 0, 0)) == frozenset()
     assert p.overloaded_ids(many(5, 5, 5, 5)) == frozenset()
@@ -179,7 +179,7 @@ def test_every_preset_serves_through_the_router_past_those_that_failed(name: str
 
 
 @pytest.mark.parametrize("name", ["prefix-cache", "cache-aware", "llm-d", "lmetric", "min-ttft", "chwbl", "preble"])
-def test_presets_that_look_at_prefixes_go_back_to_them(name: str) -> None:
+def test_prefix_presets_return_to_cached_prefixes(name: str) -> None:
     made = router(name)
     for session in range(12):
         first = prompt(f"{session}-0", session)

@@ -41,11 +41,11 @@ def home(name: str, *, hit: float = 0.0, backlog: float = 0.0, own: float = 1.0,
         (home("a", hit=512, tokens=9_000), home("b", hit=512, tokens=8_000), "b"),
     ],
 )
-def test_the_longer_hit_unless_it_would_take_half_the_objective(a: Candidate, b: Candidate, chosen: str) -> None:
+def test_the_longer_match_wins_unless_it_takes_half_the_objective(a: Candidate, b: Candidate, chosen: str) -> None:
     assert choose(question(a, b)).chosen == chosen
 
 
-def test_nobody_but_the_homes_is_looked_at() -> None:
+def test_only_the_homes_are_candidates() -> None:
     idle = home("c", hit=9_000, own=0.0)
     decision = choose(question(home("a", backlog=9.0), home("b", backlog=9.5), idle))
     assert decision.chosen == "a"
@@ -70,13 +70,15 @@ def test_the_decision_says_which_branch_decided_and_what_the_homes_were_predicte
     assert decision.rejected[0].why == "predicted_ttft_seconds 4 against 1"
 
 
-def test_queues_are_by_hit_and_then_by_arrival() -> None:
+def test_queues_are_sorted_by_match_and_then_by_arrival() -> None:
     queue = [("early", 1.0, 0.0), ("late hit", 9.0, 512.0), ("hit", 3.0, 512.0), ("next", 2.0, 0.0)]
     stays = [AssignedRequest(name, arrived, hit, 1.0, SLO) for name, arrived, hit in queue]
     assert [stay.id for stay in sorted(stays, key=queue_key)] == ["hit", "late hit", "early", "next"]
 
 
-def held(name: str, *, arrival: float = 0.0, twin: str | None = "b", **at: tuple[float, float]) -> QueuedAssignment:
+def queued_assignment(
+    name: str, *, arrival: float = 0.0, twin: str | None = "b", **at: tuple[float, float]
+) -> QueuedAssignment:
     return QueuedAssignment(name, arrival, twin, at)
 
 
@@ -84,38 +86,38 @@ def moves(here: Sequence[QueuedAssignment], pending: dict[str, float], now: floa
     return rebalance({"a": here}, pending, objective_seconds=SLO, now=now)
 
 
-def test_nothing_moves_while_the_queue_is_within_the_objective_and_nobody_waits_long() -> None:
-    one = held("x", a=(0.0, 1.0), b=(0.0, 1.0))
+def test_nothing_moves_while_queue_and_waits_are_short() -> None:
+    one = queued_assignment("x", a=(0.0, 1.0), b=(0.0, 1.0))
     assert moves([one], {"a": 3.9, "b": 0.0}) == []
     assert moves([one], {"a": 4.1, "b": 0.0}) == [("x", "b")]
 
 
-def test_whoever_waits_three_seconds_has_the_queue_looked_at() -> None:
-    one = held("x", a=(0.0, 1.0), b=(0.0, 0.5))
+def test_a_wait_of_three_seconds_rebalances_the_queue() -> None:
+    one = queued_assignment("x", a=(0.0, 1.0), b=(0.0, 0.5))
     assert moves([one], {"a": 0.0, "b": 0.0}, now=2.9) == []
     assert moves([one], {"a": 0.0, "b": 0.0}, now=3.0) == [("x", "b")]
 
 
 def test_no_move_without_a_gain() -> None:
-    one = held("x", a=(512.0, 0.2), b=(0.0, 2.0), c=(0.0, 2.0))
+    one = queued_assignment("x", a=(512.0, 0.2), b=(0.0, 2.0), c=(0.0, 2.0))
     assert moves([one], {"a": 6.0, "b": 4.2, "c": 4.2}) == []
     assert moves([one], {"a": 6.0, "b": 4.1, "c": 4.2}) == [("x", "b")]
 
 
 def test_a_twin_that_is_as_full_is_passed_over_for_the_instance_behind() -> None:
-    one = held("x", twin="c", a=(512.0, 1.0), b=(0.0, 2.0), c=(512.0, 1.0))
+    one = queued_assignment("x", twin="c", a=(512.0, 1.0), b=(0.0, 2.0), c=(512.0, 1.0))
     assert moves([one], {"a": 9.0, "b": 0.0, "c": 6.0}) == [("x", "b")]
     assert moves([one], {"a": 9.0, "b": 0.0, "c": 4.0}) == [("x", "c")]
 
 
 def test_the_last_instance_has_the_first_behind_it() -> None:
-    one = held("x", twin=None, b=(0.0, 1.0), a=(0.0, 1.0))
+    one = queued_assignment("x", twin=None, b=(0.0, 1.0), a=(0.0, 1.0))
     assert rebalance({"b": [one]}, {"a": 0.0, "b": 9.0}, objective_seconds=SLO, now=0.0) == [("x", "a")]
 
 
 def test_the_largest_gain_goes_first_and_each_move_counts_for_the_next() -> None:
     # In a's queue (by arrival): x, y, z of 2 s each behind 4 s: they would begin at 4, 6, 8. In b's: nothing.
-    ones = [held(name, arrival=number, a=(0.0, 2.0), b=(0.0, 2.0)) for number, name in enumerate("xyz")]
+    ones = [queued_assignment(name, arrival=number, a=(0.0, 2.0), b=(0.0, 2.0)) for number, name in enumerate("xyz")]
     # z gains 8 s. Then y stands before it by its arrival and gains 6. x would still gain its 4 s, as it stands before both.
     assert moves(ones, {"a": 4.0, "b": 0.0}) == [("z", "b"), ("y", "b"), ("x", "b")]
     # Behind 3 s of b's own, x gains 1 s; behind 4 s, nothing.
@@ -123,8 +125,8 @@ def test_the_largest_gain_goes_first_and_each_move_counts_for_the_next() -> None
     assert moves(ones, {"a": 4.0, "b": 4.0}) == [("z", "b"), ("y", "b")]
 
 
-def test_a_long_hit_at_the_other_home_stands_before_those_that_wait_there() -> None:
-    waiting = held("w", twin="a", b=(0.0, 4.0), a=(0.0, 4.0))
-    one = held("x", a=(0.0, 3.0), b=(4_096.0, 0.1))
+def test_a_longer_match_at_the_other_home_goes_before_its_queue() -> None:
+    waiting = queued_assignment("w", twin="a", b=(0.0, 4.0), a=(0.0, 4.0))
+    one = queued_assignment("x", a=(0.0, 3.0), b=(4_096.0, 0.1))
     found = rebalance({"a": [one], "b": [waiting]}, {"a": 5.0, "b": 1.0}, objective_seconds=SLO, now=0.0)
     assert found == [("x", "b")]

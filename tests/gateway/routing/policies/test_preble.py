@@ -49,7 +49,7 @@ def test_golden_decisions(what: str, options: list[Candidate], chosen: str) -> N
         assert (decision.chosen, decision.rule) == (chosen, "preble"), what
 
 
-def test_the_decision_says_whether_it_exploits_and_what_each_would_cost() -> None:
+def test_the_decision_explains_exploitation_and_costs() -> None:
     holder = choose(PolicyInput("r", [one("a", 800.0), one("b", 800.0, recent=1.0), one("c")], prompt_tokens=PROMPT))
     assert holder.reason == "has 800 tokens cached, more than it lacks; the cheapest of 2 that do"
     assert {item.id: item.why for item in holder.rejected} == {
@@ -61,7 +61,7 @@ def test_the_decision_says_whether_it_exploits_and_what_each_would_cost() -> Non
     assert explored.inputs["a/window_cost_seconds"].value == 4.0
 
 
-def test_what_was_sent_counts_for_three_minutes() -> None:
+def test_dispatches_count_for_three_minutes() -> None:
     recent = LoadWindow()
     recent.on_dispatch("a", 2.0, 1_000.0, 10.0)
     recent.on_dispatch("a", 1.0, 500.0, 20.0)
@@ -71,7 +71,7 @@ def test_what_was_sent_counts_for_three_minutes() -> None:
     assert recent.load_seconds("b", 0, 20.0) == 0.0
 
 
-def test_answers_in_flight_count_by_how_long_answers_are_and_what_a_token_takes_there() -> None:
+def test_inflight_answers_count_by_length_and_time_per_token() -> None:
     recent = LoadWindow()
     assert recent.load_seconds("a", 2, 0.0) == pytest.approx(2 * DEFAULT_OUTPUT_TOKENS * DEFAULT_TOKEN_SECONDS)
     for number in range(3):
@@ -90,7 +90,7 @@ def test_an_answer_that_failed_or_has_one_token_says_nothing(output: int | None)
     assert recent.load_seconds("a", 1, 2.0) == pytest.approx(DEFAULT_OUTPUT_TOKENS * DEFAULT_TOKEN_SECONDS)
 
 
-def test_evictions_cost_what_tokens_of_the_window_took_and_nothing_while_there_is_room_or_only_old_ones_go() -> None:
+def test_only_evictions_of_recent_tokens_have_a_cost() -> None:
     recent = LoadWindow()
     recent.on_dispatch("a", 3.0, 900.0, 0.0)
     assert recent.eviction_seconds("a", 100.0, 1_000, 1.0) == 0.0
@@ -99,7 +99,7 @@ def test_evictions_cost_what_tokens_of_the_window_took_and_nothing_while_there_i
     assert recent.eviction_seconds("a", 250.0, 1_000, WINDOW_SECONDS) == 0.0
 
 
-def test_who_is_gone_is_forgotten() -> None:
+def test_departed_instances_are_forgotten() -> None:
     recent = LoadWindow()
     recent.on_dispatch("a", 3.0, 900.0, 0.0)
     recent.retain({"b": 1.0})

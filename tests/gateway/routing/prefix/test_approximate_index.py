@@ -47,7 +47,7 @@ def test_use_keeps_a_prefix() -> None:
     assert matched(mirror, (7, 8), ENDS[:2]) == {"a": 256}
 
 
-def test_what_no_prompt_asks_for_pushes_out_and_is_pushed_out() -> None:
+def test_reserved_bytes_evict_blocks_and_are_evicted() -> None:
     mirror = ApproximatePrefixIndex(1_000)
     mirror.add("a", (1, 2, 3), ENDS[:3], capacity=1_024)
     mirror.reserve("a", 512, capacity=1_024)

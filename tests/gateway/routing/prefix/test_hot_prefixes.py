@@ -123,7 +123,7 @@ def crowded(seen: int, *, session: int = 1) -> HotPrefixes:
     return hot
 
 
-def test_who_follows_a_table_makes_the_keys_of_whoever_counted_it_without_counting() -> None:
+def test_keys_by_a_shared_table_equal_those_of_its_owner() -> None:
     counted, follower = crowded(100), HotPrefixes()
     follower.set_shared_table(7, frozenset(counted.top_prefixes(10)))
     assert follower.epoch == 7
@@ -136,7 +136,7 @@ def test_who_follows_a_table_makes_the_keys_of_whoever_counted_it_without_counti
     assert follower.observe(one, instances=8) == follower.observe(two, instances=8)
 
 
-def test_who_loses_the_table_goes_by_the_last_one_until_it_has_counted_enough_itself() -> None:
+def test_a_lost_table_is_used_until_the_own_count_is_full() -> None:
     hot = HotPrefixes()
     hot.set_shared_table(7, frozenset(crowded(100).top_prefixes(10)))
     hot.set_shared_table(0, frozenset())
@@ -165,7 +165,7 @@ def test_a_table_is_bounded_and_keeps_what_most_prompts_share() -> None:
     assert set(hot.top_prefixes(2)) == {chain_of_blocks(0, session).hashes[-1] for session in (0, 1)}
 
 
-def test_who_takes_over_goes_on_from_the_last_table() -> None:
+def test_a_new_owner_continues_from_the_last_table() -> None:
     hot = crowded(100)
     hot.start_from_table(frozenset())
     assert hot.top_prefixes(10) == []

@@ -52,7 +52,7 @@ class Side:
     kept: AlignmentStore = field(init=False)
     taken: list[PromptAlignment] = field(default_factory=list)
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         await self.kept.read()
         await self.kept.write()
 
@@ -83,12 +83,12 @@ def check(server: Valkey, work: Callable[..., Awaitable[None]], *sides: Side) ->
     asyncio.run(main())
 
 
-def test_who_starts_later_knows_what_was_learned_before(server: Valkey) -> None:
+def test_a_gateway_that_starts_later_knows_earlier_alignments(server: Valkey) -> None:
     async def work(_: Redis, one: Side, two: Side) -> None:
         for name in range(1, 2 * PAGE_ENTRIES):
             one.kept.offer(KEY, lesson_of(name))
-        await one.look()
-        await two.look()
+        await one.poll()
+        await two.poll()
         assert two.heads() == [name * 1_000 + 4 for name in range(1, 2 * PAGE_ENTRIES)]
         table, other = (
             PrefixTable(max_links=10_000, max_token_hashes=100_000),
@@ -103,42 +103,42 @@ def test_who_starts_later_knows_what_was_learned_before(server: Valkey) -> None:
             assert [(link.depth, link.token_hash) for link in map(table.get, hashes) if link] == [
                 (link.depth, link.token_hash) for link in map(other.get, hashes) if link
             ]
-        await one.look()
+        await one.poll()
         assert one.taken == [], "nobody hears itself"
         assert two.kept.received == {KEY: len(two.taken)}
 
     check(server, work, side(server.url, "a"), side(server.url, "b"))
 
 
-def test_a_conversation_is_one_entry_whoever_learns_its_turns(server: Valkey) -> None:
+def test_a_conversation_is_one_entry_whichever_gateway_learns_it(server: Valkey) -> None:
     async def work(redis: Redis, one: Side, two: Side) -> None:
         for blocks in range(2, 12):
             learns = one if blocks % 2 else two
             learns.kept.offer(KEY, lesson_of(1, blocks))
-            await one.look()
-            await two.look()
+            await one.poll()
+            await two.poll()
         assert await redis.xlen(keys.prompt_alignments(KEY)) == 1
         late = side(server.url, "c")
         late.link.start()
         await late.link.wait_connected()
-        await late.look()
+        await late.poll()
         await late.link.stop()
         assert [len(lesson.hashes) for lesson in late.taken] == [11]
 
     check(server, work, side(server.url, "a"), side(server.url, "b"))
 
 
-def test_what_is_wrong_is_deleted_for_all_who_start_later(server: Valkey) -> None:
+def test_a_wrong_alignment_is_deleted_for_later_gateways(server: Valkey) -> None:
     async def work(redis: Redis, one: Side, two: Side) -> None:
         one.kept.offer(KEY, lesson_of(1))
-        await one.look()
+        await one.poll()
         one.kept.offer(KEY, lesson_of(2))
         one.kept.delete_model(KEY)
-        await one.look()
+        await one.poll()
         assert await redis.exists(keys.prompt_alignments(KEY)) == 0
         one.kept.offer(KEY, lesson_of(3))
-        await one.look()
-        await two.look()
+        await one.poll()
+        await two.poll()
         assert two.heads() == [3_004]
 
     check(server, work, side(server.url, "a"), side(server.url, "b"))
@@ -153,13 +153,13 @@ def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(server: Va
         await redis.xadd(keys.prompt_alignments(KEY), {b"other": b"fields"})
         strange.kept.offer(KEY, lesson_of(2))
         await strange.kept.write()
-        await one.look()
+        await one.poll()
         assert one.taken == []
         assert one.kept.unreadable == 8
         await redis.delete(keys.prompt_alignments(KEY))
         await redis.set(keys.prompt_alignments(KEY), "a string")
         one.kept.offer(KEY, lesson_of(3))
-        await one.look()
+        await one.poll()
 
     check(server, work, side(server.url, "a"), side(server.url, "b", secret=b"another"))
 
@@ -171,10 +171,10 @@ def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
         for name in range(1, 1_000):
             one.kept.offer(KEY, lesson_of(name))
             if not name % 100:
-                await one.look()
+                await one.poll()
         one.kept.offer(KEY, lesson_of(1_001, 400))  # too long
         one.kept.offer("ns/unknown", lesson_of(1))
-        await one.look()
+        await one.poll()
         assert await redis.xlen(keys.prompt_alignments(KEY)) <= 300, "Redis cuts whole nodes of a stream"
         assert 0 < await redis.ttl(keys.prompt_alignments(KEY)) <= limits.prefix_map_retention_seconds
         entries = await redis.xrange(keys.prompt_alignments(KEY))
@@ -216,7 +216,7 @@ def test_no_bytes_do_harm(data: bytes) -> None:
     assert found is None or len(found.hashes) == len(found.depths)
 
 
-def test_no_text_and_no_token_is_in_what_is_kept() -> None:
+def test_stored_alignments_hold_no_text_and_no_token() -> None:
     tokens = array("I", range(70_000, 70_064))
     lesson = estimate_alignment([11, 12], [256, 512], [21, 22, 23, 24], size=600, tokens=len(tokens), block_size=16)
     data = encode_alignment(lesson, secret=PRINT)

@@ -52,7 +52,7 @@ def test_an_engine_that_reports_nothing_is_counted_as_silent_and_not_as_zero() -
     assert (drift.unreported, drift.answers, drift.ratio) == (100, 0, None)
 
 
-def test_a_quarantine_ends_and_the_next_is_twice_as_long_until_the_index_was_sound_for_long() -> None:
+def test_each_quarantine_is_twice_as_long_until_the_index_is_sound() -> None:
     drift, now = DriftDetector(), 0.0
     drifted(drift, 1_000, 0, now)
     assert drift.is_quarantined

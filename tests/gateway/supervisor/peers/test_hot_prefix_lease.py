@@ -67,7 +67,7 @@ def check(url: str, work: Callable[[ManualClock, Side, Side], Awaitable[None]]) 
     asyncio.run(main())
 
 
-def test_everybody_goes_by_the_table_of_whoever_came_first_and_equal_epochs_are_equal_tables(server: Valkey) -> None:
+def test_all_use_the_first_owners_table_and_equal_epochs_are_equal_tables(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         one.mine, two.mine = FIRST, SECOND
         for each in (one, two):
@@ -86,7 +86,7 @@ def test_everybody_goes_by_the_table_of_whoever_came_first_and_equal_epochs_are_
     check(server.url, work)
 
 
-def test_who_takes_over_offers_the_last_table_first_and_then_goes_on_from_it(server: Valkey) -> None:
+def test_a_new_owner_offers_the_last_table_first(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         reader = Redis.from_url(server.url)
         one.mine, two.mine = FIRST, SECOND
@@ -107,7 +107,7 @@ def test_who_takes_over_offers_the_last_table_first_and_then_goes_on_from_it(ser
     check(server.url, work)
 
 
-def test_the_key_is_a_lease_and_one_that_would_never_end_is_nobodys(server: Valkey) -> None:
+def test_a_key_without_expiry_is_no_lease(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         reader = Redis.from_url(server.url)
         await reader.hset(keys.hot_prefixes(KEY), mapping={"holder": "a ghost", "epoch": "7", "table": "x"})  # type: ignore[misc]
@@ -122,7 +122,7 @@ def test_the_key_is_a_lease_and_one_that_would_never_end_is_nobodys(server: Valk
     check(server.url, work)
 
 
-def test_one_that_has_not_caught_up_asks_and_does_not_offer(server: Valkey) -> None:
+def test_a_gateway_that_has_not_caught_up_offers_no_table(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         await one.tables.run_once()
         assert (one.told, one.tables.owned_tables) == ([], 0)
@@ -134,7 +134,7 @@ def test_one_that_has_not_caught_up_asks_and_does_not_offer(server: Valkey) -> N
     check(server.url, work)
 
 
-def test_a_table_that_nobody_renews_is_said_to_be_stale_and_left_after_a_minute(server: Valkey) -> None:
+def test_a_stale_table_is_a_warning_and_is_dropped_after_a_minute(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         one.mine = FIRST
         await one.tables.run_once()
@@ -159,7 +159,7 @@ def test_a_table_that_nobody_renews_is_said_to_be_stale_and_left_after_a_minute(
     check(server.url, work)
 
 
-def test_who_gave_a_table_up_takes_the_same_one_again(server: Valkey) -> None:
+def test_a_dropped_table_is_taken_again(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         reader = Redis.from_url(server.url)
         two.mine = SECOND

@@ -22,7 +22,7 @@ def load(flying: int, waiting: int = 0) -> PeerLoad:
     return flying, waiting, 0.5 * waiting, 100.0 * flying
 
 
-def test_what_never_ended_is_where_it_was_said_to_be() -> None:
+def test_without_ended_requests_loads_do_not_decay() -> None:
     pace = ResidenceTimes()
     pace.observe(0.0, {}, sent("e-0", "e-0"), {"e-0": load(2, 2)})
     pace.observe(5.0, {"e-0": load(2, 2)}, sent("e-1"), {"e-0": load(2, 2), "e-1": load(1, 1)})
@@ -30,7 +30,7 @@ def test_what_never_ended_is_where_it_was_said_to_be() -> None:
     assert pace.expected_loads(loads, [GROUP], AGE) == loads
 
 
-def test_requests_that_are_over_before_they_are_heard_of_count_everywhere_alike() -> None:
+def test_requests_shorter_than_a_report_count_everywhere_alike() -> None:
     pace = ResidenceTimes()
     for _ in range(10):
         pace.observe(0.05, {}, sent("e-0", "e-1"), {})
@@ -95,7 +95,7 @@ def test_batches_of_other_gateways_teach_the_pace() -> None:
     assert peers.expected_loads({}) == {}
 
 
-def test_what_was_there_all_the_time_does_not_fade_beside_requests_that_are_soon_over() -> None:
+def test_a_constant_load_does_not_decay() -> None:
     peers = PeerState(b"s", Limits())
     for number in range(1, 41):
         brief = tuple(sent("e-0", "e-1"))

@@ -168,7 +168,7 @@ def test_what_waits_while_redis_is_away_follows_when_it_is_back(server: Valkey) 
     check(server.url, work)
 
 
-def test_a_stream_that_begins_anew_with_smaller_identifiers_is_read_from_its_start(server: Valkey) -> None:
+def test_a_replaced_stream_is_read_from_its_start(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         reader = Redis.from_url(server.url)
         await reader.xadd(keys.sent_prompts(KEY), {b"x": b"from a server whose clock was ahead"}, id="99999999999999-0")
@@ -186,7 +186,7 @@ def test_a_stream_that_begins_anew_with_smaller_identifiers_is_read_from_its_sta
     check(server.url, work)
 
 
-def test_poison_is_passed_over_and_counted_and_a_key_of_another_kind_is_said(server: Valkey) -> None:
+def test_undecodable_entries_are_counted_and_a_wrong_key_type_is_a_warning(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         reader = Redis.from_url(server.url)
         name = keys.sent_prompts(KEY)
@@ -220,7 +220,7 @@ def test_poison_is_passed_over_and_counted_and_a_key_of_another_kind_is_said(ser
     check(server.url, work)
 
 
-def test_a_stream_is_bounded_and_goes_when_nobody_writes_to_it(server: Valkey) -> None:
+def test_a_stream_is_bounded_and_expires_without_writers(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         reader = Redis.from_url(server.url)
         tight = side(server.url, "t", clock, limits=replace(LIMITS, dispatch_entries=100))
@@ -264,12 +264,12 @@ async def all_models(clock: ManualClock, one: Side, two: Side) -> None:
     for number, model in enumerate(MANY):
         one.exchange.add_dispatch(model, "e-0", b"", number)
 
-    async def heard() -> bool:
+    async def has_received() -> bool:
         await one.exchange.flush()
         await two.exchange.read_once()
         return sorted((model, item[2]) for model, item in two.sent) == sorted(zip(MANY, range(24), strict=True))
 
-    await wait_until_async(heard)
+    await wait_until_async(has_received)
 
 
 @pytest.mark.timeout(300)

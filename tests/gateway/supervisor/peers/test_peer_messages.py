@@ -68,6 +68,6 @@ def test_no_bytes_raise(data: bytes) -> None:
     decode_table(b"\x01" + data, 10)
 
 
-def test_a_secret_can_be_told_from_another_by_its_print() -> None:
+def test_fingerprints_of_secrets_differ() -> None:
     assert secret_fingerprint(b"one") != secret_fingerprint(b"two")
     assert len(secret_fingerprint(b"x" * 1_000)) == 8

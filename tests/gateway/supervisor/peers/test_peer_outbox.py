@@ -25,7 +25,7 @@ def test_what_was_sent_goes_out_once_and_loads_only_when_they_change() -> None:
     assert (batch.number, batch.sent, batch.loads) == (3, (), {})
 
 
-def test_a_gateway_with_work_is_heard_often_and_one_without_seldom_and_each_says_which() -> None:
+def test_a_busy_gateway_sends_heartbeats_often_and_an_idle_one_seldom() -> None:
     limits = Limits()
     out = PeerOutbox(b"s", limits)
 
@@ -46,13 +46,13 @@ def test_a_gateway_with_work_is_heard_often_and_one_without_seldom_and_each_says
     assert [within for _, within in quiet] == [limits.idle_heartbeat_seconds] * 4
 
 
-def test_a_thousand_quiet_models_are_told_of_less_often() -> None:
+def test_a_thousand_idle_models_send_fewer_heartbeats() -> None:
     models = [f"ns/m-{number}" for number in range(4_000)]
     out = PeerOutbox(b"s", Limits())
     assert {batch.within for _, batch in out.take_due(models, {}, 0.0, is_beat=True)} == {20.0}
 
 
-def test_what_redis_did_not_take_goes_out_later_with_the_same_number_and_the_newest_stays() -> None:
+def test_unwritten_batches_are_sent_later_and_the_newest_are_kept() -> None:
     out = PeerOutbox(b"s", replace(Limits(), dispatches_pending=3))
     for tail in range(3):
         out.add(KEY, "e-0", b"", tail)
@@ -65,7 +65,7 @@ def test_what_redis_did_not_take_goes_out_later_with_the_same_number_and_the_new
     assert len(out) == 0
 
 
-def test_too_much_waits_for_nobody() -> None:
+def test_a_full_channel_drops_messages() -> None:
     out = PeerOutbox(b"s", replace(Limits(), dispatches_pending=10))
     for tail in range(25):
         out.add(KEY, "e-0", b"", tail)
@@ -85,7 +85,7 @@ def test_a_large_batch_becomes_several_and_a_long_prompt_is_cut() -> None:
     assert [batch.loads for batch in batches] == [BUSY[KEY], None, None, None, None]
 
 
-def test_models_that_left_are_forgotten_and_the_others_are_told_of_the_end() -> None:
+def test_removed_models_are_forgotten_and_peers_get_a_farewell() -> None:
     out = PeerOutbox(b"s", Limits())
     out.add(KEY, "e-0", b"", 1)
     out.add("ns/b", "e-1", b"", 2)

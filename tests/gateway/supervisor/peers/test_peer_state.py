@@ -20,7 +20,7 @@ def batch(
     return PeerBatch(number, within, b"s", SENT, loads, leaves)
 
 
-def test_the_loads_of_all_others_add_up_and_stay_until_they_are_told_anew() -> None:
+def test_loads_of_peers_add_up_and_stay_until_the_next_report() -> None:
     peers = PeerState(b"s", Limits())
     assert peers.apply_batch(KEY, "b", batch(1, {"e-0": ONE}), 0.0, is_live=True) == SENT
     peers.apply_batch(KEY, "c", batch(1, {"e-0": (2, 0, 1.5, 5.0), "e-1": ONE}), 0.0, is_live=True)
@@ -67,7 +67,7 @@ def test_whenever_a_gateway_dies_its_load_is_gone_within_two_seconds(
     assert died + LATE_FACTOR * limits.heartbeat_seconds < tick, "and not while it may only be late"
 
 
-def test_a_quiet_model_keeps_nobody_alive_whose_load_is_late() -> None:
+def test_an_idle_model_does_not_keep_a_late_peer_alive() -> None:
     peers = PeerState(b"s", Limits())
     peers.apply_batch(KEY, "b", batch(1, {"e-0": ONE}), 0.0, is_live=True)
     peers.apply_batch("ns/quiet", "b", batch(1, {}, within=5.0), 0.0, is_live=True)
