@@ -1,6 +1,7 @@
-"""What an idle gateway has loaded, which is most of its memory: what no option asks for and nobody has looked at yet stays on disk.
+"""The modules that an idle gateway imports, which are most of its memory.
 
-The memory itself is measured by bench/gateway. Here both processes say at their end what they had imported.
+Unused features stay on disk. `bench/gateway` measures the memory itself. Here both processes write
+down at exit what they imported.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""One canary in every prompt, along every path and into every fault: nothing that Fairlead keeps, logs, exports or shows has it."""
+"""A canary in every prompt, on every path and in every fault, appears in no log, export or page."""
 
 import asyncio
 import logging

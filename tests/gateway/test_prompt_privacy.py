@@ -1,4 +1,6 @@
-"""A prompt with a canary in it goes through every path, good and bad: nothing that Fairlead writes down may repeat it."""
+"""A prompt with a canary takes every path, good and bad: nothing that is written down
+repeats it.
+"""
 
 import logging
 import random

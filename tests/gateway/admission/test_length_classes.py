@@ -1,4 +1,4 @@
-"""How many engines long prompts may be on."""
+"""The bound on instances with long prompts."""
 
 import pytest
 

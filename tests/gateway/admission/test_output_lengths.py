@@ -1,4 +1,4 @@
-"""Lengths of answers: calibrated quantiles, given what is out already, and a change that is noticed."""
+"""Output lengths: calibrated quantiles, given what was generated, and changes that are noticed."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""When a request goes at once, when it is held, when it is refused, and who goes next."""
+"""The admission policy: requests that are admitted, queued, refused and released."""
 
 from dataclasses import replace
 

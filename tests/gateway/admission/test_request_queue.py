@@ -1,4 +1,4 @@
-"""Who goes next: rule by rule, what it brings near saturation, and that nobody is forgotten."""
+"""The order of the request queue: rule by rule, near saturation, and without starvation."""
 
 import heapq
 import random

@@ -1,4 +1,4 @@
-"""What clients must not be able to do with bytes: split requests in two, hide one in another, stall, crash, echo."""
+"""Hostile bytes: clients must not split requests, hide one in another, stall, crash or echo."""
 
 import asyncio
 import time

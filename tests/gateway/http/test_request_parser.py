@@ -1,4 +1,6 @@
-"""The reader of requests, without a socket: any cutting gives the same requests, any bytes give requests or a refusal."""
+"""The request parser: any cutting of bytes gives the same requests, any bytes requests
+or an error.
+"""
 
 import itertools
 

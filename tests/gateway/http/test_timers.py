@@ -1,4 +1,4 @@
-"""What takes too long is ended, oldest first, by one timer; what has ended is not."""
+"""The timeout queue: entries time out oldest first, by one timer, and removed ones never."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""TLS towards clients and towards engines, and IPv6, over real sockets with certificates made here."""
+"""TLS towards clients and engines, and IPv6, over real sockets with generated certificates."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Where a model stands on several kinds of accelerator, each shape goes where it is comparatively cheap; else nothing changes."""
+"""Accelerator selection: each request shape goes to the kind where it is comparatively cheap."""
 
 import math
 from collections import Counter

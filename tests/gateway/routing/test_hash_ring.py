@@ -1,4 +1,4 @@
-"""The homes: two, different, stable when members come and go, unpredictable without the secret."""
+"""The homes: two, different, stable when members change, unpredictable without the secret."""
 
 import math
 from collections import Counter

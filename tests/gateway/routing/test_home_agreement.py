@@ -1,4 +1,6 @@
-"""One table of hot prefixes, one secret, one fleet: every replica and worker computes the same homes, whatever it saw before."""
+"""With one table of hot prefixes and one secret, all replicas and workers compute the
+same homes.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Where a prefix comes from at the least price: pulled where the network is faster than the engine, computed where it is not."""
+"""KV pulls: a prefix is pulled where the network is faster than the engine, else computed."""
 
 from random import Random
 

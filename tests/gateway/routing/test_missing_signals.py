@@ -1,4 +1,4 @@
-"""What routing does when something is missing, and that decisions say so (docs/guides/routing.md, "When something is missing")."""
+"""Routing with missing signals, and decisions that say so (docs/guides/routing.md)."""
 
 from random import Random
 

@@ -1,4 +1,6 @@
-"""A prompt stays on a decode engine only while nobody there is hurt by it, and never for a later first token."""
+"""Prefill placement: a decode instance computes a prompt only without harm or a later
+first token.
+"""
 
 from dataclasses import replace
 from math import e

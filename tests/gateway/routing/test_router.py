@@ -1,4 +1,4 @@
-"""The router as its users see it: affinity, spill, spread, presets, and a reason for everything."""
+"""The router as callers see it: affinity, spill, spread, presets, and a reason for everything."""
 
 from collections import Counter
 from dataclasses import replace

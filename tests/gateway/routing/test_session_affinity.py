@@ -1,4 +1,4 @@
-"""Who served a session last: a candidate for its next turn on every replica, no command, and not for ever."""
+"""Session affinity: the last instance is a candidate on every replica, for a limited time."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""Decisions reach a real Redis in batches; without one they wait, bounded and counted."""
+"""The decision stream: batches into a real Redis; without one, a bounded and counted queue."""
 
 import asyncio
 from collections.abc import Callable, Coroutine

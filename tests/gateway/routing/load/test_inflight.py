@@ -1,4 +1,4 @@
-"""The ledger: sums equal the requests in flight, whatever order things end in."""
+"""The in-flight load: sums equal the requests in flight, in whatever order they finish."""
 
 from math import fsum
 

@@ -1,4 +1,6 @@
-"""What is known of a large fleet's load: never wrong about our own part, and of others as young as their turn."""
+"""The sampled load of a large fleet: exact for this process, at most one rotation old
+for others.
+"""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The rows that workers share, and the slots that are given out in them."""
+"""The shared load table of workers, and the slots of its rows."""
 
 import pytest
 

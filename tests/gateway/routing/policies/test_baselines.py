@@ -1,4 +1,4 @@
-"""Golden decisions of the presets that are others' published rules; each table names where its rule was read."""
+"""Golden decisions of the baseline policies; each table names the source of its rule."""
 
 from collections import Counter
 from random import Random

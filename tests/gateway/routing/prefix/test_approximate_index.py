@@ -1,4 +1,4 @@
-"""The mirror against a plain model of it, block by block: the same matches, within capacity, tail before head."""
+"""The approximate prefix index against a plain model: same matches, capacity, tail before head."""
 
 import gc
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""The adaptive key: first, that a prefix which everyone shares does not decide everyone's home."""
+"""The adaptive routing key: a prefix that all requests share does not decide their home."""
 
 from collections import Counter, deque
 from collections.abc import Sequence

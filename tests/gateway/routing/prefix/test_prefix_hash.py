@@ -1,4 +1,4 @@
-"""The prefix chain: equal beginnings give equal hashes, everything that decides the cache seeds them."""
+"""The prefix hash: equal starts give equal hashes; what decides the cache seeds them."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Links in a real Redis: a gateway that starts knows what was learned before; what lies there is bounded and believed with care."""
+"""The alignment store in a real Redis: earlier alignments are known, bounded and validated."""
 
 import asyncio
 from array import array

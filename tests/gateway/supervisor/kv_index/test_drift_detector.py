@@ -1,4 +1,4 @@
-"""Drift: what is tolerated, what is not, and how long an index is out for it."""
+"""The drift detector: tolerated errors, drift, and the length of a quarantine."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""One gateway keeps the table of hot prefixes for all; another goes on from it; a stale one is said and then left."""
+"""The shared table of hot prefixes: one owner, a successor that continues, and a stale table."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

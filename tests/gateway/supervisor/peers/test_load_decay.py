@@ -1,4 +1,4 @@
-"""What others said that they have in flight counts as far as it is probably still there."""
+"""Loads of other gateways count as far as they are probably still there."""
 
 import math
 

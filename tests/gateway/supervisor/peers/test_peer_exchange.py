@@ -1,4 +1,4 @@
-"""Gateways hear one another through a real Redis: rounds are driven by the test, time is a fake clock."""
+"""The exchange through a real Redis. Tests drive the rounds; time is a fake clock."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence

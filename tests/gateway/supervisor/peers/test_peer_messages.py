@@ -1,4 +1,4 @@
-"""What is read from Redis is checked before it is believed."""
+"""Messages from Redis are validated when they are decoded."""
 
 import math
 

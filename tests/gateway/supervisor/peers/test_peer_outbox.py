@@ -1,4 +1,4 @@
-"""What is told to other gateways, and when: batches in bounded pieces, heartbeats that follow the work, all of it bounded."""
+"""The outbox: bounded batches, and heartbeats that follow the load."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The other gateways: their load counts while they are heard, what they sent stays, and what was lost is counted."""
+"""Other gateways: their load counts while they are alive; lost batches are counted."""
 
 from dataclasses import replace
 
