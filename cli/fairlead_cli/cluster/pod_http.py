@@ -82,7 +82,7 @@ async def query_component(api: KubeApi, pod: Manifest) -> PodReport:
 async def _metrics(
     api: KubeApi, pod: Manifest, port: int, before: RawResponse | MissingValue
 ) -> MetricsPage | MissingValue:
-    if isinstance(before, MissingValue):  # nobody waits a second time for a pod that is not reached
+    if isinstance(before, MissingValue):  # no second timeout for a pod that is not reached
         return before
     answer = await get_page(api, pod, port, "/metrics")
     if isinstance(answer, MissingValue):

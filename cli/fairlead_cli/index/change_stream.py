@@ -166,7 +166,7 @@ async def follow_changes(
         new_entries = _read(replies[0], model_key)
         for epoch, sequence, data in new_entries:
             if epoch != position[0]:
-                on_notice(f"epoch {epoch} begins: an indexer has written everything anew")
+                on_notice(f"epoch {epoch} begins: an indexer has rewritten everything")
             elif sequence != position[1] + 1:
                 on_notice(f"{epoch}-{position[1] + 1} to {epoch}-{sequence - 1} were cut off before they could be read")
             position = (epoch, sequence)

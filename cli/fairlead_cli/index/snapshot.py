@@ -93,7 +93,7 @@ class IndexSnapshot:
     def mirror(self) -> IndexReplica:
         """The mirror that gateways have. Raises UnusableIndex."""
         if self.loaded is None:
-            hint = "gateways go on with what they had; an indexer that leads writes everything anew when it must"
+            hint = "gateways go on with what they had; an indexer that leads rewrites everything when it must"
             raise UnusableIndex(f"the index of {self.model_key} cannot be read: {self.problem}", hint=hint)
         return self.loaded.mirror
 

@@ -132,7 +132,7 @@ def _incomplete_instances(snapshot: IndexSnapshot, counted: Mapping[str, BlockCo
     for name in counted:
         known = snapshot.loaded.mirror.completeness(name) if snapshot.loaded is not None else None
         if known is None or not known.complete:
-            reasons[name] = "nothing was told of it" if known is None else known.reason
+            reasons[name] = "nothing is known of it" if known is None else known.reason
     return reasons
 
 
@@ -155,14 +155,14 @@ def _instance_contents(
         url=note.url if note is not None else None,
         connected=note.connected if note is not None else None,
         complete=known is not None and known.complete,
-        reason=known.reason if known is not None else snapshot.unreadable.get(name, "nothing was told of it"),
+        reason=known.reason if known is not None else snapshot.unreadable.get(name, "nothing is known of it"),
         since_seconds=max(0.0, snapshot.now - known.since) if known is not None else None,
         epoch=slice_header.epoch if slice_header is not None else None,
         block_size=snapshot.block_size(name),
         blocks=counted.blocks,
         unique=counted.unique,
         scale_down=victim.rank if victim is not None else None,
-        scale_down_reason=victim.reason if victim is not None else "nothing was told of it",
+        scale_down_reason=victim.reason if victim is not None else "nothing is known of it",
         gpu=counted.gpu,
         cpu=counted.cpu,
         disk=counted.disk,

@@ -160,7 +160,7 @@ async def _hint_parts(link: RedisLink, idx: str) -> Iterable[bytes]:
     try:
         return () if values[0] is None else decode_value(values[0], HintsHeader).parts.values()
     except UnreadableError:
-        return ()  # told already
+        return ()  # reported already
 
 
 async def _part_problem(link: RedisLink, idx: str, header: InstanceHeader) -> str:
@@ -304,7 +304,7 @@ def _compare(
     differences[name] = ghosts, missing
     known = snapshot.mirror.completeness(name)
     complete = known is not None and known.complete
-    remark = "" if replay.whole else f"its replay begins at batch {replay.first}, what it held before cannot be told"
+    remark = "" if replay.whole else f"its replay begins at batch {replay.first}, what it cached before is unknown"
     if not replay.batches:
         remark = "it can replay nothing: it has published nothing yet"
     if missing and not complete:

@@ -43,7 +43,7 @@ spec:
 
 @dataclass(frozen=True, slots=True)
 class PresetComparison:
-    """What to compare. Rates and latency targets are in simulated seconds."""
+    """The presets and traffic to compare. Rates and latency targets are in simulated seconds."""
 
     traffic: ReplayTraffic
     presets: Sequence[str]

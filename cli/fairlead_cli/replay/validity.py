@@ -87,4 +87,4 @@ def foreign_request_doubts(before: int | None, after: int | None, own_requests: 
     """Returns a doubt when the gateway finished more requests than were sent here."""
     if before is None or after is None or after - before <= own_requests:
         return []
-    return [f"the gateway answered {after - before - own_requests} requests of somebody else meanwhile"]
+    return [f"the gateway answered {after - before - own_requests} requests of other clients meanwhile"]

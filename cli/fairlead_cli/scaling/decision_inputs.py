@@ -173,7 +173,7 @@ def _sum(inputs: Mapping[str, DecisionInput], settings: ScalingSettings) -> str:
     need, level, forecast = (values.get(name) for name in ("need_replicas", "level_replicas", "forecast_replicas"))
     if not need or level is None or forecast is None:
         return ""
-    spread = settings.spread_sigmas * (values.get("spread_replicas") or 0.0)
+    spread = settings.load.spread_sigmas * (values.get("spread_replicas") or 0.0)
     swing = (values.get("swing_share") or 0.0) * level
     ahead, bursts = max(level, forecast), values.get("recurring_burst_replicas") or 0.0
     upper, text = (

@@ -26,7 +26,7 @@ def render_look(look: TickRecord) -> list[str]:
     lines = [f"{look.model.name} at {when}, mode {look.mode}", *_objectives(look), *_arrivals(look), *_attained(look)]
     lines += [f"  note: {note}" for note in look.notes]
     for pool, seen in look.observation.pools.items():
-        lines += ["", *_pool(pool, seen, look.plan.pools.get(pool), look.rulings.get(pool), look.settings)]
+        lines += ["", *_pool(pool, seen, look.plan.pools.get(pool), look.rulings.get(pool), look.scaling_settings)]
     return lines
 
 

@@ -1,6 +1,6 @@
 """The arguments of ``fairlead simulate``. The simulator itself is not imported here.
 
-Why: a compiled simulator starts this program anew, before its modules are loaded.
+Why: a compiled simulator starts this program again, before its modules are loaded.
 """
 
 from dataclasses import dataclass

@@ -18,7 +18,7 @@ GUARD_FACTOR = 3.0
 
 @dataclass(frozen=True, slots=True)
 class SimulationOptions:
-    """What to simulate. ``rate`` is in requests/s, ``objective`` in seconds."""
+    """The simulation to run. ``rate`` is in requests/s, ``objective`` in seconds."""
 
     source: TrafficSource
     presets: tuple[str, ...]

@@ -192,7 +192,7 @@ async def keys_missing(api: Api) -> None:
 
 
 async def fleet_stale(api: Api) -> None:
-    note = "the cluster cannot be followed, the last fleet stays: Pod was last heard of more than 190 s ago"
+    note = "the cluster cannot be followed, the last fleet stays: Pod had its last event more than 190 s ago"
     api.said["gateway"] = (json.dumps({"ready": True, "notes": [note]}), WELL["gateway"][1])
 
 
@@ -235,7 +235,7 @@ SEEDS: dict[str, tuple[Callable[[Api], Awaitable[None]], str]] = {
     "operator-right-removed": (operator_right_removed, "create, delete, get, list, patch, watch"),
     "crd-outdated": (crd_outdated, "it lacks spec.adapters"),
     "keys-missing": (keys_missing, "fairlead/fairlead-keys does not exist"),
-    "fleet-stale": (fleet_stale, "Pod was last heard of"),
+    "fleet-stale": (fleet_stale, "Pod had its last event"),
     "redis-unreachable": (redis_unreachable, "Connection refused"),
     "image-unpullable": (image_unpullable, "chat/tiny: ImagePullFailed: pod tiny-main-a: nowhere/x:1: not found"),
     "accelerator-unschedulable": (accelerator_unschedulable, "0/3 nodes: nvidia.com/gpu"),

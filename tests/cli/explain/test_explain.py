@@ -15,6 +15,7 @@ from fairlead_gateway.supervisor.management.serializers import decision_out
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
+from fairlead_testing.gateway.outcomes import make_outcome
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
 HOME, OTHER = "main-0/9001/0", "main-1/9002/0"
@@ -40,7 +41,7 @@ def record(attempt: int, decision: Decision, story: HandoffRecord | None = None)
 
 def ended(**changes: object) -> RequestOutcome:
     known = {"duration_seconds": 1.5, "ttft_seconds": 0.41, "itl_mean_seconds": 0.02, "overhead_seconds": 8.4e-5}
-    return RequestOutcome(
+    return make_outcome(
         "req-1", "chat/llama", HOME, **{"status": 200, "error": None, "started_wall": 0.0, **known, **changes}
     )  # type: ignore[arg-type]  # a test's shorthand
 

@@ -67,7 +67,7 @@ def test_stack_serves_a_replay_and_leaves_no_process(tmp_path: Path, monkeypatch
     assert report.objectives.ttft_seconds == pytest.approx(5.0)
     assert report.lags["gateway"] is not None
     assert said == []
-    assert not any("somebody else" in doubt for doubt in report.invalid_reasons)
+    assert not any("other clients" in doubt for doubt in report.invalid_reasons)
     assert not (tmp_path / "up.run").exists()
     assert len(family) > 3
     assert not any(is_alive(pid) for pid in family)

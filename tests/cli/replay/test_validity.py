@@ -60,4 +60,4 @@ def test_foreign_requests_are_a_doubt() -> None:
     assert foreign_request_doubts(10, 30, 20) == []
     assert foreign_request_doubts(10, 29, 20) == []  # one is not settled yet
     assert foreign_request_doubts(None, 30, 20) == []
-    assert foreign_request_doubts(10, 33, 20) == ["the gateway answered 3 requests of somebody else meanwhile"]
+    assert foreign_request_doubts(10, 33, 20) == ["the gateway answered 3 requests of other clients meanwhile"]

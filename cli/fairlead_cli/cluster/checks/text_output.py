@@ -65,7 +65,7 @@ def summarize(results: Sequence[CheckResult]) -> str:
     counts = count_outcomes(results)
     parts = [f"{counts['ok']} passed"]
     parts += [f"{counts['warning']} warning{'' if counts['warning'] == 1 else 's'}"] if counts["warning"] else []
-    parts += [f"{counts['unknown']} cannot be told"] if counts["unknown"] else []
+    parts += [f"{counts['unknown']} unknown"] if counts["unknown"] else []
     parts += [f"{counts['failed']} failed"] if counts["failed"] else []
     return f"{formatting.pluralize(len(results), 'check')}: {', '.join(parts)}"
 

@@ -95,7 +95,7 @@ def _zero(report: ModelReport, program: str) -> Advice | None:
     if ready is None or ready.get("reason") != Reason.SCALED_TO_ZERO:
         return None
     if _true(report.condition(ConditionType.AUTOSCALING)) is not None:
-        return Advice(False, "nothing runs, since nobody asks: the first request starts an engine")
+        return Advice(False, "nothing runs, since there are no requests: the first request starts an engine")
     namespace, _, name = report.key.partition("/")
     return Advice(
         False, f"nothing runs, as it is asked: kubectl scale mdep {name} -n {namespace} --replicas=1 changes that"

@@ -16,9 +16,9 @@ class ReplayArguments:
     ] = None
     url: Annotated[str | None, Parameter(help="The gateway. Default: that of the running `fairlead up`.")] = None
     manage: Annotated[str | None, Parameter(help="Its management address; its loop lag is read there.")] = None
-    fleet: Annotated[
-        Path | None, Parameter(help="Its fleet file; with profiles in it the same is simulated beside.")
-    ] = None
+    fleet: Annotated[Path | None, Parameter(help="Its fleet file; with profiles in it the same is also simulated.")] = (
+        None
+    )
     model: Annotated[str | None, Parameter(help="Whom to ask. Default: the only model.")] = None
     rate: Annotated[float | None, Parameter(help="Mean arrivals per simulated second. Default: the trace's own.")] = (
         None

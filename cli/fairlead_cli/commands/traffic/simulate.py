@@ -28,7 +28,7 @@ def simulate(
     """
     from fairlead_sim.compiled import run_compiled
 
-    run_compiled()  # it starts this program anew where a compiled copy is there (make compile: scripts/compile.py --sim)
+    run_compiled()  # restarts this program with a compiled copy, if there is one (scripts/compile.py --sim)
     from fairlead_cli.console import stdout_console
     from fairlead_cli.simulation.comparison import compare_presets
     from fairlead_cli.simulation.options import build_options

@@ -90,7 +90,7 @@ class ChildProcess:
 
         def wait() -> None:
             code = process.wait()
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(ended.set_result, code)
 
         threading.Thread(target=wait, name=f"wait-{self.name}", daemon=True).start()
@@ -103,7 +103,7 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # what it left behind in its group
         self._guard.remove(self.pid)
-        await asyncio.wait({silent}, timeout=1.0)  # its last words, unless somebody else holds the pipe open
+        await asyncio.wait({silent}, timeout=1.0)  # its last lines, unless another process holds the pipe open
         transport.close()
         if self._rest:
             self._received(b"\n")

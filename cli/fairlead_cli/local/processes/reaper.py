@@ -80,5 +80,5 @@ class Reaper:
         return process, write
 
     def _send(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # dead: the next replace_if_dead tells its successor
+        with contextlib.suppress(OSError):  # dead: replace_if_dead sends all to its successor
             os.write(self.fd, text.encode())

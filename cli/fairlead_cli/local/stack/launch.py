@@ -85,7 +85,7 @@ def claim_addresses(listen: str, manage: str, *, insecure: bool = False) -> tupl
     for address, flag in ((listen_address, "--listen"), (manage_address, "--manage")):
         if not (insecure or address.is_loopback):
             raise BadInput(
-                f"{flag}: {address} is not a loopback address, and nobody would be asked for a key",
+                f"{flag}: {address} is not a loopback address, and no caller would be asked for a key",
                 field=flag,
                 hint="give --insecure to listen there nevertheless",
             )

@@ -28,7 +28,7 @@ class UpOptions:
         bool, _SWITCH, Parameter(help="Run the engines that the manifests name (vllm must be on PATH).")
     ] = False
     insecure: Annotated[
-        bool, _SWITCH, Parameter(help="Allow listening beyond loopback: nobody is asked for a key.")
+        bool, _SWITCH, Parameter(help="Allow listening beyond loopback, without asking callers for a key.")
     ] = False
     redis: Annotated[bool, Parameter(help="Start an embedded Redis.")] = True
     workers: Annotated[int, Parameter(help="Processes of the gateway that carry requests, on one port.")] = 1

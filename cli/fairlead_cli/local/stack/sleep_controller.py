@@ -126,7 +126,7 @@ class SleepController:
             for url in unit.urls():
                 await self._bed.wake(url, level)
         except FairleadError as error:
-            self._told(f"{unit.name} does not wake and is started anew: {error}")
+            self._told(f"{unit.name} does not wake and is restarted: {error}")
             await self._kill(unit)
             return
         unit.wake_count += 1

@@ -284,7 +284,7 @@ class LazySleepCalls:
 
 
 def _autoscaler_address(plan: EnginePlan) -> Address | None:
-    """Where the autoscaler is to listen; None where nothing is scaled."""
+    """Returns the address of the autoscaler; None when nothing is scaled."""
     if not plan.scaled_models:
         return None
     ((port,),) = find_free_ports([1])

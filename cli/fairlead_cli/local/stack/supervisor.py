@@ -255,7 +255,7 @@ class StackSupervisor:
         if plan is None:
             raise BadInput(f"no pool {pool!r} of {key}", field="pool")
         if plan.adopted:
-            raise BadInput("engines that somebody else runs are not scaled", field="replicas")
+            raise BadInput("adopted engines are not scaled", field="replicas")
         if plan.engines_per_process > 1:
             raise BadInput(
                 "engines that share a process are not scaled", field="replicas", hint="start without grouping"
@@ -360,7 +360,7 @@ class StackSupervisor:
 
     async def _all_know(self, ids: Sequence[str]) -> bool:
         if self.gateway is None or self.gateway.phase is not ProcessPhase.READY:
-            return True  # nobody routes; whoever comes next reads the file as it is now
+            return True  # no gateway routes; the next one reads the present file
         return all([await self._routes.has_stopped_routing(instance_id) for instance_id in ids])
 
     async def _all_idle(self, ids: Sequence[str]) -> bool:
@@ -408,7 +408,7 @@ class StackSupervisor:
 
 
 def _nobody() -> None:
-    """Nobody is told of changes."""
+    """Does nothing."""
 
 
 async def _answers(url: str) -> bool:

@@ -98,7 +98,7 @@ def keys_missing(facts: ClusterFacts, build: Build) -> ClusterFacts:
 
 
 def fleet_stale(facts: ClusterFacts, build: Build) -> ClusterFacts:
-    note = "the cluster cannot be followed, the last fleet stays: Pod was last heard of more than 190 s ago: forbidden"
+    note = "the cluster cannot be followed, the last fleet stays: Pod had its last event more than 190 s ago: forbidden"
     page = "fairlead_gateway_redis_connected 1\n"
     return replace(
         facts,
@@ -132,7 +132,7 @@ SEEDED: dict[str, tuple[Callable[[ClusterFacts, Build], ClusterFacts], str]] = {
         keys_missing,
         "the Secret fairlead/fairlead-keys does not exist; it should hold keys.yaml, pepper",
     ),
-    "fleet-stale": (fleet_stale, "Pod was last heard of more than 190 s ago"),
+    "fleet-stale": (fleet_stale, "Pod had its last event more than 190 s ago"),
     "redis-unreachable": (redis_unreachable, "Redis is away for 41s"),
     "image-unpullable": (
         stalled("ImagePullFailed", "pod a: x/y:z: not found"),
@@ -271,7 +271,7 @@ def test_silent_watch_of_the_operator_fails(facts: ClusterFacts, builders: Build
         pod_reports={**facts.pod_reports, "operator": [builders["told"](one, page) for one in of(facts, "operator")]},
     )
     assert failing(deaf) == {"operator-watches"}
-    assert "has heard nothing of Deployment for 400 s" in lines(deaf, "operator-watches")
+    assert "has received nothing about Deployment for 400 s" in lines(deaf, "operator-watches")
 
 
 def test_partly_ready_deployment_is_a_warning(facts: ClusterFacts) -> None:

@@ -71,7 +71,7 @@ def test_missing_engine_or_redis_connections_are_warnings(facts: ClusterFacts, b
 def test_missing_indexer_warns_only_for_gateways_with_redis(facts: ClusterFacts) -> None:
     found = said(without(facts, "indexer"))
     assert {name: one.outcome for name, one in found.items()} == {"indexer-installed": CheckOutcome.WARNING}
-    assert "has a Redis, and nobody writes the index there" in found["indexer-installed"].lines[0]
+    assert "has a Redis, and no indexer writes the index there" in found["indexer-installed"].lines[0]
     alone = without(facts, "indexer", "redis")
     for one in alone.deployments:
         (container,) = one["spec"]["template"]["spec"]["containers"]

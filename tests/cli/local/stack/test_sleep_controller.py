@@ -199,7 +199,7 @@ def test_engine_that_does_not_wake_is_restarted(tmp_path: Path) -> None:
         assert unit.process.phase is ProcessPhase.READY
 
     stage = on_stage(tmp_path, 1, play)
-    assert any("does not wake and is started anew: no wake" in line for line in stage.told)
+    assert any("does not wake and is restarted: no wake" in line for line in stage.told)
 
 
 def test_engines_that_reject_sleep_end_instead(tmp_path: Path) -> None:

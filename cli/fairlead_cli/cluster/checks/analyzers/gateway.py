@@ -135,7 +135,7 @@ def check_authentication(_: ClusterFacts, deployments: Sequence[Manifest]) -> Ve
     """Warns about gateways that ask for no key."""
     return verdict_of(
         (
-            f"{key_of(deployment)} asks nobody for a key"
+            f"{key_of(deployment)} asks for no key"
             for deployment in deployments
             if "--insecure" in arguments_of(deployment)
         ),

@@ -23,7 +23,9 @@ def check_installed(facts: ClusterFacts) -> Verdict | None:
         return passed(", ".join(key_of(deployment) for deployment in indexers))
     unserved = [key_of(deployment) for deployment in gateways if components.has_redis(deployment)]
     return (
-        warned(*(f"{name} has a Redis, and nobody writes the index there" for name in unserved)) if unserved else None
+        warned(*(f"{name} has a Redis, and no indexer writes the index there" for name in unserved))
+        if unserved
+        else None
     )
 
 

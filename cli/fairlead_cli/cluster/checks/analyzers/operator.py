@@ -75,7 +75,7 @@ def _lease_problem(lease: Manifest, now: float) -> str:
     lease_spec = spec_of(lease)
     holder, renewed = str(lease_spec.get("holderIdentity") or ""), parse_time(lease_spec.get("renewTime"))
     if not holder:
-        return "nobody holds it"
+        return "no operator holds it"
     duration = float(lease_spec.get("leaseDurationSeconds") or 15)
     if renewed is None:
         return f"{holder} holds it and never renewed it"
@@ -98,7 +98,9 @@ def check_watches(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
         for sample in page.matching("fairlead_operator_watch_age_seconds"):
             oldest = max(oldest, sample.value)
             if sample.value > MAX_SILENCE_SECONDS:
-                silent.append(f"{pod} has heard nothing of {sample.labels.get('kind', '?')} for {sample.value:.0f} s")
+                silent.append(
+                    f"{pod} has received nothing about {sample.labels.get('kind', '?')} for {sample.value:.0f} s"
+                )
     return verdict_of(silent, note=f"of each within {oldest:.0f} s")
 
 
