@@ -1,10 +1,10 @@
 """The conformance table, endpoints × behaviours: every cell is probed. Writes
 docs/reference/conformance.md.
 
-Between gateway and each instance is a wire tap: it records what the gateway sends, and can break
-the connection. So the same probes run against a simulated engine (here, and in the tests, which
-fail when the page is stale) and against a real one (``e2e/vllm``, which stores its results in
-bench/results/vllm.json for the page's last column).
+A wire tap before each instance records what the gateway sends, and can break the connection. So the
+same probes run against a simulated engine and against a real one. Tests probe the simulated engine
+and fail when the page is stale. ``e2e/vllm`` probes the real one, and stores its results in
+bench/results/vllm.json for the page's last column.
 
 ``python scripts/conformance.py`` writes the page; ``--check`` only compares and exits 1.
 """

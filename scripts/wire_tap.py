@@ -17,9 +17,12 @@ _ENDLESS = ("silence", "stall")
 class WireTap:
     """A proxy in front of one engine.
 
-    fault: effect on the next request. The connection breaks ``before`` the first byte of the answer
-    or in its ``middle``, or the engine is silent (``silence``) or stops (``stall``); None passes
-    everything. A fault happens once, at whichever tap gets the request.
+    fault: effect on the next request; None passes everything. A fault happens once, at whichever
+    tap gets the request:
+
+    - ``before``, ``middle``: the connection breaks before the first byte of the answer, or within
+      it.
+    - ``silence``, ``stall``: the engine is silent, or stops.
 
     request_seen: a request has arrived. ``gateway_left``: the gateway gave up a silent or stalled
     engine.

@@ -69,7 +69,7 @@ class RedisImage(Image):
 
 
 class Placement(ValuesPart):
-    """Where the pods of a component run."""
+    """Node placement and priority of a component's pods."""
 
     node_selector: FreeForm = _value("labels of the nodes that may run it", {})
     tolerations: list[FreeForm] = _value("taints of nodes that it bears", [])
@@ -135,8 +135,8 @@ class Trace(ValuesPart):
 
 class Tokenizers(ValuesPart):
     claim: str = _value(
-        "a PersistentVolumeClaim with `NAMESPACE/MODEL/tokenizer.json`: prompts of text are then tokenized beside the gateway, where "
-        "engines tell what they hold; give it 200 MB of memory more for each large vocabulary",
+        "a PersistentVolumeClaim with `NAMESPACE/MODEL/tokenizer.json`: prompts of text are then tokenized next to the "
+        "gateway, where engines tell what they hold; give it 200 MB of memory more for each large vocabulary",
         "",
     )
 
@@ -160,9 +160,7 @@ class Gateway(Placement):
     service: Service = _value("its Service", Service)
     tls: Tls = _value("HTTPS on its public port", Tls)
     autoscaling: Autoscaling = _value("its HorizontalPodAutoscaler", Autoscaling)
-    leave_seconds: Seconds = _value(
-        "how long a pod that is told to go still takes requests, until nobody sends it any", 5
-    )
+    leave_seconds: Seconds = _value("how long a terminating pod still takes requests, until no proxy sends it any", 5)
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
     access_log: bool = _value("write every request to the standard output as a line of JSON, without prompts", False)
     access_log_clients: bool = _value("with the addresses of clients", True)

@@ -11,12 +11,12 @@ _HEAD = """# Checks
 What `fairlead check` looks at, and what to do about each ([how it is used](../guides/looking-into-a-cluster.md)). With `--pre`
 it looks at a cluster before Fairlead is installed there.
 
-A line begins with `√` (so it is), `‼` (a warning), `×` (it is not so) or `?` (it cannot be told, and why). Only `×` makes
+A line begins with `√` (so it is), `‼` (a warning), `×` (it is not so) or `?` (unknown, with the reason). Only `×` makes
 the exit code 1.
 
 ## Faults that are tested
 
-Each of these was seeded, on values and in a real API server. The check beside it named it, and no other check failed.
+Each of these was seeded, on values and in a real API server. The check of its row named it, and no other check failed.
 
 | fault | check | seeded how |
 |---|---|---|

@@ -20,7 +20,7 @@ def cli_page(note: str) -> str:
         "(`make env` makes it). How the verbs are used is in the guides: [local mode](../guides/local-mode.md),\n"
         "[looking into a cluster](../guides/looking-into-a-cluster.md), [the index](../guides/index.md) and "
         "[replay](../guides/replay.md).\n\n"
-        "Exit codes of all: 0 done, 1 something is wrong that the output names, 2 wrong usage, 3 nobody answers, 130 Ctrl-C.\n"
+        "Exit codes of all: 0 done, 1 something is wrong that the output names, 2 wrong usage, 3 unreachable, 130 Ctrl-C.\n"
         "Wrong usage and errors go to standard error. `fairlead --version` prints the version, `fairlead VERB --help` this.\n"
     )
     return "\n".join([intro, *(_verb(verb, sentence, app[verb], app) for verb, (_, sentence) in VERBS.items())])

@@ -1,4 +1,4 @@
-"""A value that could not be read, with the reason; it takes the place of the value, so that it is
+"""A value that could not be read, with the reason. It takes the place of the value, so that it is
 never taken for an empty one.
 """
 

@@ -1,1 +1,1 @@
-"""Cli."""
+"""Test support for the command line."""

@@ -1,4 +1,4 @@
-"""An indexer before engines of its own and a real Redis, for tests of commands that look into the index."""
+"""An indexer with two engines and a real Redis, for tests of the index commands."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -24,7 +24,7 @@ LIMITS: Final = replace(Limits(), index_lease_seconds=60.0, index_note_seconds=0
 
 
 class IndexScene:
-    """Two engines ``a`` and ``b``, and an indexer that writes what they hold."""
+    """Two engines ``a`` and ``b``, and an indexer that writes their blocks."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -61,31 +61,31 @@ class IndexScene:
         )
 
     async def write(self) -> None:
-        """Read all engines, and write all that is to be written."""
+        """Reads all engines and writes all changes."""
         self.indexer.read()
         await self.writer.step()
         await self.writer.step()
 
     async def prompt(self, name: str, *prompts: list[int], adapter: str | None = None, salt: str | None = None) -> None:
-        """Serve prompts, and have it written."""
-        for one in prompts:
-            self.engines[name].serve_prompt(one, adapter, salt)
+        """Serves prompts and writes the changes."""
+        for prompt_tokens in prompts:
+            self.engines[name].serve_prompt(prompt_tokens, adapter, salt)
         await self.write()
 
     async def write_changes(self, *changes: Change) -> None:
-        """Write what no engine has said."""
+        """Writes changes that no engine reported."""
         self.writer.offer(MODEL, changes)
         await self.writer.step()
 
     async def run_command(self, action: str, **more: Any) -> int:
-        """The command, in a thread of its own; its exit code."""
+        """Runs the command in a thread; returns its exit code."""
         return await asyncio.to_thread(run, IndexOptions(action, redis=self.url, **more))
 
 
 def play_scene(url: str, steps: Callable[[IndexScene], Awaitable[None]], *, wired: bool = False) -> None:
-    """Run a scene; ``wired``: its engines answer replays on sockets."""
+    """Runs the steps of a scene; ``wired``: its engines answer replays on sockets."""
 
-    async def whole() -> None:
+    async def play() -> None:
         scene = IndexScene(url)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         scene.link.start()
@@ -101,4 +101,4 @@ def play_scene(url: str, steps: Callable[[IndexScene], Awaitable[None]], *, wire
             await scene.link.stop()
             await asyncio.to_thread(context.destroy, 0)
 
-    asyncio.run(whole())
+    asyncio.run(play())

@@ -1,7 +1,7 @@
 """The engine processes of a stack, from manifests and options. Pure, but for the lookup of
 ``vllm``.
 
-``speed`` runs time faster: simulated engines get it as an option, and the gateway's profiles and
+``speed`` runs time faster. Simulated engines get it as an option; the gateway's profiles and
 latency targets shrink alike, so that every ratio stays as in the manifest.
 """
 

@@ -3,9 +3,10 @@ and the fleet file.
 
 Everything starts at once. The fleet file is rewritten at every change of an engine: Starting →
 Ready → Draining, and absent while it is dead. A process that ends is restarted with growing delays;
-the loss of Redis costs hit rate only. Scaling down loses no request: the supervisor writes
-Draining, waits until the gateway knows it and has finished there, then sends SIGTERM, or puts the
-engine to sleep.
+the loss of Redis costs hit rate only.
+
+Scaling down loses no request. The supervisor writes Draining and waits until the gateway knows it
+and has finished there. Then it sends SIGTERM, or puts the engine to sleep.
 """
 
 import asyncio
