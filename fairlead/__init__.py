@@ -1,3 +1,13 @@
-"""What every Fairlead component shares: words, values and limits. It imports none of the components."""
+"""The code that all Fairlead components share; it imports none of them.
+
+Start with `api` (the custom resources) and `fleet` (what is routable). Then:
+
+- `manifests`: reads, checks and lints YAML files.
+- `engines`: one adapter per engine, and the containers that run engines in pods.
+- `kube`: a client of the Kubernetes API.
+- `runtime`: clock, tasks, logging, HTTP client and other process plumbing.
+- `errors`, `limits`, `settings`, `units`, `names`: small shared vocabularies.
+- `decision`, `engine_profile`, `request_shapes`: values that several components exchange.
+"""
 
 __version__ = "0.1.0"

@@ -1,10 +1,10 @@
-"""A choice with its reason: what every deciding function of Fairlead returns.
+"""Decisions: a choice with its reason, returned by every deciding function of Fairlead.
 
-A Decision never holds a prompt or a key; ids, counts and seconds only. It is what headers, the decision log,
-``/why`` in ``fairlead chat`` and the status page show, so it must be enough to redo the choice by hand.
+Response headers, the decision log, `/why` in `fairlead chat` and the status page show decisions. A
+decision therefore holds enough to redo the choice by hand. It never holds a prompt or a key.
 
-Most decisions are never looked at. So a Decision may be made with an ``Account``, which keeps the numbers that decided and
-writes out sentences and tables when somebody asks; what the request's way itself needs of the chosen candidate stands beside.
+Why: most decisions are never read. A decision can carry an `Explanation`, which keeps the numbers
+and builds sentences and tables only on request.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,9 @@ _NO_INPUTS: Mapping[str, "DecisionInput"] = MappingProxyType({})
 
 @dataclass(slots=True)
 class DecisionInput:
-    """One number that a choice was made from, and how old it was (seconds; None = computed just then)."""
+    """A number that a choice was based on. `age_seconds` is None for a value computed for this
+    choice.
+    """
 
     value: float | None
     age_seconds: float | None = None
@@ -25,36 +27,44 @@ class DecisionInput:
 
 @dataclass(slots=True)
 class RejectedCandidate:
-    """A candidate that was not taken, and why, in words."""
+    """A candidate that was not chosen, with the reason as text."""
 
     id: str
     why: str
 
 
 class Explanation(Protocol):
-    """Writes out why a choice was made; asked at most once for each."""
+    """The lazily built explanation of a decision. Each method is called at most once."""
 
     def reason(self) -> str:
-        """One sentence."""
+        """Returns the reason in one sentence."""
         ...
 
     def rejected(self) -> tuple[RejectedCandidate, ...]:
-        """The candidates that were not taken."""
+        """Returns the candidates that were not chosen."""
         ...
 
     def inputs(self) -> Mapping[str, DecisionInput]:
-        """The numbers used, by name."""
+        """Returns the numbers used, by name."""
         ...
 
 
 class Decision:
-    """``chosen`` is None when nothing could be chosen; ``rule`` is the closed-list name of the rule that decided.
+    """A choice and its reason. Treat it as immutable.
 
-    ``cost_seconds`` is what the choice is expected to cost in engine time; ``inputs`` maps a name such as
-    ``"pod-3/backlog_seconds"`` to the number used. Of the chosen candidate: whether it is a ``home`` of the prompt, the
-    prompt's ``matched_tokens`` that it should hold, and the seconds to its first token (``ttft_seconds``); None where the
-    rule that decided did not look at them. ``source`` is the instance whose cache it should get a part of the prompt from, None
-    where computing that is cheaper. Nobody changes a Decision; it is not frozen because that makes it dear to build.
+    chosen: None if there was nothing to choose from.
+    rule: name of the rule that decided, from a closed list.
+    cost_seconds: expected cost in seconds of engine time.
+    home: whether the chosen candidate is a home of the prompt.
+    matched_tokens: prompt tokens that the chosen candidate should have cached.
+    ttft_seconds: predicted time to the first token.
+    source: instance from whose cache part of the prompt should be copied. None if computing is
+        cheaper.
+
+    `home`, `matched_tokens` and `ttft_seconds` are None if the rule did not consider them. Keys of
+    `inputs` look like `"pod-3/backlog_seconds"`.
+
+    Why not frozen: a frozen dataclass is expensive to build.
     """
 
     __slots__ = (
@@ -99,14 +109,14 @@ class Decision:
 
     @property
     def reason(self) -> str:
-        """Why, in one sentence."""
+        """The reason in one sentence."""
         if self._reason is None:
             self._reason = self._explanation.reason() if self._explanation is not None else ""
         return self._reason
 
     @property
     def rejected(self) -> tuple[RejectedCandidate, ...]:
-        """The candidates that were not taken."""
+        """The candidates that were not chosen."""
         if self._rejected is None:
             self._rejected = self._explanation.rejected() if self._explanation is not None else ()
         return self._rejected
@@ -125,7 +135,7 @@ class Decision:
         reason: str | None = None,
         rejected: tuple[RejectedCandidate, ...] | None = None,
     ) -> "Decision":
-        """The same choice in other words."""
+        """Returns the same choice with another rule, reason or list of rejected candidates."""
         return Decision(
             self.chosen,
             rule or self.rule,

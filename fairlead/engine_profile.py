@@ -1,14 +1,19 @@
-"""What a step of an engine costs, as one small formula that gateway, autoscaler and simulator share.
+"""Engine profiles: the cost of one engine step as a formula shared by all components.
 
-An engine works in steps: every running sequence decodes one token, and what is left of the step's token budget goes to
-chunks of waiting prompts. One step takes
+An engine works in steps. In each step, every running sequence decodes one token. The rest of the
+token budget computes chunks of waiting prompts. One step takes
 
     step = d + max(w, p·tokens computed) + s·sequences + c·resident KV tokens + q·n·(context + n/2) + h·hit tokens
 
-``d`` fixed overhead, ``w`` the floor of reading the weights once, ``p`` a computed token (prompt or decode), ``s`` a
-sequence in the batch, ``c`` a resident KV token read by decoding, ``q`` attention of a chunk of n tokens on its
-context, ``h`` a token found in the cache (once, when the request is admitted). All in seconds. The presets are
-rooflines, not measurements.
+- `d`: fixed overhead.
+- `w`: the minimum for reading the weights once.
+- `p`: one computed token (prompt or decode).
+- `s`: one sequence in the batch.
+- `c`: one resident KV token that decoding reads.
+- `q`: attention of a chunk of n tokens to its context.
+- `h`: one token found in the cache, paid once when the request is admitted.
+
+All values are in seconds. The built-in profiles are rooflines, not measurements.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +23,7 @@ from fairlead.errors import BadInput
 
 @dataclass(frozen=True, slots=True)
 class EngineProfile:
-    """Coefficients in seconds, capacities in tokens and sequences."""
+    """Step cost coefficients in seconds, and capacities in tokens and sequences."""
 
     name: str
     prefill_token_seconds: float  # p
@@ -33,7 +38,10 @@ class EngineProfile:
     step_tokens: int = 8_192
 
     def step_time(self, *, computed: int, sequences: int, resident: int, attention: float = 0.0, hit: int = 0) -> float:
-        """Seconds of one step; ``attention`` is the sum of n·(context + n/2) over the step's prompt chunks."""
+        """Returns the seconds of one step.
+
+        attention: sum of n·(context + n/2) over the prompt chunks of the step.
+        """
         return (
             self.step_seconds
             + max(self.weights_seconds, self.prefill_token_seconds * computed)
@@ -44,8 +52,10 @@ class EngineProfile:
         )
 
     def prefill_time(self, prompt: float, hit: float = 0.0) -> float:
-        """Seconds of engine time to prefill ``prompt`` tokens of which ``hit`` are cached, alone, overheads
-        included."""
+        """Returns the engine seconds to prefill one prompt alone, including overheads.
+
+        prompt: tokens of the prompt, of which `hit` are cached.
+        """
         new = max(1.0, prompt - hit)
         chunks = max(1.0, -(-new // self.step_tokens))
         return (
@@ -56,7 +66,10 @@ class EngineProfile:
         )
 
     def sped_up(self, speed: float) -> "EngineProfile":
-        """The same engine on a clock that runs ``speed`` times as fast: every second shrinks, capacities stay."""
+        """Returns the profile of the same engine on a clock that runs `speed` times as fast.
+
+        All times shrink; capacities stay the same.
+        """
         if speed <= 0:
             raise BadInput(f"speed must be positive, got {speed}", field="speed")
         return replace(
@@ -72,7 +85,10 @@ class EngineProfile:
 
 
 def builtin_profiles() -> dict[str, EngineProfile]:
-    """The profiles that are known by name; ``tiny-cpu`` was fitted to a real two-layer model on a CPU engine."""
+    """Returns the built-in profiles by name.
+
+    Source: `tiny-cpu` was fitted to a real two-layer model on a CPU engine.
+    """
     known = (
         EngineProfile("h100-llama8b", 3.6e-5, 1.2e-9, 5.5e-3, 1.5e-3, 0.0, 4.9e-8, 0.0, 840 * 512, 256, 8_192),
         EngineProfile("a100-qwen7b", 8.9e-5, 2.9e-9, 9e-3, 2e-3, 0.0, 3.6e-8, 0.0, 1_750 * 512, 256, 2_048),
@@ -84,7 +100,7 @@ def builtin_profiles() -> dict[str, EngineProfile]:
 
 
 def builtin_profile(name: str, *, field: str = "profile") -> EngineProfile:
-    """A profile by name. Raises BadInput naming the known ones."""
+    """Returns a built-in profile. Raises BadInput, listing the known names."""
     known = builtin_profiles()
     if name not in known:
         raise BadInput(f"no engine profile is called {name!r}", field=field, hint=f"known: {', '.join(sorted(known))}")

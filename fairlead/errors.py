@@ -1,19 +1,19 @@
-"""The root of every component's error tree.
+"""The root of all error trees.
 
-FairleadError
-├── BadInput            the caller gave something wrong: names the field and the fix
-│   ├── ManifestError   a manifest or fleet file, with file and line
-│   └── SettingsError   an environment variable or a flag
-└── Unavailable         something Fairlead needs is away; says what still works
+    FairleadError
+    ├── BadInput            invalid input; names the field and the fix
+    │   ├── ManifestError   a manifest or fleet file, with file and line
+    │   └── SettingsError   an environment variable or a command-line flag
+    └── Unavailable         a dependency is away; says what still works
 
-Component trees (``gateway/.../errors.py`` and so on) hang below these. No error text ever holds a prompt or a key.
+The error trees of the components extend these classes. No error text contains a prompt or a key.
 """
 
 from dataclasses import dataclass
 
 
 class FairleadError(Exception):
-    """Raised when Fairlead itself can say what went wrong; ``hint`` says what to do about it."""
+    """An error that Fairlead can explain. `hint` says what to do about it."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -25,7 +25,7 @@ class FairleadError(Exception):
 
 
 class BadInput(FairleadError):
-    """Raised when a value from outside is wrong; ``field`` is its path (``spec.pools[0].accelerator``)."""
+    """An invalid value from outside. `field` is its path, such as `spec.pools[0].accelerator`."""
 
     def __init__(self, message: str, *, field: str | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -34,7 +34,7 @@ class BadInput(FairleadError):
 
 @dataclass(frozen=True, slots=True)
 class FileProblem:
-    """One finding in a file: where it is, what is wrong, how to mend it. ``line`` counts from 1."""
+    """A problem found in a file: the place, what is wrong and how to fix it. `line` starts at 1."""
 
     file: str
     line: int
@@ -47,7 +47,7 @@ class FileProblem:
 
 
 class ManifestError(BadInput):
-    """Raised when a file cannot be used; carries every problem found, not only the first."""
+    """An unusable file, with all problems found in it."""
 
     def __init__(self, problems: tuple[FileProblem, ...]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
@@ -55,8 +55,8 @@ class ManifestError(BadInput):
 
 
 class SettingsError(BadInput):
-    """Raised when an environment variable or a command-line flag is wrong."""
+    """An invalid environment variable or command-line flag."""
 
 
 class Unavailable(FairleadError):
-    """Raised when something Fairlead needs is away; the message says what still works."""
+    """A dependency of Fairlead is away. The message says what still works."""

@@ -1,4 +1,4 @@
-"""Names: what Kubernetes and URLs allow, and how a too long or clashing one is shortened."""
+"""Names: the forms that Kubernetes and URLs allow, and the shortening of long names."""
 
 import hashlib
 import re
@@ -11,11 +11,17 @@ DNS_LABEL_PATTERN = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 DNS_SUBDOMAIN_PATTERN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 MAX_NAME_BYTES = 253
 SERVED_NAME_PATTERN = re.compile(r"[A-Za-z0-9._/:@+-]{1,253}")
-"""What an engine may call a model: text that every writer of JSON writes alike, since it is looked for in answers."""
+"""Model names accepted for engines: text that every JSON writer encodes in the same way.
+
+Why: gateways search for the name in engine responses.
+"""
 
 
 def normalize_model_name(text: str, *, field: str = "model") -> str:
-    """A client's model name in NFC. Raises BadInput when empty, longer than 253 bytes or holding control characters."""
+    """Returns a client's model name in Unicode NFC.
+
+    Raises BadInput if the name is empty, longer than 253 bytes, or has control characters.
+    """
     name = unicodedata.normalize("NFC", text)
     if not name or len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         raise BadInput("the model name is empty or longer than 253 bytes", field=field)
@@ -25,7 +31,7 @@ def normalize_model_name(text: str, *, field: str = "model") -> str:
 
 
 def shorten_name(name: str, *, taken: Iterable[str] = ()) -> str:
-    """A DNS label: unchanged when it fits and is free, else cut with a 6-hex hash of the whole name."""
+    """Returns a DNS label: `name` itself if it fits and is free, else cut and with a 6-hex hash."""
     if len(name) <= 63 and name not in set(taken):
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:6]
@@ -33,8 +39,8 @@ def shorten_name(name: str, *, taken: Iterable[str] = ()) -> str:
 
 
 def closest_matches(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
-    """The known names most like ``name``, best first: for error messages that help."""
-    import difflib  # only who has something to say pays for it
+    """Returns the known names most similar to `name`, best first, for error messages."""
+    import difflib  # loaded only when there is an error to report
 
     by_folded = {item.casefold(): item for item in known}
     return [by_folded[match] for match in difflib.get_close_matches(name.casefold(), by_folded, n=count, cutoff=0.5)]

@@ -1,6 +1,6 @@
-"""Shapes of requests: a grid of prompt × answer lengths, its edges evenly spaced on a logarithmic scale.
+"""Request shapes: a grid of prompt × output lengths with logarithmically spaced edges.
 
-Gateways count requests by it, and the autoscaler chooses accelerators by what they counted; so both have it from here.
+Gateways count requests by shape, and the autoscaler chooses accelerators from these counts.
 """
 
 import math
@@ -15,7 +15,7 @@ BUCKETS_PER_AXIS = 10
 
 
 def log_edges(lower: float, upper: float, buckets: int) -> tuple[float, ...]:
-    """``buckets`` + 1 edges from ``least`` to ``most``, each the same factor above the one before."""
+    """Returns `buckets` + 1 edges from `lower` to `upper`, evenly spaced on a logarithmic scale."""
     if not 0.0 < lower < upper or buckets < 1:
         raise BadInput(f"{buckets} buckets from {lower:g} to {upper:g} are no grid", field="edges")
     step = math.log(upper / lower) / buckets
@@ -24,22 +24,27 @@ def log_edges(lower: float, upper: float, buckets: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True, slots=True)
 class RequestShapeGrid:
-    """Upper and lower edges in tokens. What lies outside counts in the outermost bucket."""
+    """A grid of request shapes, given by the edges of its buckets in tokens.
+
+    Lengths outside the grid count in the outermost bucket.
+    """
 
     prompt: tuple[float, ...] = log_edges(*PROMPT_TOKEN_BOUNDS, BUCKETS_PER_AXIS)
     output: tuple[float, ...] = log_edges(*OUTPUT_TOKEN_BOUNDS, BUCKETS_PER_AXIS)
 
     @property
     def size(self) -> int:
-        """Buckets in all; bucket (i, j) of prompt and answer has the index i · answer buckets + j."""
+        """Number of buckets. Bucket (i, j) of prompt and output has the index i · output buckets +
+        j.
+        """
         return (len(self.prompt) - 1) * (len(self.output) - 1)
 
     def bucket_index(self, prompt_tokens: float, output_tokens: float) -> int:
-        """The bucket of a request."""
+        """Returns the index of the bucket of a request."""
         return _bucket(self.prompt, prompt_tokens) * (len(self.output) - 1) + _bucket(self.output, output_tokens)
 
     def bucket_center(self, index: int) -> tuple[float, float]:
-        """Prompt and answer tokens that stand for a bucket of which nothing is known."""
+        """Returns the geometric center of a bucket as prompt and output tokens."""
         row, column = divmod(index, len(self.output) - 1)
         return (
             math.sqrt(self.prompt[row] * self.prompt[row + 1]),

@@ -1,8 +1,9 @@
-"""Settings: what a process reads from its environment, as one typed value per process.
+"""Settings: what each process reads from its environment, as one typed value per process.
 
-A variable is ``FAIRLEAD_`` and the field's name in capitals. Each field says what it means, whether it may change while the process
-runs (``reloadable``) and whether it must never be shown (``secret``). docs/reference/settings.md is generated from here. What belongs
-to one start rather than to an installation (ports, files) is a flag, not a setting.
+The environment variable of a field is `FAIRLEAD_` plus the name in capitals. Each field states its
+meaning, whether it may change while the process runs (`reloadable`), and whether it must never be
+shown (`secret`). docs/reference/settings.md is generated from this module. Options of a single
+start, such as ports and files, are command-line flags instead.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
     {
         "FAIRLEAD_CACHE": "where `make` keeps the dependencies, instead of `~/.cache/fairlead`",
         "FAIRLEAD_EXAMPLES": "how many examples each property test draws; `make nightly` sets 5000",
-        "FAIRLEAD_E2E": "`full`: the story on a cluster is told under 20 streams a second; `make e2e-load` sets it",
+        "FAIRLEAD_E2E": "`full`: the story on a cluster is told under 20 streams a second; `make e2e LOAD=1` sets it",
         "FAIRLEAD_SOAK": "`full`: the soak does everything as often as the bar says; `make soak` sets it",
         "FAIRLEAD_SOAK_KILLS": "how many engines the soak kills",
         "FAIRLEAD_SOAK_MALFORMED": "how many malformed requests the soak sends",
@@ -27,7 +28,7 @@ TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
         "FAIRLEAD_SOAK_SEED": "the soak's seed",
     }
 )
-"""Read by the Makefile and the tests, not by a process of Fairlead: variable → what it means."""
+"""Variables read by the Makefile and the tests, not by a Fairlead process, with their meanings."""
 
 
 def _setting(description: str, *, default: str | None = None, secret: bool = False, reloadable: bool = False) -> Any:
@@ -36,7 +37,7 @@ def _setting(description: str, *, default: str | None = None, secret: bool = Fal
 
 @dataclass(frozen=True, slots=True, repr=False)
 class GatewaySettings:
-    """Of ``fairlead-gateway``."""
+    """Settings of `fairlead-gateway`."""
 
     hash_secret: str | None = _setting(
         "keys the hashes of prompt prefixes; gateways that share a fleet need the same one. Without it each start "
@@ -103,7 +104,7 @@ class GatewaySettings:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class OperatorSettings:
-    """Of ``fairlead-operator``."""
+    """Settings of `fairlead-operator`."""
 
     watch_namespaces: str | None = _setting(
         "the namespaces whose models are served, with commas between them. Without it, all of them"
@@ -138,7 +139,7 @@ class OperatorSettings:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AutoscalerSettings:
-    """Of ``fairlead-autoscaler``."""
+    """Settings of `fairlead-autoscaler`."""
 
     manage_token: str | None = _setting(
         "bearer token of what it tells beside its probes and metrics, and of gateways' hints; as theirs. Without it nobody is asked "
@@ -158,7 +159,7 @@ class AutoscalerSettings:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class IndexerSettings:
-    """Of ``fairlead-indexer``."""
+    """Settings of `fairlead-indexer`."""
 
     hash_secret: str | None = _setting(
         "keys the hashes of token blocks; the gateways' own. Without it they are not keyed, and who may read Redis can test "
@@ -180,7 +181,7 @@ class IndexerSettings:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CliSettings:
-    """Of ``fairlead``."""
+    """Settings of `fairlead`."""
 
     hash_secret: str | None = _setting(
         "the same for the gateway that `fairlead up` starts; `fairlead replay` simulates the homes of a gateway that has it, "
@@ -199,7 +200,7 @@ class CliSettings:
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """One row of the reference."""
+    """A row of the settings reference."""
 
     variable: str
     process: str
@@ -210,7 +211,7 @@ class SettingRow:
 
 
 def settings_types() -> dict[str, type]:
-    """Process → the type of its settings."""
+    """Returns the settings type of each process."""
     return {
         "fairlead-gateway": GatewaySettings,
         "fairlead-operator": OperatorSettings,
@@ -221,7 +222,7 @@ def settings_types() -> dict[str, type]:
 
 
 def settings_table() -> list[SettingRow]:
-    """Every setting of every process, in the order of the reference."""
+    """Returns every setting of every process, in the order of the reference."""
     return [_row(process, item) for process, settings in settings_types().items() for item in fields(settings)]
 
 
@@ -232,7 +233,7 @@ def _row(process: str, item: "Field[Any]") -> SettingRow:
 
 
 def variable_name(name: str) -> str:
-    """``manage_token`` → ``FAIRLEAD_MANAGE_TOKEN``."""
+    """Returns the environment variable of a field: `manage_token` → `FAIRLEAD_MANAGE_TOKEN`."""
     return VARIABLE_PREFIX + name.upper()
 
 
@@ -240,7 +241,10 @@ _Settings = TypeVar("_Settings")
 
 
 def read_settings(settings_type: type[_Settings], environ: Mapping[str, str]) -> _Settings:
-    """The settings of one process. An empty variable counts as unset. Raises SettingsError for undecodable text."""
+    """Returns the settings of one process. An empty variable counts as unset.
+
+    Raises SettingsError for control characters and undecodable bytes.
+    """
     values: dict[str, str] = {}
     for item in fields(cast(Any, settings_type)):
         text = environ.get(variable_name(item.name), "")
@@ -253,7 +257,9 @@ def read_settings(settings_type: type[_Settings], environ: Mapping[str, str]) ->
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """One line for each variable with our prefix that nothing reads, naming the nearest known one."""
+    """Returns one line for each `FAIRLEAD_` variable that nothing reads, with the closest known
+    name.
+    """
     known = {row.variable for row in settings_table()}.union(TOOL_VARIABLES)
     lines = []
     for name in sorted(environ):
@@ -264,7 +270,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
 
 
 def masked_repr(settings: Any) -> str:
-    """A representation for logs: secrets show only whether they are set."""
+    """Returns a representation for logs. Secrets show only whether they are set."""
     parts = []
     for item in fields(settings):
         value = getattr(settings, item.name)

@@ -1,4 +1,4 @@
-"""Durations and sizes: strings at the edges (``800ms``, ``1m30s``), float seconds inside."""
+"""Durations and sizes: strings at the edges (`800ms`, `1m30s`), float seconds and bytes inside."""
 
 import re
 from decimal import Decimal
@@ -9,11 +9,11 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)")
 _UNIT_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 DURATION_PATTERN = r"^(\d+(\.\d+)?(us|ms|s|m|h|d))+$"
-"""The same grammar as a regular expression, for schemas."""
+"""The grammar of durations as a regular expression, for schemas."""
 
 
 def parse_duration(text: str, *, field: str = "duration") -> float:
-    """``"1m30s"`` → ``90.0``. Raises BadInput naming ``field`` when the text is no duration."""
+    """Returns the seconds of a duration: `"1m30s"` → `90.0`. Raises BadInput naming `field`."""
     total, position = 0.0, 0
     for match in _DURATION_PART.finditer(text):
         if match.start() != position:
@@ -26,7 +26,7 @@ def parse_duration(text: str, *, field: str = "duration") -> float:
 
 
 def format_duration(value: float) -> str:
-    """Seconds for people: ``0.0415`` → ``"41.5ms"``, ``90`` → ``"1m30s"``."""
+    """Returns seconds as text for people: `0.0415` → `"41.5ms"`, `90` → `"1m30s"`."""
     if value < 0:
         return "-" + format_duration(-value)
     if value < 1e-3:
@@ -41,7 +41,7 @@ def format_duration(value: float) -> str:
 
 
 def format_exact_duration(value: float) -> str:
-    """Seconds as a duration that reads back to exactly ``value``, for files: ``0.8`` → ``"0.8s"``."""
+    """Returns a duration that parses back to exactly `value`, for files: `0.8` → `"0.8s"`."""
     return f"{Decimal(repr(float(value))):f}s"
 
 
@@ -51,7 +51,7 @@ _SIZE_UNITS = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 def parse_size(text: str, *, field: str = "size") -> int:
-    """``"1.5Gi"`` → ``1610612736``. Raises BadInput naming ``field`` when the text is no size."""
+    """Returns the bytes of a size: `"1.5Gi"` → `1610612736`. Raises BadInput naming `field`."""
     if not re.fullmatch(SIZE_PATTERN.strip("^$"), text):
         raise BadInput(f"{text!r} is not a size", field=field, hint="write it like 512Mi, 64Gi or 2Ti")
     return int(Decimal(text[:-2]) * _SIZE_UNITS[text[-2:]])

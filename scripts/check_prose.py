@@ -61,7 +61,7 @@ FILLERS = (
     "what when which with "
 )
 CODE = re.compile(r"``[^`]*``|`[^`\n]*`")
-BREAK = re.compile(r"(\n\s*\n|\n(?=\s*(?:[-*] |\d+\. ))|(?<=:)\n)")
+BREAK = re.compile(r"(\n\s*\n|\n(?=\s*(?:[-*] |\d+\. |[a-z_*][a-z0-9_*, ]*: ))|(?<=:)\n)")
 LINK = re.compile(r"!?\[([^\]]*)\]\([^)\s]*\)")
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')*_]*\s+(?=[\"'(*_]*[A-Z0-9`])")
 

@@ -1,4 +1,4 @@
-"""Replacing a file as a whole: a reader sees the old one or the new one, never a part."""
+"""Atomic file replacement: readers see the old content or the new content, never a mixture."""
 
 import os
 import tempfile
@@ -6,10 +6,13 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Put ``data`` in the place of the file at ``path``, which need not exist; ``mode`` is who may read it. Raises OSError."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Replaces the file at `path`, which need not exist, by `data`. Raises OSError.
+
+    mode: permissions of the new file.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data)
         os.chmod(name, mode)
         os.replace(name, path)

@@ -1,4 +1,4 @@
-"""What the command lines of several processes do alike: how they log, and where they listen."""
+"""Options shared by the command lines of several processes: log level and listening address."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def parse_log_level(text: str | None) -> str:
-    """The setting as ``logging`` wants it; ``INFO`` where there is none. Raises SettingsError."""
+    """Returns the level name for `logging`; `INFO` if there is none. Raises SettingsError."""
     name = (text or "info").lower()
     if name not in _LOG_LEVELS:
         field = "FAIRLEAD_LOG_LEVEL"
@@ -19,17 +19,17 @@ def parse_log_level(text: str | None) -> str:
 
 
 def configure_stderr_logging(log: logging.Logger, level: str | None, warnings: Iterable[str]) -> None:
-    """Begin to log, first these warnings. Raises SettingsError for what is no level."""
+    """Configures logging to standard error and logs these warnings. Raises SettingsError."""
     logging.basicConfig(
         level=parse_log_level(level), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each question
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
     for line in warnings:
         log.warning("%s", line)
 
 
 def parse_address(text: str, flag: str, example: str) -> tuple[str, int]:
-    """``HOST:PORT`` or ``[IPv6]:PORT``. Raises SettingsError naming ``flag``, with an ``example``."""
+    """Returns host and port of `HOST:PORT` or `[IPv6]:PORT`. Raises SettingsError naming `flag`."""
     host, colon, port = text.rpartition(":")
     if not colon or not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65_536):
         raise SettingsError(f"{flag}: HOST:PORT is expected", field=flag, hint=f"for example {example}")

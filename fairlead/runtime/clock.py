@@ -1,7 +1,7 @@
-"""Time as an argument: decisions never read a clock, they are handed one.
+"""Clocks. Decisions never read the time themselves; they get it as an argument.
 
-``now`` is monotonic seconds and the only time used for ages and durations; ``wall`` is Unix seconds, for people and
-logs.
+`now` is monotonic seconds, the only time used for ages and durations. `wall` is Unix seconds, for
+people and logs.
 """
 
 import time
@@ -9,57 +9,65 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Two readings, both float seconds."""
+    """A source of monotonic and wall-clock time, in float seconds."""
 
     def now(self) -> float:
-        """Monotonic seconds; only differences mean anything."""
+        """Returns monotonic seconds. Only differences are meaningful."""
         ...
 
     def wall(self) -> float:
-        """Unix seconds."""
+        """Returns Unix seconds."""
         ...
 
 
 class SystemClock:
-    """The real clock; built once in each ``__main__``. The system's functions themselves: a request asks twenty times."""
+    """The system clock, created once in each `__main__`.
+
+    Why static methods: a request reads the time twenty times, and these are the system's own
+    functions.
+    """
 
     now = staticmethod(time.monotonic)
     wall = staticmethod(time.time)
 
 
 class AcceleratedClock:
-    """A clock on which ``speed`` seconds pass in each of another; the time of day stays. For simulated engines that run so fast."""
+    """A clock whose monotonic time runs `speed` times as fast as another clock. For simulated
+    engines.
+
+    The wall-clock time is not changed.
+    """
 
     def __init__(self, clock: Clock, speed: float) -> None:
         self._clock = clock
         self._speed = speed
 
     def now(self) -> float:
-        """Monotonic seconds, of which there are more."""
+        """Returns the accelerated monotonic seconds."""
         return self._clock.now() * self._speed
 
     def wall(self) -> float:
-        """Unix seconds of the other clock."""
+        """Returns the Unix seconds of the underlying clock."""
         return self._clock.wall()
 
 
 class ManualClock:
-    """A clock that moves only when told to; for tests and for simulated time."""
+    """A clock that moves only when `advance` is called. For tests and simulated time."""
 
     def __init__(self, now: float = 0.0, wall: float = 1_800_000_000.0) -> None:
         self._now = now
         self._wall_offset = wall - now
 
     def now(self) -> float:
-        """The time last set."""
+        """Returns the current manual time in monotonic seconds."""
         return self._now
 
     def wall(self) -> float:
-        """The time last set, as Unix seconds."""
+        """Returns the current manual time in Unix seconds."""
         return self._now + self._wall_offset
 
     def advance(self, seconds: float) -> None:
-        """Move forward; a clock never goes back."""
+        """Moves the clock forward. Raises ValueError for a negative number of seconds."""
         if seconds < 0:
             raise ValueError(f"a monotonic clock cannot go back by {-seconds} s")
         self._now += seconds

@@ -1,10 +1,10 @@
-"""The data plane compiled to machine code, where somebody has done so: the same sources, half the time on a processor.
+"""Finds the compiled build of the data plane.
 
-``scripts/compile.py`` runs mypyc over the modules that requests and engines' events pass through and leaves a copy of the packages
-with their compiled modules in the cache, under a name made of the sources' very bytes. A gateway's workers, and an indexer, run from
-that copy when there is one for exactly the sources that run here; else from the sources themselves. So a compiled copy is never out
-of date, and an edit needs no rebuild to be seen. In an image the compiled modules lie in the packages themselves, and nothing is
-looked for.
+`scripts/compile.py` compiles hot modules with mypyc. It stores a copy of the packages with the
+compiled modules in the cache, in a folder named after a digest of the sources. Gateway workers and
+indexers run from the copy if its digest matches their own sources, else from the sources. A
+compiled build is therefore never out of date, and edits take effect without a rebuild. In an image,
+the compiled modules lie inside the packages themselves.
 """
 
 import hashlib
@@ -20,19 +20,19 @@ COMPLETE_MARKER = "complete"
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Where built things are kept between runs: ``FAIRLEAD_CACHE``."""
+    """Returns the folder of build artifacts: `FAIRLEAD_CACHE`, or `~/.cache/fairlead`."""
     given = environ.get("FAIRLEAD_CACHE")
     return Path(given) if given else Path.home() / ".cache" / "fairlead"
 
 
 def package_folders() -> list[Path]:
-    """Where the packages that may be compiled lie."""
-    found = [find_spec(name) for name in COMPILED_PACKAGES]
-    return [Path(spec.origin).parent for spec in found if spec is not None and spec.origin]
+    """Returns the folders of the packages that can be compiled."""
+    specs = [find_spec(name) for name in COMPILED_PACKAGES]
+    return [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin]
 
 
 def sources_digest(folders: Iterable[Path]) -> str:
-    """Names the very sources of the packages and the interpreter that runs them."""
+    """Returns a digest of the package sources and of the running interpreter."""
     digest = hashlib.sha256(sys.version.encode())
     for folder in folders:
         for path in sorted(folder.rglob("*.py")):
@@ -42,12 +42,15 @@ def sources_digest(folders: Iterable[Path]) -> str:
 
 
 def compiled_copy_path(folders: Iterable[Path], cache: Path) -> Path:
-    """The folder that holds, or would hold, the compiled copy of these sources."""
+    """Returns the folder for the compiled copy of these sources, whether it exists or not."""
     return cache / f"compiled-{sources_digest(folders)}"
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a worker or an indexer: the compiled copy in front of everything else, if there is one and it is wanted."""
+    """Returns the environment for a worker or an indexer, with the compiled copy first on the path.
+
+    The environment is unchanged if there is no compiled copy or `FAIRLEAD_COMPILED` is `0`.
+    """
     environment = dict(environ)
     if environ.get("FAIRLEAD_COMPILED") == "0":
         return environment
@@ -55,18 +58,16 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
         copy = compiled_copy_path(package_folders(), cache_folder(environ))
         if not (copy / COMPLETE_MARKER).is_file():
             return environment
-    except (OSError, RuntimeError):  # no such folder, or no home: then there is no copy either
+    except (OSError, RuntimeError):  # no such folder, or no home: there is no copy
         return environment
-    environment["PYTHONSAFEPATH"] = (
-        "1"  # the folder that a worker is started in may hold the sources, and would come first
-    )
-    before = environ.get("PYTHONPATH")
-    if before is not None and before.split(os.pathsep)[0] == str(copy):
-        return dict(environ)  # it runs from there already
-    environment["PYTHONPATH"] = f"{copy}{os.pathsep}{before}" if before else str(copy)
+    environment["PYTHONSAFEPATH"] = "1"  # else sources in the working folder would come first
+    python_path = environ.get("PYTHONPATH")
+    if python_path is not None and python_path.split(os.pathsep)[0] == str(copy):
+        return dict(environ)  # this process already runs from the copy
+    environment["PYTHONPATH"] = f"{copy}{os.pathsep}{python_path}" if python_path else str(copy)
     return environment
 
 
 def is_compiled(file: str) -> bool:
-    """Whether a module that lies in ``file`` is machine code."""
+    """Returns True if `file` is a compiled extension module."""
     return file.endswith(tuple(EXTENSION_SUFFIXES))

@@ -1,7 +1,8 @@
-"""Small files that are watched: keys, certificates. A change is told once the files have stood still, so nobody reads half of one.
+"""A poller for changes of small files, such as keys and certificates.
 
-What is asked is the modification time and the inode behind the name, so a Kubernetes Secret, which is swapped as a whole behind a
-symbolic link, is seen like a file that was edited.
+A change is reported once the files are unchanged for one interval, so that half-written files are
+not read. Inode, size and modification time are compared, behind symbolic links: Kubernetes replaces
+the target of a link when a Secret changes.
 """
 
 import asyncio
@@ -19,15 +20,20 @@ Signature = tuple[tuple[int, int, int], ...]
 
 
 class FileWatcher:
-    """Calls ``load`` whenever ``files`` have changed; what it raises is kept as ``problem`` and changes nothing else.
+    """A task that calls `load` whenever `files` have changed.
 
-    ``what`` names the files in that problem, as in "the keys file".
+    problem: the error of the last call; the last good state stays.
+    description: the files in messages, such as "the keys file".
     """
 
     def __init__(
-        self, what: str, files: Sequence[Path], load: Callable[[], Awaitable[None]], poll_seconds: float = POLL_SECONDS
+        self,
+        description: str,
+        files: Sequence[Path],
+        load: Callable[[], Awaitable[None]],
+        poll_seconds: float = POLL_SECONDS,
     ) -> None:
-        self._what = what
+        self._description = description
         self._files = tuple(files)
         self._load = load
         self._poll_seconds = poll_seconds
@@ -35,13 +41,13 @@ class FileWatcher:
         self.problem: str | None = None
 
     async def start(self) -> None:
-        """Load, and follow from now on. Raises what ``load`` raises: there is nothing good to fall back to yet."""
+        """Loads the files and starts watching. Raises the exceptions of `load`."""
         seen = file_signature(self._files)
         await self._load()
-        self._task = asyncio.create_task(self._poll_loop(seen), name=f"watch {self._what}")
+        self._task = asyncio.create_task(self._poll_loop(seen), name=f"watch {self._description}")
 
     async def stop(self) -> None:
-        """Look no more."""
+        """Stops watching."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
 
@@ -60,21 +66,21 @@ class FileWatcher:
         try:
             await self._load()
         except (FairleadError, OSError, ValueError) as error:
-            self.problem = f"{self._what} cannot be used, the last good state stays: {error}"
+            self.problem = f"{self._description} cannot be used, the last good state stays: {error}"
             _log.warning("%s", self.problem)
         else:
             self.problem = None
-            _log.info("%s: read again", self._what)
+            _log.info("%s: reloaded", self._description)
 
 
 def file_signature(files: Sequence[Path]) -> Signature:
-    """Changes when one of ``files`` is edited, replaced or removed."""
+    """Returns a value that changes when a file is edited, replaced or removed."""
     return tuple(_stat_signature(path) for path in files)
 
 
 def _stat_signature(path: Path) -> tuple[int, int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return 0, 0, 0
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_size

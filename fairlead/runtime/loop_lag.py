@@ -1,11 +1,11 @@
-"""How late an event loop runs: the one number that says whether a timing taken in this process can be believed."""
+"""Measures event-loop lag. If it is large, timings taken in this process are not reliable."""
 
 import asyncio
 from collections import deque
 
 
 class LoopLag:
-    """Asks the loop to wake every ``interval`` seconds and remembers how late it did (seconds; the last ``keep``)."""
+    """A periodic probe of event-loop lag. Keeps the last `max_samples` lags, in seconds."""
 
     def __init__(self, interval: float = 0.02, max_samples: int = 30_000) -> None:
         self._interval = interval
@@ -14,23 +14,25 @@ class LoopLag:
         self._due = 0.0
 
     def start(self) -> None:
-        """Begin measuring on the running loop."""
+        """Starts measuring on the running loop."""
         loop = asyncio.get_running_loop()
         self._due = loop.time() + self._interval
         self._handle = loop.call_at(self._due, self._wake)
 
     def stop(self) -> None:
-        """Stop; what was measured stays readable."""
+        """Stops measuring. The samples stay readable."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
 
     def clear(self) -> None:
-        """Forget what was measured, to measure one stretch of work alone."""
+        """Discards all samples, to measure one stretch of work alone."""
         self._lags.clear()
 
     def quantile(self, share: float) -> float | None:
-        """Lateness in seconds that ``share`` of the wakes stayed below; None before the first wake."""
+        """Returns the lag in seconds that `share` of the samples do not exceed; None without
+        samples.
+        """
         if not self._lags:
             return None
         ordered = sorted(self._lags)

@@ -1,7 +1,8 @@
-"""Lines for a sink that may be stuck: a full pipe that nobody reads stops neither the event loop nor a request.
+"""A logger for a sink that may block: a full pipe stops neither the event loop nor a request.
 
-Lines wait in a bounded queue, and a thread of their own writes them. When the queue is full, lines are dropped and counted; the
-next one that gets through is preceded by one that says how many are missing. At the end of the process the rest has a moment.
+Lines wait in a bounded queue, which a thread writes. Lines that do not fit are dropped and counted,
+and the next written line is preceded by their number. Queued lines are written at the end of the
+process, for a short time.
 """
 
 import asyncio
@@ -28,9 +29,12 @@ _TRUNCATION_MARK = b" [cut]\n"
 
 
 class NonBlockingWriter:
-    """Lines to a file descriptor. ``write`` never waits, from any thread; ``dropped`` counts what was lost.
+    """A queue of lines for a file descriptor, and the thread that writes them.
 
-    ``put`` writes bytes and says how many it took (os.write). The thread starts with the first line, so a forked process has its own.
+    The thread starts with the first line, so that a forked process gets its own.
+
+    dropped: number of lost lines.
+    put: writes bytes and returns how many were written, like `os.write`.
     """
 
     def __init__(self, fd: int, limits: Limits, put: Callable[[int, bytes], int] = os.write) -> None:
@@ -45,7 +49,7 @@ class NonBlockingWriter:
         self.dropped = 0
 
     def write(self, line: bytes) -> None:
-        """One line with its end. Dropped when too many wait; cut when it is too long."""
+        """Queues a line with its newline, from any thread, without waiting. Long lines are cut."""
         if len(self._waiting) >= self._max_lines:
             self.dropped += 1
             return
@@ -57,14 +61,14 @@ class NonBlockingWriter:
             self._start_thread()
 
     def flush(self, seconds: float = _FLUSH_SECONDS) -> bool:
-        """Wait until everything is written, for ``seconds`` at most; whether it is. For the end of a process: it blocks."""
+        """Blocks until the queue is empty or time is up, and returns True if it is empty."""
         end = time.monotonic() + seconds
         while self._waiting and self._pid == os.getpid() and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
         return not self._waiting
 
     def warnings(self) -> list[str]:
-        """What people should know, in words."""
+        """Returns a warning if lines were dropped."""
         return [f"log: {self.dropped} lines were dropped, the sink did not take them"] if self.dropped else []
 
     def _start_thread(self) -> None:
@@ -76,7 +80,7 @@ class NonBlockingWriter:
             self._more.wait()
             self._more.clear()
             while self._waiting:
-                line = self._waiting[0]  # stays in the queue until it is written: that is what bounds what waits
+                line = self._waiting[0]  # it counts as queued until it is written
                 if self.dropped > self._reported_drops:
                     missing, self._reported_drops = self.dropped - self._reported_drops, self.dropped
                     line = b"%d log lines were dropped here: the sink did not take them\n%b" % (missing, line)
@@ -84,59 +88,62 @@ class NonBlockingWriter:
                 self._waiting.popleft()
 
     def _write_whole(self, line: bytes) -> None:
-        """Write a line whole, however slowly the sink takes it; a sink that is gone takes nothing."""
+        """Writes a line in as many parts as needed. A closed sink drops it."""
         while line:
             try:
                 line = line[self._put(self._fd, line) :]
             except BlockingIOError:
-                time.sleep(_POLL_SECONDS)  # the descriptor was made non-blocking by whoever shares it
+                time.sleep(_POLL_SECONDS)  # another process made the descriptor non-blocking
             except OSError:
                 self.dropped += 1
                 return
 
 
 class NonBlockingHandler(logging.Handler):
-    """Log records as lines of ``lines``."""
+    """A log handler that never blocks."""
 
-    def __init__(self, lines: NonBlockingWriter) -> None:
+    def __init__(self, writer: NonBlockingWriter) -> None:
         super().__init__()
-        self.writer = lines
+        self.writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Put one record aside."""
+        """Queues a record."""
         try:
             line = self.format(record)
-        except Exception:  # noqa: BLE001 - a line that cannot be written must not break what logged it
+        except Exception:  # noqa: BLE001 - logging must not break its caller
             line = f"a log line of {record.name} could not be formatted"
         self.writer.write(line.encode("utf-8", "replace") + b"\n")
 
     def flush(self) -> None:
-        """At the process's end."""
+        """Blocks for a short time until all lines are written."""
         self.writer.flush()
 
 
 def on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """An event loop's exception handler: what happened and where, but no text of the exception, which may hold a prompt."""
+    """Logs an exception of the event loop without its text, which may contain a prompt."""
     error = context.get("exception")
     kind = type(error).__name__ if error is not None else ""
-    _log.error("%s: %s\n%s", context.get("message", "a defect in the event loop"), kind, traceback_lines(error))
+    _log.error("%s: %s\n%s", context.get("message", "internal error in the event loop"), kind, traceback_lines(error))
 
 
 def traceback_lines(error: BaseException | None) -> str:
-    """The lines of code that an exception came through, without its text."""
+    """Returns the locations of a traceback, without the exception's text."""
     return "".join(traceback.format_tb(error.__traceback__)) if error is not None else ""
 
 
-def _on_unraisable(found: "sys.UnraisableHookArgs") -> None:
-    _log.error("an exception that nobody could take: %s\n%s", found.exc_type.__name__, traceback_lines(found.exc_value))
+def _on_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    name = unraisable.exc_type.__name__
+    _log.error("exception ignored: %s\n%s", name, traceback_lines(unraisable.exc_value))
 
 
 _active_writers: list[NonBlockingWriter] = []
 
 
 def start_logging(level: str | None, limits: Limits | None = None) -> None:
-    """Log to the standard error stream from now on, unless somebody has set up logging already. Raises SettingsError for
-    a ``level`` that is none."""
+    """Starts logging to the standard error stream, unless logging is already set up.
+
+    Raises SettingsError for an unknown level.
+    """
     name = (level or "info").lower()
     if name not in _LOG_LEVELS:
         field = "FAIRLEAD_LOG_LEVEL"
@@ -144,16 +151,16 @@ def start_logging(level: str | None, limits: Limits | None = None) -> None:
     root = logging.getLogger()
     if root.handlers:
         return
-    lines = NonBlockingWriter(_STANDARD_ERROR, limits or Limits())
-    handler = NonBlockingHandler(lines)
+    writer = NonBlockingWriter(_STANDARD_ERROR, limits or Limits())
+    handler = NonBlockingHandler(writer)
     handler.setFormatter(logging.Formatter(_FORMAT))
     root.addHandler(handler)
     root.setLevel(name.upper())
     logging.captureWarnings(True)
     sys.unraisablehook = _on_unraisable
-    _active_writers[:] = [lines]
+    _active_writers[:] = [writer]
 
 
 def log_warnings() -> list[str]:
-    """What people should know of this process's log, in words."""
-    return [words for lines in _active_writers for words in lines.warnings()]
+    """Returns warnings about this process's log."""
+    return [warning for writer in _active_writers for warning in writer.warnings()]

@@ -1,4 +1,4 @@
-"""What a process that serves or indexes asks of the system at its start."""
+"""Operating-system and memory settings for long-running processes."""
 
 import contextlib
 import ctypes
@@ -13,16 +13,19 @@ _TRIM_THRESHOLD_BYTES = 8 * 1024 * 1024
 
 
 def raise_open_file_limit() -> None:
-    """A connection is a file, an engine that is read a handful; take as many as the system allows this process."""
+    """Raises the limit of open files to the maximum that the system allows this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def tune_malloc() -> None:
-    """Keep glibc from holding on to the memory of large bodies: it raises the size from which blocks are given back to
-    the system whenever one is freed. Smaller ones are used again: a block that the system gives has to be cleared and entered
-    page by page, which costs a request of 220 KB more than everything else that is done for it."""
+    """Makes glibc return the memory of large blocks to the system when they are freed.
+
+    Why: by default, glibc raises its size threshold each time a large block is freed, and then
+    keeps the memory. Smaller blocks are still reused. The kernel must clear and map fresh pages,
+    which costs more for a request of 220 KB than all other work on it.
+    """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # another C library
             mallopt = ctypes.CDLL(None).mallopt
@@ -31,19 +34,22 @@ def tune_malloc() -> None:
 
 
 def freeze_heap() -> None:
-    """The start is over: what is there now stays, and the collector need not look at it again. What importing left free goes back."""
+    """Excludes all current objects from garbage collection and returns free memory to the system.
+
+    Call it once, at the end of the start-up.
+    """
     gc.collect()
     gc.freeze()
     trim_heap()
 
 
 def trim_heap() -> None:
-    """Whole pages that nobody uses any more go back to the system, those between used ones too, which else stay."""
+    """Returns unused whole pages to the system, also those between used ones."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
 
 
 def relax_gc() -> None:
-    """For a process that makes and drops many objects and hardly any cycles."""
-    gc.set_threshold(10_000, 50, 100)  # 10,000 young objects take 4 ms to look through; 50,000 held up the loop for 38
+    """Collects garbage less often, for processes with many objects and few reference cycles."""
+    gc.set_threshold(10_000, 50, 100)  # 10,000 young objects take 4 ms to scan; 50,000 block the loop for 38 ms

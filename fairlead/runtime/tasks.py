@@ -1,4 +1,4 @@
-"""Ending a background task for certain, and hearing of one that failed."""
+"""Helpers for background asyncio tasks: reliable cancellation, and detection of failures."""
 
 import asyncio
 from collections.abc import Iterable
@@ -8,10 +8,11 @@ _RECANCEL_SECONDS = 0.05
 
 
 async def cancel_and_wait(task: asyncio.Task[Any] | None) -> None:
-    """Cancel ``task`` and return when it is over, however it ends.
+    """Cancels `task` and returns when it has ended, whatever its result.
 
-    One cancellation can get lost: ``asyncio.wait_for`` of Python 3.11 drops it when what it waits for is done in the same turn,
-    and libraries (redis-py's sending, for one) use it. So it is asked again until it holds.
+    Why it cancels repeatedly: in Python 3.11, `asyncio.wait_for` drops a cancellation if the
+    awaited future completes in the same loop iteration. Libraries use it, for example redis-py when
+    sending.
     """
     if task is None:
         return
@@ -19,15 +20,18 @@ async def cancel_and_wait(task: asyncio.Task[Any] | None) -> None:
         task.cancel()
         await asyncio.wait({task}, timeout=_RECANCEL_SECONDS)
     if not task.cancelled():
-        task.exception()  # looked at, so that the loop does not complain that nobody did
+        task.exception()  # retrieved, so that the loop does not warn about it
 
 
 async def first_failure(work: Iterable[asyncio.Task[Any]], stopped: asyncio.Task[Any]) -> BaseException | None:
-    """Wait until ``stopped`` is done (None), or one of ``work`` has failed before (why). One that just ends is no failure."""
+    """Waits until `stopped` is done (returns None) or a task of `work` fails (returns its error).
+
+    A task that ends without an error is not a failure.
+    """
     running = {stopped, *work}
     while not stopped.done():
         done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-        for one in done - {stopped}:
-            if not one.cancelled() and (error := one.exception()) is not None:
+        for task in done - {stopped}:
+            if not task.cancelled() and (error := task.exception()) is not None:
                 return error
     return None

@@ -1,0 +1,54 @@
+"""All limits of Fairlead: name, value and reason. docs/reference/limits.md is generated from here.
+
+Exceeding a limit gives a clear error and loses nothing. `Limits` combines the groups:
+
+- `requests`: client HTTP, request content, queues, upstream connections, KV transfers.
+- `gateways`: fleet, telemetry, worker processes, Redis and peers.
+- `index`: KV events, the KV-cache index, the prefix map.
+- `control_plane`: Kubernetes client, sleeping engines, autoscaler.
+"""
+
+from dataclasses import dataclass, fields
+
+from fairlead.limits.control_plane import AutoscalerLimits, KubeLimits, SleepLimits
+from fairlead.limits.gateways import FleetLimits, PeerLimits, ProcessLimits, TelemetryLimits
+from fairlead.limits.index import IndexLimits, KvEventLimits, PrefixMapLimits
+from fairlead.limits.requests import HandoffLimits, HttpLimits, QueueLimits, RequestLimits, UpstreamLimits
+
+__all__ = ["Limits", "limits_table"]
+
+GROUPS = (
+    *(HttpLimits, RequestLimits, QueueLimits, UpstreamLimits, HandoffLimits),
+    *(FleetLimits, TelemetryLimits, ProcessLimits, PeerLimits),
+    *(KvEventLimits, IndexLimits, PrefixMapLimits),
+    *(KubeLimits, SleepLimits, AutoscalerLimits),
+)
+
+
+@dataclass(frozen=True)
+class Limits(
+    HttpLimits,
+    RequestLimits,
+    QueueLimits,
+    UpstreamLimits,
+    HandoffLimits,
+    FleetLimits,
+    TelemetryLimits,
+    ProcessLimits,
+    PeerLimits,
+    KvEventLimits,
+    IndexLimits,
+    PrefixMapLimits,
+    KubeLimits,
+    SleepLimits,
+    AutoscalerLimits,
+):
+    """Sizes in bytes, times in seconds, counts plain. Tests pass a changed copy."""
+
+
+def limits_table() -> list[tuple[str, int | float, str]]:
+    """Returns (name, value, reason) of every limit, in order of the groups."""
+    defaults = Limits()
+    return [
+        (item.name, getattr(defaults, item.name), item.metadata["why"]) for group in GROUPS for item in fields(group)
+    ]

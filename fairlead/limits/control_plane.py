@@ -1,0 +1,74 @@
+"""Limits of the Kubernetes client, of sleeping engines, and of the autoscaler."""
+
+from dataclasses import dataclass
+
+from fairlead.limits.limit_field import limit
+
+
+@dataclass(frozen=True)
+class KubeLimits:
+    """Limits of the Kubernetes client and its events."""
+
+    kube_connect_seconds: float = limit(5.0, "TCP and TLS to the Kubernetes API server")
+    kube_response_seconds: float = limit(30.0, "a response of the API server, each page of a list; watches have no end")
+    kube_response_bytes: int = limit(256 * 1024 * 1024, "a response of the API server; a page of pods has some 5 MB")
+    kube_event_bytes: int = limit(16 * 1024 * 1024, "one event of a watch; etcd takes objects of about 1.5 MB")
+    kube_attempts: int = limit(5, "attempts of a request to the API server before it fails")
+    kube_pause_seconds: float = limit(0.2, "first pause between them; doubles each time, half of it jitter")
+    max_kube_pause_seconds: float = limit(5.0, "longest such pause, also between attempts to watch")
+    kube_retry_after_seconds: float = limit(30.0, "longest Retry-After that is respected; else the request fails")
+    kube_page_items: int = limit(500, "objects in one page of a list")
+    kube_token_seconds: float = limit(10.0, "interval at which a token file is read again; clusters rotate it")
+    kube_watch_seconds: float = limit(300.0, "requested duration of a watch, at random up to twice as long")
+    kube_watch_silence_seconds: float = limit(
+        90.0, "a watch without event or bookmark (one a minute) for this long is frozen, and replaced"
+    )
+    kube_relist_spread_seconds: float = limit(2.0, "random delay of informers that must list again")
+    kube_max_resumes: int = limit(
+        3, "consecutive watches that a responding API server refuses, until it is listed again"
+    )
+    kube_fleet_batch_seconds: float = limit(0.05, "changes of the cluster are batched this long for a new fleet")
+    kube_events: int = limit(4_096, "different events remembered; a repeated one is counted, not written again")
+    kube_events_pending: int = limit(1_024, "events that wait to be written; more are dropped and counted")
+    kube_event_burst: int = limit(25, "different events about one object at once; then they are dropped and counted")
+    kube_event_refill_seconds: float = limit(30.0, "one more is allowed after each of these")
+    kube_series_seconds: float = limit(10.0, "repetitions of an event are batched this long, doubling up to ...")
+    max_kube_series_seconds: float = limit(300.0, "... this, until their number is written")
+    kube_series_end_seconds: float = limit(360.0, "an event without repetition for this long is a new one")
+
+
+@dataclass(frozen=True)
+class SleepLimits:
+    """Limits of putting engines to sleep."""
+
+    engine_query_seconds: float = limit(5.0, "an engine's reply about its sleep state and its health")
+    engine_sleep_seconds: float = limit(120.0, "until an idle engine sleeps: weights are moved to the host's memory")
+    engine_wake_seconds: float = limit(
+        900.0, "an engine that is not awake by then is restarted: weights may be loaded again"
+    )
+
+
+@dataclass(frozen=True)
+class AutoscalerLimits:
+    """Limits of the autoscaler."""
+
+    autoscaler_read_seconds: float = limit(2.0, "a gateway whose metrics take longer is missing from the observation")
+    autoscaler_page_bytes: int = limit(
+        64 * 1024 * 1024, "a gateway's metrics page; one with 4,096 engines has about 12 MB"
+    )
+    autoscaler_gateways: int = limit(256, "gateways that are scraped; a warning names the number of others")
+    autoscaler_carry_forward_seconds: float = limit(
+        60.0, "the last values of a missing gateway are used this long, then it counts as gone"
+    )
+    autoscaler_tick_seconds: float = limit(5.0, "interval of decisions for all models")
+    autoscaler_min_tick_seconds: float = limit(0.2, "minimum interval, whatever the number of hints")
+    autoscaler_hinted_ticks_per_minute: int = limit(
+        12, "additional ticks per minute because of hints, as many as without: a flood keeps half of the history"
+    )
+    autoscaler_cluster_seconds: float = limit(
+        10.0, "until the scale targets are read, or a replica count is written; then the tick goes on without"
+    )
+    autoscaler_ring_bytes: int = limit(32 * 1024 * 1024, "ticks kept in memory: two hours of ten small models")
+    autoscaler_file_bytes: int = limit(16 * 1024 * 1024, "one file of a recording; the next follows")
+    autoscaler_files: int = limit(32, "files of a recording; the oldest are removed")
+    autoscaler_signals_seconds: float = limit(10.0, "older signals of an engine count as missing")

@@ -1,0 +1,112 @@
+"""Limits of gateway processes: fleet, memory, workers, logs, Redis and peers."""
+
+from dataclasses import dataclass
+
+from fairlead.limits.limit_field import limit
+
+
+@dataclass(frozen=True)
+class FleetLimits:
+    """Limits of the fleet and of the files that describe it."""
+
+    models: int = limit(1_000, "models in a fleet")
+    instances: int = limit(4_096, "instances in a fleet")
+    fleet_file_bytes: int = limit(16 * 1024 * 1024, "a fleet or manifest file")
+    yaml_nodes: int = limit(500_000, "values in a YAML file with aliases expanded; stops alias bombs")
+    sim_engines_per_process: int = limit(256, "simulated engines in one process")
+    sim_queue: int = limit(100_000, "requests waiting in one simulated engine")
+    prefix_blocks: int = limit(4_096, "hashed blocks of one prompt; later ones never decide a route")
+    mirror_blocks_per_instance: int = limit(262_144, "prefix blocks that the prefix map remembers per instance")
+    hot_prefixes: int = limit(10_000, "entries of the hot-prefix table of one model")
+    decision_log: int = limit(4_096, "decisions kept in memory by a worker")
+
+
+@dataclass(frozen=True)
+class TelemetryLimits:
+    """Limits of metrics, logs, traces and engine scrapes."""
+
+    metric_models: int = limit(1_000, "models with metrics of their own; the rest are counted as `other`")
+    metric_instances: int = limit(4_096, "instances of one model with metrics of their own; then the oldest is dropped")
+    metric_label_values: int = limit(64, "values of a label such as `kind` or `rule`; the rest are counted as `other`")
+    metric_retention_seconds: float = limit(300.0, "an instance's counters stay this long after it left the fleet")
+    scrape_seconds: float = limit(2.0, "interval of scrapes of each engine's metrics page")
+    scrape_timeout_seconds: float = limit(1.5, "an engine that takes longer is scraped again in the next round")
+    scrape_bytes: int = limit(4 * 1024 * 1024, "a metrics page; real ones have about 90 kB")
+    log_lines_pending: int = limit(4_096, "log lines that wait for a blocked sink; the next are dropped")
+    log_line_bytes: int = limit(16_384, "one line or traceback of the log; the rest is cut off")
+    access_log_lines_pending: int = limit(1_000, "lines that wait for the access log; the next are dropped and counted")
+    spans_pending: int = limit(1_000, "spans that wait for the collector; the next are dropped and counted")
+    span_batch: int = limit(500, "spans sent to the collector at once")
+    span_batch_seconds: float = limit(0.5, "from the first span of a batch until it is sent")
+    span_export_seconds: float = limit(5.0, "the collector's response to one batch")
+    memory_high_share: float = limit(0.9, "of the memory limit; above it, bodies over 64 KiB get 503 with Retry-After")
+    memory_full_share: float = limit(0.95, "of the memory limit; above it, every body does")
+    memory_check_seconds: float = limit(0.25, "interval at which a process checks its memory")
+
+
+@dataclass(frozen=True)
+class ProcessLimits:
+    """Limits of a gateway's workers and of the channel between supervisor and workers."""
+
+    workers: int = limit(64, "worker processes of one gateway; more only compete for processors")
+    worker_start_seconds: float = limit(60.0, "a worker that does not listen by then is killed and started again")
+    worker_query_seconds: float = limit(2.0, "a worker's reply to a query; then it is shown as unresponsive")
+    worker_restart_seconds: float = limit(0.1, "pause before a crashed worker is started again; doubles each time")
+    max_worker_restart_seconds: float = limit(10.0, "longest such pause; ten seconds of life reset it")
+    channel_message_bytes: int = limit(
+        64 * 1024 * 1024, "one message between supervisor and worker; a fleet has a few MB"
+    )
+    channel_pending_bytes: int = limit(
+        16 * 1024 * 1024, "messages to a worker that does not read; then they are dropped, and the fleet is sent later"
+    )
+    sibling_batch_seconds: float = limit(0.05, "decisions are batched this long for the sibling workers")
+    sibling_decisions_pending: int = limit(4_096, "decisions in that batch; the oldest are dropped")
+    shared_slots: int = limit(8_192, "instances whose load workers share; of others each worker sees its own load")
+    timing_rows: int = limit(16_384, "request timings that a worker buffers for the supervisor, which fits profiles")
+    timing_report_seconds: float = limit(1.0, "interval of these reports")
+    timing_rows_pending: int = limit(131_072, "timings of all workers that wait to be sorted")
+    timing_settle_seconds: float = limit(2.5, "the wait before sorting: a worker may be late")
+    timing_inflight: int = limit(65_536, "requests in flight that are timed; beyond, the oldest is not measured")
+
+
+@dataclass(frozen=True)
+class PeerLimits:
+    """Limits of Redis and of the exchange with other gateways."""
+
+    redis_scan_seconds: float = limit(10.0, "until a listing of a Redis' keys finds the next one")
+    redis_timeout_seconds: float = limit(1.0, "an exchange with Redis; no request waits for one")
+    redis_connect_seconds: float = limit(3.0, "the same for a new connection, which takes several exchanges")
+    redis_ping_seconds: float = limit(2.0, "interval of pings to an idle Redis")
+    redis_pause_seconds: float = limit(
+        1.5, "longest pause between attempts to reach Redis: it is used again within 2 s of its return"
+    )
+    redis_stale_seconds: float = limit(60.0, "data from Redis is stale this long after Redis went away, then dropped")
+    published_decisions: int = limit(10_000, "entries of one model's decision stream in Redis, about 1 kB each")
+    published_decision_seconds: float = limit(900.0, "older entries of the decision stream are trimmed")
+    published_decisions_pending: int = limit(4_096, "decisions buffered while Redis is away; the oldest are dropped")
+    dispatch_batch_seconds: float = limit(0.05, "dispatches of the workers are batched this long for other gateways")
+    dispatches_pending: int = limit(
+        4_096, "dispatches buffered for other gateways while Redis is away; the oldest are dropped"
+    )
+    dispatch_blocks: int = limit(512, "prompt hashes sent to other gateways: the first 450,000 tokens")
+    dispatch_entry_bytes: int = limit(65_536, "one entry of the dispatch stream; more become several")
+    dispatch_entries: int = limit(10_000, "entries of one model's dispatch stream, some 3 kB each")
+    dispatch_retention_seconds: float = limit(300.0, "how long they are kept, for gateways that start")
+    dispatch_poll_seconds: float = limit(0.05, "interval of polls for dispatches of other gateways")
+    dispatch_idle_poll_seconds: float = limit(0.5, "the same without other gateways")
+    dispatch_streams: int = limit(200, "streams read in one poll; beyond, quiet models are read in rotation")
+    heartbeat_seconds: float = limit(
+        0.5, "heartbeats of a gateway with requests in flight; after three missed ones its load counts no more"
+    )
+    idle_heartbeat_seconds: float = limit(5.0, "the same for a model without requests in flight")
+    busy_heartbeats: int = limit(500, "models with requests in flight that one gateway reports per second")
+    idle_heartbeats: int = limit(200, "the same for models without")
+    peers: int = limit(256, "other gateways that are tracked; the load of more is unknown")
+    hot_prefix_poll_seconds: float = limit(0.5, "interval at which the hot-prefix table is written or read")
+    hot_prefix_lease_seconds: float = limit(
+        2.0, "a gateway that has not written the table for this long loses its lease"
+    )
+    rehome_hint_seconds: float = limit(
+        5.0, "interval of hints for hot prefixes that need another home; a hint expires after three intervals"
+    )
+    rehome_hints: int = limit(16, "such hints of one model: the most valuable ones")

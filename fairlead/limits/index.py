@@ -1,0 +1,197 @@
+"""Limits of KV events, the KV-cache index, and the map from prompts to its blocks."""
+
+from dataclasses import dataclass
+
+from fairlead.limits.limit_field import limit
+
+
+@dataclass(frozen=True)
+class KvEventLimits:
+    """Limits of the KV events of engines."""
+
+    kv_events_bytes: int = limit(
+        8 * 1024 * 1024, "one batch of KV events; 3.3 bytes a token, and an engine's step has some 10,000 tokens"
+    )
+    kv_events_in_batch: int = limit(131_072, "events of one batch; a long prompt evicts one block per event")
+    kv_event_blocks: int = limit(131_072, "blocks of one KV event: two million tokens at block size 16")
+    kv_event_block_tokens: int = limit(65_536, "tokens of one block; engines use 16 to 256, some hybrid ones 1,000")
+    kv_replay_buffered: int = limit(4_096, "batches buffered during a replay; beyond, the history counts as lost")
+    kv_replay_buffered_bytes: int = limit(64 * 1024 * 1024, "the same in bytes")
+    kv_replay_batches: int = limit(
+        131_072, "batches of one replay whose digests are kept until it ends; vLLM's buffer has 10,000 by default"
+    )
+    kv_sequences_known: int = limit(128, "last batches whose digest is kept, to tell a repetition from a restart")
+    kv_blocks: int = limit(12_000_000, "blocks of all instances in one indexer, some 60 bytes each; the oldest go")
+    kv_blocks_per_instance: int = limit(4_194_304, "blocks of one instance, all tiers; the oldest go")
+    kv_orphans_per_instance: int = limit(
+        32_768, "blocks of one instance with an unknown parent, with their tokens; the oldest go"
+    )
+    kv_orphans_bytes: int = limit(32 * 1024 * 1024, "token ids and extra keys of such blocks, of one instance")
+    kv_adapters: int = limit(4_096, "adapter names of one instance; blocks of others are not credited")
+    kv_adapter_versions: int = limit(8, "earlier contents of reloaded adapters that one instance may have cached")
+    kv_shared_blocks: int = limit(4_194_304, "blocks that may be in one model's shared store; the oldest go")
+    kv_shared_seconds: float = limit(
+        600.0, "how long a block counts as stored after its last write: a shared store reports no evictions"
+    )
+    kv_clear_echo_seconds: float = limit(
+        2.0, "until an engine reports a clear that Fairlead requested; earlier events precede the clear"
+    )
+    kv_frames: int = limit(8, "parts of one message of KV events; valid ones have three or five")
+    kv_pending_batches: int = limit(
+        128, "unread batches of one engine; beyond, its connection pauses, and what it drops is replayed"
+    )
+    kv_replay_pending: int = limit(
+        16_384, "unread batches of one replay: more than above, since engines drop what does not fit"
+    )
+    kv_replays: int = limit(8, "replays at the same time: each has some 10,000 batches; the others wait")
+    kv_turn_bytes: int = limit(32_768, "events of one engine processed before the next engine's")
+    kv_loop_bytes: int = limit(262_144, "events of all engines processed before other work of the indexer")
+    kv_loop_seconds: float = limit(0.004, "the same in seconds, since a write to Redis takes several loop iterations")
+    kv_backpressure_seconds: float = limit(0.002, "pause of all engines while the index writer is behind")
+    kv_connect_seconds: float = limit(5.0, "from a connection to an engine's events until the handshake is complete")
+    kv_reconnect_seconds: float = limit(0.1, "first pause before a reconnect to an engine's events; doubles each time")
+    max_kv_reconnect_seconds: float = limit(2.0, "longest such pause, half of it jitter")
+    kv_heartbeat_seconds: float = limit(5.0, "interval of pings on a connection to an engine's events")
+    kv_heartbeat_timeout_seconds: float = limit(15.0, "a connection without a pong for this long is broken")
+    kv_restart_seconds: float = limit(
+        10.0, "an engine whose events were away for this long counts as restarted when it returns"
+    )
+    kv_replay_seconds: float = limit(10.0, "a replay without a batch for this long has failed")
+    kv_settle_seconds: float = limit(
+        1.0, "after connecting, until events from before the subscription took effect are requested"
+    )
+    kv_idle_check_seconds: float = limit(
+        15.0, "an engine without events for this long is asked whether any were missed, and whether it restarted"
+    )
+    kv_expire_seconds: float = limit(5.0, "interval at which expired blocks of shared stores are dropped")
+    kv_query_seconds: float = limit(3.0, "an engine's reply about its event endpoints or its adapters")
+    kv_query_bytes: int = limit(4 * 1024 * 1024, "the same in bytes; an adapter takes some 300 of them")
+    kv_query_pause_seconds: float = limit(1.0, "first pause before an engine is queried again; doubles each time")
+    max_kv_query_pause_seconds: float = limit(60.0, "longest such pause; an engine may have no events at all")
+    kv_adapter_poll_seconds: float = limit(30.0, "interval of queries for the sources of an engine's adapters")
+    kv_adapter_pause_seconds: float = limit(1.0, "minimum pause between them if a new adapter appears")
+    kv_inbound_connections: int = limit(4_096, "connections of engines that connect to the indexer themselves")
+
+
+@dataclass(frozen=True)
+class IndexLimits:
+    """Limits of the KV-cache index in Redis and of its mirrors."""
+
+    index_lease_seconds: float = limit(
+        1.5, "an indexer that does not renew its lease for this long may be replaced; renewed three times as often"
+    )
+    index_flush_seconds: float = limit(
+        0.02, "longest time that changes of the index are batched; less while writing takes little"
+    )
+    index_batch_seconds: float = limit(0.002, "time that changes after a pause wait for others of the same step")
+    index_entry_blocks: int = limit(32_768, "blocks of one entry of the change stream, some 300 kB; then the next")
+    index_entry_bytes: int = limit(8 * 1024 * 1024, "an entry of that stream; a longer one is damaged")
+    index_stream_entries: int = limit(
+        16_384, "entries of that stream; before it grows longer, the oldest parts of the index are stored"
+    )
+    index_stream_bytes: int = limit(64 * 1024 * 1024, "the same in bytes")
+    index_pending_blocks: int = limit(
+        262_144, "changed blocks buffered while Redis is away; beyond, everything is stored again at its return"
+    )
+    index_backpressure_blocks: int = limit(
+        65_536, "changed blocks waiting for a reachable Redis; beyond, engines are not read"
+    )
+    index_kept_batches: int = limit(
+        4_096, "batches of an instance until it is stored again: an engine can replay its last 10,000"
+    )
+    index_expire_seconds: float = limit(900.0, "an index without a writer expires in Redis after this long")
+    index_wait_seconds: float = limit(
+        0.1, "blocking read of a mirror for changes of the index; a new model is noticed after that"
+    )
+    index_poll_seconds: float = limit(
+        0.02, "interval of polls of a cluster, where one command cannot wait for all models"
+    )
+    index_poll_busy_seconds: float = limit(0.004, "the same while changes arrive: caches change quickly")
+    index_status_seconds: float = limit(0.5, "interval at which a mirror checks for a writer and its position")
+    index_reload_seconds: float = limit(1.0, "pause between two attempts to load an index")
+    index_note_seconds: float = limit(
+        1.0, "interval at which the indexer writes the state of its instances, if it has changed"
+    )
+    index_models: int = limit(10_000, "models that `fairlead index` finds in one Redis")
+    index_tokens_bytes: int = limit(64 * 1024 * 1024, "a file of token ids that `fairlead index match` reads")
+    index_engine_seconds: float = limit(
+        30.0, "`fairlead index verify` waits this long for all that one engine can replay"
+    )
+    index_engine_bytes: int = limit(1024 * 1024 * 1024, "and reads at most this much of it")
+    index_mirror_blocks: int = limit(
+        12_000_000, "different blocks of one model in a mirror, some 90 bytes each; more are not credited"
+    )
+    index_census_seconds: float = limit(
+        10.0, "blocks that only one instance has are counted at most this often per million blocks (50 ms)"
+    )
+    index_recent_seconds: float = limit(300.0, "blocks of prompts sent within this time count as recently used")
+    index_recent_blocks: int = limit(
+        262_144, "such blocks of one model, some 80 bytes each; beyond, the older half is dropped"
+    )
+
+
+@dataclass(frozen=True)
+class PrefixMapLimits:
+    """Limits of the prefix map from prompt text to blocks, and of tokenization."""
+
+    prefix_map_blocks: int = limit(
+        131_072, "text blocks per model with known index blocks, some 300 bytes each; the oldest go"
+    )
+    prefix_map_token_blocks: int = limit(4_194_304, "token blocks of the prompts that taught them, 8 bytes each")
+    prefix_map_inflight: int = limit(16_384, "prompts of one model in flight; the oldest count as arrived")
+    prefix_map_inflight_seconds: float = limit(600.0, "a prompt in flight counts as cached this long at most")
+    prefix_map_provisional_seconds: float = limit(
+        30.0, "the same for another gateway's prompt, whose end is not reported"
+    )
+    prefix_map_settle_seconds: float = limit(
+        2.0, "from a prompt's end until blocks that the engine did not report count as not cached"
+    )
+    prefix_map_evicted_blocks: int = limit(
+        65_536, "recently evicted text blocks of one instance: responses that missed them had late events"
+    )
+    prefix_map_late_event_seconds: float = limit(
+        0.25, "longest delay of a KV event to the router; older mispredictions are real"
+    )
+    prefix_map_judge_seconds: float = limit(
+        0.5, "from a response's end until its prediction is judged, so that its events have arrived"
+    )
+    prefix_map_corrections: int = limit(16_384, "blocks checked for one batch of corrections; the rest is in the next")
+    prefix_map_correction_seconds: float = limit(0.05, "corrections are batched this long for the workers")
+    prefix_map_reports_pending: int = limit(4_096, "prompts sent and ended that a worker buffers for the index")
+    prefix_map_samples: int = limit(256, "last prompts of a worker that the index may query")
+    prefix_map_sample_bytes: int = limit(8 * 1024 * 1024, "the same in bytes; none over a quarter of it is kept")
+    tokenize_queries_per_second: float = limit(20.0, "prompts of one model sent to its engines' /tokenize")
+    tokenize_queries_pending: int = limit(64, "prompts of one model that wait for that; more are dropped")
+    tokenize_repeat_seconds: float = limit(5.0, "until the same prompt may be sent again")
+    tokenize_response_seconds: float = limit(5.0, "an engine's response with a prompt's tokens")
+    tokenize_response_bytes: int = limit(16 * 1024 * 1024, "such a response; a token takes some 7 bytes")
+    tokenize_refused_seconds: float = limit(60.0, "until an engine that refused is queried again")
+    tokenizer_unverified_prompts: int = limit(
+        8, "consecutive prompts of our tokenizer that no engine confirms, until engines are queried for a minute"
+    )
+    prefix_map_stored_prompts: int = limit(
+        1_024, "prompts of one model whose map is in Redis, 1 to 10 KB each; the oldest go"
+    )
+    prefix_map_stored_bytes: int = limit(
+        65_536, "one of them, stored or loaded: some 130,000 tokens in blocks of 16; longer prompts are not stored"
+    )
+    prefix_map_stores_pending: int = limit(256, "learned prompts that wait to be stored there; the oldest go")
+    prefix_map_sync_seconds: float = limit(2.0, "interval of storing them and loading those of other gateways")
+    prefix_map_retention_seconds: float = limit(
+        86_400.0, "until the map of a model without new prompts expires in Redis"
+    )
+    tokenizing_seconds: float = limit(
+        10.0, "a reply of the tokenizer process, including the loading of a tokenizer; then it is replaced"
+    )
+    tokenizing_pending: int = limit(64, "prompts that wait for that process; more are not tokenized there")
+    tokenizing_pause_seconds: float = limit(
+        60.0, "longest pause before a file that crashed it is tried again, after 1 s, 2 s and so on"
+    )
+    tokenizing_file_bytes: int = limit(64 * 1024 * 1024, "a tokenizer.json; the large ones have some 20 MB")
+    tokenizing_models: int = limit(8, "tokenizers loaded at the same time, up to some 200 MB each; the oldest go")
+    tokenizing_cached_tokens: int = limit(
+        1_048_576, "tokens of the last texts of one tokenizer, 8 bytes each: a known prefix costs less"
+    )
+    tokenizing_memory_bytes: int = limit(
+        3 * 1024 * 1024 * 1024, "address space of the tokenizer process; beyond it crashes and is restarted"
+    )

@@ -1,0 +1,9 @@
+"""The declaration of one limit: a dataclass field with its default and the reason."""
+
+from dataclasses import field
+from typing import Any
+
+
+def limit(value: int | float, why: str) -> Any:
+    """Returns a dataclass field with the default `value`. docs/reference/limits.md shows `why`."""
+    return field(default=value, metadata={"why": why})

@@ -1,0 +1,140 @@
+"""Limits of client requests and their way to an engine."""
+
+from dataclasses import dataclass
+
+from fairlead.limits.limit_field import limit
+
+
+@dataclass(frozen=True)
+class HttpLimits:
+    """Limits of client connections and HTTP messages."""
+
+    request_line_bytes: int = limit(8_192, "a longer URL is an attack or a mistake; 414")
+    header_bytes: int = limit(32_768, "all request headers together; engines had CVEs for unlimited ones; 431")
+    headers_count: int = limit(100, "header fields of one request; 431")
+    body_bytes: int = limit(32 * 1024 * 1024, "a prompt of about 8 million tokens or a handful of images; 413")
+    body_wire_factor: int = limit(8, "bytes on the wire per body byte when chunked: 1-byte chunks are an attack")
+    trailer_bytes: int = limit(8_192, "trailers are read and dropped; more are refused")
+    header_timeout_seconds: float = limit(5.0, "slowloris: from the first byte of a request head to its end")
+    body_idle_seconds: float = limit(30.0, "a body without a byte for this long ends the connection with 408")
+    body_seconds: float = limit(300.0, "from the end of a request's head to the end of its body; 408")
+    keepalive_idle_seconds: float = limit(75.0, "an idle client connection is closed")
+    connections: int = limit(20_000, "client connections of one worker; the next gets 503 and is closed")
+    pipelined_requests: int = limit(16, "requests read ahead on one connection; then reading pauses")
+    write_high_bytes: int = limit(256 * 1024, "unsent bytes to a slow client before its engine is paused")
+    bodies_bytes: int = limit(
+        512 * 1024 * 1024, "request bodies of one worker, all together; then bodies over 64 KiB get 503"
+    )
+    drain_seconds: float = limit(60.0, "requests in flight at SIGTERM may finish for this long")
+    keys: int = limit(100_000, "API keys in a keys file")
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """Limits of the content of one request."""
+
+    json_depth: int = limit(128, "nesting of a request body; no client needs more, and parsers differ beyond")
+    json_containers: int = limit(200_000, "arrays and objects in one request body; a chat has a few per message")
+    json_values: int = limit(
+        2_097_152,
+        "commas in one request body: each value costs memory, and as text each is a token; no context has more",
+    )
+    json_fields: int = limit(4_096, "top-level fields of a body that is rewritten; each is scanned")
+    choices: int = limit(128, "n and best_of: each costs a whole response; a billion of them has crashed engines")
+    logprobs: int = limit(100, "logprobs and top_logprobs: each is a sort over the vocabulary")
+    max_tokens: int = limit(16_777_216, "max_tokens and max_completion_tokens; the engine's context is the real bound")
+    prompts: int = limit(2_048, "prompts or inputs of one request, times n; each is a request of its own to the engine")
+    stop_strings: int = limit(64, "stop strings of one request; engines search each after every token")
+    stop_bytes: int = limit(65_536, "all stop strings of one request; engines search each after every token")
+    tools: int = limit(1_024, "tools of one request")
+    tools_bytes: int = limit(4 * 1024 * 1024, "tools of one request, as JSON text")
+    schema_bytes: int = limit(262_144, "response_format and other grammars of one request; engines compile them")
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """Limits of requests that are queued in the gateway."""
+
+    queued_requests: int = limit(2_000, "queued requests of one model in a worker; the next is refused")
+    queued_bytes: int = limit(256 * 1024 * 1024, "bodies of a model's queued requests in a worker; the next is refused")
+    queue_seconds: float = limit(60.0, "a request queued for this long gets 503: clients give up about then")
+    queue_starting_seconds: float = limit(
+        30.0, "a request waits this long for the first instance of a model that is starting, then 503"
+    )
+    queue_waking_seconds: float = limit(
+        600.0, "the same for a model that scales from zero: a node may have to be added first"
+    )
+    wake_hint_seconds: float = limit(
+        2.0, "interval of wake hints to the autoscaler while requests wait for a first instance"
+    )
+    max_retry_after_seconds: float = limit(60.0, "longest Retry-After in a response")
+    session_pins: int = limit(65_536, "sessions of one model whose last instance is remembered; the oldest are dropped")
+    session_pin_seconds: float = limit(
+        60.0, "how long a session's instance is remembered: tools of agents take 1 to 8 s, people longer"
+    )
+
+
+@dataclass(frozen=True)
+class UpstreamLimits:
+    """Limits of connections, attempts and responses of engines."""
+
+    upstream_idle_seconds: float = limit(4.0, "idle engine connections close before uvicorn's 5 s keep-alive does")
+    upstream_idle_per_instance: int = limit(256, "pooled engine connections of one instance")
+    connect_seconds: float = limit(2.0, "TCP connect to an engine; then the request is tried elsewhere")
+    first_token_seconds: float = limit(600.0, "an engine without a byte for this long is given up")
+    stream_idle_seconds: float = limit(120.0, "a stream without a byte for this long ends with an error event")
+    unresponsive_seconds: float = limit(
+        5.0, "an engine that sends no byte to any request for this long gets a connectivity probe, or is given up"
+    )
+    response_head_bytes: int = limit(65_536, "an engine's response head; a longer one means a broken engine")
+    response_seconds: float = limit(
+        600.0, "a plain response, from the request's last byte; then 504. Streams have none"
+    )
+    response_buffer_bytes: int = limit(
+        1024 * 1024, "of a plain response, buffered until it is complete so that it can be retried"
+    )
+    sse_event_bytes: int = limit(1024 * 1024, "one event of an engine's stream as far as Fairlead parses it")
+    resumable_bytes: int = limit(1024 * 1024, "of a stream, buffered so that another engine can continue it")
+    keep_alive_seconds: float = limit(15.0, "a stream silent for this long gets a comment, so that no proxy closes it")
+    max_attempts: int = limit(3, "engines tried for one request before the first byte")
+    retry_share: float = limit(0.2, "retries per request over the last 10 s; at least 3 are always allowed")
+    breaker_consecutive_faults: int = limit(3, "consecutive faults of one engine until it is ejected; load is no fault")
+    breaker_window_responses: int = limit(10, "responses of one engine within 10 s that its share of faults needs")
+    breaker_fault_share: float = limit(0.5, "share of faults among them that ejects the engine")
+    ejected_share: float = limit(0.5, "of a model's ready instances, ejected at the same time at most")
+    ejection_seconds: float = limit(5.0, "first ejection; doubles each time, with a jitter of a fifth")
+    max_ejection_seconds: float = limit(120.0, "longest ejection")
+    warm_up_seconds: float = limit(10.0, "from the successful probe until an instance gets its full share again")
+    first_token_min_seconds: float = limit(15.0, "an engine silent to every request for this long may count as stalled")
+    first_token_factor: float = limit(10.0, "it counts as stalled after this many times the predicted time")
+    quarantined_fingerprints: int = limit(1_024, "fingerprints of requests that crashed engines")
+    quarantine_seconds: float = limit(
+        600.0, "a poison request is refused for this long, since an engine takes minutes to restart"
+    )
+
+
+@dataclass(frozen=True)
+class HandoffLimits:
+    """Limits of KV transfers from prefill to decode engines."""
+
+    handoff_min_tokens: int = limit(
+        1_024,
+        "uncached prompt tokens from which a second engine prefills, without an objective or profile to judge by",
+    )
+    handoff_transfer_seconds: float = limit(
+        0.02, "minimum time of a KV transfer, whatever its size; observed times are added"
+    )
+    handoff_prefill_seconds: float = limit(20.0, "a prefill engine's whole response; then another one, or no transfer")
+    handoff_lease_seconds: float = limit(
+        20.0,
+        "from a prefill's response to the decode's start; NIXL keeps blocks 30 s, and later ones may be another prompt's",
+    )
+    handoff_first_event_seconds: float = limit(
+        15.0, "a decode engine's first event after a transfer; Mooncake waits 540 s, a frozen peer for ever"
+    )
+    handoff_output_token_seconds: float = limit(0.1, "added to that for each token of a response that is not streamed")
+    handoff_output_tokens: int = limit(2_048, "tokens of such a response if the client sets no maximum")
+    handoff_query_seconds: float = limit(2.0, "a query to Mooncake's bootstrap server for an engine's id")
+    handoff_suspect_seconds: float = limit(
+        30.0, "a prefill engine, or a pair, gets no transfer this long after a failure"
+    )
