@@ -1,8 +1,8 @@
-"""Accelerators that need no AcceleratorClass of one's own, so that the smallest manifest is one object.
+"""Built-in accelerators, so that the smallest manifest needs no AcceleratorClass.
 
-Their profiles are rooflines of one typical model each (see ``fairlead/engine_profile.py``): good enough to route and to simulate by
-until an engine has been measured. They select no nodes, since names of products differ between clusters: where a cluster has
-several kinds of GPU, a class of one's own says which nodes have which.
+Their profiles are rooflines of one typical model each (see `fairlead/engine_profile.py`): good
+enough for routing and simulation until an engine has been measured. They select no nodes, since
+product labels differ between clusters. A cluster with several kinds of GPU needs its own classes.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,9 @@ _BUILTIN: dict[str, tuple[str, str | None]] = {
 
 @cache
 def builtin_accelerators() -> Mapping[str, AcceleratorClass]:
-    """By name; a file's or cluster's own AcceleratorClass of the same name takes precedence."""
+    """Returns the built-in classes by name. A class of the same name in a file or cluster replaces
+    it.
+    """
     return MappingProxyType(
         {
             name: AcceleratorClass(
@@ -43,7 +45,7 @@ def builtin_accelerators() -> Mapping[str, AcceleratorClass]:
 
 
 def _tolerations(resource: str | None) -> list[Toleration]:
-    """Nodes with devices are commonly tainted with the name of the resource."""
+    """Returns a toleration of the usual taint of nodes with devices: the name of the resource."""
     if resource is None:
         return []
     return [Toleration(key=resource, operator=TolerationOperator.EXISTS, effect=TaintEffect.NO_SCHEDULE)]

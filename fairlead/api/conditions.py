@@ -1,8 +1,8 @@
-"""What ``status.conditions`` may say: a closed list of types and reasons, each with when it is said and what to do about it.
+"""The condition types and reasons of `status.conditions`: closed lists with meaning and advice.
 
-``docs/reference/conditions.md`` is generated from here. Whoever writes a condition takes its reason from ``Reason``; the message
-beside it names the objects and numbers of the case. ``Reconciling``, ``Stalled`` and ``NameTaken`` are there only while they are
-True, so that a model in order shows one condition.
+docs/reference/conditions.md is generated from this module. Writers take the reason from `Reason`;
+the message names the objects and numbers of the case. `Reconciling`, `Stalled` and `NameTaken` are
+present only while True, so that a healthy model has one condition.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class ConditionType(StrEnum):
-    """What a condition is about."""
+    """The type of a condition."""
 
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -21,14 +21,14 @@ class ConditionType(StrEnum):
 
 
 class ConditionOwner(StrEnum):
-    """Who writes a condition; nobody else does."""
+    """The component that writes a condition. No other component does."""
 
     OPERATOR = "operator"
     AUTOSCALER = "autoscaler"
 
 
 class Reason(StrEnum):
-    """Why a condition is what it is."""
+    """The reason of a condition."""
 
     ALL_READY = "AllReady"
     SCALED_TO_ZERO = "ScaledToZero"
@@ -72,7 +72,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ConditionTypeInfo:
-    """``says`` is what True means."""
+    """Documentation of a condition type. `meaning` describes the status True."""
 
     type: ConditionType
     owner: ConditionOwner
@@ -82,7 +82,11 @@ class ConditionTypeInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReasonInfo:
-    """``type`` is the condition that carries the reason; a Ready that is False because of a Stalled carries the same one."""
+    """Documentation of a reason.
+
+    type: the condition that carries the reason. A Ready that is False because of a Stalled repeats
+        the reason of the Stalled.
+    """
 
     reason: Reason
     type: ConditionType
@@ -91,180 +95,178 @@ class ReasonInfo:
 
 
 def condition_types() -> tuple[ConditionTypeInfo, ...]:
-    """Every type, in the order in which people read them."""
+    """Returns every type, in the order of the reference."""
     operator, autoscaler = ConditionOwner.OPERATOR, ConditionOwner.AUTOSCALER
     return (
         ConditionTypeInfo(
             ConditionType.READY,
             operator,
             True,
-            "every pool has as many ready instances as are asked of it; requests are served",
+            "every pool has its desired number of ready instances; requests are served",
         ),
-        ConditionTypeInfo(ConditionType.RECONCILING, operator, False, "what runs is being brought to what is asked"),
-        ConditionTypeInfo(ConditionType.STALLED, operator, False, "it goes no further until somebody does something"),
+        ConditionTypeInfo(ConditionType.RECONCILING, operator, False, "the engines are being brought to the spec"),
+        ConditionTypeInfo(ConditionType.STALLED, operator, False, "progress needs an action of a user"),
         ConditionTypeInfo(
             ConditionType.NAME_TAKEN,
             operator,
             False,
-            "clients reach the model by `namespace/name` only: an older one has its name",
+            "clients reach the model only by `namespace/name`: an older model has its name",
         ),
         ConditionTypeInfo(
             ConditionType.OBJECTIVES_MET,
             autoscaler,
             False,
-            "requests attain the objectives as often as the target says",
+            "the target share of requests meets the objectives",
         ),
-        ConditionTypeInfo(
-            ConditionType.AUTOSCALING, autoscaler, False, "the autoscaler decides on the numbers of instances"
-        ),
+        ConditionTypeInfo(ConditionType.AUTOSCALING, autoscaler, False, "the autoscaler sets the replica counts"),
     )
 
 
 _READY = (
-    (Reason.ALL_READY, "Every pool has its instances, ready.", "Nothing."),
+    (Reason.ALL_READY, "Every pool has its desired number of ready instances.", "Nothing."),
     (
         Reason.SCALED_TO_ZERO,
-        "No pool is asked for an instance.",
-        "Nothing, if that is meant; else raise `replicas.min` of a pool, or `kubectl scale` the model.",
+        "The desired number of instances is zero in every pool.",
+        "Nothing, if this is intended. Otherwise raise `replicas.min` of a pool, or `kubectl scale` the model.",
     ),
     (
         Reason.STARTING,
-        "Instances are coming up and nothing has gone wrong: images are pulled, weights downloaded or loaded.",
-        "Wait. Large models take minutes; the engine's log shows how far it is.",
+        "Instances are starting without errors: images are pulled, weights downloaded or loaded.",
+        "Wait. Large models take minutes; the engine's log shows the progress.",
     ),
     (
         Reason.DEGRADED,
-        "Fewer instances are ready than are asked for; the others serve.",
-        "Look at the message and at the pods it names; capacity is less until they are back.",
+        "Fewer instances are ready than desired; the others serve.",
+        "Check the pods that the message names. Capacity is reduced until they are ready.",
     ),
     (
         Reason.NO_INSTANCE,
-        "No instance of some role is ready, though there were; requests are refused with 503.",
-        "Look at the pods that the message names: their events and logs say why they went.",
+        "A role has no ready instance any more; requests are rejected with 503.",
+        "Check the pods that the message names: their events and logs show the cause.",
     ),
     (
         Reason.NO_ENDPOINT,
-        "An external engine's pool has no endpoint: no ready pod has the labels of its selector.",
-        "Compare `kubectl get pods --show-labels` with the pool's `selector`, and its `port` with the pods'.",
+        "A pool of an external engine has no endpoint: no ready pod has the labels of its selector.",
+        "Compare `kubectl get pods --show-labels` with the pool's `selector`, and its `port` with that of the pods.",
     ),
 )
 _RECONCILING = (
-    (Reason.CREATING, "The objects of the model are being made for the first time.", "Wait."),
+    (Reason.CREATING, "The objects of the model are created for the first time.", "Wait."),
     (
         Reason.ROLLING_OUT,
         "Instances are replaced after a change; the old ones serve until the new ones are ready.",
-        "Wait. `rollout.paused: true` holds it; undoing the change turns it round.",
+        "Wait. `rollout.paused: true` pauses it; reverting the change reverses it.",
     ),
-    (Reason.SCALING, "The number of instances is being changed.", "Wait."),
+    (Reason.SCALING, "The number of instances is changing.", "Wait."),
     (
         Reason.DRAINING,
-        "Instances that go finish the requests they have, for at most `rollout.drain`.",
+        "Instances that are being removed finish their requests, for at most `rollout.drain`.",
         "Wait, or shorten `rollout.drain`.",
     ),
     (
         Reason.PAUSED,
-        "A change waits, since `rollout.paused` is true.",
-        "Set `rollout.paused: false` to let it through.",
+        "A change waits because `rollout.paused` is true.",
+        "Set `rollout.paused: false` to roll it out.",
     ),
 )
 _STALLED = (
     (
         Reason.INVALID_SPEC,
-        "The spec passed the API server's schema but this release cannot carry it out; what runs stays as it is.",
-        "Mend the field that the message names. `fairlead lint` finds the same without a cluster.",
+        "The spec passes the API server's schema, but this release does not support it. Running engines stay.",
+        "Correct the field that the message names. `fairlead lint` reports the same without a cluster.",
     ),
     (
         Reason.INVALID_TEMPLATE,
-        "A pool's `template` cannot be merged, or the API server refuses the pods that it makes.",
-        "Mend the part of `template` that the message names.",
+        "A pool's `template` cannot be merged, or the API server rejects the resulting pods.",
+        "Correct the part of `template` that the message names.",
     ),
     (
         Reason.TOO_LARGE,
-        "An object made of this spec would be larger than the API server takes (about 1 MiB).",
+        "An object of this spec would exceed the maximum size of the API server (about 1 MiB).",
         "Shorten `engine.args`, `engine.env` or `template`; put long texts into a ConfigMap.",
     ),
     (
         Reason.UNKNOWN_ACCELERATOR,
-        "No AcceleratorClass and no built-in one has the name that a pool gives.",
+        "No AcceleratorClass, applied or built in, has the name in a pool.",
         "Correct the name (`kubectl get acceleratorclasses`), or apply the class.",
     ),
     (
         Reason.LEADER_WORKER_SET_MISSING,
-        "A pool spans nodes, and the cluster does not know LeaderWorkerSets.",
+        "A pool has instances on several nodes, and the cluster has no LeaderWorkerSets.",
         "Install LeaderWorkerSet, or use `parallelism.nodes: 1`.",
     ),
     (
         Reason.INSUFFICIENT_CAPACITY,
-        "No node has what pods ask for, for longer than a cluster's autoscaler is given (`FAIRLEAD_CAPACITY_GRACE`).",
-        "Add nodes, lower replicas or parallelism, or check the AcceleratorClass's `resource`, `nodeSelector` and `tolerations`.",
+        "No node has had the resources for a pod for longer than `FAIRLEAD_CAPACITY_GRACE`, the time for a cluster autoscaler.",
+        "Add nodes, lower replicas or parallelism, or check `resource`, `nodeSelector` and `tolerations` of the AcceleratorClass.",
     ),
     (
         Reason.QUOTA_EXCEEDED,
-        "A ResourceQuota of the namespace does not let the pods in.",
-        "Raise the quota that the message names, or ask for less.",
+        "A ResourceQuota of the namespace rejects the pods.",
+        "Raise the quota that the message names, or request less.",
     ),
     (
         Reason.POLICY_REFUSED,
-        "An admission rule of the cluster (Pod Security, a policy or a webhook) refuses the objects.",
+        "An admission rule of the cluster (Pod Security, a policy or a webhook) rejects the objects.",
         "Change what the message names, often a pool's `template`, or the policy.",
     ),
     (
         Reason.FORBIDDEN,
-        "The operator may not write the objects of the model.",
-        "Compare the operator's roles with those of its chart; it may have been given some namespaces only.",
+        "The operator lacks the permission to write the objects of the model.",
+        "Compare the operator's roles with those of its chart; it may be restricted to some namespaces.",
     ),
     (
         Reason.IMAGE_PULL_FAILED,
         "The engine's image cannot be pulled.",
-        "Check `engine.image`, `engine.imagePullSecrets` and the way to the registry.",
+        "Check `engine.image`, `engine.imagePullSecrets` and the connection to the registry.",
     ),
     (
         Reason.MISSING_SECRET,
-        "A Secret that the spec names, or the entry of it, does not exist.",
-        "Create it in the model's namespace; pods start by themselves then.",
+        "A Secret in the spec, or its key, does not exist.",
+        "Create it in the model's namespace; the pods then start by themselves.",
     ),
     (
         Reason.MISSING_CONFIG_MAP,
-        "A ConfigMap that the spec names, or the entry of it, does not exist.",
-        "Create it in the model's namespace; pods start by themselves then.",
+        "A ConfigMap in the spec, or its key, does not exist.",
+        "Create it in the model's namespace; the pods then start by themselves.",
     ),
     (
         Reason.MISSING_CLAIM,
-        "A PersistentVolumeClaim that the spec names does not exist or is bound to no volume.",
-        "Create it in the model's namespace, or look at its events.",
+        "A PersistentVolumeClaim in the spec does not exist or is not bound to a volume.",
+        "Create it in the model's namespace, or check its events.",
     ),
     (
         Reason.DOWNLOAD_FAILED,
         "The weights cannot be downloaded.",
-        "Check `model.source`, `model.revision` and `model.credentials`; the download's log has the server's answer.",
+        "Check `model.source`, `model.revision` and `model.credentials`; the download's log has the server's response.",
     ),
     (
         Reason.OUT_OF_MEMORY,
-        "An engine was ended for using more main memory than its pod may.",
+        "An engine was killed because its pod exceeded its memory limit.",
         "Raise the container's memory in `template`, or lower `kvCache.offload.memory`.",
     ),
     (
         Reason.ENGINE_CRASHING,
-        "An engine keeps ending.",
-        "Read its log (`kubectl logs --previous`); wrong `engine.args` and too little device memory are common.",
+        "An engine exits repeatedly.",
+        "Read its log (`kubectl logs --previous`). Wrong `engine.args` and too little device memory are common causes.",
     ),
     (
         Reason.START_TIMEOUT,
-        "An engine did not answer its health path within the start-up budget.",
-        "Read its log. A slow download is shortened by `model.cache`; a longer budget is set by `startupProbe` in `template`.",
+        "An engine's health path did not succeed within the startup time.",
+        "Read its log. `model.cache` shortens slow downloads; `startupProbe` in `template` allows more time.",
     ),
 )
 _NAME_TAKEN = (
     (
         Reason.BARE_NAME_TAKEN,
-        "An older model of another namespace has the same name, and clients that give the bare name get that one.",
-        "Let clients say `namespace/name`, or rename one of the two.",
+        "An older model in another namespace has the same name; clients that give only the name get that model.",
+        "Use `namespace/name` in clients, or rename one of the two.",
     ),
 )
 _AUTOSCALING = (
     (
         Reason.DECIDING,
-        "The autoscaler sets the numbers; the message says of each pool how many, by which rule, and from what.",
+        "The autoscaler sets the replica counts. The message has each pool's count, its rule and its inputs.",
         "Nothing.",
     ),
     (
@@ -274,48 +276,48 @@ _AUTOSCALING = (
     ),
     (
         Reason.BLIND,
-        "Gateways cannot be asked, or what they say contradicts itself. Numbers stay, and rise after a while; they never fall.",
-        "Look at the gateways that the message names: their pods, and whether a NetworkPolicy keeps the autoscaler out.",
+        "Gateways cannot be scraped, or their metrics contradict each other. Counts stay, rise after a while, and never fall.",
+        "Check the gateways that the message names: their pods, and NetworkPolicies between them and the autoscaler.",
     ),
     (
         Reason.ADVISING,
-        "`autoscaling.mode` is `Advise`: the message says what would be done.",
-        "Set `mode: Auto` to let it.",
+        "`autoscaling.mode` is `Advise`: the message has the counts that would be set.",
+        "Set `mode: Auto` to apply them.",
     ),
     (
         Reason.FROZEN,
-        "All scaling is frozen, by the chart's `autoscaler.freeze`.",
-        "Take the freeze away.",
+        "All scaling is frozen by `autoscaler.freeze` of the chart.",
+        "Set `autoscaler.freeze` to false.",
     ),
     (
         Reason.SET_ELSEWHERE,
-        "Somebody else sets the number of every pool: `spec.replicas`, `kubectl scale`, an HPA or KEDA. The autoscaler leaves it.",
-        "Nothing, if that is meant. Else remove `spec.replicas`; or, where a Deployment's number was written, take away what writes "
-        "it and write another one in the autoscaler's name: `kubectl patch deployment NAME --subresource=scale --type=merge "
+        "Another writer sets every pool's count: `spec.replicas`, `kubectl scale`, an HPA or KEDA. The autoscaler keeps it.",
+        "Nothing, if this is intended. Otherwise remove `spec.replicas`. If a Deployment's count was written, remove its writer and "
+        "write another count as the autoscaler: `kubectl patch deployment NAME --subresource=scale --type=merge "
         '--field-manager=fairlead-autoscaler -p \'{"spec":{"replicas":2}}\'`.',
     ),
 )
 _OBJECTIVES_MET = (
     (
         Reason.WITHIN_TARGET,
-        "Of the last five minutes' requests as many were within each objective as the target says.",
+        "In the last five minutes, at least the target share of requests met each objective.",
         "Nothing.",
     ),
     (
         Reason.BELOW_TARGET,
-        "Of the last five minutes' requests fewer were within an objective than the target says.",
-        "Look at `Autoscaling`: instances may be starting, or at their max. Else look at `fairlead explain route`.",
+        "In the last five minutes, less than the target share of requests met an objective.",
+        "Check `Autoscaling`: instances may be starting, or at their max. Otherwise use `fairlead explain route`.",
     ),
     (
         Reason.TOO_FEW_REQUESTS,
-        "There were fewer than twenty requests in five minutes, of which no share can be told.",
+        "There were fewer than twenty requests in five minutes, too few for a share.",
         "Nothing.",
     ),
 )
 
 
 def reasons() -> tuple[ReasonInfo, ...]:
-    """Every reason, by type."""
+    """Returns every reason, grouped by type."""
     listed = (
         (ConditionType.READY, _READY),
         (ConditionType.RECONCILING, _RECONCILING),
@@ -324,4 +326,4 @@ def reasons() -> tuple[ReasonInfo, ...]:
         (ConditionType.AUTOSCALING, _AUTOSCALING),
         (ConditionType.OBJECTIVES_MET, _OBJECTIVES_MET),
     )
-    return tuple(ReasonInfo(reason, kind, when, do) for kind, rows in listed for reason, when, do in rows)
+    return tuple(ReasonInfo(reason, kind, when, advice) for kind, rows in listed for reason, when, advice in rows)

@@ -1,8 +1,9 @@
-"""API types → CustomResourceDefinitions with structural schemas.
+"""Generates CustomResourceDefinitions with structural schemas from API types.
 
-The API server takes a smaller language than JSON Schema: every value has one type, nothing is referenced, nullable unions do not
-exist, exclusive bounds are flags. What pydantic says in a larger language is said here in the smaller one; what cannot be (unions,
-recursion) is an error when generating, not at ``kubectl apply``.
+The API server supports a subset of JSON Schema. Every value has one type, there are no references
+or nullable unions, and exclusive bounds are flags. This module translates pydantic's schema
+into that subset. What cannot be translated (unions, recursion) is an error here, not at `kubectl
+apply`.
 """
 
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ _EXCLUSIVE_BOUNDS = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum
 
 
 def crd_manifest(kind: CustomResourceKind) -> Schema:
-    """The CustomResourceDefinition of one kind."""
+    """Returns the CustomResourceDefinition of one kind."""
     version = {
         "name": VERSION,
         "served": True,
@@ -67,7 +68,9 @@ def _column(column: PrinterColumn) -> Schema:
 
 
 def _subresources(kind: CustomResourceKind) -> Schema:
-    """What is written by itself: status by controllers, scale by ``kubectl scale`` and autoscalers."""
+    """Returns `status`, written by controllers, and `scale`, written by `kubectl scale` and
+    autoscalers.
+    """
     scale = {
         "specReplicasPath": ".spec.replicas",
         "statusReplicasPath": ".status.replicas",
@@ -77,9 +80,11 @@ def _subresources(kind: CustomResourceKind) -> Schema:
 
 
 def _object_schema(kind: CustomResourceKind) -> Schema:
-    """The schema of a whole object: the server knows apiVersion, kind and metadata itself."""
+    """Returns the schema of a whole object. The API server defines apiVersion, kind and metadata
+    itself.
+    """
     status = {"status": structural_schema(kind.status)} if kind.status is not None else {}
-    # Of metadata the server knows more than the schema says, so a rule about it cannot point there.
+    # A rule cannot point into metadata, which the schema does not describe.
     rules = [{key: text for key, text in rule.schema().items() if key != "fieldPath"} for rule in kind.model.rules]
     return {
         "type": "object",
@@ -97,19 +102,22 @@ def _object_schema(kind: CustomResourceKind) -> Schema:
 
 
 def structural_schema(model: type[BaseModel]) -> Schema:
-    """The structural schema of a type. Raises TypeError for what has none."""
+    """Returns the structural schema of a type. Raises TypeError if there is none."""
     root = model.model_json_schema(by_alias=True)
     return _SchemaTranslator(root.get("$defs", {})).translate(root, model.__name__, ())
 
 
 class _SchemaTranslator:
-    """Holds the definitions that references point to."""
+    """Translates one schema, resolving references to its definitions."""
 
     def __init__(self, definitions: Mapping[str, Schema]) -> None:
         self._definitions = definitions
 
     def translate(self, schema: Schema, path: str, inside: tuple[str, ...]) -> Schema:
-        """One schema, whole. ``inside`` are the definitions being expanded: meeting one again is recursion."""
+        """Returns the structural form of a schema.
+
+        inside: the definitions being expanded. Meeting one again is recursion.
+        """
         schema = _without_null(schema, path)
         if "$ref" in schema:
             name = schema["$ref"].rpartition("/")[2]
@@ -122,21 +130,23 @@ class _SchemaTranslator:
             fields = schema["properties"]
             result["properties"] = {name: self.translate(fields[name], f"{path}.{name}", inside) for name in fields}
             if "default" in result:
-                # The server holds a default against the object's rules before it fills in what lies below.
+                # The server checks rules on a default before it fills in nested defaults.
                 result["default"] = _nested_defaults(result["properties"])
         elif isinstance(schema.get("additionalProperties"), dict):
             result["additionalProperties"] = self.translate(schema["additionalProperties"], f"{path}.*", inside)
         if "items" in schema:
             result["items"] = self.translate(schema["items"], f"{path}[]", inside)
         if "x-kubernetes-int-or-string" in result:
-            result["anyOf"] = schema["anyOf"]  # the one union that the smaller language has
+            result["anyOf"] = schema["anyOf"]  # the only union of structural schemas
         elif "type" not in result:
             result["x-kubernetes-preserve-unknown-fields"] = True
         return result
 
 
 def _without_null(schema: Schema, path: str) -> Schema:
-    """An optional field is one that may be left out; null is not a value of its own."""
+    """Returns the schema without its null alternative: optional fields may be left out, but not be
+    null.
+    """
     if "anyOf" not in schema or "x-kubernetes-int-or-string" in schema:
         return schema
     choices = [choice for choice in schema["anyOf"] if choice.get("type") != "null"]
@@ -146,12 +156,12 @@ def _without_null(schema: Schema, path: str) -> Schema:
 
 
 def _nested_defaults(fields: Mapping[str, Schema]) -> Schema:
-    """What an object becomes of which nothing is written."""
+    """Returns the defaults of an object of which no field is given."""
     return {name: field["default"] for name, field in fields.items() if "default" in field}
 
 
 def _copy_keywords(schema: Schema) -> Schema:
-    """The keywords that both languages share, and those that only differ in spelling."""
+    """Returns the keywords that both schema languages share, with adapted spelling."""
     result = {key: schema[key] for key in _KEPT_KEYWORDS if key in schema}
     if "description" in result:
         result["description"] = " ".join(result["description"].split())
@@ -162,7 +172,7 @@ def _copy_keywords(schema: Schema) -> Schema:
             result[bound] = schema[exclusive]
             result[exclusive] = True
     if schema.get("default") is not None:
-        # Those of an object's fields are filled in by the translator, from the fields.
+        # The translator fills in the defaults of nested fields.
         result["default"] = {} if isinstance(schema["default"], dict) else schema["default"]
     result.update({key: value for key, value in schema.items() if key.startswith("x-kubernetes-")})
     return result

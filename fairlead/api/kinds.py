@@ -1,4 +1,4 @@
-"""Every kind with what a cluster must know of it besides its fields: names, scope and the columns that kubectl prints."""
+"""The custom resource kinds: their names, scope and printer columns."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
 
 @dataclass(frozen=True, slots=True)
 class PrinterColumn:
-    """One column of ``kubectl get``; ``wide`` ones only with ``-o wide``."""
+    """A column of `kubectl get`. Columns with `wide` appear only with `-o wide`."""
 
     name: str
     path: str
@@ -23,9 +23,12 @@ def _condition_path(type_: str, field: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CustomResourceKind:
-    """One kind of the API. ``says`` is its line in the reference; one with a ``status`` has it written as a subresource.
+    """A kind of the API.
 
-    ``scaled``: ``spec.replicas``, ``status.replicas`` and ``status.selector`` make up its scale subresource.
+    description: its line in the reference.
+    status: type of the status subresource, if any.
+    has_scale: the kind has a scale subresource, made of `spec.replicas`, `status.replicas` and
+        `status.selector`.
     """
 
     model: type[StrictModel]
@@ -39,12 +42,12 @@ class CustomResourceKind:
 
     @property
     def name(self) -> str:
-        """As in ``kind:``."""
+        """The value of `kind:`."""
         return self.model.__name__
 
 
 def served_kinds() -> tuple[CustomResourceKind, ...]:
-    """The kinds that this release honours, in the order of the reference."""
+    """Returns the kinds of this release, in the order of the reference."""
     return (
         CustomResourceKind(
             ModelDeployment,
@@ -86,4 +89,6 @@ def served_kinds() -> tuple[CustomResourceKind, ...]:
 
 
 PLANNED_KINDS = ("ModelAdapter", "ModelRoute", "ModelTenant")
-"""Kinds of the design that nothing honours yet; naming one gets a message that says so."""
+"""Kinds of the design that this release does not honour. Manifests of these kinds get a clear
+error.
+"""

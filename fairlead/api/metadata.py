@@ -1,4 +1,4 @@
-"""``metadata`` of every object."""
+"""`metadata` of every object."""
 
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ from fairlead.api.value_types import Label, Subdomain
 
 
 class Metadata(StrictModel):
-    """Names of an object. What a cluster adds (resourceVersion, managedFields, …) may be there and is not read."""
+    """Object metadata. Fields that a cluster adds, such as resourceVersion, are ignored."""
 
     model_config = ConfigDict(alias_generator=None)
 
@@ -19,7 +19,7 @@ class Metadata(StrictModel):
     annotations: dict[str, str] = Field(default_factory=dict)
     uid: Any = Field(default=None, exclude=True)
     generation: Any = Field(default=None, exclude=True)
-    # Kubernetes' spelling; never read from here.
+    # Spelled as in Kubernetes; accepted and ignored.
     generateName: Any = Field(default=None, exclude=True)  # noqa: N815
     selfLink: Any = Field(default=None, exclude=True)  # noqa: N815
     resourceVersion: Any = Field(default=None, exclude=True)  # noqa: N815

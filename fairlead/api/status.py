@@ -1,6 +1,6 @@
-"""``status``: what a cluster says of a model. Written by the operator and the autoscaler, never by people.
+"""`status`: the observed state of a model, written by the operator and the autoscaler.
 
-Written with server-side apply: each writer owns its condition types, and neither removes the other's.
+Both write with server-side apply: each owns its condition types and never removes the other's.
 """
 
 from enum import StrEnum
@@ -18,7 +18,7 @@ _Count = Annotated[int, Field(ge=0, json_schema_extra=_INT32)]
 
 
 class ConditionStatus(StrEnum):
-    """Whether a condition holds."""
+    """The status of a condition."""
 
     TRUE = "True"
     FALSE = "False"
@@ -26,7 +26,7 @@ class ConditionStatus(StrEnum):
 
 
 class Condition(StrictModel):
-    """As everywhere in Kubernetes; types and reasons are in docs/reference/conditions.md."""
+    """A standard Kubernetes condition. docs/reference/conditions.md lists types and reasons."""
 
     type: Annotated[str, Field(min_length=1, max_length=64, description="what it is about")]
     status: Annotated[ConditionStatus, Field(strict=False, description="whether it holds")]
@@ -46,7 +46,7 @@ class Condition(StrictModel):
 
 
 class PoolStatus(StrictModel):
-    """What one pool has."""
+    """The observed state of one pool."""
 
     name: Annotated[str, Field(max_length=63, description="as in spec.pools")]
     role: Annotated[PoolRole, Field(strict=False, description="as in spec.pools")]
@@ -56,7 +56,7 @@ class PoolStatus(StrictModel):
 
 
 class ModelDeploymentStatus(StrictModel):
-    """What the cluster has of a model."""
+    """The observed state of a model."""
 
     observed_generation: Annotated[
         int | None,

@@ -1,8 +1,8 @@
-"""What every API type is made of: strict models with camelCase names, and the value types that several kinds share.
+"""The base class of API types, and rules that hold across fields.
 
-Unknown fields are errors and nothing is coerced: ``"3"`` is not 3. ``examples`` of a field are YAML, and become the fix that an
-error message offers. ``planned`` names fields of the design that nothing honours yet, so that the message can say so.
-``rules`` hold across fields, for a file and for the API server alike.
+Unknown fields are errors and values are not coerced: `"3"` is not 3. `examples` of a field are
+YAML; error messages offer them as the fix. `planned_fields` names fields of the design that this
+release does not honour yet. `rules` apply to files and on the API server alike.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,12 @@ FieldPath = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What must hold across the fields of one type, in both languages: ``cel`` for the API server, ``broken`` for files.
+    """A constraint across the fields of one type, for the API server (`cel`) and for files
+    (`violation`).
 
-    ``at`` is the field that a finding points to. ``broken`` answers True, or a more exact path, when the rule does not hold; it
-    is None for a rule about changes, which one file alone cannot break.
+    at: the field that an error points to.
+    violation: returns True, or a more exact path, if the rule is violated. None for a rule about
+        changes, which a single file cannot violate.
     """
 
     cel: str
@@ -37,13 +39,13 @@ class Rule:
     violation: Callable[[Any], "bool | FieldPath"] | None = None
 
     def schema(self) -> dict[str, str]:
-        """As the API server wants it; its message is what ``kubectl apply`` prints."""
+        """Returns the rule for a CRD schema. `kubectl apply` prints its message."""
         place = {"fieldPath": "." + ".".join(self.at)} if self.at else {}
         return {"rule": self.cel, "message": f"{self.message}: {self.fix}", **place}
 
 
 class StrictModel(BaseModel):
-    """The base of every type that is read from a file."""
+    """The base class of every type that is read from a file."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="forbid", strict=True, frozen=True, allow_inf_nan=False
@@ -54,7 +56,7 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, data: Any) -> Any:
-        """``pools:`` without a value counts as left out, as the API server has it."""
+        """Treats a key without a value as absent, like the API server."""
         if not isinstance(data, dict):
             return data
         known = field_names(cls)
@@ -63,14 +65,14 @@ class StrictModel(BaseModel):
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
         for rule in self.rules:
-            found = rule.violation(self) if rule.violation is not None else False
-            if found is not False:
-                raise field_error(rule.message, rule.fix, at=rule.at if found is True else found)
+            violation = rule.violation(self) if rule.violation is not None else False
+            if violation is not False:
+                raise field_error(rule.message, rule.fix, at=rule.at if violation is True else violation)
         return self
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The type's schema with its rules."""
+        """Returns the schema of the type with its rules."""
         schema = handler(core_schema)
         if cls.rules:
             handler.resolve_ref_schema(schema)["x-kubernetes-validations"] = [rule.schema() for rule in cls.rules]
@@ -78,10 +80,14 @@ class StrictModel(BaseModel):
 
 
 def field_names(model: type[BaseModel]) -> list[str]:
-    """The names of a model's fields as they are written in a file."""
+    """Returns the names of a model's fields as written in files."""
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
 def field_error(message: str, fix: str, at: FieldPath = ()) -> PydanticCustomError:
-    """The error that a validator raises; ``fix`` says how to mend the value, ``at`` where below the validator it is."""
+    """Returns the error for a validator to raise.
+
+    fix: how to correct the value.
+    at: path of the value below the validated one.
+    """
     return PydanticCustomError("fairlead", "{message}", {"message": message, "fix": fix, "at": at})

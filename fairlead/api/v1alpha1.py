@@ -1,7 +1,8 @@
-"""``serving.fairlead.io/v1alpha1``: the kinds that this release honours, as they are written in a manifest.
+"""`serving.fairlead.io/v1alpha1`: the kinds of this release, as written in manifests.
 
-CRDs in ``crds/`` and ``docs/reference/api.md`` are generated from here; run ``make generate`` after a change. A field is added
-together with the code that honours it, and until then its name stands in ``planned``. Parts of a spec have files of their own.
+The CRDs in `crds/` and `docs/reference/api.md` are generated from these types; run `make generate`
+after a change. A field is added together with the code that honours it; until then, its name is in
+`planned_fields`. The sections of a spec are in `fairlead/api/spec/`.
 """
 
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
@@ -27,25 +28,25 @@ VERSION = "v1alpha1"
 API_VERSION: Final = "serving.fairlead.io/v1alpha1"
 
 
-def _first_pool(spec: "ModelDeploymentSpec", field: str, broken: list[bool]) -> FieldPath | bool:
-    """The first pool that breaks a rule, with the field in it."""
-    return ("pools", broken.index(True), field) if True in broken else False
+def _first_pool(field: str, violations: list[bool]) -> FieldPath | bool:
+    """Returns the path of `field` in the first pool that violates a rule, or False."""
+    return ("pools", violations.index(True), field) if True in violations else False
 
 
 def _missing_endpoints(spec: "ModelDeploymentSpec") -> FieldPath | bool:
-    broken = [not pool.is_external for pool in spec.pools]
-    return ("pools", broken.index(True)) if spec.is_external and True in broken else False
+    violations = [not pool.is_external for pool in spec.pools]
+    return ("pools", violations.index(True)) if spec.is_external and True in violations else False
 
 
 def _unexpected_endpoints(spec: "ModelDeploymentSpec") -> FieldPath | bool:
-    found = next((pool for pool in spec.pools if pool.is_external), None)
-    field = "endpoints" if found is not None and found.endpoints else "selector"
-    return False if spec.is_external else _first_pool(spec, field, [pool.is_external for pool in spec.pools])
+    pool_with_endpoints = next((pool for pool in spec.pools if pool.is_external), None)
+    field = "endpoints" if pool_with_endpoints is not None and pool_with_endpoints.endpoints else "selector"
+    return False if spec.is_external else _first_pool(field, [pool.is_external for pool in spec.pools])
 
 
 def _missing_accelerator(spec: "ModelDeploymentSpec") -> FieldPath | bool:
-    broken = [pool.accelerator is None for pool in spec.pools]
-    return False if spec.is_external else _first_pool(spec, "accelerator", broken)
+    violations = [pool.accelerator is None for pool in spec.pools]
+    return False if spec.is_external else _first_pool("accelerator", violations)
 
 
 def _unsupported_external_fields(spec: "ModelDeploymentSpec") -> FieldPath | bool:
@@ -57,15 +58,19 @@ def _unsupported_external_fields(spec: "ModelDeploymentSpec") -> FieldPath | boo
             "parallelism": pool.parallelism != Parallelism(),
             "template": pool.template is not None,
         }
-        if field := next((name for name, found in given.items() if found), None):
+        if field := next((name for name, is_given in given.items() if is_given), None):
             return ("pools", index, field)
     return False
 
 
 def _unknown_schedule_pool(spec: "ModelDeploymentSpec") -> FieldPath | bool:
     known = {pool.name for pool in spec.pools}
-    found = [n for n, one in enumerate(spec.autoscaling.schedules) if one.pool is not None and one.pool not in known]
-    return ("autoscaling", "schedules", found[0], "pool") if found else False
+    unknown = [
+        index
+        for index, schedule in enumerate(spec.autoscaling.schedules)
+        if schedule.pool is not None and schedule.pool not in known
+    ]
+    return ("autoscaling", "schedules", unknown[0], "pool") if unknown else False
 
 
 _HAS_PREFILL_CEL = "self.pools.exists(pool, pool.role == 'Prefill')"
@@ -74,7 +79,7 @@ _NO_SLEEP_CEL = "!has(self.autoscaling.sleep)"
 
 
 class ModelDeploymentSpec(StrictModel):
-    """What to serve, on what, and how well."""
+    """The desired state of a model: what to serve, on what hardware, and how fast."""
 
     planned: ClassVar[frozenset[str]] = frozenset({"price"})
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -88,7 +93,7 @@ class ModelDeploymentSpec(StrictModel):
         Rule(
             cel="self.engine.kind != 'external' || self.pools.all(pool, has(pool.selector) || has(pool.endpoints) && "
             "pool.endpoints.size() > 0)",
-            message="a pool of an external engine needs to know where its engines are",
+            message="a pool of an external engine needs the location of its engines",
             fix="add `endpoints: [{url: ...}]` or `selector: {matchLabels: {...}}`",
             at=("pools",),
             violation=_missing_endpoints,
@@ -96,7 +101,7 @@ class ModelDeploymentSpec(StrictModel):
         Rule(
             cel="self.engine.kind == 'external' || self.pools.all(pool, !has(pool.selector) && (!has(pool.endpoints) || "
             "pool.endpoints.size() == 0))",
-            message="endpoints and selector are for engines that run already",
+            message="endpoints and selector are for external engines",
             fix="write `engine: {kind: external}`, or remove endpoints and selector",
             at=("pools",),
             violation=_unexpected_endpoints,
@@ -105,129 +110,129 @@ class ModelDeploymentSpec(StrictModel):
             cel="self.engine.kind != 'external' || self.pools.all(pool, !has(pool.template) && pool.replicas.min == 1 && "
             "!has(pool.replicas.max) && pool.parallelism.tensor == 1 && pool.parallelism.pipeline == 1 && "
             "pool.parallelism.data == 1 && pool.parallelism.nodes == 1)",
-            message="an external engine is not run by Fairlead, which cannot set its replicas, parallelism or template",
+            message="Fairlead does not run an external engine and cannot set its replicas, parallelism or template",
             fix="remove them",
             at=("pools",),
             violation=_unsupported_external_fields,
         ),
         Rule(
             cel=f"{_HAS_PREFILL_CEL} == self.pools.exists(pool, pool.role == 'Decode')",
-            message="the roles Prefill and Decode need one another",
+            message="the roles Prefill and Decode need each other",
             fix="add a pool of the other role, or use Serve",
             at=("pools",),
-            violation=lambda one: one.has_role(PoolRole.PREFILL) != one.has_role(PoolRole.DECODE),
+            violation=lambda spec: spec.has_role(PoolRole.PREFILL) != spec.has_role(PoolRole.DECODE),
         ),
         Rule(
             cel=f"!{_HAS_PREFILL_CEL} || self.kvCache.transfer != 'None'",
-            message="pools of role Prefill hand their KV to those of role Decode",
-            fix="say how, for example `kvCache: {transfer: Nixl}`",
+            message="pools of role Prefill transfer their KV to pools of role Decode",
+            fix="set it, for example `kvCache: {transfer: Nixl}`",
             at=("pools",),
-            violation=lambda one: one.has_role(PoolRole.PREFILL) and one.kv_cache.transfer is Transfer.NONE,
+            violation=lambda spec: spec.has_role(PoolRole.PREFILL) and spec.kv_cache.transfer is Transfer.NONE,
         ),
         Rule(
             cel=f"{_HAS_PREFILL_CEL} || self.kvCache.transfer == 'None'",
-            message="nothing is handed over without pools of role Prefill and Decode",
+            message="a KV transfer needs pools of role Prefill and Decode",
             fix="remove transfer, or give pools those roles",
             at=("kvCache", "transfer"),
-            violation=lambda one: not one.has_role(PoolRole.PREFILL) and one.kv_cache.transfer is not Transfer.NONE,
+            violation=lambda spec: not spec.has_role(PoolRole.PREFILL) and spec.kv_cache.transfer is not Transfer.NONE,
         ),
         Rule(
             cel=f"!has(self.kvCache.offload) || !({_OPAQUE_ENGINE_CEL})",
-            message="Fairlead does not know how an engine of this kind offloads",
-            fix="say so in its own arguments, and remove offload",
+            message="Fairlead does not know the offload flags of an engine of this kind",
+            fix="set them in args, and remove offload",
             at=("kvCache", "offload"),
-            violation=lambda one: one.kv_cache.offload is not None and one.has_opaque_engine,
+            violation=lambda spec: spec.kv_cache.offload is not None and spec.has_opaque_engine,
         ),
         Rule(
             cel="!has(self.kvCache.offload) || !has(self.kvCache.offload.peers) || self.engine.kind in ['vllm', 'sim']",
-            message="Fairlead does not know how engines of this kind borrow KV from one another",
+            message="engines of this kind do not share KV with peers",
             fix="remove peers",
             at=("kvCache", "offload", "peers"),
-            violation=lambda one: one.peers is not None and one.engine.kind not in (EngineKind.VLLM, EngineKind.SIM),
+            violation=lambda spec: spec.peers is not None and spec.engine.kind not in (EngineKind.VLLM, EngineKind.SIM),
         ),
         Rule(
             cel=f"!has(self.kvCache.offload) || !has(self.kvCache.offload.peers) || !{_HAS_PREFILL_CEL}",
-            message="where prefill and decode are split, KV goes from one to the other and not between peers",
+            message="with disaggregated prefill, KV goes from prefill to decode and not between peers",
             fix="remove peers",
             at=("kvCache", "offload", "peers"),
-            violation=lambda one: one.peers is not None and one.has_role(PoolRole.PREFILL),
+            violation=lambda spec: spec.peers is not None and spec.has_role(PoolRole.PREFILL),
         ),
         Rule(
             cel=f"!has(self.adapters) || !({_OPAQUE_ENGINE_CEL})",
-            message="Fairlead does not know how an engine of this kind takes adapters",
-            fix="say so in its own arguments, and remove adapters",
+            message="Fairlead does not know the adapter flags of an engine of this kind",
+            fix="set them in args, and remove adapters",
             at=("adapters",),
-            violation=lambda one: one.adapters is not None and one.has_opaque_engine,
+            violation=lambda spec: spec.adapters is not None and spec.has_opaque_engine,
         ),
         Rule(
             cel="!has(self.replicas) || self.pools.size() == 1",
             message="replicas is for a model with one pool",
             fix="remove it, and give each pool its own replicas",
             at=("replicas",),
-            violation=lambda one: one.replicas is not None and len(one.pools) > 1,
+            violation=lambda spec: spec.replicas is not None and len(spec.pools) > 1,
         ),
         Rule(
             cel="!has(self.replicas) || self.engine.kind != 'external'",
-            message="an external engine is not run by Fairlead, which cannot set its replicas",
+            message="Fairlead does not run an external engine and cannot set its replicas",
             fix="remove replicas",
             at=("replicas",),
-            violation=lambda one: one.replicas is not None and one.is_external,
+            violation=lambda spec: spec.replicas is not None and spec.is_external,
         ),
         Rule(
             cel="self.autoscaling.mode == 'Off' || self.engine.kind == 'external' || self.pools.exists(pool, "
             "has(pool.replicas.max) && pool.replicas.max > pool.replicas.min) || has(self.autoscaling.schedules)",
-            message="there is nothing to scale: no pool may have more instances than its min",
+            message="there is nothing to scale: no pool has a max above its min",
             fix="give a pool a max above its min, for example `replicas: {min: 1, max: 8}`",
             at=("autoscaling", "mode"),
-            violation=lambda one: (
-                one.autoscaling.mode is not ScalingMode.OFF
-                and not one.is_external
-                and not any(pool.replicas.is_scalable for pool in one.pools)
-                and not one.autoscaling.schedules
+            violation=lambda spec: (
+                spec.autoscaling.mode is not ScalingMode.OFF
+                and not spec.is_external
+                and not any(pool.replicas.is_scalable for pool in spec.pools)
+                and not spec.autoscaling.schedules
             ),
         ),
         Rule(
             cel="self.autoscaling.mode == 'Off' || self.engine.kind != 'external'",
-            message="an external engine is not run by Fairlead, which cannot set its replicas",
+            message="Fairlead does not run an external engine and cannot set its replicas",
             fix="write `mode: Off`",
             at=("autoscaling", "mode"),
-            violation=lambda one: one.autoscaling.mode is not ScalingMode.OFF and one.is_external,
+            violation=lambda spec: spec.autoscaling.mode is not ScalingMode.OFF and spec.is_external,
         ),
         Rule(
             cel="!has(self.autoscaling.schedules) || self.autoscaling.schedules.all(schedule, !has(schedule.pool) || "
             "self.pools.exists(pool, pool.name == schedule.pool))",
-            message="a schedule names a pool that there is not",
-            fix="write the name of a pool, or leave it out for all of them",
+            message="a schedule names a pool that does not exist",
+            fix="write the name of a pool, or leave it out for all pools",
             at=("autoscaling",),
             violation=_unknown_schedule_pool,
         ),
         Rule(
             cel=f"{_NO_SLEEP_CEL} || self.engine.kind in ['vllm', 'sim']",
-            message="Fairlead does not know how engines of this kind sleep",
+            message="engines of this kind have no sleep mode",
             fix="remove sleep",
             at=("autoscaling", "sleep"),
-            violation=lambda one: one.can_sleep and one.engine.kind not in (EngineKind.VLLM, EngineKind.SIM),
+            violation=lambda spec: spec.can_sleep and spec.engine.kind not in (EngineKind.VLLM, EngineKind.SIM),
         ),
         Rule(
             cel=f"{_NO_SLEEP_CEL} || self.pools.all(pool, pool.parallelism.nodes == 1)",
-            message="an instance that spans nodes does not sleep",
+            message="an instance on several nodes cannot sleep",
             fix="remove sleep, or give each instance one node",
             at=("autoscaling", "sleep"),
-            violation=lambda one: one.can_sleep and any(pool.parallelism.nodes > 1 for pool in one.pools),
+            violation=lambda spec: spec.can_sleep and any(pool.parallelism.nodes > 1 for pool in spec.pools),
         ),
         Rule(
             cel=f"{_NO_SLEEP_CEL} || !{_HAS_PREFILL_CEL} && !(has(self.kvCache.offload) && has(self.kvCache.offload.peers))",
-            message="an engine whose KV others read over the network does not sleep: its memory is registered there",
+            message="an engine whose KV is read over the network cannot sleep: its memory is registered",
             fix="remove sleep",
             at=("autoscaling", "sleep"),
-            violation=lambda one: one.can_sleep and (one.has_role(PoolRole.PREFILL) or one.peers is not None),
+            violation=lambda spec: spec.can_sleep and (spec.has_role(PoolRole.PREFILL) or spec.peers is not None),
         ),
         Rule(
             cel=f"{_NO_SLEEP_CEL} || self.autoscaling.sleep.level == 1 || !has(self.adapters)",
-            message="an engine that has forgotten its weights does not get its adapters back",
+            message="an engine that dropped its weights loses its adapters",
             fix="write `level: 1`, or remove adapters",
             at=("autoscaling", "sleep", "level"),
-            violation=lambda one: one.can_sleep and one.autoscaling.sleep.level > 1 and one.adapters is not None,
+            violation=lambda spec: spec.can_sleep and spec.autoscaling.sleep.level > 1 and spec.adapters is not None,
         ),
     )
 
@@ -238,7 +243,7 @@ class ModelDeploymentSpec(StrictModel):
         Field(
             ge=0,
             le=4096,
-            description="instances of the only pool, held within its min and max; written by `kubectl scale`, an HPA or KEDA. "
+            description="instances of the only pool, within its min and max; written by `kubectl scale`, an HPA or KEDA. "
             "Left out = the pool's min",
             examples=["2"],
             json_schema_extra={"format": "int32"},
@@ -247,7 +252,7 @@ class ModelDeploymentSpec(StrictModel):
     pools: list[Pool] = Field(
         min_length=1,
         max_length=16,
-        description="where the instances run",
+        description="groups of instances",
         examples=["[{accelerator: nvidia-l4}]"],
         json_schema_extra=list_map_schema("name"),
     )
@@ -265,49 +270,53 @@ class ModelDeploymentSpec(StrictModel):
 
     @property
     def is_external(self) -> bool:
-        """Its engines run already, and Fairlead only adopts them."""
+        """True if the engines already run and Fairlead only routes to them."""
         return self.engine.kind is EngineKind.EXTERNAL
 
     @property
     def has_opaque_engine(self) -> bool:
-        """How its engines are started is not Fairlead's business."""
+        """True if Fairlead does not know the engine's command line (custom, external)."""
         return self.engine.kind in (EngineKind.CUSTOM, EngineKind.EXTERNAL)
 
     @property
     def peers(self) -> PeerTransfer | None:
-        """How its instances borrow KV from one another; None where they do not."""
+        """The way in which instances copy KV from one another; None if they do not."""
         offload = self.kv_cache.offload
         return None if offload is None else offload.peers
 
     @property
     def can_sleep(self) -> bool:
-        """Its engines must know how to sleep, whether anybody puts them to sleep now or not."""
+        """True if engines must be started with sleep mode, even if no instance sleeps now."""
         return self.autoscaling.sleep is not None
 
     @property
     def scales_from_zero(self) -> bool:
-        """It may have no instance at all, and gets one when a request waits for it. Prompts of a model whose prefill and decode are
-        split cannot wait for a first one: of these, one of each always runs."""
+        """True if the model may have no instance, and gets one when a request is queued.
+
+        Models with disaggregated prefill are excluded: their prompts cannot wait for a first
+        instance, so that one instance of each role always runs.
+        """
         if self.autoscaling.mode is not ScalingMode.AUTO or self.has_role(PoolRole.PREFILL):
             return False
-        hours = self.autoscaling.schedules
+        schedules = self.autoscaling.schedules
         return all(
-            pool.replicas.min == 0 or any(one.min == 0 and one.pool in (None, pool.name) for one in hours)
+            pool.replicas.min == 0
+            or any(schedule.min == 0 and schedule.pool in (None, pool.name) for schedule in schedules)
             for pool in self.pools
         )
 
     def has_role(self, role: PoolRole) -> bool:
-        """Some pool has it."""
+        """Returns True if a pool has this role."""
         return any(pool.role is role for pool in self.pools)
 
     def desired_instances(self, pool: Pool) -> int:
-        """How many instances of ``pool`` this spec asks for; zero of one that adopts, whose number is what is found."""
+        """Returns the desired number of instances; 0 for an external pool."""
         if pool.is_external:
             return 0
         if self.replicas is None:
             return pool.replicas.min
-        most = pool.replicas.max if pool.replicas.max is not None else self.replicas
-        return max(pool.replicas.min, min(self.replicas, most))
+        maximum = pool.replicas.max if pool.replicas.max is not None else self.replicas
+        return max(pool.replicas.min, min(self.replicas, maximum))
 
 
 _NAME_RULE = Rule(
@@ -315,12 +324,12 @@ _NAME_RULE = Rule(
     message=f"the name is longer than {MAX_LABEL_VALUE_LENGTH} characters, and it becomes a label",
     fix="shorten it",
     at=("metadata", "name"),
-    violation=lambda one: len(one.metadata.name) > MAX_LABEL_VALUE_LENGTH,
+    violation=lambda model: len(model.metadata.name) > MAX_LABEL_VALUE_LENGTH,
 )
 
 
 class ModelDeployment(StrictModel):
-    """A model that is served: the one object a platform team applies."""
+    """A served model: the object that a platform team applies."""
 
     rules: ClassVar[tuple[Rule, ...]] = (_NAME_RULE,)
 
@@ -332,7 +341,7 @@ class ModelDeployment(StrictModel):
 
     @property
     def key(self) -> str:
-        """``namespace/name``, with the namespace ``default`` where none is written."""
+        """`namespace/name`, with the namespace `default` if none is given."""
         return f"{self.metadata.namespace or 'default'}/{self.metadata.name}"
 
 

@@ -1,4 +1,4 @@
-"""The small values that several API types share: names, sizes, labels, and how the server is told of them."""
+"""Value types that several API types share: names, durations, sizes, labels and URLs."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME
 _LABEL_PATTERN = f"^{DNS_LABEL_PATTERN.pattern}$"
 _SUBDOMAIN_PATTERN = f"^{DNS_SUBDOMAIN_PATTERN.pattern}$"
 MAX_LABEL_VALUE_LENGTH: Final = 63
-"""What becomes the value of a Kubernetes label may not be longer."""
+"""Maximum length of the value of a Kubernetes label."""
 
 
 def _check_label(text: str) -> str:
@@ -59,11 +59,11 @@ ShortName = Annotated[
     AfterValidator(_check_short_name),
     Field(json_schema_extra={"pattern": _SUBDOMAIN_PATTERN, "minLength": 1, "maxLength": MAX_LABEL_VALUE_LENGTH}),
 ]
-"""A Kubernetes name that also fits into a label."""
+"""A Kubernetes name that also fits into a label value."""
 
 
 def check_unique(items: str, names: list[str]) -> None:
-    """Refuse the second of two equal names in the list field ``items``."""
+    """Raises an error at the second of two equal names in the list field `items`."""
     for index, name in enumerate(names):
         if name in names[:index]:
             message = f'the name "{name}" is already given in {items}[{names.index(name)}]'
@@ -71,22 +71,22 @@ def check_unique(items: str, names: list[str]) -> None:
 
 
 def list_map_schema(key: str) -> dict[str, Any]:
-    """Schema of a list whose items the server tells apart, and merges, by one field."""
+    """Returns the schema of a list whose items are identified and merged by the field `key`."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
 def _pattern_check(pattern: str, message: str, fix: str, max_length: int) -> Callable[[str], str]:
-    known = re.compile(pattern)
+    compiled = re.compile(pattern)
 
     def check(text: str) -> str:
-        if len(text) > max_length or not known.fullmatch(text):
+        if len(text) > max_length or not compiled.fullmatch(text):
             raise field_error(f'"{text:.70}" {message}', fix)
         return text
 
     return check
 
 
-# The end of the text is \Z in Python, where $ would let a line break through; the server's language has only $.
+# `fullmatch`, since `$` would accept a trailing line break in Python.
 _RESOURCE_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 ResourceName = Annotated[
     str,
@@ -158,8 +158,8 @@ _LABEL_VALUE_PATTERN = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9]
 _LABEL_KEY_PATTERN = re.compile(rf"({DNS_SUBDOMAIN_PATTERN.pattern}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?")
 
 
-def _check_labels(found: dict[str, str]) -> dict[str, str]:
-    for key, value in found.items():
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
         if not _LABEL_KEY_PATTERN.fullmatch(key):
             raise field_error(
                 f'"{key:.70}" is not the key of a label', "write it like app or example.com/app", at=(key,)
@@ -167,12 +167,12 @@ def _check_labels(found: dict[str, str]) -> dict[str, str]:
         if not _LABEL_VALUE_PATTERN.fullmatch(value):
             fix = "use letters, digits, -, _ and ., at most 63"
             raise field_error(f'"{value:.70}" is not the value of a label', fix, at=(key,))
-    return found
+    return labels
 
 
 _LabelValue = Annotated[str, Field(json_schema_extra={"maxLength": MAX_LABEL_VALUE_LENGTH})]
 Labels = Annotated[dict[str, _LabelValue], AfterValidator(_check_labels)]
-"""Labels of Kubernetes; bound the number of entries where it is used."""
+"""Kubernetes labels. Each use sets the maximum number of entries."""
 
 
 def _check_url(text: str) -> str:
@@ -234,4 +234,4 @@ ServedName = Annotated[
     AfterValidator(_check_served_name),
     Field(json_schema_extra={"pattern": f"^{SERVED_NAME_PATTERN.pattern}$", "minLength": 1, "maxLength": 253}),
 ]
-"""What an engine calls a model."""
+"""The name of a model in an engine."""

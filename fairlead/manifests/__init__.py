@@ -1,1 +1,7 @@
-"""Manifests."""
+"""Manifests: reads, checks and lints YAML files without a cluster.
+
+- `yaml_nodes`: YAML text to nodes with line numbers.
+- `loader`: nodes to checked ModelDeployments and AcceleratorClasses.
+- `validation_messages`: pydantic errors to problems with line, field and fix.
+- `lint`: notes on valid manifests.
+"""

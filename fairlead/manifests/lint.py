@@ -1,4 +1,4 @@
-"""What of a manifest is right and may not do what was meant: notes of ``fairlead lint``, never problems. Pure."""
+"""Lint rules: notes on manifests that are valid but may not do what was meant."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fairlead.units import format_duration
 
 @dataclass(frozen=True, slots=True)
 class LintNote:
-    """``path`` is where in the document it stands."""
+    """A note of `fairlead lint`. `path` is the position in the document."""
 
     path: tuple[str | int, ...]
     message: str
@@ -20,9 +20,13 @@ class LintNote:
 
 
 def lint_spec(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile | None]) -> Iterator[LintNote]:
-    """Numbers that are ignored while the autoscaler is to set them, or that it leaves; an objective that no number keeps, or none at
-    all; and a tier of sleeping instances that nobody uses, or that has no room beside those that serve.
-    ``profile`` is what engines of a pool cost."""
+    """Yields notes on one spec.
+
+    - replica bounds that the autoscaler ignores, or pools that it leaves alone;
+    - an SLO that no number of instances can meet, or none at all;
+    - sleep and scale-to-zero settings that have no effect.
+    profile: returns the engine profile of a pool.
+    """
     if spec.autoscaling.mode is not ScalingMode.AUTO:
         yield from _lint_disabled_mode(spec)
         return
@@ -42,11 +46,11 @@ def lint_spec(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile
                 f"give it a max above its min, for example `replicas: {{min: {pool.replicas.min}, "
                 f"max: {2 * pool.replicas.min + 2}}}`, or leave it if that is meant",
             )
-    least = sum(pool.replicas.min for pool in spec.pools)
-    if spec.autoscaling.max is not None and least > spec.autoscaling.max:
+    total_min = sum(pool.replicas.min for pool in spec.pools)
+    if spec.autoscaling.max is not None and total_min > spec.autoscaling.max:
         yield LintNote(
             ("spec", "autoscaling", "max"),
-            f"the pools' min add up to {least}, and there are never fewer than these",
+            f"the pools' min add up to {total_min}, and there are never fewer than these",
             "raise it, or lower the pools' min",
         )
     yield from _lint_unused_tiers(spec)
@@ -70,7 +74,7 @@ def _lint_disabled_mode(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
 
 
 def _lint_unused_tiers(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
-    """What is said of sleep and zero, and never comes to pass."""
+    """Yields notes on sleep and scale-to-zero settings without effect."""
     scaling = spec.autoscaling
     lowest = min(_min_instances(spec, pool) for pool in spec.pools)
     if "zero" in scaling.model_fields_set and lowest > 0:
@@ -79,40 +83,40 @@ def _lint_unused_tiers(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
             f"no pool may have fewer than {lowest}, so none goes to zero",
             "write `replicas: {min: 0, ...}` in a pool, or remove it",
         )
-    most = min(pool.replicas.max or pool.replicas.min for pool in spec.pools)
-    if scaling.sleep is not None and scaling.sleep.min >= most:
+    lowest_max = min(pool.replicas.max or pool.replicas.min for pool in spec.pools)
+    if scaling.sleep is not None and scaling.sleep.min >= lowest_max:
         yield LintNote(
             ("spec", "autoscaling", "sleep", "min"),
-            f"a pool has at most {most}, those that serve included, so fewer sleep as soon as one serves",
+            f"a pool has at most {lowest_max}, those that serve included, so fewer sleep as soon as one serves",
             "lower it, or raise the pools' max",
         )
 
 
 def _min_instances(spec: ModelDeploymentSpec, pool: Pool) -> int:
-    """The fewest that a pool may have at any hour."""
-    hours = [one for one in spec.autoscaling.schedules if one.pool in (None, pool.name)]
-    own = [least for one in hours for least in (one.min, one.max) if least is not None]
-    return min([pool.replicas.min, *own])
+    """Returns the smallest bound of a pool at any hour."""
+    schedules = [schedule for schedule in spec.autoscaling.schedules if schedule.pool in (None, pool.name)]
+    bounds = [bound for schedule in schedules for bound in (schedule.min, schedule.max) if bound is not None]
+    return min([pool.replicas.min, *bounds])
 
 
 def _lint_slo(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile | None]) -> Iterator[LintNote]:
-    goals = spec.objectives.to_targets()
-    if goals.ttft_seconds is None and goals.itl_seconds is None:
+    targets = spec.objectives.to_targets()
+    if targets.ttft_seconds is None and targets.itl_seconds is None:
         yield LintNote(
             ("spec", "autoscaling", "mode"),
             "there is no objective to keep, so pools are sized by what an engine's memory and batch hold, however slow that is",
             "say what requests should see, for example `objectives: {ttft: 2s, itl: 100ms}`",
         )
     for pool in spec.pools:
-        found = profile(pool)
-        if found is None:
+        engine_profile = profile(pool)
+        if engine_profile is None:
             continue
-        step = found.step_time(computed=1, sequences=1, resident=0)
-        given = {
-            "ttft": None if pool.role is PoolRole.DECODE else goals.ttft_seconds,
-            "itl": None if pool.role is PoolRole.PREFILL else goals.itl_seconds,
+        step = engine_profile.step_time(computed=1, sequences=1, resident=0)
+        limits = {
+            "ttft": None if pool.role is PoolRole.DECODE else targets.ttft_seconds,
+            "itl": None if pool.role is PoolRole.PREFILL else targets.itl_seconds,
         }
-        for name, limit in given.items():
+        for name, limit in limits.items():
             if limit is not None and limit < step:
                 yield LintNote(
                     ("spec", "objectives", name),
@@ -123,5 +127,5 @@ def _lint_slo(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile
 
 
 def _has_schedule(spec: ModelDeploymentSpec, pool: Pool) -> bool:
-    """A schedule gives the pool other bounds at some hour."""
-    return any(one.pool in (None, pool.name) for one in spec.autoscaling.schedules)
+    """Returns True if a schedule gives the pool other bounds at some hour."""
+    return any(schedule.pool in (None, pool.name) for schedule in spec.autoscaling.schedules)

@@ -1,7 +1,7 @@
-"""Manifests: files of ModelDeployments and AcceleratorClasses, read and checked without a cluster.
+"""Loads manifests: files of ModelDeployments and AcceleratorClasses, checked without a cluster.
 
-``load`` reads everything and raises one ManifestError with every problem of every file, each with file, line, field and fix.
-What it returns is checked across documents too: names are unique and every pool's accelerator is known.
+`load_manifests` reads all files and raises one ManifestError with the problems of all files. It
+also checks across documents: names must be unique, and the accelerator of every pool must exist.
 """
 
 import sys
@@ -38,17 +38,22 @@ STDIN_PATH = "-"
 
 @dataclass(frozen=True, slots=True)
 class Manifests:
-    """``models`` in the order of the files; ``accelerators`` by name, the built-in ones included; ``notes`` on what is right and may
-    surprise."""
+    """Checked manifests.
+
+    models: in the order of the files.
+    accelerators: by name, including the built-in classes.
+    notes: lint notes.
+    """
 
     models: tuple[ModelDeployment, ...]
     accelerators: Mapping[str, AcceleratorClass]
     notes: tuple[FileProblem, ...] = ()
 
     def engine_profile(self, pool: Pool) -> EngineProfile | None:
-        """What an engine of this pool costs in time: its accelerator's profile, or the preset of that name.
+        """Returns the profile of a pool's engines: that of its accelerator, or the preset of that
+        name.
 
-        None for an external engine of which nobody said what it runs on.
+        Returns None for an external engine without an accelerator.
         """
         if pool.accelerator is None:
             return None
@@ -59,7 +64,7 @@ class Manifests:
 
 @dataclass(frozen=True, slots=True)
 class _Document:
-    """One object of a file, typed, with the node it was read from."""
+    """An object of a file, with the node that it was read from."""
 
     file: str
     node: YamlNode
@@ -67,7 +72,7 @@ class _Document:
 
 
 def to_fleet_model(deployment: ModelDeployment) -> Model:
-    """A ModelDeployment as routing sees it."""
+    """Returns a ModelDeployment as routing sees it."""
     return Model(
         namespace=deployment.metadata.namespace or "default",
         name=deployment.metadata.name,
@@ -80,7 +85,10 @@ def to_fleet_model(deployment: ModelDeployment) -> Model:
 def load_manifests(
     paths: Sequence[str | Path], *, stdin: BinaryIO | None = None, limits: Limits | None = None
 ) -> Manifests:
-    """Read files and folders (their ``*.yaml`` and ``*.yml``; ``-`` is stdin). Raises ManifestError."""
+    """Loads files and folders (their `*.yaml` and `*.yml`; `-` is standard input).
+
+    Raises ManifestError.
+    """
     limits = limits or Limits()
     texts, problems = read_texts(paths, limits=limits, stdin=stdin)
     manifests, more = combine_texts(texts, limits=limits, complete=not problems)
@@ -109,7 +117,7 @@ def read_object(manifest: Mapping[str, Any]) -> ModelDeployment | AcceleratorCla
 def read_texts(
     paths: Sequence[str | Path], *, limits: Limits, stdin: BinaryIO | None = None
 ) -> tuple[list[tuple[str, str]], list[FileProblem]]:
-    """(file, text) of every file that could be read, and what is wrong with the others."""
+    """Returns (file, text) of every readable file, and the problems of the others."""
     texts: list[tuple[str, str]] = []
     problems: list[FileProblem] = []
     for path in paths:
@@ -123,25 +131,28 @@ def read_texts(
 def combine_texts(
     texts: Iterable[tuple[str, str]], *, limits: Limits, complete: bool = True
 ) -> tuple[Manifests, list[FileProblem]]:
-    """What is right in the given files, and every problem; ``complete`` is False when other files could not be read."""
-    found: list[_Document] = []
+    """Returns the valid objects of the given files, and every problem.
+
+    complete: False if other files could not be read.
+    """
+    documents: list[_Document] = []
     problems: list[FileProblem] = []
     for file, text in texts:
         try:
-            found += parse_manifests(text, file=file, limits=limits)
+            documents += parse_manifests(text, file=file, limits=limits)
         except ManifestError as error:
             problems += error.problems
-    problems += _duplicate_names(found)
-    accelerators = _accelerators(found)
+    problems += _duplicate_names(documents)
+    accelerators = _accelerators(documents)
     if complete and not problems:  # a broken file may be the one that defines the accelerator
-        problems += _unknown_accelerators(found, accelerators)
-    models = tuple(document.value for document in found if isinstance(document.value, ModelDeployment))
-    made = Manifests(models, accelerators)
-    return made if problems else replace(made, notes=tuple(_lint_problems(found, made))), problems
+        problems += _unknown_accelerators(documents, accelerators)
+    models = tuple(document.value for document in documents if isinstance(document.value, ModelDeployment))
+    manifests = Manifests(models, accelerators)
+    return manifests if problems else replace(manifests, notes=tuple(_lint_problems(documents, manifests))), problems
 
 
 def expand_path(path: str | Path) -> list[str]:
-    """A folder → its YAML files in order of name; anything else → itself."""
+    """Returns the YAML files of a folder in order of name; for anything else, the path itself."""
     if str(path) == STDIN_PATH or not Path(path).is_dir():
         return [str(path)]
     files = sorted(str(file) for file in Path(path).iterdir() if file.suffix in (".yaml", ".yml"))
@@ -152,7 +163,7 @@ def expand_path(path: str | Path) -> list[str]:
 
 
 def read_text(file: str, *, limits: Limits, stdin: BinaryIO | None = None) -> str:
-    """The text of a file or of stdin. Raises ManifestError when it cannot be read or is no text."""
+    """Returns the text of a file or of standard input. Raises ManifestError."""
     try:
         if file == STDIN_PATH:
             raw = (stdin or sys.stdin.buffer).read(limits.fleet_file_bytes + 1)
@@ -166,23 +177,25 @@ def read_text(file: str, *, limits: Limits, stdin: BinaryIO | None = None) -> st
 
 
 def parse_manifests(text: str, *, file: str, limits: Limits | None = None) -> list[_Document]:
-    """Every object of one file, each checked by itself. Raises ManifestError with all problems of the file."""
+    """Returns every object of one file, each checked by itself. Raises ManifestError with all
+    problems.
+    """
     nodes = parse_documents(text, file=file, limits=limits or Limits())
     if not nodes:
         problem = FileProblem(
             file, 1, "(document)", "the file is empty", "begin with `apiVersion: " + API_VERSION + "`"
         )
         raise ManifestError((problem,))
-    found: list[_Document] = []
+    documents: list[_Document] = []
     problems: list[FileProblem] = []
     for node in nodes:
         try:
-            found.append(_to_document(node, file))
+            documents.append(_to_document(node, file))
         except ManifestError as error:
             problems += error.problems
     if problems:
         raise ManifestError(tuple(problems))
-    return found
+    return documents
 
 
 def _to_document(node: YamlNode, file: str) -> _Document:
@@ -196,7 +209,7 @@ def _to_document(node: YamlNode, file: str) -> _Document:
 
 
 def _model_type(node: YamlNode, file: str) -> type[StrictModel]:
-    """The type that ``apiVersion`` and ``kind`` name."""
+    """Returns the type for `apiVersion` and `kind`. Raises ManifestError."""
     if not isinstance(node.value, dict):
         message = "a document must be a mapping with apiVersion, kind, metadata and spec"
         raise ManifestError((FileProblem(file, node.line, "(document)", message, "see examples/01-smallest.yaml"),))
@@ -220,16 +233,16 @@ def _unknown_kind(kind: object, known: Iterable[str]) -> tuple[str, str]:
         return "is missing", "write `kind: ModelDeployment`"
     if kind in PLANNED_KINDS:
         return f"the kind {kind} is planned, but nothing in this release honours it", "remove the document for now"
-    close = closest_matches(kind, known, count=1) if isinstance(kind, str) else []
-    fix = f"did you mean {close[0]}?" if close else "keep objects of other kinds in files of their own"
+    matches = closest_matches(kind, known, count=1) if isinstance(kind, str) else []
+    fix = f"did you mean {matches[0]}?" if matches else "keep objects of other kinds in files of their own"
     return f"must be one of {', '.join(known)}, not {format_value(kind)}", fix
 
 
-def _duplicate_names(found: Iterable[_Document]) -> list[FileProblem]:
-    """Two objects of one kind with the same name."""
+def _duplicate_names(documents: Iterable[_Document]) -> list[FileProblem]:
+    """Returns a problem for each object whose kind and name are already used."""
     problems: list[FileProblem] = []
     seen: dict[tuple[str, str], _Document] = {}
-    for document in found:
+    for document in documents:
         value = document.value
         key = (value.kind, value.key if isinstance(value, ModelDeployment) else value.metadata.name)
         first = seen.setdefault(key, document)
@@ -241,36 +254,38 @@ def _duplicate_names(found: Iterable[_Document]) -> list[FileProblem]:
     return problems
 
 
-def _accelerators(found: Iterable[_Document]) -> dict[str, AcceleratorClass]:
-    given = (document.value for document in found)
-    own = {value.metadata.name: value for value in given if isinstance(value, AcceleratorClass)}
+def _accelerators(documents: Iterable[_Document]) -> dict[str, AcceleratorClass]:
+    objects = (document.value for document in documents)
+    own = {value.metadata.name: value for value in objects if isinstance(value, AcceleratorClass)}
     return {**builtin_accelerators(), **own}
 
 
-def _lint_problems(found: Iterable[_Document], manifests: Manifests) -> Iterator[FileProblem]:
-    for document in found:
+def _lint_problems(documents: Iterable[_Document], manifests: Manifests) -> Iterator[FileProblem]:
+    for document in documents:
         if isinstance(document.value, ModelDeployment):
-            for one in lint_spec(document.value.spec, manifests.engine_profile):
-                line = document.node.locate(one.path).line
-                yield FileProblem(document.file, line, format_path(one.path), f"note: {one.message}", one.fix)
+            for note in lint_spec(document.value.spec, manifests.engine_profile):
+                line = document.node.locate(note.path).line
+                yield FileProblem(document.file, line, format_path(note.path), f"note: {note.message}", note.fix)
 
 
 def _unknown_accelerators(
-    found: Iterable[_Document], accelerators: Mapping[str, AcceleratorClass]
+    documents: Iterable[_Document], accelerators: Mapping[str, AcceleratorClass]
 ) -> list[FileProblem]:
-    """Pools that name no known accelerator."""
+    """Returns a problem for each pool that names an unknown accelerator."""
     known = [*accelerators, *builtin_profiles()]
     problems = []
-    for document in found:
+    for document in documents:
         if not isinstance(document.value, ModelDeployment):
             continue
         for index, pool in enumerate(document.value.spec.pools):
             if pool.accelerator is None or pool.accelerator in known:
                 continue
             path: tuple[str | int, ...] = ("spec", "pools", index, "accelerator")
-            close = closest_matches(pool.accelerator, known, count=1)
+            matches = closest_matches(pool.accelerator, known, count=1)
             fix = (
-                f"did you mean {close[0]}?" if close else f"add an AcceleratorClass, or use {', '.join(sorted(known))}"
+                f"did you mean {matches[0]}?"
+                if matches
+                else f"add an AcceleratorClass, or use {', '.join(sorted(known))}"
             )
             message = f"no AcceleratorClass and no built-in one is called {format_value(pool.accelerator)}"
             line = document.node.locate(path).line

@@ -1,6 +1,6 @@
-"""A pydantic ValidationError and the document it came from → findings with line, field, words and a fix.
+"""Translates pydantic validation errors into problems with line, field, message and fix.
 
-Pydantic's own wording speaks of Python types; ours speaks of what is written in the file.
+Pydantic's messages are about Python types; these are about the text in the file.
 """
 
 import re
@@ -38,16 +38,19 @@ _BOUND_ERRORS = {
 
 
 MAX_PROBLEMS = 1_000
-"""Findings worked out for one document; the rest are counted. A file that wrong has one cause."""
+"""Problems reported for one document; the rest are counted. That many errors have one cause."""
 
 
 def validation_problems(
     error: ValidationError, model: type[BaseModel], node: YamlNode, file: str
 ) -> Iterator[FileProblem]:
-    """Every error as a Problem, in the order of the file. ``node`` is the document that ``model`` was read from."""
-    errors = sorted(error.errors(include_url=False), key=lambda item: node.locate(_error_path(item)).line)
-    for item in errors[:MAX_PROBLEMS]:
-        yield _to_problem(item, model, node, file)
+    """Yields every error as a FileProblem, in the order of the file.
+
+    node: the document that was validated as `model`.
+    """
+    errors = sorted(error.errors(include_url=False), key=lambda detail: node.locate(_error_path(detail)).line)
+    for detail in errors[:MAX_PROBLEMS]:
+        yield _to_problem(detail, model, node, file)
     if len(errors) > MAX_PROBLEMS:
         line = node.locate(_error_path(errors[MAX_PROBLEMS])).line
         yield FileProblem(
@@ -75,8 +78,8 @@ def _unknown_field(model: type[BaseModel] | None, name: str) -> tuple[str, str]:
     if issubclass(model, StrictModel) and name in model.planned:
         return "this field is planned, but nothing in this release honours it", "remove it for now"
     known = field_names(model)
-    close = closest_matches(name, known, count=1)
-    fix = f"did you mean {close[0]}?" if close else f"remove it; known here: {', '.join(known)}"
+    matches = closest_matches(name, known, count=1)
+    fix = f"did you mean {matches[0]}?" if matches else f"remove it; known here: {', '.join(known)}"
     return "unknown field", fix
 
 
@@ -98,8 +101,8 @@ def _message_and_fix(item: ErrorDetails, path: FieldPath, info: FieldInfo | None
         return f"must be {bound}, not {format_value(value)}", fix
     if kind in ("enum", "literal_error"):
         allowed = _allowed_values(info, context)
-        close = closest_matches(value, allowed, count=1) if isinstance(value, str) else []
-        fix = f"did you mean {close[0]}?" if close else "write one of them"
+        matches = closest_matches(value, allowed, count=1) if isinstance(value, str) else []
+        fix = f"did you mean {matches[0]}?" if matches else "write one of them"
         return f"must be one of {', '.join(allowed)}, not {format_value(value)}", fix
     if kind in ("too_short", "string_too_short"):
         return "must not be empty", f"fill it, {example}" if example else "fill it or leave it out"
@@ -136,7 +139,7 @@ def _is_bare_scalar(text: str) -> bool:
 
 
 def _describe_value(value: Any) -> str:
-    """A value with what it is, for people."""
+    """Returns a value with its type, for people."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
@@ -156,7 +159,9 @@ def _allowed_values(info: FieldInfo | None, context: dict[str, Any]) -> list[str
 
 
 def _annotation_parts(annotation: Any) -> Iterator[Any]:
-    """An annotation and what it is made of: ``list[Pool] | None`` → itself, ``list[Pool]``, ``Pool``, ``NoneType``."""
+    """Yields an annotation and its parts: `list[Pool] | None` → itself, `list[Pool]`, `Pool`,
+    `NoneType`.
+    """
     yield annotation
     if get_origin(annotation) is not None:
         for part in get_args(annotation):
@@ -164,7 +169,9 @@ def _annotation_parts(annotation: Any) -> Iterator[Any]:
 
 
 def field_at(root: type[BaseModel], path: FieldPath) -> tuple[type[BaseModel] | None, FieldInfo | None]:
-    """The model that holds the last step of ``path``, and that step's field where it is a known one."""
+    """Returns the model that contains the last step of `path`, and the field of that step, if
+    known.
+    """
     model: type[BaseModel] | None = root
     info: FieldInfo | None = None
     for index, step in enumerate(path):

@@ -1,8 +1,9 @@
-"""YAML text → nodes that remember their line. Nothing here builds an object, runs a tag or believes a size.
+"""Parses YAML into nodes that keep their line numbers. It builds no objects and runs no tags.
 
-The parser's event stream is read with a stack of our own, so that nesting, aliases ("billion laughs"), duplicate keys and
-tags are refused by a rule and never by the interpreter's recursion limit. Plain scalars mean what they mean to kubectl
-(``yes`` and ``on`` are true), except that dates and sexagesimal numbers stay text.
+The parser's event stream is processed with an explicit stack. Deep nesting, expanding aliases
+("billion laughs"), duplicate keys and tags are therefore refused by a rule, not by the
+interpreter's recursion limit. Plain scalars mean what they mean to kubectl (`yes` and `on` are
+true), except that dates and sexagesimal numbers stay text.
 """
 
 import re
@@ -28,9 +29,10 @@ _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq")}
 
 @dataclass(frozen=True, slots=True)
 class YamlNode:
-    """One value of a document. ``line`` counts from 1; for a value in a mapping it is the line of its key.
+    """A value of a YAML document.
 
-    ``size`` counts this value and all below it, aliases expanded.
+    line: starts at 1; for a value in a mapping, the line of its key.
+    size: number of values in it, with aliases expanded.
     """
 
     value: "Scalar | dict[str, YamlNode] | list[YamlNode]"
@@ -38,34 +40,34 @@ class YamlNode:
     size: int = 1
 
     def to_python(self) -> Any:
-        """The value as dicts, lists and scalars."""
+        """Returns the value as dicts, lists and scalars."""
         if isinstance(self.value, dict):
-            return {key: child.to_python() for key, child in self.value.items()}
+            return {key: node.to_python() for key, node in self.value.items()}
         if isinstance(self.value, list):
-            return [child.to_python() for child in self.value]
+            return [node.to_python() for node in self.value]
         return self.value
 
     def locate(self, path: tuple[str | int, ...]) -> "YamlNode":
-        """The node at ``path``, or the deepest one on the way to it that exists: where a finding points."""
-        node = self
+        """Returns the node at `path`, or its deepest existing ancestor, for error positions."""
+        current = self
         for step in path:
-            value = node.value
+            value = current.value
             if isinstance(value, dict) and isinstance(step, str) and step in value:
-                node = value[step]
+                current = value[step]
                 continue
             if isinstance(value, list) and isinstance(step, int) and step < len(value):
-                node = value[step]
+                current = value[step]
                 continue
             break
-        return node
+        return current
 
 
 def node_from_value(value: Any) -> YamlNode:
-    """A value that was read elsewhere, as nodes that all say line 1."""
+    """Returns a value read elsewhere as nodes; all have line 1."""
     if isinstance(value, dict):
-        return YamlNode({str(key): node_from_value(below) for key, below in value.items()}, 1)
+        return YamlNode({str(key): node_from_value(item) for key, item in value.items()}, 1)
     if isinstance(value, list):
-        return YamlNode([node_from_value(below) for below in value], 1)
+        return YamlNode([node_from_value(item) for item in value], 1)
     return YamlNode(value, 1)
 
 
@@ -83,7 +85,10 @@ class _OpenCollection:
 
 
 def decode_file(raw: bytes, *, file: str, limits: Limits) -> str:
-    """Bytes of a file → text without a byte-order mark. Raises ManifestError: too long, or not UTF-8."""
+    """Returns the bytes of a file as text, without a byte-order mark.
+
+    Raises ManifestError if the file is too long or not UTF-8.
+    """
     if len(raw) > limits.fleet_file_bytes:
         raise _manifest_error(
             file, 1, f"the file has {len(raw):,} bytes, more than {limits.fleet_file_bytes:,}", "split it"
@@ -97,7 +102,7 @@ def decode_file(raw: bytes, *, file: str, limits: Limits) -> str:
 
 
 def parse_documents(text: str, *, file: str, limits: Limits) -> list[YamlNode]:
-    """Every non-empty document of ``text``. Raises ManifestError with the one place where reading had to stop."""
+    """Returns every non-empty document. Raises ManifestError with the position of a syntax error."""
     if len(text) > limits.fleet_file_bytes:
         raise _manifest_error(
             file, 1, f"the text is longer than {limits.fleet_file_bytes:,} characters", "split the file"
@@ -115,7 +120,7 @@ def parse_documents(text: str, *, file: str, limits: Limits) -> list[YamlNode]:
 
 
 class _Composer:
-    """Builds nodes from parser events; one use per text."""
+    """Builds nodes from parser events. One use per text."""
 
     def __init__(self, file: str, limits: Limits) -> None:
         self._file = file
@@ -126,7 +131,7 @@ class _Composer:
         self._node_count = 0
 
     def compose(self, text: str) -> Iterator[YamlNode]:
-        """The documents, one by one."""
+        """Yields the documents."""
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         for event in yaml.parse(text, Loader=loader):
             if isinstance(event, yaml.DocumentStartEvent):
@@ -137,15 +142,15 @@ class _Composer:
             elif isinstance(event, yaml.NodeEvent):
                 self._on_node(event, event.start_mark.line + 1 if event.start_mark else 0)
             elif isinstance(event, yaml.CollectionEndEvent):
-                opened = self._stack.pop()
-                self._add(YamlNode(opened.entries, opened.line, opened.size), opened.anchor, new=1)
+                collection = self._stack.pop()
+                self._add(YamlNode(collection.entries, collection.line, collection.size), collection.anchor, new=1)
 
     def _on_node(self, event: yaml.NodeEvent, line: int) -> None:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
                 raise self._error_at(line, f"*{event.anchor} names no anchor above it", "write the value out")
-            known = self._anchors[event.anchor]
-            self._add(YamlNode(known.value, line, known.size), None, new=known.size)
+            target = self._anchors[event.anchor]
+            self._add(YamlNode(target.value, line, target.size), None, new=target.size)
             return
         tag = getattr(event, "tag", None)
         if tag not in (None, "!") and tag not in _PLAIN_TAGS:
@@ -163,12 +168,16 @@ class _Composer:
         self._stack.append(_OpenCollection(line, event.anchor, entries))
 
     def _check_key(self, line: int) -> None:
-        """A mapping or list may not stand where a key is expected."""
+        """Refuses a mapping or list in the place of a key."""
         if self._stack and isinstance(self._stack[-1].entries, dict) and self._stack[-1].key is None:
             raise self._error_at(line, "a key must be text", "write `key: value`")
 
     def _add(self, node: YamlNode, anchor: str | None, *, new: int, text: str | None = None) -> None:
-        """Put a finished node into what is open; ``text`` is a scalar as written, which is what keys are made of."""
+        """Adds a finished node to the open collection.
+
+        new: number of values that the node adds to the total.
+        text: a scalar as written, which is used for keys.
+        """
         self._node_count += new
         if self._node_count > self._limits.yaml_nodes:
             message = f"more than {self._limits.yaml_nodes:,} values once aliases are expanded"
@@ -181,25 +190,25 @@ class _Composer:
         elif self._stack[-1].key is None:
             self._set_key(node, text)
         else:
-            opened = self._stack[-1]
-            entries[str(opened.key)] = YamlNode(node.value, opened.key_line, node.size)
-            opened.key, opened.size = None, opened.size + node.size
+            collection = self._stack[-1]
+            entries[str(collection.key)] = YamlNode(node.value, collection.key_line, node.size)
+            collection.key, collection.size = None, collection.size + node.size
         if anchor is not None:
             self._anchors[anchor] = node
 
     def _set_key(self, node: YamlNode, text: str | None) -> None:
-        opened = self._stack[-1]
+        collection = self._stack[-1]
         key = text if text is not None else node.value
         if not isinstance(key, str):
             raise self._error_at(node.line, "a key must be text", "write `key: value`")
-        if key in opened.lines:
-            message = f"the key {format_value(key)} is already given on line {opened.lines[key]}"
+        if key in collection.lines:
+            message = f"the key {format_value(key)} is already given on line {collection.lines[key]}"
             raise self._error_at(node.line, message, "keep one of the two", path=(*self._path(), key))
-        opened.key, opened.key_line = key, node.line
-        opened.lines[key] = node.line
+        collection.key, collection.key_line = key, node.line
+        collection.lines[key] = node.line
 
     def _path(self) -> tuple[str | int, ...]:
-        """Where the innermost open collection stands in the document."""
+        """Returns the path of the innermost open collection."""
         steps: list[str | int] = []
         for outer, _inner in pairwise(self._stack):
             steps.append(len(outer.entries) if isinstance(outer.entries, list) else str(outer.key))
@@ -214,7 +223,7 @@ class _Composer:
 
 
 def resolve_scalar(text: str) -> Scalar:
-    """What a plain scalar means."""
+    """Returns the value of a plain scalar."""
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     folded = text.lower()
@@ -230,7 +239,7 @@ def resolve_scalar(text: str) -> Scalar:
 
 
 def format_path(path: tuple[str | int, ...]) -> str:
-    """``("pools", 0, "name")`` → ``pools[0].name``; the empty path is the document itself."""
+    """Returns a path as text: `("pools", 0, "name")` → `pools[0].name`."""
     text = ""
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
@@ -238,7 +247,9 @@ def format_path(path: tuple[str | int, ...]) -> str:
 
 
 def format_value(value: object) -> str:
-    """A value of a file for a message: quoted, one line, not long, no control characters."""
+    """Returns a value of a file for a message: quoted, short, on one line, without control
+    characters.
+    """
     text = value if isinstance(value, str) else repr(value)
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     text = text if len(text) <= 60 else text[:57] + "..."
@@ -250,7 +261,7 @@ def _manifest_error(file: str, line: int, message: str, fix: str) -> ManifestErr
 
 
 def _explain_template(text: str, error: ManifestError) -> ManifestError:
-    """The error, or what it really is where its line still has braces of a template in it."""
+    """Returns a better error if the line contains braces of an unrendered template."""
     (problem,) = error.problems
     line = text.splitlines()[problem.line - 1 : problem.line]
     if not line or "{{" not in line[0]:
@@ -260,12 +271,12 @@ def _explain_template(text: str, error: ManifestError) -> ManifestError:
 
 
 def _syntax_error(text: str, file: str, error: yaml.MarkedYAMLError) -> ManifestError:
-    """A parser's error in words that help; a tab is by far the commonest cause."""
+    """Returns a parser error in helpful words. A tab is by far the most common cause."""
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
     lines = text.split("\n", line)
-    near = lines[line - 1] if line <= len(lines) else ""
-    if "\t" in near[: len(near) - len(near.lstrip())]:
+    text_line = lines[line - 1] if line <= len(lines) else ""
+    if "\t" in text_line[: len(text_line) - len(text_line.lstrip())]:
         return _manifest_error(
             file, line, "a tab in the indentation; YAML is indented with spaces", "replace the tab by spaces"
         )

@@ -1,4 +1,4 @@
-"""``AcceleratorClass.spec``: how pods get a kind of accelerator, and what an engine on it costs."""
+"""`spec` of an AcceleratorClass: scheduling, price and speed of an accelerator."""
 
 from enum import StrEnum
 from typing import Annotated, ClassVar
@@ -12,21 +12,21 @@ from fairlead.api.value_types import Cost, Labels, ResourceName
 
 
 class CountRule(StrEnum):
-    """How many devices a pod asks for."""
+    """The number of devices that a pod requests."""
 
     PARALLELISM = "Parallelism"
     ONE = "One"
 
 
 class TolerationOperator(StrEnum):
-    """How a toleration looks at a taint's value."""
+    """The comparison of a toleration with a taint's value."""
 
     EQUAL = "Equal"
     EXISTS = "Exists"
 
 
 class TaintEffect(StrEnum):
-    """What a taint does to pods that do not tolerate it."""
+    """The effect of a taint on pods that do not tolerate it."""
 
     NO_SCHEDULE = "NoSchedule"
     PREFER_NO_SCHEDULE = "PreferNoSchedule"
@@ -34,50 +34,56 @@ class TaintEffect(StrEnum):
 
 
 class Toleration(StrictModel):
-    """As in a pod: which taint of a node is no hindrance."""
+    """A toleration, as in a pod."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="has(self.key) || self.operator == 'Exists'",
-            message="a toleration without key is for every taint, and its operator is Exists",
+            message="a toleration without key matches every taint, and its operator is Exists",
             fix="add key, or write `operator: Exists`",
             at=("operator",),
-            violation=lambda one: one.key is None and one.operator is not TolerationOperator.EXISTS,
+            violation=lambda toleration: (
+                toleration.key is None and toleration.operator is not TolerationOperator.EXISTS
+            ),
         ),
         Rule(
             cel="!has(self.value) || self.operator == 'Equal'",
-            message="the operator Exists looks at no value",
+            message="the operator Exists has no value",
             fix="remove value, or write `operator: Equal`",
             at=("value",),
-            violation=lambda one: one.value is not None and one.operator is not TolerationOperator.EQUAL,
+            violation=lambda toleration: (
+                toleration.value is not None and toleration.operator is not TolerationOperator.EQUAL
+            ),
         ),
         Rule(
             cel="!has(self.tolerationSeconds) || has(self.effect) && self.effect == 'NoExecute'",
             message="tolerationSeconds is for the effect NoExecute",
             fix="write `effect: NoExecute`, or remove tolerationSeconds",
             at=("tolerationSeconds",),
-            violation=lambda one: one.toleration_seconds is not None and one.effect is not TaintEffect.NO_EXECUTE,
+            violation=lambda toleration: (
+                toleration.toleration_seconds is not None and toleration.effect is not TaintEffect.NO_EXECUTE
+            ),
         ),
     )
 
     key: Annotated[
-        str | None, Field(min_length=1, max_length=317, description="of the taint", examples=["nvidia.com/gpu"])
+        str | None, Field(min_length=1, max_length=317, description="key of the taint", examples=["nvidia.com/gpu"])
     ] = None
     operator: Annotated[
         TolerationOperator,
-        Field(strict=False, description="Exists: whatever the taint's value", examples=["Exists"]),
+        Field(strict=False, description="Equal: the values must be equal; Exists: any value", examples=["Exists"]),
     ] = TolerationOperator.EQUAL
-    value: Annotated[str | None, Field(max_length=63, description="of the taint", examples=["present"])] = None
+    value: Annotated[str | None, Field(max_length=63, description="value of the taint", examples=["present"])] = None
     effect: Annotated[
         TaintEffect | None,
-        Field(strict=False, description="of the taint; left out = every effect", examples=["NoSchedule"]),
+        Field(strict=False, description="effect of the taint; left out = every effect", examples=["NoSchedule"]),
     ] = None
     toleration_seconds: Annotated[
         int | None,
         Field(
             ge=0,
             le=2**31,
-            description="how long a pod stays once the taint is there; left out = for good",
+            description="how long a pod stays after the taint appears; left out = forever",
             examples=["300"],
             json_schema_extra={"format": "int64"},
         ),
@@ -85,12 +91,12 @@ class Toleration(StrictModel):
 
 
 class AcceleratorClassSpec(StrictModel):
-    """How pods get this accelerator, and what an instance on it costs in time and money."""
+    """Scheduling, price and speed of an accelerator."""
 
     resource: Annotated[
         ResourceName | None,
         Field(
-            description="the extended resource that its device plugin offers; left out = no device is asked for",
+            description="extended resource of its device plugin; left out = no device is requested",
             examples=["nvidia.com/gpu"],
         ),
     ] = None
@@ -98,14 +104,14 @@ class AcceleratorClassSpec(StrictModel):
         CountRule,
         Field(
             strict=False,
-            description="Parallelism: a pod asks for one device for each of its ranks; One: for one, whatever the parallelism",
+            description="Parallelism: a pod requests one device per rank; One: it requests one device",
             examples=["Parallelism"],
         ),
     ] = CountRule.PARALLELISM
     rdma_resource: Annotated[
         ResourceName | None,
         Field(
-            description="the extended resource of the fast network; pods that hand KV over or span nodes ask for one",
+            description="extended resource of the fast network; requested by pods that transfer KV or span nodes",
             examples=["rdma/ib"],
         ),
     ] = None
@@ -118,23 +124,23 @@ class AcceleratorClassSpec(StrictModel):
     tolerations: list[Toleration] = Field(
         default_factory=list,
         max_length=16,
-        description="taints that are no hindrance",
+        description="tolerations of the pods",
         examples=["[{key: nvidia.com/gpu, operator: Exists}]"],
     )
-    cost_per_hour: Annotated[
-        Cost | None, Field(description="US dollars for one device and hour", examples=['"2.50"'])
-    ] = None
+    cost_per_hour: Annotated[Cost | None, Field(description="US dollars per device and hour", examples=['"2.50"'])] = (
+        None
+    )
     profile: Annotated[
         Profile,
         Field(
-            description="what routing expects of an engine here before it has measured one, and what a simulated "
-            "engine takes",
+            description="cost of an engine step: the estimate of routing before the first measurements, and the speed of "
+            "simulated engines",
             examples=["{preset: 910b4}"],
         ),
     ]
 
     def devices(self, parallelism: Parallelism) -> int:
-        """Devices that one pod of an instance asks for."""
+        """Returns the number of devices that one pod of an instance requests."""
         if self.resource is None:
             return 0
         return 1 if self.count_rule is CountRule.ONE else parallelism.ranks_per_pod

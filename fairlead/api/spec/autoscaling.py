@@ -1,4 +1,4 @@
-"""``spec.autoscaling``: who decides on the numbers of instances, and what holds those decisions."""
+"""`spec.autoscaling`: the role of the autoscaler, and the bounds of its decisions."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -17,7 +17,7 @@ _ZONE_PATTERN = r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$"
 
 
 class ScalingMode(StrEnum):
-    """What the autoscaler does about a model."""
+    """The autoscaler's role for a model: set replica counts, advise, or nothing."""
 
     AUTO = "Auto"
     ADVISE = "Advise"
@@ -25,7 +25,7 @@ class ScalingMode(StrEnum):
 
 
 class Weekday(StrEnum):
-    """A day, in the order of the week."""
+    """A day of the week, in order."""
 
     MON = "Mon"
     TUE = "Tue"
@@ -39,13 +39,17 @@ class Weekday(StrEnum):
 def _check_time_zone(text: str) -> str:
     try:
         ZoneInfo(text)
-    except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError; a folder of zones an OSError
+    except (
+        ValueError,
+        OSError,
+        KeyError,
+    ):  # an unknown zone raises KeyError, a folder of zones OSError
         raise field_error(f'no time zone is called "{text:.70}"', "write it like UTC or Europe/Berlin") from None
     return text
 
 
 def _check_mode(value: Any) -> Any:
-    """YAML of before 2009, which most tools still read, has ``Off`` for false."""
+    """Explains that YAML 1.1, which most tools still use, reads an unquoted `Off` as false."""
     if value is False:
         raise field_error(
             "must be one of Auto, Advise, Off; YAML reads Off without quotes as false", 'write `mode: "Off"`'
@@ -66,21 +70,23 @@ TimeZone = Annotated[
 
 
 class Schedule(StrictModel):
-    """Other bounds for some hours of the week. They stand instead of the pool's own while it is on."""
+    """Other bounds for some hours of the week. They replace the pool's own bounds while active."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="has(self.min) || has(self.max)",
             message="a schedule needs a min or a max",
             fix="add one, for example `min: 4`",
-            violation=lambda one: one.min is None and one.max is None,
+            violation=lambda schedule: schedule.min is None and schedule.max is None,
         ),
         Rule(
             cel="!has(self.min) || !has(self.max) || self.max >= self.min",
             message="max is less than min",
             fix="raise max, or lower min",
             at=("max",),
-            violation=lambda one: one.min is not None and one.max is not None and one.max < one.min,
+            violation=lambda schedule: (
+                schedule.min is not None and schedule.max is not None and schedule.max < schedule.min
+            ),
         ),
     )
 
@@ -89,35 +95,35 @@ class Schedule(StrictModel):
         default_factory=lambda: list(Weekday),
         min_length=1,
         max_length=7,
-        description="on which it begins; left out = every day",
+        description="days on which it begins; left out = every day",
         examples=["[Mon, Tue, Wed, Thu, Fri]"],
         json_schema_extra={"default": [*map(str, Weekday)]},
     )
-    begin: Annotated[TimeOfDay, Field(description="when it begins, of 24 hours", examples=['"08:00"'])]
+    begin: Annotated[TimeOfDay, Field(description="beginning, 24-hour clock", examples=['"08:00"'])]
     end: Annotated[
         TimeOfDay,
-        Field(description="when it ends; one that is not after begin is of the next day", examples=['"20:00"']),
+        Field(description="end; if not after begin, it is on the next day", examples=['"20:00"']),
     ]
-    time_zone: Annotated[
-        TimeZone, Field(description="whose clock begin and end are of", examples=["Europe/Berlin"])
-    ] = "UTC"
-    pool: Annotated[Label | None, Field(description="of one pool; left out = of every pool", examples=["main"])] = None
+    time_zone: Annotated[TimeZone, Field(description="time zone of begin and end", examples=["Europe/Berlin"])] = "UTC"
+    pool: Annotated[
+        Label | None, Field(description="pool to which it applies; left out = all pools", examples=["main"])
+    ] = None
     min: Annotated[
         int | None,
-        Field(ge=0, le=4096, description="instead of the pool's min", examples=["4"], json_schema_extra=_INT32),
+        Field(ge=0, le=4096, description="replaces the pool's min", examples=["4"], json_schema_extra=_INT32),
     ] = None
     max: Annotated[
         int | None,
-        Field(ge=1, le=4096, description="instead of the pool's max", examples=["16"], json_schema_extra=_INT32),
+        Field(ge=1, le=4096, description="replaces the pool's max", examples=["16"], json_schema_extra=_INT32),
     ] = None
 
     def is_active(self, wall: float) -> bool:
-        """Does it hold at this Unix time?"""
-        here = datetime.fromtimestamp(wall, ZoneInfo(self.time_zone))
-        begin, end, now = _minute_of_day(self.begin), _minute_of_day(self.end), here.hour * 60 + here.minute
+        """Returns True if the schedule applies at this Unix time."""
+        local = datetime.fromtimestamp(wall, ZoneInfo(self.time_zone))
+        begin, end, now = _minute_of_day(self.begin), _minute_of_day(self.end), local.hour * 60 + local.minute
         weekdays = list(Weekday)
-        today = weekdays[here.weekday()] in self.days
-        yesterday = weekdays[(here - timedelta(days=1)).weekday()] in self.days
+        today = weekdays[local.weekday()] in self.days
+        yesterday = weekdays[(local - timedelta(days=1)).weekday()] in self.days
         if begin < end:
             return today and begin <= now < end
         return (today and now >= begin) or (yesterday and now < end)
@@ -128,17 +134,20 @@ def _minute_of_day(text: str) -> int:
 
 
 class ZeroPolicy(StrictModel):
-    """When a pool whose min is 0 may have no instance."""
+    """Conditions under which a pool whose min is 0 has no instance."""
 
     after: Annotated[
         PositiveDuration,
-        Field(description="without a request for so long; the first request starts one again", examples=["10m"]),
+        Field(description="time without requests; the next request starts an instance", examples=["10m"]),
     ] = "10m"
 
 
 class SleepPolicy(StrictModel):
-    """How many instances of a pool may sleep instead of ending. One that sleeps keeps its process and gives its device's memory back;
-    to serve again takes it seconds, where a start takes minutes."""
+    """Instances that sleep instead of ending. A sleeping instance keeps its process and releases
+    its device memory.
+
+    Waking takes seconds; starting takes minutes.
+    """
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -146,7 +155,7 @@ class SleepPolicy(StrictModel):
             message="max is less than min",
             fix="raise max, or lower min",
             at=("max",),
-            violation=lambda one: one.max < one.min,
+            violation=lambda sleep: sleep.max < sleep.min,
         ),
     )
 
@@ -155,7 +164,7 @@ class SleepPolicy(StrictModel):
         Field(
             ge=0,
             le=4096,
-            description="so many sleep beside those that serve, whatever is asked; they are started for it",
+            description="instances that always sleep in addition to the active ones; they are started if needed",
             examples=["1"],
             json_schema_extra=_INT32,
         ),
@@ -165,7 +174,7 @@ class SleepPolicy(StrictModel):
         Field(
             ge=1,
             le=4096,
-            description="no more than so many; each counts as an instance within the pool's max and `autoscaling.max`",
+            description="maximum number of sleeping instances; they count towards the pool's max and `autoscaling.max`",
             examples=["2"],
             json_schema_extra=_INT32,
         ),
@@ -175,7 +184,7 @@ class SleepPolicy(StrictModel):
         Field(
             ge=1,
             le=2,
-            description="1: the weights wait in the host's memory, which must hold them; 2: they are loaded anew",
+            description="1: the weights stay in the host's memory, which must be large enough; 2: they are loaded again",
             examples=["1"],
             json_schema_extra=_INT32,
         ),
@@ -183,22 +192,22 @@ class SleepPolicy(StrictModel):
     after: Annotated[
         PositiveDuration | None,
         Field(
-            description="one that was not needed for so long ends; left out = when sleeping on costs more than starting anew, by how "
-            "long that takes and how silences went",
+            description="an instance that was not needed for this time is removed; left out = once sleeping costs more than "
+            "starting again, estimated from start times and earlier idle periods",
             examples=["1h"],
         ),
     ] = None
 
 
 class Autoscaling(StrictModel):
-    """Who decides on the numbers of instances of the pools whose max is above their min."""
+    """Autoscaling of the pools whose max is above their min."""
 
     mode: Annotated[
         ScalingMode,
         Field(
             strict=False,
-            description="Auto: the autoscaler sets them; Advise: it only says what it would do; Off: it does nothing. Where "
-            "somebody else sets a number (`spec.replicas`, `kubectl scale`, an HPA, KEDA), Auto leaves it alone and says so",
+            description="Auto: the autoscaler sets replica counts; Advise: it only reports them; Off: it does nothing. If "
+            "another writer sets a count (`spec.replicas`, `kubectl scale`, an HPA, KEDA), Auto keeps it and reports that",
             examples=["Auto"],
         ),
         BeforeValidator(_check_mode),
@@ -208,8 +217,8 @@ class Autoscaling(StrictModel):
         Field(
             ge=1,
             le=4096,
-            description="of instances of all pools together, as where accelerators are counted. Where more are wanted, prefill "
-            "and decode share them so that both carry the same part of the load; left out = what the pools' max add up to",
+            description="maximum number of instances of all pools together. If more are needed, prefill and decode "
+            "share them so that both carry the same part of the load; left out = the sum of the pools' max",
             examples=["16"],
             json_schema_extra=_INT32,
         ),
@@ -217,22 +226,22 @@ class Autoscaling(StrictModel):
     down_window: Annotated[
         PositiveDuration | None,
         Field(
-            description="a pool keeps the most instances that it needed at any moment of so long; left out = what the autoscaler "
-            "finds from how long starting takes",
+            description="a pool keeps the maximum number of instances that it needed within this time; left out = derived "
+            "from the time that a start takes",
             examples=["5m"],
         ),
     ] = None
     step_up: Annotated[
         CountOrPercent | None,
         Field(
-            description="instances that a pool may gain within a minute, or a percentage of it; left out = any",
+            description="maximum number of instances added per minute, or a percentage; left out = no limit",
             examples=['"100%"'],
         ),
     ] = None
     step_down: Annotated[
         CountOrPercent | None,
         Field(
-            description="instances that a pool may lose within a minute, or a percentage of it; left out = any",
+            description="maximum number of instances removed per minute, or a percentage; left out = no limit",
             examples=["1"],
         ),
     ] = None
@@ -240,31 +249,34 @@ class Autoscaling(StrictModel):
     sleep: Annotated[
         SleepPolicy | None,
         Field(
-            description="instances of each pool that are not needed sleep instead of ending; of engines of the kinds vllm and sim",
+            description="unneeded instances of each pool sleep instead of being removed; vllm and sim",
             examples=["{max: 2}"],
         ),
     ] = None
     schedules: list[Schedule] = Field(
         default_factory=list,
         max_length=16,
-        description="other bounds for some hours of the week; of several that are on, the highest min and the highest max hold",
+        description="other bounds for some hours of the week; of several active ones, the highest min and the highest max apply",
         examples=['[{name: day, begin: "08:00", end: "20:00", min: 4}]'],
         json_schema_extra=list_map_schema("name"),
     )
 
     @model_validator(mode="after")
     def _check_unique_names(self) -> Self:
-        check_unique("schedules", [one.name for one in self.schedules])
+        check_unique("schedules", [schedule.name for schedule in self.schedules])
         return self
 
     def bounds_at(self, pool: str, minimum: int, maximum: int, wall: float) -> tuple[int, int]:
-        """The bounds of a pool at this Unix time, whose own are ``least`` and ``most``."""
-        on = [one for one in self.schedules if one.pool in (None, pool) and one.is_active(wall)]
-        low = max((one.min for one in on if one.min is not None), default=minimum)
-        high = max((one.max for one in on if one.max is not None), default=maximum)
-        # A lone max below the pool's own min is meant to lower it; a lone min above its max to raise it.
-        return (low, max(low, high)) if _sets_minimum(on) else (min(low, high), high)
+        """Returns the bounds of a pool at this Unix time.
+
+        minimum, maximum: the pool's own bounds.
+        """
+        active = [schedule for schedule in self.schedules if schedule.pool in (None, pool) and schedule.is_active(wall)]
+        low = max((schedule.min for schedule in active if schedule.min is not None), default=minimum)
+        high = max((schedule.max for schedule in active if schedule.max is not None), default=maximum)
+        # A schedule with only a max may lower the min; one with only a min may raise the max.
+        return (low, max(low, high)) if _sets_minimum(active) else (min(low, high), high)
 
 
 def _sets_minimum(on: Sequence[Schedule]) -> bool:
-    return any(one.min is not None for one in on)
+    return any(schedule.min is not None for schedule in on)

@@ -1,4 +1,4 @@
-"""``spec.engine``: the program that serves the model."""
+"""`spec.engine`: the program that serves the model."""
 
 from enum import StrEnum
 from typing import Annotated, ClassVar, Self
@@ -11,7 +11,7 @@ from fairlead.api.value_types import ServedName, Subdomain, check_unique, list_m
 
 
 class EngineKind(StrEnum):
-    """Which program serves the model."""
+    """The program that serves the model."""
 
     VLLM = "vllm"
     SGLANG = "sglang"
@@ -21,29 +21,31 @@ class EngineKind(StrEnum):
 
 
 class PullSecret(StrictModel):
-    """A Secret of the same namespace that opens an image registry."""
+    """A Secret in the same namespace with credentials for an image registry."""
 
-    name: Annotated[Subdomain, Field(description="of the Secret", examples=["registry"])]
+    name: Annotated[Subdomain, Field(description="name of the Secret", examples=["registry"])]
 
 
 def _external_violation(engine: "Engine") -> tuple[str, ...] | bool:
-    """Which field says how to run an engine that Fairlead does not run."""
+    """Returns the field that describes how to run an external engine, or False."""
     fields = ("image", "command", "args", "env", "image_pull_secrets", "port", "health_path")
-    found = next((name for name in fields if getattr(engine, name)), None)
-    return (Engine.model_fields[found].alias or found,) if engine.kind is EngineKind.EXTERNAL and found else False
+    name = next((name for name in fields if getattr(engine, name)), None)
+    return (Engine.model_fields[name].alias or name,) if engine.kind is EngineKind.EXTERNAL and name else False
 
 
 _SERVED_NAME_FLAG = "--served-model-name"
-_CUSTOM_ONLY_MESSAGE = "{} is for engines of kind custom; Fairlead knows {} of the others"
+_CUSTOM_ONLY_MESSAGE = "{} is for engines of kind custom; Fairlead sets {} of the others"
 
 
 def _custom_only_rule(field: str, attribute: str, known_part: str) -> Rule:
     return Rule(
-        cel=f"!has(self.{field}) || self.kind in ['custom', 'external']",  # external has a rule of its own
+        cel=f"!has(self.{field}) || self.kind in ['custom', 'external']",  # `external` has its own rule
         message=_CUSTOM_ONLY_MESSAGE.format(field, known_part),
         fix=f"remove {field}, or write `kind: custom`",
         at=(field,),
-        violation=lambda one: getattr(one, attribute) not in (None, []) and one.kind not in ("custom", "external"),
+        violation=lambda engine: (
+            getattr(engine, attribute) not in (None, []) and engine.kind not in ("custom", "external")
+        ),
     )
 
 
@@ -55,27 +57,27 @@ class Engine(StrictModel):
             cel="self.kind != 'external' || !(has(self.image) || has(self.command) && self.command.size() > 0 || has(self.args) "
             "&& self.args.size() > 0 || has(self.env) && self.env.size() > 0 || has(self.imagePullSecrets) && "
             "self.imagePullSecrets.size() > 0 || has(self.port) || has(self.healthPath))",
-            message="an external engine is not run by Fairlead, which cannot change how it runs",
+            message="Fairlead does not run an external engine and cannot change how it runs",
             fix="leave only kind and servedModelName, and give pools endpoints or a selector",
             violation=_external_violation,
         ),
         Rule(
             cel="self.kind != 'custom' || has(self.image)",
             message="an engine of kind custom needs an image",
-            fix="add `image:`, and `command:` unless the image's own is meant",
-            violation=lambda one: one.kind is EngineKind.CUSTOM and one.image is None,
+            fix="add `image:`, and `command:` unless the image has the right one",
+            violation=lambda engine: engine.kind is EngineKind.CUSTOM and engine.image is None,
         ),
         Rule(
-            # A custom engine's arguments are its own affair, and may hold $(MODEL_NAME).
+            # Arguments of a custom engine are free, and may contain $(MODEL_NAME).
             cel="!has(self.servedModelName) || !has(self.args) || self.kind == 'custom' || "
             f"!self.args.exists(arg, arg == '{_SERVED_NAME_FLAG}' || arg.startsWith('{_SERVED_NAME_FLAG}='))",
-            message="the engine is given its name twice",
+            message="the engine gets its name twice",
             fix=f"remove {_SERVED_NAME_FLAG} from args, or remove servedModelName",
             at=("servedModelName",),
-            violation=lambda one: (
-                one.served_model_name is not None
-                and one.kind is not EngineKind.CUSTOM
-                and any(arg.partition("=")[0] == _SERVED_NAME_FLAG for arg in one.args)
+            violation=lambda engine: (
+                engine.served_model_name is not None
+                and engine.kind is not EngineKind.CUSTOM
+                and any(arg.partition("=")[0] == _SERVED_NAME_FLAG for arg in engine.args)
             ),
         ),
         _custom_only_rule("command", "command", "the command"),
@@ -87,18 +89,18 @@ class Engine(StrictModel):
         EngineKind,
         Field(
             strict=False,
-            description="vllm; sglang; sim, the simulated engine; custom, an image and command of your own that speak OpenAI's "
-            "protocol; or external: engines that run already, adopted by address or label. Local mode simulates all but "
-            "external unless told otherwise",
+            description="vllm; sglang; sim, the simulated engine; custom, your own image and command with OpenAI's "
+            "protocol; or external: engines that already run, found by address or label. Local mode simulates all kinds but "
+            "external by default",
             examples=["vllm"],
         ),
     ] = EngineKind.VLLM
     served_model_name: Annotated[
         ServedName | None,
         Field(
-            description="what the engine calls the model; left out = the ModelDeployment's name. Gateways put it into requests, and "
-            "the name that the client asked for into answers. Of an external engine with several names: the first, which its "
-            "answers carry",
+            description="the engine's name for the model; left out = the ModelDeployment's name. Gateways write it into requests and "
+            "the client's name for the model into responses. For an external engine with several names: the first, which is in "
+            "its responses",
             examples=["Qwen/Qwen3-8B"],
         ),
     ] = None
@@ -108,21 +110,21 @@ class Engine(StrictModel):
             min_length=1,
             max_length=1024,
             pattern=r"^\S+$",
-            description="container image; left out = the installation's for this kind",
+            description="container image; left out = the installation's image for this kind",
             examples=["vllm/vllm-openai:v0.11.0"],
         ),
     ] = None
     command: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
         default_factory=list,
         max_length=64,
-        description="what a custom engine's container runs, args following; left out = the image's own. $(MODEL_PATH), "
-        "$(MODEL_NAME) and $(PORT) stand for what Fairlead decides",
+        description="command of a custom engine's container, followed by args; left out = that of the image. $(MODEL_PATH), "
+        "$(MODEL_NAME) and $(PORT) are replaced by Fairlead's values",
         examples=['["python3", "-m", "my_engine", "--port", "$(PORT)"]'],
     )
     args: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
         default_factory=list,
         max_length=128,
-        description="added to the engine's command line; a simulated vllm takes those that change what it simulates",
+        description="appended to the engine's command line; a simulated vllm accepts those that affect the simulation",
         examples=['["--max-model-len=32768"]'],
     )
     env: list[EnvironmentVariable] = Field(
@@ -135,7 +137,7 @@ class Engine(StrictModel):
     image_pull_secrets: list[PullSecret] = Field(
         default_factory=list,
         max_length=16,
-        description="Secrets that open the image's registry, beside the installation's",
+        description="Secrets for the image's registry, in addition to the installation's",
         examples=["[{name: registry}]"],
         json_schema_extra=list_map_schema("name"),
     )
@@ -144,7 +146,7 @@ class Engine(StrictModel):
         Field(
             ge=1,
             le=65_535,
-            description="where a custom engine listens; left out = 8000",
+            description="port of a custom engine; left out = 8000",
             examples=["8000"],
             json_schema_extra={"format": "int32"},
         ),
@@ -155,7 +157,7 @@ class Engine(StrictModel):
             min_length=1,
             max_length=256,
             pattern=r"^/[^\s?#]*$",
-            description="GET answers 200 there once a custom engine serves; left out = /health",
+            description="path that responds with 200 once a custom engine serves; left out = /health",
             examples=["/health"],
         ),
     ] = None

@@ -1,4 +1,4 @@
-"""Environment variables of an engine: a text, or where in the cluster the text is."""
+"""Environment variables of engines: literal text, or a reference into the cluster."""
 
 from typing import Annotated, ClassVar
 
@@ -16,14 +16,15 @@ _FIELD_PATTERN = (
 
 
 class KeyReference(StrictModel):
-    """One entry of a Secret or ConfigMap of the same namespace."""
+    """An entry of a Secret or ConfigMap in the same namespace."""
 
-    name: Annotated[Subdomain, Field(description="of the Secret or ConfigMap", examples=["engine-secrets"])]
+    name: Annotated[Subdomain, Field(description="name of the Secret or ConfigMap", examples=["engine-secrets"])]
     key: Annotated[
-        str, Field(min_length=1, max_length=253, pattern=_KEY_PATTERN, description="of the entry", examples=["token"])
+        str,
+        Field(min_length=1, max_length=253, pattern=_KEY_PATTERN, description="key of the entry", examples=["token"]),
     ]
     optional: Annotated[
-        bool, Field(description="the engine starts without it too; otherwise its pods wait until it exists")
+        bool, Field(description="true: the engine starts without it; false: its pods wait until it exists")
     ] = False
 
 
@@ -36,21 +37,23 @@ class FieldReference(StrictModel):
             min_length=1,
             max_length=253,
             pattern=_FIELD_PATTERN,
-            description="as in a pod: metadata.name, metadata.labels['KEY'], spec.nodeName, status.podIP, status.hostIP",
+            description="field of the pod: metadata.name, metadata.labels['KEY'], spec.nodeName, status.podIP, status.hostIP",
             examples=["status.podIP"],
         ),
     ]
 
 
 class EnvironmentSource(StrictModel):
-    """Where a value comes from; exactly one."""
+    """The source of a value; exactly one field is set."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="[has(self.secretKeyRef), has(self.configMapKeyRef), has(self.fieldRef)].filter(given, given).size() == 1",
-            message="a value comes from exactly one place",
+            message="a value needs exactly one source",
             fix="give one of secretKeyRef, configMapKeyRef and fieldRef",
-            violation=lambda one: [one.secret_key_ref, one.config_map_key_ref, one.field_ref].count(None) != 2,
+            violation=lambda source: (
+                [source.secret_key_ref, source.config_map_key_ref, source.field_ref].count(None) != 2
+            ),
         ),
     )
 
@@ -64,15 +67,15 @@ class EnvironmentSource(StrictModel):
 
 
 class EnvironmentVariable(StrictModel):
-    """One environment variable of the engine's process."""
+    """An environment variable of the engine process."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!has(self.valueFrom) || !has(self.value) || self.value == ''",
-            message="value and valueFrom exclude one another",
+            message="value and valueFrom exclude each other",
             fix="remove one of them",
             at=("valueFrom",),
-            violation=lambda one: one.value_from is not None and one.value != "",
+            violation=lambda variable: variable.value_from is not None and variable.value != "",
         ),
     )
 
@@ -82,15 +85,15 @@ class EnvironmentVariable(StrictModel):
             min_length=1,
             max_length=256,
             pattern=_NAME_PATTERN,
-            description="as the engine reads it",
+            description="name of the variable",
             examples=["VLLM_LOGGING_LEVEL"],
         ),
     ]
-    value: Annotated[str, Field(max_length=4096, description="its text; empty when left out")] = ""
+    value: Annotated[str, Field(max_length=4096, description="literal text; left out = empty")] = ""
     value_from: Annotated[
         EnvironmentSource | None,
         Field(
-            description="where in the cluster its text is; local mode simulates without it",
+            description="source of the text in the cluster; simulations of local mode do without it",
             examples=["{secretKeyRef: {name: engine-secrets, key: token}}"],
         ),
     ] = None

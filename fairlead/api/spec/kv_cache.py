@@ -1,4 +1,4 @@
-"""``spec.kvCache``: where KV goes besides the accelerator's own memory."""
+"""`spec.kvCache`: where KV is kept besides accelerator memory, and how it is transferred."""
 
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final
@@ -9,18 +9,18 @@ from fairlead.api.strict_model import Rule, StrictModel
 from fairlead.api.value_types import PositiveDuration, Size
 
 _STORE_PATTERN: Final = r"^(lm|rediss?|mooncakestore)://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._/-]*)?$"
-"""No user and no password: what stands in a spec is no secret."""
+"""No user and no password: a spec must not contain secrets."""
 
 
 class OffloadKind(StrEnum):
-    """Who moves KV to slower memory."""
+    """The software that moves KV to slower memory."""
 
     NATIVE = "Native"
     LMCACHE = "LMCache"
 
 
 class Transfer(StrEnum):
-    """How KV goes from a prefill to a decode instance."""
+    """The KV transfer from prefill to decode instances."""
 
     NONE = "None"
     NIXL = "Nixl"
@@ -28,20 +28,23 @@ class Transfer(StrEnum):
 
 
 class PeerTransfer(StrictModel):
-    """Instances of a model get from one another's offloaded KV what they lack, where that takes less time than computing it. Measure
-    both numbers: routing compares them with the engines' own speed for every prompt."""
+    """Sharing of offloaded KV between the instances of a model, where copying is faster than
+    computing.
+
+    Measure both numbers: routing compares them with the engines' own speed for every prompt.
+    """
 
     bytes_per_token: Annotated[
-        int, Field(ge=1, le=1_000_000_000, description="KV of one token, all layers", examples=["131072"])
+        int, Field(ge=1, le=1_000_000_000, description="bytes of KV per token, all layers", examples=["131072"])
     ]
-    bandwidth: Annotated[Size, Field(description="bytes a second that go from one pod to another", examples=["10Gi"])]
+    bandwidth: Annotated[Size, Field(description="bytes per second from one pod to another", examples=["10Gi"])]
     latency: Annotated[
-        PositiveDuration, Field(description="from asking a peer to its first byte", examples=["10ms"])
+        PositiveDuration, Field(description="time from the request to the first byte of a peer", examples=["10ms"])
     ] = "10ms"
 
 
 class Offload(StrictModel):
-    """Slower and larger places for KV that leaves the accelerator."""
+    """Slower and larger storage for KV that leaves the accelerator."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -49,21 +52,21 @@ class Offload(StrictModel):
             message="only LMCache offloads to disk",
             fix="write `kind: LMCache`, or remove disk",
             at=("disk",),
-            violation=lambda one: one.disk is not None and one.kind is not OffloadKind.LMCACHE,
+            violation=lambda offload: offload.disk is not None and offload.kind is not OffloadKind.LMCACHE,
         ),
         Rule(
             cel="!has(self.store) || self.kind == 'LMCache'",
             message="only LMCache shares a store",
             fix="write `kind: LMCache`, or remove store",
             at=("store",),
-            violation=lambda one: one.store is not None and one.kind is not OffloadKind.LMCACHE,
+            violation=lambda offload: offload.store is not None and offload.kind is not OffloadKind.LMCACHE,
         ),
         Rule(
             cel="!has(self.peers) || self.kind == 'Native'",
-            message="only Native offloading lends to peers",
+            message="only Native offloading shares with peers",
             fix="write `kind: Native`, or remove peers",
             at=("peers",),
-            violation=lambda one: one.peers is not None and one.kind is not OffloadKind.NATIVE,
+            violation=lambda offload: offload.peers is not None and offload.kind is not OffloadKind.NATIVE,
         ),
     )
 
@@ -71,21 +74,19 @@ class Offload(StrictModel):
         OffloadKind,
         Field(
             strict=False,
-            description="Native: the engine itself; LMCache: the library of that name, which the image must hold",
+            description="Native: the engine itself; LMCache: the library of that name, which the image must contain",
             examples=["Native"],
         ),
     ] = OffloadKind.NATIVE
-    memory: Annotated[
-        Size, Field(description="main memory of one pod, added to what it asks of its node", examples=["64Gi"])
-    ]
+    memory: Annotated[Size, Field(description="main memory per pod, added to its memory request", examples=["64Gi"])]
     disk: Annotated[
-        Size | None, Field(description="scratch disk of one pod, behind the memory", examples=["500Gi"])
+        Size | None, Field(description="scratch disk per pod, for KV that leaves the memory", examples=["500Gi"])
     ] = None
     store: Annotated[
         str | None,
         Field(
-            description="a store that all instances share, behind memory and disk: a server of LMCache, a Redis without a password, "
-            "or a Mooncake store. Engines look there by themselves for what they lack",
+            description="a store that all instances share, behind memory and disk: an LMCache server, a Redis without a password, "
+            "or a Mooncake store. Engines query it themselves for missing KV",
             pattern=_STORE_PATTERN,
             max_length=256,
             examples=["lm://kv-store.chat.svc:65432"],
@@ -94,28 +95,28 @@ class Offload(StrictModel):
     peers: Annotated[
         PeerTransfer | None,
         Field(
-            description="lend to the model's other instances, and borrow from them; vllm and sim",
+            description="shares offloaded KV between the instances of the model; vllm and sim",
             examples=["{bytesPerToken: 131072, bandwidth: 10Gi}"],
         ),
     ] = None
 
 
 class KvCache(StrictModel):
-    """What becomes of KV beyond one engine's own memory."""
+    """Storage and transfer of KV beyond one engine's memory."""
 
     offload: Annotated[Offload | None, Field(examples=["{memory: 64Gi}"])] = None
     transfer: Annotated[
         Transfer,
         Field(
             strict=False,
-            description="how pools of role Prefill hand KV to those of role Decode",
+            description="KV transfer from pools of role Prefill to pools of role Decode",
             examples=["Nixl"],
         ),
     ] = Transfer.NONE
     events: Annotated[
         bool,
         Field(
-            description="vllm, sglang and sim say which prefixes they hold, so that routing knows instead of guessing",
+            description="vllm, sglang and sim publish their cached prefixes, so that routing need not estimate them",
             examples=["true"],
         ),
     ] = True

@@ -1,4 +1,4 @@
-"""``spec.pools[]``: replicas of one template each, on one accelerator, in one role."""
+"""`spec.pools[]`: replicas of one template, on one accelerator, in one role."""
 
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
@@ -12,7 +12,7 @@ _INT32 = {"format": "int32"}
 
 
 class PoolRole(StrEnum):
-    """What the instances of a pool do for a request."""
+    """The role of a pool's instances in serving a request."""
 
     SERVE = "Serve"
     PREFILL = "Prefill"
@@ -20,7 +20,7 @@ class PoolRole(StrEnum):
 
 
 class Replicas(StrictModel):
-    """How many instances a pool has."""
+    """The number of instances of a pool."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -28,21 +28,21 @@ class Replicas(StrictModel):
             message="max is less than min",
             fix="raise max, or lower min",
             at=("max",),
-            violation=lambda one: one.max is not None and one.max < one.min,
+            violation=lambda replicas: replicas.max is not None and replicas.max < replicas.min,
         ),
     )
 
     min: Annotated[
         int,
-        Field(ge=0, le=4096, description="instances that always run", examples=["8"], json_schema_extra=_INT32),
+        Field(ge=0, le=4096, description="minimum number of instances", examples=["8"], json_schema_extra=_INT32),
     ] = 1
     max: Annotated[
         int | None,
         Field(
             ge=1,
             le=4096,
-            description="the most that whoever scales the pool gets: the autoscaler, an HPA, KEDA or `kubectl scale`; left out = no "
-            "bound, and the autoscaler leaves the pool at its min",
+            description="maximum number of instances, for the autoscaler, an HPA, KEDA and `kubectl scale`; left out = no "
+            "limit, and the autoscaler keeps the pool at its min",
             examples=["16"],
             json_schema_extra=_INT32,
         ),
@@ -50,12 +50,12 @@ class Replicas(StrictModel):
 
     @property
     def is_scalable(self) -> bool:
-        """There is room between its bounds, which is what the autoscaler needs."""
+        """True if max is above min, which autoscaling needs."""
         return self.max is not None and self.max > self.min
 
 
 class Parallelism(StrictModel):
-    """How one instance is spread over devices and nodes. Its ranks are tensor × pipeline × data."""
+    """The spread of one instance over devices and nodes. It has tensor × pipeline × data ranks."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -63,7 +63,7 @@ class Parallelism(StrictModel):
             message="the ranks (tensor × pipeline × data) cannot be shared evenly by the nodes",
             fix="make their product a multiple of nodes",
             at=("nodes",),
-            violation=lambda one: one.ranks % one.nodes != 0,
+            violation=lambda shape: shape.ranks % shape.nodes != 0,
         ),
         Rule(
             cel="(self.nodes > 1) == (oldSelf.nodes > 1)",
@@ -75,18 +75,26 @@ class Parallelism(StrictModel):
 
     tensor: Annotated[
         int,
-        Field(ge=1, le=64, description="devices that share every layer", examples=["4"], json_schema_extra=_INT32),
+        Field(
+            ge=1, le=64, description="devices over which each layer is split", examples=["4"], json_schema_extra=_INT32
+        ),
     ] = 1
     pipeline: Annotated[
         int,
-        Field(ge=1, le=64, description="stages that the layers are cut into", examples=["2"], json_schema_extra=_INT32),
+        Field(
+            ge=1,
+            le=64,
+            description="stages into which the layers are divided",
+            examples=["2"],
+            json_schema_extra=_INT32,
+        ),
     ] = 1
     data: Annotated[
         int,
         Field(
             ge=1,
             le=64,
-            description="copies that batch by themselves behind one address",
+            description="data-parallel copies behind one address, each with its own batch",
             examples=["2"],
             json_schema_extra=_INT32,
         ),
@@ -96,7 +104,7 @@ class Parallelism(StrictModel):
         Field(
             ge=1,
             le=64,
-            description="pods, each on a node of its own, that make up one instance; more than 1 needs LeaderWorkerSet",
+            description="pods of one instance, each on its own node; more than 1 needs LeaderWorkerSet",
             examples=["2"],
             json_schema_extra=_INT32,
         ),
@@ -104,17 +112,17 @@ class Parallelism(StrictModel):
 
     @property
     def ranks(self) -> int:
-        """Devices of one instance, where each rank has one."""
+        """Number of ranks of one instance; each has one device."""
         return self.tensor * self.pipeline * self.data
 
     @property
     def ranks_per_pod(self) -> int:
-        """Of each of its pods."""
+        """Number of ranks in each pod of an instance."""
         return self.ranks // self.nodes
 
 
 class TemplateMetadata(StrictModel):
-    """What a pod carries besides Fairlead's own."""
+    """Labels and annotations of pods, in addition to Fairlead's own."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -122,7 +130,7 @@ class TemplateMetadata(StrictModel):
             message="labels that begin with fairlead.io/ are how Fairlead finds its pods",
             fix="use a prefix of your own",
             at=("labels",),
-            violation=lambda one: any(key.startswith("fairlead.io/") for key in one.labels),
+            violation=lambda metadata: any(key.startswith("fairlead.io/") for key in metadata.labels),
         ),
     )
 
@@ -141,35 +149,35 @@ class TemplateMetadata(StrictModel):
 
 
 class PodTemplate(StrictModel):
-    """Merged over the pod template that Fairlead makes, the strategic way: lists by name, scalars replaced."""
+    """A strategic merge patch for the pod template. Lists are merged by name, scalars replaced."""
 
     metadata: Annotated[TemplateMetadata, Field(examples=["{labels: {team: search}}"])] = TemplateMetadata()
     spec: dict[str, Any] = Field(
         default_factory=dict,
-        description="parts of a PodSpec. The engine's container is called engine",
+        description="parts of a PodSpec; the engine's container is called engine",
         examples=["{priorityClassName: high}"],
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
 
 
 class ExternalEndpoint(StrictModel):
-    """An engine that runs already."""
+    """An engine that already runs."""
 
     url: Annotated[EngineUrl, Field(description="scheme, host and port, no path", examples=["http://10.0.0.5:8000"])]
 
 
 class PodSelector(StrictModel):
-    """Pods of the same namespace that run already."""
+    """Pods of the same namespace that already run an engine."""
 
     match_labels: Labels = Field(
         min_length=1,
         max_length=16,
-        description="labels that a pod must have, all of them",
+        description="labels of the pods; a pod must have all of them",
         examples=["{app: my-vllm}"],
     )
     port: Annotated[
         int,
-        Field(ge=1, le=65_535, description="where its engine listens", examples=["8000"], json_schema_extra=_INT32),
+        Field(ge=1, le=65_535, description="port of the engine", examples=["8000"], json_schema_extra=_INT32),
     ] = 8000
 
 
@@ -188,7 +196,7 @@ class Pool(StrictModel):
             message="endpoints and selector exclude one another",
             fix="remove one of them, or make two pools",
             at=("selector",),
-            violation=lambda one: bool(one.endpoints) and one.selector is not None,
+            violation=lambda pool: bool(pool.endpoints) and pool.selector is not None,
         ),
     )
 
@@ -197,15 +205,15 @@ class Pool(StrictModel):
         PoolRole,
         Field(
             strict=False,
-            description="Serve: prefill and decode on the same instance. Prefill and Decode: one after the other, on "
-            "different instances; both are needed then",
+            description="Serve: prefill and decode on the same instance. Prefill and Decode: one after the other on "
+            "different instances; both roles are needed",
             examples=["Serve"],
         ),
     ] = PoolRole.SERVE
     accelerator: Annotated[
         ShortName | None,
         Field(
-            description="an AcceleratorClass, or a built-in one; needed unless the engine is external",
+            description="name of an AcceleratorClass, applied or built in; needed unless the engine is external",
             examples=["nvidia-l4"],
         ),
     ] = None
@@ -215,7 +223,7 @@ class Pool(StrictModel):
     endpoints: list[ExternalEndpoint] = Field(
         default_factory=list,
         max_length=256,
-        description="of an external engine: its addresses",
+        description="addresses of an external engine",
         examples=['[{url: "http://10.0.0.5:8000"}]'],
         json_schema_extra=list_map_schema("url"),
     )
@@ -228,5 +236,5 @@ class Pool(StrictModel):
 
     @property
     def is_external(self) -> bool:
-        """It names engines that run already."""
+        """True if the pool names engines that already run."""
         return bool(self.endpoints) or self.selector is not None

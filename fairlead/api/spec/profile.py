@@ -1,4 +1,4 @@
-"""Profile."""
+"""`spec.profile` of an AcceleratorClass: the cost of an engine step."""
 
 from dataclasses import replace
 from typing import Annotated, ClassVar, Self
@@ -18,14 +18,14 @@ OptionalCount = Annotated[int | None, Field(ge=1, le=2**40)]
 
 
 class Profile(StrictModel):
-    """What a step of an engine costs: a preset, coefficients of your own, or a preset with some of them changed."""
+    """The cost of an engine step: a preset, coefficients, or a preset with changed coefficients."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="has(self.preset) || has(self.prefillTokenSeconds)",
             message="a profile needs a preset or at least prefillTokenSeconds",
             fix="add `preset:` with the name of a built-in profile, such as h100-llama8b",
-            violation=lambda one: one.preset is None and one.prefill_token_seconds is None,
+            violation=lambda profile: profile.preset is None and profile.prefill_token_seconds is None,
         ),
     )
 
@@ -33,14 +33,14 @@ class Profile(StrictModel):
         str | None, Field(min_length=1, max_length=63, description="a built-in profile", examples=["h100-llama8b"])
     ] = None
     prefill_token_seconds: Annotated[
-        float | None, Field(gt=0, le=3600, description="p: one computed token (prompt or decode)", examples=["3.6e-5"])
+        float | None, Field(gt=0, le=3600, description="p: one computed token, prompt or decode", examples=["3.6e-5"])
     ] = None
     attention_seconds: Annotated[
-        OptionalSeconds, Field(description="q: attention of one token on one token before it")
+        OptionalSeconds, Field(description="q: attention of one token to one earlier token")
     ] = None
-    weights_seconds: Annotated[
-        OptionalSeconds, Field(description="w: the least a step takes, reading the weights once")
-    ] = None
+    weights_seconds: Annotated[OptionalSeconds, Field(description="w: minimum of a step: reading the weights once")] = (
+        None
+    )
     step_seconds: Annotated[OptionalSeconds, Field(description="d: fixed overhead of a step")] = None
     sequence_seconds: Annotated[OptionalSeconds, Field(description="s: one sequence in the batch")] = None
     resident_token_seconds: Annotated[
@@ -53,16 +53,19 @@ class Profile(StrictModel):
 
     @model_validator(mode="after")
     def _check_preset(self) -> Self:
-        known = builtin_profiles()
-        if self.preset is not None and self.preset not in known:
+        presets = builtin_profiles()
+        if self.preset is not None and self.preset not in presets:
             message = f'no engine profile is called "{self.preset}"'
-            raise field_error(message, f"use one of {', '.join(sorted(known))}, or give coefficients", at=("preset",))
+            raise field_error(message, f"use one of {', '.join(sorted(presets))}, or give coefficients", at=("preset",))
         return self
 
     def to_engine_profile(self, name: str) -> EngineProfile:
-        """The profile as a value; ``name`` is used where it is not just a preset."""
-        given = self.model_dump(exclude_none=True, exclude={"preset", "name"})
+        """Returns the profile as a value.
+
+        name: used unless the profile is exactly a preset.
+        """
+        coefficients = self.model_dump(exclude_none=True, exclude={"preset", "name"})
         if self.preset is None:
-            return EngineProfile(name=name, **given)
+            return EngineProfile(name=name, **coefficients)
         base = builtin_profiles()[self.preset]
-        return replace(base, name=name, **given) if given else base
+        return replace(base, name=name, **coefficients) if coefficients else base

@@ -1,4 +1,4 @@
-"""``spec.rollout``: how a change reaches the instances."""
+"""`spec.rollout`: the replacement of instances after a change."""
 
 import math
 from typing import Annotated, ClassVar
@@ -13,45 +13,47 @@ MAX_DRAIN_SECONDS = 24 * 3600.0
 
 
 class Rollout(StrictModel):
-    """How a change reaches the instances: new ones first, old ones once those are ready and the last request is done."""
+    """Replacement of instances after a change: new ones start first, old ones end after their last
+    request.
+    """
 
     planned: ClassVar[frozenset[str]] = frozenset({"canary"})
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            # A day is no unit of the server's durations, and more than may be written here in most cases.
+            # Durations in CEL have no days.
             cel="!self.drain.contains('d') && duration(self.drain) <= duration('24h')",
-            message="drain is at most 24h, in hours and less",
+            message="drain is at most 24h, without days",
             fix="write it like 10m or 2h30m",
             at=("drain",),
-            violation=lambda one: "d" in one.drain or units.parse_duration(one.drain) > MAX_DRAIN_SECONDS,
+            violation=lambda rollout: "d" in rollout.drain or units.parse_duration(rollout.drain) > MAX_DRAIN_SECONDS,
         ),
     )
 
     surge: Annotated[
         CountOrPercent,
         Field(
-            description="instances of a pool that may run beyond its number while they are replaced, or a percentage of it",
+            description="instances above a pool's desired number while it is replaced, or a percentage",
             examples=["1"],
         ),
     ] = 1
     drain: Annotated[
         PositiveDuration,
         Field(
-            description="how long requests in flight may go on at an instance that goes; then they are cut",
+            description="time for requests in flight on an instance that is removed; then they are cut off",
             examples=["5m"],
         ),
     ] = "5m"
-    paused: Annotated[bool, Field(description="changes wait; numbers of instances still follow", examples=["true"])] = (
+    paused: Annotated[bool, Field(description="changes wait; replica counts are still applied", examples=["true"])] = (
         False
     )
 
     def surge_for(self, instances: int) -> int:
-        """How many more than ``instances`` may run; at least one."""
+        """Returns how many instances above `instances` may run during a rollout; at least one."""
         if isinstance(self.surge, int):
             return self.surge
         return max(1, math.ceil(instances * int(self.surge.removesuffix("%")) / 100))
 
     @property
     def drain_seconds(self) -> float:
-        """``drain`` as a number."""
+        """Time that an instance has to finish its requests."""
         return units.parse_duration(self.drain)

@@ -1,4 +1,4 @@
-"""Routing."""
+"""`spec.routing`: the routing policy."""
 
 from typing import Annotated
 
@@ -11,14 +11,14 @@ from fairlead.fleet.model import RoutingPreset
 
 
 class Routing(StrictModel):
-    """How requests find an instance."""
+    """The choice of an instance for each request."""
 
     preset: Annotated[
         RoutingPreset,
         Field(
             strict=False,
-            description="dual-hash follows cached prefixes while the objective holds; round-robin and least-request "
-            "ignore them; session keeps a conversation on one instance; the others are rules that other routers publish",
+            description="dual-hash prefers cached prefixes while the objective holds; round-robin and least-request "
+            "ignore them; session keeps a conversation on one instance; the others are policies of other routers",
             examples=["dual-hash"],
         ),
     ] = RoutingPreset.DUAL_HASH

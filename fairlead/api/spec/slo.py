@@ -1,4 +1,4 @@
-"""Slo."""
+"""`spec.objectives`: the service level objectives."""
 
 from typing import Annotated, ClassVar
 
@@ -13,7 +13,9 @@ from fairlead.fleet.model import SloTargets as ObjectiveValues
 
 
 class Slo(StrictModel):
-    """What a request should see. Attained means: time to first token and mean inter-token latency are both within."""
+    """The service level objectives of a model. A request must meet both TTFT and mean inter-token
+    latency.
+    """
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -21,13 +23,13 @@ class Slo(StrictModel):
             message="ttftPerKiloToken is added to ttft, which is missing",
             fix="add `ttft: 800ms`",
             at=("ttftPerKiloToken",),
-            violation=lambda one: one.ttft_per_kilo_token is not None and one.ttft is None,
+            violation=lambda slo: slo.ttft_per_kilo_token is not None and slo.ttft is None,
         ),
     )
 
     target: Annotated[
         float,
-        Field(gt=0, le=1, description="the share of requests that should attain the objectives", examples=["0.95"]),
+        Field(gt=0, le=1, description="share of requests that should meet the objectives", examples=["0.95"]),
     ] = 0.95
     ttft: Annotated[
         PositiveDuration | None,
@@ -42,7 +44,7 @@ class Slo(StrictModel):
     ] = None
 
     def to_targets(self) -> ObjectiveValues:
-        """The same in seconds, as routing reads it."""
+        """Returns the objectives in seconds, as routing uses them."""
         return ObjectiveValues(
             target=self.target,
             ttft_seconds=None if self.ttft is None else units.parse_duration(self.ttft),

@@ -52,7 +52,7 @@ def walk(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, 
             yield from walk(node[name], f"{path}[]")
 
 
-def test_what_is_committed_is_what_is_generated() -> None:
+def test_committed_crds_equal_generated_ones() -> None:
     done = subprocess.run(
         [sys.executable, "scripts/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -70,7 +70,7 @@ def test_every_value_has_a_type_and_only_known_keywords(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CRDS)
-def test_every_default_fits_its_own_schema(kind: str) -> None:
+def test_every_default_satisfies_its_schema(kind: str) -> None:
     for path, node in walk(schema(kind)):
         if "default" not in node:
             continue
@@ -86,7 +86,7 @@ def test_every_default_fits_its_own_schema(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CRDS)
-def test_a_default_can_be_reached(kind: str) -> None:
+def test_every_default_is_reachable(kind: str) -> None:
     """A default below an object that may be missing, and has no default itself, would never be applied."""
 
     def check(node: dict[str, Any], path: str) -> None:
@@ -100,7 +100,7 @@ def test_a_default_can_be_reached(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CRDS)
-def test_list_maps_have_keys_that_are_always_there(kind: str) -> None:
+def test_list_map_keys_are_always_present(kind: str) -> None:
     for path, node in walk(schema(kind)):
         for key in node.get("x-kubernetes-list-map-keys", []):
             item = node["items"]
@@ -108,7 +108,7 @@ def test_list_maps_have_keys_that_are_always_there(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CRDS)
-def test_rules_speak_of_fields_that_exist(kind: str) -> None:
+def test_cel_rules_name_existing_fields(kind: str) -> None:
     rules = 0
     for path, node in walk(schema(kind)):
         for rule in node.get("x-kubernetes-validations", []):
@@ -122,7 +122,7 @@ def test_rules_speak_of_fields_that_exist(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CRDS)
-def test_everything_that_grows_is_bounded(kind: str) -> None:
+def test_growing_values_are_bounded(kind: str) -> None:
     """Unbounded lists and texts make CEL rules unaffordable to the API server."""
     for path, node in walk(schema(kind)["properties"]["spec"]):
         if node.get("type") == "array":
@@ -134,7 +134,7 @@ def test_everything_that_grows_is_bounded(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CRDS)
-def test_patterns_are_anchored_and_need_no_look_around(kind: str) -> None:
+def test_patterns_are_anchored_without_look_around(kind: str) -> None:
     for path, node in walk(schema(kind)):
         if "pattern" in node:
             assert node["pattern"].startswith("^"), path
@@ -143,7 +143,7 @@ def test_patterns_are_anchored_and_need_no_look_around(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", served_kinds(), ids=lambda kind: kind.name)
-def test_names_scope_and_columns_are_those_of_the_design(kind: Any) -> None:
+def test_names_scope_and_columns_match_the_design(kind: Any) -> None:
     spec = CRDS[kind.name]["spec"]
     assert CRDS[kind.name]["metadata"]["name"] == f"{kind.plural}.serving.fairlead.io"
     assert spec["names"]["categories"] == ["fairlead"]
@@ -161,13 +161,13 @@ def test_names_scope_and_columns_are_those_of_the_design(kind: Any) -> None:
         assert node["type"] == column["type"]
 
 
-def test_columns_speak_of_conditions_that_exist() -> None:
+def test_printer_columns_name_existing_conditions() -> None:
     columns = CRDS["ModelDeployment"]["spec"]["versions"][0]["additionalPrinterColumns"]
     named = {name for column in columns for name in re.findall(r'@\.type=="(\w+)"', column["jsonPath"])}
     assert named == {"Ready", "ObjectivesMet", "Autoscaling"}
 
 
-def test_status_and_scale_are_written_by_themselves() -> None:
+def test_status_and_scale_are_subresources() -> None:
     (version,) = CRDS["ModelDeployment"]["spec"]["versions"]
     assert version["subresources"] == {
         "status": {},
@@ -183,7 +183,7 @@ def test_status_and_scale_are_written_by_themselves() -> None:
 
 
 @pytest.mark.parametrize("kind", CRDS)
-def test_every_field_is_explained(kind: str) -> None:
+def test_every_field_has_a_description(kind: str) -> None:
     fields = schema(kind)["properties"]
     for part in ("spec", "status"):
         for path, node in walk(fields.get(part, {"type": "object", "description": "none"}), part):
@@ -218,14 +218,14 @@ class Loose(BaseModel):
     inner: Inner = Inner()
 
 
-def test_what_has_no_structural_schema_is_an_error_when_generating() -> None:
+def test_type_without_structural_schema_fails_generation() -> None:
     with pytest.raises(TypeError, match="contains itself"):
         structural_schema(Loop)
     with pytest.raises(TypeError, match=r"Union\.value: a union of 2 types"):
         structural_schema(Union)
 
 
-def test_the_rest_of_the_larger_language_is_translated() -> None:
+def test_remaining_json_schema_features_are_translated() -> None:
     fields = structural_schema(Loose)["properties"]
     assert fields["labels"] == {"type": "object", "default": {}, "additionalProperties": {"type": "string"}}
     assert fields["size"] == {"type": "number", "maximum": 3, "exclusiveMaximum": True, "default": 1.0}

@@ -52,14 +52,14 @@ def todays() -> list[Manifest]:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_todays_types_read_it(release: str) -> None:
+def test_current_types_accept_earlier_manifests(release: str) -> None:
     for one in recorded(release):
         KINDS[one["kind"]].model_validate(one)
 
 
 @pytest.mark.api_server
 @pytest.mark.parametrize("release", RELEASES)
-def test_todays_schema_takes_it(api_server: ApiServer, release: str) -> None:
+def test_current_schema_accepts_earlier_manifests(api_server: ApiServer, release: str) -> None:
     async def check(api: KubeApi) -> None:
         await define(api, todays())
         for one in recorded(release):
@@ -70,7 +70,7 @@ def test_todays_schema_takes_it(api_server: ApiServer, release: str) -> None:
 
 @pytest.mark.api_server
 @pytest.mark.timeout(300)
-def test_what_is_stored_outlives_an_upgrade_of_the_crds(tmp_path: Path) -> None:
+def test_stored_objects_survive_a_crd_upgrade(tmp_path: Path) -> None:
     async def check(api: KubeApi) -> None:
         await define(api, list(yaml.safe_load_all((EARLIER / "first-crds.yaml").read_text())))
         stored = [await api.apply(one, "kubectl") for one in recorded("first")]

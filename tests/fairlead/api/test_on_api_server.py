@@ -67,7 +67,7 @@ async def remove(api: KubeApi, manifest: Manifest) -> None:
     await api.delete(resource_of(manifest), metadata.get("namespace"), metadata["name"])
 
 
-def test_what_is_wrong_is_refused_with_the_words_of_the_table(server: ApiServer) -> None:
+def test_invalid_objects_are_refused_with_the_table_text(server: ApiServer) -> None:
     async def check(api: KubeApi) -> None:
         said = {case.name: await verdict(api, case) for case in refused_cases(TABLE)}
         assert {name: text for name, text in said.items() if text} == {}
@@ -85,7 +85,7 @@ def test_what_is_wrong_is_refused_with_the_words_of_the_table(server: ApiServer)
 
 
 @pytest.mark.parametrize("case", list(accepted_cases(TABLE)), ids=lambda case: case.name)
-def test_what_is_right_is_taken_with_its_defaults(server: ApiServer, case: AcceptedCase) -> None:
+def test_valid_objects_are_accepted_with_defaults(server: ApiServer, case: AcceptedCase) -> None:
     async def check(api: KubeApi) -> None:
         found = await api.apply(placed(case.object), ME, dry_run=True)
         if case.becomes is not None:
@@ -95,7 +95,7 @@ def test_what_is_right_is_taken_with_its_defaults(server: ApiServer, case: Accep
 
 
 @pytest.mark.parametrize("case", list(changed_cases(TABLE)), ids=lambda case: case.name)
-def test_a_change_that_cannot_be_carried_out_is_refused(server: ApiServer, case: ChangedCase) -> None:
+def test_unsupported_changes_are_refused(server: ApiServer, case: ChangedCase) -> None:
     async def check(api: KubeApi) -> None:
         await api.apply(placed(case.before), ME)
         try:
@@ -116,7 +116,7 @@ MODEL: Manifest = {
 }
 
 
-def test_a_model_with_one_pool_is_scaled_as_a_deployment_is_and_one_with_two_is_not(server: ApiServer) -> None:
+def test_model_with_one_pool_is_scalable_and_with_two_is_not(server: ApiServer) -> None:
     async def check(api: KubeApi) -> None:
         async def scale(replicas: int) -> Manifest:
             patch = {"spec": {"replicas": replicas}}
@@ -137,7 +137,7 @@ def test_a_model_with_one_pool_is_scaled_as_a_deployment_is_and_one_with_two_is_
     ask(server, check)
 
 
-def test_status_is_written_beside_the_spec_and_each_writer_keeps_its_conditions(server: ApiServer) -> None:
+def test_status_writers_keep_their_own_conditions(server: ApiServer) -> None:
     def condition(kind: str, reason: str) -> Manifest:
         return {"type": kind, "status": "True", "reason": reason, "lastTransitionTime": "2026-11-20T10:00:00Z"}
 

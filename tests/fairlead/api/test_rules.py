@@ -41,13 +41,13 @@ def test_lint_names_field_and_fix(case: RefusedCase) -> None:
 
 
 @pytest.mark.parametrize("case", CHANGED, ids=lambda case: case.name)
-def test_both_sides_of_a_refused_change_are_right_by_themselves(case: ChangedCase) -> None:
+def test_both_sides_of_a_refused_change_are_valid(case: ChangedCase) -> None:
     assert problems(case.before) == []
     assert problems(case.after) == []
 
 
 @pytest.mark.parametrize("case", ACCEPTED, ids=lambda case: case.name)
-def test_what_is_right_is_taken_with_its_defaults(case: AcceptedCase) -> None:
+def test_valid_objects_get_their_defaults(case: AcceptedCase) -> None:
     (document,) = parse_manifests(yaml.safe_dump(case.object), file="case.yaml")
     if case.becomes is not None:
         spec = json.loads(document.value.spec.model_dump_json(by_alias=True, exclude_none=True))
@@ -68,12 +68,12 @@ def schemas() -> Iterator[tuple[str, dict[str, Any]]]:
         yield from walk(version["schema"]["openAPIV3Schema"], kind.name)
 
 
-def test_every_rule_has_a_case_that_breaks_it() -> None:
+def test_every_rule_has_a_violating_case() -> None:
     rules = {rule["message"] for _, node in schemas() for rule in node.get("x-kubernetes-validations", [])}
     assert rules - {case.server for case in REFUSED} - {case.says for case in CHANGED} == set()
 
 
-def test_every_default_shows_in_a_case() -> None:
+def test_every_default_appears_in_a_case() -> None:
     found = ((path, node) for path, node in schemas() if ".spec." in path and node.get("type") != "object")
     defaults = {path for path, node in found if "default" in node}
     shown = {path for case in ACCEPTED if case.becomes for path in _paths(case.becomes, f"{case.object['kind']}.spec")}

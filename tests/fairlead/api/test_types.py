@@ -36,14 +36,12 @@ def spec(**given: Any) -> ModelDeploymentSpec:
         (0, {"min": 0}, 0),
     ],
 )
-def test_replicas_are_held_within_the_pools_min_and_max(
-    replicas: int | None, pool: dict[str, int], wanted: int
-) -> None:
+def test_replicas_stay_within_pool_bounds(replicas: int | None, pool: dict[str, int], wanted: int) -> None:
     found = spec(replicas=replicas, pools=[{"accelerator": "cpu", "replicas": pool}])
     assert found.desired_instances(found.pools[0]) == wanted
 
 
-def test_a_pool_that_adopts_is_asked_for_nothing() -> None:
+def test_external_pool_has_no_desired_instances() -> None:
     found = spec(engine={"kind": "external"}, pools=[{"selector": {"matchLabels": {"app": "a"}}}])
     assert found.desired_instances(found.pools[0]) == 0
 
@@ -51,11 +49,11 @@ def test_a_pool_that_adopts_is_asked_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("surge", "instances", "wanted"), [(1, 10, 1), (3, 2, 3), ("25%", 10, 3), ("25%", 0, 1), ("100%", 7, 7)]
 )
-def test_a_surge_is_a_number_or_a_share_rounded_up(surge: int | str, instances: int, wanted: int) -> None:
+def test_surge_is_a_number_or_a_rounded_up_share(surge: int | str, instances: int, wanted: int) -> None:
     assert Rollout(surge=surge).surge_for(instances) == wanted
 
 
-def test_a_drain_is_five_minutes_unless_told_otherwise() -> None:
+def test_default_drain_is_five_minutes() -> None:
     assert Rollout().drain_seconds == 300
     assert Rollout(drain="1h30m").drain_seconds == 5400
 
@@ -70,12 +68,12 @@ def test_a_drain_is_five_minutes_unless_told_otherwise() -> None:
         ("file:///models/qwen", "file", "/models/qwen", False),
     ],
 )
-def test_a_source_is_a_scheme_and_a_place(source: str, scheme: str, place: str, downloaded: bool) -> None:
+def test_source_has_a_scheme_and_a_location(source: str, scheme: str, place: str, downloaded: bool) -> None:
     found = ModelSource(source=source)
     assert (found.scheme, found.location, found.is_downloaded) == (scheme, place, downloaded)
 
 
-def test_a_pod_asks_for_a_device_for_each_of_its_ranks() -> None:
+def test_pod_requests_one_device_per_rank() -> None:
     wide = Parallelism(tensor=4, pipeline=2, data=2, nodes=2)
     assert (wide.ranks, wide.ranks_per_pod) == (16, 8)
     of = AcceleratorClassSpec(resource="nvidia.com/gpu", profile=Profile(preset="910b4"))
@@ -84,7 +82,7 @@ def test_a_pod_asks_for_a_device_for_each_of_its_ranks() -> None:
     assert of.model_copy(update={"resource": None}).devices(wide) == 0
 
 
-def test_builtin_accelerators_ask_for_their_devices_and_tolerate_their_nodes() -> None:
+def test_builtin_accelerators_request_devices_and_tolerate_nodes() -> None:
     known = builtin_accelerators()
     assert known["cpu"].spec.resource is None
     assert known["cpu"].spec.tolerations == []
@@ -98,18 +96,18 @@ def test_sizes_are_powers_of_two(text: str, wanted: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "64", "64G", "0Gi", "64 Gi", "-1Gi", "64Gi\n", "1e3Gi"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="is not a size"):
         units.parse_size(text)
 
 
-def test_every_reason_is_explained_once() -> None:
+def test_every_reason_is_documented_once() -> None:
     listed = [one.reason for one in reasons()]
     assert sorted(listed) == sorted(Reason)
     assert all(one.when.endswith(".") and one.advice.endswith(".") for one in reasons())
 
 
-def test_every_condition_type_is_explained_once_and_has_reasons() -> None:
+def test_every_condition_type_is_documented_once_with_reasons() -> None:
     types = condition_types()
     assert [one.type for one in types] == list(ConditionType)
     assert {one.type for one in types if one.owner is ConditionOwner.AUTOSCALER} == {

@@ -45,7 +45,7 @@ def load_only_model(path: Path) -> ModelDeployment:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_an_example_is_a_manifest_that_can_run_here(path: Path) -> None:
+def test_example_is_a_manifest_that_runs_locally(path: Path) -> None:
     manifests = load_manifests([path])
     assert 1 <= sum(pool.replicas.min for model in manifests.models for pool in model.spec.pools) <= 8
     for model in manifests.models:
@@ -59,12 +59,12 @@ def test_examples_are_numbered_and_listed() -> None:
     assert listed == [path.name for path in FILES]
 
 
-def test_the_bundled_example_is_the_second_one() -> None:
+def test_bundled_example_is_the_second_one() -> None:
     bundled = files("fairlead").joinpath("examples/eight-engines.yaml").read_text()
     assert bundled == (EXAMPLES / "02-eight-engines.yaml").read_text()
 
 
-def test_the_first_example_is_the_smallest_manifest_there_is() -> None:
+def test_first_example_is_the_smallest_manifest() -> None:
     (model,) = load_manifests([FILES[0]]).models
     assert model.model_dump(by_alias=True, exclude_unset=True) == {
         "apiVersion": "serving.fairlead.io/v1alpha1",
@@ -77,7 +77,7 @@ def test_the_first_example_is_the_smallest_manifest_there_is() -> None:
 # --- intents ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_intent_is_there_in_pairs_and_the_readme_leads_to_each() -> None:
+def test_every_intent_has_a_pair_and_a_readme_link() -> None:
     assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
     every = sorted(EXAMPLES.glob("*/*.yaml"))
     assert every == sorted([*ON_GPUS, *SIMULATED, THEIRS])
@@ -87,7 +87,7 @@ def test_every_intent_is_there_in_pairs_and_the_readme_leads_to_each() -> None:
 
 
 @pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=relative_path)
-def test_lint_finds_nothing(path: Path) -> None:
+def test_lint_has_no_findings(path: Path) -> None:
     problems, counts = lint_paths([str(path)])
     assert (problems, counts) == ([], [f"{path}: ok, 1 ModelDeployment"])
 
@@ -99,7 +99,7 @@ def test_lint_finds_nothing(path: Path) -> None:
         ("prefill-decode/gpu-sglang.yaml", "prefill-decode/simulated-mooncake.yaml"),
     ],
 )
-def test_a_simulated_one_has_the_shape_of_the_real_one(real: str, simulated: str) -> None:
+def test_simulated_example_has_the_shape_of_the_real_one(real: str, simulated: str) -> None:
     one, other = load_only_model(EXAMPLES / real), load_only_model(EXAMPLES / simulated)
 
     def shape(model: ModelDeployment) -> Any:
@@ -116,7 +116,7 @@ def test_a_simulated_one_has_the_shape_of_the_real_one(real: str, simulated: str
 
 
 @pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=relative_path)
-def test_the_operator_makes_something_of_it(path: Path) -> None:
+def test_operator_renders_the_example(path: Path) -> None:
     manifests = load_manifests([path])
     (model,) = manifests.models
     rendered = render_model(model, manifests.accelerators, default_context(leader_worker_sets=True))
@@ -128,7 +128,7 @@ def test_the_operator_makes_something_of_it(path: Path) -> None:
     assert bool(on_gpus) is (path in ON_GPUS and not model.spec.is_external)
 
 
-def test_their_engines_are_what_the_simulated_manifest_adopts_and_of_this_release() -> None:
+def test_external_engines_match_the_simulated_manifest_and_release() -> None:
     theirs = yaml.safe_load(THEIRS.read_text())
     (pool,) = load_only_model(THEIRS.with_name("simulated.yaml")).spec.pools
     template = theirs["spec"]["template"]
@@ -142,7 +142,7 @@ def test_their_engines_are_what_the_simulated_manifest_adopts_and_of_this_releas
 
 
 @pytest.mark.api_server
-def test_a_real_api_server_takes_every_example(api_server: ApiServer) -> None:
+def test_api_server_accepts_every_example(api_server: ApiServer) -> None:
     async def main() -> None:
         async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
             for crd in sorted((ROOT / "crds").glob("*.yaml")):

@@ -82,7 +82,7 @@ FILE:12: metadata.name: the ModelDeployment default/qwen3-8b is already given in
 
 
 @pytest.mark.parametrize(("text", "said"), [item[1:] for item in GOLDEN], ids=[item[0] for item in GOLDEN])
-def test_what_is_said_of_a_mistake(
+def test_mistakes_have_the_expected_text(
     text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -94,7 +94,7 @@ def test_what_is_said_of_a_mistake(
     assert told.err == f"\n{count} problem{'s' if count > 1 else ''} in 1 file\n"
 
 
-def test_a_file_that_is_right_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+def test_valid_file_is_confirmed(capsys: pytest.CaptureFixture[str]) -> None:
     path = str(EXAMPLES / "02-eight-engines.yaml")
     assert lint(file=[path]) == 0
     assert capsys.readouterr().out == f"{path}: ok, 1 ModelDeployment\n"
@@ -170,7 +170,7 @@ SPLIT = """\
         ),
     ],
 )
-def test_numbers_that_the_autoscaler_ignores_are_noted_and_no_problem(
+def test_ignored_replica_bounds_are_notes_not_problems(
     text: str, notes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -179,7 +179,7 @@ def test_numbers_that_the_autoscaler_ignores_are_noted_and_no_problem(
     assert capsys.readouterr().out == notes + "FILE: ok, 1 ModelDeployment\n"
 
 
-def test_several_files_are_checked_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_multiple_files_are_checked_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two, three = tmp_path / "a.yaml", tmp_path / "b.yaml", tmp_path / "c.yaml"
     one.write_text(GOOD.replace("nvidia-l4", "mine"))
     two.write_text(
@@ -194,7 +194,7 @@ def test_several_files_are_checked_together(tmp_path: Path, capsys: pytest.Captu
     assert said == f"{three}: ok, a fleet of 1 model on 1 instance\n2 files: ok, 1 ModelDeployment\n"
 
 
-def test_a_file_of_1_mib_is_checked_and_only_the_first_problems_are_shown(
+def test_one_mib_file_is_checked_and_shows_the_first_problems(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "big.yaml"
@@ -207,19 +207,19 @@ def test_a_file_of_1_mib_is_checked_and_only_the_first_problems_are_shown(
     assert lines[-1] == "… and 951 more"
 
 
-def test_1_mib_of_anything_is_answered(tmp_path: Path) -> None:
+def test_one_mib_of_anything_gets_a_result(tmp_path: Path) -> None:
     path = tmp_path / "big.yaml"
     for content in (b"a" * 2**20, b"- " * 2**19, b"[" * 2**20, b"\xff" * 2**20, b"a: &a [*a]\n" * 2**16, b"#" * 2**20):
         path.write_bytes(content)
         assert lint(file=[str(path)]) == 1
 
 
-def test_a_missing_file_is_wrong_usage(tmp_path: Path) -> None:
+def test_missing_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such file"):
         lint(file=[str(tmp_path / "missing.yaml")])
 
 
-def test_the_command_has_exit_codes_and_reads_standard_input(tmp_path: Path) -> None:
+def test_command_has_exit_codes_and_reads_standard_input(tmp_path: Path) -> None:
     def run(*arguments: str, stdin: str = "") -> tuple[int, str]:
         command = [sys.executable, "-m", "fairlead_cli", "lint", *arguments]
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)

@@ -45,7 +45,7 @@ def only_problem(*texts: str) -> tuple[int, str, str, str]:
     return problem.line, problem.field, problem.message, problem.fix
 
 
-def test_the_smallest_manifest_gets_its_defaults() -> None:
+def test_smallest_manifest_gets_its_defaults() -> None:
     manifests = load_valid(SMALLEST)
     (deployment,) = manifests.models
     (pool,) = deployment.spec.pools
@@ -56,7 +56,7 @@ def test_the_smallest_manifest_gets_its_defaults() -> None:
     assert manifests.engine_profile(pool) == builtin_profile("l4-qwen8b")
 
 
-def test_everything_that_can_be_said_is_understood() -> None:
+def test_every_field_is_understood() -> None:
     text = SMALLEST.replace("name: qwen3-8b", "name: a, namespace: chat, labels: {x: y}, annotations: {a: b}").replace(
         "  pools: [{accelerator: nvidia-l4}]\n",
         "  engine: {kind: sim, args: [--fault=hang], env: [{name: A, value: b}, {name: C}]}\n"
@@ -75,7 +75,7 @@ def test_everything_that_can_be_said_is_understood() -> None:
     ]
 
 
-def test_an_accelerator_of_the_file_takes_precedence_over_a_built_in_one() -> None:
+def test_file_accelerator_takes_precedence_over_builtin() -> None:
     own = CLASS.replace("name: mine", "name: nvidia-l4").replace(
         "{preset: 910b4}", "{prefillTokenSeconds: 1, kvTokens: 9}"
     )
@@ -83,13 +83,13 @@ def test_an_accelerator_of_the_file_takes_precedence_over_a_built_in_one() -> No
     assert manifests.engine_profile(manifests.models[0].spec.pools[0]) == EngineProfile("nvidia-l4", 1.0, kv_tokens=9)
 
 
-def test_every_built_in_accelerator_has_a_profile() -> None:
+def test_every_builtin_accelerator_has_a_profile() -> None:
     for name in builtin_accelerators():
         manifests = load_valid(SMALLEST.replace("nvidia-l4", name))
         assert manifests.engine_profile(manifests.models[0].spec.pools[0]) in builtin_profiles().values()
 
 
-def test_what_a_cluster_adds_to_an_object_is_not_read() -> None:
+def test_cluster_fields_of_an_object_are_ignored() -> None:
     added = "metadata: {name: qwen3-8b, uid: u, resourceVersion: '1', generation: 1, creationTimestamp: t, managedFields: []}"
     text = SMALLEST.replace("metadata: {name: qwen3-8b}", added) + "status: {anything: 1}\n"
     assert load_valid(text).models[0].metadata.name == "qwen3-8b"
@@ -125,9 +125,9 @@ def test_what_a_cluster_adds_to_an_object_is_not_read() -> None:
          'must be one of Serve, Prefill, Decode, not "decode"', "did you mean Decode?"),
         ("nvidia-l4}", "nvidia-l4}, {accelerator: cpu}", 6, "spec.pools[1]",
          'the name "main" is already given in pools[0]', "give each a name of its own"),
-        ("hf://Qwen/Qwen3-8B", "Qwen/Qwen3-8B", 5, "spec.model.source", '"Qwen/Qwen3-8B" does not say where the model is',
+        ("hf://Qwen/Qwen3-8B", "Qwen/Qwen3-8B", 5, "spec.model.source", '"Qwen/Qwen3-8B" is not a model source',
          "begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://Qwen/Qwen3-8B"),
-        ("hf://Qwen/Qwen3-8B", "hf://", 5, "spec.model.source", '"hf://" names nothing behind hf:', "write it like hf://Qwen/Qwen3-8B"),
+        ("hf://Qwen/Qwen3-8B", "hf://", 5, "spec.model.source", '"hf://" has nothing after hf:', "write it like hf://Qwen/Qwen3-8B"),
         ('"hf://Qwen/Qwen3-8B"', "8", 5, "spec.model.source", "must be text, not the number 8", "put it in quotes"),
         ("  pools", "  engine: {kind: vlm}\n  pools", 6, "spec.engine.kind",
          'must be one of vllm, sglang, sim, custom, external, not "vlm"', "did you mean vllm?"),
@@ -159,13 +159,13 @@ def test_what_a_cluster_adds_to_an_object_is_not_read() -> None:
          'must be one of Auto, Advise, Off, not "auto"', "did you mean Auto?"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_with_line_field_and_fix(
+def test_mistake_is_named_with_line_field_and_fix(
     old: str, new: str, line: int, field: str, message: str, fix: str
 ) -> None:
     assert only_problem(SMALLEST.replace(old, new, 1)) == (line, field, message, fix)
 
 
-def test_an_accelerator_class_belongs_to_no_namespace_and_needs_a_profile() -> None:
+def test_accelerator_class_has_no_namespace_and_needs_a_profile() -> None:
     line, field, message, _ = only_problem(CLASS.replace("name: mine", "name: mine, namespace: x"))
     assert (line, field, message) == (
         3,
@@ -178,29 +178,29 @@ def test_an_accelerator_class_belongs_to_no_namespace_and_needs_a_profile() -> N
     assert (line, field, message) == (5, "spec.profile.preset", 'no engine profile is called "910b5"')
 
 
-def test_all_problems_of_all_files_are_told_at_once() -> None:
+def test_all_problems_of_all_files_are_reported_at_once() -> None:
     _, problems = combine(SMALLEST.replace("spec:", "spex:"), "a:\n  ]", CLASS.replace("mine", "M"))
     assert [(one.file, one.line) for one in problems] == [("0.yaml", 1), ("0.yaml", 4), ("1.yaml", 2), ("2.yaml", 3)]
 
 
-def test_lines_count_through_the_documents_of_a_file() -> None:
+def test_lines_count_across_documents() -> None:
     line, field, _, _ = only_problem(SMALLEST + "---\n" + CLASS.replace("preset", "presett"))
     assert (line, field) == (12, "spec.profile.presett")
 
 
-def test_two_objects_of_one_name_are_refused_across_files() -> None:
+def test_duplicate_names_are_refused_across_files() -> None:
     line, field, message, _ = only_problem(SMALLEST, SMALLEST.replace("qwen3-8b}", "qwen3-8b, namespace: default}"))
     assert (line, field) == (3, "metadata.name")
     assert message == "the ModelDeployment default/qwen3-8b is already given in 0.yaml:3"
     assert load_valid(SMALLEST, SMALLEST.replace("qwen3-8b}", "qwen3-8b, namespace: other}"))
 
 
-def test_an_accelerator_is_not_called_unknown_while_a_file_that_may_define_it_is_broken() -> None:
+def test_accelerator_is_not_unknown_while_a_file_is_broken() -> None:
     _, problems = combine(SMALLEST.replace("nvidia-l4", "mine"), CLASS.replace("profile", "profil"))
     assert {problem.file for problem in problems} == {"1.yaml"}
 
 
-def test_a_document_that_is_no_object_is_refused() -> None:
+def test_non_object_document_is_refused() -> None:
     assert only_problem("- a\n")[2] == "a document must be a mapping with apiVersion, kind, metadata and spec"
     assert only_problem("")[2] == "the file is empty"
 
@@ -219,13 +219,13 @@ AS_STORED = {
 }  # fmt: skip
 
 
-def test_an_object_of_the_api_server_is_read_with_what_the_server_adds() -> None:
+def test_stored_object_is_read_with_server_fields() -> None:
     found = read_object(AS_STORED)
     assert isinstance(found, ModelDeployment)
     assert (found.key, found.spec.pools[0].accelerator) == ("b/a", "cpu")
 
 
-def test_an_object_that_the_server_took_and_this_release_does_not_is_refused_with_all_its_problems() -> None:
+def test_stored_object_of_another_release_is_refused_with_all_problems() -> None:
     spec = {"model": {"source": "hf://a/b"}, "pools": [{"name": "main", "accelerator": "cpu", "new": 1}], "newer": {}}
     with pytest.raises(BadInput) as refused:
         read_object({**AS_STORED, "spec": spec})
@@ -244,7 +244,7 @@ def test_files_folders_and_stdin_are_read(tmp_path: Path) -> None:
     assert [model.metadata.name for model in both] == ["qwen3-8b", "other"]
 
 
-def test_what_cannot_be_read_is_a_problem_of_that_file(tmp_path: Path) -> None:
+def test_unreadable_file_is_a_problem_of_that_file(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "only.yaml").write_text(CLASS)
     for path, message in (
@@ -258,7 +258,7 @@ def test_what_cannot_be_read_is_a_problem_of_that_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset_name", [known.value for known in RoutingPreset])
-def test_every_preset_that_a_manifest_may_name_routes(preset_name: str) -> None:
+def test_every_routing_preset_is_accepted(preset_name: str) -> None:
     (deployment,) = load_valid(SMALLEST + f"  routing: {{preset: {preset_name}}}\n").models
     router = ModelRouter(secret=b"s")
     router.update(to_fleet_model(deployment), [Instance("a/1/0", "default", "qwen3-8b", "main", "http://a:1")], 1)

@@ -24,7 +24,7 @@ def parse_error(text: str) -> FileProblem:
     return problem
 
 
-def test_each_value_knows_the_line_of_its_key() -> None:
+def test_value_has_the_line_of_its_key() -> None:
     (node,) = parse("a:\n  b:\n    - x\n    - c: 1\n")
     assert node.locate(("a",)).line == 1
     assert node.locate(("a", "b")).line == 2
@@ -32,12 +32,12 @@ def test_each_value_knows_the_line_of_its_key() -> None:
     assert node.locate(("a", "b", 1, "c")).line == 4
 
 
-def test_a_path_that_leads_nowhere_ends_at_the_deepest_value_there_is() -> None:
+def test_unknown_path_resolves_to_deepest_ancestor() -> None:
     (node,) = parse("a:\n  b: 1\n")
     assert node.locate(("a", "missing", 3)).line == 1
 
 
-def test_several_documents_are_read_and_empty_ones_left_out() -> None:
+def test_multiple_documents_are_parsed_without_empty_ones() -> None:
     assert [node.to_python() for node in parse("---\na: 1\n---\n---\nb: 2\n...\n")] == [{"a": 1}, {"b": 2}]
 
 
@@ -61,13 +61,13 @@ def test_several_documents_are_read_and_empty_ones_left_out() -> None:
         ("1_000", "1_000"),
     ],
 )
-def test_plain_scalars_mean_what_they_mean_to_kubectl(text: str, value: object) -> None:
+def test_plain_scalars_match_kubectl(text: str, value: object) -> None:
     found = resolve_scalar(text)
     assert found == value
     assert type(found) is type(value)
 
 
-def test_quotes_make_text() -> None:
+def test_quoted_scalars_are_text() -> None:
     assert parse("a: \"1\"\nb: 'true'\nc: !!str 5\nd: |\n  7\n")[0].to_python() == {
         "a": "1",
         "b": "true",
@@ -76,29 +76,29 @@ def test_quotes_make_text() -> None:
     }
 
 
-def test_keys_stay_text_even_when_they_look_like_numbers() -> None:
+def test_keys_stay_text_even_if_they_look_like_numbers() -> None:
     assert parse("1: a\non: b\n")[0].to_python() == {"1": "a", "on": "b"}
 
 
-def test_a_duplicate_key_is_refused_naming_both_lines() -> None:
+def test_duplicate_key_is_refused_with_both_lines() -> None:
     problem = parse_error("a:\n  b: 1\n  c: 2\n  b: 3\n")
     assert (problem.line, problem.field) == (4, "a.b")
     assert problem.message == 'the key "b" is already given on line 2'
 
 
-def test_an_alias_repeats_its_anchor() -> None:
+def test_alias_repeats_its_anchor() -> None:
     assert parse("a: &x {n: 1}\nb: *x\n")[0].to_python() == {"a": {"n": 1}, "b": {"n": 1}}
 
 
-def test_an_alias_of_itself_is_refused() -> None:
+def test_self_referencing_alias_is_refused() -> None:
     assert "names no anchor above it" in parse_error("a: &x [*x]").message
 
 
-def test_an_alias_does_not_reach_into_the_document_before() -> None:
+def test_alias_does_not_reach_the_previous_document() -> None:
     assert "names no anchor above it" in parse_error("a: &x 1\n---\nb: *x\n").message
 
 
-def test_an_alias_bomb_is_refused_before_it_grows() -> None:
+def test_alias_bomb_is_refused_before_expansion() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
     problem = parse_error("\n".join(lines))
@@ -107,7 +107,7 @@ def test_an_alias_bomb_is_refused_before_it_grows() -> None:
 
 
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
-def test_deep_nesting_is_refused_and_not_recursed_into(opening: str) -> None:
+def test_deep_nesting_is_refused_without_recursion(opening: str) -> None:
     assert (
         "nested deeper" in parse_error(opening * 10_000).message
         or "key must be text" in parse_error(opening * 10_000).message
@@ -122,50 +122,50 @@ def test_tags_are_refused(tag: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["{a: 1}: 2\n", "[a]: 2\n", "&x {a: 1}: 2\n", "a: &x [1]\n*x : 2\n"])
-def test_a_key_that_is_no_text_is_refused(text: str) -> None:
+def test_non_text_key_is_refused(text: str) -> None:
     assert parse_error(text).message == "a key must be text"
 
 
-def test_a_tab_is_called_a_tab() -> None:
+def test_tab_indentation_is_named() -> None:
     problem = parse_error("a:\n\tb: 1\n")
     assert problem.line == 2
     assert problem.message == "a tab in the indentation; YAML is indented with spaces"
 
 
-def test_a_control_character_is_refused_with_its_line() -> None:
+def test_control_character_is_refused_with_its_line() -> None:
     problem = parse_error("a: 1\nb: \x07\n")
     assert problem.line == 2
 
 
-def test_text_that_is_no_yaml_is_refused_with_its_line() -> None:
+def test_invalid_yaml_is_refused_with_its_line() -> None:
     problem = parse_error("a: 1\nb: [1, 2\nc: 3\n")
     assert problem.message.startswith("not YAML:")
     assert problem.line in (2, 3)
 
 
-def test_bytes_that_are_not_utf8_are_refused_with_their_line() -> None:
+def test_invalid_utf8_is_refused_with_its_line() -> None:
     with pytest.raises(ManifestError) as caught:
         decode_file(b"a: 1\nb: \xff\n", file="t.yaml", limits=LIMITS)
     (problem,) = caught.value.problems
     assert (problem.line, problem.message) == (2, "byte 9 is not UTF-8 text")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_text() -> None:
+def test_byte_order_mark_is_not_part_of_the_text() -> None:
     assert decode_file(b"\xef\xbb\xbfa: 1", file="t.yaml", limits=LIMITS) == "a: 1"
 
 
-def test_a_file_over_the_limit_is_refused() -> None:
+def test_file_over_the_limit_is_refused() -> None:
     with pytest.raises(ManifestError, match="more than 10"):
         decode_file(b"a" * 11, file="t.yaml", limits=Limits(fleet_file_bytes=10))
 
 
-def test_paths_are_written_as_people_write_them() -> None:
+def test_paths_are_formatted_for_people() -> None:
     assert format_path(("spec", "pools", 0, "name")) == "spec.pools[0].name"
     assert format_path(()) == "(document)"
 
 
 @given(st.text(max_size=200))
-def test_no_text_makes_the_reader_fail_otherwise_than_by_saying_what_is_wrong(text: str) -> None:
+def test_any_text_parses_or_raises_a_manifest_error(text: str) -> None:
     problems: tuple[FileProblem, ...] = ()
     try:
         parse(text)
@@ -183,6 +183,6 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(TEXT, JSON, min_size=1, max_size=4))
-def test_json_is_read_as_itself(value: object) -> None:
+def test_json_is_parsed_as_itself(value: object) -> None:
     (node,) = parse(json.dumps(value))
     assert node.to_python() == value

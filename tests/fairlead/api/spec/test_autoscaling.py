@@ -42,7 +42,7 @@ def at(text: str, zone: str = "UTC") -> float:
         ({**NIGHT, "begin": "00:00", "end": "00:00"}, "2026-11-20T23:59", "UTC", True),
     ],
 )
-def test_a_schedule_is_on_by_its_own_clock(given: dict[str, object], when: str, zone: str, on: bool) -> None:
+def test_schedule_uses_its_own_time_zone(given: dict[str, object], when: str, zone: str, on: bool) -> None:
     assert Schedule.model_validate(given).is_active(at(when, zone)) is on
 
 
@@ -52,7 +52,7 @@ def bounds(*schedules: dict[str, object], pool: str = "main", least: int = 1, mo
     return Autoscaling.model_validate({"schedules": named}).bounds_at(pool, least, most, at("2026-11-20T12:00"))
 
 
-def test_what_is_on_stands_instead_of_the_pools_own_numbers() -> None:
+def test_active_schedule_replaces_pool_bounds() -> None:
     assert bounds() == (1, 8)
     assert bounds({"min": 4}) == (4, 8)
     assert bounds({"max": 16}) == (1, 16)
@@ -66,7 +66,7 @@ def test_bounds_never_cross() -> None:
     assert bounds({"min": 6}, {"max": 2}) == (6, 6)
 
 
-def test_a_time_zone_that_there_is_not_is_named() -> None:
+def test_unknown_time_zone_is_named() -> None:
     with pytest.raises(ValidationError, match='no time zone is called "Mars/Olympus"'):
         Schedule.model_validate({**OFFICE, "timeZone": "Mars/Olympus"})
 
@@ -100,7 +100,7 @@ def test_a_time_zone_that_there_is_not_is_named() -> None:
         ),
     ],
 )
-def test_only_a_model_that_may_have_no_instance_at_all_is_woken(spec: dict[str, Any], wakes: bool) -> None:
+def test_only_models_that_may_have_no_instance_scale_from_zero(spec: dict[str, Any], wakes: bool) -> None:
     pools = [{"name": f"p{n}", "accelerator": "nvidia-l4"} | pool for n, pool in enumerate(spec["pools"])]
     given = {"model": {"source": "hf://Qwen/Qwen3-8B"}, "autoscaling": {"mode": "Auto"}} | spec | {"pools": pools}
     assert ModelDeploymentSpec.model_validate(given).scales_from_zero is wakes
