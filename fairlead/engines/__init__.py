@@ -1,4 +1,13 @@
-"""Engine adapters: one file per kind of engine, found by name. Adding an engine is one file and its recorded metrics as tests."""
+"""Engine adapters: one module per kind of engine.
+
+- `base`: the adapter protocol; `vllm`, `sglang` and `sim` implement it.
+- `prometheus_scan`: fast reading of engine metrics.
+- `credentials`: CA files and bearer tokens for connecting to engines.
+- `sleep_mode`, `sleep_control`: vLLM's sleep mode, and when to use it.
+- `containers/`: how engines run in pods.
+
+A new engine is one module, with recorded metrics as tests.
+"""
 
 from fairlead.engines.base import EngineAdapter, EngineLaunch, EngineReplica
 from fairlead.engines.sglang import Sglang
@@ -14,12 +23,12 @@ def _adapters() -> dict[str, EngineAdapter]:
 
 
 def engine_kinds() -> tuple[str, ...]:
-    """The kinds that have an adapter."""
+    """Returns the kinds of engines that have an adapter."""
     return tuple(_adapters())
 
 
 def engine_adapter(kind: str) -> EngineAdapter:
-    """The adapter of one kind. Raises BadInput naming the known ones."""
+    """Returns the adapter of a kind. Raises BadInput, listing the known kinds."""
     known = _adapters()
     if kind not in known:
         raise BadInput(f"no engine is called {kind!r}", field="engine.kind", hint=f"known: {', '.join(known)}")

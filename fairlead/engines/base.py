@@ -1,4 +1,4 @@
-"""What Fairlead needs of an engine, whatever its kind: how it is started and what its metrics say."""
+"""The engine adapter protocol: how an engine is started and how its metrics are read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +10,13 @@ from fairlead.fleet.signals import EngineSignals
 
 @dataclass(frozen=True, slots=True)
 class EngineReplica:
-    """One engine process to start. ``args`` are the manifest's; ``profile``, ``speed`` and ``seed`` shape a simulated one.
+    """An engine process to start.
 
-    ``kind`` is the engine that the manifest names: a simulated engine takes only those ``args`` that change what it simulates.
-    ``sleeps``: it is to be able to (``engines.sleep``).
+    kind: the engine in the manifest. A simulated engine uses only the `args` that affect
+        simulation.
+    args: arguments from the manifest.
+    profile, speed, seed: parameters of a simulated engine.
+    sleeps: start it with sleep mode (see `engines.sleep_mode`).
     """
 
     name: str
@@ -29,9 +32,12 @@ class EngineReplica:
 
 @dataclass(frozen=True, slots=True)
 class EngineLaunch:
-    """A command to run, ``env`` on top of the environment. ``ignored`` are arguments that this engine has no use for.
+    """A command that starts an engine.
 
-    ``says_ready``: it prints a line ``ready URL`` per endpoint on stdout; otherwise its health path is asked.
+    env: added to the environment.
+    prints_ready_line: it prints `ready URL` per endpoint on standard output. Otherwise its health
+        path is polled.
+    ignored_args: arguments that this engine does not use.
     """
 
     command: tuple[str, ...]
@@ -41,27 +47,30 @@ class EngineLaunch:
 
 
 class EngineAdapter(Protocol):
-    """One kind of engine."""
+    """The adapter of one kind of engine."""
 
     @property
     def kind(self) -> str:
-        """As in ``spec.engine.kind``."""
+        """The value of `spec.engine.kind`."""
         ...
 
     @property
     def health_path(self) -> str:
-        """GET answers 200 once the engine serves. It says nothing of overload or draining."""
+        """A GET returns 200 once the engine serves. It says nothing about overload or draining."""
         ...
 
     @property
     def metrics_path(self) -> str:
-        """GET answers the text that ``signals`` reads."""
+        """A GET returns the text for `parse_signals`."""
         ...
 
     def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> EngineLaunch:
-        """The process that serves one replica on each of ``ports`` of 127.0.0.1. Raises BadInput when it cannot."""
+        """Returns the process that serves one replica on each of `ports` of 127.0.0.1.
+
+        Raises BadInput if the engine cannot do so.
+        """
         ...
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
-        """What a metrics page says; of one data-parallel rank, or of all together."""
+        """Returns the values of a metrics page, for one data-parallel rank or for all together."""
         ...

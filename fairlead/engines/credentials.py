@@ -1,7 +1,7 @@
-"""What it takes to reach an engine besides its URL: whom its certificate must come from, and the bearer token it wants to see.
+"""Credentials for connecting to engines: trusted CAs and bearer tokens.
 
-Both lie outside the fleet file, which only names where: a CA file, an environment variable or a file with the token. Files are looked
-at again once a second at most when they are used, so that a rotated token or CA needs no restart.
+The fleet file names only their locations: a CA file, an environment variable or a token file. Files
+are checked at most once a second while in use, so that a rotated token or CA needs no restart.
 """
 
 import ssl
@@ -17,7 +17,10 @@ _NO_AUTH: Final = EngineAuth()
 
 
 class EngineCredentials:
-    """The access to every engine of the present fleet, by URL. ``environ`` holds the tokens that are named by variable."""
+    """The credentials of every engine of the current fleet, by URL.
+
+    environ: environment with the tokens that are named by variable.
+    """
 
     def __init__(self, environ: Mapping[str, str], now: Callable[[], float]) -> None:
         self._environ = environ
@@ -27,62 +30,70 @@ class EngineCredentials:
         self._tokens: dict[str, tuple[float, bytes]] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Take over a snapshot."""
-        ones = [one for group in fleet.instances.values() for one in group]
-        self._auth_by_url = {one.url: one.access for one in ones if one.access != _NO_AUTH}
+        """Takes over a new fleet snapshot."""
+        instances = [instance for group in fleet.instances.values() for instance in group]
+        self._auth_by_url = {instance.url: instance.access for instance in instances if instance.access != _NO_AUTH}
 
     def warnings(self) -> list[str]:
-        """What the fleet names and is not there, in words that hold no secret."""
-        found: dict[str, None] = {}
+        """Returns missing CA files and tokens as text without secrets."""
+        messages: dict[str, None] = {}
         for access in self._auth_by_url.values():
             if access.ca_file is not None and not Path(access.ca_file).is_file():
-                found[f"engines cannot be verified: there is no CA file {access.ca_file}"] = None
+                messages[f"engines cannot be verified: there is no CA file {access.ca_file}"] = None
             if access.has_token and not self.authorization_header(access):
-                found[
+                messages[
                     f"engines get no token: {access.token_env or access.token_file} is missing, empty or no token"
                 ] = None
-        return list(found)
+        return list(messages)
 
     def auth_for(self, url: str) -> EngineAuth:
-        """The access of the engine at ``url``."""
+        """Returns the secret locations of the engine at `url`."""
         return self._auth_by_url.get(url, _NO_AUTH)
 
     def authorization_for(self, url: str) -> bytes:
-        """The header line with the token for the engine at ``url``; empty when it wants none."""
+        """Returns the Authorization header line for the engine at `url`; empty if it expects no
+        token.
+        """
         access = self._auth_by_url.get(url)
         return self.authorization_header(access) if access is not None else b""
 
     def tls_context(self, access: EngineAuth) -> ssl.SSLContext:
-        """Verifies an engine by name or address, against its CA or the system's. Raises SSLError when the CA cannot be read."""
-        named = access.ca_file
-        seen = file_signature([Path(named)]) if named is not None else ()
-        known = self._contexts.get(named)
-        if known is not None and known[0] == seen:
-            return known[1]
+        """Returns a context that verifies an engine against its CA, or against the system's CAs.
+
+        Raises SSLError if the CA file is unusable.
+        """
+        ca_file = access.ca_file
+        current = file_signature([Path(ca_file)]) if ca_file is not None else ()
+        cached = self._contexts.get(ca_file)
+        if cached is not None and cached[0] == current:
+            return cached[1]
         try:
-            context = ssl.create_default_context(cafile=named)
+            context = ssl.create_default_context(cafile=ca_file)
         except (OSError, ValueError) as error:
-            raise ssl.SSLError(f"the CA file {named} cannot be used") from error
+            raise ssl.SSLError(f"the CA file {ca_file} cannot be used") from error
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(ALPN_PROTOCOLS)
-        self._contexts[named] = seen, context
+        self._contexts[ca_file] = current, context
         return context
 
     def authorization_header(self, access: EngineAuth) -> bytes:
-        """The header line with the token; empty when there is none."""
+        """Returns the Authorization header line; empty if there is no token."""
         if access.token_env is not None:
             return _authorization_line(self._environ.get(access.token_env, ""))
         if access.token_file is None:
             return b""
-        known = self._tokens.get(access.token_file)
+        cached = self._tokens.get(access.token_file)
         now = self._now()
-        if known is None or now - known[0] >= _RECHECK_SECONDS:
-            known = self._tokens[access.token_file] = now, _authorization_line(_read_text(access.token_file))
-        return known[1]
+        if cached is None or now - cached[0] >= _RECHECK_SECONDS:
+            cached = self._tokens[access.token_file] = now, _authorization_line(_read_text(access.token_file))
+        return cached[1]
 
 
 def _authorization_line(token: str) -> bytes:
-    """Anything that is not one word of visible ASCII is no token: a header could be torn by it."""
+    """Returns the header line for a token; empty if it is not one word of visible ASCII.
+
+    Why: other characters could inject headers.
+    """
     word = token.strip()
     plain = bool(word) and all("!" <= char <= "~" for char in word)
     return f"authorization: Bearer {word}\r\n".encode("ascii") if plain else b""

@@ -1,7 +1,8 @@
-"""Reading numbers from a metrics page without parsing it.
+"""Reads numbers from a Prometheus page without parsing all of it.
 
-A page has 50 to 90 kB of which a dozen lines matter, and it is read for every engine every few seconds. So each wanted series is
-looked for by its name at the start of a line, which costs microseconds. A page begins with a line break that the caller adds.
+A page has 50 to 90 kB, of which a dozen lines matter. It is read for every engine every few
+seconds. Each series is therefore found by searching for its name at the start of a line, which
+takes microseconds. Callers put a line break in front of the page.
 """
 
 from collections.abc import Iterator
@@ -9,16 +10,16 @@ from math import isfinite
 
 
 def parse_samples(page: bytes, name: bytes, label: bytes | None) -> Iterator[tuple[bytes, float]]:
-    """(labels, value) of every sample of one series that has the label ``wanted``; values that are no numbers are left out."""
+    """Yields (labels, value) of every sample that has `label`. Skips invalid numbers."""
     start = page.find(b"\n" + name)
     while start >= 0:
         end = page.find(b"\n", start + 1)
         if end < 0:
-            return  # a line without its end was cut off, and half a number is no number
+            return  # a line without its end may contain half a number
         line = page[start + 1 : end]
         start = page.find(b"\n" + name, start + 1)
         if line[len(name) : len(name) + 1] not in (b"{", b" "):
-            continue  # a longer name, such as …_waiting_by_reason
+            continue  # a series with a longer name, such as …_waiting_by_reason
         labels, _, number = line[len(name) :].rstrip().rpartition(b" ")
         if label is not None and label not in labels:
             continue
@@ -26,12 +27,14 @@ def parse_samples(page: bytes, name: bytes, label: bytes | None) -> Iterator[tup
             value = float(number)
         except ValueError:
             continue
-        if isfinite(value):  # neither NaN nor infinity is a reading
+        if isfinite(value):  # skips NaN and infinity
             yield labels, value
 
 
 def first_values(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> list[float]:
-    """The values of the first of ``names`` that the page has: newer releases renamed some."""
+    """Returns the values of the first of `names` on the page. Engine releases have renamed some
+    series.
+    """
     for name in names:
         if found := [value for _, value in parse_samples(page, name, label)]:
             return found
@@ -39,14 +42,14 @@ def first_values(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> 
 
 
 def sum_samples(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> float | None:
-    """Their sum; None when the page has none of them."""
+    """Returns the sum of the values; None if the page has none of the series."""
     read = first_values(page, names, label)
     found = sum(read)
     return found if read and isfinite(found) else None
 
 
 def mean_samples(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> float | None:
-    """Their mean; None when the page has none of them."""
+    """Returns the mean of the values; None if the page has none of the series."""
     read = first_values(page, names, label)
     found = sum(read)
     return found / len(read) if read and isfinite(found) else None

@@ -1,4 +1,6 @@
-"""SGLang: the ``sglang:*`` metrics of its releases. A pod runs it (``fairlead/engines/pods``); local mode simulates it."""
+"""The adapter for SGLang, which runs in pods (`fairlead/engines/containers`). Local mode
+simulates it.
+"""
 
 from collections.abc import Sequence
 
@@ -17,18 +19,21 @@ _RETRACTIONS = (b"sglang:num_retracted_requests_total",)
 
 
 class Sglang:
-    """A real SGLang; it answers metrics only when it was started with ``--enable-metrics``."""
+    """The adapter for SGLang. Metrics need the flag `--enable-metrics`."""
 
     kind = "sglang"
     health_path = "/health"
     metrics_path = "/metrics"
 
     def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> EngineLaunch:
-        """Raises BadInput: local mode starts vLLM and simulated engines."""
+        """Raises BadInput: local mode starts only vLLM and simulated engines."""
         raise BadInput("local mode starts no real sglang", field="spec.engine.kind", hint="let the engine be simulated")
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
-        """As for vLLM. Prompt tokens are looked up in the cache, all of them, and those found are counted by tier."""
+        """Returns the values of a metrics page.
+
+        SGLang counts every prompt token as a cache query, and hits by tier.
+        """
         page, wanted = b"\n" + metrics, None if rank is None else b'dp_rank="%d"' % rank
         prompts = sum_samples(page, _PROMPT_TOKENS, wanted)
         return EngineSignals(

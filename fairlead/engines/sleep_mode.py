@@ -1,9 +1,12 @@
-"""Putting an engine to sleep and waking it, by vLLM's HTTP interface (its sleep mode, behind ``VLLM_SERVER_DEV_MODE=1``).
+"""Client for vLLM's sleep mode, an HTTP API enabled by `VLLM_SERVER_DEV_MODE=1`.
 
-An engine that was told to sleep first ends what it has (``mode=wait``; releases that do not know the word take the switch and abort,
-so whoever calls has drained it before). Waking from level 2 takes three steps in this order: memory for the weights, the weights,
-memory for the cache. Until the last one the engine itself says that it sleeps, so that whoever finds it half awake after a crash
-begins anew and ends at the same place. An engine that was woken without its weights would answer nonsense and not say so.
+An engine first finishes its requests (`mode=wait`). Releases that do not know `mode` abort them, so
+callers must drain the engine before.
+
+Waking from level 2 takes three steps in this order: memory for the weights, the weights, memory for
+the KV cache. The engine reports that it sleeps until the last step. After a crash in between, a
+caller can therefore start again and reach the same state. An engine that wakes without its weights
+would return garbage without an error.
 """
 
 import json
@@ -13,34 +16,36 @@ from typing import Final, Protocol
 from fairlead.errors import Unavailable
 
 SLEEP_CAPABLE_KINDS: Final = ("vllm", "sim")
-"""SGLang can release and resume its memory, but does not say whether it has: who takes over could not know."""
+"""Engines with sleep mode. SGLang can release its memory but does not report whether it has done
+so.
+"""
 SLEEP_MODE_FLAG: Final = "--enable-sleep-mode"
 DEV_MODE_VARIABLE: Final = ("VLLM_SERVER_DEV_MODE", "1")
 
 
 class SleepRefused(Unavailable):
-    """It answers, and does not do it: it was not started for it."""
+    """Raised when an engine responds but does not sleep: it was started without sleep mode."""
 
 
 @dataclass(frozen=True, slots=True)
 class SleepResponse:
-    """Status and body of an answer."""
+    """Status and body of a response."""
 
     status: int
     body: bytes = b""
 
 
 class SleepRequester(Protocol):
-    """One HTTP request to an engine."""
+    """A function that sends one HTTP request to an engine."""
 
     async def __call__(self, method: str, url: str, body: bytes | None, seconds: float) -> SleepResponse:
-        """Its answer, whatever the status. Raises Unavailable when there is none within ``seconds``."""
+        """Returns the response, whatever its status. Raises Unavailable after `seconds`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SleepTimeouts:
-    """Seconds to wait for an answer: to a question, to "sleep" and to "wake up"."""
+    """Response timeouts in seconds."""
 
     query_seconds: float
     sleep_seconds: float
@@ -48,32 +53,39 @@ class SleepTimeouts:
 
 
 class EngineSleepClient:
-    """Engines as one who puts them to sleep reaches them; ``url`` is an engine's address without a path."""
+    """Calls vLLM's sleep-mode API (`/sleep`, `/wake_up`, `/is_sleeping`). URLs have no path."""
 
     def __init__(self, request: SleepRequester, timeouts: SleepTimeouts) -> None:
         self._request = request
         self._timeouts = timeouts
 
     async def is_sleeping(self, url: str) -> bool:
-        """Does it say that it sleeps, or is not awake altogether? Raises Unwilling when it does not say, Unavailable
-        when it does not answer."""
-        answer = await self._request("GET", f"{url}/is_sleeping", None, self._timeouts.query_seconds)
+        """Returns True if the engine sleeps, wholly or in part.
+
+        Raises SleepRefused if it does not say, and Unavailable if it does not respond.
+        """
+        response = await self._request("GET", f"{url}/is_sleeping", None, self._timeouts.query_seconds)
         try:
-            found = json.loads(answer.body)["is_sleeping"] if answer.status == 200 else None
+            sleeping = json.loads(response.body)["is_sleeping"] if response.status == 200 else None
         except (ValueError, KeyError, TypeError):
-            found = None
-        if not isinstance(found, bool):
-            raise SleepRefused(f"it does not say whether it sleeps ({answer.status})", hint=_HINT)
-        return found
+            sleeping = None
+        if not isinstance(sleeping, bool):
+            raise SleepRefused(f"it does not say whether it sleeps ({response.status})", hint=_HINT)
+        return sleeping
 
     async def sleep(self, url: str, level: int) -> None:
-        """Asleep when this returns. Raises Unwilling when it answers and is not, Unavailable when it does not answer."""
+        """Puts the engine to sleep and returns when it sleeps.
+
+        Raises SleepRefused if it stays awake, and Unavailable if it does not respond.
+        """
         await self._post(f"{url}/sleep?level={level}&mode=wait", None, self._timeouts.sleep_seconds)
         if not await self.is_sleeping(url):
             raise SleepRefused("it was told to sleep and is awake", hint=_HINT)
 
     async def wake(self, url: str, level: int) -> None:
-        """Awake and healthy when this returns. Raises Unavailable when it is not."""
+        """Wakes the engine and returns when it is awake and healthy. Raises Unavailable if it is
+        not.
+        """
         seconds = self._timeouts.wake_seconds
         if level == 1:
             await self._post(f"{url}/wake_up", None, seconds)
@@ -88,10 +100,10 @@ class EngineSleepClient:
             raise Unavailable(f"it is awake and not well ({health.status})")
 
     async def _post(self, url: str, body: bytes | None, seconds: float) -> None:
-        answer = await self._request("POST", url, body, seconds)
-        if answer.status != 200:
+        response = await self._request("POST", url, body, seconds)
+        if response.status != 200:
             path = url.split("://", 1)[-1].partition("/")[2]
-            raise SleepRefused(f"it answers /{path} with {answer.status}", hint=_HINT)
+            raise SleepRefused(f"it answers /{path} with {response.status}", hint=_HINT)
 
 
 _HINT: Final = f"start it with {SLEEP_MODE_FLAG} and {'='.join(DEV_MODE_VARIABLE)}"

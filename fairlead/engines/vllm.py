@@ -1,4 +1,4 @@
-"""vLLM: ``vllm serve`` and the ``vllm:*`` metrics of its releases."""
+"""The adapter for vLLM."""
 
 from collections.abc import Sequence
 
@@ -20,14 +20,14 @@ _SLEEP_STATE = b"vllm:engine_sleep_state"
 
 
 class Vllm:
-    """A real vLLM, found on PATH; one process per replica."""
+    """The adapter for vLLM, which is found on PATH. One process per replica."""
 
     kind = "vllm"
     health_path = "/health"
     metrics_path = "/metrics"
 
     def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> EngineLaunch:
-        """``vllm serve`` on one port. Cached tokens are reported, since that is what routing is judged by."""
+        """Returns `vllm serve` on one port. It reports cached tokens, which measure routing."""
         if len(ports) != 1:
             raise BadInput("one vllm process serves one port", field="ports", hint="start one process per replica")
         command = ["vllm", "serve", local_model_argument(replica.source), "--served-model-name", replica.name]
@@ -39,7 +39,7 @@ class Vllm:
         return EngineLaunch((*command, *replica.args), env, prints_ready_line=False)
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
-        """Counts are summed over ranks, ``kv_usage`` is their mean; what the page does not say stays None."""
+        """Returns the values of a metrics page: sums over ranks, and the mean for `kv_usage`."""
         page, wanted = b"\n" + metrics, None if rank is None else b'engine="%d"' % rank
         return EngineSignals(
             running=sum_samples(page, _RUNNING, wanted),
@@ -55,7 +55,7 @@ class Vllm:
 
 
 def local_model_argument(source: str) -> str:
-    """What vLLM is given as the model: a hub name or a path. Raises BadInput for a source it cannot load by itself."""
+    """Returns the model argument for vLLM, a hub name or path. Raises BadInput for other sources."""
     for scheme in ("hf://", "file://"):
         if source.startswith(scheme):
             return source.removeprefix(scheme)
@@ -66,6 +66,6 @@ def local_model_argument(source: str) -> str:
 
 
 def _sleeping(page: bytes, wanted: bytes | None) -> bool | None:
-    """True when no rank is awake; None for a release that does not say."""
+    """Returns True if no rank is awake; None if the release does not report it."""
     awake = [value for labels, value in parse_samples(page, _SLEEP_STATE, wanted) if b'sleep_state="awake"' in labels]
     return not any(awake) if awake else None

@@ -1,1 +1,9 @@
-"""Fleet."""
+"""The fleet: everything that gateways can route to, as immutable data, and the sources of it.
+
+- `model`: `Fleet`, `Model`, `Instance`.
+- `file/`: a fleet file, for local mode and gateways without a cluster.
+- `kubernetes/`: a fleet watched in a cluster.
+- `labels`: labels and annotations that operator and gateways agree on.
+- `engine_url`, `signals`: parts of an instance.
+- `cli_options`: `--fleet` and `--kube`.
+"""

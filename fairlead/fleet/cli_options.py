@@ -1,11 +1,11 @@
-"""``--fleet`` and ``--kube``: where a component's fleet comes from, the same words for all of them."""
+"""The command-line options `--fleet` and `--kube`, which are the same for all components."""
 
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # read before anything else of a gateway, whose workers start meanwhile
+if TYPE_CHECKING:  # imported early in the start-up of a gateway
     from fairlead.errors import FairleadError
     from fairlead.fleet.model import FleetSource
     from fairlead.limits import Limits
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # read before anything else of a gateway, whose workers start
 
 
 def add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
-    """One of the two is to be given."""
+    """Adds the two options to a parser; exactly one is required."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--fleet", metavar="FILE", help="the fleet file; edits apply without a restart")
     source.add_argument(
@@ -35,8 +35,14 @@ def open_fleet_source(
     limits: "Limits",
     report: "Callable[[FairleadError], None] | None" = None,
 ) -> "FleetSource":
-    """As they were given. ``agent`` is what the API server sees, ``report`` hears why an edited file is not taken. Only what reads
-    this kind of fleet is loaded. Raises BadInput when there is no way to a cluster."""
+    """Returns the fleet source that the options select. Raises BadInput if no cluster can be
+    reached.
+
+    Only the modules for this kind of source are imported.
+
+    agent: user agent that the API server sees.
+    report: called with the reason if an edited fleet file is rejected.
+    """
     if options.kube is None:
         from fairlead.fleet.file import FileFleetSource
 

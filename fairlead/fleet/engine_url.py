@@ -1,4 +1,4 @@
-"""Engine addresses as they are written in files: checked once, kept in one form."""
+"""Parses engine URLs of files into one canonical form, and checks other base URLs."""
 
 from urllib.parse import urlsplit
 
@@ -9,15 +9,24 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def normalize_engine_url(text: str, *, field: str = "url") -> str:
-    """``http(s)://host:port`` with the port written out and no trailing slash. Raises BadInput for anything else."""
-    scheme, host, port, why = _split_url(text)
-    if why:
-        raise BadInput(f"not an engine's URL: {why}", field=field, hint=_HINT)
+    """Returns `http(s)://host:port` with explicit port, without trailing slash. Raises BadInput."""
+    scheme, host, port, reason = _split_url(text)
+    if reason:
+        raise BadInput(f"not an engine's URL: {reason}", field=field, hint=_HINT)
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def is_http_url(text: str) -> bool:
+    """Whether the text is an HTTP URL with a host, and without a query."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in _DEFAULT_PORTS and bool(parts.hostname) and parts.port != 0 and not parts.query
+    except ValueError:
+        return False
+
+
 def _split_url(text: str) -> tuple[str, str, int, str]:
-    """(scheme, host, port, what is wrong with it)."""
+    """Returns scheme, host, port and, if the URL is invalid, the reason."""
     if not text.isascii() or not text.isprintable() or " " in text:
         return "", "", 0, "it holds characters that a URL cannot hold"
     try:
@@ -25,11 +34,11 @@ def _split_url(text: str) -> tuple[str, str, int, str]:
         port = _DEFAULT_PORTS.get(parts.scheme, 0) if parts.port is None else parts.port
     except ValueError as error:
         return "", "", 0, str(error)
-    wrong = (
+    checks = (
         (parts.scheme not in _DEFAULT_PORTS, "only http:// and https:// are spoken to engines"),
         (parts.username is not None or parts.password is not None, "no user or password"),
         (not parts.hostname, "the host is missing"),
         (parts.path not in ("", "/") or "?" in text or "#" in text, "nothing may follow the port"),
         (port == 0, "port 0 is no port"),
     )
-    return parts.scheme, parts.hostname or "", port, next((why for found, why in wrong if found), "")
+    return parts.scheme, parts.hostname or "", port, next((reason for failed, reason in checks if failed), "")

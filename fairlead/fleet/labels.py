@@ -1,7 +1,8 @@
-"""How Fairlead's objects in a cluster say what they are: written by the operator, read by the gateway's fleet source.
+"""Labels and annotations on Fairlead's objects in a cluster.
 
-Labels are what is selected by; annotations say how to speak with the engine of a pod. The names are a contract between
-releases: one that is written once is never given another meaning.
+The operator writes them, and the gateway's fleet source reads them. Labels are used in selectors;
+annotations describe how to connect to a pod's engine. The names are a contract between releases: a
+name never changes its meaning.
 """
 
 from collections.abc import Mapping
@@ -9,50 +10,61 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from fairlead.names import SERVED_NAME_PATTERN as _SERVED
+from fairlead.names import SERVED_NAME_PATTERN
 
 MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
 FIELD_MANAGER: Final = "fairlead"
 AUTOSCALER_FIELD_MANAGER: Final = "fairlead-autoscaler"
-"""The field manager of numbers that the autoscaler set, and of its part of a model's status."""
+"""The field manager of replica counts set by the autoscaler, and of its part of a model's status.
+"""
 
 MODEL_LABEL: Final = "fairlead.io/model"
 POOL_LABEL: Final = "fairlead.io/pool"
 ROLE_LABEL: Final = "fairlead.io/role"
-"""``Serve``, ``Prefill`` or ``Decode``."""
+"""`Serve`, `Prefill` or `Decode`."""
 ENGINE_LABEL: Final = "fairlead.io/engine"
-"""As in ``spec.engine.kind``."""
+"""The value of `spec.engine.kind`."""
 ENDPOINT_LABEL: Final = "fairlead.io/endpoint"
-"""``true`` on pods that answer HTTP; the workers of an instance that spans nodes do not have it."""
+"""`true` on pods that serve HTTP. The worker pods of a multi-node instance do not have it."""
 POD_REVISION_LABEL: Final = "fairlead.io/revision"
-"""The hash of all of the spec that shapes the pod. Pods of one pool with different ones are a rollout under way."""
+"""Hash of everything in the spec that affects the pod. During a rollout, pods of one pool differ.
+"""
 
 PORT_ANNOTATION: Final = "fairlead.io/port"
 DATA_PARALLEL_ANNOTATION: Final = "fairlead.io/data-parallel"
-"""Ranks behind the address, when there are several: each is an instance of its own, asked for by header."""
+"""Number of ranks behind the address, if more than one. Each rank is an instance, chosen by header.
+"""
 TRANSFER_ANNOTATION: Final = "fairlead.io/transfer"
-"""How KV is handed over: one of ``fairlead.fleet.model.TRANSFERS``."""
+"""The KV transfer protocol, one of `fairlead.fleet.model.KV_TRANSFERS`."""
 BOOTSTRAP_PORT_ANNOTATION: Final = "fairlead.io/bootstrap-port"
 KV_EVENTS_PORT_ANNOTATION: Final = "fairlead.io/kv-events-port"
-"""Rank r publishes at this port + r. Where an instance spans nodes, that is on the pod whose index in its LeaderWorkerSet is
-r // (ranks / nodes)."""
+"""Rank r publishes at this port + r.
+
+For a multi-node instance, that is on the pod with the LeaderWorkerSet index r // (ranks / nodes).
+"""
 KV_REPLAY_PORT_ANNOTATION: Final = "fairlead.io/kv-replay-port"
 KV_PEERS_PORT_ANNOTATION: Final = "fairlead.io/kv-peers-port"
-"""Where other instances get KV of rank 0; rank r listens at this port + r."""
+"""Port where other instances copy KV of rank 0. Rank r listens at this port + r."""
 SERVED_NAME_ANNOTATION: Final = "fairlead.io/served-model-name"
-"""What the engine calls the model, where that is not the model's name."""
+"""The engine's name for the model, if it is not the model's name."""
 RENDER_PIN_ANNOTATION: Final = "fairlead.io/render"
-"""Of a Deployment or LeaderWorkerSet: what of the installation went into its pods, so that an upgrade can keep it."""
+"""On a Deployment or LeaderWorkerSet: the installation's values that its pods were rendered with.
+
+An upgrade keeps them.
+"""
 SURGE_ANNOTATION: Final = "fairlead.io/surge"
-"""Of a LeaderWorkerSet: its number holds so many groups more than are asked, while they are replaced."""
+"""On a LeaderWorkerSet: how many of its replicas are surge groups of a rollout."""
 
 
 SLEEP_ANNOTATION: Final = "fairlead.io/sleep"
-"""On a pod whose engine sleeps or is to: gateways send it nothing. ``1`` and ``2`` are levels, with what becomes of it behind."""
+"""On a pod whose engine sleeps or should sleep: `LEVEL-PHASE`, with level `1` or `2`.
+
+Gateways send it no requests.
+"""
 
 
 class SleepPhase(StrEnum):
-    """What becomes of a pod with a mark: it is to sleep, is being woken, or could not be."""
+    """The phase of a pod with a sleep mark: asleep (or to be put to sleep), waking, or stuck."""
 
     ASLEEP = "asleep"
     WAKING = "waking"
@@ -61,25 +73,25 @@ class SleepPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SleepMark:
-    """As in ``1-asleep``."""
+    """The parsed sleep annotation, such as `1-asleep`."""
 
     level: int
     phase: SleepPhase = SleepPhase.ASLEEP
 
     def annotation_value(self) -> str:
-        """As it stands on the pod."""
+        """Returns the value of the annotation."""
         return f"{self.level}-{self.phase.value}"
 
 
 def parse_sleep_mark(annotations: Mapping[str, str]) -> SleepMark | None:
-    """The mark of a pod; None where there is none, or none that can be read."""
+    """Returns the sleep mark of a pod; None if it is absent or invalid."""
     level, _, phase = annotations.get(SLEEP_ANNOTATION, "").partition("-")
     return SleepMark(int(level), SleepPhase(phase)) if level in ("1", "2") and phase in tuple(SleepPhase) else None
 
 
 @dataclass(frozen=True, slots=True)
 class PodEngineInfo:
-    """What a pod says of its engine. ``data_parallel`` is 1 for an engine without ranks."""
+    """The connection data of a pod's engine. `data_parallel` is 1 for an engine without ranks."""
 
     port: int = 8000
     data_parallel: int = 1
@@ -91,7 +103,7 @@ class PodEngineInfo:
     kv_peers_port: int | None = None
 
     def annotations(self) -> dict[str, str]:
-        """As they stand on the pod; what has no value is left out."""
+        """Returns the annotations for the pod, without unset values."""
         values: dict[str, object] = {
             PORT_ANNOTATION: self.port,
             DATA_PARALLEL_ANNOTATION: self.data_parallel if self.data_parallel > 1 else None,
@@ -106,7 +118,9 @@ class PodEngineInfo:
 
 
 def parse_engine_info(annotations: Mapping[str, str]) -> PodEngineInfo:
-    """The inverse of ``annotations``; a value that is none counts as left out, since people can edit annotations."""
+    """Returns the engine data of a pod's annotations. Invalid values count as absent: people edit
+    them.
+    """
     ranks = _parse_number(annotations, DATA_PARALLEL_ANNOTATION, 1024)
     return PodEngineInfo(
         port=_parse_number(annotations, PORT_ANNOTATION, 65_535) or 8000,
@@ -115,7 +129,9 @@ def parse_engine_info(annotations: Mapping[str, str]) -> PodEngineInfo:
         bootstrap_port=_parse_number(annotations, BOOTSTRAP_PORT_ANNOTATION, 65_535),
         kv_events_port=_parse_number(annotations, KV_EVENTS_PORT_ANNOTATION, 65_535),
         kv_replay_port=_parse_number(annotations, KV_REPLAY_PORT_ANNOTATION, 65_535),
-        served_name=name if _SERVED.fullmatch(name := annotations.get(SERVED_NAME_ANNOTATION, "")) else None,
+        served_name=name
+        if SERVED_NAME_PATTERN.fullmatch(name := annotations.get(SERVED_NAME_ANNOTATION, ""))
+        else None,
         kv_peers_port=_parse_number(annotations, KV_PEERS_PORT_ANNOTATION, 65_535),
     )
 

@@ -1,9 +1,11 @@
-"""The fleet: an immutable snapshot of everything routable, replaced whole whenever something changes.
+"""The fleet: an immutable snapshot of everything routable, replaced as a whole on every change.
 
-The data plane works from this value alone; it never asks the API server or a file. Producers are FleetSources (a
-file, which the local supervisor writes, or the watch of a cluster); ``version`` counts snapshots, ``membership_epoch`` counts
-changes of the set of instances that homes are computed over, so that everyone who has seen the same epoch computes
-the same homes.
+The data plane uses only this value; it never queries the API server or a file. A `FleetSource`
+produces snapshots: from a file, which the local supervisor writes, or from a watched cluster.
+
+- `version` counts snapshots.
+- `membership_epoch` counts changes of the set of instances that homes are computed from. Processes
+  with the same epoch compute the same homes.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -16,7 +18,7 @@ from fairlead.fleet.signals import EngineSignals
 
 
 class Role(StrEnum):
-    """What an instance does for a request."""
+    """The part of serving that an instance performs."""
 
     SERVE = "Serve"
     PREFILL = "Prefill"
@@ -24,7 +26,7 @@ class Role(StrEnum):
 
 
 class InstanceState(StrEnum):
-    """Where an instance is in its life; only READY receives requests."""
+    """The life-cycle state of an instance. Only READY instances receive requests."""
 
     STARTING = "Starting"
     READY = "Ready"
@@ -33,8 +35,11 @@ class InstanceState(StrEnum):
 
 
 class RoutingPreset(StrEnum):
-    """How the requests of a model are spread over its instances. This is the one list of presets; API, gateway, seams and
-    benchmarks take theirs from it. What each does is in ``fairlead_gateway.routing`` and docs/guides/routing.md."""
+    """The routing presets: rules that distribute the requests of a model over its instances.
+
+    API, gateway, seams and benchmarks all use this list. `fairlead_gateway.routing` implements the
+    presets, and docs/guides/routing.md describes them.
+    """
 
     DUAL_HASH = "dual-hash"
     DUALMAP = "dualmap"
@@ -52,12 +57,15 @@ class RoutingPreset(StrEnum):
 
 
 KV_TRANSFERS = ("nixl", "mooncake", "sglang")
-"""The ways in which engines hand over KV that the gateway knows."""
+"""The KV transfer protocols that the gateway supports."""
 
 
 @dataclass(frozen=True, slots=True)
 class SloTargets:
-    """What a request should see; None = no such objective. ``target`` is the share of requests (0..1)."""
+    """Service level objectives of a model. None means no such objective.
+
+    target: share of requests (0..1) that should meet all objectives.
+    """
 
     target: float = 0.95
     ttft_seconds: float | None = None
@@ -65,7 +73,7 @@ class SloTargets:
     itl_seconds: float | None = None
 
     def ttft_limit_seconds(self, prompt_tokens: float) -> float | None:
-        """The first-token objective of a prompt of that length, in seconds; None when there is none."""
+        """Returns the TTFT objective for a prompt of this length; None if there is none."""
         if self.ttft_seconds is None:
             return None
         return self.ttft_seconds + self.ttft_per_kilo_token_seconds * prompt_tokens / 1000.0
@@ -73,7 +81,7 @@ class SloTargets:
 
 @dataclass(frozen=True, slots=True)
 class EngineAuth:
-    """Where the secrets lie that reaching an engine takes: whose certificates it shows, and what holds its bearer token."""
+    """The location of the secrets for connecting to an engine: CA file and bearer token."""
 
     ca_file: str | None = None
     token_env: str | None = None
@@ -81,14 +89,18 @@ class EngineAuth:
 
     @property
     def has_token(self) -> bool:
-        """The engine is to be shown a token."""
+        """True if the engine expects a bearer token."""
         return self.token_env is not None or self.token_file is not None
 
 
 @dataclass(frozen=True, slots=True)
 class KvPull:
-    """Where other instances get blocks from this one's cache (``HOST:PORT`` of its peer-to-peer tier), and what that takes: bytes of
-    a token, bytes a second between two instances, and seconds before the first."""
+    """The address and cost of copying blocks out of an instance's cache.
+
+    address: `HOST:PORT` of the instance's peer-to-peer tier.
+    bytes_per_second: bandwidth between two instances.
+    latency_seconds: time to the first byte.
+    """
 
     address: str
     bytes_per_token: float
@@ -96,19 +108,23 @@ class KvPull:
     latency_seconds: float = 0.0
 
     def transfer_seconds(self, tokens: float) -> float:
-        """How long so many tokens travel."""
+        """Returns the seconds to copy this many tokens."""
         return self.latency_seconds + tokens * self.bytes_per_token / self.bytes_per_second
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One routable engine endpoint; ``id`` is ``<pod-uid>/<port>/<rank>`` (locally ``<pool>-<n>/<port>/<rank>``).
+    """A routable engine endpoint.
 
-    ``signals`` is None until the engine has said something; ``received_at`` is then the receiver's monotonic time.
-    ``dp_rank`` is None for an engine without data parallelism; ``kv_events`` and ``kv_replay`` are ZMQ endpoints.
-    ``transfer`` is how KV goes from a prefill to a decode instance (``TRANSFERS``); ``bootstrap`` the URL where Mooncake's
-    and SGLang's engines meet, None for the engines' usual port on the same host. ``served_name`` is what its engine calls the
-    model, None where that is the model's name. ``pull``: others may get what it holds, and it gets what they hold.
+    id: `<pod-uid>/<port>/<rank>`; locally `<pool>-<n>/<port>/<rank>`.
+    signals: None until the engine has reported metrics.
+    received_at: monotonic time of the receiver when `signals` arrived.
+    dp_rank: None for an engine without data parallelism.
+    kv_events, kv_replay: ZMQ endpoints.
+    transfer: KV transfer protocol from prefill to decode instances, one of `KV_TRANSFERS`.
+    bootstrap: bootstrap URL of Mooncake and SGLang. None for the default port of the same host.
+    served_name: the engine's name for the model. None if it is the model's own name.
+    pull: how other instances copy KV from this one. The instance itself copies from others, too.
     """
 
     id: str
@@ -135,16 +151,18 @@ class Instance:
 
 
 def served_name_override(name: str | None, model: str) -> str | None:
-    """The ``served_name`` of an instance of ``model`` whose engine calls it ``name``. None: the model's own."""
+    """Returns the `served_name` for an instance of `model`: None if the engine uses the model's
+    name.
+    """
     return None if name == model else name
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A client-visible model: its objectives and how its requests are routed.
+    """A model that clients can request: its objectives and routing.
 
-    ``shadowed``: a model of another namespace has the bare name, and clients call this one by ``namespace/name``. ``wakes``: it may
-    have no instance at all, and gets one when a request waits for it.
+    shadowed: a model in another namespace has the bare name; clients must use `namespace/name`.
+    wakes: the model may have no instance, and gets one when a request is queued.
     """
 
     namespace: str
@@ -156,13 +174,17 @@ class Model:
 
     @property
     def key(self) -> str:
-        """``namespace/name``: the identity used in every map, metric and Redis key."""
+        """`namespace/name`: the key in every map, metric and Redis key."""
         return f"{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """``models`` by ``namespace/name``; ``instances`` by the same key, in a stable order (sorted by id)."""
+    """A snapshot of the fleet.
+
+    models: by `namespace/name`.
+    instances: by the same key, sorted by id.
+    """
 
     version: int = 0
     membership_epoch: int = 0
@@ -170,7 +192,10 @@ class Fleet:
     instances: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
 
     def resolve_model(self, name: str) -> str | None:
-        """A client's model name → key. ``namespace/name`` always works, a bare name when it is unique."""
+        """Returns the key of a client's model name, or None.
+
+        `namespace/name` always works; a bare name works if it is unique.
+        """
         if name in self.models:
             return name
         keys = [key for key, model in self.models.items() if model.name == name and not model.shadowed]
@@ -178,16 +203,20 @@ class Fleet:
 
 
 class FleetSource(Protocol):
-    """Where snapshots come from; the only thing that differs between local mode and a cluster."""
+    """A producer of fleet snapshots. Local mode and clusters differ only in this and in
+    `ReplicaScaler`.
+    """
 
     def watch(self) -> AsyncIterator[Fleet]:
-        """Yield the present snapshot, then a new one after every change."""
+        """Yields the current snapshot, then a new one after every change."""
         ...
 
     def warnings(self) -> list[str]:
-        """What is wrong with it now, in words for people; empty when the last snapshot is how things are."""
+        """Returns current problems as text for people; empty if the last snapshot is up to date."""
         ...
 
     def age_seconds(self) -> float | None:
-        """How long ago it was last known how things are; None where that cannot be told."""
+        """Returns the age of the last contact with the source; None if it does not apply or is
+        unknown.
+        """
         ...

@@ -1,14 +1,15 @@
-"""What an engine said of itself, in one shape for every engine kind. Missing is None, never zero."""
+"""Engine signals: one reading of an engine's metrics, in the same form for every kind of engine."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSignals:
-    """One reading of an engine's metrics; an engine that does not tell a value leaves it None.
+    """A reading of an engine's metrics. A value that the engine does not report is None, never
+    zero.
 
-    ``kv_usage`` is 0..1 of the blocks that running requests hold. The ``*_total`` values count since the engine
-    started.
+    kv_usage: share (0..1) of KV blocks in use by running requests.
+    *_total: counters since the engine started.
     """
 
     running: float | None = None

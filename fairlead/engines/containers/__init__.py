@@ -1,6 +1,8 @@
-"""Engines in a pod: what a container of each kind runs, needs and answers. Pure; the operator's renderer makes pods of it.
+"""Engine containers: what a container of each kind runs, needs and serves.
 
-One file per kind. Nothing here is imported by ``fairlead.engines`` itself, so that a gateway does not load the API types.
+Pure; the operator's renderer turns them into pods. Each kind has one module; `weights`,
+`kv_offload` and `prestop_drain` are shared parts. `fairlead.engines` does not import this package,
+so that gateways do not load the API types.
 """
 
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ __all__ = ["EngineContainer", "InstancePod", "NodeRole", "container_builders"]
 
 
 def container_builders() -> Mapping[EngineKind, ContainerBuilder]:
-    """By kind; ``external`` has none, since Fairlead starts nothing there."""
+    """Returns the builders by kind. `external` has none, since Fairlead starts nothing there."""
     return {
         EngineKind.VLLM: vllm_container,
         EngineKind.SGLANG: sglang_container,

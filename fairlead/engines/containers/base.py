@@ -1,4 +1,4 @@
-"""What an engine's container is made from, and what it comes out as."""
+"""The input and output types of container builders."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,20 +16,23 @@ KV_EVENTS_PORT: Final = 5500
 SIDE_CHANNEL_PORT: Final = 5600
 KV_REPLAY_PORT: Final = 5700
 KV_PEERS_PORT: Final = 5800
-"""Each data-parallel rank takes the next port, and a pool has at most 64 of them: the ranges do not meet."""
+"""The first port of peer transfers.
+
+Each data-parallel rank uses the next port. A pool has at most 64 ranks, so the ranges are disjoint.
+"""
 BOOTSTRAP_PORT: Final = 8998
-"""Where the engines of both kinds look for a prefill engine's bootstrap server unless told otherwise."""
+"""The default port of a prefill engine's bootstrap server, in vLLM and SGLang."""
 RENDEZVOUS_PORT: Final = 29_501
-"""Where the nodes of one instance find one another."""
+"""The port where the nodes of one instance find each other."""
 
 GIB_BYTES: Final = 2**30
 LEADER_ADDRESS_VARIABLE: Final = "LWS_LEADER_ADDRESS"
 NODE_INDEX_VARIABLE: Final = "LWS_WORKER_INDEX"
-"""Set by LeaderWorkerSet in every container of a group; the leader's index is 0."""
+"""Set by LeaderWorkerSet in every container of a group. The leader has index 0."""
 
 
 class NodeRole(StrEnum):
-    """Which of the pods of an instance."""
+    """The role of a pod within its instance."""
 
     ALONE = "alone"
     LEADER = "leader"
@@ -38,7 +41,10 @@ class NodeRole(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InstancePod:
-    """One pod of one instance. ``host`` is what it listens on, all addresses of the cluster's family."""
+    """A pod of an instance.
+
+    host: the address to listen on: all addresses of the cluster's IP family.
+    """
 
     model: ModelDeployment
     pool: Pool
@@ -49,41 +55,41 @@ class InstancePod:
 
     @property
     def spec(self) -> ModelDeploymentSpec:
-        """The model's."""
+        """The spec of the model."""
         return self.model.spec
 
     @property
     def served_name(self) -> str:
-        """What the engine is asked for: the gateway puts it in place of what a client wrote."""
+        """The engine's name for the model. Gateways replace the client's model name by it."""
         return self.spec.engine.served_model_name or self.model.metadata.name
 
     @property
     def transfers_kv(self) -> bool:
-        """It gives or takes KV."""
+        """True if it sends or receives KV."""
         return self.spec.kv_cache.transfer is not Transfer.NONE
 
     @property
     def kv_role(self) -> str:
-        """Its side of the hand-over in vLLM's words; an instance that serves alone can also take what was prefilled."""
+        """The KV role in vLLM's terms. An instance in role Serve can also receive prefilled KV."""
         sides = {PoolRole.PREFILL: "kv_producer", PoolRole.DECODE: "kv_consumer", PoolRole.SERVE: "kv_both"}
         return sides[self.pool.role]
 
     @property
     def is_multi_node(self) -> bool:
-        """It is one of several pods of an instance."""
+        """True if the instance has several pods."""
         return self.node_role is not NodeRole.ALONE
 
     @property
     def serves_http(self) -> bool:
-        """It has the HTTP server."""
+        """True if the pod runs the HTTP server."""
         return self.node_role is not NodeRole.WORKER
 
 
 @dataclass(frozen=True, slots=True)
 class HealthProbe:
-    """GET ``path`` answers 200 once the engine serves. Times in seconds.
+    """An HTTP health probe: GET `path` returns 200 once the engine serves. Times are in seconds.
 
-    ``startup_period`` is short where starting is, so that an instance is not kept waiting for its first look.
+    `startup_period` is short for engines that start quickly, so that they are not kept waiting.
     """
 
     path: str = "/health"
@@ -95,7 +101,7 @@ class HealthProbe:
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
-    """How the weights come into the container: what the engine is told to load, and what the pod needs for it."""
+    """The model argument for the engine, and what the pod needs to provide the weights."""
 
     argument: str
     volumes: tuple[dict[str, Any], ...] = ()
@@ -108,10 +114,13 @@ class ModelWeights:
 
 @dataclass(frozen=True, slots=True)
 class EngineContainer:
-    """The engine's container. ``cpu_millis`` and ``memory_bytes`` are asked of the node; None asks for nothing.
+    """An engine container.
 
-    ``devices``: it needs those of the accelerator. ``shared_memory``: its processes speak through /dev/shm. ``home``: it writes
-    below its home directory. ``health`` is None for a container that has no HTTP server.
+    cpu_millis, memory_bytes, disk_bytes: resource requests; None requests nothing.
+    health: None for a container without HTTP server.
+    needs_devices: it needs the accelerator's devices.
+    needs_shared_memory: its processes communicate through /dev/shm.
+    needs_home: it writes below its home directory.
     """
 
     command: tuple[str, ...]
@@ -134,21 +143,21 @@ class EngineContainer:
 
 
 ContainerBuilder = Callable[[InstancePod], EngineContainer]
-"""Raises BadInput, naming the field, for what an engine of its kind cannot do."""
+"""Builds a container. Raises BadInput, naming the field, for features that the engine lacks."""
 
 
 def env_value(name: str, value: str) -> dict[str, Any]:
-    """An environment variable with a text."""
+    """Returns an environment variable with a literal value."""
     return {"name": name, "value": value}
 
 
 def env_from_field(name: str, path: str) -> dict[str, Any]:
-    """An environment variable with a field of the pod."""
+    """Returns an environment variable with a field of the pod."""
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
 def network_ports(pod: InstancePod, *, bootstrap: bool, side_channel: bool, peers: bool = False) -> dict[str, int]:
-    """The ports of a vLLM-like container, by name."""
+    """Returns the ports of a vLLM-like container, by name."""
     ports: dict[str, int] = {}
     if pod.serves_http:
         ports["http"] = HTTP_PORT
@@ -164,15 +173,17 @@ def network_ports(pod: InstancePod, *, bootstrap: bool, side_channel: bool, peer
 
 
 def host_resources(pod: InstancePod, devices: int) -> tuple[int, int]:
-    """(CPU in thousandths, memory in bytes) that a real engine asks of its node beside its devices, offloading not counted.
+    """Returns (CPU in thousandths, memory in bytes) that a real engine requests, without KV
+    offload.
 
-    A process for the API, one for the scheduler and one a device; each device's process loads its part of the weights through
-    main memory. NIXL's progress thread spins on a core of its own for as long as the engine lives.
+    There is one process for the API, one for the scheduler and one per device. Each device's
+    process loads its part of the weights through main memory. NIXL's progress thread always uses a
+    full core.
     """
     spare = 1 if pod.spec.kv_cache.transfer is Transfer.NIXL else 0
     return 1000 * (2 + devices + spare), 4 * GIB_BYTES * (1 + devices)
 
 
 def compact_json(value: dict[str, Any]) -> str:
-    """As a switch of a command line takes it."""
+    """Returns JSON for a command-line flag."""
     return json.dumps(value, separators=(",", ":"))

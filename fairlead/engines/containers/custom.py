@@ -1,4 +1,6 @@
-"""An engine of one's own: its image and command, and what Fairlead decides as environment variables."""
+"""The container of a custom engine: the user's image and command, with Fairlead's values as
+environment variables.
+"""
 
 from typing import Final
 
@@ -18,12 +20,15 @@ _DEFAULT_HEALTH_PATH: Final = "/health"
 
 
 def custom_container(pod: InstancePod) -> EngineContainer:
-    """One pod of it. Kubernetes puts the variables into command and args: ``$(PORT)``. Raises BadInput for an idle cache."""
+    """Returns one pod's container. Raises BadInput for a cache without effect.
+
+    Kubernetes substitutes the variables in command and args, as in `$(PORT)`.
+    """
     engine, shape = pod.spec.engine, pod.pool.parallelism
-    loaded = model_weights(pod.spec.model)
+    weights = model_weights(pod.spec.model)
     port = engine.port or HTTP_PORT
-    own = (
-        env_value("MODEL_PATH", loaded.argument),
+    variables = (
+        env_value("MODEL_PATH", weights.argument),
         env_value("MODEL_NAME", pod.served_name),
         env_value("PORT", str(port)),
         env_from_field("POD_IP", "status.podIP"),
@@ -31,7 +36,7 @@ def custom_container(pod: InstancePod) -> EngineContainer:
     return EngineContainer(
         command=tuple(engine.command),
         args=tuple(engine.args),
-        env=(*loaded.env, *own),
+        env=(*weights.env, *variables),
         ports={"http": port} if pod.serves_http else {},
         pod_info=PodEngineInfo(
             port=port,
@@ -41,6 +46,6 @@ def custom_container(pod: InstancePod) -> EngineContainer:
         ),
         health=HealthProbe(path=engine.health_path or _DEFAULT_HEALTH_PATH) if pod.serves_http else None,
         drain=PreStopDrain(),
-        weights=loaded,
+        weights=weights,
         needs_shared_memory=shape.ranks > 1,
     )

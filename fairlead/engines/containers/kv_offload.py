@@ -1,4 +1,4 @@
-"""KV that leaves the accelerator: the share of each engine process, and LMCache, which is told by environment variables."""
+"""KV offload: the memory of each engine process, and LMCache's environment variables."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,19 +13,22 @@ _GB: Final = 10**9
 
 
 def bytes_per_engine(offload: Offload, shape: Parallelism) -> int:
-    """Main memory of one engine core: all pods of an instance give theirs, and its data-parallel ranks share it."""
+    """Returns the main memory of one engine core.
+
+    The pods of an instance add up, and its data-parallel ranks share the sum.
+    """
     return units.parse_size(offload.memory) * shape.nodes // shape.data
 
 
 def bytes_per_rank(size: str, shape: Parallelism) -> int:
-    """What one device's process gets of a pod's memory or disk."""
+    """Returns the share of one device's process in a pod's memory or disk."""
     return units.parse_size(size) // shape.ranks_per_pod
 
 
 def lmcache_env(offload: Offload, shape: Parallelism) -> tuple[dict[str, Any], ...]:
-    """LMCache counts in GB (10^9) and for each worker process."""
+    """Returns LMCache's variables. It counts in GB (10^9) per worker process."""
     env = [
-        env_value("PYTHONHASHSEED", "0"),  # its keys are hashes that scheduler and workers must agree on
+        env_value("PYTHONHASHSEED", "0"),  # scheduler and workers must compute the same hashes
         env_value("LMCACHE_LOCAL_CPU", "True"),
         env_value("LMCACHE_MAX_LOCAL_CPU_SIZE", f"{bytes_per_rank(offload.memory, shape) / _GB:.2f}"),
     ]
@@ -41,7 +44,7 @@ def lmcache_env(offload: Offload, shape: Parallelism) -> tuple[dict[str, Any], .
 
 @dataclass(frozen=True, slots=True)
 class OffloadVolumes:
-    """What offloaded KV takes of a node, for one pod. ``disk_bytes`` None: no disk."""
+    """Resources of a pod for offloaded KV. `disk_bytes` is None without a disk."""
 
     memory_bytes: int = 0
     disk_bytes: int | None = None
@@ -50,7 +53,7 @@ class OffloadVolumes:
 
 
 def offload_volumes(offload: Offload | None) -> OffloadVolumes:
-    """Main memory, and scratch space of the node, mounted where LMCache finds it; nothing without offload."""
+    """Returns main memory, and scratch space mounted for LMCache; nothing without offload."""
     if offload is None:
         return OffloadVolumes()
     memory = units.parse_size(offload.memory)

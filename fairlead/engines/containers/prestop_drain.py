@@ -1,23 +1,32 @@
-"""Waiting for requests in flight before an engine is told to end.
+"""The preStop hook that waits for requests in flight before an engine is stopped.
 
-A pod that is deleted leaves the fleet at once, since gateways watch pods; its engine does not know and goes on serving. So
-the container's preStop hook asks the engine's own metrics until nothing runs or waits there, and SIGTERM then finds it idle:
-what engines do to requests at SIGTERM (three different things were seen of one release) no longer matters.
+A deleted pod leaves the fleet at once, since gateways watch pods; its engine does not notice and
+goes on serving. The hook polls the engine's metrics until no request runs or waits, so that SIGTERM
+finds the engine idle.
 
-A worker of a group asks its leader, by name. The name goes with the leader, so one that nobody has is a leader that has ended; so
-is an address that nobody has any more, since names are remembered for longer than pods live. "Try again" is not that by itself: a
-name server that does not answer says so. But it is also what a cluster that reaches no other name servers says of every name that
-is not its own, and of the leader's, too short to be whole, in the end; so the name of the API server, which is always there, is
-looked up beside it: if that one is found, the leader's is gone. A leader that only does not answer in time says nothing.
+Why: one engine release was seen to treat requests at SIGTERM in three different ways.
+
+A worker pod of a group polls its leader by name.
+
+- A name that does not exist means that the leader has ended.
+- So does an unreachable address: names are cached for longer than pods live.
+- "Try again" alone is ambiguous: a name server that does not respond causes it. Clusters without
+  upstream name servers also return it for every foreign name, and finally for the leader's short
+  name. The script then resolves the API server, which always exists. If that succeeds, the leader
+  is gone.
+- A timeout of the leader is no evidence.
 """
 
 from dataclasses import dataclass
 from typing import Any, Final
 
 IDLE_SECONDS: Final = 5
-"""Idle this long means drained: gateways have long heard of the deletion (0.85 s were measured), and their last request came."""
+"""An engine idle for this long is drained.
+
+Why: gateways learn of the deletion sooner (0.85 s were measured).
+"""
 FIXED_DELAY_SECONDS: Final = 10
-"""What an engine without known metrics is given before SIGTERM, so that it ends what it has without getting more."""
+"""The delay before SIGTERM for an engine without known metrics, so that it gets no new requests."""
 
 DRAIN_SCRIPT: Final = """\
 import errno, os, socket, sys, time, urllib.request
@@ -48,19 +57,25 @@ while time.monotonic() < end:
         break
     time.sleep(0.5)
 """
-"""Runs in the engine's image, whatever Python that has: URL, most seconds, quiet seconds, names of gauges."""
+"""Runs in the engine's image with its Python. Arguments: URL, maximum seconds, idle seconds,
+gauges.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class PreStopDrain:
-    """``gauges`` are the metrics that say how many requests run and wait; without them a fixed time is waited."""
+    """The preStop hook of an engine.
+
+    gauges: metrics with the number of running and waiting requests. Without them, the hook waits
+        for a fixed time.
+    """
 
     url: str | None = None
     gauges: tuple[str, ...] = ()
 
     def prestop_hook(self, max_seconds: float) -> dict[str, Any]:
-        """The preStop hook of the container."""
+        """Returns the container's preStop hook."""
         if self.url is None:
             return {"sleep": {"seconds": FIXED_DELAY_SECONDS}}
-        words = [self.url, f"{max_seconds:g}", str(IDLE_SECONDS), *self.gauges]
-        return {"exec": {"command": ["python3", "-c", DRAIN_SCRIPT, *words]}}
+        arguments = [self.url, f"{max_seconds:g}", str(IDLE_SECONDS), *self.gauges]
+        return {"exec": {"command": ["python3", "-c", DRAIN_SCRIPT, *arguments]}}

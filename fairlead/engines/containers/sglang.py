@@ -1,4 +1,7 @@
-"""SGLang in a pod: ``python3 -m sglang.launch_server`` with the switches of 0.5.23, each held against its argument parser."""
+"""The container of SGLang: `python3 -m sglang.launch_server` with flags of 0.5.23.
+
+A test checks each flag against SGLang's argument parser.
+"""
 
 from typing import Any, Final
 
@@ -32,39 +35,39 @@ _GB: Final = 10**9
 
 
 def sglang_container(pod: InstancePod) -> EngineContainer:
-    """One pod of an SGLang instance. Raises BadInput for what SGLang cannot do."""
+    """Returns one pod's container. Raises BadInput for features that SGLang lacks."""
     _check_supported(pod)
-    loaded = model_weights(pod.spec.model)
+    weights = model_weights(pod.spec.model)
     shape, cache = pod.pool.parallelism, pod.spec.kv_cache
     cpu, memory = host_resources(pod, shape.ranks_per_pod)
-    space = offload_volumes(cache.offload)
-    split = pod.pool.role in _MODES
-    prefills = pod.pool.role is PoolRole.PREFILL
-    where = f"${LEADER_ADDRESS_VARIABLE}" if not pod.serves_http else "127.0.0.1"
+    offload = offload_volumes(cache.offload)
+    is_disaggregated = pod.pool.role in _MODES
+    is_prefill = pod.pool.role is PoolRole.PREFILL
+    host = f"${LEADER_ADDRESS_VARIABLE}" if not pod.serves_http else "127.0.0.1"
     return EngineContainer(
         command=("python3", "-m", "sglang.launch_server"),
-        args=(f"--model-path={loaded.argument}", *_flags(pod, loaded.streamed), *pod.spec.engine.args),
-        env=(*loaded.env, *_env(pod)),
-        ports=network_ports(pod, bootstrap=prefills, side_channel=False),
+        args=(f"--model-path={weights.argument}", *_flags(pod, weights.streamed), *pod.spec.engine.args),
+        env=(*weights.env, *_env(pod)),
+        ports=network_ports(pod, bootstrap=is_prefill, side_channel=False),
         pod_info=PodEngineInfo(
             port=HTTP_PORT,
             data_parallel=shape.data,
-            transfer="sglang" if split else None,
-            bootstrap_port=BOOTSTRAP_PORT if prefills else None,
+            transfer="sglang" if is_disaggregated else None,
+            bootstrap_port=BOOTSTRAP_PORT if is_prefill else None,
             kv_events_port=KV_EVENTS_PORT if cache.events else None,
             kv_replay_port=KV_REPLAY_PORT if cache.events else None,
             served_name=pod.spec.engine.served_model_name,
         ),
-        # Its /health generates a token and takes a second at least, twenty before it says no.
+        # /health generates a token: it takes at least a second, and twenty before it fails.
         health=HealthProbe(period=10, timeout=25, liveness_failures=6) if pod.serves_http else None,
-        drain=PreStopDrain(f"http://{where}:{HTTP_PORT}/metrics", LOAD_GAUGES),
-        weights=loaded,
+        drain=PreStopDrain(f"http://{host}:{HTTP_PORT}/metrics", LOAD_GAUGES),
+        weights=weights,
         cpu_millis=cpu,
-        memory_bytes=memory + space.memory_bytes,
-        disk_bytes=space.disk_bytes,
+        memory_bytes=memory + offload.memory_bytes,
+        disk_bytes=offload.disk_bytes,
         needs_shared_memory=True,
-        extra_volumes=space.volumes,
-        extra_mounts=space.mounts,
+        extra_volumes=offload.volumes,
+        extra_mounts=offload.mounts,
     )
 
 
@@ -75,37 +78,38 @@ def _check_supported(pod: InstancePod) -> None:
         hint = "use data: 1, with tensor × pipeline a multiple of nodes; several copies are several replicas"
         raise BadInput(message, field=f"spec.pools[{pod.pool.name}].parallelism", hint=hint)
     if offload is not None and offload.kind is OffloadKind.NATIVE and bytes_per_rank(offload.memory, shape) < _GB:
-        least = f"{shape.ranks_per_pod}Gi"
+        minimum = f"{shape.ranks_per_pod}Gi"
         message = f"SGLang offloads to whole gigabytes for each of a pod's {shape.ranks_per_pod} ranks"
-        raise BadInput(message, field="spec.kvCache.offload.memory", hint=f"give at least {least}")
+        raise BadInput(message, field="spec.kvCache.offload.memory", hint=f"give at least {minimum}")
 
 
 def _flags(pod: InstancePod, streamed: bool) -> list[str]:
     spec, shape = pod.spec, pod.pool.parallelism
-    found = [f"--served-model-name={pod.served_name}", f"--host={pod.host}", f"--port={HTTP_PORT}"]
-    found += ["--enable-metrics", "--enable-cache-report"]
+    flags = [f"--served-model-name={pod.served_name}", f"--host={pod.host}", f"--port={HTTP_PORT}"]
+    flags += ["--enable-metrics", "--enable-cache-report"]
     if spec.model.revision is not None:
-        found.append(f"--revision={spec.model.revision}")
+        flags.append(f"--revision={spec.model.revision}")
     if streamed:
-        found.append("--load-format=runai_streamer")
+        flags.append("--load-format=runai_streamer")
     sizes = (("tp", shape.tensor), ("pp", shape.pipeline), ("dp", shape.data))
-    found += [f"--{name}-size={size}" for name, size in sizes if size > 1]
+    flags += [f"--{name}-size={size}" for name, size in sizes if size > 1]
     if pod.is_multi_node:
-        found += [f"--nnodes={shape.nodes}", f"--node-rank=$({NODE_INDEX_VARIABLE})"]
-        found.append(f"--dist-init-addr=$({LEADER_ADDRESS_VARIABLE}):{RENDEZVOUS_PORT}")
+        flags += [f"--nnodes={shape.nodes}", f"--node-rank=$({NODE_INDEX_VARIABLE})"]
+        flags.append(f"--dist-init-addr=$({LEADER_ADDRESS_VARIABLE}):{RENDEZVOUS_PORT}")
     if spec.kv_cache.events:
         config = {
             "publisher": "zmq",
             "endpoint": f"tcp://*:{KV_EVENTS_PORT}",
             "replay_endpoint": f"tcp://*:{KV_REPLAY_PORT}",
         }
-        found.append(f"--kv-events-config={compact_json(config)}")
+        flags.append(f"--kv-events-config={compact_json(config)}")
     if spec.adapters is not None:
         slots, rank = spec.adapters.slots, spec.adapters.max_rank
-        # One of its places in a batch is for requests without an adapter. Without target modules it wants adapters at start.
-        found += ["--enable-lora", f"--max-loras-per-batch={slots + 1}", f"--max-lora-rank={rank}"]
-        found.append("--lora-target-modules=all")
-    return found + _offload_flags(pod) + _disaggregation_flags(pod)
+        # One slot serves requests without an adapter. SGLang requires adapters at start unless
+        # there are target modules.
+        flags += ["--enable-lora", f"--max-loras-per-batch={slots + 1}", f"--max-lora-rank={rank}"]
+        flags.append("--lora-target-modules=all")
+    return flags + _offload_flags(pod) + _disaggregation_flags(pod)
 
 
 def _offload_flags(pod: InstancePod) -> list[str]:
@@ -114,30 +118,33 @@ def _offload_flags(pod: InstancePod) -> list[str]:
         return []
     if offload.kind is OffloadKind.LMCACHE:
         return ["--enable-lmcache"]
-    # --hicache-size counts in GB (10^9) and for each rank.
+    # --hicache-size is in GB (10^9) per rank.
     size = bytes_per_rank(offload.memory, pod.pool.parallelism) // _GB
     return ["--enable-hierarchical-cache", f"--hicache-size={size}"]
 
 
 def _disaggregation_flags(pod: InstancePod) -> list[str]:
-    """Engines that serve alone cannot take what another prefilled: SGLang has a mode for each."""
+    """Returns the flags for prefill and decode engines.
+
+    SGLang has a mode for each role; engines in role Serve cannot receive prefilled KV.
+    """
     mode = _MODES.get(pod.pool.role)
     if mode is None:
         return []
     backend = "nixl"
     if pod.spec.kv_cache.transfer is Transfer.MOONCAKE:
         backend = "mooncake" if pod.accelerator.rdma_resource is not None else "mooncake_tcp"
-    found = [f"--disaggregation-mode={mode}", f"--disaggregation-transfer-backend={backend}"]
+    flags = [f"--disaggregation-mode={mode}", f"--disaggregation-transfer-backend={backend}"]
     if mode == "prefill":
-        found.append(f"--disaggregation-bootstrap-port={BOOTSTRAP_PORT}")
-    return found
+        flags.append(f"--disaggregation-bootstrap-port={BOOTSTRAP_PORT}")
+    return flags
 
 
 def _env(pod: InstancePod) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    variables: list[dict[str, Any]] = []
     if pod.transfers_kv or pod.is_multi_node:
-        found += [env_from_field("POD_IP", "status.podIP"), env_value("SGLANG_HOST_IP", "$(POD_IP)")]
+        variables += [env_from_field("POD_IP", "status.podIP"), env_value("SGLANG_HOST_IP", "$(POD_IP)")]
     offload = pod.spec.kv_cache.offload
     if offload is not None and offload.kind is OffloadKind.LMCACHE:
-        found += lmcache_env(offload, pod.pool.parallelism)
-    return found
+        variables += lmcache_env(offload, pod.pool.parallelism)
+    return variables

@@ -1,4 +1,4 @@
-"""The simulated engine in a pod: no accelerator, no weights, little of everything."""
+"""The container of the simulated engine: no accelerator, no weights, few resources."""
 
 from typing import Final
 
@@ -26,18 +26,19 @@ _MEMORY_BYTES: Final = 128 * 2**20
 
 
 def sim_container(pod: InstancePod) -> EngineContainer:
-    """One pod of a simulated instance. The first of several nodes does it all; the others are engines that nobody asks.
+    """Returns one pod's container. In a multi-node instance, the first pod does all the work.
 
-    Raises BadInput for data-parallel copies over several nodes: those of real engines publish on each node.
+    Raises BadInput for data-parallel ranks on several nodes: real engines publish events on each
+    node.
     """
     if pod.is_multi_node and pod.pool.parallelism.data > 1:
         message = "data-parallel copies over several nodes are not simulated"
         raise BadInput(message, field=f"spec.pools[{pod.pool.name}].parallelism.data", hint="use data: 1 or nodes: 1")
     spec, cache = pod.spec, pod.spec.kv_cache
-    prefills = pod.pool.role is PoolRole.PREFILL
-    where = f"${LEADER_ADDRESS_VARIABLE}" if not pod.serves_http else "127.0.0.1"
-    lends = spec.peers is not None and pod.pool.parallelism.data == 1  # all ranks are one process with one port
-    meets = prefills and cache.transfer is Transfer.MOONCAKE
+    is_prefill = pod.pool.role is PoolRole.PREFILL
+    host = f"${LEADER_ADDRESS_VARIABLE}" if not pod.serves_http else "127.0.0.1"
+    shares_kv = spec.peers is not None and pod.pool.parallelism.data == 1  # all ranks share one process and port
+    has_bootstrap = is_prefill and cache.transfer is Transfer.MOONCAKE
     return EngineContainer(
         command=("python3", "-m", "fairlead_sim", "engine"),
         args=(*_flags(pod), *spec.engine.args),
@@ -47,14 +48,16 @@ def sim_container(pod: InstancePod) -> EngineContainer:
             port=HTTP_PORT,
             data_parallel=pod.pool.parallelism.data,
             transfer=cache.transfer.value.lower() if pod.transfers_kv else None,
-            bootstrap_port=HTTP_PORT if meets else None,  # it answers for that on its own port
+            bootstrap_port=HTTP_PORT
+            if has_bootstrap
+            else None,  # the simulator serves bootstrap queries on its HTTP port
             kv_events_port=KV_EVENTS_PORT if cache.events else None,
             kv_replay_port=KV_REPLAY_PORT if cache.events else None,
             served_name=pod.spec.engine.served_model_name,
-            kv_peers_port=HTTP_PORT if lends else None,
+            kv_peers_port=HTTP_PORT if shares_kv else None,
         ),
         health=HealthProbe(startup_period=1) if pod.serves_http else None,
-        drain=PreStopDrain(f"http://{where}:{HTTP_PORT}/metrics", LOAD_GAUGES),
+        drain=PreStopDrain(f"http://{host}:{HTTP_PORT}/metrics", LOAD_GAUGES),
         cpu_millis=_CPU_MILLIS,
         memory_bytes=_MEMORY_BYTES,
         needs_devices=False,
@@ -66,21 +69,21 @@ def sim_container(pod: InstancePod) -> EngineContainer:
 def _flags(pod: InstancePod) -> list[str]:
     spec, cache = pod.spec, pod.spec.kv_cache
     host = f"[{pod.host}]" if ":" in pod.host else pod.host
-    found = [f"--listen={host}:{HTTP_PORT}", f"--model={spec.model.source}", f"--served-model-name={pod.served_name}"]
-    found.append(f"--profile={profile_argument(pod.profile)}")
-    told = context_args(pod.profile, spec.engine.args)
-    found += [f"{told[0]}={told[1]}"] if told else []
+    flags = [f"--listen={host}:{HTTP_PORT}", f"--model={spec.model.source}", f"--served-model-name={pod.served_name}"]
+    flags.append(f"--profile={profile_argument(pod.profile)}")
+    context = context_args(pod.profile, spec.engine.args)
+    flags += [f"{context[0]}={context[1]}"] if context else []
     if pod.pool.parallelism.data > 1:
-        found.append(f"--data-parallel-size={pod.pool.parallelism.data}")
+        flags.append(f"--data-parallel-size={pod.pool.parallelism.data}")
     if cache.events:
-        found += [f"--kv-events=tcp://*:{KV_EVENTS_PORT}", f"--kv-replay=tcp://*:{KV_REPLAY_PORT}"]
+        flags += [f"--kv-events=tcp://*:{KV_EVENTS_PORT}", f"--kv-replay=tcp://*:{KV_REPLAY_PORT}"]
     if spec.adapters is not None:
-        found.append(f"--max-loras={spec.adapters.slots}")
+        flags.append(f"--max-loras={spec.adapters.slots}")
     if pod.transfers_kv:
-        found += [f"--kv-connector={cache.transfer.value.lower()}", f"--kv-role={pod.kv_role}"]
-        found += ["--kv-load-failure-policy=recompute", "--kv-host=$(POD_IP)"]
+        flags += [f"--kv-connector={cache.transfer.value.lower()}", f"--kv-role={pod.kv_role}"]
+        flags += ["--kv-load-failure-policy=recompute", "--kv-host=$(POD_IP)"]
     elif spec.peers is not None:
-        found += ["--kv-connector=p2p", "--kv-load-failure-policy=recompute", "--kv-host=$(POD_IP)"]
-        found += [f"--kv-bytes-per-token={spec.peers.bytes_per_token}"]
-        found += [f"--kv-bytes-per-second={units.parse_size(spec.peers.bandwidth)}"]
-    return found
+        flags += ["--kv-connector=p2p", "--kv-load-failure-policy=recompute", "--kv-host=$(POD_IP)"]
+        flags += [f"--kv-bytes-per-token={spec.peers.bytes_per_token}"]
+        flags += [f"--kv-bytes-per-second={units.parse_size(spec.peers.bandwidth)}"]
+    return flags

@@ -1,7 +1,10 @@
-"""Where weights come from → what the engine is told to load, and the volumes, variables and secrets that it takes.
+"""Maps the source of weights to the engine's model argument, volumes, variables and secrets.
 
-``hf://`` is downloaded by the engine into a cache; ``s3://`` and ``gs://`` are streamed from the store into the accelerator;
-``oci://`` is mounted as an image volume, which the node caches; ``pvc:`` is mounted; ``file://`` is in the image.
+- `hf://`: downloaded by the engine into a cache.
+- `s3://`, `gs://`: streamed from the store into the accelerator.
+- `oci://`: mounted as an image volume, which the node caches.
+- `pvc:`: mounted.
+- `file://`: part of the image.
 """
 
 from typing import Any, Final
@@ -17,7 +20,9 @@ _CACHE_VOLUME: Final = "cache"
 
 
 def model_weights(source: ModelSource) -> ModelWeights:
-    """What a container of a real engine needs. Raises BadInput for a cache that nothing would use."""
+    """Returns what the container of a real engine needs. Raises BadInput for a cache without
+    effect.
+    """
     secret = source.credentials.secret_name if source.credentials is not None else None
     if source.scheme == "hf":
         return ModelWeights(
@@ -28,8 +33,8 @@ def model_weights(source: ModelSource) -> ModelWeights:
             secret=secret,
         )
     if source.cache is not None:
-        whose = "the node keeps" if source.scheme == "oci" else "stream into the accelerator and nobody keeps"
-        message = f"weights of {source.scheme}:// are what {whose}, so a cache would stay empty"
+        reason = "the node stores them" if source.scheme == "oci" else "they stream into the accelerator"
+        message = f"a cache is not used for {source.scheme}:// weights: {reason}"
         raise BadInput(message, field="spec.model.cache", hint="remove cache")
     if source.scheme in ("s3", "gs"):
         return ModelWeights(argument=source.source, secret=secret, streamed=True)

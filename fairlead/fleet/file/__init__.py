@@ -1,7 +1,9 @@
-"""The fleet file: a fleet as YAML, for serving without a cluster and for the local supervisor that writes it.
+"""The fleet file: a fleet as YAML, for gateways without a cluster and for local mode.
 
-``parse`` and ``dump`` are each other's inverse; ``FileFleetSource`` watches a file and yields a new Fleet after every edit.
-See ``docs/reference/fleet-file.md``.
+- `schema`: the types of the file; `loader` parses it and `writer` writes it.
+- `source`: watches a file and yields a new Fleet after every edit.
+
+docs/reference/fleet-file.md describes the format.
 """
 
 from fairlead.fleet.file.loader import parse_fleet_file

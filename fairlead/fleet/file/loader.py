@@ -1,4 +1,4 @@
-"""Fleet file → Fleet: every problem is found, each with line, field and fix."""
+"""Parses fleet files. Every problem is reported, each with line, field and fix."""
 
 from pydantic import ValidationError
 
@@ -10,19 +10,21 @@ from fairlead.manifests.yaml_nodes import YamlNode, format_path, parse_documents
 
 
 def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> Fleet:
-    """The fleet that ``text`` describes, as version 1. Raises ManifestError with every problem found."""
+    """Returns the fleet that `text` describes, as version 1. Raises ManifestError with every
+    problem.
+    """
     limits = limits or Limits()
-    found = parse_documents(text, file=file, limits=limits)
-    if len(found) != 1:
-        message = "the file is empty" if not found else f"{len(found)} YAML documents, a fleet file has one"
-        line = found[1].line if found else 1
-        fix = "begin with `models:`" if not found else "put all models under one `models:`"
+    documents = parse_documents(text, file=file, limits=limits)
+    if len(documents) != 1:
+        message = "the file is empty" if not documents else f"{len(documents)} YAML documents, a fleet file has one"
+        line = documents[1].line if documents else 1
+        fix = "begin with `models:`" if not documents else "put all models under one `models:`"
         raise ManifestError((FileProblem(file, line, "(document)", message, fix),))
-    node = found[0]
+    node = documents[0]
     try:
         content = FileFleet.model_validate(node.to_python(), by_alias=True, by_name=False)
     except ValidationError as error:
-        from fairlead.manifests.validation_messages import validation_problems  # most files are right
+        from fairlead.manifests.validation_messages import validation_problems  # most files are valid
 
         raise ManifestError(tuple(validation_problems(error, FileFleet, node, file))) from error
     problems = (
@@ -77,7 +79,7 @@ def _to_instances(item: FileModel) -> tuple[Instance, ...]:
 
 
 def _engine_auth(item: FileModel, one: FileInstance) -> EngineAuth:
-    """What the instance says, else what its model says, each of the two on its own."""
+    """Returns the instance's settings, else those of its model, for TLS and token separately."""
     tls, auth = one.tls or item.tls, one.auth or item.auth
     return EngineAuth(
         ca_file=tls.ca_file if tls is not None else None,
@@ -87,7 +89,9 @@ def _engine_auth(item: FileModel, one: FileInstance) -> EngineAuth:
 
 
 def _instance_id(one: FileInstance) -> str:
-    """The id given, else ``<host>/<port>/<rank>``: it does not change when other lines of the file do."""
+    """Returns the given id, else `<host>/<port>/<rank>`, which other lines of the file do not
+    affect.
+    """
     if one.id is not None:
         return one.id
     host, port = one.url.partition("://")[2].rsplit(":", 1)
@@ -95,7 +99,10 @@ def _instance_id(one: FileInstance) -> str:
 
 
 def _duplicate_problems(content: FileFleet, node: YamlNode, file: str) -> list[FileProblem]:
-    """A name or an id given twice; ids are unique in the whole file, because metrics and logs name instances by them."""
+    """Returns a problem for each name or id that is given twice.
+
+    Ids are unique in the whole file, because metrics and logs name instances by id.
+    """
     problems: list[FileProblem] = []
     seen: dict[str, int] = {}
     taken: dict[str, int] = {}
@@ -121,7 +128,7 @@ def _duplicate_problems(content: FileFleet, node: YamlNode, file: str) -> list[F
 
 
 def _missing_transfer_problems(content: FileFleet, node: YamlNode, file: str) -> list[FileProblem]:
-    """Prefill instances that say nothing of how they hand over: they would never get a request."""
+    """Returns a problem for each prefill instance without KV transfer: it would get no request."""
     problems: list[FileProblem] = []
     for m, model in enumerate(content.models):
         for i, one in enumerate(model.instances):

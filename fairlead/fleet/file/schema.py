@@ -1,4 +1,4 @@
-"""What a fleet file may say, as strict types. Field names are those of the file in camelCase."""
+"""The types of a fleet file. Field names in the file are camelCase."""
 
 import re
 from collections.abc import Callable
@@ -48,10 +48,10 @@ def _check_id(text: str) -> str:
 
 
 def _check_engine(text: str) -> str:
-    known = engine_kinds()
-    if text not in known:
+    kinds = engine_kinds()
+    if text not in kinds:
         raise field_error(
-            f"must be one of {', '.join(known)}, not {format_value(text)}", "write the kind of the engine"
+            f"must be one of {', '.join(kinds)}, not {format_value(text)}", "write the kind of the engine"
         )
     return text
 
@@ -98,13 +98,13 @@ def _check_variable(text: str) -> str:
 
 
 class FileTls(StrictModel):
-    """Whom an engine's certificate must come from."""
+    """The CA of an engine's certificate."""
 
     ca_file: Annotated[str, AfterValidator(_check_path), Field(examples=["/etc/fairlead/ca.pem"])]
 
 
 class FileAuth(StrictModel):
-    """Where the bearer token is that an engine wants to see."""
+    """The location of the bearer token that an engine expects."""
 
     token_env: Annotated[str, AfterValidator(_check_variable), Field(examples=["ENGINE_TOKEN"])] | None = None
     token_file: Annotated[str, AfterValidator(_check_path), Field(examples=["/run/secrets/token"])] | None = None
@@ -117,7 +117,7 @@ class FileAuth(StrictModel):
 
 
 class FileKvPull(StrictModel):
-    """That instances get prefixes out of one another's caches, and what that takes."""
+    """The address and cost of copying cached prefixes out of an instance."""
 
     address: Annotated[str, Field(pattern=_PEER_PATTERN, examples=["10.0.0.1:5710"])]
     bytes_per_token: Annotated[float, Field(gt=0, le=1e9, examples=["131072"])]
@@ -125,18 +125,18 @@ class FileKvPull(StrictModel):
     latency_seconds: Annotated[float, Field(ge=0, le=60)] = 0.01
 
     def to_kv_pull(self) -> KvPull:
-        """As routing has it."""
+        """Returns the value as routing uses it."""
         return KvPull(self.address, self.bytes_per_token, self.bytes_per_second, self.latency_seconds)
 
 
 class FileProfile(Profile):
-    """As in an AcceleratorClass, with a name of its own."""
+    """An engine profile as in an AcceleratorClass, with its own name."""
 
     name: Annotated[str | None, Field(min_length=1, max_length=253)] = None
 
 
 class FileInstance(StrictModel):
-    """One engine endpoint."""
+    """An engine endpoint."""
 
     url: Annotated[str, AfterValidator(_check_url), Field(examples=["http://127.0.0.1:9001"])]
     id: Annotated[str, AfterValidator(_check_id)] | None = None
@@ -166,7 +166,7 @@ class FileInstance(StrictModel):
 
 
 class FileModel(StrictModel):
-    """A client-visible model and the engines that serve it."""
+    """A model that clients can request, and its engines."""
 
     name: Annotated[str, AfterValidator(_check_name), Field(examples=["tiny"])]
     namespace: Annotated[str, AfterValidator(_check_namespace), Field(examples=["default"])] = "default"

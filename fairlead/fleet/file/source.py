@@ -1,4 +1,4 @@
-"""A fleet file that is watched. A broken edit changes nothing: the last good fleet stays, and ``problem`` says what is wrong."""
+"""Watches a fleet file. After a broken edit, the last good fleet stays in use."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -16,9 +16,12 @@ FileSignature = tuple[int, int, int]  # inode, modification time in ns, size
 
 
 class FileFleetSource:
-    """Watches a fleet file by asking for its modification time every ``poll_seconds``.
+    """A FleetSource that polls a fleet file every `poll_seconds`.
 
-    An edit in place is read once the file has stood still for one poll, a replaced file (``write_atomic``) at once.
+    An edit in place is loaded once the file has not changed for one poll. A replaced file
+    (`write_fleet_file`) is loaded at once.
+
+    problem: the error of the last edit, or None.
     """
 
     def __init__(
@@ -40,7 +43,9 @@ class FileFleetSource:
         self.loaded_at: float | None = None
 
     async def watch(self) -> AsyncIterator[Fleet]:
-        """The present fleet, then one more after every edit that changes it. Raises when the first read fails."""
+        """Yields the current fleet, then a new one after every edit. Raises if the first load
+        fails.
+        """
         done = _signature(self._path)
         yield await self._load_first()
         pending: FileSignature | None = None
@@ -60,11 +65,11 @@ class FileFleetSource:
                 yield fleet
 
     def warnings(self) -> list[str]:
-        """What is wrong with the file, while an older fleet stays in use."""
+        """Returns the problem of the file while an older fleet stays in use."""
         return [f"the fleet file cannot be used: {self.problem}"] if self.problem is not None else []
 
     def age_seconds(self) -> float | None:
-        """None: a file is as old as its last edit, and true until the next."""
+        """Returns None: the content of a file is valid until the next edit."""
         return None
 
     async def _load_first(self) -> Fleet:
@@ -73,7 +78,7 @@ class FileFleetSource:
         return self._fleet
 
     async def _reload(self) -> Fleet | None:
-        """Read after an edit; None when the file is broken or says what it said before."""
+        """Returns the edited fleet; None if the file is broken or its content is unchanged."""
         try:
             found = await asyncio.to_thread(self._load)
         except FairleadError as error:

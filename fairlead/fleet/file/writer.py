@@ -1,4 +1,4 @@
-"""Fleet → fleet file, one instance a line, replaced as a whole."""
+"""Writes fleet files: one instance per line, replaced atomically."""
 
 import re
 from dataclasses import fields
@@ -17,7 +17,7 @@ _BARE_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9.-]*")
 
 
 def format_fleet_file(fleet: Fleet) -> str:
-    """The fleet as the text of a fleet file, one instance a line; ``signals`` are not part of it."""
+    """Returns the fleet as text of a fleet file, one instance per line, without `signals`."""
     lines = ["models:" if fleet.models else "models: []"]
     for key, model in fleet.models.items():
         lines.append(f"  - name: {_format_flow(model.name)}")
@@ -33,7 +33,7 @@ def format_fleet_file(fleet: Fleet) -> str:
 
 
 def _format_flow(value: Any) -> str:
-    """A value on one line. Text is left bare only where no YAML reader can take it for anything else."""
+    """Returns a value on one line. Text is unquoted only if every YAML reader takes it as text."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_format_flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -96,10 +96,10 @@ def _profile_value(profile: EngineProfile) -> str | dict[str, Any]:
 
 
 def profile_fields(profile: EngineProfile) -> dict[str, Any]:
-    """A profile as the fleet file has it, number by number."""
+    """Returns every field of a profile under its name in the fleet file."""
     return {to_camel(item.name): getattr(profile, item.name) for item in fields(EngineProfile)}
 
 
 def write_fleet_file(path: Path, fleet: Fleet) -> None:
-    """Replace the file at ``path``: a reader sees the old fleet or the new one, never a part."""
-    write_atomic(path, format_fleet_file(fleet).encode(), mode=0o644)  # it holds no secret
+    """Replaces the file at `path`. Readers see the old fleet or the new one."""
+    write_atomic(path, format_fleet_file(fleet).encode(), mode=0o644)  # contains no secret

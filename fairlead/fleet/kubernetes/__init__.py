@@ -1,4 +1,9 @@
-"""The fleet as the cluster has it, for gateways' helpers and indexers; workers carry neither an HTTP client nor pydantic.
+"""The fleet of a cluster, for gateway supervisors and indexers.
 
-``specs`` reads what people wrote, ``fleet`` makes a snapshot of it and the pods (pure), ``source`` watches, ``opening`` starts.
+- `spec_cache`: parses the custom resources.
+- `pod_instances`: pods to instances (pure).
+- `builder`: parsed specs and pods to a fleet (pure).
+- `source`: watches the cluster; `options` opens it from `--kube`.
+
+Gateway workers do not import it: they need neither an HTTP client nor pydantic.
 """

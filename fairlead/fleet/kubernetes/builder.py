@@ -1,7 +1,10 @@
-"""What the cluster has → the fleet. Pure: the same objects and the same fleet before give the same fleet, on every gateway.
+"""Builds the fleet from the objects of a cluster.
 
-Nothing leaves the fleet on doubt. A spec that cannot be read keeps what it said before; pods are found by their labels, which say
-all that routing to them takes, so they are served even then; pods of a pool that adopts stay until its own list is known.
+Pure: the same objects and the same previous fleet give the same fleet on every gateway.
+
+Instances stay in the fleet when information is missing. An unreadable spec keeps its previous
+values. Pods are found by labels, which contain all that routing needs, so that they are served even
+then. Pods of an external pool stay until the pool has been listed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,14 +27,16 @@ from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of,
 from fairlead.limits import Limits
 
 PodSelection = tuple[str, str]
-"""A namespace and a label selector: the pods that a pool adopts."""
+"""A namespace and a label selector: the pods of an external pool."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterObjects:
-    """What is known of the cluster. ``models`` with the oldest first; ``pods`` are those that Fairlead runs.
+    """The known objects of a cluster.
 
-    ``chosen`` are the pods of each selection that a model names; one that was never listed is not in it.
+    models: oldest first.
+    pods: pods that Fairlead runs.
+    selected_pods: pods of each selection that has been listed.
     """
 
     models: Sequence[ParsedModel] = ()
@@ -42,7 +47,11 @@ class ClusterObjects:
 
 @dataclass(frozen=True, slots=True)
 class FleetResult:
-    """A fleet; ``problems`` are for people to mend; ``left_out`` says of each pod or address that is not in it why."""
+    """A fleet, and what was found while building it.
+
+    problems: problems for people to fix.
+    excluded: pods and addresses that are not in the fleet, with the reason.
+    """
 
     fleet: Fleet
     problems: tuple[str, ...] = ()
@@ -50,7 +59,10 @@ class FleetResult:
 
 
 def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits) -> FleetResult:
-    """The fleet after ``previous``, which is answered itself when nothing differs. ``membership_epoch`` grows with the ready set."""
+    """Returns the fleet after `previous`; `previous` itself if nothing changed.
+
+    `membership_epoch` grows when the set of ready instances changes.
+    """
     making = _FleetBuilder(objects, previous or Fleet(), limits)
     models, instances = making.build_models(), making.build_instances()
     held = {key: instances.get(key, ()) for key in models}
@@ -66,7 +78,7 @@ def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits)
 
 
 def pod_selections(models: Sequence[ParsedModel]) -> set[PodSelection]:
-    """Which pods of others must be watched."""
+    """Returns the pods of external pools that must be watched."""
     return {
         (model.namespace, label_selector(pool.selector.match_labels))
         for model in models
@@ -77,7 +89,7 @@ def pod_selections(models: Sequence[ParsedModel]) -> set[PodSelection]:
 
 
 def membership(fleet: Fleet) -> frozenset[tuple[str, str]]:
-    """The instances that homes are computed over: those that get requests."""
+    """Returns the instances that homes are computed from: those that receive requests."""
     return frozenset(
         (key, one.id)
         for key, instances in fleet.instances.items()
@@ -87,7 +99,7 @@ def membership(fleet: Fleet) -> frozenset[tuple[str, str]]:
 
 
 class _FleetBuilder:
-    """One fleet in the making, with what is said about it on the way."""
+    """Builds one fleet, and collects problems and exclusions."""
 
     def __init__(self, objects: ClusterObjects, previous: Fleet, limits: Limits) -> None:
         self.problems: list[str] = [one.problem for one in objects.models if one.problem]
@@ -104,7 +116,10 @@ class _FleetBuilder:
         return models[:most]
 
     def build_models(self) -> dict[str, Model]:
-        """By key. Of several with one name the oldest has it, as the operator's ``status.clientName`` says."""
+        """Returns the models by key. Of several models with one name, the oldest has the bare name.
+
+        The operator's `status.clientName` follows the same rule.
+        """
         found: dict[str, Model] = {}
         names: set[str] = set()
         for one in self._served:
@@ -125,7 +140,9 @@ class _FleetBuilder:
         return dict(sorted(found.items()))
 
     def build_instances(self) -> dict[str, tuple[Instance, ...]]:
-        """By the key of their model. An id that two models claim is the older one's."""
+        """Returns the instances by the key of their model. An id that two models claim goes to the
+        older.
+        """
         found: dict[str, Instance] = {}
         for one in self._all_instances():
             there = found.setdefault(one.id, one)
@@ -143,7 +160,7 @@ class _FleetBuilder:
         return {key: tuple(group) for key, group in grouped.items()}
 
     def _limit_instances(self, found: Mapping[str, Instance]) -> list[Instance]:
-        """Those that are served already go before others."""
+        """Returns at most the allowed number of instances; those already served come first."""
         most = self._limits.instances
         if len(found) <= most:
             return list(found.values())
@@ -164,7 +181,7 @@ class _FleetBuilder:
                 yield from self._previous.instances.get(model.key, ())
 
     def _managed_instances(self) -> dict[str, list[Instance]]:
-        """The instances in pods that Fairlead runs, by the key of their model."""
+        """Returns the instances in pods that Fairlead runs, by the key of their model."""
         served = {one.key: one for one in self._served}
         spans = group_addresses(self._objects.pods)
         found: dict[str, list[Instance]] = {}
@@ -181,7 +198,7 @@ class _FleetBuilder:
         return found
 
     def _external_instances(self, model: ParsedModel, spec: ModelDeploymentSpec, pool: Pool) -> Iterator[Instance]:
-        """The instances of a pool that adopts."""
+        """Yields the instances of an external pool."""
         transfer = None if spec.kv_cache.transfer is Transfer.NONE else spec.kv_cache.transfer.value.lower()
         profile, role = self._engine_profile(model, pool.name), Role(pool.role.value)
         named = served_name_override(spec.engine.served_model_name, model.name)
@@ -207,13 +224,13 @@ class _FleetBuilder:
         return found.instances
 
     def _engine_profile(self, model: ParsedModel, pool: str) -> EngineProfile | None:
-        """What routing expects of the pool's engines; None for its default."""
+        """Returns the expected profile of the pool's engines; None for the default profile."""
         if model.spec is None:
             before = self._previous.instances.get(model.key, ())
             return next((one.profile for one in before if one.pool == pool), None)
         name = next((one.accelerator for one in model.spec.pools if one.name == pool), None)
         if name is None:
-            return None  # an external one, or a pool that was removed and is going
+            return None  # an external pool, or a pool that was removed
         found = self._objects.profiles.get(name)
         if found is None and model.spec.engine.kind is EngineKind.SIM:
             found = builtin_profiles().get(name)

@@ -1,4 +1,4 @@
-"""From ``--kube`` to a source: the way to the cluster, and the namespaces whose models are meant."""
+"""Opens the fleet source for `--kube`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,9 +21,11 @@ def open_kube_source(
     agent: str,
     limits: Limits,
 ) -> KubeFleetSource:
-    """``namespaces`` with commas between them, all when empty; ``agent`` says who asks.
+    """Returns a source for these namespaces (comma-separated; all if empty).
 
-    Raises BadInput when there is no way to a cluster.
+    Raises BadInput if no cluster can be reached.
+
+    agent: user agent that the API server sees.
     """
     names = parse_namespaces(namespaces)
     access = load_config(environ, Path(environ.get("HOME", "/")))
@@ -33,7 +35,7 @@ def open_kube_source(
 
 
 def parse_namespaces(text: str) -> list[str]:
-    """What ``--kube`` names. Raises SettingsError for what is no namespace."""
+    """Returns the namespaces of `--kube`. Raises SettingsError for an invalid name."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if not DNS_LABEL_PATTERN.fullmatch(name):

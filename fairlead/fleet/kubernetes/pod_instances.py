@@ -1,4 +1,4 @@
-"""One pod → the instances behind its address, or the reason why there are none. Pure."""
+"""Maps one pod to its instances, or to the reason why it has none. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_re
 
 _LWS_PREFIX: Final = "leaderworkerset.sigs.k8s.io/"
 DEFAULT_ENGINE_KIND: Final = "vllm"
-"""What engines of kinds without metrics of their own are read as, as in local mode: whoever copies an API copies vLLM's."""
+"""The engine kind assumed for unknown engines, as in local mode: compatible APIs copy vLLM's."""
 _KNOWN_KINDS: Final = ("vllm", "sglang", "sim")
 GroupKey = tuple[str, str, str]
-"""Namespace, LeaderWorkerSet and number of an instance that spans nodes."""
+"""Namespace, LeaderWorkerSet and group index of a multi-node instance."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodInstances:
-    """Instances, or ``why`` there are none."""
+    """The instances of a pod, or the reason why there are none."""
 
     instances: tuple[Instance, ...] = ()
     exclusion_reason: str = ""
@@ -39,7 +39,7 @@ class PodInstances:
 
 @dataclass(frozen=True, slots=True)
 class ExternalPool:
-    """The pool that takes in what Fairlead does not run."""
+    """A pool whose engines Fairlead does not run."""
 
     namespace: str
     model: str
@@ -50,7 +50,7 @@ class ExternalPool:
     served_name: str | None = None
 
     def make_instance(self, id: str, url: str, state: InstanceState = InstanceState.READY) -> Instance:
-        """One that answers at ``url``."""
+        """Returns an instance that serves at `url`."""
         return Instance(
             id=id,
             namespace=self.namespace,
@@ -72,8 +72,11 @@ def managed_instances(
     group_hosts: Mapping[GroupKey, Mapping[int, str]],
     peers: PeerTransfer | None = None,
 ) -> PodInstances:
-    """The instances of a pod that Fairlead runs, one for each data-parallel rank. ``others``: addresses of groups, by index.
-    ``peers``: what it takes to get KV from one; a pod from before the model had them lends to nobody, and borrows nothing."""
+    """Returns the instances of a pod that Fairlead runs, one per data-parallel rank.
+
+    group_hosts: addresses of multi-node instances, by pod index.
+    peers: how instances copy KV. A pod from before the model had peers takes no part.
+    """
     labels = labels_of(pod)
     if labels.get(ENDPOINT_LABEL) != "true":
         return PodInstances(exclusion_reason="it answers no HTTP")
@@ -119,7 +122,7 @@ def managed_instances(
 
 
 def external_instances(pod: Manifest, port: int, pool: ExternalPool) -> PodInstances:
-    """The instance of a pod that somebody else runs."""
+    """Returns the instance of a pod that Fairlead does not run."""
     host, why = _address_or_reason(pod)
     if host is None:
         return PodInstances(exclusion_reason=why)
@@ -127,7 +130,7 @@ def external_instances(pod: Manifest, port: int, pool: ExternalPool) -> PodInsta
 
 
 def group_addresses(pods: Mapping[str, Manifest]) -> dict[GroupKey, dict[int, str]]:
-    """The addresses of instances that span nodes, by group and the pod's index in it."""
+    """Returns the addresses of multi-node instances, by group and pod index."""
     found: dict[GroupKey, dict[int, str]] = {}
     for pod in pods.values():
         labels, host = labels_of(pod), _host(pod)
@@ -138,7 +141,7 @@ def group_addresses(pods: Mapping[str, Manifest]) -> dict[GroupKey, dict[int, st
 
 
 def _address_or_reason(pod: Manifest) -> tuple[str | None, str]:
-    """Where it answers, as a part of a URL; or None and why it cannot."""
+    """Returns the pod's address for URLs, or None and the reason."""
     phase = (pod.get("status") or {}).get("phase")
     if phase in ("Succeeded", "Failed"):
         return None, f"it has ended ({(pod.get('status') or {}).get('reason') or phase})"
@@ -152,8 +155,11 @@ def _host(pod: Manifest) -> str | None:
 
 
 def _instance_state(pod: Manifest) -> InstanceState:
-    """A pod that is being deleted gets nothing new from now on, whatever it says of itself: its drain counts on that, and so does
-    who puts one to sleep."""
+    """Returns the state of the pod's instances.
+
+    A pod that is being deleted gets no new requests, even while it is ready: its drain relies on
+    it. So does putting an engine to sleep.
+    """
     if is_deleting(pod):
         return InstanceState.DRAINING
     if not is_ready(pod):
@@ -167,7 +173,7 @@ def _instance_state(pod: Manifest) -> InstanceState:
 def _rank_hosts(
     pod: Manifest, host: str, notes: PodEngineInfo, group_hosts: Mapping[GroupKey, Mapping[int, str]]
 ) -> list[str | None]:
-    """On which pod each rank publishes its KV events; None for one that is not known yet."""
+    """Returns the pod address where each rank publishes its KV events; None if it is unknown."""
     size = str(annotations_of(pod).get(f"{_LWS_PREFIX}size") or "")
     count = int(size) if size.isascii() and size.isdecimal() and len(size) < 4 else 1
     if count <= 1 or notes.data_parallel <= 1:

@@ -1,6 +1,7 @@
-"""The fleet, watched in the cluster: informers of models, classes and pods, and a new snapshot a moment after something changed.
+"""Watches the fleet of a cluster with informers of models, classes and pods.
 
-While the API server is away, or says no, the last fleet stays in use; ``notes`` say since when, and why.
+A new snapshot follows shortly after a change. While the API server is away or refuses, the last
+fleet stays in use; `warnings` says since when and why.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ _AGE_STEP_SECONDS = 10
 
 
 class _RunningInformer:
-    """An informer that runs, and what was last logged of it."""
+    """A running informer, and the problem that was last logged for it."""
 
     def __init__(self, informer: Informer, task: "asyncio.Task[None]") -> None:
         self.informer = informer
@@ -33,14 +34,16 @@ class _RunningInformer:
 
     @property
     def is_known(self) -> bool:
-        """It was listed, or cannot be for now."""
+        """True if the informer has listed its objects, or cannot do so for now."""
         return self.informer.is_synced or self.informer.problem is not None
 
 
 class KubeFleetSource:
-    """A FleetSource. ``namespaces`` are those whose models are served, all when empty. It closes ``api`` when it is over.
+    """A FleetSource for a cluster. It closes `api` when it ends.
 
-    ``chance`` draws evenly from 0 to 1; ``pause`` waits for seconds.
+    namespaces: namespaces whose models are served; all if empty.
+    chance: returns a random number from 0 to 1.
+    pause: sleeps for a number of seconds.
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class KubeFleetSource:
         self.excluded: Mapping[str, str] = {}
 
     async def watch(self) -> AsyncIterator[Fleet]:
-        """The fleet once models and pods have all been listed, then one more after every change of it."""
+        """Yields the fleet once models and pods have been listed, then a new one after every
+        change.
+        """
         try:
             for namespace in self._namespaces:
                 self._informers[MODEL_DEPLOYMENTS, namespace] = self._start_informer(MODEL_DEPLOYMENTS, namespace)
@@ -87,7 +92,9 @@ class KubeFleetSource:
             await self._api.close()
 
     def warnings(self) -> list[str]:
-        """What is wrong, in words: with the way to the cluster first, then with what people wrote there."""
+        """Returns current problems: first with the connection to the cluster, then with its
+        objects.
+        """
         more = len(self._problems) - _MAX_SHOWN_PROBLEMS
         shown = [
             *self._problems[:_MAX_SHOWN_PROBLEMS],
@@ -97,20 +104,22 @@ class KubeFleetSource:
         return [away, *shown] if away else shown
 
     def age_seconds(self) -> float | None:
-        """How long ago the API server last said how things are, of what was heard of the longest ago; None before it ever did."""
+        """Returns the age of the oldest contact with the API server; None until every informer had
+        one.
+        """
         ages = [one.informer.age_seconds() for one in self._all_informers()]
         heard = [age for age in ages if age is not None]
         return max(heard) if heard and len(heard) == len(ages) else None
 
     def _staleness(self) -> str | None:
-        """Why the fleet may not be how things are; None when it is fresh."""
+        """Returns the reason why the fleet may be out of date; None if it is fresh."""
         for kept in self._all_informers():
             informer = kept.informer
             age, problem = informer.age_seconds(), informer.problem
             stale = age is not None and age > 2 * self._limits.kube_watch_silence_seconds
             if problem is None and not stale:
                 continue
-            since = "was never listed" if age is None else f"was last heard of {_format_age(age)} ago"
+            since = "was never listed" if age is None else f"had its last event {_format_age(age)} ago"
             why = f": {problem}" if problem is not None else ""
             return f"the cluster cannot be followed, the last fleet stays: {informer.resource.kind} {since}{why}"
         return None
@@ -118,7 +127,7 @@ class KubeFleetSource:
     def _all_informers(self) -> list[_RunningInformer]:
         return [*self._informers.values(), *self._selection_informers.values()]
 
-    # --- what is watched ------------------------------------------------------------------------------------------------
+    # --- informers -------------------------------------------------------------------------
 
     def _start_informer(self, resource: Resource, namespace: str | None, labels: str | None = None) -> _RunningInformer:
         told: list[_RunningInformer] = []
@@ -141,7 +150,7 @@ class KubeFleetSource:
     async def _run_informer(self, informer: Informer) -> None:
         async def listed() -> None:
             await informer.wait_synced()
-            self._changed.set()  # also where there was nothing to tell of
+            self._changed.set()  # also if there were no objects
 
         waiting = asyncio.ensure_future(listed())
         try:
@@ -150,7 +159,7 @@ class KubeFleetSource:
             await cancel_and_wait(waiting)
 
     def _on_step(self, kept: _RunningInformer, step: InformerStep) -> None:
-        """Each failure is logged once, however often it is tried again."""
+        """Logs each failure once, however often it is retried."""
         text = f"{kept.informer.resource.plural}: {step.reason}" if kept.informer.problem is not None else ""
         if text and text != kept.last_logged:
             _LOG.warning("the cluster cannot be followed: %s", text)
@@ -158,26 +167,29 @@ class KubeFleetSource:
         self._changed.set()
 
     async def _watch_selections(self, models: Sequence[ParsedModel]) -> None:
-        """Watch the pods that pools select, and no others."""
+        """Watches exactly the pods that external pools select."""
         wanted = pod_selections(models)
         for gone in self._selection_informers.keys() - wanted:
             await cancel_and_wait(self._selection_informers.pop(gone).task)
         for namespace, labels in sorted(wanted - self._selection_informers.keys()):
             self._selection_informers[namespace, labels] = self._start_informer(PODS, namespace, labels)
 
-    # --- what is made of it ---------------------------------------------------------------------------------------------
+    # --- the fleet -------------------------------------------------------------------------
 
     async def _next_fleet_or_none(self) -> Fleet | None:
-        """The next fleet. A defect of ours, met in one object, must not end all following: the last one stays, and a note says so."""
+        """Returns the next fleet; None after an internal error.
+
+        Why: an error of ours about one object must not end the watch. The last fleet stays in use.
+        """
         try:
             return await self._next_fleet()
-        except Exception as error:  # noqa: BLE001  # it is told
+        except Exception as error:  # noqa: BLE001  # logged, and shown in the warnings
             _LOG.exception("the cluster cannot be understood, the last fleet stays")
             self._problems = (f"the cluster cannot be understood, the last fleet stays: {error!r}",)
             return None
 
     async def _next_fleet(self) -> Fleet | None:
-        """The next fleet; None while not everything is known, and when nothing differs."""
+        """Returns the next fleet; None before all kinds are listed, and if nothing changed."""
         needed = [kept for (resource, _), kept in self._informers.items() if resource is not ACCELERATOR_CLASSES]
         if not all(kept.informer.is_synced for kept in needed):
             return None
@@ -224,6 +236,6 @@ class KubeFleetSource:
 
 
 def _format_age(seconds: float) -> str:
-    """Coarse, so that a note is not another one every second."""
+    """Returns an age rounded down, so that the text does not change every second."""
     rounded = int(seconds // _AGE_STEP_SECONDS) * _AGE_STEP_SECONDS
     return f"more than {rounded} s" if rounded else "a moment"

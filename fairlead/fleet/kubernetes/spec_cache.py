@@ -1,4 +1,4 @@
-"""ModelDeployments and AcceleratorClasses as the API server has them → typed specs, read once for each time they change."""
+"""Parses ModelDeployments and AcceleratorClasses of the API server, each once per change."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fairlead.kube.resources import Manifest, metadata_of, name_of
 
 @dataclass(frozen=True, slots=True)
 class ParsedModel:
-    """A ModelDeployment. ``spec`` is None where this release cannot read it; ``problem`` then says why."""
+    """A ModelDeployment. If this release cannot read it, `spec` is None and `problem` says why."""
 
     namespace: str
     name: str
@@ -23,12 +23,12 @@ class ParsedModel:
 
     @property
     def key(self) -> str:
-        """``namespace/name``."""
+        """`namespace/name`."""
         return f"{self.namespace}/{self.name}"
 
 
 class SpecCache:
-    """Reads specs, and remembers what it read: status and labels change often, specs seldom."""
+    """A cache of parsed specs. Status and labels change often, specs seldom."""
 
     def __init__(self) -> None:
         self._models: dict[str, tuple[Any, ParsedModel]] = {}
@@ -36,12 +36,15 @@ class SpecCache:
         self._builtin = {name: one.spec.profile.to_engine_profile(name) for name, one in builtin_accelerators().items()}
 
     def models(self, items: Mapping[str, Manifest]) -> tuple[ParsedModel, ...]:
-        """All models, the oldest first."""
+        """Returns all models, oldest first."""
         self._models = {key: self._parse_model(key, one) for key, one in items.items()}
         return tuple(sorted((read for _, read in self._models.values()), key=lambda one: (one.created, one.key)))
 
     def profiles(self, items: Iterable[Manifest]) -> tuple[dict[str, EngineProfile], tuple[str, ...]]:
-        """The profile of every accelerator, the cluster's own classes before the built-in ones; and what is wrong with classes."""
+        """Returns the profile of every accelerator, and the problems of unreadable classes.
+
+        The cluster's classes take precedence over the built-in ones.
+        """
         self._classes = {name_of(one): self._parse_class(name_of(one), one) for one in items}
         found, problems = dict(self._builtin), []
         for name, (_, read) in sorted(self._classes.items()):
@@ -75,7 +78,7 @@ class SpecCache:
 
 
 def describe_error(error: ValidationError) -> str:
-    """The first finding, with its field."""
+    """Returns the first validation error, with its field."""
     found = error.errors(include_url=False, include_input=False)
     more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
     place = (*found[0]["loc"], *found[0].get("ctx", {}).get("at", ()))

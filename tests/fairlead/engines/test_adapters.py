@@ -16,7 +16,7 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead_sim.server.command_line import add_engine_arguments, parse_engine_options
 
 PAGE = (Path(__file__).parent / "data" / "vllm-metrics.txt").read_bytes()
-RECORDED_METRICS = Path(__file__).parents[3] / "shared" / "research" / "vllm-real" / "metrics"
+RECORDED_METRICS = Path(__file__).parents[4] / "shared" / "research" / "vllm-real" / "metrics"
 REPLICA = EngineReplica("qwen", "hf://Qwen/Qwen3-8B", builtin_profile("910b4"), env={"A": "b"})
 
 
@@ -24,13 +24,13 @@ def flag_value(launch: EngineLaunch, name: str) -> str:
     return launch.command[launch.command.index(name) + 1]
 
 
-def test_every_kind_has_an_adapter_and_an_unknown_one_names_them() -> None:
+def test_every_kind_has_an_adapter_and_unknown_kinds_list_them() -> None:
     assert [engine_adapter(kind).kind for kind in engine_kinds()] == ["vllm", "sglang", "sim"]
     with pytest.raises(BadInput, match="known: vllm, sglang, sim"):
         engine_adapter("tgi")
 
 
-def test_signals_of_sglang() -> None:
+def test_sglang_signals_are_parsed() -> None:
     page = b"""sglang:num_running_reqs{dp_rank="0",model_name="a",tp_rank="0"} 3.0
 sglang:num_running_reqs{dp_rank="1",model_name="a",tp_rank="0"} 1.0
 sglang:num_queue_reqs{dp_rank="0",model_name="a",tp_rank="0"} 2.0
@@ -64,7 +64,7 @@ def test_local_mode_starts_no_real_sglang() -> None:
         engine_adapter("sglang").launch_command(REPLICA, (1,))
 
 
-def test_signals_are_summed_over_ranks_and_what_is_not_said_stays_none() -> None:
+def test_signals_sum_over_ranks_and_missing_values_stay_none() -> None:
     assert engine_adapter("vllm").parse_signals(PAGE) == EngineSignals(
         running=4.0,
         waiting=2.0,
@@ -78,14 +78,14 @@ def test_signals_are_summed_over_ranks_and_what_is_not_said_stays_none() -> None
     )
 
 
-def test_signals_of_one_rank_leave_the_others_out() -> None:
+def test_signals_of_one_rank_exclude_the_others() -> None:
     first, second = (engine_adapter("vllm").parse_signals(PAGE, rank) for rank in (0, 1))
     assert (first.running, first.kv_usage, first.sleeping) == (3.0, 0.5, True)
     assert (second.running, second.kv_usage, second.sleeping) == (1.0, 0.1, False)
     assert second.prefix_queries_total is None
 
 
-def test_older_names_are_understood() -> None:
+def test_older_metric_names_are_understood() -> None:
     page = b'vllm:gpu_cache_usage_perc{model_name="a"} 0.25\nvllm:gpu_prefix_cache_hits_total{model_name="a"} 7\n'
     found = engine_adapter("vllm").parse_signals(page)
     assert (found.kv_usage, found.prefix_hits_total, found.sleeping) == (0.25, 7.0, None)
@@ -95,7 +95,7 @@ def test_older_names_are_understood() -> None:
     "page",
     [b"", b"\n\n", b"<html>", b"vllm:num_requests_running", b"vllm:num_requests_waiting{} x\n", b"\xff\x00" * 99],
 )
-def test_a_page_that_is_no_metrics_page_says_nothing(page: bytes) -> None:
+def test_invalid_metrics_page_gives_no_signals(page: bytes) -> None:
     assert engine_adapter("vllm").parse_signals(page).waiting is None
 
 
@@ -109,15 +109,15 @@ def test_a_page_that_is_no_metrics_page_says_nothing(page: bytes) -> None:
         ("dp2.txt", EngineSignals(0, 0, 0, 800, 16, 800, 384, 0, False)),
     ],
 )
-def test_a_real_vllm_is_understood(name: str, expected: EngineSignals) -> None:
+def test_recorded_vllm_metrics_are_understood(name: str, expected: EngineSignals) -> None:
     assert engine_adapter("vllm").parse_signals((RECORDED_METRICS / name).read_bytes()) == expected
 
 
-def test_the_simulated_engine_speaks_the_same_metrics() -> None:
+def test_simulated_engine_has_the_same_metrics() -> None:
     assert engine_adapter("sim").parse_signals(PAGE, 1) == engine_adapter("vllm").parse_signals(PAGE, 1)
 
 
-def test_a_real_vllm_is_told_model_name_address_and_to_report_cached_tokens() -> None:
+def test_vllm_command_has_model_name_address_and_cached_token_reports() -> None:
     launch = engine_adapter("vllm").launch_command(replace(REPLICA, args=("--max-model-len=4096",)), [8001])
     assert launch.command[:3] == ("vllm", "serve", "Qwen/Qwen3-8B")
     assert (flag_value(launch, "--served-model-name"), flag_value(launch, "--port")) == ("qwen", "8001")
@@ -127,24 +127,24 @@ def test_a_real_vllm_is_told_model_name_address_and_to_report_cached_tokens() ->
     assert (launch.env, launch.prints_ready_line, launch.ignored_args) == ({"A": "b"}, False, ())
 
 
-def test_a_real_vllm_loads_a_folder() -> None:
+def test_vllm_loads_a_local_folder() -> None:
     launch = engine_adapter("vllm").launch_command(replace(REPLICA, source="file:///models/a"), [8001])
     assert launch.command[2] == "/models/a"
 
 
 @pytest.mark.parametrize("source", ["s3://bucket/a", "gs://b/a", "oci://r/a", "pvc:claim/a"])
-def test_a_source_that_vllm_cannot_load_itself_is_refused_with_a_way_out(source: str) -> None:
+def test_unsupported_vllm_source_is_refused_with_a_fix(source: str) -> None:
     with pytest.raises(BadInput, match="use hf:// or file://") as caught:
         engine_adapter("vllm").launch_command(replace(REPLICA, source=source), [8001])
     assert caught.value.field == "spec.model.source"
 
 
-def test_one_vllm_serves_one_port() -> None:
+def test_vllm_process_serves_one_port() -> None:
     with pytest.raises(BadInput, match="one process per replica"):
         engine_adapter("vllm").launch_command(REPLICA, [1, 2])
 
 
-def test_the_simulator_is_told_ports_name_profile_speed_and_seed() -> None:
+def test_simulator_command_has_ports_name_profile_speed_and_seed() -> None:
     launch = engine_adapter("sim").launch_command(replace(REPLICA, speed=2.0, seed=5), [9001, 9002])
     assert launch.command[:4] == (sys.executable, "-m", "fairlead_sim", "engine")
     assert (flag_value(launch, "--listen"), flag_value(launch, "--count")) == ("127.0.0.1:9001", "2")
@@ -153,41 +153,39 @@ def test_the_simulator_is_told_ports_name_profile_speed_and_seed() -> None:
     assert launch.prints_ready_line
 
 
-def test_a_profile_that_is_no_preset_is_handed_over_whole() -> None:
+def test_custom_profile_is_passed_as_json() -> None:
     mine = replace(builtin_profile("910b4"), kv_tokens=7)
     launch = engine_adapter("sim").launch_command(replace(REPLICA, profile=mine), [9001])
     assert json.loads(flag_value(launch, "--profile")) == asdict(mine)
     assert EngineProfile(**json.loads(flag_value(launch, "--profile"))) == mine
 
 
-def test_ports_of_one_simulator_are_neighbours() -> None:
+def test_simulator_ports_must_be_consecutive() -> None:
     with pytest.raises(BadInput, match="neighbouring"):
         engine_adapter("sim").launch_command(REPLICA, [9001, 9003])
 
 
-def test_a_number_that_was_cut_off_is_not_believed() -> None:
+def test_truncated_number_is_ignored() -> None:
     cut = PAGE[: PAGE.index(b"1.5e+06") + 3]
     assert engine_adapter("vllm").parse_signals(cut).prompt_tokens_total is None
     assert engine_adapter("vllm").parse_signals(cut).waiting == 2.0
 
 
-def test_a_simulated_vllm_takes_the_arguments_that_change_what_it_simulates() -> None:
+def test_simulated_vllm_uses_arguments_that_affect_simulation() -> None:
     args = ("--max-model-len", "4096", "--dtype", "bfloat16", "--enforce-eager", "--max-num-queued-reqs=8")
     launch = engine_adapter("sim").launch_command(replace(REPLICA, args=args), [9001])
     assert launch.command[-3:] == ("--max-model-len", "4096", "--max-num-queued-reqs=8")
     assert launch.ignored_args == ("--dtype", "bfloat16", "--enforce-eager")
 
 
-def test_the_simulator_itself_takes_every_argument() -> None:
+def test_sim_engine_uses_every_argument() -> None:
     launch = engine_adapter("sim").launch_command(replace(REPLICA, kind="sim", args=("--fault", "hang")), [9001])
     assert launch.command[-2:] == ("--fault", "hang")
 
 
 @pytest.mark.parametrize("name", sorted(builtin_profiles()))
 @pytest.mark.parametrize("kind", ["vllm", "sim"])
-def test_an_engine_that_is_told_no_context_length_takes_one_that_fits_every_built_in_profile(
-    name: str, kind: str
-) -> None:
+def test_default_context_length_fits_every_builtin_profile(name: str, kind: str) -> None:
     launch = engine_adapter("sim").launch_command(replace(REPLICA, profile=builtin_profile(name), kind=kind), [9001])
     parser = argparse.ArgumentParser()
     add_engine_arguments(parser)
@@ -195,7 +193,7 @@ def test_an_engine_that_is_told_no_context_length_takes_one_that_fits_every_buil
     assert settings.max_model_len == min(DEFAULT_CONTEXT_TOKENS, builtin_profile(name).kv_tokens)
 
 
-def test_a_context_length_of_ones_own_is_kept() -> None:
+def test_given_context_length_is_kept() -> None:
     small = replace(REPLICA, profile=builtin_profile("l4-qwen8b"), args=("--max-model-len=4096",))
     assert [word for word in engine_adapter("sim").launch_command(small, [9001]).command if "max-model" in word] == [
         "--max-model-len=4096"
@@ -203,11 +201,11 @@ def test_a_context_length_of_ones_own_is_kept() -> None:
 
 
 @pytest.mark.parametrize("args", [("--max-model-len=auto",), ("--max-model-len", "32k"), ("--block-size",)])
-def test_a_value_that_the_simulator_cannot_read_is_ignored_and_not_fatal(args: tuple[str, ...]) -> None:
+def test_unreadable_simulator_value_is_ignored(args: tuple[str, ...]) -> None:
     assert split_args(args) == ((), args)
 
 
-def test_the_simulator_understands_its_command_line() -> None:
+def test_simulator_parses_its_command_line() -> None:
     parser = argparse.ArgumentParser()
     add_engine_arguments(parser)
     shared: tuple[str, ...] = (

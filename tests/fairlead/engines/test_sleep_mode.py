@@ -50,7 +50,7 @@ def sleep_client(engine: FakeEngine) -> EngineSleepClient:
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_an_engine_sleeps_when_it_says_so_and_is_whole_when_it_is_awake(level: int) -> None:
+def test_sleep_and_wake_return_when_the_engine_confirms(level: int) -> None:
     engine = FakeEngine()
     bed = sleep_client(engine)
     asyncio.run(bed.sleep(URL, level))
@@ -62,7 +62,7 @@ def test_an_engine_sleeps_when_it_says_so_and_is_whole_when_it_is_awake(level: i
     assert engine.said[-1] == "GET /health"
 
 
-def test_one_that_was_left_half_awake_is_woken_to_the_end() -> None:
+def test_half_awake_engine_is_woken_completely() -> None:
     engine = FakeEngine()
     bed = sleep_client(engine)
     asyncio.run(bed.sleep(URL, 2))
@@ -83,7 +83,7 @@ def test_one_that_was_left_half_awake_is_woken_to_the_end() -> None:
         (FakeEngine({"/health": 503}), "wake", "it is awake and not well"),
     ],
 )
-def test_what_an_engine_does_not_do_is_an_error(engine: FakeEngine, verb: str, why: str) -> None:
+def test_engine_that_does_not_comply_is_an_error(engine: FakeEngine, verb: str, why: str) -> None:
     bed = sleep_client(engine)
     with pytest.raises(Unavailable) as error:
         asyncio.run(getattr(bed, verb)(URL, 1))
@@ -91,7 +91,7 @@ def test_what_an_engine_does_not_do_is_an_error(engine: FakeEngine, verb: str, w
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"is_sleeping": "no"}'])
-def test_what_says_neither_yes_nor_no_is_no_answer(body: bytes) -> None:
+def test_invalid_sleep_state_is_an_error(body: bytes) -> None:
     async def ask(method: str, url: str, sent: bytes | None, seconds: float) -> SleepResponse:
         return SleepResponse(200, body)
 
@@ -99,7 +99,7 @@ def test_what_says_neither_yes_nor_no_is_no_answer(body: bytes) -> None:
         asyncio.run(EngineSleepClient(ask, SleepTimeouts(1.0, 1.0, 1.0)).is_sleeping(URL))
 
 
-def test_engines_are_started_so_that_they_can_sleep() -> None:
+def test_engines_start_with_sleep_mode_if_the_model_may_sleep() -> None:
     replica = EngineReplica("tiny", "hf://org/tiny", builtin_profile("tiny-cpu"), env={"A": "1"}, sleeps=True)
     made = engine_adapter("vllm").launch_command(replica, (8000,))
     assert "--enable-sleep-mode" in made.command
@@ -111,7 +111,7 @@ def test_engines_are_started_so_that_they_can_sleep() -> None:
     assert plain.env == {}
 
 
-def test_a_model_whose_instances_may_sleep_says_how_many() -> None:
+def test_sleeping_model_must_state_how_many() -> None:
     given: dict[str, Any] = {"model": {"source": "hf://org/tiny"}, "pools": [{"accelerator": "nvidia-l4"}]}
     assert not ModelDeploymentSpec.model_validate(given).can_sleep
     spec = ModelDeploymentSpec.model_validate({**given, "autoscaling": {"sleep": {"max": 2}}})

@@ -45,7 +45,7 @@ def only_problem(text: str) -> tuple[int, str, str, str]:
     return problem.line, problem.field, problem.message, problem.fix
 
 
-def test_the_documented_file_is_read() -> None:
+def test_documented_file_is_parsed() -> None:
     fleet = parse_fleet_file(FLEET_TEXT, file="fleet.yaml")
     objectives = SloTargets(ttft_seconds=2.0, itl_seconds=0.05)
     assert fleet.models == {"default/tiny": Model("default", "tiny", objectives, "dual-hash")}
@@ -53,7 +53,7 @@ def test_the_documented_file_is_read() -> None:
     assert instance == Instance("127.0.0.1/9001/0", "default", "tiny", "main", "http://127.0.0.1:9001")
 
 
-def test_every_field_of_an_instance_is_read() -> None:
+def test_every_instance_field_is_parsed() -> None:
     text = FLEET_TEXT.replace(
         "engine: vllm}",
         "engine: sim, id: a/1/0, pool: p, role: Serve, state: Draining, weight: 2, adapters: [x, y], dpRank: 3, "
@@ -66,7 +66,7 @@ def test_every_field_of_an_instance_is_read() -> None:
     )  # fmt: skip
 
 
-def test_a_profile_may_be_a_preset_with_changes_or_all_its_own() -> None:
+def test_profile_is_a_changed_preset_or_custom() -> None:
     text = FLEET_TEXT.replace("engine: vllm}", "profile: {preset: 910b4, kvTokens: 7}}")
     (instance,) = parse_fleet_file(text, file="fleet.yaml").instances["default/tiny"]
     assert instance.profile == replace(builtin_profile("910b4"), name="tiny-main", kv_tokens=7)
@@ -78,7 +78,7 @@ def test_a_profile_may_be_a_preset_with_changes_or_all_its_own() -> None:
 ENGINE = '{url: "https://a:1"'
 
 
-def test_an_engine_calls_the_model_what_its_model_says_unless_it_says_otherwise() -> None:
+def test_served_name_comes_from_the_model_unless_overridden() -> None:
     model = "models:\n  - name: tiny\n    servedModelName: Qwen/Qwen3-8B\n    instances:\n"
     more = ["}", ", id: b, servedModelName: other}", ", id: c, servedModelName: tiny}"]
     fleet = parse_fleet_file(model + "".join(f"      - {ENGINE}{rest}\n" for rest in more), file="f")
@@ -86,7 +86,7 @@ def test_an_engine_calls_the_model_what_its_model_says_unless_it_says_otherwise(
     assert parse_fleet_file(format_fleet_file(fleet), file="f") == fleet
 
 
-def test_an_instance_has_the_access_of_its_model_unless_it_says_otherwise() -> None:
+def test_auth_comes_from_the_model_unless_overridden() -> None:
     model = "models:\n  - name: tiny\n    tls: {caFile: /ca}\n    auth: {tokenEnv: TOKEN}\n    instances:\n"
     more = ["}", ", id: b, tls: {caFile: /b}}", ", id: c, auth: {tokenFile: /t}}"]
     found = parse_fleet_file(model + "".join(f"      - {ENGINE}{rest}\n" for rest in more), file="f").instances[
@@ -111,12 +111,12 @@ def test_an_instance_has_the_access_of_its_model_unless_it_says_otherwise() -> N
         ("auth: {tokenFile: t}", "auth.tokenFile"),
     ],
 )
-def test_an_access_that_cannot_be_is_named(more: str, field: str) -> None:
+def test_invalid_auth_is_named(more: str, field: str) -> None:
     text = f"models:\n  - name: tiny\n    instances:\n      - {ENGINE}, {more}}}\n"
     assert only_problem(text)[:2] == (4, f"models[0].instances[0].{field}")
 
 
-def test_an_id_does_not_change_when_another_instance_is_added_before_it() -> None:
+def test_id_is_stable_when_another_instance_is_added() -> None:
     before = parse_fleet_file(FLEET_TEXT, file="fleet.yaml").instances["default/tiny"]
     text = FLEET_TEXT.replace("    instances:\n", '    instances:\n      - {url: "http://127.0.0.1:9000"}\n')
     assert before[0] in parse_fleet_file(text, file="fleet.yaml").instances["default/tiny"]
@@ -132,7 +132,7 @@ def test_an_id_does_not_change_when_another_instance_is_added_before_it() -> Non
         ("HTTP://Engine:1", "http://engine:1", "engine/1/0"),
     ],
 )
-def test_urls_are_kept_in_one_form(url: str, kept: str, id: str) -> None:
+def test_urls_are_normalized(url: str, kept: str, id: str) -> None:
     (instance,) = parse_fleet_file(FLEET_TEXT.replace("http://127.0.0.1:9001", url), file="f").instances["default/tiny"]
     assert (instance.url, instance.id) == (kept, id)
 
@@ -142,7 +142,7 @@ def test_urls_are_kept_in_one_form(url: str, kept: str, id: str) -> None:
     ["", "127.0.0.1:9001", "ftp://a:1", "unix://a:1", "http://", "http://:80", "http://a:0", "http://a:99999",
      "http://u:p@a:1", "http://a:1/v1", "http://a:1?x", "http://a:1#x", "http://a b:1", "http://é:1", "http://[::1", "http://a:x"],
 )  # fmt: skip
-def test_urls_that_are_no_engine_are_refused(url: str) -> None:
+def test_invalid_engine_urls_are_refused(url: str) -> None:
     line, field, message, fix = only_problem(FLEET_TEXT.replace("http://127.0.0.1:9001", url))
     assert (line, field) == (6, "models[0].instances[0].url")
     assert message.startswith("not an engine's URL")
@@ -194,39 +194,39 @@ def test_urls_that_are_no_engine_are_refused(url: str) -> None:
          "add it, for example `url: http://127.0.0.1:9001`"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_with_line_field_and_fix(
+def test_mistake_is_named_with_line_field_and_fix(
     old: str, new: str, line: int, field: str, message: str, fix: str
 ) -> None:
     assert only_problem(FLEET_TEXT.replace(old, new, 1)) == (line, field, message, fix)
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
+def test_all_mistakes_are_reported_in_file_order() -> None:
     text = FLEET_TEXT.replace("name: tiny", "nam: tiny").replace("2s", "x").replace("vllm", "y")
     assert [problem.line for problem in problems(text)] == [2, 2, 3, 6]
 
 
-def test_an_empty_field_counts_as_left_out() -> None:
+def test_empty_field_counts_as_absent() -> None:
     fleet = parse_fleet_file(FLEET_TEXT.replace("{preset: dual-hash}", ""), file="f")
     assert fleet.models["default/tiny"].preset == "dual-hash"
     assert only_problem("models:\n")[2] == "is missing"
 
 
-def test_an_empty_file_and_several_documents_are_refused() -> None:
+def test_empty_file_and_multiple_documents_are_refused() -> None:
     assert only_problem("# nothing\n")[2] == "the file is empty"
     assert only_problem(FLEET_TEXT + "---\n" + FLEET_TEXT)[2] == "2 YAML documents, a fleet file has one"
 
 
-def test_a_fleet_without_models_or_a_model_without_instances_is_a_fleet() -> None:
+def test_fleet_without_models_or_instances_is_valid() -> None:
     assert parse_fleet_file("models: []\n", file="f").models == {}
     assert parse_fleet_file("models: [{name: a}]\n", file="f").instances == {"default/a": ()}
 
 
-def test_a_model_given_twice_is_refused() -> None:
+def test_duplicate_model_is_refused() -> None:
     line, field, message, _ = only_problem("models:\n  - name: a\n  - name: b\n  - {name: a, namespace: default}\n")
     assert (line, field, message) == (4, "models[2].name", "the model default/a is already given on line 2")
 
 
-def test_an_engine_given_twice_is_refused_unless_it_is_named_apart() -> None:
+def test_duplicate_engine_is_refused_without_its_own_id() -> None:
     twice = "models:\n  - name: a\n    instances:\n      - url: http://e:1\n      - url: http://e:1/\n"
     line, field, message, fix = only_problem(twice)
     assert (line, field) == (5, "models[0].instances[1]")
@@ -235,7 +235,7 @@ def test_an_engine_given_twice_is_refused_unless_it_is_named_apart() -> None:
     assert len(parse_fleet_file(twice.replace("/\n", "/\n        dpRank: 1\n"), file="f").instances["default/a"]) == 2
 
 
-def test_more_models_or_instances_than_the_limits_allow_are_refused() -> None:
+def test_more_models_or_instances_than_the_limits_are_refused() -> None:
     text = FLEET_TEXT + '      - {url: "http://127.0.0.1:9002"}\n'
     (problem,) = problems(text, Limits(instances=1))
     assert problem.message == "2 instances, at most 1 are served"
@@ -309,11 +309,11 @@ def fleets(draw: st.DrawFn) -> Fleet:
 
 
 @given(fleets())
-def test_what_is_dumped_is_parsed_back(fleet: Fleet) -> None:
+def test_formatted_fleet_parses_back(fleet: Fleet) -> None:
     assert parse_fleet_file(format_fleet_file(fleet), file="f") == fleet
 
 
-def test_an_atomic_write_leaves_only_the_file_and_is_readable_for_others(tmp_path: Path) -> None:
+def test_atomic_write_leaves_one_world_readable_file(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     for text in (FLEET_TEXT, FLEET_TEXT.replace("tiny", "other")):
         fleet = parse_fleet_file(text, file="f")
@@ -323,7 +323,7 @@ def test_an_atomic_write_leaves_only_the_file_and_is_readable_for_others(tmp_pat
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.mkdir()
     with pytest.raises(OSError, match=r"fleet\.yaml"):

@@ -76,7 +76,7 @@ def run(path: Path, script: Callable[[WatchedFile], object]) -> None:
     asyncio.run(main())
 
 
-def test_the_present_fleet_comes_first(tmp_path: Path) -> None:
+def test_current_fleet_comes_first(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
 
@@ -92,9 +92,7 @@ def test_the_present_fleet_comes_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("edit", [Path.write_text, replace_file])
-def test_an_edit_arrives_whether_in_place_or_by_replacement(
-    tmp_path: Path, edit: Callable[[Path, str], object]
-) -> None:
+def test_edits_in_place_and_replacements_are_loaded(tmp_path: Path, edit: Callable[[Path, str], object]) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
 
@@ -108,7 +106,7 @@ def test_an_edit_arrives_whether_in_place_or_by_replacement(
     run(path, script)
 
 
-def test_the_epoch_counts_changes_of_membership_only(tmp_path: Path) -> None:
+def test_epoch_counts_only_membership_changes(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001, 9002))
 
@@ -131,7 +129,7 @@ def test_the_epoch_counts_changes_of_membership_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["models: [", "", "modells: []\n", "\xff"])
-def test_a_broken_edit_keeps_the_last_good_fleet_and_is_reported(tmp_path: Path, broken: str) -> None:
+def test_broken_edit_keeps_the_last_good_fleet_and_is_reported(tmp_path: Path, broken: str) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
 
@@ -151,7 +149,7 @@ def test_a_broken_edit_keeps_the_last_good_fleet_and_is_reported(tmp_path: Path,
     run(path, script)
 
 
-def test_a_missing_file_is_reported_and_its_return_is_noticed(tmp_path: Path) -> None:
+def test_missing_file_is_reported_and_its_return_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
 
@@ -168,7 +166,7 @@ def test_a_missing_file_is_reported_and_its_return_is_noticed(tmp_path: Path) ->
     run(path, script)
 
 
-def test_an_edit_that_says_the_same_yields_nothing(tmp_path: Path) -> None:
+def test_edit_without_changes_yields_nothing(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
 
@@ -184,7 +182,7 @@ def test_an_edit_that_says_the_same_yields_nothing(tmp_path: Path) -> None:
     run(path, script)
 
 
-def test_a_file_that_is_broken_from_the_start_is_an_error(tmp_path: Path) -> None:
+def test_file_broken_at_start_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
 
     async def missing(watched: WatchedFile) -> None:

@@ -85,7 +85,7 @@ def only_instance(outcome: FleetResult, key: str = "x/tiny") -> Instance:
     return one
 
 
-def test_a_ready_pod_is_an_instance_with_all_that_it_says_of_itself() -> None:
+def test_ready_pod_is_an_instance_with_its_annotations() -> None:
     notes = {"fairlead.io/port": 9000, "fairlead.io/kv-events-port": 5500, "fairlead.io/kv-replay-port": 5700}
     found = build([model(objectives={"ttft": "800ms"}, routing={"preset": "session"})], pod(notes=notes))
     assert only_instance(found) == Instance(
@@ -104,7 +104,7 @@ def test_a_ready_pod_is_an_instance_with_all_that_it_says_of_itself() -> None:
     assert (found.fleet.version, found.fleet.membership_epoch) == (1, 1)
 
 
-def test_instances_of_a_model_with_peers_say_where_their_kv_is_to_be_had() -> None:
+def test_instances_with_peers_have_a_pull_address() -> None:
     peers = {"bytesPerToken": 1024, "bandwidth": "2Gi", "latency": "5ms"}
     one = model(kvCache={"offload": {"memory": "8Gi", "peers": peers}})
     lends = pod("a", notes={"fairlead.io/kv-peers-port": 5800, "fairlead.io/data-parallel": 2})
@@ -125,7 +125,9 @@ def test_instances_of_a_model_with_peers_say_where_their_kv_is_to_be_had() -> No
         (NOT_READY, GONE, InstanceState.DRAINING),
     ],
 )
-def test_its_state(status: Mapping[str, Any], metadata: dict[str, str], state: InstanceState) -> None:
+def test_pod_state_maps_to_instance_state(
+    status: Mapping[str, Any], metadata: dict[str, str], state: InstanceState
+) -> None:
     assert only_instance(build([model()], pod(status=status, **metadata))).state is state
 
 
@@ -141,7 +143,7 @@ def test_its_state(status: Mapping[str, Any], metadata: dict[str, str], state: I
         ("1-dozing", READY, InstanceState.READY),
     ],
 )
-def test_one_with_a_mark_of_sleep_gets_nothing_and_is_no_member(
+def test_sleeping_instance_gets_no_requests_and_is_no_member(
     mark: str, status: Mapping[str, Any], state: InstanceState
 ) -> None:
     found = build([model()], pod(status=status, notes={"fairlead.io/sleep": mark}))
@@ -167,25 +169,25 @@ def test_one_with_a_mark_of_sleep_gets_nothing_and_is_no_member(
         ),
     ],
 )
-def test_what_is_left_out_and_why(changed: dict[str, Any], why: str) -> None:
+def test_excluded_pods_have_a_reason(changed: dict[str, Any], why: str) -> None:
     found = build([model()], pod(**changed))
     assert found.fleet.instances == {"x/tiny": ()}
     assert list(found.excluded.values()) == [why]
 
 
-def test_an_ipv6_address_is_written_as_in_urls() -> None:
+def test_ipv6_address_is_formatted_for_urls() -> None:
     notes = {"fairlead.io/kv-events-port": 5500}
     one = only_instance(build([model()], pod(notes=notes, status={**READY, "podIP": "fd00::7"})))
     assert (one.url, one.kv_events) == ("http://[fd00::7]:8000", "tcp://[fd00::7]:5500")
 
 
-def test_numbers_that_are_none_count_as_left_out() -> None:
+def test_invalid_numbers_count_as_absent() -> None:
     notes = {"fairlead.io/port": "http", "fairlead.io/data-parallel": "-1", "fairlead.io/kv-events-port": "99999"}
     one = only_instance(build([model()], pod(notes=notes)))
     assert (one.id, one.dp_rank, one.kv_events) == ("u-p/8000/0", None, None)
 
 
-def test_each_rank_is_an_instance_behind_one_address() -> None:
+def test_each_rank_is_an_instance_at_one_address() -> None:
     notes = {"fairlead.io/data-parallel": 2, "fairlead.io/kv-events-port": 5500}
     found = build([model()], pod(notes=notes)).fleet.instances["x/tiny"]
     assert [(one.id, one.url, one.dp_rank, one.kv_events) for one in found] == [
@@ -194,7 +196,7 @@ def test_each_rank_is_an_instance_behind_one_address() -> None:
     ]
 
 
-def test_ranks_over_several_nodes_publish_where_they_run() -> None:
+def test_ranks_on_several_nodes_publish_where_they_run() -> None:
     group = {f"{LWS}name": "tiny-main", f"{LWS}group-index": "3"}
     notes = {"fairlead.io/data-parallel": 4, "fairlead.io/kv-events-port": 5500, f"{LWS}size": 2}
     leader = pod("leader", {**group, f"{LWS}worker-index": "0"}, notes)
@@ -215,7 +217,7 @@ def test_ranks_over_several_nodes_publish_where_they_run() -> None:
     assert [one.kv_events for one in alone][2:] == [None, None]
 
 
-def test_prefill_and_decode_know_how_they_hand_over() -> None:
+def test_prefill_and_decode_know_their_kv_transfer() -> None:
     notes = {"fairlead.io/transfer": "mooncake", "fairlead.io/bootstrap-port": 8998}
     one = only_instance(build([model()], pod(labels={"fairlead.io/role": "Prefill"}, notes=notes)))
     assert (one.role, one.transfer, one.bootstrap) == (Role.PREFILL, "mooncake", "http://10.0.0.1:8998")
@@ -226,7 +228,7 @@ def test_prefill_and_decode_know_how_they_hand_over() -> None:
 
 
 @pytest.mark.parametrize(("kind", "read"), [("vllm", "vllm"), ("sglang", "sglang"), ("sim", "sim"), ("custom", "vllm")])
-def test_whose_metrics_an_engine_is_read_by(kind: str, read: str) -> None:
+def test_engine_kind_selects_the_metrics_adapter(kind: str, read: str) -> None:
     assert only_instance(build([model()], pod(labels={"fairlead.io/engine": kind}))).engine == read
 
 
@@ -237,14 +239,14 @@ def accelerator(name: str, **profile: Any) -> Manifest:
     return {"kind": "AcceleratorClass", "metadata": {"name": name}, "spec": {"profile": profile}}
 
 
-def test_the_clusters_own_class_goes_before_the_built_in_one() -> None:
+def test_cluster_class_takes_precedence_over_builtin() -> None:
     found = build([model()], pod(), classes=[accelerator("cpu", preset="910b4", kvTokens=7)])
     profile = only_instance(found).profile
     assert profile is not None
     assert (profile.name, profile.kv_tokens) == ("cpu", 7)
 
 
-def test_an_unknown_accelerator_is_said_and_its_pods_are_served() -> None:
+def test_unknown_accelerator_is_a_problem_and_its_pods_are_served() -> None:
     found = build([model(pools=[{"accelerator": "gone"}])], pod(), pod("q"))
     assert [one.profile for one in found.fleet.instances["x/tiny"]] == [None, None]
     assert found.problems == (
@@ -252,18 +254,18 @@ def test_an_unknown_accelerator_is_said_and_its_pods_are_served() -> None:
     )
 
 
-def test_a_class_that_cannot_be_read_is_as_good_as_absent() -> None:
+def test_unreadable_class_counts_as_absent() -> None:
     found = build([model(pools=[{"accelerator": "odd"}])], pod(), classes=[accelerator("odd", preset="none")])
     assert only_instance(found).profile is None
     assert found.problems[0].startswith("the AcceleratorClass odd cannot be read: profile.preset: no engine profile")
 
 
-def test_a_simulated_engine_may_name_a_profile() -> None:
+def test_simulated_engine_may_name_a_profile() -> None:
     found = build([model(engine={"kind": "sim"}, pools=[{"accelerator": "910b4"}])], pod())
     assert (only_instance(found).profile, found.problems) == (builtin_profiles()["910b4"], ())
 
 
-def test_a_pool_that_was_removed_drains_without_a_problem() -> None:
+def test_removed_pool_drains_without_a_problem() -> None:
     found = build([model()], pod(labels={"fairlead.io/pool": "old"}, **GONE))
     assert (only_instance(found).profile, found.problems) == (None, ())
 
@@ -271,12 +273,12 @@ def test_a_pool_that_was_removed_drains_without_a_problem() -> None:
 # --- external engines ---------------------------------------------------------------------------------------------------
 
 
-def test_addresses_are_instances() -> None:
+def test_endpoint_addresses_are_instances() -> None:
     one = only_instance(build([external({"endpoints": [{"url": "http://10.1.1.1:80/"}]})]))
     assert (one.id, one.url, one.engine, one.state) == ("10.1.1.1/80/0", "http://10.1.1.1:80", "vllm", "Ready")
 
 
-def test_pods_of_others_are_adopted_by_their_labels() -> None:
+def test_external_pods_are_found_by_their_labels() -> None:
     models = [external({"selector": {"matchLabels": {"app": "vllm"}, "port": 9000}})]
     assert pod_selections(SpecCache().models(keyed(*models))) == {("x", "app=vllm")}
     pods = keyed(
@@ -293,7 +295,7 @@ def test_pods_of_others_are_adopted_by_their_labels() -> None:
     assert found.excluded == {"x/c": "it has no address yet"}
 
 
-def test_what_an_engine_calls_the_model_is_its_pods_word_and_of_adopted_ones_the_specs() -> None:
+def test_served_name_comes_from_the_pod_or_the_external_spec() -> None:
     notes = {"fairlead.io/served-model-name": "Qwen/Qwen3-8B"}
     theirs = {"kind": "external", "servedModelName": "Qwen/Qwen3-8B"}
     found = build([model(engine={"servedModelName": "a/new-one"})], pod(notes=notes))
@@ -310,14 +312,14 @@ def test_what_an_engine_calls_the_model_is_its_pods_word_and_of_adopted_ones_the
     assert only_instance(build([model(engine=theirs, pools=adopting)], chosen=chosen)).served_name == "Qwen/Qwen3-8B"
 
 
-def test_adopted_pods_stay_until_their_list_is_known() -> None:
+def test_external_pods_stay_until_they_are_listed() -> None:
     models = [external({"selector": {"matchLabels": {"app": "vllm"}}})]
     first = build(models, chosen={("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}).fleet
     assert build(models, previous=first).fleet is first
     assert build(models, previous=first, chosen={("x", "app=vllm"): {}}).fleet.instances == {"x/tiny": ()}
 
 
-def test_an_engine_that_two_models_claim_is_the_older_ones() -> None:
+def test_engine_claimed_by_two_models_belongs_to_the_older() -> None:
     pools = {"endpoints": [{"url": "http://10.1.1.1:80"}]}
     older = external(pools, name="z", created="2025-01-01T00:00:00Z")
     found = build([external(pools), older])
@@ -330,7 +332,7 @@ def test_an_engine_that_two_models_claim_is_the_older_ones() -> None:
 # --- names, doubt, order ------------------------------------------------------------------------------------------------
 
 
-def test_the_oldest_model_of_a_name_has_it() -> None:
+def test_oldest_model_has_the_bare_name() -> None:
     fleet = build([model(), model(namespace="a", created="2026-02-01T00:00:00Z")]).fleet
     assert (fleet.resolve_model("tiny"), fleet.resolve_model("a/tiny"), fleet.resolve_model("x/tiny")) == (
         "x/tiny",
@@ -343,7 +345,7 @@ def test_the_oldest_model_of_a_name_has_it() -> None:
     assert same.resolve_model("tiny") == "a/tiny"
 
 
-def test_a_spec_that_cannot_be_read_changes_nothing() -> None:
+def test_unreadable_spec_changes_nothing() -> None:
     good = model(objectives={"ttft": "800ms"}, pools=[{"accelerator": "npu-910b4"}])
     first = build([good], pod()).fleet
     found = build([model(pools=[], novelty=True)], pod(), previous=first)
@@ -353,17 +355,17 @@ def test_a_spec_that_cannot_be_read_changes_nothing() -> None:
     assert [one.profile for one in grown.instances["x/tiny"]] == [builtin_profiles()["910b4"]] * 2
 
 
-def test_nor_where_its_engines_are_adopted() -> None:
+def test_unreadable_spec_keeps_external_engines() -> None:
     first = build([external({"endpoints": [{"url": "http://10.1.1.1:80"}]})]).fleet
     assert build([model(pools=[])], previous=first).fleet is first
 
 
-def test_pods_are_served_although_the_spec_was_never_readable() -> None:
+def test_pods_are_served_even_if_the_spec_was_never_readable() -> None:
     found = build([model(pools=[])], pod())
     assert only_instance(found).state is InstanceState.READY
 
 
-def test_a_model_that_is_gone_takes_its_instances_along() -> None:
+def test_deleted_model_removes_its_instances() -> None:
     first = build([model()], pod()).fleet
     found = build([], pod(), previous=first)
     assert (found.fleet.models, found.fleet.instances, found.fleet.membership_epoch) == ({}, {}, 2)
@@ -381,9 +383,7 @@ def test_a_model_that_is_gone_takes_its_instances_along() -> None:
         ([pod(notes={"fairlead.io/kv-events-port": 5500})], 2, 1),
     ],
 )
-def test_versions_grow_with_changes_and_epochs_with_the_ready_set(
-    after: list[Manifest], version: int, epoch: int
-) -> None:
+def test_version_grows_with_changes_and_epoch_with_ready_set(after: list[Manifest], version: int, epoch: int) -> None:
     first = build([model()], pod()).fleet
     fleet = build([model()], *after, previous=first).fleet
     assert (fleet.version, fleet.membership_epoch) == (version, epoch)
@@ -391,12 +391,12 @@ def test_versions_grow_with_changes_and_epochs_with_the_ready_set(
     assert (membership(fleet) == membership(first)) == (epoch == 1)
 
 
-def test_the_order_of_objects_does_not_matter() -> None:
+def test_order_of_objects_does_not_matter() -> None:
     models, pods = [model(), model("b")], [pod("q"), pod("p"), pod("r", {"fairlead.io/model": "b"})]
     assert build(models, *pods).fleet == build(models[::-1], *pods[::-1]).fleet
 
 
-def test_there_are_no_more_models_and_instances_than_are_served() -> None:
+def test_models_and_instances_are_limited() -> None:
     limits = replace(LIMITS, models=1, instances=1)
     old = build([model()], pod("z")).fleet
     found = build(
@@ -408,7 +408,7 @@ def test_there_are_no_more_models_and_instances_than_are_served() -> None:
     assert found.excluded == {"u-a/8000/0": "there are more instances than are served"}
 
 
-def test_a_spec_is_read_again_only_when_it_changed() -> None:
+def test_spec_is_parsed_only_after_a_change() -> None:
     specs = SpecCache()
     (first,) = specs.models(keyed(model()))
     (same,) = specs.models(keyed({**model(), "status": {"ready": "1/1"}}))

@@ -94,7 +94,7 @@ def one_engine(lab: SourceHarness) -> None:
     lab.pod("a")
 
 
-def test_the_fleet_comes_when_all_is_listed_and_follows() -> None:
+def test_fleet_appears_after_listing_and_follows_changes() -> None:
     async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: lab.states() == ["Ready"])
         assert [one.version for one in lab.fleets] == [1]
@@ -111,7 +111,7 @@ def test_the_fleet_comes_when_all_is_listed_and_follows() -> None:
     run(check, before=one_engine)
 
 
-def test_an_empty_cluster_is_a_fleet_too() -> None:
+def test_empty_cluster_is_a_fleet() -> None:
     async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: len(lab.fleets) == 1)
         assert (lab.fleets[0].version, lab.fleets[0].models) == (1, {})
@@ -119,7 +119,7 @@ def test_an_empty_cluster_is_a_fleet_too() -> None:
     run(check)
 
 
-def test_what_changes_nothing_is_no_new_fleet() -> None:
+def test_irrelevant_change_is_no_new_fleet() -> None:
     async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: lab.states() == ["Ready"])
         lab.change("a", spec={"nodeName": "n"})
@@ -136,7 +136,7 @@ def _spec(lab: SourceHarness) -> Any:
     return lab.fake.objects[MODEL_DEPLOYMENTS.path("x", "tiny")]["spec"]
 
 
-def test_only_the_namespaces_that_are_named_are_asked_for() -> None:
+def test_only_named_namespaces_are_requested() -> None:
     def before(lab: SourceHarness) -> None:
         for namespace in ("x", "y", "z"):
             lab.model(namespace=namespace)
@@ -154,7 +154,7 @@ def test_only_the_namespaces_that_are_named_are_asked_for() -> None:
     run(check, before=before, namespaces=("x", "y"))
 
 
-def test_an_api_server_that_is_away_changes_nothing_and_is_said() -> None:
+def test_unreachable_api_server_changes_nothing_and_is_a_warning() -> None:
     async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watch_count == 3)
         lab.fake.ordered_watch_responses.extend([OrderedResponse(503, "ServiceUnavailable")] * 100)
@@ -165,7 +165,7 @@ def test_an_api_server_that_is_away_changes_nothing_and_is_said() -> None:
         lab.time.advance(25.0)
         (note,) = lab.source.warnings()
         assert note.startswith(
-            "the cluster cannot be followed, the last fleet stays: ModelDeployment was last heard of more"
+            "the cluster cannot be followed, the last fleet stays: ModelDeployment had its last event more"
         )
         assert "503" in note or "on purpose" in note
         assert (lab.states(), len(lab.fleets)) == (["Ready"], 1)
@@ -173,7 +173,7 @@ def test_an_api_server_that_is_away_changes_nothing_and_is_said() -> None:
     run(check, before=one_engine)
 
 
-def test_a_list_that_fails_after_a_version_was_forgotten_changes_nothing() -> None:
+def test_failed_relist_changes_nothing() -> None:
     async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watch_count == 3)
         lab.fake.ordered_responses.extend([OrderedResponse(403, "Forbidden", "no more")] * 3)
@@ -189,7 +189,7 @@ def test_a_list_that_fails_after_a_version_was_forgotten_changes_nothing() -> No
     run(check, before=one_engine)
 
 
-def test_a_frozen_watch_is_said_and_opened_anew() -> None:
+def test_frozen_watch_is_a_warning_and_reopened() -> None:
     async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watch_count == 3)
         lab.fake.frozen = True
@@ -201,7 +201,7 @@ def test_a_frozen_watch_is_said_and_opened_anew() -> None:
     run(check, before=one_engine)
 
 
-def test_at_the_start_it_waits_until_it_may_read(caplog: pytest.LogCaptureFixture) -> None:
+def test_start_waits_for_read_permission(caplog: pytest.LogCaptureFixture) -> None:
     def before(lab: SourceHarness) -> None:
         one_engine(lab)
         lab.fake.token = "another"
@@ -219,7 +219,7 @@ def test_at_the_start_it_waits_until_it_may_read(caplog: pytest.LogCaptureFixtur
     assert len([line for line in caplog.messages if "the cluster cannot be followed: pods:" in line]) == 1
 
 
-def test_without_accelerator_classes_it_serves_and_says_so() -> None:
+def test_missing_accelerator_classes_are_a_warning() -> None:
     async def check(lab: SourceHarness) -> None:
         served = lab.fake._serve
 
@@ -236,7 +236,7 @@ def test_without_accelerator_classes_it_serves_and_says_so() -> None:
     run(check, before=one_engine)
 
 
-def test_pods_of_others_are_watched_while_a_model_adopts_them() -> None:
+def test_external_pods_are_watched_while_a_model_selects_them() -> None:
     def before(lab: SourceHarness) -> None:
         lab.model(engine={"kind": "external"}, pools=[{"selector": {"matchLabels": {"app": "vllm"}}}])
         lab.pod("a", **{"fairlead.io/model": "", "app": "vllm"})
@@ -252,7 +252,7 @@ def test_pods_of_others_are_watched_while_a_model_adopts_them() -> None:
     run(check, before=before)
 
 
-def test_many_problems_are_cut() -> None:
+def test_many_problems_are_truncated() -> None:
     def before(lab: SourceHarness) -> None:
         for number in range(8):
             lab.model(f"m{number}", pools=[])
@@ -267,7 +267,7 @@ def test_many_problems_are_cut() -> None:
     run(check, before=before)
 
 
-def test_a_defect_that_one_object_brings_out_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_error_about_one_object_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a class did that only the compiled gateway could not read: the gateway never heard of any model again."""
     value = Profile.to_engine_profile
 
