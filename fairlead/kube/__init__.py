@@ -1,5 +1,12 @@
-"""A thin, typed client of the Kubernetes API: requests that are retried, watches that heal, leases, events.
+"""A thin, typed, asynchronous client of the Kubernetes API.
 
-``Access`` says where the API server is and who we are, ``KubeApi`` speaks to it, ``Informer`` keeps a copy of a kind, ``Election``
-finds the one who works, ``Recorder`` tells people. Import from the modules: whoever needs only ``resource`` loads no HTTP client.
+- `resources`: kinds, paths and metadata of objects. It loads no HTTP client.
+- `client`: requests with retries, server-side apply and watches; `errors`: its errors.
+- `informer`, `store`, `watch_events`: local copies of objects, kept up to date.
+- `leader_election`: leases.
+- `events/`: the event recorder.
+- `conditions`, `field_managers`: parts of status and metadata.
+- `transport/`: kubeconfig, credentials, HTTP connections, watch streams, retries.
+
+Import from the modules.
 """

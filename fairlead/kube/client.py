@@ -1,7 +1,8 @@
-"""``KubeApi``: requests to the API server, retried where that is safe, and watches.
+"""The Kubernetes API client: requests with safe retries, and watches.
 
-One class for operator, gateway and autoscaler. Objects are plain JSON. Writing is server-side apply wherever it can be: the same call
-creates and changes, repeating it changes nothing, and each field has an owner that the API server knows.
+Operator, gateway and autoscaler share it. Objects are plain JSON. Writes use server-side apply
+where possible: one call creates or changes, repetition has no effect, and the API server records
+the owner of each field.
 """
 
 import asyncio
@@ -38,13 +39,13 @@ _MERGE = "application/merge-patch+json"
 _JSON = "application/json"
 _ERROR_BYTES = 65_536
 _UNUSED_VERSION = "1"
-"""etcd counts from 1, so that what is written first has 2."""
+"""A resource version that no object has: etcd starts at 1, so that the first write gets 2."""
 _Query = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectList:
-    """All objects of a kind at one moment; a watch goes on from ``resource_version``."""
+    """All objects of a kind at one moment. A watch continues from `resource_version`."""
 
     items: list[Manifest]
     resource_version: str
@@ -52,7 +53,11 @@ class ObjectList:
 
 @dataclass(frozen=True, slots=True)
 class RawResponse:
-    """What came back for a path: any status, the body (its beginning when ``cut``), and the API server's ``Date``."""
+    """A response of any status.
+
+    date: the API server's `Date` header.
+    truncated: `body` is only the beginning.
+    """
 
     status: int
     body: bytes
@@ -61,10 +66,12 @@ class RawResponse:
 
 
 class KubeApi:
-    """The API server that ``access`` leads to; close it, or use it as an ``async with`` block.
+    """A client of one API server. Close it, or use it as an `async with` block.
 
-    Every method raises ``KubeError``s, and AccessError when our own credentials cannot be used. ``chance`` draws evenly from 0 to 1;
-    ``pause`` waits for seconds.
+    Every method raises KubeError, and ClusterConfigError if our credentials are unusable.
+
+    chance: returns a random number from 0 to 1.
+    pause: sleeps for a number of seconds.
     """
 
     def __init__(
@@ -78,7 +85,7 @@ class KubeApi:
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.config = config
-        # Within a cluster compression costs more than it saves, and it would hold back a watch's events.
+        # Inside a cluster, compression costs more than it saves, and it delays watch events.
         self._plain = (("Accept", _JSON), ("Accept-Encoding", "identity"), ("User-Agent", agent))
         self._chance = chance
         self._pause = pause
@@ -97,16 +104,16 @@ class KubeApi:
         await self.close()
 
     async def close(self) -> None:
-        """End all connections, those of watches too."""
+        """Closes all connections, including watches."""
         await self._transport.close()
         await self._watch_transport.close()
 
-    # --- reading --------------------------------------------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------
 
     async def get(
         self, resource: Resource, namespace: str | None, name: str, subresource: str | None = None
     ) -> Manifest:
-        """One object. Raises NotFound."""
+        """Returns one object. Raises NotFound."""
         return await self._request(HttpRequest("GET", resource.path(namespace, name, subresource)))
 
     async def list(
@@ -118,12 +125,15 @@ class KubeApi:
         fields: str | None = None,
         limit: int | None = None,
     ) -> ObjectList:
-        """All objects, page by page of ``limit``; those of all namespaces without one. ``labels``, ``fields`` are selectors."""
+        """Returns all objects, fetched in pages of `limit`; of all namespaces if none is given.
+
+        labels, fields: selectors.
+        """
         path = resource.path(namespace)
         query = _query(limit=str(limit or self._limits.kube_page_items), labelSelector=labels, fieldSelector=fields)
         try:
             return await self._list_pages(resource, path, query)
-        except Gone:  # the snapshot that the pages came from is forgotten: once more, in one piece
+        except Gone:  # the snapshot of the pages has expired: list again without pages
             return await self._list_pages(resource, path, tuple(pair for pair in query if pair[0] != "limit"))
 
     async def watch(
@@ -138,13 +148,17 @@ class KubeApi:
         on_opened: Callable[[], None] = lambda: None,
         find_known: KnownObjectFinder | None = None,
     ) -> AsyncGenerator[WatchEvent, None]:
-        """What happens after ``resource_version``, bookmarks included, until the API server ends it; ``seconds`` asks it when to.
+        """Yields events after `resource_version`, including bookmarks, until the API server ends
+        the watch.
 
-        ``opened`` is called when the API server has agreed to it, which may be long before anything happens; ``known`` finds objects
-        that need not be read again.
+        After a clean end, continue from the last resource version. Raises Gone if that is too old,
+        and Unreachable if the connection breaks. There are no retries; `Informer` continues. To
+        leave early, close the generator (`contextlib.aclosing`).
 
-        A clean end just ends: watch on from the last resource version. Raises Gone when that is too old, Unreachable when the
-        connection breaks. It is tried once only (``Informer`` goes on). Close it (``contextlib.aclosing``) when leaving early.
+        seconds: requested duration of the watch.
+        on_opened: called when the API server accepts the watch, possibly long before the first
+            event.
+        find_known: returns objects that need not be decoded again.
         """
         query = _query(
             watch="1",
@@ -170,7 +184,10 @@ class KubeApi:
             raise self._unreachable_error(what, error) from error
 
     async def has_resource(self, resource: Resource) -> bool:
-        """Does the API server know this kind at this version? False too while its definition is not established."""
+        """Returns True if the API server serves this kind and version.
+
+        It is also False while a CustomResourceDefinition is not established.
+        """
         path = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
         try:
             found = await self._request(HttpRequest("GET", path))
@@ -179,7 +196,7 @@ class KubeApi:
         return any(one.get("name") == resource.plural for one in found.get("resources") or [])
 
     async def version(self) -> str:
-        """The API server's version, such as ``v1.36.3``."""
+        """Returns the API server's version, such as `v1.36.3`."""
         return str((await self._request(HttpRequest("GET", "/version"))).get("gitVersion", ""))
 
     async def get_raw(
@@ -191,9 +208,12 @@ class KubeApi:
         query: Mapping[str, str] | None = None,
         host: str | None = None,
     ) -> RawResponse:
-        """Any path, once, whatever it answers: logs, and what pods say through the API server's proxy, which is given ``host``.
+        """Returns the response for any path, without retries: logs, or pods through the API
+        server's proxy.
 
-        What is longer than ``most_bytes`` is cut. Raises Unreachable when nothing comes within ``seconds``.
+        A longer body is cut after `max_bytes`. Raises Unreachable after `seconds`.
+
+        host: Host header for proxied requests.
         """
         asked = HttpRequest("GET", path, tuple((query or {}).items()), host=host)
         try:
@@ -202,27 +222,29 @@ class KubeApi:
             raise self._unreachable_error(str(asked), error) from error
         return RawResponse(reply.status, reply.body, reply.header("date"), reply.truncated)
 
-    # --- writing --------------------------------------------------------------------------------------------------------
+    # --- writing ---------------------------------------------------------------------------
 
     async def apply(self, manifest: Manifest, manager: str, *, force: bool = True, dry_run: bool = False) -> Manifest:
-        """Create it, or make the fields that it holds so (server-side apply), as ``manager``. Answers with what is there now.
+        """Creates or changes an object with server-side apply, and returns it.
 
-        What changes nothing leaves ``resourceVersion`` as it is. Fields that the API server does not know are an error. Raises
-        Conflict when another manager owns a field and ``force`` is off, or when ``metadata.resourceVersion`` is given and old.
+        An apply without changes keeps `resourceVersion`. Unknown fields are an error. Raises
+        Conflict if another manager owns a field and `force` is False, or if a given
+        `metadata.resourceVersion` is old.
         """
         return await self._apply(manifest, manager, None, force, dry_run)
 
     async def apply_status(self, manifest: Manifest, manager: str, *, force: bool = True) -> Manifest:
-        """The same for ``status``; everything else of the manifest but its name is left out."""
+        """Applies the `status` of an object, and nothing else of the manifest but its name."""
         metadata = {name: metadata_of(manifest)[name] for name in _IDENTITY_FIELDS if name in metadata_of(manifest)}
         body = {"apiVersion": manifest.get("apiVersion"), "kind": manifest.get("kind"), "metadata": metadata}
         return await self._apply({**body, "status": manifest.get("status") or {}}, manager, "status", force, False)
 
     async def apply_scale(self, live: Manifest, replicas: int, manager: str) -> Manifest:
-        """Make this the number of instances of an object, by its ``/scale`` (server-side apply by force). Answers with a Scale.
+        """Sets the replicas of an object through `/scale` with forced server-side apply; returns
+        the Scale.
 
-        Raises Conflict when the object is not what ``live`` says any more. Kinds of definitions of one's own cannot be written so:
-        their API server (1.36) does not convert what is applied.
+        Raises Conflict if the object has changed since `live`. It does not work for custom
+        resources: the API server (1.36) does not convert the applied object.
         """
         names = {name: metadata_of(live)[name] for name in ("name", "namespace", "resourceVersion")}
         body = {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": names, "spec": {"replicas": replicas}}
@@ -231,9 +253,11 @@ class KubeApi:
         return await self._request(HttpRequest("PATCH", path, query, msgspec.json.encode(body), _APPLY))
 
     async def apply_new(self, manifest: Manifest, manager: str) -> Manifest:
-        """The same for what is not there yet, in one request that never touches what is. Raises AlreadyExists.
+        """Creates an object with server-side apply in one request, without touching an existing
+        one.
 
-        It is asked for at a version that no object can have. The API server compares versions only where there is an object.
+        Raises AlreadyExists. The request names a version that no object can have; the API server
+        compares versions only if the object exists.
         """
         metadata = {**metadata_of(manifest), "resourceVersion": _UNUSED_VERSION}
         try:
@@ -242,7 +266,10 @@ class KubeApi:
             raise AlreadyExists(error.message, status=error.status) from error
 
     async def create(self, manifest: Manifest, manager: str) -> Manifest:
-        """A new object. Raises AlreadyExists. When the answer is lost it is not tried again: look, then decide."""
+        """Creates an object. Raises AlreadyExists.
+
+        It is not retried if the response is lost: read the object, then decide.
+        """
         path = resource_of(manifest).path(namespace_of(manifest))
         query = _query(fieldManager=manager, fieldValidation="Strict")
         return await self._request(HttpRequest("POST", path, query, msgspec.json.encode(manifest), repeatable=False))
@@ -257,7 +284,10 @@ class KubeApi:
         *,
         subresource: str | None = None,
     ) -> Manifest:
-        """Change the fields that ``patch`` names; null removes one. Raises Conflict when its ``metadata.resourceVersion`` is old."""
+        """Changes the fields in `patch`; null removes a field.
+
+        Raises Conflict if a given `metadata.resourceVersion` is old.
+        """
         path = resource.path(namespace, name, subresource)
         query = _query(fieldManager=manager, fieldValidation="Strict")
         return await self._request(HttpRequest("PATCH", path, query, msgspec.json.encode(patch), _MERGE))
@@ -270,9 +300,10 @@ class KubeApi:
         uid: str | None = None,
         propagation: str = "Background",
     ) -> bool:
-        """Begin its deletion; False when it (the one with this ``uid``) is not there.
+        """Starts the deletion of an object. Returns False if it (with this `uid`) does not exist.
 
-        Without a uid the object is looked at first, so that a deletion whose answer is lost never meets a new one of the same name.
+        Without a uid, the object is read first, so that a retry never deletes a new object of that
+        name.
         """
         if uid is None:
             try:
@@ -287,13 +318,16 @@ class KubeApi:
         except NotFound:
             return False
         except Conflict as error:
-            if "recondition" in error.message:  # the name is another object's now
+            if "recondition" in error.message:  # another object has the name now
                 return False
             raise
         return True
 
     async def evict(self, namespace: str, name: str, uid: str | None = None) -> bool:
-        """Ask a pod to go as its disruption budget allows; False when it is not there. Raises Refused when it may not now."""
+        """Evicts a pod within its disruption budget. Returns False if it does not exist.
+
+        Raises EvictionBlocked if the budget does not allow it now.
+        """
         body: Manifest = {
             "apiVersion": "policy/v1",
             "kind": "Eviction",
@@ -319,7 +353,7 @@ class KubeApi:
         )
         return await self._request(HttpRequest("PATCH", path, query, msgspec.json.encode(manifest), _APPLY))
 
-    # --- the wire -------------------------------------------------------------------------------------------------------
+    # --- requests --------------------------------------------------------------------------
 
     async def _list_pages(self, resource: Resource, path: str, query: _Query) -> ObjectList:
         items: list[Manifest] = []
@@ -327,7 +361,7 @@ class KubeApi:
         while True:
             page = await self._request(HttpRequest("GET", path, (*query, *_query(**{"continue": more or None}))))
             for item in page.get("items") or []:
-                item.setdefault("apiVersion", resource.api_version)  # lists leave out what is the same for all
+                item.setdefault("apiVersion", resource.api_version)  # lists omit what all items share
                 item.setdefault("kind", resource.kind)
                 items.append(item)
             more = metadata_of(page).get("continue") or ""
@@ -335,7 +369,7 @@ class KubeApi:
                 return ObjectList(items, str(metadata_of(page).get("resourceVersion", "")))
 
     async def _request(self, asked: HttpRequest) -> Manifest:
-        """Send it until there is an answer, or no sense in another attempt."""
+        """Sends a request until it succeeds or a retry makes no sense."""
         attempt = 0
         while True:
             attempt += 1
@@ -373,7 +407,7 @@ class KubeApi:
     async def _send_authenticated(
         self, asked: HttpRequest, seconds: float, most: int, most_refused: int
     ) -> HttpResponse:
-        """An answer; once more with fresh credentials when the API server does not know us."""
+        """Sends a request, and once more with fresh credentials after a 401."""
         reply = await self._send(asked, seconds, most, most_refused)
         if reply.status == 401 and self._credentials.invalidate():
             reply = await self._send(asked, seconds, most, most_refused)
@@ -384,11 +418,11 @@ class KubeApi:
             return await self._transport.send(asked, self._headers(), seconds, most, most_refused)
         except NotSent as error:
             if isinstance(error.__cause__, ssl.SSLError):
-                self._credentials.invalidate()  # the authority may have been replaced
+                self._credentials.invalidate()  # the CA may have been replaced
             raise
 
     async def _open_watch(self, asked: HttpRequest) -> WatchStream:
-        """The beginning of a watch, likewise."""
+        """Opens a watch, and once more with fresh credentials after a 401."""
         response = await self._watch_transport.open(asked.target, self._headers())
         if response.status == 401 and self._credentials.invalidate():
             async with response:
@@ -400,7 +434,7 @@ class KubeApi:
         return (*self._plain, *self._credentials.headers())
 
     def _unreachable_error(self, asked: str, error: Exception) -> Unreachable:
-        """A connection that broke, in words; some of these exceptions have none."""
+        """Returns an error for a broken connection. Some exceptions have no text."""
         words = str(error) or type(error).__name__
         return Unreachable(
             f"{asked}: {words}", hint=f"the API server is {self.config.server}, from {self.config.source}"

@@ -1,18 +1,18 @@
-"""What the API server can say instead of an answer.
+"""The errors of the API server.
 
-KubeError (FairleadError)
-├── NotFound            the object, or its kind, is not there
-├── Conflict            somebody else changed it first, or owns the field
-│   └── AlreadyExists
-├── Gone                this resource version, or continuation, is too old: list again
-├── Forbidden           we may not; the message names the verb and the resource
-│   └── Unauthenticated the API server does not know us
-├── Invalid             the object is refused; ``causes`` names the fields
-├── Refused             an eviction that a disruption budget does not allow now
-└── Unreachable         no answer, or one that says "later", after all attempts (also Unavailable)
-    └── TooManyRequests
+    KubeError (FairleadError)
+    ├── NotFound            the object, or its kind, does not exist
+    ├── Conflict            it was changed by another writer, or another manager owns the field
+    │   └── AlreadyExists
+    ├── Gone                this resource version, or continue token, is too old: list again
+    ├── Forbidden           not permitted; the message names the verb and the resource
+    │   └── Unauthenticated the API server does not know us
+    ├── Invalid             the object is invalid; `causes` names the fields
+    ├── EvictionBlocked     a disruption budget does not allow the eviction now
+    └── Unreachable         no final response after all attempts (also Unavailable)
+        └── TooManyRequests
 
-The causes come from the API server word for word. No message holds a token.
+The causes are quoted from the API server. No message contains a token.
 """
 
 import re
@@ -26,7 +26,11 @@ from fairlead.errors import FairleadError, Unavailable
 
 @dataclass(frozen=True, slots=True)
 class ErrorCause:
-    """One thing that is wrong with an object: ``field`` is its path (``spec.replicas``), ``reason`` a word of the API's."""
+    """A detail of an error.
+
+    field: path such as `spec.replicas`.
+    reason: a word of the API's.
+    """
 
     field: str
     reason: str
@@ -34,7 +38,9 @@ class ErrorCause:
 
 
 class KubeError(FairleadError):
-    """Raised when the API server does not do what it was asked. ``status`` is that of HTTP, 0 when there was no answer."""
+    """A request that the API server did not fulfil. `status` is the HTTP status; 0 without a
+    response.
+    """
 
     def __init__(
         self,
@@ -54,43 +60,45 @@ class KubeError(FairleadError):
 
 
 class NotFound(KubeError):
-    """Raised when the object, its namespace or its kind is not there."""
+    """The object, its namespace or its kind does not exist."""
 
 
 class Conflict(KubeError):
-    """Raised when the object was changed meanwhile, or when another manager owns a field of it."""
+    """The object was changed in the meantime, or another manager owns a field."""
 
 
 class AlreadyExists(Conflict):
-    """Raised when an object of this name is there already."""
+    """An object of this name already exists."""
 
 
 class Gone(KubeError):
-    """Raised when the API server has forgotten this resource version: what is known must be listed anew."""
+    """The API server no longer has this resource version: list again."""
 
 
 class Forbidden(KubeError):
-    """Raised when our identity may not do this, and when a namespace that ends takes nothing new."""
+    """The identity lacks the permission. Also: a namespace that is being deleted accepts nothing
+    new.
+    """
 
 
 class Unauthenticated(Forbidden):
-    """Raised when the API server does not accept our token or certificate."""
+    """The API server does not accept the token or certificate."""
 
 
 class Invalid(KubeError):
-    """Raised when the API server refuses the object itself; ``causes`` says which fields and why."""
+    """The API server rejects the object. `causes` names the fields."""
 
 
 class EvictionBlocked(KubeError):
-    """Raised when a disruption budget does not allow an eviction now."""
+    """A disruption budget does not allow the eviction now."""
 
 
 class Unreachable(KubeError, Unavailable):
-    """Raised when the API server does not answer, or says that it cannot now; trying later may help."""
+    """The API server does not respond, or cannot serve now. A later attempt may succeed."""
 
 
 class TooManyRequests(Unreachable):
-    """Raised when the API server has no room for us now; ``retry_after_seconds`` says how long it asks to be left alone."""
+    """The API server is overloaded. `retry_after_seconds` is the pause that it asks for."""
 
 
 _BY_STATUS: dict[int, type[KubeError]] = {
@@ -104,19 +112,25 @@ _BY_STATUS: dict[int, type[KubeError]] = {
     429: TooManyRequests,
 }
 _UNTYPED_PATCH_MESSAGE = "failed to create typed patch object"
-"""How the API server (1.36) says, with 500, that what is applied does not fit the schema."""
+"""Start of the API server's (1.36) message, with status 500, if an applied object violates the
+schema.
+"""
 _FIELD_LINE = re.compile(r"^\s*(\.[^:\s]+): (.+)$", re.MULTILINE)
 
 
 def error_from_response(status: int, body: bytes, request: str, retry_after_seconds: float | None = None) -> KubeError:
-    """The error that an answer means. ``asked`` says what for (``GET /api/v1/pods``); the body may be anything at all."""
+    """Returns the error of a response.
+
+    body: may be anything.
+    request: for the message, such as `GET /api/v1/pods`.
+    """
     return error_from_status(_parse_status(body), request, status, retry_after_seconds)
 
 
 def error_from_status(
     status_object: dict[str, Any], request: str, status: int = 0, retry_after_seconds: float | None = None
 ) -> KubeError:
-    """The error that a ``Status`` object means, as it comes in answers and within watches."""
+    """Returns the error of a `Status` object, which appears in responses and in watches."""
     code = status_object.get("code")
     status = status or (code if isinstance(code, int) else 0)
     reason, details = str(status_object.get("reason") or ""), status_object.get("details")
@@ -141,13 +155,13 @@ def error_from_status(
 
 
 def _parse_status(body: bytes) -> dict[str, Any]:
-    """A ``Status``, or what a proxy in between wrote as one."""
+    """Returns the `Status` of a body, or the text that a proxy put there."""
     try:
-        found = msgspec.json.decode(body)
+        status_object = msgspec.json.decode(body)
     except msgspec.DecodeError:
-        found = None
-    if isinstance(found, dict):
-        return found
+        status_object = None
+    if isinstance(status_object, dict):
+        return status_object
     text = body[:200].decode("utf-8", "replace").strip()
     return {"message": text} if text else {}
 
@@ -156,7 +170,7 @@ def _parse_causes(listed: object) -> tuple[ErrorCause, ...]:
     if not isinstance(listed, list):
         return ()
     return tuple(
-        ErrorCause(str(one.get("field") or ""), str(one.get("reason") or ""), str(one.get("message") or ""))
-        for one in listed
-        if isinstance(one, dict)
+        ErrorCause(str(cause.get("field") or ""), str(cause.get("reason") or ""), str(cause.get("message") or ""))
+        for cause in listed
+        if isinstance(cause, dict)
     )

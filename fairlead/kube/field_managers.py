@@ -1,4 +1,4 @@
-"""Who sets the number of instances of a workload: read from ``metadata.managedFields``, as the API server keeps them."""
+"""Reads the writers of an object's replica count from `metadata.managedFields`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,12 +7,16 @@ from fairlead.kube.resources import Manifest, metadata_of
 
 
 def field_entries(live: Manifest) -> Iterator[dict[str, Any]]:
-    """Every manager's fields, but for those about the status."""
-    return (one for one in metadata_of(live).get("managedFields") or [] if one.get("subresource") != "status")
+    """Returns the fields of every manager, except those of the status."""
+    return (entry for entry in metadata_of(live).get("managedFields") or [] if entry.get("subresource") != "status")
 
 
 def replicas_managers(live: Manifest) -> tuple[str, ...]:
-    """Who has written ``spec.replicas``, be it the same number, by the names of the field managers. Controllers that run a workload
-    write its status only."""
-    writes = (one for one in field_entries(live) if "f:replicas" in ((one.get("fieldsV1") or {}).get("f:spec") or {}))
-    return tuple(str(one.get("manager") or "somebody") for one in writes)
+    """Returns the field managers that have written `spec.replicas`, even with the same number.
+
+    Controllers that run a workload write only its status.
+    """
+    writes = (
+        entry for entry in field_entries(live) if "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+    )
+    return tuple(str(entry.get("manager") or "somebody") for entry in writes)

@@ -1,11 +1,14 @@
-"""A copy of all objects of a kind, kept fresh: list once, watch from there, go on after every end.
+"""Informers: up-to-date local copies of all objects of a kind.
 
-A watch ends for many reasons that mean nothing: the API server ends each after some minutes, cuts off readers that fall behind, is
-restarted. All of these go on from the last version that was heard of. Only when that is forgotten (410) is everything listed again,
-spread by chance, since all others were told so at the same moment. A watch that breaks without an end is noticed because the API
-server sends a bookmark every minute. What happens next is ``after_watch`` and ``after_list``, pure functions with a reason.
+An informer lists once, then watches and continues after every end. Most ends mean nothing: the API
+server ends each watch after some minutes, disconnects slow readers, and restarts. After these, the
+watch continues from the last version. Only if that version has expired (410), the informer lists
+again, with a random delay, since all informers get this at the same moment. A broken connection
+without an end is detected because the API server sends a bookmark every minute.
 
-The copy changes only by what the API server said: while it is away, the last state stays, with its age.
+`step_after_watch` and `step_after_list` decide the next step. They are pure and give a reason.
+
+Only the API server changes the copy. While it is away, the last state stays, with its age.
 """
 
 import asyncio
@@ -29,7 +32,7 @@ from fairlead.runtime.tasks import cancel_and_wait
 
 
 class InformerAction(StrEnum):
-    """How it goes on."""
+    """The next action of an informer."""
 
     RESUME = "resume"
     RELIST = "relist"
@@ -37,7 +40,7 @@ class InformerAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InformerStep:
-    """What to do after ``pause_seconds``, and why."""
+    """The next action, the pause before it, and the reason."""
 
     action: InformerAction
     pause_seconds: float
@@ -46,7 +49,10 @@ class InformerStep:
 
 @dataclass(frozen=True, slots=True)
 class WatchEnd:
-    """How a watch ended: by an error, by silence, or cleanly. ``heard``: it had told something, if only a bookmark."""
+    """The end of a watch: an error, a timeout without events, or a clean end.
+
+    received: at least one event or bookmark arrived.
+    """
 
     error: FairleadError | None = None
     silent: bool = False
@@ -54,16 +60,18 @@ class WatchEnd:
 
 
 def step_after_watch(end: WatchEnd, failures: int, chance: float, limits: Limits) -> InformerStep:
-    """How to go on after a watch. ``failures``: ends in a row, this one included, that had told nothing; ``chance`` from 0 to 1."""
+    """Returns the step after the end of a watch.
+
+    failures: consecutive watches that received nothing, including this one.
+    chance: random number from 0 to 1.
+    """
     error = end.error
     if end.silent:
-        if failures > 1:  # a cluster put back from a backup is behind our version, and silent until it gets there
+        if failures > 1:  # a cluster restored from a backup is behind our version, and silent until it reaches it
             return InformerStep(
                 InformerAction.RELIST, chance * limits.kube_relist_spread_seconds, "watches stay silent"
             )
-        return InformerStep(
-            InformerAction.RESUME, 0.0, f"nothing was heard for {limits.kube_watch_silence_seconds:g} s"
-        )
+        return InformerStep(InformerAction.RESUME, 0.0, f"no event for {limits.kube_watch_silence_seconds:g} s")
     pause = backoff_seconds(failures, chance, limits) if failures else 0.0
     if error is None:
         return InformerStep(InformerAction.RESUME, pause, "the API server ended the watch")
@@ -75,14 +83,14 @@ def step_after_watch(end: WatchEnd, failures: int, chance: float, limits: Limits
         )
     if not isinstance(error, Unreachable):
         return InformerStep(InformerAction.RELIST, pause, f"it may not be watched so: {error}")
-    overloaded = isinstance(error, TooManyRequests)  # listing would make that worse
+    overloaded = isinstance(error, TooManyRequests)  # listing would increase the load
     if error.status and not overloaded and failures >= limits.kube_max_resumes:
         return InformerStep(InformerAction.RELIST, pause, f"refused {failures} times: {error}")
     return InformerStep(InformerAction.RESUME, pause + _retry_after_seconds(error, limits), str(error))
 
 
 def step_after_list(error: FairleadError, failures: int, chance: float, limits: Limits) -> InformerStep:
-    """When to list again after it failed ``failures`` times in a row."""
+    """Returns when to list again after `failures` consecutive failures."""
     pause = backoff_seconds(failures, chance, limits)
     return InformerStep(InformerAction.RELIST, pause + _retry_after_seconds(error, limits), str(error))
 
@@ -93,11 +101,14 @@ def _retry_after_seconds(error: FairleadError, limits: Limits) -> float:
 
 
 class Informer:
-    """Keeps ``items`` like the objects of ``resource``, and calls ``on_change`` for every difference, in order.
+    """Keeps `items` equal to the objects of `resource`, and calls `on_change` for every difference.
 
-    ``items`` has changed when ``on_change`` is called; what it raises ends ``run``. Bookmarks are not told.
-    ``trim`` says what is kept and told of an object; all but ``metadata.managedFields``, if not told otherwise. ``known`` finds
-    objects that somebody else keeps in the very version that a watch tells of; they are shared. ``chance`` draws evenly from 0 to 1.
+    `items` is already updated when `on_change` is called. An exception of `on_change` ends `run`.
+    Bookmarks are not reported.
+
+    trim: shortens objects before they are stored; by default it drops `metadata.managedFields`.
+    find_known: returns objects that another store has in exactly this version; they are shared.
+    chance: returns a random number from 0 to 1.
     """
 
     def __init__(
@@ -139,34 +150,39 @@ class Informer:
 
     @property
     def is_synced(self) -> bool:
-        """Has everything been listed once?"""
+        """True once everything has been listed."""
         return self._synced.is_set()
 
     async def wait_synced(self) -> None:
-        """Return once everything has been listed."""
+        """Returns once everything has been listed."""
         await self._synced.wait()
 
     def age_seconds(self) -> float | None:
-        """How long ago the API server last said how things are, if only by a bookmark; None before it ever did."""
+        """Returns the age of the last contact with the API server, including bookmarks; None before
+        it.
+        """
         return None if self._contact_at is None else self._clock.now() - self._contact_at
 
     async def run(self) -> None:
-        """Keep the copy until cancelled. Failures are no end: ``problem`` holds the present one, ``report`` is told of each step."""
-        unlisted = untold = 0
+        """Keeps the copy up to date until cancelled.
+
+        Failures do not end it: `problem` is the current one, and `report` gets every step.
+        """
+        list_failures = silent_watches = 0
         while True:
             try:
                 if not self._version:
                     await self._list()
             except FairleadError as error:
-                unlisted += 1
+                list_failures += 1
                 self.problem = error
-                await self._report_and_pause(step_after_list(error, unlisted, self._chance(), self._limits))
+                await self._report_and_pause(step_after_list(error, list_failures, self._chance(), self._limits))
                 continue
-            unlisted = 0
+            list_failures = 0
             end = await self._watch()
-            untold = 0 if end.received else untold + 1
+            silent_watches = 0 if end.received else silent_watches + 1
             self.problem = end.error
-            await self._report_and_pause(step_after_watch(end, untold, self._chance(), self._limits))
+            await self._report_and_pause(step_after_watch(end, silent_watches, self._chance(), self._limits))
 
     async def _report_and_pause(self, then: InformerStep) -> None:
         if self._report is not None:
@@ -178,15 +194,15 @@ class Informer:
 
     async def _list(self) -> None:
         self.list_count += 1
-        found = await self._api.list(self.resource, self._namespace, self._labels, fields=self._fields)
-        for change in self._store.replace(found.items):
-            self._notify(change)
-        self._version = found.resource_version
+        listing = await self._api.list(self.resource, self._namespace, self._labels, fields=self._fields)
+        for event in self._store.replace(listing.items):
+            self._notify(event)
+        self._version = listing.resource_version
         self._mark_contact()
         self._synced.set()
 
     async def _watch(self) -> WatchEnd:
-        """One watch, until it ends or nothing is heard of it for too long."""
+        """Runs one watch until it ends or is silent for too long."""
         self.watch_count += 1
         self._received = False
         opened_at = self._clock.now()
@@ -223,39 +239,43 @@ class Informer:
             find_known=self._find_known,
         )
         async with aclosing(watch) as changes:
-            async for change in changes:
+            async for event in changes:
                 self._received = True
                 self._mark_contact()
-                if change.type is not WatchEventType.BOOKMARK:
-                    for real in self._store.apply(change):
-                        self._notify(real)
-                self._version = str(metadata_of(change.object).get("resourceVersion") or self._version)
+                if event.type is not WatchEventType.BOOKMARK:
+                    for difference in self._store.apply(event):
+                        self._notify(difference)
+                self._version = str(metadata_of(event.object).get("resourceVersion") or self._version)
 
     def _on_opened(self) -> None:
-        """It is watched again: what went wrong before is over, though nothing has been heard yet."""
+        """Clears the last problem: the API server accepted a watch."""
         self.problem = None
 
     def _mark_contact(self) -> None:
         self._contact_at = self._clock.now()
         self.problem = None
 
-    def _notify(self, change: WatchEvent) -> None:
+    def _notify(self, event: WatchEvent) -> None:
         if self._on_change is not None:
-            self._on_change(change)
+            self._on_change(event)
 
 
 def log_failures_once(
     log: logging.Logger, resource: Resource, problem: Callable[[], FairleadError | None]
 ) -> Callable[[InformerStep], None]:
-    """A ``report`` that logs each failure of an informer once, however often it is tried again: what may not be listed is waited for
-    without end. ``problem`` is the informer's."""
-    said = ""
+    """Returns a `report` callback that logs each failure once, however often it is retried.
+
+    Why: an informer without permission retries for ever.
+
+    problem: returns the informer's problem.
+    """
+    last_logged = ""
 
     def report(step: InformerStep) -> None:
-        nonlocal said
+        nonlocal last_logged
         text = step.reason if problem() is not None else ""
-        if text and text != said:
+        if text and text != last_logged:
             log.warning("%s cannot be followed: %s", resource.plural, text)
-        said = text
+        last_logged = text
 
     return report

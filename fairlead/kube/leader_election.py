@@ -1,11 +1,12 @@
-"""Who of several replicas works: a Lease that one of them holds and renews (coordination.k8s.io/v1).
+"""Leader election among replicas with a Lease (coordination.k8s.io/v1).
 
-Clocks of machines differ, so the times written into the lease are for people. Everybody measures by its own monotonic clock how long
-the lease has not changed; only then is it free. Whoever holds it counts as leading for less time than that: until ``renew_seconds``
-after the moment before it sent its last successful renewal. So two may believe to lead only when a process is stopped between looking
-at ``leading`` and the end of a write, against which ownership of fields (server-side apply) protects: both would write the same.
+Clocks of machines differ, so the times in the lease are only for people. Each candidate measures
+with its monotonic clock how long the lease has not changed, and only then takes it. The holder
+stops leading earlier than that: `renew_seconds` after it sent its last successful renewal. Two
+processes can believe to lead only if one is suspended between reading `is_leading` and the end of a
+write. Field ownership (server-side apply) protects against that: both would write the same.
 
-``decide`` and ``record`` are pure; ``Election`` acts.
+`decide` and `lease_spec` are pure; `LeaderElector` acts.
 """
 
 import asyncio
@@ -25,8 +26,13 @@ from fairlead.runtime.tasks import cancel_and_wait
 
 @dataclass(frozen=True, slots=True)
 class LeaseTiming:
-    """Seconds: others take the lease when it has not changed for ``lease``, a holder stops leading ``renew`` after its last
-    renewal, and everybody looks every ``retry``. Raises ValueError unless lease > renew > retry > 0.
+    """Election timing in seconds.
+
+    lease_seconds: others take a lease that has not changed for this long.
+    renew_seconds: a holder stops leading this long after its last renewal.
+    retry_seconds: interval of attempts.
+
+    Raises ValueError unless lease > renew > retry > 0.
     """
 
     lease_seconds: float = 15.0
@@ -40,7 +46,7 @@ class LeaseTiming:
 
 @dataclass(frozen=True, slots=True)
 class ObservedLease:
-    """A lease as last read; ``since`` is our clock when it was first seen so."""
+    """A lease as last read. `observed_at` is our time when this version was first read."""
 
     version: str
     holder: str
@@ -51,7 +57,7 @@ class ObservedLease:
 
 
 class LeaseAction(StrEnum):
-    """What to do about the lease."""
+    """An action on the lease."""
 
     CREATE = "create"
     TAKE = "take"
@@ -61,14 +67,14 @@ class LeaseAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LeaseStep:
-    """One decision and its reason."""
+    """A decision and its reason."""
 
     action: LeaseAction
     reason: str
 
 
 def observe_lease(lease: Manifest, previous: ObservedLease | None, now: float) -> ObservedLease:
-    """What a lease says, with the moment since when it has said so."""
+    """Returns the content of a lease, with the time since it has not changed."""
     spec, version = lease.get("spec") or {}, str(metadata_of(lease).get("resourceVersion", ""))
     return ObservedLease(
         version=version,
@@ -81,39 +87,45 @@ def observe_lease(lease: Manifest, previous: ObservedLease | None, now: float) -
 
 
 def decide(lease: ObservedLease | None, identity: str, now: float) -> LeaseStep:
-    """What to do about a lease that was found so (None: not there). ``me`` is unique for the life of a process."""
+    """Returns the action for an observed lease (None: it does not exist).
+
+    identity: unique for the life of a process.
+    """
     if lease is None:
         return LeaseStep(LeaseAction.CREATE, "there is no lease")
     if lease.holder == identity:
         return LeaseStep(LeaseAction.RENEW, "it is ours")
     if not lease.holder:
         return LeaseStep(LeaseAction.TAKE, "it was given back")
-    still = now - lease.observed_at
-    if still >= lease.lease_seconds:
-        return LeaseStep(LeaseAction.TAKE, f"{lease.holder} has not renewed it for {still:.1f} s")
+    unchanged_seconds = now - lease.observed_at
+    if unchanged_seconds >= lease.lease_seconds:
+        return LeaseStep(LeaseAction.TAKE, f"{lease.holder} has not renewed it for {unchanged_seconds:.1f} s")
     return LeaseStep(LeaseAction.WAIT, f"{lease.holder} holds it")
 
 
 def lease_spec(lease: ObservedLease | None, identity: str, timing: LeaseTiming, wall: float) -> Manifest:
-    """The ``spec`` that ``me`` writes when it takes or renews the lease at the Unix time ``wall``."""
-    ours = lease is not None and lease.holder == identity
+    """Returns the `spec` that `identity` writes when it takes or renews the lease.
+
+    wall: Unix seconds.
+    """
+    is_ours = lease is not None and lease.holder == identity
     return {
         "holderIdentity": identity,
         "leaseDurationSeconds": max(1, round(timing.lease_seconds)),
-        "acquireTime": lease.acquired if lease is not None and ours and lease.acquired else format_micro_time(wall),
+        "acquireTime": lease.acquired if lease is not None and is_ours and lease.acquired else format_micro_time(wall),
         "renewTime": format_micro_time(wall),
-        "leaseTransitions": 0 if lease is None else lease.transitions + (not ours),
+        "leaseTransitions": 0 if lease is None else lease.transitions + (not is_ours),
     }
 
 
 def candidate_identity(environment: Mapping[str, str], chance: Callable[[], float]) -> str:
-    """A name that no other process ever has: the pod's, with something drawn for each start."""
+    """Returns a globally unique name: the pod's name with a random part for each start."""
     host = environment.get("HOSTNAME") or socket.gethostname()
     return f"{host}_{os.getpid()}_{int(chance() * 0xFFFFFFFF):08x}"
 
 
 class LeaderElector:
-    """One candidate, ``me``, for the lease ``namespace/name``: ``acquire``, then ``hold``; ``release`` when going."""
+    """One candidate for a lease: call `acquire`, then `hold`; `release` at the end."""
 
     def __init__(
         self,
@@ -141,16 +153,20 @@ class LeaderElector:
 
     @property
     def is_leading(self) -> bool:
-        """May we act now? Look before each write: a process that was stopped for a while hears the truth here."""
+        """True while this process may act. Check it before each write: a suspended process learns
+        it here.
+        """
         return self._leads_until is not None and self._clock.now() < self._leads_until
 
     @property
     def holder(self) -> str:
-        """Who held the lease when it was last read; empty for nobody."""
+        """The last observed holder of the lease; empty if it had none."""
         return self._lease.holder if self._lease is not None else ""
 
     async def acquire(self) -> None:
-        """Return once the lease is ours. Failures of the API server are waited out; ``reason`` says what it waits for."""
+        """Returns once this process holds the lease. It waits while the API server fails; `reason`
+        says why.
+        """
         while True:
             await self._attempt_within(self._timing.renew_seconds)
             if self.is_leading:
@@ -158,7 +174,9 @@ class LeaderElector:
             await self._pause(self._timing.retry_seconds * (1.0 + 0.2 * self._chance()))
 
     async def hold(self) -> str:
-        """Renew the lease; returns when it is lost, with the reason. Whatever leads must then stop at once."""
+        """Renews the lease and returns the reason when it is lost. The leader's work must then stop
+        at once.
+        """
         while (left := self._seconds_left()) > 0:
             await self._pause(min(self._timing.retry_seconds, left))
             if (left := self._seconds_left()) > 0:
@@ -167,9 +185,11 @@ class LeaderElector:
         return self.reason
 
     async def release(self) -> None:
-        """Give the lease back, so that the next one need not wait. Failures are ignored: then it runs out."""
-        held, self._leads_until = self._leads_until is not None, None
-        if not held or self._lease is None:
+        """Gives the lease back, so that the next holder need not wait. Failures are ignored: it
+        expires.
+        """
+        was_leading, self._leads_until = self._leads_until is not None, None
+        if not was_leading or self._lease is None:
             return
         spec = {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": format_micro_time(self._clock.wall())}
         try:
@@ -181,7 +201,9 @@ class LeaderElector:
         return self._leads_until - self._clock.now() if self._leads_until is not None else 0.0
 
     async def _attempt_within(self, seconds: float) -> None:
-        """One attempt, given up after ``seconds``: an API server that is silent must not keep us believing."""
+        """Runs one attempt of at most `seconds`: a silent API server must not prolong the
+        leadership.
+        """
         attempt, timer = asyncio.ensure_future(self._attempt()), asyncio.ensure_future(self._pause(seconds))
         try:
             await asyncio.wait({attempt, timer}, return_when=asyncio.FIRST_COMPLETED)
@@ -194,8 +216,10 @@ class LeaderElector:
             await cancel_and_wait(timer)
 
     async def _attempt(self) -> None:
-        """Look, decide, write. A leader writes without looking: the version it knows tells whether somebody else did."""
-        began = self._clock.now()
+        """Reads, decides and writes. A leader writes without reading: its version detects other
+        writers.
+        """
+        started_at = self._clock.now()
         try:
             if self._lease is None or self._lease.holder != self._identity:
                 await self._read_lease()
@@ -208,10 +232,10 @@ class LeaderElector:
                 self._lease, lease_spec(self._lease, self._identity, self._timing, self._clock.wall())
             )
             self._lease = observe_lease(lease, self._lease, self._clock.now())
-            self._leads_until = began + self._timing.renew_seconds
+            self._leads_until = started_at + self._timing.renew_seconds
         except Conflict:
             await self._on_conflict()
-        except NotFound:  # somebody deleted it
+        except NotFound:  # it was deleted
             self._lease = None
             self.reason = "the lease is gone"
         except FairleadError as error:
@@ -226,7 +250,9 @@ class LeaderElector:
             self._lease = observe_lease(lease, self._lease, self._clock.now())
 
     async def _on_conflict(self) -> None:
-        """Somebody wrote before us; perhaps we did, and the answer was lost. Read it; the next attempt decides."""
+        """Reads the lease after a write conflict, perhaps with our own write. The next attempt
+        decides.
+        """
         try:
             await self._read_lease()
         except FairleadError as error:
@@ -234,12 +260,12 @@ class LeaderElector:
             return
         if self._lease is not None and self._lease.holder != self._identity:
             self._leads_until = None
-            self.reason = f"{self._lease.holder or 'nobody'} holds it"
+            self.reason = f"{self._lease.holder or 'no replica'} holds it"
 
-    async def _write_lease(self, found: ObservedLease | None, spec: Manifest) -> Manifest:
-        if found is None:
+    async def _write_lease(self, lease: ObservedLease | None, spec: Manifest) -> Manifest:
+        if lease is None:
             metadata = {"name": self._name, "namespace": self._namespace}
-            lease = {"apiVersion": LEASES.api_version, "kind": LEASES.kind, "metadata": metadata, "spec": spec}
-            return await self._api.create(lease, self._manager)
-        patch = {"metadata": {"resourceVersion": found.version}, "spec": spec}
+            manifest = {"apiVersion": LEASES.api_version, "kind": LEASES.kind, "metadata": metadata, "spec": spec}
+            return await self._api.create(manifest, self._manager)
+        patch = {"metadata": {"resourceVersion": lease.version}, "spec": spec}
         return await self._api.patch_merge(LEASES, self._namespace, self._name, patch, self._manager)

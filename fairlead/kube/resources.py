@@ -1,4 +1,4 @@
-"""What kinds of objects there are, where the API server keeps them, and how an object says which one it is."""
+"""The kinds of objects that Fairlead uses, their API paths, and accessors for object metadata."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from urllib.parse import quote
 from fairlead.errors import BadInput
 
 Manifest = dict[str, Any]
-"""An object as the API server has it: plain JSON."""
+"""An object as plain JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One kind and its place: ``group`` is empty for the core, ``plural`` is its word in paths."""
+    """A kind of object. `group` is empty for the core API."""
 
     group: str
     version: str
@@ -24,13 +24,15 @@ class Resource:
 
     @property
     def api_version(self) -> str:
-        """As in ``apiVersion:``."""
+        """The value of `apiVersion:`."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
-        """The path of a collection or an object. A namespaced collection without a namespace is that of the whole cluster.
+        """Returns the path of a collection or object; a namespaced collection without namespace is
+        all.
 
-        Raises BadInput for names that cannot be a part of a path, and when an object's namespace is missing or too much.
+        Raises BadInput for names that cannot be part of a path, and for a missing or superfluous
+        namespace.
         """
         if namespace is not None and not self.namespaced:
             raise BadInput(f"a {self.kind} has no namespace", field="metadata.namespace")
@@ -48,7 +50,7 @@ class Resource:
 
 
 def _path_segment(name: str) -> str:
-    """A name as a part of a path: what would lead elsewhere is refused, as the API server does."""
+    """Returns a name for use in a path. Names that would lead elsewhere are refused."""
     if name in ("", ".", "..") or "/" in name or "%" in name:
         raise BadInput(f"{name!r} cannot name an object", field="metadata.name")
     return quote(name, safe="")
@@ -98,20 +100,20 @@ ACCELERATOR_CLASSES = Resource(
 RESOURCES_BY_KIND: Mapping[tuple[str, str], Resource] = {
     (one.api_version, one.kind): one for one in list(globals().values()) if isinstance(one, Resource)
 }
-"""Every resource above, by ``apiVersion`` and ``kind``."""
+"""Every resource above, by `apiVersion` and `kind`."""
 
 
 def resource_of(manifest: Manifest) -> Resource:
-    """The resource that a manifest belongs to. Raises BadInput when it is none of the table."""
+    """Returns the resource of a manifest. Raises BadInput for an unknown kind."""
     pair = str(manifest.get("apiVersion", "")), str(manifest.get("kind", ""))
-    found = RESOURCES_BY_KIND.get(pair)
-    if found is None:
+    resource = RESOURCES_BY_KIND.get(pair)
+    if resource is None:
         raise BadInput(f"Fairlead does not know objects of kind {pair[0]} {pair[1]}", field="kind")
-    return found
+    return resource
 
 
 def name_of(manifest: Manifest) -> str:
-    """``metadata.name``. Raises BadInput when there is none."""
+    """Returns `metadata.name`. Raises BadInput if there is none."""
     name = metadata_of(manifest).get("name")
     if not isinstance(name, str) or not name:
         raise BadInput(f"a {manifest.get('kind', 'manifest')} has no name", field="metadata.name")
@@ -119,58 +121,60 @@ def name_of(manifest: Manifest) -> str:
 
 
 def namespace_of(manifest: Manifest) -> str | None:
-    """``metadata.namespace``, None for objects of the whole cluster."""
+    """Returns `metadata.namespace`; None for cluster-scoped objects."""
     return metadata_of(manifest).get("namespace") or None
 
 
 def key_of(manifest: Manifest) -> str:
-    """``namespace/name``, or ``name`` alone for objects of the whole cluster. Raises BadInput without a name."""
+    """Returns `namespace/name`, or `name` for cluster-scoped objects. Raises BadInput without a
+    name.
+    """
     namespace = namespace_of(manifest)
     return f"{namespace}/{name_of(manifest)}" if namespace else name_of(manifest)
 
 
 def uid_of(manifest: Manifest) -> str:
-    """``metadata.uid``, empty for what the API server has not seen yet."""
+    """Returns `metadata.uid`; empty for an object that was not stored yet."""
     return str(metadata_of(manifest).get("uid", ""))
 
 
 def resource_version_of(manifest: Manifest) -> int:
-    """``metadata.resourceVersion``, which grows with each change of an object; 0 for what is no number."""
+    """Returns `metadata.resourceVersion`, which grows with each change; 0 if it is not a number."""
     text = str(metadata_of(manifest).get("resourceVersion", ""))
     return int(text) if text.isdecimal() else 0
 
 
 def metadata_of(manifest: Manifest) -> Manifest:
-    """``metadata``, empty where there is none."""
+    """Returns `metadata`; empty if there is none."""
     return manifest.get("metadata") or {}
 
 
 def labels_of(manifest: Manifest) -> Mapping[str, str]:
-    """``metadata.labels``, empty where there are none."""
+    """Returns `metadata.labels`; empty if there are none."""
     return metadata_of(manifest).get("labels") or {}
 
 
 def annotations_of(manifest: Manifest) -> Mapping[str, str]:
-    """``metadata.annotations``, empty where there are none."""
+    """Returns `metadata.annotations`; empty if there are none."""
     return metadata_of(manifest).get("annotations") or {}
 
 
 def is_deleting(manifest: Manifest) -> bool:
-    """Its deletion has begun."""
+    """Returns True if the deletion of the object has started."""
     return bool(metadata_of(manifest).get("deletionTimestamp"))
 
 
 def is_ready(pod: Manifest) -> bool:
-    """Its condition ``Ready`` holds, also while it is leaving."""
+    """Returns True if the pod's condition `Ready` is True, also during its deletion."""
     conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
+    return any(condition.get("type") == "Ready" and condition.get("status") == "True" for condition in conditions)
 
 
 def label_selector(labels: Mapping[str, str]) -> str:
-    """A label selector that asks for all of these labels: ``app=x,role=y``."""
+    """Returns a label selector for all of these labels: `app=x,role=y`."""
     return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
 
 
 def format_micro_time(wall: float) -> str:
-    """A Unix time as the API's ``MicroTime``: ``2026-11-20T17:43:20.000000Z``."""
+    """Returns a Unix time as the API's `MicroTime`: `2026-11-20T17:43:20.000000Z`."""
     return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

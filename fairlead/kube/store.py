@@ -1,7 +1,7 @@
-"""The copy itself: objects by key, and what is different after a list or a change. No I/O, no clock.
+"""The local copy of objects by key, and the differences after a list or a watch event.
 
-An object that was deleted and made anew under its name is two objects: its users hear of a deletion and an addition, even when both
-happened while nobody was watching.
+Pure: no I/O, no clock. An object that was deleted and created again under its name is two objects.
+Its users get a deletion and an addition, even if both happened while there was no watch.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,27 +11,30 @@ from fairlead.kube.watch_events import WatchEvent, WatchEventType
 
 
 class ObjectStore:
-    """``items`` by ``namespace/name``, as ``trim`` leaves them; they are not to be changed by those who read them."""
+    """Objects by `namespace/name`. Readers must not modify them.
+
+    trim: shortens an object before it is stored.
+    """
 
     def __init__(self, trim: Callable[[Manifest], Manifest] | None = None) -> None:
         self.items: dict[str, Manifest] = {}
         self._trim = trim or drop_managed_fields
 
     def replace(self, listed: Iterable[Manifest]) -> Iterable[WatchEvent]:
-        """Make ``items`` those; yields each difference after having made it. Objects that did not change are none."""
-        found = {key_of(item): item for item in listed}
-        for key in [key for key in self.items if key not in found]:
+        """Replaces all objects by a list, and yields each difference after applying it."""
+        listed_items = {key_of(item): item for item in listed}
+        for key in [key for key in self.items if key not in listed_items]:
             yield WatchEvent(WatchEventType.DELETED, self.items.pop(key))
-        for key, item in found.items():
+        for key, item in listed_items.items():
             yield from self._store(key, item)
 
-    def apply(self, change: WatchEvent) -> Iterable[WatchEvent]:
-        """Make one change of a watch; yields what it means for ``items``: nothing, where it is known already."""
-        key = key_of(change.object)
-        if change.type is not WatchEventType.DELETED:
-            yield from self._store(key, change.object)
+    def apply(self, event: WatchEvent) -> Iterable[WatchEvent]:
+        """Applies a watch event, and yields its effect; nothing if the state is already known."""
+        key = key_of(event.object)
+        if event.type is not WatchEventType.DELETED:
+            yield from self._store(key, event.object)
         elif self.items.pop(key, None) is not None:
-            yield WatchEvent(WatchEventType.DELETED, self._trim(change.object))
+            yield WatchEvent(WatchEventType.DELETED, self._trim(event.object))
 
     def _store(self, key: str, item: Manifest) -> Iterable[WatchEvent]:
         before = self.items.get(key)
@@ -46,7 +49,7 @@ class ObjectStore:
 
 
 def drop_managed_fields(item: Manifest) -> Manifest:
-    """Without ``metadata.managedFields``: who set which field, half of many objects."""
+    """Removes `metadata.managedFields`, which is half of many objects."""
     metadata_of(item).pop("managedFields", None)
     return item
 

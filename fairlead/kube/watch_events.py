@@ -1,4 +1,4 @@
-"""What a watch tells: lines of JSON, each one change of one object."""
+"""Decodes watch events: lines of JSON, each with one change of one object."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fairlead.kube.resources import Manifest
 
 
 class WatchEventType(StrEnum):
-    """What happened. A bookmark carries only how far the watch has come."""
+    """The type of a watch event. A bookmark has only a resource version."""
 
     ADDED = "ADDED"
     MODIFIED = "MODIFIED"
@@ -22,21 +22,21 @@ class WatchEventType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WatchEvent:
-    """One change. ``object`` is the object after it; of a deleted one, its last state."""
+    """A change of an object. `object` is its new state; for a deleted object, its last state."""
 
     type: WatchEventType
     object: Manifest
 
 
 class LineSplitter:
-    """Cuts bytes as they come into whole lines; a line of more than ``most`` bytes raises Unreachable."""
+    """Splits a byte stream into lines. Raises Unreachable for a line of more than `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The lines that ``data`` completes, without their ends."""
+        """Returns the lines that `data` completes, without line ends."""
         *whole, rest = (self._rest + data if self._rest else data).split(b"\n")
         if len(rest) > self._max_bytes:
             raise Unreachable(f"an event of a watch has more than {self._max_bytes} bytes")
@@ -63,41 +63,44 @@ class _EventHead(msgspec.Struct):
 
 
 KnownObjectFinder = Callable[[Manifest], Manifest | None]
-"""Given an object's kind and metadata (name, namespace, uid, version, labels): the whole of it, where that version is known."""
+"""Returns the object if exactly this version is already known, given its kind and metadata."""
 _HEAD_DECODER: Final = msgspec.json.Decoder(_EventHead)
 
 
 def parse_watch_event(line: bytes, request: str, find_known: KnownObjectFinder | None = None) -> WatchEvent:
-    """One line of a watch. Raises the error that an ``ERROR`` event holds (Gone, most often), Unreachable for what is no event.
+    """Returns one line of a watch as an event.
 
-    What is ``known`` is not read a second time: most events of what we write ourselves come after the answer, and say the same.
+    Raises the error of an `ERROR` event (mostly Gone), and Unreachable for an invalid line.
+
+    find_known: objects that need not be decoded again. Most events about our own writes arrive
+        after the response, with the same content.
     """
-    if find_known is not None and (same := _reuse_known(line, find_known)) is not None:
-        return same
+    if find_known is not None and (known_event := _reuse_known(line, find_known)) is not None:
+        return known_event
     try:
         event = msgspec.json.decode(line)
-        kind, found = event["type"], event["object"]
+        type_name, content = event["type"], event["object"]
     except (msgspec.DecodeError, KeyError, TypeError) as error:
         raise Unreachable(f"{request}: what came is no event of a watch") from error
-    if kind == "ERROR":
-        raise error_from_status(found if isinstance(found, dict) else {}, request)
-    if not isinstance(found, dict) or kind not in WatchEventType.__members__:
-        raise Unreachable(f"{request}: an event of the kind {str(kind)[:50]!r} is not known")
-    return WatchEvent(WatchEventType(kind), found)
+    if type_name == "ERROR":
+        raise error_from_status(content if isinstance(content, dict) else {}, request)
+    if not isinstance(content, dict) or type_name not in WatchEventType.__members__:
+        raise Unreachable(f"{request}: an event of the kind {str(type_name)[:50]!r} is not known")
+    return WatchEvent(WatchEventType(type_name), content)
 
 
 def _reuse_known(line: bytes, find_known: KnownObjectFinder) -> WatchEvent | None:
     try:
         event = _HEAD_DECODER.decode(line)
-    except msgspec.DecodeError:  # a deletion, a bookmark, an error, or nothing at all
+    except msgspec.DecodeError:  # a deletion, a bookmark, an error, or an invalid line
         return None
     metadata = event.object.metadata
-    named = {
+    head = {
         "name": metadata.name,
         "namespace": metadata.namespace,
         "uid": metadata.uid,
         "resourceVersion": metadata.resourceVersion,
         "labels": metadata.labels,
     }
-    found = find_known({"kind": event.object.kind, "metadata": named})
-    return None if found is None else WatchEvent(WatchEventType(event.type), found)
+    known_object = find_known({"kind": event.object.kind, "metadata": head})
+    return None if known_object is None else WatchEvent(WatchEventType(event.type), known_object)

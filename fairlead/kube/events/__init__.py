@@ -1,1 +1,3 @@
-"""Events."""
+"""Kubernetes Events: `event` defines them, `aggregator` decides what to write when, and `recorder`
+writes.
+"""

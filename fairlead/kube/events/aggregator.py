@@ -1,7 +1,8 @@
-"""Which events are to be written, as a pure table: a repeated one is counted, a flood is cut, everything is bounded.
+"""Decides which events to write, and when. Pure: repetitions are counted, floods are limited.
 
-An event is the same when it says the same about the same object. It is written when it first happens, then only how often it
-happened, after 10 s, 20 s, 40 s … of gathering. An object that has more to say than anybody will read is cut off for a while, alone.
+Events are equal if they say the same about the same object. An event is written when it first
+happens. After that, only its count is written, after gathering for 10 s, 20 s, 40 s, and so on. An
+object with too many different events is limited for a while; other objects are not affected.
 """
 
 from collections import OrderedDict
@@ -14,12 +15,12 @@ from fairlead.limits import Limits
 
 MAX_NOTE_BYTES = 1024
 MAX_WORD_BYTES = 128
-"""What the API server takes of a note, and of a reason and an action."""
+"""The API server's limits for a note, and for a reason or action."""
 
 
 @dataclass(frozen=True, slots=True)
 class EventWrite:
-    """One thing to write: a new event, or (``patch``) how often it happened by now."""
+    """A write: a new event, or a `patch` with the current count."""
 
     key: EventKey
     namespace: str
@@ -30,7 +31,7 @@ class EventWrite:
 
 @dataclass(slots=True)
 class _EventState:
-    """What became of one event. Times are monotonic seconds, but for ``last_wall``."""
+    """The state of one event. Times are monotonic seconds, except `first_wall` and `last_wall`."""
 
     name: str
     first_wall: float
@@ -50,7 +51,11 @@ class _TokenBucket:
 
 @dataclass(slots=True)
 class EventAggregator:
-    """The events of one reporter. ``controller`` is a qualified name (``fairlead.io/operator``), ``instance`` that of the process."""
+    """The events of one reporter.
+
+    controller: qualified name, such as `fairlead.io/operator`.
+    instance: name of the process.
+    """
 
     controller: str
     instance: str
@@ -58,102 +63,104 @@ class EventAggregator:
     dropped: int = 0
     waiting: int = 0
     _states: "OrderedDict[EventKey, _EventState]" = field(default_factory=OrderedDict)
-    # Those that hold something unwritten, in the same order: what was told long ago is not looked through for every new one.
+    # The events with unwritten occurrences, in the same order, so that old events are not scanned.
     _unwritten: "OrderedDict[EventKey, _EventState]" = field(default_factory=OrderedDict)
     _buckets: "OrderedDict[ObjectReference, _TokenBucket]" = field(default_factory=OrderedDict)
 
     def add(self, key: EventKey, now: float, wall: float) -> None:
-        """It happened, now."""
-        told = self._states.get(key)
-        if told is not None and told.written and now - told.last_at > self.limits.kube_series_end_seconds:
+        """Adds one occurrence of an event."""
+        state = self._states.get(key)
+        if state is not None and state.written and now - state.last_at > self.limits.kube_series_end_seconds:
             del self._states[key]
             self._unwritten.pop(key, None)
-            told = None
-        if told is not None:
-            told.count += 1
-            told.last_wall, told.last_at = wall, now
+            state = None
+        if state is not None:
+            state.count += 1
+            state.last_wall, state.last_at = wall, now
             self._states.move_to_end(key)
-            self._unwritten[key] = told
+            self._unwritten[key] = state
             self._unwritten.move_to_end(key)
         elif self.waiting >= self.limits.kube_events_pending or not self._take_token(key.regarding, now):
             self.dropped += 1
         else:
             name = _event_name(key, self.instance, wall)
-            told = _EventState(name, wall, wall, now, now, self.limits.kube_series_seconds)
-            self._states[key] = self._unwritten[key] = told
+            state = _EventState(name, wall, wall, now, now, self.limits.kube_series_seconds)
+            self._states[key] = self._unwritten[key] = state
             self.waiting += 1
             self._forget_oldest()
 
     def due_writes(self, now: float) -> list[EventWrite]:
-        """What is to be written now; say of each what became of it: ``written``, ``later``, ``gone`` or ``lost``."""
-        return [self._to_write(happening, told) for happening, told in self._unwritten.items() if told.due_at <= now]
+        """Returns the writes that are due. Report the result of each with one of the `on_…`
+        methods.
+        """
+        return [self._to_write(key, state) for key, state in self._unwritten.items() if state.due_at <= now]
 
     def pending_writes(self) -> list[EventWrite]:
-        """Everything that is not written yet, for the end of a process."""
-        return [self._to_write(happening, told) for happening, told in self._unwritten.items()]
+        """Returns all unwritten events, for the end of a process."""
+        return [self._to_write(key, state) for key, state in self._unwritten.items()]
 
     def next_due_at(self) -> float | None:
-        """When something will be due; None while nothing is."""
-        return min((told.due_at for told in self._unwritten.values()), default=None)
+        """Returns the time of the next due write; None if there is none."""
+        return min((state.due_at for state in self._unwritten.values()), default=None)
 
     def on_written(self, write: EventWrite, count: int, now: float) -> None:
-        """It is written, with ``count``."""
-        told = self._states.get(write.key)
-        if told is None:
+        """Records that `count` was written."""
+        state = self._states.get(write.key)
+        if state is None:
             return
-        self.waiting -= not told.written
-        told.written = count
-        if told.count <= count:
+        self.waiting -= not state.written
+        state.written = count
+        if state.count <= count:
             self._unwritten.pop(write.key, None)
-        self._defer(told, now)
+        self._defer(state, now)
 
     def on_postponed(self, write: EventWrite, now: float) -> None:
-        """Not before a while has passed, a longer one each time."""
-        told = self._states.get(write.key)
-        if told is not None:
-            self._defer(told, now)
+        """Retries a write later, after a pause that doubles each time."""
+        state = self._states.get(write.key)
+        if state is not None:
+            self._defer(state, now)
 
     def on_rejected(self, write: EventWrite) -> None:
-        """It cannot be written: forgotten, as if it had never happened."""
-        told = self._states.pop(write.key, None)
-        if told is not None:
+        """Forgets an event that cannot be written."""
+        state = self._states.pop(write.key, None)
+        if state is not None:
             self._unwritten.pop(write.key, None)
-            self.waiting -= not told.written
+            self.waiting -= not state.written
             self.dropped += 1
 
     def on_deleted(self, write: EventWrite) -> None:
-        """The event was there and has been deleted (the API server keeps them an hour): the next writing makes it anew."""
-        told = self._states.get(write.key)
-        if told is not None:
-            self.waiting += bool(told.written)
-            told.written, told.due_at, told.name = (
+        """Creates the event again at the next write: the API server deletes events after an hour."""
+        state = self._states.get(write.key)
+        if state is not None:
+            self.waiting += bool(state.written)
+            state.written, state.due_at, state.name = (
                 0,
-                told.last_at,
-                _event_name(write.key, self.instance, told.last_wall),
+                state.last_at,
+                _event_name(write.key, self.instance, state.last_wall),
             )
-            self._unwritten[write.key] = told
+            self._unwritten[write.key] = state
 
-    def _defer(self, told: _EventState, now: float) -> None:
-        told.due_at = now + told.gather_seconds
-        told.gather_seconds = min(self.limits.max_kube_series_seconds, 2 * told.gather_seconds)
+    def _defer(self, state: _EventState, now: float) -> None:
+        state.due_at = now + state.gather_seconds
+        state.gather_seconds = min(self.limits.max_kube_series_seconds, 2 * state.gather_seconds)
 
-    def _to_write(self, happening: EventKey, told: _EventState) -> EventWrite:
-        about = happening.regarding
-        namespace = about.namespace or "default"  # events about objects of the whole cluster live there
-        series = {"count": told.count, "lastObservedTime": format_micro_time(told.last_wall)}
-        if told.written:
-            return EventWrite(happening, namespace, told.name, patch={"series": series})
+    def _to_write(self, key: EventKey, state: _EventState) -> EventWrite:
+        about = key.regarding
+        namespace = about.namespace or "default"  # for cluster-scoped objects
+        series = {"count": state.count, "lastObservedTime": format_micro_time(state.last_wall)}
+        if state.written:
+            return EventWrite(key, namespace, state.name, patch={"series": series})
         event: Manifest = {
             "apiVersion": EVENTS.api_version,
             "kind": EVENTS.kind,
-            "metadata": {"name": told.name, "namespace": namespace},
-            "eventTime": format_micro_time(told.first_wall),
+            "metadata": {"name": state.name, "namespace": namespace},
+            "eventTime": format_micro_time(state.first_wall),
             "reportingController": self.controller,
             "reportingInstance": truncate_utf8(self.instance, MAX_WORD_BYTES),
-            "action": truncate_utf8(happening.action, MAX_WORD_BYTES),
-            "reason": truncate_utf8(happening.reason, MAX_WORD_BYTES),
-            "type": str(happening.type),
-            "note": truncate_utf8(happening.note, MAX_NOTE_BYTES),
+            "action": truncate_utf8(key.action, MAX_WORD_BYTES),
+            "reason": truncate_utf8(key.reason, MAX_WORD_BYTES),
+            "type": str(key.type),
+            "note": truncate_utf8(key.note, MAX_NOTE_BYTES),
             "regarding": {
                 "apiVersion": about.api_version,
                 "kind": about.kind,
@@ -162,48 +169,48 @@ class EventAggregator:
                 **({"uid": about.uid} if about.uid else {}),
             },
         }
-        if told.count > 1:
+        if state.count > 1:
             event["series"] = series
-        return EventWrite(happening, namespace, told.name, manifest=event)
+        return EventWrite(key, namespace, state.name, manifest=event)
 
     def _take_token(self, about: ObjectReference, now: float) -> bool:
-        """One token of the object's bucket, if there is one."""
+        """Takes one token from the object's token bucket. Returns False if it is empty."""
         full = float(self.limits.kube_event_burst)
-        found = self._buckets.pop(about, None) or _TokenBucket(full, now)
-        found.tokens = min(full, found.tokens + (now - found.updated_at) / self.limits.kube_event_refill_seconds)
-        found.updated_at = now
-        self._buckets[about] = found
+        bucket = self._buckets.pop(about, None) or _TokenBucket(full, now)
+        bucket.tokens = min(full, bucket.tokens + (now - bucket.updated_at) / self.limits.kube_event_refill_seconds)
+        bucket.updated_at = now
+        self._buckets[about] = bucket
         if len(self._buckets) > self.limits.kube_events:
             self._buckets.popitem(last=False)
-        if found.tokens < 1.0:
+        if bucket.tokens < 1.0:
             return False
-        found.tokens -= 1.0
+        bucket.tokens -= 1.0
         return True
 
     def _forget_oldest(self) -> None:
         while len(self._states) > self.limits.kube_events:
-            happening, told = self._states.popitem(last=False)
-            self._unwritten.pop(happening, None)
-            self.waiting -= not told.written
-            self.dropped += told.count > told.written
+            key, state = self._states.popitem(last=False)
+            self._unwritten.pop(key, None)
+            self.waiting -= not state.written
+            self.dropped += state.count > state.written
 
 
 def write_count(write: EventWrite) -> int:
-    """How often it had happened when this was to be written."""
+    """Returns the count in a write."""
     series = (write.manifest or write.patch or {}).get("series") or {}
     return int(series.get("count", 1))
 
 
 def truncate_utf8(text: str, max_bytes: int) -> str:
-    """``text`` in at most ``most`` bytes of UTF-8, with an ellipsis where it was longer."""
+    """Returns `text` in at most `max_bytes` bytes of UTF-8, with an ellipsis if it was longer."""
     raw = text.encode("utf-8", "replace")
     if len(raw) <= max_bytes:
         return raw.decode()
     return raw[: max_bytes - 3].decode("utf-8", "ignore") + "…"
 
 
-def _event_name(happening: EventKey, instance: str, wall: float) -> str:
-    """A name of its own in the namespace: the object's, and a digest of what was said, when, by whom."""
-    said = "\0".join((instance, happening.type, happening.reason, happening.action, happening.note, f"{wall:.6f}"))
-    digest = blake2b(f"{happening.regarding}\0{said}".encode("utf-8", "replace"), digest_size=8).hexdigest()
-    return f"{happening.regarding.name[:200].rstrip('.-')}.{digest}"
+def _event_name(key: EventKey, instance: str, wall: float) -> str:
+    """Returns a unique name: the object's name and a digest of content, time and writer."""
+    content = "\0".join((instance, key.type, key.reason, key.action, key.note, f"{wall:.6f}"))
+    digest = blake2b(f"{key.regarding}\0{content}".encode("utf-8", "replace"), digest_size=8).hexdigest()
+    return f"{key.regarding.name[:200].rstrip('.-')}.{digest}"

@@ -1,4 +1,4 @@
-"""What is told of an object in an event, before it is written: a value that pure functions make."""
+"""The values that describe Kubernetes Events."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from fairlead.kube.resources import Manifest, name_of, namespace_of, uid_of
 
 
 class EventType(StrEnum):
-    """How bad it is."""
+    """The severity of an event."""
 
     NORMAL = "Normal"
     WARNING = "Warning"
@@ -15,7 +15,7 @@ class EventType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EventDraft:
-    """One sentence. ``reason`` and ``action`` are CamelCase words."""
+    """An event before it is recorded, without its object. Pure functions return it."""
 
     type: EventType
     reason: str
@@ -25,7 +25,7 @@ class EventDraft:
 
 @dataclass(frozen=True, slots=True)
 class ObjectReference:
-    """The object that an event is about."""
+    """A reference to the object of an event."""
 
     api_version: str
     kind: str
@@ -34,12 +34,16 @@ class ObjectReference:
     uid: str
 
     def __hash__(self) -> int:
-        return hash((self.uid, self.name))  # nearly always enough to tell them apart
+        return hash((self.uid, self.name))  # nearly always sufficient
 
 
 @dataclass(frozen=True, slots=True)
 class EventKey:
-    """What one event says: ``reason`` and ``action`` are CamelCase words, ``note`` is a sentence for people."""
+    """The content of an event. Events with equal content are counted together.
+
+    reason, action: CamelCase words.
+    note: a sentence for people.
+    """
 
     regarding: ObjectReference
     type: EventType
@@ -52,7 +56,7 @@ class EventKey:
 
 
 def object_reference(manifest: Manifest) -> ObjectReference:
-    """The object itself, as events name it."""
+    """Returns a reference to an object."""
     return ObjectReference(
         str(manifest.get("apiVersion", "")),
         str(manifest.get("kind", "")),

@@ -1,7 +1,7 @@
-"""Telling people what happened, in ``kubectl describe``: the recorder of events (events.k8s.io/v1).
+"""Records events for `kubectl describe` (events.k8s.io/v1).
 
-``record`` never waits and never fails: events are news, not state. While the API server is away they wait, so many of them; what it
-refuses is dropped and counted, and ``problem`` says why. What is written when is decided by ``fairlead.kube.events.aggregator``.
+`record` neither waits nor fails. While the API server is away, a limited number of events waits. It
+counts rejected events in `dropped`; `problem` says why. `aggregator` decides what is written when.
 """
 
 import asyncio
@@ -21,7 +21,11 @@ FLUSH_SECONDS = 5.0
 
 
 class EventRecorder:
-    """The events of one process: ``controller`` is a qualified name (``fairlead.io/operator``), ``instance`` its pod."""
+    """The event recorder of a process.
+
+    controller: qualified name, such as `fairlead.io/operator`.
+    instance: the pod.
+    """
 
     def __init__(
         self,
@@ -43,17 +47,21 @@ class EventRecorder:
 
     @property
     def dropped(self) -> int:
-        """Events that were never written: too many at once, or not taken by the API server."""
+        """Events that were never written: too many at once, or rejected by the API server."""
         return self._aggregator.dropped
 
     def record(self, about: Manifest, type: EventType, reason: str, action: str, note: str) -> None:
-        """``note`` is a sentence for people, ``reason`` and ``action`` are CamelCase words. No prompt and no key belongs in it."""
-        happening = EventKey(object_reference(about), type, reason, action, note)
-        self._aggregator.add(happening, self._clock.now(), self._clock.wall())
+        """Records an event about an object.
+
+        reason, action: CamelCase words.
+        note: a sentence for people, without prompts or keys.
+        """
+        key = EventKey(object_reference(about), type, reason, action, note)
+        self._aggregator.add(key, self._clock.now(), self._clock.wall())
         self._wakeup.set()
 
     async def run(self) -> None:
-        """Write what is due, until cancelled."""
+        """Writes due events until cancelled."""
         while True:
             self._wakeup.clear()
             for write in self._aggregator.due_writes(self._clock.now()):
@@ -62,7 +70,7 @@ class EventRecorder:
             await self._wait_for_work(None if due_at is None else due_at - self._clock.now())
 
     async def flush(self) -> None:
-        """At the end of a process: write what is left, for five seconds at most."""
+        """Writes the remaining events at the end of a process, for at most five seconds."""
         timer = asyncio.ensure_future(self._pause(FLUSH_SECONDS))
         writing = asyncio.ensure_future(self._write_all(self._aggregator.pending_writes()))
         try:
@@ -76,15 +84,15 @@ class EventRecorder:
             await self._write(write)
 
     async def _wait_for_work(self, seconds: float | None) -> None:
-        """Until there is news, or that much time has passed."""
+        """Waits for a new event or for `seconds`."""
         if seconds is not None and seconds <= 0:
             return
-        news = asyncio.ensure_future(self._wakeup.wait())
+        wakeup = asyncio.ensure_future(self._wakeup.wait())
         timer = None if seconds is None else asyncio.ensure_future(self._pause(seconds))
         try:
-            await asyncio.wait({news} if timer is None else {news, timer}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({wakeup} if timer is None else {wakeup, timer}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await cancel_and_wait(news)
+            await cancel_and_wait(wakeup)
             await cancel_and_wait(timer)
 
     async def _write(self, write: EventWrite) -> None:

@@ -1,1 +1,7 @@
-"""Transport."""
+"""Connections to the API server.
+
+- `kubeconfig`: finds the server and the credentials.
+- `credentials`: TLS context and token, reloaded when their files change.
+- `http_transport`: single requests over kept connections; `watch_stream`: watches.
+- `retry`: whether and when to repeat a failed request.
+"""

@@ -1,7 +1,8 @@
-"""What goes with each request: TLS and a token, both read again when the cluster renews their files.
+"""Credentials of requests: the TLS context and the token, reloaded when their files change.
 
-A service account's token is good for an hour or less and is replaced in its file. It is read again every few seconds, and at once
-when the API server does not accept it. Certificates are loaded again then, too, and when the API server's is not trusted.
+A service account token is valid for an hour or less, and the cluster replaces its file. It is read
+again every few seconds, and at once after a 401. Certificates are reloaded at the same time, and
+when the API server's certificate is not trusted.
 """
 
 import os
@@ -14,7 +15,7 @@ from fairlead.runtime.clock import Clock
 
 
 class ClusterCredentials:
-    """The present headers and TLS context of an ``Access``."""
+    """The current headers and TLS context of a ClusterConfig."""
 
     def __init__(self, config: ClusterConfig, clock: Clock, reread_seconds: float) -> None:
         self._config = config
@@ -25,16 +26,22 @@ class ClusterCredentials:
         self._tls: ssl.SSLContext | None = None
 
     def headers(self) -> list[tuple[str, str]]:
-        """Who we are. Raises AccessError when a token's file cannot be read and never could."""
+        """Returns the authentication headers.
+
+        Raises ClusterConfigError if the token file cannot be read and never could.
+        """
         self._refresh_token()
-        found = [("Authorization", f"Bearer {self._token}")] if self._token else []
+        headers = [("Authorization", f"Bearer {self._token}")] if self._token else []
         if self._config.impersonate_user:
-            found.append(("Impersonate-User", self._config.impersonate_user))
-        found += [("Impersonate-Group", group) for group in self._config.impersonate_groups]
-        return found
+            headers.append(("Impersonate-User", self._config.impersonate_user))
+        headers += [("Impersonate-Group", group) for group in self._config.impersonate_groups]
+        return headers
 
     def tls_context(self) -> ssl.SSLContext | bool:
-        """The context for connections; True where there is no TLS. Raises AccessError for unusable certificates."""
+        """Returns the TLS context; True if the connection has no TLS.
+
+        Raises ClusterConfigError for unusable certificates.
+        """
         if not self._config.server.startswith("https://"):
             return True
         if self._tls is None:
@@ -45,7 +52,7 @@ class ClusterCredentials:
         return self._tls
 
     def invalidate(self) -> bool:
-        """Read everything anew, since it was not accepted. Was there anything that files could have changed?"""
+        """Drops token and certificates after a rejection. Returns True if they come from files."""
         access = self._config
         self._read_at = self._tls = None
         return any((access.token_file, access.ca_file, access.certificate_file))
@@ -57,7 +64,7 @@ class ClusterCredentials:
         try:
             self._token = file.read_text().strip()
         except OSError as error:
-            if not self._token:  # else the last one may be good for a while: the API server decides
+            if not self._token:  # the last token may still be valid
                 raise ClusterConfigError(f"cannot read the token {file}: {error.strerror or error}") from error
         self._read_at = now
 
@@ -67,16 +74,14 @@ def _make_tls_context(access: ClusterConfig) -> ssl.SSLContext:
         cafile=str(access.ca_file) if access.ca_file else None,
         cadata=access.ca_data.decode("ascii", "replace") if access.ca_data else None,
     )
-    # Python 3.13 turned on checks of form that the authorities of common clusters do not pass (no key identifier).
+    # The CAs of common clusters fail the strict checks of Python 3.13 (no key identifier).
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if not access.verify_tls:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if access.certificate is None and access.certificate_file is None:
         return context
-    with tempfile.TemporaryDirectory(
-        prefix="fairlead-"
-    ) as folder:  # the ssl module takes files only; 0700, gone at once
+    with tempfile.TemporaryDirectory(prefix="fairlead-") as folder:  # ssl accepts only files; folder mode 0700
         certificate = access.certificate_file or _write_private(Path(folder), "certificate", access.certificate)
         key = access.key_file or _write_private(Path(folder), "key", access.key)
         context.load_cert_chain(certificate, key)

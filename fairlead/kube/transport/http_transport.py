@@ -1,18 +1,18 @@
-"""Single requests over connections that are kept: HTTP/1.1, one request at a time on each, over TLS or not.
+"""HTTP/1.1 transport for single requests over kept connections, one request at a time on each.
 
-A general client spends several times what a request to the API server needs on what is not needed here: redirections, cookies,
-proxies, encodings, a stream and a timer's context for each answer. This one writes the head as one text, lets llhttp (httptools, as
-in the gateway) take the answer apart, and wakes the caller once, when all of it is there. Watches, whose answers have no end, are
-not its business (``fairlead.kube.transport.watch_stream``).
+It writes the head as one text, parses responses with llhttp (httptools, as in the gateway), and
+wakes the caller once, with the complete response. Watches use `watch_stream`.
 
-What it promises its caller, who decides what may be sent again:
+Why: a general client spends several times the cost on redirects, cookies, proxies, encodings, and a
+stream and a timer per response. None of these is needed here.
 
-- ``Unsent``: no connection came about, so that nothing was asked. Any other OSError or TimeoutError may come after the API server has
-  done what it was asked.
-- A connection that was kept may have been closed by the other end meanwhile. Where that shows before the first byte of an answer, and
-  the request may be repeated, it is sent once more on a new connection; else the caller hears of it.
-- A connection whose answer was not read to its end is never used again. One made with other certificates than the present ones is
-  not either.
+Guarantees for the caller, who decides about retries:
+
+- `NotSent`: there was no connection, so that nothing was requested. After any other OSError or
+  TimeoutError, the API server may have processed the request.
+- The server may close a kept connection. If that happens before the first byte of the response,
+  a repeatable request is sent once more on a new connection. Otherwise the caller gets the error.
+- A connection is never reused after an incomplete response, nor after a change of the TLS context.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ import httptools
 from fairlead.errors import BadInput
 
 IDLE_SECONDS = 15.0
-"""Connections that wait longer are closed: load balancers forget them without a word."""
+"""Connections idle for longer are closed: load balancers drop them silently."""
 _MAX_HEAD_BYTES = 65_536
-"""Of an answer before its body; the API server sends less than one thousand."""
+"""Maximum size of a response head. The API server sends less than one thousand bytes."""
 _WRITE_CHUNK_BYTES = 262_144
 _UNSAFE_TARGET = re.compile(r"[\x00-\x20\x7f-\U0010ffff]")
 _UNSAFE_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -40,14 +40,16 @@ Headers = Sequence[tuple[str, str]]
 
 
 class NotSent(OSError):
-    """Raised when there is no connection: the request has not been sent. ``__cause__`` says why."""
+    """Raised if there is no connection: the request was not sent. `__cause__` says why."""
 
 
 @dataclass(slots=True)
 class HttpRequest:
-    """One request, as often as it is sent. ``path`` is escaped. ``repeatable``: sending it twice is the same as once.
+    """A request, which may be sent several times.
 
-    ``host`` is what the header of that name says, where that is not the server.
+    path: escaped.
+    repeatable: the request is idempotent.
+    host: value of the Host header, if it is not the server.
     """
 
     method: str
@@ -63,7 +65,7 @@ class HttpRequest:
 
     @property
     def target(self) -> str:
-        """Path and query. Raises BadInput for what is none."""
+        """Path and query. Raises BadInput for an invalid one."""
         target = f"{self.path}?{urlencode(self.query)}" if self.query else self.path
         if _UNSAFE_TARGET.search(target):
             raise BadInput(f"{target!r} is no target of a request", field="path")
@@ -71,7 +73,7 @@ class HttpRequest:
 
 
 class HttpResponse:
-    """An answer. ``cut``: the body has more bytes than were asked for."""
+    """A response. `truncated`: the body is longer than requested."""
 
     __slots__ = ("_headers", "body", "status", "truncated")
 
@@ -82,15 +84,16 @@ class HttpResponse:
         self._headers = headers
 
     def header(self, name: str) -> str:
-        """The first header of that name (in small letters); empty where there is none."""
+        """Returns the first header of that lower-case name; empty if absent."""
         wanted = name.encode()
         return next((value.decode("latin-1") for key, value in self._headers if key.lower() == wanted), "")
 
 
 class HttpTransport:
-    """The connections to ``server`` (``https://host:port/path``). ``tls`` gives the present context, True where there is none.
+    """The connections to `server` (`https://host:port/path`).
 
-    ``server_name`` is whom the certificate must be for, where that is not the host.
+    tls: returns the current TLS context; True without TLS.
+    server_name: expected name in the certificate, if it is not the host.
     """
 
     def __init__(
@@ -112,38 +115,39 @@ class HttpTransport:
 
     @property
     def connection_count(self) -> int:
-        """How many are open, used or kept."""
+        """Number of open connections, in use or idle."""
         return len(self._all)
 
     async def send(
         self, request: HttpRequest, headers: Headers, seconds: float, max_bytes: int, max_error_bytes: int
     ) -> HttpResponse:
-        """The answer; of its body at most ``most`` bytes, ``most_refused`` of a refusal (a status from 300 on).
+        """Returns the response with at most `max_bytes` of its body (`max_error_bytes` from status
+        300).
 
-        Raises Unsent, another OSError when the connection breaks, TimeoutError after ``seconds``.
+        Raises NotSent, another OSError if the connection breaks, and TimeoutError after `seconds`.
         """
         head, context, loop = self._format_head(request, headers), self._tls(), asyncio.get_running_loop()
         until, wanted = loop.time() + seconds, (max_bytes, max_error_bytes)
-        kept = self._take_idle(context)
-        if kept is not None:
+        idle_connection = self._take_idle(context)
+        if idle_connection is not None:
             try:
-                return await self._exchange(kept, head, request.body or b"", until, wanted)
+                return await self._exchange(idle_connection, head, request.body or b"", until, wanted)
             except OSError:
-                if kept.response_started or kept.timed_out or not request.repeatable:
+                if idle_connection.response_started or idle_connection.timed_out or not request.repeatable:
                     raise
-        made = await self._connect(context, until - loop.time())
-        return await self._exchange(made, head, request.body or b"", until, wanted)
+        connection = await self._connect(context, until - loop.time())
+        return await self._exchange(connection, head, request.body or b"", until, wanted)
 
     async def close(self) -> None:
-        """End all connections; one that is being made ends as soon as it is."""
+        """Closes all connections; one that is being opened closes as soon as it is open."""
         self._closed = True
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
         self._idle.clear()
-        gone = [one.abort() for one in tuple(self._all)]
-        if gone:
-            await asyncio.wait(gone, timeout=1.0)
+        closing = [connection.abort() for connection in tuple(self._all)]
+        if closing:
+            await asyncio.wait(closing, timeout=1.0)
 
     def _format_head(self, request: HttpRequest, headers: Headers) -> bytes:
         if self._header_cache[0] != headers:
@@ -161,12 +165,12 @@ class HttpTransport:
         return f"{line}\r\nHost: {host}\r\n{self._header_cache[1]}{sized}\r\n".encode()
 
     def _take_idle(self, context: ssl.SSLContext | bool) -> "_Connection | None":
-        """The one that was used last, of those that are still good."""
+        """Returns the most recently used connection that is still usable."""
         while self._idle:
-            found = self._idle.pop()
-            if not found.lost and found.context is context:
-                return found
-            found.abort()
+            connection = self._idle.pop()
+            if not connection.lost and connection.context is context:
+                return connection
+            connection.abort()
         return None
 
     async def _connect(self, context: ssl.SSLContext | bool, seconds: float) -> "_Connection":
@@ -175,7 +179,7 @@ class HttpTransport:
         name = (self._server_name or self._host) if secure is not None else None
         try:
             async with asyncio.timeout(min(seconds, self._connect_seconds)):
-                _, made = await loop.create_connection(
+                _, connection = await loop.create_connection(
                     lambda: _Connection(context, self._all.discard),
                     self._host,
                     self._port,
@@ -183,13 +187,13 @@ class HttpTransport:
                     server_hostname=name,
                 )
         except OSError as error:
-            words = str(error) or type(error).__name__
-            raise NotSent(f"cannot connect to {self._authority}: {words}") from error
-        self._all.add(made)
+            reason = str(error) or type(error).__name__
+            raise NotSent(f"cannot connect to {self._authority}: {reason}") from error
+        self._all.add(connection)
         if self._closed:
-            made.abort()
+            connection.abort()
             raise NotSent(f"the client of {self._authority} is closed")
-        return made
+        return connection
 
     async def _exchange(
         self, connection: "_Connection", head: bytes, body: bytes, until: float, wanted: tuple[int, int]
@@ -200,7 +204,7 @@ class HttpTransport:
             waiter = connection.start_request(loop, wanted)
             if len(body) <= _WRITE_CHUNK_BYTES:
                 connection.write(head + body)
-            else:  # in pieces, so that other connections get their turn
+            else:  # in chunks, so that other connections get loop time
                 connection.write(head)
                 for start in range(0, len(body), _WRITE_CHUNK_BYTES):
                     connection.write(body[start : start + _WRITE_CHUNK_BYTES])
@@ -221,20 +225,20 @@ class HttpTransport:
         return reply
 
     def _close_expired(self) -> None:
-        """Close what has waited too long."""
+        """Closes connections that were idle for too long."""
         loop = asyncio.get_running_loop()
         oldest, kept = loop.time() - IDLE_SECONDS, []
-        for one in self._idle:
-            if one.lost or one.idle_since <= oldest:
-                one.abort()
+        for connection in self._idle:
+            if connection.lost or connection.idle_since <= oldest:
+                connection.abort()
             else:
-                kept.append(one)
+                kept.append(connection)
         self._idle = kept
         self._sweep = loop.call_later(IDLE_SECONDS, self._close_expired) if kept else None
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, and the answer that is being read on it. ``heard``: its first byte has come."""
+    """A connection, and the response being read on it."""
 
     def __init__(self, context: ssl.SSLContext | bool, gone: Callable[["_Connection"], None]) -> None:
         self.context = context
@@ -250,7 +254,10 @@ class _Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
 
     def start_request(self, loop: asyncio.AbstractEventLoop, wanted: tuple[int, int]) -> asyncio.Future[HttpResponse]:
-        """What will be the answer to what is written next. ``wanted``: most bytes of its body, and of that of a refusal."""
+        """Returns a future for the response to the next request.
+
+        wanted: maximum bytes of its body, and of the body of an error.
+        """
         self._max_bytes, self._max_error_bytes = wanted
         self.response_started = self.reusable = False
         self._size = self._head_size = self._status = 0
@@ -261,30 +268,30 @@ class _Connection(asyncio.Protocol):
         return waiter
 
     def write(self, data: bytes) -> None:
-        """Send it, unless the connection is lost, which the waiter hears of."""
+        """Sends data, unless the connection is lost. The waiting caller then gets an error."""
         if self._transport is not None and not self.lost:
             self._transport.write(data)
 
     def on_timeout(self) -> None:
-        """The time for the answer is over."""
+        """Fails the request with a TimeoutError."""
         self.timed_out = True
         self._fail(TimeoutError())
 
     def abort(self) -> asyncio.Future[None]:
-        """Close it at once; done when it is closed."""
+        """Closes the connection at once. The future is done when it is closed."""
         if self._transport is not None and not self.lost:
             self._transport.abort()
         return self._closed
 
-    # --- as asyncio calls it ------------------------------------------------------------------------------------------------
+    # --- callbacks of asyncio --------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It is open."""
+        """Called by asyncio when the connection is open."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """A part of an answer."""
-        if self._waiter is None:  # nobody asked
+        """Called by asyncio with a part of the response."""
+        if self._waiter is None:  # no request is waiting
             self.abort()
             return
         self.response_started = True
@@ -298,7 +305,9 @@ class _Connection(asyncio.Protocol):
             self._fail(ConnectionError(f"the head of the answer has more than {_MAX_HEAD_BYTES} bytes"))
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It is closed, by whomever. An answer of which nothing says how long it is ends so."""
+        """Called by asyncio when the connection is closed. This ends a response without a stated
+        length.
+        """
         self.lost = True
         self._on_closed(self)
         if not self._closed.done():
@@ -308,28 +317,28 @@ class _Connection(asyncio.Protocol):
         else:
             self._fail(error if isinstance(error, OSError) else ConnectionResetError("Server disconnected"))
 
-    # --- as llhttp calls it -------------------------------------------------------------------------------------------------
+    # --- callbacks of llhttp ---------------------------------------------------------------
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """Called by llhttp for each header."""
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """The body follows, unless this only says that the answer will."""
+        """Called by llhttp at the end of the headers. Informational responses are skipped."""
         status = self._parser.get_status_code()
         if status >= 200:
             self._status = status
             self._max_bytes = self._max_bytes if status < 300 else self._max_error_bytes
 
     def on_body(self, data: bytes) -> None:
-        """A part of the body."""
+        """Called by llhttp for each part of the body."""
         self._parts.append(data)
         self._size += len(data)
         if self._size > self._max_bytes:
             self._finish(cut=True)
 
     def on_message_complete(self) -> None:
-        """All of it is there."""
+        """Called by llhttp at the end of the response."""
         if self._status:
             self.reusable = self._waiter is not None and self._parser.should_keep_alive()
             self._finish(cut=False)

@@ -1,7 +1,8 @@
-"""Where the API server is and who we are: from a pod's service account, or from a kubeconfig.
+"""Finds the API server and the credentials: a pod's service account, or a kubeconfig.
 
-What a kubeconfig may say and is not honoured here (proxies; plugins that make credentials, unless the caller runs them) is an error
-that names it: never a connection as somebody else. Order of search: ``KUBECONFIG``, the pod's service account, ``~/.kube/config``.
+Search order: `KUBECONFIG`, the pod's service account, `~/.kube/config`. Kubeconfig entries that are
+not supported are errors that name the entry, so that Fairlead never connects with another identity.
+These are proxies, and credential plugins unless the caller runs them.
 """
 
 import base64
@@ -34,12 +35,16 @@ _HINTS = {
 
 
 class ClusterConfigError(BadInput):
-    """Raised when there is no way to an API server, or one that Fairlead does not honour."""
+    """Raised if no API server is configured, or in a way that is not supported."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
-    """How to reach an API server. PEM texts are bytes; ``found`` says in words where all this was found."""
+    """The address of an API server and the credentials for it.
+
+    source: text for people about where this configuration was found.
+    ca_data, certificate, key: PEM.
+    """
 
     server: str
     source: str
@@ -60,7 +65,9 @@ class ClusterConfig:
 
 @dataclass(frozen=True, slots=True)
 class PluginCredential:
-    """What a plugin made: a bearer token, a client certificate with its key (PEM), or both."""
+    """The output of a credential plugin: a bearer token, a client certificate with its key, or
+    both.
+    """
 
     token: str | None = field(default=None, repr=False)
     certificate: bytes | None = None
@@ -68,25 +75,31 @@ class PluginCredential:
 
 
 CredentialPlugin = Callable[[Mapping[str, Any], Path, ClusterConfig], PluginCredential]
-"""Runs the plugin of a user: its ``exec`` entry, the kubeconfig that holds it, and the way to the cluster without a credential."""
+"""Runs the credential plugin of a user.
+
+Arguments: the `exec` entry, its kubeconfig, and the configuration without credentials.
+"""
 
 
 def load_config(environment: Mapping[str, str], home: Path, account: Path = SERVICE_ACCOUNT_FOLDER) -> ClusterConfig:
-    """The first way that this process is given. Raises AccessError when there is none, or a broken one."""
-    if named := environment.get("KUBECONFIG", ""):
-        return config_from_kubeconfig([Path(part) for part in named.split(os.pathsep) if part])
+    """Returns the first configuration in search order. Raises ClusterConfigError."""
+    if variable := environment.get("KUBECONFIG", ""):
+        return config_from_kubeconfig([Path(part) for part in variable.split(os.pathsep) if part])
     if "KUBERNETES_SERVICE_HOST" in environment:
         return in_cluster_config(environment, account)
-    usual = home / ".kube" / "config"
-    if usual.exists():
-        return config_from_kubeconfig([usual])
+    default = home / ".kube" / "config"
+    if default.exists():
+        return config_from_kubeconfig([default])
     raise ClusterConfigError(
         "no Kubernetes cluster is named", hint="set KUBECONFIG, or run in a pod with a service account"
     )
 
 
 def in_cluster_config(environment: Mapping[str, str], account: Path = SERVICE_ACCOUNT_FOLDER) -> ClusterConfig:
-    """The service account of this pod. The token's file is named, not read: the cluster rotates it."""
+    """Returns the configuration of this pod's service account.
+
+    The token file is named, not read: the cluster rotates it.
+    """
     host = environment.get("KUBERNETES_SERVICE_HOST", "")
     port = environment.get("KUBERNETES_SERVICE_PORT_HTTPS") or environment.get("KUBERNETES_SERVICE_PORT", "443")
     token, authority = account / "token", account / "ca.crt"
@@ -111,43 +124,50 @@ def in_cluster_config(environment: Mapping[str, str], account: Path = SERVICE_AC
 def config_from_kubeconfig(
     paths: list[Path], context: str | None = None, login: CredentialPlugin | None = None
 ) -> ClusterConfig:
-    """The current (or a named) context of kubeconfig files; of entries with one name, the first file's counts.
+    """Returns the current (or a named) context of kubeconfig files. The first entry of a name wins.
 
-    ``login`` runs plugins that make credentials; without it, a user that has one is refused.
+    login: runs credential plugins. Without it, users that need a plugin are refused.
     """
     merged: dict[str, dict[str, tuple[dict[str, Any], Path]]] = {"clusters": {}, "users": {}, "contexts": {}}
-    current, there = context or "", [path for path in paths if path.exists()]
-    if not there:
+    current, existing = context or "", [path for path in paths if path.exists()]
+    if not existing:
         raise ClusterConfigError(f"no kubeconfig at {', '.join(map(str, paths))}", field="KUBECONFIG")
-    for path in there:
+    for path in existing:
         document = _read_yaml(path)
         current = current or str(document.get("current-context") or "")
         for section, entries in merged.items():
             for name, entry in _named_entries(document, section, path):
                 entries.setdefault(name, (entry, path))
-    names = ", ".join(map(str, there))
+    names = ", ".join(map(str, existing))
     if not current:
         raise ClusterConfigError(f"{names} names no current context", field="current-context")
-    chosen, _ = _find_entry(merged["contexts"], current, "context", names)
-    cluster, cluster_file = _find_entry(merged["clusters"], str(chosen.get("cluster", "")), "cluster", names)
+    context_entry, _ = _find_entry(merged["contexts"], current, "context", names)
+    cluster, cluster_file = _find_entry(merged["clusters"], str(context_entry.get("cluster", "")), "cluster", names)
     user: dict[str, Any] = {}
     user_file = cluster_file
-    if chosen.get("user"):
-        user, user_file = _find_entry(merged["users"], str(chosen["user"]), "user", names)
+    if context_entry.get("user"):
+        user, user_file = _find_entry(merged["users"], str(context_entry["user"]), "user", names)
     _reject_unsupported(cluster, _CLUSTER_KEYS, cluster_file, "cluster")
     _reject_unsupported(user, _USER_KEYS | ({"exec"} if login else set()), user_file, "user")
-    found = _to_config(chosen, (cluster, cluster_file), (user, user_file), f"the context {current} of {names}")
+    config = _to_config(context_entry, (cluster, cluster_file), (user, user_file), f"the context {current} of {names}")
     plugin = user.get("exec")
-    if login is None or not plugin or found.token or found.token_file or found.certificate or found.certificate_file:
-        return found
+    if (
+        login is None
+        or not plugin
+        or config.token
+        or config.token_file
+        or config.certificate
+        or config.certificate_file
+    ):
+        return config
     if not isinstance(plugin, dict):
         raise ClusterConfigError(f"{user_file}: exec of a user is no mapping", field="exec")
-    made = login(plugin, user_file, found)
-    return replace(found, token=made.token, certificate=made.certificate, key=made.key)
+    credential = login(plugin, user_file, config)
+    return replace(config, token=credential.token, certificate=credential.certificate, key=credential.key)
 
 
 def _to_config(
-    chosen: dict[str, Any], cluster: tuple[dict[str, Any], Path], user: tuple[dict[str, Any], Path], found: str
+    context_entry: dict[str, Any], cluster: tuple[dict[str, Any], Path], user: tuple[dict[str, Any], Path], source: str
 ) -> ClusterConfig:
     server = str(cluster[0].get("server") or "").rstrip("/")
     if not server.startswith(("https://", "http://")):
@@ -160,8 +180,8 @@ def _to_config(
     token_file = user[0].get("tokenFile")
     return ClusterConfig(
         server=server,
-        source=found,
-        namespace=str(chosen.get("namespace") or "default"),
+        source=source,
+        namespace=str(context_entry.get("namespace") or "default"),
         ca_data=authority,
         ca_file=authority_file,
         certificate=certificate,
@@ -192,14 +212,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _named_entries(document: dict[str, Any], section: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The named entries of a section: ``clusters: [{name: x, cluster: {…}}]``."""
-    inside, found = section.removesuffix("s"), []
+    """Returns the named entries of a section: `clusters: [{name: x, cluster: {…}}]`."""
+    field, entries = section.removesuffix("s"), []
     for entry in document.get(section) or []:
-        value = entry.get(inside) if isinstance(entry, dict) else None
+        value = entry.get(field) if isinstance(entry, dict) else None
         if not isinstance(value, dict | None) or not isinstance(entry, dict) or "name" not in entry:
-            raise ClusterConfigError(f"{path}: an entry of {section} is not {{name, {inside}}}", field=section)
-        found.append((str(entry["name"]), value or {}))
-    return found
+            raise ClusterConfigError(f"{path}: an entry of {section} is not {{name, {field}}}", field=section)
+        entries.append((str(entry["name"]), value or {}))
+    return entries
 
 
 def _find_entry(
@@ -217,7 +237,7 @@ def _reject_unsupported(entry: dict[str, Any], honoured: set[str], path: Path, k
 
 
 def _data_or_file(entry: dict[str, Any], path: Path, name: str) -> tuple[bytes | None, Path | None]:
-    """What stands in the kubeconfig goes before the file that it names; a relative one lies beside it."""
+    """Returns inline data, else the named file, relative to the kubeconfig."""
     if data := entry.get(f"{name}-data"):
         try:
             return base64.b64decode(data, validate=True), None

@@ -1,7 +1,7 @@
-"""The beginning of a watch: an answer without an end, by aiohttp, with a connection for itself.
+"""Opens watches: endless responses, each with its own connection, over aiohttp.
 
-Watches are few and live for minutes, so that what opening one costs does not matter; single requests go by
-``fairlead.kube.transport.http_transport``.
+Watches are few and live for minutes, so the cost of opening one does not matter. Single requests
+use `http_transport`.
 """
 
 from collections.abc import AsyncIterator
@@ -16,12 +16,12 @@ from fairlead.kube.transport.credentials import ClusterCredentials
 from fairlead.kube.transport.http_transport import Headers
 
 CONNECTION_ERRORS = (aiohttp.ClientError, OSError, TimeoutError)
-"""What a connection that breaks, or never comes about, raises here."""
+"""Exceptions of a connection that breaks or cannot be opened."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchStream:
-    """An answer that has begun; leave its ``async with`` to end it."""
+    """An open response. Leaving its `async with` block closes it."""
 
     response: aiohttp.ClientResponse
 
@@ -35,19 +35,19 @@ class WatchStream:
 
     @property
     def status(self) -> int:
-        """Of HTTP."""
+        """The HTTP status."""
         return self.response.status
 
     def header(self, name: str) -> str:
-        """Empty where there is none."""
+        """Returns a header; empty if absent."""
         return self.response.headers.get(name, "")
 
     def iter_bytes(self) -> AsyncIterator[bytes]:
-        """The body as it comes."""
+        """Returns the body as it arrives."""
         return self.response.content.iter_any()
 
     async def read_prefix(self, max_bytes: int) -> bytes:
-        """At most so many bytes of the body."""
+        """Returns at most `max_bytes` of the body."""
         parts, size = [], 0
         async for data in self.iter_bytes():
             parts.append(data)
@@ -58,8 +58,11 @@ class WatchStream:
         return b"".join(parts)[:max_bytes]
 
     def _abort(self) -> None:
-        """Of an answer that was not read to its end the connection is cut: a polite end of TLS waits for the other side, and one that
-        the loop does not live to see stays open."""
+        """Aborts the connection.
+
+        Why: a graceful end of TLS waits for the other side, and stays open if the loop stops
+        before.
+        """
         connection = self.response.connection
         if connection is not None and connection.transport is not None:
             connection.transport.abort()
@@ -67,7 +70,10 @@ class WatchStream:
 
 
 class WatchTransport:
-    """Opens watches at ``server``. ``server_name`` is whom the certificate must be for, where that is not the host."""
+    """Opens watches at `server`.
+
+    server_name: expected name in the certificate, if it is not the host.
+    """
 
     def __init__(
         self, server: str, credentials: ClusterCredentials, server_name: str | None, connect_seconds: float
@@ -79,7 +85,9 @@ class WatchTransport:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self, target: str, headers: Headers) -> WatchStream:
-        """The beginning of the answer to a GET of ``target`` (path and query, escaped). Raises what is ``BROKEN``."""
+        """Opens the response to a GET of `target` (escaped path and query). Raises
+        `CONNECTION_ERRORS`.
+        """
         try:
             return WatchStream(
                 await self._get_session().request(
@@ -88,23 +96,23 @@ class WatchTransport:
                     headers=list(headers),
                     ssl=self._credentials.tls_context(),
                     server_hostname=self._server_name,
-                    allow_redirects=False,  # a redirection would carry our token elsewhere
+                    allow_redirects=False,  # a redirect would send the token elsewhere
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds),
                 )
             )
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError):
-            self._credentials.invalidate()  # the authority may have been replaced
+            self._credentials.invalidate()  # the CA may have been replaced
             raise
 
     async def close(self) -> None:
-        """End all of them."""
+        """Closes all watches."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
 
     def _get_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # Every watch holds a connection for itself, one a kind and namespace; the usual 100 may not be enough.
+            # Each watch (one per kind and namespace) has a connection; the default of 100 may be too few.
             connector = aiohttp.TCPConnector(limit=0)
             self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return self._session

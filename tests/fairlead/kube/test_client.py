@@ -49,7 +49,7 @@ def run(check: Check, limits: Limits | None = None, **access: Any) -> None:
     asyncio.run(main())
 
 
-def test_applying_creates_then_changes_nothing() -> None:
+def test_apply_creates_and_repeating_it_changes_nothing() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         first = await api.apply(MAP, "operator")
         again = await api.apply(MAP, "operator", force=False, dry_run=True)
@@ -64,7 +64,7 @@ def test_applying_creates_then_changes_nothing() -> None:
     run(check)
 
 
-def test_a_status_is_applied_without_the_rest() -> None:
+def test_status_is_applied_alone() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.put(MODEL_DEPLOYMENTS, "x", "m", spec={"a": 1})
         whole = {
@@ -82,7 +82,7 @@ def test_a_status_is_applied_without_the_rest() -> None:
     run(check)
 
 
-def test_creating_patching_deleting_evicting() -> None:
+def test_create_patch_delete_evict() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         made = await api.create(MAP, "operator")
         with pytest.raises(AlreadyExists):
@@ -104,7 +104,7 @@ def test_creating_patching_deleting_evicting() -> None:
     run(check)
 
 
-def test_a_budget_that_refuses_an_eviction_is_asked_once() -> None:
+def test_blocked_eviction_is_not_retried() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.put(PODS, "x", "p")
         fake.ordered_responses.append(OrderedResponse(429, "TooManyRequests", causes=({"reason": "DisruptionBudget"},)))
@@ -115,7 +115,7 @@ def test_a_budget_that_refuses_an_eviction_is_asked_once() -> None:
     run(check)
 
 
-def test_a_list_is_read_page_by_page_and_says_what_its_items_are() -> None:
+def test_list_reads_pages_and_completes_items() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.bare = True
         for number in range(5):
@@ -131,7 +131,7 @@ def test_a_list_is_read_page_by_page_and_says_what_its_items_are() -> None:
     run(check)
 
 
-def test_a_list_whose_snapshot_is_forgotten_is_read_once_more_in_one_piece() -> None:
+def test_list_with_expired_pages_is_repeated_in_one_piece() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         for number in range(3):
             fake.put(PODS, "x", f"p{number}")
@@ -154,7 +154,7 @@ def test_a_list_whose_snapshot_is_forgotten_is_read_once_more_in_one_piece() -> 
         OrderedResponse(reset=True),
     ],
 )
-def test_what_passes_is_waited_out(order: OrderedResponse) -> None:
+def test_temporary_errors_are_retried(order: OrderedResponse) -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.ordered_responses += [order, order]
         assert (await api.apply(MAP, "operator"))["data"] == {"a": "1"}
@@ -165,7 +165,7 @@ def test_what_passes_is_waited_out(order: OrderedResponse) -> None:
     run(check)
 
 
-def test_what_does_not_pass_is_told_with_the_reason() -> None:
+def test_permanent_errors_are_raised_with_the_reason() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.ordered_responses.extend([OrderedResponse(503, message="etcd is away")] * 5)
         with pytest.raises(Unreachable, match="etcd is away"):
@@ -183,7 +183,7 @@ def test_what_does_not_pass_is_told_with_the_reason() -> None:
 @pytest.mark.parametrize(
     "order", [OrderedResponse(reset=True, takes_effect=True), OrderedResponse(500, takes_effect=True)]
 )
-def test_a_creation_whose_answer_is_lost_is_not_sent_again(order: OrderedResponse) -> None:
+def test_create_with_lost_response_is_not_repeated(order: OrderedResponse) -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.ordered_responses.append(order)
         with pytest.raises(Unreachable):
@@ -194,7 +194,7 @@ def test_a_creation_whose_answer_is_lost_is_not_sent_again(order: OrderedRespons
     run(check)
 
 
-def test_a_creation_that_was_turned_away_is_sent_again() -> None:
+def test_rejected_create_is_repeated() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.ordered_responses += [OrderedResponse(429), OrderedResponse(503, headers={"Retry-After": "1"})]
         assert (await api.create(MAP, "operator"))["data"] == {"a": "1"}
@@ -204,7 +204,7 @@ def test_a_creation_that_was_turned_away_is_sent_again() -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_deletion_whose_answer_is_lost_meets_no_new_object_of_the_same_name(known: bool) -> None:
+def test_delete_with_lost_response_spares_a_new_object(known: bool) -> None:
     async def main() -> None:
         async with fake_api_server() as fake:
 
@@ -221,7 +221,7 @@ def test_a_deletion_whose_answer_is_lost_meets_no_new_object_of_the_same_name(kn
     asyncio.run(main())
 
 
-def test_a_refused_connection_is_tried_again_even_for_a_creation() -> None:
+def test_refused_connection_is_retried_even_for_create() -> None:
     async def main() -> None:
         async with fake_api_server() as fake:
             access = fake.config()
@@ -234,7 +234,7 @@ def test_a_refused_connection_is_tried_again_even_for_a_creation() -> None:
     asyncio.run(main())
 
 
-def test_a_token_that_was_rotated_is_read_again_at_once(tmp_path: Path) -> None:
+def test_rotated_token_is_reloaded_at_once(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("old")
 
@@ -254,7 +254,7 @@ def test_a_token_that_was_rotated_is_read_again_at_once(tmp_path: Path) -> None:
     run(check, token_file=file)
 
 
-def test_an_unknown_token_that_cannot_change_is_asked_once() -> None:
+def test_rejected_static_token_is_not_retried() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.token = "another"
         with pytest.raises(Unauthenticated) as raised:
@@ -273,7 +273,7 @@ def test_an_unknown_token_that_cannot_change_is_asked_once() -> None:
         (OrderedResponse(200, body=b'"%s"' % (b"x" * 4096)), "more than 1024 bytes"),
     ],
 )
-def test_an_answer_that_is_none_is_unreachable(order: OrderedResponse, words: str) -> None:
+def test_invalid_response_is_unreachable(order: OrderedResponse, words: str) -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.ordered_responses.append(order)
         with pytest.raises(Unreachable, match=words):
@@ -282,7 +282,7 @@ def test_an_answer_that_is_none_is_unreachable(order: OrderedResponse, words: st
     run(check, replace(Limits(), kube_response_bytes=1024, kube_attempts=1))
 
 
-def test_a_redirection_is_not_followed() -> None:
+def test_redirect_is_not_followed() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.ordered_responses.append(OrderedResponse(302, headers={"Location": f"{fake.url}/elsewhere"}))
         with pytest.raises(Invalid):
@@ -292,7 +292,7 @@ def test_a_redirection_is_not_followed() -> None:
     run(check, token="t")
 
 
-def test_an_api_server_that_is_silent_is_given_up() -> None:
+def test_silent_api_server_times_out() -> None:
     async def main() -> None:
         async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read()
@@ -316,7 +316,7 @@ def test_an_api_server_that_is_silent_is_given_up() -> None:
     asyncio.run(main())
 
 
-def test_a_kind_is_served_when_the_api_server_lists_it() -> None:
+def test_kind_is_served_if_the_api_server_lists_it() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         assert not await api.has_resource(MODEL_DEPLOYMENTS)
         fake.ordered_responses.append(OrderedResponse(200, body=b'{"resources": [{"name": "pods"}]}'))
@@ -340,7 +340,7 @@ async def told(fake: FakeApiServer, api: KubeApi, since: str, most: int) -> list
     return found
 
 
-def test_a_watch_tells_what_happens_until_it_ends() -> None:
+def test_watch_yields_events_until_it_ends() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         since = fake.put(PODS, "x", "a")["metadata"]["resourceVersion"]
         fake.put(PODS, "y", "elsewhere")
@@ -368,7 +368,7 @@ def test_many_watches_leave_connections_for_requests() -> None:
     run(check)
 
 
-def test_a_watch_from_a_forgotten_version_is_gone() -> None:
+def test_watch_from_expired_version_raises_gone() -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.put(PODS, "x", "a")
         fake.forget()
@@ -381,7 +381,7 @@ def test_a_watch_from_a_forgotten_version_is_gone() -> None:
     run(check)
 
 
-def test_a_watch_is_tried_once_but_for_a_rotated_token(tmp_path: Path) -> None:
+def test_watch_is_retried_only_for_a_rotated_token(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("old")
 
@@ -408,7 +408,7 @@ def test_a_watch_is_tried_once_but_for_a_rotated_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", [b"{}", b"[]", b"x", b'{"type": "ADDED", "object": 3}', b'{"type": "NEW", "object": {}}', b"y" * 5000]
 )
-def test_what_is_no_event_breaks_the_watch(line: bytes) -> None:
+def test_invalid_event_breaks_the_watch(line: bytes) -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.ordered_watch_responses.append(OrderedResponse(200, body=line + b"\n" if len(line) < 100 else line))
         with pytest.raises(Unreachable):

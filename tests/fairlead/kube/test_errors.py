@@ -30,25 +30,25 @@ def body(code: int, reason: str, **details: object) -> bytes:
         (504, "Timeout", errors.Unreachable),
     ],
 )
-def test_every_answer_has_its_error(status: int, reason: str, kind: type[KubeError]) -> None:
+def test_every_status_has_its_error(status: int, reason: str, kind: type[KubeError]) -> None:
     error = error_from_response(status, body(status, reason), "GET /x")
     assert type(error) is kind
     assert (error.status, error.reason, str(error)) == (status, reason, "GET /x: m")
     assert isinstance(error, Unavailable) == (status in (429, 500, 504))
 
 
-def test_the_causes_name_the_fields() -> None:
+def test_causes_name_the_fields() -> None:
     causes = [{"field": "spec.replicas", "reason": "FieldValueInvalid", "message": "must be positive"}, "nonsense"]
     error = error_from_response(422, body(422, "Invalid", causes=causes), "PATCH /x")
     assert error.causes == (ErrorCause("spec.replicas", "FieldValueInvalid", "must be positive"),)
 
 
-def test_an_eviction_that_a_budget_refuses_is_not_a_request_to_come_back() -> None:
+def test_blocked_eviction_is_not_a_retry_request() -> None:
     error = error_from_response(429, body(429, "TooManyRequests", causes=[{"reason": "DisruptionBudget"}]), "POST /x")
     assert type(error) is errors.EvictionBlocked
 
 
-def test_the_header_says_when_to_come_back_and_else_the_body() -> None:
+def test_retry_after_header_takes_precedence_over_the_body() -> None:
     told = body(504, "Timeout", retryAfterSeconds=3)
     assert error_from_response(504, told, "GET /x").retry_after_seconds == 3.0
     assert error_from_response(504, told, "GET /x", 7.0).retry_after_seconds == 7.0
@@ -65,13 +65,13 @@ def test_the_header_says_when_to_come_back_and_else_the_body() -> None:
         (b'{"message": "m", "details": {"causes": {"a": 1}}}', "m"),
     ],
 )
-def test_what_a_proxy_answers_in_between_is_an_error_too(raw: bytes, words: str) -> None:
+def test_proxy_error_is_an_error(raw: bytes, words: str) -> None:
     error = error_from_response(502, raw, "GET /x")
     assert type(error) is errors.Unreachable
     assert words in str(error)
 
 
-def test_an_error_event_without_a_code_is_one_that_may_pass() -> None:
+def test_error_event_without_code_is_temporary() -> None:
     assert type(error_from_status({}, "watching /x")) is errors.Unreachable
     assert type(error_from_status({"code": 410, "message": "too old"}, "watching /x")) is errors.Gone
 
@@ -87,9 +87,7 @@ def test_an_error_event_without_a_code_is_one_that_may_pass() -> None:
         ("something else", []),
     ],
 )
-def test_what_does_not_fit_the_schema_is_wrong_for_ever_though_it_is_answered_500(
-    message: str, causes: list[tuple[str, str]]
-) -> None:
+def test_schema_violation_with_status_500_is_permanent(message: str, causes: list[tuple[str, str]]) -> None:
     whole = f"failed to create typed patch object (x/y; apps/v1, Kind=Deployment): {message}"
     error = error_from_status({"code": 500, "message": whole}, "PATCH /x")
     assert type(error) is errors.Invalid

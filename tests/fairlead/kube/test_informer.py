@@ -74,7 +74,7 @@ def run(check: Callable[[InformerHarness], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_it_lists_then_follows() -> None:
+def test_informer_lists_then_watches() -> None:
     async def check(lab: InformerHarness) -> None:
         assert (lab.informer.is_synced, lab.informer.age_seconds()) == (False, None)
         lab.fake.put(PODS, "x", "a")
@@ -94,7 +94,7 @@ def test_it_lists_then_follows() -> None:
     run(check)
 
 
-def test_after_a_clean_end_it_goes_on_from_where_it_was() -> None:
+def test_clean_end_continues_from_the_last_version() -> None:
     async def check(lab: InformerHarness) -> None:
         await lab.watched()
         lab.fake.put(PODS, "x", "a")
@@ -111,7 +111,7 @@ def test_after_a_clean_end_it_goes_on_from_where_it_was() -> None:
     run(check)
 
 
-def test_watches_that_end_at_once_are_opened_less_and_less_often() -> None:
+def test_watches_that_end_at_once_are_reopened_less_often() -> None:
     async def check(lab: InformerHarness) -> None:
         lab.fake.ordered_watch_responses.extend([OrderedResponse(200, body=b"")] * 5)
         await lab.passing(lambda: lab.fake.watch_count == 1)
@@ -122,7 +122,7 @@ def test_watches_that_end_at_once_are_opened_less_and_less_often() -> None:
     run(check)
 
 
-def test_a_bookmark_moves_it_on_and_keeps_it_young() -> None:
+def test_bookmark_advances_version_and_resets_age() -> None:
     async def check(lab: InformerHarness) -> None:
         await lab.watched()
         lab.fake.put(CONFIG_MAPS, "x", "another")
@@ -140,7 +140,7 @@ def test_a_bookmark_moves_it_on_and_keeps_it_young() -> None:
     run(check)
 
 
-def test_a_forgotten_version_is_listed_anew_and_only_differences_are_told() -> None:
+def test_expired_version_is_relisted_with_only_differences() -> None:
     async def check(lab: InformerHarness) -> None:
         lab.fake.put(PODS, "x", "a")
         lab.fake.put(PODS, "x", "b")
@@ -164,7 +164,7 @@ def test_a_forgotten_version_is_listed_anew_and_only_differences_are_told() -> N
     run(check)
 
 
-def test_a_frozen_watch_is_given_up_for_another() -> None:
+def test_frozen_watch_is_replaced() -> None:
     async def check(lab: InformerHarness) -> None:
         await lab.watched()
         lab.fake.frozen = True
@@ -179,7 +179,7 @@ def test_a_frozen_watch_is_given_up_for_another() -> None:
     run(check)
 
 
-def test_a_watch_that_is_never_answered_is_given_up_for_another() -> None:
+def test_unanswered_watch_is_replaced() -> None:
     async def check(lab: InformerHarness) -> None:
         lab.fake.ordered_watch_responses.append(OrderedResponse(mute=True))
         await wait_until(lambda: LIMITS.kube_watch_silence_seconds in lab.time.pending_pauses)
@@ -190,7 +190,7 @@ def test_a_watch_that_is_never_answered_is_given_up_for_another() -> None:
     run(check)
 
 
-def test_after_a_second_silence_it_lists_anew() -> None:
+def test_second_silence_causes_a_relist() -> None:
     async def check(lab: InformerHarness) -> None:
         for watches in (1, 2):
             await wait_until(lambda: lab.informer.watch_count == watches)  # noqa: B023
@@ -203,7 +203,7 @@ def test_after_a_second_silence_it_lists_anew() -> None:
     run(check)
 
 
-def test_a_connection_that_breaks_loses_nothing() -> None:
+def test_broken_connection_loses_nothing() -> None:
     async def check(lab: InformerHarness) -> None:
         await lab.watched()
         lab.fake.put(PODS, "x", "a")
@@ -224,7 +224,7 @@ def test_a_connection_that_breaks_loses_nothing() -> None:
     run(check)
 
 
-def test_a_problem_is_over_once_it_is_watched_again_though_nothing_happens() -> None:
+def test_problem_clears_when_a_watch_opens_without_events() -> None:
     async def check(lab: InformerHarness) -> None:
         await lab.watched()
         lab.fake.ordered_watch_responses.append(OrderedResponse(503))
@@ -236,7 +236,7 @@ def test_a_problem_is_over_once_it_is_watched_again_though_nothing_happens() -> 
     run(check)
 
 
-def test_an_api_server_that_keeps_refusing_the_version_is_listed_anew() -> None:
+def test_repeatedly_refused_version_is_relisted() -> None:
     async def check(lab: InformerHarness) -> None:
         lab.fake.ordered_watch_responses.extend([OrderedResponse(504, "Timeout", "too large resource version")] * 3)
         await lab.passing(lambda: lab.fake.watch_count == 1)
@@ -250,7 +250,7 @@ def test_an_api_server_that_keeps_refusing_the_version_is_listed_anew() -> None:
     run(check)
 
 
-def test_while_it_may_not_list_the_last_state_stays_and_the_problem_is_named() -> None:
+def test_last_state_and_problem_stay_while_listing_is_forbidden() -> None:
     async def check(lab: InformerHarness) -> None:
         lab.fake.put(PODS, "x", "a")
         await lab.have("a")
@@ -272,7 +272,7 @@ def test_while_it_may_not_list_the_last_state_stays_and_the_problem_is_named() -
     run(check)
 
 
-def test_what_its_user_raises_ends_it() -> None:
+def test_exception_of_a_callback_ends_it() -> None:
     async def main() -> None:
         async with fake_api_server() as fake:
             fake.put(PODS, "x", "a")
@@ -296,7 +296,7 @@ def test_what_its_user_raises_ends_it() -> None:
 
 
 @pytest.mark.parametrize("turns", range(5))
-def test_a_connection_that_is_being_accepted_when_the_server_ends_is_closed(turns: int) -> None:
+def test_connection_accepted_during_shutdown_is_closed(turns: int) -> None:
     """Of the fake one: what it left open was told of in another test, now and then."""
 
     async def main() -> bytes:

@@ -45,13 +45,15 @@ LIMITS = Limits()
         (WatchEnd(Invalid("bad version")), 1, InformerAction.RELIST, 0.1, "may not be watched"),
     ],
 )
-def test_after_a_watch(end: WatchEnd, failures: int, action: InformerAction, pause_seconds: float, words: str) -> None:
+def test_step_after_watch(
+    end: WatchEnd, failures: int, action: InformerAction, pause_seconds: float, words: str
+) -> None:
     then = step_after_watch(end, failures, 0.0, LIMITS)
     assert (then.action, then.pause_seconds) == (action, pytest.approx(pause_seconds))
     assert words in then.reason
 
 
-def test_those_who_must_list_anew_spread_over_time() -> None:
+def test_relists_are_spread_over_time() -> None:
     pauses = {
         step_after_watch(WatchEnd(Gone("old"), received=True), 0, chance / 10, LIMITS).pause_seconds
         for chance in range(10)
@@ -61,7 +63,7 @@ def test_those_who_must_list_anew_spread_over_time() -> None:
 
 
 @pytest.mark.parametrize("error", [Unreachable("away"), Forbidden("no"), TooManyRequests("m", retry_after_seconds=3.0)])
-def test_a_list_that_fails_is_tried_again_less_and_less_often(error: KubeError) -> None:
+def test_failed_list_is_retried_less_and_less_often(error: KubeError) -> None:
     asked = error.retry_after_seconds or 0.0
     pauses = [step_after_list(error, failures, 1.0, LIMITS).pause_seconds for failures in (1, 2, 100)]
     assert pauses == pytest.approx([asked + 0.2, asked + 0.4, asked + 5.0])
@@ -75,7 +77,7 @@ def event_rows(changes: Any) -> list[tuple[str, str, str]]:
     return [(str(one.type), one.object["metadata"]["name"], one.object["metadata"]["uid"]) for one in changes]
 
 
-def test_a_list_tells_only_the_differences() -> None:
+def test_list_reports_only_differences() -> None:
     cache = ObjectStore()
     assert event_rows(cache.replace([item("a", 1), item("b", 2)])) == [("ADDED", "a", "u"), ("ADDED", "b", "u")]
     assert event_rows(cache.replace([item("a", 1), item("c", 4)])) == [("DELETED", "b", "u"), ("ADDED", "c", "u")]
@@ -83,7 +85,7 @@ def test_a_list_tells_only_the_differences() -> None:
     assert list(cache.items) == ["x/a", "x/c"]
 
 
-def test_an_object_made_anew_under_its_name_is_another_one() -> None:
+def test_recreated_object_is_another_object() -> None:
     cache = ObjectStore()
     list(cache.replace([item("a", 1, "old")]))
     assert event_rows(cache.replace([item("a", 9, "new")])) == [("DELETED", "a", "old"), ("ADDED", "a", "new")]
@@ -91,7 +93,7 @@ def test_an_object_made_anew_under_its_name_is_another_one() -> None:
     assert event_rows(cache.apply(renewed)) == [("DELETED", "a", "new"), ("ADDED", "a", "newer")]
 
 
-def test_a_change_that_is_known_is_none() -> None:
+def test_known_version_is_no_event() -> None:
     cache = ObjectStore()
     list(cache.replace([item("a", 1)]))
     assert event_rows(cache.apply(WatchEvent(WatchEventType.ADDED, item("a", 1)))) == []
@@ -100,7 +102,7 @@ def test_a_change_that_is_known_is_none() -> None:
     assert event_rows(cache.apply(WatchEvent(WatchEventType.DELETED, item("a", 3)))) == []
 
 
-def test_who_manages_which_field_is_not_kept() -> None:
+def test_managed_fields_are_dropped() -> None:
     cache = ObjectStore()
     found = item("a", 1)
     found["metadata"]["managedFields"] = [{"manager": "m"}]
@@ -112,7 +114,7 @@ states = st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 3), s
 
 
 @given(st.lists(states, max_size=5))
-def test_whoever_follows_the_changes_has_what_was_listed(history: list[dict[str, tuple[int, str]]]) -> None:
+def test_event_follower_has_the_same_objects_as_a_list(history: list[dict[str, tuple[int, str]]]) -> None:
     cache, followed = ObjectStore(), dict[str, Manifest]()
     for state in history:
         listed = [item(name, version, uid) for name, (version, uid) in state.items()]
@@ -126,7 +128,7 @@ def test_whoever_follows_the_changes_has_what_was_listed(history: list[dict[str,
         assert followed == cache.items == {key_of(one): one for one in listed}
 
 
-def test_what_is_known_in_the_same_version_is_not_read_again() -> None:
+def test_known_version_is_not_decoded_again() -> None:
     metadata = {"name": "m", "namespace": "x", "uid": "u", "resourceVersion": "7", "labels": {"a": "b"}}
     whole: Manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"a": "1"}}
     asked: list[Manifest] = []

@@ -41,12 +41,12 @@ def observed(holder: str = "other", since: float = 0.0, lease_seconds: float = 1
         (observed(since=100.0), 110.0, LeaseAction.WAIT, "other holds it"),
     ],
 )
-def test_the_decision(lease: ObservedLease | None, now: float, act: LeaseAction, reason: str) -> None:
+def test_decision_table(lease: ObservedLease | None, now: float, act: LeaseAction, reason: str) -> None:
     step = decide(lease, "me", now)
     assert (step.action, step.reason) == (act, reason)
 
 
-def test_the_time_of_a_lease_is_that_of_whoever_looks() -> None:
+def test_lease_age_is_measured_by_the_observer() -> None:
     lease: Manifest = {
         "metadata": {"resourceVersion": "1"},
         "spec": {"holderIdentity": "o", "leaseDurationSeconds": 15},
@@ -61,7 +61,7 @@ def test_the_time_of_a_lease_is_that_of_whoever_looks() -> None:
     assert observe_lease({"metadata": {"resourceVersion": "1"}}, None, 0.0).lease_seconds == TIMING.lease_seconds
 
 
-def test_a_renewal_keeps_when_it_was_acquired_and_a_change_of_hands_is_counted() -> None:
+def test_renewal_keeps_acquire_time_and_takeover_counts() -> None:
     renewed = lease_spec(observed("me"), "me", TIMING, 1_800_000_000.0)
     assert renewed["acquireTime"] == "2026-01-01T00:00:00.000000Z"
     assert (renewed["renewTime"], renewed["leaseTransitions"]) == ("2027-01-15T08:00:00.000000Z", 3)
@@ -71,7 +71,7 @@ def test_a_renewal_keeps_when_it_was_acquired_and_a_change_of_hands_is_counted()
     assert lease_spec(None, "me", TIMING, 0.0)["leaseTransitions"] == 0
 
 
-def test_terms_that_let_two_lead_are_refused() -> None:
+def test_timing_that_allows_two_leaders_is_refused() -> None:
     with pytest.raises(ValueError, match="lease_seconds > renew_seconds"):
         LeaseTiming(lease_seconds=10.0, renew_seconds=10.0)
 
@@ -132,7 +132,7 @@ def run(check: Callable[[ElectionHarness], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_one_leads_and_the_other_waits() -> None:
+def test_one_candidate_leads_and_the_other_waits() -> None:
     async def check(lab: ElectionHarness) -> None:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
@@ -146,7 +146,7 @@ def test_one_leads_and_the_other_waits() -> None:
     run(check)
 
 
-def test_who_gives_it_back_is_followed_at_once() -> None:
+def test_released_lease_is_taken_at_once() -> None:
     async def check(lab: ElectionHarness) -> None:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
@@ -163,7 +163,7 @@ def test_who_gives_it_back_is_followed_at_once() -> None:
     run(check)
 
 
-def test_who_dies_is_followed_when_the_lease_has_run_out_and_not_before() -> None:
+def test_lease_of_a_dead_leader_is_taken_after_it_expires() -> None:
     async def check(lab: ElectionHarness) -> None:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
@@ -182,7 +182,7 @@ def test_who_dies_is_followed_when_the_lease_has_run_out_and_not_before() -> Non
 @pytest.mark.parametrize(
     "order", [OrderedResponse(503, message="etcd is away"), OrderedResponse(reset=True), OrderedResponse(mute=True)]
 )
-def test_an_api_server_that_goes_away_ends_leading_in_time(order: OrderedResponse) -> None:
+def test_unreachable_api_server_ends_leadership_in_time(order: OrderedResponse) -> None:
     async def check(lab: ElectionHarness) -> None:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
@@ -198,7 +198,7 @@ def test_an_api_server_that_goes_away_ends_leading_in_time(order: OrderedRespons
     run(check)
 
 
-def test_a_lost_answer_is_no_lost_lease() -> None:
+def test_lost_response_does_not_lose_the_lease() -> None:
     async def check(lab: ElectionHarness) -> None:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
@@ -211,7 +211,7 @@ def test_a_lost_answer_is_no_lost_lease() -> None:
     run(check)
 
 
-def test_a_lease_that_somebody_took_is_lost_at_once() -> None:
+def test_stolen_lease_is_lost_at_once() -> None:
     async def check(lab: ElectionHarness) -> None:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
@@ -224,7 +224,7 @@ def test_a_lease_that_somebody_took_is_lost_at_once() -> None:
     run(check)
 
 
-def test_a_lease_that_somebody_deleted_is_made_again() -> None:
+def test_deleted_lease_is_created_again() -> None:
     async def check(lab: ElectionHarness) -> None:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
@@ -235,7 +235,7 @@ def test_a_lease_that_somebody_deleted_is_made_again() -> None:
     run(check)
 
 
-def test_two_that_find_no_lease_do_not_both_lead() -> None:
+def test_two_candidates_without_lease_do_not_both_lead() -> None:
     async def check(lab: ElectionHarness) -> None:
         both = [lab.candidate("one"), lab.candidate("two")]
         await lab.passing(lambda: sorted(one.reason for one in both)[0].endswith("holds it"))
@@ -244,7 +244,7 @@ def test_two_that_find_no_lease_do_not_both_lead() -> None:
     run(check)
 
 
-def test_a_process_that_was_stopped_hears_the_truth_from_its_own_clock() -> None:
+def test_suspended_process_learns_the_loss_from_its_clock() -> None:
     async def check(lab: ElectionHarness) -> None:
         one = lab.candidate("one")
         await wait_until(lambda: one.is_leading)
@@ -254,7 +254,7 @@ def test_a_process_that_was_stopped_hears_the_truth_from_its_own_clock() -> None
     run(check)
 
 
-def test_what_cannot_be_given_back_runs_out() -> None:
+def test_lease_that_cannot_be_released_expires() -> None:
     async def check(lab: ElectionHarness) -> None:
         one = lab.candidate("one")
         await one.release()

@@ -87,7 +87,7 @@ def run(server: ApiServer, check: Check, request: pytest.FixtureRequest) -> None
     asyncio.run(main())
 
 
-def test_applying_the_same_again_writes_nothing(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+def test_repeated_apply_writes_nothing(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
         first = await api.apply(deployment(namespace, replicas=2), "operator")
         second = await api.apply(deployment(namespace, replicas=2), "operator")
@@ -103,9 +103,7 @@ def test_applying_the_same_again_writes_nothing(api_server: ApiServer, request: 
     run(api_server, check, request)
 
 
-def test_the_owner_of_a_field_is_named_when_it_is_another(
-    api_server: ApiServer, request: pytest.FixtureRequest
-) -> None:
+def test_conflict_names_the_field_owner(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
         await api.apply(deployment(namespace, replicas=2), "operator")
         scaled = {"spec": {"replicas": 7}}
@@ -142,7 +140,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", NEW)
-def test_what_is_applied_as_new_is_made_once_and_never_touches_what_is_there(
+def test_apply_new_creates_once_and_changes_nothing_existing(
     api_server: ApiServer, request: pytest.FixtureRequest, kind: str
 ) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
@@ -178,7 +176,7 @@ def test_two_managers_share_a_status(api_server: ApiServer, request: pytest.Fixt
     run(api_server, check, request)
 
 
-def test_what_is_wrong_with_an_object_is_told_by_field(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+def test_invalid_object_is_reported_by_field(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
         with pytest.raises(Invalid) as raised:
             await api.apply(deployment(namespace, replicas=-1), "operator")
@@ -199,7 +197,7 @@ def test_what_is_wrong_with_an_object_is_told_by_field(api_server: ApiServer, re
     run(api_server, check, request)
 
 
-def test_creating_deleting_evicting(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+def test_create_delete_evict(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
         made = await api.create(pod(namespace, "p"), "test")
         with pytest.raises(AlreadyExists):
@@ -223,7 +221,7 @@ def test_creating_deleting_evicting(api_server: ApiServer, request: pytest.Fixtu
     run(api_server, check, request)
 
 
-def test_our_own_kinds_are_served_once_they_are_there(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+def test_custom_kinds_are_served_after_their_definition(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
         assert (await api.version()).startswith("v1.")
         assert await api.has_resource(PODS)
@@ -237,7 +235,7 @@ def test_our_own_kinds_are_served_once_they_are_there(api_server: ApiServer, req
     run(api_server, check, request)
 
 
-def test_who_may_not_is_told_so_and_who_is_not_known_too(
+def test_forbidden_and_unauthenticated_are_distinguished(
     api_server: ApiServer, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
@@ -265,7 +263,7 @@ def test_who_may_not_is_told_so_and_who_is_not_known_too(
     run(api_server, check, request)
 
 
-def test_the_api_server_takes_our_events(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+def test_api_server_accepts_our_events(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
         time = FakeTime()
         recorder = EventRecorder(api, "fairlead.io/operator", "pod-1", time, pause=time.pause)
@@ -301,7 +299,7 @@ def test_the_api_server_takes_our_events(api_server: ApiServer, request: pytest.
     run(api_server, check, request)
 
 
-def test_one_leads_at_a_time(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+def test_one_candidate_leads_at_a_time(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
         time, terms = FakeTime(), LeaseTiming()
 
@@ -342,7 +340,7 @@ def test_one_leads_at_a_time(api_server: ApiServer, request: pytest.FixtureReque
 # --- watching -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_watch_goes_on_after_the_api_server_ends_it(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+def test_watch_continues_after_the_api_server_ends_it(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
         await api.create(of(CONFIG_MAPS, namespace, "a"), "test")
         version = (await api.list(CONFIG_MAPS, namespace, limit=1)).resource_version
@@ -406,7 +404,7 @@ def with_informer(
     run(server, main, request)
 
 
-def test_a_burst_is_followed_without_listing_again(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+def test_burst_is_followed_without_relisting(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     names = [f"m{number}" for number in range(200)]
 
     async def check(lab: ServerHarness) -> None:
@@ -420,7 +418,7 @@ def test_a_burst_is_followed_without_listing_again(api_server: ApiServer, reques
     with_informer(api_server, request, check)
 
 
-def test_a_copy_outlives_an_api_server_that_is_killed(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
+def test_copy_survives_a_killed_api_server(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async def check(lab: ServerHarness) -> None:
         await lab.write("a", "b")
         await lab.have("a", "b")
@@ -439,7 +437,7 @@ def test_a_copy_outlives_an_api_server_that_is_killed(api_server: ApiServer, req
     with_informer(api_server, request, check)
 
 
-def test_a_frozen_api_server_is_noticed_and_nothing_is_lost(
+def test_frozen_api_server_is_noticed_and_nothing_is_lost(
     api_server: ApiServer, request: pytest.FixtureRequest
 ) -> None:
     async def check(lab: ServerHarness) -> None:

@@ -24,21 +24,21 @@ def test_paths(one: Resource, place: tuple[str | None, str | None, str | None], 
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "%2e%2e", "../../secrets/s"])
-def test_names_lead_nowhere_else(name: str) -> None:
+def test_names_cannot_leave_their_path(name: str) -> None:
     with pytest.raises(BadInput, match="cannot name an object"):
         resources.PODS.path("x", name)
     with pytest.raises(BadInput, match="cannot name an object"):
         resources.PODS.path(name, "x")
 
 
-def test_scopes_are_kept() -> None:
+def test_scopes_are_enforced() -> None:
     with pytest.raises(BadInput, match="needs a namespace"):
         resources.PODS.path(None, "y")
     with pytest.raises(BadInput, match="has no namespace"):
         resources.NODES.path("x", "y")
 
 
-def test_a_manifest_says_where_it_belongs() -> None:
+def test_resource_of_a_manifest_is_found() -> None:
     manifest = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "y", "namespace": "x"}}
     assert resource_of(manifest) is resources.DEPLOYMENTS
     assert key_of(manifest) == "x/y"
@@ -49,7 +49,7 @@ def test_a_manifest_says_where_it_belongs() -> None:
         key_of({"kind": "Pod", "metadata": {}})
 
 
-def test_our_own_kinds_are_as_the_api_has_them() -> None:
+def test_custom_kinds_match_the_api_types() -> None:
     ours = {
         (one.kind, one.plural, one.namespaced)
         for one in RESOURCES_BY_KIND.values()
@@ -58,5 +58,5 @@ def test_our_own_kinds_are_as_the_api_has_them() -> None:
     assert ours == {(kind.name, kind.plural, kind.namespaced) for kind in served_kinds()}
 
 
-def test_a_selector_asks_for_all_labels() -> None:
+def test_selector_requires_all_labels() -> None:
     assert label_selector({"b": "2", "a": "1"}) == "a=1,b=2"

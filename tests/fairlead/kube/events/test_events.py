@@ -32,7 +32,7 @@ def aggregator(**changed: float) -> EventAggregator:
     return EventAggregator("fairlead.io/operator", "pod-1", replace(LIMITS, **changed))
 
 
-def test_an_event_says_all_that_the_api_server_asks_for() -> None:
+def test_event_has_all_required_fields() -> None:
     table = aggregator()
     table.add(event_key(), 0.0, WALL)
     (write,) = table.due_writes(0.0)
@@ -56,7 +56,7 @@ def test_an_event_says_all_that_the_api_server_asks_for() -> None:
     assert table.due_writes(0.0)[1].namespace == "default"
 
 
-def test_repetitions_are_counted_and_told_less_and_less_often() -> None:
+def test_repetitions_are_counted_and_written_less_and_less_often() -> None:
     table, told, now = aggregator(), list[tuple[float, int]](), 0.0
     while now <= 700.0:
         table.add(event_key(), now, WALL + now)
@@ -68,7 +68,7 @@ def test_repetitions_are_counted_and_told_less_and_less_often() -> None:
     assert table.dropped == 0
 
 
-def test_after_a_long_quiet_it_is_news_again() -> None:
+def test_event_after_a_long_pause_is_new() -> None:
     table = aggregator()
     table.add(event_key(), 0.0, WALL)
     (first,) = table.due_writes(0.0)
@@ -79,7 +79,7 @@ def test_after_a_long_quiet_it_is_news_again() -> None:
     assert second.name != first.name
 
 
-def test_one_object_cannot_drown_the_others() -> None:
+def test_one_object_cannot_crowd_out_others() -> None:
     table = aggregator()
     for number in range(100):
         table.add(event_key(f"note {number}"), 0.0, WALL)
@@ -90,8 +90,8 @@ def test_one_object_cannot_drown_the_others() -> None:
     assert len(table.due_writes(LIMITS.kube_event_refill_seconds)) == LIMITS.kube_event_burst + 2
 
 
-def test_what_waits_and_what_is_remembered_are_bounded() -> None:
-    table = aggregator(kube_events=10, kube_events_waiting=5)
+def test_pending_and_remembered_events_are_bounded() -> None:
+    table = aggregator(kube_events=10, kube_events_pending=5)
     for number in range(8):
         table.add(event_key(name=f"p{number}"), 0.0, WALL)
     assert (table.waiting, table.dropped) == (5, 3)
@@ -104,7 +104,7 @@ def test_what_waits_and_what_is_remembered_are_bounded() -> None:
     assert (table.waiting, table.dropped, len(table._states)) == (0, 3, 10)
 
 
-def test_what_became_of_a_write_is_remembered() -> None:
+def test_result_of_a_write_is_remembered() -> None:
     table = aggregator()
     table.add(event_key(), 0.0, WALL)
     (write,) = table.due_writes(0.0)
@@ -120,15 +120,15 @@ def test_what_became_of_a_write_is_remembered() -> None:
 
 
 @given(st.text(max_size=600), st.integers(3, 1200))
-def test_texts_are_cut_to_whole_characters(text: str, most: int) -> None:
+def test_text_is_cut_at_whole_characters(text: str, most: int) -> None:
     found = truncate_utf8(text, most)
     assert len(found.encode()) <= most
     assert found == text or found.endswith("…") or "?" in found
 
 
 @given(st.lists(st.tuples(st.sampled_from("wlgn"), st.integers(0, 5)), max_size=60))
-def test_the_number_of_those_who_wait_is_right(steps: list[tuple[str, int]]) -> None:
-    table, now = aggregator(kube_events=4, kube_events_waiting=3), 0.0
+def test_pending_count_is_exact(steps: list[tuple[str, int]]) -> None:
+    table, now = aggregator(kube_events=4, kube_events_pending=3), 0.0
     for what, number in steps:
         now += 20.0
         if what == "n":
@@ -180,7 +180,7 @@ def run(check: Callable[[RecorderHarness], Awaitable[None]], *, running: bool = 
     asyncio.run(main())
 
 
-def test_an_event_is_written_at_once_and_its_repetitions_later() -> None:
+def test_event_is_written_at_once_and_repetitions_later() -> None:
     async def check(lab: RecorderHarness) -> None:
         lab.record()
         await wait_until(lambda: len(lab.events) == 1)
@@ -198,7 +198,7 @@ def test_an_event_is_written_at_once_and_its_repetitions_later() -> None:
     run(check)
 
 
-def test_an_event_that_has_run_out_is_made_anew() -> None:
+def test_expired_event_is_created_again() -> None:
     async def check(lab: RecorderHarness) -> None:
         lab.record()
         await wait_until(lambda: len(lab.events) == 1)
@@ -215,7 +215,7 @@ def test_an_event_that_has_run_out_is_made_anew() -> None:
     "order",
     [OrderedResponse(403, "Forbidden", "namespace is being terminated"), OrderedResponse(404), OrderedResponse(422)],
 )
-def test_what_the_api_server_refuses_is_dropped_with_the_reason(order: OrderedResponse) -> None:
+def test_rejected_event_is_dropped_with_the_reason(order: OrderedResponse) -> None:
     async def check(lab: RecorderHarness) -> None:
         lab.fake.ordered_responses.append(order)
         lab.record()
@@ -228,7 +228,7 @@ def test_what_the_api_server_refuses_is_dropped_with_the_reason(order: OrderedRe
     run(check)
 
 
-def test_while_the_api_server_is_away_events_wait() -> None:
+def test_events_wait_while_the_api_server_is_away() -> None:
     async def check(lab: RecorderHarness) -> None:
         lab.fake.ordered_responses.extend([OrderedResponse(reset=True)] * 3)
         for note in ("a", "b", "c"):
@@ -242,7 +242,7 @@ def test_while_the_api_server_is_away_events_wait() -> None:
     run(check)
 
 
-def test_an_answer_that_was_lost_makes_no_second_event() -> None:
+def test_lost_response_creates_no_second_event() -> None:
     async def check(lab: RecorderHarness) -> None:
         lab.fake.ordered_responses.append(OrderedResponse(500, takes_effect=True))
         lab.record()
@@ -255,7 +255,7 @@ def test_an_answer_that_was_lost_makes_no_second_event() -> None:
     run(check)
 
 
-def test_at_the_end_the_rest_is_written_but_not_for_ever() -> None:
+def test_flush_writes_the_rest_within_a_bound() -> None:
     async def check(lab: RecorderHarness) -> None:
         lab.record("a")
         lab.record("b")

@@ -73,7 +73,7 @@ async def send(wire: HttpTransport, ask: HttpRequest = GET, most: int = 1_000) -
     return await wire.send(ask, (("User-Agent", "a test"),), 30.0, most, 5)
 
 
-def test_requests_go_one_after_the_other_over_one_connection() -> None:
+def test_sequential_requests_share_a_connection() -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         first, second = await send(wire), await send(wire, POST)
         assert (
@@ -89,7 +89,7 @@ def test_requests_go_one_after_the_other_over_one_connection() -> None:
     run(ScriptedServer(OK, OK), check, path="/base/")
 
 
-def test_requests_at_once_have_a_connection_each() -> None:
+def test_parallel_requests_have_own_connections() -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         replies = await asyncio.gather(*(send(wire) for _ in range(5)))
         assert [one.body for one in replies] == [b"ok"] * 5
@@ -98,7 +98,7 @@ def test_requests_at_once_have_a_connection_each() -> None:
     run(ScriptedServer(*[OK] * 5), check)
 
 
-def test_a_kept_connection_that_was_closed_meanwhile_is_replaced_unless_that_could_do_something_twice() -> None:
+def test_closed_idle_connection_is_replaced_if_the_request_is_repeatable() -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         await send(wire)
         assert (await send(wire)).body == b"ok"  # the second request found an end in place of an answer
@@ -110,7 +110,7 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_replaced_unless_that_cou
     run(ScriptedServer(OK, None, OK, None, OK), check)
 
 
-def test_what_is_known_to_be_closed_is_not_asked() -> None:
+def test_closed_connection_is_not_used() -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         for _ in range(3):
             assert (await send(wire, POST)).body == b"ok"
@@ -120,7 +120,7 @@ def test_what_is_known_to_be_closed_is_not_asked() -> None:
     run(ScriptedServer(OK, OK, OK, closing=range(1, 9)), check)
 
 
-def test_a_new_connection_that_ends_without_an_answer_is_not_tried_again() -> None:
+def test_new_connection_without_response_is_not_retried() -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         with pytest.raises(ConnectionError):
             await send(wire)
@@ -138,7 +138,7 @@ def test_a_new_connection_that_ends_without_an_answer_is_not_tried_again() -> No
         (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", False),
     ],
 )
-def test_answers_of_every_form_are_read_whole(answer: bytes, kept: bool) -> None:
+def test_responses_of_every_form_are_read(answer: bytes, kept: bool) -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         assert (await send(wire)).body == b"ok"
         assert (await send(wire)).body == b"ok"
@@ -147,14 +147,14 @@ def test_answers_of_every_form_are_read_whole(answer: bytes, kept: bool) -> None
     run(ScriptedServer(answer, OK), check)
 
 
-def test_an_answer_without_a_length_ends_with_its_connection() -> None:
+def test_response_without_length_ends_with_the_connection() -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         assert (await send(wire)).body == b"all of it"
 
     run(ScriptedServer(b"HTTP/1.1 200 OK\r\n\r\nall of it", OK, closing=range(1, 9)), check)
 
 
-def test_half_an_answer_is_none() -> None:
+def test_partial_response_is_an_error() -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         await send(wire)
         with pytest.raises(ConnectionError):
@@ -164,7 +164,7 @@ def test_half_an_answer_is_none() -> None:
     run(ScriptedServer(OK, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", OK, closing={2}), check)
 
 
-def test_what_is_longer_than_asked_is_cut_and_its_connection_ended() -> None:
+def test_long_response_is_truncated_and_its_connection_closed() -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         long = await send(wire, most=4)
         assert (long.body, long.truncated) == (b"1234", True)
@@ -183,7 +183,7 @@ def test_what_is_longer_than_asked_is_cut_and_its_connection_ended() -> None:
 
 
 @pytest.mark.parametrize("answer", [b"SSH-2.0\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000])
-def test_what_is_no_answer_breaks_the_connection(answer: bytes) -> None:
+def test_invalid_response_breaks_the_connection(answer: bytes) -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         with pytest.raises(ConnectionError, match="answer"):
             await send(wire)
@@ -191,7 +191,7 @@ def test_what_is_no_answer_breaks_the_connection(answer: bytes) -> None:
     run(ScriptedServer(answer, OK), check)
 
 
-def test_a_large_request_arrives_whole() -> None:
+def test_large_request_arrives_completely() -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         body = bytes(range(256)) * 4_096
         assert (await send(wire, HttpRequest("PUT", "/x", body=body))).body == b"ok"
@@ -200,7 +200,7 @@ def test_a_large_request_arrives_whole() -> None:
     run(ScriptedServer(OK), check)
 
 
-def test_one_who_gives_up_waiting_leaves_no_answer_for_the_next() -> None:
+def test_abandoned_request_leaves_no_response_for_the_next() -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         with pytest.raises(TimeoutError):
             await wire.send(GET, (), 0.02, 1_000, 5)
@@ -214,7 +214,7 @@ def test_one_who_gives_up_waiting_leaves_no_answer_for_the_next() -> None:
     run(ScriptedServer(b"", b"", OK), check)
 
 
-def test_a_connection_that_is_made_while_its_client_is_closed_does_not_stay() -> None:
+def test_connection_opened_during_close_is_closed() -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         waiting = asyncio.create_task(send(wire))
         await asyncio.sleep(0)  # it has begun to connect
@@ -226,7 +226,7 @@ def test_a_connection_that_is_made_while_its_client_is_closed_does_not_stay() ->
     run(ScriptedServer(OK), check)
 
 
-def test_nobody_who_listens_means_that_nothing_was_sent() -> None:
+def test_refused_connection_means_not_sent() -> None:
     async def main() -> None:
         server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
@@ -238,7 +238,7 @@ def test_nobody_who_listens_means_that_nothing_was_sent() -> None:
     asyncio.run(main())
 
 
-def test_nothing_is_smuggled_into_a_request() -> None:
+def test_request_smuggling_is_refused() -> None:
     async def check(wire: HttpTransport, scripted: ScriptedServer) -> None:
         with pytest.raises(BadInput, match="target"):
             await send(wire, HttpRequest("GET", "/x HTTP/1.1\r\nHost: y"))

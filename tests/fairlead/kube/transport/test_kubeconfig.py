@@ -38,7 +38,7 @@ def account(folder: Path, token: str = "one") -> Path:
     return folder
 
 
-def test_a_pod_finds_its_service_account(tmp_path: Path) -> None:
+def test_pod_finds_its_service_account(tmp_path: Path) -> None:
     access = load_config(IN_POD, tmp_path, account(tmp_path))
     assert (access.server, access.namespace) == ("https://10.0.0.1:6443", "serving")
     assert (access.token, access.token_file) == (None, tmp_path / "token")
@@ -47,12 +47,12 @@ def test_a_pod_finds_its_service_account(tmp_path: Path) -> None:
     )
 
 
-def test_a_pod_without_a_token_is_told_so(tmp_path: Path) -> None:
+def test_pod_without_token_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ClusterConfigError, match="automountServiceAccountToken"):
         load_config(IN_POD, tmp_path, tmp_path)
 
 
-def test_a_kubeconfig_that_is_named_goes_first_and_the_usual_one_last(tmp_path: Path) -> None:
+def test_named_kubeconfig_comes_first_and_default_last(tmp_path: Path) -> None:
     home, pod = tmp_path / "home", account(tmp_path)
     (home / ".kube").mkdir(parents=True)
     named = kubeconfig(tmp_path / "named", {"server": "https://named"}, {"token": "t"})
@@ -64,7 +64,7 @@ def test_a_kubeconfig_that_is_named_goes_first_and_the_usual_one_last(tmp_path: 
         load_config({}, tmp_path, pod)
 
 
-def test_of_several_kubeconfigs_the_first_that_names_an_entry_counts(tmp_path: Path) -> None:
+def test_first_kubeconfig_with_an_entry_wins(tmp_path: Path) -> None:
     first = kubeconfig(tmp_path / "a", {"server": "https://a"}, {"token": "a"})
     second = kubeconfig(tmp_path / "b", {"server": "https://b"}, {"token": "b"})
     third = kubeconfig(tmp_path / "c", {"server": "https://c"}, {"token": "c"}, name="there")
@@ -77,7 +77,7 @@ def test_of_several_kubeconfigs_the_first_that_names_an_entry_counts(tmp_path: P
         config_from_kubeconfig([missing])
 
 
-def test_files_lie_beside_the_kubeconfig_and_data_goes_first(tmp_path: Path) -> None:
+def test_files_are_relative_to_the_kubeconfig_and_data_wins(tmp_path: Path) -> None:
     data = base64.b64encode(b"PEM").decode()
     cluster = {"server": "https://a/", "certificate-authority": "ca.pem", "certificate-authority-data": data}
     access = config_from_kubeconfig([kubeconfig(tmp_path / "a", cluster, {"tokenFile": "token", "token": "old"})])
@@ -100,7 +100,7 @@ def test_files_lie_beside_the_kubeconfig_and_data_goes_first(tmp_path: Path) -> 
         ({}, {"client-certificate": "c"}, "client-key", "without its key"),
     ],
 )
-def test_what_is_not_honoured_is_refused(
+def test_unsupported_entries_are_refused(
     tmp_path: Path, cluster: dict[str, Any], user: dict[str, Any], field: str, words: str
 ) -> None:
     path = kubeconfig(tmp_path / "a", {"server": "https://a", **cluster}, user)
@@ -120,7 +120,7 @@ def test_what_is_not_honoured_is_refused(
         ("users: [{name: a, user: 1}]", "an entry of users"),
     ],
 )
-def test_a_broken_kubeconfig_is_named(tmp_path: Path, text: str, words: str) -> None:
+def test_broken_kubeconfig_is_named(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "a").write_text(text)
     with pytest.raises(ClusterConfigError, match=words):
         config_from_kubeconfig([tmp_path / "a"])
@@ -134,7 +134,7 @@ def test_no_secret_is_printed(tmp_path: Path) -> None:
     assert "hidden" not in repr(access).replace("certificate=b'hidden'", "")
 
 
-def test_a_token_is_read_again_and_the_last_one_kept_when_its_file_is_away(tmp_path: Path) -> None:
+def test_token_is_reloaded_and_kept_while_its_file_is_missing(tmp_path: Path) -> None:
     clock = ManualClock()
     credentials = ClusterCredentials(in_cluster_config(IN_POD, account(tmp_path)), clock, 10.0)
     assert credentials.headers() == [("Authorization", "Bearer one")]
@@ -150,7 +150,7 @@ def test_a_token_is_read_again_and_the_last_one_kept_when_its_file_is_away(tmp_p
     assert credentials.headers() == [("Authorization", "Bearer three")]
 
 
-def test_acting_as_somebody_else_is_honoured(tmp_path: Path) -> None:
+def test_impersonation_is_supported(tmp_path: Path) -> None:
     user = {"token": "t", "as": "operator", "as-groups": ["a", "b"]}
     access = config_from_kubeconfig([kubeconfig(tmp_path / "a", {"server": "http://a"}, user)])
     credentials = ClusterCredentials(access, ManualClock(), 10.0)
@@ -163,7 +163,7 @@ def test_acting_as_somebody_else_is_honoured(tmp_path: Path) -> None:
     assert not credentials.invalidate()
 
 
-def test_certificates_come_as_data_or_files_and_unusable_ones_are_named(tmp_path: Path) -> None:
+def test_certificates_are_data_or_files_and_invalid_ones_are_named(tmp_path: Path) -> None:
     made = CertificateAuthority(tmp_path)
     client = made.issue("client")
 

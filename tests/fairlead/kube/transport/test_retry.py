@@ -12,7 +12,7 @@ LIMITS = Limits()
 
 
 @pytest.mark.parametrize("kind", [Conflict, Forbidden, EvictionBlocked])
-def test_final_answers_are_final(kind: type[Conflict]) -> None:
+def test_final_answers_are_not_retried(kind: type[Conflict]) -> None:
     then = decide_retry(kind("no", status=409), 1, repeatable=True, chance=0.0, limits=LIMITS)
     assert then.pause_seconds is None
     assert then.reason == "the answer is final"
@@ -34,7 +34,7 @@ def test_nothing_is_done_twice(error: Unreachable, sent: bool, repeated: bool) -
     assert decide_retry(error, 1, repeatable=True, sent=sent, chance=0.5, limits=LIMITS).pause_seconds is not None
 
 
-def test_the_api_server_is_left_alone_as_long_as_it_asks() -> None:
+def test_requested_pause_is_respected() -> None:
     later = TooManyRequests("later", retry_after_seconds=7.0)
     then = decide_retry(later, 1, repeatable=True, chance=0.0, limits=LIMITS)
     assert then.pause_seconds is not None
@@ -43,14 +43,14 @@ def test_the_api_server_is_left_alone_as_long_as_it_asks() -> None:
     assert decide_retry(much_later, 1, repeatable=True, chance=0.0, limits=LIMITS).pause_seconds is None
 
 
-def test_attempts_come_to_an_end() -> None:
+def test_attempts_are_bounded() -> None:
     gone = Unreachable("away")
     pauses = [decide_retry(gone, n, repeatable=True, chance=0.0, limits=LIMITS).pause_seconds for n in range(1, 7)]
     assert [pause is not None for pause in pauses] == [True] * (LIMITS.kube_attempts - 1) + [False, False]
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1))
-def test_a_pause_grows_and_is_bounded(attempt: int, chance: float) -> None:
+def test_pause_grows_and_is_bounded(attempt: int, chance: float) -> None:
     pause = backoff_seconds(attempt, chance, LIMITS)
     assert LIMITS.kube_pause_seconds / 2 <= pause <= LIMITS.max_kube_pause_seconds
     assert pause <= backoff_seconds(attempt, 1.0, LIMITS) <= 2 * backoff_seconds(attempt + 1, 0.0, LIMITS)

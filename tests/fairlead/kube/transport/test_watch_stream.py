@@ -16,18 +16,18 @@ from fairlead_testing.http.certificates import CertificateAuthority, has_openssl
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
 
 
-class Trusting:
-    """As much of credentials as a feed asks for."""
+class TrustingCredentials:
+    """Credentials that trust one authority."""
 
     def __init__(self, authority: CertificateAuthority) -> None:
         self._authority = authority
 
-    def tls(self) -> ssl.SSLContext:
+    def tls_context(self) -> ssl.SSLContext:
         return self._authority.client_context()
 
 
 @pytest.mark.skipif(not has_openssl(), reason="certificates are made with the openssl command: it is not there")
-def test_a_watch_that_is_left_in_its_midst_leaves_no_connection_though_the_server_says_nothing_more(
+def test_abandoned_watch_leaves_no_connection(
     tmp_path: Path,
 ) -> None:
     authority = CertificateAuthority(tmp_path)
@@ -39,10 +39,10 @@ def test_a_watch_that_is_left_in_its_midst_leaves_no_connection_though_the_serve
         with secure.wrap_socket(plain, server_side=True) as client:
             client.recv(65_536)
             client.sendall(HEAD)
-            over.wait(60.0)  # and hears nothing of an end
+            over.wait(60.0)
 
     async def main() -> None:
-        feed = WatchTransport(f"https://127.0.0.1:{port}", cast("Any", Trusting(authority)), None, 5.0)
+        feed = WatchTransport(f"https://127.0.0.1:{port}", cast("Any", TrustingCredentials(authority)), None, 5.0)
         async with await feed.open("/watch", ()) as opened:
             assert await anext(opened.iter_bytes()) == b"hello"
         await feed.close()
@@ -53,7 +53,7 @@ def test_a_watch_that_is_left_in_its_midst_leaves_no_connection_though_the_serve
         thread.start()
         try:
             asyncio.run(main())
-            gc.collect()  # what was left open warns here, which is an error
+            gc.collect()  # open connections would warn here
         finally:
             over.set()
             thread.join()
