@@ -1,1 +1,10 @@
-"""Turns custom resources into running engines; see operator/README.md."""
+"""The operator: turns ModelDeployments into running engines and reports their state.
+
+- `manager`: watches, work queue, leader election and probes, put together.
+- `controller/reconciler`: one model, from observed state to status. Its stages are
+  `controller/revisions`, `render/`, `controller/apply_plan`, `kube/writer` and `status/`.
+- `kube/`: observed objects, watches and writes.
+- `health`, `http_server`, `settings`, `object_metadata`: shared parts.
+
+operator/README.md describes one pass.
+"""

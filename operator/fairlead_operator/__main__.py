@@ -1,6 +1,6 @@
-"""``python -m fairlead_operator``: the operator. Clock, chance, connections and signals come from here.
+"""`python -m fairlead_operator`: creates clock, randomness, configuration and signal handlers.
 
-It leads or waits to lead; both replicas answer ``/healthz``, ``/readyz`` and ``/metrics``.
+A process leads or waits to lead. All replicas serve `/healthz`, `/readyz` and `/metrics`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _LOG = logging.getLogger("fairlead.operator")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT (0), until the lease is lost (1); 2 when it cannot start."""
+    """Runs until SIGTERM or SIGINT (exit code 0) or loss of the lease (1); 2 if it cannot start."""
     flags = _flags(arguments)
     try:
         chosen = parse_options(read_settings(OperatorSettings, os.environ))
@@ -38,14 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=chosen.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    logging.getLogger("kopf").setLevel(logging.WARNING)  # it tells of each event that it heard
+    logging.getLogger("kopf").setLevel(logging.WARNING)  # it logs each event
     logging.getLogger("kopf._core.reactor.running").setLevel(
         logging.ERROR
-    )  # and that signals are not its own, as is meant
+    )  # it warns that it does not handle signals, which is intended
     for line in unknown_variables(os.environ):
         _LOG.warning("%s", line)
-    gc.freeze()  # what importing made stays, and need not be looked through again
-    gc.set_threshold(10_000, 50, 100)  # many objects are made and kept here, and hardly any cycles
+    gc.freeze()  # imported objects stay: do not scan them again
+    gc.set_threshold(10_000, 50, 100)  # many objects, hardly any reference cycles
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_run(access, chosen, flags))
 

@@ -1,22 +1,26 @@
-"""Is the operator alive: not whether its process runs, but whether it hears the cluster. Pure.
+"""The operator's health: whether it is in contact with the cluster, not just whether it runs. Pure.
 
-A process is dead when a watch has been silent for long although the API server answers others: an operator that is restarted
-because the API server is away gains nothing.
+A process is dead if a watch is silent although the API server answers other requests. Restarting
+does not help if the API server is away.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MAX_SILENCE_SECONDS = 180.0
-"""No event and no bookmark (the API server sends one a minute) for this long: the watch is dead."""
+"""A watch without event or bookmark for this long is dead. The API server sends one bookmark a
+minute.
+"""
 MAX_ANSWER_AGE_SECONDS = 90.0
 
 
 @dataclass(frozen=True, slots=True)
 class HealthState:
-    """Ages in seconds, None for never. ``watches``: since each was last heard of. ``answered``: since the API server answered a list.
+    """Contact with the cluster. Ages are in seconds; None means never.
 
-    ``overdue``: for how long a change that was listed has not come by the watch of models.
+    watch_ages: age of the last event of each watch.
+    answer_age_seconds: age of the API server's last answer to a list.
+    overdue_seconds: how long the watch of models has missed a listed change.
     """
 
     leading: bool = False
@@ -28,14 +32,14 @@ class HealthState:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """``why`` names what is wrong, or says that all is well."""
+    """The result of a probe, with the reason."""
 
     ok: bool
     reason: str
 
 
 def check_liveness(health: HealthState) -> ProbeResult:
-    """False when only a restart helps."""
+    """Returns the liveness. It is False if only a restart helps."""
     if not health.leading:
         return ProbeResult(True, "another replica leads")
     if health.answer_age_seconds is None or health.answer_age_seconds > MAX_ANSWER_AGE_SECONDS:
@@ -45,21 +49,23 @@ def check_liveness(health: HealthState) -> ProbeResult:
     for kind, age in sorted(health.watch_ages.items()):
         if age is not None and age > MAX_SILENCE_SECONDS:
             return ProbeResult(False, f"the watch of {kind} has been silent for {age:.0f} s")
-    return ProbeResult(True, "every watch is heard")
+    return ProbeResult(True, "every watch delivers")
 
 
 def check_readiness(health: HealthState) -> ProbeResult:
-    """A replica that waits is ready too: it can take over."""
+    """Returns the readiness. A replica that waits to lead is ready to take over."""
     if health.leading and not health.synced:
         return ProbeResult(False, "not everything has been listed yet")
     return ProbeResult(True, "leading" if health.leading else "waiting to lead")
 
 
 def staleness(health: HealthState) -> str:
-    """Why what is known may be old, in words; empty when it is fresh. Nothing is deleted while it is not."""
+    """Returns why the observed state may be out of date; empty if it is fresh. If not, nothing is
+    deleted.
+    """
     if not health.synced:
         return "not everything has been listed yet"
     if health.answer_age_seconds is None or health.answer_age_seconds > MAX_SILENCE_SECONDS:
         return "the API server has not answered for a while"
-    old = sorted(kind for kind, age in health.watch_ages.items() if age is None or age > MAX_SILENCE_SECONDS)
-    return f"nothing has been heard of {', '.join(old)} for a while" if old else ""
+    silent_kinds = sorted(kind for kind, age in health.watch_ages.items() if age is None or age > MAX_SILENCE_SECONDS)
+    return f"the watch of {', '.join(silent_kinds)} is silent" if silent_kinds else ""

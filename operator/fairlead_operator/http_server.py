@@ -1,4 +1,4 @@
-"""What probes and Prometheus ask the operator: its pulse, and what it counts."""
+"""The operator's HTTP endpoints: `/healthz`, `/readyz` and `/metrics`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fairlead_operator.health import HealthState, ProbeResult, check_liveness, c
 
 @dataclass(frozen=True, slots=True)
 class OperatorMetrics:
-    """What is shown: numbers now, counts since the start, and the models as they were last seen."""
+    """Metric values: gauges, counters since the start, and the models as last seen."""
 
     gauges: Mapping[str, tuple[str, float]]
     counters: Mapping[str, tuple[str, float]]
@@ -22,46 +22,48 @@ class OperatorMetrics:
 
 
 class MetricsCollector(Collector):
-    """Reads the figures when somebody asks for them."""
+    """Reads the metric values at each scrape."""
 
     def __init__(self, read: Callable[[], OperatorMetrics], pulse: Callable[[], HealthState]) -> None:
         self._read = read
         self._pulse = pulse
 
     def collect(self) -> list[Metric]:
-        """Every family."""
-        figures, pulse = self._read(), self._pulse()
-        found: list[Metric] = []
-        for name, (says, value) in figures.gauges.items():
-            found.append(GaugeMetricFamily(f"fairlead_operator_{name}", says, value))
-        for name, (says, value) in figures.counters.items():
-            found.append(CounterMetricFamily(f"fairlead_operator_{name}", says, value))
+        """Returns every metric family."""
+        metrics, health = self._read(), self._pulse()
+        families: list[Metric] = []
+        for name, (says, value) in metrics.gauges.items():
+            families.append(GaugeMetricFamily(f"fairlead_operator_{name}", says, value))
+        for name, (says, value) in metrics.counters.items():
+            families.append(CounterMetricFamily(f"fairlead_operator_{name}", says, value))
         ages = GaugeMetricFamily(
             "fairlead_operator_watch_age_seconds", "since the watch of a kind was last heard of", labels=["kind"]
         )
-        for kind, age in sorted(pulse.watch_ages.items()):
-            if age is not None:  # never heard is not zero
+        for kind, age in sorted(health.watch_ages.items()):
+            if age is not None:  # no contact yet is not zero
                 ages.add_metric([kind], age)
-        found.append(ages)
-        found.append(condition_metric(figures.models))
-        return found
+        families.append(ages)
+        families.append(condition_metric(metrics.models))
+        return families
 
 
 def condition_metric(models: Iterable[Manifest]) -> Metric:
-    """What the models' status says, as numbers: alerts name a model and the reason by it."""
-    found = GaugeMetricFamily(
+    """Returns the models' conditions as a metric, which alerts use for model and reason."""
+    family = GaugeMetricFamily(
         "fairlead_operator_model_condition",
         "1 while the condition is True, 0 while it is not, as the model's status says",
         labels=["model", "type", "reason"],
     )
     for model in models:
-        for one in (model.get("status") or {}).get("conditions") or []:
-            found.add_metric([key_of(model), one["type"], one["reason"]], float(one["status"] == "True"))
-    return found
+        for condition in (model.get("status") or {}).get("conditions") or []:
+            family.add_metric(
+                [key_of(model), condition["type"], condition["reason"]], float(condition["status"] == "True")
+            )
+    return family
 
 
 def make_application(metrics: MetricsCollector, pulse: Callable[[], HealthState]) -> web.Application:
-    """``/healthz``, ``/readyz`` and ``/metrics``."""
+    """Returns the application with the three endpoints."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(metrics)
 

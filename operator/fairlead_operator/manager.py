@@ -1,4 +1,4 @@
-"""The operator's parts, put together: one that waits for the lease, and then watches, reconciles and tells."""
+"""The operator process: waits for the lease, then watches, reconciles and records events."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ from fairlead_operator.kube.kopf_watch import KopfWatch
 from fairlead_operator.kube.leader_election import LEASE_NAME, run_while_leading
 from fairlead_operator.kube.object_cache import ObjectCache
 from fairlead_operator.kube.watches import ClusterWatcher
-from fairlead_operator.rendering import renderer
+from fairlead_operator.render.context import ClusterCapabilities
 from fairlead_operator.settings import OperatorOptions
 
 CONTROLLER_NAME = "fairlead.io/operator"
@@ -30,7 +30,10 @@ _LOG = logging.getLogger("fairlead.operator")
 
 
 class Manager:
-    """One process of the operator. ``chance`` draws evenly from 0 to 1."""
+    """One process of the operator.
+
+    chance: returns a random number from 0 to 1.
+    """
 
     def __init__(
         self,
@@ -64,28 +67,45 @@ class Manager:
         self._reconciler = Reconciler(
             self._api,
             self._cache,
-            renderer(options.installation, options.peers),
             clock,
-            cluster=lambda: self._watcher.capabilities,
-            staleness=lambda: health.staleness(self._health()),
-            record_event=self._record_event,
+            self,
+            self,
+            options.installation,
             capacity_grace_seconds=options.capacity_grace_seconds,
-            on_self_write=self._queue.ignore_self_event,
         )
-        where = lease_namespace or access.namespace
+        namespace = lease_namespace or access.namespace
         self._elector = LeaderElector(
-            self._api, where, LEASE_NAME, self._identity, clock, chance, timing=options.lease_timing
+            self._api, namespace, LEASE_NAME, self._identity, clock, chance, timing=options.lease_timing
         )
 
+    @property
+    def capabilities(self) -> ClusterCapabilities:
+        """The features of the cluster."""
+        return self._watcher.capabilities
+
+    def staleness(self) -> str:
+        """Returns why the object cache may be out of date; empty if it is fresh."""
+        return health.staleness(self._health())
+
+    def on_event(self, model: Manifest, event: EventDraft) -> None:
+        """Records an event about a model."""
+        self._recorder.record(model, event.type, event.reason, event.action, event.note)
+
+    def on_self_write(self, key: str) -> None:
+        """Ignores the watch event of our own write."""
+        self._queue.ignore_self_event(key)
+
     def stop(self) -> None:
-        """Finish what is being written, give the lease back, and end."""
+        """Finishes current writes, gives the lease back, and ends `run`."""
         self.stopped = True
         self._stop.set()
 
     async def run(self, host: str, port: int) -> str:
-        """Until ``stop`` or the loss of the lease; the reason. Raises OSError when the port is taken."""
+        """Runs until `stop` or loss of the lease, and returns the reason. Raises OSError if the
+        port is in use.
+        """
         app = http_server.make_application(http_server.MetricsCollector(self._metrics, self._health), self._health)
-        runner = web.AppRunner(app, access_log=None)  # probes ask every few seconds
+        runner = web.AppRunner(app, access_log=None)  # probes come every few seconds
         await runner.setup()
         try:
             await web.TCPSite(runner, host or None, port).start()
@@ -95,26 +115,26 @@ class Manager:
             await self._api.close()
 
     async def _lead(self) -> None:
-        """What the leader does, until it fails or is cancelled."""
+        """Does the leader's work until it fails or is cancelled."""
         await self._watcher.discover()
         watching = asyncio.ensure_future(self._watcher.run())
-        telling = asyncio.ensure_future(self._recorder.run())
-        hearing = asyncio.ensure_future(self._kopf.run())
-        serving = asyncio.ensure_future(self._process_queue())
-        parts = {watching, telling, hearing, serving}
+        recording = asyncio.ensure_future(self._recorder.run())
+        watching_models = asyncio.ensure_future(self._kopf.run())
+        reconciling = asyncio.ensure_future(self._process_queue())
+        parts = {watching, recording, watching_models, reconciling}
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for one in done:
-                one.result()
+            for task in done:
+                task.result()
         finally:
-            await cancel_and_wait(serving)  # nothing is written after this
-            await cancel_and_wait(telling)
+            await cancel_and_wait(reconciling)  # no writes after this
+            await cancel_and_wait(recording)
             await self._recorder.flush()
             await cancel_and_wait(watching)
-            await cancel_and_wait(hearing)
+            await cancel_and_wait(watching_models)
 
     async def _process_queue(self) -> None:
-        """Reconcile, once everything is known: before, every child would seem to be missing."""
+        """Reconciles once everything is listed: before, every child would seem to be missing."""
         await self._watcher.wait_synced()
         for key in self._cache.models:
             self._queue.add(key)
@@ -122,30 +142,27 @@ class Manager:
 
     async def _reconcile(self, key: str) -> float | None:
         if not self._elector.is_leading:
-            return 1.0  # the lease has run out under us; whoever has it now does the work
+            return 1.0  # the lease has expired
         return await self._reconciler.reconcile(key)
 
     def _on_failure(self, key: str, error: Exception, pause: float) -> None:
         self._reconciler.counts.failures += 1
-        unforeseen = None if isinstance(error, FairleadError) else error
-        _LOG.warning("%s: %s; again in %.1f s", key, error, pause, exc_info=unforeseen)
-
-    def _record_event(self, model: Manifest, happening: EventDraft) -> None:
-        self._recorder.record(model, happening.type, happening.reason, happening.action, happening.note)
+        internal_error = None if isinstance(error, FairleadError) else error
+        _LOG.warning("%s: %s; again in %.1f s", key, error, pause, exc_info=internal_error)
 
     def _health(self) -> health.HealthState:
         return self._watcher.health(self._elector.is_leading)
 
     def _metrics(self) -> http_server.OperatorMetrics:
-        work, counts = self._queue.keys, self._reconciler.counts
+        keys, counts = self._queue.keys, self._reconciler.counts
         return http_server.OperatorMetrics(
             gauges={
                 "leading": ("1 while this replica leads", float(self._elector.is_leading)),
                 "synced": ("1 once this replica, leading, has listed every kind", float(self._health().synced)),
                 "models": ("ModelDeployments that are known", float(len(self._cache.models))),
-                "queue_waiting": ("models with news that wait for a hand", float(work.ready_count)),
-                "queue_running": ("models that are worked on", float(work.running_count)),
-                "queue_later": ("models that are looked at again at a set time", float(work.delayed_count)),
+                "queue_waiting": ("models with news that wait for a hand", float(keys.ready_count)),
+                "queue_running": ("models that are worked on", float(keys.running_count)),
+                "queue_later": ("models that are looked at again at a set time", float(keys.delayed_count)),
             },
             counters={
                 "reconciles": ("looks at a model", float(counts.reconciles)),

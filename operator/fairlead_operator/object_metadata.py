@@ -1,6 +1,7 @@
-"""What Fairlead writes on the objects it makes, so that it finds them again: labels, annotations, hashes.
+"""Labels, annotations and owner references of the objects that the operator creates.
 
-Selectors are labels, never names: an object is a model's child when it carries the model's label **and** is owned by its uid.
+Objects are found by labels, never by names. An object is a child of a model if it has the model's
+label **and** is owned by the model's uid.
 """
 
 import hashlib
@@ -22,39 +23,41 @@ from fairlead.kube.resources import (
 )
 
 STATUS_FIELD_MANAGER = "fairlead-operator"
-"""The field manager of our part of ``status``, of which the autoscaler writes another; that of children is ``MANAGER``."""
+"""The field manager of our part of `status`; the autoscaler writes another part. Children have
+`FIELD_MANAGER`.
+"""
 APPLIED_ANNOTATION = "fairlead.io/applied"
-"""Annotation of a child: the hash of the manifest that it was applied from."""
+"""On children: hash of the manifest that was applied."""
 MODEL_REVISION_ANNOTATION = "fairlead.io/model-revision"
-"""Annotation of workloads and ControllerRevisions: the hash of the model's spec that they were made of."""
+"""On workloads and ControllerRevisions: hash of the model's spec that they were made from."""
 UNDO_ANNOTATION = "fairlead.io/run-revision"
-"""Annotation of a model, for people: run this earlier revision instead of ``spec``."""
+"""On a model, set by people: run this earlier revision instead of `spec`."""
 CHILDREN_SELECTOR = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
-"""The label selector of everything that we make."""
+"""The label selector of all children."""
 
 
 def json_digest(value: Any) -> str:
-    """16 hex digits that are the same for equal JSON."""
+    """Returns 16 hex digits that are equal for equal JSON."""
     return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:16]
 
 
 def annotation(manifest: Manifest, name: str) -> str:
-    """An annotation; empty where there is none."""
+    """Returns an annotation; empty if there is none."""
     return str(annotations_of(manifest).get(name, ""))
 
 
 def label(manifest: Manifest, name: str) -> str:
-    """A label; empty where there is none."""
+    """Returns a label; empty if there is none."""
     return str(labels_of(manifest).get(name, ""))
 
 
 def generation_of(manifest: Manifest) -> int:
-    """``metadata.generation``: how often the spec was changed; 0 where nobody counts."""
+    """Returns `metadata.generation`, the number of spec changes; 0 if absent."""
     return int(metadata_of(manifest).get("generation") or 0)
 
 
 def controller_uid(manifest: Manifest) -> str:
-    """The uid of the object that controls this one; empty where none does."""
+    """Returns the uid of the controlling owner; empty if there is none."""
     for owner in metadata_of(manifest).get("ownerReferences") or []:
         if owner.get("controller"):
             return str(owner.get("uid", ""))
@@ -62,7 +65,7 @@ def controller_uid(manifest: Manifest) -> str:
 
 
 def owner_model_key(child: Manifest) -> str | None:
-    """``namespace/name`` of the model that a child belongs to, by its label; None for what is not ours."""
+    """Returns `namespace/name` of the model of a child, by its label; None for other objects."""
     model, namespace = label(child, MODEL_LABEL), namespace_of(child)
     if not model or namespace is None or label(child, MANAGED_BY_LABEL) != FIELD_MANAGER:
         return None
@@ -70,7 +73,7 @@ def owner_model_key(child: Manifest) -> str | None:
 
 
 def owner_reference(name: str, uid: str) -> Manifest:
-    """The entry of ``ownerReferences`` that makes an object a child of the model ``name``."""
+    """Returns the owner reference that makes an object a child of the model `name`."""
     return {
         "apiVersion": API_VERSION,
         "kind": MODEL_DEPLOYMENTS.kind,
@@ -82,7 +85,7 @@ def owner_reference(name: str, uid: str) -> Manifest:
 
 
 def with_ownership(manifest: Manifest, model: Manifest) -> Manifest:
-    """The manifest of a child, complete: our labels, its owner, and last the hash of all this."""
+    """Returns the complete manifest of a child: with labels, owner and the hash of the result."""
     metadata = dict(metadata_of(manifest))
     metadata["namespace"] = namespace_of(model)
     metadata["labels"] = {MANAGED_BY_LABEL: FIELD_MANAGER, MODEL_LABEL: name_of(model), **labels_of(manifest)}
@@ -93,18 +96,18 @@ def with_ownership(manifest: Manifest, model: Manifest) -> Manifest:
 
 
 def with_revision(manifest: Manifest, revision: str) -> Manifest:
-    """The manifest with the hash of the spec that it is made of."""
+    """Returns the manifest with the hash of the spec that it was made from."""
     notes = {**annotations_of(manifest), MODEL_REVISION_ANNOTATION: revision}
     return {**manifest, "metadata": {**metadata_of(manifest), "annotations": notes}}
 
 
 ChildKey = tuple[str, str]
-"""(kind, name); a model's children share its namespace."""
+"""(kind, name). A model's children are in its namespace."""
 
 
 WORKLOAD_KINDS = ("Deployment", "LeaderWorkerSet")
 
 
 def child_key(manifest: Manifest) -> ChildKey:
-    """What names a child within its model."""
+    """Returns the key of a child within its model."""
     return str(manifest.get("kind", "")), name_of(manifest)

@@ -1,4 +1,4 @@
-"""The operator's settings, checked and in their units."""
+"""The operator's settings, validated and in their units."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,10 @@ _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True, slots=True)
 class OperatorOptions:
-    """``namespaces``: those that are watched; none means all. Without ``peers`` no NetworkPolicy is made. Times are seconds."""
+    """Validated settings. Times are in seconds.
+
+    namespaces: watched namespaces; empty means all.
+    """
 
     namespaces: tuple[str, ...]
     workers: int
@@ -25,11 +28,10 @@ class OperatorOptions:
     lease_timing: LeaseTiming
     log_level: str
     installation: InstallationDefaults
-    peers: tuple[AllowedPeer, ...] | None
 
 
 def parse_options(settings: OperatorSettings) -> OperatorOptions:
-    """Raises SettingsError, naming the variable and what it may be."""
+    """Returns the options. Raises SettingsError, naming the variable and its valid values."""
     hands = settings.reconcilers or ""
     if not (hands.isascii() and hands.isdecimal() and len(hands) < 4 and 1 <= int(hands) <= 256):
         raise _settings_error("FAIRLEAD_RECONCILERS", f"{hands!r} is no number from 1 to 256", "leave it out for 8")
@@ -47,8 +49,9 @@ def parse_options(settings: OperatorSettings) -> OperatorOptions:
         capacity_grace_seconds=_parse_seconds("FAIRLEAD_CAPACITY_GRACE", settings.capacity_grace, 0.0, 24 * 3_600.0),
         lease_timing=LeaseTiming(lease, lease * 2 / 3, lease * 2 / 15),
         log_level=level,
-        installation=InstallationDefaults(_parse_images(settings.engine_images or ""), secrets),
-        peers=_parse_peers(settings.gateway_pods or ""),
+        installation=InstallationDefaults(
+            _parse_images(settings.engine_images or ""), secrets, _parse_peers(settings.gateway_pods or "")
+        ),
     )
 
 

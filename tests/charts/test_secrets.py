@@ -33,7 +33,7 @@ def plain(container: dict[str, Any]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("turn", range(4))
-def test_the_first_key_is_known_to_the_gateway_by_its_digest(program: Path, turn: int) -> None:
+def test_gateway_knows_the_first_key_by_its_digest(program: Path, turn: int) -> None:
     """Drawn anew each time: the digest is worked out by the template itself."""
     drawn = secrets(render_chart(program))["fairlead-keys"]
     digest = hmac.new(drawn["pepper"].encode(), drawn["first-key"].encode(), hashlib.sha256).hexdigest()
@@ -41,26 +41,26 @@ def test_the_first_key_is_known_to_the_gateway_by_its_digest(program: Path, turn
     assert len(drawn["first-key"]) > 40
 
 
-def test_nothing_drawn_is_the_same_twice(program: Path) -> None:
+def test_generated_values_are_never_repeated(program: Path) -> None:
     one, two = secrets(render_chart(program)), secrets(render_chart(program))
     for name, data in one.items():
         for key, value in data.items():
             assert value != two[name][key], f"{name} {key}"
 
 
-def test_the_gateway_gets_the_password_of_redis(program: Path) -> None:
+def test_gateway_gets_the_redis_password(program: Path) -> None:
     drawn = secrets(render_chart(program))["fairlead-redis"]
     assert drawn["url"] == f"redis://:{drawn['password']}@fairlead-redis:6379/0"
     assert f"requirepass {drawn['password']}\n" in drawn["redis.conf"]
 
 
-def test_the_first_key_itself_is_not_shown_to_the_gateway(program: Path) -> None:
+def test_gateway_does_not_see_the_first_key(program: Path) -> None:
     volumes = pod_specs(render_chart(program))["Deployment fairlead-gateway"]["volumes"]
     keys = next(one["secret"] for one in volumes if one["name"] == "keys")
     assert [item["key"] for item in keys["items"]] == ["keys.yaml"]
 
 
-def test_keys_and_redis_of_ones_own_leave_nothing_to_draw_there(program: Path) -> None:
+def test_own_keys_and_redis_leave_nothing_to_generate(program: Path) -> None:
     own = ("--set=auth.keysSecret=ours", "--set=redis.enabled=false", "--set=redis.urlSecret=theirs")
     found = render_chart(program, *own)
     assert set(secrets(found)) == {"fairlead-gateway"}
@@ -78,7 +78,7 @@ def test_keys_and_redis_of_ones_own_leave_nothing_to_draw_there(program: Path) -
         "unix:///run/redis.sock",
     ],
 )
-def test_a_redis_without_a_password_is_named_in_the_values_and_read_by_the_gateway(program: Path, url: str) -> None:
+def test_redis_without_password_is_supported(program: Path, url: str) -> None:
     found = pod_specs(render_chart(program, "--set=redis.enabled=false", f"--set=redis.url={url}"))
     given = plain(found["Deployment fairlead-gateway"]["containers"][0])["FAIRLEAD_REDIS_URL"]
     assert given == url.replace("\\", "")
@@ -86,7 +86,7 @@ def test_a_redis_without_a_password_is_named_in_the_values_and_read_by_the_gatew
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_the_operator_takes_its_variables_and_options(program: Path, case: Path) -> None:
+def test_operator_accepts_its_variables_and_options(program: Path, case: Path) -> None:
     found = pod_specs(render_chart(program, f"--values={case}"))
     (container,) = next(pod for name, pod in found.items() if name.endswith("-operator"))["containers"]
     environment = plain(container)
@@ -94,15 +94,15 @@ def test_the_operator_takes_its_variables_and_options(program: Path, case: Path)
     assert environment.keys() <= known
     chosen = parse_options(read_settings(OperatorSettings, environment))
     assert operator_options(container["args"]).port == container["ports"][0]["containerPort"]
-    if chosen.peers is not None:
+    if chosen.installation.peers is not None:
         there = {next(iter(pod["containers"]))["name"] for pod in found.values()}
-        named = {peer.labels["app.kubernetes.io/component"] for peer in chosen.peers}
+        named = {peer.labels["app.kubernetes.io/component"] for peer in chosen.installation.peers}
         assert named == there & {"gateway", "indexer", "autoscaler"}
     assert "sim" in chosen.installation.images
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_the_gateway_takes_its_variables_and_options(program: Path, case: Path) -> None:
+def test_gateway_accepts_its_variables_and_options(program: Path, case: Path) -> None:
     found = pod_specs(render_chart(program, f"--values={case}"))
     (container,) = next(pod for name, pod in found.items() if name.endswith("-gateway"))["containers"]
     known = {variable_name(name) for name in GatewaySettings.__dataclass_fields__}

@@ -1,7 +1,6 @@
 """What goes wrong outside of us, before a real API server: a condition names cause and fix, and what serves goes on serving."""
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,24 +9,21 @@ import pytest
 
 from fairlead.kube.errors import Invalid
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, PODS, RESOURCE_QUOTAS, SERVICES, Manifest
+from fairlead_bench.operator.trials.cluster_setup import TrialCluster, open_cluster
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.operators import apply_crds_and_namespaces, run_deployments
-
-sys.path[:0] = [str(Path(__file__).parents[2] / "bench" / "operator")]
-
-from operatorbench.trials.common import Place, place  # noqa: E402 - found through the line above
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 LARGE = "x" * 4_096
 
 
 def run_in_namespace(
-    server: ApiServer, namespace: str, logs: Path, check: Callable[[Place], Awaitable[None]], **more: str
+    server: ApiServer, namespace: str, logs: Path, check: Callable[[TrialCluster], Awaitable[None]], **more: str
 ) -> None:
     """``check`` with an operator, and a model that serves."""
 
     async def main() -> None:
-        async with place(server, namespace, logs, **more) as here:
+        async with open_cluster(server, namespace, logs, **more) as here:
             here.operators.start()
             await here.model("qwen")
             await here.until_settled()
@@ -36,12 +32,12 @@ def run_in_namespace(
     asyncio.run(main())
 
 
-async def conditions(here: Place, name: str) -> dict[str, tuple[str, str, str]]:
+async def conditions(here: TrialCluster, name: str) -> dict[str, tuple[str, str, str]]:
     status = (await here.api.get(MODEL_DEPLOYMENTS, here.namespace, name)).get("status") or {}
     return {one["type"]: (one["status"], one["reason"], one["message"]) for one in status.get("conditions") or []}
 
 
-async def wait_stalled(here: Place, reason: str, name: str = "qwen") -> str:
+async def wait_stalled(here: TrialCluster, reason: str, name: str = "qwen") -> str:
     """The message, once the model is stalled by ``reason``."""
     found: dict[str, tuple[str, str, str]] = {}
 
@@ -55,12 +51,12 @@ async def wait_stalled(here: Place, reason: str, name: str = "qwen") -> str:
     return found["Stalled"][2]
 
 
-async def deployment(here: Place, name: str = "qwen-main") -> Manifest:
+async def deployment(here: TrialCluster, name: str = "qwen-main") -> Manifest:
     return await here.api.get(DEPLOYMENTS, here.namespace, name)
 
 
-def test_a_spec_of_1_mib_names_what_to_shorten(api_server: ApiServer, tmp_path: Path) -> None:
-    async def check(here: Place) -> None:
+def test_oversized_spec_names_what_to_shorten(api_server: ApiServer, tmp_path: Path) -> None:
+    async def check(here: TrialCluster) -> None:
         before = await deployment(here)
         env = [{"name": f"V{number}", "value": LARGE} for number in range(128)]
         await here.model("qwen", engine={"kind": "sim", "args": [LARGE] * 128, "env": env})
@@ -75,8 +71,8 @@ def test_a_spec_of_1_mib_names_what_to_shorten(api_server: ApiServer, tmp_path: 
     run_in_namespace(api_server, "large", tmp_path, check)
 
 
-def test_names_are_ascii_and_values_are_not_bound_to_be(api_server: ApiServer, tmp_path: Path) -> None:
-    async def check(here: Place) -> None:
+def test_names_are_ascii_and_values_are_not(api_server: ApiServer, tmp_path: Path) -> None:
+    async def check(here: TrialCluster) -> None:
         with pytest.raises(Invalid) as refused:
             await here.model("größe")
         assert "metadata.name" in refused.value.message
@@ -89,10 +85,8 @@ def test_names_are_ascii_and_values_are_not_bound_to_be(api_server: ApiServer, t
     run_in_namespace(api_server, "letters", tmp_path, check)
 
 
-def test_a_name_that_is_somebody_elses_is_avoided_and_when_all_are_it_is_said(
-    api_server: ApiServer, tmp_path: Path
-) -> None:
-    async def check(here: Place) -> None:
+def test_foreign_name_is_avoided_and_reported_if_all_are_taken(api_server: ApiServer, tmp_path: Path) -> None:
+    async def check(here: TrialCluster) -> None:
         async def theirs(name: str) -> Manifest:
             spec = {"ports": [{"port": 80}], "selector": {"app": "theirs"}}
             metadata = {"name": name, "namespace": here.namespace}
@@ -120,12 +114,10 @@ def test_a_name_that_is_somebody_elses_is_avoided_and_when_all_are_it_is_said(
     run_in_namespace(api_server, "clash", tmp_path, check)
 
 
-def test_of_two_models_of_one_name_the_later_is_told_how_clients_reach_it(
-    api_server: ApiServer, tmp_path: Path
-) -> None:
-    async def check(here: Place) -> None:
+def test_later_model_of_a_name_reports_its_client_name(api_server: ApiServer, tmp_path: Path) -> None:
+    async def check(here: TrialCluster) -> None:
         await apply_crds_and_namespaces(here.api, "later")
-        later = Place(here.server, here.api, "later", here.operators)
+        later = TrialCluster(here.server, here.api, "later", here.operators)
         await later.model("qwen")
         found: dict[str, Any] = {}
 
@@ -141,8 +133,8 @@ def test_of_two_models_of_one_name_the_later_is_told_how_clients_reach_it(
     run_in_namespace(api_server, "earlier", tmp_path, check, FAIRLEAD_WATCH_NAMESPACES="earlier,later")
 
 
-def test_a_quota_is_named_and_the_pools_that_there_are_serve(api_server: ApiServer, tmp_path: Path) -> None:
-    async def check(here: Place) -> None:
+def test_exceeded_quota_is_named_and_existing_pools_serve(api_server: ApiServer, tmp_path: Path) -> None:
+    async def check(here: TrialCluster) -> None:
         before = await deployment(here)
         quota = {
             "apiVersion": "v1",
@@ -162,10 +154,8 @@ def test_a_quota_is_named_and_the_pools_that_there_are_serve(api_server: ApiServ
     run_in_namespace(api_server, "quota", tmp_path, check)
 
 
-def test_a_secret_that_is_missing_is_named_and_the_instance_that_there_is_serves(
-    api_server: ApiServer, tmp_path: Path
-) -> None:
-    async def check(here: Place) -> None:
+def test_missing_secret_is_named_and_existing_instance_serves(api_server: ApiServer, tmp_path: Path) -> None:
+    async def check(here: TrialCluster) -> None:
         before = await deployment(here)
         template = before["spec"]["template"]
         metadata = {**template["metadata"], "name": "qwen-main-next", "namespace": here.namespace}
@@ -185,7 +175,7 @@ def test_a_secret_that_is_missing_is_named_and_the_instance_that_there_is_serves
     run_in_namespace(api_server, "secret", tmp_path, check)
 
 
-async def _quota(here: Place, quota: Manifest) -> None:
+async def _quota(here: TrialCluster, quota: Manifest) -> None:
     """With the status that its controller would write."""
     await here.api.create(quota, "x")
     status = {"hard": quota["spec"]["hard"], "used": {"count/deployments.apps": "1"}}

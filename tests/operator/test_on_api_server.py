@@ -100,7 +100,7 @@ async def wait_ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
     return found
 
 
-def test_a_models_life_with_two_operators_of_which_one_is_killed(
+def test_model_life_cycle_with_two_operators_and_one_kill(
     api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
 ) -> None:
     namespace = "life"
@@ -144,7 +144,7 @@ def test_a_models_life_with_two_operators_of_which_one_is_killed(
         await wait_until_async(lambda: asyncio.to_thread(some.is_leading, third))
         await wait_until_async(lambda: asyncio.to_thread(some.is_idle, third))
         assert await _versions(api, namespace) == versions, "a new process writes nothing"
-        assert "every watch is heard" in some.get(third, "/healthz")
+        assert "every watch delivers" in some.get(third, "/healthz")
         assert some.stop(third) == 0
         reasons = {event["reason"] for event in (await api.list(EVENTS, namespace)).items}
         assert {"Created", "AllReady", "Removed"} <= reasons
@@ -152,7 +152,7 @@ def test_a_models_life_with_two_operators_of_which_one_is_killed(
     run_in_namespace(api_server, namespace, check)
 
 
-def test_killed_in_the_midst_and_with_the_api_server_away_everything_is_there_once(
+def test_kill_and_unreachable_api_server_create_everything_once(
     api_server: ApiServer, operators: Callable[[str], OperatorProcesses]
 ) -> None:
     namespace = "outage"

@@ -35,7 +35,7 @@ LABELS = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen
 
 def test_settings_have_units_and_defaults() -> None:
     found = parse_options(read_settings(OperatorSettings, {}))
-    assert (found.namespaces, found.workers, found.resync_seconds, found.peers) == ((), 8, 60.0, None)
+    assert (found.namespaces, found.workers, found.resync_seconds, found.installation.peers) == ((), 8, 60.0, None)
     assert found.lease_timing == LeaseTiming(15.0, 10.0, 2.0)
     given = {
         "FAIRLEAD_WATCH_NAMESPACES": "chat, search",
@@ -50,8 +50,8 @@ def test_settings_have_units_and_defaults() -> None:
         "sim": "r:5000/sim:2",
     }
     assert found.installation.pull_secrets == ("a", "b")
-    assert found.peers is not None
-    assert [(peer.namespace, peer.labels) for peer in found.peers] == [
+    assert found.installation.peers is not None
+    assert [(peer.namespace, peer.labels) for peer in found.installation.peers] == [
         ("fairlead", {"app": "gateway", "tier": "x"}),
         ("other", {"app": "y"}),
     ]
@@ -74,12 +74,12 @@ def test_settings_have_units_and_defaults() -> None:
         ("GATEWAY_PODS", "/app=x"),
     ],
 )
-def test_a_wrong_setting_is_named(name: str, value: str) -> None:
+def test_invalid_setting_is_named(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"FAIRLEAD_{name}"):
         parse_options(read_settings(OperatorSettings, {f"FAIRLEAD_{name}": value}))
 
 
-def test_a_process_that_cannot_start_says_why(
+def test_process_that_cannot_start_names_the_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
@@ -90,7 +90,7 @@ def test_a_process_that_cannot_start_says_why(
 # --- login --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_rotating_token_is_read_each_time_and_asked_for_again_in_time(tmp_path: Path) -> None:
+def test_rotating_token_is_reread_and_renewed_in_time(tmp_path: Path) -> None:
     token = tmp_path / "token"
     access = ClusterConfig(
         server="https://[fd00::1]:443", source="a pod", token_file=token, ca_file=tmp_path / "ca.crt"
@@ -106,12 +106,12 @@ def test_a_rotating_token_is_read_each_time_and_asked_for_again_in_time(tmp_path
         connection_info(access, 0.0)
 
 
-def test_certificates_are_handed_over_and_what_kopf_cannot_do_is_named() -> None:
+def test_certificates_are_passed_on_and_kopf_limits_are_named() -> None:
     found = connection_info(
         ClusterConfig(server="https://x", source="f", certificate=b"PEM", key=b"KEY", ca_data=b"CA"), 0.0
     )
     assert (found.certificate_data, found.expiration, found.token) == ("UEVN", None, None)
-    for wrong in ({"server_name": "other"}, {"acting_as": "root"}):
+    for wrong in ({"server_name": "other"}, {"impersonate_user": "root"}):
         with pytest.raises(ClusterConfigError):
             connection_info(ClusterConfig(server="https://x", source="f", **wrong), 0.0)  # type: ignore[arg-type]
 
@@ -125,20 +125,26 @@ HEALTHY = HealthState(leading=True, synced=True, watch_ages={"pods": 10.0, "serv
     ("changed", "living"),
     [
         ({}, True),
-        ({"watches": {"pods": 181.0}}, False),
-        ({"overdue": 181.0}, False),
-        ({"overdue": 20.0}, True),
-        ({"watches": {"pods": 999.0}, "answered": 999.0}, True),
-        ({"watches": {"pods": 999.0}, "answered": None}, True),
-        ({"watches": {"pods": 999.0}, "leading": False}, True),
+        ({"watch_ages": {"pods": 181.0}}, False),
+        ({"overdue_seconds": 181.0}, False),
+        ({"overdue_seconds": 20.0}, True),
+        ({"watch_ages": {"pods": 999.0}, "answer_age_seconds": 999.0}, True),
+        ({"watch_ages": {"pods": 999.0}, "answer_age_seconds": None}, True),
+        ({"watch_ages": {"pods": 999.0}, "leading": False}, True),
     ],
 )
-def test_dead_is_who_hears_nothing_while_the_api_server_answers(changed: dict[str, Any], living: bool) -> None:
-    values = {"leading": True, "synced": True, "watches": dict(HEALTHY.watch_ages), "answered": 30.0, **changed}
+def test_operator_is_dead_if_watches_are_silent_but_the_api_answers(changed: dict[str, Any], living: bool) -> None:
+    values = {
+        "leading": True,
+        "synced": True,
+        "watch_ages": dict(HEALTHY.watch_ages),
+        "answer_age_seconds": 30.0,
+        **changed,
+    }
     assert check_liveness(HealthState(**values)).ok is living
 
 
-def test_ready_is_who_knows_everything_or_waits_to_lead() -> None:
+def test_operator_is_ready_when_synced_or_waiting_to_lead() -> None:
     assert [check_readiness(one).ok for one in (HEALTHY, HealthState(leading=True), HealthState())] == [
         True,
         False,
@@ -146,7 +152,7 @@ def test_ready_is_who_knows_everything_or_waits_to_lead() -> None:
     ]
 
 
-def test_old_news_is_no_ground_to_delete() -> None:
+def test_stale_state_prevents_deletion() -> None:
     assert staleness(HEALTHY) == ""
     assert "pods" in staleness(HealthState(True, True, {"pods": None}, 1.0))
     assert "listed" in staleness(HealthState(True, False, {}, 1.0))
@@ -202,7 +208,7 @@ def with_elector(check: Callable[[FakeApiServer, Callable[[str], LeaderElector]]
     asyncio.run(main())
 
 
-def test_work_ends_before_the_lease_is_given_back() -> None:
+def test_work_ends_before_the_lease_is_released() -> None:
     async def check(fake: FakeApiServer, election: Callable[[str], LeaderElector]) -> None:
         order: list[str] = []
         stopped = asyncio.Event()
@@ -217,14 +223,14 @@ def test_work_ends_before_the_lease_is_given_back() -> None:
             finally:
                 order.append(f"ended, held by {holder()}")
 
-        assert await run_while_leading(election("me"), stopped, work, order.append) == "it was told to stop"
+        assert await run_while_leading(election("me"), stopped, work, order.append) == "stop requested"
         assert order == ["leading: there is no lease", "ended, held by me"]
         assert holder() == ""
 
     with_elector(check)
 
 
-def test_who_is_told_to_stop_while_waiting_stops_and_what_work_raises_is_raised() -> None:
+def test_stop_while_waiting_ends_and_work_errors_are_raised() -> None:
     async def check(fake: FakeApiServer, election: Callable[[str], LeaderElector]) -> None:
         stopped = asyncio.Event()
         stopped.set()
@@ -233,7 +239,7 @@ def test_who_is_told_to_stop_while_waiting_stops_and_what_work_raises_is_raised(
             raise RuntimeError("no")
 
         fake.put(LEASES, "x", "lease", spec={"holderIdentity": "other", "leaseDurationSeconds": 9_999})
-        assert await run_while_leading(election("me"), stopped, fail, lambda _: None) == "it was told to stop"
+        assert await run_while_leading(election("me"), stopped, fail, lambda _: None) == "stop requested"
         fake.remove(LEASES, "x", "lease")
         with pytest.raises(RuntimeError):
             await run_while_leading(election("me"), asyncio.Event(), fail, lambda _: None)
@@ -295,7 +301,7 @@ def test_children_are_watched_by_label_and_found_by_model() -> None:
     with_watcher(check)
 
 
-def test_the_list_finds_what_the_watch_of_models_missed_and_says_how_long() -> None:
+def test_list_finds_what_the_model_watch_missed() -> None:
     async def check(
         fake: FakeApiServer, watching: ClusterWatcher, shelf: ObjectCache, keys: list[str], time: FakeTime
     ) -> None:
@@ -320,7 +326,7 @@ def test_the_list_finds_what_the_watch_of_models_missed_and_says_how_long() -> N
     with_watcher(check)
 
 
-def test_a_kind_that_may_not_be_watched_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_forbidden_kind_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """As after an upgrade that left the former roles in place: the operator would never be ready, and say nothing."""
 
     async def check(
@@ -345,14 +351,12 @@ def test_a_kind_that_may_not_be_watched_is_told_once(caplog: pytest.LogCaptureFi
         (None, "https://api.example.com", False),
     ],
 )
-def test_pods_have_addresses_as_the_api_servers_service_has(
-    families: list[str] | None, server: str, ipv6: bool
-) -> None:
+def test_pods_use_the_ip_family_of_the_api_server_service(families: list[str] | None, server: str, ipv6: bool) -> None:
     service = None if families is None else {"spec": {"ipFamilies": families}}
     assert is_ipv6_first(service, server) is ipv6
 
 
-def test_a_cluster_without_our_kinds_is_waited_for() -> None:
+def test_cluster_without_our_kinds_is_waited_for() -> None:
     async def main() -> None:
         time = FakeTime()
         async with fake_api_server() as fake, KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:

@@ -1,7 +1,8 @@
-"""What to write: a pure comparison of the children that shall be with those that are.
+"""Computes what to write: a comparison of the desired children with the existing ones. Pure.
 
-Applied is what is new, different, or was changed by somebody else; the rest is left alone. Pruned is what carries our label, is owned
-by this very model and is wanted no more. Where there is a doubt nothing is deleted, and ``kept`` says why.
+Children are applied if they are new, different, or changed by others. Children are pruned if they
+carry our label, are owned by this very model, and are no longer desired. In doubt nothing is
+deleted, and `retained` says why.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -28,7 +29,7 @@ from fairlead_operator.object_metadata import (
     with_ownership,
 )
 
-# Supports first, so that no pod is made before what it needs; workloads last.
+# Workloads last, so that no pod is created before the objects that it needs.
 _SUPPORT_ORDER = (
     "ControllerRevision",
     "ServiceAccount",
@@ -41,9 +42,10 @@ _SUPPORT_ORDER = (
 
 @dataclass(frozen=True, slots=True)
 class ApplyStep:
-    """One manifest to apply, complete. ``live`` is what is there now, None for nothing.
+    """A complete manifest to apply. `live` is the existing object, if any.
 
-    ``corrects``: somebody else changed it; ``restores``: or took something away.
+    corrects: another writer changed it.
+    restores: another writer removed fields.
     """
 
     manifest: Manifest
@@ -55,7 +57,10 @@ class ApplyStep:
 
 @dataclass(frozen=True, slots=True)
 class RetainedObject:
-    """Something that is not wanted any more and stays for now. ``blocks``: one that is wanted waits for its name."""
+    """An object that is no longer desired but stays for now.
+
+    blocks_name: a desired object waits for its name.
+    """
 
     manifest: Manifest
     reason: str
@@ -64,7 +69,7 @@ class RetainedObject:
 
 @dataclass(frozen=True, slots=True)
 class ApplyPlan:
-    """What to write, in this order: ``applies``, then ``prunes``."""
+    """The writes, in this order: `steps`, then `prunes`."""
 
     steps: tuple[ApplyStep, ...] = ()
     prunes: tuple[Manifest, ...] = ()
@@ -72,13 +77,17 @@ class ApplyPlan:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing is to be written."""
+        """True if nothing is to be written."""
         return not self.steps and not self.prunes
 
 
 @dataclass(frozen=True, slots=True)
 class PruneGuard:
-    """Reasons not to delete. ``stale``: what we read may be old, in words. ``incomplete``: not everything could be rendered."""
+    """Reasons not to delete.
+
+    stale: why the observed state may be out of date; empty if it is fresh.
+    incomplete: not everything could be rendered.
+    """
 
     stale: str = ""
     incomplete: bool = False
@@ -92,21 +101,25 @@ def make_plan(
     guard: PruneGuard,
     dropped_fields: Set[tuple[str, FieldPath]] = frozenset(),
 ) -> ApplyPlan:
-    """What to do about ``model``, whose children shall be ``wanted`` and are ``live``.
+    """Returns the writes for `model`, whose children should be `wanted` and are `live`.
 
-    ``unkept``: fields, by their object's uid, that the API server does not keep.
+    dropped_fields: fields, by object uid, that the API server does not keep.
     """
     ordered = sorted(wanted, key=_apply_order)
-    applies = [step for step in (_apply_step(model, one, live, dropped_fields) for one in ordered) if step is not None]
-    keys = {child_key(one) for one in wanted}
+    applies = [
+        step
+        for step in (_apply_step(model, manifest, live, dropped_fields) for manifest in ordered)
+        if step is not None
+    ]
+    keys = {child_key(manifest) for manifest in wanted}
     prunes: list[Manifest] = []
-    kept: list[RetainedObject] = []
+    retained: list[RetainedObject] = []
     for key, child in sorted(live.items()):
         if is_deleting(child):
             continue
-        if controller_uid(child) != uid_of(model):  # the garbage collector's business, not ours
+        if controller_uid(child) != uid_of(model):  # left to the garbage collector
             if key in keys and controller_uid(child):
-                kept.append(
+                retained.append(
                     RetainedObject(
                         child, "it is of an earlier model of this name, and goes by itself", blocks_name=True
                     )
@@ -114,12 +127,12 @@ def make_plan(
             continue
         if key in keys:
             continue
-        why = _reason_to_keep(child, wanted, live, guard)
-        if why:
-            kept.append(RetainedObject(child, why))
+        reason = _reason_to_keep(child, wanted, live, guard)
+        if reason:
+            retained.append(RetainedObject(child, reason))
         else:
             prunes.append(child)
-    return ApplyPlan(tuple(applies), tuple(prunes), tuple(kept))
+    return ApplyPlan(tuple(applies), tuple(prunes), tuple(retained))
 
 
 def _apply_order(manifest: Manifest) -> tuple[int, str, str]:
@@ -130,32 +143,38 @@ def _apply_order(manifest: Manifest) -> tuple[int, str, str]:
 
 
 def _apply_step(
-    model: Manifest, one: Manifest, live: Mapping[ChildKey, Manifest], dropped_fields: Set[tuple[str, FieldPath]]
+    model: Manifest, manifest: Manifest, live: Mapping[ChildKey, Manifest], dropped_fields: Set[tuple[str, FieldPath]]
 ) -> ApplyStep | None:
-    there = live.get(child_key(one))
-    whole = with_ownership(one, model)
-    if there is None:
-        return ApplyStep(whole, None, "it is not there")
-    if is_deleting(there) or controller_uid(there) not in ("", uid_of(model)):
-        return None  # it is made anew once it is gone, which we shall hear of
-    if _has_foreign_replicas(model, there):
-        whole = with_ownership(without_field(one, REPLICAS_PATH), model)
-    if annotation(there, APPLIED_ANNOTATION) != annotation(whole, APPLIED_ANNOTATION):
-        return ApplyStep(whole, there, "it is different")
-    changed = overwritten_fields(there, whole, FIELD_MANAGER)
-    removed = frozenset(path for path in missing_fields(there, whole) if (uid_of(there), path) not in dropped_fields)
-    done = [f"{verb} {_format_paths(paths)}" for verb, paths in (("changed", changed), ("removed", removed)) if paths]
-    if done:
-        return ApplyStep(whole, there, f"somebody {' and '.join(done)}", corrects=True, restores=bool(removed))
+    existing = live.get(child_key(manifest))
+    complete = with_ownership(manifest, model)
+    if existing is None:
+        return ApplyStep(complete, None, "it is not there")
+    if is_deleting(existing) or controller_uid(existing) not in ("", uid_of(model)):
+        return None  # it is created again after the deletion event
+    if _has_foreign_replicas(model, existing):
+        complete = with_ownership(without_field(manifest, REPLICAS_PATH), model)
+    if annotation(existing, APPLIED_ANNOTATION) != annotation(complete, APPLIED_ANNOTATION):
+        return ApplyStep(complete, existing, "it is different")
+    overwritten = overwritten_fields(existing, complete, FIELD_MANAGER)
+    missing = frozenset(
+        path for path in missing_fields(existing, complete) if (uid_of(existing), path) not in dropped_fields
+    )
+    changes = [
+        f"{verb} {_format_paths(paths)}" for verb, paths in (("changed", overwritten), ("removed", missing)) if paths
+    ]
+    if changes:
+        return ApplyStep(complete, existing, f"somebody {' and '.join(changes)}", corrects=True, restores=bool(missing))
     return None
 
 
 def _has_foreign_replicas(model: Manifest, live: Manifest) -> bool:
-    """Is the number of a workload somebody else's? What the autoscaler wrote last stays too when it is switched off, until somebody
-    says another number in the spec."""
+    """Returns True if another writer owns the replica count.
+
+    The autoscaler's last number also stays when it is switched off, until the spec gives a number.
+    """
     owner = replica_field_owner(live, FIELD_MANAGER)
-    said = (model.get("spec") or {}).get("replicas") is not None
-    return bool(owner) and not (owner == AUTOSCALER_FIELD_MANAGER and said)
+    spec_sets_replicas = (model.get("spec") or {}).get("replicas") is not None
+    return bool(owner) and not (owner == AUTOSCALER_FIELD_MANAGER and spec_sets_replicas)
 
 
 def _format_paths(paths: frozenset[FieldPath]) -> str:
@@ -163,33 +182,35 @@ def _format_paths(paths: frozenset[FieldPath]) -> str:
 
 
 def _reason_to_keep(
-    child: Manifest, wanted: Sequence[Manifest], live: Mapping[ChildKey, Manifest], doubts: PruneGuard
+    child: Manifest, wanted: Sequence[Manifest], live: Mapping[ChildKey, Manifest], guard: PruneGuard
 ) -> str:
-    """Why ``child`` stays although it is not wanted; empty when it may go."""
-    if doubts.stale:
-        return doubts.stale
-    if doubts.incomplete:
+    """Returns why `child` stays although it is not desired; empty if it may be deleted."""
+    if guard.stale:
+        return guard.stale
+    if guard.incomplete:
         return "not everything that the model becomes could be worked out"
     if child["kind"] not in WORKLOAD_KINDS:
         return ""
-    if doubts.paused:
+    if guard.paused:
         return "the rollout is paused"
     return _serving_until(child, wanted, live)
 
 
 def _serving_until(child: Manifest, wanted: Sequence[Manifest], live: Mapping[ChildKey, Manifest]) -> str:
-    """A pool that goes serves until one that stays can: the new one of a renamed pool comes up first."""
+    """Returns why a pool must stay: its replacement (a renamed pool) is not ready yet."""
     if not ready_replicas(child):
         return ""
-    heirs = [
-        one for one in wanted if one["kind"] in WORKLOAD_KINDS and label(one, ROLE_LABEL) == label(child, ROLE_LABEL)
+    successors = [
+        workload
+        for workload in wanted
+        if workload["kind"] in WORKLOAD_KINDS and label(workload, ROLE_LABEL) == label(child, ROLE_LABEL)
     ]
-    asked = [one for one in heirs if (one.get("spec") or {}).get("replicas", 1)]
-    if not asked or any(ready_replicas(live.get(child_key(one)) or {}) for one in asked):
+    active = [workload for workload in successors if (workload.get("spec") or {}).get("replicas", 1)]
+    if not active or any(ready_replicas(live.get(child_key(workload)) or {}) for workload in active):
         return ""
-    return f"it serves until an instance of {', '.join(name_of(one) for one in asked)} is ready"
+    return f"it serves until an instance of {', '.join(name_of(workload) for workload in active)} is ready"
 
 
 def ready_replicas(workload: Manifest) -> int:
-    """How many instances of a workload are ready."""
+    """Returns the number of ready instances of a workload."""
     return int((workload.get("status") or {}).get("readyReplicas") or 0)

@@ -1,7 +1,8 @@
-"""Who set which field of a live object: read from ``metadata.managedFields``, as the API server keeps them.
+"""The owners of the fields of a live object, from `metadata.managedFields`.
 
-What somebody else set and we would set too is *taken*: it was changed behind our back, and is set right again. What is not there any
-more is *lost*. ``replicas`` is apart: whoever else writes it (an autoscaler, ``kubectl scale``) decides on it from then on.
+A field that we would set and another manager owns is *overwritten*: it was changed behind our back
+and is corrected. A field that no longer exists is *missing*. `replicas` is special: another writer
+(an autoscaler, `kubectl scale`) owns it from then on.
 """
 
 import json
@@ -13,55 +14,60 @@ from fairlead.kube.resources import Manifest
 
 REPLICAS_PATH = ("spec", "replicas")
 FieldPath = tuple[str, ...]
-"""Where a field is: names as in JSON; an element of a list is named by its key, as ``managedFields`` does (``k:{"name":"x"}``)."""
+"""The path of a field: JSON names; list elements by key as in `managedFields` (`k:{"name":"x"}`).
+"""
 _LIST_KEYS = ("name", "mountPath", "containerPort", "port", "topologyKey", "uid")
-"""What tells the elements of a list apart, in the order in which they are tried."""
+"""The fields that identify list elements, in order of preference."""
 
 
 def overwritten_fields(live: Manifest, wanted: Manifest, manager: str) -> frozenset[FieldPath]:
-    """The fields of ``wanted`` that other managers own in ``live`` and ``manager`` does not."""
-    ours: set[FieldPath] = set()
-    others: set[FieldPath] = set()
+    """Returns the fields of `wanted` that other managers own in `live`, and `manager` does not."""
+    own_paths: set[FieldPath] = set()
+    other_paths: set[FieldPath] = set()
     for entry in field_entries(live):
-        (ours if entry.get("manager") == manager else others).update(_leaf_paths(entry.get("fieldsV1") or {}))
-    return frozenset(path for path in others - ours if _has_value(wanted, path))
+        (own_paths if entry.get("manager") == manager else other_paths).update(_leaf_paths(entry.get("fieldsV1") or {}))
+    return frozenset(path for path in other_paths - own_paths if _has_value(wanted, path))
 
 
 def replica_field_owner(live: Manifest, manager: str) -> str:
-    """Who else writes ``spec.replicas``, be it the same number, by the name of the field manager; empty where nobody does.
+    """Returns another manager that writes `spec.replicas`, even with the same number; empty if none
+    does.
 
-    Then it is left out of what we apply, and the API server keeps theirs. Controllers that run a workload write its status only.
+    The field is then left out of applies, and the API server keeps the other's value. Controllers
+    that run a workload write only its status.
     """
-    return next((one for one in replicas_managers(live) if one != manager), "")
+    return next((owner for owner in replicas_managers(live) if owner != manager), "")
 
 
 def missing_fields(live: Any, wanted: Any) -> frozenset[FieldPath]:
-    """The fields of ``wanted`` that are not in ``live`` at all.
+    """Returns the fields of `wanted` that do not exist in `live`.
 
-    Values are not compared: changed ones are found by their owner, and the API server writes some in another form. What is empty
-    (0, false, "", {}) it may leave out.
+    Values are not compared: changes are found by owner, and the API server stores some values in
+    another form. It may omit empty values (0, false, "", {}).
     """
-    found: list[FieldPath] = []
-    _collect_missing(live, wanted, (), found)
-    return frozenset(found)
+    paths: list[FieldPath] = []
+    _collect_missing(live, wanted, (), paths)
+    return frozenset(paths)
 
 
-def _collect_missing(live: Any, wanted: Any, above: FieldPath, found: list[FieldPath]) -> None:
+def _collect_missing(live: Any, wanted: Any, above: FieldPath, missing: list[FieldPath]) -> None:
     if type(wanted) is list:
-        key = next((key for key in _LIST_KEYS if all(type(one) is dict and key in one for one in wanted)), None)
+        key = next(
+            (key for key in _LIST_KEYS if all(type(element) is dict and key in element for element in wanted)), None
+        )
         if key is None or type(live) is not list:
             return
-        live = {str(one.get(key)): one for one in live if type(one) is dict}
-        wanted = {str(one[key]): one for one in wanted}
+        live = {str(element.get(key)): element for element in live if type(element) is dict}
+        wanted = {str(element[key]): element for element in wanted}
     elif type(live) is not dict:
         return
     for name, value in wanted.items():
-        there = live.get(name)
-        if there is None:
+        live_value = live.get(name)
+        if live_value is None:
             if _is_nonempty(value):
-                found.append((*above, name))
+                missing.append((*above, name))
         elif type(value) in (dict, list):
-            _collect_missing(there, value, (*above, name), found)
+            _collect_missing(live_value, value, (*above, name), missing)
 
 
 def _is_nonempty(value: Any) -> bool:
@@ -71,7 +77,7 @@ def _is_nonempty(value: Any) -> bool:
 
 
 def without_field(manifest: Manifest, path: FieldPath) -> Manifest:
-    """A copy of ``manifest`` without the field at ``path``, which leads through objects only."""
+    """Returns a copy of `manifest` without the field at `path`. The path contains no lists."""
     first, *rest = path
     if first not in manifest:
         return manifest
@@ -82,7 +88,7 @@ def without_field(manifest: Manifest, path: FieldPath) -> Manifest:
 
 
 def _leaf_paths(fields: dict[str, Any], above: FieldPath = ()) -> Iterator[FieldPath]:
-    """The paths at which nothing lies below, without the marks that name an element itself."""
+    """Yields the leaf paths, without the entries for list elements themselves."""
     for name, below in fields.items():
         if name == ".":
             continue
@@ -94,28 +100,33 @@ def _leaf_paths(fields: dict[str, Any], above: FieldPath = ()) -> Iterator[Field
 
 
 def _has_value(value: Any, path: FieldPath) -> bool:
-    """Does ``value`` hold something at ``path``?"""
+    """Returns True if `value` has something at `path`."""
     for step in path:
-        named = step.startswith(("k:", "v:"))
-        value = _list_element(value, step) if named else value.get(step) if isinstance(value, dict) else None
+        is_element = step.startswith(("k:", "v:"))
+        value = _list_element(value, step) if is_element else value.get(step) if isinstance(value, dict) else None
         if value is None:
             return False
     return True
 
 
 def _list_element(value: Any, step: str) -> Any:
-    """The element of a list that ``k:{…}`` (by its key) or ``v:…`` (by its value) names; None where there is none."""
+    """Returns the list element of `k:{…}` (by key) or `v:…` (by value); None if there is none."""
     if not isinstance(value, list):
         return None
     try:
-        named = json.loads(step[2:])
+        key_values = json.loads(step[2:])
     except ValueError:
         return None
     if step.startswith("v:"):
-        return named if named in value else None
-    if not isinstance(named, dict):
+        return key_values if key_values in value else None
+    if not isinstance(key_values, dict):
         return None
-    # The API server fills keys in (a port's protocol): what we leave out is no difference.
+    # The API server adds keys (a port's protocol); keys that we omit match anything.
     return next(
-        (one for one in value if isinstance(one, dict) and all(one.get(k, v) == v for k, v in named.items())), None
+        (
+            element
+            for element in value
+            if isinstance(element, dict) and all(element.get(k, v) == v for k, v in key_values.items())
+        ),
+        None,
     )

@@ -1,26 +1,29 @@
-"""How groups of nodes are replaced: with one group more than asked, for as long as it lasts. Pure functions.
+"""Surge rollouts of multi-node instances, which are groups of pods in a LeaderWorkerSet. Pure.
 
-A Deployment replaces instances without ever having fewer ready than asked. The controller of LeaderWorkerSets does not (0.8.0, to be
-read in its ``rollingUpdateParameters``): with ``maxSurge`` it makes no group more where one alone is asked, and waits for ever; of
-several it takes the one more away when the last one is *about to be* replaced, not when it is, so that one is missing meanwhile. What
-it does keep is ``maxUnavailable``, of whatever number it is given. So we ask for one more by the number itself:
+A Deployment replaces instances without ever having fewer ready than desired. The controller of
+LeaderWorkerSets (0.8.0, `rollingUpdateParameters`) does not. With `maxSurge` it adds no group if
+one is desired, and waits for ever. With several groups, it removes the surge group when the last
+group is *about to be* replaced, so that one is missing meanwhile. It does respect `maxUnavailable`,
+relative to whatever replica count it gets. The operator therefore raises the replica count itself:
 
-1. With the change of the template go ``replicas: n + 1``, ``maxSurge: 0``, ``maxUnavailable: 1`` and a mark. The controller makes the
-   group at place n, of the new template, while those before it serve on; then it replaces them one by one, the last one first, each
-   once those after it are ready: of n + 1, n are ready at any time.
-2. When the groups at the first n places are all of the new template and ready, it is ``replicas: n`` again and the mark goes. The
-   controller takes the group at place n away, which drains like any other.
+- Together with the new template, it sets `replicas: n + 1`, `maxSurge: 0`, `maxUnavailable: 1` and
+  an annotation. The controller creates group n from the new template while the others serve. Then
+  it replaces the others one by one from the last, each once those after it are ready. Of n + 1
+  groups, n are always ready.
+- Once the first n groups have the new template and are ready, the operator sets `replicas: n` and
+  removes the annotation. The controller removes group n, which drains like any other.
 
-Both are read off the cluster each time: the mark says that the number holds more than is asked, the pods say how far it is. An
-operator that is killed anywhere goes on from there, and a rollout that somebody began without the mark is carried on with it. More
-than one at a time is ``rollout.surge``: so many more, and so many missing of the sum.
+Both steps are derived from the cluster each time: the annotation says that the replica count
+includes surge groups, and the pods show the progress. An operator that is killed continues from
+there, and a rollout without the annotation is continued with it. `rollout.surge` sets the number of
+surge groups, which is also `maxUnavailable`.
 
-A template that changes while a group is on its way out (an undo in the midst) is another matter: the controller takes a pod that
-drains for one that is ready, and would end the next group beside it. So the change comes with a partition that holds every group, and
-it is let go when none drains any more.
+A template that changes while a group drains (an undo during a rollout) needs more. The controller
+counts a draining pod as ready, and would also stop the next group. The change is therefore applied
+with a partition that protects every group. It is lifted when no group drains.
 
-Where somebody else owns the number (an autoscaler, ``kubectl scale``) it is not ours to raise. Then the controller does what it
-does, and the model says so.
+If another manager owns the replica count (an autoscaler, `kubectl scale`), the operator cannot raise
+it. The controller then proceeds in its own way, and the model's status says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,9 +51,9 @@ _INDEX_LABEL = "leaderworkerset.sigs.k8s.io/group-index"
 
 @dataclass(frozen=True, slots=True)
 class SurgeStep:
-    """How many groups there shall be beyond the number that is asked, and why in words; empty when nothing is replaced.
+    """The number of groups above the desired number, and a message; empty if nothing is replaced.
 
-    ``held``: none is ended now.
+    partition_all: no group may be stopped now.
     """
 
     extra_groups: int = 0
@@ -59,80 +62,86 @@ class SurgeStep:
 
 
 def is_group_workload(workload: Manifest) -> bool:
-    """Are the instances of this workload groups of pods?"""
+    """Returns True if the instances of this workload are groups of pods."""
     return workload.get("kind") == LEADER_WORKER_SETS.kind
 
 
 def surplus_groups(live: Manifest) -> int:
-    """How many groups the number of a live workload holds beyond what is asked; none where the number is somebody else's."""
-    told = annotation(live, SURGE_ANNOTATION)
-    return int(told) if told.isdecimal() and not replica_field_owner(live, FIELD_MANAGER) else 0
+    """Returns how many replicas of a live workload are surge groups; 0 if another manager owns the
+    count.
+    """
+    count = annotation(live, SURGE_ANNOTATION)
+    return int(count) if count.isdecimal() and not replica_field_owner(live, FIELD_MANAGER) else 0
 
 
 def surge_step(wanted: Manifest, live: Manifest | None, pods: Sequence[Manifest], rollout: Rollout) -> SurgeStep:
-    """What to do now about the LeaderWorkerSet ``wanted`` as it is rendered, of which ``live`` is there.
+    """Returns the next step for the rendered LeaderWorkerSet `wanted` and the existing one, `live`.
 
-    ``pods`` are all of the model's.
+    pods: all pods of the model.
     """
     if live is None or is_deleting(live):
         return SurgeStep()
-    asked, revision = int(wanted["spec"]["replicas"]), annotation(wanted, POD_REVISION)
-    members, going = _group_pods(live, pods)
-    changes = annotation(live, POD_REVISION) != revision or any(label(pod, POD_REVISION) != revision for pod in members)
+    desired, revision = int(wanted["spec"]["replicas"]), annotation(wanted, POD_REVISION)
+    current_pods, is_draining = _group_pods(live, pods)
+    changes = annotation(live, POD_REVISION) != revision or any(
+        label(pod, POD_REVISION) != revision for pod in current_pods
+    )
     if owner := replica_field_owner(live, FIELD_MANAGER):
         return SurgeStep(0, _unmanaged_message(live, owner) if changes else "")
-    before = surplus_groups(live)
-    if not asked or (not before and (rollout.paused or not changes)):
+    surge = surplus_groups(live)
+    if not desired or (not surge and (rollout.paused or not changes)):
         return SurgeStep()
-    if before and not changes and _are_complete(wanted, members, asked):
+    if surge and not changes and _are_complete(wanted, current_pods, desired):
         return SurgeStep()
-    # Once begun it stays as it was: with fewer, those that are missing just now would be missing of the number that is asked.
-    more = before or min(rollout.surge_for(asked), asked)
-    told = f"{more} more than asked until all are"
-    turning = annotation(live, POD_REVISION) != revision or (_partition(live) and not _partition(wanted))
-    if turning and going:
-        return SurgeStep(more, f"{told}; it waits for what drains", partition_all=True)
-    return SurgeStep(more, told)
+    # Constant during a rollout: a smaller surge would leave fewer ready groups than desired.
+    extra = surge or min(rollout.surge_for(desired), desired)
+    message = f"{extra} more than asked until all are"
+    is_template_changing = annotation(live, POD_REVISION) != revision or (_partition(live) and not _partition(wanted))
+    if is_template_changing and is_draining:
+        return SurgeStep(extra, f"{message}; it waits for what drains", partition_all=True)
+    return SurgeStep(extra, message)
 
 
-def with_surge(wanted: Manifest, pace: SurgeStep) -> Manifest:
-    """``wanted`` with as many more as ``pace`` says."""
-    if not pace.extra_groups:
+def with_surge(wanted: Manifest, step: SurgeStep) -> Manifest:
+    """Returns `wanted` with the surge groups of the step."""
+    if not step.extra_groups:
         return wanted
     spec = wanted["spec"]
     strategy = spec["rolloutStrategy"]
-    rolling = {**strategy["rollingUpdateConfiguration"], "maxSurge": 0, "maxUnavailable": pace.extra_groups}
-    if pace.partition_all:
+    rolling = {**strategy["rollingUpdateConfiguration"], "maxSurge": 0, "maxUnavailable": step.extra_groups}
+    if step.partition_all:
         rolling["partition"] = ALL_GROUPS_PARTITION
     replaced = {**strategy, "rollingUpdateConfiguration": rolling}
-    notes = {**annotations_of(wanted), SURGE_ANNOTATION: str(pace.extra_groups)}
+    notes = {**annotations_of(wanted), SURGE_ANNOTATION: str(step.extra_groups)}
     return {
         **wanted,
         "metadata": {**metadata_of(wanted), "annotations": notes},
-        "spec": {**spec, "replicas": int(spec["replicas"]) + pace.extra_groups, "rolloutStrategy": replaced},
+        "spec": {**spec, "replicas": int(spec["replicas"]) + step.extra_groups, "rolloutStrategy": replaced},
     }
 
 
 def apply_surge(
     children: Sequence[Manifest], live: Mapping[ChildKey, Manifest], pods: Sequence[Manifest], rollout: Rollout
 ) -> tuple[list[Manifest], dict[str, str]]:
-    """The children with their LeaderWorkerSets paced, and what is to be said of the pools whose groups are replaced."""
-    found, said = [], {}
-    for one in children:
-        if is_group_workload(one):
-            decided = surge_step(one, live.get(child_key(one)), pods, rollout)
-            one = with_surge(one, decided)
-            if decided.message:
-                said[label(one, POOL_LABEL)] = decided.message
-        found.append(one)
-    return found, said
+    """Returns the children with surge groups, and a message for each pool whose groups are
+    replaced.
+    """
+    children_with_surge, messages = [], {}
+    for child in children:
+        if is_group_workload(child):
+            step = surge_step(child, live.get(child_key(child)), pods, rollout)
+            child = with_surge(child, step)
+            if step.message:
+                messages[label(child, POOL_LABEL)] = step.message
+        children_with_surge.append(child)
+    return children_with_surge, messages
 
 
 def _group_pods(live: Manifest, pods: Sequence[Manifest]) -> tuple[list[Manifest], bool]:
-    """The pods of a LeaderWorkerSet without those that go, and whether any goes."""
-    all_of_it = [pod for pod in pods if label(pod, _SET_LABEL) == name_of(live)]
-    members = [pod for pod in all_of_it if not is_deleting(pod)]
-    return members, len(members) < len(all_of_it)
+    """Returns the pods of a LeaderWorkerSet that are not being deleted, and whether any is."""
+    group_pods = [pod for pod in pods if label(pod, _SET_LABEL) == name_of(live)]
+    members = [pod for pod in group_pods if not is_deleting(pod)]
+    return members, len(members) < len(group_pods)
 
 
 def _partition(workload: Manifest) -> int:
@@ -140,19 +149,20 @@ def _partition(workload: Manifest) -> int:
     return int((strategy.get("rollingUpdateConfiguration") or {}).get("partition") or 0)
 
 
-def _are_complete(wanted: Manifest, members: Sequence[Manifest], asked: int) -> bool:
-    """Are the groups at the first ``asked`` places complete, new and ready?
+def _are_complete(wanted: Manifest, members: Sequence[Manifest], desired: int) -> bool:
+    """Returns True if the first `desired` groups are complete, up to date and ready.
 
-    Those are what stays. The group beyond them may be gone by now, with its node: nothing is waited for in its place.
+    These are the groups that stay. The surge group may be gone already, with its node; nothing
+    waits for it.
     """
     size, revision = int(wanted["spec"]["leaderWorkerTemplate"]["size"]), annotation(wanted, POD_REVISION)
     ready = [label(pod, _INDEX_LABEL) for pod in members if label(pod, POD_REVISION) == revision and is_ready(pod)]
-    return all(ready.count(str(place)) >= size for place in range(asked))
+    return all(ready.count(str(index)) >= size for index in range(desired))
 
 
 def _unmanaged_message(live: Manifest, owner: str) -> str:
-    """What comes of a change where ``owner`` sets the number."""
-    told = f"{owner} sets their number, so that there is none more meanwhile"
+    """Returns the consequences of a change while `owner` sets the replica count."""
+    message = f"{owner} sets their number, so that there is none more meanwhile"
     if (live.get("spec") or {}).get("replicas") == 1:
-        return f"{told}: one that is alone is not replaced, since nothing would serve; scale it to 2 until it is"
-    return f"{told}: one fewer is ready while the last one starts"
+        return f"{message}: one that is alone is not replaced, since nothing would serve; scale it to 2 until it is"
+    return f"{message}: one fewer is ready while the last one starts"

@@ -1,19 +1,17 @@
-"""One model, brought to what its spec says: observe → choose the revision → render → plan → apply and prune → summarize.
+"""Brings one model towards its spec: observe, choose the revision, render, plan, write, report.
 
-Level-triggered: nothing is remembered between two looks but what the cluster holds, so that a process killed after any write goes on
-where it stopped. Names are the same each time, so nothing is made twice (see ``writing``).
+Nothing is remembered between two passes but the cluster's state. A process that is killed after any
+write therefore continues where it stopped. Names are deterministic, so nothing is created twice.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from typing import Protocol
 
-from pydantic import ValidationError
-
-from fairlead.api import API_VERSION, AcceleratorClass, ModelDeployment, Reason
-from fairlead.errors import FairleadError
+from fairlead.api import API_VERSION, ModelDeployment, Reason
 from fairlead.fleet.labels import SURGE_ANNOTATION
+from fairlead.kube.client_protocol import KubeClient
+from fairlead.kube.conditions import format_time
 from fairlead.kube.errors import NotFound
 from fairlead.kube.events.event import EventDraft
 from fairlead.kube.resources import (
@@ -28,10 +26,10 @@ from fairlead.kube.resources import (
     uid_of,
 )
 from fairlead.runtime.clock import Clock
-from fairlead_operator.controller import group_rollout, revisions
 from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep, PruneGuard, make_plan
+from fairlead_operator.controller.desired_state import ChosenSpec, DesiredState, Render, choose_spec, desired_state
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
-from fairlead_operator.kube.writer import KubeClient, ModelMoved, ObjectWriter
+from fairlead_operator.kube.writer import ModelMoved, ObjectWriter
 from fairlead_operator.object_metadata import (
     STATUS_FIELD_MANAGER,
     WORKLOAD_KINDS,
@@ -39,10 +37,9 @@ from fairlead_operator.object_metadata import (
     annotation,
     controller_uid,
     generation_of,
-    with_revision,
 )
-from fairlead_operator.render.context import ClusterCapabilities
-from fairlead_operator.seam import Render, World
+from fairlead_operator.render.context import ClusterCapabilities, InstallationDefaults, render_context
+from fairlead_operator.render.model import render_model
 from fairlead_operator.status import events, model_status, pool_status
 from fairlead_operator.status.diagnosis import Failure, PendingCapacity, diagnose, pending_capacity
 
@@ -50,271 +47,256 @@ REQUEUE_EXTERNAL_SECONDS = 15.0
 REQUEUE_WHEN_STALE_SECONDS = 5.0
 REQUEUE_WHEN_BLOCKED_SECONDS = 2.0
 GROUP_ROLLOUT_POLL_SECONDS = 15.0
-"""Groups that are replaced are looked at this often, should news of their pods have come before that of our own write."""
+"""Poll interval of groups that are replaced: events of their pods may precede our own write."""
 RETRY_REJECTED_WRITE_SECONDS = 30.0
-"""Until a write that was refused is tried again: nobody tells us of a quota that was raised, or a name that is free."""
+"""No event reports that a quota was raised or a name became free."""
 _MAX_REPLANS = 4
 
 
-@dataclass(slots=True)
-class _Work:
-    """One model while it is looked at."""
+class ClusterView(Protocol):
+    """The operator's knowledge of the cluster as a whole."""
 
-    seen: ModelSnapshot
-    choice: revisions.RevisionChoice
-    parsed: ModelDeployment | None = None
-    wanted: list[Manifest] = field(default_factory=list)
-    notes: dict[str, str] = field(default_factory=dict)
+    @property
+    def capabilities(self) -> ClusterCapabilities:
+        """The features of the cluster."""
+        ...
+
+    def staleness(self) -> str:
+        """Returns why the object cache may be out of date; empty if it is fresh."""
+        ...
+
+
+class ReconcileListener(Protocol):
+    """The receiver of what a pass reports."""
+
+    def on_event(self, model: Manifest, event: EventDraft) -> None:
+        """Handles an event about a model."""
+        ...
+
+    def on_self_write(self, key: str) -> None:
+        """Handles that a watch delivered our own write before the API server's response."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenState:
+    """The writes of one pass, and the state that they are based on.
+
+    failure: stalls the model.
+    has_news: a response contained more than our own change.
+    is_rejected: a write was rejected.
+    """
+
+    snapshot: ModelSnapshot
+    desired: DesiredState = field(default_factory=DesiredState)
     plan: ApplyPlan = field(default_factory=ApplyPlan)
     failure: Failure | None = None
-    taken: set[ChildKey] = field(default_factory=set)
-    applied: list[ApplyStep] = field(default_factory=list)
-    pruned: list[Manifest] = field(default_factory=list)
-    awaited: PendingCapacity | None = None
-    news: bool = False
-    refused: bool = False
+    applied: tuple[ApplyStep, ...] = ()
+    pruned: tuple[Manifest, ...] = ()
+    has_news: bool = False
+    is_rejected: bool = False
 
 
 class Reconciler:
-    """``reconcile`` brings one model forward; it is called for one key at a time, and for many keys at once.
+    """The control loop of models. Passes over one model never overlap; passes over several do.
 
-    ``cluster`` says what is known of it as a whole, ``stale`` says why what is on the shelf may be old (empty: it is not),
-    ``tell`` is told what happened to a model, ``capacity_grace_seconds`` is how long a pod may wait for a node before that stalls.
-    ``echoed`` is told the key of a model that was added for what we wrote ourselves.
+    capacity_grace_seconds: how long a pod may wait for a node before its model is stalled.
     """
 
     def __init__(
         self,
         api: KubeClient,
         cache: ObjectCache,
-        render: Render,
         clock: Clock,
+        cluster: ClusterView,
+        listener: ReconcileListener,
+        installation: InstallationDefaults,
         *,
-        cluster: Callable[[], ClusterCapabilities],
-        staleness: Callable[[], str],
-        record_event: Callable[[Manifest, EventDraft], None],
         capacity_grace_seconds: float = 0.0,
-        on_self_write: Callable[[str], None] = lambda _: None,
+        render: Render = render_model,
     ) -> None:
-        self._writer = ObjectWriter(api, cache, on_self_write)
-        self._on_self_write = on_self_write
+        self._writer = ObjectWriter(api, cache, listener.on_self_write)
         self.counts = self._writer.counts
         self._api = api
         self._cache = cache
-        self._render = render
         self._clock = clock
         self._cluster = cluster
-        self._staleness = staleness
-        self._record_event = record_event
+        self._listener = listener
+        self._installation = installation
         self._capacity_grace_seconds = capacity_grace_seconds
+        self._render = render
 
     async def reconcile(self, key: str) -> float | None:
-        """Bring the model ``key`` as far as it goes now; the seconds after which to look again, None to wait for news.
+        """Brings the model `key` forward, and returns the seconds until the next pass.
 
-        Raises KubeError when the API server is away or a write lost a race: try again.
+        None waits for an event. Raises KubeError if the API server is away or a write lost a race.
         """
         self.counts.reconciles += 1
-        seen = self._cache.snapshot(key, self._staleness())
-        if seen is None or is_deleting(seen.model):
-            return None  # its children go with it: they are owned, and drain by themselves
-        work = self._chosen(seen)
+        snapshot = self._cache.snapshot(key, self._cluster.staleness())
+        if snapshot is None or is_deleting(snapshot.model):
+            return None  # its children are owned: they are deleted with it, and drain
+        chosen = choose_spec(snapshot)
         try:
-            await self._brought_forward(key, work)
+            written = await self._write_children(key, snapshot, chosen)
         except ModelMoved:
             return 0.0
-        again = await self._reported(key, work)
-        for happening in events.events_of_writes(work.applied, work.pruned):
-            self._record_event(seen.model, happening)
-        return again
+        seconds = await self._write_status(key, chosen, written)
+        for event in events.events_of_writes(written.applied, written.pruned):
+            self._listener.on_event(snapshot.model, event)
+        return seconds
 
-    async def _brought_forward(self, key: str, work: _Work) -> None:
+    async def _write_children(self, key: str, snapshot: ModelSnapshot, chosen: ChosenSpec) -> WrittenState:
+        """Plans and writes, again if an unknown object was found. Raises ModelMoved."""
+        if chosen.model is None:
+            return WrittenState(snapshot, failure=chosen.failure)
+        applied: list[ApplyStep] = []
+        pruned: list[Manifest] = []
+        foreign_names: set[ChildKey] = set()
+        has_news = False
         for _ in range(_MAX_REPLANS):
-            self._planned(key, work)
-            if await self._carried_out(key, work):
-                return
-        if not work.taken:
-            raise ModelMoved
-        names = ", ".join(f"{kind} {name}" for kind, name in sorted(work.taken))
-        message = f"{names} exists and is not Fairlead's: remove it, or give the model another name"
-        work.failure, work.plan, work.refused = Failure(Reason.INVALID_SPEC, message), ApplyPlan(), True
-
-    def _chosen(self, seen: ModelSnapshot) -> _Work:
-        """Which spec is to run, and what it means."""
-        children = seen.children.values()
-        kept = revisions.stored_revisions(children)
-        choice = revisions.choose_revision(seen.model, kept, revisions.running_hashes(children))
-        work = _Work(seen, choice)
-        if choice.problem:
-            work.failure = Failure(Reason.INVALID_SPEC, choice.problem)
-        try:
-            work.parsed = parse_model(seen.model, choice.spec)
-        except ValidationError as error:
-            work.failure = Failure(Reason.INVALID_SPEC, describe_error(error))
-        return work
-
-    def _planned(self, key: str, work: _Work) -> None:
-        """Render and compare. Raises Moved when the model is another one meanwhile."""
-        if work.parsed is None:
-            return
-        seen = self._cache.snapshot(key, work.seen.stale)
-        if seen is None or uid_of(seen.model) != uid_of(work.seen.model):
-            raise ModelMoved
-        work.seen = seen
-        incomplete = self._rendered(work)
-        doubts = PruneGuard(seen.stale, incomplete, paused=work.parsed.spec.rollout.paused)
-        work.plan = make_plan(seen.model, work.wanted, seen.children, doubts, self._writer.dropped_fields)
-
-    def _rendered(self, work: _Work) -> bool:
-        """Work out the children; True when not all of them could be."""
-        assert work.parsed is not None
-        choice = work.choice
-        there = tuple(
-            one for one in work.seen.children.values() if one["kind"] in WORKLOAD_KINDS and not is_deleting(one)
+            snapshot = self._refresh(key, snapshot)
+            desired = self._desired_state(snapshot, chosen, chosen.model, foreign_names)
+            guard = PruneGuard(snapshot.stale, not desired.is_complete, paused=chosen.model.spec.rollout.paused)
+            plan = make_plan(snapshot.model, desired.children, snapshot.children, guard, self._writer.dropped_fields)
+            failure = desired.failure or chosen.failure
+            result = await self._writer.execute(key, snapshot, plan, prune=failure is None)
+            applied += result.applied
+            pruned += result.pruned
+            foreign_names |= result.foreign_names
+            has_news |= result.has_news
+            rejection = result.rejection
+            if rejection is not None or not result.must_replan:
+                break
+        else:
+            if not foreign_names:
+                raise ModelMoved
+            plan, rejection = ApplyPlan(), _foreign_names_failure(foreign_names)
+        return WrittenState(
+            snapshot,
+            desired,
+            plan,
+            rejection or failure,
+            tuple(applied),
+            tuple(pruned),
+            has_news,
+            is_rejected=rejection is not None,
         )
-        world = World(there, frozenset(name for _, name in work.taken), self._cluster())
-        try:
-            rendered = self._render(work.parsed, _accelerator_classes(work.seen.accelerators), world)
-        except FairleadError as error:
-            work.failure, work.wanted = Failure(Reason.INVALID_SPEC, str(error)), []
-            return True
-        pace = work.parsed.spec.rollout
-        paced, work.notes = group_rollout.apply_surge(rendered.manifests, work.seen.children, work.seen.pods, pace)
-        children = [_mark_workload(one, choice.revision.hash) for one in paced]
-        kept = revisions.revisions_to_keep(revisions.stored_revisions(work.seen.children.values()), choice)
-        records = [] if rendered.problems else [revisions.controller_revision(work.seen.model, one) for one in kept]
-        work.wanted = [*records, *children]
-        if rendered.problems:
-            first = rendered.problems[0]
-            work.failure = Failure(first.reason, "; ".join(one.message_with_fix for one in rendered.problems[:3]))
-        return bool(rendered.problems)
 
-    async def _carried_out(self, key: str, work: _Work) -> bool:
-        """Write what is planned; False when something unknown was in the way and it must be planned anew."""
-        written = await self._writer.execute(key, work.seen, work.plan, prune=work.failure is None)
-        work.applied += written.applied
-        work.pruned += written.pruned
-        work.taken |= written.foreign_names
-        work.news |= written.has_news
-        if written.rejection is not None:
-            work.failure, work.refused = written.rejection, True
-            return True
-        return not written.must_replan
+    def _refresh(self, key: str, snapshot: ModelSnapshot) -> ModelSnapshot:
+        """Returns the present snapshot. Raises ModelMoved if the model has been deleted."""
+        current = self._cache.snapshot(key, snapshot.stale)
+        if current is None or uid_of(current.model) != uid_of(snapshot.model):
+            raise ModelMoved
+        return current
 
-    async def _reported(self, key: str, work: _Work) -> float | None:
-        """Write the status where it says something new; the seconds until the next look."""
-        seen = self._cache.snapshot(key, work.seen.stale) or work.seen
-        if uid_of(seen.model) != uid_of(work.seen.model):
+    def _desired_state(
+        self, snapshot: ModelSnapshot, chosen: ChosenSpec, model: ModelDeployment, foreign_names: set[ChildKey]
+    ) -> DesiredState:
+        workloads = [
+            child for child in snapshot.children.values() if child["kind"] in WORKLOAD_KINDS and not is_deleting(child)
+        ]
+        names = frozenset(name for _, name in foreign_names)
+        context = render_context(self._installation, workloads, names, self._cluster.capabilities)
+        return desired_state(snapshot, model, chosen.choice, context, self._render)
+
+    async def _write_status(self, key: str, chosen: ChosenSpec, written: WrittenState) -> float | None:
+        """Writes the status if it has changed, and returns the seconds until the next pass."""
+        snapshot = self._cache.snapshot(key, written.snapshot.stale) or written.snapshot
+        observed = written.snapshot.model  # the status is about this one, even if a newer one is known
+        if uid_of(snapshot.model) != uid_of(observed):
             return 0.0
-        before = seen.model.get("status") or {}
-        situation, adopting = await self._situation(seen, work)
-        # It is about the spec that was looked at, which may not be the newest any more.
-        generation = generation_of(work.seen.model)
-        status = model_status.model_status(seen.model, situation, generation, _format_time(self._clock.wall()))
-        if model_status.has_changed(seen.model, status):
+        wall, has_news = self._clock.wall(), written.has_news
+        pending = pending_capacity(snapshot.pods, wall, self._capacity_grace_seconds)
+        inputs = await self._status_inputs(snapshot, chosen, written, pending)
+        status = model_status.model_status(snapshot.model, inputs, generation_of(observed), format_time(wall))
+        if model_status.has_changed(snapshot.model, status):
             body = {"apiVersion": API_VERSION, "kind": MODEL_DEPLOYMENTS.kind, "status": status}
-            names = {name: metadata_of(seen.model)[name] for name in ("name", "namespace", "uid")}
+            names = {name: metadata_of(snapshot.model)[name] for name in ("name", "namespace", "uid")}
             try:
-                now = await self._api.apply_status({**body, "metadata": names}, STATUS_FIELD_MANAGER)
+                updated = await self._api.apply_status({**body, "metadata": names}, STATUS_FIELD_MANAGER)
             except NotFound:
                 return None  # it was deleted meanwhile
-            if self._cache.record_write(now):
-                self._on_self_write(key)
-            work.news |= _request_state(now) != _request_state(work.seen.model)
+            if self._cache.record_write(updated):
+                self._listener.on_self_write(key)
+            has_news |= _request_state(updated) != _request_state(observed)
             self.counts.statuses += 1
-            for happening in events.events_of_status(before, status):
-                self._record_event(seen.model, happening)
-        return _requeue_after(work, adopting)
+            for event in events.events_of_status(snapshot.model.get("status") or {}, status):
+                self._listener.on_event(snapshot.model, event)
+        if has_news:
+            return 0.0
+        return _requeue_after(written, pending, has_external=any(pool.is_external for pool in inputs.pools))
 
-    async def _situation(self, seen: ModelSnapshot, work: _Work) -> tuple[model_status.StatusInputs, bool]:
-        """What the status is made of; True with it when somebody else's pods are counted, whose changes nobody tells us."""
-        spec = work.parsed.spec if work.parsed is not None else None
-        adopted = await self._adopted(work.parsed) if work.parsed is not None and work.parsed.spec.is_external else {}
-        uids = ("", uid_of(seen.model))  # children of an earlier model of this name are none of its
-        ours = {key: one for key, one in seen.children.items() if controller_uid(one) in uids}
-        found: tuple[model_status.PoolState, ...] = ()
-        if spec is not None:
-            found = pool_status.pool_states(
-                spec, work.wanted, ours, work.choice.revision.hash, adopted, seen.pods, work.notes
+    async def _status_inputs(
+        self, snapshot: ModelSnapshot, chosen: ChosenSpec, written: WrittenState, pending: PendingCapacity | None
+    ) -> model_status.StatusInputs:
+        choice, model, desired = chosen.choice, chosen.model, written.desired
+        owners = ("", uid_of(snapshot.model))  # not the children of an earlier model of this name
+        children = {key: child for key, child in snapshot.children.items() if controller_uid(child) in owners}
+        workloads = [child for child in children.values() if child["kind"] in WORKLOAD_KINDS]
+        pools: tuple[model_status.PoolState, ...] = ()
+        if model is not None:
+            endpoints = await self._endpoint_counts(model) if model.spec.is_external else {}
+            pools = pool_status.pool_states(
+                model.spec,
+                desired.children,
+                children,
+                choice.revision.hash,
+                endpoints,
+                snapshot.pods,
+                desired.surge_messages,
             )
-        workloads = [one for one in ours.values() if one["kind"] in WORKLOAD_KINDS]
-        wall, grace = self._clock.wall(), self._capacity_grace_seconds
-        work.awaited = pending_capacity(seen.pods, wall, grace)
-        kept = [one for one in work.plan.retained if one.manifest["kind"] in WORKLOAD_KINDS and not seen.stale]
-        situation = model_status.StatusInputs(
-            pools=found,
-            failure=work.failure or diagnose(seen.pods, workloads, wall=wall, grace_seconds=grace),
-            waiting=work.choice.reason if work.choice.held_by_pause else "",
-            paused=spec is not None and spec.rollout.paused,
-            undone=work.choice.reason if work.choice.is_pending and not work.choice.held_by_pause else "",
-            retained="; ".join(f"{name_of(one.manifest)}: {one.reason}" for one in kept),
-            pending_capacity=work.awaited.message if work.awaited is not None else "",
-            name_taken_by=seen.name_taken_by,
-            deleting_pods=sum(is_deleting(pod) for pod in seen.pods),
+        diagnosis = diagnose(
+            snapshot.pods, workloads, wall=self._clock.wall(), grace_seconds=self._capacity_grace_seconds
         )
-        return situation, any(pool.is_external for pool in found)
+        retained = [
+            f"{name_of(kept.manifest)}: {kept.reason}"
+            for kept in written.plan.retained
+            if kept.manifest["kind"] in WORKLOAD_KINDS and not snapshot.stale
+        ]
+        return model_status.StatusInputs(
+            pools=pools,
+            failure=written.failure or diagnosis,
+            waiting=choice.reason if choice.held_by_pause else "",
+            paused=model is not None and model.spec.rollout.paused,
+            undone=choice.reason if choice.is_pending and not choice.held_by_pause else "",
+            retained="; ".join(retained),
+            pending_capacity=pending.message if pending is not None else "",
+            name_taken_by=snapshot.name_taken_by,
+            deleting_pods=sum(is_deleting(pod) for pod in snapshot.pods),
+        )
 
-    async def _adopted(self, model: ModelDeployment) -> Mapping[str, int]:
-        """The endpoints of each pool that Fairlead does not run: addresses as they are written, pods that are ready."""
+    async def _endpoint_counts(self, model: ModelDeployment) -> Mapping[str, int]:
+        """Returns the endpoints of each external pool: its addresses, or its ready pods."""
         counts = {}
         for pool in model.spec.pools:
             counts[pool.name] = len(pool.endpoints)
             if pool.selector is not None:
                 labels = label_selector(pool.selector.match_labels)
-                listed = await self._api.list(PODS, model.metadata.namespace, labels)
-                counts[pool.name] = pool_status.count_ready_pods(listed.items)
+                pods = await self._api.list(PODS, model.metadata.namespace, labels)
+                counts[pool.name] = pool_status.count_ready_pods(pods.items)
         return counts
 
 
-def parse_model(model: Manifest, spec: Mapping[str, Any]) -> ModelDeployment:
-    """The model with the spec that shall run, typed. Raises ValidationError."""
-    metadata = {name: metadata_of(model).get(name) for name in ("name", "namespace", "uid", "labels", "annotations")}
-    known = {name: value for name, value in metadata.items() if value is not None}
-    return ModelDeployment.model_validate(
-        {"apiVersion": API_VERSION, "kind": MODEL_DEPLOYMENTS.kind, "metadata": known, "spec": spec}
-    )
-
-
-def describe_error(error: ValidationError) -> str:
-    """The first findings of a spec that this release cannot carry out."""
-    found = error.errors(include_url=False, include_input=False)
-    told = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:3]]
-    return "; ".join(told) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
-
-
-def _accelerator_classes(found: Mapping[str, Manifest]) -> dict[str, AcceleratorClass]:
-    """The cluster's own classes. One that this release cannot read is as good as absent: whoever names it is told so."""
-    classes = {}
-    for name, one in found.items():
-        body = {"apiVersion": API_VERSION, "kind": "AcceleratorClass", "metadata": {"name": name}}
-        try:
-            classes[name] = AcceleratorClass.model_validate({**body, "spec": one.get("spec") or {}})
-        except ValidationError:
-            continue
-    return classes
-
-
-def _mark_workload(manifest: Manifest, revision: str) -> Manifest:
-    return with_revision(manifest, revision) if manifest["kind"] in WORKLOAD_KINDS else manifest
+def _foreign_names_failure(foreign_names: set[ChildKey]) -> Failure:
+    names = ", ".join(f"{kind} {name}" for kind, name in sorted(foreign_names))
+    message = f"{names} exists and is not Fairlead's: remove it, or give the model another name"
+    return Failure(Reason.INVALID_SPEC, message)
 
 
 def _request_state(model: Manifest) -> tuple[int, Mapping[str, str], bool]:
-    """What people ask of a model, in short."""
+    """Returns the parts of a model that its users set."""
     return generation_of(model), annotations_of(model), is_deleting(model)
 
 
-def _requeue_after(work: _Work, adopting: bool) -> float | None:
-    if work.news:
-        return 0.0
-    if work.plan.retained and work.seen.stale:
+def _requeue_after(written: WrittenState, pending: PendingCapacity | None, *, has_external: bool) -> float | None:
+    """Returns the seconds until the next pass if no event comes; None to wait for an event."""
+    if written.plan.retained and written.snapshot.stale:
         return REQUEUE_WHEN_STALE_SECONDS
-    if any(one.blocks_name for one in work.plan.retained):
+    if any(kept.blocks_name for kept in written.plan.retained):
         return REQUEUE_WHEN_BLOCKED_SECONDS
-    later = [REQUEUE_EXTERNAL_SECONDS] if adopting else []
-    later += [GROUP_ROLLOUT_POLL_SECONDS] if any(annotation(one, SURGE_ANNOTATION) for one in work.wanted) else []
-    later += [RETRY_REJECTED_WRITE_SECONDS] if work.refused else []
-    later += [work.awaited.seconds] if work.awaited is not None else []
-    return min(later, default=None)
-
-
-def _format_time(wall: float) -> str:
-    return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    has_surge = any(annotation(child, SURGE_ANNOTATION) for child in written.desired.children)
+    delays = [REQUEUE_EXTERNAL_SECONDS] if has_external else []
+    delays += [GROUP_ROLLOUT_POLL_SECONDS] if has_surge else []
+    delays += [RETRY_REJECTED_WRITE_SECONDS] if written.is_rejected else []
+    delays += [pending.seconds] if pending is not None else []
+    return min(delays, default=None)

@@ -1,9 +1,10 @@
-"""Which revision of a model runs. Pure functions; the replacing itself, instance by instance, is the workload's own controller's.
+"""Chooses the revision of a model to run. Pure; the workload's controller replaces the instances.
 
-A revision is a spec as far as engines notice it: numbers of instances, objectives, routing and the pace of a rollout are left out of
-its hash, so that changing them replaces nothing. ``rollout.drain`` is in it: pods carry it, as their grace and in their hook. Each is
-kept as a ControllerRevision. ``spec`` is never edited; to go back, people name an earlier revision in an annotation, which stands
-until it is removed or, where it says from which revision, ``spec`` changes.
+A revision is a spec without the fields that do not affect engines: replica counts, objectives,
+routing and rollout settings. `rollout.drain` is part of it: pods contain it, as grace period and in
+their hook. Each revision is stored as a ControllerRevision. `spec` is never edited. To go back,
+people name an earlier revision in an annotation. It applies until it is removed or, if it says from
+which revision, until `spec` changes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +28,7 @@ _FIELDS_WITHOUT_RESTART = ("replicas", "autoscaling", "rollout", "objectives", "
 
 @dataclass(frozen=True, slots=True)
 class ModelRevision:
-    """One spec that ran, or is to run. ``number`` grows with each change."""
+    """A spec that ran or will run. `number` grows with each change."""
 
     number: int
     hash: str
@@ -36,10 +37,13 @@ class ModelRevision:
 
 @dataclass(frozen=True, slots=True)
 class RevisionChoice:
-    """What runs: ``revision``, whose engines get the numbers and objectives of the present spec in ``spec``.
+    """The revision to run.
 
-    ``present`` is the revision of the model's own spec, which is kept even while another one runs; ``held``: by a pause. ``problem``:
-    what was asked for and cannot be done.
+    revision: the engines to run, with the replica counts and objectives of the current spec in
+        `spec`.
+    current: the revision of the model's own spec, which is stored even while another one runs.
+    held_by_pause: `revision` runs because the rollout is paused.
+    problem: why a requested revision cannot run.
     """
 
     revision: ModelRevision
@@ -51,17 +55,17 @@ class RevisionChoice:
 
     @property
     def is_pending(self) -> bool:
-        """The model's own spec is not what runs."""
+        """True if the model's own spec does not run yet."""
         return self.revision.hash != self.current.hash
 
 
 def revision_hash(spec: dict[str, Any]) -> str:
-    """The same for two specs that make the same engines."""
-    rest = {name: value for name, value in spec.items() if name not in _FIELDS_WITHOUT_RESTART}
+    """Returns a hash that is equal for specs with the same engines."""
+    engine_fields = {name: value for name, value in spec.items() if name not in _FIELDS_WITHOUT_RESTART}
     pools = [{name: value for name, value in pool.items() if name != "replicas"} for pool in spec.get("pools") or []]
     drain = _drain(spec)
-    usual = {} if drain in (None, Rollout().drain) else {"drain": drain}
-    return json_digest({**rest, **usual, "pools": pools})
+    drain_field = {} if drain in (None, Rollout().drain) else {"drain": drain}
+    return json_digest({**engine_fields, **drain_field, "pools": pools})
 
 
 def _drain(spec: dict[str, Any]) -> str | None:
@@ -69,81 +73,100 @@ def _drain(spec: dict[str, Any]) -> str | None:
 
 
 def stored_revisions(live: Iterable[Manifest]) -> tuple[ModelRevision, ...]:
-    """Those that are kept, oldest first. What is no revision of ours is left out: the controller of LeaderWorkerSets keeps its own,
-    of the same kind and with the labels of ours, and a spec in them too."""
-    found = []
-    for one in live:
-        data, hashed = one.get("data") or {}, annotation(one, MODEL_REVISION_ANNOTATION)
-        if one.get("kind") == CONTROLLER_REVISIONS.kind and hashed and isinstance(data.get("spec"), dict):
-            found.append(ModelRevision(int(one.get("revision") or 0), hashed, dict(data["spec"])))
-    return tuple(sorted(found, key=lambda one: (one.number, one.hash)))
+    """Returns the stored revisions, oldest first.
+
+    The controller of LeaderWorkerSets stores its own ControllerRevisions with our labels and a
+    spec; these are skipped.
+    """
+    revisions = []
+    for child in live:
+        data, revision = child.get("data") or {}, annotation(child, MODEL_REVISION_ANNOTATION)
+        if child.get("kind") == CONTROLLER_REVISIONS.kind and revision and isinstance(data.get("spec"), dict):
+            revisions.append(ModelRevision(int(child.get("revision") or 0), revision, dict(data["spec"])))
+    return tuple(sorted(revisions, key=lambda child: (child.number, child.hash)))
 
 
-def choose_revision(model: Manifest, kept: Sequence[ModelRevision], running: frozenset[str]) -> RevisionChoice:
-    """What shall run. ``running`` are the hashes that workloads were made of."""
+def choose_revision(model: Manifest, stored: Sequence[ModelRevision], running: frozenset[str]) -> RevisionChoice:
+    """Returns the revision to run.
+
+    running: hashes of the specs that workloads were made from.
+    """
     spec = dict(model.get("spec") or {})
-    present = _current_revision(spec, kept)
-    asked = annotation(model, UNDO_ANNOTATION)
-    if asked:
-        found, problem = _requested_revision(asked, present, kept)
-        if found is not None and found.hash != present.hash:
-            why = f"the annotation {UNDO_ANNOTATION} asks for revision {found.number}"
-            return RevisionChoice(found, present, with_current_numbers(found.spec, spec), why)
+    current = _current_revision(spec, stored)
+    requested = annotation(model, UNDO_ANNOTATION)
+    if requested:
+        revision, problem = _requested_revision(requested, current, stored)
+        if revision is not None and revision.hash != current.hash:
+            reason = f"the annotation {UNDO_ANNOTATION} asks for revision {revision.number}"
+            return RevisionChoice(revision, current, with_current_numbers(revision.spec, spec), reason)
     else:
         problem = ""
-    if (spec.get("rollout") or {}).get("paused") and running and present.hash not in running:
-        held = next((one for one in reversed(kept) if one.hash in running), None)
-        if held is not None:
-            why = f"the rollout is paused; revision {held.number} runs on"
+    if (spec.get("rollout") or {}).get("paused") and running and current.hash not in running:
+        running_revision = next((candidate for candidate in reversed(stored) if candidate.hash in running), None)
+        if running_revision is not None:
+            reason = f"the rollout is paused; revision {running_revision.number} runs on"
             return RevisionChoice(
-                held, present, with_current_numbers(held.spec, spec), why, problem, held_by_pause=True
+                running_revision,
+                current,
+                with_current_numbers(running_revision.spec, spec),
+                reason,
+                problem,
+                held_by_pause=True,
             )
-    return RevisionChoice(present, present, spec, "it is the model's spec", problem)
+    return RevisionChoice(current, current, spec, "it is the model's spec", problem)
 
 
-def _current_revision(spec: dict[str, Any], kept: Sequence[ModelRevision]) -> ModelRevision:
-    """The revision of ``spec``: the kept one, as the newest, or a new one."""
-    hashed, highest = revision_hash(spec), kept[-1].number if kept else 0
-    for one in kept:
-        if one.hash == hashed:
-            return ModelRevision(one.number if one is kept[-1] else highest + 1, hashed, one.spec)
-    return ModelRevision(highest + 1, hashed, spec)
+def _current_revision(spec: dict[str, Any], stored: Sequence[ModelRevision]) -> ModelRevision:
+    """Returns the revision of `spec`: the stored one, renumbered as the newest, or a new one."""
+    spec_hash, highest = revision_hash(spec), stored[-1].number if stored else 0
+    for revision in stored:
+        if revision.hash == spec_hash:
+            return ModelRevision(revision.number if revision is stored[-1] else highest + 1, spec_hash, revision.spec)
+    return ModelRevision(highest + 1, spec_hash, spec)
 
 
 def _requested_revision(
-    text: str, present: ModelRevision, kept: Sequence[ModelRevision]
+    text: str, current: ModelRevision, stored: Sequence[ModelRevision]
 ) -> tuple[ModelRevision | None, str]:
-    """The revision that ``NUMBER`` or ``NUMBER/FROM`` names. With ``FROM`` it is meant only while that is the spec's own revision."""
+    """Returns the revision of the annotation `NUMBER` or `NUMBER/FROM`, or a problem.
+
+    With `FROM`, it applies only while that is the number of the spec's own revision.
+    """
     wanted, _, origin = text.partition("/")
-    if origin and origin != str(present.number):
+    if origin and origin != str(current.number):
         return None, ""
-    found = next((one for one in kept if str(one.number) == wanted), None)
-    if found is not None:
-        return found, ""
-    there = ", ".join(str(one.number) for one in kept) or "none yet"
-    return None, f"the annotation {UNDO_ANNOTATION} asks for revision {text!r}, which is not kept; there are: {there}"
+    revision = next((candidate for candidate in stored if str(candidate.number) == wanted), None)
+    if revision is not None:
+        return revision, ""
+    available = ", ".join(str(candidate.number) for candidate in stored) or "none yet"
+    return (
+        None,
+        f"the annotation {UNDO_ANNOTATION} asks for revision {text!r}, which is not kept; there are: {available}",
+    )
 
 
-def with_current_numbers(old: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
-    """The engines of ``old`` with the numbers of instances, the objectives and the pace of ``present``."""
+def with_current_numbers(old: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """Returns the engines of `old` with replica counts, objectives and rollout settings of
+    `current`.
+    """
     spec = {name: value for name, value in old.items() if name not in _FIELDS_WITHOUT_RESTART}
-    spec.update({name: present[name] for name in _FIELDS_WITHOUT_RESTART if name in present})
-    pace = {name: value for name, value in (present.get("rollout") or {}).items() if name != "drain"}
+    spec.update({name: current[name] for name in _FIELDS_WITHOUT_RESTART if name in current})
+    rollout = {name: value for name, value in (current.get("rollout") or {}).items() if name != "drain"}
     drain = _drain(old)
-    spec["rollout"] = {**pace, "drain": drain} if drain else pace
-    numbers = {str(pool.get("name", "main")): pool.get("replicas") for pool in present.get("pools") or []}
+    spec["rollout"] = {**rollout, "drain": drain} if drain else rollout
+    replicas_by_pool = {str(pool.get("name", "main")): pool.get("replicas") for pool in current.get("pools") or []}
     pools = []
     for pool in old.get("pools") or []:
-        replicas = numbers.get(str(pool.get("name", "main"))) or pool.get("replicas")
+        replicas = replicas_by_pool.get(str(pool.get("name", "main"))) or pool.get("replicas")
         pools.append({**pool, **({"replicas": replicas} if replicas else {})})
     spec["pools"] = pools
     if len(pools) != 1:
-        spec.pop("replicas", None)  # a number of the whole model is one for its only pool
+        spec.pop("replicas", None)  # `replicas` of the model is for its only pool
     return spec
 
 
 def controller_revision(model: Manifest, revision: ModelRevision) -> Manifest:
-    """The ControllerRevision that keeps ``revision``."""
+    """Returns the ControllerRevision that stores `revision`."""
     name = shorten_name(f"{name_of(model)}-{revision.hash}")
     return {
         "apiVersion": CONTROLLER_REVISIONS.api_version,
@@ -154,18 +177,18 @@ def controller_revision(model: Manifest, revision: ModelRevision) -> Manifest:
     }
 
 
-def revisions_to_keep(kept: Sequence[ModelRevision], choice: RevisionChoice) -> tuple[ModelRevision, ...]:
-    """The revisions to keep on: what runs, what is asked, and the newest others, so many."""
-    now = {choice.current.hash: choice.current}
+def revisions_to_keep(stored: Sequence[ModelRevision], choice: RevisionChoice) -> tuple[ModelRevision, ...]:
+    """Returns the revisions to keep: the running one, the current one, and the newest others."""
+    required = {choice.current.hash: choice.current}
     if choice.is_pending:
-        now[choice.revision.hash] = choice.revision
-    room = max(0, MAX_KEPT_REVISIONS - len(now))
-    others = [one for one in kept if one.hash not in now]
-    return tuple(sorted((*now.values(), *others[len(others) - room :]), key=lambda one: one.number))
+        required[choice.revision.hash] = choice.revision
+    free = max(0, MAX_KEPT_REVISIONS - len(required))
+    others = [revision for revision in stored if revision.hash not in required]
+    return tuple(sorted((*required.values(), *others[len(others) - free :]), key=lambda revision: revision.number))
 
 
 def running_hashes(children: Iterable[Manifest]) -> frozenset[str]:
-    """The revisions that workloads were made of."""
+    """Returns the revision hashes of the workloads."""
     return frozenset(
-        annotation(one, MODEL_REVISION_ANNOTATION) for one in children if one.get("kind") in WORKLOAD_KINDS
+        annotation(child, MODEL_REVISION_ANNOTATION) for child in children if child.get("kind") in WORKLOAD_KINDS
     ) - {""}

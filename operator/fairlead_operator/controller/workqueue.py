@@ -1,8 +1,8 @@
-"""What is to be reconciled: keys, each at most once at a time.
+"""The work queue: keys of models to reconcile, each processed at most once at a time.
 
-A key that is added twice is worked on once; one that is added while it is worked on comes again afterwards. A key whose work failed
-comes again after a pause that doubles, half of it by chance, so that a thousand models do not knock together. ``Work`` is the rule,
-without clock and loop; ``WorkQueue`` waits.
+A key added twice is processed once; a key added during its processing is processed again. A failed
+key returns after a pause that doubles and is half random, so that many models do not retry at the
+same time. `RateLimitedQueue` holds the rules, without clock and event loop; `WorkQueue` waits.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ MAX_DELAY_SECONDS = 60.0
 
 
 class RateLimitedQueue:
-    """Which key is next. Times are monotonic seconds, handed in."""
+    """The order of keys. Times are monotonic seconds, passed as arguments."""
 
     def __init__(self) -> None:
         self._ready: OrderedDict[str, None] = OrderedDict()
@@ -30,25 +30,25 @@ class RateLimitedQueue:
 
     @property
     def ready_count(self) -> int:
-        """Keys that could be worked on now, were there a hand free."""
+        """Keys that wait for a free worker."""
         return len(self._ready)
 
     @property
     def running_count(self) -> int:
-        """Keys that are worked on."""
+        """Keys in progress."""
         return len(self._running)
 
     @property
     def delayed_count(self) -> int:
-        """Keys that wait for their time."""
+        """Keys that wait for a point in time."""
         return len(self._due)
 
     def failures(self, key: str) -> int:
-        """How often in a row the work on ``key`` failed."""
+        """Returns the number of consecutive failures of `key`."""
         return self._failures.get(key, 0)
 
     def add(self, key: str) -> None:
-        """There is news of ``key``. A pause that it waits in ends."""
+        """Adds a key because of a change. This ends its delay."""
         self._due.pop(key, None)
         if key in self._running:
             self._requeued[key] += 1
@@ -56,23 +56,27 @@ class RateLimitedQueue:
             self._ready[key] = None
 
     def ignore_self_event(self, key: str) -> None:
-        """One piece of the news that came while ``key`` was worked on was that very work: the watch was faster than the answer."""
+        """Discounts one addition of a running key: the event of its own write, which came before
+        the response.
+        """
         self._requeued[key] -= 1
         if self._requeued[key] <= 0:
             del self._requeued[key]
 
     def add_at(self, key: str, at: float) -> None:
-        """Look at ``key`` at the time ``at``, or before if it is to be looked at before anyway."""
+        """Schedules a key for time `at`, unless it is due before."""
         if key in self._ready or key in self._requeued or self._due.get(key, at + 1.0) <= at:
             return
         self._due[key] = at
         heapq.heappush(self._heap, (at, key))
 
     def get(self, now: float) -> str | None:
-        """The next key, which is then being worked on until ``done``; None while there is none."""
+        """Returns the next key, which is then in progress until `done` or `retry`; None if there is
+        none.
+        """
         while self._heap and self._heap[0][0] <= now:
             at, key = heapq.heappop(self._heap)
-            if self._due.get(key) == at:  # else it was added, or moved, meanwhile
+            if self._due.get(key) == at:  # else it was added or rescheduled
                 self.add(key)
         if not self._ready:
             return None
@@ -81,30 +85,31 @@ class RateLimitedQueue:
         return key
 
     def done(self, key: str) -> None:
-        """The work on ``key`` is over, and all was well."""
+        """Ends the processing of a key without error."""
         self._failures.pop(key, None)
         self._end(key)
 
     def retry(self, key: str, now: float, chance: float) -> float:
-        """The work on ``key`` failed: again after the seconds that are returned. ``chance`` is drawn evenly from 0 to 1."""
+        """Ends the processing of a key with an error. Returns the seconds until the next attempt.
+
+        chance: random number from 0 to 1.
+        """
         count = self._failures[key] = self.failures(key) + 1
         pause = min(MAX_DELAY_SECONDS, BASE_DELAY_SECONDS * 2.0 ** min(count - 1, 16)) * (0.5 + 0.5 * chance)
-        self._requeued.pop(
-            key, None
-        )  # news does not shorten the pause, or a model that fails would never be left alone
+        self._requeued.pop(key, None)  # changes do not shorten the pause of a failing model
         self._end(key)
         self.add_at(key, now + pause)
         return pause
 
     def forget(self, key: str) -> None:
-        """``key`` is gone: nothing is remembered of it."""
+        """Removes all state of a deleted key."""
         self._failures.pop(key, None)
         self._due.pop(key, None)
         self._ready.pop(key, None)
         self._requeued.pop(key, None)
 
     def next_due_at(self) -> float | None:
-        """When the first of those that wait is due; None while none waits."""
+        """Returns the time of the first delayed key; None if there is none."""
         while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
@@ -116,7 +121,11 @@ class RateLimitedQueue:
 
 
 class WorkQueue:
-    """``work`` with a clock and hands. ``chance`` draws evenly from 0 to 1; ``pause`` waits for seconds."""
+    """A RateLimitedQueue with a clock and workers.
+
+    chance: returns a random number from 0 to 1.
+    pause: sleeps for a number of seconds.
+    """
 
     def __init__(
         self,
@@ -132,16 +141,16 @@ class WorkQueue:
         self._wakeup = asyncio.Event()
 
     def add(self, key: str) -> None:
-        """There is news of ``key``."""
+        """Adds a key because of a change."""
         self.keys.add(key)
         self._wakeup.set()
 
     def ignore_self_event(self, key: str) -> None:
-        """What ``key`` was added for, once, is what its own work has just written."""
+        """Discounts one addition of a running key that was the event of its own write."""
         self.keys.ignore_self_event(key)
 
     def add_after(self, key: str, seconds: float) -> None:
-        """Look at ``key`` in so many seconds at the latest."""
+        """Schedules a key, in `seconds` at the latest."""
         self.keys.add_at(key, self._clock.now() + seconds)
         self._wakeup.set()
 
@@ -151,9 +160,10 @@ class WorkQueue:
         workers: int,
         on_failure: Callable[[str, Exception, float], None],
     ) -> None:
-        """Work with so many hands until cancelled. ``reconcile`` answers after how many seconds it wants to look again, if at all.
+        """Runs `workers` workers until cancelled.
 
-        What it raises is told to ``failed`` with the pause until the next attempt, and ends nothing.
+        reconcile: returns the seconds until the next pass, or None.
+        on_failure: called with key, error and pause. An error ends nothing.
         """
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
@@ -170,23 +180,23 @@ class WorkQueue:
                 await self._wait_for_key()
                 continue
             try:
-                again = await reconcile(key)
-            except Exception as error:  # noqa: BLE001  # one model's trouble must not end the work on the others
+                delay = await reconcile(key)
+            except Exception as error:  # noqa: BLE001  # one model must not stop the others
                 on_failure(key, error, self.keys.retry(key, self._clock.now(), self._chance()))
             else:
                 self.keys.done(key)
-                if again is not None:
-                    self.add_after(key, again)
+                if delay is not None:
+                    self.add_after(key, delay)
             self._wakeup.set()
 
     async def _wait_for_key(self) -> None:
-        """Until there is news, or something is due."""
+        """Waits for a change or a due key."""
         self._wakeup.clear()
-        at = self.keys.next_due_at()
-        news = asyncio.ensure_future(self._wakeup.wait())
-        timer = None if at is None else asyncio.ensure_future(self._pause(max(0.0, at - self._clock.now())))
+        due_at = self.keys.next_due_at()
+        wakeup = asyncio.ensure_future(self._wakeup.wait())
+        timer = None if due_at is None else asyncio.ensure_future(self._pause(max(0.0, due_at - self._clock.now())))
         try:
-            await asyncio.wait({news} if timer is None else {news, timer}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({wakeup} if timer is None else {wakeup, timer}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await cancel_and_wait(news)
+            await cancel_and_wait(wakeup)
             await cancel_and_wait(timer)

@@ -1,7 +1,8 @@
-"""How kopf gets in: by ``fairlead.kube.transport.kubeconfig``, as our own client does, with no look-up of names and no other package.
+"""Credentials for kopf, from the same configuration as our own client.
 
-Tokens of service accounts are rotated long before they end (an hour after their making, at the earliest). kopf holds a token in
-memory, so it is told to ask again in good time, and does so by itself when the API server refuses one.
+Service account tokens are rotated long before they expire (an hour after creation, at the
+earliest). kopf keeps a token in memory. It gets an expiration, and logs in again on time or when
+the API server rejects a token.
 """
 
 import base64
@@ -15,7 +16,12 @@ TOKEN_REFRESH_SECONDS = 1_200.0
 
 
 def connection_info(access: ClusterConfig, wall: float) -> kopf.ConnectionInfo:
-    """``access`` as kopf wants it. ``wall`` is Unix seconds. Raises AccessError for what kopf cannot do, or an unreadable token."""
+    """Returns the configuration for kopf.
+
+    Raises ClusterConfigError for options that kopf lacks, or an unreadable token.
+
+    wall: Unix seconds.
+    """
     for value, name in ((access.server_name, "tls-server-name"), (access.impersonate_user, "as")):
         if value:
             raise ClusterConfigError(f"the operator cannot use {name} of a kubeconfig", field=name, hint="remove it")
@@ -46,5 +52,5 @@ def _expiration(wall: float) -> datetime:
 
 
 def _to_base64(pem: bytes | None) -> str | None:
-    """As it stands in a kubeconfig."""
+    """Returns PEM as in a kubeconfig."""
     return None if pem is None else base64.b64encode(pem).decode()

@@ -1,4 +1,4 @@
-"""Kopf watch."""
+"""Watches models with kopf, in its own thread and event loop."""
 
 import asyncio
 import threading
@@ -25,7 +25,10 @@ _STOP_SECONDS = 10.0
 
 
 class KopfWatch:
-    """kopf, in a thread and a loop of its own: it takes signals and cancels tasks that are not its own wherever it runs."""
+    """kopf's watch of models.
+
+    Why a thread: kopf installs signal handlers and cancels foreign tasks in its loop.
+    """
 
     def __init__(
         self, watcher: ClusterWatcher, config: ClusterConfig, clock: Clock, identity: str, namespaces: tuple[str, ...]
@@ -37,48 +40,48 @@ class KopfWatch:
         self._namespaces = namespaces
 
     async def run(self) -> None:
-        """Watch the models until cancelled. Raises what ends kopf; that it ends at all is an error."""
+        """Watches the models until cancelled. Raises an error if kopf ends, for whatever reason."""
         loop = asyncio.get_running_loop()
-        over: asyncio.Future[None] = loop.create_future()
+        ended: asyncio.Future[None] = loop.create_future()
         stop = threading.Event()
 
-        def heard(type: str | None, model: Manifest) -> None:
+        def on_event(type: str | None, model: Manifest) -> None:
             if not stop.is_set():
                 loop.call_soon_threadsafe(self._watcher.on_model_event, type, model)
 
-        def told(error: BaseException | None) -> None:
-            if not over.done():
-                over.set_exception(FairleadError(f"kopf has ended: {error or 'by itself'}"))
+        def on_end(error: BaseException | None) -> None:
+            if not ended.done():
+                ended.set_exception(FairleadError(f"kopf has ended: {error or 'by itself'}"))
 
         def run() -> None:
             error: BaseException | None = None
             try:
                 with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                    runner.run(self._operator(heard, stop))
-            except Exception as found:  # noqa: BLE001  # told to the other thread
-                error = found
+                    runner.run(self._operator(on_event, stop))
+            except Exception as caught:  # noqa: BLE001  # passed to the other thread
+                error = caught
             if not stop.is_set():
-                loop.call_soon_threadsafe(told, error)
+                loop.call_soon_threadsafe(on_end, error)
 
         thread = threading.Thread(target=run, name="kopf", daemon=True)
         thread.start()
         try:
-            await over
+            await ended
         finally:
             stop.set()
             await asyncio.to_thread(thread.join, _STOP_SECONDS)
 
-    async def _operator(self, heard: Callable[[str | None, Manifest], None], stop: threading.Event) -> None:
+    async def _operator(self, on_event: Callable[[str | None, Manifest], None], stop: threading.Event) -> None:
         await kopf.operator(
-            registry=self._handlers(heard),
+            registry=self._handlers(on_event),
             settings=kopf_settings(),
-            identity=cast(Any, self._identity),  # else it asks for the name of our user, which need not have one
+            identity=cast(Any, self._identity),  # else kopf looks up our user name, which may not exist
             clusterwide=not self._namespaces,
             namespaces=self._namespaces,
             stop_flag=stop,
         )
 
-    def _handlers(self, heard: Callable[[str | None, Manifest], None]) -> kopf.OperatorRegistry:
+    def _handlers(self, on_event: Callable[[str | None, Manifest], None]) -> kopf.OperatorRegistry:
         handlers, kind = kopf.OperatorRegistry(), MODEL_DEPLOYMENTS
 
         @kopf.on.login(registry=handlers)
@@ -87,29 +90,31 @@ class KopfWatch:
 
         @kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers)
         async def _event(event: kopf.RawEvent, **_: Any) -> None:
-            heard(
+            on_event(
                 event["type"], cast(Manifest, event["object"])
-            )  # as it came: `body` is a view of it, and slow to copy
+            )  # the raw object: `body` is a view that is slow to copy
 
         return handlers
 
 
 def kopf_settings() -> kopf.OperatorSettings:
-    """kopf without what is ours to do: peering, posting of events, looking for kinds and namespaces."""
+    """Returns settings without peering, event posting and discovery, which the operator does
+    itself.
+    """
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
-    settings.scanning.disabled = True  # the kinds are known; roles for CRDs and namespaces are not needed
+    settings.scanning.disabled = True  # the kinds are known; no permissions for CRDs and namespaces
     settings.networking.error_backoffs = RETRY_DELAYS_SECONDS
     settings.process.ultimate_exiting_timeout = None
-    # What it would compare and keep for handlers of changes, of which there are none: a copy of every model at every event.
+    # For change handlers, which we do not have, kopf would copy every model at every event.
     settings.persistence.diffbase_storage = _NoDiffBaseStorage()
     settings.persistence.progress_storage = _NoProgressStorage()
     return settings
 
 
 class _NoDiffBaseStorage(kopf.DiffBaseStorage):
-    """Nothing is compared."""
+    """Stores nothing: the operator compares objects itself."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()
@@ -122,7 +127,7 @@ class _NoDiffBaseStorage(kopf.DiffBaseStorage):
 
 
 class _NoProgressStorage(kopf.ProgressStorage):
-    """Nothing is under way."""
+    """Stores nothing: there are no kopf handlers with progress."""
 
     def fetch(self, **_: Any) -> kopf.ProgressRecord | None:
         return None

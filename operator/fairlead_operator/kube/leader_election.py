@@ -1,6 +1,7 @@
-"""Which of the replicas works: the one that holds the Lease. The others wait, ready to take over.
+"""Runs the operator's work in the replica that holds the Lease. The others wait to take over.
 
-A replica that loses the lease ends, and is started anew by its Deployment: it never has to forget what it believed as the leader.
+A replica that loses the lease exits and is restarted by its Deployment. It never has to discard its
+state as a leader.
 """
 
 import asyncio
@@ -19,16 +20,17 @@ async def run_while_leading(
     work: Callable[[], Coroutine[Any, Any, None]],
     log: Callable[[str], None],
 ) -> str:
-    """Wait for the lease, then do ``work`` until it ends, the lease is lost, or ``stopped``; the reason of the end.
+    """Waits for the lease, then runs `work` until it ends, the lease is lost, or `stopped` is set.
 
-    ``work`` has ended when this returns, and only then is the lease given back. What ``work`` raises is raised.
+    Returns the reason of the end, and raises the errors of `work`. The lease is given back only
+    after `work` has ended.
     """
     stop = asyncio.ensure_future(stopped.wait())
     acquiring = asyncio.ensure_future(election.acquire())
     try:
         await asyncio.wait({stop, acquiring}, return_when=asyncio.FIRST_COMPLETED)
         if stop.done():
-            return "it was told to stop"
+            return "stop requested"
         acquiring.result()
         log("leading: " + election.reason)
         return await _run_until_lost(election, stop, work)
@@ -48,7 +50,7 @@ async def _run_until_lost(
         if working.done():
             working.result()
             return "the work ended"
-        return f"the lease is lost: {holding.result()}" if holding.done() else "it was told to stop"
+        return f"the lease is lost: {holding.result()}" if holding.done() else "stop requested"
     finally:
         await cancel_and_wait(working)
         await cancel_and_wait(holding)

@@ -1,7 +1,7 @@
-"""What is known of the cluster: objects as the watches tell them, found by model; and one model's part of it, as a value.
+"""The observed objects of the cluster by model, and snapshots of one model.
 
-What we wrote ourselves is put here at once, from the API server's answer, so that the next look sees it. News that is older than what
-is known (a watch that runs behind our own writes) is not taken.
+The operator's own writes are stored at once, from the API server's response, so that the next pass
+sees them. Events older than a stored object (a watch behind our own writes) are ignored.
 """
 
 from collections import OrderedDict
@@ -39,19 +39,20 @@ STANDARD_CHILD_KINDS = (
     NETWORK_POLICIES,
     CONTROLLER_REVISIONS,
 )
-"""The kinds of children that every cluster knows."""
+"""Kinds of children that every cluster has."""
 OPTIONAL_CHILD_KINDS = (LEADER_WORKER_SETS,)
-"""Those that only some do; they are watched where they are served."""
+"""Kinds that only some clusters have. They are watched if they are served."""
 _MAX_TOMBSTONES = 4_096
-"""Deleted objects whose late news is known as such; a watch brings it within seconds."""
+"""Deleted objects whose late events are recognized; a watch delivers these within seconds."""
 _Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSnapshot:
-    """One model and what belongs to it. ``name_taken_by`` is the older model that clients mean by the bare name, None if it is this.
+    """A model and its objects at one moment.
 
-    ``stale`` says in words why this may not be how things are; empty when it is fresh.
+    name_taken_by: the older model with the same bare name, if any.
+    stale: why the snapshot may be out of date; empty if it is fresh.
     """
 
     model: Manifest
@@ -63,7 +64,7 @@ class ModelSnapshot:
 
 
 class ObjectCache:
-    """Every object that concerns us. Objects are not to be changed by those who read them."""
+    """All observed objects. Readers must not modify them."""
 
     def __init__(self) -> None:
         self.models: dict[str, Manifest] = {}
@@ -73,68 +74,78 @@ class ObjectCache:
         self._keys_by_name: dict[str, set[str]] = {}
         self._tombstones: OrderedDict[str, int] = OrderedDict()
 
-    def apply(self, change: WatchEvent) -> list[str]:
-        """One change of any kind; the keys of the models for which it is news. The echo of our own writing is none."""
-        kind, gone = str(change.object.get("kind", "")), change.type is WatchEventType.DELETED
+    def apply(self, event: WatchEvent) -> list[str]:
+        """Applies a watch event of any kind, and returns the keys of the models for which it is
+        new.
+
+        The event of our own write is not new.
+        """
+        kind, deleted = str(event.object.get("kind", "")), event.type is WatchEventType.DELETED
         if kind == MODEL_DEPLOYMENTS.kind:
-            return self._update_model(change.object, gone)
+            return self._update_model(event.object, deleted)
         if kind == ACCELERATOR_CLASSES.kind:
-            news = self._update(self._accelerators, name_of(change.object), change.object, gone)
-            return list(self.models) if news else []
-        key = owner_model_key(change.object)
+            is_new = self._update(self._accelerators, name_of(event.object), event.object, deleted)
+            return list(self.models) if is_new else []
+        key = owner_model_key(event.object)
         if key is None:
             return []
         if kind == PODS.kind:
-            news = self._update(self._pods.setdefault(key, {}), name_of(change.object), change.object, gone)
+            is_new = self._update(self._pods.setdefault(key, {}), name_of(event.object), event.object, deleted)
             _drop_empty(self._pods, key)
         else:
-            news = self._update(
+            is_new = self._update(
                 self._children.setdefault(key, {}),
-                child_key(change.object),
-                drop_own_managed_fields(change.object),
-                gone,
+                child_key(event.object),
+                drop_own_managed_fields(event.object),
+                deleted,
             )
             _drop_empty(self._children, key)
-        return [key] if news else []
+        return [key] if is_new else []
 
     def record_write(self, manifest: Manifest) -> bool:
-        """What the API server answered to our own writing. True when a watch was faster, and it has been taken for news."""
-        known = self.find_same_version(manifest) is not None
+        """Stores the API server's response to our own write.
+
+        Returns True if a watch was faster, so that the write was already treated as a new event.
+        """
+        watch_was_faster = self.find_same_version(manifest) is not None
         self.apply(WatchEvent(WatchEventType.MODIFIED, manifest))
-        return known
+        return watch_was_faster
 
     def find_same_version(self, manifest: Manifest) -> Manifest | None:
-        """The model or child that is known in the very version of ``manifest``, of which kind and metadata are looked at."""
+        """Returns the model or child that is stored in exactly the version of `manifest`.
+
+        Only kind and metadata of `manifest` are used.
+        """
         if manifest.get("kind") == MODEL_DEPLOYMENTS.kind:
-            before = self.models.get(key_of(manifest))
+            known = self.models.get(key_of(manifest))
         else:
-            before = self._children.get(owner_model_key(manifest) or "", {}).get(child_key(manifest))
+            known = self._children.get(owner_model_key(manifest) or "", {}).get(child_key(manifest))
         if (
-            before is None
-            or uid_of(before) != uid_of(manifest)
-            or resource_version_of(before) != resource_version_of(manifest)
+            known is None
+            or uid_of(known) != uid_of(manifest)
+            or resource_version_of(known) != resource_version_of(manifest)
         ):
             return None
-        return before
+        return known
 
     def replace_models(self, listed: Iterable[Manifest]) -> list[str]:
-        """All models, as they were listed: those that are gone go, and news is taken. The keys of what was not known."""
-        found = {key_of(one): one for one in listed}
-        news: list[str] = []
-        for key in [key for key in self.models if key not in found]:
-            news += self._update_model(self.models[key], True)
-        for key, one in found.items():
-            before = self.models.get(key)
+        """Replaces all models by a list, and returns the keys of models that changed."""
+        listed_models = {key_of(model): model for model in listed}
+        changed: list[str] = []
+        for key in [key for key in self.models if key not in listed_models]:
+            changed += self._update_model(self.models[key], True)
+        for key, model in listed_models.items():
+            known = self.models.get(key)
             if (
-                before is None
-                or resource_version_of(before) < resource_version_of(one)
-                or uid_of(before) != uid_of(one)
+                known is None
+                or resource_version_of(known) < resource_version_of(model)
+                or uid_of(known) != uid_of(model)
             ):
-                news += self._update_model(one, False)
-        return news
+                changed += self._update_model(model, False)
+        return changed
 
     def snapshot(self, key: str, stale: str = "") -> ModelSnapshot | None:
-        """The model ``key`` and what belongs to it; None when there is no such model."""
+        """Returns the model `key` with its objects; None if it does not exist."""
         model = self.models.get(key)
         if model is None:
             return None
@@ -147,49 +158,56 @@ class ObjectCache:
             stale=stale,
         )
 
-    def _update(self, shelf: dict[_Key, Manifest], key: _Key, item: Manifest, gone: bool) -> bool:
-        """Put it there or take it away, unless more is known of it already; whether anything is different now."""
-        before, uid = shelf.get(key), uid_of(item)
-        same = before is not None and uid_of(before) == uid
-        if gone:  # also where more is known of it: who lists anew learns the end without its version
+    def _update(self, objects: dict[_Key, Manifest], key: _Key, item: Manifest, deleted: bool) -> bool:
+        """Stores or removes an object unless a newer version is known. Returns True if something
+        changed.
+        """
+        known, uid = objects.get(key), uid_of(item)
+        same = known is not None and uid_of(known) == uid
+        if deleted:  # even if a newer version is known: a new list reports the deletion without its version
             self._tombstones[uid] = resource_version_of(item)
             if len(self._tombstones) > _MAX_TOMBSTONES:
                 self._tombstones.popitem(last=False)
             if same:
-                del shelf[key]
+                del objects[key]
             return same
         if resource_version_of(item) <= self._tombstones.get(uid, -1):
-            return False  # not for ever: what lost our labels ends for a watch, and may get them back
-        if before is not None and same and resource_version_of(before) >= resource_version_of(item) > 0:
+            return (
+                False  # limited in time: an object that lost our labels is deleted for the watch, and may get them back
+            )
+        if known is not None and same and resource_version_of(known) >= resource_version_of(item) > 0:
             return False
-        shelf[key] = item
+        objects[key] = item
         return True
 
-    def _update_model(self, model: Manifest, gone: bool) -> list[str]:
+    def _update_model(self, model: Manifest, deleted: bool) -> list[str]:
         key, name = key_of(model), name_of(model)
-        same = self._keys_by_name.setdefault(name, set())
-        concerned = [key, *sorted(same - {key})] if (key in same) == gone else [key]
-        if not self._update(self.models, key, model, gone):
-            concerned = []
+        same_name = self._keys_by_name.setdefault(name, set())
+        affected = [key, *sorted(same_name - {key})] if (key in same_name) == deleted else [key]
+        if not self._update(self.models, key, model, deleted):
+            affected = []
         if key in self.models:
-            same.add(key)
+            same_name.add(key)
         else:
-            same.discard(key)
-        if not same:
+            same_name.discard(key)
+        if not same_name:
             del self._keys_by_name[name]
-        return concerned
+        return affected
 
     def _name_owner(self, key: str) -> str | None:
-        """The oldest model of the name has it; of equally old ones, the first by namespace."""
-        same = self._keys_by_name.get(name_of(self.models[key]), {key})
-        if len(same) == 1:
+        """Returns the oldest model with this name, if it is another one. Ties go by namespace."""
+        same_name = self._keys_by_name.get(name_of(self.models[key]), {key})
+        if len(same_name) == 1:
             return None
-        first = min(same, key=lambda one: (str(metadata_of(self.models[one]).get("creationTimestamp", "")), one))
-        return None if first == key else first
+        oldest = min(
+            same_name,
+            key=lambda model_key: (str(metadata_of(self.models[model_key]).get("creationTimestamp", "")), model_key),
+        )
+        return None if oldest == key else oldest
 
 
 def drop_own_managed_fields(manifest: Manifest) -> Manifest:
-    """Without ``managedFields`` (half of an object) where nobody else wrote any."""
+    """Removes `managedFields` (half of an object) if no other manager wrote a field."""
     entries = metadata_of(manifest).get("managedFields") or []
     if not entries:
         return manifest
@@ -199,6 +217,6 @@ def drop_own_managed_fields(manifest: Manifest) -> Manifest:
     return {**manifest, "metadata": metadata}
 
 
-def _drop_empty(shelves: dict[str, Any], key: str) -> None:
-    if not shelves[key]:
-        del shelves[key]
+def _drop_empty(objects: dict[str, Any], key: str) -> None:
+    if not objects[key]:
+        del objects[key]

@@ -1,9 +1,10 @@
-"""What the operator hears: models by kopf, everything else by informers, and all models listed now and then.
+"""The operator's watches: models through kopf, all other kinds through informers.
 
-kopf is the watch engine of the models: ``on.event`` only, so no finalizer, no annotation, no write of its own. It tells neither
-bookmarks nor what was deleted while a watch was broken, hence the list: it finds what was missed and what is gone, and it shows
-that the API server answers. Children, pods and accelerators are watched by label through ``Informer``, which tells deletions after
-every gap.
+kopf watches the models with `on.event` only: no finalizers, no annotations, no writes. It reports
+neither bookmarks nor objects that were deleted during a broken watch. All models are therefore also
+listed periodically, which finds missed changes and deletions, and shows that the API server
+responds. Children, pods and accelerators are watched by label through `Informer`, which reports
+deletions after every gap.
 """
 
 import asyncio
@@ -42,9 +43,11 @@ _LOG = logging.getLogger("fairlead.operator")
 
 
 class ClusterWatcher:
-    """Keeps ``shelf`` as the cluster is, and calls ``add`` with the key of each model that something happened to.
+    """Keeps the object cache up to date, and calls `add` with the key of each changed model.
 
-    ``namespaces``: those watched, all when empty. ``chance`` draws evenly from 0 to 1; ``pause`` waits for seconds.
+    namespaces: watched namespaces; all if empty.
+    chance: returns a random number from 0 to 1.
+    pause: sleeps for a number of seconds.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class ClusterWatcher:
         self._overdue: dict[str, float] = {}
 
     async def discover(self) -> None:
-        """See what the cluster knows, and list the models for the first time; tried until the API server answers."""
+        """Discovers the served kinds and lists the models, until the API server responds."""
         while True:
             try:
                 if not await self._api.has_resource(MODEL_DEPLOYMENTS):
@@ -87,81 +90,81 @@ class ClusterWatcher:
             await self._pause(2.0 + self._chance())
 
     async def run(self) -> None:
-        """Watch until cancelled; begin first."""
+        """Watches until cancelled. Call `discover` first."""
         async with asyncio.TaskGroup() as group:
             for informer in self._informers:
                 group.create_task(informer.run())
             group.create_task(self._resync_loop())
 
     async def wait_synced(self) -> None:
-        """Return once every kind has been listed."""
+        """Returns once every kind has been listed."""
         for informer in self._informers:
             await informer.wait_synced()
 
     def health(self, leading: bool) -> HealthState:
-        """How well the cluster is heard."""
+        """Returns the contact with the cluster."""
         now = self._clock.now()
         ages: dict[str, float | None] = {}
-        for one in self._informers:
-            age, before = one.age_seconds(), ages.get(one.resource.plural, 0.0)
-            ages[one.resource.plural] = None if age is None or before is None else max(age, before)
+        for informer in self._informers:
+            age, other_age = informer.age_seconds(), ages.get(informer.resource.plural, 0.0)
+            ages[informer.resource.plural] = None if age is None or other_age is None else max(age, other_age)
         return HealthState(
             leading=leading,
-            synced=bool(self._informers) and all(one.is_synced for one in self._informers),
+            synced=bool(self._informers) and all(informer.is_synced for informer in self._informers),
             watch_ages=ages,
             answer_age_seconds=None if self._answered_at is None else now - self._answered_at,
             overdue_seconds=now - min(self._overdue.values()) if self._overdue else None,
         )
 
     def on_model_event(self, type: str | None, model: Manifest) -> None:
-        """One event of the watch of models. ``type`` is None for what was listed."""
-        gone, key = type == "DELETED", key_of(model)
-        if gone:
+        """Applies an event of the watch of models. `type` is None for listed models."""
+        deleted, key = type == "DELETED", key_of(model)
+        if deleted:
             self._seen_versions.pop(key, None)
         else:
             self._seen_versions[key] = max(self._seen_versions.get(key, 0), resource_version_of(model))
         self._overdue.pop(key, None)
-        self._on_change(WatchEvent(WatchEventType.DELETED if gone else WatchEventType.MODIFIED, model))
+        self._on_change(WatchEvent(WatchEventType.DELETED if deleted else WatchEventType.MODIFIED, model))
 
-    def _on_change(self, change: WatchEvent) -> None:
-        for key in self._cache.apply(change):
+    def _on_change(self, event: WatchEvent) -> None:
+        for key in self._cache.apply(event):
             self._add(key)
 
     async def _discover_kinds(self) -> None:
-        optional = [one for one in OPTIONAL_CHILD_KINDS if await self._api.has_resource(one)]
-        served = frozenset((one.api_version, one.kind) for one in optional)
+        optional = [kind for kind in OPTIONAL_CHILD_KINDS if await self._api.has_resource(kind)]
+        served = frozenset((kind.api_version, kind.kind) for kind in optional)
         self.capabilities = ClusterCapabilities(
             served, is_ipv6_first(await self._api_server_service(), self._api.config.server)
         )
         kinds: list[tuple[Resource, str | None]] = [
-            (one, CHILDREN_SELECTOR) for one in (*STANDARD_CHILD_KINDS, *optional, PODS)
+            (kind, CHILDREN_SELECTOR) for kind in (*STANDARD_CHILD_KINDS, *optional, PODS)
         ]
         self._informers = [
-            self._make_informer(kind, labels, place) for kind, labels in kinds for place in self._namespaces
+            self._make_informer(kind, labels, namespace) for kind, labels in kinds for namespace in self._namespaces
         ]
         self._informers.append(self._make_informer(ACCELERATOR_CLASSES, None, None))
 
     async def _api_server_service(self) -> Manifest | None:
-        """The API server's own Service; None where we may not read it."""
+        """Returns the API server's own Service; None without permission."""
         try:
             return await self._api.get(SERVICES, "default", "kubernetes")
         except (Forbidden, NotFound):
             return None
 
-    def _make_informer(self, kind: Resource, labels: str | None, place: str | None) -> Informer:
-        made = Informer(
+    def _make_informer(self, kind: Resource, labels: str | None, namespace: str | None) -> Informer:
+        informer = Informer(
             self._api,
             kind,
             self._clock,
             self._chance,
-            namespace=place,
+            namespace=namespace,
             labels=labels,
             trim=drop_managed_fields if kind is PODS else drop_own_managed_fields,
             find_known=self._cache.find_same_version if labels == CHILDREN_SELECTOR and kind is not PODS else None,
             on_change=self._on_change,
-            report=log_failures_once(_LOG, kind, lambda: made.problem),
+            report=log_failures_once(_LOG, kind, lambda: informer.problem),
         )
-        return made
+        return informer
 
     async def _resync_loop(self) -> None:
         while True:
@@ -172,19 +175,24 @@ class ClusterWatcher:
                 _LOG.warning("models could not be listed: %s", error)
 
     async def _list_models(self) -> None:
-        listed = [one for place in self._namespaces for one in (await self._api.list(MODEL_DEPLOYMENTS, place)).items]
+        listed = [
+            model
+            for namespace in self._namespaces
+            for model in (await self._api.list(MODEL_DEPLOYMENTS, namespace)).items
+        ]
         now = self._answered_at = self._clock.now()
-        versions = {key_of(one): resource_version_of(one) for one in listed}
-        late = {key for key, version in versions.items() if version > self._seen_versions.get(key, 0)}
-        self._overdue = {key: self._overdue.get(key, now) for key in late}
+        versions = {key_of(model): resource_version_of(model) for model in listed}
+        missed = {key for key, version in versions.items() if version > self._seen_versions.get(key, 0)}
+        self._overdue = {key: self._overdue.get(key, now) for key in missed}
         for key in self._cache.replace_models(listed):
             self._add(key)
 
 
 def is_ipv6_first(service: Manifest | None, server: str) -> bool:
-    """Do pods have IPv6 addresses, only or first? The API server's Service has the family that the cluster puts first.
+    """Returns True if pods have IPv6 addresses, only or first.
 
-    Without it the API server's address tells, which within the cluster is that Service's.
+    The API server's Service has the primary IP family of the cluster. Without it, the address of
+    the API server decides, which inside the cluster is that Service's.
     """
     if service is None:
         return ":" in (urlsplit(server).hostname or "")

@@ -1,6 +1,10 @@
-"""ModelDeployment → the objects that run it. Pure: the same input always gives the same manifests, byte for byte.
+"""Renders a ModelDeployment into Kubernetes objects. Pure: equal input gives equal bytes.
 
-``render`` is the whole; one file a child, and one for each thing that several children need.
+- `model`: the whole; `context`: its input besides the model.
+- `pool_context`: the input of one pool's objects, which `children/` render.
+- `pod_template`, `template_versions`, `template_overrides`: pods.
+- `revision`: pinned revisions, so that upgrades restart no engine.
+- `accelerators`, `names`, `errors`: shared parts.
 """
 
 from fairlead_operator.render.context import (

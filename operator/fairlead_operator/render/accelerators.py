@@ -1,4 +1,4 @@
-"""AcceleratorClasses: which one a pool means, and what its pods ask of a node because of it."""
+"""Resolves AcceleratorClasses, and renders their resources and node placement."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,39 +13,45 @@ from fairlead_operator.render.errors import RenderProblem
 def resolve_accelerator(
     pool: Pool, kind: EngineKind, classes: Mapping[str, AcceleratorClass]
 ) -> AcceleratorClassSpec | RenderProblem:
-    """The cluster's class of that name, else the built-in one. A simulated engine may also name a profile alone."""
+    """Returns the cluster's class of that name, else the built-in one.
+
+    A simulated engine may also name a built-in profile.
+    """
     name = pool.accelerator
-    assert name is not None  # a rule of the API for all engines but external ones, which are not rendered
+    assert name is not None  # enforced by the API for all but external engines, which are not rendered
     known = {**builtin_accelerators(), **classes}
     if name in known:
         return known[name].spec
     if kind is EngineKind.SIM and name in builtin_profiles():
         return AcceleratorClassSpec(profile=Profile(preset=name))
-    near = closest_matches(name, known)
-    fix = f"did you mean {' or '.join(near)}?" if near else "apply an AcceleratorClass of that name"
+    matches = closest_matches(name, known)
+    fix = f"did you mean {' or '.join(matches)}?" if matches else "apply an AcceleratorClass of that name"
     field = f"spec.pools[{pool.name}].accelerator"
     message = f"there is no AcceleratorClass {name!r} in the cluster, and none is built in"
     return RenderProblem(Reason.UNKNOWN_ACCELERATOR, field, message, fix, pool.name)
 
 
 def device_requests(pod: InstancePod) -> dict[str, str]:
-    """Extended resources of one pod, with their numbers: its accelerators, and the fast network where KV or layers cross it."""
-    found: dict[str, str] = {}
+    """Returns the extended resources of one pod: accelerators, and the fast network for KV or
+    layers.
+    """
+    requests: dict[str, str] = {}
     accelerator = pod.accelerator
     if accelerator.resource is not None:
-        found[accelerator.resource] = str(accelerator.devices(pod.pool.parallelism))
+        requests[accelerator.resource] = str(accelerator.devices(pod.pool.parallelism))
     if accelerator.rdma_resource is not None and (pod.transfers_kv or pod.is_multi_node):
-        found[accelerator.rdma_resource] = "1"
-    return found
+        requests[accelerator.rdma_resource] = "1"
+    return requests
 
 
 def placement(accelerator: AcceleratorClassSpec) -> dict[str, Any]:
-    """The part of a pod spec that says on which nodes it may run."""
-    found: dict[str, Any] = {}
+    """Returns the part of a pod spec that selects nodes."""
+    fields: dict[str, Any] = {}
     if accelerator.node_selector:
-        found["nodeSelector"] = dict(accelerator.node_selector)
+        fields["nodeSelector"] = dict(accelerator.node_selector)
     if accelerator.tolerations:
-        found["tolerations"] = [
-            one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in accelerator.tolerations
+        fields["tolerations"] = [
+            toleration.model_dump(mode="json", by_alias=True, exclude_none=True)
+            for toleration in accelerator.tolerations
         ]
-    return found
+    return fields

@@ -1,31 +1,25 @@
-"""What render needs to know of the cluster and the installation, besides the model and the AcceleratorClasses."""
+"""The input of rendering besides the model: the cluster and the installation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fairlead.api import EngineKind
-from fairlead.kube.resources import Manifest, annotations_of, name_of
+from fairlead.fleet.labels import POOL_LABEL
+from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest, annotations_of, name_of
+from fairlead_operator.object_metadata import label
 from fairlead_operator.render.revision import RenderPin, parse_pin
 
 
 @dataclass(frozen=True, slots=True)
-class InstallationDefaults:
-    """What the chart's values decide about engines' pods, and an upgrade may change: kept per object until its spec changes."""
-
-    images: Mapping[EngineKind, str]
-    pull_secrets: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class AllowedPeer:
-    """Pods that may speak with engines, such as the gateways: those with ``labels`` in ``namespace``."""
+    """Pods that may connect to engines, such as gateways: those with `labels` in `namespace`."""
 
     namespace: str
     labels: Mapping[str, str]
 
     def network_policy_peer(self) -> dict[str, Any]:
-        """As in a NetworkPolicy."""
+        """Returns the entry of a NetworkPolicy."""
         return {
             "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.namespace}},
             "podSelector": {"matchLabels": dict(self.labels)},
@@ -33,10 +27,35 @@ class AllowedPeer:
 
 
 @dataclass(frozen=True, slots=True)
-class ExistingWorkload:
-    """The Deployment or LeaderWorkerSet that runs a pool already.
+class InstallationDefaults:
+    """Chart values that affect engines. Pods keep images and pull secrets until their spec changes.
 
-    ``begun``: its controller has looked at it. A Deployment that is paused before that never makes its first pods.
+    peers: None writes no NetworkPolicy, for clusters with their own policies.
+    """
+
+    images: Mapping[EngineKind, str]
+    pull_secrets: tuple[str, ...] = ()
+    peers: tuple[AllowedPeer, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterCapabilities:
+    """Properties of the cluster that are constant for the life of a process.
+
+    served_kinds: (apiVersion, kind) of the optional kinds that the API server serves.
+    ipv6: pods have IPv6 addresses, only or first.
+    """
+
+    served_kinds: frozenset[tuple[str, str]] = frozenset()
+    ipv6: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExistingWorkload:
+    """The Deployment or LeaderWorkerSet that already runs a pool.
+
+    is_observed: its controller has processed it. A Deployment that is paused before that never
+        creates its first pods.
     """
 
     name: str
@@ -46,33 +65,37 @@ class ExistingWorkload:
 
 @dataclass(frozen=True, slots=True)
 class RenderContext:
-    """``children`` by pool; ``foreign_names`` are objects in the namespace that belong to another model or to nobody of ours.
+    """The state of the cluster and the installation for one rendering.
 
-    ``peers`` None: no NetworkPolicy is written, as in clusters whose policies are somebody else's. ``leader_worker_sets``: the
-    cluster knows them. ``ipv6``: its pods have IPv6 addresses only, or first.
+    workloads: existing workloads, by pool.
+    foreign_names: names in the namespace that other models or owners use.
     """
 
     installation: InstallationDefaults
     workloads: Mapping[str, ExistingWorkload] = field(default_factory=dict)
     foreign_names: frozenset[str] = frozenset()
-    peers: tuple[AllowedPeer, ...] | None = None
     leader_worker_sets: bool = False
     ipv6: bool = False
 
 
 def existing_workload(workload: Manifest) -> ExistingWorkload:
-    """What the observed Deployment or LeaderWorkerSet says of itself."""
+    """Returns the observed Deployment or LeaderWorkerSet."""
     status = workload.get("status") or {}
     begun = bool(status.get("observedGeneration") or status.get("replicas"))
     return ExistingWorkload(name_of(workload), parse_pin(annotations_of(workload)), begun)
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterCapabilities:
-    """What does not change while a process of the operator lives.
-
-    ``served``: (apiVersion, kind) of the optional kinds that the API server knows. ``ipv6``: pods have IPv6 addresses, only or first.
-    """
-
-    served_kinds: frozenset[tuple[str, str]] = frozenset()
-    ipv6: bool = False
+def render_context(
+    installation: InstallationDefaults,
+    workloads: Iterable[Manifest],
+    foreign_names: frozenset[str],
+    capabilities: ClusterCapabilities,
+) -> RenderContext:
+    """Returns the context of one rendering."""
+    return RenderContext(
+        installation=installation,
+        workloads={label(workload, POOL_LABEL): existing_workload(workload) for workload in workloads},
+        foreign_names=foreign_names,
+        leader_worker_sets=(LEADER_WORKER_SETS.api_version, LEADER_WORKER_SETS.kind) in capabilities.served_kinds,
+        ipv6=capabilities.ipv6,
+    )

@@ -1,4 +1,4 @@
-"""What keeps a model, or one of its pools, from being rendered."""
+"""Problems that prevent the rendering of a model or pool."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,10 @@ from fairlead.api import Reason
 
 @dataclass(frozen=True, slots=True)
 class RenderProblem:
-    """Of ``pool``, or of the whole model when that is None. ``field`` is a path such as ``spec.pools[main].accelerator``."""
+    """A problem of `pool`, or of the whole model if None.
+
+    field: path such as `spec.pools[main].accelerator`.
+    """
 
     reason: Reason
     field: str
@@ -17,5 +20,5 @@ class RenderProblem:
 
     @property
     def message_with_fix(self) -> str:
-        """For a condition's message."""
+        """The text for a condition's message."""
         return f"{self.field}: {self.message}" + (f"; {self.fix}" if self.fix else "")

@@ -1,4 +1,4 @@
-"""A ModelDeployment → everything that it becomes in the cluster, and what keeps it from becoming more."""
+"""Renders a ModelDeployment into all of its objects, or into problems."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,36 +25,37 @@ from fairlead_operator.render.revision import CURRENT_VERSION, RenderPin, pool_r
 from fairlead_operator.render.template_versions import render_template, supported_versions
 
 MAX_MANIFEST_BYTES: Final = 1_000_000
-"""An object that etcd takes has at most 1.5 MiB, and the API server adds to it who owns which field."""
+"""etcd accepts at most 1.5 MiB, and the API server adds the field owners."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedModel:
-    """``manifests`` in the order in which they are to be applied. A pool with a problem has none: what runs of it must stay."""
+    """The manifests in the order of application.
+
+    A pool with a problem has no manifests; its existing objects must stay.
+    """
 
     manifests: tuple[Manifest, ...]
     problems: tuple[RenderProblem, ...] = ()
-
-    @property
-    def blocked_pools(self) -> frozenset[str]:
-        """Pools whose children must be left as they are."""
-        return frozenset(problem.pool for problem in self.problems if problem.pool is not None)
 
 
 def render_model(
     model: ModelDeployment, accelerators: Mapping[str, AcceleratorClass], context: RenderContext
 ) -> RenderedModel:
-    """What should run. ``accelerators`` are the cluster's own, by name. A model whose engines are external becomes nothing."""
+    """Returns the desired objects. A model with external engines has none.
+
+    accelerators: the cluster's own classes, by name.
+    """
     if model.spec.is_external:
         return RenderedModel(())
     manifests: list[Manifest] = []
     problems: list[RenderProblem] = []
     for pool in model.spec.pools:
-        found = _render_pool(model, pool, accelerators, context)
-        if isinstance(found, RenderProblem):
-            problems.append(found)
+        rendered = _render_pool(model, pool, accelerators, context)
+        if isinstance(rendered, RenderProblem):
+            problems.append(rendered)
         else:
-            manifests += found
+            manifests += rendered
     return RenderedModel(tuple(manifests), tuple(problems))
 
 
@@ -64,10 +65,10 @@ def _render_pool(
     accelerator = resolve_accelerator(pool, model.spec.engine.kind, accelerators)
     if isinstance(accelerator, RenderProblem):
         return accelerator
-    spans = pool.parallelism.nodes > 1
-    if spans and not context.leader_worker_sets:
+    is_multi_node = pool.parallelism.nodes > 1
+    if is_multi_node and not context.leader_worker_sets:
         field = f"spec.pools[{pool.name}].parallelism.nodes"
-        message = "an instance over several nodes is run by a LeaderWorkerSet, which this cluster does not know"
+        message = "instances on several nodes need LeaderWorkerSets, which this cluster does not have"
         return RenderProblem(Reason.LEADER_WORKER_SET_MISSING, field, message, "install LeaderWorkerSet", pool.name)
     plan = _pool_context(model, pool, accelerator, context)
     if (model.spec.engine.image or plan.pin.image) is None:
@@ -81,7 +82,7 @@ def _render_pool(
         reason = Reason.INVALID_TEMPLATE if template_error else Reason.INVALID_SPEC
         field = f"spec.pools[{pool.name}].{error.field}" if template_error else error.field or "spec"
         return RenderProblem(reason, field, error.message, error.hint or "", pool.name)
-    size = max(len(msgspec.json.encode(one)) for one in manifests)
+    size = max(len(msgspec.json.encode(manifest)) for manifest in manifests)
     if size > MAX_MANIFEST_BYTES:
         message = (
             f"an object of this pool would have {size:,} bytes, of which at most {MAX_MANIFEST_BYTES:,} can be stored"
@@ -94,21 +95,21 @@ def _render_pool(
 def _pool_context(
     model: ModelDeployment, pool: Pool, accelerator: AcceleratorClassSpec, context: RenderContext
 ) -> PoolContext:
-    child = context.workloads.get(pool.name)
+    existing = context.workloads.get(pool.name)
     revision = pool_revision(model, pool, accelerator)
-    pin = child.pin if child is not None else None
+    pin = existing.pin if existing is not None else None
     if pin is None or pin.revision != revision or pin.version not in supported_versions():
-        own = model.spec.engine.image is not None
-        image = None if own else context.installation.images.get(model.spec.engine.kind)
+        has_own_image = model.spec.engine.image is not None
+        image = None if has_own_image else context.installation.images.get(model.spec.engine.kind)
         pin = RenderPin(revision, CURRENT_VERSION, image, context.installation.pull_secrets, context.ipv6)
     longest = MAX_GROUP_NAME_LENGTH if pool.parallelism.nodes > 1 else MAX_NAME_LENGTH
-    name = child.name if child is not None else None
+    name = existing.name if existing is not None else None
     return PoolContext(
         model=model,
         pool=pool,
         name=name or child_name(model.metadata.name, pool.name, context.foreign_names, max_length=longest),
         pin=pin,
-        is_paused=model.spec.rollout.paused and child is not None and child.is_observed,
+        is_paused=model.spec.rollout.paused and existing is not None and existing.is_observed,
         context=context,
     )
 
@@ -116,18 +117,18 @@ def _pool_context(
 def _pool_manifests(pool: PoolContext, accelerator: AcceleratorClassSpec) -> list[Manifest]:
     profile = accelerator.profile.to_engine_profile(pool.pool.accelerator or "")
     host = "::" if pool.pin.ipv6 else "0.0.0.0"
-    spans = pool.pool.parallelism.nodes > 1
-    member = InstancePod(
-        pool.model, pool.pool, accelerator, profile, NodeRole.LEADER if spans else NodeRole.ALONE, host
+    is_multi_node = pool.pool.parallelism.nodes > 1
+    leader = InstancePod(
+        pool.model, pool.pool, accelerator, profile, NodeRole.LEADER if is_multi_node else NodeRole.ALONE, host
     )
-    first = render_template(member, pool.pin, pool.name)
-    if spans:
-        other = InstancePod(pool.model, pool.pool, accelerator, profile, NodeRole.WORKER, host)
-        workload = leader_worker_set(pool, first, render_template(other, pool.pin, pool.name))
+    leader_template = render_template(leader, pool.pin, pool.name)
+    if is_multi_node:
+        worker = InstancePod(pool.model, pool.pool, accelerator, profile, NodeRole.WORKER, host)
+        workload = leader_worker_set(pool, leader_template, render_template(worker, pool.pin, pool.name))
     else:
-        workload = deployment(pool, first)
-    found = [service_account(pool)]
-    if pool.context.peers is not None:
-        made = container_builders()[pool.model.spec.engine.kind](member)
-        found.append(network_policy(pool, made, pool.context.peers))
-    return [*found, service(pool), pod_disruption_budget(pool), workload]
+        workload = deployment(pool, leader_template)
+    manifests, peers = [service_account(pool)], pool.context.installation.peers
+    if peers is not None:
+        container = container_builders()[pool.model.spec.engine.kind](leader)
+        manifests.append(network_policy(pool, container, peers))
+    return [*manifests, service(pool), pod_disruption_budget(pool), workload]

@@ -1,4 +1,4 @@
-"""What children are called, and the labels that they carry and are found by."""
+"""Names and labels of children."""
 
 import hashlib
 import re
@@ -18,16 +18,18 @@ from fairlead.fleet.labels import (
 
 MAX_NAME_LENGTH: Final = 63
 MAX_GROUP_NAME_LENGTH: Final = 45
-"""Of a LeaderWorkerSet: its StatefulSets add an index and a hash, and the sum becomes a label."""
+"""Maximum name of a LeaderWorkerSet. Its StatefulSets append an index and a hash, and the result
+becomes a label.
+"""
 LEADER_SUFFIX: Final = "-leader"
 _DNS_1035: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 def child_name(model: str, pool: str, foreign: Set[str] = frozenset(), *, max_length: int = MAX_NAME_LENGTH) -> str:
-    """``<model>-<pool>``, which is also the name of a Service: a label that begins with a letter.
+    """Returns `<model>-<pool>` as a DNS label that begins with a letter, as Services require.
 
-    A name that is too long, belongs to somebody else or had to be changed to be a label ends in 6 hexadecimal digits of a hash
-    of the two, so that ``qwen2.5`` and ``qwen2-5`` do not meet.
+    Names that are too long, taken, or not a label get a hash of 6 hex digits, so that `qwen2.5` and
+    `qwen2-5` differ.
     """
     plain = f"{model}-{pool}"
     label = plain.replace(".", "-")
@@ -40,12 +42,14 @@ def child_name(model: str, pool: str, foreign: Set[str] = frozenset(), *, max_le
 
 
 def selector_labels(model: ModelDeployment, pool: Pool) -> dict[str, str]:
-    """What the pods of a pool are found by; never changed, since a Deployment's selector cannot be."""
+    """Returns the labels that select a pool's pods. They must not change: a Deployment's selector
+    cannot.
+    """
     return {MODEL_LABEL: model.metadata.name, POOL_LABEL: pool.name}
 
 
 def child_labels(model: ModelDeployment, pool: Pool) -> dict[str, str]:
-    """What every child carries, and its pods."""
+    """Returns the labels of every child and its pods."""
     return {
         "app.kubernetes.io/component": "engine",
         "app.kubernetes.io/instance": model.metadata.name,
@@ -58,5 +62,5 @@ def child_labels(model: ModelDeployment, pool: Pool) -> dict[str, str]:
 
 
 def endpoint_selector(model: ModelDeployment, pool: Pool) -> dict[str, str]:
-    """The pods of a pool that answer HTTP."""
+    """Returns the labels of a pool's pods that serve HTTP."""
     return {**selector_labels(model, pool), ENDPOINT_LABEL: "true"}

@@ -1,6 +1,6 @@
-"""The pod of an engine, render version 1: restricted Pod Security throughout, whatever the kind.
+"""The pod template of an engine, render version 1: restricted Pod Security for every kind.
 
-What is written here is what engines in the field run with: see ``revision.py`` before changing it.
+Running engines use this version: see `revision` before changing it.
 """
 
 import math
@@ -18,17 +18,20 @@ from fairlead_operator.render.template_overrides import merge_template
 
 ENGINE_CONTAINER_NAME: Final = "engine"
 _USER_ID: Final = 65_532
-"""Any number but 0 will do, also one without an entry in the image's /etc/passwd."""
+"""Any number except 0 works, also one that the image's /etc/passwd lacks."""
 _HOME_FOLDER: Final = "/var/lib/fairlead/home"
 _SHARED_MEMORY_SIZE: Final = "16Gi"
-"""The most that /dev/shm may take; it counts as the pod's memory only as far as it is used. The runtime's own has 64 MiB."""
+"""Maximum of /dev/shm. Only used memory counts for the pod. The runtime's default is 64 MiB."""
 _START_SECONDS: Final = 1800
 _AFTER_DRAIN_SECONDS: Final = 30
-"""From the end of the drain to SIGKILL: SIGTERM, and what an engine does of its own then."""
+"""From the end of the drain to SIGKILL: time for the engine's own shutdown after SIGTERM."""
 
 
 def pod_template(pod: InstancePod, container: EngineContainer, pin: RenderPin, service_account: str) -> Manifest:
-    """One pod of one instance, the pool's own template merged in. Raises BadInput when that cannot be merged."""
+    """Returns the template of one pod, with the pool's `template` merged in.
+
+    Raises BadInput if it cannot be merged.
+    """
     labels = {**child_labels(pod.model, pod.pool), POD_REVISION_LABEL: pin.revision}
     if pod.serves_http:
         labels[ENDPOINT_LABEL] = "true"
@@ -36,24 +39,26 @@ def pod_template(pod: InstancePod, container: EngineContainer, pin: RenderPin, s
         "metadata": {"labels": labels, "annotations": container.pod_info.annotations() if pod.serves_http else {}},
         "spec": _pod_spec(pod, container, pin, service_account),
     }
-    own = pod.pool.template
-    if own is None:
+    overrides = pod.pool.template
+    if overrides is None:
         return template
     metadata = merge_template(
-        {"labels": own.metadata.labels, "annotations": own.metadata.annotations}, template["metadata"], "metadata"
+        {"labels": overrides.metadata.labels, "annotations": overrides.metadata.annotations},
+        template["metadata"],
+        "metadata",
     )
-    return {"metadata": metadata, "spec": merge_template(template["spec"], own.spec, "template.spec")}
+    return {"metadata": metadata, "spec": merge_template(template["spec"], overrides.spec, "template.spec")}
 
 
 def _pod_spec(pod: InstancePod, container: EngineContainer, pin: RenderPin, service_account: str) -> Manifest:
     drain = pod.spec.rollout.drain_seconds
-    pull = [*pin.pull_secrets, *(secret.name for secret in pod.spec.engine.image_pull_secrets)]
+    pull_secrets = [*pin.pull_secrets, *(secret.name for secret in pod.spec.engine.image_pull_secrets)]
     if container.weights is not None and container.weights.pull_secret is not None:
-        pull.append(container.weights.pull_secret)
-    found: Manifest = {
+        pull_secrets.append(container.weights.pull_secret)
+    spec: Manifest = {
         "serviceAccountName": service_account,
         "automountServiceAccountToken": False,
-        "enableServiceLinks": False,  # a Service called vllm would set VLLM_PORT, which vLLM takes for its own
+        "enableServiceLinks": False,  # a Service called vllm would set VLLM_PORT, which vLLM reads
         "terminationGracePeriodSeconds": math.ceil(drain) + _AFTER_DRAIN_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,
@@ -66,17 +71,17 @@ def _pod_spec(pod: InstancePod, container: EngineContainer, pin: RenderPin, serv
         "containers": [_container(pod, container, pin)],
         "volumes": _volumes(container),
     }
-    if pull:
-        found["imagePullSecrets"] = [{"name": name} for name in dict.fromkeys(pull)]
+    if pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in dict.fromkeys(pull_secrets)]
     if container.needs_devices:
-        found |= placement(pod.accelerator)
+        spec |= placement(pod.accelerator)
     if not pod.is_multi_node:
-        found["topologySpreadConstraints"] = [_topology_spread(pod, pod.pool)]
-    return found
+        spec["topologySpreadConstraints"] = [_topology_spread(pod, pod.pool)]
+    return spec
 
 
 def _container(pod: InstancePod, container: EngineContainer, pin: RenderPin) -> Manifest:
-    found: Manifest = {
+    fields: Manifest = {
         "name": ENGINE_CONTAINER_NAME,
         "image": pod.spec.engine.image or pin.image,
         "command": list(container.command),
@@ -88,24 +93,24 @@ def _container(pod: InstancePod, container: EngineContainer, pin: RenderPin) -> 
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
     if container.read_only_root:
-        found["securityContext"]["readOnlyRootFilesystem"] = True
+        fields["securityContext"]["readOnlyRootFilesystem"] = True
     if container.weights is not None and container.weights.secret is not None:
-        found["envFrom"] = [{"secretRef": {"name": container.weights.secret}}]
+        fields["envFrom"] = [{"secretRef": {"name": container.weights.secret}}]
     if container.health is not None:
-        found |= _probes(container.health, container.ports["http"])
+        fields |= _probes(container.health, container.ports["http"])
     if container.drain is not None:
-        found["lifecycle"] = {"preStop": container.drain.prestop_hook(pod.spec.rollout.drain_seconds)}
-    return {key: value for key, value in found.items() if value != []}
+        fields["lifecycle"] = {"preStop": container.drain.prestop_hook(pod.spec.rollout.drain_seconds)}
+    return {key: value for key, value in fields.items() if value != []}
 
 
-def _env(container: EngineContainer, own: list[EnvironmentVariable]) -> list[Manifest]:
-    """The model's variables take the place of ours of the same name, and may refer to ours."""
+def _env(container: EngineContainer, model_variables: list[EnvironmentVariable]) -> list[Manifest]:
+    """Returns the environment. The model's variables replace ours, and may refer to ours."""
     variables = list(container.env)
     if container.needs_home:
-        # Engines look their user up for names of caches; without a name the look-up of an unknown number fails.
+        # Engines look up their user name for caches, which fails for an unknown user id.
         variables = [{"name": "HOME", "value": _HOME_FOLDER}, {"name": "USER", "value": "fairlead"}, *variables]
-    merged = {one["name"]: one for one in variables}
-    for variable in own:
+    merged = {variable["name"]: variable for variable in variables}
+    for variable in model_variables:
         merged[variable.name] = variable.model_dump(
             mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
         )
@@ -121,12 +126,12 @@ def _resources(pod: InstancePod, container: EngineContainer) -> Manifest:
         requests["memory"] = _format_quantity(container.memory_bytes)
     if container.disk_bytes is not None:
         requests["ephemeral-storage"] = _format_quantity(container.disk_bytes)
-    found: Manifest = {}
+    resources: Manifest = {}
     if requests:
-        found["requests"] = requests
+        resources["requests"] = requests
     if container.needs_devices and (limits := device_requests(pod)):
-        found["limits"] = limits
-    return found
+        resources["limits"] = limits
+    return resources
 
 
 def _format_quantity(size: int) -> str:
@@ -137,37 +142,37 @@ def _format_quantity(size: int) -> str:
 
 
 def _volumes(container: EngineContainer) -> list[Manifest]:
-    found: list[Manifest] = [{"name": "tmp", "emptyDir": {}}]
+    volumes: list[Manifest] = [{"name": "tmp", "emptyDir": {}}]
     if container.needs_home:
-        found.append({"name": "home", "emptyDir": {}})
+        volumes.append({"name": "home", "emptyDir": {}})
     if container.needs_shared_memory:
-        found.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY_SIZE}})
-    return [*found, *(container.weights.volumes if container.weights is not None else ()), *container.extra_volumes]
+        volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY_SIZE}})
+    return [*volumes, *(container.weights.volumes if container.weights is not None else ()), *container.extra_volumes]
 
 
 def _mounts(container: EngineContainer) -> list[Manifest]:
-    found: list[Manifest] = [{"name": "tmp", "mountPath": "/tmp"}]
+    mounts: list[Manifest] = [{"name": "tmp", "mountPath": "/tmp"}]
     if container.needs_home:
-        found.append({"name": "home", "mountPath": _HOME_FOLDER})
+        mounts.append({"name": "home", "mountPath": _HOME_FOLDER})
     if container.needs_shared_memory:
-        found.append({"name": "shared-memory", "mountPath": "/dev/shm"})
-    return [*found, *(container.weights.mounts if container.weights is not None else ()), *container.extra_mounts]
+        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
+    return [*mounts, *(container.weights.mounts if container.weights is not None else ()), *container.extra_mounts]
 
 
 def _probes(health: HealthProbe, port: int) -> Manifest:
-    """Slow to give up and quick to notice: half an hour to load weights, then readiness in seconds.
+    """Returns the probes: half an hour to load weights, then readiness within seconds.
 
-    /health says nothing of draining or overload, and an engine under load may answer late: liveness is patient.
+    Liveness is patient: /health ignores draining and overload, and a busy engine may respond late.
     """
-    look = {"httpGet": {"path": health.path, "port": port}, "timeoutSeconds": health.timeout}
+    http_check = {"httpGet": {"path": health.path, "port": port}, "timeoutSeconds": health.timeout}
     return {
         "startupProbe": {
-            **look,
+            **http_check,
             "periodSeconds": health.startup_period,
             "failureThreshold": _START_SECONDS // health.startup_period,
         },
-        "readinessProbe": {**look, "periodSeconds": health.period, "failureThreshold": 3},
-        "livenessProbe": {**look, "periodSeconds": 10, "failureThreshold": health.liveness_failures},
+        "readinessProbe": {**http_check, "periodSeconds": health.period, "failureThreshold": 3},
+        "livenessProbe": {**http_check, "periodSeconds": 10, "failureThreshold": health.liveness_failures},
     }
 
 

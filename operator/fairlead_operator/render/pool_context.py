@@ -1,4 +1,4 @@
-"""What all children of a pool share: names, labels, owner, pin; and what the files of the single children are given."""
+"""The input of a pool's renderers, and the metadata that all its objects share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ from fairlead_operator.render.revision import RenderPin
 
 @dataclass(frozen=True, slots=True)
 class PoolContext:
-    """One pool about to become manifests.
+    """A pool to render.
 
-    ``held``: what changes of the pods waits. Not of pods that are made for the first time, which nobody would ever see otherwise.
+    is_paused: changes of the pods wait. False for pods that do not exist yet, which would otherwise
+        never start.
     """
 
     model: ModelDeployment
@@ -28,18 +29,18 @@ class PoolContext:
 
     @property
     def namespace(self) -> str:
-        """Of the model and all that it becomes."""
+        """The namespace of the model and its children."""
         return self.model.metadata.namespace or "default"
 
     def make_child(self, resource: Resource, spec: Mapping[str, Any] | None, *, name: str | None = None) -> Manifest:
-        """One child; it goes with the model when that is deleted."""
+        """Returns a child object. It is deleted together with the model."""
         metadata: Manifest = {
             "name": name or self.name,
             "namespace": self.namespace,
             "labels": child_labels(self.model, self.pool),
             "ownerReferences": [owner_reference(self.model.metadata.name, str(self.model.metadata.uid or ""))],
         }
-        found: Manifest = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
+        child: Manifest = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
         if spec is not None:
-            found["spec"] = dict(spec)
-        return found
+            child["spec"] = dict(spec)
+        return child

@@ -1,14 +1,15 @@
-"""Which pods belong to one another, and which rules and installation they were made with.
+"""Pool revisions and render pins, which keep upgrades from restarting engines.
 
-A pool's *revision* is the hash of all of its spec that shapes pods: numbers of replicas, objectives, routing and the pace of a
-rollout are not in it. The pin, an annotation of the Deployment, keeps the revision together with the render version and
-the installation's own values (image, pull secrets, addresses) that it was rendered with. As long as the revision stays the same, they
-do too: a new release of Fairlead, or of the engine image in its chart, restarts no engine. With the next change of the spec
-the pool gets the present ones.
+A pool's *revision* is the hash of everything in its spec that affects pods: not replica counts,
+objectives, routing or rollout settings. The *pin* is an annotation of the workload. It stores the
+revision, the render version and the installation's values (image, pull secrets, IP family) of the
+last rendering. While the revision is unchanged, the pool is rendered with the pinned values. A new
+release, or a new engine image in its chart, therefore restarts no engine. The next change of the
+spec takes the current values.
 
-A change to what a pod looks like gets a new version: ``pod.py`` (and what it is made of) is copied under the old number, and
-``template.py`` knows both. The golden files of ``tests/operator/render/golden/v<number>`` hold every version to what it
-was when it was released.
+A change of the pod template needs a new version: copy `pod_template.py` (and its parts) under the
+old number, and add both to `template_versions.py`. Golden files in
+`tests/operator/render/golden/v<number>` keep every released version unchanged.
 """
 
 import hashlib
@@ -26,7 +27,11 @@ _HEX_DIGITS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class RenderPin:
-    """What a pool was rendered with. ``image`` is the installation's, None where the spec names one. ``ipv6``: it listens there."""
+    """The values that a pool was rendered with.
+
+    image: the installation's image; None if the spec names one.
+    ipv6: engines listen on IPv6.
+    """
 
     revision: str
     version: int
@@ -35,57 +40,61 @@ class RenderPin:
     ipv6: bool = False
 
     def annotations(self) -> dict[str, str]:
-        """As they stand on the Deployment or LeaderWorkerSet."""
-        kept: dict[str, Any] = {"version": self.version}
+        """Returns the annotations of the workload."""
+        values: dict[str, Any] = {"version": self.version}
         if self.image is not None:
-            kept["image"] = self.image
+            values["image"] = self.image
         if self.pull_secrets:
-            kept["pullSecrets"] = list(self.pull_secrets)
+            values["pullSecrets"] = list(self.pull_secrets)
         if self.ipv6:
-            kept["ipv6"] = True
+            values["ipv6"] = True
         return {
             POD_REVISION_LABEL: self.revision,
-            RENDER_PIN_ANNOTATION: json.dumps(kept, separators=(",", ":"), sort_keys=True),
+            RENDER_PIN_ANNOTATION: json.dumps(values, separators=(",", ":"), sort_keys=True),
         }
 
 
 def parse_pin(annotations: Mapping[str, str]) -> RenderPin | None:
-    """The inverse; None when they are missing or somebody edited them into something else, and the pool is rendered anew."""
+    """Returns the pin of a workload's annotations. Missing or invalid pins give None: a new
+    rendering.
+    """
     try:
-        kept = json.loads(annotations[RENDER_PIN_ANNOTATION])
-        image, secrets = kept.get("image"), kept.get("pullSecrets", [])
-        right = type(kept["version"]) is int and isinstance(image, str | None) and isinstance(secrets, list)
-        if not right or not all(isinstance(one, str) for one in secrets):
+        values = json.loads(annotations[RENDER_PIN_ANNOTATION])
+        image, secrets = values.get("image"), values.get("pullSecrets", [])
+        is_valid = type(values["version"]) is int and isinstance(image, str | None) and isinstance(secrets, list)
+        if not is_valid or not all(isinstance(secret, str) for secret in secrets):
             return None
         return RenderPin(
-            annotations[POD_REVISION_LABEL], kept["version"], image, tuple(secrets), kept.get("ipv6") is True
+            annotations[POD_REVISION_LABEL], values["version"], image, tuple(secrets), values.get("ipv6") is True
         )
     except (KeyError, ValueError, TypeError, AttributeError):
         return None
 
 
 def pool_revision(model: ModelDeployment, pool: Pool, accelerator: AcceleratorClassSpec) -> str:
-    """The hash of all of a spec that shapes the pods of one pool."""
+    """Returns the hash of everything in a spec that affects the pods of one pool."""
     spec = model.spec
-    # What an accelerator costs is no pod's business, and how fast it is only a simulated engine's.
-    unseen = {"costPerHour"} if spec.engine.kind is EngineKind.SIM else {"costPerHour", "profile"}
-    # Without defaults, so that a field that a release adds to the API does not change the revision of those who leave it out.
-    shaping = {
+    # The cost of an accelerator affects no pod; its profile affects only simulated engines.
+    ignored_fields = {"costPerHour"} if spec.engine.kind is EngineKind.SIM else {"costPerHour", "profile"}
+    # Without defaults: a new API field must not change the revision of specs that omit it.
+    content = {
         "name": model.metadata.name,
         "model": _without_defaults(spec.model),
         "engine": _without_defaults(spec.engine),
         "kvCache": _without_defaults(spec.kv_cache),
-        # Not without their defaults: no adapters and the default number of them are different things.
+        # With defaults: no adapters differ from the default number of adapters.
         "adapters": spec.adapters.model_dump(mode="json", by_alias=True) if spec.adapters is not None else None,
         "drain": spec.rollout.drain_seconds,
         "pool": {key: value for key, value in _without_defaults(pool).items() if key != "replicas"},
-        "accelerator": {key: value for key, value in _without_defaults(accelerator).items() if key not in unseen},
+        "accelerator": {
+            key: value for key, value in _without_defaults(accelerator).items() if key not in ignored_fields
+        },
     }
-    text = json.dumps(shaping, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_HEX_DIGITS]
 
 
 def _without_defaults(part: Any) -> dict[str, Any]:
-    """A part of the spec without what has its default: the same whether the API server filled defaults in or not."""
-    plain: dict[str, Any] = part.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return plain
+    """Returns a part of the spec without default values, which the API server may have added."""
+    fields: dict[str, Any] = part.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return fields

@@ -1,7 +1,9 @@
-"""Merging a pool's ``template`` over the pod template that Fairlead makes, the way ``kubectl patch`` does: strategically.
+"""Merges a pool's `template` over the rendered pod template: a strategic merge, as in `kubectl
+patch`.
 
-Mappings are merged field by field and ``null`` removes a field. Lists whose items have a name are merged item by item; a few
-lists are appended to; all others are replaced. ``$patch: delete`` removes an item, ``$patch: replace`` a whole mapping.
+- Mappings are merged by field; `null` removes a field.
+- Lists of named items are merged by item; some lists are appended to; others are replaced.
+- `$patch: delete` removes an item; `$patch: replace` replaces a mapping.
 """
 
 from collections.abc import Mapping
@@ -25,14 +27,16 @@ _MERGE_KEYS: Final[Mapping[str, str]] = {
 }
 _APPENDED_LISTS: Final = frozenset({"tolerations", "envFrom", "readinessGates", "schedulingGates"})
 _UNION_ITEMS: Final[Mapping[str, frozenset[str]]] = {"volumes": frozenset({"name"}), "env": frozenset({"name"})}
-"""Items that hold one of several alternatives beside these fields: another alternative takes the place of the first."""
+"""Items with one of several alternatives besides these fields: another alternative replaces the
+first.
+"""
 _UNION_FIELDS: Final = frozenset({"startupProbe", "livenessProbe", "readinessProbe", "preStop", "postStart"})
 _ACTIONS: Final = frozenset({"exec", "grpc", "httpGet", "tcpSocket", "sleep"})
 _DIRECTIVE: Final = "$patch"
 
 
 def merge_template(base: Mapping[str, Any], patch: Mapping[str, Any], path: str = "template") -> dict[str, Any]:
-    """``base`` with ``patch`` over it; neither is changed. Raises BadInput with the path of what cannot be merged."""
+    """Returns `base` with `patch` merged over it. Raises BadInput with the path of a problem."""
     directive = patch.get(_DIRECTIVE)
     if directive == "replace":
         return {key: value for key, value in patch.items() if key != _DIRECTIVE}
@@ -56,10 +60,10 @@ def _merge_field(key: str, base: Any, value: Any, path: str) -> Any:
     if key in _MERGE_KEYS or key in _APPENDED_LISTS:
         if not isinstance(value, list):
             raise BadInput("must be a list", field=path)
-        present = base or []
+        existing = base or []
         if key in _APPENDED_LISTS:
-            return [*present, *(one for one in value if one not in present)]
-        return _merge_items(key, present, value, path)
+            return [*existing, *(item for item in value if item not in existing)]
+        return _merge_items(key, existing, value, path)
     if isinstance(value, Mapping):
         if base is not None and not isinstance(base, Mapping):
             raise BadInput("cannot be a mapping", field=path)
@@ -70,19 +74,19 @@ def _merge_field(key: str, base: Any, value: Any, path: str) -> Any:
 
 
 def _merge_items(name: str, base: list[Any], patch: list[Any], path: str) -> list[Any]:
-    """Items of ``base`` keep their places, new ones follow."""
+    """Returns the merged list. Items of `base` keep their position; new items follow."""
     key = _MERGE_KEYS[name]
     merged: dict[Any, Any] = {item[key]: item for item in base}
     for index, item in enumerate(patch):
-        where = f"{path}[{index}]"
+        item_path = f"{path}[{index}]"
         if not isinstance(item, Mapping) or key not in item or isinstance(item[key], Mapping | list):
-            raise BadInput(f"has no {key}, by which it is merged", field=where, hint=f"add {key}")
-        where = f"{path}[{item[key]}]"
+            raise BadInput(f"has no {key}, by which it is merged", field=item_path, hint=f"add {key}")
+        item_path = f"{path}[{item[key]}]"
         if item.get(_DIRECTIVE) == "delete":
             merged.pop(item[key], None)
             continue
-        present = merged.get(item[key], {})
-        if name in _UNION_ITEMS and not set(item) <= set(present):
-            present = {field: present[field] for field in _UNION_ITEMS[name] if field in present}
-        merged[item[key]] = merge_template(present, item, where)
+        existing = merged.get(item[key], {})
+        if name in _UNION_ITEMS and not set(item) <= set(existing):
+            existing = {field: existing[field] for field in _UNION_ITEMS[name] if field in existing}
+        merged[item[key]] = merge_template(existing, item, item_path)
     return list(merged.values())

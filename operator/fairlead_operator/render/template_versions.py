@@ -1,4 +1,4 @@
-"""The pod template in the render version that a pool is pinned to."""
+"""Renders pod templates in the render version that a pool is pinned to."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -13,11 +13,13 @@ _VERSIONS: Final[Mapping[int, _TemplateRenderer]] = {1: pod.pod_template}
 
 
 def supported_versions() -> frozenset[int]:
-    """Those that this release can still render."""
+    """Returns the versions that this release can render."""
     return frozenset(_VERSIONS)
 
 
 def render_template(pod: InstancePod, pin: RenderPin, service_account: str) -> Manifest:
-    """Raises BadInput, naming the field, for what the engine cannot do or what cannot be merged."""
-    made = container_builders()[pod.spec.engine.kind](pod)
-    return _VERSIONS[pin.version](pod, made, pin, service_account)
+    """Returns the pod template. Raises BadInput for features that the engine lacks, or a failed
+    merge.
+    """
+    container = container_builders()[pod.spec.engine.kind](pod)
+    return _VERSIONS[pin.version](pod, container, pin, service_account)

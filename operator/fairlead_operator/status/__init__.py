@@ -1,1 +1,7 @@
-"""Status."""
+"""The state of a model as reported to people. Pure.
+
+- `pool_status`: instance counts per pool.
+- `diagnosis`: why instances do not start.
+- `model_status`: `ModelDeployment.status` with its conditions.
+- `events`: Kubernetes Events about changes.
+"""

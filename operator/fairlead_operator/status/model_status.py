@@ -1,19 +1,20 @@
-"""What ``status`` says of a model: a pure function of what is observed, with a reason for each condition.
+"""Computes `status` of a model from the observed state, with a reason for each condition. Pure.
 
-kstatus-compatible: ``Ready`` always, ``Reconciling`` and ``Stalled`` only while they hold and never both. Times change only when a
-condition's ``status`` does, so that the same state gives the same bytes and nothing is written.
+The conditions follow kstatus: `Ready` is always present, `Reconciling` and `Stalled` only while
+True and never both. A transition time changes only with the condition's `status`. The same state
+therefore gives the same bytes, and nothing is written.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairlead.api import ConditionType, Reason
+from fairlead.api import ConditionStatus, ConditionType, Reason
 from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
+from fairlead.kube.conditions import ConditionValue, conditions_for, find_condition
 from fairlead.kube.resources import Manifest, key_of, name_of
 from fairlead_operator.status.diagnosis import Failure
 
-_MAX_MESSAGE_LENGTH = 2_000
 _OPERATOR_CONDITIONS = (ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED, ConditionType.NAME_TAKEN)
 _REASONS_AFTER_START = (
     Reason.ALL_READY,
@@ -26,10 +27,15 @@ _REASONS_AFTER_START = (
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """The instances of one pool. ``exist``: with those that are replaced. ``updated``: made of what runs now.
+    """The instances of one pool.
 
-    ``adopted``: not run by Fairlead. ``asleep``: of those that are ready, the ones that get no request until they are woken.
-    ``note``: how its instances are replaced, where that is not as usual; in words.
+    existing: including instances that are being replaced.
+    updated: instances of the current revision.
+    is_settled: the counts are about the current template.
+    exists_in_cluster: the pool has a workload.
+    is_external: Fairlead does not run the engines.
+    asleep: ready instances that get no request until they are woken.
+    note: how instances are being replaced, if not as usual.
     """
 
     name: str
@@ -47,9 +53,14 @@ class PoolState:
 
 @dataclass(frozen=True, slots=True)
 class StatusInputs:
-    """Everything that a status is made of. ``failure`` stalls. ``waiting``: what a pause holds back, ``undone``: why an earlier
-    revision runs, ``kept``: what is wanted no more and serves on, ``awaited``: pods that a node is hoped for; in words, empty for
-    nothing. ``paused``: nothing is replaced now.
+    """Everything that a status depends on. Texts are empty if they do not apply.
+
+    failure: stalls the model.
+    waiting: the change that a pause holds back.
+    undone: why an earlier revision runs.
+    retained: workloads that are no longer desired and still serve.
+    pending_capacity: pods that wait for a node.
+    paused: nothing is replaced now.
     """
 
     pools: tuple[PoolState, ...]
@@ -63,59 +74,59 @@ class StatusInputs:
     paused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _ConditionValue:
-    type: ConditionType
-    holds: bool
-    reason: Reason
-    message: str
+def model_status(model: Manifest, inputs: StatusInputs, generation: int, now: str) -> dict[str, Any]:
+    """Returns our part of `status`, to be applied as a whole.
 
-
-def model_status(model: Manifest, situation: StatusInputs, generation: int, now: str) -> dict[str, Any]:
-    """Our part of ``status``, to be applied as a whole: about ``generation``, at ``now`` (as the API server writes times)."""
-    before = model.get("status") or {}
-    name, pools = name_of(model), situation.pools
-    served = (find_condition(before, ConditionType.READY) or {}).get("reason") in _REASONS_AFTER_START
-    movement = _reconciling_condition(situation, served)
-    said = [
-        _ready_condition(situation, served),
-        movement,
-        _stalled_condition(situation),
-        _name_taken_condition(situation, name),
+    generation: the generation that the status is about.
+    now: current time as the API server writes it.
+    """
+    previous = model.get("status") or {}
+    name, pools = name_of(model), inputs.pools
+    has_served = (find_condition(previous, ConditionType.READY) or {}).get("reason") in _REASONS_AFTER_START
+    conditions = [
+        _ready_condition(inputs, has_served),
+        _reconciling_condition(inputs, has_served),
+        _stalled_condition(inputs),
+        _name_taken_condition(inputs, name),
     ]
     selector = f"{MODEL_LABEL}={name}" + (f",{POOL_LABEL}={pools[0].name}" if len(pools) == 1 else "")
     return {
         "observedGeneration": generation,
-        "clientName": key_of(model) if situation.name_taken_by else name,
+        "clientName": key_of(model) if inputs.name_taken_by else name,
         "ready": format_ready(pools),
         "replicas": sum(pool.existing for pool in pools),
         "selector": selector,
         "pools": [
-            {"name": one.name, "role": one.role, "desired": one.desired, "ready": one.ready, "updated": one.updated}
-            for one in pools
+            {
+                "name": pool.name,
+                "role": pool.role,
+                "desired": pool.desired,
+                "ready": pool.ready,
+                "updated": pool.updated,
+            }
+            for pool in pools
         ],
-        "conditions": [_to_condition(one, before, generation, now) for one in said if one is not None],
+        "conditions": conditions_for(filter(None, conditions), previous, generation, now),
     }
 
 
 def has_changed(model: Manifest, status: Mapping[str, Any]) -> bool:
-    """Would writing ``status`` change anything? The autoscaler's conditions are not looked at."""
-    before = dict(model.get("status") or {})
-    ours = [one for one in before.get("conditions") or [] if one.get("type") in _OPERATOR_CONDITIONS]
-    return {**before, "conditions": _by_type(ours)} != {
-        **before,
+    """Returns True if writing `status` would change something. The autoscaler's conditions are
+    ignored.
+    """
+    previous = dict(model.get("status") or {})
+    own_conditions = [
+        condition for condition in previous.get("conditions") or [] if condition.get("type") in _OPERATOR_CONDITIONS
+    ]
+    return {**previous, "conditions": _by_type(own_conditions)} != {
+        **previous,
         **status,
         "conditions": _by_type(status["conditions"]),
     }
 
 
-def find_condition(status: Mapping[str, Any], type: ConditionType) -> Mapping[str, Any] | None:
-    """One condition of a status; None where it is not there."""
-    return next((one for one in status.get("conditions") or [] if one.get("type") == type), None)
-
-
 def format_ready(pools: Sequence[PoolState]) -> str:
-    """``2/2``, or ``Prefill 1/1, Decode 2/3`` where there are several roles."""
+    """Returns `2/2`, or `Prefill 1/1, Decode 2/3` for several roles."""
     roles: dict[str, list[int]] = {}
     for pool in pools:
         have = roles.setdefault(pool.role, [0, 0])
@@ -127,110 +138,95 @@ def format_ready(pools: Sequence[PoolState]) -> str:
 
 
 def _by_type(conditions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(conditions, key=lambda one: str(one.get("type")))
+    return sorted(conditions, key=lambda condition: str(condition.get("type")))
 
 
-def _to_condition(said: _ConditionValue, before: Mapping[str, Any], generation: int, now: str) -> dict[str, Any]:
-    status, old = "True" if said.holds else "False", find_condition(before, said.type)
-    same = old is not None and old.get("status") == status and old.get("lastTransitionTime")
-    return {
-        "type": str(said.type),
-        "status": status,
-        "reason": str(said.reason),
-        "message": said.message[:_MAX_MESSAGE_LENGTH],
-        "lastTransitionTime": old["lastTransitionTime"] if old is not None and same else now,
-        "observedGeneration": generation,
-    }
-
-
-def _ready_condition(situation: StatusInputs, served: bool) -> _ConditionValue:
-    pools = situation.pools
+def _ready_condition(inputs: StatusInputs, has_served: bool) -> ConditionValue:
+    pools = inputs.pools
     short = [pool for pool in pools if pool.ready < pool.desired or (pool.is_external and not pool.ready)]
     if not short and pools:
         if any(pool.desired for pool in pools):
-            told = f"{_format_ready_count(pools)} ready{_asleep_suffix(pools)}"
-            told = f"{told}; {situation.undone}" if situation.undone else told
-            return _ConditionValue(ConditionType.READY, True, Reason.ALL_READY, told)
-        return _ConditionValue(ConditionType.READY, True, Reason.SCALED_TO_ZERO, "no pool is asked for an instance")
-    lacks = ", ".join(f"pool {pool.name} has {pool.ready} of {pool.desired} ready" for pool in short)
-    lacks = lacks or "nothing could be made of the spec yet"
-    if situation.failure is not None:
-        return _ConditionValue(
-            ConditionType.READY, False, situation.failure.reason, f"{lacks}: {situation.failure.message}"
-        )
+            message = f"{_format_ready_count(pools)} ready{_asleep_suffix(pools)}"
+            message = f"{message}; {inputs.undone}" if inputs.undone else message
+            return _true(ConditionType.READY, Reason.ALL_READY, message)
+        return _true(ConditionType.READY, Reason.SCALED_TO_ZERO, "no pool is asked for an instance")
+    shortfall = ", ".join(f"pool {pool.name} has {pool.ready} of {pool.desired} ready" for pool in short)
+    shortfall = shortfall or "nothing could be made of the spec yet"
+    if inputs.failure is not None:
+        return _not_ready(inputs.failure.reason, f"{shortfall}: {inputs.failure.message}")
     roles = {pool.role for pool in pools if pool.desired}
-    without = roles - {pool.role for pool in pools if pool.ready}
-    if pools and not without and not any(pool.is_external for pool in short):
-        return _ConditionValue(ConditionType.READY, False, Reason.DEGRADED, lacks)
+    missing_roles = roles - {pool.role for pool in pools if pool.ready}
+    if pools and not missing_roles and not any(pool.is_external for pool in short):
+        return _not_ready(Reason.DEGRADED, shortfall)
     if any(pool.is_external for pool in short):
         names = ", ".join(pool.name for pool in short)
-        return _ConditionValue(
-            ConditionType.READY, False, Reason.NO_ENDPOINT, f"no ready pod has the labels of pool {names}"
-        )
-    return _ConditionValue(ConditionType.READY, False, Reason.NO_INSTANCE if served else Reason.STARTING, lacks)
+        return _not_ready(Reason.NO_ENDPOINT, f"no ready pod has the labels of pool {names}")
+    return _not_ready(Reason.NO_INSTANCE if has_served else Reason.STARTING, shortfall)
 
 
-def _reconciling_condition(situation: StatusInputs, served: bool) -> _ConditionValue | None:
-    if situation.failure is not None:
-        return None  # Stalled says why it goes no further
-    found = _progress(situation, served)
-    if found is None:
+def _reconciling_condition(inputs: StatusInputs, has_served: bool) -> ConditionValue | None:
+    if inputs.failure is not None:
+        return None  # Stalled has the reason
+    progress = _progress(inputs, has_served)
+    if progress is None:
         return None
-    reason, message = found
-    return _ConditionValue(
-        ConditionType.RECONCILING,
-        True,
-        reason,
-        "; ".join(part for part in (message, situation.pending_capacity) if part),
-    )
+    reason, message = progress
+    message = "; ".join(filter(None, (message, inputs.pending_capacity)))
+    return _true(ConditionType.RECONCILING, reason, message)
 
 
-def _progress(situation: StatusInputs, served: bool) -> tuple[Reason, str] | None:
-    pools = [pool for pool in situation.pools if not pool.is_external]
+def _progress(inputs: StatusInputs, has_served: bool) -> tuple[Reason, str] | None:
+    pools = [pool for pool in inputs.pools if not pool.is_external]
     if missing := [pool.name for pool in pools if not pool.exists_in_cluster]:
         return Reason.CREATING, f"pool {', '.join(missing)} is being made"
-    if situation.waiting:
-        return Reason.PAUSED, situation.waiting
-    if old := [pool for pool in pools if not pool.is_settled or pool.updated < min(pool.existing, pool.desired)]:
-        if not served:
-            return Reason.CREATING, ", ".join(f"pool {pool.name}: {pool.ready} of {pool.desired} ready" for pool in old)
-        parts = ", ".join(_describe_replacement(pool) for pool in old)
-        parts = f"{parts}; {situation.retained}" if situation.retained else parts
-        if situation.paused and any(pool.updated < pool.desired for pool in old):
+    if inputs.waiting:
+        return Reason.PAUSED, inputs.waiting
+    if outdated := [pool for pool in pools if not pool.is_settled or pool.updated < min(pool.existing, pool.desired)]:
+        if not has_served:
+            return Reason.CREATING, ", ".join(
+                f"pool {pool.name}: {pool.ready} of {pool.desired} ready" for pool in outdated
+            )
+        parts = ", ".join(_describe_replacement(pool) for pool in outdated)
+        parts = f"{parts}; {inputs.retained}" if inputs.retained else parts
+        if inputs.paused and any(pool.updated < pool.desired for pool in outdated):
             return Reason.PAUSED, f"the rollout is paused in the midst; {parts}"
         return Reason.ROLLING_OUT, parts
-    if situation.retained:
-        return Reason.ROLLING_OUT, situation.retained
+    if inputs.retained:
+        return Reason.ROLLING_OUT, inputs.retained
     if moving := [pool for pool in pools if pool.existing != pool.desired]:
         parts = ", ".join(f"pool {pool.name}: {pool.existing} instances, {pool.desired} asked" for pool in moving)
-        return Reason.SCALING if served else Reason.CREATING, parts
+        return Reason.SCALING if has_served else Reason.CREATING, parts
     if short := [pool for pool in pools if pool.ready < pool.desired]:
         parts = ", ".join(f"pool {pool.name}: {pool.ready} of {pool.desired} ready" for pool in short)
-        return Reason.SCALING if served else Reason.CREATING, parts
-    if situation.deleting_pods:
-        return Reason.DRAINING, f"{situation.deleting_pods} pods finish their requests"
+        return Reason.SCALING if has_served else Reason.CREATING, parts
+    if inputs.deleting_pods:
+        return Reason.DRAINING, f"{inputs.deleting_pods} pods finish their requests"
     return None
 
 
 def _describe_replacement(pool: PoolState) -> str:
-    told = f"pool {pool.name}: {pool.updated} of {pool.desired} replaced"
-    return f"{told}, {pool.note}" if pool.note else told
+    message = f"pool {pool.name}: {pool.updated} of {pool.desired} replaced"
+    return f"{message}, {pool.note}" if pool.note else message
 
 
-def _stalled_condition(situation: StatusInputs) -> _ConditionValue | None:
-    failed = situation.failure
-    return (
-        None
-        if failed is None
-        else _ConditionValue(ConditionType.STALLED, True, failed.reason, failed.message_with_advice)
-    )
+def _stalled_condition(inputs: StatusInputs) -> ConditionValue | None:
+    failure = inputs.failure
+    return None if failure is None else _true(ConditionType.STALLED, failure.reason, failure.message_with_advice)
 
 
-def _name_taken_condition(situation: StatusInputs, name: str) -> _ConditionValue | None:
-    if situation.name_taken_by is None:
+def _name_taken_condition(inputs: StatusInputs, name: str) -> ConditionValue | None:
+    if inputs.name_taken_by is None:
         return None
-    message = f"clients that say {name} get {situation.name_taken_by}, which is older"
-    return _ConditionValue(ConditionType.NAME_TAKEN, True, Reason.BARE_NAME_TAKEN, message)
+    message = f"clients that say {name} get {inputs.name_taken_by}, which is older"
+    return _true(ConditionType.NAME_TAKEN, Reason.BARE_NAME_TAKEN, message)
+
+
+def _true(type: ConditionType, reason: Reason, message: str) -> ConditionValue:
+    return ConditionValue(type, ConditionStatus.TRUE, reason, message)
+
+
+def _not_ready(reason: Reason, message: str) -> ConditionValue:
+    return ConditionValue(ConditionType.READY, ConditionStatus.FALSE, reason, message)
 
 
 def _asleep_suffix(pools: Sequence[PoolState]) -> str:

@@ -1,4 +1,4 @@
-"""What each pool of a model has: a pure function of its workload, or of the pods that it adopts."""
+"""Counts the instances of each pool, from its workload or its external pods. Pure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,16 +28,20 @@ def pool_states(
     pods: Sequence[Manifest] = (),
     notes: Mapping[str, str] | None = None,
 ) -> tuple[PoolState, ...]:
-    """Every pool in the order of ``spec``. ``adopted``: how many endpoints a pool has that Fairlead does not run. ``pods`` are all of
-    the model's; ``notes`` say how the instances of a pool are replaced."""
-    made = {label(one, POOL_LABEL): one for one in wanted if one["kind"] in WORKLOAD_KINDS}
+    """Returns the state of every pool, in the order of `spec`.
+
+    adopted: number of endpoints of each external pool.
+    pods: all pods of the model.
+    notes: how the instances of a pool are being replaced.
+    """
+    workloads = {label(manifest, POOL_LABEL): manifest for manifest in wanted if manifest["kind"] in WORKLOAD_KINDS}
     return tuple(
         _external_state(pool, adopted.get(pool.name, 0))
         if pool.is_external
         else _workload_state(
             pool,
             spec.desired_instances(pool),
-            _live_workload(pool.name, made.get(pool.name), live),
+            _live_workload(pool.name, workloads.get(pool.name), live),
             revision,
             pods,
             notes or {},
@@ -47,7 +51,7 @@ def pool_states(
 
 
 def _live_workload(pool: str, wanted: Manifest | None, live: Mapping[ChildKey, Manifest]) -> Manifest | None:
-    """What runs of a pool; also of one of which nothing can be made now, since that serves on."""
+    """Returns the workload of a pool, also if it cannot be rendered now: it still serves."""
     if wanted is not None:
         return live.get(child_key(wanted))
     running = (one for one in live.values() if one["kind"] in WORKLOAD_KINDS and not is_deleting(one))
@@ -59,26 +63,31 @@ def _external_state(pool: Pool, count: int) -> PoolState:
 
 
 def _workload_state(
-    pool: Pool, asked: int, workload: Manifest | None, revision: str, pods: Sequence[Manifest], notes: Mapping[str, str]
+    pool: Pool,
+    desired_by_spec: int,
+    workload: Manifest | None,
+    revision: str,
+    pods: Sequence[Manifest],
+    notes: Mapping[str, str],
 ) -> PoolState:
     if workload is None:
-        return PoolState(pool.name, str(pool.role), asked, 0, 0, 0, is_settled=False, exists_in_cluster=False)
+        return PoolState(pool.name, str(pool.role), desired_by_spec, 0, 0, 0, is_settled=False, exists_in_cluster=False)
     status = workload.get("status") or {}
-    # Who owns the number (an autoscaler, `kubectl scale`) has said how many are asked.
+    # The owner of the replica count (an autoscaler, `kubectl scale`) sets the desired number.
     desired = (workload.get("spec") or {}).get("replicas")
-    current = annotation(workload, MODEL_REVISION_ANNOTATION) == revision
-    groups = is_group_workload(workload)
-    more = surplus_groups(workload) if groups else 0
-    desired = asked if desired is None else int(desired) - more
-    updated = _updated_groups(workload, pods, desired) if groups else int(status.get("updatedReplicas") or 0)
+    is_current = annotation(workload, MODEL_REVISION_ANNOTATION) == revision
+    is_group = is_group_workload(workload)
+    surge = surplus_groups(workload) if is_group else 0
+    desired = desired_by_spec if desired is None else int(desired) - surge
+    updated = _updated_groups(workload, pods, desired) if is_group else int(status.get("updatedReplicas") or 0)
     return PoolState(
         name=pool.name,
         role=str(pool.role),
         desired=desired,
         ready=int(status.get("readyReplicas") or 0),
-        updated=updated if current else 0,
+        updated=updated if is_current else 0,
         existing=int(status.get("replicas") or 0),
-        is_settled=not more if groups else _is_settled(workload, pods),
+        is_settled=not surge if is_group else _is_settled(workload, pods),
         asleep=sum(
             label(pod, POOL_LABEL) == pool.name and is_ready(pod) and parse_sleep_mark(annotations_of(pod)) is not None
             for pod in pods
@@ -89,30 +98,37 @@ def _workload_state(
 
 
 def _is_settled(workload: Manifest, pods: Sequence[Manifest]) -> bool:
-    """Are the numbers of a Deployment about its present template? Where only its number of instances was changed since they were
-    told, they are: none of its pods is of another template, and nothing is replaced."""
+    """Returns True if the counts of a Deployment are about its current template.
+
+    That is also the case if only its replica count changed since they were reported: none of its
+    pods has another template.
+    """
     status = workload.get("status") or {}
     if int(status.get("observedGeneration") or 0) >= generation_of(workload):
         return True
-    pool, made = label(workload, POOL_LABEL), annotation(workload, POD_REVISION)
-    ours = [pod for pod in pods if label(pod, POOL_LABEL) == pool and not is_deleting(pod)]
+    pool, revision = label(workload, POOL_LABEL), annotation(workload, POD_REVISION)
+    pool_pods = [pod for pod in pods if label(pod, POOL_LABEL) == pool and not is_deleting(pod)]
     counted = min(int(status.get("replicas") or 0), int((workload.get("spec") or {}).get("replicas") or 0))
-    return len(ours) >= counted and all(label(pod, POD_REVISION) == made for pod in ours)
+    return len(pool_pods) >= counted and all(label(pod, POD_REVISION) == revision for pod in pool_pods)
 
 
 def _updated_groups(workload: Manifest, pods: Sequence[Manifest], desired: int) -> int:
-    """Groups of a LeaderWorkerSet that are made of its present template, by their leaders, of the ``desired`` ones: one that is there
-    beyond them replaces none yet. Its own numbers do not say which template they are about: it has no ``observedGeneration``."""
-    pool, made = label(workload, POOL_LABEL), annotation(workload, POD_REVISION)
+    """Returns the number of groups with the current template, up to `desired`.
+
+    Surge groups replace nothing yet. The LeaderWorkerSet's own counts do not say which template
+    they are about: it has no `observedGeneration`. The groups are therefore counted by their leader
+    pods.
+    """
+    pool, revision = label(workload, POOL_LABEL), annotation(workload, POD_REVISION)
     leaders = [
         pod
         for pod in pods
         if label(pod, POOL_LABEL) == pool and label(pod, ENDPOINT_LABEL) == "true" and not is_deleting(pod)
     ]
-    new = sum(label(pod, POD_REVISION) == made for pod in leaders)
-    return max(0, min(new, desired - (len(leaders) - new)))
+    updated = sum(label(pod, POD_REVISION) == revision for pod in leaders)
+    return max(0, min(updated, desired - (len(leaders) - updated)))
 
 
 def count_ready_pods(pods: Sequence[Manifest]) -> int:
-    """How many of these pods are ready and not about to go."""
+    """Returns the number of ready pods that are not being deleted."""
     return sum(is_ready(pod) and not is_deleting(pod) for pod in pods)

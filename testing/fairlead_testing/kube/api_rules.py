@@ -1,4 +1,4 @@
-"""The table of what the API takes and refuses (tests/api/rules), for tests of lint and of a real API server alike."""
+"""Manifests that the API accepts and rejects, for tests of lint and of a real server."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -13,7 +13,11 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RefusedCase:
-    """``lint`` begins what ``fairlead lint`` says (message: fix) about ``field``; what the server says contains ``server``."""
+    """A rejected object.
+
+    lint: start of `fairlead lint`'s message and fix for `field`.
+    server: part of the server's message.
+    """
 
     name: str
     object: Manifest
@@ -24,7 +28,7 @@ class RefusedCase:
 
 @dataclass(frozen=True, slots=True)
 class ChangedCase:
-    """``before`` is taken, ``after`` as well, but not as a change of it: the server says ``says``."""
+    """Two valid objects, where the change from one to the other is rejected with `says`."""
 
     name: str
     before: Manifest
@@ -34,7 +38,7 @@ class ChangedCase:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedCase:
-    """``becomes`` is the spec with its defaults; None where only taking it matters."""
+    """A valid object. `becomes` is its spec with defaults; None if it does not matter."""
 
     name: str
     object: Manifest
@@ -42,7 +46,7 @@ class AcceptedCase:
 
 
 def refused_cases(folder: Path) -> Iterator[RefusedCase]:
-    """The objects of ``refused.yaml``."""
+    """Yields the cases of `refused.yaml`."""
     table = _table(folder / "refused.yaml")
     for case in table["cases"]:
         merged = merge(table["bases"][case["base"]], case["change"])
@@ -51,19 +55,19 @@ def refused_cases(folder: Path) -> Iterator[RefusedCase]:
 
 
 def changed_cases(folder: Path) -> Iterator[ChangedCase]:
-    """The changes of ``changed.yaml``."""
+    """Yields the cases of `changed.yaml`."""
     for case in _table(folder / "changed.yaml")["cases"]:
         yield ChangedCase(case["name"], case["before"], merge(case["before"], case["change"]), case["says"])
 
 
 def accepted_cases(folder: Path) -> Iterator[AcceptedCase]:
-    """The objects of ``accepted.yaml``."""
+    """Yields the cases of `accepted.yaml`."""
     for case in _table(folder / "accepted.yaml")["cases"]:
         yield AcceptedCase(case["name"], case["object"], case.get("becomes"))
 
 
 def merge(base: Manifest, change: Manifest) -> Manifest:
-    """``change`` over ``base``: mappings are merged, None removes, everything else is replaced."""
+    """Returns `change` merged over `base`. None removes a value; other values replace it."""
     result = deepcopy(base)
     for key, value in change.items():
         if value is None:
@@ -76,7 +80,7 @@ def merge(base: Manifest, change: Manifest) -> Manifest:
 
 
 def without_empty(value: Any) -> Any:
-    """Nothing written and an empty list or mapping are the same thing."""
+    """Returns a value without empty lists and mappings, which equal absent ones."""
     if isinstance(value, dict):
         kept = {key: without_empty(below) for key, below in value.items()}
         return {key: below for key, below in kept.items() if below not in ({}, [])}

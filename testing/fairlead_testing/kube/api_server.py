@@ -1,7 +1,7 @@
-"""A real Kubernetes API server for tests, which can be killed, frozen and brought back: ``e2e/cluster`` at its level *api*.
+"""A real Kubernetes API server for tests, which can be killed, frozen and restarted.
 
-Always one of our own, started in seconds on free ports of loopback: what ``KUBECONFIG`` names may be somebody's production, and
-nobody may kill that one.
+It is always a new one on free loopback ports (`e2e/cluster`, level *api*), started within seconds.
+`KUBECONFIG` is never used: it may name a production cluster.
 """
 
 import os
@@ -26,7 +26,9 @@ MISSING_API_SERVER_MESSAGE = "no kube-apiserver: `make test-tools` compiles it, 
 
 
 def binaries_folder() -> Path | None:
-    """The folder with etcd and kube-apiserver: that of KUBEBUILDER_ASSETS, else what was compiled into the cache, else None."""
+    """Returns the folder with etcd and kube-apiserver: KUBEBUILDER_ASSETS, else the cache, else
+    None.
+    """
     if not CLUSTER_TOOL.exists():
         return None
     asked = subprocess.run([sys.executable, str(CLUSTER_TOOL), "assets"], capture_output=True, text=True, check=False)
@@ -34,7 +36,7 @@ def binaries_folder() -> Path | None:
 
 
 class ApiServer:
-    """One that runs, with its etcd, in the folder ``run``."""
+    """A running API server with its etcd, in the folder `run`."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -44,11 +46,11 @@ class ApiServer:
         self._command = Path(f"/proc/{self._pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
 
     def config(self) -> ClusterConfig:
-        """As its administrator."""
+        """Returns the administrator's configuration."""
         return config_from_kubeconfig([self.kubeconfig])
 
     def kill(self) -> None:
-        """SIGKILL to the API server; what it stored stays in etcd."""
+        """Sends SIGKILL to the API server. Its data stays in etcd."""
         os.kill(self._pid, signal.SIGKILL)
         if self._again is not None:
             self._again.wait()
@@ -56,9 +58,10 @@ class ApiServer:
         wait_until(lambda: not is_alive(self._pid), "the API server is dead")
 
     def start(self) -> None:
-        """Bring it back on its port; returns when it is ready.
+        """Restarts it on its port and waits until it is ready.
 
-        While it was away somebody's connection may have got its port as the local end: then it ends at once, and is started anew.
+        If a connection took its port as a local end meanwhile, it ends at once and is started
+        again.
         """
 
         def ready() -> bool:
@@ -76,15 +79,15 @@ class ApiServer:
         self._pid = self._again.pid
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay, and nothing is said."""
+        """Sends SIGSTOP: connections stay open without any response."""
         os.kill(self._pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT."""
+        """Sends SIGCONT."""
         os.kill(self._pid, signal.SIGCONT)
 
     def stop(self) -> None:
-        """End one that ``start`` brought back, since nobody else knows of it."""
+        """Ends a process that `start` created."""
         if self._again is not None:
             self.thaw()
             self.kill()
@@ -102,7 +105,7 @@ class ApiServer:
 
 @contextmanager
 def api_server_for_test(run: Path) -> Iterator[ApiServer]:
-    """``started``, for tests: where there are no binaries the test is skipped and says what would make them."""
+    """Like `running_api_server`, but skips the test if the binaries are missing."""
     if binaries_folder() is None:
         raise SkipTest(MISSING_API_SERVER_MESSAGE)
     with running_api_server(run) as server:
@@ -111,7 +114,9 @@ def api_server_for_test(run: Path) -> Iterator[ApiServer]:
 
 @contextmanager
 def running_api_server(run: Path) -> Iterator[ApiServer]:
-    """A fresh one in the folder ``run``, which is removed at the end. Raises AssertionError when it does not come up."""
+    """Runs a new API server in `run`, which is removed at the end. Raises AssertionError if it
+    fails.
+    """
     try:
         _cluster("up", "--level", "api", "--run", str(run))
         server = ApiServer(run)

@@ -1,8 +1,8 @@
-"""A small HTTP server that lists, watches and applies like the Kubernetes API server, and fails as it is told to.
+"""A small HTTP server that lists, watches and applies like the Kubernetes API server, with faults.
 
-It knows neither schemas nor owners of fields: what depends on those is tested on a real one
-(``fairlead_testing.kube.api_server``). What it is
-for are the faults that a real one shows once a month: 410, ends of watches, silence, 429, new tokens, resets.
+It has no schemas and no field owners; tests that need them use a real server (`api_server`). Its
+purpose is faults that are rare on a real server: 410, ended and silent watches, 429, new tokens,
+resets.
 """
 
 import asyncio
@@ -23,16 +23,20 @@ from fairlead.kube.transport.kubeconfig import ClusterConfig
 
 _END = None
 _TURNS_TO_BE_KNOWN = 3
-"""Of the loop, from accepting a connection until the server knows it. At its end it closes only those that it knows: others were left
-open, and the warning of that came in whatever test ran when they were collected."""
+"""Loop iterations until the server knows an accepted connection.
+
+Why: at its end it closes only connections that it knows. Others stayed open, and their warning
+appeared in a later test.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class OrderedResponse:
-    """An answer that was ordered: a ``Status`` by code, or any bytes.
+    """A response ordered by a test: a `Status`, or any bytes.
 
-    ``reset`` breaks the connection instead, ``mute`` never answers. ``done`` lets the request take effect first, so that only its
-    answer is lost.
+    reset: breaks the connection instead.
+    mute: never responds.
+    takes_effect: executes the request first, so that only its response is lost.
     """
 
     status: int = 500
@@ -48,7 +52,7 @@ class OrderedResponse:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedCall:
-    """One request that arrived. ``query`` holds its last values."""
+    """A received request. `query` has the last value of each name."""
 
     method: str
     path: str
@@ -58,12 +62,12 @@ class ReceivedCall:
 
     @property
     def is_watch(self) -> bool:
-        """Is it a watch?"""
+        """True for a watch."""
         return self.query.get("watch") == "1"
 
 
 class FakeApiServer:
-    """The state and the orders. Keys of objects are their paths (``/api/v1/namespaces/x/pods/y``)."""
+    """The state of the server, and the ordered responses. Objects are keyed by path."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Manifest] = {}
@@ -83,49 +87,49 @@ class FakeApiServer:
     # --- what a test does to it -----------------------------------------------------------------------------------------
 
     def config(self, **more: Any) -> ClusterConfig:
-        """How to reach it."""
+        """Returns the client configuration for this server."""
         return ClusterConfig(server=self.url, source="a test", **more)
 
     def put(self, resource: Resource, namespace: str | None, name: str, **more: Any) -> Manifest:
-        """Create or change an object, as somebody else would."""
+        """Creates or changes an object, like another client."""
         body = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": {"name": name}, **more}
         if namespace is not None:
             body["metadata"] = {"name": name, "namespace": namespace}
         return self._store(resource.path(namespace, name), body)
 
     def remove(self, resource: Resource, namespace: str | None, name: str) -> None:
-        """Delete an object, as somebody else would."""
+        """Deletes an object, like another client."""
         self._drop(resource.path(namespace, name))
 
     def forget(self) -> None:
-        """Compact: watches from any version before now are answered 410."""
+        """Compacts: watches from any earlier version get 410."""
         self._forgotten = self._version
 
     def end_watches(self) -> None:
-        """End every watch cleanly."""
+        """Ends every watch cleanly."""
         self._notify(_END)
 
     def send_event(self, event: Manifest) -> None:
-        """Send one event of your own to every watch."""
+        """Sends an event to every watch."""
         self._notify(json.dumps(event).encode() + b"\n")
 
     def bookmark(self) -> None:
-        """Send a bookmark of the present version to every watch."""
+        """Sends a bookmark of the current version to every watch."""
         self.send_event({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self._version)}}})
 
     @property
     def watch_count(self) -> int:
-        """How many watches are open."""
+        """Number of open watches."""
         return len(self._watches)
 
     def call_count(self, method: str, watching: bool = False) -> int:
-        """How many requests of this method came."""
+        """Returns how many requests of this method were received."""
         return sum(one.method == method and one.is_watch == watching for one in self.calls)
 
     # --- the server -----------------------------------------------------------------------------------------------------
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Any request at all."""
+        """Handles any request."""
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         asked = ReceivedCall(
             request.method, unquote(request.path), dict(request.query), token, request.headers.get("Content-Type", "")
@@ -278,7 +282,7 @@ def _status(order: OrderedResponse) -> web.Response:
 
 
 def _merged(before: Any, patch: Any) -> Any:
-    """JSON merge patch."""
+    """Returns the result of a JSON merge patch."""
     if not isinstance(patch, dict):
         return patch
     merged = dict(before) if isinstance(before, dict) else {}
@@ -292,7 +296,7 @@ def _merged(before: Any, patch: Any) -> Any:
 
 @asynccontextmanager
 async def fake_api_server() -> AsyncIterator[FakeApiServer]:
-    """A running one on a free port of loopback."""
+    """Runs a fake server on a free loopback port."""
     fake = FakeApiServer()
     server = web.Server(fake.handle, handler_cancellation=True)
     runner = web.ServerRunner(server, shutdown_timeout=0.0)
@@ -304,7 +308,7 @@ async def fake_api_server() -> AsyncIterator[FakeApiServer]:
         yield fake
     finally:
         fake.end_watches()
-        asyncio.get_running_loop().remove_reader(door)  # nobody is accepted any more
+        asyncio.get_running_loop().remove_reader(door)  # no more connections
         for _ in range(_TURNS_TO_BE_KNOWN):
             await asyncio.sleep(0)
         await runner.cleanup()

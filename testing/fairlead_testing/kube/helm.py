@@ -1,4 +1,4 @@
-"""The chart as helm renders it: for tests, and for ``scripts/golden_files.py``, which writes down what it renders."""
+"""Renders and installs the chart with helm, for tests and for `scripts/golden.py`."""
 
 import json
 import os
@@ -18,18 +18,20 @@ CHART_FOLDER = Path(__file__).parents[3] / "charts" / "fairlead"
 MISSING_HELM_MESSAGE = "no helm: `make test-tools` compiles it, or have one on PATH"
 MISSING_TOOLS_MESSAGE = "no promtool, or no OpenAPI of two releases: `make test-tools` makes them"
 OPTIONAL_API_VERSIONS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
-"""Groups that clusters need not know, and that the chart then makes objects of."""
+"""Optional API groups that the chart uses if the cluster serves them."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class HelmError(Exception):
-    """Raised with helm's own words when it does not render."""
+    """Raised with helm's message if it fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChartTools:
-    """What the tests of the chart need. ``openapi``: release → the folder of its files."""
+    """Tools of the chart tests besides helm. `openapi`: folder of OpenAPI files by Kubernetes
+    release.
+    """
 
     helm: Path
     promtool: Path
@@ -37,7 +39,7 @@ class ChartTools:
 
 
 def chart_tools() -> ChartTools | None:
-    """Those that were made for tests; None where they were not."""
+    """Returns the tools; None if they were not built."""
     if not CLUSTER_TOOL.exists():
         return None
     command = [sys.executable, str(CLUSTER_TOOL), "tools", "--look"]
@@ -51,7 +53,7 @@ def chart_tools() -> ChartTools | None:
 
 
 def helm_program() -> Path | None:
-    """The program: the one that was compiled for clusters, else one on PATH, else None."""
+    """Returns helm: the one compiled for test clusters, else one on PATH, else None."""
     made = chart_tools()
     if made is not None:
         return made.helm
@@ -65,7 +67,9 @@ def helm_program() -> Path | None:
 def render_chart(
     program: Path, *arguments: str, served: tuple[str, ...] = OPTIONAL_API_VERSIONS
 ) -> list[dict[str, Any]]:
-    """What ``helm install`` would create as the release ``fairlead`` in the namespace ``fairlead``. Raises Refused."""
+    """Returns the objects of `helm install` as release `fairlead`, namespace `fairlead`. Raises
+    HelmError.
+    """
     versions = [f"--api-versions={one}" for one in served]
     command = [str(program), "template", "fairlead", str(CHART_FOLDER), "--namespace=fairlead", *versions, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -76,7 +80,7 @@ def render_chart(
 
 @dataclass(frozen=True, slots=True)
 class HelmRelease:
-    """The release ``fairlead`` of one namespace on a real API server. ``folder`` takes helm's own caches."""
+    """The release `fairlead` in a namespace of a real API server. `folder` has helm's caches."""
 
     program: Path
     kubeconfig: Path
@@ -84,7 +88,7 @@ class HelmRelease:
     folder: Path
 
     def __call__(self, verb: str, *arguments: str) -> str:
-        """What helm says. Raises Refused with its words when it fails."""
+        """Runs helm and returns its output. Raises HelmError."""
         folders = {f"HELM_{name}_HOME": str(self.folder / name) for name in ("CACHE", "CONFIG", "DATA")}
         command = [str(self.program), verb, "fairlead", *arguments, f"--namespace={self.namespace}"]
         done = subprocess.run(
@@ -100,7 +104,9 @@ class HelmRelease:
 
 
 def golden_text(manifests: list[dict[str, Any]]) -> str:
-    """The manifests as text that is the same each time: what a Secret holds is drawn, so only its keys are shown."""
+    """Returns the manifests as reproducible text. Secrets are random, so that only their keys are
+    shown.
+    """
     shown = [
         {**one, "data": dict.fromkeys(one["data"], "drawn")} if one["kind"] == "Secret" else one for one in manifests
     ]
@@ -108,7 +114,7 @@ def golden_text(manifests: list[dict[str, Any]]) -> str:
 
 
 def pod_specs(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Kind and name → the spec of the pods that it makes."""
+    """Returns the pod specs by kind and name."""
     found = {}
     for one in manifests:
         name = f"{one['kind']} {one['metadata']['name']}"

@@ -1,7 +1,8 @@
-"""The API server's objects in memory, for tests of loops: server-side apply kept small, without HTTP, schema or defaults.
+"""The API server's objects in memory, for tests of control loops: a small server-side apply.
 
-Fields are owned as on a real one: what a manager applied and leaves out next time goes, unless another owns it; lists are one field,
-but for ``status.conditions``, whose elements are owned one by one. ``changes`` are told to whoever listens, in order, or held back.
+There is no HTTP, schema or default. Fields have owners like on a real server: a field that a
+manager omits at the next apply is removed, unless another manager owns it. Lists are single fields,
+except for `status.conditions`. Listeners get changes in order.
 """
 
 import builtins
@@ -21,9 +22,11 @@ _SERVER = ("resourceVersion", "uid", "generation", "creationTimestamp", "managed
 
 
 class InMemoryKube:
-    """As much of an API server as a reconciler sees. ``before_write`` is called with each write, and may raise instead of it.
+    """The part of an API server that a reconciler uses.
 
-    ``refuse`` are objects that are not taken, ``unkept`` fields that are taken and dropped, as those of a feature that is off.
+    before_write: called with each write; may raise instead of it.
+    rejections: errors for objects that are rejected.
+    dropped_fields: fields that are accepted and dropped, like those of disabled features.
     """
 
     def __init__(self) -> None:
@@ -38,10 +41,10 @@ class InMemoryKube:
         self._owners: dict[_Key, dict[str, set[_Path]]] = {}
         self._version = 1_000
 
-    # --- as the API server ----------------------------------------------------------------------------------------------
+    # --- as the API server ----------------------------------------------------------------------
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
-        """One object. Raises NotFound."""
+        """Returns one object. Raises NotFound."""
         self.reads += 1
         found = self._objects.get((resource.kind, namespace, name))
         if found is None:
@@ -49,7 +52,7 @@ class InMemoryKube:
         return copy.deepcopy(found)
 
     async def list(self, resource: Resource, namespace: str | None = None, labels: str | None = None) -> ObjectList:
-        """All objects of a kind with these labels."""
+        """Returns all objects of a kind with these labels."""
         self.reads += 1
         wanted = dict(pair.split("=", 1) for pair in labels.split(",")) if labels else {}
         items = [
@@ -60,26 +63,26 @@ class InMemoryKube:
         return ObjectList([one for one in items if namespace in (None, namespace_of(one))], str(self._version))
 
     async def apply(self, manifest: Manifest, manager: str) -> Manifest:
-        """Server-side apply, by force."""
+        """Applies an object with force."""
         return self._write(
             manifest, manager, "apply", {name: value for name, value in manifest.items() if name != "status"}
         )
 
     async def apply_new(self, manifest: Manifest, manager: str) -> Manifest:
-        """The same for what is not there yet. Raises AlreadyExists."""
+        """Creates an object with server-side apply. Raises AlreadyExists."""
         if _key(manifest) in self._objects:
             raise AlreadyExists(f"{manifest['kind']} {name_of(manifest)} is there", status=409)
         fields = {name: value for name, value in manifest.items() if name != "status"}
         return self._write(manifest, manager, "create", fields)
 
     async def apply_status(self, manifest: Manifest, manager: str) -> Manifest:
-        """The same for the status. Raises NotFound without the object."""
+        """Applies the status. Raises NotFound without the object."""
         if _key(manifest) not in self._objects:
             raise NotFound(f"no {manifest['kind']} {name_of(manifest)}", status=404)
         return self._write(manifest, f"{manager}/status", "status", {"status": manifest.get("status") or {}})
 
     async def apply_scale(self, live: Manifest, replicas: int, manager: str) -> Manifest:
-        """Make this the number of instances, of an object as it was. Raises Conflict when it is another now."""
+        """Sets the replicas of an unchanged object. Raises Conflict if it has changed."""
         what = f"scale {live['kind']} {name_of(live)} to {replicas}"
         self.before_write(what)
         there = self._objects.get(_key(live))
@@ -95,7 +98,7 @@ class InMemoryKube:
     async def patch_merge(
         self, resource: Resource, namespace: str | None, name: str, patch: Manifest, manager: str
     ) -> Manifest:
-        """Change the annotations that ``patch`` names; null removes one. Raises NotFound."""
+        """Changes the annotations in `patch`; null removes one. Raises NotFound."""
         key = resource.kind, namespace, name
         if key not in self._objects:
             raise NotFound(f"no {resource.kind} {name}", status=404)
@@ -109,7 +112,7 @@ class InMemoryKube:
         return copy.deepcopy(found)
 
     async def delete(self, resource: Resource, namespace: str | None, name: str, uid: str | None = None) -> bool:
-        """The end of the object with this uid."""
+        """Deletes the object with this uid."""
         key = resource.kind, namespace, name
         found = self._objects.get(key)
         if found is None or uid not in (None, found["metadata"]["uid"]):
@@ -121,19 +124,19 @@ class InMemoryKube:
         self.after_write(what)
         return True
 
-    # --- as somebody else -----------------------------------------------------------------------------------------------
+    # --- as another writer ----------------------------------------------------------------------
 
     def objects_of(self, kind: str) -> "builtins.list[Manifest]":
-        """Every object of a kind, by name."""
+        """Returns every object of a kind, by name."""
         return [copy.deepcopy(one) for key, one in sorted(self._objects.items(), key=str) if key[0] == kind]
 
     def put(self, manifest: Manifest, manager: str = "somebody") -> Manifest:
-        """Create an object, or set these fields of it, as another writer does."""
+        """Creates an object or sets its fields, like another writer."""
         whole = {name: value for name, value in manifest.items() if name not in ("apiVersion", "kind")}
         return self._set(manifest, manager, whole, kept=True)
 
     def remove(self, kind: str, namespace: str | None, name: str) -> None:
-        """It is gone."""
+        """Removes an object."""
         self._version += 1
         found = self._objects.pop((kind, namespace, name))
         self._owners.pop((kind, namespace, name), None)
@@ -141,13 +144,13 @@ class InMemoryKube:
         self._notify(WatchEvent(WatchEventType.DELETED, found))
 
     def mark_deleting(self, kind: str, namespace: str | None, name: str) -> None:
-        """Its deletion has begun."""
+        """Sets the deletion timestamp."""
         found = copy.deepcopy(self._objects[kind, namespace, name])
         found["metadata"]["deletionTimestamp"] = "2026-01-01T01:00:00Z"
         self._store((kind, namespace, name), found)
 
     def remove_field(self, kind: str, namespace: str | None, name: str, path: _Path) -> None:
-        """Somebody takes a field away, and all below it: it is nobody's then."""
+        """Removes a field with everything below, like another writer; it has no owner then."""
         key = kind, namespace, name
         found = copy.deepcopy(self._objects[key])
         _remove(found, path)
@@ -158,7 +161,7 @@ class InMemoryKube:
         self._store(key, found)
 
     def collect_garbage(self) -> None:
-        """Remove everything whose owner is gone."""
+        """Removes every object whose owner is gone."""
         there = {one["metadata"]["uid"] for one in self._objects.values()}
         for key, one in list(self._objects.items()):
             owners = one["metadata"].get("ownerReferences") or []
@@ -217,7 +220,7 @@ class InMemoryKube:
         return copy.deepcopy(found)
 
     def _store(self, key: _Key, found: Manifest) -> None:
-        """It is this from now on, and everybody hears of it."""
+        """Stores an object and notifies the listeners."""
         kind = WatchEventType.MODIFIED if key in self._objects else WatchEventType.ADDED
         self._version += 1
         found["metadata"]["resourceVersion"] = str(self._version)
@@ -246,7 +249,7 @@ def _new(manifest: Manifest, version: int) -> Manifest:
 
 
 def _leaves(value: Any, above: _Path = ()) -> Iterator[tuple[_Path, Any]]:
-    """Every field that is owned by itself."""
+    """Yields every separately owned field."""
     if above == ("status", "conditions"):
         for one in value:
             yield (*above, f"k:{json.dumps({'type': one['type']})}"), one
@@ -300,7 +303,7 @@ def _entries(owners: dict[str, set[_Path]]) -> list[Manifest]:
 
 
 def _entry(manager: str, paths: set[_Path]) -> Manifest:
-    """As ``managedFields`` says it: our managers apply, everybody else updates."""
+    """Returns an entry of `managedFields`. Our managers apply; others update."""
     name, _, subresource = manager.partition("/")
     fields: Manifest = {}
     for path in sorted(paths):

@@ -1,4 +1,7 @@
-"""What of the chart a process needs that runs outside of any cluster, put onto a real API server: CRDs, a namespace, its rights."""
+"""Installs parts of the chart on a real API server: CRDs, a namespace, permissions.
+
+For processes that run outside of the cluster.
+"""
 
 import asyncio
 import subprocess
@@ -18,10 +21,10 @@ RBAC_KINDS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "Ro
 
 
 def kubectl(server: ApiServer, *arguments: str, text: str | None = None) -> str:
-    """What kubectl says. Raises AssertionError with its complaint."""
+    """Runs kubectl and returns its output. Raises AssertionError with its error."""
     program = (binaries_folder() or Path()) / "kubectl"
     assert program.exists(), (
-        "no kubectl beside kube-apiserver: unset KUBEBUILDER_ASSETS, and `make test-tools` compiles one"
+        "no kubectl next to kube-apiserver: unset KUBEBUILDER_ASSETS, and `make test-tools` compiles one"
     )
     command = [str(program), f"--kubeconfig={server.kubeconfig}", *arguments]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
@@ -30,24 +33,24 @@ def kubectl(server: ApiServer, *arguments: str, text: str | None = None) -> str:
 
 
 async def apply_namespace(api: KubeApi, name: str) -> None:
-    """A namespace, there or not."""
+    """Creates a namespace, if needed."""
     await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, "test")
 
 
 def read_manifests(folder: Path) -> list[Manifest]:
-    """Those of a folder's files, one in each, in their order."""
+    """Returns the manifests of a folder's files, one per file, in order."""
     return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yaml"))]
 
 
 async def apply_crds(api: KubeApi, folder: Path = CHART_FOLDER / "crds") -> None:
-    """Fairlead's kinds, which the server serves afterwards."""
+    """Applies the CRDs and waits until they are served."""
     for manifest in read_manifests(folder):
         await api.apply(manifest, "test")
     await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
 
 
 async def apply_rights(api: KubeApi, found: Iterable[Manifest], namespace_name: str) -> None:
-    """The CRDs, the namespace ``place``, and of the chart's manifests those that are rights."""
+    """Applies the CRDs, the namespace, and the RBAC objects of the chart."""
     await apply_crds(api)
     await apply_namespace(api, namespace_name)
     for one in found:
@@ -56,7 +59,7 @@ async def apply_rights(api: KubeApi, found: Iterable[Manifest], namespace_name: 
 
 
 async def kubeconfig_for_account(server: ApiServer, namespace_name: str, account: str) -> str:
-    """The administrator's kubeconfig with a token of this service account in place of the certificate."""
+    """Returns the administrator's kubeconfig with a token of this service account."""
     token = await asyncio.to_thread(kubectl, server, "-n", namespace_name, "create", "token", account)
     config: dict[str, Any] = yaml.safe_load(server.kubeconfig.read_text(encoding="utf-8"))
     config["users"] = [{"name": one["name"], "user": {"token": token.strip()}} for one in config["users"]]

@@ -1,8 +1,8 @@
-"""What a release of Kubernetes says of its own objects, and what in a manifest is against it: no field that it does not know passes.
+"""Checks manifests against the OpenAPI files of a Kubernetes release; unknown fields are errors.
 
-The API server itself drops unknown fields of built-in kinds with a warning at most, and a test has one release of it only. Here are
-the rules that OpenAPI can say, read from the files of the release's sources: kinds, fields, types, what must be there. Rules
-that are code (a port's range, a label's letters) are the server's alone.
+The API server drops unknown fields of built-in kinds with a warning at most, and tests have only
+one release of it. This checks the rules of OpenAPI: kinds, fields, types, required fields. Rules in
+code (range of a port, characters of a label) need a server.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 _REF = "#/components/schemas/"
 _CRD = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps"
 _EITHER = {f"{_CRD}OrArray", f"{_CRD}OrBool"}
-"""Said to be anything, and where it is an object it is the schema of a CRD's field."""
+"""Schemas without a type that are, for objects, the schema of a CRD field."""
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -25,7 +25,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 class KubernetesRelease:
-    """One release: ``folder`` holds its OpenAPI files, one for each group and version."""
+    """One release. `folder` has its OpenAPI files, one per group and version."""
 
     def __init__(self, folder: Path) -> None:
         self._schemas: dict[str, Any] = {}
@@ -38,7 +38,7 @@ class KubernetesRelease:
                 self._kinds[version, one["kind"]] = name
 
     def problems(self, manifest: Mapping[str, Any]) -> list[str]:
-        """What the release does not know or want in this object, each with its path; empty when all is well."""
+        """Returns the violations in an object, each with its path; empty if it is valid."""
         said = str(manifest.get("apiVersion")), str(manifest.get("kind"))
         name = self._kinds.get(said)
         if name is None:

@@ -1,4 +1,4 @@
-"""An operator as a process inside a test: who it is says a kubeconfig; its health and metrics are asked over HTTP."""
+"""An asynchronous operator process for tests, with its health and metrics over HTTP."""
 
 import asyncio
 import contextlib
@@ -21,22 +21,24 @@ _PORT_TAKEN_MESSAGE = "address already in use"
 
 @dataclass(slots=True)
 class OperatorProcess:
-    """One that answers on its port. ``log`` holds what it said."""
+    """A running operator. `log` is the file of its output."""
 
     process: asyncio.subprocess.Process
     url: str
     log: Path
 
     async def get(self, path: str) -> str:
-        """What it answers there, also with a status of failure. Raises OSError when it does not."""
+        """Returns the response of a path, also for an error status. Raises OSError without a
+        response.
+        """
         return await asyncio.to_thread(self._get, path)
 
     async def is_leading(self) -> bool:
-        """Whether it leads and has listed everything."""
+        """Returns True if it leads and has listed everything."""
         return "fairlead_operator_synced 1.0" in await self.get("/metrics")
 
     async def stop(self) -> int:
-        """Tell it to stop, and wait; the exit code."""
+        """Stops the process and returns its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return await asyncio.wait_for(self.process.wait(), PATIENCE_SECONDS)
 
@@ -53,7 +55,10 @@ class OperatorProcess:
 async def operator_process(
     kubeconfig: Path, log: Path, *options: str, **variables: str
 ) -> AsyncIterator[OperatorProcess]:
-    """Run an operator until the block ends; with simulated engines, and ``FAIRLEAD_…`` variables of these names in lower case."""
+    """Runs an operator until the block ends, with simulated engines.
+
+    variables: `FAIRLEAD_…` variables, named in lower case without the prefix.
+    """
     others = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
     given = {f"FAIRLEAD_{name.upper()}": value for name, value in variables.items()}
     usual = {"KUBECONFIG": str(kubeconfig), "FAIRLEAD_ENGINE_IMAGES": "sim=example.com/sim:1"}
@@ -72,7 +77,7 @@ async def operator_process(
 
 
 async def _start(log: Path, options: tuple[str, ...], environ: dict[str, str]) -> OperatorProcess:
-    """On a port that was free a moment ago: another test may take it first."""
+    """Starts it on a port that was free a moment ago; another process may take it first."""
     port = free_port()
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
@@ -85,7 +90,7 @@ async def _start(log: Path, options: tuple[str, ...], environ: dict[str, str]) -
 
 
 async def _answers(operator: OperatorProcess) -> bool:
-    """True when it does; False when it ended before."""
+    """Returns True once it responds; False if it ends first."""
     found = False
 
     async def decided() -> bool:

@@ -1,4 +1,4 @@
-"""Processes of the operator before a real API server, and what its cluster's controllers would do."""
+"""Operator processes on a real API server, and a stand-in for the cluster's controllers."""
 
 import os
 import signal
@@ -22,14 +22,14 @@ OPERATOR_MODULE = ("-m", "fairlead_operator")
 
 @dataclass(slots=True)
 class RunningOperator:
-    """One process; ``started`` as it was asked for, so that it can be started again."""
+    """An operator process and its port."""
 
     process: "subprocess.Popen[bytes]"
     port: int
 
 
 class OperatorProcesses:
-    """Processes for the models of ``namespace``, each with a port of its own; ``more`` are further settings."""
+    """Operator processes for one namespace, each with its own port. `more` are further settings."""
 
     def __init__(self, kubeconfig: Path, namespace: str, logs: Path, more: Mapping[str, str] | None = None) -> None:
         self.running: list[RunningOperator] = []
@@ -37,7 +37,10 @@ class OperatorProcesses:
         self._more = dict(more or {})
 
     def start(self, *, lease_namespace: str | None = None, command: Sequence[str] = OPERATOR_MODULE) -> int:
-        """Another one; its place in ``running``. With another ``lease_namespace`` it knows nothing of the rest."""
+        """Starts a process and returns its index.
+
+        With another `lease_namespace`, it is independent of the others.
+        """
         port = unused_port()
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")},
@@ -55,7 +58,7 @@ class OperatorProcesses:
         return len(self.running) - 1
 
     def get(self, which: int, path: str) -> str:
-        """What one answers; empty when it does not, or not well."""
+        """Returns the response of a path; empty on failure."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.running[which].port}{path}", timeout=5.0) as answer:
                 return str(answer.read().decode())
@@ -63,34 +66,34 @@ class OperatorProcesses:
             return ""
 
     def is_leading(self, which: int) -> bool:
-        """Does this one work?"""
+        """Returns True if this process leads."""
         return "leading" in self.get(which, "/readyz")
 
     def is_alive(self, which: int) -> bool:
-        """Has it not ended?"""
+        """Returns True if this process has not ended."""
         return self.running[which].process.poll() is None
 
     def send_signal(self, which: int, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Sends a signal to a process."""
         self.running[which].process.send_signal(number)
 
     def stop(self, which: int, number: signal.Signals = signal.SIGTERM) -> int:
-        """Its exit status."""
+        """Stops a process and returns its exit code."""
         self.send_signal(which, number)
         return self.running[which].process.wait(60.0)
 
     def metrics(self, which: int) -> dict[str, float]:
-        """Its metrics without labels; empty when it does not answer."""
+        """Returns the metrics without labels; empty on failure."""
         lines = (line.rsplit(" ", 1) for line in self.get(which, "/metrics").splitlines() if line[:1] != "#")
         return {name.removeprefix("fairlead_operator_"): float(value) for name, value in lines}
 
     def is_idle(self, which: int) -> bool:
-        """Has it looked at everything, and has nothing to do?"""
+        """Returns True if it has reconciled and its queue is empty."""
         found = self.metrics(which)
         return found.get("reconciles_total", 0) >= 1 and found.get("queue_waiting") == 0 == found.get("queue_running")
 
     def close(self) -> None:
-        """Kill those that are left."""
+        """Kills the remaining processes."""
         for one in self.running:
             if one.process.poll() is None:
                 one.process.send_signal(signal.SIGCONT)
@@ -98,12 +101,12 @@ class OperatorProcesses:
                 one.process.wait(30.0)
 
     def logs(self) -> str:
-        """The ends of all."""
+        """Returns the ends of all logs."""
         return "\n".join(path.read_text()[-3_000:] for path in sorted(self._logs.glob(f"{self._namespace}-*.log")))
 
 
 async def apply_crds_and_namespaces(api: KubeApi, *namespaces: str) -> None:
-    """Fairlead's kinds, established, and namespaces."""
+    """Applies the CRDs and creates namespaces."""
     for path in sorted((ROOT / "crds").glob("*.yaml")):
         await api.apply(yaml.safe_load(path.read_text()), "test")
     await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
@@ -112,7 +115,10 @@ async def apply_crds_and_namespaces(api: KubeApi, *namespaces: str) -> None:
 
 
 async def run_deployments(api: KubeApi, namespace: str) -> list[str]:
-    """What kube-controller-manager would do, once: every Deployment has the instances it asks for, ready. Their names."""
+    """Acts once like kube-controller-manager: every Deployment gets its ready instances.
+
+    Returns their names.
+    """
     found = (await api.list(DEPLOYMENTS, namespace)).items
     for one in found:
         asked = one["spec"]["replicas"]

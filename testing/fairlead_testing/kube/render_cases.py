@@ -1,4 +1,4 @@
-"""For tests of the operator and the script that writes golden files: cases are files as users write them."""
+"""Cases of operator rendering, for tests and for the script that writes golden files."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from fairlead_operator.render import AllowedPeer, InstallationDefaults, RenderCo
 
 
 def read_case(path: Path) -> tuple[ModelDeployment, dict[str, AcceleratorClass]]:
-    """One ModelDeployment, and the AcceleratorClasses beside it."""
+    """Returns the ModelDeployment of a file, and its AcceleratorClasses."""
     documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     (model,) = (ModelDeployment.model_validate(one) for one in documents if one["kind"] == "ModelDeployment")
     classes = [AcceleratorClass.model_validate(one) for one in documents if one["kind"] == "AcceleratorClass"]
@@ -19,7 +19,7 @@ def read_case(path: Path) -> tuple[ModelDeployment, dict[str, AcceleratorClass]]
 
 
 def default_context(**changed: Any) -> RenderContext:
-    """A cluster that has everything, and an installation with an image for each kind."""
+    """Returns the context of a cluster with all features, and an installation with all images."""
     values: dict[str, Any] = {
         "installation": InstallationDefaults(
             images={
@@ -28,15 +28,15 @@ def default_context(**changed: Any) -> RenderContext:
                 EngineKind.SIM: "fairlead.io/sim:1",
             },
             pull_secrets=("installation-pull",),
+            peers=(AllowedPeer("fairlead-system", {"app.kubernetes.io/name": "fairlead-gateway"}),),
         ),
-        "peers": (AllowedPeer("fairlead-system", {"app.kubernetes.io/name": "fairlead-gateway"}),),
         "leader_worker_sets": True,
     }
     return RenderContext(**{**values, **changed})
 
 
 class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks, and no anchors: each object stands for itself."""
+    """Dumps multi-line text as blocks, and no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -50,7 +50,7 @@ _Dumper.add_representer(str, _text)
 
 
 def golden_text(manifests: tuple[Manifest, ...]) -> str:
-    """Manifests as a golden file has them."""
+    """Returns the manifests as in a golden file."""
     if not manifests:
         return "# Nothing is created.\n"
     return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)

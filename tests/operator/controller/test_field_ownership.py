@@ -32,7 +32,7 @@ def container(inside: dict[str, Any]) -> dict[str, Any]:
 OF_REPLICAS = {"f:spec": {"f:replicas": {}}}
 
 
-def test_what_somebody_else_owns_is_taken_unless_we_own_it_too() -> None:
+def test_field_of_another_owner_is_overwritten_unless_shared() -> None:
     theirs = {"fieldsV1": OF_REPLICAS, "manager": "hpa", "subresource": "scale"}
     applied = {"fieldsV1": OF_REPLICAS, "manager": "fairlead", "operation": "Apply"}
     made = {"fieldsV1": OF_REPLICAS, "manager": "fairlead"}
@@ -58,11 +58,11 @@ def test_what_somebody_else_owns_is_taken_unless_we_own_it_too() -> None:
         ([{"manager": "kcm", "subresource": "status", "fieldsV1": {"f:status": {"f:replicas": {}}}}], ""),
     ],
 )
-def test_replicas_belong_to_whoever_else_writes_them(entries: list[dict[str, Any]], who: str) -> None:
+def test_replicas_belong_to_any_other_writer(entries: list[dict[str, Any]], who: str) -> None:
     assert replica_field_owner(live(*entries), "fairlead") == who
 
 
-def test_what_is_not_there_any_more_is_lost_and_what_is_empty_was_never_there() -> None:
+def test_absent_field_is_missing_unless_empty() -> None:
     pod = {
         "containers": [
             {"name": "engine", "image": "a", "env": [{"name": "X", "value": "1"}, {"name": "E", "value": ""}]},
@@ -86,29 +86,29 @@ def test_what_is_not_there_any_more_is_lost_and_what_is_empty_was_never_there() 
     assert missing_fields({**pod, "args": None}, pod) == {("args",)}
 
 
-def test_what_we_do_not_set_and_what_controllers_say_is_not_taken() -> None:
+def test_unset_fields_and_controller_status_are_ignored() -> None:
     status = {"fieldsV1": {"f:spec": {"f:replicas": {}}}, "subresource": "status"}
     other = {"fieldsV1": {"f:metadata": {"f:annotations": {"f:deployment.kubernetes.io/revision": {}}}}}
     assert overwritten_fields(live(status, other), WANTED, "fairlead") == frozenset()
 
 
-def test_fields_of_list_elements_are_found_by_their_key() -> None:
+def test_list_elements_are_found_by_key() -> None:
     changed = container({"f:image": {}, "f:command": {}, "f:env": {'k:{"name":"X"}': {"f:value": {}}}})
     found = {path[-1] for path in overwritten_fields(live({"fieldsV1": changed}), WANTED, "fairlead")}
     assert found == {"image", "value"}
 
 
-def test_values_of_sets_are_found() -> None:
+def test_set_values_are_found() -> None:
     fields = {"f:metadata": {"f:finalizers": {'v:"a"': {}, 'v:"b"': {}}}}
     assert {path[-1] for path in overwritten_fields(live({"fieldsV1": fields}), WANTED, "fairlead")} == {'v:"a"'}
 
 
-def test_a_broken_key_is_nobodys() -> None:
+def test_broken_key_is_ignored() -> None:
     fields = {"f:metadata": {"f:finalizers": {"v:{": {}, "k:[]": {}}}}
     assert overwritten_fields(live({"fieldsV1": fields}), WANTED, "fairlead") == frozenset()
 
 
-def test_a_field_is_left_out_of_a_copy() -> None:
+def test_field_is_left_out_of_a_copy() -> None:
     assert without_field(WANTED, REPLICAS_PATH)["spec"].keys() == {"template"}
     assert without_field(WANTED, ("none", "here")) is WANTED
     assert WANTED["spec"]["replicas"] == 2

@@ -20,7 +20,7 @@ from fairlead_testing.kube.lws_controllers import LwsControllers
 from fairlead_testing.kube.render_cases import default_context, read_case
 
 GOLDEN = Path(__file__).parent / "groups.golden.txt"
-CASES = Path(__file__).parent / "render" / "cases"
+CASES = Path(__file__).parents[1] / "render" / "cases"
 SIZE = 2
 ALL_GROUPS = 4096
 
@@ -139,7 +139,7 @@ def told() -> str:
     return "\n".join(parts)
 
 
-def test_rollouts_go_as_they_went() -> None:
+def test_rollouts_match_the_recorded_steps() -> None:
     """Line by line as in the essay of ``groups.py``."""
     assert told() == GOLDEN.read_text(encoding="utf-8")
 
@@ -152,7 +152,7 @@ def test_rollouts_go_as_they_went() -> None:
     st.integers(0, 40),
     st.randoms(use_true_random=False),
 )
-def test_there_are_never_fewer_ready_than_asked_whatever_is_asked_when(
+def test_ready_groups_never_fall_below_desired(
     asked: int, surge: int, asks: list[str], turns: int, chance: random.Random
 ) -> None:
     story = RolloutScenario(asked, surge)
@@ -174,7 +174,7 @@ def test_there_are_never_fewer_ready_than_asked_whatever_is_asked_when(
 
 @pytest.mark.property
 @given(st.integers(1, 3), st.integers(0, 60), st.randoms(use_true_random=False))
-def test_what_never_gets_ready_is_taken_back(asked: int, turns: int, chance: random.Random) -> None:
+def test_unready_rollout_is_undone(asked: int, turns: int, chance: random.Random) -> None:
     story = RolloutScenario(asked)
     story.broken, story.revision = {"b"}, "b"
     story.settle(chance, turns)
@@ -182,7 +182,7 @@ def test_what_never_gets_ready_is_taken_back(asked: int, turns: int, chance: ran
     story.settle()
 
 
-def test_an_undo_while_a_group_drains_ends_no_other_beside_it() -> None:
+def test_undo_during_drain_stops_no_further_group() -> None:
     """The controller takes the one that drains for one that is ready."""
     story = RolloutScenario(1)
     story.revision = "b"
@@ -200,7 +200,7 @@ def test_an_undo_while_a_group_drains_ends_no_other_beside_it() -> None:
     story.settle()
 
 
-def test_a_pause_begins_nothing_and_keeps_what_was_begun() -> None:
+def test_pause_starts_nothing_and_keeps_a_started_rollout() -> None:
     paused = Rollout(paused=True)
     new = wanted(1, "b", paused)
     old = RolloutScenario(1).cluster
@@ -209,7 +209,7 @@ def test_a_pause_begins_nothing_and_keeps_what_was_begun() -> None:
     assert surge_step(new, begun, old.pods, paused).extra_groups == 1
 
 
-def test_a_rollout_that_was_begun_without_one_more_goes_on_with_it() -> None:
+def test_rollout_without_surge_is_continued_with_it() -> None:
     """As an operator of before left it: the template is there, the group is still the old one."""
     cluster = RolloutScenario(1).cluster
     now = wanted(1, "b", Rollout())
@@ -220,7 +220,7 @@ def test_a_rollout_that_was_begun_without_one_more_goes_on_with_it() -> None:
     ("replicas", "says"),
     [(1, "is not replaced, since nothing would serve; scale it to 2 until it is"), (3, "one fewer is ready while")],
 )
-def test_a_number_that_somebody_else_sets_is_not_raised(replicas: int, says: str) -> None:
+def test_foreign_replica_count_is_not_raised(replicas: int, says: str) -> None:
     cluster = RolloutScenario(replicas).cluster
     entry = {"manager": "hpa", "subresource": "scale", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
     live = with_surge(cluster.live, SurgeStep(1))
@@ -233,14 +233,14 @@ def test_a_number_that_somebody_else_sets_is_not_raised(replicas: int, says: str
     assert surge_step(wanted(2, "a", Rollout()), live, cluster.pods, Rollout()) == SurgeStep()
 
 
-def test_none_is_asked_for_where_none_is_there_yet_or_none_is_asked() -> None:
+def test_no_surge_without_existing_or_desired_groups() -> None:
     new = wanted(2, "b", Rollout())
     assert surge_step(new, None, [], Rollout()) == SurgeStep()
     cluster = RolloutScenario(2).cluster
     assert surge_step(wanted(0, "b", Rollout()), cluster.live, cluster.pods, Rollout()) == SurgeStep()
 
 
-def test_of_what_is_rendered_only_the_numbers_change() -> None:
+def test_only_replicas_and_strategy_change() -> None:
     paused, classes = read_case(CASES / "sim-multi-node.yaml")
     model = paused.model_copy(update={"spec": paused.spec.model_copy(update={"rollout": Rollout()})})
     before = render_model(model, classes, default_context()).manifests

@@ -1,7 +1,7 @@
-"""Killed around every write while groups of nodes are replaced, and with an autoscaler that takes the number over in the midst.
+"""Kills the operator around each write of a group rollout, or sets replicas meanwhile.
 
-Beside the loop run copies of the controllers of LeaderWorkerSets and StatefulSets: whatever happens when, there are never fewer
-groups ready than asked, and in the end there are just as many as asked, of what is asked.
+The controllers of LeaderWorkerSets and StatefulSets are modelled. There are never fewer ready
+groups than desired, and in the end exactly the desired ones, up to date.
 """
 
 from typing import Any
@@ -10,172 +10,167 @@ import pytest
 
 from fairlead.api import EngineKind
 from fairlead.fleet.labels import SURGE_ANNOTATION
-from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest
-from fairlead_operator.render import InstallationDefaults
-from fairlead_operator.rendering import renderer
+from fairlead.kube.resources import LEADER_WORKER_SETS
+from fairlead_operator.render import InstallationDefaults, render_model
 from fairlead_testing.kube.lws_controllers import LwsControllers
+from fairlead_testing.kube.operator_harness import NAMESPACE, OperatorHarness, model_manifest
 
-NAMES = ("LeaderWorkerSet", "chat", "qwen-main")
-SERVED = frozenset({(LEADER_WORKER_SETS.api_version, LEADER_WORKER_SETS.kind)})
+KIND = LEADER_WORKER_SETS.kind
+WORKLOAD = {
+    "apiVersion": LEADER_WORKER_SETS.api_version,
+    "kind": KIND,
+    "metadata": {"name": "qwen-main", "namespace": NAMESPACE},
+}
 
 
 class Killed(BaseException):
-    """SIGKILL: nothing in the process sees it coming."""
+    """Raised in place of SIGKILL; nothing in the process handles it."""
 
 
-class CrashHarness:
-    """A model of groups of two nodes, and the controllers that run them. ``fewest``: how many served since it was set, at least."""
+class GroupHarness(OperatorHarness):
+    """The operator with a model of two-node groups, and the controllers that run them.
 
-    def __init__(self, lab: Any, a_model: Any, asked: int) -> None:
-        self.lab, self.asked, self.fewest, self.count = lab, asked, 0, 0
+    desired: number of groups.
+    min_serving: lower bound of serving groups, which is checked all the time.
+    """
+
+    def __init__(self, desired: int) -> None:
+        self.desired, self.min_serving, self.write_count = desired, 0, 0
         self.kill_at: int | None = None
-        self._model = a_model
-        self._controllers: LwsControllers | None = None
-        lab.served = SERVED
-        lab.render = renderer(InstallationDefaults({EngineKind.SIM: "sim:1"}), None)
-        lab.run_controllers = self.turn
-        lab.kube.before_write = self._counted
-        lab.restart()
-        self.ask("first")
-        self.settle()
-        self.fewest, self.count = asked, 0
+        self.controllers: LwsControllers | None = None
+        super().__init__(
+            render=render_model,
+            installation=InstallationDefaults({EngineKind.SIM: "sim:1"}),
+            served_kinds=frozenset({(LEADER_WORKER_SETS.api_version, KIND)}),
+        )
+        self.kube.before_write = self._count_write
+        self.apply_model("first")
+        self.run_through_crash()
+        self.min_serving, self.write_count = desired, 0
 
-    def ask(self, round: str) -> None:
-        """`kubectl apply`."""
+    def apply_model(self, version: str) -> None:
+        """Applies the model with kubectl."""
         pool = {
             "name": "main",
             "accelerator": "cpu",
-            "replicas": {"min": self.asked},
+            "replicas": {"min": self.desired},
             "parallelism": {"tensor": 2, "nodes": 2},
         }
-        engine = {"kind": "sim", "env": [{"name": "ROUND", "value": round}]}
-        self.lab.kube.put(self._model(pools=[pool], engine=engine), "kubectl")
+        engine = {"kind": "sim", "env": [{"name": "VERSION", "value": version}]}
+        self.kube.put(model_manifest(pools=[pool], engine=engine), "kubectl")
 
-    def settle(self) -> None:
-        """Until there is rest; with the kill that is due, and a new process after it."""
+    def run_through_crash(self) -> None:
+        """Runs until idle; restarts the operator if it is killed."""
         try:
-            self.lab.settle(most=200)
+            self.run_until_idle(max_rounds=200)
         except Killed:
             self.kill_at = None
-            self.lab.restart()
-            self.lab.settle(most=200)
+            self.restart()
+            self.run_until_idle(max_rounds=200)
 
-    def workload(self) -> Manifest:
-        (one,) = self.lab.kube.objects_of(NAMES[0])
-        return dict(one)
-
-    def turn(self) -> None:
-        """The controllers look, what drains ends, what starts gets ready: until something is news, or nothing changes."""
-        if not self.lab.kube.objects_of(NAMES[0]):
+    def run_controllers(self) -> None:
+        """Runs the controllers until there is an event for the operator, or nothing changes."""
+        if not self.kube.objects_of(KIND):
             return
         for _ in range(6):
-            live = self.workload()
-            self._controllers = ours = self._controllers or LwsControllers(live)
-            ours.live = live
-            before = len(self.lab.keys)
-            ours.step()
-            self._look(ours)
-            self._told(ours)
-            ours.groups = {place: one for place, one in ours.groups.items() if not one.leaving}
-            for one in ours.groups.values():
-                one.ready = True
-            self._look(ours)
-            self._told(ours)
-            if len(self.lab.keys) > before:
+            live = self.workload(KIND)
+            self.controllers = controllers = self.controllers or LwsControllers(live)
+            controllers.live = live
+            event_count = len(self.keys)
+            controllers.step()
+            self._publish(controllers)
+            controllers.groups = {index: group for index, group in controllers.groups.items() if not group.leaving}
+            for group in controllers.groups.values():
+                group.ready = True
+            self._publish(controllers)
+            if len(self.keys) > event_count:
                 return
 
-    def end(self) -> tuple[Any, ...]:
-        """What is there in the end."""
-        assert self._controllers is not None
-        live, groups = self.workload(), self._controllers.groups
-        assert [one.leaving or not one.ready for one in groups.values()] == [False] * len(groups)
-        revisions = {one.revision for one in groups.values()}
-        notes = live["metadata"]["annotations"]
+    def end_state(self) -> tuple[Any, ...]:
+        """Returns the final state of the workload and its groups."""
+        assert self.controllers is not None
+        live, groups = self.workload(KIND), self.controllers.groups
+        assert all(group.ready and not group.leaving for group in groups.values())
         return (
             live["spec"],
-            notes.get(SURGE_ANNOTATION),
+            live["metadata"]["annotations"].get(SURGE_ANNOTATION),
             len(groups),
-            revisions,
-            self.lab.conditions(),
-            self.lab.status()["ready"],
+            {group.revision for group in groups.values()},
+            self.conditions(),
+            self.status()["ready"],
         )
 
-    def _look(self, ours: LwsControllers) -> None:
-        assert ours.serving_count >= self.fewest, ours
+    def _publish(self, controllers: LwsControllers) -> None:
+        """Writes the pods and the status to the API server."""
+        assert controllers.serving_count >= self.min_serving, controllers
+        pods = {pod["metadata"]["name"]: pod for pod in controllers.pods}
+        existing = {pod["metadata"]["name"]: pod for pod in self.kube.objects_of("Pod")}
+        for name in existing.keys() - pods.keys():
+            self.kube.remove("Pod", NAMESPACE, name)
+        for name, pod in pods.items():
+            pod["metadata"]["namespace"] = NAMESPACE
+            self.kube.put(pod, "kubelet")
+            if pod["metadata"].get("deletionTimestamp") and "deletionTimestamp" not in existing[name]["metadata"]:
+                self.kube.mark_deleting("Pod", NAMESPACE, name)
+        groups = controllers.groups.values()
+        status = {"replicas": len(groups), "readyReplicas": sum(group.ready for group in groups)}
+        self.kube.put({**WORKLOAD, "status": status}, "lws/status")
 
-    def _told(self, ours: LwsControllers) -> None:
-        """Pods and status as the API server has them."""
-        kube = self.lab.kube
-        pods = {one["metadata"]["name"]: one for one in ours.pods}
-        there = {one["metadata"]["name"]: one for one in kube.objects_of("Pod")}
-        for name in there.keys() - pods.keys():
-            kube.remove("Pod", "chat", name)
-        for name, one in pods.items():
-            one["metadata"]["namespace"] = "chat"
-            kube.put(one, "kubelet")
-            if one["metadata"].get("deletionTimestamp") and "deletionTimestamp" not in there[name]["metadata"]:
-                kube.mark_deleting("Pod", "chat", name)
-        states = {"replicas": len(ours.groups), "readyReplicas": sum(one.ready for one in ours.groups.values())}
-        metadata = {"name": NAMES[2], "namespace": "chat"}
-        kind = {"apiVersion": LEADER_WORKER_SETS.api_version, "kind": NAMES[0]}
-        kube.put({**kind, "metadata": metadata, "status": states}, "lws/status")
-
-    def _counted(self, _: str) -> None:
-        self.count += 1
-        if self.count == self.kill_at:
+    def _count_write(self, _: str) -> None:
+        self.write_count += 1
+        if self.write_count == self.kill_at:
             raise Killed
 
 
-@pytest.mark.parametrize("asked", [1, 2])
-def test_killed_before_every_write_of_a_rollout_of_groups_it_comes_to_the_same_end(
-    labs: Any, a_model: Any, asked: int
-) -> None:
-    def rolled(kill_at: int | None) -> tuple[Any, int]:
-        room = CrashHarness(labs(), a_model, asked)
-        room.kill_at = kill_at
-        room.ask("second")
-        room.settle()
-        return room.end(), room.count
+def roll_out(desired: int, kill_at: int | None) -> tuple[tuple[Any, ...], int]:
+    """Returns the end state of a rollout, and the number of writes."""
+    harness = GroupHarness(desired)
+    harness.kill_at = kill_at
+    harness.apply_model("second")
+    harness.run_through_crash()
+    return harness.end_state(), harness.write_count
 
-    wanted, writes = rolled(None)
-    spec, more, groups, revisions, conditions, ready = wanted
-    assert (spec["replicas"], more, groups, len(revisions), ready) == (asked, None, asked, 1, f"{asked}/{asked}")
+
+@pytest.mark.parametrize("desired", [1, 2])
+def test_crash_before_every_write_of_a_group_rollout_reaches_the_same_end(desired: int) -> None:
+    expected, writes = roll_out(desired, None)
+    spec, surge, group_count, revisions, conditions, ready = expected
+    assert (spec["replicas"], surge, group_count) == (desired, None, desired)
+    assert (len(revisions), ready) == (1, f"{desired}/{desired}")
     assert conditions == {"Ready": ("True", "AllReady")}
-    assert writes >= 4  # the revision, one more, the number again, and statuses
+    assert writes >= 4  # revision, surge, replicas again, and statuses
     for kill_at in range(1, writes + 1):
-        assert rolled(kill_at)[0] == wanted, f"killed before write {kill_at} of {writes}"
+        assert roll_out(desired, kill_at)[0] == expected, f"killed before write {kill_at} of {writes}"
 
 
 @pytest.mark.parametrize("kill_at", [None, 1, 2, 3])
 @pytest.mark.parametrize("after", range(6))
-def test_an_autoscaler_that_writes_the_number_in_the_midst_keeps_it(
-    labs: Any, a_model: Any, after: int, kill_at: int | None
-) -> None:
-    """After so many writes of the operator, and whether it is killed then or not: never taken back, never written again."""
-    room = CrashHarness(labs(), a_model, 2)
-    written: list[Any] = []
+def test_autoscaler_that_writes_replicas_during_a_rollout_keeps_them(after: int, kill_at: int | None) -> None:
+    """The autoscaler writes after `after` writes of the operator, which may be killed then."""
+    harness = GroupHarness(2)
+    writes: list[str] = []
 
-    def scale(_: str) -> None:
-        if len(written) < after:
-            written.append(None)
+    def scale(write: str) -> None:
+        if len(writes) < after:
+            writes.append(write)
             return
-        room.lab.kube.after_write = lambda _: None
-        kind = {"apiVersion": LEADER_WORKER_SETS.api_version, "kind": NAMES[0]}
-        metadata = {"name": NAMES[2], "namespace": "chat"}
-        room.lab.kube.put({**kind, "metadata": metadata, "spec": {"replicas": 3}}, "hpa")
-        room.count, room.kill_at = 0, kill_at
+        harness.kube.after_write = lambda _: None
+        harness.kube.put({**WORKLOAD, "spec": {"replicas": 3}}, "hpa")
+        harness.write_count, harness.kill_at = 0, kill_at
 
-    room.lab.kube.after_write = scale
-    room.ask("second")
-    room.settle()
-    assert room.lab.kube.after_write is not scale
-    live = room.workload()
+    harness.kube.after_write = scale
+    harness.apply_model("second")
+    harness.run_through_crash()
+    assert harness.kube.after_write is not scale
+    live = harness.workload(KIND)
     owners = {
-        one["manager"] for one in live["metadata"]["managedFields"] if "f:replicas" in one["fieldsV1"].get("f:spec", {})
+        entry["manager"]
+        for entry in live["metadata"]["managedFields"]
+        if "f:replicas" in entry["fieldsV1"].get("f:spec", {})
     }
     assert (live["spec"]["replicas"], owners) == (3, {"hpa"})
     assert live["metadata"]["annotations"].get(SURGE_ANNOTATION) is None
-    room.count = 0
-    room.lab.restart()
-    room.settle()
-    assert room.count == 0
+    harness.write_count = 0
+    harness.restart()
+    harness.run_through_crash()
+    assert harness.write_count == 0

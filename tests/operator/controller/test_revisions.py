@@ -42,29 +42,29 @@ def stored(*images: str) -> tuple[ModelRevision, ...]:
         {"pools": [{"name": "main", "accelerator": "cpu", "replicas": {"min": 7}}]},
     ],
 )
-def test_what_engines_do_not_notice_makes_no_revision(changed: dict[str, Any]) -> None:
+def test_fields_without_restart_make_no_revision(changed: dict[str, Any]) -> None:
     assert revision_hash(spec(**changed)) == revision_hash(spec())
 
 
-def test_the_drain_is_a_part_of_the_engines_and_its_default_is_none() -> None:
+def test_drain_is_part_of_a_revision_unless_default() -> None:
     assert revision_hash(spec(rollout={"drain": "5m", "surge": 1})) == revision_hash(spec())
     assert revision_hash(spec(rollout={"drain": "10m"})) != revision_hash(spec())
 
 
-def test_an_earlier_revision_has_its_own_drain_and_the_present_pace() -> None:
+def test_earlier_revision_keeps_its_drain_and_current_settings() -> None:
     old, present = spec("a", rollout={"drain": "10m", "surge": 1}), spec("b", rollout={"drain": "20m", "surge": 3})
     assert with_current_numbers(old, present)["rollout"] == {"drain": "10m", "surge": 3}
     assert with_current_numbers(spec("a"), present)["rollout"] == {"surge": 3}
 
 
-def test_a_new_spec_is_the_next_revision_and_an_old_one_the_newest_again() -> None:
+def test_new_spec_is_the_next_revision_and_old_ones_are_renumbered() -> None:
     assert choose_revision(model(spec("c")), stored("a", "b"), frozenset()).revision.number == 3
     again = choose_revision(model(spec("a")), stored("a", "b"), frozenset())
     assert (again.revision.number, again.revision.hash, again.is_pending) == (3, revision_hash(spec("a")), False)
     assert choose_revision(model(spec("b")), stored("a", "b"), frozenset()).revision.number == 2
 
 
-def test_a_paused_change_waits_and_numbers_follow() -> None:
+def test_paused_change_waits_and_replica_counts_follow() -> None:
     pools = [{"name": "main", "accelerator": "cpu", "replicas": {"min": 5}}]
     paused = spec("b", pools=pools, rollout={"paused": True})
     old = stored("a")
@@ -76,7 +76,7 @@ def test_a_paused_change_waits_and_numbers_follow() -> None:
     assert "revision 1 runs on" in choice.reason
 
 
-def test_a_pause_in_the_midst_holds_where_it_is_and_a_first_one_holds_nothing() -> None:
+def test_pause_holds_a_running_rollout_but_not_the_first() -> None:
     paused, old = spec("b", rollout={"paused": True}), stored("a", "b")
     both = frozenset(one.hash for one in old)
     assert choose_revision(model(paused), old, both).revision.number == 2
@@ -93,13 +93,13 @@ def test_undo_runs_an_earlier_revision_until_the_spec_changes() -> None:
 
 
 @pytest.mark.parametrize("asked", ["7", "x", "-1", "1.0", "7/2"])
-def test_undo_to_what_is_not_kept_says_so_and_runs_the_spec(asked: str) -> None:
+def test_undo_to_a_missing_revision_is_a_problem(asked: str) -> None:
     choice = choose_revision(model(spec("b"), asked), stored("a", "b"), frozenset())
     assert choice.revision.number == 2
     assert "there are: 1, 2" in choice.problem
 
 
-def test_numbers_of_a_pool_that_is_no_more_stay_those_of_its_time() -> None:
+def test_replicas_of_a_removed_pool_stay_as_stored() -> None:
     old = spec(pools=[{"name": "a", "replicas": {"min": 1}}, {"name": "b", "replicas": {"min": 2}}])
     now = spec(pools=[{"name": "b", "replicas": {"min": 9}}], replicas=4)
     found = with_current_numbers(old, now)
@@ -107,7 +107,7 @@ def test_numbers_of_a_pool_that_is_no_more_stay_those_of_its_time() -> None:
     assert "replicas" not in found
 
 
-def test_what_runs_and_what_is_asked_is_kept_with_the_newest_others() -> None:
+def test_running_current_and_newest_revisions_are_kept() -> None:
     old = stored(*(f"i{number}" for number in range(20)))
     choice = choose_revision(model(spec("new"), "3"), old, frozenset())
     numbers = [one.number for one in revisions_to_keep(old, choice)]
@@ -116,7 +116,7 @@ def test_what_runs_and_what_is_asked_is_kept_with_the_newest_others() -> None:
     assert numbers[-3:] == [19, 20, 21]
 
 
-def test_revisions_that_other_controllers_keep_of_our_workloads_are_not_ours() -> None:
+def test_revisions_of_other_controllers_are_ignored() -> None:
     (ours,) = stored("a")
     theirs = {
         "kind": "ControllerRevision",

@@ -13,14 +13,14 @@ from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.waiting import wait_until
 
 
-def test_a_key_added_twice_is_taken_once() -> None:
+def test_key_added_twice_is_processed_once() -> None:
     work = RateLimitedQueue()
     work.add("a")
     work.add("a")
     assert (work.get(0.0), work.get(0.0)) == ("a", None)
 
 
-def test_a_key_added_while_it_is_worked_on_comes_again_and_only_afterwards() -> None:
+def test_key_added_while_running_is_processed_again_afterwards() -> None:
     work = RateLimitedQueue()
     work.add("a")
     assert work.get(0.0) == "a"
@@ -31,7 +31,7 @@ def test_a_key_added_while_it_is_worked_on_comes_again_and_only_afterwards() -> 
     assert (work.get(0.0), work.get(0.0)) == ("a", None)
 
 
-def test_the_echo_of_its_own_work_does_not_bring_a_key_back() -> None:
+def test_event_of_its_own_write_does_not_requeue_a_key() -> None:
     work = RateLimitedQueue()
     work.add("a")
     assert work.get(0.0) == "a"
@@ -51,7 +51,7 @@ def test_the_echo_of_its_own_work_does_not_bring_a_key_back() -> None:
     assert work.get(0.0) is None
 
 
-def test_pauses_double_are_half_by_chance_and_end() -> None:
+def test_pauses_double_with_jitter_and_are_bounded() -> None:
     work = RateLimitedQueue()
     for failures in range(1, 40):
         work.add("a")
@@ -66,7 +66,7 @@ def test_pauses_double_are_half_by_chance_and_end() -> None:
     assert work.failures("a") == 0
 
 
-def test_a_failed_key_waits_and_news_ends_the_wait() -> None:
+def test_failed_key_waits_and_a_change_ends_the_wait() -> None:
     work = RateLimitedQueue()
     work.add("a")
     work.get(10.0)
@@ -79,7 +79,7 @@ def test_a_failed_key_waits_and_news_ends_the_wait() -> None:
     assert (work.get(20.0), work.next_due_at()) == ("a", None)
 
 
-def test_the_earliest_of_several_times_counts() -> None:
+def test_earliest_of_several_times_counts() -> None:
     work = RateLimitedQueue()
     work.add_at("a", 9.0)
     work.add_at("a", 5.0)
@@ -90,7 +90,7 @@ def test_the_earliest_of_several_times_counts() -> None:
     assert work.get(99.0) is None
 
 
-def test_what_is_forgotten_does_not_come() -> None:
+def test_forgotten_key_does_not_return() -> None:
     work = RateLimitedQueue()
     work.add("a")
     work.add_at("b", 1.0)
@@ -158,7 +158,7 @@ def with_queue(check: Callable[[WorkQueue, FakeTime, list[str], dict[str, Except
     asyncio.run(main())
 
 
-def test_hands_work_wait_and_look_again() -> None:
+def test_workers_process_wait_and_requeue() -> None:
     async def check(queue: WorkQueue, time: FakeTime, seen: list[str], errors: dict[str, Exception]) -> None:
         queue.add("a")
         queue.add("again")
@@ -170,7 +170,7 @@ def test_hands_work_wait_and_look_again() -> None:
     with_queue(check)
 
 
-def test_one_models_trouble_is_not_the_others() -> None:
+def test_failing_model_does_not_affect_others() -> None:
     async def check(queue: WorkQueue, time: FakeTime, seen: list[str], errors: dict[str, Exception]) -> None:
         errors["bad"] = RuntimeError("no")
         queue.add("bad")

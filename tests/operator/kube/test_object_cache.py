@@ -28,7 +28,7 @@ def spec(shelf: ObjectCache) -> Any:
     return {key: one["spec"] for key, one in seen.children.items()}
 
 
-def test_a_watch_that_is_behind_our_own_writes_is_not_believed() -> None:
+def test_watch_behind_own_writes_is_ignored() -> None:
     shelf = ObjectCache()
     take(shelf, model())
     shelf.record_write(child(9, new=True))
@@ -40,7 +40,7 @@ def test_a_watch_that_is_behind_our_own_writes_is_not_believed() -> None:
     assert spec(shelf) == {}
 
 
-def test_the_echo_of_our_own_writing_is_no_news() -> None:
+def test_event_of_own_write_is_not_new() -> None:
     shelf = ObjectCache()
     take(shelf, model())
     shelf.record_write(child(9))
@@ -50,7 +50,7 @@ def test_the_echo_of_our_own_writing_is_no_news() -> None:
     assert take(shelf, model(version=2)) == ["chat/qwen"]
 
 
-def test_the_same_version_of_a_child_is_found_by_its_metadata() -> None:
+def test_same_child_version_is_found_by_metadata() -> None:
     shelf = ObjectCache()
     take(shelf, model())
     shelf.record_write(child(9, a=1))
@@ -61,7 +61,7 @@ def test_the_same_version_of_a_child_is_found_by_its_metadata() -> None:
     assert shelf.find_same_version(unmarked) is None
 
 
-def test_what_a_list_does_not_have_any_more_is_gone_though_we_know_a_newer_state_of_it() -> None:
+def test_object_missing_from_a_list_is_removed_despite_newer_state() -> None:
     shelf = ObjectCache()
     take(shelf, model())
     shelf.record_write(child(9))
@@ -69,7 +69,7 @@ def test_what_a_list_does_not_have_any_more_is_gone_though_we_know_a_newer_state
     assert spec(shelf) == {}
 
 
-def test_an_answer_that_is_later_than_the_end_brings_nothing_back() -> None:
+def test_late_response_after_deletion_restores_nothing() -> None:
     shelf = ObjectCache()
     take(shelf, model())
     take(shelf, child(8))
@@ -83,7 +83,7 @@ def test_an_answer_that_is_later_than_the_end_brings_nothing_back() -> None:
     assert shelf.models == {}
 
 
-def test_the_end_of_an_earlier_object_is_not_that_of_its_successor() -> None:
+def test_deletion_of_a_predecessor_spares_its_successor() -> None:
     shelf = ObjectCache()
     take(shelf, model())
     take(shelf, child(12, "second"))
@@ -91,14 +91,14 @@ def test_the_end_of_an_earlier_object_is_not_that_of_its_successor() -> None:
     assert spec(shelf).keys() == {("Service", "s")}
 
 
-def test_what_has_no_label_of_ours_concerns_nobody() -> None:
+def test_object_without_our_labels_affects_no_model() -> None:
     shelf = ObjectCache()
     assert take(shelf, child(1, labels={"fairlead.io/model": "qwen"})) == []
     assert take(shelf, child(1, labels={"app.kubernetes.io/managed-by": "fairlead"})) == []
     assert take(shelf, child(1)) == ["chat/qwen"]
 
 
-def test_a_list_finds_what_is_gone_and_what_is_new() -> None:
+def test_list_finds_deleted_and_new_objects() -> None:
     shelf = ObjectCache()
     assert shelf.replace_models([model("a"), model("b")]) == ["chat/a", "chat/b"]
     assert shelf.replace_models([model("a", version=0), model("b", version=2)]) == ["chat/b"]
@@ -106,7 +106,7 @@ def test_a_list_finds_what_is_gone_and_what_is_new() -> None:
     assert list(shelf.models) == ["chat/b"]
 
 
-def test_models_of_one_name_hear_of_each_other_only_when_one_comes_or_goes() -> None:
+def test_models_of_one_name_affect_each_other_only_on_arrival() -> None:
     shelf = ObjectCache()
     take(shelf, model(namespace="x", born="2"))
     assert take(shelf, model(namespace="y", born="1")) == ["y/qwen", "x/qwen"]
@@ -116,14 +116,14 @@ def test_models_of_one_name_hear_of_each_other_only_when_one_comes_or_goes() -> 
     assert take(shelf, model(namespace="y", version=3), WatchEventType.DELETED) == ["y/qwen", "x/qwen"]
 
 
-def test_an_accelerator_concerns_every_model() -> None:
+def test_accelerator_affects_every_model() -> None:
     shelf = ObjectCache()
     shelf.replace_models([model("a"), model("b")])
     accelerator = {"kind": "AcceleratorClass", "metadata": {"name": "l4", "uid": "l4"}}
     assert take(shelf, accelerator) == ["chat/a", "chat/b"]
 
 
-def test_field_owners_are_kept_only_where_somebody_else_wrote() -> None:
+def test_managed_fields_are_kept_only_if_others_wrote() -> None:
     ours = {"manager": "fairlead", "operation": "Apply"}
     status = {"manager": "kcm", "operation": "Update", "subresource": "status"}
     theirs = {"manager": "kubectl", "operation": "Update"}

@@ -13,11 +13,11 @@ from fairlead_sim.server import command_line
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "operator" / "render" / "golden" / "v1"
-KNOWN = json.loads((ROOT / "scripts" / "engine_flags.json").read_text(encoding="utf-8"))
+KNOWN = json.loads((ROOT / "scripts" / "generators" / "engine_flags.json").read_text(encoding="utf-8"))
 
 
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("engine_flags", ROOT / "scripts" / "engine_flags.py")
+    spec = importlib.util.spec_from_file_location("engine_flags", ROOT / "scripts" / "generators" / "engine_flags.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -41,7 +41,7 @@ def containers(kind: str) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
-def test_every_switch_is_one_of_the_engines(kind: str) -> None:
+def test_every_flag_exists_in_the_engine(kind: str) -> None:
     flags, seen = set(KNOWN[kind]["flags"]), set()
     for case, arguments in containers(kind):
         used = {one.partition("=")[0] for one in arguments if one.startswith("--")}
@@ -50,7 +50,7 @@ def test_every_switch_is_one_of_the_engines(kind: str) -> None:
     assert len(seen) > 15  # the cases cover most of what an adapter writes
 
 
-def test_the_simulated_engine_reads_its_own_command_lines() -> None:
+def test_simulated_engine_parses_its_command_lines() -> None:
     for _, arguments in containers("sim"):
         parser = argparse.ArgumentParser()
         command_line.add_engine_arguments(parser)
@@ -60,7 +60,7 @@ def test_the_simulated_engine_reads_its_own_command_lines() -> None:
         assert read.port == 8000
 
 
-def test_switches_are_read_from_a_help_text() -> None:
+def test_flags_are_read_from_help_text() -> None:
     text = """usage: vllm serve [model_tag] [options]
 
 options:
@@ -73,7 +73,7 @@ options:
     assert script().flags_of_help(text) == ["--enable-lora", "--headless", "--help", "--nnodes", "--no-enable-lora"]
 
 
-def test_switches_are_read_from_declarations() -> None:
+def test_flags_are_read_from_declarations() -> None:
     import ast
 
     source = """

@@ -16,7 +16,7 @@ CASES = sorted(path.name for path in (FOLDER / "cases").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_model_becomes_what_its_golden_file_says(case: str) -> None:
+def test_model_renders_its_golden_file(case: str) -> None:
     model, classes = read_case(FOLDER / "cases" / case)
     rendered = render_model(model, classes, default_context())
     assert rendered.problems == ()
@@ -26,7 +26,7 @@ def test_a_model_becomes_what_its_golden_file_says(case: str) -> None:
 
 @pytest.mark.parametrize("version", sorted(supported_versions()))
 @pytest.mark.parametrize("case", CASES)
-def test_what_an_older_release_rendered_stays_as_it_is(case: str, version: int) -> None:
+def test_rendering_of_older_releases_is_unchanged(case: str, version: int) -> None:
     model, classes = read_case(FOLDER / "cases" / case)
     facts = default_context()
     first = render_model(model, classes, facts)
@@ -41,7 +41,7 @@ def test_what_an_older_release_rendered_stays_as_it_is(case: str, version: int) 
         for one in first.manifests
         if one["kind"] in ("Deployment", "LeaderWorkerSet")
     }
-    again = render_model(model, classes, default_context(children=pins))
+    again = render_model(model, classes, default_context(workloads=pins))
     golden = FOLDER / "golden" / f"v{version}" / case
     if golden.exists():  # a case that is newer than the version has none
         was = [one for one in yaml.load_all(golden.read_text(encoding="utf-8"), Loader=LOADER) if one is not None]
@@ -56,6 +56,6 @@ def pods(one: Manifest) -> list[Manifest]:
     return [template for template in found if template is not None]
 
 
-def test_no_golden_file_is_left_of_a_case_that_is_gone() -> None:
+def test_no_golden_file_without_a_case() -> None:
     for version in supported_versions():
         assert {path.name for path in (FOLDER / "golden" / f"v{version}").glob("*.yaml")} <= set(CASES)

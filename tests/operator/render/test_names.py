@@ -12,28 +12,28 @@ PARTS = st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", fullmatch=True)
 POOLS = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
 
 
-def test_a_short_name_is_plain() -> None:
+def test_short_name_is_unchanged() -> None:
     assert child_name("qwen3-8b", "main") == "qwen3-8b-main"
 
 
-def test_a_long_one_ends_in_a_hash() -> None:
+def test_long_name_ends_in_a_hash() -> None:
     found = child_name("m" * 63, "main")
     assert len(found) == 63
     assert re.fullmatch(r"m{56}-[0-9a-f]{6}", found)
     assert len(child_name("m" * 63, "main", max_length=MAX_GROUP_NAME_LENGTH)) == MAX_GROUP_NAME_LENGTH
 
 
-def test_a_name_that_somebody_else_has_ends_in_a_hash() -> None:
+def test_taken_name_ends_in_a_hash() -> None:
     found = child_name("a-b", "c", {"a-b-c"})
     assert re.fullmatch(r"a-b-c-[0-9a-f]{6}", found)
 
 
-def test_names_that_are_no_labels_do_not_meet_those_that_are() -> None:
+def test_invalid_labels_do_not_collide_with_valid_ones() -> None:
     assert child_name("qwen2.5", "main") != child_name("qwen2-5", "main")
     assert child_name("7b", "main").startswith("m-7b-main-")
 
 
-def test_two_models_whose_names_add_up_to_one_do_not_share_it() -> None:
+def test_models_with_equal_joined_names_do_not_collide() -> None:
     first = child_name("a", "b-c")
     assert child_name("a-b", "c", {first}) != first
 

@@ -41,7 +41,7 @@ def pods(case: str, one: Manifest) -> Iterator[Manifest]:
         yield {"apiVersion": PODS.api_version, "kind": PODS.kind, "metadata": metadata, "spec": pod}
 
 
-def test_the_api_server_takes_every_object_and_every_pod(api_server: ApiServer) -> None:
+def test_api_server_accepts_every_object_and_pod(api_server: ApiServer) -> None:
     refused: list[str] = []
 
     async def tried(api: KubeApi, case: str, one: Manifest) -> None:

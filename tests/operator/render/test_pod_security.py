@@ -70,7 +70,7 @@ def test_every_pod_is_restricted(case: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
-def test_every_child_is_owned_labelled_and_found_by_labels(case: Path) -> None:
+def test_every_child_is_owned_and_labelled(case: Path) -> None:
     model, _ = read_case(case)
     for one in manifests(case):
         metadata = one["metadata"]
@@ -85,7 +85,7 @@ def test_every_child_is_owned_labelled_and_found_by_labels(case: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
-def test_selectors_find_the_pods_that_they_should_and_are_labels_only(case: Path) -> None:
+def test_selectors_match_the_right_pods_by_labels(case: Path) -> None:
     found = manifests(case)
     for workload, template in templates(found):
         pool = workload["metadata"]["labels"]["fairlead.io/pool"]
@@ -106,7 +106,7 @@ def test_selectors_find_the_pods_that_they_should_and_are_labels_only(case: Path
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
-def test_the_grace_is_longer_than_the_drain_and_starting_may_take_half_an_hour(case: Path) -> None:
+def test_grace_exceeds_drain_and_start_may_take_half_an_hour(case: Path) -> None:
     model, _ = read_case(case)
     for _, template in templates(manifests(case)):
         spec = template["spec"]
@@ -121,7 +121,7 @@ def test_the_grace_is_longer_than_the_drain_and_starting_may_take_half_an_hour(c
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
-def test_whatever_takes_kv_computes_it_anew_when_it_cannot_be_loaded(case: Path) -> None:
+def test_failed_kv_loads_are_recomputed(case: Path) -> None:
     model, _ = read_case(case)
     for _, template in templates(manifests(case)):
         for argument in template["spec"]["containers"][0]["args"]:

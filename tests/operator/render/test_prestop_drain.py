@@ -54,11 +54,11 @@ def run_hook(url: str, *, most: float, quiet: str, env: dict[str, str] | None = 
     return subprocess.Popen(command, env=env or {})
 
 
-def test_an_idle_engine_is_let_go(engine: GaugeServer) -> None:
+def test_idle_engine_may_stop(engine: GaugeServer) -> None:
     assert run_hook(engine.url, most=60, quiet="0").wait(30) == 0
 
 
-def test_a_busy_engine_is_waited_for(engine: GaugeServer) -> None:
+def test_busy_engine_is_waited_for(engine: GaugeServer) -> None:
     engine.running = 2
     process = run_hook(engine.url, most=60, quiet="0")
     assert engine.asked.wait(30)
@@ -69,28 +69,28 @@ def test_a_busy_engine_is_waited_for(engine: GaugeServer) -> None:
     assert process.wait(30) == 0
 
 
-def test_the_wait_has_an_end(engine: GaugeServer) -> None:
+def test_wait_is_bounded(engine: GaugeServer) -> None:
     engine.running = 2
     assert run_hook(engine.url, most=1, quiet="0").wait(30) == 0
 
 
-def test_an_engine_that_is_gone_is_not_waited_for(engine: GaugeServer) -> None:
+def test_stopped_engine_is_not_waited_for(engine: GaugeServer) -> None:
     engine.server.server_close()
     assert run_hook(engine.url, most=60, quiet="5").wait(30) == 0
 
 
-def test_a_worker_looks_at_its_leader_and_not_through_a_proxy(engine: GaugeServer) -> None:
+def test_worker_polls_its_leader_without_proxy(engine: GaugeServer) -> None:
     url = engine.url.replace("127.0.0.1", "$LWS_LEADER_ADDRESS")
     env = {"LWS_LEADER_ADDRESS": "127.0.0.1", "http_proxy": "http://192.0.2.1:3128"}
     assert run_hook(url, most=60, quiet="0", env=env).wait(30) == 0
     assert engine.asked.is_set()
 
 
-def test_an_engine_without_known_gauges_is_given_a_moment() -> None:
+def test_engine_without_known_gauges_gets_a_fixed_delay() -> None:
     assert PreStopDrain().prestop_hook(300) == {"sleep": {"seconds": 10}}
 
 
-def test_a_leader_whose_name_is_gone_is_not_waited_for_and_one_that_cannot_be_looked_up_is() -> None:
+def test_missing_leader_name_ends_the_wait_and_failed_lookup_does_not() -> None:
     command = PreStopDrain("http://leader.group:8000/metrics", (GAUGE,)).prestop_hook(60)["exec"]["command"]
     looks = """
 import socket
@@ -107,9 +107,7 @@ socket.getaddrinfo = look
     assert done.stdout.count("looked") == 3
 
 
-def test_a_name_server_that_knows_only_the_clusters_own_names_says_of_a_leader_that_went_that_one_may_try_again() -> (
-    None
-):
+def test_lookup_retry_of_a_local_name_server_means_leader_is_gone() -> None:
     command = PreStopDrain("http://leader.group:8000/metrics", (GAUGE,)).prestop_hook(60)["exec"]["command"]
     looks = """
 import socket
@@ -125,7 +123,7 @@ socket.getaddrinfo = look
     assert done.stdout.splitlines() == ["looked at leader.group", "looked at kubernetes.default"]
 
 
-def test_a_leader_whose_address_nobody_has_is_not_waited_for_and_one_that_does_not_answer_in_time_is() -> None:
+def test_unreachable_leader_ends_the_wait_and_a_timeout_does_not() -> None:
     command = PreStopDrain("http://192.0.2.1:8000/metrics", (GAUGE,)).prestop_hook(60)["exec"]["command"]
     connects = """
 import errno, socket

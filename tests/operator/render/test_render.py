@@ -1,5 +1,6 @@
 """What render does with the cluster's facts: pins, names that stay, and what it says when it cannot."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,28 +49,29 @@ def only_problem(model: ModelDeployment, facts: RenderContext | None = None) -> 
     rendered = render_model(model, {}, facts or default_context())
     assert rendered.manifests == ()
     (found,) = rendered.problems
-    assert rendered.blocked_pools == {"main"}
+    assert found.pool == "main"
     return found
 
 
 def newer_installation() -> InstallationDefaults:
-    return InstallationDefaults(images={EngineKind.VLLM: "vllm/vllm-openai:v0.33.0"}, pull_secrets=("other",))
+    images = {EngineKind.VLLM: "vllm/vllm-openai:v0.33.0"}
+    return replace(default_context().installation, images=images, pull_secrets=("other",))
 
 
-def test_the_same_input_gives_the_same_manifests() -> None:
+def test_same_input_gives_the_same_manifests() -> None:
     for case in sorted(CASES.glob("*.yaml")):
         model, classes = read_case(case)
         assert render_model(model, classes, default_context()) == render_model(model, classes, default_context())
 
 
-def test_an_upgrade_of_the_installation_changes_no_pod() -> None:
+def test_installation_upgrade_changes_no_pod() -> None:
     before = workload(model_of())
     children = {"main": existing_workload(before)}
-    after = workload(model_of(), default_context(installation=newer_installation(), children=children))
+    after = workload(model_of(), default_context(installation=newer_installation(), workloads=children))
     assert after == before
 
 
-def test_what_shapes_no_pod_changes_no_pod_after_an_upgrade() -> None:
+def test_unrelated_change_after_upgrade_changes_no_pod() -> None:
     before = workload(model_of())
     children = {"main": existing_workload({**before, "status": {"observedGeneration": 1}})}
     changed = model_of(
@@ -78,12 +80,12 @@ def test_what_shapes_no_pod_changes_no_pod_after_an_upgrade() -> None:
         routing={"preset": "session"},
         rollout={"surge": 2, "paused": True},
     )
-    after = workload(changed, default_context(installation=newer_installation(), children=children))
+    after = workload(changed, default_context(installation=newer_installation(), workloads=children))
     assert after["spec"]["template"] == before["spec"]["template"]
     assert (after["spec"]["replicas"], after["spec"]["paused"]) == (3, True)
 
 
-def test_a_better_profile_of_an_accelerator_restarts_no_real_engine() -> None:
+def test_better_accelerator_profile_restarts_no_real_engine() -> None:
     def revision(kind: str, **spec: Any) -> str:
         accelerator = AcceleratorClassSpec.model_validate({"resource": "nvidia.com/gpu", **spec})
         model = model_of(engine={"kind": kind})
@@ -95,19 +97,19 @@ def test_a_better_profile_of_an_accelerator_restarts_no_real_engine() -> None:
     assert revision("vllm", **before) != revision("vllm", **before, nodeSelector={"zone": "a"})
 
 
-def test_a_change_of_the_spec_brings_the_installation_of_today() -> None:
+def test_spec_change_takes_current_installation_values() -> None:
     children = {"main": existing_workload(workload(model_of()))}
     changed = model_of(engine={"args": ["--max-model-len=4096"]})
-    after = workload(changed, default_context(installation=newer_installation(), children=children))
+    after = workload(changed, default_context(installation=newer_installation(), workloads=children))
     assert pod_of(after)["containers"][0]["image"] == "vllm/vllm-openai:v0.33.0"
     assert pod_of(after)["imagePullSecrets"] == [{"name": "other"}]
 
 
-def test_a_version_that_is_rendered_no_more_gives_way_to_the_present_one() -> None:
+def test_unsupported_version_is_replaced_by_the_current() -> None:
     pin = existing_workload(workload(model_of())).pin
     assert pin is not None
     old = ExistingWorkload("qwen-main", RenderPin(pin.revision, 0, "old:1"))
-    found = parse_pin(workload(model_of(), default_context(children={"main": old}))["metadata"]["annotations"])
+    found = parse_pin(workload(model_of(), default_context(workloads={"main": old}))["metadata"]["annotations"])
     assert found is not None
     assert found.version == 1
 
@@ -125,41 +127,43 @@ def test_a_version_that_is_rendered_no_more_gives_way_to_the_present_one() -> No
         {"fairlead.io/render": '{"version": 1}'},
     ],
 )
-def test_a_pin_that_somebody_edited_counts_as_none(annotations: dict[str, str]) -> None:
+def test_edited_pin_counts_as_missing(annotations: dict[str, str]) -> None:
     assert parse_pin(annotations) is None
 
 
-def test_a_pin_reads_back() -> None:
+def test_pin_parses_back() -> None:
     for pin in (RenderPin("a1", 1), RenderPin("a1", 2, "image:1", ("x", "y")), RenderPin("a1", 1, ipv6=True)):
         assert parse_pin(pin.annotations()) == pin
 
 
-def test_a_paused_rollout_holds_what_is_there_and_not_what_is_new() -> None:
+def test_paused_rollout_holds_existing_pods_not_new_ones() -> None:
     paused = model_of(rollout={"paused": True})
     assert workload(paused)["spec"]["paused"] is False
-    assert workload(paused, default_context(children={"main": ExistingWorkload("qwen-main")}))["spec"]["paused"] is True
+    assert (
+        workload(paused, default_context(workloads={"main": ExistingWorkload("qwen-main")}))["spec"]["paused"] is True
+    )
     unseen = {**workload(model_of()), "status": {}}
     seen = {**unseen, "status": {"observedGeneration": 1}}
     for there, held in (
         (unseen, False),
         (seen, True),
     ):  # a Deployment that is paused at once never makes its first pods
-        facts = default_context(children={"main": existing_workload(there)})
+        facts = default_context(workloads={"main": existing_workload(there)})
         assert workload(paused, facts)["spec"]["paused"] is held
     pools = [{"accelerator": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
     group = model_of(rollout={"paused": True}, pools=pools)
-    there = workload(group, default_context(children={"main": ExistingWorkload("qwen-main")}))
+    there = workload(group, default_context(workloads={"main": ExistingWorkload("qwen-main")}))
     rolling = there["spec"]["rolloutStrategy"]["rollingUpdateConfiguration"]
     assert rolling["partition"] == 4096
     assert workload(group)["spec"]["rolloutStrategy"]["rollingUpdateConfiguration"]["partition"] == 0
 
 
-def test_a_child_keeps_the_name_that_it_has() -> None:
-    facts = default_context(children={"main": ExistingWorkload("qwen-main-abcdef")}, foreign_names=frozenset())
+def test_child_keeps_its_name() -> None:
+    facts = default_context(workloads={"main": ExistingWorkload("qwen-main-abcdef")}, foreign_names=frozenset())
     assert {one["metadata"]["name"] for one in render_model(model_of(), {}, facts).manifests} == {"qwen-main-abcdef"}
 
 
-def test_a_name_that_belongs_to_another_model_is_left_to_it() -> None:
+def test_name_of_another_model_is_avoided() -> None:
     (name,) = {
         one["metadata"]["name"]
         for one in render_model(model_of(), {}, default_context(foreign_names=frozenset({"qwen-main"}))).manifests
@@ -167,55 +171,57 @@ def test_a_name_that_belongs_to_another_model_is_left_to_it() -> None:
     assert name.startswith("qwen-main-")
 
 
-def test_where_policies_are_somebody_elses_none_is_written() -> None:
-    kinds = [one["kind"] for one in render_model(model_of(), {}, default_context(peers=None)).manifests]
+def test_no_policy_is_written_without_peers() -> None:
+    installation = replace(default_context().installation, peers=None)
+    rendered = render_model(model_of(), {}, default_context(installation=installation))
+    kinds = [manifest["kind"] for manifest in rendered.manifests]
     assert kinds == ["ServiceAccount", "Service", "PodDisruptionBudget", "Deployment"]
 
 
-def test_engines_listen_on_the_addresses_that_pods_have() -> None:
+def test_engines_listen_on_the_pod_address_family() -> None:
     assert "--host=::" in pod_of(workload(model_of(), default_context(ipv6=True)))["containers"][0]["args"]
     sim = workload(model_of(engine={"kind": "sim"}), default_context(ipv6=True))
     assert "--listen=[::]:8000" in pod_of(sim)["containers"][0]["args"]
 
 
-def test_addresses_are_pinned_so_that_a_cluster_that_is_read_otherwise_restarts_no_engine() -> None:
+def test_address_family_is_pinned_across_operator_restarts() -> None:
     for before, after in ((False, True), (True, False)):
         made = workload(model_of(), default_context(ipv6=before))
         children = {"main": existing_workload(made)}
-        assert workload(model_of(), default_context(ipv6=after, children=children)) == made
+        assert workload(model_of(), default_context(ipv6=after, workloads=children)) == made
 
 
-def test_the_models_variables_take_the_place_of_ours() -> None:
+def test_model_variables_replace_ours() -> None:
     found = workload(model_of(engine={"env": [{"name": "HOME", "value": "/else"}, {"name": "EMPTY"}]}))
     env = {one["name"]: one.get("value") for one in pod_of(found)["containers"][0]["env"]}
     assert (env["HOME"], env["EMPTY"]) == ("/else", None)
 
 
-def test_an_unknown_accelerator_is_named_with_near_ones() -> None:
+def test_unknown_accelerator_is_named_with_similar_ones() -> None:
     found = only_problem(model_of(pools=[{"accelerator": "nvidia-l5"}]))
     assert found.reason is Reason.UNKNOWN_ACCELERATOR
     assert "nvidia-l4" in found.fix
 
 
-def test_without_leader_worker_sets_nodes_are_a_problem() -> None:
+def test_multi_node_needs_leader_worker_sets() -> None:
     pools = [{"accelerator": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
     found = only_problem(model_of(pools=pools), default_context(leader_worker_sets=False))
     assert found.reason is Reason.LEADER_WORKER_SET_MISSING
 
 
-def test_an_installation_without_an_image_says_so() -> None:
+def test_missing_installation_image_is_a_problem() -> None:
     found = only_problem(model_of(), default_context(installation=InstallationDefaults(images={})))
     assert (found.reason, found.field) == (Reason.INVALID_SPEC, "spec.engine.image")
 
 
-def test_a_template_that_cannot_be_merged_is_named_with_its_pool() -> None:
+def test_unmergeable_template_is_named_with_its_pool() -> None:
     pools = [{"accelerator": "nvidia-l4", "template": {"spec": {"containers": [{"image": "x"}]}}}]
     found = only_problem(model_of(pools=pools))
     assert found.reason is Reason.INVALID_TEMPLATE
     assert found.message_with_fix.startswith("spec.pools[main].template.spec.containers[0]: has no name")
 
 
-def test_an_object_that_cannot_be_stored_is_not_written() -> None:
+def test_oversized_object_is_not_written() -> None:
     found = only_problem(
         model_of(
             engine={"env": [{"name": f"V{n}", "value": "x" * 4096} for n in range(128)], "args": ["y" * 4096] * 128}
@@ -252,19 +258,19 @@ def test_an_object_that_cannot_be_stored_is_not_written() -> None:
         ),
     ],
 )
-def test_what_an_engine_cannot_do_is_a_problem(spec: dict[str, Any], field: str) -> None:
+def test_unsupported_engine_feature_is_a_problem(spec: dict[str, Any], field: str) -> None:
     found = only_problem(model_of(**spec))
     assert (found.reason, found.field) == (Reason.INVALID_SPEC, field)
 
 
-def test_one_broken_pool_does_not_keep_the_others_from_being_rendered() -> None:
+def test_broken_pool_does_not_stop_other_pools() -> None:
     pools = [{"name": "good", "accelerator": "nvidia-l4"}, {"name": "bad", "accelerator": "none"}]
     rendered = render_model(model_of(pools=pools), {}, default_context())
-    assert rendered.blocked_pools == {"bad"}
+    assert [problem.pool for problem in rendered.problems] == ["bad"]
     assert {one["metadata"]["labels"]["fairlead.io/pool"] for one in rendered.manifests} == {"good"}
 
 
-def test_notes_read_back_and_survive_people() -> None:
+def test_engine_annotations_parse_back_and_survive_edits() -> None:
     notes = PodEngineInfo(9000, 4, "nixl", 8998, 5500, 5700)
     assert parse_engine_info(notes.annotations()) == notes
     assert parse_engine_info(PodEngineInfo().annotations()) == PodEngineInfo()

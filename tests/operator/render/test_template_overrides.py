@@ -42,11 +42,11 @@ def merged_engine(**fields: Any) -> dict[str, Any]:
     return dict(found)
 
 
-def test_nothing_over_a_template_is_the_template() -> None:
+def test_empty_override_keeps_the_template() -> None:
     assert merge_template(BASE, {}) == BASE
 
 
-def test_neither_side_is_changed() -> None:
+def test_inputs_are_not_modified() -> None:
     patch = engine(env=[{"name": "A", "value": "1"}])
     before = copy.deepcopy((BASE, patch))
     merge_template(BASE, patch)
@@ -60,21 +60,21 @@ def test_scalars_are_replaced_and_null_removes() -> None:
     assert merge_template(BASE, {"priorityClassName": "high"})["priorityClassName"] == "high"
 
 
-def test_lists_without_names_are_replaced() -> None:
+def test_unnamed_lists_are_replaced() -> None:
     assert merged_engine(args=["--y"])["args"] == ["--y"]
 
 
-def test_containers_are_merged_by_name_and_new_ones_follow() -> None:
+def test_containers_merge_by_name_and_new_ones_follow() -> None:
     found = merge_template(BASE, {"containers": [{"name": "sidecar", "image": "s"}, {"name": "engine", "image": "b"}]})
     assert [(one["name"], one["image"]) for one in found["containers"]] == [("engine", "b"), ("sidecar", "s")]
 
 
-def test_variables_are_merged_by_name_and_have_one_source() -> None:
+def test_variables_merge_by_name_and_have_one_source() -> None:
     env = merged_engine(env=[{"name": "IP", "value": "::1"}, {"name": "NEW", "value": "1"}])["env"]
     assert env == [{"name": "HOME", "value": "/h"}, {"name": "IP", "value": "::1"}, {"name": "NEW", "value": "1"}]
 
 
-def test_mounts_are_merged_by_path_and_ports_by_number() -> None:
+def test_mounts_merge_by_path_and_ports_by_number() -> None:
     found = merged_engine(
         volumeMounts=[{"mountPath": "/tmp", "readOnly": True}, {"mountPath": "/x", "name": "x"}],
         ports=[{"containerPort": 8000, "name": "web"}, {"containerPort": 9, "name": "nine"}],
@@ -86,7 +86,7 @@ def test_mounts_are_merged_by_path_and_ports_by_number() -> None:
     assert [port["name"] for port in found["ports"]] == ["web", "nine"]
 
 
-def test_a_volume_gets_another_source_or_keeps_its_own() -> None:
+def test_volume_gets_another_source_or_keeps_its_own() -> None:
     claim = {"name": "cache", "persistentVolumeClaim": {"claimName": "models"}}
     assert merge_template(BASE, {"volumes": [claim]})["volumes"][1] == claim
     larger = merge_template(BASE, {"volumes": [{"name": "cache", "emptyDir": {"medium": "Memory"}}]})["volumes"][1]
@@ -99,7 +99,7 @@ def test_tolerations_are_appended_once() -> None:
     assert found["tolerations"] == [BASE["tolerations"][0], own]
 
 
-def test_a_probe_keeps_its_numbers_when_it_looks_elsewhere() -> None:
+def test_probe_keeps_its_timing_when_its_action_changes() -> None:
     probe = merged_engine(startupProbe={"tcpSocket": {"port": 8000}})["startupProbe"]
     assert probe == {"tcpSocket": {"port": 8000}, "failureThreshold": 360}
     slower = merged_engine(startupProbe={"failureThreshold": 720})["startupProbe"]
@@ -108,7 +108,7 @@ def test_a_probe_keeps_its_numbers_when_it_looks_elsewhere() -> None:
     assert hook == {"sleep": {"seconds": 1}}
 
 
-def test_an_item_is_deleted_and_a_mapping_replaced() -> None:
+def test_item_is_deleted_and_mapping_replaced() -> None:
     found = merge_template(BASE, {"volumes": [{"name": "cache", "$patch": "delete"}]})
     assert [one["name"] for one in found["volumes"]] == ["tmp"]
     found = merge_template(BASE, {"securityContext": {"$patch": "replace", "fsGroup": 3}})
@@ -130,7 +130,7 @@ def test_an_item_is_deleted_and_a_mapping_replaced() -> None:
         ({"$retainKeys": ["a"]}, "template"),
     ],
 )
-def test_what_cannot_be_merged_is_named(patch: dict[str, Any], field: str) -> None:
+def test_unmergeable_part_is_named(patch: dict[str, Any], field: str) -> None:
     with pytest.raises(BadInput) as caught:
         merge_template(BASE, patch)
     assert caught.value.field == field

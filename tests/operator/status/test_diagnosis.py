@@ -53,7 +53,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("one", "reason", "words"), CASES)
-def test_a_pods_cause_is_named(one: dict[str, Any], reason: Reason, words: str) -> None:
+def test_cause_of_a_pod_is_named(one: dict[str, Any], reason: Reason, words: str) -> None:
     found = diagnose_pod(one)
     assert found is not None
     assert found.reason is reason
@@ -75,11 +75,11 @@ def test_a_pods_cause_is_named(one: dict[str, Any], reason: Reason, words: str) 
         {"metadata": {"name": "p"}},
     ],
 )
-def test_nothing_is_claimed_of_pods_that_are_ready_go_or_take_their_time(one: dict[str, Any]) -> None:
+def test_ready_deleted_or_starting_pods_have_no_cause(one: dict[str, Any]) -> None:
     assert diagnose_pod(one) is None
 
 
-def test_a_controller_that_cannot_make_pods_is_heard() -> None:
+def test_controller_that_cannot_create_pods_is_reported() -> None:
     quota = {"type": "ReplicaFailure", "status": "True", "message": 'pods "x" is forbidden: exceeded quota: gpus'}
     late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "has timed out"}
     for one, reason in ((quota, Reason.QUOTA_EXCEEDED), (late, Reason.START_TIMEOUT)):
@@ -88,7 +88,7 @@ def test_a_controller_that_cannot_make_pods_is_heard() -> None:
         assert (found.reason, found.message[:3]) == (reason, "d: ")
 
 
-def test_causes_go_before_effects_and_are_counted() -> None:
+def test_causes_come_before_effects_and_are_counted() -> None:
     pods = [unschedulable("no room"), *(pod(f"p{n}", waiting("ErrImagePull", "no")) for n in range(3))]
     found = diagnose(pods, [])
     assert found is not None
@@ -98,7 +98,7 @@ def test_causes_go_before_effects_and_are_counted() -> None:
     assert diagnose([], []) is None
 
 
-def test_a_pod_without_a_node_counts_once_an_autoscaler_had_its_time() -> None:
+def test_unschedulable_pod_counts_after_the_grace_period() -> None:
     since = {"lastTransitionTime": "2027-01-15T08:00:00Z"}
     at = 1_800_000_000.0  # the same moment
     late, broken = unschedulable("no room", **since), pod("q", waiting("ErrImagePull"))
@@ -117,13 +117,13 @@ def test_a_pod_without_a_node_counts_once_an_autoscaler_had_its_time() -> None:
     assert found.reason is Reason.IMAGE_PULL_FAILED
 
 
-def test_a_pod_that_does_not_say_since_when_waits_since_now() -> None:
+def test_pod_without_transition_time_counts_from_now() -> None:
     hoped = pending_capacity([unschedulable("no room")], 7.0, 600.0)
     assert hoped is not None
     assert hoped.seconds == 600.0
 
 
-def test_refused_writes_are_told_apart_from_lost_races() -> None:
+def test_rejected_writes_differ_from_conflicts() -> None:
     assert diagnose_write(Conflict("somebody was first", status=409), "Service", "s") is None
     found = diagnose_write(Forbidden('pods violates PodSecurity "restricted:latest"', status=403), "Deployment", "d")
     assert found is not None

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from fairlead.api import ModelDeploymentSpec, Reason
+from fairlead.kube.conditions import find_condition
 from fairlead.kube.resources import Manifest
-from fairlead_operator.status.model_status import PoolState, StatusInputs, find_condition, model_status
+from fairlead_operator.status.model_status import PoolState, StatusInputs, model_status
 from fairlead_operator.status.pool_status import pool_states
 
 SPEC = ModelDeploymentSpec.model_validate(
@@ -60,13 +61,13 @@ def progress(found: PoolState, *, paused: bool = False) -> tuple[str, str] | Non
     return None if told is None else (told["reason"], told["message"])
 
 
-def test_a_group_of_nodes_settles_although_it_says_nothing_of_generations() -> None:
+def test_group_workload_settles_without_observed_generation() -> None:
     found = state(group(), leader(NEW), leader(NEW), worker(NEW), worker(NEW))
     assert (found.ready, found.updated, found.existing, found.is_settled) == (2, 2, 2, True)
     assert progress(found) is None
 
 
-def test_its_instances_are_replaced_when_their_leaders_are() -> None:
+def test_group_is_updated_when_its_leader_is() -> None:
     """Its numbers are still about the template before: only the pods know."""
     found = state(group(), leader(OLD), leader(OLD), worker(OLD), worker(OLD))
     assert (found.ready, found.updated) == (2, 0)
@@ -76,7 +77,7 @@ def test_its_instances_are_replaced_when_their_leaders_are() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 5])
-def test_a_number_that_somebody_else_changes_replaces_nothing(number: int) -> None:
+def test_foreign_replica_change_is_no_rollout(number: int) -> None:
     """Its controller has not counted anew yet: what it counted is of the same template."""
     had = {"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2, "observedGeneration": 6}
     scaled = {**group(**had), "kind": "Deployment", "spec": {"replicas": number}}
@@ -87,7 +88,7 @@ def test_a_number_that_somebody_else_changes_replaces_nothing(number: int) -> No
     assert state(scaled).is_settled is (number == 0), "the pods have not been heard of yet"
 
 
-def test_of_those_that_are_ready_it_is_said_how_many_sleep() -> None:
+def test_sleeping_ready_instances_are_counted() -> None:
     def pod(ready: str, **annotations: str) -> Manifest:
         status = {"conditions": [{"type": "Ready", "status": ready}]}
         return {**leader(NEW, annotations=annotations), "status": status}
@@ -102,7 +103,7 @@ def test_of_those_that_are_ready_it_is_said_how_many_sleep() -> None:
     assert told["message"] == "2 instances ready, 1 of them asleep"
 
 
-def test_one_that_is_there_beyond_what_is_asked_is_not_counted_and_keeps_it_moving() -> None:
+def test_surge_group_is_not_counted_and_keeps_it_moving() -> None:
     more = group(replicas=3, readyReplicas=3)
     more["spec"]["replicas"] = 3
     more["metadata"]["annotations"]["fairlead.io/surge"] = "1"
@@ -116,13 +117,13 @@ def test_one_that_is_there_beyond_what_is_asked_is_not_counted_and_keeps_it_movi
     assert (found.updated, progress(found)) == (2, (Reason.ROLLING_OUT, "pool main: 2 of 2 replaced"))
 
 
-def test_a_workload_of_another_revision_has_replaced_nothing() -> None:
+def test_workload_of_another_revision_has_no_updates() -> None:
     before = group()
     before["metadata"]["annotations"]["fairlead.io/model-revision"] = "before"
     assert state(before, leader(NEW), leader(NEW)).updated == 0
 
 
-def test_a_pause_in_the_midst_is_told() -> None:
+def test_pause_during_a_rollout_is_reported() -> None:
     half = state(group(), leader(NEW), leader(OLD))
     assert progress(half, paused=True) == (
         Reason.PAUSED,

@@ -1,1 +1,1 @@
-"""Children."""
+"""The Kubernetes objects of one pool, one module per kind."""

@@ -1,15 +1,18 @@
-"""The Deployment of a pool whose instances are one pod each."""
+"""The Deployment of a pool with one pod per instance."""
 
 from fairlead.kube.resources import DEPLOYMENTS, Manifest
 from fairlead_operator.render.names import selector_labels
 from fairlead_operator.render.pool_context import PoolContext
 
 _PROGRESS_SECONDS = 2700
-"""Longer than an engine may take to start, and its image to be pulled before."""
+"""Longer than an engine may take to start, plus the pull of its image."""
 
 
 def deployment(pool: PoolContext, template: Manifest) -> Manifest:
-    """New instances first: never fewer ready ones than asked for. A held one still follows numbers."""
+    """Returns the Deployment. It never has fewer ready instances than desired.
+
+    A paused Deployment still follows changes of the replica count.
+    """
     rollout = pool.model.spec.rollout
     spec: Manifest = {
         "replicas": pool.model.spec.desired_instances(pool.pool),
@@ -20,6 +23,6 @@ def deployment(pool: PoolContext, template: Manifest) -> Manifest:
         "paused": pool.is_paused,
         "template": template,
     }
-    found = pool.make_child(DEPLOYMENTS, spec)
-    found["metadata"]["annotations"] = pool.pin.annotations()
-    return found
+    child = pool.make_child(DEPLOYMENTS, spec)
+    child["metadata"]["annotations"] = pool.pin.annotations()
+    return child

@@ -1,4 +1,6 @@
-"""The LeaderWorkerSet of a pool whose instances span nodes: each instance is a group of pods that start and end together."""
+"""The LeaderWorkerSet of a pool with multi-node instances: groups of pods that start and end
+together.
+"""
 
 from typing import Final
 
@@ -6,11 +8,13 @@ from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest
 from fairlead_operator.render.pool_context import PoolContext
 
 ALL_GROUPS_PARTITION: Final = 4096
-"""No pool has more instances: a partition of this holds all of them at the revision that they have."""
+"""A partition that protects all groups: no pool has more instances."""
 
 
 def leader_worker_set(pool: PoolContext, leader: Manifest, worker: Manifest) -> Manifest:
-    """A pod that restarts takes its whole group with it, since the others wait for it in vain."""
+    """Returns the LeaderWorkerSet. A pod that restarts restarts its group, which would wait for it
+    in vain.
+    """
     rollout = pool.model.spec.rollout
     rolling: Manifest = {
         "maxSurge": rollout.surge,
@@ -28,6 +32,6 @@ def leader_worker_set(pool: PoolContext, leader: Manifest, worker: Manifest) -> 
             "workerTemplate": worker,
         },
     }
-    found = pool.make_child(LEADER_WORKER_SETS, spec)
-    found["metadata"]["annotations"] = pool.pin.annotations()
-    return found
+    child = pool.make_child(LEADER_WORKER_SETS, spec)
+    child["metadata"]["annotations"] = pool.pin.annotations()
+    return child

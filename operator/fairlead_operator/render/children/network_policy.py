@@ -1,4 +1,4 @@
-"""The NetworkPolicy of a pool: who may speak with its engines. Their side channels know no authentication."""
+"""The NetworkPolicy of a pool. The side channels of engines have no authentication."""
 
 from fairlead.engines.containers import EngineContainer
 from fairlead.fleet.labels import MODEL_LABEL
@@ -9,13 +9,14 @@ from fairlead_operator.render.pool_context import PoolContext
 
 
 def network_policy(pool: PoolContext, container: EngineContainer, peers: tuple[AllowedPeer, ...]) -> Manifest:
-    """Pods of the same model reach every port; gateways reach HTTP, events and the bootstrap server. Outwards all is open.
+    """Returns the policy: pods of the model reach every port; gateways reach HTTP, events and
+    bootstrap.
 
-    The kubelet's probes come from the node, which policies do not concern.
+    Egress is open. Policies do not affect the kubelet's probes, which come from the node.
     """
     selector = {"matchLabels": selector_labels(pool.model, pool.pool)}
-    inside = {"from": [{"podSelector": {"matchLabels": {MODEL_LABEL: pool.model.metadata.name}}}]}
-    rules: list[Manifest] = [inside]
+    same_model = {"from": [{"podSelector": {"matchLabels": {MODEL_LABEL: pool.model.metadata.name}}}]}
+    rules: list[Manifest] = [same_model]
     if peers:
         rules.append({"from": [peer.network_policy_peer() for peer in peers], "ports": _ports(pool, container)})
     return pool.make_child(NETWORK_POLICIES, {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": rules})
@@ -23,10 +24,10 @@ def network_policy(pool: PoolContext, container: EngineContainer, peers: tuple[A
 
 def _ports(pool: PoolContext, container: EngineContainer) -> list[Manifest]:
     notes, ranks = container.pod_info, pool.pool.parallelism.data
-    found: list[Manifest] = [{"protocol": "TCP", "port": notes.port}]
-    for first in (notes.kv_events_port, notes.kv_replay_port):
-        if first is not None:
-            found.append({"protocol": "TCP", "port": first, "endPort": first + ranks - 1})
+    ports: list[Manifest] = [{"protocol": "TCP", "port": notes.port}]
+    for first_port in (notes.kv_events_port, notes.kv_replay_port):
+        if first_port is not None:
+            ports.append({"protocol": "TCP", "port": first_port, "endPort": first_port + ranks - 1})
     if notes.bootstrap_port is not None and notes.bootstrap_port != notes.port:
-        found.append({"protocol": "TCP", "port": notes.bootstrap_port})
-    return found
+        ports.append({"protocol": "TCP", "port": notes.bootstrap_port})
+    return ports

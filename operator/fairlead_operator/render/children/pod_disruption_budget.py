@@ -1,4 +1,4 @@
-"""The PodDisruptionBudget of a pool: nodes are emptied one instance at a time."""
+"""The PodDisruptionBudget of a pool: nodes are drained one instance at a time."""
 
 from fairlead.kube.resources import DISRUPTION_BUDGETS, Manifest
 from fairlead_operator.render.names import endpoint_selector
@@ -6,7 +6,10 @@ from fairlead_operator.render.pool_context import PoolContext
 
 
 def pod_disruption_budget(pool: PoolContext) -> Manifest:
-    """Not a least number: with one instance that would keep its node from ever being emptied. Ill pods may always go."""
+    """Returns the budget. Unhealthy pods may always be evicted.
+
+    Why no minimum: with a single instance, it would keep the node from ever being drained.
+    """
     spec: Manifest = {
         "maxUnavailable": 1,
         "unhealthyPodEvictionPolicy": "AlwaysAllow",

@@ -1,4 +1,4 @@
-"""The Service of a pool: for people and other systems. Fairlead's gateways speak with pods."""
+"""The Service of a pool, for people and other systems. Gateways connect to pods directly."""
 
 from fairlead.kube.resources import SERVICES, Manifest
 from fairlead_operator.render.names import LEADER_SUFFIX, endpoint_selector
@@ -8,7 +8,10 @@ _SERVICE_PORT = 80
 
 
 def service(pool: PoolContext) -> Manifest:
-    """A LeaderWorkerSet makes a headless Service of its own name, so that of its leaders has another."""
+    """Returns the Service.
+
+    A LeaderWorkerSet creates a headless Service of its own name, so that this one gets a suffix.
+    """
     name = pool.name + LEADER_SUFFIX if pool.pool.parallelism.nodes > 1 else pool.name
     spec: Manifest = {
         "selector": endpoint_selector(pool.model, pool.pool),

@@ -1,0 +1,113 @@
+"""Computes the children that a model should have: its revision, parsed and rendered. Pure."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from fairlead.api import API_VERSION, AcceleratorClass, ModelDeployment, Reason
+from fairlead.errors import FairleadError
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest, metadata_of
+from fairlead_operator.controller.group_rollout import apply_surge
+from fairlead_operator.controller.revisions import (
+    RevisionChoice,
+    choose_revision,
+    controller_revision,
+    revisions_to_keep,
+    running_hashes,
+    stored_revisions,
+)
+from fairlead_operator.kube.object_cache import ModelSnapshot
+from fairlead_operator.object_metadata import WORKLOAD_KINDS, with_revision
+from fairlead_operator.render.context import RenderContext
+from fairlead_operator.render.model import RenderedModel
+from fairlead_operator.status.diagnosis import Failure
+
+_MAX_REPORTED_PROBLEMS = 3
+
+Render = Callable[[ModelDeployment, Mapping[str, AcceleratorClass], RenderContext], RenderedModel]
+"""A function like `render_model`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenSpec:
+    """The revision to run. `model` is None if this release cannot read it."""
+
+    choice: RevisionChoice
+    model: ModelDeployment | None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredState:
+    """The children that a model should have.
+
+    surge_messages: how instances are being replaced, by pool.
+    is_complete: False if not every child could be rendered; then nothing is deleted.
+    """
+
+    children: tuple[Manifest, ...] = ()
+    surge_messages: Mapping[str, str] = field(default_factory=dict)
+    failure: Failure | None = None
+    is_complete: bool = False
+
+
+def choose_spec(snapshot: ModelSnapshot) -> ChosenSpec:
+    """Returns the spec to run."""
+    children = snapshot.children.values()
+    choice = choose_revision(snapshot.model, stored_revisions(children), running_hashes(children))
+    failure = Failure(Reason.INVALID_SPEC, choice.problem) if choice.problem else None
+    try:
+        return ChosenSpec(choice, parse_model(snapshot.model, choice.spec), failure)
+    except ValidationError as error:
+        return ChosenSpec(choice, None, Failure(Reason.INVALID_SPEC, describe_error(error)))
+
+
+def desired_state(
+    snapshot: ModelSnapshot, model: ModelDeployment, choice: RevisionChoice, context: RenderContext, render: Render
+) -> DesiredState:
+    """Returns the desired children of `model`, the chosen spec."""
+    try:
+        rendered = render(model, _accelerator_classes(snapshot.accelerators), context)
+    except FairleadError as error:
+        return DesiredState(failure=Failure(Reason.INVALID_SPEC, str(error)))
+    children, messages = apply_surge(rendered.manifests, snapshot.children, snapshot.pods, model.spec.rollout)
+    marked = [
+        with_revision(child, choice.revision.hash) if child["kind"] in WORKLOAD_KINDS else child for child in children
+    ]
+    if problems := rendered.problems:
+        text = "; ".join(problem.message_with_fix for problem in problems[:_MAX_REPORTED_PROBLEMS])
+        return DesiredState(tuple(marked), messages, Failure(problems[0].reason, text))
+    kept = revisions_to_keep(stored_revisions(snapshot.children.values()), choice)
+    records = [controller_revision(snapshot.model, revision) for revision in kept]
+    return DesiredState((*records, *marked), messages, is_complete=True)
+
+
+def parse_model(model: Manifest, spec: Mapping[str, Any]) -> ModelDeployment:
+    """Returns the model with `spec`. Raises ValidationError."""
+    metadata = {name: metadata_of(model).get(name) for name in ("name", "namespace", "uid", "labels", "annotations")}
+    known = {name: value for name, value in metadata.items() if value is not None}
+    return ModelDeployment.model_validate(
+        {"apiVersion": API_VERSION, "kind": MODEL_DEPLOYMENTS.kind, "metadata": known, "spec": spec}
+    )
+
+
+def describe_error(error: ValidationError) -> str:
+    """Returns the first problems of a spec that this release cannot read."""
+    problems = error.errors(include_url=False, include_input=False)
+    texts = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems[:_MAX_REPORTED_PROBLEMS]]
+    rest = len(problems) - _MAX_REPORTED_PROBLEMS
+    return "; ".join(texts) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _accelerator_classes(objects: Mapping[str, Manifest]) -> dict[str, AcceleratorClass]:
+    """Returns the cluster's classes, without those that this release cannot read."""
+    classes = {}
+    for name, manifest in objects.items():
+        body = {"apiVersion": API_VERSION, "kind": "AcceleratorClass", "metadata": {"name": name}}
+        try:
+            classes[name] = AcceleratorClass.model_validate({**body, "spec": manifest.get("spec") or {}})
+        except ValidationError:
+            continue
+    return classes

@@ -1,0 +1,208 @@
+"""The operator's control loop on a cluster in memory, with a small rendering.
+
+A test runs the Deployment controller step by step.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairlead.api import AcceleratorClass, ModelDeployment, Reason
+from fairlead.kube.events.event import EventDraft
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest, metadata_of, name_of, namespace_of
+from fairlead.kube.watch_events import WatchEvent, WatchEventType
+from fairlead.names import shorten_name
+from fairlead.runtime.clock import ManualClock
+from fairlead_operator.controller.desired_state import Render
+from fairlead_operator.controller.reconciler import Reconciler
+from fairlead_operator.kube.object_cache import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS, ObjectCache
+from fairlead_operator.render.context import ClusterCapabilities, ExistingWorkload, InstallationDefaults, RenderContext
+from fairlead_operator.render.errors import RenderProblem
+from fairlead_operator.render.model import RenderedModel
+from fairlead_testing.kube.in_memory import InMemoryKube
+
+NAMESPACE = "chat"
+KEY = f"{NAMESPACE}/qwen"
+
+
+def render_simply(
+    model: ModelDeployment, accelerators: Mapping[str, AcceleratorClass], context: RenderContext
+) -> RenderedModel:
+    """Renders each pool as a Service and a Deployment, except those with accelerator `unknown`."""
+    manifests: list[Manifest] = []
+    problems = []
+    for pool in model.spec.pools:
+        if pool.is_external:
+            continue
+        if pool.accelerator == "unknown":
+            field_path = f"pool {pool.name}"
+            problems.append(
+                RenderProblem(Reason.UNKNOWN_ACCELERATOR, field_path, "no accelerator is called unknown", "", pool.name)
+            )
+            continue
+        existing = context.workloads.get(pool.name) or ExistingWorkload("")
+        name = existing.name or shorten_name(f"{model.metadata.name}-{pool.name}", taken=context.foreign_names)
+        labels = {"fairlead.io/pool": pool.name, "fairlead.io/role": str(pool.role)}
+        metadata = {"name": name, "labels": labels}
+        container = {"name": "engine", "image": model.spec.engine.image or "sim:1", "args": [*model.spec.engine.args]}
+        spec = {
+            "replicas": model.spec.desired_instances(pool),
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+        }
+        manifests += [
+            {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"selector": labels}},
+            {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec},
+        ]
+    return RenderedModel(tuple(manifests), tuple(problems))
+
+
+def model_manifest(name: str = "qwen", namespace: str = NAMESPACE, **spec: Any) -> Manifest:
+    """Returns a ModelDeployment with one pool of two simulated engines. `spec` replaces fields."""
+    return {
+        "apiVersion": "serving.fairlead.io/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "model": {"source": "hf://Qwen/Qwen3-8B"},
+            "engine": {"kind": "sim"},
+            "pools": [{"name": "main", "accelerator": "cpu", "replicas": {"min": 2}}],
+            **spec,
+        },
+    }
+
+
+def with_replicas(name: str, replicas: int) -> Manifest:
+    """Returns a write that sets only the replicas of a Deployment."""
+    metadata = {"name": name, "namespace": NAMESPACE}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": {"replicas": replicas}}
+
+
+@dataclass
+class OperatorHarness:
+    """A reconciler on `kube`, which holds the true state.
+
+    keys: models with unprocessed events.
+    drops_events: the watches deliver nothing.
+    stale: why the cache counts as out of date.
+    """
+
+    kube: InMemoryKube = field(default_factory=InMemoryKube)
+    clock: ManualClock = field(default_factory=ManualClock)
+    events: list[EventDraft] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    render: Render = render_simply
+    installation: InstallationDefaults = field(default_factory=lambda: InstallationDefaults({}))
+    drops_events: bool = False
+    stale: str = ""
+    capacity_grace_seconds: float = 0.0
+    served_kinds: frozenset[tuple[str, str]] = frozenset()
+    cache: ObjectCache = field(init=False)
+    reconciler: Reconciler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kube.listeners.append(self._on_change)
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts a new process, which knows only the cluster."""
+        self.cache = ObjectCache()
+        child_kinds = [resource.kind for resource in (*STANDARD_CHILD_KINDS, *OPTIONAL_CHILD_KINDS)]
+        for kind in (*child_kinds, "Pod", "AcceleratorClass"):
+            for manifest in self.kube.objects_of(kind):
+                self.cache.apply(WatchEvent(WatchEventType.ADDED, manifest))
+        self.keys = self.cache.replace_models(self.kube.objects_of(MODEL_DEPLOYMENTS.kind))
+        self.reconciler = Reconciler(
+            self.kube,
+            self.cache,
+            self.clock,
+            self,
+            self,
+            self.installation,
+            capacity_grace_seconds=self.capacity_grace_seconds,
+            render=lambda *arguments: self.render(*arguments),
+        )
+
+    @property
+    def capabilities(self) -> ClusterCapabilities:
+        """The features of the cluster."""
+        return ClusterCapabilities(self.served_kinds)
+
+    def staleness(self) -> str:
+        """Returns why the cache counts as out of date."""
+        return self.stale
+
+    def on_event(self, model: Manifest, event: EventDraft) -> None:
+        """Keeps an event."""
+        self.events.append(event)
+
+    def on_self_write(self, key: str) -> None:
+        """Ignores the call."""
+
+    def _on_change(self, change: WatchEvent) -> None:
+        if not self.drops_events:
+            self.keys += self.cache.apply(change)
+
+    def reconcile(self, key: str = KEY) -> float | None:
+        """Runs one pass over a model."""
+        return asyncio.run(self.reconciler.reconcile(key))
+
+    def run_until_idle(self, *, with_controllers: bool = True, max_rounds: int = 40) -> None:
+        """Processes all events, and runs the other controllers, until nothing happens any more."""
+        self.keys += list(self.cache.models)
+        for _ in range(max_rounds):
+            if not self.keys:
+                return
+            keys, self.keys = list(dict.fromkeys(self.keys)), []
+            self.keys += [key for key in keys if self.reconcile(key) == 0.0]
+            if with_controllers:
+                self.run_controllers()
+        raise AssertionError(f"still busy: {self.kube.writes[-10:]}")
+
+    def run_controllers(self) -> None:
+        """Makes every instance of every Deployment ready and up to date."""
+        for deployment in self.kube.objects_of("Deployment"):
+            self.run_deployment(deployment, ready=deployment["spec"].get("replicas", 1))
+
+    def run_deployment(self, deployment: Manifest, *, ready: int, **status: Any) -> None:
+        """Writes the status of a Deployment with `ready` ready instances."""
+        replicas = deployment["spec"].get("replicas", 1)
+        counts = {"replicas": replicas, "readyReplicas": ready, "updatedReplicas": replicas}
+        status = {**counts, "observedGeneration": metadata_of(deployment)["generation"], **status}
+        metadata = {"name": name_of(deployment), "namespace": namespace_of(deployment)}
+        self.kube.put(
+            {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "status": status},
+            "kube-controller-manager/status",
+        )
+
+    def status(self, name: str = "qwen", namespace: str = NAMESPACE) -> dict[str, Any]:
+        """Returns the status of a model."""
+        (model,) = (
+            model
+            for model in self.kube.objects_of(MODEL_DEPLOYMENTS.kind)
+            if (name_of(model), namespace_of(model)) == (name, namespace)
+        )
+        return dict(model.get("status") or {})
+
+    def conditions(self, **names: str) -> dict[str, tuple[str, str]]:
+        """Returns status and reason of each condition of a model."""
+        conditions = self.status(**names).get("conditions", [])
+        return {condition["type"]: (condition["status"], condition["reason"]) for condition in conditions}
+
+    def message(self, type: str) -> str:
+        """Returns the message of a condition."""
+        return str(next(condition["message"] for condition in self.status()["conditions"] if condition["type"] == type))
+
+    def names(self, kind: str = "Deployment") -> list[str]:
+        """Returns the names of all objects of a kind."""
+        return [name_of(manifest) for manifest in self.kube.objects_of(kind)]
+
+    def workload(self, kind: str = "Deployment") -> Manifest:
+        """Returns the only object of a kind."""
+        (manifest,) = self.kube.objects_of(kind)
+        return manifest
+
+    def edit(self, name: str = "qwen", **spec: Any) -> None:
+        """Applies a changed model with kubectl."""
+        self.kube.put(model_manifest(name, **spec), "kubectl")
