@@ -1,1 +1,7 @@
-"""Helpers that tests of several components share; real small programs, no mocks."""
+"""Test support of all components: real small programs instead of mocks. Not part of the wheel.
+
+- `waiting`, `fake_time`, `processes`, `local_stack`: time and processes.
+- `http/`, `kube/`, `redis/`, `engines/`: servers that tests control.
+- `gateway/`, `kvstore/`, `autoscaler/`, `sim/`, `cli/`: harnesses of components.
+- `prometheus`, `reports`: metrics rules and results of long runs.
+"""

@@ -1,4 +1,4 @@
-"""Time that a test turns by hand: a clock, and pauses that end when the clock has come that far."""
+"""Clocks under a test's control, with matching replacements for `asyncio.sleep`."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from fairlead_testing.waiting import wait_until
 
 
 class FakeTime(ManualClock):
-    """A clock whose ``pause`` stands for ``asyncio.sleep`` in the parts under test."""
+    """A clock whose `pause` replaces `asyncio.sleep`, and ends when the test advances the clock."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -16,7 +16,7 @@ class FakeTime(ManualClock):
         self._due: list[tuple[float, asyncio.Future[None]]] = []
 
     async def pause(self, seconds: float) -> None:
-        """Wait until the test has advanced the clock by so much."""
+        """Waits until the test has advanced the clock by `seconds`."""
         self.pauses.append(seconds)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = self.now() + seconds, future
@@ -27,14 +27,14 @@ class FakeTime(ManualClock):
             self._due.remove(entry)
 
     def advance(self, seconds: float) -> None:
-        """Move on; pauses that are over by then end."""
+        """Moves the clock, and ends the pauses that are over."""
         super().advance(seconds)
         for due, future in self._due:
             if due <= self.now() and not future.done():
                 future.set_result(None)
 
     async def advance_until(self, condition: Callable[[], bool], below: float) -> None:
-        """Let one pause of less than ``below`` seconds after the other be over, until ``condition`` holds."""
+        """Ends pauses shorter than `below` one after the other, until `condition` holds."""
 
         def turned() -> bool:
             waiting = self.pending_pauses
@@ -46,19 +46,19 @@ class FakeTime(ManualClock):
 
     @property
     def pending_pauses(self) -> list[float]:
-        """How many seconds each present pause still has."""
+        """Remaining seconds of each pause."""
         return sorted(due - self.now() for due, future in self._due if not future.done())
 
 
 class InstantTime(ManualClock):
-    """A clock whose pauses are over at once, having moved it; what they were stands in ``pauses``."""
+    """A clock whose pauses move it and end at once. `pauses` records them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pauses: list[float] = []
 
     async def pause(self, seconds: float) -> None:
-        """Let the time pass without waiting for it."""
+        """Advances the clock without waiting."""
         self.pauses.append(seconds)
         self.advance(seconds)
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""``fairlead up`` as a process of its own, for tests that drive the whole of local mode as a user would."""
+"""`fairlead up` as a process, for tests of local mode as a user runs it."""
 
 import json
 import os
@@ -26,7 +26,9 @@ spec:
 
 
 class LocalStack:
-    """A running ``fairlead up`` on free ports. Its run directory lies below ``runtime``; leaving the block ends it."""
+    """A running `fairlead up` on free ports, with its files below `runtime`. The end of the block
+    ends it.
+    """
 
     def __init__(
         self, runtime: Path, *arguments: str, manifest: str | None = SMALL_MANIFEST, stdout: int = subprocess.PIPE
@@ -69,7 +71,9 @@ class LocalStack:
             self.process.stdout.close()
 
     def wait_ready(self) -> Self:
-        """Wait for the line that begins with ``ready``. Raises AssertionError with everything printed when it ends first."""
+        """Waits for the `ready` line. Raises AssertionError with the output if the process ends
+        first.
+        """
         wait_until(lambda: self._ready.is_set() or self.process.poll() is not None, "fairlead up is ready")
         if not self._ready.is_set():
             self._reader.join(PATIENCE_SECONDS)
@@ -77,23 +81,23 @@ class LocalStack:
         return self
 
     def wait_exit(self) -> int:
-        """Wait for its end; the exit code."""
+        """Waits for the end and returns the exit code."""
         code = self.process.wait(PATIENCE_SECONDS)
         self._reader.join(PATIENCE_SECONDS)
         return code
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to ``fairlead up`` alone."""
+        """Sends a signal to `fairlead up` alone."""
         self.process.send_signal(number)
 
     def state(self) -> dict[str, Any]:
-        """What it tells ``chat`` and ``status``."""
+        """Returns the state file that `chat` and `status` read."""
         (file,) = self.runtime.glob("fairlead/up-*/stack.json")
         found: dict[str, Any] = json.loads(file.read_text())
         return found
 
     def children(self) -> dict[int, str]:
-        """Pid → command line of everything it started."""
+        """Returns the command line of every descendant by pid."""
         found = {}
         for pid in descendants(self.process.pid):
             try:
@@ -103,11 +107,11 @@ class LocalStack:
         return found
 
     def pid_of(self, part: str) -> int:
-        """The first child whose command line holds ``part``."""
+        """Returns the first child whose command line contains `part`."""
         return min(pid for pid, line in self.children().items() if part in line)
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Another ``fairlead`` command that finds this stack."""
+        """Runs another `fairlead` command that finds this stack."""
         command = [sys.executable, "-m", "fairlead_cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, env=self.environment)
 
@@ -121,7 +125,7 @@ class LocalStack:
 
 
 class StackFootprint:
-    """What a stack consists of at one moment, to see later that nothing of it is left."""
+    """The processes, ports and directories of a stack, to check later that nothing is left."""
 
     def __init__(self, up: LocalStack) -> None:
         self.pids = {up.process.pid, *up.children()}
@@ -133,7 +137,7 @@ class StackFootprint:
         self.runtime = up.runtime
 
     def is_gone(self) -> bool:
-        """No process, no port, no directory."""
+        """Returns True if no process, port or directory is left."""
         return (
             not any(is_alive(pid) for pid in self.pids)
             and not any(map(is_listening, self.ports))
@@ -141,7 +145,7 @@ class StackFootprint:
         )
 
     def directories(self) -> list[Path]:
-        """Run directories that are still there."""
+        """Returns the remaining run directories."""
         return list(self.runtime.glob("fairlead/up-*"))
 
     def __iter__(self) -> Iterator[int]:

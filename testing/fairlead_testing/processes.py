@@ -1,4 +1,4 @@
-"""Questions that tests ask about processes: does it live, what did it start, is its port free again."""
+"""Helpers for processes in tests: life, descendants and ports."""
 
 import os
 import random
@@ -11,7 +11,7 @@ PATIENCE_SECONDS = 120.0
 
 
 def is_alive(pid: int) -> bool:
-    """Does this process run? A zombie has ended: only its parent has not noticed yet."""
+    """Returns True if the process runs. A zombie has ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -20,7 +20,7 @@ def is_alive(pid: int) -> bool:
 
 
 def descendants(pid: int) -> set[int]:
-    """Every living process that ``pid`` started, directly or not (from /proc, Linux)."""
+    """Returns every living descendant of `pid` (from /proc, Linux)."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -36,7 +36,9 @@ def descendants(pid: int) -> set[int]:
 
 
 def find_process(pid: int, module: str) -> int:
-    """The process below ``pid`` that runs a module, as ``python -m`` does. Raises AssertionError when there is none."""
+    """Returns the descendant of `pid` that runs a Python module. Raises AssertionError if there is
+    none.
+    """
     for one in descendants(pid):
         if module.encode() in Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0"):
             return one
@@ -44,14 +46,14 @@ def find_process(pid: int, module: str) -> int:
 
 
 def is_listening(port: int, host: str = "127.0.0.1") -> bool:
-    """Does somebody accept connections there?"""
+    """Returns True if the port accepts connections."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         return probe.connect_ex((host, port)) == 0
 
 
 def unused_port() -> int:
-    """A port of loopback that nobody has, and that no connection gets as its own end meanwhile: below the range for those."""
+    """Returns a free loopback port below the range of ephemeral ports."""
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(max(1_024, lowest - 16_384), lowest)
@@ -64,7 +66,7 @@ def unused_port() -> int:
 
 
 def wait_until(condition: Callable[[], bool], what: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Look again and again until ``condition`` holds. Raises AssertionError naming ``what`` after ``patience_seconds``."""
+    """Polls until `condition` holds. Raises AssertionError with `what` after `patience_seconds`."""
     end = time.monotonic() + patience_seconds
     while not condition():
         if time.monotonic() > end:

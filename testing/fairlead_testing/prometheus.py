@@ -1,8 +1,9 @@
-"""Alert rules before Prometheus' own rule engine: which of them fire on given series, and what expressions ask for.
+"""Evaluates alert rules with Prometheus' rule engine, and analyses PromQL expressions.
 
-``promtool test rules`` evaluates rules over series that are written down, as fast as it can: an hour takes a tenth of a second.
-Series come from a test's own words, or from scrapes of real processes (``Recording``): what a process said before and after a fault
-is what it is taken to have said for a while. Counters and ages then go on growing as they grew between two scrapes.
+`promtool test rules` evaluates rules on given series; an hour takes a tenth of a second. Series are
+written by a test, or come from scrapes of real processes (`SeriesRecording`). The values before and
+after a fault are extended over time; counters and ages keep growing as they did between two
+scrapes.
 """
 
 import re
@@ -33,14 +34,18 @@ _AGGREGATIONS = {"sum", "min", "max", "avg", "count", "topk", "bottomk", "quanti
 
 @dataclass(frozen=True, slots=True)
 class ExpressionNames:
-    """``metrics``: name and the labels that it is selected by, for each place. ``grouped``: labels that results are grouped by."""
+    """The names in an expression.
+
+    metrics: name and selector labels, for each occurrence.
+    grouped: labels of results.
+    """
 
     metrics: tuple[tuple[str, frozenset[str]], ...]
     grouped: frozenset[str]
 
 
 def expression_names(expression: str) -> ExpressionNames:
-    """The names in an expression of PromQL; that it is one is for promtool to say."""
+    """Returns the names in a PromQL expression. It does not validate it; promtool does."""
     tokens = _TOKEN.findall(expression)
     metrics: list[tuple[str, frozenset[str]]] = []
     grouped: set[str] = set()
@@ -69,7 +74,7 @@ def expression_names(expression: str) -> ExpressionNames:
 
 
 def parse_scrape(text: str, **target: str) -> Scrape:
-    """The series of one scrape, with the labels that Prometheus gives the target where it has none of its own."""
+    """Returns the series of a scrape, with the labels that Prometheus adds for the target."""
     found: dict[tuple[str, Labels], float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -78,19 +83,22 @@ def parse_scrape(text: str, **target: str) -> Scrape:
 
 
 class SeriesRecording:
-    """Series over time, a value each ``STEP_SECONDS``. One that is not scraped any more ends, as Prometheus marks it."""
+    """Series over time, with a value every `STEP_SECONDS`. A series ends with its last scrape."""
 
     def __init__(self) -> None:
         self._steps = 0
         self._values: dict[tuple[str, Labels], list[str]] = {}
 
     def hold(self, minutes: float, *scrapes: Scrape) -> None:
-        """For so long everything stays as these targets say."""
+        """Keeps these scrapes constant for `minutes`."""
         self.grow(minutes, *((one, one) for one in scrapes))
 
     def grow(self, minutes: float, *pairs: tuple[Scrape, Scrape], aging: str = "") -> None:
-        """For so long counters grow each step as they did between two scrapes of each target, and everything else stays as in the
-        second; but the ages called ``aging``, where they had grown, grow with the time. What is in no pair is absent."""
+        """Lets counters grow for `minutes` as they did between the two scrapes of each target.
+
+        Other series stay as in the second scrape, except the ages called `aging`, which grow with
+        time if they had grown. Series in no pair are absent.
+        """
         steps = round(minutes * 60 / STEP_SECONDS)
         for before, after in pairs:
             for key, value in after.items():
@@ -102,7 +110,7 @@ class SeriesRecording:
             told.extend((["stale"] + ["_"] * steps)[: self._steps - len(told)])
 
     def series(self, names: Iterable[str]) -> dict[str, str]:
-        """Those of these names in promtool's notation."""
+        """Returns the series of these names in promtool's notation."""
         wanted = set(names)
         return {
             format_series(name, labels): " ".join(told)
@@ -112,30 +120,30 @@ class SeriesRecording:
 
     @property
     def minutes(self) -> float:
-        """How long it is."""
+        """Length of the recording."""
         return self._steps * STEP_SECONDS / 60
 
 
 def _slope(name: str, difference: float, aging: bool) -> float:
-    """What a series grows by in each step."""
+    """Returns the growth of a series per step."""
     if _COUNTED.search(name):
         return max(0.0, difference)
     return float(STEP_SECONDS) if name.endswith("_uptime_seconds") or (aging and difference > 0.0) else 0.0
 
 
 def format_series(name: str, labels: Iterable[tuple[str, str]]) -> str:
-    """A series as PromQL writes it."""
+    """Returns a series in PromQL."""
     inside = ",".join(f'{key}="{escape_label(value)}"' for key, value in labels)
     return f"{name}{{{inside}}}"
 
 
 def escape_label(value: str) -> str:
-    """A label's value within quotes."""
+    """Returns a label value for quotes."""
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 class AlertRules:
-    """``groups`` are those of a PrometheusRule; ``folder`` takes the files that promtool reads."""
+    """The alert rules of a PrometheusRule. `folder` is for promtool's files."""
 
     def __init__(self, promtool: Path, groups: Sequence[Mapping[str, Any]], folder: Path) -> None:
         self._promtool = promtool
@@ -145,13 +153,16 @@ class AlertRules:
         self.path.write_text(yaml.safe_dump({"groups": list(groups)}), encoding="utf-8")
 
     def check(self) -> str:
-        """promtool's own look at the file. Raises AssertionError with its words when something is wrong."""
+        """Runs promtool's check of the rules. Raises AssertionError with its message."""
         return self._run("check", "rules", "--lint=all", "--lint-fatal", str(self.path))
 
     def expect_firing(
         self, cases: Mapping[str, tuple[Mapping[str, str], float, Iterable[str]]], label: str = "alertname"
     ) -> None:
-        """By name: series, minutes, and what of ``label`` the alerts have that fire then, no other. Raises AssertionError."""
+        """Raises AssertionError unless exactly the expected alerts fire.
+
+        cases: by name: series, minutes, and the expected values of `label`.
+        """
         tests = [
             {
                 "name": name,
@@ -180,7 +191,7 @@ class AlertRules:
 
 
 def expressions(groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Alert and expression of each rule."""
+    """Yields alert and expression of each rule."""
     for group in groups:
         for rule in group["rules"]:
             yield rule["alert"], rule["expr"]

@@ -1,4 +1,4 @@
-"""What every report of a long run begins with: the machine, the commit, and the bar's lines with what was measured."""
+"""Common parts of reports of long runs: machine, commit, and goals with measurements."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ReportLine:
-    """One line of the bar."""
+    """A goal with its measurement."""
 
     goal: str
     measured: object
@@ -19,12 +19,12 @@ class ReportLine:
 
 
 def lines_as_json(lines: Iterable[ReportLine]) -> list[dict[str, object]]:
-    """The lines as JSON."""
+    """Returns the lines as JSON."""
     return [{"line": one.goal, "measured": one.measured, "holds": one.holds} for one in lines]
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Returns a description of the machine."""
     return {
         "cores": os.cpu_count(),
         "processor": platform.machine(),
@@ -34,7 +34,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit(folder: Path, mark: str = "-dirty") -> str:
-    """The commit that lies in a folder, with ``mark`` behind it when files differ from it, but for results that were measured."""
+    """Returns the commit of a folder, with `mark` if files differ (except committed results)."""
 
     def git(*words: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)

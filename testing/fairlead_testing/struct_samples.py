@@ -56,8 +56,8 @@ def sample(kind: Any, number: int = 1, depth: int = 0) -> Any:
             plain = [option for option in options if not isinstance(option, types.NoneType)]
             return None if depth > MAX_DEPTH and len(plain) < len(options) else sample(plain[0], number, depth + 1)
         case types.StructType(cls=cls, fields=fields) | types.DataclassType(cls=cls, fields=fields):
-            values = {field.name: sample(field.type, place, depth + 1) for place, field in enumerate(fields, 1)}
-            return cls(**values)
+            arguments = {field.name: sample(field.type, place, depth + 1) for place, field in enumerate(fields, 1)}
+            return cls(**arguments)
         case types.RawType():
             return msgspec.Raw(b"null")
         case _:

@@ -1,4 +1,4 @@
-"""Waiting in asynchronous tests: for a condition, with a patience that only a hanging test ever reaches."""
+"""Waiting in asynchronous tests."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,7 +7,9 @@ PATIENCE_SECONDS = 120.0
 
 
 async def wait_until(condition: Callable[[], bool], patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Return as soon as the loop's other tasks have made ``condition`` true; TimeoutError when they do not."""
+    """Returns once other tasks have made `condition` true. Raises TimeoutError after
+    `patience_seconds`.
+    """
 
     async def _asked() -> bool:
         return condition()
@@ -18,7 +20,7 @@ async def wait_until(condition: Callable[[], bool], patience_seconds: float = PA
 async def wait_until_async(
     condition: Callable[[], Awaitable[bool]], patience_seconds: float = PATIENCE_SECONDS
 ) -> None:
-    """The same for a condition that must itself be awaited."""
+    """Like `wait_until`, for an asynchronous condition."""
     async with asyncio.timeout(patience_seconds):
-        while not await condition():  # noqa: ASYNC110  # the condition is another system's, which sets no Event of ours
+        while not await condition():  # noqa: ASYNC110  # the condition belongs to another system
             await asyncio.sleep(0.005)

@@ -1,1 +1,1 @@
-"""Engines."""
+"""Engines under a test's control: scripted ones, and processes of the simulated engine."""

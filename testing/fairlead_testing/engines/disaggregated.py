@@ -1,4 +1,4 @@
-"""A model whose prefill and decode are split over real processes of the simulated engine."""
+"""A model with disaggregated prefill and decode, served by processes of the simulated engine."""
 
 import os
 import signal
@@ -15,24 +15,24 @@ MODEL_KEY = "default/tiny"
 
 @dataclass(slots=True)
 class KillableEngine:
-    """One engine process."""
+    """An engine process."""
 
     url: str
     process: "subprocess.Popen[str]"
 
     def kill(self) -> None:
-        """End it without a word."""
+        """Kills the process and waits for its end."""
         self.process.kill()
         self.process.wait()
 
     def freeze(self) -> None:
-        """Stop it where it is."""
+        """Stops it with SIGSTOP."""
         os.kill(self.process.pid, signal.SIGSTOP)
 
 
 @contextmanager
 def killable_engine(*arguments: str) -> Iterator[KillableEngine]:
-    """A simulated engine on a free port, gone at the end of the block."""
+    """Runs a simulated engine on a free port until the end of the block."""
     command = [sys.executable, "-m", "fairlead_sim", "engine", "--served-model-name", "tiny", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -46,7 +46,7 @@ def killable_engine(*arguments: str) -> Iterator[KillableEngine]:
 
 @dataclass(slots=True)
 class DisaggregatedModel:
-    """Engines by what they do."""
+    """The engines by role."""
 
     prefill: Sequence[KillableEngine]
     decode: Sequence[KillableEngine]
@@ -54,7 +54,7 @@ class DisaggregatedModel:
     serve: Sequence[KillableEngine] = field(default_factory=list)
 
     def fleet(self) -> Fleet:
-        """One model; ids are ``prefill-0``, ``decode-0``, ``serve-0`` and so on."""
+        """Returns a fleet of one model; ids are `prefill-0`, `decode-0`, `serve-0` and so on."""
         groups = ((Role.PREFILL, self.prefill), (Role.DECODE, self.decode), (Role.SERVE, self.serve))
         found = tuple(
             Instance(

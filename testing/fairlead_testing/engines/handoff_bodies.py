@@ -1,4 +1,4 @@
-"""The bodies of a hand-off as a careful client of two engines would write them."""
+"""Request bodies of a KV hand-off, as a client of a prefill and a decode engine writes them."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
 def make_prompt(tokens: int, first: str = "aaa") -> str:
-    """A prompt that the simulated tokenizer cuts into so many tokens; another ``first`` word makes another prompt."""
+    """Returns a prompt of this many simulated tokens. Another `first` word gives another prompt."""
     letters = "bcdfghjklm"
     words = [
         first,
@@ -16,10 +16,10 @@ def make_prompt(tokens: int, first: str = "aaa") -> str:
 
 
 def prefill_body(prompt: str, **more: Any) -> dict[str, Any]:
-    """What a prefill engine is sent."""
+    """Returns a request body for a prefill engine."""
     return {"prompt": prompt, "max_tokens": 1, "min_tokens": 1, "stream": False, "kv_transfer_params": PREFILL} | more
 
 
 def decode_body(prompt: str, params: Any, tokens: int = 8, **more: Any) -> dict[str, Any]:
-    """What a decode engine is sent."""
+    """Returns a request body for a decode engine."""
     return {"prompt": prompt, "max_tokens": tokens, "kv_transfer_params": params} | more

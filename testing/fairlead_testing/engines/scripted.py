@@ -1,7 +1,7 @@
-"""An engine whose every answer a test writes itself, and that knows who is still connected.
+"""A scripted engine: a test writes every response, and sees who is still connected.
 
-A script is an async function that gets a ``Call``: the request, and the means to answer it well, badly or not at all. When it
-returns, the connection waits for its next request.
+A script is an async function of an `EngineCall`: the request, and the means to respond well, badly
+or not at all. When it returns, the connection waits for its next request.
 """
 
 import asyncio
@@ -16,12 +16,12 @@ from typing import Any
 
 
 class HangUp(Exception):
-    """A script raises it to close the connection."""
+    """Raised by a script to close the connection."""
 
 
 @dataclass(slots=True)
 class EngineCall:
-    """One request. ``fields`` are its header fields in order, names in lower case."""
+    """A request. `fields` are its header fields in order, with lower-case names."""
 
     path: str
     fields: list[tuple[str, str]]
@@ -31,45 +31,45 @@ class EngineCall:
 
     @property
     def json(self) -> Any:
-        """The body, decoded."""
+        """The decoded body."""
         return json.loads(self.body)
 
     def header(self, name: str) -> str | None:
-        """The first header field of that name."""
+        """Returns the first header field of that name."""
         return next((value for known, value in self.fields if known == name), None)
 
     async def send(self, data: bytes) -> None:
-        """Write bytes as they are."""
+        """Writes raw bytes."""
         self.writer.write(data)
         await self.writer.drain()
 
     async def respond(
         self, value: object, status: str = "200 OK", kind: str = "application/json", more: str = ""
     ) -> None:
-        """A whole answer with Content-Length; ``value`` is JSON unless it is bytes."""
+        """Sends a complete response with Content-Length. `value` is JSON unless it is bytes."""
         body = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
         head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
         await self.send(head.encode() + body)
 
     async def start_stream(self, kind: str = "text/event-stream; charset=utf-8") -> None:
-        """The head of a chunked stream."""
+        """Sends the head of a chunked stream."""
         await self.send(f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n".encode())
 
     async def chunk(self, data: bytes) -> None:
-        """One chunk; an empty one ends the answer."""
+        """Sends one chunk; an empty one ends the response."""
         await self.send(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
     async def event(self, value: object) -> None:
-        """One server-sent event in a chunk of its own."""
+        """Sends one server-sent event as a chunk."""
         await self.chunk(event(value))
 
     async def finish(self) -> None:
-        """``[DONE]`` and the last chunk."""
+        """Sends `[DONE]` and the last chunk."""
         await self.event("[DONE]")
         await self.chunk(b"")
 
     async def wait_closed(self) -> None:
-        """Wait until the other side has closed the connection."""
+        """Waits until the client has closed the connection."""
         try:
             while await self.reader.read(65_536):
                 pass
@@ -77,7 +77,7 @@ class EngineCall:
             pass
 
     def reset(self) -> None:
-        """Close with RST, as a killed process with unread bytes does."""
+        """Closes with RST, like a killed process with unread bytes."""
         bound: socket.socket = self.writer.get_extra_info("socket")
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
@@ -88,7 +88,7 @@ Script = Callable[[EngineCall], Awaitable[None]]
 
 @dataclass(slots=True)
 class ScriptedEngine:
-    """``calls`` in the order in which they came; ``connections`` counts those ever opened, ``open`` the present ones."""
+    """A running scripted engine. `connections` counts all connections, `open` the current ones."""
 
     url: str = ""
     calls: list[EngineCall] = field(default_factory=list)
@@ -98,18 +98,18 @@ class ScriptedEngine:
 
 
 def event(value: object) -> bytes:
-    """A server-sent event as bytes; text goes in as it is."""
+    """Returns a server-sent event as bytes. Text is used as it is."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
     return f"data: {text}\n\n".encode()
 
 
 def token(text: str, finish: str | None = None) -> dict[str, Any]:
-    """The event of one token of a chat completion."""
+    """Returns the event of one token of a chat completion."""
     return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
 
 
 def usage(prompt: int, cached: int, output: int) -> dict[str, Any]:
-    """The event before the last when usage was asked for."""
+    """Returns the usage event."""
     details = {"cached_tokens": cached}
     return {
         "choices": [],
@@ -118,7 +118,7 @@ def usage(prompt: int, cached: int, output: int) -> dict[str, Any]:
 
 
 async def well_behaved(call: EngineCall) -> None:
-    """Three tokens for a stream, a small completion otherwise."""
+    """A script with three tokens for a stream, and a small completion otherwise."""
     asked = call.json
     if not asked.get("stream"):
         counted = usage(7, 4, 3)["usage"]
@@ -133,13 +133,13 @@ async def well_behaved(call: EngineCall) -> None:
 
 
 class PausedStream:
-    """A script whose streams wait after their first token, ``a``, until ``go_on`` is set; all else is answered as by ``honest``."""
+    """A script whose streams pause after their first token, `a`, until `go_on` is set."""
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
 
     async def script(self, call: EngineCall) -> None:
-        """The script itself."""
+        """Answers one request."""
         if not call.json.get("stream"):
             await well_behaved(call)
             return
@@ -153,7 +153,7 @@ class PausedStream:
 async def scripted_engine(
     script: Script = well_behaved, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
 ) -> AsyncIterator[ScriptedEngine]:
-    """Listen on a free loopback port and answer every request with ``script``."""
+    """Listens on a free loopback port and answers every request with `script`."""
     engine = ScriptedEngine()
     handlers: set[asyncio.Task[None]] = set()
 

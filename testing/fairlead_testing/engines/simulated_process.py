@@ -1,4 +1,4 @@
-"""Simulated engines as processes of their own, so that a test can kill, stop and continue them."""
+"""Simulated engines as asynchronous processes, which tests can kill, stop and continue."""
 
 import asyncio
 import contextlib
@@ -15,20 +15,20 @@ PATIENCE_SECONDS = 120.0
 
 @dataclass(slots=True)
 class EngineProcess:
-    """One engine that said ``ready``."""
+    """A ready engine process."""
 
     process: asyncio.subprocess.Process
     url: str
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to it alone."""
+        """Sends a signal to it alone."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, number)
 
 
 @asynccontextmanager
 async def engine_process(*arguments: str, model: str = "tiny") -> AsyncIterator[EngineProcess]:
-    """``python -m fairlead_sim engine`` on a free port; killed at the end of the block, whatever state it is in."""
+    """Runs `python -m fairlead_sim engine` on a free port, and kills it at the end of the block."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "fairlead_sim", "engine", "--listen", "127.0.0.1:0"),
         *("--model", model, "--served-model-name", model, *arguments),
@@ -49,6 +49,6 @@ async def engine_process(*arguments: str, model: str = "tiny") -> AsyncIterator[
 
 @asynccontextmanager
 async def engine_processes(count: int, *arguments: str) -> AsyncIterator[list[EngineProcess]]:
-    """Several equal ones, started side by side."""
+    """Runs several equal engines in parallel."""
     async with AsyncExitStack() as stack:
         yield await asyncio.gather(*[stack.enter_async_context(engine_process(*arguments)) for _ in range(count)])

@@ -1,1 +1,1 @@
-"""Http."""
+"""HTTP servers, raw clients, certificates, and network links with faults."""

@@ -1,4 +1,4 @@
-"""A real HTTP server on a free loopback port whose answers are written down beforehand: for testing clients."""
+"""A real HTTP server with predefined responses on a free loopback port, for tests of clients."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,9 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class CannedResponse:
-    """One answer; several ``parts`` go out as chunks. ``cut`` closes the connection instead of ending the body."""
+    """A predefined response. Several `parts` are sent as chunks. `cut` closes before the end of the
+    body.
+    """
 
     parts: Sequence[bytes] = (b"",)
     status: int = 200
@@ -20,7 +22,7 @@ class CannedResponse:
 
 @dataclass(slots=True)
 class ReceivedRequest:
-    """A request as it arrived."""
+    """A request as received."""
 
     method: str
     path: str
@@ -29,7 +31,9 @@ class ReceivedRequest:
 
 
 class CannedServer:
-    """``answers`` by path without its query; what is not there is a 404. ``asked`` keeps every request."""
+    """A server with `responses` by path without query; other paths get 404. `requests` keeps every
+    request.
+    """
 
     def __init__(self, answers: Mapping[str, CannedResponse]) -> None:
         self.responses = dict(answers)
@@ -40,7 +44,6 @@ class CannedServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                """As written down."""
                 canned._respond(self)
 
             def do_POST(self) -> None:

@@ -1,4 +1,4 @@
-"""Certificates made on the spot by the ``openssl`` command: an authority, and servers that it vouches for."""
+"""Creates certificates with the `openssl` command: an authority, and servers that it signs."""
 
 import shutil
 import ssl
@@ -24,7 +24,7 @@ subjectAltName = {names}
 
 
 def has_openssl() -> bool:
-    """Is there an ``openssl`` command?"""
+    """Returns True if there is an `openssl` command."""
     return shutil.which("openssl") is not None
 
 
@@ -36,14 +36,14 @@ class Certificate:
     key: Path
 
     def server_context(self) -> ssl.SSLContext:
-        """A context for a server that shows it."""
+        """Returns a TLS context for a server with this certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, self.key)
         return context
 
 
 class CertificateAuthority:
-    """A certificate authority of one test; its files lie in ``folder``."""
+    """A certificate authority for one test, with its files in `folder`."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self._folder = folder
@@ -51,15 +51,15 @@ class CertificateAuthority:
 
     @property
     def ca_file(self) -> Path:
-        """What a client trusts."""
+        """The CA file for clients."""
         return self.own.certificate
 
     def issue(self, name: str, *, names: str = LOOPBACK_NAMES, kind: str = "ec") -> Certificate:
-        """A server's certificate; ``kind`` of its key is ``ec`` or ``rsa``."""
+        """Returns a new server certificate. `kind` of the key is `ec` or `rsa`."""
         return self._make(name, "server", names, kind, self.own)
 
     def client_context(self) -> ssl.SSLContext:
-        """A context for a client that trusts this authority alone."""
+        """Returns a TLS context for a client that trusts only this authority."""
         return ssl.create_default_context(cafile=str(self.ca_file))
 
     def _make(self, name: str, section: str, names: str, kind: str, signer: Certificate | None) -> Certificate:

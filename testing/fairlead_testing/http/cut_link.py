@@ -1,6 +1,6 @@
-"""A way to a server that can be cut without anybody being told: bytes are forwarded until a test says stop.
+"""A TCP link that can silently stop forwarding, like a network that drops packets.
 
-What a network does that drops packets of old connections: they stay open on both sides, and nothing comes any more. New ones pass.
+Old connections stay open on both sides and transfer nothing; new connections work.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 
 class _Connection:
-    """One that is open. ``asked`` tells which of several the client has sent on last."""
+    """An open connection. `asked` says on which of several the client sent last."""
 
     def __init__(self) -> None:
         self.silenced = False
@@ -17,7 +17,7 @@ class _Connection:
 
 
 class CutLink:
-    """``port`` on loopback leads to the server."""
+    """A link from `port` on loopback to a server."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -25,9 +25,10 @@ class CutLink:
         self._asked = 0
 
     def freeze(self, *, spare: int = 0) -> int:
-        """From now on nothing passes on the connections that are open; how many they are.
+        """Stops forwarding on the open connections, and returns their number.
 
-        ``spare`` leaves out those that the client has sent on last: watches are asked for once, and then only listened to.
+        spare: number of connections to leave out: those with the latest request. Watches are
+            requested once and then only read.
         """
         found = sorted((one for one in self._open if not one.silenced), key=lambda one: one.asked, reverse=True)
         for one in found[spare:]:
@@ -35,7 +36,7 @@ class CutLink:
         return len(found[spare:])
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int) -> None:
-        """One connection, until either side ends it."""
+        """Forwards one connection until either side ends it."""
         one = _Connection()
         self._open.add(one)
         try:
@@ -45,7 +46,7 @@ class CutLink:
                     group.create_task(self._forward(reader, there_writer, one, asking=True))
                     group.create_task(self._forward(there_reader, writer, one, asking=False))
             finally:
-                there_writer.transport.abort()  # what is left unsent of a silenced one would keep it open
+                there_writer.transport.abort()  # unsent data would keep it open
         except* OSError:
             pass
         finally:
@@ -59,7 +60,7 @@ class CutLink:
             if asking:
                 self._asked += 1
                 one.asked = self._asked
-            if not one.silenced:  # else it was received, as far as its sender knows
+            if not one.silenced:  # else the sender believes that it was received
                 writer.write(data)
                 await writer.drain()
         if not one.silenced:
@@ -68,7 +69,7 @@ class CutLink:
 
 @asynccontextmanager
 async def cut_link(host: str, port: int) -> AsyncIterator[CutLink]:
-    """A way to ``host:port``."""
+    """Runs a link to `host:port`."""
     gap = CutLink()
     tasks: set[asyncio.Task[None]] = set()
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 by hand: send exactly these bytes, and read strictly what comes back."""
+"""A raw HTTP/1.1 client: sends exact bytes, and reads responses strictly."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ PATIENCE_SECONDS = 120.0
 
 @dataclass(slots=True)
 class RawResponse:
-    """One response; ``pieces`` are its chunks, or the whole body as one."""
+    """A response. `pieces` are its chunks, or the whole body."""
 
     status: int
     fields: dict[str, str]
@@ -22,17 +22,17 @@ class RawResponse:
 
     @property
     def body(self) -> bytes:
-        """All of it."""
+        """The whole body."""
         return b"".join(self.pieces)
 
     @property
     def json(self) -> Any:
-        """The body, decoded."""
+        """The decoded body."""
         return json.loads(self.body)
 
     @property
     def error(self) -> dict[str, Any]:
-        """The OpenAI error object inside."""
+        """The OpenAI error object in the body."""
         found = self.json["error"]
         assert set(found) == {"message", "type", "param", "code"}, found
         assert isinstance(found["message"], str)
@@ -46,7 +46,7 @@ class RawResponse:
 
 
 class RawConnection:
-    """One client connection."""
+    """A client connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -54,17 +54,17 @@ class RawConnection:
 
     @classmethod
     async def connect(cls, url: str, tls: ssl.SSLContext | None = None) -> "RawConnection":
-        """Connect; an https URL needs ``tls``."""
+        """Connects; an https URL needs `tls`."""
         parts = urlsplit(url)
         return cls(*await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 24, ssl=tls))
 
     @classmethod
     async def from_socket(cls, connected: socket.socket) -> "RawConnection":
-        """Use a socket that is connected already."""
+        """Uses a connected socket."""
         return cls(*await asyncio.open_connection(sock=connected, limit=1 << 24))
 
     async def send(self, data: bytes) -> None:
-        """Write bytes as they are; a server that has closed already is no surprise."""
+        """Writes raw bytes. A server that has already closed is not an error."""
         try:
             self.writer.write(data)
             await self.writer.drain()
@@ -72,7 +72,7 @@ class RawConnection:
             pass
 
     async def read_response(self, *, head_only: bool = False) -> RawResponse:
-        """Read one response. Raises IncompleteReadError when the connection ends before its head."""
+        """Reads one response. Raises IncompleteReadError if the connection ends before its head."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
             status = int(lines[0].split(" ")[1])
@@ -102,7 +102,7 @@ class RawConnection:
             return answer
 
     async def read_all_responses(self) -> list[RawResponse]:
-        """Every answer until the server closes the connection."""
+        """Reads responses until the server closes the connection."""
         found = []
         while True:
             try:
@@ -115,7 +115,7 @@ class RawConnection:
                 return found
 
     async def close(self) -> None:
-        """Close both directions."""
+        """Closes the connection."""
         self.writer.close()
         try:
             await self.writer.wait_closed()
@@ -124,20 +124,20 @@ class RawConnection:
 
 
 def post_request(body: object, *, path: str = "/v1/chat/completions", more: str = "", close: bool = True) -> bytes:
-    """A whole request; ``body`` is JSON unless it is bytes."""
+    """Returns a complete POST request. `body` is JSON unless it is bytes."""
     data = body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":")).encode()
     last = "connection: close\r\n" if close else ""
     return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n{more}{last}\r\n".encode() + data
 
 
 def get_request(path: str, *, more: str = "", close: bool = True, method: str = "GET") -> bytes:
-    """A whole request without a body."""
+    """Returns a complete request without a body."""
     last = "connection: close\r\n" if close else ""
     return f"{method} {path} HTTP/1.1\r\nhost: x\r\n{more}{last}\r\n".encode()
 
 
 async def send(url: str, data: bytes, tls: ssl.SSLContext | None = None) -> list[RawResponse]:
-    """Send bytes over a new connection and read every answer until the server closes it."""
+    """Sends bytes over a new connection and returns every response."""
     connection = await RawConnection.connect(url, tls)
     try:
         await connection.send(data)
@@ -147,7 +147,7 @@ async def send(url: str, data: bytes, tls: ssl.SSLContext | None = None) -> list
 
 
 async def request(url: str, body: object, *, path: str = "/v1/chat/completions", more: str = "") -> RawResponse:
-    """One request, one answer."""
+    """Sends one request and returns its response."""
     answers = await send(url, post_request(body, path=path, more=more))
     assert len(answers) == 1, answers
     return answers[0]

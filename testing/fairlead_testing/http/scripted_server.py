@@ -1,7 +1,7 @@
-"""A tiny HTTP server whose answers a test writes byte by byte: what a client meets when the other side is not nice.
+"""A small HTTP server whose responses a test writes byte by byte, for misbehaving servers.
 
-A script is an async function that gets the request's body and yields the raw bytes to write; when it returns the
-connection stays open for the next request, and raising ``Hangup`` closes it.
+A script is an async generator that gets the request's body and yields raw bytes. When it returns,
+the connection stays open for the next request; raising `CloseConnection` closes it.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ Script = Callable[[dict[str, Any]], AsyncIterator[bytes]]
 
 
 class CloseConnection(Exception):
-    """A script raises it to close the connection at once."""
+    """Raised by a script to close the connection at once."""
 
 
 @dataclass(slots=True)
 class ScriptedServer:
-    """What the server saw: ``requests`` are (headers, body) in order; ``connections`` counts those ever opened."""
+    """The received `requests` as (headers, body), and the number of connections ever opened."""
 
     url: str = ""
     requests: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
@@ -28,33 +28,33 @@ class ScriptedServer:
 
 
 def head(status: str = "200 OK", *, kind: str = "text/event-stream", more: str = "") -> bytes:
-    """A response head with chunked framing."""
+    """Returns a response head with chunked framing."""
     return f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n{more}\r\n".encode()
 
 
 def chunk(data: bytes) -> bytes:
-    """One HTTP chunk; an empty one ends the message."""
+    """Returns one HTTP chunk; an empty one ends the message."""
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
 
 
 def event(value: object) -> bytes:
-    """One server-sent event."""
+    """Returns a server-sent event."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
     return f"data: {text}\n\n".encode()
 
 
 def token(text: str, finish: str | None = None) -> bytes:
-    """The event of one token of a chat completion."""
+    """Returns the event of one token of a chat completion."""
     return event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]})
 
 
 def role() -> bytes:
-    """The first event of a chat completion, which carries no token."""
+    """Returns the first event of a chat completion, which has no token."""
     return event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
 
 
 def usage(prompt: int, output: int, cached: int) -> bytes:
-    """The last event but one when usage was asked for."""
+    """Returns the usage event."""
     details = {"cached_tokens": cached}
     value = {"prompt_tokens": prompt, "completion_tokens": output, "prompt_tokens_details": details}
     return event({"choices": [], "usage": value})
@@ -85,7 +85,7 @@ async def _serve(
 
 @asynccontextmanager
 async def scripted_server(script: Script) -> AsyncIterator[ScriptedServer]:
-    """Listen on a free loopback port and answer every request with ``script``."""
+    """Listens on a free loopback port and answers every request with `script`."""
     seen = ScriptedServer()
     handlers: set[asyncio.Task[None]] = set()
 

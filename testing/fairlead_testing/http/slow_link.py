@@ -1,6 +1,6 @@
-"""A long way to a server: everything arrives whole and in order, but so many seconds later, in either direction.
+"""A link with latency: data arrives complete and in order, but later, in both directions.
 
-Nothing is throttled: what is sent together arrives together, as over a long line, and not one reply after the other.
+Bandwidth is not limited: data sent together arrives together.
 """
 
 import asyncio
@@ -13,7 +13,9 @@ _Piece = tuple[float, bytes]
 
 @asynccontextmanager
 async def slow_link(server: Path, seconds: float) -> AsyncIterator[int]:
-    """A port on loopback that leads to a server's unix socket, ``seconds`` away in each direction."""
+    """Returns a loopback port that leads to a server's unix socket with `seconds` of latency each
+    way.
+    """
 
     open_ones: set[asyncio.Task[None]] = set()
 
@@ -35,7 +37,7 @@ async def slow_link(server: Path, seconds: float) -> AsyncIterator[int]:
 async def _forward_both(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: Path, seconds: float
 ) -> None:
-    """One connection, until either side ends it."""
+    """Forwards one connection until either side ends it."""
     try:
         there_reader, there_writer = await asyncio.open_unix_connection(server)
         try:
@@ -51,7 +53,7 @@ async def _forward_both(
 
 
 async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
-    """One direction, until the side that sends ends it; then the whole connection ends."""
+    """Forwards one direction until the sender ends it; then the whole connection ends."""
     under_way: asyncio.Queue[_Piece] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 

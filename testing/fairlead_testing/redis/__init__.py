@@ -1,1 +1,1 @@
-"""Redis."""
+"""Real Valkey servers: single, with sentinels, and as a cluster."""

