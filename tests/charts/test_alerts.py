@@ -34,11 +34,11 @@ def series(case: dict[str, str]) -> dict[str, str]:
     return {key.replace("{", '{namespace="fairlead",'): values for key, values in (kept | said).items()}
 
 
-def test_prometheus_takes_the_rules(rules: AlertRules) -> None:
+def test_prometheus_accepts_the_rules(rules: AlertRules) -> None:
     assert f"{len(rules.alerts)} rules found" in rules.check()
 
 
-def test_each_alert_fires_on_its_fault_alone_and_not_on_what_only_looks_like_it(rules: AlertRules) -> None:
+def test_alert_fires_only_on_its_own_fault(rules: AlertRules) -> None:
     assert CASES.keys() == rules.alerts.keys()
     cases: dict[str, tuple[dict[str, str], float, list[str]]] = {"healthy": (series({}), 60, [])}
     for name, case in CASES.items():
@@ -47,13 +47,13 @@ def test_each_alert_fires_on_its_fault_alone_and_not_on_what_only_looks_like_it(
     rules.expect_firing(cases)
 
 
-def test_what_fires_though_it_should_not_is_told(rules: AlertRules) -> None:
+def test_unexpected_alert_is_reported(rules: AlertRules) -> None:
     case = series(CASES["FairleadRedisAway"]["fires"])
     with pytest.raises(AssertionError, match="FairleadRedisAway"):
         rules.expect_firing({"wrong": (case, 60, [])})
 
 
-def test_expressions_ask_only_for_what_gateways_tell(groups: Groups) -> None:
+def test_expressions_use_only_exported_metrics(groups: Groups) -> None:
     """The operator's are compared with a scrape of a real one, in test_alerts_of_clusters.py; the indexer's in test_indexers.py, the
     autoscaler's in test_autoscaler.py."""
     known = {family.name: set(family.labels) for family in FAMILIES}
@@ -70,7 +70,7 @@ def test_expressions_ask_only_for_what_gateways_tell(groups: Groups) -> None:
             assert found.grouped <= own | TARGET, alert
 
 
-def test_an_alert_has_a_severity_a_runbook_and_words_whose_labels_exist(rules: AlertRules) -> None:
+def test_alert_has_severity_runbook_and_valid_labels(rules: AlertRules) -> None:
     for name, rule in rules.alerts.items():
         assert rule["labels"]["severity"] in ("critical", "warning"), name
         assert rule["annotations"]["runbook_url"] == f"docs/runbooks.md#{name.lower()}"
@@ -80,7 +80,7 @@ def test_an_alert_has_a_severity_a_runbook_and_words_whose_labels_exist(rules: A
             assert set(re.findall(r"\$labels\.(\w+)", words)) <= kept, name
 
 
-def test_there_is_a_runbook_for_each_alert_and_no_other() -> None:
+def test_every_alert_has_a_runbook_and_no_runbook_is_extra() -> None:
     page = (ROOT / "docs" / "runbooks.md").read_text()
     headings = re.findall(r"^### (\w+)$", page, re.MULTILINE)
     assert headings == list(CASES), "in the order of tests/charts/alerts.yaml"
@@ -90,7 +90,7 @@ def test_there_is_a_runbook_for_each_alert_and_no_other() -> None:
             assert part in text, f"{name}: {part}"
 
 
-def test_each_fault_that_the_checks_name_is_said_to_fire_something_or_nothing() -> None:
+def test_every_checked_fault_names_its_alert_or_none() -> None:
     checks = (ROOT / "docs" / "reference" / "checks.md").read_text().partition("| fault |")[2].partition("\n## ")[0]
     page = (ROOT / "docs" / "runbooks.md").read_text().partition("| fault |")[2].partition("\n## ")[0]
     row = re.compile(r"^\| ([a-z-]+) \| (.*?) \|", re.MULTILINE)
@@ -100,7 +100,7 @@ def test_each_fault_that_the_checks_name_is_said_to_fire_something_or_nothing() 
         assert text.startswith("none: ") or set(re.findall(r"\[(\w+)\]", text)) & CASES.keys()
 
 
-def test_alerts_can_be_left_out_labelled_and_led_elsewhere(groups: Groups, program: Path) -> None:
+def test_alerts_can_be_disabled_labelled_and_redirected(groups: Groups, program: Path) -> None:
     given = ("--set=alerts.without={FairleadPoison}", "--set=alerts.alertLabels.team=serving")
     found = {
         rule["alert"]: rule
@@ -125,7 +125,7 @@ def test_each_installation_watches_itself(program: Path) -> None:
     assert "NAMESPACE" not in str(rule)
 
 
-def test_a_cluster_without_the_prometheus_operator_gets_no_rules(program: Path) -> None:
+def test_no_rules_without_the_prometheus_operator(program: Path) -> None:
     found = render_chart(program, "--set=alerts.enabled=true", served=())
     assert not any(one["kind"] == "PrometheusRule" for one in found)
 
@@ -139,12 +139,12 @@ def test_a_cluster_without_the_prometheus_operator_gets_no_rules(program: Path) 
         ("count(up == bool 1) or vector(1)", {"up": set()}, set()),
     ],
 )
-def test_the_names_in_an_expression_are_found(expression: str, metrics: dict[str, set[str]], grouped: set[str]) -> None:
+def test_names_in_an_expression_are_found(expression: str, metrics: dict[str, set[str]], grouped: set[str]) -> None:
     found = expression_names(expression)
     assert {name: set(labels) for name, labels in found.metrics} == metrics
     assert found.grouped == grouped
 
 
-def test_a_scrape_keeps_its_own_labels_before_the_targets() -> None:
+def test_scrape_labels_take_precedence_over_target_labels() -> None:
     found = parse_scrape('# TYPE a gauge\na{instance="e-1"} 2\n', instance="10.0.0.1:8081", pod="g-1")
     assert found == {("a", (("instance", "e-1"), ("pod", "g-1"))): 2.0}

@@ -154,7 +154,7 @@ async def wait_until_equal(call: Any, *wanted: Any) -> None:
     await wait_until_async(so)
 
 
-def test_it_wakes_a_pool_yields_to_somebody_else_and_lets_go_with_exactly_its_rights(
+def test_autoscaler_wakes_yields_and_releases_with_exactly_its_permissions(
     api_server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
     found, gateway, kubeconfig = render_chart(program, f"--namespace={PLACE}"), FakeGateway(), tmp_path / "kubeconfig"
@@ -199,7 +199,7 @@ async def tells(api: KubeApi, reason: str) -> bool:
     return any(one["reason"] == reason for one in (await api.list(EVENTS, PLACE)).items)
 
 
-def test_the_guard_holds_it_to_two_annotations_of_pods(api_server: ApiServer, program: Path, tmp_path: Path) -> None:
+def test_admission_guard_limits_it_to_two_pod_annotations(api_server: ApiServer, program: Path, tmp_path: Path) -> None:
     found, place = render_chart(program, "--namespace=guarded"), "guarded"
 
     async def main() -> None:

@@ -185,7 +185,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def test_models_that_are_stalled_are_told_by_name_and_reason(
+def test_stalled_models_alert_by_name_and_reason(
     api_server: ApiServer, fires: Firing, tmp_path: Path
 ) -> None:
     """And before, while all of them are ready, nothing is."""
@@ -226,7 +226,7 @@ def test_models_that_are_stalled_are_told_by_name_and_reason(
     on(api_server, check)
 
 
-def test_an_operator_that_waits_for_a_lease_that_nobody_renews_is_told(
+def test_operator_waiting_for_an_abandoned_lease_alerts(
     api_server: ApiServer, fires: Firing, tmp_path: Path
 ) -> None:
     async def check(api: KubeApi) -> None:
@@ -256,7 +256,7 @@ def test_an_operator_that_waits_for_a_lease_that_nobody_renews_is_told(
     ],
     ids=["to-list", "to-write"],
 )
-def test_an_operator_without_one_of_its_rights_is_told(
+def test_operator_without_a_permission_alerts(
     taken: tuple[str, str], alert: str, told: str, api_server: ApiServer, program: Path, fires: Firing, tmp_path: Path
 ) -> None:
     found = [
@@ -287,7 +287,7 @@ def without(manifest: Manifest, resource: str, verb: str) -> Manifest:
     return changed
 
 
-def test_a_healthy_run_is_silent_and_a_gateway_that_cannot_follow_the_cluster_is_told(
+def test_healthy_run_is_silent_and_gateway_without_cluster_alerts(
     api_server: ApiServer, fires: Firing, groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Operator and gateway before the same API server, with traffic to an engine that runs; then the API server goes away."""

@@ -90,7 +90,7 @@ def command() -> list[str]:
     return [*words[:-1], str(CHART_FOLDER / "crds")]
 
 
-def test_objects_outlive_the_upgrade_and_what_is_new_works_then(
+def test_objects_survive_the_upgrade_and_new_fields_work(
     server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
     helm, former = HelmRelease(program, server.kubeconfig, SPACE, tmp_path / "helm"), before(tmp_path / "former")

@@ -31,7 +31,7 @@ def ports(spec: dict[str, Any]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_services_budgets_and_policies_choose_one_components_pods(program: Path, case: Path) -> None:
+def test_services_budgets_and_policies_select_one_component(program: Path, case: Path) -> None:
     found = render_chart(program, f"--values={case}")
     for one in of(found, "Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"):
         selector = one["spec"].get("selector") or one["spec"]["podSelector"]
@@ -41,7 +41,7 @@ def test_services_budgets_and_policies_choose_one_components_pods(program: Path,
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_a_port_that_is_named_is_one_of_the_pod(program: Path, case: Path) -> None:
+def test_named_ports_exist_in_the_pod(program: Path, case: Path) -> None:
     found = render_chart(program, f"--values={case}")
     for one in of(found, "Service"):
         (spec,) = chosen(found, one["spec"]["selector"])
@@ -58,7 +58,7 @@ def test_a_port_that_is_named_is_one_of_the_pod(program: Path, case: Path) -> No
                     assert how not in asked or asked[how]["port"] in ports(spec)
 
 
-def test_a_budget_is_made_where_there_are_several(program: Path) -> None:
+def test_budget_exists_only_for_several_replicas(program: Path) -> None:
     budgets = of(render_chart(program), "PodDisruptionBudget")
     assert {one["metadata"]["name"] for one in budgets} == {
         "fairlead-operator",
@@ -75,7 +75,7 @@ def test_a_budget_is_made_where_there_are_several(program: Path) -> None:
     assert {one["metadata"]["name"] for one in of(scaled, "PodDisruptionBudget")} >= {"fairlead-gateway"}
 
 
-def test_policies_let_in_who_must_and_redis_out_to_nobody(program: Path) -> None:
+def test_policies_admit_required_clients_and_close_redis_egress(program: Path) -> None:
     found = {one["metadata"]["name"]: one["spec"] for one in of(render_chart(program), "NetworkPolicy")}
     public, manage = found["fairlead-gateway"]["ingress"]
     assert "from" not in public, "clients come from anywhere"
@@ -89,7 +89,7 @@ def test_policies_let_in_who_must_and_redis_out_to_nobody(program: Path) -> None
     assert not of(render_chart(program, "--set=networkPolicies.enabled=false"), "NetworkPolicy")
 
 
-def test_an_autoscaler_has_the_replicas_for_itself(program: Path) -> None:
+def test_autoscaled_component_sets_no_replicas(program: Path) -> None:
     found = render_chart(program, "--set=gateway.autoscaling.enabled=true,gateway.autoscaling.cpuPercent=55")
     (scaler,) = of(found, "HorizontalPodAutoscaler")
     target = scaler["spec"]["scaleTargetRef"]
@@ -102,7 +102,7 @@ def test_an_autoscaler_has_the_replicas_for_itself(program: Path) -> None:
     assert not of(render_chart(program), "HorizontalPodAutoscaler")
 
 
-def test_monitors_find_the_ports_with_metrics_once(program: Path) -> None:
+def test_monitors_find_each_metrics_port_once(program: Path) -> None:
     found = render_chart(program, "--set=serviceMonitors.enabled=true,serviceMonitors.labels.release=prometheus")
     monitors = of(found, "ServiceMonitor")
     assert len(monitors) == 4
@@ -116,7 +116,7 @@ def test_monitors_find_the_ports_with_metrics_once(program: Path) -> None:
 
 
 @pytest.mark.parametrize("port", [80, 443])
-def test_the_ways_in_lead_to_the_gateways_service(program: Path, port: int) -> None:
+def test_ingress_routes_lead_to_the_gateway_service(program: Path, port: int) -> None:
     on = ("ingress.enabled=true,ingress.host=llm.example.com,ingress.tlsSecret=cert", "httpRoute.enabled=true")
     found = render_chart(program, *(f"--set={one}" for one in on), f"--set=gateway.service.port={port}")
     (ingress,) = of(found, "Ingress")
@@ -132,7 +132,7 @@ def test_the_ways_in_lead_to_the_gateways_service(program: Path, port: int) -> N
     assert not of(render_chart(program), "Ingress", "HTTPRoute")
 
 
-def test_a_mirror_has_every_image_and_every_pod_may_pull_from_it(program: Path) -> None:
+def test_mirror_lists_every_image_and_every_pod_can_pull(program: Path) -> None:
     found = render_chart(
         program, "--set=global.imageRegistry=mirror.example.com/llm", "--set=global.imagePullSecrets={one,two}"
     )
@@ -147,13 +147,13 @@ def test_a_mirror_has_every_image_and_every_pod_may_pull_from_it(program: Path) 
     assert images.startswith("sim=mirror.example.com/llm/sim:")
 
 
-def test_a_digest_goes_before_a_tag(program: Path) -> None:
+def test_digest_takes_precedence_over_tag(program: Path) -> None:
     digest = "sha256:" + "0" * 64
     made = pod_specs(render_chart(program, f"--set=gateway.image.digest={digest},gateway.image.tag=x"))
     assert made["Deployment fairlead-gateway"]["containers"][0]["image"].endswith(f"/gateway@{digest}")
 
 
-def test_the_autoscaler_reads_every_gateway_and_writes_only_where_there_are_workloads(program: Path) -> None:
+def test_autoscaler_reads_every_gateway_and_writes_only_workloads(program: Path) -> None:
     (container,) = pod_specs(render_chart(program, "--set=autoscaler.freeze=true"))["Deployment fairlead-autoscaler"][
         "containers"
     ]
@@ -164,7 +164,7 @@ def test_the_autoscaler_reads_every_gateway_and_writes_only_where_there_are_work
         assert not [one for one in found if "autoscaler" in one["metadata"]["name"]], off
 
 
-def test_helms_test_is_a_hook_and_stays_only_where_it_failed(program: Path) -> None:
+def test_helm_test_is_a_hook_that_stays_only_after_failure(program: Path) -> None:
     (one,) = of(render_chart(program), "Pod")
     assert one["metadata"]["annotations"] == {
         "helm.sh/hook": "test",
@@ -172,7 +172,7 @@ def test_helms_test_is_a_hook_and_stays_only_where_it_failed(program: Path) -> N
     }
 
 
-def test_nothing_of_the_chart_outlives_it_or_holds_it_up(program: Path) -> None:
+def test_no_chart_object_blocks_or_survives_the_uninstall(program: Path) -> None:
     """No finalizers, no hooks at the end, no owned CRDs: models and engines are left alone by all of it."""
     for one in render_chart(program, "--set=alerts.enabled=true,dashboards.enabled=true,serviceMonitors.enabled=true"):
         assert "finalizers" not in one["metadata"]

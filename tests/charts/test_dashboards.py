@@ -46,7 +46,7 @@ def labels_of(metric: str) -> set[str] | None:
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_prometheus_takes_every_expression(name: str, tools: ChartTools, tmp_path: Path) -> None:
+def test_prometheus_accepts_every_expression(name: str, tools: ChartTools, tmp_path: Path) -> None:
     rules = [
         {"alert": f"A{index}", "expr": plain(target["expr"])} for index, (_, target) in enumerate(targets(BOARDS[name]))
     ]
@@ -54,7 +54,7 @@ def test_prometheus_takes_every_expression(name: str, tools: ChartTools, tmp_pat
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_expressions_and_legends_name_only_what_is_told(name: str) -> None:
+def test_expressions_and_legends_use_only_exported_names(name: str) -> None:
     """The operator's are compared with a scrape of a real one, in test_alerts_of_clusters.py; indexers' in test_indexers.py,
     autoscalers' in test_autoscaler.py."""
     for place, target in targets(BOARDS[name]):
@@ -70,7 +70,7 @@ def test_expressions_and_legends_name_only_what_is_told(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_a_board_has_what_grafana_wants(name: str) -> None:
+def test_dashboard_has_the_fields_that_grafana_needs(name: str) -> None:
     board = BOARDS[name]
     assert board["uid"] == f"fairlead-{name}"
     ids = [one["id"] for one in board["panels"]]
@@ -91,7 +91,7 @@ def test_a_board_has_what_grafana_wants(name: str) -> None:
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
 
 
-def test_they_become_config_maps_that_the_sidecar_finds(program: Path) -> None:
+def test_dashboards_become_config_maps_for_the_sidecar(program: Path) -> None:
     assert len(BOARDS) == 3
     on = ("--set=dashboards.enabled=true", "--set=dashboards.annotations.grafana_folder=LLM")
     found = {one["metadata"]["name"]: one for one in render_chart(program, *on)}

@@ -137,7 +137,7 @@ async def more_traffic(scene: FaultScenario) -> None:
     await scene.traffic()
 
 
-def test_a_healthy_hour_is_silent(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
+def test_healthy_hour_is_silent(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
     expect_firing(asyncio.run(record(tmp_path, None)), groups, tools, tmp_path)
 
 
@@ -149,23 +149,23 @@ def test_a_healthy_hour_is_silent(groups: Groups, tools: ChartTools, tmp_path: P
         (wrong_keys, ["FairleadKeysRefused"]),
     ],
 )
-def test_a_fault_fires_its_alert(
+def test_fault_fires_its_alert(
     fault: Fault, alerts: list[str], groups: Groups, tools: ChartTools, tmp_path: Path
 ) -> None:
     expect_firing(asyncio.run(record(tmp_path, fault)), groups, tools, tmp_path, *alerts)
 
 
-def test_an_engine_that_is_killed_and_was_the_only_one_is_told(
+def test_killed_only_engine_alerts(
     groups: Groups, tools: ChartTools, tmp_path: Path
 ) -> None:
     alerts = ("FairleadRequestsFail", "FairleadObjectivesMissed", "FairleadEngineSilent")
     expect_firing(asyncio.run(record(tmp_path, engine_killed, aging=SIGNALS_AGE)), groups, tools, tmp_path, *alerts)
 
 
-def test_a_gateway_that_is_gone_is_missed(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
+def test_missing_gateway_alerts(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
     expect_firing(asyncio.run(record(tmp_path, None, gone=True)), groups, tools, tmp_path, "FairleadGatewayDown")
 
 
-def test_objectives_that_cannot_be_held_are_told(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
+def test_missed_slo_alerts(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
     recording = asyncio.run(record(tmp_path, more_traffic, ttft="1us"))
     expect_firing(recording, groups, tools, tmp_path, "FairleadObjectivesMissed")

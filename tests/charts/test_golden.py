@@ -13,17 +13,17 @@ NAMES = [case.stem for case in CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_values_become_what_their_golden_file_says(program: Path, case: Path) -> None:
+def test_values_render_their_golden_file(program: Path, case: Path) -> None:
     golden = (FOLDER / "golden" / case.name).read_text(encoding="utf-8")
     assert golden_text(render_chart(program, f"--values={case}")) == golden
 
 
-def test_there_is_a_golden_file_for_each_set_of_values_and_no_other() -> None:
+def test_golden_files_match_the_sets_of_values() -> None:
     assert {path.name for path in (FOLDER / "golden").iterdir()} == {path.name for path in CASES}
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_helm_finds_nothing_to_say(program: Path, case: Path) -> None:
+def test_helm_lint_has_no_findings(program: Path, case: Path) -> None:
     done = subprocess.run(
         [str(program), "lint", "--strict", str(CHART_FOLDER), f"--values={case}"],
         capture_output=True,
@@ -33,7 +33,7 @@ def test_helm_finds_nothing_to_say(program: Path, case: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_kinds_that_the_cluster_does_not_know_are_left_out(program: Path) -> None:
+def test_kinds_unknown_to_the_cluster_are_left_out(program: Path) -> None:
     arguments = ("--set=serviceMonitors.enabled=true", "--set=httpRoute.enabled=true")
     kinds = {one["kind"] for one in render_chart(program, *arguments, served=())}
     assert not kinds & {"ServiceMonitor", "HTTPRoute"}
@@ -52,7 +52,7 @@ def test_kinds_that_the_cluster_does_not_know_are_left_out(program: Path) -> Non
         ("gateway.image.pullPolicy=Sometimes", "/gateway/image/pullPolicy"),
     ],
 )
-def test_a_value_that_is_unknown_or_impossible_is_refused_by_name(program: Path, wrong: str, named: str) -> None:
+def test_unknown_or_invalid_value_is_refused_by_name(program: Path, wrong: str, named: str) -> None:
     with pytest.raises(HelmError) as refused:
         render_chart(program, f"--set={wrong}")
     assert named in str(refused.value)
@@ -74,5 +74,5 @@ def test_two_redis_at_once_and_passwords_in_values_are_refused(program: Path, gi
     assert said in str(refused.value)
 
 
-def test_a_chart_around_this_one_may_have_more_globals(program: Path) -> None:
+def test_parent_chart_may_have_more_globals(program: Path) -> None:
     assert render_chart(program, "--set=global.theirs=1")

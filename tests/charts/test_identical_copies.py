@@ -10,18 +10,18 @@ from fairlead_testing.kube.helm import CHART_FOLDER, pod_specs, render_chart
 ROOT = CHART_FOLDER.parents[1]
 
 
-def test_the_charts_crds_are_fairleads() -> None:
+def test_chart_crds_equal_the_generated_ones() -> None:
     ours = {path.name: path.read_bytes() for path in (ROOT / "crds").glob("*.yaml")}
     assert {path.name: path.read_bytes() for path in (CHART_FOLDER / "crds").iterdir()} == ours
 
 
-def test_its_version_is_fairleads() -> None:
+def test_chart_version_equals_the_package_version() -> None:
     described = yaml.safe_load((CHART_FOLDER / "Chart.yaml").read_text())
     version = importlib.metadata.version("fairlead")
     assert (described["version"], described["appVersion"]) == (version, version)
 
 
-def test_its_images_are_those_that_a_cluster_is_given(program: Path) -> None:
+def test_chart_images_equal_those_of_the_test_cluster(program: Path) -> None:
     """By the names of e2e/cluster/images.py."""
     found = {container["image"] for pod in pod_specs(render_chart(program)).values() for container in pod["containers"]}
     version = importlib.metadata.version("fairlead")

@@ -54,7 +54,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     "values",
     ["redis.enabled=false", "indexer.enabled=false", "indexer.enabled=false,redis.enabled=false,redis.urlSecret=ours"],
 )
-def test_without_redis_or_by_choice_there_is_nothing_of_it(program: Path, values: str) -> None:
+def test_no_indexer_without_redis_or_if_disabled(program: Path, values: str) -> None:
     everything = "serviceMonitors.enabled=true,alerts.enabled=true,watchNamespaces={a,b}"
     found = render_chart(program, f"--set={values}", f"--set={everything}")
     assert not [one for one in found if "indexer" in str(one).lower()]
@@ -62,7 +62,7 @@ def test_without_redis_or_by_choice_there_is_nothing_of_it(program: Path, values
 
 
 @pytest.mark.parametrize("values", ["redis.urlSecret=ours", "redis.url=redis://ours:6379/0"])
-def test_a_redis_of_ones_own_is_the_gateways_and_the_indexers(program: Path, values: str) -> None:
+def test_external_redis_is_used_by_gateways_and_indexers(program: Path, values: str) -> None:
     found = pod_specs(render_chart(program, f"--set=redis.enabled=false,{values}"))
     both = [found[f"Deployment fairlead-{name}"]["containers"][0]["env"] for name in ("gateway", "indexer")]
     told = [{one["name"]: one for one in env} for env in both]
@@ -71,7 +71,7 @@ def test_a_redis_of_ones_own_is_the_gateways_and_the_indexers(program: Path, val
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_it_takes_its_variables_and_options(program: Path, case: Path) -> None:
+def test_indexer_accepts_its_variables_and_options(program: Path, case: Path) -> None:
     found = pod_specs(render_chart(program, f"--values={case}"))
     of = {name.rpartition("-")[2]: pod for name, pod in found.items()}
     if "indexer" not in of:
@@ -136,7 +136,7 @@ async def wait_metrics(indexer: IndexerProcess, **figures: float) -> None:
 
 @pytest.mark.api_server
 @pytest.mark.timeout(300)
-def test_it_finds_engines_with_exactly_its_rights_and_lets_them_go(
+def test_indexer_finds_engines_with_exactly_its_permissions(
     api_server: ApiServer, program: Path, redis: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = render_chart(program, f"--namespace={SPACE}")
@@ -192,7 +192,7 @@ async def reading(folder: Path, redis: Valkey) -> AsyncIterator[tuple[IndexerPro
             yield indexer, engine
 
 
-def test_an_engine_that_is_not_heard_fires_its_alert_alone(
+def test_unreachable_engine_fires_only_its_alert(
     program: Path, groups: Groups, tools: ChartTools, tmp_path: Path, redis: Valkey
 ) -> None:
     """As a real indexer tells of it, taken to go on for an hour."""

@@ -54,7 +54,7 @@ async def drawn(api: KubeApi) -> dict[str, dict[str, str]]:
     return found
 
 
-def test_an_upgrade_keeps_what_was_drawn_and_the_end_leaves_models_alone(
+def test_upgrade_keeps_generated_values_and_uninstall_keeps_models(
     api_server: ApiServer, helm: HelmRelease
 ) -> None:
     async def main() -> None:

@@ -34,16 +34,16 @@ def against(release: KubernetesRelease, manifests: list[dict[str, Any]]) -> list
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.stem for case in CASES])
-def test_every_release_knows_every_field_of_the_chart(release: KubernetesRelease, program: Path, case: Path) -> None:
+def test_every_release_knows_every_chart_field(release: KubernetesRelease, program: Path, case: Path) -> None:
     assert against(release, render_chart(program, f"--values={case}")) == []
 
 
-def test_every_release_knows_every_field_of_the_crds(release: KubernetesRelease) -> None:
+def test_every_release_knows_every_crd_field(release: KubernetesRelease) -> None:
     crds = [yaml.load(path.read_text(), Loader=LOADER) for path in sorted((CHART_FOLDER / "crds").glob("*.yaml"))]
     assert against(release, crds) == []
 
 
-def test_every_release_knows_every_field_of_what_models_become(release: KubernetesRelease) -> None:
+def test_every_release_knows_every_rendered_field(release: KubernetesRelease) -> None:
     found = [
         one
         for path in sorted(ENGINES.rglob("*.yaml"))
@@ -72,19 +72,19 @@ def pod(**fields: Any) -> dict[str, Any]:
         ({**pod(), "apiVersion": "v2"}, "no kind Pod in v2"),
     ],
 )
-def test_what_is_wrong_is_found_by_its_path(release: KubernetesRelease, manifest: dict[str, Any], problem: str) -> None:
+def test_violation_is_found_by_its_path(release: KubernetesRelease, manifest: dict[str, Any], problem: str) -> None:
     assert release.problems(pod()) == []
     assert release.problems(manifest) == [problem]
 
 
-def test_a_value_that_may_be_two_things_is_one_of_them(release: KubernetesRelease) -> None:
+def test_value_with_two_types_is_one_of_them(release: KubernetesRelease) -> None:
     limits = {"name": "one", "resources": {"limits": {"cpu": 1, "memory": "1Gi"}}}
     assert release.problems(pod(containers=[limits])) == []
     (problem,) = release.problems(pod(containers=[{"name": "one", "resources": {"limits": {"cpu": []}}}]))
     assert problem.startswith(".spec.containers[0].resources.limits.cpu: fits none")
 
 
-def test_a_wrong_word_deep_in_a_crd_is_found(release: KubernetesRelease) -> None:
+def test_wrong_word_deep_in_a_crd_is_found(release: KubernetesRelease) -> None:
     crd = yaml.load((CHART_FOLDER / "crds" / "modeldeployments.yaml").read_text(), Loader=LOADER)
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     schema["properties"]["spec"]["properties"]["pools"]["items"]["properties"]["name"]["minimumLength"] = 1
@@ -92,7 +92,7 @@ def test_a_wrong_word_deep_in_a_crd_is_found(release: KubernetesRelease) -> None
     assert problem.endswith(".properties.pools.items.properties.name.minimumLength: no such field")
 
 
-def test_the_two_releases_differ_and_each_is_held_to_its_own(tools: ChartTools) -> None:
+def test_two_releases_differ_and_are_checked_separately(tools: ChartTools) -> None:
     former, latter = (KubernetesRelease(tools.openapi[name]) for name in RELEASES)
     assert former.problems(pod(schedulingGroup={"podGroupName": "g"})) == [".spec.schedulingGroup: no such field"]
     assert latter.problems(pod(schedulingGroup={"podGroupName": "g"})) == []

@@ -38,7 +38,7 @@ def api_of(server: ApiServer) -> KubeApi:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.stem for case in CASES])
-def test_the_api_server_takes_every_object_and_knows_every_field(
+def test_api_server_accepts_every_object_and_field(
     api_server: ApiServer, program: Path, case: Path
 ) -> None:
     async def main() -> None:
@@ -53,7 +53,7 @@ def test_the_api_server_takes_every_object_and_knows_every_field(
     assert len(said.splitlines()) == len(found)
 
 
-def test_the_operator_serves_a_model_with_exactly_its_rights(
+def test_operator_serves_a_model_with_exactly_its_permissions(
     api_server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
     """As its service account, by the roles of the chart; the real authorizer refuses the rest."""
@@ -80,7 +80,7 @@ def test_the_operator_serves_a_model_with_exactly_its_rights(
     asyncio.run(main())
 
 
-def test_the_gateway_finds_models_with_exactly_its_rights(
+def test_gateway_finds_models_with_exactly_its_permissions(
     api_server: ApiServer, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = render_chart(program, "--namespace=charted")

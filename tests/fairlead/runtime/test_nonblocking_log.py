@@ -40,7 +40,7 @@ class Sink:
         return len(data[:3])
 
 
-def test_lines_wait_are_dropped_beyond_a_bound_and_what_is_missing_is_said() -> None:
+def test_excess_lines_are_dropped_and_counted() -> None:
     sink = Sink()
     lines = NonBlockingWriter(2, FEW, sink.put)
     lines.write(b"one\n")
@@ -59,7 +59,7 @@ def test_lines_wait_are_dropped_beyond_a_bound_and_what_is_missing_is_said() -> 
     assert sink.got.endswith(b"three\nsix\n")
 
 
-def test_long_lines_are_cut_and_a_sink_that_is_gone_takes_nothing() -> None:
+def test_long_lines_are_cut_and_a_closed_sink_drops_lines() -> None:
     sink = Sink()
     sink.open.set()
     lines = NonBlockingWriter(2, FEW, sink.put)
@@ -76,7 +76,7 @@ def test_long_lines_are_cut_and_a_sink_that_is_gone_takes_nothing() -> None:
     assert lines.dropped == 1
 
 
-def test_a_sink_shared_with_somebody_who_made_it_non_blocking_is_asked_again() -> None:
+def test_nonblocking_sink_is_retried() -> None:
     refusals = iter([True, True, False])
     got = b""
 
@@ -93,7 +93,7 @@ def test_a_sink_shared_with_somebody_who_made_it_non_blocking_is_asked_again() -
     assert (got, lines.dropped) == (b"a\n", 0)
 
 
-def test_a_forked_process_writes_its_own_lines() -> None:
+def test_forked_process_writes_its_own_lines() -> None:
     reading, writing = os.pipe()
     lines = NonBlockingWriter(writing, Limits())
     lines.write(b"parent\n")
@@ -110,7 +110,7 @@ def test_a_forked_process_writes_its_own_lines() -> None:
         assert found.read() == b"parent\nchild\n"
 
 
-def test_a_record_that_cannot_be_formatted_is_one_line_and_breaks_nothing() -> None:
+def test_unformattable_record_becomes_one_line() -> None:
     sink = Sink()
     sink.open.set()
     lines = NonBlockingWriter(2, Limits(), sink.put)
@@ -120,7 +120,7 @@ def test_a_record_that_cannot_be_formatted_is_one_line_and_breaks_nothing() -> N
     assert sink.got == b"a log line of some.name could not be formatted\n"
 
 
-def test_what_the_loop_and_the_interpreter_complain_of_is_told_without_its_text(
+def test_loop_and_interpreter_errors_are_logged_without_text(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
@@ -139,12 +139,12 @@ def test_what_the_loop_and_the_interpreter_complain_of_is_told_without_its_text(
     assert "a prompt" not in caplog.text.replace('raise ValueError("a prompt")', "")
 
 
-def test_a_level_that_is_none_is_said() -> None:
+def test_invalid_level_is_named() -> None:
     with pytest.raises(SettingsError, match="FAIRLEAD_LOG_LEVEL"):
         nonblocking_log.start_logging("loud")
 
 
-def test_a_full_pipe_that_nobody_reads_stops_no_request_and_no_drain(tmp_path: Path) -> None:
+def test_full_unread_pipe_blocks_no_request_and_no_drain(tmp_path: Path) -> None:
     """Every change of the fleet file is two log lines of a process whose standard error is full before it starts."""
 
     async def main() -> None:

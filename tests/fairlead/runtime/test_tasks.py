@@ -5,7 +5,7 @@ import asyncio
 from fairlead.runtime.tasks import cancel_and_wait, first_failure
 
 
-def test_a_task_that_loses_a_cancellation_is_asked_again() -> None:
+def test_task_that_loses_a_cancellation_is_cancelled_again() -> None:
     async def check() -> None:
         lost = 0
 
@@ -27,7 +27,7 @@ def test_a_task_that_loses_a_cancellation_is_asked_again() -> None:
     asyncio.run(check())
 
 
-def test_a_task_that_failed_or_never_was_is_ended_too() -> None:
+def test_failed_or_missing_task_counts_as_ended() -> None:
     async def check() -> None:
         async def failing() -> None:
             raise ValueError("on purpose")
@@ -49,7 +49,7 @@ async def _end() -> None:
     return
 
 
-def test_a_task_that_fails_is_told_and_one_that_ends_is_not() -> None:
+def test_failed_task_is_reported_and_ended_task_is_not() -> None:
     async def main() -> None:
         stop = asyncio.Event()
         stopped = asyncio.create_task(stop.wait())
