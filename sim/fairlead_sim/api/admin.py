@@ -11,72 +11,72 @@ from fairlead_sim.runtime.sleep_mode import MEMORY_PARTS
 PAUSE_MODES = ("abort", "wait", "keep")
 
 
-def is_sleeping(call: RequestContext) -> None:
-    send_json(call, {"is_sleeping": call.engine.sleep_mode.level is not None})
+def is_sleeping(context: RequestContext) -> None:
+    send_json(context, {"is_sleeping": context.engine.sleep_mode.level is not None})
 
 
-def sleep(call: RequestContext) -> None:
+def sleep(context: RequestContext) -> None:
     """Serves ``?level=0|1|2&mode=abort|wait``; new requests wait until ``/wake_up``."""
-    level = _query_integer(call, "level", 1, 2)
-    mode = _query_mode(call, "abort")
-    call.engine.sleep(level, mode, lambda: send_json(call, {"status": "sleeping", "level": level}))
+    level = _query_integer(context, "level", 1, 2)
+    mode = _query_mode(context, "abort")
+    context.engine.sleep(level, mode, lambda: send_json(context, {"status": "sleeping", "level": level}))
 
 
-def wake_up(call: RequestContext) -> None:
+def wake_up(context: RequestContext) -> None:
     """Serves ``?tags=weights|kv_cache``: restores that part, or all without a tag."""
-    tags = call.request.query.get("tags")
+    tags = context.request.query.get("tags")
     parts = MEMORY_PARTS if tags is None else frozenset({tags})
     body = {"status": "awake", "tags": None if tags is None else [tags]}
-    call.engine.sleep_mode.wake_up(parts, lambda: send_json(call, body))
+    context.engine.sleep_mode.wake_up(parts, lambda: send_json(context, body))
 
 
-def is_paused(call: RequestContext) -> None:
+def is_paused(context: RequestContext) -> None:
     """Serves ``/is_paused``, which is true while sleeping, too."""
-    send_json(call, {"is_paused": call.engine.is_paused})
+    send_json(context, {"is_paused": context.engine.is_paused})
 
 
-def pause(call: RequestContext) -> None:
+def pause(context: RequestContext) -> None:
     """Serves ``?mode=abort|wait|keep&clear_cache=…``."""
-    engine = call.engine
-    mode = _query_mode(call, "abort")
-    clear = _query_flag(call, "clear_cache", default=True)
+    engine = context.engine
+    mode = _query_mode(context, "abort")
+    clear = _query_flag(context, "clear_cache", default=True)
 
     def paused() -> None:
         if clear:
             engine.reset_prefix_cache()
-        send_json(call, {"status": "paused"})
+        send_json(context, {"status": "paused"})
 
     engine.pause(mode, paused)
 
 
-def resume(call: RequestContext) -> None:
-    call.engine.resume()
-    send_json(call, {"status": "resumed"})
+def resume(context: RequestContext) -> None:
+    context.engine.resume()
+    send_json(context, {"status": "resumed"})
 
 
-def reset_prefix_cache(call: RequestContext) -> None:
+def reset_prefix_cache(context: RequestContext) -> None:
     """Answers 200 in any case; the body has the success."""
-    preempt = _query_flag(call, "reset_running_requests", default=False)
-    send_json(call, {"success": call.engine.reset_prefix_cache(preempt_running=preempt)})
+    preempt = _query_flag(context, "reset_running_requests", default=False)
+    send_json(context, {"success": context.engine.reset_prefix_cache(preempt_running=preempt)})
 
 
-def abort_requests(call: RequestContext) -> None:
+def abort_requests(context: RequestContext) -> None:
     """Ends requests by id. Unknown ids count as aborted, as in the real engine."""
-    fields = RequestFields(json_body(call.request))
+    fields = RequestFields(json_body(context.request))
     names = fields.strings("request_ids")
     fields.check()
-    call.engine.abort_responses(set(names))
-    send_json(call, {"status": "aborted", "aborted": len(names)})
+    context.engine.abort_responses(set(names))
+    send_json(context, {"status": "aborted", "aborted": len(names)})
 
 
-def collective_rpc(call: RequestContext) -> None:
+def collective_rpc(context: RequestContext) -> None:
     """Serves ``reload_weights``, the only method of this worker."""
-    fields = RequestFields(json_body(call.request))
+    fields = RequestFields(json_body(context.request))
     fields.require("method")
     method = fields.text("method")
     fields.check()
     if method == "reload_weights":
-        call.engine.sleep_mode.reload_weights(lambda: send_json(call, {"results": [None]}))
+        context.engine.sleep_mode.reload_weights(lambda: send_json(context, {"results": [None]}))
         return
     raise InternalError(
         f"Call to collective_rpc method failed: Worker failed with error ''CPUWorker' object has no attribute '{method}'', "
@@ -85,21 +85,21 @@ def collective_rpc(call: RequestContext) -> None:
     )
 
 
-def load_adapter(call: RequestContext) -> None:
-    call.writer.send(200, call.engine.models.load(RequestFields(json_body(call.request))).encode(), None)
+def load_adapter(context: RequestContext) -> None:
+    context.writer.send(200, context.engine.models.load(RequestFields(json_body(context.request))).encode(), None)
 
 
-def unload_adapter(call: RequestContext) -> None:
-    call.writer.send(200, call.engine.models.unload(RequestFields(json_body(call.request))).encode(), None)
+def unload_adapter(context: RequestContext) -> None:
+    context.writer.send(200, context.engine.models.unload(RequestFields(json_body(context.request))).encode(), None)
 
 
-def list_adapters(call: RequestContext) -> None:
-    loaded = call.engine.models.adapters
-    call.writer.send(200, msgspec.json.encode([{"name": adapter.name, "path": adapter.path} for adapter in loaded]))
+def list_adapters(context: RequestContext) -> None:
+    loaded = context.engine.models.adapters
+    context.writer.send(200, msgspec.json.encode([{"name": adapter.name, "path": adapter.path} for adapter in loaded]))
 
 
-def _query_integer(call: RequestContext, name: str, default: int, maximum: int) -> int:
-    text = call.request.query.get(name)
+def _query_integer(context: RequestContext, name: str, default: int, maximum: int) -> int:
+    text = context.request.query.get(name)
     if text is None:
         return default
     where = f"query.{name}"
@@ -119,16 +119,16 @@ def _query_integer(call: RequestContext, name: str, default: int, maximum: int) 
     return value
 
 
-def _query_mode(call: RequestContext, default: str) -> str:
-    mode = call.request.query.get("mode", default)
+def _query_mode(context: RequestContext, default: str) -> str:
+    mode = context.request.query.get("mode", default)
     if mode not in PAUSE_MODES:
         expected = "'abort', 'wait' or 'keep'"
         raise MalformedRequest([ValidationFinding("literal_error", "query.mode", f"Input should be {expected}", mode)])
     return mode
 
 
-def _query_flag(call: RequestContext, name: str, *, default: bool) -> bool:
-    text = call.request.query.get(name)
+def _query_flag(context: RequestContext, name: str, *, default: bool) -> bool:
+    text = context.request.query.get(name)
     if text is None:
         return default
     word = text.lower()

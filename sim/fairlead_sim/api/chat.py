@@ -16,16 +16,21 @@ from fairlead_sim.http.headers import http_chunk
 _NO_PARSER = "requires --tool-call-parser to be set"
 
 
-def create_chat_completion(call: RequestContext) -> None:
-    engine = call.engine
-    call.require_generation()
-    fields = RequestFields(json_body(call.request))
-    ask = parse_chat_request(fields, call.request, call.new_request_id(), engine.prompt_parser)
-    engine.begin(ask, ChatCompletionStream if ask.stream else ChatCompletion, call.writer, call.fault)
+def create_chat_completion(context: RequestContext) -> None:
+    engine = context.engine
+    context.require_generation()
+    fields = RequestFields(json_body(context.request))
+    generation_request = parse_chat_request(fields, context.request, context.new_request_id(), engine.prompt_parser)
+    engine.begin(
+        generation_request,
+        ChatCompletionStream if generation_request.stream else ChatCompletion,
+        context.writer,
+        context.fault,
+    )
 
 
 def parse_chat_request(
-    fields: RequestFields, request: HttpRequest, request_id: str, frontend: PromptParser
+    fields: RequestFields, request: HttpRequest, request_id: str, prompt_parser: PromptParser
 ) -> GenerationRequest:
     """Returns the request of a chat body.
 
@@ -39,17 +44,17 @@ def parse_chat_request(
     unfinished = _continues_last_message(fields, messages)
     injected = injected_token_ids(fields)
     fields.check()
-    frontend.resolve_model(generation_request)
+    prompt_parser.resolve_model(generation_request)
     if top is not None and not wants_logprobs:
         raise InvalidRequest.for_value(
             "when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs", top
         )
     generation_request.logprobs = (top or 0) if wants_logprobs else None
     generation_request.uses_cache = generation_request.prompt_logprobs is None
-    _validate_tools(fields, auto=frontend.auto_tools)
+    _validate_tools(fields, auto=prompt_parser.auto_tools)
     requests.validate_sampling(fields, generation_request)
     generation_request.prompts = [
-        frontend.from_chat(messages, unfinished=unfinished)
+        prompt_parser.from_chat(messages, unfinished=unfinished)
         if injected is None
         else TokenizedPrompt(injected, is_token_ids=True)
     ]
@@ -89,14 +94,14 @@ class ChatCompletion(GenerationResponse):
     id_prefix = "chatcmpl-"
 
     def finish(self) -> None:
-        ask = self.request
-        prompt = ask.prompts[0].tokens
-        prompt_logprob_count = ask.prompt_logprobs
+        generation_request = self.request
+        prompt = generation_request.prompts[0].tokens
+        prompt_logprob_count = generation_request.prompt_logprobs
         body = {
             "id": self.id,
             "object": "chat.completion",
             "created": self.created,
-            "model": ask.model,
+            "model": generation_request.model,
             "choices": [self._choice(choice) for choice in self.choices],
             "service_tier": None,
             "system_fingerprint": self.host.fingerprint,
@@ -104,7 +109,7 @@ class ChatCompletion(GenerationResponse):
             "prompt_logprobs": logprobs.prompt_logprobs(self.host.tokenizer, prompt, prompt_logprob_count)
             if prompt_logprob_count is not None
             else None,
-            "prompt_token_ids": prompt if ask.return_token_ids else None,
+            "prompt_token_ids": prompt if generation_request.return_token_ids else None,
             "prompt_text": None,
             "kv_transfer_params": self.host.transfer_params(self),
             "ec_transfer_params": None,
@@ -113,10 +118,10 @@ class ChatCompletion(GenerationResponse):
         self.writer.send(200, json_bytes(body))
 
     def _choice(self, choice: ResponseChoice) -> dict[str, Any]:
-        ask = self.request
+        generation_request = self.request
         choice_logprobs = None
-        if ask.logprobs is not None:
-            choice_logprobs = logprobs.chat_logprobs(self.host.tokenizer, choice.ids, 0, ask.logprobs)
+        if generation_request.logprobs is not None:
+            choice_logprobs = logprobs.chat_logprobs(self.host.tokenizer, choice.ids, 0, generation_request.logprobs)
         return {
             "index": choice.index,
             "message": {
@@ -131,7 +136,7 @@ class ChatCompletion(GenerationResponse):
             "logprobs": choice_logprobs,
             "finish_reason": choice.reason,
             "stop_reason": choice.stop_reason,
-            "token_ids": choice.ids if ask.return_token_ids else None,
+            "token_ids": choice.ids if generation_request.return_token_ids else None,
             "routed_experts": None,
         }
 
@@ -141,12 +146,12 @@ class ChatCompletionStream(StreamingResponse):
 
     id_prefix = "chatcmpl-"
 
-    def __init__(self, host: ResponseHost, ask: GenerationRequest, reply: ResponseWriter) -> None:
-        super().__init__(host, ask, reply)
+    def __init__(self, host: ResponseHost, generation_request: GenerationRequest, writer: ResponseWriter) -> None:
+        super().__init__(host, generation_request, writer)
         self._opening = b'{"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
             json_bytes(self.id),
             self.created,
-            json_bytes(ask.model),
+            json_bytes(generation_request.model),
         )
 
     def opening_events(self) -> bytes:
@@ -167,12 +172,14 @@ class ChatCompletionStream(StreamingResponse):
         return b"".join(map(http_chunk, events))
 
     def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
-        ask = self.request
+        generation_request = self.request
         token_logprobs = token_ids = b"null"
-        if ask.logprobs is not None:
+        if generation_request.logprobs is not None:
             at = max(0, choice.delivered - 1)
-            token_logprobs = json_bytes(logprobs.chat_logprobs(self.host.tokenizer, ids, at, ask.logprobs))
-        if ask.return_token_ids:
+            token_logprobs = json_bytes(
+                logprobs.chat_logprobs(self.host.tokenizer, ids, at, generation_request.logprobs)
+            )
+        if generation_request.return_token_ids:
             token_ids = json_bytes(ids)
         stop = b"" if reason is None else b'"stop_reason":%b,' % json_bytes(choice.stop_reason)
         return (b'%b{"index":%d,"delta":{"content":"%b"},"logprobs":%b,"finish_reason":%b,%b"token_ids":%b}]%b%b}') % (

@@ -14,16 +14,23 @@ from fairlead_sim.http.fields import RequestFields, json_body
 from fairlead_sim.http.headers import http_chunk
 
 
-def create_completion(call: RequestContext) -> None:
-    engine = call.engine
-    call.require_generation()
-    fields = RequestFields(json_body(call.request))
-    ask = parse_completion_request(fields, call.request, call.new_request_id(), engine.prompt_parser)
-    engine.begin(ask, TextCompletionStream if ask.stream else TextCompletion, call.writer, call.fault)
+def create_completion(context: RequestContext) -> None:
+    engine = context.engine
+    context.require_generation()
+    fields = RequestFields(json_body(context.request))
+    generation_request = parse_completion_request(
+        fields, context.request, context.new_request_id(), engine.prompt_parser
+    )
+    engine.begin(
+        generation_request,
+        TextCompletionStream if generation_request.stream else TextCompletion,
+        context.writer,
+        context.fault,
+    )
 
 
 def parse_completion_request(
-    fields: RequestFields, request: HttpRequest, request_id: str, frontend: PromptParser
+    fields: RequestFields, request: HttpRequest, request_id: str, prompt_parser: PromptParser
 ) -> GenerationRequest:
     """Returns the request of a completions body.
 
@@ -34,23 +41,23 @@ def parse_completion_request(
     generation_request.logprobs = fields.integer("logprobs")
     generation_request.echo = fields.flag("echo")
     fields.check()
-    frontend.resolve_model(generation_request)
+    prompt_parser.resolve_model(generation_request)
     if fields.body.get("suffix"):
         raise InvalidRequest("suffix is not currently supported")
     if generation_request.echo and generation_request.logprobs is not None:
         generation_request.prompt_logprobs = generation_request.logprobs
     generation_request.uses_cache = generation_request.prompt_logprobs is None
-    generation_request.prompts = parse_completion_prompts(fields, frontend)
+    generation_request.prompts = parse_completion_prompts(fields, prompt_parser)
     requests.validate_sampling(fields, generation_request)
     return generation_request
 
 
-def _echoed_prompt(answer: GenerationResponse, choice: ResponseChoice) -> str:
+def _echoed_prompt(response: GenerationResponse, choice: ResponseChoice) -> str:
     """Returns the text of an echoed prompt, else an empty string."""
-    if not answer.request.echo:
+    if not response.request.echo:
         return ""
     text = choice.prompt.text
-    return text if text is not None else answer.host.tokenizer.decode(choice.prompt.tokens)
+    return text if text is not None else response.host.tokenizer.decode(choice.prompt.tokens)
 
 
 class TextCompletion(GenerationResponse):
@@ -73,12 +80,14 @@ class TextCompletion(GenerationResponse):
         self.writer.send(200, json_bytes(body))
 
     def _choice(self, choice: ResponseChoice) -> dict[str, Any]:
-        ask, tokenizer = self.request, self.host.tokenizer
+        generation_request, tokenizer = self.request, self.host.tokenizer
         choice_logprobs = None
-        if ask.logprobs is not None:
-            ids = [*choice.prompt.tokens, *choice.ids] if ask.echo else choice.ids
-            choice_logprobs = logprobs.completion_logprobs(tokenizer, ids, ask.logprobs, first=ask.echo)
-        prompt_logprob_count = ask.prompt_logprobs
+        if generation_request.logprobs is not None:
+            ids = [*choice.prompt.tokens, *choice.ids] if generation_request.echo else choice.ids
+            choice_logprobs = logprobs.completion_logprobs(
+                tokenizer, ids, generation_request.logprobs, first=generation_request.echo
+            )
+        prompt_logprob_count = generation_request.prompt_logprobs
         prompt_found = (
             logprobs.prompt_logprobs(tokenizer, choice.prompt.tokens, prompt_logprob_count)
             if prompt_logprob_count is not None
@@ -90,9 +99,9 @@ class TextCompletion(GenerationResponse):
             "logprobs": choice_logprobs,
             "finish_reason": choice.reason,
             "stop_reason": choice.stop_reason,
-            "token_ids": choice.ids if ask.return_token_ids else None,
+            "token_ids": choice.ids if generation_request.return_token_ids else None,
             "prompt_logprobs": prompt_found,
-            "prompt_token_ids": choice.prompt.tokens if ask.return_token_ids else None,
+            "prompt_token_ids": choice.prompt.tokens if generation_request.return_token_ids else None,
             "routed_experts": None,
         }
 
@@ -100,28 +109,28 @@ class TextCompletion(GenerationResponse):
 class TextCompletionStream(StreamingResponse):
     """A stream of an event per token; the first event of a choice echoes the prompt on request."""
 
-    def __init__(self, host: ResponseHost, ask: GenerationRequest, reply: ResponseWriter) -> None:
-        super().__init__(host, ask, reply)
+    def __init__(self, host: ResponseHost, generation_request: GenerationRequest, writer: ResponseWriter) -> None:
+        super().__init__(host, generation_request, writer)
         self._opening = b'{"id":%b,"object":"text_completion","created":%d,"model":%b,"choices":[' % (
             json_bytes(self.id),
             self.created,
-            json_bytes(ask.model),
+            json_bytes(generation_request.model),
         )
 
     def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
-        ask = self.request
+        generation_request = self.request
         token_logprobs = prompt_ids = token_ids = b"null"
         first = choice.delivered <= 1
-        if ask.logprobs is not None:
+        if generation_request.logprobs is not None:
             token_logprobs = json_bytes(
                 logprobs.completion_logprobs(
-                    self.host.tokenizer, ids, ask.logprobs, begin=4 * max(0, choice.delivered - 1)
+                    self.host.tokenizer, ids, generation_request.logprobs, begin=4 * max(0, choice.delivered - 1)
                 )
             )
-        if ask.return_token_ids:
+        if generation_request.return_token_ids:
             token_ids = json_bytes(ids)
             prompt_ids = json_bytes(choice.prompt.tokens) if first else prompt_ids
-        if ask.echo and first and choice.delivered:
+        if generation_request.echo and first and choice.delivered:
             text = json_bytes(_echoed_prompt(self, choice))[1:-1] + text
         return (
             b'%b{"index":%d,"text":"%b","logprobs":%b,"finish_reason":%b,"stop_reason":%b,'

@@ -11,8 +11,8 @@ from fairlead_sim.http.fields import json_body
 from fairlead_sim.runtime import fault_injection
 
 
-def show_state(call: RequestContext) -> None:
-    engine, app = call.engine, call.app
+def show_state(context: RequestContext) -> None:
+    engine, app = context.engine, context.app
     ranks = [driver.core.stats for driver in engine.drivers]
     body: dict[str, Any] = {
         "running": sum(rank.running for rank in ranks),
@@ -30,26 +30,26 @@ def show_state(call: RequestContext) -> None:
         "faults": engine.fault_injector.armed_faults(),
         "kv_transfer": None if engine.kv_connector is None else engine.kv_connector.state(),
     }
-    send_json(call, body)
+    send_json(context, body)
 
 
-def show_faults(call: RequestContext) -> None:
+def show_faults(context: RequestContext) -> None:
     """Sends the armed faults and all kinds."""
-    send_json(call, {"armed": call.engine.fault_injector.armed_faults(), "kinds": fault_injection.FAULT_KINDS})
+    send_json(context, {"armed": context.engine.fault_injector.armed_faults(), "kinds": fault_injection.FAULT_KINDS})
 
 
-def arm_faults(call: RequestContext) -> None:
+def arm_faults(context: RequestContext) -> None:
     """Arms one fault or a list of them."""
-    body = json_body(call.request)
+    body = json_body(context.request)
     try:
         armed = [fault_injection.fault_from_mapping(item) for item in (body if isinstance(body, list) else [body])]
     except BadInput as error:
         raise InvalidRequest(str(error), param=error.field) from error
     for fault in armed:
-        call.engine.fault_injector.arm(fault)
-    show_faults(call)
+        context.engine.fault_injector.arm(fault)
+    show_faults(context)
 
 
-def clear_faults(call: RequestContext) -> None:
-    call.engine.fault_injector.clear()
-    show_faults(call)
+def clear_faults(context: RequestContext) -> None:
+    context.engine.fault_injector.clear()
+    show_faults(context)

@@ -15,12 +15,12 @@ from fairlead_sim.http.errors import InvalidRequest, RouteNotFound
 from fairlead_sim.http.fields import RequestFields, json_body
 
 
-def embeddings(call: RequestContext) -> None:
-    engine = call.engine
+def embeddings(context: RequestContext) -> None:
+    engine = context.engine
     if engine.settings.task == "generate":
         raise RouteNotFound
-    fields = RequestFields(json_body(call.request))
-    generation_request = requests.parse_common(fields, call.request, call.new_request_id())
+    fields = RequestFields(json_body(context.request))
+    generation_request = requests.parse_common(fields, context.request, context.new_request_id())
     dimensions = fields.integer("dimensions") or engine.settings.embedding_dimensions
     encoding = fields.text("encoding_format", "float")
     fields.check()
@@ -34,10 +34,10 @@ def embeddings(call: RequestContext) -> None:
     if not 1 <= dimensions <= 65_536:
         raise InvalidRequest.for_value("dimensions must be at least 1", "dimensions", dimensions)
     requests.validate_prompts(generation_request, engine.settings.max_model_len, engine.tokenizer.vocab_size)
-    answer = EmbeddingResponse(engine, generation_request, call.writer)
-    answer.dimensions = dimensions
-    answer.is_base64 = encoding == "base64"
-    engine.compute(answer, generation_request.prompts)
+    response = EmbeddingResponse(engine, generation_request, context.writer)
+    response.dimensions = dimensions
+    response.is_base64 = encoding == "base64"
+    engine.compute(response, generation_request.prompts)
 
 
 class EmbeddingResponse(GenerationResponse):

@@ -14,65 +14,65 @@ from fairlead_sim.runtime.settings import VERSION, EngineSettings
 METRICS_TYPE = b"text/plain; version=1.0.0; charset=utf-8"
 
 
-def send_json(call: RequestContext, body: object) -> None:
+def send_json(context: RequestContext, body: object) -> None:
     """Sends 200 with a JSON body."""
-    call.writer.send(200, msgspec.json.encode(body))
+    context.writer.send(200, msgspec.json.encode(body))
 
 
-def health(call: RequestContext) -> None:
+def health(context: RequestContext) -> None:
     """Sends 200 also while draining, sleeping and paused; 503 once the core is dead."""
-    call.writer.send(503 if call.engine.is_core_dead else 200, b"", None)
+    context.writer.send(503 if context.engine.is_core_dead else 200, b"", None)
 
 
-def version(call: RequestContext) -> None:
-    send_json(call, {"version": VERSION})
+def version(context: RequestContext) -> None:
+    send_json(context, {"version": VERSION})
 
 
-def load(call: RequestContext) -> None:
+def load(context: RequestContext) -> None:
     """Sends the running and queued requests; 0 without load tracking."""
-    tracked = call.engine.settings.surface.server_load_tracking
-    send_json(call, {"server_load": len(call.engine.responses) if tracked else 0})
+    tracked = context.engine.settings.surface.server_load_tracking
+    send_json(context, {"server_load": len(context.engine.responses) if tracked else 0})
 
 
-def models(call: RequestContext) -> None:
-    engine = call.engine
+def models(context: RequestContext) -> None:
+    engine = context.engine
     count = len(engine.models.names) + len(engine.models.adapters)
     ids = [f"{engine.random.getrandbits(62) | 1 << 63:016x}" for _ in range(count)]
-    send_json(call, {"object": "list", "data": engine.models.model_cards(engine.unix_seconds(), ids)})
+    send_json(context, {"object": "list", "data": engine.models.model_cards(engine.unix_seconds(), ids)})
 
 
-def world_size(call: RequestContext) -> None:
+def world_size(context: RequestContext) -> None:
     """Sends one worker per data-parallel rank."""
-    send_json(call, {"world_size": call.engine.settings.data_parallel})
+    send_json(context, {"world_size": context.engine.settings.data_parallel})
 
 
-def weight_info(call: RequestContext) -> None:
-    send_json(call, {"weight_version": "default"})
+def weight_info(context: RequestContext) -> None:
+    send_json(context, {"weight_version": "default"})
 
 
-def kv_event_sources(call: RequestContext) -> None:
+def kv_event_sources(context: RequestContext) -> None:
     """Sends where each rank publishes its KV events."""
     sources: dict[str, Any] = {}
-    for publisher in reversed(call.engine.publishers):
+    for publisher in reversed(context.engine.publishers):
         sources.update(publisher.sources())
-    send_json(call, sources)
+    send_json(context, sources)
 
 
-def metrics(call: RequestContext) -> None:
-    call.writer.send(200, call.engine.metrics.render(), METRICS_TYPE)
+def metrics(context: RequestContext) -> None:
+    context.writer.send(200, context.engine.metrics.render(), METRICS_TYPE)
 
 
-def server_info(call: RequestContext) -> None:
+def server_info(context: RequestContext) -> None:
     """Sends vLLM's configuration tree with the values of this engine."""
-    config = _config(call)
-    if call.request.query.get("config_format") == "json":
-        send_json(call, {"vllm_config": config})
+    config = _config(context)
+    if context.request.query.get("config_format") == "json":
+        send_json(context, {"vllm_config": config})
     else:
-        send_json(call, {"vllm_config": str(config)})
+        send_json(context, {"vllm_config": str(config)})
 
 
-def _config(call: RequestContext) -> dict[str, Any]:
-    settings, core = call.engine.settings, call.engine.drivers[0].core
+def _config(context: RequestContext) -> dict[str, Any]:
+    settings, core = context.engine.settings, context.engine.drivers[0].core
     text = files("fairlead_sim.api").joinpath("vllm_config.json").read_text("utf-8")
     config: dict[str, Any] = json.loads(text)
     config["model_config"] |= {
@@ -102,23 +102,23 @@ def _config(call: RequestContext) -> dict[str, Any]:
         "policy": settings.scheduling,
     }
     config["lora_config"] |= {"max_loras": settings.max_adapters, "max_cpu_loras": settings.max_adapters}
-    config["kv_events_config"] = _events(call)
-    config["instance_id"] = str(id(call.engine))
+    config["kv_events_config"] = _events(context)
+    config["instance_id"] = str(id(context.engine))
     config["shutdown_timeout"] = round(settings.shutdown_timeout)
     return config
 
 
-def _events(call: RequestContext) -> dict[str, Any] | None:
-    publishers = call.engine.publishers
+def _events(context: RequestContext) -> dict[str, Any] | None:
+    publishers = context.engine.publishers
     if not publishers:
         return None
     sources: dict[str, Any] = publishers[0].sources()
     return dict(sources["0"])
 
 
-def tokenizer_info(call: RequestContext) -> None:
-    settings = call.engine.settings
-    send_json(call, {"tokenizer_class": "SimulatedTokenizer", **_TOKENIZER, **_tokenizer_of(settings)})
+def tokenizer_info(context: RequestContext) -> None:
+    settings = context.engine.settings
+    send_json(context, {"tokenizer_class": "SimulatedTokenizer", **_TOKENIZER, **_tokenizer_of(settings)})
 
 
 def _tokenizer_of(settings: EngineSettings) -> dict[str, Any]:

@@ -16,19 +16,19 @@ from fairlead_sim.http.fields import RequestFields, json_body
 from fairlead_sim.kv_transfer.connector import KvConnector
 
 
-def bootstrap_info(call: RequestContext) -> None:
+def bootstrap_info(context: RequestContext) -> None:
     """Serves Mooncake's bootstrap server: rank → engine id and worker addresses."""
-    transfer = _connector(call)
+    transfer = _connector(context)
     if transfer.settings.connector != "mooncake":
         raise RouteNotFound
-    ranks = range(call.engine.settings.data_parallel)
+    ranks = range(context.engine.settings.data_parallel)
     address = {"0": {"0": f"tcp://{transfer.settings.host}:{transfer.port}"}}
-    send_json(call, {str(rank): {"engine_id": transfer.engine_id, "worker_addr": address} for rank in ranks})
+    send_json(context, {str(rank): {"engine_id": transfer.engine_id, "worker_addr": address} for rank in ranks})
 
 
-def read_blocks(call: RequestContext) -> None:
+def read_blocks(context: RequestContext) -> None:
     """Sends the contents of blocks to any reader with the right engine id."""
-    transfer, body = _connector_and_body(call)
+    transfer, body = _connector_and_body(context)
     if body.get("engine_id") != transfer.engine_id:
         raise ResourceNotFound("no engine of this id")
     lender, name = transfer.leases, str(body.get("request_id"))
@@ -38,18 +38,18 @@ def read_blocks(call: RequestContext) -> None:
         contents = lender.contents(0 if lent is None else lent.rank, body["blocks"])
     except IndexError:
         raise ResourceNotFound("no such block") from None
-    send_json(call, {"contents": contents})
+    send_json(context, {"contents": contents})
 
 
-def take_blocks(call: RequestContext) -> None:
+def take_blocks(context: RequestContext) -> None:
     """Sends the blocks of one transfer as soon as it is prefilled; fails after
     ``abort_seconds``.
     """
-    transfer, body = _connector_and_body(call)
+    transfer, body = _connector_and_body(context)
     if transfer.settings.connector == "mooncake" and body.get("engine_id") != transfer.engine_id:
         raise ResourceNotFound("no engine of this id")
     name = str(body.get("transfer_id"))
-    reply, lender = call.writer, transfer.leases
+    reply, lender = context.writer, transfer.leases
 
     def send_contents() -> None:
         late.cancel()
@@ -74,23 +74,23 @@ def take_blocks(call: RequestContext) -> None:
         reply.on_gone = gone
 
 
-def count_cached_blocks(call: RequestContext) -> None:
+def count_cached_blocks(context: RequestContext) -> None:
     """Sends how many blocks of a prompt are cached here."""
-    transfer, body = _connector_and_body(call)
-    send_json(call, {"blocks": transfer.cached_blocks([int(key) for key in body.get("keys") or ()])})
+    transfer, body = _connector_and_body(context)
+    send_json(context, {"blocks": transfer.cached_blocks([int(key) for key in body.get("keys") or ()])})
 
 
-def release_lease(call: RequestContext) -> None:
+def release_lease(context: RequestContext) -> None:
     """Releases pulled blocks."""
-    transfer, body = _connector_and_body(call)
-    send_json(call, {"released": transfer.leases.release(str(body.get("name")))})
+    transfer, body = _connector_and_body(context)
+    send_json(context, {"released": transfer.leases.release(str(body.get("name")))})
 
 
-def _connector(call: RequestContext) -> KvConnector:
-    if call.engine.kv_connector is None:
+def _connector(context: RequestContext) -> KvConnector:
+    if context.engine.kv_connector is None:
         raise RouteNotFound
-    return call.engine.kv_connector
+    return context.engine.kv_connector
 
 
-def _connector_and_body(call: RequestContext) -> tuple[KvConnector, dict[str, Any]]:
-    return _connector(call), RequestFields(json_body(call.request)).body
+def _connector_and_body(context: RequestContext) -> tuple[KvConnector, dict[str, Any]]:
+    return _connector(context), RequestFields(json_body(context.request)).body

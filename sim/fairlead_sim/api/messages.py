@@ -14,30 +14,35 @@ from fairlead_sim.http.headers import http_chunk
 _STOPS = {"length": "max_tokens", "stop": "end_turn", "abort": "end_turn"}
 
 
-def create_message(call: RequestContext) -> None:
-    engine = call.engine
-    fields = RequestFields(json_body(call.request))
-    ask = requests.parse_common(fields, call.request, call.new_request_id())
+def create_message(context: RequestContext) -> None:
+    engine = context.engine
+    fields = RequestFields(json_body(context.request))
+    generation_request = requests.parse_common(fields, context.request, context.new_request_id())
     fields.require("max_tokens")
-    ask.max_tokens = fields.integer("max_tokens")
-    ask.stop = fields.strings("stop_sequences")
+    generation_request.max_tokens = fields.integer("max_tokens")
+    generation_request.stop = fields.strings("stop_sequences")
     turns = _conversation(fields)
     fields.check()
-    engine.models.resolve(ask)
-    requests.validate_sampling(fields, ask)
-    ask.prompts = [engine.prompt_parser.from_chat(turns)]
-    engine.begin(ask, AnthropicMessageStream if ask.stream else AnthropicMessage, call.writer, call.fault)
+    engine.models.resolve(generation_request)
+    requests.validate_sampling(fields, generation_request)
+    generation_request.prompts = [engine.prompt_parser.from_chat(turns)]
+    engine.begin(
+        generation_request,
+        AnthropicMessageStream if generation_request.stream else AnthropicMessage,
+        context.writer,
+        context.fault,
+    )
 
 
-def count_tokens(call: RequestContext) -> None:
+def count_tokens(context: RequestContext) -> None:
     """Sends the length of the prompt in tokens."""
-    engine = call.engine
-    fields = RequestFields(json_body(call.request))
-    ask = GenerationRequest(model=fields.text("model") or "", request_id="")
+    engine = context.engine
+    fields = RequestFields(json_body(context.request))
+    generation_request = GenerationRequest(model=fields.text("model") or "", request_id="")
     turns = _conversation(fields)
     fields.check()
-    engine.models.resolve(ask)
-    call.writer.send(200, json_bytes({"input_tokens": len(engine.tokenizer.encode_chat(turns))}))
+    engine.models.resolve(generation_request)
+    context.writer.send(200, json_bytes({"input_tokens": len(engine.tokenizer.encode_chat(turns))}))
 
 
 def _conversation(fields: RequestFields) -> list[dict[str, Any]]:
@@ -46,11 +51,11 @@ def _conversation(fields: RequestFields) -> list[dict[str, Any]]:
     return turns if system is None else [{"role": "system", "content": system}, *turns]
 
 
-def _message_usage(answer: GenerationResponse) -> dict[str, int]:
-    cached, created = answer.cached_tokens, answer.created_cache_tokens
+def _message_usage(response: GenerationResponse) -> dict[str, int]:
+    cached, created = response.cached_tokens, response.created_cache_tokens
     return {
-        "input_tokens": answer.prompt_tokens - cached - created,
-        "output_tokens": answer.completion_tokens,
+        "input_tokens": response.prompt_tokens - cached - created,
+        "output_tokens": response.completion_tokens,
         "cache_creation_input_tokens": created,
         "cache_read_input_tokens": cached,
     }

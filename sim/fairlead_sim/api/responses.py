@@ -13,24 +13,24 @@ from fairlead_sim.http.fields import RequestFields, json_body
 from fairlead_sim.http.headers import http_chunk
 
 
-def create_response(call: RequestContext) -> None:
-    engine = call.engine
-    fields = RequestFields(json_body(call.request))
-    ask = requests.parse_common(fields, call.request, call.new_request_id())
-    ask.max_tokens = fields.integer("max_output_tokens")
+def create_response(context: RequestContext) -> None:
+    engine = context.engine
+    fields = RequestFields(json_body(context.request))
+    generation_request = requests.parse_common(fields, context.request, context.new_request_id())
+    generation_request.max_tokens = fields.integer("max_output_tokens")
     turns = _conversation(fields)
     text = fields.mapping("text")
     fields.check()
     form = text.get("format") if text is not None else None
     if isinstance(form, dict) and isinstance(form.get("schema"), dict):
-        ask.forced_text = structured_output.parse_forced_text(
+        generation_request.forced_text = structured_output.parse_forced_text(
             RequestFields({"structured_outputs": {"json": form["schema"]}})
         )
-    engine.models.resolve(ask)
-    requests.validate_sampling(fields, ask)
-    ask.prompts = [engine.prompt_parser.from_chat(turns)]
-    answer = ResponseObjectStream if ask.stream else ResponseObject
-    engine.begin(ask, answer, call.writer, call.fault)
+    engine.models.resolve(generation_request)
+    requests.validate_sampling(fields, generation_request)
+    generation_request.prompts = [engine.prompt_parser.from_chat(turns)]
+    response = ResponseObjectStream if generation_request.stream else ResponseObject
+    engine.begin(generation_request, response, context.writer, context.fault)
 
 
 def _conversation(fields: RequestFields) -> list[dict[str, Any]]:
@@ -51,17 +51,17 @@ def _conversation(fields: RequestFields) -> list[dict[str, Any]]:
 
 
 def _response_object(
-    answer: GenerationResponse, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None
+    response: GenerationResponse, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Returns the response object at any stage."""
-    ask = answer.request
+    generation_request = response.request
     return {
-        "id": answer.id,
-        "created_at": answer.created,
+        "id": response.id,
+        "created_at": response.created,
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "instructions": None,
         "metadata": None,
-        "model": ask.model,
+        "model": generation_request.model,
         "object": "response",
         "output": output,
         "parallel_tool_calls": True,
@@ -70,7 +70,7 @@ def _response_object(
         "tools": [],
         "top_p": 1.0,
         "background": False,
-        "max_output_tokens": ask.max_tokens,
+        "max_output_tokens": generation_request.max_tokens,
         "max_tool_calls": None,
         "previous_response_id": None,
         "prompt": None,
@@ -91,13 +91,13 @@ def _response_object(
     }
 
 
-def _response_usage(answer: GenerationResponse) -> dict[str, Any]:
-    prompt, completion = answer.prompt_tokens, answer.completion_tokens
+def _response_usage(response: GenerationResponse) -> dict[str, Any]:
+    prompt, completion = response.prompt_tokens, response.completion_tokens
     return {
         "input_tokens": prompt,
         "input_tokens_details": {
-            "cached_tokens": answer.cached_tokens,
-            "cache_write_tokens": answer.created_cache_tokens,
+            "cached_tokens": response.cached_tokens,
+            "cache_write_tokens": response.created_cache_tokens,
             "input_tokens_per_turn": [],
             "cached_tokens_per_turn": [],
         },
@@ -127,11 +127,11 @@ def _message_item(message_id: str, content: list[dict[str, Any]], status: str) -
     }
 
 
-def _finished_response(answer: GenerationResponse, message_id: str) -> dict[str, Any]:
-    choice = answer.choices[0]
+def _finished_response(response: GenerationResponse, message_id: str) -> dict[str, Any]:
+    choice = response.choices[0]
     status = {"length": "incomplete", "stop": "completed"}.get(choice.reason or "", "cancelled")
     message = _message_item(message_id, [_text_part(choice.text)], "completed")
-    return _response_object(answer, status, [message], _response_usage(answer))
+    return _response_object(response, status, [message], _response_usage(response))
 
 
 class ResponseObject(GenerationResponse):
@@ -143,8 +143,8 @@ class ResponseObject(GenerationResponse):
         self.writer.send(200, json_bytes(_finished_response(self, _message_id(self))))
 
 
-def _message_id(answer: GenerationResponse) -> str:
-    return "msg_" + answer.request.request_id
+def _message_id(response: GenerationResponse) -> str:
+    return "msg_" + response.request.request_id
 
 
 class ResponseObjectStream(StreamingResponse):
@@ -152,8 +152,8 @@ class ResponseObjectStream(StreamingResponse):
 
     id_prefix = "resp_"
 
-    def __init__(self, host: ResponseHost, ask: GenerationRequest, reply: ResponseWriter) -> None:
-        super().__init__(host, ask, reply)
+    def __init__(self, host: ResponseHost, generation_request: GenerationRequest, writer: ResponseWriter) -> None:
+        super().__init__(host, generation_request, writer)
         self.is_uniform = False  # every event carries its number
         self._sent = 0
         self._message = _message_id(self)

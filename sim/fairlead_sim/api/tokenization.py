@@ -14,11 +14,11 @@ from fairlead_sim.http.errors import InvalidRequest
 from fairlead_sim.http.fields import RequestFields, json_body
 
 
-def tokenize(call: RequestContext) -> None:
+def tokenize(context: RequestContext) -> None:
     """Sends the token ids of a prompt or a conversation."""
-    engine = call.engine
-    fields = RequestFields(json_body(call.request))
-    _resolve_model(call, fields)
+    engine = context.engine
+    fields = RequestFields(json_body(context.request))
+    _resolve_model(context, fields)
     tokenizer = engine.tokenizer
     if "messages" in fields.body:
         messages = parse_messages(fields)
@@ -39,74 +39,91 @@ def tokenize(call: RequestContext) -> None:
         "tokens": tokens,
         "token_strs": strings,
     }
-    send_json(call, body)
+    send_json(context, body)
 
 
-def detokenize(call: RequestContext) -> None:
-    engine = call.engine
-    fields = RequestFields(json_body(call.request))
-    _resolve_model(call, fields)
+def detokenize(context: RequestContext) -> None:
+    engine = context.engine
+    fields = RequestFields(json_body(context.request))
+    _resolve_model(context, fields)
     fields.require("tokens")
     tokens = fields.token_ids("tokens")
     fields.check()
     for token in tokens:
         if not 0 <= token < engine.tokenizer.vocab_size:
             raise InvalidRequest(f"Token id {token} is out of vocabulary")
-    send_json(call, {"prompt": engine.tokenizer.decode(tokens)})
+    send_json(context, {"prompt": engine.tokenizer.decode(tokens)})
 
 
-def render_chat(call: RequestContext) -> None:
+def render_chat(context: RequestContext) -> None:
     """Sends the request that ``/v1/chat/completions`` would run."""
-    engine = call.engine
-    fields = RequestFields(json_body(call.request))
-    ask = chat.parse_chat_request(fields, call.request, call.new_request_id(), engine.prompt_parser)
-    requests.validate_prompts(ask, engine.settings.max_model_len, engine.tokenizer.vocab_size)
-    room = engine.settings.max_model_len - len(ask.prompts[0].tokens)
-    max_tokens = room if ask.max_tokens is None else ask.max_tokens
-    send_json(call, _rendered_request(call, fields, ask, ask.prompts[0], "chatcmpl-", max_tokens))
+    engine = context.engine
+    fields = RequestFields(json_body(context.request))
+    generation_request = chat.parse_chat_request(
+        fields, context.request, context.new_request_id(), engine.prompt_parser
+    )
+    requests.validate_prompts(generation_request, engine.settings.max_model_len, engine.tokenizer.vocab_size)
+    room = engine.settings.max_model_len - len(generation_request.prompts[0].tokens)
+    max_tokens = room if generation_request.max_tokens is None else generation_request.max_tokens
+    send_json(
+        context,
+        _rendered_request(context, fields, generation_request, generation_request.prompts[0], "chatcmpl-", max_tokens),
+    )
 
 
-def render_completions(call: RequestContext) -> None:
+def render_completions(context: RequestContext) -> None:
     """Sends the requests that ``/v1/completions`` would run, one per prompt."""
-    engine = call.engine
-    fields = RequestFields(json_body(call.request))
-    ask = completions.parse_completion_request(fields, call.request, call.new_request_id(), engine.prompt_parser)
-    requests.validate_prompts(ask, engine.settings.max_model_len, engine.tokenizer.vocab_size)
-    max_tokens = None if ask.max_tokens == requests.DEFAULT_COMPLETION_TOKENS else ask.max_tokens
-    send_json(call, [_rendered_request(call, fields, ask, prompt, "cmpl-", max_tokens) for prompt in ask.prompts])
+    engine = context.engine
+    fields = RequestFields(json_body(context.request))
+    generation_request = completions.parse_completion_request(
+        fields, context.request, context.new_request_id(), engine.prompt_parser
+    )
+    requests.validate_prompts(generation_request, engine.settings.max_model_len, engine.tokenizer.vocab_size)
+    max_tokens = (
+        None if generation_request.max_tokens == requests.DEFAULT_COMPLETION_TOKENS else generation_request.max_tokens
+    )
+    send_json(
+        context,
+        [
+            _rendered_request(context, fields, generation_request, prompt, "cmpl-", max_tokens)
+            for prompt in generation_request.prompts
+        ],
+    )
 
 
 def _rendered_request(
-    call: RequestContext,
+    context: RequestContext,
     fields: RequestFields,
-    ask: GenerationRequest,
+    generation_request: GenerationRequest,
     prompt: TokenizedPrompt,
     prefix: str,
     max_tokens: int | None,
 ) -> dict[str, Any]:
-    offsets = _token_offsets(call, prompt.tokens) if fields.flag("return_token_offsets") else None
+    offsets = _token_offsets(context, prompt.tokens) if fields.flag("return_token_offsets") else None
     return {
-        "request_id": prefix + ask.request_id,
+        "request_id": prefix + generation_request.request_id,
         "token_ids": prompt.tokens,
         "token_offsets": offsets,
         "features": None,
         "content_parts": None,
-        "sampling_params": _sampling_params(fields, ask, max_tokens),
-        "model": ask.model,
+        "sampling_params": _sampling_params(fields, generation_request, max_tokens),
+        "model": generation_request.model,
         "reasoning_ended": None,
         "reasoning_parser_kwargs": None,
-        "return_token_ids": True if ask.return_token_ids else None,
+        "return_token_ids": True if generation_request.return_token_ids else None,
         "output_mode": "tokens",
-        "stream": ask.stream,
+        "stream": generation_request.stream,
         "stream_options": fields.mapping("stream_options"),
-        "cache_salt": ask.cache_salt,
-        "priority": ask.priority,
+        "cache_salt": generation_request.cache_salt,
+        "priority": generation_request.priority,
         "kv_transfer_params": fields.mapping("kv_transfer_params"),
         "ec_transfer_params": None,
     }
 
 
-def _sampling_params(fields: RequestFields, ask: GenerationRequest, max_tokens: int | None) -> dict[str, Any]:
+def _sampling_params(
+    fields: RequestFields, generation_request: GenerationRequest, max_tokens: int | None
+) -> dict[str, Any]:
     def number(name: str, default: float) -> float:
         value = fields.number(name, default)
         return default if value is None else value
@@ -118,10 +135,14 @@ def _sampling_params(fields: RequestFields, ask: GenerationRequest, max_tokens: 
         "temperature": number("temperature", 1.0),
         "top_p": number("top_p", 1.0),
         "min_p": number("min_p", 0.0),
-        "stop": list(ask.stop),
-        "stop_token_ids": sorted(ask.stop_token_ids),
+        "stop": list(generation_request.stop),
+        "stop_token_ids": sorted(generation_request.stop_token_ids),
     }
-    for name, value, default in (("n", ask.n, 1), ("seed", ask.seed, None), ("min_tokens", ask.min_tokens, 0)):
+    for name, value, default in (
+        ("n", generation_request.n, 1),
+        ("seed", generation_request.seed, None),
+        ("min_tokens", generation_request.min_tokens, 0),
+    ):
         if value != default:
             params[name] = value
     if max_tokens is not None:
@@ -130,40 +151,40 @@ def _sampling_params(fields: RequestFields, ask: GenerationRequest, max_tokens: 
         "output_kind": 2,
         "skip_clone": True,
         "bad_words": [],
-        "skip_reading_prefix_cache": not ask.uses_cache,
+        "skip_reading_prefix_cache": not generation_request.uses_cache,
     }
 
 
-def _token_offsets(call: RequestContext, tokens: list[int]) -> list[list[int]]:
+def _token_offsets(context: RequestContext, tokens: list[int]) -> list[list[int]]:
     """Returns where each token's text begins and ends."""
     offsets, at = [], 0
     for token in tokens:
-        end = at + len(call.engine.tokenizer.piece(token))
+        end = at + len(context.engine.tokenizer.piece(token))
         offsets.append([at, end])
         at = end
     return offsets
 
 
-def generate_from_tokens(call: RequestContext) -> None:
+def generate_from_tokens(context: RequestContext) -> None:
     """Serves ``/inference/v1/generate``: token ids in, token ids out."""
-    engine = call.engine
-    fields = RequestFields(json_body(call.request))
-    ask = requests.parse_common(fields, call.request, call.new_request_id())
+    engine = context.engine
+    fields = RequestFields(json_body(context.request))
+    generation_request = requests.parse_common(fields, context.request, context.new_request_id())
     fields.require("token_ids")
     tokens = fields.token_ids("token_ids")
     fields.require("sampling_params")
     sampling_params = fields.mapping("sampling_params")
     fields.check()
-    engine.models.resolve(ask)
+    engine.models.resolve(generation_request)
     sampling = RequestFields(sampling_params, where="body.sampling_params")
-    ask.max_tokens = sampling.integer("max_tokens", requests.DEFAULT_COMPLETION_TOKENS)
-    ask.min_tokens = sampling.integer("min_tokens", 0) or 0
-    ask.seed = sampling.integer("seed")
-    ask.n = sampling.integer("n", 1) or 0
-    ask.stop_token_ids = frozenset(sampling.token_ids("stop_token_ids"))
-    requests.validate_sampling(sampling, ask)
-    ask.prompts = [TokenizedPrompt(tokens, is_token_ids=True)]
-    engine.begin(ask, TokensResponse, call.writer, call.fault)
+    generation_request.max_tokens = sampling.integer("max_tokens", requests.DEFAULT_COMPLETION_TOKENS)
+    generation_request.min_tokens = sampling.integer("min_tokens", 0) or 0
+    generation_request.seed = sampling.integer("seed")
+    generation_request.n = sampling.integer("n", 1) or 0
+    generation_request.stop_token_ids = frozenset(sampling.token_ids("stop_token_ids"))
+    requests.validate_sampling(sampling, generation_request)
+    generation_request.prompts = [TokenizedPrompt(tokens, is_token_ids=True)]
+    engine.begin(generation_request, TokensResponse, context.writer, context.fault)
 
 
 class TokensResponse(GenerationResponse):
@@ -203,7 +224,7 @@ def _choice_fields(choice: ResponseChoice) -> dict[str, Any]:
     }
 
 
-def _resolve_model(call: RequestContext, fields: RequestFields) -> None:
-    ask = GenerationRequest(model=fields.text("model") or "", request_id="")
+def _resolve_model(context: RequestContext, fields: RequestFields) -> None:
+    generation_request = GenerationRequest(model=fields.text("model") or "", request_id="")
     fields.check()
-    call.engine.models.resolve(ask)
+    context.engine.models.resolve(generation_request)

@@ -56,21 +56,21 @@ def _count_characters(content: Any) -> int:
     return sum(len(text) for text in texts if isinstance(text, str))
 
 
-def parse_completion_prompts(fields: RequestFields, frontend: PromptParser) -> list[TokenizedPrompt]:
+def parse_completion_prompts(fields: RequestFields, prompt_parser: PromptParser) -> list[TokenizedPrompt]:
     """Returns the prompts of the completions endpoint. Raises InvalidRequest if there is none."""
     if fields.body.get("prompt") in (None, ""):
         raise InvalidRequest(_NONE_GIVEN, param="prompt")
-    return parse_prompts(fields, "prompt", frontend)
+    return parse_prompts(fields, "prompt", prompt_parser)
 
 
-def parse_prompts(fields: RequestFields, name: str, frontend: PromptParser) -> list[TokenizedPrompt]:
+def parse_prompts(fields: RequestFields, name: str, prompt_parser: PromptParser) -> list[TokenizedPrompt]:
     """Returns the prompts of a text, token ids, or a list of either.
 
     Raises InvalidRequest for an empty list.
     """
     value = fields.body.get(name)
     if isinstance(value, str):
-        return [frontend.from_text(value)]
+        return [prompt_parser.from_text(value)]
     if not isinstance(value, list):
         fields.add_wrong("string_type", name, "Input should be a valid string", value)
         return []
@@ -81,7 +81,7 @@ def parse_prompts(fields: RequestFields, name: str, frontend: PromptParser) -> l
     prompts = []
     for at, item in enumerate(value):
         if isinstance(item, str):
-            prompts.append(frontend.from_text(item))
+            prompts.append(prompt_parser.from_text(item))
         elif isinstance(item, list) and _is_token_ids(item):
             prompts.append(TokenizedPrompt(item, is_token_ids=True))
         else:

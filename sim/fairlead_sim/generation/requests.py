@@ -130,14 +130,14 @@ def parse_common(fields: RequestFields, request: HttpRequest, request_id: str) -
     return generation_request
 
 
-def _parse_stream_options(fields: RequestFields, ask: GenerationRequest) -> None:
+def _parse_stream_options(fields: RequestFields, request: GenerationRequest) -> None:
     options = fields.mapping("stream_options")
     if options is None:
         return
-    if not ask.stream:
+    if not request.stream:
         raise MalformedRequest(["Value error, Stream options can only be defined when `stream=True`."])
-    ask.include_usage = bool(options.get("include_usage"))
-    ask.continuous_usage = ask.include_usage and bool(options.get("continuous_usage_stats"))
+    request.include_usage = bool(options.get("include_usage"))
+    request.continuous_usage = request.include_usage and bool(options.get("continuous_usage_stats"))
 
 
 def validate_sampling(fields: RequestFields, request: GenerationRequest) -> None:

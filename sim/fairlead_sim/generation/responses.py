@@ -29,13 +29,13 @@ class ResponseHost(Protocol):
         """Removes the choice's sequence from its core."""
         ...
 
-    def on_response_ended(self, answer: "GenerationResponse", outcome: str) -> None:
+    def on_response_ended(self, response: "GenerationResponse", outcome: str) -> None:
         """Notes the end of a response: finished, aborted, failed or gone."""
         ...
 
     def unix_seconds(self) -> int: ...
 
-    def transfer_params(self, answer: "GenerationResponse") -> dict[str, object] | None:
+    def transfer_params(self, response: "GenerationResponse") -> dict[str, object] | None:
         """Returns what the client must pass to another engine for this prompt's KV; None if none is
         leased.
         """
@@ -53,13 +53,13 @@ class ResponseChoice:
 
     def __init__(
         self,
-        answer: "GenerationResponse",
+        response: "GenerationResponse",
         index: int,
         prompt: TokenizedPrompt,
         script: ReplyScript,
         sequence: EngineSequence,
     ) -> None:
-        self.response = answer
+        self.response = response
         self.index = index
         self.prompt = prompt
         self.script = script

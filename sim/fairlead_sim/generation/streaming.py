@@ -31,21 +31,21 @@ class StreamingChoice(ResponseChoice):
 
     def __init__(
         self,
-        answer: GenerationResponse,
+        response: GenerationResponse,
         index: int,
         prompt: TokenizedPrompt,
         script: ReplyScript,
         sequence: EngineSequence,
     ) -> None:
-        super().__init__(answer, index, prompt, script, sequence)
-        assert isinstance(answer, StreamingResponse)
-        self._write = answer.writer.write
+        super().__init__(response, index, prompt, script, sequence)
+        assert isinstance(response, StreamingResponse)
+        self._write = response.writer.write
         self._text = script.text
         self._shown_bytes = 0
-        self._is_uniform = answer.is_uniform and script.is_even
+        self._is_uniform = response.is_uniform and script.is_even
         self._before, self._after = b"", b""
         if self._is_uniform:
-            event = http_chunk(answer.frame_event(answer.token_event(self, _TEXT_MARKER, [], None)))
+            event = http_chunk(response.frame_event(response.token_event(self, _TEXT_MARKER, [], None)))
             self._before, self._after = event.split(_TEXT_MARKER)
 
     def on_token(self, last: bool) -> None:
@@ -83,17 +83,19 @@ class StreamingChoice(ResponseChoice):
         """Writes an event, after the opening events if it is the first, before the closing ones if
         last.
         """
-        answer = self.response
-        opening = b"" if answer.has_begun else answer.opening_events()
-        data = opening + http_chunk(answer.frame_event(answer.token_event(self, self._new_text(), ids, self.reason)))
+        response = self.response
+        opening = b"" if response.has_begun else response.opening_events()
+        data = opening + http_chunk(
+            response.frame_event(response.token_event(self, self._new_text(), ids, self.reason))
+        )
         if self.reason is None:
             self._write(data)
         else:
-            answer.pending = data
-            answer.on_choice_ended(self)
-            if answer.pending:
-                self._write(answer.pending)
-                answer.pending = b""
+            response.pending = data
+            response.on_choice_ended(self)
+            if response.pending:
+                self._write(response.pending)
+                response.pending = b""
 
 
 class StreamingResponse(GenerationResponse):
@@ -104,11 +106,11 @@ class StreamingResponse(GenerationResponse):
 
     choice_kind = StreamingChoice
 
-    def __init__(self, host: ResponseHost, ask: GenerationRequest, reply: ResponseWriter) -> None:
-        super().__init__(host, ask, reply)
+    def __init__(self, host: ResponseHost, request: GenerationRequest, reply: ResponseWriter) -> None:
+        super().__init__(host, request, reply)
         self.has_begun = False
         self.pending = b""
-        self.is_uniform = ask.logprobs is None and not ask.return_token_ids and not ask.continuous_usage
+        self.is_uniform = request.logprobs is None and not request.return_token_ids and not request.continuous_usage
 
     def start(self) -> None:
         if self.cut_after is not None:

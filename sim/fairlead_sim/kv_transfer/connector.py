@@ -106,14 +106,14 @@ class KvConnector:
 
     # Prefill -------------------------------------------------------------------------------------------------------------
 
-    def grant_lease(self, answer: GenerationResponse) -> dict[str, object] | None:
+    def grant_lease(self, response: GenerationResponse) -> dict[str, object] | None:
         """Keeps the prompt of a complete response if requested. Returns NIXL's parameters for the
         client.
         """
-        params = answer.request.kv_transfer_params
-        if params is None or len(answer.choices) != 1:
+        params = response.request.kv_transfer_params
+        if params is None or len(response.choices) != 1:
             return None
-        choice, connector = answer.choices[0], self.settings.connector
+        choice, connector = response.choices[0], self.settings.connector
         if connector == "sglang":
             if self.settings.role == "kv_producer" and params.get("bootstrap_room") is not None:
                 self.leases.grant(str(params["bootstrap_room"]), choice.rank, choice.sequence)
@@ -145,43 +145,43 @@ class KvConnector:
 
     # Decode --------------------------------------------------------------------------------------------------------------
 
-    def take_over(self, answer: GenerationResponse) -> bool:
+    def take_over(self, response: GenerationResponse) -> bool:
         """Returns whether the connector will start the response. Parameters that kill the core do
         so now.
         """
-        params, connector = answer.request.kv_transfer_params, self.settings.connector
-        if params is None or len(answer.request.prompts) != 1:
+        params, connector = response.request.kv_transfer_params, self.settings.connector
+        if params is None or len(response.request.prompts) != 1:
             return False
         if connector == "sglang":
             if params.get("bootstrap_room") is None:
                 return False
             if self.settings.role == "kv_producer":
-                answer.request.max_tokens = 1
+                response.request.max_tokens = 1
                 return False
-            return self._start_pull(answer, self._pull_sglang(answer, params))
+            return self._start_pull(response, self._pull_sglang(response, params))
         if connector == "mooncake":
-            return self._take_mooncake(answer, params)
+            return self._take_mooncake(response, params)
         if connector == "p2p":
-            return self._take_from_peer(answer, params.get("remote_kv_source"))
+            return self._take_from_peer(response, params.get("remote_kv_source"))
         if not params.get("do_remote_prefill"):
             return False
         numbers = params.get("remote_block_ids")
-        needed = math.ceil(len(answer.request.prompts[0].tokens) / self._block_tokens)
+        needed = math.ceil(len(response.request.prompts[0].tokens) / self._block_tokens)
         if not isinstance(numbers, list) or not _is_block_list(numbers) or len(numbers[0]) < needed:
             self._host.kill_core()
             return True
         if not all(isinstance(params.get(name), kind) for name, kind in _NIXL_FIELDS):
-            self._hanging_responses.add(answer)
+            self._hanging_responses.add(response)
             return True
-        return self._start_pull(answer, self._pull_nixl(answer, params))
+        return self._start_pull(response, self._pull_nixl(response, params))
 
-    def on_response_ended(self, answer: GenerationResponse, outcome: str) -> None:
+    def on_response_ended(self, response: GenerationResponse, outcome: str) -> None:
         """Cancels the pull. With NIXL, a client that leaves a hanging response kills the core."""
-        pull = self._pulls.pop(answer, None)
+        pull = self._pulls.pop(response, None)
         if pull is not None:
             pull.cancel()
-        if answer in self._hanging_responses:
-            self._hanging_responses.discard(answer)
+        if response in self._hanging_responses:
+            self._hanging_responses.discard(response)
             if outcome == "gone" and self.settings.connector == "nixl":
                 self._host.kill_core()
 
@@ -191,7 +191,7 @@ class KvConnector:
         for pull in self._pulls.values():
             pull.cancel()
 
-    def _take_mooncake(self, answer: GenerationResponse, params: dict[str, Any]) -> bool:
+    def _take_mooncake(self, response: GenerationResponse, params: dict[str, Any]) -> bool:
         role = self.settings.role
         wrong = params.get("do_remote_decode") and role == "kv_consumer"
         if wrong or (params.get("do_remote_prefill") and role == "kv_producer"):
@@ -200,28 +200,28 @@ class KvConnector:
         if not params.get("do_remote_prefill"):
             return False
         if not isinstance(params.get("transfer_id"), str):
-            self._hanging_responses.add(answer)
+            self._hanging_responses.add(response)
             return True
-        return self._start_pull(answer, self._pull_mooncake(answer, params))
+        return self._start_pull(response, self._pull_mooncake(response, params))
 
-    def _take_from_peer(self, answer: GenerationResponse, source: object) -> bool:
+    def _take_from_peer(self, response: GenerationResponse, source: object) -> bool:
         """Starts a pull from the peer-to-peer tier if the source is complete."""
         if not isinstance(source, dict):
             return False
         host, port, name = (source.get(field) for field in ("remote_host", "remote_port", "kv_request_id"))
         if not (host and port and name):
             return False
-        return self._start_pull(answer, self._pull_from_peer(answer, f"{host}:{port}"))
+        return self._start_pull(response, self._pull_from_peer(response, f"{host}:{port}"))
 
     def cached_blocks(self, keys: Sequence[int]) -> int:
         """Returns the longest cached prefix of any rank, in blocks."""
         return max(len(core.pool.match(keys, len(keys))) for core in self._cores)
 
-    async def _pull_from_peer(self, answer: GenerationResponse, address: str) -> None:
+    async def _pull_from_peer(self, response: GenerationResponse, address: str) -> None:
         """Pulls the blocks that a peer has and this engine lacks. A failed query costs its round
         trip.
         """
-        keys = self._host.block_keys(answer.request, answer.request.prompts[0])
+        keys = self._host.block_keys(response.request, response.request.prompts[0])
         local = self.cached_blocks(keys)
         try:
             peer_blocks = int((await peer_client.query_peer(address, "/sim/kv/held", {"keys": list(keys)}))["blocks"])
@@ -232,42 +232,42 @@ class KvConnector:
             travelling = (peer_blocks - local) * self._block_tokens
             await asyncio.sleep(self.settings.seconds(travelling) / self._speed)
             self.pulled_total += 1
-            answer.request.reported_cached_tokens = peer_blocks * self._block_tokens
-        self._pulls.pop(answer, None)
-        self._host.start(answer, pulled=peer_blocks * self._block_tokens if peer_blocks > local else 0)
+            response.request.reported_cached_tokens = peer_blocks * self._block_tokens
+        self._pulls.pop(response, None)
+        self._host.start(response, pulled=peer_blocks * self._block_tokens if peer_blocks > local else 0)
 
-    def _start_pull(self, answer: GenerationResponse, pull: Any) -> bool:
+    def _start_pull(self, response: GenerationResponse, pull: Any) -> bool:
         task = asyncio.get_running_loop().create_task(pull)
-        self._pulls[answer] = task
+        self._pulls[response] = task
         return True
 
-    async def _pull_nixl(self, answer: GenerationResponse, params: dict[str, Any]) -> None:
+    async def _pull_nixl(self, response: GenerationResponse, params: dict[str, Any]) -> None:
         """Reads the named blocks of the named engine, whatever they contain."""
-        answer.request.reported_cached_tokens = int(params.get("remote_prefill_cached_tokens") or 0)
+        response.request.reported_cached_tokens = int(params.get("remote_prefill_cached_tokens") or 0)
         address = f"{params['remote_host']}:{params['remote_port']}"
         question = {
             "engine_id": params["remote_engine_id"],
             "request_id": params["remote_request_id"],
             "blocks": params["remote_block_ids"][0],
         }
-        await self._pull(answer, address, "/sim/kv/read", question, params["remote_request_id"])
+        await self._pull(response, address, "/sim/kv/read", question, params["remote_request_id"])
 
-    async def _pull_mooncake(self, answer: GenerationResponse, params: dict[str, Any]) -> None:
+    async def _pull_mooncake(self, response: GenerationResponse, params: dict[str, Any]) -> None:
         """Waits until the peer has the transfer, then pulls it."""
-        answer.request.reported_cached_tokens = answer.prompt_tokens
+        response.request.reported_cached_tokens = response.prompt_tokens
         address = urlsplit(str(params.get("remote_bootstrap_addr"))).netloc
         question = {"engine_id": params.get("remote_engine_id"), "transfer_id": params["transfer_id"]}
-        await self._pull(answer, address, "/sim/kv/take", question, params["transfer_id"])
+        await self._pull(response, address, "/sim/kv/take", question, params["transfer_id"])
 
-    async def _pull_sglang(self, answer: GenerationResponse, params: dict[str, Any]) -> None:
+    async def _pull_sglang(self, response: GenerationResponse, params: dict[str, Any]) -> None:
         """Waits until the peer has the bootstrap room, then pulls it."""
         address = f"{params.get('bootstrap_host')}:{params.get('bootstrap_port')}"
         room = str(params["bootstrap_room"])
-        await self._pull(answer, address, "/sim/kv/take", {"transfer_id": room}, room)
+        await self._pull(response, address, "/sim/kv/take", {"transfer_id": room}, room)
 
-    async def _pull(self, answer: GenerationResponse, address: str, path: str, question: object, name: str) -> None:
-        prompt = answer.request.prompts[0]
-        keys = self._host.block_keys(answer.request, prompt)
+    async def _pull(self, response: GenerationResponse, address: str, path: str, question: object, name: str) -> None:
+        prompt = response.request.prompts[0]
+        keys = self._host.block_keys(response.request, prompt)
         try:
             reply = await peer_client.query_peer(address, path, question)
             local = max(len(core.pool.match(keys, len(keys))) for core in self._cores)
@@ -275,12 +275,12 @@ class KvConnector:
             await asyncio.sleep(self.settings.seconds(travelling) / self._speed)
             await peer_client.query_peer(address, "/sim/kv/release", {"name": name})
         except peer_client.PeerRejected:
-            self._on_pull_failed(answer)
+            self._on_pull_failed(response)
             return
         except peer_client.PeerUnreachable:
             extra_seconds = 0.0 if self.settings.connector == "nixl" else self.settings.abort_seconds
             await asyncio.sleep(self.settings.dead_peer_seconds + extra_seconds)
-            self._on_pull_failed(answer)
+            self._on_pull_failed(response)
             return
         expected = list(keys)
         rest = prompt.tokens[len(keys) * self._block_tokens :]
@@ -291,17 +291,17 @@ class KvConnector:
         if wrong:
             self.wrong_total += 1
             self._spoilt.update(keys[local:])
-        self._pulls.pop(answer, None)
-        self._host.start(answer, pulled=len(prompt.tokens), is_wrong=wrong)
+        self._pulls.pop(response, None)
+        self._host.start(response, pulled=len(prompt.tokens), is_wrong=wrong)
 
-    def _on_pull_failed(self, answer: GenerationResponse) -> None:
+    def _on_pull_failed(self, response: GenerationResponse) -> None:
         """Computes the prompt here or fails the response, by policy."""
         self.failed_total += 1
-        self._pulls.pop(answer, None)
+        self._pulls.pop(response, None)
         if self.settings.recompute:
-            self._host.start(answer)
+            self._host.start(response)
         else:
-            answer.fail(InternalError(_FAILED_MESSAGE))
+            response.fail(InternalError(_FAILED_MESSAGE))
 
 
 def _is_block_list(value: list[Any]) -> bool:

@@ -187,61 +187,61 @@ class SimulatedEngine:
             choice.rank = rank
             self._submit(choice)
 
-    def block_keys(self, ask: GenerationRequest, prompt: TokenizedPrompt) -> tuple[int, ...]:
+    def block_keys(self, request: GenerationRequest, prompt: TokenizedPrompt) -> tuple[int, ...]:
         """Returns the keys of the prompt's full blocks."""
-        name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
-        return block_keys(prompt.tokens, self.block_tokens, salt=ask.cache_salt, adapter=name)
+        name = None if request.adapter is None else f"{request.adapter.name}\0{request.adapter.path}"
+        return block_keys(prompt.tokens, self.block_tokens, salt=request.cache_salt, adapter=name)
 
     def _build_choice(
-        self, answer: GenerationResponse, index: int, prompt: TokenizedPrompt, rank: int, *, wrong: bool = False
+        self, response: GenerationResponse, index: int, prompt: TokenizedPrompt, rank: int, *, wrong: bool = False
     ) -> ResponseChoice:
-        ask = answer.request
-        name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
-        keys = self.block_keys(ask, prompt)
+        request = response.request
+        name = None if request.adapter is None else f"{request.adapter.name}\0{request.adapter.path}"
+        keys = self.block_keys(request, prompt)
         rest = prompt.tokens[len(keys) * self.block_tokens :]
-        seed = f"{self.settings.seed if ask.seed is None else ask.seed}/{keys[-1] if keys else name}/{rest}/{index}"
-        wish = ask.reply_limits(prompt, self.settings.max_model_len)
+        seed = f"{self.settings.seed if request.seed is None else request.seed}/{keys[-1] if keys else name}/{rest}/{index}"
+        wish = request.reply_limits(prompt, self.settings.max_model_len)
         if (
             wrong
             or self.sleep_mode.weights_missing
             or (self.kv_connector is not None and self.kv_connector.is_spoilt(rank, keys))
         ):
             wish = replace(wish, forced_text=WRONG_KV_TEXT * min(wish.max_tokens, MAX_WRONG_KV_TOKENS))
-        if ask.is_greedy:
-            wish = replace(wish, greedy_decoder=self._greedy_decoder(ask, keys, rest))
+        if request.is_greedy:
+            wish = replace(wish, greedy_decoder=self._greedy_decoder(request, keys, rest))
         script = reply_script.write_script(self.tokenizer, seed, wish)
-        sequence = self._sequence(ask, prompt, keys, len(script.ids))
+        sequence = self._sequence(request, prompt, keys, len(script.ids))
         # All ids of the script at once: the core reads them up to its position.
         sequence.tokens = prompt.tokens + script.ids
-        choice = answer.choice_kind(answer, index, prompt, script, sequence)
+        choice = response.choice_kind(response, index, prompt, script, sequence)
         choice.rank = rank
         return choice
 
     def _greedy_decoder(
-        self, ask: GenerationRequest, keys: tuple[int, ...], rest: list[int]
+        self, request: GenerationRequest, keys: tuple[int, ...], rest: list[int]
     ) -> Callable[..., tuple[list[int], bool]]:
-        name = None if ask.adapter is None else f"{ask.adapter.name}\0{ask.adapter.path}"
-        root = chain_root(salt=ask.cache_salt, adapter=name)
+        name = None if request.adapter is None else f"{request.adapter.name}\0{request.adapter.path}"
+        root = chain_root(salt=request.cache_salt, adapter=name)
         say = partial(continue_greedily, self.tokenizer, keys, rest, block_tokens=self.block_tokens, root=root)
         return lambda count, least: say(count, seed=self.settings.seed, min_tokens=least)
 
     def _sequence(
-        self, ask: GenerationRequest, prompt: TokenizedPrompt, keys: tuple[int, ...], max_tokens: int
+        self, request: GenerationRequest, prompt: TokenizedPrompt, keys: tuple[int, ...], max_tokens: int
     ) -> EngineSequence:
         return EngineSequence(
-            id=f"{ask.request_id}-{next(self._ids)}",
+            id=f"{request.request_id}-{next(self._ids)}",
             arrival=time.monotonic(),
             prompt_tokens=len(prompt.tokens),
             max_tokens=max_tokens,
             keys=keys,
             tokens=prompt.tokens,
-            priority=ask.priority,
-            adapter=None if ask.adapter is None else ask.adapter.name,
-            salt=ask.cache_salt,
-            session=ask.session,
+            priority=request.priority,
+            adapter=None if request.adapter is None else request.adapter.name,
+            salt=request.cache_salt,
+            session=request.session,
             reserve_tokens=None if self.settings.reserve_output else 0,
-            uses_cache=ask.uses_cache,
-            publishes_hits=ask.publishes_hits,
+            uses_cache=request.uses_cache,
+            publishes_hits=request.publishes_hits,
         )
 
     def _submit(self, choice: ResponseChoice) -> None:
@@ -255,19 +255,19 @@ class SimulatedEngine:
         except BadInput as error:
             choice.response.fail(InvalidRequest(error.message))
 
-    def _pick_rank(self, ask: GenerationRequest) -> int:
-        if ask.rank is not None:
-            return ask.rank
+    def _pick_rank(self, request: GenerationRequest) -> int:
+        if request.rank is not None:
+            return request.rank
         return min(self.drivers, key=lambda driver: driver.unfinished).rank
 
-    def _exceeded_queue_limit(self, ask: GenerationRequest) -> str | None:
+    def _exceeded_queue_limit(self, request: GenerationRequest) -> str | None:
         """Returns the metric label of the queue limit that this request would exceed, or None."""
         settings = self.settings
         if settings.max_queued_requests is not None and self.unfinished >= settings.max_queued_requests:
             return "max_num_queued_reqs"
         if settings.max_queued_tokens is not None:
-            inside = sum(answer.prompt_tokens for answer in self.responses)
-            if inside + sum(len(prompt.tokens) for prompt in ask.prompts) > settings.max_queued_tokens:
+            inside = sum(response.prompt_tokens for response in self.responses)
+            if inside + sum(len(prompt.tokens) for prompt in request.prompts) > settings.max_queued_tokens:
                 return "max_num_queued_tokens"
         return None
 
@@ -289,9 +289,9 @@ class SimulatedEngine:
     def unix_seconds(self) -> int:
         return int(self.clock.wall())
 
-    def transfer_params(self, answer: GenerationResponse) -> dict[str, object] | None:
+    def transfer_params(self, response: GenerationResponse) -> dict[str, object] | None:
         """Returns what the client must pass to the decode engine; None if no block is leased."""
-        return None if self.kv_connector is None else self.kv_connector.grant_lease(answer)
+        return None if self.kv_connector is None else self.kv_connector.grant_lease(response)
 
     def drop_choice(self, choice: ResponseChoice) -> None:
         """Removes a choice's sequence from its core."""
@@ -300,13 +300,13 @@ class SimulatedEngine:
         else:
             self.drivers[choice.rank].abort(choice.sequence.id)
 
-    def on_response_ended(self, answer: GenerationResponse, outcome: str) -> None:
+    def on_response_ended(self, response: GenerationResponse, outcome: str) -> None:
         """Forgets a response. Aborted ones are counted, clients that left are not."""
-        self.responses.discard(answer)
+        self.responses.discard(response)
         if self.kv_connector is not None:
-            self.kv_connector.on_response_ended(answer, outcome)
+            self.kv_connector.on_response_ended(response, outcome)
         if outcome == "aborted":
-            for choice in answer.choices:
+            for choice in response.choices:
                 if choice.reason == "abort":
                     self.metrics.observe_finished(choice.rank, choice.sequence, "abort", time.monotonic())
         if self._on_idle and not any(driver.unfinished for driver in self.drivers):
@@ -321,9 +321,9 @@ class SimulatedEngine:
 
     def abort_responses(self, names: "set[str] | None" = None) -> None:
         """Ends the named responses, or all, with the finish reason ``abort``."""
-        for answer in list(self.responses):
-            if names is None or names & {answer.id, answer.request.request_id}:
-                answer.abort()
+        for response in list(self.responses):
+            if names is None or names & {response.id, response.request.request_id}:
+                response.abort()
 
     def pause(self, mode: str, done: Callable[[], None]) -> None:
         """Pauses the engine: ``abort`` ends what runs, ``wait`` lets it end, ``keep`` freezes it.
@@ -390,8 +390,8 @@ class SimulatedEngine:
         self.is_core_dead = True
         for driver in self.drivers:
             driver.stop()
-        for answer in list(self.responses):
-            answer.fail(InternalError(CORE_DIED_MESSAGE))
+        for response in list(self.responses):
+            response.fail(InternalError(CORE_DIED_MESSAGE))
         asyncio.get_running_loop().call_later(0.05, self._on_death)
 
     def stop(self) -> None:
