@@ -1,4 +1,4 @@
-"""A healthy installation as values, and ways to make a piece of it unwell."""
+"""A healthy installation as values, and ways to break one part of it."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ Change = Callable[..., ClusterFacts]
 
 
 def chart() -> list[Manifest]:
-    """What helm installs, by the chart's golden file."""
+    """Returns the objects that helm installs, from the chart's golden file."""
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return [one for one in yaml.load_all(GOLDEN.read_text(encoding="utf-8"), Loader=loader) if one is not None]
 
@@ -65,7 +65,7 @@ def a_pod(deployment: Manifest, number: int, ready: bool = True) -> Manifest:
 
 
 def a_model(name: str = "tiny", ready: bool = True, **conditions: tuple[str, str, str]) -> Manifest:
-    """``conditions``: type → status, reason, message."""
+    """Returns a model. ``conditions``: type → status, reason, message."""
     said = {"Ready": (str(ready), "AllReady" if ready else "NoInstance", "1 instance ready"), **conditions}
     return {
         "apiVersion": "serving.fairlead.io/v1alpha1",
@@ -182,5 +182,5 @@ def with_models() -> Callable[..., ClusterFacts]:
 
 @pytest.fixture
 def builders() -> Mapping[str, Callable[..., Any]]:
-    """What test modules build facts of; they cannot import this file."""
+    """Returns builders of facts for test modules, which cannot import this file."""
     return {"pod": a_pod, "model": a_model, "lease": lease, "told": told, "chart": chart}

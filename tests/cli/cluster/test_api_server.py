@@ -1,6 +1,5 @@
-"""Before a real API server: a whole installation is checked, each fault is seeded there, and the commands are run as people run them.
-
-Nobody runs pods here: those of the control plane are written down as if they ran, and what they say of themselves is given.
+"""The cluster commands on a real API server: a whole installation, each seeded fault, and the
+output of the commands.
 """
 
 import asyncio
@@ -77,7 +76,9 @@ def of(resource: Resource, namespace: str | None, name: str, **more: Any) -> Man
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """One of this file's own: what others leave on the shared one would be checked as well."""
+    """An API server of this file, because the checks would see what other tests leave on the shared
+    one.
+    """
     with api_server_for_test(tmp_path_factory.mktemp("checked") / "run") as found:
         yield found
 
@@ -91,7 +92,7 @@ def run(server: ApiServer, work: Callable[[Api], Awaitable[None]]) -> None:
 
 
 async def installed(api: Api, build: Build) -> None:
-    """The chart, its pods, a lease, and a model that is ready: all anew, as they should be."""
+    """Installs the chart, its pods, a lease, and a ready model."""
     for kind in served_kinds():
         await api.apply(crd_manifest(kind), "test")
     await wait_until_async(lambda: api.has_resource(MODEL_DEPLOYMENTS))
@@ -296,7 +297,9 @@ def fairlead(server: ApiServer, *words: str, **environment: str) -> subprocess.C
 
 @pytest.fixture(scope="module")
 def furnished(server: ApiServer) -> ApiServer:
-    """With models: one that is ready, one whose image cannot be pulled, one that nobody has seen."""
+    """An API server with a ready model, one whose image cannot be pulled, and one that no operator
+    has seen.
+    """
 
     async def work(api: Api) -> None:
         for kind in served_kinds():

@@ -1,4 +1,4 @@
-"""The thin shell of the commands: looking again until all is well, whether a stack or a cluster is meant, files that are there."""
+"""The shells of the cluster commands: waiting, choosing stack or cluster, existing files."""
 
 import asyncio
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ Looks = list[tuple[CheckResult, ...] | ClusterUnreachable]
 def looked(
     monkeypatch: pytest.MonkeyPatch, looks: Looks, limit: float | None
 ) -> tuple[tuple[CheckResult, ...], list[float]]:
-    """What is found in the end, and the pauses on the way."""
+    """Returns the last results, and the pauses before them."""
     clock, pauses, left = ManualClock(), list[float](), iter(looks)
 
     async def look(asked: CheckOptions, _: object) -> tuple[CheckResult, ...]:

@@ -1,4 +1,4 @@
-"""Small readers: pages of metrics, times, certificates, quantities, what a pod waits for."""
+"""Small parsers: metrics pages, times, certificates, quantities, waiting reasons of pods."""
 
 import subprocess
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_ages_have_one_unit(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize("days", [1, 400, 20_000])
 def test_certificate_expiry_is_read(tmp_path: Path, days: int) -> None:
-    """Those of openssl, with both forms of time (the years from 2050 on have four digits)."""
+    """Certificates of openssl, with both forms of time: years from 2050 on have four digits."""
     target = tmp_path / "cert.pem"
     command = [
         "openssl",

@@ -1,4 +1,6 @@
-"""What pods say of themselves behind the API server's proxy; a pod that says no is not a way that is closed."""
+"""Queries to pods through the API server's proxy; a refusal of the pod is not a refusal of the
+proxy.
+"""
 
 import asyncio
 import json

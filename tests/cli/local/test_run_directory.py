@@ -1,4 +1,4 @@
-"""Where a stack keeps its files and how others find it."""
+"""The run directory of a stack, and how other commands find it."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Which gateway a replay talks to, and which requests it sends there."""
+"""The gateway and the requests of a replay."""
 
 import subprocess
 import sys

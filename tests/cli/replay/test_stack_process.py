@@ -51,9 +51,7 @@ def test_stack_serves_a_replay_and_leaves_no_process(tmp_path: Path, monkeypatch
         family = descendants(local.addresses.pid) | {local.addresses.pid}
         model, instances = local.only_model()
         assert (model.key, model.preset, len(instances)) == ("default/demo", "dual-hash", 2)
-        assert local.addresses.pid not in {
-            one.pid for one in running_stacks()
-        }  # nobody finds it by looking for the newest
+        assert local.addresses.pid not in {one.pid for one in running_stacks()}  # it is not found as the newest stack
         file = Path(local.addresses.fleet_file)
         place = find_gateway(url=local.addresses.url, manage=local.addresses.manage, fleet_file=file, model=None)
         said: list[str] = []

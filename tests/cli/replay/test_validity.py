@@ -1,4 +1,4 @@
-"""How late other processes' loops ran, read from their metrics, and what is made of it."""
+"""Validity of a replay: loop lag and foreign requests."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

@@ -1,4 +1,4 @@
-"""What ``fairlead rollout`` makes of a model, its revisions and its workloads; what it writes, and what it refuses."""
+"""Rollout status, patches and refusals of ``fairlead rollout``."""
 
 import asyncio
 from dataclasses import replace
@@ -97,7 +97,7 @@ def test_status_shows_a_pause_with_and_without_a_pending_change() -> None:
     waiting = found("d", rollout={"paused": True})
     told = list(render_status(waiting, NOW))
     assert told[0] == "x/m runs revision 3 of 4: the rollout is paused; revision 3 runs on"
-    assert told[-4] == "4 spec         engine.image"  # nobody has seen it yet
+    assert told[-4] == "4 spec         engine.image"  # no operator has seen it yet
     assert "  paused: nothing waits; the next change will" in render_status(found(rollout={"paused": True}), NOW)
 
 

@@ -1,7 +1,4 @@
-"""``fairlead rollout`` before a real API server with the real operator: a change is held, let through and taken back.
-
-No controller runs there: what a Deployment's would do is done here, at once.
-"""
+"""``fairlead rollout`` on a real API server with the real operator: pause, resume and undo."""
 
 import asyncio
 import os
@@ -75,7 +72,7 @@ def rollout(server: ApiServer, *words: str) -> tuple[int, str, str]:
 
 
 async def said(server: ApiServer, *words: str) -> str:
-    """What it prints when all is well."""
+    """Returns the output of a successful command."""
     code, out, err = await asyncio.to_thread(rollout, server, *words)
     assert (code, err) == (0, ""), (out, err)
     return out

@@ -1,4 +1,4 @@
-"""A look in words: every number that the core tells has a name, what is not known is a dash, and what was done is said."""
+"""A recorded tick as text: every input that has an effect is shown, with its unit."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Login by a plugin, as in the kubeconfigs of cloud providers: a real program is run, and what it says is used or told."""
+"""Login by an exec credential plugin, and its failures."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ V1 = "client.authentication.k8s.io/v1"
 
 
 def plugin(tmp_path: Path, body: str) -> str:
-    """A program of the user's; ``info`` is what it was told."""
+    """Returns the path of a plugin; ``info`` is the exec info that it gets."""
     path = tmp_path / "login"
     path.write_text(
         f"#!{sys.executable}\nimport json, os, sys\ninfo = json.loads(os.environ['KUBERNETES_EXEC_INFO'])\n{body}\n"
@@ -103,7 +103,7 @@ def test_missing_plugin_has_a_hint(tmp_path: Path, user: dict[str, Any], words: 
 
 
 def test_components_refuse_exec_plugins(tmp_path: Path) -> None:
-    """Operator and gateway run nobody's programs."""
+    """Operator and gateway run no programs of users."""
     with pytest.raises(ClusterConfigError, match="exec of a user is not honoured"):
         config_from_kubeconfig([kubeconfig(tmp_path, exec=entry("x"))])
 

@@ -1,4 +1,4 @@
-"""What is shown of objects and logs, and what is not."""
+"""Redaction of objects and logs: what stays, and what is removed."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The checks of indexers: each says what is away, by its own name, and nothing where there is nothing to index."""
+"""Checks of indexers: each names its own missing part, and none applies without an index."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,7 +18,7 @@ CONNECTED = "fairlead_indexer_redis_connected 1\n"
 
 
 def said(facts: ClusterFacts) -> dict[str, Verdict]:
-    """What is not well of all."""
+    """Returns the verdicts that are not OK."""
     return {one.check.id: one.verdict for one in run_checks(facts) if one.verdict.outcome is not CheckOutcome.OK}
 
 

@@ -1,4 +1,4 @@
-"""What local mode tells the autoscaler, and how it follows what that wants."""
+"""The state that local mode writes for the autoscaler, and the targets that it applies."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,6 @@
-"""Scaling down under load, with the real gateway and real simulated engines: no engine sees a request after Draining."""
+"""Scaling down under load, with the real gateway and real simulated engines: no engine gets a
+request after Draining.
+"""
 
 import asyncio
 import sys
@@ -41,9 +43,9 @@ def engine(ports: tuple[int, ...], first: int) -> ProcessCommand:
 
 
 class Load:
-    """Requests all the time, from several clients, until told to stop; keeps every status.
+    """Continuous requests of several clients until it is stopped; keeps every status.
 
-    ``sent`` has, for each, when it was sent (the loop's time) and which instance answered it.
+    ``sent`` has, for each request, its start (the loop's time) and the instance that answered it.
     """
 
     def __init__(self, url: str) -> None:
@@ -76,7 +78,9 @@ class Load:
 
 
 class Leaving:
-    """What is seen of the engine that leaves: who it is, since when the gateway knows, what it says meanwhile."""
+    """Observations of the engine that leaves: its id, since when the gateway knows, and its own
+    metrics.
+    """
 
     def __init__(self, instance_id: str, url: str) -> None:
         self.id = instance_id

@@ -1,4 +1,4 @@
-"""Engines of a stack asleep and awake: over small programs of our own, with a bed that does as it is told, or does not."""
+"""Engines of a stack that sleep and wake, with real processes."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ READY, SLEEPING, DRAINING = InstanceState.READY, InstanceState.SLEEPING, Instanc
 
 
 class Bed:
-    """Notes who is told what; ``open`` holds an answer back, ``refuses`` has verbs that fail."""
+    """Records sleep calls; ``open`` delays an answer, ``refuses`` has calls that fail."""
 
     def __init__(self) -> None:
         self.said: list[tuple[str, int]] = []

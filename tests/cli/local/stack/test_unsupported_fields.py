@@ -1,4 +1,6 @@
-"""What local mode makes of a manifest that was written for a cluster: honoured, told of, or refused by field and fix."""
+"""Manifests for a cluster in local mode: each field is honoured, noted, or rejected with field and
+fix.
+"""
 
 from pathlib import Path
 

@@ -194,7 +194,7 @@ def test_closed_output_ends_the_stack(tmp_path: Path) -> None:
         pids = descendants(process.pid)
         engine = next(pid for pid in pids if b"fairlead_sim" in Path(f"/proc/{pid}/cmdline").read_bytes())
         process.stdout.close()
-        os.kill(engine, SIGKILL)  # an event, which it cannot tell anybody
+        os.kill(engine, SIGKILL)  # an event, which cannot be printed
         process.wait(60)
     wait_until(lambda: not any(map(is_alive, pids)), "nothing is left")
 

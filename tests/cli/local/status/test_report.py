@@ -1,4 +1,4 @@
-"""What `fairlead status` concludes, and how it looks."""
+"""Conclusions and output of `fairlead status`."""
 
 import io
 import json

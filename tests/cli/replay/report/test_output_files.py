@@ -1,4 +1,4 @@
-"""What a replay leaves in its folder can be read by others."""
+"""Output files of a replay."""
 
 import csv
 import json
