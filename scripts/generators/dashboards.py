@@ -210,11 +210,11 @@ def _operators() -> Rows:
         Panel("Models that wait", waiting),
     )
     hearing = (
-        Panel("Since a kind was heard of", [operator("watch_age_seconds", "{{kind}}", "kind")], "s"),
+        Panel("Age of the last watch event", [operator("watch_age_seconds", "{{kind}}", "kind")], "s"),
         Panel("Models known", [operator("models", "models", "namespace")]),
         Panel("Events never written", [worked("events_dropped", "events")], "ops"),
     )
-    return (("Operator", working), ("What it hears", hearing))
+    return (("Operator", working), ("Watches", hearing))
 
 
 def _indexers() -> Rows:
@@ -245,7 +245,7 @@ def _gateways() -> Rows:
     own = (
         Panel("What it adds to a request, p99", [(added, "{{pod}}")], "s"),
         Panel("Event loop's lag, p99", [gateway("loop_lag_seconds", more='quantile="0.99"')], "s"),
-        Panel("Since the cluster was heard", [gateway("fleet_age_seconds")], "s"),
+        Panel("Age of the fleet", [gateway("fleet_age_seconds")], "s"),
     )
     processes = (
         Panel("Workers", [gateway("workers"), counted("worker_deaths", "{{pod}} deaths")]),
@@ -253,17 +253,17 @@ def _gateways() -> Rows:
         Panel("Refused for their key", [counted("keys_refused")], "reqps"),
     )
     told = (
-        counted("redis_published", "{{pod}} told"),
+        counted("redis_published", "{{pod}} published"),
         counted("redis_dropped", "{{pod}} dropped"),
         counted("redis_refused", "{{pod}} refused"),
     )
     lost = (counted("access_log_dropped", "{{pod}} lines"), counted("spans_dropped", "{{pod}} spans"))
     sharing = (
         Panel("Redis answers", [gateway("redis_connected")]),
-        Panel("Decisions told", told, "ops"),
+        Panel("Decisions published", told, "ops"),
         Panel("Log lines and spans lost", lost, "ops"),
     )
-    return (("Gateways", own), ("Their processes", processes), ("Redis and what is told", sharing))
+    return (("Gateways", own), ("Their processes", processes), ("Redis and telemetry", sharing))
 
 
 def dashboards() -> dict[str, str]:

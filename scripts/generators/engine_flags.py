@@ -1,9 +1,9 @@
 """Command line switches of the supported engines, taken from the engines themselves once a release.
 
 ``python scripts/generators/engine_flags.py --vllm BIN/vllm --sglang sglang-….whl`` writes
-``engine_flags.json`` beside this file: vLLM's from ``vllm serve --help=all``, SGLang's from its
-wheel, which is parsed and not run. An engine that is not given keeps its entry. Tests hold every
-generated command line to that file, and ``docs/reference/engines.md`` shows it.
+``engine_flags.json``: vLLM's from ``vllm serve --help=all``, SGLang's from its wheel, which is
+parsed and not run. An engine that is not given keeps its entry. Tests hold every generated command
+line to that file, and ``docs/reference/engines.md`` shows it.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""``fairlead replay`` and ``demo``: an open-loop replay of a trace against a gateway, beside a
-simulation.
+"""``fairlead replay`` and ``demo``: an open-loop replay of a trace against a gateway, compared with
+a simulation.
 
 Reading order: `traffic` (requests) → `client` (sends them) → `measurement` and `validity` (is the
 run valid?) → `fleet_simulation` → `report`. `live_run` replays against a running gateway;

@@ -136,7 +136,7 @@ class PresetComparison:
         return RunSummary.from_results(outcomes, objectives=self.objectives, instances=self.engines)
 
     def write_manifest(self) -> Path:
-        """Writes the manifest of the stack beside the report."""
+        """Writes the manifest of the stack into the folder of the report."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "model.yaml"
         file.write_text(

@@ -195,7 +195,7 @@ def _logs(report: ModelReport, instance: InstanceReport) -> str:
 
 
 def revision_note(report: ModelReport) -> str:
-    """Returns a note beside the name while an earlier revision runs."""
+    """Returns a note for the headline while an earlier revision runs."""
     notes = metadata_of(report.facts.model).get("annotations") or {}
     paused = (spec_of(report.facts.model).get("rollout") or {}).get("paused")
     undone = notes.get(UNDO_ANNOTATION)

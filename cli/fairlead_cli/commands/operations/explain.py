@@ -54,8 +54,8 @@ def explain(
     `explain scale MODEL` asks the autoscaler for its observation, the inputs of its decision line
     by line, the rule, and whether the decision was written.
 
-    Exits 0 with an answer, 1 when the request is not in the log or would be refused, 2 on wrong
-    usage, 3 when no gateway can be reached.
+    Exits 0 with an answer, 2 on wrong usage, 3 when no gateway can be reached. Exits 1 when the
+    request is not in the log or would be refused.
     """
     from fairlead_cli.explain.command import RouteQuery, print_usage, run_request, run_route
 

@@ -29,8 +29,8 @@ def index(
     secret (FAIRLEAD_HASH_SECRET), the same as gateways and the indexer have. `verify` asks engines
     for their published events, when their addresses can be reached.
 
-    Exits 0 when all is well; 1 when the index is unusable, not written, or differs in verify; 2 on
-    wrong usage or an unknown model; 3 when Redis cannot be reached.
+    Exits 0 when all is well, 2 on wrong usage or an unknown model, 3 when Redis cannot be reached.
+    Exits 1 when the index is unusable, not written, or differs in verify.
     """
     from fairlead_cli.index.command import run
 

@@ -39,8 +39,8 @@ def rollout(
     All of it is one field and one annotation of the ModelDeployment, which kubectl can write too;
     the operator's guide says how.
 
-    Exits 0 when done; for `status` or with --wait 1 until every instance has the running revision
-    and is ready; 2 on wrong usage; 3 when no API server can be reached.
+    Exits 0 when done, 2 on wrong usage, 3 when no API server can be reached. `status` and --wait
+    exit 1 until every instance has the running revision and is ready.
     """
     from fairlead_cli.cluster.access.connection import ClusterOptions
     from fairlead_cli.rollouts.command import RolloutOptions, run

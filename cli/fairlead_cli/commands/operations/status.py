@@ -29,8 +29,8 @@ def status(
     Of the stack of `fairlead up` it shows the last decisions. Of a cluster it shows a table of all
     models, or one model with its pools, pods, engine signals, conditions and last events.
 
-    It looks at a cluster when an option names one, when it is called as `kubectl fairlead`, or when
-    no stack runs here and a kubeconfig exists.
+    It looks at a cluster when an option names one, and when it is called as `kubectl fairlead`. It
+    also does when no stack runs here and a kubeconfig exists.
 
     Exits 0 when all is well, 1 on a problem, 2 on wrong usage, 3 when no gateway, or no API server,
     can be reached.

@@ -25,9 +25,9 @@ def support_bundle(
 ) -> int:
     """Write a redacted archive of what Fairlead has in a cluster.
 
-    It holds the result of `fairlead check`, versions, models and their objects, pods, events, the
-    end of the control plane's logs, and the pages of gateways and operators. A manifest lists the
-    content, and what is missing and why.
+    It holds the result of `fairlead check`, versions, models and their objects, pods and events. It
+    also holds the end of the control plane's logs, and the pages of gateways and operators. A
+    manifest lists the content, and what is missing and why.
 
     It does not hold values of Secrets and environment variables, API keys, prompts, or logs of
     engines.

@@ -278,7 +278,7 @@ class LazySleepCalls:
         await self._bedside().wake(url, level)
 
     def _bedside(self) -> EngineSleepClient:
-        from fairlead.engines.sleep_http import sleep_client
+        from fairlead.engines.sleep_mode import sleep_client
 
         return sleep_client(Limits())
 
