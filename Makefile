@@ -5,8 +5,12 @@ RUN := .venv/bin/python
 TRACE ?= ../shared/traces/conversation_trace.jsonl
 # Tests side by side: one a processor.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-# `make test FAST=1`: the pure tests alone.
+# `make test FAST=1`: tests of pure code, without processes, clusters and property tests.
 FAST ?=
+PURE_TESTS := $(addprefix tests/,autoscaler/collector autoscaler/core autoscaler/presets cli/explain cli/rollouts cli/scaling \
+  fairlead/api fairlead/engines fairlead/fleet fairlead/manifests gateway/admission gateway/prefix_map gateway/routing \
+  gateway/telemetry kvstore/analysis kvstore/blockstore kvstore/events operator/render operator/status repository sim/engine \
+  sim/generation sim/workload)
 # `make e2e LOAD=1`: the tests on the cluster that need load.
 LOAD ?=
 # Level of `make cluster-up`: full, or api for the API alone.
@@ -35,8 +39,8 @@ demo: env ## replay traffic under three routing presets, live and simulated; wri
 test-tools: env ## compile etcd, kube-apiserver, helm and promtool for the tests, once, where there is Go
 	@$(RUN) e2e/cluster test-tools || [ $$? -eq 3 ]
 
-test: test-tools ## run unit, property and integration tests; FAST=1: the pure ones, in three minutes
-	@$(RUN) -m pytest -n $(JOBS) --dist loadfile
+test: $(if $(FAST),env,test-tools) ## run unit, property and integration tests; FAST=1: those of pure code, in three minutes
+	@$(RUN) -m pytest -n $(JOBS) $(if $(FAST),--dist load -m "not property" $(PURE_TESTS),--dist loadfile)
 
 lint: env ## check style, types, import contracts, generated files and prose
 	@$(RUN) -m ruff check .

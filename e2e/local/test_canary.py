@@ -453,10 +453,10 @@ def test_no_prompt_and_no_key_is_written_down_anywhere(tmp_path: Path) -> None:
             for word in ("default/tiny", "default/split", "continue-1", "prefill-0"):
                 assert word in decided, word
 
-            async def told() -> bool:
+            async def has_decision() -> bool:
                 return "default/tiny" in await asyncio.to_thread(stored, valkey)
 
-            await wait_until_async(told)
+            await wait_until_async(has_decision)
             written["redis"] = await asyncio.to_thread(stored, valkey)
             await wait_until(lambda: b"/v1/traces" in collector.got or bool(collector.got))
             process.send_signal(signal.SIGTERM)

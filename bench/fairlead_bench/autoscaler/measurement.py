@@ -96,7 +96,7 @@ def source_digest(cell: AutoscalerCell) -> str:
 
 @cache
 def _digest(files: tuple[Path, ...], values: tuple[float, ...]) -> str:
-    plant = [Path(place) / "scaling" for place in fairlead_sim.__path__]
+    plant = [Path(place) / "autoscaling" for place in fairlead_sim.__path__]
     digest = sha256(f"{sources_digest(plant)} {values}".encode())
     for file in files:
         digest.update(file.read_bytes())

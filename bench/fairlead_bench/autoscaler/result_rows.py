@@ -47,11 +47,11 @@ def geometric_mean(values: Sequence[float]) -> float | None:
 def best_knob(found: Mapping[float, Mapping[str, Measured]]) -> float:
     """Returns the knob that keeps the target most often, and the cheapest of these."""
 
-    def standing(knob: float) -> tuple[int, float]:
+    def score(knob: float) -> tuple[int, float]:
         cells = list(found[knob].values())
         return sum(map(meets_slo, cells)), -(geometric_mean([cell["cost"] for cell in cells]) or 0.0)
 
-    return max(found, key=standing)
+    return max(found, key=score)
 
 
 def fairlead_rows(found: Mapping[str, Measured], oracles: Mapping[str, float]) -> Iterator[ResultRow]:

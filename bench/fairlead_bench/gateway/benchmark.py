@@ -123,12 +123,11 @@ class BenchmarkSession:
             case,
             target,
             self.engine,
-            load=self.programs.load,
+            load=[*self.load_prefix, str(self.programs.load)],
             bodies=bodies,
             seconds=seconds,
             number=number,
             seed=self.seed,
-            prefix=self.load_prefix,
         )
 
 

@@ -56,18 +56,17 @@ def measure(
     target: TargetProcess | None,
     engine: MockEngine,
     *,
-    load: Path,
+    load: Sequence[str],
     bodies: Path,
     seconds: float,
     number: int,
     seed: int,
-    prefix: Sequence[str] = (),
 ) -> CaseRun:
     """Run ``case`` once. ``target`` None is the engine itself, without anything in between."""
     engine.set_pace(case.interval_seconds)
     before = engine.stats()
     rss_before = target.usage().rss_bytes if target is not None else None
-    command = [*prefix, str(load), *_arguments(case, target.port if target is not None else engine.ports[0])]
+    command = [*load, *_arguments(case, target.port if target is not None else engine.ports[0])]
     command += ["--bodies", str(bodies), "--seconds", str(seconds), "--seed", str(seed * 1_000 + number)]
     usages: list[ProcessUsage] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -1,5 +1,5 @@
 """Step profiles from public peak figures alone, and what accelerators serve of each shape by the
-knee that the autoscaler sizes by (``measuring.py``: as simulated engines of these profiles do).
+knee that the autoscaler sizes by (``throughput_tables.py``: as simulated engines of these profiles do).
 
 For a model of P weights and K bytes of keys and values per token, on an accelerator of F operations
 and B bytes a second (each times the share that engines reach) and M bytes of memory:

@@ -54,7 +54,7 @@ class ApiReader:
             for first in (True, False):
                 kept = self._connection is not None
                 try:
-                    status, body = self._asked(path)
+                    status, body = self._get(path)
                     break
                 except (OSError, http.client.HTTPException) as error:
                     self.close()
@@ -64,7 +64,7 @@ class ApiReader:
         found: dict[str, Any] = json.loads(body)
         return found
 
-    def _asked(self, path: str) -> tuple[int, bytes]:
+    def _get(self, path: str) -> tuple[int, bytes]:
         if self._connection is None:
             self._connection = self._opened()
         self._connection.request(

@@ -120,7 +120,7 @@ class ClientPod:
 
 class StreamSession:
     """Streams at a constant rate through the gateway's Service, for as long as the block lasts:
-    ``streams.py`` in the client's pod.
+    ``streaming_load.py`` in the client's pod.
 
     ``end`` has the last line of it: the count of everything. ``prompt`` says how often a prompt
     repeats its words (``repeats``), and of how many conversations each is another turn

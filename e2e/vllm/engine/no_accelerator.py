@@ -1,5 +1,5 @@
 """A plugin that vLLM loads in each of its processes: where there is no accelerator, its number is 0
-(``connectors.py`` says why)."""
+(``kv_connectors.py`` says why)."""
 
 import torch
 

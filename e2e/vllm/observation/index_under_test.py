@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
@@ -82,14 +83,13 @@ class InProcessIndex:
     def __init__(self) -> None:
         self._heard = 0
         self.arrivals: list[float] = []
-        self._limits = Limits()
-        self._http = HttpEngineQuery({}, self._limits)
+        clock = SystemClock()
         self._sink = LocalSink(on_changes=self._changed)
         self._indexer = Indexer(
             BlockStore(secret=SECRET),
             self._sink,
-            SystemClock(),
-            query=self._http,
+            clock,
+            query=HttpEngineQuery(EngineCredentials({}, clock.now), Limits()),
             loop=asyncio.get_running_loop(),
             random=random.Random(1).random,
         )
@@ -102,7 +102,6 @@ class InProcessIndex:
     async def close(self) -> None:
         """End."""
         await self._indexer.close()
-        await self._http.close()
 
     def stamp(self) -> object:
         """Returns a value that changes with every received event."""

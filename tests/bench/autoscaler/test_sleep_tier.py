@@ -19,7 +19,7 @@ def test_every_case_is_in_the_results_with_each_price() -> None:
         assert f"{name}, seed 1: within the objectives" in found
 
 
-def test_a_case_is_the_same_load_with_and_without_and_sleep_at_the_whole_price_costs_more() -> None:
+def test_sleep_at_full_price_costs_more_than_no_tier_under_the_same_load() -> None:
     rows = list(compare_tiers("an hour", replace(scale_from_zero_scenario(1), seconds=3_600.0), QUICK_CASES))
     by_name = {row.metric.removeprefix("an hour: "): row for row in rows}
     tenth, whole = (by_name[f"cost, asleep at {price} of the price"] for price in PRICES)

@@ -273,7 +273,7 @@ def test_load_generator_and_engine_agree(programs: NativePrograms, tmp_path: Pat
     case = CASES[name]
     made = write_bodies(tmp_path, case.size_bytes, seed=1, max_tokens=case.events or 128, stream=bool(case.events))
     with MockEngine(programs.engine, ports=2) as engine:
-        run = measure(case, None, engine, load=programs.load, bodies=made, seconds=0.2, number=1, seed=1)
+        run = measure(case, None, engine, load=[str(programs.load)], bodies=made, seconds=0.2, number=1, seed=1)
         counted = engine.stats()
     assert run.is_valid, run.problems
     assert run.units > 0

@@ -45,7 +45,7 @@ def figures(cpu: float = 5.0) -> IndexFigures:
     return found
 
 
-def test_the_checked_in_goals_are_the_bar_and_every_row_with_a_goal_is_one_of_them() -> None:
+def test_checked_in_goals_are_the_stated_ones_and_every_goal_has_a_row() -> None:
     assert load_goals("index") == BAR
     assert {row.metric: row.goal for row in rows(IndexFigures()) if row.goal} == BAR
     assert not [row for row in rows(IndexFigures()) if row.goal and row.holds]

@@ -149,7 +149,7 @@ def test_a_table_that_cannot_be_solved_is_said_to_be_in_words(
     assert said in capsys.readouterr().err
 
 
-def test_engines_carry_less_with_one_more_or_one_fewer_for_prefill_than_in_the_best_division() -> None:
+def test_the_best_division_has_neither_one_more_nor_one_fewer_for_prefill() -> None:
     for shape, best in OPTIMUM_SHARE.items():
         each = [saturated_throughput(count, shape, 5, begin=60.0, end=160.0) for count in (best - 1, best, best + 1)]
         assert max(each) == each[1]
@@ -171,6 +171,6 @@ def test_engines_follow_the_traffic_within_a_minute_and_nobody_gives_up() -> Non
     assert halves[PrefillPolicy.SLACK] > 0.9  # decode engines take what half of the engines cannot prefill
 
 
-def test_under_one_traffic_more_is_kept_by_slack_than_by_length_or_by_handing_everything_over() -> None:
+def test_slack_keeps_more_than_a_length_limit_or_handing_all_prompts_over() -> None:
     shares = {how: serve(RATE, 4, how, 5).attainment for how in PrefillPolicy}
     assert shares[PrefillPolicy.SLACK] > max(shares[PrefillPolicy.APART], shares[PrefillPolicy.BY_LENGTH])

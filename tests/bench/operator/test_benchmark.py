@@ -29,7 +29,7 @@ def figures(cpu_seconds: float = 4.0) -> OperatorFigures:
     return OperatorFigures([0.02, 0.03, 0.9], crowd, crowd, 0, 0.1, 20, 0, 60.0, 150.0)
 
 
-def test_the_checked_in_goals_are_the_bar_and_every_row_with_a_goal_is_one_of_them() -> None:
+def test_checked_in_goals_are_the_stated_ones_and_every_goal_has_a_row() -> None:
     assert load_goals("operator") == BAR
     assert {row.metric: row.goal for row in rows({}) if row.goal} == BAR
     assert not [row for row in rows({}) if row.goal and row.holds]

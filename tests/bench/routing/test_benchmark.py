@@ -177,7 +177,7 @@ def test_a_cell_is_measured_once_and_anew_when_the_sources_have_changed(
     assert len(said) == 2
 
 
-def test_the_grid_as_a_table_has_every_preset_with_its_means_and_its_worst_cell_the_best_first(tmp_path: Path) -> None:
+def test_the_grid_table_sorts_presets_with_their_means_and_worst_cells(tmp_path: Path) -> None:
     rows = list(grid_rows(fixed(1.0), [1]))
     worst = metric("rag", 3, "5 s", "dual-hash")
     rows = [replace(row, value=0.55) if row.metric == worst else row for row in rows]

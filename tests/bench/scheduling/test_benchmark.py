@@ -36,7 +36,7 @@ def test_lengths_are_calibrated() -> None:
     assert [row.holds for row in length_rows(BAR, [5])] == [True]
 
 
-def test_at_a_load_where_neither_arrival_nor_deadline_keeps_both_classes_the_gate_does() -> None:
+def test_the_gate_keeps_both_classes_where_arrival_and_deadline_order_do_not() -> None:
     short, long, stretch = slo_attainment(TWO, "gate", 0.85, [5], 2_000)
     assert min(short, long) >= 0.9
     assert stretch <= 5.0

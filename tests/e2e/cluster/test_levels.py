@@ -29,7 +29,7 @@ def kill(run: Path, *names: str) -> None:
         os.waitpid(pid, 0)
 
 
-def test_what_is_left_of_a_cluster_that_ended_is_taken_down_and_half_of_one_is_left_for_a_look(run: Path) -> None:
+def test_remains_of_an_ended_cluster_are_removed_and_half_a_cluster_stays(run: Path) -> None:
     levels.up("api", run)
     first = RunRecord(run).pids()
     kill(run, "apiserver")

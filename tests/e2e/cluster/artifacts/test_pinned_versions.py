@@ -20,7 +20,7 @@ def test_the_versions_that_are_named_are_those_of_the_modules() -> None:
     assert f"github.com/prometheus/prometheus {pinned_versions.PROMETHEUS}" in prometheus
 
 
-def test_the_sources_that_the_openapi_is_taken_from_are_pinned_and_one_release_is_ours() -> None:
+def test_openapi_sources_are_pinned_and_one_release_is_that_of_the_cluster() -> None:
     sums = (pinned_versions.HERE / "kubernetes" / "go.sum").read_text()
     assert (
         f"k8s.io/kubernetes {pinned_versions.KUBERNETES} {chart_tools.RELEASES[pinned_versions.KUBERNETES]}\n" in sums
