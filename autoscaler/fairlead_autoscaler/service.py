@@ -51,7 +51,6 @@ class AutoscalerService:
         self._plan = plan
         self._announce = announce
         self._stop = asyncio.Event()
-        self._fetch = HttpPageFetcher(limits)
         self._ring = RecordBuffer(limits)
         self._desk = SolverQueue(create_solver())
         self._files = None if plan.record is None else RecordFiles(plan.record, limits)
@@ -59,7 +58,12 @@ class AutoscalerService:
             plan.world,
             plan.scaler,
             GatewayScraper(
-                plan.gateways, fetch=self._fetch, resolve=resolve_name, clock=clock, limits=limits, speed=plan.speed
+                plan.gateways,
+                fetch=HttpPageFetcher(limits),
+                resolve=resolve_name,
+                clock=clock,
+                limits=limits,
+                speed=plan.speed,
             ),
             ScalingCore,
             clock=clock,
@@ -100,7 +104,6 @@ class AutoscalerService:
             await cancel_and_wait(stopped)
             await cancel_and_wait(ticking)
             await runner.cleanup()
-            await self._fetch.close()
             self._desk.close()
 
     def _record(self, look: TickRecord) -> None:

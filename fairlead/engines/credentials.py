@@ -12,6 +12,7 @@ from typing import Final
 from fairlead.fleet.model import EngineAuth, Fleet
 from fairlead.runtime.file_watcher import Signature, file_signature
 
+ALPN_PROTOCOLS: Final = ("http/1.1",)
 _RECHECK_SECONDS: Final = 1.0
 _NO_AUTH: Final = EngineAuth()
 
@@ -27,7 +28,7 @@ class EngineCredentials:
         self._now = now
         self._auth_by_url: dict[str, EngineAuth] = {}
         self._contexts: dict[str | None, tuple[Signature, ssl.SSLContext]] = {}
-        self._tokens: dict[str, tuple[float, bytes]] = {}
+        self._tokens: dict[str, tuple[float, str]] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Takes over a new fleet snapshot."""
@@ -40,7 +41,7 @@ class EngineCredentials:
         for access in self._auth_by_url.values():
             if access.ca_file is not None and not Path(access.ca_file).is_file():
                 messages[f"engines cannot be verified: there is no CA file {access.ca_file}"] = None
-            if access.has_token and not self.authorization_header(access):
+            if access.has_token and not self.token(access):
                 messages[
                     f"engines get no token: {access.token_env or access.token_file} is missing, empty or no token"
                 ] = None
@@ -51,11 +52,15 @@ class EngineCredentials:
         return self._auth_by_url.get(url, _NO_AUTH)
 
     def authorization_for(self, url: str) -> bytes:
-        """Returns the Authorization header line for the engine at `url`; empty if it expects no
-        token.
-        """
+        """Returns the Authorization header line for the engine at `url`; empty without a token."""
         access = self._auth_by_url.get(url)
-        return self.authorization_header(access) if access is not None else b""
+        token = self.token(access) if access is not None else ""
+        return f"authorization: Bearer {token}\r\n".encode("ascii") if token else b""
+
+    def headers(self, access: EngineAuth) -> dict[str, str]:
+        """Returns the Authorization header; empty without a token."""
+        token = self.token(access)
+        return {"authorization": f"Bearer {token}"} if token else {}
 
     def tls_context(self, access: EngineAuth) -> ssl.SSLContext:
         """Returns a context that verifies an engine against its CA, or against the system's CAs.
@@ -76,27 +81,26 @@ class EngineCredentials:
         self._contexts[ca_file] = current, context
         return context
 
-    def authorization_header(self, access: EngineAuth) -> bytes:
-        """Returns the Authorization header line; empty if there is no token."""
+    def token(self, access: EngineAuth) -> str:
+        """Returns the bearer token; empty if there is none."""
         if access.token_env is not None:
-            return _authorization_line(self._environ.get(access.token_env, ""))
+            return _checked_token(self._environ.get(access.token_env, ""))
         if access.token_file is None:
-            return b""
+            return ""
         cached = self._tokens.get(access.token_file)
         now = self._now()
         if cached is None or now - cached[0] >= _RECHECK_SECONDS:
-            cached = self._tokens[access.token_file] = now, _authorization_line(_read_text(access.token_file))
+            cached = self._tokens[access.token_file] = now, _checked_token(_read_text(access.token_file))
         return cached[1]
 
 
-def _authorization_line(token: str) -> bytes:
-    """Returns the header line for a token; empty if it is not one word of visible ASCII.
+def _checked_token(text: str) -> str:
+    """Returns the token; empty if it is not one word of visible ASCII.
 
     Why: other characters could inject headers.
     """
-    word = token.strip()
-    plain = bool(word) and all("!" <= char <= "~" for char in word)
-    return f"authorization: Bearer {word}\r\n".encode("ascii") if plain else b""
+    word = text.strip()
+    return word if all("!" <= char <= "~" for char in word) else ""
 
 
 def _read_text(path: str) -> str:
@@ -104,6 +108,3 @@ def _read_text(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-ALPN_PROTOCOLS = ("http/1.1",)

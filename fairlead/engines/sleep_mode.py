@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from fairlead.errors import Unavailable
+from fairlead.limits import Limits
+from fairlead.runtime.http_client import HttpReply, send
 
 SLEEP_CAPABLE_KINDS: Final = ("vllm", "sim")
 """Engines with sleep mode. SGLang can release its memory but does not report whether it has done
@@ -21,24 +23,17 @@ so.
 """
 SLEEP_MODE_FLAG: Final = "--enable-sleep-mode"
 DEV_MODE_VARIABLE: Final = ("VLLM_SERVER_DEV_MODE", "1")
+_MAX_RESPONSE_BYTES: Final = 65_536
 
 
 class SleepRefused(Unavailable):
     """Raised when an engine responds but does not sleep: it was started without sleep mode."""
 
 
-@dataclass(frozen=True, slots=True)
-class SleepResponse:
-    """Status and body of a response."""
-
-    status: int
-    body: bytes = b""
-
-
 class SleepRequester(Protocol):
     """A function that sends one HTTP request to an engine."""
 
-    async def __call__(self, method: str, url: str, body: bytes | None, seconds: float) -> SleepResponse:
+    async def __call__(self, method: str, url: str, body: bytes | None, seconds: float) -> HttpReply:
         """Returns the response, whatever its status. Raises Unavailable after `seconds`."""
         ...
 
@@ -80,7 +75,7 @@ class EngineSleepClient:
         """
         await self._post(f"{url}/sleep?level={level}&mode=wait", None, self._timeouts.sleep_seconds)
         if not await self.is_sleeping(url):
-            raise SleepRefused("it was told to sleep and is awake", hint=_HINT)
+            raise SleepRefused("it is awake after the sleep request", hint=_HINT)
 
     async def wake(self, url: str, level: int) -> None:
         """Wakes the engine and returns when it is awake and healthy. Raises Unavailable if it is
@@ -94,16 +89,27 @@ class EngineSleepClient:
             await self._post(f"{url}/collective_rpc", b'{"method": "reload_weights"}', seconds)
             await self._post(f"{url}/wake_up?tags=kv_cache", None, seconds)
         if await self.is_sleeping(url):
-            raise Unavailable("it was woken and sleeps")
+            raise Unavailable("it sleeps after the wake-up request")
         health = await self._request("GET", f"{url}/health", None, self._timeouts.query_seconds)
         if health.status != 200:
-            raise Unavailable(f"it is awake and not well ({health.status})")
+            raise Unavailable(f"it is awake but not healthy ({health.status})")
 
     async def _post(self, url: str, body: bytes | None, seconds: float) -> None:
         response = await self._request("POST", url, body, seconds)
         if response.status != 200:
             path = url.split("://", 1)[-1].partition("/")[2]
             raise SleepRefused(f"it answers /{path} with {response.status}", hint=_HINT)
+
+
+async def send_request(method: str, url: str, body: bytes | None, seconds: float) -> HttpReply:
+    """Sends one request. Raises Unavailable if there is no response within `seconds`."""
+    return await send(method, url, timeout_seconds=seconds, max_bytes=_MAX_RESPONSE_BYTES, json_body=body)
+
+
+def sleep_client(limits: Limits) -> EngineSleepClient:
+    """Returns a client over HTTP with the timeouts of `limits`."""
+    timeouts = SleepTimeouts(limits.engine_query_seconds, limits.engine_sleep_seconds, limits.engine_wake_seconds)
+    return EngineSleepClient(send_request, timeouts)
 
 
 _HINT: Final = f"start it with {SLEEP_MODE_FLAG} and {'='.join(DEV_MODE_VARIABLE)}"

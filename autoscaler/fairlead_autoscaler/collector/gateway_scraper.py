@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
-import httpx
-
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
+from fairlead.runtime.http_client import fetch
 from fairlead_autoscaler.collector import metrics_parser as page
 from fairlead_autoscaler.collector.counter_deltas import CounterTracker, advance, extrapolate, start_tracking
 from fairlead_autoscaler.collector.metrics_parser import GatewayPage
@@ -149,36 +148,20 @@ def _is_address(host: str) -> bool:
 
 
 class HttpPageFetcher:
-    """``Fetch`` by httpx. Nothing is followed, and no proxy is used."""
+    """Fetches metrics pages over HTTP."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._client = httpx.AsyncClient(timeout=limits.autoscaler_read_seconds, trust_env=False)
 
     async def __call__(self, url: str) -> str:
-        """The text of a 200 answer. Raises Unavailable in a few words."""
-        limits = self._limits
-        try:
-            async with (
-                asyncio.timeout(limits.autoscaler_read_seconds),
-                self._client.stream("GET", url) as answer,
-            ):
-                if answer.status_code != 200:
-                    raise Unavailable(f"it answers {answer.status_code}")
-                body = bytearray()
-                async for part in answer.aiter_bytes():
-                    body += part
-                    if len(body) > limits.autoscaler_page_bytes:
-                        raise Unavailable(f"its page is longer than {limits.autoscaler_page_bytes} bytes")
-                return body.decode(errors="replace")
-        except TimeoutError:
-            raise Unavailable(f"no answer within {limits.autoscaler_read_seconds:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise Unavailable(f"it does not answer ({type(error).__name__})") from error
-
-    async def close(self) -> None:
-        """End all connections."""
-        await self._client.aclose()
+        """Returns the text of a response with status 200. Raises Unavailable with a short reason."""
+        body = await fetch(
+            url,
+            timeout_seconds=self._limits.autoscaler_read_seconds,
+            max_bytes=self._limits.autoscaler_page_bytes,
+            headers={"accept": "text/plain"},
+        )
+        return body.decode(errors="replace")
 
 
 async def resolve_name(host: str, port: int) -> list[str]:

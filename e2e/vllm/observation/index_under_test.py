@@ -135,7 +135,7 @@ class RedisIndex:
     async def follow(self, sources: Sequence[EventSource]) -> None:
         """Start Redis, the indexer and the feed."""
         await asyncio.to_thread(
-            self._start, {"models": [{"name": MODEL, "instances": [_told(one) for one in sources]}]}
+            self._start, {"models": [{"name": MODEL, "instances": [_source_of(one) for one in sources]}]}
         )
         self._link = RedisLink(self._redis.url, SystemClock())
         self._feed = IndexSubscriber(self._link, SystemClock(), on_changes=self._changed, on_reload=self._reloaded)
@@ -217,6 +217,6 @@ def completeness(mirror: IndexReplica | None, instance: str) -> tuple[bool, str]
     return (known.complete, known.reason) if known is not None else (False, "nothing is known")
 
 
-def _told(source: EventSource) -> Mapping[str, Any]:
+def _source_of(source: EventSource) -> Mapping[str, Any]:
     rank = {} if source.rank is None else {"dpRank": source.rank}
     return {"id": source.instance, "url": source.url, **rank}

@@ -113,7 +113,7 @@ class MetricsScraper:
                 timeout_seconds=self._limits.scrape_timeout_seconds,
                 max_bytes=self._limits.scrape_bytes,
                 tls_context=partial(self._credentials.tls_context, instances[0].access),
-                extra_headers=self._credentials.authorization_header(instances[0].access),
+                headers={"accept": "text/plain", **self._credentials.headers(instances[0].access)},
             )
         except Unavailable as error:
             for instance in instances:

@@ -1,14 +1,15 @@
-"""Tells the autoscaler at once that requests wait for a model that has no engine; without it they would wait for its next look.
+"""Tells the autoscaler at once that requests wait for a model without an instance.
 
-It is a hint and no more. One that does not arrive is said, and given again while requests wait; the autoscaler sees them anyway.
+It is only a hint: without it, the autoscaler sees the queue with its next scrape. A hint that did not
+arrive becomes a warning, and is repeated while requests wait.
 """
 
 import asyncio
-from urllib.parse import urlsplit
 
 import msgspec
 
 from fairlead.errors import SettingsError, Unavailable
+from fairlead.fleet.engine_url import is_http_url
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
@@ -17,13 +18,8 @@ _MAX_RESPONSE_BYTES = 4_096
 
 
 def check_autoscaler_url(url: str) -> str:
-    """The setting, without a slash at its end. Raises SettingsError."""
-    try:
-        parts = urlsplit(url)
-        right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.query
-    except ValueError:
-        right = False
-    if not right:
+    """Returns the URL without a trailing slash. Raises SettingsError."""
+    if not is_http_url(url):
         raise SettingsError(
             "FAIRLEAD_AUTOSCALER_URL is not the URL of an autoscaler",
             field="FAIRLEAD_AUTOSCALER_URL",
@@ -33,11 +29,15 @@ def check_autoscaler_url(url: str) -> str:
 
 
 class ScaleUpNotifier:
-    """``url`` is the autoscaler's, ``token`` the management token."""
+    """Sends hints to the autoscaler.
+
+    url: checked by `check_autoscaler_url`.
+    token: the management token, if there is one.
+    """
 
     def __init__(self, url: str, token: str | None, clock: Clock, limits: Limits) -> None:
         self._url = f"{url}/wake"
-        self._auth_header = b"" if token is None else b"authorization: Bearer " + token.encode() + b"\r\n"
+        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self._clock = clock
         self._limits = limits
         self._notified_at: dict[str, float] = {}
@@ -45,7 +45,7 @@ class ScaleUpNotifier:
         self._warning: str | None = None
 
     def notify(self, model: str) -> None:
-        """A worker holds requests of a model; of several that say so, the first is enough."""
+        """Sends a hint for a model, at most one per `wake_hint_seconds`."""
         now = self._clock.now()
         self._notified_at = {
             key: at for key, at in self._notified_at.items() if now - at < self._limits.wake_hint_seconds
@@ -57,11 +57,11 @@ class ScaleUpNotifier:
             task.add_done_callback(self._tasks.discard)
 
     def warnings(self) -> list[str]:
-        """What is wrong, in words."""
+        """Returns what went wrong with the last hint."""
         return [] if self._warning is None else [self._warning]
 
     async def close(self) -> None:
-        """Tell nobody any more."""
+        """Cancels hints that are being sent."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -73,7 +73,7 @@ class ScaleUpNotifier:
                 self._url,
                 timeout_seconds=limits.wake_hint_seconds,
                 max_bytes=_MAX_RESPONSE_BYTES,
-                extra_headers=self._auth_header,
+                headers=self._headers,
                 json_body=msgspec.json.encode({"model": model}),
             )
         except Unavailable as error:

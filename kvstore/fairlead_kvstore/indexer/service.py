@@ -12,6 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
+from fairlead.engines.credentials import EngineCredentials
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet, FleetSource
 from fairlead.limits import Limits
@@ -67,14 +68,13 @@ class IndexerService:
         self._stop = asyncio.Event()
         self._fleet: Fleet | None = None
         self._was_connected = False
-        self._http = HttpEngineQuery(environ, limits)
         self._lag = LoopLag(_LAG_SECONDS, _LAG_KEPT)
         self._link = RedisLink(config.redis, clock, limits=limits, name=f"fairlead-indexer-{config.holder}")
         self.indexer = Indexer(
             BlockStore(secret=config.secret, limits=limits),
             self,
             clock,
-            query=self._http,
+            query=HttpEngineQuery(EngineCredentials(environ, clock.now), limits),
             loop=asyncio.get_running_loop(),
             random=random,
             listen=config.events,
@@ -128,7 +128,6 @@ class IndexerService:
             await self.indexer.close()
             await self._writer.stop()
             await self._link.stop()
-            await self._http.close()
             self._lag.stop()
             await runner.cleanup()
 

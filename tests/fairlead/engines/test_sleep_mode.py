@@ -10,8 +10,9 @@ import pytest
 from fairlead.api import ModelDeploymentSpec
 from fairlead.engine_profile import builtin_profile
 from fairlead.engines import EngineReplica, engine_adapter
-from fairlead.engines.sleep_mode import EngineSleepClient, SleepResponse, SleepTimeouts
+from fairlead.engines.sleep_mode import EngineSleepClient, SleepTimeouts
 from fairlead.errors import Unavailable
+from fairlead.runtime.http_client import HttpReply
 
 URL = "http://10.0.0.1:8000"
 
@@ -26,12 +27,12 @@ class FakeEngine:
         self.hollow = False
         self.said: list[str] = []
 
-    async def __call__(self, method: str, url: str, body: bytes | None, seconds: float) -> SleepResponse:
+    async def __call__(self, method: str, url: str, body: bytes | None, seconds: float) -> HttpReply:
         path = url.removeprefix(URL)
         self.said.append(f"{method} {path}")
         status = self.answers.get(path.partition("?")[0], 200)
         if status != 200:
-            return SleepResponse(status, b"{}")
+            return HttpReply(status, b"{}")
         if path.startswith("/sleep") and not self.deaf:
             self.gone = {"weights", "kv_cache"}
             self.hollow = "level=2" in path
@@ -42,7 +43,7 @@ class FakeEngine:
             assert json.loads(body) == {"method": "reload_weights"}
             assert "weights" not in self.gone, "there is memory to load them into"
             self.hollow = False
-        return SleepResponse(200, json.dumps({"is_sleeping": bool(self.gone)}).encode())
+        return HttpReply(200, json.dumps({"is_sleeping": bool(self.gone)}).encode())
 
 
 def sleep_client(engine: FakeEngine) -> EngineSleepClient:
@@ -77,10 +78,10 @@ def test_half_awake_engine_is_woken_completely() -> None:
     ("engine", "verb", "why"),
     [
         (FakeEngine({"/sleep": 404}), "sleep", "it answers /sleep?level=1&mode=wait with 404"),
-        (FakeEngine(deaf=True), "sleep", "it was told to sleep and is awake"),
+        (FakeEngine(deaf=True), "sleep", "it is awake after the sleep request"),
         (FakeEngine({"/is_sleeping": 404}), "sleep", "it does not say whether it sleeps"),
         (FakeEngine({"/wake_up": 500}), "wake", "it answers /wake_up with 500"),
-        (FakeEngine({"/health": 503}), "wake", "it is awake and not well"),
+        (FakeEngine({"/health": 503}), "wake", "it is awake but not healthy"),
     ],
 )
 def test_engine_that_does_not_comply_is_an_error(engine: FakeEngine, verb: str, why: str) -> None:
@@ -92,8 +93,8 @@ def test_engine_that_does_not_comply_is_an_error(engine: FakeEngine, verb: str, 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"is_sleeping": "no"}'])
 def test_invalid_sleep_state_is_an_error(body: bytes) -> None:
-    async def ask(method: str, url: str, sent: bytes | None, seconds: float) -> SleepResponse:
-        return SleepResponse(200, body)
+    async def ask(method: str, url: str, sent: bytes | None, seconds: float) -> HttpReply:
+        return HttpReply(200, body)
 
     with pytest.raises(Unavailable, match="does not say whether it sleeps"):
         asyncio.run(EngineSleepClient(ask, SleepTimeouts(1.0, 1.0, 1.0)).is_sleeping(URL))

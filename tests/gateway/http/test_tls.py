@@ -111,7 +111,7 @@ def test_a_client_that_leaves_over_tls_frees_its_engine(
             else:
                 connection.writer.close()
             await wait_until(lambda: engine.open == 0 and running.gateway.inflight_count() == 0)
-            assert all(load.inflight == 0 for load in running.gateway.loads().values())
+            assert all(load.inflight == 0 for load in running.loads().values())
 
     run_async(main())
 
@@ -274,10 +274,10 @@ def test_a_token_that_is_rotated_is_read_again(tmp_path: Path) -> None:
     path.write_text("one")
     reach = EngineCredentials({}, lambda: next(times))
     access = EngineAuth(token_file=str(path))
-    assert reach.authorization_header(access) == b"authorization: Bearer one\r\n"
+    assert reach.headers(access) == {"authorization": "Bearer one"}
     path.write_text("two")
-    assert reach.authorization_header(access) == b"authorization: Bearer one\r\n"
-    assert reach.authorization_header(access) == b"authorization: Bearer two\r\n"
+    assert reach.headers(access) == {"authorization": "Bearer one"}
+    assert reach.headers(access) == {"authorization": "Bearer two"}
 
 
 def test_scrapes_use_the_same_credentials(authority: CertificateAuthority, here: Certificate) -> None:

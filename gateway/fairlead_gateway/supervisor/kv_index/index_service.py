@@ -196,7 +196,7 @@ class KvIndexService:
         self.dropped += message.dropped
         wanted: dict[str, list[int]] = {}
         now = self._clock.now()
-        for row in message.sent:
+        for row in message.dispatched:
             model = self._model_index(row.model)
             if model is None:
                 continue
@@ -206,7 +206,7 @@ class KvIndexService:
                 if asking is not None and asking.should_fetch(row):
                     wanted.setdefault(row.model, []).append(row.tail)
             self._changed_models.add(row.model)
-        for end in message.ended:
+        for end in message.finished:
             model = self._models.get(end.model)
             if model is not None:
                 model.on_finish(
@@ -215,8 +215,8 @@ class KvIndexService:
                     now,
                     prompt_tokens=end.prompt_tokens,
                     cached_tokens=end.cached_tokens,
-                    indexed=end.indexed,
-                    matched=end.matched,
+                    indexed=end.indexed_share,
+                    matched=end.matched_share,
                 )
                 self._changed_models.add(end.model)
         for key, tails in wanted.items():
@@ -368,7 +368,7 @@ class KvIndexService:
             timeout_seconds=self._limits.tokenize_response_seconds,
             max_bytes=self._limits.tokenize_response_bytes,
             tls_context=partial(self._credentials.tls_context, instance.access),
-            extra_headers=self._credentials.authorization_header(instance.access),
+            headers=self._credentials.headers(instance.access),
             json_body=body,
         )
 

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
@@ -108,12 +109,11 @@ class LocalIndexSource:
         environ: Mapping[str, str],
     ) -> None:
         self._sink = LocalSink(limits=limits, on_changes=on_changes)
-        self._http = HttpEngineQuery(environ, limits)
         self._indexer = Indexer(
             BlockStore(secret=secret, limits=limits),
             self._sink,
             clock,
-            query=self._http,
+            query=HttpEngineQuery(EngineCredentials(environ, clock.now), limits),
             loop=asyncio.get_running_loop(),
             random=random.random,
             limits=limits,
@@ -142,4 +142,3 @@ class LocalIndexSource:
     async def close(self) -> None:
         """Stop reading."""
         await self._indexer.close()
-        await self._http.close()

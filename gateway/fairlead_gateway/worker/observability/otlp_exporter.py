@@ -1,21 +1,23 @@
-"""Finished spans to a collector: OTLP over HTTP in its JSON encoding, in batches, from a thread.
+"""Exports spans to a collector: OTLP over HTTP with JSON, in batches, from a thread.
 
-A collector that is away, slow or full costs spans and nothing else: what waits is bounded, each batch is tried a few times with
-growing pauses, and what is lost is counted. Why this is written here and not taken from the SDK: docs/decisions/0017.
+A collector that is away, slow or full costs only spans. The queue is bounded. Each batch is tried a few
+times with growing pauses. What is lost is counted.
+
+Why not the SDK: see docs/decisions/0017.
 """
 
-import http.client
+import asyncio
 import random
-import ssl
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 
 import fairlead
+from fairlead.errors import Unavailable
 from fairlead.limits import Limits
+from fairlead.runtime.http_client import send
 from fairlead_gateway.worker.observability.background_writer import BackgroundWriter
 from fairlead_gateway.worker.observability.tracer import AttributeValue, Span
 
@@ -28,12 +30,16 @@ _MAX_RESPONSE_BYTES: Final = 65_536
 
 
 class ExportRejected(Exception):
-    """Raised when the collector does not take a batch and would not take it later."""
+    """Raised when the collector rejects a batch for good."""
 
 
 class OtlpExporter:
-    """``endpoint`` is the collector's base URL (``/v1/traces`` follows) and ``headers`` what it wants to be shown. ``exported`` and
-    ``lost`` are told numbers of spans, from a thread."""
+    """Exports the spans of one worker.
+
+    endpoint: the collector's base URL, without `/v1/traces`.
+    headers: sent with every batch.
+    on_exported, on_dropped: called with numbers of spans, from a thread.
+    """
 
     def __init__(
         self,
@@ -45,7 +51,9 @@ class OtlpExporter:
         on_exported: Callable[[int], None],
         on_dropped: Callable[[int], None],
     ) -> None:
-        self._post = _CollectorClient(endpoint, headers, limits.span_export_seconds)
+        self._url = endpoint.rstrip("/") + _TRACES_PATH
+        self._headers = {"user-agent": f"fairlead/{fairlead.__version__}", **headers}
+        self._timeout_seconds = limits.span_export_seconds
         self._on_exported = on_exported
         self._stopping = threading.Event()
         self._resource = {
@@ -68,81 +76,56 @@ class OtlpExporter:
         )
 
     def export(self, spans: list[Span]) -> None:
-        """Send them some time soon."""
+        """Queues the spans."""
         self._writer.offer(*spans)
 
     def warning(self) -> str | None:
-        """Why spans are being lost, in words."""
+        """Returns why spans are lost at the moment; None if they are not."""
         return self._writer.warning
 
     def close(self, seconds: float) -> None:
-        """Send what waits, for at most ``seconds``."""
+        """Sends what is queued, for that many seconds at most."""
         self._writer.close(seconds)
 
     def _send(self, batch: list[Span]) -> None:
-        """In the thread. Raises when the batch is lost."""
+        """Sends a batch, in the thread. Raises if it is lost."""
         body = msgspec.json.encode(export_request(batch, self._resource))
-        for tried in range(_MAX_TRIES):
+        for attempt in range(_MAX_TRIES):
             try:
                 if self._post(body):
                     self._on_exported(len(batch))
                     return
-            except (OSError, http.client.HTTPException):
+            except Unavailable:
                 pass
-            pause = _FIRST_PAUSE_SECONDS * 2**tried * random.uniform(0.8, 1.2)
-            if tried + 1 == _MAX_TRIES or self._stopping.wait(pause):
+            pause = _FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.8, 1.2)
+            if attempt + 1 == _MAX_TRIES or self._stopping.wait(pause):
                 break
         raise ConnectionError("the collector took no spans")
 
+    def _post(self, body: bytes) -> bool:
+        """Returns False if the collector may accept the body later.
 
-class _CollectorClient:
-    """One kept connection; used by one thread."""
-
-    def __init__(self, endpoint: str, headers: Mapping[str, str], seconds: float) -> None:
-        parts = urlsplit(endpoint)
-        self._secure = parts.scheme == "https"
-        self._host, self._port = parts.hostname or "", parts.port
-        self._path = parts.path.rstrip("/") + _TRACES_PATH
-        self._headers = {
-            "content-type": "application/json",
-            "user-agent": f"fairlead/{fairlead.__version__}",
-            **headers,
-        }
-        self._seconds = seconds
-        self._connection: http.client.HTTPConnection | None = None
-
-    def __call__(self, body: bytes) -> bool:
-        """Whether it was taken; False when it may be later. Raises Refused, OSError and HTTPException."""
-        try:
-            connection = self._connection = self._connection or self._connect()
-            connection.request("POST", self._path, body, self._headers)
-            answer = connection.getresponse()
-            answer.read(_MAX_RESPONSE_BYTES)
-        except (OSError, http.client.HTTPException):
-            self._disconnect()
-            raise
-        if not answer.isclosed():
-            self._disconnect()  # more than anybody needs to say
-        if answer.status in _RETRYABLE_STATUSES:
+        Raises ExportRejected, and Unavailable without a response.
+        """
+        response = asyncio.run(
+            send(
+                "POST",
+                self._url,
+                timeout_seconds=self._timeout_seconds,
+                max_bytes=_MAX_RESPONSE_BYTES,
+                headers=self._headers,
+                json_body=body,
+            )
+        )
+        if response.status in _RETRYABLE_STATUSES:
             return False
-        if answer.status >= 300:
-            raise ExportRejected(f"the collector answers {answer.status}")
+        if response.status >= 300:
+            raise ExportRejected(f"the collector answers {response.status}")
         return True
-
-    def _connect(self) -> http.client.HTTPConnection:
-        if self._secure:
-            context = ssl.create_default_context()
-            return http.client.HTTPSConnection(self._host, self._port, timeout=self._seconds, context=context)
-        return http.client.HTTPConnection(self._host, self._port, timeout=self._seconds)
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
 
 
 def export_request(spans: list[Span], resource: Mapping[str, Any]) -> dict[str, Any]:
-    """An ``ExportTraceServiceRequest`` as JSON: 64-bit integers are text, ids hexadecimal, as OTLP has it."""
+    """Returns an `ExportTraceServiceRequest` for JSON: 64-bit integers are text, ids hexadecimal."""
     scope = {"name": "fairlead.gateway", "version": fairlead.__version__}
     return {
         "resourceSpans": [
@@ -152,7 +135,7 @@ def export_request(spans: list[Span], resource: Mapping[str, Any]) -> dict[str, 
 
 
 def _span_json(span: Span) -> dict[str, Any]:
-    shown: dict[str, Any] = {
+    encoded: dict[str, Any] = {
         "traceId": span.trace_id,
         "spanId": span.span_id,
         "name": span.name,
@@ -163,10 +146,10 @@ def _span_json(span: Span) -> dict[str, Any]:
         "status": {} if span.error is None else {"code": _STATUS_ERROR, "message": span.error},
     }
     if span.parent_id:
-        shown["parentSpanId"] = span.parent_id
+        encoded["parentSpanId"] = span.parent_id
     if span.state:
-        shown["traceState"] = span.state
-    return shown
+        encoded["traceState"] = span.state
+    return encoded
 
 
 def _nanoseconds(seconds: float) -> str:
