@@ -1,7 +1,7 @@
 """Runs everything with real engines and writes the report: ``python e2e/vllm/run.py [--only
 surface,nixl] [--report FILE]``.
 
-Opt-in: it installs a real engine (``install.py``), takes minutes and two processor cores, and
+Opt-in: it installs a real engine (``engine/installation.py``), takes minutes and two processor cores, and
 nothing else collects it. Exits 1 when something did not hold. Parts: ``surface`` (clients,
 overload, faults, the conformance probes), ``index`` (what engines hold in their caches, and what an
 index knows of it: five parts, which can be named by themselves), ``nixl`` and ``mooncake`` (prefill

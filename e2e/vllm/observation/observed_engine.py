@@ -199,7 +199,7 @@ class ObservedEngine:
         expected = max(reference, predict_cached(both, prompt, BLOCK_TOKENS))
         return PredictionRow(len(prompt.tokens), guesses, answer.cached, reference, excused, told, expected), answer
 
-    async def ask(
+    async def send(
         self, prompt: TokenPrompt, *, keep: bool = True, excused: frozenset[str] = frozenset()
     ) -> PromptAnswer:
         """Sends a prompt in quiescence. The row and the prompt are kept.
@@ -278,7 +278,7 @@ class ObservedEngine:
         before = await self.equal(more)
         if again:
             for prompt in list(self.known):
-                await self.ask(prompt)
+                await self.send(prompt)
         numbers = {
             **count_outcomes(self.rows[first:]),
             "of_these_asked_again": len(self.rows) - first - asked,

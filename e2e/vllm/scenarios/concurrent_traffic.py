@@ -50,7 +50,7 @@ async def without_eviction(at: ObservedEngine, workers: int) -> Numbers:
     name = ("talk", workers)
     heads = [tokens((*name, "head", number), 128 + 40 * number) for number in range(HEADS)]
     for head in heads:
-        await at.ask(TokenPrompt(head), keep=False)
+        await at.send(TokenPrompt(head), keep=False)
     await at.wait_until_quiet()
     rows: list[PredictionRow] = []
     numbers = itertools.count()

@@ -3,9 +3,9 @@ index must be right.
 
 Five parts, an engine each: ``index-peace``, what a cache does in peace, and adapters;
 ``index-clears``, clears and a death; ``index-eviction``, 40 blocks, and preemption;
-``index-ranks``, two data-parallel ranks; ``index-tiers``, one with a CPU tier (``tiered.py``). What
-is compared, and with what, is told in ``watched.py``; the traffic of many at once is in
-``traffic.py``.
+``index-ranks``, two data-parallel ranks; ``index-tiers``, one with a CPU tier (``tiered_cache.py``). What
+is compared, and with what, is told in ``observed_engine.py``; the traffic of many at once is in
+``concurrent_traffic.py``.
 """
 
 import asyncio
@@ -133,14 +133,14 @@ class IndexScenarios:
 
     async def _cold(self) -> Numbers:
         first = len(self.at.rows)
-        await self.at.ask(TokenPrompt(tokens("a", 100)))
+        await self.at.send(TokenPrompt(tokens("a", 100)))
         await self.at.wait_until_quiet()
         require(self.at.recorders[0].stored == 3, "three blocks were expected")
         return await self.at.expect_agreement(first)
 
     async def _repeat(self) -> Numbers:
         first, batches = len(self.at.rows), len(self.at.recorders[0].numbers)
-        await self.at.ask(TokenPrompt(tokens("a", 100)))
+        await self.at.send(TokenPrompt(tokens("a", 100)))
         await self.at.wait_until_quiet()
         require(self.at.rows[-1].reported == 96, "not found")
         require(len(self.at.recorders[0].numbers) == batches, "something was published")
@@ -148,14 +148,14 @@ class IndexScenarios:
 
     async def _extension(self) -> Numbers:
         first = len(self.at.rows)
-        await self.at.ask(TokenPrompt(tokens("a", 196)))
+        await self.at.send(TokenPrompt(tokens("a", 196)))
         require(self.at.rows[-1].reported == 96, "its beginning was not found")
         return await self.at.expect_agreement(first)
 
     async def _exact(self) -> Numbers:
         first, recorder = len(self.at.rows), self.at.recorders[0]
         for _ in range(3):
-            await self.at.ask(TokenPrompt(tokens("a", 96)))
+            await self.at.send(TokenPrompt(tokens("a", 96)))
             require(self.at.rows[-1].reported == 64, "not all but the last block")
         await self.at.wait_until_quiet()
         twice = recorder.copies - recorder.stored
@@ -166,13 +166,13 @@ class IndexScenarios:
         first = len(self.at.rows)
         prompt = TokenPrompt(tokens("talk", 50), output=40)
         for turn in range(4):
-            answer = await self.at.ask(prompt)
+            answer = await self.at.send(prompt)
             prompt = prompt.continued(answer.tokens, tokens(("turn", turn), 20))
         return await self.at.expect_agreement(first, {"turns": 4})
 
     async def _chunks(self) -> Numbers:
         first, seen = len(self.at.rows), len(self.at.recorders[0].numbers)
-        await self.at.ask(TokenPrompt(tokens("long", 3_900)))
+        await self.at.send(TokenPrompt(tokens("long", 3_900)))
         await self.at.wait_until_quiet()
         return await self.at.expect_agreement(
             first, {"batches_of_the_prompt": len(self.at.recorders[0].numbers) - seen}
@@ -182,7 +182,7 @@ class IndexScenarios:
         first = len(self.at.rows)
         for salt in ("tenant-7", "tenant-8", None):
             for count in (100, 161, 100):
-                await self.at.ask(TokenPrompt(tokens("a", count), salt=salt))
+                await self.at.send(TokenPrompt(tokens("a", count), salt=salt))
         return await self.at.expect_agreement(first)
 
     async def _same_at_once(self) -> Numbers:
@@ -191,7 +191,7 @@ class IndexScenarios:
         await self.at.wait_until_quiet()
         for _ in range(2):
             await asyncio.gather(*(send_prompt(self.at.client, MODEL, prompt) for _ in range(4)))
-        await self.at.ask(replace(prompt, output=1, more=()))
+        await self.at.send(replace(prompt, output=1, more=()))
         return await self.at.expect_agreement(first)
 
     async def _stored_again(self) -> Numbers:
@@ -214,7 +214,7 @@ class IndexScenarios:
                     lines = answer.aiter_lines()
                     for _ in range(80):
                         await anext(lines)
-            await self.at.ask(replace(prompt, output=1, more=()))
+            await self.at.send(replace(prompt, output=1, more=()))
         return await self.at.expect_agreement(first)
 
     async def _lora(self) -> Numbers:
@@ -224,12 +224,12 @@ class IndexScenarios:
         for adapter in ("one", "two", None):
             for salt in (None, "tenant-8"):
                 for count in (100, 161):
-                    await self.at.ask(TokenPrompt(tokens("lora", count), adapter=adapter, salt=salt))
+                    await self.at.send(TokenPrompt(tokens("lora", count), adapter=adapter, salt=salt))
         await asyncio.sleep(
             REPORT_SECONDS
         )  # until it was read where they are from; then one more event of each shows it
         for adapter in ("one", "two"):
-            await self.at.ask(TokenPrompt(tokens(("shown", adapter), 40), adapter=adapter))
+            await self.at.send(TokenPrompt(tokens(("shown", adapter), 40), adapter=adapter))
         return await self.at.expect_agreement(first)
 
     async def _load(self, name: str, place: str) -> None:
@@ -252,12 +252,12 @@ class IndexScenarios:
             require(noticed, f"not noticed after load {turn}: {self.at.differs()}")
             noticed_seconds = round(time.monotonic() - began, 3)
             for number in range(ATTEMPTS):
-                await self.at.ask(TokenPrompt(tokens(("lora", turn, number), 100), adapter="one"))
+                await self.at.send(TokenPrompt(tokens(("lora", turn, number), 100), adapter="one"))
                 await self.at.wait_until_quiet()  # nobody differs before it is told
                 if await until(lambda: not self.at.differs(), REPORT_SECONDS):
                     break
             seconds.append([noticed_seconds, number + 1])
-            await self.at.ask(TokenPrompt(tokens("lora", 161), adapter="one"))
+            await self.at.send(TokenPrompt(tokens("lora", 161), adapter="one"))
             await asyncio.sleep(
                 REPORT_SECONDS
             )  # until it was read once more where the load is from: one that is gone by then is forgotten
@@ -266,7 +266,7 @@ class IndexScenarios:
     async def _in_peace(self, seed: str) -> Numbers:
         first = len(self.at.rows)
         for prompt in mixed_prompts(MIXED, seed, step=LONG if seed == "large" else SHORT):
-            await self.at.ask(prompt, keep=False)
+            await self.at.send(prompt, keep=False)
         return await self.at.expect_agreement(first, again=False)
 
     async def _late(self) -> Numbers:
@@ -280,7 +280,7 @@ class IndexScenarios:
             for name, index in late.items():
                 began = time.monotonic()
                 await index.follow(self.at.sources)
-                require(await until(lambda at=index: self._told(at)), f"{name}: {self._says(index)}", numbers)
+                require(await until(lambda at=index: self._has_all_events(at)), f"{name}: {self._says(index)}", numbers)
                 numbers[name] = {"told_after_seconds": round(time.monotonic() - began, 3)}
             await self.at.wait_until_quiet()
             for name, index in late.items():
@@ -302,7 +302,7 @@ class IndexScenarios:
     def _says(self, index: IndexUnderTest) -> str:
         return completeness(index.mirror(), self.at.sources[0].instance)[1]
 
-    def _told(self, index: IndexUnderTest) -> bool:
+    def _has_all_events(self, index: IndexUnderTest) -> bool:
         """Returns whether the index received everything; a replay may leave doubts about adapters."""
         return self.at.is_complete(index) or self._says(index).startswith("nobody told where an earlier load")
 
@@ -323,7 +323,7 @@ class IndexScenarios:
         """Fairlead asks for it and clears the index that it can tell; the engine only says so with
         its next step."""
         first = len(self.at.rows)
-        await self.at.ask(TokenPrompt(tokens("a", 100)))
+        await self.at.send(TokenPrompt(tokens("a", 100)))
         await self.at.wait_until_quiet()
         before, announced = self.at.recorders[0].stored, self.at.recorders[0].clears
         answer = (await self.at.post(path)).text
@@ -332,8 +332,8 @@ class IndexScenarios:
         if then is not None:
             await self.at.post(then)
         require(None not in seconds.values(), "an index that was told still holds something", seconds)
-        await self.at.ask(TokenPrompt(tokens("a", 100)), excused=untold)
-        await self.at.ask(TokenPrompt(tokens("a", 196)))
+        await self.at.send(TokenPrompt(tokens("a", 100)), excused=untold)
+        await self.at.send(TokenPrompt(tokens("a", 196)))
         more = {"answer": answer, "blocks_before": before, "empty_after_seconds": seconds}
         require(self.at.recorders[0].clears > announced, "the engine has not said so itself", more)
         return await self.at.expect_agreement(first, more)
@@ -342,7 +342,7 @@ class IndexScenarios:
         """Checks a reset that no event reports: the prediction of the next request is wrong, and
         all later ones are right."""
         first = len(self.at.rows)
-        await self.at.ask(TokenPrompt(tokens("a", 100)))
+        await self.at.send(TokenPrompt(tokens("a", 100)))
         await self.at.wait_until_quiet()
         await self.at.post("/reset_prefix_cache")
         row, _ = await self.at.ask_and_compare(TokenPrompt(tokens("a", 100)))
@@ -368,7 +368,7 @@ class IndexScenarios:
         more = {"blocks_before": before, "unsure_after_seconds": unsure}
         require(None not in unsure.values(), "an index has not noticed that the engine is gone", more)
         for prompt in list(self.at.known)[:6]:
-            await self.at.ask(prompt)
+            await self.at.send(prompt)
         require(self.at.rows[first].reported == 0, "the engine is not a new one", more)
         return await self.at.expect_agreement(first, more)
 
@@ -388,15 +388,15 @@ class IndexScenarios:
         """The end of the oldest prompt goes first; copies of a block are removed one by one."""
         first = len(self.at.rows)
         for number in range(3):
-            await self.at.ask(TokenPrompt(tokens(("big", number), 480)))
-        await self.at.ask(TokenPrompt(tokens(("big", 0), 480)))
+            await self.at.send(TokenPrompt(tokens(("big", number), 480)))
+        await self.at.send(TokenPrompt(tokens(("big", 0), 480)))
         partly = self.at.rows[-1].reported
         require(0 < partly < 448, f"{partly} tokens were found of a prompt that was partly evicted")
         for _ in range(3):
-            await self.at.ask(TokenPrompt(tokens("exact", 128)), keep=False)
+            await self.at.send(TokenPrompt(tokens("exact", 128)), keep=False)
         for number in range(4):
-            await self.at.ask(TokenPrompt(tokens(("other", number), 300)), keep=False)
-            await self.at.ask(TokenPrompt(tokens("exact", 128)), keep=False)
+            await self.at.send(TokenPrompt(tokens(("other", number), 300)), keep=False)
+            await self.at.send(TokenPrompt(tokens("exact", 128)), keep=False)
         return await self.at.expect_agreement(first, {"partly_evicted_reported": partly})
 
     async def _preempted(self) -> Numbers:
@@ -408,7 +408,7 @@ class IndexScenarios:
         after = await asyncio.to_thread(self.at.engine.metric, "vllm:num_preemptions_total")
         require(after > before, "nothing was preempted")
         for prompt in prompts:
-            await self.at.ask(replace(prompt, output=1))
+            await self.at.send(replace(prompt, output=1))
         return await self.at.expect_agreement(first, {"preemptions": round(after - before)})
 
     async def _too_late(self) -> Numbers:
@@ -445,8 +445,8 @@ class IndexScenarios:
     async def _own_of_each(self) -> Numbers:
         first = len(self.at.rows)
         for rank in (0, 1, 0, 1):
-            await self.at.ask(TokenPrompt(tokens("shared", 100), rank=rank))
-            await self.at.ask(TokenPrompt(tokens(("only", rank), 200), rank=rank))
+            await self.at.send(TokenPrompt(tokens("shared", 100), rank=rank))
+            await self.at.send(TokenPrompt(tokens(("only", rank), 200), rank=rank))
         wanted = [0, 0, 0, 0, 96, 192, 96, 192]
         require([one.reported for one in self.at.rows[first:]] == wanted, "ranks share something")
         return await self.at.expect_agreement(first)
@@ -457,5 +457,5 @@ class IndexScenarios:
         await asyncio.gather(*(send_prompt(self.at.client, MODEL, one) for one in prompts))
         for number in (0, 20, 40):
             for rank in (0, 1):
-                await self.at.ask(replace(prompts[number], output=1, rank=rank))
+                await self.at.send(replace(prompts[number], output=1, rank=rank))
         return await self.at.expect_agreement(first)

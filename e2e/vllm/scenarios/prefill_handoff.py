@@ -5,7 +5,7 @@ What is right is what the decode engine says when it does it all: every prompt i
 directly first, under a salt of its own, so that nothing is found in a cache and nothing stays there
 for the hand-off to find. What is computed beside other requests is rounded otherwise; so one
 engine, asked for several prompts at once, parts from itself where two tokens are about as likely.
-An answer that parts from the right one is wrong unless it does so there (``alike.py``).
+An answer that parts from the right one is wrong unless it does so there (``tie_tolerance.py``).
 """
 
 import asyncio

@@ -31,23 +31,23 @@ class TieredCache:
     async def _found_again(self) -> Numbers:
         first = len(self._at.rows)
         for number in range(4):
-            await self._at.ask(TokenPrompt(tokens(("big", number), PROMPT)))
+            await self._at.send(TokenPrompt(tokens(("big", number), PROMPT)))
         await self._at.wait_until_quiet()
         prompt = TokenPrompt(tokens(("big", 0), PROMPT))
         index = next(iter(self._at.indexes.values()))
         device, both = self._at.predict(prompt, index, StorageTier.GPU), self._at.predict(prompt, index)
-        await self._at.ask(prompt)
+        await self._at.send(prompt)
         reported = self._at.rows[-1].reported
         require(device < both, f"nothing was only in the tier: {device} tokens on the device, {both} with the tier")
         for number in range(12):
-            await self._at.ask(TokenPrompt(tokens(("other", number), PROMPT)), keep=False)
+            await self._at.send(TokenPrompt(tokens(("other", number), PROMPT)), keep=False)
         more = {"on_the_device": device, "with_the_tier": both, "reported": reported}
         return await self._at.expect_agreement(first, more)
 
     async def _in_peace(self) -> Numbers:
         first = len(self._at.rows)
         for prompt in mixed_prompts(MIXED, "tiers", step=LONG):
-            await self._at.ask(prompt, keep=False)
+            await self._at.send(prompt, keep=False)
         return await self._at.expect_agreement(first, again=False)
 
     async def _reset_device(self) -> Numbers:
@@ -55,13 +55,13 @@ class TieredCache:
         are missed, none is made up."""
         prompts = [TokenPrompt(tokens(("big", number), PROMPT)) for number in range(4)]
         for prompt in prompts:
-            await self._at.ask(prompt)
+            await self._at.send(prompt)
         await self._at.wait_until_quiet()
         await self._at.post("/reset_prefix_cache")
         _, untold = self._at.tell_cleared()
         first = len(self._at.rows)
         for number, prompt in enumerate(prompts):
-            await self._at.ask(prompt, keep=False, excused=frozenset() if number else untold)
+            await self._at.send(prompt, keep=False, excused=frozenset() if number else untold)
         rows = self._at.rows[first:]
         numbers = {
             "predicted": {name: sum(one.predicted[name] for one in rows) for name in self._at.indexes},
@@ -81,5 +81,5 @@ class TieredCache:
         first = len(self._at.rows)
         for turn, number in enumerate((0, 1, 0)):
             excused = frozenset() if turn else untold
-            await self._at.ask(TokenPrompt(tokens(("big", number), PROMPT)), excused=excused)
+            await self._at.send(TokenPrompt(tokens(("big", number), PROMPT)), excused=excused)
         return await self._at.expect_agreement(first)

@@ -53,14 +53,14 @@ def test_the_checked_in_goals_are_the_bar_and_rows_hold_within_it_only() -> None
 
 def test_what_is_said_of_a_profile_is_the_profile_again_and_equal_engines_are_one() -> None:
     profile = replace(builtin_profile("910b4"), name="learned", kv_tokens=65_536)
-    assert fitted.profile_from_report(_told(profile, profile)) == profile
-    slower = fitted.profile_from_report(_told(profile, profile.sped_up(0.5)))
+    assert fitted.profile_from_report(_learned_profile(profile, profile)) == profile
+    slower = fitted.profile_from_report(_learned_profile(profile, profile.sped_up(0.5)))
     assert slower.prefill_time(1_000) == pytest.approx(1.5 * profile.prefill_time(1_000))
     with pytest.raises(RuntimeError, match="nothing was learned"):
-        fitted.profile_from_report(_told(profile, profile, learned=False))
+        fitted.profile_from_report(_learned_profile(profile, profile, learned=False))
 
 
-def _told(*profiles: Any, learned: bool = True) -> dict[str, Any]:
+def _learned_profile(*profiles: Any, learned: bool = True) -> dict[str, Any]:
     known = [{"profile": {"learned": learned, "coefficients": profile_fields(one)}} for one in profiles]
     told: dict[str, Any] = json.loads(json.dumps({"models": [{"instances": known}]}))
     return told
