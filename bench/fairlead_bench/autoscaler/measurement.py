@@ -85,8 +85,8 @@ def source_digest(cell: AutoscalerCell) -> str:
     keeps the measurements of the others."""
     place = Path(fairlead_autoscaler.__path__[0])
     if cell.controller == FAIRLEAD:
-        parts = ("scaling", "mix") if cell.scenario in MIXED_SCENARIOS else ("scaling",)
-        return _digest(tuple([file for part in parts for file in sorted((place / part).glob("*.py"))]), ())
+        parts = ("core", "mix") if cell.scenario in MIXED_SCENARIOS else ("core",)
+        return _digest(tuple([file for part in parts for file in sorted((place / part).rglob("*.py"))]), ())
     rule = cell.controller.partition("-")[0]
     files = sorted((place / "presets").glob(f"{rule}*.py")) + [
         place / "presets" / f"{name}.py" for name in ("signals", "scaler")

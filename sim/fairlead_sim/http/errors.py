@@ -1,13 +1,14 @@
 """The error tree of the simulated engine, with the status and the body that vLLM sends for each.
 
-ApiError
-├── RouteNotFound     404 ``{"detail": "Not Found"}`` or 405, in the web framework's form
-├── MalformedRequest  400 ``Bad Request``: no JSON, or fields of wrong types, all of them listed
-├── InvalidRequest    400 ``BadRequestError``: well-formed but impossible; may name the parameter
-├── ResourceNotFound  404 ``NotFoundError``: no such model or adapter
-├── EndpointDisabled  403 ``PermissionDeniedError``: a switch of the surface is off
-├── EngineBusy        503 ``Service Unavailable``: the queue is full
-└── InternalError     500 ``InternalServerError``
+The subclasses of ``ApiError``:
+
+- RouteNotFound: 404 ``{"detail": "Not Found"}``, or 405, in the web framework's form.
+- MalformedRequest: 400 ``Bad Request``. No JSON, or fields of wrong types, all of them listed.
+- InvalidRequest: 400 ``BadRequestError``. Well-formed but impossible; may name the parameter.
+- ResourceNotFound: 404 ``NotFoundError``. No such model or adapter.
+- EndpointDisabled: 403 ``PermissionDeniedError``. A switch of the surface is off.
+- EngineBusy: 503 ``Service Unavailable``. The queue is full.
+- InternalError: 500 ``InternalServerError``.
 """
 
 import json

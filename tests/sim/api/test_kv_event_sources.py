@@ -67,7 +67,7 @@ def _keys(events: list[Any]) -> list[int]:
 
 
 def _path(events: list[Any], key: int) -> list[int]:
-    """Returns the tokens from the prompt's start to the end of this block, from the events alone."""
+    """Returns the tokens from the prompt's start to the end of this block, from events alone."""
     parents: dict[int, tuple[int | None, list[int]]] = {}
     for event in events:
         if event["type"] == "BlockStored":

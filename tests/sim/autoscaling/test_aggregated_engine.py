@@ -1,4 +1,4 @@
-"""The aggregated engine compared with the token-level one, in one plant and on the same requests."""
+"""The aggregated engine and the token-level one, in one plant and on the same requests."""
 
 from collections.abc import Callable
 from dataclasses import replace

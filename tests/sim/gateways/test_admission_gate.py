@@ -1,4 +1,4 @@
-"""The admission gate in front of simulated engines: two objectives, and requests of a lost engine."""
+"""The admission gate in front of simulated engines: two objectives, and a lost engine."""
 
 import random
 from dataclasses import replace
