@@ -89,7 +89,7 @@ def source_digest(cell: AutoscalerCell) -> str:
         return _digest(tuple([file for part in parts for file in sorted((place / part).rglob("*.py"))]), ())
     rule = cell.controller.partition("-")[0]
     files = sorted((place / "presets").glob(f"{rule}*.py")) + [
-        place / "presets" / f"{name}.py" for name in ("signals", "scaler")
+        place / "presets" / f"{name}.py" for name in ("metrics", "controller")
     ]
     return _digest(tuple(files), tuple([knob.default for knob in PRESETS[cell.controller].parameters[1:]]))
 
