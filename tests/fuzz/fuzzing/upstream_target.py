@@ -12,7 +12,8 @@ from fuzzing.target import Target, cuttings
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
-from fairlead_gateway.worker.upstream.connection import ConnectionPool, EngineConnection, UpstreamError
+from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 
 _LIMITS = Limits(response_head_bytes=2_000)
 _ADDRESS = "http://127.0.0.1:1"
