@@ -259,8 +259,8 @@ def constants(node: ast.expr | None) -> list[str]:
     return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
 
 
-BY_PRESET = ("chosen", "_by", "_by_match", "_by_inflight")
-"""What presets say their choice with; the rule's name comes third."""
+BY_PRESET = ("scored_decision", "_decide_by_values", "_decide_by_match", "_decide_by_inflight")
+"""Functions by which presets build their decision; the rule is the third argument."""
 
 
 def first_texts(*functions: str, place: int = 0) -> set[str]:
@@ -311,16 +311,18 @@ def test_every_error_code_is_documented_and_every_documented_code_exists() -> No
 
 
 def test_every_fault_of_an_engine_is_documented_and_every_end_of_a_stream_has_its_code() -> None:
-    faults = {text for text in first_texts("Broken", "Failure", "_end") if re.fullmatch(r"[a-z-]+", text)}
+    from fairlead_gateway.worker.proxy.relay import _STREAM_ERROR_TEXTS
+
+    faults = {text for text in first_texts("UpstreamError", "AttemptFailure") if re.fullmatch(r"[a-z-]+", text)}
     assert faults - column("errors.md", "Faults of engines") == set()
-    ends = first_texts("_end") | {"timeout", "gone", "garbage"}  # these come from the connection, see ``Broken``
+    ends = set(_STREAM_ERROR_TEXTS)
     assert column("errors.md", "Errors within a stream") == {f"stream_{end.replace('-', '_')}" for end in ends}
 
 
 def test_every_path_of_the_management_port_is_documented() -> None:
-    management = ROOT / "gateway" / "fairlead_gateway" / "management"
+    management = ROOT / "gateway" / "fairlead_gateway" / "supervisor" / "management"
     described = re.findall(r'@app\.get\(\s*"([^"]+)"', text_of(management / "api.py"))
-    plain = re.findall(r'"(/[^"]*)": self\.', text_of(management / "plain.py"))
+    plain = re.findall(r'"(/[^"]*)": self\.', text_of(management / "probes.py"))
     assert plain
     served = {path.replace(":path}", "}") for path in (*described, *plain)}
     text = text_of(REFERENCE / "management.md")

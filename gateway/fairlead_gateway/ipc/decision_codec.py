@@ -53,7 +53,7 @@ def decode_record(encoded: EncodedDecisionRecord) -> DecisionRecord:
         encoded.attempt,
         encoded.prompt_tokens,
         encoded.caller,
-        None if encoded.story is None else _decode_handoff(encoded.story),
+        None if encoded.handoff is None else _decode_handoff(encoded.handoff),
     )
 
 
@@ -90,13 +90,16 @@ def _encode_handoff(handoff: HandoffRecord) -> EncodedHandoff:
 
 def _decode_handoff(encoded: EncodedHandoff) -> HandoffRecord:
     attempts = [
-        PrefillAttempt(leg.instance_id, _decode_decision(leg.decision), leg.began, leg.seconds, leg.result)
-        for leg in encoded.legs
+        PrefillAttempt(leg.instance_id, _decode_decision(leg.decision), leg.started_at, leg.seconds, leg.result)
+        for leg in encoded.attempts
     ]
-    placement = None if encoded.where is None else _decode_decision(encoded.where)
-    return HandoffRecord(encoded.outcome, encoded.reason, encoded.words, encoded.waited_seconds, attempts, placement)
+    placement = None if encoded.placement is None else _decode_decision(encoded.placement)
+    return HandoffRecord(encoded.outcome, encoded.reason, encoded.message, encoded.waited_seconds, attempts, placement)
 
 
 def _decode_outcome(values: dict[str, Any]) -> RequestOutcome:
-    failures = tuple((where, why) for where, why in values["failures"])
-    return RequestOutcome(**{**values, "failures": failures})
+    outcome = RequestOutcome(*[values[name] for name in _OUTCOME_FIELDS[:7]])
+    for name in _OUTCOME_FIELDS[7:]:
+        setattr(outcome, name, values[name])
+    outcome.failures = tuple((instance, cause) for instance, cause in values["failures"])
+    return outcome

@@ -20,9 +20,9 @@ class Configure(msgspec.Struct, tag=True):
     """Supervisor → worker: the first message, with what the worker serves.
 
     - keys: names by digest; None if no API key is required.
-    - row, siblings: its own row of the shared load table, and the rows in use.
-    - publish: decisions and loads go to Redis.
-    - indexed: there is a KV-cache index where engines report their cache.
+    - row, active_rows: its own row of the shared load table, and the rows in use.
+    - has_redis: decisions and loads go to Redis.
+    - has_index: there is a KV-cache index where engines report their cache.
     """
 
     number: int
@@ -36,10 +36,10 @@ class Configure(msgspec.Struct, tag=True):
     fleet: Fleet
     slots: dict[str, int]
     row: int
-    siblings: list[int]
-    publish: bool
-    indexed: bool
-    notes: list[str]
+    active_rows: list[int]
+    has_redis: bool
+    has_index: bool
+    warnings: list[str]
 
 
 class FleetUpdate(msgspec.Struct, tag=True):
@@ -68,19 +68,19 @@ class ActiveRows(msgspec.Struct, tag=True):
 class WarningsUpdate(msgspec.Struct, tag=True):
     """Supervisor → worker: warnings of the supervisor's own parts, as text."""
 
-    notes: list[str]
+    warnings: list[str]
 
 
 class PeerUpdates(msgspec.Struct, tag=True):
     """Supervisor → worker: what sibling workers and other gateways did.
 
-    - sent: dispatches, an encoded list of `Dispatch`.
-    - deaths: crashes, as (fingerprint, instance, sent at, crashed at).
+    - dispatches: an encoded list of `Dispatch`.
+    - crashes: (fingerprint, instance, sent at, crashed at).
     - cleared: bodies that were answered after all, as (fingerprint, answered at).
     """
 
-    sent: bytes | None
-    deaths: list[tuple[bytes, str, float, float]]
+    dispatches: bytes | None
+    crashes: list[tuple[bytes, str, float, float]]
     cleared: list[tuple[bytes, float]] = []
 
 
@@ -127,13 +127,13 @@ class StartDrain(msgspec.Struct, tag=True):
 class GetState(msgspec.Struct, tag=True):
     """Query: replied by one `WorkerState`."""
 
-    ask: int
+    query_id: int
 
 
 class GetCounters(msgspec.Struct, tag=True):
     """Query: replied by one `ModelSnapshot` per model; with `windows`, also of the last minute."""
 
-    ask: int
+    query_id: int
     now: float
     windows: bool
 
@@ -141,7 +141,7 @@ class GetCounters(msgspec.Struct, tag=True):
 class GetDecisions(msgspec.Struct, tag=True):
     """Query: replied by lists of `EncodedLoggedRequest`, newest first."""
 
-    ask: int
+    query_id: int
     limit: int
     model: str | None
 
@@ -149,14 +149,14 @@ class GetDecisions(msgspec.Struct, tag=True):
 class GetDecision(msgspec.Struct, tag=True):
     """Query: replied by a list of at most one `EncodedLoggedRequest`."""
 
-    ask: int
+    query_id: int
     request_id: str
 
 
 class PreviewRoute(msgspec.Struct, tag=True):
     """Query: the instance that this request would be sent to. Replied by one `RoutePreview`."""
 
-    ask: int
+    query_id: int
     path: str
     body: bytes
     session: str | None
@@ -201,11 +201,11 @@ class StartFailed(msgspec.Struct, tag=True):
 class FleetApplied(msgspec.Struct, tag=True):
     """Worker → supervisor: nothing is routed by a fleet older than this version any more.
 
-    problem: why this version was not applied.
+    error: why this version was not applied.
     """
 
     version: int
-    problem: str | None = None
+    error: str | None = None
 
 
 class DrainRequested(msgspec.Struct, tag=True):
@@ -216,19 +216,19 @@ class FinalCounters(msgspec.Struct, tag=True):
     """Worker → supervisor: its counters as it exits."""
 
     models: list[ModelSnapshot]
-    own: dict[str, int]
+    process_counters: dict[str, int]
 
 
 class WorkerReport(msgspec.Struct, tag=True):
     """Worker → supervisor: what happened since the last report.
 
-    - sent, deaths, cleared: as in `PeerUpdates`, for sibling workers.
-    - sent, records, loads: for Redis. `loads` is None if unchanged.
+    - dispatches, crashes, cleared: as in `PeerUpdates`, for sibling workers.
+    - dispatches, decisions, loads: for Redis. `loads` is None if unchanged.
     """
 
-    sent: bytes | None
-    deaths: list[tuple[bytes, str, float, float]]
-    records: list["EncodedDecisionRecord"]
+    dispatches: bytes | None
+    crashes: list[tuple[bytes, str, float, float]]
+    decisions: list["EncodedDecisionRecord"]
     loads: dict[str, "EncodedLoad"] | None
     dropped: int
     cleared: list[tuple[bytes, float]] = []
@@ -241,8 +241,8 @@ class IndexReport(msgspec.Struct, tag=True):
     dropped: rows that did not fit.
     """
 
-    sent: list["PromptDispatched"]
-    ended: list["PromptFinished"]
+    dispatched: list["PromptDispatched"]
+    finished: list["PromptFinished"]
     dropped: int
 
 
@@ -262,7 +262,7 @@ class NeedsInstance(msgspec.Struct, tag=True):
 class ReplyChunk(msgspec.Struct, tag=True):
     """Worker → supervisor: a part of an encoded reply."""
 
-    ask: int
+    query_id: int
     data: bytes
     last: bool
 
@@ -289,14 +289,14 @@ class Dispatch(msgspec.Struct, array_like=True):
 
     - hashes: of its blocks, 64-bit in native order.
     - tail: hash of its end.
-    - pin: hash of its session; 0: none.
+    - session_hash: hash of its session; 0: none.
     """
 
     model: str
     instance: str
     hashes: bytes
     tail: int
-    pin: int = 0
+    session_hash: int = 0
 
 
 class PromptDispatched(msgspec.Struct, array_like=True):
@@ -313,7 +313,7 @@ class PromptFinished(msgspec.Struct, array_like=True):
     """A prompt that has finished.
 
     - prompt_tokens, cached_tokens: as the engine reported them; None: not.
-    - indexed, matched: shares of the prompt expected to be cached, by the index and by all that was
+    - indexed_share, matched_share: shares of the prompt expected to be cached, by the index and by all that was
       known.
     """
 
@@ -322,8 +322,8 @@ class PromptFinished(msgspec.Struct, array_like=True):
     tail: int
     prompt_tokens: int | None
     cached_tokens: int | None
-    indexed: float | None
-    matched: float
+    indexed_share: float | None
+    matched_share: float
 
 
 class PromptSample(msgspec.Struct, array_like=True):
@@ -346,18 +346,18 @@ class EncodedLoad(msgspec.Struct, array_like=True, frozen=True):
 class WorkerState(msgspec.Struct, array_like=True):
     """The state of a worker.
 
-    - standings: health states that are not simply healthy, as (state, reason).
-    - held: queued requests by model.
+    - health_states: health states that are not simply healthy, as (state, reason).
+    - queued: queued requests by model.
     """
 
     ready: bool
-    notes: list[str]
+    warnings: list[str]
     loads: dict[str, EncodedLoad]
-    standings: dict[str, tuple[str, str]]
-    lag: list[tuple[float, float]]
-    own: dict[str, int]
+    health_states: dict[str, tuple[str, str]]
+    loop_lag: list[tuple[float, float]]
+    process_counters: dict[str, int]
     in_flight: int
-    held: dict[str, int]
+    queued: dict[str, int]
 
 
 class EncodedDecision(msgspec.Struct, array_like=True):
@@ -376,7 +376,7 @@ class EncodedPrefillAttempt(msgspec.Struct, array_like=True):
 
     instance_id: str
     decision: EncodedDecision
-    began: float
+    started_at: float
     seconds: float | None
     result: str
 
@@ -386,10 +386,10 @@ class EncodedHandoff(msgspec.Struct, array_like=True):
 
     outcome: str
     reason: str
-    words: str
+    message: str
     waited_seconds: float
-    legs: list[EncodedPrefillAttempt]
-    where: EncodedDecision | None
+    attempts: list[EncodedPrefillAttempt]
+    placement: EncodedDecision | None
 
 
 class EncodedDecisionRecord(msgspec.Struct, array_like=True):
@@ -402,17 +402,17 @@ class EncodedDecisionRecord(msgspec.Struct, array_like=True):
     attempt: int
     prompt_tokens: float
     caller: str | None
-    story: EncodedHandoff | None
+    handoff: EncodedHandoff | None
 
 
 class RoutePreview(msgspec.Struct):
     """The reply to `PreviewRoute`.
 
-    refused: (status, message, param, code) of the response that the request would get instead.
+    rejection: (status, message, param, code) of the response that the request would get instead.
     """
 
-    found: "EncodedLoggedRequest | None"
-    refused: tuple[int, str, str | None, str | None] | None = None
+    preview: "EncodedLoggedRequest | None"
+    rejection: tuple[int, str, str | None, str | None] | None = None
 
 
 class EncodedLoggedRequest(msgspec.Struct, array_like=True):

@@ -17,11 +17,11 @@ class CacheCorrection(msgspec.Struct, array_like=True):
     """A correction for one instance, applied in this order.
 
     - forget: first drop what earlier corrections reported, or all.
-    - gone: byte blocks that are not cached, 64-bit in native order.
-    - held: chains of byte blocks from the start of a prompt that are cached.
+    - removed: byte blocks that are not cached, 64-bit in native order.
+    - cached: chains of byte blocks from the start of a prompt that are cached.
     """
 
     instance: str
     forget: ForgetScope
-    gone: bytes
-    held: list[bytes]
+    removed: bytes
+    cached: list[bytes]

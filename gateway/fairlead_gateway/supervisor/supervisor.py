@@ -242,10 +242,10 @@ class Supervisor:
             fleet=self._fleet,
             slots=slots,
             row=row,
-            siblings=siblings,
-            publish=plan.redis_url is not None,
-            indexed=plan.token_source is not TokenSource.OFF,
-            notes=self._sent_warnings,
+            active_rows=siblings,
+            has_redis=plan.redis_url is not None,
+            has_index=plan.token_source is not TokenSource.OFF,
+            warnings=self._sent_warnings,
         )
 
     # Notes and counters --------------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ class Supervisor:
         decisions, others = self.background.decision_stream, self.background.peers
         if decisions is not None:
             decisions.dropped += report.dropped
-            for record in report.records:
+            for record in report.decisions:
                 decisions.offer(decode_record(record))
         if others is not None:
             others.on_worker_report(report)
@@ -341,7 +341,7 @@ class Supervisor:
         notes = self._current_warnings()
         pushed = {*notes, *self._sent_warnings, "draining"}
         for number, state in states:
-            own = [note for note in state.notes if note not in pushed]
+            own = [note for note in state.warnings if note not in pushed]
             notes += [note if self.workers.size == 1 else f"worker {number}: {note}" for note in own]
         ready = not self._draining and any(state.ready for _, state in states)
         if self._draining:
@@ -350,12 +350,12 @@ class Supervisor:
             ready,
             notes,
             merge_loads(state.loads for _, state in states),
-            merge_health_states([state.standings for _, state in states]),
-            MaxLoopLag([state.lag for _, state in states]),
+            merge_health_states([state.health_states for _, state in states]),
+            MaxLoopLag([state.loop_lag for _, state in states]),
             self.kv_index.status(),
             None if self.background.peers is None else self.background.peers.present_peers(),
             self.profiling.learned_profile,
-            merge_counts(state.held for _, state in states),
+            merge_counts(state.queued for _, state in states),
         )
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
@@ -402,8 +402,8 @@ class Supervisor:
             lambda number: say.PreviewRoute(number, path, body, session), say.RoutePreview
         )
         said = [pieces[0] for _, pieces in answers]
-        found = [decode_logged_request(one.found) for one in said if one.found is not None]
-        refused = next((one.refused for one in said if one.refused is not None), None)
+        found = [decode_logged_request(one.preview) for one in said if one.preview is not None]
+        refused = next((one.rejection for one in said if one.rejection is not None), None)
         if refused is not None and not found:
             raise RelayedError(*refused)
         return found
@@ -412,5 +412,5 @@ class Supervisor:
         answers = await self.workers.query(say.GetState, say.WorkerState)
         for worker, pieces in answers:
             if not worker.sent_final_counters:
-                worker.process_counters = pieces[0].own
+                worker.process_counters = pieces[0].process_counters
         return sorted(((worker.number, pieces[0]) for worker, pieces in answers), key=lambda found: found[0])

@@ -292,8 +292,8 @@ class WorkerPool:
     def _resync(self, worker: WorkerHandle) -> None:
         """Everything that a worker has to know, once more: something did not reach it."""
         now = self._configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of)
-        messages: list[msgspec.Struct] = [say.FleetUpdate(self._fleet, self._slot_of), say.ActiveRows(now.siblings)]
-        messages.append(say.WarningsUpdate(now.notes))
+        messages: list[msgspec.Struct] = [say.FleetUpdate(self._fleet, self._slot_of), say.ActiveRows(now.active_rows)]
+        messages.append(say.WarningsUpdate(now.warnings))
         if now.keys is not None:
             messages.append(say.KeyUpdate(now.keys))
         if now.certificate is not None:
@@ -334,8 +334,8 @@ class WorkerPool:
             worker.needs_resync |= not worker.send_encoded(data)
 
     def _on_report(self, worker: WorkerHandle, report: say.WorkerReport) -> None:
-        if (report.sent is not None or report.deaths or report.cleared) and len(self.workers) > 1:
-            data = encode_message(say.PeerUpdates(report.sent, report.deaths, report.cleared))
+        if (report.dispatches is not None or report.crashes or report.cleared) and len(self.workers) > 1:
+            data = encode_message(say.PeerUpdates(report.dispatches, report.crashes, report.cleared))
             room = self._limits.channel_pending_bytes // 4  # the rest is for what must arrive
             for sibling in self.workers:
                 if sibling is not worker and sibling.is_ready and sibling.unsent_bytes < room:

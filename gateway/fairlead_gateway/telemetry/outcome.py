@@ -10,6 +10,8 @@ from fairlead.fleet.model import SloTargets
 class RequestOutcome:
     """The outcome of one request. None is "unknown", never zero.
 
+    The constructor takes what every outcome has; callers set the other fields.
+
     - status: what the client received, or would have received.
     - error: the failure in one word.
     - within_objective: None if the model has no objective; the two parts are given with it.
@@ -48,19 +50,6 @@ class RequestOutcome:
         error: str | None,
         started_wall: float,
         duration_seconds: float,
-        ttft_seconds: float | None = None,
-        itl_mean_seconds: float | None = None,
-        prompt_tokens: int | None = None,
-        cached_tokens: int | None = None,
-        predicted_cached_tokens: int | None = None,
-        output_tokens: int | None = None,
-        within_objective: bool | None = None,
-        attempts: int = 1,
-        client_disconnected: bool = False,
-        within_ttft: bool | None = None,
-        within_itl: bool | None = None,
-        overhead_seconds: float | None = None,
-        failures: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self.request_id = request_id
         self.model_key = model_key
@@ -69,19 +58,19 @@ class RequestOutcome:
         self.error = error
         self.started_wall = started_wall
         self.duration_seconds = duration_seconds
-        self.ttft_seconds = ttft_seconds
-        self.itl_mean_seconds = itl_mean_seconds
-        self.prompt_tokens = prompt_tokens
-        self.cached_tokens = cached_tokens
-        self.predicted_cached_tokens = predicted_cached_tokens
-        self.output_tokens = output_tokens
-        self.within_objective = within_objective
-        self.attempts = attempts
-        self.client_disconnected = client_disconnected
-        self.within_ttft = within_ttft
-        self.within_itl = within_itl
-        self.overhead_seconds = overhead_seconds
-        self.failures = failures
+        self.ttft_seconds = None
+        self.itl_mean_seconds = None
+        self.prompt_tokens = None
+        self.cached_tokens = None
+        self.predicted_cached_tokens = None
+        self.output_tokens = None
+        self.within_objective = None
+        self.attempts = 1
+        self.client_disconnected = False
+        self.within_ttft = None
+        self.within_itl = None
+        self.overhead_seconds = None
+        self.failures = ()
 
 
 @dataclass(slots=True)

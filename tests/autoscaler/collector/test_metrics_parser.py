@@ -12,7 +12,8 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead.request_shapes import RequestShapeGrid
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.collector import metrics_parser
-from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome
+from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_testing.gateway.outcomes import make_outcome
 
 KEY, HERE = "default/tiny", "main-0/9001/0"
 INSTANCE = Instance(
@@ -36,7 +37,7 @@ def _rendered() -> str:
     telemetry.record_received("default/other", 7)
     telemetry.record_first_token(KEY, HERE, 0.4, 0.5)
     telemetry.record_inter_token(KEY, HERE, 0.02)
-    telemetry.record_finished(RequestOutcome("r", KEY, HERE, 200, None, 0.0, 1.0, 0.4, 0.02, 480, 0, 0, 40, True))
+    telemetry.record_finished(make_outcome("r", KEY, HERE, 200, None, 0.0, 1.0, 0.4, 0.02, 480, 0, 0, 40, True))
     telemetry.record_abandoned(KEY)
     telemetry.queued = {KEY: 2}
     clock.advance(10.0)

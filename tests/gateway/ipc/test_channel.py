@@ -1,4 +1,4 @@
-"""The line between helper and worker: whole messages, bounded, and an end that is noticed; and what goes over it comes out equal."""
+"""The IPC channel: complete messages, bounds, a noticed end, and values that survive the codec."""
 
 import asyncio
 import socket
@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import cast
 
 import msgspec
 import pytest
@@ -15,21 +16,23 @@ from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import EngineAuth, Fleet, Instance, InstanceState, Model, Role, SloTargets
 from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel, encode_message
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_logged_request
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest, prefix_chain
-from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
+from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.reporting.dispatch_reporter import DispatchReporter
 from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier
+from fairlead_testing.gateway.outcomes import make_outcome
 from fairlead_testing.gateway.running_gateway import run_async
 from fairlead_testing.waiting import wait_until
 
 
 class End:
-    """One end, with what it heard."""
+    """One end of a channel, with the messages that it received."""
 
     def __init__(self, kind: object, limits: Limits) -> None:
         self.heard: list[object] = []
@@ -88,7 +91,7 @@ def test_nonsense_ends_the_channel(data: bytes) -> None:
     run_async(main())
 
 
-def test_what_nobody_reads_is_dropped_and_said_to_be() -> None:
+def test_unread_messages_are_dropped_and_counted() -> None:
     async def main() -> None:
         limits = replace(Limits(), channel_pending_bytes=100_000, channel_message_bytes=1_000_000)
         async with ends(limits) as (helper, worker, raw):
@@ -137,7 +140,7 @@ def test_a_logged_request_comes_out_as_it_went_in() -> None:
         DecisionRecord("r", 5.0, "d/m", made, 1, 12.5),
         DecisionRecord("r", 6.0, "d/m", made, 2, 12.5, "team", story),
     ]
-    outcome = RequestOutcome("r", "d/m", "a", 200, None, 4.0, 1.0, output_tokens=3, failures=(("b", "cut"),))
+    outcome = make_outcome("r", "d/m", "a", 200, None, 4.0, 1.0, output_tokens=3, failures=(("b", "cut"),))
     for logged in (LoggedRequest(records, outcome), LoggedRequest(records[:1])):
         again = decode_logged_request(encode_logged_request(logged))
         assert again == logged
@@ -153,6 +156,21 @@ class Sink:
         return True
 
 
+class Registry:
+    """Records the dispatches that it is given, in place of all routers."""
+
+    def __init__(self, applied: list[tuple[str, str, PrefixChain, Hashable]]) -> None:
+        self._applied = applied
+        self._model = ""
+
+    def routers(self, model: str) -> list["Registry"]:
+        self._model = model
+        return [self]
+
+    def on_peer_dispatch(self, instance: str, chain: PrefixChain, now: float, session_hash: Hashable) -> None:
+        self._applied.append((self._model, instance, chain, session_hash))
+
+
 def test_dispatches_reach_siblings_as_the_chains_they_were() -> None:
     async def main() -> None:
         loop, sink = asyncio.get_running_loop(), Sink()
@@ -163,16 +181,17 @@ def test_dispatches_reach_siblings_as_the_chains_they_were() -> None:
                 "d/m", RouteRequest(f"r-{number}", chain, 1.0, session_hash=number or None), f"i-{number}"
             )
         await wait_until(lambda: bool(sink.told))
-        assert (len(sink.told), sink.told[0].records, sink.told[0].loads) == (1, [], None)
-        heard: list[tuple[str, str, PrefixChain, Hashable]] = []
-        PeerUpdateApplier(loop, Limits(), lambda *item: heard.append(item)).enqueue(sink.told[0].sent or b"")
-        await wait_until(lambda: len(heard) == len(chains))
-        assert heard == [("d/m", f"i-{number}", chain, number or None) for number, chain in enumerate(chains)]
+        assert (len(sink.told), sink.told[0].decisions, sink.told[0].loads) == (1, [], None)
+        applied: list[tuple[str, str, PrefixChain, Hashable]] = []
+        registry = cast(RouterRegistry, Registry(applied))
+        PeerUpdateApplier(SystemClock(), Limits(), loop, registry).enqueue(sink.told[0].dispatches or b"")
+        await wait_until(lambda: len(applied) == len(chains))
+        assert applied == [("d/m", f"i-{number}", chain, number or None) for number, chain in enumerate(chains)]
 
     run_async(main())
 
 
-def test_loads_for_redis_are_told_until_they_are_gone() -> None:
+def test_loads_are_reported_until_they_are_zero() -> None:
     async def main() -> None:
         loop, sink = asyncio.get_running_loop(), Sink()
         loads = {"a": InstanceLoad(1, 1, 0.5, 10.0), "b": InstanceLoad()}
@@ -180,7 +199,7 @@ def test_loads_for_redis_are_told_until_they_are_gone() -> None:
         teller.on_decision(DecisionRecord("r", 5.0, "d/m", Decision("a", "load", "why"), 1, 12.5))
         await wait_until(lambda: bool(sink.told))
         assert sink.told[0].loads == {"a": say.EncodedLoad(1, 1, 0.5, 10.0)}
-        assert [record.request_id for record in sink.told[0].records] == ["r"]
+        assert [record.request_id for record in sink.told[0].decisions] == ["r"]
         loads.clear()
         await wait_until(lambda: len(sink.told) == 2)
         assert sink.told[1] == say.WorkerReport(None, [], [], {}, 0)
@@ -188,18 +207,18 @@ def test_loads_for_redis_are_told_until_they_are_gone() -> None:
     run_async(main())
 
 
-def test_deaths_and_what_clears_them_are_told_at_once() -> None:
+def test_crashes_and_their_clearing_are_reported_at_once() -> None:
     async def main() -> None:
         sink = Sink()
         teller = DispatchReporter(sink, asyncio.get_running_loop(), Limits(), publish=False, loads=dict)
         teller.on_crash(b"print", "a", 1.0, 2.0)
         teller.on_cleared(b"print", 3.0)
-        assert [(told.deaths, told.cleared) for told in sink.told] == [
+        assert [(told.crashes, told.cleared) for told in sink.told] == [
             ([(b"print", "a", 1.0, 2.0)], []),
             ([], [(b"print", 3.0)]),
         ]
         for told in sink.told:
-            heard = say.PeerUpdates(told.sent, told.deaths, told.cleared)
+            heard = say.PeerUpdates(told.dispatches, told.crashes, told.cleared)
             assert msgspec.msgpack.decode(msgspec.msgpack.encode(heard), type=say.PeerUpdates) == heard
 
     run_async(main())

@@ -1,4 +1,4 @@
-"""What is on its way to an instance."""
+"""Blocks that are in flight to an instance."""
 
 from fairlead_gateway.prefix_map.inflight_blocks import InflightBlocks
 

@@ -1,4 +1,4 @@
-"""Links against a reference tokenizer: after two prompts are learned no link credits tokens that they do not share."""
+"""The prefix table against a tokenizer: no link credits tokens that two prompts do not share."""
 
 import json
 import re

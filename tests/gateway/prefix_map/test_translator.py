@@ -1,4 +1,4 @@
-"""The bridge against an engine with a cache of its own: what a worker is told is what the engine would hit."""
+"""The translator against an engine's cache: a worker's index says what the engine would hit."""
 
 import json
 import random
@@ -75,9 +75,9 @@ class Place:
         if frame is not None:
             found = apply_outcomes(self.truth, name, self.streams[name].on_live_frame(frame), self.now)
             assert found.replay_from is None
-            self.tell(found.changes)
+            self.report(found.changes)
 
-    def tell(self, changes: list[Change]) -> None:
+    def report(self, changes: list[Change]) -> None:
         self.mirror.apply(changes)
         self.bridge.on_changes(changes)
 
@@ -89,8 +89,8 @@ class Place:
             known = self.worker[one.instance]
             if one.forget:
                 known.clear()
-            known -= set(array("Q", one.gone))
-            for chain in one.held:
+            known -= set(array("Q", one.removed))
+            for chain in one.cached:
                 known |= set(array("Q", chain))
         return found
 
@@ -111,7 +111,7 @@ def prompt_of(seed: int, length: int = 80) -> Prompt:
     return Prompt([random.Random(seed).randrange(400) for _ in range(length)])
 
 
-def test_what_is_evicted_is_told_and_what_stays_stays() -> None:
+def test_evictions_are_reported_and_other_blocks_stay() -> None:
     place = Place("a", capacity=45)
     first, second, third = (prompt_of(seed) for seed in range(3))
     for prompt in (first, second, third):
@@ -150,7 +150,7 @@ def test_tokens_that_are_no_engines_word_count_when_one_holds_the_last_of_them()
     assert place.credited("a", prompt) > 0.9 * prompt.size
 
 
-def test_without_a_block_that_somebody_holds_there_is_no_block_size() -> None:
+def test_without_a_cached_block_there_is_no_block_size() -> None:
     place, prompt = Place("a"), prompt_of(1)
     assert not place.bridge.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size)
     place.serve("a", prompt)
@@ -179,7 +179,7 @@ def test_absence_says_nothing_of_an_instance_of_which_not_all_is_known() -> None
     place, prompt = Place("a"), prompt_of(1)
     place.serve("a", prompt)
     place.settle()
-    place.tell(place.truth.on_lost("a", "a gap", place.now))
+    place.report(place.truth.on_lost("a", "a gap", place.now))
     place.settle()
     place.bridge.on_dispatch("a", prompt.tail, prompt.hashes, place.now, reports_end=True)
     place.bridge.on_finish("a", prompt.tail, place.now)
@@ -188,14 +188,14 @@ def test_absence_says_nothing_of_an_instance_of_which_not_all_is_known() -> None
     assert place.credited("a", prompt)
 
 
-def test_an_instance_that_is_not_trusted_is_forgotten_and_told_anew_afterwards() -> None:
+def test_a_distrusted_instance_is_dropped_and_reported_again_later() -> None:
     place, prompt = Place("a"), prompt_of(1)
     place.serve("a", prompt)
     place.settle()
     place.bridge.distrust("a")
-    assert [(one.forget, one.held) for one in place.settle()] == [(ForgetScope.CORRECTED, [])]
+    assert [(one.forget, one.cached) for one in place.settle()] == [(ForgetScope.CORRECTED, [])]
     place.serve("a", prompt_of(2))
-    assert not [one for one in place.settle() if one.held or one.gone]
+    assert not [one for one in place.settle() if one.cached or one.removed]
     place.worker["a"].clear()
     place.bridge.trust("a")
     place.settle()
@@ -207,15 +207,15 @@ def test_a_slower_tier_holds_a_block_and_a_shared_store_does_not() -> None:
     place.serve("a", prompt)
     owns = [link.token_hash for _, link in place.bridge.table.items() if link.token_hash]
     place.settle()
-    place.tell([BlocksStored("a", StorageTier.CPU, 0, owns), BlocksRemoved("a", StorageTier.GPU, owns)])
+    place.report([BlocksStored("a", StorageTier.CPU, 0, owns), BlocksRemoved("a", StorageTier.GPU, owns)])
     place.settle()
     assert place.credited("a", prompt) > 0.9 * prompt.size
-    place.tell([BlocksRemoved("a", StorageTier.CPU, owns), BlocksStored("a", StorageTier.REMOTE, 0, [])])
+    place.report([BlocksRemoved("a", StorageTier.CPU, owns), BlocksStored("a", StorageTier.REMOTE, 0, [])])
     place.settle()
     assert place.credited("a", prompt) <= BYTES
 
 
-def test_a_worker_that_knows_nothing_is_told_all_and_in_bounded_pieces() -> None:
+def test_a_new_worker_gets_everything_in_bounded_batches() -> None:
     place = Place("a", "b", capacity=2_000)
     prompts = [prompt_of(seed) for seed in range(12)]
     for number, prompt in enumerate(prompts):
@@ -235,7 +235,7 @@ def test_a_worker_that_knows_nothing_is_told_all_and_in_bounded_pieces() -> None
 
 @pytest.mark.property
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 5), st.integers(1, 5)), max_size=40))
-def test_after_everything_was_told_workers_know_what_engines_hold(served: list[tuple[str, int, int]]) -> None:
+def test_after_all_corrections_workers_know_what_is_cached(served: list[tuple[str, int, int]]) -> None:
     """Never more than what is held, but for what a byte block and a careful guess leave open; and nothing that is held is missed."""
     place = Place("a", "b", capacity=50)
     known: dict[int, Prompt] = {}
@@ -276,7 +276,7 @@ def test_a_prompt_of_an_adapter_or_with_a_salt_is_linked_to_its_own_blocks_only(
         extras = block_hash.block_extras(len(prompt.tokens) // BLOCK, BLOCK, salt=salt)
         root = block_hash.chain_root(KEY, adapter, secret=SECRET)
         if (adapter, salt) == served:
-            place.tell(
+            place.report(
                 [BlocksStored("a", StorageTier.GPU, root, block_hash.block_hashes(root, prompt.tokens, BLOCK, extras))]
             )
         assert place.bridge.learn(

@@ -1,11 +1,11 @@
-"""The decision log keeps the newest requests whole, and nothing else."""
+"""The decision log keeps the newest requests complete, and nothing else."""
 
 import random
 from collections import OrderedDict
 
 from fairlead.decision import Decision
-from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
+from fairlead_testing.gateway.outcomes import make_outcome
 
 
 def _record(request_id: str, attempt: int = 1, model: str = "default/tiny") -> DecisionRecord:
@@ -28,7 +28,7 @@ def test_a_retry_joins_the_choices_of_its_request() -> None:
     assert [record.attempt for record in log.latest(1)[0].records] == [1, 2]
 
 
-def test_a_request_id_used_again_starts_anew() -> None:
+def test_a_reused_request_id_starts_a_new_entry() -> None:
     log = DecisionLog(4)
     for name in ("same", "other", "same"):
         log.append(_record(name))
@@ -39,8 +39,8 @@ def test_a_request_id_used_again_starts_anew() -> None:
 def test_an_outcome_is_added_to_its_request_and_one_without_a_request_is_ignored() -> None:
     log = DecisionLog(4)
     log.append(_record("r1"))
-    log.complete(RequestOutcome("r1", "default/tiny", "a/1/0", 200, None, 1.0, 2.0))
-    log.complete(RequestOutcome("long-gone", "default/tiny", None, 503, "no-engine", 1.0, 2.0))
+    log.complete(make_outcome("r1", "default/tiny", "a/1/0", 200, None, 1.0, 2.0))
+    log.complete(make_outcome("long-gone", "default/tiny", None, 503, "no-engine", 1.0, 2.0))
     found = log.get("r1")
     assert found is not None
     assert found.outcome is not None

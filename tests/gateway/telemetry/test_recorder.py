@@ -1,4 +1,4 @@
-"""What is counted is what happened, in the text for Prometheus and in the window of a minute."""
+"""The metrics recorder: its counters, their Prometheus text and the one-minute window."""
 
 import math
 from bisect import bisect_left
@@ -15,14 +15,15 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.supervisor.management.stats import model_stats
-from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
+from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS, bucket_index, quantile
 from fairlead_gateway.telemetry.prometheus_text import escape_label
+from fairlead_testing.gateway.outcomes import change_outcome, make_outcome
 
 KEY = "default/tiny"
 HERE = "main-0/9001/0"
-ENDED = RequestOutcome("r1", KEY, HERE, 200, None, 0.0, 1.5, 0.4, 0.02, 1_000, 600, 500, 40, True)
+ENDED = make_outcome("r1", KEY, HERE, 200, None, 0.0, 1.5, 0.4, 0.02, 1_000, 600, 500, 40, True)
 
 
 def _instance(**changes: object) -> Instance:
@@ -109,7 +110,7 @@ def test_reasons_of_hand_offs_are_bounded() -> None:
 def test_the_gateways_own_time_has_buckets_of_microseconds() -> None:
     telemetry = MetricsRecorder(ManualClock(1_000.0))
     for seconds in (0.000_015, 0.000_070, 9.0):
-        telemetry.record_finished(replace(ENDED, overhead_seconds=seconds))
+        telemetry.record_finished(change_outcome(ENDED, overhead_seconds=seconds))
     telemetry.record_finished(ENDED)
     seen = _samples(telemetry)
     name = "fairlead_gateway_overhead_seconds_bucket"
@@ -119,7 +120,7 @@ def test_the_gateways_own_time_has_buckets_of_microseconds() -> None:
 def test_the_last_minute_shows_the_gateways_own_time_in_microseconds() -> None:
     telemetry = MetricsRecorder(ManualClock(1_000.0))
     for _ in range(100):
-        telemetry.record_finished(replace(ENDED, overhead_seconds=0.000_070))
+        telemetry.record_finished(change_outcome(ENDED, overhead_seconds=0.000_070))
     shown = model_stats(KEY, telemetry, _fleet(), {}, 1_000.5).window.overhead_seconds
     assert shown.p50 is not None
     assert 0.000_04 <= shown.p50 <= 0.000_08
@@ -127,10 +128,10 @@ def test_the_last_minute_shows_the_gateways_own_time_in_microseconds() -> None:
     assert abs(shown.mean - 0.000_070) < 1e-9
 
 
-def test_failures_are_counted_by_what_the_client_was_told() -> None:
+def test_failures_are_counted_by_the_status_of_the_client() -> None:
     telemetry = MetricsRecorder(ManualClock(1_000.0))
-    telemetry.record_finished(replace(ENDED, status=502, error="engines_broke_off"))
-    telemetry.record_finished(replace(ENDED, status=502, error="engines_broke_off", client_disconnected=True))
+    telemetry.record_finished(change_outcome(ENDED, status=502, error="engines_broke_off"))
+    telemetry.record_finished(change_outcome(ENDED, status=502, error="engines_broke_off", client_disconnected=True))
     assert _samples(telemetry)["fairlead_gateway_failed_total", f"error=engines_broke_off,model={KEY}"] == 1
 
 
@@ -153,7 +154,7 @@ def test_what_belongs_to_no_model_is_absent_until_something_counts_it() -> None:
 
 def test_a_client_that_left_is_an_abort_and_no_error() -> None:
     telemetry = MetricsRecorder(ManualClock())
-    telemetry.record_finished(replace(ENDED, status=499, error="client-gone", client_disconnected=True))
+    telemetry.record_finished(change_outcome(ENDED, status=499, error="client-gone", client_disconnected=True))
     seen = _samples(telemetry)
     assert seen["fairlead_gateway_aborts_total", f"model={KEY}"] == 1
     assert seen["fairlead_gateway_errors_total", f"model={KEY}"] == 0
@@ -162,7 +163,7 @@ def test_a_client_that_left_is_an_abort_and_no_error() -> None:
 
 def test_a_stream_cut_after_its_first_byte_is_an_error_though_its_status_was_200() -> None:
     telemetry = MetricsRecorder(ManualClock())
-    telemetry.record_finished(replace(ENDED, error="cut"))
+    telemetry.record_finished(change_outcome(ENDED, error="cut"))
     assert _samples(telemetry)["fairlead_gateway_errors_total", f"model={KEY}"] == 1
 
 
@@ -175,7 +176,7 @@ def test_requests_for_no_known_model_are_counted_apart() -> None:
 
 def test_unknown_token_counts_are_not_counted_as_zero() -> None:
     telemetry = MetricsRecorder(ManualClock())
-    telemetry.record_finished(replace(ENDED, prompt_tokens=None, cached_tokens=None, output_tokens=None))
+    telemetry.record_finished(change_outcome(ENDED, prompt_tokens=None, cached_tokens=None, output_tokens=None))
     seen = _samples(telemetry)
     assert seen["fairlead_gateway_request_prompt_tokens_count", f"model={KEY}"] == 0
     assert seen["fairlead_gateway_cache_reported_prompt_tokens_total", f"model={KEY}"] == 0
@@ -183,8 +184,8 @@ def test_unknown_token_counts_are_not_counted_as_zero() -> None:
 
 def test_a_request_without_an_objective_is_not_judged() -> None:
     telemetry = MetricsRecorder(ManualClock())
-    telemetry.record_finished(replace(ENDED, within_objective=None))
-    telemetry.record_finished(replace(ENDED, within_objective=False))
+    telemetry.record_finished(change_outcome(ENDED, within_objective=None))
+    telemetry.record_finished(change_outcome(ENDED, within_objective=False))
     seen = _samples(telemetry)
     assert seen["fairlead_gateway_judged_total", f"model={KEY},objective=all"] == 1
     assert seen["fairlead_gateway_within_objective_total", f"model={KEY},objective=all"] == 0
@@ -342,7 +343,7 @@ def test_a_value_falls_into_the_bucket_that_the_library_would_find(value: float,
     assert bucket_index(bounds, bounds[int(value) % len(bounds)]) == int(value) % len(bounds)
 
 
-def test_what_waits_in_fields_of_its_own_is_seen_by_whoever_asks_and_counted_once() -> None:
+def test_pending_additions_are_visible_and_counted_once() -> None:
     telemetry = MetricsRecorder(ManualClock(1_000.0))
     telemetry.record_finished(ENDED)
     series = telemetry.models[KEY]
@@ -360,8 +361,8 @@ def test_of_an_instance_first_tokens_are_judged_when_they_come_and_paces_at_the_
     telemetry = MetricsRecorder(ManualClock(1_000.0))
     for seconds, limit in ((0.4, 0.5), (0.6, 0.5), (9.0, None)):
         telemetry.record_first_token(KEY, HERE, seconds, limit)
-    telemetry.record_finished(replace(ENDED, within_itl=False))
-    telemetry.record_finished(replace(ENDED, within_itl=None))
+    telemetry.record_finished(change_outcome(ENDED, within_itl=False))
+    telemetry.record_finished(change_outcome(ENDED, within_itl=None))
     seen = _samples(telemetry)
     where = f"instance={HERE},model={KEY}"
     found = {
@@ -377,21 +378,21 @@ def test_of_an_instance_first_tokens_are_judged_when_they_come_and_paces_at_the_
     }
 
 
-def test_who_leaves_before_the_first_token_has_given_up_and_who_leaves_later_has_not() -> None:
+def test_only_a_disconnect_before_the_first_token_is_abandonment() -> None:
     telemetry = MetricsRecorder(ManualClock(1_000.0))
     telemetry.record_abandoned(KEY)
-    telemetry.record_finished(replace(ENDED, client_disconnected=True, ttft_seconds=None))
-    telemetry.record_finished(replace(ENDED, client_disconnected=True, ttft_seconds=0.4))
+    telemetry.record_finished(change_outcome(ENDED, client_disconnected=True, ttft_seconds=None))
+    telemetry.record_finished(change_outcome(ENDED, client_disconnected=True, ttft_seconds=0.4))
     seen = _samples(telemetry)
     assert seen["fairlead_gateway_abandoned_total", f"model={KEY}"] == 2
     assert seen["fairlead_gateway_aborts_total", f"model={KEY}"] == 2
 
 
-def test_whole_answers_are_counted_by_shape_and_a_model_has_a_hundred_of_them_at_most() -> None:
+def test_complete_answers_are_counted_by_at_most_a_hundred_shapes() -> None:
     telemetry = MetricsRecorder(ManualClock(1_000.0))
     for prompt in range(0, 200_000, 999):
         for output in (1, 2, 30, 500, 9_000, 70_000):
-            telemetry.record_finished(replace(ENDED, prompt_tokens=prompt, output_tokens=output))
+            telemetry.record_finished(change_outcome(ENDED, prompt_tokens=prompt, output_tokens=output))
     series = telemetry.models[KEY]
     assert len(series.by_shape) <= at.REQUEST_SHAPES.size == 100
     assert sum(series.by_shape.values()) == series.ints[at.FINISHED]
@@ -401,11 +402,11 @@ def test_whole_answers_are_counted_by_shape_and_a_model_has_a_hundred_of_them_at
     )
     before = dict(series.by_shape)
     for cut in ({"client_disconnected": True}, {"error": "broken"}, {"status": 503}, {"output_tokens": None}):
-        telemetry.record_finished(replace(ENDED, **cut))  # type: ignore[arg-type]  # a test's shorthand
+        telemetry.record_finished(change_outcome(ENDED, **cut))  # type: ignore[arg-type]  # a test's shorthand
     assert series.by_shape == before
 
 
-def test_held_requests_are_shown_and_a_model_of_which_nobody_waits_has_a_zero() -> None:
+def test_queued_requests_are_shown_and_an_empty_queue_is_zero() -> None:
     telemetry = MetricsRecorder(ManualClock(1_000.0))
     assert _samples(telemetry)["fairlead_gateway_held", f"model={KEY}"] == 0
     telemetry.queued = {KEY: 3}

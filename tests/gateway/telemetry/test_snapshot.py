@@ -1,4 +1,4 @@
-"""Counters of several processes added up: exactly what one process would have counted."""
+"""Snapshots of several processes add up to what one process would have counted."""
 
 import random
 
@@ -6,9 +6,10 @@ import pytest
 
 from fairlead.fleet.model import Fleet
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome
+from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.counters import ModelCounters
 from fairlead_gateway.telemetry.snapshot import TABLES, ModelSnapshot, restore_counters, snapshot_of, sum_snapshots
+from fairlead_testing.gateway.outcomes import make_outcome
 
 KEYS = ("chat/a", "chat/b")
 
@@ -30,7 +31,7 @@ def busy(telemetry: MetricsRecorder, draw: random.Random) -> None:
     telemetry.record_first_token(key, instance, draw.randrange(64) / 8)
     telemetry.record_inter_token(key, instance, draw.randrange(8) / 8)
     telemetry.record_finished(
-        RequestOutcome(
+        make_outcome(
             "r",
             key,
             instance,
@@ -79,7 +80,7 @@ def test_three_processes_count_what_one_would_have_counted(seed: int) -> None:
             assert instance.last_minute(now) == wanted.instances[item].last_minute(now)
 
 
-def test_a_sum_renders_as_one_process_would_and_a_part_without_a_window_adds_nothing_to_it() -> None:
+def test_a_sum_of_snapshots_renders_like_one_process() -> None:
     clock = ManualClock(1_000.0)
     one, other = MetricsRecorder(clock), MetricsRecorder(clock)
     for telemetry in (one, other):

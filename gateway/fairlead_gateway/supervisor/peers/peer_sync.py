@@ -118,14 +118,14 @@ class PeerSync:
 
     def on_worker_report(self, message: say.WorkerReport) -> None:
         """One worker has told what it did."""
-        if message.sent is not None:
+        if message.dispatches is not None:
             now = self._clock.now()
             self._update_fleet()
-            for item in _dispatch_decoder.decode(message.sent):
+            for item in _dispatch_decoder.decode(message.dispatches):
                 hashes = array("Q", item.hashes)
                 chain = PrefixChain(tuple(hashes), block_ends(len(hashes)), item.tail)
                 self._hot_prefix_counter.on_dispatch(item.model, item.instance, chain, now)
-                self.exchange.add_dispatch(item.model, item.instance, item.hashes, item.tail, item.pin)
+                self.exchange.add_dispatch(item.model, item.instance, item.hashes, item.tail, item.session_hash)
         if message.loads is not None:
             self.exchange.on_loads_changed()
 

@@ -89,10 +89,10 @@ def test_after_a_quarantine_what_the_engine_holds_is_told_anew_and_counts_on_tri
         place.answer(1.0, 0, lost_after=None)
     place.now += LIMITS.prefix_map_judge_seconds
     (forgotten,) = place.model.corrections(place.now)
-    assert (forgotten.forget, forgotten.held) == ("told", [])
+    assert (forgotten.forget, forgotten.cached) == ("told", [])
     place.now += FIRST_SECONDS + 1.0
     (again,) = place.model.corrections(place.now)
-    assert again.held, "it is credited again"
+    assert again.cached, "it is credited again"
     assert place.state() is IndexState.INDEX
     for _ in range(60):
         place.answer(1.0, 256, lost_after=None)

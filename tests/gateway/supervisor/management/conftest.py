@@ -21,8 +21,9 @@ from fairlead.runtime.clock import Clock, ManualClock, SystemClock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.supervisor.management.view import GatewayStatus
-from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
+from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord, LoggedRequest
+from fairlead_testing.gateway.outcomes import make_outcome
 
 KEY = "chat/llama-70b"
 
@@ -136,7 +137,7 @@ class SimulatedGateway:
         mean = sum(gaps) / len(gaps)
         goals = self.snapshot.models[key].objectives
         met = assess_attainment(goals, prompt_tokens=prompt, ttft_seconds=ttft, itl_mean_seconds=mean, failed=failed)
-        outcome = RequestOutcome(
+        outcome = make_outcome(
             request_id=request_id,
             model_key=key,
             instance_id=chosen,

@@ -31,15 +31,15 @@ def test_every_metric_is_documented_as_it_is_and_nothing_else_is() -> None:
 def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up: Any) -> None:
     made_up.lag._lags.append(0.001)
     made_up.telemetry.publish_stats = Shared()
-    made_up.telemetry.rejected(None, 404, "unknown-model")
+    made_up.telemetry.record_rejected(None, 404, "unknown-model")
     made_up.telemetry.record_handoff("chat/llama-70b", "failed", "expired")
-    made_up.telemetry.block_counts("chat/llama-70b", "deadline")
+    made_up.telemetry.record_queue_exit("chat/llama-70b", "deadline")
     made_up.telemetry.record_prefill("chat/llama-70b", "main-0/9001/0", 0.2, "ok")
     made_up.telemetry.process_counters.update(access_log_dropped_total=1, spans_exported_total=2, spans_dropped_total=3)
     made_up.telemetry.process_counters.update(workers=2, worker_deaths_total=1, fleet_age_seconds=3)
     rest = ("peer_sent_total", "peer_heard_total", "peer_dropped_total", "peer_missed_total", "peer_poisoned_total")
-    made_up.telemetry.peers = dict.fromkeys(rest, 1.0) | {"peers": 2, "peer_age_seconds": 0.1, "peer_in_flight": 4}
-    made_up.telemetry.peers |= {"hot_tables_kept": 1, "hot_table_stale_seconds": 3.5}
+    made_up.telemetry.peer_values = dict.fromkeys(rest, 1.0) | {"peers": 2, "peer_age_seconds": 0.1, "peer_in_flight": 4}
+    made_up.telemetry.peer_values |= {"hot_tables_kept": 1, "hot_table_stale_seconds": 3.5}
     one = InstanceIndexStatus(
         IndexState.INDEX,
         "",
@@ -53,7 +53,7 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
         BlockCounts(blocks=3, unique=2),
         RemovalRank("main-0/9001/0", 1, 2, 1, ""),
     )
-    made_up.telemetry.index = {
+    made_up.telemetry.index_status = {
         "chat/llama-70b": ModelIndexStatus({"main-0/9001/0": one}, 20, 1, 5, "engines are asked")
     }
     made_up.serve(200)
