@@ -176,9 +176,7 @@ class HotPrefixLeases:
         found = [f"the table of hot prefixes is not shared: {self.last_error}"] if self.last_error else []
         age = self.stale_seconds()
         if age is not None:
-            found.append(
-                f"the table of hot prefixes is as of {format_duration(age)} ago: no gateway has renewed it"
-            )
+            found.append(f"the table of hot prefixes is as of {format_duration(age)} ago: no gateway has renewed it")
         return found
 
     async def _run(self) -> None:

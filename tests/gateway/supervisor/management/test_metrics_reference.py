@@ -38,7 +38,11 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.telemetry.process_counters.update(access_log_dropped_total=1, spans_exported_total=2, spans_dropped_total=3)
     made_up.telemetry.process_counters.update(workers=2, worker_deaths_total=1, fleet_age_seconds=3)
     rest = ("peer_sent_total", "peer_heard_total", "peer_dropped_total", "peer_missed_total", "peer_poisoned_total")
-    made_up.telemetry.peer_values = dict.fromkeys(rest, 1.0) | {"peers": 2, "peer_age_seconds": 0.1, "peer_in_flight": 4}
+    made_up.telemetry.peer_values = dict.fromkeys(rest, 1.0) | {
+        "peers": 2,
+        "peer_age_seconds": 0.1,
+        "peer_in_flight": 4,
+    }
     made_up.telemetry.peer_values |= {"hot_tables_kept": 1, "hot_table_stale_seconds": 3.5}
     one = InstanceIndexStatus(
         IndexState.INDEX,
