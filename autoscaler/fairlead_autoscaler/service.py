@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from aiohttp import web
-
 from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
+from fairlead.runtime.aiohttp_server import serve
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, first_failure
 from fairlead_autoscaler.collector.gateway_scraper import GatewayScraper, HttpPageFetcher, resolve_name
@@ -87,23 +86,20 @@ class AutoscalerService:
 
     async def run(self) -> None:
         """Until ``stop``. Raises OSError when the port is taken, and what a defect of the loop raised."""
-        runner = web.AppRunner(self._app, access_log=None)  # probes ask every few seconds
-        await runner.setup()
         stopped = asyncio.ensure_future(self._stop.wait())
         ticking: asyncio.Task[None] | None = None
         try:
-            site = web.TCPSite(runner, self._plan.host or None, self._plan.port)
-            await site.start()
-            process_tuning.freeze_heap()
-            self._announce(f"ready http://{_listening_address(runner)}")
-            ticking = asyncio.create_task(self.control_loop.run(), name="ticks")
-            error = await first_failure([ticking], stopped)
-            if error is not None:
-                raise error
+            async with serve(self._app, self._plan.host, self._plan.port) as address:
+                process_tuning.freeze_heap()
+                self._announce(f"ready http://{address}")
+                ticking = asyncio.create_task(self.control_loop.run(), name="ticks")
+                error = await first_failure([ticking], stopped)
+                await cancel_and_wait(ticking)
+                if error is not None:
+                    raise error
         finally:
             await cancel_and_wait(stopped)
             await cancel_and_wait(ticking)
-            await runner.cleanup()
             self._desk.close()
 
     def _record(self, look: TickRecord) -> None:
@@ -112,8 +108,3 @@ class AutoscalerService:
         self._plan.on_tick(look)
         if self._files is not None:
             self._files.add(line)
-
-
-def _listening_address(runner: web.AppRunner) -> str:
-    host, port = runner.addresses[0][:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -7,6 +7,8 @@ does not help if the API server is away.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fairlead.runtime.aiohttp_server import ProbeResult
+
 MAX_SILENCE_SECONDS = 180.0
 """A watch without event or bookmark for this long is dead. The API server sends one bookmark a
 minute.
@@ -28,14 +30,6 @@ class HealthState:
     watch_ages: Mapping[str, float | None] = field(default_factory=dict)
     answer_age_seconds: float | None = None
     overdue_seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """The result of a probe, with the reason."""
-
-    ok: bool
-    reason: str
 
 
 def check_liveness(health: HealthState) -> ProbeResult:

@@ -4,8 +4,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from aiohttp import web
-
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.events.event import EventDraft
@@ -13,6 +11,7 @@ from fairlead.kube.events.recorder import EventRecorder
 from fairlead.kube.leader_election import LeaderElector
 from fairlead.kube.resources import Manifest
 from fairlead.kube.transport.kubeconfig import ClusterConfig
+from fairlead.runtime.aiohttp_server import serve
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_operator import health, http_server
@@ -105,13 +104,12 @@ class Manager:
         port is in use.
         """
         app = http_server.make_application(http_server.MetricsCollector(self._metrics, self._health), self._health)
-        runner = web.AppRunner(app, access_log=None)  # probes come every few seconds
-        await runner.setup()
         try:
-            await web.TCPSite(runner, host or None, port).start()
-            return await run_while_leading(self._elector, self._stop, self._lead, lambda line: _LOG.info("%s", line))
+            async with serve(app, host, port):
+                return await run_while_leading(
+                    self._elector, self._stop, self._lead, lambda line: _LOG.info("%s", line)
+                )
         finally:
-            await runner.cleanup()
             await self._api.close()
 
     async def _lead(self) -> None:
@@ -158,19 +156,19 @@ class Manager:
         return http_server.OperatorMetrics(
             gauges={
                 "leading": ("1 while this replica leads", float(self._elector.is_leading)),
-                "synced": ("1 once this replica, leading, has listed every kind", float(self._health().synced)),
-                "models": ("ModelDeployments that are known", float(len(self._cache.models))),
-                "queue_waiting": ("models with news that wait for a hand", float(keys.ready_count)),
-                "queue_running": ("models that are worked on", float(keys.running_count)),
-                "queue_later": ("models that are looked at again at a set time", float(keys.delayed_count)),
+                "synced": ("1 once this replica leads and has listed every kind", float(self._health().synced)),
+                "models": ("known ModelDeployments", float(len(self._cache.models))),
+                "queue_waiting": ("models that wait for a worker", float(keys.ready_count)),
+                "queue_running": ("models that are being reconciled", float(keys.running_count)),
+                "queue_later": ("models with a scheduled pass", float(keys.delayed_count)),
             },
             counters={
-                "reconciles": ("looks at a model", float(counts.reconciles)),
-                "reconcile_failures": ("looks that failed and were put off", float(counts.failures)),
+                "reconciles": ("passes over a model", float(counts.reconciles)),
+                "reconcile_failures": ("passes that failed", float(counts.failures)),
                 "applied": ("children applied", float(counts.applied)),
                 "pruned": ("children deleted", float(counts.pruned)),
                 "statuses": ("statuses written", float(counts.statuses)),
-                "events_dropped": ("events that were never written", float(self._recorder.dropped)),
+                "events_dropped": ("events that were not written", float(self._recorder.dropped)),
             },
             models=tuple(self._cache.models.values()),
         )

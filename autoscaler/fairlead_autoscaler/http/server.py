@@ -13,8 +13,8 @@ from typing import Final
 
 import msgspec
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
 
+from fairlead.runtime.aiohttp_server import ProbeResult, add_probes
 from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.control_loop import ControlLoop
 from fairlead_autoscaler.history.recorder import RecordBuffer
@@ -40,19 +40,15 @@ def create_app(
     loop: ControlLoop, buffer: RecordBuffer, notes: Callable[[], list[str]], clock: Clock, token: str | None
 ) -> web.Application:
     """The port's application. ``notes`` say what is wrong, in words."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(AutoscalerMetrics(loop, clock))
-    desk = _Handlers(loop, buffer, notes, registry)
+    handlers = _Handlers(loop, buffer, notes)
     app = web.Application(middlewares=[_require_token(token)], client_max_size=_HINT_BYTES)
+    add_probes(app, AutoscalerMetrics(loop, clock), lambda: ProbeResult(True, "the loop runs"), handlers.readiness)
     app.add_routes(
         [
-            web.get("/healthz", desk.healthz),
-            web.get("/readyz", desk.readyz),
-            web.get("/metrics", desk.metrics),
-            web.get("/autoscaling", desk.status),
-            web.get("/autoscaling/look", desk.record),
-            web.get("/autoscaling/recording", desk.recording),
-            web.post("/wake", desk.wake),
+            web.get("/autoscaling", handlers.status),
+            web.get("/autoscaling/look", handlers.record),
+            web.get("/autoscaling/recording", handlers.recording),
+            web.post("/wake", handlers.wake),
         ]
     )
     return app
@@ -75,28 +71,15 @@ def _require_token(token: str | None) -> Callable[..., Awaitable[web.StreamRespo
 
 
 class _Handlers:
-    def __init__(
-        self, loop: ControlLoop, ring: RecordBuffer, notes: Callable[[], list[str]], registry: CollectorRegistry
-    ) -> None:
+    def __init__(self, loop: ControlLoop, ring: RecordBuffer, notes: Callable[[], list[str]]) -> None:
         self._loop = loop
         self._ring = ring
         self._notes = notes
-        self._registry = registry
 
-    async def healthz(self, _: web.Request) -> web.Response:
-        """The loop turns."""
-        return web.Response(text="the loop turns\n")
-
-    async def readyz(self, _: web.Request) -> web.Response:
-        """200 once everything was decided on, and while what there is can be told."""
-        ready = self._loop.unavailable_reason is None
-        return web.Response(
-            status=200 if ready else 503, text="\n".join(["ready" if ready else "not ready", *self._notes()]) + "\n"
-        )
-
-    async def metrics(self, _: web.Request) -> web.Response:
-        """Prometheus text."""
-        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": "text/plain; version=0.0.4"})
+    def readiness(self) -> ProbeResult:
+        """Returns the readiness. It is False while the models or their metrics are unavailable."""
+        is_ready = self._loop.unavailable_reason is None
+        return ProbeResult(is_ready, "\n".join(["ready" if is_ready else "not ready", *self._notes()]))
 
     async def status(self, _: web.Request) -> web.Response:
         """The last look at every model."""

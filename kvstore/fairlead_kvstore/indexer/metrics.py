@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from fairlead.runtime.aiohttp_server import ProbeResult, add_probes
 from fairlead_kvstore.indexer.counters import COUNTER_FAMILIES
 from fairlead_kvstore.indexer.engine_member import EngineStatus
 from fairlead_kvstore.indexer.indexer import Indexer
@@ -109,22 +109,14 @@ def _model_flags(name: str, says: str, models: frozenset[str], on: frozenset[str
     return family
 
 
-def create_app(indexer: Indexer, pulse: Callable[[], IndexerHealth]) -> web.Application:
-    """``/healthz``, ``/readyz`` and ``/metrics``."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(IndexerMetrics(indexer, pulse))
+def create_app(indexer: Indexer, health: Callable[[], IndexerHealth]) -> web.Application:
+    """Returns the application with `/healthz`, `/readyz` and `/metrics`."""
 
-    async def _healthz(_: web.Request) -> web.Response:
-        return web.Response(text="the loop turns\n")
-
-    async def _readyz(_: web.Request) -> web.Response:
-        now = pulse()
-        words = now.startup_blocker or "ready"
-        return web.Response(status=503 if now.startup_blocker else 200, text="\n".join([words, *now.notes]) + "\n")
-
-    async def _metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
+    def ready() -> ProbeResult:
+        now = health()
+        text = "\n".join([now.startup_blocker or "ready", *now.notes])
+        return ProbeResult(not now.startup_blocker, text)
 
     app = web.Application()
-    app.add_routes([web.get("/healthz", _healthz), web.get("/readyz", _readyz), web.get("/metrics", _metrics)])
+    add_probes(app, IndexerMetrics(indexer, health), lambda: ProbeResult(True, "the loop runs"), ready)
     return app

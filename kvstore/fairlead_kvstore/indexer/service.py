@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from aiohttp import web
-
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet, FleetSource
 from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
+from fairlead.runtime.aiohttp_server import serve
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.runtime.tasks import cancel_and_wait, first_failure
@@ -105,31 +104,27 @@ class IndexerService:
 
     async def run(self) -> None:
         """Until ``stop``. Raises what the fleet's source raises, and OSError when the port is taken."""
-        runner = web.AppRunner(create_app(self.indexer, self.health), access_log=None)  # probes ask every few seconds
-        await runner.setup()
         following: asyncio.Task[None] | None = None
         process_tuning.freeze_heap()
-        process_tuning.relax_gc()  # what an engine tells is hundreds of objects a millisecond, and none of them a cycle
-        stopped = asyncio.ensure_future(self._stop.wait())
-        try:
-            site = web.TCPSite(runner, self._config.host or None, self._config.port)
-            await site.start()
-            self._announce(f"ready http://{_listening_address(runner)}")
-            self._lag.start()
-            self._link.start()
-            self._writer.start()
-            following = asyncio.ensure_future(self._follow_fleet())
-            error = await first_failure([following], stopped)
-            if error is not None:
-                raise error
-        finally:
-            await cancel_and_wait(stopped)
-            await cancel_and_wait(following)
-            await self.indexer.close()
-            await self._writer.stop()
-            await self._link.stop()
-            self._lag.stop()
-            await runner.cleanup()
+        process_tuning.relax_gc()  # events create hundreds of objects a millisecond, without reference cycles
+        async with serve(create_app(self.indexer, self.health), self._config.host, self._config.port) as address:
+            stopped = asyncio.ensure_future(self._stop.wait())
+            try:
+                self._announce(f"ready http://{address}")
+                self._lag.start()
+                self._link.start()
+                self._writer.start()
+                following = asyncio.ensure_future(self._follow_fleet())
+                error = await first_failure([following], stopped)
+                if error is not None:
+                    raise error
+            finally:
+                await cancel_and_wait(stopped)
+                await cancel_and_wait(following)
+                await self.indexer.close()
+                await self._writer.stop()
+                await self._link.stop()
+                self._lag.stop()
 
     def health(self) -> IndexerHealth:
         """How it is now."""
@@ -174,8 +169,3 @@ def _indexable_models(fleet: Fleet) -> list[str]:
         else:
             found.append(key)
     return found
-
-
-def _listening_address(runner: web.AppRunner) -> str:
-    host, port = runner.addresses[0][:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
