@@ -6,10 +6,10 @@ An event is said of a change, never of a state: the same looked at twice says no
 from collections.abc import Iterable
 
 from fairlead.api import ConditionStatus, ConditionType, Reason
+from fairlead.kube.conditions import ConditionValue
 from fairlead.kube.events.event import EventDraft, EventType
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
-from fairlead_autoscaler.kubernetes.conditions import ConditionValue
 
 
 def scaling_events(before: TickRecord, after: TickRecord) -> list[EventDraft]:

@@ -23,13 +23,13 @@ from fairlead.fleet.labels import (
     SleepPhase,
     parse_sleep_mark,
 )
+from fairlead.kube.client_protocol import KubeClient
 from fairlead.kube.errors import Conflict, NotFound
 from fairlead.kube.field_managers import replicas_managers
 from fairlead.kube.resources import (
     DEPLOYMENTS,
     PODS,
     Manifest,
-    Resource,
     annotations_of,
     is_deleting,
     metadata_of,
@@ -42,28 +42,6 @@ from fairlead_autoscaler.kubernetes.sleep_labels import SleepSteps, is_engine_po
 DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 _MAX_ATTEMPTS: Final = 4
 """Times that a write is tried when the object changed under it: its controllers write its status often while it is scaled."""
-
-
-class ScaleClient(Protocol):
-    """As much of ``KubeApi`` as is needed here."""
-
-    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
-        """One object. Raises NotFound."""
-        ...
-
-    async def apply(self, manifest: Manifest, manager: str) -> Manifest:
-        """Server-side apply, by force. Raises Conflict when the version that it names is old."""
-        ...
-
-    async def apply_scale(self, live: Manifest, replicas: int, manager: str) -> Manifest:
-        """The same for a number of instances, of an object as it was."""
-        ...
-
-    async def patch_merge(
-        self, resource: Resource, namespace: str | None, name: str, patch: Manifest, manager: str
-    ) -> Manifest:
-        """Change these fields."""
-        ...
 
 
 class WorkloadSource(Protocol):
@@ -109,7 +87,7 @@ def deletion_costs(pods: Sequence[Manifest], removal_order: Sequence[str]) -> Ma
 class ScaleWriter:
     """A ``fairlead.fleet.model.Scaler``. ``wished`` is how many are to sleep, by model and pool, as it was asked for last."""
 
-    def __init__(self, api: ScaleClient, workloads: WorkloadSource) -> None:
+    def __init__(self, api: KubeClient, workloads: WorkloadSource) -> None:
         self._api = api
         self._workloads = workloads
         self.desired_asleep: dict[tuple[str, str], int] = {}

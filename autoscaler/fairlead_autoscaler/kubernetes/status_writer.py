@@ -8,30 +8,23 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from fairlead.errors import FairleadError
 from fairlead.fleet.labels import AUTOSCALER_FIELD_MANAGER
+from fairlead.kube.client_protocol import KubeClient
+from fairlead.kube.conditions import ConditionValue, conditions_for, format_time
 from fairlead.kube.errors import NotFound
 from fairlead.kube.events.event import EventDraft
 from fairlead.kube.resources import Manifest, is_deleting, metadata_of
 from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes import conditions, events
-from fairlead_autoscaler.kubernetes.conditions import ConditionValue, PublishedStatus
+from fairlead_autoscaler.kubernetes.conditions import PublishedStatus
 from fairlead_autoscaler.kubernetes.slo_attainment import SLOAttainment, add_observation
 
 _LOG = logging.getLogger("fairlead.autoscaler")
 _WRITE_INTERVAL_SECONDS: Final = 1.0
-
-
-class StatusClient(Protocol):
-    """As much of ``KubeApi`` as is needed here."""
-
-    async def apply_status(self, manifest: Manifest, manager: str) -> Manifest:
-        """Server-side apply of a status, by force. Raises NotFound."""
-        ...
 
 
 class ModelSource(Protocol):
@@ -65,7 +58,7 @@ class StatusWriter:
 
     def __init__(
         self,
-        api: StatusClient,
+        api: KubeClient,
         models: ModelSource,
         clock: Clock,
         record_event: Callable[[Manifest, EventDraft], None],
@@ -149,8 +142,8 @@ class StatusWriter:
         self, key: str, model: Manifest, said: "tuple[ConditionValue, ...] | list[ConditionValue]"
     ) -> bool:
         generation = int(metadata_of(model).get("generation") or 0)
-        wall = datetime.fromtimestamp(self._clock.wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        status = conditions.status_patch(said, model.get("status") or {}, generation, wall)
+        now = format_time(self._clock.wall())
+        status = {"conditions": conditions_for(said, model.get("status") or {}, generation, now)}
         names = {name: metadata_of(model)[name] for name in ("name", "namespace", "uid") if name in metadata_of(model)}
         body = {"apiVersion": model["apiVersion"], "kind": model["kind"], "metadata": names, "status": status}
         try:

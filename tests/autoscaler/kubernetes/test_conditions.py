@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fairlead.decision import DecisionInput
+from fairlead.kube.conditions import ConditionValue, conditions_for
 from fairlead_autoscaler.core import (
     GatewayTraffic,
     ModelSpec,
@@ -20,14 +21,12 @@ from fairlead_autoscaler.core import (
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes.conditions import (
-    ConditionValue,
     PublishedStatus,
     autoscaling_condition,
     desired_instances,
     has_own_condition,
     is_write_due,
     slo_condition,
-    status_patch,
 )
 from fairlead_autoscaler.kubernetes.events import condition_events, scaling_events
 from fairlead_autoscaler.kubernetes.slo_attainment import SLOAttainment, add_observation
@@ -153,12 +152,12 @@ def test_numbers_that_move_are_written_once_a_minute_and_news_at_once() -> None:
 
 
 def test_a_time_of_transition_is_that_of_the_status() -> None:
-    first = status_patch([autoscaling_condition(look(), {}, False)], {}, 3, "T1")
+    first = {"conditions": conditions_for([autoscaling_condition(look(), {}, False)], {}, 3, "T1")}
     (one,) = first["conditions"]
     assert (one["lastTransitionTime"], one["observedGeneration"], one["type"]) == ("T1", 3, "Autoscaling")
-    (same,) = status_patch([autoscaling_condition(look(blind=True), {}, False)], first, 4, "T2")["conditions"]
+    (same,) = conditions_for([autoscaling_condition(look(blind=True), {}, False)], first, 4, "T2")
     assert (same["lastTransitionTime"], same["reason"]) == ("T1", "Blind")
-    (other,) = status_patch([autoscaling_condition(look(), {}, True)], first, 4, "T2")["conditions"]
+    (other,) = conditions_for([autoscaling_condition(look(), {}, True)], first, 4, "T2")
     assert other["lastTransitionTime"] == "T2"
     assert has_own_condition(first)
     assert not has_own_condition({"conditions": [{"type": "Ready"}]})
