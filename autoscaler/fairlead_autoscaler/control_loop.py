@@ -245,7 +245,7 @@ class ControlLoop:
             rulings = {pool: replace(one, unwritten=one.unwritten or other) for pool, one in rulings.items()}
         mode, model = state.policy.mode.value, known.core.model
         known.last_record = TickRecord(
-            wall, model, seen, plan, rulings, mode, self.gateways.notes, known.core.settings, before
+            wall, model, seen, plan, rulings, mode, self.gateways.notes, known.core.settings.flat(), before
         )
         self.counters.decisions.update((key, pool, one.rule) for pool, one in rulings.items())
         self._on_record(known.last_record)
@@ -308,4 +308,4 @@ def settings_for(settings: ScalingSettings, policy: Autoscaling) -> ScalingSetti
     if policy.down_window is None:
         return settings
     window = parse_duration(policy.down_window)
-    return replace(settings, window_seconds=window, window_least_seconds=window)
+    return settings.with_values({"window_seconds": window, "window_least_seconds": window})

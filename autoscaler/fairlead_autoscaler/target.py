@@ -62,9 +62,14 @@ class ScaleTarget(Protocol):
 
 
 class ReplicaScaler(Protocol):
-    """How replicas are written: the ``/scale`` subresource in a cluster, the supervisor locally."""
+    """A writer of replica counts: the `/scale` subresource in a cluster, the supervisor in local
+    mode.
+    """
 
     async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
-        """Ask for ``replicas`` of one pool of the model ``key`` that serve, and ``asleep`` beside them that sleep. Where more serve
-        than are to, those named first in ``leaving`` (replicas' ids) sleep or go, if whoever sees to it can choose."""
+        """Requests `replicas` serving and `asleep` sleeping instances for one pool of the model
+        `key`.
+
+        leaving: ids of replicas to stop first, if there are too many.
+        """
         ...

@@ -44,11 +44,11 @@ def test_going_down_names_who_leaves_first(made: Any) -> None:
 def test_while_the_world_is_away_nobody_is_asked_and_nothing_is_written(made: Any) -> None:
     loop = made.loop()
     made.wants["main"] = 4
-    made.away = "the API server does not answer"
+    made.unavailable = "the API server does not answer"
     made.tick(loop)
     assert (made.cores, made.asked, made.records) == ([], [], [])
     assert loop.notes() == ["what there is to scale cannot be told: the API server does not answer"]
-    made.away = None
+    made.unavailable = None
     made.tick(loop)
     assert loop.notes() == []
     assert [one[2] for one in made.asked] == [4]
@@ -191,7 +191,8 @@ def test_what_was_learned_stays_when_the_facts_of_a_model_change(made: Any) -> N
     made.tick(loop)
     (core,) = made.cores
     assert core.model.pools[0].maximum == 20
-    assert (core.settings.window_seconds, core.settings.window_least_seconds) == (120.0, 120.0)
+    window = core.settings.scale_down
+    assert (window.window_seconds, window.window_least_seconds) == (120.0, 120.0)
 
 
 def test_a_model_that_is_gone_is_forgotten(made: Any) -> None:
@@ -243,7 +244,7 @@ class FakeMixSolver:
 
 def test_what_a_core_asks_is_answered_by_a_later_observation_which_is_kept(made: Any) -> None:
     desk = FakeMixSolver()
-    loop = made.loop(desk=desk)
+    loop = made.loop(mix_solver=desk)
     made.tick(loop)
     made.cores[0].asks = {"Serve": MixRequest(1_005.0, (1.0,), ())}
     made.tick(loop)

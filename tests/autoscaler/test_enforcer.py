@@ -169,8 +169,8 @@ def test_of_prefill_and_decode_one_always_runs() -> None:
     [
         ({"policy": {"mode": "Advise"}}, "the mode is Advise"),
         ({"policy": {"mode": "Off"}}, "the mode is Off"),
-        ({"held_by": "an HPA"}, "an HPA sets the number"),
-        ({"paused": "a rollout goes on"}, "a rollout goes on"),
+        ({"replicas_owner": "an HPA"}, "an HPA sets the number"),
+        ({"pause_reason": "a rollout goes on"}, "a rollout goes on"),
     ],
 )
 def test_what_keeps_a_number_from_being_written_is_said(more: dict[str, Any], why: str) -> None:

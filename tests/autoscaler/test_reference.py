@@ -10,7 +10,8 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler import enforcer
 from fairlead_autoscaler.collector.observation import GatewaySnapshot
 from fairlead_autoscaler.control_loop import LoopCounters
-from fairlead_autoscaler.core import Rule, ScalingSettings
+from fairlead_autoscaler.core import Rule
+from fairlead_autoscaler.core.settings import DEFAULT_VALUES
 from fairlead_autoscaler.history.recorder import RecordBuffer
 from fairlead_autoscaler.http.metrics import AutoscalerMetrics
 from fairlead_autoscaler.http.server import create_app
@@ -27,12 +28,12 @@ def first_cells(section: str) -> list[str]:
 
 def loop() -> Any:
     return SimpleNamespace(
-        looks=dict,
-        counts=LoopCounters(),
-        readings=GatewaySnapshot(),
-        frozen=False,
-        leads=True,
-        away=None,
+        last_records=dict,
+        counters=LoopCounters(),
+        gateways=GatewaySnapshot(),
+        is_frozen=False,
+        is_leader=True,
+        unavailable_reason=None,
         wake=lambda model: True,
     )
 
@@ -45,7 +46,7 @@ def test_every_rule_is_documented_and_no_other_is() -> None:
 def test_settings_are_documented_with_the_values_that_they_have() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", SECTIONS["Settings of the core"], re.MULTILINE)
     assert len(rows) > 10
-    assert {name: float(value) for name, value in rows} == {name: getattr(ScalingSettings(), name) for name, _ in rows}
+    assert {name: float(value) for name, value in rows} == {name: DEFAULT_VALUES[name] for name, _ in rows}
 
 
 def test_every_path_is_documented_and_no_other_is() -> None:

@@ -1,12 +1,13 @@
-"""From counters to what they rose by, gateway by gateway.
+"""Counter deltas: the increases of each gateway's counters since the last tick.
 
-A counter that is lower than before was reset: its process started again, and what it shows is what happened since. What is no number,
-or negative, is left out. A counter that was not there before began at zero where its source is known to show all it has
-(``began``), and otherwise is only a point to start from.
+A counter that is lower than before was reset: its process started again, and it shows what happened
+since. Values that are no number, or negative, are dropped. A counter that is new began at zero if
+its source is known to show all of its counters. Otherwise it is only a point to start from.
 
-A gateway that does not answer counts on: its requests are still there. For a while it is taken to go on as it did; what it counted
-meanwhile is spread over the ticks that were missed once it answers again, so that no burst is seen where there was none. After
-``Limits.autoscaler_carry_seconds`` nothing is assumed of it any more: whoever sends requests has long gone to the others.
+A gateway that does not answer still has its requests. For a while its counters are taken to rise as
+they did. When it answers again, what it counted is spread over the missed ticks, so no burst shows
+that was none. After `Limits.autoscaler_carry_forward_seconds` nothing is assumed any more: its
+clients have gone to other gateways.
 """
 
 import math
@@ -20,18 +21,21 @@ CounterKey: TypeAlias = tuple[str, ...]
 def counter_increases(
     before: Mapping[CounterKey, float], now: Mapping[CounterKey, float], *, starts_at_zero: bool
 ) -> dict[CounterKey, float]:
-    """By how much each counter rose."""
-    found: dict[CounterKey, float] = {}
+    """Returns the increase of each counter.
+
+    starts_at_zero: a counter that is new began at zero.
+    """
+    increases: dict[CounterKey, float] = {}
     for key, value in now.items():
         if not _is_count(value):
             continue
         last = before.get(key)
         if last is None:
             if starts_at_zero:
-                found[key] = value
+                increases[key] = value
         else:
-            found[key] = value - last if value >= last else value
-    return found
+            increases[key] = value - last if value >= last else value
+    return increases
 
 
 def _is_count(value: float) -> bool:
@@ -40,7 +44,10 @@ def _is_count(value: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CounterTracker:
-    """The counters of one source: as they were when it last answered (``read_at``), and what they then rose by a second."""
+    """The counters of one source when it last answered, and their increase per second then.
+
+    checked_at: the last tick, answered or not.
+    """
 
     counters: Mapping[CounterKey, float]
     read_at: float
@@ -49,30 +56,37 @@ class CounterTracker:
 
 
 def start_tracking(counters: Mapping[CounterKey, float], now: float) -> CounterTracker:
-    """A source that is seen for the first time."""
+    """Returns the tracker of a new source."""
     return CounterTracker(dict(counters), now, now)
 
 
 def advance(
     tracker: CounterTracker, counters: Mapping[CounterKey, float], now: float, *, starts_at_zero: bool
 ) -> tuple[CounterTracker, dict[CounterKey, float]]:
-    """The source answered. Of a time in which it did not, only the share since the last look is told: the rest was assumed then."""
-    rises = counter_increases(tracker.counters, counters, starts_at_zero=starts_at_zero)
+    """Returns the next tracker, and the increases, after the source answered.
+
+    After missed ticks, only the share since the last tick is returned: the rest was assumed
+    already.
+    """
+    increases = counter_increases(tracker.counters, counters, starts_at_zero=starts_at_zero)
     span, since = now - tracker.read_at, now - tracker.checked_at
     if span <= 0.0:
         return replace(tracker, checked_at=now), {}
-    rates = {key: rise / span for key, rise in rises.items()}
-    told = rises if span <= since else {key: rate * since for key, rate in rates.items()}
-    kept = {key: value for key, value in counters.items() if _is_count(value)}
-    return CounterTracker(kept, now, now, rates), told
+    rates = {key: increase / span for key, increase in increases.items()}
+    returned = increases if span <= since else {key: rate * since for key, rate in rates.items()}
+    valid = {key: value for key, value in counters.items() if _is_count(value)}
+    return CounterTracker(valid, now, now, rates), returned
 
 
 def extrapolate(
     tracker: CounterTracker, now: float, max_seconds: float
 ) -> tuple[CounterTracker, dict[CounterKey, float] | None]:
-    """The source did not answer: what it may have counted since the last look; None when it is silent for too long to say."""
+    """Returns the next tracker, and the assumed increases, if the source did not answer.
+
+    They are None once it has not answered for more than `max_seconds`.
+    """
     since = now - tracker.checked_at
-    looked = replace(tracker, checked_at=now)
+    checked = replace(tracker, checked_at=now)
     if now - tracker.read_at > max_seconds or not tracker.rates:
-        return looked, None
-    return looked, {key: rate * since for key, rate in tracker.rates.items()}
+        return checked, None
+    return checked, {key: rate * since for key, rate in tracker.rates.items()}

@@ -1,7 +1,8 @@
-"""Asks every gateway for its metrics, all at once, each look anew.
+"""Gateway scraper: requests the metrics of every gateway, all at once, at each tick.
 
-Gateways are given as URLs of their management ports. A name that stands for several addresses (a headless Service) is asked for
-them each time, and each address is a gateway of its own. Who does not answer in time is missing, and said to be.
+Gateways are given as URLs of their management ports. A name with several addresses (a headless
+Service) is resolved each time, and each address is a gateway of its own. A gateway that does not
+answer in time is missing, and noted as such.
 """
 
 import asyncio
@@ -16,31 +17,33 @@ from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
-from fairlead_autoscaler.collector import metrics_parser as page
+from fairlead_autoscaler.collector import metrics_parser
 from fairlead_autoscaler.collector.counter_deltas import CounterTracker, advance, extrapolate, start_tracking
 from fairlead_autoscaler.collector.metrics_parser import GatewayPage
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
 
 
 class FetchPage(Protocol):
-    """One GET to a gateway."""
+    """A function that requests one page of a gateway."""
 
     async def __call__(self, url: str) -> str:
-        """The text of a 200 answer. Raises Unavailable in a few words."""
+        """Returns the text of a response with status 200. Raises Unavailable with a short
+        reason.
+        """
         ...
 
 
 class ResolveName(Protocol):
-    """From a name to addresses."""
+    """A function that resolves a name to its addresses."""
 
     async def __call__(self, host: str, port: int) -> list[str]:
-        """Raises OSError."""
+        """Returns the addresses. Raises OSError."""
         ...
 
 
 @dataclass(slots=True)
 class _GatewayState:
-    """What is remembered of one. ``page`` is the last that it gave."""
+    """The counters and the last page of one gateway."""
 
     counted: CounterTracker
     relayed: CounterTracker
@@ -48,8 +51,11 @@ class _GatewayState:
 
 
 class GatewayScraper:
-    """``urls`` are those that were given; ``fetch`` and ``resolve`` are how they are reached. ``clock`` runs ``speed`` times as
-    fast as the gateways'."""
+    """Reads the metrics of all gateways.
+
+    urls: as given by the user.
+    speed: how many times as fast as the gateways' clocks `clock` runs.
+    """
 
     def __init__(
         self,
@@ -72,26 +78,28 @@ class GatewayScraper:
         self._looked_at: float | None = None
 
     async def scrape(self, models: Collection[str]) -> GatewaySnapshot:
-        """Everybody's part since the last look, of these models."""
+        """Returns the metrics of all gateways since the last call, for these models."""
         notes: list[str] = []
         names = await self._resolve_urls(notes)
         pages = await asyncio.gather(*(self._fetch_page(name, models) for name in names))
         now = self._clock.now()
-        told = [self._gateway_metrics(name, found, now) for name, found in zip(names, pages, strict=True)]
-        notes += [f"gateway {one.name} is missing: {one.error}" for one in told if one.error is not None]
+        metrics = [self._gateway_metrics(name, found, now) for name, found in zip(names, pages, strict=True)]
+        notes += [
+            f"gateway {gateway.name} is missing: {gateway.error}" for gateway in metrics if gateway.error is not None
+        ]
         for gone in self._known.keys() - set(names):
             del self._known[gone]
         self._looked_at = now
-        return GatewaySnapshot(tuple(told), tuple(notes))
+        return GatewaySnapshot(tuple(metrics), tuple(notes))
 
     async def _resolve_urls(self, notes: list[str]) -> list[str]:
-        """The URLs of all gateways there are now, at most so many."""
-        found: dict[str, None] = {}
+        """Returns the URLs of all gateways, up to the limit."""
+        urls: dict[str, None] = {}
         for url in self._urls:
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port or 80
             if _is_address(host):
-                found[f"{parts.scheme}://{parts.netloc}"] = None
+                urls[f"{parts.scheme}://{parts.netloc}"] = None
                 continue
             try:
                 async with asyncio.timeout(self._limits.autoscaler_read_seconds):
@@ -100,43 +108,46 @@ class GatewayScraper:
                 notes.append(f"the name {host} cannot be resolved ({type(error).__name__}); its last addresses stay")
             for address in self._addresses.get(url, []):
                 shown = f"[{address}]" if ":" in address else address
-                found[f"{parts.scheme}://{shown}:{port}"] = None
+                urls[f"{parts.scheme}://{shown}:{port}"] = None
         most = self._limits.autoscaler_gateways
-        if len(found) > most:
-            notes.append(f"of {len(found)} gateways only {most} are read")
-        return list(found)[:most]
+        if len(urls) > most:
+            notes.append(f"of {len(urls)} gateways only {most} are read")
+        return list(urls)[:most]
 
     async def _fetch_page(self, name: str, models: Collection[str]) -> GatewayPage | str:
-        """Its page, or why there is none."""
+        """Returns the page, or the reason why there is none."""
         try:
             text = await self._fetch(f"{name}/metrics")
-            return await asyncio.to_thread(page.parse_page, text, models, self._speed)
+            return await asyncio.to_thread(metrics_parser.parse_page, text, models, self._speed)
         except Unavailable as error:
             return error.message
 
-    def _gateway_metrics(self, name: str, found: GatewayPage | str, now: float) -> GatewayMetrics:
+    def _gateway_metrics(self, name: str, page: GatewayPage | str, now: float) -> GatewayMetrics:
         known = self._known.get(name)
-        if isinstance(found, str):
+        if isinstance(page, str):
             if known is None:
-                return GatewayMetrics(name, error=found)
+                return GatewayMetrics(name, error=page)
             known.counted, counted = extrapolate(known.counted, now, self._limits.autoscaler_carry_forward_seconds)
-            return GatewayMetrics(name, counted, None, {} if counted is None else known.page.gauges, error=found)
+            return GatewayMetrics(name, counted, None, {} if counted is None else known.page.gauges, error=page)
         if known is None:
-            return self._first_metrics(name, found, now)
-        known.counted, counted = advance(known.counted, found.counters, now, starts_at_zero=True)
-        known.relayed, relayed = advance(known.relayed, found.engine_counters, now, starts_at_zero=False)
-        known.page = found
-        return GatewayMetrics(name, counted, relayed, found.gauges)
+            return self._first_metrics(name, page, now)
+        known.counted, counted = advance(known.counted, page.counters, now, starts_at_zero=True)
+        known.relayed, relayed = advance(known.relayed, page.engine_counters, now, starts_at_zero=False)
+        known.page = page
+        return GatewayMetrics(name, counted, relayed, page.gauges)
 
-    def _first_metrics(self, name: str, found: GatewayPage, now: float) -> GatewayMetrics:
-        """A gateway that is new: all that it counted is of the time since the last look, where it is younger than that."""
+    def _first_metrics(self, name: str, page: GatewayPage, now: float) -> GatewayMetrics:
+        """Returns the metrics of a new gateway.
+
+        All of its counts belong to this tick if it started after the last one.
+        """
         self._known[name] = _GatewayState(
-            start_tracking(found.counters, now), start_tracking(found.engine_counters, now), found
+            start_tracking(page.counters, now), start_tracking(page.engine_counters, now), page
         )
         last = self._looked_at
-        if last is None or found.uptime_seconds > now - last:
-            return GatewayMetrics(name, None, None, found.gauges)
-        return GatewayMetrics(name, dict(found.counters), None, found.gauges)
+        if last is None or page.uptime_seconds > now - last:
+            return GatewayMetrics(name, None, None, page.gauges)
+        return GatewayMetrics(name, dict(page.counters), None, page.gauges)
 
 
 def _is_address(host: str) -> bool:
@@ -154,7 +165,9 @@ class HttpPageFetcher:
         self._limits = limits
 
     async def __call__(self, url: str) -> str:
-        """Returns the text of a response with status 200. Raises Unavailable with a short reason."""
+        """Returns the text of a response with status 200. Raises Unavailable with a short
+        reason.
+        """
         body = await fetch(
             url,
             timeout_seconds=self._limits.autoscaler_read_seconds,
@@ -165,6 +178,6 @@ class HttpPageFetcher:
 
 
 async def resolve_name(host: str, port: int) -> list[str]:
-    """The addresses of a name, as the system finds them. Raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
+    """Returns the addresses of a name, by the system's resolver. Raises OSError."""
+    infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in infos]

@@ -1,7 +1,8 @@
-"""A gateway's ``/metrics`` as values: of all that is there, the part that sizing needs. Pure.
+"""Metrics parser: the part of a gateway's `/metrics` page that sizing needs. Pure.
 
-Lines of other metrics are dropped before they are parsed: a page of a large fleet has tens of thousands. What is left takes a third
-of a millisecond an instance, most of it in Prometheus' own parser; so that is done in a thread.
+Lines of other metrics are dropped before they are parsed: a page of a large fleet has tens of
+thousands. The rest takes a third of a millisecond per instance, most of it in Prometheus' own
+parser. So pages are parsed in a thread.
 """
 
 import math
@@ -35,7 +36,7 @@ _COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
         "instance_judged_total": "judged",
     }
 )
-"""What a gateway counts itself; a name that is not on its page is a zero."""
+"""Counters of the gateway itself; one that is missing on its page is zero."""
 _ENGINE_COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "engine_prompt_tokens_total": "prompt_tokens",
@@ -43,7 +44,7 @@ _ENGINE_COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
         "engine_prefix_hits_total": "cached_tokens",
     }
 )
-"""Engines' counters as the gateway passes them on; one that was not there before had been counting all along."""
+"""Counters of engines that the gateway reports; a new one may have counted for a long time."""
 _GAUGES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "held": "held",
@@ -62,7 +63,9 @@ _GAUGES: Final[Mapping[str, str]] = MappingProxyType(
 _LABELS: Final = ("instance", "objective", "prompt_tokens", "output_tokens", "state")
 _SECONDS: Final = frozenset({"ttft_seconds", "gap_seconds"})
 _MAX_VALUE: Final = 1e15
-"""More was never counted. One gateway's nonsense is not to drown what the others count, nor to make a sum that is no number."""
+"""The largest value that is accepted. One gateway's bad value must not hide what the others count,
+or make a sum infinite.
+"""
 _UPTIME_METRIC: Final = _PREFIX + "uptime_seconds"
 _METRIC_NAMES: Final = frozenset(
     _PREFIX + name for names in (_COUNTERS, _ENGINE_COUNTERS, _GAUGES) for name in names
@@ -71,8 +74,12 @@ _METRIC_NAMES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class GatewayPage:
-    """One gateway at one moment. Keys are (name, model) or (name, model, instance), with the objective behind where there is one;
-    of a shape (name, model, prompt tokens, generated tokens), of the numbers of instances (name, model, state)."""
+    """The metrics of one gateway at one moment.
+
+    Keys are (name, model) or (name, model, instance), with the latency target as the last part if
+    there is one. Shapes have (name, model, prompt tokens, output tokens), numbers of instances
+    (name, model, state).
+    """
 
     uptime_seconds: float
     counters: Mapping[CounterKey, float] = field(default_factory=dict)
@@ -81,12 +88,15 @@ class GatewayPage:
 
 
 def parse_page(text: str, models: Iterable[str], speed: float = 1.0) -> GatewayPage:
-    """The part of a page that is about ``models``; its seconds are told on a clock that runs ``speed`` times as fast, but for the
-    age of what engines said. Raises Unavailable when it is no gateway's."""
+    """Returns the part of a page that is about `models`. Raises Unavailable if it is not a
+    gateway's page.
+
+    speed: the factor on seconds of the gateway's clock; the age of engine reports is not scaled.
+    """
     known = frozenset(models)
     lines = [line for line in text.splitlines() if _metric_name(line) in _METRIC_NAMES]
-    counted: dict[CounterKey, float] = {}
-    relayed: dict[CounterKey, float] = {}
+    counters: dict[CounterKey, float] = {}
+    engine_counters: dict[CounterKey, float] = {}
     gauges: dict[CounterKey, float] = {}
     uptime: float | None = None
     try:
@@ -99,7 +109,7 @@ def parse_page(text: str, models: Iterable[str], speed: float = 1.0) -> GatewayP
                 if model not in known:
                     continue
                 name = sample.name.removeprefix(_PREFIX)
-                for table, into in ((_COUNTERS, counted), (_ENGINE_COUNTERS, relayed), (_GAUGES, gauges)):
+                for table, into in ((_COUNTERS, counters), (_ENGINE_COUNTERS, engine_counters), (_GAUGES, gauges)):
                     if name in table:
                         times = speed if table[name] in _SECONDS else 1.0
                         if not abs(sample.value) <= _MAX_VALUE:
@@ -108,12 +118,12 @@ def parse_page(text: str, models: Iterable[str], speed: float = 1.0) -> GatewayP
     except (ValueError, KeyError, IndexError) as error:
         raise Unavailable(f"its metrics cannot be read ({type(error).__name__})") from error
     if uptime is None or not 0.0 <= uptime < math.inf:
-        raise Unavailable("what it answers is no gateway's metrics")
-    return GatewayPage(uptime, counted, relayed, gauges)
+        raise Unavailable("its response is not the metrics page of a gateway")
+    return GatewayPage(uptime, counters, engine_counters, gauges)
 
 
 def _metric_name(line: str) -> str:
-    """The metric's name of a line; comments have none."""
+    """Returns the metric's name of a line; the name of a comment is no metric's."""
     return line.partition("{")[0].partition(" ")[0]
 
 

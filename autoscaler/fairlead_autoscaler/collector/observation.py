@@ -1,13 +1,13 @@
-"""From what gateways answered to what the core is shown. Pure.
+"""Observation of a model: its pools by the scale target, its metrics from all gateways. Pure.
 
-Gateways are added up, since each counts its own requests. Engines are told of by every gateway, so of them the freshest word counts,
-and one that is older than ``Limits.autoscaler_signals_seconds`` is none. What is in flight the gateways' own ledgers say.
-What nobody told is None.
+Counts of gateways are added up, since each gateway counts its own requests. Every gateway reports
+every engine, so the freshest report of an engine counts; one older than
+`Limits.autoscaler_signals_seconds` is missing. Requests in flight are those that the gateways
+count. A missing value is None.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
 
 from fairlead_autoscaler.collector.counter_deltas import CounterKey
 from fairlead_autoscaler.core import (
@@ -25,8 +25,12 @@ from fairlead_autoscaler.target import ModelState, PoolState, Replica
 
 @dataclass(frozen=True, slots=True)
 class GatewayMetrics:
-    """One gateway's part of a look. ``counted`` and ``relayed`` are rises since the last look, None where there is nothing to compare
-    with; ``gauges`` are as last read. ``why`` says what kept it from answering."""
+    """The metrics of one gateway at one tick.
+
+    increases: of its own counters since the last tick; None: there is nothing to compare with.
+    engine_increases: of the counters of engines that it reports.
+    error: why it did not answer; None: it did.
+    """
 
     name: str
     increases: Mapping[CounterKey, float] | None = None
@@ -37,7 +41,10 @@ class GatewayMetrics:
 
 @dataclass(frozen=True, slots=True)
 class GatewaySnapshot:
-    """All gateways at one moment. ``notes`` say which are missing, and what else is wrong, in words."""
+    """The metrics of all gateways at one tick.
+
+    notes: which gateways are missing, and other problems, in words.
+    """
 
     gateways: tuple[GatewayMetrics, ...] = ()
     notes: tuple[str, ...] = ()
@@ -46,191 +53,187 @@ class GatewaySnapshot:
 def build_observation(
     state: ModelState, snapshot: GatewaySnapshot, now: float, signals_seconds: float, wall: float | None = None
 ) -> Observation:
-    """What the core is shown of a model ``now``; ``wall`` is Unix time."""
-    key = state.model.name
+    """Returns the observation of a model.
+
+    signals_seconds: the age from which on an engine's report is missing.
+    wall: Unix seconds.
+    """
+    reader = _ModelReader(state.model.name, snapshot, signals_seconds)
     return Observation(
         now,
-        gateway_traffic(key, snapshot),
-        {name: _pool_observation(key, pool, snapshot, signals_seconds) for name, pool in state.pools.items()},
+        gateway_traffic(state.model.name, snapshot),
+        {name: reader.pool(pool) for name, pool in state.pools.items()},
         wall,
         shape_counts(state.model, snapshot),
     )
 
 
 def shape_counts(model: ModelSpec, snapshot: GatewaySnapshot) -> tuple[ShapeCount, ...] | None:
-    """The shapes of what ended, over all gateways, of a model with several pools of one role; None where none could say."""
-    told = [one.increases for one in snapshot.gateways if one.increases is not None]
-    if not told or not has_pool_choice(model):
+    """Returns the shapes of the requests that finished, counted by all gateways.
+
+    None if no gateway has counts, or if no role of the model has several pools.
+    """
+    known = [gateway.increases for gateway in snapshot.gateways if gateway.increases is not None]
+    if not known or not has_pool_choice(model):
         return None
-    found: dict[CounterKey, float] = {}
-    for counted in told:
-        for key, rise in counted.items():
-            if key[:2] == ("shapes", model.name) and rise > 0.0:
-                found[key[2:]] = found.get(key[2:], 0.0) + rise
-    shapes = (_shape(tokens, rise) for tokens, rise in sorted(found.items()))
-    return tuple(one for one in shapes if one is not None)
+    counts: dict[CounterKey, float] = {}
+    for increases in known:
+        for key, increase in increases.items():
+            if key[:2] == ("shapes", model.name) and increase > 0.0:
+                counts[key[2:]] = counts.get(key[2:], 0.0) + increase
+    shapes = (_shape(labels, requests) for labels, requests in sorted(counts.items()))
+    return tuple(shape for shape in shapes if shape is not None)
 
 
-def _shape(tokens: CounterKey, requests: float) -> ShapeCount | None:
-    """From the labels of a shape; None where they are none."""
+def _shape(labels: CounterKey, requests: float) -> ShapeCount | None:
     try:
-        prompt, output = tokens
+        prompt, output = labels
         return ShapeCount(float(prompt), float(output), requests)
     except ValueError:
         return None
 
 
 def gateway_traffic(key: str, snapshot: GatewaySnapshot) -> GatewayTraffic | None:
-    """What all gateways counted of a model; None where none of them could say."""
-    parts = [one for one in snapshot.gateways if one.increases is not None]
-    if not parts:
+    """Returns the traffic that all gateways counted of a model; None if no gateway has counts."""
+    known = [gateway for gateway in snapshot.gateways if gateway.increases is not None]
+    if not known:
         return None
     return GatewayTraffic(
-        arrivals=_sum_increases(parts, "arrivals", key) or 0.0,
-        prompt_tokens=_sum_increases(parts, "prompt_tokens", key) or 0.0,
-        held=sum(one.gauges.get(("held", key), 0.0) for one in parts),
-        abandoned=_sum_increases(parts, "abandoned", key) or 0.0,
-        kept=_sum_increases(parts, "kept", key),
-        kept_tokens=_sum_increases(parts, "kept_tokens", key),
+        arrivals=_sum_increases(known, "arrivals", key) or 0.0,
+        prompt_tokens=_sum_increases(known, "prompt_tokens", key) or 0.0,
+        held=sum(gateway.gauges.get(("held", key), 0.0) for gateway in known),
+        abandoned=_sum_increases(known, "abandoned", key) or 0.0,
+        kept=_sum_increases(known, "kept", key),
+        kept_tokens=_sum_increases(known, "kept_tokens", key),
     )
 
 
-def _sum_increases(parts: Iterable[GatewayMetrics], name: str, *rest: str) -> float | None:
-    """The rises of one counter over all gateways; None where no gateway had one to compare."""
-    told = [one.increases for one in parts if one.increases is not None]
-    return sum(counted.get((name, *rest), 0.0) for counted in told) if told else None
+def _sum_increases(gateways: Iterable[GatewayMetrics], *key: str) -> float | None:
+    """Returns the increase of one counter over all gateways; None if no gateway has counts."""
+    known = [gateway.increases for gateway in gateways if gateway.increases is not None]
+    return sum(increases.get(key, 0.0) for increases in known) if known else None
 
 
-def _pool_observation(key: str, pool: PoolState, readings: GatewaySnapshot, signals_seconds: float) -> PoolObservation:
-    states = [one.state for one in pool.replicas]
-    blind = all(one.increases is None for one in readings.gateways)
-    return PoolObservation(
-        desired=pool.desired,
-        ready=states.count(ReplicaState.READY),
-        pending=states.count(ReplicaState.PENDING) + states.count(ReplicaState.WAKING),
-        draining=states.count(ReplicaState.DRAINING),
-        pending_ages_seconds=tuple(one.age_seconds for one in pool.replicas if one.state is ReplicaState.PENDING),
-        replicas=None
-        if blind
-        else tuple(_replica_metrics(key, one, readings, signals_seconds) for one in pool.replicas),
-        asleep_desired=pool.asleep,
-        asleep=states.count(ReplicaState.ASLEEP) + states.count(ReplicaState.FALLING_ASLEEP),
-        waking=states.count(ReplicaState.WAKING),
-    )
+@dataclass(frozen=True, slots=True)
+class _ModelReader:
+    """Reads the metrics of the model `key`."""
 
+    key: str
+    snapshot: GatewaySnapshot
+    signals_seconds: float
 
-_LEDGER_GAUGES: Final = ("in_flight", "not_begun")
+    def pool(self, pool: PoolState) -> PoolObservation:
+        states = [replica.state for replica in pool.replicas]
+        is_missing = all(gateway.increases is None for gateway in self.snapshot.gateways)
+        starting = (replica for replica in pool.replicas if replica.state is ReplicaState.PENDING)
+        return PoolObservation(
+            desired=pool.desired,
+            ready=states.count(ReplicaState.READY),
+            pending=states.count(ReplicaState.PENDING) + states.count(ReplicaState.WAKING),
+            draining=states.count(ReplicaState.DRAINING),
+            pending_ages_seconds=tuple(replica.age_seconds for replica in starting),
+            replicas=None if is_missing else tuple(self._replica(replica) for replica in pool.replicas),
+            asleep_desired=pool.asleep,
+            asleep=states.count(ReplicaState.ASLEEP) + states.count(ReplicaState.FALLING_ASLEEP),
+            waking=states.count(ReplicaState.WAKING),
+        )
 
+    def _replica(self, replica: Replica) -> ReplicaMetrics:
+        """Returns the sums over the endpoints of a replica."""
+        metrics = ReplicaMetrics(
+            replica.id, replica.state, replica.age_seconds, replica.startup_seconds, woken=replica.last_wake
+        )
+        parts = [self._instance(instance) for instance in replica.instances]
+        if not parts:
+            return metrics
+        shares = [part.kv_share for part in parts if part.kv_share is not None]
+        return replace(
+            metrics,
+            running=_sum_known(part.running for part in parts),
+            waiting=_sum_known(part.waiting for part in parts),
+            kv_share=max(shares, default=None),
+            prompt_tokens=_sum_known(part.prompt_tokens for part in parts),
+            generated_tokens=_sum_known(part.generated_tokens for part in parts),
+            itl_seconds=_sum_known(part.itl_seconds for part in parts),
+            finished=_sum_known(part.finished for part in parts),
+            first_tokens=_sum_known(part.first_tokens for part in parts),
+            cached_tokens=_sum_known(part.cached_tokens for part in parts),
+            ttft_seconds=_sum_known(part.ttft_seconds for part in parts),
+            ttft_counts=_sum_histograms(part.ttft_counts for part in parts),
+            itl_counts=_sum_histograms(part.itl_counts for part in parts),
+        )
 
-def _replica_metrics(key: str, replica: Replica, readings: GatewaySnapshot, signals_seconds: float) -> ReplicaMetrics:
-    parts = [_instance_metrics(key, one, readings, signals_seconds) for one in replica.instances]
-    blank = ReplicaMetrics(
-        replica.id, replica.state, replica.age_seconds, replica.startup_seconds, woken=replica.last_wake
-    )
-    if not parts:
-        return blank
-    shares = [part.kv_share for part in parts if part.kv_share is not None]
-    return ReplicaMetrics(
-        replica.id,
-        replica.state,
-        replica.age_seconds,
-        replica.startup_seconds,
-        running=_sum_known(part.running for part in parts),
-        waiting=_sum_known(part.waiting for part in parts),
-        kv_share=max(shares, default=None),
-        prompt_tokens=_sum_known(part.prompt_tokens for part in parts),
-        generated_tokens=_sum_known(part.generated_tokens for part in parts),
-        itl_seconds=_sum_known(part.itl_seconds for part in parts),
-        finished=_sum_known(part.finished for part in parts),
-        first_tokens=_sum_known(part.first_tokens for part in parts),
-        cached_tokens=_sum_known(part.cached_tokens for part in parts),
-        ttft_seconds=_sum_known(part.ttft_seconds for part in parts),
-        ttft_counts=_sum_histograms(part.ttft_counts for part in parts),
-        itl_counts=_sum_histograms(part.itl_counts for part in parts),
-        woken=replica.last_wake,
-    )
+    def _instance(self, instance: str) -> ReplicaMetrics:
+        """Returns one endpoint of a replica; its state and age do not matter."""
+        gateway = self._freshest_gateway(instance)
+        running, waiting = self._in_flight(instance, gateway)
+        engine = (gateway.engine_increases if gateway is not None else None) or {}
+        generated = engine.get(("generated_tokens", self.key, instance))
+        if generated is None:
+            generated = self._sum("output_tokens", instance)
+        gaps, gap_seconds = self._sum("gaps", instance), self._sum("gap_seconds", instance)
+        is_known = gaps and gap_seconds is not None and generated is not None
+        return ReplicaMetrics(
+            instance,
+            ReplicaState.READY,
+            0.0,
+            running=running,
+            waiting=waiting,
+            kv_share=None if gateway is None else gateway.gauges.get(("kv_share", self.key, instance)),
+            prompt_tokens=engine.get(("prompt_tokens", self.key, instance)),
+            generated_tokens=generated,
+            itl_seconds=gap_seconds / gaps * generated if is_known else None,
+            finished=self._sum("finished", instance),
+            first_tokens=self._sum("first_tokens", instance),
+            cached_tokens=engine.get(("cached_tokens", self.key, instance)),
+            ttft_seconds=self._sum("ttft_seconds", instance),
+            ttft_counts=self._slo_counts(instance, "ttft"),
+            itl_counts=self._slo_counts(instance, "itl"),
+        )
 
+    def _sum(self, name: str, *labels: str) -> float | None:
+        return _sum_increases(self.snapshot.gateways, name, self.key, *labels)
 
-def _instance_metrics(key: str, instance: str, readings: GatewaySnapshot, signals_seconds: float) -> ReplicaMetrics:
-    """One endpoint of a replica; its id and state do not matter."""
-    engine = _freshest_gateway(key, instance, readings, signals_seconds)
-    running, waiting = _in_flight(key, instance, readings, engine)
-    relayed: Mapping[CounterKey, float] = (
-        {} if engine is None or engine.engine_increases is None else engine.engine_increases
-    )
-    gateways = readings.gateways
-    generated = relayed.get(("generated_tokens", key, instance))
-    if generated is None:
-        generated = _sum_increases(gateways, "output_tokens", key, instance)
-    gaps = _sum_increases(gateways, "gaps", key, instance)
-    gap_seconds = _sum_increases(gateways, "gap_seconds", key, instance)
-    itl = gap_seconds / gaps * generated if gaps and gap_seconds is not None and generated is not None else None
-    return ReplicaMetrics(
-        instance,
-        ReplicaState.READY,
-        0.0,
-        running=running,
-        waiting=waiting,
-        kv_share=None if engine is None else engine.gauges.get(("kv_share", key, instance)),
-        prompt_tokens=relayed.get(("prompt_tokens", key, instance)),
-        generated_tokens=generated,
-        itl_seconds=itl,
-        finished=_sum_increases(gateways, "finished", key, instance),
-        first_tokens=_sum_increases(gateways, "first_tokens", key, instance),
-        cached_tokens=relayed.get(("cached_tokens", key, instance)),
-        ttft_seconds=_sum_increases(gateways, "ttft_seconds", key, instance),
-        ttft_counts=_slo_counts(gateways, key, instance, "ttft"),
-        itl_counts=_slo_counts(gateways, key, instance, "itl"),
-    )
+    def _freshest_gateway(self, instance: str) -> GatewayMetrics | None:
+        """Returns the gateway with the freshest report of an engine; None if all are too old."""
+        reports = [
+            (age, gateway.name, gateway)
+            for gateway in self.snapshot.gateways
+            if gateway.error is None and (age := gateway.gauges.get(("age_seconds", self.key, instance))) is not None
+        ]
+        age, _, freshest = min(reports, default=(self.signals_seconds, "", None))
+        return freshest if age <= self.signals_seconds else None
 
+    def _in_flight(self, instance: str, gateway: GatewayMetrics | None) -> tuple[float | None, float | None]:
+        """Returns running and waiting requests.
 
-def _freshest_gateway(
-    key: str, instance: str, readings: GatewaySnapshot, signals_seconds: float
-) -> GatewayMetrics | None:
-    """The gateway that heard from the engine last; None where none did lately."""
-    found = [
-        (age, one.name, one)
-        for one in readings.gateways
-        if one.error is None and (age := one.gauges.get(("age_seconds", key, instance))) is not None
-    ]
-    age, _, told = min(found, default=(signals_seconds, "", None))
-    return told if age <= signals_seconds else None
+        If all gateways answer, their counts of requests in flight are exact, and match what they
+        count as finished. Only the engine can say how many of them wait in its own queue.
+        """
+        gauges = {} if gateway is None else gateway.gauges
+        running, waiting = (gauges.get((name, self.key, instance)) for name in ("running", "waiting"))
+        gateways = self.snapshot.gateways
+        if not gateways or any(gateway.error is not None for gateway in gateways):
+            return (None, None) if running is None or waiting is None else (running, waiting)
+        in_flight, not_begun = (
+            sum(gateway.gauges.get((name, self.key, instance), 0.0) for gateway in gateways)
+            for name in ("in_flight", "not_begun")
+        )
+        queued = not_begun if waiting is None else min(waiting, not_begun)
+        return in_flight - queued, queued
 
-
-def _in_flight(
-    key: str, instance: str, readings: GatewaySnapshot, engine: GatewayMetrics | None
-) -> tuple[float | None, float | None]:
-    """Running and waiting. What is in flight the gateways know exactly and at once, if all of them answer, so that it fits what they
-    count as finished; how much of it waits in the engine's own queue only the engine can say."""
-    running = None if engine is None else engine.gauges.get(("running", key, instance))
-    waiting = None if engine is None else engine.gauges.get(("waiting", key, instance))
-    if not readings.gateways or any(one.error is not None for one in readings.gateways):
-        return (None, None) if running is None or waiting is None else (running, waiting)
-    in_flight, not_begun = (
-        sum(one.gauges.get((name, key, instance), 0.0) for one in readings.gateways) for name in _LEDGER_GAUGES
-    )
-    queued = not_begun if waiting is None else min(waiting, not_begun)
-    return in_flight - queued, queued
-
-
-def _slo_counts(
-    gateways: Iterable[GatewayMetrics], key: str, instance: str, objective: str
-) -> tuple[float, ...] | None:
-    """How many were within an objective, and how many were not."""
-    parts = tuple(gateways)
-    judged = _sum_increases(parts, "judged", key, instance, objective)
-    within = _sum_increases(parts, "within", key, instance, objective)
-    if judged is None or within is None:
-        return None
-    return within, max(0.0, judged - within)
+    def _slo_counts(self, instance: str, target: str) -> tuple[float, ...] | None:
+        """Returns how many requests met a target, and how many missed it."""
+        judged, within = self._sum("judged", instance, target), self._sum("within", instance, target)
+        return None if judged is None or within is None else (within, max(0.0, judged - within))
 
 
 def _sum_known(values: Iterable[float | None]) -> float | None:
-    """The sum of what is known; None where nothing is."""
+    """Returns the sum of the known values; None if there are none."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 
-def _sum_histograms(parts: Iterable[tuple[float, ...] | None]) -> tuple[float, ...] | None:
-    known = [part for part in parts if part is not None]
+def _sum_histograms(histograms: Iterable[tuple[float, ...] | None]) -> tuple[float, ...] | None:
+    known = [counts for counts in histograms if counts is not None]
     return tuple(sum(column) for column in zip(*known, strict=True)) if known else None

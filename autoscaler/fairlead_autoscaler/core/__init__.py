@@ -1,4 +1,14 @@
-"""The autoscaler's pure core: an observation and a state in, a plan with its reasons and the next state out."""
+"""Pure scaling core: an observation and a state in, a plan with its reasons and the next state out.
+
+    signals -> workload -> performance -> sizing -> limits
+
+- `types`, `settings`: the values of the core, and its settings.
+- `signals/`: valid and consistent signals of one tick.
+- `performance/`: what a replica carries; `workload/`: what arrives.
+- `sizing/`: how many replicas each pool needs.
+- `limits/`: corrections across pools; replicas that sleep.
+- `decide`: all of this for one tick; `learning`, `state`: what is remembered.
+"""
 
 from fairlead_autoscaler.core.decide import decide
 from fairlead_autoscaler.core.scaling_core import ScalingCore

@@ -1,26 +1,42 @@
-"""What can be set of the scaling core. One set serves every model that was measured (docs/decisions/0038): change it only with a
-replay beside the old one (``fairlead replay-scaling``).
+"""Settings of the scaling core, in one group for each stage.
+
+One set serves every model that was measured (docs/decisions/0038). Before you change a value,
+compare a replay with the old one (`fairlead replay-scaling`).
+
+Outside of the core a setting has its flat name: on the command line, in recordings, and where
+outside tools drive the core. No two groups share a field name.
 """
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fairlead.errors import BadInput
 
 
 @dataclass(frozen=True, slots=True)
-class ScalingSettings:
-    """Times in seconds, shares 0..1, the rest plain numbers.
+class LoadSettings:
+    """Settings of the load level: bins, change points and trend. Shares are 0..1."""
 
-    ``freeze``: nothing is changed while it is set, whatever is seen; the plan still says what it would be about.
-    """
-
-    freeze: bool = False
-
-    # Load: what arrives, in bins.
     bin_seconds: float = 30.0
     level_seconds: float = 300.0
     short_bins: int = 3
     recent_seconds: float = 30.0
     past_seconds: float = 2_400.0
     spread_sigmas: float = 1.0
+    change_sigmas: float = 5.0
+    change_share: float = 0.25
+    change_odds: float = 6.0
+    trend_t: float = 4.0
+    trend_seconds: float = 300.0
+    trend_bins: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BurstSettings:
+    """Settings of recurring bursts and of swings above the level."""
+
     recur_share: float = 3.0
     burst_room: float = 1.6
     burst_few: float = 4.0
@@ -32,38 +48,48 @@ class ScalingSettings:
     swing_sigmas: float = 3.0
     swing_guess: float = 0.08
     swing_most: float = 0.5
-    change_sigmas: float = 5.0
-    change_share: float = 0.25
-    change_odds: float = 6.0
     fall_sigmas: float = 3.0
-    trend_t: float = 4.0
-    trend_seconds: float = 300.0
-    trend_bins: int = 8
-    ahead_quantile: float = 0.5
-    ready_extra_seconds: float = 10.0
 
-    # Capacity: where the knee lies.
+
+@dataclass(frozen=True, slots=True)
+class LengthSettings:
+    """Settings of prompt and output lengths: two means, drift and shifts."""
+
+    length_seconds: float = 60.0
+    length_slow_seconds: float = 900.0
+    drift_sigmas: float = 3.0
+    drift_most: float = 2.0
+    turn_times: float = 1.5
+    turn_sigmas: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class CapacitySettings:
+    """Settings of the capacity of one replica at the SLO."""
+
     itl_share: float = 0.7
     itl_share_decoding: float = 0.9
     hurt_share: float = 1.0
-    gentle_room: float = 0.7
-    gentle_reserve: float = 1.3
     crowd_sigmas: float = 4.3
     busy_least: float = 0.2
     prefill_busy_most: float = 0.96
     prefill_pool_busy: float = 0.85
-    length_seconds: float = 60.0
-    drift_sigmas: float = 3.0
-    drift_most: float = 2.0
-    length_slow_seconds: float = 900.0
-    turn_times: float = 1.5
-    turn_sigmas: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedSettings:
+    """Settings of the measured engine speed."""
+
     speed_seconds: float = 20.0
     speed_odd: float = 0.12
     speed_least: float = 0.5
     speed_most: float = 3.0
 
-    # Margin: the error budget.
+
+@dataclass(frozen=True, slots=True)
+class BudgetSettings:
+    """Settings of the error budget and of the margin that follows it."""
+
     margin: float = 1.0
     margin_least: float = 0.85
     margin_most: float = 1.4
@@ -76,11 +102,25 @@ class ScalingSettings:
     budget_fast_seconds: float = 300.0
     budget_slow_seconds: float = 3_600.0
 
-    # Backlog and starts.
+
+@dataclass(frozen=True, slots=True)
+class DemandSettings:
+    """Settings of demand: forecast horizon, backlog, and targets that are missed gradually."""
+
+    gentle_room: float = 0.7
+    gentle_reserve: float = 1.3
+    ahead_quantile: float = 0.5
+    ready_extra_seconds: float = 10.0
     queue_usual: float = 2.0
     drain_seconds: float = 60.0
     backlog_seconds: float = 60.0
     backlog_ahead: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class HedgeSettings:
+    """Settings of hedged starts: how many extra replicas are started, and when."""
+
     hedge: float = 2.0
     hedge_overloaded: float = 3.0
     overloaded_share: float = 1.25
@@ -88,29 +128,98 @@ class ScalingSettings:
     hedge_lone_share: float = 0.25
     hedge_lone_slow: float = 1.5
 
+
+@dataclass(frozen=True, slots=True)
+class AllocationSettings:
+    """Settings of the allocation of demand to several pools."""
+
     start_price: float = 0.3
     switch_starts: float = 1.0
     mix_seconds: float = 300.0
     mix_switch_share: float = 0.15
 
-    # Down.
+
+@dataclass(frozen=True, slots=True)
+class ScaleDownSettings:
+    """Settings of the stabilization window and of steps down."""
+
     window_seconds: float = 300.0
     window_least_seconds: float = 60.0
     window_startups: float = 3.0
-    restart_seconds: float = 120.0
-    doubt_seconds: float = 315.0
     what_if_share: float = 0.95
     down_every_seconds: float = 60.0
     down_least_seconds: float = 15.0
     down_share: float = 0.5
 
-    # Blind.
+
+@dataclass(frozen=True, slots=True)
+class SignalSettings:
+    """Settings for signals that are missing or inconsistent, and for gaps between ticks."""
+
+    restart_seconds: float = 120.0
+    doubt_seconds: float = 315.0
     blind_hold_seconds: float = 60.0
     blind_rise: float = 1.25
     gap_intervals: float = 3.5
     lie_share: float = 0.5
     lie_most_seconds: float = 900.0
 
-    # Zero, and asleep.
+
+@dataclass(frozen=True, slots=True)
+class IdleSettings:
+    """Prices that decide about scale to zero and about sleeping replicas."""
+
     cold_start_price: float = 4.0
     sleep_price: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingSettings:
+    """All settings of the scaling core.
+
+    freeze: nothing changes while it is set; the plan still says what would change.
+    """
+
+    freeze: bool = False
+    load: LoadSettings = field(default_factory=LoadSettings)
+    bursts: BurstSettings = field(default_factory=BurstSettings)
+    lengths: LengthSettings = field(default_factory=LengthSettings)
+    capacity: CapacitySettings = field(default_factory=CapacitySettings)
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
+    demand: DemandSettings = field(default_factory=DemandSettings)
+    hedging: HedgeSettings = field(default_factory=HedgeSettings)
+    allocation: AllocationSettings = field(default_factory=AllocationSettings)
+    scale_down: ScaleDownSettings = field(default_factory=ScaleDownSettings)
+    signals: SignalSettings = field(default_factory=SignalSettings)
+    idle: IdleSettings = field(default_factory=IdleSettings)
+
+    def flat(self) -> dict[str, float]:
+        """Returns all values by their flat names."""
+        values: dict[str, float] = {"freeze": self.freeze}
+        for group in _GROUPS:
+            values |= dataclasses.asdict(getattr(self, group))
+        return values
+
+    def with_values(self, values: Mapping[str, Any]) -> "ScalingSettings":
+        """Returns the settings with other values, by flat names.
+
+        Raises BadInput for a name that no setting has.
+        """
+        changes: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            if name not in _GROUP_OF:
+                raise BadInput(f"{name}: no setting has this name", field=name)
+            changes.setdefault(_GROUP_OF[name], {})[name] = value
+        plain = changes.pop("", {})
+        groups = {group: replace(getattr(self, group), **named) for group, named in changes.items()}
+        return replace(self, **plain, **groups)
+
+
+_GROUPS = tuple(item.name for item in dataclasses.fields(ScalingSettings) if item.name != "freeze")
+_GROUP_OF = {"freeze": ""} | {
+    item.name: group for group in _GROUPS for item in dataclasses.fields(getattr(ScalingSettings(), group))
+}
+"""The group of each setting, by its flat name."""
+DEFAULT_VALUES: Mapping[str, float] = ScalingSettings().flat()
+"""The default of each setting, by its flat name."""

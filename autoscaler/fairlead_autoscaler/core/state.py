@@ -1,11 +1,11 @@
-"""What the core remembers between two looks. It is a value: a decision gives the next one and changes nothing.
+"""State of the core between two ticks: a value, which a decision replaces by the next one.
 
-``encode`` and ``decode`` carry it through JSON, so that a recorded window can be replayed from the state it began with.
+As JSON (`encode_state`, `decode_state`) it begins a recorded window, which can be replayed from
+there. Its field names are those of recordings.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
@@ -14,6 +14,7 @@ from fairlead_autoscaler.core.performance.engine_speed import EngineSpeed
 from fairlead_autoscaler.core.performance.error_budget import ErrorBudget
 from fairlead_autoscaler.core.performance.startup_time import StartupTimes
 from fairlead_autoscaler.core.signals.consistency import ConsistencyState
+from fairlead_autoscaler.core.signals.tick import TickClock
 from fairlead_autoscaler.core.sizing.mix_requests import FollowedMix
 from fairlead_autoscaler.core.sizing.pool_allocation import PreviousAllocation
 from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow
@@ -25,9 +26,14 @@ from fairlead_autoscaler.core.workload.shape_histogram import ShapeHistogram
 
 @dataclass(frozen=True, slots=True)
 class PoolMemory:
-    """Of a pool: when it was there last, how fast its engines are, how long they take to start, when it was lowered last, how many
-    were started beside what is needed, how long waking takes by the level of sleep, and the numbers of replicas that were needed
-    lately."""
+    """The memory of a pool.
+
+    seen_at: when it was last observed.
+    lowered_at: when it was last lowered.
+    hedged: hedged starts among its desired replicas.
+    wakes: wake times, by sleep level.
+    rest: replicas that were needed in the time for which a replica sleeps on.
+    """
 
     seen_at: float | None = None
     speed: EngineSpeed = field(default_factory=EngineSpeed)
@@ -40,10 +46,17 @@ class PoolMemory:
 
 @dataclass(frozen=True, slots=True)
 class GroupMemory:
-    """Of the pools that serve the same: the margin, the windows of needs, of what the backlog adds and of the needs that groups share
-    by (in replicas of the group's first pool), the level to which bursts come back, the share by which load rises above its level,
-    when these were looked at, when there was less than what arrived took, the last need that was seen and how fast it rose then, per
-    second; the mix of its pools that is followed, and what a replica of each is worth in those of the first."""
+    """The memory of a group of pools, in replicas of its first pool.
+
+    window: demand, for the stabilization window; backlog: the replicas for the backlog.
+    shared: demand by which groups share a limit.
+    bursts: level of recurring bursts.
+    swing: share by which the load exceeds its level; past_at: the end of the bins that gave both.
+    short_at: when ready replicas last did not carry the load.
+    need, trend: the last known demand, and its slope per second.
+    blend: the mix that is followed; kept: the allocation without a mix.
+    worths: one replica of each pool, in those of the first.
+    """
 
     budget: ErrorBudget = field(default_factory=ErrorBudget)
     window: NeedWindow = field(default_factory=NeedWindow)
@@ -61,22 +74,11 @@ class GroupMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class TickClock:
-    """``now``: seconds since the first look, which only go on. ``told``: what the last observation said it was. ``calm_at``: until
-    then nothing is lowered, because it began, or a gap lies behind."""
-
-    told: float | None = None
-    now: float = 0.0
-    calm_at: float = 0.0
-    blind_since: float | None = None
-    open_seconds: float = 0.0
-    open_requests: float = 0.0
-    open_prompt: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class CoreState:
-    """All of it."""
+    """The whole state of the core.
+
+    groups: by role; `<role> awake` is the part of a group that must not sleep.
+    """
 
     clock: TickClock = field(default_factory=TickClock)
     trust: ConsistencyState = field(default_factory=ConsistencyState)
@@ -89,17 +91,13 @@ class CoreState:
 
 
 def encode_state(state: CoreState) -> bytes:
-    """``state`` as JSON."""
-    return msgspec.json.encode(_plain(state))
+    """Returns the state as JSON."""
+    return msgspec.json.encode(state)
 
 
 def decode_state(data: bytes) -> CoreState:
-    """What ``encode`` wrote. Raises BadInput for anything else."""
+    """Returns the state that `encode_state` wrote. Raises BadInput for anything else."""
     try:
         return msgspec.convert(msgspec.json.decode(data), CoreState, strict=False)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise BadInput(f"this is no state of the scaling core: {error}", field="state") from error
-
-
-def _plain(state: CoreState) -> Any:
-    return msgspec.to_builtins(state)
+        raise BadInput(f"not a state of the scaling core: {error}", field="state") from error

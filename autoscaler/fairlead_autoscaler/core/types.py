@@ -1,8 +1,10 @@
-"""What the autoscaler decides from, and what it decides: the values between its shell, its core and the simulator.
+"""Values between the autoscaler's shell, its scaling core and the simulator.
 
-Missing is None, never zero: a counter that nobody could read, a gateway that did not answer. What the API server says of pods is
-always there; where it was away the shell does not call the core at all. Counters come as what they rose by since the last tick
-(``fairlead_autoscaler.core.signals.validation`` mends what no counter can be: NaN, negative, infinite, a reset).
+Missing is None, never zero: a counter that was not read, a gateway that did not answer. The numbers
+of pods are always known: without the API server the shell does not call the core. Counters hold
+their increase since the last tick; `core.signals.validation` drops values that no counter can have.
+
+Field names are those of recordings and of the management API.
 """
 
 from collections.abc import Mapping
@@ -15,7 +17,7 @@ from fairlead.fleet.model import Role
 
 
 class ReplicaState(StrEnum):
-    """Where a replica is in its life."""
+    """The state of a replica in its life cycle."""
 
     PENDING = "pending"
     READY = "ready"
@@ -27,8 +29,15 @@ class ReplicaState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSchedule:
-    """Other bounds at some hours: from ``start_seconds`` to ``end_seconds`` of a day (over midnight where the end is not after the
-    start) that begins on one of ``days`` (0 = Monday), in a zone ``offset_seconds`` east of UTC. None = as the pool says."""
+    """Other bounds of a pool during some hours.
+
+    start_seconds, end_seconds: seconds of the day; an end that is not later than the start is on
+        the
+    next day.
+    minimum, maximum: None keeps the bound of the pool.
+    days: weekdays on which the interval begins, 0 = Monday.
+    offset_seconds: the time zone, east of UTC.
+    """
 
     start_seconds: float
     end_seconds: float
@@ -40,9 +49,15 @@ class ReplicaSchedule:
 
 @dataclass(frozen=True, slots=True)
 class SleepTier:
-    """How many replicas of a pool may sleep instead of ending (``most``), how many are to be asleep whatever the load (``least``),
-    and at which ``level``. ``after_seconds``: one that nobody needed for so long ends; None = for as long as sleeping is worth.
-    ``wake_seconds``: how long waking is believed to take; None where nobody knows."""
+    """The number of replicas of a pool that may sleep instead of being removed.
+
+    most: the most that may sleep.
+    least: the fewest that sleep, at any load.
+    level: the sleep level of the engines.
+    after_seconds: a replica that was not needed for this long is removed; None: after the time for
+        which sleeping is cheaper than a start.
+    wake_seconds: the expected time to wake; None: unknown.
+    """
 
     most: int
     least: int = 0
@@ -53,10 +68,14 @@ class SleepTier:
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """What does not change about a pool while it is scaled. ``profile`` is a prior and may be wrong; start-up seconds (median and
-    nine in ten) are None where nobody knows them yet; ``cost_per_hour`` is that of one replica, to
-    compare pools by, and ``usd_per_hour`` the same in dollars, None where nobody priced it. Without a ``tier`` no replica
-    sleeps."""
+    """The declared, constant properties of a pool.
+
+    cost_per_hour: of one replica, in any unit; only compares pools.
+    profile: a prior, which may be wrong; None: unknown.
+    startup_p50_seconds, startup_p90_seconds: None: unknown.
+    usd_per_hour: of one replica; None: it has no price.
+    tier: None: no replica sleeps.
+    """
 
     name: str
     role: Role = Role.SERVE
@@ -73,11 +92,17 @@ class PoolSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One model and its pools. The objective for the first token of a prompt is ``ttft_seconds``, and more by
-    ``ttft_per_kilo_token_seconds`` for each thousand of its tokens. ``ttft_bounds`` and ``itl_bounds`` are the upper edges in
-    seconds of the histograms that replicas come with (the last bucket, beyond them, is not listed). ``patience_seconds``: how long
-    a client waits for a first token. ``replicas_most``: how many replicas there may be of all pools together; None = as many as
-    their maxima say."""
+    """One model, its latency targets and its pools.
+
+    The TTFT target of a prompt is `ttft_seconds` plus `ttft_per_kilo_token_seconds` for each 1,000
+    of its tokens.
+
+    target: share of requests that must meet the targets.
+    patience_seconds: how long a client waits for a first token; None: forever.
+    ttft_bounds, itl_bounds: upper edges of the histogram buckets in seconds, without the last
+        bucket.
+    replicas_most: the most replicas of all pools together; None: only the pools' maxima hold.
+    """
 
     name: str
     ttft_seconds: float | None
@@ -94,9 +119,14 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class GatewayTraffic:
-    """What gateways counted since the last tick, of the model: requests that arrived (held and rejected included), their prompt
-    tokens, those held now, and clients that gave up. Of models whose prefill and decode are apart: how many prompts, and how many of
-    their tokens, the engines that answer them computed; None = nobody could tell."""
+    """The traffic of a model that all gateways counted since the last tick.
+
+    arrivals: requests that arrived, queued and rejected ones included.
+    held: requests that are queued now.
+    abandoned: requests whose client left before the first token.
+    kept, kept_tokens: prompts, and their tokens, that decode instances computed themselves; None:
+        unknown, or the roles are not separate.
+    """
 
     arrivals: float
     prompt_tokens: float
@@ -108,7 +138,7 @@ class GatewayTraffic:
 
 @dataclass(frozen=True, slots=True)
 class ShapeCount:
-    """So many requests of about so many prompt and generated tokens ended since the last tick."""
+    """Requests of about one shape that finished since the last tick."""
 
     prompt_tokens: float
     output_tokens: float
@@ -117,7 +147,10 @@ class ShapeCount:
 
 @dataclass(frozen=True, slots=True)
 class WakeTiming:
-    """How long the last waking of a replica took that is over: from which level, and the how many-th of that replica it was."""
+    """The last completed wake of a replica.
+
+    number: the count of wakes of this replica so far.
+    """
 
     level: int
     number: int
@@ -126,10 +159,16 @@ class WakeTiming:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaMetrics:
-    """A replica: what the API server knows of it, and what was measured (gauges now, counters since the last tick; None = nobody
-    could tell). ``kv_share`` is 0..1. ``itl_seconds`` is the sum of the gaps between the tokens generated. Histograms are counts
-    per bucket, one more than there are bounds. ``startup_seconds``: how long it took to become ready; None before. ``woken``: of its
-    last waking; None where there was none."""
+    """One replica: its state by the API server, and its metrics.
+
+    Gauges are current, counters are increases since the last tick, None is missing.
+
+    startup_seconds: time until it was ready; None before.
+    kv_share: used share of the KV cache, 0..1.
+    itl_seconds: sum of the gaps between its generated tokens.
+    ttft_counts, itl_counts: one count for each bucket, one more than there are bounds.
+    woken: its last wake; None before the first.
+    """
 
     id: str
     state: ReplicaState
@@ -152,11 +191,15 @@ class ReplicaMetrics:
 
 @dataclass(frozen=True, slots=True)
 class PoolObservation:
-    """A pool: what is asked and what there is (Kubernetes API), and its replicas; None where their metrics could not be read.
-    ``pending_ages_seconds``: since when each pending replica starts.
+    """One pool: its numbers by the Kubernetes API, and its replicas.
 
-    ``desired`` are to serve and ``asleep_desired`` to sleep. ``asleep`` are those that could be woken now (what falls asleep turns
-    back at once); they are neither ready nor pending. ``waking`` says how many of the pending ones wake instead of starting."""
+    desired, asleep_desired: replicas that should serve, and that should sleep.
+    pending: replicas that start or wake; `waking` is the part of them that wakes.
+    asleep: replicas that could wake now, those that fall asleep included; neither ready nor
+        pending.
+    pending_ages_seconds: ages of the replicas that start.
+    replicas: None: their metrics are missing.
+    """
 
     desired: int
     ready: int
@@ -171,9 +214,13 @@ class PoolObservation:
 
 @dataclass(frozen=True, slots=True)
 class PoolCandidate:
-    """A pool that may take a part of the traffic: one replica costs ``cost_per_hour`` and serves ``throughput`` of each
-    shape alone (requests per second; 0 = it cannot). ``running`` replicas are there or starting; a new one takes
-    ``startup_seconds``, for which it costs and serves nothing."""
+    """A pool as the accelerator mix considers it.
+
+    throughput: requests per second of each shape on one replica, if it served that shape alone; 0:
+        the pool cannot serve it.
+    running: replicas that run or start.
+    startup_seconds: time for which a new replica costs and serves nothing.
+    """
 
     name: str
     cost_per_hour: float
@@ -186,8 +233,11 @@ class PoolCandidate:
 
 @dataclass(frozen=True, slots=True)
 class MixRequest:
-    """A question for a solver, asked ``at`` seconds on the core's clock: which pools carry so many requests per second of each
-    shape at the least cost?"""
+    """A query to a solver: which pools carry these rates at the least cost?
+
+    at: seconds on the core's clock.
+    rates: requests per second of each shape.
+    """
 
     at: float
     rates: tuple[float, ...]
@@ -196,8 +246,11 @@ class MixRequest:
 
 @dataclass(frozen=True, slots=True)
 class MixResult:
-    """What a solver said to the question asked ``asked_at``: replicas by pool, None where it found none that is better than no
-    solver. ``rule`` is its word for how it came to that."""
+    """The solver's reply to the query of time `asked_at`.
+
+    replicas: by pool; None: no mix that is better than the core's own allocation.
+    rule: the solver's name for how it found the mix.
+    """
 
     asked_at: float
     replicas: Mapping[str, int] | None
@@ -206,9 +259,14 @@ class MixResult:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One look at a model. ``now`` is seconds on a clock that only goes on; ``wall`` is seconds since 1970, for schedules only.
-    ``shapes`` are those of the requests that ended, of a model with several pools of one role; None = nobody could tell. ``mixes``
-    are the answers, by role, to questions of earlier plans that came since the last look."""
+    """All signals of one model at one tick.
+
+    now: seconds of a monotonic clock.
+    gateway: None: no gateway answered.
+    wall: Unix seconds, only for schedules.
+    shapes: of finished requests, if several pools have one role; None: missing.
+    mixes: replies of the solver, by role, that came since the last tick.
+    """
 
     now: float
     gateway: GatewayTraffic | None
@@ -220,9 +278,14 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """How many replicas a pool should have that serve, how many beside them that sleep, and why: ``rule`` is the closed-list name of
-    what decided, ``reason`` one sentence, ``inputs`` the numbers by name with their ages, in the order in which they lead to
-    ``replicas``."""
+    """The decision about one pool.
+
+    replicas: replicas that should serve.
+    rule: the rule that decided, from a closed list.
+    reason: one sentence.
+    inputs: the numbers of the decision with their ages, in the order of the computation.
+    asleep: replicas that should sleep.
+    """
 
     replicas: int
     rule: str
@@ -233,8 +296,11 @@ class PoolPlan:
 
 @dataclass(frozen=True, slots=True)
 class ScalingPlan:
-    """What to do now. A pool that is not in ``pools`` stays as it is. ``asks`` are questions, by role, whose answers a later
-    observation may bring (``Observation.mixes``); whoever has no solver leaves them unanswered."""
+    """The decision about one model.
+
+    pools: by name; a pool without a plan stays as it is.
+    asks: queries to a solver, by role; a later observation may bring the replies.
+    """
 
     pools: Mapping[str, PoolPlan] = field(default_factory=dict)
     asks: Mapping[str, MixRequest] = field(default_factory=dict)
@@ -242,23 +308,23 @@ class ScalingPlan:
 
 @dataclass(frozen=True, slots=True)
 class PoolGroup:
-    """Pools of one model that do the same for a request."""
+    """The pools of one model that have the same role."""
 
     role: Role
     pools: tuple[PoolSpec, ...]
 
     @property
     def allows_zero(self) -> bool:
-        """May the group be left without a replica?"""
+        """Whether no pool of the group has a minimum."""
         return all(pool.minimum == 0 for pool in self.pools)
 
 
 def pool_groups(model: ModelSpec) -> tuple[PoolGroup, ...]:
-    """The groups of ``model``, those that requests meet first first."""
+    """Returns the groups of `model`, in the order in which a request meets them."""
     by_role = ((role, tuple(pool for pool in model.pools if pool.role is role)) for role in Role)
     return tuple(PoolGroup(role, pools) for role, pools in by_role if pools)
 
 
 def has_pool_choice(model: ModelSpec) -> bool:
-    """Can a request of ``model`` be served by one pool or by another?"""
+    """Whether a request of `model` can be served by more than one pool."""
     return any(len(group.pools) > 1 for group in pool_groups(model))

@@ -18,6 +18,7 @@ import msgspec
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead_autoscaler.core import CoreState, ModelSpec, Observation, ScalingPlan, ScalingSettings
+from fairlead_autoscaler.core.settings import DEFAULT_VALUES
 from fairlead_autoscaler.enforcer import EnforcedPlan
 
 _NUMBERED: Final = re.compile(r"^scaling-(\d{6})\.jsonl$")
@@ -35,8 +36,14 @@ class TickRecord:
     rulings: Mapping[str, EnforcedPlan] = field(default_factory=dict)
     mode: str = "Auto"
     notes: tuple[str, ...] = ()
-    settings: ScalingSettings = field(default_factory=ScalingSettings)
+    settings: Mapping[str, bool | float] = field(default_factory=dict)
     before: CoreState | None = None
+
+    @property
+    def scaling_settings(self) -> ScalingSettings:
+        """The settings of the core; the default of those that are missing here."""
+        known = {name: value for name, value in self.settings.items() if name in DEFAULT_VALUES}
+        return ScalingSettings().with_values(known)
 
 
 _encode: Final = msgspec.json.Encoder().encode

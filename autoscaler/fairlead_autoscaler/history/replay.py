@@ -10,7 +10,6 @@ recorded, and one with the changed ones. A run that asks for a mix of accelerato
 when it came; one that asks otherwise is answered at the next look.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import Any, Final, Literal, TypeAlias
 from fairlead.errors import BadInput
 from fairlead.names import closest_matches
 from fairlead_autoscaler.core import CoreState, MixRequest, MixResult, ModelSpec, PoolPlan, ScalingCore, ScalingSettings
+from fairlead_autoscaler.core.settings import DEFAULT_VALUES
 from fairlead_autoscaler.history.recorder import TickRecord
 
 _MODEL_FIELDS: Final = {"target": "target", "ttft": "ttft_seconds", "itl": "itl_seconds"}
@@ -36,7 +36,7 @@ class SettingChanges:
 
     def apply_to(self, look: TickRecord) -> tuple[ModelSpec, ScalingSettings]:
         """Model and settings of a look with the changes."""
-        return replace(look.model, **self.model), replace(look.settings, **self.settings)
+        return replace(look.model, **self.model), look.scaling_settings.with_values(self.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,6 @@ class PoolReplay:
 
 def parse_changes(texts: Iterable[str]) -> SettingChanges:
     """``name=value`` each. Raises BadInput naming what is no setting, or no value of it."""
-    defaults = ScalingSettings()
-    known = {item.name: getattr(defaults, item.name) for item in dataclasses.fields(ScalingSettings)}
     settings: dict[str, Any] = {}
     model: dict[str, Any] = {}
     for text in texts:
@@ -108,10 +106,10 @@ def parse_changes(texts: Iterable[str]) -> SettingChanges:
             raise BadInput(f"--set: {text!r} sets nothing", field="--set", hint="write it like spread_sigmas=1.5")
         if name in _MODEL_FIELDS:
             model[_MODEL_FIELDS[name]] = _parse_value(name, value, 0.0)
-        elif name in known:
-            settings[name] = _parse_value(name, value, known[name])
+        elif name in DEFAULT_VALUES:
+            settings[name] = _parse_value(name, value, DEFAULT_VALUES[name])
         else:
-            close = closest_matches(name, [*_MODEL_FIELDS, *known], count=1)
+            close = closest_matches(name, [*_MODEL_FIELDS, *DEFAULT_VALUES], count=1)
             others = "the core's, such as spread_sigmas or window_seconds: see docs/reference/autoscaler.md"
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_MODEL_FIELDS)} and {others}"
             raise BadInput(f"--set: {name!r} is no setting", field="--set", hint=hint)
@@ -153,12 +151,12 @@ def _replay_model(
     begin = next((number for number, look in enumerate(looks) if look.before is not None), None)
     chosen = looks[begin or 0 :]
     state = chosen[0].before or CoreState()
-    again = _CoreRun(ScalingCore(chosen[0].model, chosen[0].settings, state), solver)
+    again = _CoreRun(ScalingCore(chosen[0].model, chosen[0].scaling_settings, state), solver)
     other = _CoreRun(ScalingCore(*changes.apply_to(chosen[0]), state), solver)
     moments: dict[str, list[ReplayMoment]] = {}
     for number, look in enumerate(chosen):
         following = chosen[number + 1].wall if number + 1 < len(chosen) else look.wall
-        plans = again.step(look, look.model, look.settings), _step_changed(other, look, changes)
+        plans = again.step(look, look.model, look.scaling_settings), _step_changed(other, look, changes)
         for pool, recorded in look.plan.pools.items():
             if pool in plans[0] and pool in plans[1]:
                 seconds = max(0.0, following - look.wall)

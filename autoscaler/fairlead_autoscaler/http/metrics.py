@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.control_loop import ControlLoop
 from fairlead_autoscaler.core import PoolObservation
-from fairlead_autoscaler.core.cost import usd_per_hour
+from fairlead_autoscaler.core.plan_inputs import usd_per_hour
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
 

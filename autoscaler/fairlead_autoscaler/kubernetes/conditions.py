@@ -10,14 +10,14 @@ from typing import Any, Final
 
 from fairlead.api import ConditionStatus, ConditionType, Reason, ScalingMode
 from fairlead.decision import DecisionInput
-from fairlead_autoscaler.core.cost import usd_per_hour
+from fairlead.kube.conditions import MAX_MESSAGE_LENGTH, ConditionValue
+from fairlead_autoscaler.core.plan_inputs import usd_per_hour
 from fairlead_autoscaler.enforcer import EnforcedPlan, describe_replicas
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes.slo_attainment import WINDOW_SECONDS, SLOAttainment
 
 CONDITION_TYPES: Final = (ConditionType.AUTOSCALING, ConditionType.OBJECTIVES_MET)
 REFRESH_SECONDS: Final = 60.0
-_MAX_MESSAGE_CHARS: Final = 2_000
 _SHOWN_INPUTS: Final = {
     "need_replicas": "need",
     "capacity_requests_per_second": "capacity, requests/s each",
@@ -28,16 +28,6 @@ _SHOWN_INPUTS: Final = {
 }
 """Of the numbers of a plan those that people are told, by their names in it."""
 _MISSING_RULES: Final = ("blind", "blind-up", "lying")
-
-
-@dataclass(frozen=True, slots=True)
-class ConditionValue:
-    """One condition, without its times."""
-
-    type: ConditionType
-    status: ConditionStatus
-    reason: Reason
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +45,7 @@ def autoscaling_condition(record: TickRecord, owners: Mapping[str, str], frozen:
     pools = (pools or "none of its pools has been made yet") + _describe_cost(record)
 
     def said(status: ConditionStatus, reason: Reason, why: str) -> ConditionValue:
-        return ConditionValue(ConditionType.AUTOSCALING, status, reason, f"{why}{pools}"[:_MAX_MESSAGE_CHARS])
+        return ConditionValue(ConditionType.AUTOSCALING, status, reason, f"{why}{pools}"[:MAX_MESSAGE_LENGTH])
 
     if record.mode == ScalingMode.ADVISE:
         return said(ConditionStatus.FALSE, Reason.ADVISING, "nothing is written: ")
@@ -107,31 +97,9 @@ def is_write_due(
     return after != before.conditions and now - before.at >= REFRESH_SECONDS
 
 
-def status_patch(
-    conditions: Iterable[ConditionValue], live: Mapping[str, Any], generation: int, now: str
-) -> dict[str, Any]:
-    """Our part of ``status``; ``live`` is all of it as it is, ``now`` a time as the API server writes it."""
-    before = {one.get("type"): one for one in live.get("conditions") or []}
-    return {"conditions": [_condition_object(one, before.get(str(one.type)), generation, now) for one in conditions]}
-
-
 def has_own_condition(live: Mapping[str, Any]) -> bool:
     """Does a status hold a condition of ours?"""
     return any(one.get("type") in CONDITION_TYPES for one in live.get("conditions") or [])
-
-
-def _condition_object(
-    said: ConditionValue, before: Mapping[str, Any] | None, generation: int, now: str
-) -> dict[str, Any]:
-    same = before is not None and before.get("status") == said.status and before.get("lastTransitionTime")
-    return {
-        "type": str(said.type),
-        "status": str(said.status),
-        "reason": str(said.reason),
-        "message": said.message,
-        "lastTransitionTime": before["lastTransitionTime"] if before is not None and same else now,
-        "observedGeneration": generation,
-    }
 
 
 def _essentials(said: Iterable[ConditionValue]) -> list[tuple[str, str, str]]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import SloTargets
 from fairlead_autoscaler.core.performance import capacity
-from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead_autoscaler.core.settings import CapacitySettings
 
 
 def throughput(
@@ -22,7 +22,7 @@ def throughput(
     prompt_tokens: float,
     output_tokens: float,
     objectives: SloTargets,
-    settings: ScalingSettings | None = None,
+    settings: CapacitySettings | None = None,
 ) -> float:
     """Requests per second of this shape on one engine; 0 where it cannot meet the objectives even alone."""
     prompt, output = max(1.0, prompt_tokens), max(1.0, output_tokens)
@@ -37,5 +37,5 @@ def throughput(
     kept = capacity.LatencyTargets(limit, itl, max(1e-4, 1.0 - objectives.target))
     shape = capacity.MeanRequest(prompt, output, prompt_variability=0.0)
     step = capacity.StepModel.from_profile(profile)
-    strict = replace(settings or ScalingSettings(), busy_least=0.0)
+    strict = replace(settings or CapacitySettings(), busy_least=0.0)
     return capacity.knee_capacity(step, shape, kept, 1.0, strict).requests_per_second

@@ -28,14 +28,14 @@ TTFT = st.none() | _spread(1e-3, 120.0)
 ITL = st.none() | _spread(1e-3, 3.0)
 """Objectives in seconds: easy ones, tight ones, and such as no engine meets."""
 MISSES = st.sampled_from([0.5, 0.1, 0.05, 0.01, 0.001, 1e-4])
-OBJECTIVES = st.builds(LatencyTargets, ttft_seconds=TTFT, itl_seconds=ITL, miss=MISSES)
+OBJECTIVES = st.builds(LatencyTargets, ttft_seconds=TTFT, itl_seconds=ITL, allowed_miss_share=MISSES)
 PROMPTS = _spread(1.0, 30_000.0)
 OUTPUTS = _spread(1.0, 5_000.0)
 MIXES = st.builds(
     MeanRequest,
-    prompt=PROMPTS,
-    output=OUTPUTS,
-    cached=st.sampled_from([0.0, 0.0, 0.5, 0.95, 1.0]),
-    uneven=st.floats(0.0, 4.0),
+    prompt_tokens=PROMPTS,
+    output_tokens=OUTPUTS,
+    cached_share=st.sampled_from([0.0, 0.0, 0.5, 0.95, 1.0]),
+    prompt_variability=st.floats(0.0, 4.0),
 )
 """Mean requests, from one token to a book."""

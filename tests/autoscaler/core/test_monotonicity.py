@@ -192,4 +192,4 @@ def test_past_the_point_where_a_first_token_cannot_be_in_time_it_says_so_and_buy
     assert counts == sorted(counts)
     assert counts[-1] <= 10
     plan = found[-1].core.step(found[-1].look(GatewayTraffic(5.0, 10_000.0))).pools["main"]
-    assert "first-token objective cannot be met: one request alone takes" in plan.reason
+    assert "TTFT target cannot be met: one request alone takes" in plan.reason

@@ -9,7 +9,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core import PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, ScalingSettings
 from fairlead_autoscaler.core.signals.validation import pool_totals
-from fairlead_autoscaler.core.sizing.replica_count import PoolRequest, Rule, SignalDoubt, plan_pool
+from fairlead_autoscaler.core.sizing.replica_count import PoolPlanner, PoolRequest, Rule, SignalDoubt
 from fairlead_autoscaler.core.state import PoolMemory
 
 _PROFILE = EngineProfile("L", 9e-5, step_seconds=12e-3, kv_tokens=400_000, max_sequences=256, step_tokens=1_024)
@@ -59,7 +59,8 @@ def _rule(target: int, ready: int, slow: float, *, apart: bool) -> tuple[int, st
     """The number and the rule where one more is needed than there are, in a pool whose starts take 120 s, slow ones so long."""
     wanted = PoolRequest(target, target - 0.2, True, apart, False, False, (120.0, slow), 1.0, {}, "load")
     seen = PoolObservation(ready, ready)
-    _, plan = plan_pool(PoolMemory(), seen, wanted, SignalDoubt(None, None, False), (1, 60), 100.0, ScalingSettings())
+    doubt = SignalDoubt(None, None, False)
+    _, plan = PoolPlanner(PoolMemory(), seen, doubt, (1, 60), 100.0, ScalingSettings()).plan(wanted)
     return plan.replicas, plan.rule
 
 

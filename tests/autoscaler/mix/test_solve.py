@@ -97,7 +97,7 @@ def test_a_cheaper_fleet_counts_only_where_its_pool_may_be_that_large(
 def test_without_an_answer_of_the_solver_the_mix_is_greedy_and_says_so(
     solved: MilpSolution, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fairlead_autoscaler.mix.solve.solve", lambda *_, **__: solved)
+    monkeypatch.setattr("fairlead_autoscaler.mix.solve.solve_milp", lambda *_, **__: solved)
     mix = solve_mix([43.0, 3.0], [SMALL, BIG])
     assert mix.rule == rule
     assert mix.unserved == 0.0
@@ -106,10 +106,10 @@ def test_without_an_answer_of_the_solver_the_mix_is_greedy_and_says_so(
 
 def test_an_answer_found_in_time_counts_only_if_it_is_cheaper_than_greedy(monkeypatch: pytest.MonkeyPatch) -> None:
     dear = MilpSolution("limit", (0, 9), ((0.0, 0.0), (1.0, 1.0)))
-    monkeypatch.setattr("fairlead_autoscaler.mix.solve.solve", lambda *_, **__: dear)
+    monkeypatch.setattr("fairlead_autoscaler.mix.solve.solve_milp", lambda *_, **__: dear)
     assert solve_mix([43.0, 3.0], [SMALL, BIG]).rule == "greedy-timeout"
     cheap = replace(dear, replicas=(1, 1))
-    monkeypatch.setattr("fairlead_autoscaler.mix.solve.solve", lambda *_, **__: cheap)
+    monkeypatch.setattr("fairlead_autoscaler.mix.solve.solve_milp", lambda *_, **__: cheap)
     assert solve_mix([43.0, 3.0], [SMALL, BIG]).rule == "milp-limit"
 
 

@@ -18,7 +18,7 @@ from fairlead_autoscaler.presets.hpa_behavior import (
     ScalingRules,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parent / "golden"
 PHASES = {"R": hpa.PodPhase.RUNNING, "P": hpa.PodPhase.PENDING, "T": hpa.PodPhase.LEAVING, "F": hpa.PodPhase.LEAVING}
 
 

@@ -1,10 +1,11 @@
-"""Pools that may have only so many replicas together, as where the accelerators of a model are counted.
+"""Shared replica limit: the most replicas that all pools of a model may have together.
 
-What all groups want is cut down to what there may be. Prefill and decode share it by the ratio of their needs of now, at
-which both carry the same part of the load (``roles.split``: a division stays until another carries a tenth more). There
-the largest need of five minutes does not hold: what one role keeps in case the load returns, the other lacks today. That of a minute
-does (``lately``), since answers that began together end together and seem longer and shorter in turns; but nothing of before the
-traffic turned. A role that shrinks drains at once, and what it frees is what the other one waits for.
+Prefill and decode share the limit by the ratio of their current demands, at which both carry the
+same part of the load (`prefill_decode_ratio`). A division stays until another carries a tenth more.
+The stabilization window does not count here: what one role keeps in case the load returns, the
+other one lacks today. The highest demand of the last minute counts (`recent_need`), since answers
+that began together end together, so lengths seem to change in turns. Demand before a length shift
+does not count. A role that shrinks drains at once, and the other role waits for what it frees.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,74 +13,95 @@ from dataclasses import dataclass, replace
 
 from fairlead.decision import DecisionInput
 from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.limits.prefill_decode_ratio import split_by_role
 from fairlead_autoscaler.core.sizing.replica_count import Rule
 from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow, add_need
 from fairlead_autoscaler.core.types import PoolObservation, PoolPlan, PoolSpec
-from fairlead_autoscaler.roles import split_by_role
 
 
 @dataclass(frozen=True, slots=True)
 class LimitShare:
-    """A group of pools as far as sharing goes: what it needs by now (``lately``), in replicas (None = nobody knows)."""
+    """A group of pools that shares the limit.
+
+    need: recent demand in replicas; None: unknown.
+    """
 
     role: Role
     pools: tuple[PoolSpec, ...]
     need: float | None
 
 
-def recent_need(before: NeedWindow, now: float, need: float, turned_at: float | None, seconds: float) -> NeedWindow:
-    """``before`` with the ``need`` of ``now``, and nothing that is older than so many seconds or than the last turn."""
-    if turned_at is not None:
-        before = NeedWindow(tuple(entry for entry in before.needs if entry[0] > turned_at))
+@dataclass(frozen=True, slots=True)
+class SharedLimit:
+    """The limit, and the ways to meet it now.
+
+    can_lower: without it no pool is lowered, so more than `max_replicas` may stay for a while.
+    is_shifting: lengths shift, so no division is kept for its own sake.
+    """
+
+    max_replicas: int
+    can_lower: bool = True
+    is_shifting: bool = False
+
+
+def recent_need(before: NeedWindow, now: float, need: float, shifted_at: float | None, seconds: float) -> NeedWindow:
+    """Adds the demand of `now`, and drops all that is older than `seconds` or than the last
+    shift.
+    """
+    if shifted_at is not None:
+        before = NeedWindow(tuple(entry for entry in before.needs if entry[0] > shifted_at))
     return add_need(before, now, need, seconds)
 
 
 def apply_shared_limit(
-    max_replicas: int,
+    limit: SharedLimit,
     shares: Sequence[LimitShare],
     plans: Mapping[str, PoolPlan],
     observed: Mapping[str, PoolObservation],
-    *,
-    can_lower: bool = True,
-    is_shifting: bool = False,
 ) -> dict[str, PoolPlan]:
-    """``plans`` with no more than ``most`` replicas in all, as far as minima allow; as they are where they fit. Without
-    ``lower`` no pool is set below what it has, so that there may be more than ``most`` for a while. While traffic ``turns`` no
-    division is kept for its own sake."""
+    """Returns the plans within the limit, as far as the pools' minima allow."""
     planned = {share.role: sum([plans[pool.name].replicas for pool in share.pools]) for share in shares}
-    total = sum(planned.values())
-    if total <= max_replicas:
+    total, most = sum(planned.values()), limit.max_replicas
+    if total <= most:
         return dict(plans)
-    prefill = next((share for share in shares if share.role is Role.PREFILL), None)
-    decode = next((share for share in shares if share.role is Role.DECODE), None)
+    by_role = {share.role: share for share in shares}
+    prefill, decode = by_role.get(Role.PREFILL), by_role.get(Role.DECODE)
     others = sum([count for role, count in planned.items() if role not in (Role.PREFILL, Role.DECODE)])
-    if prefill is None or decode is None or max_replicas - others < 2:
-        counts = {role: count * max_replicas // total for role, count in planned.items()}
-        reason = f"{total} are wanted by all pools together, of which there may be {max_replicas}"
-        inputs: Mapping[str, DecisionInput] = {"together_most_replicas": DecisionInput(float(max_replicas))}
+    if prefill is None or decode is None or most - others < 2:
+        counts = {role: count * most // total for role, count in planned.items()}
+        reason = f"all pools together need {total}, the limit is {most}"
+        inputs: Mapping[str, DecisionInput] = {"together_most_replicas": DecisionInput(float(most))}
     else:
         needs = [float(planned[share.role]) if share.need is None else share.need for share in (prefill, decode)]
-        now = None if is_shifting else sum([observed[pool.name].desired for pool in prefill.pools])
-        chosen = split_by_role(max_replicas - others, *needs, now=now)
-        counts = {**planned, Role.PREFILL: chosen.prefill, Role.DECODE: chosen.decode}
-        reason, inputs = chosen.reason, chosen.inputs
+        now = None if limit.is_shifting else sum([observed[pool.name].desired for pool in prefill.pools])
+        split = split_by_role(most - others, *needs, now=now)
+        counts = {**planned, Role.PREFILL: split.prefill, Role.DECODE: split.decode}
+        reason, inputs = split.reason, split.inputs
     floors = {
-        pool.name: pool.minimum if can_lower else max(pool.minimum, observed[pool.name].desired)
+        pool.name: pool.minimum if limit.can_lower else max(pool.minimum, observed[pool.name].desired)
         for share in shares
         for pool in share.pools
     }
-    if not can_lower:
-        counts = _raise_only(max_replicas, shares, counts, floors)
+    if not limit.can_lower:
+        counts = _raise_only(most, shares, counts, floors)
     made = dict(plans)
     for share in shares:
-        made |= _trim_group(share.pools, plans, counts[share.role], floors, reason, inputs)
+        for name, count in _trimmed_counts(share.pools, plans, counts[share.role], floors).items():
+            plan = plans[name]
+            made[name] = replace(
+                plan,
+                replicas=count,
+                rule=Rule.SHARED.value,
+                reason=f"{plan.replicas} are needed; {reason}",
+                inputs={**plan.inputs, **inputs},
+            )
     return made
 
 
 def _raise_only(
     most: int, shares: Sequence[LimitShare], counts: Mapping[Role, int], floors: Mapping[str, int]
 ) -> dict[Role, int]:
-    """``counts`` where nobody is lowered: each group is raised as far as what the others keep leaves room."""
+    """Returns `counts` if no pool is lowered: each group rises as far as the others leave room."""
     kept = {share.role: sum([floors[pool.name] for pool in share.pools]) for share in shares}
     left = max(0, most - sum(kept.values()))
     raised: dict[Role, int] = {}
@@ -90,28 +112,19 @@ def _raise_only(
     return raised
 
 
-def _trim_group(
-    pools: Sequence[PoolSpec],
-    plans: Mapping[str, PoolPlan],
-    count: int,
-    floors: Mapping[str, int],
-    reason: str,
-    inputs: Mapping[str, DecisionInput],
-) -> dict[str, PoolPlan]:
-    """The pools of a group lowered to ``count`` replicas in all, the dearest first, none below its floor."""
-    made: dict[str, PoolPlan] = {}
+def _trimmed_counts(
+    pools: Sequence[PoolSpec], plans: Mapping[str, PoolPlan], count: int, floors: Mapping[str, int]
+) -> dict[str, int]:
+    """Returns the replicas of the pools to lower, so that the group has `count` in all.
+
+    The most expensive pool comes first, and none falls below its floor.
+    """
+    trimmed: dict[str, int] = {}
     over = sum([plans[pool.name].replicas for pool in pools]) - count
     for pool in sorted(pools, key=lambda pool: -pool.cost_per_hour):
-        plan = plans[pool.name]
-        fewer = min(over, max(0, plan.replicas - floors[pool.name]))
-        if fewer <= 0:
-            continue
-        over -= fewer
-        made[pool.name] = replace(
-            plan,
-            replicas=plan.replicas - fewer,
-            rule=Rule.SHARED.value,
-            reason=f"{plan.replicas} are wanted; {reason}",
-            inputs={**plan.inputs, **inputs},
-        )
-    return made
+        replicas = plans[pool.name].replicas
+        fewer = min(over, max(0, replicas - floors[pool.name]))
+        if fewer > 0:
+            over -= fewer
+            trimmed[pool.name] = replicas - fewer
+    return trimmed

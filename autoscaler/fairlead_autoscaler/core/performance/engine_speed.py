@@ -1,27 +1,38 @@
-"""Engine speed."""
+"""Measured speed of engines, as a factor on their profile.
+
+The step model predicts the gaps between tokens from the load of each engine. That load is the mean
+of running sequences (gap seconds per second), resident tokens, and prompt tokens per step. Measured
+over predicted gaps is the slowdown of the engine. Its mean over the last 45 seconds scales every
+coefficient of the profile: an engine that becomes 35 % slower is known as such within two minutes.
+
+Why each replica by itself: means over a pool describe no replica of it. With them, replicas that
+worked off a queue next to new ones seemed up to three times as slow.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fairlead_autoscaler.core.performance.capacity import StepModel
-from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead_autoscaler.core.settings import SpeedSettings
 from fairlead_autoscaler.core.signals.validation import TokenGapSample
 from fairlead_autoscaler.core.types import PoolSpec
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpeed:
-    """Decaying sums of seconds between tokens: as seen, and as the profile says; and the same of the last tick alone, where it was
-    far from them."""
+    """Decaying sums of gap seconds: as measured, and as the profile predicts.
+
+    odd_seen, odd_expected: those of the last tick, if they were far from the sums.
+    """
 
     seen: float = 0.0
     expected: float = 0.0
     odd_seen: float = 0.0
     odd_expected: float = 0.0
 
-    def slowdown(self, settings: ScalingSettings) -> float:
-        """How many times as long as its profile says an engine takes; 1 until something was seen."""
+    def slowdown(self, settings: SpeedSettings) -> float:
+        """Returns how many times as long as its profile an engine takes; 1 without measurements."""
         if self.expected <= 1.0:
             return 1.0
         return min(settings.speed_most, max(settings.speed_least, self.seen / self.expected))
@@ -29,34 +40,33 @@ class EngineSpeed:
 
 def update_engine_speed(
     before: EngineSpeed,
-    gap_samples: Sequence[TokenGapSample],
-    facts: PoolSpec,
+    samples: Sequence[TokenGapSample],
+    pool: PoolSpec,
     seconds: float,
-    settings: ScalingSettings,
+    settings: SpeedSettings,
 ) -> EngineSpeed:
-    """``before`` with what one tick of ``seconds`` showed. Each replica is compared with what it had to do itself: where some have
-    just begun and others work off a queue, what they do on the mean none of them does."""
-    if facts.profile is None or seconds <= 0.0:
+    """Returns the speed after one tick of `seconds`."""
+    if pool.profile is None or seconds <= 0.0:
         return before
-    step = StepModel.from_profile(facts.profile)
-    now_seen = now_expected = 0.0
-    for pace in gap_samples:
-        if pace.generated_tokens < 1.0 or pace.itl_seconds <= 0.0:
+    step = StepModel.from_profile(pool.profile)
+    measured = predicted = 0.0
+    for sample in samples:
+        if sample.generated_tokens < 1.0 or sample.itl_seconds <= 0.0:
             continue
-        now_seen += pace.itl_seconds
-        now_expected += pace.generated_tokens * (
+        measured += sample.itl_seconds
+        predicted += sample.generated_tokens * (
             step.base_seconds
-            + step.sequence_seconds * pace.itl_seconds / seconds
-            + step.resident_token_seconds * pace.resident_tokens
+            + step.sequence_seconds * sample.itl_seconds / seconds
+            + step.resident_token_seconds * sample.resident_tokens
         )
-        now_expected += step.prompt_token_seconds * pace.prompt_tokens / seconds * pace.itl_seconds
-    if now_expected <= 0.0:
+        predicted += step.prompt_token_seconds * sample.prompt_tokens / seconds * sample.itl_seconds
+    if predicted <= 0.0:
         return before
-    factor, odd = before.seen / max(before.expected, 1e-9), now_seen / now_expected
+    factor, odd = before.seen / max(before.expected, 1e-9), measured / predicted
     if before.expected > 1.0 and abs(odd / factor - 1.0) > settings.speed_odd:
         if before.odd_expected and (odd - factor) * (before.odd_seen / before.odd_expected - factor) > 0.0:
-            # Two ticks in a row that are off to the same side: it is another engine now.
-            return EngineSpeed(before.odd_seen + now_seen, before.odd_expected + now_expected)
-        return replace(before, odd_seen=now_seen, odd_expected=now_expected)
+            # Two consecutive ticks differ in the same direction: the engine has changed.
+            return EngineSpeed(before.odd_seen + measured, before.odd_expected + predicted)
+        return replace(before, odd_seen=measured, odd_expected=predicted)
     keep = math.exp(-seconds / settings.speed_seconds)
-    return EngineSpeed(before.seen * keep + now_seen, before.expected * keep + now_expected)
+    return EngineSpeed(before.seen * keep + measured, before.expected * keep + predicted)

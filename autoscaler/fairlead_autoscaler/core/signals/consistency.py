@@ -1,18 +1,21 @@
-"""Which signals to believe. Missing ones are None; lying ones are found out by conservation, and become None.
+"""Consistency checks on metrics, by conservation of requests. Signals that fail become None
+(missing).
 
-**Conservation.** What was in flight and did not finish must still be in flight. A replica that had 20 requests and counts none
-finished cannot have none: a broken exporter, a proxy that answers zeros, a scrape of something else. The same holds between
-gateways and engines: first tokens that no arrival explains say that the arrivals are wrong. It takes one sample to see, where a
-window of minutes merely outlasts short lies.
+1. A request that was in flight and has not finished is still in flight. A replica that had 20
+   requests, reports none now and finished none is inconsistent: a broken exporter, a proxy that
+   returns zeros, or another scrape target.
+2. More first tokens at the engines than arrivals at the gateways mean that arrivals are incomplete.
 
-A lie ends when engines move again, or after a quarter of an hour: nothing moving for so long may also be a load that was cut off.
-Requests that clients gave up leave without finishing; gateways tell them, and of what was in flight half may go in one tick.
+One sample is enough. A moving average needs minutes and still accepts short outages. An
+inconsistency ends when the counters of the engines move again, or after 15 minutes: then the
+traffic may really have ended. Requests of clients that left do not finish. Gateways report them,
+and up to half of the requests in flight may leave in one tick.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead_autoscaler.core.settings import SignalSettings
 from fairlead_autoscaler.core.signals.validation import PoolTotals
 from fairlead_autoscaler.core.types import GatewayTraffic
 
@@ -22,8 +25,13 @@ _MAX_UNEXPLAINED = 3.0
 
 @dataclass(frozen=True, slots=True)
 class ConsistencyState:
-    """What was in flight at the last look, by pool and replica; since when engines lie; what was queued and held when arrivals
-    stopped (None: nobody looked), how many requests engines began since then, and when they did last."""
+    """The memory of the consistency checks.
+
+    in_flight_of: requests in flight at the last tick, by pool and replica.
+    lying_since: since when engines are inconsistent.
+    queued: requests that were queued when arrivals stopped; None: unknown.
+    began: requests that engines began since then; began_at: when they last did.
+    """
 
     in_flight_of: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     lying_since: float | None = None
@@ -34,7 +42,10 @@ class ConsistencyState:
 
 @dataclass(frozen=True, slots=True)
 class TrustedSignals:
-    """What of an observation is believed. ``lie`` says in words what was found out."""
+    """The signals that passed the checks.
+
+    inconsistency: what the checks found, in words; None: nothing.
+    """
 
     gateway: GatewayTraffic | None
     pools: Mapping[str, PoolTotals | None]
@@ -42,78 +53,87 @@ class TrustedSignals:
 
 
 def check_consistency(
-    trust: ConsistencyState,
+    memory: ConsistencyState,
     now: float,
     traffic: GatewayTraffic | None,
     pools: Mapping[str, PoolTotals | None],
-    settings: ScalingSettings,
+    settings: SignalSettings,
 ) -> tuple[ConsistencyState, TrustedSignals]:
-    """What to believe of ``seen`` and ``pools`` at ``now``, and what to remember of it."""
+    """Returns the next memory, and the signals that can be trusted."""
     known = [totals for totals in pools.values() if totals is not None]
-    before, gone = _vanished_requests(trust.in_flight_of, pools)
+    before, vanished = _vanished_requests(memory.in_flight_of, pools)
     abandoned = traffic.abandoned if traffic is not None else 0.0
-    lost = before > _MAX_UNEXPLAINED and gone - abandoned > max(_MAX_UNEXPLAINED, settings.lie_share * before)
-    still = (
-        trust.lying_since is not None
-        and now - trust.lying_since < settings.lie_most_seconds
+    is_lost = before > _MAX_UNEXPLAINED and vanished - abandoned > max(_MAX_UNEXPLAINED, settings.lie_share * before)
+    persists = (
+        memory.lying_since is not None
+        and now - memory.lying_since < settings.lie_most_seconds
         and not _has_activity(known)
     )
-    # What nobody could read now is as it was.
+    # Pools without metrics now keep their last known requests.
     in_flight = {
-        name: trust.in_flight_of.get(name, {}) if totals is None else totals.in_flight_by_replica
+        name: memory.in_flight_of.get(name, {}) if totals is None else totals.in_flight_by_replica
         for name, totals in pools.items()
     }
-    if lost or still:
-        since = now if trust.lying_since is None else trust.lying_since
+    if is_lost or persists:
+        since = now if memory.lying_since is None else memory.lying_since
         arrivals = traffic if traffic is not None and (traffic.arrivals > 0.0 or traffic.held > 0.0) else None
-        lie = f"{gone:.0f} requests in flight are gone without having finished" if lost else "engines still deny it"
-        return replace(trust, in_flight_of=in_flight, lying_since=since), TrustedSignals(
-            arrivals, dict.fromkeys(pools), lie
+        found = (
+            f"{vanished:.0f} requests in flight vanished without finishing" if is_lost else "engines still report zeros"
         )
-    queued, began, began_at = _track_starts(trust, now, traffic, known, settings)
-    remembered = ConsistencyState(in_flight, None, queued, began, began_at)
+        return replace(memory, in_flight_of=in_flight, lying_since=since), TrustedSignals(
+            arrivals, dict.fromkeys(pools), found
+        )
+    queued, began, began_at = _track_starts(memory, now, traffic, known, settings)
+    memory = ConsistencyState(in_flight, None, queued, began, began_at)
     if queued is not None and began > queued + _MAX_UNEXPLAINED:
-        return remembered, TrustedSignals(None, pools, f"engines began {began:.0f} requests that no gateway received")
-    return remembered, TrustedSignals(traffic, pools)
+        return memory, TrustedSignals(None, pools, f"engines began {began:.0f} requests that no gateway received")
+    return memory, TrustedSignals(traffic, pools)
 
 
 def _track_starts(
-    before: ConsistencyState,
+    memory: ConsistencyState,
     now: float,
     traffic: GatewayTraffic | None,
     known: list[PoolTotals],
-    settings: ScalingSettings,
+    settings: SignalSettings,
 ) -> tuple[float | None, float, float]:
-    """What was queued when arrivals stopped, what engines began since, and when last. What a gateway holds is queued as much as what
-    an engine does: it is begun later, when nothing may arrive any more. After a time in which nobody looked there is nothing to
-    compare with, so what is there then counts as queued."""
+    """Returns the requests queued when arrivals stopped, those begun since, and when one last
+    began.
+
+    A request that a gateway queues counts like one that an engine queues: it begins later, perhaps
+    after arrivals have stopped. After a tick without metrics there is nothing to compare with, so
+    all requests that are there count as queued.
+    """
     entries = [totals for totals in known if totals.is_entry]
-    here = sum(totals.waiting + totals.running for totals in entries)
+    present = sum(totals.waiting + totals.running for totals in entries)
     if traffic is None:
-        return max(before.queued or 0.0, here) if known else None, 0.0, now
-    if traffic.arrivals > 0.0 or traffic.held > 0.0 or now - before.began_at > settings.lie_most_seconds:
-        return here + traffic.held, 0.0, now
+        return max(memory.queued or 0.0, present) if known else None, 0.0, now
+    if traffic.arrivals > 0.0 or traffic.held > 0.0 or now - memory.began_at > settings.lie_most_seconds:
+        return present + traffic.held, 0.0, now
     begins = sum(totals.first_tokens for totals in entries)
-    if before.queued is None:
-        return here + begins if known else None, 0.0, now
-    return before.queued, before.began + begins, now if begins > 0.0 else before.began_at
+    if memory.queued is None:
+        return present + begins if known else None, 0.0, now
+    return memory.queued, memory.began + begins, now if begins > 0.0 else memory.began_at
 
 
 def _vanished_requests(
     in_flight: Mapping[str, Mapping[str, float]], pools: Mapping[str, PoolTotals | None]
 ) -> tuple[float, float]:
-    """Of replicas that are still there: what was in flight, and what of it neither finished nor is in flight."""
-    before = gone = 0.0
+    """Returns the former requests in flight of replicas that still exist, and how many vanished.
+
+    A vanished request is neither finished nor in flight.
+    """
+    total = vanished = 0.0
     for name, totals in pools.items():
         if totals is None:
             continue
-        was = in_flight.get(name, {})
-        for replica, now in totals.in_flight_by_replica.items():
-            had = was.get(replica)
-            if had:
-                before += had
-                gone += max(0.0, had - now - totals.finished_by_replica.get(replica, 0.0))
-    return before, gone
+        former = in_flight.get(name, {})
+        for replica, current in totals.in_flight_by_replica.items():
+            before = former.get(replica)
+            if before:
+                total += before
+                vanished += max(0.0, before - current - totals.finished_by_replica.get(replica, 0.0))
+    return total, vanished
 
 
 def _has_activity(known: list[PoolTotals]) -> bool:

@@ -1,38 +1,70 @@
-"""One look: what was seen, cleaned, judged and timed; and what it teaches.
+"""Tick: one observation with valid values, checked for consistency and placed on the core's clock.
 
-The clock of the core only goes on. A look whose clock stood still or went back brings nothing; one that jumped far ahead (the
-process slept, the API server was away) is taken for an interval without signals, since nobody knows what its counters cover."""
+The clock of the core only moves forward. An observation whose clock stood still or went back brings
+no signals. Its clock jumps far ahead after the process was suspended or the API server was away.
+That counts as an interval without signals, since the time that its counters cover is unknown.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fairlead.fleet.model import Role
-from fairlead_autoscaler.core.performance import engine_speed, startup_time
-from fairlead_autoscaler.core.settings import ScalingSettings
-from fairlead_autoscaler.core.signals import consistency, validation
-from fairlead_autoscaler.core.signals.consistency import TrustedSignals
-from fairlead_autoscaler.core.state import CoreState, PoolMemory, TickClock
-from fairlead_autoscaler.core.types import (
-    GatewayTraffic,
-    MixResult,
-    ModelSpec,
-    Observation,
-    PoolObservation,
-    has_pool_choice,
-)
-from fairlead_autoscaler.core.workload import idle_gaps, request_lengths
-from fairlead_autoscaler.core.workload.arrivals import ArrivalBin, ArrivalHistory, record_tick
-from fairlead_autoscaler.core.workload.length_shift import detect_shift
-from fairlead_autoscaler.core.workload.mean_request import mean_request
-from fairlead_autoscaler.core.workload.shape_histogram import ShapeHistogram
+from fairlead_autoscaler.core.settings import ScalingSettings, SignalSettings
+from fairlead_autoscaler.core.signals.consistency import ConsistencyState, TrustedSignals, check_consistency
+from fairlead_autoscaler.core.signals.validation import pool_totals, valid_count, valid_number, valid_traffic
+from fairlead_autoscaler.core.types import GatewayTraffic, MixResult, ModelSpec, Observation, PoolObservation
 
 _COUNT_FIELDS = ("desired", "ready", "pending", "draining", "asleep_desired", "asleep", "waking")
 
 
 @dataclass(frozen=True, slots=True)
+class TickClock:
+    """The clock of the core, and the arrivals of the interval that is not complete yet.
+
+    now: seconds since the first tick; never decreases.
+    `told` is the time of the last observation.
+
+    calm_at: until then nothing is lowered, after a start or a gap.
+    blind_since: since when arrivals are missing; None: they are not.
+    """
+
+    told: float | None = None
+    now: float = 0.0
+    calm_at: float = 0.0
+    blind_since: float | None = None
+    open_seconds: float = 0.0
+    open_requests: float = 0.0
+    open_prompt: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CountedArrivals:
+    """Arrivals on which an estimate of the usual rate can rest."""
+
+    seconds: float
+    requests: float
+
+
+@dataclass(frozen=True, slots=True)
+class IntervalArrivals:
+    """Arrivals of one complete interval, which ended at `at`."""
+
+    at: float
+    seconds: float
+    requests: float
+    prompt_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
-    """One look, cleaned and judged. ``seconds`` since the last one (0 for the first, and where clocks did not go on). ``mixes`` are
-    the answers of a solver that came with it, by role."""
+    """One observation, validated, checked and timed.
+
+    seconds: since the last tick; 0 for the first one, and if the clock did not advance.
+    missing_seconds: how long arrivals have been missing; None: they are known.
+    warming_up: the core began, or a gap ended, a short time ago.
+    has_arrivals: requests arrived or are queued.
+    arrivals: what arrived in an interval that is complete now.
+    mix_results: replies of the solver, by role.
+    """
 
     model: ModelSpec
     settings: ScalingSettings
@@ -44,80 +76,73 @@ class Tick:
     missing_seconds: float | None
     warming_up: bool
     has_arrivals: bool
+    arrivals: IntervalArrivals | None
     mix_results: Mapping[str, MixResult]
 
     @property
     def forbids_scale_down(self) -> bool:
-        """May nothing be lowered?"""
+        """Whether signals are missing, inconsistent or too recent to lower a pool."""
         return self.missing_seconds is not None or self.signals.inconsistency is not None or self.warming_up
 
 
 def take_sample(
-    state: CoreState, observation: Observation, model: ModelSpec, settings: ScalingSettings
-) -> tuple[CoreState, Tick]:
-    """``observation`` as it is to be taken, and the state with what it teaches. Pools that it does not name are left out."""
+    clock: TickClock,
+    memory: ConsistencyState,
+    usual: CountedArrivals,
+    observation: Observation,
+    model: ModelSpec,
+    settings: ScalingSettings,
+) -> tuple[TickClock, ConsistencyState, Tick]:
+    """Returns the next clock and memory, and the tick of `observation`.
+
+    usual: recent arrivals; they bound the first counters after missing metrics.
+    """
     pools = {
         pool.name: _valid_pool(observation.pools[pool.name]) for pool in model.pools if pool.name in observation.pools
     }
-    clock, seconds, gap = _advance_clock(state.clock, observation.now, model, settings)
-    counted = {
-        pool.name: validation.pool_totals(pools[pool.name], pool, model.itl_seconds)
-        if not gap and seconds > 0.0
-        else None
+    clock, seconds, has_gap = _advance_clock(clock, observation.now, model, settings.signals)
+    is_counted = not has_gap and seconds > 0.0
+    totals = {
+        pool.name: pool_totals(pools[pool.name], pool, model.itl_seconds) if is_counted else None
         for pool in model.pools
         if pool.name in pools
     }
-    gateway = validation.validated_traffic(observation.gateway) if not gap and seconds > 0.0 else None
-    trusted, believed = consistency.check_consistency(state.trust, clock.now, gateway, counted, settings)
-    clock, tick = _collect_arrivals(clock, believed.gateway, seconds, model, state.load)
-    if seconds > 0.0 and (believed.inconsistency is not None or clock.blind_since is not None):
-        clock = replace(clock, calm_at=max(clock.calm_at, clock.now + settings.doubt_seconds))
-    arrived = believed.gateway is not None and (believed.gateway.arrivals > 0.0 or believed.gateway.held > 0.0)
-    blind = None if clock.blind_since is None else clock.now - clock.blind_since
-    look = Tick(
-        model,
-        settings,
-        clock.now,
-        seconds,
-        validation.valid_number(observation.wall),
-        pools,
-        believed,
-        blind,
-        clock.now < clock.calm_at,
-        arrived,
-        observation.mixes,
+    traffic = valid_traffic(observation.gateway) if is_counted else None
+    memory, signals = check_consistency(memory, clock.now, traffic, totals, settings.signals)
+    clock, arrivals = _collect_arrivals(clock, signals.gateway, seconds, model, usual)
+    if seconds > 0.0 and (signals.inconsistency is not None or clock.blind_since is not None):
+        clock = replace(clock, calm_at=max(clock.calm_at, clock.now + settings.signals.doubt_seconds))
+    tick = Tick(
+        model=model,
+        settings=settings,
+        now=clock.now,
+        seconds=seconds,
+        wall=valid_number(observation.wall),
+        pools=pools,
+        signals=signals,
+        missing_seconds=None if clock.blind_since is None else clock.now - clock.blind_since,
+        warming_up=clock.now < clock.calm_at,
+        has_arrivals=signals.gateway is not None and (signals.gateway.arrivals > 0.0 or signals.gateway.held > 0.0),
+        arrivals=arrivals,
+        mix_results=observation.mixes,
     )
-    state = replace(state, clock=clock, trust=trusted, silence=_update_idle_gaps(state.silence, look))
-    if observation.shapes is not None and blind is None and has_pool_choice(model):
-        shapes = state.shapes or ShapeHistogram.empty(clock.now)
-        state = replace(state, shapes=shapes.with_requests(clock.now, observation.shapes))
-    return _learn(state, look, tick), look
+    return clock, memory, tick
 
 
-def _valid_pool(seen: PoolObservation) -> PoolObservation:
-    """What the API server says, with counts that can be."""
-    told = {name: getattr(seen, name) for name in _COUNT_FIELDS}
-    counts = {name: validation.valid_count(value) for name, value in told.items()}
-    if counts == told:
-        return seen
-    desired, ready, pending, draining, asleep_desired, asleep, waking = counts.values()
-    return replace(
-        seen,
-        desired=desired,
-        ready=ready,
-        pending=pending,
-        draining=draining,
-        asleep_desired=asleep_desired,
-        asleep=asleep,
-        waking=waking,
-    )
+def _valid_pool(pool: PoolObservation) -> PoolObservation:
+    """Returns the pool with valid numbers of replicas."""
+    observed = {name: getattr(pool, name) for name in _COUNT_FIELDS}
+    counts = {name: valid_count(value) for name, value in observed.items()}
+    return pool if counts == observed else replace(pool, **counts)  # type: ignore[arg-type]
 
 
 def _advance_clock(
-    clock: TickClock, time: float, model: ModelSpec, settings: ScalingSettings
+    clock: TickClock, time: float, model: ModelSpec, settings: SignalSettings
 ) -> tuple[TickClock, float, bool]:
-    """The clock after a look at ``told``, the seconds since the last, and whether there is a gap between them."""
-    if validation.valid_number(time) is None:
+    """Returns the clock after an observation at `time`, the seconds since the last one, and whether
+    there is a gap between them.
+    """
+    if valid_number(time) is None:
         return clock, 0.0, False
     if clock.told is None:
         return replace(clock, told=time, calm_at=clock.now + settings.restart_seconds), 0.0, True
@@ -126,19 +151,23 @@ def _advance_clock(
         return replace(clock, told=time), 0.0, False
     if seconds > settings.gap_intervals * model.interval_seconds:
         now = clock.now + model.interval_seconds
-        later = max(clock.calm_at, now + settings.restart_seconds)
-        return replace(clock, told=time, now=now, calm_at=later), model.interval_seconds, True
+        calm_at = max(clock.calm_at, now + settings.restart_seconds)
+        return replace(clock, told=time, now=now, calm_at=calm_at), model.interval_seconds, True
     return replace(clock, told=time, now=clock.now + seconds), seconds, False
 
 
 def _collect_arrivals(
-    clock: TickClock, traffic: GatewayTraffic | None, seconds: float, model: ModelSpec, load: ArrivalHistory
-) -> tuple[TickClock, ArrivalBin | None]:
-    """What arrived as a tick of at least half an interval (looks between are added up), and since when nobody knows."""
+    clock: TickClock, traffic: GatewayTraffic | None, seconds: float, model: ModelSpec, usual: CountedArrivals
+) -> tuple[TickClock, IntervalArrivals | None]:
+    """Adds the arrivals to those of the open interval, and returns the interval once it is
+    complete.
+
+    An interval is complete after half of the tick interval: ticks that come sooner are added up.
+    """
     if traffic is None:
         since = clock.now if clock.blind_since is None else clock.blind_since
         return replace(clock, blind_since=since, open_seconds=0.0, open_requests=0.0, open_prompt=0.0), None
-    share = _share_of_tick(clock, traffic.arrivals, seconds, model, load)
+    share = _share_of_tick(clock, traffic.arrivals, seconds, model, usual)
     clock = replace(
         clock,
         blind_since=None,
@@ -148,74 +177,24 @@ def _collect_arrivals(
     )
     if clock.open_seconds < model.interval_seconds / 2:
         return clock, None
-    tick = ArrivalBin(clock.now, clock.open_seconds, clock.open_requests, clock.open_prompt, 0.0)
-    return replace(clock, open_seconds=0.0, open_requests=0.0, open_prompt=0.0), tick
+    arrivals = IntervalArrivals(clock.now, clock.open_seconds, clock.open_requests, clock.open_prompt)
+    return replace(clock, open_seconds=0.0, open_requests=0.0, open_prompt=0.0), arrivals
 
 
-def _share_of_tick(clock: TickClock, arrivals: float, seconds: float, model: ModelSpec, load: ArrivalHistory) -> float:
-    """The share of what was counted that is taken to have come within the tick. The first counters after a time that nobody saw may
-    be of all that time (five minutes in one tick would be sixty times the load): they count as what came before, or, where that
-    is more, as what they make spread over all of it. The next ones tell. Right after the start nothing came before."""
+def _share_of_tick(
+    clock: TickClock, arrivals: float, seconds: float, model: ModelSpec, usual: CountedArrivals
+) -> float:
+    """Returns the share of the counted arrivals that belongs to this tick.
+
+    Why: the first counters after missing metrics may cover all of that time. Five minutes in one
+    tick would be sixty times the load. They count as the usual rate, or as their mean over all of
+    the time, whichever is more. Right after the start there was no traffic before.
+    """
     if clock.blind_since is None or arrivals <= 0.0:
         return 1.0
-    unseen = clock.now - clock.blind_since
-    known = load.bins or load.recent
-    if not known and unseen < 1.5 * model.interval_seconds:
+    missing = clock.now - clock.blind_since
+    is_known = usual.seconds > 0.0
+    if not is_known and missing < 1.5 * model.interval_seconds:
         return 1.0
-    covered = sum(each.seconds for each in known)
-    usual = sum(each.requests for each in known) / covered * seconds if known else 0.0
-    return max(seconds / (unseen + model.interval_seconds), min(1.0, usual / arrivals))
-
-
-def _update_idle_gaps(before: idle_gaps.IdleGaps, tick: Tick) -> idle_gaps.IdleGaps:
-    busy = tick.has_arrivals or any(
-        totals is not None and (totals.unread_replicas or totals.running + totals.waiting > 0.0)
-        for totals in tick.signals.pools.values()
-    )
-    if busy or before.last_arrival is None or tick.signals.gateway is None:
-        return idle_gaps.record_arrival(before, tick.now) if busy or before.last_arrival is None else before
-    return before
-
-
-def _learn(state: CoreState, look: Tick, tick: ArrivalBin | None) -> CoreState:
-    """``state`` with what this look teaches about pools, lengths and load."""
-    settings = look.settings
-    pools = dict(state.pools)
-    generated = finished = began = queued = prompt = cached = 0.0
-    for facts in look.model.pools:
-        if facts.name not in look.pools:
-            continue
-        before = pools.get(facts.name, PoolMemory())
-        totals = look.signals.pools.get(facts.name)
-        speed = before.speed
-        if totals is not None:
-            if facts.role is not Role.PREFILL:
-                speed = engine_speed.update_engine_speed(speed, totals.gap_samples, facts, look.seconds, settings)
-            answers = totals.completions
-            generated, finished = generated + answers.generated_tokens, finished + answers.finished
-            began += answers.started
-            queued += totals.waiting if facts.role is Role.DECODE else 0.0
-            prompt, cached = prompt + totals.prompt_tokens, cached + totals.cached_tokens
-        seen = look.pools[facts.name]
-        starts, wakes = (
-            startup_time.update_startup_times(before.starts, seen),
-            startup_time.update_wake_times(before.wakes, seen),
-        )
-        pools[facts.name] = replace(before, seen_at=look.now, speed=speed, starts=starts, wakes=wakes)
-    lengths, load = (state.lengths, state.load) if tick is None else detect_shift(state.lengths, state.load, settings)
-    if finished or generated:
-        output = lengths.output.plus(generated, finished, look.seconds, settings)
-        began_now = lengths.began.plus(began - (queued - lengths.queued), 0.0, look.seconds, settings)
-        lengths = replace(lengths, output=output, began=began_now, queued=queued)
-    if prompt:
-        lengths = replace(lengths, cached=lengths.cached.plus(min(cached, prompt), prompt, look.seconds, settings))
-    if look.signals.gateway is not None:
-        lengths = request_lengths.update_decode_prefill_share(lengths, look.signals.gateway, look.seconds, settings)
-    if tick is not None:
-        known = lengths.prompt, lengths.prompt_variance
-        if tick.requests:
-            lengths = request_lengths.update_prompt_lengths(lengths, tick.prompt, tick.requests, tick.seconds, settings)
-        load = record_tick(load, replace(tick, output=mean_request(lengths, Role.SERVE).output_tokens), settings)
-        if load.past[-1:] != state.load.past[-1:]:
-            lengths = replace(lengths, settled=known)
-    return replace(state, pools=pools, lengths=lengths, load=load)
+    expected = usual.requests / usual.seconds * seconds if is_known else 0.0
+    return max(seconds / (missing + model.interval_seconds), min(1.0, expected / arrivals))

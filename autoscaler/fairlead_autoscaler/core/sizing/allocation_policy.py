@@ -1,17 +1,19 @@
-"""A group's need divided among its pools: by the mix that a solver found for the shapes of requests, else by the mean request.
+"""Allocation policy: which allocation a group follows, by a solved mix or by the mean request.
 
-A new mix is followed only where it is cheaper by ``mix_switch_share`` than the one that is followed, both with what the need takes
-now: between mixes that cost about the same nothing is started and stopped.
+A new mix replaces the old one only if it is cheaper by `mix_switch_share` for the demand of now. So
+nothing starts and stops between mixes of about the same cost.
 
-A division by the mean request is left as one leaves a rented pair of skis: once staying has cost as much more than the best
-division as starting that one's replicas would. A saving that comes and goes with the noise of the need never adds up to it."""
+Without a mix, the kept allocation is left by the ski-rental rule. Once its extra cost over the best
+one equals the cost of the starts for that, it is left. A saving that comes and goes with the noise
+of demand never adds up to it.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fairlead.decision import DecisionInput
-from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead_autoscaler.core.settings import AllocationSettings
 from fairlead_autoscaler.core.sizing.mix_requests import FollowedMix, MixQuestion, update_mix
 from fairlead_autoscaler.core.sizing.pool_allocation import (
     AllocationOptions,
@@ -27,9 +29,13 @@ from fairlead_autoscaler.core.types import MixRequest, MixResult
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """``targets`` are replicas by pool. For the next time: ``blend`` is the mix that was followed, if any, ``kept`` the division
-    without one; ``asks`` is what a solver is to be asked. ``mix`` (its replicas by pool) and ``how`` (the end of a sentence, empty
-    where there is but one pool) are for people."""
+    """The targets of a group's pools, and what to remember of them.
+
+    targets: replicas by pool.
+    mix_inputs: the replicas of the followed mix, by pool.
+    explanation: the end of a reason; empty for a single pool.
+    mix_request: a query for the solver that is due.
+    """
 
     targets: Mapping[str, int]
     followed_mix: FollowedMix
@@ -39,66 +45,71 @@ class Allocation:
     mix_request: MixRequest | None = None
 
 
-def allocate(
-    need: float,
-    parts: Sequence[PoolShare],
-    before: FollowedMix,
-    kept: PreviousAllocation,
-    now: float,
-    question: MixQuestion | None,
-    result: MixResult | None,
-    settings: ScalingSettings,
-) -> Allocation:
-    """The pools' numbers for a need in replicas of the first of them. ``before`` is the mix that was followed until now, ``kept`` the
-    division without one; ``question``
-    is None where a solver has nothing to go by; ``told`` is the answer that came since the last look, if any."""
-    if len(parts) < 2:
-        return Allocation(transition_targets(need, parts, allocation_options(need, parts, {}).best), FollowedMix())
-    blend, asks = update_mix(before, now, question, result, settings)
-    base = _followed_replicas(blend, parts)
-    if base is None:
-        kept, counts = _keep_or_switch(need, parts, kept, now, settings)
-        how = f"; divided by the mean request (mix: {blend.rule})"
-        return Allocation(transition_targets(need, parts, counts), blend, kept, {}, how, asks)
-    former = _followed_replicas(before, parts)
-    if former is not None and blend.changed_at != before.changed_at:
-        stays, moves = (mix_cost(need, parts, one) for one in (former, base))
-        if stays * (1.0 - settings.mix_switch_share) <= moves:
-            blend = replace(blend, replicas=before.replicas, rule=before.rule, changed_at=before.changed_at)
-            base = former
-    age = None if blend.told_at is None else now - blend.told_at
-    mix = {name: DecisionInput(float(count), age) for name, count in base.items()}
-    return Allocation(
-        follow_mix(need, parts, base),
-        blend,
-        PreviousAllocation(),
-        mix,
-        f"; divided by the mix of shapes ({blend.rule})",
-        asks,
-    )
+@dataclass(frozen=True, slots=True)
+class AllocationPolicy:
+    """Chooses the allocation of one group at one tick.
 
+    followed_mix: the mix of the last tick.
+    previous: the allocation by the mean request of the last tick.
+    """
 
-def _followed_replicas(blend: FollowedMix, parts: Sequence[PoolShare]) -> dict[str, int] | None:
-    """The mix that is followed, of these pools and within their bounds; None where it does not name them all."""
-    found = blend.replicas
-    if found is None or any(part.name not in found for part in parts):
-        return None
-    return {part.name: min(part.maximum, max(part.minimum, found[part.name])) for part in parts}
+    pools: Sequence[PoolShare]
+    followed_mix: FollowedMix
+    previous: PreviousAllocation
+    now: float
+    settings: AllocationSettings
 
+    def allocate(self, demand: float, question: MixQuestion | None, result: MixResult | None) -> Allocation:
+        """Returns the targets for `demand`, in replicas of the first pool.
 
-def _keep_or_switch(
-    need: float, parts: Sequence[PoolShare], before: PreviousAllocation, now: float, settings: ScalingSettings
-) -> tuple[PreviousAllocation, Mapping[str, int]]:
-    """The division that is kept or taken anew, and its replicas by pool."""
-    ways = allocation_options(need, parts, before.base)
-    regret = _update_regret(before, ways, now, settings)
-    if ways.staying is None or regret > settings.switch_starts * ways.switch_cost:
-        return PreviousAllocation(ways.best, 0.0, now), ways.best
-    return PreviousAllocation(ways.staying, regret, now), ways.staying
+        question: None: there is nothing to query.
+        result: the solver's reply that came since the last tick.
+        """
+        if len(self.pools) < 2:
+            best = allocation_options(demand, self.pools, {}).best
+            return Allocation(transition_targets(demand, self.pools, best), FollowedMix())
+        mix, request = update_mix(self.followed_mix, self.now, question, result, self.settings)
+        base = self._replicas(mix)
+        if base is None:
+            previous = self._keep_or_switch(demand)
+            targets = transition_targets(demand, self.pools, previous.base)
+            explanation = f"; allocated by the mean request (mix: {mix.rule})"
+            return Allocation(targets, mix, previous, {}, explanation, request)
+        former = self._replicas(self.followed_mix)
+        if former is not None and mix.changed_at != self.followed_mix.changed_at:
+            cost, new_cost = (mix_cost(demand, self.pools, counts) for counts in (former, base))
+            if cost * (1.0 - self.settings.mix_switch_share) <= new_cost:
+                kept = self.followed_mix
+                mix = replace(mix, replicas=kept.replicas, rule=kept.rule, changed_at=kept.changed_at)
+                base = former
+        age = None if mix.told_at is None else self.now - mix.told_at
+        return Allocation(
+            follow_mix(demand, self.pools, base),
+            mix,
+            mix_inputs={name: DecisionInput(float(count), age) for name, count in base.items()},
+            explanation=f"; allocated by the mix of shapes ({mix.rule})",
+            mix_request=request,
+        )
 
+    def _replicas(self, mix: FollowedMix) -> dict[str, int] | None:
+        """Returns the replicas of a mix within the pools' bounds; None if it lacks one of them."""
+        found = mix.replicas
+        if found is None or any(pool.name not in found for pool in self.pools):
+            return None
+        return {pool.name: min(pool.maximum, max(pool.minimum, found[pool.name])) for pool in self.pools}
 
-def _update_regret(before: PreviousAllocation, ways: AllocationOptions, now: float, settings: ScalingSettings) -> float:
-    """What staying has cost more than the best division; it fades while there is nothing to regret."""
-    seconds = 0.0 if before.at is None else now - before.at
-    fades = math.exp(-seconds / settings.mix_seconds) if ways.savings_per_hour <= 0.0 else 1.0
-    return before.regret * fades + max(0.0, ways.savings_per_hour) * seconds / 3_600.0
+    def _keep_or_switch(self, demand: float) -> PreviousAllocation:
+        """Returns the allocation by the mean request that is kept, or switched to now."""
+        options = allocation_options(demand, self.pools, self.previous.base)
+        regret = self._regret(options)
+        if options.staying is None or regret > self.settings.switch_starts * options.switch_cost:
+            return PreviousAllocation(options.best, 0.0, self.now)
+        return PreviousAllocation(options.staying, regret, self.now)
+
+    def _regret(self, options: AllocationOptions) -> float:
+        """Returns what staying has cost more than the best allocation; it decays without
+        savings.
+        """
+        seconds = 0.0 if self.previous.at is None else self.now - self.previous.at
+        keep = math.exp(-seconds / self.settings.mix_seconds) if options.savings_per_hour <= 0.0 else 1.0
+        return self.previous.regret * keep + max(0.0, options.savings_per_hour) * seconds / 3_600.0

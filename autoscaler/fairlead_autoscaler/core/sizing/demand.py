@@ -1,24 +1,36 @@
-"""Demand."""
+"""Demand: how many replicas the workload needs.
 
+    load   = max(level at now + startup time + sigmas · spread, recurring bursts)
+    demand = replicas for margin · load + backlog / (capacity · drain time)
+
+in replicas of the group's first pool. A level counts in the capacity of a replica when as many
+share the load as were needed last. The number of replicas follows from the requests per second that
+the level stands for, since more replicas carry more each.
+"""
+
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fairlead.decision import DecisionInput
-from fairlead_autoscaler.core.performance.capacity import (
-    ReplicaCapacity,
-)
-from fairlead_autoscaler.core.settings import ScalingSettings
-from fairlead_autoscaler.core.sizing.pool_capacity import ReplicasForRate
+from fairlead_autoscaler.core.performance.capacity import ReplicaCapacity
+from fairlead_autoscaler.core.settings import DemandSettings, ScalingSettings
+from fairlead_autoscaler.core.sizing.pool_capacity import ReplicaModel
 from fairlead_autoscaler.core.workload.level import LoadLevel
 
 _USUAL_BACKLOG_REPLICAS = 0.5
-"""Replicas' worth of waiting that is as usual."""
+"""A backlog of this many replicas is usual and adds no demand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a group needs, in replicas of its first pool, and from what that follows. ``backlog`` is what it takes on top to work
-    off what waits; ``level_now`` is what there is now, without anything added; ``trend`` is replicas per second."""
+    """The replicas that a group needs, in those of its first pool.
+
+    backlog: replicas on top, to drain the queue.
+    current_level: the level of now, without forecast, spread and margin.
+    trend: replicas per second.
+    inputs: the numbers that led to `replicas`.
+    """
 
     replicas: float
     backlog: float
@@ -29,8 +41,10 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits: requests now, how many replicas are ready and asked for already, and for how long it will have grown when
-    what is ordered now can be ready."""
+    """Queued requests, and the replicas that are ready and desired.
+
+    growth_seconds: time for which the queue grows until new replicas are ready.
+    """
 
     requests: float
     ready_replicas: float
@@ -38,66 +52,89 @@ class Backlog:
     growth_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class DemandInputs:
+    """The inputs of a demand estimate.
+
+    swing: share by which the load has exceeded its level before.
+    bursts: level of recurring bursts.
+    capacity: of a replica, as the level counts it.
+    replica: a replica under the expected mean request.
+    margin: the factor on capacity.
+    spare_replicas: the part of a replica that need not be rounded up.
+    ahead_seconds: the forecast horizon.
+    """
+
+    level: LoadLevel
+    swing: float
+    bursts: float
+    capacity: ReplicaCapacity
+    replica: ReplicaModel
+    margin: float
+    spare_replicas: float
+    ahead_seconds: float
+    backlog: Backlog
+
+
+def estimate_demand(inputs: DemandInputs, settings: ScalingSettings) -> Demand:
+    """Returns the demand of level, forecast, spread, bursts, margin and backlog.
+
+    If more requests wait than usual, the last seconds count as the level.
+    """
+    level, backlog, margin = inputs.level, inputs.backlog, inputs.margin
+    rate_per_replica, ahead = inputs.capacity.requests_per_second, inputs.ahead_seconds
+    if backlog.requests > settings.demand.queue_usual * max(1.0, backlog.ready_replicas):
+        level = replace(level, current=max(level.current, level.recent))
+    raised = max(level.upper_bound(settings.load.spread_sigmas, inputs.swing, ahead), inputs.bursts)
+    upper = raised * margin
+    replicas = inputs.replica.replicas_for(upper * rate_per_replica, upper)
+    steady = max(level.steady + settings.demand.gentle_room * (raised - level.steady), inputs.bursts) * margin
+    replicas = _cap_soft_overshoot(inputs, replicas, upper, steady, settings.demand)
+    gain = upper / replicas if replicas > 0.0 else 1.0
+    replicas = max(replicas - inputs.spare_replicas, min(replicas, level.current / gain * margin))
+    shortage = max(0.0, level.current - backlog.desired_replicas)
+    growth = shortage * backlog.growth_seconds * settings.demand.backlog_ahead
+    waiting = backlog.requests / rate_per_replica + growth
+    backlog_replicas = max(0.0, waiting / settings.demand.drain_seconds - _USUAL_BACKLOG_REPLICAS)
+    values = {
+        "level_replicas": level.current,
+        "spread_replicas": level.spread,
+        "swing_share": inputs.swing,
+        "trend_replicas_per_minute": level.slope * 60.0,
+        "ahead_seconds": ahead,
+        "forecast_replicas": level.current + level.slope * ahead,
+        "recurring_burst_replicas": inputs.bursts,
+        "margin": margin,
+        "spared_replicas": inputs.spare_replicas,
+        "crowd_gain": gain,
+        "need_replicas": replicas,
+        "backlog_requests": backlog.requests,
+        "backlog_replicas": backlog_replicas,
+    }
+    return Demand(
+        replicas,
+        backlog_replicas,
+        level.current,
+        level.slope * margin,
+        {name: DecisionInput(value) for name, value in values.items()},
+    )
+
+
 def _cap_soft_overshoot(
-    replicas: float,
-    upper: float,
-    steady: float,
-    capacity: ReplicaCapacity,
-    replicas_for: ReplicasForRate,
-    replicas_for_hard_targets: ReplicasForRate,
-    settings: ScalingSettings,
+    inputs: DemandInputs, replicas: float, upper: float, steady: float, settings: DemandSettings
 ) -> float:
-    """``replicas`` for ``upper``, or fewer where what makes them so many is missed gently: short answers between the chunks of long
-    prompts. Of these about as many are late at times of more load as on the mean (0.9 % of requests with ten replicas, 0.6 % with
-    twelve, 0.4 % with fifteen), so that room beside the ``steady`` level saves few. Where queues or memory would follow with no more
-    than ``gentle_reserve`` times as many replicas, nothing is gentle."""
-    cliff = settings.gentle_reserve * replicas_for_hard_targets(upper * capacity.requests_per_second, upper)
+    """Returns `replicas`, or fewer if only a target that is missed gradually asks for so many.
+
+    Such is the TPOT target of short answers between the chunks of long prompts.
+
+    Why: at more load about as many of them are late as on the mean, so room above the `steady`
+    level saves few: 0.9 % of requests are late with ten replicas, 0.6 % with twelve, 0.4 % with
+    fifteen. If queues or memory would fail with `gentle_reserve` times fewer replicas, there is no
+    cap.
+    """
+    rate_per_replica = inputs.capacity.requests_per_second
+    hard = replace(inputs.replica, settings=replace(inputs.replica.settings, hurt_share=math.inf))
+    cliff = settings.gentle_reserve * hard.replicas_for(upper * rate_per_replica, upper)
     if cliff >= replicas:
         return replicas
-    return min(replicas, max(cliff, replicas_for(steady * capacity.requests_per_second, steady)))
-
-
-def estimate_demand(
-    level: LoadLevel,
-    swing: float,
-    bursts: float,
-    capacity: ReplicaCapacity,
-    replicas_for: ReplicasForRate,
-    replicas_for_hard_targets: ReplicasForRate,
-    margin: float,
-    spare_replicas: float,
-    ahead_seconds: float,
-    queue: Backlog,
-    settings: ScalingSettings,
-) -> Demand:
-    """Level, forecast, spread, bursts, margin and backlog together. Where more waits than usual, the last seconds count as the
-    level. ``sized`` says how many replicas so many requests per second take, about as many as the second number, and ``steeply`` how
-    many where only those objectives count that are missed steeply (``_gently``)."""
-    if queue.requests > settings.queue_usual * max(1.0, queue.ready_replicas):
-        level = replace(level, current=max(level.current, level.recent))
-    raised = max(level.upper_bound(settings.spread_sigmas, swing, ahead_seconds), bursts)
-    upper = raised * margin
-    replicas = replicas_for(upper * capacity.requests_per_second, upper)
-    steady = max(level.steady + settings.gentle_room * (raised - level.steady), bursts) * margin
-    replicas = _cap_soft_overshoot(replicas, upper, steady, capacity, replicas_for, replicas_for_hard_targets, settings)
-    gain = upper / replicas if replicas > 0.0 else 1.0
-    replicas = max(replicas - spare_replicas, min(replicas, level.current / gain * margin))
-    short = max(0.0, level.current - queue.desired_replicas)
-    waiting = queue.requests / capacity.requests_per_second + short * queue.growth_seconds * settings.backlog_ahead
-    backlog = max(0.0, waiting / settings.drain_seconds - _USUAL_BACKLOG_REPLICAS)
-    inputs = {
-        "level_replicas": DecisionInput(level.current),
-        "spread_replicas": DecisionInput(level.spread),
-        "swing_share": DecisionInput(swing),
-        "trend_replicas_per_minute": DecisionInput(level.slope * 60.0),
-        "ahead_seconds": DecisionInput(ahead_seconds),
-        "forecast_replicas": DecisionInput(level.current + level.slope * ahead_seconds),
-        "recurring_burst_replicas": DecisionInput(bursts),
-        "margin": DecisionInput(margin),
-        "spared_replicas": DecisionInput(spare_replicas),
-        "crowd_gain": DecisionInput(gain),
-        "need_replicas": DecisionInput(replicas),
-        "backlog_requests": DecisionInput(queue.requests),
-        "backlog_replicas": DecisionInput(backlog),
-    }
-    return Demand(replicas, backlog, level.current, level.slope * margin, inputs)
+    return min(replicas, max(cliff, inputs.replica.replicas_for(steady * rate_per_replica, steady)))

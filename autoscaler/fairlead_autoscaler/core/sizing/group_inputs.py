@@ -1,23 +1,20 @@
-"""Group inputs."""
+"""Group inputs: workload, targets, speed and capacity of one group, as sizing uses them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fairlead_autoscaler.core.performance.capacity import (
-    LatencyTargets,
-    MeanRequest,
-    ReplicaCapacity,
-)
-from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.performance.capacity import LatencyTargets, MeanRequest, ReplicaCapacity
+from fairlead_autoscaler.core.performance.startup_time import DEFAULT_STARTUP_SECONDS
+from fairlead_autoscaler.core.settings import DemandSettings
 from fairlead_autoscaler.core.signals.tick import Tick
-from fairlead_autoscaler.core.sizing.pool_capacity import (
-    latency_targets,
-    replica_capacity,
-)
+from fairlead_autoscaler.core.sizing.pool_capacity import ReplicaModel, latency_targets, replica_model
 from fairlead_autoscaler.core.sizing.schedule_bounds import replica_bounds
 from fairlead_autoscaler.core.state import CoreState, GroupMemory
-from fairlead_autoscaler.core.types import PoolGroup, PoolSpec
+from fairlead_autoscaler.core.types import PoolGroup, PoolObservation, PoolSpec
+from fairlead_autoscaler.core.workload.arrivals import ArrivalBin
+from fairlead_autoscaler.core.workload.level import BinPrice
 from fairlead_autoscaler.core.workload.mean_request import (
     NO_DECODE_PREFILL,
     DecodePrefillShare,
@@ -25,15 +22,16 @@ from fairlead_autoscaler.core.workload.mean_request import (
     mean_request,
 )
 
-_STARTUP_SECONDS = 120.0
-"""Until a start was seen, and where nobody knows."""
-
 
 @dataclass(frozen=True, slots=True)
 class GroupInputs:
-    """What a group's replicas are worth now: the mix and the objectives they serve, what decode engines keep of prefill, how many
-    times as slow as its profile each pool is, what one replica of each carries; how long its slow starts take and how far ahead to
-    look."""
+    """The inputs of sizing one group.
+
+    slowdowns: by pool, against the profile.
+    replica_equivalents: by pool, one replica in replicas of the first pool.
+    startup_seconds: of slow starts.
+    ahead_seconds: the forecast horizon.
+    """
 
     group: PoolGroup
     mean_request: MeanRequest
@@ -47,85 +45,136 @@ class GroupInputs:
 
     @property
     def first_pool(self) -> PoolSpec:
-        """The pool whose replicas needs are counted in."""
+        """The pool in whose replicas demand is counted."""
         return self.group.pools[0]
 
     @property
     def capacity(self) -> ReplicaCapacity:
-        """What one of those carries."""
+        """The capacity of a replica of the first pool."""
         return self.capacities[self.first_pool.name]
 
-    def equivalent_of(self, pool: str) -> float:
-        """A replica of ``pool``, in those of the first."""
-        return self.replica_equivalents[pool]
+    def replica_model(self, pool: PoolSpec, tick: Tick) -> ReplicaModel:
+        """Returns a replica of `pool` under the mean request."""
+        return replica_model(pool, self.mean_request, self.slowdowns[pool.name], self.targets, tick.settings.capacity)
 
-    def ready_replicas(self, look: Tick) -> float:
-        """What is ready, in replicas of the first pool."""
-        return sum(look.pools[pool.name].ready * self.equivalent_of(pool.name) for pool in self.group.pools)
+    def ready_replicas(self, tick: Tick) -> float:
+        """Returns the ready replicas, in those of the first pool."""
+        return self._sum(tick, lambda pool: pool.ready)
 
-    def desired_replicas(self, look: Tick) -> float:
-        """What is asked for, ready or not."""
-        return sum(look.pools[pool.name].desired * self.equivalent_of(pool.name) for pool in self.group.pools)
+    def desired_replicas(self, tick: Tick) -> float:
+        """Returns the desired replicas."""
+        return self._sum(tick, lambda pool: pool.desired)
 
-    def desired_without_hedges(self, look: Tick, state: CoreState) -> float:
-        """What is asked for without what was started beside it."""
-        hedged = {
-            name: min(pool.hedged, look.pools[name].desired) for name, pool in state.pools.items() if name in look.pools
-        }
-        return self.desired_replicas(look) - sum(
-            hedged[pool.name] * self.equivalent_of(pool.name) for pool in self.group.pools
+    def asleep_replicas(self, tick: Tick) -> float:
+        """Returns the replicas that should sleep."""
+        return self._sum(tick, lambda pool: pool.asleep_desired)
+
+    def desired_without_hedges(self, tick: Tick, state: CoreState) -> float:
+        """Returns the desired replicas without hedged starts."""
+        hedged = (
+            min(state.pools[pool.name].hedged, tick.pools[pool.name].desired) * self.replica_equivalents[pool.name]
+            for pool in self.group.pools
         )
+        return self.desired_replicas(tick) - sum(hedged)
 
-    def asleep_replicas(self, look: Tick) -> float:
-        """What is to sleep beside it."""
-        return sum(look.pools[pool.name].asleep_desired * self.equivalent_of(pool.name) for pool in self.group.pools)
+    def max_replicas(self, tick: Tick) -> float:
+        """Returns the maximum of all pools together."""
+        maxima = ((replica_bounds(pool, tick.wall)[1], pool.name) for pool in self.group.pools)
+        return sum(maximum * self.replica_equivalents[name] for maximum, name in maxima)
 
-    def max_replicas(self, look: Tick) -> float:
-        """What there may be."""
-        return sum(replica_bounds(pool, look.wall)[1] * self.equivalent_of(pool.name) for pool in self.group.pools)
+    def bin_price(self, tick: Tick, *, has_settled_prompts: bool) -> BinPrice:
+        """Returns the price of a bin in replicas of the first pool.
+
+        Every bin is priced as if outputs and decode prefill had always been as they are now. Until
+        prompts are settled, prompts also count as if they had always had the mean length. That mean
+        moves with each tick, so bins of shorter prompts would cost less the longer the prompts of
+        now.
+
+        If each group has its own replicas, the memory of a decode engine is priced by the prompts
+        of the bin, but not by all of much longer ones: the length of their outputs is unknown yet.
+        """
+        role, request, capacity = self.group.role, self.mean_request, self.capacity
+        rate = capacity.requests_per_second
+        if not has_settled_prompts:
+            share = 1.0 - self.decode_prefill.requests if role is Role.PREFILL else 1.0
+            return lambda arrivals: arrivals.requests / arrivals.seconds * share / rate
+        step = self.replica_model(self.first_pool, tick).step
+        per_prompt_token = step.prompt_seconds(request) / request.prompt_tokens
+        per_request = request.output_tokens * step.token_seconds(request.context_tokens)
+        per_resident_token = 0.0
+        max_prompt_tokens = request.prompt_tokens * tick.settings.lengths.turn_times
+        replicas_per_second = 1.0 / (rate * capacity.engine_seconds)
+        if role is Role.PREFILL:
+            per_prompt_token *= 1.0 - self.decode_prefill.tokens
+            per_request *= 1.0 - self.decode_prefill.requests
+        elif role is Role.DECODE and tick.model.replicas_most is None:
+            per_request = request.output_tokens * step.token_seconds(request.output_tokens / 2)
+            per_resident_token = request.output_tokens * step.resident_token_seconds
+
+        def price(arrivals: ArrivalBin) -> float:
+            resident = min(arrivals.prompt, arrivals.requests * max_prompt_tokens)
+            seconds = arrivals.prompt * per_prompt_token + arrivals.requests * per_request
+            return (seconds + resident * per_resident_token) / arrivals.seconds * replicas_per_second
+
+        return price
+
+    def _sum(self, tick: Tick, count: Callable[[PoolObservation], int]) -> float:
+        return sum(count(tick.pools[pool.name]) * self.replica_equivalents[pool.name] for pool in self.group.pools)
 
 
 def group_inputs(state: CoreState, tick: Tick, group: PoolGroup) -> GroupInputs:
+    """Returns the inputs of a group, all of whose pools the tick has."""
     settings = tick.settings
-    # Where pools share a number, what is kept is a consequence of how it is divided: by it any division would seem right.
-    converted = decode_prefill_share(state.lengths) if tick.model.replicas_most is None else NO_DECODE_PREFILL
-    mix = mean_request(state.lengths, group.role, converted)
-    objectives = latency_targets(tick.model, group.role, mix.prompt_tokens)
-    factors = {pool.name: state.pools[pool.name].speed.slowdown(settings) for pool in group.pools}
-    known = state.groups.get(group.role.value)
-    share = float(sum(tick.pools[pool.name].desired for pool in group.pools))
-    if known is not None and known.need is not None:
-        share = known.need
+    # If groups share their replicas, the decode prefill follows from the division between them.
+    # With it, any division would seem right.
+    decode_prefill = decode_prefill_share(state.lengths) if tick.model.replicas_most is None else NO_DECODE_PREFILL
+    request = mean_request(state.lengths, group.role, decode_prefill)
+    targets = latency_targets(tick.model, group.role, request.prompt_tokens)
+    slowdowns = {pool.name: state.pools[pool.name].speed.slowdown(settings.speed) for pool in group.pools}
+    memory = state.groups.get(group.role.value)
+    sharing = float(sum(tick.pools[pool.name].desired for pool in group.pools))
+    if memory is not None and memory.need is not None:
+        sharing = memory.need
     capacities = {
-        pool.name: replica_capacity(pool, mix, factors[pool.name], objectives, share, settings) for pool in group.pools
+        pool.name: replica_model(pool, request, slowdowns[pool.name], targets, settings.capacity).capacity(sharing)
+        for pool in group.pools
     }
-    worths = _replica_equivalents(known, capacities, group, tick)
     return GroupInputs(
-        group, mix, converted, objectives, factors, capacities, worths, *_startup_times(state, group, settings)
+        group,
+        request,
+        decode_prefill,
+        targets,
+        slowdowns,
+        capacities,
+        _replica_equivalents(memory, capacities, group, tick),
+        *_startup_times(state, group, settings.demand),
     )
 
 
 def _replica_equivalents(
-    known: GroupMemory | None, capacities: Mapping[str, ReplicaCapacity], group: PoolGroup, tick: Tick
+    memory: GroupMemory | None, capacities: Mapping[str, ReplicaCapacity], group: PoolGroup, tick: Tick
 ) -> Mapping[str, float]:
-    """What a replica of each pool is worth in those of the first, on the mean of a window: from one tick's mix to the next the knees
-    of unlike pools differ by some percent, which would start and stop the smallest ones again and again."""
+    """Returns one replica of each pool in replicas of the first pool, as a decaying mean.
+
+    Why: between two ticks, the capacities of unlike pools differ by some percent. That would start
+    and stop the smallest replicas again and again.
+    """
     first = capacities[group.pools[0].name].requests_per_second
-    before = {} if known is None else known.worths
-    kept = math.exp(-tick.seconds / tick.settings.window_seconds)
-    found = {}
+    before = {} if memory is None else memory.worths
+    keep = math.exp(-tick.seconds / tick.settings.scale_down.window_seconds)
+    equivalents = {}
     for pool in group.pools:
         now = capacities[pool.name].requests_per_second / first
-        found[pool.name] = now + (before.get(pool.name, now) - now) * kept
-    return found
+        equivalents[pool.name] = now + (before.get(pool.name, now) - now) * keep
+    return equivalents
 
 
-def _startup_times(state: CoreState, group: PoolGroup, settings: ScalingSettings) -> tuple[float, float]:
-    """How long the slower starts of a group take, and how far ahead to look."""
+def _startup_times(state: CoreState, group: PoolGroup, settings: DemandSettings) -> tuple[float, float]:
+    """Returns the seconds of slow starts of the group, and its forecast horizon."""
     slow = usual = 0.0
     for pool in group.pools:
         starts = state.pools[pool.name].starts
-        slow = max(slow, starts.quantile(0.9, pool.startup_p90_seconds, _STARTUP_SECONDS))
+        slow = max(slow, starts.quantile(0.9, pool.startup_p90_seconds, DEFAULT_STARTUP_SECONDS))
         prior = pool.startup_p50_seconds if settings.ahead_quantile < 0.9 else pool.startup_p90_seconds
-        usual = max(usual, starts.quantile(settings.ahead_quantile, prior, _STARTUP_SECONDS))
+        usual = max(usual, starts.quantile(settings.ahead_quantile, prior, DEFAULT_STARTUP_SECONDS))
     return slow, usual + settings.ready_extra_seconds

@@ -1,12 +1,9 @@
-"""Load conditions."""
+"""Load conditions: what queues, silence and late requests say about a group, beyond its demand."""
 
 from collections.abc import Sequence
 
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.core.performance.error_budget import (
-    MissedRequests,
-    count_missed,
-)
+from fairlead_autoscaler.core.performance.error_budget import MissedRequests, count_missed
 from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.signals.validation import PoolTotals
 from fairlead_autoscaler.core.sizing.demand import Demand
@@ -17,55 +14,93 @@ from fairlead_autoscaler.core.workload import idle_gaps
 
 
 def waiting_requests(tick: Tick, group: PoolGroup) -> float:
+    """Returns the requests that wait at gateways, and at the engines of the group."""
     held = tick.signals.gateway.held if tick.signals.gateway is not None else 0.0
     waiting = (tick.signals.pools.get(pool.name) for pool in group.pools)
     return held + sum(totals.waiting for totals in waiting if totals is not None)
 
 
-def is_short_of_replicas(tick: Tick, sizes: GroupInputs, need: Demand) -> bool:
-    """Is less ready than what arrives takes, or more waiting than usual?"""
-    ready = sizes.ready_replicas(tick)
-    return ready < need.current_level or waiting_requests(tick, sizes.group) > tick.settings.queue_usual * max(
-        1.0, ready
-    )
+def has_long_queue(tick: Tick, inputs: GroupInputs) -> bool:
+    """Whether more requests wait than is usual."""
+    ready = inputs.ready_replicas(tick)
+    return waiting_requests(tick, inputs.group) > tick.settings.demand.queue_usual * max(1.0, ready)
 
 
-def late_answer_share(tick: Tick, totals: Sequence[PoolTotals]) -> float:
-    """The share of answers whose mean gap passed the objective, where answers are what the histograms count (as gateways do); 0
-    where these count single gaps (as engines do), of which there are many more than answers."""
-    late, place, ended = MissedRequests(), 0.0, 0.0
-    for each in totals:
-        seen, where = count_missed(each.itl_counts, tick.model.itl_bounds, tick.model.itl_seconds)
-        late, place, ended = late.plus(1.0, seen), max(place, where), ended + each.finished
-    return late.missed_count(place) / late.judged if 0.0 < late.judged <= 2.0 * ended else 0.0
+def is_short_of_replicas(tick: Tick, inputs: GroupInputs, demand: Demand) -> bool:
+    """Whether the ready replicas do not carry the load of now, or more requests wait than is
+    usual.
+    """
+    return inputs.ready_replicas(tick) < demand.current_level or has_long_queue(tick, inputs)
 
 
-def can_scale_to_zero(state: CoreState, tick: Tick, startup: float) -> bool:
-    """Has it been silent for longer than the odds allow, and is nothing under way that anybody knows of?"""
+def has_waiting_requests(tick: Tick, inputs: GroupInputs, demand: Demand | None) -> bool:
+    """Whether requests wait for replicas that are not ready yet."""
+    if demand is None:
+        return False
+    ready = inputs.ready_replicas(tick)
+    return demand.current_level > ready or (has_long_queue(tick, inputs) and demand.replicas + demand.backlog > ready)
+
+
+def is_overloaded(tick: Tick, inputs: GroupInputs, demand: Demand | None) -> bool:
+    """Whether the load needs far more replicas than are ready.
+
+    Never for separate roles: after a length shift, their demand rests on outputs that are
+    unfinished.
+    """
+    if demand is None or inputs.group.role is not Role.SERVE:
+        return False
+    return demand.current_level > tick.settings.hedging.overloaded_share * inputs.ready_replicas(tick)
+
+
+def can_scale_to_zero(state: CoreState, tick: Tick, return_seconds: float) -> bool:
+    """Whether an idle group is not worth its cost, and no request is known to be in flight.
+
+    return_seconds: time until a removed replica serves again.
+    """
     if tick.missing_seconds is not None or tick.signals.inconsistency is not None or tick.has_arrivals:
         return False
     known = tick.signals.pools.values()
     if any(totals is None or totals.unread_replicas or totals.running + totals.waiting > 0.0 for totals in known):
         return all(totals is None and tick.pools[name].ready == 0 for name, totals in tick.signals.pools.items())
     last = state.silence.last_arrival
-    cost = startup * tick.settings.cold_start_price
-    if tick.model.ttft_seconds is not None and startup < tick.model.ttft_seconds:
-        cost = startup
+    cost = return_seconds * tick.settings.idle.cold_start_price
+    if tick.model.ttft_seconds is not None and return_seconds < tick.model.ttft_seconds:
+        cost = return_seconds
     return last is not None and not idle_gaps.is_worth_keeping(state.silence, tick.now - last, cost)
 
 
-def has_waiting_requests(tick: Tick, sizes: GroupInputs, need: Demand | None) -> bool:
-    """Do requests wait for replicas that are not there yet?"""
-    if need is None:
-        return False
-    ready = sizes.ready_replicas(tick)
-    waits = waiting_requests(tick, sizes.group) > tick.settings.queue_usual * max(1.0, ready)
-    return need.current_level > ready or (waits and need.replicas + need.backlog > ready)
+def missed_requests(tick: Tick, inputs: GroupInputs, known: Sequence[PoolTotals]) -> tuple[MissedRequests, float]:
+    """Returns the requests of the tick that missed the group's targets, and the position of the
+    TTFT target between the edges of its buckets.
+
+    known: the totals of the group's pools.
+    """
+    role, model = inputs.group.role, tick.model
+    missed, position = MissedRequests(), 0.0
+    if role is Role.DECODE:
+        missed = MissedRequests(judged=sum(totals.finished for totals in known))
+    else:
+        for totals in known:
+            counted, place = count_missed(totals.ttft_counts, model.ttft_bounds, inputs.targets.ttft_seconds)
+            missed, position = missed.plus(1.0, counted), max(position, place)
+        abandoned = tick.signals.gateway.abandoned if tick.signals.gateway is not None else 0.0
+        missed = missed.plus(1.0, MissedRequests(otherwise=abandoned, judged=abandoned))
+    generated = sum(totals.generated_tokens for totals in known)
+    if role is not Role.PREFILL and generated > 0.0:
+        slow_share = sum(totals.slow_tokens for totals in known) / generated
+        slow = missed.judged * max(slow_share, _late_answer_share(tick, known))
+        missed = missed.plus(1.0, MissedRequests(otherwise=slow))
+    return missed, position
 
 
-def is_overloaded(tick: Tick, sizes: GroupInputs, need: Demand | None) -> bool:
-    """Does what arrives take far more than is ready? Not asked of roles apart: what one of them needs where traffic turns rests on
-    lengths of answers that have not ended."""
-    if need is None or sizes.group.role is not Role.SERVE:
-        return False
-    return need.current_level > tick.settings.overloaded_share * sizes.ready_replicas(tick)
+def _late_answer_share(tick: Tick, known: Sequence[PoolTotals]) -> float:
+    """Returns the share of answers whose mean gap missed the TPOT target.
+
+    It is 0 if the histograms count single gaps, as those of engines do: there are many more gaps
+    than finished answers.
+    """
+    late, position, finished = MissedRequests(), 0.0, 0.0
+    for totals in known:
+        counted, place = count_missed(totals.itl_counts, tick.model.itl_bounds, tick.model.itl_seconds)
+        late, position, finished = late.plus(1.0, counted), max(position, place), finished + totals.finished
+    return late.missed_count(position) / late.judged if 0.0 < late.judged <= 2.0 * finished else 0.0

@@ -1,20 +1,23 @@
-"""Which pools carry a group's load: asked of a solver every few minutes, and followed in between.
+"""Mix requests: queries to a solver for the cheapest accelerator mix, and the mix that is followed.
 
-Where a request can go to one pool or to another, the cheapest division depends on more than the mean request: on how long prompts
-and answers are, all of them, and on what cannot be served somewhere at all. That is a mixed-integer program
-(``fairlead_autoscaler.mix``), which takes up to a second. So it is not solved here: a plan carries the question (``Plan.asks``), the
-shell has it solved beside its ticks, and a later observation brings the answer (``Observation.mixes``), recorded with all else. It
-is asked every ``mix_seconds``, so a mix stays for that long at least; what starts and stops is charged for there.
+If several pools can serve a request, the cheapest allocation depends on the lengths of all prompts
+and outputs. Some pools cannot serve some lengths. That is a mixed-integer program
+(`fairlead_autoscaler.mix`), which takes up to a second, so the core does not solve it. A plan
+carries the query (`ScalingPlan.asks`), and the shell solves it between its ticks. A later
+observation brings the reply (`Observation.mixes`), which is recorded like all other signals.
 
-An answer counts if it is to the last question and not older than ``mix_seconds``, else it is as if it had not come. Until one comes
-the mix before stays; ``2·mix_seconds`` after the last one that counted it is given up.
+A query is made every `mix_seconds`, so a mix stays for at least that long; the solver charges for
+that time what it starts. Only the reply to the last query counts, and only within `mix_seconds`.
+Until then the mix before stays. It is given up `2·mix_seconds` after the last reply.
 
-What a replica carries of one shape is the core's own knee, in the core's own unit: its engine-seconds per second at the knee, divided
-by the engine-seconds of a request of that shape. Over all shapes together a pool so carries exactly what the core says it does; the
-shapes only say which part of the load is dear where, and which a pool cannot serve at all.
+The throughput of a replica for one shape follows from the core's own capacity. It is the
+engine-seconds per second at the knee, over the engine-seconds of a request of that shape. So over
+all shapes a pool carries what the core says; the shapes only say which load is expensive where.
 
-In between the mix is the base load: ``split.follow`` keeps the large types as it has them and lets the smallest follow the need.
-Where there are no shapes, no load or no answer, nothing of this holds and ``split.divide`` does what it does."""
+Between replies the mix is the base load: `pool_allocation.follow_mix` keeps the larger types and
+lets the smallest follow demand. Without shapes, load or reply the core allocates by the mean
+request.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,19 +29,26 @@ from fairlead_autoscaler.core.performance.capacity import (
     StepModel,
     find_unreachable_target,
 )
-from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead_autoscaler.core.settings import AllocationSettings
 from fairlead_autoscaler.core.signals.validation import valid_count
 from fairlead_autoscaler.core.types import MixRequest, MixResult, PoolCandidate
 from fairlead_autoscaler.core.workload.shape_histogram import ShapeHistogram
 
 NO_REQUEST, REQUESTED, NO_RESULT, NO_SHAPES = "unasked", "asked", "unanswered", "no-shapes"
-"""The rules of a mix that there is none of."""
+"""The rules of a group that follows no mix."""
 
 
 @dataclass(frozen=True, slots=True)
 class FollowedMix:
-    """The mix that is followed, ``replicas`` by pool (None: none is), since when; when a solver was asked last, whether its answer is
-    still awaited, and when one came last."""
+    """The mix that a group follows, and its last query.
+
+    replicas: by pool; None: no mix is followed.
+    rule: the solver's name for how it found the mix.
+    asked_at: the time of the last query.
+    changed_at: since when these replicas are followed.
+    waiting: the last query has no reply yet.
+    told_at: the time of the last reply.
+    """
 
     replicas: Mapping[str, int] | None = None
     rule: str = NO_REQUEST
@@ -50,8 +60,11 @@ class FollowedMix:
 
 @dataclass(frozen=True, slots=True)
 class MixQuestion:
-    """What a solver is asked about a group: the shapes that were seen, ``requests_per_second`` to be carried in all, and its pools,
-    ``throughput`` still empty; the knee and the steps of each."""
+    """A group as a query about its mix describes it.
+
+    requests_per_second: the load that all pools carry together.
+    pools: with empty throughputs.
+    """
 
     shapes: ShapeHistogram
     requests_per_second: float
@@ -63,75 +76,80 @@ class MixQuestion:
 
 
 def update_mix(
-    before: FollowedMix, now: float, question: MixQuestion | None, result: MixResult | None, settings: ScalingSettings
+    before: FollowedMix,
+    now: float,
+    question: MixQuestion | None,
+    result: MixResult | None,
+    settings: AllocationSettings,
 ) -> tuple[FollowedMix, MixRequest | None]:
-    """The mix to follow ``now``, and what to ask. ``told`` is the answer that came since the last look, if any; ``question`` is None
-    where there is nothing to ask."""
-    blend = _accept_result(before, now, result, settings)
-    if blend.told_at is not None and now - blend.told_at >= 2.0 * settings.mix_seconds:
-        blend = FollowedMix(
-            rule=NO_RESULT if blend.waiting else NO_REQUEST, asked_at=blend.asked_at, waiting=blend.waiting
-        )
-    due = blend.asked_at is None or now - blend.asked_at >= settings.mix_seconds
-    if question is None or not due:
-        return blend, None
+    """Returns the mix to follow at `now`, and the query that is due.
+
+    question: None: there is nothing to query.
+    result: the reply that came since the last tick.
+    """
+    mix = _accept_result(before, now, result, settings)
+    if mix.told_at is not None and now - mix.told_at >= 2.0 * settings.mix_seconds:
+        mix = FollowedMix(rule=NO_RESULT if mix.waiting else NO_REQUEST, asked_at=mix.asked_at, waiting=mix.waiting)
+    is_due = mix.asked_at is None or now - mix.asked_at >= settings.mix_seconds
+    if question is None or not is_due:
+        return mix, None
     rates, candidates = _rates_and_candidates(question)
     if not candidates:
         return FollowedMix(rule=NO_SHAPES, asked_at=now), None
-    if blend.replicas is None:
-        blend = replace(blend, rule=NO_RESULT if blend.waiting else REQUESTED)
-    return replace(blend, asked_at=now, waiting=True), MixRequest(now, tuple(rates), tuple(candidates))
+    if mix.replicas is None:
+        mix = replace(mix, rule=NO_RESULT if mix.waiting else REQUESTED)
+    return replace(mix, asked_at=now, waiting=True), MixRequest(now, tuple(rates), tuple(candidates))
 
 
-def _accept_result(before: FollowedMix, now: float, result: MixResult | None, settings: ScalingSettings) -> FollowedMix:
-    """``before`` with an answer, if it is to the last question and in time."""
-    late = before.asked_at is None or now - before.asked_at > settings.mix_seconds
-    if result is None or late or not before.waiting or result.asked_at != before.asked_at:
+def _accept_result(
+    before: FollowedMix, now: float, result: MixResult | None, settings: AllocationSettings
+) -> FollowedMix:
+    """Returns `before`, or the mix of `result` if it replies to the last query in time."""
+    is_late = before.asked_at is None or now - before.asked_at > settings.mix_seconds
+    if result is None or is_late or not before.waiting or result.asked_at != before.asked_at:
         return before
-    replicas = (
-        None if result.replicas is None else {name: valid_count(count) for name, count in result.replicas.items()}
-    )
+    replicas = None
+    if result.replicas is not None:
+        replicas = {name: valid_count(count) for name, count in result.replicas.items()}
     changed_at = before.changed_at if replicas == before.replicas else now
     return FollowedMix(replicas, result.rule, before.asked_at, changed_at, told_at=now)
 
 
 def _rates_and_candidates(question: MixQuestion) -> tuple[list[float], list[PoolCandidate]]:
-    """Rates of the shapes that came, and what each pool carries of them; no pools where too little came to say."""
+    """Returns the rates of the shapes that occurred, and the pools with their throughputs.
+
+    There are no pools if less than one request is known.
+    """
     counts = question.shapes.requests
-    seen = [index for index, count in enumerate(counts) if count > 0.0]
-    total = sum(counts[index] for index in seen)
+    indices = [index for index, count in enumerate(counts) if count > 0.0]
+    total = sum(counts[index] for index in indices)
     if total < 1.0:
         return [], []
-    shapes = [question.shapes.shape(index) for index in seen]
-    shares = [counts[index] / total for index in seen]
+    shapes = [question.shapes.shape(index) for index in indices]
+    shares = [counts[index] / total for index in indices]
     candidates = [
-        PoolCandidate(
-            one.name,
-            one.cost_per_hour,
-            _throughput_by_shape(question, one.name, shapes, shares),
-            one.minimum,
-            one.maximum,
-            one.running,
-            one.startup_seconds,
-        )
-        for one in question.pools
+        replace(pool, throughput=_throughput_by_shape(question, pool.name, shapes, shares)) for pool in question.pools
     ]
     return [share * question.requests_per_second for share in shares], candidates
 
 
 def _throughput_by_shape(
-    question: MixQuestion, name: str, shapes: Sequence[tuple[float, float]], shares: Sequence[float]
+    question: MixQuestion, pool: str, shapes: Sequence[tuple[float, float]], shares: Sequence[float]
 ) -> tuple[float, ...]:
-    """Requests per second of each shape alone, such that all that the pool can serve, together, come to its knee."""
-    step = question.steps[name]
-    works = [step.engine_seconds(question.request_of_shape(*shape)) for shape in shapes]
-    able = [
+    """Returns the requests per second of each shape alone on a replica of `pool`, 0 if it cannot
+    serve the shape.
+
+    All shapes that it can serve, together, keep the replica at its knee.
+    """
+    step = question.steps[pool]
+    work = [step.engine_seconds(question.request_of_shape(*shape)) for shape in shapes]
+    servable = [
         find_unreachable_target(step, question.request_of_shape(*shape), question.targets_of_prompt(shape[0])) is None
         for shape in shapes
     ]
-    served = sum(share for share, can in zip(shares, able, strict=True) if can)
+    served = sum(share for share, can in zip(shares, servable, strict=True) if can)
     if served <= 0.0:
         return (0.0,) * len(shapes)
-    mean = sum(share * work for share, work, can in zip(shares, works, able, strict=True) if can) / served
-    busy = question.capacities[name].requests_per_second * mean
-    return tuple(busy / work if can else 0.0 for work, can in zip(works, able, strict=True))
+    mean = sum(share * seconds for share, seconds, can in zip(shares, work, servable, strict=True) if can) / served
+    busy = question.capacities[pool].requests_per_second * mean
+    return tuple(busy / seconds if can else 0.0 for seconds, can in zip(work, servable, strict=True))

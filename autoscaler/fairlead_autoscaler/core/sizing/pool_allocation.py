@@ -1,27 +1,34 @@
-"""A need divided among pools that serve the same: large types carry the base, small ones what is left over.
+"""Pool allocation: demand divided among pools of one role, in whole replicas.
 
-Capacities and costs differ, and what a pool is asked for is whole replicas. With two or three pools all sensible divisions are
-tried: of the pools with the most capacity per replica every number up to what covers the need alone, the rest by the last. The
-cheapest wins. With more pools there are too many to try; what carries most for its price goes first then. What must be started anew
-counts a bit more (a start-up is paid before it serves), so that a division is only left for one that is really cheaper. A pool is
-lowered in favour of another only as far as what is ready carries the need: first make, then break."""
+Large types carry the base load, small ones the rest. With two or three pools all sensible
+allocations are tried: every number of the larger types up to what covers demand alone, the rest by
+the smallest. The cheapest wins. With more pools there are too many; then the pools with the most
+capacity for their price come first. A start counts as extra cost, since a startup is paid before it
+serves. So an allocation is only left for one that is really cheaper. A pool is lowered in favor of
+another only as far as ready replicas carry the demand: make before break.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 _UNMET_COST = 1e6
-"""What a replica's worth of need that nobody carries counts, so that no division leaves any where it need not."""
+"""The cost of a replica's worth of demand that no pool carries."""
 _MAX_ALLOCATIONS = 4_000
-"""Divisions that are all tried (some tens of milliseconds): three pools of 60 replicas each are about as many. With four pools of 30
-there are 30,000, with six more than a tick could try."""
+"""The most allocations that are all tried, in some tens of milliseconds.
+
+Three pools of 60 replicas have about as many, four pools of 30 have 30,000."""
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class PoolShare:
-    """A pool as far as dividing goes: ``capacity`` of a replica in units of the need, ``cost`` of one, bounds, and what there is.
-    ``start_price`` is the share of an hour's cost that starting one counts."""
+    """A pool as the allocation considers it.
+
+    capacity: of a replica, in units of demand.
+    cost: of a replica per hour.
+    start_price: share of that cost which one start adds.
+    """
 
     name: str
     capacity: float
@@ -35,8 +42,11 @@ class PoolShare:
 
 @dataclass(frozen=True, slots=True)
 class PreviousAllocation:
-    """The division that is kept, ``base`` by pool, and what keeping it has cost more than the best one (``regret``, in the pools'
-    currency) until ``at``."""
+    """The allocation that a group keeps.
+
+    base: replicas by pool.
+    regret: what it has cost more than the best one, until the time `at`.
+    """
 
     base: Mapping[str, int] = field(default_factory=dict)
     regret: float = 0.0
@@ -45,8 +55,12 @@ class PreviousAllocation:
 
 @dataclass(frozen=True, slots=True)
 class AllocationOptions:
-    """How a need can be divided: ``best`` is cheapest; ``stays`` cheapest where all pools but the smallest type have what the base
-    says (None where they cannot). ``saves`` is what the one costs less an hour, ``price`` what starting its replicas costs more."""
+    """The cheapest allocation, and the cheapest one that keeps the larger types.
+
+    staying: None: the larger types cannot be kept.
+    savings_per_hour: what `best` costs less than `staying`, without starts.
+    switch_cost: what the starts for `best` cost more.
+    """
 
     best: Mapping[str, int]
     staying: Mapping[str, int] | None
@@ -54,167 +68,184 @@ class AllocationOptions:
     switch_cost: float = 0.0
 
 
-def allocation_options(need: float, parts: Sequence[PoolShare], base: Mapping[str, int]) -> AllocationOptions:
-    """Replicas by pool that together carry ``need`` at the least cost, or all there may be where that is not enough."""
-    ordered = sorted(parts, key=lambda part: (-part.capacity, part.name))
-    counts = (
-        _search_all(need, ordered)
-        if _count_allocations(need, ordered) <= _MAX_ALLOCATIONS
-        else _fill_greedily(need, ordered)
-    )
-    best = _total_cost(need, ordered, counts), counts
-    staying = _staying_allocation(need, ordered, base)
+def allocation_options(demand: float, pools: Sequence[PoolShare], base: Mapping[str, int]) -> AllocationOptions:
+    """Returns the cheapest allocations that carry `demand`, or all maxima if these do not.
+
+    base: replicas by pool to keep.
+    """
+    ordered = _by_capacity(pools)
+    can_try_all = _count_allocations(demand, ordered) <= _MAX_ALLOCATIONS
+    best = _search_all(demand, ordered) if can_try_all else _fill_greedily(demand, ordered)
+    staying = _staying_allocation(demand, ordered, base)
     if staying is None:
-        return AllocationOptions(counts, None)
-    stays = _total_cost(need, ordered, staying), staying
-    starts = [sum(_start_cost(part, counts[part.name]) for part in ordered) for counts in (best[1], stays[1])]
-    running = [cost - start for (cost, _), start in zip((best, stays), starts, strict=True)]
-    return AllocationOptions(best[1], stays[1], running[1] - running[0], max(0.0, starts[0] - starts[1]))
-
-
-def transition_targets(need: float, parts: Sequence[PoolShare], counts: Mapping[str, int]) -> dict[str, int]:
-    """``counts`` as the targets of now: a pool is lowered only as far as what is ready of the others carries ``need``."""
-    return _make_before_break(need, sorted(parts, key=lambda part: (-part.capacity, part.name)), dict(counts))
-
-
-def follow_mix(need: float, parts: Sequence[PoolShare], base: Mapping[str, int]) -> dict[str, int]:
-    """Replicas by pool that together carry ``need``, with as many of the larger types as ``base`` says, as far as the need takes
-    them, and of the smallest what is left; where that has no room for it, the larger ones after all."""
-    return _make_before_break(
-        need, sorted(parts, key=lambda part: (-part.capacity, part.name)), _fill_from_mix(need, parts, base)
+        return AllocationOptions(best, None)
+    best_starts, staying_starts = (
+        sum(_start_cost(pool, counts[pool.name]) for pool in ordered) for counts in (best, staying)
     )
+    best_cost = _total_cost(demand, ordered, best) - best_starts
+    staying_cost = _total_cost(demand, ordered, staying) - staying_starts
+    return AllocationOptions(best, staying, staying_cost - best_cost, max(0.0, best_starts - staying_starts))
 
 
-def mix_cost(need: float, parts: Sequence[PoolShare], base: Mapping[str, int]) -> float:
-    """What ``need`` costs an hour once ``base`` is followed, with what is started for it."""
-    return _total_cost(need, parts, _fill_from_mix(need, parts, base))
+def transition_targets(demand: float, pools: Sequence[PoolShare], counts: Mapping[str, int]) -> dict[str, int]:
+    """Returns the targets of now on the way to `counts`.
+
+    A pool is lowered only as far as ready replicas of the others carry `demand`.
+    """
+    return _make_before_break(demand, _by_capacity(pools), dict(counts))
 
 
-def _fill_from_mix(need: float, parts: Sequence[PoolShare], base: Mapping[str, int]) -> dict[str, int]:
-    ordered = sorted(parts, key=lambda part: (-part.capacity, part.name))
+def follow_mix(demand: float, pools: Sequence[PoolShare], base: Mapping[str, int]) -> dict[str, int]:
+    """Returns the targets of now if the mix `base` is followed."""
+    return _make_before_break(demand, _by_capacity(pools), _fill_from_mix(demand, pools, base))
+
+
+def mix_cost(demand: float, pools: Sequence[PoolShare], base: Mapping[str, int]) -> float:
+    """Returns the cost per hour of `demand` if the mix `base` is followed, with starts."""
+    return _total_cost(demand, pools, _fill_from_mix(demand, pools, base))
+
+
+def demand_of_pool(demand: float, pools: Sequence[PoolShare], counts: Mapping[str, int], name: str) -> float:
+    """Returns the demand that the other pools leave to the pool `name`, in its own replicas."""
+    others = sum(pool.capacity * counts[pool.name] for pool in pools if pool.name != name)
+    own = next(pool for pool in pools if pool.name == name)
+    return max(0.0, demand - others) / own.capacity
+
+
+def _by_capacity(pools: Sequence[PoolShare]) -> list[PoolShare]:
+    return sorted(pools, key=lambda pool: (-pool.capacity, pool.name))
+
+
+def _fill_from_mix(demand: float, pools: Sequence[PoolShare], base: Mapping[str, int]) -> dict[str, int]:
+    """Returns replicas that carry `demand`: of the larger types as many as `base` has, of the
+    smallest the rest. If it has no room, the larger types exceed `base`.
+    """
+    ordered = _by_capacity(pools)
     counts: dict[str, int] = {}
-    left = need
-    for place, part in enumerate(ordered):
-        taken = max(0, math.ceil(left / part.capacity - _ROUNDING))
-        wanted = taken if place == len(ordered) - 1 else min(taken, base[part.name])
-        counts[part.name] = min(part.maximum, max(part.minimum, wanted))
-        left -= counts[part.name] * part.capacity
-    for part in reversed(ordered):
-        more = min(part.maximum - counts[part.name], max(0, math.ceil(left / part.capacity - _ROUNDING)))
-        counts[part.name] += more
-        left -= more * part.capacity
+    left = demand
+    for place, pool in enumerate(ordered):
+        needed = max(0, math.ceil(left / pool.capacity - _ROUNDING))
+        wanted = needed if place == len(ordered) - 1 else min(needed, base[pool.name])
+        counts[pool.name] = min(pool.maximum, max(pool.minimum, wanted))
+        left -= counts[pool.name] * pool.capacity
+    for pool in reversed(ordered):
+        more = min(pool.maximum - counts[pool.name], max(0, math.ceil(left / pool.capacity - _ROUNDING)))
+        counts[pool.name] += more
+        left -= more * pool.capacity
     return counts
 
 
-def own_need(need: float, parts: Sequence[PoolShare], counts: Mapping[str, int], name: str) -> float:
-    """What of ``need`` is left for the pool ``name`` when the others have ``counts``, in its own replicas."""
-    others = sum(part.capacity * counts[part.name] for part in parts if part.name != name)
-    own = next(part for part in parts if part.name == name)
-    return max(0.0, need - others) / own.capacity
+def _total_cost(demand: float, pools: Sequence[PoolShare], counts: Mapping[str, int]) -> float:
+    """Returns the cost per hour of `counts`, with starts, and far more for unmet demand."""
+    carried = sum(pool.capacity * counts[pool.name] for pool in pools)
+    return sum(_pool_cost(pool, counts[pool.name]) for pool in pools) + _UNMET_COST * max(0.0, demand - carried)
 
 
-def _total_cost(need: float, parts: Sequence[PoolShare], counts: Mapping[str, int]) -> float:
-    """What ``counts`` cost an hour, with what is started for them, and by far more where they do not carry ``need``."""
-    carried = sum(part.capacity * counts[part.name] for part in parts)
-    return sum(_pool_cost(part, counts[part.name]) for part in parts) + _UNMET_COST * max(0.0, need - carried)
+def _pool_cost(pool: PoolShare, count: int) -> float:
+    return pool.cost * count + _start_cost(pool, count)
 
 
-def _pool_cost(part: PoolShare, count: int) -> float:
-    return part.cost * count + _start_cost(part, count)
+def _start_cost(pool: PoolShare, count: int) -> float:
+    return pool.cost * pool.start_price * max(0, count - pool.desired)
 
 
-def _start_cost(part: PoolShare, count: int) -> float:
-    return part.cost * part.start_price * max(0, count - part.desired)
-
-
-def _search_all(need: float, parts: Sequence[PoolShare]) -> dict[str, int]:
-    """The best of all divisions; of those that cost the same the first."""
+def _search_all(demand: float, pools: Sequence[PoolShare]) -> dict[str, int]:
+    """Returns the cheapest of all allocations; the first of equal ones."""
     best: tuple[float, dict[str, int]] | None = None
-    for counts in _allocations(need, parts):
-        cost = _total_cost(need, parts, counts)
+    for counts in _allocations(demand, pools):
+        cost = _total_cost(demand, pools, counts)
         if best is None or cost < best[0] - _ROUNDING:
             best = cost, counts
     return {} if best is None else best[1]
 
 
-def _fill_greedily(need: float, parts: Sequence[PoolShare]) -> dict[str, int]:
-    """A division that costs at most one replica more than the best: what carries most for its price as far as whole replicas of it
-    go, and of whatever is cheapest what is left over then."""
-    counts = {part.name: part.minimum for part in parts}
-    left = need - sum(part.capacity * part.minimum for part in parts)
+def _fill_greedily(demand: float, pools: Sequence[PoolShare]) -> dict[str, int]:
+    """Returns an allocation that costs at most one replica more than the best.
+
+    Whole replicas come from the pools with the most capacity for their price, the remainder from
+    the cheapest one.
+    """
+    counts = {pool.name: pool.minimum for pool in pools}
+    left = demand - sum(pool.capacity * pool.minimum for pool in pools)
     steps: list[tuple[float, PoolShare, int]] = []
-    for part in parts:
-        there = min(part.maximum, max(part.minimum, part.desired))
-        steps.append((part.cost / part.capacity, part, there - part.minimum))
-        steps.append((part.cost * (1.0 + part.start_price) / part.capacity, part, part.maximum - there))
-    for _, part, room in sorted(steps, key=lambda step: step[0]):
+    for pool in pools:
+        present = min(pool.maximum, max(pool.minimum, pool.desired))
+        steps.append((pool.cost / pool.capacity, pool, present - pool.minimum))
+        steps.append((pool.cost * (1.0 + pool.start_price) / pool.capacity, pool, pool.maximum - present))
+    for _, pool, room in sorted(steps, key=lambda step: step[0]):
         if left <= _ROUNDING:
             break
-        taken = min(room, math.floor(left / part.capacity + _ROUNDING))
-        counts[part.name] += taken
-        left -= taken * part.capacity
+        taken = min(room, math.floor(left / pool.capacity + _ROUNDING))
+        counts[pool.name] += taken
+        left -= taken * pool.capacity
         if taken < room and left > _ROUNDING:
-            last, more = _cheapest_remainder(left, parts, counts)
+            last, more = _cheapest_remainder(left, pools, counts)
             counts[last] += more
             break
     return counts
 
 
-def _cheapest_remainder(left: float, parts: Sequence[PoolShare], counts: Mapping[str, int]) -> tuple[str, int]:
-    """The pool whose replicas carry what is ``left`` over at the least price, of those that have as many more."""
+def _cheapest_remainder(left: float, pools: Sequence[PoolShare], counts: Mapping[str, int]) -> tuple[str, int]:
+    """Returns the pool with room that carries the demand `left` at the lowest cost, and how many
+    more replicas it takes.
+    """
     found = []
-    for place, part in enumerate(parts):
-        had, more = counts[part.name], math.ceil(left / part.capacity - _ROUNDING)
-        if had + more <= part.maximum:
-            found.append((_pool_cost(part, had + more) - _pool_cost(part, had), place, part.name, more))
+    for place, pool in enumerate(pools):
+        before, more = counts[pool.name], math.ceil(left / pool.capacity - _ROUNDING)
+        if before + more <= pool.maximum:
+            found.append((_pool_cost(pool, before + more) - _pool_cost(pool, before), place, pool.name, more))
     _, _, name, more = min(found)
     return name, more
 
 
-def _staying_allocation(need: float, parts: Sequence[PoolShare], base: Mapping[str, int]) -> dict[str, int] | None:
-    """All pools but the last as ``base`` says, or as they are; None where that is out of bounds, or more than the need takes."""
+def _staying_allocation(demand: float, pools: Sequence[PoolShare], base: Mapping[str, int]) -> dict[str, int] | None:
+    """Returns the allocation that keeps all pools but the last as in `base`, or as they are.
+
+    None if that is out of bounds, or more than the demand.
+    """
     counts: dict[str, int] = {}
-    for part in parts[:-1]:
-        count = base.get(part.name, part.desired)
-        if not part.minimum <= count <= _max_needed(need, part):
+    for pool in pools[:-1]:
+        count = base.get(pool.name, pool.desired)
+        if not pool.minimum <= count <= _needed_alone(demand, pool):
             return None
-        counts[part.name] = count
-        need = max(0.0, need - count * part.capacity)
-    return {**counts, parts[-1].name: _max_needed(need, parts[-1])} if parts else None
+        counts[pool.name] = count
+        demand = max(0.0, demand - count * pool.capacity)
+    return {**counts, pools[-1].name: _needed_alone(demand, pools[-1])} if pools else None
 
 
-def _max_needed(need: float, part: PoolShare) -> int:
-    """Replicas that carry ``need`` alone, within bounds."""
-    return min(part.maximum, max(part.minimum, math.ceil(need / part.capacity - _ROUNDING)))
+def _needed_alone(demand: float, pool: PoolShare) -> int:
+    """Returns the replicas that carry `demand` alone, within the bounds of the pool."""
+    return min(pool.maximum, max(pool.minimum, math.ceil(demand / pool.capacity - _ROUNDING)))
 
 
-def _count_allocations(need: float, parts: Sequence[PoolShare]) -> int:
-    """How many divisions there are at most; of the last pool each takes what is left."""
-    return math.prod(_max_needed(need, part) - part.minimum + 1 for part in parts[:-1])
+def _count_allocations(demand: float, pools: Sequence[PoolShare]) -> int:
+    """Returns the most allocations that `_allocations` can yield."""
+    return math.prod(_needed_alone(demand, pool) - pool.minimum + 1 for pool in pools[:-1])
 
 
-def _allocations(need: float, parts: Sequence[PoolShare]) -> Iterator[dict[str, int]]:
-    if not parts:
+def _allocations(demand: float, pools: Sequence[PoolShare]) -> Iterator[dict[str, int]]:
+    """Yields all sensible allocations; the last pool carries what the others leave."""
+    if not pools:
         return
-    part = parts[0]
-    most = _max_needed(need, part)
-    if len(parts) == 1:
-        yield {part.name: most}
+    pool = pools[0]
+    most = _needed_alone(demand, pool)
+    if len(pools) == 1:
+        yield {pool.name: most}
         return
-    for count in range(part.minimum, most + 1):
-        for rest in _allocations(max(0.0, need - count * part.capacity), parts[1:]):
-            yield {part.name: count, **rest}
+    for count in range(pool.minimum, most + 1):
+        for rest in _allocations(max(0.0, demand - count * pool.capacity), pools[1:]):
+            yield {pool.name: count, **rest}
 
 
-def _make_before_break(need: float, parts: Sequence[PoolShare], counts: dict[str, int]) -> dict[str, int]:
-    """``counts`` with pools that are lowered kept up as far as the others are not ready to take over."""
-    carried = sum(min(part.ready, counts[part.name]) * part.capacity for part in parts)
-    raised = any(counts[part.name] > part.ready for part in parts)
-    for part in sorted(parts, key=lambda part: part.capacity):
-        spare = min(part.ready, part.desired) - counts[part.name]
-        if spare <= 0 or not raised:
+def _make_before_break(demand: float, pools: Sequence[PoolShare], counts: dict[str, int]) -> dict[str, int]:
+    """Raises `counts` of pools that would be lowered before the others are ready to take over."""
+    carried = sum(min(pool.ready, counts[pool.name]) * pool.capacity for pool in pools)
+    is_raised = any(counts[pool.name] > pool.ready for pool in pools)
+    for pool in sorted(pools, key=lambda pool: pool.capacity):
+        spare = min(pool.ready, pool.desired) - counts[pool.name]
+        if spare <= 0 or not is_raised:
             continue
-        wanted = min(spare, max(0, math.ceil((need - carried) / part.capacity - _ROUNDING)))
-        counts[part.name] += wanted
-        carried += wanted * part.capacity
+        kept = min(spare, max(0, math.ceil((demand - carried) / pool.capacity - _ROUNDING)))
+        counts[pool.name] += kept
+        carried += kept * pool.capacity
     return counts

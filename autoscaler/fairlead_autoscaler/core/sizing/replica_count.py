@@ -1,16 +1,22 @@
-"""From a need to a number: what guards the way down and hurries the way up.
+"""Replica count: the number of replicas of one pool, from demand, bounds and signals.
 
-Up at once, in one step: a pending replica counts as one that is there, so nothing is ordered twice. Where requests wait already, up
-to twice what is missing is ordered (**hedged starts**): start-up times differ by a factor of four, and of twice as many the first
-half is ready as soon as a typical one, not as the slowest (where starts take all the same time nothing is hedged, nor is a single
-one beside others that serve, but where it is a quarter of a role: a fourth prefill engine that took 250 s cost two minutes of first
-tokens). Where what arrives takes a quarter more than is ready, a queue grows that nothing but a start ends: there it is up to three
-times what is missing. As soon as enough are ready, the rest is cancelled. Without metrics a rise is hedged in any case: nobody sees
-how much is missing.
+**Up** at once and in one step. A pending replica counts as one that is there, so nothing is ordered
+twice. If requests wait already, up to twice the missing replicas are started (**hedged starts**).
+Startup times differ by a factor of four. Of twice as many starts, the first half is ready after a
+usual startup time, not after the slowest. Once enough are ready, the others are cancelled. Some
+cases differ:
 
-Down only where nothing is in doubt: metrics are there and consistent, the core has watched for two minutes (five after a time
-without them), the pool was not lowered just now, and what would be left carries the largest need of the window also with the caches
-that go (the **what-if**)."""
+- Nothing is hedged if all starts take the same time, or if only one replica is missing and others
+  serve. A quarter of a separate role is an exception: a fourth prefill engine that took 250 s cost
+  two minutes of first tokens.
+- If the load needs a quarter more than is ready, only starts end the growth of the queue. Then up
+  to three times the missing replicas are started.
+- Without metrics every rise is hedged, since the shortage is unknown.
+
+**Down** only if nothing is in doubt. Metrics are there and consistent, the core has watched for two
+minutes (five after missing metrics), and the pool was not lowered just now. What stays must carry
+the highest demand of the window, also without the caches that go (**what-if**).
+"""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +30,7 @@ from fairlead_autoscaler.core.types import PoolObservation, PoolPlan
 
 
 class Rule(StrEnum):
-    """What decided about a number."""
+    """The rule that decided the number of a pool."""
 
     FROZEN = "frozen"
     MINIMUM = "minimum"
@@ -47,17 +53,26 @@ class Rule(StrEnum):
 
 
 _LOAD_CARRIED_RULES = frozenset({Rule.ENOUGH, Rule.UP})
-"""Rules that say that the number carries the load."""
+"""Rules after which the number carries the load."""
 _ROUNDING = 1e-6
 _MIN_NEED_SHOWN = 0.005
-"""Replicas that are worth saying."""
+"""The smallest demand that a reason names."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolRequest:
-    """What the load asks of a pool: ``target`` replicas, of which ``needed`` exactly. ``urgent``: requests wait. ``apart``: nobody
-    else does what it does for a request. ``overloaded``: what arrives takes far more than is ready. ``asleep``: nothing is needed.
-    ``capacity_after`` is what a replica carries when one fewer shares the caches, as a share of now."""
+    """The replicas that the load requests of a pool.
+
+    target: whole replicas; needed: the exact demand.
+    is_urgent: requests wait.
+    is_separate_role: no other pool does the work of this role.
+    is_overloaded: the load needs far more replicas than are ready.
+    to_zero: an idle replica is not worth its cost.
+    startup_seconds: of usual and of slow starts.
+    capacity_after: capacity of a replica when one fewer shares the caches, as a share of that of
+        now.
+    bound: the bound that limits a replica, for people.
+    """
 
     target: int
     needed: float
@@ -72,197 +87,180 @@ class PoolRequest:
 
     @property
     def needed_text(self) -> str:
-        """``needed`` with two digits, or three where the third makes it one replica more: 1.003 of them take two."""
-        hidden = math.ceil(round(self.needed, 2)) < math.ceil(self.needed - _ROUNDING)
-        return f"{self.needed:.3f}" if hidden else f"{self.needed:.2f}"
+        """`needed` with two digits, or three if only the third shows that one more is needed."""
+        is_hidden = math.ceil(round(self.needed, 2)) < math.ceil(self.needed - _ROUNDING)
+        return f"{self.needed:.3f}" if is_hidden else f"{self.needed:.2f}"
 
     @property
     def need_reason(self) -> str:
-        """What is needed, and what of a replica ends first."""
-        return (
-            f"{self.needed_text} are needed, by {self.bound}"
-            if self.needed >= _MIN_NEED_SHOWN
-            else "next to nothing is needed"
-        )
+        """The demand, and the bound that limits a replica."""
+        if self.needed < _MIN_NEED_SHOWN:
+            return "almost none are needed"
+        return f"{self.needed_text} are needed, limited by {self.bound}"
 
 
 @dataclass(frozen=True, slots=True)
 class SignalDoubt:
-    """Why nothing may be lowered: seconds since arrivals were known (None = they are), what lies, and whether it just began."""
+    """Why a pool must not be lowered.
+
+    missing_seconds: how long arrivals have been missing; None: they are known.
+    inconsistency: the contradiction of the metrics, in words; None: there is none.
+    warming_up: the core began, or a gap ended, a short time ago.
+    """
 
     missing_seconds: float | None
     inconsistency: str | None
     warming_up: bool
 
 
-def plan_pool(
-    state: PoolMemory,
-    observed: PoolObservation,
-    request: PoolRequest,
-    doubt: SignalDoubt,
-    bounds: tuple[int, int],
-    now: float,
-    settings: ScalingSettings,
-) -> tuple[PoolMemory, PoolPlan]:
-    """The pool's number and why."""
-    least, most = bounds
-    if settings.freeze:
-        return state, _pool_plan(observed.desired, Rule.FROZEN, "scaling is frozen", observed, request, 0, bounds)
-    hedged = min(state.hedged, observed.desired)
-    plain = observed.desired - hedged
-    target, rule, reason = _choose_target(state, observed, plain, request, doubt, now, settings)
-    if target < least:
-        target, rule, reason = least, Rule.MINIMUM, f"fewer than {least} are not allowed"
-    if target > most:
-        target, rule, reason = most, Rule.MAXIMUM, f"{target} are needed, more than {most} are not allowed"
-    elif target == most and rule in _LOAD_CARRIED_RULES and request.needed > most + _ROUNDING:
-        # The need was divided within the bounds already.
-        rule, reason = Rule.MAXIMUM, f"{request.needed_text} are needed, more than {most} are not allowed"
-    elif rule is Rule.ENOUGH and request.needed <= target - 1 + 2.0 * _ROUNDING:
-        rule, reason = _surplus_reason(target, least, request)
-    extra = _hedged_starts(hedged, observed, target, request, doubt, most, settings)
-    if extra > hedged and rule is Rule.METRICS_MISSING_UP:
-        reason = f"{reason}; {extra} more than {target} are started, so that the first are ready sooner"
-    elif extra > hedged:
-        rule, reason = (
-            Rule.HEDGED,
-            f"what is ready does not carry it: {extra} more than {target} are started, to keep the first that are ready",
+@dataclass(frozen=True, slots=True)
+class PoolPlanner:
+    """Decides the number of replicas of one pool at one tick.
+
+    bounds: minimum and maximum.
+    """
+
+    memory: PoolMemory
+    observed: PoolObservation
+    doubt: SignalDoubt
+    bounds: tuple[int, int]
+    now: float
+    settings: ScalingSettings
+
+    def plan(self, request: PoolRequest) -> tuple[PoolMemory, PoolPlan]:
+        """Returns the next memory, and the number of replicas with its reason."""
+        observed, plain, hedged = self.observed, self._plain, self._hedged
+        if self.settings.freeze:
+            return self.memory, self._pool_plan(observed.desired, Rule.FROZEN, "scaling is frozen", request, 0)
+        target, rule, reason = self._bounded_target(request)
+        extra = self._hedged_starts(target, request)
+        if extra > hedged and rule is Rule.METRICS_MISSING_UP:
+            reason = f"{reason}; {extra} more than {target} are started, so that the first are ready sooner"
+        elif extra > hedged:
+            rule = Rule.HEDGED
+            reason = f"ready replicas do not carry the load: {extra} more than {target} start, the first ones stay"
+        elif extra < hedged and target == plain:
+            rule = Rule.CANCELLED
+            reason = f"{observed.ready} are ready: {hedged - extra} extra starts are not needed"
+        lowered_at = self.now if target < plain else self.memory.lowered_at
+        memory = replace(self.memory, hedged=extra, lowered_at=lowered_at)
+        return memory, self._pool_plan(target + extra, rule, reason, request, extra)
+
+    @property
+    def _hedged(self) -> int:
+        """Desired replicas that are hedged starts."""
+        return min(self.memory.hedged, self.observed.desired)
+
+    @property
+    def _plain(self) -> int:
+        """Desired replicas without hedged starts."""
+        return self.observed.desired - self._hedged
+
+    def _bounded_target(self, request: PoolRequest) -> tuple[int, Rule, str]:
+        """Returns the number within the bounds, without hedged starts."""
+        least, most = self.bounds
+        target, rule, reason = self._choose_target(request)
+        if target < least:
+            target, rule, reason = least, Rule.MINIMUM, f"the minimum is {least}"
+        if target > most:
+            return most, Rule.MAXIMUM, f"{target} are needed, the maximum is {most}"
+        if target == most and rule in _LOAD_CARRIED_RULES and request.needed > most + _ROUNDING:
+            # Demand was allocated within the bounds already.
+            return target, Rule.MAXIMUM, f"{request.needed_text} are needed, the maximum is {most}"
+        if rule is Rule.ENOUGH and request.needed <= target - 1 + 2.0 * _ROUNDING:
+            return (target, *self._surplus_reason(target, request))
+        return target, rule, reason
+
+    def _surplus_reason(self, target: int, request: PoolRequest) -> tuple[Rule, str]:
+        """Returns why a pool is not lowered to its demand."""
+        least = self.bounds[0]
+        if target <= least:
+            return Rule.MINIMUM, f"{request.needed_text} are needed, the minimum is {least}"
+        if target == 1:
+            return Rule.ENOUGH, "almost none are needed; the last one stays until idling costs more than a cold start"
+        return Rule.ENOUGH, request.need_reason
+
+    def _choose_target(self, request: PoolRequest) -> tuple[int, Rule, str]:
+        """Returns the number without bounds and hedged starts."""
+        doubt, plain, target = self.doubt, self._plain, request.target
+        if doubt.missing_seconds is not None:
+            cause = doubt.inconsistency or "arrivals are unknown"
+            rule = Rule.METRICS_INCONSISTENT if doubt.inconsistency else Rule.METRICS_MISSING
+            if target > plain and doubt.missing_seconds >= self.settings.signals.blind_hold_seconds:
+                reason = f"{cause} for {doubt.missing_seconds:.0f} s: a quarter more than the recent demand"
+                return target, Rule.METRICS_MISSING_UP, reason
+            return plain, rule, f"{cause}: no change"
+        if target > plain:
+            if plain == 0:
+                return target, Rule.WAKE, "a request came and there is no replica"
+            return target, Rule.UP, request.need_reason
+        if target == plain:
+            return plain, Rule.ENOUGH, request.need_reason
+        if doubt.inconsistency is not None:
+            return plain, Rule.METRICS_INCONSISTENT, f"{doubt.inconsistency}: no change"
+        if doubt.warming_up:
+            return plain, Rule.WATCHING, "no scale-down this soon after a start or after missing metrics"
+        if request.to_zero and target == 0:
+            return 0, Rule.ZERO, "idle for so long that it costs more than a cold start"
+        return self._scale_down(request)
+
+    def _scale_down(self, request: PoolRequest) -> tuple[int, Rule, str]:
+        """Returns how far the pool may be lowered."""
+        settings, plain = self.settings.scale_down, self._plain
+        floor = max(request.target, 1 if request.needed > 0.0 else 0)
+        while floor < plain and request.needed > floor * request.capacity_after * settings.what_if_share and floor > 1:
+            floor += 1
+        if floor >= plain:
+            reason = f"without the caches that go, {plain - 1} would only just carry {request.needed_text}"
+            return plain, Rule.WHAT_IF, reason
+        pause = min(settings.down_every_seconds, max(settings.down_least_seconds, request.startup_seconds[1]))
+        lowered_at = self.memory.lowered_at
+        if lowered_at is not None and self.now - lowered_at < pause:
+            return plain, Rule.STEP, f"lowered {self.now - lowered_at:.0f} s ago"
+        most = max(1, math.floor(plain * settings.down_share))
+        reason = f"at most {request.needed_text} were needed within the window"
+        if floor < plain - most:
+            return plain - most, Rule.DOWN, f"{reason}, at most {most} less in one step"
+        return floor, Rule.DOWN, reason
+
+    def _hedged_starts(self, target: int, request: PoolRequest) -> int:
+        """Returns how many replicas to start beyond `target`."""
+        observed, doubt, settings = self.observed, self.doubt, self.settings.hedging
+        # Sleeping replicas are ready sooner than starts.
+        missing = target - observed.ready - observed.asleep - observed.waking
+        room = max(0, self.bounds[1] - target)
+        kept = min(self._hedged, room)
+        usual, slow = request.startup_seconds
+        times = settings.hedge_overloaded if request.is_overloaded else settings.hedge
+        extra = math.ceil((times - 1.0) * min(1.0, slow / usual - 1.0) * missing)
+        more = min(room, max(self._hedged, extra))
+        if doubt.missing_seconds is not None:
+            is_long = doubt.missing_seconds >= self.settings.signals.blind_hold_seconds
+            return more if target > self._plain and is_long and missing > 0 else kept
+        if doubt.inconsistency is not None:
+            return kept
+        if missing <= 0:
+            return kept if doubt.warming_up else 0
+        is_large_part = (
+            request.is_separate_role
+            and slow > settings.hedge_lone_slow * usual
+            and missing >= settings.hedge_lone_share * target
         )
-    elif extra < hedged and target == plain:
-        rule, reason = (
-            Rule.CANCELLED,
-            f"{observed.ready} are ready: {hedged - extra} that were started beside are not needed",
-        )
-    total = target + extra
-    lowered = target < plain
-    after = replace(state, hedged=extra, lowered_at=now if lowered else state.lowered_at)
-    return after, _pool_plan(total, rule, reason, observed, request, extra, bounds)
+        is_alone = is_large_part or observed.ready == 0
+        few = 1.0 if is_alone else max(2.0, settings.hedge_missing_share * target)
+        return more if request.is_urgent and missing >= few else kept
 
-
-def _surplus_reason(target: int, least: int, request: PoolRequest) -> tuple[Rule, str]:
-    """Why there are more than the load takes, where nothing is lowered."""
-    if target <= least:
-        return Rule.MINIMUM, f"{request.needed_text} are needed, fewer than {least} are not allowed"
-    if target == 1:
-        return Rule.ENOUGH, "next to nothing comes; the last one stays until silence is longer than idling is worth"
-    return Rule.ENOUGH, request.need_reason
-
-
-def _choose_target(
-    state: PoolMemory,
-    observed: PoolObservation,
-    plain: int,
-    request: PoolRequest,
-    doubt: SignalDoubt,
-    now: float,
-    settings: ScalingSettings,
-) -> tuple[int, Rule, str]:
-    """The number without bounds and hedges."""
-    target = request.target
-    if doubt.missing_seconds is not None:
-        why = doubt.inconsistency or "arrivals are not known"
-        held = Rule.METRICS_INCONSISTENT if doubt.inconsistency else Rule.METRICS_MISSING
-        if target > plain and doubt.missing_seconds >= settings.blind_hold_seconds:
-            return (
-                target,
-                Rule.METRICS_MISSING_UP,
-                f"{why} for {doubt.missing_seconds:.0f} s: a quarter more than what was needed lately",
-            )
-        return plain, held, f"{why}: what there is stays"
-    if target > plain:
-        if plain == 0:
-            return target, Rule.WAKE, "a request has come and there is no replica"
-        return target, Rule.UP, request.need_reason
-    if target == plain:
-        return plain, Rule.ENOUGH, request.need_reason
-    if doubt.inconsistency is not None:
-        return plain, Rule.METRICS_INCONSISTENT, f"{doubt.inconsistency}: what there is stays"
-    if doubt.warming_up:
-        return plain, Rule.WATCHING, "nothing is lowered so soon after the start, or after a time without metrics"
-    if request.to_zero and target == 0:
-        return 0, Rule.ZERO, "silent for longer than idling is worth"
-    return _scale_down(state, plain, request, now, settings)
-
-
-def _scale_down(
-    state: PoolMemory, plain: int, request: PoolRequest, now: float, settings: ScalingSettings
-) -> tuple[int, Rule, str]:
-    """How far down, where down it may go."""
-    floor = max(request.target, 1 if request.needed > 0.0 else 0)
-    while floor < plain and request.needed > floor * request.capacity_after * settings.what_if_share and floor > 1:
-        floor += 1
-    if floor >= plain:
-        return (
-            plain,
-            Rule.WHAT_IF,
-            f"{plain - 1} would carry {request.needed_text} only just, without the caches that go",
-        )
-    pause = min(settings.down_every_seconds, max(settings.down_least_seconds, request.startup_seconds[1]))
-    if state.lowered_at is not None and now - state.lowered_at < pause:
-        return plain, Rule.STEP, f"lowered {now - state.lowered_at:.0f} s ago"
-    most = max(1, math.floor(plain * settings.down_share))
-    if floor < plain - most:
-        return (
-            plain - most,
-            Rule.DOWN,
-            f"{request.needed_text} were needed at most within the window, {most} less a step",
-        )
-    return floor, Rule.DOWN, f"{request.needed_text} were needed at most within the window"
-
-
-def _hedged_starts(
-    hedged: int,
-    observed: PoolObservation,
-    target: int,
-    request: PoolRequest,
-    doubt: SignalDoubt,
-    most: int,
-    settings: ScalingSettings,
-) -> int:
-    """How many more than ``target`` to have started."""
-    missing = (
-        target - observed.ready - observed.asleep - observed.waking
-    )  # who sleeps is there sooner than who is started
-    room = max(0, most - target)
-    usual, slow = request.startup_seconds
-    times = settings.hedge_overloaded if request.is_overloaded else settings.hedge
-    beside = math.ceil((times - 1.0) * min(1.0, slow / usual - 1.0) * missing)
-    if doubt.missing_seconds is not None:
-        rises = target > observed.desired - hedged and doubt.missing_seconds >= settings.blind_hold_seconds
-        return min(room, max(hedged, beside)) if rises and missing > 0 else min(hedged, room)
-    if doubt.inconsistency is not None:
-        return min(hedged, room)
-    if missing <= 0:
-        return min(hedged, room) if doubt.warming_up else 0
-    alone = (
-        request.is_separate_role
-        and slow > settings.hedge_lone_slow * usual
-        and missing >= settings.hedge_lone_share * target
-    )
-    few = 1.0 if alone or observed.ready == 0 else max(2.0, settings.hedge_missing_share * target)
-    if request.is_urgent and missing >= few:
-        return min(room, max(hedged, beside))
-    return min(hedged, room)
-
-
-def _pool_plan(
-    replicas: int,
-    rule: Rule,
-    reason: str,
-    observed: PoolObservation,
-    request: PoolRequest,
-    extra: int,
-    bounds: tuple[int, int],
-) -> PoolPlan:
-    inputs = {
-        **request.inputs,
-        "needed_here_replicas": DecisionInput(request.needed),
-        "target_replicas": DecisionInput(float(request.target)),
-        "desired_replicas": DecisionInput(float(observed.desired)),
-        "ready_replicas": DecisionInput(float(observed.ready)),
-        "pending_replicas": DecisionInput(float(observed.pending)),
-        "hedged_replicas": DecisionInput(float(extra)),
-        "minimum_replicas": DecisionInput(float(bounds[0])),
-        "maximum_replicas": DecisionInput(float(bounds[1])),
-    }
-    return PoolPlan(replicas, rule.value, reason, inputs)
+    def _pool_plan(self, replicas: int, rule: Rule, reason: str, request: PoolRequest, hedged: int) -> PoolPlan:
+        observed = self.observed
+        inputs = {
+            **request.inputs,
+            "needed_here_replicas": DecisionInput(request.needed),
+            "target_replicas": DecisionInput(float(request.target)),
+            "desired_replicas": DecisionInput(float(observed.desired)),
+            "ready_replicas": DecisionInput(float(observed.ready)),
+            "pending_replicas": DecisionInput(float(observed.pending)),
+            "hedged_replicas": DecisionInput(float(hedged)),
+            "minimum_replicas": DecisionInput(float(self.bounds[0])),
+            "maximum_replicas": DecisionInput(float(self.bounds[1])),
+        }
+        return PoolPlan(replicas, rule.value, reason, inputs)

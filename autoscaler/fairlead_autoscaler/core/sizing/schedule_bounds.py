@@ -1,28 +1,30 @@
-"""Between which numbers a pool may be: its own, or those of the schedule that holds now."""
+"""Schedule bounds: the bounds of a pool, or those of the schedule that is active now."""
 
-from fairlead_autoscaler.core.types import PoolSpec
+from fairlead_autoscaler.core.types import PoolSpec, ReplicaSchedule
 
-_DAY = 86_400.0
+_DAY_SECONDS = 86_400.0
 
 
 def replica_bounds(pool: PoolSpec, wall: float | None) -> tuple[int, int]:
-    """Least and most replicas of ``pool`` at ``wall`` (seconds since 1970, UTC; None where that is not known: no schedule holds
-    then). Of several schedules that hold, the first counts."""
-    least, most = pool.minimum, pool.maximum
+    """Returns minimum and maximum of `pool`. The first active schedule applies.
+
+    wall: Unix seconds, UTC; None: unknown, so no schedule is active.
+    """
+    minimum, maximum = pool.minimum, pool.maximum
     if wall is not None:
-        local = [(each, wall + each.offset_seconds) for each in pool.schedules]
-        for schedule, now in local:
-            weekday = int(now // _DAY + 3) % 7  # the first of January 1970 was a Thursday
-            if _is_active(schedule.days, schedule.start_seconds, schedule.end_seconds, weekday, now % _DAY):
-                least = schedule.minimum if schedule.minimum is not None else least
-                most = schedule.maximum if schedule.maximum is not None else most
-                break
-    least = max(0, least)
-    return least, max(least, most)
+        active = next((schedule for schedule in pool.schedules if _is_active(schedule, wall)), None)
+        if active is not None:
+            minimum = active.minimum if active.minimum is not None else minimum
+            maximum = active.maximum if active.maximum is not None else maximum
+    minimum = max(0, minimum)
+    return minimum, max(minimum, maximum)
 
 
-def _is_active(days: frozenset[int], start: float, end: float, weekday: int, second: float) -> bool:
+def _is_active(schedule: ReplicaSchedule, wall: float) -> bool:
+    now = wall + schedule.offset_seconds
+    weekday = int(now // _DAY_SECONDS + 3) % 7  # 1 January 1970 was a Thursday
+    second, start, end = now % _DAY_SECONDS, schedule.start_seconds, schedule.end_seconds
     if start < end:
-        return weekday in days and start <= second < end
-    # Over midnight: the part after it belongs to the day on which it began.
-    return (weekday in days and second >= start) or ((weekday - 1) % 7 in days and second < end)
+        return weekday in schedule.days and start <= second < end
+    # Across midnight, the hours after it belong to the day on which the interval began.
+    return (weekday in schedule.days and second >= start) or ((weekday - 1) % 7 in schedule.days and second < end)

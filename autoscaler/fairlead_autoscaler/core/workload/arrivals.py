@@ -1,35 +1,25 @@
-"""What arrives: its level, how much it spreads, where it is going.
+"""Arrivals: requests and their prompt tokens, counted into bins of half a minute.
 
-Arrivals and their prompt tokens are counted into bins of half a minute, over eight minutes. From the bins that are closed comes the
-**level**, the **spread** (the median absolute deviation of the bins around it, so that one bin in ten may be anything) and, where
-ramps warrant it, the **trend**: a line through the last five minutes, taken only where its slope is several times as large as the
-error of that slope. Extrapolated over a start-up of minutes, any smaller slope is noise times a long lever (measured: it costs more
-and serves no better). A **change point** forgets what was before: when the last seconds lie five spreads and a quarter away from
-the level, the old bins describe another load, and their spread would be the step's own height.
-
-Where requests are few they are counted: a change is one only where so many of them are unlikely by chance (less than one in four
-hundred, by Chernoff's bound on the binomial of what came before and for how long that was watched). And where nothing is known of
-before, the first of those that came is what made us look, and says nothing of how many come.
-
-**Bursts.** What comes back is a need of its own (``recurring``). That requests come in clumps shows within a minute, long before a
-second burst does: from one five seconds to the next they differ fifteen to forty times as much as by chance in bursts of code
-completion, and no more than by chance (0.8 to 1.4) in conversations, steps and silences.
-
-Bins that are closed decide about everything but the last seconds, and the last seconds can only add. So more requests now never
-make for less now."""
+Closed bins decide about everything but the last seconds, and the last seconds can only add to them.
+So more requests now never lead to fewer replicas now.
+"""
 
 import math
 from dataclasses import dataclass, replace
 
-from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead_autoscaler.core.settings import BurstSettings, ScalingSettings
 
 _MIN_REQUESTS = 50.0
-"""Requests that must have come before it is told whether they come in clumps."""
+"""Requests on which the burstiness must rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArrivalBin:
-    """What arrived until ``at`` in ``seconds``; ``output`` is what a request was then thought to generate."""
+    """Arrivals within `seconds`, until `at`.
+
+    prompt: prompt tokens of all requests.
+    output: the mean output tokens by which the bin was priced.
+    """
 
     at: float
     seconds: float
@@ -38,7 +28,7 @@ class ArrivalBin:
     output: float
 
     def plus(self, other: "ArrivalBin") -> "ArrivalBin":
-        """Both, as one bin that ends with ``other``."""
+        """Returns both as one bin that ends with `other`."""
         return ArrivalBin(
             other.at,
             self.seconds + other.seconds,
@@ -50,8 +40,15 @@ class ArrivalBin:
 
 @dataclass(frozen=True, slots=True)
 class ArrivalHistory:
-    """What arrived: closed bins, the open one, the ticks of the last seconds, and bins of the last while whatever changed since,
-    each oldest first; and decaying sums over ticks: squares of what one differs from the next, halved, and requests."""
+    """Recent arrivals, oldest first.
+
+    bins: closed bins since the last change point.
+    open: the bin that is still filling.
+    recent: the ticks of the last seconds.
+    past: closed bins of the last 40 minutes, across change points.
+    clumps, clumps_of: decaying sums over ticks, of half the squared difference to the tick before,
+        and of requests.
+    """
 
     bins: tuple[ArrivalBin, ...] = ()
     open: ArrivalBin | None = None
@@ -62,40 +59,43 @@ class ArrivalHistory:
 
     @property
     def burstiness(self) -> float:
-        """How many times as much requests per tick differ from one tick to the next as chance alone makes them; 0 while few came."""
+        """Variance from tick to tick, in multiples of that of random arrivals; 0 after few
+        requests.
+        """
         return self.clumps / self.clumps_of if self.clumps_of >= _MIN_REQUESTS else 0.0
 
 
-def record_tick(load: ArrivalHistory, tick: ArrivalBin, settings: ScalingSettings) -> ArrivalHistory:
-    """``load`` with what one tick brought. Ticks of no length are left out."""
+def record_tick(history: ArrivalHistory, tick: ArrivalBin, settings: ScalingSettings) -> ArrivalHistory:
+    """Adds the arrivals of one tick. A tick without duration is ignored."""
     if tick.seconds <= 0.0:
-        return load
-    bins, opened, past = load.bins, load.open, load.past
-    if opened is not None and opened.seconds >= settings.bin_seconds - 1e-6:
-        oldest = tick.at - settings.level_seconds
-        bins = tuple(old for old in (*bins, opened) if old.at > oldest)
-        past = (*(each for each in past if each.at > tick.at - settings.past_seconds), opened)
+        return history
+    load = settings.load
+    bins, opened, past = history.bins, history.open, history.past
+    if opened is not None and opened.seconds >= load.bin_seconds - 1e-6:
+        bins = tuple(closed for closed in (*bins, opened) if closed.at > tick.at - load.level_seconds)
+        past = (*(closed for closed in past if closed.at > tick.at - load.past_seconds), opened)
         opened = None
     opened = tick if opened is None else opened.plus(tick)
-    recent = tuple(old for old in load.recent if old.at > tick.at - settings.recent_seconds)
-    clumps, clumps_of = _update_burstiness(load, settings)
-    return ArrivalHistory(bins, opened, (*recent, tick), past, clumps, clumps_of)
+    recent = tuple(former for former in history.recent if former.at > tick.at - load.recent_seconds)
+    return ArrivalHistory(bins, opened, (*recent, tick), past, *_update_burstiness(history, settings.bursts))
 
 
-def _update_burstiness(load: ArrivalHistory, settings: ScalingSettings) -> tuple[float, float]:
-    """The sums of ``clumped`` with the last two ticks that were noted. The one that comes now is left out: it must only add."""
-    if len(load.recent) < 2 or not (load.recent[-2].requests and load.recent[-1].requests):
-        return load.clumps, load.clumps_of
-    before, last = load.recent[-2:]
+def _update_burstiness(history: ArrivalHistory, settings: BurstSettings) -> tuple[float, float]:
+    """Returns the burstiness sums with the two ticks before this one. This one can only add
+    later.
+    """
+    if len(history.recent) < 2 or not (history.recent[-2].requests and history.recent[-1].requests):
+        return history.clumps, history.clumps_of
+    before, last = history.recent[-2:]
     keep = math.exp(-last.seconds / settings.clump_seconds)
-    off = last.requests - before.requests
-    return load.clumps * keep + off * off / 2.0, load.clumps_of * keep + last.requests
+    difference = last.requests - before.requests
+    return history.clumps * keep + difference * difference / 2.0, history.clumps_of * keep + last.requests
 
 
-def keep_last_ticks(load: ArrivalHistory, ticks: int) -> ArrivalHistory:
-    """``load`` as if it began with its last ``ticks``."""
-    kept = load.recent[-ticks:]
-    together = kept[0]
-    for each in kept[1:]:
-        together = together.plus(each)
-    return replace(load, bins=(), open=together, recent=kept)
+def keep_last_ticks(history: ArrivalHistory, ticks: int) -> ArrivalHistory:
+    """Returns the history as if it began with its last `ticks`."""
+    kept = history.recent[-ticks:]
+    opened = kept[0]
+    for tick in kept[1:]:
+        opened = opened.plus(tick)
+    return replace(history, bins=(), open=opened, recent=kept)

@@ -1,9 +1,8 @@
-"""How often each shape of request is seen.
+"""Shape histogram: how often requests of each shape (prompt and output length) occur.
 
-A bucket of the grid (``fairlead.request_shapes``) stands for the mean of what fell into it; one that nothing fell
-into, for the geometric
-middle of its edges. Its requests are counted in time that fades: after ``half_life_seconds`` a request counts half, so that rates
-follow the traffic of the last minutes.
+A bucket of the grid (`fairlead.request_shapes`) stands for the mean of its requests; an empty one
+for the geometric middle of its edges. Counts decay with a half-life, so that rates follow the last
+minutes.
 """
 
 import math
@@ -17,8 +16,10 @@ from fairlead_autoscaler.core.types import ShapeCount
 
 @dataclass(frozen=True, slots=True)
 class ShapeHistogram:
-    """What was seen of each bucket: requests, their prompt tokens and their answers' tokens, all faded to ``at``
-    (seconds)."""
+    """Requests of each bucket and their tokens, decayed to the time `at` (seconds).
+
+    watched_seconds: the decayed time since the start, the denominator of the rates.
+    """
 
     grid: RequestShapeGrid
     at: float
@@ -26,54 +27,53 @@ class ShapeHistogram:
     requests: tuple[float, ...]
     prompt_tokens: tuple[float, ...]
     output_tokens: tuple[float, ...]
-    watched_seconds: float = 0.0  # faded like the rest: what all seconds since the start weigh
+    watched_seconds: float = 0.0
 
     @classmethod
     def empty(
         cls, at: float, *, grid: RequestShapeGrid | None = None, half_life_seconds: float = 600.0
     ) -> "ShapeHistogram":
-        """Nothing seen yet, watched from ``at`` on."""
+        """Returns a histogram without requests that is watched from `at` on."""
         chosen = grid or RequestShapeGrid()
-        nothing = (0.0,) * chosen.size
-        return cls(chosen, at, half_life_seconds, nothing, nothing, nothing)
+        zeros = (0.0,) * chosen.size
+        return cls(chosen, at, half_life_seconds, zeros, zeros, zeros)
 
-    def with_requests(self, now: float, requests: Iterable[ShapeCount]) -> "ShapeHistogram":
-        """With requests that ended since. A clock that went back fades nothing; what cannot have been counted is left out."""
+    def with_requests(self, now: float, shapes: Iterable[ShapeCount]) -> "ShapeHistogram":
+        """Adds requests that finished since the last call.
+
+        Nothing decays if the clock went back. Impossible counts are ignored.
+        """
         passed = max(0.0, now - self.at)
         rate = math.log(2.0) / self.half_life_seconds
-        kept = math.exp(-rate * passed)
-        counts = [kept * one for one in self.requests]
-        prompts = [kept * one for one in self.prompt_tokens]
-        outputs = [kept * one for one in self.output_tokens]
-        for one in requests:
-            prompt, output, count = (
-                valid_number(one.prompt_tokens),
-                valid_number(one.output_tokens),
-                valid_number(one.requests),
-            )
+        keep = math.exp(-rate * passed)
+        counts = [keep * value for value in self.requests]
+        prompts = [keep * value for value in self.prompt_tokens]
+        outputs = [keep * value for value in self.output_tokens]
+        for shape in shapes:
+            prompt, output, count = map(valid_number, (shape.prompt_tokens, shape.output_tokens, shape.requests))
             if prompt is None or output is None or count is None:
                 continue
-            place = self.grid.bucket_index(prompt, output)
-            counts[place] += count
-            prompts[place] += prompt * count
-            outputs[place] += output * count
+            index = self.grid.bucket_index(prompt, output)
+            counts[index] += count
+            prompts[index] += prompt * count
+            outputs[index] += output * count
         return replace(
             self,
             at=max(now, self.at),
             requests=tuple(counts),
             prompt_tokens=tuple(prompts),
             output_tokens=tuple(outputs),
-            watched_seconds=kept * self.watched_seconds + (1.0 - kept) / rate,
+            watched_seconds=keep * self.watched_seconds + (1.0 - keep) / rate,
         )
 
     def rates(self) -> tuple[float, ...]:
-        """Requests per second of each bucket; zeros while nobody has watched yet."""
+        """Returns the requests per second of each bucket; zeros before any time was watched."""
         if self.watched_seconds <= 0.0:
             return (0.0,) * self.grid.size
-        return tuple(one / self.watched_seconds for one in self.requests)
+        return tuple(requests / self.watched_seconds for requests in self.requests)
 
     def shape(self, index: int) -> tuple[float, float]:
-        """Prompt and answer tokens that stand for a bucket."""
+        """Returns the prompt and output tokens that a bucket stands for."""
         count = self.requests[index]
         if count <= 1e-9:
             return self.grid.bucket_center(index)

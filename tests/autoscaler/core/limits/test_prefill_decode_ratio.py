@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.roles import KEEP_FACTOR, split_by_role
+from fairlead_autoscaler.core.limits.prefill_decode_ratio import KEEP_FACTOR, split_by_role
 
 
 def test_the_law_is_the_ratio_of_what_each_role_needs() -> None:

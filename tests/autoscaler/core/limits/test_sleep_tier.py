@@ -145,7 +145,7 @@ def test_as_many_as_the_floor_says_sleep_also_where_nothing_was_ever_asked() -> 
     beds = Beds(model_of(SleepTier(3, least=2)), 0)
     plan, *_ = run(beds, 0.0, 3)
     assert (plan.replicas, plan.asleep, plan.rule) == (0, 2, Rule.ASLEEP)
-    assert "2 go to sleep" in plan.reason
+    assert "2 fall asleep" in plan.reason
 
 
 def test_a_tier_costs_nobody_his_turn_where_accelerators_are_counted() -> None:

@@ -17,10 +17,10 @@ from fairlead_autoscaler.core.performance.capacity import (
     knee_capacity,
     replicas_for,
 )
-from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead_autoscaler.core.settings import CapacitySettings
 from fairlead_testing.autoscaler.strategies import MIXES, OBJECTIVES, PROFILES
 
-_SETTINGS = ScalingSettings()
+_SETTINGS = CapacitySettings()
 _SMALL = StepModel.from_profile(
     EngineProfile(
         "S",
@@ -101,7 +101,7 @@ def test_towards_a_first_token_that_cannot_be_met_nothing_jumps() -> None:
     assert find_unreachable_target(_SMALL, MeanRequest(100.0, 100.0), objectives) is None
     found = find_unreachable_target(_SMALL, MeanRequest(4_000.0, 100.0), objectives)
     assert found is not None
-    assert str(found) == "first-token objective cannot be met: one request alone takes 1.54 of 0.5 s"
+    assert str(found) == "TTFT target cannot be met: one request alone takes 1.54 of 0.5 s"
 
 
 def test_towards_a_gap_that_cannot_be_met_nothing_jumps() -> None:

@@ -1,15 +1,12 @@
 """Room beside the level, where objectives are missed steeply and where they are missed gently."""
 
-import math
-from dataclasses import replace
-
 import pytest
 
 from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.core import PoolSpec, ScalingSettings
 from fairlead_autoscaler.core.performance.capacity import LatencyTargets, MeanRequest
-from fairlead_autoscaler.core.sizing.demand import Backlog, Demand, estimate_demand
-from fairlead_autoscaler.core.sizing.pool_capacity import ReplicasForRate, replica_capacity, replicas_for_pool
+from fairlead_autoscaler.core.sizing.demand import Backlog, Demand, DemandInputs, estimate_demand
+from fairlead_autoscaler.core.sizing.pool_capacity import replica_model
 from fairlead_autoscaler.core.workload.level import LoadLevel
 
 _SETTINGS = ScalingSettings()
@@ -27,15 +24,20 @@ _LONG, _PATIENT = MeanRequest(7_000.0, 335.0), LatencyTargets(30.0, 0.1)
 _CHAT, _USUAL = MeanRequest(1_155.0, 211.0), LatencyTargets(2.0, 0.1)
 
 
-def _sized(mix: MeanRequest, objectives: LatencyTargets, settings: ScalingSettings) -> ReplicasForRate:
-    return replicas_for_pool(PoolSpec("main", profile=_LARGE), mix, 1.0, objectives, settings)
-
-
-def _need(mix: MeanRequest, objectives: LatencyTargets, level: LoadLevel) -> Demand:
-    capacity = replica_capacity(PoolSpec("main", profile=_LARGE), mix, 1.0, objectives, 12.0, _SETTINGS)
-    steeply = _sized(mix, objectives, replace(_SETTINGS, hurt_share=math.inf))
-    sized = _sized(mix, objectives, _SETTINGS)
-    return estimate_demand(level, 0.0, 0.0, capacity, sized, steeply, 1.0, 0.0, 120.0, _NONE_WAITS, _SETTINGS)
+def _need(mix: MeanRequest, objectives: LatencyTargets, level: LoadLevel, bursts: float = 0.0) -> Demand:
+    replica = replica_model(PoolSpec("main", profile=_LARGE), mix, 1.0, objectives, _SETTINGS.capacity)
+    inputs = DemandInputs(
+        level=level,
+        swing=0.0,
+        bursts=bursts,
+        capacity=replica.capacity(12.0),
+        replica=replica,
+        margin=1.0,
+        spare_replicas=0.0,
+        ahead_seconds=120.0,
+        backlog=_NONE_WAITS,
+    )
+    return estimate_demand(inputs, _SETTINGS)
 
 
 def test_where_short_answers_are_hurt_by_long_prompts_less_room_is_kept_above_the_steady_level() -> None:
@@ -46,7 +48,7 @@ def test_where_short_answers_are_hurt_by_long_prompts_less_room_is_kept_above_th
 
 def test_what_lies_above_the_steady_level_by_chance_counts_for_less_there() -> None:
     steady, lower = (_need(_LONG, _PATIENT, LoadLevel(10.0, 2.0, 0.0, 10.0, each)).replicas for each in (10.0, 9.0))
-    assert lower == pytest.approx(steady - (1.0 - _SETTINGS.gentle_room), abs=0.05)
+    assert lower == pytest.approx(steady - (1.0 - _SETTINGS.demand.gentle_room), abs=0.05)
 
 
 def test_where_queues_follow_on_more_load_the_whole_room_is_kept() -> None:
@@ -55,9 +57,5 @@ def test_where_queues_follow_on_more_load_the_whole_room_is_kept() -> None:
 
 
 def test_a_burst_that_comes_back_is_a_need_in_any_case() -> None:
-    capacity = replica_capacity(PoolSpec("main", profile=_LARGE), _LONG, 1.0, _PATIENT, 12.0, _SETTINGS)
-    steeply = _sized(_LONG, _PATIENT, replace(_SETTINGS, hurt_share=math.inf))
-    sized = _sized(_LONG, _PATIENT, _SETTINGS)
-    level = LoadLevel(5.0, 1.0, 0.0, 5.0, 5.0)
-    found = estimate_demand(level, 0.0, 18.0, capacity, sized, steeply, 1.0, 0.0, 120.0, _NONE_WAITS, _SETTINGS)
+    found = _need(_LONG, _PATIENT, LoadLevel(5.0, 1.0, 0.0, 5.0, 5.0), bursts=18.0)
     assert found.replicas == pytest.approx(18.0, rel=0.05)

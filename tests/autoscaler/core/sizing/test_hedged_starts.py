@@ -3,7 +3,7 @@
 import pytest
 
 from fairlead_autoscaler.core.settings import ScalingSettings
-from fairlead_autoscaler.core.sizing.replica_count import PoolRequest, SignalDoubt, plan_pool
+from fairlead_autoscaler.core.sizing.replica_count import PoolPlanner, PoolRequest, SignalDoubt
 from fairlead_autoscaler.core.state import PoolMemory
 from fairlead_autoscaler.core.types import PoolObservation, PoolPlan
 
@@ -22,9 +22,8 @@ def _plan(
     """Of a pool of ten, where so many more are needed."""
     wanted = PoolRequest(10 + missing, 10.0 + missing, urgent, False, overloaded, False, starts, 1.0, {}, "batch")
     doubt = SignalDoubt(blind_seconds, None, False)
-    return plan_pool(
-        PoolMemory(), PoolObservation(10, 10, replicas=()), wanted, doubt, (1, most), 0.0, ScalingSettings()
-    )[1]
+    observed = PoolObservation(10, 10, replicas=())
+    return PoolPlanner(PoolMemory(), observed, doubt, (1, most), 0.0, ScalingSettings()).plan(wanted)[1]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from fairlead_autoscaler.core import (
     ScalingPlan,
     ShapeCount,
 )
-from fairlead_autoscaler.core.cost import usd_per_hour
+from fairlead_autoscaler.core.plan_inputs import usd_per_hour
 from fairlead_autoscaler.core.sizing.mix_requests import FollowedMix
 from fairlead_autoscaler.core.sizing.pool_allocation import PoolShare, follow_mix
 from fairlead_autoscaler.core.state import decode_state, encode_state
@@ -201,7 +201,7 @@ def test_a_library_that_fails_costs_the_mix_and_nothing_else(monkeypatch: pytest
     def broken(*_: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr("fairlead_autoscaler.mix.solver_adapter.plan_mix", broken)
+    monkeypatch.setattr("fairlead_autoscaler.mix.solver_adapter.solve_mix", broken)
     assert create_solver()(MixRequest(5.0, (1.0,), ())) == MixResult(5.0, None, "failed: RuntimeError")
 
 

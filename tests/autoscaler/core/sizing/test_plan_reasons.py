@@ -12,10 +12,10 @@ def _wanted(needed: float) -> PoolRequest:
 @pytest.mark.parametrize(
     ("needed", "said"),
     [
-        (2.4, "2.40 are needed, by KV memory"),
-        (2.003, "2.003 are needed, by KV memory"),  # and not 2.00, of which two would do
-        (2.0000001, "2.00 are needed, by KV memory"),
-        (0.001, "next to nothing is needed"),
+        (2.4, "2.40 are needed, limited by KV memory"),
+        (2.003, "2.003 are needed, limited by KV memory"),  # and not 2.00, of which two would do
+        (2.0000001, "2.00 are needed, limited by KV memory"),
+        (0.001, "almost none are needed"),
     ],
 )
 def test_what_is_needed_explains_the_number(needed: float, said: str) -> None:

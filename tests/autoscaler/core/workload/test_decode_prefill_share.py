@@ -11,7 +11,7 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot, gateway_traffic
 from fairlead_autoscaler.core import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingCore
-from fairlead_autoscaler.core.signals.validation import validated_traffic
+from fairlead_autoscaler.core.signals.validation import valid_traffic
 from fairlead_autoscaler.core.workload.mean_request import DecodePrefillShare, decode_prefill_share, mean_request
 from fairlead_autoscaler.core.workload.request_lengths import DecayingRatio, RequestLengths
 
@@ -64,7 +64,7 @@ def test_pools_that_share_a_number_divide_it_as_if_every_prompt_were_handed_over
 
 @pytest.mark.parametrize("nonsense", [math.nan, -5.0, math.inf, None])
 def test_what_cannot_be_a_count_is_not_known(nonsense: float | None) -> None:
-    found = validated_traffic(GatewayTraffic(10.0, 1_000.0, kept=nonsense, kept_tokens=5.0))
+    found = valid_traffic(GatewayTraffic(10.0, 1_000.0, kept=nonsense, kept_tokens=5.0))
     assert found is not None
     assert found.kept is None
     assert found.arrivals == 10.0

@@ -5,8 +5,9 @@ import random
 import pytest
 
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.core import ScalingCore, ScalingSettings
+from fairlead_autoscaler.core import ScalingCore
 from fairlead_autoscaler.core.limits.shared_replica_limit import recent_need
+from fairlead_autoscaler.core.settings import LengthSettings
 from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow
 from fairlead_autoscaler.core.workload.arrivals import ArrivalBin, ArrivalHistory
 from fairlead_autoscaler.core.workload.length_shift import bins_for_growth, detect_shift
@@ -17,7 +18,7 @@ from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.reference_pools import COLD_START, large_profile, reference_model, reference_pool
 from fairlead_sim.autoscaling.request_table import ArrivalTrace as Arriving
 
-SETTINGS = ScalingSettings()
+SETTINGS = LengthSettings()
 KNOWN = DecayingRatio(4e6, 1_000.0, 4e7, 10_000.0)
 """Prompts of 4,000 tokens."""
 

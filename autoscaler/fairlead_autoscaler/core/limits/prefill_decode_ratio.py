@@ -1,18 +1,19 @@
-"""How a fixed number of engines is divided between prefill and decode.
+"""Prefill:decode ratio: a fixed number of engines divided between prefill and decode.
 
-The law is P/D-Serve's: with batches b_p, b_d and the times T_p of a prefill batch and T_d of an answer (transfer and all of
-its decode steps), n_p prefill and n_d decode engines finish min(n_p·b_p/T_p, n_d·b_d/T_d) requests a second, which is most
-per engine where both sides are equal:
+Let b_p and b_d be the batches of an engine of each role. T_p is the time of a prefill batch, T_d
+that of an answer, with its transfer and all decode steps. Then n_p prefill and n_d decode engines
+finish min(n_p·b_p/T_p, n_d·b_d/T_d) requests per second. That is the most per engine if both sides
+are equal:
 
     n_p / n_d = (b_d · T_p) / (b_p · T_d)
 
-b_p/T_p is what one prefill engine carries and b_d/T_d what one decode engine does, so at λ requests a second the law is the
-ratio of the *needs* λ·T_p/b_p and λ·T_d/b_d, which sizing knows anyway, of the traffic of now, at the knee of each role's
-objective and with the speed that is seen. Of the whole numbers the one is taken that carries most: rounding the ratio misses
-it where one side has few engines.
+b_p/T_p is the capacity of a prefill engine, b_d/T_d that of a decode engine. So at λ requests per
+second the law is the ratio of the demands λ·T_p/b_p and λ·T_d/b_d, which sizing knows. Of the whole
+numbers, the one that carries most is taken: rounding the ratio misses it if one side has few
+engines.
 
-P/D-Serve moves the division by what it measures, the share of prefill in a request's time. Here each role's need has its own
-error budget, which rises where first tokens or gaps miss the objective: the same correction, before the division.
+Source: P/D-Serve, which corrects the division by the measured share of prefill in a request's time.
+Here the error budget of each role corrects its demand, before the division.
 """
 
 import math
@@ -23,13 +24,17 @@ from fairlead.decision import DecisionInput
 from fairlead.errors import BadInput
 
 KEEP_FACTOR = 1.1
-"""A division stays until another carries so much more: engines that change roles serve nothing meanwhile."""
+"""A division stays unless another carries this many times as much. While engines change roles they
+serve nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoleSplit:
-    """So many engines of each role, and which share of the load they carry (1 = just all of it). ``rule``: ``ratio``,
-    ``kept`` or ``idle``."""
+    """The engines of each role.
+
+    carried: share of the load that they carry; 1 is all of it.
+    rule: `ratio`, `kept` or `idle`.
+    """
 
     prefill: int
     decode: int
@@ -40,9 +45,15 @@ class RoleSplit:
 
 
 def split_by_role(total: int, prefill_engines: float, decode_engines: float, *, now: int | None = None) -> RoleSplit:
-    """``total`` engines (two or more) divided so that they carry most of a load that needs so many of each role
-    (the ratio of the needs is the law's). At least one of each. ``now`` is how many prefill today: it stays where another
-    number would carry less than ``KEEP`` more, and where nothing is needed. Raises BadInput for fewer than two engines."""
+    """Returns the division of `total` engines, two or more, that carries most; one at least of each
+    role.
+
+    prefill_engines, decode_engines: the demand of each role.
+    now: current prefill engines. They stay if another number would carry less than `KEEP_FACTOR`
+        times as much, and if nothing is needed.
+
+    Raises BadInput for fewer than two engines.
+    """
     if total < 2:
         raise BadInput(f"{total} engines cannot be divided between two roles", field="total")
     today = None if now is None else min(total - 1, max(1, now))

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from fairlead.decision import DecisionInput
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.core.sizing.decode_slack import add_decode_slack
+from fairlead_autoscaler.core.performance.decode_slack import DecodeLoad, decode_slack
+from fairlead_autoscaler.core.plan_inputs import add_decode_slack
 from fairlead_autoscaler.core.types import ModelSpec, PoolObservation, PoolPlan, PoolSpec
-from fairlead_autoscaler.roles import DecodeLoad, decode_slack
 
 L = EngineProfile(
     "L",

@@ -1,0 +1,108 @@
+"""Group demand: what a group needs, from the arrivals as the group's first pool would serve
+them."""
+
+import math
+from dataclasses import replace
+
+from fairlead.decision import DecisionInput
+from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.signals.tick import Tick
+from fairlead_autoscaler.core.sizing.demand import Backlog, Demand, DemandInputs, estimate_demand
+from fairlead_autoscaler.core.sizing.group_inputs import GroupInputs
+from fairlead_autoscaler.core.sizing.load_conditions import waiting_requests
+from fairlead_autoscaler.core.sizing.stabilization_window import window_length
+from fairlead_autoscaler.core.state import CoreState, GroupMemory
+from fairlead_autoscaler.core.workload.arrivals import ArrivalHistory, keep_last_ticks
+from fairlead_autoscaler.core.workload.level import (
+    BinPrice,
+    LoadLevel,
+    change_point_ticks,
+    estimate_level,
+    recurring_burst_level,
+    upward_swing,
+)
+from fairlead_autoscaler.core.workload.mean_request import output_growth, prompt_growth
+
+
+def estimate_group_demand(
+    state: CoreState, memory: GroupMemory, tick: Tick, inputs: GroupInputs
+) -> tuple[CoreState, GroupMemory, Demand | None]:
+    """Returns the next state and memory, and the demand; None before the first arrivals."""
+    settings = tick.settings
+    price = inputs.bin_price(tick, has_settled_prompts=state.lengths.settled_prompt is not None)
+    memory = _learn_bursts(state.load, memory, tick, inputs, price)
+    load, level = _load_level(state.load, memory, tick, inputs, price)
+    state = replace(state, load=load)
+    if level is None:
+        return state, memory, None
+    outputs = prompts = 1.0
+    if inputs.group.role is not Role.PREFILL:
+        outputs = output_growth(state.lengths, load, inputs.ahead_seconds, settings.lengths)
+    if level.slope <= 0.0:
+        prompts = prompt_growth(load, inputs.ahead_seconds, settings)
+    expected = replace(
+        inputs.mean_request,
+        prompt_tokens=inputs.mean_request.prompt_tokens * prompts,
+        output_tokens=inputs.mean_request.output_tokens * outputs,
+    )
+    patience = math.inf if tick.model.patience_seconds is None else tick.model.patience_seconds
+    demand = estimate_demand(
+        DemandInputs(
+            level=level,
+            swing=memory.swing or 0.0,
+            bursts=memory.bursts,
+            capacity=inputs.capacity,
+            replica=replace(inputs.replica_model(inputs.first_pool, tick), request=expected),
+            margin=settings.budget.margin * memory.budget.margin,
+            spare_replicas=memory.budget.spare_replicas(settings.budget),
+            ahead_seconds=inputs.ahead_seconds,
+            backlog=Backlog(
+                waiting_requests(tick, inputs.group),
+                inputs.ready_replicas(tick),
+                inputs.desired_replicas(tick),
+                min(inputs.ahead_seconds, patience),
+            ),
+        ),
+        settings,
+    )
+    growth = {"output_growth": DecisionInput(outputs), "prompt_growth": DecisionInput(prompts)}
+    return state, memory, replace(demand, inputs={**growth, **demand.inputs})
+
+
+def _learn_bursts(
+    load: ArrivalHistory, memory: GroupMemory, tick: Tick, inputs: GroupInputs, price: BinPrice
+) -> GroupMemory:
+    """Returns the memory with bursts and swing of the past, which change when a bin closes."""
+    settings = tick.settings
+    if memory.swing is None:
+        memory = replace(memory, swing=settings.bursts.swing_guess)
+    if not load.past or load.past[-1].at <= memory.past_at:
+        return memory
+    window = window_length(inputs.startup_seconds, settings.scale_down)
+    within = settings.bursts.recur_share * (inputs.startup_seconds + window)
+    request_seconds = 1.0 / inputs.capacity.requests_per_second
+    return replace(
+        memory,
+        bursts=recurring_burst_level(load, price, within, request_seconds, settings),
+        swing=upward_swing(load, price, inputs.ahead_seconds, request_seconds, settings),
+        past_at=load.past[-1].at,
+    )
+
+
+def _load_level(
+    load: ArrivalHistory, memory: GroupMemory, tick: Tick, inputs: GroupInputs, price: BinPrice
+) -> tuple[ArrivalHistory, LoadLevel | None]:
+    """Returns the arrivals since the last change point, and their level."""
+    settings, request_seconds = tick.settings.load, 1.0 / inputs.capacity.requests_per_second
+    level = estimate_level(load, price, request_seconds, settings)
+    if level is None:
+        return load, None
+    ticks = change_point_ticks(load, level, price, request_seconds, memory.bursts > 0.0, settings)
+    if not ticks:
+        return load, level
+    load = keep_last_ticks(load, ticks)
+    after = estimate_level(load, price, request_seconds, settings)
+    if after is not None and after.current > level.current:
+        floor = level.upper_bound(settings.spread_sigmas, memory.swing or 0.0, inputs.ahead_seconds)
+        after = replace(after, floor=floor)
+    return load, after
