@@ -184,9 +184,7 @@ def test_it_listens_beyond_loopback_only_with_a_flag(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000", "example.com:80"])
-def test_an_invalid_address_is_refused(
-    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_invalid_address_is_refused(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gateway_main(["--fleet", str(tmp_path / "none.yaml"), "--listen", address]) == 2
     assert "--listen" in capsys.readouterr().err
 

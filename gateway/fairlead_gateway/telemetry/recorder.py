@@ -5,7 +5,7 @@ ends in exactly one call of `record_rejected` (it never reached an engine) or `r
 after one call of `record_received`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from fairlead.decision import Decision
@@ -41,7 +41,6 @@ class MetricsRecorder:
         self._departed_seconds = limits.metric_retention_seconds
         self.loop_lag = loop_lag
         self.publish_stats: PublishStats | None = None
-        self.health_state: Callable[[str], tuple[str, str]] | None = None
         self.started_at = clock.now()
         self.models: dict[str, ModelCounters] = {}
         self.process_counters: dict[str, int] = {}  # values of no model, by metric name without prefix

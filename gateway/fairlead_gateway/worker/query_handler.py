@@ -1,4 +1,7 @@
-"""A worker's answers to the helper's questions, in pieces of bounded work, so that the loop has its turn between them."""
+"""Answers the supervisor's queries to a worker.
+
+Long replies go out in chunks of bounded work, so that requests have their turn between them.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -6,10 +9,11 @@ from collections.abc import Callable
 import msgspec
 
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.decision_codec import encode_logged_request
 from fairlead_gateway.telemetry.snapshot import snapshot_of
 from fairlead_gateway.worker.proxy.gateway import Gateway
+from fairlead_gateway.worker.route_preview import RoutePreviewer
 
 _DECISIONS_PER_CHUNK = 16
 _QUANTILES = (0.5, 0.99, 1.0)
@@ -17,80 +21,91 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class QueryHandler:
-    """What one gateway answers; ``send`` puts a message on the channel."""
+    """Answers queries about one gateway.
+
+    send: puts a message on the channel.
+    """
 
     def __init__(self, gateway: Gateway, send: Callable[[msgspec.Struct], bool]) -> None:
         self._gateway = gateway
+        runtime, stack = gateway.runtime, gateway.stack
+        self._previewer = RoutePreviewer(runtime.clock, runtime.limits, stack.routers, stack.prefill_coordinator)
         self._send = send
 
-    async def handle(self, query: say.Query) -> None:
-        """Answer one question."""
-        if isinstance(query, say.GetState):
-            self._send(say.ReplyChunk(query.ask, _encode(self._state()), True))
-        elif isinstance(query, say.GetCounters):
+    async def handle(self, query: messages.Query) -> None:
+        """Answers one query."""
+        if isinstance(query, messages.GetState):
+            self._send_chunk(query.query_id, self._state(), is_last=True)
+        elif isinstance(query, messages.GetCounters):
             await self._send_counters(query)
-        elif isinstance(query, say.GetDecisions):
+        elif isinstance(query, messages.GetDecisions):
             await self._send_decisions(query)
-        elif isinstance(query, say.PreviewRoute):
-            self._send(say.ReplyChunk(query.ask, _encode(self._preview(query)), True))
+        elif isinstance(query, messages.PreviewRoute):
+            self._send_chunk(query.query_id, self._preview(query), is_last=True)
         else:
-            found = self._gateway.decisions.get(query.request_id)
-            data = _encode([] if found is None else [encode_logged_request(found)])
-            self._send(say.ReplyChunk(query.ask, data, True))
+            logged = self._gateway.decisions.get(query.request_id)
+            self._send_chunk(query.query_id, [] if logged is None else [encode_logged_request(logged)], is_last=True)
 
-    def _preview(self, query: say.PreviewRoute) -> say.RoutePreview:
+    def final_counters(self) -> messages.FinalCounters:
+        """Returns the counters of a worker that ends."""
+        telemetry = self._gateway.telemetry
+        models = [snapshot_of(key, counters, None) for key, counters in telemetry.models.items()]
+        return messages.FinalCounters(models, dict(telemetry.process_counters))
+
+    def _send_chunk(self, query_id: int, content: object, *, is_last: bool) -> None:
+        self._send(messages.ReplyChunk(query_id, _encode(content), is_last))
+
+    def _send_end(self, query_id: int) -> None:
+        self._send(messages.ReplyChunk(query_id, b"", True))
+
+    def _preview(self, query: messages.PreviewRoute) -> messages.RoutePreview:
         try:
-            return say.RoutePreview(
-                encode_logged_request(self._gateway.preview_route(query.path, query.body, query.session))
-            )
+            logged = self._previewer.preview(query.path, query.body, query.session)
+            return messages.RoutePreview(encode_logged_request(logged))
         except GatewayError as error:
-            return say.RoutePreview(None, (error.status, str(error), error.param, error.code))
+            return messages.RoutePreview(None, (error.status, str(error), error.param, error.code))
 
-    def final_counters(self) -> say.FinalCounters:
-        """The counters at the end."""
+    async def _send_counters(self, query: messages.GetCounters) -> None:
         telemetry = self._gateway.telemetry
-        models = [snapshot_of(key, series, None) for key, series in telemetry.models.items()]
-        return say.FinalCounters(models, dict(telemetry.process_counters))
-
-    async def _send_counters(self, query: say.GetCounters) -> None:
-        telemetry = self._gateway.telemetry
-        telemetry.remove_departed(self._gateway.fleet(), query.now)
+        telemetry.remove_departed(self._gateway.stack.routers.fleet, query.now)
         for key in list(telemetry.models):
-            part = snapshot_of(key, telemetry.models[key], query.now if query.windows else None)
-            self._send(say.ReplyChunk(query.ask, _encode(part), False))
+            snapshot = snapshot_of(key, telemetry.models[key], query.now if query.windows else None)
+            self._send_chunk(query.query_id, snapshot, is_last=False)
             await asyncio.sleep(0)
-        self._send(say.ReplyChunk(query.ask, b"", True))
+        self._send_end(query.query_id)
 
-    async def _send_decisions(self, query: say.GetDecisions) -> None:
-        found = self._gateway.decisions.latest(query.limit, query.model)
-        for begin in range(0, len(found), _DECISIONS_PER_CHUNK):
-            wired = [encode_logged_request(logged) for logged in found[begin : begin + _DECISIONS_PER_CHUNK]]
-            self._send(say.ReplyChunk(query.ask, _encode(wired), False))
+    async def _send_decisions(self, query: messages.GetDecisions) -> None:
+        requests = self._gateway.decisions.latest(query.limit, query.model)
+        for begin in range(0, len(requests), _DECISIONS_PER_CHUNK):
+            chunk = [encode_logged_request(logged) for logged in requests[begin : begin + _DECISIONS_PER_CHUNK]]
+            self._send_chunk(query.query_id, chunk, is_last=False)
             await asyncio.sleep(0)
-        self._send(say.ReplyChunk(query.ask, b"", True))
+        self._send_end(query.query_id)
 
-    def _state(self) -> say.WorkerState:
+    def _state(self) -> messages.WorkerState:
         gateway = self._gateway
-        ready, notes = gateway.readiness()
-        lags = [(share, gateway.lag.quantile(share)) for share in _QUANTILES]
-        return say.WorkerState(
-            ready,
-            notes,
+        is_ready, warnings = gateway.readiness()
+        lags = [(share, gateway.loop_lag.quantile(share)) for share in _QUANTILES]
+        return messages.WorkerState(
+            is_ready,
+            warnings,
             {
-                item: say.EncodedLoad(load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens)
-                for item, load in gateway.loads().items()
+                name: messages.EncodedLoad(load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens)
+                for name, load in gateway.stack.routers.loads().items()
             },
             self._health_states(),
-            [(share, value) for share, value in lags if value is not None],
+            [(share, lag) for share, lag in lags if lag is not None],
             dict(gateway.telemetry.process_counters),
             gateway.inflight_count(),
-            gateway.admission.queued(),
+            gateway.stack.admission.queued(),
         )
 
     def _health_states(self) -> dict[str, tuple[str, str]]:
-        standing = self._gateway.telemetry.health_state
-        if standing is None:
-            return {}
-        fleet = self._gateway.fleet()
-        found = ((one.id, standing(one.id)) for ones in fleet.instances.values() for one in ones)
-        return {item: (str(stands), why) for item, (stands, why) in found if why}
+        """Returns state and reason of the instances that are not healthy."""
+        fleet = self._gateway.stack.routers.fleet
+        described = (
+            (instance.id, self._gateway.stack.failures.describe(instance.id))
+            for instances in fleet.instances.values()
+            for instance in instances
+        )
+        return {name: (str(state), reason) for name, (state, reason) in described if reason}

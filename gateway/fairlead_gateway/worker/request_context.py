@@ -1,4 +1,4 @@
-"""One request on its way through the rooms, with everything that has become known of it."""
+"""The state of one client request, from parsing to the access log."""
 
 from collections.abc import Callable
 from typing import Final
@@ -8,60 +8,133 @@ from fairlead.fleet.model import Instance
 from fairlead_gateway.admission.policy import AdmissionRequest, Admitted
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.response_writer import ResponseWriter
-from fairlead_gateway.routing import ModelRouter, RouteRequest
+from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
 from fairlead_gateway.worker.observability.trace_record import TraceRecord
 from fairlead_gateway.worker.openai.request import ModelRequest
-from fairlead_gateway.worker.proxy.continuation import SentText
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
 from fairlead_gateway.worker.upstream.usage import Usage
 
-_NO_IDS: Final[frozenset[str]] = frozenset()
+NO_IDS: Final[frozenset[str]] = frozenset()
 
 
-class RequestContext:
-    """Filled from left to right: ``ask`` by model, ``route`` by prompt, the rest by route and forward. ``fingerprint`` is what the
-    body is known by in quarantine; from then on the body may have been let go. ``asked`` is what it asked of the gate before engines,
-    ``avoid`` the engines that had no room for it, ``release`` how it was let go where it was held. ``judged`` is the first choice of
-    an engine, made before it is known who computes the prompt; whoever takes it makes it None. ``assigned`` is the engine at which
-    it counts already, since it waited until that could begin."""
+class RoutedChoice:
+    """The instance of one attempt and the decision that chose it; `number` counts from 1."""
+
+    __slots__ = ("decision", "instance", "instance_id", "number")
+
+    def __init__(self, number: int, instance: Instance, decision: Decision) -> None:
+        self.number = number
+        self.instance = instance
+        self.instance_id: str = instance.id
+        self.decision = decision
+
+
+class AdmissionState:
+    """What admission control knows of a request.
+
+    request: set when the model has a queue and was asked.
+    full_instances: instances without room for the request.
+    admitted: how the request left the queue; None if it did not wait.
+    counted_at: the instance whose load includes the request already, since it waited for a slot.
+    """
+
+    __slots__ = ("admitted", "counted_at", "full_instances", "request")
+
+    def __init__(self) -> None:
+        self.request: AdmissionRequest | None = None
+        self.full_instances: frozenset[str] = NO_IDS
+        self.admitted: Admitted | None = None
+        self.counted_at: str = ""
+
+
+class HandoffState:
+    """The prefill of a request whose model has prefill instances.
+
+    transfer: the KV transfer of the next attempt; None once an engine accepted it, or without one.
+    is_transferred: the engine that answers received the KV of the prompt.
+    preselected: the first choice of a decode instance, until an attempt takes it.
+    """
+
+    __slots__ = ("is_transferred", "preselected", "record", "transfer")
+
+    def __init__(self) -> None:
+        self.record = HandoffRecord()
+        self.transfer: Handoff | None = None
+        self.is_transferred = False
+        self.preselected: Decision | None = None
+
+
+class RequestResult:
+    """The response of a request: status, times and tokens; complete when the response has ended.
+
+    dispatched_at: when the request was last sent before its first byte.
+    Token counts are the engine's; None if it did not report them.
+    """
 
     __slots__ = (
-        "admission_request",
-        "admitted",
-        "attempt_number",
         "cached_tokens",
         "client_disconnected",
-        "counted_at",
-        "deadline",
-        "decision",
         "dispatched_at",
         "error",
         "event_count",
-        "failures",
-        "fingerprint",
         "first_at",
-        "full_instances",
-        "handoff",
-        "handoff_record",
-        "http_request",
-        "id",
-        "instance",
-        "instance_id",
-        "kv_transferred",
         "last_at",
         "output_tokens",
-        "preselected",
         "prompt_tokens",
+        "status",
+    )
+
+    def __init__(self) -> None:
+        self.status: int = 0
+        self.error: str | None = None
+        self.dispatched_at: float | None = None
+        self.first_at: float | None = None
+        self.last_at: float | None = None
+        self.event_count: int = 0
+        self.prompt_tokens: int | None = None
+        self.output_tokens: int | None = None
+        self.cached_tokens: int | None = None
+        self.client_disconnected = False
+
+    def record_usage(self, usage: Usage | None) -> None:
+        """Takes over the engine's counts; None if it reported none."""
+        if usage is None:
+            self.prompt_tokens = self.output_tokens = self.cached_tokens = None
+        else:
+            self.prompt_tokens, self.output_tokens = usage.prompt_tokens, usage.completion_tokens
+            self.cached_tokens = usage.cached_tokens
+
+
+class RequestContext:
+    """One client request on its way through the worker.
+
+    http_request, request, route_request: the request as received, parsed, and as routing sees it
+    admission: set by admission control
+    choice: the instance of the current attempt; None before the first
+    failures: the attempts that failed before the first byte
+    handoff: set if the model has prefill instances
+    result: the response
+    deadline: monotonic seconds; None without one
+    fingerprint: the body's, kept when the body itself is released
+    """
+
+    __slots__ = (
+        "admission",
+        "choice",
+        "deadline",
+        "failures",
+        "fingerprint",
+        "handoff",
+        "http_request",
+        "id",
         "request",
         "response",
+        "result",
         "route_request",
-        "router",
-        "sent_text",
         "stall_timeout",
-        "status",
         "trace",
     )
 
@@ -78,44 +151,26 @@ class RequestContext:
         self.id = id
         self.request = request
         self.route_request = route_request
-        self.router: ModelRouter | None = None
-        self.instance: Instance | None = None
-        self.instance_id: str = ""  # the instance's, empty without one
-        self.decision: Decision | None = None
-        self.attempt_number: int = 0
-        self.preselected: Decision | None = None
+        self.admission = AdmissionState()
+        self.choice: RoutedChoice | None = None
         self.failures: list[AttemptFailure] = []
-        self.dispatched_at: float | None = None
-        self.first_at: float | None = None
-        self.last_at: float | None = None
-        self.event_count: int = 0
-        self.status: int = 0
-        self.error: str | None = None
-        self.prompt_tokens: int | None = None
-        self.output_tokens: int | None = None
-        self.cached_tokens: int | None = None
-        self.client_disconnected: bool = False
-        self.deadline: float | None = None
         self.stall_timeout: StallTimeout | None = None
-        self.sent_text: SentText | None = None
-        self.handoff: Handoff | None = None
-        self.handoff_record: HandoffRecord | None = None
-        self.kv_transferred: bool = False
+        self.handoff: HandoffState | None = None
+        self.result = RequestResult()
+        self.deadline: float | None = None
         self.trace: TraceRecord | None = None
         self.fingerprint: bytes | None = None
-        self.admission_request: AdmissionRequest | None = None
-        self.counted_at: str = ""
-        self.full_instances: frozenset[str] = _NO_IDS
-        self.admitted: Admitted | None = None
+
+    @property
+    def transfer(self) -> Handoff | None:
+        """The KV transfer of the next attempt."""
+        return None if self.handoff is None else self.handoff.transfer
+
+    @property
+    def handoff_record(self) -> HandoffRecord | None:
+        """The record of the prefill; None without prefill instances."""
+        return None if self.handoff is None else self.handoff.record
 
     def body_fingerprint(self, fingerprint: Callable[[bytes], bytes]) -> bytes:
-        """The fingerprint of the body, whether or not that is still here."""
+        """Returns the body's fingerprint, also after the body was released."""
         return fingerprint(self.request.body) if self.fingerprint is None else self.fingerprint
-
-    def record_usage(self, usage: Usage | None) -> None:
-        """Take what the engine counted, once: every look into a message costs more than it says. None: it did not tell."""
-        if usage is None:
-            self.prompt_tokens = self.output_tokens = self.cached_tokens = None
-        else:
-            self.prompt_tokens, self.output_tokens = usage.prompt_tokens, usage.completion_tokens
-            self.cached_tokens = usage.cached_tokens

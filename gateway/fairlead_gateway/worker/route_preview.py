@@ -1,8 +1,9 @@
-"""Where would a request go just now, and why? Asked through the management port, and found by the rooms of a request's way.
+"""Previews the route of a request: where it would go now, and why.
 
-Nothing is sent, counted or remembered, so the next request is routed as if nobody had asked. The gate before engines is left
-out: where requests are held, one with this prompt would be too, and go by what is known when it is released. Between engines
-that are equal the request's id decides, so another request with this prompt may go to another of them.
+The management port asks for it. Nothing is sent, counted or remembered, so the next request is routed
+as if nobody had asked. Admission is left out: where requests queue, this one would too, and its route
+would depend on what is known when it leaves the queue. Between equal instances the request's id
+decides, so another request with this prompt may go elsewhere.
 """
 
 from typing import Final
@@ -14,67 +15,64 @@ from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
-from fairlead_gateway.worker.disaggregation import kv_connectors as plan
+from fairlead_gateway.worker.disaggregation import kv_connectors
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.openai.prefix_key import build_route_request
 from fairlead_gateway.worker.openai.request import BODY_TYPES, parse_request
+from fairlead_gateway.worker.request_context import NO_IDS
 
 _PREVIEW_ID: Final = "asked"
-_NO_IDS: Final[frozenset[str]] = frozenset()
 
 
-def preview_route(
-    path: str,
-    body: bytes,
-    session: str | None,
-    *,
-    routers: RouterRegistry,
-    prefill_routers: RouterRegistry,
-    prefill_coordinator: PrefillCoordinator,
-    limits: Limits,
-    clock: Clock,
-) -> LoggedRequest:
-    """The choices that a request would get: of the engine that prefills where another one than the one that answers would, then of
-    that one.
+class RoutePreviewer:
+    """Answers where a request would go."""
 
-    ``body`` as a client would send it to ``path``; ``session`` as in the header x-session-id. Raises GatewayError as a request would.
-    """
-    if path not in BODY_TYPES:
-        raise UnknownPath(f"nothing is routed by its prompt under {path}", hint=f"one of {', '.join(BODY_TYPES)}")
-    fields = [] if session is None else [(b"x-session-id", session.encode("latin-1", "replace"))]
-    head = RequestHead("POST", path, fields, 11, len(body), keep_alive=True, expects_continue=False)
-    request = parse_request(path, body, routers.fleet, limits)
-    route_request = build_route_request(request, head, _PREVIEW_ID, routers.secret)
-    now = clock.now()
-    answers = routers.choose(request.model_key, route_request, now, _NO_IDS, preview=True)
-    choices = [(routers, answers)]
-    record = None
-    if prefill_routers.has_instances(request.model_key) and answers.chosen is not None:
-        record = HandoffRecord()
-        against = plan.ineligible_reason(request.fields, request.body)
-        if against is None:
-            record.placement = prefill_coordinator.place_prefill(request, route_request, answers.chosen, now)
-            record.reason, record.message = record.placement.rule, record.placement.reason
-        else:
-            record.reason, record.message = against
-        if record.placement is None or record.placement.rule in LOCAL_RULES:
-            record.outcome = BYPASSED
-        elif record.placement.chosen is not None:
-            first = prefill_routers.choose(request.model_key, route_request, now, _NO_IDS, preview=True)
-            choices.insert(0, (prefill_routers, first.with_text(reason=f"to prefill it: {first.reason}")))
-    return LoggedRequest(
-        [
-            DecisionRecord(
-                _PREVIEW_ID,
-                clock.wall(),
-                request.model_key,
-                made,
-                1,
-                place.prompt_tokens(request.model_key, route_request),
-                None,
-                record,
-            )
-            for place, made in choices
-        ]
-    )
+    def __init__(
+        self, clock: Clock, limits: Limits, routers: RouterRegistry, prefill_coordinator: PrefillCoordinator
+    ) -> None:
+        self._clock = clock
+        self._limits = limits
+        self._routers = routers
+        self._prefill_coordinator = prefill_coordinator
+
+    def preview(self, path: str, body: bytes, session: str | None) -> LoggedRequest:
+        """Returns the choices that a request would get: the prefill instance, if any, then the other.
+
+        body: as a client would send it to `path`.
+        session: as in the header x-session-id.
+        Raises GatewayError like a request.
+        """
+        if path not in BODY_TYPES:
+            raise UnknownPath(f"nothing is routed by its prompt under {path}", hint=f"one of {', '.join(BODY_TYPES)}")
+        routers, prefilling = self._routers.serving, self._routers.prefilling
+        fields = [] if session is None else [(b"x-session-id", session.encode("latin-1", "replace"))]
+        head = RequestHead("POST", path, fields, 11, len(body), keep_alive=True, expects_continue=False)
+        request = parse_request(path, body, routers.fleet, self._limits)
+        key, route_request = request.model_key, build_route_request(request, head, _PREVIEW_ID, routers.secret)
+        now = self._clock.now()
+        decision = routers.choose(key, route_request, now, NO_IDS, preview=True)
+        choices = [(routers, decision)]
+        record = None
+        if prefilling.has_instances(key) and decision.chosen is not None:
+            record = HandoffRecord()
+            ineligible = kv_connectors.ineligible_reason(request.fields, request.body)
+            if ineligible is None:
+                placement = record.placement = self._prefill_coordinator.place_prefill(
+                    request, route_request, decision.chosen, now
+                )
+                record.reason, record.message = placement.rule, placement.reason
+            else:
+                record.reason, record.message = ineligible
+            if record.placement is None or record.placement.rule in LOCAL_RULES:
+                record.outcome = BYPASSED
+            elif record.placement.chosen is not None:
+                prefill = prefilling.choose(key, route_request, now, NO_IDS, preview=True)
+                choices.insert(0, (prefilling, prefill.with_text(reason=f"to prefill it: {prefill.reason}")))
+        wall = self._clock.wall()
+        return LoggedRequest(
+            [
+                DecisionRecord(_PREVIEW_ID, wall, key, choice, 1, role.prompt_tokens(key, route_request), None, record)
+                for role, choice in choices
+            ]
+        )

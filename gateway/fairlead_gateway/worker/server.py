@@ -1,6 +1,8 @@
-"""A worker's public port, and its end: it says unready, accepts no more, and lets what is in flight finish.
+"""The public port of a worker, and its drain.
 
-Idle connections stay open for a moment, so that a request that is already on its way is answered, with ``connection: close``.
+A drain reports unready, accepts no more connections, and lets requests in flight finish. Idle
+connections stay open for a moment: a request already on its way is answered, with
+`connection: close`.
 """
 
 import asyncio
@@ -12,37 +14,40 @@ from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.worker.proxy.gateway import Gateway
 
 _DRAIN_POLL_SECONDS = 0.02
-HANDSHAKE_SECONDS = 0.05  # for handshakes that are under way: whom the kernel has let in is served too
-_TLS_SHUTDOWN_SECONDS = 2.0  # for a TLS client to say goodbye too
-IDLE_SECONDS = 1.0  # for clients to read their last bytes, or to learn on their next request that this is the end
+HANDSHAKE_SECONDS = 0.05  # for handshakes in progress: clients that the kernel has accepted are served
+_TLS_SHUTDOWN_SECONDS = 2.0  # for a TLS client's close_notify
+IDLE_SECONDS = 1.0  # for clients to read their last bytes, or to see `connection: close` on one more request
 
 
 class PublicServer:
-    """Serves a gateway on a listening socket; ``certificate`` (loaded) is what the port shows."""
+    """Serves a gateway on a listening socket.
+
+    certificate: loaded; None: the port is not TLS.
+    """
 
     def __init__(self, gateway: Gateway, public: socket.socket, certificate: TlsCertificate | None = None) -> None:
         self._gateway = gateway
         self._public = public
-        self._certificate = certificate
+        self._tls = certificate.context if certificate is not None else None
+        header_seconds = gateway.runtime.limits.header_timeout_seconds
+        self._handshake_seconds = header_seconds if certificate is not None else None
         self._server: asyncio.Server | None = None
         self._pending_accepts: list[asyncio.Task[object]] = []
 
     async def start(self) -> None:
-        """Accept connections."""
-        gateway = self._gateway
-        secure = self._certificate.context if self._certificate is not None else None
-        gateway.lag.start()
+        """Starts to accept connections."""
+        self._gateway.loop_lag.start()
         self._server = await asyncio.get_running_loop().create_server(
-            connection_factory(gateway.listener),
+            connection_factory(self._gateway.listener),
             sock=self._public,
             backlog=LISTEN_BACKLOG,
-            ssl=secure,
-            ssl_handshake_timeout=gateway.limits.header_timeout_seconds if secure is not None else None,
-            ssl_shutdown_timeout=_TLS_SHUTDOWN_SECONDS if secure is not None else None,
+            ssl=self._tls,
+            ssl_handshake_timeout=self._handshake_seconds,
+            ssl_shutdown_timeout=_TLS_SHUTDOWN_SECONDS if self._tls is not None else None,
         )
 
     async def drain(self) -> None:
-        """Be unready, let nobody new in, accept whom the kernel has let in, and wait until nothing is in flight, or the limit."""
+        """Accepts what the kernel has accepted, and waits until nothing is in flight, or the limit."""
         self._gateway.drain()
         refuse_new_connections(self._public)
         await asyncio.sleep(HANDSHAKE_SECONDS)
@@ -52,46 +57,49 @@ class PublicServer:
         await asyncio.gather(*self._pending_accepts, return_exceptions=True)
         await self._wait_until_idle()
 
-    def _accept_pending(self) -> None:
-        """Take what the kernel has let in until this very moment: closing the port would reset it, and its clients may have
-        sent a request already."""
-        loop, make = asyncio.get_running_loop(), connection_factory(self._gateway.listener)
-        secure = self._certificate.context if self._certificate is not None else None
-        patience = self._gateway.limits.header_timeout_seconds if secure is not None else None
-        with self._public.dup() as port:
-            while True:
-                try:
-                    knocked, _ = port.accept()
-                except OSError:
-                    return
-                knocked.setblocking(False)
-                made = loop.connect_accepted_socket(make, knocked, ssl=secure, ssl_handshake_timeout=patience)
-                self._pending_accepts.append(loop.create_task(made))
-
     def close(self) -> None:
-        """Cut what is left."""
+        """Closes the port and ends all requests."""
         if self._server is not None:
             self._server.close()
         else:
             self._public.close()
-        self._gateway.lag.stop()
+        self._gateway.loop_lag.stop()
         self._gateway.close()
 
-    async def _wait_until_idle(self) -> None:
-        """Until nobody is connected, or nothing has been in flight for a moment. A request that still comes over an idle connection
-        is answered whole, and the moment begins anew.
+    def _accept_pending(self) -> None:
+        """Accepts the connections that the kernel has accepted until now.
 
-        It looks again and again: the hot path sets no event for the end of its work.
+        Why: closing the port would reset them, and their clients may have sent a request already.
         """
-        gateway, listener = self._gateway, self._gateway.listener
-        end, idle_since = gateway.clock.now() + gateway.limits.drain_seconds, None
-        while (now := gateway.clock.now()) < end:
+        loop, factory = asyncio.get_running_loop(), connection_factory(self._gateway.listener)
+        with self._public.dup() as port:
+            while True:
+                try:
+                    accepted, _ = port.accept()
+                except OSError:
+                    return
+                accepted.setblocking(False)
+                connecting = loop.connect_accepted_socket(
+                    factory, accepted, ssl=self._tls, ssl_handshake_timeout=self._handshake_seconds
+                )
+                self._pending_accepts.append(loop.create_task(connecting))
+
+    async def _wait_until_idle(self) -> None:
+        """Waits until no client is connected, or nothing has been in flight for `IDLE_SECONDS`.
+
+        A request that still comes over an idle connection is answered, and the wait starts again.
+
+        Why it polls: the hot path sets no event when a request ends.
+        """
+        gateway, listener, now = self._gateway, self._gateway.listener, self._gateway.runtime.now
+        end, idle_since = now() + gateway.runtime.limits.drain_seconds, None
+        while (time := now()) < end:
             if gateway.inflight_count() or listener.count_busy():
                 idle_since = None
             elif not listener.connections:
                 return
             else:
-                idle_since = now if idle_since is None else idle_since
-                if now - idle_since >= IDLE_SECONDS:
+                idle_since = time if idle_since is None else idle_since
+                if time - idle_since >= IDLE_SECONDS:
                     return
             await asyncio.sleep(_DRAIN_POLL_SECONDS)

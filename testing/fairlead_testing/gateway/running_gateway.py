@@ -1,4 +1,4 @@
-"""A gateway inside a test: real sockets, a fleet as a value, limits as the test wants them."""
+"""A gateway inside a test: real sockets, a fleet as a value, and limits of the test's choice."""
 
 import asyncio
 import itertools
@@ -8,17 +8,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.event_loop import loop_factory
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.sockets import socket_url
+from fairlead_gateway.routing import InstanceLoad
+from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.worker.api_keys import ApiKeys
 from fairlead_gateway.worker.memory_pressure import MemoryShare
 from fairlead_gateway.worker.observability.observers import RequestObservers
-from fairlead_gateway.worker.proxy.gateway import Gateway
-from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
+from fairlead_gateway.worker.proxy.gateway import Gateway, GatewaySecrets
+from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_gateway.worker.route_preview import RoutePreviewer
+from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.engines.scripted import Script, scripted_engine
 
 MODEL_KEY = "default/tiny"
@@ -26,7 +31,7 @@ T = TypeVar("T")
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Run a test's coroutine on the loop that carries a real gateway."""
+    """Runs a test's coroutine on the event loop that a real gateway uses."""
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(main)
 
@@ -38,6 +43,16 @@ class RunningGateway:
     url: str
     gateway: Gateway
 
+    def loads(self) -> Mapping[str, InstanceLoad]:
+        """Returns the load by instance."""
+        return self.gateway.stack.routers.loads()
+
+    def preview_route(self, path: str, body: bytes, session: str | None) -> LoggedRequest:
+        """Returns where a request would go."""
+        runtime, stack = self.gateway.runtime, self.gateway.stack
+        previewer = RoutePreviewer(runtime.clock, runtime.limits, stack.routers, stack.prefill_coordinator)
+        return previewer.preview(path, body, session)
+
 
 def fleet_of(
     urls: Sequence[str],
@@ -47,11 +62,14 @@ def fleet_of(
     states: Sequence[InstanceState] = (),
     objectives: SloTargets | None = None,
 ) -> Fleet:
-    """One model ``tiny`` with an instance ``e-<n>`` for each URL; missing ``states`` are Ready."""
+    """Returns a fleet of one model, `tiny`, with an instance `e-<n>` per URL.
+
+    states: of the first instances; the others are ready.
+    """
     model = Model("default", "tiny", objectives or SloTargets(), preset)
-    known = [*states, *[InstanceState.READY] * (len(urls) - len(states))]
+    all_states = [*states, *[InstanceState.READY] * (len(urls) - len(states))]
     instances = tuple(
-        Instance(f"e-{number}/{number}/0", "default", "tiny", "main", url, state=known[number])
+        Instance(f"e-{number}/{number}/0", "default", "tiny", "main", url, state=all_states[number])
         for number, url in enumerate(urls)
     )
     return Fleet(version, version, {MODEL_KEY: model}, {MODEL_KEY: instances})
@@ -68,22 +86,23 @@ async def running_gateway(
     host: str = "127.0.0.1",
     observers: RequestObservers | None = None,
     memory_share: MemoryShare | None = None,
-    timing_reporter: TimingReporter | None = None,
+    reporters: Reporters | None = None,
 ) -> AsyncIterator[RunningGateway]:
-    """Listen on a free loopback port until the block ends."""
+    """Runs a gateway on a free loopback port until the block ends.
+
+    Why 9 parameters: all but the fleet have a default, and most tests set one of them.
+    """
     loop = asyncio.get_running_loop()
     count = itertools.count(1)
+    runtime = WorkerRuntime(SystemClock(), limits or Limits(), loop)
+    credentials = EngineCredentials(environ or {}, runtime.now)
     gateway = Gateway(
-        clock=SystemClock(),
-        limits=limits or Limits(),
-        loop=loop,
-        secret=b"a secret of the test",
-        new_id=lambda: f"req-{next(count)}",
-        api_keys=api_keys,
-        environ=environ or {},
+        runtime,
+        GatewaySecrets(b"a secret of the test", credentials, api_keys),
+        create_request_id=lambda: f"req-{next(count)}",
         memory_share=memory_share,
         observers=observers,
-        timing_reporter=timing_reporter,
+        reporters=reporters,
     )
     gateway.update_fleet(fleet)
     server = await loop.create_server(connection_factory(gateway.listener), host, 0, ssl=tls)
@@ -100,22 +119,22 @@ async def running_gateway(
 async def with_engines(
     scripts: list[Script], use: Callable[[RunningGateway], Awaitable[None]], limits: Limits | None = None
 ) -> None:
-    """A gateway before one engine for each script; afterwards the ledger must be empty."""
+    """Runs a gateway before one engine per script; afterwards no load may be left."""
     async with asyncio.TaskGroup() as group:
         ready: asyncio.Queue[str] = asyncio.Queue()
-        over = asyncio.Event()
+        finished = asyncio.Event()
 
-        async def engine(script: Script) -> None:
-            async with scripted_engine(script) as one:
-                ready.put_nowait(one.url)
-                await over.wait()
+        async def run_engine(script: Script) -> None:
+            async with scripted_engine(script) as engine:
+                ready.put_nowait(engine.url)
+                await finished.wait()
 
         for script in scripts:
-            group.create_task(engine(script))
+            group.create_task(run_engine(script))
         try:
             urls = [await ready.get() for _ in scripts]
             async with running_gateway(fleet_of(urls), limits) as running:
                 await use(running)
-                assert {load.inflight for load in running.gateway.loads().values()} == {0}
+                assert {load.inflight for load in running.loads().values()} == {0}
         finally:
-            over.set()
+            finished.set()

@@ -233,7 +233,7 @@ def test_one_byte_chunks_are_legal_and_do_not_hold_up_others() -> None:
 
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-            running.gateway.lag.start()
+            running.gateway.loop_lag.start()
             other = await RawConnection.connect(running.url)
             slow = asyncio.create_task(send(running.url, data))
             answered = 0
@@ -242,7 +242,7 @@ def test_one_byte_chunks_are_legal_and_do_not_hold_up_others() -> None:
                 assert (await other.read_response()).status == 200
                 answered += 1
             await other.close()
-            running.gateway.lag.stop()
+            running.gateway.loop_lag.stop()
             assert [answer.status for answer in await slow] == [200]
             assert engine.calls[0].body == text
             assert answered > 5

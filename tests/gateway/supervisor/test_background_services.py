@@ -52,7 +52,7 @@ class SingleProcessView:
     def __init__(self, gateway: Gateway, beside: BackgroundServices) -> None:
         self.gateway = gateway
         self.beside = beside
-        self.clock = gateway.clock
+        self.clock = gateway.runtime.clock
         self.started_at = gateway.telemetry.started_at
 
     def fleet(self) -> Fleet:
@@ -60,7 +60,8 @@ class SingleProcessView:
 
     async def status(self) -> GatewayStatus:
         gateway = self.gateway
-        return GatewayStatus(*gateway.readiness(), gateway.loads(), gateway.telemetry.health_state, gateway.lag)
+        stack = gateway.stack
+        return GatewayStatus(*gateway.readiness(), stack.routers.loads(), stack.failures.describe, gateway.loop_lag)
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
         self.gateway.telemetry.publish_stats = self.beside.decision_stream
@@ -102,9 +103,9 @@ class Whole:
 def beside_of(running: RunningGateway, redis: str | None = None) -> BackgroundServices:
     gateway = running.gateway
     made = BackgroundServices(
-        fleet=gateway.fleet,
-        loads=gateway.loads,
-        clock=gateway.clock,
+        fleet=lambda: gateway.stack.routers.fleet,
+        loads=running.loads,
+        clock=gateway.runtime.clock,
         limits=LIMITS,
         gateway_id="gw-0",
         secret=b"a secret of the test",

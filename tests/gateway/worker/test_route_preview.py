@@ -24,7 +24,7 @@ def body(text: str, **more: object) -> dict[str, object]:
 
 
 def said(running: RunningGateway, text: str, session: str | None = None) -> str | None:
-    return running.gateway.preview_route(
+    return running.preview_route(
         CHAT, json.dumps(body(text), separators=(",", ":")).encode(), session
     ).latest.decision.chosen
 
@@ -53,7 +53,7 @@ def test_what_would_be_refused_is_refused() -> None:
     async def main() -> None:
         async with scripted_engine() as engine:
             async with running_gateway(fleet_of([engine.url])) as running:
-                would = running.gateway.preview_route
+                would = running.preview_route
                 with pytest.raises(UnknownModel, match="tiny"):
                     would(CHAT, json.dumps(body("x") | {"model": "tinny"}).encode(), None)
                 with pytest.raises(BadRequest):

@@ -89,7 +89,7 @@ def test_connections_that_wait_when_the_port_closes_are_answered(host: str) -> N
             server._server.close()
             for one in knocked:
                 await answered(one)
-            running.gateway.lag.stop()
+            running.gateway.loop_lag.stop()
 
     run_async(main())
 
@@ -106,7 +106,7 @@ def test_a_connection_that_comes_after_the_last_accept_is_refused_and_not_reset(
             for one in server.late:
                 one.close()
             assert found == [os.strerror(errno.ECONNREFUSED)] * 3
-            running.gateway.lag.stop()
+            running.gateway.loop_lag.stop()
 
     run_async(main())
 
@@ -129,7 +129,7 @@ def test_a_handshake_under_way_when_the_drain_begins_ends_well(host: str) -> Non
             await asyncio.gather(*(answered(one) for one in half))
             await drain
             assert found == os.strerror(errno.ECONNREFUSED)
-            running.gateway.lag.stop()
+            running.gateway.loop_lag.stop()
 
     run_async(main())
 
@@ -150,7 +150,7 @@ def test_where_another_listens_on_the_port_it_gets_those_who_come_last(host: str
                 assert found == ["open"] * 16
                 for _ in server.late:
                     successor.accept()[0].close()
-            running.gateway.lag.stop()
+            running.gateway.loop_lag.stop()
 
     run_async(main())
 
@@ -185,7 +185,7 @@ def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: pytest.L
             await drain
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(address)
-            running.gateway.lag.stop()
+            running.gateway.loop_lag.stop()
 
     with caplog.at_level(logging.DEBUG, "fairlead.gateway"):
         run_async(main())
@@ -200,7 +200,8 @@ def test_a_request_that_comes_over_an_idle_connection_at_the_end_of_a_drain_is_a
         async with scripted_engine(gate.script) as engine, running_gateway(fleet_of([engine.url])) as running:
             public = ListenAddress("127.0.0.1", 0).bind(shared=True)
             server = PublicServer(running.gateway, public)
-            running.gateway.clock = clock = Looked()
+            clock = Looked()
+            running.gateway.runtime.now = clock.now
             await server.start()
             idle = await RawConnection.from_socket(socket.create_connection(public.getsockname()))
             await wait_until(lambda: bool(running.gateway.listener.connections))
@@ -218,6 +219,6 @@ def test_a_request_that_comes_over_an_idle_connection_at_the_end_of_a_drain_is_a
             assert answer.body.endswith(b"data: [DONE]\n\n")
             await idle.close()
             await drain
-            running.gateway.lag.stop()
+            running.gateway.loop_lag.stop()
 
     run_async(main())

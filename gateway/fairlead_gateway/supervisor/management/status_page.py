@@ -18,7 +18,7 @@ def load_page() -> tuple[bytes, str]:
 def _read_part(name: str) -> str:
     from importlib.resources import files
 
-    return files("fairlead_gateway.supervisor.management").joinpath(name).read_text(encoding="utf-8")
+    return files("fairlead_gateway.supervisor.management").joinpath("static", name).read_text(encoding="utf-8")
 
 
 def _csp_hash(block: str) -> str:

@@ -1,12 +1,16 @@
-"""The leg before forward: where a model's engines are split, another engine computes the prompt first.
+"""Remote prefill: for models with prefill instances, another engine computes the prompt first.
 
-Who computes a prompt is decided anew for each (``routing.convertible``), between the engine that would answer it and the best
-of those that prefill. The prefill engine is asked for one token within its own time limit, and that token is dropped; then the
-engine that decodes is chosen, as late as possible, and told where the result lies. The hand-off is bound to one attempt and to the
-time that the prefill engine keeps the blocks. When anything of it fails, the request goes on as a plain one: another prefill engine
-is tried once, and a decode that failed or said nothing in time is asked again without the hand-off, since it was not its fault.
-Prefill engines and pairs that failed are left alone for a while. One that broke off on a prompt counts against that prompt as any
-engine does: when two have, one after the other, no third one gets it.
+For each prompt, `routing.prefill_placement` decides between the instance that would answer it and
+the best prefill instance. If the prefill goes elsewhere:
+
+1. The prefill engine is asked for one token, within a time limit of its own. The token is dropped.
+2. The decode instance is chosen, as late as possible, and told where the KV lies.
+3. The transfer holds for one attempt, and for as long as the prefill engine keeps the blocks.
+
+If any of this fails, the request goes on as a plain one. Another prefill engine is tried once. A
+decode that failed, or sent nothing in time, is tried again without the transfer. Prefill instances
+and pairs that failed are avoided for a while (`pair_health`). A prefill engine that broke off on a
+prompt counts against the prompt like any engine (`resilience.poison_requests`).
 """
 
 import asyncio
@@ -16,15 +20,14 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.fleet.model import Instance
-from fairlead.limits import Limits
-from fairlead.runtime.clock import Clock
 from fairlead_gateway.errors import NoReadyInstance, QuarantinedRequest
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, place_prefill
 from fairlead_gateway.routing.request import RouteRequest
 from fairlead_gateway.telemetry import OK, MetricsRecorder
-from fairlead_gateway.telemetry.handoff_record import BYPASSED, DONE, FAILED, HandoffRecord, PrefillAttempt
-from fairlead_gateway.worker.disaggregation import kv_connectors as plan
+from fairlead_gateway.telemetry.handoff_record import BYPASSED, DONE, FAILED, PrefillAttempt
+from fairlead_gateway.worker.disaggregation import kv_connectors
 from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
+from fairlead_gateway.worker.disaggregation.pair_health import PairHealth
 from fairlead_gateway.worker.disaggregation.transfer_estimator import TransferEstimator
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.observability.trace_record import PREFILL
@@ -32,415 +35,395 @@ from fairlead_gateway.worker.openai.json_edit import prepend_members, set_member
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import GenerationFields
 from fairlead_gateway.worker.openai.served_name import body_with_model
-from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.worker.request_context import NO_IDS, HandoffState, RequestContext
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
-from fairlead_gateway.worker.upstream.connection import ConnectionPool, UpstreamError
+from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.upstream.connection import UpstreamError
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
 from fairlead_gateway.worker.upstream.request_encoder import encode_request
 from fairlead_gateway.worker.upstream.response import EngineResponse
 
-_MAX_PREFILL_ATTEMPTS = 2
-_QUARANTINED = "quarantined"
-_BOOTSTRAP_ROOM_COUNT = 1 << 63
-_NO_IDS: Final[frozenset[str]] = frozenset()
-_EXPIRED = ("expired", "the blocks are not kept any longer")
+_MAX_PREFILL_ATTEMPTS: Final = 2
+_QUARANTINED: Final = "quarantined"
+_MAX_RANDOM_ID: Final = 1 << 63
+_EXPIRED: Final = ("expired", "the blocks are not kept any longer")
 
 
 class PrefillCoordinator:
-    """``decoding`` and ``prefilling`` are the routers of the two groups; ``draw`` gives numbers from 0 to 1."""
+    """Places prefills, calls prefill engines, and prepares the decode attempts.
+
+    random: returns numbers from 0 to 1.
+    """
 
     def __init__(
         self,
+        runtime: WorkerRuntime,
         *,
-        decode_routers: RouterRegistry,
-        prefill_routers: RouterRegistry,
+        routers: RouterRegistry,
         pool: ConnectionPool,
         telemetry: MetricsRecorder,
-        clock: Clock,
-        limits: Limits,
         poison_guard: PoisonRequestGuard,
         random: Callable[[], float],
     ) -> None:
-        self._decode_routers = decode_routers
-        self._prefill_routers = prefill_routers
+        self._decode_routers = routers.serving
+        self._prefill_routers = routers.prefilling
         self._pool = pool
         self._telemetry = telemetry
-        self._clock = clock
-        self._limits = limits
+        self._now = runtime.now
+        self._limits = runtime.limits
         self._poison_guard = poison_guard
         self._random = random
-        self._suspects: dict[tuple[str, str | None], float] = {}
+        self._pair_health = PairHealth(runtime)
         self._engine_ids: dict[str, str] = {}
         self._concurrent_prefills: set[asyncio.Task[None]] = set()
-        self._transfer_estimator = TransferEstimator(limits)
+        self._transfer_estimator = TransferEstimator(runtime.limits)
 
     def close(self) -> None:
-        """Cut the prefills whose answers nobody waits for."""
+        """Cancels the prefills that run beside their decodes."""
         for task in self._concurrent_prefills:
             task.cancel()
 
     def retain(self, models: Collection[str]) -> None:
-        """The others have left."""
+        """Forgets all other models."""
         self._transfer_estimator.retain(models)
 
-    def has_prefill_instances(self, key: str) -> bool:
-        """Whether the model has engines that only prefill."""
-        return self._prefill_routers.has_instances(key)
-
     def choose_decode_instance(self, context: RequestContext, excluded: frozenset[str], now: float) -> Decision:
-        """Which engine answers. Raises NoInstance when none is ready."""
-        if context.preselected is not None:
-            judged, context.preselected = context.preselected, None
-            return judged
-        unusable = excluded if context.handoff is None else excluded | self.incompatible_instances(context, excluded)
-        # A prompt is seen once: where it was decided who computes it, an engine to answer it was chosen before.
-        asking = context.handoff_record is not None and context.handoff_record.placement is not None
-        avoid = context.full_instances if not context.failures else _NO_IDS
-        decision = self._decode_routers.choose(
-            context.request.model_key, context.route_request, now, unusable | avoid, preview=asking
-        )
-        if avoid and decision.chosen is None:
-            decision = self._decode_routers.choose(
-                context.request.model_key, context.route_request, now, unusable, preview=asking
-            )
+        """Returns the decision which instance answers. Raises NoReadyInstance if none is ready."""
+        handoff = context.handoff
+        is_placed = False
+        if handoff is not None:
+            if handoff.preselected is not None:
+                preselected, handoff.preselected = handoff.preselected, None
+                return preselected
+            if handoff.transfer is not None:
+                excluded |= self._incompatible_instances(context, handoff.transfer, excluded)
+            # Routing counts a prompt once: its placement has asked for a decode instance already.
+            is_placed = handoff.record.placement is not None
+        key, request = context.request.model_key, context.route_request
+        full = context.admission.full_instances if not context.failures else NO_IDS
+        decision = self._decode_routers.choose(key, request, now, excluded | full, preview=is_placed)
+        if full and decision.chosen is None:
+            decision = self._decode_routers.choose(key, request, now, excluded, preview=is_placed)
         return decision
 
     async def prefill_remotely(self, context: RequestContext) -> None:
-        """Have the prompt prefilled elsewhere, if that is worth it and works; ``job`` says afterwards what happened. Raises
-        NoInstance when no engine could answer, Quarantined when engines died of it."""
+        """Prefills the prompt at a prefill instance, if that is worth it and works.
+
+        Sets `context.handoff` if the model has prefill instances. Raises NoReadyInstance if no
+        instance can answer, QuarantinedRequest if engines broke off on the prompt.
+        """
         key = context.request.model_key
-        if not self.has_prefill_instances(key):
+        if not self._prefill_routers.has_instances(key) or self._decode_routers.router(key) is None:
             return
-        if self._decode_routers.router(key) is None:
+        handoff = context.handoff = HandoffState()
+        record = handoff.record
+        ineligible = kv_connectors.ineligible_reason(context.request.fields, context.request.body)
+        if ineligible is not None:
+            self._record_end(context, handoff, BYPASSED, ineligible[0], f"no hand-off: {ineligible[1]}")
             return
-        record = context.handoff_record = HandoffRecord()
-        against = plan.ineligible_reason(context.request.fields, context.request.body)
-        if against is not None:
-            self._record_end(context, BYPASSED, against[0], f"no hand-off: {against[1]}")
+        started_at = self._now()
+        preselected = self.choose_decode_instance(context, NO_IDS, started_at)
+        if preselected.chosen is None:
             return
-        began = self._clock.now()
-        judged = self.choose_decode_instance(context, _NO_IDS, began)
-        if judged.chosen is None:
+        placement = record.placement = self.place_prefill(
+            context.request, context.route_request, preselected.chosen, started_at
+        )
+        if placement.rule in LOCAL_RULES:
+            handoff.preselected = preselected
+            self._record_end(context, handoff, BYPASSED, placement.rule, f"no hand-off: {placement.reason}")
             return
-        decided = record.placement = self.place_prefill(context.request, context.route_request, judged.chosen, began)
-        if decided.rule in LOCAL_RULES:
-            context.preselected = judged
-            self._record_end(context, BYPASSED, decided.rule, f"no hand-off: {decided.reason}")
-            return
-        word, why = await self._prefill(context, record)
-        record.waited_seconds = self._clock.now() - began
-        if context.handoff is None:
-            self._record_end(context, FAILED, word, f"no hand-off: {why}")
-            if word == _QUARANTINED:
+        cause, reason = await self._prefill(context, handoff)
+        record.waited_seconds = self._now() - started_at
+        if handoff.transfer is None:
+            self._record_end(context, handoff, FAILED, cause, f"no hand-off: {reason}")
+            if cause == _QUARANTINED:
                 raise QuarantinedRequest(self._limits.quarantine_seconds)
         else:
-            record.message = context.handoff.description
+            record.message = handoff.transfer.description
 
-    def place_prefill(self, request: ModelRequest, route: RouteRequest, chosen: str, now: float) -> Decision:
-        """Who computes the prompt, if ``chosen``, which is ready, is to answer it. Nothing is remembered of it."""
-        key, there = request.model_key, None
-        serving, prefilling = self._decode_routers.router(key), self._prefill_routers.router(key)
-        here = None if serving is None else serving.prefill_option(route, chosen, now)
-        assert here is not None
+    def place_prefill(self, request: ModelRequest, route: RouteRequest, decode_id: str, now: float) -> Decision:
+        """Returns where to prefill, if the ready instance `decode_id` answers. Remembers nothing."""
+        key, remote = request.model_key, None
+        decode_router, prefill_router = self._decode_routers.router(key), self._prefill_routers.router(key)
+        local = None if decode_router is None else decode_router.prefill_option(route, decode_id, now)
+        assert local is not None
         try:
-            best = self._prefill_routers.choose(
-                key, route, now, self._unusable_prefill_instances(key), preview=True
-            ).chosen
+            excluded = self._unusable_prefill_instances(key)
+            best = self._prefill_routers.choose(key, route, now, excluded, preview=True).chosen
         except NoReadyInstance:
             best = None
-        if prefilling is not None and best is not None:
-            there = prefilling.prefill_option(route, best, now)
+        if prefill_router is not None and best is not None:
+            remote = prefill_router.prefill_option(route, best, now)
         objectives = request.model.objectives
         return place_prefill(
-            here,
-            there,
+            local,
+            remote,
             itl_seconds=objectives.itl_seconds,
-            ttft_seconds=objectives.ttft_limit_seconds(here.prompt_tokens),
-            transfer_seconds=self._transfer_estimator.predict_seconds(key, here.prompt_tokens),
+            ttft_seconds=objectives.ttft_limit_seconds(local.prompt_tokens),
+            transfer_seconds=self._transfer_estimator.predict_seconds(key, local.prompt_tokens),
             min_remote_tokens=self._limits.handoff_min_tokens,
         )
 
-    async def _prefill(self, context: RequestContext, record: HandoffRecord) -> tuple[str, str]:
-        """Fill ``job.handoff``, or say in one word and in several why not."""
-        key = context.request.model_key
-        excluded = self._unusable_prefill_instances(key)
-        word, why = "no-prefill-instance", "no prefill instance is ready and trusted"
-        for _ in range(_MAX_PREFILL_ATTEMPTS):
-            try:
-                decision = self._prefill_routers.choose(key, context.route_request, self._clock.now(), excluded)
-            except NoReadyInstance:
-                break
-            instance = (
-                self._prefill_routers.ready_instance(key, decision.chosen) if decision.chosen is not None else None
-            )
-            if instance is None:
-                break
-            excluded |= {instance.id}
-            made = PrefillAttempt(instance.id, decision, self._clock.now())
-            record.attempts.append(made)
-            try:
-                context.handoff = await self._prefill_on(context, instance, made)
-                break
-            except EngineCallFailed as failure:
-                word, why = f"prefill-{failure.cause}", f"{instance.id} did not prefill: {failure.reason}"
-                if self._on_call_failed(context, made, failure):
-                    return _QUARANTINED, f"{why}, not the first one that broke off on it"
-                if failure.is_final:
-                    break
-        return word, why
-
-    def incompatible_instances(self, context: RequestContext, excluded: frozenset[str]) -> frozenset[str]:
-        """The instances that cannot take this hand-off; where none could, the hand-off is given up instead."""
-        handoff = context.handoff
-        if handoff is None:
-            return frozenset()
-        now = self._clock.now()
-        ready = self._decode_routers.ready_instances(context.request.model_key)
-        unfit = frozenset(one for one, found in ready.items() if not self._is_pair_usable(handoff.prefill, found, now))
-        if now < handoff.expires_at and not ready.keys() <= unfit | excluded:
-            return unfit
-        if now < handoff.expires_at:
-            self._abandon_transfer(context, "no-decode-instance", "no instance can take it")
-        else:
-            self._abandon_transfer(context, *_EXPIRED)
-        return frozenset()
-
     def annotate_decision(self, context: RequestContext, decision: Decision) -> Decision:
-        """The decision with both legs in its reason."""
-        if context.handoff_record is None:
-            return decision
-        return decision.with_text(reason=f"{context.handoff_record.message}; {decision.reason}")
+        """Returns the decision with the prefill in its reason."""
+        record = context.handoff_record
+        return decision if record is None else decision.with_text(reason=f"{record.message}; {decision.reason}")
 
     def request_body(self, context: RequestContext) -> bytes:
-        """The body of this attempt."""
-        handoff = context.handoff
-        if handoff is None:
-            return context.request.body
-        if self._clock.now() >= handoff.expires_at:
-            self._abandon_transfer(context, *_EXPIRED)
-            return context.request.body
-        return set_members(context.request.body, handoff.fields)
+        """Returns the body of the next attempt: the client's, or with transfer fields."""
+        handoff, body = context.handoff, context.request.body
+        if handoff is None or handoff.transfer is None:
+            return body
+        if self._now() >= handoff.transfer.expires_at:
+            self._abandon_transfer(context, handoff, *_EXPIRED)
+            return body
+        return set_members(body, handoff.transfer.fields)
 
     def add_kv_source(self, context: RequestContext, body: bytes, source: str) -> bytes:
-        """The body that also says whose cache a part of the prompt is in; as it is where that instance has left, or nothing is
-        generated. A peer that does not have it any more costs nothing: the engine then computes it."""
-        found = self._decode_routers.ready_instance(context.request.model_key, source)
+        """Returns the body that also names the instance whose cache holds a part of the prompt.
+
+        Unchanged if that instance has left, or if nothing is generated. A peer that has lost the
+        blocks costs nothing; the engine then computes them.
+        """
+        instance = self._decode_routers.ready_instance(context.request.model_key, source)
         if (
-            found is None
-            or found.pull is None
-            or context.handoff is not None
+            instance is None
+            or instance.pull is None
+            or context.transfer is not None
             or not isinstance(context.request.fields, GenerationFields)
         ):
             return body
-        return prepend_members(
-            body,
-            plan.kv_source_fields(found.pull.address, f"{context.id}-{int(self._random() * _BOOTSTRAP_ROOM_COUNT):x}"),
-        )
+        request_id = f"{context.id}-{self._random_id():x}"
+        return prepend_members(body, kv_connectors.kv_source_fields(instance.pull.address, request_id))
 
     @contextmanager
     def first_event_deadline(
         self, context: RequestContext, instance: Instance, engine_response: EngineResponse
     ) -> Iterator[None]:
-        """While the first event of a hand-off is awaited: seconds, and not for ever."""
+        """Limits the time until the first event of an attempt with a transfer."""
         handoff = context.handoff
-        if handoff is None:
+        if handoff is None or handoff.transfer is None:
             yield
             return
-        handoff.decode_id = instance.id
-        context.kv_transferred = True
-        if handoff.prefill.transfer == "sglang":
-            self._start_concurrent_prefill(context, handoff)
-        seconds = plan.first_event_timeout_seconds(context.request.stream, context.request.max_tokens, self._limits)
-        timer = self._pool.loop.call_later(seconds, _expire, engine_response)
+        transfer = handoff.transfer
+        transfer.decode_id = instance.id
+        handoff.is_transferred = True
+        if transfer.prefill.transfer == "sglang":
+            self._start_concurrent_prefill(context, handoff, transfer)
+        seconds = kv_connectors.first_event_timeout_seconds(
+            context.request.stream, context.request.max_tokens, self._limits
+        )
+        timer = self._pool.loop.call_later(seconds, engine_response.on_error, UpstreamError("timeout"))
         try:
             yield
         finally:
             timer.cancel()
 
     def on_decode_accepted(self, context: RequestContext) -> None:
-        """The decode engine answers: the hand-off has served its one attempt."""
-        if context.handoff is not None:
-            assert context.handoff_record is not None
-            assert context.handoff_record.placement is not None
-            self._observe_transfer(context, context.handoff, context.handoff_record.placement)
-            self._record_end(context, DONE, context.handoff_record.placement.rule, context.handoff_record.message)
-            context.handoff = None
-
-    def _observe_transfer(self, context: RequestContext, handoff: Handoff, decided: Decision) -> None:
-        """Learn what KV takes: of streams only, and where the prefill was over before."""
-        sent, step = context.dispatched_at, decided.inputs.get("step_seconds")
-        if not context.request.stream or sent is None or handoff.prefill.transfer == "sglang":
-            return
-        seconds = self._clock.now() - sent - (2.0 * step.value if step is not None and step.value is not None else 0.0)
-        self._transfer_estimator.observe(
-            context.request.model_key,
-            self._decode_routers.prompt_tokens(context.request.model_key, context.route_request),
-            seconds,
-        )
+        """Completes the transfer; the decode engine has answered."""
+        handoff = context.handoff
+        if handoff is not None and handoff.transfer is not None:
+            record = handoff.record
+            assert record.placement is not None
+            self._observe_transfer(context, handoff.transfer, record.placement)
+            self._record_end(context, handoff, DONE, record.placement.rule, record.message)
+            handoff.transfer = None
 
     def retry_without_transfer(self, context: RequestContext, failure: AttemptFailure) -> bool:
-        """Whether an attempt failed over the hand-off: then the same request goes again without it, there or elsewhere."""
+        """Whether the failed attempt is repeated without its transfer, at any instance."""
         handoff = context.handoff
-        if handoff is None or handoff.decode_id is None:
+        if handoff is None or handoff.transfer is None or handoff.transfer.decode_id is None:
             return False
-        context.handoff, context.kv_transferred = None, False
-        self._mark_pair_suspect(handoff.prefill.id, handoff.decode_id)
-        words = f"the hand-off from {handoff.prefill.id} failed on {handoff.decode_id} ({failure.cause}), plain now"
-        self._record_end(context, FAILED, f"decode-{failure.cause}", words)
+        transfer, handoff.transfer, handoff.is_transferred = handoff.transfer, None, False
+        self._mark_suspect(transfer.prefill.id, transfer.decode_id)
+        message = f"the hand-off from {transfer.prefill.id} failed on {transfer.decode_id} ({failure.cause}), plain now"
+        self._record_end(context, handoff, FAILED, f"decode-{failure.cause}", message)
         return not failure.crashed and failure.was_sent and not failure.is_overload
 
-    # One prefill ---------------------------------------------------------------------------------------------------------
+    def _observe_transfer(self, context: RequestContext, transfer: Handoff, placement: Decision) -> None:
+        """Learns the transfer time; only from streams whose prefill was over before the dispatch."""
+        dispatched_at, step = context.result.dispatched_at, placement.inputs.get("step_seconds")
+        if not context.request.stream or dispatched_at is None or transfer.prefill.transfer == "sglang":
+            return
+        step_seconds = step.value if step is not None and step.value is not None else 0.0
+        key = context.request.model_key
+        tokens = self._decode_routers.prompt_tokens(key, context.route_request)
+        self._transfer_estimator.observe(key, tokens, self._now() - dispatched_at - 2.0 * step_seconds)
 
-    async def _prefill_on(self, context: RequestContext, instance: Instance, made: PrefillAttempt) -> Handoff:
-        """Prefill on one instance. Raises LegFailed."""
-        words = f"prefill on {instance.id} ({made.decision.rule}: {made.decision.reason})"
+    async def _prefill(self, context: RequestContext, handoff: HandoffState) -> tuple[str, str]:
+        """Sets `handoff.transfer`, or returns the cause of the failure and its reason."""
+        key = context.request.model_key
+        excluded = self._unusable_prefill_instances(key)
+        cause, reason = "no-prefill-instance", "no prefill instance is ready and trusted"
+        for _ in range(_MAX_PREFILL_ATTEMPTS):
+            try:
+                decision = self._prefill_routers.choose(key, context.route_request, self._now(), excluded)
+            except NoReadyInstance:
+                break
+            chosen = decision.chosen
+            instance = None if chosen is None else self._prefill_routers.ready_instance(key, chosen)
+            if instance is None:
+                break
+            excluded |= {instance.id}
+            attempt = PrefillAttempt(instance.id, decision, self._now())
+            handoff.record.attempts.append(attempt)
+            try:
+                handoff.transfer = await self._prefill_on(context, instance, attempt)
+                break
+            except EngineCallFailed as failure:
+                cause, reason = f"prefill-{failure.cause}", f"{instance.id} did not prefill: {failure.reason}"
+                if self._on_call_failed(context, attempt, failure):
+                    return _QUARANTINED, f"{reason}, not the first one that broke off on it"
+                if failure.is_final:
+                    break
+        return cause, reason
+
+    def _incompatible_instances(
+        self, context: RequestContext, transfer: Handoff, excluded: frozenset[str]
+    ) -> frozenset[str]:
+        """Returns the instances that cannot take the transfer; gives it up if none can."""
+        handoff = context.handoff
+        assert handoff is not None
+        ready = self._decode_routers.ready_instances(context.request.model_key)
+        incompatible = frozenset(
+            name for name, decode in ready.items() if not self._pair_health.is_usable(transfer.prefill, decode)
+        )
+        if self._now() >= transfer.expires_at:
+            self._abandon_transfer(context, handoff, *_EXPIRED)
+        elif ready.keys() <= incompatible | excluded:
+            self._abandon_transfer(context, handoff, "no-decode-instance", "no instance can take it")
+        else:
+            return incompatible
+        return NO_IDS
+
+    async def _prefill_on(self, context: RequestContext, instance: Instance, attempt: PrefillAttempt) -> Handoff:
+        """Prefills on one instance and returns the transfer. Raises EngineCallFailed."""
+        lease_seconds = self._limits.handoff_lease_seconds
+        description = f"prefill on {instance.id} ({attempt.decision.rule}: {attempt.decision.reason})"
         if instance.transfer == "sglang":
-            room = int(self._random() * _BOOTSTRAP_ROOM_COUNT)
-            fields = plan.sglang_fields(plan.bootstrap_url(instance), room)
-            return Handoff(instance, fields, self._clock.now() + self._limits.handoff_lease_seconds, f"{words} at once")
+            fields = kv_connectors.sglang_fields(kv_connectors.bootstrap_url(instance), self._random_id())
+            return Handoff(instance, fields, self._now() + lease_seconds, f"{description} at once")
         if instance.transfer == "mooncake":
-            transfer_id = f"xfer-{context.id}-{int(self._random() * _BOOTSTRAP_ROOM_COUNT):x}"
+            transfer_id = f"xfer-{context.id}-{self._random_id():x}"
             engine_id = await self._engine_id(instance)
-            asked = plan.mooncake_prefill_fields(transfer_id)
-            made.started_at = self._clock.now()
-            await self._call_prefill(context, instance, asked)
-            found: Mapping[str, bytes] | None = plan.mooncake_decode_fields(
-                transfer_id, engine_id, plan.bootstrap_url(instance)
+            attempt.started_at = self._now()
+            await self._call_prefill(context, instance, kv_connectors.mooncake_prefill_fields(transfer_id))
+            decode_fields: Mapping[str, bytes] | None = kv_connectors.mooncake_decode_fields(
+                transfer_id, engine_id, kv_connectors.bootstrap_url(instance)
             )
         else:
-            found = plan.nixl_decode_fields(await self._call_prefill(context, instance, plan.nixl_prefill_fields()))
-        if found is None:
+            response = await self._call_prefill(context, instance, kv_connectors.nixl_prefill_fields())
+            decode_fields = kv_connectors.nixl_decode_fields(response)
+        if decode_fields is None:
             raise EngineCallFailed(
                 "its answer does not say where the blocks are", cause="no-blocks", is_suspicious=False
             )
-        now = self._clock.now()
-        self._record_attempt_end(context, made, OK)
-        words += f" in {(now - made.started_at) * 1e3:.0f} ms"
-        return Handoff(instance, found, now + self._limits.handoff_lease_seconds, words)
+        now = self._now()
+        self._record_attempt_end(context, attempt, OK)
+        description += f" in {(now - attempt.started_at) * 1e3:.0f} ms"
+        return Handoff(instance, decode_fields, now + lease_seconds, description)
 
     async def _call_prefill(self, context: RequestContext, instance: Instance, fields: Mapping[str, bytes]) -> bytes:
-        """Ask for the prefill and wait for its end: the answer's body. The router knows of it meanwhile."""
-        body = plan.prefill_body(context.request.fields, context.request.body, fields)
+        """Sends the prefill and returns the body of the response. Raises EngineCallFailed."""
+        body = kv_connectors.prefill_body(context.request.fields, context.request.body, fields)
         if instance.served_name is not None:
             body = body_with_model(instance.served_name, body)
         head = context.http_request.head
-        more = context.trace.start_span(instance, PREFILL, "") if context.trace is not None else ""
+        extra = context.trace.start_span(instance, PREFILL, "") if context.trace is not None else ""
         message = encode_request(
-            instance.url, head.path, head, body, context.http_request.id, dp_rank=instance.dp_rank, extra_headers=more
+            instance.url, head.path, head, body, context.http_request.id, dp_rank=instance.dp_rank, extra_headers=extra
         )
         router = self._prefill_routers.router(context.request.model_key)
         if router is None:
             raise EngineCallFailed("the model has left", cause="model-left", is_suspicious=False)
-        router.on_dispatch(context.route_request, instance.id, self._clock.now())
-        done = False
+        router.on_dispatch(context.route_request, instance.id, self._now())
+        is_complete = False
         try:
-            found = await call_engine(
-                self._pool, instance.url, message, self._limits.handoff_prefill_seconds, self._limits
-            )
-            done = True
-            return found
+            response = await call_engine(self._pool, instance.url, message, self._limits.handoff_prefill_seconds)
+            is_complete = True
+            return response
         finally:
-            (router.on_finish if done else router.on_abandoned)(context.route_request.id, self._clock.now())
+            (router.on_finish if is_complete else router.on_abandoned)(context.route_request.id, self._now())
 
-    def _on_call_failed(self, context: RequestContext, made: PrefillAttempt, failure: EngineCallFailed) -> bool:
-        """Take down that an engine did not prefill; whether no engine should get the prompt any more."""
-        self._record_attempt_end(context, made, failure.cause)
-        if failure.is_suspicious:
-            self._mark_pair_suspect(made.instance_id, None)
-        made.crashed = failure.crashed
-        if not made.crashed:
-            return False
-        print_ = context.body_fingerprint(self._poison_guard.fingerprint)
-        return self._poison_guard.on_crash(print_, made.instance_id, made.started_at, self._clock.now())
+    def _start_concurrent_prefill(self, context: RequestContext, handoff: HandoffState, transfer: Handoff) -> None:
+        """Starts SGLang's prefill, which runs beside the decode.
 
-    def _start_concurrent_prefill(self, context: RequestContext, handoff: Handoff) -> None:
-        """SGLang's prefill runs beside the decode; ending it early would abort the room, so it runs to its end."""
-
-        assert context.handoff_record is not None
-        made = context.handoff_record.attempts[-1]
-        made.started_at = self._clock.now()
+        Why to its end: ending it early would abort the bootstrap room.
+        """
+        attempt = handoff.record.attempts[-1]
+        attempt.started_at = self._now()
 
         async def prefill() -> None:
             try:
-                await self._call_prefill(context, handoff.prefill, handoff.fields)
-                self._record_attempt_end(context, made, OK)
+                await self._call_prefill(context, transfer.prefill, transfer.fields)
+                self._record_attempt_end(context, attempt, OK)
             except EngineCallFailed as failure:
-                self._on_call_failed(context, made, failure)
+                self._on_call_failed(context, attempt, failure)
 
         task = self._pool.loop.create_task(prefill())
         self._concurrent_prefills.add(task)
         task.add_done_callback(self._concurrent_prefills.discard)
 
     async def _engine_id(self, instance: Instance) -> str:
-        """Mooncake's name for an engine, asked once for each start of it. Raises LegFailed."""
+        """Returns Mooncake's id of an engine, asked once per start. Raises EngineCallFailed."""
         known = self._engine_ids.get(instance.id)
         if known is not None:
             return known
-        address = plan.bootstrap_url(instance)
+        address = kv_connectors.bootstrap_url(instance)
         message = [f"GET /query HTTP/1.1\r\nhost: {address.partition('://')[2]}\r\n\r\n".encode("latin-1")]
         try:
-            answer = await call_engine(self._pool, address, message, self._limits.handoff_query_seconds, self._limits)
+            response = await call_engine(self._pool, address, message, self._limits.handoff_query_seconds)
         except EngineCallFailed as failure:
             failure.crashed = False  # it has not met the prompt
             raise
-        engine_id = plan.parse_mooncake_engine_id(answer, instance.dp_rank or 0)
+        engine_id = kv_connectors.parse_mooncake_engine_id(response, instance.dp_rank or 0)
         if engine_id is None:
             raise EngineCallFailed("its bootstrap server names no engine", cause="no-engine-name", is_suspicious=True)
         self._engine_ids[instance.id] = engine_id
         return engine_id
 
-    # Trust ---------------------------------------------------------------------------------------------------------------
-
     def _unusable_prefill_instances(self, key: str) -> frozenset[str]:
-        """Prefill instances that are suspect, or whose work no ready instance could take."""
-        now = self._clock.now()
-        decodes = self._decode_routers.ready_instances(key).values()
-        return frozenset(
-            one
-            for one, found in self._prefill_routers.ready_instances(key).items()
-            if self._is_suspect(one, None, now)
-            or not any(self._is_pair_usable(found, decode, now) for decode in decodes)
+        return self._pair_health.unusable_prefills(
+            self._prefill_routers.ready_instances(key), self._decode_routers.ready_instances(key).values()
         )
 
-    def _mark_pair_suspect(self, prefill: str, decode: str | None) -> None:
-        """Leave an instance or a pair alone for a while; what an engine is called is asked anew, it may have been restarted."""
-        now = self._clock.now()
-        self._suspects = {pair: until for pair, until in self._suspects.items() if until > now}
-        self._suspects[prefill, decode] = now + self._limits.handoff_suspect_seconds
-        self._engine_ids.pop(prefill, None)
+    def _mark_suspect(self, prefill_id: str, decode_id: str | None) -> None:
+        """Avoids a pair or an instance; forgets its engine id, since it may have restarted."""
+        self._pair_health.mark_suspect(prefill_id, decode_id)
+        self._engine_ids.pop(prefill_id, None)
 
-    def _is_pair_usable(self, prefill: Instance, decode: Instance, now: float) -> bool:
-        """Whether one can hand over to the other."""
-        return decode.transfer == prefill.transfer and not self._is_suspect(prefill.id, decode.id, now)
+    def _on_call_failed(self, context: RequestContext, attempt: PrefillAttempt, failure: EngineCallFailed) -> bool:
+        """Records a failed prefill; returns whether the prompt is blocked from now on."""
+        self._record_attempt_end(context, attempt, failure.cause)
+        if failure.is_suspicious:
+            self._mark_suspect(attempt.instance_id, None)
+        attempt.crashed = failure.crashed
+        if not failure.crashed:
+            return False
+        fingerprint = context.body_fingerprint(self._poison_guard.fingerprint)
+        return self._poison_guard.on_crash(fingerprint, attempt.instance_id, attempt.started_at, self._now())
 
-    def _is_suspect(self, prefill: str, decode: str | None, now: float) -> bool:
-        return self._suspects.get((prefill, decode), now) > now
+    def _abandon_transfer(self, context: RequestContext, handoff: HandoffState, cause: str, reason: str) -> None:
+        self._record_end(context, handoff, FAILED, cause, f"no hand-off after all: {reason}")
+        handoff.transfer = None
 
-    # What became of it ---------------------------------------------------------------------------------------------------
+    def _record_end(
+        self, context: RequestContext, handoff: HandoffState, outcome: str, reason: str, message: str
+    ) -> None:
+        record, key = handoff.record, context.request.model_key
+        record.outcome, record.reason, record.message = outcome, reason, message
+        local_tokens = None
+        if outcome != DONE and record.prefilled_locally:
+            local_tokens = self._decode_routers.prompt_tokens(key, context.route_request)
+        self._telemetry.record_handoff(key, outcome, reason, local_tokens)
 
-    def _abandon_transfer(self, context: RequestContext, word: str, why: str) -> None:
-        self._record_end(context, FAILED, word, f"no hand-off after all: {why}")
-        context.handoff = None
-
-    def _record_end(self, context: RequestContext, outcome: str, reason: str, words: str) -> None:
-        assert context.handoff_record is not None
-        context.handoff_record.outcome, context.handoff_record.reason, context.handoff_record.message = (
-            outcome,
-            reason,
-            words,
-        )
-        kept = None
-        if outcome != DONE and context.handoff_record.prefilled_locally:
-            kept = self._decode_routers.prompt_tokens(context.request.model_key, context.route_request)
-        self._telemetry.record_handoff(context.request.model_key, outcome, reason, kept)
-
-    def _record_attempt_end(self, context: RequestContext, made: PrefillAttempt, result: str) -> None:
-        made.seconds, made.result = self._clock.now() - made.started_at, result
-        self._telemetry.record_prefill(context.request.model_key, made.instance_id, made.seconds, result)
+    def _record_attempt_end(self, context: RequestContext, attempt: PrefillAttempt, result: str) -> None:
+        attempt.seconds, attempt.result = self._now() - attempt.started_at, result
+        self._telemetry.record_prefill(context.request.model_key, attempt.instance_id, attempt.seconds, result)
         if context.trace is not None:
             context.trace.finish_span(PREFILL, None if result == OK else result)
 
-
-def _expire(engine_response: EngineResponse) -> None:
-    engine_response.on_error(UpstreamError("timeout"))
+    def _random_id(self) -> int:
+        return int(self._random() * _MAX_RANDOM_ID)

@@ -1,12 +1,15 @@
-"""Requests that have their engine and wait in the gateway until it can begin: late binding, for presets that ask for it.
+"""The dispatch queue: requests that have an instance and wait until it can start them.
 
-An engine can begin when what this process sent there without a first token fills less than ``ROOM_STEPS`` of one of its steps: it is
-given the next before it has finished, since an engine that waits for the network computes nothing. What nobody reports as begun
-(plain answers) is taken to be worked off meanwhile (``queueing.backlog``). Only our own counts: if two processes counted what each
-of them holds back, both would wait for the other.
+Presets with late binding use it. A waiting request counts at its instance, so that later choices see
+it. It leaves in the preset's order; if its instance is lost, another one is chosen.
 
-While a request waits it counts where it is to go, so that the next choice sees it. It leaves in the preset's order; its engine's loss
-sends it back to be chosen for anew.
+An instance can start a request while the unanswered prefill that this process sent there fills less
+than `MAX_WAITING_STEP_SHARE` of one of its steps. It gets the next request before it has finished
+one, since an engine that waits for the network computes nothing. Nobody reports when a plain response
+starts; its prefill is taken to be worked off meanwhile (`admission.backlog_decay`).
+
+Why only this process's requests count: if two processes counted what each of them holds back, both
+would wait for the other.
 """
 
 import asyncio
@@ -15,12 +18,17 @@ from collections.abc import Callable, Mapping
 from fairlead_gateway.admission.backlog_decay import BacklogDecay
 from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE, POLL_SECONDS
 from fairlead_gateway.routing import ModelRouter
-from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
+from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.worker.runtime import WorkerRuntime
 
 
 class _QueuedDispatch:
-    """One that waits with ``seconds`` of prefill of its own: ``going`` says whether its engine is still there."""
+    """A waiting request.
+
+    started: its result says whether the instance is still ready.
+    prefill_seconds: the request's own share of the instance's backlog.
+    """
 
     __slots__ = ("prefill_seconds", "started")
 
@@ -30,115 +38,109 @@ class _QueuedDispatch:
 
 
 class DispatchQueue:
-    """Of all models of one process. ``told`` hears of each that waited (its model, and in one word how that ended)."""
+    """The waiting requests of all models, by model, instance and request id.
 
-    def __init__(
-        self,
-        routers: RouterRegistry,
-        now: Callable[[], float],
-        loop: asyncio.AbstractEventLoop,
-        report: Callable[[str, str], None],
-    ) -> None:
-        self._report = report
+    on_exit: called with the model and the cause when a request leaves the queue.
+    """
+
+    def __init__(self, runtime: WorkerRuntime, routers: RoleRouters, on_exit: Callable[[str, str], None]) -> None:
+        self._on_exit = on_exit
         self._routers = routers
-        self._now = now
-        self._loop = loop
+        self._now = runtime.now
+        self._loop = runtime.loop
         self._backlogs = BacklogDecay()
-        self._waiting: dict[str, dict[str, dict[str, _QueuedDispatch]]] = {}  # by model, engine and request
+        self._waiting: dict[str, dict[str, dict[str, _QueuedDispatch]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._dispatch_scheduled = False
 
     def queued(self) -> dict[str, int]:
-        """Requests that wait, by model."""
-        return {key: sum(map(len, engines.values())) for key, engines in self._waiting.items()}
+        """Returns the number of waiting requests by model."""
+        return {key: sum(map(len, instances.values())) for key, instances in self._waiting.items()}
 
     def can_start(self, context: RequestContext) -> bool:
-        """Whether the engine that was chosen can begin the request, or its preset does not ask."""
-        router = self._routers.router(context.request.model_key)
-        if router is None or not router.queues_assigned or context.handoff is not None:
+        """Whether the chosen instance can start the request now, or the preset has no queue."""
+        key = context.request.model_key
+        router = self._routers.router(key)
+        if router is None or not router.queues_assigned or context.choice is None or context.transfer is not None:
             return True
-        return self._is_free(router, context.request.model_key, context.instance_id, self._now())
+        name = context.choice.instance_id
+        return not self._waiting.get(key, {}).get(name) and self._has_room(router, name, {}, self._now())
 
     async def wait(self, context: RequestContext) -> bool:
-        """Until its engine can begin. False: that is not ready any more, and another is to be chosen."""
-        key, name, router = (
-            context.request.model_key,
-            context.instance_id,
-            self._routers.router(context.request.model_key),
-        )
-        place = None if router is None else router.endpoint(name)
-        if router is None or place is None:
+        """Waits until the chosen instance can start the request; False if it is no longer ready."""
+        choice, key, request_id = context.choice, context.request.model_key, context.route_request.id
+        assert choice is not None
+        name, router = choice.instance_id, self._routers.router(key)
+        endpoint = None if router is None else router.endpoint(name)
+        if router is None or endpoint is None:
             return False
-        before = place.load.backlog_seconds
+        backlog_before = endpoint.load.backlog_seconds
         router.on_dispatch(context.route_request, name, self._now())
-        one = _QueuedDispatch(self._loop.create_future(), place.load.backlog_seconds - before)
-        self._waiting.setdefault(key, {}).setdefault(name, {})[context.route_request.id] = one
+        queued = _QueuedDispatch(self._loop.create_future(), endpoint.load.backlog_seconds - backlog_before)
+        self._waiting.setdefault(key, {}).setdefault(name, {})[request_id] = queued
         self._start_timer()
-        going = False
+        is_started = False
         try:
-            going = await one.started
+            is_started = await queued.started
         finally:
-            self._remove(key, name, context.route_request.id)
-            if not going:
-                router.on_abandoned(context.route_request.id, self._now())
-            self._report(key, "berth" if going else "left")
-        context.counted_at = name if going else ""
-        return going
+            self._remove(key, name, request_id)
+            if not is_started:
+                router.on_abandoned(request_id, self._now())
+            self._on_exit(key, "dispatch-queue" if is_started else "left")
+        context.admission.counted_at = name if is_started else ""
+        return is_started
 
     def schedule_dispatch(self, key: str) -> None:
-        """Something of a model's began or ended: once for all that happens in this turn of the loop."""
+        """Schedules one look at the queue, for all events of this turn of the event loop."""
         if key in self._waiting and not self._dispatch_scheduled:
             self._dispatch_scheduled = True
             self._loop.call_soon(self._dispatch_ready)
 
     def on_fleet_update(self) -> None:
-        """The routes have taken over another fleet."""
-        for key, engines in self._waiting.items():
+        """Sends back the requests whose instances are no longer ready."""
+        for key, instances in self._waiting.items():
             ready = self._routers.ready_instances(key)
-            for one in [one for name, ones in engines.items() if name not in ready for one in ones.values()]:
-                if not one.started.done():
-                    one.started.set_result(False)
-
-    def _is_free(self, router: ModelRouter, key: str, name: str, now: float) -> bool:
-        """Whether an engine can begin one more, and nobody of ours waits for it."""
-        return not self._waiting.get(key, {}).get(name) and self._has_room(router, name, {}, now)
+            lost = [queued for name, requests in instances.items() if name not in ready for queued in requests.values()]
+            for queued in lost:
+                if not queued.started.done():
+                    queued.started.set_result(False)
 
     def _has_room(self, router: ModelRouter, name: str, waiting: Mapping[str, _QueuedDispatch], now: float) -> bool:
-        place = router.endpoint(name)
-        if place is None or place.load.waiting <= len(waiting):
+        endpoint = router.endpoint(name)
+        if endpoint is None or endpoint.load.waiting <= len(waiting):
             return True
-        sent = place.load.backlog_seconds - sum([one.prefill_seconds for one in waiting.values()])
-        step = place.profile.prefill_time(place.profile.step_tokens)
-        return self._backlogs.remaining_seconds(name, sent, now) < MAX_WAITING_STEP_SHARE * step
+        sent_seconds = endpoint.load.backlog_seconds - sum([queued.prefill_seconds for queued in waiting.values()])
+        step_seconds = endpoint.profile.prefill_time(endpoint.profile.step_tokens)
+        return self._backlogs.remaining_seconds(name, sent_seconds, now) < MAX_WAITING_STEP_SHARE * step_seconds
 
     def _start_timer(self) -> None:
         if self._timer is None:
             self._timer = self._loop.call_later(POLL_SECONDS, self._dispatch_ready)
 
     def _dispatch_ready(self) -> None:
-        """Let go whoever can begin; one at a time, since who goes counts for the next."""
+        """Starts the requests that can start, one at a time, since each counts for the next."""
         self._dispatch_scheduled = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         now = self._now()
-        for key, engines in list(self._waiting.items()):
+        for key, instances in list(self._waiting.items()):
             router = self._routers.router(key)
-            for name, ones in list(engines.items()):
-                while ones and (router is None or self._has_room(router, name, ones, now)):
-                    first = min(ones) if router is None else min(ones, key=router.queue_key)
-                    one = ones[first]
-                    self._remove(key, name, first)
-                    if not one.started.done():
-                        one.started.set_result(True)
+            for name, requests in list(instances.items()):
+                while requests and (router is None or self._has_room(router, name, requests, now)):
+                    request_id = min(requests) if router is None else min(requests, key=router.queue_key)
+                    queued = requests[request_id]
+                    self._remove(key, name, request_id)
+                    if not queued.started.done():
+                        queued.started.set_result(True)
         if self._waiting:
             self._start_timer()
 
-    def _remove(self, key: str, name: str, request: str) -> None:
-        engines = self._waiting.get(key, {})
-        ones = engines.get(name, {})
-        ones.pop(request, None)
-        if not ones:
-            engines.pop(name, None)
-        if not engines:
+    def _remove(self, key: str, name: str, request_id: str) -> None:
+        instances = self._waiting.get(key, {})
+        requests = instances.get(name, {})
+        requests.pop(request_id, None)
+        if not requests:
+            instances.pop(name, None)
+        if not instances:
             self._waiting.pop(key, None)

@@ -1,7 +1,8 @@
-"""The access log: one JSON object a line for every request, for those that never reached an engine too.
+"""The access log: one JSON object per line, for every request, with or without an engine.
 
-It holds counts, times, ids and names; never a prompt, never an answer, never the query string, never a key. Lines are written by
-a thread (``outbox``) to a file, standard output or standard error; a receiver that is stuck costs lines, never a request.
+It holds counts, times, ids and names; never a prompt, a response, a query string or a key. A thread
+(`background_writer`) writes the lines to a file, standard output or standard error. If the receiver
+is stuck, lines are lost, never requests.
 """
 
 import os
@@ -23,13 +24,16 @@ from fairlead_gateway.worker.observability.background_writer import BackgroundWr
 from fairlead_gateway.worker.request_context import RequestContext
 
 STDOUT_TARGET, STDERR_TARGET = "-", "1"
-_ATOMIC_WRITE_BYTES = 4_096  # what a pipe takes whole, whoever else writes to it
+_ATOMIC_WRITE_BYTES = 4_096  # a pipe takes this much whole, whoever else writes to it
 _MAX_PATH_CHARS = 200
 _RETRY_SECONDS = 0.5
 
 
 class AccessRecord(msgspec.Struct):
-    """One line. Null is "not known" or "there was none"; ``time`` is filled in by the writer, durations are seconds."""
+    """One line; null: not known, or there was none. Durations are seconds.
+
+    time: filled in by the writer.
+    """
 
     time: str
     request_id: str
@@ -56,7 +60,11 @@ class AccessRecord(msgspec.Struct):
 
 
 class AccessLog:
-    """``target`` is a path, ``-`` (standard output) or ``1`` (standard error). ``clients``: whether addresses are written down."""
+    """The access log of one worker.
+
+    target: a path, `-` for standard output, `1` for standard error.
+    log_clients: whether client addresses are logged.
+    """
 
     def __init__(
         self,
@@ -79,19 +87,19 @@ class AccessLog:
         )
 
     def on_finished(self, context: RequestContext, outcome: RequestOutcome) -> None:
-        """A request that was routed is over."""
-        request, decision = context.http_request, context.decision
-        line = AccessRecord(  # by position, which costs a sixth of naming all of them
+        """Logs a request that was routed and has ended."""
+        http_request, choice = context.http_request, context.choice
+        record = AccessRecord(  # by position, which costs a sixth of naming all of them
             "",
             context.id,
-            request.head.method,
-            request.head.path[:_MAX_PATH_CHARS],
+            http_request.head.method,
+            http_request.head.path[:_MAX_PATH_CHARS],
             outcome.status,
             outcome.error,
             outcome.model_key,
             context.request.stream,
             outcome.instance_id,
-            None if decision is None else decision.rule,
+            None if choice is None else choice.decision.rule,
             outcome.attempts,
             _handoff_text(context.handoff_record),
             outcome.duration_seconds,
@@ -101,11 +109,11 @@ class AccessLog:
             outcome.cached_tokens,
             outcome.predicted_cached_tokens,
             outcome.output_tokens,
-            request.caller,
-            self._client_address(request),
+            http_request.caller,
+            self._client_address(http_request),
             _trace_id(context),
         )
-        self._writer.offer((outcome.started_wall, line))
+        self._writer.offer((outcome.started_wall, record))
 
     def on_answered_locally(
         self,
@@ -115,9 +123,12 @@ class AccessLog:
         error: str | None,
         model_key: str | None,
     ) -> None:
-        """A request was answered by the gateway itself; ``request`` is None when it could not be read as one."""
+        """Logs a request that the gateway itself answered.
+
+        http_request: None if the bytes could not be parsed as a request.
+        """
         head = http_request.head if http_request is not None else None
-        line = AccessRecord(
+        record = AccessRecord(
             "",
             response.request_id,
             head.method if head is not None else None,
@@ -128,14 +139,14 @@ class AccessLog:
             caller=http_request.caller if http_request is not None else None,
             client=self._client_address(http_request, response),
         )
-        self._writer.offer((http_request.received_wall if http_request is not None else self._wall(), line))
+        self._writer.offer((http_request.received_wall if http_request is not None else self._wall(), record))
 
     def warning(self) -> str | None:
-        """Why lines are being lost, in words."""
+        """Returns why lines are lost at the moment; None if they are not."""
         return self._writer.warning
 
     def close(self, seconds: float) -> None:
-        """Write what waits, for at most ``seconds``."""
+        """Writes what is queued, for that many seconds at most."""
         self._writer.close(seconds)
 
     def _client_address(self, http_request: HttpRequest | None, response: ResponseWriter | None = None) -> str | None:
@@ -147,12 +158,12 @@ class AccessLog:
 
 
 def _trace_id(context: RequestContext) -> str | None:
-    """Of the trace that the request belongs to, recorded here or only passed on."""
+    """Returns the id of the request's trace, recorded here or only passed on."""
     if context.trace is not None:
         return context.trace.trace_id
     head = context.http_request.head
-    found = trace_context.extract_context(head.fields) if head.get(trace_context.TRACEPARENT) is not None else None
-    return None if found is None else found.trace_id
+    received = trace_context.extract_context(head.fields) if head.get(trace_context.TRACEPARENT) is not None else None
+    return None if received is None else received.trace_id
 
 
 def _handoff_text(record: HandoffRecord | None) -> str | None:
@@ -162,7 +173,7 @@ def _handoff_text(record: HandoffRecord | None) -> str | None:
 
 
 class LogFileWriter:
-    """Writes batches of lines; everything here runs in the outbox's thread. Files that were moved away are opened anew."""
+    """Writes batches of lines, in the writer's thread. A file that was moved away is opened anew."""
 
     def __init__(self, target: str, stopping: threading.Event) -> None:
         self._path = None if target in (STDOUT_TARGET, STDERR_TARGET) else target
@@ -173,19 +184,19 @@ class LogFileWriter:
         self._encoder = msgspec.json.Encoder()
 
     def __call__(self, batch: list[tuple[float, AccessRecord]]) -> None:
-        """Write all of them. Raises OSError when the system does not take one."""
+        """Writes all records. Raises OSError if the system does not take one."""
         descriptor = self._descriptor()
         part = b""
-        for wall, line in batch:
-            line.time = datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            line.duration_seconds = _round_microseconds(line.duration_seconds)
-            line.ttft_seconds = _round_microseconds(line.ttft_seconds)
-            line.overhead_seconds = _round_microseconds(line.overhead_seconds)
-            text = self._encoder.encode(line) + b"\n"
-            if part and len(part) + len(text) > _ATOMIC_WRITE_BYTES:
+        for wall, record in batch:
+            record.time = datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            record.duration_seconds = _round_microseconds(record.duration_seconds)
+            record.ttft_seconds = _round_microseconds(record.ttft_seconds)
+            record.overhead_seconds = _round_microseconds(record.overhead_seconds)
+            line = self._encoder.encode(record) + b"\n"
+            if part and len(part) + len(line) > _ATOMIC_WRITE_BYTES:
                 self._write(descriptor, part)
                 part = b""
-            part += text
+            part += line
         self._write(descriptor, part)
 
     def _descriptor(self) -> int:
@@ -194,11 +205,11 @@ class LogFileWriter:
                 raise OSError("there is no such stream")
             return self._stream.fileno()
         try:
-            found = os.stat(self._path)
-            there = (found.st_dev, found.st_ino)
+            status = os.stat(self._path)
+            identity = (status.st_dev, status.st_ino)
         except FileNotFoundError:
-            there = None
-        if self._file < 0 or there != self._file_identity:
+            identity = None
+        if self._file < 0 or identity != self._file_identity:
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1
@@ -212,12 +223,11 @@ class LogFileWriter:
         while rest:
             try:
                 rest = rest[os.write(descriptor, rest) :]
-            except BlockingIOError:  # somebody made the stream non-blocking
+            except BlockingIOError:  # another process made the stream non-blocking
                 if self._stopping.is_set():
                     raise
                 select.select([], [descriptor], [], _RETRY_SECONDS)
 
 
 def _round_microseconds(seconds: float | None) -> float | None:
-    """To the microsecond; more is noise."""
     return None if seconds is None else round(seconds, 6)

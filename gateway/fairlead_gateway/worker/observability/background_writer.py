@@ -1,7 +1,7 @@
-"""Things that leave the process beside the request's way: taken at once, handed over in batches by a thread of their own.
+"""Batches for a receiver outside the process, written by a thread of their own.
 
-The event loop never waits for a log file, a pipe or a collector. What cannot be handed over in time is dropped and counted: the
-queue is short, since lines that nobody takes are worth less than the memory of requests. The thread begins with the first item.
+The event loop never waits for a log file, a pipe or a collector. The queue is short, since old lines
+are worth less than the memory of requests. What does not fit is dropped and counted.
 """
 
 import logging
@@ -15,9 +15,17 @@ _log = logging.getLogger("fairlead.gateway")
 
 
 class BackgroundWriter(Generic[T]):
-    """``write`` gets batches of at most ``batch`` items, in a thread; what it raises loses the batch. ``lost`` is told how many
-    items were dropped, from any thread; ``gather_seconds`` pass between the first item and its batch. ``stopping`` is set when
-    ``write`` should not wait any longer. ``problem`` says why the last batch was lost, None when it was not."""
+    """Writes items in batches, in a thread that starts with the first item.
+
+    write: writes a batch, in the thread; what it raises loses the batch.
+    on_dropped: called with the number of lost items, from any thread.
+    gather_seconds: the time between the first item and its batch.
+    stopping: set when `write` should not wait any longer.
+
+    The attribute `warning` says why the last batch was lost; None if it was not.
+
+    Why 7 parameters: each has a default, or differs between access log and exporter.
+    """
 
     def __init__(
         self,
@@ -43,7 +51,7 @@ class BackgroundWriter(Generic[T]):
         self.warning: str | None = None
 
     def offer(self, *items: T) -> None:
-        """Take them, or drop them together when too many wait already."""
+        """Queues the items; drops them all if too many are queued already."""
         if len(self._waiting) + len(items) > self._max_waiting:
             self._on_dropped(len(items))
             return
@@ -55,7 +63,7 @@ class BackgroundWriter(Generic[T]):
                 self._thread.start()
 
     def close(self, seconds: float) -> None:
-        """Hand over what waits, for at most ``seconds``; what a stuck receiver has not taken by then is lost."""
+        """Writes what is queued, for that many seconds at most; the rest is lost."""
         self._stopping.set()
         self._wake.set()
         if self._thread is not None:
@@ -65,11 +73,11 @@ class BackgroundWriter(Generic[T]):
         while True:
             self._wake.wait()
             self._stopping.wait(self._gather_seconds)
-            self._wake.clear()  # before looking: what is offered from here on wakes us again
-            ending = self._stopping.is_set()
+            self._wake.clear()  # first, so that items offered from here on wake the thread again
+            is_last = self._stopping.is_set()
             while self._waiting:
                 self._write_batch([self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))])
-            if ending:
+            if is_last:
                 return
 
     def _write_batch(self, batch: list[T]) -> None:
@@ -77,20 +85,20 @@ class BackgroundWriter(Generic[T]):
             self._write(batch)
         except Exception as error:  # noqa: BLE001 - whatever it is, requests go on and the thread lives
             self._on_dropped(len(batch))
-            known, self.warning = (
-                self.warning,
+            is_first, self.warning = (
+                self.warning is None,
                 f"{self._name}: {_describe(error)}; what cannot be handed over is dropped",
             )
-            if known is None:
+            if is_first:
                 _log.warning("%s", self.warning)
         else:
             self.warning = None
 
 
 def _describe(error: Exception) -> str:
-    """The kind of an error and, of the system's errors, its text; other texts may hold what should not be logged."""
-    return (
-        f"{type(error).__name__}: {error.strerror}"
-        if isinstance(error, OSError) and error.strerror
-        else type(error).__name__
-    )
+    """Returns the type of an error, with its text if the system wrote it.
+
+    Other texts may hold what should not be logged.
+    """
+    name = type(error).__name__
+    return f"{name}: {error.strerror}" if isinstance(error, OSError) and error.strerror else name

@@ -1,7 +1,7 @@
-"""Access log and tracing of one worker, as its settings want them; while both are off nothing of this is made.
+"""Connects a worker's gateway to its access log and its traces.
 
-``Observing`` is what a gateway is given. It tells of requests to the log and to the collector, which run in threads of their own that
-begin with the first request; it counts what they lose in the telemetry's own counters.
+Both write in threads of their own, which start with the first request. What they lose is counted.
+With both off, nothing of this package is loaded.
 """
 
 import threading
@@ -22,10 +22,15 @@ if TYPE_CHECKING:
     from fairlead_gateway.worker.observability.tracer import Tracer
 
 _CLOSE_SECONDS = 1.0
+_LOST_LINES = "access_log_dropped_total"
+_SENT_SPANS, _LOST_SPANS = "spans_exported_total", "spans_dropped_total"
 
 
 class RequestObservers:
-    """``draw`` gives random numbers of so many bits."""
+    """The access log and the tracer of one worker.
+
+    draw_bits: returns a random number of that many bits.
+    """
 
     def __init__(
         self,
@@ -34,7 +39,7 @@ class RequestObservers:
         clock: Clock,
         limits: Limits,
         instance_id: str,
-        draw: Callable[[int], int],
+        draw_bits: Callable[[int], int],
     ) -> None:
         self._lock = threading.Lock()
         self._counters: dict[str, int] = {}
@@ -46,12 +51,12 @@ class RequestObservers:
         if settings.access_log is not None:
             from fairlead_gateway.worker.observability import access_log
 
-            self._counters["access_log_dropped_total"] = 0
+            self._counters[_LOST_LINES] = 0
             self.log = access_log.AccessLog(
                 settings.access_log,
                 log_clients=settings.log_clients,
                 limits=limits,
-                on_dropped=lambda number: self._count("access_log_dropped_total", number),
+                on_dropped=lambda count: self._count(_LOST_LINES, count),
                 wall=clock.wall,
             )
             self.finish_callbacks.append(self.log.on_finished)
@@ -60,24 +65,24 @@ class RequestObservers:
         if settings.trace_endpoint is not None:
             from fairlead_gateway.worker.observability import otlp_exporter, tracer
 
-            self._counters |= {"spans_exported_total": 0, "spans_dropped_total": 0}
+            self._counters |= {_SENT_SPANS: 0, _LOST_SPANS: 0}
             exporter = otlp_exporter.OtlpExporter(
                 settings.trace_endpoint,
                 headers=dict(settings.trace_headers),
                 instance_id=instance_id,
                 limits=limits,
-                on_exported=lambda number: self._count("spans_exported_total", number),
-                on_dropped=lambda number: self._count("spans_dropped_total", number),
+                on_exported=lambda count: self._count(_SENT_SPANS, count),
+                on_dropped=lambda count: self._count(_LOST_SPANS, count),
             )
             self.tracer = tracer.Tracer(
-                sample_share=settings.trace_share, now=clock.now, draw=draw, export=exporter.export
+                sample_share=settings.trace_share, now=clock.now, draw_bits=draw_bits, export=exporter.export
             )
             self.finish_callbacks.append(self.tracer.on_finished)
             self._closers.append(exporter.close)
             self._warnings.append(exporter.warning)
 
     def attach_counters(self, telemetry: MetricsRecorder) -> None:
-        """Count in there from now on."""
+        """Counts in the telemetry's process counters from now on."""
         with self._lock:
             telemetry.process_counters |= self._counters
             self._counters = telemetry.process_counters
@@ -91,7 +96,7 @@ class RequestObservers:
         context: RequestContext | None = None,
         model_key: str | None = None,
     ) -> None:
-        """A request ended without an engine."""
+        """Reports a request that ended without an engine."""
         if self.log is not None:
             self.log.on_answered_locally(
                 http_request, response, status, error, context.request.model_key if context is not None else model_key
@@ -100,23 +105,24 @@ class RequestObservers:
             self.tracer.on_rejected(context, status, error or "")
 
     def warnings(self) -> list[str]:
-        """What is being lost and why, in words."""
-        return [found for problem in self._warnings if (found := problem()) is not None]
+        """Returns what is lost at the moment, and why."""
+        return [text for warning in self._warnings if (text := warning()) is not None]
 
     def close(self) -> None:
-        """Hand over what waits, for a second at most."""
+        """Writes what is queued, for a second at most."""
         for close in self._closers:
             close(_CLOSE_SECONDS)
 
-    def _count(self, name: str, number: int) -> None:
+    def _count(self, name: str, count: int) -> None:
         with self._lock:
-            self._counters[name] += number
+            self._counters[name] += count
 
 
 def create_observers(
     settings: ObservabilitySettings, *, clock: Clock, limits: Limits, instance_id: str
 ) -> RequestObservers | None:
-    """What is wanted; None when that is nothing."""
+    """Returns the observers that the settings ask for; None if they ask for none."""
     if settings.access_log is None and settings.trace_endpoint is None:
         return None
-    return RequestObservers(settings, clock=clock, limits=limits, instance_id=instance_id, draw=Random().getrandbits)
+    draw_bits = Random().getrandbits
+    return RequestObservers(settings, clock=clock, limits=limits, instance_id=instance_id, draw_bits=draw_bits)

@@ -1,23 +1,22 @@
-"""Settings."""
+"""The settings of access log and tracing, checked."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from fairlead.errors import SettingsError
+from fairlead.fleet.engine_url import is_http_url
 from fairlead.settings import GatewaySettings
-
-if TYPE_CHECKING:
-    pass
-
 
 _TRUE_WORDS, _FALSE_WORDS = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 @dataclass(frozen=True, slots=True)
 class ObservabilitySettings:
-    """The settings, checked. ``access_log`` None: no log; ``endpoint`` None: no tracing."""
+    """What a worker logs and traces.
+
+    access_log: None: no log.
+    trace_endpoint: None: no traces.
+    """
 
     access_log: str | None = None
     log_clients: bool = True
@@ -27,8 +26,7 @@ class ObservabilitySettings:
 
 
 def parse_observability_settings(settings: GatewaySettings) -> ObservabilitySettings:
-    """What the settings ask for. Raises SettingsError."""
-    log = _access_log_target(settings.access_log)
+    """Returns the checked settings. Raises SettingsError."""
     endpoint = _check_endpoint(settings.trace_endpoint) if settings.trace_endpoint else None
     share = _sample_share(settings.trace_sample)
     if share > 0 and endpoint is None:
@@ -38,7 +36,7 @@ def parse_observability_settings(settings: GatewaySettings) -> ObservabilitySett
             hint="set it to the collector's address, such as http://otel-collector:4318",
         )
     return ObservabilitySettings(
-        access_log=log,
+        access_log=_access_log_target(settings.access_log),
         log_clients=_parse_bool(settings.access_log_clients, "FAIRLEAD_ACCESS_LOG_CLIENTS"),
         trace_endpoint=endpoint,
         trace_headers=tuple(_parse_headers(settings.trace_headers).items()),
@@ -47,7 +45,10 @@ def parse_observability_settings(settings: GatewaySettings) -> ObservabilitySett
 
 
 def _access_log_target(text: str | None) -> str | None:
-    """Where lines go. A folder that is not there is said now; whatever happens later costs lines only."""
+    """Returns where lines go. Raises SettingsError if the folder does not exist.
+
+    Whatever goes wrong later only costs lines.
+    """
     if text is None or text.lower() in _FALSE_WORDS:
         return None
     if text.lower() in _TRUE_WORDS:
@@ -84,13 +85,7 @@ def _parse_bool(text: str | None, field: str) -> bool:
 
 
 def _check_endpoint(text: str) -> str:
-    """The setting, checked. Raises SettingsError."""
-    try:
-        parts = urlsplit(text)
-        right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.query
-    except ValueError:
-        right = False
-    if not right:
+    if not is_http_url(text):
         raise SettingsError(
             "FAIRLEAD_TRACE_ENDPOINT is not a URL of a collector",
             field="FAIRLEAD_TRACE_ENDPOINT",
@@ -100,8 +95,8 @@ def _check_endpoint(text: str) -> str:
 
 
 def _parse_headers(text: str | None) -> dict[str, str]:
-    """``name=value,name=value``. Raises SettingsError without repeating a value."""
-    found: dict[str, str] = {}
+    """Parses `name=value,name=value`. Raises SettingsError, which repeats no value."""
+    headers: dict[str, str] = {}
     for part in (text or "").split(","):
         name, equals, value = part.strip().partition("=")
         if not part.strip():
@@ -112,5 +107,5 @@ def _parse_headers(text: str | None) -> dict[str, str]:
                 field="FAIRLEAD_TRACE_HEADERS",
                 hint="write name=value, several with commas between them",
             )
-        found[name.strip().lower()] = value.strip()
-    return found
+        headers[name.strip().lower()] = value.strip()
+    return headers

@@ -1,4 +1,4 @@
-"""What is written down of one sampled request while it runs: which engines were asked, when, for what, and how that ended."""
+"""What is recorded of one sampled request while it runs: its engines, their times and errors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,12 +7,17 @@ from fairlead.fleet.model import Instance
 from fairlead_gateway.http import trace_context
 
 ATTEMPT, CONTINUATION, PREFILL = "attempt", "continuation", "prefill"
-"""What a step was for."""
+"""What an engine was asked for."""
 
 
 @dataclass(slots=True)
 class SpanRecord:
-    """One engine that was asked. Times are monotonic seconds; ``ended`` is None until it is known, ``why`` unless it failed."""
+    """One request to an engine. Times are monotonic seconds.
+
+    kind: `ATTEMPT`, `CONTINUATION` or `PREFILL`.
+    ended_at: None until it has ended.
+    error: None unless it failed.
+    """
 
     span_id: str
     instance: Instance
@@ -25,8 +30,11 @@ class SpanRecord:
 
 @dataclass(slots=True)
 class TraceRecord:
-    """Ids are lower-case hexadecimal; ``parent_id`` is empty where the trace begins here. ``draw`` gives random numbers of so many
-    bits."""
+    """The trace of one request. Ids are lower-case hexadecimal.
+
+    parent_id: empty if the trace begins here.
+    draw_bits: returns a random number of that many bits.
+    """
 
     trace_id: str
     span_id: str
@@ -34,28 +42,31 @@ class TraceRecord:
     flags: int
     state: str
     now: Callable[[], float]
-    draw: Callable[[int], int]
+    draw_bits: Callable[[int], int]
     spans: list[SpanRecord] = field(default_factory=list)
 
     def start_span(self, instance: Instance, kind: str, rule: str) -> str:
-        """An engine is asked now: ready header text with the context that it is sent."""
-        step = SpanRecord(random_id(self.draw, 64), instance, kind, rule, self.now())
-        self.spans.append(step)
-        return trace_context.sampled_header(self.trace_id, step.span_id, self.flags, self.state)
+        """Records a request to an engine; returns the header lines with its context."""
+        span = SpanRecord(random_id(self.draw_bits, 64), instance, kind, rule, self.now())
+        self.spans.append(span)
+        return trace_context.sampled_header(self.trace_id, span.span_id, self.flags, self.state)
 
     def finish_span(self, kind: str, error: str | None) -> None:
-        """The last step of that kind is over; ``why`` is one word for what went wrong."""
-        for step in reversed(self.spans):
-            if step.kind == kind and step.ended_at is None:
-                step.ended_at, step.error = self.now(), error
+        """Records the end of the last span of that kind.
+
+        error: one word for what went wrong.
+        """
+        for span in reversed(self.spans):
+            if span.kind == kind and span.ended_at is None:
+                span.ended_at, span.error = self.now(), error
                 return
 
     @property
     def response_header(self) -> str:
-        """Ready header text for the client: which trace this was."""
+        """The header line that names the trace to the client."""
         return f"traceresponse: 00-{self.trace_id}-{self.span_id}-01\r\n"
 
 
-def random_id(draw: Callable[[int], int], bits: int) -> str:
-    """A random id in hexadecimal; all zeros would mean none."""
-    return f"{draw(bits) or 1:0{bits // 4}x}"
+def random_id(draw_bits: Callable[[int], int], bits: int) -> str:
+    """Returns a random id in hexadecimal; never all zeros, which would mean none."""
+    return f"{draw_bits(bits) or 1:0{bits // 4}x}"

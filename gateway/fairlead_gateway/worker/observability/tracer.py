@@ -1,8 +1,9 @@
-"""Spans of the requests that are sampled; for all others nothing of this exists.
+"""Spans of the requests that are sampled.
 
-Whether a request is sampled is decided before any object is made: as its caller did, where it sent a right ``traceparent``, else by
-chance. A sampled one has a span of its own (server), one for every engine that was asked (client), and one for every prefill
-leg. They hold ids, names, counts and times, never a prompt, and leave through ``otlp`` when the request is over.
+Whether a request is sampled is decided first: as its caller did if it sent a valid `traceparent`, else
+at random. A sampled request has a server span, and a client span for every attempt, continuation and
+prefill. Spans hold ids, names, counts and times, never a prompt. They are exported when the request
+has ended.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,10 @@ _MAX_PATH_CHARS = 200
 
 @dataclass(slots=True)
 class Span:
-    """One span; ``began`` and ``ended`` are Unix seconds, ids lower-case hexadecimal, ``kind`` as OTLP numbers it."""
+    """One span. Times are Unix seconds, ids lower-case hexadecimal.
+
+    kind: as OTLP numbers it.
+    """
 
     trace_id: str
     span_id: str
@@ -44,82 +48,87 @@ class Span:
 
 
 class Tracer:
-    """Decides what is sampled, and hands finished spans to ``export``. ``draw`` gives random numbers of so many bits."""
+    """Decides which requests are sampled, and exports their spans.
+
+    draw_bits: returns a random number of that many bits.
+    """
 
     def __init__(
         self,
         *,
         sample_share: float,
         now: Callable[[], float],
-        draw: Callable[[int], int],
+        draw_bits: Callable[[int], int],
         export: Callable[[list[Span]], None],
     ) -> None:
         self._sample_threshold = int(sample_share * (1 << 53))
         self._now = now
-        self._draw = draw
+        self._draw_bits = draw_bits
         self._export = export
 
     def start_trace(self, http_request: HttpRequest) -> TraceRecord | None:
-        """The trace of a request that is sampled; its own context then takes the place of the client's."""
+        """Returns the trace of a request; None if it is not sampled.
+
+        Its context then takes the place of the client's.
+        """
         head = http_request.head
-        found = trace_context.extract_context(head.fields) if head.get(trace_context.TRACEPARENT) is not None else None
-        if not (found.is_sampled if found is not None else self._draw(53) < self._sample_threshold):
+        parent = trace_context.extract_context(head.fields) if head.get(trace_context.TRACEPARENT) is not None else None
+        if not (parent.is_sampled if parent is not None else self._draw_bits(53) < self._sample_threshold):
             return None
-        if found is not None:
+        if parent is not None:
             head.forwarded_fields = forwarded_headers(head, traced=True)
-        span_id = random_id(self._draw, 64)
-        if found is None:
-            return TraceRecord(random_id(self._draw, 128), span_id, "", 1, "", self._now, self._draw)
-        return TraceRecord(found.trace_id, span_id, found.span_id, found.flags, found.state, self._now, self._draw)
+        draw, span_id = self._draw_bits, random_id(self._draw_bits, 64)
+        if parent is None:
+            return TraceRecord(random_id(draw, 128), span_id, "", 1, "", self._now, draw)
+        return TraceRecord(parent.trace_id, span_id, parent.span_id, parent.flags, parent.state, self._now, draw)
 
     def on_finished(self, context: RequestContext, outcome: RequestOutcome) -> None:
-        """A request that was routed is over."""
+        """Exports a request that was routed and has ended."""
         if context.trace is not None:
             self._export(_build_spans(context, context.trace, outcome.status, outcome.error, self._now(), outcome))
 
     def on_rejected(self, context: RequestContext, status: int, error: str) -> None:
-        """A request that was sampled never reached an engine."""
+        """Exports a request that never reached an engine."""
         if context.trace is not None:
             self._export(_build_spans(context, context.trace, status, error, self._now(), None))
 
 
 def _build_spans(
     context: RequestContext,
-    found: TraceRecord,
+    trace: TraceRecord,
     status: int,
     error: str | None,
     now: float,
     outcome: RequestOutcome | None,
 ) -> list[Span]:
-    offset = context.http_request.received_wall - context.http_request.received_at
+    wall_offset = context.http_request.received_wall - context.http_request.received_at
     operation = _OPERATIONS.get(context.http_request.head.path, context.http_request.head.path.rpartition("/")[2][:64])
     name = f"{operation} {context.request.model.name}"
-    own = Span(
-        found.trace_id,
-        found.span_id,
-        found.parent_id,
-        found.state,
+    server_span = Span(
+        trace.trace_id,
+        trace.span_id,
+        trace.parent_id,
+        trace.state,
         name,
         KIND_SERVER,
         context.http_request.received_wall,
-        now + offset,
+        now + wall_offset,
         error if status >= 500 or (status < 400 and error is not None) else None,
         _request_attributes(context, operation, status, error, outcome),
     )
-    steps = [_attempt_span(context, found, step, operation, now, offset) for step in found.spans]
-    return [own, *steps]
+    return [server_span, *(_engine_span(context, trace, span, operation, now, wall_offset) for span in trace.spans)]
 
 
 def _request_attributes(
     context: RequestContext, operation: str, status: int, error: str | None, outcome: RequestOutcome | None
 ) -> dict[str, AttributeValue]:
-    head = context.http_request.head
+    head, choice = context.http_request.head, context.choice
     optional: dict[str, AttributeValue | None] = {
         "error.type": error,
         "gen_ai.request.max_tokens": context.request.max_tokens,
         "fairlead.caller": context.http_request.caller,
-        "fairlead.instance": context.instance.id if context.instance is not None else None,
-        "fairlead.rule": context.decision.rule if context.decision is not None else None,
+        "fairlead.instance": choice.instance_id if choice is not None else None,
+        "fairlead.rule": choice.decision.rule if choice is not None else None,
     }
     if context.handoff_record is not None:
         optional |= {
@@ -149,38 +158,38 @@ def _request_attributes(
     return required | {key: value for key, value in optional.items() if value is not None}
 
 
-def _attempt_span(
-    context: RequestContext, found: TraceRecord, step: SpanRecord, operation: str, now: float, offset: float
+def _engine_span(
+    context: RequestContext, trace: TraceRecord, span: SpanRecord, operation: str, now: float, wall_offset: float
 ) -> Span:
-    address = urlsplit(step.instance.url)
+    address, result = urlsplit(span.instance.url), context.result
     attributes: dict[str, AttributeValue] = {
         "gen_ai.operation.name": operation,
-        "gen_ai.provider.name": step.instance.engine,
+        "gen_ai.provider.name": span.instance.engine,
         "gen_ai.request.model": context.request.model_key,
         "server.address": address.hostname or "",
         "server.port": address.port or (443 if address.scheme == "https" else 80),
-        "fairlead.instance": step.instance.id,
-        "fairlead.step": step.kind,
-        "fairlead.rule": step.rule,
+        "fairlead.instance": span.instance.id,
+        "fairlead.step": span.kind,
+        "fairlead.rule": span.rule,
     }
-    broke = (
-        step.ended_at is None
-        and step.kind != PREFILL
-        and not context.client_disconnected
-        and context.error != "engine-refused"
+    failed_last = (
+        span.ended_at is None
+        and span.kind != PREFILL
+        and not result.client_disconnected
+        and result.error != "engine-refused"
     )
-    why = context.error if broke else step.error
-    if why is not None:
-        attributes["error.type"] = why
+    error = result.error if failed_last else span.error
+    if error is not None:
+        attributes["error.type"] = error
     return Span(
-        found.trace_id,
-        step.span_id,
-        found.span_id,
-        found.state,
-        f"{step.kind} {context.request.model.name}",
+        trace.trace_id,
+        span.span_id,
+        trace.span_id,
+        trace.state,
+        f"{span.kind} {context.request.model.name}",
         KIND_CLIENT,
-        step.started_at + offset,
-        (now if step.ended_at is None else step.ended_at) + offset,
-        why,
+        span.started_at + wall_offset,
+        (now if span.ended_at is None else span.ended_at) + wall_offset,
+        error,
         attributes,
     )

@@ -1,86 +1,86 @@
-"""The short way: a plain request to one engine and back, without a task of its own.
+"""The fast path: serves a plain request with callbacks instead of an asyncio task.
 
-Most plain requests find an idle connection, are answered whole, and that is all. For them a task with its coroutines, futures
-and timers would cost more than the rest of the gateway's work. So they go by callbacks: sent in one turn of the loop,
-answered in another. Whatever is out of the ordinary (no idle connection, a stale one, a failure, an answer too long to
-hold) goes on as a task in ``forward`` from the very point that was reached; streams, hand-offs, deadlines of clients and
-traced requests begin there. The rules are ``forward``'s: nothing is decided here.
+Eligible are requests without stream, queue, KV transfer, client timeout and trace, if an idle
+connection exists. One turn of the event loop sends the request, another relays the response.
+
+Everything else continues as a task in `forwarder`, with the attempt that has been started:
+
+- without a connection: there was no idle one, or the instance has no room yet
+- with its verdict: the connection was stale, the engine failed, or the response is too long to buffer
+
+Why: for a plain request, a task with its coroutines, futures and timers costs more than all other
+work of the gateway.
 """
 
 from abc import abstractmethod
-from typing import Final
 
-from fairlead.limits import Limits
-from fairlead.runtime.clock import Clock
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
-from fairlead_gateway.routing import ModelRouter
-from fairlead_gateway.worker.dispatch.admission_control import AdmissionController
-from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
+from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.openai.request_timeout import TIMEOUT_HEADER, timeout_error
-from fairlead_gateway.worker.proxy.forwarder import Forwarder, StartedAttempt
+from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
+from fairlead_gateway.worker.proxy.forwarder import Forwarder
+from fairlead_gateway.worker.proxy.relay import ResponseRelay
 from fairlead_gateway.worker.proxy.response_check import check_response
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
-from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
+from fairlead_gateway.worker.request_context import NO_IDS, RequestContext
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
-from fairlead_gateway.worker.upstream.connection import ConnectionPool, EngineConnection, UpstreamError
+from fairlead_gateway.worker.upstream.connection import UpstreamError
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.response import EngineResponse
-
-_NO_IDS: Final[frozenset[str]] = frozenset()
 
 
 class RequestLifecycle:
-    """Whose requests they are. (A base, not a Protocol: compiled, its methods are called directly.)"""
+    """The owner of requests, which is told what becomes of them.
+
+    Why a base class and not a Protocol: compiled, its methods are called directly.
+    """
 
     @abstractmethod
-    def on_started(self, context: RequestContext, attempt: "FastPathAttempt") -> None:
-        """The request is in flight; ``short.cancel`` ends it."""
+    def on_started(self, exchange: "FastPathExchange") -> None:
+        """Notes a request in flight; `exchange.cancel` ends it."""
 
     @abstractmethod
-    def continue_as_task(self, context: RequestContext, begun: StartedAttempt) -> None:
-        """Go on as a task."""
+    def continue_as_task(self, attempt: Attempt) -> None:
+        """Continues a request as a task, from the attempt's state."""
 
     @abstractmethod
     def on_finished(self, context: RequestContext, error: GatewayError | None = None) -> None:
-        """It has ended; with ``error`` the client has still to be told."""
+        """Notes the end of a request; sends `error` to the client, if there is one."""
 
     @abstractmethod
     def on_internal_error(self, context: RequestContext, error: Exception) -> None:
-        """Something of ours failed."""
+        """Ends a request after a defect of the gateway."""
 
 
 class FastPath:
-    """What all short requests of a gateway share; ``prefilling`` are the routers of engines that only prefill."""
+    """The parts that the fast path's requests share."""
 
     def __init__(
         self,
         lifecycle: RequestLifecycle,
+        dispatcher: Dispatcher,
         *,
         forwarder: Forwarder,
+        relay: ResponseRelay,
         pool: ConnectionPool,
-        failures: FailureAttribution,
-        poison_guard: PoisonRequestGuard,
-        prefill_routers: RouterRegistry,
-        admission: AdmissionController,
-        limits: Limits,
-        clock: Clock,
+        prefill_routers: RoleRouters,
     ) -> None:
         self.lifecycle = lifecycle
-        self.forwarder = forwarder
-        self.pool = pool
-        self.failures = failures
-        self.answer_seconds: float = limits.response_seconds
-        self.now = clock.now
-        self.timeouts = TimeoutQueue(pool.loop, self.answer_seconds, clock.now)
-        self._poison_guard = poison_guard
+        self.relay = relay
+        self.failures = dispatcher.failures
+        self.response_seconds: float = dispatcher.runtime.limits.response_seconds
+        self.now = dispatcher.now
+        self.timeouts = TimeoutQueue(pool.loop, self.response_seconds, self.now)
+        self._forwarder = forwarder
+        self._pool = pool
+        self._poison_guard = dispatcher.poison_guard
+        self._admission = dispatcher.admission
         self._prefill_routers = prefill_routers
-        self._admission = admission
 
     def is_eligible(self, context: RequestContext) -> bool:
-        """Whether nothing of the request asks for more, and it need not wait."""
+        """Whether the request is plain and admitted at once. Asks admission control, if plain."""
         request = context.request
-        plain = not (
+        is_plain = not (
             request.stream
             or request.is_passthrough
             or context.trace is not None
@@ -88,96 +88,90 @@ class FastPath:
             or context.http_request.head.get(TIMEOUT_HEADER) is not None
             or self._prefill_routers.has_instances(request.model_key)
         )
-        return plain and self._admission.admit_now(context)
+        return is_plain and self._admission.admit_now(context)
 
     def start(self, context: RequestContext) -> None:
-        """Send it. Raises GatewayError when it cannot go anywhere."""
-        forward, now = self.forwarder, context.http_request.received_at
-        forward.retry_budget.on_request(now)
-        instance = forward.choose_instance(context, _NO_IDS, now)
-        connection = self.pool.take_idle(instance.url) if self._admission.can_start(context) else None
+        """Sends an eligible request. Raises GatewayError if no instance can take it."""
+        forwarder, now = self._forwarder, context.http_request.received_at
+        forwarder.retry_budget.on_request(now)
+        attempt = forwarder.choose(context, NO_IDS, now)
+        connection = self._pool.take_idle(attempt.instance.url) if self._admission.can_start(context) else None
         if connection is None:
-            self.lifecycle.continue_as_task(context, StartedAttempt(instance))
+            self.lifecycle.continue_as_task(attempt)
             return
-        context.deadline = now + self.answer_seconds
-        message = forward.encode_request(context, instance)
-        short = FastPathAttempt(self, context, forward.on_dispatch(context, now), connection, message)
-        self.timeouts.add(short, now)
-        self.lifecycle.on_started(context, short)
-        short.engine_response = forward.send_request(context, connection, message, short.on_verdict)
+        context.deadline = now + self.response_seconds
+        attempt.connection = connection
+        forwarder.encode(attempt)
+        attempt.on_dispatch(now)
+        exchange = FastPathExchange(self, attempt)
+        self.timeouts.add(exchange, now)
+        self.lifecycle.on_started(exchange)
+        attempt.send(exchange.on_verdict)
 
 
-class FastPathAttempt(TimeoutEntry):
-    """One of them."""
+class FastPathExchange(TimeoutEntry):
+    """One request of the fast path, from its dispatch to its end or to its task."""
 
-    __slots__ = ("_connection", "_context", "_fast_path", "_is_finished", "_message", "_router", "engine_response")
+    __slots__ = ("_attempt", "_fast_path", "_is_finished", "context")
 
-    def __init__(
-        self,
-        fast_path: FastPath,
-        context: RequestContext,
-        router: ModelRouter,
-        connection: EngineConnection,
-        message: list[bytes],
-    ) -> None:
+    def __init__(self, fast_path: FastPath, attempt: Attempt) -> None:
         super().__init__()
+        self.context = attempt.context
         self._fast_path = fast_path
-        self._context = context
-        self._router = router
-        self._connection = connection
-        self._message = message
+        self._attempt = attempt
         self._is_finished = False
-        self.engine_response: EngineResponse | None = None
 
-    def on_verdict(self, broken: UpstreamError | None) -> None:
-        """The engine answered, or failed."""
-        context, way, engine_response = self._context, self._fast_path, self.engine_response
+    def on_verdict(self, error: UpstreamError | None) -> None:
+        """Relays the response, or continues as a task."""
+        context, fast_path, attempt = self.context, self._fast_path, self._attempt
+        engine_response = attempt.engine_response
         if self._is_finished or engine_response is None:
             return
         self._is_finished = True
-        way.timeouts.remove(self)
+        fast_path.timeouts.remove(self)
         try:
-            if broken is not None or not engine_response.is_complete or not self._is_relayable(engine_response):
-                assert context.instance is not None
-                way.lifecycle.continue_as_task(
-                    context, StartedAttempt(context.instance, self._connection, engine_response, self._message, broken)
-                )
+            if error is not None or not engine_response.is_complete or not self._is_relayable(engine_response):
+                attempt.has_verdict, attempt.error = True, error
+                fast_path.lifecycle.continue_as_task(attempt)
                 return
-            context.status = engine_response.status
-            context.first_at, context.last_at = engine_response.first_at, engine_response.last_at
-            now = context.last_at if context.last_at is not None else way.now()  # it came in this very turn of the loop
-            way.failures.on_answered(context, now)
-            way.forwarder.on_finish(context, self._router, True, now)
-            way.forwarder.relay_buffered(context, engine_response, now)
-            way.lifecycle.on_finished(context)
-        except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
-            way.lifecycle.on_internal_error(context, error)
+            result = context.result
+            result.status = engine_response.status
+            result.first_at, result.last_at = engine_response.first_at, engine_response.last_at
+            # The response came in this very turn of the event loop.
+            now = result.last_at if result.last_at is not None else fast_path.now()
+            fast_path.failures.on_answered(context, now)
+            attempt.finish(True, now)
+            fast_path.relay.relay_buffered(context, engine_response, now)
+            fast_path.lifecycle.on_finished(context)
+        except Exception as defect:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            fast_path.lifecycle.on_internal_error(context, defect)
 
     def cancel(self) -> None:
-        """Nobody waits for the answer any more."""
+        """Ends the request; its client has disconnected."""
         if not self._is_finished:
             self._abort()
-            self._context.client_disconnected = True
-            self._fast_path.lifecycle.on_finished(self._context)
+            self.context.result.client_disconnected = True
+            self._fast_path.lifecycle.on_finished(self.context)
 
     def on_timeout(self) -> None:
-        """It took longer than any answer may."""
+        """Ends the request; its time is over."""
         if not self._is_finished:
             self._abort()
-            self._fast_path.failures.on_timeout(self._context)
-            self._fast_path.lifecycle.on_finished(
-                self._context, timeout_error(self._context.http_request.head, self._fast_path.answer_seconds)
-            )
+            context, fast_path = self.context, self._fast_path
+            fast_path.failures.on_timeout(context)
+            error = timeout_error(context.http_request.head, fast_path.response_seconds)
+            fast_path.lifecycle.on_finished(context, error)
 
     def _is_relayable(self, engine_response: EngineResponse) -> bool:
         try:
-            check_response(self._context, engine_response, None, False)
+            check_response(self.context, engine_response, None, False)
         except AttemptFailure:
-            return False  # said again, and acted on, on the long way
+            return False  # the task checks again, and acts on it
         return True
 
     def _abort(self) -> None:
         self._is_finished = True
         self._fast_path.timeouts.remove(self)
-        self._connection.abort()
-        self._fast_path.forwarder.on_finish(self._context, self._router, False, self._fast_path.now())
+        if self._attempt.connection is not None:
+            self._attempt.connection.abort()
+        self._attempt.finish(False, self._fast_path.now())

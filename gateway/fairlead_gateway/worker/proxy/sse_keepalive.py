@@ -1,7 +1,7 @@
-"""Comments in streams that are silent, so that no proxy or client in between takes silence for the end.
+"""Sends comments into silent streams, so that no proxy or client in between closes them.
 
-A comment goes out only between two whole events (nothing else is ever written to a stream), only after the head, and
-not to a client that does not read what it has already.
+A comment goes out only after the head and between two whole events, and not to a client that does not
+read what it was sent.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ COMMENT = b": keep-alive\n\n"
 
 
 class SseKeepAlive:
-    """One stream's comments, from ``begin`` to ``end``."""
+    """Sends the comments of one stream, from `start` to `stop`."""
 
     __slots__ = ("_engine_response", "_handle", "_last", "_loop", "_response", "_seconds")
 
@@ -26,14 +26,14 @@ class SseKeepAlive:
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self, engine_response: EngineResponse) -> None:
-        """The stream has begun, or goes on with another engine's answer."""
+        """Begins with a stream, or continues with the response of another engine."""
         self._engine_response = engine_response
         self._last = engine_response.last_at
         if self._handle is None:
             self._handle = self._loop.call_later(self._seconds, self._on_timer)
 
     def stop(self) -> None:
-        """No more comments."""
+        """Ends the comments."""
         self._engine_response = None
         if self._handle is not None:
             self._handle.cancel()

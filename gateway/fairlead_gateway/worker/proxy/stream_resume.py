@@ -1,188 +1,117 @@
-"""After the first byte: another engine says the rest of a stream that broke, when the request allows that. Once, not again."""
+"""Resumes a stream that broke after its first byte: another instance generates the rest. Once."""
 
-from collections.abc import Callable
 from functools import partial
 
-from fairlead.decision import Decision
-from fairlead.fleet.model import Instance
-from fairlead.limits import Limits
-from fairlead.runtime.clock import Clock
 from fairlead_gateway.errors import NoReadyInstance
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
-from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
-from fairlead_gateway.worker.observability.trace_record import ATTEMPT, CONTINUATION
-from fairlead_gateway.worker.openai.request_timeout import remaining_timeout_header
-from fairlead_gateway.worker.openai.served_name import body_with_model
+from fairlead_gateway.worker.observability.trace_record import ATTEMPT
+from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.worker.proxy.continuation import SentText, resume_body, splice_events, total_usage
 from fairlead_gateway.worker.proxy.sse_keepalive import SseKeepAlive
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
-from fairlead_gateway.worker.resilience.retry import CRASH_CAUSES, RetryBudget
-from fairlead_gateway.worker.upstream.connection import ConnectionPool, EngineConnection, UpstreamError
-from fairlead_gateway.worker.upstream.request_encoder import encode_request
+from fairlead_gateway.worker.resilience.retry import RetryBudget
+from fairlead_gateway.worker.upstream.connection import UpstreamError
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.response import EngineResponse
+
+_FREE_CAUSES = ("cut", "gone")  # the engine went: its work is free, and resuming charges no budget
 
 
 class StreamResume:
-    """Continues streams. One object serves all requests of a gateway.
-
-    ``chosen`` makes a choice the job's, under the attempt's number.
-    """
+    """Resumes streams. One object serves all requests of a worker."""
 
     def __init__(
-        self,
-        *,
-        routers: RouterRegistry,
-        pool: ConnectionPool,
-        telemetry: MetricsRecorder,
-        record_choice: Callable[[RequestContext, Instance, Decision, int], None],
-        clock: Clock,
-        limits: Limits,
-        failures: FailureAttribution,
-        budget: RetryBudget,
-        apply_backpressure: Callable[[EngineResponse, EngineConnection, bool], None],
-        on_crash: Callable[[RequestContext, str, float], bool],
+        self, dispatcher: Dispatcher, *, pool: ConnectionPool, telemetry: MetricsRecorder, retry_budget: RetryBudget
     ) -> None:
-        self._routers = routers
+        self._dispatcher = dispatcher
         self._pool = pool
         self._telemetry = telemetry
-        self._record_choice = record_choice
-        self._clock = clock
-        self._limits = limits
-        self._failures = failures
-        self._budget = budget
-        self._apply_backpressure = apply_backpressure
-        self._on_crash = on_crash
+        self._retry_budget = retry_budget
+        self._now = dispatcher.now
+        self._routers = dispatcher.routers
+        self._failures = dispatcher.failures
 
-    async def resume(self, context: RequestContext, said: SentText, why: str, kept: SseKeepAlive) -> str | None:
-        """The rest of the answer from another instance: None when it is complete now, else what went wrong."""
+    async def resume(self, broken: Attempt, sent: SentText, cause: str, keep_alive: SseKeepAlive) -> str | None:
+        """Relays the rest of the response from another instance.
+
+        sent: the text that the client has.
+        cause: why the stream of `broken` ended.
+        Returns None if the response is complete now, else the error.
+        """
+        context = broken.context
         if context.trace is not None:
-            context.trace.finish_span(ATTEMPT, why)
-        if not said.parse():
-            return why
-        body = resume_body(context.request, said)
-        instance = self._choose_instance(context, why) if body is not None else None
-        if body is None or instance is None:
-            return why
-        if instance.served_name is not None:
-            body = body_with_model(instance.served_name, body)
-        key, breaker = context.request.model_key, self._failures.outlier_detector
-        connection: EngineConnection | None = None
-        engine_response: EngineResponse | None = None
-        breaker.on_dispatch(instance.id)
-        began = self._clock.now()
+            context.trace.finish_span(ATTEMPT, cause)
+        body = resume_body(context.request, sent) if sent.parse() else None
+        attempt = self._choose(broken, sent, cause) if body is not None else None
+        if body is None or attempt is None:
+            return cause
+        broken.finish(False, self._now())
+        attempt.on_dispatch(self._now())
+        is_complete = False
         try:
-            connection = self._pool.take_idle(instance.url) or await self._pool.connect(instance.url)
-            engine_response = self._send_request(context, instance, body, said, connection)
-            broken = await engine_response.verdict
-            if broken is not None and not broken.is_stale:
-                self._failures.on_stream_failed(context, instance.id, broken.cause)
-                if broken.cause in CRASH_CAUSES:
-                    self._on_crash(context, instance.id, began)
-            if (
-                broken is not None
-                or not engine_response.is_stream
-                or engine_response.scanner.error is not None
-                or engine_response.scanner.is_aborted
-            ):
-                return why
-            breaker.on_success(instance.id, self._clock.now())
-            rest = await self._relay(context, instance, engine_response, connection, said, kept)
-            if rest == "cut":
-                self._on_crash(context, instance.id, began)
-            return rest
+            url = attempt.instance.url
+            attempt.connection = self._pool.take_idle(url) or await self._pool.connect(url)
+            attempt.encode(body)
+            attempt.send()
+            engine_response = attempt.engine_response
+            assert engine_response is not None
+            engine_response.rewrite_events = partial(splice_events, sent=sent)
+            error = await engine_response.verdict
+            if error is not None and not error.is_stale:
+                self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
+                if error.is_crash:
+                    attempt.on_crash()
+            scanner = engine_response.scanner
+            if error is not None or not engine_response.is_stream or scanner.error is not None or scanner.is_aborted:
+                return cause
+            self._failures.outlier_detector.on_success(attempt.instance_id, self._now())
+            cause_of_rest = await self._relay(attempt, engine_response, sent, keep_alive)
+            is_complete = cause_of_rest is None
+            if cause_of_rest == "cut":
+                attempt.on_crash()
+            return cause_of_rest
         except UpstreamError as error:
-            self._failures.on_stream_failed(context, instance.id, error.cause)
-            return why
+            self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
+            return cause
         finally:
-            breaker.on_inconclusive(instance.id)
-            done = (
-                engine_response is not None
-                and engine_response.finished.done()
-                and engine_response.finished.result() is None
-            )
-            if (
-                connection is not None
-                and engine_response is not None
-                and not engine_response.is_complete
-                and not engine_response.scanner.is_done
-            ):
-                connection.abort()
-            self._telemetry.record_resumption(key, "whole" if done else "broken")
+            attempt.abort_unfinished()
+            attempt.finish(is_complete, self._now())
+            self._telemetry.record_resumption(context.request.model_key, "whole" if is_complete else "broken")
 
-    def _choose_instance(self, context: RequestContext, why: str) -> Instance | None:
-        now = self._clock.now()
-        assert context.instance is not None
-        if why not in ("cut", "gone") and not self._budget.take(now):
+    def _choose(self, broken: Attempt, sent: SentText, cause: str) -> Attempt | None:
+        context, now = broken.context, self._now()
+        key, choice = context.request.model_key, context.choice
+        assert choice is not None
+        if cause not in _FREE_CAUSES and not self._retry_budget.take(now):
             return None
         try:
-            decision = self._routers.choose(
-                context.request.model_key, context.route_request, now, frozenset({context.instance.id})
-            )
+            decision = self._routers.choose(key, context.route_request, now, frozenset({broken.instance_id}))
         except NoReadyInstance:
             return None
-        instance = (
-            self._routers.ready_instance(context.request.model_key, decision.chosen)
-            if decision.chosen is not None
-            else None
-        )
+        instance = self._routers.ready_instance(key, decision.chosen) if decision.chosen is not None else None
         if instance is None:
             return None
-        decision = decision.with_text(
-            rule=CONTINUATION_RULE, reason=f"continued after {why}; {decision.rule}: {decision.reason}"
-        )
-        self._record_choice(context, instance, decision, context.attempt_number + 1)
-        return instance
-
-    def _send_request(
-        self, context: RequestContext, instance: Instance, body: bytes, said: SentText, connection: EngineConnection
-    ) -> EngineResponse:
-        head = context.http_request.head
-        more = remaining_timeout_header(head, context.deadline, self._clock.now())
-        if context.trace is not None:
-            more += context.trace.start_span(instance, CONTINUATION, CONTINUATION_RULE)
-        message = encode_request(
-            instance.url, head.path, head, body, context.http_request.id, dp_rank=instance.dp_rank, extra_headers=more
-        )
-        patience = context.stall_timeout = self._failures.resume_stall_timeout(context, connection.activity)
-        engine_response = EngineResponse(
-            stream_requested=True,
-            strip_usage=context.request.strip_usage,
-            clock=self._clock,
-            limits=self._limits,
-            loop=self._pool.loop,
-            on_silence=patience.on_silence,
-        )
-        engine_response.rewrite_events = partial(splice_events, sent=said)
-        if context.router is not None:
-            context.router.on_dispatch(context.route_request, instance.id, self._clock.now())
-        connection.send_request(message, engine_response, patience.start(self._clock.now()))
-        return engine_response
+        reason = f"continued after {cause}; {decision.rule}: {decision.reason}"
+        decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
+        return self._dispatcher.create_attempt(context, instance, decision, choice.number + 1, sent)
 
     async def _relay(
-        self,
-        context: RequestContext,
-        instance: Instance,
-        engine_response: EngineResponse,
-        connection: EngineConnection,
-        said: SentText,
-        kept: SseKeepAlive,
+        self, attempt: Attempt, engine_response: EngineResponse, sent: SentText, keep_alive: SseKeepAlive
     ) -> str | None:
-        now, key, name, telemetry = self._clock.now(), context.request.model_key, instance.id, self._telemetry
-        if context.router is not None:
-            context.router.on_first_token(context.route_request.id, now)
-        if context.last_at is not None:
-            telemetry.record_inter_token(key, name, now - context.last_at)
-        context.response.on_backpressure = partial(self._apply_backpressure, engine_response, connection)
-        kept.start(engine_response)
+        context, telemetry, now = attempt.context, self._telemetry, self._now()
+        key, name, result = context.request.model_key, attempt.instance_id, context.result
+        attempt.on_first_token(now)
+        if result.last_at is not None:
+            telemetry.record_inter_token(key, name, now - result.last_at)
+        context.response.on_backpressure = attempt.set_paused
+        keep_alive.start(engine_response)
         engine_response.relay_to(context.response, lambda seconds: telemetry.record_inter_token(key, name, seconds))
-        why = await engine_response.finished
-        context.last_at, context.event_count = (
+        cause = await engine_response.finished
+        result.last_at, result.event_count = (
             engine_response.last_at,
-            context.event_count + engine_response.scanner.event_count,
+            result.event_count + engine_response.scanner.event_count,
         )
-        context.record_usage(total_usage(engine_response.scanner.usage, said))
-        if why is not None:
-            self._failures.on_stream_failed(context, name, why)
-        return why
+        result.record_usage(total_usage(engine_response.scanner.usage, sent))
+        if cause is not None:
+            self._failures.on_stream_failed(context, name, cause)
+        return cause

@@ -1,16 +1,13 @@
-"""What a worker tells the helper for the index: what it sends where, how that ended; and what it is told back.
+"""Reports dispatched and finished prompts to the KV-cache index, and applies its corrections.
 
-The request's way only puts things aside; they go out together a twentieth of a second after the first. A worker whose models have no
-instance that tells what it holds tells nothing.
+A worker whose models have no instance with KV events reports nothing.
 """
 
 import asyncio
 from array import array
-from typing import Protocol
-
-import msgspec
 
 from fairlead.limits import Limits
+from fairlead_gateway.ipc.batch_sender import BatchSender, MessageSender
 from fairlead_gateway.ipc.messages import (
     IndexCorrections,
     IndexReport,
@@ -23,43 +20,35 @@ from fairlead_gateway.ipc.messages import (
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.hooks import DispatchHooks
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
-from fairlead_gateway.worker.proxy.gateway import Gateway
+from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.reporting.prompt_samples import PromptSampleBuffer
 
 
-class Sink(Protocol):
-    """Where it goes: the channel."""
-
-    def send(self, message: msgspec.Struct) -> bool:
-        """False when it was dropped."""
-        ...
-
-
 class IndexReporter:
-    """One worker's end. ``hooks`` are the routers'."""
+    """Collects one worker's reports to the index.
 
-    def __init__(self, sender: Sink, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
+    hooks: for the routers.
+    """
+
+    def __init__(self, sender: MessageSender, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
         self._sender = sender
-        self._loop = loop
         self._max_rows = limits.prefix_map_reports_pending
-        self._seconds = limits.prefix_map_correction_seconds
         self._dispatched: list[PromptDispatched] = []
         self._finished: list[PromptFinished] = []
-        self._is_scheduled = False
-        self._dropped = 0
+        self._batch = BatchSender(sender, loop, limits.prefix_map_correction_seconds, self._take)
         self.samples = PromptSampleBuffer(limits)
         self.hooks = DispatchHooks(self.on_dispatch, self.on_finish)
 
     def on_dispatch(self, model: str, request: RouteRequest, instance: str) -> None:
-        """A prompt was sent to an instance."""
+        """Reports a dispatched prompt."""
         chain = request.chain
         if len(self._dispatched) >= self._max_rows:
-            self._dropped += 1
+            self._batch.dropped += 1
             return
         hashes = array("Q", chain.hashes).tobytes()
         size = int(request.prompt_tokens * BYTES_PER_TOKEN)
         self._dispatched.append(PromptDispatched(model, instance, chain.tail, hashes, size))
-        self._schedule_flush()
+        self._batch.schedule()
 
     def on_finish(
         self,
@@ -71,42 +60,34 @@ class IndexReporter:
         indexed: float,
         matched: float,
     ) -> None:
-        """It is over."""
+        """Reports a finished prompt; see `DispatchHooks.on_finish`."""
         if len(self._finished) >= self._max_rows:
-            self._dropped += 1
+            self._batch.dropped += 1
             return
         credited = indexed if indexed >= 0.0 else None
         self._finished.append(PromptFinished(model, instance, request.chain.tail, prompt, cached, credited, matched))
-        self._schedule_flush()
+        self._batch.schedule()
 
-    def send_samples(self, want: SampleRequest) -> None:
-        """The helper asks for prompts."""
+    def send_samples(self, request: SampleRequest) -> None:
+        """Sends the requested prompts that are still buffered."""
         found = []
-        for tail in want.tails:
-            sample = self.samples.take(want.model, tail)
+        for tail in request.tails:
+            sample = self.samples.take(request.model, tail)
             if sample is not None:
                 found.append(PromptSample(tail, sample[0], sample[1]))
         if found:
-            self._sender.send(PromptSamples(want.model, found))
+            self._sender.send(PromptSamples(request.model, found))
 
-    def _schedule_flush(self) -> None:
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self._loop.call_later(self._seconds, self._flush)
-
-    def _flush(self) -> None:
-        self._is_scheduled = False
-        sent, self._dispatched = self._dispatched, []
-        ended, self._finished = self._finished, []
-        if self._sender.send(IndexReport(sent, ended, self._dropped)):
-            self._dropped = 0
-        else:
-            self._dropped += len(sent) + len(ended)
+    def _take(self, dropped: int) -> tuple[IndexReport, int]:
+        dispatched, self._dispatched = self._dispatched, []
+        finished, self._finished = self._finished, []
+        return IndexReport(dispatched, finished, dropped), len(dispatched) + len(finished)
 
 
-def apply_corrections(gateway: Gateway, told: IndexCorrections) -> None:
-    """Do what the helper says of a model's instances."""
-    for one in told.corrections:
-        gone = tuple(array("Q", one.gone))
-        held = [tuple(array("Q", chain)) for chain in one.held]
-        gateway.apply_corrections(told.model, one.instance, one.forget, gone, held)
+def apply_corrections(routers: RouterRegistry, message: IndexCorrections) -> None:
+    """Applies what the index knows better of a model's instances."""
+    for correction in message.corrections:
+        removed = tuple(array("Q", correction.removed))
+        cached = [tuple(array("Q", chain)) for chain in correction.cached]
+        for router in routers.routers(message.model):
+            router.apply_correction(correction.instance, correction.forget, removed, cached)

@@ -1,55 +1,50 @@
-"""Peer updates."""
+"""Applies the dispatches of sibling workers and other gateways to this worker's routers."""
 
 import asyncio
 from array import array
 from collections import deque
-from collections.abc import Callable, Hashable
 
 import msgspec
 
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc.messages import Dispatch
 from fairlead_gateway.routing import PrefixChain
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
+from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 
 _BLOCKS_PER_TURN = 8_192
-
-
 _dispatch_decoder = msgspec.msgpack.Decoder(list[Dispatch])
 
 
 class PeerUpdateApplier:
-    """What siblings and other gateways have sent, given to ``heard`` (model, instance, chain, the session's pin or None) a
-    bounded number of blocks a turn of
-    the loop."""
+    """Applies batches of dispatches, a bounded number of blocks per turn of the event loop."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        limits: Limits,
-        on_peer_dispatch: Callable[[str, str, PrefixChain, Hashable], None],
-    ) -> None:
+    def __init__(self, clock: Clock, limits: Limits, loop: asyncio.AbstractEventLoop, routers: RouterRegistry) -> None:
+        self._clock = clock
         self._loop = loop
-        self._max_waiting = limits.sibling_decisions_pending
-        self._on_peer_dispatch = on_peer_dispatch
-        self._waiting: deque[Dispatch] = deque()
+        self._max_pending = limits.sibling_decisions_pending
+        self._routers = routers
+        self._pending: deque[Dispatch] = deque()
 
-    def enqueue(self, sent: bytes) -> None:
-        """One batch; the oldest go when too many wait."""
-        idle = not self._waiting
-        self._waiting.extend(_dispatch_decoder.decode(sent))
-        while len(self._waiting) > self._max_waiting:
-            self._waiting.popleft()
-        if idle:
+    def enqueue(self, dispatches: bytes) -> None:
+        """Takes an encoded batch; the oldest dispatches make room for it."""
+        was_idle = not self._pending
+        self._pending.extend(_dispatch_decoder.decode(dispatches))
+        while len(self._pending) > self._max_pending:
+            self._pending.popleft()
+        if was_idle:
             self._apply_batch()
 
     def _apply_batch(self) -> None:
         blocks = 0
-        while self._waiting and blocks < _BLOCKS_PER_TURN:
-            item = self._waiting.popleft()
-            hashes = array("Q", item.hashes)
+        while self._pending and blocks < _BLOCKS_PER_TURN:
+            dispatch = self._pending.popleft()
+            hashes = array("Q", dispatch.hashes)
             blocks += len(hashes) + 1
-            chain = PrefixChain(tuple(hashes), block_ends(len(hashes)), item.tail)
-            self._on_peer_dispatch(item.model, item.instance, chain, item.pin or None)
-        if self._waiting:
+            chain = PrefixChain(tuple(hashes), block_ends(len(hashes)), dispatch.tail)
+            now = self._clock.now()
+            for router in self._routers.routers(dispatch.model):
+                router.on_peer_dispatch(dispatch.instance, chain, now, dispatch.session_hash or None)
+        if self._pending:
             self._loop.call_soon(self._apply_batch)

@@ -1,5 +1,8 @@
-"""How long one attempt waits for an engine that says nothing: long for one that speaks to others, short for a mute one whose
-request another engine can take, and to the end where there is no other."""
+"""How long an attempt waits for an instance that sends nothing.
+
+Long for one that sends to other requests; short for a silent one whose request another instance can
+take; until the deadline if there is no other.
+"""
 
 from collections.abc import Callable
 
@@ -8,11 +11,16 @@ from fairlead_gateway.worker.upstream.connection import EndpointActivity
 
 
 class StallTimeout:
-    """One attempt's right to silence. When ``soft`` seconds have passed without a byte from the engine to anybody, ``elsewhere``
-    says whether to give it up; without ``soft`` nobody is asked. At ``until`` on the clock the right ends in any case.
+    """The stall timeout of one attempt.
 
-    ``key``, ``instance`` and the request's earlier ``failures`` are there for ``elsewhere``, which also notes what it held
-    against the engine: ``blamed``."""
+    soft_seconds: silence of the whole instance after which `should_abandon` is asked; None: never.
+    deadline: monotonic seconds at which the attempt ends in any case.
+    model_key, instance_id, failures: the attempt and its request's earlier failures, for
+    `should_abandon`.
+    is_counted: the silence counts as a failure of the instance already.
+
+    Why 8 parameters: one object per attempt, without a second one for its subject.
+    """
 
     __slots__ = (
         "_activity",
@@ -53,32 +61,31 @@ class StallTimeout:
         self.is_counted = False
 
     def start(self, now: float) -> float:
-        """The request is sent ``now``: seconds until silence is looked into."""
+        """Starts when the request is sent; returns the seconds until `on_silence` is due."""
         self._started_at = now
         return self._seconds_left(now)
 
-    def _seconds_left(self, now: float) -> float:
-        left, soft = self._deadline - now, self._soft_seconds
-        if soft is not None and soft < left:
-            left = soft
-        return left if left > 0.0 else 0.0
-
     def on_silence(self) -> float:
-        """Silence has lasted that long: seconds more to wait, 0 to give up."""
-        heard, self._receive_count = self._receive_count, self._activity.receive_count
-        if heard != self._receive_count:
+        """Returns how many more seconds to wait; 0 to give up."""
+        received, self._receive_count = self._receive_count, self._activity.receive_count
+        if received != self._receive_count:
             return self._seconds_left(self._now())
-        return (
-            0.0
-            if self._soft_seconds is None or self.is_exhausted or self._should_abandon(self)
-            else self._seconds_left(self._now())
-        )
+        if self._soft_seconds is None or self.is_exhausted or self._should_abandon(self):
+            return 0.0
+        return self._seconds_left(self._now())
 
     def silence_seconds(self) -> float:
-        """Seconds since the request was sent, 0 when the engine has said anything to anybody since."""
-        return self._now() - self._started_at if self._activity.receive_count == self._receive_count_at_start else 0.0
+        """Returns the seconds since the start, 0 if the instance has sent anything since."""
+        is_silent = self._activity.receive_count == self._receive_count_at_start
+        return self._now() - self._started_at if is_silent else 0.0
 
     @property
     def is_exhausted(self) -> bool:
-        """Nobody has time for another engine."""
+        """Whether no time is left for another instance."""
         return self._now() >= self._deadline
+
+    def _seconds_left(self, now: float) -> float:
+        left, soft_seconds = self._deadline - now, self._soft_seconds
+        if soft_seconds is not None and soft_seconds < left:
+            left = soft_seconds
+        return left if left > 0.0 else 0.0

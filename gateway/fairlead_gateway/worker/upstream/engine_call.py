@@ -1,19 +1,20 @@
-"""One question to an engine whose whole answer only the gateway reads, within one time limit."""
+"""A whole call to an engine, within one time limit; its response is for the gateway itself."""
 
 import asyncio
 from collections.abc import Sequence
 
 from fairlead.errors import FairleadError
-from fairlead.limits import Limits
-from fairlead_gateway.worker.resilience.retry import CRASH_CAUSES
-from fairlead_gateway.worker.upstream.connection import ConnectionPool, UpstreamError
+from fairlead_gateway.worker.upstream.connection import UpstreamError
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 
 
 class EngineCallFailed(FairleadError):
-    """Raised when no usable answer came; ``suspicious``: the engine should be left alone for a while.
+    """Raised when no usable response came.
 
-    ``final``: the request is at fault, and no other engine would take it. ``died``: the engine had the request and broke off.
-    ``word`` is ``why`` in one word of a closed list.
+    cause: one word of a closed list.
+    is_suspicious: the engine should be avoided for a while.
+    is_final: the request is at fault, and no other engine would take it.
+    crashed: the engine had the request and broke off.
     """
 
     def __init__(
@@ -28,11 +29,11 @@ class EngineCallFailed(FairleadError):
 
 
 class _BufferedResponse:
-    """Collects an answer; the ``Sink`` of a connection."""
+    """A response that is collected; the sink of its connection."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int) -> None:
-        self._limit = limit
-        self._pieces: list[bytes] = []
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._chunks: list[bytes] = []
         self._size = 0
         self.status = 0
         self.complete = False
@@ -41,29 +42,29 @@ class _BufferedResponse:
     @property
     def content(self) -> bytes:
         """The body."""
-        return b"".join(self._pieces)
+        return b"".join(self._chunks)
 
     def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
-        """Only the status matters."""
+        """Keeps the status."""
         del fields
         self.status = status
 
-    def on_body(self, pieces: list[bytes], complete: bool) -> None:
-        """Keep, as far as the limit goes."""
-        self._pieces += pieces
-        self._size += sum(map(len, pieces))
+    def on_body(self, chunks: list[bytes], complete: bool) -> None:
+        """Keeps the body, up to the limit."""
+        self._chunks += chunks
+        self._size += sum(map(len, chunks))
         self.complete = complete
-        if self._size > self._limit:
+        if self._size > self._max_bytes:
             self._finish(UpstreamError("too long"))
         elif complete:
             self._finish(None)
 
     def on_error(self, error: UpstreamError) -> None:
-        """No answer."""
+        """Ends the response with an error."""
         self._finish(error)
 
     def on_silence(self) -> float:
-        """The time limit is the whole patience."""
+        """Gives up: the time limit of the call is over."""
         return 0.0
 
     def _finish(self, error: UpstreamError | None) -> None:
@@ -71,46 +72,43 @@ class _BufferedResponse:
             self.finished.set_result(error)
 
 
-async def call_engine(
-    pool: ConnectionPool, address: str, message: Sequence[bytes], seconds: float, limits: Limits
-) -> bytes:
-    """The body of a 200. Raises LegFailed; the connection is closed when the answer is not waited for."""
+async def call_engine(pool: ConnectionPool, address: str, message: Sequence[bytes], seconds: float) -> bytes:
+    """Sends a message and returns the body of the 200 response. Raises EngineCallFailed.
+
+    The connection is closed if the response does not come in time.
+    """
     try:
         async with asyncio.timeout(seconds):
-            return await _exchange(pool, address, message, seconds, limits)
+            return await _exchange(pool, address, message, seconds)
     except TimeoutError:
         raise EngineCallFailed(f"no answer within {seconds:g} s", cause="timeout", is_suspicious=True) from None
     except UpstreamError as error:
-        word = error.cause.replace(" ", "-")
-        raise EngineCallFailed(
-            error.cause, cause=word, is_suspicious=True, crashed=error.cause in CRASH_CAUSES
-        ) from None
+        cause = error.cause.replace(" ", "-")
+        raise EngineCallFailed(error.cause, cause=cause, is_suspicious=True, crashed=error.is_crash) from None
 
 
-async def _exchange(
-    pool: ConnectionPool, address: str, message: Sequence[bytes], seconds: float, limits: Limits
-) -> bytes:
+async def _exchange(pool: ConnectionPool, address: str, message: Sequence[bytes], seconds: float) -> bytes:
     connection = pool.take_idle(address)
     while True:
         if connection is None:
             connection = await pool.connect(address)
-        answer = _BufferedResponse(pool.loop, limits.response_buffer_bytes)
-        connection.send_request(message, answer, seconds)
+        response = _BufferedResponse(pool.loop, pool.limits.response_buffer_bytes)
+        connection.send_request(message, response, seconds)
         try:
-            broken = await answer.finished
+            error = await response.finished
         finally:
-            if not answer.complete:
+            if not response.complete:
                 connection.abort()
-        if broken is not None and broken.is_stale:
+        if error is not None and error.is_stale:
             connection = None
             continue
-        if broken is not None:
-            raise broken
-        if answer.status != 200:
-            status = answer.status
-            refused = 400 <= status < 500 and status != 429
-            suspicious = status >= 500 and status != 503
+        if error is not None:
+            raise error
+        status = response.status
+        if status != 200:
+            is_refused = 400 <= status < 500 and status != 429
+            is_suspicious = status >= 500 and status != 503
             raise EngineCallFailed(
-                f"status {status}", cause=f"status-{status}", is_suspicious=suspicious, is_final=refused
+                f"status {status}", cause=f"status-{status}", is_suspicious=is_suspicious, is_final=is_refused
             )
-        return answer.content
+        return response.content

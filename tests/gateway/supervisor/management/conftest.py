@@ -8,7 +8,7 @@ import asyncio
 import random
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -42,6 +42,7 @@ class SimulatedGateway:
         self.is_ready = True
         self.random = random.Random(seed)
         self.served = 0
+        self.health_state: Callable[[str], tuple[str, str]] | None = None
 
     def fleet(self) -> Fleet:
         return self.snapshot
@@ -54,7 +55,7 @@ class SimulatedGateway:
         return self.telemetry.started_at
 
     async def status(self) -> GatewayStatus:
-        return GatewayStatus(self.is_ready, self.notes, self.ledger, self.telemetry.health_state, self.lag)
+        return GatewayStatus(self.is_ready, self.notes, self.ledger, self.health_state, self.lag)
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
         return self.telemetry

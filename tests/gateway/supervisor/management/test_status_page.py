@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = (files("fairlead_gateway.supervisor.management") / "page.js").read_text()
+SCRIPT = (files("fairlead_gateway.supervisor.management") / "static" / "page.js").read_text()
 NODE = shutil.which("node")
 
 

@@ -37,7 +37,7 @@ def test_shares_and_rates_are_those_of_the_last_prompts() -> None:
     assert all(one.per_second < 0.2 for one in later), "nobody has asked since"
 
 
-def test_nothing_is_told_of_a_model_without_prompts() -> None:
+def test_a_model_without_prompts_has_no_table() -> None:
     counts = HotPrefixCounter(Limits())
     counts.update_fleet(fleet_of(["http://127.0.0.1:9001"]))
     assert counts.hot_prefixes(KEY, 0.0) == []

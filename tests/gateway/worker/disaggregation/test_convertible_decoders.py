@@ -126,7 +126,7 @@ def test_what_decode_engines_compute_is_counted_once_and_what_prefill_engines_do
         async with split(TIGHT) as (gateway, _):
             for tokens, first in ((LONG, "aab"), (5, "bbc"), (6, "ccd")):
                 assert (await request(gateway.url, body(make_prompt(tokens, first)), path=PATH)).status == 200
-            telemetry, fleet = gateway.gateway.telemetry, gateway.gateway.fleet()
+            telemetry, fleet = gateway.gateway.telemetry, gateway.gateway.stack.routers.fleet
             page = telemetry.render(fleet, {}, 0.0).decode()
             counted = {
                 line.split("{")[0].removeprefix("fairlead_gateway_"): float(line.split()[-1])
@@ -144,7 +144,7 @@ def test_both_predictions_are_shown_and_a_prompt_that_was_not_sent_is_told_the_s
     async def check() -> None:
         async with split(0.05) as (gateway, _):
             asked = body(make_prompt(LONG, "aab"))
-            would = decision_out(gateway.gateway.preview_route(PATH, json.dumps(asked).encode(), None))
+            would = decision_out(gateway.preview_route(PATH, json.dumps(asked).encode(), None))
             assert (await request(gateway.url, asked, path=PATH)).status == 200
             shown = decision_out(gateway.gateway.decisions.latest(1)[0])
             for told in (would, shown):
@@ -164,7 +164,7 @@ def test_an_asked_prompt_that_would_travel_is_told_with_both_engines() -> None:
     async def check() -> None:
         async with split(TIGHT) as (gateway, _):
             asked = json.dumps(body(make_prompt(LONG, "aab"))).encode()
-            told = decision_out(gateway.gateway.preview_route(PATH, asked, None))
+            told = decision_out(gateway.preview_route(PATH, asked, None))
             assert [choice.instance for choice in told.choices] == ["prefill-0", "decode-0"]
             assert told.handoff is not None
             assert told.handoff.reason == "step-full"
@@ -176,7 +176,7 @@ def test_an_asked_prompt_that_would_travel_is_told_with_both_engines() -> None:
 def test_what_a_hand_off_takes_is_learned_from_streams() -> None:
     async def check() -> None:
         async with split(TIGHT) as (gateway, _):
-            ways = gateway.gateway._prefill_coordinator._transfer_estimator
+            ways = gateway.gateway.stack.prefill_coordinator._transfer_estimator
             fixed = ways.predict_seconds(MODEL_KEY, 1_000.0)
             assert (await request(gateway.url, body(make_prompt(LONG, "aab"), stream=True), path=PATH)).status == 200
             assert story(gateway).outcome == "done"

@@ -295,7 +295,7 @@ def test_rule_9_the_only_decode_engine_is_waited_for_when_it_is_stuck_in_a_trans
         limits = replace(LIMITS, first_token_min_seconds=0.05, first_token_factor=0.0)
         async with scene([prefilling()], [stuck], limits) as found:
             asked = asyncio.create_task(found.ask())
-            breaker = found.gateway.gateway._failures.outlier_detector
+            breaker = found.gateway.gateway.stack.failures.outlier_detector
             await wait_until(lambda: "D0" in breaker._records)
             go_on.set()
             assert complete(await asked)
@@ -402,6 +402,6 @@ def test_a_prompt_that_ended_a_prefill_engine_is_cleared_by_another_that_prefill
     async def check() -> None:
         async with scene([script] * prefills, [well_behaved]) as found:
             assert complete(await found.ask())
-            assert len(found.gateway.gateway.poison_guard) == suspects
+            assert len(found.gateway.gateway.stack.poison_guard) == suspects
 
     run_async(check())

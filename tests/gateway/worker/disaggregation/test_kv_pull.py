@@ -52,7 +52,7 @@ async def both(gateway: RunningGateway, engines: list[KillableEngine]) -> tuple[
     """A prompt is served, its engine is kept busy, and it comes again: the two engines' numbers, and the second answer."""
     first = await ask(gateway.url, body(SHARED), path=PATH)
     holder = first.fields["x-fairlead-instance"]
-    router = gateway.gateway._routers.router(MODEL_KEY)
+    router = gateway.gateway.stack.routers.serving.router(MODEL_KEY)
     assert router is not None
     from fairlead_gateway.routing import RouteRequest, prefix_chain
 

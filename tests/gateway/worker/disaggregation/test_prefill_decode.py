@@ -139,7 +139,7 @@ def test_a_prefill_engine_that_freezes_between_the_legs_costs_the_deadline_and_n
         async with split(limits=slow) as (gateway, engines):
             prompt = make_prompt(200)
             expected = text(await alone(engines, body(prompt)))
-            prefill = gateway.gateway._prefill_coordinator
+            prefill = gateway.gateway.stack.prefill_coordinator
             before = prefill.prefill_remotely
 
             async def freezing(job: Any) -> None:
@@ -216,10 +216,10 @@ def test_a_mooncake_engine_that_was_started_anew_is_found_under_its_new_id() -> 
             engines.prefill[0].kill()
             again = ("--listen", f"127.0.0.1:{port}", *QUICK, "--kv-connector", "mooncake", "--kv-role", "kv_producer")
             with killable_engine(*again, "--seed", "0"):
-                gateway.gateway._prefill_coordinator._engine_ids["prefill-0"] = "of-the-first-start"
+                gateway.gateway.stack.prefill_coordinator._engine_ids["prefill-0"] = "of-the-first-start"
                 await same_as_alone(gateway, engines, make_prompt(200, "bbc"))
                 assert "plain now" in reason(gateway)
-                assert "prefill-0" not in gateway.gateway._prefill_coordinator._engine_ids
+                assert "prefill-0" not in gateway.gateway.stack.prefill_coordinator._engine_ids
 
     run_async(check())
 

@@ -10,6 +10,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet, InstanceState, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry import counters as at
+from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_testing.engines.scripted import EngineCall, PausedStream, ScriptedEngine, scripted_engine, well_behaved
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
@@ -52,7 +53,7 @@ async def until(seen: Callable[[], bool]) -> None:
 
 
 def held(running: RunningGateway) -> int:
-    return running.gateway.admission.queued().get(MODEL_KEY, 0)
+    return running.gateway.stack.admission.queued().get(MODEL_KEY, 0)
 
 
 def counted(running: RunningGateway) -> dict[str, int]:
@@ -76,7 +77,7 @@ async def holding(
             await use(running, engine, mute, first)
             mute.go_on.set()
         assert held(running) == 0
-        assert {load.inflight for load in running.gateway.loads().values()} == {0}
+        assert {load.inflight for load in running.loads().values()} == {0}
 
 
 def test_while_the_engine_is_busy_the_tighter_objective_overtakes() -> None:
@@ -96,7 +97,7 @@ def test_while_the_engine_is_busy_the_tighter_objective_overtakes() -> None:
         assert order == [800, 4, 300]
         said = running.gateway.decisions.get(answers[2].fields["x-fairlead-decision"])
         assert said is not None
-        assert said.latest.decision.reason.startswith("held for 0.")
+        assert said.latest.decision.reason.startswith("queued for 0.")
         assert "(deadline: has the earliest deadline" in said.latest.decision.reason
         assert counted(running) == {"deadline": 2}
 
@@ -172,7 +173,7 @@ def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
         await until(lambda: held(running) == 1)
         answer = await request(running.url, SHORT)
         assert (answer.status, answer.error["code"]) == (503, "overloaded")
-        assert "held already" in answer.error["message"]
+        assert "queued already" in answer.error["message"]
         assert int(answer.fields["retry-after"]) >= 1
         mute.go_on.set()
         assert (await waiting).status == 200
@@ -216,8 +217,8 @@ def waking_fleet(urls: list[str], version: int = 1) -> Fleet:
 def test_a_request_for_a_model_that_sleeps_wakes_it_and_waits() -> None:
     async def main() -> None:
         told: list[str] = []
-        async with scripted_engine() as engine, running_gateway(waking_fleet([])) as running:
-            running.gateway.admission.on_needs_instance = told.append
+        reporters = Reporters(on_needs_instance=told.append)
+        async with scripted_engine() as engine, running_gateway(waking_fleet([]), reporters=reporters) as running:
             loop = asyncio.get_running_loop()
             waiting = [loop.create_task(request(running.url, body)) for body in (SHORT, SHORT | {"stream": False})]
             await until(lambda: held(running) == 2)
@@ -246,8 +247,8 @@ def test_time_without_an_instance_is_not_held_against_those_who_waited() -> None
         async with scripted_engine() as engine, running_gateway(waking_fleet([]), limits) as running:
             waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
             await until(lambda: held(running) == 1)
-            began = running.gateway.clock.now()
-            await until(lambda: running.gateway.clock.now() > began + 2 * limits.queue_seconds)
+            began = running.gateway.runtime.clock.now()
+            await until(lambda: running.gateway.runtime.clock.now() > began + 2 * limits.queue_seconds)
             running.gateway.update_fleet(waking_fleet([engine.url], 2))
             assert (await waiting).status == 200
 
@@ -286,11 +287,11 @@ def test_at_a_busy_engine_the_shortest_goes_first_although_all_want_the_same() -
         waiting.append(loop.create_task(request(running.url, SHORT | {"stream": False})))
         await until(lambda: held(running) == 2)
         assert len(engine.calls) == 1
-        assert {load.waiting for load in running.gateway.loads().values()} == {3}  # the next choice sees them
+        assert {load.waiting for load in running.loads().values()} == {3}  # the next choice sees them
         mute.go_on.set()
         assert [answer.status for answer in [await first, *[await one for one in waiting]]] == [200] * 3
         assert [len(call.json["messages"][0]["content"]) for call in engine.calls] == [800, 4, 300]
-        assert counted(running) == {"berth": 2}
+        assert counted(running) == {"dispatch-queue": 2}
 
     run_async(holding(use, objectives=ONE))
 
@@ -334,7 +335,7 @@ def test_a_client_that_goes_while_its_engine_is_busy_leaves_nothing_behind() -> 
         await until(lambda: held(running) == 1)
         await connection.close()
         await until(lambda: held(running) == 0)
-        assert {load.inflight for load in running.gateway.loads().values()} == {1}
+        assert {load.inflight for load in running.loads().values()} == {1}
         mute.go_on.set()
         assert (await first).status == 200
         assert len(engine.calls) == 1
@@ -354,7 +355,8 @@ def test_where_there_is_no_reason_to_hold_nobody_looks() -> None:
             for number in range(20):
                 group.create_task(request(running.url, chat(200, user=f"{number}")))
             await until(lambda: len(engine.calls) == 20)
-            assert running.gateway.admission.doors() == 0
+            assert held(running) == 0
+            assert counted(running) == {}
             gate.go_on.set()
 
     run_async(main())

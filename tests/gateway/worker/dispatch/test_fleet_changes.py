@@ -7,7 +7,8 @@ import pytest
 
 from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.limits import Limits
-from fairlead_gateway.worker.upstream.connection import ConnectionPool, EngineConnection
+from fairlead_gateway.worker.upstream.connection import EngineConnection
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
@@ -58,7 +59,7 @@ def test_an_instance_that_drains_between_choice_and_sending_gets_nothing(monkeyp
                 assert answer.fields["x-fairlead-instance"] == "e-1/1/0"
                 assert one.calls == []
                 assert len(two.calls) == 1
-                assert {load.inflight for load in running.gateway.loads().values()} == {0}
+                assert {load.inflight for load in running.loads().values()} == {0}
 
     run_async(main())
 

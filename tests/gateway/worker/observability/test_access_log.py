@@ -34,7 +34,7 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 def logging(target: str, limits: Limits | None = None, **more: Any) -> RequestObservers:
     what = ObservabilitySettings(access_log=target, **more)
     draw = random.Random(1).getrandbits
-    return RequestObservers(what, clock=SystemClock(), limits=limits or Limits(), instance_id="gw", draw=draw)
+    return RequestObservers(what, clock=SystemClock(), limits=limits or Limits(), instance_id="gw", draw_bits=draw)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def test_what_never_reached_an_engine_has_a_line_too(tmp_path: Path) -> None:
             await send(running.url, get_request("/readyz"))
             await send(running.url, get_request("/v1/models", method="OPTIONS"))
             await send(running.url, f"GET {CANARY}\r\n\r\n".encode())
-            running.gateway.update_fleet(Fleet(2, 2, running.gateway.fleet().models, {MODEL_KEY: ()}))
+            running.gateway.update_fleet(Fleet(2, 2, running.gateway.stack.routers.fleet.models, {MODEL_KEY: ()}))
             await request(running.url, BODY)
 
     run_async(main())
@@ -139,7 +139,7 @@ def test_clients_that_leave_have_a_line_whenever_they_did(tmp_path: Path) -> Non
         async with gateway(logging(str(path)), waiting) as running:
             leaving = await RawConnection.connect(running.url)
             await leaving.send(post_request(BODY))
-            while not any(load.inflight for load in running.gateway.loads().values()):  # noqa: ASYNC110 - on its way
+            while not any(load.inflight for load in running.loads().values()):  # noqa: ASYNC110 - on its way
                 await asyncio.sleep(0)
             await leaving.close()
             while running.gateway.inflight_count():  # noqa: ASYNC110 - and gone
@@ -154,7 +154,7 @@ def test_addresses_are_left_out_where_they_are_switched_off(tmp_path: Path) -> N
     path = tmp_path / "access.log"
 
     async def main() -> None:
-        async with gateway(logging(str(path), clients=False)) as running:
+        async with gateway(logging(str(path), log_clients=False)) as running:
             await request(running.url, BODY)
             await request(running.url, BODY, path="/nowhere")
 
@@ -167,7 +167,9 @@ def test_a_sampled_request_names_its_trace(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
 
     async def main() -> None:
-        watching = logging(str(path), Limits(span_batch_seconds=0.0), endpoint="http://127.0.0.1:9", share=1.0)
+        watching = logging(
+            str(path), Limits(span_batch_seconds=0.0), trace_endpoint="http://127.0.0.1:9", trace_share=1.0
+        )
         async with gateway(watching) as running:
             answer = await request(running.url, BODY)
             assert answer.fields["traceresponse"].split("-")[1] == trace_of(watching)

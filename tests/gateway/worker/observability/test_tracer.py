@@ -81,7 +81,7 @@ def sent(engine: ScriptedEngine, name: str = "traceparent") -> list[list[str]]:
 def observed(collector: str, share: float = 0.0) -> RequestObservers:
     what = ObservabilitySettings(trace_endpoint=collector, trace_share=share)
     draw = random.Random(7).getrandbits
-    return RequestObservers(what, clock=SystemClock(), limits=LIMITS, instance_id="gw", draw=draw)
+    return RequestObservers(what, clock=SystemClock(), limits=LIMITS, instance_id="gw", draw_bits=draw)
 
 
 class Scene:
@@ -404,7 +404,7 @@ def test_a_full_queue_drops_spans_and_counts_them() -> None:
             clock=SystemClock(),
             limits=Limits(spans_pending=0),
             instance_id="gw",
-            draw=random.Random(1).getrandbits,
+            draw_bits=random.Random(1).getrandbits,
         )
         async with (
             scripted_engine() as engine,
@@ -424,7 +424,7 @@ def test_the_collector_gets_the_headers_it_wants_and_learns_who_sends() -> None:
             )
             collector.responses["/otlp/v1/traces"] = CannedResponse([b"{}"])
             draw = random.Random(1).getrandbits
-            watching = RequestObservers(what, clock=SystemClock(), limits=LIMITS, instance_id="gw-7", draw=draw)
+            watching = RequestObservers(what, clock=SystemClock(), limits=LIMITS, instance_id="gw-7", draw_bits=draw)
             async with scripted_engine() as engine:
                 async with running_gateway(fleet_of([engine.url]), LIMITS, observers=watching) as running:
                     await ask(running.url, chat())

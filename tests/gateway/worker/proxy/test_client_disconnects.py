@@ -81,7 +81,7 @@ def test_a_client_that_leaves_frees_its_engine_at_once(
 async def _freed(running: RunningGateway, engine: ScriptedEngine) -> None:
     await until(lambda: engine.open == 0)
     await until(lambda: not running.gateway.inflight_count())
-    assert {load.inflight for load in running.gateway.loads().values()} == {0}
+    assert {load.inflight for load in running.loads().values()} == {0}
 
 
 def test_a_client_that_closed_its_sending_side_first_and_everything_later_is_noticed() -> None:

@@ -60,7 +60,7 @@ def test_a_client_deadline_before_the_first_byte_is_a_504_that_says_so(body: dic
             outcome = running.gateway.decisions.latest(1)[0].outcome
             assert outcome is not None
             assert (outcome.status, outcome.client_disconnected) == (504, False)
-            assert {load.inflight for load in running.gateway.loads().values()} == {0}
+            assert {load.inflight for load in running.loads().values()} == {0}
 
     run_async(main())
 
@@ -74,7 +74,7 @@ def test_a_client_deadline_in_a_stream_ends_it_with_an_error_event_and_without_d
             assert '"code":"deadline_exceeded"' in answer.events[-1]
             assert "[DONE]" not in answer.events
             await wait_until(lambda: not engine.open)
-            assert running.gateway._failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
+            assert running.gateway.stack.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
 
     run_async(main())
 
@@ -134,7 +134,7 @@ def test_a_first_token_that_does_not_come_is_asked_for_elsewhere() -> None:
 
 def silences(running: RunningGateway, instance: str) -> int:
     """Faults for silence since the last answer."""
-    record = running.gateway._failures.outlier_detector._records.get(instance)
+    record = running.gateway.stack.failures.outlier_detector._records.get(instance)
     return record.consecutive_failures["timeout"] if record is not None else 0
 
 
@@ -194,9 +194,9 @@ def test_a_silent_engine_is_waited_for_while_the_others_sit_out() -> None:
     async def main() -> None:
         async with scripted_engine(stuck) as one, scripted_engine() as two:  # noqa: SIM117
             async with running_gateway(fleet_of([one.url, two.url]), HASTY) as running:
-                health, ids = running.gateway._failures, ["e-0/0/0", "e-1/1/0"]
+                health, ids = running.gateway.stack.failures, ["e-0/0/0", "e-1/1/0"]
                 for _ in range(3):
-                    health.outlier_detector.on_failure("e-1/1/0", "refused", running.gateway.clock.now(), ids)
+                    health.outlier_detector.on_failure("e-1/1/0", "refused", running.gateway.runtime.clock.now(), ids)
                 asked = asyncio.create_task(request(running.url, STREAM))
                 await wait_until(lambda: silences(running, "e-0/0/0") > 0)
                 go_on.set()
@@ -232,8 +232,8 @@ def test_a_silent_engine_is_waited_for_when_there_may_be_no_other_attempt(limits
     async def main() -> None:
         async with scripted_engine(stuck) as one, scripted_engine(stuck) as two:  # noqa: SIM117
             async with running_gateway(fleet_of([one.url, two.url]), limits) as running:
-                while limits.max_attempts > 1 and running.gateway._forwarder.retry_budget.take(
-                    running.gateway.clock.now()
+                while limits.max_attempts > 1 and running.gateway.stack.forwarder.retry_budget.take(
+                    running.gateway.runtime.clock.now()
                 ):
                     pass
                 asked = asyncio.create_task(request(running.url, STREAM))

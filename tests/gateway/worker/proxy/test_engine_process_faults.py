@@ -133,7 +133,7 @@ def test_a_slow_engine_gets_less_and_is_not_ejected() -> None:
             await asyncio.gather(*[client() for _ in range(9)])
             counted = used(running)
             assert counted["e-0/0/0"] < min(counted["e-1/1/0"], counted["e-2/2/0"]) / 2
-            assert running.gateway._failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
+            assert running.gateway.stack.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
 
     run_async(main())
 
@@ -151,7 +151,7 @@ def test_an_engine_that_serves_another_model_now_answers_nobody_and_sits_out() -
                 for stream in (False, True):
                     answer = await request(running.url, chat(number, stream=stream))
                     assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-1/1/0")
-            standing, why = running.gateway._failures.describe("e-0/0/0")
+            standing, why = running.gateway.stack.failures.describe("e-0/0/0")
             assert standing is HealthState.EJECTED
             assert "wrong-model" in why
 

@@ -347,7 +347,7 @@ def test_two_hundred_streams_at_once_are_all_complete() -> None:
             assert {answer.status for answer in answers} == {200}
             assert all(answer.complete and answer.events[-1] == "[DONE]" for answer in answers)
             assert len(one.calls) + len(two.calls) == 200
-            assert {load.inflight for load in running.gateway.loads().values()} == {0}
+            assert {load.inflight for load in running.loads().values()} == {0}
 
     run_async(main())
 
@@ -366,7 +366,7 @@ def test_equal_prompts_stay_together_and_the_ledger_ends_at_zero() -> None:
                 body = GOOD | {"messages": [{"role": "system", "content": text}] + [{"role": "user"}] * (turn + 1)}
                 seen.add((await request(running.url, body)).fields["x-fairlead-instance"])
             assert len(seen) == 1
-            assert {load.inflight for load in running.gateway.loads().values()} == {0}
+            assert {load.inflight for load in running.loads().values()} == {0}
 
     run_async(main())
 
@@ -390,7 +390,7 @@ def test_the_same_request_id_twice_at_once_are_two_requests() -> None:
             assert [answer.status for answer in two] == [200, 200]
             assert {answer.fields["x-request-id"] for answer in two} == {"same"}
             assert len({answer.fields["x-fairlead-decision"] for answer in two}) == 2
-            assert {load.inflight for load in running.gateway.loads().values()} == {0}
+            assert {load.inflight for load in running.loads().values()} == {0}
 
     run_async(main())
 
@@ -406,7 +406,7 @@ def test_objectives_are_judged_and_counted() -> None:
                 assert outcome.within_objective is True
                 assert outcome.ttft_seconds is not None
                 assert outcome.itl_mean_seconds is not None
-                text = running.gateway.telemetry.render(fleet, running.gateway.loads(), 0.0).decode()
+                text = running.gateway.telemetry.render(fleet, running.loads(), 0.0).decode()
                 assert f'model="{MODEL_KEY}"' in text or "tiny" in text
 
     run_async(main())

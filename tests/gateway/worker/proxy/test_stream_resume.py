@@ -3,17 +3,24 @@
 import asyncio
 import json
 import signal
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
+from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
+from fairlead_gateway.ipc.timing_events import TimingEvent, TimingEventKind, TimingEvents
+from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, usage
 from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.waiting import wait_until
 
+PROFILE = builtin_profile("h100-llama8b")
 CHAT: dict[str, Any] = {
     "model": "tiny",
     "messages": [{"role": "user", "content": "tell me a story"}],
@@ -80,7 +87,7 @@ def test_a_greedy_stream_whose_engine_is_killed_is_the_same_as_one_whose_engine_
             assert logged.outcome is not None
             assert (logged.outcome.status, logged.outcome.error, logged.outcome.output_tokens) == (200, None, 60)
             assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
-            assert {load.inflight for load in running.gateway.loads().values()} == {0}
+            assert {load.inflight for load in running.loads().values()} == {0}
 
     run_async(main())
 
@@ -146,6 +153,87 @@ def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_tokens(
             assert json.loads(answer.events[-2])["usage"]["completion_tokens"] == 4
             assert json.loads(answer.events[-2])["usage"]["prompt_tokens"] == 7
             assert {json.loads(data)["id"] for data in answer.events[:-1]} == {"chatcmpl-1"}
+
+    run_async(main())
+
+
+class RecordingSender:
+    """The channel of a timing reporter, which keeps the events."""
+
+    def __init__(self) -> None:
+        self.events: list[TimingEvent] = []
+
+    def send(self, message: msgspec.Struct) -> bool:
+        assert isinstance(message, TimingEvents)
+        self.events += message.rows
+        return True
+
+
+def test_each_engine_of_a_resumed_stream_is_credited_with_its_own_tokens() -> None:
+    calls: list[EngineCall] = []
+    sender = RecordingSender()
+
+    async def main() -> None:
+        reporter = TimingReporter(sender, asyncio.get_running_loop(), Limits(timing_report_seconds=0.01))
+        script = breaks_then_goes_on(calls)
+        async with (
+            scripted_engine(script) as first,
+            scripted_engine(script) as second,
+            running_gateway(fleet_of([first.url, second.url]), reporters=Reporters(timings=reporter)) as running,
+        ):
+            answer = await request(running.url, CHAT)
+            assert answer.events[-1] == "[DONE]"
+            await wait_until(lambda: bool(sender.events) and sender.events[-1].kind == TimingEventKind.FINISHED)
+            logged = running.gateway.decisions.latest(1)[0]
+        broken, resumed = (record.decision.chosen for record in logged.records)
+        assert broken != resumed
+        assert [(event.kind, event.instance) for event in sender.events] == [
+            (TimingEventKind.DISPATCHED, broken),
+            (TimingEventKind.FIRST_TOKEN, ""),
+            (TimingEventKind.ABANDONED, ""),
+            (TimingEventKind.DISPATCHED, resumed),
+            (TimingEventKind.FIRST_TOKEN, ""),
+            (TimingEventKind.FINISHED, ""),
+        ]
+        assert sender.events[-1].output == 2  # the second engine's own; the client was sent four
+
+    run_async(main())
+
+
+def planned_sequences(running: RunningGateway) -> dict[str, int]:
+    """Returns the number of sequences that the KV planner counts at each instance."""
+    planner = running.gateway.stack.admission._models[MODEL_KEY]._policy.kv_capacity
+    return {instance: len(usage.sequences) for instance, usage in planner._usage.items() if usage.sequences}
+
+
+def test_the_kv_of_a_resumed_stream_is_planned_at_the_engine_that_resumes_it() -> None:
+    calls: list[EngineCall] = []
+    streaming, done = asyncio.Event(), asyncio.Event()
+
+    async def script(call: EngineCall) -> None:
+        calls.append(call)
+        await call.start_stream()
+        await call.event({"id": "a", "created": 1, "model": "tiny", **token("one ")})
+        if len(calls) == 1:
+            raise HangUp
+        streaming.set()
+        await done.wait()
+        await call.event({"id": "b", "created": 2, "model": "tiny", **token("two", "stop")})
+        await call.finish()
+
+    async def main() -> None:
+        async with scripted_engine(script) as first, scripted_engine(script) as second:
+            fleet = fleet_of([first.url, second.url])
+            instances = tuple(replace(instance, profile=PROFILE) for instance in fleet.instances[MODEL_KEY])
+            fleet = replace(fleet, instances={MODEL_KEY: instances})
+            async with running_gateway(fleet) as running, asyncio.TaskGroup() as tasks:
+                answer = tasks.create_task(request(running.url, CHAT))
+                await streaming.wait()
+                record = running.gateway.decisions.latest(1)[0].latest
+                assert planned_sequences(running) == {record.decision.chosen: 1}
+                done.set()
+                assert (await answer).events[-1] == "[DONE]"
+                assert planned_sequences(running) == {}
 
     run_async(main())
 
@@ -302,7 +390,7 @@ def test_a_continuation_is_waited_for_however_silent_it_is_and_however_long_ago_
             scripted_engine(script) as two,
             running_gateway(fleet_of([one.url, two.url]), limits) as running,
         ):
-            breaker, clock = running.gateway._failures.outlier_detector, running.gateway.clock
+            breaker, clock = running.gateway.stack.failures.outlier_detector, running.gateway.runtime.clock
             asked = asyncio.create_task(request(running.url, CHAT))
             late = clock.now() + limits.first_token_seconds
             await wait_until(lambda: clock.now() > late)

@@ -36,7 +36,7 @@ def test_a_popular_prompt_on_two_engines_that_die_together_is_served_by_the_next
                     assert '"code":"stream_cut"' in (await copy).events[-1]
                 assert (len(one.calls), len(two.calls)) == (1, 1)
                 assert (await request(running.url, STREAM)).events[-1] == "[DONE]"
-                assert len(running.gateway.poison_guard) == 0
+                assert len(running.gateway.stack.poison_guard) == 0
 
     run_async(main())
 
@@ -67,10 +67,10 @@ def test_a_copy_that_was_sent_before_and_is_answered_clears_it() -> None:
                 first = asyncio.create_task(request(running.url, PLAIN))
                 await wait_until(lambda: len(met) == 1)
                 assert (await request(running.url, PLAIN)).status == 502
-                assert len(running.gateway.poison_guard) == 1
+                assert len(running.gateway.stack.poison_guard) == 1
                 go_on.set()
                 assert (await first).status == 200
-                assert len(running.gateway.poison_guard) == 0
+                assert len(running.gateway.stack.poison_guard) == 0
 
     run_async(main())
 
@@ -88,7 +88,7 @@ def test_an_engine_that_refuses_it_proves_nothing() -> None:
         async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
             async with running_gateway(fleet_of([one.url, two.url])) as running:
                 assert (await request(running.url, PLAIN)).status == 400
-                assert len(running.gateway.poison_guard) == 1
+                assert len(running.gateway.stack.poison_guard) == 1
 
     run_async(main())
 

@@ -25,7 +25,7 @@ def said(number: int) -> dict[str, object]:
 
 
 def standing(running: RunningGateway, instance: str) -> HealthState:
-    return running.gateway._failures.describe(instance)[0]
+    return running.gateway.stack.failures.describe(instance)[0]
 
 
 async def answers_500(call: EngineCall) -> None:
@@ -71,10 +71,10 @@ def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Script) -
             decision = running.gateway.decisions.latest(1)[0].records[0].decision
             (why,) = [one.why for one in decision.rejected if one.id == "e-0/0/0"]
             assert why.startswith("ejected ")
-            view = running.gateway
-            shown = fleet_out(view.fleet(), view.loads(), view.clock.now(), view.telemetry.health_state)
+            stack, now = running.gateway.stack, running.gateway.runtime.now()
+            shown = fleet_out(stack.routers.fleet, running.loads(), now, stack.failures.describe)
             assert [one.standing for one in shown.models[0].instances] == ["Ejected", "Healthy"]
-            text = view.telemetry.render(view.fleet(), view.loads(), view.clock.now()).decode()
+            text = running.gateway.telemetry.render(stack.routers.fleet, running.loads(), now).decode()
             assert 'fairlead_gateway_instance_ejections_total{model="default/tiny",instance="e-0/0/0"} 1' in text
 
     run_async(main())

@@ -8,7 +8,8 @@ import pytest
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
-from fairlead_gateway.worker.upstream.connection import ConnectionPool, UpstreamError
+from fairlead_gateway.worker.upstream.connection import UpstreamError
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_testing.engines.scripted import (
     EngineCall,
     HangUp,

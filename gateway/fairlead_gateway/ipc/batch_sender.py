@@ -1,0 +1,65 @@
+"""Sends what reporters have collected, together, a moment after the first item."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+
+class MessageSender(Protocol):
+    """A way to the other process: the channel."""
+
+    def send(self, message: msgspec.Struct) -> bool:
+        """Sends a message; returns False if it was dropped."""
+        ...
+
+
+class BatchSender:
+    """The timer and the drop count of one reporter.
+
+    seconds: from the first item to the message.
+    take: removes the collected items; gets the number of dropped ones, and returns the message and
+        the number of items in it. The message is None if there is nothing to send.
+    dropped: items lost since the last message that was sent.
+    """
+
+    def __init__(
+        self,
+        sender: MessageSender,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        take: Callable[[int], tuple[msgspec.Struct | None, int]],
+    ) -> None:
+        self._sender = sender
+        self._loop = loop
+        self._seconds = seconds
+        self._take = take
+        self._timer: asyncio.TimerHandle | None = None
+        self.dropped = 0
+
+    def schedule(self) -> None:
+        """Sends a batch after `seconds`, unless one is due already."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds, self.flush)
+
+    def hurry(self) -> None:
+        """Sends a batch in the next turn of the event loop."""
+        self._cancel()
+        self._timer = self._loop.call_later(0, self.flush)
+
+    def flush(self) -> None:
+        """Sends a batch now."""
+        self._cancel()
+        message, count = self._take(self.dropped)
+        if message is None:
+            return
+        if self._sender.send(message):
+            self.dropped = 0
+        else:
+            self.dropped += count
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,254 @@
+"""One try of a request at one instance, and where it is recorded.
+
+Fast path, forwarder and stream resumption all make an `Attempt`; what each does with the response
+is its own. An attempt is encoded, dispatched, sent, and finished exactly once.
+"""
+
+from collections.abc import Callable
+
+from fairlead.decision import Decision
+from fairlead.fleet.model import Instance
+from fairlead_gateway.routing import ModelRouter
+from fairlead_gateway.worker.dispatch.admission_control import AdmissionController
+from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
+from fairlead_gateway.worker.observability.trace_record import ATTEMPT, CONTINUATION
+from fairlead_gateway.worker.openai.request_timeout import TIMEOUT_HEADER, remaining_timeout_header
+from fairlead_gateway.worker.openai.served_name import body_with_model, target_with_model
+from fairlead_gateway.worker.proxy.continuation import SentText
+from fairlead_gateway.worker.proxy.request_recorder import RequestRecorder
+from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_gateway.worker.request_context import RequestContext, RoutedChoice
+from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
+from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
+from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
+from fairlead_gateway.worker.upstream.request_encoder import RequestPrefixCache, encode_with_prefix
+from fairlead_gateway.worker.upstream.response import EngineResponse
+
+
+class Dispatcher:
+    """Creates attempts; holds the parts that every attempt is recorded with.
+
+    Why 8 parameters: each is one of these parts.
+    """
+
+    def __init__(
+        self,
+        runtime: WorkerRuntime,
+        *,
+        routers: RoleRouters,
+        admission: AdmissionController,
+        failures: FailureAttribution,
+        poison_guard: PoisonRequestGuard,
+        recorder: RequestRecorder,
+        reporters: Reporters,
+    ) -> None:
+        self.runtime = runtime
+        self.now = runtime.now
+        self.routers = routers
+        self.admission = admission
+        self.failures = failures
+        self.outlier_detector = failures.outlier_detector
+        self.poison_guard = poison_guard
+        self.recorder = recorder
+        self.prompt_samples = reporters.prompt_samples
+        self.timings = reporters.timings
+        self.request_prefixes = RequestPrefixCache()
+
+    def create_attempt(
+        self, context: RequestContext, instance: Instance, decision: Decision, number: int, sent: SentText | None = None
+    ) -> "Attempt":
+        """Records the choice of an instance and returns the attempt at it.
+
+        sent: the text that the client has already, if this attempt resumes a stream.
+        """
+        choice = RoutedChoice(number, instance, decision)
+        tokens = self.routers.prompt_tokens(context.request.model_key, context.route_request)
+        self.recorder.record_choice(context, choice, tokens)
+        return Attempt(self, context, choice, sent)
+
+
+class Attempt:
+    """One try of a request at one instance.
+
+    connection, message: set before it is sent
+    engine_response: set when it was sent
+    has_verdict, error: whether the response can be relayed is known, and what broke if not
+    """
+
+    __slots__ = (
+        "_dispatcher",
+        "_is_finished",
+        "_is_timed",
+        "_router",
+        "_sent",
+        "connection",
+        "context",
+        "dispatched_at",
+        "engine_response",
+        "error",
+        "has_verdict",
+        "instance",
+        "instance_id",
+        "message",
+    )
+
+    def __init__(
+        self, dispatcher: Dispatcher, context: RequestContext, choice: RoutedChoice, sent: SentText | None
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._sent = sent
+        self._router: ModelRouter | None = None
+        self._is_timed = False
+        self._is_finished = False
+        self.context = context
+        self.instance = choice.instance
+        self.instance_id: str = choice.instance_id
+        self.message: list[bytes] = []
+        self.connection: EngineConnection | None = None
+        self.dispatched_at: float | None = None
+        self.engine_response: EngineResponse | None = None
+        self.has_verdict = False
+        self.error: UpstreamError | None = None
+
+    def encode(self, body: bytes) -> None:
+        """Builds the message: the request with `body` as this instance gets it."""
+        context, instance, dispatcher = self.context, self.instance, self._dispatcher
+        head, request, choice = context.http_request.head, context.request, context.choice
+        extra = ""
+        if context.deadline is not None and head.get(TIMEOUT_HEADER) is not None:
+            extra = remaining_timeout_header(head, context.deadline, dispatcher.now())
+        if context.trace is not None and choice is not None:
+            kind = ATTEMPT if self._sent is None else CONTINUATION
+            extra += context.trace.start_span(instance, kind, choice.decision.rule)
+        target = request.target
+        if instance.served_name is not None:
+            body = body_with_model(instance.served_name, body)
+            target = None if target is None else target_with_model(instance.served_name, target)
+        prefix = dispatcher.request_prefixes.get(request.method, head.path if target is None else target, instance.url)
+        self.message = encode_with_prefix(
+            prefix, head, body, context.http_request.id, dp_rank=instance.dp_rank, extra_headers=extra
+        )
+
+    def on_dispatch(self, now: float) -> None:
+        """Records the attempt with router, admission, reports and outlier detection."""
+        context, dispatcher = self.context, self._dispatcher
+        route_request = context.route_request
+        router = self._router = dispatcher.routers.router(context.request.model_key)
+        assert router is not None
+        has_transfer = context.transfer is not None
+        if context.admission.counted_at != self.instance_id:
+            router.on_dispatch(route_request, self.instance_id, now, prefilled_elsewhere=has_transfer)
+        dispatcher.admission.on_dispatch(context, now)
+        if dispatcher.prompt_samples is not None and router.is_indexed:
+            dispatcher.prompt_samples.offer(context.request, route_request)
+        timings = dispatcher.timings
+        if timings is not None and not has_transfer and context.choice is not None:
+            self._is_timed = True
+            decision = context.choice.decision
+            matched = decision.matched_tokens if decision.source is None else None
+            tokens = router.prompt_tokens(route_request) + (0 if self._sent is None else self._sent.tokens)
+            timings.on_dispatch(route_request.id, self.instance_id, now, tokens, 0.0 if matched is None else matched)
+        dispatcher.outlier_detector.on_dispatch(self.instance_id)
+
+    def send(self, on_verdict: Callable[[UpstreamError | None], None] | None = None) -> None:
+        """Sends the message; the verdict is awaited from the response, or given to `on_verdict`."""
+        context, dispatcher, connection = self.context, self._dispatcher, self.connection
+        assert connection is not None
+        request, failures = context.request, dispatcher.failures
+        stall_timeout = context.stall_timeout = (
+            failures.stall_timeout(context, connection.activity)
+            if self._sent is None
+            else failures.resume_stall_timeout(context, connection.activity)
+        )
+        engine_response = self.engine_response = EngineResponse(
+            dispatcher.runtime,
+            stream_requested=request.stream,
+            strip_usage=request.strip_usage,
+            is_passthrough=request.is_passthrough,
+            on_silence=stall_timeout.on_silence,
+            on_verdict=on_verdict,
+        )
+        self.has_verdict, self.error = False, None
+        now = self.dispatched_at = dispatcher.now()
+        if self._sent is None:
+            context.result.dispatched_at = now
+        connection.send_request(self.message, engine_response, stall_timeout.start(now))
+
+    def on_first_token(self, now: float) -> None:
+        """Records that the prefill is over; only of streams."""
+        context, dispatcher, engine_response = self.context, self._dispatcher, self.engine_response
+        assert engine_response is not None
+        if self._router is not None:
+            self._router.on_first_token(context.route_request.id, now)
+            dispatcher.admission.on_first_token(context, now)
+        if self._is_timed and dispatcher.timings is not None and engine_response.first_at is not None:
+            dispatcher.timings.on_first_token(context.route_request.id, engine_response.first_at)
+
+    def finish(self, is_complete: bool, now: float) -> None:
+        """Undoes `on_dispatch`; of a complete response, records the tokens. Later calls do nothing."""
+        router = self._router
+        if self._is_finished or router is None:
+            return
+        self._is_finished = True
+        context, dispatcher = self.context, self._dispatcher
+        result, request_id, output = context.result, context.route_request.id, self._output_tokens()
+        if is_complete:
+            if len(dispatcher.poison_guard) and result.status < 400:
+                self._clear_suspicion(now)
+            is_transferred = context.handoff is not None and context.handoff.is_transferred
+            router.on_finish(
+                request_id,
+                now,
+                prompt_tokens=result.prompt_tokens,
+                cached_tokens=None if is_transferred else result.cached_tokens,
+                output_tokens=output,
+            )
+            if self._is_timed and dispatcher.timings is not None:
+                dispatcher.timings.on_finish(request_id, now, result.cached_tokens, output)
+        else:
+            router.on_abandoned(request_id, now)
+            if self._is_timed and dispatcher.timings is not None:
+                dispatcher.timings.on_abandoned(request_id, now)
+        dispatcher.outlier_detector.on_inconclusive(self.instance_id)
+        dispatcher.admission.on_finish(context, is_complete, output, now)
+
+    def on_crash(self) -> bool:
+        """Records that the engine broke off on the body; returns whether the body is blocked now."""
+        guard, now = self._dispatcher.poison_guard, self._dispatcher.now()
+        sent_at = now if self.dispatched_at is None else self.dispatched_at
+        return guard.on_crash(self.context.body_fingerprint(guard.fingerprint), self.instance_id, sent_at, now)
+
+    def set_paused(self, is_paused: bool) -> None:
+        """Applies the client's backpressure to the engine."""
+        if self.engine_response is not None and self.connection is not None:
+            self.engine_response.is_paused = is_paused
+            self.connection.set_paused(is_paused)
+
+    def abort_unfinished(self) -> None:
+        """Closes the connection unless the engine has sent its whole response."""
+        engine_response = self.engine_response
+        if self.connection is None or engine_response is None:
+            return
+        if not engine_response.is_complete and not engine_response.scanner.is_done:
+            self.connection.abort()
+
+    def reset(self) -> None:
+        """Prepares the attempt for another connection to the same instance."""
+        self.connection = None
+        self.engine_response = None
+        self.has_verdict = False
+
+    def _output_tokens(self) -> int | None:
+        """Returns the tokens that this attempt's engine generated."""
+        tokens = self.context.result.output_tokens
+        return tokens if tokens is None or self._sent is None else max(0, tokens - self._sent.tokens)
+
+    def _clear_suspicion(self, now: float) -> None:
+        """Clears the body as harmless; hashes it only if it may be a suspect's."""
+        context, guard = self.context, self._dispatcher.poison_guard
+        record = context.handoff_record
+        if record is not None and record.is_suspicious:
+            return
+        if context.fingerprint is not None or guard.may_contain(context.request.body):
+            guard.on_answered(context.body_fingerprint(guard.fingerprint), now)

@@ -1,0 +1,128 @@
+"""All parts between a worker's requests and the engines, built in order.
+
+From the outside in: credentials and connections; routers and outlier detection; admission; attempts
+and their records; relay, stream resumption and forwarder.
+"""
+
+import random
+
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.fleet.model import Fleet
+from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
+from fairlead_gateway.worker.dispatch.admission_control import AdmissionController
+from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
+from fairlead_gateway.worker.proxy.attempt import Dispatcher
+from fairlead_gateway.worker.proxy.fast_path import FastPath, RequestLifecycle
+from fairlead_gateway.worker.proxy.forwarder import Forwarder
+from fairlead_gateway.worker.proxy.relay import ResponseRelay
+from fairlead_gateway.worker.proxy.request_recorder import RequestRecorder
+from fairlead_gateway.worker.proxy.stream_resume import StreamResume
+from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
+from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
+from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
+from fairlead_gateway.worker.resilience.retry import RetryBudget
+from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
+
+
+class ForwardingStack:
+    """The parts that carry requests to engines; they follow the fleet together."""
+
+    def __init__(
+        self,
+        runtime: WorkerRuntime,
+        *,
+        secret: bytes,
+        credentials: EngineCredentials,
+        recorder: RequestRecorder,
+        reporters: Reporters,
+        has_api_keys: bool,
+    ) -> None:
+        limits, telemetry, siblings = runtime.limits, recorder.telemetry, reporters.siblings
+        draw = random.Random(f"{runtime.clock.wall()}").random
+        outlier_detector, retry_budget = OutlierDetector(limits, draw), RetryBudget(limits)
+        self._now = runtime.now
+        self.credentials = credentials
+        self.pool = ConnectionPool(limits, runtime.loop, credentials)
+        self.routers = RouterRegistry(
+            secret=secret, limits=limits, outlier_detector=outlier_detector, reporters=reporters
+        )
+        self.failures = FailureAttribution(
+            runtime,
+            outlier_detector,
+            ready_instances=self.routers.serving.ready_instances,
+            telemetry=telemetry,
+            retry_budget=retry_budget,
+        )
+        self.poison_guard = PoisonRequestGuard(
+            secret,
+            limits,
+            report_crash=siblings.report_crash if siblings is not None else None,
+            report_cleared=siblings.report_cleared if siblings is not None else None,
+        )
+        self.prefill_coordinator = PrefillCoordinator(
+            runtime,
+            routers=self.routers,
+            pool=self.pool,
+            telemetry=telemetry,
+            poison_guard=self.poison_guard,
+            random=draw,
+        )
+        self.admission = AdmissionController(
+            runtime,
+            routers=self.routers.serving,
+            telemetry=telemetry,
+            has_api_keys=has_api_keys,
+            on_needs_instance=reporters.on_needs_instance,
+        )
+        self._dispatcher = Dispatcher(
+            runtime,
+            routers=self.routers.serving,
+            admission=self.admission,
+            failures=self.failures,
+            poison_guard=self.poison_guard,
+            recorder=recorder,
+            reporters=reporters,
+        )
+        self.relay = ResponseRelay(
+            runtime,
+            routers=self.routers.serving,
+            telemetry=telemetry,
+            failures=self.failures,
+            poison_guard=self.poison_guard,
+            stream_resume=StreamResume(
+                self._dispatcher, pool=self.pool, telemetry=telemetry, retry_budget=retry_budget
+            ),
+        )
+        self.forwarder = Forwarder(
+            self._dispatcher,
+            pool=self.pool,
+            prefill_coordinator=self.prefill_coordinator,
+            retry_budget=retry_budget,
+            relay=self.relay,
+        )
+
+    def create_fast_path(self, lifecycle: RequestLifecycle) -> FastPath:
+        """Returns the fast path for the requests of `lifecycle`."""
+        return FastPath(
+            lifecycle,
+            self._dispatcher,
+            forwarder=self.forwarder,
+            relay=self.relay,
+            pool=self.pool,
+            prefill_routers=self.routers.prefilling,
+        )
+
+    def update_fleet(self, fleet: Fleet) -> None:
+        """Replaces the fleet; requests in flight stay where they are."""
+        self.routers.update_fleet(fleet, self._now())
+        self.credentials.update_fleet(fleet)
+        self.prefill_coordinator.retain(fleet.models)
+        self.pool.retain(self.routers.addresses())
+        self.admission.update_fleet(fleet)
+
+    def close(self) -> None:
+        """Cancels concurrent prefills and closes idle connections."""
+        self.prefill_coordinator.close()
+        self.pool.close()

@@ -1,0 +1,202 @@
+"""Relays the response of an attempt to the client, and resumes a stream that broke."""
+
+import re
+from typing import Final
+
+from fairlead_gateway.errors import error_body, error_event
+from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
+from fairlead_gateway.worker.openai.served_name import ServedNameRewriter
+from fairlead_gateway.worker.proxy.attempt import Attempt
+from fairlead_gateway.worker.proxy.continuation import SentText, can_resume
+from fairlead_gateway.worker.proxy.response_check import is_error_object, not_served_body
+from fairlead_gateway.worker.proxy.sse_keepalive import SseKeepAlive
+from fairlead_gateway.worker.proxy.stream_resume import StreamResume
+from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
+from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
+from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.upstream.request_encoder import (
+    JSON_TYPE,
+    RouteHeaderCache,
+    relayed_headers,
+    route_header,
+    server_timing,
+)
+from fairlead_gateway.worker.upstream.response import EngineResponse
+
+_STREAM_ERROR_TEXTS: Final = {
+    "cut": "the engine broke off",
+    "timeout": "the engine fell silent",
+    "gone": "the engine fell silent and takes no connections",
+    "error-event": "the engine reported an error",
+    "aborted": "the engine aborted the request",
+    "garbage": "the engine's answer cannot be read",
+}
+_JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
+
+
+class ResponseRelay:
+    """Relays responses, whole or as streams. One object serves all requests of a worker."""
+
+    def __init__(
+        self,
+        runtime: WorkerRuntime,
+        *,
+        routers: RoleRouters,
+        telemetry: MetricsRecorder,
+        failures: FailureAttribution,
+        poison_guard: PoisonRequestGuard,
+        stream_resume: StreamResume,
+    ) -> None:
+        self._now = runtime.now
+        self._loop = runtime.loop
+        self._limits = runtime.limits
+        self._routers = routers
+        self._telemetry = telemetry
+        self._failures = failures
+        self._poison_guard = poison_guard
+        self._stream_resume = stream_resume
+        self._route_headers = RouteHeaderCache()
+
+    async def relay(self, attempt: Attempt) -> bool:
+        """Sends the response as it comes; returns whether it was complete."""
+        context, engine_response = attempt.context, attempt.engine_response
+        assert engine_response is not None
+        response, result = context.response, context.result
+        result.status = engine_response.status
+        result.first_at, result.last_at = engine_response.first_at, engine_response.last_at
+        if not engine_response.is_stream:
+            if engine_response.is_complete:
+                self.relay_buffered(context, engine_response, self._now())
+                return True
+        elif engine_response.scanner.error is not None:
+            self._refuse_stream(context, engine_response)
+            return True
+        rewriter = _served_name_rewriter(context, engine_response)
+        if rewriter is not None:
+            engine_response.rewrite_events = rewriter.rewrite_events
+            engine_response.rewrite_chunks = rewriter.rewrite_chunks
+        length = None
+        if engine_response.is_stream:
+            self._record_first_token(attempt, engine_response)
+        elif rewriter is None:
+            length = _content_length(engine_response.headers)
+        response.on_backpressure = attempt.set_paused
+        headers = relayed_headers(engine_response.headers) + self.response_headers(context, self._now())
+        response.start_stream(engine_response.status, headers, length=length)
+        response.accepts_comments = response.accepts_comments and engine_response.is_stream
+        cause = await self._relay_to_end(attempt, engine_response)
+        if cause is None:
+            return True
+        if cause == "timeout" and engine_response.is_paused:
+            # The client has not read for so long that the engine was paused: the silence is its own.
+            result.client_disconnected = True
+            response.abort()
+            return False
+        result.error = cause
+        if engine_response.is_stream:
+            text = f"{_STREAM_ERROR_TEXTS.get(cause, 'the engine failed')}; the answer is incomplete"
+            response.end_with_error(error_event(text, f"stream_{cause.replace('-', '_')}", context.http_request.id))
+        else:
+            response.abort()
+        return False
+
+    def relay_buffered(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
+        """Sends a whole plain response."""
+        body, content_type = engine_response.buffered_body, JSON_TYPE
+        headers = relayed_headers(engine_response.headers, exclude=b"content-type")
+        headers += self.response_headers(context, now)
+        if context.request.is_passthrough and b"content-type" in engine_response.headers:
+            content_type = engine_response.headers[b"content-type"].decode("latin-1")
+        if engine_response.status >= 400:
+            context.result.error = "engine-refused"
+            if not is_error_object(body):
+                content_type, body = JSON_TYPE, not_served_body(engine_response.status, context.http_request.id)
+        rewriter = _served_name_rewriter(context, engine_response)
+        body = body if rewriter is None else rewriter.rewrite(body)
+        context.response.send(engine_response.status, headers, body, content_type=content_type)
+
+    def response_headers(self, context: RequestContext, now: float) -> str:
+        """Returns the headers that say where a request went, why, and how long that took."""
+        choice = context.choice
+        if choice is None:
+            route, rule = route_header("gateway"), "none"
+        else:
+            route, rule = self._route_headers.get(choice.instance_id), choice.decision.rule
+        received_at, dispatched_at = context.http_request.received_at, context.result.dispatched_at
+        if dispatched_at is None:
+            timing = server_timing(now - received_at, -1.0)
+        else:
+            timing = server_timing(dispatched_at - received_at, now - dispatched_at)
+        trace = context.trace.response_header if context.trace is not None else ""
+        return f"{route}{rule}\r\nx-fairlead-decision: {context.id}\r\nserver-timing: {timing}\r\n{trace}"
+
+    def _refuse_stream(self, context: RequestContext, engine_response: EngineResponse) -> None:
+        """Answers with the error that the stream began with, instead of a stream."""
+        error, result = engine_response.scanner.error, context.result
+        assert error is not None
+        result.status, result.error = error.status, "engine-refused"
+        body = error_body(error.message, "invalid_request_error", None, "engine_refused", context.http_request.id)
+        context.response.send(error.status, self.response_headers(context, self._now()), body)
+
+    def _record_first_token(self, attempt: Attempt, engine_response: EngineResponse) -> None:
+        context, first_at = attempt.context, engine_response.first_at
+        assert first_at is not None
+        attempt.on_first_token(self._now())
+        key = context.request.model_key
+        limit = context.request.model.objectives.ttft_limit_seconds(
+            self._routers.prompt_tokens(key, context.route_request)
+        )
+        ttft_seconds = first_at - context.http_request.received_at
+        self._telemetry.record_first_token(key, attempt.instance_id, ttft_seconds, limit)
+
+    async def _relay_to_end(self, attempt: Attempt, engine_response: EngineResponse) -> str | None:
+        """Relays until the response has ended, perhaps resumed; returns the error, None if whole."""
+        context = attempt.context
+        key, name, telemetry = context.request.model_key, attempt.instance_id, self._telemetry
+        sent_text = None
+        if engine_response.is_stream:
+            if can_resume(context.request):
+                sent_text = SentText(self._limits.resumable_bytes)
+                engine_response.on_relayed = sent_text.add
+            else:  # no attempt follows, and thousands of streams need not keep their prompts
+                context.fingerprint = context.body_fingerprint(self._poison_guard.fingerprint)
+                context.http_request.body = b""
+                context.request.release_body()
+        engine_response.relay_to(context.response, lambda seconds: telemetry.record_inter_token(key, name, seconds))
+        keep_alive = SseKeepAlive(context.response, self._limits.keep_alive_seconds, self._loop)
+        try:
+            if engine_response.is_stream:
+                keep_alive.start(engine_response)
+            cause = await engine_response.finished
+            result = context.result
+            result.last_at, result.event_count = engine_response.last_at, engine_response.scanner.event_count
+            result.record_usage(engine_response.scanner.usage)
+            if cause is None or (cause == "timeout" and engine_response.is_paused):
+                return cause
+            self._failures.on_stream_failed(context, name, cause)
+            is_blocked = cause == "cut" and attempt.on_crash()
+            if sent_text is None or is_blocked:
+                return cause
+            if not engine_response.is_complete and attempt.connection is not None:
+                attempt.connection.abort()
+            return await self._stream_resume.resume(attempt, sent_text, cause, keep_alive)
+        finally:
+            keep_alive.stop()
+            context.response.on_backpressure = None
+
+
+def _served_name_rewriter(context: RequestContext, engine_response: EngineResponse) -> ServedNameRewriter | None:
+    """Returns what restores the client's model name; None if the engine uses it, or sends no JSON."""
+    name = None if context.choice is None else context.choice.instance.served_name
+    if name is None or not (
+        engine_response.is_stream or _JSON_OR_EVENTS.search(engine_response.headers.get(b"content-type", b""))
+    ):
+        return None
+    return ServedNameRewriter(name, context.request.fields.model)
+
+
+def _content_length(headers: dict[bytes, bytes]) -> int | None:
+    value = headers.get(b"content-length", b"")
+    return int(value) if value.isdigit() else None

@@ -1,0 +1,130 @@
+"""Records each request once: its choices when they are made, its outcome when it has ended."""
+
+from collections.abc import Callable
+from typing import Final
+
+from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
+from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
+from fairlead_gateway.telemetry.handoff_record import FAILED
+from fairlead_gateway.worker.request_context import RequestContext, RoutedChoice
+
+CLIENT_CLOSED_STATUS: Final = 499
+
+OnFinished = Callable[[RequestContext, RequestOutcome], None]
+
+
+class RequestRecorder:
+    """Writes choices and outcomes to the metrics, the decision log and the observers.
+
+    on_finished: called last, with each outcome; must neither wait nor raise.
+    """
+
+    def __init__(
+        self, telemetry: MetricsRecorder, decisions: DecisionLog, on_finished: tuple[OnFinished, ...] = ()
+    ) -> None:
+        self.telemetry = telemetry
+        self.decisions = decisions
+        self._on_finished = on_finished
+
+    def record_choice(self, context: RequestContext, choice: RoutedChoice, prompt_tokens: float) -> None:
+        """Makes `choice` the request's current one; counts and logs it."""
+        context.choice = choice
+        key = context.request.model_key
+        self.telemetry.record_routed(key, choice.instance_id, choice.decision)
+        self.decisions.append(
+            DecisionRecord(
+                context.id,
+                context.http_request.received_wall,
+                key,
+                choice.decision,
+                choice.number,
+                _round_half_even(prompt_tokens),
+                context.http_request.caller,
+                context.handoff_record,
+            )
+        )
+
+    def record_outcome(self, context: RequestContext, now: float) -> None:
+        """Records how a request ended; nothing if no instance was ever chosen for it."""
+        choice, result = context.choice, context.result
+        if choice is None:
+            return
+        prompt, output = result.prompt_tokens, result.output_tokens
+        received_at, is_stream = context.http_request.received_at, context.request.stream
+        ttft = result.first_at - received_at if is_stream and result.first_at is not None else None
+        tpot = None if ttft is None else _tpot_seconds(context, output or result.event_count)
+        failed = result.status >= 500 or result.error is not None
+        refused = 400 <= result.status < 500
+        attainment = None
+        if not refused and not result.client_disconnected and (is_stream or failed):
+            attainment = assess_attainment(
+                context.request.model.objectives,
+                prompt_tokens=prompt if prompt is not None else context.route_request.prompt_tokens,
+                ttft_seconds=ttft,
+                itl_mean_seconds=tpot,
+                failed=failed,
+            )
+        outcome = RequestOutcome(
+            request_id=context.id,
+            model_key=context.request.model_key,
+            instance_id=choice.instance_id,
+            status=CLIENT_CLOSED_STATUS if result.client_disconnected else result.status,
+            error="client-gone" if result.client_disconnected else result.error,
+            started_wall=context.http_request.received_wall,
+            duration_seconds=now - received_at,
+        )
+        outcome.ttft_seconds = ttft
+        outcome.itl_mean_seconds = tpot
+        outcome.prompt_tokens = prompt
+        outcome.cached_tokens = None if _is_transferred(context) else result.cached_tokens
+        outcome.predicted_cached_tokens = _predicted_cached_tokens(choice)
+        outcome.output_tokens = output
+        outcome.attempts = choice.number
+        outcome.client_disconnected = result.client_disconnected
+        outcome.overhead_seconds = _overhead_seconds(context)
+        if attainment is not None:
+            outcome.within_objective = attainment.both
+            outcome.within_ttft, outcome.within_itl = attainment.ttft, attainment.itl
+        if context.failures:
+            outcome.failures = tuple([(failure.instance_id, failure.cause) for failure in context.failures])
+        self.telemetry.record_finished(outcome)
+        self.decisions.complete(outcome)
+        for on_finished in self._on_finished:
+            on_finished(context, outcome)
+
+
+def _is_transferred(context: RequestContext) -> bool:
+    """Whether the KV of the prompt was transferred; the engine's cached tokens mean nothing then."""
+    return context.handoff is not None and context.handoff.is_transferred
+
+
+def _overhead_seconds(context: RequestContext) -> float | None:
+    """Returns the gateway's own time; None if it is mixed with an engine's, as after a failure."""
+    if context.result.dispatched_at is None or context.failures:
+        return None
+    spent = context.result.dispatched_at - context.http_request.received_at
+    record = context.handoff_record
+    if record is None:
+        return spent
+    return spent - record.waited_seconds if record.outcome != FAILED else None
+
+
+def _tpot_seconds(context: RequestContext, tokens: int) -> float | None:
+    """Returns the mean seconds per output token; None without a second token."""
+    first_at, last_at = context.result.first_at, context.result.last_at
+    if first_at is None or last_at is None or tokens < 2:
+        return None
+    return (last_at - first_at) / (tokens - 1)
+
+
+def _predicted_cached_tokens(choice: RoutedChoice) -> int | None:
+    """Returns the prompt tokens that routing expected in the cache of the chosen instance."""
+    matched = choice.decision.matched_tokens
+    return None if matched is None else int(matched)
+
+
+def _round_half_even(tokens: float) -> int:
+    """Rounds like `round`, without the cost of the call."""
+    whole = int(tokens)
+    fraction = tokens - whole
+    return whole + 1 if fraction > 0.5 or (fraction == 0.5 and whole % 2 == 1) else whole

@@ -1,0 +1,214 @@
+"""The services of one worker, built from the supervisor's first message, and kept up by the others."""
+
+import asyncio
+import logging
+import mmap
+import os
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.errors import FairleadError
+from fairlead.fleet.model import Fleet
+from fairlead.settings import GatewaySettings
+from fairlead_gateway.http.tls import TlsCertificate
+from fairlead_gateway.ipc import messages
+from fairlead_gateway.ipc.channel import Channel
+from fairlead_gateway.routing import InstanceLoad
+from fairlead_gateway.routing.hooks import SiblingWorkers
+from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
+from fairlead_gateway.routing.prefix.prefix_hash import unpack_hashes
+from fairlead_gateway.worker import memory_pressure
+from fairlead_gateway.worker.api_keys import ApiKeys
+from fairlead_gateway.worker.proxy.gateway import Gateway, GatewaySecrets
+from fairlead_gateway.worker.query_handler import QueryHandler
+from fairlead_gateway.worker.reporting.dispatch_reporter import DispatchReporter
+from fairlead_gateway.worker.reporting.index_reporter import IndexReporter, apply_corrections
+from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier
+from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
+from fairlead_gateway.worker.request_ids import RequestIds
+from fairlead_gateway.worker.runtime import WorkerRuntime
+
+if TYPE_CHECKING:  # most gateways observe nothing, and then load none of it
+    from fairlead_gateway.worker.observability.observers import RequestObservers
+
+_log = logging.getLogger("fairlead.gateway")
+
+
+class WorkerServices:
+    """The gateway of one worker, and what connects it to the supervisor.
+
+    shared_memory: the load table that the workers share; None without siblings and peers.
+    certificate: of the public port; None: it is not TLS.
+    """
+
+    def __init__(
+        self,
+        configuration: messages.Configure,
+        settings: GatewaySettings,
+        runtime: WorkerRuntime,
+        channel: Channel[messages.ToWorker],
+        shared_memory: mmap.mmap | None,
+    ) -> None:
+        self._runtime = runtime
+        self._channel = channel
+        self._supervisor_warnings = configuration.warnings
+        self._certificate_warning: str | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.certificate: TlsCertificate | None = None
+        if configuration.certificate is not None:
+            self.certificate = TlsCertificate(*map(Path, configuration.certificate))
+        self._api_keys: ApiKeys | None = None
+        if configuration.keys is not None and configuration.pepper is not None:
+            self._api_keys = ApiKeys(configuration.pepper, configuration.keys)
+        loop, limits = runtime.loop, runtime.limits
+        self._shared_loads: SharedLoadTable | None = None
+        if shared_memory is not None:
+            cells = memoryview(shared_memory).cast("q")
+            self._shared_loads = SharedLoadTable(cells, limits.shared_slots, configuration.row)
+            self._shared_loads.set_active_rows(configuration.active_rows)
+        self._dispatch_reporter: DispatchReporter | None = None
+        if shared_memory is not None or configuration.has_redis:
+            self._dispatch_reporter = DispatchReporter(
+                channel, loop, limits, publish=configuration.has_redis, loads=self._loads
+            )
+        self._index_reporter = IndexReporter(channel, loop, limits) if configuration.has_index else None
+        self.gateway = Gateway(
+            runtime,
+            GatewaySecrets(configuration.secret, EngineCredentials(os.environ, runtime.now), self._api_keys),
+            create_request_id=RequestIds().next,
+            memory_share=memory_pressure.memory_share_reader(settings.memory_limit),
+            observers=_create_observers(configuration, settings, runtime),
+            reporters=self._create_reporters(configuration),
+            warnings=self._warnings,
+        )
+        self._peer_updates = PeerUpdateApplier(runtime.clock, limits, loop, self.gateway.stack.routers)
+        self._query_handler = QueryHandler(self.gateway, channel.send)
+        self._assign_slots(configuration.slots)
+
+    def apply(self, message: messages.ToWorker) -> None:
+        """Does what a message of the supervisor says."""
+        stack = self.gateway.stack
+        match message:
+            case messages.PeerUpdates(dispatches, crashes, cleared):
+                if dispatches is not None:
+                    self._peer_updates.enqueue(dispatches)
+                for crash in crashes:
+                    stack.poison_guard.on_peer_crash(*crash)
+                for clearing in cleared:
+                    stack.poison_guard.on_peer_cleared(*clearing)
+            case messages.HotPrefixUpdate(model, epoch, serving, prefilling):
+                for role, table in ((stack.routers.serving, serving), (stack.routers.prefilling, prefilling)):
+                    router = role.router(model)
+                    if router is not None:
+                        router.set_hot_prefixes(epoch, unpack_hashes(table))
+            case messages.IndexCorrections():
+                apply_corrections(stack.routers, message)
+            case messages.ProfileUpdate(profiles):
+                stack.routers.set_learned_profiles(profiles, self._runtime.now())
+            case messages.SampleRequest():
+                if self._index_reporter is not None:
+                    self._index_reporter.send_samples(message)
+            case messages.FleetUpdate(fleet, slots):
+                self._assign_slots(slots)
+                self._update_fleet(fleet)
+            case messages.KeyUpdate(keys):
+                if self._api_keys is not None:
+                    self._api_keys.replace(keys)
+            case messages.ActiveRows(rows):
+                if self._shared_loads is not None:
+                    self._shared_loads.set_active_rows(rows)
+            case messages.WarningsUpdate(warnings):
+                self._supervisor_warnings = warnings
+            case messages.ReloadCertificate():
+                self._start_task(self._reload_certificate())
+            case (
+                messages.GetState()
+                | messages.GetCounters()
+                | messages.GetDecisions()
+                | messages.GetDecision()
+                | messages.PreviewRoute()
+            ):
+                self._start_task(self._query_handler.handle(message))
+            case _:
+                pass
+
+    def send_final_counters(self) -> None:
+        """Sends what is left to report, at the end of the worker."""
+        if self._dispatch_reporter is not None:
+            self._dispatch_reporter.flush()
+        self._channel.send(self._query_handler.final_counters())
+
+    def _create_reporters(self, configuration: messages.Configure) -> Reporters:
+        siblings, dispatch, index = None, self._dispatch_reporter, self._index_reporter
+        if self._shared_loads is not None and dispatch is not None:
+            siblings = SiblingWorkers(self._shared_loads, dispatch.on_dispatch, dispatch.on_crash, dispatch.on_cleared)
+        return Reporters(
+            siblings=siblings,
+            dispatch_hooks=index.hooks if index is not None else None,
+            prompt_samples=index.samples if index is not None else None,
+            timings=TimingReporter(self._channel, self._runtime.loop, self._runtime.limits),
+            on_decision=dispatch.on_decision if configuration.has_redis and dispatch is not None else None,
+            on_needs_instance=self._report_needs_instance,
+        )
+
+    def _report_needs_instance(self, key: str) -> None:
+        self._channel.send(messages.NeedsInstance(key))
+
+    def _loads(self) -> Mapping[str, InstanceLoad]:
+        return self.gateway.stack.routers.loads()
+
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._runtime.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _assign_slots(self, slots: dict[str, int]) -> None:
+        """Assigns the slots of a fleet before the fleet itself.
+
+        Why before: siblings then see the load of its instances from the first request on.
+        """
+        if self._shared_loads is not None:
+            self._shared_loads.set_slots(slots)
+            self.gateway.stack.routers.republish_loads()
+
+    def _update_fleet(self, fleet: Fleet) -> None:
+        """Replaces the fleet; a fleet that cannot be applied leaves the last one in use."""
+        failure = None
+        try:
+            self.gateway.update_fleet(fleet)
+        except FairleadError as error:
+            failure = str(error)
+        self._channel.send(messages.FleetApplied(fleet.version, failure))
+
+    async def _reload_certificate(self) -> None:
+        if self.certificate is None:
+            return
+        try:
+            await self.certificate.load()
+            self._certificate_warning = None
+        except (FairleadError, OSError, ValueError) as error:
+            self._certificate_warning = f"the certificate cannot be used, the last good state stays: {error}"
+            _log.warning("%s", self._certificate_warning)
+
+    def _warnings(self) -> list[str]:
+        own = [] if self._certificate_warning is None else [self._certificate_warning]
+        return [*self._supervisor_warnings, *own]
+
+
+def _create_observers(
+    configuration: messages.Configure, settings: GatewaySettings, runtime: WorkerRuntime
+) -> "RequestObservers | None":
+    if settings.access_log is None and settings.trace_endpoint is None:
+        return None
+    from fairlead_gateway.worker.observability.observers import create_observers
+    from fairlead_gateway.worker.observability.settings import parse_observability_settings
+
+    return create_observers(
+        parse_observability_settings(settings),
+        clock=runtime.clock,
+        limits=runtime.limits,
+        instance_id=configuration.gateway_id,
+    )

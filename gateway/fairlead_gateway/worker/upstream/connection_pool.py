@@ -1,0 +1,146 @@
+"""The pool of connections to engines: idle ones by address, and new ones."""
+
+import asyncio
+import ssl
+from typing import cast
+from urllib.parse import urlsplit
+
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.limits import Limits
+from fairlead_gateway.worker.upstream.connection import (
+    ConnectionOwner,
+    EndpointActivity,
+    EngineConnection,
+    UpstreamError,
+)
+
+
+class ConnectionPool(ConnectionOwner):
+    """Idle connections by engine address, the newest used first.
+
+    Idle connections are closed before the engine's keep-alive ends, so that stale ones stay rare.
+    """
+
+    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop, credentials: EngineCredentials) -> None:
+        self.credentials = credentials
+        self.limits = limits
+        self.loop = loop
+        self._now = loop.time
+        self._max_idle = limits.upstream_idle_per_instance
+        self._idle_seconds = limits.upstream_idle_seconds
+        self._idle: dict[str, list[EngineConnection]] = {}  # oldest first
+        self._activities: dict[str, EndpointActivity] = {}
+        self._probes: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def take_idle(self, address: str) -> EngineConnection | None:
+        """Returns an idle connection that is ready to use."""
+        idle = self._idle.get(address)
+        while idle:
+            connection = idle.pop()
+            if connection.is_usable and self._now() - connection.idle_since < self._idle_seconds:
+                return connection
+            connection.abort()
+        return None
+
+    async def connect(self, address: str) -> EngineConnection:
+        """Returns a new connection. Raises UpstreamError if the engine accepts none in time."""
+        url = urlsplit(address)
+        try:
+            tls = None
+            if url.scheme == "https":
+                tls = self.credentials.tls_context(self.credentials.auth_for(address))
+            async with asyncio.timeout(self.limits.connect_seconds):
+                connection = EngineConnection(self, address)
+                protocol = cast(asyncio.Protocol, connection)
+                await self.loop.create_connection(lambda: protocol, url.hostname or "", url.port or 80, ssl=tls)
+        except TimeoutError:
+            raise UpstreamError("connect-timeout", was_sent=False) from None
+        except ssl.SSLError:
+            raise UpstreamError("tls", was_sent=False) from None
+        except OSError:
+            raise UpstreamError("refused", was_sent=False) from None
+        return connection
+
+    def activity(self, address: str) -> EndpointActivity:
+        """Returns the activity of an address."""
+        activity = self._activities.get(address)
+        if activity is None:
+            activity = self._activities[address] = EndpointActivity()
+        return activity
+
+    def authorization_for(self, address: str) -> bytes:
+        """Returns the header line with the token for an address; empty if it wants none."""
+        return self.credentials.authorization_for(address)
+
+    def release(self, connection: EngineConnection) -> None:
+        """Keeps a connection for the next request."""
+        if self._closed:
+            connection.abort()
+            return
+        idle = self._idle.get(connection.address)
+        if idle is None:
+            idle = self._idle[connection.address] = []
+        elif len(idle) >= self._max_idle:
+            idle.pop(0).abort()
+        connection.idle_since = self._now()
+        idle.append(connection)
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(self._idle_seconds / 4, self._close_expired)
+
+    def discard(self, connection: EngineConnection) -> None:
+        """Forgets a connection that has closed."""
+        idle = self._idle.get(connection.address)
+        if idle and connection in idle:
+            idle.remove(connection)
+
+    def retain(self, addresses: frozenset[str]) -> None:
+        """Closes the idle connections to all other addresses."""
+        for address in [known for known in self._idle if known not in addresses]:
+            for connection in list(self._idle.pop(address)):
+                connection.abort()
+        for address in self._activities.keys() - addresses:
+            del self._activities[address]
+
+    def close(self) -> None:
+        """Closes all idle connections, and each used one when its response ends."""
+        self._closed = True
+        self.retain(frozenset())
+        for task in self._probes:
+            task.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+    def probe_listening(self, connection: EngineConnection) -> None:
+        """Probes the address of a silent connection, once for all its silent connections."""
+        activity = connection.activity
+        activity.probing.append(connection)
+        if len(activity.probing) == 1:
+            task = self.loop.create_task(self._probe(activity, connection.address, activity.receive_count))
+            self._probes.add(task)
+            task.add_done_callback(self._probes.discard)
+
+    async def _probe(self, activity: EndpointActivity, address: str, receive_count: int) -> None:
+        refused = False
+        try:
+            (await self.connect(address)).abort()
+        except UpstreamError as error:
+            refused = error.cause == "refused"
+        finally:
+            probing, activity.probing = activity.probing, []
+        if refused and activity.receive_count == receive_count:
+            for connection in probing:
+                connection.mark_unreachable()
+
+    def _close_expired(self) -> None:
+        self._sweeper = None
+        oldest = self._now() - self._idle_seconds
+        for address, idle in list(self._idle.items()):
+            while idle and idle[0].idle_since <= oldest:
+                idle.pop(0).abort()
+            if not idle:
+                del self._idle[address]
+        if self._idle:
+            self._sweeper = self.loop.call_later(self._idle_seconds / 4, self._close_expired)
