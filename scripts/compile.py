@@ -36,6 +36,7 @@ DATA_PLANE = (
     "fairlead_gateway/worker/api_keys.py",
     "fairlead_gateway/worker/request_context.py",
     "fairlead_gateway/worker/request_ids.py",
+    "fairlead_gateway/worker/runtime.py",
     "fairlead_gateway/worker/dispatch/*.py",
     "fairlead_gateway/worker/openai/*.py",
     "fairlead_gateway/worker/proxy/*.py",

@@ -1,4 +1,7 @@
-"""``python -m fairlead_autoscaler --gateway URL``, with ``--local DIR`` or ``--kube``: clock, chance and signals come from here."""
+"""`python -m fairlead_autoscaler --gateway URL`, with `--local DIR` or `--kube`.
+
+Clock, random numbers and signals of the process come from here.
+"""
 
 import argparse
 import asyncio
@@ -29,7 +32,7 @@ _LOG = logging.getLogger("fairlead.autoscaler")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT (0); 2 when it cannot start."""
+    """Runs until SIGTERM or SIGINT, and returns 0; 2 if it cannot start."""
     options = _parse_arguments(arguments)
     try:
         settings = read_settings(AutoscalerSettings, os.environ)
@@ -54,46 +57,46 @@ async def _run(options: argparse.Namespace, settings: AutoscalerSettings, clock:
 def _create_process(
     options: argparse.Namespace, settings: AutoscalerSettings, clock: Clock, limits: Limits
 ) -> "AutoscalerService | Manager":
-    """The whole process; to be made on its loop."""
+    """Returns the process, created on its event loop."""
     host, port = parse_address(options.listen, "--listen", "127.0.0.1:9092")
 
-    def plan(world: ScaleTarget, scaler: ReplicaScaler) -> ServiceConfig:
+    def config(target: ScaleTarget, scaler: ReplicaScaler) -> ServiceConfig:
         return ServiceConfig(
-            world=world,
+            target=target,
             scaler=scaler,
             gateways=options.gateway,
             host=host,
             port=port,
             token=settings.manage_token,
             record=options.record,
-            frozen=_parse_flag(settings.scaling_freeze),
+            is_frozen=_parse_flag(settings.scaling_freeze),
             speed=options.speed,
         )
 
     if options.kube is None:
-        there, wishes = options.local / STATE_FILE, options.local / DESIRED_FILE
+        state_file, desired_file = options.local / STATE_FILE, options.local / DESIRED_FILE
         speed = options.speed
         fast = clock if speed == 1.0 else AcceleratedClock(clock, speed)
-        # Two ticks are never closer than the limit says, however fast time runs.
+        # Two ticks are never closer than the limit says, however fast the clock runs.
         interval = max(limits.autoscaler_tick_seconds, limits.autoscaler_min_tick_seconds * speed)
         return AutoscalerService(
-            plan(LocalTarget(there, fast, interval, speed), FileScaler(wishes)),
+            config(LocalTarget(state_file, fast, interval, speed), FileScaler(desired_file)),
             fast,
             announce=_print_line,
             limits=limits,
         )
-    # What speaks with an API server is not loaded by local mode.
+    # Local mode does not load the client of an API server.
     from fairlead.fleet.kubernetes.options import parse_namespaces
     from fairlead.kube.leader_election import candidate_identity
     from fairlead.kube.transport.kubeconfig import load_config
     from fairlead_autoscaler.kubernetes.manager import KubernetesConfig, Manager
 
-    chance = random.SystemRandom().random
+    random_number = random.SystemRandom().random
     access = load_config(os.environ, Path(os.environ.get("HOME", "/")))
     cluster = KubernetesConfig(
-        access, candidate_identity(os.environ, chance), parse_namespaces(options.kube), options.lease_namespace
+        access, candidate_identity(os.environ, random_number), parse_namespaces(options.kube), options.lease_namespace
     )
-    return Manager(cluster, plan, clock, chance, announce=_print_line, limits=limits)
+    return Manager(cluster, config, clock, random_number, announce=_print_line, limits=limits)
 
 
 def _print_line(line: str) -> None:
@@ -117,11 +120,11 @@ def _speed(text: str) -> float:
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="fairlead-autoscaler", description="Sizes pools so that their objectives hold at the lowest cost."
+        prog="fairlead-autoscaler", description="Sizes pools so that their latency targets hold at the lowest cost."
     )
-    there = parser.add_mutually_exclusive_group(required=True)
-    there.add_argument("--local", type=Path, metavar="DIR", help="the run directory of a stack of `fairlead up`")
-    there.add_argument(
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--local", type=Path, metavar="DIR", help="the run directory of a stack of `fairlead up`")
+    target.add_argument(
         "--kube",
         nargs="?",
         const="",
@@ -132,30 +135,33 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--lease-namespace",
         default=None,
         metavar="NAME",
-        help="with --kube: where replicas agree who writes; the pod's own by default",
+        help="with --kube: the namespace of the leader election; the pod's own by default",
     )
     parser.add_argument(
         "--gateway",
         required=True,
         action="append",
         metavar="URL",
-        help="a gateway's management port; a name is asked for all its addresses. Can be given again",
+        help="a gateway's management port; a name stands for all its addresses. Can be given again",
     )
     parser.add_argument(
         "--speed",
         type=_speed,
         default=1.0,
         metavar="X",
-        help="with --local: time runs this many times as fast, as the engines do",
+        help="with --local: the clock runs this many times as fast, like that of the engines",
     )
     parser.add_argument(
         "--listen",
         default="127.0.0.1:0",
         metavar="HOST:PORT",
-        help="where probes, metrics and what was decided are (a free loopback port)",
+        help="the address of probes, metrics and decisions (default: a free loopback port)",
     )
     parser.add_argument(
-        "--record", type=Path, metavar="DIR", help="a folder where everything seen and decided is kept as JSON lines"
+        "--record",
+        type=Path,
+        metavar="DIR",
+        help="a directory for a recording of all observations and decisions, as JSON lines",
     )
     return parser.parse_args(arguments)
 

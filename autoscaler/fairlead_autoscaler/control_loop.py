@@ -1,10 +1,13 @@
-"""The loop: every few seconds look at all models, decide, act, and keep what was seen and why.
+"""Control loop: every few seconds it observes all models, decides, writes and records.
 
-A tick reads the world first and then the gateways, shows each model's core what there is, lays the owner's wishes over the plan and
-writes what differs. What a core asks of a solver is solved beside the ticks (``mix.Desk``), and the next tick after that shows it the
-answer. Where the world cannot be told nothing is decided. A core that fails costs its own model that tick: everything of it stays,
-and it begins anew. A hint that a request is held makes the next tick come at once, unless hints did so too often in the last minute:
-every tick asks all gateways and keeps a look at every model, so a flood of hints would push out what was kept before.
+A tick reads the scale target first, then the gateways. Each model's core gets its observation, the
+model's policy applies to the plan, and what differs is written. Queries of a core to a solver are
+solved between ticks, and the next tick brings the reply. While the scale target is unavailable
+nothing is decided.
+
+If a core fails, its model keeps its replicas for that tick, and a new core begins. A hint that a
+request is queued makes the next tick come at once, up to a number of such ticks per minute. Every
+tick requests all gateways and records every model, so too many would push out older records.
 """
 
 import asyncio
@@ -37,61 +40,91 @@ from fairlead_autoscaler.scale_down_order import removal_order
 from fairlead_autoscaler.target import ModelState, ReplicaScaler, ScaleTarget
 
 STATE_EVERY = 60
-"""Of so many looks one carries what the core remembered before it, so that a replay can begin there."""
+"""Every 60th record carries the core's state before it, so that a replay can begin there."""
 _MINUTE = 60.0
+_OTHER_LEADS = "another replica of the autoscaler leads"
 _log = logging.getLogger("fairlead.autoscaler")
 
 
 class ModelCore(Protocol):
-    """The pure core of one model, with what it has learned (``scaling.Core``). ``model`` and ``settings`` may be replaced."""
+    """The scaling core of one model, with its state (`core.ScalingCore`). Model and settings may be
+    replaced between two steps.
+    """
 
     model: ModelSpec
     settings: ScalingSettings
     state: CoreState
 
     def step(self, observation: Observation) -> ScalingPlan:
-        """What to do now."""
+        """Returns the plan of one tick."""
         ...
 
 
 class GatewayReader(Protocol):
-    """What reads all gateways (``reading.Gateways``)."""
+    """A reader of all gateways (`collector.gateway_scraper`)."""
 
     async def scrape(self, models: "frozenset[str]") -> GatewaySnapshot:
-        """Everybody's part since the last look."""
+        """Returns the metrics of all gateways since the last call, for these models."""
         ...
 
 
 class MixSolver(Protocol):
-    """Where cores' questions are solved (``mix.Desk``); nothing here waits."""
+    """A solver of the cores' queries (`mix.solver_queue`). No call waits."""
 
-    def submit(self, model: str, asks: Mapping[str, MixRequest]) -> None:
-        """Have these solved, by role."""
+    def submit(self, model: str, requests: Mapping[str, MixRequest]) -> None:
+        """Queues queries, by role."""
         ...
 
     def take_results(self, model: str) -> Mapping[str, MixResult]:
-        """The answers, by role, that came since this was asked last."""
+        """Returns the replies, by role, that came since the last call."""
         ...
 
     def retain(self, models: Collection[str]) -> None:
-        """Forget what others asked."""
+        """Drops the queries of all other models."""
         ...
 
 
-@dataclass(slots=True)
-class _ModelRun:
-    """What is kept of a model from tick to tick."""
+@dataclass(frozen=True, slots=True)
+class LoopParts:
+    """The parts that a control loop connects.
 
-    core: ModelCore
-    ticks: int = 0
-    policy_state: PolicyState = field(default_factory=PolicyState)
-    last_record: TickRecord | None = None
-    failure: str | None = None
+    make_core: returns the core of a new model.
+    on_record: called with the record of every tick.
+    mix_solver: None: queries of cores get no reply.
+    """
+
+    target: ScaleTarget
+    scaler: ReplicaScaler
+    gateways: GatewayReader
+    make_core: Callable[[ModelSpec, ScalingSettings], ModelCore]
+    on_record: Callable[[TickRecord], None]
+    mix_solver: MixSolver | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    """The options of a control loop.
+
+    settings: of every core, unless a model's policy changes them.
+    is_frozen: nothing is written.
+    is_leader: whether this process writes. Without leadership it decides all the same, so that its
+        cores have learned when it takes over.
+    speed: how many times as fast as the machine's clock the loop's clock runs.
+    """
+
+    settings: ScalingSettings = field(default_factory=ScalingSettings)
+    is_frozen: bool = False
+    is_leader: Callable[[], bool] = lambda: True
+    speed: float = 1.0
 
 
 @dataclass(slots=True)
 class LoopCounters:
-    """Since the start. Writes are by (model, pool, ``up``, ``down`` or ``asleep``), decisions by (model, pool, rule)."""
+    """Counts since the start.
+
+    writes: by model, pool and `up`, `down` or `asleep`.
+    decisions: by model, pool and rule.
+    """
 
     ticks: int = 0
     skipped: int = 0
@@ -102,52 +135,41 @@ class LoopCounters:
     decisions: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
 
-class ControlLoop:
-    """``sizer`` makes the core of a model, to begin with ``settings``. ``keep`` is told every look. ``leads``: this process is the
-    one that writes; one that does not decides all the same, so that it is warm when it takes over. ``frozen``: nothing is written at
-    all. ``desk`` has cores' questions solved; without one they stay unanswered. ``clock`` runs ``speed`` times as fast as the
-    machine's."""
+@dataclass(slots=True)
+class _ModelRun:
+    """The state of one model between ticks."""
 
-    def __init__(
-        self,
-        target: ScaleTarget,
-        scaler: ReplicaScaler,
-        gateways: GatewayReader,
-        make_core: Callable[[ModelSpec, ScalingSettings], ModelCore],
-        *,
-        clock: Clock,
-        limits: Limits,
-        on_record: Callable[[TickRecord], None],
-        settings: ScalingSettings | None = None,
-        frozen: bool = False,
-        leads: Callable[[], bool] = lambda: True,
-        mix_solver: MixSolver | None = None,
-        speed: float = 1.0,
-    ) -> None:
-        self._target = target
-        self._scaler = scaler
-        self._gateway_reader = gateways
-        self._make_core = make_core
+    core: ModelCore
+    ticks: int = 0
+    policy_state: PolicyState = field(default_factory=PolicyState)
+    last_record: TickRecord | None = None
+    failure: str | None = None
+
+
+class ControlLoop:
+    """The control loop of all models.
+
+    unavailable_reason: why the last tick decided nothing; None: it decided.
+    problems: writes that failed, by model and pool.
+    """
+
+    def __init__(self, parts: LoopParts, options: LoopOptions, clock: Clock, limits: Limits) -> None:
+        self._parts = parts
+        self._options = options
         self._clock = clock
         self._limits = limits
-        self._on_record = on_record
-        self._settings = settings or ScalingSettings()
-        self._frozen = frozen
-        self._is_leader = leads
-        self._mix_solver = mix_solver
-        self._speed = speed
         self._runs: dict[str, _ModelRun] = {}
         self._hints: dict[str, float] = {}
         self._early_ticks: list[float] = []
         self._tick_now = asyncio.Event()
         self.counters = LoopCounters()
         self.decided_at: float | None = None
-        self.unavailable_reason: str | None = "nothing has been looked at yet"
+        self.unavailable_reason: str | None = "no tick is complete yet"
         self.gateways = GatewaySnapshot()
         self.problems: dict[tuple[str, str], str] = {}
 
     async def run(self) -> None:
-        """Tick until cancelled."""
+        """Ticks until it is cancelled."""
         while True:
             began = self._clock.now()
             await self.tick()
@@ -155,14 +177,18 @@ class ControlLoop:
             await self._pause(began + self._limits.autoscaler_tick_seconds)
 
     async def _pause(self, until: float) -> None:
-        """Until the next tick is due, or somebody waits for it; two are never closer than the limit says."""
+        """Waits until the next tick is due or hinted, for the minimum between two ticks at
+        least.
+        """
         await asyncio.sleep(self._limits.autoscaler_min_tick_seconds)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, until - self._clock.now()) / self._speed):
+            async with asyncio.timeout(max(0.0, until - self._clock.now()) / self._options.speed):
                 await self._tick_now.wait()
 
     def wake(self, model: str) -> bool:
-        """A gateway holds a request of a model for which there is no replica. False: no such model is scaled."""
+        """Records that a gateway queues a request of a model. Returns False for an unknown
+        model.
+        """
         if model not in self._runs:
             return False
         now = self._clock.now()
@@ -175,136 +201,144 @@ class ControlLoop:
         return True
 
     def last_records(self) -> Mapping[str, TickRecord]:
-        """The last look at each model."""
-        return {key: known.last_record for key, known in self._runs.items() if known.last_record is not None}
+        """Returns the last record of each model."""
+        return {key: run.last_record for key, run in self._runs.items() if run.last_record is not None}
 
     @property
     def is_frozen(self) -> bool:
-        """Nothing is written."""
-        return self._frozen
+        """Whether nothing is written."""
+        return self._options.is_frozen
 
     @property
     def is_leader(self) -> bool:
-        """This process writes."""
-        return self._is_leader()
+        """Whether this process writes."""
+        return self._options.is_leader()
 
     def notes(self) -> list[str]:
-        """What is wrong now, in words."""
-        found = [] if self.unavailable_reason is None else [self.unavailable_reason]
-        found += self.gateways.notes
-        found += [f"{key}: {known.failure}" for key, known in self._runs.items() if known.failure is not None]
-        found += [f"{key}/{pool}: {why}" for (key, pool), why in sorted(self.problems.items())]
-        return found
-
-    # A tick --------------------------------------------------------------------------------------------------------------
+        """Returns all current problems, in words."""
+        notes = [] if self.unavailable_reason is None else [self.unavailable_reason]
+        notes += self.gateways.notes
+        notes += [f"{key}: {run.failure}" for key, run in self._runs.items() if run.failure is not None]
+        notes += [f"{key}/{pool}: {problem}" for (key, pool), problem in sorted(self.problems.items())]
+        return notes
 
     async def tick(self) -> None:
-        """Look, decide, act, once."""
+        """Observes, decides and writes once."""
         self._tick_now.clear()
         try:
             async with asyncio.timeout(self._limits.autoscaler_cluster_seconds):
-                found = await self._target.observe()
+                observed = await self._parts.target.observe()
         except (FairleadError, TimeoutError) as error:
             self.counters.skipped += 1
-            self.unavailable_reason = f"what there is to scale cannot be told: {error or 'no answer in time'}"
+            self.unavailable_reason = f"the models are unavailable: {error or 'no reply in time'}"
             return
-        states = {key: state for key, state in found.items() if state.policy.mode is not ScalingMode.OFF}
-        self.gateways = await self._gateway_reader.scrape(frozenset(states))
+        states = {key: state for key, state in observed.items() if state.policy.mode is not ScalingMode.OFF}
+        self.gateways = await self._parts.gateways.scrape(frozenset(states))
         now = self._clock.now()
         self.unavailable_reason = None
         for gone in self._runs.keys() - states.keys():
             del self._runs[gone]
-        if self._mix_solver is not None:
-            self._mix_solver.retain(self._runs.keys())
+        if self._parts.mix_solver is not None:
+            self._parts.mix_solver.retain(self._runs.keys())
         self._hints = {key: at for key, at in self._hints.items() if now - at < enforcer.WAKE_SECONDS}
         rulings = {key: self._decide(key, state, now) for key, state in states.items()}
         self.counters.ticks += 1
         self.decided_at = now
-        if self._is_leader():
-            await asyncio.gather(*(self._act(key, states[key], ones) for key, ones in rulings.items()))
+        if self.is_leader:
+            await asyncio.gather(*(self._write(key, states[key], pools) for key, pools in rulings.items()))
 
     def _decide(self, key: str, state: ModelState, now: float) -> dict[str, EnforcedPlan]:
-        known, wall = self._model_run(key, state), self._clock.wall()
-        seen = build_observation(state, self.gateways, now, self._limits.autoscaler_signals_seconds, wall)
-        if self._mix_solver is not None:
-            seen = replace(seen, mixes=self._mix_solver.take_results(key))
-        before = known.core.state if known.ticks % STATE_EVERY == 0 else None
-        known.ticks += 1
-        plan = self._plan(key, known, seen)
-        if self._mix_solver is not None:
-            self._mix_solver.submit(key, plan.asks)
-        told = seen.gateway
-        arrivals, held = (None, None) if told is None else (told.arrivals, told.held)
-        known.policy_state = enforcer.update_policy_state(
-            known.policy_state, state, now, has_requests=enforcer.has_requests(seen.pools, arrivals, held)
+        """Returns the ruling for each pool of a model, and records it."""
+        run, wall, solver = self._model_run(key, state), self._clock.wall(), self._parts.mix_solver
+        observation = build_observation(state, self.gateways, now, self._limits.autoscaler_signals_seconds, wall)
+        if solver is not None:
+            observation = replace(observation, mixes=solver.take_results(key))
+        before = run.core.state if run.ticks % STATE_EVERY == 0 else None
+        run.ticks += 1
+        plan = self._plan(key, run, observation)
+        if solver is not None:
+            solver.submit(key, plan.asks)
+        traffic = observation.gateway
+        arrivals, held = (None, None) if traffic is None else (traffic.arrivals, traffic.held)
+        run.policy_state = enforcer.update_policy_state(
+            run.policy_state, state, now, has_requests=enforcer.has_requests(observation.pools, arrivals, held)
         )
-        woken = key in self._hints
-        rulings = enforcer.enforce(known.policy_state, state, plan, now, wall, is_woken=woken, is_frozen=self._frozen)
-        if not self._is_leader():
-            other = "another replica of the autoscaler leads"
-            rulings = {pool: replace(one, unwritten=one.unwritten or other) for pool, one in rulings.items()}
-        mode, model = state.policy.mode.value, known.core.model
-        known.last_record = TickRecord(
-            wall, model, seen, plan, rulings, mode, self.gateways.notes, known.core.settings.flat(), before
+        moment = enforcer.Moment(now, wall, is_woken=key in self._hints, is_frozen=self.is_frozen)
+        rulings = enforcer.enforce(run.policy_state, state, plan, moment)
+        if not self.is_leader:
+            rulings = {
+                pool: replace(ruling, unwritten=ruling.unwritten or _OTHER_LEADS) for pool, ruling in rulings.items()
+            }
+        run.last_record = TickRecord(
+            wall=wall,
+            model=run.core.model,
+            observation=observation,
+            plan=plan,
+            rulings=rulings,
+            mode=state.policy.mode.value,
+            notes=self.gateways.notes,
+            settings=run.core.settings.flat(),
+            before=before,
         )
-        self.counters.decisions.update((key, pool, one.rule) for pool, one in rulings.items())
-        self._on_record(known.last_record)
+        self.counters.decisions.update((key, pool, ruling.rule) for pool, ruling in rulings.items())
+        self._parts.on_record(run.last_record)
         return rulings
 
-    def _plan(self, key: str, known: _ModelRun, seen: Observation) -> ScalingPlan:
+    def _plan(self, key: str, run: _ModelRun, observation: Observation) -> ScalingPlan:
+        """Returns the core's plan; an empty one if the core fails."""
         try:
-            plan = known.core.step(seen)
+            plan = run.core.step(observation)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other models go on, and this one stays as it is
-            _log.error("the core of %s failed; it begins anew", key, exc_info=error)
-            known.failure = f"its core failed ({type(error).__name__}); everything stays"
-            known.core = self._make_core(known.core.model, known.core.settings)
+            _log.error("the core of %s failed; a new one begins", key, exc_info=error)
+            run.failure = f"its core failed ({type(error).__name__}); no pool changes"
+            run.core = self._parts.make_core(run.core.model, run.core.settings)
             return ScalingPlan()
-        known.failure = None
+        run.failure = None
         return plan
 
     def _model_run(self, key: str, state: ModelState) -> _ModelRun:
-        """What is known of a model, as it is wanted now."""
-        facts, settings = (
-            enforcer.with_widest_bounds(state.model, state.policy),
-            settings_for(self._settings, state.policy),
-        )
-        known = self._runs.get(key)
-        if known is None:
-            known = self._runs[key] = _ModelRun(self._make_core(facts, settings))
-        elif (known.core.model, known.core.settings) != (facts, settings):
-            known.core.model, known.core.settings = facts, settings
-        return known
+        """Returns the run of a model, with its current model and settings."""
+        model = enforcer.with_widest_bounds(state.model, state.policy)
+        settings = settings_for(self._options.settings, state.policy)
+        run = self._runs.get(key)
+        if run is None:
+            run = self._runs[key] = _ModelRun(self._parts.make_core(model, settings))
+        elif (run.core.model, run.core.settings) != (model, settings):
+            run.core.model, run.core.settings = model, settings
+        return run
 
-    async def _act(self, key: str, state: ModelState, rulings: Mapping[str, EnforcedPlan]) -> None:
-        # Those that shrink first: of pools that share a number of engines there are never more than that.
-        for pool, ruling in sorted(rulings.items(), key=lambda one: one[1].is_growing):
+    async def _write(self, key: str, state: ModelState, rulings: Mapping[str, EnforcedPlan]) -> None:
+        """Writes the rulings that differ from the current numbers."""
+        # Pools that shrink come first, so that pools which share a limit never exceed it.
+        for pool, ruling in sorted(rulings.items(), key=lambda named: named[1].is_growing):
             if not ruling.needs_write:
                 self.problems.pop((key, pool), None)
                 continue
-            down = ruling.replicas < ruling.desired
-            rests = ruling.asleep != ruling.asleep_desired
-            order = removal_order(key, state.pools[pool].replicas, self.gateways) if down or rests else ()
+            is_down = ruling.replicas < ruling.desired
+            changes_asleep = ruling.asleep != ruling.asleep_desired
+            order: tuple[str, ...] = ()
+            if is_down or changes_asleep:
+                order = removal_order(key, state.pools[pool].replicas, self.gateways)
             try:
                 async with asyncio.timeout(self._limits.autoscaler_cluster_seconds):
-                    await self._scaler.scale(key, pool, ruling.replicas, order, ruling.asleep)
+                    await self._parts.scaler.scale(key, pool, ruling.replicas, order, ruling.asleep)
             except (FairleadError, TimeoutError) as error:
                 self.counters.refused[key, pool] += 1
-                self.problems[key, pool] = f"{ruling.replicas} could not be written: {error or 'no answer in time'}"
+                self.problems[key, pool] = f"{ruling.replicas} could not be written: {error or 'no reply in time'}"
                 _log.warning("%s/%s: %s", key, pool, self.problems[key, pool])
                 continue
             self.problems.pop((key, pool), None)
-            if ruling.replicas != ruling.desired:
-                self.counters.writes[key, pool, "down" if down else "up"] += 1
-            if rests:
-                self.counters.writes[key, pool, "asleep"] += 1
             change = f"{ruling.desired} -> {ruling.replicas}"
-            if rests:
+            if ruling.replicas != ruling.desired:
+                self.counters.writes[key, pool, "down" if is_down else "up"] += 1
+            if changes_asleep:
+                self.counters.writes[key, pool, "asleep"] += 1
                 change += f", asleep {ruling.asleep_desired} -> {ruling.asleep}"
             _log.info("%s/%s: %s (%s: %s)", key, pool, change, ruling.rule, ruling.reason)
 
 
 def settings_for(settings: ScalingSettings, policy: Autoscaling) -> ScalingSettings:
-    """The settings of a model whose owner has said something about them."""
+    """Returns the settings with the changes of a model's policy."""
     if policy.down_window is None:
         return settings
     window = parse_duration(policy.down_window)

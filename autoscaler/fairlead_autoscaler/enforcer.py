@@ -1,17 +1,16 @@
-"""What the owner of a model said about its scaling, laid over what the core plans. Pure.
+"""Policy of a model, applied to the core's plan. Pure.
 
-The core knows load and capacity; here are the wishes of people: bounds by the hour, how much may change within a minute, when a pool
-may have no replica at all, whether anything is to be written. In this order, each with its own rule and reason:
+The core knows load and capacity. Here are the rules of `spec.autoscaling`, in this order:
 
-1. ``wake``: a gateway said that a request is held and there is no replica; one is started whatever else is known.
-2. ``zero-after``: no pool goes to zero before nothing was asked of its model for as long as ``zero.after`` says.
-3. ``step-up``, ``step-down``: no more than so many within a minute.
-4. ``bounds``: never outside the bounds of this hour, whatever was said before.
+1. `wake`: a gateway queues a request and there is no replica, so one starts whatever else is known.
+2. `zero-after`: no pool goes to zero before its model had no requests for `zero.after`.
+3. `step-up`, `step-down`: the largest change within a minute.
+4. `bounds`: the bounds of this hour, whatever the rules before say.
 
-Then what keeps even that from being written: the mode, somebody else who sets the number, a rollout, the freeze.
+Then follows what prevents the write: the mode, another owner of the number, a rollout, the freeze.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fairlead.api import Autoscaling, ScalingMode
@@ -22,15 +21,22 @@ from fairlead_autoscaler.target import ModelState, PoolState
 
 STEP_SECONDS = 60.0
 WAKE_SECONDS = 30.0
-"""A wake hint holds this long: by then a look at the gateways has seen who is held, or they are not held any more."""
-_RECENT_WAKE_REASON = f"a request was held within the last {WAKE_SECONDS:.0f} s, for which this one was woken"
+"""A wake hint holds for this long. Until then a tick has observed the queued request, or it is no
+longer queued."""
+_RECENT_WAKE_REASON = f"a request was queued within the last {WAKE_SECONDS:.0f} s, for which this one was woken"
 
 
 @dataclass(frozen=True, slots=True)
 class EnforcedPlan:
-    """What becomes of one pool: ``replicas`` from ``desired``, by the core's rule or one of ours. ``unwritten`` is why it is not
-    written, in words; None: it is to be written, if it differs. ``bounds`` are the least and the most of this hour; None in
-    recordings of before they were kept. ``asleep`` are to sleep beside those that serve, and ``asleep_desired`` are now."""
+    """The plan for one pool after the policy.
+
+    desired, asleep_desired: the numbers as they are now.
+    rule: the core's or one of the policy's.
+    planned: the core's number; None: it planned nothing.
+    unwritten: why nothing is written, in words; None: it is written if it differs.
+    bounds: the bounds of this hour; None in old recordings.
+    asleep: replicas that should sleep.
+    """
 
     replicas: int
     desired: int
@@ -44,154 +50,176 @@ class EnforcedPlan:
 
     @property
     def instances(self) -> int:
-        """All that there are to be, awake or asleep."""
+        """Replicas that should exist, serving or asleep."""
         return self.replicas + self.asleep
 
     @property
     def is_growing(self) -> bool:
-        """There are to be more than there are, awake or asleep."""
+        """Whether more replicas should exist than now."""
         return self.instances > self.desired + self.asleep_desired
 
     @property
     def needs_write(self) -> bool:
-        """There is something to write."""
+        """Whether there is a difference to write."""
         return self.unwritten is None and (self.replicas, self.asleep) != (self.desired, self.asleep_desired)
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyState:
-    """What is remembered of a model: by pool the numbers asked for within the last minute, and when something was last asked of
-    it."""
+    """The memory of a model's policy.
+
+    recent_sizes: by pool, the desired numbers of the last minute with their times.
+    """
 
     recent_sizes: Mapping[str, tuple[tuple[float, int], ...]] = field(default_factory=dict)
     last_request_at: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The circumstances of one tick.
+
+    wall: Unix seconds.
+    is_woken: a gateway recently queued a request.
+    is_frozen: nothing is written.
+    """
+
+    now: float
+    wall: float
+    is_woken: bool = False
+    is_frozen: bool = False
+
+
 def update_policy_state(before: PolicyState, state: ModelState, now: float, *, has_requests: bool) -> PolicyState:
-    """``watch`` with this moment; ``asked``: requests arrived or are held. The first look counts as one, since what was before is
-    not known."""
+    """Adds one tick. The first one counts as a request, since the time before is unknown."""
     sizes = {
-        name: (*(one for one in before.recent_sizes.get(name, ()) if now - one[0] < STEP_SECONDS), (now, pool.desired))
+        name: (
+            *(entry for entry in before.recent_sizes.get(name, ()) if now - entry[0] < STEP_SECONDS),
+            (now, pool.desired),
+        )
         for name, pool in state.pools.items()
     }
     return PolicyState(sizes, now if has_requests or before.last_request_at is None else before.last_request_at)
 
 
-def enforce(
-    memory: PolicyState,
-    state: ModelState,
-    plan: ScalingPlan,
-    now: float,
-    wall: float,
-    *,
-    is_woken: bool,
-    is_frozen: bool,
-) -> dict[str, EnforcedPlan]:
-    """What to do about each pool. ``woken``: a gateway lately asked for a replica. ``wall`` is Unix time."""
-    wakes = _pools_to_wake(state, plan) if is_woken else frozenset()
-    found: dict[str, EnforcedPlan] = {}
-    for facts in state.model.pools:
-        pool = state.pools.get(facts.name)
+def enforce(memory: PolicyState, state: ModelState, plan: ScalingPlan, moment: Moment) -> dict[str, EnforcedPlan]:
+    """Returns the plan for each pool after the policy."""
+    woken = _pools_to_wake(state, plan) if moment.is_woken else frozenset()
+    rulings: dict[str, EnforcedPlan] = {}
+    for spec in state.model.pools:
+        pool = state.pools.get(spec.name)
         if pool is None:
             continue
-        low, high = state.policy.bounds_at(facts.name, facts.minimum, facts.maximum, wall)
-        bounds = max(low, min_replicas(facts)), high
-        ruling = _enforce_pool(
-            memory, state.policy, facts, pool, plan.pools.get(facts.name), bounds, now, facts.name in wakes
-        )
-        found[facts.name] = replace(ruling, unwritten=_unwritten_reason(state.policy, pool, is_frozen), bounds=bounds)
-    return found
+        low, high = state.policy.bounds_at(spec.name, spec.minimum, spec.maximum, moment.wall)
+        enforcer = _PoolEnforcer(memory, state.policy, spec, pool, (max(low, min_replicas(spec)), high), moment.now)
+        ruling = enforcer.enforce(plan.pools.get(spec.name), is_woken=spec.name in woken)
+        rulings[spec.name] = replace(ruling, unwritten=_unwritten_reason(state.policy, pool, moment.is_frozen))
+    return rulings
 
 
-def _enforce_pool(
-    watch: PolicyState,
-    policy: Autoscaling,
-    facts: PoolSpec,
-    pool: PoolState,
-    planned: PoolPlan | None,
-    bounds: tuple[int, int],
-    now: float,
-    wakes: bool,
-) -> EnforcedPlan:
-    desired = pool.desired
-    if planned is None:
-        ruling = EnforcedPlan(desired, desired, "no-plan", "nothing was planned for this pool")
-    else:
-        ruling = EnforcedPlan(planned.replicas, desired, planned.rule, planned.reason, planned.replicas)
-    asleep = pool.asleep if planned is None else planned.asleep
-    total = ruling.replicas + asleep
-    if wakes:
-        held = "a request is held and there is no replica" if desired == 0 else _RECENT_WAKE_REASON
-        ruling = replace(ruling, replicas=1, rule="wake", reason=held)
-    after = parse_duration(policy.zero.after)
-    silent = now - watch.last_request_at if watch.last_request_at is not None else 0.0
-    if ruling.replicas == asleep == 0 < desired + pool.asleep and silent < after:
-        reason = f"nothing was asked for {silent:.0f} s, and only after {after:.0f} s there may be none"
-        kept = min(1, desired) if facts.tier is None else 0  # where it may, it sleeps: the load needs nobody
-        ruling, total, asleep = replace(ruling, replicas=kept, rule="zero-after", reason=reason), 1, 1 - kept
-    ruling = _limit_step(ruling, policy, [size for _, size in watch.recent_sizes.get(facts.name, ())] or [desired])
-    low, high = bounds
-    if not low <= ruling.replicas <= high:
-        reason = f"{ruling.replicas} lies outside {low} to {high}; before that: {ruling.reason}"
-        ruling = replace(ruling, replicas=min(max(ruling.replicas, low), high), rule="bounds", reason=reason)
-    # Who is to serve beyond the plan is woken before anybody starts, and who is not to serve sleeps on. Where a step holds back those
-    # that are to serve, nobody starts to sleep beside them: until he sleeps he serves, and would pass the step by.
-    most = pool.asleep if ruling.rule == "step-up" else max(asleep, pool.asleep)
-    beside = min(total - ruling.replicas, most, high - ruling.replicas)
-    return replace(ruling, asleep=max(0, beside), asleep_desired=pool.asleep)
+@dataclass(frozen=True, slots=True)
+class _PoolEnforcer:
+    """Applies the policy to the plan of one pool."""
 
+    memory: PolicyState
+    policy: Autoscaling
+    spec: PoolSpec
+    pool: PoolState
+    bounds: tuple[int, int]
+    now: float
 
-def _limit_step(ruling: EnforcedPlan, policy: Autoscaling, sizes: list[int]) -> EnforcedPlan:
-    if policy.step_up is not None:
-        most = min(sizes) + step_size(policy.step_up, min(sizes))
-        if ruling.replicas > max(most, ruling.desired):
-            reason = f"{ruling.replicas} would be more than {policy.step_up} within a minute; {ruling.reason}"
-            return replace(ruling, replicas=max(most, ruling.desired), rule="step-up", reason=reason)
-    if policy.step_down is not None:
-        least = max(sizes) - step_size(policy.step_down, max(sizes))
-        if ruling.replicas < min(least, ruling.desired):
-            reason = f"{ruling.replicas} would be {policy.step_down} fewer within a minute, or more; {ruling.reason}"
-            return replace(ruling, replicas=min(least, ruling.desired), rule="step-down", reason=reason)
-    return ruling
+    def enforce(self, plan: PoolPlan | None, *, is_woken: bool) -> EnforcedPlan:
+        desired, pool = self.pool.desired, self.pool
+        if plan is None:
+            ruling = EnforcedPlan(desired, desired, "no-plan", "nothing was planned for this pool")
+        else:
+            ruling = EnforcedPlan(plan.replicas, desired, plan.rule, plan.reason, plan.replicas)
+        asleep = pool.asleep if plan is None else plan.asleep
+        total = ruling.replicas + asleep
+        if is_woken:
+            reason = "a request is queued and there is no replica" if desired == 0 else _RECENT_WAKE_REASON
+            ruling = replace(ruling, replicas=1, rule="wake", reason=reason)
+        after = parse_duration(self.policy.zero.after)
+        last = self.memory.last_request_at
+        silent = self.now - last if last is not None else 0.0
+        if ruling.replicas == asleep == 0 < desired + pool.asleep and silent < after:
+            reason = f"no requests for {silent:.0f} s; zero replicas are allowed after {after:.0f} s"
+            # With a sleep tier the last replica sleeps: the load needs none.
+            kept = min(1, desired) if self.spec.tier is None else 0
+            ruling, total, asleep = replace(ruling, replicas=kept, rule="zero-after", reason=reason), 1, 1 - kept
+        ruling = self._limit_step(ruling)
+        low, high = self.bounds
+        if not low <= ruling.replicas <= high:
+            reason = f"{ruling.replicas} is outside {low} to {high}; before that: {ruling.reason}"
+            ruling = replace(ruling, replicas=min(max(ruling.replicas, low), high), rule="bounds", reason=reason)
+        # Replicas that should serve beyond the plan wake before any starts, and replicas that
+        # should not serve sleep on. While a step limits the serving ones, none starts to sleep:
+        # until it sleeps it serves, and would exceed the step.
+        most = pool.asleep if ruling.rule == "step-up" else max(asleep, pool.asleep)
+        sleeping = max(0, min(total - ruling.replicas, most, high - ruling.replicas))
+        return replace(ruling, asleep=sleeping, asleep_desired=pool.asleep, bounds=self.bounds)
+
+    def _limit_step(self, ruling: EnforcedPlan) -> EnforcedPlan:
+        """Limits the change within a minute."""
+        up, down = self.policy.step_up, self.policy.step_down
+        sizes = self._recent_sizes()
+        if up is not None:
+            most = max(min(sizes) + step_size(up, min(sizes)), ruling.desired)
+            if ruling.replicas > most:
+                reason = f"{ruling.replicas} would be more than {up} within a minute; {ruling.reason}"
+                return replace(ruling, replicas=most, rule="step-up", reason=reason)
+        if down is not None:
+            least = min(max(sizes) - step_size(down, max(sizes)), ruling.desired)
+            if ruling.replicas < least:
+                reason = f"{ruling.replicas} would be more than {down} fewer within a minute; {ruling.reason}"
+                return replace(ruling, replicas=least, rule="step-down", reason=reason)
+        return ruling
+
+    def _recent_sizes(self) -> Sequence[int]:
+        entries = self.memory.recent_sizes.get(self.spec.name, ())
+        return [size for _, size in entries] or [self.pool.desired]
 
 
 def describe_replicas(replicas: int, asleep: int) -> str:
-    """A number of replicas for people: ``3``, or ``3 and 2 asleep``."""
+    """Returns a number of replicas for people: `3`, or `3 and 2 asleep`."""
     return f"{replicas} and {asleep} asleep" if asleep else f"{replicas}"
 
 
-def min_replicas(facts: PoolSpec) -> int:
-    """The fewest that a pool may ever have: of prefill and decode one, since a prompt cannot wait at a gateway for both."""
-    return 0 if facts.role is Role.SERVE else min(1, facts.maximum)
+def min_replicas(spec: PoolSpec) -> int:
+    """Returns the fewest replicas that a pool may ever have.
+
+    Of separate roles it is one, since a request cannot wait at a gateway for both.
+    """
+    return 0 if spec.role is Role.SERVE else min(1, spec.maximum)
 
 
 def step_size(step: int | str, size: int) -> int:
-    """``2`` → 2; ``"50%"`` of 5 → 2, and one at least."""
+    """Returns the replicas of a step: `2` gives 2; `"50%"` of 5 gives 2, and one at least."""
     if isinstance(step, int):
         return step
     return max(1, size * int(step.removesuffix("%")) // 100)
 
 
 def _pools_to_wake(state: ModelState, plan: ScalingPlan) -> frozenset[str]:
-    """Of each role the first pool, where all of them have, and would have, nothing."""
+    """Returns the first pool of each role whose pools all have, and would have, no replica."""
     first: dict[str, str] = {}
-    alive: set[str] = set()
-    for facts in state.model.pools:
-        pool, planned = state.pools.get(facts.name), plan.pools.get(facts.name)
+    serving: set[str] = set()
+    for spec in state.model.pools:
+        pool, planned = state.pools.get(spec.name), plan.pools.get(spec.name)
         if pool is None:
             continue
         wanted = pool.desired if planned is None else planned.replicas
         if wanted > 0:
-            alive.add(facts.role)
-        elif facts.maximum > 0:
-            first.setdefault(facts.role, facts.name)
-    return frozenset(name for role, name in first.items() if role not in alive)
+            serving.add(spec.role)
+        elif spec.maximum > 0:
+            first.setdefault(spec.role, spec.name)
+    return frozenset(name for role, name in first.items() if role not in serving)
 
 
-def _unwritten_reason(policy: Autoscaling, pool: PoolState, frozen: bool) -> str | None:
+def _unwritten_reason(policy: Autoscaling, pool: PoolState, is_frozen: bool) -> str | None:
     if policy.mode is not ScalingMode.AUTO:
         return f"the mode is {policy.mode.value}"
-    if frozen:
+    if is_frozen:
         return "all scaling is frozen"
     if pool.replicas_owner is not None:
         return f"{pool.replicas_owner} sets the number"
@@ -199,23 +227,28 @@ def _unwritten_reason(policy: Autoscaling, pool: PoolState, frozen: bool) -> str
 
 
 def with_widest_bounds(model: ModelSpec, policy: Autoscaling) -> ModelSpec:
-    """The model with bounds as wide as they ever become: the core plans within these, and ``governed`` keeps to those of the hour, so
-    that nothing learned is lost when an hour changes."""
-    return replace(model, pools=tuple(widest_pool_bounds(facts, policy) for facts in model.pools))
+    """Returns the model with the widest bounds of all hours.
+
+    The core plans within these, and `enforce` keeps to the bounds of the hour. So the core forgets
+    nothing when an hour changes its bounds.
+    """
+    return replace(model, pools=tuple(widest_pool_bounds(spec, policy) for spec in model.pools))
 
 
-def widest_pool_bounds(facts: PoolSpec, policy: Autoscaling) -> PoolSpec:
-    """One pool of it."""
-    own = [one for one in policy.schedules if one.pool in (None, facts.name)]
-    lows = [one.min for one in own if one.min is not None] + [one.max for one in own if one.max is not None]
-    highs = [one.max for one in own if one.max is not None] + [one.min for one in own if one.min is not None]
-    lowest = max(min([facts.minimum, *lows]), min_replicas(facts))
-    return replace(facts, minimum=lowest, maximum=max([facts.maximum, *highs]))
+def widest_pool_bounds(spec: PoolSpec, policy: Autoscaling) -> PoolSpec:
+    """Returns the pool with the widest bounds of all hours."""
+    own = [schedule for schedule in policy.schedules if schedule.pool in (None, spec.name)]
+    minima = [schedule.min for schedule in own if schedule.min is not None]
+    maxima = [schedule.max for schedule in own if schedule.max is not None]
+    lowest = max(min([spec.minimum, *minima, *maxima]), min_replicas(spec))
+    return replace(spec, minimum=lowest, maximum=max([spec.maximum, *minima, *maxima]))
 
 
 def has_requests(pools: Mapping[str, PoolObservation], arrivals: float | None, held: float | None) -> bool:
-    """Whether anything was asked of a model; what is not known counts as if there had been."""
+    """Whether a model has requests; if arrivals or queued requests are unknown, it counts as having
+    some.
+    """
     if arrivals is None or held is None:
         return True
-    running = any(one.running or one.waiting for pool in pools.values() for one in pool.replicas or ())
-    return arrivals > 0 or held > 0 or running
+    is_busy = any(replica.running or replica.waiting for pool in pools.values() for replica in pool.replicas or ())
+    return arrivals > 0 or held > 0 or is_busy

@@ -1,4 +1,4 @@
-"""What a replica costs an hour, from what its devices cost."""
+"""Model specifications of the core, from the API's objects: costs, sleep tier, targets."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -13,24 +13,29 @@ from fairlead_autoscaler.core import (
 )
 
 UNPRICED: Final = 1.0
-"""Dollars an hour of an accelerator whose class names none: then all cost the same."""
+"""The cost per hour of an accelerator without a price, so that all of them cost the same."""
 
 
 def replica_cost(accelerator: AcceleratorClassSpec | None, pool: Pool) -> float:
-    """What one replica of ``pool`` is taken to cost an hour, beside others; ``accelerator`` None: nobody described it."""
+    """Returns the cost of one replica of `pool` per hour, to compare pools.
+
+    accelerator: None: its class is unknown.
+    """
     priced = replica_usd(accelerator, pool)
     return UNPRICED if priced is None else priced
 
 
 def replica_usd(accelerator: AcceleratorClassSpec | None, pool: Pool) -> float | None:
-    """Dollars an hour of one replica of ``pool``; None where nobody priced its accelerator."""
+    """Returns the price of one replica of `pool` in dollars per hour; None if its accelerator has
+    none.
+    """
     if accelerator is None or accelerator.cost_per_hour is None:
         return None
     return float(accelerator.cost_per_hour) * max(1, accelerator.devices(pool.parallelism) * pool.parallelism.nodes)
 
 
 def sleep_tier(spec: ModelDeploymentSpec) -> SleepTier | None:
-    """Of each of its pools; None where none sleeps."""
+    """Returns the sleep tier of each of the model's pools; None if no replica sleeps."""
     sleep = spec.autoscaling.sleep
     if sleep is None:
         return None
@@ -39,25 +44,28 @@ def sleep_tier(spec: ModelDeploymentSpec) -> SleepTier | None:
 
 def scaled_model(
     name: str,
-    objectives: SloTargets,
+    targets: SloTargets,
     pools: Iterable[PoolSpec],
     *,
     interval_seconds: float,
     patience_seconds: float | None = None,
     replicas_most: int | None = None,
 ) -> ModelSpec:
-    """A model as the core knows it. Gateways count what was within the objectives, so these are the only edges of the histograms."""
-    ttft, itl = objectives.ttft_seconds, objectives.itl_seconds
+    """Returns a model for the core.
+
+    The only edges of the histograms are the targets, since gateways count the requests within them.
+    """
+    ttft, itl = targets.ttft_seconds, targets.itl_seconds
     return ModelSpec(
         name=name,
         ttft_seconds=ttft,
         itl_seconds=itl,
         pools=tuple(pools),
-        target=objectives.target,
+        target=targets.target,
         patience_seconds=patience_seconds,
         interval_seconds=interval_seconds,
         ttft_bounds=() if ttft is None else (ttft,),
         itl_bounds=() if itl is None else (itl,),
-        ttft_per_kilo_token_seconds=objectives.ttft_per_kilo_token_seconds,
+        ttft_per_kilo_token_seconds=targets.ttft_per_kilo_token_seconds,
         replicas_most=replicas_most,
     )

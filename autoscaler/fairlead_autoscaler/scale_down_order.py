@@ -1,9 +1,12 @@
-"""Who leaves first when a pool shrinks: the replica whose loss costs least. Pure.
+"""Scale-down order: the replicas whose removal costs least come first. Pure.
 
-First those that are not ready (what they were started for is over), the youngest first. Of the others the one that holds the fewest
-blocks that nobody else holds and that were in prompts of the last minutes (``index_unique_used_blocks``, docs/decisions/0027); of
-equals the one with the least work in flight, and then the youngest. Where the index says nothing of any replica of a pool, work
-decides alone; one of which it says nothing among others counts as one that holds what they hold on average.
+Replicas that are not ready come first, the youngest of them before the others. Ready replicas
+follow by the number of blocks that only they hold and that recent prompts used
+(`index_unique_used_blocks`, docs/decisions/0027). Among equals, the one with the least work in
+flight comes first, and then the youngest.
+
+If the index says nothing about any replica of a pool, only work decides. A replica about which it
+says nothing, unlike others, counts as one with their mean number of blocks.
 """
 
 from collections.abc import Sequence
@@ -16,30 +19,39 @@ from fairlead_autoscaler.target import Replica
 _SERVING_STATES = (ReplicaState.PENDING, ReplicaState.WAKING, ReplicaState.READY)
 
 
-def removal_order(key: str, replicas: Sequence[Replica], readings: GatewaySnapshot) -> tuple[str, ...]:
-    """The ids of all replicas that serve or are about to, in the order in which they should leave."""
-    there = [one for one in replicas if one.state in _SERVING_STATES]
-    unique = {one.id: _unique_blocks(key, one, readings) for one in there}
-    known = [value for value in unique.values() if value is not None]
-    usual = fmean(known) if known else 0.0
+def removal_order(key: str, replicas: Sequence[Replica], snapshot: GatewaySnapshot) -> tuple[str, ...]:
+    """Returns the ids of all replicas that serve or start, in the order of their removal."""
+    present = [replica for replica in replicas if replica.state in _SERVING_STATES]
+    unique = {replica.id: _unique_blocks(key, replica, snapshot) for replica in present}
+    known = [blocks for blocks in unique.values() if blocks is not None]
+    mean = fmean(known) if known else 0.0
 
-    def order(one: Replica) -> tuple[bool, float, float, float, str]:
-        blocks = unique[one.id]
-        ready = one.state is ReplicaState.READY
-        return ready, usual if blocks is None else blocks, _in_flight(key, one, readings), one.age_seconds, one.id
+    def order(replica: Replica) -> tuple[bool, float, float, float, str]:
+        blocks = unique[replica.id]
+        return (
+            replica.state is ReplicaState.READY,
+            mean if blocks is None else blocks,
+            _in_flight(key, replica, snapshot),
+            replica.age_seconds,
+            replica.id,
+        )
 
-    return tuple(one.id for one in sorted(there, key=order))
+    return tuple(replica.id for replica in sorted(present, key=order))
 
 
-def _unique_blocks(key: str, replica: Replica, readings: GatewaySnapshot) -> float | None:
-    """As the first gateway tells it that knows: all have it from the same index."""
-    for told in readings.gateways:
-        found = [told.gauges.get(("unique_used_blocks", key, one)) for one in replica.instances]
-        known = [value for value in found if value is not None]
+def _unique_blocks(key: str, replica: Replica, snapshot: GatewaySnapshot) -> float | None:
+    """Returns the report of the first gateway that has one; all have it from the same index."""
+    for gateway in snapshot.gateways:
+        values = [gateway.gauges.get(("unique_used_blocks", key, instance)) for instance in replica.instances]
+        known = [value for value in values if value is not None]
         if known:
             return sum(known)
     return None
 
 
-def _in_flight(key: str, replica: Replica, readings: GatewaySnapshot) -> float:
-    return sum(told.gauges.get(("in_flight", key, one), 0.0) for told in readings.gateways for one in replica.instances)
+def _in_flight(key: str, replica: Replica, snapshot: GatewaySnapshot) -> float:
+    return sum(
+        gateway.gauges.get(("in_flight", key, instance), 0.0)
+        for gateway in snapshot.gateways
+        for instance in replica.instances
+    )

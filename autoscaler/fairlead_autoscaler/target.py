@@ -1,7 +1,8 @@
-"""The seam between the autoscaler's process and what it scales: a cluster, or the stack that local mode runs.
+"""Scale target: the interface between the autoscaler and what it scales, a cluster or the local
+stack.
 
-A World says which models are scaled and how many replicas they have; a ``fairlead.fleet.model.Scaler`` changes that. What engines and
-gateways measure comes another way (``reading``), the same in both.
+A `ScaleTarget` returns the models and their replicas; a `ReplicaScaler` changes the number of
+replicas. The metrics of engines and gateways come from the `collector`, in both cases.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,13 @@ from fairlead_autoscaler.core import ModelSpec, ReplicaState, WakeTiming
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """``id`` is what whoever removes it calls it (a pod's name); ``instances`` are its endpoints' ids in the fleet.
+    """One replica of a pool.
 
-    ``age_seconds`` counts from its creation, ``startup_seconds`` from there until it was ready (None before); ``node`` is the kind of
-    machine that it is on, empty where nobody knows: start-up times are learned by it. ``woken`` is of its last waking.
+    id: the name by which it is removed, such as a pod's.
+    startup_seconds: time from its creation until it was ready; None before.
+    instances: ids of its endpoints in the fleet.
+    node: the kind of its machine, by which startup times are learned; empty: unknown.
+    last_wake: None before its first wake.
     """
 
     id: str
@@ -31,9 +35,13 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """A pool as it is: how many replicas are asked for to serve and (``asleep``) to sleep, and those there are. ``held_by`` names who
-    else sets its number, and is then not interfered with (an HPA, ``spec.replicas``); ``paused`` is why nothing of it may be changed
-    now (a rollout)."""
+    """A pool as it is.
+
+    desired, asleep: replicas that should serve, and that should sleep.
+    replicas_owner: another owner of the number (an HPA, `spec.replicas`), with which the autoscaler
+        does not interfere.
+    pause_reason: why nothing may change now, such as a rollout.
+    """
 
     desired: int
     replicas: tuple[Replica, ...] = ()
@@ -44,8 +52,11 @@ class PoolState:
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """A model as it is. The bounds in ``model`` are the pools' own; ``policy`` says what is to be done, and other bounds by the
-    hour."""
+    """A model as it is.
+
+    model: with the pools' own bounds.
+    policy: `spec.autoscaling`, with other bounds by the hour.
+    """
 
     model: ModelSpec
     policy: Autoscaling
@@ -53,11 +64,12 @@ class ModelState:
 
 
 class ScaleTarget(Protocol):
-    """What is scaled."""
+    """A source of models and pools to scale."""
 
     async def observe(self) -> Mapping[str, ModelState]:
-        """Every model with a pool to scale, by ``namespace/name``. Raises Unavailable when that cannot be told: then nothing is
-        decided, and everything stays."""
+        """Returns every model with a pool to scale, by `namespace/name`. Raises Unavailable if they
+        are unknown; then nothing is decided, and nothing changes.
+        """
         ...
 
 

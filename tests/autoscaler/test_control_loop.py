@@ -47,7 +47,7 @@ def test_while_the_world_is_away_nobody_is_asked_and_nothing_is_written(made: An
     made.unavailable = "the API server does not answer"
     made.tick(loop)
     assert (made.cores, made.asked, made.records) == ([], [], [])
-    assert loop.notes() == ["what there is to scale cannot be told: the API server does not answer"]
+    assert loop.notes() == ["the models are unavailable: the API server does not answer"]
     made.unavailable = None
     made.tick(loop)
     assert loop.notes() == []
@@ -76,7 +76,7 @@ def test_a_core_that_fails_costs_its_own_model_that_tick(made: Any) -> None:
     made.cores[0].fails = True
     made.tick(loop)
     assert made.asked == [(other, "main", 5, ())]
-    assert loop.notes() == [f"{KEY}: its core failed (ZeroDivisionError); everything stays"]
+    assert loop.notes() == [f"{KEY}: its core failed (ZeroDivisionError); no pool changes"]
     made.tick(loop)
     assert loop.notes() == []
     assert (KEY, "main", 5, ()) in made.asked

@@ -21,6 +21,7 @@ from fairlead_autoscaler.core import (
 )
 from fairlead_autoscaler.enforcer import (
     EnforcedPlan,
+    Moment,
     PolicyState,
     enforce,
     has_requests,
@@ -55,7 +56,7 @@ def ruled(
         {} if replicas is None else {"main": PoolPlan(replicas, "need", "as the load needs", asleep=asleep)}
     )
     seen = watch or update_policy_state(PolicyState(), now_is, 0.0, has_requests=True)
-    return enforce(seen, now_is, plan, now, WALL, is_woken=woken, is_frozen=frozen)["main"]
+    return enforce(seen, now_is, plan, Moment(now, WALL, woken, frozen))["main"]
 
 
 def test_a_plan_within_all_wishes_is_written_with_its_own_reason() -> None:
@@ -124,19 +125,17 @@ def test_the_one_that_is_kept_for_a_while_sleeps_where_it_may() -> None:
     now_is = ModelState(ModelSpec("default/tiny", 2.0, None, (facts,)), policy, {"main": PoolState(2)})
     plan = ScalingPlan({"main": PoolPlan(0, "zero", "silent")})
     for silent, asleep in ((299.0, 1), (300.0, 0)):
-        found = enforce(
-            PolicyState({}, 1_000.0), now_is, plan, 1_000.0 + silent, WALL, is_woken=False, is_frozen=False
-        )["main"]
+        found = enforce(PolicyState({}, 1_000.0), now_is, plan, Moment(1_000.0 + silent, WALL))["main"]
         assert (found.replicas, found.asleep) == (0, asleep)
 
 
 def test_a_held_request_starts_one_where_there_is_none_and_only_there() -> None:
     ruling = ruled(state(0), 0, woken=True)
     assert (ruling.replicas, ruling.rule) == (1, "wake")
-    assert ruling.reason == "a request is held and there is no replica"
+    assert ruling.reason == "a request is queued and there is no replica"
     lately = ruled(state(1), 0, woken=True)
     assert (lately.replicas, lately.rule) == (1, "wake")
-    assert lately.reason == "a request was held within the last 30 s, for which this one was woken"
+    assert lately.reason == "a request was queued within the last 30 s, for which this one was woken"
     assert ruled(state(0), None, woken=True).replicas == 1
     assert ruled(state(2), 2, woken=True).replicas == 2
     assert ruled(state(0), 3, woken=True).replicas == 3
@@ -151,7 +150,7 @@ def test_waking_starts_one_of_each_role_and_only_where_none_of_the_role_runs() -
     model = ModelSpec("default/tiny", 2.0, None, facts)
     pools = {"small": PoolState(0), "large": PoolState(0), "pre": PoolState(1)}
     now_is = ModelState(model, Autoscaling(**AUTO), pools)
-    found = enforce(PolicyState(), now_is, ScalingPlan(), 0.0, WALL, is_woken=True, is_frozen=False)
+    found = enforce(PolicyState(), now_is, ScalingPlan(), Moment(0.0, WALL, is_woken=True))
     assert {name: one.replicas for name, one in found.items()} == {"small": 1, "large": 0, "pre": 1}
 
 
@@ -159,7 +158,7 @@ def test_of_prefill_and_decode_one_always_runs() -> None:
     facts = PoolSpec("pre", role=Role.PREFILL, minimum=0, maximum=4)
     now_is = ModelState(ModelSpec("default/tiny", 2.0, None, (facts,)), Autoscaling(**AUTO), {"pre": PoolState(2)})
     plan = ScalingPlan({"pre": PoolPlan(0, "zero", "silent")})
-    found = enforce(PolicyState({}, 0.0), now_is, plan, 1e6, WALL, is_woken=False, is_frozen=False)["pre"]
+    found = enforce(PolicyState({}, 0.0), now_is, plan, Moment(1e6, WALL))["pre"]
     assert (found.replicas, found.rule) == (1, "bounds")
     assert with_widest_bounds(now_is.model, now_is.policy).pools[0].minimum == 1
 

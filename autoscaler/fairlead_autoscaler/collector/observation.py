@@ -172,7 +172,9 @@ class _ModelReader:
         if generated is None:
             generated = self._sum("output_tokens", instance)
         gaps, gap_seconds = self._sum("gaps", instance), self._sum("gap_seconds", instance)
-        is_known = gaps and gap_seconds is not None and generated is not None
+        itl_seconds = None
+        if gaps and gap_seconds is not None and generated is not None:
+            itl_seconds = gap_seconds / gaps * generated
         return ReplicaMetrics(
             instance,
             ReplicaState.READY,
@@ -182,7 +184,7 @@ class _ModelReader:
             kv_share=None if gateway is None else gateway.gauges.get(("kv_share", self.key, instance)),
             prompt_tokens=engine.get(("prompt_tokens", self.key, instance)),
             generated_tokens=generated,
-            itl_seconds=gap_seconds / gaps * generated if is_known else None,
+            itl_seconds=itl_seconds,
             finished=self._sum("finished", instance),
             first_tokens=self._sum("first_tokens", instance),
             cached_tokens=engine.get(("cached_tokens", self.key, instance)),

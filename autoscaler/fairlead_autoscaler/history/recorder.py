@@ -1,9 +1,9 @@
-"""What was seen and decided, kept for a while: in memory for those who ask, and in files where somebody wants to keep it.
+"""Recorder: the records of recent ticks, in memory and in files.
 
-A Look is one model at one tick with all that the decision was made from, so that the pure core can be run over it again
-(``fairlead replay-scaling``). In memory the oldest go when all together pass ``Limits.autoscaler_ring_bytes``. Files are JSON
-lines, ``scaling-000001.jsonl`` and on; a full one is followed by the next, and the oldest are removed. A disk that is full costs the
-recording, never a decision.
+A record holds all inputs of a decision, so that the pure core can run over it again (`fairlead
+replay-scaling`). In memory the oldest records go once all together exceed
+`Limits.autoscaler_ring_bytes`. Files are JSON lines, `scaling-000001.jsonl` and so on. After a full
+file the next one begins, and the oldest are removed. A full disk costs records, never a decision.
 """
 
 import re
@@ -26,8 +26,13 @@ _NUMBERED: Final = re.compile(r"^scaling-(\d{6})\.jsonl$")
 
 @dataclass(frozen=True, slots=True)
 class TickRecord:
-    """One model at one tick; ``wall`` is Unix time. ``notes`` say what was wrong then, such as gateways that were missing. ``before``
-    is what the core remembered until then; only some looks have it."""
+    """One model at one tick.
+
+    wall: Unix seconds.
+    notes: problems at that time, such as missing gateways.
+    settings: of the core, by their flat names.
+    before: the core's state before the tick; only some records have it.
+    """
 
     wall: float
     model: ModelSpec
@@ -50,54 +55,58 @@ _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(TickRecord).decode
 
 
-def encode_record(look: TickRecord) -> bytes:
-    """Without the line's end."""
-    return _encode(look)
+def encode_record(record: TickRecord) -> bytes:
+    """Returns the record as one line of JSON, without its end."""
+    return _encode(record)
 
 
 def decode_record(line: bytes) -> TickRecord:
-    """Raises BadInput where it is none."""
+    """Returns the record of a line. Raises BadInput for anything else."""
     try:
         return _decode(line)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BadInput(f"a line is no look of the autoscaler: {error}") from error
+        raise BadInput(f"a line is not a record of the autoscaler: {error}") from error
 
 
 class RecordBuffer:
-    """The last looks of all models, as lines."""
+    """The latest records of all models, as lines."""
 
     def __init__(self, limits: Limits) -> None:
-        self._most = limits.autoscaler_ring_bytes
+        self._max_bytes = limits.autoscaler_ring_bytes
         self._bytes = 0
         self._lines: deque[tuple[float, str, bytes]] = deque()
 
-    def add(self, look: TickRecord, line: bytes) -> None:
-        """Keep one more."""
-        self._lines.append((look.wall, look.model.name, line))
+    def add(self, record: TickRecord, line: bytes) -> None:
+        self._lines.append((record.wall, record.model.name, line))
         self._bytes += len(line)
-        while self._bytes > self._most and len(self._lines) > 1:
+        while self._bytes > self._max_bytes and len(self._lines) > 1:
             self._bytes -= len(self._lines.popleft()[2])
 
     def last_at(self, model: str, wall: float | None = None) -> bytes | None:
-        """The last of a model at or before a moment; None: there is none."""
-        for when, name, line in reversed(self._lines):
-            if name == model and (wall is None or when <= wall):
+        """Returns the last record of a model, at or before the time `wall`; None if there is
+        none.
+        """
+        for at, name, line in reversed(self._lines):
+            if name == model and (wall is None or at <= wall):
                 return line
         return None
 
     def first_time(self, model: str) -> float | None:
-        """When the first one of a model was that is still kept; None: there is none."""
-        return next((when for when, name, _ in self._lines if name == model), None)
+        """Returns the time of the first record of a model; None if there is none."""
+        return next((at for at, name, _ in self._lines if name == model), None)
 
     def lines(self, model: str | None = None, since: float = 0.0) -> Iterator[bytes]:
-        """Those of one model or of all, the oldest first."""
-        for when, name, line in list(self._lines):
-            if when >= since and model in (None, name):
+        """Yields the records of one model, or of all, the oldest first."""
+        for at, name, line in list(self._lines):
+            if at >= since and model in (None, name):
                 yield line
 
 
 class RecordFiles:
-    """A recording in ``directory``, which is made. ``problem`` is what kept the last line from being written."""
+    """A recording in files. The directory is created.
+
+    problem: why the last record could not be written; None: it was.
+    """
 
     def __init__(self, directory: Path, limits: Limits) -> None:
         self._directory = directory
@@ -107,7 +116,7 @@ class RecordFiles:
         self.problem: str | None = None
 
     def add(self, line: bytes) -> None:
-        """Write one more line."""
+        """Writes one record."""
         try:
             path = self._path(len(line) + 1)
             with path.open("ab") as file:
@@ -117,12 +126,12 @@ class RecordFiles:
         except OSError as error:
             self.problem = f"the recording cannot be written: {error.strerror or error}"
 
-    def _path(self, more: int) -> Path:
+    def _path(self, bytes_to_write: int) -> Path:
         if self._number == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._number = max((number for number, _ in record_files(self._directory)), default=0)
-            self._bytes = self._limits.autoscaler_file_bytes  # what an earlier process wrote is not gone on with
-        if self._bytes + more > self._limits.autoscaler_file_bytes:
+            self._bytes = self._limits.autoscaler_file_bytes  # a file of an earlier process gets no further records
+        if self._bytes + bytes_to_write > self._limits.autoscaler_file_bytes:
             self._number, self._bytes = self._number + 1, 0
             for number, path in record_files(self._directory):
                 if number <= self._number - self._limits.autoscaler_files:
@@ -131,19 +140,23 @@ class RecordFiles:
 
 
 def record_files(directory: Path) -> list[tuple[int, Path]]:
-    """The files of a recording with their numbers, in order."""
-    found = ((_NUMBERED.match(path.name), path) for path in directory.iterdir())
-    return sorted((int(match[1]), path) for match, path in found if match)
+    """Returns the numbered files of a recording, in order."""
+    matches = ((_NUMBERED.match(path.name), path) for path in directory.iterdir())
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def read_records(path: Path) -> Iterator[TickRecord]:
-    """The looks of a file, or of a folder's files, in order. A last line that was cut off is left out.
+    """Yields the records of a file, or of all files of a directory, in order. An incomplete last
+    line is skipped.
 
-    Raises BadInput naming file and line of what is no look, and for a folder without a recording.
+    Raises BadInput with file and line of anything that is no record, and for a directory without a
+    recording.
     """
     paths = [file for _, file in record_files(path)] if path.is_dir() else [path]
     if not paths:
-        raise BadInput(f"{path} holds no recording", field="RECORDING", hint="it has files like scaling-000001.jsonl")
+        raise BadInput(
+            f"{path} has no recording", field="RECORDING", hint="a recording has files like scaling-000001.jsonl"
+        )
     for file in paths:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):

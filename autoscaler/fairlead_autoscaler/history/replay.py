@@ -1,13 +1,13 @@
-"""The pure core once more over what was recorded, with other settings. Pure.
+"""Replay: the pure core once more over a recording, with other settings. Pure.
 
-What was seen stays as it was: replicas and requests did what the recorded decisions made of them. So a replay says what would have
-been decided at each moment in the place that there was, and not what would have come of it; for that there is the simulator
-(``bench/autoscaler``). It begins at the first look that carries what the core remembered; without one at the first of all, and
-then knows nothing yet.
+Observations stay as recorded: replicas and requests followed the recorded decisions. So a replay
+shows the decision at each moment, in the situation of then, and not its consequences; those the
+simulator shows (`bench/fairlead_bench/autoscaler`). It begins at the first record with a state, or
+else at the first record of all, without any memory.
 
-Both runs go through the same code: one with the recorded settings, which shows whether this release decides as the one that was
-recorded, and one with the changed ones. A run that asks for a mix of accelerators what was asked then gets the answer that came then,
-when it came; one that asks otherwise is answered at the next look.
+Two cores run: one with the recorded settings, which shows whether this release decides as the
+recorded one did, and one with the changed settings. Queries for an accelerator mix get the recorded
+reply if they equal the recorded query. Other queries get the solver's reply at the next tick.
 """
 
 import math
@@ -22,27 +22,30 @@ from fairlead_autoscaler.core.settings import DEFAULT_VALUES
 from fairlead_autoscaler.history.recorder import TickRecord
 
 _MODEL_FIELDS: Final = {"target": "target", "ttft": "ttft_seconds", "itl": "itl_seconds"}
-"""What of the model's objectives may be changed, by the name that people use."""
+"""The model's targets that may be changed, by the names that people use."""
 _SHARE_HINT: Final = "write 0.99 for 99 %"
 ReplayVariant: TypeAlias = Literal["recorded", "again", "other"]
 
 
 @dataclass(frozen=True, slots=True)
 class SettingChanges:
-    """What is set otherwise: of the core's settings, and of the model's objectives."""
+    """Changed settings of the core, by flat names, and changed targets of the model."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
 
-    def apply_to(self, look: TickRecord) -> tuple[ModelSpec, ScalingSettings]:
-        """Model and settings of a look with the changes."""
-        return replace(look.model, **self.model), look.scaling_settings.with_values(self.settings)
+    def apply_to(self, record: TickRecord) -> tuple[ModelSpec, ScalingSettings]:
+        """Returns model and settings of a record, with the changes."""
+        return replace(record.model, **self.model), record.scaling_settings.with_values(self.settings)
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayMoment:
-    """One pool at one tick: what was planned then, what this release plans with the recorded settings (``again``), and what with the
-    changed ones (``other``). ``seconds`` is the time until the next look."""
+    """One pool at one tick: the recorded plan, and this release's plans with the recorded settings
+    (`reproduced`) and with the changed ones.
+
+    seconds: time until the next record.
+    """
 
     wall: float
     seconds: float
@@ -50,60 +53,72 @@ class ReplayMoment:
     reproduced: PoolPlan
     changed: PoolPlan
 
-    def plan_of(self, which: ReplayVariant) -> PoolPlan:
-        """One of the three."""
-        return {"recorded": self.recorded, "again": self.reproduced, "other": self.changed}[which]
+    def plan_of(self, variant: ReplayVariant) -> PoolPlan:
+        return {"recorded": self.recorded, "again": self.reproduced, "other": self.changed}[variant]
 
 
 @dataclass(frozen=True, slots=True)
 class PoolReplay:
-    """One pool of one model over the whole recording. ``remembered``: it began with what the core knew then."""
+    """One pool of one model over the whole recording.
+
+    has_state: it began with the recorded state.
+    """
 
     model: str
     pool: str
     moments: tuple[ReplayMoment, ...]
     has_state: bool
 
-    def replica_counts(self, which: ReplayVariant) -> list[int]:
-        """The replicas planned, moment by moment."""
-        return [one.plan_of(which).replicas for one in self.moments]
+    def replica_counts(self, variant: ReplayVariant) -> list[int]:
+        """Returns the planned replicas, moment by moment."""
+        return [moment.plan_of(variant).replicas for moment in self.moments]
 
-    def mean_need(self, which: ReplayVariant) -> float | None:
-        """The replicas that the load took, on the mean over time: unlike numbers planned, which begin at each look from what there
-        was then, these differ as much as the settings do. None where no look knew."""
+    def mean_need(self, variant: ReplayVariant) -> float | None:
+        """Returns the replicas that the load needed, as a mean over time; None if no record has the
+        demand.
+
+        Why: planned numbers begin at each record with the replicas of then. Demand differs as much
+        as the settings do.
+        """
         known = [
-            (value, one.seconds)
-            for one in self.moments
-            if (told := one.plan_of(which).inputs.get("needed_here_replicas")) and (value := told.value) is not None
+            (needed.value, moment.seconds)
+            for moment in self.moments
+            if (needed := moment.plan_of(variant).inputs.get("needed_here_replicas")) and needed.value is not None
         ]
-        seconds = sum(each for _, each in known)
-        return sum(value * each for value, each in known) / seconds if seconds > 0.0 else None
+        total = sum(seconds for _, seconds in known)
+        return sum(needed * seconds for needed, seconds in known) / total if total > 0.0 else None
 
     @property
     def deviations(self) -> int:
-        """Moments at which this release decides otherwise than was recorded, by itself."""
-        return sum(one.reproduced.replicas != one.recorded.replicas for one in self.moments)
+        """The number of moments at which this release decides otherwise than recorded, with the
+        recorded settings.
+        """
+        return sum(moment.reproduced.replicas != moment.recorded.replicas for moment in self.moments)
 
     def differences(self) -> list[ReplayMoment]:
-        """The moments at which the changed settings begin to decide otherwise, or otherwise than just before."""
-        found: list[ReplayMoment] = []
+        """Returns the moments at which the changed settings begin to decide otherwise, or change by
+        how much.
+        """
+        differences: list[ReplayMoment] = []
         last: tuple[int, int] | None = None
-        for one in self.moments:
-            pair = (one.reproduced.replicas, one.changed.replicas)
+        for moment in self.moments:
+            pair = (moment.reproduced.replicas, moment.changed.replicas)
             if pair[0] != pair[1] and pair != last:
-                found.append(one)
+                differences.append(moment)
             last = pair
-        return found
+        return differences
 
 
 def parse_changes(texts: Iterable[str]) -> SettingChanges:
-    """``name=value`` each. Raises BadInput naming what is no setting, or no value of it."""
+    """Returns the changes of `name=value` texts. Raises BadInput for an unknown setting or a wrong
+    value.
+    """
     settings: dict[str, Any] = {}
     model: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise BadInput(f"--set: {text!r} sets nothing", field="--set", hint="write it like spread_sigmas=1.5")
+            raise BadInput(f"--set: {text!r} has no value", field="--set", hint="write it like spread_sigmas=1.5")
         if name in _MODEL_FIELDS:
             model[_MODEL_FIELDS[name]] = _parse_value(name, value, 0.0)
         elif name in DEFAULT_VALUES:
@@ -117,7 +132,9 @@ def parse_changes(texts: Iterable[str]) -> SettingChanges:
 
 
 def _parse_value(name: str, text: str, default: Any) -> Any:
-    """Raises BadInput for what is no value of it; numbers are finite and none is negative."""
+    """Returns a value of the type of `default`. Raises BadInput for other types, and for numbers
+    that are infinite or negative.
+    """
     kind = (
         "true or false" if isinstance(default, bool) else "a whole number" if isinstance(default, int) else "a number"
     )
@@ -135,61 +152,69 @@ def _parse_value(name: str, text: str, default: Any) -> Any:
 
 
 def replay(
-    looks: Iterable[TickRecord], changes: SettingChanges, solver: Callable[[MixRequest], MixResult] | None = None
+    records: Iterable[TickRecord], changes: SettingChanges, solver: Callable[[MixRequest], MixResult] | None = None
 ) -> list[PoolReplay]:
-    """Every pool of every model that was recorded, in order of name. ``solver`` answers what was not asked then; without one nobody
-    does."""
+    """Returns the replay of every pool of every recorded model, by name.
+
+    solver: replies to queries that were not recorded; None: they get no reply.
+    """
     by_model: dict[str, list[TickRecord]] = {}
-    for look in looks:
-        by_model.setdefault(look.model.name, []).append(look)
-    return [one for _, found in sorted(by_model.items()) for one in _replay_model(found, changes, solver)]
+    for record in records:
+        by_model.setdefault(record.model.name, []).append(record)
+    return [
+        pool for _, model_records in sorted(by_model.items()) for pool in _replay_model(model_records, changes, solver)
+    ]
 
 
 def _replay_model(
-    looks: Sequence[TickRecord], changes: SettingChanges, solver: Callable[[MixRequest], MixResult] | None
+    records: Sequence[TickRecord], changes: SettingChanges, solver: Callable[[MixRequest], MixResult] | None
 ) -> list[PoolReplay]:
-    begin = next((number for number, look in enumerate(looks) if look.before is not None), None)
-    chosen = looks[begin or 0 :]
+    first = next((number for number, record in enumerate(records) if record.before is not None), None)
+    chosen = records[first or 0 :]
     state = chosen[0].before or CoreState()
-    again = _CoreRun(ScalingCore(chosen[0].model, chosen[0].scaling_settings, state), solver)
-    other = _CoreRun(ScalingCore(*changes.apply_to(chosen[0]), state), solver)
+    reproduced = _CoreRun(ScalingCore(chosen[0].model, chosen[0].scaling_settings, state), solver)
+    changed = _CoreRun(ScalingCore(*changes.apply_to(chosen[0]), state), solver)
     moments: dict[str, list[ReplayMoment]] = {}
-    for number, look in enumerate(chosen):
-        following = chosen[number + 1].wall if number + 1 < len(chosen) else look.wall
-        plans = again.step(look, look.model, look.scaling_settings), _step_changed(other, look, changes)
-        for pool, recorded in look.plan.pools.items():
+    for number, record in enumerate(chosen):
+        following = chosen[number + 1].wall if number + 1 < len(chosen) else record.wall
+        plans = reproduced.step(record, record.model, record.scaling_settings), _step_changed(changed, record, changes)
+        for pool, recorded in record.plan.pools.items():
             if pool in plans[0] and pool in plans[1]:
-                seconds = max(0.0, following - look.wall)
+                seconds = max(0.0, following - record.wall)
                 moments.setdefault(pool, []).append(
-                    ReplayMoment(look.wall, seconds, recorded, plans[0][pool], plans[1][pool])
+                    ReplayMoment(record.wall, seconds, recorded, plans[0][pool], plans[1][pool])
                 )
-    model, remembered = chosen[0].model.name, begin is not None
-    return [PoolReplay(model, pool, tuple(found), remembered) for pool, found in sorted(moments.items())]
+    model, has_state = chosen[0].model.name, first is not None
+    return [PoolReplay(model, pool, tuple(pool_moments), has_state) for pool, pool_moments in sorted(moments.items())]
 
 
 class _CoreRun:
-    """A core that goes through the looks, and the questions that it asked and nobody did then."""
+    """A core that runs over the records, and its queries that were not recorded."""
 
     def __init__(self, core: ScalingCore, solver: Callable[[MixRequest], MixResult] | None) -> None:
         self._core = core
         self._solver = solver
         self._own_requests: dict[str, MixRequest] = {}
 
-    def step(self, look: TickRecord, model: ModelSpec, settings: ScalingSettings) -> Mapping[str, PoolPlan]:
-        """What it plans at one look."""
-        core, seen = self._core, look.observation
+    def step(self, record: TickRecord, model: ModelSpec, settings: ScalingSettings) -> Mapping[str, PoolPlan]:
+        """Returns the plans at one record."""
+        core, observation = self._core, record.observation
         core.model, core.settings = model, settings
         if self._solver is not None and self._own_requests:
-            own = {role: self._solver(asked) for role, asked in self._own_requests.items()}
-            seen = replace(seen, mixes={**seen.mixes, **own})
-        plan = core.step(seen)
-        self._own_requests = {role: asked for role, asked in plan.asks.items() if asked != look.plan.asks.get(role)}
+            own = {role: self._solver(request) for role, request in self._own_requests.items()}
+            observation = replace(observation, mixes={**observation.mixes, **own})
+        plan = core.step(observation)
+        self._own_requests = {
+            role: request for role, request in plan.asks.items() if request != record.plan.asks.get(role)
+        }
         return plan.pools
 
 
-def _step_changed(run: _CoreRun, look: TickRecord, changes: SettingChanges) -> Mapping[str, PoolPlan]:
-    """What the changed settings plan. Raises BadInput where nothing can be decided with them, as with bins of no length."""
+def _step_changed(run: _CoreRun, record: TickRecord, changes: SettingChanges) -> Mapping[str, PoolPlan]:
+    """Returns the plans with the changed settings. Raises BadInput if these make a decision
+    impossible, such as bins without duration.
+    """
     try:
-        return run.step(look, *changes.apply_to(look))
+        return run.step(record, *changes.apply_to(record))
     except ArithmeticError as error:
-        raise BadInput(f"--set: with these settings nothing can be decided ({error})", field="--set") from error
+        raise BadInput(f"--set: nothing can be decided with these settings ({error})", field="--set") from error

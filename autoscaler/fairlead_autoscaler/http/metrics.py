@@ -1,4 +1,6 @@
-"""What the autoscaler tells Prometheus. Everything is read when it is asked for; what is not known has no line."""
+"""Prometheus metrics of the autoscaler. Values are read at each scrape; an unknown value has no
+line.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -17,110 +19,111 @@ _POOL = ["model", "pool"]
 
 
 class AutoscalerMetrics(Collector):
-    """Families by model and pool, of which there are as many as people have written."""
+    """Metric families by model and pool."""
 
     def __init__(self, loop: ControlLoop, clock: Clock) -> None:
         self._loop = loop
         self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
-        """Every family."""
-        looks = dict(sorted(self._loop.last_records().items()))
-        yield from _pools(looks)
-        yield _inputs(looks)
-        yield from self._models(looks)
+        records = dict(sorted(self._loop.last_records().items()))
+        yield from _pools(records)
+        yield _inputs(records)
+        yield from self._models(records)
         yield from self._counters()
         yield from self._process()
 
-    def _models(self, looks: Mapping[str, TickRecord]) -> Iterator[Metric]:
+    def _models(self, records: Mapping[str, TickRecord]) -> Iterator[Metric]:
         ages = GaugeMetricFamily(
-            f"{PREFIX}decision_age_seconds", "time since the model was decided on", labels=["model"]
+            f"{PREFIX}decision_age_seconds", "seconds since the last decision about the model", labels=["model"]
         )
         seen = GaugeMetricFamily(
-            f"{PREFIX}signals", "1 where gateways told what arrives, 0 where nobody could", labels=["model"]
+            f"{PREFIX}signals", "1 if a gateway reports arrivals, 0 if none does", labels=["model"]
         )
         cost = GaugeMetricFamily(
             f"{PREFIX}usd_per_hour",
-            "what the replicas that there should be cost; none where no price is known",
+            "cost per hour of the planned replicas; missing without prices",
             labels=["model"],
         )
-        for key, look in looks.items():
-            usd = usd_per_hour(look.model, {pool: one.instances for pool, one in look.rulings.items()})
+        for key, record in records.items():
+            usd = usd_per_hour(record.model, {pool: ruling.instances for pool, ruling in record.rulings.items()})
             if usd is not None:
                 cost.add_metric([key], usd)
-            ages.add_metric([key], max(0.0, self._clock.now() - look.observation.now))
-            seen.add_metric([key], float(look.observation.gateway is not None))
+            ages.add_metric([key], max(0.0, self._clock.now() - record.observation.now))
+            seen.add_metric([key], float(record.observation.gateway is not None))
         yield from (ages, seen, cost)
 
     def _counters(self) -> Iterator[Metric]:
         counts = self._loop.counters
         decisions = CounterMetricFamily(
-            f"{PREFIX}decisions", "decisions on a pool, by the rule that decided", labels=[*_POOL, "rule"]
+            f"{PREFIX}decisions", "decisions about a pool, by rule", labels=[*_POOL, "rule"]
         )
         for labels, count in sorted(counts.decisions.items()):
             decisions.add_metric(labels, count)
-        writes = CounterMetricFamily(f"{PREFIX}writes", "numbers of replicas written", labels=[*_POOL, "direction"])
+        writes = CounterMetricFamily(f"{PREFIX}writes", "written numbers of replicas", labels=[*_POOL, "direction"])
         for written, count in sorted(counts.writes.items()):
             writes.add_metric(written, count)
-        refused = CounterMetricFamily(f"{PREFIX}write_errors", "numbers that could not be written", labels=_POOL)
-        for one, count in sorted(counts.refused.items()):
-            refused.add_metric(one, count)
+        refused = CounterMetricFamily(f"{PREFIX}write_errors", "failed writes of a number of replicas", labels=_POOL)
+        for pool, count in sorted(counts.refused.items()):
+            refused.add_metric(pool, count)
         yield from (decisions, writes, refused)
-        yield CounterMetricFamily(f"{PREFIX}ticks", "times that all models were decided on", counts.ticks)
+        yield CounterMetricFamily(f"{PREFIX}ticks", "completed ticks", counts.ticks)
         yield CounterMetricFamily(
-            f"{PREFIX}ticks_skipped", "times that nothing was, since what there is could not be told", counts.skipped
+            f"{PREFIX}ticks_skipped", "ticks without decisions, because the models were unavailable", counts.skipped
         )
-        yield CounterMetricFamily(f"{PREFIX}wakes", "hints of gateways that a request is held", counts.wakes)
+        yield CounterMetricFamily(f"{PREFIX}wakes", "wake hints of gateways that queue a request", counts.wakes)
 
     def _process(self) -> Iterator[Metric]:
         loop = self._loop
-        missing = sum(one.error is not None for one in loop.gateways.gateways)
-        yield GaugeMetricFamily(f"{PREFIX}gateways", "gateways that are read", len(loop.gateways.gateways))
-        yield GaugeMetricFamily(f"{PREFIX}gateways_missing", "of them, those that did not answer", missing)
-        yield GaugeMetricFamily(f"{PREFIX}tick_seconds", "how long the last tick took", loop.counters.tick_seconds)
-        yield GaugeMetricFamily(f"{PREFIX}frozen", "1 while nothing is written", float(loop.is_frozen))
-        yield GaugeMetricFamily(f"{PREFIX}leads", "1 in the process that writes", float(loop.is_leader))
+        missing = sum(gateway.error is not None for gateway in loop.gateways.gateways)
+        yield GaugeMetricFamily(f"{PREFIX}gateways", "known gateways", len(loop.gateways.gateways))
+        yield GaugeMetricFamily(f"{PREFIX}gateways_missing", "gateways that did not answer", missing)
+        yield GaugeMetricFamily(f"{PREFIX}tick_seconds", "duration of the last tick", loop.counters.tick_seconds)
+        yield GaugeMetricFamily(f"{PREFIX}frozen", "1 while scaling is frozen", float(loop.is_frozen))
+        yield GaugeMetricFamily(f"{PREFIX}leads", "1 in the leader, which writes", float(loop.is_leader))
 
 
 _OBSERVED_GAUGES: Mapping[str, tuple[str, Callable[[PoolObservation], float]]] = {
-    "ready_replicas": ("replicas that are ready", lambda pool: pool.ready),
-    "pending_replicas": ("replicas that start", lambda pool: pool.pending),
-    "draining_replicas": ("replicas that finish what they have and leave", lambda pool: pool.draining),
-    "asleep_replicas": ("replicas that sleep, or drain to sleep", lambda pool: pool.asleep),
-    "waking_replicas": ("of those that start, those that wake", lambda pool: pool.waking),
+    "ready_replicas": ("ready replicas", lambda pool: pool.ready),
+    "pending_replicas": ("replicas that start or wake", lambda pool: pool.pending),
+    "draining_replicas": ("replicas that drain before they stop", lambda pool: pool.draining),
+    "asleep_replicas": ("replicas that sleep or fall asleep", lambda pool: pool.asleep),
+    "waking_replicas": ("replicas that wake", lambda pool: pool.waking),
 }
 _PLAN_GAUGES: Mapping[str, tuple[str, Callable[[EnforcedPlan], float | None]]] = {
-    "desired_replicas": ("replicas that are asked for now", lambda one: one.desired),
-    "wanted_replicas": ("replicas that there should be", lambda one: one.replicas),
-    "asleep_wanted_replicas": ("replicas that should sleep beside them", lambda one: one.asleep),
-    "planned_replicas": ("what the load alone would take, before bounds and steps", lambda one: one.planned),
-    "held_back": ("1 where the number is not written", lambda one: float(one.unwritten is not None)),
+    "desired_replicas": ("desired replicas, as they are", lambda ruling: ruling.desired),
+    "wanted_replicas": ("desired replicas, as decided", lambda ruling: ruling.replicas),
+    "asleep_wanted_replicas": ("replicas that should sleep", lambda ruling: ruling.asleep),
+    "planned_replicas": ("replicas that the core planned, before policy and bounds", lambda ruling: ruling.planned),
+    "held_back": ("1 if the decided number is not written", lambda ruling: float(ruling.unwritten is not None)),
 }
 
 
-def _pools(looks: Mapping[str, TickRecord]) -> Iterator[Metric]:
-    for name, (says, of_pool) in _OBSERVED_GAUGES.items():
-        family = GaugeMetricFamily(PREFIX + name, says, labels=_POOL)
-        for key, look in looks.items():
-            for pool, seen in look.observation.pools.items():
-                family.add_metric([key, pool], of_pool(seen))
+def _pools(records: Mapping[str, TickRecord]) -> Iterator[Metric]:
+    for name, (help_text, pool_value) in _OBSERVED_GAUGES.items():
+        family = GaugeMetricFamily(PREFIX + name, help_text, labels=_POOL)
+        for key, record in records.items():
+            for pool, seen in record.observation.pools.items():
+                family.add_metric([key, pool], pool_value(seen))
         yield family
-    for name, (says, of_ruling) in _PLAN_GAUGES.items():
-        family = GaugeMetricFamily(PREFIX + name, says, labels=_POOL)
-        for key, look in looks.items():
-            for pool, ruling in look.rulings.items():
-                value = of_ruling(ruling)
+    for name, (help_text, ruling_value) in _PLAN_GAUGES.items():
+        family = GaugeMetricFamily(PREFIX + name, help_text, labels=_POOL)
+        for key, record in records.items():
+            for pool, ruling in record.rulings.items():
+                value = ruling_value(ruling)
                 if value is not None:
                     family.add_metric([key, pool], value)
         yield family
 
 
-def _inputs(looks: Mapping[str, TickRecord]) -> Metric:
-    """The numbers that led to the plan; their names are a closed list of the core's (docs/guides/autoscaling.md)."""
-    family = GaugeMetricFamily(f"{PREFIX}input", "a number that led to the plan", labels=[*_POOL, "name"])
-    for key, look in looks.items():
-        for pool, plan in look.plan.pools.items():
-            for name, one in plan.inputs.items():
-                if one.value is not None:
-                    family.add_metric([key, pool, name], one.value)
+def _inputs(records: Mapping[str, TickRecord]) -> Metric:
+    """Returns the numbers that led to the plans. Their names are a closed list of the core
+    (docs/guides/autoscaling.md).
+    """
+    family = GaugeMetricFamily(f"{PREFIX}input", "an input of the plan", labels=[*_POOL, "name"])
+    for key, record in records.items():
+        for pool, plan in record.plan.pools.items():
+            for name, shown in plan.inputs.items():
+                if shown.value is not None:
+                    family.add_metric([key, pool, name], shown.value)
     return family

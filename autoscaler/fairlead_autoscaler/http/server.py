@@ -1,8 +1,9 @@
-"""The autoscaler's port: probes, Prometheus, what was decided and why, and the hints of gateways.
+"""HTTP server of the autoscaler: probes, metrics, decisions with their reasons, and the wake hints
+of gateways.
 
-``/healthz``, ``/readyz`` and ``/metrics`` are open. The rest wants the management token where there is one. A hint makes a look come
-sooner and starts one replica of a model that has none, nothing else; it is JSON, so that no page of another site can make a browser
-send one.
+`/healthz`, `/readyz` and `/metrics` are open. All other paths need the management token if there is
+one. A hint makes the next tick come sooner and starts one replica of a model that has none, nothing
+else. It must be JSON, so that no page of another site can make a browser send one.
 """
 
 import hmac
@@ -24,11 +25,13 @@ _JSON: Final = "application/json"
 _PUBLIC_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _HINT_BYTES: Final = 4_096
 _MAX_ECHOED_CHARS: Final = 70
-"""Characters of a wrong value that are said back."""
+"""Characters of a wrong value that an error repeats."""
 
 
 class WakeHint(msgspec.Struct):
-    """What a gateway posts to ``/wake``: the model (``namespace/name``) of which it holds a request."""
+    """The body that a gateway posts to `/wake`: the model (`namespace/name`) of which it queues a
+    request.
+    """
 
     model: str
 
@@ -39,7 +42,10 @@ _hint: Final = msgspec.json.Decoder(WakeHint)
 def create_app(
     loop: ControlLoop, buffer: RecordBuffer, notes: Callable[[], list[str]], clock: Clock, token: str | None
 ) -> web.Application:
-    """The port's application. ``notes`` say what is wrong, in words."""
+    """Returns the application of the port.
+
+    notes: returns all current problems, in words.
+    """
     handlers = _Handlers(loop, buffer, notes)
     app = web.Application(middlewares=[_require_token(token)], client_max_size=_HINT_BYTES)
     add_probes(app, AutoscalerMetrics(loop, clock), lambda: ProbeResult(True, "the loop runs"), handlers.readiness)
@@ -71,9 +77,9 @@ def _require_token(token: str | None) -> Callable[..., Awaitable[web.StreamRespo
 
 
 class _Handlers:
-    def __init__(self, loop: ControlLoop, ring: RecordBuffer, notes: Callable[[], list[str]]) -> None:
+    def __init__(self, loop: ControlLoop, buffer: RecordBuffer, notes: Callable[[], list[str]]) -> None:
         self._loop = loop
-        self._ring = ring
+        self._buffer = buffer
         self._notes = notes
 
     def readiness(self) -> ProbeResult:
@@ -82,39 +88,48 @@ class _Handlers:
         return ProbeResult(is_ready, "\n".join(["ready" if is_ready else "not ready", *self._notes()]))
 
     async def status(self, _: web.Request) -> web.Response:
-        """The last look at every model."""
-        looks = dict(sorted(self._loop.last_records().items()))
-        about = {"leads": self._loop.is_leader, "frozen": self._loop.is_frozen, "notes": self._notes(), "models": looks}
-        return web.Response(body=msgspec.json.encode(about), content_type=_JSON)
+        """Returns the last record of every model."""
+        records = dict(sorted(self._loop.last_records().items()))
+        status = {
+            "leads": self._loop.is_leader,
+            "frozen": self._loop.is_frozen,
+            "notes": self._notes(),
+            "models": records,
+        }
+        return web.Response(body=msgspec.json.encode(status), content_type=_JSON)
 
     async def record(self, request: web.Request) -> web.Response:
-        """``?model=KEY[&at=UNIX]``: the last look at a model, or the last at or before a moment."""
+        """`?model=KEY[&at=UNIX]`: returns the last record of a model, or the last one at or before
+        a time.
+        """
         model = request.query.get("model", "")
         at = _parse_time(request, "at")
-        line = self._ring.last_at(model, at)
+        line = self._buffer.last_at(model, at)
         if line is None:
-            return _error_response(404, f"no look at {model!r} is kept from then; {self._retention_hint(model)}")
+            return _error_response(
+                404, f"there is no record of {model!r} from that time; {self._retention_hint(model)}"
+            )
         return web.Response(body=line, content_type=_JSON)
 
     def _retention_hint(self, model: str) -> str:
-        """What there is instead, in words."""
-        begins = self._ring.first_time(model)
+        """Returns what there is instead, in words."""
+        begins = self._buffer.first_time(model)
         if begins is None:
-            return f"models that are scaled: {', '.join(sorted(self._loop.last_records())) or 'none'}"
-        return f"the first one that is kept is of {datetime.fromtimestamp(begins, UTC):%Y-%m-%d %H:%M:%S} UTC"
+            return f"scaled models: {', '.join(sorted(self._loop.last_records())) or 'none'}"
+        return f"the first record is of {datetime.fromtimestamp(begins, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
     async def recording(self, request: web.Request) -> web.StreamResponse:
-        """``?[model=KEY][&since=UNIX]``: all looks that are kept, as JSON lines."""
-        lines: Iterator[bytes] = self._ring.lines(request.query.get("model"), _parse_time(request, "since") or 0.0)
-        answer = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
-        await answer.prepare(request)
+        """`?[model=KEY][&since=UNIX]`: returns all records in memory, as JSON lines."""
+        lines: Iterator[bytes] = self._buffer.lines(request.query.get("model"), _parse_time(request, "since") or 0.0)
+        response = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
+        await response.prepare(request)
         for line in lines:
-            await answer.write(line + b"\n")
-        await answer.write_eof()
-        return answer
+            await response.write(line + b"\n")
+        await response.write_eof()
+        return response
 
     async def wake(self, request: web.Request) -> web.Response:
-        """200: a look comes at once. 404: no such model is scaled."""
+        """Returns 200 if a tick comes at once, 404 if no such model is scaled."""
         if request.content_type != _JSON:
             return _error_response(415, "a hint is JSON: send it with Content-Type: application/json")
         try:
@@ -127,18 +142,18 @@ class _Handlers:
 
 
 def _parse_time(request: web.Request, name: str) -> float | None:
-    """A moment of the query; None where it is not given. Raises the answer to one that is none."""
+    """Returns a time of the query; None if it is missing. Raises the response to a wrong one."""
     text = request.query.get(name)
     if text is None:
         return None
     try:
-        found = float(text)
+        seconds = float(text)
     except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        told = f"{name}={text[:_MAX_ECHOED_CHARS]} is no moment; write Unix seconds, such as {name}=1763726400.5"
-        raise web.HTTPBadRequest(text=_error_body(told).decode(), content_type=_JSON)
-    return found
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        message = f"{name}={text[:_MAX_ECHOED_CHARS]} is not a time; write Unix seconds, such as {name}=1763726400.5"
+        raise web.HTTPBadRequest(text=_error_body(message).decode(), content_type=_JSON)
+    return seconds
 
 
 def _error_response(status: int, message: str) -> web.Response:

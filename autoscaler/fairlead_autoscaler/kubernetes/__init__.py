@@ -1,1 +1,2 @@
-"""The autoscaler in a cluster: what there is (``world``), how numbers are written (``scaler``), what is told (``telling``)."""
+"""The autoscaler in a cluster: what there is (``world``), how numbers are written (``scaler``),
+what is told (``telling``)."""

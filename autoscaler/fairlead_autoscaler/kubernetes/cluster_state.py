@@ -1,7 +1,9 @@
-"""What the API server has of models, workloads and pods → the models that are scaled, as they are. Pure.
+"""What the API server has of models, workloads and pods → the models that are scaled, as they are.
+Pure.
 
-A pool is held by somebody else when its workload's number has another writer than the operator, who only begins with it, and us: a
-person with ``kubectl scale``, an HPA, KEDA. ``spec.replicas`` holds the only pool of its model likewise.
+A pool is held by somebody else when its workload's number has another writer than the operator, who
+only begins with it, and us: a person with ``kubectl scale``, an HPA, KEDA. ``spec.replicas`` holds
+the only pool of its model likewise.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,7 +55,9 @@ from fairlead_autoscaler.target import ModelState, PoolState, Replica
 
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
-    """What is known of the cluster. Workloads and pods are those of each model, by its key; ``wall`` is Unix time."""
+    """What is known of the cluster. Workloads and pods are those of each model, by its key;
+    ``wall`` is Unix time.
+    """
 
     models: Sequence[ParsedModel]
     workloads: Mapping[str, Sequence[Manifest]] = field(default_factory=dict)
@@ -106,7 +110,9 @@ def sync_blocked_reason(kinds: Iterable[WatchStatus]) -> str:
 def foreign_writers(
     models: Iterable[ParsedModel], workloads: Mapping[str, Sequence[Manifest]]
 ) -> dict[str, dict[str, str]]:
-    """Every model that the autoscaler is asked about, or that cannot be read: by pool, who else sets its number."""
+    """Every model that the autoscaler is asked about, or that cannot be read: by pool, who else
+    sets its number.
+    """
     found: dict[str, dict[str, str]] = {}
     for model in models:
         if model.spec is None:
@@ -189,14 +195,17 @@ def is_released(spec: ModelDeploymentSpec, workload: Manifest) -> bool:
 
 
 def _surge_groups(workload: Manifest) -> int:
-    """Groups beyond the number that is asked, which the operator has added to replace one after the other."""
+    """Groups beyond the number that is asked, which the operator has added to replace one after the
+    other.
+    """
     told = annotations_of(workload).get(SURGE_ANNOTATION, "")
     ours = any(one != FIELD_MANAGER for one in replicas_managers(workload))
     return int(told) if told.isdecimal() and not ours else 0
 
 
 def _is_replacing_only_group(workload: Manifest | None, pods: Iterable[Manifest]) -> bool:
-    """Is there a LeaderWorkerSet whose number is ours, with groups of another template than its own?
+    """Is there a LeaderWorkerSet whose number is ours, with groups of another template than its
+    own?
 
     Its controller replaces none that is the only one, since nothing would serve.
     """
@@ -241,7 +250,8 @@ def _replica_state(pod: Manifest, nursed: SleepStatus) -> ReplicaState:
 
 
 def _ready_since(pod: Manifest, wall: float) -> float | None:
-    """When it became ready; None while it is not. That of a pod whose engine was started again is the later one, and no start-up
+    """When it became ready; None while it is not. That of a pod whose engine was started again is
+    the later one, and no start-up
     time: those are told by a container that never ended."""
     if not is_ready(pod):
         return None

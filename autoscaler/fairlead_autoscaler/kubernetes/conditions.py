@@ -1,7 +1,9 @@
-"""What ``Autoscaling`` and ``ObjectivesMet`` say of a model, and when that is worth a write. Pure functions.
+"""What ``Autoscaling`` and ``ObjectivesMet`` say of a model, and when that is worth a write. Pure
+functions.
 
-A number that moves is no news: what is written again at once is another status, another reason, or another number of instances that
-is wanted. The rest of a message is brought up to date once a minute.
+A number that moves is no news: what is written again at once is another status, another reason, or
+another number of instances that is wanted. The rest of a message is brought up to date once a
+minute.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,6 +1,8 @@
-"""What people are told in ``kubectl describe``: pure functions from two looks, and from two statuses, to sentences.
+"""What people are told in ``kubectl describe``: pure functions from two looks, and from two
+statuses, to sentences.
 
-An event is said of a change, never of a state: the same looked at twice says nothing new. The recorder counts repetitions.
+An event is said of a change, never of a state: the same looked at twice says nothing new. The
+recorder counts repetitions.
 """
 
 from collections.abc import Iterable

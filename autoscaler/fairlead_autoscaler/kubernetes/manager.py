@@ -1,7 +1,8 @@
 """The autoscaler's parts in a cluster, put together around the process that both ways to run share.
 
-Every replica looks and decides, so that each is warm; the one that holds the Lease writes. One that loses it goes on looking and
-waits for its turn. While the API server is away nothing is decided, and engines and gateways go on as they are.
+Every replica looks and decides, so that each is warm; the one that holds the Lease writes. One that
+loses it goes on looking and waits for its turn. While the API server is away nothing is decided,
+and engines and gateways go on as they are.
 """
 
 import asyncio
@@ -33,7 +34,9 @@ _LOG: Final = logging.getLogger("fairlead.autoscaler")
 
 @dataclass(frozen=True, slots=True)
 class KubernetesConfig:
-    """``me`` is a name that no other process ever has; ``namespaces`` are those whose models are scaled, all when empty."""
+    """``me`` is a name that no other process ever has; ``namespaces`` are those whose models are
+    scaled, all when empty.
+    """
 
     access: ClusterConfig
     identity: str
@@ -42,8 +45,8 @@ class KubernetesConfig:
 
 
 class Manager:
-    """One process in a cluster. ``plan`` says where it listens, and the rest that is no matter of the cluster. ``chance`` draws
-    evenly from 0 to 1."""
+    """One process in a cluster. ``plan`` says where it listens, and the rest that is no matter of
+    the cluster. ``chance`` draws evenly from 0 to 1."""
 
     def __init__(
         self,
@@ -85,12 +88,12 @@ class Manager:
             clock,
             self._record_event,
             leads=lambda: self._election.is_leading,
-            frozen=given.frozen,
+            frozen=given.is_frozen,
         )
         self._process = AutoscalerService(
             replace(
                 given,
-                leads=lambda: self._election.is_leading,
+                is_leader=lambda: self._election.is_leading,
                 on_tick=self._status_writer.on_record,
                 notes=self._sleep_problems,
             ),

@@ -1,13 +1,19 @@
-"""Writes numbers of instances: by ``/scale`` of the pool's workload, under a field manager of our own.
+"""Writes numbers of instances: by ``/scale`` of the pool's workload, under a field manager of our
+own.
 
-The operator begins with a number; the first one that we write takes it over, and from then on the operator leaves it out of what it
-applies. Anybody else who writes it keeps it: each write names the version at which nobody else had, so that the API server refuses it
-when somebody was faster. A LeaderWorkerSet is applied itself, with nothing but its number: the API server (1.36) converts no Scale
-that is applied to a kind of a definition of one's own, and what is merged into one loses its owner at zero.
+The operator begins with a number; the first one that we write takes it over, and from then on the
+operator leaves it out of what it applies. Anybody else who writes it keeps it: each write names the
+version at which nobody else had, so that the API server refuses it when somebody was faster. A
+LeaderWorkerSet is applied itself, with nothing but its number: the API server (1.36) converts no
+Scale that is applied to a kind of a definition of one's own, and what is merged into one loses its
+owner at zero.
 
-Who leaves when a Deployment shrinks its controller chooses, by ``controller.kubernetes.io/pod-deletion-cost`` before anything that
-serves: those that are to go get a cost below the usual zero, in their order, and those that were to go once and stay lose it. Each
-drains as any pod does that is deleted: gateways send it nothing new at once, and its hook waits for what it has.
+Who leaves when a Deployment shrinks its controller chooses, by
+``controller.kubernetes.io/pod-deletion-cost`` before anything that
+serves: those that are to go get a cost below the usual zero, in their order, and those that were to
+    go once and stay lose it. Each
+drains as any pod does that is deleted: gateways send it nothing new at once, and its hook waits for
+what it has.
 """
 
 import contextlib
@@ -41,14 +47,17 @@ from fairlead_autoscaler.kubernetes.sleep_labels import SleepSteps, is_engine_po
 
 DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 _MAX_ATTEMPTS: Final = 4
-"""Times that a write is tried when the object changed under it: its controllers write its status often while it is scaled."""
+"""Times that a write is tried when the object changed under it: its controllers write its status
+often while it is scaled."""
 
 
 class WorkloadSource(Protocol):
     """Where a pool is in the cluster."""
 
     def workload(self, key: str, pool: str) -> Manifest | None:
-        """The Deployment or LeaderWorkerSet of a pool, as last heard of; None where there is none."""
+        """The Deployment or LeaderWorkerSet of a pool, as last heard of; None where there is
+        none.
+        """
         ...
 
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
@@ -68,8 +77,8 @@ def foreign_writer(live: Manifest) -> str | None:
 
 
 def deletion_costs(pods: Sequence[Manifest], removal_order: Sequence[str]) -> Mapping[str, str | None]:
-    """The deletion costs to write, by the pod's name, None to remove one. ``leave`` are the names of those that are to go, the first
-    of them first."""
+    """The deletion costs to write, by the pod's name, None to remove one. ``leave`` are the names
+    of those that are to go, the first of them first."""
     wanted = {name: str(place - len(removal_order)) for place, name in enumerate(removal_order)}
     found: dict[str, str | None] = {}
     for pod in pods:
@@ -85,7 +94,9 @@ def deletion_costs(pods: Sequence[Manifest], removal_order: Sequence[str]) -> Ma
 
 
 class ScaleWriter:
-    """A ``fairlead.fleet.model.Scaler``. ``wished`` is how many are to sleep, by model and pool, as it was asked for last."""
+    """A ``fairlead.fleet.model.Scaler``. ``wished`` is how many are to sleep, by model and pool, as
+    it was asked for last.
+    """
 
     def __init__(self, api: KubeClient, workloads: WorkloadSource) -> None:
         self._api = api
@@ -93,8 +104,9 @@ class ScaleWriter:
         self.desired_asleep: dict[tuple[str, str], int] = {}
 
     async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
-        """Ask for ``replicas`` of a pool that serve and ``asleep`` that sleep. Raises Unavailable when there is no such workload or
-        its number is somebody else's, and KubeError for what the API server says."""
+        """Ask for ``replicas`` of a pool that serve and ``asleep`` that sleep. Raises Unavailable
+        when there is no such workload or its number is somebody else's, and KubeError for what the
+        API server says."""
         found = self._workloads.workload(key, pool)
         if found is None:
             raise Unavailable(f"pool {pool} of {key} has no workload")
@@ -129,7 +141,8 @@ class ScaleWriter:
         if resource_of(live) is DEPLOYMENTS:
             await self._api.apply_scale(live, replicas, AUTOSCALER_FIELD_MANAGER)
             return
-        # With its uid, or one that was deleted meanwhile would be made anew, of nothing but a number.
+        # With its uid, or one that was deleted meanwhile would be made anew, of nothing but a
+        # number.
         metadata = {name: metadata_of(live)[name] for name in ("name", "namespace", "uid", "resourceVersion")}
         body = {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata}
         await self._api.apply({**body, "spec": {"replicas": replicas}}, AUTOSCALER_FIELD_MANAGER)

@@ -1,11 +1,15 @@
-"""Puts the engines of marked pods to sleep and wakes them, over HTTP, in the replica of the autoscaler that leads.
+"""Puts the engines of marked pods to sleep and wakes them, over HTTP, in the replica of the
+autoscaler that leads.
 
-A mark says what a pod is to be (``marks``); here it is made so. An engine is put to sleep when every gateway answers, says that it
-knows of as many sleeping instances of the model as there are marked pods, and has nothing in flight there. One that is to serve
-again is woken, asked whether it is awake and well, and then its mark is removed, from which gateways see that it serves. Where the
-number has become somebody else's, or the mode is no longer Auto, all are woken: nobody else would, and what is asked for is to serve.
-Nothing is remembered that a successor needs: whether an engine sleeps is asked of it. One that refuses to sleep is let be, and its
-like with it; one that is not awake after ``engine_wake_seconds`` is marked as stuck: nobody counts on it, and it is the first to go.
+A mark says what a pod is to be (``marks``); here it is made so. An engine is put to sleep when
+every gateway answers, says that it knows of as many sleeping instances of the model as there are
+marked pods, and has nothing in flight there. One that is to serve again is woken, asked whether it
+is awake and well, and then its mark is removed, from which gateways see that it serves. Where the
+number has become somebody else's, or the mode is no longer Auto, all are woken: nobody else would,
+and what is asked for is to serve. Nothing is remembered that a successor needs: whether an engine
+sleeps is asked of it. One that refuses to sleep is let be, and its like with it; one that is not
+awake after ``engine_wake_seconds`` is marked as stuck: nobody counts on it, and it is the first to
+go.
 """
 
 import asyncio
@@ -47,7 +51,9 @@ class EngineSleepApi(Protocol):
         ...
 
     async def sleep(self, url: str, level: int) -> None:
-        """Asleep when this returns. Raises Unwilling when it refuses, Unavailable when it does not answer."""
+        """Asleep when this returns. Raises Unwilling when it refuses, Unavailable when it does not
+        answer.
+        """
         ...
 
     async def wake(self, url: str, level: int) -> None:
@@ -56,8 +62,9 @@ class EngineSleepApi(Protocol):
 
 
 class SleepController:
-    """``note`` writes a pod's mark or removes it; ``readings`` are the gateways as they were read last; ``wished`` how many are to
-    sleep, by model and pool. ``leads``: this process is the one that does anything."""
+    """``note`` writes a pod's mark or removes it; ``readings`` are the gateways as they were read
+    last; ``wished`` how many are to sleep, by model and pool. ``leads``: this process is the one
+    that does anything."""
 
     def __init__(
         self,
@@ -173,8 +180,9 @@ class SleepController:
             self.problems.pop(name, None)
 
     async def _wake(self, key: str, pod: Manifest, mark: SleepMark, url: str, *, asleep: bool) -> None:
-        """One that does not say that it sleeps is woken like the others: whoever led before may have told it to a moment ago, and
-        until it is asleep it says that it is awake and answers nothing."""
+        """One that does not say that it sleeps is woken like the others: whoever led before may
+        have told it to a moment ago, and until it is asleep it says that it is awake and answers
+        nothing."""
         uid = uid_of(pod)
         began = self._clock.now()
         self._waking_since.setdefault(uid, began)

@@ -1,7 +1,9 @@
-"""Which pods sleep, as their annotations say it, and who is to: the values that world, scaler and nurse have in common. Pure.
+"""Which pods sleep, as their annotations say it, and who is to: the values that world, scaler and
+nurse have in common. Pure.
 
-A pod that carries a mark gets nothing from any gateway. The autoscaler writes it before an engine is put to sleep and removes it
-after it was woken and is well, so whoever takes over in between finds everything in the mark and in what the engine says.
+A pod that carries a mark gets nothing from any gateway. The autoscaler writes it before an engine
+is put to sleep and removes it after it was woken and is well, so whoever takes over in between
+finds everything in the mark and in what the engine says.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +19,9 @@ _ENDED_PHASES: Final = ("Succeeded", "Failed")
 
 @dataclass(frozen=True, slots=True)
 class SleepStatus:
-    """What is known of sleeping pods besides their marks: the uids of those that say that they sleep; how the last waking of others
-    went; pools (model, pool, revision) whose engines do not sleep; and how many were wanted asleep last, by model and pool."""
+    """What is known of sleeping pods besides their marks: the uids of those that say that they
+    sleep; how the last waking of others went; pools (model, pool, revision) whose engines do not
+    sleep; and how many were wanted asleep last, by model and pool."""
 
     asleep: frozenset[str] = frozenset()
     last_wakes: Mapping[str, WakeTiming] = field(default_factory=dict)
@@ -28,8 +31,8 @@ class SleepStatus:
 
 @dataclass(frozen=True, slots=True)
 class PoolSleepState:
-    """The pods of a pool that are not leaving, by name: those that serve or are about to, those to sleep, and those that could not
-    be woken."""
+    """The pods of a pool that are not leaving, by name: those that serve or are about to, those to
+    sleep, and those that could not be woken."""
 
     serving: tuple[str, ...]
     starting: tuple[str, ...]
@@ -59,8 +62,9 @@ def pool_sleep_state(pods: Sequence[Manifest]) -> PoolSleepState:
 
 
 def split_desired(total: int, found: PoolSleepState, desired_asleep: int) -> tuple[int, int]:
-    """Of ``total`` pods that are asked for: how many to serve and how many to sleep. Pods that are started to sleep carry no mark
-    until they are ready, so of those that are not ready yet as many count as sleeping as were ``wished``."""
+    """Of ``total`` pods that are asked for: how many to serve and how many to sleep. Pods that are
+    started to sleep carry no mark until they are ready, so of those that are not ready yet as many
+    count as sleeping as were ``wished``."""
     total = max(0, total - len(found.stuck))
     there = len(found.serving) - len(found.starting) + len(found.asleep)
     reserved = min(max(0, desired_asleep - len(found.asleep)), max(0, total - there))
@@ -70,7 +74,9 @@ def split_desired(total: int, found: PoolSleepState, desired_asleep: int) -> tup
 
 @dataclass(frozen=True, slots=True)
 class SleepSteps:
-    """What makes a pool as it is wanted: pods to wake and to let sleep, and those that are to go, the first of them first."""
+    """What makes a pool as it is wanted: pods to wake and to let sleep, and those that are to go,
+    the first of them first.
+    """
 
     wake: tuple[str, ...]
     sleep: tuple[str, ...]
@@ -78,8 +84,9 @@ class SleepSteps:
 
 
 def plan_sleep_steps(found: PoolSleepState, replicas: int, asleep: int, removal_order: Sequence[str]) -> SleepSteps:
-    """Towards ``replicas`` that serve and ``asleep`` that sleep. ``order``: who serves, as they should leave. Who sleeps is woken
-    before anybody starts, and who serves sleeps before anybody ends."""
+    """Towards ``replicas`` that serve and ``asleep`` that sleep. ``order``: who serves, as they
+    should leave. Who sleeps is woken before anybody starts, and who serves sleeps before anybody
+    ends."""
     ready = [name for name in found.serving if name not in found.starting]
     wake = found.asleep[: max(0, replicas - len(ready))]
     sleeping = [name for name in found.asleep if name not in wake]

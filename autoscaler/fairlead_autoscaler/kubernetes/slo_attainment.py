@@ -1,7 +1,8 @@
 """How many requests of the last minutes attained each objective, added up from look to look. Pure.
 
-Gateways judge each request against each objective by itself, so the share that attains all of them is known only to be at most the
-lowest. A client that gave up before its first token has not had it in time.
+Gateways judge each request against each objective by itself, so the share that attains all of them
+is known only to be at most the lowest. A client that gave up before its first token has not had it
+in time.
 """
 
 from collections.abc import Iterable
@@ -36,7 +37,9 @@ class SLOAttainment:
         return max((judged for _, judged in self._sums().values()), default=0.0)
 
     def shares(self) -> dict[str, float]:
-        """Of each objective the share that was within it, 0..1; those with too few requests are left out."""
+        """Of each objective the share that was within it, 0..1; those with too few requests are
+        left out.
+        """
         return {name: within / judged for name, (within, judged) in self._sums().items() if judged >= MIN_REQUESTS}
 
     def _sums(self) -> dict[str, tuple[float, float]]:
@@ -62,7 +65,9 @@ def add_observation(before: SLOAttainment, observation: Observation) -> SLOAttai
 
 
 def _sum_counts(counts: Iterable[tuple[float, ...] | None]) -> tuple[float, float] | None:
-    """How many were within the first bound, and how many there were; None where nobody could tell."""
+    """How many were within the first bound, and how many there were; None where nobody could
+    tell.
+    """
     known = [one for one in counts if one is not None and len(one) > 1]
     if not known:
         return None

@@ -1,7 +1,9 @@
-"""Tells people in the cluster: our two conditions in a model's status, under a field manager of our own, and events.
+"""Tells people in the cluster: our two conditions in a model's status, under a field manager of our
+own, and events.
 
-It is shown every look, and writes by itself, so that no decision waits for a status. What could not be written is written later, as
-it is then. A model that the autoscaler is not asked about any more loses the conditions that it had.
+It is shown every look, and writes by itself, so that no decision waits for a status. What could not
+be written is written later, as it is then. A model that the autoscaler is not asked about any more
+loses the conditions that it had.
 """
 
 import asyncio
@@ -39,7 +41,9 @@ class ModelSource(Protocol):
         ...
 
     def foreign_writers(self) -> Mapping[str, Mapping[str, str]]:
-        """Those that the autoscaler is asked about, and those that cannot be read: by pool, who else sets its number."""
+        """Those that the autoscaler is asked about, and those that cannot be read: by pool, who
+        else sets its number.
+        """
         ...
 
 
@@ -96,7 +100,9 @@ class StatusWriter:
         known.last_record = record
 
     async def run(self) -> None:
-        """Write what is due, until cancelled. A defect here costs what is told, never what is done."""
+        """Write what is due, until cancelled. A defect here costs what is told, never what is
+        done.
+        """
         while True:
             try:
                 if self._leads():

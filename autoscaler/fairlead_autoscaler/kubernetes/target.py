@@ -1,7 +1,8 @@
 """The cluster as a World: informers of models, their workloads, pods and accelerator classes.
 
-Nothing is told while a watch is broken or was never listed: whoever decides then would decide on what was. What a watch has been told
-of, though, is how things are, however little happens: the API server sends a bookmark each minute, and one that stays away breaks it.
+Nothing is told while a watch is broken or was never listed: whoever decides then would decide on
+what was. What a watch has been told of, though, is how things are, however little happens: the API
+server sends a bookmark each minute, and one that stays away breaks it.
 """
 
 import asyncio
@@ -58,9 +59,11 @@ _DISCOVERY_SECONDS: Final = 60.0
 
 
 class KubernetesTarget:
-    """A World, and the Places of a scaler. ``namespaces`` are those whose models are scaled, all when empty.
+    """A World, and the Places of a scaler. ``namespaces`` are those whose models are scaled, all
+    when empty.
 
-    ``chance`` draws evenly from 0 to 1; ``pause`` waits for seconds; ``nursed`` tells of the pods that sleep.
+    ``chance`` draws evenly from 0 to 1; ``pause`` waits for seconds; ``nursed`` tells of the pods
+    that sleep.
     """
 
     def __init__(
@@ -128,10 +131,13 @@ class KubernetesTarget:
         self._informers[resource, place] = made
         return made
 
-    # --- what is told ---------------------------------------------------------------------------------------------------
+    # --- what is told
+    # ---------------------------------------------------------------------------------------------------
 
     async def observe(self) -> Mapping[str, ModelState]:
-        """Every model with a pool to scale. Raises Unavailable while the cluster cannot be followed."""
+        """Every model with a pool to scale. Raises Unavailable while the cluster cannot be
+        followed.
+        """
         if why := self.sync_blocked_reason():
             raise Unavailable(why)
         profiles, _ = self._specs.profiles(self._items(ACCELERATOR_CLASSES))
@@ -206,7 +212,9 @@ class KubernetesTarget:
         return {key: pods for key, pods in found.items() if pods}
 
     def is_released(self, key: str, pool: str) -> bool:
-        """Does nobody here decide any more how many of this pool serve? Not where that cannot be told."""
+        """Does nobody here decide any more how many of this pool serve? Not where that cannot be
+        told.
+        """
         spec, workload = self._spec(key), self.workload(key, pool)
         return spec is not None and workload is not None and is_released(spec, workload)
 
@@ -238,7 +246,9 @@ class KubernetesTarget:
 
 
 def trim_workload(workload: Manifest) -> Manifest:
-    """What is kept of a Deployment or LeaderWorkerSet: its number, who writes that, and whose it is."""
+    """What is kept of a Deployment or LeaderWorkerSet: its number, who writes that, and whose it
+    is.
+    """
     metadata: Manifest = {
         name: metadata_of(workload)[name] for name in _METADATA_FIELDS if name in metadata_of(workload)
     }

@@ -1,4 +1,10 @@
-"""State files."""
+"""State files of local mode, in the run directory.
+
+The supervisor of `fairlead up` writes its models and engines into one, at every change of an
+engine. The autoscaler writes the numbers of replicas that it wants into the other. Both are
+replaced as a whole. Either process may be killed and started again, and continues from the files.
+Times are monotonic seconds of the machine's clock.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +21,12 @@ from fairlead_autoscaler.core import PoolSpec, ReplicaState, WakeTiming
 
 @dataclass(frozen=True, slots=True)
 class LocalEngine:
-    """An engine's process: when it was last started, and when it was ready (None: it is not); ``woken`` is of its last waking."""
+    """The process of one engine.
+
+    started: when it was last started.
+    ready: when it became ready; None: it is not.
+    woken: its last wake.
+    """
 
     id: str
     state: ReplicaState
@@ -27,7 +38,10 @@ class LocalEngine:
 
 @dataclass(frozen=True, slots=True)
 class LocalPool:
-    """A pool, how many replicas are asked for to serve and how many to sleep, and its processes."""
+    """A pool and its engines.
+
+    desired, asleep: replicas that should serve, and that should sleep.
+    """
 
     facts: PoolSpec
     desired: int
@@ -37,7 +51,10 @@ class LocalPool:
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model; ``policy`` is ``spec.autoscaling`` as JSON."""
+    """A model.
+
+    policy: `spec.autoscaling` as JSON.
+    """
 
     objectives: SloTargets
     policy: Mapping[str, Any]
@@ -46,7 +63,11 @@ class LocalModel:
 
 @dataclass(frozen=True, slots=True)
 class DesiredPool:
-    """The number that a pool should have, who leaves first where that is fewer, and how many are to sleep beside them."""
+    """The numbers that a pool should have.
+
+    leaving: replicas to stop first, if there are too many.
+    asleep: replicas that should sleep.
+    """
 
     replicas: int
     leaving: tuple[str, ...] = ()
@@ -55,47 +76,40 @@ class DesiredPool:
 
 @dataclass(frozen=True, slots=True)
 class LocalState:
-    """The supervisor's file: models by ``namespace/name``."""
+    """The supervisor's file: models by `namespace/name`."""
 
     models: Mapping[str, LocalModel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredPools:
-    """The autoscaler's file: by model and pool."""
+    """The autoscaler's file: numbers by model and pool."""
 
     pools: Mapping[str, Mapping[str, DesiredPool]] = field(default_factory=dict)
 
 
 STATE_FILE: Final = "scaling-there.json"
-"""The supervisor's file in the run directory."""
-
-
+"""The supervisor's file."""
 DESIRED_FILE: Final = "scaling-wishes.json"
-"""The autoscaler's."""
-
+"""The autoscaler's file."""
 
 _Value = TypeVar("_Value")
-
-
 _state_decoder: Final = msgspec.json.Decoder(LocalState)
-
-
 _desired_decoder: Final = msgspec.json.Decoder(DesiredPools)
 
 
 def write_file(path: Path, value: LocalState | DesiredPools) -> None:
-    """Replace a file by ``value``, in one step. Raises OSError."""
+    """Replaces a file by `value` atomically. Raises OSError."""
     write_atomic(path, msgspec.json.encode(value))
 
 
 def read_state(path: Path) -> LocalState:
-    """What the supervisor wrote. Raises Unavailable."""
+    """Returns the supervisor's file. Raises Unavailable."""
     return _read(path, _state_decoder)
 
 
 def read_desired(path: Path) -> DesiredPools:
-    """What the autoscaler wrote. Raises Unavailable."""
+    """Returns the autoscaler's file. Raises Unavailable."""
     return _read(path, _desired_decoder)
 
 

@@ -1,13 +1,13 @@
-"""Which accelerators a model's requests are served on, and how many of each: the cheapest mix that carries the shapes seen.
+"""Accelerator mix: the cheapest replicas of several pools that carry the shapes of requests. No
+I/O.
 
-    throughput(profile, prompt, output, objectives)             requests a second of a shape on one engine
-    candidates_of(table), grid_of(table)                        an imported table instead (``fairlead_autoscaler.mix.profile_tables``)
-    plan_mix(rates, candidates, settings) -> Mix                replicas and shares of each pool, with cost and reason
-    solver(settings) -> Solver                                  the same, as the scaling core asks it
-    unhurried() -> Solver                                       one for simulated time
-    Desk(solver)                                                has it solved in a thread, beside the loop
+- `throughput`: requests per second of a shape on one engine.
+- `profile_tables`: imported tables of throughputs instead.
+- `solve`: the mix for given rates, by `milp` or else `greedy`.
+- `solver_adapter`: the solver as the scaling core queries it, and one for simulated time.
+- `solver_queue`: solves queries in a thread, between the ticks.
 
-Nothing here does I/O; solving takes up to ``MixSettings.solve_seconds``.
+Solving takes up to `MixSettings.solve_seconds`.
 """
 
 from fairlead_autoscaler.mix.profile_tables import candidates_of, grid_of

@@ -1,10 +1,10 @@
-"""A mix without a solver: worse than the cheapest, found in microseconds, and never without an answer.
+"""Greedy mix: found within microseconds and without a solver, but not the cheapest.
 
-Shapes are dealt with from the one with the fewest pools that can take it, then by load. Each goes to the pool whose replica
-is cheapest for it (cost ÷ throughput), as far as replicas up to the pool's maximum have room, and what is left to the next
-cheapest. Then every pool gets the whole replicas that its load needs. Last, while it saves anything, the cheapest-to-drop
-part replica is dropped if what it holds fits into the room that the others' last replicas have left. What fits nowhere is
-unserved, and said.
+Shapes with the fewest pools that can serve them come first, then those with the most load. Each
+shape goes to the pool whose replica is cheapest for it (cost over throughput). What exceeds the
+pool's maximum goes to the next cheapest. Then every pool gets the whole replicas that its load
+needs. Last, while that saves anything, the most expensive partly used replica is dropped, if its
+load fits the free room of the others. The rest is unserved.
 """
 
 import math
@@ -16,8 +16,11 @@ from fairlead_autoscaler.mix.types import PoolCandidate
 
 @dataclass(frozen=True, slots=True)
 class GreedyMix:
-    """Replicas of each candidate, the share of each shape that it takes (``shares[candidate][shape]``), and requests per
-    second left over."""
+    """Replicas of each candidate, and `shares[candidate][shape]`, the share of each shape that it
+    takes.
+
+    unserved: requests per second that no candidate takes.
+    """
 
     replicas: tuple[int, ...]
     shares: tuple[tuple[float, ...], ...]
@@ -25,18 +28,22 @@ class GreedyMix:
 
 
 def solve_greedily(rates: Sequence[float], candidates: Sequence[PoolCandidate]) -> GreedyMix:
-    """The greedy mix for ``rates`` (requests per second of each shape)."""
-    work = _GreedyState(rates, candidates)
-    for shape in work.order():
-        work.place(shape, rates[shape], work.bounds())
-    counts = work.counts()
-    while (fewer := work.drop_replica(counts)) is not None:
+    """Returns the greedy mix for `rates`, in requests per second of each shape."""
+    state = _GreedyState(rates, candidates)
+    for shape in state.order():
+        state.place(shape, rates[shape], state.bounds())
+    counts = state.counts()
+    while (fewer := state.drop_replica(counts)) is not None:
         counts = fewer
-    return GreedyMix(tuple(counts), tuple(tuple(row) for row in work.shares()), work.unserved)
+    return GreedyMix(tuple(counts), tuple(tuple(row) for row in state.shares()), state.unserved)
 
 
 class _GreedyState:
-    """What has been placed where: ``placed[candidate][shape]`` requests per second, ``load[candidate]`` replicas' worth."""
+    """The placement of the load so far.
+
+    placed: requests per second, by candidate and shape.
+    load: of each candidate, in replicas.
+    """
 
     def __init__(self, rates: Sequence[float], candidates: Sequence[PoolCandidate]) -> None:
         self.rates = rates
@@ -46,41 +53,48 @@ class _GreedyState:
         self.unserved = 0.0
 
     def order(self) -> list[int]:
-        """Shapes that arrive, hardest first."""
+        """Returns the shapes that arrive, the hardest first."""
 
         def key(shape: int) -> tuple[int, float]:
-            able = [one.throughput[shape] for one in self.candidates if one.throughput[shape] > 0.0]
-            return len(able), -(self.rates[shape] / max(able) if able else 0.0)
+            throughputs = [
+                candidate.throughput[shape] for candidate in self.candidates if candidate.throughput[shape] > 0.0
+            ]
+            return len(throughputs), -(self.rates[shape] / max(throughputs) if throughputs else 0.0)
 
         return sorted([shape for shape, rate in enumerate(self.rates) if rate > 0.0], key=key)
 
     def bounds(self) -> list[float]:
-        return [float(one.maximum) for one in self.candidates]
+        return [float(candidate.maximum) for candidate in self.candidates]
 
     def place(self, shape: int, rate: float, room: Sequence[float]) -> None:
-        """Put so much of a shape where it is cheapest, with ``room`` replicas of each candidate; the rest is unserved."""
-        able = [at for at, one in enumerate(self.candidates) if one.throughput[shape] > 0.0]
+        """Places `rate` of a shape where it is cheapest.
+
+        room: replicas of each candidate that may be used. The rest is unserved.
+        """
+        servable = [at for at, candidate in enumerate(self.candidates) if candidate.throughput[shape] > 0.0]
         for at in sorted(
-            able, key=lambda at: self.candidates[at].cost_per_hour / self.candidates[at].throughput[shape]
+            servable, key=lambda at: self.candidates[at].cost_per_hour / self.candidates[at].throughput[shape]
         ):
-            each = self.candidates[at].throughput[shape]
-            taken = min(rate, max(0.0, room[at] - self.load[at]) * each)
+            throughput = self.candidates[at].throughput[shape]
+            taken = min(rate, max(0.0, room[at] - self.load[at]) * throughput)
             self.placed[at][shape] += taken
-            self.load[at] += taken / each
+            self.load[at] += taken / throughput
             rate -= taken
             if rate <= 1e-12:
                 return
         self.unserved += rate
 
     def counts(self) -> list[int]:
-        """Whole replicas for the load of each."""
+        """Returns the whole replicas for the load of each candidate."""
         return [
-            min(one.maximum, max(one.minimum, math.ceil(load - 1e-9)))
-            for one, load in zip(self.candidates, self.load, strict=True)
+            min(candidate.maximum, max(candidate.minimum, math.ceil(load - 1e-9)))
+            for candidate, load in zip(self.candidates, self.load, strict=True)
         ]
 
     def drop_replica(self, counts: list[int]) -> list[int] | None:
-        """One replica fewer somewhere, if the others' room holds what it had; the dearest such. None where there is none."""
+        """Returns the replicas with one fewer of the most expensive candidate whose load fits
+        elsewhere; None if there is none.
+        """
         order = sorted(range(len(counts)), key=lambda at: -self.candidates[at].cost_per_hour)
         for at in order:
             if counts[at] <= self.candidates[at].minimum:
@@ -92,31 +106,32 @@ class _GreedyState:
         return None
 
     def _fit_into_room(self, at: int, counts: list[int]) -> bool:
-        """Move what is over one replica fewer of ``at`` into the others' room; False, and all as before, where it does not
-        fit."""
+        """Whether the load beyond one replica fewer of `at` fits the room of the others. If it
+        does, it is moved there.
+        """
         placed, load, unserved = [row.copy() for row in self.placed], self.load.copy(), self.unserved
         room = [float(count) for count in counts]
         over = self.load[at] - room[at]
         for shape, rate in enumerate(placed[at]):
             if over <= 1e-12:
                 break
-            each = self.candidates[at].throughput[shape]
-            moved = min(rate, over * each)
+            throughput = self.candidates[at].throughput[shape]
+            moved = min(rate, over * throughput)
             if moved <= 0.0:
                 continue
             self.placed[at][shape] -= moved
-            self.load[at] -= moved / each
-            over -= moved / each
-            keep, room[at] = room[at], self.load[at]
+            self.load[at] -= moved / throughput
+            over -= moved / throughput
+            own_room, room[at] = room[at], self.load[at]
             self.place(shape, moved, room)
-            room[at] = keep
+            room[at] = own_room
         if self.unserved > unserved + 1e-9:
             self.placed, self.load, self.unserved = placed, load, unserved
             return False
         return True
 
     def shares(self) -> list[list[float]]:
-        """What each candidate takes of each shape, 0..1."""
+        """Returns the share of each shape (0..1) that each candidate takes."""
         return [
             [part / rate if rate > 0.0 else 0.0 for part, rate in zip(row, self.rates, strict=True)]
             for row in self.placed

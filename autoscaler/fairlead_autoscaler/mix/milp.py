@@ -1,6 +1,7 @@
-"""The mix as a mixed-integer program, for HiGHS.
+"""Mixed-integer program of the accelerator mix, for HiGHS.
 
-For shapes b at r_b requests a second and pools g whose replica costs c_g and serves T_gb of a shape:
+For shapes b at r_b requests per second, and pools g whose replica costs c_g and serves T_gb of a
+shape:
 
     min   Σ_g c_g·y_g + Σ_g (start_g·up_g + change_g·down_g)
     s.t.  Σ_g x_gb = 1                                  every request goes somewhere
@@ -8,9 +9,10 @@ For shapes b at r_b requests a second and pools g whose replica costs c_g and se
           up_g ≥ y_g - running_g,  down_g ≥ running_g - y_g
           0 ≤ x_gb ≤ 1,  y_g whole, between the pool's bounds
 
-Mélange cuts each bucket into slices and gives each slice to one type (x binary). Requests of a bucket are routed one by one,
-so a bucket can be shared at any ratio, and with continuous x only as many variables are whole as there are pools. The
-optimum is never dearer than that with slices, whose every solution is one of ours, and it is found faster.
+Source: Mélange, which cuts each bucket into slices and gives each slice to one type (x binary).
+Here requests of a bucket are routed one by one, so a bucket can be shared at any ratio. With
+continuous x only as many variables are whole as there are pools. The optimum never costs more than
+that of slices, whose every solution is also one here, and it is found faster.
 """
 
 from collections.abc import Sequence
@@ -24,18 +26,21 @@ from fairlead_autoscaler.mix.types import MixSettings, PoolCandidate
 
 @dataclass(frozen=True, slots=True)
 class MilpSolution:
-    """``status``: ``optimal``, ``limit`` (time ran out; the best found, if any), ``infeasible`` or ``failed``. Replicas and
-    shares (``shares[candidate][shape]``) are None where nothing was found."""
+    """The result of a solver run.
+
+    status: `optimal`, `limit` (time ran out, the best solution so far), `infeasible` or `failed`.
+    replicas, shares: of each candidate, and `shares[candidate][shape]`; None if nothing was found.
+    """
 
     status: str
     replicas: tuple[int, ...] | None = None
     shares: tuple[tuple[float, ...], ...] | None = None
 
 
-def start_stop_prices(one: PoolCandidate, settings: MixSettings) -> tuple[float, float]:
-    """What a replica more and one fewer are charged beside their cost, per hour."""
-    change = settings.change_share * one.cost_per_hour
-    return one.cost_per_hour * one.startup_seconds / settings.hold_seconds + change, change
+def start_stop_prices(candidate: PoolCandidate, settings: MixSettings) -> tuple[float, float]:
+    """Returns the prices per hour of one replica more and of one fewer, in addition to its cost."""
+    change = settings.change_share * candidate.cost_per_hour
+    return candidate.cost_per_hour * candidate.startup_seconds / settings.hold_seconds + change, change
 
 
 def solve_milp(
@@ -46,8 +51,11 @@ def solve_milp(
     start: Sequence[int] | None = None,
     slices: int = 0,
 ) -> MilpSolution:
-    """Solve for ``rates`` within ``settings.solve_seconds``. ``start``: replicas of a mix that is known to do, to begin
-    with. With ``slices`` the shares are whole slices, as Mélange has them; that is what benches compare with."""
+    """Solves the program for `rates` within `settings.solve_seconds`.
+
+    start: replicas of a mix that is known to be feasible, to begin with.
+    slices: if not 0, the shares are whole slices, as in Mélange; only benchmarks compare with it.
+    """
     shapes = [shape for shape, rate in enumerate(rates) if rate > 0.0]
     columns = _Columns(len(candidates), len(shapes) * max(1, slices))
     highs = highspy.Highs()
@@ -66,14 +74,14 @@ def solve_milp(
     status = highs.getModelStatus()
     if status == highspy.HighsModelStatus.kInfeasible:
         return MilpSolution("infeasible")
-    found = highs.getInfo().primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+    is_feasible = highs.getInfo().primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     if status == highspy.HighsModelStatus.kOptimal:
         name = "optimal"
     elif status == highspy.HighsModelStatus.kTimeLimit:
         name = "limit"
     else:
         return MilpSolution("failed")
-    if not found:
+    if not is_feasible:
         return MilpSolution(name if name == "limit" else "failed")
     values = highs.getSolution().col_value
     replicas = tuple(round(values[columns.count(at)]) for at in range(len(candidates)))
@@ -88,7 +96,7 @@ def solve_milp(
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Where a variable stands: replicas, starts and stops of each candidate, then shares."""
+    """The positions of variables: replicas, starts and stops of each candidate, then shares."""
 
     candidates: int
     parts: int
@@ -116,12 +124,17 @@ def _build_model(
     parts: Sequence[int],
     candidates: Sequence[PoolCandidate],
     settings: MixSettings,
-    whole: bool,
+    is_binary: bool,
 ) -> highspy.HighsLp:
-    """The program of ``rates`` (of each part) and the shape that each part is of."""
-    endless = highspy.kHighsInf
+    """Returns the program.
+
+    rates: of each part.
+    parts: the shape of each part.
+    is_binary: shares are 0 or 1.
+    """
+    infinity = highspy.kHighsInf
     cost, lower, upper = np.zeros(columns.size), np.zeros(columns.size), np.ones(columns.size)
-    kinds = [highspy.HighsVarType.kInteger if whole else highspy.HighsVarType.kContinuous] * columns.size
+    kinds = [highspy.HighsVarType.kInteger if is_binary else highspy.HighsVarType.kContinuous] * columns.size
     rows: list[list[tuple[int, float]]] = []
     row_lower: list[float] = []
     row_upper: list[float] = []
@@ -131,23 +144,23 @@ def _build_model(
         row_lower.append(least)
         row_upper.append(most)
 
-    for at, one in enumerate(candidates):
+    for at, candidate in enumerate(candidates):
         count, up, down = columns.count(at), columns.up(at), columns.down(at)
-        cost[count] = one.cost_per_hour
-        cost[up], cost[down] = start_stop_prices(one, settings)
-        lower[count], upper[count] = one.minimum, one.maximum
-        upper[up] = upper[down] = endless
+        cost[count] = candidate.cost_per_hour
+        cost[up], cost[down] = start_stop_prices(candidate, settings)
+        lower[count], upper[count] = candidate.minimum, candidate.maximum
+        upper[up] = upper[down] = infinity
         kinds[count] = highspy.HighsVarType.kInteger
         kinds[up] = kinds[down] = highspy.HighsVarType.kContinuous
-        row(-endless, [(count, 1.0), (up, -1.0)], float(one.running))
-        row(float(one.running), [(count, 1.0), (down, 1.0)], endless)
+        row(-infinity, [(count, 1.0), (up, -1.0)], float(candidate.running))
+        row(float(candidate.running), [(count, 1.0), (down, 1.0)], infinity)
         load = [(count, -1.0)]
         for part, shape in enumerate(parts):
-            if one.throughput[shape] > 0.0:
-                load.append((columns.share(at, part), rates[part] / one.throughput[shape]))
+            if candidate.throughput[shape] > 0.0:
+                load.append((columns.share(at, part), rates[part] / candidate.throughput[shape]))
             else:
                 upper[columns.share(at, part)] = 0.0
-        row(-endless, load, 0.0)
+        row(-infinity, load, 0.0)
     for part in range(len(parts)):
         row(1.0, [(columns.share(at, part), 1.0) for at in range(len(candidates))], 1.0)
     lp = highspy.HighsLp()

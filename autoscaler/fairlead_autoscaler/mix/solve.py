@@ -1,124 +1,132 @@
-"""The mix to have now: the program where it is solved in time, else the greedy one, always with its reason and its cost.
+"""Accelerator mix for given rates: by the mixed-integer program if it is solved in time, else
+greedy.
 
-Big accelerators carry the base load because whole ones are cheapest per request there, small ones the remainder, because a
-part of a big one costs more than a whole small one. Nothing here says so; it is what the program finds.
+Large accelerators carry the base load, since whole ones are cheapest per request. Small ones carry
+the remainder, since a part of a large one costs more than a whole small one. No rule here says so;
+it is what the program finds.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fairlead.decision import DecisionInput
 from fairlead.errors import BadInput
-from fairlead_autoscaler.mix.greedy import GreedyMix, solve_greedily
-from fairlead_autoscaler.mix.milp import MilpSolution, solve_milp, start_stop_prices
+from fairlead_autoscaler.mix.greedy import solve_greedily
+from fairlead_autoscaler.mix.milp import solve_milp, start_stop_prices
 from fairlead_autoscaler.mix.types import AcceleratorMix, MixSettings, PoolCandidate
+
+_FALLBACKS = {
+    "infeasible": (
+        "greedy-infeasible",
+        "the bounds of the pools do not allow what the load needs: greedy, as much as they carry",
+    ),
+    "limit": (
+        "greedy-timeout",
+        "the solver found nothing better in time: greedy, each shape where it is cheapest",
+    ),
+}
+_FAILED = "greedy-failed", "the solver gave no result: greedy, each shape where it is cheapest"
+
+
+@dataclass(frozen=True, slots=True)
+class _Solution:
+    """Replicas of each candidate, and the share of each shape that it takes.
+
+    unserved: requests per second that no candidate takes.
+    explanation: the end of the reason.
+    """
+
+    replicas: Sequence[int]
+    shares: Sequence[tuple[float, ...]]
+    unserved: float
+    rule: str
+    explanation: str
 
 
 def solve_mix(
     rates: Sequence[float], candidates: Sequence[PoolCandidate], settings: MixSettings | None = None
 ) -> AcceleratorMix:
-    """The cheapest replicas that carry ``rates`` (requests per second of each shape). Always answers: where the solver runs
-    out of time with nothing better, or no replicas within the bounds carry the load, it is the greedy mix and says so.
-    Shapes that no candidate can serve are left out and counted as unserved. Raises BadInput only for tables whose sizes do
-    not match."""
+    """Returns the cheapest replicas that carry `rates`, in requests per second of each shape.
+
+    The mix is greedy, and says so, if the solver finds nothing better in time, or if no replicas
+    within the bounds carry the load. Shapes that no candidate can serve count as unserved.
+
+    Raises BadInput only if the sizes of the tables do not match.
+    """
     chosen = settings or MixSettings()
-    for one in candidates:
-        if len(one.throughput) != len(rates):
-            raise BadInput(f"{one.name} has {len(one.throughput)} throughputs for {len(rates)} shapes", field=one.name)
+    for candidate in candidates:
+        if len(candidate.throughput) != len(rates):
+            message = f"{candidate.name} has {len(candidate.throughput)} throughputs for {len(rates)} shapes"
+            raise BadInput(message, field=candidate.name)
     wanted = [max(0.0, rate) for rate in rates]
-    able = [any(one.throughput[shape] > 0.0 for one in candidates) for shape in range(len(wanted))]
-    served = [rate if can else 0.0 for rate, can in zip(wanted, able, strict=True)]
-    hopeless = sum(wanted) - sum(served)
-    dealt = solve_greedily(served, candidates)
+    servable = [any(candidate.throughput[shape] > 0.0 for candidate in candidates) for shape in range(len(wanted))]
+    served = [rate if can else 0.0 for rate, can in zip(wanted, servable, strict=True)]
+    unservable = sum(wanted) - sum(served)
     if sum(served) <= 0.0:
-        return _idle(wanted, candidates, hopeless)
-    solved = solve_milp(served, candidates, chosen, start=None if dealt.unserved > 0.0 else dealt.replicas)
+        nothing = tuple((0.0,) * len(rates) for _ in candidates)
+        minima = tuple(candidate.minimum for candidate in candidates)
+        explanation = "no request arrives that a pool could serve, so only the pools' minima"
+        return _accelerator_mix(_Solution(minima, nothing, unservable, "idle", explanation), wanted, candidates)
+    greedy = solve_greedily(served, candidates)
+    solved = solve_milp(served, candidates, chosen, start=None if greedy.unserved > 0.0 else greedy.replicas)
     if solved.replicas is not None and solved.shares is not None:
-        better = solved.status == "optimal" or dealt.unserved > 0.0
-        if better or _hourly_cost(solved.replicas, candidates, chosen) <= _hourly_cost(
-            dealt.replicas, candidates, chosen
-        ):
-            return _from_milp(solved, solved.replicas, solved.shares, wanted, candidates, hopeless)
-    return _from_greedy(solved, dealt, wanted, candidates, hopeless)
+        is_optimal = solved.status == "optimal"
+        costs = [_hourly_cost(replicas, candidates, chosen) for replicas in (solved.replicas, greedy.replicas)]
+        if is_optimal or greedy.unserved > 0.0 or costs[0] <= costs[1]:
+            explanation = "the cheapest there is" if is_optimal else "the best that was found in time"
+            rule = "milp" if is_optimal else "milp-limit"
+            solution = _Solution(solved.replicas, solved.shares, unservable, rule, explanation)
+            return _accelerator_mix(solution, wanted, candidates)
+    rule, explanation = _FALLBACKS.get(solved.status, _FAILED)
+    solution = _Solution(greedy.replicas, greedy.shares, unservable + greedy.unserved, rule, explanation)
+    return _accelerator_mix(solution, wanted, candidates)
 
 
 def _hourly_cost(replicas: Sequence[int], candidates: Sequence[PoolCandidate], settings: MixSettings) -> float:
-    """Cost per hour, starts and changes included."""
+    """Returns the cost per hour, starts and changes included."""
     total = 0.0
-    for count, one in zip(replicas, candidates, strict=True):
-        up, down = start_stop_prices(one, settings)
-        total += count * one.cost_per_hour + max(0, count - one.running) * up + max(0, one.running - count) * down
+    for count, candidate in zip(replicas, candidates, strict=True):
+        up, down = start_stop_prices(candidate, settings)
+        total += count * candidate.cost_per_hour
+        total += max(0, count - candidate.running) * up + max(0, candidate.running - count) * down
     return total
 
 
-def _from_milp(
-    solved: MilpSolution,
-    replicas: tuple[int, ...],
-    shares: tuple[tuple[float, ...], ...],
-    rates: Sequence[float],
-    candidates: Sequence[PoolCandidate],
-    hopeless: float,
-) -> AcceleratorMix:
-    proven = solved.status == "optimal"
-    said = "the cheapest there is" if proven else "the best that was found in time"
-    rule = "milp" if proven else "milp-limit"
-    return _accelerator_mix(replicas, shares, rates, candidates, hopeless, rule, said)
-
-
-def _from_greedy(
-    solved: MilpSolution, dealt: GreedyMix, rates: Sequence[float], candidates: Sequence[PoolCandidate], hopeless: float
-) -> AcceleratorMix:
-    rules = {"infeasible": "greedy-infeasible", "limit": "greedy-timeout"}
-    why = {
-        "infeasible": "the bounds of the pools do not allow what the load needs: greedy, as much as they carry",
-        "limit": "the solver found nothing better in time: greedy, each shape where it is cheapest",
-    }
-    said = why.get(solved.status, "the solver gave no answer: greedy, each shape where it is cheapest")
-    rule = rules.get(solved.status, "greedy-failed")
-    return _accelerator_mix(dealt.replicas, dealt.shares, rates, candidates, hopeless + dealt.unserved, rule, said)
-
-
-def _idle(rates: Sequence[float], candidates: Sequence[PoolCandidate], hopeless: float) -> AcceleratorMix:
-    nothing = tuple((0.0,) * len(rates) for _ in candidates)
-    said = "no request arrives that a pool could serve, so only the pools' minima"
-    return _accelerator_mix(
-        tuple(one.minimum for one in candidates), nothing, rates, candidates, hopeless, "idle", said
-    )
-
-
 def _accelerator_mix(
-    replicas: Sequence[int],
-    shares: Sequence[tuple[float, ...]],
-    rates: Sequence[float],
-    candidates: Sequence[PoolCandidate],
-    unserved: float,
-    rule: str,
-    said: str,
+    solution: _Solution, rates: Sequence[float], candidates: Sequence[PoolCandidate]
 ) -> AcceleratorMix:
-    cost = sum([count * one.cost_per_hour for count, one in zip(replicas, candidates, strict=True)])
+    """Returns the solution by the names of the candidates, with its cost and its reason."""
+    counts = list(zip(candidates, solution.replicas, strict=True))
+    cost = sum([count * candidate.cost_per_hour for candidate, count in counts])
     total = sum(rates)
-    parts, inputs = [], {"requests_per_second": DecisionInput(total), "unserved_per_second": DecisionInput(unserved)}
-    for count, one, row in zip(replicas, candidates, shares, strict=True):
+    inputs = {
+        "requests_per_second": DecisionInput(total),
+        "unserved_per_second": DecisionInput(solution.unserved),
+    }
+    parts = []
+    for (candidate, count), row in zip(counts, solution.shares, strict=True):
         share = sum([part * rate for part, rate in zip(row, rates, strict=True)]) / total if total > 0.0 else 0.0
         load = sum(
             [
-                part * rate / each
-                for part, rate, each in zip(row, rates, one.throughput, strict=True)
-                if part > 0.0 and each > 0.0
+                part * rate / throughput
+                for part, rate, throughput in zip(row, rates, candidate.throughput, strict=True)
+                if part > 0.0 and throughput > 0.0
             ]
         )
-        inputs |= {f"{one.name}/share": DecisionInput(share), f"{one.name}/load_replicas": DecisionInput(load)}
+        inputs[f"{candidate.name}/share"] = DecisionInput(share)
+        inputs[f"{candidate.name}/load_replicas"] = DecisionInput(load)
         if count:
-            parts.append(f"{count} × {one.name} for {share:.0%} of requests")
-    reason = f"{', '.join(parts) or 'no replicas'}; {cost:.2f} an hour, {said}"
-    if unserved > 1e-9:
-        reason += f"; {unserved:.2f} requests a second cannot be served within objectives and bounds"
-    names = [one.name for one in candidates]
+            parts.append(f"{count} × {candidate.name} for {share:.0%} of requests")
+    reason = f"{', '.join(parts) or 'no replicas'}; {cost:.2f} an hour, {solution.explanation}"
+    if solution.unserved > 1e-9:
+        reason += f"; {solution.unserved:.2f} requests a second cannot be served within targets and bounds"
+    names = [candidate.name for candidate in candidates]
     return AcceleratorMix(
-        dict(zip(names, replicas, strict=True)),
-        dict(zip(names, shares, strict=True)),
+        dict(zip(names, solution.replicas, strict=True)),
+        dict(zip(names, solution.shares, strict=True)),
         cost,
-        unserved,
-        rule,
+        solution.unserved,
+        solution.rule,
         reason,
         inputs,
     )

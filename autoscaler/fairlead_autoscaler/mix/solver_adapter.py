@@ -1,4 +1,4 @@
-"""The mixed-integer program as the scaling core asks it."""
+"""Solver adapter: the solver as the scaling core queries it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,30 +8,37 @@ from fairlead_autoscaler.mix.solve import solve_mix
 from fairlead_autoscaler.mix.types import MixSettings
 
 Solver = Callable[[MixRequest], MixResult]
-"""From a question to its answer. It raises nothing."""
+"""A function from a query to its reply. It raises nothing."""
 
 _FOLLOWED_RULES = ("milp", "milp-limit")
-"""Only what the program found is followed: where there is no time, or no room, the core's own rule is as good as a greedy mix."""
+"""The core follows only what the program found. Without time or room, its own allocation is as good
+as a greedy mix.
+"""
 
 
 _SIMULATION_SOLVE_SECONDS = 120.0
 
 
 def simulation_solver() -> Solver:
-    """A solver for simulated time. By the wall's clock a busy machine would be answered otherwise than a calm one, and a day in the
-    simulator would be another day."""
+    """Returns a solver for simulated time.
+
+    Why: with a limit on the machine's clock, a busy machine would get other results than an idle
+    one.
+    """
     return create_solver(replace(MixSettings(), solve_seconds=_SIMULATION_SOLVE_SECONDS))
 
 
 def create_solver(settings: MixSettings | None = None) -> Solver:
-    """A solver with these settings. It raises nothing: a library that fails costs the mix, never a decision."""
+    """Returns a solver with these settings. It raises nothing: if the library fails, there is no
+    mix.
+    """
     chosen = settings or MixSettings()
 
-    def answer(asked: MixRequest) -> MixResult:
+    def solve(request: MixRequest) -> MixResult:
         try:
-            mix = solve_mix(asked.rates, asked.candidates, chosen)
+            mix = solve_mix(request.rates, request.candidates, chosen)
         except Exception as error:  # noqa: BLE001 - whatever a solver's library raises
-            return MixResult(asked.at, None, f"failed: {type(error).__name__}")
-        return MixResult(asked.at, mix.replicas if mix.rule in _FOLLOWED_RULES else None, mix.rule)
+            return MixResult(request.at, None, f"failed: {type(error).__name__}")
+        return MixResult(request.at, mix.replicas if mix.rule in _FOLLOWED_RULES else None, mix.rule)
 
-    return answer
+    return solve

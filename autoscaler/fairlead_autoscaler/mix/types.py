@@ -1,7 +1,8 @@
-"""The values that the accelerator mix is worked out from, and what comes of it.
+"""Values of the accelerator mix.
 
-*Shapes* are buckets of requests by prompt and answer length, in any fixed order; rates and throughputs are tuples in that
-order, in requests per second. A throughput of 0 says that the accelerator cannot serve the shape within the objectives.
+Shapes are buckets of requests by prompt and output length, in any fixed order. Rates and
+throughputs are tuples in that order, in requests per second. A throughput of 0 means that the
+accelerator cannot serve the shape within the targets.
 """
 
 from collections.abc import Mapping
@@ -15,9 +16,13 @@ __all__ = ["AcceleratorMix", "MixSettings", "PoolCandidate"]
 
 @dataclass(frozen=True, slots=True)
 class MixSettings:
-    """``hold_seconds``: how long a mix is expected to stay, over which the cost of starting is spread. ``change_share``:
-    what each replica started or stopped is charged beside, as a share of its cost, so that equal mixes do not take turns.
-    ``solve_seconds`` is the solver's time."""
+    """Settings of the solver.
+
+    hold_seconds: the expected lifetime of a mix, over which the cost of starts is spread.
+    change_share: the price of each start or stop, as a share of the replica's cost; without it,
+        equal mixes would alternate.
+    solve_seconds: the time limit of the solver.
+    """
 
     hold_seconds: float = 1_800.0
     change_share: float = 0.01
@@ -26,10 +31,14 @@ class MixSettings:
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorMix:
-    """How many replicas of each pool, and which share (0..1) of each shape it takes (``shares[pool][shape]``).
-    ``cost_per_hour`` is that of the replicas alone. ``unserved`` is the requests per second that no pool can take. ``rule``:
-    ``milp`` (proven cheapest), ``milp-limit`` (best found in time), ``greedy-timeout``, ``greedy-infeasible``,
-    ``greedy-failed`` (the solver gave nothing), ``idle``."""
+    """The replicas of each pool, and `shares[pool][shape]`, the share (0..1) of each shape that it
+    takes.
+
+    cost_per_hour: of the replicas, without starts.
+    unserved: requests per second that no pool takes.
+    rule: `milp` (proven cheapest), `milp-limit` (best found in time), `greedy-timeout`,
+        `greedy-infeasible`, `greedy-failed` (no result of the solver), `idle`.
+    """
 
     replicas: Mapping[str, int]
     shares: Mapping[str, tuple[float, ...]]

@@ -1,25 +1,30 @@
 """APA: the application-specific autoscaler of AIBrix, as shipped and with its faults mended.
 
-The rule. Every 10 s the engines' metric is averaged over the pods, and over a window of 180 s. ratio = average ÷ target; above
-1.1, replicas = min(ceil(n × ratio), ceil(2 n)); below 0.9, max(ceil(n × ratio), floor(n ÷ 2)), where n is the number that was
-asked for, ready or not. Then a cool-down over what was recommended lately: 0 s on the way up, 300 s on the way down.
+The rule. Every 10 s the engines' metric is averaged over the pods, and over a window of 180 s.
+ratio = average ÷ target; above 1.1, replicas = min(ceil(n × ratio), ceil(2 n)); below 0.9,
+max(ceil(n × ratio), floor(n ÷ 2)), where n is the number that was asked for, ready or not. Then a
+cool-down over what was recommended lately: 0 s on the way up, 300 s on the way down.
 
 As shipped, three things are wrong (research: aibrix.md §1.4, read again in the source):
-- the cool-down is inverted: going down it takes the *smallest* recommendation of the last 300 s, where a cool-down takes the
-  largest;
-- a metric that cannot be fetched counts as 0.0 and no error, so an outage or an engine that is still loading reads as idle;
-- n moves at once while the average lags by three minutes, so each look multiplies again what the look before has ordered.
-  ``fixed`` mends the first two: largest (and, going up, smallest) of the window, and what is missing is left out; without any
-  value nothing changes. The third is the rule itself and stays.
+- the cool-down is inverted: going down it takes the *smallest* recommendation of the last 300 s,
+  where a cool-down takes the largest;
+- a metric that cannot be fetched counts as 0.0 and no error, so an outage or an engine that is
+  still loading reads as idle;
+- n moves at once while the average lags by three minutes, so each look multiplies again what the
+  look before has ordered. ``fixed`` mends the first two: largest (and, going up, smallest) of the
+  window, and what is missing is left out; without any value nothing changes. The third is the rule
+  itself and stays.
 
 Constants: sync 10 s, window 180 s, tolerances 0.1, rates 2 and 2, cool-downs 0 and 300 s.
 
-Source: vllm-project/aibrix at e3e10f9e (August 2026), pkg/controller/podautoscaler: algorithm/apa.go (computeTargetReplicas),
-podautoscaler_controller.go (computeScaleDecision, stabilizeRecommendation), context/context.go (defaults), metrics/fetcher.go
-(fetchFromPod), types/metrics.go (TimeWindow). Apache-2.0. Facts, not code.
+Source: vllm-project/aibrix at e3e10f9e (August 2026), pkg/controller/podautoscaler:
+algorithm/apa.go (computeTargetReplicas), podautoscaler_controller.go (computeScaleDecision,
+stabilizeRecommendation), context/context.go (defaults), metrics/fetcher.go (fetchFromPod),
+types/metrics.go (TimeWindow). Apache-2.0. Facts, not code.
 
-What was changed: one metric, of the engines (the gateway's rate is no metric of a pod). A target at 0 with a minimum of 0 stays
-there, as the formula has it: AIBrix does not come back from zero by itself.
+What was changed: one metric, of the engines (the gateway's rate is no metric of a pod). A target at
+0 with a minimum of 0 stays there, as the formula has it: AIBrix does not come back from zero by
+itself.
 """
 
 import math
@@ -34,7 +39,9 @@ from fairlead_autoscaler.presets.metrics import Metric, PoolSample, replica_metr
 
 @dataclass(frozen=True, slots=True)
 class ApaSettings:
-    """``target`` is of one replica, in the metric's unit. ``fixed``: without the faults of the cool-down and of missing metrics."""
+    """``target`` is of one replica, in the metric's unit. ``fixed``: without the faults of the
+    cool-down and of missing metrics.
+    """
 
     target: float
     metric: Metric = Metric.KV
@@ -58,7 +65,9 @@ class ApaState:
 
 
 def apa(model: ModelSpec, settings: ApaSettings) -> PerPoolController[ApaState]:
-    """An APA on every pool; the bounds are each pool's own. Raises BadInput for a metric that no pod has."""
+    """An APA on every pool; the bounds are each pool's own. Raises BadInput for a metric that no
+    pod has.
+    """
     if settings.metric is Metric.REQUEST_RATE:
         raise BadInput("APA reads metrics of pods, and no pod has a request rate", field="metric")
 

@@ -1,8 +1,9 @@
-"""How a controller is called: by ``step(observation) -> Plan``, as our own core is, so that benches can exchange them.
+"""How a controller is called: by ``step(observation) -> Plan``, as our own core is, so that benches
+can exchange them.
 
-A controller itself is a pure function from its state and a look to its next state and a plan. ``EachPool`` keeps the state of
-one that scales every pool by itself, and calls it at its own period; those that look at all pools together keep theirs
-themselves.
+A controller itself is a pure function from its state and a look to its next state and a plan.
+``EachPool`` keeps the state of one that scales every pool by itself, and calls it at its own
+period; those that look at all pools together keep theirs themselves.
 """
 
 from collections.abc import Callable
@@ -18,12 +19,16 @@ class Controller(Protocol):
     """What benches and simulators drive."""
 
     def step(self, observation: Observation) -> ScalingPlan:
-        """One look in, what to do out; called every ``model.interval_seconds``. A pool that is not in the plan stays."""
+        """One look in, what to do out; called every ``model.interval_seconds``. A pool that is not
+        in the plan stays.
+        """
         ...
 
 
 class PerPoolController(Generic[ControllerState]):
-    """Every pool by itself: ``decide(state, look) -> (state, plan)``, ``plan`` None for no change, every ``period_seconds``."""
+    """Every pool by itself: ``decide(state, look) -> (state, plan)``, ``plan`` None for no change,
+    every ``period_seconds``.
+    """
 
     def __init__(
         self,

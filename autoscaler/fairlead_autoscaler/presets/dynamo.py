@@ -1,29 +1,33 @@
 """Dynamo: NVIDIA's SLA planner, sizing by throughput.
 
-The rule. Every 180 s: requests, mean prompt and answer length of the interval are forecast one interval ahead
-(dynamo_forecast.py). With prefill and decode apart, engines of each kind come from what a profiling run measured, here from the
-engine's profile:
+The rule. Every 180 s: requests, mean prompt and answer length of the interval are forecast one
+interval ahead (dynamo_forecast.py). With prefill and decode apart, engines of each kind come from
+what a profiling run measured, here from the engine's profile:
 
     prefill = ceil(requests × prompt ÷ interval × min(1, p) ÷ prompt tokens a second of an engine)
     decode  = ceil(requests × answer ÷ interval ÷ the most tokens a second of an engine at an inter-token latency ≤ objective ÷ d)
 
-with the corrections p = measured TTFT ÷ profiled TTFT and d = measured ITL ÷ profiled ITL at the measured concurrency. p above
-1 is ignored: the planner takes it for queueing, so a queue never adds prefill engines. One kind of engine ("aggregated", in
-later versions): ceil(requests a second ÷ requests a second of an engine), where an engine takes the largest batch at which a
-step with its share of prompt tokens meets both objectives, and batch ÷ (answer × step) requests a second, or what its prompt
-tokens allow. At least one engine each. An interval without any finished token changes nothing.
+with the corrections p = measured TTFT ÷ profiled TTFT and d = measured ITL ÷ profiled ITL at the
+measured concurrency. p above 1 is ignored: the planner takes it for queueing, so a queue never adds
+prefill engines. One kind of engine ("aggregated", in later versions): ceil(requests a second ÷
+requests a second of an engine), where an engine takes the largest batch at which a step with its
+share of prompt tokens meets both objectives, and batch ÷ (answer × step) requests a second, or what
+its prompt tokens allow. At least one engine each. An interval without any finished token changes
+nothing.
 
 Constants: interval 180 s, at least 1 engine, objectives 0.5 s and 50 ms where none are given.
 
-Source: ai-dynamo/dynamo, components/planner/src/dynamo/planner/utils/planner_core.py at 07619258 (make_adjustments,
-_compute_replica_requirements), perf_interpolation.py, defaults.py; for the aggregated case
-AggRegressionModel.find_best_engine_agg_rps and _throughput_agg of later versions. Apache-2.0. Facts, not code.
+Source: ai-dynamo/dynamo, components/planner/src/dynamo/planner/utils/planner_core.py at 07619258
+(make_adjustments, _compute_replica_requirements), perf_interpolation.py, defaults.py; for the
+aggregated case AggRegressionModel.find_best_engine_agg_rps and _throughput_agg of later versions.
+Apache-2.0. Facts, not code.
 
-What was changed: profiles are formulas, not tables that are interpolated. Counts of an interval that could only be read in part
-are scaled to the whole of it, as a Prometheus increase is. Later versions have a second loop that reacts to load; it is not
-modelled. The GPU budget is the pools' maximum. ``headroom`` multiplies the forecast load and is ours (1 is the planner): the
-planner's own way to more room is a tighter objective, which moves a prefill pool not at all. Of several pools of one role the
-first is sized and the others stay.
+What was changed: profiles are formulas, not tables that are interpolated. Counts of an interval
+that could only be read in part are scaled to the whole of it, as a Prometheus increase is. Later
+versions have a second loop that reacts to load; it is not modelled. The GPU budget is the pools'
+maximum. ``headroom`` multiplies the forecast load and is ours (1 is the planner): the planner's own
+way to more room is a tighter objective, which moves a prefill pool not at all. Of several pools of
+one role the first is sized and the others stay.
 """
 
 import math
@@ -51,7 +55,9 @@ class DynamoSettings:
 
 @dataclass(frozen=True, slots=True)
 class IntervalSums:
-    """What an interval added up to: gateway counts with the seconds they cover, engine counts likewise."""
+    """What an interval added up to: gateway counts with the seconds they cover, engine counts
+    likewise.
+    """
 
     seconds: float = 0.0
     arrivals: float = 0.0
@@ -95,7 +101,9 @@ class IntervalSums:
 
 @dataclass(frozen=True, slots=True)
 class IntervalMeans:
-    """Of an interval: ``requests``, tokens of a prompt and of an answer, TTFT and ITL in seconds."""
+    """Of an interval: ``requests``, tokens of a prompt and of an answer, TTFT and ITL in
+    seconds.
+    """
 
     requests: float | None
     prompt: float | None
@@ -189,13 +197,17 @@ def prefill_rate(profile: EngineProfile, prompt: float) -> float:
 
 
 def decode_rate(profile: EngineProfile, context: float, itl: float) -> float:
-    """The most tokens a second at which a step takes at most ``itl``; that of a single sequence where even one takes longer."""
+    """The most tokens a second at which a step takes at most ``itl``; that of a single sequence
+    where even one takes longer.
+    """
     batch = _largest_batch(_max_batch(profile, context), lambda b: step_seconds(profile, b, context, 0.0) <= itl)
     return batch / step_seconds(profile, batch, context, 0.0)
 
 
 def serve_rate(profile: EngineProfile, prompt: float, answer: float, ttft: float, itl: float) -> float:
-    """Requests a second of an engine that prefills and decodes, at the largest batch that meets both objectives (else at 1)."""
+    """Requests a second of an engine that prefills and decodes, at the largest batch that meets
+    both objectives (else at 1).
+    """
     if prompt <= 0.0 or answer <= 0.0:
         return 0.0
     context = prompt + answer / 2.0
@@ -211,7 +223,9 @@ def serve_rate(profile: EngineProfile, prompt: float, answer: float, ttft: float
 
 
 def step_seconds(profile: EngineProfile, batch: int, context: float, prompt_tokens: float) -> float:
-    """A step that decodes ``batch`` sequences of ``context`` tokens and computes ``prompt_tokens``."""
+    """A step that decodes ``batch`` sequences of ``context`` tokens and computes
+    ``prompt_tokens``.
+    """
     return profile.step_time(computed=round(prompt_tokens) + batch, sequences=batch, resident=round(batch * context))
 
 
@@ -220,7 +234,9 @@ def _max_batch(profile: EngineProfile, context: float) -> int:
 
 
 def _largest_batch(most: int, holds: Callable[[int], bool]) -> int:
-    """The largest batch up to ``most`` that holds, where a batch holds whenever a larger one does; 1 where none does."""
+    """The largest batch up to ``most`` that holds, where a batch holds whenever a larger one does;
+    1 where none does.
+    """
     least = 1
     while least < most:
         middle = (least + most + 1) // 2
@@ -229,7 +245,9 @@ def _largest_batch(most: int, holds: Callable[[int], bool]) -> int:
 
 
 def _decode_correction(profile: EngineProfile, means: IntervalMeans, engines: int, settings: DynamoSettings) -> float:
-    """Measured ITL over the profiled one at the concurrency that the interval had (Little: rate × time of a request)."""
+    """Measured ITL over the profiled one at the concurrency that the interval had (Little: rate ×
+    time of a request).
+    """
     if means.requests is None or not engines or means.prompt is None or means.answer is None or means.itl is None:
         return 1.0
     lasted = (means.ttft or 0.0) + means.answer * means.itl

@@ -1,13 +1,15 @@
 """The forecasts of Dynamo's planner: the next value of a series that comes once an interval.
 
-Kalman: a level that moves by a trend, level' = level + trend; both drift (variances 1 and 0.1 an interval), measurements
-scatter (variance 10), and what is forecast is the next level. The first value sets the level, with a variance of 1000.
-Constant: the last value. Both leave out zeros before the first value that is not zero. ARIMA (the default there) and Prophet
-need packages and minutes of data; they are not modelled, and the study that this follows used Kalman in their place.
+Kalman: a level that moves by a trend, level' = level + trend; both drift (variances 1 and 0.1 an
+interval), measurements scatter (variance 10), and what is forecast is the next level. The first
+value sets the level, with a variance of 1000. Constant: the last value. Both leave out zeros before
+the first value that is not zero. ARIMA (the default there) and Prophet need packages and minutes of
+data; they are not modelled, and the study that this follows used Kalman in their place.
 
-Source: ai-dynamo/dynamo, components/src/dynamo/planner/utils/load_predictor.py at 0ff50012 (KalmanPredictor,
-ConstantPredictor); defaults kalman_q_level 1.0, kalman_q_trend 0.1, kalman_r 10.0. Apache-2.0. Facts, not code: the filter's
-equations written out for two states, where the original calls filterpy.
+Source: ai-dynamo/dynamo, components/src/dynamo/planner/utils/load_predictor.py at 0ff50012
+(KalmanPredictor, ConstantPredictor); defaults kalman_q_level 1.0, kalman_q_trend 0.1, kalman_r
+10.0. Apache-2.0. Facts, not code: the filter's equations written out for two states, where the
+original calls filterpy.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +27,9 @@ class ForecastMethod(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LevelTrendSeries:
-    """A local linear trend: level and trend with their covariance (of level, of both, of trend). ``seen``: any value yet."""
+    """A local linear trend: level and trend with their covariance (of level, of both, of trend).
+    ``seen``: any value yet.
+    """
 
     seen: bool = False
     last: float = 0.0

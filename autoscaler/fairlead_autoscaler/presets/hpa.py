@@ -1,25 +1,30 @@
 """HPA v2: Kubernetes' horizontal pod autoscaler.
 
-The rule. Every 15 s, by one metric: with a metric of each pod, ratio = average over the pods that have one ÷ target, and
-replicas = ceil(ratio × those pods); within the tolerance of 1 nothing changes. Pods without the metric count as idle where the
-ratio would raise, and as being at the target where it would lower; pods that are pending count as idle where it would raise and
-not at all where it would lower; if that turns the direction round, nothing changes. With a metric of the whole (request rate),
-replicas = ceil(total ÷ target), with total ÷ (target × replicas) for the tolerance. No metric at all: no change. Then at most
-max(2 × replicas, 4), never below the largest number that was wanted in the last 300 s, and within the bounds; a ``behavior``
-puts its own rates and windows in place of both (hpa_behavior.py). The first look remembers the number there is as if it had
-been wanted, so that a restarted controller does not scale down at once. A target at 0 replicas switches the autoscaler off
-(feature gate HPAScaleToZero is off).
+The rule. Every 15 s, by one metric: with a metric of each pod, ratio = average over the pods that
+have one ÷ target, and replicas = ceil(ratio × those pods); within the tolerance of 1 nothing
+changes. Pods without the metric count as idle where the ratio would raise, and as being at the
+target where it would lower; pods that are pending count as idle where it would raise and not at all
+where it would lower; if that turns the direction round, nothing changes. With a metric of the whole
+(request rate), replicas = ceil(total ÷ target), with total ÷ (target × replicas) for the tolerance.
+No metric at all: no change. Then at most max(2 × replicas, 4), never below the largest number that
+was wanted in the last 300 s, and within the bounds; a ``behavior`` puts its own rates and windows
+in place of both (hpa_behavior.py). The first look remembers the number there is as if it had been
+wanted, so that a restarted controller does not scale down at once. A target at 0 replicas switches
+the autoscaler off (feature gate HPAScaleToZero is off).
 
-Constants: sync 15 s, tolerance 0.1, down window 300 s (flags of kube-controller-manager), ×2 and 4 (horizontal.go).
+Constants: sync 15 s, tolerance 0.1, down window 300 s (flags of kube-controller-manager), ×2 and 4
+(horizontal.go).
 
-Source: kubernetes/kubernetes v1.36.3, pkg/controller/podautoscaler: replica_calculator.go (calcPlainMetricReplicas,
-GetExternalPerPodMetricReplicas, groupPods), metrics/utilization.go (GetMetricUsageRatio), horizontal.go (reconcileAutoscaler,
-normalizeDesiredReplicas, stabilizeRecommendation, convertDesiredReplicasWithRules). Apache-2.0. Facts, not code: equal to what
-the Go functions did on 200 vectors (tests/autoscaler/golden).
+Source: kubernetes/kubernetes v1.36.3, pkg/controller/podautoscaler: replica_calculator.go
+(calcPlainMetricReplicas, GetExternalPerPodMetricReplicas, groupPods), metrics/utilization.go
+(GetMetricUsageRatio), horizontal.go (reconcileAutoscaler, normalizeDesiredReplicas,
+stabilizeRecommendation, convertDesiredReplicasWithRules). Apache-2.0. Facts, not code: equal to
+what the Go functions did on 200 vectors (tests/autoscaler/golden).
 
-What was changed: one metric instead of a list. A replica that starts is a running pod without a metric: an engine's container
-runs for nearly all of the time it loads. Whoever deploys an HPA deploys at least ``minReplicas``, so the first plan raises a
-pool that stands below it, where the controller itself would stay off at 0.
+What was changed: one metric instead of a list. A replica that starts is a running pod without a
+metric: an engine's container runs for nearly all of the time it loads. Whoever deploys an HPA
+deploys at least ``minReplicas``, so the first plan raises a pool that stands below it, where the
+controller itself would stay off at 0.
 """
 
 import math
@@ -59,8 +64,8 @@ class HpaPod:
 
 @dataclass(frozen=True, slots=True)
 class HpaObservation:
-    """What the controller looks at: ``spec`` and ``status`` replicas of the target, and either ``pods`` or the ``total`` in
-    thousandths; both None: no metric."""
+    """What the controller looks at: ``spec`` and ``status`` replicas of the target, and either
+    ``pods`` or the ``total`` in thousandths; both None: no metric."""
 
     now: float
     spec: int
@@ -176,7 +181,9 @@ def reconcile(state: HpaState, seen: HpaObservation, settings: HpaSettings) -> t
 
 
 def proposed_replicas(seen: HpaObservation, settings: HpaSettings) -> int | None:
-    """How many replicas the metric asks for, before windows, rates and bounds; None without any metric."""
+    """How many replicas the metric asks for, before windows, rates and bounds; None without any
+    metric.
+    """
     if seen.total_milli is not None:
         asked = settings.target_milli * seen.status
         near = asked > 0 and settings.is_within_tolerance(seen.total_milli / asked)

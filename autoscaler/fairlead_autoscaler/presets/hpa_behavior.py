@@ -1,15 +1,19 @@
-"""``spec.behavior`` of a HorizontalPodAutoscaler: stabilisation windows, rate limits and tolerances for each direction.
+"""``spec.behavior`` of a HorizontalPodAutoscaler: stabilisation windows, rate limits and tolerances
+for each direction.
 
-An autoscaler that sets ``behavior`` is treated by other code in Kubernetes than one that does not (hpa.py has that path). The
-wanted number is first kept within what was wanted lately: not above the smallest of the up window, not below the largest of the
-down window. Then the rates: each policy allows so many pods, or so many percent, on top of what there was when its period
-began, which is found by taking back the changes made since. ``select`` takes the policy that changes most (Max), least (Min),
-or forbids the direction (Disabled).
+An autoscaler that sets ``behavior`` is treated by other code in Kubernetes than one that does not
+(hpa.py has that path). The wanted number is first kept within what was wanted lately: not above the
+smallest of the up window, not below the largest of the down window. Then the rates: each policy
+allows so many pods, or so many percent, on top of what there was when its period began, which is
+found by taking back the changes made since. ``select`` takes the policy that changes most (Max),
+least (Min), or forbids the direction (Disabled).
 
-Source: kubernetes/kubernetes v1.36.3, pkg/controller/podautoscaler/horizontal.go, stabilizeRecommendationWithBehaviors,
-convertDesiredReplicasWithBehaviorRate, calculateScale{Up,Down}LimitWith…, storeScaleEvent; defaults from
-pkg/apis/autoscaling/v2/defaults.go. Apache-2.0. Changed: histories are values that are pruned, not slices whose old places are
-used again; what is decided is the same, on 200 vectors that the Go code made (tests/autoscaler/golden).
+Source: kubernetes/kubernetes v1.36.3, pkg/controller/podautoscaler/horizontal.go,
+stabilizeRecommendationWithBehaviors, convertDesiredReplicasWithBehaviorRate,
+calculateScale{Up,Down}LimitWith…, storeScaleEvent; defaults from
+pkg/apis/autoscaling/v2/defaults.go. Apache-2.0. Changed: histories are values that are pruned, not
+slices whose old places are used again; what is decided is the same, on 200 vectors that the Go code
+made (tests/autoscaler/golden).
 """
 
 import math
@@ -46,7 +50,9 @@ class ScalingPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ScalingRules:
-    """One direction. ``window_seconds`` None: the controller's own; ``tolerance`` None: likewise."""
+    """One direction. ``window_seconds`` None: the controller's own; ``tolerance`` None:
+    likewise.
+    """
 
     policies: tuple[ScalingPolicy, ...]
     window_seconds: float | None = None
@@ -85,7 +91,9 @@ class ScaleEvents:
 def stabilize(
     wanted: int, current: int, history: History, now: float, behavior: ScalingBehavior, down_window: float
 ) -> int:
-    """The current number, moved only as far as all that was wanted within both windows agrees with."""
+    """The current number, moved only as far as all that was wanted within both windows agrees
+    with.
+    """
     up_window = behavior.up.window_seconds or 0.0
     ceiling = min([wanted, *(n for at, n in history if at > now - up_window)])
     floor = max([wanted, *(n for at, n in history if at > now - down_window_seconds(behavior, down_window))])

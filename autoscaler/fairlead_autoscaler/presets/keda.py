@@ -1,20 +1,21 @@
 """KEDA: a ScaledObject with one Prometheus threshold.
 
-The rule. Above zero KEDA is an HPA: it writes one with an external metric whose average per replica should be the threshold, so
-all of hpa.py holds: ceil(total ÷ threshold), tolerance, the largest of 300 s, at most double. Between 0 and 1 it acts itself,
-every polling interval (30 s): the trigger is active while its value is above the activation threshold (0); an active trigger
-takes a target at 0 to max(1, minimum), and a target with minimum 0 goes to 0 when the trigger was last active longer ago than
-the cool-down (300 s). The Prometheus scaler takes an empty answer for 0 (``ignoreNullValues: true`` is the default), so metrics
-that are away read as no load.
+The rule. Above zero KEDA is an HPA: it writes one with an external metric whose average per replica
+should be the threshold, so all of hpa.py holds: ceil(total ÷ threshold), tolerance, the largest of
+300 s, at most double. Between 0 and 1 it acts itself, every polling interval (30 s): the trigger is
+active while its value is above the activation threshold (0); an active trigger takes a target at 0
+to max(1, minimum), and a target with minimum 0 goes to 0 when the trigger was last active longer
+ago than the cool-down (300 s). The Prometheus scaler takes an empty answer for 0
+(``ignoreNullValues: true`` is the default), so metrics that are away read as no load.
 
 Constants: polling 30 s, cool-down 300 s, activation threshold 0, HPA sync 15 s.
 
-Source: kedacore/keda at 8b4f083ca (August 2026), pkg/scaling/executor/scale_scaledobjects.go (RequestScale, scaleToZeroOrIdle,
-scaleFromZeroOrIdle), pkg/scalers/prometheus_scaler.go, apis/keda/v1alpha1/{withtriggers,scaledobject}_types.go. Apache-2.0.
-Facts, not code.
+Source: kedacore/keda at 8b4f083ca (August 2026), pkg/scaling/executor/scale_scaledobjects.go
+(RequestScale, scaleToZeroOrIdle, scaleFromZeroOrIdle), pkg/scalers/prometheus_scaler.go,
+apis/keda/v1alpha1/{withtriggers,scaledobject}_types.go. Apache-2.0. Facts, not code.
 
-What was changed: no fallback, no idle count. A query over the engines counts what the gateway holds, too, or nothing could wake
-a target at 0.
+What was changed: no fallback, no idle count. A query over the engines counts what the gateway
+holds, too, or nothing could wake a target at 0.
 """
 
 from dataclasses import dataclass, field, replace
@@ -73,7 +74,9 @@ def keda(model: ModelSpec, settings: KedaSettings) -> PerPoolController[KedaStat
 def _poll(
     state: KedaState, settings: KedaSettings, look: PoolSample, value: float | None
 ) -> tuple[KedaState, PoolPlan | None]:
-    """What KEDA does itself, beside its HPA: between 0 and 1. ``value`` None: the scaler failed, which changes nothing."""
+    """What KEDA does itself, beside its HPA: between 0 and 1. ``value`` None: the scaler failed,
+    which changes nothing.
+    """
     if value is None:
         return state, None
     inputs = {"trigger": DecisionInput(value)}

@@ -1,25 +1,30 @@
 """KPA: the pod autoscaler of Knative.
 
-The rule. The concurrency of the whole revision is averaged over a stable window (60 s) and a panic window (a tenth of it). Each
-asks for ceil(average ÷ target) pods, kept between floor(ready ÷ 2) and ceil(ready × 1000). When what the panic window asks for,
-before those limits, is 2 × the ready pods or more, panic begins: the larger of both holds, and the number never falls until a
-whole stable window has passed without. A down delay holds the largest number of that while. No data for a whole window: no
-decision. A controller that starts beside more than one pod starts in panic at that number, so a restart does not scale down.
+The rule. The concurrency of the whole revision is averaged over a stable window (60 s) and a panic
+window (a tenth of it). Each asks for ceil(average ÷ target) pods, kept between floor(ready ÷ 2) and
+ceil(ready × 1000). When what the panic window asks for, before those limits, is 2 × the ready pods
+or more, panic begins: the larger of both holds, and the number never falls until a whole stable
+window has passed without. A down delay holds the largest number of that while. No data for a whole
+window: no decision. A controller that starts beside more than one pod starts in panic at that
+number, so a restart does not scale down.
 
-Constants: stable window 60 s, panic window 10 %, panic threshold 200 %, up rate 1000, down rate 2, utilisation 70 %, tick 2 s,
-down delay 0, scale-to-zero grace 30 s.
+Constants: stable window 60 s, panic window 10 %, panic threshold 200 %, up rate 1000, down rate 2,
+utilisation 70 %, tick 2 s, down delay 0, scale-to-zero grace 30 s.
 
-Source: knative/serving v0.47.0, pkg/autoscaler/scaling/autoscaler.go (newAutoscaler, Scale), pkg/autoscaler/config/config.go
-(defaults), pkg/autoscaler/metrics/collector.go (windows, ErrNoData), pkg/reconciler/autoscaling/kpa/scaler.go (applyBounds,
-handleScaleToZero). Apache-2.0. Facts, not code: equal to what the Go functions did on 200 vectors (tests/autoscaler/golden).
+Source: knative/serving v0.47.0, pkg/autoscaler/scaling/autoscaler.go (newAutoscaler, Scale),
+pkg/autoscaler/config/config.go (defaults), pkg/autoscaler/metrics/collector.go (windows,
+ErrNoData), pkg/reconciler/autoscaling/kpa/scaler.go (applyBounds, handleScaleToZero). Apache-2.0.
+Facts, not code: equal to what the Go functions did on 200 vectors (tests/autoscaler/golden).
 
-One quirk of the original is kept: in the second in which the last data is exactly as old as the window, its average is already 0
-and it does not count as empty yet, so a look in that very second scales down.
+One quirk of the original is kept: in the second in which the last data is exactly as old as the
+window, its average is already 0 and it does not count as empty yet, so a look in that very second
+scales down.
 
-What was changed: looks come every 5 s instead of 2 s and the value of a look stands for the seconds since the one before, up to
-one stable window. ``target`` is what one replica should carry, that is after the 70 %. Requests that the gateway holds count as
-concurrency, as those in Knative's activator do; a revision at zero gets its first pod as soon as one is held. To zero: after a
-stable window at which nothing is wanted and the grace period, without Knative's probes of the activator.
+What was changed: looks come every 5 s instead of 2 s and the value of a look stands for the seconds
+since the one before, up to one stable window. ``target`` is what one replica should carry, that is
+after the 70 %. Requests that the gateway holds count as concurrency, as those in Knative's
+activator do; a revision at zero gets its first pod as soon as one is held. To zero: after a stable
+window at which nothing is wanted and the grace period, without Knative's probes of the activator.
 """
 
 import math
@@ -36,7 +41,9 @@ _TICK_SECONDS = 2  # Knative's; the down delay counts in it
 
 @dataclass(frozen=True, slots=True)
 class KpaSettings:
-    """``target`` is of one replica, in the metric's unit; ``activation_scale`` the fewest when there is any load."""
+    """``target`` is of one replica, in the metric's unit; ``activation_scale`` the fewest when
+    there is any load.
+    """
 
     target: float
     metric: Metric = Metric.CONCURRENCY
@@ -54,7 +61,9 @@ class KpaSettings:
 
 @dataclass(frozen=True, slots=True)
 class KpaState:
-    """``panic_since``: when the threshold was last passed; ``idle_since``: since when nothing is wanted; ``looked``: last."""
+    """``panic_since``: when the threshold was last passed; ``idle_since``: since when nothing is
+    wanted; ``looked``: last.
+    """
 
     stable: WindowAverage
     panic: WindowAverage

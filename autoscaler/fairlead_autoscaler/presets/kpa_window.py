@@ -1,11 +1,13 @@
-"""Knative's windows: averages over seconds that know where data begins and ends, and the largest number of the last while.
+"""Knative's windows: averages over seconds that know where data begins and ends, and the largest
+number of the last while.
 
-An average counts from the first write of a run of data to the last one: 6 s into a run the average is over 6 s, not over the
-window; a gap inside counts as zero; after a whole window without a write there is no data at all, which is not zero. Values of
-one second add up.
+An average counts from the first write of a run of data to the last one: 6 s into a run the average
+is over 6 s, not over the window; a gap inside counts as zero; after a whole window without a write
+there is no data at all, which is not zero. Values of one second add up.
 
 Source: knative/serving v0.47.0, pkg/autoscaler/aggregation/bucketing.go (TimedFloat64Buckets) and
-pkg/autoscaler/aggregation/max/window.go. Apache-2.0. Changed: values of the window are kept, not a ring; writes come in order.
+pkg/autoscaler/aggregation/max/window.go. Apache-2.0. Changed: values of the window are kept, not a
+ring; writes come in order.
 """
 
 import math
@@ -16,7 +18,9 @@ _DIGITS = 1e6  # averages are rounded to six digits
 
 @dataclass(frozen=True, slots=True)
 class WindowAverage:
-    """Values by second, of the last ``window_seconds``. ``first`` and ``last`` written second; None: nothing yet."""
+    """Values by second, of the last ``window_seconds``. ``first`` and ``last`` written second;
+    None: nothing yet.
+    """
 
     window_seconds: int
     values: tuple[tuple[int, float], ...] = ()

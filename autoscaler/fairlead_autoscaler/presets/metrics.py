@@ -1,16 +1,19 @@
-"""What a public controller would have measured, out of what our shell sees: one look at one pool, and the metrics to choose
-from.
+"""What a public controller would have measured, out of what our shell sees: one look at one pool,
+and the metrics to choose from.
 
 Public controllers are set up with one metric. Which one decides more than the controller does
 (docs/guides/autoscaling-presets.md), so it is a knob of every preset that has a choice:
 
 - ``kv``: share of an engine's KV cache in use, 0..1 (vLLM ``kv_cache_usage_perc``).
-- ``concurrency``: requests an engine runs and queues (vLLM ``num_requests_running`` + ``num_requests_waiting``).
+- ``concurrency``: requests an engine runs and queues (vLLM ``num_requests_running`` +
+  ``num_requests_waiting``).
 - ``waiting``: requests it queues alone.
-- ``request-rate``: requests a second as they arrive at the gateway, over the last minute, as a Prometheus query has them.
+- ``request-rate``: requests a second as they arrive at the gateway, over the last minute, as a
+  Prometheus query has them.
 
-Missing stays None. A pool's share of what arrives and of what the gateway holds: pools that prefill (Serve, Prefill) share it
-by their ready replicas, decode pools likewise among themselves; what is held waits for a prefill.
+Missing stays None. A pool's share of what arrives and of what the gateway holds: pools that prefill
+(Serve, Prefill) share it by their ready replicas, decode pools likewise among themselves; what is
+held waits for a prefill.
 """
 
 from collections.abc import Mapping
@@ -43,7 +46,9 @@ class Metric(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PoolSample:
-    """One look at one pool. ``held`` requests and ``request_rate`` (a second) are this pool's share; None: no gateway answered."""
+    """One look at one pool. ``held`` requests and ``request_rate`` (a second) are this pool's
+    share; None: no gateway answered.
+    """
 
     now: float
     spec: PoolSpec
@@ -54,13 +59,17 @@ class PoolSample:
 
 @dataclass(frozen=True, slots=True)
 class ArrivalRate:
-    """Requests that arrived, by look: (seconds since the look before, requests); the last minute of those that were read."""
+    """Requests that arrived, by look: (seconds since the look before, requests); the last minute of
+    those that were read.
+    """
 
     last: float | None = None
     seen: tuple[tuple[float, float, float], ...] = ()
 
     def plus(self, observation: Observation) -> "ArrivalRate":
-        """With one more look. A look without a gateway adds nothing; what it missed is not made up."""
+        """With one more look. A look without a gateway adds nothing; what it missed is not made
+        up.
+        """
         now = observation.now
         kept = tuple(one for one in self.seen if one[0] > now - _RATE_WINDOW_SECONDS)
         if observation.gateway is None or self.last is None or now <= self.last:
@@ -74,7 +83,9 @@ class ArrivalRate:
 
 
 def replica_metric(metric: Metric, replica: ReplicaMetrics) -> float | None:
-    """A replica's own value; None where it has none. Request rates are the gateway's, no replica has one."""
+    """A replica's own value; None where it has none. Request rates are the gateway's, no replica
+    has one.
+    """
     if metric is Metric.KV:
         return replica.kv_share
     if metric is Metric.WAITING:
@@ -85,8 +96,8 @@ def replica_metric(metric: Metric, replica: ReplicaMetrics) -> float | None:
 
 
 def pool_metric(metric: Metric, look: PoolSample) -> float | None:
-    """The sum over the replicas that serve, with what the gateway holds for them where the metric counts requests; None where
-    no replica and no gateway could be read."""
+    """The sum over the replicas that serve, with what the gateway holds for them where the metric
+    counts requests; None where no replica and no gateway could be read."""
     if metric is Metric.REQUEST_RATE:
         return look.request_rate
     values = [

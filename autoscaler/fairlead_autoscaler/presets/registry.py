@@ -1,9 +1,10 @@
 """Every preset by name: how to build one, and the knobs that a bench may search.
 
-A name stands for a controller with the metric it is set up with, since that choice decides most. The first knob of each is the
-one that an operator would turn; its grid is geometric and wide enough for both pools of the study
-(docs/guides/autoscaling-presets.md), since none of these controllers knows what an engine can do. ``fixed`` is the value that a
-sensible operator would set once for all scenarios: what the study found to be the best compromise for each.
+A name stands for a controller with the metric it is set up with, since that choice decides most.
+The first knob of each is the one that an operator would turn; its grid is geometric and wide enough
+for both pools of the study (docs/guides/autoscaling-presets.md), since none of these controllers
+knows what an engine can do. ``fixed`` is the value that a sensible operator would set once for all
+scenarios: what the study found to be the best compromise for each.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +24,9 @@ from fairlead_autoscaler.presets.wva import WvaController, WvaSettings
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """``grid`` is what a search tries, ascending; ``fixed`` what is set where nothing is searched."""
+    """``grid`` is what a search tries, ascending; ``fixed`` what is set where nothing is
+    searched.
+    """
 
     name: str
     unit: str
@@ -33,7 +36,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """``build(model, values)`` makes a fresh controller; ``values`` by knob name, all of them given."""
+    """``build(model, values)`` makes a fresh controller; ``values`` by knob name, all of them
+    given.
+    """
 
     name: str
     summary: str
@@ -183,7 +188,9 @@ PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _ALL}
 
 
 def build(name: str, model: ModelSpec, **values: float) -> Controller:
-    """A fresh controller of a preset; what is not given is the knob's ``fixed``. Raises BadInput for a name or knob unknown."""
+    """A fresh controller of a preset; what is not given is the knob's ``fixed``. Raises BadInput
+    for a name or knob unknown.
+    """
     if name not in PRESETS:
         raise BadInput(f"no preset is called {name!r}", field="preset", hint=f"known: {', '.join(sorted(PRESETS))}")
     preset = PRESETS[name]

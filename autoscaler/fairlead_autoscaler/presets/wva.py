@@ -1,18 +1,23 @@
 """WVA: the workload variant autoscaler of llm-d, in its saturation mode.
 
-The rule. Every 60 s, over the pools of one model and role ("variants"), with each replica's largest KV share and queue of the
-last minute. A replica is saturated at KV ≥ 0.80 or a queue ≥ 5. The spare of those that are not is averaged: 0.80 − KV and 5 −
-queue. Less spare than 0.10 or 3: one replica more, of the cheapest variant that has nothing pending. Otherwise, if two are not
-saturated and the same load on one replica fewer would leave both spares: one replica less, of the dearest variant that has more
-than one. While any variant is not yet what was asked for, or does not report with all of its replicas, nothing changes.
+The rule. Every 60 s, over the pools of one model and role ("variants"), with each replica's largest
+KV share and queue of the last minute. A replica is saturated at KV ≥ 0.80 or a queue ≥ 5. The spare
+of those that are not is averaged: 0.80 − KV and 5 − queue. Less spare than 0.10 or 3: one replica
+more, of the cheapest variant that has nothing pending. Otherwise, if two are not saturated and the
+same load on one replica fewer would leave both spares: one replica less, of the dearest variant
+that has more than one. While any variant is not yet what was asked for, or does not report with all
+of its replicas, nothing changes.
 
-Constants: 0.80, 5, 0.10, 3, minimum of two unsaturated replicas, step 1; period 60 s (assumed by the study).
+Constants: 0.80, 5, 0.10, 3, minimum of two unsaturated replicas, step 1; period 60 s (assumed by
+the study).
 
-Source: llm-d-incubation/workload-variant-autoscaler at 36587f8c, internal/saturation/analyzer.go (AnalyzeModelSaturation,
-isScaleDownSafe, CalculateSaturationTargets). Apache-2.0. Facts, not code. This is the analyzer that uses percentages ("V1");
-the token-based one that later releases default to is not modelled.
+Source: llm-d-incubation/workload-variant-autoscaler at 36587f8c, internal/saturation/analyzer.go
+(AnalyzeModelSaturation, isScaleDownSafe, CalculateSaturationTargets). Apache-2.0. Facts, not code.
+This is the analyzer that uses percentages ("V1"); the token-based one that later releases default
+to is not modelled.
 
-What was changed: the bounds are each pool's own. A variant without a replica has no metrics and is never scaled up, as there.
+What was changed: the bounds are each pool's own. A variant without a replica has no metrics and is
+never scaled up, as there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +41,9 @@ _MIN_UNSATURATED = 2  # to go down
 
 @dataclass(frozen=True, slots=True)
 class WvaSettings:
-    """``kv_threshold`` and ``queue_threshold`` say when a replica is saturated, the triggers how much spare there should be."""
+    """``kv_threshold`` and ``queue_threshold`` say when a replica is saturated, the triggers how
+    much spare there should be.
+    """
 
     kv_threshold: float = 0.80
     queue_threshold: float = 5.0

@@ -4,7 +4,6 @@ A missing field has its default. An impossible value is an error that names the 
 permitted values. ``docs/reference/seams.md`` has the fields.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Role
 from fairlead.names import closest_matches
-from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead_autoscaler.core.settings import DEFAULT_VALUES, ScalingSettings
 from fairlead_autoscaler.core.types import ModelSpec, PoolSpec
 from fairlead_sim.adapters.field_parsing import (
     parse_number,
@@ -58,21 +57,20 @@ def parse_settings(changes: Mapping[str, Any]) -> ScalingSettings:
     """Returns the default settings with ``changes``. Raises BadInput for an unknown name or
     value.
     """
-    defaults = {item.name: item.default for item in dataclasses.fields(ScalingSettings)}
     for name, value in changes.items():
-        if name not in defaults:
-            close = closest_matches(name, list(defaults), count=1)
-            hint = f"did you mean {close[0]}?" if close else "they are the fields of ScalingSettings"
+        if name not in DEFAULT_VALUES:
+            close = closest_matches(name, list(DEFAULT_VALUES), count=1)
+            hint = f"did you mean {close[0]}?" if close else "see the table of settings in docs/reference/autoscaler.md"
             raise BadInput(f"{name}: no setting is called so", field=name, hint=hint)
-        if isinstance(defaults[name], bool):
+        if isinstance(DEFAULT_VALUES[name], bool):
             if not isinstance(value, bool):
                 raise BadInput(f"{name}: {value!r} where True or False belongs", field=name)
         elif not 0.0 <= parse_number(value, name) < math.inf or (
-            isinstance(defaults[name], int) and not isinstance(value, int)
+            isinstance(DEFAULT_VALUES[name], int) and not isinstance(value, int)
         ):
-            kind = "whole number" if isinstance(defaults[name], int) else "number"
+            kind = "whole number" if isinstance(DEFAULT_VALUES[name], int) else "number"
             raise BadInput(f"{name}: {value!r} where a finite {kind} from 0 on belongs", field=name)
-    return ScalingSettings(**changes)
+    return ScalingSettings().with_values(changes)
 
 
 def _parse_limit(source: Any, name: str, owner: str) -> float | None:

@@ -101,7 +101,7 @@ def _controller_factory(options: argparse.Namespace) -> Callable[[ModelSpec], Co
         knobs = dict([_parse_parameter(text) for text in options.changes])
         return lambda model: build(options.preset, model, **knobs)
     changes = parse_changes(options.changes)
-    return lambda model: ScalingCore(replace(model, **changes.model), ScalingSettings(**changes.settings))
+    return lambda model: ScalingCore(replace(model, **changes.model), ScalingSettings().with_values(changes.settings))
 
 
 def _parse_parameter(text: str) -> tuple[str, float]:

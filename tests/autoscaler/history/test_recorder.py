@@ -118,7 +118,7 @@ def test_a_disk_that_does_not_take_it_costs_the_recording_only(tmp_path: Path) -
 
 
 def test_a_folder_without_a_recording_is_said_to_be_one(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="holds no recording"):
+    with pytest.raises(BadInput, match="has no recording"):
         list(read_records(tmp_path))
 
 

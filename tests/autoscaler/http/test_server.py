@@ -100,7 +100,7 @@ def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -> None
                 refused = await client.get(path, params={"model": KEY, name: at})
                 assert refused.status_code == 400
                 told = refused.json()["error"]["message"]
-                assert told == f"{name}={at[:70]} is no moment; write Unix seconds, such as {name}=1763726400.5"
+                assert told == f"{name}={at[:70]} is not a time; write Unix seconds, such as {name}=1763726400.5"
 
     asked(made, use)
 

@@ -16,7 +16,7 @@ from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import AcceptBatch, EventFrame, ProcessRestarted, StreamComplete
 from fairlead_kvstore.reader.event_application import apply_outcomes
 
-RECORDINGS = Path(__file__).parents[1] / "recordings"
+RECORDINGS = Path(__file__).parent / "recordings"
 MODEL = "default/tiny"
 SIZE = 32
 
