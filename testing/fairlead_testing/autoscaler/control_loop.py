@@ -11,7 +11,7 @@ from fairlead.fleet.model import SloTargets
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
-from fairlead_autoscaler.control_loop import ControlLoop
+from fairlead_autoscaler.control_loop import ControlLoop, LoopOptions, LoopParts, MixSolver
 from fairlead_autoscaler.core import (
     CoreState,
     MixRequest,
@@ -84,17 +84,12 @@ class ControlLoopHarness:
         self.cores.append(made)
         return made
 
-    def loop(self, *, limits: Limits | None = None, **more: Any) -> ControlLoop:
+    def loop(self, *, limits: Limits | None = None, mix_solver: MixSolver | None = None) -> ControlLoop:
         return ControlLoop(
-            self,
-            self,
-            self,
-            self.core,
-            clock=self.clock,
-            limits=limits or Limits(),
-            on_record=self.records.append,
-            leads=lambda: self.leading,
-            **more,
+            LoopParts(self, self, self, self.core, self.records.append, mix_solver),
+            LoopOptions(is_leader=lambda: self.leading),
+            self.clock,
+            limits or Limits(),
         )
 
     def state(self, *given: Any, **policy: Any) -> ModelState:
