@@ -1,9 +1,8 @@
-"""What the API server has of models, workloads and pods → the models that are scaled, as they are.
-Pure.
+"""Cluster state: the objects of the API server as models to scale. Pure.
 
-A pool is held by somebody else when its workload's number has another writer than the operator, who
-only begins with it, and us: a person with ``kubectl scale``, an HPA, KEDA. ``spec.replicas`` holds
-the only pool of its model likewise.
+A pool's number has another owner if it has another writer than the autoscaler and the operator,
+which only begins with it. Such are a person with `kubectl scale`, an HPA and KEDA. `spec.replicas`
+also owns the number of the only pool of its model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,8 +54,10 @@ from fairlead_autoscaler.target import ModelState, PoolState, Replica
 
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
-    """What is known of the cluster. Workloads and pods are those of each model, by its key;
-    ``wall`` is Unix time.
+    """The known objects of the cluster.
+
+    workloads, pods: by the key of their model.
+    wall: Unix seconds.
     """
 
     models: Sequence[ParsedModel]
@@ -70,7 +71,7 @@ class ClusterSnapshot:
 
 
 def model_states(snapshot: ClusterSnapshot) -> dict[str, ModelState]:
-    """Every model whose numbers the autoscaler is asked about."""
+    """Returns the state of every model that is scaled."""
     return {
         model.key: _model_state(snapshot, model, model.spec)
         for model in snapshot.models
@@ -79,13 +80,17 @@ def model_states(snapshot: ClusterSnapshot) -> dict[str, ModelState]:
 
 
 def is_scaled(spec: ModelDeploymentSpec) -> bool:
-    """Is there anything for the autoscaler to say?"""
+    """Whether the autoscaler decides about the model."""
     return spec.autoscaling.mode is not ScalingMode.OFF and not spec.is_external
 
 
 @dataclass(frozen=True, slots=True)
 class WatchStatus:
-    """How well a kind is followed: it was listed once, and what is wrong with its watch now."""
+    """The state of the watch of one kind.
+
+    synced: the kind was listed once.
+    problem: the current problem of the watch; None: there is none.
+    """
 
     resource: Resource
     synced: bool
@@ -93,150 +98,154 @@ class WatchStatus:
 
 
 def sync_blocked_reason(kinds: Iterable[WatchStatus]) -> str:
-    """Why what is known of the cluster is not how things are, in words; empty while it is."""
-    for one in kinds:
-        if one.resource is ACCELERATOR_CLASSES and not one.synced and one.problem is not None:
-            continue  # whoever may not read them has the built-in ones
-        if one.resource is LEADER_WORKER_SETS and isinstance(one.problem, NotFound):
-            continue  # the cluster has forgotten the kind, and with it all there were
-        why = f": {one.problem}" if one.problem is not None else ""
-        if not one.synced:
-            return f"{one.resource.plural} have not been listed yet{why}"
-        if one.problem is not None:
-            return f"{one.resource.plural} cannot be followed{why}"
+    """Returns why the known objects may be out of date, in words; empty if they are not."""
+    for watch in kinds:
+        if watch.resource is ACCELERATOR_CLASSES and not watch.synced and watch.problem is not None:
+            continue  # without permission to read them, the built-in classes apply
+        if watch.resource is LEADER_WORKER_SETS and isinstance(watch.problem, NotFound):
+            continue  # the kind was removed from the cluster, with all of its objects
+        problem = f": {watch.problem}" if watch.problem is not None else ""
+        if not watch.synced:
+            return f"{watch.resource.plural} have not been listed yet{problem}"
+        if watch.problem is not None:
+            return f"{watch.resource.plural} cannot be followed{problem}"
     return ""
 
 
 def foreign_writers(
     models: Iterable[ParsedModel], workloads: Mapping[str, Sequence[Manifest]]
 ) -> dict[str, dict[str, str]]:
-    """Every model that the autoscaler is asked about, or that cannot be read: by pool, who else
-    sets its number.
+    """Returns the other owners of numbers, by model and pool.
+
+    The result has every model that is scaled, and those that cannot be read.
     """
-    found: dict[str, dict[str, str]] = {}
+    writers: dict[str, dict[str, str]] = {}
     for model in models:
         if model.spec is None:
-            found[model.key] = {}
+            writers[model.key] = {}
         elif is_scaled(model.spec):
-            there = [one for one in workloads.get(model.key, ()) if not is_deleting(one)]
-            held = {labels_of(one).get(POOL_LABEL, ""): replicas_owner(model.spec, one) for one in there}
-            found[model.key] = {pool: holder for pool, holder in held.items() if holder is not None}
-    return found
+            owners = {
+                labels_of(workload).get(POOL_LABEL, ""): replicas_owner(model.spec, workload)
+                for workload in workloads.get(model.key, ())
+                if not is_deleting(workload)
+            }
+            writers[model.key] = {pool: owner for pool, owner in owners.items() if owner is not None}
+    return writers
 
 
-def _model_state(known: ClusterSnapshot, model: ParsedModel, spec: ModelDeploymentSpec) -> ModelState:
+def _model_state(snapshot: ClusterSnapshot, model: ParsedModel, spec: ModelDeploymentSpec) -> ModelState:
     workloads = {
-        labels_of(one).get(POOL_LABEL, ""): one for one in known.workloads.get(model.key, ()) if not is_deleting(one)
+        labels_of(workload).get(POOL_LABEL, ""): workload
+        for workload in snapshot.workloads.get(model.key, ())
+        if not is_deleting(workload)
     }
-    facts, pools = [], {}
+    status = snapshot.sleep_status
+    specs, pools = [], {}
     for pool in spec.pools:
-        there = workloads.get(pool.name)
-        pods = [one for one in known.pods.get(model.key, ()) if labels_of(one).get(POOL_LABEL) == pool.name]
+        workload = workloads.get(pool.name)
+        pods = [pod for pod in snapshot.pods.get(model.key, ()) if labels_of(pod).get(POOL_LABEL) == pool.name]
         tier = sleep_tier(spec)
-        if any((model.key, pool.name, pod_revision(pod)) in known.sleep_status.rejecting_pools for pod in pods):
+        if any((model.key, pool.name, pod_revision(pod)) in status.rejecting_pools for pod in pods):
             tier = None
-        facts.append(replace(_pool_spec(known, pool, _is_replacing_only_group(there, pods)), tier=tier))
-        if there is not None:
-            wished = known.sleep_status.desired_asleep.get((model.key, pool.name), 0) if tier is not None else 0
-            pools[pool.name] = _pool_state(known, spec, there, pods, pool.accelerator or "", wished)
-    name, objectives = model.key, spec.objectives.to_targets()
+        specs.append(replace(_pool_spec(snapshot, pool, _is_replacing_only_group(workload, pods)), tier=tier))
+        if workload is not None:
+            desired_asleep = status.desired_asleep.get((model.key, pool.name), 0) if tier is not None else 0
+            state = _pool_state(spec, workload, pods, desired_asleep)
+            replicas = tuple(_replicas(pods, snapshot.wall, pool.accelerator or "", status))
+            pools[pool.name] = replace(state, replicas=replicas)
     scaled = scaled_model(
-        name, objectives, facts, interval_seconds=known.interval_seconds, replicas_most=spec.autoscaling.max
+        model.key,
+        spec.objectives.to_targets(),
+        specs,
+        interval_seconds=snapshot.interval_seconds,
+        replicas_most=spec.autoscaling.max,
     )
     return ModelState(scaled, spec.autoscaling, pools)
 
 
-def _pool_spec(known: ClusterSnapshot, pool: Pool, is_replacing: bool) -> PoolSpec:
-    """``two``: a lone group is being replaced, which takes a second one."""
+def _pool_spec(snapshot: ClusterSnapshot, pool: Pool, is_replacing: bool) -> PoolSpec:
+    """Returns a pool for the core.
+
+    is_replacing: its only group is being replaced, which takes a second one.
+    """
     low, high = pool.replicas.min, pool.replicas.max
-    most = low if high is None else high
+    high_bound = low if high is None else high
     return PoolSpec(
         name=pool.name,
         role=Role(pool.role.value),
-        cost_per_hour=replica_cost(known.classes.get(pool.accelerator or ""), pool),
-        minimum=min(max(low, 2), most) if is_replacing else low,
-        maximum=most,
-        profile=known.profiles.get(pool.accelerator or ""),
-        usd_per_hour=replica_usd(known.classes.get(pool.accelerator or ""), pool),
+        cost_per_hour=replica_cost(snapshot.classes.get(pool.accelerator or ""), pool),
+        minimum=min(max(low, 2), high_bound) if is_replacing else low,
+        maximum=high_bound,
+        profile=snapshot.profiles.get(pool.accelerator or ""),
+        usd_per_hour=replica_usd(snapshot.classes.get(pool.accelerator or ""), pool),
     )
 
 
 def _pool_state(
-    known: ClusterSnapshot,
-    spec: ModelDeploymentSpec,
-    workload: Manifest,
-    pods: Sequence[Manifest],
-    accelerator: str,
-    wished: int,
+    spec: ModelDeploymentSpec, workload: Manifest, pods: Sequence[Manifest], desired_asleep: int
 ) -> PoolState:
-    asked = (workload.get("spec") or {}).get("replicas")
-    more, holder = _surge_groups(workload), replicas_owner(spec, workload)
-    total = max(0, (1 if asked is None else int(asked)) - more)
-    desired, asleep = split_desired(total, pool_sleep_state([one for one in pods if is_engine_pod(one)]), wished)
-    return PoolState(
-        desired=desired,
-        asleep=asleep,
-        replicas=tuple(_replicas(pods, known.wall, accelerator, known.sleep_status)),
-        replicas_owner=holder,
-        pause_reason="its groups are being replaced, with one more than asked" if more and holder is None else None,
-    )
+    """Returns the numbers of a pool, without its replicas."""
+    replicas = (workload.get("spec") or {}).get("replicas")
+    surge, owner = _surge_groups(workload), replicas_owner(spec, workload)
+    total = max(0, (1 if replicas is None else int(replicas)) - surge)
+    sleep_state = pool_sleep_state([pod for pod in pods if is_engine_pod(pod)])
+    desired, asleep = split_desired(total, sleep_state, desired_asleep)
+    pause_reason = "its groups are being replaced, with one extra group" if surge and owner is None else None
+    return PoolState(desired, replicas_owner=owner, pause_reason=pause_reason, asleep=asleep)
 
 
 def replicas_owner(spec: ModelDeploymentSpec, workload: Manifest) -> str | None:
-    """Who else sets the number of this workload, in words; None where it is ours to set."""
+    """Returns the other owner of a workload's number, in words; None if the autoscaler owns it."""
     if spec.replicas is not None:
         return "spec.replicas"
     return foreign_writer(workload)
 
 
 def is_released(spec: ModelDeploymentSpec, workload: Manifest) -> bool:
-    """Is the mode another than Auto, or the number somebody else's?"""
+    """Whether the mode is not Auto, or another owner sets the number."""
     return spec.autoscaling.mode is not ScalingMode.AUTO or replicas_owner(spec, workload) is not None
 
 
 def _surge_groups(workload: Manifest) -> int:
-    """Groups beyond the number that is asked, which the operator has added to replace one after the
-    other.
-    """
-    told = annotations_of(workload).get(SURGE_ANNOTATION, "")
-    ours = any(one != FIELD_MANAGER for one in replicas_managers(workload))
-    return int(told) if told.isdecimal() and not ours else 0
+    """Returns the extra groups that the operator added, to replace groups one after the other."""
+    groups = annotations_of(workload).get(SURGE_ANNOTATION, "")
+    has_other_writer = any(manager != FIELD_MANAGER for manager in replicas_managers(workload))
+    return int(groups) if groups.isdecimal() and not has_other_writer else 0
 
 
 def _is_replacing_only_group(workload: Manifest | None, pods: Iterable[Manifest]) -> bool:
-    """Is there a LeaderWorkerSet whose number is ours, with groups of another template than its
-    own?
+    """Whether a LeaderWorkerSet whose number is ours has groups of an older template.
 
-    Its controller replaces none that is the only one, since nothing would serve.
+    Its controller does not replace an only group, since nothing would serve meanwhile.
     """
     if workload is None or workload.get("kind") != LEADER_WORKER_SETS.kind:
         return False
     if AUTOSCALER_FIELD_MANAGER not in replicas_managers(workload):
         return False
-    made = annotations_of(workload).get(POD_REVISION_LABEL, "")
-    return any(labels_of(one).get(POD_REVISION_LABEL, "") != made for one in pods if not is_deleting(one))
+    revision = annotations_of(workload).get(POD_REVISION_LABEL, "")
+    return any(labels_of(pod).get(POD_REVISION_LABEL, "") != revision for pod in pods if not is_deleting(pod))
 
 
-def _replicas(pods: Iterable[Manifest], wall: float, accelerator: str, nursed: SleepStatus) -> Iterable[Replica]:
-    """One for each pod that answers HTTP and has not ended, by name."""
+def _replicas(pods: Iterable[Manifest], wall: float, accelerator: str, status: SleepStatus) -> Iterable[Replica]:
+    """Yields one replica for each pod that serves HTTP and has not ended, by name."""
     for pod in sorted(pods, key=name_of):
         if not is_engine_pod(pod):
             continue
         created = _parse_time(metadata_of(pod).get("creationTimestamp"), wall)
         ready_at = _ready_since(pod, wall)
-        notes = parse_engine_info(annotations_of(pod))
+        engine = parse_engine_info(annotations_of(pod))
         yield Replica(
             id=name_of(pod),
-            state=_replica_state(pod, nursed),
+            state=_replica_state(pod, status),
             age_seconds=max(0.0, wall - created),
             startup_seconds=None if ready_at is None else max(0.0, ready_at - created),
-            instances=tuple(f"{uid_of(pod)}/{notes.port}/{rank}" for rank in range(notes.data_parallel)),
+            instances=tuple(f"{uid_of(pod)}/{engine.port}/{rank}" for rank in range(engine.data_parallel)),
             node=accelerator,
-            last_wake=nursed.last_wakes.get(uid_of(pod)),
+            last_wake=status.last_wakes.get(uid_of(pod)),
         )
 
 
-def _replica_state(pod: Manifest, nursed: SleepStatus) -> ReplicaState:
+def _replica_state(pod: Manifest, status: SleepStatus) -> ReplicaState:
     mark = parse_sleep_mark(annotations_of(pod))
     if is_deleting(pod) or (mark is not None and mark.phase is SleepPhase.STUCK):
         return ReplicaState.DRAINING
@@ -246,24 +255,25 @@ def _replica_state(pod: Manifest, nursed: SleepStatus) -> ReplicaState:
         return ReplicaState.READY
     if mark.phase is SleepPhase.WAKING:
         return ReplicaState.WAKING
-    return ReplicaState.ASLEEP if uid_of(pod) in nursed.asleep else ReplicaState.FALLING_ASLEEP
+    return ReplicaState.ASLEEP if uid_of(pod) in status.asleep else ReplicaState.FALLING_ASLEEP
 
 
 def _ready_since(pod: Manifest, wall: float) -> float | None:
-    """When it became ready; None while it is not. That of a pod whose engine was started again is
-    the later one, and no start-up
-    time: those are told by a container that never ended."""
+    """Returns the time since which a pod is ready; None if it is not.
+
+    A pod whose engine restarted has none, since only the first start is a startup time.
+    """
     if not is_ready(pod):
         return None
     status = pod.get("status") or {}
-    if any(int(one.get("restartCount") or 0) for one in status.get("containerStatuses") or []):
+    if any(int(container.get("restartCount") or 0) for container in status.get("containerStatuses") or []):
         return None
-    ready = next(one for one in status["conditions"] if one.get("type") == "Ready")
+    ready = next(condition for condition in status["conditions"] if condition.get("type") == "Ready")
     return _parse_time(ready.get("lastTransitionTime"), wall)
 
 
 def _parse_time(text: object, default: float) -> float:
-    """A time as the API server writes it; ``otherwise`` where there is none."""
+    """Returns a time as the API server writes it, in Unix seconds."""
     try:
         return datetime.fromisoformat(str(text)).timestamp()
     except ValueError:

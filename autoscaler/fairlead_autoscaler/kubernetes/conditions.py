@@ -1,9 +1,8 @@
-"""What ``Autoscaling`` and ``ObjectivesMet`` say of a model, and when that is worth a write. Pure
-functions.
+"""Conditions `Autoscaling` and `ObjectivesMet` of a model, and when a change of them is written.
+Pure.
 
-A number that moves is no news: what is written again at once is another status, another reason, or
-another number of instances that is wanted. The rest of a message is brought up to date once a
-minute.
+A new status, a new reason or another number of instances is written at once. Other changes of a
+message are written once a minute.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,54 +27,62 @@ _SHOWN_INPUTS: Final = {
     "ready_replicas": "ready",
     "pending_replicas": "starting",
 }
-"""Of the numbers of a plan those that people are told, by their names in it."""
+"""The inputs of a plan that a message shows, with their names for people."""
 _MISSING_RULES: Final = ("blind", "blind-up", "lying")
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedStatus:
-    """What was said last, ``at`` which moment, and how many instances were wanted of each pool."""
+    """The status that was last written, at the time `at`.
+
+    instances: planned instances, by pool.
+    """
 
     conditions: tuple[ConditionValue, ...]
     at: float
     instances: Mapping[str, int] = field(default_factory=dict)
 
 
-def autoscaling_condition(record: TickRecord, owners: Mapping[str, str], frozen: bool) -> ConditionValue:
-    """``held``: by pool, who else sets its number."""
-    pools = "; ".join(_describe_pool(name, record, ruling, owners.get(name)) for name, ruling in record.rulings.items())
-    pools = (pools or "none of its pools has been made yet") + _describe_cost(record)
+def autoscaling_condition(record: TickRecord, owners: Mapping[str, str], is_frozen: bool) -> ConditionValue:
+    """Returns the condition `Autoscaling`.
 
-    def said(status: ConditionStatus, reason: Reason, why: str) -> ConditionValue:
-        return ConditionValue(ConditionType.AUTOSCALING, status, reason, f"{why}{pools}"[:MAX_MESSAGE_LENGTH])
+    owners: other owners of the number, by pool.
+    """
+    pools = "; ".join(_describe_pool(name, record, ruling, owners.get(name)) for name, ruling in record.rulings.items())
+    pools = (pools or "none of its pools exists yet") + _describe_cost(record)
+
+    def condition(status: ConditionStatus, reason: Reason, prefix: str) -> ConditionValue:
+        return ConditionValue(ConditionType.AUTOSCALING, status, reason, f"{prefix}{pools}"[:MAX_MESSAGE_LENGTH])
 
     if record.mode == ScalingMode.ADVISE:
-        return said(ConditionStatus.FALSE, Reason.ADVISING, "nothing is written: ")
-    if frozen:
-        return said(ConditionStatus.FALSE, Reason.FROZEN, "all scaling is frozen: ")
+        return condition(ConditionStatus.FALSE, Reason.ADVISING, "nothing is written: ")
+    if is_frozen:
+        return condition(ConditionStatus.FALSE, Reason.FROZEN, "all scaling is frozen: ")
     if record.rulings and all(name in owners for name in record.rulings):
-        return said(ConditionStatus.FALSE, Reason.SET_ELSEWHERE, "")
-    if record.observation.gateway is None or any(one.rule in _MISSING_RULES for one in record.rulings.values()):
+        return condition(ConditionStatus.FALSE, Reason.SET_ELSEWHERE, "")
+    rules = {ruling.rule for ruling in record.rulings.values()}
+    if record.observation.gateway is None or not rules.isdisjoint(_MISSING_RULES):
         notes = f" ({'; '.join(record.notes[:2])})" if record.notes else ""
-        return said(ConditionStatus.TRUE, Reason.BLIND, f"what is asked of it cannot be told{notes}: ")
-    short = [name for name, one in record.rulings.items() if name not in owners and _is_at_maximum(one)]
-    if short:
-        return said(ConditionStatus.TRUE, Reason.AT_MAXIMUM, f"pool {', '.join(short)} needs more than its max: ")
-    return said(ConditionStatus.TRUE, Reason.DECIDING, "")
+        return condition(ConditionStatus.TRUE, Reason.BLIND, f"its load is unknown{notes}: ")
+    limited = [name for name, ruling in record.rulings.items() if name not in owners and _is_at_maximum(ruling)]
+    if limited:
+        message = f"pool {', '.join(limited)} needs more than its max: "
+        return condition(ConditionStatus.TRUE, Reason.AT_MAXIMUM, message)
+    return condition(ConditionStatus.TRUE, Reason.DECIDING, "")
 
 
-def slo_condition(record: TickRecord, found: SLOAttainment) -> ConditionValue | None:
-    """None where the model has no objective."""
+def slo_condition(record: TickRecord, attainment: SLOAttainment) -> ConditionValue | None:
+    """Returns the condition `ObjectivesMet`; None for a model without latency targets."""
     if record.model.ttft_seconds is None and record.model.itl_seconds is None:
         return None
-    shares, target = found.shares(), record.model.target
+    shares, target = attainment.shares(), record.model.target
     if not shares:
-        number, minutes = f"{found.judged():.0f}", f"{WINDOW_SECONDS / 60:.0f}"
-        told = f"{number} requests in {minutes} minutes are too few to tell (of those that are answered, streams count)"
-        return ConditionValue(ConditionType.OBJECTIVES_MET, ConditionStatus.UNKNOWN, Reason.TOO_FEW_REQUESTS, told)
-    parts = ", ".join(f"{name} kept in {100 * share:.1f} %" for name, share in shares.items())
+        number, minutes = f"{attainment.judged():.0f}", f"{WINDOW_SECONDS / 60:.0f}"
+        message = f"{number} requests in {minutes} minutes are too few (only answered streams count)"
+        return ConditionValue(ConditionType.OBJECTIVES_MET, ConditionStatus.UNKNOWN, Reason.TOO_FEW_REQUESTS, message)
+    parts = ", ".join(f"{name} met by {100 * share:.1f} %" for name, share in shares.items())
     message = (
-        f"{parts} of {found.judged():.0f} requests in {WINDOW_SECONDS / 60:.0f} minutes; target {100 * target:g} %"
+        f"{parts} of {attainment.judged():.0f} requests in {WINDOW_SECONDS / 60:.0f} minutes; target {100 * target:g} %"
     )
     if min(shares.values()) >= target:
         return ConditionValue(ConditionType.OBJECTIVES_MET, ConditionStatus.TRUE, Reason.WITHIN_TARGET, message)
@@ -83,14 +90,14 @@ def slo_condition(record: TickRecord, found: SLOAttainment) -> ConditionValue | 
 
 
 def desired_instances(record: TickRecord) -> dict[str, int]:
-    """How many instances each pool should have, awake or asleep."""
-    return {name: one.instances for name, one in record.rulings.items()}
+    """Returns the instances that each pool should have, serving or asleep."""
+    return {name: ruling.instances for name, ruling in record.rulings.items()}
 
 
 def is_write_due(
     before: PublishedStatus | None, conditions: Iterable[ConditionValue], numbers: Mapping[str, int], now: float
 ) -> bool:
-    """Is this to be written now?"""
+    """Whether the conditions have to be written now."""
     if before is None:
         return True
     after = tuple(conditions)
@@ -99,13 +106,13 @@ def is_write_due(
     return after != before.conditions and now - before.at >= REFRESH_SECONDS
 
 
-def has_own_condition(live: Mapping[str, Any]) -> bool:
-    """Does a status hold a condition of ours?"""
-    return any(one.get("type") in CONDITION_TYPES for one in live.get("conditions") or [])
+def has_own_condition(status: Mapping[str, Any]) -> bool:
+    """Whether a status has one of these conditions."""
+    return any(condition.get("type") in CONDITION_TYPES for condition in status.get("conditions") or [])
 
 
-def _essentials(said: Iterable[ConditionValue]) -> list[tuple[str, str, str]]:
-    return sorted((str(one.type), str(one.status), str(one.reason)) for one in said)
+def _essentials(conditions: Iterable[ConditionValue]) -> list[tuple[str, str, str]]:
+    return sorted((str(condition.type), str(condition.status), str(condition.reason)) for condition in conditions)
 
 
 def _is_at_maximum(ruling: EnforcedPlan) -> bool:
@@ -114,32 +121,32 @@ def _is_at_maximum(ruling: EnforcedPlan) -> bool:
     return ruling.rule == "bounds" and ruling.planned is not None and ruling.planned > ruling.replicas
 
 
-def _describe_pool(name: str, look: TickRecord, ruling: EnforcedPlan, held: str | None) -> str:
-    now, wanted = (
+def _describe_pool(name: str, record: TickRecord, ruling: EnforcedPlan, owner: str | None) -> str:
+    now, planned = (
         describe_replicas(ruling.desired, ruling.asleep_desired),
         describe_replicas(ruling.replicas, ruling.asleep),
     )
-    number = now if now == wanted else f"{now} -> {wanted}"
-    if held is not None:
-        number = f"{now}, set by {held}; it would be {wanted}"
-    elif ruling.unwritten is not None and now != wanted:
-        number = f"{now}, would be {wanted}"
-    plan = look.plan.pools.get(name)
-    numbers = (
+    number = now if now == planned else f"{now} -> {planned}"
+    if owner is not None:
+        number = f"{now}, set by {owner}; it would be {planned}"
+    elif ruling.unwritten is not None and now != planned:
+        number = f"{now}, would be {planned}"
+    plan = record.plan.pools.get(name)
+    parts = (
         []
         if plan is None
-        else [_describe_input(_SHOWN_INPUTS[key], one) for key, one in plan.inputs.items() if key in _SHOWN_INPUTS]
+        else [_describe_input(_SHOWN_INPUTS[key], shown) for key, shown in plan.inputs.items() if key in _SHOWN_INPUTS]
     )
-    told = f" ({', '.join(numbers)})" if numbers else ""
-    return f"pool {name} {number} by {ruling.rule}: {ruling.reason}{told}"
+    shown_inputs = f" ({', '.join(parts)})" if parts else ""
+    return f"pool {name} {number} by {ruling.rule}: {ruling.reason}{shown_inputs}"
 
 
-def _describe_cost(look: TickRecord) -> str:
-    """What is wanted costs; nothing where no price is known."""
-    usd = usd_per_hour(look.model, desired_instances(look))
-    return "" if usd is None or not look.rulings else f"; {usd:.2f} USD an hour"
+def _describe_cost(record: TickRecord) -> str:
+    """Returns the cost of the planned instances; empty without prices."""
+    usd = usd_per_hour(record.model, desired_instances(record))
+    return "" if usd is None or not record.rulings else f"; {usd:.2f} USD an hour"
 
 
-def _describe_input(name: str, one: DecisionInput) -> str:
-    value = "unknown" if one.value is None else f"{one.value:.3g}"
-    return f"{name} {value}" if one.age_seconds is None else f"{name} {value}, {one.age_seconds:.0f} s old"
+def _describe_input(name: str, shown: DecisionInput) -> str:
+    value = "unknown" if shown.value is None else f"{shown.value:.3g}"
+    return f"{name} {value}" if shown.age_seconds is None else f"{name} {value}, {shown.age_seconds:.0f} s old"

@@ -1,8 +1,8 @@
-"""The autoscaler's parts in a cluster, put together around the process that both ways to run share.
+"""Manager: all parts of the autoscaler in a cluster, as one process.
 
-Every replica looks and decides, so that each is warm; the one that holds the Lease writes. One that
-loses it goes on looking and waits for its turn. While the API server is away nothing is decided,
-and engines and gateways go on as they are.
+Every replica of the autoscaler observes and decides, so that all have learned; the one that holds
+the Lease writes. A replica that loses it goes on observing, and waits for the Lease. While the API
+server is unavailable nothing is decided, and engines and gateways continue as they are.
 """
 
 import asyncio
@@ -34,8 +34,10 @@ _LOG: Final = logging.getLogger("fairlead.autoscaler")
 
 @dataclass(frozen=True, slots=True)
 class KubernetesConfig:
-    """``me`` is a name that no other process ever has; ``namespaces`` are those whose models are
-    scaled, all when empty.
+    """The connection to a cluster.
+
+    identity: unique among all processes.
+    namespaces: of the models that are scaled; empty: all.
     """
 
     access: ClusterConfig
@@ -45,8 +47,11 @@ class KubernetesConfig:
 
 
 class Manager:
-    """One process in a cluster. ``plan`` says where it listens, and the rest that is no matter of
-    the cluster. ``chance`` draws evenly from 0 to 1."""
+    """The process of the autoscaler in a cluster.
+
+    make_config: returns the options that are not about the cluster.
+    random: returns an even random number from 0 to 1.
+    """
 
     def __init__(
         self,
@@ -67,32 +72,31 @@ class Manager:
             interval_seconds=limits.autoscaler_tick_seconds,
             sleep_status=lambda: self._sleep_controller.status(),
         )
-        where = cluster.lease_namespace or cluster.access.namespace
-        self._election = LeaderElector(self._api, where, LEASE_NAME, cluster.identity, clock, random)
+        namespace = cluster.lease_namespace or cluster.access.namespace
+        self._election = LeaderElector(self._api, namespace, LEASE_NAME, cluster.identity, clock, random)
         self._recorder = EventRecorder(self._api, EVENT_SOURCE, cluster.identity, clock, limits=limits)
         scaler = ScaleWriter(self._api, self._target)
         self._sleep_controller = SleepController(
             self._target,
             sleep_client(limits),
-            scaler.write_sleep_mark,
+            scaler,
             lambda: self._process.control_loop.gateways,
             clock,
             limits,
-            desired_asleep=scaler.desired_asleep,
             is_leader=lambda: self._election.is_leading,
         )
-        given = make_config(self._target, scaler)
+        config = make_config(self._target, scaler)
         self._status_writer = StatusWriter(
             self._api,
             self._target,
             clock,
             self._record_event,
-            leads=lambda: self._election.is_leading,
-            frozen=given.is_frozen,
+            is_leader=lambda: self._election.is_leading,
+            is_frozen=config.is_frozen,
         )
         self._process = AutoscalerService(
             replace(
-                given,
+                config,
                 is_leader=lambda: self._election.is_leading,
                 on_tick=self._status_writer.on_record,
                 notes=self._sleep_problems,
@@ -103,37 +107,41 @@ class Manager:
         )
 
     def stop(self) -> None:
-        """End, and give the lease back."""
+        """Stops the process, which then releases the Lease."""
         self._process.stop()
 
     async def run(self) -> None:
-        """Until ``stop``. Raises OSError when the port is taken."""
-        following = asyncio.ensure_future(self._target.run())
-        leading = asyncio.ensure_future(self._hold_leadership())
-        telling = asyncio.ensure_future(self._status_writer.run())
-        recording = asyncio.ensure_future(self._recorder.run())
-        serving = asyncio.ensure_future(self._process.run())
-        nursing = asyncio.ensure_future(self._sleep_controller.run())
-        parts = {following, leading, telling, recording, serving, nursing}
+        """Runs until `stop`. Raises OSError if the port is in use."""
+        parts = [
+            asyncio.ensure_future(part)
+            for part in (
+                self._process.run(),
+                self._sleep_controller.run(),
+                self._status_writer.run(),
+                self._recorder.run(),
+                self._target.run(),
+                self._hold_leadership(),
+            )
+        ]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for one in done:
-                one.result()
+            for task in done:
+                task.result()
         finally:
-            for one in (serving, nursing, telling, recording, following, leading):
-                await cancel_and_wait(one)
+            for task in parts:
+                await cancel_and_wait(task)
             await self._recorder.flush()
             await self._election.release()
             await self._api.close()
 
     def _sleep_problems(self) -> list[str]:
-        return [f"{pod}: {why}" for pod, why in sorted(self._sleep_controller.problems.items())]
+        return [f"{pod}: {problem}" for pod, problem in sorted(self._sleep_controller.problems.items())]
 
     async def _hold_leadership(self) -> None:
         while True:
             await self._election.acquire()
             _LOG.info("leading: %s", self._election.reason)
-            _LOG.warning("not leading any more: %s", await self._election.hold())
+            _LOG.warning("no longer leading: %s", await self._election.hold())
 
-    def _record_event(self, model: Manifest, happening: EventDraft) -> None:
-        self._recorder.record(model, happening.type, happening.reason, happening.action, happening.note)
+    def _record_event(self, model: Manifest, draft: EventDraft) -> None:
+        self._recorder.record(model, draft.type, draft.reason, draft.action, draft.note)

@@ -1,19 +1,17 @@
-"""Writes numbers of instances: by ``/scale`` of the pool's workload, under a field manager of our
-own.
+"""Scale writer: writes numbers of instances through `/scale` of a pool's workload, under its own
+field manager.
 
-The operator begins with a number; the first one that we write takes it over, and from then on the
-operator leaves it out of what it applies. Anybody else who writes it keeps it: each write names the
-version at which nobody else had, so that the API server refuses it when somebody was faster. A
-LeaderWorkerSet is applied itself, with nothing but its number: the API server (1.36) converts no
-Scale that is applied to a kind of a definition of one's own, and what is merged into one loses its
-owner at zero.
+The operator begins with a number. The first write here takes it over, and from then on the operator
+does not apply it. Any other writer keeps it: each write names the version that it is based on, so
+that the API server refuses it after a change.
 
-Who leaves when a Deployment shrinks its controller chooses, by
-``controller.kubernetes.io/pod-deletion-cost`` before anything that
-serves: those that are to go get a cost below the usual zero, in their order, and those that were to
-    go once and stay lose it. Each
-drains as any pod does that is deleted: gateways send it nothing new at once, and its hook waits for
-what it has.
+A LeaderWorkerSet is applied itself, with nothing but its number. The API server (1.36) does not
+convert a Scale that is applied to a custom kind, and a merged one loses its owner at zero.
+
+The controller of a Deployment chooses the pods to delete by
+`controller.kubernetes.io/pod-deletion-cost` first. The pods to remove get costs below the usual
+zero, in their order. Pods that were to be removed once, and stay, lose theirs. Each drains like any
+deleted pod: gateways send it nothing new at once, and its hook waits for its requests.
 """
 
 import contextlib
@@ -47,55 +45,58 @@ from fairlead_autoscaler.kubernetes.sleep_labels import SleepSteps, is_engine_po
 
 DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 _MAX_ATTEMPTS: Final = 4
-"""Times that a write is tried when the object changed under it: its controllers write its status
-often while it is scaled."""
+"""The most attempts to write a number. The workload may change between read and write, since its
+controllers write its status often while it is scaled.
+"""
 
 
 class WorkloadSource(Protocol):
-    """Where a pool is in the cluster."""
+    """A source of workloads and pods."""
 
     def workload(self, key: str, pool: str) -> Manifest | None:
-        """The Deployment or LeaderWorkerSet of a pool, as last heard of; None where there is
-        none.
-        """
+        """Returns the Deployment or LeaderWorkerSet of a pool; None if there is none."""
         ...
 
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
-        """The pods of a pool, likewise."""
+        """Returns the pods of a pool."""
         ...
 
     def sleep_level(self, key: str) -> int:
-        """How the engines of a model are to sleep."""
+        """Returns the sleep level of a model's engines."""
         ...
 
 
-def foreign_writer(live: Manifest) -> str | None:
-    """Who else has written the number of a workload; None where it is ours to write."""
+def foreign_writer(workload: Manifest) -> str | None:
+    """Returns another owner of a workload's number; None if the autoscaler owns it."""
     return min(
-        (one for one in replicas_managers(live) if one not in (FIELD_MANAGER, AUTOSCALER_FIELD_MANAGER)), default=None
+        (name for name in replicas_managers(workload) if name not in (FIELD_MANAGER, AUTOSCALER_FIELD_MANAGER)),
+        default=None,
     )
 
 
 def deletion_costs(pods: Sequence[Manifest], removal_order: Sequence[str]) -> Mapping[str, str | None]:
-    """The deletion costs to write, by the pod's name, None to remove one. ``leave`` are the names
-    of those that are to go, the first of them first."""
+    """Returns the deletion costs to write, by the pod's name; None removes one.
+
+    removal_order: names of the pods to remove, the first of them first.
+    """
     wanted = {name: str(place - len(removal_order)) for place, name in enumerate(removal_order)}
-    found: dict[str, str | None] = {}
+    costs: dict[str, str | None] = {}
     for pod in pods:
         if is_deleting(pod):
             continue
         name, now = name_of(pod), annotations_of(pod).get(DELETION_COST)
         if name in wanted:
             if now != wanted[name]:
-                found[name] = wanted[name]
-        elif now is not None and now.startswith("-"):  # a cost of somebody else's making is left alone
-            found[name] = None
-    return found
+                costs[name] = wanted[name]
+        elif now is not None and now.startswith("-"):  # a cost that another writer set stays
+            costs[name] = None
+    return costs
 
 
 class ScaleWriter:
-    """A ``fairlead.fleet.model.Scaler``. ``wished`` is how many are to sleep, by model and pool, as
-    it was asked for last.
+    """Writes the numbers of pools.
+
+    desired_asleep: the last numbers of sleeping replicas, by model and pool.
     """
 
     def __init__(self, api: KubeClient, workloads: WorkloadSource) -> None:
@@ -104,36 +105,38 @@ class ScaleWriter:
         self.desired_asleep: dict[tuple[str, str], int] = {}
 
     async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
-        """Ask for ``replicas`` of a pool that serve and ``asleep`` that sleep. Raises Unavailable
-        when there is no such workload or its number is somebody else's, and KubeError for what the
-        API server says."""
-        found = self._workloads.workload(key, pool)
-        if found is None:
+        """Writes the numbers of serving and sleeping replicas of a pool.
+
+        Raises Unavailable if there is no workload or it has another owner, and KubeError for an
+        error of the API server.
+        """
+        workload = self._workloads.workload(key, pool)
+        if workload is None:
             raise Unavailable(f"pool {pool} of {key} has no workload")
         stuck = 0
-        if resource_of(found) is DEPLOYMENTS:
+        if resource_of(workload) is DEPLOYMENTS:
             pods = self._workloads.pods(key, pool)
-            now = pool_sleep_state([one for one in pods if is_engine_pod(one)])
-            stuck = len(now.stuck)
-            todo = plan_sleep_steps(now, replicas, asleep, leaving)
-            over = len(now.serving) + len(now.asleep) - replicas - asleep
-            await self._mark_sleep(key, pods, todo)
-            await self._write_deletion_costs(pods, todo.removal_order[: max(0, over)])
+            state = pool_sleep_state([pod for pod in pods if is_engine_pod(pod)])
+            stuck = len(state.stuck)
+            steps = plan_sleep_steps(state, replicas, asleep, leaving)
+            surplus = len(state.serving) + len(state.asleep) - replicas - asleep
+            await self._mark_sleep(key, pods, steps)
+            await self._write_deletion_costs(pods, steps.removal_order[: max(0, surplus)])
         self.desired_asleep[key, pool] = asleep
         for attempt in range(_MAX_ATTEMPTS):
-            live = await self._get_live(found, key, pool)
+            live = await self._get_live(workload, key, pool)
             if (other := foreign_writer(live)) is not None:
                 raise Unavailable(f"{other} sets the number of pool {pool} of {key}")
             try:
                 await self._write(live, replicas + asleep + stuck)
                 return
-            except (Conflict, NotFound):  # it is another now, or gone
+            except (Conflict, NotFound):
                 if attempt == _MAX_ATTEMPTS - 1:
                     raise
 
-    async def _get_live(self, found: Manifest, key: str, pool: str) -> Manifest:
+    async def _get_live(self, workload: Manifest, key: str, pool: str) -> Manifest:
         try:
-            return await self._api.get(resource_of(found), namespace_of(found), name_of(found))
+            return await self._api.get(resource_of(workload), namespace_of(workload), name_of(workload))
         except NotFound:
             raise Unavailable(f"pool {pool} of {key} has no workload any more") from None
 
@@ -141,35 +144,36 @@ class ScaleWriter:
         if resource_of(live) is DEPLOYMENTS:
             await self._api.apply_scale(live, replicas, AUTOSCALER_FIELD_MANAGER)
             return
-        # With its uid, or one that was deleted meanwhile would be made anew, of nothing but a
-        # number.
+        # With its uid, so that a workload which was deleted meanwhile is not created again.
         metadata = {name: metadata_of(live)[name] for name in ("name", "namespace", "uid", "resourceVersion")}
         body = {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata}
         await self._api.apply({**body, "spec": {"replicas": replicas}}, AUTOSCALER_FIELD_MANAGER)
 
-    async def _mark_sleep(self, key: str, pods: Sequence[Manifest], todo: SleepSteps) -> None:
-        """Mark who is to sleep, so that gateways send nothing there; and who is to be woken."""
+    async def _mark_sleep(self, key: str, pods: Sequence[Manifest], steps: SleepSteps) -> None:
+        """Marks pods that should sleep, so that gateways send them nothing, and pods that should
+        wake.
+        """
         for pod in pods:
             mark = parse_sleep_mark(annotations_of(pod))
-            if name_of(pod) in todo.sleep and mark is None:
+            if name_of(pod) in steps.sleep and mark is None:
                 wanted = SleepMark(self._workloads.sleep_level(key))
-            elif name_of(pod) in todo.wake and mark is not None:
+            elif name_of(pod) in steps.wake and mark is not None:
                 wanted = SleepMark(mark.level, SleepPhase.WAKING)
             else:
                 continue
             await self.write_sleep_mark(pod, wanted)
 
     async def write_sleep_mark(self, pod: Manifest, mark: SleepMark | None) -> None:
-        """Write a pod's mark, or remove it; one that has gone by itself is left."""
+        """Writes or removes a pod's sleep mark. A pod that is gone is ignored."""
         patch = {"metadata": {"annotations": {SLEEP_ANNOTATION: None if mark is None else mark.annotation_value()}}}
         with contextlib.suppress(NotFound):
             await self._api.patch_merge(PODS, namespace_of(pod), name_of(pod), patch, AUTOSCALER_FIELD_MANAGER)
 
-    async def _write_deletion_costs(self, pods: Sequence[Manifest], leave: Sequence[str]) -> None:
-        places = {name_of(one): namespace_of(one) for one in pods}
-        for name, cost in deletion_costs(pods, leave).items():
+    async def _write_deletion_costs(self, pods: Sequence[Manifest], removal_order: Sequence[str]) -> None:
+        namespaces = {name_of(pod): namespace_of(pod) for pod in pods}
+        for name, cost in deletion_costs(pods, removal_order).items():
             patch = {"metadata": {"annotations": {DELETION_COST: cost}}}
             try:
-                await self._api.patch_merge(PODS, places[name], name, patch, AUTOSCALER_FIELD_MANAGER)
+                await self._api.patch_merge(PODS, namespaces[name], name, patch, AUTOSCALER_FIELD_MANAGER)
             except NotFound:
-                continue  # it has gone by itself
+                continue

@@ -1,20 +1,22 @@
-"""Puts the engines of marked pods to sleep and wakes them, over HTTP, in the replica of the
-autoscaler that leads.
+"""Sleep controller: puts the engines of marked pods to sleep and wakes them over HTTP, in the
+leader.
 
-A mark says what a pod is to be (``marks``); here it is made so. An engine is put to sleep when
-every gateway answers, says that it knows of as many sleeping instances of the model as there are
-marked pods, and has nothing in flight there. One that is to serve again is woken, asked whether it
-is awake and well, and then its mark is removed, from which gateways see that it serves. Where the
-number has become somebody else's, or the mode is no longer Auto, all are woken: nobody else would,
-and what is asked for is to serve. Nothing is remembered that a successor needs: whether an engine
-sleeps is asked of it. One that refuses to sleep is let be, and its like with it; one that is not
-awake after ``engine_wake_seconds`` is marked as stuck: nobody counts on it, and it is the first to
-go.
+A mark on a pod says whether it should sleep (`sleep_labels`). An engine is put to sleep once no
+gateway has a request in flight there. All must answer, and know of as many sleeping instances of
+the model as there are marked pods. A pod that should serve again is woken and checked, then its
+mark is removed. From that gateways see that it serves.
+
+All engines wake if another owner sets the number, or the mode is no longer Auto. No other process
+would wake them, and the number counts serving replicas.
+
+Nothing is remembered that a successor needs: each engine is asked whether it sleeps. If an engine
+rejects sleep, no engine of its pool and revision sleeps. One that is not awake after
+`engine_wake_seconds` is marked as stuck. It then counts as missing, and is removed first.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from fairlead.engines.sleep_mode import SleepRefused
@@ -32,59 +34,70 @@ _LOG: Final = logging.getLogger("fairlead.autoscaler")
 
 
 class PodSource(Protocol):
-    """Where the pods are."""
+    """A source of marked pods."""
 
     def marked_pods(self) -> Mapping[str, Sequence[Manifest]]:
-        """Every pod that carries a mark of sleep, by its model's key."""
+        """Returns all pods with a sleep mark, by the key of their model."""
         ...
 
     def is_released(self, key: str, pool: str) -> bool:
-        """Does nobody here decide any more how many of this pool serve?"""
+        """Whether the autoscaler no longer decides about this pool."""
+        ...
+
+
+class SleepMarks(Protocol):
+    """A writer of sleep marks (`scale_writer`)."""
+
+    desired_asleep: dict[tuple[str, str], int]
+
+    async def write_sleep_mark(self, pod: Manifest, mark: SleepMark | None) -> None:
+        """Writes or removes a pod's sleep mark."""
         ...
 
 
 class EngineSleepApi(Protocol):
-    """As much of ``fairlead.engines.sleep_mode.Bedside`` as is needed here."""
+    """The sleep endpoints of engines (`fairlead.engines.sleep_mode`)."""
 
     async def is_sleeping(self, url: str) -> bool:
-        """Does it say that it sleeps? Raises Unavailable when it does not say."""
+        """Whether the engine sleeps. Raises Unavailable if it does not answer."""
         ...
 
     async def sleep(self, url: str, level: int) -> None:
-        """Asleep when this returns. Raises Unwilling when it refuses, Unavailable when it does not
+        """Puts the engine to sleep. Raises SleepRefused if it refuses, Unavailable if it does not
         answer.
         """
         ...
 
     async def wake(self, url: str, level: int) -> None:
-        """Awake and well when this returns. Raises Unavailable when it is not."""
+        """Wakes the engine and checks it. Raises Unavailable if it is not awake and healthy."""
         ...
 
 
 class SleepController:
-    """``note`` writes a pod's mark or removes it; ``readings`` are the gateways as they were read
-    last; ``wished`` how many are to sleep, by model and pool. ``leads``: this process is the one
-    that does anything."""
+    """Puts the engines of marked pods to sleep and wakes them.
+
+    gateways: returns the last metrics of the gateways.
+    is_leader: whether this process acts.
+    problems: what failed last, by pod.
+    """
 
     def __init__(
         self,
         pods: PodSource,
         engines: EngineSleepApi,
-        write_mark: Callable[[Manifest, SleepMark | None], Awaitable[None]],
+        marks: SleepMarks,
         gateways: Callable[[], GatewaySnapshot],
         clock: Clock,
         limits: Limits,
         *,
-        desired_asleep: Mapping[tuple[str, str], int],
         is_leader: Callable[[], bool],
     ) -> None:
         self._pods = pods
         self._engines = engines
-        self._write_mark = write_mark
+        self._marks = marks
         self._gateways = gateways
         self._clock = clock
         self._limits = limits
-        self._desired_asleep = desired_asleep
         self._is_leader = is_leader
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._asleep: set[str] = set()
@@ -94,16 +107,16 @@ class SleepController:
         self.problems: dict[str, str] = {}
 
     def status(self) -> SleepStatus:
-        """What is known of them now."""
+        """Returns the current state of sleeping pods."""
         return SleepStatus(
             frozenset(self._asleep),
             dict(self._last_wakes),
             frozenset(self._rejecting_pools),
-            dict(self._desired_asleep),
+            dict(self._marks.desired_asleep),
         )
 
     async def run(self) -> None:
-        """Look after them until cancelled."""
+        """Acts until it is cancelled."""
         try:
             while True:
                 self.reconcile()
@@ -114,14 +127,14 @@ class SleepController:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def reconcile(self) -> None:
-        """Begin what each marked pod needs and is not under way."""
+        """Starts the next step of each marked pod that has none in progress."""
         self._tasks = {uid: task for uid, task in self._tasks.items() if not task.done()}
         marked = self._pods.marked_pods()
-        there = {uid_of(pod) for pods in marked.values() for pod in pods}
-        self._asleep &= there
+        uids = {uid_of(pod) for pods in marked.values() for pod in pods}
+        self._asleep &= uids
         for gone in self.problems.keys() - {name_of(pod) for pods in marked.values() for pod in pods}:
             del self.problems[gone]
-        self._waking_since = {uid: at for uid, at in self._waking_since.items() if uid in there}
+        self._waking_since = {uid: at for uid, at in self._waking_since.items() if uid in uids}
         if not self._is_leader():
             return
         for key, pods in marked.items():
@@ -130,45 +143,47 @@ class SleepController:
                 if mark is None or is_deleting(pod) or not is_ready(pod) or uid_of(pod) in self._tasks:
                     continue
                 if mark.phase is SleepPhase.ASLEEP and self._pods.is_released(key, labels_of(pod).get(POOL_LABEL, "")):
-                    done = self._try_write_mark(pod, SleepMark(mark.level, SleepPhase.WAKING))
+                    step = self._try_write_mark(pod, SleepMark(mark.level, SleepPhase.WAKING))
                 else:
-                    done = self._step(key, pod, mark, self._is_drained(key, pod, pods))
-                self._tasks[uid_of(pod)] = asyncio.get_running_loop().create_task(done, name=f"rest-{name_of(pod)}")
+                    step = self._step(key, pod, mark, self._is_drained(key, pod, pods))
+                self._tasks[uid_of(pod)] = asyncio.get_running_loop().create_task(step, name=f"sleep-{name_of(pod)}")
 
     def _is_drained(self, key: str, pod: Manifest, pods: Sequence[Manifest]) -> bool:
-        """Does every gateway know that nothing goes there, and has none anything there?"""
+        """Whether every gateway knows that the pod sleeps, and none has a request in flight
+        there.
+        """
         gateways = self._gateways().gateways
-        if not gateways or any(one.error is not None for one in gateways):
+        if not gateways or any(gateway.error is not None for gateway in gateways):
             return False
         sleeping = 0
         for other in pods:
             mark = parse_sleep_mark(annotations_of(other))
-            known = (
+            is_sleeping = (
                 mark is not None and mark.phase is not SleepPhase.WAKING and is_ready(other) and not is_deleting(other)
             )
-            sleeping += parse_engine_info(annotations_of(other)).data_parallel if known else 0
+            sleeping += parse_engine_info(annotations_of(other)).data_parallel if is_sleeping else 0
         ids = pod_instances(pod)
         return all(
-            one.gauges.get(("instances", key, "Sleeping"), 0.0) >= sleeping
-            and not any(one.gauges.get(("in_flight", key, name), 0.0) for name in ids)
-            for one in gateways
+            gateway.gauges.get(("instances", key, "Sleeping"), 0.0) >= sleeping
+            and not any(gateway.gauges.get(("in_flight", key, name), 0.0) for name in ids)
+            for gateway in gateways
         )
 
     async def _step(self, key: str, pod: Manifest, mark: SleepMark, is_drained: bool) -> None:
-        """One step of one pod."""
+        """Does one step for one pod."""
         uid, name, url = uid_of(pod), name_of(pod), pod_url(pod)
         try:
-            asleep = await self._engines.is_sleeping(url)
+            is_asleep = await self._engines.is_sleeping(url)
             if mark.phase is SleepPhase.ASLEEP:
-                if not asleep and is_drained:
+                if not is_asleep and is_drained:
                     await self._engines.sleep(url, mark.level)
                     _LOG.info("%s/%s sleeps", key, name)
-                if asleep or is_drained:
+                if is_asleep or is_drained:
                     self._asleep.add(uid)
                 else:
-                    self._asleep.discard(uid)  # it has begun anew, awake
+                    self._asleep.discard(uid)  # it restarted, awake
             else:
-                await self._wake(key, pod, mark, url, asleep=asleep)
+                await self._wake(key, pod, mark, url, is_asleep=is_asleep)
         except FairleadError as error:
             self._set_problem(name, str(error))
             if mark.phase is SleepPhase.ASLEEP and isinstance(error, SleepRefused):
@@ -179,46 +194,48 @@ class SleepController:
         else:
             self.problems.pop(name, None)
 
-    async def _wake(self, key: str, pod: Manifest, mark: SleepMark, url: str, *, asleep: bool) -> None:
-        """One that does not say that it sleeps is woken like the others: whoever led before may
-        have told it to a moment ago, and until it is asleep it says that it is awake and answers
-        nothing."""
+    async def _wake(self, key: str, pod: Manifest, mark: SleepMark, url: str, *, is_asleep: bool) -> None:
+        """Wakes a pod, also one that does not report to sleep.
+
+        Why: the former leader may have put it to sleep a moment ago. Until it sleeps, it reports to
+        be awake and answers nothing.
+        """
         uid = uid_of(pod)
         began = self._clock.now()
         self._waking_since.setdefault(uid, began)
         await self._engines.wake(url, mark.level)
-        if asleep:
+        if is_asleep:
             before = self._last_wakes.get(uid)
             self._last_wakes[uid] = WakeTiming(
                 mark.level, 1 if before is None else before.number + 1, self._clock.now() - began
             )
         self._asleep.discard(uid)
-        await self._write_mark(pod, None)
+        await self._marks.write_sleep_mark(pod, None)
         _LOG.info("%s/%s is awake", key, name_of(pod))
 
     def _is_overdue(self, uid: str) -> bool:
         since = self._waking_since.setdefault(uid, self._clock.now())
         return self._clock.now() - since >= self._limits.engine_wake_seconds
 
-    def _set_problem(self, name: str, why: str) -> None:
-        if self.problems.get(name) != why:
-            _LOG.warning("%s: %s", name, why)
-        self.problems[name] = why
+    def _set_problem(self, name: str, problem: str) -> None:
+        if self.problems.get(name) != problem:
+            _LOG.warning("%s: %s", name, problem)
+        self.problems[name] = problem
 
     async def _try_write_mark(self, pod: Manifest, mark: SleepMark | None) -> None:
         try:
-            await self._write_mark(pod, mark)
+            await self._marks.write_sleep_mark(pod, mark)
         except FairleadError as error:
             self._set_problem(name_of(pod), str(error))
 
 
 def pod_instances(pod: Manifest) -> tuple[str, ...]:
-    """The ids of a pod's instances in the fleet."""
-    notes = parse_engine_info(annotations_of(pod))
-    return tuple(f"{uid_of(pod)}/{notes.port}/{rank}" for rank in range(notes.data_parallel))
+    """Returns the ids of a pod's instances in the fleet."""
+    engine = parse_engine_info(annotations_of(pod))
+    return tuple(f"{uid_of(pod)}/{engine.port}/{rank}" for rank in range(engine.data_parallel))
 
 
 def pod_url(pod: Manifest) -> str:
-    """Where its engine answers."""
+    """Returns the URL of a pod's engine."""
     address = str((pod.get("status") or {}).get("podIP") or "")
     return f"http://{f'[{address}]' if ':' in address else address}:{parse_engine_info(annotations_of(pod)).port}"

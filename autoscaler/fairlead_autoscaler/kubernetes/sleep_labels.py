@@ -1,12 +1,11 @@
-"""Which pods sleep, as their annotations say it, and who is to: the values that world, scaler and
-nurse have in common. Pure.
+"""Sleep labels: the pods of a pool that sleep, by their annotations, and those that should. Pure.
 
-A pod that carries a mark gets nothing from any gateway. The autoscaler writes it before an engine
-is put to sleep and removes it after it was woken and is well, so whoever takes over in between
-finds everything in the mark and in what the engine says.
+A pod with a mark gets nothing from any gateway. The autoscaler writes the mark before an engine is
+put to sleep, and removes it after the engine woke and is healthy. So a new leader finds everything
+in the marks and in the reports of the engines.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,9 +18,13 @@ _ENDED_PHASES: Final = ("Succeeded", "Failed")
 
 @dataclass(frozen=True, slots=True)
 class SleepStatus:
-    """What is known of sleeping pods besides their marks: the uids of those that say that they
-    sleep; how the last waking of others went; pools (model, pool, revision) whose engines do not
-    sleep; and how many were wanted asleep last, by model and pool."""
+    """The state of sleeping pods beyond their marks.
+
+    asleep: uids of the pods whose engines sleep.
+    last_wakes: by uid.
+    rejecting_pools: model, pool and revision of engines that cannot sleep.
+    desired_asleep: the last numbers of replicas that should sleep, by model and pool.
+    """
 
     asleep: frozenset[str] = frozenset()
     last_wakes: Mapping[str, WakeTiming] = field(default_factory=dict)
@@ -31,8 +34,12 @@ class SleepStatus:
 
 @dataclass(frozen=True, slots=True)
 class PoolSleepState:
-    """The pods of a pool that are not leaving, by name: those that serve or are about to, those to
-    sleep, and those that could not be woken."""
+    """The pods of a pool that are not being deleted, by name.
+
+    serving: pods that serve or start; starting: those of them that are not ready.
+    asleep: pods that should sleep.
+    stuck: pods that could not be woken.
+    """
 
     serving: tuple[str, ...]
     starting: tuple[str, ...]
@@ -41,14 +48,14 @@ class PoolSleepState:
 
 
 def is_engine_pod(pod: Manifest) -> bool:
-    """It answers HTTP, and has not ended."""
+    """Whether a pod serves HTTP and has not ended."""
     return labels_of(pod).get(ENDPOINT_LABEL) == "true" and (pod.get("status") or {}).get("phase") not in _ENDED_PHASES
 
 
 def pool_sleep_state(pods: Sequence[Manifest]) -> PoolSleepState:
-    """How the pods of a pool are; ``waits`` of those that serve are those that do not yet."""
-    serving, waits, asleep, stuck = [], [], [], []
-    for pod in sorted((one for one in pods if not is_deleting(one)), key=name_of):
+    """Returns the state of a pool's pods."""
+    serving, starting, asleep, stuck = [], [], [], []
+    for pod in sorted((pod for pod in pods if not is_deleting(pod)), key=name_of):
         mark = parse_sleep_mark(annotations_of(pod))
         if mark is not None and mark.phase is SleepPhase.STUCK:
             stuck.append(name_of(pod))
@@ -57,51 +64,54 @@ def pool_sleep_state(pods: Sequence[Manifest]) -> PoolSleepState:
         else:
             serving.append(name_of(pod))
             if not is_ready(pod):
-                waits.append(name_of(pod))
-    return PoolSleepState(tuple(serving), tuple(waits), tuple(asleep), tuple(stuck))
+                starting.append(name_of(pod))
+    return PoolSleepState(tuple(serving), tuple(starting), tuple(asleep), tuple(stuck))
 
 
-def split_desired(total: int, found: PoolSleepState, desired_asleep: int) -> tuple[int, int]:
-    """Of ``total`` pods that are asked for: how many to serve and how many to sleep. Pods that are
-    started to sleep carry no mark until they are ready, so of those that are not ready yet as many
-    count as sleeping as were ``wished``."""
-    total = max(0, total - len(found.stuck))
-    there = len(found.serving) - len(found.starting) + len(found.asleep)
-    reserved = min(max(0, desired_asleep - len(found.asleep)), max(0, total - there))
-    asleep = min(total, len(found.asleep) + reserved)
+def split_desired(total: int, state: PoolSleepState, desired_asleep: int) -> tuple[int, int]:
+    """Returns how many of `total` pods should serve, and how many should sleep.
+
+    Pods that start in order to sleep carry no mark until they are ready. So of the pods that are
+    not ready, as many count as sleeping as `desired_asleep` has.
+    """
+    total = max(0, total - len(state.stuck))
+    present = len(state.serving) - len(state.starting) + len(state.asleep)
+    reserved = min(max(0, desired_asleep - len(state.asleep)), max(0, total - present))
+    asleep = min(total, len(state.asleep) + reserved)
     return total - asleep, asleep
 
 
 @dataclass(frozen=True, slots=True)
 class SleepSteps:
-    """What makes a pool as it is wanted: pods to wake and to let sleep, and those that are to go,
-    the first of them first.
-    """
+    """The next steps of a pool: pods to wake, pods to put to sleep, and the order of removal."""
 
     wake: tuple[str, ...]
     sleep: tuple[str, ...]
     removal_order: tuple[str, ...]
 
 
-def plan_sleep_steps(found: PoolSleepState, replicas: int, asleep: int, removal_order: Sequence[str]) -> SleepSteps:
-    """Towards ``replicas`` that serve and ``asleep`` that sleep. ``order``: who serves, as they
-    should leave. Who sleeps is woken before anybody starts, and who serves sleeps before anybody
-    ends."""
-    ready = [name for name in found.serving if name not in found.starting]
-    wake = found.asleep[: max(0, replicas - len(ready))]
-    sleeping = [name for name in found.asleep if name not in wake]
+def plan_sleep_steps(state: PoolSleepState, replicas: int, asleep: int, removal_order: Sequence[str]) -> SleepSteps:
+    """Returns the steps to `replicas` serving and `asleep` sleeping pods.
+
+    Sleeping pods wake before any starts, and serving pods fall asleep before any is removed.
+
+    removal_order: serving pods in the order of their removal.
+    """
     ranks = {name: place for place, name in enumerate(removal_order)}
-    spare = sorted(ready, key=lambda name: (ranks.get(name, len(ranks)), name))
-    spare = spare[: max(0, len(ready) + len(wake) - replicas)]
+
+    def ordered(names: Iterable[str]) -> list[str]:
+        return sorted(names, key=lambda name: (ranks.get(name, len(ranks)), name))
+
+    ready = ordered(name for name in state.serving if name not in state.starting)
+    wake = state.asleep[: max(0, replicas - len(ready))]
+    sleeping = [name for name in state.asleep if name not in wake]
+    spare = ready[: max(0, len(ready) + len(wake) - replicas)]
     sleep = spare[: max(0, asleep - len(sleeping))]
-    starting = sorted(found.starting, key=lambda name: (ranks.get(name, len(ranks)), name))
-    extra = sleeping[asleep:]
-    serving = [
-        name for name in sorted(ready, key=lambda name: (ranks.get(name, len(ranks)), name)) if name not in sleep
-    ]
-    return SleepSteps(wake, tuple(sleep), (*found.stuck, *starting, *extra, *serving))
+    serving = [name for name in ready if name not in sleep]
+    removals = (*state.stuck, *ordered(state.starting), *sleeping[asleep:], *serving)
+    return SleepSteps(wake, tuple(sleep), removals)
 
 
 def pod_revision(pod: Manifest) -> str:
-    """Of which template it is."""
+    """Returns the revision of a pod's template."""
     return labels_of(pod).get(POD_REVISION_LABEL, "")

@@ -1,8 +1,8 @@
-"""How many requests of the last minutes attained each objective, added up from look to look. Pure.
+"""SLO attainment: the share of recent requests that met each latency target. Pure.
 
-Gateways judge each request against each objective by itself, so the share that attains all of them
-is known only to be at most the lowest. A client that gave up before its first token has not had it
-in time.
+Gateways judge each request against each target separately, so the share that meets all of them is
+only known to be at most the lowest. A request whose client left before the first token missed the
+TTFT target.
 """
 
 from collections.abc import Iterable
@@ -13,12 +13,14 @@ from fairlead_autoscaler.core import Observation
 
 WINDOW_SECONDS: Final = 300.0
 MIN_REQUESTS: Final = 20.0
-"""Of fewer no share is told: one slow request would be five points and more."""
+"""The fewest requests of a share. With fewer, one slow request would change it by five points or
+more.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class SLOSample:
-    """Of one objective at one moment: how many were judged, and were within."""
+    """The judged requests of one target at one tick, and those that met it."""
 
     at: float
     objective: str
@@ -28,47 +30,45 @@ class SLOSample:
 
 @dataclass(frozen=True, slots=True)
 class SLOAttainment:
-    """The last minutes of one model."""
+    """The samples of one model over the window."""
 
     samples: tuple[SLOSample, ...] = ()
 
     def judged(self) -> float:
-        """The requests judged by the objective by which most were."""
+        """Returns the most requests that were judged against one target."""
         return max((judged for _, judged in self._sums().values()), default=0.0)
 
     def shares(self) -> dict[str, float]:
-        """Of each objective the share that was within it, 0..1; those with too few requests are
-        left out.
-        """
+        """Returns the share (0..1) of requests that met each target with enough requests."""
         return {name: within / judged for name, (within, judged) in self._sums().items() if judged >= MIN_REQUESTS}
 
     def _sums(self) -> dict[str, tuple[float, float]]:
-        found: dict[str, tuple[float, float]] = {}
-        for part in self.samples:
-            within, judged = found.get(part.objective, (0.0, 0.0))
-            found[part.objective] = within + part.within, judged + part.judged
-        return found
+        sums: dict[str, tuple[float, float]] = {}
+        for sample in self.samples:
+            within, judged = sums.get(sample.objective, (0.0, 0.0))
+            sums[sample.objective] = within + sample.within, judged + sample.judged
+        return sums
 
 
 def add_observation(before: SLOAttainment, observation: Observation) -> SLOAttainment:
-    """``before`` with what was counted since the last look."""
-    kept = [one for one in before.samples if 0.0 <= observation.now - one.at < WINDOW_SECONDS]
-    replicas = [one for pool in observation.pools.values() for one in pool.replicas or ()]
-    gone = 0.0 if observation.gateway is None else max(0.0, observation.gateway.abandoned)
-    ttft = _sum_counts([one.ttft_counts for one in replicas])
-    itl = _sum_counts([one.itl_counts for one in replicas])
+    """Adds the requests of one tick, and drops samples older than the window."""
+    kept = [sample for sample in before.samples if 0.0 <= observation.now - sample.at < WINDOW_SECONDS]
+    replicas = [replica for pool in observation.pools.values() for replica in pool.replicas or ()]
+    abandoned = 0.0 if observation.gateway is None else max(0.0, observation.gateway.abandoned)
+    ttft = _sum_counts([replica.ttft_counts for replica in replicas])
+    itl = _sum_counts([replica.itl_counts for replica in replicas])
     if ttft is not None:
-        kept.append(SLOSample(observation.now, "ttft", ttft[0], ttft[1] + gone))
+        kept.append(SLOSample(observation.now, "ttft", ttft[0], ttft[1] + abandoned))
     if itl is not None:
         kept.append(SLOSample(observation.now, "itl", *itl))
-    return SLOAttainment(tuple(one for one in kept if one.judged > 0))
+    return SLOAttainment(tuple(sample for sample in kept if sample.judged > 0))
 
 
 def _sum_counts(counts: Iterable[tuple[float, ...] | None]) -> tuple[float, float] | None:
-    """How many were within the first bound, and how many there were; None where nobody could
-    tell.
+    """Returns the requests within the first bound, and all requests; None if no replica reports
+    any.
     """
-    known = [one for one in counts if one is not None and len(one) > 1]
+    known = [histogram for histogram in counts if histogram is not None and len(histogram) > 1]
     if not known:
         return None
-    return sum(one[0] for one in known), sum(sum(one) for one in known)
+    return sum(histogram[0] for histogram in known), sum(sum(histogram) for histogram in known)

@@ -1,9 +1,9 @@
-"""Tells people in the cluster: our two conditions in a model's status, under a field manager of our
-own, and events.
+"""Status writer: the autoscaler's conditions in a model's status, under its own field manager, and
+its events.
 
-It is shown every look, and writes by itself, so that no decision waits for a status. What could not
-be written is written later, as it is then. A model that the autoscaler is not asked about any more
-loses the conditions that it had.
+It gets every record, and writes in a task of its own, so that no decision waits for a status. A
+failed write is tried again later, with the status of then. A model that is no longer scaled loses
+its conditions.
 """
 
 import asyncio
@@ -30,26 +30,26 @@ _WRITE_INTERVAL_SECONDS: Final = 1.0
 
 
 class ModelSource(Protocol):
-    """The models as last heard of (``world.KubeWorld``)."""
+    """A source of models (`target`)."""
 
     def models(self) -> Mapping[str, Manifest]:
-        """By ``namespace/name``."""
+        """Returns all models, by `namespace/name`."""
         ...
 
     def model(self, key: str) -> Manifest | None:
-        """One of them."""
+        """Returns one model; None if there is none."""
         ...
 
     def foreign_writers(self) -> Mapping[str, Mapping[str, str]]:
-        """Those that the autoscaler is asked about, and those that cannot be read: by pool, who
-        else sets its number.
+        """Returns the other owners of numbers, by model and pool: of models that are scaled, and of
+        those that cannot be read.
         """
         ...
 
 
 @dataclass(slots=True)
 class _ModelHistory:
-    """What is kept of a model from look to look. ``wall`` is when the last was."""
+    """The state of one model between ticks."""
 
     uid: str
     last_record: TickRecord | None = None
@@ -58,7 +58,12 @@ class _ModelHistory:
 
 
 class StatusWriter:
-    """``tell`` records an event; ``leads``: this process is the one that writes."""
+    """Writes conditions and events.
+
+    record_event: records an event of a model.
+    is_leader: whether this process writes.
+    writes, failures: the numbers of statuses that were written, and of those that failed.
+    """
 
     def __init__(
         self,
@@ -67,8 +72,8 @@ class StatusWriter:
         clock: Clock,
         record_event: Callable[[Manifest, EventDraft], None],
         *,
-        leads: Callable[[], bool],
-        frozen: bool = False,
+        is_leader: Callable[[], bool],
+        is_frozen: bool = False,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.writes = 0
@@ -76,82 +81,82 @@ class StatusWriter:
         self._api = api
         self._models = models
         self._clock = clock
-        self._tell = record_event
-        self._leads = leads
-        self._frozen = frozen
+        self._record_event = record_event
+        self._is_leader = is_leader
+        self._is_frozen = is_frozen
         self._pause = pause
         self._histories: dict[str, _ModelHistory] = {}
 
     def on_record(self, record: TickRecord) -> None:
-        """One look at one model."""
+        """Takes the record of one model, and sends its events."""
         key = record.model.name
         model = self._models.model(key)
         if model is None:
             self._histories.pop(key, None)
             return
         uid = str(metadata_of(model).get("uid", ""))
-        known = self._histories.get(key)
-        if known is None or known.uid != uid:
-            known = self._histories[key] = _ModelHistory(uid)
-        if known.last_record is not None and self._leads():
-            for happening in events.scaling_events(known.last_record, record):
-                self._tell(model, happening)
-        known.attainment = add_observation(known.attainment, record.observation)
-        known.last_record = record
+        history = self._histories.get(key)
+        if history is None or history.uid != uid:
+            history = self._histories[key] = _ModelHistory(uid)
+        if history.last_record is not None and self._is_leader():
+            for draft in events.scaling_events(history.last_record, record):
+                self._record_event(model, draft)
+        history.attainment = add_observation(history.attainment, record.observation)
+        history.last_record = record
 
     async def run(self) -> None:
-        """Write what is due, until cancelled. A defect here costs what is told, never what is
-        done.
-        """
+        """Writes statuses until it is cancelled. A defect here never affects scaling."""
         while True:
             try:
-                if self._leads():
+                if self._is_leader():
                     await self.write_all()
-            except Exception:  # noqa: BLE001  # it is logged, and the next round begins anew
+            except Exception:  # noqa: BLE001  # it is logged, and the next round tries again
                 self.failures += 1
-                _LOG.exception("what is done could not be told")
+                _LOG.exception("the status could not be written")
             await self._pause(_WRITE_INTERVAL_SECONDS)
 
     async def write_all(self) -> None:
-        """Once, of every model."""
-        models, standing = self._models.models(), self._models.foreign_writers()
+        """Writes the status of every model that is due."""
+        models, writers = self._models.models(), self._models.foreign_writers()
         for key, model in models.items():
             if is_deleting(model):
                 continue
-            known = self._histories.get(key)
-            if key not in standing:
+            history = self._histories.get(key)
+            if key not in writers:
                 self._histories.pop(key, None)
                 if conditions.has_own_condition(model.get("status") or {}):
                     await self._apply(key, model, ())
-            elif known is not None and known.last_record is not None:
-                await self._write_model(key, model, known, known.last_record, standing[key])
+            elif history is not None and history.last_record is not None:
+                await self._write_model(key, model, history, history.last_record, writers[key])
         for gone in self._histories.keys() - models.keys():
             del self._histories[gone]
 
     async def _write_model(
-        self, key: str, model: Manifest, known: _ModelHistory, look: TickRecord, held: Mapping[str, str]
+        self, key: str, model: Manifest, history: _ModelHistory, record: TickRecord, owners: Mapping[str, str]
     ) -> None:
-        said: list[ConditionValue] = [conditions.autoscaling_condition(look, held, self._frozen)]
-        if (met := conditions.slo_condition(look, known.attainment)) is not None:
-            said.append(met)
-        now, numbers = self._clock.now(), conditions.desired_instances(look)
-        if not conditions.is_write_due(known.published, said, numbers, now):
+        values: list[ConditionValue] = [conditions.autoscaling_condition(record, owners, self._is_frozen)]
+        if (slo := conditions.slo_condition(record, history.attainment)) is not None:
+            values.append(slo)
+        now, instances = self._clock.now(), conditions.desired_instances(record)
+        if not conditions.is_write_due(history.published, values, instances, now):
             return
-        if not await self._apply(key, model, said):
+        if not await self._apply(key, model, values):
             return
-        if known.published is not None:
-            for happening in events.condition_events(known.published.conditions, said):
-                self._tell(model, happening)
-        known.published = PublishedStatus(tuple(said), now, numbers)
+        if history.published is not None:
+            for draft in events.condition_events(history.published.conditions, values):
+                self._record_event(model, draft)
+        history.published = PublishedStatus(tuple(values), now, instances)
 
     async def _apply(
-        self, key: str, model: Manifest, said: "tuple[ConditionValue, ...] | list[ConditionValue]"
+        self, key: str, model: Manifest, values: "tuple[ConditionValue, ...] | list[ConditionValue]"
     ) -> bool:
         generation = int(metadata_of(model).get("generation") or 0)
         now = format_time(self._clock.wall())
-        status = {"conditions": conditions_for(said, model.get("status") or {}, generation, now)}
-        names = {name: metadata_of(model)[name] for name in ("name", "namespace", "uid") if name in metadata_of(model)}
-        body = {"apiVersion": model["apiVersion"], "kind": model["kind"], "metadata": names, "status": status}
+        status = {"conditions": conditions_for(values, model.get("status") or {}, generation, now)}
+        metadata = {
+            name: metadata_of(model)[name] for name in ("name", "namespace", "uid") if name in metadata_of(model)
+        }
+        body = {"apiVersion": model["apiVersion"], "kind": model["kind"], "metadata": metadata, "status": status}
         try:
             await self._api.apply_status(body, AUTOSCALER_FIELD_MANAGER)
         except NotFound:

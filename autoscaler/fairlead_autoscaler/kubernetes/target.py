@@ -1,8 +1,8 @@
-"""The cluster as a World: informers of models, their workloads, pods and accelerator classes.
+"""Scale target of a cluster: informers of models, workloads, pods and accelerator classes.
 
-Nothing is told while a watch is broken or was never listed: whoever decides then would decide on
-what was. What a watch has been told of, though, is how things are, however little happens: the API
-server sends a bookmark each minute, and one that stays away breaks it.
+Nothing is observed while a watch is broken or was never listed: decisions would rest on old
+objects. A watch without changes is up to date, since the API server sends a bookmark each minute;
+without it the watch counts as broken.
 """
 
 import asyncio
@@ -55,15 +55,15 @@ _MANAGED_SELECTOR: Final = label_selector({MANAGED_BY_LABEL: FIELD_MANAGER})
 _METADATA_FIELDS: Final = ("name", "namespace", "uid", "labels", "annotations", "resourceVersion", "ownerReferences")
 _STATUS_FIELDS: Final = ("phase", "conditions", "containerStatuses", "podIP")
 _DISCOVERY_SECONDS: Final = 60.0
-"""How often it is looked whether the cluster has come to know LeaderWorkerSets."""
+"""Time between checks whether the cluster has the kind LeaderWorkerSet."""
 
 
 class KubernetesTarget:
-    """A World, and the Places of a scaler. ``namespaces`` are those whose models are scaled, all
-    when empty.
+    """The scale target of a cluster, and the source of its workloads and pods.
 
-    ``chance`` draws evenly from 0 to 1; ``pause`` waits for seconds; ``nursed`` tells of the pods
-    that sleep.
+    namespaces: of the models that are scaled; empty: all.
+    random: returns an even random number from 0 to 1.
+    sleep_status: returns the state of sleeping pods.
     """
 
     def __init__(
@@ -86,60 +86,57 @@ class KubernetesTarget:
         self._namespaces: tuple[str | None, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
         self._specs = SpecCache()
         self._informers: dict[tuple[Resource, str | None], Informer] = {}
-        for place in self._namespaces:
-            self._add_informer(MODEL_DEPLOYMENTS, place, None)
-            self._add_informer(DEPLOYMENTS, place, _MANAGED_SELECTOR, trim_workload)
-            self._add_informer(PODS, place, MODEL_LABEL, trim_pod)
+        for namespace in self._namespaces:
+            self._add_informer(MODEL_DEPLOYMENTS, namespace, None)
+            self._add_informer(DEPLOYMENTS, namespace, _MANAGED_SELECTOR, trim_workload)
+            self._add_informer(PODS, namespace, MODEL_LABEL, trim_pod)
         self._add_informer(ACCELERATOR_CLASSES, None, None)
 
     async def run(self) -> None:
-        """Follow the cluster until cancelled."""
+        """Follows the cluster until it is cancelled."""
         async with asyncio.TaskGroup() as group:
             for informer in tuple(self._informers.values()):
                 group.create_task(informer.run())
             group.create_task(self._watch_leader_worker_sets(group))
 
     async def _watch_leader_worker_sets(self, group: asyncio.TaskGroup) -> None:
-        """LeaderWorkerSets may not be known to the cluster, and may come to be."""
+        """Adds informers of LeaderWorkerSets once the cluster has this kind."""
         while True:
             try:
                 if await self._api.has_resource(LEADER_WORKER_SETS):
                     break
             except FairleadError as error:
-                _LOG.warning("it cannot be told whether there are LeaderWorkerSets: %s", error)
+                _LOG.warning("it is unknown whether the cluster has LeaderWorkerSets: %s", error)
             await self._pause(_DISCOVERY_SECONDS)
-        for place in self._namespaces:
-            group.create_task(self._add_informer(LEADER_WORKER_SETS, place, _MANAGED_SELECTOR, trim_workload).run())
+        for namespace in self._namespaces:
+            group.create_task(self._add_informer(LEADER_WORKER_SETS, namespace, _MANAGED_SELECTOR, trim_workload).run())
 
     def _add_informer(
         self,
         resource: Resource,
-        place: str | None,
+        namespace: str | None,
         labels: str | None,
         trim: Callable[[Manifest], Manifest] = drop_managed_fields,
     ) -> Informer:
-        made = Informer(
+        informer = Informer(
             self._api,
             resource,
             self._clock,
             self._random,
-            namespace=place,
+            namespace=namespace,
             labels=labels,
-            report=log_failures_once(_LOG, resource, lambda: made.problem),
+            report=log_failures_once(_LOG, resource, lambda: informer.problem),
             trim=trim,
         )
-        self._informers[resource, place] = made
-        return made
-
-    # --- what is told
-    # ---------------------------------------------------------------------------------------------------
+        self._informers[resource, namespace] = informer
+        return informer
 
     async def observe(self) -> Mapping[str, ModelState]:
-        """Every model with a pool to scale. Raises Unavailable while the cluster cannot be
+        """Returns every model with a pool to scale. Raises Unavailable while the cluster cannot be
         followed.
         """
-        if why := self.sync_blocked_reason():
-            raise Unavailable(why)
+        if reason := self.sync_blocked_reason():
+            raise Unavailable(reason)
         profiles, _ = self._specs.profiles(self._items(ACCELERATOR_CLASSES))
         return model_states(
             ClusterSnapshot(
@@ -155,66 +152,63 @@ class KubernetesTarget:
         )
 
     def sync_blocked_reason(self) -> str:
-        """Why the cluster cannot be followed, in words; empty while it can."""
+        """Returns why the cluster cannot be followed, in words; empty if it can."""
         return sync_blocked_reason(
-            WatchStatus(one.resource, one.is_synced, one.problem) for one in self._informers.values()
+            WatchStatus(informer.resource, informer.is_synced, informer.problem)
+            for informer in self._informers.values()
         )
 
     def models(self) -> dict[str, Manifest]:
-        """Every ModelDeployment, by ``namespace/name``."""
+        """Returns every ModelDeployment, by `namespace/name`."""
         return dict(self._models())
 
     def model(self, key: str) -> Manifest | None:
-        """One ModelDeployment, by ``namespace/name``."""
-        found = (one.items.get(key) for (kind, _), one in self._informers.items() if kind is MODEL_DEPLOYMENTS)
-        return next((one for one in found if one is not None), None)
+        """Returns one ModelDeployment by `namespace/name`; None if there is none."""
+        return next((model for name, model in self._models() if name == key), None)
 
     def foreign_writers(self) -> dict[str, dict[str, str]]:
-        """Every model that the autoscaler is asked about: by pool, who else sets its number."""
+        """Returns the other owners of numbers, by model and pool."""
         return foreign_writers(self._read_models(), self._by_model((DEPLOYMENTS, LEADER_WORKER_SETS)))
 
     def _spec(self, key: str) -> ModelDeploymentSpec | None:
-        """What is wanted of one model; None where there is none, or it cannot be read."""
-        return next((one.spec for one in self._read_models() if one.key == key), None)
+        """Returns the specification of one model; None if there is none, or it cannot be read."""
+        return next((model.spec for model in self._read_models() if model.key == key), None)
 
     def _read_models(self) -> Sequence[ParsedModel]:
-        return self._specs.models({key: one for key, one in self._models() if not is_deleting(one)})
+        return self._specs.models({key: model for key, model in self._models() if not is_deleting(model)})
 
     def workload(self, key: str, pool: str) -> Manifest | None:
-        """The Deployment or LeaderWorkerSet of a pool of the model that has this name now."""
+        """Returns the Deployment or LeaderWorkerSet of a pool; None if the current model of this
+        name has none.
+        """
         uid = uid_of(self.model(key) or {})
-        for one in self._by_model((DEPLOYMENTS, LEADER_WORKER_SETS)).get(key, ()):
-            owners = metadata_of(one).get("ownerReferences") or []
-            if (
-                labels_of(one).get(POOL_LABEL) == pool
-                and not is_deleting(one)
-                and any(own.get("uid") == uid for own in owners)
-            ):
-                return one
+        for workload in self._by_model((DEPLOYMENTS, LEADER_WORKER_SETS)).get(key, ()):
+            owners = metadata_of(workload).get("ownerReferences") or []
+            is_owned = any(owner.get("uid") == uid for owner in owners)
+            if labels_of(workload).get(POOL_LABEL) == pool and not is_deleting(workload) and is_owned:
+                return workload
         return None
 
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
-        """The pods of a pool."""
-        return [one for one in self._by_model((PODS,)).get(key, ()) if labels_of(one).get(POOL_LABEL) == pool]
+        """Returns the pods of a pool."""
+        return [pod for pod in self._by_model((PODS,)).get(key, ()) if labels_of(pod).get(POOL_LABEL) == pool]
 
     def sleep_level(self, key: str) -> int:
-        """How the engines of a model are to sleep."""
+        """Returns the sleep level of a model's engines."""
         spec = self._spec(key)
         tier = None if spec is None else sleep_tier(spec)
         return 1 if tier is None else tier.level
 
     def marked_pods(self) -> Mapping[str, Sequence[Manifest]]:
-        """Every pod that carries a mark of sleep, by its model's key."""
-        found = {
-            key: [one for one in pods if parse_sleep_mark(annotations_of(one)) is not None]
+        """Returns all pods with a sleep mark, by the key of their model."""
+        marked = {
+            key: [pod for pod in pods if parse_sleep_mark(annotations_of(pod)) is not None]
             for key, pods in self._by_model((PODS,)).items()
         }
-        return {key: pods for key, pods in found.items() if pods}
+        return {key: pods for key, pods in marked.items() if pods}
 
     def is_released(self, key: str, pool: str) -> bool:
-        """Does nobody here decide any more how many of this pool serve? Not where that cannot be
-        told.
-        """
+        """Whether the autoscaler no longer decides about this pool. It does if that is unknown."""
         spec, workload = self._spec(key), self.workload(key, pool)
         return spec is not None and workload is not None and is_released(spec, workload)
 
@@ -229,25 +223,27 @@ class KubernetesTarget:
                 yield from informer.items.values()
 
     def _by_model(self, resources: Sequence[Resource]) -> dict[str, list[Manifest]]:
-        found: dict[str, list[Manifest]] = {}
+        objects: dict[str, list[Manifest]] = {}
         for resource in resources:
-            for one in self._items(resource):
-                found.setdefault(f"{namespace_of(one)}/{labels_of(one).get(MODEL_LABEL)}", []).append(one)
-        return found
+            for manifest in self._items(resource):
+                objects.setdefault(f"{namespace_of(manifest)}/{labels_of(manifest).get(MODEL_LABEL)}", []).append(
+                    manifest
+                )
+        return objects
 
     def _accelerator_classes(self) -> dict[str, AcceleratorClassSpec]:
-        found = {name: one.spec for name, one in builtin_accelerators().items()}
-        for one in self._items(ACCELERATOR_CLASSES):
+        classes = {name: accelerator.spec for name, accelerator in builtin_accelerators().items()}
+        for manifest in self._items(ACCELERATOR_CLASSES):
             try:
-                found[name_of(one)] = AcceleratorClassSpec.model_validate(one.get("spec") or {})
+                classes[name_of(manifest)] = AcceleratorClassSpec.model_validate(manifest.get("spec") or {})
             except ValidationError:
-                continue  # the operator says so where a pool names it
-        return found
+                continue  # the operator reports it where a pool names it
+        return classes
 
 
 def trim_workload(workload: Manifest) -> Manifest:
-    """What is kept of a Deployment or LeaderWorkerSet: its number, who writes that, and whose it
-    is.
+    """Returns the parts of a Deployment or LeaderWorkerSet that are used: its number, the writers
+    of that, and its owner.
     """
     metadata: Manifest = {
         name: metadata_of(workload)[name] for name in _METADATA_FIELDS if name in metadata_of(workload)
@@ -255,13 +251,15 @@ def trim_workload(workload: Manifest) -> Manifest:
     if is_deleting(workload):
         metadata["deletionTimestamp"] = metadata_of(workload)["deletionTimestamp"]
     fields: Manifest = {"f:spec": {"f:replicas": {}}}
-    metadata["managedFields"] = [{"manager": one, "fieldsV1": fields} for one in replicas_managers(workload)]
+    metadata["managedFields"] = [{"manager": name, "fieldsV1": fields} for name in replicas_managers(workload)]
     spec = {"replicas": (workload.get("spec") or {}).get("replicas")}
     return {"apiVersion": workload["apiVersion"], "kind": workload["kind"], "metadata": metadata, "spec": spec}
 
 
 def trim_pod(pod: Manifest) -> Manifest:
-    """What is kept of a pod: whose it is, and how it is; not what it was made of."""
+    """Returns the parts of a pod that are used: its metadata and its status, without its
+    specification.
+    """
     metadata = {name: value for name, value in metadata_of(pod).items() if name != "managedFields"}
     status = {name: value for name, value in (pod.get("status") or {}).items() if name in _STATUS_FIELDS}
     return {"apiVersion": pod["apiVersion"], "kind": pod["kind"], "metadata": metadata, "status": status}

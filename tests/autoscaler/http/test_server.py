@@ -94,7 +94,7 @@ def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -> None
         early = await client.get("/autoscaling/look", params={"model": KEY, "at": first - 1})
         assert early.status_code == 404
         begins = datetime.fromtimestamp(first, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        assert f"the first one that is kept is of {begins}" in early.json()["error"]["message"]
+        assert f"the first record is of {begins}" in early.json()["error"]["message"]
         for at in ("noon", "", "nan", "inf", "9" * 400):
             for path, name in (("/autoscaling/look", "at"), ("/autoscaling/recording", "since")):
                 refused = await client.get(path, params={"model": KEY, name: at})

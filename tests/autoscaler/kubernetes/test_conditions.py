@@ -76,7 +76,7 @@ def test_a_decision_is_told_with_its_numbers_rule_and_reason() -> None:
         ({"mode": "Advise"}, {}, "False", "Advising", "nothing is written: pool main 3 -> 5"),
         ({}, {"main": "keda-operator"}, "False", "SetElsewhere", "pool main 3, set by keda-operator; it would be 5"),
         ({"blind": True, "notes": ("gateway a is missing",)}, {}, "True", "Blind", "(gateway a is missing)"),
-        ({"rulings": {"main": replace(UP, rule="lying")}}, {}, "True", "Blind", "cannot be told"),
+        ({"rulings": {"main": replace(UP, rule="lying")}}, {}, "True", "Blind", "its load is unknown"),
         (
             {"rulings": {"main": replace(UP, rule="maximum")}},
             {},
@@ -86,7 +86,7 @@ def test_a_decision_is_told_with_its_numbers_rule_and_reason() -> None:
         ),
         ({"rulings": {"main": replace(UP, rule="bounds", planned=9)}}, {}, "True", "AtMaximum", "needs more"),
         ({"rulings": {"main": replace(UP, rule="bounds", planned=0)}}, {}, "True", "Deciding", ""),
-        ({"rulings": {}}, {}, "True", "Deciding", "none of its pools has been made yet"),
+        ({"rulings": {}}, {}, "True", "Deciding", "none of its pools exists yet"),
     ],
 )
 def test_why_it_does_not_simply_decide_is_told(
@@ -112,12 +112,12 @@ def met(*looks: TickRecord) -> tuple[str, str, str] | None:
 
 
 def test_the_lowest_share_of_the_last_minutes_is_held_against_the_target() -> None:
-    message = "ttft kept in 95.0 %, itl kept in 100.0 % of 100 requests in 5 minutes; target 90 %"
+    message = "ttft met by 95.0 %, itl met by 100.0 % of 100 requests in 5 minutes; target 90 %"
     assert met(look()) == ("True", "WithinTarget", message)
     found = met(look(), look(now=105.0, counts=(60.0, 40.0)))
     assert found is not None
     assert found[:2] == ("False", "BelowTarget")
-    assert found[2].startswith("ttft kept in 77.5 %")
+    assert found[2].startswith("ttft met by 77.5 %")
     assert met(look(counts=(0.0, 100.0)), look(now=400.0)) == ("True", "WithinTarget", message)  # it was long ago
 
 
@@ -126,7 +126,7 @@ def test_of_few_requests_no_share_is_told_and_nothing_of_a_model_without_objecti
     replica = replace(few.observation.pools["main"].replicas[0], itl_counts=None)  # type: ignore[index]
     pools = {"main": replace(few.observation.pools["main"], replicas=(replica,))}
     few = replace(few, observation=replace(few.observation, pools=pools))
-    told = "3 requests in 5 minutes are too few to tell (of those that are answered, streams count)"
+    told = "3 requests in 5 minutes are too few (only answered streams count)"
     assert met(few) == ("Unknown", "TooFewRequests", told)
     assert met(replace(look(), model=replace(MODEL, ttft_seconds=None, itl_seconds=None))) is None
 
@@ -136,7 +136,7 @@ def test_who_gave_up_had_no_first_token_in_time() -> None:
     gone = replace(one, observation=replace(one.observation, gateway=GatewayTraffic(10.0, 1.0, abandoned=25.0)))
     found = met(gone)
     assert found is not None
-    assert found[2].startswith("ttft kept in 76.0 %")
+    assert found[2].startswith("ttft met by 76.0 %")
 
 
 def test_numbers_that_move_are_written_once_a_minute_and_news_at_once() -> None:
@@ -179,7 +179,7 @@ def test_conditions_that_change_are_events_and_the_first_is_none() -> None:
     assert condition_events([], [deciding]) == []
     assert condition_events([deciding], [replace(deciding, message="other")]) == []
     (told,) = condition_events([deciding], [blind])
-    assert (str(told.type), told.reason, told.note[:8]) == ("Warning", "Blind", "What is ")
+    assert (str(told.type), told.reason, told.note[:8]) == ("Warning", "Blind", "Its load")
     (back,) = condition_events([blind], [deciding])
     assert (str(back.type), back.reason) == ("Normal", "Deciding")
 

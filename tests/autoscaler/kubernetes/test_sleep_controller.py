@@ -63,6 +63,7 @@ class Harness:
         self.gateways = [GatewayMetrics("g1", gauges={}), GatewayMetrics("g2", gauges={})]
         self.leads = leads
         self.let_go = False
+        self.desired_asleep: dict[tuple[str, str], int] = {}
         self.nursing = self.successor()
 
     def successor(self) -> SleepController:
@@ -70,11 +71,10 @@ class Harness:
         self.nursing = SleepController(
             self,
             self.beds,
-            self.note,
+            self,
             lambda: GatewaySnapshot(tuple(self.gateways)),
             self.clock,
             Limits(),
-            desired_asleep={},
             is_leader=lambda: self.leads,
         )
         return self.nursing
@@ -86,7 +86,7 @@ class Harness:
         assert (key, pool) == (KEY, "main")
         return self.let_go
 
-    async def note(self, pod: Manifest, mark: SleepMark | None) -> None:
+    async def write_sleep_mark(self, pod: Manifest, mark: SleepMark | None) -> None:
         notes = self.pod["metadata"]["annotations"]
         notes.pop(SLEEP_ANNOTATION)
         if mark is not None:

@@ -35,7 +35,7 @@ class Harness:
 
     def fresh(self) -> StatusWriter:
         return StatusWriter(
-            self.kube, self, self.clock, lambda _, told: self.told.append(told), leads=lambda: self.leading
+            self.kube, self, self.clock, lambda _, told: self.told.append(told), is_leader=lambda: self.leading
         )
 
     def models(self) -> dict[str, dict[str, Any]]:
@@ -149,7 +149,7 @@ def test_a_defect_costs_what_is_told_and_no_more(room: Harness, monkeypatch: pyt
         await cancel_and_wait(running)
 
     room.telling = StatusWriter(
-        room.kube, room, room.clock, lambda *_: None, leads=lambda: True, pause=lambda _: asyncio.sleep(0)
+        room.kube, room, room.clock, lambda *_: None, is_leader=lambda: True, pause=lambda _: asyncio.sleep(0)
     )
     asyncio.run(main())
     assert room.telling.failures >= 2
