@@ -68,7 +68,7 @@ class WireTap:
                         stack.callback(self.gateway_left.set)
                     if fault != "silence":
                         to_engine.write(head + body)
-                        await _pass(from_engine, writer, part=fault is not None)
+                        await _pass(from_engine, writer, truncate=fault is not None)
                     if fault in _ENDLESS:
                         await reader.read()
                     if fault is not None:

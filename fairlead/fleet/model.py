@@ -9,7 +9,7 @@ produces snapshots: from a file, which the local supervisor writes, or from a wa
 """
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -200,6 +200,30 @@ class Fleet:
             return name
         keys = [key for key, model in self.models.items() if model.name == name and not model.shadowed]
         return keys[0] if len(keys) == 1 else None
+
+
+def next_fleet(
+    previous: Fleet | None, models: Mapping[str, Model], instances: Mapping[str, tuple[Instance, ...]]
+) -> Fleet:
+    """Returns the snapshot after `previous`; `previous` itself if nothing changed."""
+    if previous is None:
+        return Fleet(1, 1, models, instances)
+    if (models, instances) == (previous.models, previous.instances):
+        return previous
+    fleet = Fleet(previous.version + 1, previous.membership_epoch, models, instances)
+    if _member_ids(fleet) != _member_ids(previous):
+        fleet = replace(fleet, membership_epoch=previous.membership_epoch + 1)
+    return fleet
+
+
+def _member_ids(fleet: Fleet) -> frozenset[tuple[str, str]]:
+    """Returns the instances that homes are computed from: those that receive requests."""
+    return frozenset(
+        (key, instance.id)
+        for key, instances in fleet.instances.items()
+        for instance in instances
+        if instance.state is InstanceState.READY
+    )
 
 
 class FleetSource(Protocol):

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from fairlead.errors import FairleadError
 from fairlead.runtime.tasks import cancel_and_wait
@@ -16,7 +17,16 @@ from fairlead.runtime.tasks import cancel_and_wait
 POLL_SECONDS = 0.2
 _log = logging.getLogger("fairlead.gateway")
 
-Signature = tuple[tuple[int, int, int], ...]
+
+class FileVersion(NamedTuple):
+    """The version of one file; zeros if it does not exist."""
+
+    inode: int = 0
+    modified_ns: int = 0
+    size: int = 0
+
+
+Signature = tuple[FileVersion, ...]
 
 
 class FileWatcher:
@@ -75,12 +85,12 @@ class FileWatcher:
 
 def file_signature(files: Sequence[Path]) -> Signature:
     """Returns a value that changes when a file is edited, replaced or removed."""
-    return tuple(_stat_signature(path) for path in files)
+    return tuple(_file_version(path) for path in files)
 
 
-def _stat_signature(path: Path) -> tuple[int, int, int]:
+def _file_version(path: Path) -> FileVersion:
     try:
         status = path.stat()
     except OSError:
-        return 0, 0, 0
-    return status.st_ino, status.st_mtime_ns, status.st_size
+        return FileVersion()
+    return FileVersion(status.st_ino, status.st_mtime_ns, status.st_size)

@@ -16,12 +16,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from fairlead.errors import SettingsError
 from fairlead.limits import Limits
+from fairlead.runtime.cli_options import parse_log_level
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _STANDARD_ERROR = 2
-_LOG_LEVELS = ("debug", "info", "warning", "error")
 _FLUSH_SECONDS = 1.0
 _POLL_SECONDS = 0.005
 _log = logging.getLogger("fairlead.gateway")
@@ -144,10 +143,7 @@ def start_logging(level: str | None, limits: Limits | None = None) -> None:
 
     Raises SettingsError for an unknown level.
     """
-    name = (level or "info").lower()
-    if name not in _LOG_LEVELS:
-        field = "FAIRLEAD_LOG_LEVEL"
-        raise SettingsError(f"{field} is not a level", field=field, hint=f"one of {', '.join(_LOG_LEVELS)}")
+    name = parse_log_level(level)
     root = logging.getLogger()
     if root.handlers:
         return
@@ -155,7 +151,7 @@ def start_logging(level: str | None, limits: Limits | None = None) -> None:
     handler = NonBlockingHandler(writer)
     handler.setFormatter(logging.Formatter(_FORMAT))
     root.addHandler(handler)
-    root.setLevel(name.upper())
+    root.setLevel(name)
     logging.captureWarnings(True)
     sys.unraisablehook = _on_unraisable
     _active_writers[:] = [writer]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from fairlead.errors import FairleadError, SettingsError
 from fairlead.fleet import cli_options
 from fairlead.limits import Limits
+from fairlead.runtime.cli_options import parse_address
 from fairlead.settings import GatewaySettings, read_settings, unknown_variables
 from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
@@ -171,10 +172,7 @@ def _parse_address(text: str, option: str, *, open_to_all: bool, fix: str) -> Li
     """Parses `HOST:PORT` or `[IPv6]:PORT`. Raises unless a port that is `open_to_all` is on
     loopback.
     """
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isdigit() or int(port) > 65_535:
-        raise SettingsError(f"{option}: HOST:PORT is expected", field=option, hint="for example 127.0.0.1:8080")
+    host, port = parse_address(text, option, "127.0.0.1:8080")
     host = "127.0.0.1" if host == "localhost" else host or "0.0.0.0"
     try:
         loopback = ipaddress.ip_address(host).is_loopback
@@ -186,7 +184,7 @@ def _parse_address(text: str, option: str, *, open_to_all: bool, fix: str) -> Li
             field=option,
             hint=f"give {fix}, or --insecure to do it nevertheless",
         )
-    return ListenAddress(host, int(port))
+    return ListenAddress(host, port)
 
 
 def _parse_worker_count(text: str, limits: Limits) -> int:
@@ -206,10 +204,10 @@ def _parse_worker_count(text: str, limits: Limits) -> int:
 
 def _key_file(path: str | None, settings: GatewaySettings, limits: Limits) -> "KeyFile | None":
     """Returns the file that `--keys` names; it is read when the gateway starts."""
-    from fairlead_gateway.supervisor.key_file import KeyFile
-
     if path is None:
         return None
+    from fairlead_gateway.supervisor.key_file import KeyFile
+
     if settings.key_pepper is None:
         raise SettingsError(
             "--keys: FAIRLEAD_KEY_PEPPER is not set",

@@ -8,10 +8,9 @@ from fairlead.api import EngineKind
 from fairlead.errors import BadInput, SettingsError
 from fairlead.kube.leader_election import LeaseTiming
 from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN
+from fairlead.runtime.cli_options import parse_log_level
 from fairlead.settings import OperatorSettings
 from fairlead_operator.render import AllowedPeer, InstallationDefaults
-
-_LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +31,20 @@ class OperatorOptions:
 
 def parse_options(settings: OperatorSettings) -> OperatorOptions:
     """Returns the options. Raises SettingsError, naming the variable and its valid values."""
-    hands = settings.reconcilers or ""
-    if not (hands.isascii() and hands.isdecimal() and len(hands) < 4 and 1 <= int(hands) <= 256):
-        raise _settings_error("FAIRLEAD_RECONCILERS", f"{hands!r} is no number from 1 to 256", "leave it out for 8")
-    level = (settings.log_level or "").lower()
-    if level not in _LOG_LEVELS:
+    workers = settings.reconcilers or ""
+    if not (workers.isascii() and workers.isdecimal() and len(workers) < 4 and 1 <= int(workers) <= 256):
         raise _settings_error(
-            "FAIRLEAD_LOG_LEVEL", f"{level!r} is none of {', '.join(_LOG_LEVELS)}", "leave it out for info"
+            "FAIRLEAD_RECONCILERS", f"{workers!r} is not a number from 1 to 256", "leave it out for 8"
         )
     lease = _parse_seconds("FAIRLEAD_LEASE", settings.lease, 3.0)
     secrets = _parse_names("FAIRLEAD_ENGINE_PULL_SECRETS", settings.engine_pull_secrets)
     return OperatorOptions(
         namespaces=_parse_names("FAIRLEAD_WATCH_NAMESPACES", settings.watch_namespaces),
-        workers=int(hands),
+        workers=int(workers),
         resync_seconds=_parse_seconds("FAIRLEAD_RESYNC", settings.resync, 5.0),
         capacity_grace_seconds=_parse_seconds("FAIRLEAD_CAPACITY_GRACE", settings.capacity_grace, 0.0, 24 * 3_600.0),
         lease_timing=LeaseTiming(lease, lease * 2 / 3, lease * 2 / 15),
-        log_level=level,
+        log_level=parse_log_level(settings.log_level),
         installation=InstallationDefaults(
             _parse_images(settings.engine_images or ""), secrets, _parse_peers(settings.gateway_pods or "")
         ),
@@ -59,7 +55,7 @@ def _parse_names(variable: str, text: str | None) -> tuple[str, ...]:
     names = tuple(part for part in re.split(r"[,\s]+", text or "") if part)
     for name in names:
         if not DNS_SUBDOMAIN_PATTERN.fullmatch(name):
-            raise _settings_error(variable, f"{name!r} is no name", "write names with commas between them")
+            raise _settings_error(variable, f"{name!r} is not a name", "separate names with commas")
     return names
 
 
@@ -68,7 +64,7 @@ def _parse_images(text: str) -> dict[EngineKind, str]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         kind, _, image = part.partition("=")
         if kind not in (EngineKind.VLLM, EngineKind.SGLANG, EngineKind.SIM) or not image:
-            message = f"{part!r} is no image of an engine"
+            message = f"{part!r} is not an engine image"
             raise _settings_error(
                 "FAIRLEAD_ENGINE_IMAGES", message, "write it like vllm=registry/vllm:tag,sim=registry/sim:tag"
             )
@@ -82,7 +78,10 @@ def _parse_peers(text: str) -> tuple[AllowedPeer, ...] | None:
         namespace, _, listed = part.partition("/")
         labels = dict(pair.partition("=")[::2] for pair in listed.split(","))
         if not DNS_LABEL_PATTERN.fullmatch(namespace) or not all(labels) or not all(labels.values()):
-            message, hint = f"{part!r} names no pods", "write it like fairlead/app.kubernetes.io/name=fairlead-gateway"
+            message, hint = (
+                f"{part!r} is not a namespace with labels",
+                "write it like fairlead/app.kubernetes.io/name=fairlead-gateway",
+            )
             raise _settings_error("FAIRLEAD_GATEWAY_PODS", message, hint)
         peers.append(AllowedPeer(namespace, labels))
     return tuple(peers) or None

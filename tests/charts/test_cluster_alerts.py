@@ -185,9 +185,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def test_stalled_models_alert_by_name_and_reason(
-    api_server: ApiServer, fires: Firing, tmp_path: Path
-) -> None:
+def test_stalled_models_alert_by_name_and_reason(api_server: ApiServer, fires: Firing, tmp_path: Path) -> None:
     """And before, while all of them are ready, nothing is."""
 
     async def check(api: KubeApi) -> None:
@@ -226,9 +224,7 @@ def test_stalled_models_alert_by_name_and_reason(
     on(api_server, check)
 
 
-def test_operator_waiting_for_an_abandoned_lease_alerts(
-    api_server: ApiServer, fires: Firing, tmp_path: Path
-) -> None:
+def test_operator_waiting_for_an_abandoned_lease_alerts(api_server: ApiServer, fires: Firing, tmp_path: Path) -> None:
     async def check(api: KubeApi) -> None:
         lease = {
             "apiVersion": "coordination.k8s.io/v1",

@@ -90,9 +90,7 @@ def command() -> list[str]:
     return [*words[:-1], str(CHART_FOLDER / "crds")]
 
 
-def test_objects_survive_the_upgrade_and_new_fields_work(
-    server: ApiServer, program: Path, tmp_path: Path
-) -> None:
+def test_objects_survive_the_upgrade_and_new_fields_work(server: ApiServer, program: Path, tmp_path: Path) -> None:
     helm, former = HelmRelease(program, server.kubeconfig, SPACE, tmp_path / "helm"), before(tmp_path / "former")
 
     async def main() -> None:

@@ -155,9 +155,7 @@ def test_fault_fires_its_alert(
     expect_firing(asyncio.run(record(tmp_path, fault)), groups, tools, tmp_path, *alerts)
 
 
-def test_killed_only_engine_alerts(
-    groups: Groups, tools: ChartTools, tmp_path: Path
-) -> None:
+def test_killed_only_engine_alerts(groups: Groups, tools: ChartTools, tmp_path: Path) -> None:
     alerts = ("FairleadRequestsFail", "FairleadObjectivesMissed", "FairleadEngineSilent")
     expect_firing(asyncio.run(record(tmp_path, engine_killed, aging=SIGNALS_AGE)), groups, tools, tmp_path, *alerts)
 

@@ -54,9 +54,7 @@ async def drawn(api: KubeApi) -> dict[str, dict[str, str]]:
     return found
 
 
-def test_upgrade_keeps_generated_values_and_uninstall_keeps_models(
-    api_server: ApiServer, helm: HelmRelease
-) -> None:
+def test_upgrade_keeps_generated_values_and_uninstall_keeps_models(api_server: ApiServer, helm: HelmRelease) -> None:
     async def main() -> None:
         async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
             said = await asyncio.to_thread(helm, "install", str(CHART_FOLDER), "--create-namespace")

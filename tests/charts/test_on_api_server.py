@@ -38,9 +38,7 @@ def api_of(server: ApiServer) -> KubeApi:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.stem for case in CASES])
-def test_api_server_accepts_every_object_and_field(
-    api_server: ApiServer, program: Path, case: Path
-) -> None:
+def test_api_server_accepts_every_object_and_field(api_server: ApiServer, program: Path, case: Path) -> None:
     async def main() -> None:
         async with api_of(api_server) as api:
             for name in ("fairlead", "team-a", "team-b"):

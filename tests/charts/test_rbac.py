@@ -137,9 +137,7 @@ def test_no_rule_is_wider_than_stated_or_grants_other_rights(program: Path, case
         ({"nonResourceURLs": ["/metrics"]}, "nonResourceURLs"),
     ],
 )
-def test_each_privilege_escalation_is_detected(
-    program: Path, changed: dict[str, Any], found: str
-) -> None:
+def test_each_privilege_escalation_is_detected(program: Path, changed: dict[str, Any], found: str) -> None:
     """Every rule of the chart, changed so."""
     for rule in rules(render_chart(program)):
         assert too_wide(rule) == []
@@ -196,9 +194,7 @@ def test_only_guarded_components_patch_pods(program: Path) -> None:
 
 
 @pytest.mark.parametrize("component", ["gateway", "indexer"])
-def test_gateways_and_indexers_only_read_models_pods_accelerators(
-    program: Path, component: str
-) -> None:
+def test_gateways_and_indexers_only_read_models_pods_accelerators(program: Path, component: str) -> None:
     models = wanted(MODEL_DEPLOYMENTS, "list", "watch") | wanted(PODS, "list", "watch")
     classes = wanted(ACCELERATOR_CLASSES, "list", "watch")
     assert rights(render_chart(program), f"fairlead-{component}") == models | classes

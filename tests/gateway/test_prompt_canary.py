@@ -144,7 +144,7 @@ async def scene(name: str, collector: str, log: Path) -> AsyncIterator[RunningGa
         )
         what = ObservabilitySettings(access_log=str(log), trace_endpoint=collector, trace_share=1.0)
         watching = RequestObservers(
-            what, clock=SystemClock(), limits=LIMITS, instance_id="gw", draw=random.Random(1).getrandbits
+            what, clock=SystemClock(), limits=LIMITS, instance_id="gw", draw_bits=random.Random(1).getrandbits
         )
         yield await stack.enter_async_context(running_gateway(fleet, LIMITS, observers=watching))
 
@@ -164,12 +164,13 @@ async def everything(running: RunningGateway) -> None:
 def shown(running: RunningGateway) -> str:
     """All that the gateway keeps and its pages, metrics and `fairlead explain` show."""
     gateway = running.gateway
+    fleet = gateway.stack.routers.fleet
     kept = gateway.decisions.latest(1_000)
-    texts = [repr(kept), repr(gateway.readiness()), repr(gateway.loads())]
+    texts = [repr(kept), repr(gateway.readiness()), repr(running.loads())]
     for logged in kept:
         page = decision_out(logged).model_dump_json()
         texts += [page, *render_decision(msgspec.json.decode(page, type=api_types.Decision))]
-    texts.append(gateway.telemetry.render(gateway.fleet(), gateway.loads(), gateway.clock.now()).decode())
+    texts.append(gateway.telemetry.render(fleet, running.loads(), gateway.runtime.now()).decode())
     return "\n".join(texts)
 
 

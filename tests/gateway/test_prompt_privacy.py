@@ -65,7 +65,7 @@ def test_no_log_line_decision_metric_span_or_error_repeats_a_prompt(
             access_log=str(tmp_path / "access.log"), trace_endpoint=collector.url, trace_share=1.0
         )
         draw = random.Random(1).getrandbits
-        watching = RequestObservers(what, clock=SystemClock(), limits=limits, instance_id="gw", draw=draw)
+        watching = RequestObservers(what, clock=SystemClock(), limits=limits, instance_id="gw", draw_bits=draw)
         async with scripted_engine(script) as engine:
             fleet = fleet_of([engine.url] * 2, objectives=SloTargets(ttft_seconds=1.0))
             async with running_gateway(fleet, limits, observers=watching) as running:
@@ -79,8 +79,8 @@ def test_no_log_line_decision_metric_span_or_error_repeats_a_prompt(
                 await leaving.close()
                 await request(running.url, BODY | {"model": "nobody"})
                 gateway = running.gateway
-                written += gateway.telemetry.render(fleet, gateway.loads(), gateway.clock.now()).decode()
-                return written + repr([gateway.decisions.latest(10), gateway.readiness(), gateway.loads()])
+                written += gateway.telemetry.render(fleet, running.loads(), gateway.runtime.now()).decode()
+                return written + repr([gateway.decisions.latest(10), gateway.readiness(), running.loads()])
 
     with CannedServer({"/v1/traces": CannedResponse([b"{}"])}) as collector:
         written = run_async(main())
@@ -99,7 +99,7 @@ def test_a_defect_of_ours_is_a_500_with_an_id_and_its_log_line_holds_no_prompt(
             def defect(*_: object, **__: object) -> None:
                 raise ValueError(f"cannot take {BODY}")
 
-            monkeypatch.setattr(running.gateway._routers, "choose", defect)
+            monkeypatch.setattr(running.gateway.stack.routers.serving, "choose", defect)
             answer = await request(running.url, BODY)
             assert (answer.status, answer.error["code"]) == (500, "internal_error")
             assert CANARY not in answer.body.decode()

@@ -2,17 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from pathlib import Path
 
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.fleet.file.loader import parse_fleet_file
-from fairlead.fleet.model import Fleet, InstanceState
+from fairlead.fleet.model import Fleet, next_fleet
 from fairlead.limits import Limits
 from fairlead.manifests.yaml_nodes import decode_file
 from fairlead.runtime.clock import Clock
-
-FileSignature = tuple[int, int, int]  # inode, modification time in ns, size
+from fairlead.runtime.file_watcher import file_signature
 
 
 class FileFleetSource:
@@ -46,20 +44,20 @@ class FileFleetSource:
         """Yields the current fleet, then a new one after every edit. Raises if the first load
         fails.
         """
-        done = _signature(self._path)
+        done = file_signature([self._path])
         yield await self._load_first()
-        pending: FileSignature | None = None
+        pending = done
         while True:
             await asyncio.sleep(self._poll_seconds)
-            now = _signature(self._path)
+            now = file_signature([self._path])
             if now == done:
-                pending = None
+                pending = done
                 continue
-            replaced = now is not None and done is not None and now[0] != done[0]
-            if now is not None and not replaced and now != pending:
+            is_new_file = done[0].inode not in (0, now[0].inode)  # replaced or deleted
+            if not is_new_file and now != pending:
                 pending = now
                 continue
-            done, pending = now, None
+            done = pending = now
             fleet = await self._reload()
             if fleet is not None:
                 yield fleet
@@ -80,7 +78,7 @@ class FileFleetSource:
     async def _reload(self) -> Fleet | None:
         """Returns the edited fleet; None if the file is broken or its content is unchanged."""
         try:
-            found = await asyncio.to_thread(self._load)
+            edited = await asyncio.to_thread(self._load)
         except FairleadError as error:
             self.problem = error
             if self._report is not None:
@@ -88,12 +86,8 @@ class FileFleetSource:
             return None
         self.problem = None
         self.loaded_at = self._clock.now()
-        last = self._fleet
-        if last is None or (found.models, found.instances) == (last.models, last.instances):
-            return None
-        epoch = last.membership_epoch + (_membership(found) != _membership(last))
-        self._fleet = replace(found, version=last.version + 1, membership_epoch=epoch)
-        return self._fleet
+        last, self._fleet = self._fleet, next_fleet(self._fleet, edited.models, edited.instances)
+        return None if self._fleet is last else self._fleet
 
     def _load(self) -> Fleet:
         try:
@@ -103,21 +97,3 @@ class FileFleetSource:
             raise Unavailable(message, hint="the last good fleet stays in use") from error
         text = decode_file(raw, file=str(self._path), limits=self._limits)
         return parse_fleet_file(text, file=str(self._path), limits=self._limits)
-
-
-def _signature(path: Path) -> FileSignature | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _membership(fleet: Fleet) -> frozenset[tuple[str, str]]:
-    """The instances that homes are computed over: all but the sleeping ones."""
-    return frozenset(
-        (key, one.id)
-        for key, instances in fleet.instances.items()
-        for one in instances
-        if one.state is not InstanceState.SLEEPING
-    )

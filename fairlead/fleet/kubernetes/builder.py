@@ -22,7 +22,7 @@ from fairlead.fleet.kubernetes.pod_instances import (
 )
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel
 from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
-from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role, served_name_override
+from fairlead.fleet.model import Fleet, Instance, Model, Role, next_fleet, served_name_override
 from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, namespace_of
 from fairlead.limits import Limits
 
@@ -59,22 +59,11 @@ class FleetResult:
 
 
 def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits) -> FleetResult:
-    """Returns the fleet after `previous`; `previous` itself if nothing changed.
-
-    `membership_epoch` grows when the set of ready instances changes.
-    """
-    making = _FleetBuilder(objects, previous or Fleet(), limits)
-    models, instances = making.build_models(), making.build_instances()
-    held = {key: instances.get(key, ()) for key in models}
-    if previous is None:
-        fleet = Fleet(1, 1, models, held)
-    elif (models, held) == (previous.models, previous.instances):
-        fleet = previous
-    else:
-        fleet = Fleet(previous.version + 1, previous.membership_epoch, models, held)
-        if membership(fleet) != membership(previous):
-            fleet = replace(fleet, membership_epoch=previous.membership_epoch + 1)
-    return FleetResult(fleet, tuple(dict.fromkeys(making.problems)), making.excluded)
+    """Returns the fleet after `previous`; `previous` itself if nothing changed."""
+    builder = _FleetBuilder(objects, previous or Fleet(), limits)
+    models, instances = builder.build_models(), builder.build_instances()
+    fleet = next_fleet(previous, models, {key: instances.get(key, ()) for key in models})
+    return FleetResult(fleet, tuple(dict.fromkeys(builder.problems)), builder.excluded)
 
 
 def pod_selections(models: Sequence[ParsedModel]) -> set[PodSelection]:
@@ -86,16 +75,6 @@ def pod_selections(models: Sequence[ParsedModel]) -> set[PodSelection]:
         for pool in model.spec.pools
         if pool.selector is not None
     }
-
-
-def membership(fleet: Fleet) -> frozenset[tuple[str, str]]:
-    """Returns the instances that homes are computed from: those that receive requests."""
-    return frozenset(
-        (key, one.id)
-        for key, instances in fleet.instances.items()
-        for one in instances
-        if one.state is InstanceState.READY
-    )
 
 
 class _FleetBuilder:

@@ -1,4 +1,4 @@
-"""Config."""
+"""The configuration of one gateway."""
 
 import socket
 from collections.abc import Mapping, Sequence
@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import FleetSource
 from fairlead_gateway.http.tls import TlsCertificate
-from fairlead_gateway.supervisor.key_file import KeyFile
 from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
 
-if TYPE_CHECKING:  # without an engine that tells what it holds neither is loaded
-    pass
+if TYPE_CHECKING:  # without API keys, its parser is not loaded
+    from fairlead_gateway.supervisor.key_file import KeyFile
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """What one gateway is to be. ``public`` is held and does not listen; ``private`` is the listening management port.
-    ``autoscaler`` is the URL at which it hears hints; ``tokenizers`` is the folder of tokenizers; ``index_secret`` keys the hashes of
-    an index in Redis, as its indexer's does."""
+    """The configuration of one gateway.
+
+    public_socket: bound, and not listening.
+    management_socket: listening.
+    autoscaler_url: where hints of `scale_from_zero` go.
+    tokenizer_folder: has the tokenizers of models, if they are local.
+    index_secret: keys the hashes of a KV-cache index in Redis, as its indexer's does.
+    environ: the environment, for the tokens of engines.
+    """
 
     public_socket: socket.socket
     management_socket: socket.socket
@@ -27,7 +32,7 @@ class GatewayConfig:
     gateway_id: str
     hash_secret: bytes
     key_pepper: bytes | None = None
-    key_file: KeyFile | None = None
+    key_file: "KeyFile | None" = None
     certificate: TlsCertificate | None = None
     redis_url: str | None = None
     credentials: EngineCredentials | None = None

@@ -6,7 +6,6 @@ A request passes these stages: `http` receives it, `openai` parses it, `dispatch
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
+from fairlead.runtime.nonblocking_log import traceback_lines
 from fairlead_gateway.errors import GatewayError, UnknownPath
 from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import RequestHead
@@ -384,5 +384,4 @@ def _send_error(error: GatewayError, response: ResponseWriter, headers: str) -> 
 
 def _log_internal_error(request_id: str, error: Exception) -> None:
     """Logs the error's type and lines of code; its text may hold a part of a prompt."""
-    location = "".join(traceback.format_tb(error.__traceback__))
-    _log.error("request %s met a defect: %s\n%s", request_id, type(error).__name__, location)
+    _log.error("request %s: %s\n%s", request_id, type(error).__name__, traceback_lines(error))

@@ -91,7 +91,7 @@ def test_stats_of_a_model_without_traffic_are_zeros_and_nulls(made_up: Any) -> N
 
 
 def test_requests_for_unknown_models_show_up_in_the_stats(made_up: Any) -> None:
-    made_up.telemetry.rejected(None, 404, "unknown-model")
+    made_up.telemetry.record_rejected(None, 404, "unknown-model")
     assert _json(made_up, "/api/stats")["unknown_model_requests"] == 1
 
 

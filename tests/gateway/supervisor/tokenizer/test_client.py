@@ -103,10 +103,10 @@ def test_a_file_with_which_the_process_ends_waits_longer_each_time_and_others_do
     good = tokenizer_file(tmp_path / "tokenizer.json")
     code = (
         "import sys; from fairlead.limits import Limits; from fairlead_gateway.supervisor.tokenizer import process as p\n"
-        "class T(p.Tokenizers):\n"
-        "    def answer(self, question):\n"
-        "        return sys.exit(3) if question.path == 'deadly' else super().answer(question)\n"
-        "p.Tokenizers = T; p.serve(sys.stdin.buffer, sys.stdout.buffer, Limits())"
+        "class T(p.TokenizerCache):\n"
+        "    def tokenize(self, request):\n"
+        "        return sys.exit(3) if request.path == 'deadly' else super().tokenize(request)\n"
+        "p.TokenizerCache = T; p.serve(sys.stdin.buffer, sys.stdout.buffer, Limits())"
     )
 
     async def steps(one: TokenizerClient, clock: ManualClock) -> None:
@@ -188,7 +188,7 @@ def test_the_gateways_secrets_are_not_in_its_environment(monkeypatch: pytest.Mon
     code = (
         "import os, sys; from fairlead_gateway.supervisor.tokenizer.protocol import *\n"
         "found = 'canary' in str(os.environ)\n"
-        "sys.stdout.buffer.write(framed(Answer(1, problem=f'seen: {found}')))"
+        "sys.stdout.buffer.write(encode_frame(TokenizeReply(1, problem=f'seen: {found}')))"
     )
 
     async def steps(one: TokenizerClient, _: ManualClock) -> None:
