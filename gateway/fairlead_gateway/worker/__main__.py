@@ -1,8 +1,8 @@
 """`python -m fairlead_gateway.worker`: one worker process. Only the supervisor starts it.
 
 Its parts come over its channel as values, so it loads no web framework, no Redis client and no YAML
-reader. When the channel closes, the supervisor is gone. The worker then stops accepting, lets requests
-in flight finish, and ends. SIGTERM and the supervisor's message do the same.
+reader. When the channel closes, the supervisor is gone. The worker then stops accepting, lets
+requests in flight finish, and ends. SIGTERM and the supervisor's message do the same.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """Previews the route of a request: where it would go now, and why.
 
-The management port asks for it. Nothing is sent, counted or remembered, so the next request is routed
-as if nobody had asked. Admission is left out: where requests queue, this one would too, and its route
-would depend on what is known when it leaves the queue. Between equal instances the request's id
-decides, so another request with this prompt may go elsewhere.
+The management port asks for it. Nothing is sent, counted or remembered, so the next request is
+routed as if nobody had asked. Admission is left out: where requests queue, this one would too, and
+its route would depend on what is known when it leaves the queue. Between equal instances the
+request's id decides, so another request with this prompt may go elsewhere.
 """
 
 from typing import Final
@@ -37,7 +37,8 @@ class RoutePreviewer:
         self._prefill_coordinator = prefill_coordinator
 
     def preview(self, path: str, body: bytes, session: str | None) -> LoggedRequest:
-        """Returns the choices that a request would get: the prefill instance, if any, then the other.
+        """Returns the choices that a request would get: the prefill instance, if any, then the
+        other.
 
         body: as a client would send it to `path`.
         session: as in the header x-session-id.

@@ -1,7 +1,7 @@
 """Admission control: admits a request now, queues it in the gateway, or refuses it.
 
-The policy is pure and lives in `admission`. This module gives it the current fleet and the time, and
-owns the tasks of queued requests. A model gets a queue only if queueing can help, that is if
+The policy is pure and lives in `admission`. This module gives it the current fleet and the time,
+and owns the tasks of queued requests. A model gets a queue only if queueing can help, that is if
 
 - its TTFT objective grows with the prompt length,
 - clients are told apart by API key,

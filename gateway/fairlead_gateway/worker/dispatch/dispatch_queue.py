@@ -1,12 +1,12 @@
 """The dispatch queue: requests that have an instance and wait until it can start them.
 
-Presets with late binding use it. A waiting request counts at its instance, so that later choices see
-it. It leaves in the preset's order; if its instance is lost, another one is chosen.
+Presets with late binding use it. A waiting request counts at its instance, so that later choices
+see it. It leaves in the preset's order; if its instance is lost, another one is chosen.
 
 An instance can start a request while the unanswered prefill that this process sent there fills less
 than `MAX_WAITING_STEP_SHARE` of one of its steps. It gets the next request before it has finished
-one, since an engine that waits for the network computes nothing. Nobody reports when a plain response
-starts; its prefill is taken to be worked off meanwhile (`admission.backlog_decay`).
+one, since an engine that waits for the network computes nothing. Nobody reports when a plain
+response starts; its prefill is taken to be worked off meanwhile (`admission.backlog_decay`).
 
 Why only this process's requests count: if two processes counted what each of them holds back, both
 would wait for the other.

@@ -1,7 +1,7 @@
 """Batches for a receiver outside the process, written by a thread of their own.
 
-The event loop never waits for a log file, a pipe or a collector. The queue is short, since old lines
-are worth less than the memory of requests. What does not fit is dropped and counted.
+The event loop never waits for a log file, a pipe or a collector. The queue is short, since old
+lines are worth less than the memory of requests. What does not fit is dropped and counted.
 """
 
 import logging

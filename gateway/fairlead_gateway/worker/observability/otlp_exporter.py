@@ -1,7 +1,7 @@
 """Exports spans to a collector: OTLP over HTTP with JSON, in batches, from a thread.
 
-A collector that is away, slow or full costs only spans. The queue is bounded. Each batch is tried a few
-times with growing pauses. What is lost is counted.
+A collector that is away, slow or full costs only spans. The queue is bounded. Each batch is tried a
+few times with growing pauses. What is lost is counted.
 
 Why not the SDK: see docs/decisions/0017.
 """

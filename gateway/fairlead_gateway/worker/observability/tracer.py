@@ -1,9 +1,9 @@
 """Spans of the requests that are sampled.
 
-Whether a request is sampled is decided first: as its caller did if it sent a valid `traceparent`, else
-at random. A sampled request has a server span, and a client span for every attempt, continuation and
-prefill. Spans hold ids, names, counts and times, never a prompt. They are exported when the request
-has ended.
+Whether a request is sampled is decided first: as its caller did if it sent a valid `traceparent`,
+else at random. A sampled request has a server span, and a client span for every attempt,
+continuation and prefill. Spans hold ids, names, counts and times, never a prompt. They are exported
+when the request has ended.
 """
 
 from collections.abc import Callable

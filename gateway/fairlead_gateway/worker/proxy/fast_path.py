@@ -6,7 +6,8 @@ connection exists. One turn of the event loop sends the request, another relays 
 Everything else continues as a task in `forwarder`, with the attempt that has been started:
 
 - without a connection: there was no idle one, or the instance has no room yet
-- with its verdict: the connection was stale, the engine failed, or the response is too long to buffer
+- with its verdict: the connection was stale, the engine failed, or the response is too long to
+  buffer
 
 Why: for a plain request, a task with its coroutines, futures and timers costs more than all other
 work of the gateway.

@@ -4,14 +4,14 @@ Counted as the instance's failure
 
 - immediately: a refused connection, or a stall;
 - later: an error response, once another instance has answered the same request, or if no other
-  instance was tried. A request that fails everywhere therefore ejects no instance.
+instance was tried. A request that fails everywhere therefore ejects no instance.
 
 Overload (429, 503) is never counted.
 
 Stalls are judged per instance, not per request. An instance that still sends bytes to any client is
 slow, and the request waits. One that has sent nothing to anybody for several times the predicted
-time has stalled. The request moves only if another instance can take it. Otherwise it waits until its
-deadline, since an early error would be no better.
+time has stalled. The request moves only if another instance can take it. Otherwise it waits until
+its deadline, since an early error would be no better.
 """
 
 import math

@@ -3,13 +3,13 @@
 Each connection has one llhttp parser for its whole life.
 
 **Stale connections.** An engine may close an idle connection at the moment a request is written to
-it. Nobody has read the request then. `UpstreamError.is_stale` says so, and the request is sent again
-over a new connection.
+it. Nobody has read the request then. `UpstreamError.is_stale` says so, and the request is sent
+again over a new connection.
 
-**Silent engines.** An engine that is told to end may keep its connections open and send nothing more
-on them; real ones do when their core ends first. Such an engine no longer listens. So when an address
-has been silent for a while, its owner probes whether it still accepts connections. An engine that
-refuses is `gone`.
+**Silent engines.** An engine that is told to end may keep its connections open and send nothing
+more on them; real ones do when their core ends first. Such an engine no longer listens. So when an
+address has been silent for a while, its owner probes whether it still accepts connections. An
+engine that refuses is `gone`.
 """
 
 import asyncio
