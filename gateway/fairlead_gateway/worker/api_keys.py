@@ -1,8 +1,9 @@
 """Who may call: API keys, known here by their digests alone.
 
-Each key is known by its name and its HMAC-SHA-256 under the installation's pepper (``keys_file`` reads them). A request's key is
-digested before anything is compared, so the dictionary only sees digests, and how far two of them agree says nothing about the
-keys. The last comparison is constant in time all the same.
+Each key is known by its name and its HMAC-SHA-256 under the installation's pepper (``keys_file``
+reads them). A request's key is digested before anything is compared, so the dictionary only sees
+digests, and how far two of them agree says nothing about the keys. The last comparison is constant
+in time all the same.
 
 The key is looked for in ``Authorization: Bearer KEY``, else in ``x-api-key``.
 """
@@ -45,7 +46,8 @@ class ApiKeys:
     def caller(self, head: RequestHead) -> str:
         """The name of the key that a request shows. Raises NoKey.
 
-        A connection that shows the very bytes of its last request again is not digested again, as long as the same keys are known.
+        A connection that shows the very bytes of its last request again is not digested again, as
+        long as the same keys are known.
         """
         seen = head.caller_cache
         if seen is not None and seen[0] is self._known:

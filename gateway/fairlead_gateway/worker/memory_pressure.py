@@ -1,11 +1,14 @@
-"""How full memory is, and what is refused because of it: large bodies first, then all bodies; never what has none.
+"""How full memory is, and what is refused because of it: large bodies first, then all bodies; never
+what has none.
 
-What is bounded one by one (connections, bodies, answers) can still be too much for a small container. So the process looks at
-its memory four times a second. Above the first mark bodies over 64 KiB are answered 503 with Retry-After, above the second every
-body is; what is in flight goes on, and health, models and management answer. Where no limit is known, nothing is refused.
+What is bounded one by one (connections, bodies, answers) can still be too much for a small
+container. So the process looks at its memory four times a second. Above the first mark bodies over
+64 KiB are answered 503 with Retry-After, above the second every body is; what is in flight goes on,
+and health, models and management answer. Where no limit is known, nothing is refused.
 
-What large bodies leave free between small things stays with the process (a third of the time forty of 8 MiB left 150 MiB short for
-ever). So above a mark free pages are given back, once a second at most, before anything is refused for the lack of them.
+What large bodies leave free between small things stays with the process (a third of the time forty
+of 8 MiB left 150 MiB short for ever). So above a mark free pages are given back, once a second at
+most, before anything is refused for the lack of them.
 """
 
 import asyncio
@@ -35,8 +38,9 @@ MemoryShare = Callable[[], float | None]
 
 
 class MemoryPressure:
-    """One process's watermarks. ``share`` is asked again and again once ``watch`` was called, until ``close``;
-    ``told`` hears whether memory is short."""
+    """One process's watermarks. ``share`` is asked again and again once ``watch`` was called, until
+    ``close``; ``told`` hears whether memory is short.
+    """
 
     def __init__(
         self,
@@ -102,9 +106,11 @@ class MemoryPressure:
 
 
 def memory_share_reader(limit: str | None, *, statm: Path = _STATM, cgroup: Path = _CGROUP) -> MemoryShare | None:
-    """How the share is read: of this process where ``limit`` names one, else of the container; None where there is neither.
+    """How the share is read: of this process where ``limit`` names one, else of the container; None
+    where there is neither.
 
-    Raises SettingsError when ``limit`` is no size."""
+    Raises SettingsError when ``limit`` is no size.
+    """
     if limit is not None:
         most = parse_size(limit)
         return lambda: _process_share(statm, most)

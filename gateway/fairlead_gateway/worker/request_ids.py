@@ -1,4 +1,6 @@
-"""Names for requests whose clients give them none: different in every process, and one after the other in each."""
+"""Names for requests whose clients give them none: different in every process, and one after the
+other in each.
+"""
 
 import secrets
 from typing import Final
@@ -7,7 +9,9 @@ _LOW: Final = [f"{number:02x}" for number in range(256)]
 
 
 class RequestIds:
-    """``req-`` with eight hexadecimal digits that are drawn once, and a number that counts up from 1."""
+    """``req-`` with eight hexadecimal digits that are drawn once, and a number that counts up from
+    1.
+    """
 
     __slots__ = ("_begin", "_count", "_stem")
 

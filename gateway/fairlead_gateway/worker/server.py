@@ -47,7 +47,9 @@ class PublicServer:
         )
 
     async def drain(self) -> None:
-        """Accepts what the kernel has accepted, and waits until nothing is in flight, or the limit."""
+        """Accepts what the kernel has accepted, and waits until nothing is in flight, or
+        the limit.
+        """
         self._gateway.drain()
         refuse_new_connections(self._public)
         await asyncio.sleep(HANDSHAKE_SECONDS)

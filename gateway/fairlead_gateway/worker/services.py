@@ -1,4 +1,6 @@
-"""The services of one worker, built from the supervisor's first message, and kept up by the others."""
+"""The services of one worker, built from the supervisor's first message, and kept up by the
+others.
+"""
 
 import asyncio
 import logging

@@ -1,12 +1,17 @@
-"""Whether two engines can serve a prompt, and what each of them is told: the pure part of the hand-off from prefill to decode.
+"""Whether two engines can serve a prompt, and what each of them is told: the pure part of the
+hand-off from prefill to decode.
 
-A prompt is computed by a prefill engine, and another one, which decodes, fetches the result. Whether that is worth a second leg
-is decided by ``routing.convertible``. Three ways of telling are known:
+A prompt is computed by a prefill engine, and another one, which decodes, fetches the result.
+Whether that is worth a second leg is decided by ``routing.convertible``. Three ways of telling are
+known:
 
-- ``nixl``: the prefill engine answers with an object that goes to the decode engine unchanged. Engines check nothing in it: a
-  field that is missing hangs the request and kills the engine, so an object that is not whole is never passed on.
+- ``nixl``: the prefill engine answers with an object that goes to the decode engine unchanged.
+  Engines check nothing in it: a
+field that is missing hangs the request and kills the engine, so an object that is not whole is
+never passed on.
 - ``mooncake``: the gateway names the transfer and tells the decode engine whom to ask.
-- ``sglang``: both engines get the same body at once, and meet in a room with a number that the gateway draws.
+- ``sglang``: both engines get the same body at once, and meet in a room with a number that the
+  gateway draws.
 """
 
 from collections.abc import Mapping
@@ -28,7 +33,9 @@ _ECHO = (b'"echo"',)
 
 @dataclass(slots=True)
 class Handoff:
-    """One prompt that was prefilled for one attempt at decoding. ``until`` is when it is too late to begin that."""
+    """One prompt that was prefilled for one attempt at decoding. ``until`` is when it is too late
+    to begin that.
+    """
 
     prefill: Instance
     fields: Mapping[str, bytes]
@@ -38,7 +45,9 @@ class Handoff:
 
 
 class _NixlParams(msgspec.Struct):
-    """What must be there, with the types that it must have; everything else is the engines' business."""
+    """What must be there, with the types that it must have; everything else is the engines'
+    business.
+    """
 
     do_remote_prefill: bool
     remote_block_ids: list[list[int]]
@@ -69,7 +78,9 @@ def ineligible_reason(parsed: CommonFields, body: bytes) -> tuple[str, str] | No
 
 
 def prefill_body(parsed: CommonFields, body: bytes, fields: Mapping[str, bytes]) -> bytes:
-    """The client's body for the prefill engine: one token, whole and not as a stream, everything else as it is."""
+    """The client's body for the prefill engine: one token, whole and not as a stream, everything
+    else as it is.
+    """
     changes = {"max_tokens": b"1", "min_tokens": b"1", "stream": b"false", **fields}
     if isinstance(parsed, ChatRequest) and parsed.max_completion_tokens is not None:
         changes["max_completion_tokens"] = b"1"
@@ -141,15 +152,18 @@ def sglang_fields(bootstrap: str, room: int) -> dict[str, bytes]:
 
 
 def kv_source_fields(address: str, name: str) -> dict[str, bytes]:
-    """Has a vLLM engine look for the prompt's blocks in the cache of the peer whose tier listens at ``address`` (``HOST:PORT``),
-    under a ``name`` that no other request has."""
+    """Has a vLLM engine look for the prompt's blocks in the cache of the peer whose tier listens at
+    ``address`` (``HOST:PORT``), under a ``name`` that no other request has.
+    """
     host, _, port = address.rpartition(":")
     told = {"kv_request_id": name, "remote_host": host.strip("[]"), "remote_port": int(port)}
     return {_KV_TRANSFER_PARAMS: msgspec.json.encode({"remote_kv_source": told})}
 
 
 def bootstrap_url(instance: Instance) -> str:
-    """The bootstrap server of a prefill instance: as given, else the engines' default port on its host."""
+    """The bootstrap server of a prefill instance: as given, else the engines' default port on its
+    host.
+    """
     if instance.bootstrap is not None:
         return instance.bootstrap
     host = urlsplit(instance.url).hostname or ""
@@ -157,7 +171,9 @@ def bootstrap_url(instance: Instance) -> str:
 
 
 def first_event_timeout_seconds(stream: bool, max_tokens: float | None, limits: Limits) -> float:
-    """How long a decode engine may take until its first event; a whole answer takes the time of its tokens, too."""
+    """How long a decode engine may take until its first event; a whole answer takes the time of its
+    tokens, too.
+    """
     if stream:
         return limits.handoff_first_event_seconds
     tokens = limits.handoff_output_tokens if max_tokens is None else max_tokens

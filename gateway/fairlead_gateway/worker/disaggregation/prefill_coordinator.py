@@ -144,7 +144,9 @@ class PrefillCoordinator:
             record.message = handoff.transfer.description
 
     def place_prefill(self, request: ModelRequest, route: RouteRequest, decode_id: str, now: float) -> Decision:
-        """Returns where to prefill, if the ready instance `decode_id` answers. Remembers nothing."""
+        """Returns where to prefill, if the ready instance `decode_id` answers. Remembers
+        nothing.
+        """
         key, remote = request.model_key, None
         decode_router, prefill_router = self._decode_routers.router(key), self._prefill_routers.router(key)
         local = None if decode_router is None else decode_router.prefill_option(route, decode_id, now)
@@ -243,7 +245,9 @@ class PrefillCoordinator:
         return not failure.crashed and failure.was_sent and not failure.is_overload
 
     def _observe_transfer(self, context: RequestContext, transfer: Handoff, placement: Decision) -> None:
-        """Learns the transfer time; only from streams whose prefill was over before the dispatch."""
+        """Learns the transfer time; only from streams whose prefill was over before the
+        dispatch.
+        """
         dispatched_at, step = context.result.dispatched_at, placement.inputs.get("step_seconds")
         if not context.request.stream or dispatched_at is None or transfer.prefill.transfer == "sglang":
             return

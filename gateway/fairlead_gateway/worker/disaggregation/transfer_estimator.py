@@ -1,8 +1,10 @@
-"""What KV takes from a prefill to a decode engine, by what was seen: seconds a token, of each model.
+"""What KV takes from a prefill to a decode engine, by what was seen: seconds a token, of each
+model.
 
-A decode engine's first event after a hand-off comes when the KV is there and it has made a step. What that took beyond two of its
-steps and a fixed part, divided by the prompt's tokens, is averaged. Nothing is known before the first one; the fixed part
-is then all that is counted on, so that in doubt prompts travel.
+A decode engine's first event after a hand-off comes when the KV is there and it has made a step.
+What that took beyond two of its steps and a fixed part, divided by the prompt's tokens, is
+averaged. Nothing is known before the first one; the fixed part is then all that is counted on, so
+that in doubt prompts travel.
 """
 
 from collections.abc import Collection
@@ -30,7 +32,9 @@ class TransferEstimator:
         return self._fixed_seconds + self._token_seconds.get(model, 0.0) * prompt_tokens
 
     def observe(self, model: str, prompt_tokens: float, seconds: float) -> None:
-        """A hand-off's second leg had its first event after so many seconds, the engine's own steps not counted."""
+        """A hand-off's second leg had its first event after so many seconds, the engine's own steps
+        not counted.
+        """
         if prompt_tokens <= 0.0:
             return
         each = max(0.0, seconds - self._fixed_seconds) / prompt_tokens

@@ -145,7 +145,9 @@ class RoleRouters:
 
 
 class RouterRegistry:
-    """The routers of both roles: `serving` for instances that answer, `prefilling` for the others."""
+    """The routers of both roles: `serving` for instances that answer, `prefilling` for the
+    others.
+    """
 
     def __init__(
         self, *, secret: bytes, limits: Limits, outlier_detector: OutlierDetector, reporters: Reporters

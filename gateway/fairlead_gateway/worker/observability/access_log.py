@@ -173,7 +173,9 @@ def _handoff_text(record: HandoffRecord | None) -> str | None:
 
 
 class LogFileWriter:
-    """Writes batches of lines, in the writer's thread. A file that was moved away is opened anew."""
+    """Writes batches of lines, in the writer's thread. A file that was moved away is opened
+    anew.
+    """
 
     def __init__(self, target: str, stopping: threading.Event) -> None:
         self._path = None if target in (STDOUT_TARGET, STDERR_TARGET) else target

@@ -125,7 +125,9 @@ class OtlpExporter:
 
 
 def export_request(spans: list[Span], resource: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns an `ExportTraceServiceRequest` for JSON: 64-bit integers are text, ids hexadecimal."""
+    """Returns an `ExportTraceServiceRequest` for JSON: 64-bit integers are text, ids
+    hexadecimal.
+    """
     scope = {"name": "fairlead.gateway", "version": fairlead.__version__}
     return {
         "resourceSpans": [

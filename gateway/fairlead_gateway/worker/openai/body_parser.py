@@ -1,8 +1,8 @@
-"""A chat of the usual kind, parsed once, and what every request is asked for beside the fields of its body.
+"""Parses request bodies, and the usual kind of chat in one pass.
 
-A body that may be anything is parsed twice (``body``): all of it, passing over its prompt, and then the prompt. A chat whose messages
-hold nothing that is not known is cut at the brackets of its messages instead, and each byte of it is parsed once. Whatever is not as
-usual, an error above all, the body is read as any other.
+In general, a body is parsed twice (`validation`): once as a whole, without its prompt, and then the
+prompt. A chat whose messages hold only known fields is cut at their brackets instead, so each byte
+is parsed once. Everything else takes the general way, in particular every invalid body.
 """
 
 from typing import Final
@@ -23,7 +23,7 @@ from fairlead_gateway.worker.openai.schemas import (
 )
 from fairlead_gateway.worker.openai.validation import check_depth, check_generation, check_priority, decode_body
 
-# Constants of this module are found at once by compiled code, those of one that is not compiled by their name.
+# Why constants: compiled code reads those of its own module directly, and looks up others.
 _CHAT: Final = ChatRequest
 _NAMES: Final = ChatRequest.__struct_fields__
 _MODEL: Final = _NAMES.index("model")
@@ -57,12 +57,17 @@ _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError
 
 
 class ParsedBody:
-    """A body that was read: its ``fields``, and beside them what every request is asked for, since a struct's are slow to look at.
+    """A parsed body, with the fields that every request is asked for.
 
-    ``session`` is what the client calls the conversation. ``special``: more than the model decides what an engine caches of the
-    prompt. ``may_hand_over``: a field of ``handoff`` is here, or one that may hold one; the parser knows a name however it is
-    escaped. ``opaque``: neither prompt nor answer are understood. ``start`` and ``end`` are where in the body the text between the
-    brackets of its messages lies; without them the ``fields`` hold the prompt.
+    session: the client's name for the conversation.
+    has_cache_variants: more than the model decides what an engine caches for the prompt.
+    may_carry_kv_transfer: the body may hold fields of `kv_transfer_fields`; escaped names count.
+    is_passthrough: neither prompt nor response are understood.
+    messages_start, messages_end: where the text between the brackets of the messages lies in the
+        body; both 0 if `fields` holds the prompt.
+
+    Why 8 parameters: they are the fields of one record. Attributes of a msgspec struct are slow to
+    read, so those that every request needs are copied here.
     """
 
     __slots__ = (
@@ -103,52 +108,57 @@ class ParsedBody:
 
 
 def parse_body(kind: type[CommonFields], body: bytes, limits: Limits) -> ParsedBody:
-    """A body as ``kind``. Raises BadRequest naming the field."""
+    """Parses a body as `kind`. Raises BadRequest, which names the field."""
     if kind is _CHAT:
-        usual = _parse_chat_fast(body, limits)
-        return usual if usual is not None else _parsed_chat(decode_body(kind, body, limits), None)
+        parsed = _parse_chat_fast(body, limits)
+        return parsed if parsed is not None else _parsed_chat(decode_body(kind, body, limits), None)
     return parsed_body(decode_body(kind, body, limits))
 
 
-def parsed_body(found: CommonFields) -> ParsedBody:
-    """What every request is asked for, from fields that are checked."""
-    session = found.session_id or found.user
-    special = bool(found.cache_salt)
-    handed = found.kv_transfer_params, found.ec_transfer_params, found.kv_cache_report_mode, found.vllm_xargs
-    may_hand_over = any(value is not _UNSET for value in handed)
-    if not isinstance(found, GenerationFields):
-        opaque = isinstance(found, GenericRequest)
+def parsed_body(fields: CommonFields) -> ParsedBody:
+    """Returns the parsed body for checked fields."""
+    session = fields.session_id or fields.user
+    has_cache_variants = bool(fields.cache_salt)
+    transfer_values = (
+        fields.kv_transfer_params,
+        fields.ec_transfer_params,
+        fields.kv_cache_report_mode,
+        fields.vllm_xargs,
+    )
+    may_carry_kv_transfer = any(value is not _UNSET for value in transfer_values)
+    if not isinstance(fields, GenerationFields):
+        is_passthrough = isinstance(fields, GenericRequest)
         return ParsedBody(
-            found,
-            found.model,
+            fields,
+            fields.model,
             session,
-            has_cache_variants=special,
-            may_carry_kv_transfer=may_hand_over,
-            is_passthrough=opaque,
+            has_cache_variants=has_cache_variants,
+            may_carry_kv_transfer=may_carry_kv_transfer,
+            is_passthrough=is_passthrough,
         )
-    special = special or found.response_format is not _UNSET
+    has_cache_variants = has_cache_variants or fields.response_format is not _UNSET
     return ParsedBody(
-        found,
-        found.model,
+        fields,
+        fields.model,
         session,
-        found.max_tokens,
-        stream=bool(found.stream),
-        has_cache_variants=special,
-        may_carry_kv_transfer=may_hand_over,
+        fields.max_tokens,
+        stream=bool(fields.stream),
+        has_cache_variants=has_cache_variants,
+        may_carry_kv_transfer=may_carry_kv_transfer,
     )
 
 
 def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
-    """A chat whose messages have known fields only; None: it is to be read as any other.
+    """Parses a chat whose messages hold only known fields; None: parse it in the general way.
 
-    The cut is right when both parts are whole, since an array has one end only, and when the name before it is the only such name,
-    in whatever way one may write it. How deep the messages are is bounded by their types.
+    Why the cut is right: an array ends only once, so both parts are complete. The key before it
+    occurs only once, in whatever spelling. Types bound the depth of the messages.
     """
     size = len(body)
-    name = body.find(_MESSAGES_KEY)
-    start = name + 11  # behind the name and a colon; whatever else stands there is found in the rest
+    key_start = body.find(_MESSAGES_KEY)
+    start = key_start + 11  # behind the key and a colon; anything else there makes the rest invalid
     end = body.rfind(b'"}]') + 3
-    if name < 0 or end <= start + 1 or size > limits.json_values or size > 2 * limits.json_containers:
+    if key_start < 0 or end <= start + 1 or size > limits.json_values or size > 2 * limits.json_containers:
         return None
     if body[start] == _SPACE:
         start += 1
@@ -160,9 +170,9 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
     if rest.count(_MESSAGES_KEY) != 1 or (_ESCAPE in rest and rest.find(rb"\u") >= 0):
         return None
     try:
-        if not rest.isascii():  # the messages' texts are all decoded, which finds what is not UTF-8
+        if not rest.isascii():  # the decoder of the messages finds what is not UTF-8 in them
             str(rest, "utf-8")
-        found = _DECODE_CHAT(rest)
+        fields = _DECODE_CHAT(rest)
         if not _DECODE_PLAIN_MESSAGES(
             body[start:end] if end - start <= _MAX_COPIED_BYTES else memoryview(body)[start:end]
         ):
@@ -172,34 +182,38 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
     if limits.json_depth < _PLAIN_MESSAGES_DEPTH:
         return None
     check_depth(rest, limits)
-    usual = _parsed_chat(found, limits)
-    usual.messages_start, usual.messages_end = start + 1, end - 1
-    return usual
+    parsed = _parsed_chat(fields, limits)
+    parsed.messages_start, parsed.messages_end = start + 1, end - 1
+    return parsed
 
 
-def _parsed_chat(found: CommonFields, limits: Limits | None) -> ParsedBody:
-    """The same for a chat, from all of its fields at once. With ``limits`` it is checked, too: what most chats have none of only
-    where it is there."""
-    values = _AS_TUPLE(found)
-    rare = values[_RARE_START:_RARE_END] != _NO_RARE_FIELDS
-    most: int | None = values[_MAX_TOKENS]
+def _parsed_chat(fields: CommonFields, limits: Limits | None) -> ParsedBody:
+    """Like `parsed_body` for a chat, from all of its fields at once.
+
+    limits: to check the fields with, rare ones only if they are set; None: they are checked.
+    """
+    values = _AS_TUPLE(fields)
+    has_rare_fields = values[_RARE_START:_RARE_END] != _NO_RARE_FIELDS
+    max_tokens: int | None = values[_MAX_TOKENS]
     if limits is not None:
         priority: int | None = values[_PRIORITY]
         if priority is not None:
             check_priority(priority)
-        if (rare or (most is not None and not 1 <= most <= limits.max_tokens)) and isinstance(found, GenerationFields):
-            check_generation(found, limits)
-    special = bool(values[_SALT])
-    if rare:
-        special = special or values[_FORMAT] is not _UNSET or values[_TOOLS] is not _UNSET
-        most_of_all: int | None = values[_MAX_COMPLETION_TOKENS]
-        most = most if most_of_all is None else most_of_all
+        if (has_rare_fields or (max_tokens is not None and not 1 <= max_tokens <= limits.max_tokens)) and isinstance(
+            fields, GenerationFields
+        ):
+            check_generation(fields, limits)
+    has_cache_variants = bool(values[_SALT])
+    if has_rare_fields:
+        has_cache_variants = has_cache_variants or values[_FORMAT] is not _UNSET or values[_TOOLS] is not _UNSET
+        max_completion_tokens: int | None = values[_MAX_COMPLETION_TOKENS]
+        max_tokens = max_tokens if max_completion_tokens is None else max_completion_tokens
     return ParsedBody(
-        found,
+        fields,
         values[_MODEL],
         values[_SESSION] or values[_USER],
-        most,
+        max_tokens,
         stream=bool(values[_STREAM]),
-        has_cache_variants=special,
+        has_cache_variants=has_cache_variants,
         may_carry_kv_transfer=values[_KV_TRANSFER_START:_KV_TRANSFER_END] != _NO_KV_TRANSFER,
     )

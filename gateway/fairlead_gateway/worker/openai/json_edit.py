@@ -1,12 +1,13 @@
-"""Changing or cutting top-level fields of a JSON body without touching a byte of the rest.
+"""Changes or removes top-level fields of a JSON body, and leaves every other byte as it is.
 
-Bodies go to engines as the client wrote them: encoding them again would cost time and change numbers, key order and
-escapes. So a field that must change is cut out at its exact place and the new text put there. The walk knows strings and
-brackets only; it is used on bodies that a parser has already accepted. A key that is given twice is replaced twice, so that it
-does not matter which one a reader takes.
+Bodies go to engines as the client wrote them. Encoding them again would cost time, and change
+numbers, key order and escapes. So the new text replaces exactly the value of a field. The scan
+knows only strings and brackets, and is used on bodies that a parser has accepted. A key that occurs
+twice is replaced twice, so it does not matter which one an engine reads.
 
-The walk takes a slice at a time, so that another thread gets its turn in between however long a string is, and whatever opens
-and closes nothing is passed over by one pattern: an array of a million texts costs a few steps, not a million.
+The scan takes one slice at a time, so that other threads get their turn during a long string. One
+pattern skips everything without nesting: an array of a million texts costs a few steps, not a
+million.
 """
 
 import re
@@ -26,7 +27,7 @@ _SPACE = re.compile(rb"[ \t\r\n]*")
 
 
 def prepend_members(body: bytes, fields: Mapping[str, bytes]) -> bytes:
-    """``body`` with fields that it does not have yet in front."""
+    """Returns the body with fields in front that it does not have yet."""
     opening = body.index(b"{") + 1
     text = b",".join(msgspec.json.encode(key) + b":" + value for key, value in fields.items())
     first = _after_space(body, opening)
@@ -35,45 +36,52 @@ def prepend_members(body: bytes, fields: Mapping[str, bytes]) -> bytes:
 
 
 def set_members(body: bytes, changes: Mapping[str, bytes]) -> bytes:
-    """``body`` with the top-level fields of ``changes`` set to the given JSON text; absent ones are added in front."""
+    """Returns the body with top-level fields set to JSON texts; absent fields are added in
+    front.
+    """
     parts: list[bytes] = []
-    done = 0
+    copied_to = 0
     missing = dict(changes)
     for key, _, start, end in _members(body):
         if key in changes:
-            parts += (body[done:start], changes[key])
-            done = end
+            parts += (body[copied_to:start], changes[key])
+            copied_to = end
             missing.pop(key, None)
-    parts.append(body[done:])
-    text = b"".join(parts)
-    return prepend_members(text, missing) if missing else text
+    parts.append(body[copied_to:])
+    edited = b"".join(parts)
+    return prepend_members(edited, missing) if missing else edited
 
 
 def rewrite_members(body: bytes, change: Callable[[str, bytes], bytes | None]) -> bytes:
-    """``body`` with every top-level value as ``change(key, value)`` says: the same, another, or None for not at all."""
+    """Returns the body with every top-level value replaced by `change(key, value)`; None removes
+    it.
+    """
     parts: list[bytes] = []
-    done = 0
-    cut = False
+    copied_to = 0
+    is_removed = False
     for key, name, start, end in _members(body):
-        if cut:  # the member before went, and its comma goes with it
-            done = name
+        if is_removed:  # the member before was removed; its comma goes too
+            copied_to = name
         value = body[start:end]
-        new = change(key, value)
-        cut = new is None
-        if new is None:
-            parts.append(body[done:name])
-            done = end
-        elif new != value:
-            parts += (body[done:start], new)
-            done = end
-    if cut:  # the last one went: the comma before it has nothing left to separate
+        replacement = change(key, value)
+        is_removed = replacement is None
+        if replacement is None:
+            parts.append(body[copied_to:name])
+            copied_to = end
+        elif replacement != value:
+            parts += (body[copied_to:start], replacement)
+            copied_to = end
+    if is_removed:  # the last member was removed; so is the comma before it
         before = b"".join(parts).rstrip(b" \t\r\n")
         parts = [before.removesuffix(b",")]
-    return b"".join([*parts, body[done:]])
+    return b"".join([*parts, body[copied_to:]])
 
 
 def _members(body: bytes) -> Iterator[tuple[str, int, int, int]]:
-    """Every top-level key with where its name begins and the span of its value. Raises BadRequest when they are too many."""
+    """Yields each top-level key, where it starts, and start and end of its value.
+
+    Raises BadRequest if there are too many.
+    """
     position = body.index(b"{") + 1
     for _ in range(_MAX_FIELDS):
         name = _after_space(body, position)
@@ -92,23 +100,23 @@ def _members(body: bytes) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _value_end(body: bytes, start: int) -> int:
-    mark = body[start : start + 1]
-    if mark == b'"':
+    char = body[start : start + 1]
+    if char == b'"':
         return _string_end(body, start)
-    if mark not in (b"{", b"["):
+    if char not in (b"{", b"["):
         return _scalar_end(body, start)
     depth = 0
     position = start
     while position < len(body):
-        found = _FLAT.match(body, position, position + _SLICE_BYTES)
-        position = found.end() if found else position
-        mark = body[position : position + 1]
-        if mark == b'"':  # longer than the slice
+        match = _FLAT.match(body, position, position + _SLICE_BYTES)
+        position = match.end() if match else position
+        char = body[position : position + 1]
+        if char == b'"':  # a string longer than the slice
             position = _string_end(body, position)
-        elif mark in (b"[", b"{"):
+        elif char in (b"[", b"{"):
             depth += 1
             position += 1
-        elif mark in (b"]", b"}"):
+        elif char in (b"]", b"}"):
             depth -= 1
             position += 1
             if depth == 0:
@@ -117,26 +125,26 @@ def _value_end(body: bytes, start: int) -> int:
 
 
 def _string_end(body: bytes, start: int) -> int:
-    """Behind the string that begins at ``start``."""
+    """Returns the position behind the string that starts at `start`."""
     position = start + 1
     while position < len(body):
-        found = _STRING_PART.match(body, position, position + _SLICE_BYTES)
-        position = found.end() if found else position
-        mark = body[position : position + 1]
-        if mark == b'"':
+        match = _STRING_PART.match(body, position, position + _SLICE_BYTES)
+        position = match.end() if match else position
+        char = body[position : position + 1]
+        if char == b'"':
             return position + 1
-        if mark == b"\\":  # the slice ended behind it
+        if char == b"\\":  # the slice ended between it and the escaped byte
             position += 2
     return len(body)
 
 
 def _scalar_end(body: bytes, start: int) -> int:
     position = start
-    while found := _SCALAR.match(body, position, position + _SLICE_BYTES):
-        position = found.end()
+    while match := _SCALAR.match(body, position, position + _SLICE_BYTES):
+        position = match.end()
     return position
 
 
 def _after_space(body: bytes, position: int) -> int:
-    found = _SPACE.match(body, position)
-    return found.end() if found else position
+    match = _SPACE.match(body, position)
+    return match.end() if match else position

@@ -1,4 +1,7 @@
-"""Model names."""
+"""Finds the model that a client's name means.
+
+A client writes `namespace/name`, or the bare name if it is unique.
+"""
 
 import heapq
 from collections import Counter
@@ -11,18 +14,16 @@ from fairlead.names import closest_matches, normalize_model_name
 from fairlead_gateway.errors import BadRequest, UnknownModel
 
 _MAX_COMPARED_CHARACTERS = 64
-
-
 _MAX_COMPARED_NAMES = 40
 
 
 def resolve_model(name: str, fleet: Fleet) -> Model:
-    """The model that a client's name means. Raises UnknownModel."""
+    """Returns the model that a client's name means. Raises UnknownModel."""
     return resolve_model_entry(name, fleet)[1]
 
 
 def resolve_model_entry(name: str, fleet: Fleet) -> tuple[str, Model]:
-    """The model that a client's name means, behind its key. Raises UnknownModel."""
+    """Returns key and model that a client's name means. Raises UnknownModel."""
     key = _resolve_key(name, fleet)
     if key is None:
         try:
@@ -35,7 +36,7 @@ def resolve_model_entry(name: str, fleet: Fleet) -> tuple[str, Model]:
 
 
 def _resolve_key(name: str, fleet: Fleet) -> str | None:
-    """As ``Fleet.resolve``, which is not compiled."""
+    """Like `Fleet.resolve`, which is not compiled."""
     models = fleet.models
     if name in models:
         return name
@@ -49,7 +50,9 @@ def _resolve_key(name: str, fleet: Fleet) -> str | None:
 
 
 def public_model_names(fleet: Fleet) -> dict[str, Model]:
-    """What clients may call the models: the bare name where it is the model's own, else ``namespace/name``."""
+    """Returns the models by the name for clients: the bare name if it is the model's own, else
+    `namespace/name`.
+    """
     counts = Counter(model.name for model in fleet.models.values() if not model.shadowed)
     return {
         model.name if counts[model.name] == 1 and not model.shadowed else key: model
@@ -62,23 +65,25 @@ def _unknown_model(name: str, fleet: Fleet) -> UnknownModel:
     if clashing:
         hint = f"several namespaces have it; write one of: {', '.join(clashing[:5])}"
         return UnknownModel("model: the name is not unique", param="model", hint=hint)
-    near = _similar_names(name, [*public_model_names(fleet), *fleet.models])
-    hint = f"did you mean: {', '.join(near)}?" if near else "GET /v1/models lists what is served"
+    similar = _similar_names(name, [*public_model_names(fleet), *fleet.models])
+    hint = f"did you mean: {', '.join(similar)}?" if similar else "GET /v1/models lists what is served"
     return UnknownModel("model: no model of this name is served here", param="model", hint=hint)
 
 
-def _similar_names(name: str, known: list[str]) -> list[str]:
-    """Known names like ``name``. Comparing is slow for long names and for many: only the likeliest are compared."""
+def _similar_names(name: str, names: list[str]) -> list[str]:
+    """Returns known names that are similar to `name`.
+
+    Only the most likely are compared, since comparing is slow for long and for many names.
+    """
     if len(name) > _MAX_COMPARED_CHARACTERS:
         return []
 
-    def shared(other: str) -> int:
+    def similarity(other: str) -> int:
         return _common_prefix_length(name, other) + _common_prefix_length(reversed(name), reversed(other))
 
-    short = [other for other in known if len(other) <= 2 * _MAX_COMPARED_CHARACTERS]
-    return closest_matches(name, heapq.nlargest(_MAX_COMPARED_NAMES, short, key=shared))
+    short = [other for other in names if len(other) <= 2 * _MAX_COMPARED_CHARACTERS]
+    return closest_matches(name, heapq.nlargest(_MAX_COMPARED_NAMES, short, key=similarity))
 
 
-def _common_prefix_length(one: Iterable[str], other: Iterable[str]) -> int:
-    """Characters that both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+def _common_prefix_length(left: Iterable[str], right: Iterable[str]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))

@@ -1,8 +1,14 @@
-"""Room 2, for paths under ``/v1`` that Fairlead knows nothing of: they go to an engine of the model that the request names.
+"""Parses requests for paths under `/v1` that Fairlead does not know; an engine of their model
+answers them.
 
-What the engine answers is the client's, a stream included; what it does not serve is a 404. The request still has to be safe: a JSON
-object that names the model (or ``?model=`` where there is no body), hand-off fields cut out, counts in range, and a path made of
-plain characters, since it is written into the engine's request line. What changes an engine for everybody is not passed on.
+Whatever the engine answers goes to the client, also streams; 404 if it does not serve the path.
+Such a request must still be safe:
+
+- It names a model, in a JSON object or, without a body, as `?model=`.
+- Fields of `kv_transfer_fields` are removed, and counts are in range.
+- The path has plain characters only, since it becomes a part of the engine's request line.
+
+Paths that change an engine for all clients are not passed on.
 """
 
 import re
@@ -30,41 +36,43 @@ _HINT = "other paths under /v1 go to the engine of the model that the JSON body,
 
 
 def is_passthrough_path(path: str) -> bool:
-    """Whether a path that is not served here may be an engine's."""
+    """Whether an engine may serve a path that the gateway does not know."""
     return _PLAIN_PATH.fullmatch(path) is not None and path not in _ENGINE_ADMIN_PATHS
 
 
 def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limits: Limits) -> ModelRequest:
-    """The request as an engine gets it. Raises UnknownPath when it names no model."""
+    """Returns the request as an engine gets it. Raises UnknownPath if it names no model."""
     query = _parse_query(head.query)
     if head.method == "GET" or not body:
-        named = next((value for name, value in query if name == "model"), None)
-        if named is None:
+        model_name = next((value for name, value in query if name == "model"), None)
+        if model_name is None:
             raise UnknownPath("nothing is served under this path", hint=_HINT)
-        parsed, body = GenericRequest(model=named), b""
+        fields, body = GenericRequest(model=model_name), b""
     else:
-        parsed = _decode_json_body(head, body, limits)
+        fields = _decode_json_body(head, body, limits)
         body = strip_kv_transfer_fields(body)
-    model = resolve_model(parsed.model, fleet)
-    if body and parsed.model != model.name:
+    model = resolve_model(fields.model, fleet)
+    if body and fields.model != model.name:
         body = set_members(body, {"model": msgspec.json.encode(model.name)})
-    kept = [(name, model.name if name == "model" else value) for name, value in query if name not in KV_TRANSFER_FIELDS]
-    target = f"{head.path}?{urlencode(kept)}" if kept else head.path
-    return ModelRequest(parsed_body(parsed), model.key, model, body, method=head.method, target=target)
+    passed_query = [
+        (name, model.name if name == "model" else value) for name, value in query if name not in KV_TRANSFER_FIELDS
+    ]
+    target = f"{head.path}?{urlencode(passed_query)}" if passed_query else head.path
+    return ModelRequest(parsed_body(fields), model.key, model, body, method=head.method, target=target)
 
 
 def _decode_json_body(head: RequestHead, body: bytes, limits: Limits) -> GenericRequest:
-    kind = (head.get(b"content-type") or b"application/json").partition(b";")[0].strip().lower()
-    if kind != b"application/json" and not kind.endswith(b"+json"):
+    content_type = (head.get(b"content-type") or b"application/json").partition(b";")[0].strip().lower()
+    if content_type != b"application/json" and not content_type.endswith(b"+json"):
         raise UnsupportedBodyType("only JSON bodies are passed on to engines", param="content-type", hint=_HINT)
     try:
-        found = decode_body(GenericRequest, body, limits)
+        fields = decode_body(GenericRequest, body, limits)
     except BadRequest as error:
         if error.param == "model" and error.code == "missing_field":
             raise UnknownPath("nothing is served under this path", hint=_HINT) from None
         raise
-    assert isinstance(found, GenericRequest)
-    return found
+    assert isinstance(fields, GenericRequest)
+    return fields
 
 
 def _parse_query(raw: bytes) -> list[tuple[str, str]]:

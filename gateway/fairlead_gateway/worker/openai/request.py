@@ -1,8 +1,8 @@
-"""Room 2, model: from a body to the model that the client means, and to the body that an engine may get.
+"""From a client's body to its model, and to the body that an engine gets.
 
-A client names a model ``namespace/name``, or by its bare name where that is unique; an engine knows the bare name only. Other
-changes that are ever made to a body: the usage of a stream is asked for, which engines tell only when asked, and fields
-with which engines hand over caches are cut out (``handoff``).
+A client writes `namespace/name`, or the bare name if it is unique; an engine knows the bare name
+only. Two more changes are made to a body. The usage of a stream is requested, since engines send it
+on request only. Fields of `kv_transfer_fields` are removed.
 """
 
 import msgspec
@@ -35,9 +35,16 @@ BODY_TYPES: dict[str, type[CommonFields]] = {
 
 
 class ModelRequest:
-    """A request that was understood. ``body`` goes to the engine, ``given`` is what the client sent; ``strip_usage``: the client did
-    not ask for it. A passed-on one has its own ``method`` and ``target``; of what is ``opaque`` neither prompt nor answer are
-    understood here. ``max_tokens`` is what the client allows the answer to be."""
+    """A parsed request for a model.
+
+    body, client_body: as sent to the engine, and as received.
+    strip_usage: the client did not ask for the usage of the stream.
+    method, target: of the request to the engine; target None: the client's path.
+    is_passthrough: neither prompt nor response are understood.
+    max_tokens: the client's limit of the response.
+
+    Why 8 parameters: body, model and what differs by path; the rest comes with `parsed`.
+    """
 
     __slots__ = (
         "body",
@@ -86,41 +93,49 @@ class ModelRequest:
         self.target = target
 
     def messages(self) -> bytes:
-        """The JSON text of a chat's messages."""
+        """Returns the JSON text of a chat's messages."""
         if self.messages_end:
             return self.client_body[self.messages_start - 1 : self.messages_end + 1]
         return bytes(self.fields.messages) if isinstance(self.fields, ChatRequest) else b""
 
     def release_body(self) -> None:
-        """Let the prompt go, when nobody will be asked again."""
+        """Releases the body, once no other engine will need it."""
         self.body = self.client_body = b""
         self.fields.release_body()
 
 
 def parse_request(path: str, body: bytes, fleet: Fleet, limits: Limits) -> ModelRequest:
-    """Read a request for a model. Raises BadRequest naming the field, UnknownModel naming near ones."""
-    given, asked = body, parse_body(BODY_TYPES[path], body, limits)
-    if asked.may_carry_kv_transfer:
+    """Parses a request for a model.
+
+    Raises BadRequest, which names the field, and UnknownModel, which names similar models.
+    """
+    client_body, parsed = body, parse_body(BODY_TYPES[path], body, limits)
+    if parsed.may_carry_kv_transfer:
         body = strip_kv_transfer_fields(body)
-    key, model = resolve_model_entry(asked.model, fleet)
+    key, model = resolve_model_entry(parsed.model, fleet)
     name = model.name
-    if asked.model == name and not asked.stream:
-        return ModelRequest(asked, key, model, body, client_body=given)
+    if parsed.model == name and not parsed.stream:
+        return ModelRequest(parsed, key, model, body, client_body=client_body)
     changes: dict[str, bytes] = {}
-    new: dict[str, bytes] = {}
-    if asked.model != name:
+    added: dict[str, bytes] = {}
+    if parsed.model != name:
         changes["model"] = msgspec.json.encode(name)
-    parsed = asked.fields
-    strip = False
-    if asked.stream and isinstance(parsed, GenerationFields):
-        options = decode_stream_options(parsed, limits)
-        # With continuous statistics the client would see more than it asked for; its usage is read from its own events.
-        strip = options is None or not (options.include_usage or options.continuous_usage_stats)
-        if strip:
-            own = bytes(parsed.stream_options) if options is not None and parsed.stream_options else b"{}"
-            asking = set_members(own, {"include_usage": b"true"})
-            (new if parsed.stream_options is UNSET else changes)["stream_options"] = asking
+    fields = parsed.fields
+    strip_usage = False
+    if parsed.stream and isinstance(fields, GenerationFields):
+        options = decode_stream_options(fields, limits)
+        # With continuous statistics, the client's own events have the usage already.
+        strip_usage = options is None or not (options.include_usage or options.continuous_usage_stats)
+        if strip_usage:
+            options_text = bytes(fields.stream_options) if options is not None and fields.stream_options else b"{}"
+            options_with_usage = set_members(options_text, {"include_usage": b"true"})
+            (added if fields.stream_options is UNSET else changes)["stream_options"] = options_with_usage
     body = set_members(body, changes) if changes else body
     return ModelRequest(
-        asked, key, model, prepend_members(body, new) if new else body, client_body=given, strip_usage=strip
+        parsed,
+        key,
+        model,
+        prepend_members(body, added) if added else body,
+        client_body=client_body,
+        strip_usage=strip_usage,
     )

@@ -1,6 +1,6 @@
-"""The fields of requests' bodies that Fairlead or an engine's safety depends on, with their types, and what decodes them.
+"""The fields of request bodies that Fairlead reads or checks, with their types and decoders.
 
-Apart from what is done with them, since the modules that do it are compiled, and structs cannot be.
+Why a module of its own: mypyc cannot compile structs, and the modules that use them are compiled.
 """
 
 from collections.abc import Iterable
@@ -13,13 +13,11 @@ OptionalText = str | None
 OptionalNumber = float | None
 OptionalInt = int | None
 PromptInput = str | list[str | int | list[int]]
-
-
 _NULL = Raw(b"null")
 
 
 class StreamOptions(Struct):
-    """``stream_options``."""
+    """`stream_options`."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -40,20 +38,20 @@ class ToolCallFunction(Struct):
 
 
 class ToolFunction(Struct):
-    """What a tool is."""
+    """The definition of a tool."""
 
     name: str
 
 
 class Tool(Struct):
-    """One thing that the model may call."""
+    """A tool that the model may call."""
 
     type: OptionalText = None
     function: ToolFunction | None = None
 
 
 class ToolCall(Struct):
-    """A call that the assistant made."""
+    """A call that the model made in an earlier message."""
 
     id: OptionalText = None
     type: OptionalText = None
@@ -71,21 +69,21 @@ class Message(Struct):
 
 
 class PlainPart(Struct, forbid_unknown_fields=True, gc=False):
-    """One part of a message's content that is nothing but text."""
+    """A part of a message's content that is only text."""
 
     type: OptionalText = None
     text: OptionalText = None
 
 
 class PlainFunction(Struct, forbid_unknown_fields=True, gc=False):
-    """The function of a tool call with nothing in it that is not known."""
+    """The function of a tool call, with known fields only."""
 
     name: OptionalText = None
     arguments: OptionalText = None
 
 
 class PlainToolCall(Struct, forbid_unknown_fields=True, gc=False):
-    """A call that the assistant made, likewise."""
+    """A tool call with known fields only."""
 
     id: OptionalText = None
     type: OptionalText = None
@@ -94,7 +92,7 @@ class PlainToolCall(Struct, forbid_unknown_fields=True, gc=False):
 
 
 class PlainMessage(Struct, forbid_unknown_fields=True, gc=False):
-    """A message with nothing in it that is not known: it is a ``Message``, too, and no deeper than this."""
+    """A message with known fields only: a valid `Message` whose depth is bounded."""
 
     role: str
     content: str | list[PlainPart] | None = None
@@ -123,7 +121,7 @@ class CommonFields(Struct, kw_only=True):
     vllm_xargs: Raw | UnsetType = UNSET
 
     def release_body(self) -> None:
-        """Let go what refers to the body's bytes."""
+        """Releases what refers to the bytes of the body."""
         for name in self.__struct_fields__:
             if isinstance(getattr(self, name), Raw):
                 setattr(self, name, _NULL)
@@ -153,7 +151,7 @@ class GenerationFields(CommonFields, kw_only=True):
 
 
 class ChatRequest(GenerationFields, kw_only=True, gc=False):
-    """``POST /v1/chat/completions``. The fields from ``n`` to ``tools`` are those that most conversations have none of."""
+    """`POST /v1/chat/completions`. Most chats set none of the fields from `n` to `tools`."""
 
     max_completion_tokens: OptionalInt = None
     top_logprobs: OptionalInt = None
@@ -164,7 +162,7 @@ class ChatRequest(GenerationFields, kw_only=True, gc=False):
 
 
 class CompletionRequest(GenerationFields, kw_only=True):
-    """``POST /v1/completions``."""
+    """`POST /v1/completions`."""
 
     prompt: Raw
     suffix: OptionalText = None
@@ -174,14 +172,16 @@ class CompletionRequest(GenerationFields, kw_only=True):
 
 
 class EmbeddingRequest(CommonFields, kw_only=True):
-    """``POST /v1/embeddings``."""
+    """`POST /v1/embeddings`."""
 
     input: Raw
     dimensions: OptionalInt = None
 
 
 class GenericRequest(CommonFields, kw_only=True):
-    """A request for a model that is neither read nor changed any further: counts that have killed engines are bounded."""
+    """A request whose other fields are neither read nor changed; counts that crashed engines are
+    bounded.
+    """
 
     n: OptionalInt = None
     best_of: OptionalInt = None
@@ -192,7 +192,7 @@ class GenericRequest(CommonFields, kw_only=True):
 
 
 PLAIN_MESSAGES_DEPTH = 6
-"""Levels of a body whose messages are all ``KnownMessage``; its other fields may have more."""
+"""Levels of a body whose messages are all `PlainMessage`; other fields may have more."""
 
 BODY_DECODERS: dict[type[CommonFields], msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind) for kind in (ChatRequest, CompletionRequest, EmbeddingRequest, GenericRequest)
@@ -207,24 +207,22 @@ TOOLS_DECODER = msgspec.json.Decoder(list[Tool] | None)
 
 
 _DISABLED_VALUES = (b"null", b"false")
-
-
 _MEMBERS_DECODER = msgspec.json.Decoder(dict[str, Raw])
-
-
 _ABSENT_MEMBER = Raw(b"null")
 
 
 def has_value(raw: Raw | UnsetType) -> bool:
-    """Whether a field was given a value; ``null`` is none."""
+    """Whether a field was set; `null` is no value."""
     return raw is not UNSET and bytes(raw) != b"null"
 
 
 def is_any_enabled(quoted_names: Iterable[bytes], body: bytes) -> bool:
-    """Whether one of the fields is on in a body that has been parsed before. ``marks`` are the names in quotes: they are searched for
-    first, since most bodies hold none of them."""
-    seen = [mark for mark in quoted_names if mark in body]
-    if not seen:
+    """Whether one of the fields is on in a body that was parsed before.
+
+    quoted_names: searched for first, since most bodies hold none of them.
+    """
+    present = [name for name in quoted_names if name in body]
+    if not present:
         return False
     members = _MEMBERS_DECODER.decode(body)
-    return any(bytes(members.get(mark[1:-1].decode(), _ABSENT_MEMBER)) not in _DISABLED_VALUES for mark in seen)
+    return any(bytes(members.get(name[1:-1].decode(), _ABSENT_MEMBER)) not in _DISABLED_VALUES for name in present)

@@ -1,9 +1,9 @@
-"""Engines that call a model by another name than its own: that name goes into what they are asked, and comes out of their answers.
+"""Replaces the model's name for engines that serve it under another one.
 
-Only a request whose engine has such a name comes here. Into the request it is spliced, as any field that must change. In the
-answer the bytes ``"model":"NAME"`` are looked for, with or without a space, wherever they stand: inside a string of JSON quotes are
-escaped, so that they can only be a field that names the model, of a whole answer, of an event, or of an object within one. Every
-other byte stays, and nothing is parsed. What an engine calls a model is text without anything to escape (``SERVED_NAME``).
+In a request, the engine's name is set like any other field (`json_edit`). In a response, the bytes
+`"model":"NAME"` are replaced wherever they occur, with or without a space. Inside a JSON string
+quotes are escaped, so these bytes are always a field that names the model. Every other byte stays,
+and nothing is parsed. An engine's name has no characters that need escapes (`ServedName`).
 """
 
 from typing import Final
@@ -17,12 +17,12 @@ _KEYS: Final = (b'"model":', b'"model": ')
 
 
 def body_with_model(name: str, body: bytes) -> bytes:
-    """A request's body that asks for ``name``; one that is empty stays so."""
+    """Returns the body of a request for `name`; an empty body stays empty."""
     return set_members(body, {"model": msgspec.json.encode(name)}) if body else body
 
 
 def target_with_model(name: str, target: str) -> str:
-    """A request's target whose ``?model=`` asks for ``name``."""
+    """Returns the target of a request with `?model=` set to `name`."""
     path, mark, query = target.partition("?")
     if not mark:
         return target
@@ -31,37 +31,41 @@ def target_with_model(name: str, target: str) -> str:
 
 
 class ServedNameRewriter:
-    """One answer in which the engine's name for the model becomes the client's."""
+    """Replaces the engine's name for the model by the client's, in one response."""
 
     def __init__(self, engine_name: str, client_name: str) -> None:
-        old, new = msgspec.json.encode(engine_name), msgspec.json.encode(client_name)
-        self._pairs = [(key + old, key + new) for key in _KEYS]
-        self._longest = max([len(found) for found, _ in self._pairs])
+        engine_text, client_text = msgspec.json.encode(engine_name), msgspec.json.encode(client_name)
+        self._pairs = [(key + engine_text, key + client_text) for key in _KEYS]
+        self._longest = max([len(key_value) for key_value, _ in self._pairs])
         self._pending = b""
 
     def rewrite(self, data: bytes) -> bytes:
-        """Bytes in which no name is cut."""
-        for found, put in self._pairs:
-            data = data.replace(found, put)
+        """Replaces names in bytes in which no name is cut."""
+        for engine_text, client_text in self._pairs:
+            data = data.replace(engine_text, client_text)
         return data
 
     def rewrite_events(self, events: list[bytes]) -> list[bytes]:
-        """Whole events."""
+        """Replaces names in whole events."""
         return [self.rewrite(event) for event in events]
 
     def rewrite_chunks(self, chunks: list[bytes], last: bool) -> list[bytes]:
-        """Pieces as the network cut them; the beginning of a name waits for the next one, which ``last`` says not to come."""
+        """Replaces names in chunks as the network cut them; the start of a name waits for the next
+        chunk.
+
+        last: no chunk follows.
+        """
         data = self.rewrite(self._pending + b"".join(chunks))
         keep = 0 if last else self._partial_name_length(data)
         self._pending = data[len(data) - keep :]
-        passed = data[: len(data) - keep]
-        return [passed] if passed else []
+        complete = data[: len(data) - keep]
+        return [complete] if complete else []
 
     def _partial_name_length(self, data: bytes) -> int:
-        """How many bytes at the end may be the beginning of a name."""
+        """Returns how many bytes at the end may be the start of a name."""
         for size in range(min(self._longest - 1, len(data)), 0, -1):
             end = data[len(data) - size :]
-            for found, _ in self._pairs:
-                if found.startswith(end):
+            for engine_text, _ in self._pairs:
+                if engine_text.startswith(end):
                     return size
         return 0

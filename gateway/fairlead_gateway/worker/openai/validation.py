@@ -1,9 +1,11 @@
-"""A request's JSON body as typed values: the fields that Fairlead or an engine's safety depends on, checked and named.
+"""Checks request bodies: the fields that Fairlead or an engine's safety depends on.
 
-Unknown fields are allowed and go to the engine untouched. What is refused here is what parsers read differently or what
-has killed engines: bytes that are not UTF-8, deep nesting, wrong types, counts out of range. Every refusal names the field.
+Unknown fields are allowed and go to the engine unchanged. Refused is what parsers read differently,
+or what has crashed engines: bytes that are not UTF-8, deep nesting, wrong types, counts out of
+range. Every error names the field.
 
-A body is parsed twice here: all of it, passing over its prompt, and then the prompt. ``usual`` spares most chats that.
+A body is parsed twice here: once as a whole, without its prompt, and then the prompt. `body_parser`
+avoids that for most chats.
 """
 
 import re
@@ -44,14 +46,14 @@ _DEPTH_CHANGES = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 def decode_body(kind: type[CommonFields], body: bytes, limits: Limits) -> CommonFields:
-    """The body as ``kind``. Raises BadRequest naming the field."""
+    """Decodes a body as `kind`. Raises BadRequest, which names the field."""
     if not body:
         raise BadRequest("the body is empty: a JSON object is expected", code="invalid_json")
     try:
         if not body.isascii():
             str(body, "utf-8")
         _check_values(body, limits)
-        found: CommonFields = BODY_DECODERS[kind].decode(body)
+        fields: CommonFields = BODY_DECODERS[kind].decode(body)
     except UnicodeDecodeError as error:
         raise BadRequest(f"the body is not UTF-8 (byte {error.start})", code="invalid_json") from None
     except RecursionError:
@@ -61,32 +63,32 @@ def decode_body(kind: type[CommonFields], body: bytes, limits: Limits) -> Common
     except msgspec.DecodeError as error:
         raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
     check_depth(body, limits)
-    if found.priority is not None:
-        check_priority(found.priority)
-    if isinstance(found, GenerationFields):
-        check_generation(found, limits)
-    if isinstance(found, ChatRequest):
-        _check_messages(found.messages, limits)
-    elif isinstance(found, CompletionRequest):
-        _check_prompts("prompt", found.prompt, max(found.n or 1, found.best_of or 1), limits)
-    elif isinstance(found, EmbeddingRequest):
-        _check_prompts("input", found.input, 1, limits)
-        _check_range("dimensions", found.dimensions, 1, 1 << 20)
-    elif isinstance(found, GenericRequest):
+    if fields.priority is not None:
+        check_priority(fields.priority)
+    if isinstance(fields, GenerationFields):
+        check_generation(fields, limits)
+    if isinstance(fields, ChatRequest):
+        _check_messages(fields.messages, limits)
+    elif isinstance(fields, CompletionRequest):
+        _check_prompts("prompt", fields.prompt, max(fields.n or 1, fields.best_of or 1), limits)
+    elif isinstance(fields, EmbeddingRequest):
+        _check_prompts("input", fields.input, 1, limits)
+        _check_range("dimensions", fields.dimensions, 1, 1 << 20)
+    elif isinstance(fields, GenericRequest):
         for name in ("n", "best_of"):
-            _check_range(name, getattr(found, name), 0, limits.choices)
+            _check_range(name, getattr(fields, name), 0, limits.choices)
         for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-            _check_range(name, getattr(found, name), 0, limits.max_tokens)
-        _check_range("top_logprobs", found.top_logprobs, 0, limits.logprobs)
-    return found
+            _check_range(name, getattr(fields, name), 0, limits.max_tokens)
+        _check_range("top_logprobs", fields.top_logprobs, 0, limits.logprobs)
+    return fields
 
 
-def decode_stream_options(found: GenerationFields, limits: Limits) -> StreamOptions | None:
-    """``stream_options``, None when absent or null."""
-    if found.stream_options is UNSET:
+def decode_stream_options(fields: GenerationFields, limits: Limits) -> StreamOptions | None:
+    """Returns `stream_options`; None if absent or null."""
+    if fields.stream_options is UNSET:
         return None
     options: StreamOptions | None = _decode_field(
-        STREAM_OPTIONS_DECODER, found.stream_options, "stream_options", limits
+        STREAM_OPTIONS_DECODER, fields.stream_options, "stream_options", limits
     )
     return options
 
@@ -101,9 +103,11 @@ def _decode_field(decoder: "msgspec.json.Decoder[Any]", raw: Raw, field: str, li
 
 
 def _validation_error(text: str, field: str = "") -> BadRequest:
-    """A validator's sentence as an error that names the field's path; it holds no value of the client's."""
-    found = _ERROR_PATTERN.fullmatch(text)
-    what, path = (found["what"], found["path"] or "") if found else (text, "")
+    """Returns the error for a validator's message; it names the field's path, and no value of the
+    client.
+    """
+    match = _ERROR_PATTERN.fullmatch(text)
+    what, path = (match["what"], match["path"] or "") if match else (text, "")
     path = f"{field}{'.' if path and field and not path.startswith('[') else ''}{path}"
     missing = _MISSING_FIELD_PATTERN.fullmatch(what)
     if missing:
@@ -118,41 +122,43 @@ def _too_deep_error(limits: Limits) -> BadRequest:
 
 
 def _check_values(body: bytes, limits: Limits) -> None:
-    """Bound how many values a parser can meet, before it meets them."""
+    """Limits the number of values, before a parser meets them."""
     if len(body) > limits.json_values and body.count(b",") > limits.json_values:
         raise BadRequest(f"the body holds more than {limits.json_values} values", code="invalid_json")
 
 
 def check_depth(body: bytes, limits: Limits) -> None:
-    """Bound nesting, also inside fields that nobody here reads. Cheap when there are few brackets at all."""
+    """Limits the nesting, also of fields that the gateway does not read. Cheap if brackets
+    are few.
+    """
     if len(body) <= limits.json_depth:
         return
     if not _has_more_than(body, b"{", limits.json_depth // 2) and not _has_more_than(
         body, b"[", limits.json_depth // 2
     ):
         return
-    bare = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
-    marks = _PLAIN_STRING.sub(b"", bare.translate(None, _NON_STRUCTURAL_BYTES))
+    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
+    marks = _PLAIN_STRING.sub(b"", unescaped.translate(None, _NON_STRUCTURAL_BYTES))
     depth = deepest = count = 0
-    inside = False
-    for start in range(0, len(marks), _SLICE_BYTES):  # no step of this may keep other threads waiting
-        part = (b'"' if inside else b"") + marks[start : start + _SLICE_BYTES]
-        inside = part.count(b'"') % 2 == 1
-        part = _PLAIN_STRING.sub(b"", part + b'"' if inside else part)
-        levels = list(accumulate(map(_DEPTH_CHANGES.__getitem__, part), initial=depth))
-        depth, deepest, count = levels[-1], max(deepest, max(levels)), count + len(part)
+    is_in_string = False
+    for start in range(0, len(marks), _SLICE_BYTES):  # in steps, so that other threads get their turn
+        marks_part = (b'"' if is_in_string else b"") + marks[start : start + _SLICE_BYTES]
+        is_in_string = marks_part.count(b'"') % 2 == 1
+        marks_part = _PLAIN_STRING.sub(b"", marks_part + b'"' if is_in_string else marks_part)
+        levels = list(accumulate(map(_DEPTH_CHANGES.__getitem__, marks_part), initial=depth))
+        depth, deepest, count = levels[-1], max(deepest, max(levels)), count + len(marks_part)
         if count > 2 * limits.json_containers:
-            what = f"the body holds more than {limits.json_containers} arrays and objects"
-            raise BadRequest(what, code="invalid_json")
+            message = f"the body holds more than {limits.json_containers} arrays and objects"
+            raise BadRequest(message, code="invalid_json")
     if deepest > limits.json_depth:
         raise _too_deep_error(limits)
 
 
-def _has_more_than(body: bytes, mark: bytes, count: int) -> bool:
-    """Whether ``mark`` is there more than ``most`` times: a few searches where it is rare, and soon known where it is not."""
+def _has_more_than(body: bytes, byte: bytes, count: int) -> bool:
+    """Whether `byte` occurs more than `count` times."""
     at = -1
     for _ in range(count + 1):
-        at = body.find(mark, at + 1)
+        at = body.find(byte, at + 1)
         if at < 0:
             return False
     return True
@@ -163,47 +169,50 @@ def _check_messages(raw: Raw, limits: Limits) -> None:
         raise BadRequest("messages: at least one message is needed", param="messages")
 
 
-def _check_prompts(field: str, raw: Raw, each: int, limits: Limits) -> None:
-    """One prompt or several, as text or as tokens, but not mixed."""
-    given = _decode_field(PROMPT_INPUT_DECODER, raw, field, limits)
-    if isinstance(given, str):
+def _check_prompts(field: str, raw: Raw, choices: int, limits: Limits) -> None:
+    """Limits the number of prompts; they are texts or tokens, not both.
+
+    choices: responses per prompt.
+    """
+    prompts = _decode_field(PROMPT_INPUT_DECODER, raw, field, limits)
+    if isinstance(prompts, str):
         return
-    kinds = set(map(type, given))
+    kinds = set(map(type, prompts))
     if len(kinds) > 1:
         raise BadRequest(f"{field}: texts and tokens cannot be mixed", param=field, code="invalid_type")
-    if kinds != {int} and len(given) * each > limits.prompts:
-        times = " times n" if each > 1 else ""
+    if kinds != {int} and len(prompts) * choices > limits.prompts:
+        times = " times n" if choices > 1 else ""
         message = f"{field}: at most {limits.prompts} prompts{times} are accepted"
         raise BadRequest(message, param=field, code="out_of_range")
 
 
 def check_priority(priority: int) -> None:
-    """Raises BadRequest when no engine can take it."""
+    """Raises BadRequest if no engine can take the priority."""
     _check_range("priority", priority, -_MAX_INT64 - 1, _MAX_INT64)
 
 
-def check_generation(found: GenerationFields, limits: Limits) -> None:
-    """Bound what an engine is asked to generate. Raises BadRequest naming the field."""
-    _check_range("max_tokens", found.max_tokens, 1, limits.max_tokens)
-    decode_stream_options(found, limits)
-    _check_range("n", found.n, 1, limits.choices)
-    _check_range("min_tokens", found.min_tokens, 0, limits.max_tokens)
-    _check_range("prompt_logprobs", found.prompt_logprobs, -1, limits.logprobs)
-    _check_range("seed", found.seed, -_MAX_INT64 - 1, _MAX_INT64)
-    _check_range("top_k", found.top_k, -_MAX_INT32 - 1, _MAX_INT32)
-    if isinstance(found, ChatRequest):
-        _check_range("max_completion_tokens", found.max_completion_tokens, 1, limits.max_tokens)
-        _check_range("top_logprobs", found.top_logprobs, 0, limits.logprobs)
-        _check_tools(found.tools, limits)
-    elif isinstance(found, CompletionRequest):
-        _check_range("best_of", found.best_of, 1, limits.choices)
-        _check_range("logprobs", found.logprobs, 0, limits.logprobs)
-    stop = _decode_bounded(STOP_DECODER, found.stop, "stop", limits.stop_bytes, limits)
+def check_generation(fields: GenerationFields, limits: Limits) -> None:
+    """Limits what an engine is asked to generate. Raises BadRequest, which names the field."""
+    _check_range("max_tokens", fields.max_tokens, 1, limits.max_tokens)
+    decode_stream_options(fields, limits)
+    _check_range("n", fields.n, 1, limits.choices)
+    _check_range("min_tokens", fields.min_tokens, 0, limits.max_tokens)
+    _check_range("prompt_logprobs", fields.prompt_logprobs, -1, limits.logprobs)
+    _check_range("seed", fields.seed, -_MAX_INT64 - 1, _MAX_INT64)
+    _check_range("top_k", fields.top_k, -_MAX_INT32 - 1, _MAX_INT32)
+    if isinstance(fields, ChatRequest):
+        _check_range("max_completion_tokens", fields.max_completion_tokens, 1, limits.max_tokens)
+        _check_range("top_logprobs", fields.top_logprobs, 0, limits.logprobs)
+        _check_tools(fields.tools, limits)
+    elif isinstance(fields, CompletionRequest):
+        _check_range("best_of", fields.best_of, 1, limits.choices)
+        _check_range("logprobs", fields.logprobs, 0, limits.logprobs)
+    stop = _decode_bounded(STOP_DECODER, fields.stop, "stop", limits.stop_bytes, limits)
     if isinstance(stop, list) and len(stop) > limits.stop_strings:
         raise BadRequest(f"stop: at most {limits.stop_strings} strings are accepted", param="stop")
-    _decode_bounded(LOGIT_BIAS_DECODER, found.logit_bias, "logit_bias", limits.schema_bytes, limits)
+    _decode_bounded(LOGIT_BIAS_DECODER, fields.logit_bias, "logit_bias", limits.schema_bytes, limits)
     for name in ("response_format", "structured_outputs"):
-        _decode_bounded(None, getattr(found, name), name, limits.schema_bytes, limits)
+        _decode_bounded(None, getattr(fields, name), name, limits.schema_bytes, limits)
 
 
 def _check_tools(raw: Raw | UnsetType, limits: Limits) -> None:
@@ -219,7 +228,10 @@ def _check_tools(raw: Raw | UnsetType, limits: Limits) -> None:
 def _decode_bounded(
     decoder: "msgspec.json.Decoder[Any] | None", raw: Raw | UnsetType, field: str, max_bytes: int, limits: Limits
 ) -> Any:
-    """A field's value, None when absent or not to be decoded; its length is checked first. Raises BadRequest."""
+    """Returns a field's value after a check of its length; None if it is absent or has no decoder.
+
+    Raises BadRequest.
+    """
     if raw is UNSET:
         return None
     if memoryview(raw).nbytes > max_bytes:

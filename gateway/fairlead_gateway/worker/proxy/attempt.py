@@ -186,7 +186,9 @@ class Attempt:
             dispatcher.timings.on_first_token(context.route_request.id, engine_response.first_at)
 
     def finish(self, is_complete: bool, now: float) -> None:
-        """Undoes `on_dispatch`; of a complete response, records the tokens. Later calls do nothing."""
+        """Undoes `on_dispatch`; of a complete response, records the tokens. Later calls do
+        nothing.
+        """
         router = self._router
         if self._is_finished or router is None:
             return
@@ -214,7 +216,9 @@ class Attempt:
         dispatcher.admission.on_finish(context, is_complete, output, now)
 
     def on_crash(self) -> bool:
-        """Records that the engine broke off on the body; returns whether the body is blocked now."""
+        """Records that the engine broke off on the body; returns whether the body is
+        blocked now.
+        """
         guard, now = self._dispatcher.poison_guard, self._dispatcher.now()
         sent_at = now if self.dispatched_at is None else self.dispatched_at
         return guard.on_crash(self.context.body_fingerprint(guard.fingerprint), self.instance_id, sent_at, now)

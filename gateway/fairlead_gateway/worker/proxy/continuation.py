@@ -1,12 +1,15 @@
-"""Continuing a stream that broke: which request allows it, what another engine is asked, and how its answer fits on.
+"""Continuing a stream that broke: which request allows it, what another engine is asked, and how
+its answer fits on.
 
-The other engine gets the prompt with everything that the client has already: a chat's unfinished answer as its last message
-(``continue_final_message``), a completion's text behind its prompt. That gives what the first engine would have said when the
-request is greedy, and an equally good answer when it has a seed. Not where more than text decides what comes next:
-several choices, tools, grammars, stop strings, penalties, log-probabilities, or a prompt of token ids.
+The other engine gets the prompt with everything that the client has already: a chat's unfinished
+answer as its last message (``continue_final_message``), a completion's text behind its prompt. That
+gives what the first engine would have said when the request is greedy, and an equally good answer
+when it has a seed. Not where more than text decides what comes next: several choices, tools,
+grammars, stop strings, penalties, log-probabilities, or a prompt of token ids.
 
-What comes back is made part of the same answer: the same id, model and time, no second role, the usage of the whole.
-Tokens already sent are counted by their events, one each; an engine that put several into one event makes that count small.
+What comes back is made part of the same answer: the same id, model and time, no second role, the
+usage of the whole. Tokens already sent are counted by their events, one each; an engine that put
+several into one event makes that count small.
 """
 
 from collections.abc import Iterable
@@ -75,7 +78,9 @@ class SentText:
                 self._events.append(event)
 
     def parse(self) -> bool:
-        """Fill ``text``, ``tokens`` and ``same``; whether that is all that the client has, and nothing but text."""
+        """Fill ``text``, ``tokens`` and ``same``; whether that is all that the client has, and
+        nothing but text.
+        """
         if self._size > self._max_bytes:
             return False
         try:

@@ -123,7 +123,9 @@ class Forwarder:
             raise QuarantinedRequest(self._limits.quarantine_seconds) from None
 
     def choose(self, context: RequestContext, excluded: frozenset[str], now: float) -> Attempt:
-        """Chooses an instance and returns the attempt at it. Raises GatewayError if none is left."""
+        """Chooses an instance and returns the attempt at it. Raises GatewayError if none is
+        left.
+        """
         key, failures = context.request.model_key, context.failures
         decision = self._prefill_coordinator.choose_decode_instance(context, excluded, now)
         admitted = context.admission.admitted
@@ -147,7 +149,9 @@ class Forwarder:
         return self._dispatcher.create_attempt(context, instance, decision, len(failures) + 1)
 
     def encode(self, attempt: Attempt) -> None:
-        """Builds the attempt's message from the request, with transfer fields if it has a transfer."""
+        """Builds the attempt's message from the request, with transfer fields if it has a
+        transfer.
+        """
         context = attempt.context
         body = context.request.body
         if context.handoff is not None:

@@ -1,4 +1,6 @@
-"""The paths that the gateway answers itself, without an engine: readiness and the list of models."""
+"""The paths that the gateway answers itself, without an engine: readiness and the list of
+models.
+"""
 
 from collections.abc import Callable, Sequence
 

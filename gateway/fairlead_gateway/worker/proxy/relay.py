@@ -152,7 +152,9 @@ class ResponseRelay:
         self._telemetry.record_first_token(key, attempt.instance_id, ttft_seconds, limit)
 
     async def _relay_to_end(self, attempt: Attempt, engine_response: EngineResponse) -> str | None:
-        """Relays until the response has ended, perhaps resumed; returns the error, None if whole."""
+        """Relays until the response has ended, perhaps resumed; returns the error, None if
+        whole.
+        """
         context = attempt.context
         key, name, telemetry = context.request.model_key, attempt.instance_id, self._telemetry
         sent_text = None
@@ -188,7 +190,9 @@ class ResponseRelay:
 
 
 def _served_name_rewriter(context: RequestContext, engine_response: EngineResponse) -> ServedNameRewriter | None:
-    """Returns what restores the client's model name; None if the engine uses it, or sends no JSON."""
+    """Returns what restores the client's model name; None if the engine uses it, or sends
+    no JSON.
+    """
     name = None if context.choice is None else context.choice.instance.served_name
     if name is None or not (
         engine_response.is_stream or _JSON_OR_EVENTS.search(engine_response.headers.get(b"content-type", b""))

@@ -94,7 +94,9 @@ class RequestRecorder:
 
 
 def _is_transferred(context: RequestContext) -> bool:
-    """Whether the KV of the prompt was transferred; the engine's cached tokens mean nothing then."""
+    """Whether the KV of the prompt was transferred; the engine's cached tokens mean nothing
+    then.
+    """
     return context.handoff is not None and context.handoff.is_transferred
 
 

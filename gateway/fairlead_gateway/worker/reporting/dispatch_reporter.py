@@ -56,7 +56,9 @@ class DispatchReporter:
         self._schedule(len(self._dispatched))
 
     def on_crash(self, fingerprint: bytes, instance: str, sent_at: float, crashed_at: float) -> None:
-        """Reports at once that an instance broke off on a body: a sibling may be about to send it."""
+        """Reports at once that an instance broke off on a body: a sibling may be about to
+        send it.
+        """
         if len(self._crashes) < self._limits.quarantined_fingerprints:
             self._crashes.append((fingerprint, instance, sent_at, crashed_at))
         self.flush()

@@ -1,8 +1,8 @@
 """The last prompts that were sent, in case the index wants to know what one of them is in tokens.
 
-What is kept are references to bodies that are in memory anyway, few and small in sum, and only where instances tell what they
-hold. A prompt goes to the helper when the helper asks for it, through the channel, and nowhere else but back to an engine of its
-model.
+What is kept are references to bodies that are in memory anyway, few and small in sum, and only
+where instances tell what they hold. A prompt goes to the helper when the helper asks for it,
+through the channel, and nowhere else but back to an engine of its model.
 """
 
 from collections import OrderedDict

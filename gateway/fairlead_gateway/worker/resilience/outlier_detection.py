@@ -1,10 +1,11 @@
 """Which engines sit out for a while, because of what Fairlead saw of them and not of what they say.
 
-An engine that refuses, breaks off, falls silent or answers nonsense is *ejected*: three faults in a row, or half of ten and
-more answers within ten seconds. Load is no fault: a full engine, a 429 and a client that leaves change nothing here. At
-most half of a model's ready instances sit out, so that a fault of the network or of the requests cannot empty a fleet. The
-pause grows with every ejection and is jittered. Then one request probes; when it is answered, the engine *warms up*:
-its share of the requests that would go there grows from a tenth to all. A fault on the way back ejects it again.
+An engine that refuses, breaks off, falls silent or answers nonsense is *ejected*: three faults in a
+row, or half of ten and more answers within ten seconds. Load is no fault: a full engine, a 429 and
+a client that leaves change nothing here. At most half of a model's ready instances sit out, so that
+a fault of the network or of the requests cannot empty a fleet. The pause grows with every ejection
+and is jittered. Then one request probes; when it is answered, the engine *warms up*: its share of
+the requests that would go there grows from a tenth to all. A fault on the way back ejects it again.
 
 Pure: times come in as arguments, and the only randomness is the jitter that is handed in.
 """
@@ -66,7 +67,9 @@ class OutlierDetector:
             self._unhealthy.discard(gone)
 
     def ejected(self, ready: Collection[str], now: float) -> Mapping[str, str]:
-        """Those of ``ready`` that should not get the next request, each with the reason in words."""
+        """Those of ``ready`` that should not get the next request, each with the reason in
+        words.
+        """
         if not self._unhealthy:
             return _NONE_EJECTED
         found: dict[str, str] = {}
@@ -101,12 +104,16 @@ class OutlierDetector:
             record.state, record.since, record.warm_up_credit, record.is_probed = HealthState.WARMING, now, 0.0, False
 
     def on_inconclusive(self, instance: str) -> None:
-        """A request ended there and said nothing of the instance: it was full, or the client left."""
+        """A request ended there and said nothing of the instance: it was full, or the
+        client left.
+        """
         if instance in self._unhealthy:
             self._records[instance].is_probed = False
 
     def on_failure(self, instance: str, why: str, now: float, ready: Collection[str]) -> bool:
-        """The instance failed a request, ``why`` in one word of a closed list; whether that ejects it now."""
+        """The instance failed a request, ``why`` in one word of a closed list; whether that ejects
+        it now.
+        """
         record = self._records.get(instance)
         if record is None:
             record = self._records[instance] = _InstanceHealth()
@@ -162,7 +169,9 @@ class OutlierDetector:
             self._unhealthy.discard(instance)
 
     def _rejection_reason(self, instance: str, record: _InstanceHealth, now: float) -> str:
-        """Why the next request should not go there, empty when it may. Counts the warm-up's share of requests."""
+        """Why the next request should not go there, empty when it may. Counts the warm-up's share
+        of requests.
+        """
         self._advance(instance, record, now)
         if record.state is HealthState.EJECTED or (record.state is HealthState.PROBING and record.is_probed):
             return self._describe(record, now)

@@ -1,13 +1,16 @@
 """Requests that kill engines: remembered by a keyed fingerprint of their body, and refused.
 
-One request that takes an engine down would, retried, take down a fleet. A body is refused for a while when it was sent to one
-engine, which broke off on it, and *then* to another, which broke off too, without an answer in between; it never meets a third
-one, however often it is sent. Copies that were in flight at the same moment prove nothing: a popular prompt is on every
-engine that dies. And an answer proves that it is harmless: it clears the body, also when it comes from a copy that was sent before.
+One request that takes an engine down would, retried, take down a fleet. A body is refused for a
+while when it was sent to one engine, which broke off on it, and *then* to another, which broke off
+too, without an answer in between; it never meets a third one, however often it is sent. Copies that
+were in flight at the same moment prove nothing: a popular prompt is on every engine that dies. And
+an answer proves that it is harmless: it clears the body, also when it comes from a copy that was
+sent before.
 
-Only fingerprints are kept, bounded in number and time, and a body is hashed only when a suspect has the same length, or when it is
-let go before its end is known, as that of a stream is. So the hash must be quick: XXH3 of 128 bits, seeded with the installation's
-secret. It is no cryptographic one; who found two bodies that it takes for one could have one refused for the other, and must kill two
+Only fingerprints are kept, bounded in number and time, and a body is hashed only when a suspect has
+the same length, or when it is let go before its end is known, as that of a stream is. So the hash
+must be quick: XXH3 of 128 bits, seeded with the installation's secret. It is no cryptographic one;
+who found two bodies that it takes for one could have one refused for the other, and must kill two
 engines for that.
 """
 
@@ -59,9 +62,11 @@ class _SuspectBody:
 
 
 class PoisonRequestGuard:
-    """Fingerprints of bodies that engines broke off on. ``secret`` keys them. So that the other workers of a gateway refuse the
-    same bodies, ``told`` hears of each death (fingerprint, instance, since when it had the body, time) and ``told_cleared`` of
-    each suspect that was answered (fingerprint, time). Times are seconds of the machine's monotonic clock."""
+    """Fingerprints of bodies that engines broke off on. ``secret`` keys them. So that the other
+    workers of a gateway refuse the same bodies, ``told`` hears of each death (fingerprint,
+    instance, since when it had the body, time) and ``told_cleared`` of each suspect that was
+    answered (fingerprint, time). Times are seconds of the machine's monotonic clock.
+    """
 
     def __init__(
         self,
@@ -92,14 +97,17 @@ class PoisonRequestGuard:
         return left if left > 0.0 else None
 
     def fingerprint(self, body: bytes) -> bytes:
-        """What a body is known by here, for whoever wants to let it go; empty when there is none."""
+        """What a body is known by here, for whoever wants to let it go; empty when there is
+        none.
+        """
         if not body:
             return b""
         return len(body).to_bytes(_LENGTH_BYTES, "big") + xxhash.xxh3_128_digest(body, self._seed)
 
     def on_crash(self, fingerprint: bytes, instance: str, sent_at: float, now: float) -> bool:
-        """An instance broke off while it had, since ``began``, the body with this fingerprint; whether that is refused now.
-        Without a fingerprint there is nothing to know the request by."""
+        """An instance broke off while it had, since ``began``, the body with this fingerprint;
+        whether that is refused now. Without a fingerprint there is nothing to know the request by.
+        """
         if not fingerprint:
             return False
         if self._report_crash is not None:

@@ -1,11 +1,14 @@
-"""When a request may be tried on another engine: never more than a share of the traffic, so that retries cannot feed a fire.
+"""When a request may be tried on another engine: never more than a share of the traffic, so that
+retries cannot feed a fire.
 
-The share is charged for engines that answered badly, are full or too slow: asking another one then is more work for a fleet
-that may have too much already. An engine that refused the connection, or went in the middle, costs the others nothing
-that they would not have had anyway, so that retry is free: a dying engine under a burst loses no request.
+The share is charged for engines that answered badly, are full or too slow: asking another one then
+is more work for a fleet that may have too much already. An engine that refused the connection, or
+went in the middle, costs the others nothing that they would not have had anyway, so that retry is
+free: a dying engine under a burst loses no request.
 
-Also never for an answer that the client caused (4xx), never after the first byte, and never on a third engine when two have
-broken off on the same request: one request that kills engines must not take the fleet with it.
+Also never for an answer that the client caused (4xx), never after the first byte, and never on a
+third engine when two have broken off on the same request: one request that kills engines must not
+take the fleet with it.
 """
 
 from typing import Final
@@ -21,9 +24,11 @@ CRASH_CAUSES = ("reset", "cut")
 
 
 class AttemptFailure(Exception):
-    """Raised when one engine failed a request before its first byte; ``why`` is one word of a closed list.
+    """Raised when one engine failed a request before its first byte; ``why`` is one word of a
+    closed list.
 
-    ``died``: the engine had the request and broke off. ``final``: no other engine would do better. ``sent``: the request
+    ``died``: the engine had the request and broke off. ``final``: no other engine would do better.
+        ``sent``: the request
     reached the engine. ``where``: the instance's id.
     """
 
@@ -88,7 +93,9 @@ class RetryBudget:
 
 
 def should_retry(failures: list[AttemptFailure], limits: Limits) -> bool:
-    """Whether another engine may be asked for the request that met ``failures``, as far as the request goes."""
+    """Whether another engine may be asked for the request that met ``failures``, as far as the
+    request goes.
+    """
     # Refusals take no time; attempts that do are counted.
     if failures[-1].is_final or sum(failure.cause != "refused" for failure in failures) >= limits.max_attempts:
         return False
@@ -96,7 +103,9 @@ def should_retry(failures: list[AttemptFailure], limits: Limits) -> bool:
 
 
 def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1) -> GatewayError:
-    """What the client is told when no engine answered; ``seconds`` until one that is full should have room."""
+    """What the client is told when no engine answered; ``seconds`` until one that is full should
+    have room.
+    """
     tried = f"{len(failures)} engine{'s' if len(failures) > 1 else ''} tried, last: {failures[-1].cause}"
     if sum(failure.crashed for failure in failures) >= _MAX_CRASHES:
         return EngineFailed(

@@ -1,7 +1,8 @@
 """When to come back: the seconds in a Retry-After, from what is known and not from hope.
 
-No instance ready: when one is starting, how long the model's former starts took, less what this one has had. All full:
-how long the least busy instance needs for the work that this gateway has sent there. Whole seconds, at least one.
+No instance ready: when one is starting, how long the model's former starts took, less what this one
+has had. All full: how long the least busy instance needs for the work that this gateway has sent
+there. Whole seconds, at least one.
 """
 
 import math

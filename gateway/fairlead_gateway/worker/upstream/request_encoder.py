@@ -1,7 +1,9 @@
-"""What is said to engines and what of their heads is passed on: requests are framed anew, heads go through lists of names.
+"""What is said to engines and what of their heads is passed on: requests are framed anew, heads go
+through lists of names.
 
-Dropped on the way in: everything that belongs to the client's connection (hop-by-hop), credentials, whatever pretends to come
-from a proxy or from Fairlead, and names with an underscore, which some servers read as if it were a hyphen.
+Dropped on the way in: everything that belongs to the client's connection (hop-by-hop), credentials,
+whatever pretends to come from a proxy or from Fairlead, and names with an underscore, which some
+servers read as if it were a hyphen.
 """
 
 from typing import Final
@@ -40,9 +42,11 @@ def encode_request(
     dp_rank: int | None = None,
     extra_headers: str = "",
 ) -> list[bytes]:
-    """The request as an engine gets it: own framing, own Host, the body's very bytes; ``rank`` of a data-parallel one.
+    """The request as an engine gets it: own framing, own Host, the body's very bytes; ``rank`` of a
+    data-parallel one.
 
-    ``more`` is ready header text."""
+    ``more`` is ready header text.
+    """
     return encode_with_prefix(
         request_prefix(method, path, url), head, body, request_id, dp_rank=dp_rank, extra_headers=extra_headers
     )
@@ -84,7 +88,9 @@ def encode_with_prefix(
 
 
 class RequestPrefixCache:
-    """How requests to engines begin: each engine's last one is kept, since the next is most often alike."""
+    """How requests to engines begin: each engine's last one is kept, since the next is most often
+    alike.
+    """
 
     def __init__(self) -> None:
         self._prefixes: dict[str, RequestPrefix] = {}
@@ -121,8 +127,10 @@ def route_header(where: str) -> str:
 
 
 def server_timing(own_seconds: float, engine_seconds: float) -> str:
-    """The value of ``server-timing``: milliseconds with three decimals. Put together from whole microseconds, since to format a
-    number takes ten times as long; below 0 the engine's part is not known."""
+    """The value of ``server-timing``: milliseconds with three decimals. Put together from whole
+    microseconds, since to format a number takes ten times as long; below 0 the engine's part is not
+    known.
+    """
     own = int(own_seconds * 1e6 + 0.5)
     text = f"gateway;dur={own // 1000}.{_THOUSANDTHS[own % 1000]}"
     if engine_seconds < 0.0:
@@ -132,7 +140,9 @@ def server_timing(own_seconds: float, engine_seconds: float) -> str:
 
 
 def forwarded_headers(head: RequestHead, *, traced: bool = False) -> bytes:
-    """The client's fields that an engine gets, as header text; without its trace context where ours takes its place (``traced``)."""
+    """The client's fields that an engine gets, as header text; without its trace context where ours
+    takes its place (``traced``).
+    """
     named = head.get(b"connection")
     hops = {name.strip(b" \t").lower() for name in named.split(b",")} if named else frozenset()
     lines: list[bytes] = []

@@ -79,7 +79,9 @@ class EngineResponse:
 
     @property
     def finished(self) -> "asyncio.Future[str | None]":
-        """Done when the response is relayed, or has ended; its result is the error, None if whole."""
+        """Done when the response is relayed, or has ended; its result is the error, None if
+        whole.
+        """
         finished = self._finished
         if finished is None:
             finished = self._finished = self._loop.create_future()

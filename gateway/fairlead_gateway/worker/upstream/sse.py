@@ -1,8 +1,10 @@
-"""An engine's event stream on its way through: whole events only, and the few that Fairlead must understand.
+"""An engine's event stream on its way through: whole events only, and the few that Fairlead must
+understand.
 
-Events pass as the bytes that the engine sent. Looked into are only those that hold a usage, an error, an abort or the
-end; the rest is told apart by a few substring searches, because a stream is thousands of events. (Inside a JSON string a
-quote is always escaped, so ``"usage":`` with plain quotes can only be a key.)
+Events pass as the bytes that the engine sent. Looked into are only those that hold a usage, an
+error, an abort or the end; the rest is told apart by a few substring searches, because a stream is
+thousands of events. (Inside a JSON string a quote is always escaped, so ``"usage":`` with plain
+quotes can only be a key.)
 """
 
 import re
@@ -44,7 +46,9 @@ class SseScanner:
         self.event_count = 0
 
     def filter_chunks(self, chunks: list[bytes]) -> list[bytes]:
-        """What of ``pieces`` may go to the client now. After ``fault``, ``aborted`` or ``done`` nothing follows."""
+        """What of ``pieces`` may go to the client now. After ``fault``, ``aborted`` or ``done``
+        nothing follows.
+        """
         out: list[bytes] = []
         for piece in chunks:
             if self._partial or not piece.endswith(b"\n\n"):
@@ -129,7 +133,9 @@ class SseScanner:
 
 
 def filter_first_chunks(scanner: SseScanner, chunks: list[bytes]) -> list[bytes]:
-    """Pass the beginning of a stream with every event looked into, so that nothing that is not a stream gets through."""
+    """Pass the beginning of a stream with every event looked into, so that nothing that is not a
+    stream gets through.
+    """
     out: list[bytes] = []
     for piece in chunks:
         if scanner.is_finished:

@@ -1,4 +1,6 @@
-"""What engines say in their answers as far as Fairlead must understand it: counts, errors, aborts."""
+"""What engines say in their answers as far as Fairlead must understand it: counts, errors,
+aborts.
+"""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,7 +13,9 @@ _MAX_TOKENS: Final = 1 << 40
 
 
 class Usage:
-    """What an engine counted; None where it does not tell. ``cached_tokens`` are those of the prompt that were in its cache."""
+    """What an engine counted; None where it does not tell. ``cached_tokens`` are those of the
+    prompt that were in its cache.
+    """
 
     __slots__ = ("cached_tokens", "completion_tokens", "prompt_tokens")
 
@@ -43,7 +47,9 @@ def _valid_count(told: int | None) -> int | None:
 
 
 def parse_in_band_error(raw: bytes, status: int) -> InBandError:
-    """An engine's error object as a Fault; its code, where it is an HTTP status, says more than the head did."""
+    """An engine's error object as a Fault; its code, where it is an HTTP status, says more than the
+    head did.
+    """
     try:
         found = ERROR_DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
