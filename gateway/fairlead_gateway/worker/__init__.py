@@ -1,1 +1,10 @@
-"""Worker."""
+"""A worker process: serves requests, from receipt to record. `docs/architecture.md` shows the way.
+
+- `worker`, `services`, `server`: the process, its parts, and its public port.
+- `proxy`: one request from start to end; `request_context` is its state.
+- `openai`: parses requests; `dispatch`: admits and routes them.
+- `upstream`: connections to engines; `disaggregation`: prefill on another engine.
+- `resilience`: retries, ejection, poison requests.
+- `reporting`: messages to the supervisor; `observability`: access log and traces.
+- `api_keys`, `memory_pressure`, `request_ids`, `route_preview`, `query_handler`, `runtime`.
+"""

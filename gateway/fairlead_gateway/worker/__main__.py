@@ -21,7 +21,7 @@ from fairlead_gateway.worker.worker import Worker
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one worker until it is told to stop; returns the exit code."""
+    """Runs one worker until its channel closes or a signal ends it; returns the exit code."""
     options = _parse_options(sys.argv[1:] if arguments is None else arguments)
     if "--channel" not in options:
         print("fairlead-gateway-worker: this is started by fairlead-gateway alone", file=sys.stderr)
@@ -43,7 +43,7 @@ def _parse_options(arguments: Sequence[str]) -> dict[str, int]:
     - `--channel`: the file descriptor of the channel
     - `--rows`: that of the shared load table, if there is one
 
-    Why by hand: nobody types them, and argparse would cost memory in every worker.
+    Why not argparse: only the supervisor writes them, and it would cost memory in every worker.
     """
     return {name: int(value) for name, value in zip(arguments[::2], arguments[1::2], strict=False) if value.isdigit()}
 

@@ -1,14 +1,14 @@
-"""How full memory is, and what is refused because of it: large bodies first, then all bodies; never
-what has none.
+"""Refuses request bodies when memory is short: large ones first, then all of them.
 
-What is bounded one by one (connections, bodies, answers) can still be too much for a small
-container. So the process looks at its memory four times a second. Above the first mark bodies over
-64 KiB are answered 503 with Retry-After, above the second every body is; what is in flight goes on,
-and health, models and management answer. Where no limit is known, nothing is refused.
+Connections, bodies and responses are limited one by one. Together they can still exceed a small
+container. So the process checks its memory four times a second. Above the first threshold, bodies
+over 64 KiB get 503 with Retry-After; above the second, all bodies do. Requests in flight go on, and
+paths without a body are served. Without a known limit, nothing is refused.
 
-What large bodies leave free between small things stays with the process (a third of the time forty
-of 8 MiB left 150 MiB short for ever). So above a mark free pages are given back, once a second at
-most, before anything is refused for the lack of them.
+Large bodies leave free memory between small objects, which stays with the process. So above a
+threshold free pages are returned to the system first, at most once a second.
+
+Why: in one of three runs, forty bodies of 8 MiB left 150 MiB that were never returned.
 """
 
 import asyncio
@@ -30,16 +30,18 @@ _UNITS = {None: 1, "B": 1, "K": 1 << 10, "k": 1 << 10, "KiB": 1 << 10, "KB": 1_0
 _STATM = Path("/proc/self/statm")
 _CGROUP = Path("/sys/fs/cgroup")
 _POLLS_PER_RELEASE = 4
-"""Looks from one giving back to the next: it takes milliseconds, in which nothing else runs."""
+"""Releasing takes milliseconds, in which nothing else runs."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 MemoryShare = Callable[[], float | None]
-"""Memory that is used, as a share of what may be used; None when that cannot be read."""
+"""Returns used memory as a share of the limit; None if it cannot be read."""
 
 
 class MemoryPressure:
-    """One process's watermarks. ``share`` is asked again and again once ``watch`` was called, until
-    ``close``; ``told`` hears whether memory is short.
+    """The memory thresholds of one process.
+
+    share: read from `start` to `close`.
+    on_pressure: called with whether memory is short.
     """
 
     def __init__(
@@ -57,22 +59,22 @@ class MemoryPressure:
         self._timer: asyncio.TimerHandle | None = None
         self.used_share: float | None = None
         self.max_body_bytes: int | None = None
-        """Bytes of the largest body that is taken now; None: as ever."""
+        """Size of the largest body that is accepted now; None: no limit beyond the usual one."""
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Look now, and then four times a second."""
+        """Checks now, and then four times a second."""
         self.poll()
         if self._share is not None and not loop.is_closed():
             self._timer = loop.call_later(self._limits.memory_check_seconds, self.start, loop)
 
     def close(self) -> None:
-        """Look no more."""
+        """Ends the checks."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def poll(self) -> None:
-        """Read the present share and draw the consequence."""
+        """Reads the used share and applies the thresholds."""
         limits = self._limits
         used = self._read_share()
         if used is not None and used >= limits.memory_high_share and self._pressure_polls % _POLLS_PER_RELEASE == 0:
@@ -91,29 +93,29 @@ class MemoryPressure:
         return None if self._share is None else self._share()
 
     def check_body(self, length: int) -> None:
-        """Raises Overloaded when a body of so many bytes is too much now."""
+        """Raises Overloaded if a body of that size is refused now."""
         if self.max_body_bytes is not None and length > self.max_body_bytes:
-            which = "large bodies are" if self.max_body_bytes else "nothing is"
+            refused = "large bodies are" if self.max_body_bytes else "nothing is"
             hint = "try again later, or send a shorter body" if self.max_body_bytes else "try again later"
-            raise Overloaded(f"memory is short: {which} taken for a moment", hint=hint, headers=_RETRY_AFTER)
+            raise Overloaded(f"memory is short: {refused} taken for a moment", hint=hint, headers=_RETRY_AFTER)
 
     def warnings(self) -> list[str]:
-        """What people should know, in words."""
+        """Returns what is refused now."""
         if self.max_body_bytes is None or self.used_share is None:
             return []
-        what = f"bodies over {self.max_body_bytes // 1024} KiB are" if self.max_body_bytes else "every body is"
-        return [f"memory: {100 * self.used_share:.0f} % of the limit is used; {what} answered 503"]
+        refused = f"bodies over {self.max_body_bytes // 1024} KiB are" if self.max_body_bytes else "every body is"
+        return [f"memory: {100 * self.used_share:.0f} % of the limit is used; {refused} answered 503"]
 
 
 def memory_share_reader(limit: str | None, *, statm: Path = _STATM, cgroup: Path = _CGROUP) -> MemoryShare | None:
-    """How the share is read: of this process where ``limit`` names one, else of the container; None
-    where there is neither.
+    """Returns a reader of the used share; None if no limit is known.
 
-    Raises SettingsError when ``limit`` is no size.
+    limit: of this process; None: that of the container.
+    Raises SettingsError if `limit` is not a size.
     """
     if limit is not None:
-        most = parse_size(limit)
-        return lambda: _process_share(statm, most)
+        limit_bytes = parse_memory_limit(limit)
+        return lambda: _process_share(statm, limit_bytes)
     try:
         text = (cgroup / "memory.max").read_text().strip()
     except OSError:
@@ -121,14 +123,14 @@ def memory_share_reader(limit: str | None, *, statm: Path = _STATM, cgroup: Path
     return (lambda: _container_share(cgroup, int(text))) if text.isdigit() and int(text) else None
 
 
-def parse_size(text: str) -> int:
-    """``"512MiB"`` → bytes. Raises SettingsError."""
-    found = _SIZE.fullmatch(text.strip())
-    most = int(float(found[1]) * _UNITS[found[2]]) if found is not None else 0
-    if most <= 0:
+def parse_memory_limit(text: str) -> int:
+    """Returns the bytes of a size such as `512MiB`. Raises SettingsError."""
+    match = _SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match is not None else 0
+    if size <= 0:
         name = "FAIRLEAD_MEMORY_LIMIT"
         raise SettingsError(f"{name} is not a size", field=name, hint="write it like 800MiB or 2GiB")
-    return most
+    return size
 
 
 def _process_share(statm: Path, limit_bytes: int) -> float | None:
@@ -139,7 +141,7 @@ def _process_share(statm: Path, limit_bytes: int) -> float | None:
 
 
 def _container_share(cgroup: Path, limit_bytes: int) -> float | None:
-    """All processes of the container, without the files that the kernel only keeps at hand."""
+    """Returns the share of all processes of the container, without file caches of the kernel."""
     try:
         used = int((cgroup / "memory.current").read_bytes())
         for line in (cgroup / "memory.stat").read_bytes().splitlines():

@@ -33,7 +33,7 @@ class RoutedChoice:
 
 
 class AdmissionState:
-    """What admission control knows of a request.
+    """The state of a request in admission control.
 
     request: set when the model has a queue and was asked.
     full_instances: instances without room for the request.

@@ -1,6 +1,4 @@
-"""Names for requests whose clients give them none: different in every process, and one after the
-other in each.
-"""
+"""Ids for requests whose clients send none: unique per process, and counted up."""
 
 import secrets
 from typing import Final
@@ -9,19 +7,17 @@ _LOW: Final = [f"{number:02x}" for number in range(256)]
 
 
 class RequestIds:
-    """``req-`` with eight hexadecimal digits that are drawn once, and a number that counts up from
-    1.
-    """
+    """Creates ids: `req-`, eight random hexadecimal digits per process, and a number from 1."""
 
     __slots__ = ("_begin", "_count", "_stem")
 
     def __init__(self) -> None:
         self._begin = f"req-{secrets.token_hex(4)}-"
         self._count = 0
-        self._stem = ""  # all but the number's last two digits, which are looked up: formatting costs ten times as much
+        self._stem = ""  # without the last two digits: looking those up costs a tenth of formatting
 
     def next(self) -> str:
-        """One more."""
+        """Returns the next id."""
         count = self._count = self._count + 1
         if count < 256:
             return f"{self._begin}{count:x}"

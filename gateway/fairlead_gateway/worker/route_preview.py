@@ -1,7 +1,7 @@
 """Previews the route of a request: where it would go now, and why.
 
-The management port asks for it. Nothing is sent, counted or remembered, so the next request is
-routed as if nobody had asked. Admission is left out: where requests queue, this one would too, and
+The management port asks for it. Nothing is sent, counted or remembered, so a preview changes no
+later route. Admission is left out: where requests queue, this one would too, and
 its route would depend on what is known when it leaves the queue. Between equal instances the
 request's id decides, so another request with this prompt may go elsewhere.
 """

@@ -45,7 +45,7 @@ class Worker:
         self._services: WorkerServices | None = None
 
     async def run(self, channel_socket: socket.socket) -> int:
-        """Serves until told to stop; returns 0 after a clean drain, 2 if it could not start."""
+        """Serves until it must end; returns 0 after a clean drain, 2 if it could not start."""
         self._runtime.loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         self._runtime.loop.set_exception_handler(nonblocking_log.on_loop_exception)
         await self._channel.open(channel_socket)
@@ -115,7 +115,7 @@ class Worker:
             self._configured.set_result(None)
 
     async def _close_channel(self) -> None:
-        """Closes the channel when everything is sent, or nobody reads it."""
+        """Closes the channel when everything is sent, or after a second."""
         self._channel.close()
         try:
             async with asyncio.timeout(_CHANNEL_CLOSE_SECONDS):

@@ -12,7 +12,7 @@ from fairlead.errors import SettingsError
 from fairlead.fleet.file import write_fleet_file
 from fairlead.limits import Limits
 from fairlead_gateway.errors import Overloaded
-from fairlead_gateway.worker.memory_pressure import LARGE_BODY_BYTES, MemoryPressure, memory_share_reader, parse_size
+from fairlead_gateway.worker.memory_pressure import LARGE_BODY_BYTES, MemoryPressure, memory_share_reader, parse_memory_limit
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
@@ -78,7 +78,7 @@ def test_the_share_is_the_process_s_own_or_the_container_s_without_cached_files(
 
 
 def test_sizes_are_read_and_what_is_none_is_said() -> None:
-    assert [parse_size(text) for text in ("512MiB", "1.5GiB", "2000000", "3MB")] == [
+    assert [parse_memory_limit(text) for text in ("512MiB", "1.5GiB", "2000000", "3MB")] == [
         1 << 29,
         3 << 29,
         2_000_000,
@@ -86,7 +86,7 @@ def test_sizes_are_read_and_what_is_none_is_said() -> None:
     ]
     for text in ("", "much", "-1MiB", "0", "1 TB"):
         with pytest.raises(SettingsError):
-            parse_size(text)
+            parse_memory_limit(text)
 
 
 def test_short_memory_refuses_large_bodies_however_they_come_and_recovers() -> None:

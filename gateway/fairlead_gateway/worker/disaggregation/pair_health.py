@@ -1,4 +1,4 @@
-"""Which prefill instances, and which pairs of prefill and decode instance, are usable."""
+"""Pairs of prefill and decode instances that failed lately, and are avoided."""
 
 from collections.abc import Iterable, Mapping
 

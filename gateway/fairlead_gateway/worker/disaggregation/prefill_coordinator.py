@@ -4,7 +4,7 @@ For each prompt, `routing.prefill_placement` decides between the instance that w
 the best prefill instance. If the prefill goes elsewhere:
 
 1. The prefill engine is asked for one token, within a time limit of its own. The token is dropped.
-2. The decode instance is chosen, as late as possible, and told where the KV lies.
+2. The decode instance is chosen, as late as possible, and gets the address of the KV.
 3. The transfer holds for one attempt, and for as long as the prefill engine keeps the blocks.
 
 If any of this fails, the request goes on as a plain one. Another prefill engine is tried once. A
@@ -81,7 +81,7 @@ class PrefillCoordinator:
         self._transfer_estimator = TransferEstimator(runtime.limits)
 
     def close(self) -> None:
-        """Cancels the prefills that run beside their decodes."""
+        """Cancels the prefills that run at the same time as their decodes."""
         for task in self._concurrent_prefills:
             task.cancel()
 
@@ -352,7 +352,7 @@ class PrefillCoordinator:
             (router.on_finish if is_complete else router.on_abandoned)(context.route_request.id, self._now())
 
     def _start_concurrent_prefill(self, context: RequestContext, handoff: HandoffState, transfer: Handoff) -> None:
-        """Starts SGLang's prefill, which runs beside the decode.
+        """Starts SGLang's prefill, which runs at the same time as the decode.
 
         Why to its end: ending it early would abort the bootstrap room.
         """

@@ -1,10 +1,8 @@
-"""What KV takes from a prefill to a decode engine, by what was seen: seconds a token, of each
-model.
+"""The duration of KV transfers, learned per model as seconds per token.
 
-A decode engine's first event after a hand-off comes when the KV is there and it has made a step.
-What that took beyond two of its steps and a fixed part, divided by the prompt's tokens, is
-averaged. Nothing is known before the first one; the fixed part is then all that is counted on, so
-that in doubt prompts travel.
+After a remote prefill, a decode engine's first event comes once it has the KV and has made a step.
+The time beyond two of its steps and a fixed part, divided by the prompt's tokens, is averaged.
+Before the first observation only the fixed part counts, so in doubt prompts are transferred.
 """
 
 from collections.abc import Collection
@@ -13,30 +11,33 @@ from typing import Final
 from fairlead.limits import Limits
 
 SMOOTHING: Final = 0.1
-"""How fast the mean follows: some ten hand-offs."""
+"""Weight of the newest transfer in the mean; it follows in about ten transfers."""
 
 
 class TransferEstimator:
-    """Of all models of one process."""
+    """The transfer times of all models of one process."""
 
     def __init__(self, limits: Limits) -> None:
         self._fixed_seconds = limits.handoff_transfer_seconds
         self._token_seconds: dict[str, float] = {}
 
     def retain(self, models: Collection[str]) -> None:
-        """Forget the others."""
-        self._token_seconds = {key: each for key, each in self._token_seconds.items() if key in models}
+        """Forgets all other models."""
+        self._token_seconds = {key: seconds for key, seconds in self._token_seconds.items() if key in models}
 
     def predict_seconds(self, model: str, prompt_tokens: float) -> float:
-        """For a prompt of that length."""
+        """Returns the expected transfer time of a prompt."""
         return self._fixed_seconds + self._token_seconds.get(model, 0.0) * prompt_tokens
 
     def observe(self, model: str, prompt_tokens: float, seconds: float) -> None:
-        """A hand-off's second leg had its first event after so many seconds, the engine's own steps
-        not counted.
+        """Records a transfer.
+
+        seconds: until the decode engine's first event, without its own steps.
         """
         if prompt_tokens <= 0.0:
             return
-        each = max(0.0, seconds - self._fixed_seconds) / prompt_tokens
-        known = self._token_seconds.get(model)
-        self._token_seconds[model] = each if known is None else known + SMOOTHING * (each - known)
+        seconds_per_token = max(0.0, seconds - self._fixed_seconds) / prompt_tokens
+        mean = self._token_seconds.get(model)
+        self._token_seconds[model] = (
+            seconds_per_token if mean is None else mean + SMOOTHING * (seconds_per_token - mean)
+        )

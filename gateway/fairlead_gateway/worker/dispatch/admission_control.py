@@ -4,7 +4,7 @@ The policy is pure and lives in `admission`. This module gives it the current fl
 and owns the tasks of queued requests. A model gets a queue only if queueing can help, that is if
 
 - its TTFT objective grows with the prompt length,
-- clients are told apart by API key,
+- clients are distinguished by API key,
 - the fleet states the KV capacity of its instances, or
 - no instance is ready, but one is starting or can be started.
 
@@ -13,8 +13,8 @@ queued; their prompts wait at the prefill instances.
 
 A queued request has no instance, so losing an instance does not affect it. It leaves the queue when
 it is admitted, its client disconnects, its deadline passes, or a limit refuses it. The queue is
-checked on every engine event of this process, and every `POLL_SECONDS` while it is not empty, since
-work of other workers and gateways ends without an event here.
+checked on every engine event of this process, and every `POLL_SECONDS` while it is not empty. The
+poll is for work of other workers and gateways, which ends without an event here.
 
 An admitted request gets an instance. It may wait once more until that can start it
 (`dispatch_queue`).
@@ -50,7 +50,7 @@ DEFAULT_TTFT_SECONDS: Final = 5.0
 class AdmissionController:
     """Admission control and dispatch queue of all models of one worker.
 
-    has_api_keys: clients are told apart, and share the instances of a model fairly.
+    has_api_keys: clients are distinguished, and share the instances of a model fairly.
     on_needs_instance: called now and then with each model whose requests wait for a first instance.
     """
 

@@ -5,8 +5,8 @@ see it. It leaves in the preset's order; if its instance is lost, another one is
 
 An instance can start a request while the unanswered prefill that this process sent there fills less
 than `MAX_WAITING_STEP_SHARE` of one of its steps. It gets the next request before it has finished
-one, since an engine that waits for the network computes nothing. Nobody reports when a plain
-response starts; its prefill is taken to be worked off meanwhile (`admission.backlog_decay`).
+one, since an engine that waits for the network computes nothing. No event shows when the
+prefill of a plain response ends; it is estimated (`admission.backlog_decay`).
 
 Why only this process's requests count: if two processes counted what each of them holds back, both
 would wait for the other.

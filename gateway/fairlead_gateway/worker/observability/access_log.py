@@ -24,7 +24,7 @@ from fairlead_gateway.worker.observability.background_writer import BackgroundWr
 from fairlead_gateway.worker.request_context import RequestContext
 
 STDOUT_TARGET, STDERR_TARGET = "-", "1"
-_ATOMIC_WRITE_BYTES = 4_096  # a pipe takes this much whole, whoever else writes to it
+_ATOMIC_WRITE_BYTES = 4_096  # a pipe takes this much as a whole
 _MAX_PATH_CHARS = 200
 _RETRY_SECONDS = 0.5
 
@@ -174,7 +174,7 @@ def _handoff_text(record: HandoffRecord | None) -> str | None:
 
 class LogFileWriter:
     """Writes batches of lines, in the writer's thread. A file that was moved away is opened
-    anew.
+    again.
     """
 
     def __init__(self, target: str, stopping: threading.Event) -> None:

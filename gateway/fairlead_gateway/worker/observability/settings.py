@@ -12,7 +12,7 @@ _TRUE_WORDS, _FALSE_WORDS = ("1", "true", "yes", "on"), ("0", "false", "no", "of
 
 @dataclass(frozen=True, slots=True)
 class ObservabilitySettings:
-    """What a worker logs and traces.
+    """The settings of access log and traces.
 
     access_log: None: no log.
     trace_endpoint: None: no traces.

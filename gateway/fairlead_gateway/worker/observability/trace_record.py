@@ -1,4 +1,4 @@
-"""What is recorded of one sampled request while it runs: its engines, their times and errors."""
+"""The record of one sampled request while it runs: its engines, their times and errors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from fairlead.fleet.model import Instance
 from fairlead_gateway.http import trace_context
 
 ATTEMPT, CONTINUATION, PREFILL = "attempt", "continuation", "prefill"
-"""What an engine was asked for."""
+"""The kinds of spans."""
 
 
 @dataclass(slots=True)

@@ -1,15 +1,17 @@
-"""Continuing a stream that broke: which request allows it, what another engine is asked, and how
-its answer fits on.
+"""The content of resumed streams: which requests allow it, the request to another engine, and how
+its response is joined.
 
-The other engine gets the prompt with everything that the client has already: a chat's unfinished
-answer as its last message (``continue_final_message``), a completion's text behind its prompt. That
-gives what the first engine would have said when the request is greedy, and an equally good answer
-when it has a seed. Not where more than text decides what comes next: several choices, tools,
-grammars, stop strings, penalties, log-probabilities, or a prompt of token ids.
+The other engine gets the prompt with the text that the client has already. In a chat that is an
+unfinished last message (`continue_final_message`); in a completion it follows the prompt. For a
+greedy request the result is what the first engine would have generated. With a seed it is equally
+good.
 
-What comes back is made part of the same answer: the same id, model and time, no second role, the
-usage of the whole. Tokens already sent are counted by their events, one each; an engine that put
-several into one event makes that count small.
+A request is not resumed if more than the text decides what comes next. That is so with several
+choices, tools, grammars, stop strings, penalties, log probabilities, and prompts of token ids.
+
+The response is joined to the same one: the same id, model and time, no second role, the usage of
+both. Sent tokens are counted as one per event; the count is low if an engine puts several into one
+event.
 """
 
 from collections.abc import Iterable
@@ -31,36 +33,49 @@ _KNOWN_DELTA_FIELDS = frozenset(
 
 
 def can_resume(request: ModelRequest) -> bool:
-    """Whether this request may go on elsewhere in the middle of its answer."""
-    parsed = request.fields
-    if not isinstance(parsed, GenerationFields) or not request.stream:
+    """Whether another instance can resume the stream of this request."""
+    fields = request.fields
+    if not isinstance(fields, GenerationFields) or not request.stream:
         return False
-    steady = parsed.temperature == 0 or parsed.seed is not None
-    one = (parsed.n or 1) == 1
-    plain = not schemas.has_value(parsed.stop) and not parsed.min_tokens and not schemas.has_value(parsed.logit_bias)
-    unpunished = not parsed.frequency_penalty and not parsed.presence_penalty and parsed.repetition_penalty in (None, 1)
-    free = not schemas.has_value(parsed.response_format) and not schemas.has_value(parsed.structured_outputs)
-    if not (steady and one and plain and unpunished and free and parsed.prompt_logprobs is None):
+    is_deterministic = fields.temperature == 0 or fields.seed is not None
+    is_single = (fields.n or 1) == 1
+    is_plain = not schemas.has_value(fields.stop) and not fields.min_tokens and not schemas.has_value(fields.logit_bias)
+    has_no_penalty = (
+        not fields.frequency_penalty and not fields.presence_penalty and fields.repetition_penalty in (None, 1)
+    )
+    has_no_grammar = not schemas.has_value(fields.response_format) and not schemas.has_value(fields.structured_outputs)
+    if not (
+        is_deterministic
+        and is_single
+        and is_plain
+        and has_no_penalty
+        and has_no_grammar
+        and fields.prompt_logprobs is None
+    ):
         return False
-    if schemas.is_any_enabled(_UNRESUMABLE_FIELDS, request.body) or _has_continuous_usage(parsed):
+    if schemas.is_any_enabled(_UNRESUMABLE_FIELDS, request.body) or _has_continuous_usage(fields):
         return False
-    if isinstance(parsed, ChatRequest):
-        return not schemas.has_value(parsed.tools) and not parsed.logprobs
-    if isinstance(parsed, CompletionRequest):
-        text = bytes(parsed.prompt)[:1] == b'"' and not parsed.echo and not parsed.suffix and parsed.logprobs is None
-        return text and (parsed.best_of or 1) == 1
+    if isinstance(fields, ChatRequest):
+        return not schemas.has_value(fields.tools) and not fields.logprobs
+    if isinstance(fields, CompletionRequest):
+        is_text = bytes(fields.prompt)[:1] == b'"' and not fields.echo and not fields.suffix and fields.logprobs is None
+        return is_text and (fields.best_of or 1) == 1
     return False
 
 
-def _has_continuous_usage(parsed: GenerationFields) -> bool:
-    options = b"" if parsed.stream_options is msgspec.UNSET else bytes(parsed.stream_options)
+def _has_continuous_usage(fields: GenerationFields) -> bool:
+    options = b"" if fields.stream_options is msgspec.UNSET else bytes(fields.stream_options)
     if _CONTINUOUS_USAGE_KEY not in options:
         return False
     return bool(msgspec.json.decode(options, type=StreamOptions).continuous_usage_stats)
 
 
 class SentText:
-    """What a client has of a stream, kept as bytes and read only when it is needed."""
+    """The part of a stream that the client has, kept as bytes and parsed only if needed.
+
+    text, tokens: set by `parse`.
+    shared_fields: the fields that all events of a stream share.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -71,16 +86,14 @@ class SentText:
         self.shared_fields: dict[str, Any] = {}
 
     def add(self, events: Iterable[bytes]) -> None:
-        """Events on their way to the client."""
+        """Adds events that go to the client."""
         for event in events:
             self._size += len(event)
             if self._size <= self._max_bytes:
                 self._events.append(event)
 
     def parse(self) -> bool:
-        """Fill ``text``, ``tokens`` and ``same``; whether that is all that the client has, and
-        nothing but text.
-        """
+        """Parses the events; returns whether they are complete and nothing but text."""
         if self._size > self._max_bytes:
             return False
         try:
@@ -88,36 +101,36 @@ class SentText:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
         texts: list[str] = []
-        for found in objects:
+        for fields in objects:
             self.shared_fields = self.shared_fields or {
-                name: found[name] for name in ("id", "created", "model") if name in found
+                name: fields[name] for name in ("id", "created", "model") if name in fields
             }
-            choices = found.get("choices")
+            choices = fields.get("choices")
             if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
                 return False
-            said = _event_text(choices[0])
-            if said is None or choices[0].get("finish_reason") is not None:
+            text = _event_text(choices[0])
+            if text is None or choices[0].get("finish_reason") is not None:
                 return False
-            texts.append(said)
-            self.tokens += bool(said)
+            texts.append(text)
+            self.tokens += bool(text)
         self.text = "".join(texts)
         return bool(self.shared_fields)
 
 
 def resume_body(request: ModelRequest, sent: SentText) -> bytes | None:
-    """The request that another engine gets; None when there is nothing left to say."""
-    parsed = request.fields
+    """Returns the body for another engine; None if nothing is left to generate."""
+    fields = request.fields
     changes: dict[str, bytes] = {}
     for name in ("max_tokens", "max_completion_tokens"):
-        most = getattr(parsed, name, None)
-        if most is not None:
-            if most <= sent.tokens:
+        max_tokens = getattr(fields, name, None)
+        if max_tokens is not None:
+            if max_tokens <= sent.tokens:
                 return None
-            changes[name] = b"%d" % (most - sent.tokens)
-    if isinstance(parsed, CompletionRequest):
-        prompt = msgspec.json.decode(parsed.prompt, type=str)
+            changes[name] = b"%d" % (max_tokens - sent.tokens)
+    if isinstance(fields, CompletionRequest):
+        prompt = msgspec.json.decode(fields.prompt, type=str)
         changes["prompt"] = msgspec.json.encode(prompt + sent.text)
-    elif isinstance(parsed, ChatRequest) and sent.text:
+    elif isinstance(fields, ChatRequest) and sent.text:
         message = msgspec.json.encode({"role": "assistant", "content": sent.text})
         changes["messages"] = request.messages().rstrip()[:-1] + b"," + message + b"]"
         changes["continue_final_message"] = b"true"
@@ -126,36 +139,36 @@ def resume_body(request: ModelRequest, sent: SentText) -> bytes | None:
 
 
 def splice_events(events: Iterable[bytes], sent: SentText) -> list[bytes]:
-    """Another engine's events as part of the stream that the client has."""
-    out: list[bytes] = []
+    """Returns another engine's events as part of the stream that the client has."""
+    spliced: list[bytes] = []
     for event in b"".join(events).replace(b"\r\n", b"\n").split(b"\n\n"):
         data = event[5:].strip() if event.startswith(b"data:") else b""
         if data[:1] != b"{":
-            out += [event + b"\n\n"] if event else []
+            spliced += [event + b"\n\n"] if event else []
             continue
         try:
-            found = msgspec.json.decode(data, type=dict)
+            fields = msgspec.json.decode(data, type=dict)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            out.append(event + b"\n\n")
+            spliced.append(event + b"\n\n")
             continue
-        found.update(sent.shared_fields)
-        usage = found.get("usage")
+        fields.update(sent.shared_fields)
+        usage = fields.get("usage")
         if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
             usage["completion_tokens"] += sent.tokens
             if isinstance(usage.get("prompt_tokens"), int):
                 usage["prompt_tokens"] = max(0, usage["prompt_tokens"] - sent.tokens)
-        choices = found.get("choices")
+        choices = fields.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
             delta = choices[0].get("delta")
-            opens = isinstance(delta, dict) and delta.pop("role", None) is not None and not delta.get("content")
-            if opens and choices[0].get("finish_reason") is None:
+            is_role_only = isinstance(delta, dict) and delta.pop("role", None) is not None and not delta.get("content")
+            if is_role_only and choices[0].get("finish_reason") is None:
                 continue
-        out.append(b"data: " + msgspec.json.encode(found) + b"\n\n")
-    return out
+        spliced.append(b"data: " + msgspec.json.encode(fields) + b"\n\n")
+    return spliced
 
 
 def total_usage(usage: Usage | None, sent: SentText) -> Usage | None:
-    """What both engines counted, as one answer."""
+    """Returns the counts of both engines together."""
     if usage is None or usage.completion_tokens is None:
         return usage
     prompt = None if usage.prompt_tokens is None else max(0, usage.prompt_tokens - sent.tokens)
@@ -170,7 +183,7 @@ def _decode_events(stream: bytes) -> Iterable[dict[str, Any]]:
 
 
 def _event_text(choice: dict[str, Any]) -> str | None:
-    """The text of one event; None when there is more in it than text."""
+    """Returns the text of an event; None if there is more in it."""
     if "delta" not in choice:
         text = choice.get("text")
         return text if isinstance(text, str) else None

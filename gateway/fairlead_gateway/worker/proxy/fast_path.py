@@ -31,7 +31,7 @@ from fairlead_gateway.worker.upstream.response import EngineResponse
 
 
 class RequestLifecycle:
-    """The owner of requests, which is told what becomes of them.
+    """The owner of requests; its methods are called as a request proceeds.
 
     Why a base class and not a Protocol: compiled, its methods are called directly.
     """

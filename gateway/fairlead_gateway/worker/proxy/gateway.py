@@ -1,7 +1,7 @@
 """The data plane of one worker: serves requests, from receipt to record.
 
-A request passes these stages: `http` receives it, `openai` parses it, `dispatch` admits and routes
-it, `proxy` forwards it and relays the response, and `request_recorder` records its outcome.
+`http` receives a request, `openai` parses it, `dispatch` admits and routes it. `proxy` forwards it
+and relays the response; `request_recorder` records the outcome.
 """
 
 import asyncio

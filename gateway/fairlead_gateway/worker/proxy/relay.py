@@ -90,7 +90,7 @@ class ResponseRelay:
         if cause is None:
             return True
         if cause == "timeout" and engine_response.is_paused:
-            # The client has not read for so long that the engine was paused: the silence is its own.
+            # The client has not read for so long that the engine was paused: the client is silent.
             result.client_disconnected = True
             response.abort()
             return False

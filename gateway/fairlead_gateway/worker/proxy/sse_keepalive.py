@@ -1,7 +1,7 @@
 """Sends comments into silent streams, so that no proxy or client in between closes them.
 
-A comment goes out only after the head and between two whole events, and not to a client that does
-not read what it was sent.
+A comment goes out only after the head and between two whole events. A client that does not read
+gets none.
 """
 
 import asyncio

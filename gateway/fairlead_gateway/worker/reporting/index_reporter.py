@@ -70,13 +70,13 @@ class IndexReporter:
 
     def send_samples(self, request: SampleRequest) -> None:
         """Sends the requested prompts that are still buffered."""
-        found = []
+        samples = []
         for tail in request.tails:
             sample = self.samples.take(request.model, tail)
             if sample is not None:
-                found.append(PromptSample(tail, sample[0], sample[1]))
-        if found:
-            self._sender.send(PromptSamples(request.model, found))
+                samples.append(PromptSample(tail, sample[0], sample[1]))
+        if samples:
+            self._sender.send(PromptSamples(request.model, samples))
 
     def _take(self, dropped: int) -> tuple[IndexReport, int]:
         dispatched, self._dispatched = self._dispatched, []

@@ -1,8 +1,8 @@
-"""The last prompts that were sent, in case the index wants to know what one of them is in tokens.
+"""The last prompts that were sent, in case the KV-cache index needs one of them as tokens.
 
-What is kept are references to bodies that are in memory anyway, few and small in sum, and only
-where instances tell what they hold. A prompt goes to the helper when the helper asks for it,
-through the channel, and nowhere else but back to an engine of its model.
+Bodies that are in memory anyway are referenced, few and small in sum, and only if instances report
+their cache. A prompt leaves the worker only when the index asks for it. It goes to the supervisor,
+and from there only to an engine of its model.
 """
 
 from collections import OrderedDict
@@ -15,7 +15,7 @@ from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionReques
 
 
 class PromptSampleBuffer:
-    """By model and the hash of all of the prompt's text."""
+    """The last prompts by model and hash of the whole prompt."""
 
     def __init__(self, limits: Limits) -> None:
         self._max_count = limits.prefix_map_samples
@@ -24,13 +24,13 @@ class PromptSampleBuffer:
         self._bytes = 0
 
     def offer(self, request: ModelRequest, route: RouteRequest) -> None:
-        """A prompt is being sent."""
-        parsed = request.fields
+        """Keeps a prompt that is being sent."""
+        fields = request.fields
         kind = (
             CHAT_SAMPLE
-            if isinstance(parsed, ChatRequest)
+            if isinstance(fields, ChatRequest)
             else COMPLETION_SAMPLE
-            if isinstance(parsed, CompletionRequest)
+            if isinstance(fields, CompletionRequest)
             else None
         )
         size = len(request.body)
@@ -46,8 +46,8 @@ class PromptSampleBuffer:
             self._bytes -= len(oldest)
 
     def take(self, model: str, tail: int) -> tuple[str, bytes] | None:
-        """One of them, and its kind; None when it is not here any more."""
-        found = self._samples.pop((model, tail), None)
-        if found is not None:
-            self._bytes -= len(found[1])
-        return found
+        """Removes a prompt and returns its kind and body; None if it is gone."""
+        sample = self._samples.pop((model, tail), None)
+        if sample is not None:
+            self._bytes -= len(sample[1])
+        return sample

@@ -9,13 +9,12 @@ from fairlead_gateway.worker.reporting.prompt_samples import PromptSampleBuffer
 from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
 
 
-def _ignore(key: str) -> None:
-    """Does nothing."""
+def _ignore(key: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Reporters:
-    """What a worker reports while it serves; None where nobody wants to know.
+    """The reporters of a worker; None for what is not reported.
 
     siblings: the other workers of this gateway; they mirror dispatches and crashes.
     dispatch_hooks: the KV-cache index.

@@ -9,7 +9,7 @@ instance was tried. A request that fails everywhere therefore ejects no instance
 Overload (429, 503) is never counted.
 
 Stalls are judged per instance, not per request. An instance that still sends bytes to any client is
-slow, and the request waits. One that has sent nothing to anybody for several times the predicted
+slow, and the request waits. One that has sent nothing at all for several times the predicted
 time has stalled. The request moves only if another instance can take it. Otherwise it waits until
 its deadline, since an early error would be no better.
 """
@@ -34,7 +34,7 @@ _DEFAULT_OUTPUT_TOKEN_SECONDS: Final = 0.05
 
 
 class FailureAttribution:
-    """Tells the outlier detector which failures are an instance's.
+    """Reports to the outlier detector the failures that are an instance's.
 
     ready_instances: returns the ready instances of a model by id.
     """

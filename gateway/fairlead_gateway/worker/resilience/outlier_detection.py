@@ -1,13 +1,16 @@
-"""Which engines sit out for a while, because of what Fairlead saw of them and not of what they say.
+"""Ejects instances that fail, and lets them return step by step.
 
-An engine that refuses, breaks off, falls silent or answers nonsense is *ejected*: three faults in a
-row, or half of ten and more answers within ten seconds. Load is no fault: a full engine, a 429 and
-a client that leaves change nothing here. At most half of a model's ready instances sit out, so that
-a fault of the network or of the requests cannot empty a fleet. The pause grows with every ejection
-and is jittered. Then one request probes; when it is answered, the engine *warms up*: its share of
-the requests that would go there grows from a tenth to all. A fault on the way back ejects it again.
+An instance is ejected after three failures in a row, or if half of ten or more responses within ten
+seconds failed. A failure is a refused or broken connection, a stall or an unreadable response. Load
+is none: neither full engines nor 429 nor disconnecting clients count here.
 
-Pure: times come in as arguments, and the only randomness is the jitter that is handed in.
+At most half of a model's ready instances are ejected, so that a fault of the network or of the
+requests cannot empty a fleet. The ejection time grows with each ejection, and has jitter.
+
+Then one request probes the instance. If it succeeds, the instance *warms up*: its share of requests
+grows from a tenth to all. A failure meanwhile ejects it again.
+
+The module is pure: times are arguments, and the jitter is passed in.
 """
 
 from collections import Counter, deque
@@ -47,7 +50,10 @@ class _InstanceHealth:
 
 
 class OutlierDetector:
-    """The standing of all instances of a gateway by id. ``jitter`` gives numbers from 0 to 1."""
+    """The health of all instances of a worker.
+
+    jitter: returns numbers from 0 to 1.
+    """
 
     def __init__(self, limits: Limits, jitter: Callable[[], float]) -> None:
         self._limits = limits
@@ -57,29 +63,27 @@ class OutlierDetector:
 
     @property
     def has_unhealthy(self) -> bool:
-        """Whether any instance is not simply healthy."""
+        """Whether any instance is not healthy."""
         return bool(self._unhealthy)
 
     def retain(self, ids: Collection[str]) -> None:
-        """Forget instances that have left the fleet."""
-        for gone in self._records.keys() - set(ids):
-            del self._records[gone]
-            self._unhealthy.discard(gone)
+        """Forgets instances that have left the fleet."""
+        for departed in self._records.keys() - set(ids):
+            del self._records[departed]
+            self._unhealthy.discard(departed)
 
     def ejected(self, ready: Collection[str], now: float) -> Mapping[str, str]:
-        """Those of ``ready`` that should not get the next request, each with the reason in
-        words.
-        """
+        """Returns the instances that should not get the next request, with the reason as text."""
         if not self._unhealthy:
             return _NONE_EJECTED
-        found: dict[str, str] = {}
-        for item in ready:
-            if item in self._unhealthy and (why := self._rejection_reason(item, self._records[item], now)):
-                found[item] = why
-        return found if len(found) < len(ready) else _NONE_EJECTED
+        reasons: dict[str, str] = {}
+        for name in ready:
+            if name in self._unhealthy and (why := self._rejection_reason(name, self._records[name], now)):
+                reasons[name] = why
+        return reasons if len(reasons) < len(ready) else _NONE_EJECTED
 
     def is_usable(self, instance: str, now: float) -> bool:
-        """Whether a request that has nowhere else to go has a chance there."""
+        """Whether a request without any other instance has a chance there."""
         if instance not in self._unhealthy:
             return True
         record = self._records[instance]
@@ -87,13 +91,13 @@ class OutlierDetector:
         return record.state is not HealthState.EJECTED and not record.is_probed
 
     def on_dispatch(self, instance: str) -> None:
-        """A request goes there; when the pause is over, it is the probe."""
+        """Records a request to the instance; after an ejection it is the probe."""
         if instance in self._unhealthy:
             record = self._records[instance]
             record.is_probed = record.state is HealthState.PROBING
 
     def on_success(self, instance: str, now: float) -> None:
-        """The instance answered a request."""
+        """Records a response of the instance."""
         record = self._records.get(instance)
         if record is None:
             record = self._records[instance] = _InstanceHealth()
@@ -104,33 +108,32 @@ class OutlierDetector:
             record.state, record.since, record.warm_up_credit, record.is_probed = HealthState.WARMING, now, 0.0, False
 
     def on_inconclusive(self, instance: str) -> None:
-        """A request ended there and said nothing of the instance: it was full, or the
-        client left.
-        """
+        """Records an end that says nothing about the instance, such as overload or a disconnect."""
         if instance in self._unhealthy:
             self._records[instance].is_probed = False
 
-    def on_failure(self, instance: str, why: str, now: float, ready: Collection[str]) -> bool:
-        """The instance failed a request, ``why`` in one word of a closed list; whether that ejects
-        it now.
+    def on_failure(self, instance: str, cause: str, now: float, ready: Collection[str]) -> bool:
+        """Records a failure of the instance; returns whether it is ejected now.
+
+        cause: one word of a closed list.
         """
         record = self._records.get(instance)
         if record is None:
             record = self._records[instance] = _InstanceHealth()
         record.recent.append((now, False))
-        record.consecutive_failures[why] += 1
+        record.consecutive_failures[cause] += 1
         if record.state is HealthState.EJECTED and now < record.ejected_until:
-            return False  # the rest of what was there when it was ejected
+            return False  # a request that was there when it was ejected
         if record.state is HealthState.HEALTHY and not self._exceeds_threshold(record, now):
             return False
-        out = sum(item in self._unhealthy for item in ready if item != instance)
-        if out + 1 > self._limits.ejected_share * len(ready):
+        ejected = sum(name in self._unhealthy for name in ready if name != instance)
+        if ejected + 1 > self._limits.ejected_share * len(ready):
             return False
         self._eject(instance, record, now)
         return True
 
     def health(self, instance: str, now: float) -> tuple[HealthState, str]:
-        """The standing of one instance and its reason in words, empty when healthy."""
+        """Returns the state of an instance and the reason as text; no reason if it is healthy."""
         if instance not in self._unhealthy:
             return HealthState.HEALTHY, ""
         record = self._records[instance]
@@ -159,7 +162,7 @@ class OutlierDetector:
         self._unhealthy.add(instance)
 
     def _advance(self, instance: str, record: _InstanceHealth, now: float) -> None:
-        """Time alone moves an instance from ejected to probing, and from warming up to healthy."""
+        """Applies the transitions of time: from ejected to probing, and from warming to healthy."""
         if record.state is HealthState.EJECTED and now >= record.ejected_until:
             record.state, record.is_probed = HealthState.PROBING, False
             record.consecutive_failures.clear()
@@ -169,8 +172,9 @@ class OutlierDetector:
             self._unhealthy.discard(instance)
 
     def _rejection_reason(self, instance: str, record: _InstanceHealth, now: float) -> str:
-        """Why the next request should not go there, empty when it may. Counts the warm-up's share
-        of requests.
+        """Returns why the next request should not go there; empty if it may.
+
+        Counts the share of an instance that warms up.
         """
         self._advance(instance, record, now)
         if record.state is HealthState.EJECTED or (record.state is HealthState.PROBING and record.is_probed):
@@ -194,9 +198,9 @@ class OutlierDetector:
         return f"warming up ({self._warm_up_share(record, now):.0%} of its share) after an ejection: {record.reason}"
 
 
-def _describe_failures(row: Counter[str]) -> str:
-    """Faults in words: ``3 timeouts, 1 reset``."""
+def _describe_failures(failures: Counter[str]) -> str:
+    """Returns failures as text: `3 timeouts, 1 reset`."""
     return ", ".join(
-        f"{count} {_CAUSE_TEXTS.get(why, why)}{'s' if count > 1 and not why.startswith('status') else ''}"
-        for why, count in row.most_common(3)
+        f"{count} {_CAUSE_TEXTS.get(cause, cause)}{'s' if count > 1 and not cause.startswith('status') else ''}"
+        for cause, count in failures.most_common(3)
     )

@@ -1,17 +1,18 @@
-"""Requests that kill engines: remembered by a keyed fingerprint of their body, and refused.
+"""Refuses requests that crash engines.
 
-One request that takes an engine down would, retried, take down a fleet. A body is refused for a
-while when it was sent to one engine, which broke off on it, and *then* to another, which broke off
-too, without an answer in between; it never meets a third one, however often it is sent. Copies that
-were in flight at the same moment prove nothing: a popular prompt is on every engine that dies. And
-an answer proves that it is harmless: it clears the body, also when it comes from a copy that was
-sent before.
+A request that crashes an engine could take down a fleet if it is retried. So a body is refused for
+a while after two crashes in sequence: one engine crashed on it, it was sent to another one *then*,
+and that one crashed too. It never reaches a third engine, however often it is sent.
 
-Only fingerprints are kept, bounded in number and time, and a body is hashed only when a suspect has
-the same length, or when it is let go before its end is known, as that of a stream is. So the hash
-must be quick: XXH3 of 128 bits, seeded with the installation's secret. It is no cryptographic one;
-who found two bodies that it takes for one could have one refused for the other, and must kill two
-engines for that.
+- Copies that were in flight at the same moment prove nothing: a popular prompt is on every engine
+  that crashes.
+- A response proves that the body is harmless, also one to an older copy.
+
+Only keyed fingerprints are kept, limited in number and time. A body is hashed only if a suspect has
+the same length, or if it is released before its end is known, as in streams.
+
+Why XXH3 with 128 bits: the hash must be fast. It is not cryptographic. An attacker with a collision
+could have one body refused instead of another, but must crash two engines first.
 """
 
 from collections import OrderedDict
@@ -27,7 +28,10 @@ _MAX_CRASHES = 8
 
 
 class _Crash:
-    """``instance`` had the body from ``began`` on and broke off ``at`` that time."""
+    """A crash of an instance on the body.
+
+    sent_at: when the instance got the body.
+    """
 
     __slots__ = ("crashed_at", "instance", "sent_at")
 
@@ -37,14 +41,14 @@ class _Crash:
         self.crashed_at = crashed_at
 
     def is_sequential_with(self, other: "_Crash") -> bool:
-        """Whether one of two instances got the body when the other had died of it."""
+        """Whether one of the instances got the body after the other had crashed on it."""
         return self.instance != other.instance and (
             self.sent_at >= other.crashed_at or other.sent_at >= self.crashed_at
         )
 
 
 class _SuspectBody:
-    """``last`` is the time of the last death; ``held``: two of them speak against the body."""
+    """A body that engines crashed on; blocked after two crashes in sequence."""
 
     __slots__ = ("crashes", "is_blocked", "last_crash_at")
 
@@ -54,7 +58,7 @@ class _SuspectBody:
         self.last_crash_at = last_crash_at
 
     def add(self, crash: _Crash) -> None:
-        """One more. The first few are enough, since whatever comes later is held against those."""
+        """Adds a crash. The first few are kept, since later ones are compared with those."""
         self.is_blocked = self.is_blocked or any(crash.is_sequential_with(known) for known in self.crashes)
         if len(self.crashes) < _MAX_CRASHES:
             self.crashes.append(crash)
@@ -62,10 +66,12 @@ class _SuspectBody:
 
 
 class PoisonRequestGuard:
-    """Fingerprints of bodies that engines broke off on. ``secret`` keys them. So that the other
-    workers of a gateway refuse the same bodies, ``told`` hears of each death (fingerprint,
-    instance, since when it had the body, time) and ``told_cleared`` of each suspect that was
-    answered (fingerprint, time). Times are seconds of the machine's monotonic clock.
+    """The fingerprints of suspect bodies. Times are monotonic seconds of the machine's clock.
+
+    secret: keys the fingerprints.
+    report_crash: called with fingerprint, instance, when it got the body, and the time of the
+        crash, so that other workers refuse the same bodies.
+    report_cleared: called with fingerprint and time of each suspect that was answered.
     """
 
     def __init__(
@@ -83,11 +89,11 @@ class PoisonRequestGuard:
         self._lengths: dict[int, int] = {}
 
     def may_contain(self, body: bytes) -> bool:
-        """Whether the body may be a suspect's: cheap, and nearly always no."""
+        """Whether the body may be a suspect's; cheap, and nearly always False."""
         return len(body) in self._lengths
 
     def seconds_left(self, body: bytes, now: float) -> float | None:
-        """How long this body is still refused; None when it is not."""
+        """Returns how long this body is still refused; None if it is not."""
         suspect = self._suspects.get(self.fingerprint(body)) if self.may_contain(body) else None
         left = (
             suspect.last_crash_at + self._limits.quarantine_seconds - now
@@ -97,16 +103,15 @@ class PoisonRequestGuard:
         return left if left > 0.0 else None
 
     def fingerprint(self, body: bytes) -> bytes:
-        """What a body is known by here, for whoever wants to let it go; empty when there is
-        none.
-        """
+        """Returns the fingerprint of a body; empty for an empty body."""
         if not body:
             return b""
         return len(body).to_bytes(_LENGTH_BYTES, "big") + xxhash.xxh3_128_digest(body, self._seed)
 
     def on_crash(self, fingerprint: bytes, instance: str, sent_at: float, now: float) -> bool:
-        """An instance broke off while it had, since ``began``, the body with this fingerprint;
-        whether that is refused now. Without a fingerprint there is nothing to know the request by.
+        """Records that an instance crashed on a body; returns whether the body is blocked now.
+
+        sent_at: when the instance got the body.
         """
         if not fingerprint:
             return False
@@ -115,7 +120,7 @@ class PoisonRequestGuard:
         return self.on_peer_crash(fingerprint, instance, sent_at, now)
 
     def on_peer_crash(self, fingerprint: bytes, instance: str, sent_at: float, crashed_at: float) -> bool:
-        """The same, of a sibling's request."""
+        """Like `on_crash`, for a request of another worker."""
         suspect = self._remove(fingerprint)
         if suspect is None or self._is_expired(suspect, crashed_at):
             suspect = _SuspectBody(crashed_at)
@@ -132,12 +137,12 @@ class PoisonRequestGuard:
             self._remove(oldest)
 
     def on_answered(self, fingerprint: bytes, now: float) -> None:
-        """An engine answered the body with this fingerprint to the end: it is harmless."""
+        """Clears a body that an engine has answered completely."""
         if self._remove(fingerprint) is not None and self._report_cleared is not None:
             self._report_cleared(fingerprint, now)
 
     def on_peer_cleared(self, fingerprint: bytes, answered_at: float) -> None:
-        """The same, of a sibling's request; what an engine has died of since stays."""
+        """Like `on_answered`, for a request of another worker; later crashes stay."""
         suspect = self._suspects.get(fingerprint)
         if suspect is not None and suspect.last_crash_at <= answered_at:
             self._remove(fingerprint)

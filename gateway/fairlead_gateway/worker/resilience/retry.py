@@ -1,14 +1,12 @@
-"""When a request may be tried on another engine: never more than a share of the traffic, so that
-retries cannot feed a fire.
+"""Retry policy: when a request may be sent to another instance.
 
-The share is charged for engines that answered badly, are full or too slow: asking another one then
-is more work for a fleet that may have too much already. An engine that refused the connection, or
-went in the middle, costs the others nothing that they would not have had anyway, so that retry is
-free: a dying engine under a burst loses no request.
+Retries that add load are limited to a share of the requests, so that they cannot amplify an
+overload. This applies after error responses, overload and stalls. A refused connection or a crash
+costs the other instances nothing extra, so that retry is free: an instance that dies under load
+loses no request.
 
-Also never for an answer that the client caused (4xx), never after the first byte, and never on a
-third engine when two have broken off on the same request: one request that kills engines must not
-take the fleet with it.
+A request is never retried after its first byte, after an error of the client (4xx), or once two
+instances have crashed on it.
 """
 
 from typing import Final
@@ -19,17 +17,16 @@ from fairlead_gateway.errors import EngineFailed, EngineTimeout, GatewayError, O
 _WINDOW_SECONDS: Final = 10
 _MIN_RETRIES: Final = 3
 _MAX_CRASHES: Final = 2
-CRASH_CAUSES = ("reset", "cut")
-"""How it is called when an engine breaks off."""
 
 
 class AttemptFailure(Exception):
-    """Raised when one engine failed a request before its first byte; ``why`` is one word of a
-    closed list.
+    """Raised when an attempt failed before its first byte.
 
-    ``died``: the engine had the request and broke off. ``final``: no other engine would do better.
-        ``sent``: the request
-    reached the engine. ``where``: the instance's id.
+    cause: one word of a closed list.
+    crashed: the engine had the request and broke off.
+    is_final: another instance would do no better.
+    is_overload: the engine is full.
+    was_sent: the request reached the engine.
     """
 
     def __init__(
@@ -51,12 +48,12 @@ class AttemptFailure(Exception):
 
     @property
     def is_exempt_from_budget(self) -> bool:
-        """Trying elsewhere is not charged to the budget."""
+        """Whether a retry is not charged to the budget."""
         return self.crashed or not self.was_sent or self.cause == "gone"
 
 
 class RetryBudget:
-    """Counts requests and retries of the last ten seconds, second by second."""
+    """Counts the requests and retries of the last ten seconds."""
 
     def __init__(self, limits: Limits) -> None:
         self._share: float = limits.retry_share
@@ -65,18 +62,18 @@ class RetryBudget:
         self._retries = [0] * _WINDOW_SECONDS
 
     def on_request(self, now: float) -> None:
-        """A request has come."""
+        """Counts a request."""
         self._advance(now)
-        at, requests = self._second % _WINDOW_SECONDS, self._requests
-        requests[at] = requests[at] + 1
+        slot, requests = self._second % _WINDOW_SECONDS, self._requests
+        requests[slot] = requests[slot] + 1
 
     def has_left(self, now: float) -> bool:
-        """May there be one more retry?"""
+        """Whether one more retry is allowed."""
         self._advance(now)
         return sum(self._retries) < max(_MIN_RETRIES, self._share * sum(self._requests))
 
     def take(self, now: float) -> bool:
-        """The same; if so, it is counted."""
+        """Counts a retry, if one more is allowed; returns whether it is."""
         if not self.has_left(now):
             return False
         self._retries[self._second % _WINDOW_SECONDS] += 1
@@ -93,9 +90,7 @@ class RetryBudget:
 
 
 def should_retry(failures: list[AttemptFailure], limits: Limits) -> bool:
-    """Whether another engine may be asked for the request that met ``failures``, as far as the
-    request goes.
-    """
+    """Whether the failures of a request allow another attempt."""
     # Refusals take no time; attempts that do are counted.
     if failures[-1].is_final or sum(failure.cause != "refused" for failure in failures) >= limits.max_attempts:
         return False
@@ -103,23 +98,24 @@ def should_retry(failures: list[AttemptFailure], limits: Limits) -> bool:
 
 
 def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1) -> GatewayError:
-    """What the client is told when no engine answered; ``seconds`` until one that is full should
-    have room.
+    """Returns the error for a client whose request no engine answered.
+
+    retry_after_seconds: until a full engine should have room.
     """
-    tried = f"{len(failures)} engine{'s' if len(failures) > 1 else ''} tried, last: {failures[-1].cause}"
+    attempts = f"{len(failures)} engine{'s' if len(failures) > 1 else ''} tried, last: {failures[-1].cause}"
     if sum(failure.crashed for failure in failures) >= _MAX_CRASHES:
         return EngineFailed(
-            f"two engines broke off on this request ({tried})",
+            f"two engines broke off on this request ({attempts})",
             code="engines_broke_off",
             hint="do not send it again unchanged",
             headers=(("x-should-retry", "false"),),
         )
     if all(failure.is_overload for failure in failures):
         return Overloaded(
-            f"the engines are full ({tried})",
+            f"the engines are full ({attempts})",
             hint="try again later",
             headers=(("retry-after", str(retry_after_seconds)),),
         )
     if failures[-1].cause == "timeout":
-        return EngineTimeout(f"the engine did not answer in time ({tried})")
-    return EngineFailed(f"no engine answered ({tried})", hint="try again", headers=(("retry-after", "1"),))
+        return EngineTimeout(f"the engine did not answer in time ({attempts})")
+    return EngineFailed(f"no engine answered ({attempts})", hint="try again", headers=(("retry-after", "1"),))

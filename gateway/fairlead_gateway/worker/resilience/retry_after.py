@@ -1,8 +1,8 @@
-"""When to come back: the seconds in a Retry-After, from what is known and not from hope.
+"""Computes `Retry-After`, in whole seconds from 1.
 
-No instance ready: when one is starting, how long the model's former starts took, less what this one
-has had. All full: how long the least busy instance needs for the work that this gateway has sent
-there. Whole seconds, at least one.
+- No instance is ready, but one is starting: the mean startup time of the model, less the time that
+  this one has had.
+- All instances are full: the backlog of the least busy one.
 """
 
 import math
@@ -15,7 +15,7 @@ _SMOOTHING = 0.3
 
 
 class StartupTimes:
-    """How long instances take to start, watched in the snapshots of the fleet."""
+    """The startup times of instances, observed in fleet updates."""
 
     def __init__(self, limits: Limits) -> None:
         self._max_seconds = limits.max_retry_after_seconds
@@ -23,34 +23,38 @@ class StartupTimes:
         self._mean_seconds: dict[str, float] = {}
 
     def observe_fleet(self, fleet: Fleet, now: float) -> None:
-        """A new snapshot."""
+        """Observes a new fleet."""
         since: dict[str, float] = {}
         for key, instances in fleet.instances.items():
-            for one in instances:
-                begun = self._starting_since.get(one.id)
-                if one.state is InstanceState.STARTING:
-                    since[one.id] = now if begun is None else begun
-                elif one.state is InstanceState.READY and begun is not None:
-                    usual = self._mean_seconds.get(key, now - begun)
-                    self._mean_seconds[key] = usual + _SMOOTHING * (now - begun - usual)
+            for instance in instances:
+                started_at = self._starting_since.get(instance.id)
+                if instance.state is InstanceState.STARTING:
+                    since[instance.id] = now if started_at is None else started_at
+                elif instance.state is InstanceState.READY and started_at is not None:
+                    mean = self._mean_seconds.get(key, now - started_at)
+                    self._mean_seconds[key] = mean + _SMOOTHING * (now - started_at - mean)
         self._starting_since = since
-        for gone in self._mean_seconds.keys() - fleet.models.keys():
-            del self._mean_seconds[gone]
+        for departed in self._mean_seconds.keys() - fleet.models.keys():
+            del self._mean_seconds[departed]
 
     def retry_after(self, fleet: Fleet, key: str, now: float) -> int:
-        """Seconds until an instance of the model should be ready."""
-        begun = [self._starting_since[one.id] for one in fleet.instances.get(key, ()) if one.id in self._starting_since]
-        usual = self._mean_seconds.get(key)
-        if not begun or usual is None:
+        """Returns the seconds until an instance of the model should be ready."""
+        start_times = [
+            self._starting_since[instance.id]
+            for instance in fleet.instances.get(key, ())
+            if instance.id in self._starting_since
+        ]
+        mean = self._mean_seconds.get(key)
+        if not start_times or mean is None:
             return _DEFAULT_SECONDS
-        return retry_after_seconds(min(begun) + usual - now, self._max_seconds)
+        return retry_after_seconds(min(start_times) + mean - now, self._max_seconds)
 
 
 def retry_after_for_backlog(backlog_seconds: float, limits: Limits) -> int:
-    """Seconds until the least busy instance has done what it was sent: its backlog."""
+    """Returns the seconds until the least busy instance has finished its backlog."""
     return retry_after_seconds(backlog_seconds, limits.max_retry_after_seconds)
 
 
 def retry_after_seconds(value: float, max_seconds: float) -> int:
-    """As Retry-After wants it."""
+    """Rounds and bounds a value for the header."""
     return max(1, min(math.ceil(value), int(max_seconds)))

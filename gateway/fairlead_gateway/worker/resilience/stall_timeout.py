@@ -1,7 +1,8 @@
-"""How long an attempt waits for an instance that sends nothing.
+"""The stall timeout of an attempt: the time that it waits for an instance that sends nothing.
 
-Long for one that sends to other requests; short for a silent one whose request another instance can
-take; until the deadline if there is no other.
+- The instance sends to other requests: a long time.
+- It sends to none, and another instance can take the request: a short time.
+- It sends to none, and there is no other: until the deadline.
 """
 
 from collections.abc import Callable

@@ -3,13 +3,13 @@
 Each connection has one llhttp parser for its whole life.
 
 **Stale connections.** An engine may close an idle connection at the moment a request is written to
-it. Nobody has read the request then. `UpstreamError.is_stale` says so, and the request is sent
-again over a new connection.
+it. The engine has not read the request then. `UpstreamError.is_stale` is set, and the request is
+sent again over a new connection.
 
-**Silent engines.** An engine that is told to end may keep its connections open and send nothing
-more on them; real ones do when their core ends first. Such an engine no longer listens. So when an
-address has been silent for a while, its owner probes whether it still accepts connections. An
-engine that refuses is `gone`.
+**Silent engines.** An engine that shuts down may keep its connections open and send nothing more.
+Real engines do so when their core ends first. Such an engine no longer listens. So when an address
+has been silent for a while, its owner probes whether it still accepts connections. An engine that
+refuses is `gone`.
 """
 
 import asyncio
@@ -251,7 +251,7 @@ class EngineConnection:
     # Callbacks of llhttp.
 
     def on_message_begin(self) -> None:
-        """Notes a message behind a complete one, which nobody asked for."""
+        """Notes a message behind a complete one, which answers no request."""
         self._has_extra_message = self._complete
 
     def on_header(self, name: bytes, value: bytes) -> None:

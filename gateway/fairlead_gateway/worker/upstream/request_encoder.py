@@ -1,9 +1,10 @@
-"""What is said to engines and what of their heads is passed on: requests are framed anew, heads go
-through lists of names.
+"""Encodes requests to engines, and selects the response headers that clients get.
 
-Dropped on the way in: everything that belongs to the client's connection (hop-by-hop), credentials,
-whatever pretends to come from a proxy or from Fairlead, and names with an underscore, which some
-servers read as if it were a hyphen.
+These headers of a client are not forwarded:
+
+- headers of its connection (hop-by-hop) and credentials;
+- headers of proxies or of Fairlead;
+- names with an underscore, which some servers read as a hyphen.
 """
 
 from typing import Final
@@ -42,10 +43,12 @@ def encode_request(
     dp_rank: int | None = None,
     extra_headers: str = "",
 ) -> list[bytes]:
-    """The request as an engine gets it: own framing, own Host, the body's very bytes; ``rank`` of a
-    data-parallel one.
+    """Encodes a request with its own framing and Host; the body is unchanged.
 
-    ``more`` is ready header text.
+    dp_rank: the data-parallel rank of the instance.
+    extra_headers: complete header lines.
+
+    Why 8 parameters: the first five are the request.
     """
     return encode_with_prefix(
         request_prefix(method, path, url), head, body, request_id, dp_rank=dp_rank, extra_headers=extra_headers
@@ -53,7 +56,7 @@ def encode_request(
 
 
 class RequestPrefix:
-    """How a request begins: up to its length, or, of a GET, to the end of its Host."""
+    """The start of a request: up to the value of Content-Length or, for GET, the line of Host."""
 
     __slots__ = ("method", "target", "text")
 
@@ -64,7 +67,7 @@ class RequestPrefix:
 
 
 def request_prefix(method: str, target: str, url: str) -> RequestPrefix:
-    """The beginning of a request for ``target`` at ``url``."""
+    """Returns the start of a request for `target` at `url`."""
     authority, _, base = url.partition("://")[2].partition("/")
     base = f"/{base}".rstrip("/") if base else ""
     framing = "content-type: application/json\r\ncontent-length: " if method != "GET" else ""
@@ -74,82 +77,85 @@ def request_prefix(method: str, target: str, url: str) -> RequestPrefix:
 def encode_with_prefix(
     prefix: RequestPrefix, head: RequestHead, body: bytes, request_id: str, *, dp_rank: int | None, extra_headers: str
 ) -> list[bytes]:
-    """A request behind a beginning that is known already."""
-    own = f"x-data-parallel-rank: {dp_rank}\r\n" if dp_rank is not None else ""
+    """Encodes a request whose start is known."""
+    rank_header = f"x-data-parallel-rank: {dp_rank}\r\n" if dp_rank is not None else ""
     if prefix.method != "GET":
-        begin = f"{prefix.text}{len(body)}\r\nx-request-id: {request_id}\r\n{extra_headers}{own}".encode("latin-1")
+        head_text = f"{prefix.text}{len(body)}\r\nx-request-id: {request_id}\r\n{extra_headers}{rank_header}".encode(
+            "latin-1"
+        )
     else:
-        begin = f"{prefix.text}x-request-id: {request_id}\r\n{extra_headers}{own}".encode("latin-1")
+        head_text = f"{prefix.text}x-request-id: {request_id}\r\n{extra_headers}{rank_header}".encode("latin-1")
     if head.forwarded_fields is None:
         head.forwarded_fields = forwarded_headers(head)
     if len(body) < _MAX_JOINED_BYTES:
-        return [b"%b%b\r\n%b" % (begin, head.forwarded_fields, body)]
-    return [b"%b%b\r\n" % (begin, head.forwarded_fields), body]
+        return [b"%b%b\r\n%b" % (head_text, head.forwarded_fields, body)]
+    return [b"%b%b\r\n" % (head_text, head.forwarded_fields), body]
 
 
 class RequestPrefixCache:
-    """How requests to engines begin: each engine's last one is kept, since the next is most often
-    alike.
-    """
+    """The last request prefix of each engine, since the next request most often has the same."""
 
     def __init__(self) -> None:
         self._prefixes: dict[str, RequestPrefix] = {}
 
     def get(self, method: str, target: str, url: str) -> RequestPrefix:
-        """The beginning of a request for ``target`` at ``url``."""
-        kept = self._prefixes.get(url)
-        if kept is None or kept.target != target or kept.method != method:
+        """Returns the start of a request for `target` at `url`."""
+        prefix = self._prefixes.get(url)
+        if prefix is None or prefix.target != target or prefix.method != method:
             if len(self._prefixes) >= _MAX_CACHED:
                 self._prefixes.clear()
-            kept = self._prefixes[url] = request_prefix(method, target, url)
-        return kept
+            prefix = self._prefixes[url] = request_prefix(method, target, url)
+        return prefix
 
 
 class RouteHeaderCache:
-    """The beginning of the fields that say where a request went, kept for each instance."""
+    """The start of the headers that name the route, by instance."""
 
     def __init__(self) -> None:
         self._headers: dict[str, str] = {}
 
     def get(self, instance: str) -> str:
-        """Up to where the reason comes."""
-        kept = self._headers.get(instance)
-        if kept is None:
+        """Returns the header text up to the reason."""
+        header = self._headers.get(instance)
+        if header is None:
             if len(self._headers) >= _MAX_CACHED:
                 self._headers.clear()
-            kept = self._headers[instance] = route_header(sanitize_header_value(instance))
-        return kept
+            header = self._headers[instance] = route_header(sanitize_header_value(instance))
+        return header
 
 
 def route_header(where: str) -> str:
-    """The field that names an instance, and the name of the next one, which says why."""
+    """Returns the header line with the instance, and the name of the header with the reason."""
     return f"x-fairlead-instance: {where}\r\nx-fairlead-reason: "
 
 
 def server_timing(own_seconds: float, engine_seconds: float) -> str:
-    """The value of ``server-timing``: milliseconds with three decimals. Put together from whole
-    microseconds, since to format a number takes ten times as long; below 0 the engine's part is not
-    known.
+    """Returns the value of `server-timing`: milliseconds with three decimals.
+
+    engine_seconds: negative: not known.
+
+    Why from whole microseconds: formatting a float takes ten times as long.
     """
-    own = int(own_seconds * 1e6 + 0.5)
-    text = f"gateway;dur={own // 1000}.{_THOUSANDTHS[own % 1000]}"
+    own_microseconds = int(own_seconds * 1e6 + 0.5)
+    text = f"gateway;dur={own_microseconds // 1000}.{_THOUSANDTHS[own_microseconds % 1000]}"
     if engine_seconds < 0.0:
         return text
-    engine = int(engine_seconds * 1e6 + 0.5)
-    return f"{text}, engine;dur={engine // 1000}.{_THOUSANDTHS[engine % 1000]}"
+    engine_microseconds = int(engine_seconds * 1e6 + 0.5)
+    return f"{text}, engine;dur={engine_microseconds // 1000}.{_THOUSANDTHS[engine_microseconds % 1000]}"
 
 
 def forwarded_headers(head: RequestHead, *, traced: bool = False) -> bytes:
-    """The client's fields that an engine gets, as header text; without its trace context where ours
-    takes its place (``traced``).
+    """Returns the client's headers that an engine gets, as header text.
+
+    traced: leaves out the client's trace context, since another one takes its place.
     """
-    named = head.get(b"connection")
-    hops = {name.strip(b" \t").lower() for name in named.split(b",")} if named else frozenset()
+    connection = head.get(b"connection")
+    hop_by_hop = {name.strip(b" \t").lower() for name in connection.split(b",")} if connection else frozenset()
     lines: list[bytes] = []
     context = b""
     for name, value in head.fields:
-        if name in _DROPPED_HEADERS or b"_" in name or name in hops or name.startswith(_DROPPED_PREFIXES):
-            if name == trace_context.TRACEPARENT and not traced and name not in hops:
+        if name in _DROPPED_HEADERS or b"_" in name or name in hop_by_hop or name.startswith(_DROPPED_PREFIXES):
+            if name == trace_context.TRACEPARENT and not traced and name not in hop_by_hop:
                 context = trace_context.forwarded_header(head.fields)
             continue
         lines += (name, b": ", value, b"\r\n")
@@ -159,7 +165,7 @@ def forwarded_headers(head: RequestHead, *, traced: bool = False) -> bytes:
 
 
 def relayed_headers(fields: dict[bytes, bytes], *, exclude: bytes = b"") -> str:
-    """The allowed fields of an engine's head, as header text."""
+    """Returns the allowed headers of an engine's response, as header text."""
     text = ""
     for name in _RELAYED_HEADERS:
         if name == exclude:
@@ -171,7 +177,7 @@ def relayed_headers(fields: dict[bytes, bytes], *, exclude: bytes = b"") -> str:
 
 
 def sanitize_header_value(text: str) -> str:
-    """A value of ours that may hold anything, as something that a header can hold."""
+    """Replaces characters that a header cannot hold."""
     if text.isascii() and text.isprintable() and " " not in text:
         return text
     return "".join(char if "!" <= char <= "~" else "?" for char in text)

@@ -1,6 +1,6 @@
-"""What of engines' answers is read, with its types, and what decodes it.
+"""The fields of engine responses that Fairlead reads, with their types and decoders.
 
-Apart from what is done with it, since the modules that do it are compiled, and structs cannot be.
+Why a module of its own: mypyc cannot compile structs, and the modules that use them are compiled.
 """
 
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -8,13 +8,13 @@ from msgspec.json import Decoder
 
 
 class PromptTokensDetails(Struct, gc=False):
-    """``usage.prompt_tokens_details``."""
+    """`usage.prompt_tokens_details`."""
 
     cached_tokens: int | None = None
 
 
 class UsageFields(Struct, gc=False):
-    """``usage``: what an engine counted, or says that it did."""
+    """`usage`: token counts as the engine reports them."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -22,7 +22,7 @@ class UsageFields(Struct, gc=False):
 
 
 class StreamEvent(Struct):
-    """The part of an event that matters here."""
+    """The fields of an event that are read."""
 
     usage: UsageFields | None = None
     error: Raw | UnsetType = UNSET
@@ -30,14 +30,14 @@ class StreamEvent(Struct):
 
 
 class PlainResponse(Struct, gc=False):
-    """The part of a whole answer that matters here."""
+    """The fields of a plain response that are read."""
 
     usage: UsageFields | None = None
     error: Raw | UnsetType = UNSET
 
 
 class EngineError(Struct):
-    """An OpenAI error object, or something like it."""
+    """An OpenAI error object, or a similar one."""
 
     message: str = ""
     type: str | None = None

@@ -1,10 +1,8 @@
-"""An engine's event stream on its way through: whole events only, and the few that Fairlead must
-understand.
+"""Scans event streams of engines: passes whole events, and reads the few that matter.
 
-Events pass as the bytes that the engine sent. Looked into are only those that hold a usage, an
-error, an abort or the end; the rest is told apart by a few substring searches, because a stream is
-thousands of events. (Inside a JSON string a quote is always escaped, so ``"usage":`` with plain
-quotes can only be a key.)
+Events pass as the bytes that the engine sent. Only events with a usage, an error, an abort or the
+end are parsed. Substring searches find them, because a stream has thousands of events. Inside a
+JSON string a quote is escaped, so `"usage":` with plain quotes is always a key.
 """
 
 import re
@@ -22,7 +20,10 @@ _EVENT_STARTS: Final = (b"data:", b":", b"event:", b"id:", b"retry:")
 
 
 class SseScanner:
-    """One stream. ``strip`` drops the usage event that the client did not ask for."""
+    """The scanner of one stream.
+
+    strip_usage: drops the usage event, which the client did not ask for.
+    """
 
     __slots__ = (
         "_max_event_bytes",
@@ -46,67 +47,72 @@ class SseScanner:
         self.event_count = 0
 
     def filter_chunks(self, chunks: list[bytes]) -> list[bytes]:
-        """What of ``pieces`` may go to the client now. After ``fault``, ``aborted`` or ``done``
-        nothing follows.
+        """Returns the bytes that may go to the client now.
+
+        Nothing follows after `error`, `is_aborted` or `is_done`.
         """
-        out: list[bytes] = []
-        for piece in chunks:
-            if self._partial or not piece.endswith(b"\n\n"):
-                piece = self._take_complete(piece)
-                if not piece:
+        passed: list[bytes] = []
+        for chunk in chunks:
+            if self._partial or not chunk.endswith(b"\n\n"):
+                chunk = self._take_complete(chunk)
+                if not chunk:
                     if self.error is not None:
                         break
                     continue
-            if (  # found, not asked for with ``in``, which tries first whether the bytes are a number
-                piece.find(b'"usage"') >= 0
-                or piece.find(b'"error"') >= 0
-                or piece.find(b'"finish_reason":"abort"') >= 0
-                or piece.find(b"[DONE]") >= 0
-                or not piece.startswith(b"data: ")
+            if (  # `find` and not `in`, which first tries to read the bytes as a number
+                chunk.find(b'"usage"') >= 0
+                or chunk.find(b'"error"') >= 0
+                or chunk.find(b'"finish_reason":"abort"') >= 0
+                or chunk.find(b"[DONE]") >= 0
+                or not chunk.startswith(b"data: ")
             ):
-                piece = self._inspect_events(piece)
+                chunk = self._inspect_events(chunk)
             else:
                 self.event_count += 1
-            if piece:
-                out.append(piece)
+            if chunk:
+                passed.append(chunk)
             if self.error is not None or self.is_aborted or self.is_done:
                 break
-        return out
+        return passed
 
     @property
     def is_finished(self) -> bool:
-        """The stream said that it is over, well or badly."""
+        """Whether the stream has ended, for better or worse."""
         return self.is_done or self.is_aborted or self.error is not None
 
-    def _take_complete(self, piece: bytes) -> bytes:
-        """Everything up to the last event boundary; the rest is held for the next piece."""
-        held = self._partial
-        new = max(0, len(held) - _LONGEST_END + 1)  # before that, no boundary: it would have been cut there
-        held += piece
-        whole = b""
-        if b"\n" in piece:
-            cut = max(at + len(end) if (at := held.rfind(end, new)) >= 0 else 0 for end in _EVENT_ENDS)
-            whole = bytes(held[:cut])
-            del held[:cut]
-        if len(held) > self._max_event_bytes:
+    def _take_complete(self, chunk: bytes) -> bytes:
+        """Returns all complete events; the rest waits for the next chunk."""
+        partial = self._partial
+        search_start = max(
+            0, len(partial) - _LONGEST_END + 1
+        )  # no boundary is before it: the part would have been cut there
+        partial += chunk
+        complete = b""
+        if b"\n" in chunk:
+            complete_size = max(
+                at + len(end) if (at := partial.rfind(end, search_start)) >= 0 else 0 for end in _EVENT_ENDS
+            )
+            complete = bytes(partial[:complete_size])
+            del partial[:complete_size]
+        if len(partial) > self._max_event_bytes:
             self.error = InBandError(502, "an event of the engine's stream is too long")
-        return whole
+        return complete
 
-    def _inspect_events(self, piece: bytes) -> bytes:
-        """Go through the events of a piece one by one."""
-        kept: list[bytes] = []
-        for event in _split_events(piece):
+    def _inspect_events(self, events: bytes) -> bytes:
+        """Inspects events one by one; returns those that may pass."""
+        passed: list[bytes] = []
+        for event in _split_events(events):
             if self.is_finished:
                 break
             if self._inspect_event(event):
-                kept.append(event)
-        return b"".join(kept)
+                passed.append(event)
+        return b"".join(passed)
 
     def _inspect_event(self, event: bytes) -> bool:
         data = _event_data(event)
         if data is None:
-            said = event.lstrip()
-            if said and not said.startswith(_EVENT_STARTS):
+            text = event.lstrip()
+            if text and not text.startswith(_EVENT_STARTS):
                 self.error = InBandError(502, "the engine's stream is not an event stream")
                 return False
             return True
@@ -114,16 +120,16 @@ class SseScanner:
             self.is_done = True
             return True
         try:
-            found = EVENT_DECODER.decode(data)
+            fields = EVENT_DECODER.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self.error = InBandError(502, "the engine's stream holds an event that is not JSON")
             return False
-        if found.error is not msgspec.UNSET and bytes(found.error) != b"null":
-            self.error = parse_in_band_error(bytes(found.error), 500)
+        if fields.error is not msgspec.UNSET and bytes(fields.error) != b"null":
+            self.error = parse_in_band_error(bytes(fields.error), 500)
             return False
-        if found.usage is not None:
-            self.usage = parse_usage(found.usage)
-            if self.strip_usage and not found.choices:
+        if fields.usage is not None:
+            self.usage = parse_usage(fields.usage)
+            if self.strip_usage and not fields.choices:
                 return False
         if b'"finish_reason":"abort"' in data:
             self.is_aborted = True
@@ -133,28 +139,28 @@ class SseScanner:
 
 
 def filter_first_chunks(scanner: SseScanner, chunks: list[bytes]) -> list[bytes]:
-    """Pass the beginning of a stream with every event looked into, so that nothing that is not a
-    stream gets through.
+    """Returns the start of a stream; every event is inspected, so that nothing else passes as a
+    stream.
     """
-    out: list[bytes] = []
-    for piece in chunks:
+    passed: list[bytes] = []
+    for chunk in chunks:
         if scanner.is_finished:
             break
-        whole = scanner._take_complete(piece)
-        kept = scanner._inspect_events(whole) if whole and not scanner.is_finished else b""
-        if kept:
-            out.append(kept)
-    return out
+        complete = scanner._take_complete(chunk)
+        events = scanner._inspect_events(complete) if complete and not scanner.is_finished else b""
+        if events:
+            passed.append(events)
+    return passed
 
 
-def _split_events(piece: bytes) -> list[bytes]:
-    """The events of a piece, each with its empty lines."""
-    if b"\r" in piece or b"\n\n\n" in piece:
-        return _ANY_EVENT.findall(piece)
-    return [part + b"\n\n" for part in piece.split(b"\n\n") if part]
+def _split_events(events: bytes) -> list[bytes]:
+    """Splits events, each with its empty lines."""
+    if b"\r" in events or b"\n\n\n" in events:
+        return _ANY_EVENT.findall(events)
+    return [part + b"\n\n" for part in events.split(b"\n\n") if part]
 
 
 def _event_data(event: bytes) -> bytes | None:
-    """The data of an event, None when it has none (a comment)."""
+    """Returns the data of an event; None if it has none, like a comment."""
     lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None

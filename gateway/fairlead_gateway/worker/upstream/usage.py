@@ -1,6 +1,4 @@
-"""What engines say in their answers as far as Fairlead must understand it: counts, errors,
-aborts.
-"""
+"""Token counts and errors in the responses of engines."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -13,8 +11,9 @@ _MAX_TOKENS: Final = 1 << 40
 
 
 class Usage:
-    """What an engine counted; None where it does not tell. ``cached_tokens`` are those of the
-    prompt that were in its cache.
+    """Token counts of an engine; None where it reported none.
+
+    cached_tokens: of the prompt, found in the engine's cache.
     """
 
     __slots__ = ("cached_tokens", "completion_tokens", "prompt_tokens")
@@ -27,34 +26,38 @@ class Usage:
 
 @dataclass(slots=True)
 class InBandError:
-    """An error that an engine put into its stream; ``status`` is the HTTP status it meant."""
+    """An error in an engine's stream or body.
+
+    status: the HTTP status that the engine means.
+    """
 
     status: int
     message: str
 
 
-def parse_usage(told: UsageFields | None) -> Usage | None:
-    """What an engine told; a count that cannot be one is not known."""
-    if told is None:
+def parse_usage(fields: UsageFields | None) -> Usage | None:
+    """Returns the counts of an engine; impossible ones become None."""
+    if fields is None:
         return None
-    details = told.prompt_tokens_details
+    details = fields.prompt_tokens_details
     cached = _valid_count(details.cached_tokens) if details is not None else None
-    return Usage(_valid_count(told.prompt_tokens), _valid_count(told.completion_tokens), cached)
+    return Usage(_valid_count(fields.prompt_tokens), _valid_count(fields.completion_tokens), cached)
 
 
-def _valid_count(told: int | None) -> int | None:
-    return told if told is not None and 0 <= told <= _MAX_TOKENS else None
+def _valid_count(count: int | None) -> int | None:
+    return count if count is not None and 0 <= count <= _MAX_TOKENS else None
 
 
 def parse_in_band_error(raw: bytes, status: int) -> InBandError:
-    """An engine's error object as a Fault; its code, where it is an HTTP status, says more than the
-    head did.
+    """Parses an engine's error object.
+
+    status: used unless the error's code is an HTTP status itself.
     """
     try:
-        found = ERROR_DECODER.decode(raw)
+        error = ERROR_DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return InBandError(status, "")
-    code = found.code
+    code = error.code
     if isinstance(code, str) and len(code) == 3 and code.isascii() and code.isdigit():
         code = int(code)
-    return InBandError(code if isinstance(code, int) and 400 <= code <= 599 else status, found.message)
+    return InBandError(code if isinstance(code, int) and 400 <= code <= 599 else status, error.message)
