@@ -12,7 +12,12 @@ from fairlead.errors import SettingsError
 from fairlead.fleet.file import write_fleet_file
 from fairlead.limits import Limits
 from fairlead_gateway.errors import Overloaded
-from fairlead_gateway.worker.memory_pressure import LARGE_BODY_BYTES, MemoryPressure, memory_share_reader, parse_memory_limit
+from fairlead_gateway.worker.memory_pressure import (
+    LARGE_BODY_BYTES,
+    MemoryPressure,
+    memory_share_reader,
+    parse_memory_limit,
+)
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
