@@ -1,4 +1,4 @@
-"""Durations and sizes: strings at the edges (`800ms`, `1m30s`), float seconds and bytes inside."""
+"""Durations, sizes, quantities and percentages: strings at the edges, numbers inside."""
 
 import re
 from decimal import Decimal
@@ -55,3 +55,48 @@ def parse_size(text: str, *, field: str = "size") -> int:
     if not re.fullmatch(SIZE_PATTERN.strip("^$"), text):
         raise BadInput(f"{text!r} is not a size", field=field, hint="write it like 512Mi, 64Gi or 2Ti")
     return int(Decimal(text[:-2]) * _SIZE_UNITS[text[-2:]])
+
+
+_QUANTITY_SUFFIXES = {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "": Decimal(1)}
+QUANTITY_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,24})?([num]|[eE][+-]?[0-9]{1,3})?$"
+"""Numbers as Kubernetes writes quantities: a decimal, and n, u or m behind it, or an exponent."""
+
+
+def parse_quantity(value: int | str, *, field: str = "quantity") -> float:
+    """Returns the number that a quantity stands for: ``"36u"`` and ``"3.6e-05"`` give ``3.6e-05``.
+
+    Raises BadInput naming ``field`` when the text is no quantity. The number is computed in
+    decimals, so that every way to write it gives the same float.
+    """
+    if isinstance(value, int):
+        return float(value)
+    if not re.fullmatch(QUANTITY_PATTERN.strip("^$"), value):
+        raise BadInput(f"{value!r} is not a quantity", field=field, hint='write it like "36u", "1.5m" or "3.6e-05"')
+    suffix = value[-1] if value[-1] in "num" else ""
+    return float(Decimal(value.removesuffix(suffix)) * _QUANTITY_SUFFIXES[suffix])
+
+
+def format_quantity(value: float) -> int | str:
+    """Returns a number as a quantity that reads back to exactly ``value``: ``3.6e-05`` → ``"36u"``."""
+    number = Decimal(repr(float(value)))
+    if number == number.to_integral_value():
+        return int(number)
+    fitting = [suffix for suffix, unit in _QUANTITY_SUFFIXES.items() if number >= unit]
+    suffix = fitting[-1] if fitting else "n"
+    return f"{(number / _QUANTITY_SUFFIXES[suffix]).normalize():f}{suffix}"
+
+
+PERCENTAGE_PATTERN = r"^(100(\.0{1,6})?|[0-9]{1,2}(\.[0-9]{1,6})?)%$"
+"""A share as a percentage, at most 100%."""
+
+
+def parse_percentage(text: str, *, field: str = "percentage") -> float:
+    """``"99.9%"`` → ``0.999``. Raises BadInput naming ``field`` when the text is no percentage."""
+    if not re.fullmatch(PERCENTAGE_PATTERN.strip("^$"), text):
+        raise BadInput(f"{text!r} is not a percentage", field=field, hint='write it like "95%" or "99.9%"')
+    return float(Decimal(text[:-1]) / 100)
+
+
+def format_percentage(share: float) -> str:
+    """``0.999`` → ``"99.9%"``, which reads back to exactly ``share``."""
+    return f"{(Decimal(repr(float(share))) * 100).normalize():f}%"

@@ -232,7 +232,7 @@ class ControlLoop:
             self.counters.skipped += 1
             self.unavailable_reason = f"the models are unavailable: {error or 'no reply in time'}"
             return
-        states = {key: state for key, state in observed.items() if state.policy.mode is not ScalingMode.OFF}
+        states = {key: state for key, state in observed.items() if state.policy.mode is not ScalingMode.DISABLED}
         self.gateways = await self._parts.gateways.scrape(frozenset(states))
         now = self._clock.now()
         self.unavailable_reason = None
@@ -339,7 +339,7 @@ class ControlLoop:
 
 def settings_for(settings: ScalingSettings, policy: Autoscaling) -> ScalingSettings:
     """Returns the settings with the changes of a model's policy."""
-    if policy.down_window is None:
+    if policy.stabilization_window is None:
         return settings
-    window = parse_duration(policy.down_window)
+    window = parse_duration(policy.stabilization_window)
     return settings.with_values({"window_seconds": window, "window_least_seconds": window})

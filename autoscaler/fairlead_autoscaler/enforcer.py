@@ -237,11 +237,11 @@ def with_widest_bounds(model: ModelSpec, policy: Autoscaling) -> ModelSpec:
 
 def widest_pool_bounds(spec: PoolSpec, policy: Autoscaling) -> PoolSpec:
     """Returns the pool with the widest bounds of all hours."""
-    own = [schedule for schedule in policy.schedules if schedule.pool in (None, spec.name)]
-    minima = [schedule.min for schedule in own if schedule.min is not None]
-    maxima = [schedule.max for schedule in own if schedule.max is not None]
-    lowest = max(min([spec.minimum, *minima, *maxima]), min_replicas(spec))
-    return replace(spec, minimum=lowest, maximum=max([spec.maximum, *minima, *maxima]))
+    schedules = [schedule for schedule in policy.schedules if schedule.pool in (None, spec.name)]
+    given = [bound for schedule in schedules for bound in (schedule.min_replicas, schedule.max_replicas)]
+    bounds = [bound for bound in given if bound is not None]
+    lowest = max(min([spec.minimum, *bounds]), min_replicas(spec))
+    return replace(spec, minimum=lowest, maximum=max([spec.maximum, *bounds]))
 
 
 def has_requests(pools: Mapping[str, PoolObservation], arrivals: float | None, held: float | None) -> bool:

@@ -43,6 +43,10 @@ VERBS = {
         "fairlead_cli.commands.manifests.lint:lint",
         "Check manifests and fleet files: line, field and fix for every problem.",
     ),
+    "convert": (
+        "fairlead_cli.commands.manifests.convert:convert",
+        "Rewrite manifests of earlier releases, in files or in a cluster, in the words of this one.",
+    ),
     "replay": (
         "fairlead_cli.commands.traffic.replay:replay",
         "Send a trace's requests to a running gateway and report the results.",

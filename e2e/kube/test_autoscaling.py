@@ -65,7 +65,7 @@ def test_somebody_else_takes_the_number_and_gives_it_back(here: Kubectl, install
     until("it yields", found, lambda: condition_reason(found) == "SetElsewhere" and ready_replicas(found) == 2, 60)
     wait_until_owned(here, "taken-main", 1)
     until("it decides again", found, lambda: condition_reason(found) == "Deciding", 60)
-    found.patch({"autoscaling": {"mode": "Off"}})
+    found.patch({"autoscaling": {"mode": "Disabled"}})
     until("it lets go", found, lambda: condition_reason(found) == "", 60)
     assert desired(here, "taken") == 1
 
@@ -108,8 +108,13 @@ def _says_asleep(here: Kubectl, name: str) -> bool:
 @pytest.mark.load
 @pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it")
 def test_a_group_of_nodes_is_started_by_the_first_request(here: Kubectl, installed: HelmRelease) -> None:
-    pool = {"accelerator": "nvidia-a100", "replicas": {"min": 0, "max": 2}, "parallelism": {"tensor": 2, "nodes": 2}}
-    here.apply(model("group", pools=[pool], autoscaling={"mode": "Auto"}, rollout={"drain": "30s"}))
+    pool = {
+        "acceleratorClassName": "nvidia-a100",
+        "minReplicas": 0,
+        "maxReplicas": 2,
+        "parallelism": {"tensor": 2, "nodes": 2},
+    }
+    here.apply(model("group", pools=[pool], autoscaling={"mode": "Auto"}, rollout={"drainTimeout": "30s"}))
     client, found = ClientPod(here, installed).start(), DeployedModel(here, "group")
     until("it is decided on", found, lambda: condition_reason(found) == "Deciding", 60)
     assert client.send("group").status == 200
@@ -124,7 +129,7 @@ def test_the_number_follows_one_five_and_one_times_what_an_engine_carries(
     here: Kubectl, installation: HelmRelease
 ) -> None:
     here.apply(small_engine())
-    here.apply(autoscaled_model("wave", least=1, downWindow="60s"))
+    here.apply(autoscaled_model("wave", least=1, stabilizationWindow="60s"))
     client, found = ClientPod(here, installation).start(), DeployedModel(here, "wave")
     client.first_token("wave")
     figures: dict[str, object] = {}

@@ -8,7 +8,7 @@ import pytest
 
 from e2e.kube.cluster_access.kubectl import Kubectl, eventually
 from e2e.kube.workloads.manifests import Manifest, image
-from fairlead.api import EngineKind
+from fairlead.api import EngineType
 from fairlead_operator.render import InstallationDefaults, render_model
 from fairlead_testing.kube.render_cases import default_context, read_case
 
@@ -27,7 +27,7 @@ def rendered(here: Kubectl, case: str) -> list[Manifest]:
     """The manifests of one case in the test's namespace, with our image; their owner is not there,
     so they name none."""
     model, classes = read_case(CASES / f"{case}.yaml")
-    installation = InstallationDefaults(images={EngineKind.SIM: image("sim")})
+    installation = InstallationDefaults(images={EngineType.SIM: image("sim")})
     found = render_model(model, classes, default_context(installation=installation))
     assert found.problems == ()
     for one in found.manifests:

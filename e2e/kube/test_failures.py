@@ -48,12 +48,12 @@ def devices(kubectl: Kubectl, count: int) -> Iterator[None]:
 def test_too_few_devices(here: Kubectl, installed: HelmRelease) -> None:
     serve = ["--listen=0.0.0.0:$(PORT)", "--served-model-name=$(MODEL_NAME)"]
     engine = {
-        "kind": "custom",
+        "type": "Custom",
         "image": image("sim"),
         "command": ["python3", "-m", "fairlead_sim", "engine"],
         "args": serve,
     }
-    pools = [{"accelerator": "nvidia-l4"}]
+    pools = [{"acceleratorClassName": "nvidia-l4"}]
     with devices(here, 1):
         client, found = serving(here, installed, model("gpus", engine=engine, pools=pools))
         here.run("scale", "modeldeployment/gpus", "--replicas=2")

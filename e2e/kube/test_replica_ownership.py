@@ -76,11 +76,11 @@ def test_who_sets_the_number_of_a_pools_instances_is_left_alone(here: Kubectl, i
     found.wait_until_settled(pods=1)
     here.run("scale", "deployment/scaled-main", "--replicas=2")
     found.wait_until_settled(pods=2)
-    found.patch({"objectives": {"ttft": "2s"}, "rollout": {"drain": "30s"}})
+    found.patch({"slo": {"ttft": "2s"}, "rollout": {"drainTimeout": "30s"}})
     found.wait_until_settled(pods=2)
     hpa(here, "scaled-main", 3, 4)
     found.wait_until_settled(pods=3)
-    found.patch({"objectives": {"ttft": "3s"}, "engine": {"env": [{"name": "ROUND", "value": "2"}]}})
+    found.patch({"slo": {"ttft": "3s"}, "engine": {"env": [{"name": "ROUND", "value": "2"}]}})
     found.wait_until_settled(pods=3)
     assert "fairlead" not in writers(here, "deployment/scaled-main")
     assert found.get()["spec"]["pools"][0]["replicas"]["min"] == 1
@@ -137,7 +137,7 @@ def test_switched_to_advise_and_off_in_the_midst_of_a_ramp(here: Kubectl, instal
         until("it only advises", found, lambda: condition_reason(found) == "Advising", 60)
         until("it says more", found, lambda: "pool main 2, would be " in said(found), 90)
         stays(installed, numbers, found)
-        found.patch({"autoscaling": {"mode": "Off"}})
+        found.patch({"autoscaling": {"mode": "Disabled"}})
         until("it says nothing", found, lambda: condition_reason(found) == "", 60)
         stays(installed, numbers, found)
         hpa(here, name, 3, 3)
@@ -169,12 +169,12 @@ def split(name: str) -> list[dict[str, object]]:
         "spec": {"profile": {**narrow_profile, "prefillTokenSeconds": 5e-4}},
     }
     pools = [
-        {"name": role.lower(), "role": role, "accelerator": SLOW, "replicas": {"min": 1, "max": 5}}
+        {"name": role.lower(), "role": role, "acceleratorClassName": SLOW, "minReplicas": 1, "maxReplicas": 5}
         for role in ("Prefill", "Decode")
     ]
-    policy = {"mode": "Auto", "max": TOGETHER, "downWindow": "60s"}
-    spec = {"pools": pools, "objectives": {**OBJECTIVES, "ttft": "8s"}, "autoscaling": policy}
-    return [slow, model(name, **spec, kvCache={"transfer": "Nixl"}, rollout={"drain": "30s"})]
+    policy = {"mode": "Auto", "maxReplicas": TOGETHER, "stabilizationWindow": "60s"}
+    spec = {"pools": pools, "slo": {**OBJECTIVES, "ttft": "8s"}, "autoscaling": policy}
+    return [slow, model(name, **spec, kvCache={"transfer": "NIXL"}, rollout={"drainTimeout": "30s"})]
 
 
 @pytest.mark.load

@@ -30,8 +30,8 @@ GROUPS = [pytest.param("group", 2, 2, marks=_LOAD), pytest.param("alone", 1, 2, 
 def model(name: str, *, replicas: int, nodes: int) -> Manifest:
     pool = {
         "name": "main",
-        "accelerator": "nvidia-a100",
-        "replicas": {"min": replicas},
+        "acceleratorClassName": "nvidia-a100",
+        "minReplicas": replicas,
         "parallelism": {"tensor": nodes, "nodes": nodes},
     }
     return {
@@ -39,10 +39,10 @@ def model(name: str, *, replicas: int, nodes: int) -> Manifest:
         "kind": "ModelDeployment",
         "metadata": {"name": name},
         "spec": {
-            "model": {"source": "hf://Qwen/Qwen3-8B"},
-            "engine": {"kind": "sim"},
+            "model": {"uri": "hf://Qwen/Qwen3-8B"},
+            "engine": {"type": "Sim"},
             "pools": [pool],
-            "rollout": {"drain": "30s"},
+            "rollout": {"drainTimeout": "30s"},
         },
     }
 

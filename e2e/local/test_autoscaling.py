@@ -30,10 +30,10 @@ apiVersion: serving.fairlead.io/v1alpha1
 kind: ModelDeployment
 metadata: {name: tiny}
 spec:
-  model: {source: "hf://org/tiny"}
-  pools: [{accelerator: nvidia-l4, replicas: {min: 0, max: 12}}]
-  objectives: {ttft: 10s, itl: 1s}
-  autoscaling: {mode: Auto, downWindow: 30s, zero: {after: 30s}}
+  model: {uri: "hf://org/tiny"}
+  pools: [{acceleratorClassName: nvidia-l4, minReplicas: 0, maxReplicas: 12}]
+  slo: {ttft: 10s, tpot: 1s}
+  autoscaling: {mode: Auto, stabilizationWindow: 30s, zero: {after: 30s}}
 """
 
 

@@ -24,10 +24,10 @@ apiVersion: serving.fairlead.io/v1alpha1
 kind: ModelDeployment
 metadata: {name: tiny}
 spec:
-  model: {source: "hf://org/tiny"}
-  engine: {kind: sim, args: ["--reload-seconds=5"]}
-  pools: [{accelerator: nvidia-l4, replicas: {min: 0, max: 3}}]
-  objectives: {ttft: 30s, itl: 1s}
+  model: {uri: "hf://org/tiny"}
+  engine: {type: Sim, args: ["--reload-seconds=5"]}
+  pools: [{acceleratorClassName: nvidia-l4, minReplicas: 0, maxReplicas: 3}]
+  slo: {ttft: 30s, tpot: 1s}
   autoscaling: {mode: Auto, sleep: {max: 1, level: 2, after: 1h}}
 """
 

@@ -6,11 +6,11 @@ from fairlead.api.metadata import Metadata
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec, CountRule, Toleration
 from fairlead.api.spec.adapters import Adapters
 from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode, Schedule
-from fairlead.api.spec.engine import Engine, EngineKind
+from fairlead.api.spec.engine import Engine, EngineType
 from fairlead.api.spec.environment import EnvironmentSource, EnvironmentVariable
-from fairlead.api.spec.kv_cache import KvCache, Offload, OffloadKind, PeerTransfer, Transfer
-from fairlead.api.spec.model import ModelCache, ModelCredentials, ModelSource
-from fairlead.api.spec.pools import ExternalEndpoint, Parallelism, PodSelector, PodTemplate, Pool, PoolRole, Replicas
+from fairlead.api.spec.kv_cache import KvCache, Offload, OffloadType, PeerTransfer, Transfer
+from fairlead.api.spec.model import ModelCache, ModelCredentials, ModelSource, SecretReference
+from fairlead.api.spec.pools import ExternalEndpoint, Parallelism, PodSelector, PodTemplate, Pool, PoolRole
 from fairlead.api.spec.profile import Profile
 from fairlead.api.spec.rollout import Rollout
 from fairlead.api.spec.routing import Routing
@@ -39,7 +39,7 @@ __all__ = [
     "ConditionType",
     "CountRule",
     "Engine",
-    "EngineKind",
+    "EngineType",
     "EnvironmentSource",
     "EnvironmentVariable",
     "ExternalEndpoint",
@@ -52,7 +52,7 @@ __all__ = [
     "ModelDeploymentStatus",
     "ModelSource",
     "Offload",
-    "OffloadKind",
+    "OffloadType",
     "Parallelism",
     "PeerTransfer",
     "PodSelector",
@@ -62,12 +62,12 @@ __all__ = [
     "PoolStatus",
     "Profile",
     "Reason",
-    "Replicas",
     "Rollout",
     "Routing",
     "RoutingPreset",
     "ScalingMode",
     "Schedule",
+    "SecretReference",
     "Slo",
     "Toleration",
     "Transfer",

@@ -16,7 +16,7 @@ class ConditionType(StrEnum):
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
     NAME_TAKEN = "NameTaken"
-    OBJECTIVES_MET = "ObjectivesMet"
+    SLO_MET = "SLOMet"
     AUTOSCALING = "Autoscaling"
 
 
@@ -59,6 +59,7 @@ class Reason(StrEnum):
     ENGINE_CRASHING = "EngineCrashing"
     START_TIMEOUT = "StartTimeout"
     BARE_NAME_TAKEN = "BareNameTaken"
+    SERVED_NAME_TAKEN = "ServedNameTaken"
     DECIDING = "Deciding"
     AT_MAXIMUM = "AtMaximum"
     BLIND = "Blind"
@@ -110,13 +111,13 @@ def condition_types() -> tuple[ConditionTypeInfo, ...]:
             ConditionType.NAME_TAKEN,
             operator,
             False,
-            "clients reach the model only by `namespace/name`: an older model has its name",
+            "clients do not reach the model by one of its names, which another model has; `namespace/name` works",
         ),
         ConditionTypeInfo(
-            ConditionType.OBJECTIVES_MET,
+            ConditionType.SLO_MET,
             autoscaler,
             False,
-            "the target share of requests meets the objectives",
+            "the target share of requests attains the SLO",
         ),
         ConditionTypeInfo(ConditionType.AUTOSCALING, autoscaler, False, "the autoscaler sets the replica counts"),
     )
@@ -127,7 +128,7 @@ _READY = (
     (
         Reason.SCALED_TO_ZERO,
         "The desired number of instances is zero in every pool.",
-        "Nothing, if this is intended. Otherwise raise `replicas.min` of a pool, or `kubectl scale` the model.",
+        "Nothing, if this is intended. Otherwise raise `minReplicas` of a pool, or `kubectl scale` the model.",
     ),
     (
         Reason.STARTING,
@@ -160,8 +161,8 @@ _RECONCILING = (
     (Reason.SCALING, "The number of instances is changing.", "Wait."),
     (
         Reason.DRAINING,
-        "Instances that are being removed finish their requests, for at most `rollout.drain`.",
-        "Wait, or shorten `rollout.drain`.",
+        "Instances that are being removed finish their requests, for at most `rollout.drainTimeout`.",
+        "Wait, or shorten `rollout.drainTimeout`.",
     ),
     (
         Reason.PAUSED,
@@ -238,7 +239,7 @@ _STALLED = (
     (
         Reason.DOWNLOAD_FAILED,
         "The weights cannot be downloaded.",
-        "Check `model.source`, `model.revision` and `model.credentials`; the download's log has the server's response.",
+        "Check `model.uri`, `model.revision` and `model.credentials`; the download's log has the server's response.",
     ),
     (
         Reason.OUT_OF_MEMORY,
@@ -262,6 +263,11 @@ _NAME_TAKEN = (
         "An older model in another namespace has the same name; clients that give only the name get that model.",
         "Use `namespace/name` in clients, or rename one of the two.",
     ),
+    (
+        Reason.SERVED_NAME_TAKEN,
+        "A name in `model.servedNames` belongs to another model, or begins with the name of a namespace that holds models.",
+        "Let clients say `namespace/name`, or remove the name that the message gives.",
+    ),
 )
 _AUTOSCALING = (
     (
@@ -271,8 +277,8 @@ _AUTOSCALING = (
     ),
     (
         Reason.AT_MAXIMUM,
-        "A pool needs more instances than its max, or a schedule's.",
-        "Raise `replicas.max`, or relax `spec.objectives`.",
+        "A pool needs more instances than its `maxReplicas`, or a schedule's.",
+        "Raise `maxReplicas`, or relax `spec.slo`.",
     ),
     (
         Reason.BLIND,
@@ -297,16 +303,16 @@ _AUTOSCALING = (
         '--field-manager=fairlead-autoscaler -p \'{"spec":{"replicas":2}}\'`.',
     ),
 )
-_OBJECTIVES_MET = (
+_SLO_MET = (
     (
         Reason.WITHIN_TARGET,
-        "In the last five minutes, at least the target share of requests met each objective.",
+        "In the last five minutes, at least the target share of requests met each latency target.",
         "Nothing.",
     ),
     (
         Reason.BELOW_TARGET,
-        "In the last five minutes, less than the target share of requests met an objective.",
-        "Check `Autoscaling`: instances may be starting, or at their max. Otherwise use `fairlead explain route`.",
+        "In the last five minutes, less than the target share of requests met a latency target.",
+        "Check `Autoscaling`: instances may be starting, or at their `maxReplicas`. Otherwise use `fairlead explain route`.",
     ),
     (
         Reason.TOO_FEW_REQUESTS,
@@ -324,6 +330,6 @@ def reasons() -> tuple[ReasonInfo, ...]:
         (ConditionType.STALLED, _STALLED),
         (ConditionType.NAME_TAKEN, _NAME_TAKEN),
         (ConditionType.AUTOSCALING, _AUTOSCALING),
-        (ConditionType.OBJECTIVES_MET, _OBJECTIVES_MET),
+        (ConditionType.SLO_MET, _SLO_MET),
     )
     return tuple(ReasonInfo(reason, kind, when, advice) for kind, rows in listed for reason, when, advice in rows)

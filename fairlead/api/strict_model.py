@@ -2,11 +2,13 @@
 
 Unknown fields are errors and values are not coerced: `"3"` is not 3. `examples` of a field are
 YAML; error messages offer them as the fix. `planned_fields` names fields of the design that this
-release does not honour yet. `rules` apply to files and on the API server alike.
+release does not honour yet. `renamed`` maps fields of earlier releases to the words of this one, for the same purpose.
+``rules` apply to files and on the API server alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from pydantic import (
@@ -51,6 +53,7 @@ class StrictModel(BaseModel):
         alias_generator=to_camel, populate_by_name=True, extra="forbid", strict=True, frozen=True, allow_inf_nan=False
     )
     planned: ClassVar[frozenset[str]] = frozenset()
+    renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
     rules: ClassVar[tuple[Rule, ...]] = ()
 
     @model_validator(mode="before")

@@ -5,6 +5,7 @@ after a change. A field is added together with the code that honours it; until t
 `planned_fields`. The sections of a spec are in `fairlead/api/spec/`.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -13,10 +14,10 @@ from fairlead.api.metadata import Metadata
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
 from fairlead.api.spec.adapters import Adapters
 from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode
-from fairlead.api.spec.engine import Engine, EngineKind
+from fairlead.api.spec.engine import Engine, EngineType
 from fairlead.api.spec.kv_cache import KvCache, PeerTransfer, Transfer
 from fairlead.api.spec.model import ModelSource
-from fairlead.api.spec.pools import Parallelism, Pool, PoolRole, Replicas
+from fairlead.api.spec.pools import Parallelism, Pool, PoolRole
 from fairlead.api.spec.rollout import Rollout
 from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
@@ -45,8 +46,8 @@ def _unexpected_endpoints(spec: "ModelDeploymentSpec") -> FieldPath | bool:
 
 
 def _missing_accelerator(spec: "ModelDeploymentSpec") -> FieldPath | bool:
-    violations = [pool.accelerator is None for pool in spec.pools]
-    return False if spec.is_external else _first_pool("accelerator", violations)
+    violations = [pool.accelerator_class_name is None for pool in spec.pools]
+    return False if spec.is_external else _first_pool("acceleratorClassName", violations)
 
 
 def _unsupported_external_fields(spec: "ModelDeploymentSpec") -> FieldPath | bool:
@@ -54,7 +55,8 @@ def _unsupported_external_fields(spec: "ModelDeploymentSpec") -> FieldPath | boo
         return False
     for index, pool in enumerate(spec.pools):
         given = {
-            "replicas": pool.replicas != Replicas(),
+            "minReplicas": pool.min_replicas != 1,
+            "maxReplicas": pool.max_replicas is not None,
             "parallelism": pool.parallelism != Parallelism(),
             "template": pool.template is not None,
         }
@@ -74,7 +76,8 @@ def _unknown_schedule_pool(spec: "ModelDeploymentSpec") -> FieldPath | bool:
 
 
 _HAS_PREFILL_CEL = "self.pools.exists(pool, pool.role == 'Prefill')"
-_OPAQUE_ENGINE_CEL = "self.engine.kind in ['custom', 'external']"
+_OPAQUE_ENGINE_CEL = "self.engine.type in ['Custom', 'External']"
+_SERVED_NAME_FLAG = "--served-model-name"
 _NO_SLEEP_CEL = "!has(self.autoscaling.sleep)"
 
 
@@ -82,16 +85,31 @@ class ModelDeploymentSpec(StrictModel):
     """The desired state of a model: what to serve, on what hardware, and how fast."""
 
     planned: ClassVar[frozenset[str]] = frozenset({"price"})
+    renamed: ClassVar[Mapping[str, str]] = {"objectives": "slo"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="self.engine.kind == 'external' || self.pools.all(pool, has(pool.accelerator))",
-            message="a pool needs an accelerator",
-            fix="add it, for example `accelerator: nvidia-l4`",
+            # A custom engine's arguments are its own affair, and may hold $(MODEL_NAME).
+            cel="!has(self.model.servedNames) || self.model.servedNames.size() == 0 || !has(self.engine.args) || "
+            "self.engine.type == 'Custom' || "
+            f"!self.engine.args.exists(arg, arg == '{_SERVED_NAME_FLAG}' || arg.startsWith('{_SERVED_NAME_FLAG}='))",
+            message="the engine gets its name twice",
+            fix=f"remove {_SERVED_NAME_FLAG} from args, or remove servedNames",
+            at=("model", "servedNames"),
+            violation=lambda one: (
+                bool(one.model.served_names)
+                and one.engine.type is not EngineType.CUSTOM
+                and any(arg.partition("=")[0] == _SERVED_NAME_FLAG for arg in one.engine.args)
+            ),
+        ),
+        Rule(
+            cel="self.engine.type == 'External' || self.pools.all(pool, has(pool.acceleratorClassName))",
+            message="a pool needs an accelerator class",
+            fix="add it, for example `acceleratorClassName: nvidia-l4`",
             at=("pools",),
             violation=_missing_accelerator,
         ),
         Rule(
-            cel="self.engine.kind != 'external' || self.pools.all(pool, has(pool.selector) || has(pool.endpoints) && "
+            cel="self.engine.type != 'External' || self.pools.all(pool, has(pool.selector) || has(pool.endpoints) && "
             "pool.endpoints.size() > 0)",
             message="a pool of an external engine needs the location of its engines",
             fix="add `endpoints: [{url: ...}]` or `selector: {matchLabels: {...}}`",
@@ -99,16 +117,16 @@ class ModelDeploymentSpec(StrictModel):
             violation=_missing_endpoints,
         ),
         Rule(
-            cel="self.engine.kind == 'external' || self.pools.all(pool, !has(pool.selector) && (!has(pool.endpoints) || "
+            cel="self.engine.type == 'External' || self.pools.all(pool, !has(pool.selector) && (!has(pool.endpoints) || "
             "pool.endpoints.size() == 0))",
             message="endpoints and selector are for external engines",
-            fix="write `engine: {kind: external}`, or remove endpoints and selector",
+            fix="write `engine: {type: External}`, or remove endpoints and selector",
             at=("pools",),
             violation=_unexpected_endpoints,
         ),
         Rule(
-            cel="self.engine.kind != 'external' || self.pools.all(pool, !has(pool.template) && pool.replicas.min == 1 && "
-            "!has(pool.replicas.max) && pool.parallelism.tensor == 1 && pool.parallelism.pipeline == 1 && "
+            cel="self.engine.type != 'External' || self.pools.all(pool, !has(pool.template) && pool.minReplicas == 1 && "
+            "!has(pool.maxReplicas) && pool.parallelism.tensor == 1 && pool.parallelism.pipeline == 1 && "
             "pool.parallelism.data == 1 && pool.parallelism.nodes == 1)",
             message="Fairlead does not run an external engine and cannot set its replicas, parallelism or template",
             fix="remove them",
@@ -125,7 +143,7 @@ class ModelDeploymentSpec(StrictModel):
         Rule(
             cel=f"!{_HAS_PREFILL_CEL} || self.kvCache.transfer != 'None'",
             message="pools of role Prefill transfer their KV to pools of role Decode",
-            fix="set it, for example `kvCache: {transfer: Nixl}`",
+            fix="set it, for example `kvCache: {transfer: NIXL}`",
             at=("pools",),
             violation=lambda spec: spec.has_role(PoolRole.PREFILL) and spec.kv_cache.transfer is Transfer.NONE,
         ),
@@ -138,17 +156,17 @@ class ModelDeploymentSpec(StrictModel):
         ),
         Rule(
             cel=f"!has(self.kvCache.offload) || !({_OPAQUE_ENGINE_CEL})",
-            message="Fairlead does not know the offload flags of an engine of this kind",
+            message="Fairlead does not know the offload flags of an engine of this type",
             fix="set them in args, and remove offload",
             at=("kvCache", "offload"),
             violation=lambda spec: spec.kv_cache.offload is not None and spec.has_opaque_engine,
         ),
         Rule(
-            cel="!has(self.kvCache.offload) || !has(self.kvCache.offload.peers) || self.engine.kind in ['vllm', 'sim']",
-            message="engines of this kind do not share KV with peers",
+            cel="!has(self.kvCache.offload) || !has(self.kvCache.offload.peers) || self.engine.type in ['VLLM', 'Sim']",
+            message="engines of this type do not share KV with peers",
             fix="remove peers",
             at=("kvCache", "offload", "peers"),
-            violation=lambda spec: spec.peers is not None and spec.engine.kind not in (EngineKind.VLLM, EngineKind.SIM),
+            violation=lambda spec: spec.peers is not None and spec.engine.type not in (EngineType.VLLM, EngineType.SIM),
         ),
         Rule(
             cel=f"!has(self.kvCache.offload) || !has(self.kvCache.offload.peers) || !{_HAS_PREFILL_CEL}",
@@ -159,7 +177,7 @@ class ModelDeploymentSpec(StrictModel):
         ),
         Rule(
             cel=f"!has(self.adapters) || !({_OPAQUE_ENGINE_CEL})",
-            message="Fairlead does not know the adapter flags of an engine of this kind",
+            message="Fairlead does not know the adapter flags of an engine of this type",
             fix="set them in args, and remove adapters",
             at=("adapters",),
             violation=lambda spec: spec.adapters is not None and spec.has_opaque_engine,
@@ -167,36 +185,36 @@ class ModelDeploymentSpec(StrictModel):
         Rule(
             cel="!has(self.replicas) || self.pools.size() == 1",
             message="replicas is for a model with one pool",
-            fix="remove it, and give each pool its own replicas",
+            fix="remove it, and give each pool its own minReplicas",
             at=("replicas",),
             violation=lambda spec: spec.replicas is not None and len(spec.pools) > 1,
         ),
         Rule(
-            cel="!has(self.replicas) || self.engine.kind != 'external'",
+            cel="!has(self.replicas) || self.engine.type != 'External'",
             message="Fairlead does not run an external engine and cannot set its replicas",
             fix="remove replicas",
             at=("replicas",),
             violation=lambda spec: spec.replicas is not None and spec.is_external,
         ),
         Rule(
-            cel="self.autoscaling.mode == 'Off' || self.engine.kind == 'external' || self.pools.exists(pool, "
-            "has(pool.replicas.max) && pool.replicas.max > pool.replicas.min) || has(self.autoscaling.schedules)",
-            message="there is nothing to scale: no pool has a max above its min",
-            fix="give a pool a max above its min, for example `replicas: {min: 1, max: 8}`",
+            cel="self.autoscaling.mode == 'Disabled' || self.engine.type == 'External' || self.pools.exists(pool, "
+            "has(pool.maxReplicas) && pool.maxReplicas > pool.minReplicas) || has(self.autoscaling.schedules)",
+            message="there is nothing to scale: no pool has a max above its minReplicas",
+            fix="give a pool a maxReplicas above its minReplicas, for example `maxReplicas: 8`",
             at=("autoscaling", "mode"),
             violation=lambda spec: (
-                spec.autoscaling.mode is not ScalingMode.OFF
+                spec.autoscaling.mode is not ScalingMode.DISABLED
                 and not spec.is_external
-                and not any(pool.replicas.is_scalable for pool in spec.pools)
+                and not any(pool.is_scalable for pool in spec.pools)
                 and not spec.autoscaling.schedules
             ),
         ),
         Rule(
-            cel="self.autoscaling.mode == 'Off' || self.engine.kind != 'external'",
+            cel="self.autoscaling.mode == 'Disabled' || self.engine.type != 'External'",
             message="Fairlead does not run an external engine and cannot set its replicas",
-            fix="write `mode: Off`",
+            fix="write `mode: Disabled`",
             at=("autoscaling", "mode"),
-            violation=lambda spec: spec.autoscaling.mode is not ScalingMode.OFF and spec.is_external,
+            violation=lambda spec: spec.autoscaling.mode is not ScalingMode.DISABLED and spec.is_external,
         ),
         Rule(
             cel="!has(self.autoscaling.schedules) || self.autoscaling.schedules.all(schedule, !has(schedule.pool) || "
@@ -207,11 +225,11 @@ class ModelDeploymentSpec(StrictModel):
             violation=_unknown_schedule_pool,
         ),
         Rule(
-            cel=f"{_NO_SLEEP_CEL} || self.engine.kind in ['vllm', 'sim']",
-            message="engines of this kind have no sleep mode",
+            cel=f"{_NO_SLEEP_CEL} || self.engine.type in ['VLLM', 'Sim']",
+            message="engines of this type have no sleep mode",
             fix="remove sleep",
             at=("autoscaling", "sleep"),
-            violation=lambda spec: spec.can_sleep and spec.engine.kind not in (EngineKind.VLLM, EngineKind.SIM),
+            violation=lambda spec: spec.can_sleep and spec.engine.type not in (EngineType.VLLM, EngineType.SIM),
         ),
         Rule(
             cel=f"{_NO_SLEEP_CEL} || self.pools.all(pool, pool.parallelism.nodes == 1)",
@@ -236,15 +254,15 @@ class ModelDeploymentSpec(StrictModel):
         ),
     )
 
-    model: Annotated[ModelSource, Field(examples=['{source: "hf://Qwen/Qwen3-8B"}'])]
-    engine: Annotated[Engine, Field(examples=["{kind: vllm}"])] = Engine()
+    model: Annotated[ModelSource, Field(examples=['{uri: "hf://Qwen/Qwen3-8B"}'])]
+    engine: Annotated[Engine, Field(examples=["{type: VLLM}"])] = Engine()
     replicas: Annotated[
         int | None,
         Field(
             ge=0,
             le=4096,
-            description="instances of the only pool, within its min and max; written by `kubectl scale`, an HPA or KEDA. "
-            "Left out = the pool's min",
+            description="instances of the only pool, within its bounds; written by `kubectl scale`, an HPA or KEDA. "
+            "Left out = the pool's minReplicas",
             examples=["2"],
             json_schema_extra={"format": "int32"},
         ),
@@ -253,15 +271,15 @@ class ModelDeploymentSpec(StrictModel):
         min_length=1,
         max_length=16,
         description="groups of instances",
-        examples=["[{accelerator: nvidia-l4}]"],
+        examples=["[{acceleratorClassName: nvidia-l4}]"],
         json_schema_extra=list_map_schema("name"),
     )
-    kv_cache: Annotated[KvCache, Field(examples=["{transfer: Nixl}"])] = KvCache()
+    kv_cache: Annotated[KvCache, Field(examples=["{transfer: NIXL}"])] = KvCache()
     adapters: Annotated[Adapters | None, Field(examples=["{slots: 8, maxRank: 64}"])] = None
-    objectives: Annotated[Slo, Field(examples=["{ttft: 800ms, itl: 40ms}"])] = Slo()
+    slo: Annotated[Slo, Field(examples=["{ttft: 800ms, tpot: 40ms}"])] = Slo()
     routing: Annotated[Routing, Field(examples=["{preset: dual-hash}"])] = Routing()
     autoscaling: Annotated[Autoscaling, Field(examples=["{mode: Auto}"])] = Autoscaling()
-    rollout: Annotated[Rollout, Field(examples=["{surge: 2, drain: 10m}"])] = Rollout()
+    rollout: Annotated[Rollout, Field(examples=["{maxSurge: 2, drainTimeout: 10m}"])] = Rollout()
 
     @model_validator(mode="after")
     def _check_unique_names(self) -> Self:
@@ -271,12 +289,12 @@ class ModelDeploymentSpec(StrictModel):
     @property
     def is_external(self) -> bool:
         """True if the engines already run and Fairlead only routes to them."""
-        return self.engine.kind is EngineKind.EXTERNAL
+        return self.engine.type is EngineType.EXTERNAL
 
     @property
     def has_opaque_engine(self) -> bool:
         """True if Fairlead does not know the engine's command line (custom, external)."""
-        return self.engine.kind in (EngineKind.CUSTOM, EngineKind.EXTERNAL)
+        return self.engine.type in (EngineType.CUSTOM, EngineType.EXTERNAL)
 
     @property
     def peers(self) -> PeerTransfer | None:
@@ -300,8 +318,8 @@ class ModelDeploymentSpec(StrictModel):
             return False
         schedules = self.autoscaling.schedules
         return all(
-            pool.replicas.min == 0
-            or any(schedule.min == 0 and schedule.pool in (None, pool.name) for schedule in schedules)
+            pool.min_replicas == 0
+            or any(schedule.min_replicas == 0 and schedule.pool in (None, pool.name) for schedule in schedules)
             for pool in self.pools
         )
 
@@ -314,9 +332,9 @@ class ModelDeploymentSpec(StrictModel):
         if pool.is_external:
             return 0
         if self.replicas is None:
-            return pool.replicas.min
-        maximum = pool.replicas.max if pool.replicas.max is not None else self.replicas
-        return max(pool.replicas.min, min(self.replicas, maximum))
+            return pool.min_replicas
+        maximum = pool.max_replicas if pool.max_replicas is not None else self.replicas
+        return max(pool.min_replicas, min(self.replicas, maximum))
 
 
 _NAME_RULE = Rule(

@@ -235,3 +235,66 @@ ServedName = Annotated[
     Field(json_schema_extra={"pattern": f"^{SERVED_NAME_PATTERN.pattern}$", "minLength": 1, "maxLength": 253}),
 ]
 """The name of a model in an engine."""
+
+
+def check_percentage(value: Any) -> Any:
+    """Returns the value of a field that is a percentage. Raises PydanticCustomError for another one."""
+    fix = 'write it like "95%" or "99.9%"'
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if 0 < value <= 1:
+            fix = f'write "{units.format_percentage(value)}", or run `fairlead convert`'
+        elif 1 < value <= 100:
+            fix = f'write "{value:g}%"'
+        raise field_error(f"must be a percentage, not the number {value:g}", fix)
+    if isinstance(value, str):
+        try:
+            share = units.parse_percentage(value)
+        except BadInput as error:
+            raise field_error(error.message, error.hint or "") from error
+        if share <= 0:
+            raise field_error("must be more than 0%", fix)
+    return value
+
+
+Percentage = Annotated[
+    str,
+    BeforeValidator(check_percentage),
+    Field(json_schema_extra={"pattern": units.PERCENTAGE_PATTERN, "maxLength": 11}),
+]
+"""A share of requests, more than 0% and at most 100%."""
+
+_MAX_QUANTITY = 3600
+
+
+def _check_quantity(value: Any) -> Any:
+    if isinstance(value, float):
+        fix = f"write {units.format_quantity(value)}, or run `fairlead convert`" if value >= 0 else "write it like 36u"
+        raise field_error(f"must be a quantity, not the number {value:g}", fix)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise field_error("must be a quantity", 'write it like "36u", "1.5m" or "3.6e-05"')
+    try:
+        number = units.parse_quantity(value)
+    except BadInput as error:
+        raise field_error(error.message, error.hint or "") from error
+    if not 0 <= number <= _MAX_QUANTITY:
+        raise field_error(f"must be from 0 to {_MAX_QUANTITY}, not {value}", "write a number of seconds in that range")
+    return value
+
+
+def _check_positive_quantity(value: Any) -> Any:
+    if units.parse_quantity(_check_quantity(value)) <= 0:
+        raise field_error("must be more than 0", 'write it like "36u"')
+    return value
+
+
+_QUANTITY_SCHEMA = {
+    "anyOf": [{"type": "integer"}, {"type": "string"}],
+    "x-kubernetes-int-or-string": True,
+    "minimum": 0,
+    "maximum": _MAX_QUANTITY,
+    "pattern": units.QUANTITY_PATTERN,
+    "maxLength": 42,
+}
+Quantity = Annotated[int | str, BeforeValidator(_check_quantity), WithJsonSchema(_QUANTITY_SCHEMA)]
+"""A number as Kubernetes writes quantities: ``36u``, ``1.5m``, ``0.002``, ``3.6e-05``."""
+PositiveQuantity = Annotated[int | str, BeforeValidator(_check_positive_quantity), WithJsonSchema(_QUANTITY_SCHEMA)]

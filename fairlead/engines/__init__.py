@@ -31,5 +31,5 @@ def engine_adapter(kind: str) -> EngineAdapter:
     """Returns the adapter of a kind. Raises BadInput, listing the known kinds."""
     known = _adapters()
     if kind not in known:
-        raise BadInput(f"no engine is called {kind!r}", field="engine.kind", hint=f"known: {', '.join(known)}")
+        raise BadInput(f"no engine is called {kind!r}", field="engine.type", hint=f"known: {', '.join(known)}")
     return known[kind]

@@ -51,7 +51,7 @@ class EngineAdapter(Protocol):
 
     @property
     def kind(self) -> str:
-        """The value of `spec.engine.kind`."""
+        """The value of `spec.engine.type` in lower case."""
         ...
 
     @property

@@ -60,9 +60,7 @@ def local_model_argument(source: str) -> str:
         if source.startswith(scheme):
             return source.removeprefix(scheme)
     hint = "use hf:// or file://, or let the engine be simulated"
-    raise BadInput(
-        f"a local vllm cannot load {source.partition(':')[0]}: sources", field="spec.model.source", hint=hint
-    )
+    raise BadInput(f"a local vllm cannot load {source.partition(':')[0]}: sources", field="spec.model.uri", hint=hint)
 
 
 def _sleeping(page: bytes, wanted: bytes | None) -> bool | None:

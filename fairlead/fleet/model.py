@@ -163,6 +163,7 @@ class Model:
 
     shadowed: a model in another namespace has the bare name; clients must use `namespace/name`.
     wakes: the model may have no instance, and gets one when a request is queued.
+    served_names: further names by which clients reach the model.
     """
 
     namespace: str
@@ -171,11 +172,16 @@ class Model:
     preset: str = RoutingPreset.DUAL_HASH.value
     shadowed: bool = False
     wakes: bool = False
+    served_names: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """`namespace/name`: the key in every map, metric and Redis key."""
         return f"{self.namespace}/{self.name}"
+
+    def has_client_name(self, name: str) -> bool:
+        """Clients reach the model by this name, which is not its key."""
+        return (self.name == name and not self.shadowed) or name in self.served_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +200,11 @@ class Fleet:
     def resolve_model(self, name: str) -> str | None:
         """Returns the key of a client's model name, or None.
 
-        `namespace/name` always works; a bare name works if it is unique.
+        `namespace/name` always works; another name works if it is unique.
         """
         if name in self.models:
             return name
-        keys = [key for key, model in self.models.items() if model.name == name and not model.shadowed]
+        keys = [key for key, model in self.models.items() if model.has_client_name(name)]
         return keys[0] if len(keys) == 1 else None
 
 

@@ -38,20 +38,20 @@ def lint_spec(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile
         )
         return
     for index, pool in enumerate(spec.pools):
-        if not pool.replicas.is_scalable and not _has_schedule(spec, pool):
-            why = "it has no max" if pool.replicas.max is None else "its max is its min"
+        if not pool.is_scalable and not _has_schedule(spec, pool):
+            why = "it has no maxReplicas" if pool.max_replicas is None else "its maxReplicas is its minReplicas"
             yield LintNote(
-                ("spec", "pools", index, "replicas"),
-                f"{why}, so `autoscaling.mode: Auto` leaves this pool at {pool.replicas.min}",
-                f"give it a max above its min, for example `replicas: {{min: {pool.replicas.min}, "
-                f"max: {2 * pool.replicas.min + 2}}}`, or leave it if that is meant",
+                ("spec", "pools", index, "maxReplicas"),
+                f"{why}, so `autoscaling.mode: Auto` leaves this pool at {pool.min_replicas}",
+                f"give it a maxReplicas above its minReplicas, for example `maxReplicas: {2 * pool.min_replicas + 2}`, "
+                "or leave it if that is meant",
             )
-    total_min = sum(pool.replicas.min for pool in spec.pools)
-    if spec.autoscaling.max is not None and total_min > spec.autoscaling.max:
+    total_min = sum(pool.min_replicas for pool in spec.pools)
+    if spec.autoscaling.max_replicas is not None and total_min > spec.autoscaling.max_replicas:
         yield LintNote(
-            ("spec", "autoscaling", "max"),
-            f"the pools' min add up to {total_min}, and there are never fewer than these",
-            "raise it, or lower the pools' min",
+            ("spec", "autoscaling", "maxReplicas"),
+            f"the pools' minReplicas add up to {total_min}, and there are never fewer than these",
+            "raise it, or lower the pools' minReplicas",
         )
     yield from _lint_unused_tiers(spec)
     yield from _lint_slo(spec, profile)
@@ -65,10 +65,10 @@ def _lint_disabled_mode(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
             "nobody puts an instance to sleep while `autoscaling.mode` is not Auto; engines are only made able to",
             "write `mode: Auto`, or leave it if that comes later",
         )
-    elif scaling.mode is ScalingMode.OFF and "mode" not in scaling.model_fields_set and scaling.model_fields_set:
+    elif scaling.mode is ScalingMode.DISABLED and "mode" not in scaling.model_fields_set and scaling.model_fields_set:
         yield LintNote(
             ("spec", "autoscaling"),
-            "nothing of it is followed, since `mode` is Off where it is left out",
+            "nothing of it is followed, since `mode` is Disabled where it is left out",
             "write `mode: Auto`, or `mode: Advise` if only advice is wanted",
         )
 
@@ -81,31 +81,33 @@ def _lint_unused_tiers(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
         yield LintNote(
             ("spec", "autoscaling", "zero"),
             f"no pool may have fewer than {lowest}, so none goes to zero",
-            "write `replicas: {min: 0, ...}` in a pool, or remove it",
+            "write `minReplicas: 0` in a pool, or remove it",
         )
-    lowest_max = min(pool.replicas.max or pool.replicas.min for pool in spec.pools)
+    lowest_max = min(pool.max_replicas or pool.min_replicas for pool in spec.pools)
     if scaling.sleep is not None and scaling.sleep.min >= lowest_max:
         yield LintNote(
             ("spec", "autoscaling", "sleep", "min"),
             f"a pool has at most {lowest_max}, those that serve included, so fewer sleep as soon as one serves",
-            "lower it, or raise the pools' max",
+            "lower it, or raise the pools' maxReplicas",
         )
 
 
 def _min_instances(spec: ModelDeploymentSpec, pool: Pool) -> int:
     """Returns the smallest bound of a pool at any hour."""
     schedules = [schedule for schedule in spec.autoscaling.schedules if schedule.pool in (None, pool.name)]
-    bounds = [bound for schedule in schedules for bound in (schedule.min, schedule.max) if bound is not None]
-    return min([pool.replicas.min, *bounds])
+    bounds = [
+        bound for schedule in schedules for bound in (schedule.min_replicas, schedule.max_replicas) if bound is not None
+    ]
+    return min([pool.min_replicas, *bounds])
 
 
 def _lint_slo(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile | None]) -> Iterator[LintNote]:
-    targets = spec.objectives.to_targets()
+    targets = spec.slo.to_targets()
     if targets.ttft_seconds is None and targets.itl_seconds is None:
         yield LintNote(
             ("spec", "autoscaling", "mode"),
-            "there is no objective to keep, so pools are sized by what an engine's memory and batch hold, however slow that is",
-            "say what requests should see, for example `objectives: {ttft: 2s, itl: 100ms}`",
+            "there is no latency target, so pools are sized by what an engine's memory and batch hold, however slow that is",
+            "say what requests should see, for example `slo: {ttft: 2s, tpot: 100ms}`",
         )
     for pool in spec.pools:
         engine_profile = profile(pool)
@@ -114,13 +116,13 @@ def _lint_slo(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile
         step = engine_profile.step_time(computed=1, sequences=1, resident=0)
         limits = {
             "ttft": None if pool.role is PoolRole.DECODE else targets.ttft_seconds,
-            "itl": None if pool.role is PoolRole.PREFILL else targets.itl_seconds,
+            "tpot": None if pool.role is PoolRole.PREFILL else targets.itl_seconds,
         }
         for name, limit in limits.items():
             if limit is not None and limit < step:
                 yield LintNote(
-                    ("spec", "objectives", name),
-                    f"a step of an engine on {pool.accelerator} takes {format_duration(step)} by its profile: "
+                    ("spec", "slo", name),
+                    f"a step of an engine on {pool.accelerator_class_name} takes {format_duration(step)} by its profile: "
                     "no number of them keeps this",
                     "relax it, or take another accelerator",
                 )

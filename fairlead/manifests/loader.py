@@ -19,6 +19,7 @@ from fairlead.api.strict_model import StrictModel
 from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.errors import BadInput, FileProblem, ManifestError
+from fairlead.fleet.client_names import NameClaim, grant_names
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
 from fairlead.manifests.lint import lint_spec
@@ -55,11 +56,13 @@ class Manifests:
 
         Returns None for an external engine without an accelerator.
         """
-        if pool.accelerator is None:
+        if pool.accelerator_class_name is None:
             return None
-        if pool.accelerator in self.accelerators:
-            return self.accelerators[pool.accelerator].spec.profile.to_engine_profile(pool.accelerator)
-        return builtin_profiles()[pool.accelerator]
+        if pool.accelerator_class_name in self.accelerators:
+            return self.accelerators[pool.accelerator_class_name].spec.profile.to_engine_profile(
+                pool.accelerator_class_name
+            )
+        return builtin_profiles()[pool.accelerator_class_name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,9 @@ def to_fleet_model(deployment: ModelDeployment) -> Model:
     return Model(
         namespace=deployment.metadata.namespace or "default",
         name=deployment.metadata.name,
-        objectives=deployment.spec.objectives.to_targets(),
+        objectives=deployment.spec.slo.to_targets(),
         preset=deployment.spec.routing.preset.value,
+        served_names=tuple(deployment.spec.model.served_names),
         wakes=deployment.spec.scales_from_zero,
     )
 
@@ -260,12 +264,38 @@ def _accelerators(documents: Iterable[_Document]) -> dict[str, AcceleratorClass]
     return {**builtin_accelerators(), **own}
 
 
-def _lint_problems(documents: Iterable[_Document], manifests: Manifests) -> Iterator[FileProblem]:
+def _lint_problems(documents: Sequence[_Document], manifests: Manifests) -> Iterator[FileProblem]:
     for document in documents:
         if isinstance(document.value, ModelDeployment):
             for note in lint_spec(document.value.spec, manifests.engine_profile):
                 line = document.node.locate(note.path).line
                 yield FileProblem(document.file, line, format_path(note.path), f"note: {note.message}", note.fix)
+    yield from _lint_served_names([document for document in documents if isinstance(document.value, ModelDeployment)])
+
+
+def _lint_served_names(documents: Sequence[_Document]) -> Iterator[FileProblem]:
+    """Served names that would not lead to their model."""
+    claims = {}
+    for document in documents:
+        assert isinstance(document.value, ModelDeployment)
+        metadata, names = document.value.metadata, document.value.spec.model.served_names
+        claims[document.value.key] = NameClaim(metadata.namespace or "default", metadata.name, tuple(names)), document
+    granted = grant_names([claim for claim, _ in claims.values()], {claim.namespace for claim, _ in claims.values()})
+    for key, grant in granted.items():
+        claim, document = claims[key]
+        for refused in grant.refused:
+            if refused.name not in claim.served_names:
+                continue
+            why = (
+                f"{refused.owner} has it"
+                if refused.owner is not None
+                else "it begins with a namespace that holds models"
+            )
+            path = ("spec", "model", "servedNames")
+            message = f"note: clients do not reach the model by {refused.name}: {why}"
+            yield FileProblem(
+                document.file, document.node.locate(path).line, format_path(path), message, "remove it, or rename one"
+            )
 
 
 def _unknown_accelerators(
@@ -278,16 +308,16 @@ def _unknown_accelerators(
         if not isinstance(document.value, ModelDeployment):
             continue
         for index, pool in enumerate(document.value.spec.pools):
-            if pool.accelerator is None or pool.accelerator in known:
+            if pool.accelerator_class_name is None or pool.accelerator_class_name in known:
                 continue
-            path: tuple[str | int, ...] = ("spec", "pools", index, "accelerator")
-            matches = closest_matches(pool.accelerator, known, count=1)
+            path: tuple[str | int, ...] = ("spec", "pools", index, "acceleratorClassName")
+            matches = closest_matches(pool.accelerator_class_name, known, count=1)
             fix = (
                 f"did you mean {matches[0]}?"
                 if matches
                 else f"add an AcceleratorClass, or use {', '.join(sorted(known))}"
             )
-            message = f"no AcceleratorClass and no built-in one is called {format_value(pool.accelerator)}"
+            message = f"no AcceleratorClass and no built-in one is called {format_value(pool.accelerator_class_name)}"
             line = document.node.locate(path).line
-            problems.append(FileProblem(document.file, line, f"spec.pools[{index}].accelerator", message, fix))
+            problems.append(FileProblem(document.file, line, f"spec.pools[{index}].acceleratorClassName", message, fix))
     return problems

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from fairlead.api.strict_model import StrictModel, field_names
 from fairlead.errors import FileProblem
-from fairlead.manifests.yaml_nodes import YamlNode, format_path, format_value
+from fairlead.manifests.yaml_nodes import YamlNode, format_path, format_value, node_from_value
 from fairlead.names import closest_matches
 
 FieldPath = tuple[str | int, ...]
@@ -48,7 +48,8 @@ def validation_problems(
 
     node: the document that was validated as `model`.
     """
-    errors = sorted(error.errors(include_url=False), key=lambda detail: node.locate(_error_path(detail)).line)
+    errors = [item for item in error.errors(include_url=False) if not _has_earlier_name(item, model, node)]
+    errors.sort(key=lambda detail: node.locate(_error_path(detail)).line)
     for detail in errors[:MAX_PROBLEMS]:
         yield _to_problem(detail, model, node, file)
     if len(errors) > MAX_PROBLEMS:
@@ -56,6 +57,30 @@ def validation_problems(
         yield FileProblem(
             file, line, "(document)", f"{len(errors) - MAX_PROBLEMS:,} more problems", "mend those above first"
         )
+
+
+def describe_problems(error: ValidationError, model: type[StrictModel], value: Any, *, most: int) -> str:
+    """Returns the first findings of a value that no file holds, in one line; all findings of renamed fields among them."""
+    node = node_from_value(value or {})
+    found = list(validation_problems(error, model, node, ""))
+    found.sort(key=lambda problem: "fairlead convert" not in problem.fix)
+    renamed = sum("fairlead convert" in problem.fix for problem in found)
+    shown = found[: max(most, renamed)]
+    told = [f"{one.field}: {one.message}" + (f" ({one.fix})" if one.fix else "") for one in shown]
+    return "; ".join(told) + (f"; and {len(found) - len(shown)} more" if len(found) > len(shown) else "")
+
+
+def _has_earlier_name(item: ErrorDetails, root: type[BaseModel], node: YamlNode) -> bool:
+    """The missing field is there under its earlier name, which has an error of its own."""
+    if item["type"] != "missing":
+        return False
+    *above, name = _error_path(item)
+    holder, _ = field_at(root, (*above, name))
+    if holder is None or not issubclass(holder, StrictModel):
+        return False
+    given = node.locate(tuple(above)).value
+    earlier = {old for old, new in holder.renamed.items() if new.partition(".")[0] == name}
+    return isinstance(given, dict) and not earlier.isdisjoint(given)
 
 
 def _error_path(item: ErrorDetails) -> FieldPath:
@@ -77,6 +102,8 @@ def _unknown_field(model: type[BaseModel] | None, name: str) -> tuple[str, str]:
         return "unknown field", "remove it"
     if issubclass(model, StrictModel) and name in model.planned:
         return "this field is planned, but nothing in this release honours it", "remove it for now"
+    if issubclass(model, StrictModel) and name in model.renamed:
+        return f"this field is now called {model.renamed[name]}", "run `fairlead convert`, or use the new name"
     known = field_names(model)
     matches = closest_matches(name, known, count=1)
     fix = f"did you mean {matches[0]}?" if matches else f"remove it; known here: {', '.join(known)}"

@@ -4,13 +4,15 @@ import re
 from dataclasses import dataclass
 
 from fairlead import units
-from fairlead.api import EngineKind
+from fairlead.api import EngineType
 from fairlead.errors import BadInput, SettingsError
 from fairlead.kube.leader_election import LeaseTiming
 from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN
 from fairlead.runtime.cli_options import parse_log_level
 from fairlead.settings import OperatorSettings
 from fairlead_operator.render import AllowedPeer, InstallationDefaults
+
+_IMAGE_TYPES = {engine.label: engine for engine in (EngineType.VLLM, EngineType.SGLANG, EngineType.SIM)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +61,17 @@ def _parse_names(variable: str, text: str | None) -> tuple[str, ...]:
     return names
 
 
-def _parse_images(text: str) -> dict[EngineKind, str]:
+def _parse_images(text: str) -> dict[EngineType, str]:
     images = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         kind, _, image = part.partition("=")
-        if kind not in (EngineKind.VLLM, EngineKind.SGLANG, EngineKind.SIM) or not image:
+        engine = _IMAGE_TYPES.get(kind)
+        if engine is None or not image:
             message = f"{part!r} is not an engine image"
             raise _settings_error(
                 "FAIRLEAD_ENGINE_IMAGES", message, "write it like vllm=registry/vllm:tag,sim=registry/sim:tag"
             )
-        images[EngineKind(kind)] = image
+        images[engine] = image
     return images
 
 

@@ -13,7 +13,7 @@ CASES: Final = Path(__file__).resolve().parents[2] / "tests" / "operator" / "ren
 GOLDEN: Final = CASES.parent / "golden" / "v1"
 _HEAD: Final = """# Engines
 
-What runs in the pods of a `ModelDeployment`, by `spec.engine.kind`. Every switch below is checked against the engine itself, in the
+What runs in the pods of a `ModelDeployment`, by `spec.engine.type`. Every switch below is checked against the engine itself, in the
 version of the table; other releases work as far as they know the same switches.
 
 | kind | version | command | weights | KV hand-over |
@@ -41,12 +41,12 @@ version of the table; other releases work as far as they know the same switches.
 - **Start.** The start-up probe gives 30 minutes; `startupProbe` in a pool's `template` gives more.
 - **Ready** is `GET /health`. It says nothing of load; gateways know that themselves. Liveness takes a minute or two to give up.
 - **End.** A pod that is deleted leaves the fleet at once. Before SIGTERM, a hook waits until the engine's own metrics say that
-  nothing runs or waits there for 5 s, for at most `rollout.drain`; SIGKILL follows 30 s after that. A custom engine, whose metrics
-  are not known, gets SIGTERM after 10 s and should finish by itself what it has.
+  nothing runs or waits there for 5 s, for at most `rollout.drainTimeout`; SIGKILL follows 30 s after that. A custom engine, whose
+  metrics are not known, gets SIGTERM after 10 s and should finish by itself what it has.
 - **Restricted** Pod Security throughout: user 65532 (any other works), no capabilities, no token, `HOME` on a scratch volume. RDMA
   drivers that want `IPC_LOCK` get it from `template`, in a namespace that allows it.
 - **Upgrades** of Fairlead change no pod: the Deployment notes what of the installation (render version, image, pull secrets) went
-  into its pods, and keeps that until a part of the spec that shapes pods changes. Replicas, objectives, routing and `rollout` other
+  into its pods, and keeps that until a part of the spec that shapes pods changes. Replicas, SLO, routing and `rollout` other
   than `drain` shape none.
 
 ## What a node is asked for

@@ -19,9 +19,9 @@ apiVersion: serving.fairlead.io/v1alpha1
 kind: ModelDeployment
 metadata: {name: tiny}
 spec:
-  model: {source: "hf://org/tiny"}
-  pools: [{accelerator: npu-910b4, replicas: {min: 2}}]
-  objectives: {ttft: 5s, itl: 1s}
+  model: {uri: "hf://org/tiny"}
+  pools: [{acceleratorClassName: npu-910b4, minReplicas: 2}]
+  slo: {ttft: 5s, tpot: 1s}
 """
 
 

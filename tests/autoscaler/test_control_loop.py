@@ -115,7 +115,7 @@ def test_advice_is_given_and_not_followed_and_a_model_that_is_off_is_not_looked_
     made.tick(loop)
     assert made.asked == []
     assert (made.records[-1].mode, made.records[-1].rulings["main"].replicas) == ("Advise", 4)
-    made.models[KEY] = made.state(mode="Off")
+    made.models[KEY] = made.state(mode="Disabled")
     made.tick(loop)
     assert loop.last_records() == {}
 
@@ -187,7 +187,7 @@ def test_a_flood_of_hints_hastens_no_more_looks_than_come_anyway(made: Any) -> N
 def test_what_was_learned_stays_when_the_facts_of_a_model_change(made: Any) -> None:
     loop = made.loop()
     made.tick(loop)
-    made.models[KEY] = made.state(2, most=20, down_window="2m")
+    made.models[KEY] = made.state(2, most=20, stabilization_window="2m")
     made.tick(loop)
     (core,) = made.cores
     assert core.model.pools[0].maximum == 20

@@ -79,7 +79,7 @@ def test_bounds_hold_whatever_was_planned_and_say_so() -> None:
 
 
 def test_bounds_are_those_of_the_hour() -> None:
-    schedule = {"name": "early", "begin": "07:00", "end": "09:00", "min": 4}
+    schedule = {"name": "early", "begin": "07:00", "end": "09:00", "minReplicas": 4}
     policy = AUTO | {"schedules": [schedule]}
     assert ruled(state(1, least=1, most=8, policy=policy), 1).replicas == 4
     later = AUTO | {"schedules": [schedule | {"begin": "09:00", "end": "10:00"}]}
@@ -167,7 +167,7 @@ def test_of_prefill_and_decode_one_always_runs() -> None:
     ("more", "why"),
     [
         ({"policy": {"mode": "Advise"}}, "the mode is Advise"),
-        ({"policy": {"mode": "Off"}}, "the mode is Off"),
+        ({"policy": {"mode": "Disabled"}}, "the mode is Disabled"),
         ({"replicas_owner": "an HPA"}, "an HPA sets the number"),
         ({"pause_reason": "a rollout goes on"}, "a rollout goes on"),
     ],
@@ -213,8 +213,8 @@ def test_never_outside_the_bounds_and_never_the_other_way(
 
 def test_the_core_plans_within_the_widest_bounds_that_there_ever_are() -> None:
     schedules = [
-        {"name": "day", "begin": "08:00", "end": "20:00", "min": 4, "max": 20},
-        {"name": "night", "begin": "20:00", "end": "08:00", "max": 2},
+        {"name": "day", "begin": "08:00", "end": "20:00", "minReplicas": 4, "maxReplicas": 20},
+        {"name": "night", "begin": "20:00", "end": "08:00", "maxReplicas": 2},
     ]
     now_is = state(1, least=3, most=8, policy=AUTO | {"schedules": schedules})
     found = with_widest_bounds(now_is.model, now_is.policy).pools[0]

@@ -38,11 +38,11 @@ MODEL: Manifest = {
     "kind": "ModelDeployment",
     "metadata": {"name": "qwen", "namespace": PLACE},
     "spec": {
-        "model": {"source": "hf://Qwen/Qwen3-8B"},
-        "engine": {"kind": "sim"},
-        "pools": [{"name": "main", "accelerator": "cpu", "replicas": {"min": 0, "max": 3}}],
+        "model": {"uri": "hf://Qwen/Qwen3-8B"},
+        "engine": {"type": "Sim"},
+        "pools": [{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 0, "maxReplicas": 3}],
         "autoscaling": {"mode": "Auto"},
-        "objectives": {"ttft": "1s"},
+        "slo": {"ttft": "1s"},
     },
 }
 SELDOM = {"fairlead_autoscaler_write_errors_total"}
@@ -187,7 +187,7 @@ def test_autoscaler_wakes_yields_and_releases_with_exactly_its_permissions(
                 await api.patch_merge(DEPLOYMENTS, PLACE, "qwen-main", ours, name, subresource="scale")
                 await wait_until_equal(lambda: reason(api), "Deciding")
 
-                off = {"spec": {"autoscaling": {"mode": "Off"}}}
+                off = {"spec": {"autoscaling": {"mode": "Disabled"}}}
                 await api.patch_merge(MODEL_DEPLOYMENTS, PLACE, "qwen", off, "kubectl")
                 await wait_until_equal(lambda: reason(api), "")
                 assert (await number(api))[0] > 0

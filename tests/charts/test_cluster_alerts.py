@@ -102,9 +102,9 @@ def model(name: str, accelerator: str = "cpu", **more: Any) -> Manifest:
         "kind": "ModelDeployment",
         "metadata": {"name": name, "namespace": SPACE},
         "spec": {
-            "model": {"source": "hf://Qwen/Qwen3-8B"},
-            "engine": {"kind": "sim"},
-            "pools": [{"name": "main", "accelerator": accelerator}],
+            "model": {"uri": "hf://Qwen/Qwen3-8B"},
+            "engine": {"type": "Sim"},
+            "pools": [{"name": "main", "acceleratorClassName": accelerator}],
             **more,
         },
     }
@@ -293,7 +293,7 @@ def test_healthy_run_is_silent_and_gateway_without_cluster_alerts(
     async def check(api: KubeApi) -> None:
         async with AsyncExitStack() as stack:
             engine = await stack.enter_async_context(engine_process("--profile", "tiny-cpu", "--speed", "20"))
-            outside = {"engine": {"kind": "external"}, "pools": [{"name": "urls", "endpoints": [{"url": engine.url}]}]}
+            outside = {"engine": {"type": "External"}, "pools": [{"name": "urls", "endpoints": [{"url": engine.url}]}]}
             await api.apply(model("tiny", **outside), "kubectl")
             operator = await stack.enter_async_context(operator_of(api_server, tmp_path))
             gateway = await stack.enter_async_context(gateway_process(None, "--kube", SPACE, "--insecure"))

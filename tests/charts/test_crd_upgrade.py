@@ -15,9 +15,11 @@ import yaml
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Invalid, KubeError
 from fairlead.kube.resources import ACCELERATOR_CLASSES, DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, Resource
+from fairlead.manifests.convert import convert_document
 from fairlead.runtime.clock import SystemClock
+from fairlead_cli.cluster.conversion import convert_objects
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
-from fairlead_testing.kube.helm import CHART_FOLDER, HelmRelease
+from fairlead_testing.kube.helm import CHART_FOLDER, HelmError, HelmRelease
 from fairlead_testing.kube.installed_chart import kubectl
 from fairlead_testing.waiting import wait_until_async
 
@@ -28,7 +30,7 @@ ACCELERATOR: Manifest = {
     "apiVersion": ACCELERATOR_CLASSES.api_version,
     "kind": "AcceleratorClass",
     "metadata": {"name": "workstation"},
-    "spec": {"profile": {"preset": "a100-qwen7b", "kvTokens": 200_000}},
+    "spec": {"profile": {"preset": "a100-qwen7b", "stepSeconds": 0.0025, "kvTokens": 200_000}},
 }
 MODEL: Manifest = {
     "apiVersion": MODEL_DEPLOYMENTS.api_version,
@@ -58,7 +60,11 @@ OBJECTS: tuple[tuple[Resource, str | None, str], ...] = (
     (MODEL_DEPLOYMENTS, SPACE, "agent"),
     (DEPLOYMENTS, SPACE, "agent-main"),
 )
-NEWER: Manifest = {**MODEL, "spec": {**MODEL["spec"], "model": {**MODEL["spec"]["model"], "revision": "main"}}}
+CONVERTED = convert_document(MODEL).document
+NEWER: Manifest = {
+    **CONVERTED,
+    "spec": {**CONVERTED["spec"], "model": {**CONVERTED["spec"]["model"], "revision": "main"}},
+}
 
 
 @pytest.fixture
@@ -90,7 +96,7 @@ def command() -> list[str]:
     return [*words[:-1], str(CHART_FOLDER / "crds")]
 
 
-def test_objects_survive_the_upgrade_and_new_fields_work(server: ApiServer, program: Path, tmp_path: Path) -> None:
+def test_objects_are_converted_and_survive_the_upgrade(server: ApiServer, program: Path, tmp_path: Path) -> None:
     helm, former = HelmRelease(program, server.kubeconfig, SPACE, tmp_path / "helm"), before(tmp_path / "former")
 
     async def main() -> None:
@@ -100,25 +106,34 @@ def test_objects_survive_the_upgrade_and_new_fields_work(server: ApiServer, prog
             for one in (ACCELERATOR, MODEL, ENGINES):
                 await api.apply(one, "kubectl")
             known = await uids(api)
+            stored = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
 
+            with pytest.raises(HelmError, match=r"grown/agent(.|\n)*fairlead convert --cluster"):
+                await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
+            assert await convert_objects(api, dry_run=True) == 0
+            assert (await api.get(MODEL_DEPLOYMENTS, SPACE, "agent"))["spec"] == stored["spec"]
+            assert await convert_objects(api, dry_run=False) == 0
+            converted = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
+            assert converted["spec"] == convert_document(stored).document["spec"]
+            accelerator = await api.get(ACCELERATOR_CLASSES, None, "workstation")
+            assert accelerator["spec"]["profile"]["stepSeconds"] == "2.5m"
+            assert await convert_objects(api, dry_run=False) == 0, "a second time changes nothing"
+            found = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
+            assert found["metadata"]["resourceVersion"] == converted["metadata"]["resourceVersion"]
             await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
-            with pytest.raises(KubeError, match="revision"):
-                await api.apply(
-                    NEWER, "kubectl"
-                )  # helm left the CRDs alone, and the server says which field it does not know
 
             said = await asyncio.to_thread(kubectl, server, *command())
             assert said.count("serverside-applied") == len(list(OLDER.iterdir()))
             await wait_until_async(lambda: taken(api))
             assert await uids(api) == known
             one = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
-            assert one["spec"]["objectives"] == {"target": 0.99, "ttft": "800ms"}
+            assert one["spec"]["slo"] == {"target": "99%", "ttft": "800ms"}
             assert one["spec"]["model"] == NEWER["spec"]["model"]
 
             status = {"conditions": [], "observedGeneration": one["metadata"]["generation"]}
-            assert (await api.apply_status({**MODEL, "status": status}, "fairlead-operator"))["status"]
-            wrong = {**MODEL, "spec": {**MODEL["spec"], "pools": [{"name": "main"}]}}
-            with pytest.raises(Invalid, match="a pool needs an accelerator"):
+            assert (await api.apply_status({**CONVERTED, "status": status}, "fairlead-operator"))["status"]
+            wrong = {**CONVERTED, "spec": {**CONVERTED["spec"], "pools": [{"name": "main"}]}}
+            with pytest.raises(Invalid, match="a pool needs an accelerator class"):
                 await api.apply(wrong, "kubectl")
 
             again = await asyncio.to_thread(kubectl, server, *command(), "-o", "yaml")

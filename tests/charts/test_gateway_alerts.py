@@ -69,7 +69,7 @@ async def record(
     recording = SeriesRecording()
     try:
         async with engine_process("--profile", "tiny-cpu", "--speed", "20") as engine:
-            model = {"name": "tiny", "objectives": {"ttft": ttft}, "instances": [{"url": engine.url, "engine": "sim"}]}
+            model = {"name": "tiny", "slo": {"ttft": ttft}, "instances": [{"url": engine.url, "engine": "sim"}]}
             (folder / "fleet.yaml").write_text(json.dumps({"models": [model]}))
             options = ("--keys", str(keys), "--redis", redis.url)
             async with gateway_process(folder / "fleet.yaml", *options) as gateway:

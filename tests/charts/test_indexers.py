@@ -99,7 +99,7 @@ def model() -> Manifest:
         "apiVersion": MODEL_DEPLOYMENTS.api_version,
         "kind": MODEL_DEPLOYMENTS.kind,
         "metadata": {"name": "tiny", "namespace": SPACE},
-        "spec": {"model": {"source": "hf://a/b"}, "pools": [{"accelerator": "cpu"}]},
+        "spec": {"model": {"uri": "hf://a/b"}, "pools": [{"acceleratorClassName": "cpu"}]},
     }
 
 

@@ -21,9 +21,9 @@ MODEL = {
     "kind": "ModelDeployment",
     "metadata": {"name": "qwen", "namespace": SPACE},
     "spec": {
-        "model": {"source": "hf://Qwen/Qwen3-8B"},
-        "engine": {"kind": "sim"},
-        "pools": [{"name": "main", "accelerator": "cpu"}],
+        "model": {"uri": "hf://Qwen/Qwen3-8B"},
+        "engine": {"type": "Sim"},
+        "pools": [{"name": "main", "acceleratorClassName": "cpu"}],
     },
 }
 ENGINES = {

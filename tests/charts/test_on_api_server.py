@@ -26,9 +26,9 @@ MODEL = {
     "kind": "ModelDeployment",
     "metadata": {"name": "qwen", "namespace": "charted"},
     "spec": {
-        "model": {"source": "hf://Qwen/Qwen3-8B"},
-        "engine": {"kind": "sim"},
-        "pools": [{"name": "main", "accelerator": "cpu"}],
+        "model": {"uri": "hf://Qwen/Qwen3-8B"},
+        "engine": {"type": "Sim"},
+        "pools": [{"name": "main", "acceleratorClassName": "cpu"}],
     },
 }
 
@@ -100,7 +100,7 @@ def test_gateway_finds_models_with_exactly_its_permissions(
 
 
 def renamed(model: Manifest) -> Manifest:
-    return {**model, "spec": {**model["spec"], "pools": [{"name": "other", "accelerator": "cpu"}]}}
+    return {**model, "spec": {**model["spec"], "pools": [{"name": "other", "acceleratorClassName": "cpu"}]}}
 
 
 async def there(api: KubeApi, kind: Resource, name: str) -> bool:

@@ -59,7 +59,7 @@ def test_oversized_spec_names_what_to_shorten(api_server: ApiServer, tmp_path: P
     async def check(here: TrialCluster) -> None:
         before = await deployment(here)
         env = [{"name": f"V{number}", "value": LARGE} for number in range(128)]
-        await here.model("qwen", engine={"kind": "sim", "args": [LARGE] * 128, "env": env})
+        await here.model("qwen", engine={"type": "Sim", "args": [LARGE] * 128, "env": env})
         message = await wait_stalled(here, "TooLarge")
         assert "spec.pools[main]: an object of this pool would have" in message
         assert "shorten engine.args, engine.env or template" in message
@@ -77,7 +77,7 @@ def test_names_are_ascii_and_values_are_not(api_server: ApiServer, tmp_path: Pat
             await here.model("größe")
         assert "metadata.name" in refused.value.message
         text = "模型 größe 🚀"
-        await here.model("qwen", engine={"kind": "sim", "env": [{"name": "GREETING", "value": text}]})
+        await here.model("qwen", engine={"type": "Sim", "env": [{"name": "GREETING", "value": text}]})
         await here.until_settled()
         env = (await deployment(here))["spec"]["template"]["spec"]["containers"][0]["env"]
         assert text in [one.get("value") for one in env]

@@ -62,9 +62,9 @@ def model(namespace: str, *pools: str, **spec: Any) -> Manifest:
         "kind": "ModelDeployment",
         "metadata": {"name": "qwen", "namespace": namespace},
         "spec": {
-            "model": {"source": "hf://Qwen/Qwen3-8B"},
-            "engine": {"kind": "sim"},
-            "pools": [{"name": name, "accelerator": "cpu"} for name in pools or ("main",)],
+            "model": {"uri": "hf://Qwen/Qwen3-8B"},
+            "engine": {"type": "Sim"},
+            "pools": [{"name": name, "acceleratorClassName": "cpu"} for name in pools or ("main",)],
             **spec,
         },
     }
@@ -120,7 +120,7 @@ def test_model_life_cycle_with_two_operators_and_one_kill(
 
         scale = {"spec": {"replicas": 3}}
         await api.patch_merge(DEPLOYMENTS, namespace, "qwen-main", scale, "hpa", subresource="scale")
-        await api.apply(model(namespace, engine={"kind": "sim", "args": ["--max-num-seqs=3"]}), "kubectl")
+        await api.apply(model(namespace, engine={"type": "Sim", "args": ["--max-num-seqs=3"]}), "kubectl")
         await wait_until_async(lambda: _revisions(api, namespace, 2))
         await wait_children(api, namespace, "qwen-main")
         one = await child(api, namespace, "qwen-main")

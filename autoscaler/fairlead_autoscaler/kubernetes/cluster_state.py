@@ -81,7 +81,7 @@ def model_states(snapshot: ClusterSnapshot) -> dict[str, ModelState]:
 
 def is_scaled(spec: ModelDeploymentSpec) -> bool:
     """Whether the autoscaler decides about the model."""
-    return spec.autoscaling.mode is not ScalingMode.OFF and not spec.is_external
+    return spec.autoscaling.mode is not ScalingMode.DISABLED and not spec.is_external
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +151,14 @@ def _model_state(snapshot: ClusterSnapshot, model: ParsedModel, spec: ModelDeplo
         if workload is not None:
             desired_asleep = status.desired_asleep.get((model.key, pool.name), 0) if tier is not None else 0
             state = _pool_state(spec, workload, pods, desired_asleep)
-            replicas = tuple(_replicas(pods, snapshot.wall, pool.accelerator or "", status))
+            replicas = tuple(_replicas(pods, snapshot.wall, pool.accelerator_class_name or "", status))
             pools[pool.name] = replace(state, replicas=replicas)
     scaled = scaled_model(
         model.key,
-        spec.objectives.to_targets(),
+        spec.slo.to_targets(),
         specs,
         interval_seconds=snapshot.interval_seconds,
-        replicas_most=spec.autoscaling.max,
+        replicas_most=spec.autoscaling.max_replicas,
     )
     return ModelState(scaled, spec.autoscaling, pools)
 
@@ -168,16 +168,16 @@ def _pool_spec(snapshot: ClusterSnapshot, pool: Pool, is_replacing: bool) -> Poo
 
     is_replacing: its only group is being replaced, which takes a second one.
     """
-    low, high = pool.replicas.min, pool.replicas.max
+    low, high = pool.min_replicas, pool.max_replicas
     high_bound = low if high is None else high
     return PoolSpec(
         name=pool.name,
         role=Role(pool.role.value),
-        cost_per_hour=replica_cost(snapshot.classes.get(pool.accelerator or ""), pool),
+        cost_per_hour=replica_cost(snapshot.classes.get(pool.accelerator_class_name or ""), pool),
         minimum=min(max(low, 2), high_bound) if is_replacing else low,
         maximum=high_bound,
-        profile=snapshot.profiles.get(pool.accelerator or ""),
-        usd_per_hour=replica_usd(snapshot.classes.get(pool.accelerator or ""), pool),
+        profile=snapshot.profiles.get(pool.accelerator_class_name or ""),
+        usd_per_hour=replica_usd(snapshot.classes.get(pool.accelerator_class_name or ""), pool),
     )
 
 

@@ -1,4 +1,4 @@
-"""Conditions `Autoscaling` and `ObjectivesMet` of a model, and when a change of them is written.
+"""Conditions `Autoscaling` and `SLOMet` of a model, and when a change of them is written.
 Pure.
 
 A new status, a new reason or another number of instances is written at once. Other changes of a
@@ -17,7 +17,7 @@ from fairlead_autoscaler.enforcer import EnforcedPlan, describe_replicas
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes.slo_attainment import WINDOW_SECONDS, SLOAttainment
 
-CONDITION_TYPES: Final = (ConditionType.AUTOSCALING, ConditionType.OBJECTIVES_MET)
+CONDITION_TYPES: Final = (ConditionType.AUTOSCALING, ConditionType.SLO_MET)
 REFRESH_SECONDS: Final = 60.0
 _SHOWN_INPUTS: Final = {
     "need_replicas": "need",
@@ -72,21 +72,21 @@ def autoscaling_condition(record: TickRecord, owners: Mapping[str, str], is_froz
 
 
 def slo_condition(record: TickRecord, attainment: SLOAttainment) -> ConditionValue | None:
-    """Returns the condition `ObjectivesMet`; None for a model without latency targets."""
+    """Returns the condition `SLOMet`; None for a model without latency targets."""
     if record.model.ttft_seconds is None and record.model.itl_seconds is None:
         return None
     shares, target = attainment.shares(), record.model.target
     if not shares:
         number, minutes = f"{attainment.judged():.0f}", f"{WINDOW_SECONDS / 60:.0f}"
         message = f"{number} requests in {minutes} minutes are too few (only answered streams count)"
-        return ConditionValue(ConditionType.OBJECTIVES_MET, ConditionStatus.UNKNOWN, Reason.TOO_FEW_REQUESTS, message)
+        return ConditionValue(ConditionType.SLO_MET, ConditionStatus.UNKNOWN, Reason.TOO_FEW_REQUESTS, message)
     parts = ", ".join(f"{name} met by {100 * share:.1f} %" for name, share in shares.items())
     message = (
         f"{parts} of {attainment.judged():.0f} requests in {WINDOW_SECONDS / 60:.0f} minutes; target {100 * target:g} %"
     )
     if min(shares.values()) >= target:
-        return ConditionValue(ConditionType.OBJECTIVES_MET, ConditionStatus.TRUE, Reason.WITHIN_TARGET, message)
-    return ConditionValue(ConditionType.OBJECTIVES_MET, ConditionStatus.FALSE, Reason.BELOW_TARGET, message)
+        return ConditionValue(ConditionType.SLO_MET, ConditionStatus.TRUE, Reason.WITHIN_TARGET, message)
+    return ConditionValue(ConditionType.SLO_MET, ConditionStatus.FALSE, Reason.BELOW_TARGET, message)
 
 
 def desired_instances(record: TickRecord) -> dict[str, int]:

@@ -42,7 +42,9 @@ class LocalTarget:
     def _model(self, key: str, model: LocalModel, now: float) -> ModelState:
         specs = [pool.facts for pool in model.pools]
         policy = Autoscaling.model_validate(model.policy)
-        scaled = scaled_model(key, model.objectives, specs, interval_seconds=self._interval, replicas_most=policy.max)
+        scaled = scaled_model(
+            key, model.objectives, specs, interval_seconds=self._interval, replicas_most=policy.max_replicas
+        )
         pools = {
             pool.facts.name: PoolState(pool.desired, _replicas(pool.engines, now, self._speed), asleep=pool.asleep)
             for pool in model.pools

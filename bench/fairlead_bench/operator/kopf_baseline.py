@@ -14,7 +14,7 @@ from typing import Any
 
 import kopf
 
-from fairlead.api import EngineKind
+from fairlead.api import EngineType
 from fairlead.fleet.labels import FIELD_MANAGER
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import MODEL_DEPLOYMENTS
@@ -31,7 +31,7 @@ def main() -> None:
     """Watch until SIGTERM."""
     access = load_config(os.environ, Path.home())
     api = KubeApi(access, SystemClock(), random.random, agent="naive")
-    facts = RenderContext(InstallationDefaults({EngineKind.SIM: "fairlead.io/sim:1"}))
+    facts = RenderContext(InstallationDefaults({EngineType.SIM: "fairlead.io/sim:1"}))
     handlers, kind = kopf.OperatorRegistry(), MODEL_DEPLOYMENTS
 
     @kopf.on.login(registry=handlers)

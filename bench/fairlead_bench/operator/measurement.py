@@ -223,9 +223,9 @@ def model(name: str, *args: str) -> Manifest:
         "kind": "ModelDeployment",
         "metadata": {"name": name, "namespace": NAMESPACE},
         "spec": {
-            "model": {"source": "hf://Qwen/Qwen3-8B"},
-            "engine": {"kind": "sim", "args": list(args)},
-            "pools": [{"accelerator": "cpu"}],
+            "model": {"uri": "hf://Qwen/Qwen3-8B"},
+            "engine": {"type": "Sim", "args": list(args)},
+            "pools": [{"acceleratorClassName": "cpu"}],
         },
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 from fairlead.errors import BadInput
 from fairlead.fleet.labels import SURGE_ANNOTATION
 from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest, key_of, metadata_of
+from fairlead.manifests.convert import convert_spec
 from fairlead_operator.controller.revisions import (
     ModelRevision,
     RevisionChoice,
@@ -117,14 +118,15 @@ def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple
     """Returns the changed fields that affect engines, such as ``engine.args`` and
     ``pools[main].template``; no deeper.
     """
+    before, after = convert_spec(before), convert_spec(after)
     found: list[str] = []
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
-        if old == new or name in ("replicas", "autoscaling", "objectives", "routing"):
+        if old == new or name in ("replicas", "autoscaling", "slo", "routing"):
             continue
         if name == "rollout":
-            drains = {(part or {}).get("drain") for part in (old, new)}
-            found += ["rollout.drain"] if len(drains) > 1 else []
+            drains = {(part or {}).get("drainTimeout") for part in (old, new)}
+            found += ["rollout.drainTimeout"] if len(drains) > 1 else []
         elif name == "pools":
             found += _pools(old or [], new or [])
         elif isinstance(old, dict) and isinstance(new, dict):
@@ -144,7 +146,7 @@ def _pools(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any
         if old is None or new is None:
             found.append(f"pools[{name}]")
             continue
-        fields = sorted((old.keys() | new.keys()) - {"replicas"})
+        fields = sorted((old.keys() | new.keys()) - {"minReplicas", "maxReplicas"})
         found += [f"pools[{name}].{field}" for field in fields if old.get(field) != new.get(field)]
     return found
 

@@ -12,7 +12,7 @@ ONE, TOKENS = 1.0, 40
 """Streams a second that one engine carries within its objectives, of so many tokens each: half of
 what it has places for."""
 RESULTS = "e2e-autoscaling"
-OBJECTIVES = {"ttft": "2s", "itl": "250ms", "target": 0.95}
+OBJECTIVES = {"ttft": "2s", "tpot": "250ms", "target": "95%"}
 """A gap between tokens far above a step's 45 ms: what an engine carries is bounded by its four
 places, not by what else the machine does. At 80 ms a busy one had it that hundreds of engines are
 needed."""
@@ -22,10 +22,10 @@ def autoscaled_model(name: str, *, least: int, most: int = 8, **policy: object) 
     """A model of one pool of ``NARROW`` engines, which the autoscaler sizes."""
     return model(
         name,
-        pools=[{"accelerator": SMALL_ENGINE, "replicas": {"min": least, "max": most}}],
-        objectives=OBJECTIVES,
+        pools=[{"acceleratorClassName": SMALL_ENGINE, "minReplicas": least, "maxReplicas": most}],
+        slo=OBJECTIVES,
         autoscaling={"mode": "Auto", **policy},
-        rollout={"drain": "30s"},
+        rollout={"drainTimeout": "30s"},
     )
 
 

@@ -109,9 +109,9 @@ def model(name: str, *, replicas: int = 1, **spec: Any) -> Manifest:
         "kind": "ModelDeployment",
         "metadata": {"name": name},
         "spec": {
-            "model": {"source": "hf://Qwen/Qwen3-8B"},
-            "engine": {"kind": "sim"},
-            "pools": [{"accelerator": PACED_ENGINE, "replicas": {"min": replicas}}],
+            "model": {"uri": "hf://Qwen/Qwen3-8B"},
+            "engine": {"type": "Sim"},
+            "pools": [{"acceleratorClassName": PACED_ENGINE, "minReplicas": replicas}],
             **spec,
         },
     }

@@ -1,6 +1,6 @@
 """`spec.autoscaling`: the role of the autoscaler, and the bounds of its decisions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
@@ -21,7 +21,7 @@ class ScalingMode(StrEnum):
 
     AUTO = "Auto"
     ADVISE = "Advise"
-    OFF = "Off"
+    DISABLED = "Disabled"
 
 
 class Weekday(StrEnum):
@@ -49,14 +49,15 @@ def _check_time_zone(text: str) -> str:
 
 
 def _check_mode(value: Any) -> Any:
-    """Explains that YAML 1.1, which most tools still use, reads an unquoted `Off` as false."""
-    if value is False:
+    """Refuses `Off`, the earlier word, which YAML 1.1 reads as false."""
+    if value is False or value == "Off":
         raise field_error(
-            "must be one of Auto, Advise, Off; YAML reads Off without quotes as false", 'write `mode: "Off"`'
+            "must be one of Auto, Advise, Disabled; Off is now called Disabled",
+            "write `mode: Disabled`, or run `fairlead convert`",
         )
     if value is True:
         raise field_error(
-            "must be one of Auto, Advise, Off; YAML reads on and yes without quotes as true", "write `mode: Auto`"
+            "must be one of Auto, Advise, Disabled; YAML reads on and yes without quotes as true", "write `mode: Auto`"
         )
     return value
 
@@ -72,20 +73,23 @@ TimeZone = Annotated[
 class Schedule(StrictModel):
     """Other bounds for some hours of the week. They replace the pool's own bounds while active."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"min": "minReplicas", "max": "maxReplicas"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="has(self.min) || has(self.max)",
-            message="a schedule needs a min or a max",
-            fix="add one, for example `min: 4`",
-            violation=lambda schedule: schedule.min is None and schedule.max is None,
+            cel="has(self.minReplicas) || has(self.maxReplicas)",
+            message="a schedule needs minReplicas or maxReplicas",
+            fix="add one, for example `minReplicas: 4`",
+            violation=lambda schedule: schedule.min_replicas is None and schedule.max_replicas is None,
         ),
         Rule(
-            cel="!has(self.min) || !has(self.max) || self.max >= self.min",
-            message="max is less than min",
-            fix="raise max, or lower min",
-            at=("max",),
+            cel="!has(self.minReplicas) || !has(self.maxReplicas) || self.maxReplicas >= self.minReplicas",
+            message="maxReplicas is less than minReplicas",
+            fix="raise maxReplicas, or lower minReplicas",
+            at=("maxReplicas",),
             violation=lambda schedule: (
-                schedule.min is not None and schedule.max is not None and schedule.max < schedule.min
+                schedule.min_replicas is not None
+                and schedule.max_replicas is not None
+                and schedule.max_replicas < schedule.min_replicas
             ),
         ),
     )
@@ -108,13 +112,13 @@ class Schedule(StrictModel):
     pool: Annotated[
         Label | None, Field(description="pool to which it applies; left out = all pools", examples=["main"])
     ] = None
-    min: Annotated[
+    min_replicas: Annotated[
         int | None,
-        Field(ge=0, le=4096, description="replaces the pool's min", examples=["4"], json_schema_extra=_INT32),
+        Field(ge=0, le=4096, description="replaces the pool's minReplicas", examples=["4"], json_schema_extra=_INT32),
     ] = None
-    max: Annotated[
+    max_replicas: Annotated[
         int | None,
-        Field(ge=1, le=4096, description="replaces the pool's max", examples=["16"], json_schema_extra=_INT32),
+        Field(ge=1, le=4096, description="replaces the pool's maxReplicas", examples=["16"], json_schema_extra=_INT32),
     ] = None
 
     def is_active(self, wall: float) -> bool:
@@ -134,7 +138,7 @@ def _minute_of_day(text: str) -> int:
 
 
 class ZeroPolicy(StrictModel):
-    """Conditions under which a pool whose min is 0 has no instance."""
+    """Conditions under which a pool whose minReplicas is 0 has no instance."""
 
     after: Annotated[
         PositiveDuration,
@@ -174,7 +178,8 @@ class SleepPolicy(StrictModel):
         Field(
             ge=1,
             le=4096,
-            description="maximum number of sleeping instances; they count towards the pool's max and `autoscaling.max`",
+            description="maximum number of sleeping instances; they count towards the pool's maxReplicas and "
+            "`autoscaling.maxReplicas`",
             examples=["2"],
             json_schema_extra=_INT32,
         ),
@@ -200,30 +205,32 @@ class SleepPolicy(StrictModel):
 
 
 class Autoscaling(StrictModel):
-    """Autoscaling of the pools whose max is above their min."""
+    """Autoscaling of the pools whose maxReplicas is above minReplicas."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"max": "maxReplicas", "downWindow": "stabilizationWindow"}
 
     mode: Annotated[
         ScalingMode,
         Field(
             strict=False,
-            description="Auto: the autoscaler sets replica counts; Advise: it only reports them; Off: it does nothing. If "
+            description="Auto: the autoscaler sets replica counts; Advise: it only reports them; Disabled: it does nothing. If "
             "another writer sets a count (`spec.replicas`, `kubectl scale`, an HPA, KEDA), Auto keeps it and reports that",
             examples=["Auto"],
         ),
         BeforeValidator(_check_mode),
-    ] = ScalingMode.OFF
-    max: Annotated[
+    ] = ScalingMode.DISABLED
+    max_replicas: Annotated[
         int | None,
         Field(
             ge=1,
             le=4096,
             description="maximum number of instances of all pools together. If more are needed, prefill and decode "
-            "share them so that both carry the same part of the load; left out = the sum of the pools' max",
+            "share them so that both carry the same part of the load; left out = the sum of the pools' maxReplicas",
             examples=["16"],
             json_schema_extra=_INT32,
         ),
     ] = None
-    down_window: Annotated[
+    stabilization_window: Annotated[
         PositiveDuration | None,
         Field(
             description="a pool keeps the maximum number of instances that it needed within this time; left out = derived "
@@ -249,15 +256,15 @@ class Autoscaling(StrictModel):
     sleep: Annotated[
         SleepPolicy | None,
         Field(
-            description="unneeded instances of each pool sleep instead of being removed; vllm and sim",
+            description="unneeded instances of each pool sleep instead of being removed; VLLM and Sim",
             examples=["{max: 2}"],
         ),
     ] = None
     schedules: list[Schedule] = Field(
         default_factory=list,
         max_length=16,
-        description="other bounds for some hours of the week; of several active ones, the highest min and the highest max apply",
-        examples=['[{name: day, begin: "08:00", end: "20:00", min: 4}]'],
+        description="other bounds for some hours of the week; of several active ones, the highest bounds apply",
+        examples=['[{name: day, begin: "08:00", end: "20:00", minReplicas: 4}]'],
         json_schema_extra=list_map_schema("name"),
     )
 
@@ -272,11 +279,11 @@ class Autoscaling(StrictModel):
         minimum, maximum: the pool's own bounds.
         """
         active = [schedule for schedule in self.schedules if schedule.pool in (None, pool) and schedule.is_active(wall)]
-        low = max((schedule.min for schedule in active if schedule.min is not None), default=minimum)
-        high = max((schedule.max for schedule in active if schedule.max is not None), default=maximum)
+        low = max((schedule.min_replicas for schedule in active if schedule.min_replicas is not None), default=minimum)
+        high = max((schedule.max_replicas for schedule in active if schedule.max_replicas is not None), default=maximum)
         # A schedule with only a max may lower the min; one with only a min may raise the max.
         return (low, max(low, high)) if _sets_minimum(active) else (min(low, high), high)
 
 
 def _sets_minimum(on: Sequence[Schedule]) -> bool:
-    return any(schedule.min is not None for schedule in on)
+    return any(schedule.min_replicas is not None for schedule in on)

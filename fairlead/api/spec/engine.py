@@ -1,5 +1,6 @@
 """`spec.engine`: the program that serves the model."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, ClassVar, Self
 
@@ -7,17 +8,22 @@ from pydantic import Field, model_validator
 
 from fairlead.api.spec.environment import EnvironmentVariable
 from fairlead.api.strict_model import Rule, StrictModel
-from fairlead.api.value_types import ServedName, Subdomain, check_unique, list_map_schema
+from fairlead.api.value_types import Subdomain, check_unique, list_map_schema
 
 
-class EngineKind(StrEnum):
+class EngineType(StrEnum):
     """The program that serves the model."""
 
-    VLLM = "vllm"
-    SGLANG = "sglang"
-    SIM = "sim"
-    CUSTOM = "custom"
-    EXTERNAL = "external"
+    VLLM = "VLLM"
+    SGLANG = "SGLang"
+    SIM = "Sim"
+    CUSTOM = "Custom"
+    EXTERNAL = "External"
+
+    @property
+    def label(self) -> str:
+        """The type in lower case, as labels, settings and fleet files write it."""
+        return self.value.lower()
 
 
 class PullSecret(StrictModel):
@@ -30,21 +36,20 @@ def _external_violation(engine: "Engine") -> tuple[str, ...] | bool:
     """Returns the field that describes how to run an external engine, or False."""
     fields = ("image", "command", "args", "env", "image_pull_secrets", "port", "health_path")
     name = next((name for name in fields if getattr(engine, name)), None)
-    return (Engine.model_fields[name].alias or name,) if engine.kind is EngineKind.EXTERNAL and name else False
+    return (Engine.model_fields[name].alias or name,) if engine.type is EngineType.EXTERNAL and name else False
 
 
-_SERVED_NAME_FLAG = "--served-model-name"
-_CUSTOM_ONLY_MESSAGE = "{} is for engines of kind custom; Fairlead sets {} of the others"
+_CUSTOM_ONLY_MESSAGE = "{} is for engines of type Custom; Fairlead sets {} of the others"
 
 
 def _custom_only_rule(field: str, attribute: str, known_part: str) -> Rule:
     return Rule(
-        cel=f"!has(self.{field}) || self.kind in ['custom', 'external']",  # `external` has its own rule
+        cel=f"!has(self.{field}) || self.type in ['Custom', 'External']",  # `External` has its own rule
         message=_CUSTOM_ONLY_MESSAGE.format(field, known_part),
-        fix=f"remove {field}, or write `kind: custom`",
+        fix=f"remove {field}, or write `type: Custom`",
         at=(field,),
         violation=lambda engine: (
-            getattr(engine, attribute) not in (None, []) and engine.kind not in ("custom", "external")
+            getattr(engine, attribute) not in (None, []) and engine.type not in (EngineType.CUSTOM, EngineType.EXTERNAL)
         ),
     )
 
@@ -52,65 +57,44 @@ def _custom_only_rule(field: str, attribute: str, known_part: str) -> Rule:
 class Engine(StrictModel):
     """The program that serves the model."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"kind": "type", "servedModelName": "model.servedNames"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="self.kind != 'external' || !(has(self.image) || has(self.command) && self.command.size() > 0 || has(self.args) "
+            cel="self.type != 'External' || !(has(self.image) || has(self.command) && self.command.size() > 0 || has(self.args) "
             "&& self.args.size() > 0 || has(self.env) && self.env.size() > 0 || has(self.imagePullSecrets) && "
             "self.imagePullSecrets.size() > 0 || has(self.port) || has(self.healthPath))",
             message="Fairlead does not run an external engine and cannot change how it runs",
-            fix="leave only kind and servedModelName, and give pools endpoints or a selector",
+            fix="leave only type, and give pools endpoints or a selector",
             violation=_external_violation,
         ),
         Rule(
-            cel="self.kind != 'custom' || has(self.image)",
-            message="an engine of kind custom needs an image",
+            cel="self.type != 'Custom' || has(self.image)",
+            message="an engine of type Custom needs an image",
             fix="add `image:`, and `command:` unless the image has the right one",
-            violation=lambda engine: engine.kind is EngineKind.CUSTOM and engine.image is None,
-        ),
-        Rule(
-            # Arguments of a custom engine are free, and may contain $(MODEL_NAME).
-            cel="!has(self.servedModelName) || !has(self.args) || self.kind == 'custom' || "
-            f"!self.args.exists(arg, arg == '{_SERVED_NAME_FLAG}' || arg.startsWith('{_SERVED_NAME_FLAG}='))",
-            message="the engine gets its name twice",
-            fix=f"remove {_SERVED_NAME_FLAG} from args, or remove servedModelName",
-            at=("servedModelName",),
-            violation=lambda engine: (
-                engine.served_model_name is not None
-                and engine.kind is not EngineKind.CUSTOM
-                and any(arg.partition("=")[0] == _SERVED_NAME_FLAG for arg in engine.args)
-            ),
+            violation=lambda engine: engine.type is EngineType.CUSTOM and engine.image is None,
         ),
         _custom_only_rule("command", "command", "the command"),
         _custom_only_rule("port", "port", "the port"),
         _custom_only_rule("healthPath", "health_path", "the health path"),
     )
 
-    kind: Annotated[
-        EngineKind,
+    type: Annotated[
+        EngineType,
         Field(
             strict=False,
-            description="vllm; sglang; sim, the simulated engine; custom, your own image and command with OpenAI's "
-            "protocol; or external: engines that already run, found by address or label. Local mode simulates all kinds but "
-            "external by default",
-            examples=["vllm"],
+            description="VLLM; SGLang; Sim, the simulated engine; Custom, your own image and command with OpenAI's "
+            "protocol; or External: engines that already run, found by address or label. Local mode simulates all kinds but "
+            "External by default",
+            examples=["VLLM"],
         ),
-    ] = EngineKind.VLLM
-    served_model_name: Annotated[
-        ServedName | None,
-        Field(
-            description="the engine's name for the model; left out = the ModelDeployment's name. Gateways write it into requests and "
-            "the client's name for the model into responses. For an external engine with several names: the first, which is in "
-            "its responses",
-            examples=["Qwen/Qwen3-8B"],
-        ),
-    ] = None
+    ] = EngineType.VLLM
     image: Annotated[
         str | None,
         Field(
             min_length=1,
             max_length=1024,
             pattern=r"^\S+$",
-            description="container image; left out = the installation's image for this kind",
+            description="container image; left out = the installation's image for this type",
             examples=["vllm/vllm-openai:v0.11.0"],
         ),
     ] = None
@@ -124,7 +108,7 @@ class Engine(StrictModel):
     args: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
         default_factory=list,
         max_length=128,
-        description="appended to the engine's command line; a simulated vllm accepts those that affect the simulation",
+        description="appended to the engine's command line; a simulated VLLM accepts those that affect the simulation",
         examples=['["--max-model-len=32768"]'],
     )
     env: list[EnvironmentVariable] = Field(

@@ -1,5 +1,6 @@
 """`spec.kvCache`: where KV is kept besides accelerator memory, and how it is transferred."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final
 
@@ -12,7 +13,7 @@ _STORE_PATTERN: Final = r"^(lm|rediss?|mooncakestore)://[A-Za-z0-9.:\[\]-]+(/[A-
 """No user and no password: a spec must not contain secrets."""
 
 
-class OffloadKind(StrEnum):
+class OffloadType(StrEnum):
     """The software that moves KV to slower memory."""
 
     NATIVE = "Native"
@@ -23,7 +24,7 @@ class Transfer(StrEnum):
     """The KV transfer from prefill to decode instances."""
 
     NONE = "None"
-    NIXL = "Nixl"
+    NIXL = "NIXL"
     MOONCAKE = "Mooncake"
 
 
@@ -46,38 +47,39 @@ class PeerTransfer(StrictModel):
 class Offload(StrictModel):
     """Slower and larger storage for KV that leaves the accelerator."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"kind": "type"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="!has(self.disk) || self.kind == 'LMCache'",
+            cel="!has(self.disk) || self.type == 'LMCache'",
             message="only LMCache offloads to disk",
-            fix="write `kind: LMCache`, or remove disk",
+            fix="write `type: LMCache`, or remove disk",
             at=("disk",),
-            violation=lambda offload: offload.disk is not None and offload.kind is not OffloadKind.LMCACHE,
+            violation=lambda offload: offload.disk is not None and offload.type is not OffloadType.LMCACHE,
         ),
         Rule(
-            cel="!has(self.store) || self.kind == 'LMCache'",
+            cel="!has(self.store) || self.type == 'LMCache'",
             message="only LMCache shares a store",
-            fix="write `kind: LMCache`, or remove store",
+            fix="write `type: LMCache`, or remove store",
             at=("store",),
-            violation=lambda offload: offload.store is not None and offload.kind is not OffloadKind.LMCACHE,
+            violation=lambda offload: offload.store is not None and offload.type is not OffloadType.LMCACHE,
         ),
         Rule(
-            cel="!has(self.peers) || self.kind == 'Native'",
+            cel="!has(self.peers) || self.type == 'Native'",
             message="only Native offloading shares with peers",
-            fix="write `kind: Native`, or remove peers",
+            fix="write `type: Native`, or remove peers",
             at=("peers",),
-            violation=lambda offload: offload.peers is not None and offload.kind is not OffloadKind.NATIVE,
+            violation=lambda offload: offload.peers is not None and offload.type is not OffloadType.NATIVE,
         ),
     )
 
-    kind: Annotated[
-        OffloadKind,
+    type: Annotated[
+        OffloadType,
         Field(
             strict=False,
             description="Native: the engine itself; LMCache: the library of that name, which the image must contain",
             examples=["Native"],
         ),
-    ] = OffloadKind.NATIVE
+    ] = OffloadType.NATIVE
     memory: Annotated[Size, Field(description="main memory per pod, added to its memory request", examples=["64Gi"])]
     disk: Annotated[
         Size | None, Field(description="scratch disk per pod, for KV that leaves the memory", examples=["500Gi"])
@@ -95,7 +97,7 @@ class Offload(StrictModel):
     peers: Annotated[
         PeerTransfer | None,
         Field(
-            description="shares offloaded KV between the instances of the model; vllm and sim",
+            description="shares offloaded KV between the instances of the model; VLLM and Sim",
             examples=["{bytesPerToken: 131072, bandwidth: 10Gi}"],
         ),
     ] = None
@@ -110,13 +112,13 @@ class KvCache(StrictModel):
         Field(
             strict=False,
             description="KV transfer from pools of role Prefill to pools of role Decode",
-            examples=["Nixl"],
+            examples=["NIXL"],
         ),
     ] = Transfer.NONE
     events: Annotated[
         bool,
         Field(
-            description="vllm, sglang and sim publish their cached prefixes, so that routing need not estimate them",
+            description="VLLM, SGLang and Sim publish their cached prefixes, so that routing need not estimate them",
             examples=["true"],
         ),
     ] = True

@@ -1,17 +1,18 @@
 """`spec.model`: the weights to serve, the credentials to read them, and their cache."""
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from fairlead.api.strict_model import Rule, StrictModel, field_error
-from fairlead.api.value_types import Size, Subdomain
+from fairlead.api.value_types import ServedName, Size, Subdomain, check_unique
 
-_SOURCE_PATTERN = r"^((hf|s3|gs|oci|file)://|pvc:).+$"
+_URI_PATTERN = r"^((hf|s3|gs|oci|file)://|pvc:).+$"
 _REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 
 
-def _check_source(text: str) -> str:
+def _check_uri(text: str) -> str:
     scheme = text.partition(":")[0]
     if scheme not in ("hf", "s3", "gs", "oci", "pvc", "file"):
         message = f'"{text:.70}" is not a model source'
@@ -22,15 +23,23 @@ def _check_source(text: str) -> str:
     return text
 
 
+class SecretReference(StrictModel):
+    """A Secret of the same namespace."""
+
+    name: Annotated[Subdomain, Field(description="name of the Secret", examples=["hf-token"])]
+
+
 class ModelCredentials(StrictModel):
     """Credentials for reading the weights."""
 
-    secret_name: Annotated[
-        Subdomain,
+    renamed: ClassVar[Mapping[str, str]] = {"secretName": "secretRef.name"}
+
+    secret_ref: Annotated[
+        SecretReference,
         Field(
             description="a Secret in the same namespace; its entries become environment variables of the download, such "
             "as HF_TOKEN, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            examples=["hf-token"],
+            examples=["{name: hf-token}"],
         ),
     ]
 
@@ -72,25 +81,26 @@ class ModelCache(StrictModel):
 
 
 class ModelSource(StrictModel):
-    """The weights to serve."""
+    """The weights to serve, and under which names."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"source": "uri"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="!has(self.revision) || self.source.startsWith('hf://')",
-            message="revision is for hf:// sources",
-            fix="put the version into the source, or remove revision",
+            cel="!has(self.revision) || self.uri.startsWith('hf://')",
+            message="revision is for hf:// models",
+            fix="put the version into the uri, or remove revision",
             at=("revision",),
             violation=lambda source: source.revision is not None and source.scheme != "hf",
         ),
         Rule(
-            cel="!has(self.credentials) || !(self.source.startsWith('pvc:') || self.source.startsWith('file://'))",
+            cel="!has(self.credentials) || !(self.uri.startsWith('pvc:') || self.uri.startsWith('file://'))",
             message="weights that are not downloaded need no credentials",
             fix="remove credentials",
             at=("credentials",),
             violation=lambda source: source.credentials is not None and not source.is_downloaded,
         ),
         Rule(
-            cel="!has(self.cache) || !(self.source.startsWith('pvc:') || self.source.startsWith('file://'))",
+            cel="!has(self.cache) || !(self.uri.startsWith('pvc:') || self.uri.startsWith('file://'))",
             message="weights that are not downloaded need no cache",
             fix="remove cache",
             at=("cache",),
@@ -98,9 +108,9 @@ class ModelSource(StrictModel):
         ),
     )
 
-    source: Annotated[
+    uri: Annotated[
         str,
-        AfterValidator(_check_source),
+        AfterValidator(_check_uri),
         Field(
             min_length=1,
             max_length=1024,
@@ -108,7 +118,7 @@ class ModelSource(StrictModel):
             "(mounted), file://PATH (in the image). Real engines in local mode load hf:// and file://; simulated ones "
             "only report it",
             examples=['"hf://Qwen/Qwen3-8B"'],
-            json_schema_extra={"pattern": _SOURCE_PATTERN},
+            json_schema_extra={"pattern": _URI_PATTERN},
         ),
     ]
     revision: Annotated[
@@ -117,22 +127,41 @@ class ModelSource(StrictModel):
             min_length=1,
             max_length=256,
             pattern=_REVISION_PATTERN,
-            description="commit, tag or branch of an hf:// source; a commit makes every pod serve the same weights",
+            description="commit, tag or branch of an hf:// model; a commit makes every pod serve the same weights",
             examples=["main"],
         ),
     ] = None
-    credentials: Annotated[ModelCredentials | None, Field(examples=["{secretName: hf-token}"])] = None
+    credentials: Annotated[ModelCredentials | None, Field(examples=["{secretRef: {name: hf-token}}"])] = None
     cache: Annotated[ModelCache | None, Field(examples=["{claimName: models}"])] = None
+    served_names: list[ServedName] = Field(
+        default_factory=list,
+        max_length=16,
+        description="names under which clients reach the model, besides its own; / is allowed. The engine calls the model by the "
+        "first of them; left out = by the ModelDeployment's name. Of an external engine with several names: the first, which its "
+        "answers carry",
+        examples=["[Qwen/Qwen3-8B]"],
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+
+    @model_validator(mode="after")
+    def _check_unique_names(self) -> Self:
+        check_unique("servedNames", self.served_names)
+        return self
+
+    @property
+    def engine_name(self) -> str | None:
+        """What the engine calls the model; None: the ModelDeployment's name."""
+        return self.served_names[0] if self.served_names else None
 
     @property
     def scheme(self) -> str:
         """`hf`, `s3`, `gs`, `oci`, `pvc` or `file`."""
-        return self.source.partition(":")[0]
+        return self.uri.partition(":")[0]
 
     @property
     def location(self) -> str:
         """The part after the scheme: `Qwen/Qwen3-8B`, `bucket/path`, `claim/path`, `/path`."""
-        rest = self.source.partition(":")[2]
+        rest = self.uri.partition(":")[2]
         return rest.lstrip("/") if self.scheme == "pvc" else rest.removeprefix("//")
 
     @property

@@ -1,5 +1,6 @@
 """`spec.pools[]`: replicas of one template, on one accelerator, in one role."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
@@ -17,41 +18,6 @@ class PoolRole(StrEnum):
     SERVE = "Serve"
     PREFILL = "Prefill"
     DECODE = "Decode"
-
-
-class Replicas(StrictModel):
-    """The number of instances of a pool."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            cel="!has(self.max) || self.max >= self.min",
-            message="max is less than min",
-            fix="raise max, or lower min",
-            at=("max",),
-            violation=lambda replicas: replicas.max is not None and replicas.max < replicas.min,
-        ),
-    )
-
-    min: Annotated[
-        int,
-        Field(ge=0, le=4096, description="minimum number of instances", examples=["8"], json_schema_extra=_INT32),
-    ] = 1
-    max: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=4096,
-            description="maximum number of instances, for the autoscaler, an HPA, KEDA and `kubectl scale`; left out = no "
-            "limit, and the autoscaler keeps the pool at its min",
-            examples=["16"],
-            json_schema_extra=_INT32,
-        ),
-    ] = None
-
-    @property
-    def is_scalable(self) -> bool:
-        """True if max is above min, which autoscaling needs."""
-        return self.max is not None and self.max > self.min
 
 
 class Parallelism(StrictModel):
@@ -184,7 +150,18 @@ class PodSelector(StrictModel):
 class Pool(StrictModel):
     """Replicas of one template: one accelerator, one role."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "accelerator": "acceleratorClassName",
+        "replicas": "minReplicas and maxReplicas",
+    }
     rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.maxReplicas) || self.maxReplicas >= self.minReplicas",
+            message="maxReplicas is less than minReplicas",
+            fix="raise maxReplicas, or lower minReplicas",
+            at=("maxReplicas",),
+            violation=lambda one: one.max_replicas is not None and one.max_replicas < one.min_replicas,
+        ),
         Rule(
             cel="self.role == oldSelf.role",
             message="the role of a pool cannot be changed",
@@ -210,14 +187,28 @@ class Pool(StrictModel):
             examples=["Serve"],
         ),
     ] = PoolRole.SERVE
-    accelerator: Annotated[
+    accelerator_class_name: Annotated[
         ShortName | None,
         Field(
             description="name of an AcceleratorClass, applied or built in; needed unless the engine is external",
             examples=["nvidia-l4"],
         ),
     ] = None
-    replicas: Annotated[Replicas, Field(examples=["{min: 8}"])] = Replicas()
+    min_replicas: Annotated[
+        int,
+        Field(ge=0, le=4096, description="instances that always run", examples=["8"], json_schema_extra=_INT32),
+    ] = 1
+    max_replicas: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=4096,
+            description="upper bound for the autoscaler, an HPA, KEDA or `kubectl scale`; left out = no bound, and the "
+            "autoscaler leaves the pool at minReplicas",
+            examples=["16"],
+            json_schema_extra=_INT32,
+        ),
+    ] = None
     parallelism: Annotated[Parallelism, Field(examples=["{tensor: 4}"])] = Parallelism()
     template: Annotated[PodTemplate | None, Field(examples=["{spec: {priorityClassName: high}}"])] = None
     endpoints: list[ExternalEndpoint] = Field(
@@ -233,6 +224,11 @@ class Pool(StrictModel):
     def _check_unique_names(self) -> Self:
         check_unique("endpoints", [endpoint.url for endpoint in self.endpoints])
         return self
+
+    @property
+    def is_scalable(self) -> bool:
+        """There is room between its bounds, which is what the autoscaler needs."""
+        return self.max_replicas is not None and self.max_replicas > self.min_replicas
 
     @property
     def is_external(self) -> bool:

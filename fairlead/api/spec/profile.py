@@ -1,24 +1,26 @@
 """`spec.profile` of an AcceleratorClass: the cost of an engine step."""
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     Field,
     model_validator,
 )
 
+from fairlead import units
 from fairlead.api.strict_model import Rule, StrictModel, field_error
+from fairlead.api.value_types import PositiveQuantity, Quantity
 from fairlead.engine_profile import EngineProfile, builtin_profiles
-
-OptionalSeconds = Annotated[float | None, Field(ge=0, le=3600)]
-
 
 OptionalCount = Annotated[int | None, Field(ge=1, le=2**40)]
 
 
 class Profile(StrictModel):
-    """The cost of an engine step: a preset, coefficients, or a preset with changed coefficients."""
+    """The cost of an engine step: a preset, coefficients, or a preset with changed coefficients.
+
+    Seconds are quantities: ``36u`` is 36 microseconds.
+    """
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -33,20 +35,25 @@ class Profile(StrictModel):
         str | None, Field(min_length=1, max_length=63, description="a built-in profile", examples=["h100-llama8b"])
     ] = None
     prefill_token_seconds: Annotated[
-        float | None, Field(gt=0, le=3600, description="p: one computed token, prompt or decode", examples=["3.6e-5"])
+        PositiveQuantity | None,
+        Field(description="p: one computed token, prompt or decode", examples=["36u"]),
     ] = None
     attention_seconds: Annotated[
-        OptionalSeconds, Field(description="q: attention of one token to one earlier token")
+        Quantity | None, Field(description="q: attention of one token to one earlier token", examples=["1.5m"])
     ] = None
-    weights_seconds: Annotated[OptionalSeconds, Field(description="w: minimum of a step: reading the weights once")] = (
-        None
-    )
-    step_seconds: Annotated[OptionalSeconds, Field(description="d: fixed overhead of a step")] = None
-    sequence_seconds: Annotated[OptionalSeconds, Field(description="s: one sequence in the batch")] = None
+    weights_seconds: Annotated[
+        Quantity | None, Field(description="w: minimum of a step: reading the weights once", examples=["1.5m"])
+    ] = None
+    step_seconds: Annotated[Quantity | None, Field(description="d: fixed overhead of a step", examples=["1.5m"])] = None
+    sequence_seconds: Annotated[
+        Quantity | None, Field(description="s: one sequence in the batch", examples=["1.5m"])
+    ] = None
     resident_token_seconds: Annotated[
-        OptionalSeconds, Field(description="c: one resident KV token read by decoding")
+        Quantity | None, Field(description="c: one resident KV token read by decoding", examples=["1.5m"])
     ] = None
-    hit_token_seconds: Annotated[OptionalSeconds, Field(description="h: one prompt token found in the cache")] = None
+    hit_token_seconds: Annotated[
+        Quantity | None, Field(description="h: one prompt token found in the cache", examples=["1.5m"])
+    ] = None
     kv_tokens: Annotated[OptionalCount, Field(description="tokens that the KV cache holds")] = None
     max_sequences: Annotated[OptionalCount, Field(description="sequences in one batch")] = None
     step_tokens: Annotated[OptionalCount, Field(description="token budget of one step")] = None
@@ -64,7 +71,10 @@ class Profile(StrictModel):
 
         name: used unless the profile is exactly a preset.
         """
-        coefficients = self.model_dump(exclude_none=True, exclude={"preset", "name"})
+        coefficients: dict[str, Any] = {
+            field: units.parse_quantity(value) if field.endswith("_seconds") else value
+            for field, value in self.model_dump(exclude_none=True, exclude={"preset", "name"}).items()
+        }
         if self.preset is None:
             return EngineProfile(name=name, **coefficients)
         base = builtin_profiles()[self.preset]

@@ -1,6 +1,7 @@
 """`spec.rollout`: the replacement of instances after a change."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -17,26 +18,29 @@ class Rollout(StrictModel):
     request.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"surge": "maxSurge", "drain": "drainTimeout"}
     planned: ClassVar[frozenset[str]] = frozenset({"canary"})
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             # Durations in CEL have no days.
-            cel="!self.drain.contains('d') && duration(self.drain) <= duration('24h')",
-            message="drain is at most 24h, without days",
+            cel="!self.drainTimeout.contains('d') && duration(self.drainTimeout) <= duration('24h')",
+            message="drainTimeout is at most 24h, without days",
             fix="write it like 10m or 2h30m",
-            at=("drain",),
-            violation=lambda rollout: "d" in rollout.drain or units.parse_duration(rollout.drain) > MAX_DRAIN_SECONDS,
+            at=("drainTimeout",),
+            violation=lambda rollout: (
+                "d" in rollout.drain_timeout or units.parse_duration(rollout.drain_timeout) > MAX_DRAIN_SECONDS
+            ),
         ),
     )
 
-    surge: Annotated[
+    max_surge: Annotated[
         CountOrPercent,
         Field(
             description="instances above a pool's desired number while it is replaced, or a percentage",
             examples=["1"],
         ),
     ] = 1
-    drain: Annotated[
+    drain_timeout: Annotated[
         PositiveDuration,
         Field(
             description="time for requests in flight on an instance that is removed; then they are cut off",
@@ -49,11 +53,11 @@ class Rollout(StrictModel):
 
     def surge_for(self, instances: int) -> int:
         """Returns how many instances above `instances` may run during a rollout; at least one."""
-        if isinstance(self.surge, int):
-            return self.surge
-        return max(1, math.ceil(instances * int(self.surge.removesuffix("%")) / 100))
+        if isinstance(self.max_surge, int):
+            return self.max_surge
+        return max(1, math.ceil(instances * int(self.max_surge.removesuffix("%")) / 100))
 
     @property
     def drain_seconds(self) -> float:
         """Time that an instance has to finish its requests."""
-        return units.parse_duration(self.drain)
+        return units.parse_duration(self.drain_timeout)

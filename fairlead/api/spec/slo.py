@@ -1,5 +1,6 @@
 """`spec.objectives`: the service level objectives."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import (
@@ -8,15 +9,14 @@ from pydantic import (
 
 from fairlead import units
 from fairlead.api.strict_model import Rule, StrictModel
-from fairlead.api.value_types import Duration, PositiveDuration
-from fairlead.fleet.model import SloTargets as ObjectiveValues
+from fairlead.api.value_types import Duration, Percentage, PositiveDuration
+from fairlead.fleet.model import SloTargets
 
 
 class Slo(StrictModel):
-    """The service level objectives of a model. A request must meet both TTFT and mean inter-token
-    latency.
-    """
+    """The service level objectives of a model. A request must meet both TTFT and TPOT."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"itl": "tpot"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!has(self.ttftPerKiloToken) || has(self.ttft)",
@@ -28,26 +28,26 @@ class Slo(StrictModel):
     )
 
     target: Annotated[
-        float,
-        Field(gt=0, le=1, description="share of requests that should meet the objectives", examples=["0.95"]),
-    ] = 0.95
+        Percentage,
+        Field(description="share of requests that should meet the SLO", examples=['"95%"']),
+    ] = "95%"
     ttft: Annotated[
         PositiveDuration | None,
-        Field(description="time to first token of a short prompt; left out = no such objective", examples=["800ms"]),
+        Field(description="time to first token of a short prompt; left out = no such target", examples=["800ms"]),
     ] = None
     ttft_per_kilo_token: Annotated[
         Duration | None, Field(description="added to ttft for every 1,000 prompt tokens", examples=["120ms"])
     ] = None
-    itl: Annotated[
+    tpot: Annotated[
         PositiveDuration | None,
-        Field(description="mean inter-token latency; left out = no such objective", examples=["40ms"]),
+        Field(description="mean time per output token of a request; left out = no such target", examples=["40ms"]),
     ] = None
 
-    def to_targets(self) -> ObjectiveValues:
+    def to_targets(self) -> SloTargets:
         """Returns the objectives in seconds, as routing uses them."""
-        return ObjectiveValues(
-            target=self.target,
+        return SloTargets(
+            target=units.parse_percentage(self.target),
             ttft_seconds=None if self.ttft is None else units.parse_duration(self.ttft),
             ttft_per_kilo_token_seconds=units.parse_duration(self.ttft_per_kilo_token or "0s"),
-            itl_seconds=None if self.itl is None else units.parse_duration(self.itl),
+            itl_seconds=None if self.tpot is None else units.parse_duration(self.tpot),
         )

@@ -7,7 +7,7 @@ so that gateways do not load the API types.
 
 from collections.abc import Mapping
 
-from fairlead.api import EngineKind
+from fairlead.api import EngineType
 from fairlead.engines.containers.base import ContainerBuilder, EngineContainer, InstancePod, NodeRole
 from fairlead.engines.containers.custom import custom_container
 from fairlead.engines.containers.sglang import sglang_container
@@ -17,11 +17,11 @@ from fairlead.engines.containers.vllm import vllm_container
 __all__ = ["EngineContainer", "InstancePod", "NodeRole", "container_builders"]
 
 
-def container_builders() -> Mapping[EngineKind, ContainerBuilder]:
+def container_builders() -> Mapping[EngineType, ContainerBuilder]:
     """Returns the builders by kind. `external` has none, since Fairlead starts nothing there."""
     return {
-        EngineKind.VLLM: vllm_container,
-        EngineKind.SGLANG: sglang_container,
-        EngineKind.SIM: sim_container,
-        EngineKind.CUSTOM: custom_container,
+        EngineType.VLLM: vllm_container,
+        EngineType.SGLANG: sglang_container,
+        EngineType.SIM: sim_container,
+        EngineType.CUSTOM: custom_container,
     }

@@ -61,7 +61,7 @@ class InstancePod:
     @property
     def served_name(self) -> str:
         """The engine's name for the model. Gateways replace the client's model name by it."""
-        return self.spec.engine.served_model_name or self.model.metadata.name
+        return self.spec.model.engine_name or self.model.metadata.name
 
     @property
     def transfers_kv(self) -> bool:

@@ -42,7 +42,7 @@ def custom_container(pod: InstancePod) -> EngineContainer:
             port=port,
             data_parallel=shape.data,
             transfer=pod.spec.kv_cache.transfer.value.lower() if pod.transfers_kv else None,
-            served_name=engine.served_model_name,
+            served_name=pod.spec.model.engine_name,
         ),
         health=HealthProbe(path=engine.health_path or _DEFAULT_HEALTH_PATH) if pod.serves_http else None,
         drain=PreStopDrain(),

@@ -5,7 +5,7 @@ A test checks each flag against SGLang's argument parser.
 
 from typing import Any, Final
 
-from fairlead.api import OffloadKind, PoolRole, Transfer
+from fairlead.api import OffloadType, PoolRole, Transfer
 from fairlead.engines.containers.base import (
     BOOTSTRAP_PORT,
     HTTP_PORT,
@@ -56,7 +56,7 @@ def sglang_container(pod: InstancePod) -> EngineContainer:
             bootstrap_port=BOOTSTRAP_PORT if is_prefill else None,
             kv_events_port=KV_EVENTS_PORT if cache.events else None,
             kv_replay_port=KV_REPLAY_PORT if cache.events else None,
-            served_name=pod.spec.engine.served_model_name,
+            served_name=pod.spec.model.engine_name,
         ),
         # /health generates a token: it takes at least a second, and twenty before it fails.
         health=HealthProbe(period=10, timeout=25, liveness_failures=6) if pod.serves_http else None,
@@ -77,7 +77,7 @@ def _check_supported(pod: InstancePod) -> None:
         message = "SGLang spreads tensor and pipeline ranks over nodes, but no data-parallel copies"
         hint = "use data: 1, with tensor × pipeline a multiple of nodes; several copies are several replicas"
         raise BadInput(message, field=f"spec.pools[{pod.pool.name}].parallelism", hint=hint)
-    if offload is not None and offload.kind is OffloadKind.NATIVE and bytes_per_rank(offload.memory, shape) < _GB:
+    if offload is not None and offload.type is OffloadType.NATIVE and bytes_per_rank(offload.memory, shape) < _GB:
         minimum = f"{shape.ranks_per_pod}Gi"
         message = f"SGLang offloads to whole gigabytes for each of a pod's {shape.ranks_per_pod} ranks"
         raise BadInput(message, field="spec.kvCache.offload.memory", hint=f"give at least {minimum}")
@@ -116,7 +116,7 @@ def _offload_flags(pod: InstancePod) -> list[str]:
     offload = pod.spec.kv_cache.offload
     if offload is None:
         return []
-    if offload.kind is OffloadKind.LMCACHE:
+    if offload.type is OffloadType.LMCACHE:
         return ["--enable-lmcache"]
     # --hicache-size is in GB (10^9) per rank.
     size = bytes_per_rank(offload.memory, pod.pool.parallelism) // _GB
@@ -145,6 +145,6 @@ def _env(pod: InstancePod) -> list[dict[str, Any]]:
     if pod.transfers_kv or pod.is_multi_node:
         variables += [env_from_field("POD_IP", "status.podIP"), env_value("SGLANG_HOST_IP", "$(POD_IP)")]
     offload = pod.spec.kv_cache.offload
-    if offload is not None and offload.kind is OffloadKind.LMCACHE:
+    if offload is not None and offload.type is OffloadType.LMCACHE:
         variables += lmcache_env(offload, pod.pool.parallelism)
     return variables

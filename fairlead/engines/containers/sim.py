@@ -53,7 +53,7 @@ def sim_container(pod: InstancePod) -> EngineContainer:
             else None,  # the simulator serves bootstrap queries on its HTTP port
             kv_events_port=KV_EVENTS_PORT if cache.events else None,
             kv_replay_port=KV_REPLAY_PORT if cache.events else None,
-            served_name=pod.spec.engine.served_model_name,
+            served_name=pod.spec.model.engine_name,
             kv_peers_port=HTTP_PORT if shares_kv else None,
         ),
         health=HealthProbe(startup_period=1) if pod.serves_http else None,
@@ -69,7 +69,7 @@ def sim_container(pod: InstancePod) -> EngineContainer:
 def _flags(pod: InstancePod) -> list[str]:
     spec, cache = pod.spec, pod.spec.kv_cache
     host = f"[{pod.host}]" if ":" in pod.host else pod.host
-    flags = [f"--listen={host}:{HTTP_PORT}", f"--model={spec.model.source}", f"--served-model-name={pod.served_name}"]
+    flags = [f"--listen={host}:{HTTP_PORT}", f"--model={spec.model.uri}", f"--served-model-name={pod.served_name}"]
     flags.append(f"--profile={profile_argument(pod.profile)}")
     context = context_args(pod.profile, spec.engine.args)
     flags += [f"{context[0]}={context[1]}"] if context else []

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from fairlead.api import OffloadKind, PoolRole, Transfer
+from fairlead.api import OffloadType, PoolRole, Transfer
 from fairlead.engines.containers.base import (
     BOOTSTRAP_PORT,
     HTTP_PORT,
@@ -62,7 +62,7 @@ def vllm_container(pod: InstancePod) -> EngineContainer:
             bootstrap_port=BOOTSTRAP_PORT if is_mooncake_prefill else None,
             kv_events_port=KV_EVENTS_PORT if cache.events else None,
             kv_replay_port=KV_REPLAY_PORT if cache.events else None,
-            served_name=pod.spec.engine.served_model_name,
+            served_name=pod.spec.model.engine_name,
             kv_peers_port=KV_PEERS_PORT if pod.spec.peers is not None else None,
         ),
         health=HealthProbe() if pod.serves_http else None,
@@ -167,7 +167,7 @@ def _offload_connector(pod: InstancePod) -> dict[str, Any] | None:
     offload = pod.spec.kv_cache.offload
     if offload is None:
         return None
-    if offload.kind is OffloadKind.LMCACHE:
+    if offload.type is OffloadType.LMCACHE:
         return {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
     # Needed by the index to assign blocks in main memory to prompts.
     config: dict[str, Any] = {"cpu_bytes_to_use": bytes_per_engine(offload, pod.pool.parallelism)}
@@ -202,6 +202,6 @@ def _env(pod: InstancePod) -> list[dict[str, Any]]:
     if spec.peers is not None:
         variables.append(env_value("PYTHONHASHSEED", "0"))  # peers must compute the same block hashes
     offload = spec.kv_cache.offload
-    if offload is not None and offload.kind is OffloadKind.LMCACHE:
+    if offload is not None and offload.type is OffloadType.LMCACHE:
         variables += lmcache_env(offload, pod.pool.parallelism)
     return variables

@@ -23,7 +23,7 @@ def model_weights(source: ModelSource) -> ModelWeights:
     """Returns what the container of a real engine needs. Raises BadInput for a cache without
     effect.
     """
-    secret = source.credentials.secret_name if source.credentials is not None else None
+    secret = source.credentials.secret_ref.name if source.credentials is not None else None
     if source.scheme == "hf":
         return ModelWeights(
             argument=source.location,
@@ -37,7 +37,7 @@ def model_weights(source: ModelSource) -> ModelWeights:
         message = f"a cache is not used for {source.scheme}:// weights: {reason}"
         raise BadInput(message, field="spec.model.cache", hint="remove cache")
     if source.scheme in ("s3", "gs"):
-        return ModelWeights(argument=source.source, secret=secret, streamed=True)
+        return ModelWeights(argument=source.uri, secret=secret, streamed=True)
     if source.scheme == "oci":
         return ModelWeights(
             argument=MODEL_FOLDER,

@@ -3,6 +3,7 @@
 from pydantic import ValidationError
 
 from fairlead.errors import FileProblem, ManifestError
+from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names
 from fairlead.fleet.file.schema import FileFleet, FileInstance, FileModel
 from fairlead.fleet.model import KV_TRANSFERS, EngineAuth, Fleet, Instance, Model, Role, served_name_override
 from fairlead.limits import Limits
@@ -34,7 +35,12 @@ def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> F
     )
     if problems:
         raise ManifestError(tuple(problems))
-    models = sorted((_to_model(item) for item in content.models), key=lambda model: model.key)
+    claims = [NameClaim(item.namespace, item.name, tuple(item.served_names)) for item in content.models]
+    granted = grant_names(claims, {claim.namespace for claim in claims})
+    models = sorted(
+        (_to_model(item, granted[claim.key]) for item, claim in zip(content.models, claims, strict=True)),
+        key=lambda model: model.key,
+    )
     instances = {f"{item.namespace}/{item.name}": _to_instances(item) for item in content.models}
     return Fleet(
         version=1,
@@ -44,8 +50,15 @@ def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> F
     )
 
 
-def _to_model(item: FileModel) -> Model:
-    return Model(item.namespace, item.name, item.objectives.to_targets(), item.routing.preset.value, wakes=item.wakes)
+def _to_model(item: FileModel, names: GrantedNames) -> Model:
+    return Model(
+        item.namespace,
+        item.name,
+        item.targets,
+        item.routing.preset.value,
+        wakes=item.wakes,
+        served_names=names.served_names,
+    )
 
 
 def _to_instances(item: FileModel) -> tuple[Instance, ...]:

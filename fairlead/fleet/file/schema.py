@@ -6,21 +6,24 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from fairlead import units
+from fairlead.api.spec.engine import EngineType
+from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.profile import Profile
 from fairlead.api.spec.routing import Routing
-from fairlead.api.spec.slo import Slo
 from fairlead.api.strict_model import StrictModel, field_error
-from fairlead.api.value_types import ServedName
+from fairlead.api.value_types import Duration, PositiveDuration, ServedName, check_percentage
 from fairlead.engines import engine_kinds
 from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import normalize_engine_url
-from fairlead.fleet.model import KV_TRANSFERS, InstanceState, KvPull, Role
+from fairlead.fleet.model import KV_TRANSFERS, InstanceState, KvPull, Role, SloTargets
 from fairlead.manifests.yaml_nodes import format_value
 from fairlead.names import DNS_LABEL_PATTERN, normalize_model_name
 from fairlead.settings import VARIABLE_PREFIX
 
 _VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PEER_PATTERN = r"^[^\s:]+:\d{1,5}$|^\[[0-9A-Fa-f:.]+\]:\d{1,5}$"
+_TRANSFER_WORDS = {Transfer.NIXL.value: "nixl", Transfer.MOONCAKE.value: "mooncake", EngineType.SGLANG.value: "sglang"}
 _ZMQ_PATTERN = r"^tcp://\S+:\d+$"
 
 
@@ -49,14 +52,16 @@ def _check_id(text: str) -> str:
 
 def _check_engine(text: str) -> str:
     kinds = engine_kinds()
+    text = next((engine.label for engine in EngineType if engine.value == text), text)
     if text not in kinds:
         raise field_error(
-            f"must be one of {', '.join(kinds)}, not {format_value(text)}", "write the kind of the engine"
+            f"must be one of {', '.join(kinds)}, not {format_value(text)}", "write the type of the engine"
         )
     return text
 
 
 def _check_transfer(text: str) -> str:
+    text = _TRANSFER_WORDS.get(text, text)
     if text not in KV_TRANSFERS:
         raise field_error(
             f"must be one of {', '.join(KV_TRANSFERS)}, not {format_value(text)}", "write how the engines hand over KV"
@@ -130,9 +135,21 @@ class FileKvPull(StrictModel):
 
 
 class FileProfile(Profile):
-    """An engine profile as in an AcceleratorClass, with its own name."""
+    """An engine profile as in an AcceleratorClass, with its name. Seconds may be plain numbers."""
 
     name: Annotated[str | None, Field(min_length=1, max_length=253)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_numbers(cls, data: Any) -> Any:
+        """A number becomes the quantity that reads back to it."""
+        if not isinstance(data, dict):
+            return data
+        return {name: repr(value) if _is_seconds(name, value) else value for name, value in data.items()}
+
+
+def _is_seconds(name: str, value: Any) -> bool:
+    return name.endswith("Seconds") and isinstance(value, float) and 0 <= value < float("inf")
 
 
 class FileInstance(StrictModel):
@@ -165,13 +182,53 @@ class FileInstance(StrictModel):
     profile: Annotated[FileProfile | None, BeforeValidator(_expand_preset), Field(examples=["910b4"])] = None
 
 
+def _check_target(value: Any) -> Any:
+    return units.parse_percentage(check_percentage(value)) if isinstance(value, str) else value
+
+
+class FileSlo(StrictModel):
+    """The SLO of a model, in the words of a ModelDeployment.
+
+    The earlier words are accepted: `itl` for `tpot`, and a number as `target`.
+    """
+
+    target: Annotated[
+        float, BeforeValidator(_check_target), Field(gt=0, le=1, description="share of requests", examples=['"95%"'])
+    ] = 0.95
+    ttft: Annotated[PositiveDuration | None, Field(examples=["800ms"])] = None
+    ttft_per_kilo_token: Annotated[Duration | None, Field(examples=["120ms"])] = None
+    tpot: Annotated[PositiveDuration | None, Field(examples=["40ms"])] = None
+    itl: Annotated[PositiveDuration | None, Field(examples=["40ms"])] = None
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        if self.ttft_per_kilo_token is not None and self.ttft is None:
+            message = "ttftPerKiloToken is added to ttft, which is missing"
+            raise field_error(message, "add `ttft: 800ms`", at=("ttftPerKiloToken",))
+        if self.tpot is not None and self.itl is not None:
+            raise field_error("itl is the earlier name of tpot", "remove itl", at=("itl",))
+        return self
+
+    def to_targets(self) -> SloTargets:
+        """The same in seconds, as routing reads it."""
+        tpot = self.tpot or self.itl
+        return SloTargets(
+            target=self.target,
+            ttft_seconds=None if self.ttft is None else units.parse_duration(self.ttft),
+            ttft_per_kilo_token_seconds=units.parse_duration(self.ttft_per_kilo_token or "0s"),
+            itl_seconds=None if tpot is None else units.parse_duration(tpot),
+        )
+
+
 class FileModel(StrictModel):
     """A model that clients can request, and its engines."""
 
     name: Annotated[str, AfterValidator(_check_name), Field(examples=["tiny"])]
     namespace: Annotated[str, AfterValidator(_check_namespace), Field(examples=["default"])] = "default"
-    objectives: Slo = Slo()
+    slo: Annotated[FileSlo | None, Field(examples=["{ttft: 800ms, tpot: 40ms}"])] = None
+    objectives: Annotated[FileSlo | None, Field(examples=["{ttft: 800ms, itl: 40ms}"])] = None
     routing: Routing = Routing()
+    served_names: list[ServedName] = Field(default_factory=list, max_length=16, examples=["[Qwen/Qwen3-8B]"])
     served_model_name: Annotated[ServedName | None, Field(examples=["Qwen/Qwen3-8B"])] = None
     kv_transfer: Annotated[str | None, AfterValidator(_check_optional(_check_transfer)), Field(examples=["nixl"])] = (
         None
@@ -180,6 +237,17 @@ class FileModel(StrictModel):
     auth: FileAuth | None = None
     wakes: bool = False
     instances: list[FileInstance] = Field(default_factory=list, examples=['[{url: "http://127.0.0.1:9001"}]'])
+
+    @model_validator(mode="after")
+    def _check_one_slo(self) -> Self:
+        if self.slo is not None and self.objectives is not None:
+            raise field_error("objectives is the earlier name of slo", "remove objectives", at=("objectives",))
+        return self
+
+    @property
+    def targets(self) -> SloTargets:
+        """The SLO in seconds, under either name."""
+        return (self.slo or self.objectives or FileSlo()).to_targets()
 
 
 class FileFleet(StrictModel):

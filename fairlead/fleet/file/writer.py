@@ -22,8 +22,10 @@ def format_fleet_file(fleet: Fleet) -> str:
     for key, model in fleet.models.items():
         lines.append(f"  - name: {_format_flow(model.name)}")
         lines.append(f"    namespace: {_format_flow(model.namespace)}")
-        lines.append(f"    objectives: {_format_flow(_slo_fields(model))}")
+        lines.append(f"    slo: {_format_flow(_slo_fields(model))}")
         lines.append(f"    routing: {_format_flow({'preset': model.preset})}")
+        if model.served_names:
+            lines.append(f"    servedNames: {_format_flow(list(model.served_names))}")
         if model.wakes:
             lines.append("    wakes: true")
         instances = fleet.instances.get(key, ())
@@ -58,7 +60,7 @@ def _slo_fields(model: Model) -> dict[str, Any]:
         if values.ttft_per_kilo_token_seconds:
             entry["ttftPerKiloToken"] = units.format_exact_duration(values.ttft_per_kilo_token_seconds)
     if values.itl_seconds is not None:
-        entry["itl"] = units.format_exact_duration(values.itl_seconds)
+        entry["tpot"] = units.format_exact_duration(values.itl_seconds)
     return entry
 
 

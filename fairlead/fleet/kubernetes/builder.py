@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
-from fairlead.api import EngineKind, ModelDeploymentSpec, Pool, Transfer
+from fairlead.api import EngineType, ModelDeploymentSpec, Pool, Transfer
 from fairlead.engine_profile import EngineProfile, builtin_profiles
+from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names
 from fairlead.fleet.kubernetes.pod_instances import (
     ExternalPool,
     PodInstances,
@@ -100,7 +101,7 @@ class _FleetBuilder:
         The operator's `status.clientName` follows the same rule.
         """
         found: dict[str, Model] = {}
-        names: set[str] = set()
+        names = self._granted_names()
         for one in self._served:
             before = self._previous.models.get(one.key)
             if one.spec is not None:
@@ -108,15 +109,25 @@ class _FleetBuilder:
                 model = Model(
                     one.namespace,
                     one.name,
-                    spec.objectives.to_targets(),
+                    spec.slo.to_targets(),
                     spec.routing.preset.value,
                     wakes=spec.scales_from_zero,
                 )
             else:
                 model = before or Model(one.namespace, one.name)
-            found[one.key] = replace(model, shadowed=one.name in names)
-            names.add(one.name)
+            granted = names[one.key]
+            found[one.key] = replace(model, shadowed=not granted.has_own_name, served_names=granted.served_names)
         return dict(sorted(found.items()))
+
+    def _granted_names(self) -> dict[str, GrantedNames]:
+        claims = []
+        for one in self._served:
+            before = self._previous.models.get(one.key)
+            kept = before.served_names if before is not None else ()
+            claims.append(
+                NameClaim(one.namespace, one.name, kept if one.spec is None else tuple(one.spec.model.served_names))
+            )
+        return grant_names(claims, {claim.namespace for claim in claims})
 
     def build_instances(self) -> dict[str, tuple[Instance, ...]]:
         """Returns the instances by the key of their model. An id that two models claim goes to the
@@ -180,7 +191,7 @@ class _FleetBuilder:
         """Yields the instances of an external pool."""
         transfer = None if spec.kv_cache.transfer is Transfer.NONE else spec.kv_cache.transfer.value.lower()
         profile, role = self._engine_profile(model, pool.name), Role(pool.role.value)
-        named = served_name_override(spec.engine.served_model_name, model.name)
+        named = served_name_override(spec.model.engine_name, model.name)
         adopter = ExternalPool(model.namespace, model.name, pool.name, role, transfer, profile, named)
         for endpoint in pool.endpoints:
             parts = urlsplit(endpoint.url)
@@ -207,11 +218,11 @@ class _FleetBuilder:
         if model.spec is None:
             before = self._previous.instances.get(model.key, ())
             return next((one.profile for one in before if one.pool == pool), None)
-        name = next((one.accelerator for one in model.spec.pools if one.name == pool), None)
+        name = next((one.accelerator_class_name for one in model.spec.pools if one.name == pool), None)
         if name is None:
             return None  # an external pool, or a pool that was removed
         found = self._objects.profiles.get(name)
-        if found is None and model.spec.engine.kind is EngineKind.SIM:
+        if found is None and model.spec.engine.type is EngineType.SIM:
             found = builtin_profiles().get(name)
         if found is None:
             self.problems.append(

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fairlead.api import AcceleratorClassSpec, ModelDeploymentSpec, builtin_accelerators
+from fairlead.api.strict_model import StrictModel
 from fairlead.engine_profile import EngineProfile
 from fairlead.kube.resources import Manifest, metadata_of, name_of
 
@@ -64,7 +65,9 @@ class SpecCache:
         try:
             spec = ModelDeploymentSpec.model_validate(written or {})
         except ValidationError as error:
-            problem = f"the spec of the model {key} cannot be read: {describe_error(error)}"
+            problem = (
+                f"the spec of the model {key} cannot be read: {describe_error(error, ModelDeploymentSpec, written)}"
+            )
         return written, ParsedModel(str(metadata.get("namespace") or "default"), name_of(item), created, spec, problem)
 
     def _parse_class(self, name: str, item: Manifest) -> tuple[Any, EngineProfile | str]:
@@ -74,12 +77,14 @@ class SpecCache:
         try:
             return written, AcceleratorClassSpec.model_validate(written or {}).profile.to_engine_profile(name)
         except ValidationError as error:
-            return written, f"the AcceleratorClass {name} cannot be read: {describe_error(error)}"
+            return (
+                written,
+                f"the AcceleratorClass {name} cannot be read: {describe_error(error, AcceleratorClassSpec, written)}",
+            )
 
 
-def describe_error(error: ValidationError) -> str:
-    """Returns the first validation error, with its field."""
-    found = error.errors(include_url=False, include_input=False)
-    more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
-    place = (*found[0]["loc"], *found[0].get("ctx", {}).get("at", ()))
-    return f"{'.'.join(map(str, place)) or 'spec'}: {found[0]['msg']}{more}"
+def describe_error(error: ValidationError, model: type[StrictModel], value: Any) -> str:
+    """Returns the first finding with its field, and all renamed fields with their new names."""
+    from fairlead.manifests.validation_messages import describe_problems  # most specs are right
+
+    return describe_problems(error, model, value, most=1)

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from fairlead.api import API_VERSION, AcceleratorClass, ModelDeployment, Reason
 from fairlead.errors import FairleadError
 from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest, metadata_of
+from fairlead.manifests.validation_messages import describe_problems
 from fairlead_operator.controller.group_rollout import apply_surge
 from fairlead_operator.controller.revisions import (
     RevisionChoice,
@@ -61,7 +62,7 @@ def choose_spec(snapshot: ModelSnapshot) -> ChosenSpec:
     try:
         return ChosenSpec(choice, parse_model(snapshot.model, choice.spec), failure)
     except ValidationError as error:
-        return ChosenSpec(choice, None, Failure(Reason.INVALID_SPEC, describe_error(error)))
+        return ChosenSpec(choice, None, Failure(Reason.INVALID_SPEC, describe_error(error, choice.spec)))
 
 
 def desired_state(
@@ -93,12 +94,9 @@ def parse_model(model: Manifest, spec: Mapping[str, Any]) -> ModelDeployment:
     )
 
 
-def describe_error(error: ValidationError) -> str:
-    """Returns the first problems of a spec that this release cannot read."""
-    problems = error.errors(include_url=False, include_input=False)
-    texts = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems[:_MAX_REPORTED_PROBLEMS]]
-    rest = len(problems) - _MAX_REPORTED_PROBLEMS
-    return "; ".join(texts) + (f"; and {rest} more" if rest > 0 else "")
+def describe_error(error: ValidationError, spec: Mapping[str, Any]) -> str:
+    """Returns the first errors of a spec, and all renamed fields with their new names."""
+    return describe_problems(error, ModelDeployment, {"spec": spec}, most=3)
 
 
 def _accelerator_classes(objects: Mapping[str, Manifest]) -> dict[str, AcceleratorClass]:

@@ -15,7 +15,7 @@ relative to whatever replica count it gets. The operator therefore raises the re
 
 Both steps are derived from the cluster each time: the annotation says that the replica count
 includes surge groups, and the pods show the progress. An operator that is killed continues from
-there, and a rollout without the annotation is continued with it. `rollout.surge` sets the number of
+there, and a rollout without the annotation is continued with it. `rollout.maxSurge` sets the number of
 surge groups, which is also `maxUnavailable`.
 
 A template that changes while a group drains (an undo during a rollout) needs more. The controller

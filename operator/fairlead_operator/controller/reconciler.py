@@ -261,7 +261,7 @@ class Reconciler:
             undone=choice.reason if choice.is_pending and not choice.held_by_pause else "",
             retained="; ".join(retained),
             pending_capacity=pending.message if pending is not None else "",
-            name_taken_by=snapshot.name_taken_by,
+            refused_names=snapshot.refused_names,
             deleting_pods=sum(is_deleting(pod) for pod in snapshot.pods),
         )
 

@@ -1,8 +1,8 @@
 """Chooses the revision of a model to run. Pure; the workload's controller replaces the instances.
 
-A revision is a spec without the fields that do not affect engines: replica counts, objectives,
-routing and rollout settings. `rollout.drain` is part of it: pods contain it, as grace period and in
-their hook. Each revision is stored as a ControllerRevision. `spec` is never edited. To go back,
+A revision is a spec without the fields that do not affect engines: replica counts, the SLO,
+routing and rollout settings. `rollout.drainTimeout` is part of it: pods contain it, as grace
+period and in their hook. Each revision is stored as a ControllerRevision. `spec` is never edited. To go back,
 people name an earlier revision in an annotation. It applies until it is removed or, if it says from
 which revision, until `spec` changes.
 """
@@ -13,7 +13,9 @@ from typing import Any
 
 from fairlead.api import Rollout
 from fairlead.kube.resources import CONTROLLER_REVISIONS, Manifest, name_of
+from fairlead.manifests.convert import convert_spec
 from fairlead.names import shorten_name
+from fairlead_operator.hash_spelling import with_first_words
 from fairlead_operator.object_metadata import (
     MODEL_REVISION_ANNOTATION,
     UNDO_ANNOTATION,
@@ -23,7 +25,8 @@ from fairlead_operator.object_metadata import (
 )
 
 MAX_KEPT_REVISIONS = 10
-_FIELDS_WITHOUT_RESTART = ("replicas", "autoscaling", "rollout", "objectives", "routing")
+_FIELDS_WITHOUT_RESTART = ("replicas", "autoscaling", "rollout", "slo", "routing")
+_POOL_BOUNDS = ("minReplicas", "maxReplicas")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +65,13 @@ class RevisionChoice:
 def revision_hash(spec: dict[str, Any]) -> str:
     """Returns a hash that is equal for specs with the same engines."""
     engine_fields = {name: value for name, value in spec.items() if name not in _FIELDS_WITHOUT_RESTART}
-    pools = [{name: value for name, value in pool.items() if name != "replicas"} for pool in spec.get("pools") or []]
-    drain = _drain(spec)
-    drain_field = {} if drain in (None, Rollout().drain) else {"drain": drain}
-    return json_digest({**engine_fields, **drain_field, "pools": pools})
+    drain = _drain_timeout(spec)
+    drain_field = {} if drain in (None, Rollout().drain_timeout) else {"drain": drain}
+    return json_digest({**with_first_words(engine_fields), **drain_field})
 
 
-def _drain(spec: dict[str, Any]) -> str | None:
-    return (spec.get("rollout") or {}).get("drain")
+def _drain_timeout(spec: dict[str, Any]) -> str | None:
+    return (spec.get("rollout") or {}).get("drainTimeout")
 
 
 def stored_revisions(live: Iterable[Manifest]) -> tuple[ModelRevision, ...]:
@@ -146,23 +148,29 @@ def _requested_revision(
 
 
 def with_current_numbers(old: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """Returns the engines of `old` with replica counts, objectives and rollout settings of
-    `current`.
+    """Returns the engines of `old` with replica counts, SLO and rollout settings of `current`.
+
+    `old` may use the words of an earlier release: a stored revision is never rewritten.
     """
+    old = convert_spec(old)
     spec = {name: value for name, value in old.items() if name not in _FIELDS_WITHOUT_RESTART}
     spec.update({name: current[name] for name in _FIELDS_WITHOUT_RESTART if name in current})
-    rollout = {name: value for name, value in (current.get("rollout") or {}).items() if name != "drain"}
-    drain = _drain(old)
-    spec["rollout"] = {**rollout, "drain": drain} if drain else rollout
-    replicas_by_pool = {str(pool.get("name", "main")): pool.get("replicas") for pool in current.get("pools") or []}
+    rollout = {name: value for name, value in (current.get("rollout") or {}).items() if name != "drainTimeout"}
+    drain = _drain_timeout(old)
+    spec["rollout"] = {**rollout, "drainTimeout": drain} if drain else rollout
+    bounds_by_pool = {str(pool.get("name", "main")): _bounds(pool) for pool in current.get("pools") or []}
     pools = []
     for pool in old.get("pools") or []:
-        replicas = replicas_by_pool.get(str(pool.get("name", "main"))) or pool.get("replicas")
-        pools.append({**pool, **({"replicas": replicas} if replicas else {})})
+        rest = {name: value for name, value in pool.items() if name not in _POOL_BOUNDS}
+        pools.append({**rest, **(bounds_by_pool.get(str(pool.get("name", "main"))) or _bounds(pool))})
     spec["pools"] = pools
     if len(pools) != 1:
         spec.pop("replicas", None)  # `replicas` of the model is for its only pool
     return spec
+
+
+def _bounds(pool: dict[str, Any]) -> dict[str, Any]:
+    return {name: pool[name] for name in _POOL_BOUNDS if name in pool}
 
 
 def controller_revision(model: Manifest, revision: ModelRevision) -> Manifest:

@@ -4,11 +4,12 @@ The operator's own writes are stored at once, from the API server's response, so
 sees them. Events older than a stored object (a watch behind our own writes) are ignored.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from fairlead.fleet.client_names import NameClaim, RefusedName, grant_names
 from fairlead.fleet.labels import FIELD_MANAGER
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
@@ -51,7 +52,7 @@ _Key = TypeVar("_Key")
 class ModelSnapshot:
     """A model and its objects at one moment.
 
-    name_taken_by: the older model with the same bare name, if any.
+    refused_names: names that the model claims and does not get.
     stale: why the snapshot may be out of date; empty if it is fresh.
     """
 
@@ -59,7 +60,7 @@ class ModelSnapshot:
     children: Mapping[ChildKey, Manifest]
     pods: tuple[Manifest, ...]
     accelerators: Mapping[str, Manifest]
-    name_taken_by: str | None
+    refused_names: tuple[RefusedName, ...]
     stale: str = ""
 
 
@@ -72,6 +73,7 @@ class ObjectCache:
         self._children: dict[str, dict[ChildKey, Manifest]] = {}
         self._pods: dict[str, dict[str, Manifest]] = {}
         self._keys_by_name: dict[str, set[str]] = {}
+        self._namespaces: Counter[str] = Counter()
         self._tombstones: OrderedDict[str, int] = OrderedDict()
 
     def apply(self, event: WatchEvent) -> list[str]:
@@ -154,7 +156,7 @@ class ObjectCache:
             children=dict(self._children.get(key, {})),
             pods=tuple(self._pods.get(key, {}).values()),
             accelerators=dict(self._accelerators),
-            name_taken_by=self._name_owner(key),
+            refused_names=self._refused_names(key),
             stale=stale,
         )
 
@@ -181,29 +183,62 @@ class ObjectCache:
         return True
 
     def _update_model(self, model: Manifest, deleted: bool) -> list[str]:
-        key, name = key_of(model), name_of(model)
-        same_name = self._keys_by_name.setdefault(name, set())
-        affected = [key, *sorted(same_name - {key})] if (key in same_name) == deleted else [key]
+        """Returns the keys of the affected models: those that claim a name that comes or goes."""
+        key, before = key_of(model), self.models.get(key_of(model))
+        claimed = _claim(before).names if before is not None else frozenset()
         if not self._update(self.models, key, model, deleted):
-            affected = []
-        if key in self.models:
-            same_name.add(key)
-        else:
-            same_name.discard(key)
-        if not same_name:
-            del self._keys_by_name[name]
-        return affected
+            return []
+        after = self.models.get(key)
+        claims = _claim(after).names if after is not None else frozenset()
+        affected: set[str] = set()
+        for name in claimed ^ claims:
+            affected |= self._keys_by_name.get(name, set())
+        for name in claimed - claims:
+            self._keys_by_name[name].discard(key)
+            _drop_empty(self._keys_by_name, name)
+        for name in claims - claimed:
+            self._keys_by_name.setdefault(name, set()).add(key)
+        if (before is None) != (after is None):
+            affected |= self._count_namespace(key.partition("/")[0], 1 if before is None else -1)
+        return [key, *sorted(affected - {key})]
 
-    def _name_owner(self, key: str) -> str | None:
-        """Returns the oldest model with this name, if it is another one. Ties go by namespace."""
-        same_name = self._keys_by_name.get(name_of(self.models[key]), {key})
-        if len(same_name) == 1:
-            return None
-        oldest = min(
-            same_name,
-            key=lambda model_key: (str(metadata_of(self.models[model_key]).get("creationTimestamp", "")), model_key),
+    def _count_namespace(self, namespace: str, change: int) -> set[str]:
+        """Returns the models that claim a name in a namespace that gets its first or loses its last model."""
+        self._namespaces[namespace] += change
+        number = self._namespaces[namespace]
+        if number == 0:
+            del self._namespaces[namespace]
+        if number != max(change, 0):
+            return set()
+        found = (keys for name, keys in self._keys_by_name.items() if name.startswith(f"{namespace}/"))
+        return set().union(*found)
+
+    def _refused_names(self, key: str) -> tuple[RefusedName, ...]:
+        """Returns the names that this model claims and does not get. Ties of age go by namespace."""
+        claimants = set().union(*(self._keys_by_name[name] for name in _claim(self.models[key]).names))
+        if len(claimants) == 1 and not any("/" in name for name in _claim(self.models[key]).names):
+            return ()
+        oldest_first = sorted(
+            claimants, key=lambda one: (str(metadata_of(self.models[one]).get("creationTimestamp", "")), one)
         )
-        return None if oldest == key else oldest
+        claims = [_claim(self.models[one]) for one in oldest_first]
+        granted = grant_names([claim.claim for claim in claims], self._namespaces)
+        return granted[key].refused
+
+
+@dataclass(frozen=True, slots=True)
+class _ModelClaim:
+    """The claim of a model, and all its names."""
+
+    claim: NameClaim
+    names: frozenset[str]
+
+
+def _claim(model: Manifest) -> _ModelClaim:
+    namespace, _, name = key_of(model).partition("/")
+    given = ((model.get("spec") or {}).get("model") or {}).get("servedNames")
+    served = tuple(str(one) for one in given) if isinstance(given, list) else ()
+    return _ModelClaim(NameClaim(namespace, name, served), frozenset((name, *served)))
 
 
 def drop_own_managed_fields(manifest: Manifest) -> Manifest:

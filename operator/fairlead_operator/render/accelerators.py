@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fairlead.api import AcceleratorClass, AcceleratorClassSpec, EngineKind, Pool, Profile, Reason, builtin_accelerators
+from fairlead.api import AcceleratorClass, AcceleratorClassSpec, EngineType, Pool, Profile, Reason, builtin_accelerators
 from fairlead.engine_profile import builtin_profiles
 from fairlead.engines.containers import InstancePod
 from fairlead.names import closest_matches
@@ -11,22 +11,22 @@ from fairlead_operator.render.errors import RenderProblem
 
 
 def resolve_accelerator(
-    pool: Pool, kind: EngineKind, classes: Mapping[str, AcceleratorClass]
+    pool: Pool, kind: EngineType, classes: Mapping[str, AcceleratorClass]
 ) -> AcceleratorClassSpec | RenderProblem:
     """Returns the cluster's class of that name, else the built-in one.
 
     A simulated engine may also name a built-in profile.
     """
-    name = pool.accelerator
+    name = pool.accelerator_class_name
     assert name is not None  # enforced by the API for all but external engines, which are not rendered
     known = {**builtin_accelerators(), **classes}
     if name in known:
         return known[name].spec
-    if kind is EngineKind.SIM and name in builtin_profiles():
+    if kind is EngineType.SIM and name in builtin_profiles():
         return AcceleratorClassSpec(profile=Profile(preset=name))
     matches = closest_matches(name, known)
     fix = f"did you mean {' or '.join(matches)}?" if matches else "apply an AcceleratorClass of that name"
-    field = f"spec.pools[{pool.name}].accelerator"
+    field = f"spec.pools[{pool.name}].acceleratorClassName"
     message = f"there is no AcceleratorClass {name!r} in the cluster, and none is built in"
     return RenderProblem(Reason.UNKNOWN_ACCELERATOR, field, message, fix, pool.name)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairlead.api import EngineKind
+from fairlead.api import EngineType
 from fairlead.fleet.labels import POOL_LABEL
 from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest, annotations_of, name_of
 from fairlead_operator.object_metadata import label
@@ -33,7 +33,7 @@ class InstallationDefaults:
     peers: None writes no NetworkPolicy, for clusters with their own policies.
     """
 
-    images: Mapping[EngineKind, str]
+    images: Mapping[EngineType, str]
     pull_secrets: tuple[str, ...] = ()
     peers: tuple[AllowedPeer, ...] | None = None
 

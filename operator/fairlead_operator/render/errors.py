@@ -9,7 +9,7 @@ from fairlead.api import Reason
 class RenderProblem:
     """A problem of `pool`, or of the whole model if None.
 
-    field: path such as `spec.pools[main].accelerator`.
+    field: path such as `spec.pools[main].acceleratorClassName`.
     """
 
     reason: Reason

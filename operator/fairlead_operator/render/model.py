@@ -62,7 +62,7 @@ def render_model(
 def _render_pool(
     model: ModelDeployment, pool: Pool, accelerators: Mapping[str, AcceleratorClass], context: RenderContext
 ) -> list[Manifest] | RenderProblem:
-    accelerator = resolve_accelerator(pool, model.spec.engine.kind, accelerators)
+    accelerator = resolve_accelerator(pool, model.spec.engine.type, accelerators)
     if isinstance(accelerator, RenderProblem):
         return accelerator
     is_multi_node = pool.parallelism.nodes > 1
@@ -72,8 +72,8 @@ def _render_pool(
         return RenderProblem(Reason.LEADER_WORKER_SET_MISSING, field, message, "install LeaderWorkerSet", pool.name)
     plan = _pool_context(model, pool, accelerator, context)
     if (model.spec.engine.image or plan.pin.image) is None:
-        kind = model.spec.engine.kind.value
-        message = f"the installation has no image for engines of kind {kind}"
+        kind = model.spec.engine.type
+        message = f"the installation has no image for engines of type {kind}"
         return RenderProblem(Reason.INVALID_SPEC, "spec.engine.image", message, "give one", pool.name)
     try:
         manifests = _pool_manifests(plan, accelerator)
@@ -100,7 +100,7 @@ def _pool_context(
     pin = existing.pin if existing is not None else None
     if pin is None or pin.revision != revision or pin.version not in supported_versions():
         has_own_image = model.spec.engine.image is not None
-        image = None if has_own_image else context.installation.images.get(model.spec.engine.kind)
+        image = None if has_own_image else context.installation.images.get(model.spec.engine.type)
         pin = RenderPin(revision, CURRENT_VERSION, image, context.installation.pull_secrets, context.ipv6)
     longest = MAX_GROUP_NAME_LENGTH if pool.parallelism.nodes > 1 else MAX_NAME_LENGTH
     name = existing.name if existing is not None else None
@@ -115,7 +115,7 @@ def _pool_context(
 
 
 def _pool_manifests(pool: PoolContext, accelerator: AcceleratorClassSpec) -> list[Manifest]:
-    profile = accelerator.profile.to_engine_profile(pool.pool.accelerator or "")
+    profile = accelerator.profile.to_engine_profile(pool.pool.accelerator_class_name or "")
     host = "::" if pool.pin.ipv6 else "0.0.0.0"
     is_multi_node = pool.pool.parallelism.nodes > 1
     leader = InstancePod(
@@ -129,6 +129,6 @@ def _pool_manifests(pool: PoolContext, accelerator: AcceleratorClassSpec) -> lis
         workload = deployment(pool, leader_template)
     manifests, peers = [service_account(pool)], pool.context.installation.peers
     if peers is not None:
-        container = container_builders()[pool.model.spec.engine.kind](leader)
+        container = container_builders()[pool.model.spec.engine.type](leader)
         manifests.append(network_policy(pool, container, peers))
     return [*manifests, service(pool), pod_disruption_budget(pool), workload]

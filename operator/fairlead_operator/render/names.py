@@ -55,7 +55,7 @@ def child_labels(model: ModelDeployment, pool: Pool) -> dict[str, str]:
         "app.kubernetes.io/instance": model.metadata.name,
         MANAGED_BY_LABEL: FIELD_MANAGER,
         "app.kubernetes.io/name": "fairlead-engine",
-        ENGINE_LABEL: model.spec.engine.kind.value,
+        ENGINE_LABEL: model.spec.engine.type.label,
         ROLE_LABEL: pool.role.value,
         **selector_labels(model, pool),
     }

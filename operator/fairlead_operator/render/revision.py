@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fairlead.api import AcceleratorClassSpec, EngineKind, ModelDeployment, Pool
+from fairlead.api import AcceleratorClassSpec, EngineType, ModelDeployment, Pool
 from fairlead.fleet.labels import POD_REVISION_LABEL, RENDER_PIN_ANNOTATION
+from fairlead_operator.hash_spelling import profile_with_first_words, with_first_words
 
 CURRENT_VERSION: Final = 1
 _HEX_DIGITS: Final = 10
@@ -75,20 +76,21 @@ def pool_revision(model: ModelDeployment, pool: Pool, accelerator: AcceleratorCl
     """Returns the hash of everything in a spec that affects the pods of one pool."""
     spec = model.spec
     # The cost of an accelerator affects no pod; its profile affects only simulated engines.
-    ignored_fields = {"costPerHour"} if spec.engine.kind is EngineKind.SIM else {"costPerHour", "profile"}
+    ignored_fields = {"costPerHour"} if spec.engine.type is EngineType.SIM else {"costPerHour", "profile"}
     # Without defaults: a new API field must not change the revision of specs that omit it.
+    parts = {"model": spec.model, "engine": spec.engine, "kvCache": spec.kv_cache}
+    given = {name: _without_defaults(part) for name, part in parts.items()}
+    words = with_first_words({**given, "pools": [_without_defaults(pool)]})
+    device = _without_defaults(accelerator)
+    device["profile"] = profile_with_first_words(device["profile"])
     content = {
         "name": model.metadata.name,
-        "model": _without_defaults(spec.model),
-        "engine": _without_defaults(spec.engine),
-        "kvCache": _without_defaults(spec.kv_cache),
+        **{name: words[name] for name in parts},
         # With defaults: no adapters differ from the default number of adapters.
         "adapters": spec.adapters.model_dump(mode="json", by_alias=True) if spec.adapters is not None else None,
         "drain": spec.rollout.drain_seconds,
-        "pool": {key: value for key, value in _without_defaults(pool).items() if key != "replicas"},
-        "accelerator": {
-            key: value for key, value in _without_defaults(accelerator).items() if key not in ignored_fields
-        },
+        "pool": words["pools"][0],
+        "accelerator": {key: value for key, value in device.items() if key not in ignored_fields},
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_HEX_DIGITS]

@@ -21,5 +21,5 @@ def render_template(pod: InstancePod, pin: RenderPin, service_account: str) -> M
     """Returns the pod template. Raises BadInput for features that the engine lacks, or a failed
     merge.
     """
-    container = container_builders()[pod.spec.engine.kind](pod)
+    container = container_builders()[pod.spec.engine.type](pod)
     return _VERSIONS[pin.version](pod, container, pin, service_account)

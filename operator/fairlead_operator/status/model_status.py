@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairlead.api import ConditionStatus, ConditionType, Reason
+from fairlead.fleet.client_names import RefusedName
 from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
 from fairlead.kube.conditions import ConditionValue, conditions_for, find_condition
 from fairlead.kube.resources import Manifest, key_of, name_of
@@ -69,7 +70,7 @@ class StatusInputs:
     undone: str = ""
     retained: str = ""
     pending_capacity: str = ""
-    name_taken_by: str | None = None
+    refused_names: tuple[RefusedName, ...] = ()
     deleting_pods: int = 0
     paused: bool = False
 
@@ -92,7 +93,7 @@ def model_status(model: Manifest, inputs: StatusInputs, generation: int, now: st
     selector = f"{MODEL_LABEL}={name}" + (f",{POOL_LABEL}={pools[0].name}" if len(pools) == 1 else "")
     return {
         "observedGeneration": generation,
-        "clientName": key_of(model) if inputs.name_taken_by else name,
+        "clientName": key_of(model) if any(one.name == name for one in inputs.refused_names) else name,
         "ready": format_ready(pools),
         "replicas": sum(pool.existing for pool in pools),
         "selector": selector,
@@ -215,10 +216,18 @@ def _stalled_condition(inputs: StatusInputs) -> ConditionValue | None:
 
 
 def _name_taken_condition(inputs: StatusInputs, name: str) -> ConditionValue | None:
-    if inputs.name_taken_by is None:
+    refused = inputs.refused_names
+    if not refused:
         return None
-    message = f"clients that say {name} get {inputs.name_taken_by}, which is older"
-    return _true(ConditionType.NAME_TAKEN, Reason.BARE_NAME_TAKEN, message)
+    reason = Reason.BARE_NAME_TAKEN if any(one.name == name for one in refused) else Reason.SERVED_NAME_TAKEN
+    return _true(ConditionType.NAME_TAKEN, reason, "; ".join(map(_describe_refused, refused)))
+
+
+def _describe_refused(refused: RefusedName) -> str:
+    if refused.owner is not None:
+        return f"clients that say {refused.name} get {refused.owner}"
+    namespace = refused.name.partition("/")[0]
+    return f"the served name {refused.name} is refused: the namespace {namespace} holds models"
 
 
 def _true(type: ConditionType, reason: Reason, message: str) -> ConditionValue:

@@ -35,7 +35,7 @@ def render_simply(
     for pool in model.spec.pools:
         if pool.is_external:
             continue
-        if pool.accelerator == "unknown":
+        if pool.accelerator_class_name == "unknown":
             field_path = f"pool {pool.name}"
             problems.append(
                 RenderProblem(Reason.UNKNOWN_ACCELERATOR, field_path, "no accelerator is called unknown", "", pool.name)
@@ -65,9 +65,9 @@ def model_manifest(name: str = "qwen", namespace: str = NAMESPACE, **spec: Any) 
         "kind": "ModelDeployment",
         "metadata": {"name": name, "namespace": namespace},
         "spec": {
-            "model": {"source": "hf://Qwen/Qwen3-8B"},
-            "engine": {"kind": "sim"},
-            "pools": [{"name": "main", "accelerator": "cpu", "replicas": {"min": 2}}],
+            "model": {"uri": "hf://Qwen/Qwen3-8B"},
+            "engine": {"type": "Sim"},
+            "pools": [{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 2}],
             **spec,
         },
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from fairlead.api import AcceleratorClass, EngineKind, ModelDeployment
+from fairlead.api import AcceleratorClass, EngineType, ModelDeployment
 from fairlead.kube.resources import Manifest
 from fairlead_operator.render import AllowedPeer, InstallationDefaults, RenderContext
 
@@ -23,9 +23,9 @@ def default_context(**changed: Any) -> RenderContext:
     values: dict[str, Any] = {
         "installation": InstallationDefaults(
             images={
-                EngineKind.VLLM: "vllm/vllm-openai:v0.32.0",
-                EngineKind.SGLANG: "lmsysorg/sglang:v0.5.23",
-                EngineKind.SIM: "fairlead.io/sim:1",
+                EngineType.VLLM: "vllm/vllm-openai:v0.32.0",
+                EngineType.SGLANG: "lmsysorg/sglang:v0.5.23",
+                EngineType.SIM: "fairlead.io/sim:1",
             },
             pull_secrets=("installation-pull",),
             peers=(AllowedPeer("fairlead-system", {"app.kubernetes.io/name": "fairlead-gateway"}),),

@@ -27,11 +27,11 @@ from fairlead_autoscaler.target import ModelState
 WALL = datetime(2026, 11, 21, 8, 2, tzinfo=UTC).timestamp()
 L4 = builtin_accelerators()["nvidia-l4"].spec.model_copy(update={"cost_per_hour": "0.70"})
 Make = Callable[..., dict[str, Any]]
-POOL = {"accelerator": "nvidia-l4", "replicas": {"min": 1, "max": 8}}
+POOL = {"acceleratorClassName": "nvidia-l4", "minReplicas": 1, "maxReplicas": 8}
 
 
 def spec(*pools: dict[str, Any], mode: str = "Auto", **given: Any) -> ModelDeploymentSpec:
-    model = {"model": {"source": "hf://a/b"}, "pools": list(pools or (POOL,)), "autoscaling": {"mode": mode}}
+    model = {"model": {"uri": "hf://a/b"}, "pools": list(pools or (POOL,)), "autoscaling": {"mode": mode}}
     return ModelDeploymentSpec.model_validate({**model, **given})
 
 
@@ -50,7 +50,7 @@ def state(of: ModelDeploymentSpec, *objects: dict[str, Any], nursed: SleepStatus
 def test_a_pool_with_its_pods_is_told_with_states_ages_and_endpoints(a_workload: Make, a_pod: Make) -> None:
     notes = {"fairlead.io/port": "9000", "fairlead.io/data-parallel": "2"}
     found = state(
-        spec(objectives={"ttft": "800ms", "target": 0.9}),
+        spec(slo={"ttft": "800ms", "target": "90%"}),
         a_workload(3),
         a_pod("a", annotations=notes),
         a_pod("b", ready=False),
@@ -80,9 +80,9 @@ def test_an_engine_that_was_started_again_tells_no_start_up_time(a_workload: Mak
 def test_facts_are_those_of_the_spec_and_the_accelerator(a_workload: Make) -> None:
     found = state(
         spec(
-            {"name": "p", "role": "Prefill", "accelerator": "nvidia-l4", "replicas": {"min": 0, "max": 3}},
-            {"name": "d", "role": "Decode", "accelerator": "nvidia-l4", "parallelism": {"tensor": 2}},
-            kvCache={"transfer": "Nixl"},
+            {"name": "p", "role": "Prefill", "acceleratorClassName": "nvidia-l4", "minReplicas": 0, "maxReplicas": 3},
+            {"name": "d", "role": "Decode", "acceleratorClassName": "nvidia-l4", "parallelism": {"tensor": 2}},
+            kvCache={"transfer": "NIXL"},
         )
     )
     assert found is not None
@@ -94,10 +94,10 @@ def test_facts_are_those_of_the_spec_and_the_accelerator(a_workload: Make) -> No
 
 
 def test_models_that_are_switched_off_or_run_elsewhere_are_none(a_workload: Make) -> None:
-    assert state(spec(mode="Off"), a_workload()) is None
+    assert state(spec(mode="Disabled"), a_workload()) is None
     assert state(spec(mode="Advise"), a_workload()) is not None
     pools = [{"selector": {"matchLabels": {"a": "b"}}}]
-    assert state(spec(*pools, mode="Off", engine={"kind": "external"})) is None
+    assert state(spec(*pools, mode="Disabled", engine={"type": "External"})) is None
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_who_sleeps_is_let_go_where_the_mode_or_the_number_is_somebody_elses(a_w
     assert not is_released(spec(), a_workload(2, "fairlead", "fairlead-autoscaler"))
     assert is_released(spec(), a_workload(2, "kube-controller-manager"))
     assert is_released(spec(replicas=2), a_workload())
-    for mode in ("Advise", "Off"):
+    for mode in ("Advise", "Disabled"):
         assert is_released(spec(mode=mode), a_workload())
 
 
@@ -130,7 +130,7 @@ def test_only_models_that_are_asked_about_are_told_of_and_by_whom_each_pool_is_h
     two = ({**POOL, "name": "main"}, {**POOL, "name": "other"})
     reads = [
         ParsedModel("chat", "auto", "", spec(*two)),
-        ParsedModel("chat", "off", "", spec(mode="Off")),
+        ParsedModel("chat", "off", "", spec(mode="Disabled")),
         ParsedModel("chat", "broken", "", None, "it cannot be read"),
     ]
     live = [a_workload(2, "kubectl"), a_workload(2, pool="other")]

@@ -24,14 +24,14 @@ KEY = "world/qwen"
 
 
 def model(**autoscaling: Any) -> Manifest:
-    pool = {"name": "main", "accelerator": "cpu", "replicas": {"min": 1, "max": 8}}
+    pool = {"name": "main", "acceleratorClassName": "cpu", "minReplicas": 1, "maxReplicas": 8}
     return {
         "apiVersion": MODEL_DEPLOYMENTS.api_version,
         "kind": "ModelDeployment",
         "metadata": {"name": "qwen", "namespace": "world"},
         "spec": {
-            "model": {"source": "hf://Qwen/Qwen3-8B"},
-            "engine": {"kind": "sim"},
+            "model": {"uri": "hf://Qwen/Qwen3-8B"},
+            "engine": {"type": "Sim"},
             "pools": [pool],
             "autoscaling": autoscaling,
         },

@@ -78,9 +78,9 @@ def a_model(name: str = "tiny", ready: bool = True, **conditions: tuple[str, str
             "creationTimestamp": "2027-01-15T07:00:00Z",
         },
         "spec": {
-            "model": {"source": "hf://a/b"},
-            "engine": {"kind": "vllm"},
-            "pools": [{"name": "main", "role": "Serve", "accelerator": "nvidia-l4"}],
+            "model": {"uri": "hf://a/b"},
+            "engine": {"type": "VLLM"},
+            "pools": [{"name": "main", "role": "Serve", "acceleratorClassName": "nvidia-l4"}],
         },
         "status": {
             "observedGeneration": 2,

@@ -46,7 +46,7 @@ from fairlead_testing.waiting import wait_until_async
 pytestmark = pytest.mark.api_server
 ROOT = Path(__file__).parents[3]
 PLACE, MODELS = "fairlead", "chat"
-TINY = {"model": {"source": "hf://a/b"}, "pools": [{"name": "main", "accelerator": "nvidia-l4"}]}
+TINY = {"model": {"uri": "hf://a/b"}, "pools": [{"name": "main", "acceleratorClassName": "nvidia-l4"}]}
 Build = Mapping[str, Callable[..., Any]]
 WELL = {
     "operator": ("leading\n", 'fairlead_operator_leading 1.0\nfairlead_operator_watch_age_seconds{kind="Pod"} 3.0\n'),

@@ -23,11 +23,11 @@ from fairlead_operator.controller.revisions import ModelRevision, controller_rev
 from fairlead_operator.object_metadata import UNDO_ANNOTATION
 
 NOW = 1_767_225_600.0  # 2026-01-01T00:00:00Z
-POOLS = [{"name": "main", "accelerator": "cpu", "replicas": {"min": 2}}]
+POOLS = [{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 2}]
 
 
 def spec(image: str, **more: Any) -> dict[str, Any]:
-    return {"model": {"source": "hf://a/b"}, "engine": {"kind": "sim", "image": image}, "pools": POOLS, **more}
+    return {"model": {"uri": "hf://a/b"}, "engine": {"type": "Sim", "image": image}, "pools": POOLS, **more}
 
 
 def model(image: str, undo: str = "", **more: Any) -> Manifest:
@@ -117,8 +117,8 @@ def test_changed_fields_are_named_two_levels_deep(before: Any, after: Any, field
 
 
 def test_changed_pools_are_named_and_replicas_are_ignored() -> None:
-    old = {"pools": [{"name": "a", "replicas": {"min": 1}, "role": "Serve"}, {"name": "b"}], "adapters": None}
-    new = {"pools": [{"name": "a", "replicas": {"min": 9}, "role": "Decode"}, {"name": "c"}], "adapters": {"slots": 4}}
+    old = {"pools": [{"name": "a", "minReplicas": 1, "role": "Serve"}, {"name": "b"}], "adapters": None}
+    new = {"pools": [{"name": "a", "minReplicas": 9, "role": "Decode"}, {"name": "c"}], "adapters": {"slots": 4}}
     assert changed_fields(old, new) == ("adapters", "pools[a].role", "pools[b]", "pools[c]")
 
 

@@ -84,9 +84,9 @@ def model(args: list[str], **more: Any) -> Manifest:
         "kind": "ModelDeployment",
         "metadata": {"name": "qwen", "namespace": SPACE},
         "spec": {
-            "model": {"source": "hf://Qwen/Qwen3-8B"},
-            "engine": {"kind": "sim", "args": args},
-            "pools": [{"accelerator": "cpu", "replicas": {"min": 2}}],
+            "model": {"uri": "hf://Qwen/Qwen3-8B"},
+            "engine": {"type": "Sim", "args": args},
+            "pools": [{"acceleratorClassName": "cpu", "minReplicas": 2}],
             **more,
         },
     }

@@ -164,7 +164,7 @@ def test_names_scope_and_columns_match_the_design(kind: Any) -> None:
 def test_printer_columns_name_existing_conditions() -> None:
     columns = CRDS["ModelDeployment"]["spec"]["versions"][0]["additionalPrinterColumns"]
     named = {name for column in columns for name in re.findall(r'@\.type=="(\w+)"', column["jsonPath"])}
-    assert named == {"Ready", "ObjectivesMet", "Autoscaling"}
+    assert named == {"Ready", "SLOMet", "Autoscaling"}
 
 
 def test_status_and_scale_are_subresources() -> None:

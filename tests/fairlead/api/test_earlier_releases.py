@@ -80,12 +80,16 @@ def test_stored_objects_survive_a_crd_upgrade(tmp_path: Path) -> None:
             """The API server takes what only today's schema has. Until it does it leaves that out, or refuses it."""
             body = {"apiVersion": MODEL_DEPLOYMENTS.api_version, "kind": "ModelDeployment"}
             probe = {**body, "metadata": {"name": "probe", "namespace": SPACE}}
-            spec = {"model": {"source": "hf://a/b"}, "pools": [{"accelerator": "cpu"}], "rollout": {"surge": 2}}
+            spec = {
+                "model": {"uri": "hf://a/b"},
+                "pools": [{"acceleratorClassName": "cpu"}],
+                "rollout": {"maxSurge": 2},
+            }
             try:
                 found = await api.apply({**probe, "spec": spec}, ME, dry_run=True)
             except Invalid:
                 return False
-            return found["spec"].get("rollout", {}).get("surge") == 2
+            return found["spec"].get("rollout", {}).get("maxSurge") == 2
 
         await wait_until_async(upgraded)
         for one in stored:

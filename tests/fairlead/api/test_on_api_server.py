@@ -112,7 +112,7 @@ MODEL: Manifest = {
     "apiVersion": "serving.fairlead.io/v1alpha1",
     "kind": "ModelDeployment",
     "metadata": {"name": "scaled", "namespace": SPACE},
-    "spec": {"model": {"source": "hf://a/b"}, "pools": [{"name": "main", "accelerator": "cpu"}]},
+    "spec": {"model": {"uri": "hf://a/b"}, "pools": [{"name": "main", "acceleratorClassName": "cpu"}]},
 }
 
 
@@ -127,7 +127,7 @@ def test_model_with_one_pool_is_scalable_and_with_two_is_not(server: ApiServer) 
             assert (await scale(3))["spec"] == {"replicas": 3}
             assert (await api.apply(MODEL, ME))["spec"]["replicas"] == 3  # a manifest without the field leaves it
             await api.patch_merge(MODEL_DEPLOYMENTS, SPACE, "scaled", {"spec": {"replicas": None}}, "somebody")
-            two = [*MODEL["spec"]["pools"], {"name": "more", "accelerator": "cpu"}]
+            two = [*MODEL["spec"]["pools"], {"name": "more", "acceleratorClassName": "cpu"}]
             await api.apply({**MODEL, "spec": {**MODEL["spec"], "pools": two}}, ME)
             with pytest.raises(Invalid, match="replicas is for a model with one pool"):
                 await scale(3)
@@ -145,11 +145,11 @@ def test_status_writers_keep_their_own_conditions(server: ApiServer) -> None:
         await api.apply(MODEL, ME)
         try:
             ours = {"ready": "1/1", "conditions": [condition("Ready", "AllReady")]}
-            theirs = {"conditions": [condition("ObjectivesMet", "Met")]}
+            theirs = {"conditions": [condition("SLOMet", "Met")]}
             await api.apply_status({**MODEL, "status": ours}, "fairlead-operator")
             await api.apply_status({**MODEL, "status": theirs}, "fairlead-autoscaler")
             found = await api.apply_status({**MODEL, "status": ours}, "fairlead-operator")
-            assert [one["type"] for one in found["status"]["conditions"]] == ["Ready", "ObjectivesMet"]
+            assert [one["type"] for one in found["status"]["conditions"]] == ["Ready", "SLOMet"]
             assert found["metadata"]["generation"] == 1
             with pytest.raises(Invalid):
                 await api.apply_status({**MODEL, "status": {"conditions": [condition("Ready", "x" * 65)]}}, ME)

@@ -21,28 +21,28 @@ from fairlead.errors import BadInput
 
 
 def spec(**given: Any) -> ModelDeploymentSpec:
-    return ModelDeploymentSpec.model_validate({"model": {"source": "hf://a/b"}, **given})
+    return ModelDeploymentSpec.model_validate({"model": {"uri": "hf://a/b"}, **given})
 
 
 @pytest.mark.parametrize(
     ("replicas", "pool", "wanted"),
     [
         (None, {}, 1),
-        (None, {"min": 3, "max": 5}, 3),
-        (4, {"min": 3, "max": 5}, 4),
-        (9, {"min": 3, "max": 5}, 5),
-        (0, {"min": 3, "max": 5}, 3),
+        (None, {"minReplicas": 3, "maxReplicas": 5}, 3),
+        (4, {"minReplicas": 3, "maxReplicas": 5}, 4),
+        (9, {"minReplicas": 3, "maxReplicas": 5}, 5),
+        (0, {"minReplicas": 3, "maxReplicas": 5}, 3),
         (9, {}, 9),
-        (0, {"min": 0}, 0),
+        (0, {"minReplicas": 0}, 0),
     ],
 )
 def test_replicas_stay_within_pool_bounds(replicas: int | None, pool: dict[str, int], wanted: int) -> None:
-    found = spec(replicas=replicas, pools=[{"accelerator": "cpu", "replicas": pool}])
+    found = spec(replicas=replicas, pools=[{"acceleratorClassName": "cpu", **pool}])
     assert found.desired_instances(found.pools[0]) == wanted
 
 
 def test_external_pool_has_no_desired_instances() -> None:
-    found = spec(engine={"kind": "external"}, pools=[{"selector": {"matchLabels": {"app": "a"}}}])
+    found = spec(engine={"type": "External"}, pools=[{"selector": {"matchLabels": {"app": "a"}}}])
     assert found.desired_instances(found.pools[0]) == 0
 
 
@@ -50,16 +50,16 @@ def test_external_pool_has_no_desired_instances() -> None:
     ("surge", "instances", "wanted"), [(1, 10, 1), (3, 2, 3), ("25%", 10, 3), ("25%", 0, 1), ("100%", 7, 7)]
 )
 def test_surge_is_a_number_or_a_rounded_up_share(surge: int | str, instances: int, wanted: int) -> None:
-    assert Rollout(surge=surge).surge_for(instances) == wanted
+    assert Rollout(max_surge=surge).surge_for(instances) == wanted
 
 
 def test_default_drain_is_five_minutes() -> None:
     assert Rollout().drain_seconds == 300
-    assert Rollout(drain="1h30m").drain_seconds == 5400
+    assert Rollout(drain_timeout="1h30m").drain_seconds == 5400
 
 
 @pytest.mark.parametrize(
-    ("source", "scheme", "place", "downloaded"),
+    ("uri", "scheme", "place", "downloaded"),
     [
         ("hf://Qwen/Qwen3-8B", "hf", "Qwen/Qwen3-8B", True),
         ("s3://bucket/a/b", "s3", "bucket/a/b", True),
@@ -68,8 +68,8 @@ def test_default_drain_is_five_minutes() -> None:
         ("file:///models/qwen", "file", "/models/qwen", False),
     ],
 )
-def test_source_has_a_scheme_and_a_location(source: str, scheme: str, place: str, downloaded: bool) -> None:
-    found = ModelSource(source=source)
+def test_uri_has_a_scheme_and_a_location(uri: str, scheme: str, place: str, downloaded: bool) -> None:
+    found = ModelSource(uri=uri)
     assert (found.scheme, found.location, found.is_downloaded) == (scheme, place, downloaded)
 
 
@@ -111,7 +111,7 @@ def test_every_condition_type_is_documented_once_with_reasons() -> None:
     types = condition_types()
     assert [one.type for one in types] == list(ConditionType)
     assert {one.type for one in types if one.owner is ConditionOwner.AUTOSCALER} == {
-        ConditionType.OBJECTIVES_MET,
+        ConditionType.SLO_MET,
         ConditionType.AUTOSCALING,
     }
     assert {one.type for one in reasons()} == set(ConditionType)

@@ -136,7 +136,7 @@ def test_vllm_loads_a_local_folder() -> None:
 def test_unsupported_vllm_source_is_refused_with_a_fix(source: str) -> None:
     with pytest.raises(BadInput, match="use hf:// or file://") as caught:
         engine_adapter("vllm").launch_command(replace(REPLICA, source=source), [8001])
-    assert caught.value.field == "spec.model.source"
+    assert caught.value.field == "spec.model.uri"
 
 
 def test_vllm_process_serves_one_port() -> None:

@@ -113,7 +113,7 @@ def test_engines_start_with_sleep_mode_if_the_model_may_sleep() -> None:
 
 
 def test_sleeping_model_must_state_how_many() -> None:
-    given: dict[str, Any] = {"model": {"source": "hf://org/tiny"}, "pools": [{"accelerator": "nvidia-l4"}]}
+    given: dict[str, Any] = {"model": {"uri": "hf://org/tiny"}, "pools": [{"acceleratorClassName": "nvidia-l4"}]}
     assert not ModelDeploymentSpec.model_validate(given).can_sleep
     spec = ModelDeploymentSpec.model_validate({**given, "autoscaling": {"sleep": {"max": 2}}})
     assert spec.can_sleep

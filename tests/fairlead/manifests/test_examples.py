@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from fairlead import __version__
-from fairlead.api import EngineKind, ModelDeployment
+from fairlead.api import EngineType, ModelDeployment
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, resource_of
 from fairlead.manifests.loader import load_manifests
@@ -47,7 +47,7 @@ def load_only_model(path: Path) -> ModelDeployment:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_example_is_a_manifest_that_runs_locally(path: Path) -> None:
     manifests = load_manifests([path])
-    assert 1 <= sum(pool.replicas.min for model in manifests.models for pool in model.spec.pools) <= 8
+    assert 1 <= sum(pool.min_replicas for model in manifests.models for pool in model.spec.pools) <= 8
     for model in manifests.models:
         for pool in model.spec.pools:
             assert manifests.engine_profile(pool) is not None
@@ -70,7 +70,7 @@ def test_first_example_is_the_smallest_manifest() -> None:
         "apiVersion": "serving.fairlead.io/v1alpha1",
         "kind": "ModelDeployment",
         "metadata": {"name": "qwen3-8b"},
-        "spec": {"model": {"source": "hf://Qwen/Qwen3-8B"}, "pools": [{"accelerator": "nvidia-l4"}]},
+        "spec": {"model": {"uri": "hf://Qwen/Qwen3-8B"}, "pools": [{"acceleratorClassName": "nvidia-l4"}]},
     }
 
 
@@ -103,11 +103,13 @@ def test_simulated_example_has_the_shape_of_the_real_one(real: str, simulated: s
     one, other = load_only_model(EXAMPLES / real), load_only_model(EXAMPLES / simulated)
 
     def shape(model: ModelDeployment) -> Any:
-        pools = [(pool.name, pool.role, pool.replicas, pool.parallelism) for pool in model.spec.pools]
-        return model.metadata.name, model.spec.kv_cache.transfer, model.spec.objectives, model.spec.routing, pools
+        pools = [
+            (pool.name, pool.role, pool.min_replicas, pool.max_replicas, pool.parallelism) for pool in model.spec.pools
+        ]
+        return model.metadata.name, model.spec.kv_cache.transfer, model.spec.slo, model.spec.routing, pools
 
-    assert one.spec.engine.kind in (EngineKind.VLLM, EngineKind.SGLANG, EngineKind.EXTERNAL)
-    assert other.spec.engine.kind in (EngineKind.SIM, EngineKind.EXTERNAL)
+    assert one.spec.engine.type in (EngineType.VLLM, EngineType.SGLANG, EngineType.EXTERNAL)
+    assert other.spec.engine.type in (EngineType.SIM, EngineType.EXTERNAL)
     if one.spec.is_external:
         assert one.spec.engine == other.spec.engine
         assert other.spec.pools[0] == one.spec.pools[0]  # the others are addresses, which only their owners know
@@ -137,7 +139,7 @@ def test_external_engines_match_the_simulated_manifest_and_release() -> None:
     assert pool.selector.match_labels == template["metadata"]["labels"]
     assert pool.selector.port == container["ports"][0]["containerPort"]
     assert container["image"] == f"serving.fairlead.io/sim:{__version__}"
-    served = load_only_model(THEIRS.with_name("simulated.yaml")).spec.engine.served_model_name
+    served = load_only_model(THEIRS.with_name("simulated.yaml")).spec.model.engine_name
     assert f"--served-model-name={served}" in container["args"]
 
 

@@ -11,54 +11,55 @@ from fairlead_cli.commands.manifests.lint import MAX_SHOWN, lint
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 GOOD = (EXAMPLES / "01-smallest.yaml").read_text()
+POOLS = "[{acceleratorClassName: nvidia-l4}]"
 GOLDEN = [
-    ("wrong type", GOOD.replace("[{accelerator: nvidia-l4}]", "nvidia-l4"), """\
+    ("wrong type", GOOD.replace("[{acceleratorClassName: nvidia-l4}]", "nvidia-l4"), """\
 FILE:7: spec.pools: must be a list, not the text "nvidia-l4"
-    fix: write it for example `pools: [{accelerator: nvidia-l4}]`
+    fix: write it for example `pools: [{acceleratorClassName: nvidia-l4}]`
 """),
     ("unknown field", GOOD.replace("pools:", "pool:"), """\
 FILE:5: spec.pools: is missing
-    fix: add it, for example `pools: [{accelerator: nvidia-l4}]`
+    fix: add it, for example `pools: [{acceleratorClassName: nvidia-l4}]`
 FILE:7: spec.pool: unknown field
     fix: did you mean pools?
 """),
-    ("bad duration", GOOD + "  objectives:\n    ttft: 5 seconds\n", """\
-FILE:9: spec.objectives.ttft: '5 seconds' is not a duration
+    ("bad duration", GOOD + "  slo:\n    ttft: 5 seconds\n", """\
+FILE:9: spec.slo.ttft: '5 seconds' is not a duration
     fix: write it like 800ms, 2s or 1m30s
 """),
-    ("missing pools", GOOD.replace("  pools: [{accelerator: nvidia-l4}]\n", ""), """\
+    ("missing pools", GOOD.replace("  pools: [{acceleratorClassName: nvidia-l4}]\n", ""), """\
 FILE:5: spec.pools: is missing
-    fix: add it, for example `pools: [{accelerator: nvidia-l4}]`
+    fix: add it, for example `pools: [{acceleratorClassName: nvidia-l4}]`
 """),
-    ("negative replicas", GOOD.replace("nvidia-l4}", "nvidia-l4, replicas: {min: -2}}"), """\
-FILE:7: spec.pools[0].replicas.min: must be at least 0, not -2
+    ("negative replicas", GOOD.replace("nvidia-l4}", "nvidia-l4, minReplicas: -2}"), """\
+FILE:7: spec.pools[0].minReplicas: must be at least 0, not -2
     fix: write a number that is at least 0
 """),
     ("replicas as in a Deployment", GOOD.replace("nvidia-l4}", "nvidia-l4, replicas: 3}"), """\
-FILE:7: spec.pools[0].replicas: must be a mapping (fields with values), not the number 3
-    fix: write it for example `replicas: {min: 3}`
+FILE:7: spec.pools[0].replicas: this field is now called minReplicas and maxReplicas
+    fix: run `fairlead convert`, or use the new name
 """),
-    ("percent", GOOD + "  objectives: {target: 99.5, ttft: 1s}\n", """\
-FILE:8: spec.objectives.target: must be at most 1, not 99.5
-    fix: write 0.995 for 99.5 %
+    ("percent", GOOD + "  slo: {target: 99.5, ttft: 1s}\n", """\
+FILE:8: spec.slo.target: must be a percentage, not the number 99.5
+    fix: write "99.5%"
 """),
     ("a chart's template", GOOD.replace("nvidia-l4", "{{ .Values.accelerator }}"), """\
 FILE:7: (file): a template that has not been filled in
     fix: render it first, for example with `helm template`
 """),
-    ("a chart's template with a pipe", GOOD.replace("[{accelerator: nvidia-l4}]", "{{- toYaml .Values.pools | nindent 4 }}"), """\
+    ("a chart's template with a pipe", GOOD.replace(POOLS, "{{- toYaml .Values.pools | nindent 4 }}"), """\
 FILE:7: (file): a template that has not been filled in
     fix: render it first, for example with `helm template`
 """),
     ("unknown accelerator", GOOD.replace("nvidia-l4", "nvidia-b300"), """\
-FILE:7: spec.pools[0].accelerator: no AcceleratorClass and no built-in one is called "nvidia-b300"
+FILE:7: spec.pools[0].acceleratorClassName: no AcceleratorClass and no built-in one is called "nvidia-b300"
     fix: did you mean nvidia-h100?
 """),
     ("tabs", GOOD.replace("  model:", "\tmodel:"), """\
 FILE:6: (file): a tab in the indentation; YAML is indented with spaces
     fix: replace the tab by spaces
 """),
-    ("duplicate key", GOOD + "  model: {source: 'hf://a/b'}\n", """\
+    ("duplicate key", GOOD + "  model: {uri: 'hf://a/b'}\n", """\
 FILE:8: spec.model: the key "model" is already given on line 6
     fix: keep one of the two
 """),
@@ -100,13 +101,13 @@ def test_valid_file_is_confirmed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{path}: ok, 1 ModelDeployment\n"
 
 
-SCALED = GOOD.replace("nvidia-l4}", "nvidia-l4, replicas: {min: 1, max: 8}}") + "  autoscaling: {mode: Auto}\n"
-SCALED_WITH_SLO = SCALED + "  objectives: {ttft: 2s}\n"
+SCALED = GOOD.replace("nvidia-l4}", "nvidia-l4, minReplicas: 1, maxReplicas: 8}") + "  autoscaling: {mode: Auto}\n"
+SCALED_WITH_SLO = SCALED + "  slo: {ttft: 2s}\n"
 SPLIT = """\
   pools:
-  - {name: ahead, role: Prefill, accelerator: nvidia-l4, replicas: {min: 2, max: 8}}
-  - {name: after, role: Decode, accelerator: nvidia-l4, replicas: {min: 3}}
-  kvCache: {transfer: Nixl}
+  - {name: ahead, role: Prefill, acceleratorClassName: nvidia-l4, minReplicas: 2, maxReplicas: 8}
+  - {name: after, role: Decode, acceleratorClassName: nvidia-l4, minReplicas: 3}
+  kvCache: {transfer: NIXL}
 """
 
 
@@ -114,31 +115,31 @@ SPLIT = """\
     ("text", "notes"),
     [
         (SCALED_WITH_SLO, ""),
-        (SCALED_WITH_SLO.replace("min: 1", "min: 0").replace("Auto", "Auto, zero: {after: 5m}"), ""),
+        (SCALED_WITH_SLO.replace("minReplicas: 1", "minReplicas: 0").replace("Auto", "Auto, zero: {after: 5m}"), ""),
         (
             SCALED,
-            "FILE:8: spec.autoscaling.mode: note: there is no objective to keep, so pools are sized by what an engine's memory and"
+            "FILE:8: spec.autoscaling.mode: note: there is no latency target, so pools are sized by what an engine's memory and"
             " batch hold, however slow that is\n"
-            "    fix: say what requests should see, for example `objectives: {ttft: 2s, itl: 100ms}`\n",
+            "    fix: say what requests should see, for example `slo: {ttft: 2s, tpot: 100ms}`\n",
         ),
         (
             SCALED_WITH_SLO.replace("mode: Auto", "stepUp: 1"),
-            "FILE:8: spec.autoscaling: note: nothing of it is followed, since `mode` is Off where it is left out\n"
+            "FILE:8: spec.autoscaling: note: nothing of it is followed, since `mode` is Disabled where it is left out\n"
             "    fix: write `mode: Auto`, or `mode: Advise` if only advice is wanted\n",
         ),
         (
             SCALED_WITH_SLO.replace("Auto", "Auto, zero: {after: 5m}"),
             "FILE:8: spec.autoscaling.zero: note: no pool may have fewer than 1, so none goes to zero\n"
-            "    fix: write `replicas: {min: 0, ...}` in a pool, or remove it\n",
+            "    fix: write `minReplicas: 0` in a pool, or remove it\n",
         ),
         (
             SCALED_WITH_SLO.replace("Auto", "Auto, sleep: {min: 8, max: 8}"),
             "FILE:8: spec.autoscaling.sleep.min: note: a pool has at most 8, those that serve included, so fewer sleep as soon as one"
-            " serves\n    fix: lower it, or raise the pools' max\n",
+            " serves\n    fix: lower it, or raise the pools' maxReplicas\n",
         ),
         (
             SCALED_WITH_SLO.replace("ttft: 2s", "ttft: 50ms"),
-            "FILE:9: spec.objectives.ttft: note: a step of an engine on nvidia-l4 takes 66ms by its profile: no number of"
+            "FILE:9: spec.slo.ttft: note: a step of an engine on nvidia-l4 takes 66ms by its profile: no number of"
             " them keeps this\n    fix: relax it, or take another accelerator\n",
         ),
         (SCALED.replace("Auto", "Advise") + "  replicas: 2\n", ""),
@@ -148,10 +149,10 @@ SPLIT = """\
             "FILE:8: spec.autoscaling.sleep: note: nobody puts an instance to sleep while `autoscaling.mode` is not Auto; engines"
             " are only made able to\n    fix: write `mode: Auto`, or leave it if that comes later\n",
         ),
-        (SCALED + "  objectives: {itl: 70ms}\n", ""),
+        (SCALED + "  slo: {tpot: 70ms}\n", ""),
         (
-            SCALED + "  objectives: {itl: 60ms}\n",
-            "FILE:9: spec.objectives.itl: note: a step of an engine on nvidia-l4 takes 66ms by its profile: no number of"
+            SCALED + "  slo: {tpot: 60ms}\n",
+            "FILE:9: spec.slo.tpot: note: a step of an engine on nvidia-l4 takes 66ms by its profile: no number of"
             " them keeps this\n    fix: relax it, or take another accelerator\n",
         ),
         (
@@ -160,13 +161,13 @@ SPLIT = """\
             "    fix: remove it, or write `mode: Advise` if only advice is wanted\n",
         ),
         (
-            SCALED_WITH_SLO.replace("  pools: [{accelerator: nvidia-l4, replicas: {min: 1, max: 8}}]\n", SPLIT).replace(
-                "Auto", "Auto, max: 4"
-            ),
-            "FILE:9: spec.pools[1].replicas: note: it has no max, so `autoscaling.mode: Auto` leaves this pool at 3\n"
-            "    fix: give it a max above its min, for example `replicas: {min: 3, max: 8}`, or leave it if that is meant\n"
-            "FILE:11: spec.autoscaling.max: note: the pools' min add up to 5, and there are never fewer than these\n"
-            "    fix: raise it, or lower the pools' min\n",
+            SCALED_WITH_SLO.replace(
+                "  pools: [{acceleratorClassName: nvidia-l4, minReplicas: 1, maxReplicas: 8}]\n", SPLIT
+            ).replace("Auto", "Auto, maxReplicas: 4"),
+            "FILE:9: spec.pools[1].maxReplicas: note: it has no maxReplicas, so `autoscaling.mode: Auto` leaves this pool at 3\n"
+            "    fix: give it a maxReplicas above its minReplicas, for example `maxReplicas: 8`, or leave it if that is meant\n"
+            "FILE:11: spec.autoscaling.maxReplicas: note: the pools' minReplicas add up to 5, and there are never fewer than these\n"
+            "    fix: raise it, or lower the pools' minReplicas\n",
         ),
     ],
 )
@@ -198,7 +199,9 @@ def test_one_mib_file_is_checked_and_shows_the_first_problems(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "big.yaml"
-    path.write_text(GOOD + "".join(f"  pool{number:05}: [{{accelerator: nvidia-l4}}]\n" for number in range(30_000)))
+    path.write_text(
+        GOOD + "".join(f"  pool{number:05}: [{{acceleratorClassName: nvidia-l4}}]\n" for number in range(30_000))
+    )
     assert path.stat().st_size > 2**20
     assert lint(file=[str(path)]) == 1
     lines = capsys.readouterr().out.splitlines()

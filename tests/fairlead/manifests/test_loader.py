@@ -18,8 +18,8 @@ apiVersion: serving.fairlead.io/v1alpha1
 kind: ModelDeployment
 metadata: {name: qwen3-8b}
 spec:
-  model: {source: "hf://Qwen/Qwen3-8B"}
-  pools: [{accelerator: nvidia-l4}]
+  model: {uri: "hf://Qwen/Qwen3-8B"}
+  pools: [{acceleratorClassName: nvidia-l4}]
 """
 CLASS = """\
 apiVersion: serving.fairlead.io/v1alpha1
@@ -50,18 +50,19 @@ def test_smallest_manifest_gets_its_defaults() -> None:
     (deployment,) = manifests.models
     (pool,) = deployment.spec.pools
     assert deployment.key == "default/qwen3-8b"
-    assert (deployment.spec.engine.kind, deployment.spec.engine.args) == ("vllm", [])
-    assert (pool.name, pool.role, pool.replicas.min) == ("main", "Serve", 1)
+    assert (deployment.spec.engine.type, deployment.spec.engine.args) == ("VLLM", [])
+    assert (pool.name, pool.role, pool.min_replicas) == ("main", "Serve", 1)
     assert to_fleet_model(deployment) == Model("default", "qwen3-8b", SloTargets(), "dual-hash")
     assert manifests.engine_profile(pool) == builtin_profile("l4-qwen8b")
 
 
 def test_every_field_is_understood() -> None:
     text = SMALLEST.replace("name: qwen3-8b", "name: a, namespace: chat, labels: {x: y}, annotations: {a: b}").replace(
-        "  pools: [{accelerator: nvidia-l4}]\n",
-        "  engine: {kind: sim, args: [--fault=hang], env: [{name: A, value: b}, {name: C}]}\n"
-        "  pools:\n    - {name: one, role: Serve, accelerator: mine, replicas: {min: 3}}\n    - {name: two, accelerator: 910b4}\n"
-        "  objectives: {target: 0.9, ttft: 800ms, ttftPerKiloToken: 120ms, itl: 40ms}\n"
+        "  pools: [{acceleratorClassName: nvidia-l4}]\n",
+        "  engine: {type: Sim, args: [--fault=hang], env: [{name: A, value: b}, {name: C}]}\n"
+        "  pools:\n    - {name: one, role: Serve, acceleratorClassName: mine, minReplicas: 3}\n"
+        "    - {name: two, acceleratorClassName: 910b4}\n"
+        "  slo: {target: '90%', ttft: 800ms, ttftPerKiloToken: 120ms, tpot: 40ms}\n"
         "  routing: {preset: session}\n",
     )
     manifests = load_valid(text, CLASS)
@@ -109,54 +110,54 @@ def test_cluster_fields_of_an_object_are_ignored() -> None:
          "use lower-case letters, digits, - and ., at most 253, beginning and ending with neither"),
         ("{name: qwen3-8b}", "{name: qwen3-8b, lables: {}}", 3, "metadata.lables", "unknown field", "did you mean labels?"),
         ("metadata: {name: qwen3-8b}\n", "", 1, "metadata", "is missing", "add it, for example `metadata: {name: qwen3-8b}`"),
-        ("  pools: [{accelerator: nvidia-l4}]\n", "", 4, "spec.pools", "is missing",
-         "add it, for example `pools: [{accelerator: nvidia-l4}]`"),
-        ("[{accelerator: nvidia-l4}]", "[]", 6, "spec.pools", "must not be empty",
-         "fill it, for example `pools: [{accelerator: nvidia-l4}]`"),
-        ("[{accelerator: nvidia-l4}]", "{accelerator: nvidia-l4}", 6, "spec.pools", "must be a list, not a mapping",
-         "write it for example `pools: [{accelerator: nvidia-l4}]`"),
-        ("nvidia-l4}", "nvidia-l5}", 6, "spec.pools[0].accelerator",
+        ("  pools: [{acceleratorClassName: nvidia-l4}]\n", "", 4, "spec.pools", "is missing",
+         "add it, for example `pools: [{acceleratorClassName: nvidia-l4}]`"),
+        ("[{acceleratorClassName: nvidia-l4}]", "[]", 6, "spec.pools", "must not be empty",
+         "fill it, for example `pools: [{acceleratorClassName: nvidia-l4}]`"),
+        ("[{acceleratorClassName: nvidia-l4}]", "{acceleratorClassName: nvidia-l4}", 6, "spec.pools", "must be a list, not a mapping",
+         "write it for example `pools: [{acceleratorClassName: nvidia-l4}]`"),
+        ("nvidia-l4}", "nvidia-l5}", 6, "spec.pools[0].acceleratorClassName",
          'no AcceleratorClass and no built-in one is called "nvidia-l5"', "did you mean nvidia-l4?"),
         ("nvidia-l4}", "nvidia-l4, replicas: 2}", 6, "spec.pools[0].replicas",
-         "must be a mapping (fields with values), not the number 2", "write it for example `replicas: {min: 2}`"),
-        ("nvidia-l4}", "nvidia-l4, replicas: {min: -1}}", 6, "spec.pools[0].replicas.min", "must be at least 0, not -1",
+         "this field is now called minReplicas and maxReplicas", "run `fairlead convert`, or use the new name"),
+        ("nvidia-l4}", "nvidia-l4, minReplicas: -1}", 6, "spec.pools[0].minReplicas", "must be at least 0, not -1",
          "write a number that is at least 0"),
         ("nvidia-l4}", "nvidia-l4, role: decode}", 6, "spec.pools[0].role",
          'must be one of Serve, Prefill, Decode, not "decode"', "did you mean Decode?"),
-        ("nvidia-l4}", "nvidia-l4}, {accelerator: cpu}", 6, "spec.pools[1]",
+        ("nvidia-l4}", "nvidia-l4}, {acceleratorClassName: cpu}", 6, "spec.pools[1]",
          'the name "main" is already given in pools[0]', "give each a name of its own"),
-        ("hf://Qwen/Qwen3-8B", "Qwen/Qwen3-8B", 5, "spec.model.source", '"Qwen/Qwen3-8B" is not a model source',
+        ("hf://Qwen/Qwen3-8B", "Qwen/Qwen3-8B", 5, "spec.model.uri", '"Qwen/Qwen3-8B" is not a model source',
          "begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://Qwen/Qwen3-8B"),
-        ("hf://Qwen/Qwen3-8B", "hf://", 5, "spec.model.source", '"hf://" has nothing after hf:', "write it like hf://Qwen/Qwen3-8B"),
-        ('"hf://Qwen/Qwen3-8B"', "8", 5, "spec.model.source", "must be text, not the number 8", "put it in quotes"),
-        ("  pools", "  engine: {kind: vlm}\n  pools", 6, "spec.engine.kind",
-         'must be one of vllm, sglang, sim, custom, external, not "vlm"', "did you mean vllm?"),
+        ("hf://Qwen/Qwen3-8B", "hf://", 5, "spec.model.uri", '"hf://" has nothing after hf:', "write it like hf://Qwen/Qwen3-8B"),
+        ('"hf://Qwen/Qwen3-8B"', "8", 5, "spec.model.uri", "must be text, not the number 8", "put it in quotes"),
+        ("  pools", "  engine: {type: vlm}\n  pools", 6, "spec.engine.type",
+         'must be one of VLLM, SGLang, Sim, Custom, External, not "vlm"', "did you mean VLLM?"),
         ("  pools", "  engine: {args: --x}\n  pools", 6, "spec.engine.args", 'must be a list, not the text "--x"',
          'write it for example `args: ["--max-model-len=32768"]`'),
         ("  pools", "  engine: {env: [{name: A}, {name: A}]}\n  pools", 6, "spec.engine.env[1]",
          'the name "A" is already given in env[0]', "give each a name of its own"),
         ("  pools", "  engine: {env: [{name: 1A}]}\n  pools", 6, "spec.engine.env[0].name", '"1A" has the wrong form',
          "write it for example `name: VLLM_LOGGING_LEVEL`"),
-        ("  pools", "  objectives: {ttft: 5sec}\n  pools", 6, "spec.objectives.ttft", "'5sec' is not a duration",
+        ("  pools", "  slo: {ttft: 5sec}\n  pools", 6, "spec.slo.ttft", "'5sec' is not a duration",
          "write it like 800ms, 2s or 1m30s"),
-        ("  pools", "  objectives: {itl: 40}\n  pools", 6, "spec.objectives.itl", "40 has no unit", "write 40ms or 40s"),
-        ("  pools", "  objectives: {target: 95}\n  pools", 6, "spec.objectives.target", "must be at most 1, not 95",
-         "write 0.95 for 95 %"),
-        ("  pools", "  objectives: {ttftPerKiloToken: 1ms}\n  pools", 6, "spec.objectives.ttftPerKiloToken",
+        ("  pools", "  slo: {tpot: 40}\n  pools", 6, "spec.slo.tpot", "40 has no unit", "write 40ms or 40s"),
+        ("  pools", "  slo: {target: 95}\n  pools", 6, "spec.slo.target", "must be a percentage, not the number 95",
+         'write "95%"'),
+        ("  pools", "  slo: {ttftPerKiloToken: 1ms}\n  pools", 6, "spec.slo.ttftPerKiloToken",
          "ttftPerKiloToken is added to ttft, which is missing", "add `ttft: 800ms`"),
         ("  pools", "  price: {}\n  pools", 6, "spec.price",
          "this field is planned, but nothing in this release honours it", "remove it for now"),
         ("  pools", "  bananas: 1\n  pools", 6, "spec.bananas", "unknown field",
-         "remove it; known here: model, engine, replicas, pools, kvCache, adapters, objectives, routing, autoscaling, rollout"),
+         "remove it; known here: model, engine, replicas, pools, kvCache, adapters, slo, routing, autoscaling, rollout"),
         ("  pools", "  autoscaling: {mode: Off}\n  pools", 6, "spec.autoscaling.mode",
-         "must be one of Auto, Advise, Off; YAML reads Off without quotes as false", 'write `mode: "Off"`'),
+         "must be one of Auto, Advise, Disabled; Off is now called Disabled", "write `mode: Disabled`, or run `fairlead convert`"),
         ("  pools", "  autoscaling: {mode: on}\n  pools", 6, "spec.autoscaling.mode",
-         "must be one of Auto, Advise, Off; YAML reads on and yes without quotes as true", "write `mode: Auto`"),
+         "must be one of Auto, Advise, Disabled; YAML reads on and yes without quotes as true", "write `mode: Auto`"),
         ("  pools", "  autoscaling: {step_up: 1}\n  pools", 6, "spec.autoscaling.step_up", "unknown field", "did you mean stepUp?"),
         ("  pools", "  autoscaling: {stepUp: 1.5}\n  pools", 6, "spec.autoscaling.stepUp",
          "must be a whole number or a percentage, not 1.5", 'write a number from 1 to 4096, or a share of the pool such as "25%"'),
         ("  pools", "  autoscaling: {mode: auto}\n  pools", 6, "spec.autoscaling.mode",
-         'must be one of Auto, Advise, Off, not "auto"', "did you mean Auto?"),
+         'must be one of Auto, Advise, Disabled, not "auto"', "did you mean Auto?"),
     ],
 )  # fmt: skip
 def test_mistake_is_named_with_line_field_and_fix(
@@ -214,7 +215,7 @@ AS_STORED = {
         "deletionGracePeriodSeconds": 0, "finalizers": ["foregroundDeletion"], "ownerReferences": [], "selfLink": "",
         "generateName": "a-", "labels": {}, "annotations": {},
     },
-    "spec": {"model": {"source": "hf://a/b"}, "pools": [{"name": "main", "accelerator": "cpu"}]},
+    "spec": {"model": {"uri": "hf://a/b"}, "pools": [{"name": "main", "acceleratorClassName": "cpu"}]},
     "status": {"observedGeneration": 1, "conditions": []},
 }  # fmt: skip
 
@@ -222,11 +223,15 @@ AS_STORED = {
 def test_stored_object_is_read_with_server_fields() -> None:
     found = read_object(AS_STORED)
     assert isinstance(found, ModelDeployment)
-    assert (found.key, found.spec.pools[0].accelerator) == ("b/a", "cpu")
+    assert (found.key, found.spec.pools[0].accelerator_class_name) == ("b/a", "cpu")
 
 
 def test_stored_object_of_another_release_is_refused_with_all_problems() -> None:
-    spec = {"model": {"source": "hf://a/b"}, "pools": [{"name": "main", "accelerator": "cpu", "new": 1}], "newer": {}}
+    spec = {
+        "model": {"uri": "hf://a/b"},
+        "pools": [{"name": "main", "acceleratorClassName": "cpu", "new": 1}],
+        "newer": {},
+    }
     with pytest.raises(BadInput) as refused:
         read_object({**AS_STORED, "spec": spec})
     assert refused.value.field == "spec.pools[0].new"

@@ -22,7 +22,7 @@ def scripted_steps(harness: OperatorHarness, rng: random.Random) -> list[Callabl
     """Returns random changes of a model in a random order."""
 
     def pools(*names: str) -> list[dict[str, Any]]:
-        return [{"name": name, "accelerator": "cpu", "replicas": {"min": rng.randint(0, 3)}} for name in names]
+        return [{"name": name, "acceleratorClassName": "cpu", "minReplicas": rng.randint(0, 3)} for name in names]
 
     def change(**spec: Any) -> Callable[[], None]:
         return lambda: harness.kube.put(model_manifest(**spec), "kubectl")
@@ -32,10 +32,10 @@ def scripted_steps(harness: OperatorHarness, rng: random.Random) -> list[Callabl
             harness.kube.remove("Service", "chat", name)
 
     steps = [
-        change(engine={"kind": "sim", "args": [f"--seed={rng.randint(0, 9)}"]}),
+        change(engine={"type": "Sim", "args": [f"--seed={rng.randint(0, 9)}"]}),
         change(pools=pools("main", "other")),
         change(pools=pools("other")),
-        change(rollout={"paused": True}, engine={"kind": "sim", "args": ["--held"]}),
+        change(rollout={"paused": True}, engine={"type": "Sim", "args": ["--held"]}),
         lose,
     ]
     rng.shuffle(steps)

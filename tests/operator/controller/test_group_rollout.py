@@ -27,7 +27,7 @@ ALL_GROUPS = 4096
 
 def wanted(asked: int, revision: str, rollout: Rollout) -> Manifest:
     """As it is rendered."""
-    rolling = {"maxSurge": rollout.surge, "maxUnavailable": 0, "partition": ALL_GROUPS if rollout.paused else 0}
+    rolling = {"maxSurge": rollout.max_surge, "maxUnavailable": 0, "partition": ALL_GROUPS if rollout.paused else 0}
     return {
         "kind": "LeaderWorkerSet",
         "metadata": {
@@ -47,7 +47,7 @@ class RolloutScenario:
     """A pool, and what people ask of it. ``broken`` are revisions of which no group gets ready."""
 
     def __init__(self, asked: int, surge: int = 1) -> None:
-        self.asked, self.revision, self.rollout = asked, "a", Rollout(surge=surge)
+        self.asked, self.revision, self.rollout = asked, "a", Rollout(max_surge=surge)
         self.broken: set[str] = set()
         self.cluster = LwsControllers(wanted(asked, "a", self.rollout))
         self.least = asked

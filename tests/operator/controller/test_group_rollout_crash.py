@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.api import EngineKind
+from fairlead.api import EngineType
 from fairlead.fleet.labels import SURGE_ANNOTATION
 from fairlead.kube.resources import LEADER_WORKER_SETS
 from fairlead_operator.render import InstallationDefaults, render_model
@@ -40,7 +40,7 @@ class GroupHarness(OperatorHarness):
         self.controllers: LwsControllers | None = None
         super().__init__(
             render=render_model,
-            installation=InstallationDefaults({EngineKind.SIM: "sim:1"}),
+            installation=InstallationDefaults({EngineType.SIM: "sim:1"}),
             served_kinds=frozenset({(LEADER_WORKER_SETS.api_version, KIND)}),
         )
         self.kube.before_write = self._count_write
@@ -52,11 +52,11 @@ class GroupHarness(OperatorHarness):
         """Applies the model with kubectl."""
         pool = {
             "name": "main",
-            "accelerator": "cpu",
-            "replicas": {"min": self.desired},
+            "acceleratorClassName": "cpu",
+            "minReplicas": self.desired,
             "parallelism": {"tensor": 2, "nodes": 2},
         }
-        engine = {"kind": "sim", "env": [{"name": "VERSION", "value": version}]}
+        engine = {"type": "Sim", "env": [{"name": "VERSION", "value": version}]}
         self.kube.put(model_manifest(pools=[pool], engine=engine), "kubectl")
 
     def run_through_crash(self) -> None:

@@ -84,7 +84,7 @@ def test_kubectl_scale_of_a_child_is_respected(harness: OperatorHarness) -> None
     deployment = harness.workload()
     assert deployment["spec"]["replicas"] == 6
     assert harness.status()["ready"] == "6/6"
-    harness.edit(engine={"kind": "sim", "args": ["--more"]})
+    harness.edit(engine={"type": "Sim", "args": ["--more"]})
     harness.run_until_idle()
     deployment = harness.workload()
     assert deployment["spec"]["replicas"] == 6
@@ -105,7 +105,7 @@ def test_unobserved_foreign_replica_write_is_kept(harness: OperatorHarness) -> N
             harness.kube.before_write = lambda _: None
             harness.kube.put(with_replicas("qwen-main", 6), "hpa")
 
-    harness.edit(engine={"kind": "sim", "args": ["--more"]})
+    harness.edit(engine={"type": "Sim", "args": ["--more"]})
     harness.drops_events = True
     harness.kube.before_write = meanwhile
     harness.run_until_idle(with_controllers=False)
@@ -115,12 +115,12 @@ def test_unobserved_foreign_replica_write_is_kept(harness: OperatorHarness) -> N
 
 
 def test_autoscaler_replicas_stay_until_the_spec_sets_a_number(harness: OperatorHarness) -> None:
-    pools = [{"name": "main", "accelerator": "cpu", "replicas": {"min": 2, "max": 9}}]
+    pools = [{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 2, "maxReplicas": 9}]
     serve_model(harness, pools=pools, autoscaling={"mode": "Auto"})
     deployment = harness.workload()
     assert deployment["spec"]["replicas"] == 2
     asyncio.run(harness.kube.apply_scale(deployment, 6, "fairlead-autoscaler"))
-    for mode in ("Auto", "Advise", "Off"):
+    for mode in ("Auto", "Advise", "Disabled"):
         harness.edit(pools=pools, autoscaling={"mode": mode})
         harness.run_until_idle()
         assert (harness.workload()["spec"]["replicas"], harness.status()["ready"]) == (6, "6/6")
@@ -156,11 +156,11 @@ def test_news_in_the_response_of_a_write_is_not_missed(harness: OperatorHarness,
             deployment = harness.workload()
             harness.run_deployment(deployment, ready=1)
             return
-        late = model_manifest(engine={"kind": "sim", "args": ["--late"]} if change == "spec" else {"kind": "sim"})
+        late = model_manifest(engine={"type": "Sim", "args": ["--late"]} if change == "spec" else {"type": "Sim"})
         late["metadata"]["annotations"] = {"fairlead.io/run-revision": "1"} if change == "annotation" else {}
         harness.kube.put(late, "kubectl")
 
-    harness.edit(engine={"kind": "sim", "args": ["--more"]})
+    harness.edit(engine={"type": "Sim", "args": ["--more"]})
     harness.drops_events = True
     harness.kube.before_write = meanwhile
     # Replicas are written only to the known version: a change of readiness is read in the same pass.
@@ -183,7 +183,7 @@ def test_deleted_child_is_created_again(harness: OperatorHarness) -> None:
 
 def test_removed_pool_serves_until_its_successor_does(harness: OperatorHarness) -> None:
     serve_model(harness)
-    harness.edit(pools=[{"name": "other", "accelerator": "cpu", "replicas": {"min": 1}}])
+    harness.edit(pools=[{"name": "other", "acceleratorClassName": "cpu", "minReplicas": 1}])
     harness.run_until_idle(with_controllers=False)
     assert harness.names() == ["qwen-main", "qwen-other"]
     assert "serves until an instance of qwen-other is ready" in harness.message("Reconciling")
@@ -230,7 +230,7 @@ def test_child_without_labels_is_found_by_owner_and_relabelled(harness: Operator
 
 
 def test_field_removed_from_the_spec_leaves_the_child(harness: OperatorHarness) -> None:
-    serve_model(harness, engine={"kind": "sim", "image": "sim:2", "args": ["--a"]})
+    serve_model(harness, engine={"type": "Sim", "image": "sim:2", "args": ["--a"]})
     render = harness.render
 
     def render_less(model: ModelDeployment, accelerators: Any, context: RenderContext) -> RenderedModel:
@@ -241,7 +241,7 @@ def test_field_removed_from_the_spec_leaves_the_child(harness: OperatorHarness) 
         return rendered
 
     harness.render = render_less
-    harness.edit(engine={"kind": "sim", "image": "sim:3"})
+    harness.edit(engine={"type": "Sim", "image": "sim:3"})
     harness.run_until_idle()
     deployment = harness.workload()
     assert deployment["spec"]["template"]["spec"] == {"image": "sim:3"}
@@ -274,14 +274,14 @@ def test_unschedulable_pods_stall_a_model_only_after_the_grace(harness: Operator
 
 @pytest.mark.parametrize("cause", ["stale", "problem", "moved"])
 def test_nothing_is_deleted_in_doubt(harness: OperatorHarness, cause: str) -> None:
-    two = [{"name": name, "accelerator": "cpu"} for name in ("main", "other")]
+    two = [{"name": name, "acceleratorClassName": "cpu"} for name in ("main", "other")]
     serve_model(harness, pools=two)
     if cause == "stale":
         harness.stale = "the watch of services is silent"
         harness.edit(pools=two[:1])
         assert harness.reconcile() == 5.0
     elif cause == "problem":
-        harness.edit(pools=[two[0], {"name": "third", "accelerator": "unknown"}])
+        harness.edit(pools=[two[0], {"name": "third", "acceleratorClassName": "unknown"}])
         harness.reconcile()
     else:
         harness.edit(pools=two[:1])
@@ -361,7 +361,7 @@ def test_stale_cache_creates_nothing_twice(harness: OperatorHarness) -> None:
 def test_rejected_child_stalls_with_its_cause_and_pods_stay(harness: OperatorHarness, error: Any, reason: str) -> None:
     serve_model(harness)
     harness.kube.rejections[("Deployment", "chat", "qwen-main")] = error
-    harness.edit(engine={"kind": "sim", "args": ["--more"]})
+    harness.edit(engine={"type": "Sim", "args": ["--more"]})
     harness.run_until_idle()
     assert harness.conditions() == {"Ready": ("True", "AllReady"), "Stalled": ("True", reason)}
     assert "qwen-main" in harness.message("Stalled")
@@ -393,7 +393,8 @@ def test_unsupported_spec_changes_no_running_pods(harness: OperatorHarness) -> N
 
 
 def test_unknown_accelerator_is_named_and_other_pools_run(harness: OperatorHarness) -> None:
-    serve_model(harness, pools=[{"name": "a", "accelerator": "unknown"}, {"name": "b", "accelerator": "cpu"}])
+    pools = [{"name": "a", "acceleratorClassName": "unknown"}, {"name": "b", "acceleratorClassName": "cpu"}]
+    serve_model(harness, pools=pools)
     assert harness.names() == ["qwen-b"]
     assert harness.conditions() == {"Ready": ("False", "UnknownAccelerator"), "Stalled": ("True", "UnknownAccelerator")}
 
@@ -413,7 +414,7 @@ def test_older_model_has_the_bare_name(harness: OperatorHarness) -> None:
 
 def test_external_engine_is_adopted_without_children(harness: OperatorHarness) -> None:
     pools = [{"name": "theirs", "selector": {"matchLabels": {"app": "vllm"}}}]
-    serve_model(harness, engine={"kind": "external"}, pools=pools)
+    serve_model(harness, engine={"type": "External"}, pools=pools)
     assert harness.conditions()["Ready"] == ("False", "NoEndpoint")
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "chat", "labels": {"app": "vllm"}}}
     harness.kube.put({**pod, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
@@ -426,11 +427,11 @@ def test_autoscaler_conditions_are_left_alone(harness: OperatorHarness) -> None:
     serve_model(harness)
     names = {"name": "qwen", "namespace": "chat"}
     body = {"apiVersion": MODEL_DEPLOYMENTS.api_version, "kind": "ModelDeployment", "metadata": names}
-    theirs = {"type": "ObjectivesMet", "status": "True", "reason": "Met", "message": "", "lastTransitionTime": "x"}
+    theirs = {"type": "SLOMet", "status": "True", "reason": "Met", "message": "", "lastTransitionTime": "x"}
     harness.kube.put({**body, "status": {"conditions": [theirs]}}, "fairlead-autoscaler/status")
     harness.kube.writes.clear()
     harness.run_until_idle()
     assert harness.kube.writes == []
-    harness.edit(pools=[{"name": "main", "accelerator": "cpu", "replicas": {"min": 3}}])
+    harness.edit(pools=[{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 3}])
     harness.run_until_idle()
-    assert set(harness.conditions()) == {"Ready", "ObjectivesMet"}
+    assert set(harness.conditions()) == {"Ready", "SLOMet"}

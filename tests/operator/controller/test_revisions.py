@@ -18,8 +18,8 @@ from fairlead_operator.object_metadata import MODEL_LABEL, UNDO_ANNOTATION
 
 
 def spec(image: str = "a", **more: Any) -> dict[str, Any]:
-    pools = more.pop("pools", [{"name": "main", "accelerator": "cpu", "replicas": {"min": 1}}])
-    return {"engine": {"kind": "sim", "image": image}, "pools": pools, **more}
+    pools = more.pop("pools", [{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 1}])
+    return {"engine": {"type": "Sim", "image": image}, "pools": pools, **more}
 
 
 def model(one: dict[str, Any], undo: str = "") -> dict[str, Any]:
@@ -36,10 +36,10 @@ def stored(*images: str) -> tuple[ModelRevision, ...]:
     "changed",
     [
         {"replicas": 3},
-        {"objectives": {"ttft": "1s"}},
+        {"slo": {"ttft": "1s"}},
         {"routing": {"preset": "random"}},
-        {"rollout": {"surge": 2}},
-        {"pools": [{"name": "main", "accelerator": "cpu", "replicas": {"min": 7}}]},
+        {"rollout": {"maxSurge": 2}},
+        {"pools": [{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 7}]},
     ],
 )
 def test_fields_without_restart_make_no_revision(changed: dict[str, Any]) -> None:
@@ -47,14 +47,17 @@ def test_fields_without_restart_make_no_revision(changed: dict[str, Any]) -> Non
 
 
 def test_drain_is_part_of_a_revision_unless_default() -> None:
-    assert revision_hash(spec(rollout={"drain": "5m", "surge": 1})) == revision_hash(spec())
-    assert revision_hash(spec(rollout={"drain": "10m"})) != revision_hash(spec())
+    assert revision_hash(spec(rollout={"drainTimeout": "5m", "maxSurge": 1})) == revision_hash(spec())
+    assert revision_hash(spec(rollout={"drainTimeout": "10m"})) != revision_hash(spec())
 
 
 def test_earlier_revision_keeps_its_drain_and_current_settings() -> None:
-    old, present = spec("a", rollout={"drain": "10m", "surge": 1}), spec("b", rollout={"drain": "20m", "surge": 3})
-    assert with_current_numbers(old, present)["rollout"] == {"drain": "10m", "surge": 3}
-    assert with_current_numbers(spec("a"), present)["rollout"] == {"surge": 3}
+    old, present = (
+        spec("a", rollout={"drainTimeout": "10m", "maxSurge": 1}),
+        spec("b", rollout={"drainTimeout": "20m", "maxSurge": 3}),
+    )
+    assert with_current_numbers(old, present)["rollout"] == {"drainTimeout": "10m", "maxSurge": 3}
+    assert with_current_numbers(spec("a"), present)["rollout"] == {"maxSurge": 3}
 
 
 def test_new_spec_is_the_next_revision_and_old_ones_are_renumbered() -> None:
@@ -65,13 +68,13 @@ def test_new_spec_is_the_next_revision_and_old_ones_are_renumbered() -> None:
 
 
 def test_paused_change_waits_and_replica_counts_follow() -> None:
-    pools = [{"name": "main", "accelerator": "cpu", "replicas": {"min": 5}}]
+    pools = [{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 5}]
     paused = spec("b", pools=pools, rollout={"paused": True})
     old = stored("a")
     choice = choose_revision(model(paused), old, frozenset([old[0].hash]))
     assert (choice.revision.number, choice.current.number, choice.is_pending) == (1, 2, True)
     assert choice.spec["engine"]["image"] == "a"
-    assert choice.spec["pools"][0]["replicas"] == {"min": 5}
+    assert choice.spec["pools"][0]["minReplicas"] == 5
     assert choice.spec["rollout"] == {"paused": True}
     assert "revision 1 runs on" in choice.reason
 
@@ -100,10 +103,10 @@ def test_undo_to_a_missing_revision_is_a_problem(asked: str) -> None:
 
 
 def test_replicas_of_a_removed_pool_stay_as_stored() -> None:
-    old = spec(pools=[{"name": "a", "replicas": {"min": 1}}, {"name": "b", "replicas": {"min": 2}}])
-    now = spec(pools=[{"name": "b", "replicas": {"min": 9}}], replicas=4)
+    old = spec(pools=[{"name": "a", "minReplicas": 1}, {"name": "b", "minReplicas": 2}])
+    now = spec(pools=[{"name": "b", "minReplicas": 9}], replicas=4)
     found = with_current_numbers(old, now)
-    assert [pool["replicas"]["min"] for pool in found["pools"]] == [1, 9]
+    assert [pool["minReplicas"] for pool in found["pools"]] == [1, 9]
     assert "replicas" not in found
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.api import EngineKind
+from fairlead.api import EngineType
 from fairlead_operator.object_metadata import UNDO_ANNOTATION
 from fairlead_operator.render import InstallationDefaults, render_model
 from fairlead_testing.kube.operator_harness import OperatorHarness, model_manifest
@@ -12,7 +12,7 @@ from fairlead_testing.kube.operator_harness import OperatorHarness, model_manife
 
 def install(harness: OperatorHarness, image: str) -> None:
     """Starts the operator of a release whose chart has this image."""
-    harness.render, harness.installation = render_model, InstallationDefaults({EngineKind.SIM: image})
+    harness.render, harness.installation = render_model, InstallationDefaults({EngineType.SIM: image})
     harness.restart()
 
 
@@ -48,18 +48,18 @@ def test_upgrade_writes_nothing_and_restarts_no_engine(running: OperatorHarness)
     install(running, "sim:2")
     running.run_until_idle()
     assert (pods(running), running.kube.writes) == (before, [])
-    running.edit(pools=[{"name": "main", "accelerator": "cpu", "replicas": {"min": 5}}])
+    running.edit(pools=[{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 5}])
     running.run_until_idle()
     assert pods(running) == before
-    running.edit(engine={"kind": "sim", "args": ["--max-num-seqs=3"]})
+    running.edit(engine={"type": "Sim", "args": ["--max-num-seqs=3"]})
     running.run_until_idle()
     assert image(running) == "sim:2"
 
 
 def test_pause_holds_pods_and_passes_replica_counts(running: OperatorHarness) -> None:
     before = pods(running)
-    change = {"engine": {"kind": "sim", "args": ["--max-num-seqs=3"]}}
-    five = [{"name": "main", "accelerator": "cpu", "replicas": {"min": 5}}]
+    change = {"engine": {"type": "Sim", "args": ["--max-num-seqs=3"]}}
+    five = [{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 5}]
     running.edit(**change, pools=five, rollout={"paused": True})
     running.run_until_idle()
     assert pods(running) == before
@@ -76,9 +76,9 @@ def test_pause_holds_pods_and_passes_replica_counts(running: OperatorHarness) ->
 
 
 def test_undo_reverts_without_editing_the_spec_until_removed(running: OperatorHarness) -> None:
-    running.edit(engine={"kind": "sim", "args": ["--max-num-seqs=3"]})
+    running.edit(engine={"type": "Sim", "args": ["--max-num-seqs=3"]})
     running.run_until_idle()
-    requested = model_manifest(engine={"kind": "sim", "args": ["--max-num-seqs=3"]})
+    requested = model_manifest(engine={"type": "Sim", "args": ["--max-num-seqs=3"]})
     requested["metadata"]["annotations"] = {UNDO_ANNOTATION: "1/2"}
     generation = running.kube.put(requested, "kubectl")["metadata"]["generation"]
     running.run_until_idle()
@@ -86,7 +86,7 @@ def test_undo_reverts_without_editing_the_spec_until_removed(running: OperatorHa
     assert "asks for revision 1" in running.message("Ready")
     assert running.conditions() == {"Ready": ("True", "AllReady")}
     assert running.workload("ModelDeployment")["metadata"]["generation"] == generation
-    running.edit(engine={"kind": "sim", "args": ["--max-num-seqs=4"]})  # a new spec ends the undo
+    running.edit(engine={"type": "Sim", "args": ["--max-num-seqs=4"]})  # a new spec ends the undo
     running.run_until_idle()
     assert "--max-num-seqs=4" in args(running)
     assert sorted(record["revision"] for record in running.kube.objects_of("ControllerRevision")) == [1, 2, 3]

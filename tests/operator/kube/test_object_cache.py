@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fairlead.fleet.client_names import RefusedName
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead_operator.kube.object_cache import ObjectCache, drop_own_managed_fields
 
@@ -112,8 +113,49 @@ def test_models_of_one_name_affect_each_other_only_on_arrival() -> None:
     assert take(shelf, model(namespace="y", born="1")) == ["y/qwen", "x/qwen"]
     assert take(shelf, model(namespace="y", born="1", version=2)) == ["y/qwen"]
     seen = {key: shelf.snapshot(key) for key in ("x/qwen", "y/qwen")}
-    assert [one.name_taken_by for one in seen.values() if one is not None] == ["y/qwen", None]
+    assert [one.refused_names for one in seen.values() if one is not None] == [(RefusedName("qwen", "y/qwen"),), ()]
     assert take(shelf, model(namespace="y", version=3), WatchEventType.DELETED) == ["y/qwen", "x/qwen"]
+
+
+def with_names(*names: str, **given: Any) -> dict[str, Any]:
+    return {**model(**given), "spec": {"model": {"servedNames": list(names)}}}
+
+
+def refused(cache: ObjectCache, key: str) -> tuple[RefusedName, ...]:
+    found = cache.snapshot(key)
+    assert found is not None
+    return found.refused_names
+
+
+def test_served_name_belongs_to_the_oldest_model_that_claims_it() -> None:
+    cache = ObjectCache()
+    take(cache, with_names("org/one", namespace="x", name="a", born="1"))
+    assert take(cache, with_names("org/one", "two", namespace="y", name="b", born="2")) == ["y/b", "x/a"]
+    assert refused(cache, "x/a") == ()
+    assert refused(cache, "y/b") == (RefusedName("org/one", "x/a"),)
+    assert take(cache, with_names(namespace="x", name="a", born="1", version=2)) == ["x/a", "y/b"]
+    assert refused(cache, "y/b") == ()
+
+
+def test_own_name_of_a_model_goes_before_an_older_models_served_name() -> None:
+    cache = ObjectCache()
+    take(cache, with_names("qwen", namespace="x", name="a", born="1"))
+    assert refused(cache, "x/a") == ()
+    assert take(cache, model(namespace="y", name="qwen", born="2")) == ["y/qwen", "x/a"]
+    assert refused(cache, "x/a") == (RefusedName("qwen", "y/qwen"),)
+    assert refused(cache, "y/qwen") == ()
+
+
+def test_served_name_that_begins_with_a_namespace_of_models_is_refused() -> None:
+    cache = ObjectCache()
+    take(cache, with_names("chat/other", namespace="x", name="a", born="1"))
+    assert refused(cache, "x/a") == ()
+    assert take(cache, model("b", namespace="chat", born="2")) == ["chat/b", "x/a"]
+    assert refused(cache, "x/a") == (RefusedName("chat/other", None),)
+    assert take(cache, model("c", namespace="chat", born="3")) == ["chat/c"]
+    assert take(cache, model("c", namespace="chat", version=4), WatchEventType.DELETED) == ["chat/c"]
+    assert take(cache, model("b", namespace="chat", version=4), WatchEventType.DELETED) == ["chat/b", "x/a"]
+    assert refused(cache, "x/a") == ()
 
 
 def test_accelerator_affects_every_model() -> None:

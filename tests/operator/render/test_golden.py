@@ -30,7 +30,7 @@ def test_rendering_of_older_releases_is_unchanged(case: str, version: int) -> No
     model, classes = read_case(FOLDER / "cases" / case)
     facts = default_context()
     first = render_model(model, classes, facts)
-    image = facts.installation.images.get(model.spec.engine.kind) if model.spec.engine.image is None else None
+    image = facts.installation.images.get(model.spec.engine.type) if model.spec.engine.image is None else None
     pins = {
         one["metadata"]["labels"]["fairlead.io/pool"]: ExistingWorkload(
             one["metadata"]["name"],

@@ -129,5 +129,5 @@ def test_failed_kv_loads_are_recomputed(case: Path) -> None:
                 assert argument.count('"kv_load_failure_policy":"recompute"') == max(
                     1, argument.count('"kv_connector":')
                 )
-        if model.spec.engine.kind.value == "sim" and model.spec.kv_cache.transfer.value != "None":
+        if model.spec.engine.type.label == "sim" and model.spec.kv_cache.transfer.value != "None":
             assert "--kv-load-failure-policy=recompute" in template["spec"]["containers"][0]["args"]

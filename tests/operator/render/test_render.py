@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.api import AcceleratorClassSpec, EngineKind, ModelDeployment, Reason
+from fairlead.api import AcceleratorClassSpec, EngineType, ModelDeployment, Reason
 from fairlead.fleet.labels import PodEngineInfo, parse_engine_info
 from fairlead.kube.resources import Manifest
 from fairlead_operator.render import (
@@ -26,7 +26,7 @@ CASES = Path(__file__).parent / "cases"
 
 
 def model_of(**spec: Any) -> ModelDeployment:
-    content = {"model": {"source": "hf://Qwen/Qwen3-8B"}, "pools": [{"accelerator": "nvidia-l4"}], **spec}
+    content = {"model": {"uri": "hf://Qwen/Qwen3-8B"}, "pools": [{"acceleratorClassName": "nvidia-l4"}], **spec}
     metadata = {"name": "qwen", "namespace": "chat", "uid": "u1"}
     return ModelDeployment.model_validate(
         {"apiVersion": "serving.fairlead.io/v1alpha1", "kind": "ModelDeployment", "metadata": metadata, "spec": content}
@@ -54,7 +54,7 @@ def only_problem(model: ModelDeployment, facts: RenderContext | None = None) -> 
 
 
 def newer_installation() -> InstallationDefaults:
-    images = {EngineKind.VLLM: "vllm/vllm-openai:v0.33.0"}
+    images = {EngineType.VLLM: "vllm/vllm-openai:v0.33.0"}
     return replace(default_context().installation, images=images, pull_secrets=("other",))
 
 
@@ -75,10 +75,10 @@ def test_unrelated_change_after_upgrade_changes_no_pod() -> None:
     before = workload(model_of())
     children = {"main": existing_workload({**before, "status": {"observedGeneration": 1}})}
     changed = model_of(
-        pools=[{"accelerator": "nvidia-l4", "replicas": {"min": 3, "max": 9}}],
-        objectives={"ttft": "800ms"},
+        pools=[{"acceleratorClassName": "nvidia-l4", "minReplicas": 3, "maxReplicas": 9}],
+        slo={"ttft": "800ms"},
         routing={"preset": "session"},
-        rollout={"surge": 2, "paused": True},
+        rollout={"maxSurge": 2, "paused": True},
     )
     after = workload(changed, default_context(installation=newer_installation(), workloads=children))
     assert after["spec"]["template"] == before["spec"]["template"]
@@ -88,13 +88,13 @@ def test_unrelated_change_after_upgrade_changes_no_pod() -> None:
 def test_better_accelerator_profile_restarts_no_real_engine() -> None:
     def revision(kind: str, **spec: Any) -> str:
         accelerator = AcceleratorClassSpec.model_validate({"resource": "nvidia.com/gpu", **spec})
-        model = model_of(engine={"kind": kind})
+        model = model_of(engine={"type": kind})
         return pool_revision(model, model.spec.pools[0], accelerator)
 
     before, after = {"profile": {"preset": "910b4"}}, {"profile": {"preset": "l4-qwen8b"}, "costPerHour": "2.50"}
-    assert revision("vllm", **before) == revision("vllm", **after)
-    assert revision("sim", **before) != revision("sim", **after)
-    assert revision("vllm", **before) != revision("vllm", **before, nodeSelector={"zone": "a"})
+    assert revision("VLLM", **before) == revision("VLLM", **after)
+    assert revision("Sim", **before) != revision("Sim", **after)
+    assert revision("VLLM", **before) != revision("VLLM", **before, nodeSelector={"zone": "a"})
 
 
 def test_spec_change_takes_current_installation_values() -> None:
@@ -150,7 +150,7 @@ def test_paused_rollout_holds_existing_pods_not_new_ones() -> None:
     ):  # a Deployment that is paused at once never makes its first pods
         facts = default_context(workloads={"main": existing_workload(there)})
         assert workload(paused, facts)["spec"]["paused"] is held
-    pools = [{"accelerator": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
+    pools = [{"acceleratorClassName": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
     group = model_of(rollout={"paused": True}, pools=pools)
     there = workload(group, default_context(workloads={"main": ExistingWorkload("qwen-main")}))
     rolling = there["spec"]["rolloutStrategy"]["rollingUpdateConfiguration"]
@@ -180,7 +180,7 @@ def test_no_policy_is_written_without_peers() -> None:
 
 def test_engines_listen_on_the_pod_address_family() -> None:
     assert "--host=::" in pod_of(workload(model_of(), default_context(ipv6=True)))["containers"][0]["args"]
-    sim = workload(model_of(engine={"kind": "sim"}), default_context(ipv6=True))
+    sim = workload(model_of(engine={"type": "Sim"}), default_context(ipv6=True))
     assert "--listen=[::]:8000" in pod_of(sim)["containers"][0]["args"]
 
 
@@ -198,13 +198,13 @@ def test_model_variables_replace_ours() -> None:
 
 
 def test_unknown_accelerator_is_named_with_similar_ones() -> None:
-    found = only_problem(model_of(pools=[{"accelerator": "nvidia-l5"}]))
+    found = only_problem(model_of(pools=[{"acceleratorClassName": "nvidia-l5"}]))
     assert found.reason is Reason.UNKNOWN_ACCELERATOR
     assert "nvidia-l4" in found.fix
 
 
 def test_multi_node_needs_leader_worker_sets() -> None:
-    pools = [{"accelerator": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
+    pools = [{"acceleratorClassName": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
     found = only_problem(model_of(pools=pools), default_context(leader_worker_sets=False))
     assert found.reason is Reason.LEADER_WORKER_SET_MISSING
 
@@ -215,7 +215,7 @@ def test_missing_installation_image_is_a_problem() -> None:
 
 
 def test_unmergeable_template_is_named_with_its_pool() -> None:
-    pools = [{"accelerator": "nvidia-l4", "template": {"spec": {"containers": [{"image": "x"}]}}}]
+    pools = [{"acceleratorClassName": "nvidia-l4", "template": {"spec": {"containers": [{"image": "x"}]}}}]
     found = only_problem(model_of(pools=pools))
     assert found.reason is Reason.INVALID_TEMPLATE
     assert found.message_with_fix.startswith("spec.pools[main].template.spec.containers[0]: has no name")
@@ -233,26 +233,26 @@ def test_oversized_object_is_not_written() -> None:
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
-        ({"model": {"source": "s3://b/m", "cache": {"size": "1Gi"}}}, "spec.model.cache"),
-        ({"model": {"source": "oci://r/m:1", "cache": {"size": "1Gi"}}}, "spec.model.cache"),
+        ({"model": {"uri": "s3://b/m", "cache": {"size": "1Gi"}}}, "spec.model.cache"),
+        ({"model": {"uri": "oci://r/m:1", "cache": {"size": "1Gi"}}}, "spec.model.cache"),
         (
             {
-                "engine": {"kind": "sglang"},
-                "pools": [{"accelerator": "nvidia-l4", "parallelism": {"data": 2, "nodes": 2}}],
+                "engine": {"type": "SGLang"},
+                "pools": [{"acceleratorClassName": "nvidia-l4", "parallelism": {"data": 2, "nodes": 2}}],
             },
             "spec.pools[main].parallelism",
         ),
         (
             {
-                "engine": {"kind": "sglang"},
+                "engine": {"type": "SGLang"},
                 "kvCache": {"offload": {"memory": "512Mi"}},
             },
             "spec.kvCache.offload.memory",
         ),
         (
             {
-                "engine": {"kind": "sim"},
-                "pools": [{"accelerator": "cpu", "parallelism": {"data": 2, "nodes": 2}}],
+                "engine": {"type": "Sim"},
+                "pools": [{"acceleratorClassName": "cpu", "parallelism": {"data": 2, "nodes": 2}}],
             },
             "spec.pools[main].parallelism.data",
         ),
@@ -264,7 +264,7 @@ def test_unsupported_engine_feature_is_a_problem(spec: dict[str, Any], field: st
 
 
 def test_broken_pool_does_not_stop_other_pools() -> None:
-    pools = [{"name": "good", "accelerator": "nvidia-l4"}, {"name": "bad", "accelerator": "none"}]
+    pools = [{"name": "good", "acceleratorClassName": "nvidia-l4"}, {"name": "bad", "acceleratorClassName": "none"}]
     rendered = render_model(model_of(pools=pools), {}, default_context())
     assert [problem.pool for problem in rendered.problems] == ["bad"]
     assert {one["metadata"]["labels"]["fairlead.io/pool"] for one in rendered.manifests} == {"good"}

@@ -12,10 +12,10 @@ from fairlead_operator.status.pool_status import pool_states
 
 SPEC = ModelDeploymentSpec.model_validate(
     {
-        "model": {"source": "hf://a/b"},
-        "engine": {"kind": "sim"},
+        "model": {"uri": "hf://a/b"},
+        "engine": {"type": "Sim"},
         "pools": [
-            {"accelerator": "cpu", "replicas": {"min": 2}, "parallelism": {"tensor": 2, "nodes": 2}},
+            {"acceleratorClassName": "cpu", "minReplicas": 2, "parallelism": {"tensor": 2, "nodes": 2}},
         ],
     }
 )

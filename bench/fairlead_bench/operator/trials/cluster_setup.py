@@ -50,9 +50,9 @@ class TrialCluster:
                 "kind": "ModelDeployment",
                 "metadata": {"name": name, "namespace": self.namespace},
                 "spec": {
-                    "model": {"source": "hf://Qwen/Qwen3-8B"},
-                    "engine": {"kind": "sim", "args": list(args)},
-                    "pools": [{"name": pool, "accelerator": "cpu"} for pool in pools],
+                    "model": {"uri": "hf://Qwen/Qwen3-8B"},
+                    "engine": {"type": "Sim", "args": list(args)},
+                    "pools": [{"name": pool, "acceleratorClassName": "cpu"} for pool in pools],
                     **spec,
                 },
             },

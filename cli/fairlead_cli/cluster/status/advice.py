@@ -41,7 +41,7 @@ def advise(report: ModelReport, program: str = "fairlead") -> Advice:
 def _deleted(report: ModelReport, program: str) -> Advice | None:
     if not is_deleting(report.facts.model):
         return None
-    return Advice(False, "it is being deleted; its pods finish their requests first, for at most rollout.drain")
+    return Advice(False, "it is being deleted; its pods finish their requests first, for at most rollout.drainTimeout")
 
 
 def _unseen(report: ModelReport, program: str) -> Advice | None:
@@ -146,17 +146,15 @@ def _full(report: ModelReport, program: str) -> Advice | None:
 
 
 def _missed(report: ModelReport, program: str) -> Advice | None:
-    objectives = report.condition(ConditionType.OBJECTIVES_MET)
+    objectives = report.condition(ConditionType.SLO_MET)
     if objectives is None or objectives.get("status") != "False":
         return None
     message = shorten(str(objectives.get("message", "")), _NOTE)
     scaled = _true(report.condition(ConditionType.AUTOSCALING))
-    more = "raise replicas" if scaled is None else "raise replicas.max"
+    more = "raise minReplicas" if scaled is None else "raise maxReplicas"
     if scaled is not None and scaled.get("reason") == Reason.DECIDING:
         more = "wait for the instances that the autoscaler starts"
-    return Advice(
-        True, f"requests miss the objectives{f' ({message})' if message else ''}: {more}, or relax spec.objectives"
-    )
+    return Advice(True, f"requests miss the SLO{f' ({message})' if message else ''}: {more}, or relax spec.slo")
 
 
 def _unheard(report: ModelReport, program: str) -> Advice | None:

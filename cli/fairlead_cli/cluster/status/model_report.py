@@ -135,8 +135,8 @@ def build_report(facts: ModelFacts) -> ModelReport:
     return ModelReport(
         key=key_of(model),
         client_name=status_of(model).get("clientName"),
-        engine=str((spec_of(model).get("engine") or {}).get("kind") or "vllm"),
-        source=str((spec_of(model).get("model") or {}).get("source") or ""),
+        engine=str((spec_of(model).get("engine") or {}).get("type") or "VLLM"),
+        source=str((spec_of(model).get("model") or {}).get("uri") or ""),
         ready=status_of(model).get("ready"),
         since=parse_time(metadata_of(model).get("creationTimestamp")),
         conditions=tuple(conditions_of(model)),
@@ -182,7 +182,7 @@ def _pools(facts: ModelFacts, signals: Mapping[str, EngineSignals]) -> Iterator[
         yield PoolReport(
             name=name,
             role=str(pool_spec.get("role") or numbers_.get("role") or "Serve"),
-            accelerator=str(pool_spec.get("accelerator") or ""),
+            accelerator=str(pool_spec.get("acceleratorClassName") or ""),
             desired=numbers_.get("desired"),
             ready=numbers_.get("ready"),
             updated=numbers_.get("updated"),
@@ -245,13 +245,13 @@ def table_row(model: Manifest) -> tuple[str, str, str, str, str, str, str]:
     """Returns the row of ``kubectl get mdep``: namespace, name, client name, engine, ready,
     objectives, reason.
     """
-    ready, objectives = condition_of(model, ConditionType.READY), condition_of(model, ConditionType.OBJECTIVES_MET)
+    ready, objectives = condition_of(model, ConditionType.READY), condition_of(model, ConditionType.SLO_MET)
     namespace, _, name = key_of(model).partition("/")
     return (
         namespace,
         name,
         str(status_of(model).get("clientName") or ""),
-        str((spec_of(model).get("engine") or {}).get("kind") or "vllm"),
+        str((spec_of(model).get("engine") or {}).get("type") or "VLLM"),
         str(status_of(model).get("ready") or ""),
         str(objectives.get("status")) if objectives else "",
         str(ready.get("reason")) if ready else "",

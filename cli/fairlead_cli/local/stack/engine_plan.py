@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from fairlead.api import EngineKind, ModelDeployment, Pool, PoolRole, Transfer
+from fairlead.api import EngineType, ModelDeployment, Pool, PoolRole, Transfer
 from fairlead.engines import EngineLaunch, EngineReplica, engine_adapter
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, Model, Role, RoutingPreset, SloTargets, served_name_override
@@ -81,7 +81,7 @@ def plan_engines(
                 notes[f"{deployment.metadata.name}: no effect on simulated engines: {arguments}"] = None
     scaling = plan_scaling(manifests, pools)
     if not scaling.models and not any(pool.replicas or pool.adopted for pool in pools):
-        raise BadInput("no pool has a replica", field="spec.pools", hint="set replicas: {min: 1}")
+        raise BadInput("no pool has a replica", field="spec.pools", hint="set minReplicas: 1")
     has_several_models = len(manifests.models) > 1
     labelled = (
         replace(pool, label=f"{pool.model.name}/{pool.name}" if has_several_models else pool.name) for pool in pools
@@ -127,16 +127,16 @@ def _pool(
     manifests: Manifests, deployment: ModelDeployment, pool: Pool, model: Model, options: PlanOptions, seed: int
 ) -> tuple[EnginePoolSpec, tuple[str, ...]]:
     spec = deployment.spec
-    kind = spec.engine.kind.value if options.real else SIMULATED_ENGINE
+    kind = spec.engine.type.label if options.real else SIMULATED_ENGINE
     profile = manifests.engine_profile(pool)
     assert profile is not None  # only pools that adopt do without an accelerator
-    transfer = _transfer(spec.engine.kind, spec.kv_cache.transfer)
+    transfer = _transfer(spec.engine.type, spec.kv_cache.transfer)
     handoff = _handoff_arguments(pool, transfer) if kind == SIMULATED_ENGINE else ()
     base = EngineReplica(
-        name=spec.engine.served_model_name or deployment.metadata.name,
-        source=spec.model.source,
+        name=spec.model.engine_name or deployment.metadata.name,
+        source=spec.model.uri,
         profile=profile,
-        kind=spec.engine.kind.value,
+        kind=spec.engine.type.label,
         args=tuple(spec.engine.args),
         env={variable.name: variable.value for variable in spec.engine.env if variable.value_from is None},
         speed=options.speed,
@@ -169,11 +169,11 @@ def _pool(
     return replace(pool_spec, sleep_level=None if sleep is None else sleep.level), first_launch.ignored_args
 
 
-def _transfer(kind: EngineKind, transfer: Transfer) -> str:
+def _transfer(kind: EngineType, transfer: Transfer) -> str:
     """Returns the gateway's name of the transfer; SGLang's engines have their own over either
     library.
     """
-    return "sglang" if kind is EngineKind.SGLANG else transfer.value.lower()
+    return "sglang" if kind is EngineType.SGLANG else transfer.value.lower()
 
 
 def _handoff_arguments(pool: Pool, transfer: str) -> tuple[str, ...]:
@@ -193,7 +193,7 @@ def _template(deployment: ModelDeployment, pool: Pool, model: Model) -> Instance
         pool=pool.name,
         url="",
         role=Role(pool.role.value),
-        served_name=served_name_override(deployment.spec.engine.served_model_name, model.name),
+        served_name=served_name_override(deployment.spec.model.engine_name, model.name),
     )
 
 

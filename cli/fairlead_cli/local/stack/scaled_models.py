@@ -37,7 +37,7 @@ def plan_scaling(manifests: Manifests, pools: Sequence[EnginePoolSpec]) -> Scali
     models, notes = [], []
     for deployment in manifests.models:
         spec, name = deployment.spec, deployment.metadata.name
-        if spec.autoscaling.mode is ScalingMode.OFF:
+        if spec.autoscaling.mode is ScalingMode.DISABLED:
             continue
         plans = {plan.name: plan for plan in pools if plan.model.key == deployment.key and not plan.adopted}
         if spec.replicas is not None:
@@ -55,17 +55,17 @@ def _scaled_model(
     policy = deployment.spec.autoscaling.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     tier = sleep_tier(deployment.spec)
     facts = tuple(_pool_facts(manifests, pool, tier) for pool in deployment.spec.pools if pool.name in plans)
-    return ScaledModelSpec(deployment.key, deployment.spec.objectives.to_targets(), policy, facts)
+    return ScaledModelSpec(deployment.key, deployment.spec.slo.to_targets(), policy, facts)
 
 
 def _pool_facts(manifests: Manifests, pool: Pool, tier: SleepTier | None) -> PoolSpec:
-    kind = manifests.accelerators.get(pool.accelerator or "")
+    kind = manifests.accelerators.get(pool.accelerator_class_name or "")
     return PoolSpec(
         name=pool.name,
         role=Role(pool.role.value),
         cost_per_hour=replica_cost(None if kind is None else kind.spec, pool),
-        minimum=pool.replicas.min,
-        maximum=pool.replicas.min if pool.replicas.max is None else pool.replicas.max,
+        minimum=pool.min_replicas,
+        maximum=pool.min_replicas if pool.max_replicas is None else pool.max_replicas,
         profile=manifests.engine_profile(pool),
         usd_per_hour=replica_usd(None if kind is None else kind.spec, pool),
         tier=tier,

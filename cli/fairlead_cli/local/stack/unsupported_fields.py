@@ -5,7 +5,7 @@ wrong, else reported.
 from collections.abc import Iterator
 from typing import Any
 
-from fairlead.api import EngineKind, ModelDeployment, PoolRole
+from fairlead.api import EngineType, ModelDeployment, PoolRole
 from fairlead.errors import BadInput
 
 _MODEL = ("revision", "credentials", "cache")
@@ -24,17 +24,17 @@ def reject_unsupported(deployment: ModelDeployment, *, real: bool) -> None:
             raise BadInput(message, field=f"spec.pools[{index}].selector", hint="give endpoints: [{url: ...}] instead")
     if not real or spec.is_external:
         return
-    kind = spec.engine.kind
-    if kind not in (EngineKind.VLLM, EngineKind.SIM):
-        message = f"{name}: local mode runs no engine of kind {kind.value}"
-        hint = "leave --real out to simulate it, or start it yourself and write `kind: external` with its endpoints"
-        raise BadInput(message, field="spec.engine.kind", hint=hint)
+    kind = spec.engine.type
+    if kind not in (EngineType.VLLM, EngineType.SIM):
+        message = f"{name}: local mode runs no engine of type {kind.value}"
+        hint = "leave --real out to simulate it, or start it yourself and write `type: External` with its endpoints"
+        raise BadInput(message, field="spec.engine.type", hint=hint)
     for index, pool in enumerate(spec.pools):
-        if pool.role is not PoolRole.SERVE and kind is EngineKind.VLLM:
+        if pool.role is not PoolRole.SERVE and kind is EngineType.VLLM:
             message = f"{name}: local mode splits prefill from decode for simulated engines only"
             raise BadInput(message, field=f"spec.pools[{index}].role", hint="leave --real out, or use the role Serve")
     for path in ignored_fields(deployment):
-        if _general(path) in _CHANGES_THE_ANSWER and kind is EngineKind.VLLM:
+        if _general(path) in _CHANGES_THE_ANSWER and kind is EngineType.VLLM:
             message = f"{name}: a real engine of local mode cannot honour {path}"
             raise BadInput(message, field=path, hint="remove it, or leave --real out")
 

@@ -149,7 +149,7 @@ def advise(
             f"{formatting.format_share(window.within_objective)} of requests meet the objective, "
             f"{formatting.format_share(goal)} should"
         )
-        return Advice(True, f"{attainment}: {_remedy(model, ready, program, scaled_pools)}, or relax spec.objectives")
+        return Advice(True, f"{attainment}: {_remedy(model, ready, program, scaled_pools)}, or relax spec.slo")
     if starting:
         return Advice(False, f"{formatting.pluralize(starting, 'engine')} starting")
     if not stats.totals.requests and not stats.in_flight:
@@ -165,7 +165,7 @@ def _remedy(model: api_types.Model, ready: int, program: str, sized: Sequence[Po
     if blocked is not None:
         return f"the autoscaler wants {blocked.wanted} of {blocked.pool}, which is not done since {blocked.unwritten}"
     if all(pool.wanted >= pool.most for pool in sized):
-        return "raise replicas.max"
+        return "raise maxReplicas"
     if sum(pool.wanted for pool in sized) > ready:
         return "the autoscaler is at it"
     return f"the autoscaler takes what there is to be enough (`{program} explain scale {model.name}` says why)"

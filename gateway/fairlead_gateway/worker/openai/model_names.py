@@ -42,7 +42,7 @@ def _resolve_key(name: str, fleet: Fleet) -> str | None:
         return name
     only: str | None = None
     for key, model in models.items():
-        if model.name == name and not model.shadowed:
+        if (model.name == name and not model.shadowed) or name in model.served_names:
             if only is not None:
                 return None
             only = key
@@ -50,18 +50,20 @@ def _resolve_key(name: str, fleet: Fleet) -> str | None:
 
 
 def public_model_names(fleet: Fleet) -> dict[str, Model]:
-    """Returns the models by the name for clients: the bare name if it is the model's own, else
-    `namespace/name`.
+    """Returns the models by the names for clients: served names, and the bare name if it is the model's
+    own, else `namespace/name`.
     """
     counts = Counter(model.name for model in fleet.models.values() if not model.shadowed)
-    return {
-        model.name if counts[model.name] == 1 and not model.shadowed else key: model
-        for key, model in sorted(fleet.models.items())
-    }
+    counts.update(name for model in fleet.models.values() for name in model.served_names)
+    found: dict[str, Model] = {}
+    for key, model in sorted(fleet.models.items()):
+        found[model.name if counts[model.name] == 1 and not model.shadowed else key] = model
+        found.update((name, model) for name in model.served_names if counts[name] == 1)
+    return found
 
 
 def _unknown_model(name: str, fleet: Fleet) -> UnknownModel:
-    clashing = sorted(key for key, model in fleet.models.items() if model.name == name)
+    clashing = sorted(key for key, model in fleet.models.items() if name == model.name or name in model.served_names)
     if clashing:
         hint = f"several namespaces have it; write one of: {', '.join(clashing[:5])}"
         return UnknownModel("model: the name is not unique", param="model", hint=hint)

@@ -17,7 +17,7 @@ def deployment(pool: PoolContext, template: Manifest) -> Manifest:
     spec: Manifest = {
         "replicas": pool.model.spec.desired_instances(pool.pool),
         "selector": {"matchLabels": selector_labels(pool.model, pool.pool)},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": rollout.surge, "maxUnavailable": 0}},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": rollout.max_surge, "maxUnavailable": 0}},
         "progressDeadlineSeconds": _PROGRESS_SECONDS,
         "revisionHistoryLimit": 2,
         "paused": pool.is_paused,

@@ -17,7 +17,7 @@ def leader_worker_set(pool: PoolContext, leader: Manifest, worker: Manifest) -> 
     """
     rollout = pool.model.spec.rollout
     rolling: Manifest = {
-        "maxSurge": rollout.surge,
+        "maxSurge": rollout.max_surge,
         "maxUnavailable": 0,
         "partition": ALL_GROUPS_PARTITION if pool.is_paused else 0,
     }

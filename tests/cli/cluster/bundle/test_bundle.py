@@ -148,9 +148,11 @@ async def planted(api: Api) -> None:
     }
     status = {"phase": "Running", "podIP": "10.0.0.1", "conditions": said, "containerStatuses": [container]}
     await api.patch_merge(PODS, "fairlead", "gateway-0", {"status": status}, "test", subresource="status")
-    engine = {"kind": "vllm", "args": [f"--api-key={SECRET}", f"--chat-template={PROMPT}"], "env": ENV[:2]}
-    pools = [{"accelerator": "cpu", "template": {"spec": {"containers": [{"name": "engine", "env": ENV[:2]}]}}}]
-    wanted = {"model": {"source": "hf://a/b"}, "engine": engine, "pools": pools}
+    engine = {"type": "VLLM", "args": [f"--api-key={SECRET}", f"--chat-template={PROMPT}"], "env": ENV[:2]}
+    pools = [
+        {"acceleratorClassName": "cpu", "template": {"spec": {"containers": [{"name": "engine", "env": ENV[:2]}]}}}
+    ]
+    wanted = {"model": {"uri": "hf://a/b"}, "engine": engine, "pools": pools}
     model = await api.apply(of(MODEL_DEPLOYMENTS, "fairlead", "tiny", spec=wanted), "test")
     crash = {
         "type": "Stalled",

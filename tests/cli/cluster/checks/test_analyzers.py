@@ -155,7 +155,7 @@ OTHERS = {
     "quota": ("model-admission", stalled("QuotaExceeded", "exceeded quota: gpus")),
     "policy": ("model-admission", stalled("PolicyRefused", "violates PodSecurity")),
     "forbidden": ("model-admission", stalled("Forbidden", "services is forbidden")),
-    "accelerator": ("model-references", stalled("UnknownAccelerator", "no class nvidia-x")),
+    "acceleratorClassName": ("model-references", stalled("UnknownAccelerator", "no class nvidia-x")),
     "crash": ("model-stalled", stalled("EngineCrashing", "exit code 1")),
 }
 

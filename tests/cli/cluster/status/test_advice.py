@@ -91,22 +91,22 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool, str]] = {
     "name": ({"NameTaken": ("True", "BareNameTaken", "")}, {}, False, "let clients say chat/tiny"),
     "restarts": ({}, {"restarts": 4}, True, "tiny-main-a was restarted 4 times"),
     "objectives": (
-        {"ObjectivesMet": ("False", "Missed", "81 % of 95 %")},
+        {"SLOMet": ("False", "Missed", "81 % of 95 %")},
         {},
         True,
-        "miss the objectives (81 % of 95 %)",
+        "miss the SLO (81 % of 95 %)",
     ),
     "objectives, at the most": (
-        {"ObjectivesMet": ("False", "BelowTarget", "81 %"), "Autoscaling": ("True", "AtMaximum", "")},
+        {"SLOMet": ("False", "BelowTarget", "81 %"), "Autoscaling": ("True", "AtMaximum", "")},
         {},
         True,
-        "miss the objectives (81 %): raise replicas.max",
+        "miss the SLO (81 %): raise maxReplicas",
     ),
     "objectives, more are coming": (
-        {"ObjectivesMet": ("False", "BelowTarget", "81 %"), "Autoscaling": ("True", "Deciding", "")},
+        {"SLOMet": ("False", "BelowTarget", "81 %"), "Autoscaling": ("True", "Deciding", "")},
         {},
         True,
-        "miss the objectives (81 %): wait for the instances that the autoscaler starts",
+        "miss the SLO (81 %): wait for the instances that the autoscaler starts",
     ),
 }
 

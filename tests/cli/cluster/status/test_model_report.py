@@ -69,7 +69,7 @@ def test_tree_has_pools_pods_signals_conditions_events_and_advice(builders: Buil
     model = builders["model"](ready=False, Ready=("False", "ImagePullFailed", "pod b"), Stalled=stalled)
     pods = [pod("a", "u1"), pod("b", "u2", ready=False, containerStatuses=[broken])]
     text = shown(ModelFacts(model, pods, [event], [told(PAGE)], NOW))
-    assert text.splitlines()[0] == "× chat/tiny  0/1 ready  vllm  hf://a/b  60m"
+    assert text.splitlines()[0] == "× chat/tiny  0/1 ready  VLLM  hf://a/b  60m"
     assert "Stalled True  ImagePullFailed" in text
     assert "pool main  Serve  nvidia-l4  0/1 ready" in text
     assert "√ a  Ready  9 running, 1 waiting  KV 71 %  prefix hits 88 %" in text
@@ -119,4 +119,4 @@ def test_adopted_engines_are_listed_in_their_pool(builders: Build) -> None:
 def test_model_table_has_kubectl_columns(builders: Build) -> None:
     lines = render_table([builders["model"](), builders["model"]("a-longer-name", ready=False)], NOW).splitlines()
     assert lines[0].split() == ["NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "OBJECTIVES", "REASON", "AGE"]
-    assert lines[2].split() == ["chat", "a-longer-name", "a-longer-name", "vllm", "0/1", "NoInstance", "60m"]
+    assert lines[2].split() == ["chat", "a-longer-name", "a-longer-name", "VLLM", "0/1", "NoInstance", "60m"]

@@ -28,10 +28,10 @@ apiVersion: serving.fairlead.io/v1alpha1
 kind: ModelDeployment
 metadata: {name: tiny}
 spec:
-  model: {source: "hf://org/tiny"}
-  pools: [{accelerator: nvidia-l4, replicas: {min: 0, max: 6}}]
-  objectives: {ttft: 2s}
-  autoscaling: {mode: Auto, downWindow: 2m}
+  model: {uri: "hf://org/tiny"}
+  pools: [{acceleratorClassName: nvidia-l4, minReplicas: 0, maxReplicas: 6}]
+  slo: {ttft: 2s}
+  autoscaling: {mode: Auto, stabilizationWindow: 2m}
 """
 KEY = "default/tiny"
 
@@ -45,13 +45,16 @@ def test_scaled_model_may_start_with_zero_engines(tmp_path: Path) -> None:
     found = planned(tmp_path)
     assert found.engines == 0
     (scaled,) = found.scaled_models
-    assert (scaled.key, scaled.policy) == (KEY, {"mode": "Auto", "downWindow": "2m"})
+    assert (scaled.key, scaled.policy) == (KEY, {"mode": "Auto", "stabilizationWindow": "2m"})
     (facts,) = scaled.pools
     assert (facts.name, facts.role, facts.minimum, facts.maximum) == ("main", Role.SERVE, 0, 6)
     assert facts.profile == builtin_profile("l4-qwen8b")
     assert found.pools[0].model.wakes
     with pytest.raises(BadInput, match="no pool has a replica"):
-        planned(tmp_path, MANIFEST.replace("autoscaling: {mode: Auto, downWindow: 2m}", 'autoscaling: {mode: "Off"}'))
+        planned(
+            tmp_path,
+            MANIFEST.replace("autoscaling: {mode: Auto, stabilizationWindow: 2m}", "autoscaling: {mode: Disabled}"),
+        )
 
 
 def test_autoscaler_spec_is_independent_of_speed(tmp_path: Path) -> None:
@@ -61,8 +64,12 @@ def test_autoscaler_spec_is_independent_of_speed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "why"),
     [
-        (MANIFEST.replace("min: 0", "min: 1") + "  replicas: 2\n", {}, "spec.replicas sets the number"),
-        (MANIFEST.replace("min: 0", "min: 4"), {"engines_per_process": 2}, "its engines share processes"),
+        (MANIFEST.replace("minReplicas: 0", "minReplicas: 1") + "  replicas: 2\n", {}, "spec.replicas sets the number"),
+        (
+            MANIFEST.replace("minReplicas: 0", "minReplicas: 4"),
+            {"engines_per_process": 2},
+            "its engines share processes",
+        ),
     ],
 )
 def test_unscaled_model_becomes_a_note(tmp_path: Path, text: str, options: dict[str, Any], why: str) -> None:
@@ -110,7 +117,7 @@ def test_state_has_engine_times_and_dead_engines_as_pending(tmp_path: Path) -> N
     supervisor.add_engine(2, ProcessPhase.READY, 980.0, 985.0).is_draining = True
     supervisor.sync(scaled).write_state()
     state = asyncio.run(LocalTarget(tmp_path / STATE_FILE, supervisor.clock, 5.0).observe())[KEY]
-    assert state.policy.down_window == "2m"
+    assert state.policy.stabilization_window == "2m"
     pool = state.pools["main"]
     assert pool.desired == 1
     assert [(replica.id, replica.state, replica.age_seconds, replica.startup_seconds) for replica in pool.replicas] == [
@@ -167,8 +174,10 @@ def test_unreadable_or_impossible_target_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wanted", [-1, 0, 7, 4_000])
 def test_target_outside_all_bounds_is_rejected(tmp_path: Path, wanted: int) -> None:
-    hours = 'schedules: [{name: day, begin: "08:00", end: "20:00", min: 2, max: 6}]'
-    text = MANIFEST.replace("min: 0, max: 6", "min: 1, max: 4").replace("downWindow: 2m", hours)
+    hours = 'schedules: [{name: day, begin: "08:00", end: "20:00", minReplicas: 2, maxReplicas: 6}]'
+    text = MANIFEST.replace("minReplicas: 0, maxReplicas: 6", "minReplicas: 1, maxReplicas: 4").replace(
+        "stabilizationWindow: 2m", hours
+    )
     (scaled,) = planned(tmp_path, text).scaled_models
     supervisor = FakeSupervisor(tmp_path)
 
@@ -199,7 +208,7 @@ def test_unchanged_state_is_not_rewritten(tmp_path: Path) -> None:
     assert (tmp_path / STATE_FILE).stat().st_ino != first[1]
 
 
-TIERED = MANIFEST.replace("downWindow: 2m", "sleep: {min: 1, max: 2, level: 2, after: 1h}")
+TIERED = MANIFEST.replace("stabilizationWindow: 2m", "sleep: {min: 1, max: 2, level: 2, after: 1h}")
 
 
 def test_state_has_sleeping_engines_with_wake_times(tmp_path: Path) -> None:

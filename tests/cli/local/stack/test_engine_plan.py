@@ -23,17 +23,17 @@ apiVersion: serving.fairlead.io/v1alpha1
 kind: ModelDeployment
 metadata: {name: a}
 spec:
-  model: {source: "hf://org/a"}
-  engine: {kind: vllm, args: ["--max-model-len=4096", "--tensor-parallel-size=8"], env: [{name: HELLO, value: world}]}
-  pools: [{accelerator: nvidia-l4, replicas: {min: 2}}, {name: more, accelerator: cpu}]
-  objectives: {ttft: 2s, ttftPerKiloToken: 200ms, itl: 50ms}
+  model: {uri: "hf://org/a"}
+  engine: {type: VLLM, args: ["--max-model-len=4096", "--tensor-parallel-size=8"], env: [{name: HELLO, value: world}]}
+  pools: [{acceleratorClassName: nvidia-l4, minReplicas: 2}, {name: more, acceleratorClassName: cpu}]
+  slo: {ttft: 2s, ttftPerKiloToken: 200ms, tpot: 50ms}
 ---
 apiVersion: serving.fairlead.io/v1alpha1
 kind: ModelDeployment
 metadata: {name: b, namespace: chat}
 spec:
-  model: {source: "hf://org/b"}
-  pools: [{accelerator: nvidia-l4}]
+  model: {uri: "hf://org/b"}
+  pools: [{acceleratorClassName: nvidia-l4}]
 """
 
 
@@ -80,7 +80,7 @@ def test_engines_are_simulated_for_every_engine_type(tmp_path: Path) -> None:
 
 
 def test_engine_command_has_the_served_name(tmp_path: Path) -> None:
-    named = TWO_MODELS.replace("engine: {kind: vllm,", "engine: {kind: vllm, servedModelName: org/a-name,")
+    named = TWO_MODELS.replace('{uri: "hf://org/a"}', '{uri: "hf://org/a", servedNames: [org/a-name]}')
     found = plan_engines(manifests(tmp_path, named), PlanOptions(), find_program=nowhere)
     argv = found.pools[0].command((9001,), 0).argv
     assert argv[argv.index("--served-model-name") + 1] == "org/a-name"
@@ -178,7 +178,7 @@ def test_unloadable_model_source_is_refused_before_start(tmp_path: Path) -> None
 
 
 def test_stack_without_engines_is_refused(tmp_path: Path) -> None:
-    text = TWO_MODELS.split("---")[1].replace("nvidia-l4}", "nvidia-l4, replicas: {min: 0}}")
+    text = TWO_MODELS.split("---")[1].replace("nvidia-l4}", "nvidia-l4, minReplicas: 0}")
     with pytest.raises(BadInput, match="no pool has a replica"):
         plan_engines(manifests(tmp_path, text), PlanOptions(), find_program=nowhere)
 

@@ -22,37 +22,38 @@ spec:
 SPLIT = (
     HEAD
     + """\
-  model: {source: "hf://a/b"}
-  engine: {kind: KIND}
+  model: {uri: "hf://a/b"}
+  engine: {type: KIND}
   pools:
-    - {name: first, role: Prefill, accelerator: nvidia-h100}
-    - {name: then, role: Decode, accelerator: nvidia-h100, replicas: {min: 2}}
-    - {name: both, accelerator: nvidia-h100}
+    - {name: first, role: Prefill, acceleratorClassName: nvidia-h100}
+    - {name: then, role: Decode, acceleratorClassName: nvidia-h100, minReplicas: 2}
+    - {name: both, acceleratorClassName: nvidia-h100}
   kvCache: {transfer: Mooncake}
 """
 )
 EXTERNAL = (
     HEAD
     + """\
-  model: {source: "hf://a/b"}
-  engine: {kind: external}
+  model: {uri: "hf://a/b"}
+  engine: {type: External}
   pools:
     - {endpoints: [{url: "http://10.0.0.5"}, {url: "https://[fd00::2]:8443/"}]}
-    - {name: known, accelerator: nvidia-l4, endpoints: [{url: "http://10.0.0.6:9000"}]}
+    - {name: known, acceleratorClassName: nvidia-l4, endpoints: [{url: "http://10.0.0.6:9000"}]}
 """
 )
 EVERYTHING = (
     HEAD
     + """\
-  model: {source: "hf://a/b", revision: v1, credentials: {secretName: s}, cache: {size: 1Gi}}
+  model: {uri: "hf://a/b", revision: v1, credentials: {secretRef: {name: s}}, cache: {size: 1Gi}}
   engine:
     image: mine
     imagePullSecrets: [{name: r}]
     env: [{name: A, value: b}, {name: B, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]
   pools:
-    - accelerator: nvidia-l4
+    - acceleratorClassName: nvidia-l4
       parallelism: {tensor: 2}
-      replicas: {min: 2, max: 4}
+      minReplicas: 2
+      maxReplicas: 4
       template: {spec: {priorityClassName: high}}
   replicas: 3
   kvCache: {offload: {memory: 1Gi}}
@@ -81,9 +82,11 @@ def test_fields_without_effect_become_notes(tmp_path: Path) -> None:
     assert pool.command((9001,), 0).environment == {"A": "b"}
 
 
-@pytest.mark.parametrize("kind", ["sglang", "custom, image: mine"])
+@pytest.mark.parametrize("kind", ["SGLang", "Custom, image: mine"])
 def test_unsupported_engine_types_are_simulated(tmp_path: Path, kind: str) -> None:
-    text = HEAD + f'  model: {{source: "hf://a/b"}}\n  engine: {{kind: {kind}}}\n  pools: [{{accelerator: cpu}}]\n'
+    text = (
+        HEAD + f'  model: {{uri: "hf://a/b"}}\n  engine: {{type: {kind}}}\n  pools: [{{acceleratorClassName: cpu}}]\n'
+    )
     (pool,) = planned(tmp_path, text).pools
     assert "fairlead_sim" in pool.command((9001,), 0).argv
 
@@ -91,12 +94,13 @@ def test_unsupported_engine_types_are_simulated(tmp_path: Path, kind: str) -> No
 @pytest.mark.parametrize(
     ("text", "field", "hint"),
     [
-        (SPLIT.replace("KIND", "vllm"), "spec.pools[0].role", "leave --real out, or use the role Serve"),
-        (SPLIT.replace("KIND", "sglang"), "spec.engine.kind", "leave --real out to simulate it"),
+        (SPLIT.replace("KIND", "VLLM"), "spec.pools[0].role", "leave --real out, or use the role Serve"),
+        (SPLIT.replace("KIND", "SGLang"), "spec.engine.type", "leave --real out to simulate it"),
         (EVERYTHING, "spec.model.revision", "remove it, or leave --real out"),
         (EVERYTHING.replace("revision: v1, ", ""), "spec.engine.env[1].valueFrom", "remove it, or leave --real out"),
         (
-            HEAD + '  model: {source: "hf://a/b"}\n  pools: [{accelerator: cpu, parallelism: {nodes: 2, tensor: 2}}]\n',
+            HEAD
+            + '  model: {uri: "hf://a/b"}\n  pools: [{acceleratorClassName: cpu, parallelism: {nodes: 2, tensor: 2}}]\n',
             "spec.pools[0].parallelism",
             "remove it, or leave --real out",
         ),
@@ -109,7 +113,7 @@ def test_real_engine_with_unsupported_fields_is_refused(tmp_path: Path, text: st
     assert (refused.value.hint or "").startswith(hint)
 
 
-@pytest.mark.parametrize(("kind", "transfer"), [("vllm", "mooncake"), ("sglang", "sglang")])
+@pytest.mark.parametrize(("kind", "transfer"), [("VLLM", "mooncake"), ("SGLang", "sglang")])
 def test_prefill_and_decode_pools_are_simulated(tmp_path: Path, kind: str, transfer: str) -> None:
     found = planned(tmp_path, SPLIT.replace("KIND", kind))
     tails = [pool.command((9001,), 0).argv[-4:] for pool in found.pools]
@@ -127,7 +131,7 @@ def test_prefill_and_decode_pools_are_simulated(tmp_path: Path, kind: str, trans
 
 
 def test_prefill_instances_have_a_bootstrap_url(tmp_path: Path) -> None:
-    first, then, _ = planned(tmp_path, SPLIT.replace("KIND", "vllm")).pools
+    first, then, _ = planned(tmp_path, SPLIT.replace("KIND", "VLLM")).pools
     assert EngineProcess(first, 0, (9001,)).bootstrap_url("http://127.0.0.1:9001") == "http://127.0.0.1:9001"
     assert EngineProcess(then, 0, (9002,)).bootstrap_url("http://127.0.0.1:9002") is None
 

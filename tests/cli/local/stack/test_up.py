@@ -172,9 +172,9 @@ apiVersion: serving.fairlead.io/v1alpha1
 kind: ModelDeployment
 metadata: {name: tiny}
 spec:
-  model: {source: "hf://org/tiny"}
-  engine: {kind: sim, args: ["--no-such-switch"]}
-  pools: [{accelerator: cpu}]
+  model: {uri: "hf://org/tiny"}
+  engine: {type: Sim, args: ["--no-such-switch"]}
+  pools: [{acceleratorClassName: cpu}]
 """
     with LocalStack(tmp_path, manifest=text) as failing:
         assert failing.wait_exit() == 1

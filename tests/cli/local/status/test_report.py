@@ -84,7 +84,7 @@ def test_scaled_pool_shows_its_target_and_may_sleep() -> None:
     ("wanted", "unwritten", "words"),
     [
         (2, None, "the autoscaler is at it"),
-        (4, None, "raise replicas.max"),
+        (4, None, "raise maxReplicas"),
         (1, None, "the autoscaler takes what there is to be enough (`fairlead explain scale tiny` says why)"),
         (3, "the mode is Advise", "the autoscaler wants 3 of main, which is not done since the mode is Advise"),
     ],

@@ -16,9 +16,9 @@ OFFICE = {
     "begin": "08:00",
     "end": "20:00",
     "timeZone": "Europe/Berlin",
-    "min": 4,
+    "minReplicas": 4,
 }
-NIGHT = {"name": "night", "days": ["Fri"], "begin": "22:00", "end": "06:00", "max": 2}
+NIGHT = {"name": "night", "days": ["Fri"], "begin": "22:00", "end": "06:00", "maxReplicas": 2}
 
 
 def at(text: str, zone: str = "UTC") -> float:
@@ -54,16 +54,16 @@ def bounds(*schedules: dict[str, object], pool: str = "main", least: int = 1, mo
 
 def test_active_schedule_replaces_pool_bounds() -> None:
     assert bounds() == (1, 8)
-    assert bounds({"min": 4}) == (4, 8)
-    assert bounds({"max": 16}) == (1, 16)
-    assert bounds({"min": 4, "pool": "other"}) == (1, 8)
-    assert bounds({"min": 3}, {"min": 5, "max": 6}) == (5, 6)
+    assert bounds({"minReplicas": 4}) == (4, 8)
+    assert bounds({"maxReplicas": 16}) == (1, 16)
+    assert bounds({"minReplicas": 4, "pool": "other"}) == (1, 8)
+    assert bounds({"minReplicas": 3}, {"minReplicas": 5, "maxReplicas": 6}) == (5, 6)
 
 
 def test_bounds_never_cross() -> None:
-    assert bounds({"min": 12}) == (12, 12)
-    assert bounds({"max": 2}, least=4) == (2, 2)
-    assert bounds({"min": 6}, {"max": 2}) == (6, 6)
+    assert bounds({"minReplicas": 12}) == (12, 12)
+    assert bounds({"maxReplicas": 2}, least=4) == (2, 2)
+    assert bounds({"minReplicas": 6}, {"maxReplicas": 2}) == (6, 6)
 
 
 def test_unknown_time_zone_is_named() -> None:
@@ -74,16 +74,16 @@ def test_unknown_time_zone_is_named() -> None:
 @pytest.mark.parametrize(
     ("spec", "wakes"),
     [
-        ({"pools": [{"replicas": {"min": 0, "max": 4}}]}, True),
-        ({"pools": [{"replicas": {"min": 1, "max": 4}}]}, False),
-        ({"pools": [{"replicas": {"min": 0, "max": 4}}], "autoscaling": {"mode": "Advise"}}, False),
-        ({"pools": [{"replicas": {"min": 0, "max": 4}}, {"name": "two", "replicas": {"min": 1}}]}, False),
+        ({"pools": [{"minReplicas": 0, "maxReplicas": 4}]}, True),
+        ({"pools": [{"minReplicas": 1, "maxReplicas": 4}]}, False),
+        ({"pools": [{"minReplicas": 0, "maxReplicas": 4}], "autoscaling": {"mode": "Advise"}}, False),
+        ({"pools": [{"minReplicas": 0, "maxReplicas": 4}, {"name": "two", "minReplicas": 1}]}, False),
         (
             {
-                "pools": [{"replicas": {"min": 2, "max": 4}}],
+                "pools": [{"minReplicas": 2, "maxReplicas": 4}],
                 "autoscaling": {
                     "mode": "Auto",
-                    "schedules": [{"name": "n", "begin": "22:00", "end": "06:00", "min": 0}],
+                    "schedules": [{"name": "n", "begin": "22:00", "end": "06:00", "minReplicas": 0}],
                 },
             },
             True,
@@ -91,16 +91,16 @@ def test_unknown_time_zone_is_named() -> None:
         (
             {
                 "pools": [
-                    {"role": "Prefill", "replicas": {"min": 0, "max": 4}},
-                    {"name": "two", "role": "Decode", "replicas": {"min": 0, "max": 4}},
+                    {"role": "Prefill", "minReplicas": 0, "maxReplicas": 4},
+                    {"name": "two", "role": "Decode", "minReplicas": 0, "maxReplicas": 4},
                 ],
-                "kvCache": {"transfer": "Nixl"},
+                "kvCache": {"transfer": "NIXL"},
             },
             False,
         ),
     ],
 )
 def test_only_models_that_may_have_no_instance_scale_from_zero(spec: dict[str, Any], wakes: bool) -> None:
-    pools = [{"name": f"p{n}", "accelerator": "nvidia-l4"} | pool for n, pool in enumerate(spec["pools"])]
-    given = {"model": {"source": "hf://Qwen/Qwen3-8B"}, "autoscaling": {"mode": "Auto"}} | spec | {"pools": pools}
+    pools = [{"name": f"p{n}", "acceleratorClassName": "nvidia-l4"} | pool for n, pool in enumerate(spec["pools"])]
+    given = {"model": {"uri": "hf://Qwen/Qwen3-8B"}, "autoscaling": {"mode": "Auto"}} | spec | {"pools": pools}
     assert ModelDeploymentSpec.model_validate(given).scales_from_zero is wakes

@@ -29,7 +29,7 @@ LWS = "leaderworkerset.sigs.k8s.io/"
 
 
 def model(name: str = "tiny", namespace: str = "x", created: str = "2026-01-01T00:00:00Z", **spec: Any) -> Manifest:
-    whole = {"model": {"source": "hf://a/b"}, "pools": [{"accelerator": "cpu"}], **spec}
+    whole = {"model": {"uri": "hf://a/b"}, "pools": [{"acceleratorClassName": "cpu"}], **spec}
     metadata = {"name": name, "namespace": namespace, "uid": f"m-{namespace}-{name}", "creationTimestamp": created}
     return {
         "apiVersion": MODEL_DEPLOYMENTS.api_version,
@@ -40,7 +40,7 @@ def model(name: str = "tiny", namespace: str = "x", created: str = "2026-01-01T0
 
 
 def external(*pools: Mapping[str, Any], **more: Any) -> Manifest:
-    return model(engine={"kind": "external"}, pools=list(pools), **more)
+    return model(engine={"type": "External"}, pools=list(pools), **more)
 
 
 def pod(
@@ -87,7 +87,7 @@ def only_instance(outcome: FleetResult, key: str = "x/tiny") -> Instance:
 
 def test_ready_pod_is_an_instance_with_its_annotations() -> None:
     notes = {"fairlead.io/port": 9000, "fairlead.io/kv-events-port": 5500, "fairlead.io/kv-replay-port": 5700}
-    found = build([model(objectives={"ttft": "800ms"}, routing={"preset": "session"})], pod(notes=notes))
+    found = build([model(slo={"ttft": "800ms"}, routing={"preset": "session"})], pod(notes=notes))
     assert only_instance(found) == Instance(
         id="u-p/9000/0",
         namespace="x",
@@ -249,7 +249,7 @@ def test_cluster_class_takes_precedence_over_builtin() -> None:
 
 
 def test_unknown_accelerator_is_a_problem_and_its_pods_are_served() -> None:
-    found = build([model(pools=[{"accelerator": "gone"}])], pod(), pod("q"))
+    found = build([model(pools=[{"acceleratorClassName": "gone"}])], pod(), pod("q"))
     assert [one.profile for one in found.fleet.instances["x/tiny"]] == [None, None]
     assert found.problems == (
         "x/tiny: there is no AcceleratorClass 'gone'; its pool main is routed to with the default profile",
@@ -257,13 +257,13 @@ def test_unknown_accelerator_is_a_problem_and_its_pods_are_served() -> None:
 
 
 def test_unreadable_class_counts_as_absent() -> None:
-    found = build([model(pools=[{"accelerator": "odd"}])], pod(), classes=[accelerator("odd", preset="none")])
+    found = build([model(pools=[{"acceleratorClassName": "odd"}])], pod(), classes=[accelerator("odd", preset="none")])
     assert only_instance(found).profile is None
     assert found.problems[0].startswith("the AcceleratorClass odd cannot be read: profile.preset: no engine profile")
 
 
 def test_simulated_engine_may_name_a_profile() -> None:
-    found = build([model(engine={"kind": "sim"}, pools=[{"accelerator": "910b4"}])], pod())
+    found = build([model(engine={"type": "Sim"}, pools=[{"acceleratorClassName": "910b4"}])], pod())
     assert (only_instance(found).profile, found.problems) == (builtin_profiles()["910b4"], ())
 
 
@@ -299,19 +299,48 @@ def test_external_pods_are_found_by_their_labels() -> None:
 
 def test_served_name_comes_from_the_pod_or_the_external_spec() -> None:
     notes = {"fairlead.io/served-model-name": "Qwen/Qwen3-8B"}
-    theirs = {"kind": "external", "servedModelName": "Qwen/Qwen3-8B"}
-    found = build([model(engine={"servedModelName": "a/new-one"})], pod(notes=notes))
+    theirs = {"engine": {"type": "External"}, "model": {"uri": "hf://a/b", "servedNames": ["Qwen/Qwen3-8B", "other"]}}
+    newer = {"uri": "hf://a/b", "servedNames": ["a/new-one"]}
+    found = build([model(model=newer)], pod(notes=notes))
     assert only_instance(found).served_name == "Qwen/Qwen3-8B"  # the pod is older than the spec
     assert only_instance(build([model()], pod(notes={"fairlead.io/served-model-name": "no name"}))).served_name is None
     assert only_instance(build([model()], pod(notes={"fairlead.io/served-model-name": "tiny"}))).served_name is None
     addresses = [{"endpoints": [{"url": "http://10.1.1.1:80"}]}]
-    assert only_instance(build([model(engine=theirs, pools=addresses)])).served_name == "Qwen/Qwen3-8B"
+    assert only_instance(build([model(**theirs, pools=addresses)])).served_name == "Qwen/Qwen3-8B"
     assert (
-        only_instance(build([model(engine=theirs | {"servedModelName": "tiny"}, pools=addresses)])).served_name is None
+        only_instance(
+            build([model(engine=theirs["engine"], model={"uri": "hf://a/b", "servedNames": ["tiny"]}, pools=addresses)])
+        ).served_name
+        is None
     )
     chosen = {("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}
     adopting = [{"selector": {"matchLabels": {"app": "vllm"}}}]
-    assert only_instance(build([model(engine=theirs, pools=adopting)], chosen=chosen)).served_name == "Qwen/Qwen3-8B"
+    assert only_instance(build([model(**theirs, pools=adopting)], chosen=chosen)).served_name == "Qwen/Qwen3-8B"
+
+
+def named(name: str, *served: str, namespace: str = "x", born: str = "1") -> Manifest:
+    return model(name=name, namespace=namespace, created=born, model={"uri": "hf://a/b", "servedNames": list(served)})
+
+
+def test_clients_reach_a_model_by_each_of_its_served_names() -> None:
+    fleet = build([named("tiny", "Qwen/Qwen3-8B", "qwen")]).fleet
+    for name in ("tiny", "x/tiny", "Qwen/Qwen3-8B", "qwen"):
+        assert (fleet.resolve_model(name), resolve_model(name, fleet).key) == ("x/tiny", "x/tiny")
+    assert list(public_model_names(fleet)) == ["tiny", "Qwen/Qwen3-8B", "qwen"]
+
+
+def test_a_served_name_takes_no_other_models_name_and_never_shadows_a_namespace() -> None:
+    first = named("a", "b", "org/one", "y/b", born="1")
+    second = named("b", "org/one", "two", namespace="y", born="2")
+    fleet = build([first, second]).fleet
+    found = {name: fleet.resolve_model(name) for name in ("a", "b", "org/one", "two", "y/b", "x/a")}
+    assert found == {"a": "x/a", "b": "y/b", "org/one": "x/a", "two": "y/b", "y/b": "y/b", "x/a": "x/a"}
+    assert [fleet.models[key].served_names for key in ("x/a", "y/b")] == [("org/one",), ("two",)]
+
+
+def test_a_name_that_begins_with_a_namespace_of_models_is_nobodys() -> None:
+    fleet = build([named("a", "y/new"), named("b", namespace="y", born="2")]).fleet
+    assert fleet.resolve_model("y/new") is None
 
 
 def test_external_pods_stay_until_they_are_listed() -> None:
@@ -348,7 +377,7 @@ def test_oldest_model_has_the_bare_name() -> None:
 
 
 def test_unreadable_spec_changes_nothing() -> None:
-    good = model(objectives={"ttft": "800ms"}, pools=[{"accelerator": "npu-910b4"}])
+    good = model(slo={"ttft": "800ms"}, pools=[{"acceleratorClassName": "npu-910b4"}])
     first = build([good], pod()).fleet
     found = build([model(pools=[], novelty=True)], pod(), previous=first)
     assert found.fleet is first

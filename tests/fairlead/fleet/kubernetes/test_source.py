@@ -33,7 +33,7 @@ class SourceHarness:
     fleets: list[Fleet] = field(default_factory=list)
 
     def model(self, name: str = "tiny", namespace: str = "x", **spec: Any) -> None:
-        whole = {"model": {"source": "hf://a/b"}, "pools": [{"accelerator": "cpu"}], **spec}
+        whole = {"model": {"uri": "hf://a/b"}, "pools": [{"acceleratorClassName": "cpu"}], **spec}
         self.fake.put(MODEL_DEPLOYMENTS, namespace, name, spec=whole)
 
     def pod(self, name: str, namespace: str = "x", *, ready: bool = True, **labels: str) -> None:
@@ -238,14 +238,14 @@ def test_missing_accelerator_classes_are_a_warning() -> None:
 
 def test_external_pods_are_watched_while_a_model_selects_them() -> None:
     def before(lab: SourceHarness) -> None:
-        lab.model(engine={"kind": "external"}, pools=[{"selector": {"matchLabels": {"app": "vllm"}}}])
+        lab.model(engine={"type": "External"}, pools=[{"selector": {"matchLabels": {"app": "vllm"}}}])
         lab.pod("a", **{"fairlead.io/model": "", "app": "vllm"})
 
     async def check(lab: SourceHarness) -> None:
         await lab.passing(lambda: lab.states() == ["Ready"])
         assert "app=vllm" in {one.query.get("labelSelector") for one in lab.fake.calls}
         await wait_until(lambda: lab.fake.watch_count == 4)
-        lab.model(engine={"kind": "external"}, pools=[{"endpoints": [{"url": "http://10.0.0.9:80"}]}])
+        lab.model(engine={"type": "External"}, pools=[{"endpoints": [{"url": "http://10.0.0.9:80"}]}])
         await lab.passing(lambda: lab.fake.watch_count == 3)
         await lab.passing(lambda: [one.id for one in lab.fleets[-1].instances["x/tiny"]] == ["10.0.0.9/80/0"])
 

@@ -1,0 +1,201 @@
+"""``fairlead convert --cluster``: writes all objects of a cluster in the words of this release.
+
+The API server drops fields that the schema does not have. While objects are converted, the CRDs
+that are installed therefore take any spec. The CRDs of this release replace them afterwards.
+"""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import yaml
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import Invalid, KubeError, NotFound
+from fairlead.kube.resources import (
+    ACCELERATOR_CLASSES,
+    CUSTOM_RESOURCE_DEFINITIONS,
+    MODEL_DEPLOYMENTS,
+    Manifest,
+    Resource,
+    key_of,
+    metadata_of,
+    name_of,
+    namespace_of,
+    resource_of,
+)
+from fairlead.manifests.convert import Conversion, convert_document
+from fairlead_cli.cluster.access.connection import ClusterOptions, connect, resolve_access
+from fairlead_cli.manifest_conversion import object_problems
+
+FIELD_MANAGER: Final = "fairlead-convert"
+_KINDS: Final = (ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS)
+_SCHEMA_SECONDS: Final = 30.0
+"""Time that an API server may take to use a changed CRD."""
+_OPEN_SPEC: Final = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+_LAST_APPLIED_ANNOTATION: Final = "kubectl.kubernetes.io/last-applied-configuration"
+_NEXT_STEP: Final = (
+    "now replace the CRDs (kubectl apply --server-side --force-conflicts -f crds/), then upgrade the chart"
+)
+
+
+def convert_cluster(options: ClusterOptions, *, dry_run: bool) -> int:
+    """Converts all objects of a cluster. Returns the exit code."""
+    return asyncio.run(_convert(options, dry_run))
+
+
+async def _convert(options: ClusterOptions, dry_run: bool) -> int:
+    async with connect(resolve_access(options)) as (api, _):
+        return await convert_objects(api, dry_run=dry_run)
+
+
+async def convert_objects(api: KubeApi, *, dry_run: bool) -> int:
+    """Prints every changed object, and writes them all unless `dry_run`. Returns the exit code."""
+    objects = [item for resource in _KINDS for item in await _list_objects(api, resource)]
+    conversions = [(item, convert_document(item)) for item in objects]
+    problems = [
+        f"{item['kind']} {_place(item)}: {problem}"
+        for item, conversion in conversions
+        for problem in (_pruned_problem(item) or object_problems(conversion.document))
+    ]
+    if problems:
+        print(*problems, sep="\n", file=sys.stderr)
+        return 1
+    changed = [(item, conversion) for item, conversion in conversions if conversion.changes]
+    if changed:
+        print(yaml.safe_dump_all([_printed(one.document) for _, one in changed], sort_keys=False), end="")
+    for item, conversion in changed:
+        for change in conversion.changes:
+            print(f"{item['kind']} {_place(item)}: {change.describe()}", file=sys.stderr)
+    if changed and not dry_run:
+        await _write(api, changed)
+    count = f"{len(changed)} of {len(objects)} objects"
+    print(f"{count} {'would be ' if dry_run else ''}converted; {_NEXT_STEP}", file=sys.stderr)
+    return 0
+
+
+async def _list_objects(api: KubeApi, resource: Resource) -> list[Manifest]:
+    """Returns all objects of a kind. Items of a list have no kind."""
+    try:
+        listed = await api.list(resource)
+    except NotFound:
+        return []
+    return [{**item, "apiVersion": resource.api_version, "kind": resource.kind} for item in listed.items]
+
+
+def _place(item: Manifest) -> str:
+    return key_of(item) if resource_of(item).namespaced else name_of(item)
+
+
+def _pruned_problem(item: Manifest) -> list[str]:
+    """Returns the problem of a model without weights, whose CRD was replaced first."""
+    model = (item.get("spec") or {}).get("model") or {}
+    if resource_of(item) is not MODEL_DEPLOYMENTS or "uri" in model or "source" in model:
+        return []
+    return [
+        "the CRDs were replaced before the objects were converted, and the API server hides their earlier fields "
+        "(apply the CRDs of the earlier release again, then convert)"
+    ]
+
+
+def _printed(document: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("name", "namespace", "labels", "annotations")
+    metadata = {name: value for name, value in metadata_of(dict(document)).items() if name in names}
+    if "annotations" in metadata:
+        metadata["annotations"] = {
+            name: value for name, value in metadata["annotations"].items() if name != _LAST_APPLIED_ANNOTATION
+        }
+    return {name: document[name] for name in ("apiVersion", "kind")} | {"metadata": metadata, "spec": document["spec"]}
+
+
+async def _write(api: KubeApi, changed: list[tuple[Manifest, Conversion]]) -> None:
+    for resource in _KINDS:
+        await _open_schema(api, resource)
+    for item, conversion in changed:
+        await _write_object(api, item, conversion.document["spec"])
+
+
+async def _open_schema(api: KubeApi, resource: Resource) -> None:
+    """Lets the installed CRD take any spec."""
+    name = f"{resource.plural}.{resource.group}"
+    try:
+        definition = await api.get(CUSTOM_RESOURCE_DEFINITIONS, None, name)
+    except NotFound:
+        return
+    versions = definition["spec"]["versions"]
+    for version in versions:
+        version["schema"]["openAPIV3Schema"]["properties"]["spec"] = _OPEN_SPEC
+    patch = {
+        "metadata": {"resourceVersion": metadata_of(definition)["resourceVersion"]},
+        "spec": {"versions": versions},
+    }
+    await api.patch_merge(CUSTOM_RESOURCE_DEFINITIONS, None, name, patch, FIELD_MANAGER)
+
+
+async def _write_object(api: KubeApi, item: Manifest, spec: Mapping[str, Any]) -> None:
+    """Writes one spec. Waits while the API server uses the earlier schema. Raises KubeError."""
+    resource = resource_of(item)
+    manager, applies = _spec_manager(item)
+    patch = {
+        "metadata": {"resourceVersion": metadata_of(item)["resourceVersion"]},
+        "spec": _merge_patch(item["spec"], spec),
+    }
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _SCHEMA_SECONDS
+    while True:
+        try:
+            if applies:
+                written = await api.apply(_applied(item, spec), manager)
+                if left_over := _merge_patch(written["spec"], spec):  # defaults of the earlier schema have no owner
+                    await api.patch_merge(
+                        resource, namespace_of(item), name_of(item), {"spec": left_over}, FIELD_MANAGER
+                    )
+            else:
+                await api.patch_merge(resource, namespace_of(item), name_of(item), patch, manager)
+            return
+        except (Invalid, KubeError) as error:
+            if not _is_schema_error(error) or loop.time() > end:
+                raise
+        await asyncio.sleep(0.5)
+
+
+def _spec_manager(item: Manifest) -> tuple[str, bool]:
+    """Returns the field manager that wrote the spec, and whether it used server-side apply.
+
+    Why: a manager of our own would keep fields that their owner removes later.
+    """
+    entries = metadata_of(item).get("managedFields") or []
+    owners = [entry for entry in entries if "f:spec" in (entry.get("fieldsV1") or {}) and not entry.get("subresource")]
+    applied = [entry for entry in owners if entry.get("operation") == "Apply"]
+    for entry in (*applied, *owners):
+        if {"f:model", "f:profile"} & set(entry["fieldsV1"]["f:spec"]):
+            return str(entry["manager"]), entry.get("operation") == "Apply"
+    return FIELD_MANAGER, False
+
+
+def _applied(item: Manifest, spec: Mapping[str, Any]) -> Manifest:
+    names = ("name", "namespace", "resourceVersion")
+    metadata = {name: value for name, value in metadata_of(item).items() if name in names}
+    for name in ("labels", "annotations"):
+        values = metadata_of(item).get(name) or {}
+        if kept := {key: value for key, value in values.items() if key != _LAST_APPLIED_ANNOTATION}:
+            metadata[name] = kept
+    return {"apiVersion": item["apiVersion"], "kind": item["kind"], "metadata": metadata, "spec": dict(spec)}
+
+
+def _is_schema_error(error: KubeError) -> bool:
+    return isinstance(error, Invalid) or "unknown field" in error.message
+
+
+def _merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the JSON merge patch that makes one mapping into the other."""
+    patch: dict[str, Any] = {name: None for name in before if name not in after}
+    for name, value in after.items():
+        earlier = before.get(name)
+        if isinstance(earlier, Mapping) and isinstance(value, Mapping):
+            if nested := _merge_patch(earlier, value):
+                patch[name] = nested
+        elif earlier != value:
+            patch[name] = value
+    return patch
