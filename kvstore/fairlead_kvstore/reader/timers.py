@@ -27,7 +27,7 @@ class ReaderLoop(Protocol):
         """Call whenever ``fd`` becomes readable."""
         ...
 
-    def remove_reader(self, fd: int, /) -> bool:
+    def remove_reader(self, fd: int, /) -> object:
         """No longer."""
         ...
 
