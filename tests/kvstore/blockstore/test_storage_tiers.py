@@ -25,7 +25,7 @@ def test_offloaded_blocks_are_named_by_the_handle_since_they_come_without_extra_
     assert index.depths() == (0, 0, 0, 0)
     index.apply(removed_event(2), removed_event(1))
     assert index.depths(salted) == (1, 3, 3, 3)
-    assert change_summary(index.apply(removed_event(0, 1, 2, medium="CPU")))[0][0] == "Removed"
+    assert change_summary(index.apply(removed_event(0, 1, 2, medium="CPU")))[0][0] == "BlocksRemoved"
     assert index.depths(salted) == (1, 1, 1, 1)
 
 
@@ -56,11 +56,11 @@ def test_a_shared_store_is_a_hint_for_all_members_that_runs_out() -> None:
     index.store.attach("other", MODEL, 0.0)
     index.apply(stored_event(0, 2))
     told = index.apply(*[stored_event(number, number, medium="cpu", extra_keys=None) for number in range(3)])
-    assert change_summary(told) == [("Hinted", [0, 1, 2])]
+    assert change_summary(told) == [("HintsAdded", [0, 1, 2])]
     index.apply(removed_event(0, 1, 2))
     assert index.depths() == index.depths(instance="other") == (0, 0, 0, 3)
     assert index.store.expire(index.now + 10) == []
-    assert change_summary(index.store.expire(index.now + 100)) == [("Expired", [0, 1, 2])]
+    assert change_summary(index.store.expire(index.now + 100)) == [("HintsExpired", [0, 1, 2])]
     assert index.depths(instance="other") == (0, 0, 0, 0)
 
 
@@ -69,7 +69,7 @@ def test_a_shared_store_does_not_repeat_itself() -> None:
     index.apply(stored_event(0, 0))
     again = stored_event(0, 0, medium="cpu", extra_keys=None)
     kinds = [[name for name, _ in change_summary(index.apply(again, seconds=30.0))] for _ in range(4)]
-    assert kinds == [["Hinted"], [], ["Hinted"], []]
+    assert kinds == [["HintsAdded"], [], ["HintsAdded"], []]
 
 
 def test_a_restart_leaves_what_the_store_has() -> None:
@@ -86,7 +86,7 @@ def test_hints_are_bounded_and_the_oldest_go() -> None:
     index = SingleInstanceStore(Limits(kv_shared_blocks=2))
     index.apply(stored_event(0, 2))
     told = index.apply(*[stored_event(number, number, medium="cpu", extra_keys=None) for number in range(3)])
-    assert change_summary(told)[-1] == ("Expired", [0])
+    assert change_summary(told)[-1] == ("HintsExpired", [0])
 
 
 @pytest.mark.parametrize(("medium", "locality", "media", "expected"), [

@@ -22,10 +22,10 @@ from fairlead_testing.kvstore.block_store import (
 
 def test_a_cold_prompt_its_extension_and_its_end() -> None:
     index = SingleInstanceStore()
-    assert change_summary(index.apply(stored_event(0, 2))) == [("Stored", [0, 1, 2])]
-    assert change_summary(index.apply(stored_event(3, 4))) == [("Stored", [3, 4])]
+    assert change_summary(index.apply(stored_event(0, 2))) == [("BlocksStored", [0, 1, 2])]
+    assert change_summary(index.apply(stored_event(3, 4))) == [("BlocksStored", [3, 4])]
     assert index.depths() == (5, 5, 5, 5)
-    assert change_summary(index.apply(removed_event(4), removed_event(3))) == [("Removed", [4, 3])]
+    assert change_summary(index.apply(removed_event(4), removed_event(3))) == [("BlocksRemoved", [4, 3])]
     assert index.depths() == (3, 3, 3, 3)
 
 
@@ -45,13 +45,13 @@ def test_a_block_that_is_there_twice_goes_with_its_second_removal() -> None:
     assert index.apply(stored_event(2, 2)) == []
     assert index.apply(removed_event(2)) == []
     assert index.depths()[0] == 3
-    assert change_summary(index.apply(removed_event(2))) == [("Removed", [2])]
+    assert change_summary(index.apply(removed_event(2))) == [("BlocksRemoved", [2])]
 
 
 def test_a_store_in_the_middle_of_what_is_known_tells_only_what_is_new() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 4), removed_event(4), removed_event(1))
-    assert change_summary(index.apply(stored_event(0, 5))) == [("Stored", [1]), ("Stored", [4, 5])]
+    assert change_summary(index.apply(stored_event(0, 5))) == [("BlocksStored", [1]), ("BlocksStored", [4, 5])]
 
 
 def test_removing_what_nobody_knows_is_counted_and_no_error() -> None:
@@ -139,7 +139,7 @@ def test_two_hashes_for_one_content_are_gone_with_the_second() -> None:
     index.apply(stored_event(0, 1, extra_keys=None))
     assert index.apply(stored_event(0, 1, base=2000, extra_keys=None)) == []
     assert index.apply(removed_event(1)) == []
-    assert change_summary(index.apply(removed_event(1, base=2000))) == [("Removed", [1])]
+    assert change_summary(index.apply(removed_event(1, base=2000))) == [("BlocksRemoved", [1])]
 
 
 # --- blocks without a parent --------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_orphans_wait_for_their_parent_and_for_its() -> None:
     assert index.apply(stored_event(4, 5)) == index.apply(stored_event(2, 3)) == []
     assert (index.store.state("i").orphans, index.depths()[0]) == (4, 0)
     told = index.apply(stored_event(0, 1))
-    assert change_summary(told) == [("Stored", [0, 1]), ("Stored", [2, 3]), ("Stored", [4, 5])]
+    assert change_summary(told) == [("BlocksStored", [0, 1]), ("BlocksStored", [2, 3]), ("BlocksStored", [4, 5])]
     assert (index.store.state("i").orphans, index.counts.linked, index.depths()[0]) == (0, 4, 6)
 
 
@@ -202,7 +202,7 @@ def test_an_engine_that_names_the_tier_clears_only_that() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 2), stored_event(0, 1, medium="CPU"))
     told = change_summary(index.apply(ClearedEvent("CPU")))
-    assert [(kind, sorted(blocks)) for kind, blocks in told] == [("Removed", [0, 1])]
+    assert [(kind, sorted(blocks)) for kind, blocks in told] == [("BlocksRemoved", [0, 1])]
     assert index.depths() == (3, 3, 3, 3)
 
 
@@ -210,7 +210,7 @@ def test_our_own_clear_counts_at_once_and_what_was_under_way_does_not() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 2))
     told = index.store.on_cleared_by_fairlead("i", index.now)
-    assert change_summary(told)[0] == ("Cleared", [])
+    assert change_summary(told)[0] == ("InstanceCleared", [])
     assert index.apply(stored_event(3, 5), stored_event(0, 0), seconds=0.5) == []
     assert index.counts.before_clear == 2
     told = index.apply(stored_event(3, 3), ClearedEvent(), stored_event(0, 1), seconds=600.0)
@@ -330,7 +330,7 @@ def test_beyond_its_bound_an_instance_forgets_what_is_oldest_ends_first_and_says
     index.apply(stored_event(0, 5), seconds=0.0)
     index.store.touch("i", BLOCK_HASHES[:3], 50.0)
     told = index.apply(stored_event(0, 0, base=5000, extra_keys=[["other"]]), seconds=60.0)
-    assert ("Removed", [5]) in change_summary(told)
+    assert ("BlocksRemoved", [5]) in change_summary(told)
     state = index.store.state("i")
     assert (state.complete, state.counts.dropped, state.blocks, index.depths()[0]) == (False, 1, 6, 5)
     assert index.store.block_count == 6
