@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from fairlead.api import Autoscaling, ScalingMode
+from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode
 from fairlead.errors import FairleadError
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock

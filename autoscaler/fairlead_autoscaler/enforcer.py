@@ -13,7 +13,7 @@ Then follows what prevents the write: the mode, another owner of the number, a r
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fairlead.api import Autoscaling, ScalingMode
+from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode
 from fairlead.fleet.model import Role
 from fairlead.units import parse_duration
 from fairlead_autoscaler.core import ModelSpec, PoolObservation, PoolPlan, PoolSpec, ScalingPlan

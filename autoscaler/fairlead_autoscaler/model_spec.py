@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from typing import Final
 
-from fairlead.api import AcceleratorClassSpec, ModelDeploymentSpec, Pool
+from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
+from fairlead.api.spec.pools import Pool
+from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.fleet.model import SloTargets
 from fairlead.units import parse_duration
 from fairlead_autoscaler.core import (

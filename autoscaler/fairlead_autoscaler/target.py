@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fairlead.api import Autoscaling
+from fairlead.api.spec.autoscaling import Autoscaling
 from fairlead_autoscaler.core import ModelSpec, ReplicaState, WakeTiming
 
 

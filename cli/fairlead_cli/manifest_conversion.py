@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairlead.api import API_VERSION
+from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.errors import BadInput, ManifestError
 from fairlead.limits import Limits
 from fairlead.manifests.convert_text import TextConversion, convert_text

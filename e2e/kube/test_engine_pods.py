@@ -8,7 +8,7 @@ import pytest
 
 from e2e.kube.cluster_access.kubectl import Kubectl, eventually
 from e2e.kube.workloads.manifests import Manifest, image
-from fairlead.api import EngineType
+from fairlead.api.spec.engine import EngineType
 from fairlead_operator.render import InstallationDefaults, render_model
 from fairlead_testing.kube.render_cases import default_context, read_case
 

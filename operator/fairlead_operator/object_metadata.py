@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from fairlead.api import API_VERSION
+from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.fleet.labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL
 from fairlead.kube.resources import (
     MODEL_DEPLOYMENTS,

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from fairlead import units
-from fairlead.api import EngineType
+from fairlead.api.spec.engine import EngineType
 from fairlead.errors import BadInput, SettingsError
 from fairlead.kube.leader_election import LeaseTiming
 from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN

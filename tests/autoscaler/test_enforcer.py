@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.api import Autoscaling
+from fairlead.api.spec.autoscaling import Autoscaling
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core import (
     ModelSpec,

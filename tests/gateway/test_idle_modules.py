@@ -51,11 +51,11 @@ WORKER = {
         "fairlead_gateway.supervisor.management",
         "fairlead_gateway.telemetry.exposition",
         "fairlead.fleet.file",
-        "fairlead.api",
+        "fairlead.api.v1alpha1",
     ),
 }
 HELPER = {
-    *("uvloop", "fairlead.api", "fairlead.manifests.validation_messages"),
+    *("uvloop", "fairlead.api.v1alpha1", "fairlead.api.conditions", "fairlead.manifests.validation_messages"),
     *(
         "fairlead_gateway.worker.proxy.gateway",
         "fairlead_gateway.worker.proxy.forwarder",

@@ -9,7 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from fairlead.api import AcceleratorClassSpec, ModelDeploymentSpec, Pool, ScalingMode
+from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
+from fairlead.api.spec.autoscaling import ScalingMode
+from fairlead.api.spec.pools import Pool
+from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import FairleadError
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel

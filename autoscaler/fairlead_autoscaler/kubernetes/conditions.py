@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from fairlead.api import ConditionStatus, ConditionType, Reason, ScalingMode
+from fairlead.api.conditions import ConditionType, Reason
+from fairlead.api.spec.autoscaling import ScalingMode
+from fairlead.api.status import ConditionStatus
 from fairlead.decision import DecisionInput
 from fairlead.kube.conditions import MAX_MESSAGE_LENGTH, ConditionValue
 from fairlead_autoscaler.core.plan_inputs import usd_per_hour

@@ -6,7 +6,8 @@ repetitions.
 
 from collections.abc import Iterable
 
-from fairlead.api import ConditionStatus, ConditionType, Reason
+from fairlead.api.conditions import ConditionType, Reason
+from fairlead.api.status import ConditionStatus
 from fairlead.kube.conditions import ConditionValue
 from fairlead.kube.events.event import EventDraft, EventType
 from fairlead_autoscaler.enforcer import EnforcedPlan

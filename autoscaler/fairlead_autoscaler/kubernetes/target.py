@@ -12,7 +12,9 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from fairlead.api import AcceleratorClassSpec, ModelDeploymentSpec, builtin_accelerators
+from fairlead.api.builtin_accelerators import builtin_accelerators
+from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
+from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache
 from fairlead.fleet.labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL, POOL_LABEL, parse_sleep_mark

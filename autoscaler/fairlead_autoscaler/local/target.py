@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fairlead.api import Autoscaling
+from fairlead.api.spec.autoscaling import Autoscaling
 from fairlead.errors import Unavailable
 from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.local.state_files import (

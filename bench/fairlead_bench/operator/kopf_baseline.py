@@ -14,7 +14,7 @@ from typing import Any
 
 import kopf
 
-from fairlead.api import EngineType
+from fairlead.api.spec.engine import EngineType
 from fairlead.fleet.labels import FIELD_MANAGER
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import MODEL_DEPLOYMENTS

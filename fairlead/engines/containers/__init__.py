@@ -7,7 +7,7 @@ so that gateways do not load the API types.
 
 from collections.abc import Mapping
 
-from fairlead.api import EngineType
+from fairlead.api.spec.engine import EngineType
 from fairlead.engines.containers.base import ContainerBuilder, EngineContainer, InstancePod, NodeRole
 from fairlead.engines.containers.custom import custom_container
 from fairlead.engines.containers.sglang import sglang_container

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from fairlead.api import AcceleratorClassSpec, ModelDeployment, ModelDeploymentSpec, Pool, PoolRole, Transfer
+from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
+from fairlead.api.spec.kv_cache import Transfer
+from fairlead.api.spec.pools import Pool, PoolRole
+from fairlead.api.v1alpha1 import ModelDeployment, ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile
 from fairlead.engines.containers.prestop_drain import PreStopDrain
 from fairlead.fleet.labels import PodEngineInfo

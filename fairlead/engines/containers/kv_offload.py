@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead import units
-from fairlead.api import Offload, Parallelism
+from fairlead.api.spec.kv_cache import Offload
+from fairlead.api.spec.pools import Parallelism
 from fairlead.engines.containers.base import env_value
 
 LMCACHE_FOLDER: Final = "/var/lib/fairlead/lmcache"

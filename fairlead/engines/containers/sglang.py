@@ -5,7 +5,8 @@ A test checks each flag against SGLang's argument parser.
 
 from typing import Any, Final
 
-from fairlead.api import OffloadType, PoolRole, Transfer
+from fairlead.api.spec.kv_cache import OffloadType, Transfer
+from fairlead.api.spec.pools import PoolRole
 from fairlead.engines.containers.base import (
     BOOTSTRAP_PORT,
     HTTP_PORT,

@@ -3,7 +3,8 @@
 from typing import Final
 
 from fairlead import units
-from fairlead.api import PoolRole, Transfer
+from fairlead.api.spec.kv_cache import Transfer
+from fairlead.api.spec.pools import PoolRole
 from fairlead.engines.containers.base import (
     HTTP_PORT,
     KV_EVENTS_PORT,

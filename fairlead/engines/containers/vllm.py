@@ -2,7 +2,8 @@
 
 from typing import Any, Final
 
-from fairlead.api import OffloadType, PoolRole, Transfer
+from fairlead.api.spec.kv_cache import OffloadType, Transfer
+from fairlead.api.spec.pools import PoolRole
 from fairlead.engines.containers.base import (
     BOOTSTRAP_PORT,
     HTTP_PORT,

@@ -11,7 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
-from fairlead.api import EngineType, ModelDeploymentSpec, Pool, Transfer
+from fairlead.api.spec.engine import EngineType
+from fairlead.api.spec.kv_cache import Transfer
+from fairlead.api.spec.pools import Pool
+from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names
 from fairlead.fleet.kubernetes.pod_instances import (

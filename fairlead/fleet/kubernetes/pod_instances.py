@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fairlead import units
-from fairlead.api import PeerTransfer
+from fairlead.api.spec.kv_cache import PeerTransfer
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.labels import (
     ENDPOINT_LABEL,

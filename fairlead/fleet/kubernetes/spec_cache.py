@@ -6,8 +6,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fairlead.api import AcceleratorClassSpec, ModelDeploymentSpec, builtin_accelerators
+from fairlead.api.builtin_accelerators import builtin_accelerators
+from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
 from fairlead.api.strict_model import StrictModel
+from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile
 from fairlead.kube.resources import Manifest, metadata_of, name_of
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fairlead.api import API_VERSION, AcceleratorClass, ModelDeployment, Reason
+from fairlead.api.conditions import Reason
+from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment
 from fairlead.errors import FairleadError
 from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest, metadata_of
 from fairlead.manifests.validation_messages import describe_problems

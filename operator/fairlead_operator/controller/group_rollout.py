@@ -29,7 +29,7 @@ it. The controller then proceeds in its own way, and the model's status says so.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fairlead.api import Rollout
+from fairlead.api.spec.rollout import Rollout
 from fairlead.fleet.labels import FIELD_MANAGER, POOL_LABEL, SURGE_ANNOTATION
 from fairlead.fleet.labels import POD_REVISION_LABEL as POD_REVISION
 from fairlead.kube.resources import (

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fairlead.api import API_VERSION, ModelDeployment, Reason
+from fairlead.api.conditions import Reason
+from fairlead.api.v1alpha1 import API_VERSION, ModelDeployment
 from fairlead.fleet.labels import SURGE_ANNOTATION
 from fairlead.kube.client_protocol import KubeClient
 from fairlead.kube.conditions import format_time

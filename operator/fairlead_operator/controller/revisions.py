@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairlead.api import Rollout
+from fairlead.api.spec.rollout import Rollout
 from fairlead.kube.resources import CONTROLLER_REVISIONS, Manifest, name_of
 from fairlead.manifests.convert import convert_spec
 from fairlead.names import shorten_name

@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fairlead.api import AcceleratorClass, AcceleratorClassSpec, EngineType, Pool, Profile, Reason, builtin_accelerators
+from fairlead.api.builtin_accelerators import builtin_accelerators
+from fairlead.api.conditions import Reason
+from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
+from fairlead.api.spec.engine import EngineType
+from fairlead.api.spec.pools import Pool
+from fairlead.api.spec.profile import Profile
+from fairlead.api.v1alpha1 import AcceleratorClass
 from fairlead.engine_profile import builtin_profiles
 from fairlead.engines.containers import InstancePod
 from fairlead.names import closest_matches

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairlead.api import EngineType
+from fairlead.api.spec.engine import EngineType
 from fairlead.fleet.labels import POOL_LABEL
 from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest, annotations_of, name_of
 from fairlead_operator.object_metadata import label

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fairlead.api import Reason
+from fairlead.api.conditions import Reason
 
 
 @dataclass(frozen=True, slots=True)

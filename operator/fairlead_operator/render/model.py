@@ -6,7 +6,10 @@ from typing import Final
 
 import msgspec
 
-from fairlead.api import AcceleratorClass, AcceleratorClassSpec, ModelDeployment, Pool, Reason
+from fairlead.api.conditions import Reason
+from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
+from fairlead.api.spec.pools import Pool
+from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
 from fairlead.engines.containers import InstancePod, NodeRole, container_builders
 from fairlead.errors import BadInput
 from fairlead.kube.resources import Manifest

@@ -5,7 +5,8 @@ import re
 from collections.abc import Set
 from typing import Final
 
-from fairlead.api import ModelDeployment, Pool
+from fairlead.api.spec.pools import Pool
+from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.fleet.labels import (
     ENDPOINT_LABEL,
     ENGINE_LABEL,

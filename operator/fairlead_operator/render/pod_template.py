@@ -6,7 +6,8 @@ Running engines use this version: see `revision` before changing it.
 import math
 from typing import Final
 
-from fairlead.api import EnvironmentVariable, Pool
+from fairlead.api.spec.environment import EnvironmentVariable
+from fairlead.api.spec.pools import Pool
 from fairlead.engines.containers import EngineContainer, InstancePod
 from fairlead.engines.containers.base import HealthProbe
 from fairlead.fleet.labels import ENDPOINT_LABEL, POD_REVISION_LABEL

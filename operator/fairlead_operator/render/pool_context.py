@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fairlead.api import ModelDeployment, Pool
+from fairlead.api.spec.pools import Pool
+from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.kube.resources import Manifest, Resource
 from fairlead_operator.object_metadata import owner_reference
 from fairlead_operator.render.context import RenderContext

@@ -18,7 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fairlead.api import AcceleratorClassSpec, EngineType, ModelDeployment, Pool
+from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
+from fairlead.api.spec.engine import EngineType
+from fairlead.api.spec.pools import Pool
+from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.fleet.labels import POD_REVISION_LABEL, RENDER_PIN_ANNOTATION
 from fairlead_operator.hash_spelling import profile_with_first_words, with_first_words
 

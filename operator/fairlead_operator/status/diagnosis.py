@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from fairlead.api import Reason
-from fairlead.api.conditions import reasons
+from fairlead.api.conditions import Reason, reasons
 from fairlead.kube.errors import Forbidden, Invalid, KubeError
 from fairlead.kube.resources import Manifest, is_deleting, metadata_of, name_of
 

@@ -6,7 +6,7 @@ An event reports a change, never a state. The recorder counts repetitions.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fairlead.api import ConditionType, Reason
+from fairlead.api.conditions import ConditionType, Reason
 from fairlead.kube.conditions import find_condition
 from fairlead.kube.events.event import EventDraft, EventType
 from fairlead.kube.resources import Manifest, name_of

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairlead.api import ConditionStatus, ConditionType, Reason
+from fairlead.api.conditions import ConditionType, Reason
+from fairlead.api.status import ConditionStatus
 from fairlead.fleet.client_names import RefusedName
 from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
 from fairlead.kube.conditions import ConditionValue, conditions_for, find_condition

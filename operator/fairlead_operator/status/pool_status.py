@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from fairlead.api import ModelDeploymentSpec, Pool
+from fairlead.api.spec.pools import Pool
+from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.fleet.labels import ENDPOINT_LABEL, POOL_LABEL, parse_sleep_mark
 from fairlead.fleet.labels import POD_REVISION_LABEL as POD_REVISION
 from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready

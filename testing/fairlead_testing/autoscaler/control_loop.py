@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairlead.api import Autoscaling
+from fairlead.api.spec.autoscaling import Autoscaling
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import SloTargets
 from fairlead.limits import Limits

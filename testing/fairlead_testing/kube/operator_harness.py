@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairlead.api import AcceleratorClass, ModelDeployment, Reason
+from fairlead.api.conditions import Reason
+from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
 from fairlead.kube.events.event import EventDraft
 from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest, metadata_of, name_of, namespace_of
 from fairlead.kube.watch_events import WatchEvent, WatchEventType

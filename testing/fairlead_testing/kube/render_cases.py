@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from fairlead.api import AcceleratorClass, EngineType, ModelDeployment
+from fairlead.api.spec.engine import EngineType
+from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
 from fairlead.kube.resources import Manifest
 from fairlead_operator.render import AllowedPeer, InstallationDefaults, RenderContext
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fairlead.api import Autoscaling
+from fairlead.api.spec.autoscaling import Autoscaling
 from fairlead.fleet.model import SloTargets
 from fairlead_autoscaler.collector.counter_deltas import CounterKey
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot, build_observation

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fairlead.api import ModelDeploymentSpec, builtin_accelerators
+from fairlead.api.builtin_accelerators import builtin_accelerators
+from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel
 from fairlead.fleet.model import Role
 from fairlead.kube.errors import NotFound, Unreachable

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import yaml
 
-from fairlead.api import AcceleratorClass, ModelDeployment
+from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Invalid
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, Manifest, name_of, namespace_of, resource_of

@@ -5,18 +5,14 @@ from typing import Any
 import pytest
 
 from fairlead import units
-from fairlead.api import (
-    AcceleratorClassSpec,
-    CountRule,
-    ModelDeploymentSpec,
-    ModelSource,
-    Parallelism,
-    Profile,
-    Reason,
-    Rollout,
-    builtin_accelerators,
-)
-from fairlead.api.conditions import ConditionOwner, ConditionType, condition_types, reasons
+from fairlead.api.builtin_accelerators import builtin_accelerators
+from fairlead.api.conditions import ConditionOwner, ConditionType, Reason, condition_types, reasons
+from fairlead.api.spec.accelerator_class import AcceleratorClassSpec, CountRule
+from fairlead.api.spec.model import ModelSource
+from fairlead.api.spec.pools import Parallelism
+from fairlead.api.spec.profile import Profile
+from fairlead.api.spec.rollout import Rollout
+from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.errors import BadInput
 
 

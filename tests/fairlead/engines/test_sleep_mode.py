@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.api import ModelDeploymentSpec
+from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import builtin_profile
 from fairlead.engines import EngineReplica, engine_adapter
 from fairlead.engines.sleep_mode import EngineSleepClient, SleepTimeouts

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fairlead.api import API_VERSION
+from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.limits import Limits
 from fairlead.manifests.convert import convert_document, convert_spec
 from fairlead.manifests.convert_text import convert_text

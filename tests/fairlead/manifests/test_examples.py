@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from fairlead import __version__
-from fairlead.api import EngineType, ModelDeployment
+from fairlead.api.spec.engine import EngineType
+from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, resource_of
 from fairlead.manifests.loader import load_manifests

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.api import ModelDeployment, RoutingPreset, builtin_accelerators
+from fairlead.api.builtin_accelerators import builtin_accelerators
+from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.engine_profile import EngineProfile, builtin_profile, builtin_profiles
 from fairlead.errors import BadInput, FileProblem, ManifestError
-from fairlead.fleet.model import Instance, Model, SloTargets
+from fairlead.fleet.model import Instance, Model, RoutingPreset, SloTargets
 from fairlead.limits import Limits
 from fairlead.manifests.loader import Manifests, combine_texts, load_manifests, read_object, to_fleet_model
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain

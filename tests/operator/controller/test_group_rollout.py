@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.api import Rollout
+from fairlead.api.spec.rollout import Rollout
 from fairlead.kube.resources import Manifest
 from fairlead_operator.controller.group_rollout import SurgeStep, apply_surge, surge_step, surplus_groups, with_surge
 from fairlead_operator.render import render_model

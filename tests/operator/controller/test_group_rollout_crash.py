@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.api import EngineType
+from fairlead.api.spec.engine import EngineType
 from fairlead.fleet.labels import SURGE_ANNOTATION
 from fairlead.kube.resources import LEADER_WORKER_SETS
 from fairlead_operator.render import InstallationDefaults, render_model

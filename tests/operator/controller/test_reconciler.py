@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.api import ModelDeployment
+from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.kube.errors import ErrorCause, Forbidden, Invalid, Unreachable
 from fairlead.kube.resources import MODEL_DEPLOYMENTS
 from fairlead.kube.watch_events import WatchEvent, WatchEventType

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.api import EngineType
+from fairlead.api.spec.engine import EngineType
 from fairlead_operator.object_metadata import UNDO_ANNOTATION
 from fairlead_operator.render import InstallationDefaults, render_model
 from fairlead_testing.kube.operator_harness import OperatorHarness, model_manifest

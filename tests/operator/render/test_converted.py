@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fairlead.api import AcceleratorClass, ModelDeployment
+from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
 from fairlead.manifests.convert import convert_document, convert_spec
 from fairlead_operator.controller.revisions import revision_hash, with_current_numbers
 from fairlead_operator.object_metadata import json_digest

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from fairlead.api import AcceleratorClassSpec, EngineType, ModelDeployment, Reason
+from fairlead.api.conditions import Reason
+from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
+from fairlead.api.spec.engine import EngineType
+from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.fleet.labels import PodEngineInfo, parse_engine_info
 from fairlead.kube.resources import Manifest
 from fairlead_operator.render import (

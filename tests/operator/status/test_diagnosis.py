@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.api import Reason
+from fairlead.api.conditions import Reason
 from fairlead.kube.errors import Conflict, Forbidden, Invalid
 from fairlead_operator.status.diagnosis import (
     diagnose,

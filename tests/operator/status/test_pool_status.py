@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from fairlead.api import ModelDeploymentSpec, Reason
+from fairlead.api.conditions import Reason
+from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.kube.conditions import find_condition
 from fairlead.kube.resources import Manifest
 from fairlead_operator.status.model_status import PoolState, StatusInputs, model_status

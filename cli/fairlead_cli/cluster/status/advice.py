@@ -8,8 +8,7 @@ not ready. A ready instance may not be routed to, and only a routed instance can
 from collections.abc import Callable
 from typing import Final
 
-from fairlead.api import ConditionType, Reason
-from fairlead.api.conditions import reasons
+from fairlead.api.conditions import ConditionType, Reason, reasons
 from fairlead.kube.resources import is_deleting, metadata_of
 from fairlead_cli.advice import Advice
 from fairlead_cli.cluster.object_fields import Condition, shorten, spec_of, status_of

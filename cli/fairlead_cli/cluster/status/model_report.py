@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fairlead.api import ConditionType
+from fairlead.api.conditions import ConditionType
 from fairlead.fleet.labels import ENDPOINT_LABEL, POOL_LABEL, SleepPhase, parse_sleep_mark
 from fairlead.kube.resources import (
     Manifest,

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from fairlead.api import ConditionType
+from fairlead.api.conditions import ConditionType
 from fairlead.kube.resources import Manifest, metadata_of
 from fairlead_cli import formatting
 from fairlead_cli.advice import Advice

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fairlead.api import Autoscaling
+from fairlead.api.spec.autoscaling import Autoscaling
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.core import PoolSpec, ReplicaState, WakeTiming

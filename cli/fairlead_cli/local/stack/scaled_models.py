@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairlead.api import ModelDeployment, Pool, ScalingMode
+from fairlead.api.spec.autoscaling import ScalingMode
+from fairlead.api.spec.pools import Pool
+from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.fleet.model import Role, SloTargets
 from fairlead.manifests.loader import Manifests
 from fairlead_autoscaler.core import PoolSpec, SleepTier

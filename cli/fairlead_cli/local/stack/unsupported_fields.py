@@ -5,7 +5,9 @@ wrong, else reported.
 from collections.abc import Iterator
 from typing import Any
 
-from fairlead.api import EngineType, ModelDeployment, PoolRole
+from fairlead.api.spec.engine import EngineType
+from fairlead.api.spec.pools import PoolRole
+from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.errors import BadInput
 
 _MODEL = ("revision", "credentials", "cache")

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.api import ConditionType
-from fairlead.api.conditions import reasons
+from fairlead.api.conditions import ConditionType, reasons
 from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.metrics_page import parse_metrics
 from fairlead_cli.cluster.missing_value import MissingValue

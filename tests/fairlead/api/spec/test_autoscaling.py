@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import ValidationError
 
-from fairlead.api import Autoscaling, Schedule
+from fairlead.api.spec.autoscaling import Autoscaling, Schedule
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 
 OFFICE = {

@@ -5,7 +5,7 @@ from functools import wraps
 from types import MappingProxyType
 from typing import Final
 
-from fairlead.api import ConditionType, Reason
+from fairlead.api.conditions import ConditionType, Reason
 from fairlead.kube.resources import Manifest, is_deleting, key_of, metadata_of
 from fairlead_cli.cluster.checks.verdict import Analyzer, CheckOutcome, Verdict, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.facts import ClusterFacts
