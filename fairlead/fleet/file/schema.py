@@ -13,7 +13,7 @@ from fairlead.api.spec.profile import Profile
 from fairlead.api.spec.routing import Routing
 from fairlead.api.strict_model import StrictModel, field_error
 from fairlead.api.value_types import Duration, PositiveDuration, ServedName, check_percentage
-from fairlead.engines import engine_kinds
+from fairlead.engines.registry import engine_kinds
 from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import normalize_engine_url
 from fairlead.fleet.model import KV_TRANSFERS, InstanceState, KvPull, Role, SloTargets

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
-from fairlead.engines import EngineAdapter, engine_adapter
+from fairlead.engines.base import EngineAdapter
 from fairlead.engines.credentials import EngineCredentials
+from fairlead.engines.registry import engine_adapter
 from fairlead.errors import BadInput, Unavailable
 from fairlead.fleet.model import Fleet, Instance
 from fairlead.fleet.signals import EngineSignals

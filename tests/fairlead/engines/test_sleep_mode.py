@@ -9,7 +9,8 @@ import pytest
 
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import builtin_profile
-from fairlead.engines import EngineReplica, engine_adapter
+from fairlead.engines.base import EngineReplica
+from fairlead.engines.registry import engine_adapter
 from fairlead.engines.sleep_mode import EngineSleepClient, SleepTimeouts
 from fairlead.errors import Unavailable
 from fairlead.runtime.http_client import HttpReply

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.engines import engine_adapter
+from fairlead.engines.registry import engine_adapter
 from fairlead.errors import BadInput
 from fairlead.manifests.loader import Manifests, load_manifests
 from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, plan_engines

@@ -1,0 +1,24 @@
+"""The adapters of all kinds of engines."""
+
+from fairlead.engines.base import EngineAdapter
+from fairlead.engines.sglang import Sglang
+from fairlead.engines.sim import SimulatedEngine
+from fairlead.engines.vllm import Vllm
+from fairlead.errors import BadInput
+
+
+def _adapters() -> dict[str, EngineAdapter]:
+    return {found.kind: found for found in (Vllm(), Sglang(), SimulatedEngine())}
+
+
+def engine_kinds() -> tuple[str, ...]:
+    """Returns the kinds of engines that have an adapter."""
+    return tuple(_adapters())
+
+
+def engine_adapter(kind: str) -> EngineAdapter:
+    """Returns the adapter of a kind. Raises BadInput, listing the known kinds."""
+    known = _adapters()
+    if kind not in known:
+        raise BadInput(f"no engine is called {kind!r}", field="engine.type", hint=f"known: {', '.join(known)}")
+    return known[kind]
