@@ -26,8 +26,8 @@ def test_what_once_broke_a_property_does_not_any_more(path: Path) -> None:
     TARGETS[path.parent.name].check(path.read_bytes())
 
 
-def _other(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"corpus_{name}", HERE.parent / "gateway" / f"{name}.py")
+def _test_module(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("corpus", HERE.parent / "gateway" / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -37,7 +37,8 @@ def _other(name: str) -> ModuleType:
 
 def corpora() -> Iterator[tuple[str, str, bytes]]:
     """(target, name, bytes) of what other tests send."""
-    wire, bodies = _other("test_hostile_bytes"), _other("test_hostile_bodies")
+    wire = _test_module("http/test_hostile_bytes.py")
+    bodies = _test_module("worker/openai/test_hostile_bodies.py")
     for table in (wire.MALFORMED, wire.LEGAL):
         yield from (("head", name, data) for name, data in table.items())
     yield from (("splice", name, body) for name, (body, _) in bodies.BAD.items())
@@ -87,7 +88,7 @@ def test_a_broken_property_is_found_made_small_kept_and_can_be_repeated(tmp_path
 
 
 def nightly(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(HERE.parents[1] / "scripts" / "nightly.py"), *arguments]
+    command = [sys.executable, str(HERE.parents[1] / "scripts" / "nightly_fuzz.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
