@@ -3,7 +3,8 @@
 An engine works in steps. In each step, every running sequence decodes one token. The rest of the
 token budget computes chunks of waiting prompts. One step takes
 
-    step = d + max(w, p·tokens computed) + s·sequences + c·resident KV tokens + q·n·(context + n/2) + h·hit tokens
+    step = d + max(w, p·tokens computed) + s·sequences + c·resident KV tokens
+             + q·n·(context + n/2) + h·hit tokens
 
 - `d`: fixed overhead.
 - `w`: the minimum for reading the weights once.

@@ -25,7 +25,10 @@ class FairleadError(Exception):
 
 
 class BadInput(FairleadError):
-    """An invalid value from outside. `field` is its path, such as `spec.pools[0].acceleratorClassName`."""
+    """An invalid value from outside.
+
+    field: its path, such as `spec.pools[0].acceleratorClassName`.
+    """
 
     def __init__(self, message: str, *, field: str | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)

@@ -1,9 +1,9 @@
 """Settings: what each process reads from its environment, as one typed value per process.
 
 The environment variable of a field is `FAIRLEAD_` plus the name in capitals. Each field states its
-meaning, whether it may change while the process runs (`reloadable`), and whether it must never be
-shown (`secret`). docs/reference/settings.md is generated from this module. Options of a single
-start, such as ports and files, are command-line flags instead.
+meaning. `reloadable` fields may change while the process runs; `secret` ones are never shown.
+docs/reference/settings.md is generated from this module. Options of a single start, such as ports
+and files, are command-line flags instead.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
     {
         "FAIRLEAD_CACHE": "where `make` keeps the dependencies, instead of `~/.cache/fairlead`",
         "FAIRLEAD_EXAMPLES": "how many examples each property test draws; `make nightly` sets 5000",
-        "FAIRLEAD_E2E": "`full`: the story on a cluster is told under 20 streams a second; `make e2e LOAD=1` sets it",
+        "FAIRLEAD_E2E": "`full`: the tests on a cluster run under 20 streams a second; `make e2e LOAD=1` sets it",
         "FAIRLEAD_SOAK": "`full`: the soak does everything as often as the bar says; `make soak` sets it",
         "FAIRLEAD_SOAK_KILLS": "how many engines the soak kills",
         "FAIRLEAD_SOAK_MALFORMED": "how many malformed requests the soak sends",
@@ -53,17 +53,17 @@ class GatewaySettings:
         "bearer token of the management API; without it, only loopback is answered", secret=True
     )
     autoscaler_url: str | None = _setting(
-        "where the autoscaler listens, such as `http://fairlead-autoscaler:9092`: the first request that is held because its model "
-        "has no engine is told there at once. Without it the autoscaler sees it at its next look"
+        "address of the autoscaler, such as `http://fairlead-autoscaler:9092`. The gateway reports to it at once when a request is "
+        "queued because its model has no engine. Without it, the autoscaler sees the request when it next reads the metrics"
     )
     key_pepper: str | None = _setting(
         "the secret under which `--keys` holds the digests of API keys; without it `--keys` does not start", secret=True
     )
 
     links: str | None = _setting(
-        "how it is learned which tokens a prompt is, where engines tell what they hold: `engine` asks their `/tokenize`, beside the "
-        "request's way and 20 times a second at most; `process` tokenizes prompts of text in a process of the gateway and asks "
-        "engines for chats; `off` routes without the index",
+        "how the tokens of a prompt are found where engines report their caches: `engine` calls their `/tokenize`, outside the "
+        "request path and at most 20 times a second; `process` tokenizes text prompts in a process of the gateway and calls engines "
+        "for chats; `off` routes without the index",
         default="engine",
     )
     tokenizers: str | None = _setting(
@@ -142,8 +142,8 @@ class AutoscalerSettings:
     """Settings of `fairlead-autoscaler`."""
 
     manage_token: str | None = _setting(
-        "bearer token of what it tells beside its probes and metrics, and of gateways' hints; as theirs. Without it nobody is asked "
-        "for one",
+        "bearer token for everything but probes and metrics, and for the gateways' hints; the same as theirs. Without it, no token "
+        "is required",
         secret=True,
     )
     scaling_freeze: str | None = _setting(

@@ -77,7 +77,7 @@ def parse_quantity(value: int | str, *, field: str = "quantity") -> float:
 
 
 def format_quantity(value: float) -> int | str:
-    """Returns a number as a quantity that reads back to exactly ``value``: ``3.6e-05`` → ``"36u"``."""
+    """Returns a number as a quantity that reads back to exactly `value`: `3.6e-05` → `"36u"`."""
     number = Decimal(repr(float(value)))
     if number == number.to_integral_value():
         return int(number)

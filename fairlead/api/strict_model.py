@@ -2,8 +2,8 @@
 
 Unknown fields are errors and values are not coerced: `"3"` is not 3. `examples` of a field are
 YAML; error messages offer them as the fix. `planned_fields` names fields of the design that this
-release does not honour yet. `renamed`` maps fields of earlier releases to the words of this one, for the same purpose.
-``rules` apply to files and on the API server alike.
+release does not honour yet. `renamed` maps fields of earlier releases to those of this release;
+error messages offer these, too. `rules` apply to files and on the API server alike.
 """
 
 from collections.abc import Callable, Mapping

@@ -238,7 +238,7 @@ ServedName = Annotated[
 
 
 def check_percentage(value: Any) -> Any:
-    """Returns the value of a field that is a percentage. Raises PydanticCustomError for another one."""
+    """Returns the value of a percentage field. Raises PydanticCustomError for any other text."""
     fix = 'write it like "95%" or "99.9%"'
     if isinstance(value, int | float) and not isinstance(value, bool):
         if 0 < value <= 1:

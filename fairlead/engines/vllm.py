@@ -55,7 +55,7 @@ class Vllm:
 
 
 def local_model_argument(source: str) -> str:
-    """Returns the model argument for vLLM, a hub name or path. Raises BadInput for other sources."""
+    """Returns the model argument for vLLM: a hub name or a path. Raises BadInput for others."""
     for scheme in ("hf://", "file://"):
         if source.startswith(scheme):
             return source.removeprefix(scheme)

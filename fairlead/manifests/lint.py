@@ -62,7 +62,7 @@ def _lint_disabled_mode(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
     if spec.can_sleep:
         yield LintNote(
             ("spec", "autoscaling", "sleep"),
-            "nobody puts an instance to sleep while `autoscaling.mode` is not Auto; engines are only made able to",
+            "no instance is put to sleep while `autoscaling.mode` is not Auto; engines are only made able to",
             "write `mode: Auto`, or leave it if that comes later",
         )
     elif scaling.mode is ScalingMode.DISABLED and "mode" not in scaling.model_fields_set and scaling.model_fields_set:

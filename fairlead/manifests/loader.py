@@ -107,15 +107,16 @@ def load_manifests(
 
 
 def read_object(manifest: Mapping[str, Any]) -> ModelDeployment | AcceleratorClass:
-    """One object as the API server has it. Raises BadInput, naming the first field that is wrong, with all that is in its words.
+    """Returns one object of the API server. Raises BadInput with all problems and the first field.
 
-    The server has checked most of it; what is left are rules that its schema cannot say, and objects of another release.
+    Why: the server has checked most of it. Its schema cannot state every rule, and the object may
+    be one of another release.
     """
     try:
         return _to_document(node_from_value(manifest), "").value
     except ManifestError as error:
-        told = "; ".join(f"{one.field}: {one.message} ({one.fix})" for one in error.problems)
-        raise BadInput(told, field=error.problems[0].field) from error
+        message = "; ".join(f"{one.field}: {one.message} ({one.fix})" for one in error.problems)
+        raise BadInput(message, field=error.problems[0].field) from error
 
 
 def read_texts(

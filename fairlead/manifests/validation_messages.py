@@ -60,18 +60,21 @@ def validation_problems(
 
 
 def describe_problems(error: ValidationError, model: type[StrictModel], value: Any, *, most: int) -> str:
-    """Returns the first findings of a value that no file holds, in one line; all findings of renamed fields among them."""
+    """Returns the first findings of a value that is in no file, in one line.
+
+    most: the number of findings; findings of renamed fields are all shown.
+    """
     node = node_from_value(value or {})
     found = list(validation_problems(error, model, node, ""))
     found.sort(key=lambda problem: "fairlead convert" not in problem.fix)
     renamed = sum("fairlead convert" in problem.fix for problem in found)
     shown = found[: max(most, renamed)]
-    told = [f"{one.field}: {one.message}" + (f" ({one.fix})" if one.fix else "") for one in shown]
-    return "; ".join(told) + (f"; and {len(found) - len(shown)} more" if len(found) > len(shown) else "")
+    lines = [f"{one.field}: {one.message}" + (f" ({one.fix})" if one.fix else "") for one in shown]
+    return "; ".join(lines) + (f"; and {len(found) - len(shown)} more" if len(found) > len(shown) else "")
 
 
 def _has_earlier_name(item: ErrorDetails, root: type[BaseModel], node: YamlNode) -> bool:
-    """The missing field is there under its earlier name, which has an error of its own."""
+    """Returns True if a missing field is there under its earlier name, which has its own error."""
     if item["type"] != "missing":
         return False
     *above, name = _error_path(item)

@@ -102,7 +102,7 @@ def decode_file(raw: bytes, *, file: str, limits: Limits) -> str:
 
 
 def parse_documents(text: str, *, file: str, limits: Limits) -> list[YamlNode]:
-    """Returns every non-empty document. Raises ManifestError with the position of a syntax error."""
+    """Returns every non-empty document. Raises ManifestError with the place of a syntax error."""
     if len(text) > limits.fleet_file_bytes:
         raise _manifest_error(
             file, 1, f"the text is longer than {limits.fleet_file_bytes:,} characters", "split the file"

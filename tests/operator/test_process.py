@@ -46,8 +46,8 @@ def test_settings_have_units_and_defaults() -> None:
     found = parse_options(read_settings(OperatorSettings, given))
     assert found.namespaces == ("chat", "search")
     assert {str(kind): image for kind, image in found.installation.images.items()} == {
-        "vllm": "r/vllm:1",
-        "sim": "r:5000/sim:2",
+        "VLLM": "r/vllm:1",
+        "Sim": "r:5000/sim:2",
     }
     assert found.installation.pull_secrets == ("a", "b")
     assert found.installation.peers is not None

@@ -150,7 +150,7 @@ class ModelSource(StrictModel):
 
     @property
     def engine_name(self) -> str | None:
-        """What the engine calls the model; None: the ModelDeployment's name."""
+        """The name of the model in the engine. None: the ModelDeployment's name."""
         return self.served_names[0] if self.served_names else None
 
     @property

@@ -129,7 +129,7 @@ class EventAggregator:
             self.dropped += 1
 
     def on_deleted(self, write: EventWrite) -> None:
-        """Creates the event again at the next write: the API server deletes events after an hour."""
+        """Creates the event at the next write: the API server deletes events after an hour."""
         state = self._states.get(write.key)
         if state is not None:
             self.waiting += bool(state.written)

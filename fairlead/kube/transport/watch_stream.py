@@ -112,7 +112,8 @@ class WatchTransport:
 
     def _get_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # Each watch (one per kind and namespace) has a connection; the default of 100 may be too few.
+            # Each watch (one per kind and namespace) has a connection: the default of 100 may be
+            # too low.
             connector = aiohttp.TCPConnector(limit=0)
             self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return self._session

@@ -163,7 +163,9 @@ def _apply_step(
         f"{verb} {_format_paths(paths)}" for verb, paths in (("changed", overwritten), ("removed", missing)) if paths
     ]
     if changes:
-        return ApplyStep(complete, existing, f"somebody {' and '.join(changes)}", corrects=True, restores=bool(missing))
+        return ApplyStep(
+            complete, existing, f"another writer {' and '.join(changes)}", corrects=True, restores=bool(missing)
+        )
     return None
 
 

@@ -15,15 +15,15 @@ relative to whatever replica count it gets. The operator therefore raises the re
 
 Both steps are derived from the cluster each time: the annotation says that the replica count
 includes surge groups, and the pods show the progress. An operator that is killed continues from
-there, and a rollout without the annotation is continued with it. `rollout.maxSurge` sets the number of
-surge groups, which is also `maxUnavailable`.
+there, and a rollout without the annotation is continued with it. `rollout.maxSurge` sets the number
+of surge groups, which is also `maxUnavailable`.
 
 A template that changes while a group drains (an undo during a rollout) needs more. The controller
 counts a draining pod as ready, and would also stop the next group. The change is therefore applied
 with a partition that protects every group. It is lifted when no group drains.
 
-If another manager owns the replica count (an autoscaler, `kubectl scale`), the operator cannot raise
-it. The controller then proceeds in its own way, and the model's status says so.
+If another manager owns the replica count (an autoscaler, `kubectl scale`), the operator cannot
+raise it. The controller then proceeds in its own way, and the model's status says so.
 """
 
 from collections.abc import Mapping, Sequence

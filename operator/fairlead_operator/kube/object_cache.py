@@ -203,7 +203,11 @@ class ObjectCache:
         return [key, *sorted(affected - {key})]
 
     def _count_namespace(self, namespace: str, change: int) -> set[str]:
-        """Returns the models that claim a name in a namespace that gets its first or loses its last model."""
+        """Counts the models of a namespace. Returns the models whose names it takes or frees.
+
+        These are served names that begin with a namespace of which the first model comes or the
+        last one goes.
+        """
         self._namespaces[namespace] += change
         number = self._namespaces[namespace]
         if number == 0:
@@ -214,7 +218,10 @@ class ObjectCache:
         return set().union(*found)
 
     def _refused_names(self, key: str) -> tuple[RefusedName, ...]:
-        """Returns the names that this model claims and does not get. Ties of age go by namespace."""
+        """Returns the names that this model claims and does not get.
+
+        The namespace decides between models of the same age.
+        """
         claimants = set().union(*(self._keys_by_name[name] for name in _claim(self.models[key]).names))
         if len(claimants) == 1 and not any("/" in name for name in _claim(self.models[key]).names):
             return ()

@@ -239,7 +239,7 @@ def test_forbidden_and_unauthenticated_are_distinguished(
     api_server: ApiServer, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
-        async with client(api_server, acting_as="nobody", acting_groups=("system:authenticated",)) as nobody:
+        async with client(api_server, impersonate_user="nobody", impersonate_groups=("system:authenticated",)) as nobody:
             with pytest.raises(Forbidden, match='User "nobody" cannot list resource "secrets"'):
                 await nobody.list(Resource("", "v1", "secrets", "Secret"))
         await api.apply(of(Resource("", "v1", "serviceaccounts", "ServiceAccount"), namespace, "robot"), "test")
@@ -255,7 +255,7 @@ def test_forbidden_and_unauthenticated_are_distinguished(
             file.write_text(token)
             with pytest.raises(Forbidden, match=f"system:serviceaccount:{namespace}:robot"):
                 await robot.list(PODS, namespace)
-        async with client(api_server, authority=None, authority_file=None) as trusting:
+        async with client(api_server, ca_data=None, ca_file=None) as trusting:
             trusting._limits = replace(Limits(), kube_attempts=1)
             with pytest.raises(Unreachable, match=r"certificate verify failed"):
                 await trusting.list(PODS)

@@ -146,7 +146,7 @@ SPLIT = """\
         (SCALED_WITH_SLO.replace("Auto", "Auto, sleep: {max: 2}"), ""),
         (
             SCALED.replace("Auto", "Advise, sleep: {max: 2}"),
-            "FILE:8: spec.autoscaling.sleep: note: nobody puts an instance to sleep while `autoscaling.mode` is not Auto; engines"
+            "FILE:8: spec.autoscaling.sleep: note: no instance is put to sleep while `autoscaling.mode` is not Auto; engines"
             " are only made able to\n    fix: write `mode: Auto`, or leave it if that comes later\n",
         ),
         (SCALED + "  slo: {tpot: 70ms}\n", ""),

@@ -203,7 +203,7 @@ def test_removed_field_is_restored_and_reported(harness: OperatorHarness) -> Non
     assert after["spec"] == before["spec"]
     assert after["metadata"]["ownerReferences"] == before["metadata"]["ownerReferences"]
     (corrected,) = (event.note for event in harness.events if event.reason == "Corrected")
-    assert corrected.endswith("somebody removed metadata.ownerReferences, spec.template.spec.containers")
+    assert corrected.endswith("another writer removed metadata.ownerReferences, spec.template.spec.containers")
 
 
 def test_field_dropped_by_the_api_server_is_applied_once(harness: OperatorHarness) -> None:

@@ -61,7 +61,7 @@ async def _run_steps(
         async def over() -> bool:
             if not here.operators.is_alive(which):
                 return True
-            return await here.settled() and await asyncio.to_thread(here.operators.rests, which)
+            return await here.settled() and await asyncio.to_thread(here.operators.is_idle, which)
 
         for _ in range(3):  # the last writes answer to news that comes after the first rest
             await here.until(over, "the operator has been killed, or is done")

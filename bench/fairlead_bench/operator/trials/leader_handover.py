@@ -52,14 +52,14 @@ async def _hand_over(here: TrialCluster, pair: list[int], way: signal.Signals, s
     it."""
     leading = await here.leader(*pair)
     (other,) = (one for one in pair if one != leading)
-    here.operators.tell(leading, way)
+    here.operators.send_signal(leading, way)
     await here.leader(other)
     if way is signal.SIGSTOP:  # and wakes up in the belief that it leads
 
         async def ended() -> bool:
             return not here.operators.is_alive(leading)
 
-        here.operators.tell(leading, signal.SIGCONT)
+        here.operators.send_signal(leading, signal.SIGCONT)
         await here.until(ended, "who was stopped learns that it has lost the lease")
     await asyncio.sleep(seconds)
     return [other, here.operators.start()]
@@ -90,6 +90,6 @@ async def run_two_leaders(server: ApiServer, seconds: float, logs: Path) -> Tria
         found.check("no write while nothing changes", not tape.lines, tape.lines[:10])
         found.check("versions and managers are the same", after == before)
         found.check("the scaler's number stands", scaled["spec"]["replicas"] == 3, scaled["spec"]["replicas"])
-        found.check("both led all the time", all(here.operators.leads(one) for one in pair))
+        found.check("both led all the time", all(here.operators.is_leading(one) for one in pair))
         found.figures = {"seconds": round(seconds), "writes": len(tape.lines)}
     return found
