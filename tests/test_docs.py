@@ -158,7 +158,7 @@ def test_every_option_of_a_process_that_is_shown_exists(page: Path) -> None:
     for snippet in snippets(page):
         if found := MODULE.search(re.sub(r"\s#\s.*", "", snippet)):
             module = found[1] or "fairlead_gateway"
-            verb = ("engine",) if re.match(r" engine\b", found[3]) else ()
+            verb = re.findall(r"^ ([a-z][a-z-]*)", found[3]) if module in ("fairlead_bench", "fairlead_sim") else ()
             for option in re.findall(r"(?<!\S)--[a-z-]+", found[3]):
                 assert re.search(rf"{option}\b", help_of(module, *verb)), f"{module}: {option}"
 

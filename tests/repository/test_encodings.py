@@ -1,7 +1,7 @@
 """Values that leave a process keep their encoding, whatever their classes and fields are called in the source.
 
-``recorded_encodings.json`` holds one sample of each struct in MessagePack and the fields of each model of
-the management API, as an earlier release wrote them. Messages between a supervisor and its own workers
+``recorded_encodings.json`` holds, as an earlier release wrote them: a sample of each struct in MessagePack,
+an answer of the autoscaler, and the fields of each model of the management API. Messages between a supervisor and its own workers
 are not recorded: both ends always come from one release.
 """
 
@@ -12,6 +12,8 @@ import msgspec
 import pytest
 from pydantic import BaseModel
 
+from fairlead_autoscaler.core.settings import DEFAULT_VALUES
+from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_gateway.supervisor.management import schemas
 from fairlead_testing.struct_samples import encoded, struct_classes
 
@@ -35,6 +37,13 @@ def encodings() -> frozenset[str]:
 @pytest.mark.parametrize("recorded", RECORDED["structs"], ids=range(len(RECORDED["structs"])))
 def test_each_recorded_struct_is_still_encoded_the_same(recorded: str, encodings: frozenset[str]) -> None:
     assert recorded in encodings, f"no struct encodes to {msgspec.msgpack.decode(bytes.fromhex(recorded))}"
+
+
+def test_tick_records_keep_their_fields_and_flat_settings() -> None:
+    recorded = msgspec.msgpack.decode(bytes.fromhex(RECORDED["tick_records"]))["models"]
+    records = msgspec.convert(recorded, dict[str, TickRecord])
+    assert msgspec.json.decode(msgspec.json.encode(records)) == recorded
+    assert [set(record["settings"]) for record in recorded.values()] == [set(DEFAULT_VALUES)]
 
 
 def test_models_of_the_management_api_keep_their_fields() -> None:
