@@ -1,8 +1,9 @@
-"""Values that leave a process keep their encoding, whatever their classes and fields are called in the source.
+"""Values that leave a process keep their encoding, whatever their classes and fields are called.
 
-``recorded_encodings.json`` holds, as an earlier release wrote them: a sample of each struct in MessagePack,
-an answer of the autoscaler, and the fields of each model of the management API. Messages between a supervisor and its own workers
-are not recorded: both ends always come from one release.
+``recorded_encodings.json`` holds what an earlier release wrote: a sample of each struct in
+MessagePack, an answer of the autoscaler, and the fields of each model of the management API.
+Messages between a supervisor and its own workers are not recorded: both ends always come from one
+release.
 """
 
 import json
