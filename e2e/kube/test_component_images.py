@@ -60,8 +60,11 @@ def test_the_gateway_of_the_image_is_the_compiled_one(here: Kubectl) -> None:
         ),
     )
     here.wait_for_rollout("deployment/gateway")
-    asked = "from fairlead import compiled; from fairlead_gateway import forward; print(compiled.is_compiled(forward.__file__))"
-    assert here.python("deployment/gateway", asked).strip() == "True"
+    code = (
+        "from fairlead.runtime.compiled_build import is_compiled; from fairlead_gateway.worker.proxy import forwarder; "
+        "print(is_compiled(forwarder.__file__))"
+    )
+    assert here.python("deployment/gateway", code).strip() == "True"
 
 
 def test_the_redis_of_trials_answers(here: Kubectl) -> None:

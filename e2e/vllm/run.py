@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 with EngineStage(installed, Path(folder)) as stage:
                     asyncio.run(run(stage, report, parts))
             finally:
-                if not report.held:
+                if not report.all_passed:
                     _keep_logs(Path(folder))
     finally:
         report.write(options.report)  # also of a run that was ended: what was checked by then

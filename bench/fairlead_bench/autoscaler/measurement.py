@@ -36,7 +36,7 @@ class AutoscalerCell:
 
     scenario: str
     seed: int
-    make_controller: str
+    controller: str
     knob: float | None = None
     traces: str = ""
     preempting: bool = False

@@ -45,7 +45,7 @@ class IndexRun:
     blocks: int
     held: int
     seconds: float
-    start_indexer: ProcessCost
+    indexer: ProcessCost
     mirror: ProcessCost
     redis: ProcessCost
     redis_bytes: int

@@ -81,7 +81,7 @@ class MixCase:
     seconds: float
     single: float
     greedy: float
-    solve_sliced: float | None = None
+    sliced: float | None = None
     proven: bool = False
 
     @property

@@ -158,7 +158,7 @@ async def drive(
                     await between()
 
     await asyncio.gather(*[one(session, way) for session, way in zip(wanted, ways, strict=True)])
-    return SharingFigures(*totals, tuple(own), tuple(whole))
+    return SharingFigures(*totals, own_seconds=tuple(own), whole_seconds=tuple(whole))
 
 
 def _gateway_seconds(timing: str) -> float:
@@ -326,7 +326,7 @@ async def _main(seeds: int, out: Path) -> None:
         for name, setting in SETTINGS.items():
             for seed in range(seeds):
                 found[name].append(await _runs(setting, seed, Path(folder)))
-                print(name, seed, *[f"{one.share:.4f}" for one in found[name][-1]], flush=True)
+                print(name, seed, *[f"{one.cached_share:.4f}" for one in found[name][-1]], flush=True)
             loads.append(os.getloadavg()[0])
     write_results(_NAME, rows(found), seed=0, file=out, load_average=loads)
 

@@ -173,7 +173,7 @@ class StreamSession:
         finally:
             self.steps.append({"step": name, "at": round(begun, 3), "seconds": round(time.time() - begun, 1)})
 
-    def failures(self) -> list[dict[str, Any]]:
+    def attributed_failures(self) -> list[dict[str, Any]]:
         """The failures, each with the last step that had begun before it, and how many seconds
         after that."""
         found = []

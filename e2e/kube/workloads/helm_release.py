@@ -34,7 +34,7 @@ class HelmRelease:
 
     def ensure(self) -> None:
         """Installed, where it is not."""
-        if not self.there:
+        if not self.is_installed:
             self.install()
 
     @property
@@ -66,7 +66,7 @@ class HelmRelease:
 
     def remove(self) -> None:
         """Nothing of it is left: models, kinds, the release, its namespace."""
-        if self.there:
+        if self.is_installed:
             self.uninstall()
         for name in KINDS:
             self.cluster.run("delete", "crd", f"{name}.serving.fairlead.io", "--ignore-not-found", "--timeout=60s")

@@ -112,5 +112,5 @@ def run_lifecycle_changes(moves: LifecycleChanges, *, rate: float, tokens: int, 
         **streams.end,
         "cores_when_nothing_moves": cores,
         "steps": [step for step in streams.steps if not step["step"].startswith("after:")],
-        "failures": streams.failures(),
+        "failures": streams.attributed_failures(),
     }

@@ -72,7 +72,7 @@ class PredictionRow:
     """
 
     prompt: int
-    predict_cached: Mapping[str, int]
+    predicted: Mapping[str, int]
     reported: int
     reference: int
     excused: frozenset[str] = frozenset()

@@ -304,7 +304,7 @@ class IndexScenarios:
 
     def _has_all_events(self, index: IndexUnderTest) -> bool:
         """Returns whether the index received everything; a replay may leave doubts about adapters."""
-        return self.at.is_complete(index) or self._says(index).startswith("nobody told where an earlier load")
+        return self.at.is_complete(index) or self._says(index).startswith("the source of an earlier load")
 
     def _wrong(self, index: IndexUnderTest) -> list[list[object]]:
         """Prompts of which it says something else than is there: of the base model anything, of
