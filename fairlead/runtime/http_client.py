@@ -152,15 +152,19 @@ class _ResponseReader:
         self.framed = False
 
     def on_header(self, name: bytes, _: bytes) -> None:
+        """Notes that the response states its length."""
         if name.lower() in (b"content-length", b"transfer-encoding"):
             self.framed = True
 
     def on_headers_complete(self) -> None:
+        """Notes that there is a status."""
         self.started = True
 
     def on_body(self, data: bytes) -> None:
+        """Keeps one part of the body."""
         self.parts.append(data)
         self.size += len(data)
 
     def on_message_complete(self) -> None:
+        """Notes that nothing more belongs to the response."""
         self.complete = True
