@@ -1,6 +1,8 @@
-"""``python -m fairlead_kvstore --fleet FILE --redis URL``: an indexer, see ``command.py``.
+"""The entry point of ``python -m fairlead_kvstore --fleet FILE --redis URL``, an indexer
+(``indexer/cli.py``).
 
-Kept light: where there is a compiled copy of these sources, the process goes on as that one.
+It imports little: where a compiled copy of the sources exists, the process replaces itself with
+that one.
 """
 
 import os
@@ -10,7 +12,7 @@ from fairlead.runtime.compiled_build import worker_environment
 
 
 def main() -> int:
-    """Its exit code."""
+    """Runs the indexer and returns its exit code."""
     environ = worker_environment(os.environ)
     if environ != os.environ:
         os.execve(sys.executable, [sys.executable, "-m", "fairlead_kvstore", *sys.argv[1:]], environ)

@@ -1,20 +1,23 @@
-"""What the index raises.
+"""The errors of the KV-cache index.
 
-FairleadError
-├── UnreadableError     a value in Redis cannot be used; ``reason`` is one word for counters, ``schema`` tells of another release
-├── KeptError           what an earlier indexer left cannot be used; ``reason`` is one word for counters
-└── EventsError         an engine sent something that is no batch of KV events; ``reason`` is one word for counters
-    ├── Oversized       more bytes, events or blocks than the limits allow
-    └── Malformed       not msgpack, not the shape, or a frame that is none
+    FairleadError
+    ├── UnreadableError     a value in Redis cannot be used
+    ├── SnapshotError       the snapshot of an earlier indexer cannot be used
+    └── EventsError         an engine sent bytes that are no batch of KV events
+        ├── OversizedEvents  more bytes, events or blocks than the limits allow
+        └── MalformedEvents  not msgpack, not the expected shape, or an invalid frame
 
-Engines are the only source of these bytes; no error holds a token, a salt or a hash.
+``reason`` is one word of a closed set, for counters. Engines are the only source of these bytes; no
+error contains a token, a salt or a hash.
 """
 
 from fairlead.errors import FairleadError
 
 
 class UnreadableError(FairleadError):
-    """Raised when a value in Redis is damaged (``shape``, ``bytes``) or written by a release with another layout (``schema``)."""
+    """Raised when a value in Redis is damaged (``shape``, ``bytes``) or has another layout
+    (``schema``).
+    """
 
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
@@ -22,7 +25,9 @@ class UnreadableError(FairleadError):
 
 
 class SnapshotError(FairleadError):
-    """Raised when what an earlier indexer left of a slice does not hold together: it is then learned anew."""
+    """Raised when an instance's snapshot is inconsistent; its blocks are then learned from events
+    again.
+    """
 
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
@@ -30,7 +35,7 @@ class SnapshotError(FairleadError):
 
 
 class EventsError(FairleadError):
-    """Raised when a frame or a payload cannot be used; ``reason`` is a word of a closed set, for counters and marks."""
+    """Raised when a frame or a payload cannot be used."""
 
     def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -38,8 +43,8 @@ class EventsError(FairleadError):
 
 
 class OversizedEvents(EventsError):
-    """Raised when a payload passes a limit; the message names the limit."""
+    """Raised when a payload exceeds a limit; the message names the limit."""
 
 
 class MalformedEvents(EventsError):
-    """Raised when bytes are not what the engines' protocol says."""
+    """Raised when bytes do not follow the engines' protocol."""

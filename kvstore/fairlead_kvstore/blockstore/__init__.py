@@ -1,1 +1,13 @@
-"""What the engines hold, as far as their events tell: the model of the truth, see ``truth.py``. No I/O and no clock."""
+"""The block store: the blocks that each instance has cached, derived from its KV events alone.
+
+No I/O and no clock. In reading order:
+
+- `block_hash`: the content hash that names a block; `storage_tiers`: the tiers where a block can be
+- `store`: `BlockStore`, all instances of one indexer; `changes`: the values that its methods return
+- `instance_blocks`: the rules for the events of one instance; `block_table`: its rows in typed
+  arrays
+- `orphan_blocks`: blocks whose parent is unknown; `lora_generations`: blocks of reloaded adapters
+- `shared_store_hints`: blocks in a store that several instances share
+- `completeness`: how complete an instance is known; `types`: counters, states and snapshots
+- `snapshot`: an instance as bytes, for the next indexer
+"""

@@ -1,28 +1,31 @@
-"""The blocks of one engine, by the engine's name and by ours, in about 60 bytes each.
+"""The blocks of one engine, indexed by handle (engine hash) and by block hash, in about 60 bytes
+each.
 
-A dict from 64-bit number to 64-bit number costs Python 140 bytes an entry: the table, and an object for each number. A million
-blocks need two such maps (engine's handle → block, own hash → block) and six more values each. So blocks are *rows* in typed
-arrays (38 bytes), and a map is an array of row numbers that is searched from ``key % size`` on until the key or an empty cell
-comes: open addressing with linear probing, at most two thirds full, four bytes a cell. Deleting moves later rows of a run into
-the hole, so that there are no tombstones and a table that is churned all day does not decay. The size is odd and no multiple of
-3, 5 or 7, because engines' numbers may have a pattern. Row 0 is nobody's, so 0 means empty.
+Why: a dict from 64-bit number to 64-bit number costs Python 140 bytes an entry, for the table and
+an object per number. A million blocks need two such maps (handle → row, block hash → row) and six
+more values each. So blocks are *rows* in typed arrays (38 bytes). A map is an array of row numbers,
+four bytes a cell, with open addressing and linear probing from ``key % size``. It is at most two
+thirds full. A deletion moves later rows of a run into the hole. So there are no tombstones, and a
+table with constant churn does not decay. The size is odd and no multiple of 3, 5 or 7, because
+engines' numbers may have a pattern. Row 0 is unused, so 0 means empty.
 
     handles     the engine's hash, 64 bits
-    owns        what the block holds, see identity.py
-    parents     own hash of the block before it (the root for the first)
+    owns        the block hash, see block_hash.py
+    parents     block hash of the block before it (the root for the first)
     counts      copies in GPU, CPU and disk, eight bits each
     ticks       when it was last stored or used
-    depths      how many blocks come before it
-    adapters    which adapter it was computed with, an index
+    depths      number of blocks before it
+    adapters    index of the adapter that it was computed with
 
-**Copies are counted.** An engine announces a block once per physical copy: a prompt that is fully cached and ends with a block
-stores its last block again, ``prompt_logprobs`` stores everything again, and each copy is removed by itself. A set forgets blocks
-that are there (measured: 91 % of predictions exact, against 100 % with counts). Beyond 255 copies of one tier the next are not
+**Copies are counted.** An engine reports a block once per physical copy, and each copy is removed
+by itself. A prompt that is fully cached and ends with a block stores its last block again;
+``prompt_logprobs`` stores everything again. A set forgets blocks that are present (measured: 91 %
+of predictions exact, against 100 % with counts). Above 255 copies of one tier, further ones are not
 counted, which can only forget too early.
 
-**Two handles, one block**: where an engine does not announce a salt, or was told to load another adapter under a name, two of its
-hashes mean the same to us. Their rows are *twins*: the own hash leads to one of them, a small dict to the rest, and the block is
-gone only when all of them are.
+**Two handles for one block** occur where an engine does not report a salt, or loads another adapter
+under a name. Two of its hashes then have the same block hash. Their rows are *twins*: the block
+hash leads to one of them, a small dict to the rest. The block is removed only when all of them are.
 """
 
 from array import array
@@ -32,7 +35,9 @@ from typing import Final
 
 TICK_SECONDS: Final = 16.0
 _TICK_ZERO: Final = 1 << 24
-"""Ticks of blocks that are older than the process's clock must be numbers, too: this is some eight years."""
+"""The tick at time 0, some eight years in ticks, so that blocks older than the process have
+positive ticks.
+"""
 COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
     {"handles": "Q", "owns": "Q", "parents": "Q", "counts": "I", "ticks": "I", "depths": "I", "adapters": "H"}
 )
@@ -40,21 +45,21 @@ COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
 _MIN_CELLS: Final = 13
 MAX_COPIES: Final = 255
 TIER_SHIFT: Final = (0, 8, 16)
-"""By tier: where its copies are in ``counts``."""
+"""The bit position of a tier's copies in ``counts``."""
 
 
 def tick_of(now: float) -> int:
-    """The tick of a time in monotonic seconds."""
+    """Returns the tick of a time in monotonic seconds."""
     return _TICK_ZERO + int(now / TICK_SECONDS)
 
 
 def time_of(tick: int) -> float:
-    """When a tick began."""
+    """Returns when a tick began, in monotonic seconds."""
     return (tick - _TICK_ZERO) * TICK_SECONDS
 
 
 class RowIndex:
-    """From a 64-bit key to the row that has it in ``keys``; at most one row per key."""
+    """A map from a 64-bit key to the row that has it in ``keys``; at most one row per key."""
 
     __slots__ = ("_cells", "_keys", "_size", "_used")
 
@@ -68,20 +73,20 @@ class RowIndex:
         return self._used
 
     def __iter__(self) -> Iterator[int]:
-        """Every row; nothing may be put or dropped meanwhile."""
+        """Yields every row; the index must not change meanwhile."""
         return (row for row in self._cells if row)
 
     @property
     def bytes(self) -> int:
-        """What the cells take."""
+        """Memory of the cells."""
         return self._cells.itemsize * self._size
 
     def find(self, key: int) -> int:
-        """The row, or 0."""
+        """Returns the row, or 0."""
         return self._cells[self.seek(key)]
 
     def seek(self, key: int) -> int:
-        """The cell that leads to the key's row, or the empty one where it is to be entered."""
+        """Returns the cell that leads to the key's row, or the empty one for a new row."""
         cells, keys, size = self._cells, self._keys, self._size
         at = key % size
         while row := cells[at]:
@@ -93,18 +98,22 @@ class RowIndex:
         return at
 
     def row(self, at: int) -> int:
-        """What a cell leads to; 0 is nothing."""
+        """Returns the row of a cell; 0 for an empty one."""
         return self._cells[at]
 
     def enter(self, at: int, row: int) -> None:
-        """Enter a row at the empty cell that ``seek`` found for its key, with nothing done in between."""
+        """Enters a row at the empty cell that ``seek`` found for its key; nothing may change in
+        between.
+        """
         self._cells[at] = row
         self._used += 1
         if self._used * 3 > self._size * 2:
             self._grow()
 
     def put(self, row: int) -> int:
-        """Enter a row, whose key is in ``keys``. If another row has that key, it stays, and is returned; else 0."""
+        """Enters a row, whose key is in ``keys``. Returns the row that already has this key, else
+        0.
+        """
         at = self.seek(self._keys[row])
         if other := self._cells[at]:
             return other
@@ -112,7 +121,7 @@ class RowIndex:
         return 0
 
     def redirect(self, old: int, new: int) -> None:
-        """Lead to ``new``, which has the same key, instead of ``old``."""
+        """Replaces ``old`` by ``new``, which has the same key."""
         cells, size = self._cells, self._size
         at = self._keys[old] % size
         while cells[at] != old:
@@ -122,7 +131,7 @@ class RowIndex:
         cells[at] = new
 
     def remove(self, row: int) -> None:
-        """Take a row out."""
+        """Removes a row."""
         cells, keys, size = self._cells, self._keys, self._size
         at = keys[row] % size
         while cells[at] != row:
@@ -137,7 +146,7 @@ class RowIndex:
             other = cells[at]
             if not other:
                 break
-            if (at - keys[other]) % size >= (at - hole) % size:  # it was put behind the hole only because that was full
+            if (at - keys[other]) % size >= (at - hole) % size:  # it is behind the hole only because that was full
                 cells[hole] = other
                 hole = at
         cells[hole] = 0
@@ -161,7 +170,9 @@ class RowIndex:
 
 
 class BlockTable:
-    """Rows with their two indexes. The columns are read freely; rows are made by ``add`` and ended by ``release``."""
+    """Rows with their two indexes. Columns may be read directly; ``add`` creates rows, ``release``
+    ends them.
+    """
 
     __slots__ = (
         "_free",
@@ -194,11 +205,13 @@ class BlockTable:
         self._free = array("I")
 
     def twin_leads(self) -> list[int]:
-        """Of all twins, the row that the own hash leads to."""
+        """Returns, for each set of twins, the row that the block hash leads to."""
         return [rows[0] for rows in self.twins.values()]
 
     def load_rows(self, columns: "Mapping[str, array[int]]", leads: Sequence[int]) -> bool:
-        """Take rows that another process kept, row 0 and empty ones included. False when two of them have one handle."""
+        """Loads rows of a snapshot, with row 0 and the empty ones. Returns False when two rows have
+        one handle.
+        """
         for name in COLUMNS:
             setattr(self, name, columns[name])
         self.by_handle, self.by_own = RowIndex(self.handles), RowIndex(self.owns)
@@ -221,7 +234,7 @@ class BlockTable:
 
     @property
     def bytes(self) -> int:
-        """What the columns and indexes take, within a few hundredths."""
+        """Memory of columns and indexes, to a few hundredths."""
         columns = (
             self.handles,
             self.owns,
@@ -235,13 +248,15 @@ class BlockTable:
         return sum(item.__sizeof__() for item in columns) + self.by_handle.bytes + self.by_own.bytes
 
     def add(self, handle: int, own: int, parent: int, depth: int, adapter: int, count: int, tick: int) -> bool:
-        """A row for a handle that has none. Whether no other row has this own hash."""
+        """Adds a row for a new handle. Returns whether no other row has this block hash."""
         return self.add_at(self.by_handle.seek(handle), handle, own, parent, depth, adapter, count, tick)
 
     def add_at(
         self, at: int, handle: int, own: int, parent: int, depth: int, adapter: int, count: int, tick: int
     ) -> bool:
-        """The same where ``by_handle.seek`` has just not found the handle: at ``at``."""
+        """Adds a row at the cell that ``by_handle.seek`` just found for its handle, like
+        ``add``.
+        """
         if self._free:
             row = self._free.pop()
             self.handles[row] = handle
@@ -270,7 +285,7 @@ class BlockTable:
         return True
 
     def release(self, row: int) -> None:
-        """End a row."""
+        """Ends a row."""
         self.by_handle.remove(row)
         own = self.owns[row] if self.twins else 0
         rows = self.twins.get(own) if self.twins else None
@@ -282,16 +297,18 @@ class BlockTable:
             rows.remove(row)
             if len(rows) == 1:
                 del self.twins[own]
-        self.counts[row] = 0  # which tells whoever copies the columns that nobody is here
+        self.counts[row] = 0  # marks the row as empty in copies of the columns
         self._free.append(row)
 
     def is_in_twin(self, row: int, shift: int) -> bool:
-        """Whether a twin of ``row`` is held in the tier."""
+        """Returns whether a twin of ``row`` has a copy in the tier."""
         rows = self.twins.get(self.owns[row])
         return rows is not None and any(self.counts[other] >> shift & MAX_COPIES for other in rows if other != row)
 
     def copies(self, own: int) -> int:
-        """``counts`` of a block by its own hash; of twins, the tiers of all of them."""
+        """Returns the ``counts`` of a block by its block hash; for twins, the tiers of all of
+        them.
+        """
         row = self.by_own.find(own)
         if not row:
             return 0
@@ -304,9 +321,9 @@ class BlockTable:
         return counts[row]
 
     def touch(self, own: int, tick: int) -> None:
-        """This block was used, hence all before it: they are as young as it is.
+        """Marks a block and all before it as used.
 
-        The walk ends at the first that is that young already, since then all before it are, too.
+        The walk ends at the first one with this tick, since all before it have it too.
         """
         find, ticks, parents = self.by_own.find, self.ticks, self.parents
         while row := find(own):
@@ -316,7 +333,9 @@ class BlockTable:
             own = parents[row]
 
     def oldest(self, count: int) -> list[int]:
-        """``count`` rows that were not used for longest; of those equally long, the ends of chains first."""
+        """Returns the ``count`` least recently used rows; among equally old ones, the ends of
+        chains first.
+        """
         ticks, depths = self.ticks, self.depths
         rows = list(self.by_handle)
         rows.sort(key=lambda row: (ticks[row] << 32) - depths[row])

@@ -1,7 +1,8 @@
-"""What a batch of events changed, in order: values that whoever keeps a copy (Redis, a mirror, a test) applies one by one.
+"""Changes of a block store, in order, for the consumers that keep a copy: Redis, a replica, a test.
 
-Blocks are own hashes (``identity.py``). ``Stored`` and ``Removed`` speak of the first and the last copy only: a block that is
-there twice is stored once. Applying a change again does no harm.
+Blocks are block hashes (``block_hash.py``). ``BlocksStored`` and ``BlocksRemoved`` report the first
+and the
+last copy only: a block with two copies is stored once. Applying a change again does no harm.
 """
 
 import msgspec
@@ -10,7 +11,9 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
 
 class BlocksStored(msgspec.Struct, gc=False):
-    """``hashes`` follow one another, the first after ``parent`` (the chain's root, or a block), and are now in ``tier``."""
+    """A chain of blocks that is now in ``tier``. The first follows ``parent``, a block or the
+    chain's root.
+    """
 
     instance: str
     tier: StorageTier
@@ -19,7 +22,7 @@ class BlocksStored(msgspec.Struct, gc=False):
 
 
 class BlocksRemoved(msgspec.Struct, gc=False):
-    """``hashes``, in no order of a chain, are no longer in ``tier``."""
+    """Blocks that are no longer in ``tier``, in any order."""
 
     instance: str
     tier: StorageTier
@@ -27,7 +30,7 @@ class BlocksRemoved(msgspec.Struct, gc=False):
 
 
 class InstanceCleared(msgspec.Struct, frozen=True, gc=False):
-    """Nothing of this instance counts any more, in any tier. ``epoch`` is of what comes next."""
+    """The removal of all blocks of an instance, in all tiers. ``epoch`` is the one that begins."""
 
     instance: str
     epoch: int
@@ -35,13 +38,17 @@ class InstanceCleared(msgspec.Struct, frozen=True, gc=False):
 
 
 class InstanceDetached(msgspec.Struct, frozen=True, gc=False):
-    """The instance is not read any more: after its ``Cleared``, what was marked of it is of no interest either."""
+    """The end of an instance: it is no longer read. It follows ``InstanceCleared`` and ends the
+    instance's marks too.
+    """
 
     instance: str
 
 
 class CompletenessChanged(msgspec.Struct, frozen=True, gc=False):
-    """Whether the instance's slice is all that it holds, and if not, why and since when (monotonic seconds)."""
+    """A new completeness mark: whether all blocks are known, and if not, why and since when
+    (monotonic seconds).
+    """
 
     instance: str
     complete: bool
@@ -50,7 +57,10 @@ class CompletenessChanged(msgspec.Struct, frozen=True, gc=False):
 
 
 class HintsAdded(msgspec.Struct, gc=False):
-    """``hashes`` of a model were written to a store that its instances share; forget them at ``until`` (monotonic seconds)."""
+    """Blocks that an instance wrote to a store shared by the instances of a model.
+
+    until: when the hint expires (monotonic seconds).
+    """
 
     model_key: str
     hashes: list[int]
@@ -58,7 +68,7 @@ class HintsAdded(msgspec.Struct, gc=False):
 
 
 class HintsExpired(msgspec.Struct, gc=False):
-    """These hints ran out, or had to go."""
+    """Hints that expired or were evicted."""
 
     model_key: str
     hashes: list[int]

@@ -1,32 +1,32 @@
-"""How sure a slice is: complete or not, why, and since when.
+"""The completeness mark of one instance: complete or not, why, and since when.
 
-While a stream is broken off nobody can tell what the engine holds, so the slice is not complete; what it was, and what becomes of
-it meanwhile, is kept for the moment when the stream goes on. Beside that there may be a *doubt* about what is held, which comes and
-goes by itself: a slice that would be complete is not, as long as there is one.
+While a stream is interrupted, the engine's blocks are unknown and the instance is incomplete. The
+earlier mark, and its changes meanwhile, take effect when the stream resumes. A *doubt* is a
+separate reason that comes and goes: an instance that would be complete is not while a doubt exists.
 """
 
 from fairlead_kvstore.blockstore.changes import Change, CompletenessChanged
 
 CompletenessMark = tuple[bool, str, float]
-"""Complete, why, and since when (monotonic seconds)."""
+"""Complete, the reason, and since when (monotonic seconds)."""
 
 
 class Completeness:
-    """The mark of one slice. ``since`` is monotonic seconds; what changes is appended to ``out``."""
+    """The mark of one instance. ``since`` is monotonic seconds; changes are appended to ``out``."""
 
     __slots__ = ("_before", "_instance", "_stream", "complete", "doubt", "reason", "since")
 
     def __init__(self, instance: str, now: float) -> None:
         self._instance = instance
         self.complete = False
-        self.reason = "nothing was seen yet"
+        self.reason = "no KV event was read yet"
         self.since = now
         self.doubt = ""
         self._stream: CompletenessMark = (self.complete, self.reason, now)
         self._before: CompletenessMark | None = None
 
     def set_mark(self, complete: bool, reason: str, now: float, out: list[Change]) -> None:
-        """It is so from now on; while the stream is broken off, from when it goes on."""
+        """Sets the mark; while the stream is interrupted, the mark that applies when it resumes."""
         if self._before is not None:
             self._before = (complete, reason, now)
         else:
@@ -35,37 +35,43 @@ class Completeness:
             self._publish(now, out)
 
     def set_doubt(self, doubt: str, now: float, out: list[Change]) -> None:
-        """Why something may be missed although all was heard; empty for no reason."""
+        """Sets the reason why blocks may be missing although every event was read; empty for
+        none.
+        """
         if doubt != self.doubt:
             self.doubt = doubt
             self._publish(now, out)
 
     def suspend(self, reason: str, now: float, out: list[Change]) -> None:
-        """The stream broke off."""
+        """Marks the instance incomplete because its stream was interrupted."""
         if self._before is None:
             before = self._stream
             self.set_mark(False, reason, now, out)
             self._before = before
 
     def resume(self, out: list[Change]) -> None:
-        """The stream goes on."""
+        """Restores the mark because the stream resumed."""
         if self._before is not None:
             (complete, reason, since), self._before = self._before, None
             self.set_mark(complete, reason, since, out)
 
     def mark_after_resume(self) -> CompletenessMark:
-        """What it is but for the doubt, or will be when the stream goes on."""
+        """Returns the mark without the doubt: the current one, or the one that applies when the
+        stream resumes.
+        """
         return self._before or self._stream
 
     def restore(self, kept: CompletenessMark, doubt: str, reason: str, now: float, out: list[Change]) -> None:
-        """Be what was kept once the stream goes on; until then nobody can tell."""
+        """Takes over the mark of a snapshot; it applies when the stream resumes."""
         self.reset()
         self._stream, self.doubt = kept, doubt
         self.complete, self.reason, self.since = with_doubt(kept, doubt)
         self.suspend(reason, now, out)
 
     def reset(self) -> None:
-        """Another stream: what this one would have gone on as is of no interest."""
+        """Discards the mark that would apply when the stream resumes, because another stream
+        begins.
+        """
         self._before = None
 
     def _publish(self, now: float, out: list[Change]) -> None:
@@ -76,6 +82,6 @@ class Completeness:
 
 
 def with_doubt(mark: CompletenessMark, doubt: str) -> CompletenessMark:
-    """What a mark is beside a doubt."""
+    """Returns a mark with a doubt applied."""
     complete, _, since = mark
     return (False, doubt, since) if complete and doubt else mark

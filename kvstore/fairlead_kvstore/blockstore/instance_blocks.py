@@ -1,25 +1,28 @@
-"""What one instance (engine × rank) holds, from its events in order.
+"""The blocks of one instance (engine × rank), derived from its KV events in order.
 
-The rules, each for something that a real engine does:
+The rules, each for observed behaviour of a real engine:
 
-- *Stored* adds a copy of each block; a handle that is known keeps what it stands for, without hashing again. Blocks of the CPU
-  and disk tiers are announced without extra keys: they are named by the handle that the GPU announced. If that is unknown, and
-  the engine does name extra keys otherwise, nobody can tell a salted block from a plain one; it is counted (``unnamed``), not
-  credited.
-- *Removed* takes a copy away. One of a block that nobody knows is counted (``unknown``) and is no error: who joins late sees
-  many.
-- *AllBlocksCleared* names no tier even when it means only the GPU, so everything goes. What the other tiers still hold is not
-  announced again: they are ``vague`` until something of them is seen. The GPU is then known to be empty: the slice is complete.
-- *Fairlead's own resets* are announced by the engine only with its next step, perhaps hours later. ``cleared_by_us`` drops all at
-  once; what arrives before the engine's own word is from before the reset and is left out.
-- *Groups*: a hybrid model keeps one cache per kind of attention, and announces each. A prefix can only be hit where the
-  full-attention group has it, so only the first group of such a kind counts, the others are counted as ``other_groups`` and left
-  out. The other groups may have lost what a hit needs as well (a sliding window its last blocks, Mamba a state), so the slice of
-  a hybrid model says ``hybrid``: its depths are upper bounds. A model without any full-attention group is never credited.
+- *Stored* adds a copy of each block; a known handle keeps its block hash and is not hashed again.
+  Blocks of the CPU and disk tiers come without extra keys, so they take the block hash of the
+  handle in the GPU. If that handle is unknown and the engine reports extra keys otherwise, a salted
+  block looks like a plain one. It is counted (``unnamed``) and not added.
+- *Removed* removes a copy. A removal of an unknown block is counted (``unknown``) and is no error:
+  late readers receive many.
+- *AllBlocksCleared* names no tier even when it means only the GPU, so all tiers are dropped. Blocks
+  that remain in other tiers are not reported again: these tiers are ``vague`` until an event names
+  them. The GPU is empty, so the instance is complete.
+- *Fairlead's own clears* are reported by the engine only with its next step, perhaps hours later.
+  ``on_cleared_by_fairlead`` drops everything at once. Events that arrive before the engine's own
+  report precede the clear and are left out.
+- *Groups*: a hybrid model has one cache per kind of attention and reports each. A prefix can only
+  be hit where the full-attention group has it. So only the first group of such a kind counts; the
+  others are counted as ``other_groups``. Other groups may have lost blocks that a hit needs too (a
+  sliding window its last blocks, Mamba a state). So an instance of a hybrid model is marked
+  ``hybrid``: its depths are upper bounds. A model without any full-attention group has no depths.
 
-Ages are in ticks of sixteen seconds. A block's tick is when it was last stored or used, and a use counts for all blocks before it,
-so nothing is older than what goes on from it: the order "oldest first, and of those the deepest" is the order in which engines
-evict.
+Ages are in ticks of sixteen seconds. A block's tick is the time of its last store or use, and a use
+counts for all blocks before it. So no block is older than those that follow it. "Oldest first, then
+deepest" is thus the order in which engines evict.
 """
 
 from typing import Final
@@ -42,7 +45,7 @@ from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TICK_SECONDS, TI
 from fairlead_kvstore.blockstore.changes import Change, InstanceCleared
 from fairlead_kvstore.blockstore.completeness import Completeness
 from fairlead_kvstore.blockstore.lora_generations import LoraGenerations
-from fairlead_kvstore.blockstore.orphan_blocks import OrphanBlocks, PendingRun
+from fairlead_kvstore.blockstore.orphan_blocks import AdapterLoad, BlockContent, OrphanBlocks, PendingRun
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, storage_tier
 from fairlead_kvstore.blockstore.types import EventCounters
@@ -57,7 +60,9 @@ _HASH: Final = xxhash.xxh3_64_intdigest
 
 
 class InstanceBlocks:
-    """One instance's blocks. Every method that changes something appends what changed to ``out``; ``now`` is monotonic seconds."""
+    """The blocks of one instance. Methods append their changes to ``out``; ``now`` is monotonic
+    seconds.
+    """
 
     def __init__(
         self,
@@ -96,13 +101,13 @@ class InstanceBlocks:
         self._orphans = OrphanBlocks(limits.kv_orphans_per_instance, limits.kv_orphans_bytes)
 
     def __len__(self) -> int:
-        """Rows, those of parked adapters too."""
+        """Returns the number of rows, with those of parked adapters."""
         rows = len(self.blocks)
         return rows + sum(len(parked) for parked in self.adapters) if self.adapters.parked else rows
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tables."""
+        """Memory of all tables, in bytes."""
         return self.blocks.bytes + sum(parked.bytes for parked in self.adapters)
 
     @property
@@ -110,10 +115,10 @@ class InstanceBlocks:
         """Blocks whose parent is unknown."""
         return self._orphans.blocks
 
-    # --- what the stream says -------------------------------------------------------------------------------------------
+    # --- stream ---------------------------------------------------------------------------------------------------------
 
     def apply(self, batch: EventBatch, now: float, out: list[Change]) -> None:
-        """One batch, in its order."""
+        """Applies one batch in its order."""
         self.counters.unknown_events += batch.unknown
         self.counters.refused_events += batch.refused
         tick = tick_of(now)
@@ -124,7 +129,7 @@ class InstanceBlocks:
                 self.counters.before_clear += len(batch.events)
                 return
             self.awaited_until = None
-            self.completeness.set_mark(False, "the engine said yes to a clear and never told of it", now, out)
+            self.completeness.set_mark(False, "the engine confirmed a clear but never reported it", now, out)
         for event in batch.events:
             if awaiting and not isinstance(event, ClearedEvent):
                 self.counters.before_clear += 1
@@ -138,17 +143,21 @@ class InstanceBlocks:
         self._update_doubt(now, out)
 
     def on_complete(self, reason: str, now: float, out: list[Change]) -> None:
-        """From here on nothing is missing, and nothing that comes was published before."""
+        """Marks the instance complete: no event is missing, and none that follows precedes a
+        clear.
+        """
         self.awaited_until = None
         self.completeness.set_mark(True, reason, now, out)
 
     def on_lost(self, reason: str, now: float, out: list[Change]) -> None:
-        """Something is missing: what is held may be gone, so it is dropped; what comes is learned, and marked incomplete."""
+        """Drops all blocks because events are missing; later events are applied, and the instance
+        is incomplete.
+        """
         self._drop_all(reason, out)
         self.completeness.set_mark(False, reason, now, out)
 
     def on_restarted(self, reason: str, now: float, out: list[Change]) -> None:
-        """Another process: a new epoch, in which no handle means what it meant."""
+        """Begins a new epoch for another engine process, in which old handles mean nothing."""
         self.epoch += 1
         self.group, self.awaited_until = None, None
         self.completeness.reset()
@@ -159,32 +168,34 @@ class InstanceBlocks:
         self.completeness.set_mark(False, reason, now, out)
 
     def on_suspended(self, reason: str, now: float, out: list[Change]) -> None:
-        """The stream broke off; until it is known what became of the engine, the slice is not to be trusted."""
+        """Marks the instance incomplete because its stream was interrupted."""
         self.completeness.suspend(reason, now, out)
 
     def on_resumed(self, out: list[Change]) -> None:
-        """The same process goes on: the slice is what it was."""
+        """Restores the mark because the same process continues."""
         self.completeness.resume(out)
 
     def on_cleared_by_fairlead(self, now: float, out: list[Change]) -> None:
-        """Fairlead had the engine clear its cache, and it said yes. Call it when the answer arrives."""
+        """Drops all blocks when the engine confirmed a clear that Fairlead requested."""
         echo = self.limits.kv_clear_echo_seconds
         if self.last_clear is None or now - self.last_clear > echo:
             self.awaited_until = now + echo
-        self._drop_all("cleared by us", out)
-        self.completeness.set_mark(True, "cleared by us", now, out)
+        self._drop_all("cleared by Fairlead", out)
+        self.completeness.set_mark(True, "cleared by Fairlead", now, out)
 
     def on_adapter_source(self, name: str, place: str, now: float, out: list[Change]) -> None:
-        """What the engine serves under this name was loaded from ``place``."""
+        """Records the source of an adapter."""
         self.adapters.on_source_reported(name, place, out)
         self._update_doubt(now, out)
 
     def touch(self, own: int, now: float) -> None:
-        """A request was served from this block and those before it."""
+        """Marks a block and those before it as used by a request."""
         self.blocks.touch(own, tick_of(now))
 
     def evict(self, count: int, now: float, out: list[Change]) -> None:
-        """Memory is short: forget the blocks that were not used for longest, ends of chains first."""
+        """Drops the ``count`` least recently used blocks for lack of memory, ends of chains
+        first.
+        """
         self.counters.dropped += min(count, len(self))
         while self.adapters.parked and count > 0:
             count -= len(self.adapters.parked.pop(next(iter(self.adapters.parked)))[1])
@@ -205,7 +216,7 @@ class InstanceBlocks:
             return
         name = event.lora_name
         if name is None and event.lora_id is not None:
-            name = f"#{event.lora_id}"  # an engine that only numbers its adapters; no request asks for this name
+            name = f"#{event.lora_id}"  # the engine only numbers its adapters; no request has this name
         if not event.block_hashes or (name is not None and not self._has_room_for_adapter(name)):
             self.counters.unnamed += len(event.block_hashes)
             return
@@ -217,12 +228,11 @@ class InstanceBlocks:
         item = PendingRun(
             -1 if parent is None else parent,
             [value & _MASK if isinstance(value, int) else engine_hash(value) for value in event.block_hashes],
-            token_bytes(event.token_ids),
-            event.block_size * TOKEN_BYTES,
-            _extra_key_bytes(event.extra_keys, name),
+            BlockContent(
+                token_bytes(event.token_ids), event.block_size * TOKEN_BYTES, _extra_key_bytes(event.extra_keys, name)
+            ),
             tier,
-            name,
-            event.lora_id,
+            None if name is None else AdapterLoad(name, event.lora_id),
             tick,
         )
         if tier is StorageTier.REMOTE:
@@ -234,24 +244,26 @@ class InstanceBlocks:
             self._link_orphans(item, out)
 
     def _link_orphans(self, item: PendingRun, out: list[Change]) -> None:
-        """What waited for these blocks is known now, and what waited for that. Then copies that were removed meanwhile go."""
+        """Adds the orphans that follow these blocks, and those that follow them. Then applies noted
+        removals.
+        """
         linked = [item]
-        for one in linked:
-            for value in one.handles:
+        for run in linked:
+            for value in run.handles:
                 for other in self._orphans.take_children(value):
                     self.counters.linked += len(other.handles)
                     if self._add_or_hold(other, out):
                         linked.append(other)
         if self._orphans.noted:
-            for one in linked[1:]:
-                for value in one.handles:
-                    if self._orphans.take_removal(value, one.tier):
-                        self._remove_copy(value, one.tier, one.tick, out)
+            for run in linked[1:]:
+                for value in run.handles:
+                    if self._orphans.take_removal(value, run.tier):
+                        self._remove_copy(value, run.tier, run.tick, out)
 
     def _chain_start(self, item: PendingRun, table: BlockTable) -> tuple[int, int] | None:
-        """Own hash and depth of what the item goes on from; None when that is unknown."""
+        """Returns block hash and depth of the block before the run; None when it is unknown."""
         if item.parent < 0:
-            return self._chain_root(item.adapter), -1
+            return self._chain_root(None if item.load is None else item.load.name), -1
         row = table.by_handle.find(item.parent)
         if row:
             own = table.owns[row]
@@ -262,19 +274,19 @@ class InstanceBlocks:
         return (table.parents[row], table.depths[row] - 1) if row else None
 
     def _add_or_hold(self, item: PendingRun, out: list[Change]) -> bool:
-        """Add the item's blocks; False when it has to wait for its parent."""
+        """Adds the blocks of a run; returns False when they wait for their parent."""
         table, index = self.blocks, 0
-        if item.adapter is not None:
-            index = self.adapters.name_index(item.adapter)
+        if (load := item.load) is not None:
+            index = self.adapters.name_index(load.name)
             known = (item.parent, *item.handles[:1]) if item.parent >= 0 else tuple(item.handles[:1])
-            table = self.adapters.table_for(item.adapter, item.adapter_id, known, out)
+            table = self.adapters.table_for(load.name, load.number, known, out)
         start = self._chain_start(item, table)
         if start is None:
             self.counters.orphans += len(item.handles)
             self._orphans.add(item)
             return False
         own, depth = start
-        blind = item.extras is None and item.tier is not StorageTier.GPU and self.names_extras
+        blind = item.content.extras is None and item.tier is not StorageTier.GPU and self.names_extras
         run = self._add_run(item, table, own, depth, index, blind)
         if table is self.blocks:
             out += run
@@ -283,9 +295,12 @@ class InstanceBlocks:
     def _add_run(
         self, item: PendingRun, table: BlockTable, own: int, depth: int, index: int, blind: bool
     ) -> list[Change]:
-        """One copy of each block, after the block ``own`` of this depth. The hot loop: some two microseconds a block."""
+        """Adds one copy of each block after the block ``own`` of this depth. The hot loop: some 2
+        µs a block.
+        """
         by_handle, owns, counts, ticks = table.by_handle, table.owns, table.counts, table.ticks
-        data, width, extras, tier, tick = item.data, item.width, item.extras, item.tier, item.tick
+        content, tier, tick = item.content, item.tier, item.tick
+        data, width, extras = content.data, content.width, content.extras
         shift = TIER_SHIFT[tier]
         unit = 1 << shift
         found: list[Change] = []
@@ -326,10 +341,11 @@ class InstanceBlocks:
         return found
 
     def _add_shared_store_hints(self, item: PendingRun, now: float, out: list[Change]) -> None:
-        """Blocks in a shared store: hints for the model, see ``shared.py``."""
+        """Adds blocks in a shared store as hints for the model, see ``shared_store_hints.py``."""
         start = self._chain_start(item, self.blocks)
         own = start[0] if start else None
-        blind = item.extras is None and self.names_extras
+        content = item.content
+        blind = content.extras is None and self.names_extras
         for number, value in enumerate(item.handles):
             row = self.blocks.by_handle.find(value)
             if row:
@@ -338,8 +354,8 @@ class InstanceBlocks:
                 self.counters.unnamed += len(item.handles) - number
                 return
             else:
-                own = _HASH(item.data[number * item.width : (number + 1) * item.width], own)
-                if item.extras is not None and (keys := item.extras[number]) is not None:
+                own = _HASH(content.data[number * content.width : (number + 1) * content.width], own)
+                if content.extras is not None and (keys := content.extras[number]) is not None:
                     own = hash_with_extras(own, keys)
             self._shared.add(own, now, out)
 
@@ -362,7 +378,7 @@ class InstanceBlocks:
                 self.counters.unknown += 1
 
     def _remove_copy(self, key: int, tier: StorageTier, tick: int, out: list[Change]) -> bool:
-        """One copy fewer; False when none is known."""
+        """Removes one copy; returns False when none is known."""
         table, shift = self.blocks, TIER_SHIFT[tier]
         row = table.by_handle.find(key)
         if not row and self.adapters.parked:
@@ -374,7 +390,7 @@ class InstanceBlocks:
             self._update_evicted_age((tick - table.ticks[row]) * TICK_SECONDS)
         if (
             table is self.blocks and table.counts[row] == 1 << shift and not table.twins
-        ):  # the usual case, and the hot one
+        ):  # the usual case, on the hot path
             self._append_removed(row, tier, out)
             table.release(row)
         else:
@@ -382,7 +398,7 @@ class InstanceBlocks:
         return True
 
     def _remove_copies(self, table: BlockTable, row: int, tier: StorageTier, copies: int, out: list[Change]) -> None:
-        """Take copies of a row away, and the row with its last one."""
+        """Removes copies of a row, and the row with its last one."""
         shift = TIER_SHIFT[tier]
         left = table.counts[row] - (copies << shift)
         if table is self.blocks and not left >> shift & MAX_COPIES:
@@ -393,7 +409,7 @@ class InstanceBlocks:
             table.release(row)
 
     def _append_removed(self, row: int, tier: StorageTier, out: list[Change]) -> None:
-        """The row's last copy in a tier goes; say so, unless a twin still has one."""
+        """Reports that a row's last copy in a tier is removed, unless a twin still has one."""
         table = self.blocks
         if table.twins and table.is_in_twin(row, TIER_SHIFT[tier]):
             return
@@ -404,11 +420,11 @@ class InstanceBlocks:
             out.append(changes.BlocksRemoved(self.instance, tier, [table.owns[row]]))
 
     def _update_evicted_age(self, seconds: float) -> None:
-        """How long blocks lie unused before this engine evicts them, eased over some twenty evictions."""
+        """Updates the idle time of evicted blocks, smoothed over some twenty evictions."""
         known = self.evicted_age_seconds
         self.evicted_age_seconds = seconds if known is None else known + (seconds - known) * _SMOOTHING
 
-    # --- the rest -------------------------------------------------------------------------------------------------------
+    # --- helpers --------------------------------------------------------------------------------------------------------
 
     def _update_doubt(self, now: float, out: list[Change]) -> None:
         if self.adapters.parked or self.completeness.doubt:
@@ -427,22 +443,22 @@ class InstanceBlocks:
         self.completeness.set_mark(True, "empty since the engine cleared its cache", now, out)
 
     def _drop_all(self, reason: str, out: list[Change], *, always: bool = False) -> None:
-        """Forget every block of every tier."""
-        held = 0
+        """Drops every block of every tier."""
+        copies = 0
         for row in self.blocks.by_handle:
-            held |= self.blocks.counts[row]
+            copies |= self.blocks.counts[row]
         self.unknown_tiers.update(
-            tier for tier in (StorageTier.CPU, StorageTier.DISK) if held >> TIER_SHIFT[tier] & MAX_COPIES
+            tier for tier in (StorageTier.CPU, StorageTier.DISK) if copies >> TIER_SHIFT[tier] & MAX_COPIES
         )
         if len(self.blocks) or always:
             out.append(InstanceCleared(self.instance, self.epoch, reason))
         self.blocks = BlockTable()
         self.adapters.on_cache_cleared(self.blocks)
-        self.completeness.doubt = ""  # nothing is parked any more; whoever drops marks
+        self.completeness.doubt = ""  # nothing is parked any more; the caller sets the mark
         self._orphans = OrphanBlocks(self.limits.kv_orphans_per_instance, self.limits.kv_orphans_bytes)
 
     def _clear_tier(self, tier: StorageTier, out: list[Change]) -> None:
-        """An engine that names the tier which it cleared."""
+        """Clears one tier, for an engine that names it."""
         for table in (self.blocks, *self.adapters):
             for row in list(table.by_handle):
                 if tier in INSTANCE_TIERS and (copies := table.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES):
@@ -458,11 +474,11 @@ class InstanceBlocks:
         return known
 
     def _is_counted_group(self, group_idx: int | None, kind: str | None, *, learn: bool) -> bool:
-        """Whether this is the group that decides on a hit."""
+        """Returns whether this is the attention group that decides on a hit."""
         group = group_idx or 0
         if self.group is None:
             if not learn:
-                return True  # it speaks of blocks that nobody knows
+                return True  # the event is about unknown blocks
             if kind in FULL_ATTENTION_KINDS or (kind in _UNKNOWN_KINDS and not group):
                 self.group = group
         if group != self.group:
@@ -481,12 +497,14 @@ class InstanceBlocks:
 
 
 def _parent_hash(value: EngineHash | None) -> int | None:
-    """The parent's handle; llm-d-inference-sim writes 0 for none."""
+    """Returns the parent's handle; llm-d-inference-sim writes 0 for none."""
     return engine_hash(value) if value else None
 
 
 def _extra_key_bytes(extras: list[ExtraKeys | None] | None, adapter: str | None) -> list[bytes | None] | None:
-    """Extra keys as bytes, without the adapter's name, which leads them; None where none are left."""
+    """Returns extra keys as bytes without the adapter's name, which comes first; None where none
+    are left.
+    """
     if extras is None:
         return None
     found: list[bytes | None] = []

@@ -1,28 +1,37 @@
-"""Which of an instance's blocks belong to the adapter that is loaded *now* under a name.
+"""Generations of LoRA adapters: which of an instance's blocks belong to the adapter content that is
+loaded now.
 
-Events name a LoRA adapter and number it; the number is new at each load. vLLM hashes the *path* it was loaded from, which events
-do not tell. So when ``support-bot`` is unloaded and loaded again from elsewhere, the old blocks stay resident, without any
-event, and yet no request will ever hit them; and when it comes back from the first place, the same old blocks serve again,
-again without an event. An index by name credits the first as ghosts; one by number forgets the second.
+KV events name a LoRA adapter and number its load; the number is new at each load. In vLLM the hash
+covers the *path* it was loaded from, which events do not contain. When ``support-bot`` is unloaded
+and loaded again from another path, the old blocks stay resident without any event, and yet no
+request hits them. When it is loaded from the first path again, the same old blocks serve requests
+again, also without an event. An index by name leaves the first as ghosts; one by number forgets the
+second.
 
-So each name has *contents*. A number that has not been seen is a new content, unless it is shown to be an old one:
+So each name has *contents*. A load number that is new starts a new content, unless it is shown to
+be an old one:
 
-- somebody told where what is served under the name comes from (``/v1/models`` shows it as ``root``), and an old content came from
-  there, too; or
-- the engine goes on from, or stores again, a handle of the old content. The handle holds the path, so equal handles are equal
-  content. (Engines that leave the path out of the hash do serve the old blocks; then this is what is true of them.)
+- ``/v1/models`` reports the source of the adapter as ``root``, and an old content has the same
+  source; or
+- the engine continues from, or stores again, a handle of the old content. The handle covers the
+  path, so equal handles are equal content. Engines that leave the path out of the hash do serve the
+  old blocks, so this is correct for them.
 
-Before the first event with a new number only ``/v1/models`` knows of the change, so whoever reads events asks for it, too. Its
-answer may already be about a later load than the number that was seen last, so it is believed of a number only when one more
-event with that number comes after it, or when the answers before and after the number's first event are the same and the first of
-them told of another place than what was loaded before.
+Before the first event with a new number only ``/v1/models`` shows the change, so the indexer
+queries it too. Its answer may already belong to a later load than the last number. It is therefore
+confirmed for a number only in two cases:
 
-Who joins late and is replayed several loads learns where the last one is from, and of those before nobody can tell it any more.
-What is parked of them may be what is loaded now, so as long as it is there the slice is not complete (``doubt``).
+- one more event with that number follows the answer; or
+- the answers before and after the number's first event are equal, and the first differs from the
+  source of the earlier load.
 
-The blocks of the content that is loaded count. Those of the others are *parked*: rows in a table of their own, in which copies
-and removals are counted on, so that they are exact when they return. Parked tables are bounded by number; the oldest is
-forgotten.
+A late reader whose replay contains several loads learns the source of the last one only. The parked
+blocks of the others may be what is loaded now, so the instance is incomplete (``doubt``) while they
+exist.
+
+The blocks of the content that is loaded count. Those of the others are *parked*: rows in a table of
+their own with exact copies, so that they are right when they return. Parked tables are bounded in
+number; the oldest is dropped.
 """
 
 from collections.abc import Iterator
@@ -34,14 +43,16 @@ from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS
 from fairlead_kvstore.blockstore.types import AdapterSnapshot
 
 LoadNumber = int | str
-"""How an engine numbers a load: vLLM counts, SGLang draws a text."""
+"""An engine's number of a load: vLLM counts, SGLang draws a text."""
 
 _LOADS_PER_CONTENT: Final = 16
 _MAX_NAMES_SHOWN: Final = 4
 
 
 class LoraGenerations:
-    """The names, numbers and contents of one slice; the main table holds the blocks that count."""
+    """Names, load numbers and contents of one instance; the main table has the blocks that
+    count.
+    """
 
     __slots__ = (
         "_content",
@@ -56,7 +67,7 @@ class LoraGenerations:
         "_newest",
         "_ordinal",
         "_place",
-        "_told",
+        "_reported",
         "parked",
     )
 
@@ -68,27 +79,25 @@ class LoraGenerations:
         self._content: dict[tuple[str, LoadNumber], int] = {}
         self._current: dict[str, int] = {}
         self._newest: dict[str, LoadNumber] = {}
-        self._place: dict[int, tuple[str, str]] = {}  # content → its name and where it was loaded from
-        self._maybe: dict[int, tuple[str, str]] = {}  # the same, to be confirmed by one more event
-        self._told: dict[str, str] = {}  # name → the place that was read last
-        self._hoped: dict[
-            str, tuple[int, str]
-        ] = {}  # name → its newest content, and what was read before its first block
+        self._place: dict[int, tuple[str, str]] = {}  # content → its name and source
+        self._maybe: dict[int, tuple[str, str]] = {}  # the same, not confirmed by an event yet
+        self._reported: dict[str, str] = {}  # name → the source that was reported last
+        self._hoped: dict[str, tuple[int, str]] = {}  # name → newest content, source read before its first block
         self._ordinal = 0
-        self._forgot = False  # blocks of an earlier content, which may come back
+        self._forgot = False  # blocks of an earlier content were dropped; it may return
         self.parked: dict[int, tuple[str, BlockTable]] = {}
 
     def __iter__(self) -> Iterator[BlockTable]:
         return (blocks for _, blocks in self.parked.values())
 
     def on_cache_cleared(self, main: BlockTable) -> None:
-        """The cache was cleared: no block is left, but what is loaded stays loaded."""
+        """Drops all blocks after a cache clear; the loaded adapters stay loaded."""
         self._main = main
         self._forgot = False
         self.parked.clear()
 
     def snapshot(self) -> AdapterSnapshot:
-        """All but the rows."""
+        """Returns the state without the rows."""
         return AdapterSnapshot(
             names=list(self._names),
             contents=[(name, number, content) for (name, number), content in self._content.items()],
@@ -101,7 +110,7 @@ class LoraGenerations:
         )
 
     def restore(self, kept: AdapterSnapshot, parked: dict[int, tuple[str, BlockTable]]) -> None:
-        """Go on from what was kept."""
+        """Restores a snapshot."""
         self._names = {name: index for index, name in enumerate(kept.names, 1)}
         self._content = {(name, number): content for name, number, content in kept.contents}
         self._current, self._newest = dict(kept.current), dict(kept.newest)
@@ -111,40 +120,45 @@ class LoraGenerations:
         self.parked = parked
 
     def has_room_for(self, name: str, most: int) -> bool:
-        """Whether this name has a place; a new one gets it while there are fewer than ``most``."""
+        """Returns whether this name is known, or fewer than ``most`` names are."""
         return name in self._names or len(self._names) < most
 
     def name_index(self, name: str) -> int:
-        """The value of the column ``adapters`` for a name; 0 is the base model."""
+        """Returns the value of the column ``adapters`` for a name; 0 is the base model."""
         return self._names.setdefault(name, len(self._names) + 1)
 
     def unsourced_names(self) -> list[str]:
-        """Names whose content came from nobody told where."""
-        told = self._place.keys() | self._maybe.keys()
-        return [name for name, content in self._current.items() if content not in told]
+        """Returns names whose current content has no known source."""
+        sourced = self._place.keys() | self._maybe.keys()
+        return [name for name, content in self._current.items() if content not in sourced]
 
     def doubt(self) -> str:
-        """Why blocks may be missed: nobody can tell whether some that are parked are of what is loaded now. Empty: none are."""
+        """Returns why blocks of the loaded content may be parked and thus missed; empty when none
+        are.
+        """
         if self._forgot:
-            return "adapters were loaded more often than earlier loads are kept"
+            return "adapters were loaded more often than earlier loads are recorded"
         names = {
             name
             for content, (name, blocks) in self.parked.items()
             if len(blocks) and not self._is_other_generation(name, content)
         }
         listed = ", ".join(sorted(names)[:_MAX_NAMES_SHOWN])
-        return f"nobody told where an earlier load of {listed} is from" if names else ""
+        return f"the source of an earlier load of {listed} is unknown" if names else ""
 
     def _is_other_generation(self, name: str, content: int) -> bool:
-        """Whether a parked content certainly is not the one that is loaded."""
+        """Returns whether a parked content certainly is not the one that is loaded."""
         current = self._current.get(name)
         return content in self._place and (current in self._place or current in self._maybe)
 
     def table_for(
         self, name: str, number: LoadNumber | None, handles: tuple[int, ...], out: list[Change]
     ) -> BlockTable:
-        """Where blocks of this load belong: the main table or a parked one. ``handles`` are the parent and the first block."""
-        if number is None:  # an engine that does not number loads
+        """Returns the table for blocks of this load: the main table or a parked one.
+
+        handles: the parent and the first block.
+        """
+        if number is None:  # the engine does not number loads
             content = self._current.get(name)
             if content is None:
                 self._current[name] = self._new_generation()
@@ -152,7 +166,7 @@ class LoraGenerations:
                 self._confirm(name, content, out)
             return self._main
         content, newest = self._content.get((name, number)), self._newest.get(name)
-        # Requests of an earlier load may still be running: only what was not seen before, or counts on, is what is loaded now.
+        # Requests of an earlier load may still run: only a new or higher number is a new load.
         later = content is None
         if isinstance(number, int) and isinstance(newest, int):
             later = number > newest
@@ -174,31 +188,35 @@ class LoraGenerations:
     def _is_shown_current(
         self, name: str, number: LoadNumber, content: int, handles: tuple[int, ...], out: list[Change]
     ) -> bool:
-        """Whether this event shows that a content that is not the current one is, and makes them one.
+        """Returns whether this event proves that a content is the current one, and then merges
+        them.
 
-        Either what was told of the newest load is confirmed by it, or it goes on from a block of the current one.
+        The event either confirms the reported source of the newest load, or continues from a block
+        of the current content.
         """
         current = self._current[name]
-        told = self._maybe.get(content)
-        if told is not None and number == self._newest.get(name) and told == self._place.get(current):
+        reported = self._maybe.get(content)
+        if reported is not None and number == self._newest.get(name) and reported == self._place.get(current):
             self._confirm(name, content, out)
         elif self._linked_generation(name, handles) == current:
             self._merge_generations(name, content, current, out)
         return self._content.get((name, number)) == current
 
     def on_source_reported(self, name: str, place: str, out: list[Change]) -> None:
-        """What is served under ``name`` now was loaded from ``place``; of no interest before blocks of the name were seen."""
+        """Records the source of the adapter served under ``name``; ignored before any blocks of the
+        name.
+        """
         current = self._current.get(name)
         if current is None:
             return
-        self._told[name] = place
+        self._reported[name] = place
         if self._hoped.pop(name, None) == (current, place) and current not in self._place:
             self._maybe[current] = (name, place)
             self._confirm(name, current, out)
             return
         known, maybe = self._place.get(current), self._maybe.get(current)
         if known is None and current not in self._content.values():
-            known = maybe  # no block of it was seen yet, so it is what was read before
+            known = maybe  # it has no blocks yet, so the reported source still applies
         if known is not None and known[1] == place:
             return
         content = self._generation_from(name, place)
@@ -206,7 +224,7 @@ class LoraGenerations:
             self._maybe[current] = (name, place)
             if content is None:
                 return
-            # Blocks of the current number may be an earlier load's; those that were loaded from there before certainly count.
+            # Blocks of the current number may be of an earlier load; the content is certain.
         else:
             self._forget_unconfirmed(name)
             if content is None:
@@ -215,16 +233,20 @@ class LoraGenerations:
         self._switch(name, content, out)
 
     def _forget_unconfirmed(self, name: str) -> None:
-        """Another place was told, so an event that comes now shows no more that the one before was its load's."""
+        """Drops unconfirmed sources, because a different source was reported since."""
         seen = set(self._content.values())
-        for content in [one for one, (other, _) in self._maybe.items() if other == name and one in seen]:
+        for content in [
+            candidate for candidate, (other, _) in self._maybe.items() if other == name and candidate in seen
+        ]:
             del self._maybe[content]
 
     def _generation_from(self, name: str, place: str) -> int | None:
         return next((content for content, at in self._place.items() if at == (name, place)), None)
 
     def _confirm(self, name: str, content: int, out: list[Change]) -> None:
-        """The content was loaded from where somebody told; blocks of an earlier load from there are of it."""
+        """Confirms a content's source, and merges the content of an earlier load from the same
+        source.
+        """
         _, place = self._maybe.pop(content)
         old = self._generation_from(name, place)
         self._place[content] = (name, place)
@@ -232,7 +254,7 @@ class LoraGenerations:
             self._merge_generations(name, old, content, out)
 
     def find(self, handle: int) -> tuple[BlockTable, int]:
-        """The parked row of a handle; row 0 where there is none."""
+        """Returns the parked row of a handle; row 0 for none."""
         for _, blocks in self.parked.values():
             if row := blocks.by_handle.find(handle):
                 return blocks, row
@@ -243,13 +265,15 @@ class LoraGenerations:
         return self._ordinal
 
     def _start_generation(self, name: str, number: LoadNumber, handles: tuple[int, ...]) -> int:
-        """A load that was not seen before: the current content if that waits for its number, an old one, or a new one."""
+        """Returns the content of a new load number: the current one without a number, an old one,
+        or a new one.
+        """
         current = self._current.get(name)
         if current is not None and current not in self._content.values():
             content: int | None = current
-            self._maybe.pop(current, None)  # told before its number was known: it may be about an earlier load
-            if content not in self._place and name in self._told:
-                self._hoped[name] = (current, self._told[name])
+            self._maybe.pop(current, None)  # reported before its number was known: it may be of an earlier load
+            if content not in self._place and name in self._reported:
+                self._hoped[name] = (current, self._reported[name])
         else:
             content = self._linked_generation(name, handles)
         if content is None:
@@ -260,7 +284,7 @@ class LoraGenerations:
         return content
 
     def _linked_generation(self, name: str, handles: tuple[int, ...]) -> int | None:
-        """The content of this name that one of the handles is of."""
+        """Returns the content of this name that has one of the handles."""
         index = self.name_index(name)
         for handle in handles:
             row = self._main.by_handle.find(handle)
@@ -272,7 +296,11 @@ class LoraGenerations:
         return None
 
     def _relink(self, name: str, content: int, handles: tuple[int, ...], out: list[Change]) -> None:
-        """A cold prompt came first after a reload; now a handle shows that the content is an old one."""
+        """Merges parked contents that have one of the handles.
+
+        A cold prompt came first after a reload, and now a handle shows that the content is an old
+        one.
+        """
         for parked, (other, blocks) in list(self.parked.items()):
             if other == name and any(blocks.by_handle.find(handle) for handle in handles):
                 self._merge_generations(name, parked, content, out)
@@ -289,7 +317,9 @@ class LoraGenerations:
         return known[1]
 
     def _switch(self, name: str, content: int, out: list[Change]) -> None:
-        """Another content is loaded now: the blocks of the one before are parked, its own return."""
+        """Makes another content current: parks the blocks of the earlier one and restores its
+        own.
+        """
         main, index = self._main, self.name_index(name)
         rows = [row for row in main.by_handle if main.adapters[row] == index]
         if rows:
@@ -303,7 +333,7 @@ class LoraGenerations:
         self._restore(content, out)
 
     def _merge_generations(self, name: str, old: int, new: int, out: list[Change]) -> None:
-        """Two contents are one; it keeps the number ``new``, unless ``old`` is the one that is loaded."""
+        """Merges two contents into ``new``, or into ``old`` when that one is current."""
         if self._current.get(name) == old:
             old, new = new, old
         for load, content in self._content.items():
@@ -322,7 +352,7 @@ class LoraGenerations:
                 _merge(blocks, row, into)
 
     def _restore(self, content: int, out: list[Change]) -> None:
-        """Parked blocks count again."""
+        """Moves parked blocks back to the main table."""
         known = self.parked.pop(content, None)
         if known is None:
             return
@@ -350,7 +380,7 @@ def _move(source: BlockTable, row: int, into: BlockTable) -> None:
 
 
 def _merge(source: BlockTable, row: int, into: BlockTable) -> None:
-    """A row's copies are added to those of the same handle in another table."""
+    """Adds a row's copies to those of the same handle in another table."""
     handle, counts = source.handles[row], source.counts[row]
     there = into.by_handle.find(handle)
     if there:

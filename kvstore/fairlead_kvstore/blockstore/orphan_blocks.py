@@ -1,11 +1,14 @@
-"""Blocks whose parent is unknown, kept until it is known.
+"""Blocks whose parent is unknown, kept until it is reported.
 
-Who joins late, or loses a batch, gets blocks that go on from one that was never announced to it. What they hold depends on all
-before them, so they cannot be named yet. Other indexes drop them, and all that goes on from them stays invisible until the engine
-stores it again. Here they wait, with their tokens, under the parent's handle: when a replay or a later request tells the parent,
-they are linked, and what waits for them in turn. They are bounded: the oldest go first, and are counted.
+A reader that joins late, or loses a batch, receives blocks that follow one it has never seen. Their
+content depends on all blocks before them, so they cannot be named yet. Other indexes drop them, and
+every block that follows them stays invisible until the engine stores it again. Here they wait with
+their tokens under the parent's handle. When a replay or a later request reports the parent, they
+are linked, and then the blocks that wait for them. They are bounded: the oldest are dropped first
+and counted.
 
-A waiting block may be removed before its parent comes. Then it is noted, and taken back when the link is made.
+A waiting block may be removed before its parent arrives. The removal is noted and applied when the
+block is linked.
 """
 
 from collections.abc import Iterator
@@ -13,31 +16,16 @@ from collections.abc import Iterator
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
 
-class PendingRun:
-    """One event's blocks, ``handles`` after ``parent`` (-1: a prompt's start). ``data`` are their token ids, ``width`` bytes for
-    each; ``extras`` their extra keys as bytes, where there are any."""
+class BlockContent:
+    """The content of consecutive blocks: their token ids, ``width`` bytes for each block.
 
-    def __init__(
-        self,
-        parent: int,
-        handles: list[int],
-        data: bytes,
-        width: int,
-        extras: list[bytes | None] | None,
-        tier: StorageTier,
-        adapter: str | None,
-        adapter_id: int | str | None,
-        tick: int,
-    ) -> None:
-        self.parent = parent
-        self.handles = handles
+    extras: their extra keys as bytes, where there are any.
+    """
+
+    def __init__(self, data: bytes, width: int, extras: list[bytes | None] | None) -> None:
         self.data = data
         self.width = width
         self.extras = extras
-        self.tier = tier
-        self.adapter = adapter
-        self.adapter_id = adapter_id
-        self.tick = tick
 
     @property
     def size(self) -> int:
@@ -45,10 +33,38 @@ class PendingRun:
         return len(self.data) + (sum(len(keys) for keys in self.extras if keys) if self.extras else 0)
 
 
-class OrphanBlocks:
-    """The waiting ones of one slice, at most ``most`` blocks and ``most_bytes`` of tokens and extra keys.
+class AdapterLoad:
+    """One load of an adapter: its name, and the engine's number of the load, None without one."""
 
-    ``noted`` removals are to be taken back when their blocks are linked; ``dropped`` blocks had to make room.
+    def __init__(self, name: str, number: int | str | None) -> None:
+        self.name = name
+        self.number = number
+
+
+class PendingRun:
+    """The blocks of one event, ``handles`` after ``parent`` (-1: a prompt's start)."""
+
+    def __init__(
+        self,
+        parent: int,
+        handles: list[int],
+        content: BlockContent,
+        tier: StorageTier,
+        load: AdapterLoad | None,
+        tick: int,
+    ) -> None:
+        self.parent = parent
+        self.handles = handles
+        self.content = content
+        self.tier = tier
+        self.load = load
+        self.tick = tick
+
+
+class OrphanBlocks:
+    """The orphans of one instance, bounded in blocks and in bytes of tokens and extra keys.
+
+    noted: removals to apply when their blocks are linked. dropped: blocks evicted for lack of room.
     """
 
     __slots__ = ("_copies", "_most", "_most_bytes", "_order", "_waiting", "blocks", "bytes", "dropped", "noted")
@@ -71,11 +87,11 @@ class OrphanBlocks:
         return iter(self._order.values())
 
     def add(self, item: PendingRun) -> None:
-        """Let it wait; the oldest make room."""
+        """Adds blocks; the oldest make room."""
         self._waiting.setdefault(item.parent, []).append(item)
         self._order[id(item)] = item
         self.blocks += len(item.handles)
-        self.bytes += item.size
+        self.bytes += item.content.size
         for handle in item.handles:
             self._copies.setdefault((handle, item.tier), [0, 0])[0] += 1
         while self._order and (self.blocks > self._most or self.bytes > self._most_bytes):
@@ -84,7 +100,7 @@ class OrphanBlocks:
             self._forget(oldest)
 
     def take_children(self, parent: int) -> list[PendingRun]:
-        """Those that wait for this handle; they wait no longer."""
+        """Removes and returns the blocks that wait for this handle."""
         found = self._waiting.get(parent)
         if not found:
             return []
@@ -94,7 +110,7 @@ class OrphanBlocks:
         return found
 
     def note_removed(self, handle: int, tier: StorageTier) -> bool:
-        """A copy of a waiting block has gone. False when none waits."""
+        """Notes that a copy of a waiting block was removed. Returns False when none waits."""
         known = self._copies.get((handle, tier))
         if known is None or known[1] >= known[0]:
             return False
@@ -103,7 +119,9 @@ class OrphanBlocks:
         return True
 
     def take_removal(self, handle: int, tier: StorageTier) -> bool:
-        """Whether a copy that has just been linked was removed while it waited; asking takes the note back."""
+        """Takes back one noted removal of a block that was just linked. Returns whether there was
+        one.
+        """
         known = self._copies.get((handle, tier))
         if known is None or not known[1]:
             return False
@@ -120,7 +138,7 @@ class OrphanBlocks:
         if not others:
             del self._waiting[item.parent]
         self.blocks -= len(item.handles)
-        self.bytes -= item.size
+        self.bytes -= item.content.size
         for handle in item.handles:
             known = self._copies[handle, item.tier]
             known[0] -= 1

@@ -1,9 +1,11 @@
-"""What a model's instances have put into a store that they share, as hints that run out.
+"""Blocks that a model's instances wrote to a store they share, as hints that expire.
 
-A store such as Mooncake evicts by itself and tells nobody: of 4,961 blocks announced, none was ever reported as removed while the
-store threw most of them out. So presence cannot be known from events; a block counts as probably there for a while after it was
-last written, for every member alike, and never as an instance's own. The first hint of a block is told, repetitions within half
-of its time are not, so that a busy block costs a change every few minutes and not one per request.
+Why: a store such as Mooncake does not report its evictions. Of 4,961 blocks that were reported as
+stored, none was ever reported as removed, while the store evicted most of them. Events therefore
+cannot prove presence. A block counts as probably present for a time after its last write, for every
+member alike, and never as an instance's own. The first hint of a block is published; repetitions
+within half of its time are not. So a busy block causes a change every few minutes and not one per
+request.
 """
 
 from collections.abc import Iterable
@@ -12,7 +14,7 @@ from fairlead_kvstore.blockstore.changes import Change, HintsAdded, HintsExpired
 
 
 class SharedStoreHints:
-    """The hints of one model: own hash → when it runs out (monotonic seconds), oldest first."""
+    """The hints of one model: block hash → expiry (monotonic seconds), oldest first."""
 
     __slots__ = ("_model_key", "_most", "_seconds", "_until", "dropped")
 
@@ -27,11 +29,11 @@ class SharedStoreHints:
         return len(self._until)
 
     def items(self) -> Iterable[tuple[int, float]]:
-        """Every hint, oldest first."""
+        """Returns every hint, oldest first."""
         return self._until.items()
 
     def restore(self, hints: Iterable[tuple[int, float]]) -> None:
-        """Know these, oldest first, and what is known already, which is newer."""
+        """Adds hints of a snapshot, oldest first; those that are known already are newer."""
         newer, self._until = self._until, {}
         for own, until in (*hints, *newer.items()):
             self._until.pop(own, None)
@@ -41,11 +43,11 @@ class SharedStoreHints:
             self.dropped += 1
 
     def expires_at(self, own: int) -> float | None:
-        """When the hint runs out; None without one."""
+        """Returns when the hint of a block expires; None without one."""
         return self._until.get(own)
 
     def add(self, own: int, now: float, out: list[Change]) -> None:
-        """A block was put into the store."""
+        """Adds a block that was written to the store."""
         known, until = self._until.get(own), now + self._seconds
         if known is not None:
             if known - now > self._seconds / 2:
@@ -64,12 +66,12 @@ class SharedStoreHints:
             out.append(HintsExpired(self._model_key, [oldest]))
 
     def remove(self, own: int, out: list[Change]) -> None:
-        """Some store told after all that a block is gone."""
+        """Removes a block that a store reported as removed."""
         if self._until.pop(own, None) is not None:
             out.append(HintsExpired(self._model_key, [own]))
 
     def expire(self, now: float, out: list[Change]) -> None:
-        """Let go of what has run out."""
+        """Removes the hints that have expired."""
         over = []
         for own, until in self._until.items():
             if until > now:

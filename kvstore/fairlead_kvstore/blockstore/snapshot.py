@@ -1,19 +1,22 @@
-"""What an indexer leaves of a slice, so that the next one goes on from it: plain values and columns of rows.
+"""Snapshots of an instance's blocks, from which the next indexer continues: plain values and
+columns of rows.
 
-A new indexer could learn everything anew from the engines' replays, but these reach back some thousand batches only, and an engine
-that has run for a day is full of blocks from before. So a slice is *kept*: its rows as columns of bytes in row order, and what
-little else it knows. Rows stay where they are, so a part of the table (4,096 rows) that nobody touched gives the same bytes
-again and need not be written again. What mirrors need, own hashes and copies, is apart from what only an indexer needs.
+Why: replays reach back some thousand batches only, and an engine that has run for a day is full of
+older blocks. So a new indexer cannot rebuild its state from them. A snapshot holds the rows as
+columns of bytes in row order, and the few other values. Rows keep their place, so an unchanged part
+of the table (4,096 rows) has the same bytes and is not written again. Gateways' replicas need block
+hashes and copies; these are apart from the columns that only an indexer needs.
 
-    <table>.m<part>     own hashes (8 bytes each), then counts (4)                                       12 bytes a row
-    <table>.h<part>     handles (8), parents (8), ticks (4), depths (4), adapters (2), each as a column    26 bytes a row
+    <table>.m<part>     block hashes (8 bytes each), then counts (4)                  12 B a row
+    <table>.h<part>     handles (8), parents (8), ticks (4), depths (4), adapters (2)  26 B a row
 
-Table 0 is the main one, the others are those of adapters that are not loaded now. A row without copies is empty. Numbers are
-little-endian.
+Table 0 is the main one, the others are those of adapters that are not loaded now. A row without
+copies is empty. Numbers are little-endian.
 
-Times are those of the process that kept; ``wall`` is its Unix time less its monotonic one, which is how the next process translates
-them. Blocks that wait for their parent are *not* kept: they have token ids, which do not belong into Redis. They are missed until
-the engine stores them again, which is a miss and never a ghost.
+Times are those of the process that took the snapshot. ``wall`` is its Unix time minus its monotonic
+time, by which the next process converts them. Orphans are left out: they have token ids, which must
+not be stored in Redis. They are missed until the engine stores them again, which costs cache hits
+and never leaves a ghost.
 """
 
 import sys
@@ -41,12 +44,14 @@ RowParts = dict[str, bytes]
 
 
 def table_snapshot(blocks: BlockTable, content: int = 0, name: str = "") -> TableSnapshot:
-    """What is to be known of a table beside its rows."""
+    """Returns the values of a table other than its rows."""
     return TableSnapshot(len(blocks.handles), blocks.twin_leads(), content, name)
 
 
 def table_parts(blocks: BlockTable, table: int) -> Iterator[tuple[str, bytes]]:
-    """The rows of a table, by name of the part. Every row, the empty ones too, so that rows stay where they are."""
+    """Yields the rows of a table by name of the part, with the empty rows, so that rows keep their
+    place.
+    """
     rows = len(blocks.handles)
     for number, start in enumerate(range(0, rows, ROWS_PER_PART)):
         stop = min(rows, start + ROWS_PER_PART)
@@ -56,18 +61,24 @@ def table_parts(blocks: BlockTable, table: int) -> Iterator[tuple[str, bytes]]:
 
 
 def decode_replica_part(data: bytes) -> "tuple[array[int], array[int]]":
-    """Own hashes and counts of one part. Raises KeptError when it is none."""
+    """Returns block hashes and counts of one part. Raises SnapshotError when the bytes are no
+    part.
+    """
     found = _columns(data, _REPLICA_COLUMNS)
     return found[0], found[1]
 
 
 def decode_ticks(data: bytes) -> "array[int]":
-    """When each row of a part of the other kind was stored or used, see ``Blocks``. Raises KeptError when it is none."""
+    """Returns the ``ticks`` column (``BlockTable``) of an indexer's part. Raises SnapshotError when
+    the bytes are no part.
+    """
     return _columns(data, _INDEXER_COLUMNS)[_INDEXER_COLUMNS.index("ticks")]
 
 
 def restore_table(kept: TableSnapshot, number: int, data: RowParts, adapters: int, shift: int) -> BlockTable:
-    """The table again, its ticks moved by ``shift``. Raises KeptError for what does not hold together."""
+    """Returns the table with its ticks moved by ``shift``. Raises SnapshotError when it is
+    inconsistent.
+    """
     if not 0 < kept.rows <= _MAX_ROWS:
         raise SnapshotError(f"table {number} has {kept.rows} rows", reason="rows")
     columns = {name: array(COLUMNS[name]) for name in (*_REPLICA_COLUMNS, *_INDEXER_COLUMNS)}
@@ -79,14 +90,14 @@ def restore_table(kept: TableSnapshot, number: int, data: RowParts, adapters: in
             for name, column in zip(names, _columns(there, names), strict=True):
                 columns[name] += column
     if any(len(column) != kept.rows for column in columns.values()):
-        raise SnapshotError(f"the columns of table {number} are not as long as its rows", reason="rows")
+        raise SnapshotError(f"the columns of table {number} do not have {kept.rows} rows", reason="rows")
     if shift:
         columns["ticks"] = array(COLUMNS["ticks"], [max(0, tick + shift) for tick in columns["ticks"]])
     if max(columns["adapters"]) > adapters:
-        raise SnapshotError(f"table {number} has rows of an adapter without a name", reason="adapters")
+        raise SnapshotError(f"table {number} refers to an adapter that has no name", reason="adapters")
     blocks = BlockTable()
     if not blocks.load_rows(columns, kept.leads):
-        raise SnapshotError(f"two rows of table {number} have the same name", reason="twice")
+        raise SnapshotError(f"table {number} has two rows with the same hash", reason="twice")
     return blocks
 
 
@@ -94,7 +105,7 @@ def _columns(data: bytes, names: tuple[str, ...]) -> "list[array[int]]":
     sizes = [array(COLUMNS[name]).itemsize for name in names]
     count, rest = divmod(len(data), sum(sizes))
     if rest or count > ROWS_PER_PART:
-        raise SnapshotError(f"{len(data)} bytes are no rows of {sum(sizes)} bytes", reason="shape")
+        raise SnapshotError(f"{len(data)} bytes do not hold rows of {sum(sizes)} bytes", reason="shape")
     found, at = [], 0
     for name, size in zip(names, sizes, strict=True):
         column = array(COLUMNS[name])
@@ -119,9 +130,9 @@ _TIME_FIELDS: Final = ("awaited_until", "last_clear")
 
 
 def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, RowParts]:
-    """What another process needs to go on from here; the rows by the name of their part.
+    """Returns the state of an instance for another process, with the rows by name of their part.
 
-    ``wall`` is Unix time less monotonic time, in seconds.
+    wall: Unix time minus monotonic time, in seconds.
     """
     parked = item.adapters.parked.items()
     tables = [
@@ -147,16 +158,17 @@ def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, 
 def restore_snapshot(
     item: InstanceBlocks, kept: InstanceSnapshot, rows: RowParts, wall: float, now: float, out: list[Change]
 ) -> None:
-    """Be what was kept, as if the stream had broken off at ``now``. Raises KeptError, having changed nothing.
+    """Restores a snapshot, as if the stream was interrupted at ``now``.
 
-    The blocks are not told as changes: they are where the slice was kept.
+    The blocks are not reported as changes, because they are already where the snapshot was kept.
+    Raises SnapshotError, and then changes nothing.
     """
     later = kept.wall - wall
     shift = round(later / TICK_SECONDS)
     names = len(kept.adapters.names)
-    tables = [restore_table(one, number, rows, names, shift) for number, one in enumerate(kept.tables)]
+    tables = [restore_table(table, number, rows, names, shift) for number, table in enumerate(kept.tables)]
     if not tables:
-        raise SnapshotError("nothing was kept", reason="rows")
+        raise SnapshotError("the snapshot holds no table", reason="rows")
     for name in _PLAIN_FIELDS:
         setattr(item, name, getattr(kept, name))
     for name in _TIME_FIELDS:
@@ -166,6 +178,6 @@ def restore_snapshot(
     item.blocks, *others = tables
     item.adapters = LoraGenerations(item.instance, item.blocks, item.limits.kv_adapter_versions)
     named = zip(kept.tables[1:], others, strict=True)
-    item.adapters.restore(kept.adapters, {one.content: (one.name, blocks) for one, blocks in named})
-    standing = (kept.complete, kept.reason, kept.since + later)
-    item.completeness.restore(standing, item.adapters.doubt(), "the indexer was restarted", now, out)
+    item.adapters.restore(kept.adapters, {table.content: (table.name, blocks) for table, blocks in named})
+    mark = (kept.complete, kept.reason, kept.since + later)
+    item.completeness.restore(mark, item.adapters.doubt(), "the indexer restarted", now, out)

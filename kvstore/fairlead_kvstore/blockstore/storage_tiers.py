@@ -1,14 +1,17 @@
-"""Where a block lies: four tiers, and how engines spell them.
+"""Storage tiers of a block, and the spellings that engines use for them.
 
-``gpu``, ``cpu`` and ``disk`` belong to one instance and are exact: it announces what comes and what goes. ``remote`` is a store
-that many instances share (Mooncake, LMCache, a file system): the writer announces what it puts there, nobody announces what the
-store evicts, and every member can read it. Such a block is therefore no instance's property but a hint for the whole model
-that runs out, see ``shared.py``.
+``gpu``, ``cpu`` and ``disk`` belong to one instance and are exact: the instance reports each block
+that comes and goes. ``remote`` is a store that instances share (Mooncake, LMCache, a file system).
+The writer reports what it puts there, evictions are not reported, and every member can read it.
+Such a block is therefore no instance's property but a hint for the whole model that expires
+(``shared_store_hints.py``).
 
-The medium alone does not tell which of the two is meant: vLLM's own offloading says ``CPU``, its Mooncake store ``cpu``. Taking a
-shared block for an exact one would leave a ghost for ever, the other way round costs a hit, so what is not known is shared:
-the spelling ``cpu``, every word that is not in the table, and whatever an engine marks with a locality other than local.
-Who knows the engine's connector says so (``attach(..., shared_media=…, exact_media=…)``).
+The medium alone does not say which of the two is meant: vLLM's own offloading writes ``CPU``, its
+Mooncake store ``cpu``. Taking a shared block for an exact one leaves a ghost for ever; the reverse
+costs a cache hit. Therefore three
+cases count as shared: the spelling ``cpu``, a word that the table lacks, and a locality other than
+local. A caller that knows the engine's connector overrides this with ``BlockStore.attach(...,
+shared_media=…, exact_media=…)``.
 """
 
 from collections.abc import Mapping
@@ -18,7 +21,7 @@ from typing import Final
 
 
 class StorageTier(IntEnum):
-    """From fast to slow. The value is stable: it may be stored."""
+    """A tier, from fast to slow. The values are stable because they are stored."""
 
     GPU = 0
     CPU = 1
@@ -45,7 +48,7 @@ TIER_BY_MEDIUM: Final[Mapping[str, StorageTier]] = MappingProxyType(
         "storage": StorageTier.REMOTE,
     }
 )
-"""Media in lower case. ``cpu`` is missing on purpose: only its case tells whose it is."""
+"""Tiers by medium in lower case. ``cpu`` is missing on purpose: its case decides."""
 
 _OWN_CPU: Final = "CPU"
 _LOCAL: Final = "local"
@@ -58,9 +61,11 @@ def storage_tier(
     shared: frozenset[str] = frozenset(),
     exact: frozenset[str] = frozenset(),
 ) -> StorageTier:
-    """The tier that an event speaks of. ``shared`` and ``exact`` hold media in lower case that are known to be that."""
+    """Returns the tier of an event. ``shared`` and ``exact`` are media in lower case whose kind is
+    known.
+    """
     if medium is None:
-        return StorageTier.GPU  # older engines have one tier and do not name it
+        return StorageTier.GPU  # older engines have one tier and send no medium
     word = medium.lower()
     if word in shared:
         return StorageTier.REMOTE

@@ -1,21 +1,23 @@
-"""The model of the truth: all instances of one indexer, what they hold, and how sure that is.
+"""The block store: the blocks of all instances of one indexer, and how completely they are known.
 
-    bytes ──decode──▶ events ──Slice──▶ changes ──▶ Redis, mirrors
-      ▲                                    ▲
-      └── sequence (unbroken?) ── lost, restarted, suspended, whole
+    bytes ──decode──▶ events ──InstanceBlocks──▶ changes ──▶ Redis, replicas
+      ▲                                             ▲
+      └── event sequence ── lost, restarted, suspended, complete
 
-An instance is a *slice*: an engine process and one data-parallel rank. Its events, in order, are the only source; the truth has
-no clock, no socket and no copy of anything else, so a recorded stream gives the same changes again. What is certain is told from
-what is not: a slice is ``complete`` when everything since an empty cache was seen, and says otherwise why not and since when.
+An instance is an engine process and one data-parallel rank. Its events, in order, are the only
+source. The store has no clock, no socket and no copy of other state, so a recorded stream gives the
+same changes again. An instance is ``complete`` when everything since an empty cache was read;
+otherwise it states why not, and since when.
 
-**Ghosts never, misses allowed.** Where something is missing, blocks are dropped, not believed: a lost batch may have held
-removals. A block that is forgotten costs one recomputation; a block that is not there draws requests to an engine that must
-compute them all.
+**No ghosts; misses are allowed.** Where events are missing, blocks are dropped, since a lost batch
+may contain removals. A forgotten block costs one recomputation. A block that is wrongly believed to
+be cached draws requests to an engine that must compute all of them.
 
-**Memory is bounded**, per instance and in total (``kv_blocks…`` in the limits). Beyond, the instance, or the one that holds most,
-forgets an eighth of its blocks: those that were stored or used least recently, of equally old ones the ends of chains first, so
-that what is left is still a prefix. It is counted (``dropped``) and the slice is marked incomplete until its cache is cleared or
-it is learned anew.
+**Memory is bounded** per instance and in total (``kv_blocks…`` in the limits). Above the bound, the
+instance, or the one with the most blocks, evicts an eighth of its blocks. The least recently stored
+or used go first, and of equally old ones the ends of chains, so that the rest is still a prefix.
+Evictions are counted (``dropped``). The instance is incomplete until its cache is cleared or it is
+learned again.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,7 +39,10 @@ _EVICTED_FRACTION: Final = 8
 
 
 class BlockStore:
-    """Every method returns what it changed, in order. ``now`` is monotonic seconds. Unknown instances raise KeyError."""
+    """The blocks of all instances. Every method returns its changes in order.
+
+    ``now`` is monotonic seconds. Unknown instances raise KeyError.
+    """
 
     def __init__(self, *, secret: bytes = b"", limits: Limits = _LIMITS) -> None:
         self._secret = secret
@@ -51,12 +56,12 @@ class BlockStore:
 
     @property
     def block_count(self) -> int:
-        """Rows of all slices."""
+        """Rows of all instances."""
         return self._block_count
 
     @property
     def bytes(self) -> int:
-        """What the tables of all slices take."""
+        """Memory of the tables of all instances, in bytes."""
         return sum(item.bytes for item in self._instances.values())
 
     # --- instances ------------------------------------------------------------------------------------------------------
@@ -70,11 +75,12 @@ class BlockStore:
         shared_media: frozenset[str] = frozenset(),
         exact_media: frozenset[str] = frozenset(),
     ) -> list[Change]:
-        """An instance that serves ``model_key`` (``namespace/name``) is read from now on; nothing is known of it.
+        """Adds an instance of ``model_key`` (``namespace/name``), without any blocks.
 
-        ``shared_media`` and ``exact_media`` (lower case) say whose a medium is where its word does not, see ``tiers.py``.
+        shared_media, exact_media: media in lower case whose kind is known, see
+        ``storage_tiers.py``.
         """
-        changes = self.detach(instance, "attached anew") if instance in self._instances else []
+        changes = self.detach(instance, "attached again") if instance in self._instances else []
         shared = self._shared_store_hints.get(model_key)
         if shared is None:
             seconds, most = self._limits.kv_shared_seconds, self._limits.kv_shared_blocks
@@ -93,7 +99,7 @@ class BlockStore:
         return [*changes, CompletenessChanged(instance, begun.complete, begun.reason, begun.since)]
 
     def detach(self, instance: str, reason: str) -> list[Change]:
-        """The instance is gone for good. The last of a model takes the model's hints with it."""
+        """Removes an instance for good; the last one of a model removes the model's hints too."""
         item = self._instances.pop(instance)
         self._block_count -= len(item)
         if not any(other.model_key == item.model_key for other in self._instances.values()):
@@ -101,16 +107,20 @@ class BlockStore:
         return [InstanceCleared(instance, item.epoch, reason), InstanceDetached(instance)]
 
     def take_snapshot(self, instance: str, wall: float) -> tuple[InstanceSnapshot, RowParts]:
-        """What the next indexer needs to go on with this instance, see ``kept.py``. ``wall``: Unix time less monotonic time."""
+        """Returns the state that the next indexer continues from, see ``snapshot.py``.
+
+        wall: Unix time minus monotonic time, in seconds.
+        """
         return snapshots.take_snapshot(self._instances[instance], wall)
 
     def restore_snapshot(
         self, instance: str, kept: InstanceSnapshot, rows: RowParts, wall: float, now: float
     ) -> list[Change]:
-        """Be what an earlier indexer kept of an attached instance of which nothing was seen yet; broken off until ``resumed``.
+        """Restores a snapshot of an attached instance that has no blocks; it stays suspended until
+        ``on_resumed``.
 
-        The blocks are not told as changes: whoever follows has them from where they were kept. Raises KeptError when that
-        does not hold together; then nothing has changed.
+        The blocks are not reported as changes, because consumers have them from where the snapshot
+        was kept. Raises SnapshotError when the snapshot is inconsistent, and then changes nothing.
         """
         out: list[Change] = []
         item = self._instances[instance]
@@ -121,18 +131,18 @@ class BlockStore:
         return out
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
-        """Own hashes that a store which all instances share probably has, and until when, oldest first."""
+        """Returns block hashes that a shared store probably has, and until when, oldest first."""
         shared = self._shared_store_hints.get(model_key)
         return () if shared is None else shared.items()
 
     def restore_shared_store_hints(self, model_key: str, hints: Iterable[tuple[int, float]]) -> None:
-        """What an earlier indexer knew of a model's shared store, oldest first, in this process's time."""
+        """Adds an earlier indexer's hints of a model, oldest first, in this process's time."""
         self._shared_store_hints[model_key].restore(hints)
 
-    # --- its stream -----------------------------------------------------------------------------------------------------
+    # --- stream ---------------------------------------------------------------------------------------------------------
 
     def apply(self, instance: str, batch: EventBatch, now: float) -> list[Change]:
-        """One batch that the stream accepted."""
+        """Applies one batch that the stream accepted."""
         out: list[Change] = []
         item = self._instances[instance]
         before = len(item)
@@ -142,41 +152,44 @@ class BlockStore:
         return out
 
     def on_complete(self, instance: str, reason: str, now: float) -> list[Change]:
-        """The stream says ``Complete``."""
+        """Handles ``StreamComplete``."""
         out: list[Change] = []
         self._instances[instance].on_complete(reason, now, out)
         return out
 
     def on_lost(self, instance: str, reason: str, now: float) -> list[Change]:
-        """The stream says ``Lost``, or a payload could not be read."""
+        """Handles ``BatchesLost``, and a payload that could not be read."""
         return self._empty(instance, reason, now, "lost")
 
     def on_restarted(self, instance: str, reason: str, now: float) -> list[Change]:
-        """The stream says ``Restart``."""
+        """Handles ``ProcessRestarted``."""
         return self._empty(instance, reason, now, "restarted")
 
     def on_suspended(self, instance: str, reason: str, now: float) -> list[Change]:
-        """The stream says ``Suspended``."""
+        """Handles ``StreamSuspended``."""
         out: list[Change] = []
         self._instances[instance].on_suspended(reason, now, out)
         return out
 
     def on_resumed(self, instance: str) -> list[Change]:
-        """The stream says ``Resumed``."""
+        """Handles ``StreamResumed``."""
         out: list[Change] = []
         self._instances[instance].on_resumed(out)
         return out
 
-    # --- what Fairlead itself knows -------------------------------------------------------------------------------------
+    # --- reports of Fairlead -------------------------------------------------------------------------------------------
 
     def on_cleared_by_fairlead(self, instance: str, now: float) -> list[Change]:
-        """The engine answered a call that clears its cache (reset, sleep at level 1 or more, pause with clear)."""
+        """Handles an engine's successful response to a call that clears its cache (reset, sleep at
+        level 1 or more, pause with clear).
+        """
         return self._empty(instance, "", now, "ours")
 
     def on_adapter_source(self, instance: str, name: str, place: str, now: float) -> list[Change]:
-        """Where the engine loaded what it now serves under this name from (``root`` in its ``/v1/models``).
+        """Records where the engine loaded an adapter from (``root`` in its ``/v1/models``).
 
-        Tell it when ``unplaced`` names it and when it changed, but only while nothing is being replayed; again is free.
+        Call it when ``unsourced_adapters`` names the adapter and when the source changes, but not
+        during a replay. Repetition is free.
         """
         out: list[Change] = []
         item = self._instances[instance]
@@ -186,27 +199,33 @@ class BlockStore:
         return out
 
     def unsourced_adapters(self, instance: str) -> list[str]:
-        """Adapters that this instance stored blocks for and whose place nobody told yet: ask ``/v1/models``, then ``adapter``."""
+        """Returns adapters with blocks whose source is unknown: query ``/v1/models``, then call
+        ``on_adapter_source``.
+        """
         return self._instances[instance].adapters.unsourced_names()
 
     def touch(self, instance: str, hashes: Sequence[int], now: float) -> None:
-        """A request was sent there for this prompt: the blocks that it hits are used now, which no event tells."""
+        """Marks the cached blocks of a dispatched prompt as used, which no event reports."""
         item = self._instances[instance]
         depth = self._depth(item, hashes, 0)
         if depth:
             item.touch(hashes[depth - 1], now)
 
     def expire(self, now: float) -> list[Change]:
-        """Hints of shared stores that have run out; call it every few seconds."""
+        """Removes expired hints of shared stores; call it every few seconds."""
         out: list[Change] = []
         for shared in self._shared_store_hints.values():
             shared.expire(now, out)
         return out
 
-    # --- questions ------------------------------------------------------------------------------------------------------
+    # --- queries ------------------------------------------------------------------------------------------------------
 
     def cached_depths(self, instance: str, hashes: Sequence[int]) -> Mapping[StorageTier, int]:
-        """How many blocks from the start are reached with this tier and faster ones: what a slower tier adds is the difference."""
+        """Returns how many blocks from the start are cached in each tier and the faster ones
+        together.
+
+        The blocks that a slower tier adds are the difference.
+        """
         item = self._instances[instance]
         found: dict[StorageTier, int] = {}
         depth = 0
@@ -222,13 +241,17 @@ class BlockStore:
         return found
 
     def age_seconds(self, instance: str, own: int, now: float) -> float | None:
-        """How long ago a block was stored or used, to sixteen seconds; None when it is not held."""
+        """Returns how long ago a block was stored or used, to sixteen seconds; None when it is not
+        cached.
+        """
         blocks = self._instances[instance].blocks
         row = blocks.by_own.find(own)
         return max(0.0, now - time_of(blocks.ticks[row])) if row else None
 
     def content(self, instance: str) -> Iterator[tuple[int, StorageTier]]:
-        """Every block of an instance with each tier it is in; what a copy of it must hold."""
+        """Yields every block of an instance with each tier it is in: the content of a correct
+        replica.
+        """
         blocks = self._instances[instance].blocks
         for row in blocks.by_own:
             copies = blocks.copies(blocks.owns[row])
@@ -237,7 +260,7 @@ class BlockStore:
                     yield blocks.owns[row], tier
 
     def state(self, instance: str) -> InstanceState:
-        """What is known of one slice."""
+        """Returns the state of one instance."""
         item = self._instances[instance]
         return InstanceState(
             instance=instance,
@@ -285,7 +308,7 @@ class BlockStore:
     def _depth(
         self, item: InstanceBlocks, hashes: Sequence[int], start: int, upto: StorageTier = StorageTier.GPU
     ) -> int:
-        """From ``start``, how far the chain is held in tiers up to ``upto``."""
+        """Returns how far the chain is cached from ``start`` in tiers up to ``upto``."""
         mask = 0
         for tier in INSTANCE_TIERS[: upto + 1]:
             mask |= MAX_COPIES << TIER_SHIFT[tier]

@@ -1,4 +1,7 @@
-"""One slice as status and metrics show it."""
+"""Counters, state and snapshot of one instance, as msgspec structs.
+
+They are apart from the other modules because compiled modules cannot hold structs.
+"""
 
 import msgspec
 
@@ -7,7 +10,17 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
 
 class EventCounters(msgspec.Struct):
-    """What was not as expected, since the instance was attached. None of it is an error; all of it is shown."""
+    """Counters of unexpected events since the instance was attached. They are shown, not raised.
+
+    stored, removed: blocks in stored and removed events.
+    unknown: removals of blocks that were not known.
+    unnamed: blocks whose content could not be determined.
+    orphans, linked: blocks that came before their parent, and those whose parent came later.
+    saturated: copies beyond the 255 that a row can count.
+    other_groups: events of attention groups that do not count.
+    before_clear: events left out because they precede a clear that Fairlead requested.
+    dropped: blocks evicted from the store for lack of memory.
+    """
 
     stored: int = 0
     removed: int = 0
@@ -25,7 +38,11 @@ class EventCounters(msgspec.Struct):
 
 
 class InstanceState(msgspec.Struct, frozen=True):
-    """One slice as status and metrics show it. Seconds are monotonic times (``since``) and durations."""
+    """The state of one instance for status and metrics. ``since`` is a monotonic time in seconds.
+
+    vague: tiers that may hold blocks which are not known.
+    evicted_age_seconds: smoothed idle time of the blocks that the engine evicts.
+    """
 
     instance: str
     model_key: str
@@ -47,7 +64,11 @@ LoadNumber = int | str
 
 
 class TableSnapshot(msgspec.Struct, gc=False):
-    """One table of rows; ``content`` and ``name`` say which adapter's, 0 for the main one. ``leads``: see ``Blocks.leads``."""
+    """One table of rows.
+
+    leads: see ``BlockTable.twin_leads``.
+    content, name: the adapter generation that the table belongs to; 0 for the main table.
+    """
 
     rows: int
     leads: list[int] = []
@@ -56,7 +77,7 @@ class TableSnapshot(msgspec.Struct, gc=False):
 
 
 class AdapterSnapshot(msgspec.Struct, gc=False):
-    """See ``adapters.py``. Names are in the order of their index."""
+    """The state of ``LoraGenerations`` without its rows. Names are in the order of their index."""
 
     names: list[str] = []
     contents: list[tuple[str, LoadNumber, int]] = []
@@ -69,7 +90,9 @@ class AdapterSnapshot(msgspec.Struct, gc=False):
 
 
 class InstanceSnapshot(msgspec.Struct, gc=False):
-    """What is known of one instance beside its rows. Seconds are monotonic; add ``wall`` to get Unix time."""
+    """The state of one instance without its rows. Times are monotonic seconds; plus ``wall`` they
+    are Unix time.
+    """
 
     wall: float
     complete: bool
@@ -89,5 +112,5 @@ class InstanceSnapshot(msgspec.Struct, gc=False):
     doubt: str = ""
 
     def completeness(self) -> CompletenessMark:
-        """How sure it is, the doubt included."""
+        """Returns the completeness mark with the doubt applied."""
         return with_doubt((self.complete, self.reason, self.since), self.doubt)

@@ -19,7 +19,7 @@ def test_a_block_in_two_tiers_counts_once_and_an_instance_of_which_nothing_was_s
             BlocksStored("b", StorageTier.DISK, 0, [3]),
         ]
     )
-    mirror.apply([CompletenessChanged("c", False, "nothing was seen yet", 0.0)])
+    mirror.apply([CompletenessChanged("c", False, "no KV event was read yet", 0.0)])
     assert count_blocks(mirror) == {
         "a": BlockCounts(gpu=3, cpu=1, disk=0, blocks=3, unique=2),
         "b": BlockCounts(gpu=0, cpu=0, disk=1, blocks=1, unique=0),

@@ -148,7 +148,7 @@ class AgainstNaive(RuleBasedStateMachine):
         before, self.truth = self.truth.state("i"), BlockStore(limits=LIMITS)
         self.truth.attach("i", MODEL, self.now)
         assert self.truth.restore_snapshot("i", kept, rows, 0.0, self.now) == [
-            changes.CompletenessChanged("i", False, "the indexer was restarted", self.now)
+            changes.CompletenessChanged("i", False, "the indexer restarted", self.now)
         ]
         self.truth.on_resumed("i")
         after = self.truth.state("i")

@@ -280,7 +280,7 @@ def test_who_joins_late_and_cannot_tell_an_earlier_load_s_place_says_so() -> Non
     one.told("b")
     assert (one.predicted(), one.engine.hit_blocks(PROMPT, "bot")) == (0, 10)
     state = one.truth.state("i")
-    assert (state.complete, state.reason) == (False, "nobody told where an earlier load of bot is from")
+    assert (state.complete, state.reason) == (False, "the source of an earlier load of bot is unknown")
     marked = one.ask([*PROMPT[:40], *range(900, 909)])  # it goes on from the first load's last block
     assert one.predicted() == 10
     assert not one.truth.state("i").complete, "the load from elsewhere may be of the same place, too"
@@ -323,7 +323,7 @@ def test_more_loads_than_are_kept_are_a_doubt_until_a_clear() -> None:
         one.engine.load("bot", f"place {number}")
         one.ask([5_000 + number * 10 + index for index in range(8)])
         one.told(f"place {number}")
-    assert one.truth.state("i").reason == "adapters were loaded more often than earlier loads are kept"
+    assert one.truth.state("i").reason == "adapters were loaded more often than earlier loads are recorded"
     one.engine.clear()
     one.ask(OTHER)
     assert one.truth.state("i").complete

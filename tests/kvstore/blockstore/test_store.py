@@ -235,7 +235,7 @@ def test_an_engine_that_never_tells_of_our_own_clear_may_still_hold_what_it_had(
     index.apply(stored_event(3, 5), seconds=600.0)
     state = index.store.state("i")
     assert (state.complete, state.blocks) == (False, 0)
-    assert "never told" in state.reason
+    assert "never reported" in state.reason
     index.apply(ClearedEvent(), stored_event(0, 1))
     assert index.store.state("i").complete
 
