@@ -195,6 +195,8 @@ def test_each_engine_of_a_resumed_stream_is_credited_with_its_own_tokens() -> No
             (TimingEventKind.FIRST_TOKEN, ""),
             (TimingEventKind.FINISHED, ""),
         ]
+        times = [event.at for event in sender.events]
+        assert times == sorted(times)  # the second engine's first token comes after its dispatch
         assert sender.events[-1].output == 2  # the second engine's own; the client was sent four
 
     run_async(main())
