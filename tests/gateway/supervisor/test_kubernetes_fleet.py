@@ -22,7 +22,7 @@ from fairlead_testing.waiting import wait_until_async
 
 ROOT = Path(__file__).parents[3]
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-SPEC = {"model": {"source": "hf://a/b"}, "pools": [{"accelerator": "cpu"}]}
+SPEC = {"model": {"uri": "hf://a/b"}, "pools": [{"acceleratorClassName": "cpu"}]}
 MARKS = {
     "fairlead.io/model": "tiny",
     "fairlead.io/pool": "main",
