@@ -1,14 +1,15 @@
-"""The controllers that others run, behind the same call as our core, so that a bench can set them
-side by side.
+"""Presets: the public autoscalers, behind the same call as Fairlead's own core.
 
-    build("hpa-concurrency", model, target=14.0).step(observation) -> Plan
-    PRESETS[name].knobs                                            what may be turned, and over which grid a search goes
+    build("hpa-concurrency", model, target=14.0).step(observation) -> ScalingPlan
+    PRESETS[name].parameters    # the values to set, and the grid that a search covers
 
-Each controller has its file, which opens with its rule, its constants, its source and what was
-changed: hpa.py (and hpa_behavior.py), kpa.py (and kpa_window.py), keda.py, apa.py, wva.py,
-dynamo.py (and dynamo_forecast.py). They decide from observations alone: a state in, a state and a
-plan out, no clock, no randomness. docs/guides/autoscaling-presets.md says what each is good for and
-where it fails.
+The module of each controller begins with its rule, its constants, its source and what was changed:
+``hpa`` (with ``hpa_behavior``), ``kpa`` (with ``kpa_window``), ``keda``, ``apa``, ``wva`` and
+``dynamo`` (with ``dynamo_forecast``). ``metrics`` derives their metrics from an observation,
+``controller`` has what they share, and ``registry`` lists them by name.
+
+All decisions are pure functions of a state and an observation: no clock, no randomness.
+Uses and failures of each: docs/guides/autoscaling-presets.md.
 """
 
 from fairlead_autoscaler.presets.controller import Controller

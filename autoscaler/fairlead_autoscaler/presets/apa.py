@@ -1,19 +1,24 @@
 """APA: the application-specific autoscaler of AIBrix, as shipped and with its faults mended.
 
-The rule. Every 10 s the engines' metric is averaged over the pods, and over a window of 180 s.
-ratio = average ÷ target; above 1.1, replicas = min(ceil(n × ratio), ceil(2 n)); below 0.9,
-max(ceil(n × ratio), floor(n ÷ 2)), where n is the number that was asked for, ready or not. Then a
-cool-down over what was recommended lately: 0 s on the way up, 300 s on the way down.
+Rule: every 10 s the metric is averaged over the pods and over a window of 180 s. In the list,
+ratio = average ÷ target; n is the desired number, ready or not.
 
-As shipped, three things are wrong (research: aibrix.md §1.4, read again in the source):
-- the cool-down is inverted: going down it takes the *smallest* recommendation of the last 300 s,
-  where a cool-down takes the largest;
-- a metric that cannot be fetched counts as 0.0 and no error, so an outage or an engine that is
-  still loading reads as idle;
-- n moves at once while the average lags by three minutes, so each look multiplies again what the
-  look before has ordered. ``fixed`` mends the first two: largest (and, going up, smallest) of the
-  window, and what is missing is left out; without any value nothing changes. The third is the rule
-  itself and stays.
+- ratio above 1.1: min(ceil(n × ratio), ceil(2 n)) replicas.
+- ratio below 0.9: max(ceil(n × ratio), floor(n ÷ 2)) replicas.
+- A cool-down over the recent recommendations follows: 0 s on the way up, 300 s on the way down.
+
+As shipped, three things are wrong:
+
+- The cool-down is inverted. On the way down it takes the *smallest* recommendation of the last
+  300 s, where a cool-down takes the largest.
+- A metric that cannot be fetched counts as 0.0 and not as an error. An outage, or an engine that
+  still loads, reads as idle.
+- n moves at once while the average lags by three minutes. Each period multiplies again what the
+  period before has ordered.
+
+``fixed`` mends the first two. It takes the largest of the window (on the way up: the smallest). It
+leaves out missing values; without any value nothing changes. The third is the rule itself and
+stays.
 
 Constants: sync 10 s, window 180 s, tolerances 0.1, rates 2 and 2, cool-downs 0 and 300 s.
 
@@ -22,9 +27,9 @@ algorithm/apa.go (computeTargetReplicas), podautoscaler_controller.go (computeSc
 stabilizeRecommendation), context/context.go (defaults), metrics/fetcher.go (fetchFromPod),
 types/metrics.go (TimeWindow). Apache-2.0. Facts, not code.
 
-What was changed: one metric, of the engines (the gateway's rate is no metric of a pod). A target at
-0 with a minimum of 0 stays there, as the formula has it: AIBrix does not come back from zero by
-itself.
+Changed: there is one metric, and the engines report it. No pod has the gateway's request rate. A
+target at 0 with a minimum of 0 stays there, as the formula has it: AIBrix does not come back from
+zero by itself.
 """
 
 import math
@@ -39,8 +44,10 @@ from fairlead_autoscaler.presets.metrics import Metric, PoolSample, replica_metr
 
 @dataclass(frozen=True, slots=True)
 class ApaSettings:
-    """``target`` is of one replica, in the metric's unit. ``fixed``: without the faults of the
-    cool-down and of missing metrics.
+    """Settings of APA.
+
+    target: for one replica, in the metric's unit.
+    fixed: without the faults of the cool-down and of missing metrics.
     """
 
     target: float
@@ -58,15 +65,16 @@ class ApaSettings:
 
 @dataclass(frozen=True, slots=True)
 class ApaState:
-    """Averages over the pods, and what was recommended: (when, value), oldest first."""
+    """Recent averages over the pods and recommendations, as (time, value), oldest first."""
 
     averages: tuple[tuple[float, float], ...] = ()
     recommended: tuple[tuple[float, int], ...] = ()
 
 
 def apa(model: ModelSpec, settings: ApaSettings) -> PerPoolController[ApaState]:
-    """An APA on every pool; the bounds are each pool's own. Raises BadInput for a metric that no
-    pod has.
+    """Returns an APA for every pool, within the pool's own bounds.
+
+    Raises BadInput for a metric that no pod has.
     """
     if settings.metric is Metric.REQUEST_RATE:
         raise BadInput("APA reads metrics of pods, and no pod has a request rate", field="metric")
@@ -98,7 +106,7 @@ def _decide(state: ApaState, look: PoolSample, settings: ApaSettings) -> tuple[A
 
 
 def _values(look: PoolSample, settings: ApaSettings) -> list[float]:
-    """A value of each pod. As shipped, one that does not answer has 0."""
+    """Returns a value for each pod. As shipped, a pod that does not answer counts as 0."""
     if look.observed.replicas is None:
         return [] if settings.fixed else [0.0] * (look.observed.ready + look.observed.pending + look.observed.draining)
     pods = look.observed.replicas
@@ -130,6 +138,6 @@ def _apply_cooldown(
     window = settings.up_cooldown_seconds if up else settings.down_cooldown_seconds
     within = [n for at, n in state.recommended if at > now - window] or [asked]
     cooled = max(within) if up != settings.fixed else min(within)
-    if settings.fixed:  # a cool-down holds back, it does not turn round
+    if settings.fixed:  # a cool-down delays a change, it does not reverse it
         cooled = max(cooled, current) if up else min(cooled, current)
     return state, cooled

@@ -1,9 +1,9 @@
-"""How a controller is called: by ``step(observation) -> Plan``, as our own core is, so that benches
-can exchange them.
+"""Controller: the protocol of a preset, and the driver of those that scale each pool by itself.
 
-A controller itself is a pure function from its state and a look to its next state and a plan.
-``EachPool`` keeps the state of one that scales every pool by itself, and calls it at its own
-period; those that look at all pools together keep theirs themselves.
+The protocol is that of Fairlead's own core, so that benchmarks can exchange them. The decision of a
+controller is a pure function: a state and a sample in, the next state and a plan out.
+``PerPoolController`` keeps the states and calls it once a period. Controllers that decide over all
+pools together keep their state themselves.
 """
 
 from collections.abc import Callable
@@ -16,18 +16,20 @@ ControllerState = TypeVar("ControllerState")
 
 
 class Controller(Protocol):
-    """What benches and simulators drive."""
+    """A scaling controller as benchmarks and simulators drive it."""
 
     def step(self, observation: Observation) -> ScalingPlan:
-        """One look in, what to do out; called every ``model.interval_seconds``. A pool that is not
-        in the plan stays.
+        """Returns the plan for an observation; called every ``model.interval_seconds``.
+
+        A pool that is not in the plan stays as it is.
         """
         ...
 
 
 class PerPoolController(Generic[ControllerState]):
-    """Every pool by itself: ``decide(state, look) -> (state, plan)``, ``plan`` None for no change,
-    every ``period_seconds``.
+    """A controller that scales each pool by itself, every ``period_seconds``.
+
+    decide: maps a state and a sample to the next state and a plan; None for no change.
     """
 
     def __init__(
@@ -46,7 +48,6 @@ class PerPoolController(Generic[ControllerState]):
         self._last: float | None = None
 
     def step(self, observation: Observation) -> ScalingPlan:
-        """See ``Scaler``."""
         self._arrivals = self._arrivals.plus(observation)
         if not is_due(self._last, observation.now, self._period_seconds):
             return ScalingPlan()

@@ -1,33 +1,35 @@
-"""Dynamo: NVIDIA's SLA planner, sizing by throughput.
+"""Dynamo: NVIDIA's SLA planner, which sizes pools by throughput.
 
-The rule. Every 180 s: requests, mean prompt and answer length of the interval are forecast one
-interval ahead (dynamo_forecast.py). With prefill and decode apart, engines of each kind come from
-what a profiling run measured, here from the engine's profile:
+Rule: every 180 s, the requests and the mean prompt and answer length of the interval are forecast
+one interval ahead (``dynamo_forecast``). With separate prefill and decode pools, the number of
+engines of each follows from profiled throughput, here from the engine's profile:
 
     prefill = ceil(requests × prompt ÷ interval × min(1, p) ÷ prompt tokens a second of an engine)
-    decode  = ceil(requests × answer ÷ interval ÷ the most tokens a second of an engine at an inter-token latency ≤ objective ÷ d)
+    decode  = ceil(requests × answer ÷ interval ÷ tokens a second of an engine at the decode limit)
 
-with the corrections p = measured TTFT ÷ profiled TTFT and d = measured ITL ÷ profiled ITL at the
-measured concurrency. p above 1 is ignored: the planner takes it for queueing, so a queue never adds
-prefill engines. One kind of engine ("aggregated", in later versions): ceil(requests a second ÷
-requests a second of an engine), where an engine takes the largest batch at which a step with its
-share of prompt tokens meets both objectives, and batch ÷ (answer × step) requests a second, or what
-its prompt tokens allow. At least one engine each. An interval without any finished token changes
-nothing.
+The decode limit is the highest rate with an inter-token latency ≤ SLO ÷ d. The corrections are
+p = measured TTFT ÷ profiled TTFT and d = measured ITL ÷ profiled ITL, at the measured concurrency.
+The planner takes p above 1 for queueing and ignores it, so a queue never adds prefill engines.
 
-Constants: interval 180 s, at least 1 engine, objectives 0.5 s and 50 ms where none are given.
+An aggregated pool (in later versions) gets ceil(requests a second ÷ requests a second of an
+engine). An engine takes the largest batch at which a step, with its share of prompt tokens, meets
+both SLOs. It then serves batch ÷ (answer × step) requests a second, or what its prompt tokens
+allow. Each pool has at least one engine. An interval without any finished token changes nothing.
+
+Constants: interval 180 s, at least 1 engine, SLOs of 0.5 s and 50 ms where none are given.
 
 Source: ai-dynamo/dynamo, components/planner/src/dynamo/planner/utils/planner_core.py at 07619258
 (make_adjustments, _compute_replica_requirements), perf_interpolation.py, defaults.py; for the
 aggregated case AggRegressionModel.find_best_engine_agg_rps and _throughput_agg of later versions.
 Apache-2.0. Facts, not code.
 
-What was changed: profiles are formulas, not tables that are interpolated. Counts of an interval
-that could only be read in part are scaled to the whole of it, as a Prometheus increase is. Later
-versions have a second loop that reacts to load; it is not modelled. The GPU budget is the pools'
-maximum. ``headroom`` multiplies the forecast load and is ours (1 is the planner): the planner's own
-way to more room is a tighter objective, which moves a prefill pool not at all. Of several pools of
-one role the first is sized and the others stay.
+Changed: profiles are formulas, not tables that are interpolated. Counts of an interval that was
+read in part are scaled to the whole interval, as a Prometheus increase is. Later versions have a
+second loop that reacts to load; it is not modelled. The GPU budget is the pools' maximum.
+
+``headroom`` multiplies the forecast load and is an addition (1 is the planner). The planner's own
+way to more headroom is a tighter SLO, which does not move a prefill pool at all. Where several
+pools have one role, the first is sized and the others stay.
 """
 
 import math
@@ -44,7 +46,7 @@ from fairlead_autoscaler.presets.metrics import is_due
 
 @dataclass(frozen=True, slots=True)
 class DynamoSettings:
-    """``headroom`` multiplies the load that is sized for."""
+    """Settings of the planner. ``headroom`` multiplies the forecast load."""
 
     headroom: float = 1.0
     forecast: ForecastMethod = ForecastMethod.KALMAN
@@ -55,9 +57,7 @@ class DynamoSettings:
 
 @dataclass(frozen=True, slots=True)
 class IntervalSums:
-    """What an interval added up to: gateway counts with the seconds they cover, engine counts
-    likewise.
-    """
+    """Sums over an interval. ``seconds``: the time that the gateway's counts cover."""
 
     seconds: float = 0.0
     arrivals: float = 0.0
@@ -69,7 +69,7 @@ class IntervalSums:
     itl_seconds: float = 0.0
 
     def plus(self, observation: Observation, seconds: float) -> "IntervalSums":
-        """With a look and the ``seconds`` since the one before."""
+        """Returns the sums with an observation, ``seconds`` after the one before."""
         result = self
         if observation.gateway is not None:
             result = replace(
@@ -89,7 +89,7 @@ class IntervalSums:
         )
 
     def means(self, interval: float) -> "IntervalMeans":
-        """Requests of a whole interval, and means of a request; None where nothing was counted."""
+        """Returns requests of a whole interval and means of a request; None without a count."""
         return IntervalMeans(
             self.arrivals / self.seconds * interval if self.seconds > 0 else None,
             _mean(self.prompt_tokens, self.arrivals),
@@ -101,9 +101,7 @@ class IntervalSums:
 
 @dataclass(frozen=True, slots=True)
 class IntervalMeans:
-    """Of an interval: ``requests``, tokens of a prompt and of an answer, TTFT and ITL in
-    seconds.
-    """
+    """Means of an interval: requests, tokens of a prompt and an answer, TTFT and ITL in seconds."""
 
     requests: float | None
     prompt: float | None
@@ -114,7 +112,7 @@ class IntervalMeans:
 
 @dataclass(frozen=True, slots=True)
 class ForecastLoad:
-    """What is sized for: requests a second, tokens of a prompt, tokens of an answer."""
+    """The forecast load: requests a second, tokens of a prompt, tokens of an answer."""
 
     rate: float
     prompt: float
@@ -122,7 +120,7 @@ class ForecastLoad:
 
 
 class DynamoPlanner:
-    """The planner: adds up an interval, then forecasts and sizes."""
+    """The planner: it sums up an interval, forecasts the next one and sizes the pools."""
 
     def __init__(self, model: ModelSpec, settings: DynamoSettings) -> None:
         self._model = model
@@ -133,7 +131,6 @@ class DynamoPlanner:
         self._acted: float | None = None
 
     def step(self, observation: Observation) -> ScalingPlan:
-        """See ``Scaler``."""
         now, interval = observation.now, self._settings.interval_seconds
         if self._looked is None or self._acted is None:
             self._looked = self._acted = now
@@ -157,7 +154,7 @@ class DynamoPlanner:
 def size_pools(
     model: ModelSpec, settings: DynamoSettings, load: ForecastLoad, means: IntervalMeans, observation: Observation
 ) -> dict[str, PoolPlan]:
-    """How many engines the first pool of each role should have for ``load``."""
+    """Returns plans for the first pool of each role under ``load``."""
     ttft = settings.default_ttft_seconds if model.ttft_seconds is None else model.ttft_seconds
     itl = settings.default_itl_seconds if model.itl_seconds is None else model.itl_seconds
     plans = {}
@@ -187,26 +184,28 @@ def size_pools(
 
 
 def prefill_seconds(profile: EngineProfile, prompt: float) -> float:
-    """What a prompt alone on an engine takes to its first token."""
+    """Returns the seconds to the first token of a prompt that is alone on an engine."""
     return profile.prefill_time(prompt)
 
 
 def prefill_rate(profile: EngineProfile, prompt: float) -> float:
-    """Prompt tokens a second of an engine that does nothing else."""
+    """Returns the prompt tokens a second of an engine that does nothing else."""
     return prompt / prefill_seconds(profile, prompt) if prompt > 0.0 else 0.0
 
 
 def decode_rate(profile: EngineProfile, context: float, itl: float) -> float:
-    """The most tokens a second at which a step takes at most ``itl``; that of a single sequence
-    where even one takes longer.
+    """Returns the most tokens a second at which a step takes at most ``itl`` seconds.
+
+    When even a single sequence takes longer, the rate is that of a single sequence.
     """
     batch = _largest_batch(_max_batch(profile, context), lambda b: step_seconds(profile, b, context, 0.0) <= itl)
     return batch / step_seconds(profile, batch, context, 0.0)
 
 
 def serve_rate(profile: EngineProfile, prompt: float, answer: float, ttft: float, itl: float) -> float:
-    """Requests a second of an engine that prefills and decodes, at the largest batch that meets
-    both objectives (else at 1).
+    """Returns the requests a second of an engine that prefills and decodes.
+
+    The batch is the largest that meets both SLOs; 1 if none does.
     """
     if prompt <= 0.0 or answer <= 0.0:
         return 0.0
@@ -223,8 +222,9 @@ def serve_rate(profile: EngineProfile, prompt: float, answer: float, ttft: float
 
 
 def step_seconds(profile: EngineProfile, batch: int, context: float, prompt_tokens: float) -> float:
-    """A step that decodes ``batch`` sequences of ``context`` tokens and computes
-    ``prompt_tokens``.
+    """Returns the seconds of a step.
+
+    The step decodes ``batch`` sequences of ``context`` tokens and computes ``prompt_tokens``.
     """
     return profile.step_time(computed=round(prompt_tokens) + batch, sequences=batch, resident=round(batch * context))
 
@@ -234,8 +234,9 @@ def _max_batch(profile: EngineProfile, context: float) -> int:
 
 
 def _largest_batch(most: int, holds: Callable[[int], bool]) -> int:
-    """The largest batch up to ``most`` that holds, where a batch holds whenever a larger one does;
-    1 where none does.
+    """Returns the largest batch up to ``most`` for which ``holds`` is true; 1 if there is none.
+
+    ``holds`` is true for all batches below one for which it is true.
     """
     least = 1
     while least < most:
@@ -245,8 +246,9 @@ def _largest_batch(most: int, holds: Callable[[int], bool]) -> int:
 
 
 def _decode_correction(profile: EngineProfile, means: IntervalMeans, engines: int, settings: DynamoSettings) -> float:
-    """Measured ITL over the profiled one at the concurrency that the interval had (Little: rate ×
-    time of a request).
+    """Returns the measured ITL over the profiled one, at the interval's concurrency.
+
+    The concurrency is rate × time of a request (Little).
     """
     if means.requests is None or not engines or means.prompt is None or means.answer is None or means.itl is None:
         return 1.0

@@ -1,14 +1,17 @@
-"""The forecasts of Dynamo's planner: the next value of a series that comes once an interval.
+"""The forecasts of Dynamo's planner: the next value of a series with one value per interval.
 
-Kalman: a level that moves by a trend, level' = level + trend; both drift (variances 1 and 0.1 an
-interval), measurements scatter (variance 10), and what is forecast is the next level. The first
-value sets the level, with a variance of 1000. Constant: the last value. Both leave out zeros before
-the first value that is not zero. ARIMA (the default there) and Prophet need packages and minutes of
-data; they are not modelled, and the study that this follows used Kalman in their place.
+- Kalman: a level that moves by a trend, level' = level + trend. Both drift, with variances of 1 and
+  0.1 an interval; measurements have a variance of 10. The forecast is the next level. The first
+  value sets the level, with a variance of 1000.
+- Constant: the last value.
+
+Both leave out zeros before the first value that is not zero. ARIMA (the planner's default) and
+Prophet are not modelled: they need packages and minutes of data. The study of the presets used
+Kalman in their place.
 
 Source: ai-dynamo/dynamo, components/src/dynamo/planner/utils/load_predictor.py at 0ff50012
 (KalmanPredictor, ConstantPredictor); defaults kalman_q_level 1.0, kalman_q_trend 0.1, kalman_r
-10.0. Apache-2.0. Facts, not code: the filter's equations written out for two states, where the
+10.0. Apache-2.0. Facts, not code: the filter's equations are written out for two states; the
 original calls filterpy.
 """
 
@@ -19,7 +22,7 @@ _FIRST_VARIANCE = 1000.0
 
 
 class ForecastMethod(StrEnum):
-    """How the next interval is guessed."""
+    """The method of the forecast."""
 
     CONSTANT = "constant"
     KALMAN = "kalman"
@@ -27,8 +30,9 @@ class ForecastMethod(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LevelTrendSeries:
-    """A local linear trend: level and trend with their covariance (of level, of both, of trend).
-    ``seen``: any value yet.
+    """A local linear trend: level and trend with their variances and covariance.
+
+    seen: the series has a value.
     """
 
     seen: bool = False
@@ -43,7 +47,7 @@ class LevelTrendSeries:
     measurement_noise: float = 10.0
 
     def plus(self, value: float) -> "LevelTrendSeries":
-        """With the next interval's value."""
+        """Returns the series with the value of the next interval."""
         if not self.seen:
             return self if value == 0.0 else replace(self, seen=True, last=value, level=value)
         ahead = self._ahead()
@@ -61,7 +65,7 @@ class LevelTrendSeries:
         )
 
     def next(self, forecast: ForecastMethod) -> float:
-        """The value guessed for the next interval; 0 before there was any."""
+        """Returns the forecast for the next interval; 0 before the first value."""
         return self.last if forecast is ForecastMethod.CONSTANT or not self.seen else self._ahead().level
 
     def _ahead(self) -> "LevelTrendSeries":

@@ -1,16 +1,21 @@
-"""HPA v2: Kubernetes' horizontal pod autoscaler.
+"""HPA v2: Kubernetes' horizontal pod autoscaler, with one metric.
 
-The rule. Every 15 s, by one metric: with a metric of each pod, ratio = average over the pods that
-have one ÷ target, and replicas = ceil(ratio × those pods); within the tolerance of 1 nothing
-changes. Pods without the metric count as idle where the ratio would raise, and as being at the
-target where it would lower; pods that are pending count as idle where it would raise and not at all
-where it would lower; if that turns the direction round, nothing changes. With a metric of the whole
-(request rate), replicas = ceil(total ÷ target), with total ÷ (target × replicas) for the tolerance.
-No metric at all: no change. Then at most max(2 × replicas, 4), never below the largest number that
-was wanted in the last 300 s, and within the bounds; a ``behavior`` puts its own rates and windows
-in place of both (hpa_behavior.py). The first look remembers the number there is as if it had been
-wanted, so that a restarted controller does not scale down at once. A target at 0 replicas switches
-the autoscaler off (feature gate HPAScaleToZero is off).
+Rule: every 15 s. With a metric of each pod, ratio = average over the pods that have the metric ÷
+target, and replicas = ceil(ratio × those pods). A ratio within the tolerance of 1 changes nothing.
+
+- Pods without the metric count as idle when the ratio would raise the number. They count as at the
+  target when it would lower it.
+- Pending pods count as idle when it would raise the number, and not at all when it would lower it.
+- If these corrections reverse the direction, nothing changes.
+
+With a metric of the whole (request rate), replicas = ceil(total ÷ target); the tolerance applies to
+total ÷ (target × replicas). Without any metric nothing changes.
+
+The result is at most max(2 × replicas, 4), at least the largest number wanted in the last 300 s,
+and within the bounds. A ``behavior`` puts its own rates and windows in place of the first two
+(``hpa_behavior``). The first observation records the present number as wanted, so that a restarted
+controller does not scale down at once. A target at 0 replicas switches the autoscaler off (feature
+gate HPAScaleToZero is off).
 
 Constants: sync 15 s, tolerance 0.1, down window 300 s (flags of kube-controller-manager), ×2 and 4
 (horizontal.go).
@@ -18,13 +23,13 @@ Constants: sync 15 s, tolerance 0.1, down window 300 s (flags of kube-controller
 Source: kubernetes/kubernetes v1.36.3, pkg/controller/podautoscaler: replica_calculator.go
 (calcPlainMetricReplicas, GetExternalPerPodMetricReplicas, groupPods), metrics/utilization.go
 (GetMetricUsageRatio), horizontal.go (reconcileAutoscaler, normalizeDesiredReplicas,
-stabilizeRecommendation, convertDesiredReplicasWithRules). Apache-2.0. Facts, not code: equal to
-what the Go functions did on 200 vectors (tests/autoscaler/golden).
+stabilizeRecommendation, convertDesiredReplicasWithRules). Apache-2.0. Facts, not code: the results
+equal those of the Go functions on 200 vectors (tests/autoscaler/presets/golden).
 
-What was changed: one metric instead of a list. A replica that starts is a running pod without a
-metric: an engine's container runs for nearly all of the time it loads. Whoever deploys an HPA
-deploys at least ``minReplicas``, so the first plan raises a pool that stands below it, where the
-controller itself would stay off at 0.
+Changed: there is one metric instead of a list. A replica that starts is a running pod without a
+metric: an engine's container runs for nearly all of the time it loads. Users of an HPA deploy at
+least ``minReplicas``. Therefore the first plan raises a pool below it, where the controller itself
+would stay off at 0.
 """
 
 import math
@@ -47,7 +52,7 @@ from fairlead_autoscaler.presets.metrics import Metric, PoolSample, pool_metric,
 
 
 class PodPhase(StrEnum):
-    """What counts about a pod."""
+    """The phase of a pod, as far as the calculation distinguishes it."""
 
     RUNNING = "running"
     PENDING = "pending"
@@ -56,7 +61,7 @@ class PodPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HpaPod:
-    """``milli`` is its metric in thousandths; None where it has none."""
+    """A pod. ``milli``: its metric in thousandths; None if it has none."""
 
     phase: PodPhase
     milli: int | None = None
@@ -64,8 +69,11 @@ class HpaPod:
 
 @dataclass(frozen=True, slots=True)
 class HpaObservation:
-    """What the controller looks at: ``spec`` and ``status`` replicas of the target, and either
-    ``pods`` or the ``total`` in thousandths; both None: no metric."""
+    """The inputs of one reconciliation.
+
+    spec, status: the replicas of the target.
+    pods, total_milli: the metric; both are None when there is none.
+    """
 
     now: float
     spec: int
@@ -76,7 +84,7 @@ class HpaObservation:
 
 @dataclass(frozen=True, slots=True)
 class HpaSettings:
-    """``target`` is of one replica, in the metric's unit."""
+    """Settings of an HPA. ``target``: for one replica, in the metric's unit."""
 
     target: float
     metric: Metric = Metric.CONCURRENCY
@@ -89,11 +97,11 @@ class HpaSettings:
 
     @property
     def target_milli(self) -> int:
-        """The target in thousandths, rounded up as a Kubernetes quantity is."""
+        """Returns the target in thousandths, rounded up as a Kubernetes quantity is."""
         return milli(self.target)
 
     def is_within_tolerance(self, ratio: float) -> bool:
-        """Whether a ratio is too near to 1 to act on."""
+        """Returns whether a ratio is too near to 1 to act on."""
         up = down = self.tolerance
         if self.behavior is not None:
             up = self.tolerance if self.behavior.up.tolerance is None else self.behavior.up.tolerance
@@ -103,14 +111,14 @@ class HpaSettings:
 
 @dataclass(frozen=True, slots=True)
 class HpaState:
-    """What was wanted, before windows and limits, and what was changed."""
+    """The numbers wanted before windows and limits, and the changes made."""
 
     wanted: History = ()
     events: ScaleEvents = field(default_factory=ScaleEvents)
 
 
 def hpa(model: ModelSpec, settings: HpaSettings) -> PerPoolController[HpaState]:
-    """An HPA on every pool; the bounds are each pool's own."""
+    """Returns an HPA for every pool, within the pool's own bounds."""
 
     def decide(state: HpaState, look: PoolSample) -> tuple[HpaState, PoolPlan | None]:
         own = with_pool_bounds(settings, look)
@@ -123,13 +131,13 @@ def hpa(model: ModelSpec, settings: HpaSettings) -> PerPoolController[HpaState]:
 
 
 def with_pool_bounds(settings: HpaSettings, look: PoolSample) -> HpaSettings:
-    """With the pool's bounds; an HPA's minimum is at least 1."""
+    """Returns the settings with the pool's bounds; an HPA's minimum is at least 1."""
     least = max(1, look.spec.minimum)
     return replace(settings, minimum=least, maximum=max(least, look.spec.maximum))
 
 
 def hpa_observation(settings: HpaSettings, look: PoolSample) -> HpaObservation:
-    """A look as the controller has it: status counts all but what drains."""
+    """Returns the inputs of the controller; ``status`` counts all replicas that do not drain."""
     status = look.observed.ready + look.observed.pending
     if settings.metric is Metric.REQUEST_RATE:
         total = pool_metric(settings.metric, look)
@@ -149,7 +157,7 @@ def hpa_observation(settings: HpaSettings, look: PoolSample) -> HpaObservation:
 
 
 def reconcile(state: HpaState, seen: HpaObservation, settings: HpaSettings) -> tuple[HpaState, PoolPlan | None]:
-    """One look of the controller: its next state, and what it writes (None: nothing)."""
+    """Returns the next state of the controller and its plan; None when it writes nothing."""
     if not state.wanted:
         state = replace(state, wanted=((seen.now, seen.spec),))
     least, most = settings.minimum, settings.maximum
@@ -175,15 +183,13 @@ def reconcile(state: HpaState, seen: HpaObservation, settings: HpaSettings) -> t
         longest = max(settings.behavior.up.window_seconds or 0.0, down_window_seconds(settings.behavior, window))
         kept = tuple(one for one in state.wanted if one[0] >= seen.now - longest)
         held = stabilize(wanted, seen.spec, kept, seen.now, settings.behavior, window)
-        replicas = limit_rate(held, seen.spec, state.events, seen.now, settings.behavior, least, most)
+        replicas = max(least, min(limit_rate(held, seen.spec, state.events, seen.now, settings.behavior), most))
     state = replace(state, wanted=(*kept, (seen.now, wanted)))
     return _record_change(state, seen, settings, _plan(seen, wanted, held, replicas))
 
 
 def proposed_replicas(seen: HpaObservation, settings: HpaSettings) -> int | None:
-    """How many replicas the metric asks for, before windows, rates and bounds; None without any
-    metric.
-    """
+    """Returns the number of replicas before windows, rates and bounds; None without a metric."""
     if seen.total_milli is not None:
         asked = settings.target_milli * seen.status
         near = asked > 0 and settings.is_within_tolerance(seen.total_milli / asked)
@@ -214,7 +220,7 @@ def _proposed_by_pods(pods: Sequence[HpaPod], current: int, settings: HpaSetting
 
 
 def milli(value: float) -> int:
-    """Thousandths, rounded up."""
+    """Returns thousandths, rounded up."""
     return math.ceil(round(value * 1000.0, 6))
 
 

@@ -1,19 +1,20 @@
-"""``spec.behavior`` of a HorizontalPodAutoscaler: stabilisation windows, rate limits and tolerances
-for each direction.
+"""``spec.behavior`` of a HorizontalPodAutoscaler: windows, rates and tolerances per direction.
 
-An autoscaler that sets ``behavior`` is treated by other code in Kubernetes than one that does not
-(hpa.py has that path). The wanted number is first kept within what was wanted lately: not above the
-smallest of the up window, not below the largest of the down window. Then the rates: each policy
-allows so many pods, or so many percent, on top of what there was when its period began, which is
-found by taking back the changes made since. ``select`` takes the policy that changes most (Max),
-least (Min), or forbids the direction (Disabled).
+Kubernetes treats an autoscaler with a ``behavior`` in other code than one without (``hpa`` has that
+path). The windows come first: the result is at most the smallest number of the up window and at
+least the largest of the down window.
+
+Then the rates apply. Each policy allows a number of pods, or a percentage, on top of the replicas
+at the start of its period. That start is found by taking back the changes made since. ``select``
+takes the policy that changes most (Max) or least (Min), or forbids the direction (Disabled).
 
 Source: kubernetes/kubernetes v1.36.3, pkg/controller/podautoscaler/horizontal.go,
 stabilizeRecommendationWithBehaviors, convertDesiredReplicasWithBehaviorRate,
 calculateScale{Up,Down}LimitWith…, storeScaleEvent; defaults from
-pkg/apis/autoscaling/v2/defaults.go. Apache-2.0. Changed: histories are values that are pruned, not
-slices whose old places are used again; what is decided is the same, on 200 vectors that the Go code
-made (tests/autoscaler/golden).
+pkg/apis/autoscaling/v2/defaults.go. Apache-2.0.
+
+Changed: histories are values that are pruned, not slices that reuse old places. The decisions equal
+those of the Go code on 200 vectors (tests/autoscaler/presets/golden).
 """
 
 import math
@@ -21,18 +22,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-History = tuple[tuple[float, int], ...]  # (when, how many)
+History = tuple[tuple[float, int], ...]  # (time, number)
 
 
 class PolicyKind(StrEnum):
-    """What a policy counts."""
+    """The unit of a policy."""
 
     PODS = "Pods"
     PERCENT = "Percent"
 
 
 class PolicySelect(StrEnum):
-    """Which of several policies holds."""
+    """The rule that selects among several policies."""
 
     MAX = "Max"
     MIN = "Min"
@@ -41,7 +42,7 @@ class PolicySelect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ScalingPolicy:
-    """At most ``value`` pods or percent in any ``period_seconds``."""
+    """A limit of ``value`` pods or percent in any ``period_seconds``."""
 
     kind: PolicyKind
     value: int
@@ -50,8 +51,9 @@ class ScalingPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ScalingRules:
-    """One direction. ``window_seconds`` None: the controller's own; ``tolerance`` None:
-    likewise.
+    """The rules of one direction.
+
+    window_seconds, tolerance: None for the controller's own.
     """
 
     policies: tuple[ScalingPolicy, ...]
@@ -68,7 +70,7 @@ DEFAULT_DOWN = ScalingRules((ScalingPolicy(PolicyKind.PERCENT, 100, 15.0),))
 
 @dataclass(frozen=True, slots=True)
 class ScalingBehavior:
-    """Both directions, as the API server fills them in."""
+    """The rules of both directions; the defaults are those of the API server."""
 
     up: ScalingRules = DEFAULT_UP
     down: ScalingRules = DEFAULT_DOWN
@@ -76,13 +78,13 @@ class ScalingBehavior:
 
 @dataclass(frozen=True, slots=True)
 class ScaleEvents:
-    """Changes made: (when, by how many replicas), both positive."""
+    """The changes made, as (time, number of replicas); the numbers are positive."""
 
     up: History = ()
     down: History = ()
 
     def plus(self, now: float, before: int, after: int, behavior: ScalingBehavior) -> "ScaleEvents":
-        """With the change from ``before`` to ``after``."""
+        """Returns the events with the change from ``before`` to ``after``."""
         if after > before:
             return replace(self, up=(*_recent(self.up, now, behavior.up), (now, after - before)))
         return replace(self, down=(*_recent(self.down, now, behavior.down), (now, before - after)))
@@ -91,32 +93,28 @@ class ScaleEvents:
 def stabilize(
     wanted: int, current: int, history: History, now: float, behavior: ScalingBehavior, down_window: float
 ) -> int:
-    """The current number, moved only as far as all that was wanted within both windows agrees
-    with.
-    """
+    """Returns the current number, moved as far as all numbers wanted in both windows allow."""
     up_window = behavior.up.window_seconds or 0.0
     ceiling = min([wanted, *(n for at, n in history if at > now - up_window)])
     floor = max([wanted, *(n for at, n in history if at > now - down_window_seconds(behavior, down_window))])
     return min(max(current, ceiling), floor)
 
 
-def limit_rate(
-    wanted: int, current: int, events: ScaleEvents, now: float, behavior: ScalingBehavior, least: int, most: int
-) -> int:
-    """``wanted`` within the rates of its direction and the bounds."""
+def limit_rate(wanted: int, current: int, events: ScaleEvents, now: float, behavior: ScalingBehavior) -> int:
+    """Returns ``wanted``, limited by the rates of its direction."""
     if wanted > current:
         rules, choose = behavior.up, max if behavior.up.select is PolicySelect.MAX else min
         limit = _limit(rules, current, events, now, choose, _upper_limit)
-        return min(wanted, most, max(limit, current))
+        return min(wanted, max(limit, current))
     if wanted < current:
         rules, choose = behavior.down, min if behavior.down.select is PolicySelect.MAX else max
         limit = _limit(rules, current, events, now, choose, _lower_limit)
-        return max(wanted, least, min(limit, current))
+        return max(wanted, min(limit, current))
     return wanted
 
 
 def down_window_seconds(behavior: ScalingBehavior, down_window: float) -> float:
-    """The down window that holds: the object's own, or the controller's."""
+    """Returns the down window: the object's own, or else the controller's."""
     own = behavior.down.window_seconds
     return down_window if own is None else own
 

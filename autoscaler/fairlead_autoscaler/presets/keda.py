@@ -1,12 +1,14 @@
 """KEDA: a ScaledObject with one Prometheus threshold.
 
-The rule. Above zero KEDA is an HPA: it writes one with an external metric whose average per replica
-should be the threshold, so all of hpa.py holds: ceil(total ÷ threshold), tolerance, the largest of
-300 s, at most double. Between 0 and 1 it acts itself, every polling interval (30 s): the trigger is
-active while its value is above the activation threshold (0); an active trigger takes a target at 0
-to max(1, minimum), and a target with minimum 0 goes to 0 when the trigger was last active longer
-ago than the cool-down (300 s). The Prometheus scaler takes an empty answer for 0
-(``ignoreNullValues: true`` is the default), so metrics that are away read as no load.
+Rule: above zero KEDA is an HPA. It writes one with an external metric; the target of its average
+per replica is the threshold. All of ``hpa`` holds: ceil(total ÷ threshold), tolerance, the largest
+of 300 s, at most double.
+
+Between 0 and 1 KEDA acts itself, every polling interval (30 s). The trigger is active while its
+value is above the activation threshold (0). An active trigger takes a target at 0 to
+max(1, minimum). A target with minimum 0 goes to 0 when the trigger was last active longer ago than
+the cool-down (300 s). The Prometheus scaler takes an empty answer for 0 (``ignoreNullValues: true``
+is the default), so missing metrics read as no load.
 
 Constants: polling 30 s, cool-down 300 s, activation threshold 0, HPA sync 15 s.
 
@@ -14,8 +16,8 @@ Source: kedacore/keda at 8b4f083ca (August 2026), pkg/scaling/executor/scale_sca
 (RequestScale, scaleToZeroOrIdle, scaleFromZeroOrIdle), pkg/scalers/prometheus_scaler.go,
 apis/keda/v1alpha1/{withtriggers,scaledobject}_types.go. Apache-2.0. Facts, not code.
 
-What was changed: no fallback, no idle count. A query over the engines counts what the gateway
-holds, too, or nothing could wake a target at 0.
+Changed: there is no fallback and no idle count. A query over the engines also counts the requests
+queued in the gateway; otherwise nothing could wake a target at 0.
 """
 
 from dataclasses import dataclass, field, replace
@@ -29,7 +31,7 @@ from fairlead_autoscaler.presets.metrics import Metric, PoolSample, is_due, pool
 
 @dataclass(frozen=True, slots=True)
 class KedaSettings:
-    """``threshold`` is of one replica, in the metric's unit."""
+    """Settings of a ScaledObject. ``threshold``: for one replica, in the metric's unit."""
 
     threshold: float
     metric: Metric = Metric.CONCURRENCY
@@ -42,7 +44,7 @@ class KedaSettings:
 
 @dataclass(frozen=True, slots=True)
 class KedaState:
-    """The HPA's state, when the trigger was last active, and when it was last polled."""
+    """The state of the HPA, and the times when the trigger was last active and last polled."""
 
     hpa: HpaState = field(default_factory=HpaState)
     active_at: float | None = None
@@ -50,7 +52,7 @@ class KedaState:
 
 
 def keda(model: ModelSpec, settings: KedaSettings) -> PerPoolController[KedaState]:
-    """A ScaledObject on every pool; the bounds are each pool's own."""
+    """Returns a ScaledObject for every pool, within the pool's own bounds."""
 
     def decide(state: KedaState, look: PoolSample) -> tuple[KedaState, PoolPlan | None]:
         value = pool_metric(settings.metric, look)
@@ -74,8 +76,9 @@ def keda(model: ModelSpec, settings: KedaSettings) -> PerPoolController[KedaStat
 def _poll(
     state: KedaState, settings: KedaSettings, look: PoolSample, value: float | None
 ) -> tuple[KedaState, PoolPlan | None]:
-    """What KEDA does itself, beside its HPA: between 0 and 1. ``value`` None: the scaler failed,
-    which changes nothing.
+    """Returns the plan between 0 and 1, which KEDA makes without its HPA.
+
+    value: of the trigger; None when the scaler failed, which changes nothing.
     """
     if value is None:
         return state, None

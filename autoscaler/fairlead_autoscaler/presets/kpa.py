@@ -1,30 +1,38 @@
 """KPA: the pod autoscaler of Knative.
 
-The rule. The concurrency of the whole revision is averaged over a stable window (60 s) and a panic
+Rule: the concurrency of the whole revision is averaged over a stable window (60 s) and a panic
 window (a tenth of it). Each asks for ceil(average ÷ target) pods, kept between floor(ready ÷ 2) and
-ceil(ready × 1000). When what the panic window asks for, before those limits, is 2 × the ready pods
-or more, panic begins: the larger of both holds, and the number never falls until a whole stable
-window has passed without. A down delay holds the largest number of that while. No data for a whole
-window: no decision. A controller that starts beside more than one pod starts in panic at that
-number, so a restart does not scale down.
+ceil(ready × 1000).
 
-Constants: stable window 60 s, panic window 10 %, panic threshold 200 %, up rate 1000, down rate 2,
-utilisation 70 %, tick 2 s, down delay 0, scale-to-zero grace 30 s.
+- Panic begins when the panic window asks, before those limits, for 2 × the ready pods or more. The
+  larger number of both windows then holds.
+- In panic the number never falls. Panic ends after a whole stable window below the threshold.
+- A down delay keeps the largest number of its time.
+- Without data for a whole window there is no decision.
+- A controller that starts with more than one ready pod starts in panic at that number, so a restart
+  does not scale down.
+
+Constants: stable window 60 s, panic window 10 %, panic threshold 200 %, up rate 1000, down rate 2.
+Utilisation 70 %, tick 2 s, down delay 0, scale-to-zero grace 30 s.
 
 Source: knative/serving v0.47.0, pkg/autoscaler/scaling/autoscaler.go (newAutoscaler, Scale),
 pkg/autoscaler/config/config.go (defaults), pkg/autoscaler/metrics/collector.go (windows,
 ErrNoData), pkg/reconciler/autoscaling/kpa/scaler.go (applyBounds, handleScaleToZero). Apache-2.0.
-Facts, not code: equal to what the Go functions did on 200 vectors (tests/autoscaler/golden).
+Facts, not code: the results equal those of the Go functions on 200 vectors
+(tests/autoscaler/presets/golden).
 
-One quirk of the original is kept: in the second in which the last data is exactly as old as the
-window, its average is already 0 and it does not count as empty yet, so a look in that very second
-scales down.
+A quirk of the original is kept. When the last data is exactly as old as the window, the average is
+already 0, but the window is not yet empty. A decision in that second scales down.
 
-What was changed: looks come every 5 s instead of 2 s and the value of a look stands for the seconds
-since the one before, up to one stable window. ``target`` is what one replica should carry, that is
-after the 70 %. Requests that the gateway holds count as concurrency, as those in Knative's
-activator do; a revision at zero gets its first pod as soon as one is held. To zero: after a stable
-window at which nothing is wanted and the grace period, without Knative's probes of the activator.
+Changed:
+
+- Observations come every 5 s instead of 2 s. A value stands for the seconds since the observation
+  before, up to one stable window.
+- ``target`` is the load of one replica after the 70 %.
+- Requests queued in the gateway count as concurrency, as those in Knative's activator do. A
+  revision at zero gets its first pod as soon as a request is queued.
+- A revision goes to zero after a stable window without demand and the grace period, without
+  Knative's probes of the activator.
 """
 
 import math
@@ -41,8 +49,10 @@ _TICK_SECONDS = 2  # Knative's; the down delay counts in it
 
 @dataclass(frozen=True, slots=True)
 class KpaSettings:
-    """``target`` is of one replica, in the metric's unit; ``activation_scale`` the fewest when
-    there is any load.
+    """Settings of a KPA.
+
+    target: for one replica, in the metric's unit.
+    activation_scale: the fewest pods under any load.
     """
 
     target: float
@@ -61,8 +71,11 @@ class KpaSettings:
 
 @dataclass(frozen=True, slots=True)
 class KpaState:
-    """``panic_since``: when the threshold was last passed; ``idle_since``: since when nothing is
-    wanted; ``looked``: last.
+    """The state of a KPA.
+
+    panic_since: when the threshold was last passed.
+    idle_since: since when no pod is wanted.
+    looked: time of the last observation.
     """
 
     stable: WindowAverage
@@ -75,7 +88,7 @@ class KpaState:
 
 
 def kpa(model: ModelSpec, settings: KpaSettings) -> PerPoolController[KpaState | None]:
-    """A KPA on every pool; the bounds are each pool's own."""
+    """Returns a KPA for every pool, within the pool's own bounds."""
 
     def decide(state: KpaState | None, look: PoolSample) -> tuple[KpaState | None, PoolPlan | None]:
         own = replace(settings, minimum=look.spec.minimum, maximum=look.spec.maximum)
@@ -92,7 +105,7 @@ def kpa(model: ModelSpec, settings: KpaSettings) -> PerPoolController[KpaState |
 
 
 def initial_state(settings: KpaSettings, now: float, ready: int) -> KpaState:
-    """A controller that starts: in panic where more than one pod is ready."""
+    """Returns the state of a controller that starts: in panic if more than one pod is ready."""
     length = math.ceil(settings.down_delay_seconds / _TICK_SECONDS)
     return KpaState(
         stable=WindowAverage(settings.stable_window_seconds),
@@ -104,12 +117,12 @@ def initial_state(settings: KpaSettings, now: float, ready: int) -> KpaState:
 
 
 def record(state: KpaState, now: float, value: float) -> KpaState:
-    """With the concurrency of the whole revision at one second."""
+    """Returns the state with the concurrency of the whole revision at one second."""
     return replace(state, stable=state.stable.plus(now, value), panic=state.panic.plus(now, value))
 
 
 def scale(state: KpaState, settings: KpaSettings, now: float, ready: int) -> tuple[KpaState, int | None]:
-    """How many pods Knative's autoscaler wants, before the bounds; None: no data, no decision."""
+    """Returns the pods wanted before the bounds; None without data, which is no decision."""
     if state.stable.is_empty(now):
         return state, None
     there = max(1, ready)
@@ -130,7 +143,7 @@ def scale(state: KpaState, settings: KpaSettings, now: float, ready: int) -> tup
 
 
 def clamp_replicas(settings: KpaSettings, wanted: int) -> int:
-    """Within minimum and maximum; a maximum of 0 is none."""
+    """Returns the number within minimum and maximum; a maximum of 0 means none."""
     wanted = max(wanted, settings.minimum)
     return min(wanted, settings.maximum) if settings.maximum else wanted
 
@@ -142,7 +155,7 @@ def _limit_rate(asks: int, there: int, settings: KpaSettings) -> int:
 
 
 def _record_sample(state: KpaState, settings: KpaSettings, now: float, value: float) -> KpaState:
-    """The value of a look stands for every second since the look before; this one is not over."""
+    """Records the value for every second since the last observation, without the present one."""
     end = math.floor(now)
     begin = end - 1 if state.looked is None else math.floor(state.looked)
     for second in range(max(begin, end - settings.stable_window_seconds), end):

@@ -1,19 +1,18 @@
-"""What a public controller would have measured, out of what our shell sees: one look at one pool,
-and the metrics to choose from.
+"""The metrics of public controllers, derived from an observation.
 
-Public controllers are set up with one metric. Which one decides more than the controller does
-(docs/guides/autoscaling-presets.md), so it is a knob of every preset that has a choice:
+A public controller is set up with one metric. The choice decides more than the controller does
+(docs/guides/autoscaling-presets.md), so it is a parameter of every preset that has a choice:
 
 - ``kv``: share of an engine's KV cache in use, 0..1 (vLLM ``kv_cache_usage_perc``).
 - ``concurrency``: requests an engine runs and queues (vLLM ``num_requests_running`` +
   ``num_requests_waiting``).
-- ``waiting``: requests it queues alone.
+- ``waiting``: requests an engine queues.
 - ``request-rate``: requests a second as they arrive at the gateway, over the last minute, as a
   Prometheus query has them.
 
-Missing stays None. A pool's share of what arrives and of what the gateway holds: pools that prefill
-(Serve, Prefill) share it by their ready replicas, decode pools likewise among themselves; what is
-held waits for a prefill.
+A missing metric stays None. Arrivals and queued requests are those of a model; each pool gets a
+share. Pools that prefill (Serve, Prefill) share them by their ready replicas, and decode pools
+likewise among themselves. Queued requests wait for a prefill.
 """
 
 from collections.abc import Mapping
@@ -31,12 +30,12 @@ from fairlead_autoscaler.core.types import (
 )
 
 _RATE_WINDOW_SECONDS = 60.0
-# Looks come at about the interval: a controller's period is over when this much of it is missing.
+# Observations come at about the interval: a period is over when this much of it is missing.
 _SLACK_SECONDS = 0.5
 
 
 class Metric(StrEnum):
-    """What a controller compares with its target."""
+    """The quantity that a controller compares with its target."""
 
     KV = "kv"
     CONCURRENCY = "concurrency"
@@ -46,8 +45,10 @@ class Metric(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PoolSample:
-    """One look at one pool. ``held`` requests and ``request_rate`` (a second) are this pool's
-    share; None: no gateway answered.
+    """The sample of one pool.
+
+    queued, request_rate: this pool's share, the rate in requests a second; None when no gateway
+        answered.
     """
 
     now: float
@@ -59,16 +60,18 @@ class PoolSample:
 
 @dataclass(frozen=True, slots=True)
 class ArrivalRate:
-    """Requests that arrived, by look: (seconds since the look before, requests); the last minute of
-    those that were read.
+    """The arrivals of the last minute.
+
+    seen: (time, seconds since the observation before, requests) of each observation with a gateway.
     """
 
     last: float | None = None
     seen: tuple[tuple[float, float, float], ...] = ()
 
     def plus(self, observation: Observation) -> "ArrivalRate":
-        """With one more look. A look without a gateway adds nothing; what it missed is not made
-        up.
+        """Returns the arrivals with an observation.
+
+        An observation without a gateway adds nothing, and nothing later makes up for it.
         """
         now = observation.now
         kept = tuple(one for one in self.seen if one[0] > now - _RATE_WINDOW_SECONDS)
@@ -77,15 +80,13 @@ class ArrivalRate:
         return ArrivalRate(now, (*kept, (now, now - self.last, observation.gateway.arrivals)))
 
     def rate(self) -> float | None:
-        """Requests a second over what was read of the last minute; None where nothing was."""
+        """Returns the requests a second over the part of the minute that was read, or None."""
         seconds = sum(one[1] for one in self.seen)
         return sum(one[2] for one in self.seen) / seconds if seconds > 0 else None
 
 
 def replica_metric(metric: Metric, replica: ReplicaMetrics) -> float | None:
-    """A replica's own value; None where it has none. Request rates are the gateway's, no replica
-    has one.
-    """
+    """Returns the value of a replica; None if it has none. No replica has a request rate."""
     if metric is Metric.KV:
         return replica.kv_share
     if metric is Metric.WAITING:
@@ -96,8 +97,10 @@ def replica_metric(metric: Metric, replica: ReplicaMetrics) -> float | None:
 
 
 def pool_metric(metric: Metric, look: PoolSample) -> float | None:
-    """The sum over the replicas that serve, with what the gateway holds for them where the metric
-    counts requests; None where no replica and no gateway could be read."""
+    """Returns the sum over the replicas that serve; None when neither they nor a gateway were read.
+
+    A metric that counts requests includes those queued in the gateway.
+    """
     if metric is Metric.REQUEST_RATE:
         return look.request_rate
     values = [
@@ -107,17 +110,17 @@ def pool_metric(metric: Metric, look: PoolSample) -> float | None:
     if metric is not Metric.KV and look.queued is not None:
         known.append(look.queued)
     if look.observed.replicas is None and look.observed.ready > 0:
-        return None  # what is held says nothing of what runs
+        return None  # queued requests say nothing about running ones
     return sum(known) if known else None
 
 
 def is_due(last: float | None, now: float, period_seconds: float) -> bool:
-    """Whether a controller that acts every ``period_seconds`` acts at this look."""
+    """Returns whether a controller with this period acts now."""
     return last is None or now - last >= period_seconds - _SLACK_SECONDS
 
 
 def pool_samples(model: ModelSpec, observation: Observation, arrivals: ArrivalRate) -> Mapping[str, PoolSample]:
-    """One look at every pool that was seen."""
+    """Returns a sample of every pool that was observed."""
     rate = arrivals.rate() if observation.gateway is not None else None
     held = None if observation.gateway is None else observation.gateway.held
     result = {}
@@ -137,7 +140,7 @@ def pool_samples(model: ModelSpec, observation: Observation, arrivals: ArrivalRa
 
 
 def _traffic_share(model: ModelSpec, observation: Observation, facts: PoolSpec) -> float:
-    """What part of the requests comes to this pool, among those that do the same."""
+    """Returns the share of the requests that comes to this pool, among pools of the same kind."""
     decodes = facts.role is Role.DECODE
     peers = [one.name for one in model.pools if (one.role is Role.DECODE) == decodes and one.name in observation.pools]
     ready = sum(observation.pools[name].ready for name in peers)

@@ -1,10 +1,10 @@
-"""Every preset by name: how to build one, and the knobs that a bench may search.
+"""Registry: every preset by name, with its builder and the parameters that a benchmark may search.
 
-A name stands for a controller with the metric it is set up with, since that choice decides most.
-The first knob of each is the one that an operator would turn; its grid is geometric and wide enough
-for both pools of the study (docs/guides/autoscaling-presets.md), since none of these controllers
-knows what an engine can do. ``fixed`` is the value that a sensible operator would set once for all
-scenarios: what the study found to be the best compromise for each.
+A name stands for a controller with its metric, since that choice decides most. The first parameter
+of each is the one that operators tune. Its grid is geometric and wide enough for both pools of the
+study (docs/guides/autoscaling-presets.md), since none of these controllers knows the capacity of an
+engine. The ``default`` is the value that a sensible operator would set once for all scenarios: the
+study's best compromise for each.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,8 +24,10 @@ from fairlead_autoscaler.presets.wva import WvaController, WvaSettings
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """``grid`` is what a search tries, ascending; ``fixed`` what is set where nothing is
-    searched.
+    """A parameter of a preset.
+
+    default: the value where nothing is searched.
+    grid: the values that a search tries, ascending.
     """
 
     name: str
@@ -36,9 +38,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """``build(model, values)`` makes a fresh controller; ``values`` by knob name, all of them
-    given.
-    """
+    """A preset. ``build(model, values)``: a new controller; ``values`` has all parameters."""
 
     name: str
     summary: str
@@ -188,8 +188,9 @@ PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _ALL}
 
 
 def build(name: str, model: ModelSpec, **values: float) -> Controller:
-    """A fresh controller of a preset; what is not given is the knob's ``fixed``. Raises BadInput
-    for a name or knob unknown.
+    """Returns a new controller of a preset; parameters that are not given have their default.
+
+    Raises BadInput for an unknown name or parameter, and for a value that is not positive.
     """
     if name not in PRESETS:
         raise BadInput(f"no preset is called {name!r}", field="preset", hint=f"known: {', '.join(sorted(PRESETS))}")

@@ -1,12 +1,15 @@
 """WVA: the workload variant autoscaler of llm-d, in its saturation mode.
 
-The rule. Every 60 s, over the pools of one model and role ("variants"), with each replica's largest
-KV share and queue of the last minute. A replica is saturated at KV ≥ 0.80 or a queue ≥ 5. The spare
-of those that are not is averaged: 0.80 − KV and 5 − queue. Less spare than 0.10 or 3: one replica
-more, of the cheapest variant that has nothing pending. Otherwise, if two are not saturated and the
-same load on one replica fewer would leave both spares: one replica less, of the dearest variant
-that has more than one. While any variant is not yet what was asked for, or does not report with all
-of its replicas, nothing changes.
+Rule: every 60 s, over the pools of one model and role ("variants"). The inputs are the largest KV
+share and queue of each replica in the last minute.
+
+- A replica is saturated at KV ≥ 0.80 or a queue ≥ 5.
+- The spare of the others is averaged: 0.80 − KV and 5 − queue.
+- Spare below 0.10 or 3: one replica more, of the cheapest variant that has nothing pending.
+- Otherwise one replica less, of the dearest variant that has more than one. This needs two replicas
+  that are not saturated, and both spares must remain with the same load on one replica fewer.
+- While a variant is not yet at its desired number, or lacks reports of some replicas, nothing
+  changes.
 
 Constants: 0.80, 5, 0.10, 3, minimum of two unsaturated replicas, step 1; period 60 s (assumed by
 the study).
@@ -16,8 +19,8 @@ Source: llm-d-incubation/workload-variant-autoscaler at 36587f8c, internal/satur
 This is the analyzer that uses percentages ("V1"); the token-based one that later releases default
 to is not modelled.
 
-What was changed: the bounds are each pool's own. A variant without a replica has no metrics and is
-never scaled up, as there.
+Changed: the bounds are each pool's own. A variant without a replica has no metrics and is never
+scaled up, as in the original.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,9 +44,7 @@ _MIN_UNSATURATED = 2  # to go down
 
 @dataclass(frozen=True, slots=True)
 class WvaSettings:
-    """``kv_threshold`` and ``queue_threshold`` say when a replica is saturated, the triggers how
-    much spare there should be.
-    """
+    """Settings of WVA. The thresholds define a saturated replica, the triggers too little spare."""
 
     kv_threshold: float = 0.80
     queue_threshold: float = 5.0
@@ -55,7 +56,7 @@ class WvaSettings:
 
 @dataclass(frozen=True, slots=True)
 class WvaVariant:
-    """A pool as WVA has it: ``peaks`` are (KV share, queue) of each replica that reports."""
+    """A pool. ``peaks``: the largest (KV share, queue) of each replica that reports."""
 
     facts: PoolSpec
     desired: int
@@ -68,7 +69,7 @@ ReplicaSamples = Mapping[str, tuple[float, float]]
 
 
 class WvaController:
-    """Keeps the last minute of every replica, and acts every period."""
+    """The controller. It keeps the last minute of every replica."""
 
     def __init__(self, model: ModelSpec, settings: WvaSettings) -> None:
         self._model = model
@@ -77,7 +78,6 @@ class WvaController:
         self._last: float | None = None
 
     def step(self, observation: Observation) -> ScalingPlan:
-        """See ``Scaler``."""
         window = self._settings.peak_window_seconds
         kept = (one for one in self._samples if one[0] > observation.now - window)
         self._samples = (*kept, (observation.now, sample_replicas(observation)))
@@ -98,7 +98,7 @@ class WvaController:
 
 
 def sample_replicas(observation: Observation) -> ReplicaSamples:
-    """KV share and queue of every ready replica that reports both."""
+    """Returns KV share and queue of every ready replica that reports both."""
     return {
         one.id: (one.kv_share, one.waiting)
         for seen in observation.pools.values()
@@ -108,7 +108,7 @@ def sample_replicas(observation: Observation) -> ReplicaSamples:
 
 
 def decide(variants: Sequence[WvaVariant], settings: WvaSettings) -> dict[str, PoolPlan]:
-    """At most one replica more or less, of one variant."""
+    """Returns plans that add or remove at most one replica, of one variant."""
     reporting = [one for one in variants if one.peaks]
     if not reporting or any(one.desired != one.current or len(one.peaks) != one.current for one in reporting):
         return {}
@@ -141,7 +141,7 @@ def decide(variants: Sequence[WvaVariant], settings: WvaSettings) -> dict[str, P
 
 
 def _is_safe(count: int, kv_spare: float, queue_spare: float, settings: WvaSettings) -> bool:
-    """Whether the same load on one replica fewer leaves the spares that would not call it back."""
+    """Returns whether the load on one replica fewer leaves more spare than the triggers."""
     if count < _MIN_UNSATURATED:
         return False
     more = count / (count - 1)
