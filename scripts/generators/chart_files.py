@@ -3,6 +3,7 @@ dashboards.
 """
 
 import json
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,14 @@ def _lines(model: type[BaseModel], depth: int) -> Iterator[str]:
     for name, field, section in _fields(model):
         if depth == 0:
             yield ""
-        yield f"{indent}# {_sentence(field)}"
+        yield from textwrap.wrap(
+            _sentence(field),
+            100,
+            initial_indent=f"{indent}# ",
+            subsequent_indent=f"{indent}# ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
         if section is not None:
             yield f"{indent}{name}:"
             yield from _lines(section, depth + 1)

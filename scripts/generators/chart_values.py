@@ -35,46 +35,48 @@ class Global(BaseModel):
     """Values shared with parent charts, which may have further fields."""
 
     model_config = ConfigDict(extra="allow", alias_generator=to_camel)
-    image_registry: str = _value("registry of every image, for sites that mirror them; else each image's own", "")
-    image_pull_secrets: Names = _value("names of pull secrets of the control plane's pods", [])
+    image_registry: str = _value(
+        "registry of all images, for sites that mirror them; when empty, each image has its own", ""
+    )
+    image_pull_secrets: Names = _value("names of the pull secrets for pods of the control plane", [])
 
 
 class Image(ValuesPart):
-    registry: str = _value("where the image is; `global.imageRegistry` goes before", "serving.fairlead.io")
-    tag: str = _value("its tag; the chart's `appVersion` when empty", "")
-    digest: str = _value("`sha256:…` instead of a tag", "")
+    registry: str = _value("registry of the image; `global.imageRegistry` replaces it", "serving.fairlead.io")
+    tag: str = _value("tag of the image; when empty, the chart's `appVersion`", "")
+    digest: str = _value("digest of the image, such as `sha256:…`; replaces the tag", "")
     pull_policy: Annotated[str, Field(pattern="^(Always|IfNotPresent|Never)$")] = _value(
-        "when it is pulled", "IfNotPresent"
+        "pull policy of the image", "IfNotPresent"
     )
 
 
 class OperatorImage(Image):
-    repository: str = _value("its name there", "operator")
+    repository: str = _value("name of the image in its registry", "operator")
 
 
 class GatewayImage(Image):
-    repository: str = _value("its name there", "gateway")
+    repository: str = _value("name of the image in its registry", "gateway")
 
 
 class IndexerImage(Image):
-    repository: str = _value("its name there", "kvstore")
+    repository: str = _value("name of the image in its registry", "kvstore")
 
 
 class AutoscalerImage(Image):
-    repository: str = _value("its name there", "autoscaler")
+    repository: str = _value("name of the image in its registry", "autoscaler")
 
 
 class RedisImage(Image):
-    repository: str = _value("its name there", "valkey")
+    repository: str = _value("name of the image in its registry", "valkey")
 
 
 class Placement(ValuesPart):
     """Node placement and priority of a component's pods."""
 
-    node_selector: FreeForm = _value("labels of the nodes that may run it", {})
-    tolerations: list[FreeForm] = _value("taints of nodes that it bears", [])
-    affinity: FreeForm = _value("its affinity", {})
-    priority_class_name: str = _value("its priority class", "")
+    node_selector: FreeForm = _value("node labels that its pods require", {})
+    tolerations: list[FreeForm] = _value("tolerations of its pods", [])
+    affinity: FreeForm = _value("affinity of its pods", {})
+    priority_class_name: str = _value("priority class of its pods", "")
     pod_annotations: FreeForm = _value("annotations of its pods", {})
 
 
@@ -83,204 +85,216 @@ def _resources(cpu: str, memory: str, limit: str) -> dict[str, Any]:
 
 
 class Operator(Placement):
-    replicas: Count = _value("replicas, of which one leads", 2)
-    image: OperatorImage = _value("its image", OperatorImage)
-    resources: FreeForm = _value("its resources", _resources("50m", "128Mi", "512Mi"))
-    reconcilers: Annotated[int, Field(ge=1, le=256)] = _value("models that are worked on at once", 8)
-    resync: Duration = _value("how often all models are listed besides being watched", "60s")
-    lease: Duration = _value("how long the leader may be silent before another replica takes over", "15s")
-    capacity_grace: Duration = _value("how long pods may wait for a node before their model is `Stalled`", "10m")
+    replicas: Count = _value("number of replicas; one of them leads", 2)
+    image: OperatorImage = _value("image", OperatorImage)
+    resources: FreeForm = _value("resources of its container", _resources("50m", "128Mi", "512Mi"))
+    reconcilers: Annotated[int, Field(ge=1, le=256)] = _value("models that are reconciled at the same time", 8)
+    resync: Duration = _value("interval of a full list of all models, in addition to the watches", "60s")
+    lease: Duration = _value("time without a sign of the leader after which another replica takes over", "15s")
+    capacity_grace: Duration = _value("time that pods may wait for a node before their model is `Stalled`", "10m")
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 
 
 class EngineImages(ValuesPart):
-    vllm: str = _value("image of vLLM engines whose model names none", "")
-    sglang: str = _value("of SGLang engines", "")
-    sim: str = _value("of simulated engines; Fairlead's own of this version when empty", "")
+    vllm: str = _value("image of vLLM engines, for models without an image", "")
+    sglang: str = _value("image of SGLang engines, for models without an image", "")
+    sim: str = _value("image of simulated engines; when empty, Fairlead's own of this version", "")
 
 
 class Engines(ValuesPart):
-    images: EngineImages = _value("images of engines", EngineImages)
+    images: EngineImages = _value("default images of engines", EngineImages)
     pull_secrets: Names = _value(
-        "names of pull secrets that every engine's pod gets; they lie in the models' namespaces", []
+        "names of the pull secrets for engine pods; the Secrets are in the namespaces of the models", []
     )
     network_policies: bool = _value(
-        "let only pods of the same model, and this chart's gateways and indexers, speak with engines", True
+        "allow connections to engines only from pods of the same model and from this chart's gateways and indexers",
+        True,
     )
 
 
 class Tls(ValuesPart):
-    secret: str = _value("a Secret of type `kubernetes.io/tls`; the public port is then HTTPS", "")
+    secret: str = _value("a Secret of type `kubernetes.io/tls`; when set, the public port is HTTPS", "")
 
 
 class Service(ValuesPart):
-    type: Annotated[str, Field(pattern="^(ClusterIP|NodePort|LoadBalancer)$")] = _value("its type", "ClusterIP")
-    port: Port = _value("its port", 80)
-    annotations: FreeForm = _value("its annotations", {})
+    type: Annotated[str, Field(pattern="^(ClusterIP|NodePort|LoadBalancer)$")] = _value(
+        "type of the Service", "ClusterIP"
+    )
+    port: Port = _value("port of the Service", 80)
+    annotations: FreeForm = _value("annotations of the Service", {})
 
 
 class Autoscaling(ValuesPart):
-    enabled: bool = _value("let a HorizontalPodAutoscaler set the replicas", False)
-    min_replicas: Count = _value("at least", 2)
-    max_replicas: Count = _value("at most", 10)
+    enabled: bool = _value("create a HorizontalPodAutoscaler that sets the number of replicas", False)
+    min_replicas: Count = _value("lowest number of replicas", 2)
+    max_replicas: Count = _value("highest number of replicas", 10)
     cpu_percent: Annotated[int, Field(ge=1, le=1000)] = _value(
-        "the processor use, in percent of what is requested, to hold", 70
+        "target of the CPU use, in percent of the CPU request", 70
     )
 
 
 class Trace(ValuesPart):
-    endpoint: str = _value("an OpenTelemetry collector that takes OTLP over HTTP; without it no span is made", "")
-    sample: Annotated[float, Field(ge=0, le=1)] = _value("share of the requests without a trace context to record", 0)
+    endpoint: str = _value(
+        "an OpenTelemetry collector that accepts OTLP over HTTP; when empty, no spans are recorded", ""
+    )
+    sample: Annotated[float, Field(ge=0, le=1)] = _value(
+        "share of the requests without a trace context that are recorded, 0 to 1", 0
+    )
 
 
 class Tokenizers(ValuesPart):
     claim: str = _value(
-        "a PersistentVolumeClaim with `NAMESPACE/MODEL/tokenizer.json`: prompts of text are then tokenized next to the "
-        "gateway, where engines tell what they hold; give it 200 MB of memory more for each large vocabulary",
+        "a PersistentVolumeClaim with `NAMESPACE/MODEL/tokenizer.json`. The gateway then tokenizes text prompts itself for engines "
+        "that report their caches. Each large vocabulary needs 200 MB more memory",
         "",
     )
 
 
 class Fleet(ValuesPart):
     models: list[FreeForm] = _value(
-        "models and their engines, as in a fleet file, instead of the cluster's; edits apply without a restart", []
+        "models and engines, as in a fleet file, instead of those of the cluster; edits apply without a restart", []
     )
 
 
 class Gateway(Placement):
-    replicas: Count = _value("replicas, where there is no autoscaling", 2)
-    workers: Annotated[int, Field(ge=1, le=64)] = _value(
-        "processes in each that carry requests: one for each processor", 1
-    )
-    image: GatewayImage = _value("its image", GatewayImage)
+    replicas: Count = _value("number of replicas; without effect when `autoscaling` is enabled", 2)
+    workers: Annotated[int, Field(ge=1, le=64)] = _value("worker processes of each replica; one per CPU core", 1)
+    image: GatewayImage = _value("image", GatewayImage)
     resources: FreeForm = _value(
-        "its resources; near the memory limit large bodies are refused", _resources("500m", "192Mi", "1Gi")
+        "resources of its container; near the memory limit, large bodies are refused",
+        _resources("500m", "192Mi", "1Gi"),
     )
-    fleet: Fleet = _value("what it serves", Fleet)
-    service: Service = _value("its Service", Service)
-    tls: Tls = _value("HTTPS on its public port", Tls)
-    autoscaling: Autoscaling = _value("its HorizontalPodAutoscaler", Autoscaling)
-    leave_seconds: Seconds = _value("how long a terminating pod still takes requests, until no proxy sends it any", 5)
+    fleet: Fleet = _value("models to serve", Fleet)
+    service: Service = _value("Service of the gateway", Service)
+    tls: Tls = _value("HTTPS on the public port", Tls)
+    autoscaling: Autoscaling = _value("HorizontalPodAutoscaler of the gateway", Autoscaling)
+    leave_seconds: Seconds = _value(
+        "seconds for which a terminating pod still accepts requests, until no proxy sends it any", 5
+    )
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
-    access_log: bool = _value("write every request to the standard output as a line of JSON, without prompts", False)
-    access_log_clients: bool = _value("with the addresses of clients", True)
-    trace: Trace = _value("spans", Trace)
+    access_log: bool = _value("write each request to standard output as a line of JSON, without prompts", False)
+    access_log_clients: bool = _value("include the addresses of clients in the access log", True)
+    trace: Trace = _value("traces", Trace)
     tokenizers: Tokenizers = _value("tokenizers of models", Tokenizers)
 
 
 class Indexer(Placement):
-    enabled: bool = _value("run it where gateways have a Redis; without one each gateway indexes by itself", True)
-    replicas: Count = _value("replicas, of which one reads each model", 2)
-    image: IndexerImage = _value("its image", IndexerImage)
-    resources: FreeForm = _value("its resources; a million cached blocks are 64 MB", _resources("100m", "128Mi", "1Gi"))
+    enabled: bool = _value("run the indexer when there is a Redis; without Redis, each gateway indexes by itself", True)
+    replicas: Count = _value("number of replicas; one of them reads each model", 2)
+    image: IndexerImage = _value("image", IndexerImage)
+    resources: FreeForm = _value(
+        "resources of its container; a million cached blocks need 64 MB", _resources("100m", "128Mi", "1Gi")
+    )
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 
 
 class Autoscaler(Placement):
-    enabled: bool = _value("run it; it scales only models whose `autoscaling.mode` is `Auto`", True)
-    replicas: Count = _value("replicas, of which one writes", 2)
-    image: AutoscalerImage = _value("its image", AutoscalerImage)
-    resources: FreeForm = _value("its resources", _resources("50m", "128Mi", "512Mi"))
-    freeze: bool = _value("stop every change of a number of instances; what would be done is still said", False)
+    enabled: bool = _value("run the autoscaler; it scales only models with `autoscaling.mode: Auto`", True)
+    replicas: Count = _value("number of replicas; one of them writes", 2)
+    image: AutoscalerImage = _value("image", AutoscalerImage)
+    resources: FreeForm = _value("resources of its container", _resources("50m", "128Mi", "512Mi"))
+    freeze: bool = _value("change no replica counts; decisions are still reported", False)
     guard: bool = _value(
-        "hold it, by a ValidatingAdmissionPolicy, to the one annotation of pods and the one number that it writes", True
+        "restrict its writes, by a ValidatingAdmissionPolicy, to two annotations of pods and to replica counts", True
     )
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 
 
 class Auth(ValuesPart):
-    enabled: bool = _value("ask callers for an API key; without it anyone who reaches the gateway may call", True)
-    keys_secret: str = _value("a Secret of yours with `keys.yaml` and `pepper`; a first key is made when empty", "")
+    enabled: bool = _value("require an API key; when false, every client that reaches the gateway is served", True)
+    keys_secret: str = _value("your own Secret with `keys.yaml` and `pepper`; when empty, a first key is created", "")
 
 
 class Redis(ValuesPart):
-    enabled: bool = _value("run one without persistence, for trials", True)
+    enabled: bool = _value("run a Redis without persistence, for trials", True)
     url: Annotated[str, Field(pattern=r"^$|^(rediss?(\+sentinel|\+cluster)?|unix)://[^@]*$")] = _value(
-        "the URL of your own Redis instead, where it takes no password: `redis://`, `redis+sentinel://`, `redis+cluster://`, or "
-        "`rediss…` for TLS; `enabled` must then be false",
+        "URL of your own Redis without a password: `redis://`, `redis+sentinel://`, `redis+cluster://`, or `rediss…` for TLS; "
+        "requires `enabled: false`",
         "",
     )
-    url_secret: str = _value("a Secret whose `url` holds that URL, with a password in it", "")
-    image: RedisImage = _value("its image, of Valkey or Redis", RedisImage)
-    resources: FreeForm = _value("its resources", _resources("50m", "64Mi", "384Mi"))
-    max_memory_megabytes: Annotated[int, Field(ge=16, le=1_000_000)] = _value(
-        "memory for data; then the oldest goes", 256
+    url_secret: str = _value(
+        "a Secret whose key `url` has the URL of your own Redis, with its password; requires `enabled: false`", ""
     )
-    node_selector: FreeForm = _value("labels of the nodes that may run it", {})
-    tolerations: list[FreeForm] = _value("taints of nodes that it bears", [])
+    image: RedisImage = _value("image of Valkey or Redis", RedisImage)
+    resources: FreeForm = _value("resources of its container", _resources("50m", "64Mi", "384Mi"))
+    max_memory_megabytes: Annotated[int, Field(ge=16, le=1_000_000)] = _value(
+        "memory for data, in MB; beyond it, the oldest data is evicted", 256
+    )
+    node_selector: FreeForm = _value("node labels that its pods require", {})
+    tolerations: list[FreeForm] = _value("tolerations of its pods", [])
 
 
 class Rbac(ValuesPart):
-    aggregate: bool = _value("add rights on models to the cluster's own roles `view`, `edit` and `admin`", True)
+    aggregate: bool = _value("add rights on models to the roles `view`, `edit` and `admin` of the cluster", True)
 
 
 class NetworkPolicies(ValuesPart):
-    enabled: bool = _value("make NetworkPolicies for the control plane's pods", True)
-    metrics_from: list[FreeForm] = _value("who may scrape, as NetworkPolicy peers, besides pods of this namespace", [])
-
-
-class ServiceMonitors(ValuesPart):
-    enabled: bool = _value("make ServiceMonitors, where the cluster knows them", False)
-    labels: FreeForm = _value("labels by which your Prometheus finds them", {})
-    interval: Duration = _value("how often to scrape", "15s")
-
-
-class Alerts(ValuesPart):
-    enabled: bool = _value("make a PrometheusRule, where the cluster knows them", False)
-    labels: FreeForm = _value("labels by which your Prometheus finds it", {})
-    alert_labels: FreeForm = _value("labels that every alert gets besides, such as a team's", {})
-    without: Names = _value("names of alerts that are left out", [])
-    runbooks: str = _value(
-        "where this release's runbooks are shown; each alert points to its heading", "docs/runbooks.md"
+    enabled: bool = _value("create NetworkPolicies for pods of the control plane", True)
+    metrics_from: list[FreeForm] = _value(
+        "NetworkPolicy peers that may read metrics, in addition to pods of this namespace", []
     )
 
 
+class ServiceMonitors(ValuesPart):
+    enabled: bool = _value("create ServiceMonitors, if the cluster has this kind", False)
+    labels: FreeForm = _value("labels that your Prometheus selects", {})
+    interval: Duration = _value("scrape interval", "15s")
+
+
+class Alerts(ValuesPart):
+    enabled: bool = _value("create a PrometheusRule, if the cluster has this kind", False)
+    labels: FreeForm = _value("labels that your Prometheus selects", {})
+    alert_labels: FreeForm = _value("labels to add to every alert, such as the team", {})
+    without: Names = _value("names of alerts to leave out", [])
+    runbooks: str = _value("address of this release's runbooks; each alert links to its heading", "docs/runbooks.md")
+
+
 class Dashboards(ValuesPart):
-    enabled: bool = _value("make a ConfigMap for each dashboard, which Grafana's sidecar takes", False)
-    labels: FreeForm = _value("labels by which the sidecar finds them", {"grafana_dashboard": "1"})
-    annotations: FreeForm = _value("their annotations, such as a folder's name", {})
+    enabled: bool = _value("create a ConfigMap per dashboard, for the sidecar of Grafana", False)
+    labels: FreeForm = _value("labels that the sidecar selects", {"grafana_dashboard": "1"})
+    annotations: FreeForm = _value("annotations of the ConfigMaps, such as a folder name", {})
 
 
 class Ingress(ValuesPart):
-    enabled: bool = _value("make an Ingress to the gateway", False)
-    class_name: str = _value("its class", "")
-    host: str = _value("the host it is for; any when empty", "")
-    tls_secret: str = _value("a Secret with a certificate for that host", "")
-    annotations: FreeForm = _value("its annotations", {})
+    enabled: bool = _value("create an Ingress to the gateway", False)
+    class_name: str = _value("ingress class", "")
+    host: str = _value("host name; when empty, any", "")
+    tls_secret: str = _value("a Secret with a certificate for the host", "")
+    annotations: FreeForm = _value("annotations of the Ingress", {})
 
 
 class HttpRoute(ValuesPart):
-    enabled: bool = _value("make an HTTPRoute to the gateway, where the cluster knows them", False)
-    parent_refs: list[FreeForm] = _value("the Gateways it is attached to", [])
-    hostnames: Names = _value("the hosts it is for; any when empty", [])
+    enabled: bool = _value("create an HTTPRoute to the gateway, if the cluster has this kind", False)
+    parent_refs: list[FreeForm] = _value("Gateways to attach the route to", [])
+    hostnames: Names = _value("host names; when empty, any", [])
 
 
 class Test(ValuesPart):
-    model: str = _value("a model that `helm test` asks for a completion; else it only lists them", "")
+    model: str = _value("model that `helm test` requests a completion from; when empty, it only lists the models", "")
 
 
 class Values(ValuesPart):
     """All values in the order of output."""
 
-    global_: Global = Field(default_factory=Global, alias="global", description="shared with other charts")
-    fullname_override: str = _value("the beginning of all names instead of the release's", "")
+    global_: Global = Field(default_factory=Global, alias="global", description="values shared with other charts")
+    fullname_override: str = _value("prefix of all names, instead of the release name", "")
     watch_namespaces: Names = _value(
-        "the only namespaces whose models are served; they must exist. Operator, gateway, indexer and autoscaler get a Role in "
-        "each instead of rights in all",
+        "namespaces whose models are served; when empty, all. They must exist: the components get a Role in each, and no rights in "
+        "others",
         [],
     )
     operator: Operator = _value("the operator", Operator)
-    engines: Engines = _value("what all engines are given", Engines)
+    engines: Engines = _value("settings of all engines", Engines)
     gateway: Gateway = _value("the gateway", Gateway)
-    indexer: Indexer = _value("who reads what engines have cached", Indexer)
-    autoscaler: Autoscaler = _value("who sets the numbers of instances", Autoscaler)
-    auth: Auth = _value("who may call", Auth)
-    redis: Redis = _value("what gateways share", Redis)
-    rbac: Rbac = _value("rights of people", Rbac)
+    indexer: Indexer = _value("the indexer, which reads the caches of engines", Indexer)
+    autoscaler: Autoscaler = _value("the autoscaler, which sets replica counts", Autoscaler)
+    auth: Auth = _value("authentication of clients", Auth)
+    redis: Redis = _value("the Redis that gateways share", Redis)
+    rbac: Rbac = _value("rights of users", Rbac)
     network_policies: NetworkPolicies = _value("NetworkPolicies", NetworkPolicies)
-    service_monitors: ServiceMonitors = _value("for the Prometheus operator", ServiceMonitors)
+    service_monitors: ServiceMonitors = _value("ServiceMonitors for the Prometheus operator", ServiceMonitors)
     alerts: Alerts = _value("alert rules for the Prometheus operator", Alerts)
     dashboards: Dashboards = _value("Grafana dashboards", Dashboards)
-    ingress: Ingress = _value("an Ingress", Ingress)
-    http_route: HttpRoute = _value("a route of the Gateway API", HttpRoute)
-    test: Test = _value("`helm test`", Test)
+    ingress: Ingress = _value("Ingress to the gateway", Ingress)
+    http_route: HttpRoute = _value("HTTPRoute of the Gateway API", HttpRoute)
+    test: Test = _value("settings of `helm test`", Test)

@@ -71,27 +71,31 @@ def models() -> Dashboard:
     failing = _ratio(f"{_G}errors_total", f"{_G}requests_total")
     requests = (
         Panel("Requests by status", [(_rate(f"{_G}requests_total", "status"), "{{status}}")], "reqps"),
-        Panel("Share that fails", [(failing, "{{model}}")], "percentunit", "By no fault of the client."),
-        Panel("Refused by the gateway", [(_rate(f"{_G}rejected_total", "model, kind"), "{{model}} {{kind}}")], "reqps"),
+        Panel("Error rate", [(failing, "{{model}}")], "percentunit", "Errors that the client did not cause."),
+        Panel(
+            "Requests refused by the gateway",
+            [(_rate(f"{_G}rejected_total", "model, kind"), "{{model}} {{kind}}")],
+            "reqps",
+        ),
     )
     latency = (
-        _quantiles("To the first token", "ttft_seconds"),
-        _quantiles("Between pieces of a stream", "itl_seconds"),
-        _quantiles("To the last byte", "duration_seconds"),
+        _quantiles("Time to first token", "ttft_seconds"),
+        _quantiles("Inter-token latency", "itl_seconds"),
+        _quantiles("Request duration", "duration_seconds"),
     )
     within = _ratio(f"{_G}within_objective_total", f"{_G}judged_total", "model, objective")
     flight = [
         (_sum(f"{_G}in_flight", "model"), "{{model}}"),
-        (_sum(f"{_G}queue", "model"), "{{model}} without a token"),
+        (_sum(f"{_G}queue", "model"), "{{model}} before the first token"),
     ]
     states = _sum(f"{_G}instances", "model, state", of="max")
     load = (
-        Panel("Share within objectives", [(within, "{{model}} {{objective}}")], "percentunit"),
-        Panel("In flight", flight),
+        Panel("Share within the latency targets", [(within, "{{model}} {{objective}}")], "percentunit"),
+        Panel("Requests in flight", flight),
         Panel(
             "Instances by state",
             [(states, "{{model}} {{state}}")],
-            description="As the gateway that sees the most does.",
+            description="The highest count of any gateway.",
         ),
     )
     tokens = [
@@ -102,8 +106,8 @@ def models() -> Dashboard:
     holds = f"max by (model, type, reason) ({_O}model_condition{{{_WHERE}}}) == 1"
     rest = (
         Panel("Tokens", tokens, "cps"),
-        Panel("Share of prompt tokens from a cache", [(cached, "{{model}}")], "percentunit"),
-        Panel("Conditions that hold", [(holds, "{{model}} {{type}} {{reason}}")], kind="table"),
+        Panel("Share of cached prompt tokens", [(cached, "{{model}}")], "percentunit"),
+        Panel("True conditions", [(holds, "{{model}} {{type}} {{reason}}")], kind="table"),
     )
     pool = "{{model}} {{pool}}"
     replicas = [
@@ -114,12 +118,12 @@ def models() -> Dashboard:
     held = f"max by (model, pool) ({_A}held_back{{{_WHERE}}})"
     decided = _rate(f"{_A}decisions_total", "model, pool, rule")
     scaling = (
-        Panel("Instances wanted, ready and starting", replicas),
-        Panel("Needed by the load, and not written", [(needs, pool), (held, f"{pool} held back")]),
+        Panel("Instances desired, ready and pending", replicas),
+        Panel("Instances that the load needs, and withheld decisions", [(needs, pool), (held, f"{pool} withheld")]),
         Panel("Decisions by rule", [(decided, f"{pool} {{{{rule}}}}")], "ops"),
     )
     rows = (
-        *(("Requests", requests), ("Latency", latency), ("Objectives and load", load)),
+        *(("Requests", requests), ("Latency", latency), ("SLO and load", load)),
         *(("Autoscaling", scaling), ("Tokens and status", rest)),
     )
     return Dashboard("models", "Fairlead / Models", rows)
@@ -129,22 +133,26 @@ def engines() -> Dashboard:
     """Returns the dashboard of engines and their caches."""
     one = "{{model}} {{instance}}"
     load = (
-        Panel("Requests in the batch", [(_sum(f"{_G}engine_running", "model, instance", of="max"), one)]),
-        Panel("Waiting in the engine", [(_sum(f"{_G}engine_waiting", "model, instance", of="max"), one)]),
+        Panel("Running requests", [(_sum(f"{_G}engine_running", "model, instance", of="max"), one)]),
+        Panel("Requests queued in the engine", [(_sum(f"{_G}engine_waiting", "model, instance", of="max"), one)]),
         Panel("KV cache in use", [(_sum(f"{_G}engine_kv_usage", "model, instance", of="max"), one)], "percentunit"),
     )
     sent = (
-        Panel("In flight, as gateways count", [(_sum(f"{_G}instance_in_flight", "model, instance"), one)]),
-        Panel("Backlog", [(_sum(f"{_G}instance_backlog_seconds", "model, instance"), one)], "s"),
+        Panel("Requests in flight, counted by gateways", [(_sum(f"{_G}instance_in_flight", "model, instance"), one)]),
+        Panel("Estimated backlog", [(_sum(f"{_G}instance_backlog_seconds", "model, instance"), one)], "s"),
         Panel("Generated tokens", [(_rate(f"{_G}instance_output_tokens_total", "model, instance"), one)], "cps"),
     )
     hits = f"sum by (model, instance) (rate({_G}engine_prefix_hits_total{{{_WHERE}}}[$__rate_interval]))"
     queries = f"sum by (model, instance) (rate({_G}engine_prefix_queries_total{{{_WHERE}}}[$__rate_interval]))"
     caches = (
-        Panel("Prefix hits", [(f"{hits}\n  / {queries}", one)], "percentunit"),
-        Panel("Put back for lack of KV", [(_rate(f"{_G}engine_preemptions_total", "model, instance"), one)], "ops"),
+        Panel("Prefix hit rate", [(f"{hits}\n  / {queries}", one)], "percentunit"),
         Panel(
-            "Cache predicted wrongly",
+            "Preemptions for lack of KV cache",
+            [(_rate(f"{_G}engine_preemptions_total", "model, instance"), one)],
+            "ops",
+        ),
+        Panel(
+            "Prediction error of cached tokens",
             [
                 (
                     _ratio(f"{_G}cache_prediction_error_tokens_total", f"{_G}cache_reported_prompt_tokens_total"),
@@ -152,14 +160,14 @@ def engines() -> Dashboard:
                 )
             ],
             "percentunit",
-            "Tokens between what the router expected to be cached and what engines reported.",
+            "Difference between the cached tokens that the router predicted and those that engines reported.",
         ),
     )
     faults = (
-        Panel("Failed on the engine", [(_rate(f"{_G}instance_errors_total", "model, instance"), one)], "reqps"),
-        Panel("Made to sit out", [(_rate(f"{_G}ejections_total", "model, reason"), "{{model}} {{reason}}")], "ops"),
+        Panel("Failed attempts", [(_rate(f"{_G}instance_errors_total", "model, instance"), one)], "reqps"),
+        Panel("Ejections", [(_rate(f"{_G}ejections_total", "model, reason"), "{{model}} {{reason}}")], "ops"),
         Panel(
-            "Age of the engine's signals",
+            "Age of engine metrics",
             [(_sum(f"{_G}engine_signals_age_seconds", "model, instance", of="max"), one)],
             "s",
         ),
@@ -171,9 +179,15 @@ def engines() -> Dashboard:
             [(_rate(f"{_G}handoffs_total", "model, outcome, reason"), "{{model}} {{outcome}} {{reason}}")],
             "ops",
         ),
-        Panel("Repeated elsewhere", [(_rate(f"{_G}retries_total", "model, reason"), "{{model}} {{reason}}")], "ops"),
+        Panel("Retries", [(_rate(f"{_G}retries_total", "model, reason"), "{{model}} {{reason}}")], "ops"),
     )
-    rows = (("Load", load), ("Work sent", sent), ("Caches", caches), ("Faults", faults), ("Routing", routing))
+    rows = (
+        ("Load", load),
+        ("Load sent by gateways", sent),
+        ("Caches", caches),
+        ("Faults", faults),
+        ("Routing", routing),
+    )
     return Dashboard("engines", "Fairlead / Engines", rows)
 
 
@@ -193,26 +207,26 @@ def _operators() -> Rows:
         return _rate(f"{_O}{metric}_total", "namespace", where=_HERE), legend
 
     work = (
-        worked("reconciles", "looks"),
+        worked("reconciles", "reconciled"),
         worked("reconcile_failures", "failed"),
         worked("applied", "applied"),
         worked("pruned", "deleted"),
-        worked("statuses", "statuses"),
+        worked("statuses", "status writes"),
     )
     waiting = (
         operator("queue_waiting", "waiting", "namespace"),
-        operator("queue_running", "worked on", "namespace"),
-        operator("queue_later", "put off", "namespace"),
+        operator("queue_running", "in progress", "namespace"),
+        operator("queue_later", "delayed", "namespace"),
     )
     working = (
-        Panel("Leads", [operator("leading")], description="1 for the replica that works."),
-        Panel("Work", work, "ops"),
-        Panel("Models that wait", waiting),
+        Panel("Leader", [operator("leading")], description="1 for the replica that leads."),
+        Panel("Reconciliations and writes", work, "ops"),
+        Panel("Work queue", waiting),
     )
     hearing = (
         Panel("Age of the last watch event", [operator("watch_age_seconds", "{{kind}}", "kind")], "s"),
-        Panel("Models known", [operator("models", "models", "namespace")]),
-        Panel("Events never written", [worked("events_dropped", "events")], "ops"),
+        Panel("Models", [operator("models", "models", "namespace")]),
+        Panel("Dropped Kubernetes events", [worked("events_dropped", "events")], "ops"),
     )
     return (("Operator", working), ("Watches", hearing))
 
@@ -224,12 +238,12 @@ def _indexers() -> Rows:
     engines = (
         indexer("instances", "{{model}}"),
         indexer("connected", "{{model}} connected"),
-        indexer("incomplete", "{{model}} known in part"),
+        indexer("incomplete", "{{model}} incomplete"),
     )
     index = (
-        Panel("Engines read", engines, description="By the indexer that has the model's lease."),
-        Panel("Blocks known", [indexer("blocks", "{{model}}")]),
-        Panel("Age of the last events", [indexer("lag_seconds", "{{model}}", of="max")], "s"),
+        Panel("Indexed engines", engines, description="Reported by the indexer that leads for the model."),
+        Panel("Indexed blocks", [indexer("blocks", "{{model}}")]),
+        Panel("Age of the last KV event", [indexer("lag_seconds", "{{model}}", of="max")], "s"),
     )
     return (("Index", index),)
 
@@ -243,27 +257,27 @@ def _gateways() -> Rows:
 
     added = f"histogram_quantile(0.99, {_rate(f'{_G}overhead_seconds_bucket', 'pod, le', where=_HERE)})"
     own = (
-        Panel("What it adds to a request, p99", [(added, "{{pod}}")], "s"),
-        Panel("Event loop's lag, p99", [gateway("loop_lag_seconds", more='quantile="0.99"')], "s"),
+        Panel("Added latency, p99", [(added, "{{pod}}")], "s"),
+        Panel("Event loop lag, p99", [gateway("loop_lag_seconds", more='quantile="0.99"')], "s"),
         Panel("Age of the fleet", [gateway("fleet_age_seconds")], "s"),
     )
     processes = (
         Panel("Workers", [gateway("workers"), counted("worker_deaths", "{{pod}} deaths")]),
-        Panel("Up since", [gateway("uptime_seconds")], "s"),
-        Panel("Refused for their key", [counted("keys_refused")], "reqps"),
+        Panel("Uptime", [gateway("uptime_seconds")], "s"),
+        Panel("Requests refused for their API key", [counted("keys_refused")], "reqps"),
     )
-    told = (
+    published = (
         counted("redis_published", "{{pod}} published"),
         counted("redis_dropped", "{{pod}} dropped"),
         counted("redis_refused", "{{pod}} refused"),
     )
     lost = (counted("access_log_dropped", "{{pod}} lines"), counted("spans_dropped", "{{pod}} spans"))
     sharing = (
-        Panel("Redis answers", [gateway("redis_connected")]),
-        Panel("Decisions published", told, "ops"),
-        Panel("Log lines and spans lost", lost, "ops"),
+        Panel("Redis connection", [gateway("redis_connected")]),
+        Panel("Published decisions", published, "ops"),
+        Panel("Dropped log lines and spans", lost, "ops"),
     )
-    return (("Gateways", own), ("Their processes", processes), ("Redis and telemetry", sharing))
+    return (("Gateways", own), ("Gateway processes", processes), ("Redis and telemetry", sharing))
 
 
 def dashboards() -> dict[str, str]:

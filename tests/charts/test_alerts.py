@@ -111,7 +111,7 @@ def test_alerts_can_be_disabled_labelled_and_redirected(groups: Groups, program:
     one = found["FairleadRedisAway"]
     assert one["labels"] == {"severity": "warning", "team": "serving"}
     assert one["annotations"]["runbook_url"] == "https://example.com/books#fairleadredisaway"
-    with pytest.raises(HelmError, match=r"alerts\.without names FairleadPoisen"):
+    with pytest.raises(HelmError, match=r"alerts\.without: there is no alert FairleadPoisen"):
         render_chart(program, "--set=alerts.enabled=true", "--set=alerts.without={FairleadPoisen}")
 
 

@@ -227,12 +227,12 @@ def test_admission_guard_limits_it_to_two_pod_annotations(api_server: ApiServer,
                     """Another image each time: until the policy is known, each is taken."""
                     container = {"name": "engine", "image": f"b{next(tries)}"}
                     said = await patched({"spec": {"containers": [container]}})
-                    return "nothing of a pod but its deletion cost" in said
+                    return "only the deletion cost and the sleep annotation of a pod" in said
 
                 await wait_until_async(guarded)
                 for metadata, told in (
-                    ({"labels": {"a": "b"}}, "changes no label"),
-                    ({"annotations": {"a": "b"}}, "no other annotation"),
+                    ({"labels": {"a": "b"}}, "may not change labels"),
+                    ({"annotations": {"a": "b"}}, "not change other annotations"),
                     ({"annotations": {DELETION_COST: "-1"}}, ""),
                     ({"annotations": {DELETION_COST: None}}, ""),
                     ({"annotations": {SLEEP_ANNOTATION: "1-asleep"}}, ""),

@@ -89,7 +89,7 @@ async def uids(api: KubeApi) -> list[str]:
 def command() -> list[str]:
     """The one that the README shows."""
     (line,) = set(
-        re.findall(r"^kubectl (apply --server-side .*)$", (CHART_FOLDER / "README.md").read_text(), re.MULTILINE)
+        re.findall(r"^ *kubectl (apply --server-side .*)$", (CHART_FOLDER / "README.md").read_text(), re.MULTILINE)
     )
     words = line.split()
     assert words[-2:] == ["-f", "charts/fairlead/crds"]
@@ -108,7 +108,7 @@ def test_objects_are_converted_and_survive_the_upgrade(server: ApiServer, progra
             known = await uids(api)
             stored = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
 
-            with pytest.raises(HelmError, match=r"grown/agent(.|\n)*fairlead convert --cluster"):
+            with pytest.raises(HelmError, match=r"2 objects(.|\n)*grown/agent, workstation(.|\n)*fairlead convert --cluster"):
                 await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
             assert await convert_objects(api, dry_run=True) == 0
             assert (await api.get(MODEL_DEPLOYMENTS, SPACE, "agent"))["spec"] == stored["spec"]

@@ -63,7 +63,7 @@ def test_unknown_or_invalid_value_is_refused_by_name(program: Path, wrong: str, 
     [
         ("redis.urlSecret=ours", "redis.urlSecret names a Redis of your own: set redis.enabled to false"),
         ("redis.url=redis://ours", "redis.url names a Redis of your own: set redis.enabled to false"),
-        ("redis.enabled=false,redis.url=redis://ours,redis.urlSecret=ours", "give one of them"),
+        ("redis.enabled=false,redis.url=redis://ours,redis.urlSecret=ours", "set only one"),
         ("redis.enabled=false,redis.url=http://ours", "/redis/url"),
         ("redis.enabled=false,redis.url=redis://:word@ours", "/redis/url"),
     ],

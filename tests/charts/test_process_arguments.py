@@ -65,7 +65,7 @@ def test_gateway_with_chart_keys_and_fleet_passes_the_helm_test(
                 code, said = await helm_test(GATEWAY=gateway.url, MODEL=model)
                 assert (code, said.splitlines()[-1]) == (
                     0,
-                    "the keys are your own: nothing more can be asked without one",
+                    "the keys are your own: without one, nothing more can be tested",
                 )
 
     asyncio.run(main())

@@ -98,7 +98,7 @@ def test_operator_accepts_its_variables_and_options(program: Path, case: Path) -
         there = {next(iter(pod["containers"]))["name"] for pod in found.values()}
         named = {peer.labels["app.kubernetes.io/component"] for peer in chosen.installation.peers}
         assert named == there & {"gateway", "indexer", "autoscaler"}
-    assert "sim" in chosen.installation.images
+    assert "Sim" in chosen.installation.images
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)

@@ -1,5 +1,5 @@
-# ruff: noqa: INP001  # it is handed to python3 -c
-"""What `helm test` runs: is the gateway ready behind its Service, does it know who calls, does it answer a completion?"""
+# ruff: noqa: INP001  # passed to python3 -c
+"""The script of `helm test`: the gateway is ready, lists its models, and answers a completion."""
 
 import json
 import os
@@ -9,39 +9,39 @@ import urllib.error
 import urllib.request
 
 GATEWAY, MODEL, KEY = os.environ["GATEWAY"], os.environ.get("MODEL"), os.environ.get("KEY")
-# The certificate is for the name that clients use, which is not the Service's.
-ANY = ssl._create_unverified_context()
+# The certificate has the name that clients use, not the name of the Service.
+UNVERIFIED = ssl._create_unverified_context()
 
 
-def ask(path, body=None):
-    """Status, header fields and JSON of an answer."""
-    fields = {"content-type": "application/json", **({"authorization": f"Bearer {KEY}"} if KEY else {})}
-    asked = urllib.request.Request(GATEWAY + path, json.dumps(body).encode() if body else None, fields)
+def send_request(path, body=None):
+    """Returns status, header fields and JSON of the response."""
+    headers = {"content-type": "application/json", **({"authorization": f"Bearer {KEY}"} if KEY else {})}
+    request = urllib.request.Request(GATEWAY + path, json.dumps(body).encode() if body else None, headers)
     try:
-        with urllib.request.urlopen(asked, timeout=60, context=ANY) as answer:
-            return answer.status, answer.headers, json.load(answer)
-    except urllib.error.HTTPError as answer:
-        return answer.code, answer.headers, json.load(answer)
+        with urllib.request.urlopen(request, timeout=60, context=UNVERIFIED) as response:
+            return response.status, response.headers, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, json.load(error)
 
 
 def main():
-    """What is wrong, None when all is well."""
-    status, _, said = ask("/readyz")
-    print("readyz", status, said)
+    """Returns the first failure as text, or None."""
+    status, _, answer = send_request("/readyz")
+    print("readyz", status, answer)
     if status != 200:
         return "the gateway is not ready"
-    status, _, said = ask("/v1/models")
-    print("models", status, said)
+    status, _, answer = send_request("/v1/models")
+    print("models", status, answer)
     if status == 401 and not KEY:
-        print("the keys are your own: nothing more can be asked without one")
+        print("the keys are your own: without one, nothing more can be tested")
         return None
     if status != 200:
         return "the gateway does not list its models"
     if MODEL:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 4}
-        status, fields, said = ask("/v1/chat/completions", body)
-        print("completion", status, fields.get("x-fairlead-instance"), said)
-        if status != 200 or not fields.get("x-fairlead-instance"):
+        status, headers, answer = send_request("/v1/chat/completions", body)
+        print("completion", status, headers.get("x-fairlead-instance"), answer)
+        if status != 200 or not headers.get("x-fairlead-instance"):
             return f"{MODEL} does not answer"
     return None
 

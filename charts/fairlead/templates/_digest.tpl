@@ -1,6 +1,6 @@
 {{/*
-HMAC-SHA-256 in hexadecimal, which helm has no function for. Takes a list: a pepper of exactly 64 hexadecimal digits, that is one block of
-SHA-256, and a text. tests/charts compares it with Python's.
+HMAC-SHA-256 in hexadecimal, for which helm has no function. Takes a list: a pepper of exactly 64
+hexadecimal digits (one block of SHA-256), and a text. tests/charts compares it with Python's.
 */}}
 {{- define "fairlead.hmac" -}}
 {{- $inner := "" -}}
@@ -15,7 +15,7 @@ SHA-256, and a text. tests/charts compares it with Python's.
 {{- sha256sum (printf "%s%s" $outer $raw) -}}
 {{- end -}}
 
-{{/* The number that a hexadecimal digit stands for. */}}
+{{/* The number of a hexadecimal digit. */}}
 {{- define "fairlead.digit" -}}
 {{- get (dict "0" 0 "1" 1 "2" 2 "3" 3 "4" 4 "5" 5 "6" 6 "7" 7 "8" 8 "9" 9 "a" 10 "b" 11 "c" 12 "d" 13 "e" 14 "f" 15) . -}}
 {{- end -}}
@@ -33,7 +33,7 @@ SHA-256, and a text. tests/charts compares it with Python's.
 {{- $sum -}}
 {{- end -}}
 
-{{/* 64 hexadecimal digits as base64: three digits are two letters. */}}
+{{/* 64 hexadecimal digits as base64: three digits give two letters. */}}
 {{- define "fairlead.base64" -}}
 {{- $letters := "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/" -}}
 {{- $text := "" -}}

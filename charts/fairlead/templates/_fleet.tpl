@@ -1,4 +1,4 @@
-{{/* What gateways and indexers read where models are: they write nothing. */}}
+{{/* Rights of gateways and indexers in the namespaces of models: read only. */}}
 {{- define "fairlead.fleetRules" -}}
 - apiGroups: [serving.fairlead.io]
   resources: [modeldeployments]
@@ -9,7 +9,8 @@
 {{- end -}}
 
 {{/*
-An account that follows the fleet, and its rights; none where the fleet is a file of its own. Takes a list: the root, the component.
+The ServiceAccount of a component that watches the fleet, and its rights: none if the fleet is a file.
+Takes a list: root, component.
 */}}
 {{- define "fairlead.fleetAccount" -}}
 {{- $root := index . 0 -}}

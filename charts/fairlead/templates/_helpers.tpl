@@ -1,4 +1,4 @@
-{{/* Names begin with the release's, which may say "fairlead" already. */}}
+{{/* The prefix of all names: the release name, and "fairlead" unless it contains that. */}}
 {{- define "fairlead.name" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
@@ -9,7 +9,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What pods of a component are found by; it can never be changed. Takes a list: the root, the component. */}}
+{{/* The selector labels of a component, which can never change. Takes a list: root, component. */}}
 {{- define "fairlead.selector" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: fairlead
@@ -26,7 +26,7 @@ app.kubernetes.io/part-of: fairlead
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* An image's whole name. Takes a list: the root, the image's values. */}}
+{{/* The full name of an image. Takes a list: root, values of the image. */}}
 {{- define "fairlead.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
@@ -38,7 +38,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
-{{/* The images of engines as the operator reads them. */}}
+{{/* The value of FAIRLEAD_ENGINE_IMAGES. */}}
 {{- define "fairlead.engineImages" -}}
 {{- $gateway := .Values.gateway.image -}}
 {{- $own := printf "%s/sim:%s" (default $gateway.registry .Values.global.imageRegistry) .Chart.AppVersion -}}
@@ -49,7 +49,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- join "," $found -}}
 {{- end -}}
 
-{{/* What every pod has; it is what Pod Security "restricted" wants, for any user id. */}}
+{{/* The security context of every pod: Pod Security "restricted", for any user id. */}}
 {{- define "fairlead.podSecurity" -}}
 runAsNonRoot: true
 seccompProfile:
@@ -72,7 +72,7 @@ imagePullSecrets:
 {{- end -}}
 {{- end -}}
 
-{{/* Where pods run. Takes the component's values; those that the component does not have are left out. */}}
+{{/* Node placement and priority of pods. Takes the values of the component; it leaves out missing ones. */}}
 {{- define "fairlead.placement" -}}
 {{- with .nodeSelector }}
 nodeSelector:
@@ -91,7 +91,7 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* Replicas apart from one another, where there is room. Takes a list: the root, the component. */}}
+{{/* Spreads replicas over nodes and zones if possible. Takes a list: root, component. */}}
 {{- define "fairlead.spread" -}}
 topologySpreadConstraints:
   {{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
@@ -104,18 +104,18 @@ topologySpreadConstraints:
   {{- end }}
 {{- end -}}
 
-{{/* The Secret with keys.yaml and pepper. */}}
+{{/* The name of the Secret with keys.yaml and pepper. */}}
 {{- define "fairlead.keysSecret" -}}
 {{- default (printf "%s-keys" (include "fairlead.name" .)) .Values.auth.keysSecret -}}
 {{- end -}}
 
-{{/* The Secret whose url names Redis; empty where there is none. */}}
+{{/* The name of the Secret with the URL of Redis; empty without Redis. */}}
 {{- define "fairlead.redisSecret" -}}
 {{- if and .Values.redis.enabled (or .Values.redis.urlSecret .Values.redis.url) -}}
 {{- fail (printf "redis.%s names a Redis of your own: set redis.enabled to false" (ternary "urlSecret" "url" (ne .Values.redis.urlSecret ""))) -}}
 {{- end -}}
 {{- if and .Values.redis.urlSecret .Values.redis.url -}}
-{{- fail "redis.url and redis.urlSecret are one too many: give one of them" -}}
+{{- fail "redis.url and redis.urlSecret are both set: set only one" -}}
 {{- end -}}
 {{- if .Values.redis.enabled -}}
 {{- printf "%s-redis" (include "fairlead.name" .) -}}
@@ -124,7 +124,7 @@ topologySpreadConstraints:
 {{- end -}}
 {{- end -}}
 
-{{/* The variable that says where Redis is; empty where there is none. */}}
+{{/* The environment variable with the URL of Redis; empty without Redis. */}}
 {{- define "fairlead.redisVariable" -}}
 {{- with include "fairlead.redisSecret" . -}}
 - name: FAIRLEAD_REDIS_URL
@@ -134,21 +134,21 @@ topologySpreadConstraints:
 {{- end -}}
 {{- end -}}
 
-{{/* Not empty where indexers run: what they write goes through Redis. */}}
+{{/* "yes" if indexers run: they need Redis. Else empty. */}}
 {{- define "fairlead.indexed" -}}
 {{- if and .Values.indexer.enabled (include "fairlead.redisVariable" .) -}}
 yes
 {{- end -}}
 {{- end -}}
 
-{{/* Not empty where autoscalers run: what stands in a fleet file has no workload to scale. */}}
+{{/* "yes" if autoscalers run: engines of a fleet file have no workload to scale. Else empty. */}}
 {{- define "fairlead.scaled" -}}
 {{- if and .Values.autoscaler.enabled (empty .Values.gateway.fleet.models) -}}
 yes
 {{- end -}}
 {{- end -}}
 
-{{/* One value of a Secret that is there already, in base64; a drawn one otherwise. Takes a list: the root, Secret, key, the drawn one. */}}
+{{/* A value of an existing Secret in base64, else the generated one. Takes a list: root, Secret, key, generated value. */}}
 {{- define "fairlead.kept" -}}
 {{- $root := index . 0 -}}
 {{- $there := lookup "v1" "Secret" $root.Release.Namespace (index . 1) -}}

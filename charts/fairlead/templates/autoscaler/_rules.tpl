@@ -1,4 +1,4 @@
-{{/* What the autoscaler does where models are. */}}
+{{/* Rights of the autoscaler in the namespaces of models. */}}
 {{- define "fairlead.autoscalerRules" -}}
 - apiGroups: [serving.fairlead.io]
   resources: [modeldeployments]
@@ -12,11 +12,11 @@
 - apiGroups: [apps]
   resources: [deployments/scale]
   verbs: [patch]
-# Their number alone; of this kind the API server does not take it by the scale subresource.
+# For the replica count. The API server does not accept it by the scale subresource for this kind.
 - apiGroups: [leaderworkerset.x-k8s.io]
   resources: [leaderworkersets]
   verbs: [get, list, watch, patch]
-# Which of them is to go first stands in an annotation, and which of them sleeps.
+# For two annotations: the deletion cost and the sleep state.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch]

@@ -1,4 +1,4 @@
-{{/* What the operator does where models are. Applying an object that is not there takes both create and patch. */}}
+{{/* Rights of the operator in the namespaces of models. Applying a new object takes both create and patch. */}}
 {{- define "fairlead.operatorRules" -}}
 - apiGroups: [serving.fairlead.io]
   resources: [modeldeployments]
@@ -6,7 +6,7 @@
 - apiGroups: [serving.fairlead.io]
   resources: [modeldeployments/status]
   verbs: [patch]
-# Owning children so that they hold up a deletion in the foreground is a right of its own on some clusters.
+# Some clusters require this right for owner references that block a foreground deletion.
 - apiGroups: [serving.fairlead.io]
   resources: [modeldeployments/finalizers]
   verbs: [update]
@@ -25,7 +25,7 @@
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
-# Seen, and never written: none of its own are made of these.
+# Read only: the operator creates no pods itself.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
