@@ -102,7 +102,7 @@ class DecisionBench:
         self.later = DeferredCalls()
         teller = IndexReporter(self.later, cast(asyncio.AbstractEventLoop, cast(Any, self.later)), limits)
         self.router = ModelRouter(secret=_SECRET, limits=limits, hooks=teller.hooks)
-        self.router.update(self._fleet.models[key], self._fleet.instances[key], self._fleet.membership_epoch)
+        self.router.update(self._fleet.models[key], self._fleet.instances[key])
         _fill(self.router, blocks, instances, random.Random(seed), followed=followed)
         self._texts = make_bodies(SIZES[size], count=64, seed=seed, max_tokens=128, stream=False)
         self._head = RequestHead("POST", _PATH, [(b"host", b"localhost")], 11, 0, True, False)

@@ -48,7 +48,7 @@ def slo_attainment(
     ]
     model = Model(NAMESPACE, MODEL, objectives)
     router = ModelRouter(secret=_SECRET, seed=seed)
-    router.update(model, ones, 1)
+    router.update(model, ones)
     prompts = TracePromptCache(BLOCK_TOKENS, secret=_SECRET, seed=model.key.encode())
     profiles = {one.id: one.profile for one in ones if one.profile is not None}
     first = next(iter(profiles.values()))

@@ -137,7 +137,7 @@ def run(
     names = [f"sim-{number}/0/0" for number in range(engines)]
     model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=LONG_SECONDS), CONCURRENT_REQUESTS.get(how, "dual-hash"))
     router = ModelRouter(secret=_SECRET)
-    router.update(model, instances_of(names, profile), 1)
+    router.update(model, instances_of(names, profile))
     prompts = TracePromptCache(block_tokens, secret=_SECRET, seed=model.key.encode())
     front: SingleGateway = SingleGateway(router, prompts.prefix_chain, {}, model, profile, never_queues=True)
     if how not in CONCURRENT_REQUESTS:

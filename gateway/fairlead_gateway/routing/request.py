@@ -20,7 +20,7 @@ class RouteRequest:
     - session_hash: a keyed 64-bit hash of `session`, by which gateways share session affinity.
     """
 
-    __slots__ = ("adapter", "chain", "id", "max_tokens", "prompt_tokens", "session", "session_hash")
+    __slots__ = ("chain", "id", "max_tokens", "prompt_tokens", "session", "session_hash")
 
     def __init__(
         self,
@@ -29,7 +29,6 @@ class RouteRequest:
         prompt_tokens: float,
         max_tokens: float | None = None,
         session: str | None = None,
-        adapter: str | None = None,
         session_hash: Hashable = None,
     ) -> None:
         self.session_hash = session_hash
@@ -38,4 +37,3 @@ class RouteRequest:
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
         self.session = session
-        self.adapter = adapter

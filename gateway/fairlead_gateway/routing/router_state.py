@@ -95,7 +95,7 @@ class RouterState:
         """True if an instance reports its cache and a callback reports dispatches."""
         return self._active_hooks is not None
 
-    def update(self, model: Model, instances: Sequence[Instance], membership_epoch: int) -> None:
+    def update(self, model: Model, instances: Sequence[Instance]) -> None:
         """Replaces the routable instances. One that is neither ready nor draining has lost its
         cache.
         """

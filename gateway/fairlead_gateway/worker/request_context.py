@@ -1,14 +1,13 @@
 """The state of one client request, from parsing to the access log."""
 
 from collections.abc import Callable
-from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.fleet.model import Instance
 from fairlead_gateway.admission.policy import AdmissionRequest, Admitted
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.response_writer import ResponseWriter
-from fairlead_gateway.routing import RouteRequest
+from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
 from fairlead_gateway.worker.observability.trace_record import TraceRecord
@@ -16,8 +15,6 @@ from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
 from fairlead_gateway.worker.upstream.usage import Usage
-
-NO_IDS: Final[frozenset[str]] = frozenset()
 
 
 class RoutedChoice:
@@ -45,7 +42,7 @@ class AdmissionState:
 
     def __init__(self) -> None:
         self.request: AdmissionRequest | None = None
-        self.full_instances: frozenset[str] = NO_IDS
+        self.full_instances: frozenset[str] = NO_INSTANCES
         self.admitted: Admitted | None = None
         self.counted_at: str = ""
 

@@ -13,6 +13,7 @@ from fairlead.runtime.clock import Clock
 from fairlead_gateway.errors import UnknownPath
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
+from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
 from fairlead_gateway.worker.disaggregation import kv_connectors
@@ -20,7 +21,6 @@ from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCo
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.openai.prefix_key import build_route_request
 from fairlead_gateway.worker.openai.request import BODY_TYPES, parse_request
-from fairlead_gateway.worker.request_context import NO_IDS
 
 _PREVIEW_ID: Final = "asked"
 
@@ -52,7 +52,7 @@ class RoutePreviewer:
         request = parse_request(path, body, routers.fleet, self._limits)
         key, route_request = request.model_key, build_route_request(request, head, _PREVIEW_ID, routers.secret)
         now = self._clock.now()
-        decision = routers.choose(key, route_request, now, NO_IDS, preview=True)
+        decision = routers.choose(key, route_request, now, NO_INSTANCES, preview=True)
         choices = [(routers, decision)]
         record = None
         if prefilling.has_instances(key) and decision.chosen is not None:
@@ -68,7 +68,7 @@ class RoutePreviewer:
             if record.placement is None or record.placement.rule in LOCAL_RULES:
                 record.outcome = BYPASSED
             elif record.placement.chosen is not None:
-                prefill = prefilling.choose(key, route_request, now, NO_IDS, preview=True)
+                prefill = prefilling.choose(key, route_request, now, NO_INSTANCES, preview=True)
                 choices.insert(0, (prefilling, prefill.with_text(reason=f"to prefill it: {prefill.reason}")))
         wall = self._clock.wall()
         return LoggedRequest(

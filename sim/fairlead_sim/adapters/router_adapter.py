@@ -46,7 +46,6 @@ class RouterAdapter:
             load_override=self._view.load,
             cached_tokens=lambda request: self._view.cached_tokens(request.id),
         )
-        self._epoch = 0
         self._ids: dict[str, Any] = {}  # name in the core (text) → id of the tool
         self._endpoint_of: dict[str, str] = {}  # request in flight → endpoint
         self._cached: dict[str, int] = {}
@@ -166,12 +165,11 @@ class RouterAdapter:
             if ids.setdefault(str(raw), raw) != raw:
                 raise BadInput(f"live: two endpoints are called {raw}, once as text and once as a number", field="live")
         self._ids = ids
-        self._epoch += 1
         instances = [
             Instance(id=name, namespace=NAMESPACE, model=MODEL, pool="seam", url="", profile=self._profile)
             for name in sorted(self._ids)
         ]
-        self._router.update(self._model, instances, self._epoch)
+        self._router.update(self._model, instances)
 
     def _route_request(self, request: Any, blocks: Iterable[Any]) -> RouteRequest:
         name, session = read_id(request, "request"), read_field(request, "session")

@@ -157,7 +157,7 @@ class Trial:
     def _single_gateway(self, names: list[str], prompts: TracePromptCache) -> SingleGateway:
         model = self._model
         router = ModelRouter(secret=self._secret, seed=self.seed)
-        router.update(model, instances_of(names, self.profile), 1)
+        router.update(model, instances_of(names, self.profile))
         return SingleGateway(router, prompts.prefix_chain, {}, model, self.profile)
 
     @property

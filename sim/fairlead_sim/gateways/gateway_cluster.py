@@ -69,7 +69,6 @@ class GatewayCluster:
         self._network = network
         self._incarnations = Counter[str]()
         self._routed = 0
-        self._epoch = 1
         self._chain = routing.prefix_chain or partial(
             synthetic_chain, secret=routing.secret, seed=routing.model.key.encode()
         )
@@ -120,14 +119,13 @@ class GatewayCluster:
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
         """Updates every gateway, and forgets the cache of engines that left."""
-        self._epoch += 1
         left = [name for name in self.live if name not in live_engines]
         self.live = list(live_engines)
         self._incarnations.update(left)
         for name in left:
             self._publish_index_changes(self.index.remove_instance(name))
         for gateway in self._all:
-            gateway.router.update(self.routing.model, instances_of(live_engines, self.fleet.profile), self._epoch)
+            gateway.router.update(self.routing.model, instances_of(live_engines, self.fleet.profile))
         for gateway in self._all:
             self._reroute(gateway.remove_unreached(live_engines, now), now)
 

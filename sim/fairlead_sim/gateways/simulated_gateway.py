@@ -95,7 +95,7 @@ class SimulatedGateway:
             siblings=SiblingWorkers(rows, self._on_routed, lambda *_: None, lambda *_: None),
         )
         profile = cluster.fleet.profile
-        self.router.update(cluster.routing.model, instances_of(cluster.live, profile), 1)
+        self.router.update(cluster.routing.model, instances_of(cluster.live, profile))
         self._dispatcher = Dispatcher(self.router, profile, cluster.send, cluster.schedule, rebalances=False)
 
     def start(self, at: float, *, shares: bool) -> None:

@@ -71,7 +71,7 @@ def simulate(
         raise BadInput("a fleet needs at least one engine, and engine names must differ", field="engines")
     model = routing.model
     router = ModelRouter(secret=routing.secret, seed=routing.seed)
-    router.update(model, instances_of(names, fleet.profile), 1)
+    router.update(model, instances_of(names, fleet.profile))
     if prompts is None:
         prompts = TracePromptCache(fleet.block_tokens, secret=routing.secret, seed=model.key.encode())
     gateway = SingleGateway(router, routing.prefix_chain or prompts.prefix_chain, routing.choices, model, fleet.profile)
@@ -98,7 +98,6 @@ class SingleGateway:
         self._never_queues = never_queues
         self._model = model
         self._profile = profile
-        self._epoch = 1
         self._router = router
         self._chain = chain
         self._choices = choices
@@ -138,8 +137,7 @@ class SingleGateway:
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
         """Updates the router and reroutes requests queued for engines that left."""
-        self._epoch += 1
-        self._router.update(self._model, instances_of(live_engines, self._profile), self._epoch)
+        self._router.update(self._model, instances_of(live_engines, self._profile))
         if self._simulation is not None:
             for request in self._sender().retain(live_engines, now):
                 self._simulation.reroute(request, now)

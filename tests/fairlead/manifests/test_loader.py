@@ -267,6 +267,6 @@ def test_unreadable_file_is_a_problem_of_that_file(tmp_path: Path) -> None:
 def test_every_routing_preset_is_accepted(preset_name: str) -> None:
     (deployment,) = load_valid(SMALLEST + f"  routing: {{preset: {preset_name}}}\n").models
     router = ModelRouter(secret=b"s")
-    router.update(to_fleet_model(deployment), [Instance("a/1/0", "default", "qwen3-8b", "main", "http://a:1")], 1)
+    router.update(to_fleet_model(deployment), [Instance("a/1/0", "default", "qwen3-8b", "main", "http://a:1")])
     request = RouteRequest("r", prefix_chain(b"hello", secret=b"s", seed=b""), 2.0)
     assert router.decide(request, 0.0).chosen == "a/1/0"

@@ -36,7 +36,7 @@ def instances(small: int = 4, large: int = 1, role: Role = Role.SERVE, profile: 
 
 def router(ones: list[Instance] | None = None) -> ModelRouter:
     made = ModelRouter(secret=b"secret")
-    made.update(MODEL, instances() if ones is None else ones, 1)
+    made.update(MODEL, instances() if ones is None else ones)
     return made
 
 
@@ -98,7 +98,7 @@ def test_a_fleet_of_two_kinds_keeps_the_objectives_of_more() -> None:
         ones = instances(8)
         made = ModelRouter(secret=b"secret")
         plain = [Instance(one.id, "default", "m", "one", one.url, profile=one.profile) for one in ones]
-        made.update(MODEL, ones if apart else plain, 1)
+        made.update(MODEL, ones if apart else plain)
         prompts = TracePromptCache(128, secret=b"secret", seed=b"m")
         profiles = {one.id: one.profile for one in ones if one.profile is not None}
         course = FleetSimulation(
@@ -215,7 +215,7 @@ def test_prices_outlive_instances_that_come_and_go() -> None:
         return {name: one.value or 0.0 for name, one in inputs.items() if name.endswith("/price")}
 
     before = prices()
-    made.update(MODEL, instances(6), 2)
+    made.update(MODEL, instances(6))
     assert prices() == pytest.approx(before)
 
 
@@ -227,7 +227,7 @@ def test_what_cannot_be_served_within_the_objectives_is_no_choice() -> None:
     assert small.work_seconds(100.0, 0.0, 1.0, 3.0, 0.05) < math.inf, "one token has no gap"
     tight = Model("default", "m", SloTargets(ttft_seconds=3.0, itl_seconds=0.05))
     made = ModelRouter(secret=b"secret")
-    made.update(tight, instances(), 1)
+    made.update(tight, instances())
     filled(made)
     assert {send(made, prompt(f"r{number}", 120)) for number in range(100)} == {"large"}
     assert "no other kind can serve it" in made.preview(prompt("asked", 120), 0.0).reason
@@ -235,13 +235,13 @@ def test_what_cannot_be_served_within_the_objectives_is_no_choice() -> None:
 
 def test_a_price_stays_a_number_where_a_kind_can_serve_nothing_for_long() -> None:
     made = ModelRouter(secret=b"secret")
-    made.update(Model("default", "m", SloTargets(ttft_seconds=3.0, itl_seconds=0.05)), instances(), 1)
+    made.update(Model("default", "m", SloTargets(ttft_seconds=3.0, itl_seconds=0.05)), instances())
     filled(made)
     for number in range(3_000):
         assert send(made, prompt(f"r{number}", 30)) == "large"
     price = made.preview(prompt("asked", 120), 0.0).inputs["large/price"].value or 0.0
     assert price <= math.exp(8.0) * 1.01
-    made.update(MODEL, instances(), 2)
+    made.update(MODEL, instances())
     pools = [send(made, prompt(f"again-{number}", 6_000 if number % 5 == 0 else 120)) for number in range(1_500)]
     assert 90 <= pools[-500:].count("large") < 400, "and comes back"
 

@@ -32,7 +32,7 @@ def prompts() -> list[RouteRequest]:
 
 def router(fleet: list[str]) -> ModelRouter:
     made = ModelRouter(secret=b"one secret")
-    made.update(Model("default", "m"), [Instance(name, "default", "m", "main", "") for name in fleet], 1)
+    made.update(Model("default", "m"), [Instance(name, "default", "m", "main", "") for name in fleet])
     return made
 
 

@@ -61,7 +61,6 @@ def router(pull: KvPull | None, transfer: str | None = None) -> ModelRouter:
             )
             for n in range(2)
         ),
-        1,
     )
     return made
 

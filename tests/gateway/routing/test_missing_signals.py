@@ -20,7 +20,7 @@ TOKENS = 8_192
 def made(count: int = 8, ttft: float = 5.0) -> ModelRouter:
     router = ModelRouter(secret=b"secret")
     instances = [Instance(f"pod-{at}", "default", "m", "main", "", profile=PROFILE) for at in range(count)]
-    router.update(Model("default", "m", SloTargets(ttft_seconds=ttft)), instances, 1)
+    router.update(Model("default", "m", SloTargets(ttft_seconds=ttft)), instances)
     return router
 
 

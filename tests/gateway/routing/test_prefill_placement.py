@@ -201,7 +201,7 @@ def test_if_prefill_is_late_gaps_may_exceed_the_objective_but_not_their_mean(
 def router(profile: EngineProfile | None = L, siblings: SiblingWorkers | None = None) -> ModelRouter:
     made = ModelRouter(secret=b"secret", siblings=siblings)
     one = Instance("d0", "default", "m", "d", "http://d0", role=Role.DECODE, transfer="nixl", profile=profile)
-    made.update(Model("default", "m", SloTargets(itl_seconds=ITL)), (one,), 1)
+    made.update(Model("default", "m", SloTargets(itl_seconds=ITL)), (one,))
     return made
 
 

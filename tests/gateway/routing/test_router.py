@@ -25,7 +25,7 @@ def instances(count: int, profile: EngineProfile | None = PROFILE) -> tuple[Inst
 
 def router(count: int = 8, *, name: str = "dual-hash", ttft: float | None = 5.0) -> ModelRouter:
     made = ModelRouter(secret=b"secret")
-    made.update(Model("default", "m", SloTargets(ttft_seconds=ttft), name), instances(count), 1)
+    made.update(Model("default", "m", SloTargets(ttft_seconds=ttft), name), instances(count))
     return made
 
 
@@ -135,7 +135,7 @@ def test_a_failed_instance_is_not_chosen_again_for_the_same_request() -> None:
 def test_nothing_ready_gives_no_choice_and_says_so() -> None:
     made = ModelRouter(secret=b"s")
     drained = [Instance("a", "default", "m", "main", "http://127.0.0.1:1", state=InstanceState.DRAINING)]
-    made.update(Model("default", "m"), drained, 1)
+    made.update(Model("default", "m"), drained)
     decision = made.decide(prompt("r", 1), 0.0)
     assert decision.chosen is None
     assert decision.reason == "no instance is ready"
@@ -150,7 +150,7 @@ def test_a_draining_instance_gets_nothing_new() -> None:
         )
         for item in instances(3)
     ]
-    made.update(Model("default", "m"), changed, 2)
+    made.update(Model("default", "m"), changed)
     assert all(made.decide(prompt(f"b{n}", n), 0.0).chosen != first for n in range(50))
 
 
@@ -159,8 +159,8 @@ def test_a_restarted_instance_has_lost_its_cache() -> None:
     at = send(made, prompt("a", 1))
     made.on_abandoned("a", 0.0)
     model = Model("default", "m")
-    made.update(model, [item for item in instances(2) if item.id != at], 2)
-    made.update(model, instances(2), 3)
+    made.update(model, [item for item in instances(2) if item.id != at])
+    made.update(model, instances(2))
     decision = made.decide(prompt("b", 1), 0.0)
     assert decision.inputs[f"{at}/matched_tokens"].value == 0 if f"{at}/matched_tokens" in decision.inputs else True
 
@@ -170,8 +170,8 @@ def test_an_instance_that_left_while_it_drained_is_forgotten_too() -> None:
     at = send(made, prompt("a", 1))
     drained = [replace(item, state=InstanceState.DRAINING) if item.id == at else item for item in instances(2)]
     model, rest = Model("default", "m"), [item for item in instances(2) if item.id != at]
-    for number, present in enumerate((drained, rest)):
-        made.update(model, present, number + 2)
+    for present in (drained, rest):
+        made.update(model, present)
         assert (len(made._cache) == 0) is (present is rest)
 
 
@@ -202,18 +202,18 @@ def test_a_session_stays_where_it_is_whatever_its_prompts() -> None:
 
 def test_an_unknown_preset_is_refused_by_name() -> None:
     with pytest.raises(BadInput, match="no routing preset is called 'fastest'"):
-        ModelRouter(secret=b"s").update(Model("default", "m", preset="fastest"), instances(1), 1)
+        ModelRouter(secret=b"s").update(Model("default", "m", preset="fastest"), instances(1))
 
 
 def test_without_profiles_routing_still_works() -> None:
     made = ModelRouter(secret=b"s")
-    made.update(Model("default", "m"), instances(4, None), 1)
+    made.update(Model("default", "m"), instances(4, None))
     assert made.decide(prompt("r", 1), 0.0).chosen is not None
 
 
 def test_a_clock_twice_as_fast_decides_alike() -> None:
     slow, fast = router(ttft=5.0), ModelRouter(secret=b"secret")
-    fast.update(Model("default", "m", SloTargets(ttft_seconds=2.5)), instances(8, PROFILE.sped_up(2)), 1)
+    fast.update(Model("default", "m", SloTargets(ttft_seconds=2.5)), instances(8, PROFILE.sped_up(2)))
     for number in range(300):
         request = prompt(f"r{number}", number % 40, number % 3)
         assert send(slow, request) == send(fast, request)

@@ -26,7 +26,7 @@ def instances(*numbers: int) -> tuple[Instance, ...]:
 
 def router(count: int = 8) -> ModelRouter:
     made = ModelRouter(secret=b"secret")
-    made.update(MODEL, instances(*range(count)), 1)
+    made.update(MODEL, instances(*range(count)))
     return made
 
 
@@ -94,8 +94,8 @@ def test_it_is_no_candidate_any_more(left: str) -> None:
     if left == "time":
         now = limits.session_pin_seconds
     elif left == "gone":
-        made.update(MODEL, tuple(one for one in instances(*range(8)) if one.id != at), 2)
-        made.update(MODEL, instances(*range(8)), 3)  # it is back under its name, with nothing in its cache
+        made.update(MODEL, tuple(one for one in instances(*range(8)) if one.id != at))
+        made.update(MODEL, instances(*range(8)))  # it is back under its name, with nothing in its cache
     else:
         excluded = frozenset({at})
     decision = made.decide(turn(1, 1), now, excluded=excluded)

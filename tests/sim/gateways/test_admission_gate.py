@@ -41,7 +41,7 @@ def served(
 ) -> list[RequestResult]:
     model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=4.0))
     router = ModelRouter(secret=b"secret")
-    router.update(model, instances_of(NAMES, H100), 1)
+    router.update(model, instances_of(NAMES, H100))
     prompts = TracePromptCache(TRACE_BLOCK_TOKENS, secret=b"secret", seed=model.key.encode())
     front: SingleGateway = SingleGateway(router, prompts.prefix_chain, {}, model, H100, never_queues=True)
     if gated:

@@ -17,6 +17,7 @@ from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
+from fairlead_kvstore.reader.timers import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
 
 
@@ -112,11 +113,8 @@ class LocalIndexSource:
         self._indexer = Indexer(
             BlockStore(secret=secret, limits=limits),
             self._sink,
-            clock,
-            query=HttpEngineQuery(EngineCredentials(environ, clock.now), limits),
-            loop=asyncio.get_running_loop(),
-            random=random.random,
-            limits=limits,
+            HttpEngineQuery(EngineCredentials(environ, clock.now), limits),
+            ReaderRuntime(asyncio.get_running_loop(), clock, random.random, limits),
         )
 
     def update_fleet(self, fleet: Fleet) -> None:

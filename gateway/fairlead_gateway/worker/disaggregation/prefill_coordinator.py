@@ -22,7 +22,7 @@ from fairlead.decision import Decision
 from fairlead.fleet.model import Instance
 from fairlead_gateway.errors import NoReadyInstance, QuarantinedRequest
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, place_prefill
-from fairlead_gateway.routing.request import RouteRequest
+from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.telemetry import OK, MetricsRecorder
 from fairlead_gateway.telemetry.handoff_record import BYPASSED, DONE, FAILED, PrefillAttempt
 from fairlead_gateway.worker.disaggregation import kv_connectors
@@ -35,7 +35,7 @@ from fairlead_gateway.worker.openai.json_edit import prepend_members, set_member
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import GenerationFields
 from fairlead_gateway.worker.openai.served_name import body_with_model
-from fairlead_gateway.worker.request_context import NO_IDS, HandoffState, RequestContext
+from fairlead_gateway.worker.request_context import HandoffState, RequestContext
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.runtime import WorkerRuntime
@@ -102,7 +102,7 @@ class PrefillCoordinator:
             # Routing counts a prompt once: its placement has asked for a decode instance already.
             is_placed = handoff.record.placement is not None
         key, request = context.request.model_key, context.route_request
-        full = context.admission.full_instances if not context.failures else NO_IDS
+        full = context.admission.full_instances if not context.failures else NO_INSTANCES
         decision = self._decode_routers.choose(key, request, now, excluded | full, preview=is_placed)
         if full and decision.chosen is None:
             decision = self._decode_routers.choose(key, request, now, excluded, preview=is_placed)
@@ -124,7 +124,7 @@ class PrefillCoordinator:
             self._record_end(context, handoff, BYPASSED, ineligible[0], f"no hand-off: {ineligible[1]}")
             return
         started_at = self._now()
-        preselected = self.choose_decode_instance(context, NO_IDS, started_at)
+        preselected = self.choose_decode_instance(context, NO_INSTANCES, started_at)
         if preselected.chosen is None:
             return
         placement = record.placement = self.place_prefill(
@@ -300,7 +300,7 @@ class PrefillCoordinator:
             self._abandon_transfer(context, handoff, "no-decode-instance", "no instance can take it")
         else:
             return incompatible
-        return NO_IDS
+        return NO_INSTANCES
 
     async def _prefill_on(self, context: RequestContext, instance: Instance, attempt: PrefillAttempt) -> Handoff:
         """Prefills on one instance and returns the transfer. Raises EngineCallFailed."""

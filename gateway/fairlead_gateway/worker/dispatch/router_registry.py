@@ -73,7 +73,7 @@ class RoleRouters:
                     siblings=self._reporters.siblings,
                     hooks=self._reporters.dispatch_hooks,
                 )
-            router.update(model, [_with_profile(instance, profiles) for instance in instances], fleet.membership_epoch)
+            router.update(model, [_with_profile(instance, profiles) for instance in instances])
             self._ready_instances[key] = {
                 instance.id: instance for instance in instances if instance.state is InstanceState.READY
             }

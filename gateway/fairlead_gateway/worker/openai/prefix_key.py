@@ -43,9 +43,7 @@ def build_route_request(request: ModelRequest, head: RequestHead, request_id: st
         if session is None or not _is_one_conversation(request, head)
         else session_hash(session, request.model_key, secret)
     )
-    return RouteRequest(
-        request_id, chain, (end - start) / BYTES_PER_TOKEN, request.max_tokens, session, None, pinned_session
-    )
+    return RouteRequest(request_id, chain, (end - start) / BYTES_PER_TOKEN, request.max_tokens, session, pinned_session)
 
 
 def session_hash(session: str, key: str, secret: bytes) -> int:

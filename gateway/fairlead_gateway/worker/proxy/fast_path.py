@@ -17,13 +17,14 @@ from abc import abstractmethod
 
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
+from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.openai.request_timeout import TIMEOUT_HEADER, timeout_error
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.worker.proxy.forwarder import Forwarder
 from fairlead_gateway.worker.proxy.relay import ResponseRelay
 from fairlead_gateway.worker.proxy.response_check import check_response
-from fairlead_gateway.worker.request_context import NO_IDS, RequestContext
+from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
@@ -95,7 +96,7 @@ class FastPath:
         """Sends an eligible request. Raises GatewayError if no instance can take it."""
         forwarder, now = self._forwarder, context.http_request.received_at
         forwarder.retry_budget.on_request(now)
-        attempt = forwarder.choose(context, NO_IDS, now)
+        attempt = forwarder.choose(context, NO_INSTANCES, now)
         connection = self._pool.take_idle(attempt.instance.url) if self._admission.can_start(context) else None
         if connection is None:
             self.lifecycle.continue_as_task(attempt)

@@ -11,6 +11,7 @@ allows that (`stream_resume`). Otherwise it ends with an error event and without
 import asyncio
 
 from fairlead_gateway.errors import GatewayError, QuarantinedRequest, error_event
+from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.worker.dispatch.router_registry import as_retry_decision
 from fairlead_gateway.worker.observability.trace_record import ATTEMPT
@@ -18,7 +19,7 @@ from fairlead_gateway.worker.openai.request_timeout import timeout_error, total_
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.worker.proxy.relay import ResponseRelay
 from fairlead_gateway.worker.proxy.response_check import check_response
-from fairlead_gateway.worker.request_context import NO_IDS, RequestContext
+from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry, to_client_error
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
@@ -84,7 +85,7 @@ class Forwarder:
             context.response.abort()
 
     async def _run_attempts(self, context: RequestContext, attempt: Attempt | None) -> None:
-        excluded = NO_IDS
+        excluded = NO_INSTANCES
         if attempt is None:
             blocked_seconds = self._poison_guard.seconds_left(context.request.body, self._now())
             if blocked_seconds is not None:

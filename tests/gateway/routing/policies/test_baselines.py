@@ -154,7 +154,7 @@ def router(name: str, count: int = 8) -> ModelRouter:
     made = ModelRouter(secret=b"secret")
     profile = builtin_profile("h100-llama8b")
     instances = [Instance(f"pod-{at}", "default", "m", "main", "", profile=profile) for at in range(count)]
-    made.update(Model("default", "m", SloTargets(ttft_seconds=5.0), name), instances, 1)
+    made.update(Model("default", "m", SloTargets(ttft_seconds=5.0), name), instances)
     return made
 
 
