@@ -24,7 +24,7 @@ from fairlead.kube.resources import (
     NETWORK_POLICIES,
     NODES,
     PODS,
-    QUOTAS,
+    RESOURCE_QUOTAS,
     SECRETS,
     STORAGE_CLASSES,
     Manifest,
@@ -145,7 +145,7 @@ async def read_server_clock(api: KubeApi, clock: Clock) -> tuple[float, float | 
 async def _common(api: KubeApi, place: str) -> dict[str, Any]:
     definitions, quotas, classes, sets, exists, models = await asyncio.gather(
         _definitions(api),
-        list_objects(api, QUOTAS),
+        list_objects(api, RESOURCE_QUOTAS),
         list_objects(api, ACCELERATOR_CLASSES),
         value_or_missing(api.has_resource(LEADER_WORKER_SETS)),
         _exists(api, place),

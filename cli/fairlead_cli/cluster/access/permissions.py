@@ -23,7 +23,7 @@ from fairlead.kube.resources import (
     NETWORK_POLICIES,
     NODES,
     PODS,
-    QUOTAS,
+    RESOURCE_QUOTAS,
     ROLE_BINDINGS,
     ROLES,
     SECRETS,
@@ -108,7 +108,7 @@ def permissions_to_install(namespace: str, exists: bool) -> list[Permission]:
 
 def permissions_to_check(namespace: str, *, before_install: bool) -> list[Permission]:
     """Returns the permissions that the checks themselves need."""
-    permissions = [_permission(CUSTOM_RESOURCE_DEFINITIONS, "get", None), _permission(QUOTAS, "list", None)]
+    permissions = [_permission(CUSTOM_RESOURCE_DEFINITIONS, "get", None), _permission(RESOURCE_QUOTAS, "list", None)]
     if before_install:
         return [*permissions, _permission(NODES, "list", None)]
     permissions += [_permission(resource, "list", None) for resource in (DEPLOYMENTS, PODS, MODEL_DEPLOYMENTS)]
