@@ -33,11 +33,11 @@ apiVersion: serving.fairlead.io/v1alpha1
 kind: ModelDeployment
 metadata: {{name: demo}}
 spec:
-  model: {{source: "hf://Qwen/Qwen2.5-7B-Instruct"}}
+  model: {{uri: "hf://Qwen/Qwen2.5-7B-Instruct"}}
   pools:
-    - accelerator: npu-910b4
-      replicas: {{min: {engines}}}
-  objectives: {{ttft: {ttft:g}s, itl: {itl:g}s}}
+    - acceleratorClassName: npu-910b4
+      minReplicas: {engines}
+  slo: {{ttft: {ttft:g}s, tpot: {itl:g}s}}
 """
 
 

@@ -297,7 +297,7 @@ def test_adopted_engines_are_in_the_fleet_and_never_scaled(tmp_path: Path) -> No
     async def play(stage: Stage) -> None:
         await up(stage)
         assert stage.states() == {"10.0.0.5": InstanceState.READY}
-        with pytest.raises(BadInput, match="somebody else runs"):
+        with pytest.raises(BadInput, match="adopted engines are not scaled"):
             await stage.supervisor.scale(KEY, "main", 1)
 
     on_stage(tmp_path, play, replicas=0, adopted=adopted)
