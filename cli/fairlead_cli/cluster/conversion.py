@@ -22,11 +22,12 @@ from fairlead.kube.resources import (
     key_of,
     metadata_of,
     name_of,
-    namespace_of,
     resource_of,
 )
 from fairlead.manifests.convert import Conversion, convert_document
 from fairlead_cli.cluster.access.connection import ClusterOptions, connect, resolve_access
+from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
 from fairlead_cli.manifest_conversion import object_problems
 
 FIELD_MANAGER: Final = "fairlead-convert"
@@ -42,7 +43,10 @@ _NEXT_STEP: Final = (
 
 def convert_cluster(options: ClusterOptions, *, dry_run: bool) -> int:
     """Converts all objects of a cluster. Returns the exit code."""
-    return asyncio.run(_convert(options, dry_run))
+    try:
+        return asyncio.run(_convert(options, dry_run))
+    except ClusterUnreachable as error:
+        return report_failure("convert", error, UNREACHABLE)
 
 
 async def _convert(options: ClusterOptions, dry_run: bool) -> int:
@@ -61,7 +65,7 @@ async def convert_objects(api: KubeApi, *, dry_run: bool) -> int:
     ]
     if problems:
         print(*problems, sep="\n", file=sys.stderr)
-        return 1
+        return PROBLEM
     changed = [(item, conversion) for item, conversion in conversions if conversion.changes]
     if changed:
         print(yaml.safe_dump_all([_printed(one.document) for _, one in changed], sort_keys=False), end="")
@@ -72,7 +76,7 @@ async def convert_objects(api: KubeApi, *, dry_run: bool) -> int:
         await _write(api, changed)
     count = f"{len(changed)} of {len(objects)} objects"
     print(f"{count} {'would be ' if dry_run else ''}converted; {_NEXT_STEP}", file=sys.stderr)
-    return 0
+    return OK
 
 
 async def _list_objects(api: KubeApi, resource: Resource) -> list[Manifest]:
@@ -135,33 +139,24 @@ async def _open_schema(api: KubeApi, resource: Resource) -> None:
 
 async def _write_object(api: KubeApi, item: Manifest, spec: Mapping[str, Any]) -> None:
     """Writes one spec. Waits while the API server uses the earlier schema. Raises KubeError."""
-    resource = resource_of(item)
     manager, applies = _spec_manager(item)
-    patch = {
-        "metadata": {"resourceVersion": metadata_of(item)["resourceVersion"]},
-        "spec": _merge_patch(item["spec"], spec),
-    }
     loop = asyncio.get_running_loop()
     end = loop.time() + _SCHEMA_SECONDS
     while True:
         try:
             if applies:
-                written = await api.apply(_applied(item, spec), manager)
-                if left_over := _merge_patch(written["spec"], spec):  # defaults of the earlier schema have no owner
-                    await api.patch_merge(
-                        resource, namespace_of(item), name_of(item), {"spec": left_over}, FIELD_MANAGER
-                    )
-            else:
-                await api.patch_merge(resource, namespace_of(item), name_of(item), patch, manager)
+                item = await api.apply(_applied(item, spec), manager)
+            if item["spec"] != spec:  # an apply drops nulls, and defaults of the earlier schema have no owner
+                await api.replace({**item, "spec": dict(spec)}, FIELD_MANAGER if applies else manager)
             return
-        except (Invalid, KubeError) as error:
+        except KubeError as error:
             if not _is_schema_error(error) or loop.time() > end:
                 raise
         await asyncio.sleep(0.5)
 
 
 def _spec_manager(item: Manifest) -> tuple[str, bool]:
-    """Returns the field manager that wrote the spec, and whether it used server-side apply.
+    """Returns the field manager that wrote the spec, and True if it used server-side apply.
 
     Why: a manager of our own would keep fields that their owner removes later.
     """
@@ -186,16 +181,3 @@ def _applied(item: Manifest, spec: Mapping[str, Any]) -> Manifest:
 
 def _is_schema_error(error: KubeError) -> bool:
     return isinstance(error, Invalid) or "unknown field" in error.message
-
-
-def _merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the JSON merge patch that makes one mapping into the other."""
-    patch: dict[str, Any] = {name: None for name in before if name not in after}
-    for name, value in after.items():
-        earlier = before.get(name)
-        if isinstance(earlier, Mapping) and isinstance(value, Mapping):
-            if nested := _merge_patch(earlier, value):
-                patch[name] = nested
-        elif earlier != value:
-            patch[name] = value
-    return patch
