@@ -16,7 +16,7 @@ from fairlead.api.spec.adapters import Adapters
 from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode
 from fairlead.api.spec.engine import Engine, EngineType
 from fairlead.api.spec.kv_cache import KvCache, PeerTransfer, Transfer
-from fairlead.api.spec.model import ModelSource
+from fairlead.api.spec.model_source import ModelSource
 from fairlead.api.spec.pools import Parallelism, Pool, PoolRole
 from fairlead.api.spec.rollout import Rollout
 from fairlead.api.spec.routing import Routing

@@ -1,6 +1,6 @@
 """The adapters of all kinds of engines."""
 
-from fairlead.engines.base import EngineAdapter
+from fairlead.engines.adapter_protocol import EngineAdapter
 from fairlead.engines.sglang import Sglang
 from fairlead.engines.sim import SimulatedEngine
 from fairlead.engines.vllm import Vllm

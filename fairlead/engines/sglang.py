@@ -4,7 +4,7 @@ simulates it.
 
 from collections.abc import Sequence
 
-from fairlead.engines.base import EngineLaunch, EngineReplica
+from fairlead.engines.adapter_protocol import EngineLaunch, EngineReplica
 from fairlead.engines.prometheus_scan import mean_samples, sum_samples
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals

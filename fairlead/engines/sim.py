@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from fairlead.engine_profile import EngineProfile, builtin_profiles
-from fairlead.engines.base import EngineLaunch, EngineReplica
+from fairlead.engines.adapter_protocol import EngineLaunch, EngineReplica
 from fairlead.engines.vllm import Vllm
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fairlead.engines.base import EngineLaunch, EngineReplica
+from fairlead.engines.adapter_protocol import EngineLaunch, EngineReplica
 from fairlead.engines.prometheus_scan import mean_samples, parse_samples, sum_samples
 from fairlead.engines.sleep_mode import DEV_MODE_VARIABLE, SLEEP_MODE_FLAG
 from fairlead.errors import BadInput

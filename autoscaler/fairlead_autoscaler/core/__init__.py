@@ -13,7 +13,7 @@
 from fairlead_autoscaler.core.decide import decide
 from fairlead_autoscaler.core.scaling_core import ScalingCore
 from fairlead_autoscaler.core.settings import ScalingSettings
-from fairlead_autoscaler.core.sizing.replica_count import Rule
+from fairlead_autoscaler.core.sizing.pool_planner import Rule
 from fairlead_autoscaler.core.state import CoreState
 from fairlead_autoscaler.core.types import (
     GatewayTraffic,

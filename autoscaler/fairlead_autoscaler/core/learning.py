@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.core.performance.engine_speed import update_engine_speed
+from fairlead_autoscaler.core.performance.measured_slowdown import update_engine_speed
 from fairlead_autoscaler.core.performance.startup_time import update_startup_times, update_wake_times
 from fairlead_autoscaler.core.settings import LengthSettings
 from fairlead_autoscaler.core.signals.tick import Tick

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.core.performance.engine_speed import EngineSpeed
 from fairlead_autoscaler.core.performance.error_budget import ErrorBudget
+from fairlead_autoscaler.core.performance.measured_slowdown import EngineSpeed
 from fairlead_autoscaler.core.performance.startup_time import StartupTimes
 from fairlead_autoscaler.core.signals.consistency import ConsistencyState
 from fairlead_autoscaler.core.signals.tick import TickClock

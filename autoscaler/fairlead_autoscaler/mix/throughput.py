@@ -1,6 +1,6 @@
 """Throughput of one shape: requests per second of a serving engine within the latency targets.
 
-It is the knee by which the scaling core sizes (`core.performance.capacity`), for one replica and
+It is the knee by which the scaling core sizes (`core.performance.replica_capacity`), for one replica and
 requests of equal length. It is 0 if a request that has the engine for itself cannot meet a target.
 Its sequence may not fit the memory, its steps may exceed the TPOT target, or its prompt the TTFT
 target.
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import SloTargets
-from fairlead_autoscaler.core.performance import capacity
+from fairlead_autoscaler.core.performance import replica_capacity
 from fairlead_autoscaler.core.settings import CapacitySettings
 
 
@@ -36,8 +36,8 @@ def throughput(
     alone = profile.step_time(computed=1, sequences=1, resident=round(prompt + output / 2.0))
     if itl is not None and output >= 2.0 and alone > itl:
         return 0.0
-    latency_targets = capacity.LatencyTargets(limit, itl, max(1e-4, 1.0 - targets.target))
-    shape = capacity.MeanRequest(prompt, output, prompt_variability=0.0)
-    step = capacity.StepModel.from_profile(profile)
+    latency_targets = replica_capacity.LatencyTargets(limit, itl, max(1e-4, 1.0 - targets.target))
+    shape = replica_capacity.MeanRequest(prompt, output, prompt_variability=0.0)
+    step = replica_capacity.StepModel.from_profile(profile)
     strict = replace(settings or CapacitySettings(), busy_least=0.0)
-    return capacity.knee_capacity(step, shape, latency_targets, 1.0, strict).requests_per_second
+    return replica_capacity.knee_capacity(step, shape, latency_targets, 1.0, strict).requests_per_second

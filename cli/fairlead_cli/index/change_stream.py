@@ -28,9 +28,9 @@ from fairlead_kvstore.blockstore.changes import (
     InstanceDetached,
 )
 from fairlead_kvstore.errors import UnreadableError
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.bootstrap import parse_entries, read_command
 from fairlead_kvstore.index.format import POSITION_FIELD, decode_entry_with_time, decode_position
-from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.link import RedisLink
 
 _CHANGE_KINDS: Final[dict[str, tuple[type[Any], ...]]] = {
@@ -181,7 +181,7 @@ async def follow_changes(
 
 
 async def _start_position(link: RedisLink, model_key: str) -> tuple[int, int]:
-    _, idx, _ = keys.index_keys(model_key)
+    _, idx, _ = redis_keys.index_keys(model_key)
     replies = await link.run([("HGET", idx, POSITION_FIELD)])
     if replies is None:
         raise unreachable_error(link)

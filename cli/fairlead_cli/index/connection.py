@@ -9,7 +9,7 @@ from fairlead.limits import Limits
 from fairlead.names import closest_matches
 from fairlead.runtime.clock import Clock
 from fairlead_cli.errors import IndexUnreachable
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.link import RedisLink
 
 
@@ -43,10 +43,10 @@ def unreachable_error(link: RedisLink) -> IndexUnreachable:
 
 async def list_models(link: RedisLink, limits: Limits) -> list[str]:
     """Returns all models that have an index, sorted. Raises IndexUnreachable."""
-    names = await link.scan_keys(keys.index_pattern(), limits.index_models)
+    names = await link.scan_keys(redis_keys.index_pattern(), limits.index_models)
     if names is None:
         raise unreachable_error(link)
-    return sorted({key for name in names if (key := keys.model_of_index_key(name)) is not None})
+    return sorted({key for name in names if (key := redis_keys.model_of_index_key(name)) is not None})
 
 
 def choose_model(name: str | None, known: Sequence[str]) -> str:

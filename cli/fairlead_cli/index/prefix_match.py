@@ -23,10 +23,10 @@ from fairlead_kvstore.blockstore.changes import BlocksStored
 from fairlead_kvstore.blockstore.snapshot import decode_replica_part, decode_ticks
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.errors import SnapshotError, UnreadableError
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import ENTRY_FIELD, InstanceHeader, decode_entry_with_time, decode_part
 from fairlead_kvstore.index.instance_status import secret_fingerprint
 from fairlead_kvstore.index.recovery import read_fields
-from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.link import RedisLink
 
 _ENTRY_BATCH: Final = 256
@@ -127,7 +127,7 @@ async def _written_time(link: RedisLink, snapshot: IndexSnapshot, instance: str,
     header = snapshot.headers.get(instance)
     if header is None:
         return None
-    _, idx, _ = keys.index_keys(snapshot.model_key)
+    _, idx, _ = redis_keys.index_keys(snapshot.model_key)
     hash_parts = sorted(part for part in header.parts if part.startswith("0.m"))
     values = await read_fields(link, idx, [header.parts[part] for part in hash_parts])
     if values is None:
@@ -170,7 +170,7 @@ async def _add_streamed_times(
     """Adds stores of these blocks since the instances were written."""
     if snapshot.at is None or not last_blocks:
         return
-    _, _, ev = keys.index_keys(snapshot.model_key)
+    _, _, ev = redis_keys.index_keys(snapshot.model_key)
     since = min((header.sequence for header in snapshot.headers.values()), default=0)
     epoch, upto = snapshot.at
     while True:

@@ -18,6 +18,7 @@ from fairlead_cli.errors import UnusableIndex
 from fairlead_cli.index.connection import unreachable_error
 from fairlead_kvstore.analysis.replication_hints import ReplicationHints, decode_replication_hints
 from fairlead_kvstore.errors import UnreadableError
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.bootstrap import LoadedIndex, LoadFailure, load_index
 from fairlead_kvstore.index.format import (
     ENTRY_FIELD,
@@ -33,7 +34,6 @@ from fairlead_kvstore.index.format import (
 from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatus, InstanceStatuses
 from fairlead_kvstore.index.recovery import read_fields
 from fairlead_kvstore.index.replica import IndexReplica
-from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.link import RedisLink
 
 _MAX_ATTEMPTS: Final = 10
@@ -139,7 +139,7 @@ async def take_snapshot(
 async def _read_once(link: RedisLink, model_key: str, clock: Clock, limits: Limits) -> IndexSnapshot:
     now, unix_now = clock.now(), clock.wall()
     snapshot = IndexSnapshot(model_key, unix_now, now, unix_now - now)
-    lease_key, idx, ev = keys.index_keys(model_key)
+    lease_key, idx, ev = redis_keys.index_keys(model_key)
     replies = await link.run(
         [
             ("HMGET", idx, POSITION_FIELD, META_FIELD, STATUSES_FIELD),
@@ -149,7 +149,7 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock, limits: Limi
             ("XRANGE", ev, "-", "+", "COUNT", 1),
             ("XREVRANGE", ev, "+", "-", "COUNT", 1),
             ("HKEYS", idx),
-            ("GET", keys.replication_hints(model_key)),
+            ("GET", redis_keys.replication_hints(model_key)),
         ]
     )
     if replies is None:

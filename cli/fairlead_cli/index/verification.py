@@ -30,6 +30,7 @@ from fairlead_cli.index.snapshot import IndexSnapshot, Sleep, take_snapshot
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.snapshot import restore_table
 from fairlead_kvstore.errors import SnapshotError, UnreadableError
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
     ENTRY_FIELD,
     HINTS_FIELD,
@@ -46,7 +47,6 @@ from fairlead_kvstore.index.format import (
 )
 from fairlead_kvstore.index.instance_status import STATUSES_FIELD
 from fairlead_kvstore.index.recovery import read_fields
-from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.link import RedisLink
 
 _MAX_ATTEMPTS: Final = 4
@@ -130,7 +130,7 @@ def render_lines(report: VerificationReport) -> Iterator[str]:
 async def _check_consistency(link: RedisLink, snapshot: IndexSnapshot) -> dict[str, str]:
     """Returns inconsistencies of one snapshot, by place."""
     findings = dict(snapshot.unreadable)
-    _, idx, _ = keys.index_keys(snapshot.model_key)
+    _, idx, _ = redis_keys.index_keys(snapshot.model_key)
     replies = await link.run([("HKEYS", idx)])
     if replies is None:
         raise unreachable_error(link)
@@ -216,7 +216,7 @@ def _changes(data: bytes, picture: IndexSnapshot, limits: Limits) -> list[Change
 
 async def _entries(link: RedisLink, model_key: str, epoch: int, since: int) -> AsyncGenerator[tuple[int, bytes], None]:
     """Yields the entries of an epoch after a sequence."""
-    _, _, ev = keys.index_keys(model_key)
+    _, _, ev = redis_keys.index_keys(model_key)
     while True:
         replies = await link.run([("XRANGE", ev, f"{epoch}-{since + 1}", epoch, "COUNT", _ENTRY_BATCH)])
         if replies is None:

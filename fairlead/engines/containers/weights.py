@@ -9,7 +9,7 @@
 
 from typing import Any, Final
 
-from fairlead.api.spec.model import ModelCache, ModelSource
+from fairlead.api.spec.model_source import ModelCache, ModelSource
 from fairlead.engines.containers.base import ModelWeights, env_value
 from fairlead.errors import BadInput
 

@@ -19,7 +19,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
@@ -158,7 +158,10 @@ class DecisionStream:
         commands: list[Command] = []
         for record in batch:
             try:
-                name, value = keys.decisions(record.model_key), encode(published_decision(record, self._gateway_id))
+                name, value = (
+                    redis_keys.decisions(record.model_key),
+                    encode(published_decision(record, self._gateway_id)),
+                )
             except (BadInput, UnicodeError) as error:
                 self.refused += 1
                 self._last_refusal = type(error).__name__
@@ -175,8 +178,8 @@ class DecisionStream:
                 self._trimmed_at[key] = now
                 seconds = self._limits.published_decision_seconds
                 oldest = max(0, self._last_entry_ms - int(seconds * 1000))
-                commands.append(("XTRIM", keys.decisions(key), "MINID", "~", oldest))
-                commands.append(("EXPIRE", keys.decisions(key), max(1, int(seconds))))
+                commands.append(("XTRIM", redis_keys.decisions(key), "MINID", "~", oldest))
+                commands.append(("EXPIRE", redis_keys.decisions(key), max(1, int(seconds))))
         return commands
 
     def _requeue(self, batch: list[LoggedDecision]) -> None:

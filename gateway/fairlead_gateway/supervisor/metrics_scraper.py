@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
-from fairlead.engines.base import EngineAdapter
+from fairlead.engines.adapter_protocol import EngineAdapter
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.engines.registry import engine_adapter
 from fairlead.errors import BadInput, Unavailable

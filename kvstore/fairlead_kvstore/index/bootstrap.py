@@ -16,6 +16,7 @@ from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import Change, CompletenessChanged, HintsAdded
 from fairlead_kvstore.blockstore.snapshot import decode_replica_part
 from fairlead_kvstore.errors import SnapshotError, UnreadableError
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
     ENTRY_FIELD,
     HINTS_FIELD,
@@ -33,7 +34,6 @@ from fairlead_kvstore.index.format import (
 )
 from fairlead_kvstore.index.recovery import read_fields
 from fairlead_kvstore.index.replica import IndexReplica
-from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
@@ -63,7 +63,7 @@ async def load_index(
     link: RedisLink, model_key: str, wall_offset: float, now: float, limits: Limits
 ) -> LoadedIndex | LoadFailure:
     """The model's index as it is now. ``ahead``: Unix time less monotonic time; ``now``: monotonic seconds."""
-    _, idx, ev = keys.index_keys(model_key)
+    _, idx, ev = redis_keys.index_keys(model_key)
     replies = await link.run(
         [("HMGET", idx, POSITION_FIELD, META_FIELD), ("HKEYS", idx), ("XRANGE", ev, "-", "+", "COUNT", 1)]
     )
@@ -127,13 +127,13 @@ def parse_entries(reply: Any) -> list[tuple[int, int, bytes]]:
 
 def read_command(model_key: str, epoch: int, sequence: int) -> Command:
     """Ask for the entries that follow."""
-    _, _, ev = keys.index_keys(model_key)
+    _, _, ev = redis_keys.index_keys(model_key)
     return ("XREAD", "COUNT", ENTRIES_PER_READ, "STREAMS", ev, f"{epoch}-{sequence}")
 
 
 def wait_command(places: Mapping[str, tuple[int, int]], seconds: float) -> Command:
     """The same of several models (by key, where each is: epoch and sequence); wait so long, at least a millisecond, for the first."""
-    names = [keys.index_keys(model_key)[2] for model_key in places]
+    names = [redis_keys.index_keys(model_key)[2] for model_key in places]
     at = [f"{epoch}-{sequence}" for epoch, sequence in places.values()]
     return ("XREAD", "COUNT", ENTRIES_PER_READ, "BLOCK", max(1, int(seconds * 1000)), "STREAMS", *names, *at)
 

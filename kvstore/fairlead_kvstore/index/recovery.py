@@ -9,6 +9,7 @@ from fairlead_kvstore.blockstore.snapshot import RowParts
 from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.events.types import StreamPosition
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
     HINTS_FIELD,
     HintsHeader,
@@ -18,7 +19,6 @@ from fairlead_kvstore.index.format import (
     decode_value,
     header_instance,
 )
-from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
@@ -63,7 +63,7 @@ async def recover_index(
 ) -> RecoveredIndex | None:
     """All that is there; None when Redis is away. ``ahead``: Unix time less monotonic time. Nobody else may write meanwhile,
     for which ``also`` renews a lease."""
-    _, idx, _ = keys.index_keys(model_key)
+    _, idx, _ = redis_keys.index_keys(model_key)
     replies = await link.run([("HKEYS", idx)])
     if replies is None or not isinstance(replies[0], list):
         return None

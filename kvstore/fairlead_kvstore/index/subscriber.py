@@ -21,6 +21,7 @@ from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
 from fairlead_kvstore.blockstore.changes import Change, HintsExpired
 from fairlead_kvstore.errors import UnreadableError
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.bootstrap import (
     ENTRIES_PER_READ,
     LoadFailure,
@@ -33,7 +34,6 @@ from fairlead_kvstore.index.bootstrap import (
 )
 from fairlead_kvstore.index.format import META_FIELD, POSITION_FIELD, decode_position
 from fairlead_kvstore.index.replica import IndexReplica
-from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
@@ -92,7 +92,7 @@ class IndexSubscriber:
         """The models to keep mirrors of; others are forgotten. Raises BadInput for a bad name."""
         wanted = list(model_keys)
         for key in wanted:
-            keys.index_keys(key)
+            redis_keys.index_keys(key)
             if key not in self._models:
                 self._models[key] = _ModelReplica(key, self._clock.now())
                 self._status_at = 0.0
@@ -154,7 +154,7 @@ class IndexSubscriber:
         models = list(self._models.values())
         commands: list[Command] = []
         for model in models:
-            own, idx, _ = keys.index_keys(model.key)
+            own, idx, _ = redis_keys.index_keys(model.key)
             commands.append(read_command(model.key, model.epoch, model.sequence))
             if asked:
                 commands += [("GET", own), ("HMGET", idx, POSITION_FIELD, META_FIELD)]
@@ -199,7 +199,7 @@ class IndexSubscriber:
         follows = not isinstance(replies[0], ResponseError)  # where one of them is no stream, none is told
         came = {bytes(name): some for name, some in replies[0]} if follows and replies[0] else {}
         for model in waiting:
-            some = came.get(keys.index_keys(model.key)[2].encode())
+            some = came.get(redis_keys.index_keys(model.key)[2].encode())
             if some is not None and not self._take_entries(model, [(b"", some)], behind=False):
                 follows = False
                 await self._load(model, self._clock.now())

@@ -32,7 +32,7 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.errors import UnreadableError
-from fairlead_kvstore.index import lua
+from fairlead_kvstore.index import lua, redis_keys
 from fairlead_kvstore.index.format import (
     HINTS_FIELD,
     META_FIELD,
@@ -49,7 +49,6 @@ from fairlead_kvstore.index.format import (
 from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatus, InstanceStatuses
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex, recover_index
 from fairlead_kvstore.index.writer_state import HINTS_ITEM, ModelWriteState
-from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.link import RedisLink
 
 _LIMITS: Final = Limits()
@@ -127,7 +126,7 @@ class IndexWriter:
         """The models to lead if nobody else does; those that are left out are given up. Raises BadInput for a bad name."""
         wanted = list(model_keys)
         for key in wanted:
-            keys.index_keys(key)
+            redis_keys.index_keys(key)
             if key not in self._models:
                 self._models[key] = ModelWriteState(key, self._limits)
         for key in self._models.keys() - set(wanted):
@@ -175,7 +174,7 @@ class IndexWriter:
         await self.step()
         for book in self._models.values():
             if book.lease:
-                own, _, _ = keys.index_keys(book.model_key)
+                own, _, _ = redis_keys.index_keys(book.model_key)
                 await self._link.run([("EVAL", lua.RELEASE, 1, own, book.lease)])
                 book.lease = b""
 
@@ -260,7 +259,7 @@ class IndexWriter:
                 book.on_acknowledged()
         else:
             if not book.is_active:
-                wall, (own, _, _) = self._clock.wall(), keys.index_keys(book.model_key)
+                wall, (own, _, _) = self._clock.wall(), redis_keys.index_keys(book.model_key)
                 renew = ("EVAL", lua.RENEW, 1, own, lease, self._lease_ms)
                 found = await recover_index(self._link, book.model_key, wall - now, now, [renew])
                 if found is None:
@@ -348,7 +347,7 @@ class IndexWriter:
 
     async def _finish_epoch(self, book: ModelWriteState, meta: IndexMeta) -> bool:
         """Take away what earlier epochs left, and say that all is there."""
-        _, idx, _ = keys.index_keys(book.model_key)
+        _, idx, _ = redis_keys.index_keys(book.model_key)
         replies = await self._link.run([("HKEYS", idx)])
         if replies is None or not isinstance(replies[0], list):
             return False
@@ -439,7 +438,7 @@ class IndexWriter:
     async def _eval(self, book: ModelWriteState, script: str, *words: str | bytes | int) -> list[Any] | None:
         """The reply of a script; None when Redis is away or refuses."""
         try:
-            replies = await self._link.run([("EVAL", script, 3, *keys.index_keys(book.model_key), *words)])
+            replies = await self._link.run([("EVAL", script, 3, *redis_keys.index_keys(book.model_key), *words)])
         except (BadInput, UnreadableError):  # pragma: no cover - names were looked at in serve
             return None
         if replies is None:

@@ -26,6 +26,7 @@ from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.indexer.metrics import IndexerHealth, create_app
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
+from fairlead_kvstore.reader.timers import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
@@ -72,14 +73,10 @@ class IndexerService:
         self.indexer = Indexer(
             BlockStore(secret=config.secret, limits=limits),
             self,
-            clock,
-            query=HttpEngineQuery(EngineCredentials(environ, clock.now), limits),
-            loop=asyncio.get_running_loop(),
-            random=random,
+            HttpEngineQuery(EngineCredentials(environ, clock.now), limits),
+            ReaderRuntime(asyncio.get_running_loop(), clock, random, limits),
             listen=config.events,
             leased=True,
-            is_backlogged=self._is_backlogged,
-            limits=limits,
         )
         self._writer = IndexWriter(
             self._link,
@@ -95,7 +92,8 @@ class IndexerService:
         """To whoever writes."""
         self._writer.offer(model_key, changes, batches)
 
-    def _is_backlogged(self) -> bool:
+    def is_backlogged(self) -> bool:
+        """Returns whether the writer cannot follow."""
         return self._writer.is_backlogged()
 
     def stop(self) -> None:
@@ -158,12 +156,12 @@ class IndexerService:
 
 def _indexable_models(fleet: Fleet) -> list[str]:
     """The models that Redis can name; the others are left out, once more with each fleet."""
-    from fairlead_kvstore.redis import keys
+    from fairlead_kvstore.index import redis_keys
 
     found = []
     for key in fleet.models:
         try:
-            keys.decisions(key)
+            redis_keys.decisions(key)
         except BadInput as error:
             _LOG.warning("the model %r is not indexed: %s", key, error.message)
         else:

@@ -19,19 +19,19 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import SnapshotError
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import StreamOutcome
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.index.sink import ChangeSink
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.reader.event_application import apply_outcomes
-from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.waiting import wait_until
 
 MODEL: Final = "default/tiny"
-LEASE_KEY, INDEX_KEY, EVENTS_KEY = keys.index_keys(MODEL)
+LEASE_KEY, INDEX_KEY, EVENTS_KEY = redis_keys.index_keys(MODEL)
 LIMITS: Final = replace(
     Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=5.0, index_lease_seconds=60.0
 )

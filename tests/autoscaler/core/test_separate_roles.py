@@ -9,7 +9,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core import PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, ScalingSettings
 from fairlead_autoscaler.core.signals.validation import pool_totals
-from fairlead_autoscaler.core.sizing.replica_count import PoolPlanner, PoolRequest, Rule, SignalDoubt
+from fairlead_autoscaler.core.sizing.pool_planner import PoolPlanner, PoolRequest, Rule, SignalDoubt
 from fairlead_autoscaler.core.state import PoolMemory
 
 _PROFILE = EngineProfile("L", 9e-5, step_seconds=12e-3, kv_tokens=400_000, max_sequences=256, step_tokens=1_024)

@@ -4,10 +4,10 @@ import pytest
 
 from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.core import PoolSpec, ScalingSettings
-from fairlead_autoscaler.core.performance.engine_speed import EngineSpeed, update_engine_speed
+from fairlead_autoscaler.core.performance.measured_slowdown import EngineSpeed, update_engine_speed
 from fairlead_autoscaler.core.signals.validation import TokenGapSample
 from fairlead_autoscaler.core.workload.arrivals import ArrivalBin, ArrivalHistory, record_tick
-from fairlead_autoscaler.core.workload.level import recurring_burst_level
+from fairlead_autoscaler.core.workload.load_forecast import recurring_burst_level
 
 _SETTINGS = ScalingSettings()
 _PROFILE = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_sequences=64, step_tokens=512)

@@ -20,14 +20,14 @@ from fairlead_gateway.supervisor.peers.replication_hints import ReplicationHintP
 from fairlead_kvstore.analysis.replication_hints import HotPrefix, replication_hints
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, HintsAdded
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import header_field
-from fairlead_kvstore.redis import keys
 from fairlead_testing.cli.index_scene import MODEL, IndexScene, play_scene
 from fairlead_testing.redis.valkey import Valkey
 
 pytestmark = pytest.mark.timeout(300)
 PROMPT = list(range(40))
-OWN, IDX, EV = keys.index_keys(MODEL)
+OWN, IDX, EV = redis_keys.index_keys(MODEL)
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_stats_shows_hot_prefixes_that_need_another_home(server: Valkey, capsys:
         assert (told["prefix"], told["wanted"], told["holders"], told["worth"]) == ("0000000000000007", 2, 1, 10_000.0)
         assert await scene.run_command("stats", output="table") == 0
         assert "2,000 tokens want 2 homes: 90% of the prompts begin with it" in capsys.readouterr().out
-        assert 0 < (await scene.link.run([("PTTL", keys.replication_hints(MODEL))]) or [0])[0] <= 15_000
+        assert 0 < (await scene.link.run([("PTTL", redis_keys.replication_hints(MODEL))]) or [0])[0] <= 15_000
 
     play_scene(server.url, work)
 
@@ -268,7 +268,7 @@ def test_unknown_model_names_the_nearest(server: Valkey, tokens: Path) -> None:
 
 def test_ambiguous_model_name_lists_the_candidates(server: Valkey, tokens: Path) -> None:
     async def work(scene: IndexScene) -> None:
-        await scene.link.run([("HSET", keys.index_keys("other/tiny")[1], "at", "1:0")])
+        await scene.link.run([("HSET", redis_keys.index_keys("other/tiny")[1], "at", "1:0")])
         with pytest.raises(BadInput) as raised:
             await scene.run_command("match", model="tiny", tokens=tokens)
         assert "say which: default/tiny, other/tiny" in str(raised.value)

@@ -8,7 +8,7 @@ from fairlead import units
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.conditions import ConditionOwner, ConditionType, Reason, condition_types, reasons
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec, CountRule
-from fairlead.api.spec.model import ModelSource
+from fairlead.api.spec.model_source import ModelSource
 from fairlead.api.spec.pools import Parallelism
 from fairlead.api.spec.profile import Profile
 from fairlead.api.spec.rollout import Rollout

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.engine_profile import EngineProfile, builtin_profile, builtin_profiles
-from fairlead.engines.base import EngineLaunch, EngineReplica
+from fairlead.engines.adapter_protocol import EngineLaunch, EngineReplica
 from fairlead.engines.registry import engine_adapter, engine_kinds
 from fairlead.engines.sim import DEFAULT_CONTEXT_TOKENS, split_args
 from fairlead.errors import BadInput

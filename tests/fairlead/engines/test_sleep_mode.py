@@ -9,7 +9,7 @@ import pytest
 
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import builtin_profile
-from fairlead.engines.base import EngineReplica
+from fairlead.engines.adapter_protocol import EngineReplica
 from fairlead.engines.registry import engine_adapter
 from fairlead.engines.sleep_mode import EngineSleepClient, SleepTimeouts
 from fairlead.errors import Unavailable

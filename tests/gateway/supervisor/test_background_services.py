@@ -26,7 +26,7 @@ from fairlead_gateway.supervisor.management import GatewayStatus, create_managem
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.worker.proxy.gateway import Gateway
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.codec import decode
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
@@ -139,7 +139,7 @@ def test_a_decision_reaches_the_log_the_stream_and_the_counters_and_the_prompt_r
             await wait_until(
                 lambda: gateway.beside.decision_stream is not None and gateway.beside.decision_stream.published == 1
             )
-            ((_, fields),) = await reader.xrange(keys.decisions(MODEL_KEY))
+            ((_, fields),) = await reader.xrange(redis_keys.decisions(MODEL_KEY))
             told = decode(fields[b"d"], PublishedDecision)
             logged = (await gateway.manage("/api/decisions")).json()["decisions"][0]
             assert told is not None

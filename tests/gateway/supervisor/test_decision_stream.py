@@ -17,7 +17,7 @@ from fairlead_gateway.supervisor.decision_stream import (
     PublishedDecision,
     published_decision,
 )
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.codec import decode, encode
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.waiting import wait_until
@@ -68,7 +68,7 @@ def _check(
 
 
 async def _stream(reader: Redis, key: str = KEY) -> list[PublishedDecision]:
-    entries = await reader.xrange(keys.decisions(key))
+    entries = await reader.xrange(redis_keys.decisions(key))
     found = [decode(values[b"d"], PublishedDecision) for _, values in entries]
     return [item for item in found if item is not None]
 
@@ -103,14 +103,14 @@ def test_the_stream_is_bounded_by_count(server: Any) -> None:
         for n in range(1_000):
             log.offer(Record(f"r{n}"))
         await wait_until(lambda: log.published == 1_000)
-        assert await reader.xlen(keys.decisions(KEY)) <= 100 + 200  # "~" keeps up to a node more
+        assert await reader.xlen(redis_keys.decisions(KEY)) <= 100 + 200  # "~" keeps up to a node more
 
     _check(server, work, limits=replace(FAST, published_decisions=100))
 
 
 def test_old_decisions_are_trimmed_and_an_unused_stream_expires(server: Any) -> None:
     async def work(log: DecisionStream, reader: Redis) -> None:
-        stream = keys.decisions(KEY)
+        stream = redis_keys.decisions(KEY)
         for n in range(500):
             await reader.xadd(stream, {b"d": b"old"}, id=f"{1_000 + n}-0")
         log.offer(Record("r1"))
@@ -147,12 +147,12 @@ def test_without_redis_only_the_oldest_decisions_are_lost(server: Any) -> None:
 
 def test_a_redis_that_refuses_writes_is_a_warning(server: Any) -> None:
     async def work(log: DecisionStream, reader: Redis) -> None:
-        await reader.set(keys.decisions(KEY), "not a stream")
+        await reader.set(redis_keys.decisions(KEY), "not a stream")
         log.offer(Record("r1"))
         await wait_until(lambda: log.refused == 1)
         assert "WRONGTYPE" in log.status()
         assert "refuses" in (log.warning() or "")
-        await reader.delete(keys.decisions(KEY))
+        await reader.delete(redis_keys.decisions(KEY))
         log.offer(Record("r2"))
         await wait_until(lambda: log.published == 1)
         assert log.warning() is None

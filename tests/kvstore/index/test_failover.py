@@ -8,10 +8,10 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.kvstore.index_harness import InMemoryIndexer
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -93,7 +93,7 @@ def lived(url: str, models: list[str], work: Callable[[Live], Awaitable[None]]) 
 
 def test_what_a_failover_loses_is_written_again(pair: ValkeyGroup) -> None:
     """The replica hangs while entries and an epoch are written, the master dies, and the replica becomes master with what it has."""
-    _own, idx, ev = keys.index_keys(MODELS[0])
+    _own, idx, ev = redis_keys.index_keys(MODELS[0])
 
     async def work(live: Live) -> None:
         master, replica = pair.nodes

@@ -8,8 +8,8 @@ from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_testing.kvstore.index_harness import InMemoryIndexer
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -82,7 +82,7 @@ def test_forty_models_take_as_many_rounds_as_one(server: Valkey) -> None:
                 found.append(far.rounds - before)
                 clock.advance(limits.index_lease_seconds / 2)
             assert all(writer.is_leader(key) for key in names)
-            assert {await redis.exists(keys.index_keys(key)[1]) for key in names} == {1}
+            assert {await redis.exists(redis_keys.index_keys(key)[1]) for key in names} == {1}
         return found
 
     async def main() -> None:

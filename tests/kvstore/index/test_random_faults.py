@@ -21,10 +21,10 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_testing.kvstore.index_harness import InMemoryIndexer
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -32,7 +32,7 @@ from fairlead_testing.redis.valkey import Valkey
 
 NIGHTLY = settings().max_examples > 1_000
 MODEL = "default/tiny"
-OWN, IDX, EV = keys.index_keys(MODEL)
+OWN, IDX, EV = redis_keys.index_keys(MODEL)
 NAMES = ("a/1/0", "b/1/0", "c/1/0")
 LIMITS = replace(
     Limits(),

@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.redis import keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.kvstore.index_harness import InMemoryIndexer
@@ -106,7 +106,7 @@ def test_it_waits_at_redis_for_all_models_and_has_what_is_written_to_any(server:
         world.feed.start()
         for number, key in enumerate((*MODELS, MODELS[0])):
             waiting = await world.watched.waits()
-            assert {keys.index_keys(one)[2] for one in MODELS} < set(waiting)
+            assert {redis_keys.index_keys(one)[2] for one in MODELS} < set(waiting)
             await world.prompt(key, 1_000 * (number + 1))
             assert await world.came.get() == key
 
@@ -115,7 +115,7 @@ def test_it_waits_at_redis_for_all_models_and_has_what_is_written_to_any(server:
 
 def test_a_stream_that_is_none_does_not_keep_another_model_from_being_followed(server: Valkey) -> None:
     async def work(world: World, redis: Any) -> None:
-        await redis.set(keys.index_keys(MODELS[1])[2], b"no stream")
+        await redis.set(redis_keys.index_keys(MODELS[1])[2], b"no stream")
         world.feed.start()
         for number in range(3):
             await world.prompt(MODELS[0], 1_000 * (number + 1))

@@ -1,7 +1,7 @@
 """Performance: what a replica can carry, learned and computed.
 
-- `capacity`: step model of an engine, capacity of a replica, replicas for a load.
-- `engine_speed`: measured slowdown against the profile.
+- `replica_capacity`: step model of an engine, capacity of a replica, replicas for a load.
+- `measured_slowdown`: measured slowdown against the profile.
 - `startup_time`: measured startup and wake times.
 - `error_budget`: missed requests, and the margin that follows.
 - `decode_slack`: short prompts that decode engines could compute, for people.

@@ -2,8 +2,8 @@
 
 - `group_sizer`: one group of pools, through the following steps.
 - `group_inputs`: capacities and targets of the group, by `pool_capacity`.
-- `group_demand`: what the group needs, by `demand` and `load_conditions`.
+- `group_demand`: what the group needs, by `replicas_needed` and `load_conditions`.
 - `stabilization_window`: the highest demand of the last minutes holds.
 - `allocation_policy`: demand divided among pools, by `pool_allocation` and `mix_requests`.
-- `replica_count`: the number of one pool, within `schedule_bounds`.
+- `pool_planner`: the number of one pool, within `schedule_bounds`.
 """

@@ -7,13 +7,13 @@ from dataclasses import replace
 from fairlead.decision import DecisionInput
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.signals.tick import Tick
-from fairlead_autoscaler.core.sizing.demand import Backlog, Demand, DemandInputs, estimate_demand
 from fairlead_autoscaler.core.sizing.group_inputs import GroupInputs
 from fairlead_autoscaler.core.sizing.load_conditions import waiting_requests
+from fairlead_autoscaler.core.sizing.replicas_needed import Backlog, Demand, DemandInputs, estimate_demand
 from fairlead_autoscaler.core.sizing.stabilization_window import window_length
 from fairlead_autoscaler.core.state import CoreState, GroupMemory
 from fairlead_autoscaler.core.workload.arrivals import ArrivalHistory, keep_last_ticks
-from fairlead_autoscaler.core.workload.level import (
+from fairlead_autoscaler.core.workload.load_forecast import (
     BinPrice,
     LoadLevel,
     change_point_ticks,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.core.performance.capacity import LatencyTargets, MeanRequest, ReplicaCapacity
+from fairlead_autoscaler.core.performance.replica_capacity import LatencyTargets, MeanRequest, ReplicaCapacity
 from fairlead_autoscaler.core.performance.startup_time import DEFAULT_STARTUP_SECONDS
 from fairlead_autoscaler.core.settings import DemandSettings
 from fairlead_autoscaler.core.signals.tick import Tick
@@ -14,7 +14,7 @@ from fairlead_autoscaler.core.sizing.schedule_bounds import replica_bounds
 from fairlead_autoscaler.core.state import CoreState, GroupMemory
 from fairlead_autoscaler.core.types import PoolGroup, PoolObservation, PoolSpec
 from fairlead_autoscaler.core.workload.arrivals import ArrivalBin
-from fairlead_autoscaler.core.workload.level import BinPrice
+from fairlead_autoscaler.core.workload.load_forecast import BinPrice
 from fairlead_autoscaler.core.workload.mean_request import (
     NO_DECODE_PREFILL,
     DecodePrefillShare,

@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 
 from fairlead.decision import DecisionInput
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.core.performance.capacity import MeanRequest
 from fairlead_autoscaler.core.performance.error_budget import BudgetSample, ErrorBudget, update_error_budget
+from fairlead_autoscaler.core.performance.replica_capacity import MeanRequest
 from fairlead_autoscaler.core.performance.startup_time import wake_seconds
 from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.sizing import stabilization_window
 from fairlead_autoscaler.core.sizing.allocation_policy import Allocation, AllocationPolicy
-from fairlead_autoscaler.core.sizing.demand import Demand
 from fairlead_autoscaler.core.sizing.group_demand import estimate_group_demand
 from fairlead_autoscaler.core.sizing.group_inputs import GroupInputs, group_inputs
 from fairlead_autoscaler.core.sizing.load_conditions import (
@@ -33,7 +32,8 @@ from fairlead_autoscaler.core.sizing.load_conditions import (
 from fairlead_autoscaler.core.sizing.mix_requests import MixQuestion
 from fairlead_autoscaler.core.sizing.pool_allocation import PoolShare, demand_of_pool
 from fairlead_autoscaler.core.sizing.pool_capacity import latency_targets
-from fairlead_autoscaler.core.sizing.replica_count import PoolPlanner, PoolRequest, SignalDoubt
+from fairlead_autoscaler.core.sizing.pool_planner import PoolPlanner, PoolRequest, SignalDoubt
+from fairlead_autoscaler.core.sizing.replicas_needed import Demand
 from fairlead_autoscaler.core.sizing.schedule_bounds import replica_bounds
 from fairlead_autoscaler.core.state import CoreState, GroupMemory
 from fairlead_autoscaler.core.types import MixRequest, PoolCandidate, PoolGroup, PoolPlan, PoolSpec

@@ -6,8 +6,8 @@ from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.performance.error_budget import MissedRequests, count_missed
 from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.signals.validation import PoolTotals
-from fairlead_autoscaler.core.sizing.demand import Demand
 from fairlead_autoscaler.core.sizing.group_inputs import GroupInputs
+from fairlead_autoscaler.core.sizing.replicas_needed import Demand
 from fairlead_autoscaler.core.state import CoreState
 from fairlead_autoscaler.core.types import PoolGroup
 from fairlead_autoscaler.core.workload import idle_gaps

@@ -22,7 +22,7 @@ request.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fairlead_autoscaler.core.performance.capacity import (
+from fairlead_autoscaler.core.performance.replica_capacity import (
     LatencyTargets,
     MeanRequest,
     ReplicaCapacity,

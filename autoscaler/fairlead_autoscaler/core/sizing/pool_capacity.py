@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.core.performance.capacity import (
+from fairlead_autoscaler.core.performance.replica_capacity import (
     LatencyTargets,
     MeanRequest,
     ReplicaCapacity,

@@ -8,11 +8,11 @@ are work of decode alone, so every token counts once.
 from dataclasses import dataclass, replace
 
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.core.performance.capacity import MeanRequest
+from fairlead_autoscaler.core.performance.replica_capacity import MeanRequest
 from fairlead_autoscaler.core.settings import LengthSettings, ScalingSettings
 from fairlead_autoscaler.core.workload.arrivals import ArrivalHistory
 from fairlead_autoscaler.core.workload.length_shift import bins_for_growth, is_shifting, unfinished_share
-from fairlead_autoscaler.core.workload.level import fit_line
+from fairlead_autoscaler.core.workload.load_forecast import fit_line
 from fairlead_autoscaler.core.workload.request_lengths import RequestLengths
 
 _DEFAULT_PROMPT_TOKENS, _DEFAULT_OUTPUT_TOKENS = 1_000.0, 250.0

@@ -13,7 +13,7 @@ from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.pools import Pool, PoolRole
 from fairlead.api.v1alpha1 import ModelDeployment
-from fairlead.engines.base import EngineLaunch, EngineReplica
+from fairlead.engines.adapter_protocol import EngineLaunch, EngineReplica
 from fairlead.engines.registry import engine_adapter
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, Model, Role, RoutingPreset, SloTargets, served_name_override

@@ -21,7 +21,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, decode_alignment, encode_alignment
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, secret_fingerprint
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
@@ -117,7 +117,7 @@ class AlignmentStore:
             commands: list[Command] = [
                 (
                     "XRANGE",
-                    keys.prompt_alignments(model),
+                    redis_keys.prompt_alignments(model),
                     b"(" + self._streams[model].position,
                     "+",
                     "COUNT",
@@ -162,7 +162,7 @@ class AlignmentStore:
         commands: list[Command] = []
         for model in deleted & self._streams.keys():
             self._streams[model].entry_ids.clear()
-            commands.append(("DEL", keys.prompt_alignments(model)))
+            commands.append(("DEL", redis_keys.prompt_alignments(model)))
         first = len(commands)
         written = [one for one in pending if one[0] in self._streams]
         most = self._limits.prefix_map_stored_prompts
@@ -170,7 +170,7 @@ class AlignmentStore:
             commands.append(
                 (
                     "XADD",
-                    keys.prompt_alignments(model),
+                    redis_keys.prompt_alignments(model),
                     "MAXLEN",
                     "~",
                     most,
@@ -182,12 +182,12 @@ class AlignmentStore:
                 )
             )
         seconds = int(self._limits.prefix_map_retention_seconds)
-        commands += [("EXPIRE", keys.prompt_alignments(model), seconds) for model in {one[0] for one in written}]
+        commands += [("EXPIRE", redis_keys.prompt_alignments(model), seconds) for model in {one[0] for one in written}]
         for model, _, _, hashes in written:
             lies = self._streams[model].entry_ids
             gone = [lies.pop(digest) for digest in hashes if digest in lies]
             if gone:
-                commands.append(("XDEL", keys.prompt_alignments(model), *gone))
+                commands.append(("XDEL", redis_keys.prompt_alignments(model), *gone))
         replies = await self._link.run(commands) if commands else []
         if replies is None:  # this gateway keeps its links
             self._deleted_models |= deleted

@@ -24,7 +24,7 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable, decode_table
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
@@ -141,7 +141,7 @@ class HotPrefixLeases:
         """Releases the own tables."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
-        ours = [keys.hot_prefixes(model) for model, lease in self._leases.items() if lease.is_ours]
+        ours = [redis_keys.hot_prefixes(model) for model, lease in self._leases.items() if lease.is_ours]
         if ours:
             await self._link.run([("DEL", key) for key in ours])
 
@@ -209,7 +209,7 @@ class HotPrefixLeases:
         epoch, table = ("", b"") if offer is None else (str(offer[0]), encode(offer[1]))
         lease_ms = int(self._limits.hot_prefix_lease_seconds * 1000)
         known = "" if lease.table is None else str(lease.epoch)
-        return ("EVAL", _LEASE_SCRIPT, 1, keys.hot_prefixes(model), self._name, epoch, table, known, lease_ms)
+        return ("EVAL", _LEASE_SCRIPT, 1, redis_keys.hot_prefixes(model), self._name, epoch, table, known, lease_ms)
 
     def _on_reply(self, model: str, lease: TableLease, reply: Any, now: float) -> None:
         try:

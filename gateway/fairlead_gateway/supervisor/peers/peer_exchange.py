@@ -35,7 +35,7 @@ from fairlead_gateway.supervisor.peers.peer_messages import (
 from fairlead_gateway.supervisor.peers.peer_outbox import PeerOutbox
 from fairlead_gateway.supervisor.peers.peer_state import InstanceGroups, KnownPeer, PeerState
 from fairlead_gateway.supervisor.peers.stream_rotation import StreamRotation
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
@@ -245,7 +245,7 @@ class PeerExchange:
         most = self._limits.dispatch_entries
         return (
             "XADD",
-            keys.sent_prompts(model),
+            redis_keys.sent_prompts(model),
             "MAXLEN",
             "~",
             most,
@@ -266,8 +266,8 @@ class PeerExchange:
                 continue
             self._trimmed_at[model] = now
             oldest = max(0, written - int(seconds * 1000))  # by the server's clock
-            commands.append(("XTRIM", keys.sent_prompts(model), "MINID", "~", oldest))
-            commands.append(("EXPIRE", keys.sent_prompts(model), max(1, int(seconds))))
+            commands.append(("XTRIM", redis_keys.sent_prompts(model), "MINID", "~", oldest))
+            commands.append(("EXPIRE", redis_keys.sent_prompts(model), max(1, int(seconds))))
         return commands
 
     # In ------------------------------------------------------------------------------------------------------------------
@@ -288,7 +288,9 @@ class PeerExchange:
         commands: list[Command] = []
         for model in models:
             first, second = self._cursors[model].position
-            commands.append(("XRANGE", keys.sent_prompts(model), f"({first}-{second}", "+", "COUNT", PAGE_ENTRIES))
+            commands.append(
+                ("XRANGE", redis_keys.sent_prompts(model), f"({first}-{second}", "+", "COUNT", PAGE_ENTRIES)
+            )
         replies = await self._link.run(commands) if commands else None
         for model, reply in zip(models, replies or (), strict=False):
             if isinstance(reply, ResponseError):

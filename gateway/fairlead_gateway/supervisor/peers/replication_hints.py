@@ -9,7 +9,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore.analysis.replication_hints import ReplicationHint, encode_replication_hints
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
@@ -49,7 +49,7 @@ class ReplicationHintPublisher:
         commands: list[Command] = [
             (
                 "SET",
-                keys.replication_hints(model),
+                redis_keys.replication_hints(model),
                 encode_replication_hints(list(self._hints(model)), self._clock.wall()),
                 "PX",
                 milliseconds,

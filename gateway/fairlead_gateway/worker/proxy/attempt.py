@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fairlead.decision import Decision
 from fairlead.fleet.model import Instance
 from fairlead_gateway.routing import ModelRouter
-from fairlead_gateway.worker.dispatch.admission_control import AdmissionController
+from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.observability.trace_record import ATTEMPT, CONTINUATION
 from fairlead_gateway.worker.openai.request_timeout import TIMEOUT_HEADER, remaining_timeout_header

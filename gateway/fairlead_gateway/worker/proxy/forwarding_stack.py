@@ -9,7 +9,7 @@ import random
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
-from fairlead_gateway.worker.dispatch.admission_control import AdmissionController
+from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.proxy.attempt import Dispatcher
 from fairlead_gateway.worker.proxy.fast_path import FastPath, RequestLifecycle

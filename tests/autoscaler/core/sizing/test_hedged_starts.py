@@ -3,7 +3,7 @@
 import pytest
 
 from fairlead_autoscaler.core.settings import ScalingSettings
-from fairlead_autoscaler.core.sizing.replica_count import PoolPlanner, PoolRequest, SignalDoubt
+from fairlead_autoscaler.core.sizing.pool_planner import PoolPlanner, PoolRequest, SignalDoubt
 from fairlead_autoscaler.core.state import PoolMemory
 from fairlead_autoscaler.core.types import PoolObservation, PoolPlan
 

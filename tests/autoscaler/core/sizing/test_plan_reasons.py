@@ -2,7 +2,7 @@
 
 import pytest
 
-from fairlead_autoscaler.core.sizing.replica_count import PoolRequest
+from fairlead_autoscaler.core.sizing.pool_planner import PoolRequest
 
 
 def _wanted(needed: float) -> PoolRequest:

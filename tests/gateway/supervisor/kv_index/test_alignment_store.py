@@ -24,7 +24,7 @@ from fairlead_gateway.prefix_map.prompt_alignment import (
 )
 from fairlead_gateway.supervisor.kv_index.alignment_store import PAGE_ENTRIES, AlignmentStore
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
@@ -117,7 +117,7 @@ def test_a_conversation_is_one_entry_whichever_gateway_learns_it(server: Valkey)
             learns.kept.offer(KEY, lesson_of(1, blocks))
             await one.poll()
             await two.poll()
-        assert await redis.xlen(keys.prompt_alignments(KEY)) == 1
+        assert await redis.xlen(redis_keys.prompt_alignments(KEY)) == 1
         late = side(server.url, "c")
         late.link.start()
         await late.link.wait_connected()
@@ -135,7 +135,7 @@ def test_a_wrong_alignment_is_deleted_for_later_gateways(server: Valkey) -> None
         one.kept.offer(KEY, lesson_of(2))
         one.kept.delete_model(KEY)
         await one.poll()
-        assert await redis.exists(keys.prompt_alignments(KEY)) == 0
+        assert await redis.exists(redis_keys.prompt_alignments(KEY)) == 0
         one.kept.offer(KEY, lesson_of(3))
         await one.poll()
         await two.poll()
@@ -149,15 +149,15 @@ def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(server: Va
         strange.kept.offer(KEY, lesson_of(1))
         await strange.kept.write()
         for data in (b"", b"\x01", b"\x02abc", b"\x01" + msgspec.msgpack.encode({"hashes": 3}), b"\x01" * 70_000):
-            await redis.xadd(keys.prompt_alignments(KEY), {GATEWAY_FIELD: b"x", DATA_FIELD: data})
-        await redis.xadd(keys.prompt_alignments(KEY), {b"other": b"fields"})
+            await redis.xadd(redis_keys.prompt_alignments(KEY), {GATEWAY_FIELD: b"x", DATA_FIELD: data})
+        await redis.xadd(redis_keys.prompt_alignments(KEY), {b"other": b"fields"})
         strange.kept.offer(KEY, lesson_of(2))
         await strange.kept.write()
         await one.poll()
         assert one.taken == []
         assert one.kept.unreadable == 8
-        await redis.delete(keys.prompt_alignments(KEY))
-        await redis.set(keys.prompt_alignments(KEY), "a string")
+        await redis.delete(redis_keys.prompt_alignments(KEY))
+        await redis.set(redis_keys.prompt_alignments(KEY), "a string")
         one.kept.offer(KEY, lesson_of(3))
         await one.poll()
 
@@ -175,9 +175,9 @@ def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
         one.kept.offer(KEY, lesson_of(1_001, 400))  # too long
         one.kept.offer("ns/unknown", lesson_of(1))
         await one.poll()
-        assert await redis.xlen(keys.prompt_alignments(KEY)) <= 300, "Redis cuts whole nodes of a stream"
-        assert 0 < await redis.ttl(keys.prompt_alignments(KEY)) <= limits.prefix_map_retention_seconds
-        entries = await redis.xrange(keys.prompt_alignments(KEY))
+        assert await redis.xlen(redis_keys.prompt_alignments(KEY)) <= 300, "Redis cuts whole nodes of a stream"
+        assert 0 < await redis.ttl(redis_keys.prompt_alignments(KEY)) <= limits.prefix_map_retention_seconds
+        entries = await redis.xrange(redis_keys.prompt_alignments(KEY))
         assert all(len(fields[DATA_FIELD]) < 4_096 for _, fields in entries)
         assert await redis.keys("*unknown*") == []
 

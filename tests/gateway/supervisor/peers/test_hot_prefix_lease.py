@@ -10,7 +10,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixLeases, TableLease
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
@@ -92,7 +92,7 @@ def test_a_new_owner_offers_the_last_table_first(server: Valkey) -> None:
         one.mine, two.mine = FIRST, SECOND
         for each in (one, two):
             await each.tables.run_once()
-        await reader.delete(keys.hot_prefixes(KEY))  # the keeper is dead, and its lease over
+        await reader.delete(redis_keys.hot_prefixes(KEY))  # the keeper is dead, and its lease over
         await two.tables.run_once()
         assert two.tables.owned_tables == 1
         assert two.adopted == [FIRST]
@@ -110,13 +110,13 @@ def test_a_new_owner_offers_the_last_table_first(server: Valkey) -> None:
 def test_a_key_without_expiry_is_no_lease(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         reader = Redis.from_url(server.url)
-        await reader.hset(keys.hot_prefixes(KEY), mapping={"holder": "a ghost", "epoch": "7", "table": "x"})  # type: ignore[misc]
+        await reader.hset(redis_keys.hot_prefixes(KEY), mapping={"holder": "a ghost", "epoch": "7", "table": "x"})  # type: ignore[misc]
         one.mine = FIRST
         await one.tables.run_once()
         assert one.told == [(int(clock.wall() * 1000), FIRST)]
-        assert 0 < await reader.pttl(keys.hot_prefixes(KEY)) <= LIMITS.hot_prefix_lease_seconds * 1000
+        assert 0 < await reader.pttl(redis_keys.hot_prefixes(KEY)) <= LIMITS.hot_prefix_lease_seconds * 1000
         await one.tables.stop()
-        assert not await reader.exists(keys.hot_prefixes(KEY))
+        assert not await reader.exists(redis_keys.hot_prefixes(KEY))
         await reader.aclose()
 
     check(server.url, work)
@@ -165,8 +165,8 @@ def test_a_dropped_table_is_taken_again(server: Valkey) -> None:
         two.mine = SECOND
         for each in (two, one):
             await each.tables.run_once()
-        await reader.persist(keys.hot_prefixes(KEY))
-        await reader.expire(keys.hot_prefixes(KEY), 600)
+        await reader.persist(redis_keys.hot_prefixes(KEY))
+        await reader.expire(redis_keys.hot_prefixes(KEY), 600)
         link = one.link
         await link.stop()
         clock.advance(1.0)
@@ -191,7 +191,7 @@ def test_a_model_that_rested_wakes_with_the_last_table(server: Valkey) -> None:
         one.active = []
         clock.advance(3_600.0)
         await one.tables.run_once()
-        await reader.delete(keys.hot_prefixes(KEY))
+        await reader.delete(redis_keys.hot_prefixes(KEY))
         assert (one.tables.warnings(), one.tables.owned_tables) == ([], 0)
         one.active, one.mine = [KEY], HotPrefixTable()
         await one.tables.run_once()
@@ -208,12 +208,12 @@ def test_what_cannot_be_read_is_no_table(server: Valkey) -> None:
         reader = Redis.from_url(server.url)
         one.mine = FIRST
         for fields in ({"holder": "x", "epoch": "9", "table": "?"}, {"holder": "x", "epoch": "many", "table": ""}):
-            await reader.delete(keys.hot_prefixes(KEY))
-            await reader.hset(keys.hot_prefixes(KEY), mapping=dict(fields))  # type: ignore[misc]
-            await reader.expire(keys.hot_prefixes(KEY), 60)
+            await reader.delete(redis_keys.hot_prefixes(KEY))
+            await reader.hset(redis_keys.hot_prefixes(KEY), mapping=dict(fields))  # type: ignore[misc]
+            await reader.expire(redis_keys.hot_prefixes(KEY), 60)
             await one.tables.run_once()
         assert (one.told, one.tables.undecodable) == ([], 2)
-        await reader.set(keys.hot_prefixes(KEY), "a string")
+        await reader.set(redis_keys.hot_prefixes(KEY), "a string")
         await one.tables.run_once()
         assert "WRONGTYPE" in one.tables.warnings()[0]
         await reader.aclose()

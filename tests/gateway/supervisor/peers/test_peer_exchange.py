@@ -12,7 +12,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_gateway.supervisor.peers.peer_exchange import PAGE_ENTRIES, ExchangeHooks, PeerExchange
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, PeerLoad, SentPrompt
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup
@@ -171,7 +171,9 @@ def test_what_waits_while_redis_is_away_follows_when_it_is_back(server: Valkey) 
 def test_a_replaced_stream_is_read_from_its_start(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         reader = Redis.from_url(server.url)
-        await reader.xadd(keys.sent_prompts(KEY), {b"x": b"from a server whose clock was ahead"}, id="99999999999999-0")
+        await reader.xadd(
+            redis_keys.sent_prompts(KEY), {b"x": b"from a server whose clock was ahead"}, id="99999999999999-0"
+        )
         await two.exchange.read_once()
         await reader.flushall()
         one.exchange.add_dispatch(KEY, "e-0", b"", 1)
@@ -189,7 +191,7 @@ def test_a_replaced_stream_is_read_from_its_start(server: Valkey) -> None:
 def test_undecodable_entries_are_counted_and_a_wrong_key_type_is_a_warning(server: Valkey) -> None:
     async def work(clock: ManualClock, one: Side, two: Side) -> None:
         reader = Redis.from_url(server.url)
-        name = keys.sent_prompts(KEY)
+        name = redis_keys.sent_prompts(KEY)
         for fields in (
             {GATEWAY_FIELD: b"z", DATA_FIELD: b"\x01garbage"},
             {GATEWAY_FIELD: b"z"},
@@ -232,8 +234,8 @@ def test_a_stream_is_bounded_and_expires_without_writers(server: Valkey) -> None
         await tight.caught_up()
         clock.advance(11.0)
         await tight.exchange.flush()
-        assert await reader.xlen(keys.sent_prompts(KEY)) <= 100 + 200  # "~" keeps up to a node more
-        assert 0 < await reader.ttl(keys.sent_prompts(KEY)) <= LIMITS.dispatch_retention_seconds
+        assert await reader.xlen(redis_keys.sent_prompts(KEY)) <= 100 + 200  # "~" keeps up to a node more
+        assert 0 < await reader.ttl(redis_keys.sent_prompts(KEY)) <= LIMITS.dispatch_retention_seconds
         await tight.link.stop()
         await reader.aclose()
 

@@ -17,7 +17,7 @@ checked on every engine event of this process, and every `POLL_SECONDS` while it
 poll is for work of other workers and gateways, which ends without an event here.
 
 An admitted request gets an instance. It may wait once more until that can start it
-(`dispatch_queue`).
+(`late_binding_queue`).
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from fairlead_gateway.admission.policy import (
 from fairlead_gateway.admission.request_queue import QueuedRequest
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_gateway.worker.dispatch.dispatch_queue import DispatchQueue
+from fairlead_gateway.worker.dispatch.late_binding_queue import LateBindingQueue
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry_after import retry_after_seconds
@@ -69,12 +69,12 @@ class AdmissionController:
         self._has_api_keys = has_api_keys
         self._on_needs_instance = on_needs_instance
         self._models: dict[str, ModelAdmission] = {}
-        self._dispatch_queue = DispatchQueue(runtime, routers, telemetry.record_queue_exit)
-        self.can_start = self._dispatch_queue.can_start
+        self._late_binding_queue = LateBindingQueue(runtime, routers, telemetry.record_queue_exit)
+        self.can_start = self._late_binding_queue.can_start
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Follows the fleet that the routers have taken over."""
-        self._dispatch_queue.on_fleet_update()
+        self._late_binding_queue.on_fleet_update()
         for key in self._models.keys() - fleet.models.keys():
             self._models.pop(key).close()
         for key, model in fleet.models.items():
@@ -119,11 +119,11 @@ class AdmissionController:
     async def wait_for_slot(self, context: RequestContext) -> bool:
         """Waits until the chosen instance can start the request; False if it is no longer ready."""
         context.admission.counted_at = ""
-        return self.can_start(context) or await self._dispatch_queue.wait(context)
+        return self.can_start(context) or await self._late_binding_queue.wait(context)
 
     def queued(self) -> dict[str, int]:
         """Returns the number of waiting requests by model, without the models that have none."""
-        assigned = self._dispatch_queue.queued()
+        assigned = self._late_binding_queue.queued()
         queued = {key: len(admission) for key, admission in self._models.items() if len(admission)}
         return {key: queued.get(key, 0) + assigned.get(key, 0) for key in queued.keys() | assigned.keys()}
 
@@ -135,7 +135,7 @@ class AdmissionController:
 
     def on_first_token(self, context: RequestContext, now: float) -> None:
         """Records that the prefill of the request is over."""
-        self._dispatch_queue.schedule_dispatch(context.request.model_key)
+        self._late_binding_queue.schedule_dispatch(context.request.model_key)
         admission = self._models.get(context.request.model_key)
         if admission is not None:
             admission.on_first_token(context, now)
@@ -145,7 +145,7 @@ class AdmissionController:
 
         output_tokens: of the engine of this attempt.
         """
-        self._dispatch_queue.schedule_dispatch(context.request.model_key)
+        self._late_binding_queue.schedule_dispatch(context.request.model_key)
         admission = self._models.get(context.request.model_key)
         if admission is not None:
             admission.on_finish(context, is_complete, output_tokens, now)

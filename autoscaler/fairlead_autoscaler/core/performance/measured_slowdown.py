@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fairlead_autoscaler.core.performance.capacity import StepModel
+from fairlead_autoscaler.core.performance.replica_capacity import StepModel
 from fairlead_autoscaler.core.settings import SpeedSettings
 from fairlead_autoscaler.core.signals.validation import TokenGapSample
 from fairlead_autoscaler.core.types import PoolSpec

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.engine_profile import EngineProfile
-from fairlead_autoscaler.core.performance.capacity import (
+from fairlead_autoscaler.core.performance.replica_capacity import (
     Bound,
     LatencyTargets,
     MeanRequest,

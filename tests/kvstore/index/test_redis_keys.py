@@ -7,21 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.errors import BadInput
-from fairlead_kvstore.redis import keys
+from fairlead_kvstore.index import redis_keys
 
 PART = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/"), min_size=1, max_size=20)
 
 
 def test_names_are_the_ones_that_the_design_gives() -> None:
-    assert keys.decisions("chat/llama-70b") == "fl1:{chat/llama-70b}:dec"
-    assert keys.sent_prompts("chat/llama-70b") == "fl1:{chat/llama-70b}:sent"
-    assert keys.hot_prefixes("chat/llama-70b") == "fl1:{chat/llama-70b}:hot"
+    assert redis_keys.decisions("chat/llama-70b") == "fl1:{chat/llama-70b}:dec"
+    assert redis_keys.sent_prompts("chat/llama-70b") == "fl1:{chat/llama-70b}:sent"
+    assert redis_keys.hot_prefixes("chat/llama-70b") == "fl1:{chat/llama-70b}:hot"
 
 
 @given(PART, PART)
 def test_the_hash_tag_is_the_model_whatever_it_is_called(namespace: str, name: str) -> None:
     key = f"{namespace}/{name}"
-    names = (keys.decisions(key), keys.sent_prompts(key), keys.hot_prefixes(key))
+    names = (redis_keys.decisions(key), redis_keys.sent_prompts(key), redis_keys.hot_prefixes(key))
     assert len({found[found.index("{") + 1 : found.index("}")] for found in names}) == 1
     assert all(found.count("{") == found.count("}") == 1 for found in names)
 
@@ -29,26 +29,26 @@ def test_the_hash_tag_is_the_model_whatever_it_is_called(namespace: str, name: s
 @given(st.lists(st.tuples(PART, PART), min_size=2, max_size=2, unique=True))
 def test_two_models_never_share_a_name(models: list[tuple[str, str]]) -> None:
     first, second = (tuple(unicodedata.normalize("NFC", part) for part in model) for model in models)
-    names = {keys.decisions("/".join(first)), keys.decisions("/".join(second))}
+    names = {redis_keys.decisions("/".join(first)), redis_keys.decisions("/".join(second))}
     assert len(names) == (1 if first == second else 2)
 
 
 def test_composed_and_decomposed_spellings_are_one_name() -> None:
-    assert keys.decisions("ns/caf\u00e9") == keys.decisions("ns/cafe\u0301")
+    assert redis_keys.decisions("ns/caf\u00e9") == redis_keys.decisions("ns/cafe\u0301")
 
 
 @pytest.mark.parametrize("key", ["noslash", "/name", "ns/", "ns/a\nb", "ns/" + "x" * 254, "ns/\ud800"])
 def test_bad_model_keys_are_refused(key: str) -> None:
     with pytest.raises(BadInput):
-        keys.decisions(key)
+        redis_keys.decisions(key)
 
 
 @pytest.mark.parametrize("key", ["default/tiny", "chat/Qwen/Qwen3-8B", "a b/{odd}%*[x]"])
 def test_the_model_of_an_index_is_read_from_its_name(key: str) -> None:
-    _, idx, _ = keys.index_keys(key)
-    assert keys.model_of_index_key(idx.encode()) == key
+    _, idx, _ = redis_keys.index_keys(key)
+    assert redis_keys.model_of_index_key(idx.encode()) == key
 
 
 @pytest.mark.parametrize("name", [b"fl1:{default/tiny}:dec", b"fl1:{tiny/0}:idx", b"fl1:{\xff/x/0}:idx", b"other"])
 def test_names_of_others_are_no_index(name: bytes) -> None:
-    assert keys.model_of_index_key(name) is None
+    assert redis_keys.model_of_index_key(name) is None

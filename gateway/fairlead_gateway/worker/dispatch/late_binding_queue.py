@@ -37,7 +37,7 @@ class _QueuedDispatch:
         self.prefill_seconds = prefill_seconds
 
 
-class DispatchQueue:
+class LateBindingQueue:
     """The waiting requests of all models, by model, instance and request id.
 
     on_exit: called with the model and the cause when a request leaves the queue.

@@ -4,10 +4,10 @@ import pytest
 
 from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.core import PoolSpec, ScalingSettings
-from fairlead_autoscaler.core.performance.capacity import LatencyTargets, MeanRequest
-from fairlead_autoscaler.core.sizing.demand import Backlog, Demand, DemandInputs, estimate_demand
+from fairlead_autoscaler.core.performance.replica_capacity import LatencyTargets, MeanRequest
 from fairlead_autoscaler.core.sizing.pool_capacity import replica_model
-from fairlead_autoscaler.core.workload.level import LoadLevel
+from fairlead_autoscaler.core.sizing.replicas_needed import Backlog, Demand, DemandInputs, estimate_demand
+from fairlead_autoscaler.core.workload.load_forecast import LoadLevel
 
 _SETTINGS = ScalingSettings()
 _NONE_WAITS = Backlog(0.0, 20.0, 20.0, 120.0)

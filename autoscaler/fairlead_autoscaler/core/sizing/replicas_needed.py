@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fairlead.decision import DecisionInput
-from fairlead_autoscaler.core.performance.capacity import ReplicaCapacity
+from fairlead_autoscaler.core.performance.replica_capacity import ReplicaCapacity
 from fairlead_autoscaler.core.settings import DemandSettings, ScalingSettings
 from fairlead_autoscaler.core.sizing.pool_capacity import ReplicaModel
-from fairlead_autoscaler.core.workload.level import LoadLevel
+from fairlead_autoscaler.core.workload.load_forecast import LoadLevel
 
 _USUAL_BACKLOG_REPLICAS = 0.5
 """A backlog of this many replicas is usual and adds no demand."""
