@@ -1,7 +1,6 @@
 """What runs beside the request's way: the engines' own metrics, and what is told and heard through Redis. Nothing of a request waits
 for either."""
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from fairlead.engines.credentials import EngineCredentials
@@ -9,34 +8,33 @@ from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
-from fairlead_gateway.telemetry import LoadView
 
 if TYPE_CHECKING:  # without a Redis its client is not loaded
     from fairlead_gateway.supervisor.decision_stream import DecisionStream
-    from fairlead_gateway.supervisor.peers.peer_sync import PeerSync, WorkerBroadcast
+    from fairlead_gateway.supervisor.peers.peer_sync import GatewayWorkers, PeerSync
     from fairlead_kvstore.redis.link import RedisLink
 
 
 class BackgroundServices:
-    """Start and stop it on the running loop. ``fleet`` is the present snapshot, ``loads`` what the gateway has in flight by
-    instance; ``redis`` is a URL, or None to stay alone; ``workers`` hear of other gateways, whose hashes mean the same under the same
-    ``secret``."""
+    """The metrics scraper, and with a Redis the decision stream and the exchange with other gateways.
+
+    - secret: gateways that share it understand the hashes of each other.
+    - redis_url: None for a gateway that runs alone.
+    """
 
     def __init__(
         self,
+        workers: "GatewayWorkers",
         *,
-        fleet: Callable[[], Fleet],
-        loads: Callable[[], Mapping[str, LoadView]],
         clock: Clock,
         limits: Limits,
         gateway_id: str,
         secret: bytes,
-        workers: "WorkerBroadcast",
         redis_url: str | None = None,
         credentials: EngineCredentials | None = None,
     ) -> None:
-        self._fleet = fleet
-        self.scraper = MetricsScraper(fleet, clock, limits, credentials)
+        self._fleet = workers.applied_fleet
+        self.scraper = MetricsScraper(self._fleet, clock, limits, credentials)
         self.redis_link: RedisLink | None = None
         self.decision_stream: DecisionStream | None = None
         self.peers: PeerSync | None = None
@@ -48,14 +46,7 @@ class BackgroundServices:
             link = self.redis_link = links.RedisLink(redis_url, clock, limits=limits, name=f"fairlead-{gateway_id}")
             self.decision_stream = decision_stream.DecisionStream(link, gateway_id, clock, limits=limits)
             self.peers = peer_sync.PeerSync(
-                link,
-                workers,
-                fleet=fleet,
-                loads=loads,
-                gateway_id=gateway_id,
-                secret=secret,
-                clock=clock,
-                limits=limits,
+                link, workers, gateway_id=gateway_id, secret=secret, clock=clock, limits=limits
             )
 
     def start(self) -> None:

@@ -25,6 +25,7 @@ from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.supervisor.background_services import BackgroundServices
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.kv_index.index_service import KvIndexService
+from fairlead_gateway.supervisor.kv_index.local_tokenizer import Tokenization
 from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
 from fairlead_gateway.supervisor.management import GatewayStatus
 from fairlead_gateway.supervisor.management.server import ManagementServer
@@ -32,7 +33,7 @@ from fairlead_gateway.supervisor.profiling.profiling_service import ProfilingSer
 from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier
 from fairlead_gateway.supervisor.tokenizer.client import TokenizerClient
 from fairlead_gateway.supervisor.worker_handle import WorkerHandle
-from fairlead_gateway.supervisor.worker_pool import WorkerPool
+from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
 from fairlead_gateway.supervisor.worker_reports import MaxLoopLag, merge_counts, merge_health_states, merge_loads
 from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
 from fairlead_gateway.telemetry import MetricsRecorder
@@ -78,40 +79,34 @@ class Supervisor:
             else ScaleUpNotifier(config.autoscaler_url, config.manage_token, clock, limits)
         )
         self.started_at = clock.now()
-        self.workers = WorkerPool(
-            preforked,
+        hooks = WorkerPoolHooks(
             configure=self._configuration,
             on_report=self._on_report,
             on_index_report=self._on_index_report,
             on_timings=self._on_timings,
             on_needs_instance=self._on_needs_instance,
             on_worker_ready=self._on_worker_ready,
-            clock=clock,
-            limits=limits,
         )
+        self.workers = WorkerPool(preforked, hooks, clock, limits)
         self._tokenizer = (
             TokenizerClient(clock, limits, config.environ) if config.token_source is TokenSource.PROCESS else None
         )
         self.kv_index = KvIndexService(
             workers=lambda: [worker for worker in self.workers.workers if worker.is_ready],
             create_source=self._create_index_source,
-            token_source=config.token_source,
+            tokenization=Tokenization(config.token_source, self._tokenizer, config.tokenizer_folder),
             secret=config.index_secret if config.redis_url is not None else config.hash_secret,
             clock=clock,
             limits=limits,
             credentials=config.credentials,
-            tokenizer=self._tokenizer,
-            tokenizer_folder=config.tokenizer_folder,
             create_store=self._create_alignment_store if config.redis_url is not None and config.index_secret else None,
         )
         self.background = BackgroundServices(
-            fleet=self.workers.applied_fleet,
-            loads=self.workers.loads,
+            self.workers,
             clock=clock,
             limits=limits,
             gateway_id=config.gateway_id,
             secret=config.hash_secret,
-            workers=self.workers,
             redis_url=config.redis_url,
             credentials=config.credentials,
         )

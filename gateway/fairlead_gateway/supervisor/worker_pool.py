@@ -54,31 +54,30 @@ class WorkerCrash:
     cause: str
 
 
-class WorkerPool:
-    """``setup`` makes the first message for (number, row, rows of the siblings); ``told`` hears what workers tell for Redis,
-    ``indexed`` of what workers tell the index, ``learned`` of what engines are learned from, ``waking`` of models whose requests
-    wait for a first engine, ``joined`` that one of them knows nothing of index and engines yet."""
+@dataclass(frozen=True, slots=True)
+class WorkerPoolHooks:
+    """The callbacks of a pool.
 
-    def __init__(
-        self,
-        preforked: PreforkedWorkers,
-        *,
-        configure: Callable[[int, int, list[int], dict[str, int]], say.Configure],
-        on_report: Callable[[say.WorkerReport], None],
-        on_index_report: Callable[[WorkerHandle, say.IndexReport | say.PromptSamples], None],
-        on_timings: Callable[[TimingEvents], None],
-        on_needs_instance: Callable[[str], None],
-        on_worker_ready: Callable[[], None],
-        clock: Clock,
-        limits: Limits,
-    ) -> None:
+    - configure: returns a worker's first message; of its number, its row, the rows of its siblings,
+      and the slots by instance.
+    - on_needs_instance: called with a model whose requests wait for a first instance.
+    - on_worker_ready: called when a worker serves that knows nothing yet of index and profiles.
+    """
+
+    configure: Callable[[int, int, list[int], dict[str, int]], say.Configure]
+    on_report: Callable[[say.WorkerReport], None]
+    on_index_report: Callable[[WorkerHandle, say.IndexReport | say.PromptSamples], None]
+    on_timings: Callable[[TimingEvents], None]
+    on_needs_instance: Callable[[str], None]
+    on_worker_ready: Callable[[], None]
+
+
+class WorkerPool:
+    """The worker processes of a gateway."""
+
+    def __init__(self, preforked: PreforkedWorkers, hooks: WorkerPoolHooks, clock: Clock, limits: Limits) -> None:
         self._preforked = preforked
-        self._configure = configure
-        self._forward_report = on_report
-        self._on_index_report = on_index_report
-        self._on_timings = on_timings
-        self._on_needs_instance = on_needs_instance
-        self._on_worker_ready = on_worker_ready
+        self._hooks = hooks
         self._clock = clock
         self._limits = limits
         self.workers: list[WorkerHandle] = []
@@ -170,16 +169,16 @@ class WorkerPool:
             self._on_fleet_applied,
             self._on_leaving,
             self._on_report,
-            self._on_index_report,
-            self._on_timings,
-            self._on_needs_instance,
+            self._hooks.on_index_report,
+            self._hooks.on_timings,
+            self._hooks.on_needs_instance,
             self._on_exit,
         )
         return WorkerHandle(number, self._free_rows.pop(), spawned, events, self._clock, self._limits)
 
     async def _open_worker(self, worker: WorkerHandle) -> None:
         await worker.open()
-        worker.send(self._configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of))
+        worker.send(self._hooks.configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of))
         self._broadcast_active_rows()
         self._call_later(self._limits.worker_start_seconds, lambda: None if worker.is_ready else worker.kill())
 
@@ -195,7 +194,7 @@ class WorkerPool:
         else:
             for table in self._hot_tables.values():
                 worker.needs_resync |= not worker.send(table)
-        self._on_worker_ready()
+        self._hooks.on_worker_ready()
 
     def _on_leaving(self, worker: WorkerHandle) -> None:
         self._advance_applied_fleet()
@@ -291,7 +290,7 @@ class WorkerPool:
 
     def _resync(self, worker: WorkerHandle) -> None:
         """Everything that a worker has to know, once more: something did not reach it."""
-        now = self._configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of)
+        now = self._hooks.configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of)
         messages: list[msgspec.Struct] = [say.FleetUpdate(self._fleet, self._slot_of), say.ActiveRows(now.active_rows)]
         messages.append(say.WarningsUpdate(now.warnings))
         if now.keys is not None:
@@ -340,7 +339,7 @@ class WorkerPool:
             for sibling in self.workers:
                 if sibling is not worker and sibling.is_ready and sibling.unsent_bytes < room:
                     sibling.send_encoded(data)
-        self._forward_report(report)
+        self._hooks.on_report(report)
 
     def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
         """Tell all workers what other gateways have sent where; what a worker does not read in time is dropped."""

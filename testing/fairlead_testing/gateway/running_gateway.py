@@ -83,14 +83,13 @@ async def running_gateway(
     api_keys: ApiKeys | None = None,
     environ: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
-    host: str = "127.0.0.1",
     observers: RequestObservers | None = None,
     memory_share: MemoryShare | None = None,
     reporters: Reporters | None = None,
 ) -> AsyncIterator[RunningGateway]:
     """Runs a gateway on a free loopback port until the block ends.
 
-    Why 9 parameters: all but the fleet have a default, and most tests set one of them.
+    Why 8 parameters: all but the fleet have a default, and most tests set one of them.
     """
     loop = asyncio.get_running_loop()
     count = itertools.count(1)
@@ -105,7 +104,7 @@ async def running_gateway(
         reporters=reporters,
     )
     gateway.update_fleet(fleet)
-    server = await loop.create_server(connection_factory(gateway.listener), host, 0, ssl=tls)
+    server = await loop.create_server(connection_factory(gateway.listener), "127.0.0.1", 0, ssl=tls)
     try:
         yield RunningGateway(socket_url(server.sockets[0], secure=tls is not None), gateway)
     finally:

@@ -220,7 +220,7 @@ def test_engines_are_verified_and_shown_their_token(
         async with scripted_engine(tls=here.server_context(), host=host) as engine:
             for access, word in zip(places, ("from-the-environment", "from-a-file"), strict=True):
                 fleet = with_access(fleet_of([engine.url]), access)
-                async with running_gateway(fleet, environ={"TOKEN": "from-the-environment"}, host=host) as running:
+                async with running_gateway(fleet, environ={"TOKEN": "from-the-environment"}) as running:
                     assert running.gateway.readiness() == (True, [])
                     for body in (GOOD, GOOD | {"stream": True}, GOOD | {"user": "x" * 100_000}):
                         answer = await request(running.url, body, more="authorization: Bearer of-a-client\r\n")

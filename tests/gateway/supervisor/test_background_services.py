@@ -74,8 +74,15 @@ class SingleProcessView:
         return self.gateway.decisions.get(request_id)
 
 
-class NoWorkers:
-    """No workers that hear of other gateways."""
+class InProcessWorkers:
+    """A gateway in this process, in place of workers; it does not hear of other gateways."""
+
+    def __init__(self, running: RunningGateway) -> None:
+        self.loads = running.loads
+        self._routers = running.gateway.stack.routers
+
+    def applied_fleet(self) -> Fleet:
+        return self._routers.fleet
 
     def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
         """Nothing."""
@@ -103,13 +110,11 @@ class Whole:
 def beside_of(running: RunningGateway, redis: str | None = None) -> BackgroundServices:
     gateway = running.gateway
     made = BackgroundServices(
-        fleet=lambda: gateway.stack.routers.fleet,
-        loads=running.loads,
+        InProcessWorkers(running),
         clock=gateway.runtime.clock,
         limits=LIMITS,
         gateway_id="gw-0",
         secret=b"a secret of the test",
-        workers=NoWorkers(),
         redis_url=redis,
     )
     if made.decision_stream is not None:

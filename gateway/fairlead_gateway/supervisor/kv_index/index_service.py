@@ -25,7 +25,7 @@ from fairlead_gateway.ipc.channel import encode_message
 from fairlead_gateway.ipc.messages import IndexCorrections, IndexReport, PromptDispatched, PromptSamples, SampleRequest
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
-from fairlead_gateway.supervisor.kv_index.local_tokenizer import LocalTokenizer, Tokenize
+from fairlead_gateway.supervisor.kv_index.local_tokenizer import LocalTokenizer, Tokenization
 from fairlead_gateway.supervisor.kv_index.model_index import ModelIndex
 from fairlead_gateway.supervisor.kv_index.token_fetcher import TokenFetcher
 from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
@@ -98,32 +98,33 @@ AlignmentStoreFactory: TypeAlias = Callable[[Callable[[str, PromptAlignment], No
 
 
 class KvIndexService:
-    """``workers`` are those that serve; ``source`` is made when an engine of the fleet first tells what it holds. ``tokenize`` is for
-    links by ``process``, with tokenizers in the folder ``tokenizers``; ``keep`` makes what keeps links for whoever starts later."""
+    """The KV-cache index of all models.
+
+    - workers: returns the workers that serve.
+    - create_source: called when the fleet has its first engine with KV events.
+    - create_store: returns the store of prompt alignments that outlives this gateway; None: there
+      is none.
+    """
 
     def __init__(
         self,
         *,
         workers: Callable[[], Sequence[WorkerConnection]],
         create_source: IndexSourceFactory,
-        token_source: TokenSource,
+        tokenization: Tokenization,
         secret: bytes,
         clock: Clock,
         limits: Limits,
         credentials: EngineCredentials | None,
-        tokenizer: Tokenize | None = None,
-        tokenizer_folder: str = "",
         create_store: AlignmentStoreFactory | None = None,
     ) -> None:
         self._workers = workers
         self._create_source = create_source
-        self._token_source = token_source
+        self._tokenization = tokenization
         self._secret = secret
         self._clock = clock
         self._limits = limits
         self._credentials = credentials or EngineCredentials({}, clock.now)
-        self._tokenizer = tokenizer
-        self._tokenizer_folder = tokenizer_folder
         self._create_store = create_store
         self._store: AlignmentStoreLike | None = None
         self._source: IndexSource | None = None
@@ -163,8 +164,8 @@ class KvIndexService:
         """What there is now."""
         self._fleet = fleet
         self._instances = {one.id: one for ones in fleet.instances.values() for one in ones}
-        telling = any(one.kv_events is not None for one in self._instances.values())
-        if self._source is None and telling and self._task is not None and self._token_source is not TokenSource.OFF:
+        is_enabled = self._tokenization.source is not TokenSource.OFF and self._task is not None
+        if self._source is None and is_enabled and any(one.kv_events for one in self._instances.values()):
             self._source = self._create_source(self._on_changes, self._on_reload)
             if self._create_store is not None:
                 self._store = self._create_store(self._on_peer_alignment)
@@ -291,8 +292,9 @@ class KvIndexService:
             )
             learn = partial(self._learn_tokens, key)
             here = None
-            if self._token_source is TokenSource.PROCESS and self._tokenizer is not None:
-                here = LocalTokenizer(self._tokenizer, self._tokenizer_folder, key, self._clock, self._limits)
+            way = self._tokenization
+            if way.source is TokenSource.PROCESS and way.tokenize is not None:
+                here = LocalTokenizer(way.tokenize, way.folder, key, self._clock, self._limits)
             self._token_fetchers[key] = TokenFetcher(self._post_to_engine, learn, self._clock, self._limits, here)
         return model
 

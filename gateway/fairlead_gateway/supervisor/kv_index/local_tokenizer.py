@@ -11,12 +11,13 @@ so many in a row are not borne out, the file is taken for the wrong one and engi
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.supervisor.kv_index.token_source import ENGINE_DESCRIPTION
+from fairlead_gateway.supervisor.kv_index.token_source import ENGINE_DESCRIPTION, TokenSource
 from fairlead_gateway.supervisor.kv_index.tokenize_api import TokenizeQuery
 
 
@@ -30,6 +31,18 @@ class Tokenize(Protocol):
     def warning(self, path: str) -> str:
         """What is worth telling people of a file's tokenizer."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenization:
+    """The way in which the index learns the tokens of prompts.
+
+    tokenize, folder: the local tokenizers; used if `source` is PROCESS.
+    """
+
+    source: TokenSource
+    tokenize: Tokenize | None = None
+    folder: str = ""
 
 
 class LocalTokenizer:

@@ -33,8 +33,16 @@ _dispatch_decoder = msgspec.msgpack.Decoder(list[say.Dispatch])
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class WorkerBroadcast(Protocol):
-    """Who is told what others do; the crew."""
+class GatewayWorkers(Protocol):
+    """The workers of this gateway, as the exchange with other gateways uses them."""
+
+    def applied_fleet(self) -> Fleet:
+        """Returns the newest fleet that all workers route by."""
+        ...
+
+    def loads(self) -> Mapping[str, LoadView]:
+        """Returns the requests in flight by instance."""
+        ...
 
     def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
         """A list of ``channel_messages.Sent``, encoded; what does not fit is dropped."""
@@ -50,23 +58,22 @@ class WorkerBroadcast(Protocol):
 
 
 class PeerSync:
-    """``loads`` says what this gateway has in flight by instance; ``link`` is somebody else's to start and to stop."""
+    """The exchange of dispatches, loads and hot prefixes with other gateways.
+
+    link: started and stopped by the caller.
+    """
 
     def __init__(
         self,
         link: RedisLink,
-        workers: WorkerBroadcast,
+        workers: GatewayWorkers,
         *,
-        fleet: Callable[[], Fleet],
-        loads: Callable[[], Mapping[str, LoadView]],
         gateway_id: str,
         secret: bytes,
         clock: Clock,
         limits: Limits,
     ) -> None:
         self._workers = workers
-        self._fleet = fleet
-        self._loads = loads
         self._clock = clock
         self.on_peer_dispatch: Callable[[str, str, int, Sequence[int]], None] | None = None
         """Hears of each prompt that another gateway sent: model, instance, the hashes of its end and of its blocks."""
@@ -136,7 +143,7 @@ class PeerSync:
     def _own_loads(self) -> dict[str, dict[str, Shared]]:
         self._update_fleet()
         found: dict[str, dict[str, Shared]] = {}
-        for instance, load in self._loads().items():
+        for instance, load in self._workers.loads().items():
             model = self._model_of.get(instance)
             if model is not None and load.inflight > 0:
                 seconds, tokens = max(0.0, load.backlog_seconds), max(0.0, load.inflight_tokens)
@@ -144,7 +151,7 @@ class PeerSync:
         return found
 
     def _update_fleet(self) -> None:
-        fleet = self._fleet()
+        fleet = self._workers.applied_fleet()
         if fleet is self._applied_fleet:
             return
         self._applied_fleet = fleet
