@@ -62,9 +62,10 @@ KV_TRANSFERS = ("nixl", "mooncake", "sglang")
 
 @dataclass(frozen=True, slots=True)
 class SloTargets:
-    """Service level objectives of a model. None means no such objective.
+    """The SLO of a model: its latency targets. None means no such target.
 
-    target: share of requests (0..1) that should meet all objectives.
+    target: share of requests (0..1) that should meet all latency targets.
+    itl_seconds: the TPOT target, the mean gap between the tokens of one answer.
     """
 
     target: float = 0.95
@@ -73,7 +74,7 @@ class SloTargets:
     itl_seconds: float | None = None
 
     def ttft_limit_seconds(self, prompt_tokens: float) -> float | None:
-        """Returns the TTFT objective for a prompt of this length; None if there is none."""
+        """Returns the TTFT target for a prompt of this length; None if there is none."""
         if self.ttft_seconds is None:
             return None
         return self.ttft_seconds + self.ttft_per_kilo_token_seconds * prompt_tokens / 1000.0
@@ -159,7 +160,7 @@ def served_name_override(name: str | None, model: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that clients can request: its objectives and routing.
+    """A model that clients can request: its SLO and routing.
 
     shadowed: a model in another namespace has the bare name; clients must use `namespace/name`.
     wakes: the model may have no instance, and gets one when a request is queued.

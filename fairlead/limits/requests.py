@@ -119,7 +119,7 @@ class HandoffLimits:
 
     handoff_min_tokens: int = limit(
         1_024,
-        "uncached prompt tokens from which a second engine prefills, without an objective or profile to judge by",
+        "uncached prompt tokens from which a second engine prefills, without a latency target or profile to judge by",
     )
     handoff_transfer_seconds: float = limit(
         0.02, "minimum time of a KV transfer, whatever its size; observed times are added"

@@ -17,7 +17,7 @@ class Routing(StrictModel):
         RoutingPreset,
         Field(
             strict=False,
-            description="dual-hash prefers cached prefixes while the objective holds; round-robin and least-request "
+            description="dual-hash prefers cached prefixes while the TTFT target holds; round-robin and least-request "
             "ignore them; session keeps a conversation on one instance; the others are policies of other routers",
             examples=["dual-hash"],
         ),

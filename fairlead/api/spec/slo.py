@@ -1,4 +1,4 @@
-"""`spec.objectives`: the service level objectives."""
+"""`spec.slo`: the latency targets of a model."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
@@ -14,7 +14,7 @@ from fairlead.fleet.model import SloTargets
 
 
 class Slo(StrictModel):
-    """The service level objectives of a model. A request must meet both TTFT and TPOT."""
+    """The SLO of a model: its latency targets. A request must meet both TTFT and TPOT."""
 
     renamed: ClassVar[Mapping[str, str]] = {"itl": "tpot"}
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -44,7 +44,7 @@ class Slo(StrictModel):
     ] = None
 
     def to_targets(self) -> SloTargets:
-        """Returns the objectives in seconds, as routing uses them."""
+        """Returns the latency targets in seconds, as routing uses them."""
         return SloTargets(
             target=units.parse_percentage(self.target),
             ttft_seconds=None if self.ttft is None else units.parse_duration(self.ttft),

@@ -42,7 +42,7 @@ class ModelRevision:
 class RevisionChoice:
     """The revision to run.
 
-    revision: the engines to run, with the replica counts and objectives of the current spec in
+    revision: the engines to run, with the replica counts and the SLO of the current spec in
         `spec`.
     current: the revision of the model's own spec, which is stored even while another one runs.
     held_by_pause: `revision` runs because the rollout is paused.

@@ -1,7 +1,7 @@
 """Pool revisions and render pins, which keep upgrades from restarting engines.
 
 A pool's *revision* is the hash of everything in its spec that affects pods: not replica counts,
-objectives, routing or rollout settings. The *pin* is an annotation of the workload. It stores the
+the SLO, routing or rollout settings. The *pin* is an annotation of the workload. It stores the
 revision, the render version and the installation's values (image, pull secrets, IP family) of the
 last rendering. While the revision is unchanged, the pool is rendered with the pinned values. A new
 release, or a new engine image in its chart, therefore restarts no engine. The next change of the
