@@ -1,7 +1,7 @@
 """The control loop and its pure decisions.
 
 - `workqueue`: models to reconcile, each at most once at a time.
-- `reconciler`: one pass over one model.
+- `reconciler`: one pass over one model; `status_writer`: its end, the write of `status`.
 - `revisions`: which revision runs.
 - `apply_plan`: what to apply and what to delete; `field_ownership`: fields of other managers.
 - `group_rollout`: surge rollouts of multi-node instances.

@@ -1,0 +1,195 @@
+"""Writes the status of a model: computed from the observed state, written only if it has changed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fairlead.api.v1alpha1 import API_VERSION, ModelDeployment
+from fairlead.fleet.labels import SURGE_ANNOTATION
+from fairlead.kube.client_protocol import KubeClient
+from fairlead.kube.conditions import format_time
+from fairlead.kube.errors import NotFound
+from fairlead.kube.events.event import EventDraft
+from fairlead.kube.resources import (
+    MODEL_DEPLOYMENTS,
+    PODS,
+    Manifest,
+    annotations_of,
+    is_deleting,
+    label_selector,
+    metadata_of,
+    name_of,
+    uid_of,
+)
+from fairlead.runtime.clock import Clock
+from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep
+from fairlead_operator.controller.desired_state import ChosenSpec, DesiredState
+from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
+from fairlead_operator.kube.writer import WriteCounts
+from fairlead_operator.object_metadata import (
+    STATUS_FIELD_MANAGER,
+    WORKLOAD_KINDS,
+    annotation,
+    controller_uid,
+    generation_of,
+)
+from fairlead_operator.status import events, model_status, pool_status
+from fairlead_operator.status.diagnosis import Failure, PendingCapacity, diagnose, pending_capacity
+
+REQUEUE_EXTERNAL_SECONDS = 15.0
+REQUEUE_WHEN_STALE_SECONDS = 5.0
+REQUEUE_WHEN_BLOCKED_SECONDS = 2.0
+GROUP_ROLLOUT_POLL_SECONDS = 15.0
+"""Poll interval of groups that are replaced: events of their pods may precede our own write."""
+RETRY_REJECTED_WRITE_SECONDS = 30.0
+"""No event reports that a quota was raised or a name became free."""
+
+
+class ReconcileListener(Protocol):
+    """The receiver of what a pass reports."""
+
+    def on_event(self, model: Manifest, event: EventDraft) -> None:
+        """Handles an event about a model."""
+        ...
+
+    def on_self_write(self, key: str) -> None:
+        """Handles that a watch delivered our own write before the API server's response."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenState:
+    """The writes of one pass, and the state that they are based on.
+
+    failure: stalls the model.
+    has_news: a response contained more than our own change.
+    is_rejected: a write was rejected.
+    """
+
+    snapshot: ModelSnapshot
+    desired: DesiredState = field(default_factory=DesiredState)
+    plan: ApplyPlan = field(default_factory=ApplyPlan)
+    failure: Failure | None = None
+    applied: tuple[ApplyStep, ...] = ()
+    pruned: tuple[Manifest, ...] = ()
+    has_news: bool = False
+    is_rejected: bool = False
+
+
+class StatusWriter:
+    """The writer of `status`, and of the events that follow from its changes.
+
+    capacity_grace_seconds: how long a pod may wait for a node before its model is stalled.
+    """
+
+    def __init__(
+        self,
+        api: KubeClient,
+        cache: ObjectCache,
+        clock: Clock,
+        listener: ReconcileListener,
+        counts: WriteCounts,
+        capacity_grace_seconds: float,
+    ) -> None:
+        self._api = api
+        self._cache = cache
+        self._clock = clock
+        self._listener = listener
+        self._counts = counts
+        self._capacity_grace_seconds = capacity_grace_seconds
+
+    async def write(self, key: str, chosen: ChosenSpec, written: WrittenState) -> float | None:
+        """Writes the status if it has changed, and returns the seconds until the next pass."""
+        snapshot = self._cache.snapshot(key, written.snapshot.stale) or written.snapshot
+        observed = written.snapshot.model  # the status is about this one, even if a newer one is known
+        if uid_of(snapshot.model) != uid_of(observed):
+            return 0.0
+        wall, has_news = self._clock.wall(), written.has_news
+        pending = pending_capacity(snapshot.pods, wall, self._capacity_grace_seconds)
+        inputs = await self._status_inputs(snapshot, chosen, written, pending)
+        status = model_status.model_status(snapshot.model, inputs, generation_of(observed), format_time(wall))
+        if model_status.has_changed(snapshot.model, status):
+            body = {"apiVersion": API_VERSION, "kind": MODEL_DEPLOYMENTS.kind, "status": status}
+            names = {name: metadata_of(snapshot.model)[name] for name in ("name", "namespace", "uid")}
+            try:
+                updated = await self._api.apply_status({**body, "metadata": names}, STATUS_FIELD_MANAGER)
+            except NotFound:
+                return None  # it was deleted meanwhile
+            if self._cache.record_write(updated):
+                self._listener.on_self_write(key)
+            has_news |= _request_state(updated) != _request_state(observed)
+            self._counts.statuses += 1
+            for event in events.events_of_status(snapshot.model.get("status") or {}, status):
+                self._listener.on_event(snapshot.model, event)
+        if has_news:
+            return 0.0
+        return _requeue_after(written, pending, has_external=any(pool.is_external for pool in inputs.pools))
+
+    async def _status_inputs(
+        self, snapshot: ModelSnapshot, chosen: ChosenSpec, written: WrittenState, pending: PendingCapacity | None
+    ) -> model_status.StatusInputs:
+        choice, model, desired = chosen.choice, chosen.model, written.desired
+        owners = ("", uid_of(snapshot.model))  # not the children of an earlier model of this name
+        children = {key: child for key, child in snapshot.children.items() if controller_uid(child) in owners}
+        workloads = [child for child in children.values() if child["kind"] in WORKLOAD_KINDS]
+        pools: tuple[model_status.PoolState, ...] = ()
+        if model is not None:
+            endpoints = await self._endpoint_counts(model) if model.spec.is_external else {}
+            pools = pool_status.pool_states(
+                model.spec,
+                desired.children,
+                children,
+                choice.revision.hash,
+                endpoints,
+                snapshot.pods,
+                desired.surge_messages,
+            )
+        diagnosis = diagnose(
+            snapshot.pods, workloads, wall=self._clock.wall(), grace_seconds=self._capacity_grace_seconds
+        )
+        retained = [
+            f"{name_of(kept.manifest)}: {kept.reason}"
+            for kept in written.plan.retained
+            if kept.manifest["kind"] in WORKLOAD_KINDS and not snapshot.stale
+        ]
+        return model_status.StatusInputs(
+            pools=pools,
+            failure=written.failure or diagnosis,
+            waiting=choice.reason if choice.held_by_pause else "",
+            paused=model is not None and model.spec.rollout.paused,
+            undone=choice.reason if choice.is_pending and not choice.held_by_pause else "",
+            retained="; ".join(retained),
+            pending_capacity=pending.message if pending is not None else "",
+            refused_names=snapshot.refused_names,
+            deleting_pods=sum(is_deleting(pod) for pod in snapshot.pods),
+        )
+
+    async def _endpoint_counts(self, model: ModelDeployment) -> Mapping[str, int]:
+        """Returns the endpoints of each external pool: its addresses, or its ready pods."""
+        counts = {}
+        for pool in model.spec.pools:
+            counts[pool.name] = len(pool.endpoints)
+            if pool.selector is not None:
+                labels = label_selector(pool.selector.match_labels)
+                pods = await self._api.list(PODS, model.metadata.namespace, labels)
+                counts[pool.name] = pool_status.count_ready_pods(pods.items)
+        return counts
+
+
+def _request_state(model: Manifest) -> tuple[int, Mapping[str, str], bool]:
+    """Returns the parts of a model that its users set."""
+    return generation_of(model), annotations_of(model), is_deleting(model)
+
+
+def _requeue_after(written: WrittenState, pending: PendingCapacity | None, *, has_external: bool) -> float | None:
+    """Returns the seconds until the next pass if no event comes; None to wait for an event."""
+    if written.plan.retained and written.snapshot.stale:
+        return REQUEUE_WHEN_STALE_SECONDS
+    if any(kept.blocks_name for kept in written.plan.retained):
+        return REQUEUE_WHEN_BLOCKED_SECONDS
+    has_surge = any(annotation(child, SURGE_ANNOTATION) for child in written.desired.children)
+    delays = [REQUEUE_EXTERNAL_SECONDS] if has_external else []
+    delays += [GROUP_ROLLOUT_POLL_SECONDS] if has_surge else []
+    delays += [RETRY_REJECTED_WRITE_SECONDS] if written.is_rejected else []
+    delays += [pending.seconds] if pending is not None else []
+    return min(delays, default=None)
