@@ -107,9 +107,9 @@ FAMILIES: Final = (
     _counter(
         "within_objective_total",
         ("model", "objective"),
-        "Requests that met an objective: ttft, itl, or all that the model has.",
+        "Requests that met a latency target: ttft, itl, or all that the model has.",
     ),
-    _counter("judged_total", ("model", "objective"), "Requests that an objective applied to, met or missed."),
+    _counter("judged_total", ("model", "objective"), "Requests that a latency target applied to, met or missed."),
     _histogram("ttft_seconds", _MODEL, "Request read to first token sent."),
     _histogram("itl_seconds", _MODEL, "Time between two pieces of a stream."),
     _histogram("tpot_seconds", _MODEL, "A request's mean time per output token after the first."),
@@ -146,7 +146,7 @@ FAMILIES: Final = (
     _counter(
         "instance_judged_total",
         (*_INSTANCE, "objective"),
-        "Of the instance: first tokens and ended streams that the objective applied to.",
+        "Of the instance: first tokens and ended streams that the latency target applied to.",
     ),
     _gauge("engine_running", _ENGINE, "Requests in the batch, as the engine says."),
     _gauge("engine_waiting", _ENGINE, "Requests in the engine's own queue."),
