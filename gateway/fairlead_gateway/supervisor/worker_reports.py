@@ -21,7 +21,7 @@ _WORST_FIRST = (HealthState.EJECTED.value, HealthState.PROBING.value, HealthStat
 def merge_health_states(reported: Sequence[Mapping[str, tuple[str, str]]]) -> Callable[[str], tuple[str, str]]:
     """From what each worker told of instances that are not healthy to (standing, why) of any instance."""
 
-    def standing(instance: str) -> tuple[str, str]:
+    def health_of(instance: str) -> tuple[str, str]:
         found = [one[instance] for one in reported if instance in one]
         if not found:
             return _HEALTHY
@@ -29,7 +29,7 @@ def merge_health_states(reported: Sequence[Mapping[str, tuple[str, str]]]) -> Ca
         same = sum(one[0] == word for one in found)
         return word, why if len(reported) == 1 else f"{why} ({same} of {len(reported)} workers)"
 
-    return standing
+    return health_of
 
 
 def merge_loads(workers: Iterable[Mapping[str, say.EncodedLoad]]) -> dict[str, say.EncodedLoad]:

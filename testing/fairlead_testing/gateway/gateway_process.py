@@ -80,7 +80,7 @@ class WorkerClient:
         await self.connection.send(get_request("/readyz", close=False))
         return (await self.connection.read_response()).fields["x-request-id"].rpartition("-")[0]
 
-    async def ask(self, body: object) -> RawResponse:
+    async def post(self, body: object) -> RawResponse:
         """One request and its answer."""
         await self.send(body)
         return await self.connection.read_response()

@@ -81,7 +81,7 @@ class IndexStage:
         }
         return replace(fleet, models=models, instances={MODEL_KEY: instances, **of_adapters})
 
-    async def ask(self, text: str, **fields: Any) -> dict[str, Any]:
+    async def chat(self, text: str, **fields: Any) -> dict[str, Any]:
         """One chat; what became of it: where it went, cached tokens expected and reported."""
         body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2} | fields
         return await self._request("/v1/chat/completions", body)
@@ -99,7 +99,7 @@ class IndexStage:
 
     async def cached(self, text: str, **fields: Any) -> tuple[int, int, int]:
         """Of one request: prompt tokens, those expected to be cached, those that were."""
-        outcome = (await self.ask(text, **fields))["outcome"]
+        outcome = (await self.chat(text, **fields))["outcome"]
         return outcome["prompt_tokens"], outcome["predicted_cached_tokens"], outcome["cached_tokens"]
 
     async def index(self, instance: str = "e-0/0/0") -> dict[str, Any]:

@@ -54,10 +54,10 @@ def check(data: bytes) -> Hashable:
     found, refusal = judged([data], LIMITS)
     for pieces in cuttings(data):
         again, refusal_again = judged(pieces, LIMITS)
-        assert told(again) == told(found), "cut otherwise, other requests"
+        assert summaries(again) == summaries(found), "cut otherwise, other requests"
         assert said(refusal_again) == said(refusal), "cut otherwise, another refusal"
     tight, _ = judged(next(cuttings(data)), TIGHT)
-    assert told(tight) == told(found)[: len(tight)], "limits change what a request is"
+    assert summaries(tight) == summaries(found)[: len(tight)], "limits change what a request is"
     second(data, found, refusal)
     for head, body in found[:2]:
         forwarded(head, body)
@@ -69,7 +69,7 @@ def check(data: bytes) -> Hashable:
     )
 
 
-def told(found: Requests) -> list[tuple[object, ...]]:
+def summaries(found: Requests) -> list[tuple[object, ...]]:
     """What each request is."""
     return [
         (one.method, one.path, one.query, one.version, one.length, one.keep_alive, tuple(one.fields), body)

@@ -31,7 +31,7 @@ def through(pieces: list[bytes], strip: bool, looked: int) -> tuple[bytes, SseSc
     return b"".join(out), events
 
 
-def seen(events: SseScanner) -> tuple[object, ...]:
+def findings(events: SseScanner) -> tuple[object, ...]:
     """What a scanner learned of a stream."""
     usage, fault = events.usage, events.error
     counts = None if usage is None else (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
@@ -43,19 +43,19 @@ def check(data: bytes) -> Hashable:
     strip = bool(len(data) % 2)
     spaced = b"\n\n\n" in data or b"\n\r\n\r\n" in data or data.startswith((b"\n", b"\r"))
     out, events = through([data], strip, 1)
-    learned, sent = seen(events), told(data)
+    learned, sent = findings(events), events_of(data)
     proper = well_formed(data, sent)
     examine(out, events, sent, proper)
     continued(out, sent)
     for pieces in cuttings(data):
         again, events_again = through(pieces, strip, 1)
         if proper:
-            assert again == out or (spaced and told(again) == told(out)), "cut otherwise, other bytes"
-            assert seen(events_again) == learned, "cut otherwise, something else learned"
+            assert again == out or (spaced and events_of(again) == events_of(out)), "cut otherwise, other bytes"
+            assert findings(events_again) == learned, "cut otherwise, something else learned"
         else:
             examine(again, events_again, sent, proper)
     if proper:
-        assert (learned[0], [event for event in sent if event in told(out)]) == meant(sent, strip), (
+        assert (learned[0], [event for event in sent if event in events_of(out)]) == meant(sent, strip), (
             "understood otherwise"
         )
     return proper, learned[1:], len(sent), len(out) == len(data), events.usage is None
@@ -64,7 +64,7 @@ def check(data: bytes) -> Hashable:
 def examine(out: bytes, events: SseScanner, sent: list[bytes], proper: bool) -> None:
     """What holds however malformed the stream is, and what holds when it is not."""
     assert events.is_done + events.is_aborted + (events.error is not None) <= 1
-    shown = told(out)
+    shown = events_of(out)
     assert subsequence(shown, sent), "events that no engine sent"
     assert (b"[DONE]" in shown) <= events.is_done, "an end that was not noticed"
     assert b"[DONE]" not in shown[:-1], "something behind the end"
@@ -87,7 +87,7 @@ def continued(out: bytes, sent: list[bytes]) -> None:
     if said.parse():
         assert said.tokens <= len(sent)
         total_usage(None, said)
-    told(b"".join(splice_events([out], said)))
+    events_of(b"".join(splice_events([out], said)))
 
 
 def well_formed(data: bytes, sent: list[bytes]) -> bool:
@@ -140,7 +140,7 @@ def meant(sent: list[bytes], strip: bool) -> tuple[object, list[bytes]]:
     return usage, [event for event in sent if event in kept]
 
 
-def told(stream: bytes) -> list[bytes]:
+def events_of(stream: bytes) -> list[bytes]:
     """The data of every whole event, as the grammar has it."""
     found: list[bytes] = []
     lines: list[bytes] = []

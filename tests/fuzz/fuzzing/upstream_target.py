@@ -78,7 +78,7 @@ class _RecordingSink:
         """Never waited for here."""
         return 0.0
 
-    def told(self) -> tuple[object, ...]:
+    def result(self) -> tuple[object, ...]:
         """All of it."""
         return self.status, tuple(sorted(self.fields.items())), b"".join(self.parts), self.ends
 
@@ -129,7 +129,7 @@ def check(data: bytes) -> Hashable:
     for pieces in cuttings(data):
         again = answered(pieces)
         if whole.ends == again.ends == ["complete"]:
-            assert again.told() == whole.told(), "cut otherwise, another answer"
+            assert again.result() == whole.result(), "cut otherwise, another answer"
         else:
             assert again.status in (0, whole.status) or not whole.status, "cut otherwise, another head"
     return whole.status, whole.ends[0], len(whole.parts), tuple(sorted(whole.fields))[:4]

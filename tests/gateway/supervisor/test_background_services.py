@@ -133,7 +133,7 @@ async def whole(redis: str | None) -> AsyncIterator[Whole]:
             await beside.stop()
 
 
-def test_a_decision_reaches_the_log_the_stream_and_the_counters_and_the_prompt_reaches_none(server: Valkey) -> None:
+def test_decision_reaches_log_stream_and_counters_and_the_prompt_reaches_none(server: Valkey) -> None:
     async def check() -> None:
         async with whole(server.url) as gateway:
             reader = Redis.from_url(server.url)

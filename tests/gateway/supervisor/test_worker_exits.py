@@ -54,7 +54,7 @@ def test_a_killed_worker_costs_nobody_else_a_request_and_is_started_again(tmp_pa
                 async def client() -> None:
                     nonlocal answered
                     while not gone.is_set():
-                        answer = await safe.ask(CHAT)
+                        answer = await safe.post(CHAT)
                         assert (answer.status, answer.complete) == (200, True)
                         answered += 1
 
@@ -70,7 +70,7 @@ def test_a_killed_worker_costs_nobody_else_a_request_and_is_started_again(tmp_pa
                 assert "killed by signal 9" in await gateway.warnings()
                 assert await gateway.metric("fairlead_gateway_worker_deaths_total") == 1
                 assert await gateway.metric("fairlead_gateway_in_flight") == 0
-                places = [(await safe.ask(CHAT)).fields["x-fairlead-instance"] for _ in range(60)]
+                places = [(await safe.post(CHAT)).fields["x-fairlead-instance"] for _ in range(60)]
                 assert set(places) == {"e-0/0/0", "e-1/1/0"}  # nothing of the dead one's row is left
                 for line in [*extra, safe, *await gateway.connections(2)]:
                     await line.connection.close()
@@ -104,7 +104,7 @@ def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_pa
                 leaving, other = await gateway.connections(2)
                 name = await leaving.worker_name()
                 for _ in range(3):
-                    assert (await leaving.ask(CHAT)).status == 200
+                    assert (await leaving.post(CHAT)).status == 200
                 await staying(leaving)
                 pid = _owner(gateway, leaving)
                 os.kill(pid, signal.SIGTERM)
@@ -120,7 +120,7 @@ def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_pa
                 await wait_until_async(replaced)
                 fresh = await gateway.connections(2, exclude=name)
                 for line in (*fresh, other):
-                    assert (await line.ask(CHAT)).status == 200
+                    assert (await line.post(CHAT)).status == 200
                     await line.connection.close()
                 assert await gateway.metric("fairlead_gateway_in_flight") == 1
                 gate.go_on.set()
@@ -147,7 +147,7 @@ if "fairlead_gateway.worker.__main__" in sys.orig_argv and os.path.exists(os.env
 """
 
 
-def test_a_worker_that_cannot_start_ends_the_start_and_later_is_tried_again_and_again(
+def test_worker_that_cannot_start_ends_the_start_and_is_retried_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(STUMBLE)
@@ -222,7 +222,7 @@ def test_a_gateway_whose_helper_was_killed_can_be_started_again_at_once_on_its_p
     run_async(main())
 
 
-def test_a_request_that_killed_two_engines_through_one_worker_is_refused_by_its_sibling(tmp_path: Path) -> None:
+def test_request_that_killed_two_engines_is_refused_by_the_sibling_worker(tmp_path: Path) -> None:
     async def script(call: EngineCall) -> None:
         if b"poison" in call.body:
             call.reset()
@@ -237,12 +237,12 @@ def test_a_request_that_killed_two_engines_through_one_worker_is_refused_by_its_
             write_fleet_file(path, fleet_of([one.url, two.url, three.url]))
             async with gateway_process(path, "--workers", "2") as gateway:
                 first, second = await gateway.connections(2)
-                assert (await first.ask(poison)).status >= 500
+                assert (await first.post(poison)).status >= 500
                 for _ in range(2):  # messages keep their order: the first worker's reached the helper, then the second
                     await gateway.warnings()
-                assert (await second.ask(poison)).status == 422
+                assert (await second.post(poison)).status == 422
                 assert sum(b"poison" in call.body for engine in (one, two, three) for call in engine.calls) == 2
-                assert (await second.ask(CHAT)).status == 200
+                assert (await second.post(CHAT)).status == 200
                 await first.connection.close()
                 await second.connection.close()
 

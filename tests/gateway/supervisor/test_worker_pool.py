@@ -35,9 +35,9 @@ def test_what_two_workers_counted_is_one_sum(tmp_path: Path) -> None:
             write_fleet_file(path, fleet_of([engine.url]))
             async with gateway_process(path, "--workers", "2") as gateway:
                 lines = await gateway.connections(2)
-                ids = [(await line.ask(CHAT)).fields["x-fairlead-decision"] for line in lines for _ in range(7)]
-                ids += [(await lines[0].ask(CHAT)).fields["x-fairlead-decision"] for _ in range(3)]
-                assert (await lines[1].ask(CHAT | {"model": "nobody"})).status == 404
+                ids = [(await line.post(CHAT)).fields["x-fairlead-decision"] for line in lines for _ in range(7)]
+                ids += [(await lines[0].post(CHAT)).fields["x-fairlead-decision"] for _ in range(3)]
+                assert (await lines[1].post(CHAT | {"model": "nobody"})).status == 404
                 assert len(gateway.worker_pids()) == 2
                 assert await gateway.metric("fairlead_gateway_received_total") == 17
                 assert await gateway.metric("fairlead_gateway_duration_seconds_count") == 17
@@ -90,12 +90,12 @@ def test_a_worker_sees_what_its_sibling_has_in_flight(tmp_path: Path) -> None:
                 await wait_until_async(busy)
                 taken = "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
                 for _ in range(8):
-                    assert (await other.ask(CHAT)).fields["x-fairlead-instance"] != taken
+                    assert (await other.post(CHAT)).fields["x-fairlead-instance"] != taken
                 loads = (await gateway.get_json("/api/fleet"))["models"][0]["instances"]
                 assert {each["id"]: each["in_flight"] for each in loads}[taken] == 1
                 go_on.set()
                 assert (await holder.connection.read_response()).status == 200
-                seen = {(await other.ask(CHAT)).fields["x-fairlead-instance"] for _ in range(40)}
+                seen = {(await other.post(CHAT)).fields["x-fairlead-instance"] for _ in range(40)}
                 assert seen == {"e-0/0/0", "e-1/1/0"}
                 await holder.connection.close()
                 await other.connection.close()
@@ -115,8 +115,8 @@ def test_a_worker_learns_which_prompts_its_sibling_has_sent_where(tmp_path: Path
                 async def known() -> bool:
                     """Every prompt is new to the second worker; the first has had it for longer and longer."""
                     sent.append(f"{len(sent)} " + "x" * 3_000)
-                    await first.ask(chat(sent[-1]))
-                    answer = await second.ask(chat(sent[len(sent) // 2]) if len(sent) % 2 else CHAT)
+                    await first.post(chat(sent[-1]))
+                    answer = await second.post(chat(sent[len(sent) // 2]) if len(sent) % 2 else CHAT)
                     found = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
                     return any(
                         one["inputs"]["matched_tokens"]["value"] > 0 for one in found["choices"][0]["candidates"]
@@ -151,9 +151,9 @@ def test_a_worker_refuses_what_its_siblings_engines_died_of(tmp_path: Path) -> N
                     """Whether the second worker has heard of it already; if not, it is answered there."""
                     nonlocal deadly
                     body, deadly = chat(f"deadly {next(numbers)}"), True
-                    assert (await first.ask(body)).error["code"] == "engines_broke_off"
+                    assert (await first.post(body)).error["code"] == "engines_broke_off"
                     deadly = False
-                    return (await second.ask(body)).status == 422
+                    return (await second.post(body)).status == 422
 
                 await wait_until_async(refused)
                 await first.connection.close()
@@ -248,7 +248,7 @@ def test_a_worker_that_does_not_answer_is_named_and_not_waited_for(tmp_path: Pat
             async with gateway_process(path, "--workers", "2") as gateway:
                 lines = await gateway.connections(2)
                 for line in lines:
-                    await line.ask(CHAT)
+                    await line.post(CHAT)
                 assert await gateway.metric("fairlead_gateway_received_total") == 2
                 stopped = min(gateway.worker_pids())
                 os.kill(stopped, signal.SIGSTOP)
@@ -263,7 +263,7 @@ def test_a_worker_that_does_not_answer_is_named_and_not_waited_for(tmp_path: Pat
                 os.kill(stopped, signal.SIGCONT)
                 await wait_until_async(partial(says, "does not answer since", False))
                 for line in lines:
-                    assert (await line.ask(CHAT)).status == 200
+                    assert (await line.post(CHAT)).status == 200
                     await line.connection.close()
                 assert await gateway.metric("fairlead_gateway_received_total") == 4
 
@@ -355,7 +355,7 @@ def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_on(tmp_
 
                 await wait_until_async(well)
                 for line in lines:
-                    assert (await line.ask(CHAT)).fields["x-fairlead-instance"] == "e-0/0/0"
+                    assert (await line.post(CHAT)).fields["x-fairlead-instance"] == "e-0/0/0"
                     await line.connection.close()
 
     run_async(main())

@@ -241,7 +241,7 @@ def test_keys_without_a_pepper_or_a_file_do_not_start(
     assert "none.yaml" in capsys.readouterr().err
 
 
-def test_a_connection_that_shows_its_key_again_is_asked_again_once_other_keys_are_known() -> None:
+def test_key_of_a_connection_is_checked_again_after_a_change_of_keys() -> None:
     limits = Limits()
     keys = ApiKeys(PEPPER, {bytes.fromhex(digest("secret")): "team-a"})
     reader = RequestParser(limits)

@@ -202,7 +202,7 @@ def test_a_client_that_leaves_while_it_is_not_read_from_frees_its_engine() -> No
     run_async(main())
 
 
-def test_a_client_that_pipelines_and_half_closes_is_still_watched_for_its_second_request() -> None:
+def test_client_that_pipelines_and_half_closes_is_watched_for_its_second_request() -> None:
     async def silent(call: EngineCall) -> None:
         if "user" not in call.json:
             await call.respond({"object": "chat.completion", "choices": []})

@@ -37,13 +37,13 @@ class Knocking(PublicServer):
 
     def _accept_pending(self) -> None:
         super()._accept_pending()
-        self.codes = [knock(one, self.address) for one in self.late]
+        self.codes = [try_connect(one, self.address) for one in self.late]
 
     def outcomes(self) -> list[str]:
         return [outcome(*one) for one in zip(self.late, self.codes, strict=True)]
 
 
-def knock(client: socket.socket, address: tuple[str, int]) -> int:
+def try_connect(client: socket.socket, address: tuple[str, int]) -> int:
     """Begin to connect; the error that came at once, if one did."""
     client.setblocking(False)
     code = client.connect_ex(address)
@@ -125,7 +125,7 @@ def test_a_handshake_under_way_when_the_drain_begins_ends_well(host: str) -> Non
             drain = asyncio.create_task(server.drain())
             await asyncio.sleep(0)  # it has begun
             with socket.socket(public.family) as late:
-                found = outcome(late, knock(late, address))
+                found = outcome(late, try_connect(late, address))
             await asyncio.gather(*(answered(one) for one in half))
             await drain
             assert found == os.strerror(errno.ECONNREFUSED)
@@ -155,7 +155,7 @@ def test_where_another_listens_on_the_port_it_gets_those_who_come_last(host: str
     run_async(main())
 
 
-class Looked(ManualClock):
+class CountingClock(ManualClock):
     """Counts how often it is asked."""
 
     looks = 0
@@ -194,13 +194,13 @@ def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: pytest.L
     ]
 
 
-def test_a_request_that_comes_over_an_idle_connection_at_the_end_of_a_drain_is_answered_whole() -> None:
+def test_request_over_an_idle_connection_at_the_end_of_a_drain_is_answered() -> None:
     async def main() -> None:
         gate = PausedStream()
         async with scripted_engine(gate.script) as engine, running_gateway(fleet_of([engine.url])) as running:
             public = ListenAddress("127.0.0.1", 0).bind(shared=True)
             server = PublicServer(running.gateway, public)
-            clock = Looked()
+            clock = CountingClock()
             running.gateway.runtime.now = clock.now
             await server.start()
             idle = await RawConnection.from_socket(socket.create_connection(public.getsockname()))

@@ -48,7 +48,7 @@ def test_what_an_engine_evicted_is_not_expected_there(tmp_path: Path, workers: s
         async with index_stage(tmp_path, 1, "--workers", workers) as place:
             evicted = [text_of("oldest", 300), text_of("older", 300), text_of("first")]
             for text in evicted:
-                await place.ask(text)
+                await place.chat(text)
             await place.wait_for_state("index")
             await place.wait_for_links(18)
             size, expected, cached = await place.cached(text_of("first"))
@@ -56,7 +56,7 @@ def test_what_an_engine_evicted_is_not_expected_there(tmp_path: Path, workers: s
             assert abs(expected - cached) < 0.1 * size
             await wait_until_async(place.is_cheapest_with(40))
             for name in ("second", "third", "fourth", "fifth"):  # 4,000 tokens in a cache of 4,096
-                await place.ask(text_of(name))
+                await place.chat(text_of(name))
             await wait_until_async(
                 place.is_cheapest_with(ENGINE_BLOCKS - 8)
             )  # its events were read: to ask on and on would outrun them
@@ -67,7 +67,7 @@ def test_what_an_engine_evicted_is_not_expected_there(tmp_path: Path, workers: s
                 return expected < 0.3 * size  # at the latest when workers were told
 
             await wait_until_async(gone)
-            await place.ask(text_of("fifth"))
+            await place.chat(text_of("fifth"))
             size, expected, cached = await place.cached(text_of("fifth"))
             assert cached > 0.9 * size
             assert expected > 0.8 * size
@@ -80,7 +80,7 @@ def test_an_engine_that_was_started_anew_holds_nothing_for_anybody(tmp_path: Pat
         async with index_stage(tmp_path, 1) as place:
             names = [f"text {number}" for number in range(12)]
             for name in names:
-                await place.ask(text_of(name, 300))
+                await place.chat(text_of(name, 300))
             await place.wait_for_state("index")
             await place.wait_for_links(36)
             place.engines[0].send(signal.SIGKILL)
@@ -124,7 +124,7 @@ def test_an_index_that_is_not_true_is_quarantined_and_nobody_notices(tmp_path: P
 
             async def out() -> bool:
                 for text in texts:
-                    await place.ask(text)
+                    await place.chat(text)
                 return bool((await place.index())["state"] == "quarantined")
 
             await wait_until_async(out)
@@ -133,7 +133,7 @@ def test_an_index_that_is_not_true_is_quarantined_and_nobody_notices(tmp_path: P
             assert found["predicted_tokens"] > 4 * found["reported_tokens"]
             assert "in quarantine: e-0/0/0: the index credits" in await place.gateway.warnings()
             assert await place.gateway.metric("fairlead_gateway_index_quarantined") == 1
-            await place.ask(texts[0])
+            await place.chat(texts[0])
             assert await place.gateway.metric("fairlead_gateway_errors_total") == 0
 
     run_async(main())
@@ -142,12 +142,12 @@ def test_an_index_that_is_not_true_is_quarantined_and_nobody_notices(tmp_path: P
 def test_an_engine_that_does_not_report_cached_tokens_is_said_to_be_silent(tmp_path: Path) -> None:
     async def main() -> None:
         async with index_stage(tmp_path, 1, engine=("--no-enable-prompt-tokens-details",)) as place:
-            await place.ask(text_of("first"))
+            await place.chat(text_of("first"))
             await place.wait_for_state("index")
             await place.wait_for_links(10)
 
             async def silent() -> bool:
-                await place.ask(text_of("first"))
+                await place.chat(text_of("first"))
                 return bool((await place.index())["silent"] > 0)
 
             await wait_until_async(silent)
@@ -176,11 +176,11 @@ def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_there(tmp
                 await stack.enter_async_context(indexer(place.path, server.url))
                 await wait_until_async(led)
                 await place.wait_for_state("incomplete")  # the index was loaded when it had not a block yet
-                await place.ask(text_of("first"))
+                await place.chat(text_of("first"))
                 await place.wait_for_state("index")
 
                 async def known() -> bool:
-                    asked = await place.ask(text_of("first"))
+                    asked = await place.chat(text_of("first"))
                     inputs = asked["choices"][0]["candidates"][0]["inputs"]
                     return "indexed_tokens" in inputs and inputs["indexed_tokens"]["value"] > 900
 
@@ -207,13 +207,13 @@ def test_adapters_and_salts_are_followed_and_never_credited_to_one_another(tmp_p
 
     async def main() -> None:
         async with index_stage(tmp_path, 1, adapters=("french", "german")) as place:
-            await place.ask(text_of("first", 100))
+            await place.chat(text_of("first", 100))
             for one in ("", "french-", "german-"):
                 await place.wait_for_state("index", f"{one}e-0/0/0")
             text = text_of("shared", 600)
 
             async def credited(**fields: str) -> float:
-                inputs = (await place.ask(text, **fields))["choices"][0]["candidates"][0]["inputs"]
+                inputs = (await place.chat(text, **fields))["choices"][0]["candidates"][0]["inputs"]
                 return float(inputs["indexed_tokens"]["value"]) if "indexed_tokens" in inputs else 0.0
 
             for number, fields in enumerate(apart):
@@ -242,14 +242,14 @@ def test_a_gateway_that_starts_knows_the_links_of_the_one_before(
             await place.wait_for_state("incomplete")  # its events are read
             texts = [text_of(f"text {number}", 300) for number in range(3)]
             for text in texts:
-                await place.ask(text)
+                await place.chat(text)
             await place.wait_for_links(9)
             async with Redis(unix_socket_path=server.url.removeprefix("unix://")) as redis:
 
-                async def kept() -> bool:
+                async def is_stored() -> bool:
                     return bool(await redis.xlen(redis_keys.prompt_alignments(MODEL_KEY)) >= len(texts))
 
-                await wait_until_async(kept)
+                await wait_until_async(is_stored)
                 for _, fields in await redis.xrange(redis_keys.prompt_alignments(MODEL_KEY)):
                     assert not any(text[:12].encode() in fields[DATA_FIELD] for text in texts)
             place.gateway.process.kill()
@@ -260,7 +260,7 @@ def test_a_gateway_that_starts_knows_the_links_of_the_one_before(
                 await place.wait_for_state("index")
 
                 async def known() -> bool:
-                    inputs = (await place.ask(texts[0]))["choices"][0]["candidates"][0]["inputs"]
+                    inputs = (await place.chat(texts[0]))["choices"][0]["candidates"][0]["inputs"]
                     return "indexed_tokens" in inputs and inputs["indexed_tokens"]["value"] > 250
 
                 await wait_until_async(known)

@@ -49,7 +49,7 @@ class Stage:
     indexers: list[asyncio.subprocess.Process] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
 
-    async def ask(self, number: int, text: str) -> Any:
+    async def chat(self, number: int, text: str) -> Any:
         """One request through one gateway; what it decided."""
         gateway = self.gateways[number]
         body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
@@ -59,7 +59,7 @@ class Stage:
 
     async def credited(self, number: int, text: str) -> float:
         """Tokens that one gateway's copy of the index credited to the engine for a prompt."""
-        told = await self.ask(number, text)
+        told = await self.chat(number, text)
         inputs = told["choices"][0]["candidates"][0]["inputs"]
         return float(inputs["indexed_tokens"]["value"] or 0.0) if "indexed_tokens" in inputs else 0.0
 
@@ -135,13 +135,13 @@ async def traffic(place: Stage) -> AsyncIterator[None]:
     """Requests through both gateways, one after the other, from before the block until after it."""
     going = True
 
-    async def ask() -> None:
+    async def send_chats() -> None:
         number = 0
         while going:
             number += 1
-            await place.ask(number % 2, f"steady {number} " + "x" * 200)
+            await place.chat(number % 2, f"steady {number} " + "x" * 200)
 
-    task = asyncio.create_task(ask())
+    task = asyncio.create_task(send_chats())
     try:
         yield
     finally:
@@ -202,7 +202,7 @@ def _replace(place: Stage, server: Valkey) -> None:
 
 
 @pytest.mark.parametrize("fault", [_kill_leader, _flush, _poison, _replace])
-def test_whatever_happens_to_redis_or_to_an_indexer_no_request_fails_and_nothing_gone_is_credited(
+def test_faults_of_redis_or_an_indexer_fail_no_request_and_credit_nothing_gone(
     tmp_path: Path, server: Valkey, fault: Callable[[Stage, Valkey], None]
 ) -> None:
     """After the fault the engine is replaced by an empty one at its address: old content ends everywhere, and new counts."""

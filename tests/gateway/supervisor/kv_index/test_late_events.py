@@ -22,11 +22,11 @@ class Place:
         self.mirror = IndexReplica()
         self.model = ModelIndex("default/tiny", self.mirror, secret=b"s", limits=LIMITS)
         self.now = 100.0
-        self.told([CompletenessChanged(ENGINE, True, "", self.now)])
+        self.apply([CompletenessChanged(ENGINE, True, "", self.now)])
         self.model.bridge.add_alignment(estimate_alignment(HASHES, ENDS, OWNS, size=1_024, tokens=256, block_size=64))
-        self.told([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])
+        self.apply([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])
 
-    def told(self, changes: list[Change]) -> None:
+    def apply(self, changes: list[Change]) -> None:
         self.mirror.apply(changes)
         self.model.on_changes(changes)
         self.model.corrections(self.now)
@@ -40,10 +40,10 @@ class Place:
         self.model.on_dispatch(ENGINE, 99, HASHES, ENDS, 1_024, self.now)
         if lost_after is not None:
             self.pass_(max(0.0, lost_after))
-            self.told([BlocksRemoved(ENGINE, StorageTier.GPU, OWNS)])
+            self.apply([BlocksRemoved(ENGINE, StorageTier.GPU, OWNS)])
             self.pass_(max(0.0, -lost_after))
         self.pass_(0.1)
-        self.told([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])  # its own prefill
+        self.apply([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])  # its own prefill
         self.model.on_finish(
             ENGINE, 99, self.now, prompt_tokens=256, cached_tokens=reported, indexed=credited, matched=credited
         )
@@ -74,9 +74,9 @@ def test_what_nobody_saw_go_is_a_ghost() -> None:
 
 def test_what_was_lost_long_before_the_prompt_was_sent_is_no_excuse() -> None:
     place = Place()
-    place.told([BlocksRemoved(ENGINE, StorageTier.GPU, OWNS)])
+    place.apply([BlocksRemoved(ENGINE, StorageTier.GPU, OWNS)])
     place.pass_(10.0)
-    place.told([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])
+    place.apply([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])
     for _ in range(6):
         place.answer(1.0, 0, lost_after=None)
     place.pass_(LIMITS.prefix_map_judge_seconds)
@@ -101,13 +101,13 @@ def test_after_a_quarantine_what_the_engine_holds_is_told_anew_and_counts_on_tri
     assert place.model.status(ENGINE, None).quarantines == 1
 
 
-def test_a_hot_prefix_that_one_of_four_holds_wants_more_homes_and_one_that_is_not_linked_is_not_judged() -> None:
+def test_hot_prefix_cached_by_one_of_four_is_hinted_and_an_unlinked_one_is_not() -> None:
     place = Place()
     ready = [ENGINE, "b", "c", "d"]
     hot = [HotShare(HASHES[-1], 0.7, 10.0), HotShare(HASHES[0], 0.2, 10.0), HotShare(77, 0.9, 10.0)]
     (hint,) = place.model.hints(hot, ready)
     assert (hint.prefix, hint.holders, hint.wanted, hint.tokens) == (f"{HASHES[-1]:016x}", 1, 3, 192)
-    assert hint.reason.endswith("1 hold it, 3 are not known completely")
-    place.told([BlocksStored(name, StorageTier.GPU, 1, OWNS) for name in ("b", "c")])
+    assert hint.reason.endswith("1 have it cached, 3 are incomplete")
+    place.apply([BlocksStored(name, StorageTier.GPU, 1, OWNS) for name in ("b", "c")])
     assert place.model.hints(hot, ready) == []
     assert place.model.hints(hot, ["c", "d"])[0].wanted == 2, "what instances hold that are not ready is nobody's"

@@ -140,7 +140,7 @@ def test_an_engine_that_tells_no_tokens_is_not_asked_by_whoever_has_no_tokenizer
     play(Scene(here=False, engine=False), steps)
 
 
-def test_a_tokenizer_that_no_engine_bears_out_links_nothing_and_gives_way_to_the_engine() -> None:
+def test_tokenizer_that_no_engine_confirms_links_nothing_and_gives_way() -> None:
     async def steps(scene: Scene) -> None:
         scene.true = False
         for _ in range(LIMITS.tokenizer_unverified_prompts):

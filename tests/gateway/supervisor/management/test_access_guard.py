@@ -10,15 +10,15 @@ from fairlead_gateway.supervisor.management import create_management_app
 from fairlead_gateway.supervisor.management.access_guard import AccessGuard
 
 
-def _ask(
+def _get(
     view: Any, path: str, *, method: str = "GET", token: str | None = None, hosts: tuple[str, ...] = (), **headers: str
 ) -> httpx.Response:
-    async def ask() -> httpx.Response:
+    async def get() -> httpx.Response:
         transport = httpx.ASGITransport(app=create_management_app(view, token=token, hosts=hosts))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9000") as client:
             return await client.request(method, path, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
-    return asyncio.run(ask())
+    return asyncio.run(get())
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def _ask(
      "gw.chat.svc.cluster.local", "LOCALHOST", "status.localhost"],
 )  # fmt: skip
 def test_names_that_no_foreign_page_can_take_are_served(made_up: Any, host: str) -> None:
-    assert _ask(made_up, "/api/stats", host=host).status_code == 200
+    assert _get(made_up, "/api/stats", host=host).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -36,49 +36,49 @@ def test_names_that_no_foreign_page_can_take_are_served(made_up: Any, host: str)
      "[::1].evil.example", "127.0.0.1:9000:1", "127.0.0.1:x", "", "[::1"],
 )  # fmt: skip
 def test_a_foreign_host_name_is_refused(made_up: Any, host: str) -> None:
-    assert _ask(made_up, "/api/stats", host=host).status_code == 403
-    assert _ask(made_up, "/", host=host).status_code == 403
+    assert _get(made_up, "/api/stats", host=host).status_code == 403
+    assert _get(made_up, "/", host=host).status_code == 403
 
 
 def test_a_listed_host_name_is_served(made_up: Any) -> None:
-    answer = _ask(made_up, "/api/stats", hosts=("Fairlead.example.com",), host="fairlead.example.com:443")
+    answer = _get(made_up, "/api/stats", hosts=("Fairlead.example.com",), host="fairlead.example.com:443")
     assert answer.status_code == 200
 
 
 def test_a_foreign_origin_is_refused_and_our_own_is_not(made_up: Any) -> None:
-    assert _ask(made_up, "/api/stats", origin="https://evil.example").status_code == 403
-    assert _ask(made_up, "/api/stats", origin="null").status_code == 403
-    assert _ask(made_up, "/api/stats", origin="http://127.0.0.1:9000").status_code == 200
+    assert _get(made_up, "/api/stats", origin="https://evil.example").status_code == 403
+    assert _get(made_up, "/api/stats", origin="null").status_code == 403
+    assert _get(made_up, "/api/stats", origin="http://127.0.0.1:9000").status_code == 200
 
 
 def test_another_site_may_link_to_the_page_but_not_read_the_api(made_up: Any) -> None:
-    assert _ask(made_up, "/api/stats", sec_fetch_site="cross-site", sec_fetch_mode="no-cors").status_code == 403
-    assert _ask(made_up, "/", sec_fetch_site="cross-site", sec_fetch_mode="navigate").status_code == 200
+    assert _get(made_up, "/api/stats", sec_fetch_site="cross-site", sec_fetch_mode="no-cors").status_code == 403
+    assert _get(made_up, "/", sec_fetch_site="cross-site", sec_fetch_mode="navigate").status_code == 200
 
 
 def test_no_answer_allows_other_origins(made_up: Any) -> None:
     for origin in ("https://evil.example", "http://127.0.0.1:9000"):
-        answer = _ask(made_up, "/api/stats", origin=origin)
+        answer = _get(made_up, "/api/stats", origin=origin)
         assert not any(name.startswith("access-control") for name in answer.headers)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE"])
 def test_only_get_is_answered(made_up: Any, method: str) -> None:
-    answer = _ask(made_up, "/api/stats", method=method)
+    answer = _get(made_up, "/api/stats", method=method)
     assert answer.status_code == 405
     assert answer.headers["allow"] == "GET"
 
 
 def test_with_a_token_the_api_asks_for_it_and_health_does_not(made_up: Any) -> None:
-    assert _ask(made_up, "/readyz", token="s3cret").status_code == 200
-    assert _ask(made_up, "/metrics", token="s3cret").status_code == 200
-    assert _ask(made_up, "/", token="s3cret").status_code == 200
-    assert _ask(made_up, "/openapi.json", token="s3cret").status_code == 401
-    refused = _ask(made_up, "/api/fleet", token="s3cret")
+    assert _get(made_up, "/readyz", token="s3cret").status_code == 200
+    assert _get(made_up, "/metrics", token="s3cret").status_code == 200
+    assert _get(made_up, "/", token="s3cret").status_code == 200
+    assert _get(made_up, "/openapi.json", token="s3cret").status_code == 401
+    refused = _get(made_up, "/api/fleet", token="s3cret")
     assert refused.status_code == 401
     assert refused.headers["www-authenticate"] == "Bearer"
-    assert _ask(made_up, "/api/fleet", token="s3cret", authorization="Bearer wrong").status_code == 401
-    assert _ask(made_up, "/api/fleet", token="s3cret", authorization="Bearer s3cret").status_code == 200
+    assert _get(made_up, "/api/fleet", token="s3cret", authorization="Bearer wrong").status_code == 401
+    assert _get(made_up, "/api/fleet", token="s3cret", authorization="Bearer s3cret").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ def test_with_a_token_the_api_asks_for_it_and_health_does_not(made_up: Any) -> N
 def test_without_a_token_the_api_answers_this_machine_only_and_health_everyone(
     made_up: Any, peer: str, status: int
 ) -> None:
-    async def ask(path: str) -> int:
+    async def get(path: str) -> int:
         transport = httpx.ASGITransport(app=create_management_app(made_up), client=(peer, 40_000))
         async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.1:9000") as client:
             return (await client.get(path)).status_code
 
-    assert asyncio.run(ask("/api/fleet")) == status
-    assert asyncio.run(ask("/readyz")) == 200
-    assert asyncio.run(ask("/metrics")) == 200
+    assert asyncio.run(get("/api/fleet")) == status
+    assert asyncio.run(get("/readyz")) == 200
+    assert asyncio.run(get("/metrics")) == 200
 
 
 def test_two_host_headers_are_refused() -> None:

@@ -15,12 +15,12 @@ from fairlead_gateway.telemetry.decision_log import DecisionRecord
 
 
 def _get(view: GatewayView, path: str, **headers: str) -> httpx.Response:
-    async def ask() -> httpx.Response:
+    async def get() -> httpx.Response:
         transport = httpx.ASGITransport(app=create_management_app(view))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.get(path, headers=headers)
 
-    return asyncio.run(ask())
+    return asyncio.run(get())
 
 
 def _json(view: GatewayView, path: str) -> Any:

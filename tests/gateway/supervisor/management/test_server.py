@@ -92,11 +92,11 @@ def test_the_answer_to_head_has_no_body(made_up: Any) -> None:
 def test_a_defect_is_answered_and_logged_without_its_text(made_up: Any, caplog: pytest.LogCaptureFixture) -> None:
     words = "a secret"
 
-    async def look() -> None:
+    async def status() -> None:
         raise RuntimeError(words)
 
     async def main() -> None:
-        made_up.status = look
+        made_up.status = status
         async with managed(made_up) as url:
             found = (await send(url, get_request("/readyz")))[0]
             assert found.status == 500
@@ -111,7 +111,7 @@ def test_who_leaves_is_not_worked_for_any_longer(made_up: Any) -> None:
     ended = []
     asked = asyncio.Event()
 
-    async def look() -> None:
+    async def status() -> None:
         asked.set()
         try:
             await asyncio.get_running_loop().create_future()
@@ -119,7 +119,7 @@ def test_who_leaves_is_not_worked_for_any_longer(made_up: Any) -> None:
             ended.append(True)
 
     async def main() -> None:
-        made_up.status = look
+        made_up.status = status
         async with managed(made_up) as url:
             connection = await RawConnection.connect(url)
             await connection.send(get_request("/readyz"))
@@ -133,12 +133,12 @@ def test_who_leaves_is_not_worked_for_any_longer(made_up: Any) -> None:
 def test_the_end_waits_for_an_answer_under_way(made_up: Any) -> None:
     async def main() -> None:
         asked, may = asyncio.Event(), asyncio.Event()
-        look = made_up.status
+        status = made_up.status
 
         async def slow() -> Any:
             asked.set()
             await may.wait()
-            return await look()
+            return await status()
 
         made_up.status = slow
         private = socket.create_server(("127.0.0.1", 0))

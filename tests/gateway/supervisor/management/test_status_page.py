@@ -13,7 +13,7 @@ SCRIPT = (files("fairlead_gateway.supervisor.management") / "static" / "page.js"
 NODE = shutil.which("node")
 
 
-def standing(wakes: bool, *states: str) -> dict[str, Any]:
+def model_status(wakes: bool, *states: str) -> dict[str, Any]:
     """What the page makes of a model with instances in these states, as a browser's engine works it out."""
     assert NODE is not None
     found = re.search(r"^function standingOf.*?^}", SCRIPT, re.DOTALL | re.MULTILINE)
@@ -48,6 +48,6 @@ def standing(wakes: bool, *states: str) -> dict[str, Any]:
 def test_a_model_that_wakes_is_idle_and_not_broken(
     wakes: bool, states: list[str], state: str, tone: str, words: str
 ) -> None:
-    found = standing(wakes, *states)
+    found = model_status(wakes, *states)
     assert (found["state"], found["tone"]) == (state, tone)
     assert found["words"].endswith(words)

@@ -73,7 +73,7 @@ def test_prompts_for_prefill_engines_are_counted_apart() -> None:
     assert list(array("Q", table.serving)) == sorted(array("Q", table.serving))
 
 
-def test_a_model_is_active_for_a_minute_after_its_last_prompt_and_one_that_left_has_no_table() -> None:
+def test_model_is_active_for_a_minute_and_a_departed_one_has_no_table() -> None:
     counts = HotPrefixCounter(Limits())
     assert counts.table(KEY) is None
     counts.update_fleet(fleet(Role.SERVE))

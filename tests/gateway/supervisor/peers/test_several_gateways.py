@@ -41,11 +41,11 @@ async def gateways(path: Path, server: Valkey, *workers: int) -> AsyncIterator[l
             await stack.enter_async_context(gateway_process(path, "--workers", str(count), "--redis", server.url))
             for count in workers
         ]
-        await heard(found, len(found) - 1)
+        await wait_for_peers(found, len(found) - 1)
         yield found
 
 
-async def heard(gateways: list[GatewayProcess], count: int) -> None:
+async def wait_for_peers(gateways: list[GatewayProcess], count: int) -> None:
     """Until each hears so many others."""
     for one in gateways:
 
@@ -94,10 +94,10 @@ def test_a_gateway_that_starts_reads_back_what_the_others_sent(tmp_path: Path, s
             async with gateways(path, server, 1) as (first,):
                 await request(first.url, chat("x" * 3_000))
 
-                async def told() -> bool:
+                async def is_restored() -> bool:
                     return await first.metric("fairlead_gateway_peer_sent_total") == 1
 
-                await wait_until_async(told)
+                await wait_until_async(is_restored)
             # The first one is gone without a word; what it sent is still a hint.
             async with gateway_process(path, "--redis", server.url) as second:
 
@@ -150,7 +150,7 @@ def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_killed
                     return busy in {answer.fields["x-fairlead-instance"] for answer in answers}
 
                 await wait_until_async(back)
-                await heard([other, third], 1)
+                await wait_for_peers([other, third], 1)
                 assert set(statuses) == {200}
                 go_on.set()
                 held.cancel()
@@ -159,7 +159,7 @@ def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_killed
     run_async(main())
 
 
-def test_all_gateways_make_their_keys_by_the_same_table_and_another_keeps_it_when_its_keeper_dies(
+def test_gateways_share_one_hot_table_which_another_takes_over_when_its_owner_dies(
     tmp_path: Path, server: Valkey
 ) -> None:
     async def main() -> None:
@@ -219,7 +219,7 @@ def test_requests_are_answered_while_redis_answers_nothing(tmp_path: Path, serve
                 await wait_until_async(said)
                 assert (await request(first.url, CHAT)).status == 200
                 server.thaw()
-                await heard([first, second], 1)
+                await wait_for_peers([first, second], 1)
 
     run_async(main())
 
@@ -234,7 +234,7 @@ def test_gateways_with_different_secrets_say_so(
             async with gateway_process(path, "--redis", server.url) as first:
                 monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "another secret for the prompts' hashes")
                 async with gateway_process(path, "--redis", server.url) as second:
-                    await heard([first, second], 1)
+                    await wait_for_peers([first, second], 1)
                     assert "FAIRLEAD_HASH_SECRET" in await first.warnings()
 
     run_async(main())

@@ -119,7 +119,7 @@ def test_requests_that_fail_or_are_sent_again_leave_nothing_behind() -> None:
     assert watch.on_finish("nobody", 4.0) == []
 
 
-def test_an_answer_that_is_not_streamed_blurs_the_run_that_passed_it_and_decodes_from_then_on() -> None:
+def test_unstreamed_response_blurs_the_run_beside_it_and_decodes_from_then_on() -> None:
     watch = EngineObserver(8_192)
     watch.on_dispatch("whole", 0.0, 2_000, 0)
     watch.on_dispatch("streamed", 0.1, 1_000, 0)

@@ -107,7 +107,7 @@ def test_rows_of_a_late_worker_are_put_in_their_place() -> None:
     assert known.observations > 30
 
 
-def test_instances_that_leave_are_forgotten_and_legs_of_hand_offs_are_not_learned_from() -> None:
+def test_departed_instances_are_forgotten_and_handoffs_are_not_learned_from() -> None:
     pupil = ProfileEstimator(Limits())
     pupil.update_fleet(fleet("a", "b"))
     taught(pupil, {"a": 1.0, "b": 1.0}, 60)

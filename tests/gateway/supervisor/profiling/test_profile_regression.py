@@ -53,7 +53,7 @@ class Watching:
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         engine = self._where[request.id] = len(self._where) % len(self._watches)
-        known = 0 if len(self._where) % 10 == 0 else self._held(engine, request)
+        known = 0 if len(self._where) % 10 == 0 else self._cached_tokens(engine, request)
         self._watches[engine].on_dispatch(request.id, now, request.prompt_tokens, known)
         return f"e{engine}", ""
 
@@ -79,7 +79,7 @@ class Watching:
     def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
         """The index is asked directly."""
 
-    def _held(self, engine: int, request: TraceRequest) -> int:
+    def _cached_tokens(self, engine: int, request: TraceRequest) -> int:
         assert self._simulation is not None
         keys = list(trace_keys(request.blocks, request.prompt_tokens, BLOCK_TOKENS))
         found = self._simulation.cores[f"e{engine}"].pool.match(keys, (request.prompt_tokens - 1) // BLOCK_TOKENS)
@@ -132,7 +132,7 @@ def test_five_minutes_of_traffic_teach_an_engine_that_nobody_profiled(name: str,
     assert worst_decode(found, true) <= 0.15
 
 
-def test_a_slow_and_a_tiny_engine_are_learned_from_an_h100s_profile_and_an_h100_from_a_slow_one() -> None:
+def test_profile_of_another_engine_is_corrected_from_fast_to_slow_and_back() -> None:
     for name, prior in (("l4-qwen8b", H100), ("tiny-cpu", H100), ("h100-llama8b", builtin_profile("l4-qwen8b"))):
         true = builtin_profile(name)
         found = learned(true, of_engine(true, prior), load=0.3).profile()
@@ -177,7 +177,7 @@ def test_a_change_of_pace_is_followed_and_the_old_one_forgotten() -> None:
 
 
 @pytest.mark.parametrize("wrong", [100.0, 0.01])
-def test_one_answer_in_fifty_that_took_a_hundred_times_as_long_or_short_moves_nothing_much(wrong: float) -> None:
+def test_two_percent_of_times_wrong_by_a_hundred_move_the_profile_little(wrong: float) -> None:
     fit = ProfileRegression(H100)
     for number in range(1_000):
         tokens = 200.0 + 400.0 * (number % 20)

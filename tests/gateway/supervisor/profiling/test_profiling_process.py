@@ -37,7 +37,7 @@ def test_the_price_of_a_prompt_is_learned_from_requests(tmp_path: Path, workers:
                     ]
                     return found
 
-                async def ask() -> None:
+                async def send_requests() -> None:
                     nonlocal sent
                     sent += 1
                     text = TEXT.random_text(500 + 250 * (sent % 5), f"number {sent}")
@@ -51,7 +51,7 @@ def test_the_price_of_a_prompt_is_learned_from_requests(tmp_path: Path, workers:
                 assert first["prefill_kilotoken_seconds"] == pytest.approx(ASSUMED.prefill_time(1_000))
 
                 async def learned() -> bool:
-                    await asyncio.gather(ask(), ask())
+                    await asyncio.gather(send_requests(), send_requests())
                     found = await profile()
                     return bool(
                         found["learned"] and found["prefill_kilotoken_seconds"] > 0.6 * TRUE.prefill_time(1_000)
@@ -66,7 +66,7 @@ def test_the_price_of_a_prompt_is_learned_from_requests(tmp_path: Path, workers:
 
                 async def routed_by_it() -> bool:
                     text = TEXT.random_text(1_000, f"last {sent}")
-                    await ask()
+                    await send_requests()
                     body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 1}
                     answer = (await send(gateway.url, post_request(body)))[0]
                     told = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")

@@ -121,7 +121,7 @@ def test_without_a_profile_or_an_objective_the_limit_decides() -> None:
     run_async(check(0.05, False))
 
 
-def test_what_decode_engines_compute_is_counted_once_and_what_prefill_engines_do_is_not() -> None:
+def test_prefills_at_decode_engines_count_once_and_at_prefill_engines_not_at_all() -> None:
     async def check() -> None:
         async with split(TIGHT) as (gateway, _):
             for tokens, first in ((LONG, "aab"), (5, "bbc"), (6, "ccd")):

@@ -80,7 +80,7 @@ class Scene:
     prefill: list[ScriptedEngine]
     decode: list[ScriptedEngine]
 
-    async def ask(self, body: object | None = None) -> RawResponse:
+    async def post(self, body: object | None = None) -> RawResponse:
         return await request(self.gateway.url, chat() if body is None else body)
 
     @property
@@ -119,8 +119,8 @@ def test_rule_1_hand_off_fields_of_clients_reach_neither_leg() -> None:
     async def check() -> None:
         async with scene([prefilling()], [well_behaved]) as found:
             stolen = {"do_remote_prefill": True, "remote_engine_id": "stolen"}
-            assert complete(await found.ask(chat(kv_transfer_params=stolen, ec_transfer_params={})))
-            assert complete(await found.ask(chat("hi", kv_transfer_params=stolen)))
+            assert complete(await found.post(chat(kv_transfer_params=stolen, ec_transfer_params={})))
+            assert complete(await found.post(chat("hi", kv_transfer_params=stolen)))
             assert params(found.prefill[0]) == [{"do_remote_decode": True, "do_remote_prefill": False}]
             assert params(found.decode[0]) == [OBJECT, None]
 
@@ -131,7 +131,7 @@ def test_rule_2_the_prefill_leg_is_one_token_not_streamed_and_else_the_clients_b
     async def check() -> None:
         async with scene([prefilling()], [well_behaved]) as found:
             body = chat(max_completion_tokens=50, n=2, min_tokens=9, cache_salt="s", unknown=[1.50])
-            assert complete(await found.ask(body))
+            assert complete(await found.post(body))
             sent = found.prefill[0].calls[0].json
             changed = {"stream": False, "max_tokens": 1, "max_completion_tokens": 1, "min_tokens": 1, "n": 1}
             expected = body | changed | {"kv_transfer_params": sent["kv_transfer_params"], "stream_options": None}
@@ -145,8 +145,8 @@ def test_rule_2_the_prefill_leg_is_one_token_not_streamed_and_else_the_clients_b
 def test_rule_2_a_prefill_that_takes_too_long_is_given_up_and_left_alone() -> None:
     async def check() -> None:
         async with scene([silent], [well_behaved]) as found:
-            assert complete(await found.ask())
-            assert complete(await found.ask(chat(LONG + "more " * 300)))
+            assert complete(await found.post())
+            assert complete(await found.post(chat(LONG + "more " * 300)))
             assert len(found.prefill[0].calls) == 1
             assert params(found.decode[0]) == [None, None]
 
@@ -156,20 +156,20 @@ def test_rule_2_a_prefill_that_takes_too_long_is_given_up_and_left_alone() -> No
 def test_rule_2_another_prefill_engine_is_asked_once() -> None:
     async def check() -> None:
         async with scene([failing, failing, failing], [well_behaved]) as found:
-            assert complete(await found.ask())
+            assert complete(await found.post())
             assert sum(len(one.calls) for one in found.prefill) == 2
             assert "did not prefill: status 500" in found.reasons[0]
 
     run_async(check())
 
 
-def test_rule_2_a_request_that_a_prefill_engine_refuses_is_answered_by_one_that_serves() -> None:
+def test_rule_2_request_refused_by_a_prefill_engine_is_served_by_another() -> None:
     async def refusing(call: EngineCall) -> None:
         await call.respond({"error": {"message": "too long", "code": 400}}, "400 Bad Request")
 
     async def check() -> None:
         async with scene([refusing, refusing], [refusing]) as found:
-            assert (await found.ask()).status == 400
+            assert (await found.post()).status == 400
             assert sum(len(one.calls) for one in found.prefill) == 1
             assert len(found.decode[0].calls) == 1
 
@@ -199,7 +199,7 @@ BROKEN: list[Any] = [
 def test_rule_3_an_object_that_is_not_whole_is_not_passed_on(broken: Any) -> None:
     async def check() -> None:
         async with scene([prefilling(broken)], [well_behaved]) as found:
-            assert complete(await found.ask())
+            assert complete(await found.post())
             assert params(found.decode[0]) == [None]
             assert "does not say where the blocks are" in found.reasons[0]
 
@@ -209,7 +209,7 @@ def test_rule_3_an_object_that_is_not_whole_is_not_passed_on(broken: Any) -> Non
 def test_rule_3_a_whole_object_is_passed_on_byte_for_byte() -> None:
     async def check() -> None:
         async with scene([prefilling()], [well_behaved]) as found:
-            assert complete(await found.ask())
+            assert complete(await found.post())
             assert json.dumps(OBJECT, separators=(",", ":")).encode() in found.decode[0].calls[0].body
 
     run_async(check())
@@ -218,7 +218,7 @@ def test_rule_3_a_whole_object_is_passed_on_byte_for_byte() -> None:
 def test_rule_4_an_object_serves_one_attempt_also_when_the_decode_engine_dies() -> None:
     async def check() -> None:
         async with scene([prefilling()], [with_params(dying), with_params(dying)]) as found:
-            assert complete(await found.ask())
+            assert complete(await found.post())
             assert sorted(params(found.decode[0]) + params(found.decode[1]), key=str) == [None, OBJECT]
 
     run_async(check())
@@ -227,7 +227,7 @@ def test_rule_4_an_object_serves_one_attempt_also_when_the_decode_engine_dies() 
 def test_rule_5_after_the_lease_the_decode_is_plain() -> None:
     async def check() -> None:
         async with scene([prefilling()], [well_behaved], replace(LIMITS, handoff_lease_seconds=0.0)) as found:
-            assert complete(await found.ask())
+            assert complete(await found.post())
             assert params(found.decode[0]) == [None]
             assert "not kept any longer" in found.reasons[0]
 
@@ -236,13 +236,11 @@ def test_rule_5_after_the_lease_the_decode_is_plain() -> None:
 
 @pytest.mark.parametrize("failure", [failing, failing_in_the_stream, silent])
 @pytest.mark.parametrize("stream", [True, False])
-def test_rules_6_7_and_9_a_failed_or_silent_decode_is_asked_again_without_the_hand_off(
-    failure: Script, stream: bool
-) -> None:
+def test_rules_6_7_and_9_failed_or_silent_decode_is_retried_without_the_handoff(failure: Script, stream: bool) -> None:
     async def check() -> None:
         limits = replace(LIMITS, handoff_output_token_seconds=0.0)
         async with scene([prefilling()], [with_params(failure)], limits) as found:
-            answer = await found.ask(chat(stream=stream))
+            answer = await found.post(chat(stream=stream))
             assert answer.status == 200
             assert params(found.decode[0]) == [OBJECT, None]
             assert "the hand-off from P0 failed on D0" in found.reasons[-1]
@@ -254,7 +252,7 @@ def test_rule_9_a_pair_that_failed_is_left_alone_and_another_one_is_not() -> Non
     async def check() -> None:
         async with scene([prefilling()], [with_params(failing), well_behaved]) as found:
             for number in range(12):
-                assert complete(await found.ask(chat(f"{number} {LONG}")))
+                assert complete(await found.post(chat(f"{number} {LONG}")))
             assert params(found.decode[0]).count(OBJECT) <= 1
             assert params(found.decode[1]).count(OBJECT) >= 10
 
@@ -265,7 +263,7 @@ def test_rule_9_nothing_is_prefilled_while_every_pair_is_suspect() -> None:
     async def check() -> None:
         async with scene([prefilling()], [with_params(failing)]) as found:
             for number in range(3):
-                assert complete(await found.ask(chat(f"{number} {LONG}")))
+                assert complete(await found.post(chat(f"{number} {LONG}")))
             assert len(found.prefill[0].calls) == 1
             assert "no prefill instance is ready and trusted" in found.reasons[0]
 
@@ -277,7 +275,7 @@ def test_rule_9_a_failed_hand_off_is_not_held_against_the_decode_engine() -> Non
         limits = replace(LIMITS, handoff_suspect_seconds=0.0)
         async with scene([prefilling()], [with_params(failing)], limits) as found:
             for number in range(8):
-                answer = await found.ask(chat(f"{number} {LONG}"))
+                answer = await found.post(chat(f"{number} {LONG}"))
                 assert complete(answer)
                 assert found.gateway.gateway.decisions.latest(1)[0].outcome.attempts == 1  # type: ignore[union-attr]  # it has ended
 
@@ -294,7 +292,7 @@ def test_rule_9_the_only_decode_engine_is_waited_for_when_it_is_stuck_in_a_trans
     async def check() -> None:
         limits = replace(LIMITS, first_token_min_seconds=0.05, first_token_factor=0.0)
         async with scene([prefilling()], [stuck], limits) as found:
-            asked = asyncio.create_task(found.ask())
+            asked = asyncio.create_task(found.post())
             breaker = found.gateway.gateway.stack.failures.outlier_detector
             await wait_until(lambda: "D0" in breaker._records)
             go_on.set()
@@ -309,7 +307,7 @@ def test_rule_10_what_a_decode_engine_reports_as_cached_is_not_counted() -> None
     async def check() -> None:
         async with scene([prefilling()], [well_behaved]) as found:
             for text, cached in ((LONG, None), ("hi", 4)):
-                assert complete(await found.ask(chat(text)))
+                assert complete(await found.post(chat(text)))
                 outcome = found.gateway.gateway.decisions.latest(1)[0].outcome
                 assert outcome is not None
                 assert outcome.cached_tokens == cached
@@ -320,12 +318,12 @@ def test_rule_10_what_a_decode_engine_reports_as_cached_is_not_counted() -> None
 def test_rule_11_short_and_cached_prompts_and_what_two_engines_cannot_do_stay_on_one() -> None:
     async def check() -> None:
         async with scene([prefilling()], [well_behaved], replace(LIMITS, handoff_min_tokens=100)) as found:
-            assert complete(await found.ask(chat("hi")))
+            assert complete(await found.post(chat("hi")))
             assert "no hand-off: about 8 tokens to compute, under 100" in found.reasons[0]
-            assert complete(await found.ask(chat(LONG)))
-            assert complete(await found.ask(chat(LONG)))
+            assert complete(await found.post(chat(LONG)))
+            assert complete(await found.post(chat(LONG)))
             assert "no hand-off: about " in found.reasons[0]
-            assert complete(await found.ask(chat(LONG * 2, prompt_logprobs=1)))
+            assert complete(await found.post(chat(LONG * 2, prompt_logprobs=1)))
             assert "probabilities" in found.reasons[0]
             assert len(found.prefill[0].calls) == 1
 
@@ -353,7 +351,7 @@ def test_a_client_that_leaves_during_the_prefill_ends_it() -> None:
 
     async def check() -> None:
         async with scene([waiting], [well_behaved], replace(LIMITS, handoff_prefill_seconds=60.0)) as found:
-            asked = asyncio.create_task(found.ask())
+            asked = asyncio.create_task(found.post())
             while not found.prefill[0].calls:  # noqa: ASYNC110  # the engine sets no event
                 await asyncio.sleep(0)
             asked.cancel()
@@ -363,7 +361,7 @@ def test_a_client_that_leaves_during_the_prefill_ends_it() -> None:
     run_async(check())
 
 
-def asked(engines: list[ScriptedEngine]) -> int:
+def call_count(engines: list[ScriptedEngine]) -> int:
     return sum(len(engine.calls) for engine in engines)
 
 
@@ -371,10 +369,10 @@ def test_a_prompt_that_ends_two_prefill_engines_gets_no_third_engine() -> None:
     async def check() -> None:
         async with scene([dying] * 3, [well_behaved]) as found:
             for _ in range(2):
-                answer = await found.ask()
+                answer = await found.post()
                 assert (answer.status, answer.error["code"]) == (422, "quarantined")
-            assert (asked(found.prefill), asked(found.decode)) == (2, 0)
-            assert complete(await found.ask(chat("hi")))
+            assert (call_count(found.prefill), call_count(found.decode)) == (2, 0)
+            assert complete(await found.post(chat("hi")))
 
     run_async(check())
 
@@ -382,9 +380,9 @@ def test_a_prompt_that_ends_two_prefill_engines_gets_no_third_engine() -> None:
 def test_a_prompt_that_ends_a_prefill_and_then_a_decode_engine_gets_no_third_engine() -> None:
     async def check() -> None:
         async with scene([dying], [dying] * 2) as found:
-            assert (await found.ask()).status in (422, 502)
-            assert (await found.ask()).error["code"] == "quarantined"
-            assert (asked(found.prefill), asked(found.decode)) == (1, 1)
+            assert (await found.post()).status in (422, 502)
+            assert (await found.post()).error["code"] == "quarantined"
+            assert (call_count(found.prefill), call_count(found.decode)) == (1, 1)
 
     run_async(check())
 
@@ -401,7 +399,7 @@ def test_a_prompt_that_ended_a_prefill_engine_is_cleared_by_another_that_prefill
 
     async def check() -> None:
         async with scene([script] * prefills, [well_behaved]) as found:
-            assert complete(await found.ask())
+            assert complete(await found.post())
             assert len(found.gateway.gateway.stack.poison_guard) == suspects
 
     run_async(check())

@@ -133,7 +133,7 @@ def test_after_sigstop_of_the_prefill_engine_every_request_ends_right(transfer: 
     run_async(check())
 
 
-def test_a_prefill_engine_that_freezes_between_the_legs_costs_the_deadline_and_nothing_else() -> None:
+def test_prefill_engine_that_freezes_midway_costs_only_the_deadline() -> None:
     async def check() -> None:
         slow = Limits(handoff_min_tokens=64, handoff_first_event_seconds=0.3)
         async with split(limits=slow) as (gateway, engines):

@@ -52,7 +52,7 @@ async def until(seen: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def held(running: RunningGateway) -> int:
+def queued(running: RunningGateway) -> int:
     return running.gateway.stack.admission.queued().get(MODEL_KEY, 0)
 
 
@@ -76,7 +76,7 @@ async def holding(
             await until(lambda: len(engine.calls) == 1)
             await use(running, engine, mute, first)
             mute.go_on.set()
-        assert held(running) == 0
+        assert queued(running) == 0
         assert {load.inflight for load in running.loads().values()} == {0}
 
 
@@ -86,9 +86,9 @@ def test_while_the_engine_is_busy_the_tighter_objective_overtakes() -> None:
     ) -> None:
         loop = asyncio.get_running_loop()
         later = loop.create_task(request(running.url, chat(150)))
-        await until(lambda: held(running) == 1)
+        await until(lambda: queued(running) == 1)
         sooner = loop.create_task(request(running.url, SHORT))
-        await until(lambda: held(running) == 2)
+        await until(lambda: queued(running) == 2)
         assert len(engine.calls) == 1
         mute.go_on.set()
         answers = [await first, await later, await sooner]
@@ -109,7 +109,7 @@ def test_plain_requests_wait_as_streams_do() -> None:
         running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
     ) -> None:
         plain = asyncio.get_running_loop().create_task(request(running.url, SHORT | {"stream": False}))
-        await until(lambda: held(running) == 1)
+        await until(lambda: queued(running) == 1)
         mute.go_on.set()
         assert (await first).status == (await plain).status == 200
         assert len(engine.calls) == 2
@@ -123,9 +123,9 @@ def test_a_client_that_goes_leaves_the_line() -> None:
     ) -> None:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(SHORT))
-        await until(lambda: held(running) == 1)
+        await until(lambda: queued(running) == 1)
         await connection.close()
-        await until(lambda: held(running) == 0)
+        await until(lambda: queued(running) == 0)
         mute.go_on.set()
         assert (await first).status == 200
         assert len(engine.calls) == 1
@@ -141,7 +141,7 @@ def test_what_is_held_goes_elsewhere_when_its_engine_is_lost() -> None:
     ) -> None:
         async with scripted_engine() as other:
             waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await until(lambda: held(running) == 1)
+            await until(lambda: queued(running) == 1)
             running.gateway.update_fleet(
                 slow_fleet([engine.url, other.url], version=2, states=[InstanceState.DRAINING, READY])
             )
@@ -159,7 +159,7 @@ def test_a_clients_deadline_ends_its_waiting() -> None:
     ) -> None:
         answer = await request(running.url, SHORT, more="x-request-timeout: 0.2\r\n")
         assert answer.status == 504
-        assert held(running) == 0
+        assert queued(running) == 0
         assert len(engine.calls) == 1
 
     run_async(holding(use))
@@ -170,7 +170,7 @@ def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
         running: RunningGateway, engine: ScriptedEngine, mute: Mute, first: "asyncio.Task[RawResponse]"
     ) -> None:
         waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-        await until(lambda: held(running) == 1)
+        await until(lambda: queued(running) == 1)
         answer = await request(running.url, SHORT)
         assert (answer.status, answer.error["code"]) == (503, "overloaded")
         assert "queued already" in answer.error["message"]
@@ -188,7 +188,7 @@ def test_a_request_waits_for_the_first_instance_that_is_starting() -> None:
             running_gateway(fleet_of([engine.url], states=[STARTING])) as running,
         ):
             waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await until(lambda: held(running) == 1)
+            await until(lambda: queued(running) == 1)
             running.gateway.update_fleet(fleet_of([engine.url], version=2))
             assert (await waiting).status == 200
 
@@ -199,7 +199,7 @@ def test_when_nothing_is_starting_any_more_the_wait_is_over() -> None:
     async def main() -> None:
         async with running_gateway(fleet_of(["http://127.0.0.1:1"], states=[STARTING])) as running:
             waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await until(lambda: held(running) == 1)
+            await until(lambda: queued(running) == 1)
             running.gateway.update_fleet(replace(fleet_of([], version=2)))
             answer = await waiting
             assert (answer.status, answer.error["code"]) == (503, "no_ready_instance")
@@ -221,7 +221,7 @@ def test_a_request_for_a_model_that_sleeps_wakes_it_and_waits() -> None:
         async with scripted_engine() as engine, running_gateway(waking_fleet([]), reporters=reporters) as running:
             loop = asyncio.get_running_loop()
             waiting = [loop.create_task(request(running.url, body)) for body in (SHORT, SHORT | {"stream": False})]
-            await until(lambda: held(running) == 2)
+            await until(lambda: queued(running) == 2)
             await until(lambda: told == [MODEL_KEY])
             running.gateway.update_fleet(waking_fleet([engine.url], 2))
             assert [(await one).status for one in waiting] == [200, 200]
@@ -246,7 +246,7 @@ def test_time_without_an_instance_is_not_held_against_those_who_waited() -> None
         limits = replace(Limits(), queue_seconds=0.2)
         async with scripted_engine() as engine, running_gateway(waking_fleet([]), limits) as running:
             waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await until(lambda: held(running) == 1)
+            await until(lambda: queued(running) == 1)
             began = running.gateway.runtime.clock.now()
             await until(lambda: running.gateway.runtime.clock.now() > began + 2 * limits.queue_seconds)
             running.gateway.update_fleet(waking_fleet([engine.url], 2))
@@ -269,7 +269,7 @@ def test_memory_that_would_overflow_is_waited_for() -> None:
                 first = group.create_task(request(running.url, body))
                 await until(lambda: len(engine.calls) == 1)
                 second = group.create_task(request(running.url, body | {"user": json.dumps({})}))
-                await until(lambda: held(running) == 1)
+                await until(lambda: queued(running) == 1)
                 gate.go_on.set()
                 assert (await first).status == (await second).status == 200
                 assert len(engine.calls) == 2
@@ -283,9 +283,9 @@ def test_at_a_busy_engine_the_shortest_goes_first_although_all_want_the_same() -
     ) -> None:
         loop = asyncio.get_running_loop()
         waiting = [loop.create_task(request(running.url, chat(150)))]
-        await until(lambda: held(running) == 1)
+        await until(lambda: queued(running) == 1)
         waiting.append(loop.create_task(request(running.url, SHORT | {"stream": False})))
-        await until(lambda: held(running) == 2)
+        await until(lambda: queued(running) == 2)
         assert len(engine.calls) == 1
         assert {load.waiting for load in running.loads().values()} == {3}  # the next choice sees them
         mute.go_on.set()
@@ -315,7 +315,7 @@ def test_who_waits_for_an_engine_that_leaves_is_sent_to_another() -> None:
     ) -> None:
         async with scripted_engine() as other:
             waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-            await until(lambda: held(running) == 1)
+            await until(lambda: queued(running) == 1)
             states = [InstanceState.DRAINING, READY]
             running.gateway.update_fleet(slow_fleet([engine.url, other.url], ONE, version=2, states=states))
             assert (await waiting).fields["x-fairlead-instance"] == "e-1/1/0"
@@ -332,9 +332,9 @@ def test_a_client_that_goes_while_its_engine_is_busy_leaves_nothing_behind() -> 
     ) -> None:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(SHORT))
-        await until(lambda: held(running) == 1)
+        await until(lambda: queued(running) == 1)
         await connection.close()
-        await until(lambda: held(running) == 0)
+        await until(lambda: queued(running) == 0)
         assert {load.inflight for load in running.loads().values()} == {1}
         mute.go_on.set()
         assert (await first).status == 200
@@ -355,7 +355,7 @@ def test_where_there_is_no_reason_to_hold_nobody_looks() -> None:
             for number in range(20):
                 group.create_task(request(running.url, chat(200, user=f"{number}")))
             await until(lambda: len(engine.calls) == 20)
-            assert held(running) == 0
+            assert queued(running) == 0
             assert counted(running) == {}
             gate.go_on.set()
 

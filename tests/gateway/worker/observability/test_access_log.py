@@ -221,7 +221,7 @@ def test_a_full_disk_costs_lines_and_no_request() -> None:
     run_async(main())
 
 
-def test_a_sink_that_nobody_reads_holds_up_no_request_and_what_does_not_fit_is_counted(tmp_path: Path) -> None:
+def test_unread_sink_delays_no_request_and_dropped_lines_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -166,7 +166,7 @@ def test_both_legs_of_a_hand_off_get_the_clients_context() -> None:
 # --- sampling -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_callers_sampled_flag_is_honoured_and_its_engine_gets_the_attempts_own_span() -> None:
+def test_sampled_flag_of_the_client_is_honoured_and_the_engine_gets_the_attempt_span() -> None:
     async def main() -> None:
         scene = Scene(share=0.0)
 
@@ -332,7 +332,7 @@ def test_a_hand_off_has_a_span_for_the_prefill_leg() -> None:
     run_async(main())
 
 
-def test_a_stream_that_ends_in_an_error_event_is_an_error_of_the_request_and_the_attempt() -> None:
+def test_stream_that_ends_in_an_error_event_fails_request_and_attempt_spans() -> None:
     async def cut(call: EngineCall) -> None:
         await call.start_stream()
         await call.event(token("one "))

@@ -41,7 +41,7 @@ def written(draw: st.DrawFn) -> tuple[str, Pairs]:
     return f"{draw(SPACE)}{{{','.join(parts) or draw(SPACE)}}}{draw(SPACE)}", members
 
 
-def kept(members: Pairs) -> Pairs:
+def remaining(members: Pairs) -> Pairs:
     """What should be left, in order."""
     left = [(key, value) for key, value in members if key not in KV_TRANSFER_FIELDS]
     return [
@@ -57,10 +57,10 @@ def test_the_fields_are_gone_and_all_other_members_stay_in_order(case: tuple[str
     text, members = case
     after = strip_kv_transfer_fields(text.encode())
     pairs = json.loads(after, object_pairs_hook=lambda found: found)
-    expected = json.loads(json.dumps([value for _, value in kept(members)]), object_pairs_hook=lambda found: found)
-    assert [key for key, _ in pairs] == [key for key, _ in kept(members)]
+    expected = json.loads(json.dumps([value for _, value in remaining(members)]), object_pairs_hook=lambda found: found)
+    assert [key for key, _ in pairs] == [key for key, _ in remaining(members)]
     assert [value for _, value in pairs] == expected
-    if kept(members) == members:
+    if remaining(members) == members:
         assert after == text.encode()
 
 

@@ -245,7 +245,7 @@ def test_pieces_cut_anywhere_give_what_the_whole_gives(parts: list[bytes], cuts:
 # --- engines that are engines -------------------------------------------------------------------------------------------
 
 
-def test_a_simulated_engine_under_another_name_answers_whole_and_streamed_and_refuses_ours() -> None:
+def test_simulated_engine_under_another_name_answers_and_refuses_our_name() -> None:
     async def main() -> None:
         async with (
             engine_process("--speed", "50", model=THEIRS) as engine,

@@ -139,7 +139,7 @@ async def _foreign(call: EngineCall, go_on: asyncio.Event) -> None:
 
 
 @pytest.mark.parametrize("leave", [_close, _kill])
-def test_a_client_that_leaves_a_stream_that_is_only_passed_on_frees_its_silent_engine(
+def test_client_that_leaves_a_passthrough_stream_frees_its_silent_engine(
     leave: Callable[[RawConnection], None],
 ) -> None:
     async def main() -> None:

@@ -274,7 +274,7 @@ def test_a_stream_that_is_silent_gets_comments_between_its_events() -> None:
     run_async(main())
 
 
-def test_a_request_that_two_engines_died_of_never_meets_a_third_and_is_refused_from_then_on() -> None:
+def test_request_that_crashed_two_engines_meets_no_third_and_is_refused_later() -> None:
     async def script(call: EngineCall) -> None:
         if b"poison" in call.body:
             raise HangUp

@@ -167,9 +167,7 @@ def first_fails(fault: Script) -> tuple[Script, list[str]]:
 
 
 @pytest.mark.parametrize(("fault", "body"), FAULTS, ids=NAMES)
-def test_a_fault_before_the_first_byte_is_retried_elsewhere_and_the_client_sees_one_good_answer(
-    fault: Script, body: dict[str, object]
-) -> None:
+def test_fault_before_the_first_byte_is_retried_unseen_by_the_client(fault: Script, body: dict[str, object]) -> None:
     script, met = first_fails(fault)
 
     async def use(running: RunningGateway) -> None:

@@ -163,7 +163,7 @@ def test_an_unknown_model_is_a_404_that_names_near_ones(name: str, near: str | N
     run_async(main())
 
 
-def test_among_a_thousand_models_near_names_are_still_found_and_the_loop_is_not_held_up() -> None:
+def test_near_names_are_found_among_a_thousand_models_without_blocking_the_loop() -> None:
     names = [f"{'m' * 180}-{number}" for number in range(998)] + ["llama-8b", "llama-70b"]
     fleet = Fleet(1, 1, {f"a/{name}": Model("a", name) for name in names}, {})
 

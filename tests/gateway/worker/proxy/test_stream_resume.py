@@ -63,9 +63,7 @@ async def broken_by(
 
 
 @pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
-def test_a_greedy_stream_whose_engine_is_killed_is_the_same_as_one_whose_engine_lives(
-    path: str, body: dict[str, Any]
-) -> None:
+def test_greedy_stream_is_the_same_when_its_engine_is_killed(path: str, body: dict[str, Any]) -> None:
     async def main() -> None:
         async with (
             engine_processes(2, "--speed", "0.5") as engines,
@@ -92,7 +90,7 @@ def test_a_greedy_stream_whose_engine_is_killed_is_the_same_as_one_whose_engine_
     run_async(main())
 
 
-def test_a_greedy_stream_whose_engine_falls_silent_and_listens_no_more_goes_on_elsewhere() -> None:
+def test_greedy_stream_of_a_silent_engine_that_no_longer_listens_is_resumed() -> None:
     async def main() -> None:
         limits = Limits(unresponsive_seconds=0.1)
         async with (
@@ -344,7 +342,7 @@ def test_a_seed_allows_it_too() -> None:
     run_async(main())
 
 
-def test_a_continuation_that_breaks_again_ends_with_an_error_event_and_meets_no_third_engine() -> None:
+def test_resumed_stream_that_breaks_again_ends_with_an_error_at_no_third_engine() -> None:
     met: list[EngineCall] = []
 
     async def script(call: EngineCall) -> None:
@@ -369,7 +367,7 @@ def test_a_continuation_that_breaks_again_ends_with_an_error_event_and_meets_no_
     run_async(main())
 
 
-def test_a_continuation_is_waited_for_however_silent_it_is_and_however_long_ago_the_stream_began() -> None:
+def test_silent_resumption_is_awaited_however_long_ago_the_stream_began() -> None:
     met: list[EngineCall] = []
     old, go_on = asyncio.Event(), asyncio.Event()
 

@@ -24,7 +24,7 @@ def said(number: int) -> dict[str, object]:
     return {**GOOD, "messages": [{"role": "user", "content": f"{number} " * 500}]}
 
 
-def standing(running: RunningGateway, instance: str) -> HealthState:
+def health(running: RunningGateway, instance: str) -> HealthState:
     return running.gateway.stack.failures.describe(instance)[0]
 
 
@@ -59,7 +59,7 @@ def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Script) -
             running_gateway(fleet_of([bad.url, good.url]), LONG) as running,
         ):
             number = 0
-            while standing(running, "e-0/0/0") is HealthState.HEALTHY:
+            while health(running, "e-0/0/0") is HealthState.HEALTHY:
                 await request(running.url, said(number) | {"stream": fault is breaks_streams})
                 number += 1
                 assert number < 100
@@ -103,7 +103,7 @@ def test_load_and_clients_that_leave_eject_nobody(load: Script | str) -> None:
                 else:
                     assert (await request(running.url, said(number))).status == 503
             await wait_until(lambda: not running.gateway.inflight_count())
-            assert {standing(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
+            assert {health(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
 
     run_async(main())
 
@@ -121,7 +121,7 @@ def test_a_request_that_every_engine_fails_ejects_none_of_them() -> None:
         ):
             for _ in range(10):
                 assert (await request(running.url, poison)).status == 502
-                assert {standing(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
+                assert {health(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
 
     run_async(main())
 
@@ -134,7 +134,7 @@ def test_half_a_fleet_that_is_gone_sits_out_and_the_other_half_serves_everything
             async with running_gateway(fleet_of([*gone, three.url, four.url])) as running:
                 for number in range(60):
                     assert (await request(running.url, said(number))).status == 200
-                states = [standing(running, f"e-{n}/{n}/0") for n in range(4)]
+                states = [health(running, f"e-{n}/{n}/0") for n in range(4)]
                 assert Counter(states[2:]) == {HealthState.HEALTHY: 2}
                 assert HealthState.HEALTHY not in states[:2]
 
@@ -156,28 +156,28 @@ def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() -> Non
         ):
             number = 0
 
-            async def asked(state: HealthState) -> bool:
+            async def is_in_state(state: HealthState) -> bool:
                 nonlocal number
                 number += 1
                 assert (await request(running.url, said(number))).status == 200
-                return standing(running, "e-0/0/0") is state
+                return health(running, "e-0/0/0") is state
 
-            await wait_until_async(lambda: asked(HealthState.EJECTED))
+            await wait_until_async(lambda: is_in_state(HealthState.EJECTED))
             ill = False
-            await wait_until_async(lambda: asked(HealthState.HEALTHY))
+            await wait_until_async(lambda: is_in_state(HealthState.HEALTHY))
 
             async def served() -> bool:
                 return (await request(running.url, said(number))).fields["x-fairlead-instance"] == "e-0/0/0" or (
-                    await asked(HealthState.EJECTED)
+                    await is_in_state(HealthState.EJECTED)
                 )
 
             await wait_until_async(served)
-            assert standing(running, "e-0/0/0") is HealthState.HEALTHY
+            assert health(running, "e-0/0/0") is HealthState.HEALTHY
 
     run_async(main())
 
 
-def test_a_hung_engine_is_found_by_its_silence_and_its_requests_are_answered_elsewhere() -> None:
+def test_hung_engine_is_found_by_its_silence_and_its_requests_are_retried() -> None:
     async def main() -> None:
         limits = Limits(
             first_token_min_seconds=2.0, first_token_factor=1.0, breaker_consecutive_faults=1, ejection_seconds=600.0
@@ -190,7 +190,7 @@ def test_a_hung_engine_is_found_by_its_silence_and_its_requests_are_answered_els
             hung = engines[int(used[2])]
             hung.send(signal.SIGSTOP)
             number = 0
-            while standing(running, used) is HealthState.HEALTHY:
+            while health(running, used) is HealthState.HEALTHY:
                 body = STREAM | {"messages": said(number)["messages"]}
                 answer = await request(running.url, body)
                 assert answer.events[-1] == "[DONE]"

@@ -7,7 +7,7 @@ LIMITS = Limits()
 TERM = LIMITS.quarantine_seconds
 
 
-class Held:
+class GuardStage:
     """A quarantine by bodies. ``died`` says from when until when the body was on an instance that then broke off."""
 
     def __init__(self, limits: Limits = LIMITS) -> None:
@@ -28,7 +28,7 @@ class Held:
 
 
 def test_a_request_and_its_retry_on_two_instances_hold_a_body() -> None:
-    one = Held()
+    one = GuardStage()
     assert not one.died(b"poison", "a", 0.0, 1.0)
     assert not one.died(b"poison", "a", 1.0, 2.0)
     assert one.left(b"poison", 2.0) is None
@@ -39,7 +39,7 @@ def test_a_request_and_its_retry_on_two_instances_hold_a_body() -> None:
 
 
 def test_two_copies_in_flight_at_the_same_moment_hold_nothing() -> None:
-    one = Held()
+    one = GuardStage()
     one.died(b"popular", "a", 0.0, 10.0)
     assert not one.died(b"popular", "b", 5.0, 10.1)
     assert not one.died(b"popular", "c", 9.9, 10.2)
@@ -48,13 +48,13 @@ def test_two_copies_in_flight_at_the_same_moment_hold_nothing() -> None:
 
 
 def test_in_which_order_deaths_are_heard_does_not_matter() -> None:
-    one = Held()
+    one = GuardStage()
     one.died(b"poison", "b", 10.0, 11.0)
     assert one.died(b"poison", "a", 5.0, 10.0)
 
 
-def test_a_body_that_is_answered_after_its_death_is_harmless_also_by_a_copy_that_began_before() -> None:
-    one = Held()
+def test_body_answered_after_a_crash_is_harmless_also_by_a_copy_sent_before() -> None:
+    one = GuardStage()
     one.died(b"popular", "a", 0.0, 1.0)
     one.answered(b"popular", 2.0)
     assert len(one.inner) == 0
@@ -66,7 +66,7 @@ def test_a_body_that_is_answered_after_its_death_is_harmless_also_by_a_copy_that
 
 
 def test_it_ends_by_itself_and_counts_anew() -> None:
-    one = Held()
+    one = GuardStage()
     one.died(b"poison", "a", 0.0, 0.0)
     one.died(b"poison", "b", 0.0, 0.0)
     after = TERM + 1
@@ -76,7 +76,7 @@ def test_it_ends_by_itself_and_counts_anew() -> None:
 
 
 def test_it_holds_no_more_than_its_limit_and_nothing_that_is_over() -> None:
-    one = Held(Limits(quarantined_fingerprints=3))
+    one = GuardStage(Limits(quarantined_fingerprints=3))
     for number in range(10):
         one.died(b"%d" % number, "a", 0.0, float(number))
     assert len(one.inner) == 3
@@ -84,8 +84,8 @@ def test_it_holds_no_more_than_its_limit_and_nothing_that_is_over() -> None:
     assert len(one.inner) == 1
 
 
-def test_a_popular_body_in_flight_on_every_engine_of_a_large_fleet_takes_no_more_room() -> None:
-    one = Held()
+def test_popular_body_in_flight_on_every_engine_takes_no_more_memory() -> None:
+    one = GuardStage()
     for number in range(1_000):
         one.died(b"popular", f"e-{number}", 0.0, 1.0 + number)
     (suspect,) = one.inner._suspects.values()
@@ -93,7 +93,7 @@ def test_a_popular_body_in_flight_on_every_engine_of_a_large_fleet_takes_no_more
 
 
 def test_bodies_of_another_length_are_not_even_hashed() -> None:
-    one = Held()
+    one = GuardStage()
     assert not one.inner.may_contain(b"poison")
     one.died(b"poison", "a", 0.0, 0.0)
     one.died(b"murder", "a", 0.0, 0.0)
@@ -106,7 +106,7 @@ def test_bodies_of_another_length_are_not_even_hashed() -> None:
 
 
 def test_requests_without_a_body_are_never_held_since_they_all_look_alike() -> None:
-    one = Held()
+    one = GuardStage()
     one.died(b"", "a", 0.0, 0.0)
     one.died(b"", "b", 0.0, 0.0)
     assert one.left(b"", 0.0) is None
@@ -115,7 +115,7 @@ def test_requests_without_a_body_are_never_held_since_they_all_look_alike() -> N
 
 
 def test_siblings_are_told_of_deaths_and_of_answers_that_clear() -> None:
-    one, other = Held(), Held()
+    one, other = GuardStage(), GuardStage()
     one.died(b"poison", "a", 0.0, 1.0)
     one.died(b"poison", "b", 1.0, 2.0)
     for death in one.deaths:

@@ -111,7 +111,7 @@ class RecordingSink:
         return 60.0
 
 
-def test_one_knock_answers_all_that_wait_and_not_while_the_engine_speaks_to_anybody() -> None:
+def test_one_probe_serves_all_waiting_connections_and_none_while_the_engine_sends() -> None:
     async def script(call: EngineCall) -> None:
         await call.wait_closed()
 
@@ -125,21 +125,21 @@ def test_one_knock_answers_all_that_wait_and_not_while_the_engine_speaks_to_anyb
                 connection.send_request([b"GET / HTTP/1.1\r\n\r\n"], listener, 60.0)
             await wait_until(lambda: len(engine.calls) == 2)
 
-            def knock() -> None:
+            def probe() -> None:
                 for connection in connections:
                     pool.probe_listening(connection)
 
-            knock()
+            probe()
             await wait_until(lambda: not pool._probes)
             await wait_until(lambda: engine.connections == 3)
             assert engine.server is not None
             engine.server.close()
-            knock()
+            probe()
             pool.activity(engine.url).receive_count += 1
             await wait_until(lambda: not pool._probes)
             assert [one.ended for one in listeners] == [[], []]
             connections[1].set_paused(True)
-            knock()
+            probe()
             await wait_until(lambda: not pool._probes)
             assert [one.ended for one in listeners] == [["gone"], []]
             connections[1].abort()
@@ -208,7 +208,7 @@ def test_a_second_answer_that_nobody_asked_for_reaches_nobody() -> None:
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_long_plain_answer_passes_as_it_comes_and_cannot_look_complete_when_it_is_not(complete: bool) -> None:
+def test_long_plain_response_passes_through_and_cannot_look_complete_when_cut(complete: bool) -> None:
     size = 3_000_000
     body = b'{"data":"' + b"x" * size + b'","usage":{"prompt_tokens":5}}'
 
@@ -271,7 +271,7 @@ def test_an_engine_that_takes_no_connection_in_time_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize("param", ["model", None])
-def test_an_engine_that_does_not_know_the_model_is_passed_over_whichever_way_it_says_so(param: str | None) -> None:
+def test_engine_that_does_not_know_the_model_is_skipped_however_it_says_so(param: str | None) -> None:
     error = {"message": "The model `tiny` does not exist.", "type": "NotFoundError", "param": param, "code": 404}
 
     async def wrong(call: EngineCall) -> None:

@@ -53,7 +53,7 @@ def test_however_the_stream_is_cut_the_same_bytes_come_out(
     assert (events.usage.prompt_tokens, events.usage.cached_tokens, events.usage.completion_tokens) == (9, 8, 7)
 
 
-def test_an_event_in_the_smallest_pieces_is_put_together_and_one_without_an_end_is_refused() -> None:
+def test_event_in_tiny_pieces_is_joined_and_one_without_an_end_is_refused() -> None:
     shown = event(token("x" * 100_000))
     out, events = through([shown[n : n + 1] for n in range(len(shown))])
     assert (out, events.error) == (shown, None)
