@@ -200,7 +200,7 @@ def test_every_option_that_is_named_anywhere_exists() -> None:
 def test_every_option_is_documented() -> None:
     page = text_of(REFERENCE / "cli.md")
     for verb in VERBS:
-        section = page.partition(f"## `fairlead {verb}`")[2].partition("\n## ")[0]
+        section = page.partition(f"### `fairlead {verb}`\n")[2].partition("\n### ")[0]
         assert {name for name in options_of(verb) if f"`{name}`" not in section} == set()
     for module, where in (("fairlead_gateway", "seams.md"), ("fairlead_autoscaler", "autoscaler.md")):
         shown = text_of(REFERENCE / where)
@@ -293,7 +293,7 @@ def test_every_rule_is_documented_and_every_documented_rule_exists() -> None:
     assert rules - explained - {"none"} == set()
 
 
-def test_every_rule_of_who_computes_a_prompt_is_documented_and_every_documented_one_exists() -> None:
+def test_rules_of_prefill_placement_are_those_of_the_reference() -> None:
     assert column("prefill-decode.md", "Who computes a prompt") == LOCAL_RULES | REMOTE_RULES
 
 
@@ -315,7 +315,7 @@ def test_every_error_code_is_documented_and_every_documented_code_exists() -> No
     assert column("errors.md", "Errors") == codes
 
 
-def test_every_fault_of_an_engine_is_documented_and_every_end_of_a_stream_has_its_code() -> None:
+def test_engine_faults_and_stream_end_codes_are_documented() -> None:
     from fairlead_gateway.worker.proxy.relay import _STREAM_ERROR_TEXTS
 
     faults = {text for text in first_texts("UpstreamError", "AttemptFailure") if re.fullmatch(r"[a-z-]+", text)}

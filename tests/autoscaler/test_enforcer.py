@@ -266,7 +266,7 @@ def test_who_is_to_serve_beyond_the_plan_is_woken_and_who_is_not_sleeps_on(
     assert found.needs_write is ((found.replicas, found.asleep) != (pool.desired, pool.asleep))
 
 
-def test_one_goes_to_sleep_at_once_and_ends_only_after_the_silence_that_was_asked_for() -> None:
+def test_a_replica_sleeps_at_once_and_ends_after_the_configured_silence() -> None:
     policy = AUTO | {"zero": {"after": "10m"}}
     silent = PolicyState({}, 700.0)
     found = ruled(state(1, policy=policy), 0, asleep=1, watch=silent)

@@ -36,7 +36,7 @@ def test_one_that_the_index_does_not_know_counts_as_the_average() -> None:
     assert found == ("a", "b", "c")
 
 
-def test_those_that_are_not_ready_leave_before_all_others_and_those_that_leave_already_are_not_counted() -> None:
+def test_unready_replicas_leave_first_and_leaving_ones_are_not_counted() -> None:
     starting = [Replica("new", ReplicaState.PENDING, 2.0), Replica("newer", ReplicaState.PENDING, 1.0)]
     going = Replica("gone", ReplicaState.DRAINING, 500.0)
     assert removal_order(KEY, [ready("a"), *starting, going], readings({"a": 0}, {})) == ("newer", "new", "a")

@@ -27,7 +27,7 @@ def test_a_new_counter_began_at_zero_only_where_its_source_shows_all_it_has() ->
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
-def test_what_no_counter_can_read_is_left_out_and_does_not_become_the_next_starting_point(value: float) -> None:
+def test_an_impossible_value_is_left_out_and_is_no_new_base(value: float) -> None:
     tally, told = advance(start_tracking({A: 10.0}, 0.0), {A: value}, 5.0, starts_at_zero=False)
     assert told == {}
     tally, told = advance(tally, {A: 14.0}, 10.0, starts_at_zero=False)
@@ -50,7 +50,7 @@ def test_a_source_that_misses_looks_goes_on_as_it_did_and_no_burst_follows() -> 
     assert told == {A: 10.0}
 
 
-def test_nothing_is_assumed_of_a_source_that_is_silent_for_too_long_or_was_only_seen_once() -> None:
+def test_a_source_that_is_silent_too_long_or_read_once_has_no_delta() -> None:
     tally, _ = advance(start_tracking({A: 0.0}, 0.0), {A: 50.0}, 5.0, starts_at_zero=True)
     assert extrapolate(tally, 65.1, 60.0)[1] is None
     assert extrapolate(start_tracking({A: 1.0}, 0.0), 5.0, 60.0)[1] is None

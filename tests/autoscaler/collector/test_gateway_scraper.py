@@ -114,7 +114,7 @@ def test_an_old_gateway_that_is_seen_for_the_first_time_is_only_a_beginning() ->
     assert [arrivals(one) for one in found] == [None, 2.0, 5.0]
 
 
-def test_a_gateway_that_left_the_name_is_forgotten_and_a_name_that_fails_keeps_its_addresses() -> None:
+def test_a_name_that_fails_to_resolve_keeps_its_last_addresses() -> None:
     world = World(pages={A: (900.0, 0.0), B: (900.0, 0.0)}, names={"gateways": ["10.0.0.1", "10.0.0.2"]})
     found = looks(
         world,
@@ -151,8 +151,8 @@ def test_no_more_gateways_are_read_than_the_limit_allows() -> None:
 
 
 def test_a_port_where_nobody_listens_is_away_in_a_few_words() -> None:
-    async def ask() -> None:
+    async def fetch() -> None:
         with pytest.raises(Unavailable, match=r"^ConnectionRefusedError: "):
             await HttpPageFetcher(Limits())("http://127.0.0.1:9/metrics")
 
-    asyncio.run(ask())
+    asyncio.run(fetch())

@@ -30,7 +30,7 @@ STATE = ModelState(
 )
 
 
-def told(name: str, arrivals: float = 10.0, **gauges: float) -> GatewayMetrics:
+def metrics_of(name: str, arrivals: float = 10.0, **gauges: float) -> GatewayMetrics:
     counted: dict[CounterKey, float] = {
         ("arrivals", KEY): arrivals,
         ("prompt_tokens", KEY): 100.0 * arrivals,
@@ -59,10 +59,10 @@ def replica_of(readings: GatewaySnapshot) -> ReplicaMetrics:
 
 
 def test_what_gateways_counted_adds_up() -> None:
-    seen = build_observation(STATE, GatewaySnapshot((told("a"), told("b", 5.0))), 50.0, 10.0)
+    seen = build_observation(STATE, GatewaySnapshot((metrics_of("a"), metrics_of("b", 5.0))), 50.0, 10.0)
     assert seen.now == 50.0
     assert seen.gateway == GatewayTraffic(15.0, 1_500.0, 4.0, 2.0, kept=0.0, kept_tokens=0.0)
-    one = replica_of(GatewaySnapshot((told("a"), told("b"))))
+    one = replica_of(GatewaySnapshot((metrics_of("a"), metrics_of("b"))))
     assert (one.finished, one.first_tokens, one.ttft_seconds, one.ttft_counts) == (8.0, 10.0, 5.0, (6.0, 4.0))
     assert one.itl_counts == (0.0, 0.0)
 
@@ -78,23 +78,23 @@ def test_pods_are_what_the_world_says_even_while_no_gateway_answers() -> None:
 
 
 def test_of_an_engine_the_freshest_word_counts_and_an_old_one_does_not() -> None:
-    old = told("a", running=9.0, waiting=9.0, kv_share=0.9, age_seconds=4.0)
-    new = told("b", running=3.0, waiting=1.0, kv_share=0.3, age_seconds=1.0)
+    old = metrics_of("a", running=9.0, waiting=9.0, kv_share=0.9, age_seconds=4.0)
+    new = metrics_of("b", running=3.0, waiting=1.0, kv_share=0.3, age_seconds=1.0)
     one = replica_of(GatewaySnapshot((old, new)))
     assert one.kv_share == 0.3
     assert one.generated_tokens == 40.0  # each gateway relays the same counter: it is not added up
-    stale = replica_of(GatewaySnapshot((told("a", running=9.0, waiting=9.0, kv_share=0.9, age_seconds=10.1),)))
+    stale = replica_of(GatewaySnapshot((metrics_of("a", running=9.0, waiting=9.0, kv_share=0.9, age_seconds=10.1),)))
     assert (stale.kv_share, stale.generated_tokens) == (None, 33.0)
 
 
-def test_what_is_in_flight_is_what_gateways_sent_and_what_of_it_waits_is_the_engines_word() -> None:
-    a, b = told("a", in_flight=5.0, not_begun=2.0), told("b", in_flight=3.0, not_begun=1.0)
+def test_gateways_report_requests_in_flight_and_engines_those_that_wait() -> None:
+    a, b = metrics_of("a", in_flight=5.0, not_begun=2.0), metrics_of("b", in_flight=3.0, not_begun=1.0)
     one = replica_of(GatewaySnapshot((a, b)))
     assert (one.running, one.waiting) == (5.0, 3.0)  # no engine's word: what has no first token yet waits
-    heard = told("b", in_flight=3.0, not_begun=1.0, running=9.0, waiting=2.0, age_seconds=1.0)
+    heard = metrics_of("b", in_flight=3.0, not_begun=1.0, running=9.0, waiting=2.0, age_seconds=1.0)
     one = replica_of(GatewaySnapshot((a, heard)))
     assert (one.running, one.waiting) == (6.0, 2.0)
-    late = told("b", in_flight=3.0, not_begun=1.0, running=9.0, waiting=7.0, age_seconds=1.0)
+    late = metrics_of("b", in_flight=3.0, not_begun=1.0, running=9.0, waiting=7.0, age_seconds=1.0)
     one = replica_of(GatewaySnapshot((a, late)))
     assert (one.running, one.waiting) == (
         5.0,
@@ -105,20 +105,22 @@ def test_what_is_in_flight_is_what_gateways_sent_and_what_of_it_waits_is_the_eng
 def test_while_a_gateway_is_missing_only_the_engines_word_is_of_all() -> None:
     gone = GatewayMetrics("b", error="silent")
     one = replica_of(
-        GatewaySnapshot((told("a", in_flight=5.0, not_begun=2.0, running=9.0, waiting=2.0, age_seconds=1.0), gone))
+        GatewaySnapshot(
+            (metrics_of("a", in_flight=5.0, not_begun=2.0, running=9.0, waiting=2.0, age_seconds=1.0), gone)
+        )
     )
     assert (one.running, one.waiting) == (9.0, 2.0)
-    one = replica_of(GatewaySnapshot((told("a", in_flight=5.0, not_begun=2.0), gone)))
+    one = replica_of(GatewaySnapshot((metrics_of("a", in_flight=5.0, not_begun=2.0), gone)))
     assert (one.running, one.waiting) == (None, None)  # a part is no measure of the whole
 
 
 def test_the_time_between_tokens_is_of_all_tokens_that_were_generated() -> None:
-    one = replica_of(GatewaySnapshot((told("a", running=1.0, waiting=0.0, age_seconds=1.0),)))
+    one = replica_of(GatewaySnapshot((metrics_of("a", running=1.0, waiting=0.0, age_seconds=1.0),)))
     assert one.itl_seconds == pytest.approx(40 * 0.04)
 
 
 def test_a_replica_without_an_endpoint_is_there_and_says_nothing() -> None:
-    replicas = pool_of(GatewaySnapshot((told("a"),))).replicas
+    replicas = pool_of(GatewaySnapshot((metrics_of("a"),))).replicas
     assert replicas is not None
     assert replicas[1] == ReplicaMetrics("main-1", ReplicaState.PENDING, 3.0)
 
@@ -129,7 +131,7 @@ def test_the_objectives_are_the_edges_of_the_histograms() -> None:
     assert (none.ttft_bounds, none.itl_bounds) == ((), ())
 
 
-def test_shapes_add_up_where_there_is_a_choice_of_pools_and_what_is_no_shape_is_left_out() -> None:
+def test_shapes_add_up_over_gateways_for_models_with_a_choice_of_pools() -> None:
     counted: dict[CounterKey, float] = {
         ("shapes", KEY, "367", "12"): 2.0,
         ("shapes", KEY, "9999", "12"): 0.0,

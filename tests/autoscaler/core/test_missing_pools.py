@@ -27,7 +27,7 @@ class Fleet:
     def __init__(self, model: ModelSpec) -> None:
         self.core, self.now, self.counts = ScalingCore(model), 0.0, {pool.name: 1 for pool in model.pools}
 
-    def look(self, *named: str) -> dict[str, PoolPlan]:
+    def step(self, *named: str) -> dict[str, PoolPlan]:
         """The plans after a look that names these pools, at sixty requests a second."""
         self.now += 5.0
         pools = {name: PoolObservation(self.counts[name], self.counts[name], replicas=()) for name in named}
@@ -41,14 +41,14 @@ def settled() -> Fleet:
     """After ten minutes the large pool carries all of it."""
     fleet = Fleet(MODEL)
     for _ in range(120):
-        fleet.look("large", "small")
+        fleet.step("large", "small")
     return fleet
 
 
 def test_one_that_vanishes_for_a_look_or_now_and_then_moves_nothing(settled: Fleet) -> None:
     had = dict(settled.counts)
     for tick in range(120):
-        settled.look("small") if tick % 10 == 0 else settled.look("large", "small")
+        settled.step("small") if tick % 10 == 0 else settled.step("large", "small")
         assert settled.counts["small"] == had["small"]
         assert settled.counts["large"] <= had["large"]
 
@@ -56,16 +56,16 @@ def test_one_that_vanishes_for_a_look_or_now_and_then_moves_nothing(settled: Fle
 def test_after_a_minute_the_others_carry_what_it_did(settled: Fleet) -> None:
     had = settled.counts["small"]
     for _ in range(11):
-        assert settled.look("small") == {}
+        assert settled.step("small") == {}
     for _ in range(6):
-        settled.look("small")
+        settled.step("small")
     assert settled.counts["small"] > had
 
 
 def test_a_pool_that_was_never_there_holds_nobody_up() -> None:
     fleet = Fleet(MODEL)
     for _ in range(60):
-        fleet.look("small")
+        fleet.step("small")
     assert fleet.counts["small"] > 1
 
 
@@ -73,6 +73,6 @@ def test_where_all_pools_share_a_number_nobody_takes_what_it_may_still_have() ->
     prefill, decode = (replace(LARGE, name=role.value, role=role) for role in (Role.PREFILL, Role.DECODE))
     fleet = Fleet(replace(MODEL, pools=(prefill, decode), replicas_most=6))
     for _ in range(60):
-        fleet.look("Prefill", "Decode")
+        fleet.step("Prefill", "Decode")
     assert sum(fleet.counts.values()) <= 6
-    assert fleet.look("Decode") == {}
+    assert fleet.step("Decode") == {}

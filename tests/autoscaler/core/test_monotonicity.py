@@ -60,15 +60,15 @@ class Pool:
         self.core, self.output = ScalingCore(model), output
         self.now, self.replicas, self.ended = 0.0, 1, 0.0
 
-    def look(self, seen: GatewayTraffic) -> Observation:
+    def observation(self, seen: GatewayTraffic) -> Observation:
         """The next look, at which so much has come; engines tell of what came before, and that it has ended."""
         told: tuple[ReplicaMetrics, ...] = ()
         if self.output is not None and self.replicas:
-            told = (self._told(self.ended / self.replicas, self.output),)
+            told = (self._metrics(self.ended / self.replicas, self.output),)
         pool = PoolObservation(self.replicas, self.replicas, replicas=told)
         return Observation(self.now + 5.0, seen, {"main": pool})
 
-    def _told(self, ended: float, output: float) -> ReplicaMetrics:
+    def _metrics(self, ended: float, output: float) -> ReplicaMetrics:
         return ReplicaMetrics(
             "r",
             ReplicaState.READY,
@@ -84,7 +84,7 @@ class Pool:
 
     def take(self, seen: GatewayTraffic) -> int:
         """Replicas after that look."""
-        self.replicas = self.core.step(self.look(seen)).pools["main"].replicas
+        self.replicas = self.core.step(self.observation(seen)).pools["main"].replicas
         self.now, self.ended = self.now + 5.0, seen.arrivals
         return self.replicas
 
@@ -101,7 +101,7 @@ def after(model: ModelSpec, output: float | None, traffic: list[Traffic]) -> Poo
 def planned(pool: Pool, seen: GatewayTraffic) -> int:
     """What a look with so much would come to; nothing is remembered of it."""
     model, state = pool.core.model, pool.core.state
-    return decide(state, pool.look(seen), model, pool.core.settings)[1].pools["main"].replicas
+    return decide(state, pool.observation(seen), model, pool.core.settings)[1].pools["main"].replicas
 
 
 def as_before(pool: Pool, prompt: float) -> float:
@@ -109,9 +109,9 @@ def as_before(pool: Pool, prompt: float) -> float:
     until then those that come now are part of what is known, and more that are shorter make another load: the same tokens in smaller
     pieces, which may take fewer replicas (decision 0038)."""
     known = pool.core.state.lengths
-    after_look = decide(pool.core.state, pool.look(GatewayTraffic(0.0, 0.0)), pool.core.model, pool.core.settings)[
-        0
-    ].lengths
+    after_look = decide(
+        pool.core.state, pool.observation(GatewayTraffic(0.0, 0.0)), pool.core.model, pool.core.settings
+    )[0].lengths
     return prompt if after_look.settled_prompt is not None else max(prompt, known.prompt.slow_mean(prompt))
 
 
@@ -150,7 +150,7 @@ def test_the_request_from_which_on_the_last_minute_is_enough_lowers_nothing() ->
     levels = []
     for requests in range(1, 200):
         plan = decide(
-            pool.core.state, pool.look(GatewayTraffic(requests, requests * 700.0)), model, pool.core.settings
+            pool.core.state, pool.observation(GatewayTraffic(requests, requests * 700.0)), model, pool.core.settings
         )[1]
         level = plan.pools["main"].inputs["level_replicas"].value
         assert level is not None
@@ -184,12 +184,12 @@ def test_more_requests_and_longer_ones_all_the_time(
     assert less.replicas <= many.replicas
 
 
-def test_past_the_point_where_a_first_token_cannot_be_in_time_it_says_so_and_buys_no_less() -> None:
+def test_an_unreachable_ttft_is_reported_and_lowers_no_number() -> None:
     profile = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_sequences=64, step_tokens=512)
     model = ModelSpec("chat", 0.05, None, (PoolSpec("main", minimum=1, maximum=60, profile=profile),))
     found = [after(model, None, [Traffic(60, 5.0, prompt)]) for prompt in (50.0, 180.0, 600.0, 2_000.0)]
     counts = [pool.replicas for pool in found]
     assert counts == sorted(counts)
     assert counts[-1] <= 10
-    plan = found[-1].core.step(found[-1].look(GatewayTraffic(5.0, 10_000.0))).pools["main"]
+    plan = found[-1].core.step(found[-1].observation(GatewayTraffic(5.0, 10_000.0))).pools["main"]
     assert "TTFT target cannot be met: one request alone takes" in plan.reason

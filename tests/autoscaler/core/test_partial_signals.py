@@ -50,7 +50,7 @@ class Steady:
     def __init__(self) -> None:
         self.core, self.now, self.replicas = ScalingCore(_MODEL), 0.0, 8
 
-    def look(
+    def step(
         self, requests: float = _REQUESTS, counted: float | None = 1.0, longer: float = 1.0, **signals: Any
     ) -> PoolPlan:
         """The plan after a look in which each replica tells ``signals`` instead of what it has, and gateways ``counted`` times what
@@ -88,12 +88,12 @@ class Steady:
 def test_a_signal_that_is_missing_alone_moves_nothing(signal: str, wrong: float | None) -> None:
     steady, whole = Steady(), Steady()
     for _ in range(120):
-        steady.look()
-        whole.look()
+        steady.step()
+        whole.step()
     had = steady.replicas
     told: Any = (wrong, wrong, wrong) if signal.endswith("counts") and wrong is not None else wrong
     for _ in range(120):
-        assert whole.look().replicas <= steady.look(**{signal: told}).replicas <= had
+        assert whole.step().replicas <= steady.step(**{signal: told}).replicas <= had
 
 
 @pytest.mark.parametrize("signal", ["running", "waiting"])
@@ -101,12 +101,12 @@ def test_nothing_goes_to_zero_while_nobody_knows_what_is_in_flight(signal: str) 
     steady, silent = Steady(), Steady()
     unknown: dict[str, Any] = {signal: None}
     for _ in range(60):
-        steady.look()
-        silent.look()
+        steady.step()
+        silent.step()
     for _ in range(1_200):
-        steady.look(0.0, **unknown)
+        steady.step(0.0, **unknown)
         if silent.replicas:
-            silent.look(0.0)
+            silent.step(0.0)
     assert (steady.replicas, silent.replicas) == (1, 0)
 
 
@@ -114,26 +114,26 @@ def test_nothing_goes_to_zero_while_nobody_knows_what_is_in_flight(signal: str) 
 def test_what_was_counted_while_nobody_looked_is_no_burst(missed: int) -> None:
     steady, none = Steady(), Steady()
     for _ in range(120):
-        steady.look()
-        none.look()
+        steady.step()
+        none.step()
     for _ in range(missed):
-        steady.look(counted=None)
-        none.look(counted=None)
+        steady.step(counted=None)
+        none.step(counted=None)
     had = steady.replicas
-    steady.look(counted=missed + 1.0)
-    none.look()
+    steady.step(counted=missed + 1.0)
+    none.step()
     for _ in range(24):
-        assert steady.look().replicas == none.look().replicas == had
+        assert steady.step().replicas == none.step().replicas == had
 
 
 def test_more_that_really_comes_after_such_a_time_is_seen_with_the_second_look() -> None:
     steady = Steady()
     for _ in range(120):
-        steady.look()
+        steady.step()
     for _ in range(12):
-        steady.look(counted=None)
-    steady.look(3.0 * _REQUESTS)
-    inputs = steady.look(3.0 * _REQUESTS).inputs
+        steady.step(counted=None)
+    steady.step(3.0 * _REQUESTS)
+    inputs = steady.step(3.0 * _REQUESTS).inputs
     level, capacity = inputs["level_replicas"].value, inputs["capacity_requests_per_second"].value
     assert level is not None
     assert capacity is not None
@@ -144,18 +144,18 @@ def test_more_that_really_comes_after_such_a_time_is_seen_with_the_second_look()
 def test_gaps_of_who_has_only_just_begun_say_nothing_of_how_fast_engines_are(served: float, slow: bool) -> None:
     steady = Steady()
     for _ in range(60):
-        before = steady.look()
+        before = steady.step()
     for _ in range(3):  # as when all that was held for a replica is computed at once
-        after = steady.look(age_seconds=120.0 + served, itl_seconds=_REQUESTS / steady.replicas * _OUTPUT * 3 * _GAP)
+        after = steady.step(age_seconds=120.0 + served, itl_seconds=_REQUESTS / steady.replicas * _OUTPUT * 3 * _GAP)
     known = before.inputs["speed_factor"].value, after.inputs["speed_factor"].value
     assert known[0] is not None
     assert known[1] is not None
     assert (known[1] > 1.5 * known[0]) is slow
 
 
-def test_prompts_longer_than_any_engine_takes_are_a_miscount_and_move_nothing_then_or_later() -> None:
+def test_prompts_longer_than_the_kv_cache_are_ignored_as_a_miscount() -> None:
     steady = Steady()
     for _ in range(120):
-        had = steady.look().replicas
-    steady.look(longer=1e5)
-    assert {steady.look().replicas for _ in range(60)} == {had}
+        had = steady.step().replicas
+    steady.step(longer=1e5)
+    assert {steady.step().replicas for _ in range(60)} == {had}

@@ -129,7 +129,7 @@ NIGHTS = settings(max_examples=2 * settings.default.max_examples)
 
 @NIGHTS
 @given(MINUTES, st.integers(0, 3), st.integers(3, 40), st.integers(0, 12), st.integers(0, 60))
-def test_whatever_is_seen_it_stays_within_bounds_and_doubt_or_a_restart_lowers_nothing(
+def test_plans_stay_within_bounds_and_doubt_or_a_restart_lowers_nothing(
     minutes: list[Minute], minimum: int, maximum: int, replicas: int, restart: int
 ) -> None:
     model = model_of(minimum, maximum)

@@ -28,7 +28,7 @@ def _gap(prompts_per_second: float, sequences: float, slower: float) -> float:
 
 
 @pytest.mark.parametrize("slower", [1.0, 1.35])
-def test_engines_that_have_just_begun_do_not_make_those_that_work_off_a_queue_seem_slow(slower: float) -> None:
+def test_new_replicas_do_not_make_busy_ones_seem_slow(slower: float) -> None:
     busy = _pace(9_000.0, 20.0, _gap(1_800.0, 20.0, slower))
     new = _pace(0.0, 1.0, _gap(0.0, 1.0, slower))
     known = EngineSpeed()
@@ -64,7 +64,7 @@ def _few(load: ArrivalHistory) -> float:
     return recurring_burst_level(load, lambda each: 2.0 * each.requests / each.seconds, 1_800.0, 2.0, _SETTINGS)
 
 
-def test_a_half_minute_that_chance_made_small_between_two_that_it_made_large_is_no_silence_between_bursts() -> None:
+def test_one_small_bin_between_two_large_ones_is_no_gap_between_bursts() -> None:
     assert _few(_binned([140.0, 199.0, 150.0, 85.0, 145.0, 190.0, 150.0])) == 0.0
     assert _few(_binned([140.0, 199.0, 150.0, 20.0, 145.0, 190.0, 150.0])) > 190.0 / 15.0
 

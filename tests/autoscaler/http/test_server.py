@@ -17,7 +17,7 @@ from fairlead_autoscaler.service import AutoscalerService, ServiceConfig
 KEY = "default/tiny"
 
 
-def asked(
+def with_client(
     made: Any, use: Callable[[httpx.AsyncClient, AutoscalerService], Awaitable[None]], *, token: str | None = None
 ) -> None:
     """Run a process around a made-up world and ask its port."""
@@ -52,7 +52,7 @@ def test_ready_says_what_is_wrong_and_is_not_ready_while_the_world_is_away(made:
         assert answer.status_code == 503
         assert "no API server" in answer.text
 
-    asked(made, use)
+    with_client(made, use)
 
 
 def test_metrics_say_what_is_asked_for_what_there_should_be_and_by_which_rule(made: Any) -> None:
@@ -71,7 +71,7 @@ def test_metrics_say_what_is_asked_for_what_there_should_be_and_by_which_rule(ma
         assert seen["fairlead_autoscaler_decisions_total", (KEY, "main", "blind")] == 1
         assert ("fairlead_autoscaler_input", (KEY, "need_replicas", "main")) in seen
 
-    asked(made, use)
+    with_client(made, use)
 
 
 def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -> None:
@@ -102,7 +102,7 @@ def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -> None
                 told = refused.json()["error"]["message"]
                 assert told == f"{name}={at[:70]} is not a time; write Unix seconds, such as {name}=1763726400.5"
 
-    asked(made, use)
+    with_client(made, use)
 
 
 def test_a_hint_is_json_of_a_model_that_is_scaled(made: Any) -> None:
@@ -117,7 +117,7 @@ def test_a_hint_is_json_of_a_model_that_is_scaled(made: Any) -> None:
         assert (await client.post("/wake", content=b"x" * 9_000, headers=kind)).status_code == 413
         assert process.control_loop.counters.wakes == 1
 
-    asked(made, use)
+    with_client(made, use)
 
 
 def test_with_a_token_only_probes_and_metrics_are_open(made: Any) -> None:
@@ -130,4 +130,4 @@ def test_with_a_token_only_probes_and_metrics_are_open(made: Any) -> None:
             assert (await client.get(path, headers={"authorization": "Bearer right"})).status_code == 200
         assert (await client.post("/wake", json={"model": KEY})).status_code == 401
 
-    asked(made, use, token="right")
+    with_client(made, use, token="right")

@@ -32,7 +32,7 @@ class FakeWorkloads:
         return 2
 
 
-class Room:
+class WorkloadFixture:
     """One workload in memory, which the operator made with ``replicas``."""
 
     def __init__(self, workload: Manifest, *pods: Manifest) -> None:
@@ -67,14 +67,14 @@ class Room:
 
 @pytest.mark.parametrize("kind", ["Deployment", "LeaderWorkerSet"])
 def test_the_number_is_taken_over_from_the_operator_and_kept_through_zero(a_workload: Make, kind: str) -> None:
-    room = Room(a_workload(2, kind=kind))
+    room = WorkloadFixture(a_workload(2, kind=kind))
     for number in (5, 0, 1, 3):
         room.scale(number)
         assert room.stands == (number, ("fairlead-autoscaler",))
 
 
 def test_somebody_elses_number_is_not_written(a_workload: Make) -> None:
-    room = Room(a_workload(2))
+    room = WorkloadFixture(a_workload(2))
     room.scale(5)
     room.kube.put({**room.workload, "spec": {"replicas": 7}}, "kubectl/scale")
     with pytest.raises(Unavailable, match="kubectl sets the number of pool main"):
@@ -83,7 +83,7 @@ def test_somebody_elses_number_is_not_written(a_workload: Make) -> None:
 
 
 def test_whoever_was_faster_keeps_the_number(a_workload: Make) -> None:
-    room = Room(a_workload(2))
+    room = WorkloadFixture(a_workload(2))
 
     def hpa(what: str) -> None:
         if what.startswith("scale"):
@@ -97,7 +97,7 @@ def test_whoever_was_faster_keeps_the_number(a_workload: Make) -> None:
 
 
 def test_an_object_that_changes_under_a_write_is_written_all_the_same(a_workload: Make) -> None:
-    room = Room(a_workload(2))
+    room = WorkloadFixture(a_workload(2))
     left = [1, 2]
 
     def busy(what: str) -> None:
@@ -121,7 +121,7 @@ def test_an_object_that_changes_under_a_write_is_written_all_the_same(a_workload
 
 
 def test_a_pool_without_a_workload_is_said_to_be_one(a_workload: Make) -> None:
-    room = Room(a_workload(2))
+    room = WorkloadFixture(a_workload(2))
     room.kube.remove("Deployment", "chat", "qwen-main")
     with pytest.raises(Unavailable, match="has no workload"):
         room.scale(3)
@@ -129,7 +129,7 @@ def test_a_pool_without_a_workload_is_said_to_be_one(a_workload: Make) -> None:
 
 @pytest.mark.parametrize("kind", ["Deployment", "LeaderWorkerSet"])
 def test_a_workload_that_is_deleted_under_a_write_is_not_made_again(a_workload: Make, kind: str) -> None:
-    room = Room(a_workload(2, kind=kind))
+    room = WorkloadFixture(a_workload(2, kind=kind))
 
     def deleted(what: str) -> None:
         room.kube.before_write = lambda _: None
@@ -143,7 +143,7 @@ def test_a_workload_that_is_deleted_under_a_write_is_not_made_again(a_workload: 
 
 def test_those_that_are_to_go_are_marked_in_their_order_and_the_others_unmarked(a_workload: Make, a_pod: Make) -> None:
     names = ("a", "b", "c", "d")
-    room = Room(a_workload(4), *(a_pod(name) for name in names))
+    room = WorkloadFixture(a_workload(4), *(a_pod(name) for name in names))
 
     def marks() -> dict[str, str | None]:
         pods = {one["metadata"]["name"]: one["metadata"] for one in room.kube.objects_of("Pod")}
@@ -167,7 +167,7 @@ def test_costs_of_somebody_elses_making_and_pods_that_leave_are_left_alone(a_pod
 
 
 def test_who_is_not_to_serve_is_marked_to_sleep_and_the_number_counts_both(a_workload: Make, a_pod: Make) -> None:
-    room = Room(a_workload(3), *(a_pod(name) for name in ("a", "b", "c")))
+    room = WorkloadFixture(a_workload(3), *(a_pod(name) for name in ("a", "b", "c")))
     room.scale(1, "b", "a", "c", asleep=1)
     assert room.sleep() == {"a": None, "b": "2-asleep", "c": None}
     assert room.stands[0] == 2
@@ -181,7 +181,7 @@ def test_who_is_not_to_serve_is_marked_to_sleep_and_the_number_counts_both(a_wor
 
 def test_who_sleeps_is_woken_before_anybody_is_started(a_workload: Make, a_pod: Make) -> None:
     asleep = {SLEEP_ANNOTATION: "1-asleep", "fairlead.io/port": "8000"}
-    room = Room(a_workload(2), a_pod("a"), a_pod("b", annotations=asleep))
+    room = WorkloadFixture(a_workload(2), a_pod("a"), a_pod("b", annotations=asleep))
     room.scale(3)
     assert room.sleep() == {"a": None, "b": "1-waking"}
     assert room.stands[0] == 3
@@ -189,7 +189,7 @@ def test_who_sleeps_is_woken_before_anybody_is_started(a_workload: Make, a_pod: 
 
 def test_who_still_starts_is_not_marked_and_one_that_does_not_wake_goes_first(a_workload: Make, a_pod: Make) -> None:
     stuck = {SLEEP_ANNOTATION: "1-stuck", "fairlead.io/port": "8000"}
-    room = Room(a_workload(3), a_pod("a"), a_pod("b", ready=False), a_pod("c", annotations=stuck))
+    room = WorkloadFixture(a_workload(3), a_pod("a"), a_pod("b", ready=False), a_pod("c", annotations=stuck))
     room.scale(1, "b", "a", asleep=1)
     assert room.sleep() == {"a": None, "b": None, "c": "1-stuck"}
     assert room.stands[0] == 3, "the stuck one counts for nobody"

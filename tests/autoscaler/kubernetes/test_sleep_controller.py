@@ -37,15 +37,15 @@ class FakeEngine:
         return self.asleep
 
     async def sleep(self, url: str, level: int) -> None:
-        self._told(f"sleep {level}")
+        self._record(f"sleep {level}")
         self.asleep = True
 
     async def wake(self, url: str, level: int) -> None:
-        self._told(f"wake {level}")
+        self._record(f"wake {level}")
         self.clock.advance(2.5)
         self.asleep = False
 
-    def _told(self, what: str) -> None:
+    def _record(self, what: str) -> None:
         self.said.append(what)
         if error := self.raises.get(what.split()[0]):
             raise error
@@ -102,7 +102,7 @@ class Harness:
         gauges = {("instances", KEY, "Sleeping"): sleeping, ("in_flight", KEY, ID): in_flight}
         self.gateways = [replace(one, gauges=gauges, error=None) for one in self.gateways]
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         """One look, and all that it began."""
 
         async def once() -> None:
@@ -114,20 +114,20 @@ class Harness:
 
 def test_it_sleeps_when_all_gateways_know_and_have_nothing_there(a_pod: Make) -> None:
     ward = Harness(a_pod("a"), "2-asleep")
-    ward.look()
+    ward.reconcile()
     assert ward.beds.said == [], "nobody knows yet"
     ward.know(1.0, in_flight=2.0)
-    ward.look()
+    ward.reconcile()
     assert ward.beds.said == [], "there is something in flight"
     ward.know(1.0)
     ward.gateways[1] = GatewayMetrics("g2", error="no answer")
-    ward.look()
+    ward.reconcile()
     assert ward.beds.said == [], "a gateway does not answer"
     ward.know(1.0)
-    ward.look()
+    ward.reconcile()
     assert ward.beds.said == ["sleep 2"]
     assert ward.nursing.status().asleep == {"uid-a"}
-    ward.look()
+    ward.reconcile()
     assert ward.beds.said == ["sleep 2"], "once is enough"
     assert ward.mark == "2-asleep"
 
@@ -135,7 +135,7 @@ def test_it_sleeps_when_all_gateways_know_and_have_nothing_there(a_pod: Make) ->
 def test_it_is_awake_and_well_before_its_mark_goes(a_pod: Make) -> None:
     ward = Harness(a_pod("a"), "1-waking")
     ward.beds.asleep = True
-    ward.look()
+    ward.reconcile()
     assert ward.beds.said == ["wake 1"]
     assert ward.mark is None
     assert ward.nursing.status().last_wakes == {"uid-a": WakeTiming(1, 1, 2.5)}
@@ -145,11 +145,11 @@ def test_a_successor_finds_it_as_it_is(a_pod: Make) -> None:
     ward = Harness(a_pod("a"), "1-asleep")
     ward.beds.asleep = True
     ward.successor()
-    ward.look()
+    ward.reconcile()
     assert ward.nursing.status().asleep == {"uid-a"}
     assert ward.beds.said == []
     ward = Harness(a_pod("a"), "1-waking")  # woken, or about to sleep, by one who died before the mark told it
-    ward.look()
+    ward.reconcile()
     assert ward.beds.said == ["wake 1"]
     assert ward.mark is None
     assert ward.nursing.status().last_wakes == {}, "nobody knows how long that took"
@@ -158,12 +158,12 @@ def test_a_successor_finds_it_as_it_is(a_pod: Make) -> None:
 def test_one_that_died_asleep_is_put_to_sleep_again(a_pod: Make) -> None:
     ward = Harness(a_pod("a"), "1-asleep")
     ward.beds.asleep = True
-    ward.look()
+    ward.reconcile()
     ward.beds.asleep = False
-    ward.look()
+    ward.reconcile()
     assert ward.nursing.status().asleep == frozenset()
     ward.know(1.0)
-    ward.look()
+    ward.reconcile()
     assert ward.beds.said == ["sleep 1"]
 
 
@@ -172,16 +172,16 @@ def test_where_nobody_decides_any_more_who_sleeps_all_are_woken(a_pod: Make, asl
     ward = Harness(a_pod("a"), "1-asleep")
     ward.beds.asleep, ward.let_go = asleep, True
     ward.know(1.0)
-    ward.look()
+    ward.reconcile()
     assert (ward.mark, ward.beds.said) == ("1-waking", []), "whoever takes over goes on with it"
-    ward.look()
+    ward.reconcile()
     assert (ward.mark, ward.beds.said) == (None, ["wake 1"])
 
 
 def test_who_does_not_lead_touches_nothing(a_pod: Make) -> None:
     ward = Harness(a_pod("a"), "1-asleep", leads=False)
     ward.know(1.0)
-    ward.look()
+    ward.reconcile()
     assert ward.beds.said == []
 
 
@@ -189,7 +189,7 @@ def test_who_does_not_lead_touches_nothing(a_pod: Make) -> None:
 def test_a_pod_that_starts_or_leaves_is_left_alone(a_pod: Make, ready: bool, going: bool) -> None:
     ward = Harness(a_pod("a", ready=ready, going=going), "1-asleep")
     ward.know(1.0)
-    ward.look()
+    ward.reconcile()
     assert ward.beds.said == []
 
 
@@ -197,7 +197,7 @@ def test_engines_that_refuse_to_sleep_serve_on_and_are_told(a_pod: Make) -> None
     ward = Harness(a_pod("a", labels={"fairlead.io/revision": "r1"}), "1-asleep")
     ward.beds.raises["sleep"] = SleepRefused("it answers /sleep with 404")
     ward.know(1.0)
-    ward.look()
+    ward.reconcile()
     assert ward.mark is None
     assert ward.nursing.status().rejecting_pools == {(KEY, "main", "r1")}
     assert ward.nursing.problems == {"a": "it answers /sleep with 404"}
@@ -207,24 +207,24 @@ def test_one_that_does_not_answer_is_tried_again(a_pod: Make) -> None:
     ward = Harness(a_pod("a"), "1-asleep")
     ward.beds.raises["sleeps"] = Unavailable("no answer")
     ward.know(1.0)
-    ward.look()
+    ward.reconcile()
     assert (ward.mark, ward.nursing.status().rejecting_pools) == ("1-asleep", frozenset())
     ward.beds.raises.clear()
-    ward.look()
+    ward.reconcile()
     assert ward.beds.said == ["sleep 1"]
     assert ward.nursing.problems == {}
 
 
-def test_one_that_does_not_wake_gets_nothing_and_is_stuck_after_a_while_unless_it_wakes_at_last(a_pod: Make) -> None:
+def test_an_engine_that_does_not_wake_is_marked_as_stuck_until_it_wakes(a_pod: Make) -> None:
     ward = Harness(a_pod("a"), "1-waking")
     ward.beds.asleep = True
     ward.beds.raises["wake"] = SleepRefused("it answers /wake_up with 500")
-    ward.look()
+    ward.reconcile()
     assert ward.mark == "1-waking"
     assert ward.nursing.status().rejecting_pools == frozenset()
     ward.clock.advance(Limits().engine_wake_seconds)
-    ward.look()
+    ward.reconcile()
     assert ward.mark == "1-stuck"
     ward.beds.raises.clear()
-    ward.look()
+    ward.reconcile()
     assert ward.mark is None

@@ -47,7 +47,7 @@ class Harness:
     def foreign_writers(self) -> dict[str, dict[str, str]]:
         return {} if self.off else {"chat/qwen": self.held}
 
-    def look(self, desired: int = 2, replicas: int = 2) -> None:
+    def record(self, desired: int = 2, replicas: int = 2) -> None:
         ruling = EnforcedPlan(replicas, desired, "up", "as the load needs", replicas)
         there = Observation(self.clock.now(), GatewayTraffic(1.0, 10.0), {"main": PoolObservation(desired, desired)})
         facts = ModelSpec("chat/qwen", None, None, (PoolSpec("main", maximum=8),))
@@ -65,72 +65,72 @@ class Harness:
 
 
 @pytest.fixture
-def room() -> Harness:
+def harness() -> Harness:
     return Harness()
 
 
-def test_what_is_said_stands_beside_the_operators_and_is_written_once(room: Harness) -> None:
-    room.look()
-    assert room.write() == ["status ModelDeployment qwen"]
-    assert room.conditions() == {"Ready": "AllReady", "Autoscaling": "Deciding"}
+def test_what_is_said_stands_beside_the_operators_and_is_written_once(harness: Harness) -> None:
+    harness.record()
+    assert harness.write() == ["status ModelDeployment qwen"]
+    assert harness.conditions() == {"Ready": "AllReady", "Autoscaling": "Deciding"}
     for _ in range(3):
-        room.look()
-        assert room.write() == []
+        harness.record()
+        assert harness.write() == []
 
 
-def test_another_number_is_written_at_once_and_told_when_it_is_there(room: Harness) -> None:
-    room.look()
-    room.write()
-    room.look(desired=2, replicas=5)
-    assert room.write() == ["status ModelDeployment qwen"]
-    assert room.told == []
-    room.look(desired=5, replicas=5)
-    assert [one.reason for one in room.told] == ["ScaledUp"]
+def test_another_number_is_written_at_once_and_told_when_it_is_there(harness: Harness) -> None:
+    harness.record()
+    harness.write()
+    harness.record(desired=2, replicas=5)
+    assert harness.write() == ["status ModelDeployment qwen"]
+    assert harness.told == []
+    harness.record(desired=5, replicas=5)
+    assert [one.reason for one in harness.told] == ["ScaledUp"]
 
 
-def test_somebody_else_who_takes_the_number_is_told_of(room: Harness) -> None:
-    room.look()
-    room.write()
-    room.held = {"main": "kubectl"}
-    room.look()
-    room.write()
-    assert room.conditions()["Autoscaling"] == "SetElsewhere"
-    assert [one.reason for one in room.told] == ["SetElsewhere"]
+def test_somebody_else_who_takes_the_number_is_told_of(harness: Harness) -> None:
+    harness.record()
+    harness.write()
+    harness.held = {"main": "kubectl"}
+    harness.record()
+    harness.write()
+    assert harness.conditions()["Autoscaling"] == "SetElsewhere"
+    assert [one.reason for one in harness.told] == ["SetElsewhere"]
 
 
-def test_a_model_that_is_switched_off_loses_them_and_nothing_else(room: Harness) -> None:
-    room.look()
-    room.write()
-    room.off = True
-    assert room.write() == ["status ModelDeployment qwen"]
-    assert room.conditions() == {"Ready": "AllReady"}
-    assert room.write() == []
+def test_a_model_that_is_switched_off_loses_them_and_nothing_else(harness: Harness) -> None:
+    harness.record()
+    harness.write()
+    harness.off = True
+    assert harness.write() == ["status ModelDeployment qwen"]
+    assert harness.conditions() == {"Ready": "AllReady"}
+    assert harness.write() == []
 
 
-def test_the_next_leader_says_it_again_and_no_event_of_it(room: Harness) -> None:
-    room.look()
-    room.write()
-    room.telling = room.fresh()
-    room.look()
-    room.write()
-    assert (room.conditions()["Autoscaling"], room.told) == ("Deciding", [])
+def test_the_next_leader_says_it_again_and_no_event_of_it(harness: Harness) -> None:
+    harness.record()
+    harness.write()
+    harness.telling = harness.fresh()
+    harness.record()
+    harness.write()
+    assert (harness.conditions()["Autoscaling"], harness.told) == ("Deciding", [])
 
 
-def test_what_could_not_be_written_is_written_later_as_it_is_then(room: Harness) -> None:
+def test_what_could_not_be_written_is_written_later_as_it_is_then(harness: Harness) -> None:
     def away(_: str) -> None:
         raise Unreachable("nobody answers")
 
-    room.kube.before_write = away
-    room.look()
-    assert (room.write(), room.telling.failures) == ([], 1)
-    room.kube.before_write = lambda _: None
-    room.look(desired=2, replicas=6)
-    assert room.write() == ["status ModelDeployment qwen"]
-    (model,) = room.kube.objects_of("ModelDeployment")
+    harness.kube.before_write = away
+    harness.record()
+    assert (harness.write(), harness.telling.failures) == ([], 1)
+    harness.kube.before_write = lambda _: None
+    harness.record(desired=2, replicas=6)
+    assert harness.write() == ["status ModelDeployment qwen"]
+    (model,) = harness.kube.objects_of("ModelDeployment")
     assert "2 -> 6" in next(one["message"] for one in model["status"]["conditions"] if one["type"] == "Autoscaling")
 
 
-def test_a_defect_costs_what_is_told_and_no_more(room: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_costs_what_is_told_and_no_more(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = 0
 
     def broken() -> dict[str, dict[str, str]]:
@@ -138,36 +138,36 @@ def test_a_defect_costs_what_is_told_and_no_more(room: Harness, monkeypatch: pyt
         rounds += 1
         raise ZeroDivisionError
 
-    monkeypatch.setattr(room, "foreign_writers", broken)
+    monkeypatch.setattr(harness, "foreign_writers", broken)
 
     async def main() -> None:
-        running = asyncio.ensure_future(room.telling.run())
+        running = asyncio.ensure_future(harness.telling.run())
         while rounds < 2:
             await asyncio.sleep(0)
-            room.clock.advance(1.0)
+            harness.clock.advance(1.0)
         assert not running.done()
         await cancel_and_wait(running)
 
-    room.telling = StatusWriter(
-        room.kube, room, room.clock, lambda *_: None, is_leader=lambda: True, pause=lambda _: asyncio.sleep(0)
+    harness.telling = StatusWriter(
+        harness.kube, harness, harness.clock, lambda *_: None, is_leader=lambda: True, pause=lambda _: asyncio.sleep(0)
     )
     asyncio.run(main())
-    assert room.telling.failures >= 2
+    assert harness.telling.failures >= 2
 
 
-def test_a_model_that_is_gone_is_forgotten_and_a_new_one_of_its_name_begins_anew(room: Harness) -> None:
-    room.look()
-    room.write()
-    room.kube.remove("ModelDeployment", "chat", "qwen")
-    room.look()
-    assert room.write() == []
-    room.kube.put({**MODEL, "spec": {}})
-    room.look()
-    assert room.write() == ["status ModelDeployment qwen"]
+def test_a_model_that_is_gone_is_forgotten_and_a_new_one_of_its_name_begins_anew(harness: Harness) -> None:
+    harness.record()
+    harness.write()
+    harness.kube.remove("ModelDeployment", "chat", "qwen")
+    harness.record()
+    assert harness.write() == []
+    harness.kube.put({**MODEL, "spec": {}})
+    harness.record()
+    assert harness.write() == ["status ModelDeployment qwen"]
 
 
-def test_only_the_one_that_leads_tells_of_numbers(room: Harness) -> None:
-    room.leading = False
-    room.look(desired=2, replicas=5)
-    room.look(desired=5, replicas=5)
-    assert room.told == []
+def test_only_the_one_that_leads_tells_of_numbers(harness: Harness) -> None:
+    harness.leading = False
+    harness.record(desired=2, replicas=5)
+    harness.record(desired=5, replicas=5)
+    assert harness.told == []

@@ -119,7 +119,7 @@ def test_keda_reads_an_empty_answer_as_no_load() -> None:
     assert blind[-5:].count(1) > 0
 
 
-def test_keda_goes_to_zero_when_its_trigger_cooled_down_and_is_activated_by_a_held_request() -> None:
+def test_keda_goes_to_zero_after_its_cool_down_and_a_queued_request_activates_it() -> None:
     scaler = build("keda-concurrency", single_pool_model(minimum=0), threshold=10.0)
     follow(scaler, 60.0, busy(5.0), 2)
     counts = follow(scaler, 600.0, busy(0.0), 2, begin=60.0)
@@ -129,7 +129,7 @@ def test_keda_goes_to_zero_when_its_trigger_cooled_down_and_is_activated_by_a_he
     assert 1 in woken
 
 
-def test_apa_as_shipped_takes_the_smallest_of_its_cool_down_and_the_mended_one_the_largest() -> None:
+def test_apa_takes_the_smallest_of_its_cool_down_and_the_fixed_one_the_largest() -> None:
     shipped, mended = (
         build(name, single_pool_model(), target=0.5, window_seconds=5.0) for name in ("apa-kv", "apa-kv-fixed")
     )

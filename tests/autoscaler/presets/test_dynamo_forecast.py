@@ -22,7 +22,7 @@ def plus(a: Matrix, b: Matrix) -> Matrix:
     return [[x + y for x, y in zip(one, other, strict=True)] for one, other in zip(a, b, strict=True)]
 
 
-def turned(a: Matrix) -> Matrix:
+def transposed(a: Matrix) -> Matrix:
     return [list(column) for column in zip(*a, strict=True)]
 
 
@@ -32,13 +32,13 @@ def forecast(values: Sequence[float]) -> float:
     covariance: Matrix = [[1_000.0, 0.0], [0.0, 1_000.0]]
     for value in values[1:]:
         state = times(MOVE, state)
-        covariance = plus(times(times(MOVE, covariance), turned(MOVE)), NOISE)
+        covariance = plus(times(times(MOVE, covariance), transposed(MOVE)), NOISE)
         gain = [[covariance[0][0] / (covariance[0][0] + SCATTER)], [covariance[1][0] / (covariance[0][0] + SCATTER)]]
         off = value - state[0][0]
         state = plus(state, [[gain[0][0] * off], [gain[1][0] * off]])
         kept = [[1.0 - gain[0][0], 0.0], [-gain[1][0], 1.0]]
-        scattered = times([[gain[0][0] * SCATTER], [gain[1][0] * SCATTER]], turned(gain))
-        covariance = plus(times(times(kept, covariance), turned(kept)), scattered)
+        scattered = times([[gain[0][0] * SCATTER], [gain[1][0] * SCATTER]], transposed(gain))
+        covariance = plus(times(times(kept, covariance), transposed(kept)), scattered)
     return times(MOVE, state)[0][0]
 
 

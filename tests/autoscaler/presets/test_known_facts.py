@@ -135,7 +135,7 @@ def test_kpa_changes_its_mind_until_it_has_a_down_delay() -> None:
     assert delayed.reversals_per_hour < bare.reversals_per_hour / 3
 
 
-def test_zeros_bring_kpa_and_dynamo_down_and_are_survived_by_a_window_as_long_as_the_lie() -> None:
+def test_zeroed_metrics_shrink_kpa_and_dynamo_unless_the_window_is_as_long() -> None:
     for preset in ("kpa-concurrency", "kpa-request-rate"):
         lied = outcome("lying", preset)
         assert in_window(lied) < 0.55

@@ -19,23 +19,23 @@ def shares(prefill: float | None, decode: float | None) -> list[LimitShare]:
     return [LimitShare(Role.PREFILL, (PREFILL,), prefill), LimitShare(Role.DECODE, (DECODE,), decode)]
 
 
-def seen(prefill: int, decode: int) -> dict[str, PoolObservation]:
+def observed(prefill: int, decode: int) -> dict[str, PoolObservation]:
     return {"prefill": PoolObservation(prefill, prefill), "decode": PoolObservation(decode, decode)}
 
 
 def test_what_fits_stays_as_it_is() -> None:
-    assert apply_shared_limit(SharedLimit(16), shares(1.0, 15.0), plans(14, 2), seen(14, 2)) == plans(14, 2)
+    assert apply_shared_limit(SharedLimit(16), shares(1.0, 15.0), plans(14, 2), observed(14, 2)) == plans(14, 2)
 
 
 def test_what_a_window_holds_for_one_role_goes_to_the_other_that_needs_it() -> None:
-    made = apply_shared_limit(SharedLimit(16), shares(5.0, 10.0), plans(14, 16), seen(14, 2))
+    made = apply_shared_limit(SharedLimit(16), shares(5.0, 10.0), plans(14, 16), observed(14, 2))
     assert (made["prefill"].replicas, made["decode"].replicas) == (5, 11)
     assert made["prefill"].rule == "shared"
     assert made["prefill"].reason.startswith("14 are needed; 5.0 engines of prefill to 10.0 of decode")
 
 
 def test_where_a_need_is_unknown_what_was_planned_stands_for_it() -> None:
-    made = apply_shared_limit(SharedLimit(16), shares(None, 8.0), plans(8, 16), seen(8, 8))
+    made = apply_shared_limit(SharedLimit(16), shares(None, 8.0), plans(8, 16), observed(8, 8))
     assert (made["prefill"].replicas, made["decode"].replicas) == (8, 8)
 
 
@@ -54,11 +54,11 @@ def test_a_model_of_one_role_is_cut_from_the_dearest_pool_down_to_its_minimum() 
 
 
 def test_in_doubt_nothing_is_lowered_and_less_is_raised() -> None:
-    made = apply_shared_limit(SharedLimit(16, can_lower=False), shares(5.0, 10.0), plans(14, 16), seen(14, 2))
+    made = apply_shared_limit(SharedLimit(16, can_lower=False), shares(5.0, 10.0), plans(14, 16), observed(14, 2))
     assert (made["prefill"].replicas, made["decode"].replicas) == (14, 2)
-    fewer = apply_shared_limit(SharedLimit(16, can_lower=False), shares(5.0, 10.0), plans(9, 16), seen(9, 2))
+    fewer = apply_shared_limit(SharedLimit(16, can_lower=False), shares(5.0, 10.0), plans(9, 16), observed(9, 2))
     assert (fewer["prefill"].replicas, fewer["decode"].replicas) == (9, 7)
-    settled = apply_shared_limit(SharedLimit(17, can_lower=False), shares(5.0, 10.0), plans(14, 3), seen(14, 2))
+    settled = apply_shared_limit(SharedLimit(17, can_lower=False), shares(5.0, 10.0), plans(14, 3), observed(14, 2))
     assert (settled["prefill"].replicas, settled["decode"].replicas) == (14, 3)
 
 
@@ -71,7 +71,7 @@ def test_never_more_than_there_may_be_and_never_more_than_was_planned(
     most: int, prefill_need: float | None, decode_need: float | None, prefill: int, decode: int, has: int, other: int
 ) -> None:
     planned = plans(prefill, decode)
-    made = apply_shared_limit(SharedLimit(most), shares(prefill_need, decode_need), planned, seen(has, other))
+    made = apply_shared_limit(SharedLimit(most), shares(prefill_need, decode_need), planned, observed(has, other))
     assert all(made[name].replicas >= 1 or planned[name].replicas == 0 for name in planned)
     assert all(made[name].replicas <= planned[name].replicas for name in planned)
     assert sum(plan.replicas for plan in made.values()) <= most

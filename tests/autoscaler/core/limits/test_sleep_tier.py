@@ -38,7 +38,7 @@ def model_of(tier: SleepTier | None, minimum: int = 0, maximum: int = 20, togeth
     return ModelSpec("chat", 15.0, 0.15, (pool,), replicas_most=together)
 
 
-class Beds:
+class SleepingPool:
     """What a plan does to pods: who sleeps is woken before anybody starts, who is not needed sleeps before anybody ends. Times are
     when each is ready. Requests take a tick."""
 
@@ -52,11 +52,11 @@ class Beds:
     def tick(self, requests: float | None) -> PoolPlan:
         """Five seconds with so many requests, None where nobody can tell."""
         self.now += 5.0
-        plan = self.core.step(self.seen(requests)).pools["main"]
+        plan = self.core.step(self.observation(requests)).pools["main"]
         self.follow(plan)
         return plan
 
-    def seen(self, requests: float | None) -> Observation:
+    def observation(self, requests: float | None) -> Observation:
         """The pool as it is."""
         ready = [at for at in self.awake if at <= self.now]
         share = 0.0 if requests is None else requests / max(1, len(ready))
@@ -105,20 +105,20 @@ def _busy(name: str, share: float, finished: float) -> ReplicaMetrics:
     )
 
 
-def run(beds: Beds, requests: float | None, ticks: int) -> Iterator[PoolPlan]:
+def run(beds: SleepingPool, requests: float | None, ticks: int) -> Iterator[PoolPlan]:
     """So many ticks of so many requests each."""
     for _ in range(ticks):
         yield beds.tick(requests)
 
 
-def last(beds: Beds, requests: float | None, ticks: int) -> PoolPlan:
+def last(beds: SleepingPool, requests: float | None, ticks: int) -> PoolPlan:
     """The plan after them."""
     *_, plan = run(beds, requests, ticks)
     return plan
 
 
 def test_who_is_not_needed_sleeps_and_is_woken_before_anybody_starts() -> None:
-    beds = Beds(model_of(SleepTier(4, wake_seconds=_WAKE), minimum=1), 6)
+    beds = SleepingPool(model_of(SleepTier(4, wake_seconds=_WAKE), minimum=1), 6)
     busy = last(beds, 30.0, 60)
     idle = last(beds, 5.0, 60)
     assert idle.replicas < busy.replicas
@@ -134,7 +134,7 @@ def test_who_is_not_needed_sleeps_and_is_woken_before_anybody_starts() -> None:
 
 
 def test_without_a_tier_nobody_sleeps_and_nothing_else_changes() -> None:
-    without, none = Beds(model_of(None), 6), Beds(model_of(SleepTier(0)), 6)
+    without, none = SleepingPool(model_of(None), 6), SleepingPool(model_of(SleepTier(0)), 6)
     for requests in (30.0, 5.0, 0.0, 40.0):
         for one, other in zip(run(without, requests, 40), run(none, requests, 40), strict=True):
             assert one.asleep == other.asleep == 0
@@ -142,36 +142,36 @@ def test_without_a_tier_nobody_sleeps_and_nothing_else_changes() -> None:
 
 
 def test_as_many_as_the_floor_says_sleep_also_where_nothing_was_ever_asked() -> None:
-    beds = Beds(model_of(SleepTier(3, least=2)), 0)
+    beds = SleepingPool(model_of(SleepTier(3, least=2)), 0)
     plan, *_ = run(beds, 0.0, 3)
     assert (plan.replicas, plan.asleep, plan.rule) == (0, 2, Rule.ASLEEP)
     assert "2 fall asleep" in plan.reason
 
 
 def test_a_tier_costs_nobody_his_turn_where_accelerators_are_counted() -> None:
-    beds = Beds(model_of(SleepTier(4, least=4), minimum=1, together=5), 5)
+    beds = SleepingPool(model_of(SleepTier(4, least=4), minimum=1, together=5), 5)
     for requests in (30.0, 2.0):
         for plan in run(beds, requests, 160):
             assert plan.replicas + plan.asleep <= 5
     assert plan.asleep == 4
 
 
-def test_the_last_ones_end_when_every_silence_there_was_is_longer_than_sleeping_is_worth() -> None:
+def test_the_last_sleepers_end_when_all_idle_gaps_outlast_the_break_even() -> None:
     model = model_of(SleepTier(2, wake_seconds=_WAKE))
-    after = Beds(model, 1)
+    after = SleepingPool(model, 1)
     for _ in range(12):  # ten minutes of requests, four hours of none
         last(after, 3.0, 120)
         last(after, 0.0, 2_880)
     last(after, 3.0, 120)
     ended = [plan.asleep for plan in run(after, 0.0, 600)]
     assert 0 in ended, "within fifty minutes"
-    young = Beds(model, 1)
+    young = SleepingPool(model, 1)
     last(young, 3.0, 120)
     assert last(young, 0.0, 600).asleep >= 1, "who has no history sleeps on for as long as that is worth"
 
 
 def test_after_says_when_the_last_one_ends() -> None:
-    beds = Beds(model_of(SleepTier(2, after_seconds=900.0, wake_seconds=_WAKE)), 1)
+    beds = SleepingPool(model_of(SleepTier(2, after_seconds=900.0, wake_seconds=_WAKE)), 1)
     last(beds, 3.0, 60)
     slept = [plan.asleep for plan in run(beds, 0.0, 300)]
     assert max(slept) >= 1
@@ -215,7 +215,7 @@ def test_bounds_hold_for_both_together_and_doubt_or_a_restart_ends_nobody(
     minutes: list[tuple[int, int, str]], minimum: int, maximum: int, least: int, more: int, awake: int
 ) -> None:
     tier = SleepTier(max(1, least + more), least=least, wake_seconds=_WAKE)
-    beds = Beds(model_of(tier, minimum, maximum), min(max(awake, minimum), maximum))
+    beds = SleepingPool(model_of(tier, minimum, maximum), min(max(awake, minimum), maximum))
     for ticks, requests, signals in minutes:
         for _ in range(ticks):
             had, served = len(beds.awake) + len(beds.asleep), len(beds.awake)

@@ -19,13 +19,13 @@ MODEL = ModelSpec("chat", 3.0, 0.2, (PoolSpec("main", minimum=0, maximum=8, prof
 SILENT = GatewayTraffic(0.0, 0.0)
 
 
-class Watched:
+class ObservedCore:
     """A core that is shown one replica, or none, every five seconds."""
 
     def __init__(self) -> None:
         self.core, self.now = ScalingCore(MODEL), 0.0
 
-    def look(
+    def step(
         self,
         gateway: GatewayTraffic | None,
         running: float = 0.0,
@@ -43,31 +43,29 @@ class Watched:
 
 
 def test_requests_that_a_gateway_held_are_no_lie_when_an_engine_begins_them() -> None:
-    watched = Watched()
+    watched = ObservedCore()
     for _ in range(3):
-        watched.look(SILENT, ready=0)
-    assert watched.look(GatewayTraffic(13.0, 7_000.0, 9.0), ready=0).rule == "wake"
-    assert watched.look(SILENT, running=9.0, begun=9.0).rule != "lying"
-    watched.look(SILENT, done=9.0)
+        watched.step(SILENT, ready=0)
+    assert watched.step(GatewayTraffic(13.0, 7_000.0, 9.0), ready=0).rule == "wake"
+    assert watched.step(SILENT, running=9.0, begun=9.0).rule != "lying"
+    watched.step(SILENT, done=9.0)
     assert watched.core.state.clock.blind_since is None
 
 
 def test_what_was_queued_before_anybody_looked_is_no_lie_when_it_begins() -> None:
-    watched = Watched()
-    watched.look(SILENT, running=9.0)
+    watched = ObservedCore()
+    watched.step(SILENT, running=9.0)
     for _ in range(3):
-        assert watched.look(SILENT, running=6.0, begun=3.0).rule != "lying"
+        assert watched.step(SILENT, running=6.0, begun=3.0).rule != "lying"
 
 
-def test_engines_that_go_on_beginning_what_no_gateway_received_show_a_lie_which_ends_a_quarter_of_an_hour_after_the_last() -> (
-    None
-):
-    watched = Watched()
+def test_requests_that_no_gateway_received_make_signals_inconsistent_for_15_minutes() -> None:
+    watched = ObservedCore()
     for _ in range(3):
-        watched.look(GatewayTraffic(5.0, 5_000.0), running=5.0, begun=5.0)
-    rules = [watched.look(SILENT, running=5.0, begun=5.0).rule for _ in range(4)]
+        watched.step(GatewayTraffic(5.0, 5_000.0), running=5.0, begun=5.0)
+    rules = [watched.step(SILENT, running=5.0, begun=5.0).rule for _ in range(4)]
     assert rules[-1] == "lying"
-    silent = [watched.look(SILENT) for _ in range(200)]
+    silent = [watched.step(SILENT) for _ in range(200)]
     assert watched.core.state.trust.began == 0.0
     assert watched.core.state.clock.blind_since is None
     assert silent[-1].rule not in {"lying", "blind-up"}
@@ -95,7 +93,7 @@ def test_replicas_of_several_pools_may_have_one_name() -> None:
     assert "lying" not in {plan.rule for plan in plans.values()}
 
 
-def test_replicas_that_are_gone_are_forgotten_also_beside_a_pool_that_nobody_can_read() -> None:
+def test_replicas_that_are_gone_are_forgotten_although_another_pool_is_unread() -> None:
     core = ScalingCore(TWO)
     for tick in range(60):
         seen = PoolObservation(

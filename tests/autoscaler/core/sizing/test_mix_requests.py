@@ -40,7 +40,7 @@ MODEL = ModelSpec(
 SHAPES = (ShapeCount(1_000.0, 200.0, 45.0), ShapeCount(200.0, 400.0, 5.0))
 
 
-class Asked:
+class FakeSolver:
     """A solver that answers the same to everything (None: nothing at all), and remembers what it was asked. ``after``: so many looks
     later."""
 
@@ -49,14 +49,14 @@ class Asked:
         self.rule, self._replicas, self._after = rule, replicas, after
         self._open: list[tuple[int, MixResult]] = []
 
-    def told(self) -> dict[str, MixResult]:
+    def replies(self) -> dict[str, MixResult]:
         """What comes with this look."""
         self._open = [(left - 1, told) for left, told in self._open]
         due = [told for left, told in self._open if left <= 0]
         self._open = [(left, told) for left, told in self._open if left > 0]
         return {Role.SERVE.value: due[0]} if due else {}
 
-    def ask(self, plan: ScalingPlan) -> None:
+    def query(self, plan: ScalingPlan) -> None:
         """What a plan asks."""
         for asked in plan.asks.values():
             self.asked.append(asked)
@@ -70,7 +70,7 @@ def driven(
     arrivals: Callable[[int], float] = lambda tick: 40.0,
     begin: int = 0,
     desired: dict[str, int] | None = None,
-    ask: Asked | None = None,
+    ask: FakeSolver | None = None,
 ) -> tuple[list[ScalingPlan], dict[str, int]]:
     """Plans of so many looks five seconds apart; what is asked for is ready at the next. Without ``ask`` no question is answered."""
     there = dict(desired or {"S": 9, "L": 0})
@@ -78,11 +78,11 @@ def driven(
     for tick in range(begin, begin + ticks):
         seen = {name: PoolObservation(count, count, replicas=()) for name, count in there.items()}
         came = arrivals(tick)
-        told = {} if ask is None else ask.told()
+        told = {} if ask is None else ask.replies()
         observation = Observation(tick * 5.0, GatewayTraffic(came, 1_000.0 * came), seen, shapes=shapes, mixes=told)
         plans.append(core.step(observation))
         if ask is not None:
-            ask.ask(plans[-1])
+            ask.query(plans[-1])
         there = {name: one.replicas for name, one in plans[-1].pools.items()}
     return plans, there
 
@@ -92,7 +92,7 @@ def numbers(plans: list[ScalingPlan]) -> list[dict[str, int]]:
 
 
 def test_a_solver_is_asked_every_five_minutes_what_the_need_takes_and_is_followed() -> None:
-    ask = Asked({"S": 2, "L": 1})
+    ask = FakeSolver({"S": 2, "L": 1})
     plans, there = driven(ScalingCore(MODEL), 200, ask=ask)
     assert len(ask.asked) == 3  # in 1,000 s, of which the first are too few to know the shapes
     rates, candidates = ask.asked[-1].rates, ask.asked[-1].candidates
@@ -107,7 +107,7 @@ def test_a_solver_is_asked_every_five_minutes_what_the_need_takes_and_is_followe
 
 
 def test_over_all_shapes_a_pool_carries_what_the_core_says_it_does() -> None:
-    ask = Asked(None, "greedy-timeout")
+    ask = FakeSolver(None, "greedy-timeout")
     plans, _ = driven(ScalingCore(MODEL), 100, ask=ask)
     rates, candidates = ask.asked[-1].rates, ask.asked[-1].candidates
     for one in candidates:
@@ -116,22 +116,22 @@ def test_over_all_shapes_a_pool_carries_what_the_core_says_it_does() -> None:
 
 
 def test_a_shape_that_no_replica_of_a_pool_can_serve_is_left_to_the_others() -> None:
-    ask = Asked(None, "idle")
+    ask = FakeSolver(None, "idle")
     driven(ScalingCore(MODEL), 100, (*SHAPES, ShapeCount(20_000.0, 100.0, 5.0)), ask=ask)
     little, big = ask.asked[-1].candidates
     assert 0.0 in little.throughput
     assert 0.0 not in big.throughput
 
 
-@pytest.mark.parametrize("ask", [Asked(None, "greedy-timeout"), Asked({"S": 2}, "milp")])
-def test_an_answer_that_is_none_changes_no_number_and_the_plan_says_so(ask: Asked) -> None:
+@pytest.mark.parametrize("ask", [FakeSolver(None, "greedy-timeout"), FakeSolver({"S": 2}, "milp")])
+def test_an_answer_that_is_none_changes_no_number_and_the_plan_says_so(ask: FakeSolver) -> None:
     plain, _ = driven(ScalingCore(MODEL), 150, arrivals=lambda tick: 40.0 + tick)
     with_one, _ = driven(ScalingCore(MODEL), 150, arrivals=lambda tick: 40.0 + tick, ask=ask)
     assert numbers(plain) == numbers(with_one)
     assert f"mean request (mix: {ask.rule})" in with_one[-1].pools["S"].reason
 
 
-def test_while_nobody_answers_the_mean_request_divides_and_the_question_is_asked_again() -> None:
+def test_without_a_reply_the_mean_request_divides_and_the_query_is_repeated() -> None:
     plans, _ = driven(ScalingCore(MODEL), 200)
     asked = [at for at, plan in enumerate(plans) if plan.asks]
     assert [after - before for before, after in pairwise(asked)] == [60, 60]
@@ -144,8 +144,8 @@ def test_while_nobody_answers_the_mean_request_divides_and_the_question_is_asked
     assert numbers(without) == numbers(plans)
 
 
-def test_a_mix_stays_while_its_successor_is_solved_and_is_given_up_ten_minutes_after_the_last_answer() -> None:
-    core, ask = ScalingCore(MODEL), Asked({"S": 2, "L": 1})
+def test_a_mix_expires_ten_minutes_after_the_last_reply() -> None:
+    core, ask = ScalingCore(MODEL), FakeSolver({"S": 2, "L": 1})
     _, there = driven(core, 60, ask=ask)
     assert core.state.groups["Serve"].blend.told_at == 175.0
     plans, _ = driven(core, 120, begin=60, desired=there)
@@ -156,7 +156,7 @@ def test_a_mix_stays_while_its_successor_is_solved_and_is_given_up_ten_minutes_a
 
 @pytest.mark.parametrize("after", [2, 59])
 def test_an_answer_that_takes_a_while_is_followed_when_it_comes(after: int) -> None:
-    plans, there = driven(ScalingCore(MODEL), 200, ask=Asked({"S": 2, "L": 1}, after=after))
+    plans, there = driven(ScalingCore(MODEL), 200, ask=FakeSolver({"S": 2, "L": 1}, after=after))
     first = next(at for at, plan in enumerate(plans) if plan.asks)
     followed = ["mix_replicas" in plan.pools["L"].inputs for plan in plans]
     assert followed.index(True) == first + after
@@ -164,7 +164,7 @@ def test_an_answer_that_takes_a_while_is_followed_when_it_comes(after: int) -> N
 
 
 def test_an_answer_to_an_older_question_or_to_none_is_no_answer() -> None:
-    plans, _ = driven(ScalingCore(MODEL), 200, ask=Asked({"S": 2, "L": 1}, after=61))
+    plans, _ = driven(ScalingCore(MODEL), 200, ask=FakeSolver({"S": 2, "L": 1}, after=61))
     assert numbers(plans) == numbers(driven(ScalingCore(MODEL), 200)[0])
     core = ScalingCore(MODEL)
     for tick in range(200):
@@ -175,7 +175,7 @@ def test_an_answer_to_an_older_question_or_to_none_is_no_answer() -> None:
 
 
 def test_without_shapes_nobody_is_asked_and_a_mix_is_given_up_after_ten_minutes() -> None:
-    core, ask = ScalingCore(MODEL), Asked({"S": 2, "L": 1})
+    core, ask = ScalingCore(MODEL), FakeSolver({"S": 2, "L": 1})
     _, there = driven(core, 100, None, ask=ask)
     assert not ask.asked
     assert core.state.shapes is None
@@ -189,10 +189,10 @@ def test_without_shapes_nobody_is_asked_and_a_mix_is_given_up_after_ten_minutes(
 
 def test_what_is_followed_goes_through_json_and_on() -> None:
     core = ScalingCore(MODEL)
-    _, there = driven(core, 100, ask=Asked({"S": 2, "L": 1}))
+    _, there = driven(core, 100, ask=FakeSolver({"S": 2, "L": 1}))
     other = ScalingCore(MODEL, state=decode_state(encode_state(core.state)))
     assert other.state == core.state
-    asks = Asked({"S": 2, "L": 1}), Asked({"S": 2, "L": 1})
+    asks = FakeSolver({"S": 2, "L": 1}), FakeSolver({"S": 2, "L": 1})
     plans = [driven(one, 70, begin=100, desired=there, ask=ask) for one, ask in zip((core, other), asks, strict=True)]
     assert plans[0] == plans[1]
 
@@ -230,7 +230,7 @@ def test_a_mix_never_leaves_the_bounds_nor_a_need_that_could_be_carried(
 
 @given(st.lists(st.floats(0.0, 150.0), min_size=1, max_size=12), st.integers(0, 60), st.integers(0, 60))
 def test_whatever_a_solver_says_the_pools_bounds_hold(minutes: list[float], small_ones: int, large_ones: int) -> None:
-    ask = Asked({"S": small_ones, "L": large_ones})
+    ask = FakeSolver({"S": small_ones, "L": large_ones})
     plans, _ = driven(ScalingCore(MODEL), 12 * len(minutes), arrivals=lambda tick: minutes[tick // 12], ask=ask)
     for plan in plans:
         for facts in MODEL.pools:

@@ -40,7 +40,7 @@ def _need(mix: MeanRequest, objectives: LatencyTargets, level: LoadLevel, bursts
     return estimate_demand(inputs, _SETTINGS)
 
 
-def test_where_short_answers_are_hurt_by_long_prompts_less_room_is_kept_above_the_steady_level() -> None:
+def test_margin_is_smaller_where_long_prompts_delay_short_answers() -> None:
     room = _need(_LONG, _PATIENT, LoadLevel(10.0, 4.0, 0.0, 10.0, 9.5)).replicas
     bare = _need(_LONG, _PATIENT, LoadLevel(10.0, 0.0, 0.0, 10.0, 10.0)).replicas
     assert bare < room < bare + 0.7 * 4.0

@@ -17,7 +17,7 @@ from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow, add
 _PROFILE = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_sequences=64, step_tokens=512)
 
 
-class _Held:
+class _FixedPool:
     """A pool whose number somebody else sets, and a core that plans for it."""
 
     def __init__(self, maximum: int = 20) -> None:
@@ -32,7 +32,7 @@ class _Held:
 
 
 def test_what_was_needed_but_not_granted_is_not_started_once_it_is_over() -> None:
-    pool = _Held()
+    pool = _FixedPool()
     asked = [pool.step(40.0, 1).replicas for _ in range(40)]
     assert max(asked) > 5
     after = [pool.step(0.0, 1).replicas for _ in range(150)]
@@ -40,15 +40,15 @@ def test_what_was_needed_but_not_granted_is_not_started_once_it_is_over() -> Non
 
 
 def test_what_was_granted_stays_for_the_window() -> None:
-    pool = _Held()
+    pool = _FixedPool()
     for _ in range(40):
         pool.step(40.0, 12)
     kept = [pool.step(0.0, 12).replicas for _ in range(15)]
     assert min(kept) > 5
 
 
-def test_without_metrics_the_number_rises_above_the_most_that_was_needed_and_is_hedged() -> None:
-    pool, there = _Held(maximum=60), 8
+def test_without_metrics_the_number_rises_above_the_highest_need_with_a_hedge() -> None:
+    pool, there = _FixedPool(maximum=60), 8
     for arrivals in [40.0] * 60 + [20.0] * 20:
         there = pool.step(arrivals, there).replicas
     (group,) = pool.core.state.groups.values()
@@ -66,7 +66,7 @@ def test_without_metrics_the_number_rises_above_the_most_that_was_needed_and_is_
 
 
 def test_more_than_there_may_be_is_told_but_not_remembered() -> None:
-    pool = _Held(maximum=3)
+    pool = _FixedPool(maximum=3)
     for _ in range(40):
         plan = pool.step(500.0, 3)
     assert (plan.replicas, plan.rule) == (3, "maximum")

@@ -116,7 +116,7 @@ def test_groups_share_by_the_needs_of_a_minute_and_of_nothing_before_a_turn() ->
     assert recent_need(needs, 66.0, 7.5, None, 60.0).largest == 8.0
 
 
-def test_after_a_turn_in_the_open_memory_is_not_sized_for_old_prompts_with_new_answers() -> None:
+def test_after_a_shift_memory_is_not_sized_for_old_prompts_with_new_answers() -> None:
     """From 6 requests a second of 8,000 / 100 tokens to 16 of 1,000 / 800: four decode engines do, and sixteen were ordered."""
     draw, at, turn = random.Random(13), 0.0, 900.0
     requests: list[tuple[float, int, int]] = []
