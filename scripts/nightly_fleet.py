@@ -70,14 +70,14 @@ def main() -> int:
             over = len(nights) == len(seeds) or (options.minutes is not None and seconds > 60.0 * options.minutes)
             if over or len(nights) % _WRITTEN_EVERY == 0:
                 result = _result(options, nights, seconds)
-                _write(path, result if before is None else together(before, result))
+                _write(path, result if before is None else merge_reports(before, result))
             if over:
                 pool.shutdown(cancel_futures=True)
                 break
     return 1 if any(one.violations for one in nights) else 0
 
 
-def together(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+def merge_reports(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """Returns the report of two consecutive runs: sums, and otherwise the second's values."""
     both = dict(after)
     for name in _SUMMED:

@@ -169,10 +169,10 @@ def test_nothing_is_lost_when_it_is_killed_or_blind_in_the_midst_of_a_ramp(
         if what == "autoscaler":
             installation.here.run(*killed)  # both of them, before they have seen what comes
         else:
-            _blind(installation, "http://10.255.255.1:8081")
+            _set_gateway(installation, "http://10.255.255.1:8081")
             until("it says that it is blind", found, lambda: condition_reason(found) == "Blind", 120)
             assert desired(here, "ramp") >= before
-            _blind(installation, f"http://fairlead-gateway-manage.{NAMESPACE}.svc:8081")
+            _set_gateway(installation, f"http://fairlead-gateway-manage.{NAMESPACE}.svc:8081")
         took = until("it has as many as it needs", found, lambda: ready_replicas(found) >= 5, 300)
     bars = [ReportLine(f"0 failed streams when it loses its {what}", len(streams.failures), streams.failures == [])]
     report.record_result(f"without_{what}", bars, into=RESULTS, before=before, seconds_to_grow=took, **streams.end)
@@ -217,7 +217,7 @@ def _answers(record: RunRecord) -> bool:
     return subprocess.run(asked, capture_output=True, check=False).returncode == 0
 
 
-def _blind(installation: HelmRelease, gateway: str) -> None:
+def _set_gateway(installation: HelmRelease, gateway: str) -> None:
     """Let the autoscaler ask these gateways."""
     path = "/spec/template/spec/containers/0/args/1"
     patch = json.dumps([{"op": "replace", "path": path, "value": f"--gateway={gateway}"}])

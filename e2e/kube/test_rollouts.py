@@ -60,14 +60,14 @@ class ReadyMinimum(KubectlWatch):
         labels = ("-l", f"fairlead.io/model={model},fairlead.io/endpoint=true")
         super().__init__(
             here,
-            (self._tell, (workload, "-o", shown)),
-            (self._see, ("pods", *labels, "--output-watch-events", "-o", f"jsonpath={pod}")),
+            (self._add_available, (workload, "-o", shown)),
+            (self._add_ready, ("pods", *labels, "--output-watch-events", "-o", f"jsonpath={pod}")),
         )
 
-    def _tell(self, line: str) -> None:
+    def _add_available(self, line: str) -> None:
         self.told.append(int(line.strip() or 0))
 
-    def _see(self, line: str) -> None:
+    def _add_ready(self, line: str) -> None:
         uid, kind, going, *rest = line.split(" ", 3)
         conditions = json.loads("".join(rest) or "[]")
         ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)

@@ -37,12 +37,12 @@ async def run(stage: EngineStage, report: VllmReport, parts: Sequence[str]) -> N
     for part in parts:
         report.begin(part)
         try:
-            await _room(part, stage, report).run()
+            await _scenario(part, stage, report).run()
         except Exception as error:  # noqa: BLE001
             report.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
 
 
-def _room(part: str, stage: EngineStage, report: VllmReport) -> ApiSurface | HandoffScenario | IndexScenarios:
+def _scenario(part: str, stage: EngineStage, report: VllmReport) -> ApiSurface | HandoffScenario | IndexScenarios:
     if part == "surface":
         return ApiSurface(stage, report)
     if part in INDEXES:

@@ -36,13 +36,13 @@ class FakeTime(ManualClock):
     async def advance_until(self, condition: Callable[[], bool], below: float) -> None:
         """Ends pauses shorter than `below` one after the other, until `condition` holds."""
 
-        def turned() -> bool:
+        def advance_one() -> bool:
             waiting = self.pending_pauses
             if waiting and waiting[0] < below:
                 self.advance(waiting[0])
             return condition()
 
-        await wait_until(turned)
+        await wait_until(advance_one)
 
     @property
     def pending_pauses(self) -> list[float]:

@@ -11,10 +11,10 @@ async def wait_until(condition: Callable[[], bool], patience_seconds: float = PA
     `patience_seconds`.
     """
 
-    async def _asked() -> bool:
+    async def _holds() -> bool:
         return condition()
 
-    await wait_until_async(_asked, patience_seconds)
+    await wait_until_async(_holds, patience_seconds)
 
 
 async def wait_until_async(
