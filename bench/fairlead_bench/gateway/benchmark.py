@@ -21,7 +21,7 @@ from fairlead_bench.gateway.load_cases import (
     LoadCase,
     MeasurementPlan,
 )
-from fairlead_bench.gateway.measurement import CaseRun, measure
+from fairlead_bench.gateway.measurement import CaseRun, LoadGenerator, measure
 from fairlead_bench.gateway.mock_engine import MockEngine
 from fairlead_bench.gateway.native_programs import BuildError, NativePrograms, build
 from fairlead_bench.gateway.peer_installation import InstalledPeer, PeerUnavailable, install_peer
@@ -119,16 +119,8 @@ class BenchmarkSession:
         bodies = write_bodies(
             self.folder, case.size_bytes, seed=self.seed, max_tokens=case.events or 128, stream=bool(case.events)
         )
-        return measure(
-            case,
-            target,
-            self.engine,
-            load=[*self.load_prefix, str(self.programs.load)],
-            bodies=bodies,
-            seconds=seconds,
-            number=number,
-            seed=self.seed,
-        )
+        load = LoadGenerator([*self.load_prefix, str(self.programs.load)], bodies, seconds, self.seed)
+        return measure(case, target, self.engine, load, number=number)
 
 
 def schedule(plan: MeasurementPlan, targets: Sequence[str]) -> Iterator[tuple[LoadCase, str, int]]:

@@ -51,23 +51,42 @@ class CaseRun:
         return not self.problems
 
 
+@dataclass(frozen=True, slots=True)
+class LoadGenerator:
+    """The load generator's command and its input. ``seed``: of all runs; each has one of its own."""
+
+    command: Sequence[str]
+    bodies: Path
+    seconds: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunObservations:
+    """The observations of one run.
+
+    found: the report of the load generator.
+    before, after: the engine's counters.
+    usages: of the target, at the begin and the end of the measured time; empty without a target.
+    """
+
+    found: Mapping[str, Any]
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    usages: Sequence[ProcessUsage]
+    rss_before: int | None
+
+
 def measure(
-    case: LoadCase,
-    target: TargetProcess | None,
-    engine: MockEngine,
-    *,
-    load: Sequence[str],
-    bodies: Path,
-    seconds: float,
-    number: int,
-    seed: int,
+    case: LoadCase, target: TargetProcess | None, engine: MockEngine, load: LoadGenerator, *, number: int
 ) -> CaseRun:
-    """Run ``case`` once. ``target`` None is the engine itself, without anything in between."""
+    """Runs a case once. ``target``: None for the engine itself, without a gateway."""
     engine.set_pace(case.interval_seconds)
     before = engine.stats()
     rss_before = target.usage().rss_bytes if target is not None else None
-    command = [*load, *_arguments(case, target.port if target is not None else engine.ports[0])]
-    command += ["--bodies", str(bodies), "--seconds", str(seconds), "--seed", str(seed * 1_000 + number)]
+    command = [*load.command, *_arguments(case, target.port if target is not None else engine.ports[0])]
+    command += ["--bodies", str(load.bodies), "--seconds", str(load.seconds)]
+    command += ["--seed", str(load.seed * 1_000 + number)]
     usages: list[ProcessUsage] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -84,20 +103,13 @@ def measure(
     name = target.target.name if target is not None else DIRECT
     if process.returncode != 0 or not last:
         return CaseRun(case.name, name, number, problems=(complaint or "the load generator failed",))
-    return summarize(case, name, number, json.loads(last), before, engine.stats(), usages, rss_before)
+    observed = RunObservations(json.loads(last), before, engine.stats(), usages, rss_before)
+    return summarize(case, name, number, observed)
 
 
-def summarize(
-    case: LoadCase,
-    target: str,
-    number: int,
-    found: Mapping[str, Any],
-    before: Mapping[str, int],
-    after: Mapping[str, int],
-    usages: Sequence[ProcessUsage],
-    rss_before: int | None,
-) -> CaseRun:
-    """The run out of what the load generator, the engine and /proc said."""
+def summarize(case: LoadCase, target: str, number: int, observed: RunObservations) -> CaseRun:
+    """Returns the figures of a run."""
+    found, before, after, usages = observed.found, observed.before, observed.after, observed.usages
     units = {"request": "requests", "chunk": "events", "abort": "aborts_measured"}[case.unit]
     count = int(found[units])
     cpu = kernel = None
@@ -114,26 +126,20 @@ def summarize(
         core_share=cpu / found["seconds"] if cpu is not None else None,
         kernel_share=min(1.0, kernel / cpu) if cpu and kernel is not None else None,
         rss_bytes=usages[-1].rss_bytes if usages else None,
-        rss_before_bytes=rss_before,
+        rss_before_bytes=observed.rss_before,
         delay=found["delay"],
         first_event=found["first_event"],
         under_way=found["under_way"],
         aborts=int(found["aborts"]),
         aborts_seen=min(int(found["aborts"]), after["aborted"] - before["aborted"]),
         streams_left=after["open"] - before["open"],
-        problems=tuple(_problems(case, found, before, after, usages, count)),
+        problems=tuple(_problems(case, observed, count)),
     )
 
 
-def _problems(
-    case: LoadCase,
-    found: Mapping[str, Any],
-    before: Mapping[str, int],
-    after: Mapping[str, int],
-    usages: Sequence[ProcessUsage],
-    count: int,
-) -> list[str]:
-    """Why the run's figures cannot be used."""
+def _problems(case: LoadCase, observed: RunObservations, count: int) -> list[str]:
+    """Returns the reasons why the run's figures cannot be used."""
+    found, before, after, usages = observed.found, observed.before, observed.after, observed.usages
     problems = []
     bad = int(found["errors"]) + int(found["wrong"]) + int(found["unfinished"])
     asked = max(1, after["requests"] - before["requests"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fairlead.runtime.compiled_build import is_compiled
-from fairlead_bench.index.index_processes import run, run_baseline
+from fairlead_bench.index.index_processes import EventTraffic, run, run_baseline
 from fairlead_bench.index.mirror_lookup import measure_matches
 from fairlead_bench.index.result_rows import TEN_MILLION, IndexFigures, rows
 from fairlead_bench.results import write_results
@@ -56,6 +56,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _plain(kind: str, blocks: int, engines: int, seed: int, *, cold: bool, emptied: bool = False) -> dict[str, Any]:
-    one = run(kind, blocks, engines=engines, rate=_RATE, seed=seed, cold=cold, emptied=emptied).plain()
+    one = run(EventTraffic(kind, blocks, engines, _RATE, seed), cold=cold, emptied=emptied).plain()
     print(f"{kind}: {one['blocks'] / one['indexer']['cpu']:,.0f} blocks per CPU-second of the indexer", file=sys.stderr)
     return one

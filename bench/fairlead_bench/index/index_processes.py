@@ -153,14 +153,27 @@ def start_indexer(redis: str, engines: list[dict[str, str]], folder: Path) -> It
             process.stdout.close()
 
 
-def run(
-    kind: str, blocks: int, *, engines: int, rate: int, seed: int, cold: bool = False, emptied: bool = False
-) -> IndexRun:
-    """One kind of traffic. ``cold``: afterwards another mirror is loaded from what is in Redis.
-    ``emptied``: when half of it was sent Redis is emptied, so that everything is written down in a
-    new epoch while the other half arrives."""
-    marks = ",".join(str(seed + number) for number in range(engines))
-    words = (kind, str(blocks), str(engines), str(rate), str(seed))
+@dataclass(frozen=True, slots=True)
+class EventTraffic:
+    """The events of a run: their kind, blocks in all and per second, and the engines."""
+
+    kind: str
+    blocks: int
+    engines: int
+    rate: int
+    seed: int
+
+
+def run(traffic: EventTraffic, *, cold: bool = False, emptied: bool = False) -> IndexRun:
+    """Returns the figures of one kind of traffic.
+
+    cold: another mirror is loaded from Redis afterwards.
+    emptied: Redis is emptied after half of the events. Everything is written in a new epoch then,
+        while the other half arrives.
+    """
+    kind, blocks, engines = traffic.kind, traffic.blocks, traffic.engines
+    marks = ",".join(str(traffic.seed + number) for number in range(engines))
+    words = (kind, str(blocks), str(engines), str(traffic.rate), str(traffic.seed))
     with (
         tempfile.TemporaryDirectory() as folder,
         start_redis() as redis,
@@ -179,7 +192,7 @@ def run(
             begun = time.monotonic()
             publisher.send("go")
             if emptied:
-                time.sleep(blocks / rate / 2)
+                time.sleep(blocks / traffic.rate / 2)
                 _empty(redis.url)
             sent = publisher.read()["sent"]
             _wait_until_mirrored(mirror, engines)

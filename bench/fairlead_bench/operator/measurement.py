@@ -14,7 +14,15 @@ import yaml
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import NotFound
-from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, Resource, metadata_of, name_of
+from fairlead.kube.resources import (
+    DEPLOYMENTS,
+    MODEL_DEPLOYMENTS,
+    Manifest,
+    ObjectSelection,
+    Resource,
+    metadata_of,
+    name_of,
+)
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_bench.operator.subject_process import RequestCounts, SubjectProcess, api_requests, reads, writes
@@ -95,7 +103,7 @@ class ObjectWatch:
         version = ""
         await wait_until_async(listed)
         while True:
-            async for change in self._api.watch(self._kind, NAMESPACE, resource_version=version):
+            async for change in self._api.watch(ObjectSelection(self._kind, NAMESPACE), resource_version=version):
                 version = str(metadata_of(change.object).get("resourceVersion") or version)
                 if change.type == "DELETED":
                     self.items.pop(name_of(change.object), None)

@@ -29,7 +29,7 @@ from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetSimulation
-from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway
+from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway, RequestClasses
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway, instances_of
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
@@ -121,24 +121,34 @@ LAPS = SchedulingTraffic(_laps, lambda one: LAPS_SHORT_SECONDS if one.prompt_tok
 LAPS_SHORT = SchedulingTraffic(_lmsys, lambda one: LAPS_SHORT_SECONDS)
 
 
+@dataclass(frozen=True, slots=True)
+class SchedulingFleet:
+    """The engines of a run. ``max_tokens``: the output bound that clients set."""
+
+    profile: EngineProfile = H100
+    engines: int = ENGINES
+    block_tokens: int = TRACE_BLOCK_TOKENS
+    reserve_tokens: int | None = None
+    max_tokens: int | None = None
+
+
 def run(
     requests: list[TraceRequest],
     how: str,
+    engines: SchedulingFleet = SchedulingFleet(),
     *,
     objective: SloOfRequest | None = None,
-    profile: EngineProfile = H100,
-    engines: int = ENGINES,
-    block_tokens: int = TRACE_BLOCK_TOKENS,
-    reserve_tokens: int | None = None,
-    most_tokens: int | None = None,
 ) -> list[RequestResult]:
-    """Returns the results of one run. ``how`` is one of ``CONCURRENT_REQUESTS``, or a queue:
-    ``gate``, ``sedf`` (its order, without places for long prompts), ``QUEUE_ORDERS``."""
-    names = [f"sim-{number}/0/0" for number in range(engines)]
+    """Returns the results of one run.
+
+    how: one of ``CONCURRENT_REQUESTS``, or a queue: ``gate``, ``sedf`` (its order, without places
+        for long prompts), ``QUEUE_ORDERS``.
+    """
+    names, profile = [f"sim-{number}/0/0" for number in range(engines.engines)], engines.profile
     model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=LONG_SECONDS), CONCURRENT_REQUESTS.get(how, "dual-hash"))
     router = ModelRouter(secret=_SECRET)
     router.update(model, instances_of(names, profile))
-    prompts = TracePromptCache(block_tokens, secret=_SECRET, seed=model.key.encode())
+    prompts = TracePromptCache(engines.block_tokens, secret=_SECRET, seed=model.key.encode())
     front: SingleGateway = SingleGateway(router, prompts.prefix_chain, {}, model, profile, never_queues=True)
     if how not in CONCURRENT_REQUESTS:
         gate = AdmissionPolicy(
@@ -147,8 +157,9 @@ def run(
             separate_long=how in PLACEMENTS,
         )
         kind = SingleStepGate if how == "edf one at a time" else AdmissionControlledGateway
-        front = kind(router, prompts.prefix_chain, model, profile, gate, objective=objective, max_tokens=most_tokens)
-    fleet = FleetOptions(names, profile, block_tokens, reserve_tokens=reserve_tokens)
+        classes = RequestClasses(objective, max_tokens=engines.max_tokens)
+        front = kind(router, prompts.prefix_chain, model, profile, gate, classes)
+    fleet = FleetOptions(names, profile, engines.block_tokens, reserve_tokens=engines.reserve_tokens)
     course = FleetSimulation(front, fleet, prompts=prompts)
     return course.run(requests)
 
@@ -247,8 +258,8 @@ def memory_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Ite
             for seed in seeds:
                 draw = random.Random(seed)
                 requests = draw_arrivals(draw, rate, [answer_lengths(draw) for _ in range(count)])
-                options = {"profile": A100, "engines": 1, "block_tokens": 16, "reserve_tokens": 0, "most_tokens": 8_192}
-                served = run(requests, how, **options)[count // 10 :]  # type: ignore[arg-type]
+                one_engine = SchedulingFleet(A100, 1, block_tokens=16, reserve_tokens=0, max_tokens=8_192)
+                served = run(requests, how, one_engine)[count // 10 :]
                 preempted += sum(one.preemptions for one in served)
                 good += sum(_meets_slo(one) for one in served)
                 total += len(served)

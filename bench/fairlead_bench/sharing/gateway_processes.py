@@ -122,25 +122,36 @@ def _words(random: Random, count: int) -> str:
     return " ".join(str(random.randrange(100_000)) for _ in range(count))
 
 
+@dataclass(frozen=True, slots=True)
+class AgentTraffic:
+    """The sessions of agents and how they are sent.
+
+    seed: of the gateway that each turn goes to.
+    in_step: each request waits until all gateways know of the one before.
+    """
+
+    sessions: Sequence[Sequence[list[dict[str, str]]]]
+    seed: int
+    concurrency: int = CONCURRENT_REQUESTS
+    in_step: bool = False
+
+
 async def drive(
-    urls: Sequence[str],
-    wanted: Sequence[Sequence[list[dict[str, str]]]],
-    *,
-    at_once: int,
-    seed: int,
-    between: Callable[[], Awaitable[None]] | None = None,
+    urls: Sequence[str], traffic: AgentTraffic, *, between: Callable[[], Awaitable[None]] | None = None
 ) -> SharingFigures:
-    """Send all sessions, so many at once, each turn to one of the gateways; ``between`` is awaited
-    after every answer."""
-    room = asyncio.Semaphore(at_once)
-    draw = Random(seed)
-    ways = [[draw.random() for _ in session] for session in wanted]
+    """Sends all sessions, each turn to one of the gateways.
+
+    between: awaited after every answer.
+    """
+    slots = asyncio.Semaphore(traffic.concurrency)
+    draw = Random(traffic.seed)
+    ways = [[draw.random() for _ in session] for session in traffic.sessions]
     totals = [0, 0, 0, 0]
     own: list[float] = []
     whole: list[float] = []
 
     async def one(session: Sequence[list[dict[str, str]]], way: list[float]) -> None:
-        async with room:
+        async with slots:
             for messages, drawn in zip(session, way, strict=True):
                 body = {"model": "tiny", "messages": messages, "max_tokens": 8}
                 begun = time.perf_counter()
@@ -157,7 +168,7 @@ async def drive(
                 if between is not None:
                     await between()
 
-    await asyncio.gather(*[one(session, way) for session, way in zip(wanted, ways, strict=True)])
+    await asyncio.gather(*[one(session, way) for session, way in zip(traffic.sessions, ways, strict=True)])
     return SharingFigures(*totals, own_seconds=tuple(own), whole_seconds=tuple(whole))
 
 
@@ -168,18 +179,9 @@ def _gateway_seconds(timing: str) -> float:
 
 
 async def measure(
-    gateways: int,
-    wanted: Sequence[Sequence[list[dict[str, str]]]],
-    *,
-    redis: str | None,
-    folder: Path,
-    at_once: int,
-    seed: int,
-    setting: FleetSetting,
-    in_step: bool = False,
+    gateways: int, traffic: AgentTraffic, *, redis: str | None, folder: Path, setting: FleetSetting
 ) -> SharingFigures:
-    """Returns the figures of one run with its own engines and gateways. ``in_step`` delays each
-    request until all gateways know of the one before."""
+    """Returns the figures of one run with its own engines and gateways."""
     os.environ["FAIRLEAD_HASH_SECRET"] = SECRET
     path = folder / f"fleet-{gateways}.yaml"
     async with AsyncExitStack() as stack:
@@ -194,9 +196,9 @@ async def measure(
         running = [await stack.enter_async_context(gateway_process(path, *sharing)) for _ in range(gateways)]
         if redis is not None:
             await _wait_for_beats(running)
-        step = _StepGate(running) if in_step and redis is not None else None
+        step = _StepGate(running) if traffic.in_step and redis is not None else None
         urls = [one.url for one in running]
-        return await drive(urls, wanted, at_once=at_once, seed=seed, between=step.wait if step else None)
+        return await drive(urls, traffic, between=step.wait if step else None)
 
 
 def _fleet(urls: list[str], setting: FleetSetting) -> Fleet:
@@ -294,18 +296,8 @@ async def _runs(setting: FleetSetting, seed: int, folder: Path) -> list[SharingF
     for form in TOPOLOGIES:
         async with AsyncExitStack() as stack:
             redis = None if form.away_seconds is None else await _redis(stack, folder, form.away_seconds)
-            wanted = sessions(setting.sessions, seed)
-            found.append(
-                await measure(
-                    form.gateways,
-                    wanted,
-                    redis=redis,
-                    folder=folder,
-                    at_once=CONCURRENT_REQUESTS,
-                    seed=seed,
-                    setting=setting,
-                )
-            )
+            traffic = AgentTraffic(sessions(setting.sessions, seed), seed)
+            found.append(await measure(form.gateways, traffic, redis=redis, folder=folder, setting=setting))
     return found
 
 

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import SloTargets
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
 from fairlead_cli.replay.traffic import load_traffic
@@ -99,20 +99,14 @@ def simulate_conversations(
     profile = replace(builtin_profile("h100-llama8b"), kv_tokens=blocks * TRACE_BLOCK_TOKENS)
     names = [f"e-{index}" for index in range(ENGINES)]
     restart = GatewayRestart(form.gateways - 1, len(requests) // 2) if form.restarted else None
-    course = _simulation(form, names, profile, TRACE_BLOCK_TOKENS, SloTargets(ttft_seconds=5.0), seed, restart)
+    fleet = FleetOptions(names, profile, TRACE_BLOCK_TOKENS, publishes_kv_events=form.knowledge.index)
+    course = _simulation(form, fleet, SloTargets(ttft_seconds=5.0), seed, restart)
     return _figures(course.run(requests)[int(WARM_UP_SHARE * len(requests)) :])
 
 
 def _simulation(
-    form: GatewayTopology,
-    names: Sequence[str],
-    profile: EngineProfile,
-    block_tokens: int,
-    slo: SloTargets,
-    seed: int,
-    restart: GatewayRestart | None = None,
+    form: GatewayTopology, fleet: FleetOptions, slo: SloTargets, seed: int, restart: GatewayRestart | None = None
 ) -> FleetSimulation:
-    fleet = FleetOptions(names, profile, block_tokens, publishes_kv_events=form.knowledge.index)
     routing = RoutingOptions(slo, f"secret {seed}".encode(), seed)
     cluster = GatewayCluster(fleet, routing, ClusterOptions(form.gateways, form.knowledge, restart=restart))
     return FleetSimulation(cluster, fleet)
@@ -122,7 +116,8 @@ def simulate_short_prompts(form: GatewayTopology, seed: int) -> SharingFigures:
     """One run in the closed loop."""
     profile = replace(builtin_profile("tiny-cpu"), kv_tokens=24_000)
     names = [f"e-{index}" for index in range(4)]
-    course = _simulation(form, names, profile, 16, SloTargets(), seed)
+    fleet = FleetOptions(names, profile, 16, publishes_kv_events=form.knowledge.index)
+    course = _simulation(form, fleet, SloTargets(), seed)
     return _figures(
         course.run_sessions(agent_sessions(20, seed=seed), concurrency=10, round_trip_seconds=0.01, seed=seed)
     )

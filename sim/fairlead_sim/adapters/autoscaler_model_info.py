@@ -22,7 +22,7 @@ from fairlead_sim.adapters.field_parsing import (
     require_mapping,
     require_object,
 )
-from fairlead_sim.autoscaling.reference_pools import step_profile
+from fairlead_sim.autoscaling.reference_pools import StepCosts, step_profile
 
 MODEL_NAME = "model"
 MAX_REPLICAS = 1_000_000
@@ -116,7 +116,7 @@ def _parse_profile(owner: str, name: str, fields: Any) -> EngineProfile | None:
         raise BadInput(f"{field}: its steps take no time", field=field, hint="omit the profile if it is unknown")
     return step_profile(
         name,
-        *coefficients,
+        StepCosts(*coefficients),
         step_tokens=_parse_count(prior, "chunk", field, 1, _MAX_TOKENS) or defaults.step_tokens,
         sequences=_parse_count(fields, "max_num_seqs", owner, 1, _MAX_TOKENS) or defaults.max_sequences,
         kv_tokens=_parse_count(fields, "kv_tokens", owner, 1, _MAX_TOKENS) or defaults.kv_tokens,

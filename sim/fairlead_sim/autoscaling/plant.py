@@ -22,14 +22,12 @@ from random import Random
 
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.types import GatewayTraffic, ModelSpec, Observation, ShapeCount, has_pool_choice
-from fairlead_gateway.routing.load.inter_token_times import InterTokenTimes
-from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
 from fairlead_sim.autoscaling.aggregated_engine import AggregatedEngine
 from fairlead_sim.autoscaling.plant_engine import PlantEngine, StepTotals
 from fairlead_sim.autoscaling.pool import Pool, PoolSetup, Replica
 from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
 from fairlead_sim.autoscaling.routing.by_shape import ShapeRouter
-from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPolicy, decide_placement
+from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPlacement, PrefillPolicy
 from fairlead_sim.autoscaling.token_engine import TokenEngine
 
 _FOREVER = float("inf")
@@ -127,7 +125,7 @@ class Plant:
         self._fault_events = sorted(happenings, reverse=True)
         self._reported_arrivals = 0
         self._reported_abandoned = 0
-        self._gaps = InterTokenTimes()
+        self._prefill_placement = PrefillPlacement(scenario.prefill_policy, scenario.model)
         self._shape_router = ShapeRouter(scenario.model) if scenario.by_shape else None
         self._unfinished_requests: list[
             int
@@ -225,12 +223,7 @@ class Plant:
         prompt, transfer = self.requests.prompt[request], scenario.transfer
         transfer_seconds = transfer.base_seconds + transfer.token_seconds * prompt
         prefiller = self._least_loaded(self._entry_pools, now)
-        return (
-            decide_placement(
-                scenario.prefill_policy, decoder, prefiller, prompt, scenario.model, transfer_seconds, self._gaps, now
-            ).rule
-            in LOCAL_RULES
-        )
+        return self._prefill_placement.stays_at_decode(decoder, prefiller, prompt, transfer_seconds, now)
 
     def _send(self, request: int, pools: list[Pool], now: float) -> bool:
         """Sends the request to the least loaded ready replica. Returns False if there is none."""

@@ -1,6 +1,7 @@
 """The pools, startup times and SLOs that the scenarios share."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role
@@ -41,12 +42,12 @@ LARGE_COLD_START = StartupDistribution(90.0, 270.0)
 
 def small_profile() -> EngineProfile:
     """Returns pool S: an 8B model on an A10G."""
-    return step_profile("S", 28e-3, 1e-4, 2.2e-7, 3.3e-4, step_tokens=512, sequences=64, kv_tokens=40_000)
+    return step_profile("S", StepCosts(28e-3, 1e-4, 2.2e-7, 3.3e-4), step_tokens=512, sequences=64, kv_tokens=40_000)
 
 
 def large_profile() -> EngineProfile:
     """Returns pool L: an 8B model on an A100 with 80 GB."""
-    return step_profile("L", 12e-3, 4e-5, 8.7e-8, 9e-5, step_tokens=1_024, sequences=256, kv_tokens=400_000)
+    return step_profile("L", StepCosts(12e-3, 4e-5, 8.7e-8, 9e-5), step_tokens=1_024, sequences=256, kv_tokens=400_000)
 
 
 def reference_pool(
@@ -74,7 +75,7 @@ def reference_pool(
 
 
 def reference_model(
-    pools: Sequence[PoolSetup], ttft: float, itl: float, *, patience: float = PATIENCE_SECONDS
+    pools: Sequence[PoolSetup], ttft: float | None, itl: float | None, *, patience: float = PATIENCE_SECONDS
 ) -> ModelSpec:
     """Returns the model of these pools."""
     return ModelSpec(
@@ -88,29 +89,31 @@ def reference_model(
     )
 
 
-def step_profile(
-    name: str,
-    base: float,
-    sequence: float,
-    kv: float,
-    prompt: float,
-    *,
-    step_tokens: int,
-    sequences: int,
-    kv_tokens: int,
-) -> EngineProfile:
-    """Returns the profile of an engine with the step model of autoscaling studies.
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """The seconds of an engine's step in autoscaling studies.
 
-    A step takes ``base + sequence·batch + kv·resident + prompt·prompt tokens``. An
-    ``EngineProfile`` also counts the decoded token of each sequence as computed;
+    A step takes ``base + sequence·batch + kv·resident + prompt·prompt tokens``.
+    """
+
+    base: float
+    sequence: float
+    kv: float
+    prompt: float
+
+
+def step_profile(name: str, costs: StepCosts, *, step_tokens: int, sequences: int, kv_tokens: int) -> EngineProfile:
+    """Returns the profile of an engine with these steps.
+
+    An ``EngineProfile`` also counts the decoded token of each sequence as computed;
     ``sequence_seconds`` is less by that.
     """
     return EngineProfile(
         name,
-        prefill_token_seconds=prompt,
-        step_seconds=base,
-        sequence_seconds=sequence - prompt,
-        resident_token_seconds=kv,
+        prefill_token_seconds=costs.prompt,
+        step_seconds=costs.base,
+        sequence_seconds=costs.sequence - costs.prompt,
+        resident_token_seconds=costs.kv,
         kv_tokens=kv_tokens,
         max_sequences=sequences,
         step_tokens=step_tokens,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from fairlead.fleet.model import Role
+from fairlead.fleet.model import Role, SloTargets
 from fairlead_autoscaler.core.types import SleepTier
 from fairlead_sim.autoscaling import traffic as loads
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults
@@ -34,7 +34,7 @@ from fairlead_sim.workload.traces import read_mooncake, spread_ties
 
 AZURE_CONVERSATIONS = "AzureLLMInferenceTrace_conv.csv"
 MOONCAKE_CONVERSATIONS = "conversation_trace.jsonl"
-_CHAT_TTFT, _CHAT_ITL = 3.0, 0.15
+_CHAT_SLO = SloTargets(ttft_seconds=3.0, itl_seconds=0.15)
 _HOUR = 3600.0
 _MINUTE_NOISE, _MINUTE_MEMORY = 0.06, 0.3
 
@@ -53,7 +53,9 @@ def smooth_short(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     random_ = Random(f"smooth-short {seed}")
     rates = _with_minute_noise(loads.daily_rates(loads.CODE_DAY, 24 * 60, 12.0), random_)
     load = loads.poisson_arrivals(rates, loads.SHORT_OUTPUT_LENGTHS, random_)
-    return _scenario("smooth-short", seed, 24, load, [reference_pool(large_profile(), 2, cost=LARGE_COST)], 2.0, 0.2)
+    return _scenario(
+        "smooth-short", seed, 24, load, [reference_pool(large_profile(), 2, cost=LARGE_COST)], _slo(2.0, 0.2)
+    )
 
 
 def smooth_mixed(seed: int, traces: Path | None = None) -> AutoscalingScenario:
@@ -71,8 +73,7 @@ def smooth_mixed(seed: int, traces: Path | None = None) -> AutoscalingScenario:
         12,
         loads.poisson_arrivals(rates, loads.CHAT_LENGTHS, random_),
         pools,
-        _CHAT_TTFT,
-        _CHAT_ITL,
+        _CHAT_SLO,
     )
 
 
@@ -88,7 +89,7 @@ def mixed_shapes(seed: int, pools: Sequence[PoolSetup]) -> AutoscalingScenario:
         for lengths in (loads.SHORT_CHAT_LENGTHS, loads.DOCUMENT_LENGTHS)
     )
     scenario = _scenario(
-        "mixed-shapes", seed, 2, loads.mix_loads(chat, documents, lambda at: 0.2, random_), list(pools), 4.0, 0.12
+        "mixed-shapes", seed, 2, loads.mix_loads(chat, documents, lambda at: 0.2, random_), list(pools), _slo(4.0, 0.12)
     )
     return replace(scenario, by_shape=True)
 
@@ -104,9 +105,7 @@ def noisy_hour(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     else:
         rates = loads.add_noise([16.2] * 60, random_, sigma=0.22, memory=0.5)
         load = loads.poisson_arrivals([max(9.5, min(25.4, rate)) for rate in rates], loads.CHAT_LENGTHS, random_)
-    return _scenario(
-        "noisy-hour", seed, _duration_hours(load), load, [reference_pool(small_profile(), 14)], _CHAT_TTFT, _CHAT_ITL
-    )
+    return _scenario("noisy-hour", seed, _duration_hours(load), load, [reference_pool(small_profile(), 14)], _CHAT_SLO)
 
 
 def failures(seed: int, traces: Path | None = None) -> AutoscalingScenario:
@@ -136,7 +135,7 @@ def drift(seed: int, traces: Path | None = None) -> AutoscalingScenario:
         return 1.0 + 1.5 * min(1.0, max(0.0, (at - 3_000.0) / 600.0))
 
     load = loads.poisson_arrivals(_with_minute_noise([7.0] * 120, random_), loads.CHAT_LENGTHS, random_, stretch)
-    return _scenario("drift", seed, 2, load, [reference_pool(small_profile(), 7)], _CHAT_TTFT, _CHAT_ITL)
+    return _scenario("drift", seed, 2, load, [reference_pool(small_profile(), 7)], _CHAT_SLO)
 
 
 def long_prompts(seed: int, traces: Path | None = None) -> AutoscalingScenario:
@@ -157,8 +156,7 @@ def long_prompts(seed: int, traces: Path | None = None) -> AutoscalingScenario:
         _duration_hours(load),
         load,
         [reference_pool(large_profile(), 7, cost=LARGE_COST)],
-        30.0,
-        0.1,
+        _slo(30.0, 0.1),
     )
 
 
@@ -183,7 +181,7 @@ def mix_move(seed: int, traces: Path | None = None) -> AutoscalingScenario:
         reference_pool(large_profile(), 5, cost=LARGE_COST, role=Role.PREFILL, name="prefill"),
         reference_pool(large_profile(), 3, cost=LARGE_COST, role=Role.DECODE, name="decode"),
     ]
-    return _scenario("mix-move", seed, 2, load, pools, 2.0, 0.1)
+    return _scenario("mix-move", seed, 2, load, pools, _slo(2.0, 0.1))
 
 
 def missing_metrics(seed: int, traces: Path | None = None) -> AutoscalingScenario:
@@ -217,19 +215,19 @@ def on_off(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     del traces
     random_ = Random(f"on-off {seed}")
     load = loads.bursty_load(random_)
-    return _scenario("on-off", seed, 1, load, [reference_pool(large_profile(), 3, cost=LARGE_COST)], 4.0, 0.2)
+    return _scenario("on-off", seed, 1, load, [reference_pool(large_profile(), 3, cost=LARGE_COST)], _slo(4.0, 0.2))
 
 
 def zero_cold(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Returns six hours with silence and some minutes of few requests; replicas start cold."""
     del traces
-    return _scale_to_zero_scenario("zero-cold", seed, COLD_START, _CHAT_TTFT)
+    return _scale_to_zero_scenario("zero-cold", seed, COLD_START, _CHAT_SLO)
 
 
 def zero_warm(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Returns ``zero_cold`` with starts within 10 s and a TTFT target of 15 s."""
     del traces
-    return _scale_to_zero_scenario("zero-warm", seed, WARM_START, 15.0)
+    return _scale_to_zero_scenario("zero-warm", seed, WARM_START, replace(_CHAT_SLO, ttft_seconds=15.0))
 
 
 SCENARIOS: Mapping[str, Callable[[int, Path | None], AutoscalingScenario]] = {
@@ -253,20 +251,15 @@ SCENARIOS: Mapping[str, Callable[[int, Path | None], AutoscalingScenario]] = {
 """Each makes a scenario from a seed and the folder of published traces, or None."""
 
 
+def _slo(ttft: float, itl: float) -> SloTargets:
+    return SloTargets(ttft_seconds=ttft, itl_seconds=itl)
+
+
 def _scenario(
-    name: str,
-    seed: int,
-    hours: float,
-    load: ArrivalTrace,
-    pools: list[PoolSetup],
-    ttft: float,
-    itl: float,
-    *,
-    patience_seconds: float = 60.0,
+    name: str, seed: int, hours: float, load: ArrivalTrace, pools: list[PoolSetup], slo: SloTargets
 ) -> AutoscalingScenario:
-    return AutoscalingScenario(
-        name, seed, hours * _HOUR, reference_model(pools, ttft, itl, patience=patience_seconds), tuple(pools), load
-    )
+    model = reference_model(pools, slo.ttft_seconds, slo.itl_seconds)
+    return AutoscalingScenario(name, seed, hours * _HOUR, model, tuple(pools), load)
 
 
 def _chat_scenario(
@@ -285,17 +278,16 @@ def _chat_scenario(
         hours,
         load,
         [reference_pool(small_profile(), math.ceil(rates[0]), startup=startup)],
-        _CHAT_TTFT,
-        _CHAT_ITL,
+        _CHAT_SLO,
     )
 
 
 def _step_scenario(name: str, seed: int, startup: StartupDistribution) -> AutoscalingScenario:
     load = loads.poisson_arrivals([2.5] * 20 + [12.5] * 20 + [2.5] * 20, loads.CHAT_LENGTHS, Random(f"step {seed}"))
-    return _scenario(name, seed, 1, load, [reference_pool(small_profile(), 3, startup=startup)], _CHAT_TTFT, _CHAT_ITL)
+    return _scenario(name, seed, 1, load, [reference_pool(small_profile(), 3, startup=startup)], _CHAT_SLO)
 
 
-def _scale_to_zero_scenario(name: str, seed: int, startup: StartupDistribution, ttft: float) -> AutoscalingScenario:
+def _scale_to_zero_scenario(name: str, seed: int, startup: StartupDistribution, slo: SloTargets) -> AutoscalingScenario:
     hours, random_ = 6, Random(f"zero {seed}")
     rates: list[float] = []
     while len(rates) < hours * 60:
@@ -303,7 +295,8 @@ def _scale_to_zero_scenario(name: str, seed: int, startup: StartupDistribution, 
         rates += [random_.choice((0.3, 1.0, 3.0))] * random_.randint(3, 12)
     load = loads.poisson_arrivals(rates[: hours * 60], loads.CHAT_LENGTHS, random_)
     pools = [reference_pool(small_profile(), 0, startup=startup, minimum=0)]
-    return _scenario(name, seed, hours, load, pools, ttft, _CHAT_ITL, patience_seconds=400.0)
+    scenario = _scenario(name, seed, hours, load, pools, slo)
+    return replace(scenario, model=replace(scenario.model, patience_seconds=400.0))
 
 
 def _with_minute_noise(rates: list[float], random_: Random) -> list[float]:

@@ -6,6 +6,7 @@ no counter; only the running and waiting gauges show it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
@@ -28,37 +29,42 @@ _Stats = Callable[[], sequence.EngineStats]
 _MAX_ABANDONED_REQUESTS = 4_096
 
 
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """The constants on an engine's metrics page.
+
+    - cache_config: further labels of ``vllm:cache_config_info``.
+    - block_tokens: measures blocks of this size, as vLLM's ``--kv-cache-metrics`` does.
+    """
+
+    model_name: str
+    max_model_len: int
+    cache_config: Mapping[str, object]
+    max_adapters: int | None = None
+    block_tokens: int | None = None
+
+
 class EngineMetrics:
     """The metrics of one engine.
 
     - stats: reads the statistics of each data-parallel rank.
-    - cache_config: further labels of ``vllm:cache_config_info``.
-    - block_tokens: measures blocks of this size, as vLLM's ``--kv-cache-metrics`` does.
     - lag: keep its window short (a thousand wakes); every scrape sorts it.
     """
 
     def __init__(
-        self,
-        model_name: str,
-        stats: Sequence[_Stats],
-        *,
-        clock: Clock,
-        cache_config: Mapping[str, object],
-        max_model_len: int,
-        max_adapters: int | None = None,
-        block_tokens: int | None = None,
-        lag: LoopLag | None = None,
+        self, facts: EngineFacts, stats: Sequence[_Stats], *, clock: Clock, lag: LoopLag | None = None
     ) -> None:
+        block_tokens = facts.block_tokens
         self._clock = clock
         self._created = clock.wall()
         self._lag = lag
-        self._model = model_name
+        self._model = facts.model_name
         self._families: list[MetricFamily] = []
-        members = self._build(metric_specs(max_model_len), len(stats))
+        members = self._build(metric_specs(facts.max_model_len), len(stats))
         blocks = self._build(BLOCK_METRIC_SPECS, len(stats)) if block_tokens is not None else {}
-        self._adapters = _AdapterInfo(max_adapters, clock)
+        self._adapters = _AdapterInfo(facts.max_adapters, clock)
         self._families.append(self._adapters.family)
-        self._families.append(_cache_config_info(cache_config, len(stats)))
+        self._families.append(_cache_config_info(facts.cache_config, len(stats)))
         self.ranks = tuple(
             RankMetrics(
                 rank,

@@ -3,7 +3,7 @@ production.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from fairlead.engine_profile import EngineProfile
@@ -37,12 +37,26 @@ class TenantClass:
 _DEFAULT_CLASS: Final = TenantClass()
 
 
-class AdmissionControlledGateway(SingleGateway):
-    """A single gateway whose requests pass the gateway's admission.
+@dataclass(frozen=True, slots=True)
+class RequestClasses:
+    """The differences between requests that admission knows of.
 
     - objective: TTFT target of a request in seconds; None: the model's.
     - tenants: admission classes by tenant.
     - max_tokens: output bound that clients set; None: the output that the request has.
+    """
+
+    objective: Callable[[TraceRequest], float] | None = None
+    tenants: Mapping[str, TenantClass] = field(default_factory=dict)
+    max_tokens: int | None = None
+
+
+_ALIKE: Final = RequestClasses()
+
+
+class AdmissionControlledGateway(SingleGateway):
+    """A single gateway whose requests pass the gateway's admission.
+
     - queued: counts requests that did not start at once.
     """
 
@@ -53,16 +67,13 @@ class AdmissionControlledGateway(SingleGateway):
         model: Model,
         profile: EngineProfile,
         gate: AdmissionPolicy,
-        *,
-        objective: Callable[[TraceRequest], float] | None = None,
-        tenants: Mapping[str, TenantClass] | None = None,
-        max_tokens: int | None = None,
+        classes: RequestClasses = _ALIKE,
     ) -> None:
         super().__init__(router, chain, {}, model, profile, never_queues=True)
         self._gate = gate
-        self._objective = objective
-        self._tenants = tenants or {}
-        self._max_tokens = max_tokens
+        self._objective = classes.objective
+        self._tenants = classes.tenants
+        self._max_tokens = classes.max_tokens
         self._open_requests: dict[str, AdmissionRequest] = {}
         self._release_scheduled = self._tick_scheduled = False
         self.queued = 0

@@ -8,6 +8,7 @@ ends the answer.
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from xxhash import xxh3_64_intdigest
 
@@ -18,33 +19,30 @@ _END_ODDS = 173
 MAX_GREEDY_TOKENS = 2_000
 
 
-def continue_greedily(
-    tokenizer: Tokenizer,
-    keys: Sequence[int],
-    rest: Sequence[int],
-    count: int,
-    *,
-    block_tokens: int,
-    root: int,
-    seed: int,
-    min_tokens: int | None = None,
-) -> tuple[list[int], bool]:
-    """Returns up to ``count`` tokens behind a prompt, and whether they end by themselves.
+@dataclass(frozen=True, slots=True)
+class GreedyDecoder:
+    """The greedy decoding of an engine. Engines with equal values give equal answers."""
 
-    - keys, rest: the full blocks of the prompt, and the tokens behind them.
-    - min_tokens: the answer may end by itself after these; None: it does not.
-    """
-    key = keys[-1] if keys else root
-    tail = array("I", rest)
-    generated: list[int] = []
-    max_tokens = count if min_tokens is None else min(count, MAX_GREEDY_TOKENS)
-    while len(generated) < max_tokens:
-        hashed = xxh3_64_intdigest(tail.tobytes(), key ^ seed)
-        if min_tokens is not None and len(generated) > min_tokens and (hashed >> 16) % _END_ODDS == 0:
-            return generated, True
-        token = tokenizer.word_token(hashed & 0xFFFF)
-        generated.append(token)
-        tail.append(token)
-        if len(tail) == block_tokens:
-            key, tail = chain_key(key, tail), array("I")
-    return generated, len(generated) < count
+    tokenizer: Tokenizer
+    block_tokens: int
+    seed: int
+
+    def decode(self, key: int, rest: Sequence[int], count: int, min_tokens: int | None) -> tuple[list[int], bool]:
+        """Returns up to ``count`` tokens behind a prompt, and whether they end by themselves.
+
+        - key, rest: the key of the prompt's last full block, and the tokens behind it.
+        - min_tokens: the answer may end by itself after these; None: it does not.
+        """
+        tail = array("I", rest)
+        generated: list[int] = []
+        max_tokens = count if min_tokens is None else min(count, MAX_GREEDY_TOKENS)
+        while len(generated) < max_tokens:
+            hashed = xxh3_64_intdigest(tail.tobytes(), key ^ self.seed)
+            if min_tokens is not None and len(generated) > min_tokens and (hashed >> 16) % _END_ODDS == 0:
+                return generated, True
+            token = self.tokenizer.word_token(hashed & 0xFFFF)
+            generated.append(token)
+            tail.append(token)
+            if len(tail) == self.block_tokens:
+                key, tail = chain_key(key, tail), array("I")
+        return generated, len(generated) < count

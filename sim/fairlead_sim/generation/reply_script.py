@@ -24,7 +24,7 @@ class ReplyLimits:
     """The bounds of a reply and what ends it.
 
     - may_end_naturally: it may end before ``max_tokens``.
-    - greedy_decoder: yields the tokens in place of a seed (``continue_greedily``).
+    - greedy_decoder: yields the tokens in place of a seed (``GreedyDecoder.decode``).
     """
 
     max_tokens: int

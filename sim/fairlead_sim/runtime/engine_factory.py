@@ -11,7 +11,7 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_sim.engine.kv_event_codec import AdapterIds
 from fairlead_sim.engine.kv_event_publisher import KvEventPublisher
-from fairlead_sim.engine.metrics import EngineMetrics
+from fairlead_sim.engine.metrics import EngineFacts, EngineMetrics
 from fairlead_sim.engine.scheduler import EngineCore, EngineStats
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.runtime.settings import EngineSettings
@@ -69,21 +69,20 @@ def build_publishers(
 def build_metrics(settings: EngineSettings, built: list[EngineCore], resources: EngineResources) -> EngineMetrics:
     """Returns the metrics page over all ranks."""
     tokens = built[0].max_sequence_tokens
-    return EngineMetrics(
+    facts = EngineFacts(
         settings.served_names[0],
-        [functools.partial(_stats, core) for core in built],
-        clock=resources.clock,
-        cache_config={
+        settings.max_model_len,
+        {
             "block_size": settings.block_tokens,
             "effective_attention_block_size": settings.block_tokens,
             "num_gpu_blocks": built[0].pool.blocks,
             "kv_cache_size_tokens": tokens,
             "kv_cache_max_concurrency": round(tokens / settings.max_model_len, 2),
         },
-        max_model_len=settings.max_model_len,
-        max_adapters=settings.max_adapters,
-        lag=resources.lag,
+        settings.max_adapters,
     )
+    stats = [functools.partial(_stats, core) for core in built]
+    return EngineMetrics(facts, stats, clock=resources.clock, lag=resources.lag)
 
 
 def shift_event_ports(settings: EngineSettings, offset: int) -> EngineSettings:

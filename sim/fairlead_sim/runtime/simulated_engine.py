@@ -17,7 +17,7 @@ from fairlead.errors import BadInput
 from fairlead_sim.engine.block_pool import block_keys, chain_root
 from fairlead_sim.engine.scheduler import EngineSequence, QueueFull
 from fairlead_sim.generation import reply_script
-from fairlead_sim.generation.greedy_decoding import continue_greedily
+from fairlead_sim.generation.greedy_decoding import GreedyDecoder
 from fairlead_sim.generation.prompts import PromptParser
 from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt, validate_prompts
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice
@@ -222,8 +222,8 @@ class SimulatedEngine:
     ) -> Callable[..., tuple[list[int], bool]]:
         name = None if request.adapter is None else f"{request.adapter.name}\0{request.adapter.path}"
         root = chain_root(salt=request.cache_salt, adapter=name)
-        say = partial(continue_greedily, self.tokenizer, keys, rest, block_tokens=self.block_tokens, root=root)
-        return lambda count, least: say(count, seed=self.settings.seed, min_tokens=least)
+        decoder = GreedyDecoder(self.tokenizer, self.block_tokens, self.settings.seed)
+        return partial(decoder.decode, keys[-1] if keys else root, rest)
 
     def _sequence(
         self, request: GenerationRequest, prompt: TokenizedPrompt, keys: tuple[int, ...], max_tokens: int

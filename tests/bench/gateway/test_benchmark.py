@@ -6,15 +6,17 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fairlead_bench.gateway import peer_installation, process_usage, report, routing_decision, tail_latency
 from fairlead_bench.gateway.benchmark import schedule
 from fairlead_bench.gateway.load_cases import CASES, FULL, QUICK
-from fairlead_bench.gateway.measurement import CaseRun, measure, summarize
+from fairlead_bench.gateway.measurement import CaseRun, LoadGenerator, RunObservations, measure, summarize
 from fairlead_bench.gateway.mock_engine import MockEngine
 from fairlead_bench.gateway.native_programs import NativePrograms, build
 from fairlead_bench.gateway.process_usage import ProcessUsage
@@ -149,9 +151,13 @@ def test_the_result_file_has_the_shape_that_outside_tools_read(tmp_path: Path) -
 # From what was seen to a run.
 
 
+def run_of(found: Mapping[str, Any], after: Mapping[str, int], usages: list[ProcessUsage]) -> CaseRun:
+    return summarize(CASES["request-2k"], FAIRLEAD, 1, RunObservations(found, BEFORE, after, usages, 1))
+
+
 def test_cpu_is_divided_by_what_was_done_meanwhile() -> None:
     after = BEFORE | {"requests": 1200}
-    run = summarize(CASES["request-2k"], FAIRLEAD, 1, FOUND, BEFORE, after, [_usage(1.0), _usage(1.05)], 1)
+    run = run_of(FOUND, after, [_usage(1.0), _usage(1.05)])
     assert run.is_valid
     assert run.cpu_microseconds == pytest.approx(50.0)
     assert run.core_share == pytest.approx(0.025)
@@ -169,14 +175,14 @@ def test_cpu_is_divided_by_what_was_done_meanwhile() -> None:
 def test_a_run_that_measured_something_else_is_not_used(found: dict[str, int], after: dict[str, int], why: str) -> None:
     seen = [_usage(1.0), _usage(1.05)]
     counters = BEFORE | {"requests": 1100} | after
-    run = summarize(CASES["request-2k"], FAIRLEAD, 1, FOUND | found, BEFORE, counters, seen, 1)
+    run = run_of(FOUND | found, counters, seen)
     assert not run.is_valid
     assert why in run.problems[0]
 
 
 def test_a_run_during_which_processes_change_is_not_used() -> None:
     seen = [_usage(1.0), _usage(1.05, pids=(1, 2))]
-    run = summarize(CASES["request-2k"], FAIRLEAD, 1, FOUND, BEFORE, BEFORE | {"requests": 1100}, seen, 1)
+    run = run_of(FOUND, BEFORE | {"requests": 1100}, seen)
     assert run.problems == ("processes came or went meanwhile",)
 
 
@@ -273,7 +279,7 @@ def test_load_generator_and_engine_agree(programs: NativePrograms, tmp_path: Pat
     case = CASES[name]
     made = write_bodies(tmp_path, case.size_bytes, seed=1, max_tokens=case.events or 128, stream=bool(case.events))
     with MockEngine(programs.engine, ports=2) as engine:
-        run = measure(case, None, engine, load=[str(programs.load)], bodies=made, seconds=0.2, number=1, seed=1)
+        run = measure(case, None, engine, LoadGenerator([str(programs.load)], made, 0.2, 1), number=1)
         counted = engine.stats()
     assert run.is_valid, run.problems
     assert run.units > 0

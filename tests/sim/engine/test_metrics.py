@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.runtime.clock import ManualClock
-from fairlead_sim.engine.metrics import EngineMetrics
+from fairlead_sim.engine.metrics import EngineFacts, EngineMetrics
 from fairlead_sim.engine.scheduler import EngineCore
 from fairlead_sim.engine.sequence import EngineSequence
 
@@ -65,13 +65,9 @@ class Bench:
         self.core = EngineCore(builtin_profile("tiny-cpu"), block_tokens=16)
         self.now = 0.0
         self.metrics = EngineMetrics(
-            "tiny",
+            EngineFacts("tiny", max_model_len, {"block_size": 16}, max_adapters=2, block_tokens=16),
             [lambda: self.core.stats] * ranks,
             clock=ManualClock(),
-            cache_config={"block_size": 16},
-            max_model_len=max_model_len,
-            max_adapters=2,
-            block_tokens=16,
         )
 
     def run(self) -> None:
@@ -254,9 +250,7 @@ def test_rejections_and_http_requests_are_counted() -> None:
 
 def test_label_values_are_escaped() -> None:
     bench = Bench()
-    metrics = EngineMetrics(
-        'q"u\\o', [lambda: bench.core.stats], clock=ManualClock(), cache_config={}, max_model_len=100
-    )
+    metrics = EngineMetrics(EngineFacts('q"u\\o', 100, {}), [lambda: bench.core.stats], clock=ManualClock())
     assert parsed(metrics.render().decode())["vllm:num_requests_running", _labels('q"u\\o')] == 0
 
 

@@ -12,7 +12,7 @@ from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, schedule
 from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import ENGINE_LOST, FleetSimulation
-from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway, TenantClass
+from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway, RequestClasses, TenantClass
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway, instances_of
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
@@ -45,11 +45,10 @@ def served(
     prompts = TracePromptCache(TRACE_BLOCK_TOKENS, secret=b"secret", seed=model.key.encode())
     front: SingleGateway = SingleGateway(router, prompts.prefix_chain, {}, model, H100, never_queues=True)
     if gated:
-        tenants = {"a": TenantClass(), "b": TenantClass(tier=1, sheddable=True)} if limits is None else None
+        tenants = {"a": TenantClass(), "b": TenantClass(tier=1, sheddable=True)} if limits is None else {}
         gate = AdmissionPolicy(limits or Limits())
-        front = AdmissionControlledGateway(
-            router, prompts.prefix_chain, model, H100, gate, objective=objective, tenants=tenants
-        )
+        classes = RequestClasses(objective, tenants)
+        front = AdmissionControlledGateway(router, prompts.prefix_chain, model, H100, gate, classes)
     course = FleetSimulation(front, FleetOptions(NAMES, H100, TRACE_BLOCK_TOKENS), prompts=prompts)
     schedule_events(script, course)
     return course.run(requests)

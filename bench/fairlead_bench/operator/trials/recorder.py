@@ -16,6 +16,7 @@ from fairlead.kube.resources import (
     SERVICE_ACCOUNTS,
     SERVICES,
     Manifest,
+    ObjectSelection,
     Resource,
     metadata_of,
     name_of,
@@ -41,7 +42,7 @@ class WatchRecorder:
         version = (await api.list(kind, namespace)).resource_version
         while True:
             try:
-                async for change in api.watch(kind, namespace, resource_version=version):
+                async for change in api.watch(ObjectSelection(kind, namespace), resource_version=version):
                     version = str(metadata_of(change.object).get("resourceVersion") or version)
                     if change.type is not WatchEventType.BOOKMARK:
                         self.lines.append(f"{change.type} {kind.kind} {name_of(change.object)}")

@@ -5,7 +5,6 @@ The plant passes what a gateway would know of both engines, with the true durati
 
 from enum import Enum, auto
 
-from fairlead.decision import Decision
 from fairlead.limits import Limits
 from fairlead_autoscaler.core.types import ModelSpec
 from fairlead_gateway.routing.load.inter_token_times import InterTokenTimes
@@ -28,32 +27,36 @@ class PrefillPolicy(Enum):
     SLACK = auto()
 
 
-def decide_placement(
-    policy: PrefillPolicy,
-    decoder: tuple[Pool, Replica],
-    prefiller: tuple[Pool, Replica] | None,
-    prompt_tokens: int,
-    model: ModelSpec,
-    transfer_seconds: float,
-    gaps: InterTokenTimes,
-    now: float,
-) -> Decision:
-    """Decides whether the decode replica or the best prefill replica computes the prompt.
+class PrefillPlacement:
+    """The decisions about the prompts of one model, with the prefill of its decode replicas."""
 
-    gaps: records the prompt if the decode replica computes it.
-    """
-    decode_side = _engine_side(*decoder, prompt_tokens, gaps.prefill_share(decoder[1].name, now))
-    decision = place_prefill(
-        decode_side,
-        None if prefiller is None else _engine_side(*prefiller, prompt_tokens, 0.0),
-        itl_seconds=model.itl_seconds if policy is PrefillPolicy.SLACK else None,
-        ttft_seconds=model.ttft_seconds,
-        transfer_seconds=transfer_seconds,
-        min_remote_tokens=_MIN_HANDOFF_TOKENS,
-    )
-    if decision.rule in LOCAL_RULES:
-        gaps.add_prefill(decode_side.id, decode_side.prefill_seconds, now)
-    return decision
+    def __init__(self, policy: PrefillPolicy, model: ModelSpec) -> None:
+        self._itl_seconds = model.itl_seconds if policy is PrefillPolicy.SLACK else None
+        self._ttft_seconds = model.ttft_seconds
+        self._gaps = InterTokenTimes()
+
+    def stays_at_decode(
+        self,
+        decoder: tuple[Pool, Replica],
+        prefiller: tuple[Pool, Replica] | None,
+        prompt_tokens: int,
+        transfer_seconds: float,
+        now: float,
+    ) -> bool:
+        """Returns whether the decode replica computes the prompt, and records that it does."""
+        decode_side = _engine_side(*decoder, prompt_tokens, self._gaps.prefill_share(decoder[1].name, now))
+        decision = place_prefill(
+            decode_side,
+            None if prefiller is None else _engine_side(*prefiller, prompt_tokens, 0.0),
+            itl_seconds=self._itl_seconds,
+            ttft_seconds=self._ttft_seconds,
+            transfer_seconds=transfer_seconds,
+            min_remote_tokens=_MIN_HANDOFF_TOKENS,
+        )
+        stays = decision.rule in LOCAL_RULES
+        if stays:
+            self._gaps.add_prefill(decode_side.id, decode_side.prefill_seconds, now)
+        return stays
 
 
 def _engine_side(pool: Pool, replica: Replica, prompt_tokens: int, prefill_share: float) -> PrefillOption:

@@ -32,7 +32,8 @@ def rag_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
     system, library = fresh.take(1), DocumentLibrary(fresh, random_, DOCUMENTS)
     rate = HOUR_REQUESTS / HOUR_SECONDS
     for number, at in enumerate(poisson_process(random_, lambda _: rate, rate, into.until)):
-        add_rag_request(into, random_, at, fresh, system, library, f"q{number}")
+        prompt = rag_prompt(random_, fresh, system, library)
+        into.add(at, prompt, random_.randint(*OUTPUT_TOKENS), f"q{number}")
     return into.build()
 
 
@@ -56,17 +57,9 @@ class DocumentLibrary:
         return blocks
 
 
-def add_rag_request(
-    into: TrafficBuilder,
-    random_: random.Random,
-    at: float,
-    fresh: BlockIds,
-    system: Sequence[int],
-    library: DocumentLibrary,
-    session: str,
-    tenant: str | None = None,
-) -> None:
-    """Adds one request behind the ``system`` blocks."""
+def rag_prompt(
+    random_: random.Random, fresh: BlockIds, system: Sequence[int], library: DocumentLibrary
+) -> GrowingPrompt:
+    """Returns a prompt of the ``system`` blocks, documents and a question."""
     document_blocks = library.pick_documents(random_, _MAX_BLOCKS - len(system))
-    prompt = GrowingPrompt(fresh, (*system, *document_blocks), random_.randint(*QUESTION_TOKENS))
-    into.add(at, prompt, random_.randint(*OUTPUT_TOKENS), session, tenant)
+    return GrowingPrompt(fresh, (*system, *document_blocks), random_.randint(*QUESTION_TOKENS))

@@ -19,7 +19,7 @@ from fairlead_sim.workload.generators.building_blocks import (
     state_changes,
 )
 from fairlead_sim.workload.generators.chat import TURNS, add_chat_session
-from fairlead_sim.workload.generators.rag import DocumentLibrary, add_rag_request
+from fairlead_sim.workload.generators.rag import OUTPUT_TOKENS, DocumentLibrary, rag_prompt
 from fairlead_sim.workload.traces import TraceRequest
 
 TENANTS: Final = 50
@@ -57,7 +57,8 @@ def _add_tenant(
     for number, at in enumerate(times):
         session = f"{name}.{number}"
         if library is not None:
-            add_rag_request(into, random_, at, fresh, own, library, session, name)
+            prompt = rag_prompt(random_, fresh, own, library)
+            into.add(at, prompt, random_.randint(*OUTPUT_TOKENS), session, name)
         elif kind == "chat":
             add_chat_session(into, random_, at, GrowingPrompt(fresh, own), session, name)
         else:
