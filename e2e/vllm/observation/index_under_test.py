@@ -28,6 +28,7 @@ from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
+from fairlead_kvstore.reader.timers import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.redis.valkey import Valkey
 
@@ -88,10 +89,8 @@ class InProcessIndex:
         self._indexer = Indexer(
             BlockStore(secret=SECRET),
             self._sink,
-            clock,
-            query=HttpEngineQuery(EngineCredentials({}, clock.now), Limits()),
-            loop=asyncio.get_running_loop(),
-            random=random.Random(1).random,
+            HttpEngineQuery(EngineCredentials({}, clock.now), Limits()),
+            ReaderRuntime(asyncio.get_running_loop(), clock, random.Random(1).random),
         )
 
     async def follow(self, sources: Sequence[EventSource]) -> None:

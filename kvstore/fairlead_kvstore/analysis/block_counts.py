@@ -1,7 +1,8 @@
-"""How much each instance holds, and how much of it nobody else does. Pure.
+"""Blocks by instance, and how many of them no other instance has cached. Pure.
 
-The blocks that only one instance has are what is lost when it goes: whoever scales a model down takes the instance that has the
-fewest of them, all else being equal. A block in two tiers of one instance counts once there.
+Why: the blocks that only one instance has are lost when it is removed. Scale-down therefore removes
+the instance with the fewest of them, all else being equal. A block in two tiers of one instance
+counts once.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,9 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
 
 class BlockCounts(msgspec.Struct):
-    """Different blocks of one instance: by tier, in any tier, and ``unique`` ones that no other instance holds in any tier."""
+    """Distinct blocks of one instance: by tier, in any tier, and those that no other instance has
+    in any tier.
+    """
 
     gpu: int = 0
     cpu: int = 0
@@ -23,26 +26,28 @@ class BlockCounts(msgspec.Struct):
 
 
 class HolderSource(Protocol):
-    """What is asked of ``index.mirror.IndexMirror``."""
+    """The part of ``IndexReplica`` that is counted."""
 
     def instances(self) -> tuple[str, ...]:
-        """All that something was told of."""
+        """Returns all known instances."""
         ...
 
     def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
-        """Every different set of holders, with how many blocks are held by just these."""
+        """Returns every distinct set of instances, with the number of blocks that exactly these
+        have cached.
+        """
         ...
 
 
 def count_blocks(source: HolderSource) -> dict[str, BlockCounts]:
-    """Of every instance that the mirror was told of; one look at each block, some 50 ns."""
+    """Returns the counts of every known instance. One look at each block, some 50 ns."""
     found = {name: BlockCounts() for name in source.instances()}
     for holders, blocks in source.holder_sets():
         for name, tiers in holders.items():
-            one = found[name]
-            one.blocks += blocks
-            one.gpu += blocks * (StorageTier.GPU in tiers)
-            one.cpu += blocks * (StorageTier.CPU in tiers)
-            one.disk += blocks * (StorageTier.DISK in tiers)
-            one.unique += blocks * (len(holders) == 1)
+            counts = found[name]
+            counts.blocks += blocks
+            counts.gpu += blocks * (StorageTier.GPU in tiers)
+            counts.cpu += blocks * (StorageTier.CPU in tiers)
+            counts.disk += blocks * (StorageTier.DISK in tiers)
+            counts.unique += blocks * (len(holders) == 1)
     return found

@@ -1,9 +1,10 @@
-"""Which instance of a model is cheapest to lose, for whoever scales it down. Pure.
+"""A ranking of a model's instances by the cost of their removal, for scale-down. Pure.
 
-What goes with an instance is what nobody else holds: of that, what prompts used lately is computed again soon, by somebody whose
-client waits, and the rest perhaps never. So the one with the fewest blocks that are both comes first, then the one with the fewest
-that nobody else holds, then the one with the fewest at all. Of an instance that is not known completely nobody can say what would
-be lost: it has no rank. What the others lose is then at most what is said here, since it may hold the same.
+The cost is the blocks that no other instance has cached. Those that recent prompts used are soon
+computed again while a client waits, the rest perhaps never. So the order is: fewest blocks that are
+both unique and recently used, then fewest unique blocks, then fewest blocks. An incomplete instance
+has no rank, because its loss cannot be estimated. The costs of the others are upper bounds, since
+it may have the same blocks.
 """
 
 from collections.abc import Mapping
@@ -14,8 +15,10 @@ from fairlead_kvstore.analysis.block_counts import BlockCounts
 
 
 class RemovalRank(msgspec.Struct, frozen=True):
-    """``rank`` 1 is the cheapest to lose, None where that cannot be told; ``used`` of its ``unique`` blocks were used lately, None
-    where nobody looked."""
+    """The rank of one instance; 1 is the cheapest to remove, None is unknown.
+
+    used: unique blocks that were used recently, None where usage is unknown.
+    """
 
     instance: str
     rank: int | None
@@ -27,31 +30,31 @@ class RemovalRank(msgspec.Struct, frozen=True):
 def rank_removals(
     counts: Mapping[str, BlockCounts], incomplete: Mapping[str, str], used: Mapping[str, int] | None
 ) -> tuple[RemovalRank, ...]:
-    """Of all in ``counted``, those that are cheapest to lose first.
+    """Returns the ranks of all instances in ``counts``, the cheapest to remove first.
 
-    ``unknown``: instances that are not known completely, and why. ``used``: how many of the blocks that only this instance holds were
-    used lately (a missing instance: none); None where nobody knows what was used.
+    incomplete: incomplete instances, and why.
+    used: recently used unique blocks by instance (missing: none); None where usage is unknown.
     """
 
     def price(name: str) -> tuple[int, int, int, str]:
-        one = counts[name]
-        return (used.get(name, 0) if used is not None else 0, one.unique, one.blocks, name)
+        counted = counts[name]
+        return (used.get(name, 0) if used is not None else 0, counted.unique, counted.blocks, name)
 
     found = []
     for rank, name in enumerate(sorted(counts.keys() - incomplete.keys(), key=price), 1):
-        one = counts[name]
-        lately = used.get(name, 0) if used is not None else None
-        found.append(RemovalRank(name, rank, one.unique, lately, _describe(one, lately)))
+        counted = counts[name]
+        recent = used.get(name, 0) if used is not None else None
+        found.append(RemovalRank(name, rank, counted.unique, recent, _describe(counted, recent)))
     for name in sorted(counts.keys() & incomplete.keys()):
-        lately = used.get(name, 0) if used is not None else None
-        found.append(RemovalRank(name, None, counts[name].unique, lately, f"cannot be told: {incomplete[name]}"))
+        recent = used.get(name, 0) if used is not None else None
+        found.append(RemovalRank(name, None, counts[name].unique, recent, f"unknown: {incomplete[name]}"))
     return tuple(found)
 
 
-def _describe(one: BlockCounts, used: int | None) -> str:
-    if not one.blocks:
-        return "it holds nothing"
-    if not one.unique:
-        return f"others hold all of its {one.blocks:,} blocks"
-    lately = "" if used is None else f", {used:,} of them used lately"
-    return f"only it holds {one.unique:,} of its {one.blocks:,} blocks{lately}"
+def _describe(counted: BlockCounts, used: int | None) -> str:
+    if not counted.blocks:
+        return "it has no cached blocks"
+    if not counted.unique:
+        return f"other instances have all of its {counted.blocks:,} blocks"
+    recent = "" if used is None else f", {used:,} of them used recently"
+    return f"it alone has {counted.unique:,} of its {counted.blocks:,} blocks{recent}"

@@ -1,15 +1,18 @@
-"""Which prefixes want to be held by more instances than hold them: a hint, for people and for whoever copies caches. Pure.
+"""Hints for hot prefixes that more instances should have cached, for people and for cache
+replication. Pure.
 
-An instance of ``n`` carries one n-th of the prompts, so a prefix that a share ``s`` of all prompts begin with keeps ``s · n``
-instances busy, and each of them needs it: those that do not hold it compute it when its prompts come to them. Of its prompts the
-share ``1 - holders / (s · n)`` then lands where it is not held, if they are spread as load wants it, and each of these computes its
-tokens. That product, tokens a second, is what another home is worth, and by it hints are ordered:
+Each of ``n`` instances serves one n-th of the prompts. A prefix that a share ``s`` of all prompts
+begin with therefore keeps ``s · n``
+instances busy, and each of them needs it: those without it compute it when such a prompt arrives.
+If prompts are spread evenly, the share ``1 - holders / (s · n)`` of them arrives where the prefix
+is not cached, and each computes its tokens. The product in tokens a second is the worth of another
+copy, and orders the hints:
 
     worth = prompts a second · tokens · (1 - holders / wanted)        wanted = min(n, ⌈s · n⌉)
 
-It is an upper bound: the first prompt that computes a prefix somewhere makes that instance a holder. So a hint that stays for long is
-of a prefix that is evicted again and again, or kept together by routing although one holder cannot carry it; one that goes by itself
-was a prefix on its way.
+It is an upper bound: the first prompt that computes a prefix makes that instance a holder. A
+lasting hint is therefore about a prefix that is evicted repeatedly, or that routing keeps together
+although one holder cannot serve it. A short hint was a prefix that was just spreading.
 """
 
 import math
@@ -22,8 +25,12 @@ from fairlead_kvstore.redis.codec import SCHEMA, decode, encode
 
 
 class HotPrefix(NamedTuple):
-    """A prefix that many prompts begin with: the hash of its text, the share of all prompts, their number a second, its tokens, and
-    how many instances hold it."""
+    """A prefix that many prompts begin with.
+
+    digest: hash of its text.
+    share: share of all prompts.
+    holders: instances that have it cached.
+    """
 
     digest: int
     share: float
@@ -33,7 +40,10 @@ class HotPrefix(NamedTuple):
 
 
 class ReplicationHint(msgspec.Struct, frozen=True):
-    """``wanted`` instances should hold the prefix, ``holders`` do. ``worth``: tokens a second that may be computed for lack of it."""
+    """A prefix that ``wanted`` instances should have cached and ``holders`` have.
+
+    worth: tokens a second that may be computed for lack of it.
+    """
 
     prefix: str
     share: float
@@ -46,33 +56,36 @@ class ReplicationHint(msgspec.Struct, frozen=True):
 
 
 class ReplicationHints(msgspec.Struct, frozen=True):
-    """As gateways tell of one model; ``wall`` is Unix seconds."""
+    """The hints of one model, as gateways report them. ``wall`` is Unix seconds."""
 
     wall: float
     hints: Annotated[list[ReplicationHint], msgspec.Meta(max_length=1_024)]
 
 
 def replication_hints(hot: Iterable[HotPrefix], ready: int, incomplete: int, max_hints: int) -> list[ReplicationHint]:
-    """Of these prefixes, those that want another home among ``ready`` instances, what is worth most first; at most so many.
-    ``unknown``: so many of the instances are not known completely, and may hold more than was told."""
+    """Returns at most ``max_hints`` prefixes that need another copy among ``ready`` instances, by
+    worth.
+
+    incomplete: instances that may have more blocks than are known.
+    """
     found = []
-    for one in hot:
-        wanted = min(ready, math.ceil(one.share * ready))
-        if one.holders < wanted and one.tokens > 0:
-            worth = one.per_second * one.tokens * (1.0 - one.holders / wanted)
-            words = f"{one.share:.0%} of the prompts begin with it, the share of {wanted} of {ready} instances"
-            words += f"; {one.holders} hold it" if one.holders else "; nobody holds it"
-            words += f", {incomplete} are not known completely" if incomplete else ""
+    for prefix in hot:
+        wanted = min(ready, math.ceil(prefix.share * ready))
+        if prefix.holders < wanted and prefix.tokens > 0:
+            worth = prefix.per_second * prefix.tokens * (1.0 - prefix.holders / wanted)
+            reason = f"{prefix.share:.0%} of the prompts begin with it, the share of {wanted} of {ready} instances"
+            reason += f"; {prefix.holders} have it cached" if prefix.holders else "; no instance has it cached"
+            reason += f", {incomplete} are incomplete" if incomplete else ""
             found.append(
                 ReplicationHint(
-                    f"{one.digest:016x}",
-                    one.share,
-                    one.per_second,
-                    one.tokens,
-                    one.holders,
+                    f"{prefix.digest:016x}",
+                    prefix.share,
+                    prefix.per_second,
+                    prefix.tokens,
+                    prefix.holders,
                     wanted,
                     worth,
-                    words,
+                    reason,
                 )
             )
     found.sort(key=lambda hint: (-hint.worth, hint.prefix))
@@ -80,10 +93,10 @@ def replication_hints(hot: Iterable[HotPrefix], ready: int, incomplete: int, max
 
 
 def encode_replication_hints(found: list[ReplicationHint], wall: float) -> bytes:
-    """As they lie in Redis."""
+    """Returns the hints as they are stored in Redis."""
     return encode(ReplicationHints(wall, found))
 
 
 def decode_replication_hints(data: bytes | None) -> ReplicationHints | None:
-    """None where there are none, or nothing that can be read."""
+    """Returns the hints; None where there are none, or they cannot be read."""
     return None if data is None or data[:1] != SCHEMA else decode(data, ReplicationHints)

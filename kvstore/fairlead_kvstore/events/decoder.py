@@ -1,12 +1,13 @@
-"""From a payload to events: both encodings, bounded, and nothing in between but the one error.
+"""Decodes payloads to events: both encodings, bounded, with one kind of error.
 
-What an engine sends is decoded in one go into typed values when all of it is known (the usual case: some microseconds per
-event). Only when that fails are the events looked at one by one, so that a newer engine's additions do no harm:
+A payload whose events are all known, the usual case, is decoded at once to typed values, in some
+microseconds per event. If that fails, the events are decoded one by one, so that a newer engine's
+additions do no harm:
 
-- a kind that is not known is left out and counted (``unknown``);
-- a stored event that does not hold together is left out and counted (``refused``): whoever misses a store misses a hit;
-- a removed or cleared event that cannot be read makes the whole batch unreadable. Whoever misses a removal believes in a
-  ghost, so the reader must treat such a batch as lost, see ``sequence.py``.
+- An event of an unknown kind is left out and counted (``unknown``).
+- An inconsistent stored event is left out and counted (``refused``): it costs a cache hit.
+- A removed or cleared event that cannot be read makes the whole batch unreadable. A missed removal
+  would leave a ghost, so the reader must treat such a batch as lost, see ``stream_sequencer.py``.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ _ARRAY_TAG: Final = msgspec.msgpack.Decoder(TaggedEventArray)
 
 
 def decode_events(payload: bytes, limits: Limits = _LIMITS) -> EventBatch:
-    """The events of one payload. Raises EventsError, and nothing else, whatever the bytes are."""
+    """Returns the events of one payload. Raises EventsError, and nothing else, for any bytes."""
     if len(payload) > limits.kv_events_bytes:
         raise OversizedEvents(
             f"{len(payload)} bytes of events, at most {limits.kv_events_bytes} are read", reason="bytes"
@@ -69,7 +70,10 @@ def decode_events(payload: bytes, limits: Limits = _LIMITS) -> EventBatch:
 
 
 def _has_array_events(payload: bytes) -> bool:
-    """Whether the first event is an array; a guess from the first bytes, which only costs time when it is wrong."""
+    """Returns whether the first event is an array.
+
+    It is a guess from the first bytes; a wrong one only costs time.
+    """
     if len(payload) < 16 or payload[1] != _FLOAT64:
         return False
     head = payload[10]
@@ -81,7 +85,7 @@ def _one_by_one(payload: bytes, limits: Limits) -> EventBatch:
     try:
         raw = _RAW.decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        text = "these bytes are no batch [ts, events, rank] of KV events"
+        text = "the bytes are no batch [ts, events, rank] of KV events"
         raise MalformedEvents(text, reason="shape", hint="subscribe to the engine's KV events only") from None
     _check_event_count(len(raw.events), limits)
     events: list[CacheEvent] = []
@@ -101,7 +105,9 @@ def _one_by_one(payload: bytes, limits: Limits) -> EventBatch:
 
 
 def _decode_event(item: msgspec.Raw) -> CacheEvent | str:
-    """The event, or the kind of one that cannot be used without harm. Raises Malformed for one that matters."""
+    """Returns the event, or the kind of one that can be left out. Raises MalformedEvents for one
+    that cannot.
+    """
     first = memoryview(item)[0]
     arrays = 0x90 <= first <= 0x9F or first in (0xDC, 0xDD)
     whole: Any = _ARRAY_EVENT if arrays else _MAP_EVENT
@@ -114,7 +120,7 @@ def _decode_event(item: msgspec.Raw) -> CacheEvent | str:
     try:
         kind: str = tag.decode(item).type
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise MalformedEvents("an event says no kind", reason="kind") from None
+        raise MalformedEvents("an event has no kind", reason="kind") from None
     if kind in _KNOWN and kind != _STORED:
         raise MalformedEvents(f"a {kind} event cannot be read", reason="removal")
     return kind
@@ -135,7 +141,7 @@ def _check_block_count(event: RemovedEvent, limits: Limits) -> None:
 
 
 def _is_consistent(event: StoredEvent, limits: Limits) -> bool:
-    """Every block has its tokens, and its extra keys where there are any."""
+    """Returns whether every block has its tokens, and its extra keys where there are any."""
     count, size = len(event.block_hashes), event.block_size
     if len(event.token_ids) != count * size or not 0 < size <= limits.kv_event_block_tokens:
         return False

@@ -1,11 +1,12 @@
-"""The events of vLLM and SGLang as they lie in a payload.
+"""The events of vLLM and SGLang as they are encoded in a payload.
 
-A payload is msgpack: the array ``[ts, events, data_parallel_rank]`` (the rank may be missing). An event is a map with the
-key ``type`` (vLLM since 0.30), or an array ``[tag, …]`` with the same fields by position (vLLM before, SGLang,
-llm-d-inference-sim). Arrays may be shorter: SGLang's end with the medium. Fields that are not listed here are skipped.
+A payload is msgpack: the array ``[ts, events, data_parallel_rank]``; the rank is optional. An event
+is either a map with the key ``type`` (vLLM since 0.30), or an array ``[tag, …]`` with the same
+fields by position. The array is the form of earlier vLLM, of SGLang and of llm-d-inference-sim.
+Arrays may be shorter: SGLang's end with the medium. Other fields are skipped.
 
-A hash is an unsigned 64-bit number, a signed one (SGLang), or the whole digest as bytes. A token id fits 32 bits: real
-vocabularies have 18, and llm-d-inference-sim sends 32-bit hashes of words.
+A hash is an unsigned 64-bit number, a signed one (SGLang), or the whole digest as bytes. A token id
+fits 32 bits: real vocabularies have 18, and llm-d-inference-sim sends 32-bit hashes of words.
 """
 
 from collections.abc import Sequence
@@ -16,14 +17,18 @@ import msgspec
 EngineHash = int | bytes
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 ExtraKey = Any
-"""One extra key of a block: an adapter's name, a salt, a digest (text or bytes), or ``[identifier, offset]`` of an image."""
+"""One extra key of a block.
+
+It is an adapter's name, a salt, a digest (text or bytes), or ``[identifier, offset]`` of an image.
+"""
 
 
 class StoredEvent(msgspec.Struct, tag="BlockStored", gc=False):
-    """Blocks that follow one another are now in ``medium``. ``token_ids`` holds ``block_size`` ids for each of them.
+    """Consecutive blocks that are now in ``medium``. ``token_ids`` has ``block_size`` ids for each
+    of them.
 
-    ``extra_keys`` has one entry per block; None means that the engine does not say what else the blocks depend on.
-    ``parent_block_hash`` None (or 0) is the start of a prompt.
+    extra_keys: one entry per block; None when the engine does not report them.
+    parent_block_hash: None (or 0) at the start of a prompt.
     """
 
     block_hashes: list[EngineHash]
@@ -41,7 +46,7 @@ class StoredEvent(msgspec.Struct, tag="BlockStored", gc=False):
 
 
 class RemovedEvent(msgspec.Struct, tag="BlockRemoved", gc=False):
-    """One copy of each of these blocks has left ``medium``."""
+    """Blocks of which one copy each has left ``medium``."""
 
     block_hashes: list[EngineHash]
     medium: str | None = None
@@ -50,7 +55,9 @@ class RemovedEvent(msgspec.Struct, tag="BlockRemoved", gc=False):
 
 
 class ClearedEvent(msgspec.Struct, tag="AllBlocksCleared", gc=False):
-    """The prefix cache was reset. vLLM names no medium, whatever it has reset; where one is named, only that is meant."""
+    """A reset of the prefix cache. vLLM names no medium, whatever it has reset; a named medium
+    limits the reset.
+    """
 
     medium: str | None = None
 
@@ -59,15 +66,15 @@ CacheEvent = StoredEvent | RemovedEvent | ClearedEvent
 
 
 class StoredEventArray(StoredEvent, tag="BlockStored", array_like=True, gc=False):
-    """``["BlockStored", block_hashes, parent, token_ids, block_size, lora_id, medium, …]``."""
+    """A stored event as an array: ``["BlockStored", block_hashes, parent, token_ids, …]``."""
 
 
 class RemovedEventArray(RemovedEvent, tag="BlockRemoved", array_like=True, gc=False):
-    """``["BlockRemoved", block_hashes, medium, group_idx]``."""
+    """A removed event as an array: ``["BlockRemoved", block_hashes, medium, group_idx]``."""
 
 
 class ClearedEventArray(ClearedEvent, tag="AllBlocksCleared", array_like=True, gc=False):
-    """``["AllBlocksCleared"]``."""
+    """A cleared event as an array: ``["AllBlocksCleared"]``."""
 
 
 class MapBatch(msgspec.Struct, array_like=True, gc=False):
@@ -87,7 +94,7 @@ class ArrayBatch(msgspec.Struct, array_like=True, gc=False):
 
 
 class RawBatch(msgspec.Struct, array_like=True, gc=False):
-    """A payload whose events are looked at one by one."""
+    """A payload whose events are decoded one by one."""
 
     ts: float
     events: list[msgspec.Raw]
@@ -107,9 +114,11 @@ class TaggedEventArray(msgspec.Struct, array_like=True):
 
 
 class EventBatch(msgspec.Struct, frozen=True, gc=False):
-    """What one payload said, in its order. ``wall`` is the engine's clock, Unix seconds; ``rank`` its data-parallel rank.
+    """The events of one payload, in its order. ``wall`` is the engine's clock in Unix seconds,
+    ``rank`` its data-parallel rank.
 
-    ``unknown`` events are of a kind that this release does not know, ``refused`` stores did not hold together.
+    unknown: events of a kind that this release does not know.
+    refused: stored events that are inconsistent.
     """
 
     wall: float

@@ -1,34 +1,39 @@
-"""One stream of KV events, engine × rank, kept unbroken: a pure state machine from frames to what they mean.
+"""One stream of KV events (engine × rank), kept unbroken: a pure state machine from frames to
+outcomes.
 
-An engine numbers its batches and says neither hello nor goodbye. ZeroMQ drops silently beyond its high-water mark, an engine
-that was restarted begins at 0 again under the same address, and who connects late has missed everything before. An index
-that overlooks one of these credits blocks that are gone (ghosts) or is blind to those that are there. So every frame gets
-one answer, with its reason:
+An engine numbers its batches and reports neither start nor end. ZeroMQ drops silently above its
+high-water mark. A restarted engine begins at 0 again under the same address, and a late reader has
+missed everything before. An index that overlooks one of these credits blocks that are gone
+(ghosts), or misses those that are present. So every frame gets one outcome, with its reason:
 
-    in order            Accept
-    seen already        Duplicate       same number *and* same bytes as one of the last batches
-    number too high     Gap             ask for a replay; what arrives meanwhile is held back
-    number too low      Restart         same number but other bytes: another process is speaking
-    replay falls short  Lost            what lies between will never come; the slice must be learned anew
-    first of all        Complete        from here on everything since the engine's start was seen
+    in order            AcceptBatch
+    already read        DuplicateBatch      same number *and* bytes as one of the last batches
+    number too high     SequenceGap         request a replay; frames meanwhile are held
+    number too low      ProcessRestarted    same number, other bytes: another process
+    replay too short    BatchesLost         missing batches never come; drop and relearn
+    first of all        StreamComplete      every batch since the engine's start is known
 
-**A replay proves who speaks.** It is always asked from the last batch that was accepted, not from the next one: when the answer
-begins with that very batch, byte for byte, it is the same process with the same history, and the missing ones follow. Another
-batch under that number, or no answer, is another process, even when its numbers happen to fit. The same proof serves after a
-broken connection, where the stream is only *suspended* until it is known which of the two happened: a network that blinked costs
-nothing, and a restarted engine's blocks are gone at once.
+**A replay proves the identity of the process.** It is always requested from the last accepted
+batch, not from the next one. When the answer begins with that very batch, byte for byte, it is the
+same process with the same history, and the missing ones follow. Another batch under that number, or
+no answer, is another process, even when its numbers happen to fit. The same proof serves after a
+broken connection: the stream is only *suspended* until one of the two is proved. A short network
+failure costs nothing, and a restarted engine's blocks are dropped at once.
 
-**A replay may have holes**: an engine sends it as fast as it can and drops what its socket has no room for (a real vLLM: 320 of 2,399
-batches). What comes behind a hole is left, and once the replay is over the rest is asked for anew, from the last batch before the
-hole; so is what is missing at its end. As long as each replay brings something new, nothing is lost.
+**A replay may have holes**: an engine sends it as fast as it can and drops what its socket has no
+room for. Measured with vLLM: 320 of 2,399 batches. Batches after a hole are left out. When the
+replay is over, the rest is requested again from the last batch before the hole, and so is a missing
+end. As long as each replay brings a new batch, nothing is lost.
 
-**Where numbers start**: vLLM and SGLang at 0, llm-d-inference-sim at 1. A replay asked from 0 that begins at 1 is therefore
-whole if it brings less than the engine's buffer holds (10,000 batches by default); one that begins later means that the buffer
-no longer reaches back.
+**First numbers**: vLLM and SGLang begin at 0, llm-d-inference-sim at 1. So a replay from 0 that
+begins at 1 is whole if it is shorter than the engine's buffer (10,000 batches by default). One that
+begins later means that the buffer no longer reaches back.
 
-Framing (``parse_frame``, ``parse_replay``): a subscriber gets ``[topic, number, payload]``, number as 8 bytes big-endian. A
-DEALER that sends ``[b"", number]`` gets one message per batch, ``[b"", topic, number, payload]``, and at the end ``[b"", b"",
-ff × 8, b""]``; vLLM before 0.26 leaves the topic out. A REQ socket would only see the first, so it is no use.
+Framing (``parse_frame``, ``parse_replay_frame``): a subscriber receives ``[topic, number,
+payload]``, with the number as 8 bytes big-endian. A DEALER that sends ``[b"", number]`` receives
+one message per batch, ``[b"", topic, number, payload]``, and at the end ``[b"", b"", ff × 8,
+b""]``. Before 0.26, vLLM leaves the topic out. A REQ socket receives only the first message, so it
+cannot be used.
 """
 
 from collections.abc import Sequence
@@ -58,11 +63,13 @@ _END_OF_REPLAY: Final = b"\xff" * _NUMBER_BYTES
 _MAX_FIRST_NUMBER: Final = 1
 """The highest number that a stream may begin with."""
 _DEFAULT_BUFFER: Final = 10_000
-"""What vLLM keeps by default."""
+"""The default of vLLM."""
 
 
 def parse_frame(parts: Sequence[bytes]) -> EventFrame:
-    """What a subscriber received. Raises Malformed for anything else than topic, number and payload."""
+    """Returns a subscriber's message. Raises MalformedEvents for anything else than topic, number
+    and payload.
+    """
     if len(parts) != 3 or len(parts[1]) != _NUMBER_BYTES:
         hint = "subscribe to the engine's KV events, not to another of its sockets"
         raise MalformedEvents(f"{len(parts)} frames are no [topic, number, payload]", reason="frame", hint=hint)
@@ -70,7 +77,9 @@ def parse_frame(parts: Sequence[bytes]) -> EventFrame:
 
 
 def parse_replay_frame(parts: Sequence[bytes]) -> EventFrame | None:
-    """One message of a replay; None is its end. Raises Malformed for what is neither."""
+    """Returns one message of a replay; None is its end. Raises MalformedEvents for anything
+    else.
+    """
     inner = parts[1:] if parts and not parts[0] else parts
     topic, rest = (inner[0], inner[1:]) if len(inner) == 3 else (b"", inner)
     if len(rest) != 2 or len(rest[0]) != _NUMBER_BYTES:
@@ -80,15 +89,16 @@ def parse_replay_frame(parts: Sequence[bytes]) -> EventFrame | None:
 
 
 def replay_request(start: int) -> list[bytes]:
-    """What a DEALER sends to get everything from ``start`` on."""
+    """Returns the message by which a DEALER requests everything from ``start`` on."""
     return [b"", start.to_bytes(_NUMBER_BYTES, "big")]
 
 
 class EventSequencer:
-    """The state of one stream. Every method returns what to do, in order.
+    """The state of one stream. Every method returns the outcomes in order.
 
-    ``replayable``: the engine has a replay endpoint, which keeps the last ``buffer`` batches (``buffer_steps`` of vLLM's
-    ``/kv_event_sources``). ``position``: where an earlier indexer was; whether it is the same process is still to be proven.
+    replayable: whether the engine has a replay endpoint.
+    buffer: the batches that the endpoint keeps (``buffer_steps`` in vLLM's ``/kv_event_sources``).
+    position: an earlier indexer's position; a replay must still prove that it is the same process.
     """
 
     def __init__(
@@ -104,30 +114,30 @@ class EventSequencer:
         self._limits = limits
         self._next_number: int | None = None
         self._known: dict[int, int] = {}
-        self._held_frames: list[tuple[EventFrame, bool]] = []  # and whether its number was higher than the one before
+        self._held_frames: list[tuple[EventFrame, bool]] = []  # and whether its number was above the one before
         self._held_bytes = 0
         self._last_live = -1
         self._replay_first: int | None = None
         self._replayed = 0
-        self._replay_is_gapless = False  # the replay was asked from 0, and has no hole
+        self._replay_is_gapless = False  # the replay was requested from 0 and has no hole
         self._is_replaying = False
-        self._identity_unproven = False  # the replay's first answer must be the last batch that was accepted
+        self._identity_unproven = False  # the replay must begin with the last accepted batch
         self._is_suspended = False
-        self._replay_made_progress = False  # the replay has brought something new
-        self._replay_has_hole = False  # and then left something out
-        self._replayed_from_start = False  # a replay from the start was asked for, and is over
-        self._stale_replay_ends = 0  # replays whose answers nobody waits for any more
+        self._replay_made_progress = False  # the replay has brought a new batch
+        self._replay_has_hole = False  # and then left batches out
+        self._replayed_from_start = False  # a replay from the start was requested and is over
+        self._stale_replay_ends = 0  # abandoned replays whose answers may still come
         if position is not None and position.known and position.following == position.known[-1][0] + 1:
             self._next_number, self._known, self._is_suspended = position.following, dict(position.known), True
 
     @property
     def next_number(self) -> int | None:
-        """The number that comes next; None before the first."""
+        """The number of the next batch; None before the first."""
         return self._next_number
 
     @property
     def position(self) -> StreamPosition | None:
-        """What the next indexer needs to go on from here; None before the first batch."""
+        """The position from which the next indexer continues; None before the first batch."""
         if self._next_number is None:
             return None
         known = list(self._known.items())[-self._limits.kv_sequences_known :]
@@ -135,16 +145,16 @@ class EventSequencer:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether frames are held back until a replay ends or ``replay_failed`` is called."""
+        """Whether frames are held until a replay ends or ``on_replay_failed`` is called."""
         return self._is_replaying
 
     @property
     def held_frames(self) -> int:
-        """Frames held back."""
+        """The number of frames held until the replay ends."""
         return len(self._held_frames)
 
     def on_connected(self) -> list[StreamOutcome]:
-        """The subscription stands, for the first time or again."""
+        """Handles the start of the subscription, for the first time or again."""
         if self._is_replaying:
             return []
         if self._next_number is None:
@@ -156,20 +166,23 @@ class EventSequencer:
         if self._replayable:
             self._is_suspended = True
             return [self._request_replay(self._next_number, None, "connected again")]
-        return self._restart("connected again, and nothing can be replayed to tell whether it is the same process")
+        return self._restart("connected again, and no replay can prove that it is the same process")
 
     def on_quiet(self) -> list[StreamOutcome]:
-        """Nothing came for a while. Nobody says whether that is so because nothing was published, so the engine is asked.
+        """Requests a replay after a time without messages, since silence does not prove that
+        nothing was published.
 
-        What was published before the engine knew of a new listener, or dropped last, is seen only now, as is a process that took
-        over unnoticed. Where no answer comes nothing is known either, and nothing changes.
+        The replay shows batches published before the engine knew of its new listener, batches
+        dropped last, and a process that took over unnoticed. Without an answer nothing changes.
         """
         if self._is_replaying or self._is_suspended or not self._replayable:
             return []
         return [self._request_replay(self._next_number or 0, None, "quiet")]
 
     def on_disconnected(self) -> list[StreamOutcome]:
-        """The connection is gone. The caller decides how long to wait before it says ``replaced``."""
+        """Suspends the stream. The caller decides how long to wait before it calls
+        ``on_replaced``.
+        """
         if self._is_suspended or self._next_number is None:
             self._forget_replay()
             return []
@@ -178,19 +191,23 @@ class EventSequencer:
         return [StreamSuspended("disconnected")]
 
     def on_replaced(self, reason: str) -> list[StreamOutcome]:
-        """It is known from elsewhere that another process is there: the pod's UID, its start time, or too long a silence."""
+        """Handles proof of another process from outside: the pod's UID, its start time, or too long
+        a silence.
+        """
         self._forget_replay()
         return self._restart(reason)
 
     def accept_in_order(self, frame: EventFrame) -> AcceptBatch | None:
-        """``live`` for the usual frame, which is just the one that comes next; None for any other, which is still to be handed in."""
+        """Accepts the frame that comes next, the usual case. Returns None for any other, which goes
+        to ``on_live_frame``.
+        """
         if frame.number != self._next_number or self._is_replaying or self._is_suspended:
             return None
         self._last_live = frame.number
         return self._accept(frame, "in order")
 
     def on_live_frame(self, frame: EventFrame) -> list[StreamOutcome]:
-        """A frame of the subscription."""
+        """Handles a frame of the subscription."""
         outcomes: list[StreamOutcome] = self.on_connected() if self._is_suspended else []
         forward, self._last_live = frame.number > self._last_live, frame.number
         if not self._is_replaying:
@@ -204,12 +221,12 @@ class EventSequencer:
         return outcomes
 
     def on_replayed_frame(self, frame: EventFrame | None) -> list[StreamOutcome]:
-        """One answer of the replay, None at its end."""
+        """Handles one answer of the replay, None at its end."""
         if self._stale_replay_ends or not self._is_replaying:
             if frame is None:
                 self._stale_replay_ends = max(0, self._stale_replay_ends - 1)
                 return []
-            return [DuplicateBatch(frame.number, "a replay that nobody waits for")]
+            return [DuplicateBatch(frame.number, "part of an abandoned replay")]
         if frame is None:
             return self._on_replay_end()
         if self._replay_first is None:
@@ -221,7 +238,7 @@ class EventSequencer:
         if expected is None:
             self._replay_made_progress = True
             return [
-                *self._first_outcomes(frame.number, "the replay starts later than asked"),
+                *self._first_outcomes(frame.number, "the replay starts later than requested"),
                 self._accept(frame, "replayed"),
             ]
         if frame.number < expected:
@@ -229,7 +246,7 @@ class EventSequencer:
         if frame.number > expected:
             if self._replay_made_progress:
                 self._replay_has_hole = True
-                return [DuplicateBatch(frame.number, "behind a hole, it will be replayed again")]
+                return [DuplicateBatch(frame.number, "after a hole in the replay, to be replayed again")]
             self._replay_is_gapless = False
             lost = BatchesLost(expected, frame.number - 1, "the replay has a hole")
             return [lost, self._accept(frame, "replayed")]
@@ -237,16 +254,16 @@ class EventSequencer:
         return [self._accept(frame, "replayed")]
 
     def on_replay_failed(self, reason: str) -> list[StreamOutcome]:
-        """No replay came, or not to its end; answers that still come must not be handed in (open a new socket)."""
+        """Handles a replay that did not come to its end. Late answers must not be passed on (open a
+        new socket).
+        """
         self._stale_replay_ends = 0
-        if (
-            self._is_replaying and self._replay_has_hole
-        ):  # what came is the engine's; its end may have been left out as well
+        if self._is_replaying and self._replay_has_hole:  # its end may have been left out too
             return [self._request_rest()]
         return self._give_up(reason) if self._is_replaying else []
 
     def on_replay_not_sent(self) -> None:
-        """The replay that was given up last had not been asked for yet: no end of it will come."""
+        """Handles that the last abandoned replay was never requested: no end of it will come."""
         self._stale_replay_ends = max(0, self._stale_replay_ends - 1)
 
     # --- one frame ------------------------------------------------------------------------------------------------------
@@ -264,14 +281,14 @@ class EventSequencer:
                 return [self._hold_and_request(frame, expected, "numbers are missing")]
             return [BatchesLost(expected, number - 1, "nothing can be replayed"), self._accept(frame, reason)]
         if self._known.get(number) == _digest(frame):
-            return [DuplicateBatch(number, "seen already")]
+            return [DuplicateBatch(number, "already read")]
         return [*self._restart("the numbers went back"), *self._take(frame, reason)]
 
     def _accept(self, frame: EventFrame, reason: str) -> AcceptBatch:
         number, known = frame.number, self._known
         self._next_number = number + 1
         known[number] = _digest(frame)
-        # What was held back is compared with what was replayed, so during a replay more digests are kept.
+        # Held frames are compared with replayed ones, so a replay needs more digests.
         most = (
             self._limits.kv_replay_batches
             if self._is_replaying or self._held_frames
@@ -282,9 +299,9 @@ class EventSequencer:
         return AcceptBatch(number, frame.payload, reason)
 
     def _first_outcomes(self, number: int, reason: str) -> list[StreamOutcome]:
-        """What a stream's first number says: all of it, or that the beginning is missing."""
+        """Returns the outcome of a stream's first number: complete, or batches are missing."""
         if number == 0:
-            return [StreamComplete("the first that the engine published")]
+            return [StreamComplete("the first batch that the engine published")]
         return [BatchesLost(0, number - 1, reason)]
 
     def _restart(self, reason: str) -> list[StreamOutcome]:
@@ -312,36 +329,36 @@ class EventSequencer:
         return SequenceGap(first, last, first - 1 if self._identity_unproven else first, reason)
 
     def _request_rest(self) -> SequenceGap:
-        """For the rest of a replay that had a hole."""
+        """Requests the rest of a replay that had a hole."""
         assert self._next_number is not None
         self._identity_unproven, self._replay_made_progress, self._replay_has_hole = True, False, False
         self._replayed -= 1  # the last batch before the hole will come once more
         return SequenceGap(self._next_number, None, self._next_number - 1, "the replay has a hole")
 
     def _falls_short(self) -> bool:
-        """Whether what was held back does not go on where the replay ended."""
+        """Returns whether batches are missing between the replay and the held frames."""
         assert self._next_number is not None
         later = [frame.number for frame, _ in self._held_frames if frame.number >= self._next_number]
         return bool(later) and min(later) > self._next_number
 
     def _check_identity(self, frame: EventFrame) -> list[StreamOutcome]:
-        """The first answer of a replay that was asked from the last batch accepted."""
+        """Handles the first answer of a replay that was requested from the last accepted batch."""
         expected = self._next_number
         assert expected is not None
         self._identity_unproven = False
         if frame.number == expected - 1 and self._known.get(frame.number) == _digest(frame):
-            return self._resume("the replay begins with the last batch that was seen")
+            return self._resume("the replay begins with the last accepted batch")
         if frame.number < expected or self._is_suspended:
-            # Another process. What else this replay brings begins in its middle; if it came so far, the rest is asked for anew.
-            outcomes = self._restart("the replay tells another history")
+            # Another process, and the rest of this replay begins in its middle: request it again.
+            outcomes = self._restart("the replay has another history")
             if not frame.number:
                 return [*outcomes, *self._first_outcomes(frame.number, "joined late"), self._accept(frame, "replayed")]
             self._stale_replay_ends += 1
             return [*outcomes, self._request_replay(0, None, "another process")]
-        # The connection never broke, so it is the same process; its buffer begins after the last batch that was seen.
+        # The connection never broke, so it is the same process; its buffer begins later.
         if frame.number == expected:
             return [self._accept(frame, "replayed")]
-        lost = BatchesLost(expected, frame.number - 1, "the replay starts later than asked")
+        lost = BatchesLost(expected, frame.number - 1, "the replay starts later than requested")
         return [lost, self._accept(frame, "replayed")]
 
     def _resume(self, reason: str) -> list[StreamOutcome]:
@@ -356,18 +373,18 @@ class EventSequencer:
         self._is_replaying = False
         outcomes: list[StreamOutcome] = []
         if self._identity_unproven:
-            outcomes = self._restart("the replay knows nothing of the last batch that was seen")
+            outcomes = self._restart("the replay does not contain the last accepted batch")
             if self._held_frames:
                 return [*outcomes, self._request_replay(0, None, "another process")]
         first = self._replay_first
-        # An engine that had published nothing may be asked again.
+        # An engine that had published nothing may get another request.
         self._replayed_from_start = first is not None or bool(self._held_frames)
         if self._replay_is_gapless and first == _MAX_FIRST_NUMBER and self._replayed < self._buffer:
             outcomes.append(StreamComplete(f"its numbers begin at {first}, and its buffer is not full"))
-        return outcomes + self._drain("the replay did not bring them")
+        return outcomes + self._drain("the replay did not contain them")
 
     def _give_up(self, reason: str) -> list[StreamOutcome]:
-        """Go on without the replay."""
+        """Continues without the replay."""
         self._is_replaying = False
         outcomes: list[StreamOutcome] = self._restart(reason) if self._is_suspended else []
         self._identity_unproven = False
@@ -375,21 +392,24 @@ class EventSequencer:
         return outcomes + self._drain(reason)
 
     def _drain(self, reason: str) -> list[StreamOutcome]:
-        """What was held back, in the order in which it came."""
+        """Takes the held frames in the order in which they came."""
         held, self._held_frames, self._held_bytes = self._held_frames, [], 0
         outcomes: list[StreamOutcome] = []
         for frame, forward in held:
             expected = self._next_number
-            if self._is_replaying:  # one of them showed a restart
+            if self._is_replaying:  # one of them proved a restart
                 self._hold(frame, forward)
             elif expected is None:
-                outcomes += [*self._first_outcomes(frame.number, reason), self._accept(frame, "held back")]
+                outcomes += [*self._first_outcomes(frame.number, reason), self._accept(frame, "held during a replay")]
             elif frame.number > expected:
-                outcomes += [BatchesLost(expected, frame.number - 1, reason), self._accept(frame, "held back")]
+                outcomes += [
+                    BatchesLost(expected, frame.number - 1, reason),
+                    self._accept(frame, "held during a replay"),
+                ]
             elif forward and frame.number < (self._replay_first or 0):
-                outcomes.append(DuplicateBatch(frame.number, "older than the replay, hence lost"))
+                outcomes.append(DuplicateBatch(frame.number, "older than the replay, and lost"))
             else:
-                outcomes += self._take(frame, "held back")
+                outcomes += self._take(frame, "held during a replay")
         if not self._is_replaying:
             self._trim(self._limits.kv_sequences_known)
         return outcomes

@@ -1,10 +1,13 @@
-"""What a stream takes, what it says of it, and where it stands. (Beside ``sequence.py``: what is compiled holds no structs.)"""
+"""Frames of a stream, the outcomes of a frame, and the stream's position, as msgspec structs.
+
+They are apart from ``stream_sequencer.py`` because compiled modules cannot hold structs.
+"""
 
 import msgspec
 
 
 class EventFrame(msgspec.Struct, frozen=True, gc=False):
-    """One batch as it came: its topic, its number and its payload."""
+    """One batch as received: its topic, its number and its payload."""
 
     topic: bytes
     number: int
@@ -12,7 +15,7 @@ class EventFrame(msgspec.Struct, frozen=True, gc=False):
 
 
 class AcceptBatch(msgspec.Struct, frozen=True, gc=False):
-    """Decode and apply this payload, now and in this order."""
+    """A payload to decode and apply now, in this order."""
 
     number: int
     payload: bytes
@@ -20,14 +23,16 @@ class AcceptBatch(msgspec.Struct, frozen=True, gc=False):
 
 
 class DuplicateBatch(msgspec.Struct, frozen=True, gc=False):
-    """Leave it; it was applied already, or nobody waits for it any more."""
+    """A batch to leave out: it was applied already, or belongs to an abandoned replay."""
 
     number: int
     reason: str
 
 
 class SequenceGap(msgspec.Struct, frozen=True, gc=False):
-    """``first`` to ``last`` are missing (``last`` None: who knows): ask for a replay from ``ask``."""
+    """Missing batches ``first`` to ``last`` (None: unknown), and the number to request a replay
+    from (``ask``).
+    """
 
     first: int
     last: int | None
@@ -36,7 +41,7 @@ class SequenceGap(msgspec.Struct, frozen=True, gc=False):
 
 
 class BatchesLost(msgspec.Struct, frozen=True, gc=False):
-    """``first`` to ``last`` will not come. What is held of this engine may be gone: drop it and learn anew."""
+    """Batches that will not come. The engine's blocks may be gone: drop them and learn again."""
 
     first: int
     last: int
@@ -44,25 +49,29 @@ class BatchesLost(msgspec.Struct, frozen=True, gc=False):
 
 
 class ProcessRestarted(msgspec.Struct, frozen=True, gc=False):
-    """Another process speaks, or nobody can tell: the engine's epoch ends and with it all that it held."""
+    """The end of an epoch: another engine process publishes, or this cannot be excluded."""
 
     reason: str
 
 
 class StreamComplete(msgspec.Struct, frozen=True, gc=False):
-    """Everything that this engine ever published was seen, or follows now."""
+    """The start of complete knowledge: every batch of this engine process was read, or follows
+    now.
+    """
 
     reason: str
 
 
 class StreamSuspended(msgspec.Struct, frozen=True, gc=False):
-    """The connection broke; what is held may be the past. Either ``Resumed`` or ``Restart`` follows."""
+    """A broken connection: the blocks may be outdated. ``StreamResumed`` or ``ProcessRestarted``
+    follows.
+    """
 
     reason: str
 
 
 class StreamResumed(msgspec.Struct, frozen=True, gc=False):
-    """It is the same process, and nothing was missed that will not follow."""
+    """The continuation of a suspended stream by the same process; every missed batch follows."""
 
     reason: str
 
@@ -80,7 +89,7 @@ StreamOutcome = (
 
 
 class StreamPosition(msgspec.Struct, frozen=True, gc=False):
-    """Where a stream stands: the number that comes next, and the digests of the last batches by number."""
+    """The position of a stream: the next number, and the digests of the last batches by number."""
 
     following: int
     known: list[tuple[int, int]]

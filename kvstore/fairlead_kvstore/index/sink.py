@@ -22,6 +22,10 @@ class ChangeSink(Protocol):
         """Keep them, of so many batches, for whoever follows this model (``namespace/name``). Returns at once and never raises."""
         ...
 
+    def is_backlogged(self) -> bool:
+        """Returns whether more changes wait than should, so that no events are to be read."""
+        ...
+
 
 class LocalSink:
     """Mirrors in this process, without Redis. ``on_changes`` hears of every batch after the mirror has it."""
@@ -39,6 +43,10 @@ class LocalSink:
         if known is None:
             known = self._replicas[model_key] = IndexReplica(limits=self._limits)
         return known
+
+    def is_backlogged(self) -> bool:
+        """Returns False, since changes are applied at once."""
+        return False
 
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
         """Apply them."""

@@ -1,1 +1,7 @@
-"""Indexer."""
+"""The indexer: reads the KV events of a fleet's engines and writes the index.
+
+- `cli`: its command line; `service`: the process, from start to shutdown
+- `indexer`: `Indexer`, which follows the fleet, its engines and their adapters
+- `engine_member`: one instance that it reads
+- `counters`, `metrics`: counters by model, Prometheus metrics and probes
+"""

@@ -1,6 +1,7 @@
-"""The command line of an indexer (``--fleet FILE --redis URL``). Clock, chance, connections and signals come from here.
+"""The command line of an indexer (``--fleet FILE --redis URL``). It supplies clock, randomness and
+signals.
 
-Several may run: for each model one of them reads and writes, by a lease in Redis.
+Several indexers may run: for each model a lease in Redis selects the one that reads and writes.
 """
 
 import argparse
@@ -31,7 +32,7 @@ _LOG = logging.getLogger("fairlead.indexer")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT (0); 2 when it cannot start, or the fleet cannot be followed."""
+    """Runs until SIGTERM or SIGINT and returns 0; 2 when it cannot start or follow the fleet."""
     options = _parse_arguments(arguments)
     try:
         settings = read_settings(IndexerSettings, os.environ)
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         process_tuning.raise_open_file_limit()
         limits, clock = Limits(), SystemClock()
         host, port = parse_address(options.listen, "--listen", "127.0.0.1:9090")
-        plan = IndexerConfig(
+        config = IndexerConfig(
             source=cli_options.open_fleet_source(
                 options,
                 os.environ,
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 random.random,
                 agent="fairlead-indexer",
                 limits=limits,
-                report=lambda error: _LOG.warning("the last fleet stays: %s", error),
+                report=lambda error: _LOG.warning("the last fleet stays in use: %s", error),
             ),
             redis=_redis_url(options.redis or settings.redis_url),
             holder=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
@@ -58,27 +59,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             events=options.events,
         )
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_run(plan, clock, limits))
+            runner.run(_run(config, clock, limits))
     except (FairleadError, OSError) as error:
         print(f"fairlead-indexer: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-async def _run(plan: IndexerConfig, clock: Clock, limits: Limits) -> None:
-    process = IndexerService(plan, os.environ, clock, random.random, announce=_print_line, limits=limits)
+async def _run(config: IndexerConfig, clock: Clock, limits: Limits) -> None:
+    service = IndexerService(config, os.environ, clock, random.random, announce=_print_line, limits=limits)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, process.stop)
-    await process.run()
+        loop.add_signal_handler(number, service.stop)
+    await service.run()
 
 
 def _redis_url(url: str | None) -> str:
     if url is None:
         raise SettingsError(
-            "--redis: the index has to be written somewhere",
+            "--redis: an indexer needs a Redis to write to",
             field="--redis",
-            hint="give the gateways' URL, or set FAIRLEAD_REDIS_URL; a gateway without Redis indexes by itself",
+            hint="use the gateways' URL, or set FAIRLEAD_REDIS_URL; a gateway without Redis reads events itself",
         )
     parse_redis_url(url)
     return url
@@ -86,22 +87,22 @@ def _redis_url(url: str | None) -> str:
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="fairlead-indexer", description="Reads which blocks engines have cached, and writes it to Redis."
+        prog="fairlead-indexer", description="Reads engines' KV events and writes the KV-cache index to Redis."
     )
     cli_options.add_fleet_arguments(parser)
-    parser.add_argument("--redis", metavar="URL", help="the gateways' Redis; else FAIRLEAD_REDIS_URL")
+    parser.add_argument("--redis", metavar="URL", help="Redis of the gateways (default: FAIRLEAD_REDIS_URL)")
     parser.add_argument(
         "--listen",
         default="127.0.0.1:0",
         metavar="HOST:PORT",
-        help="where /healthz, /readyz and /metrics are (a free loopback port)",
+        help="address of /healthz, /readyz and /metrics (default: a free loopback port)",
     )
     parser.add_argument(
         "--events",
         action="append",
         default=[],
         metavar="tcp://ADDRESS:PORT",
-        help="where engines dial that publish to an indexer instead of being connected to; can be given again",
+        help="address that engines dial to publish events; may be repeated",
     )
     return parser.parse_args(arguments)
 

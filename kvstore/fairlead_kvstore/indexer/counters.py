@@ -1,6 +1,6 @@
-"""What an indexer has counted, by model: of the instances that are there, and of those that have been.
+"""Counters of an indexer by model, over present and departed instances.
 
-Counters only grow; so what an instance counted stays counted when it leaves.
+Counters only grow, so the counts of an instance stay when it leaves.
 """
 
 from collections import Counter
@@ -12,25 +12,25 @@ from fairlead_kvstore.indexer.engine_member import EngineStatus
 
 COUNTER_FAMILIES: Final[Mapping[str, tuple[str, Callable[[EngineStatus], int]]]] = MappingProxyType(
     {
-        "batches": ("batches of events that were applied", lambda seen: seen.counters.batches),
-        "bytes": ("bytes of messages from engines", lambda seen: seen.counters.bytes),
-        "duplicates": ("batches that were known already", lambda seen: seen.counters.duplicates),
-        "gaps": ("holes in the numbers of batches", lambda seen: seen.counters.gaps),
-        "replays": ("replays that were asked for", lambda seen: seen.counters.replays),
-        "replays_failed": ("replays that did not come, or not to their end", lambda seen: seen.counters.replays_failed),
-        "lost": ("times that batches were lost, and with them an instance's slice", lambda seen: seen.counters.lost),
-        "restarts": ("engine processes that took another's place", lambda seen: seen.counters.restarts),
-        "connects": ("connections to engines' events", lambda seen: seen.counters.connects),
-        "disconnects": ("connections that broke", lambda seen: seen.counters.disconnects),
-        "defects": ("messages that brought a defect of the indexer to light", lambda seen: seen.counters.defects),
-        "orphans": ("blocks whose parent was not known when they came", lambda seen: seen.state.counts.orphans),
-        "linked": ("such blocks whose parent came", lambda seen: seen.state.counts.linked),
-        "dropped": ("blocks forgotten for lack of memory", lambda seen: seen.state.counts.dropped),
-        "unknown_events": ("events of kinds that are not known", lambda seen: seen.state.counts.unknown_events),
-        "refused_events": ("stored events that did not hold together", lambda seen: seen.state.counts.refused_events),
+        "batches": ("applied batches of events", lambda status: status.counters.batches),
+        "bytes": ("bytes of messages from engines", lambda status: status.counters.bytes),
+        "duplicates": ("batches that were read before", lambda status: status.counters.duplicates),
+        "gaps": ("gaps in the numbers of batches", lambda status: status.counters.gaps),
+        "replays": ("requested replays", lambda status: status.counters.replays),
+        "replays_failed": ("replays that did not arrive completely", lambda status: status.counters.replays_failed),
+        "lost": ("losses of batches, each of which drops an instance's blocks", lambda status: status.counters.lost),
+        "restarts": ("engine processes that replaced another", lambda status: status.counters.restarts),
+        "connects": ("connections to engines' events", lambda status: status.counters.connects),
+        "disconnects": ("connections that broke", lambda status: status.counters.disconnects),
+        "defects": ("messages that revealed a defect of the indexer", lambda status: status.counters.defects),
+        "orphans": ("blocks that arrived before their parent", lambda status: status.state.counts.orphans),
+        "linked": ("orphan blocks whose parent arrived later", lambda status: status.state.counts.linked),
+        "dropped": ("blocks dropped for lack of memory", lambda status: status.state.counts.dropped),
+        "unknown_events": ("events of an unknown kind", lambda status: status.state.counts.unknown_events),
+        "refused_events": ("inconsistent stored events", lambda status: status.state.counts.refused_events),
     }
 )
-"""Counter → what it means, and where it is of one instance."""
+"""Counter → its description, and how to read it from one instance."""
 
 
 class ModelCounters:
@@ -41,18 +41,18 @@ class ModelCounters:
         self.unreadable: dict[str, Counter[str]] = {}
 
     def add(self, status: EngineStatus) -> None:
-        """Add what one instance counted."""
+        """Adds the counters of one instance."""
         counts = self.counts.setdefault(status.model_key, Counter())
         for name, (_, read) in COUNTER_FAMILIES.items():
             counts[name] += read(status)
         self.unreadable.setdefault(status.model_key, Counter()).update(status.counters.unreadable)
 
-    def with_current(self, there: Iterable[EngineStatus]) -> "ModelCounters":
-        """These, and what the instances that are there have counted so far."""
+    def with_current(self, present: Iterable[EngineStatus]) -> "ModelCounters":
+        """Returns these sums plus the counters of present instances."""
         found = ModelCounters()
         for model_key, counts in self.counts.items():
             found.counts[model_key] = Counter(counts)
             found.unreadable[model_key] = Counter(self.unreadable[model_key])
-        for seen in there:
-            found.add(seen)
+        for status in present:
+            found.add(status)
         return found

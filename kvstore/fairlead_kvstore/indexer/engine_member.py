@@ -1,4 +1,4 @@
-"""One instance that an indexer reads, and what it shows of it."""
+"""One instance that an indexer reads, and its status."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -12,7 +12,9 @@ from fairlead_kvstore.reader.engine_subscription import EngineSubscription, Subs
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """One instance as status and metrics show it. ``trouble``: why it is not read, in words; empty when it is."""
+    """The status of one instance for people and metrics. ``problem`` is why it is not read; empty
+    when it is.
+    """
 
     instance: str
     model_key: str
@@ -26,9 +28,10 @@ class EngineStatus:
 
 @dataclass(slots=True)
 class EngineMember:
-    """Its line is there once it is known where it publishes. Times are monotonic seconds.
+    """One instance that an indexer reads. Times are monotonic seconds.
 
-    ``position``: where an earlier indexer was in its stream, until the line has it.
+    subscription: None until the endpoint of its events is known.
+    position: an earlier indexer's stream position, until the subscription takes it.
     """
 
     model_key: str
@@ -37,7 +40,7 @@ class EngineMember:
     position: StreamPosition | None = None
     discovery: asyncio.Task[None] | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    problem: str = "it was not asked yet where it publishes"
+    problem: str = "the endpoint of its events is not known yet"
     is_gone: bool = False
     has_adapters: bool = False
     is_querying_adapters: bool = False
@@ -47,33 +50,40 @@ class EngineMember:
     unsourced_adapters: frozenset[str] = frozenset()
 
     def instance_status(self, state: InstanceState) -> InstanceStatus:
-        """What everybody may know of it, in Redis."""
-        seen, line, evicted = self.status(state), self.subscription, state.evicted_age_seconds
-        lag = seen.counters.lag_seconds
+        """Returns the status that is published in Redis."""
+        status, subscription, evicted = self.status(state), self.subscription, state.evicted_age_seconds
+        lag = status.counters.lag_seconds
         return InstanceStatus(
             url=self.instance.url,
             block_size=state.block_size,
-            events=seen.events,
-            replay=None if line is None else line.endpoints.replay,
-            connected=seen.connected,
-            replaying=seen.replaying,
-            trouble=seen.problem,
+            events=status.events,
+            replay=None if subscription is None else subscription.endpoints.replay,
+            connected=status.connected,
+            replaying=status.replaying,
+            trouble=status.problem,
             blocks=state.blocks,
             orphans=state.orphans,
-            following=None if line is None else line.next_number,
+            following=None if subscription is None else subscription.next_number,
             lag_seconds=None if lag is None else round(lag, 3),
             evicted_age_seconds=None if evicted is None else round(evicted, 1),
         )
 
     def status(self, state: InstanceState) -> EngineStatus:
-        """With what the truth knows of it."""
-        line = self.subscription
-        if line is None:
+        """Returns the status with the state from the block store."""
+        subscription = self.subscription
+        if subscription is None:
             return EngineStatus(
                 self.instance.id, self.model_key, None, False, False, self.problem, state, SubscriptionCounters()
             )
-        trouble = "" if line.is_connected else self.problem or line.problem
-        where, replaying = line.endpoints.events, line.is_replaying
+        problem = "" if subscription.is_connected else self.problem or subscription.problem
+        events, replaying = subscription.endpoints.events, subscription.is_replaying
         return EngineStatus(
-            self.instance.id, self.model_key, where, line.is_connected, replaying, trouble, state, line.counters
+            self.instance.id,
+            self.model_key,
+            events,
+            subscription.is_connected,
+            replaying,
+            problem,
+            state,
+            subscription.counters,
         )

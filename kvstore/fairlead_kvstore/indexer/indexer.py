@@ -1,30 +1,28 @@
-"""The indexer: engines in, changes out. Instances come and go with the fleet, their events go through the truth into a sink.
+"""The indexer: follows a fleet, reads its engines' KV events, and passes the changes to a sink.
 
-It is the same in a process of its own (``__main__``, with Redis behind the sink) and inside a gateway's helper (with a mirror). It
-has one thread and no waiting in it: what an engine sends is followed and offered in the turn of the loop in which it is read, and
-how much of one engine is read before the next has its turn is bounded (``reader/turns.py``). Only questions over HTTP are tasks:
-where an engine publishes, and where its adapters came from.
+It runs in a process of its own (``service.py``, with Redis behind the sink) and inside a gateway
+(with a local replica). It is single-threaded and does not wait. An event is applied and offered in
+the iteration of the loop that reads it, and ``reader/fair_scheduler.py`` bounds the reads of one
+engine. Only HTTP queries are tasks: for an engine's endpoints, and for the sources of its adapters.
 
-    fleet ──▶ attach, detach ──▶ Truth ◀── follow ◀── Line, one an instance ◀── ZMQ
-                                   └──changes──▶ Sink
+    fleet ──▶ attach, detach ──▶ BlockStore ◀── apply_outcomes ◀── EngineSubscription ◀── ZMQ
+                                     └──changes──▶ ChangeSink
 
-Several indexers share the work by a lease for each model (``index/writer.py``): whoever does not write a model does not read its
-engines either. The one that begins goes on from what the one before has left in Redis: blocks, and where each stream was. A replay
-from there proves that it is the same process and brings what was missed meanwhile, so a restarted indexer loses nothing and
-believes nothing that is gone.
+Several indexers share the work by a lease per model (``index/writer.py``): an indexer reads only
+the engines of the models that it writes. A new leader continues from its predecessor's blocks and
+stream positions in Redis. A replay from there proves that the process is the same and brings the
+missed batches. So a restarted indexer loses nothing and leaves no ghosts.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from fairlead.errors import BadInput, FairleadError, Unavailable
 from fairlead.fleet.model import Fleet, FleetSource, Instance, InstanceState
-from fairlead.limits import Limits
-from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore.blockstore.changes import Change, HintsAdded, HintsExpired
 from fairlead_kvstore.blockstore.store import BlockStore
@@ -45,40 +43,36 @@ from fairlead_kvstore.reader.engine_subscription import EngineSubscription, Read
 from fairlead_kvstore.reader.event_application import AppliedEvents
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
 from fairlead_kvstore.reader.replay_client import ReplaySlots
-from fairlead_kvstore.reader.timers import OneShotTimer, ReaderLoop
+from fairlead_kvstore.reader.timers import OneShotTimer, ReaderRuntime
 from fairlead_kvstore.reader.zmq_listener import ZmqListener
 from fairlead_kvstore.reader.zmq_socket import ZmqSockets
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
-_LIMITS: Final = Limits()
 _MAX_CONCURRENT_QUERIES: Final = 16
 
 
 class Indexer:
-    """Make it on the loop that it runs on; ``close`` ends it. ``listen``: addresses at which engines dial us.
+    """The indexer of a fleet. Create it on the loop that runs it, and call ``close`` at the end.
 
-    ``leased``: a model is read from ``begin`` to ``end`` only, else all are. ``behind``: whether the sink cannot follow for now, so
-    that nothing is to be read. ``chance`` draws evenly from 0 to 1. Raises BadInput for an address that cannot be bound.
+    listen: addresses that engines dial; raises BadInput for one that cannot be bound.
+    leased: reads a model only from ``start_model`` to ``stop_model``; otherwise reads all models.
     """
 
     def __init__(
         self,
         store: BlockStore,
         sink: ChangeSink,
-        clock: Clock,
-        *,
         query: EngineQuery,
-        loop: ReaderLoop,
-        random: Callable[[], float],
+        runtime: ReaderRuntime,
+        *,
         listen: Sequence[str] = (),
         leased: bool = False,
-        is_backlogged: Callable[[], bool] = lambda: False,
-        limits: Limits = _LIMITS,
     ) -> None:
+        limits, loop = runtime.limits, runtime.loop
         self.store = store
         self.departed = ModelCounters()
         self._sink = sink
-        self._clock = clock
+        self._clock = runtime.clock
         self._query = query
         self._limits = limits
         self._fleet = Fleet()
@@ -89,18 +83,21 @@ class Indexer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._query_slots = asyncio.Semaphore(_MAX_CONCURRENT_QUERIES)
         self._closed = False
-        sockets = ZmqSockets(limits)
-        turns = FairScheduler(loop, clock, limits, is_backlogged=is_backlogged)
         self._context = ReaderContext(
-            store, self._on_applied, sockets, turns, ReplaySlots(limits.kv_replays), loop, clock, random, limits
+            ZmqSockets(limits),
+            FairScheduler(loop, runtime.clock, limits, is_backlogged=sink.is_backlogged),
+            loop,
+            limits,
+            store,
+            self._on_applied,
+            ReplaySlots(limits.kv_replays),
+            runtime.clock,
+            runtime.random,
         )
         self.listeners: list[ZmqListener] = []
         try:
             for endpoint in listen:
-                find = self._find_dialer
-                self.listeners.append(
-                    ZmqListener(endpoint, find, sockets=sockets, turns=turns, loop=loop, limits=limits)
-                )
+                self.listeners.append(ZmqListener(endpoint, self._find_dialer, self._context))
         except BaseException:
             self._close_sockets()
             raise
@@ -108,23 +105,25 @@ class Indexer:
         self._expire_hints()
         self._refresh_adapters()
 
-    # --- what there is --------------------------------------------------------------------------------------------------
+    # --- fleet ----------------------------------------------------------------------------------------------------------
 
     async def run(self, source: FleetSource) -> None:
-        """Follow a fleet for ever. Raises what the source raises."""
+        """Follows a fleet for ever. Raises the source's errors."""
         async with contextlib.aclosing(_fleets(source)) as fleets:
             async for fleet in fleets:
                 self.update_fleet(fleet)
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """What there is now: instances that are new are read, those that are gone are forgotten."""
+        """Attaches new instances of the fleet and detaches those that left."""
         self._fleet = fleet
         self._reconcile()
 
     def on_cache_cleared(self, instance: str) -> bool:
-        """An engine answered a call of Fairlead's that clears its cache (reset, sleep at level 1 or more, pause with clear).
+        """Handles an engine's successful response to a call that clears its cache.
 
-        Call it when the answer is there, since the engine itself tells of it with its next batch only. False: it is not read here.
+        Such calls are reset, sleep at level 1 or more, and pause with clear. Call it on the
+        response, since the engine reports the clear only with its next batch. Returns False when
+        the instance is not read here.
         """
         member = self._members.get(instance)
         if member is None:
@@ -133,7 +132,9 @@ class Indexer:
         return True
 
     def on_engine_restarted(self, instance: str, reason: str) -> bool:
-        """It is known from elsewhere that the engine's process is another one (a supervisor started it). False: not read here."""
+        """Handles a process restart that is known from outside. Returns False when the instance is
+        not read here.
+        """
         member = self._members.get(instance)
         if member is None:
             return False
@@ -142,23 +143,25 @@ class Indexer:
         return True
 
     def engine_statuses(self) -> Iterator[EngineStatus]:
-        """Every instance that is read, with what is known of it; for status and metrics."""
+        """Yields the status of every instance that is read."""
         for member in self._members.values():
             yield member.status(self.store.state(member.instance.id))
 
     def unidentified_messages(self) -> Mapping[str, int]:
-        """Messages of engines that dial us and cannot be told whose they are, by reason."""
+        """Returns the number of messages from dialing engines that match no instance, by reason."""
         found: Counter[str] = Counter()
-        for one in self.listeners:
-            found.update(one.unidentified)
+        for listener in self.listeners:
+            found.update(listener.unidentified)
         return found
 
-    # --- what its writer asks -------------------------------------------------------------------------------------------
+    # --- owner of the writer --------------------------------------------------------------------------------------------
 
     def start_model(self, model_key: str, recovered: RecoveredIndex) -> None:
-        """Read this model's engines from now on, from where an earlier indexer was."""
+        """Reads a model's engines from now on, from where an earlier indexer was."""
         for name, why in recovered.unreadable.items():
-            _LOG.warning("%s: what was kept of %s cannot be used, it is learned anew: %s", model_key, name, why)
+            _LOG.warning(
+                "%s: the snapshot of %s cannot be used; its blocks are learned again: %s", model_key, name, why
+            )
         if self._models is not None:
             self._models.add(model_key)
         self._checkpoints = recovered.instances
@@ -170,33 +173,33 @@ class Indexer:
             self.store.restore_shared_store_hints(model_key, recovered.hints)
 
     def stop_model(self, model_key: str) -> None:
-        """Another indexer reads this model."""
+        """Stops reading a model, because another indexer does."""
         if self._models is not None:
             self._models.discard(model_key)
         self._reconcile()
 
     def instances(self, model_key: str) -> Sequence[str]:
-        """All of the model that are read."""
+        """Returns all instances of the model that are read."""
         return [name for name, member in self._members.items() if member.model_key == model_key]
 
     def checkpoint(self, instance: str) -> InstanceCheckpoint:
-        """What the next indexer needs of an instance, as of now. Raises KeyError."""
+        """Returns the current state of an instance for the next indexer. Raises KeyError."""
         member = self._members[instance]
         kept, rows = self.store.take_snapshot(instance, self._clock.wall() - self._clock.now())
         position = member.position if member.subscription is None else member.subscription.position
         return InstanceCheckpoint(kept, rows, position)
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
-        """What a shared store of the model probably holds, and until when."""
+        """Returns the blocks that a shared store of the model probably has, and until when."""
         return self.store.shared_store_hints(model_key)
 
     def instance_statuses(self, model_key: str) -> dict[str, InstanceStatus]:
-        """What is written beside the index for whoever looks at it."""
-        some = [member for member in self._members.values() if member.model_key == model_key]
-        return {one.instance.id: one.instance_status(self.store.state(one.instance.id)) for one in some}
+        """Returns the statuses that are written next to the index."""
+        members = [member for member in self._members.values() if member.model_key == model_key]
+        return {member.instance.id: member.instance_status(self.store.state(member.instance.id)) for member in members}
 
     async def close(self) -> None:
-        """Stop reading. What the truth knows stays."""
+        """Stops reading; the block store keeps its blocks."""
         if self._closed:
             return
         self._closed = True
@@ -210,11 +213,11 @@ class Indexer:
         self._close_sockets()
 
     def _close_sockets(self) -> None:
-        for one in self.listeners:
-            one.close()
+        for listener in self.listeners:
+            listener.close()
         self._context.sockets.close()
 
-    # --- instances come and go ------------------------------------------------------------------------------------------
+    # --- instances ------------------------------------------------------------------------------------------------------
 
     def _reconcile(self) -> None:
         if self._closed:
@@ -222,19 +225,19 @@ class Indexer:
         wanted: dict[str, tuple[str, Instance]] = {}
         for key, instances in self._fleet.instances.items():
             if self._models is None or key in self._models:
-                for one in instances:
-                    wanted.setdefault(one.id, (key, one))
+                for instance in instances:
+                    wanted.setdefault(instance.id, (key, instance))
         for name, member in list(self._members.items()):
             if name not in wanted:
                 self._detach(member, "it left the fleet")
             elif wanted[name][0] != member.model_key:
-                self._detach(member, "it serves another model now")
-        for name, (key, one) in wanted.items():
-            there = self._members.get(name)
-            if there is None:
-                self._attach(key, one)
-            elif there.instance != one:
-                self._update_instance(there, one)
+                self._detach(member, "it serves another model")
+        for name, (key, instance) in wanted.items():
+            known = self._members.get(name)
+            if known is None:
+                self._attach(key, instance)
+            elif known.instance != instance:
+                self._update_instance(known, instance)
 
     def _attach(self, model_key: str, instance: Instance) -> None:
         member = self._members[instance.id] = EngineMember(model_key, instance)
@@ -248,7 +251,9 @@ class Indexer:
                 )
                 member.position = kept.position
             except SnapshotError as error:
-                _LOG.warning("%s: what was kept cannot be used, it is learned anew: %s", instance.id, error.message)
+                _LOG.warning(
+                    "%s: its snapshot cannot be used; its blocks are learned again: %s", instance.id, error.message
+                )
         self._offer(model_key, changes)
         where = endpoints_from_fleet(instance)
         if where is not None:
@@ -270,7 +275,7 @@ class Indexer:
     def _update_instance(self, member: EngineMember, instance: Instance) -> None:
         before, member.instance = member.instance, instance
         if before.state is InstanceState.SLEEPING and instance.state is not InstanceState.SLEEPING:
-            self.on_cache_cleared(instance.id)  # its cache went when it fell asleep, and it has not stepped since
+            self.on_cache_cleared(instance.id)  # its cache was cleared when it fell asleep
         where = endpoints_from_fleet(instance)
         if where is None:
             if (instance.url, before.kv_events) != (before.url, None):
@@ -285,11 +290,11 @@ class Indexer:
             self._subscribe(member, where)
 
     def _subscribe(self, member: EngineMember, where: EventEndpoints) -> None:
-        """Read this member there from now on."""
+        """Reads this member's events at these endpoints from now on."""
         if member.subscription is not None:
             if where != member.subscription.endpoints:
                 self._remove_dialer(member.subscription)
-                member.subscription.replace_engine("its events have another address", where)
+                member.subscription.replace_engine("the endpoint of its events changed", where)
         else:
             member.subscription = EngineSubscription(member.instance.id, where, self._context, position=member.position)
             member.position = None
@@ -298,21 +303,24 @@ class Indexer:
         if where.events is None:
             self._dialers[instance_address(member.instance), member.instance.dp_rank] = member.subscription
             if not self.listeners:
-                member.problem = "it dials an indexer to publish its events, and this one listens nowhere"
+                member.problem = "it dials an indexer to publish its events, and this indexer has no --events address"
 
-    def _remove_dialer(self, line: EngineSubscription) -> None:
-        for key in [key for key, one in self._dialers.items() if one is line]:
+    def _remove_dialer(self, subscription: EngineSubscription) -> None:
+        for key in [key for key, dialer in self._dialers.items() if dialer is subscription]:
             del self._dialers[key]
-        for one in self.listeners:
-            one.remove(line)
+        for listener in self.listeners:
+            listener.remove(subscription)
 
     def _find_dialer(self, place: str, rank: int | None) -> EngineSubscription | None:
         return self._dialers.get((place, rank))
 
-    # --- what engines are asked -----------------------------------------------------------------------------------------
+    # --- queries to engines --------------------------------------------------------------------------------------------
 
     async def _discover_endpoints(self, member: EngineMember) -> None:
-        """Find out where an engine publishes, and again whenever it is not there: an engine that was restarted may be elsewhere."""
+        """Queries the engine for its endpoints, and again whenever it is disconnected.
+
+        Why: a restarted engine may have other endpoints.
+        """
         limits, began = self._limits, self._clock.now()
         pause = limits.kv_query_pause_seconds
         while not member.is_gone:
@@ -328,8 +336,8 @@ class Indexer:
                     member.problem = error.message
                     pause = min(limits.max_kv_query_pause_seconds, pause * 2.0)
             if member.position is not None and self._clock.now() - began >= limits.kv_restart_seconds:
-                member.position = None  # what was kept of it may be long gone
-                reason = "nobody knows where its events are"
+                member.position = None  # its snapshot may be outdated
+                reason = "the endpoint of its events is unknown"
                 self._offer(member.model_key, self.store.on_restarted(member.instance.id, reason, self._clock.now()))
             member.wake.clear()
             with contextlib.suppress(TimeoutError):
@@ -337,14 +345,16 @@ class Indexer:
                     await member.wake.wait()
 
     def _refresh_adapters(self) -> None:
-        """Ask engines with adapters where these were loaded from: often while that is not known, else now and then."""
+        """Queries engines for the sources of their adapters: often while one is unknown, otherwise
+        rarely.
+        """
         limits, now = self._limits, self._clock.now()
         self._adapter_timer.set(limits.kv_adapter_pause_seconds, self._refresh_adapters)
         for name, member in self._members.items():
             if member.is_querying_adapters or member.subscription is None or member.subscription.is_replaying:
                 continue
             unplaced = frozenset(self.store.unsourced_adapters(name))
-            if unplaced - member.unsourced_adapters:  # one that was not asked about yet
+            if unplaced - member.unsourced_adapters:  # a new adapter
                 member.adapters_due_at = min(
                     member.adapters_due_at, member.adapters_queried_at + limits.kv_adapter_pause_seconds
                 )
@@ -369,19 +379,19 @@ class Indexer:
         finally:
             member.is_querying_adapters = False
         if member.is_gone or member.subscription is None or member.subscription.is_replaying:
-            return  # what is replayed is older than the answer: ask again
+            return  # replayed events are older than the response: query again
         changes: list[Change] = []
         for adapter, place in found.items():
             changes += self.store.on_adapter_source(name, adapter, place, self._clock.now())
         self._offer(member.model_key, changes)
 
-    # --- what it means --------------------------------------------------------------------------------------------------
+    # --- changes --------------------------------------------------------------------------------------------------------
 
-    def _on_applied(self, line: EngineSubscription, found: AppliedEvents) -> None:
-        member = self._members[line.instance]
+    def _on_applied(self, subscription: EngineSubscription, found: AppliedEvents) -> None:
+        member = self._members[subscription.instance]
         if found.changes:
             self._sink.offer(member.model_key, found.changes, max(1, found.batches))
-        if not line.is_connected and member.discovery is not None:
+        if not subscription.is_connected and member.discovery is not None:
             member.wake.set()
 
     def _offer(self, model_key: str, changes: Sequence[Change]) -> None:
@@ -406,7 +416,7 @@ class Indexer:
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _LOG.error("an engine could not be asked", exc_info=error)
+            _LOG.error("a query to an engine failed", exc_info=error)
 
 
 async def _fleets(source: FleetSource) -> Any:

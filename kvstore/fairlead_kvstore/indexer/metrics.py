@@ -1,4 +1,4 @@
-"""The indexer's probes and what it tells Prometheus. Everything is read when it is asked for."""
+"""Probes and Prometheus metrics of the indexer. All values are read at request time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,12 @@ _LAG_SHARE = 0.99
 
 @dataclass(frozen=True, slots=True)
 class IndexerHealth:
-    """``waits_for``: what a start still waits for, in words; empty when it is over. ``leads``: models that this process writes."""
+    """The health of the indexer.
+
+    startup_blocker: what the start waits for; empty when it is over.
+    led_models: models that this process writes.
+    notes: further lines for people.
+    """
 
     startup_blocker: str
     led_models: frozenset[str] = frozenset()
@@ -29,36 +34,38 @@ class IndexerHealth:
 
 
 class IndexerMetrics(Collector):
-    """Families by model; instances are only counted, since a page of thousands of them helps nobody."""
+    """Metric families by model. Instances are only counted, since a page with thousands of them
+    helps no reader.
+    """
 
-    def __init__(self, indexer: Indexer, pulse: Callable[[], IndexerHealth]) -> None:
+    def __init__(self, indexer: Indexer, health: Callable[[], IndexerHealth]) -> None:
         self._indexer = indexer
-        self._pulse = pulse
+        self._health = health
 
     def collect(self) -> Iterator[Metric]:
-        """Every family."""
-        seen, pulse = list(self._indexer.engine_statuses()), self._pulse()
-        yield from self._counters(seen)
-        yield from _gauges(seen)
-        yield _model_flags("leads", "1 where this process writes the model's index", pulse.models, pulse.led_models)
-        yield GaugeMetricFamily(f"{_PREFIX}redis_connected", "1 while Redis answers", float(pulse.connected))
-        truth = self._indexer.store
-        yield GaugeMetricFamily(f"{_PREFIX}table_bytes", "memory of the tables of all blocks", truth.bytes)
-        if pulse.loop_lag_seconds is not None:  # not measured yet is not zero
+        """Yields every family."""
+        statuses, health = list(self._indexer.engine_statuses()), self._health()
+        yield from self._counters(statuses)
+        yield from _gauges(statuses)
+        yield _model_flags("leads", "1 if this process writes the model's index", health.models, health.led_models)
+        yield GaugeMetricFamily(f"{_PREFIX}redis_connected", "1 while Redis answers", float(health.connected))
+        store = self._indexer.store
+        yield GaugeMetricFamily(f"{_PREFIX}table_bytes", "memory of the block tables in bytes", store.bytes)
+        if health.loop_lag_seconds is not None:  # not measured yet is not zero
             yield GaugeMetricFamily(
-                f"{_PREFIX}loop_lag_seconds", "lateness of the event loop, p99", pulse.loop_lag_seconds
+                f"{_PREFIX}loop_lag_seconds", "delay of the event loop, p99", health.loop_lag_seconds
             )
-        strangers = CounterMetricFamily(
-            f"{_PREFIX}strangers", "messages of engines that dial and that nobody in the fleet sent", labels=["reason"]
+        unidentified = CounterMetricFamily(
+            f"{_PREFIX}strangers", "messages of dialing engines that are not in the fleet", labels=["reason"]
         )
         for reason, count in sorted(self._indexer.unidentified_messages().items()):
-            strangers.add_metric([reason], count)
-        yield strangers
+            unidentified.add_metric([reason], count)
+        yield unidentified
 
-    def _counters(self, seen: Sequence[EngineStatus]) -> Iterator[Metric]:
-        totals = self._indexer.departed.with_current(seen)
-        for name, (says, _) in COUNTER_FAMILIES.items():
-            family = CounterMetricFamily(f"{_PREFIX}{name}", says, labels=["model"])
+    def _counters(self, statuses: Sequence[EngineStatus]) -> Iterator[Metric]:
+        totals = self._indexer.departed.with_current(statuses)
+        for name, (description, _) in COUNTER_FAMILIES.items():
+            family = CounterMetricFamily(f"{_PREFIX}{name}", description, labels=["model"])
             for model_key, counts in sorted(totals.counts.items()):
                 family.add_metric([model_key], counts[name])
             yield family
@@ -71,39 +78,41 @@ class IndexerMetrics(Collector):
         yield unreadable
 
 
-def _gauges(seen: Sequence[EngineStatus]) -> Iterator[Metric]:
-    counted: dict[str, tuple[str, Callable[[EngineStatus], float]]] = {
-        "instances": ("instances whose events are to be read", lambda one: 1),
-        "connected": ("of them, those that are connected", lambda one: one.connected),
-        "incomplete": ("of them, those of which not everything is known", lambda one: not one.state.complete),
-        "replaying": ("of them, those whose missing batches are waited for", lambda one: one.replaying),
-        "blocks": ("blocks that instances hold", lambda one: one.state.blocks),
-        "waiting_orphans": ("blocks that wait for their parent", lambda one: one.state.orphans),
+def _gauges(statuses: Sequence[EngineStatus]) -> Iterator[Metric]:
+    families: dict[str, tuple[str, Callable[[EngineStatus], float]]] = {
+        "instances": ("instances whose events are read", lambda status: 1),
+        "connected": ("instances with a connection", lambda status: status.connected),
+        "incomplete": ("instances whose blocks are not all known", lambda status: not status.state.complete),
+        "replaying": ("instances that wait for a replay", lambda status: status.replaying),
+        "blocks": ("cached blocks of instances", lambda status: status.state.blocks),
+        "waiting_orphans": ("blocks that wait for their parent", lambda status: status.state.orphans),
     }
-    for name, (says, read) in counted.items():
-        family = GaugeMetricFamily(f"{_PREFIX}{name}", says, labels=["model"])
+    for name, (description, read) in families.items():
+        family = GaugeMetricFamily(f"{_PREFIX}{name}", description, labels=["model"])
         sums: dict[str, float] = {}
-        for one in seen:
-            sums[one.model_key] = sums.get(one.model_key, 0.0) + read(one)
+        for status in statuses:
+            sums[status.model_key] = sums.get(status.model_key, 0.0) + read(status)
         for model_key, value in sorted(sums.items()):
             family.add_metric([model_key], value)
         yield family
     lag = GaugeMetricFamily(
         f"{_PREFIX}lag_seconds",
-        "from an engine's stamp on its last batch until it was applied, by two clocks; of the slowest instance",
+        "seconds from an engine's timestamp of its last batch until it was applied; the slowest instance",
         labels=["model"],
     )
     slowest: dict[str, float] = {}
-    for one in seen:
-        if one.counters.lag_seconds is not None:
-            slowest[one.model_key] = max(one.counters.lag_seconds, slowest.get(one.model_key, one.counters.lag_seconds))
+    for status in statuses:
+        if status.counters.lag_seconds is not None:
+            slowest[status.model_key] = max(
+                status.counters.lag_seconds, slowest.get(status.model_key, status.counters.lag_seconds)
+            )
     for model_key, value in sorted(slowest.items()):
         lag.add_metric([model_key], value)
     yield lag
 
 
-def _model_flags(name: str, says: str, models: frozenset[str], on: frozenset[str]) -> Metric:
-    family = GaugeMetricFamily(f"{_PREFIX}{name}", says, labels=["model"])
+def _model_flags(name: str, description: str, models: frozenset[str], on: frozenset[str]) -> Metric:
+    family = GaugeMetricFamily(f"{_PREFIX}{name}", description, labels=["model"])
     for model_key in sorted(models):
         family.add_metric([model_key], float(model_key in on))
     return family

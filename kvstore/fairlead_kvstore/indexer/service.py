@@ -1,7 +1,8 @@
-"""A process that indexes: fleet, indexer, writer, Redis and a port for probes put together, from the start to the last message.
+"""The indexer process: fleet, indexer, writer, Redis and probes, from start to shutdown.
 
-The order of the end is that of the data: no new instances, no more events, what waits is written, the leases are given back (another
-indexer then begins at once and not when they run out), and only then Redis and the port are let go.
+The shutdown follows the data. First there are no new instances and no more events, then waiting
+changes are written and leases are released, so that another indexer begins at once. Redis and the
+port are closed last.
 """
 
 import asyncio
@@ -36,7 +37,12 @@ _LAG_KEPT: Final = 1_200
 
 @dataclass(frozen=True, slots=True)
 class IndexerConfig:
-    """``holder`` names this process and no other; ``events`` are addresses at which engines dial; ``secret`` keys own hashes."""
+    """The configuration of an indexer.
+
+    holder: a name that no other process has.
+    secret: keys the block hashes.
+    events: addresses that engines dial.
+    """
 
     source: FleetSource
     redis: str
@@ -48,9 +54,10 @@ class IndexerConfig:
 
 
 class IndexerService:
-    """Make it on the loop that it runs on. ``announce`` is given one line once the port is open.
+    """The indexer process; create it on the loop that runs it. ``announce`` receives one line when
+    the port is open.
 
-    Raises BadInput for a Redis URL or an address that is none.
+    Raises BadInput for an invalid Redis URL or address.
     """
 
     def __init__(
@@ -89,7 +96,7 @@ class IndexerService:
         )
 
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
-        """To whoever writes."""
+        """Passes changes to the writer."""
         self._writer.offer(model_key, changes, batches)
 
     def is_backlogged(self) -> bool:
@@ -97,11 +104,13 @@ class IndexerService:
         return self._writer.is_backlogged()
 
     def stop(self) -> None:
-        """End in order."""
+        """Begins the shutdown."""
         self._stop.set()
 
     async def run(self) -> None:
-        """Until ``stop``. Raises what the fleet's source raises, and OSError when the port is taken."""
+        """Runs until ``stop``. Raises the fleet source's errors, and OSError when the port is
+        taken.
+        """
         following: asyncio.Task[None] | None = None
         process_tuning.freeze_heap()
         process_tuning.relax_gc()  # events create hundreds of objects a millisecond, without reference cycles
@@ -125,25 +134,25 @@ class IndexerService:
                 self._lag.stop()
 
     def health(self) -> IndexerHealth:
-        """How it is now."""
+        """Returns the current health."""
         models = frozenset() if self._fleet is None else frozenset(self._fleet.models)
         connected = self._link.state.connected
         self._was_connected = self._was_connected or connected
-        waits_for = ""
+        startup_blocker = ""
         if self._fleet is None:
-            waits_for = "the fleet is not known yet"
+            startup_blocker = "waiting for the fleet"
         elif not self._was_connected:
-            waits_for = f"Redis was not reached yet: {self._link.state.reason}"
+            startup_blocker = f"waiting for Redis: {self._link.state.reason}"
         return IndexerHealth(
-            waits_for,
+            startup_blocker,
             led_models=frozenset(key for key in models if self._writer.is_leader(key)),
             models=models,
             connected=connected,
             loop_lag_seconds=self._lag.quantile(0.99),
             notes=[
                 *self._config.source.warnings(),
-                *([] if connected else ["Redis is away, changes wait"]),
-                *(["what was read is not written yet, engines are read later"] if self._writer.is_backlogged() else []),
+                *([] if connected else ["Redis is unreachable; changes wait"]),
+                *(["the writer is backlogged; engines are not read for now"] if self._writer.is_backlogged() else []),
             ],
         )
 
@@ -155,7 +164,7 @@ class IndexerService:
 
 
 def _indexable_models(fleet: Fleet) -> list[str]:
-    """The models that Redis can name; the others are left out, once more with each fleet."""
+    """Returns the models with a valid Redis key; logs the others with each fleet."""
     from fairlead_kvstore.index import redis_keys
 
     found = []
@@ -163,7 +172,7 @@ def _indexable_models(fleet: Fleet) -> list[str]:
         try:
             redis_keys.decisions(key)
         except BadInput as error:
-            _LOG.warning("the model %r is not indexed: %s", key, error.message)
+            _LOG.warning("cannot index model %r: %s", key, error.message)
         else:
             found.append(key)
     return found

@@ -1,1 +1,9 @@
-"""Engines' KV events over real sockets: ``line`` follows one engine, ``zmq_link`` holds its connection, ``turns`` shares the loop."""
+"""The reader: ZMQ connections to engines, from sockets to applied events.
+
+- `endpoints`: where an engine publishes; `engine_info_client`: the HTTP queries that find it
+- `engine_subscription`: one engine's connection, stream, replays and timers
+- `zmq_connection`, `zmq_listener`: a subscription to one engine, and one to engines that dial
+- `replay_client`: replays of missed batches, limited in number
+- `zmq_socket`, `fair_scheduler`, `timers`: sockets on the event loop, read in fair turns
+- `event_application`: from outcomes of a stream to changes of the block store
+"""

@@ -1,8 +1,10 @@
-"""Where an engine publishes its events, as far as it can be known: from the fleet, else from the engine's own word. Pure.
+"""The ZMQ endpoints of an engine's KV events: from the fleet, or from the engine's own answer.
+Pure.
 
-``GET /kv_event_sources`` of vLLM answers for each data-parallel rank with what it was configured with, such as ``tcp://*:5557``, or
-with the port that it found free. Only the port is believed: the host is the one under which the engine is reached, so that no
-engine can send the indexer elsewhere. An endpoint that names another host is one that the engine *dials*.
+``GET /kv_event_sources`` of vLLM returns, for each data-parallel rank, its configuration, such as
+``tcp://*:5557``, or the port that it chose. Only the port is used. The host is the one of the
+instance's URL, so that no engine can redirect the indexer. An endpoint with another host means that
+the engine *dials* that host.
 """
 
 import ipaddress
@@ -14,12 +16,16 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance
 
 DEFAULT_BUFFER = 10_000
-"""Batches that vLLM keeps for replays by default."""
+"""The batches that vLLM keeps for replays by default."""
 _MAX_BUFFER = 1_000_000
 
 
 class EventEndpoints(msgspec.Struct, frozen=True):
-    """ZMQ addresses of one engine and rank. ``events`` None: it dials us. ``replay`` None: nothing can be replayed."""
+    """ZMQ addresses of one engine and rank.
+
+    events: None when the engine dials the indexer.
+    replay: None when nothing can be replayed.
+    """
 
     events: str | None
     replay: str | None = None
@@ -38,16 +44,19 @@ _SOURCES_DECODER = msgspec.json.Decoder(dict[str, _RankSource])
 
 
 def endpoints_from_fleet(instance: Instance) -> EventEndpoints | None:
-    """What the fleet says; None when it does not."""
+    """Returns the endpoints in the fleet; None when it has none."""
     return EventEndpoints(instance.kv_events, instance.kv_replay) if instance.kv_events is not None else None
 
 
 def endpoints_from_answer(answer: bytes, instance: Instance) -> EventEndpoints:
-    """What the engine's answer says of the instance's rank. Raises BadInput, in words, when it publishes nothing that can be read."""
+    """Returns the endpoints of the instance's rank in an engine's answer.
+
+    Raises BadInput when the engine publishes no events that can be read.
+    """
     try:
         ranks = _SOURCES_DECODER.decode(answer)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise BadInput("its /kv_event_sources cannot be read", field="kv_event_sources") from None
+        raise BadInput("its /kv_event_sources response cannot be read", field="kv_event_sources") from None
     rank = str(instance.dp_rank or 0)
     found = ranks.get(rank)
     if found is None or not found.enable_kv_cache_events or found.endpoint is None:
@@ -57,7 +66,7 @@ def endpoints_from_answer(answer: bytes, instance: Instance) -> EventEndpoints:
             hint="start it with KV events, for vLLM --kv-events-config",
         )
     if found.publisher not in (None, "zmq"):
-        raise BadInput(f"it publishes by {found.publisher[:32]!r}, only zmq is read", field="kv_event_sources")
+        raise BadInput(f"its publisher is {found.publisher[:32]!r}; only zmq is supported", field="kv_event_sources")
     host = urlsplit(instance.url).hostname or ""
     buffer = found.buffer_steps if found.buffer_steps and found.buffer_steps > 0 else DEFAULT_BUFFER
     replay = None if found.replay_endpoint is None else _reachable_address(found.replay_endpoint, host)
@@ -65,23 +74,25 @@ def endpoints_from_answer(answer: bytes, instance: Instance) -> EventEndpoints:
 
 
 def topic_address(topic: bytes) -> str | None:
-    """``10.0.0.7:8000`` of a topic ``kv@10.0.0.7:8000@model``; None when the topic does not say."""
+    """Returns ``10.0.0.7:8000`` of a topic ``kv@10.0.0.7:8000@model``; None for any other topic."""
     parts = topic[:512].decode("utf-8", "replace").split("@")
     return parts[1] if len(parts) >= 3 and parts[0] == "kv" and ":" in parts[1] else None
 
 
 def instance_address(instance: Instance) -> str:
-    """The same of an instance."""
+    """Returns the host and port of an instance, as they appear in a topic."""
     parts = urlsplit(instance.url)
     host = parts.hostname or ""
     return f"[{host}]:{parts.port}" if ":" in host else f"{host}:{parts.port}"
 
 
 def _reachable_address(endpoint: str, host: str) -> str | None:
-    """The address as it is reached from here; None for one that the engine does not bind. Raises BadInput."""
+    """Returns the address to connect to; None for one that the engine does not bind. Raises
+    BadInput.
+    """
     base, _, port = endpoint.rpartition(":")
     if not base.startswith("tcp://") or not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536):
-        raise BadInput(f"its endpoint {endpoint[:64]!r} is no tcp address", field="kv_event_sources")
+        raise BadInput(f"its endpoint {endpoint[:64]!r} is not a TCP address", field="kv_event_sources")
     named = base.removeprefix("tcp://").strip("[]")
     if named not in ("*", host) and not _is_this_machine(named):
         return None
@@ -89,7 +100,7 @@ def _reachable_address(endpoint: str, host: str) -> str | None:
 
 
 def _is_this_machine(named: str) -> bool:
-    """An address that means the machine itself."""
+    """Returns whether an address means the machine itself."""
     if named == "localhost":
         return True
     try:

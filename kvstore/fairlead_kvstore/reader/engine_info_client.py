@@ -1,4 +1,4 @@
-"""What engines are asked over HTTP: where their events are, and where adapters came from."""
+"""HTTP queries to engines: where they publish events, and where adapters came from."""
 
 from functools import partial
 from typing import Final, Protocol
@@ -16,10 +16,10 @@ MODELS_PATH: Final = "/v1/models"
 
 
 class EngineQuery(Protocol):
-    """One GET to an engine."""
+    """A GET request to an engine."""
 
     async def __call__(self, instance: Instance, path: str) -> bytes:
-        """The body of a 200 answer. Raises Unavailable in a few words."""
+        """Returns the body of a 200 response. Raises Unavailable with a short reason."""
         ...
 
 
@@ -37,12 +37,14 @@ _MODELS_DECODER: Final = msgspec.json.Decoder(_ServedModels)
 
 
 def adapter_sources(answer: bytes) -> dict[str, str]:
-    """Adapter → where it was loaded from, of an answer to ``/v1/models``. Raises Unavailable when it is none."""
+    """Returns adapter → source from a response to ``/v1/models``. Raises Unavailable when it cannot
+    be read.
+    """
     try:
         found = _MODELS_DECODER.decode(answer).data
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise Unavailable("its /v1/models cannot be read") from None
-    return {one.id: one.root for one in found if one.parent is not None and one.root is not None}
+        raise Unavailable("its /v1/models response cannot be read") from None
+    return {model.id: model.root for model in found if model.parent is not None and model.root is not None}
 
 
 class HttpEngineQuery:
@@ -53,7 +55,9 @@ class HttpEngineQuery:
         self._limits = limits
 
     async def __call__(self, instance: Instance, path: str) -> bytes:
-        """Returns the body of a response with status 200. Raises Unavailable with a short reason."""
+        """Returns the body of a response with status 200. Raises Unavailable with a short
+        reason.
+        """
         try:
             return await fetch(
                 instance.url.rstrip("/") + path,

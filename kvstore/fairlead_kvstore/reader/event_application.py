@@ -1,15 +1,17 @@
-"""From what a stream's frames mean to what the index then holds: the pure middle of the reader.
+"""Applies a stream's outcomes to the block store: the pure middle of the reader.
 
-The reader owns sockets and timers and does three things per message: ``Stream`` says what it means, ``follow`` does it to the
-truth, and what comes back is written to Redis in one batch; ``ask`` is sent to the replay endpoint.
+The reader has sockets and timers. For each message, ``EventSequencer`` returns outcomes and
+``apply_outcomes`` applies them to the block store. The changes are written to Redis in one batch;
+``replay_from`` is sent to the replay endpoint.
 
-    stream, truth = Stream(replayable=True), Truth(secret=secret)
-    truth.attach("<pod>/8000/0", "default/qwen3-8b", now)
-    found = follow(truth, "<pod>/8000/0", stream.live(parse_frame(message)), now)
-    found.changes                        Stored, Removed, Cleared, Marked, ...: to be written, in order
-    found.ask                            None, or the number from which a replay is to be requested
-    chain = own_hashes(root("default/qwen3-8b", secret=secret), tokens, 16)
-    truth.held("<pod>/8000/0", chain)    {Tier.GPU: 12, Tier.CPU: 20, ...}, in blocks from the prompt's start
+    sequencer, store = EventSequencer(replayable=True), BlockStore(secret=secret)
+    store.attach("<pod>/8000/0", "default/qwen3-8b", now)
+    outcomes = sequencer.on_live_frame(parse_frame(message))
+    found = apply_outcomes(store, "<pod>/8000/0", outcomes, now)
+    found.changes           BlocksStored, BlocksRemoved, ...: to be written, in order
+    found.replay_from       None, or the number from which a replay is to be requested
+    chain = block_hashes(chain_root("default/qwen3-8b", secret=secret), tokens, 16)
+    store.cached_depths("<pod>/8000/0", chain)    {StorageTier.GPU: 12, ...}, in blocks
 """
 
 from collections.abc import Iterable
@@ -35,9 +37,12 @@ _LIMITS: Final = Limits()
 
 
 class AppliedEvents:
-    """What came of some outcomes, in order. ``ask``: request a replay from here. ``unreadable``: reasons, for counters.
+    """The result of some outcomes, in order.
 
-    ``wall``: what the engine's clock said at the last batch, Unix seconds. ``gaps`` are numbers that are known to be missing.
+    replay_from: the number to request a replay from.
+    wall: the engine's clock at the last batch, Unix seconds.
+    gaps: gaps whose end is known.
+    unreadable: reasons, for counters.
     """
 
     def __init__(self, changes: list[Change]) -> None:
@@ -55,35 +60,35 @@ class AppliedEvents:
 def apply_outcomes(
     store: BlockStore, instance: str, outcomes: Iterable[StreamOutcome], now: float, limits: Limits = _LIMITS
 ) -> AppliedEvents:
-    """Do what a stream's outcomes ask for to its instance. A payload that cannot be read counts as lost."""
+    """Applies a stream's outcomes to its instance. A payload that cannot be read counts as lost."""
     found = AppliedEvents([])
     changes = found.changes
-    for one in outcomes:
-        if isinstance(one, AcceptBatch):
+    for outcome in outcomes:
+        if isinstance(outcome, AcceptBatch):
             found.batches += 1
             try:
-                batch = decode_events(one.payload, limits)
+                batch = decode_events(outcome.payload, limits)
             except EventsError as error:
                 found.unreadable += (error.reason,)
-                changes += store.on_lost(instance, f"batch {one.number} cannot be read: {error.reason}", now)
+                changes += store.on_lost(instance, f"batch {outcome.number} cannot be read: {error.reason}", now)
             else:
                 found.wall = batch.wall
                 changes += store.apply(instance, batch, now)
-        elif isinstance(one, DuplicateBatch):
+        elif isinstance(outcome, DuplicateBatch):
             found.duplicates += 1
-        elif isinstance(one, SequenceGap):
-            found.gaps += one.last is not None
-            found.replay_from = one.ask
-        elif isinstance(one, BatchesLost):
+        elif isinstance(outcome, SequenceGap):
+            found.gaps += outcome.last is not None
+            found.replay_from = outcome.ask
+        elif isinstance(outcome, BatchesLost):
             found.lost += 1
-            changes += store.on_lost(instance, f"{one.reason} ({one.first} to {one.last})", now)
-        elif isinstance(one, ProcessRestarted):
+            changes += store.on_lost(instance, f"{outcome.reason} ({outcome.first} to {outcome.last})", now)
+        elif isinstance(outcome, ProcessRestarted):
             found.restarts += 1
-            changes += store.on_restarted(instance, one.reason, now)
-        elif isinstance(one, StreamComplete):
-            changes += store.on_complete(instance, one.reason, now)
-        elif isinstance(one, StreamSuspended):
-            changes += store.on_suspended(instance, one.reason, now)
+            changes += store.on_restarted(instance, outcome.reason, now)
+        elif isinstance(outcome, StreamComplete):
+            changes += store.on_complete(instance, outcome.reason, now)
+        elif isinstance(outcome, StreamSuspended):
+            changes += store.on_suspended(instance, outcome.reason, now)
         else:
             changes += store.on_resumed(instance)
     return found

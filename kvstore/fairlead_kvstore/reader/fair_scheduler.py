@@ -1,14 +1,17 @@
-"""Who is read next: engines in turn, each for its share, so that one that floods cannot keep the others waiting.
+"""The fair scheduler of the reader: engines are read in turn, each for its share, so that a flood
+does not delay others.
 
-This is deficit round robin (Shreedhar and Varghese, 1995), with bytes as the currency, since what a batch costs grows with its bytes.
-Whoever has something to read stands in a ring. At its turn it gets a quantum and may read until it is spent; a batch larger
-than what was left puts it into debt, which its next turns pay off first. So in the long run each gets the same number of
-bytes, whatever their sizes, and what is quiet owes nothing.
+This is deficit round robin (Shreedhar and Varghese, 1995) with bytes as the currency, since the
+cost of a batch grows with its bytes. Every source with data stands in a ring. In its turn it gets a
+quantum and may read until that is spent. A batch larger than the remainder puts it into debt, which
+its next turns pay off first. In the long run each source gets the same number of bytes, whatever
+the batch sizes, and a quiet source owes nothing.
 
-After some milliseconds, or bytes, the event loop is given back: timers, HTTP and writes to Redis must not wait for the end of a
-flood either. A write to Redis takes several turns of the loop, so each of them has to be short. And whoever takes what was read may
-say that it cannot follow (``behind``). Then nothing is read until it can: what waits lies in ZMQ's queues, and what an engine
-drops meanwhile it can replay, which is cheaper than what a writer has to do that has lost its place.
+After some milliseconds, or bytes, the scheduler returns to the event loop. Timers, HTTP and writes
+to Redis must not wait for the end of a flood. A write to Redis takes several iterations of the
+loop, so each has to be short. A consumer that cannot follow reports itself as backlogged, and then
+nothing is read. Messages wait in ZMQ's queues, and an engine can replay what it drops meanwhile,
+which costs less than a writer that has lost its place.
 """
 
 from collections import deque
@@ -20,21 +23,25 @@ from fairlead.runtime.clock import Clock
 from fairlead_kvstore.reader.timers import ReaderLoop
 
 MESSAGE_OVERHEAD_BYTES = 256
-"""What a message costs besides its bytes."""
+"""The fixed cost of a message, in bytes."""
 
 
 class ReadSource(Protocol):
-    """Something that is read in turns."""
+    """A source that is read in turns."""
 
     def read(self, most: int) -> tuple[int, bool]:
-        """Read messages of about ``most`` bytes: what they cost, and whether there may be more. Must not raise."""
+        """Reads messages of about ``most`` bytes. Returns their cost and whether there may be more;
+        never raises.
+        """
         ...
 
 
 class FairScheduler:
-    """The ring. ``behind``: whether nothing is to be read for now; it is asked before every turn of the loop.
+    """The ring of sources.
 
-    Of ``limits``: ``kv_turn_bytes`` of one source, ``kv_loop_bytes`` or ``kv_loop_seconds`` after which the loop is given back.
+    is_backlogged: called before every round; while it is true, nothing is read.
+    limits: ``kv_turn_bytes`` is the quantum of a source; ``kv_loop_bytes`` or ``kv_loop_seconds``
+    end a round.
     """
 
     def __init__(
@@ -53,11 +60,11 @@ class FairScheduler:
         self.pauses = 0
 
     def __len__(self) -> int:
-        """How many have something to read."""
+        """Returns how many sources have data to read."""
         return len(self._budgets)
 
     def mark_ready(self, source: ReadSource) -> None:
-        """``source`` has something to read; telling it again does no harm."""
+        """Adds a source that has data to read; repetition does no harm."""
         if source not in self._budgets:
             self._budgets[source] = 0
             self._ring.append(source)
@@ -66,7 +73,7 @@ class FairScheduler:
             self._loop.call_soon(self._run_round)
 
     def remove(self, source: ReadSource) -> None:
-        """It is closed."""
+        """Removes a closed source."""
         if self._budgets.pop(source, None) is not None:
             self._ring.remove(source)
 
@@ -92,7 +99,7 @@ class FairScheduler:
                 self._loop.call_soon(self._run_round)
 
     def _read_source(self, source: ReadSource) -> int:
-        """One turn of one source; what it cost."""
+        """Gives one turn to a source and returns its cost."""
         self._ring.append(source)  # before it is read, since reading may close it
         budget = self._budgets[source] + self._quantum
         if budget <= 0:  # it still pays for a large batch

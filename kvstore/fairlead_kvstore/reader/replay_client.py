@@ -1,7 +1,8 @@
-"""Asking an engine for what was missed, and how many engines are asked at once.
+"""Replay requests to engines, and the limit on concurrent replays.
 
-An engine answers with everything it still has from the number that was asked for, as fast as it can, and drops what does not fit into
-the sockets' queues. So the queue of the asking socket is long, and because of that only some engines are asked at a time.
+An engine answers with all batches that it still has from the requested number, as fast as it can.
+It drops those that do not fit into the sockets' queues. The requesting socket therefore has a long
+queue, and only some replays run at a time.
 """
 
 from collections import deque
@@ -11,50 +12,44 @@ from typing import Protocol
 
 import zmq
 
-from fairlead.limits import Limits
 from fairlead_kvstore.events.stream_sequencer import replay_request
-from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES, FairScheduler
-from fairlead_kvstore.reader.timers import ReaderLoop
-from fairlead_kvstore.reader.zmq_socket import PolledSocket, ZmqSockets, message_size, receive_message
+from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
+from fairlead_kvstore.reader.zmq_socket import PolledSocket, SocketContext, message_size, receive_message
 
 
 class ReplayListener(Protocol):
-    """Who asked. It may not raise."""
+    """The callback of a replay. It must not raise."""
 
     def on_replay_message(self, parts: list[bytes]) -> None:
-        """One message of the answer."""
+        """Handles one message of the answer."""
         ...
 
 
 class ReplayClient:
-    """A DEALER to one engine's replay endpoint. Raises ZMQError when that is no address."""
+    """A DEALER to one engine's replay endpoint. Raises ZMQError for an invalid address."""
 
     def __init__(
         self,
         endpoint: str,
-        asker: ReplayListener,
-        *,
-        sockets: ZmqSockets,
-        turns: FairScheduler,
-        loop: ReaderLoop,
-        limits: Limits,
+        listener: ReplayListener,
+        context: SocketContext,
     ) -> None:
-        self._listener = asker
-        self._limits = limits
-        self._socket = sockets.open(zmq.DEALER, limits.kv_replay_pending)
-        self._polled = PolledSocket(self, self._socket, partial(self._socket.connect, endpoint), turns=turns, loop=loop)
+        self._listener = listener
+        self._limits = context.limits
+        self._socket = context.sockets.open(zmq.DEALER, context.limits.kv_replay_pending)
+        self._polled = PolledSocket(self, self._socket, partial(self._socket.connect, endpoint), context)
 
     def request(self, start: int) -> bool:
-        """Ask for everything from ``start`` on; False when the request cannot even be sent."""
+        """Requests all batches from ``start`` on. Returns False when the request cannot be sent."""
         try:
             self._socket.send_multipart(replay_request(start), flags=zmq.NOBLOCK)
         except zmq.ZMQError:
             return False
-        self._polled.mark_ready()  # sending may have swallowed the descriptor's report
+        self._polled.mark_ready()  # sending may consume the descriptor's report
         return True
 
     def read(self, most: int) -> tuple[int, bool]:
-        """Its turn, see ``Turns``."""
+        """Takes its turn, see ``FairScheduler``."""
         used = 0
         while self._polled.is_open:
             parts = receive_message(self._socket, self._limits.kv_frames)
@@ -67,24 +62,24 @@ class ReplayClient:
         return used, False
 
     def close(self) -> None:
-        """End it; what still comes is not heard."""
+        """Closes the socket; pending messages are dropped."""
         self._polled.close()
 
 
 class ReplaySlot:
-    """A place among those that may ask, or in the queue for one."""
+    """A granted or queued permission to run a replay."""
 
     def __init__(self, go: Callable[[], None], given_back: "Callable[[ReplaySlot], None]") -> None:
         self.on_granted = go
         self._release = given_back
 
     def release(self) -> None:
-        """Not needed any more; once."""
+        """Gives the slot back; call it once."""
         self._release(self)
 
 
 class ReplaySlots:
-    """At most ``most`` tickets are good at a time; the others wait in the order in which they came."""
+    """A limit of ``most`` granted slots; further requests wait in order of arrival."""
 
     def __init__(self, most: int) -> None:
         self._max_slots = most
@@ -93,24 +88,24 @@ class ReplaySlots:
 
     @property
     def waiting(self) -> int:
-        """Tickets that are not good yet."""
+        """The number of queued slots."""
         return len(self._queue)
 
     def acquire(self, go: Callable[[], None]) -> ReplaySlot:
-        """``go`` is called when the ticket is good, perhaps before this returns."""
-        ticket = ReplaySlot(go, self._release)
-        self._queue.append(ticket)
+        """Returns a slot. ``go`` is called when it is granted, perhaps before this returns."""
+        slot = ReplaySlot(go, self._release)
+        self._queue.append(slot)
         self._grant_next()
-        return ticket
+        return slot
 
-    def _release(self, ticket: ReplaySlot) -> None:
-        self._granted.discard(ticket)
-        if ticket in self._queue:
-            self._queue.remove(ticket)
+    def _release(self, slot: ReplaySlot) -> None:
+        self._granted.discard(slot)
+        if slot in self._queue:
+            self._queue.remove(slot)
         self._grant_next()
 
     def _grant_next(self) -> None:
         while self._queue and len(self._granted) < self._max_slots:
-            ticket = self._queue.popleft()
-            self._granted.add(ticket)
-            ticket.on_granted()
+            slot = self._queue.popleft()
+            self._granted.add(slot)
+            slot.on_granted()

@@ -1,39 +1,57 @@
-"""Time as the reader uses it: something later, and something soon. A running event loop is both; tests bring their own."""
+"""Timers and the part of an event loop that the reader uses. A running asyncio loop fits; tests
+bring their own.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
 
 
 class Timer(Protocol):
-    """What was asked for, while it may still be taken back."""
+    """A scheduled call that can be cancelled."""
 
     def cancel(self) -> None:
-        """Forget it; also when it is over."""
+        """Cancels the call; does nothing when it is over."""
         ...
 
 
 class ReaderLoop(Protocol):
-    """What the reader needs of an event loop; ``asyncio`` loops have it."""
+    """The methods of an event loop that the reader needs; asyncio loops have them."""
 
     def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
-        """Call once, ``delay`` seconds from now."""
+        """Calls ``callback`` once, after ``delay`` seconds."""
         ...
 
     def call_soon(self, callback: Callable[[], object], /) -> Timer:
-        """Call once, in the next turn of the loop."""
+        """Calls ``callback`` once, in the next iteration of the loop."""
         ...
 
     def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:
-        """Call whenever ``fd`` becomes readable."""
+        """Calls ``callback`` whenever ``fd`` becomes readable."""
         ...
 
     def remove_reader(self, fd: int, /) -> object:
-        """No longer."""
+        """Ends the calls for ``fd``."""
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ReaderRuntime:
+    """The event loop, clock, random source and limits of an indexer. ``random`` draws evenly from 0
+    to 1.
+    """
+
+    loop: ReaderLoop
+    clock: Clock
+    random: Callable[[], float]
+    limits: Limits
+
+
 class OneShotTimer:
-    """One thing that is due at most once: setting it again replaces what was set before."""
+    """A timer that fires at most once; setting it again replaces the earlier call."""
 
     def __init__(self, loop: ReaderLoop) -> None:
         self._loop = loop
@@ -41,21 +59,21 @@ class OneShotTimer:
 
     @property
     def is_set(self) -> bool:
-        """Whether it is set and has not rung."""
+        """Whether it is set and has not fired."""
         return self._timer is not None
 
     def set(self, seconds: float, callback: Callable[[], object]) -> None:
-        """Ring in so many seconds."""
+        """Schedules ``callback`` after ``seconds``."""
         self.clear()
 
-        def rung() -> None:
+        def fire() -> None:
             self._timer = None
             callback()
 
-        self._timer = self._loop.call_later(seconds, rung)
+        self._timer = self._loop.call_later(seconds, fire)
 
     def clear(self) -> None:
-        """Do not ring."""
+        """Cancels the call."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

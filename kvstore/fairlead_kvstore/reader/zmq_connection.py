@@ -1,8 +1,9 @@
-"""One connection to what an engine publishes. It connects once; when it is over, it is over.
+"""One connection to an engine's event publisher. It connects once and does not reconnect.
 
-ZMQ would connect again by itself, but then nothing tells whether a frame came before or after the break, that is, from which process.
-So each connection has a socket of its own: what comes from it is one process's. What still lay there unread at the break is thrown
-away; if the process lives, the replay that follows brings it.
+Why: ZMQ would reconnect by itself, but then nothing shows whether a frame came before or after the
+break, that is, from which process. With a socket for each connection, all its frames come from one
+process. Unread frames at a break are dropped; if the process lives, the following replay contains
+them.
 """
 
 from functools import partial
@@ -10,60 +11,54 @@ from typing import Protocol
 
 import zmq
 
-from fairlead.limits import Limits
-from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES, FairScheduler
-from fairlead_kvstore.reader.timers import ReaderLoop
+from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
 from fairlead_kvstore.reader.zmq_socket import (
     DISCONNECT_EVENTS,
     PolledSocket,
-    ZmqSockets,
+    SocketContext,
     message_size,
     receive_message,
 )
 
 
 class ConnectionListener(Protocol):
-    """Who is told of a connection. None of it may raise."""
+    """The callbacks of a connection. They must not raise."""
 
     def on_connected(self) -> None:
-        """Both sides have greeted each other."""
+        """Handles the end of the handshake."""
         ...
 
     def on_disconnected(self, reason: str) -> None:
-        """It is over, or never came to be. The link is closed."""
+        """Handles the end of a connection, or a failed one. It is closed."""
         ...
 
     def on_messages(self, messages: list[list[bytes]]) -> None:
-        """What was read in one turn, in order; each message in its parts."""
+        """Handles the messages of one turn, in order; each is a list of its parts."""
         ...
 
 
 class ZmqConnection:
-    """A subscription to everything at ``endpoint``. Raises ZMQError when that is no address."""
+    """A subscription to all topics at ``endpoint``. Raises ZMQError for an invalid address."""
 
     def __init__(
         self,
         endpoint: str,
         listener: ConnectionListener,
-        *,
-        sockets: ZmqSockets,
-        turns: FairScheduler,
-        loop: ReaderLoop,
-        limits: Limits,
+        context: SocketContext,
     ) -> None:
         self._listener = listener
-        self._limits = limits
+        self._limits = context.limits
         self._is_up = False
-        self._socket = sockets.open(zmq.SUB, limits.kv_pending_batches)
+        self._socket = context.sockets.open(zmq.SUB, context.limits.kv_pending_batches)
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
-        self._monitor = sockets.monitor(self._socket)
+        self._monitor = context.sockets.monitor(self._socket)
         connect = partial(self._socket.connect, endpoint)
-        self._polled = PolledSocket(self, self._socket, connect, turns=turns, loop=loop, monitor=self._monitor)
+        self._polled = PolledSocket(self, self._socket, connect, context, self._monitor)
         self._polled.mark_ready()
 
     def read(self, most: int) -> tuple[int, bool]:
-        """Its turn, see ``Turns``."""
+        """Takes its turn, see ``FairScheduler``."""
         self._handle_monitor_events()
         used, found = 0, list[list[bytes]]()
         while self._polled.is_open and used < most:
@@ -77,7 +72,7 @@ class ZmqConnection:
         return used, self._polled.is_open and used >= most
 
     def close(self) -> None:
-        """End it; the listener is not told."""
+        """Closes the connection without a callback."""
         self._polled.close()
 
     def _handle_monitor_events(self) -> None:
@@ -87,6 +82,6 @@ class ZmqConnection:
                 self._listener.on_connected()
             elif event & DISCONNECT_EVENTS:
                 self.close()
-                self._listener.on_disconnected("disconnected" if self._is_up else "it cannot be connected to")
+                self._listener.on_disconnected("disconnected" if self._is_up else "the connection failed")
             if not self._polled.is_open:
                 return

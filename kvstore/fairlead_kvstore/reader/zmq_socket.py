@@ -1,13 +1,15 @@
-"""One ZMQ socket on an event loop: read without blocking and without gathering what nobody asked for.
+"""One ZMQ socket on an event loop, read without blocking and without futures.
 
-pyzmq's own asyncio sockets make a future for each message. Here the loop is told of the socket's descriptor, which reports *changes*
-only: after each report, and after anything else was done to the socket, it has to be read until it is dry. Whoever reads says
-when it has had enough and comes back by ``Turns``.
+Why: pyzmq's own asyncio sockets create a future for each message. Here the loop watches the
+socket's descriptor, which reports *changes* only. After each report, and after any other use, the
+socket has to be read until it is empty. A source stops reading when its turn is over and continues
+through ``FairScheduler``.
 """
 
 import contextlib
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import zmq
@@ -31,11 +33,11 @@ MONITORED_EVENTS: Final = (
     | zmq.EVENT_CLOSED
 )
 DISCONNECT_EVENTS: Final = MONITORED_EVENTS & ~(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_ACCEPTED)
-"""After these there is no connection any more."""
+"""The events after which there is no connection."""
 
 
 class ZmqSockets:
-    """A context of one's own, and sockets that bound what they take and notice a peer that fell silent. Close it last."""
+    """A ZMQ context whose sockets have bounded queues and detect a silent peer. Close it last."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -44,7 +46,7 @@ class ZmqSockets:
         self._names = itertools.count()
 
     def open(self, kind: int, waiting: int) -> Socket:
-        """A socket that holds at most ``waiting`` messages that were not read yet."""
+        """Returns a socket that queues at most ``waiting`` unread messages."""
         socket, limits = self._context.socket(kind), self._limits
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, limits.kv_events_bytes)
@@ -57,19 +59,34 @@ class ZmqSockets:
         return socket
 
     def monitor(self, socket: Socket) -> "ConnectionMonitor":
-        """Tells what becomes of the connections of ``socket``; before it connects or binds."""
+        """Returns a monitor of the connections of ``socket``; call it before the socket connects or
+        binds.
+        """
         return ConnectionMonitor(self._context, socket, f"inproc://monitor-{next(self._names)}")
 
     def close(self) -> None:
-        """Close what is still open and end the context."""
+        """Closes open sockets and ends the context."""
         self._context.destroy(linger=0)
 
 
-def receive_message(socket: Socket, max_parts: int) -> list[bytes] | None:
-    """The next message, None when there is none now. Of its parts no more than ``most`` are kept, and one that tells of more.
+@dataclass(frozen=True, slots=True)
+class SocketContext:
+    """The sockets of one indexer, and the event loop, scheduler and limits by which they are
+    read.
+    """
 
-    Frames know by themselves whether more follows; to ask the socket each time takes half as long again. Raises ZMQError when the
-    socket is closed.
+    sockets: ZmqSockets
+    scheduler: FairScheduler
+    loop: ReaderLoop
+    limits: Limits
+
+
+def receive_message(socket: Socket, max_parts: int) -> list[bytes] | None:
+    """Returns the next message, None when there is none now. It has at most ``max_parts`` parts and
+    one more.
+
+    A frame knows whether more follow; a query of the socket each time takes half as long again.
+    Raises ZMQError when the socket is closed.
     """
     receive = socket.recv
     try:
@@ -85,12 +102,12 @@ def receive_message(socket: Socket, max_parts: int) -> list[bytes] | None:
 
 
 def message_size(parts: list[bytes]) -> int:
-    """Bytes of all parts."""
+    """Returns the bytes of all parts."""
     return sum(map(len, parts))
 
 
 class ConnectionMonitor:
-    """What ZMQ says of a socket's connections, as ``(event, descriptor)``."""
+    """The connection events of a socket, as ``(event, descriptor)``."""
 
     def __init__(self, context: Context, socket: Socket, address: str) -> None:
         self._watched = socket
@@ -101,66 +118,69 @@ class ConnectionMonitor:
 
     @property
     def fd(self) -> int:
-        """For the event loop."""
+        """The descriptor for the event loop."""
         return self._pair.fileno()
 
     def events(self) -> list[tuple[int, int]]:
-        """All that happened since it was asked last."""
+        """Returns all events since the last call."""
         found: list[tuple[int, int]] = []
         while True:
             try:
-                told = parse_monitor_message(self._pair.recv_multipart(zmq.NOBLOCK))
+                message = parse_monitor_message(self._pair.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return found
-            found.append((int(told["event"]), int(told["value"])))
+            found.append((int(message["event"]), int(message["value"])))
 
     def close(self) -> None:
-        """Before the socket that it watches."""
+        """Ends the monitor; call it before the socket is closed."""
         with contextlib.suppress(zmq.ZMQError):
             self._watched.disable_monitor()
         self._pair.close(linger=0)
 
 
 class PolledSocket:
-    """A socket that ``source`` reads in turns for as long as it is ``open``. ``attach`` connects or binds it; what that raises closes
-    it. ``monitor`` tells of its connections, where somebody listens to that."""
+    """A socket that ``source`` reads in turns while it is open.
+
+    attach: connects or binds the socket; an exception closes it.
+    monitor: the monitor of its connections, where the source uses one.
+    """
 
     def __init__(
         self,
         source: ReadSource,
         socket: Socket,
         attach: Callable[[], object],
-        *,
-        turns: FairScheduler,
-        loop: ReaderLoop,
+        context: SocketContext,
         monitor: ConnectionMonitor | None = None,
     ) -> None:
         self.is_open = True
         self._source = source
         self._socket = socket
         self._monitor = monitor
-        self._scheduler = turns
-        self._loop = loop
+        self._scheduler = context.scheduler
+        self._loop = context.loop
         try:
             attach()
         except BaseException:
             self._release()
             raise
         self._descriptors = [socket.fileno()] if monitor is None else [socket.fileno(), monitor.fd]
-        for one in self._descriptors:
-            loop.add_reader(one, self.mark_ready)
+        for descriptor in self._descriptors:
+            context.loop.add_reader(descriptor, self.mark_ready)
 
     def mark_ready(self) -> None:
-        """It may have something to read: the descriptors tell of changes only, so say so after anything was done to it."""
+        """Schedules a read. Call it after any use of the socket, since descriptors report changes
+        only.
+        """
         self._scheduler.mark_ready(self._source)
 
     def close(self) -> None:
-        """End it; nobody is told, and what still comes is not heard."""
+        """Closes the socket without a callback; pending messages are dropped."""
         if not self.is_open:
             return
         self.is_open = False
-        for one in self._descriptors:
-            self._loop.remove_reader(one)
+        for descriptor in self._descriptors:
+            self._loop.remove_reader(descriptor)
         self._scheduler.remove(self._source)
         self._release()
 

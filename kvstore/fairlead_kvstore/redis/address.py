@@ -1,12 +1,16 @@
-"""Where Redis is, read from a URL: one server, the master that sentinels know, or a cluster. Pure.
+"""Redis addresses from URLs: one server, the master that sentinels report, or a cluster. Pure.
 
-``redis://`` and ``unix://`` are those of every Redis client. For the others there is no common form; these are ours:
+``redis://`` and ``unix://`` are those of every Redis client. The others have no common form; these
+are Fairlead's:
 
-- ``redis+sentinel://USER:PASSWORD@HOST:PORT,HOST:PORT/SERVICE/0``: the sentinels, and the name by which they know the master. User,
-  password and number are the master's; ``?sentinel_username=&sentinel_password=`` are the sentinels' own.
-- ``redis+cluster://USER:PASSWORD@HOST:PORT,HOST:PORT``: some nodes of a cluster, by which the others are found.
+- ``redis+sentinel://USER:PASSWORD@HOST:PORT,HOST:PORT/SERVICE/0``: the sentinels, and the name by
+  which they know the master. User, password and database are the master's;
+  ``?sentinel_username=&sentinel_password=`` are the sentinels' own.
+- ``redis+cluster://USER:PASSWORD@HOST:PORT,HOST:PORT``: some nodes of a cluster, which report the
+  others.
 
-``rediss`` in place of ``redis`` is TLS; ``?ssl_ca_certs=FILE`` names the authority that signed, where it is not one of the system's.
+``rediss`` in place of ``redis`` means TLS. ``?ssl_ca_certs=FILE`` names the certificate authority,
+where it is not one of the system's.
 """
 
 import re
@@ -41,9 +45,9 @@ _HINT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """``hosts``: (name, port) of sentinels or nodes; none for one server, whose ``url`` is the client's to read.
+    """The address of one Redis. ``description`` is for people, without user and password.
 
-    ``words`` names it for people, without user and password.
+    hosts: (name, port) of sentinels or nodes; empty for one server, whose ``url`` the client reads.
     """
 
     kind: str
@@ -61,15 +65,17 @@ class RedisAddress:
 
 
 def parse_redis_url(url: str) -> RedisAddress:
-    """Read a URL. Raises BadInput that says what is wrong with it and never holds a password."""
+    """Returns the address in a URL. Raises BadInput with a message that never contains a
+    password.
+    """
     scheme, parted, rest = url.partition("://")
     kind = _SCHEMES.get(scheme)
     if not parted or kind is None:
-        raise _invalid_url(f"no Redis is reached by {scheme!r}" if parted else "this is no URL")
+        raise _invalid_url(f"the scheme {scheme!r} is not supported" if parted else "it is not a URL")
     if kind == SINGLE:
         return RedisAddress(SINGLE, url, _describe_url(url))
     if "#" in rest:
-        raise _invalid_url("a URL of Redis has no fragment")
+        raise _invalid_url("a Redis URL has no fragment")
     found, _, asked = rest.partition("?")
     authority, _, path = found.partition("/")
     user, at, hosts = authority.rpartition("@")
@@ -95,7 +101,7 @@ def parse_redis_url(url: str) -> RedisAddress:
 
 
 def _describe_url(url: str) -> str:
-    """Where a URL of one server leads."""
+    """Returns host and port, or the path, of a URL of one server."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return parts.path
@@ -105,7 +111,7 @@ def _describe_url(url: str) -> str:
 def _parse_host(text: str, port: int) -> tuple[str, int]:
     found = _HOST.fullmatch(text)
     if found is None or (found[2] and not 0 < int(found[2]) < 65_536):
-        raise _invalid_url(f"{text!r} is no host with a port" if text else "a host is missing")
+        raise _invalid_url(f"{text!r} is not a host with a port" if text else "a host is missing")
     return found[1].strip("[]"), int(found[2] or port)
 
 
@@ -114,7 +120,7 @@ def _parse_service(path: str) -> tuple[str, int]:
     if not name:
         raise _invalid_url("the name by which sentinels know the master is missing")
     if number and not (number.isascii() and number.isdecimal() and len(number) < 5):
-        raise _invalid_url(f"{number!r} is no number of a database")
+        raise _invalid_url(f"{number!r} is not a database number")
     return unquote(name), int(number or 0)
 
 
@@ -128,7 +134,7 @@ def _parse_options(kind: str, asked: str, *, tls: bool) -> dict[str, str]:
     found = dict(parse_qsl(asked, keep_blank_values=True))
     for name in found:
         if name not in _OPTIONS[kind]:
-            raise _invalid_url(f"{name!r} is no option of such a URL")
+            raise _invalid_url(f"{name!r} is not an option of this URL")
     if "ssl_ca_certs" in found and not tls:
         raise _invalid_url("ssl_ca_certs is for TLS: write rediss")
     return found

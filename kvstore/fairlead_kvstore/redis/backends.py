@@ -1,9 +1,11 @@
-"""The three kinds of Redis behind one small face: ask whether it is there, run commands, begin with fresh connections.
+"""Clients of the three kinds of Redis behind one protocol: ping, run commands, scan keys, drop
+connections.
 
-redis-py knows them; here they are given deadlines, no retries of their own (the link has its own), and one kind of error. The
-deadline around each call is the caller's. Sentinels, and the nodes of a cluster, are asked one after the other, so each may take a
-part of it only: else one that hangs would keep the others from ever being asked. A connection begins with as few exchanges as can
-be: its password, and its name for people who look at the server. Which library it is, is not told: one more to wait for.
+redis-py supports all three. Here they get deadlines, no retries of their own (the link retries),
+and one kind of error. The caller sets the deadline of each call. Sentinels and cluster nodes are
+queried in turn, and each may take only a part of that deadline. Otherwise one that hangs would
+block the others. A connection begins with as few exchanges as possible: the password, and a client
+name for operators. The library's own name is not sent, since that is one more exchange.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -24,35 +26,41 @@ from fairlead_kvstore.redis.address import CLUSTER, SINGLE, RedisAddress
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
 _SHORTEST_SECONDS: Final = 0.1
 _SCAN_COUNT: Final = 1_000
-_UNKNOWN_CLUSTER_ERROR: Final = "not all of the cluster answers"
+_UNKNOWN_CLUSTER_ERROR: Final = "part of the cluster does not answer"
 
 
 class RedisBackend(Protocol):
-    """What the link needs. Everything raises RedisError, OSError or TimeoutError when it does not work."""
+    """The operations of the link. They raise RedisError, OSError or TimeoutError on failure."""
 
     async def ping(self) -> None:
-        """Return when it answers; of a cluster, when all its masters do."""
+        """Returns when Redis answers; for a cluster, when all its masters do."""
         ...
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        """The replies in order; a refused command's reply is its ResponseError."""
+        """Returns the replies in order; the reply of a refused command is its ResponseError."""
         ...
 
     def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
-        """Keys that fit the pattern, one or more times each, of a cluster those of all masters."""
+        """Returns keys that match the pattern, each once or more; for a cluster, those of all
+        masters.
+        """
         ...
 
     async def drop_connections(self) -> None:
-        """Drop every connection: after a failure they may be half dead, or lead to who is master no more."""
+        """Drops every connection: after a failure they may be half dead, or lead to a former
+        master.
+        """
         ...
 
     async def close(self) -> None:
-        """Drop everything."""
+        """Closes the client."""
         ...
 
 
 def create_backend(address: RedisAddress, limits: Limits, client_name: str | None) -> RedisBackend:
-    """A client of that place; nothing is connected yet. Raises BadInput for a URL that redis-py cannot read."""
+    """Returns a client of the address, not connected yet. Raises BadInput for a URL that redis-py
+    cannot read.
+    """
     common: dict[str, Any] = {
         "socket_timeout": limits.redis_timeout_seconds,
         "socket_connect_timeout": limits.redis_connect_seconds,
@@ -113,12 +121,12 @@ class _SingleServer:
 
 
 class _SentinelMaster(_SingleServer):
-    """The master as sentinels know it: each new connection asks them anew."""
+    """The master as sentinels report it; each new connection queries them again."""
 
-    def __init__(self, sentinels: Any, place: RedisAddress, redis: Any) -> None:
+    def __init__(self, sentinels: Any, address: RedisAddress, redis: Any) -> None:
         super().__init__(redis)
         self._sentinels = sentinels
-        self._unknown = f"no sentinel that answers knows a master {place.service!r} that is up"
+        self._unknown = f"no reachable sentinel knows a running master {address.service!r}"
 
     async def ping(self) -> None:
         try:
@@ -138,11 +146,11 @@ class _SentinelMaster(_SingleServer):
 
 
 class _ClusterBackend:
-    """All masters of a cluster; which has which keys is found by asking, and again after each failure."""
+    """All masters of a cluster. Slots are queried at the start and after each failure."""
 
-    def __init__(self, place: RedisAddress, options: dict[str, Any]) -> None:
-        nodes = [ClusterNode(host, port) for host, port in place.hosts]
-        # The names of the URL stay the ones to ask: addresses that a cluster tells may be gone after its next restart.
+    def __init__(self, address: RedisAddress, options: dict[str, Any]) -> None:
+        nodes = [ClusterNode(host, port) for host, port in address.hosts]
+        # Always query the URL's hosts: reported addresses may be gone after a restart.
         self._redis: Any = RedisCluster(startup_nodes=nodes, dynamic_startup_nodes=False, **options)
 
     async def ping(self) -> None:
@@ -161,7 +169,7 @@ class _ClusterBackend:
             raise Lost(_first_line(error)) from None
         for reply in replies:
             if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
-                raise reply  # a node that is away is no refusal
+                raise reply  # an unreachable node is not a refusal
         return replies
 
     async def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:

@@ -1,8 +1,9 @@
-"""What gateways write to Redis, as bytes: a leading schema byte, then msgpack with named fields.
+"""The encoding of the values that gateways write to Redis: a schema byte, then msgpack with named
+fields.
 
-A reader ignores fields that it does not know and fills in those that are missing, so the previous and the next release
-can read it; a change that this cannot bear gets a new schema byte, which older readers skip. Never a prompt: ids, counts, seconds
-and the words of rules.
+A reader ignores unknown fields and fills in missing ones, so the previous and the next release can
+read a value. A change that breaks this gets a new schema byte, which older readers skip. Values
+contain ids, counts, seconds and the names of rules, never a prompt.
 """
 
 from typing import Final, TypeVar
@@ -14,12 +15,12 @@ T = TypeVar("T")
 
 
 def encode(value: msgspec.Struct) -> bytes:
-    """The bytes of one value."""
+    """Returns the bytes of one value."""
     return SCHEMA + msgspec.msgpack.encode(value)
 
 
 def decode(data: bytes, kind: type[T]) -> T | None:
-    """The value, or None when it was written under another schema or is damaged."""
+    """Returns the value; None when it has another schema or is damaged."""
     if data[:1] != SCHEMA:
         return None
     try:

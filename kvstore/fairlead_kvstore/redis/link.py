@@ -1,12 +1,13 @@
-"""A link to Redis that never blocks and never fails its user.
+"""A link to Redis that never blocks and never fails its caller.
 
-Redis holds hints and counters only. So whoever uses the link asks "run these commands" and gets replies, or None when Redis
-is away; connecting, failing and trying again happen in a task of the link's own, with growing pauses and some chance
-in them, so that a restarted Redis is not met by every gateway at once. What is known of the link is a value that can be shown.
+Redis contains hints and counters only. A caller therefore gets replies, or None while Redis is
+unreachable. A task of the link connects and reconnects with growing, randomized pauses, so that
+gateways do not reach a restarted Redis all at once. The state of the link is a value that can be
+shown.
 
-Whoever asks while all connections are in use opens one more, and a Redis that is far away takes several times as long for that as
-for an answer. So two deadlines hold: each reply has ``redis_deadline_seconds`` (``servers.py``), and all together, with a connection
-that may have to be opened before, have ``redis_connect_seconds``.
+A caller that finds all connections in use opens one more, and with a distant Redis that takes
+several times as long as a reply. So two deadlines apply: ``redis_timeout_seconds`` to each reply
+(``backends.py``), and ``redis_connect_seconds`` to a whole call with a possible new connection.
 """
 
 import asyncio
@@ -30,7 +31,10 @@ FIRST_PAUSE_SECONDS: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """``connected``, ``stale`` (lost ``since``, but not for long) or ``away`` (lost for long, or never reached)."""
+    """The state of the link: ``connected``, ``stale`` or ``away``.
+
+    Stale is lost ``since`` a short time; away is lost for long, or never reached.
+    """
 
     kind: str
     since: float | None
@@ -38,12 +42,14 @@ class LinkState:
 
     @property
     def connected(self) -> bool:
-        """Whether the last exchange worked."""
+        """Whether the last exchange succeeded."""
         return self.kind == "connected"
 
 
 class RedisLink:
-    """One Redis, a master that sentinels know, or a cluster, by URL (``places``). Start and stop it on the loop that uses it."""
+    """A link to one server, a master behind sentinels, or a cluster. Start and stop it on the loop
+    that uses it.
+    """
 
     def __init__(
         self,
@@ -60,7 +66,7 @@ class RedisLink:
         there = parse_redis_url(url)
         self.description = there.description
         self.is_cluster = there.kind == CLUSTER
-        """Whether models lie on different servers, so that no command may name keys of several."""
+        """True when models are on different servers; a command must not name keys of several."""
         self._server = create_backend(there, self._limits, name)
         self._is_up = False
         self._was_connected = False
@@ -72,14 +78,14 @@ class RedisLink:
 
     @property
     def state(self) -> LinkState:
-        """How the link is just now."""
+        """The current state of the link."""
         if self._is_up:
             return LinkState("connected", self._since, "")
         short = self._clock.now() - self._since <= self._limits.redis_stale_seconds
         return LinkState("stale" if self._was_connected and short else "away", self._since, self._reason)
 
     def describe(self) -> str:
-        """The state for people; never holds a password."""
+        """Returns the state for people, without a password."""
         state = self.state
         if state.connected:
             return f"connected to {self.description}"
@@ -87,12 +93,12 @@ class RedisLink:
         return f"{state.kind} for {age}: {self.description}: {state.reason}"
 
     def start(self) -> None:
-        """Begin connecting on the running loop."""
+        """Begins to connect on the running loop."""
         if self._task is None:
             self._task = asyncio.create_task(self._maintain(), name="redis link")
 
     async def stop(self) -> None:
-        """Close the connections; the link can be started again."""
+        """Closes the connections; the link can be started again."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
         if self._is_up:
@@ -101,12 +107,14 @@ class RedisLink:
             await self._server.close()
 
     async def wait_connected(self) -> None:
-        """Return as soon as the link is connected."""
+        """Returns as soon as the link is connected."""
         while not self._is_up:
             await self._connected_event.wait()
 
     async def run(self, commands: Sequence[Command]) -> list[Any] | None:
-        """The replies in order (a refused command's reply is its ResponseError), or None when Redis is away."""
+        """Returns the replies in order; None when Redis is unreachable. A refused command's reply
+        is its ResponseError.
+        """
         if not self._is_up:
             return None
         try:
@@ -117,7 +125,10 @@ class RedisLink:
             return None
 
     async def scan_keys(self, pattern: str, max_keys: int) -> set[bytes] | None:
-        """At most so many keys that fit the pattern, or None when Redis is away. Looks at every key: for people, not for programs."""
+        """Returns at most ``max_keys`` matching keys; None when Redis is unreachable.
+
+        It reads every key: for people, not for programs.
+        """
         if not self._is_up:
             return None
         found: set[bytes] = set()
@@ -152,7 +163,7 @@ class RedisLink:
         try:
             async with asyncio.timeout(self._limits.redis_connect_seconds):
                 if not self._is_up:
-                    # A connection that was open while the server went may be half dead: begin with fresh ones.
+                    # Connections from before the failure may be half dead: drop them.
                     await self._server.drop_connections()
                 await self._server.ping()
         except ResponseError as error:
@@ -180,7 +191,7 @@ class RedisLink:
 
 
 def _describe_error(error: Exception) -> str:
-    """An error in few words; Redis' own messages hold addresses, never values."""
+    """Returns a short text; Redis' own messages contain addresses, never values."""
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return "no answer in time"
     return str(error).splitlines()[0][:200] or type(error).__name__

@@ -18,6 +18,7 @@ from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.indexer.engine_member import EngineStatus
 from fairlead_kvstore.indexer.indexer import Indexer
+from fairlead_kvstore.reader.timers import ReaderRuntime
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ManualLoop, ZmqEngine
 from fairlead_testing.waiting import wait_until
@@ -40,12 +41,9 @@ class IndexerHarness:
         self.indexer = Indexer(
             self.store,
             self.sink,
-            self.clock,
-            query=self._query,
-            loop=self.loop,
-            random=lambda: 1.0,
+            self._query,
+            ReaderRuntime(self.loop, self.clock, lambda: 1.0, limits),
             listen=listen,
-            limits=limits,
         )
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
 

@@ -26,10 +26,10 @@ def test_what_is_used_weighs_more_than_what_is_only_there_and_who_is_not_known_h
     found = rank_removals(counted, {"dark": "the replay starts later"}, {"busy": 150, "old": 2})
     assert order(found) == [("copy", 1), ("old", 2), ("busy", 3), ("dark", None)]
     assert [one.reason for one in found] == [
-        "others hold all of its 500 blocks",
-        "only it holds 800 of its 900 blocks, 2 of them used lately",
-        "only it holds 200 of its 300 blocks, 150 of them used lately",
-        "cannot be told: the replay starts later",
+        "other instances have all of its 500 blocks",
+        "it alone has 800 of its 900 blocks, 2 of them used recently",
+        "it alone has 200 of its 300 blocks, 150 of them used recently",
+        "unknown: the replay starts later",
     ]
     assert order(rank_removals(counted, {}, None)) == [("copy", 1), ("dark", 2), ("busy", 3), ("old", 4)]
 

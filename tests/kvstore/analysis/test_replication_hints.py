@@ -27,7 +27,7 @@ def test_a_prefix_of_half_the_prompts_keeps_half_of_the_instances_busy() -> None
     (hint,) = replication_hints([HotPrefix(7, 0.5, 10.0, 2_000, 2)], ready=8, incomplete=0, max_hints=16)
     assert (hint.wanted, hint.holders, hint.prefix) == (4, 2, "0000000000000007")
     assert hint.worth == 10.0 * 2_000 * 0.5
-    assert hint.reason == "50% of the prompts begin with it, the share of 4 of 8 instances; 2 hold it"
+    assert hint.reason == "50% of the prompts begin with it, the share of 4 of 8 instances; 2 have it cached"
 
 
 def test_what_is_held_by_as_many_as_it_keeps_busy_wants_nothing() -> None:
@@ -42,7 +42,7 @@ def test_what_is_held_by_as_many_as_it_keeps_busy_wants_nothing() -> None:
 def test_no_more_homes_are_wanted_than_there_are_instances() -> None:
     (hint,) = replication_hints([HotPrefix(7, 1.0, 10.0, 2_000, 1)], ready=3, incomplete=1, max_hints=16)
     assert hint.wanted == 3
-    assert hint.reason.endswith("1 hold it, 1 are not known completely")
+    assert hint.reason.endswith("1 have it cached, 1 are incomplete")
     assert replication_hints([HotPrefix(7, 1.0, 10.0, 2_000, 0)], ready=0, incomplete=0, max_hints=16) == []
 
 

@@ -229,7 +229,7 @@ def test_our_own_clear_that_the_engine_did_not_make_after_all_is_waited_for_two_
 def test_an_engine_that_never_tells_of_our_own_clear_may_still_hold_what_it_had() -> None:
     """Seen of a vLLM that was put to sleep: it said yes, told of nothing, and found 96 tokens of before in its cache."""
     index = SingleInstanceStore()
-    index.store.on_complete("i", "the first that the engine published", 0.0)
+    index.store.on_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 2))
     index.store.on_cleared_by_fairlead("i", index.now)
     index.apply(stored_event(3, 5), seconds=600.0)
@@ -263,9 +263,9 @@ def test_a_restart_begins_an_epoch_in_which_old_handles_mean_nothing() -> None:
 
 def test_what_was_lost_takes_what_was_held_with_it() -> None:
     index = SingleInstanceStore()
-    index.store.on_complete("i", "the first that the engine published", 0.0)
+    index.store.on_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 2))
-    index.store.on_lost("i", "the replay starts later than asked (4 to 9)", 7.0)
+    index.store.on_lost("i", "the replay starts later than requested (4 to 9)", 7.0)
     state = index.store.state("i")
     assert (state.complete, state.since, state.blocks) == (False, 7.0, 0)
     assert "4 to 9" in state.reason
@@ -273,7 +273,7 @@ def test_what_was_lost_takes_what_was_held_with_it() -> None:
 
 def test_a_stream_that_broke_off_is_not_trusted_until_it_goes_on() -> None:
     index = SingleInstanceStore()
-    index.store.on_complete("i", "the first that the engine published", 0.0)
+    index.store.on_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 2))
     index.store.on_suspended("i", "disconnected", 5.0)
     state = index.store.state("i")
@@ -320,13 +320,13 @@ def test_how_long_an_engine_keeps_what_is_not_used_is_learned_from_what_it_evict
 def test_our_own_clear_of_a_process_that_is_gone_says_nothing_of_the_next() -> None:
     index = SingleInstanceStore()
     index.store.on_cleared_by_fairlead("i", index.now)
-    index.store.on_complete("i", "the first that the engine published", index.now)
+    index.store.on_complete("i", "the first batch that the engine published", index.now)
     assert index.apply(stored_event(0, 0), seconds=0.1) != []
 
 
 def test_beyond_its_bound_an_instance_forgets_what_is_oldest_ends_first_and_says_so() -> None:
     index = SingleInstanceStore(Limits(kv_blocks_per_instance=6))
-    index.store.on_complete("i", "the first that the engine published", 0.0)
+    index.store.on_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 5), seconds=0.0)
     index.store.touch("i", BLOCK_HASHES[:3], 50.0)
     told = index.apply(stored_event(0, 0, base=5000, extra_keys=[["other"]]), seconds=60.0)

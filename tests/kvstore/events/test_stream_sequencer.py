@@ -365,7 +365,12 @@ def test_every_outcome_says_why() -> None:
         *stream.on_replay_failed("no answer"),
         *stream.on_replaced("another pod"),
     ]
-    assert [one.reason for one in outcomes] == ["numbers are missing", "no answer", "held back", "another pod"]
+    assert [one.reason for one in outcomes] == [
+        "numbers are missing",
+        "no answer",
+        "held during a replay",
+        "another pod",
+    ]
 
 
 def test_frames_are_parsed() -> None:

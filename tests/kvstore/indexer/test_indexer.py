@@ -68,9 +68,9 @@ def test_an_engine_says_where_its_events_are_and_again_after_it_moved() -> None:
         (b"{}", "no KV events"),
         (b'{"0":{"enable_kv_cache_events":false}}', "no KV events"),
         (b'{"0":{"enable_kv_cache_events":true,"publisher":"kafka","endpoint":"tcp://*:1"}}', "kafka"),
-        (b'{"0":{"enable_kv_cache_events":true,"endpoint":"ipc:///etc/passwd"}}', "no tcp address"),
-        (b'{"0":{"enable_kv_cache_events":true,"endpoint":"tcp://*:99999"}}', "no tcp address"),
-        (b'{"0":{"enable_kv_cache_events":true,"endpoint":"tcp://indexer:5557"}}', "listens nowhere"),
+        (b'{"0":{"enable_kv_cache_events":true,"endpoint":"ipc:///etc/passwd"}}', "not a TCP address"),
+        (b'{"0":{"enable_kv_cache_events":true,"endpoint":"tcp://*:99999"}}', "not a TCP address"),
+        (b'{"0":{"enable_kv_cache_events":true,"endpoint":"tcp://indexer:5557"}}', "has no --events address"),
     ],
 )
 def test_an_engine_that_cannot_be_found_says_why(answer: bytes | None, words: str) -> None:
@@ -178,9 +178,7 @@ def test_engines_that_dial_are_told_apart_by_their_topic_and_noticed_when_they_g
                 told = sources(stage.engines[name], endpoint="tcp://indexer:5557")
                 stage.answers[name, EVENT_SOURCES_PATH] = told
                 stage.add_instance(name, url=f"http://127.0.0.1:{port}")
-            await wait_until(
-                lambda: all(stage.status(name).problem == "it was not connected to yet" for name in ("a", "b"))
-            )
+            await wait_until(lambda: all(stage.status(name).problem == "not connected yet" for name in ("a", "b")))
             await wait_until(lambda: all(engine.listeners for engine in stage.engines.values()))
             stage.engines["a"].serve_prompt(*A)
             stage.engines["b"].serve_prompt(*B)

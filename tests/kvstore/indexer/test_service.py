@@ -140,10 +140,10 @@ def test_two_ranks_are_two_instances(server: Valkey, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("--fleet", "/nowhere/fleet.yaml", "--redis", "redis://127.0.0.1:1"), "cannot read the fleet file"),
-        (("--fleet", "x.yaml"), "the index has to be written somewhere"),
+        (("--fleet", "x.yaml"), "needs a Redis to write to"),
         (("--fleet", "x.yaml", "--redis", "http://a"), "redis://"),
         (("--fleet", "x.yaml", "--redis", "redis://a", "--listen", "8080"), "HOST:PORT"),
-        (("--fleet", "x.yaml", "--redis", "redis://a", "--events", "tcp://*"), "cannot be listened for"),
+        (("--fleet", "x.yaml", "--redis", "redis://a", "--events", "tcp://*"), "cannot listen for KV events"),
         (("--kube", "No_Namespace", "--redis", "redis://a"), "is not a namespace"),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_sentinel_that_hangs_or_is_gone_is_passed_over_and_why_there_is_no_mas
     async def unknown() -> None:
         link = RedisLink(pair.url.replace("/shared/", "/other/"), SystemClock(), limits=QUICK)
         link.start()
-        await until(lambda: "knows a master" in link.describe())
+        await until(lambda: "knows a running master" in link.describe())
         assert "word" not in link.describe(), "the password"
         assert link.state.kind == "away"
         await link.stop()

@@ -1,6 +1,7 @@
 """An answer that missed what its engine had just lost is late news; one that missed what nobody saw go is a ghost."""
 
 from fairlead.limits import Limits
+from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
 from fairlead_gateway.supervisor.kv_index.drift_detector import FIRST_SECONDS
 from fairlead_gateway.supervisor.kv_index.model_index import ModelIndex
@@ -44,9 +45,7 @@ class Place:
             self.pass_(max(0.0, -lost_after))
         self.pass_(0.1)
         self.apply([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])  # its own prefill
-        self.model.on_finish(
-            ENGINE, 99, self.now, prompt_tokens=256, cached_tokens=reported, indexed=credited, matched=credited
-        )
+        self.model.on_finish(PromptFinished("default/tiny", ENGINE, 99, 256, reported, credited, credited), self.now)
 
     def state(self) -> IndexState:
         return self.model.status(ENGINE, None).state
