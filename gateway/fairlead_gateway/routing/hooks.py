@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fairlead_gateway.routing.load.inflight import InflightRequest
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.request import RouteRequest
 
@@ -12,13 +13,11 @@ class DispatchHooks:
     """Callbacks of a router whose instances report their cache.
 
     - on_dispatch: called with model, request and instance.
-    - on_finish: called with model, request, instance, prompt tokens and cached tokens as reported.
-      The last two arguments are the shares of the prompt that were expected to be cached. The first
-      is by the index (negative if it said nothing), the second by all that was known.
+    - on_finish: called with model, request, and prompt tokens and cached tokens as reported.
     """
 
     on_dispatch: Callable[[str, RouteRequest, str], None]
-    on_finish: Callable[[str, RouteRequest, str, int | None, int | None, float, float], None]
+    on_finish: Callable[[str, InflightRequest, int | None, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -340,16 +340,7 @@ class RouterState:
 
     def _report_finish(self, inflight: InflightRequest, prompt_tokens: int | None, cached_tokens: int | None) -> None:
         if self._active_hooks is not None:
-            instance = inflight.load.instance
-            self._active_hooks.on_finish(
-                self._model_key,
-                inflight.request,
-                instance,
-                prompt_tokens,
-                cached_tokens,
-                inflight.indexed_share,
-                inflight.matched_share,
-            )
+            self._active_hooks.on_finish(self._model_key, inflight, prompt_tokens, cached_tokens)
 
     def _mark_cached(self, endpoint: Endpoint, chain: PrefixChain) -> None:
         self._cache.add(endpoint, chain, self._text_bytes(endpoint.kv_tokens))

@@ -23,13 +23,29 @@ to `MAX_SECONDS`. After `SOUND_ANSWERS` responses that agree, it is back at the 
 Source: cumulative sums after E. S. Page, Continuous Inspection Schemes, 1954.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 ALLOWED_BIAS: Final = 0.2
 DRIFT_LIMIT: Final = 4.0
 SOUND_ANSWERS: Final = 50
 FIRST_SECONDS: Final = 30.0
 MAX_SECONDS: Final = 900.0
+
+
+class CacheOutcome(NamedTuple):
+    """The cached tokens of one response.
+
+    - credited: by the index.
+    - expected: by all that was known.
+    - reported: by the engine; None if it did not report.
+    - covered: the index knows only the first so many tokens; None: all.
+    """
+
+    credited: float
+    expected: float
+    reported: int | None
+    prompt_tokens: int
+    covered: float | None = None
 
 
 class DriftDetector:
@@ -78,25 +94,12 @@ class DriftDetector:
         """Returns why the instance is quarantined; empty if it is not."""
         return self._reason if self.is_quarantined else ""
 
-    def observe(
-        self,
-        credited: float,
-        expected: float,
-        reported: int | None,
-        prompt_tokens: int | None,
-        now: float,
-        *,
-        covered: float | None = None,
-        is_late: bool = False,
-    ) -> bool:
+    def observe(self, outcome: CacheOutcome, now: float, *, is_late: bool = False) -> bool:
         """Compares one response; returns True if it starts a quarantine.
 
-        - credited: tokens that the index credited.
-        - expected: tokens that were expected by all that was known.
-        - reported: None if the engine did not report.
-        - covered: the index knows only the first so many tokens; None: all.
-        - is_late: the instance lost blocks of the prompt while it was in flight.
+        is_late: the instance lost blocks of the prompt while it was in flight.
         """
+        credited, expected, reported, prompt_tokens, covered = outcome
         if reported is None or not prompt_tokens:
             self.unreported += 1
             return False

@@ -210,15 +210,7 @@ class KvIndexService:
         for end in message.finished:
             model = self._models.get(end.model)
             if model is not None:
-                model.on_finish(
-                    end.instance,
-                    end.tail,
-                    now,
-                    prompt_tokens=end.prompt_tokens,
-                    cached_tokens=end.cached_tokens,
-                    indexed=end.indexed_share,
-                    matched=end.matched_share,
-                )
+                model.on_finish(end, now)
                 self._changed_models.add(end.model)
         for key, tails in wanted.items():
             worker.send(SampleRequest(key, tails))

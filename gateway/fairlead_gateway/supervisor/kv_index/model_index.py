@@ -5,10 +5,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fairlead.limits import Limits
+from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
 from fairlead_gateway.prefix_map.index_view import IndexView
 from fairlead_gateway.prefix_map.translator import PrefixTranslator
-from fairlead_gateway.supervisor.kv_index.drift_detector import DriftDetector
+from fairlead_gateway.supervisor.kv_index.drift_detector import CacheOutcome, DriftDetector
 from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotShare
 from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus
 from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
@@ -33,17 +34,13 @@ class _InflightPrompt:
 
 
 class _Prediction(NamedTuple):
-    """An answer that is to be judged when what its engine tells of that time has arrived. Tokens."""
+    """A finished response, checked once the KV events of its time have arrived."""
 
     due_at: float
     instance: str
     hashes: Sequence[int]
     dispatched_at: float
-    credited: float
-    expected: float
-    reported: int | None
-    prompt: int
-    aligned_tokens: float
+    outcome: CacheOutcome
 
 
 class ModelIndex:
@@ -89,20 +86,11 @@ class ModelIndex:
             self._inflight[key] = _InflightPrompt(hashes, ends[linked - 1] / size if linked and size else 0.0, now)
         return self.bridge.on_dispatch(instance, tail, hashes, now, reports_end=True)
 
-    def on_finish(
-        self,
-        instance: str,
-        tail: int,
-        now: float,
-        *,
-        prompt_tokens: int | None,
-        cached_tokens: int | None,
-        indexed: float | None,
-        matched: float,
-    ) -> None:
-        """It is over. The shares are those of ``channel_messages.EndedRow``."""
-        self.bridge.on_finish(instance, tail, now)
-        key = (instance, tail)
+    def on_finish(self, finished: PromptFinished, now: float) -> None:
+        """A worker of this gateway reported the end of a prompt."""
+        instance, indexed, prompt_tokens = finished.instance, finished.indexed_share, finished.prompt_tokens
+        self.bridge.on_finish(instance, finished.tail, now)
+        key = (instance, finished.tail)
         flight = self._inflight.get(key)
         if flight is None:
             return
@@ -119,11 +107,13 @@ class ModelIndex:
                 instance,
                 flight.hashes,
                 flight.dispatched_at,
-                indexed * prompt_tokens,
-                matched * prompt_tokens,
-                cached_tokens,
-                prompt_tokens,
-                flight.aligned_share * prompt_tokens,
+                CacheOutcome(
+                    indexed * prompt_tokens,
+                    finished.matched_share * prompt_tokens,
+                    finished.cached_tokens,
+                    prompt_tokens,
+                    flight.aligned_share * prompt_tokens,
+                ),
             )
         )
 
@@ -144,15 +134,13 @@ class ModelIndex:
         return self.bridge.take_corrections(now)
 
     def _check_prediction(self, answer: _Prediction, now: float) -> None:
-        """What came of an answer against what was said of it."""
-        instance, credited, reported = answer.instance, answer.credited, answer.reported
-        late = reported is not None and credited > reported
+        """Compares a response with its prediction; drift quarantines the instance."""
+        instance, outcome = answer.instance, answer.outcome
+        late = outcome.reported is not None and outcome.credited > outcome.reported
         late = late and self.bridge.has_removed_since(
             instance, answer.hashes, answer.dispatched_at - self._late_seconds
         )
-        if self._drift(instance).observe(
-            credited, answer.expected, reported, answer.prompt, now, covered=answer.aligned_tokens, is_late=late
-        ):
+        if self._drift(instance).observe(outcome, now, is_late=late):
             self.bridge.distrust(instance)
             self._reset_alignment()
 

@@ -19,6 +19,7 @@ from fairlead_gateway.ipc.messages import (
 )
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.hooks import DispatchHooks
+from fairlead_gateway.routing.load.inflight import InflightRequest
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.reporting.prompt_samples import PromptSampleBuffer
@@ -50,22 +51,16 @@ class IndexReporter:
         self._dispatched.append(PromptDispatched(model, instance, chain.tail, hashes, size))
         self._batch.schedule()
 
-    def on_finish(
-        self,
-        model: str,
-        request: RouteRequest,
-        instance: str,
-        prompt: int | None,
-        cached: int | None,
-        indexed: float,
-        matched: float,
-    ) -> None:
+    def on_finish(self, model: str, inflight: InflightRequest, prompt: int | None, cached: int | None) -> None:
         """Reports a finished prompt; see `DispatchHooks.on_finish`."""
         if len(self._finished) >= self._max_rows:
             self._batch.dropped += 1
             return
+        tail, indexed = inflight.request.chain.tail, inflight.indexed_share
         credited = indexed if indexed >= 0.0 else None
-        self._finished.append(PromptFinished(model, instance, request.chain.tail, prompt, cached, credited, matched))
+        self._finished.append(
+            PromptFinished(model, inflight.load.instance, tail, prompt, cached, credited, inflight.matched_share)
+        )
         self._batch.schedule()
 
     def send_samples(self, request: SampleRequest) -> None:

@@ -2,13 +2,19 @@
 
 import random
 
-from fairlead_gateway.supervisor.kv_index.drift_detector import FIRST_SECONDS, MAX_SECONDS, SOUND_ANSWERS, DriftDetector
+from fairlead_gateway.supervisor.kv_index.drift_detector import (
+    FIRST_SECONDS,
+    MAX_SECONDS,
+    SOUND_ANSWERS,
+    CacheOutcome,
+    DriftDetector,
+)
 
 
 def drifted(drift: DriftDetector, predicted: float, reported: int, now: float = 0.0, most: int = 1_000) -> int | None:
     """Answers until the alarm; None when there was none."""
     for count in range(1, most + 1):
-        if drift.observe(predicted, predicted, reported, 1_000, now):
+        if drift.observe(CacheOutcome(predicted, predicted, reported, 1_000), now):
             return count
     return None
 
@@ -35,20 +41,24 @@ def test_one_wrong_answer_in_ten_is_no_drift() -> None:
     drift, random_ = DriftDetector(), random.Random(7)
     for _ in range(5_000):
         credited, reported = 900 if random_.random() < 0.1 else 500, 500 if random_.random() < 0.9 else 0
-        assert not drift.observe(credited, credited, reported, 1_000, 0.0)
+        assert not drift.observe(CacheOutcome(credited, credited, reported, 1_000), 0.0)
 
 
 def test_what_was_on_its_way_is_neither_a_ghost_nor_a_miss() -> None:
     drift = DriftDetector()
     for _ in range(1_000):
-        assert not drift.observe(0, 900, 900, 1_000, 0.0)  # the index learns of it later than the next prompt comes
-        assert not drift.observe(0, 900, 0, 1_000, 0.0)  # and that prompt was sooner than the first one's prefill
+        assert not drift.observe(
+            CacheOutcome(0, 900, 900, 1_000), 0.0
+        )  # the index learns of it later than the next prompt comes
+        assert not drift.observe(
+            CacheOutcome(0, 900, 0, 1_000), 0.0
+        )  # and that prompt was sooner than the first one's prefill
 
 
 def test_an_engine_that_reports_nothing_is_counted_as_silent_and_not_as_zero() -> None:
     drift = DriftDetector()
     for _ in range(100):
-        assert not drift.observe(1_000, 1_000, None, 1_000, 0.0)
+        assert not drift.observe(CacheOutcome(1_000, 1_000, None, 1_000), 0.0)
     assert (drift.unreported, drift.answers, drift.ratio) == (100, 0, None)
 
 
@@ -86,13 +96,13 @@ def test_what_is_reported_in_quarantine_is_counted_and_moves_nothing() -> None:
     drift = DriftDetector()
     drifted(drift, 1_000, 0)
     before = (drift.overcredit, drift.undercredit, drift.answers)
-    assert not drift.observe(0, 0, 1_000, 1_000, 1.0)
+    assert not drift.observe(CacheOutcome(0, 0, 1_000, 1_000), 1.0)
     assert (drift.overcredit, drift.undercredit, drift.answers - 1) == before
 
 
 def test_late_news_are_counted_and_no_drift_and_misses_still_are() -> None:
     drift = DriftDetector()
     for _ in range(100):
-        assert not drift.observe(1_000, 1_000, 0, 1_000, 0.0, is_late=True)
+        assert not drift.observe(CacheOutcome(1_000, 1_000, 0, 1_000), 0.0, is_late=True)
     assert (drift.late, drift.answers, drift.overcredit) == (100, 100, 0.0)
-    assert any(drift.observe(0, 0, 1_000, 1_000, 0.0, is_late=True) for _ in range(10))
+    assert any(drift.observe(CacheOutcome(0, 0, 1_000, 1_000), 0.0, is_late=True) for _ in range(10))
