@@ -24,7 +24,17 @@ from fairlead.kube.errors import (
     Unreachable,
     error_from_response,
 )
-from fairlead.kube.resources import PODS, Manifest, Resource, metadata_of, name_of, namespace_of, resource_of, uid_of
+from fairlead.kube.resources import (
+    PODS,
+    Manifest,
+    ObjectSelection,
+    Resource,
+    metadata_of,
+    name_of,
+    namespace_of,
+    resource_of,
+    uid_of,
+)
 from fairlead.kube.transport.credentials import ClusterCredentials
 from fairlead.kube.transport.http_transport import Headers, HttpRequest, HttpResponse, HttpTransport, NotSent
 from fairlead.kube.transport.kubeconfig import ClusterConfig
@@ -89,9 +99,9 @@ class KubeApi:
         self._plain = (("Accept", _JSON), ("Accept-Encoding", "identity"), ("User-Agent", agent))
         self._chance = chance
         self._pause = pause
-        self._limits = limits or Limits()
-        self._credentials = ClusterCredentials(config, clock, self._limits.kube_token_seconds)
-        seconds = self._limits.kube_connect_seconds
+        self.limits = limits or Limits()
+        self._credentials = ClusterCredentials(config, clock, self.limits.kube_token_seconds)
+        seconds = self.limits.kube_connect_seconds
         self._transport = HttpTransport(config.server, self._credentials.tls_context, config.server_name, seconds)
         self._watch_transport = WatchTransport(config.server, self._credentials, config.server_name, seconds)
 
@@ -130,7 +140,7 @@ class KubeApi:
         labels, fields: selectors.
         """
         path = resource.path(namespace)
-        query = _query(limit=str(limit or self._limits.kube_page_items), labelSelector=labels, fieldSelector=fields)
+        query = _query(limit=str(limit or self.limits.kube_page_items), labelSelector=labels, fieldSelector=fields)
         try:
             return await self._list_pages(resource, path, query)
         except Gone:  # the snapshot of the pages has expired: list again without pages
@@ -138,11 +148,8 @@ class KubeApi:
 
     async def watch(
         self,
-        resource: Resource,
-        namespace: str | None = None,
-        labels: str | None = None,
+        selection: ObjectSelection,
         *,
-        fields: str | None = None,
         resource_version: str,
         seconds: float | None = None,
         on_opened: Callable[[], None] = lambda: None,
@@ -164,11 +171,11 @@ class KubeApi:
             watch="1",
             allowWatchBookmarks="true",
             resourceVersion=resource_version,
-            labelSelector=labels,
-            fieldSelector=fields,
+            labelSelector=selection.labels,
+            fieldSelector=selection.fields,
             timeoutSeconds=None if seconds is None else str(max(1, round(seconds))),
         )
-        asked = HttpRequest("GET", resource.path(namespace), query)
+        asked = HttpRequest("GET", selection.resource.path(selection.namespace), query)
         what = f"watching {asked.path}"
         try:
             async with await self._open_watch(asked) as response:
@@ -176,7 +183,7 @@ class KubeApi:
                     refused = await response.read_prefix(_ERROR_BYTES)
                     raise _error_response(response.status, refused, response.header("Retry-After"), what)
                 on_opened()
-                lines = LineSplitter(self._limits.kube_event_bytes)
+                lines = LineSplitter(self.limits.kube_event_bytes)
                 async for data in response.iter_bytes():
                     for line in lines.feed(data):
                         yield parse_watch_event(line, what, find_known)
@@ -392,15 +399,15 @@ class KubeApi:
             except Unreachable as error:
                 failure = error
             then = decide_retry(
-                failure, attempt, repeatable=asked.repeatable, sent=sent, chance=self._chance(), limits=self._limits
+                failure, attempt, repeatable=asked.repeatable, sent=sent, chance=self._chance(), limits=self.limits
             )
             if then.pause_seconds is None:
                 raise failure
             await self._pause(then.pause_seconds)
 
     async def _request_once(self, asked: HttpRequest) -> Manifest:
-        most = self._limits.kube_response_bytes
-        reply = await self._send_authenticated(asked, self._limits.kube_response_seconds, most, _ERROR_BYTES)
+        most = self.limits.kube_response_bytes
+        reply = await self._send_authenticated(asked, self.limits.kube_response_seconds, most, _ERROR_BYTES)
         if reply.status not in (200, 201, 202):
             raise _error_response(reply.status, reply.body, reply.header("retry-after"), str(asked))
         if reply.truncated:

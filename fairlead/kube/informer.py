@@ -13,7 +13,7 @@ Only the API server changes the copy. While it is away, the last state stays, wi
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,12 +22,12 @@ from types import MappingProxyType
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Gone, KubeError, TooManyRequests, Unreachable
-from fairlead.kube.resources import Manifest, Resource, metadata_of
-from fairlead.kube.store import ObjectStore, drop_managed_fields
+from fairlead.kube.resources import Manifest, ObjectSelection, Resource, metadata_of
+from fairlead.kube.store import ObjectStore
 from fairlead.kube.transport.retry import backoff_seconds
-from fairlead.kube.watch_events import KnownObjectFinder, WatchEvent, WatchEventType
+from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead.limits import Limits
-from fairlead.runtime.clock import Clock
+from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
 
 
@@ -106,42 +106,30 @@ class Informer:
     `items` is already updated when `on_change` is called. An exception of `on_change` ends `run`.
     Bookmarks are not reported.
 
-    trim: shortens objects before they are stored; by default it drops `metadata.managedFields`.
-    find_known: returns objects that another store has in exactly this version; they are shared.
-    chance: returns a random number from 0 to 1.
+    store: keeps the objects; by default it drops `metadata.managedFields`.
     """
 
     def __init__(
         self,
         api: KubeApi,
-        resource: Resource,
-        clock: Clock,
-        chance: Callable[[], float],
+        selection: ObjectSelection,
+        pacing: Pacing,
         *,
-        namespace: str | None = None,
-        labels: str | None = None,
-        fields: str | None = None,
-        trim: Callable[[Manifest], Manifest] = drop_managed_fields,
-        find_known: KnownObjectFinder | None = None,
+        store: ObjectStore | None = None,
         on_change: Callable[[WatchEvent], None] | None = None,
         report: Callable[[InformerStep], None] | None = None,
-        limits: Limits | None = None,
-        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self.resource = resource
+        self.resource = selection.resource
         self.problem: FairleadError | None = None
         self.list_count = 0
         self.watch_count = 0
         self._api = api
-        self._clock = clock
-        self._chance = chance
-        self._namespace, self._labels, self._fields = namespace, labels, fields
+        self._selection = selection
+        self._clock, self._chance, self._pause = pacing.clock, pacing.chance, pacing.pause
         self._on_change = on_change
         self._report = report
-        self._limits = limits or Limits()
-        self._pause = pause
-        self._find_known = find_known
-        self._store = ObjectStore(trim)
+        self._limits = api.limits
+        self._store = store or ObjectStore()
         self.items: Mapping[str, Manifest] = MappingProxyType(self._store.items)
         self._version = ""
         self._contact_at: float | None = None
@@ -194,7 +182,8 @@ class Informer:
 
     async def _list(self) -> None:
         self.list_count += 1
-        listing = await self._api.list(self.resource, self._namespace, self._labels, fields=self._fields)
+        wanted = self._selection
+        listing = await self._api.list(wanted.resource, wanted.namespace, wanted.labels, fields=wanted.fields)
         for event in self._store.replace(listing.items):
             self._notify(event)
         self._version = listing.resource_version
@@ -229,14 +218,11 @@ class Informer:
     async def _read(self) -> None:
         longest = self._limits.kube_watch_seconds * (1.0 + self._chance())
         watch = self._api.watch(
-            self.resource,
-            self._namespace,
-            self._labels,
-            fields=self._fields,
+            self._selection,
             resource_version=self._version,
             seconds=longest,
             on_opened=self._on_opened,
-            find_known=self._find_known,
+            find_known=self._store.find_known,
         )
         async with aclosing(watch) as changes:
             async for event in changes:

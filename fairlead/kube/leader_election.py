@@ -12,7 +12,7 @@ write. Field ownership (server-side apply) protects against that: both would wri
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,8 +20,10 @@ from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Conflict, NotFound
 from fairlead.kube.resources import LEASES, Manifest, format_micro_time, metadata_of
-from fairlead.runtime.clock import Clock
+from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
+
+_FIELD_MANAGER = "fairlead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,30 +126,30 @@ def candidate_identity(environment: Mapping[str, str], chance: Callable[[], floa
     return f"{host}_{os.getpid()}_{int(chance() * 0xFFFFFFFF):08x}"
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseCandidate:
+    """A Lease by namespace and name, and the identity of one of its candidates."""
+
+    namespace: str
+    name: str
+    identity: str
+
+
 class LeaderElector:
     """One candidate for a lease: call `acquire`, then `hold`; `release` at the end."""
 
     def __init__(
         self,
         api: KubeApi,
-        namespace: str,
-        name: str,
-        identity: str,
-        clock: Clock,
-        chance: Callable[[], float],
-        *,
+        candidate: LeaseCandidate,
+        pacing: Pacing,
         timing: LeaseTiming | None = None,
-        manager: str = "fairlead",
-        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.reason = "it has not begun"
         self._api = api
-        self._namespace, self._name, self._identity = namespace, name, identity
-        self._clock = clock
-        self._chance = chance
+        self._namespace, self._name, self._identity = candidate.namespace, candidate.name, candidate.identity
+        self._clock, self._chance, self._pause = pacing.clock, pacing.chance, pacing.pause
         self._timing = timing or LeaseTiming()
-        self._manager = manager
-        self._pause = pause
         self._lease: ObservedLease | None = None
         self._leads_until: float | None = None
 
@@ -266,6 +268,6 @@ class LeaderElector:
         if lease is None:
             metadata = {"name": self._name, "namespace": self._namespace}
             manifest = {"apiVersion": LEASES.api_version, "kind": LEASES.kind, "metadata": metadata, "spec": spec}
-            return await self._api.create(manifest, self._manager)
+            return await self._api.create(manifest, _FIELD_MANAGER)
         patch = {"metadata": {"resourceVersion": lease.version}, "spec": spec}
-        return await self._api.patch_merge(LEASES, self._namespace, self._name, patch, self._manager)
+        return await self._api.patch_merge(LEASES, self._namespace, self._name, patch, _FIELD_MANAGER)

@@ -49,6 +49,20 @@ class Resource:
         return "/".join(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectSelection:
+    """The objects of one kind to watch.
+
+    namespace: None selects all namespaces.
+    labels, fields: selectors.
+    """
+
+    resource: Resource
+    namespace: str | None = None
+    labels: str | None = None
+    fields: str | None = None
+
+
 def _path_segment(name: str) -> str:
     """Returns a name for use in a path. Names that would lead elsewhere are refused."""
     if name in ("", ".", "..") or "/" in name or "%" in name:

@@ -7,17 +7,21 @@ Its users get a deletion and an addition, even if both happened while there was 
 from collections.abc import Callable, Iterable
 
 from fairlead.kube.resources import Manifest, key_of, metadata_of, uid_of
-from fairlead.kube.watch_events import WatchEvent, WatchEventType
+from fairlead.kube.watch_events import KnownObjectFinder, WatchEvent, WatchEventType
 
 
 class ObjectStore:
     """Objects by `namespace/name`. Readers must not modify them.
 
     trim: shortens an object before it is stored.
+    find_known: returns objects that another store has in exactly this version; they are shared.
     """
 
-    def __init__(self, trim: Callable[[Manifest], Manifest] | None = None) -> None:
+    def __init__(
+        self, trim: Callable[[Manifest], Manifest] | None = None, find_known: KnownObjectFinder | None = None
+    ) -> None:
         self.items: dict[str, Manifest] = {}
+        self.find_known = find_known
         self._trim = trim or drop_managed_fields
 
     def replace(self, listed: Iterable[Manifest]) -> Iterable[WatchEvent]:

@@ -4,7 +4,10 @@
 people and logs.
 """
 
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -29,6 +32,19 @@ class SystemClock:
 
     now = staticmethod(time.monotonic)
     wall = staticmethod(time.time)
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """The time and the chance of a retry loop.
+
+    chance: returns a random number from 0 to 1.
+    pause: sleeps for a number of seconds.
+    """
+
+    clock: Clock
+    chance: Callable[[], float]
+    pause: Callable[[float], Awaitable[object]] = asyncio.sleep
 
 
 class AcceleratedClock:

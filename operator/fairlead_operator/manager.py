@@ -8,11 +8,11 @@ from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.events.event import EventDraft
 from fairlead.kube.events.recorder import EventRecorder
-from fairlead.kube.leader_election import LeaderElector
+from fairlead.kube.leader_election import LeaderElector, LeaseCandidate
 from fairlead.kube.resources import Manifest
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.runtime.aiohttp_server import serve
-from fairlead.runtime.clock import Clock
+from fairlead.runtime.clock import Clock, Pacing
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_operator import health, http_server
 from fairlead_operator.controller.reconciler import Reconciler
@@ -48,6 +48,7 @@ class Manager:
         self._options = options
         self._clock = clock
         self._identity = identity
+        pacing = Pacing(clock, chance)
         self._api = KubeApi(access, clock, chance, agent="fairlead-operator")
         self._stop = asyncio.Event()
         self._cache = ObjectCache()
@@ -57,8 +58,7 @@ class Manager:
             self._api,
             self._cache,
             self._queue.add,
-            clock,
-            chance,
+            pacing,
             namespaces=options.namespaces,
             resync_seconds=options.resync_seconds,
         )
@@ -72,10 +72,8 @@ class Manager:
             options.installation,
             capacity_grace_seconds=options.capacity_grace_seconds,
         )
-        namespace = lease_namespace or access.namespace
-        self._elector = LeaderElector(
-            self._api, namespace, LEASE_NAME, self._identity, clock, chance, timing=options.lease_timing
-        )
+        candidate = LeaseCandidate(lease_namespace or access.namespace, LEASE_NAME, identity)
+        self._elector = LeaderElector(self._api, candidate, pacing, options.lease_timing)
 
     @property
     def capabilities(self) -> ClusterCapabilities:

@@ -108,7 +108,9 @@ def test_objects_are_converted_and_survive_the_upgrade(server: ApiServer, progra
             known = await uids(api)
             stored = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
 
-            with pytest.raises(HelmError, match=r"2 objects(.|\n)*grown/agent, workstation(.|\n)*fairlead convert --cluster"):
+            with pytest.raises(
+                HelmError, match=r"2 objects(.|\n)*grown/agent, workstation(.|\n)*fairlead convert --cluster"
+            ):
                 await asyncio.to_thread(helm, "upgrade", str(CHART_FOLDER))
             assert await convert_objects(api, dry_run=True) == 0
             assert (await api.get(MODEL_DEPLOYMENTS, SPACE, "agent"))["spec"] == stored["spec"]

@@ -48,8 +48,8 @@ class FaultScenario:
     async def scrape(self) -> Scrape:
         return parse_scrape((await self.gateway.get("/metrics")).body.decode(), namespace="fairlead", pod="g-1")
 
-    async def told(self, name: str, value: float) -> None:
-        """Wait until the gateway says so."""
+    async def wait_for_metric(self, name: str, value: float) -> None:
+        """Waits until a metric of the gateway has this value."""
 
         async def says() -> bool:
             return await self.gateway.metric(name) == value
@@ -74,7 +74,7 @@ async def record(
             options = ("--keys", str(keys), "--redis", redis.url)
             async with gateway_process(folder / "fleet.yaml", *options) as gateway:
                 scene = FaultScenario(gateway, engine, redis)
-                await scene.told("fairlead_gateway_redis_connected", 1.0)
+                await scene.wait_for_metric("fairlead_gateway_redis_connected", 1.0)
                 await scene.traffic()
                 before = await scene.scrape()
                 await scene.traffic()
@@ -106,7 +106,7 @@ def pepper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def redis_unreachable(scene: FaultScenario) -> None:
     scene.redis.kill()
-    await scene.told("fairlead_gateway_redis_connected", 0.0)
+    await scene.wait_for_metric("fairlead_gateway_redis_connected", 0.0)
     await scene.traffic()
 
 
@@ -125,8 +125,8 @@ async def engine_killed(scene: FaultScenario) -> None:
 async def worker_killed(scene: FaultScenario) -> None:
     (worker,) = scene.gateway.worker_pids()
     os.kill(worker, signal.SIGKILL)
-    await scene.told("fairlead_gateway_worker_deaths_total", 1.0)
-    await scene.told("fairlead_gateway_workers", 1.0)
+    await scene.wait_for_metric("fairlead_gateway_worker_deaths_total", 1.0)
+    await scene.wait_for_metric("fairlead_gateway_workers", 1.0)
 
 
 async def wrong_keys(scene: FaultScenario) -> None:

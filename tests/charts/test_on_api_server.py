@@ -65,7 +65,7 @@ def test_operator_serves_a_model_with_exactly_its_permissions(
             async with operator_process(kubeconfig, tmp_path / "log") as operator:
                 await api.apply(MODEL, "kubectl")
                 await wait_until_async(lambda: there(api, DEPLOYMENTS, "qwen-main"))
-                await wait_until_async(lambda: told(api))
+                await wait_until_async(lambda: has_status_and_event(api))
                 assert await there(api, LEASES, "fairlead-operator")
                 await api.apply(renamed(MODEL), "kubectl")  # the old pool is pruned
                 await wait_until_async(lambda: there(api, DEPLOYMENTS, "qwen-other"))
@@ -111,8 +111,8 @@ async def there(api: KubeApi, kind: Resource, name: str) -> bool:
     return True
 
 
-async def told(api: KubeApi) -> bool:
-    """A status and an event were written."""
+async def has_status_and_event(api: KubeApi) -> bool:
+    """Returns True once a status and an event were written."""
     status = (await api.get(MODEL_DEPLOYMENTS, "charted", "qwen")).get("status") or {}
     return bool(status.get("conditions")) and bool((await api.list(EVENTS, "charted")).items)
 

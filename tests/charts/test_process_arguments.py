@@ -90,9 +90,9 @@ def test_redis_accepts_its_configuration_and_password(program: Path, tmp_path: P
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: is_listening(port), "the server listens")
-        assert b"NOAUTH" in asked(port, "PING")
-        assert asked(port, f"AUTH {drawn['password']}", "PING").splitlines() == [b"+OK", b"+PONG"]
-        assert b"33554432" in asked(port, f"AUTH {drawn['password']}", "CONFIG GET maxmemory")
+        assert b"NOAUTH" in send_commands(port, "PING")
+        assert send_commands(port, f"AUTH {drawn['password']}", "PING").splitlines() == [b"+OK", b"+PONG"]
+        assert b"33554432" in send_commands(port, f"AUTH {drawn['password']}", "CONFIG GET maxmemory")
     finally:
         process.kill()
         process.wait(30)
@@ -145,8 +145,8 @@ def secret_variable(found: list[dict[str, Any]]) -> str:
     return str(name)
 
 
-def asked(port: int, *lines: str) -> bytes:
-    """What it answers to these commands."""
+def send_commands(port: int, *lines: str) -> bytes:
+    """Returns the replies of a Redis to these commands."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as there:
         there.sendall("".join(f"{line}\r\n" for line in (*lines, "QUIT")).encode())
         found = b""

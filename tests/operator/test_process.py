@@ -9,9 +9,10 @@ import pytest
 
 from fairlead.errors import SettingsError
 from fairlead.kube.client import KubeApi
-from fairlead.kube.leader_election import LeaderElector, LeaseTiming, candidate_identity
+from fairlead.kube.leader_election import LeaderElector, LeaseCandidate, LeaseTiming, candidate_identity
 from fairlead.kube.resources import LEASES, MODEL_DEPLOYMENTS, SERVICE_ACCOUNTS, SERVICES
 from fairlead.kube.transport.kubeconfig import ClusterConfig, ClusterConfigError
+from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.settings import OperatorSettings, read_settings
 from fairlead_operator.__main__ import main
@@ -203,7 +204,10 @@ def with_elector(check: Callable[[FakeApiServer, Callable[[str], LeaderElector]]
     async def main() -> None:
         time = FakeTime()
         async with fake_api_server() as fake, KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
-            await check(fake, lambda me: LeaderElector(api, "x", "lease", me, time, lambda: 0.5, pause=time.pause))
+            await check(
+                fake,
+                lambda me: LeaderElector(api, LeaseCandidate("x", "lease", me), Pacing(time, lambda: 0.5, time.pause)),
+            )
 
     asyncio.run(main())
 
@@ -261,7 +265,7 @@ def with_watcher(
             fake.put(SERVICES, "default", "kubernetes", spec={"ipFamilies": ["IPv6"]})
             async with KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
                 watching = ClusterWatcher(
-                    api, shelf, keys.append, time, lambda: 0.5, namespaces=("chat",), pause=time.pause
+                    api, shelf, keys.append, Pacing(time, lambda: 0.5, time.pause), namespaces=("chat",)
                 )
                 _serve_kinds(fake)
                 await watching.discover()
@@ -335,7 +339,7 @@ def test_forbidden_kind_is_logged_once(caplog: pytest.LogCaptureFixture) -> None
         await wait_until(lambda: fake.watch_count > 0)
         fake.ordered_watch_responses.append(OrderedResponse(403, "Forbidden"))
         fake.end_watches()
-        await wait_until(lambda: "cannot be followed" in caplog.text)
+        await time.advance_until(lambda: "cannot be followed" in caplog.text, 1.0)
         assert caplog.text.count("cannot be followed: it may not be watched so") == 1
 
     with_watcher(check)
@@ -360,7 +364,7 @@ def test_cluster_without_our_kinds_is_waited_for() -> None:
     async def main() -> None:
         time = FakeTime()
         async with fake_api_server() as fake, KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause) as api:
-            watching = ClusterWatcher(api, ObjectCache(), lambda _: None, time, lambda: 0.5, pause=time.pause)
+            watching = ClusterWatcher(api, ObjectCache(), lambda _: None, Pacing(time, lambda: 0.5, time.pause))
             begun = asyncio.ensure_future(watching.discover())
             await wait_until(lambda: bool(time.pending_pauses))
             _serve_kinds(fake)

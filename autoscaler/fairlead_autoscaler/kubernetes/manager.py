@@ -15,11 +15,11 @@ from fairlead.engines.sleep_mode import sleep_client
 from fairlead.kube.client import KubeApi
 from fairlead.kube.events.event import EventDraft
 from fairlead.kube.events.recorder import EventRecorder
-from fairlead.kube.leader_election import LeaderElector
+from fairlead.kube.leader_election import LeaderElector, LeaseCandidate
 from fairlead.kube.resources import Manifest
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.limits import Limits
-from fairlead.runtime.clock import Clock
+from fairlead.runtime.clock import Clock, Pacing
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_autoscaler.kubernetes.scale_writer import ScaleWriter
 from fairlead_autoscaler.kubernetes.sleep_controller import SleepController
@@ -72,8 +72,8 @@ class Manager:
             interval_seconds=limits.autoscaler_tick_seconds,
             sleep_status=lambda: self._sleep_controller.status(),
         )
-        namespace = cluster.lease_namespace or cluster.access.namespace
-        self._election = LeaderElector(self._api, namespace, LEASE_NAME, cluster.identity, clock, random)
+        candidate = LeaseCandidate(cluster.lease_namespace or cluster.access.namespace, LEASE_NAME, cluster.identity)
+        self._election = LeaderElector(self._api, candidate, Pacing(clock, random))
         self._recorder = EventRecorder(self._api, EVENT_SOURCE, cluster.identity, clock, limits=limits)
         scaler = ScaleWriter(self._api, self._target)
         self._sleep_controller = SleepController(

@@ -28,6 +28,7 @@ from fairlead.kube.resources import (
     MODEL_DEPLOYMENTS,
     PODS,
     Manifest,
+    ObjectSelection,
     Resource,
     annotations_of,
     is_deleting,
@@ -38,8 +39,8 @@ from fairlead.kube.resources import (
     namespace_of,
     uid_of,
 )
-from fairlead.kube.store import drop_managed_fields
-from fairlead.runtime.clock import Clock
+from fairlead.kube.store import ObjectStore, drop_managed_fields
+from fairlead.runtime.clock import Clock, Pacing
 from fairlead_autoscaler.kubernetes.cluster_state import (
     ClusterSnapshot,
     WatchStatus,
@@ -122,13 +123,10 @@ class KubernetesTarget:
     ) -> Informer:
         informer = Informer(
             self._api,
-            resource,
-            self._clock,
-            self._random,
-            namespace=namespace,
-            labels=labels,
+            ObjectSelection(resource, namespace, labels),
+            Pacing(self._clock, self._random),
             report=log_failures_once(_LOG, resource, lambda: informer.problem),
-            trim=trim,
+            store=ObjectStore(trim),
         )
         self._informers[resource, namespace] = informer
         return informer

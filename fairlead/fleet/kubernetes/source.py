@@ -14,9 +14,9 @@ from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.fleet.model import Fleet
 from fairlead.kube.client import KubeApi
 from fairlead.kube.informer import Informer, InformerStep
-from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, PODS, Manifest, Resource
+from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, PODS, Manifest, ObjectSelection, Resource
 from fairlead.limits import Limits
-from fairlead.runtime.clock import Clock
+from fairlead.runtime.clock import Clock, Pacing
 from fairlead.runtime.tasks import cancel_and_wait
 
 _LOG = logging.getLogger("fairlead.fleet.model")
@@ -133,15 +133,10 @@ class KubeFleetSource:
         told: list[_RunningInformer] = []
         informer = Informer(
             self._api,
-            resource,
-            self._clock,
-            self._chance,
-            namespace=namespace,
-            labels=labels,
+            ObjectSelection(resource, namespace, labels),
+            Pacing(self._clock, self._chance, self._pause),
             on_change=lambda _: self._changed.set(),
             report=lambda step: self._on_step(told[0], step),
-            limits=self._limits,
-            pause=self._pause,
         )
         kept = _RunningInformer(informer, asyncio.ensure_future(self._run_informer(informer)))
         told.append(kept)

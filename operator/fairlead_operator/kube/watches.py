@@ -9,7 +9,7 @@ deletions after every gap.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from fairlead.errors import FairleadError
@@ -22,13 +22,14 @@ from fairlead.kube.resources import (
     PODS,
     SERVICES,
     Manifest,
+    ObjectSelection,
     Resource,
     key_of,
     resource_version_of,
 )
-from fairlead.kube.store import drop_managed_fields
+from fairlead.kube.store import ObjectStore, drop_managed_fields
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
-from fairlead.runtime.clock import Clock
+from fairlead.runtime.clock import Pacing
 from fairlead_operator.health import HealthState
 from fairlead_operator.kube.object_cache import (
     OPTIONAL_CHILD_KINDS,
@@ -46,8 +47,6 @@ class ClusterWatcher:
     """Keeps the object cache up to date, and calls `add` with the key of each changed model.
 
     namespaces: watched namespaces; all if empty.
-    chance: returns a random number from 0 to 1.
-    pause: sleeps for a number of seconds.
     """
 
     def __init__(
@@ -55,22 +54,19 @@ class ClusterWatcher:
         api: KubeApi,
         cache: ObjectCache,
         add: Callable[[str], None],
-        clock: Clock,
-        chance: Callable[[], float],
+        pacing: Pacing,
         *,
         namespaces: tuple[str, ...] = (),
         resync_seconds: float = 60.0,
-        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.capabilities = ClusterCapabilities()
         self._api = api
         self._cache = cache
         self._add = add
-        self._clock = clock
-        self._chance = chance
+        self._pacing = pacing
+        self._clock, self._chance, self._pause = pacing.clock, pacing.chance, pacing.pause
         self._namespaces: tuple[str | None, ...] = namespaces or (None,)
         self._resync_seconds = resync_seconds
-        self._pause = pause
         self._informers: list[Informer] = []
         self._answered_at: float | None = None
         self._seen_versions: dict[str, int] = {}
@@ -152,15 +148,16 @@ class ClusterWatcher:
             return None
 
     def _make_informer(self, kind: Resource, labels: str | None, namespace: str | None) -> Informer:
+        if kind is PODS:
+            store = ObjectStore(drop_managed_fields)
+        else:
+            known = self._cache.find_same_version if labels == CHILDREN_SELECTOR else None
+            store = ObjectStore(drop_own_managed_fields, known)
         informer = Informer(
             self._api,
-            kind,
-            self._clock,
-            self._chance,
-            namespace=namespace,
-            labels=labels,
-            trim=drop_managed_fields if kind is PODS else drop_own_managed_fields,
-            find_known=self._cache.find_same_version if labels == CHILDREN_SELECTOR and kind is not PODS else None,
+            ObjectSelection(kind, namespace, labels),
+            self._pacing,
+            store=store,
             on_change=self._on_change,
             report=log_failures_once(_LOG, kind, lambda: informer.problem),
         )

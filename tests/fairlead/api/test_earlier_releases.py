@@ -31,7 +31,7 @@ def recorded(file: str) -> list[Manifest]:
     return found
 
 
-def ask(server: ApiServer, check: Callable[[KubeApi], Awaitable[None]]) -> None:
+def run(server: ApiServer, check: Callable[[KubeApi], Awaitable[None]]) -> None:
     async def main() -> None:
         async with KubeApi(server.config(), SystemClock(), Random(0).random) as api:
             await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, ME)
@@ -65,7 +65,7 @@ def test_current_schema_accepts_earlier_manifests(api_server: ApiServer, release
         for one in recorded(release):
             await api.apply(one, ME, dry_run=True)
 
-    ask(api_server, check)
+    run(api_server, check)
 
 
 @pytest.mark.api_server
@@ -105,7 +105,7 @@ def test_stored_objects_survive_a_crd_upgrade(tmp_path: Path) -> None:
                 await api.apply_status({**said, "status": {"ready": "1/1"}}, "fairlead-operator")
 
     with api_server_for_test(tmp_path / "run") as server:  # its own: kinds are the whole cluster's
-        ask(server, check)
+        run(server, check)
 
 
 def _holds(whole: object, part: object) -> bool:

@@ -32,7 +32,7 @@ SPACE = "api-rules"
 Check = Callable[[KubeApi], Awaitable[None]]
 
 
-def ask(server: ApiServer, check: Check) -> None:
+def run(server: ApiServer, check: Check) -> None:
     async def main() -> None:
         async with KubeApi(server.config(), SystemClock(), Random(0).random) as api:
             await check(api)
@@ -51,7 +51,7 @@ def server(api_server: ApiServer) -> ApiServer:
         for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
             await wait_until_async(partial(api.has_resource, resource))
 
-    ask(api_server, check)
+    run(api_server, check)
     return api_server
 
 
@@ -81,7 +81,7 @@ def test_invalid_objects_are_refused_with_the_table_text(server: ApiServer) -> N
         await remove(api, placed(case.object))
         return "it was taken"
 
-    ask(server, check)
+    run(server, check)
 
 
 @pytest.mark.parametrize("case", list(accepted_cases(TABLE)), ids=lambda case: case.name)
@@ -91,7 +91,7 @@ def test_valid_objects_are_accepted_with_defaults(server: ApiServer, case: Accep
         if case.becomes is not None:
             assert without_empty(found["spec"]) == without_empty(case.becomes)
 
-    ask(server, check)
+    run(server, check)
 
 
 @pytest.mark.parametrize("case", list(changed_cases(TABLE)), ids=lambda case: case.name)
@@ -105,7 +105,7 @@ def test_unsupported_changes_are_refused(server: ApiServer, case: ChangedCase) -
             await remove(api, placed(case.before))
         assert case.says in error.value.message
 
-    ask(server, check)
+    run(server, check)
 
 
 MODEL: Manifest = {
@@ -134,7 +134,7 @@ def test_model_with_one_pool_is_scalable_and_with_two_is_not(server: ApiServer) 
         finally:
             await remove(api, MODEL)
 
-    ask(server, check)
+    run(server, check)
 
 
 def test_status_writers_keep_their_own_conditions(server: ApiServer) -> None:
@@ -156,4 +156,4 @@ def test_status_writers_keep_their_own_conditions(server: ApiServer) -> None:
         finally:
             await remove(api, MODEL)
 
-    ask(server, check)
+    run(server, check)

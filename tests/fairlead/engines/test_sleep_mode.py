@@ -94,11 +94,11 @@ def test_engine_that_does_not_comply_is_an_error(engine: FakeEngine, verb: str, 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"is_sleeping": "no"}'])
 def test_invalid_sleep_state_is_an_error(body: bytes) -> None:
-    async def ask(method: str, url: str, sent: bytes | None, seconds: float) -> HttpReply:
+    async def send(method: str, url: str, sent: bytes | None, seconds: float) -> HttpReply:
         return HttpReply(200, body)
 
     with pytest.raises(Unavailable, match="does not say whether it sleeps"):
-        asyncio.run(EngineSleepClient(ask, SleepTimeouts(1.0, 1.0, 1.0)).is_sleeping(URL))
+        asyncio.run(EngineSleepClient(send, SleepTimeouts(1.0, 1.0, 1.0)).is_sleeping(URL))
 
 
 def test_engines_start_with_sleep_mode_if_the_model_may_sleep() -> None:

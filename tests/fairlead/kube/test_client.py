@@ -21,7 +21,7 @@ from fairlead.kube.errors import (
     Unauthenticated,
     Unreachable,
 )
-from fairlead.kube.resources import CONFIG_MAPS, MODEL_DEPLOYMENTS, NODES, PODS, Manifest
+from fairlead.kube.resources import CONFIG_MAPS, MODEL_DEPLOYMENTS, NODES, PODS, Manifest, ObjectSelection
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.kube.watch_events import WatchEventType
 from fairlead.limits import Limits
@@ -330,9 +330,9 @@ def test_kind_is_served_if_the_api_server_lists_it() -> None:
 # --- watching -----------------------------------------------------------------------------------------------------------
 
 
-async def told(fake: FakeApiServer, api: KubeApi, since: str, most: int) -> list[tuple[WatchEventType, str]]:
+async def read_watch(fake: FakeApiServer, api: KubeApi, since: str, most: int) -> list[tuple[WatchEventType, str]]:
     found: list[tuple[WatchEventType, str]] = []
-    async with aclosing(api.watch(PODS, "x", resource_version=since, seconds=300.4)) as changes:
+    async with aclosing(api.watch(ObjectSelection(PODS, "x"), resource_version=since, seconds=300.4)) as changes:
         async for change in changes:
             found.append((change.type, change.object["metadata"].get("name", "")))
             if len(found) == most:
@@ -348,7 +348,7 @@ def test_watch_yields_events_until_it_ends() -> None:
         fake.put(PODS, "x", "b", spec={"nodeName": "n"})
         fake.remove(PODS, "x", "a")
         expected = [(WatchEventType.ADDED, "b"), (WatchEventType.MODIFIED, "b"), (WatchEventType.DELETED, "a")]
-        assert await told(fake, api, since, 3) == expected
+        assert await read_watch(fake, api, since, 3) == expected
         asked = fake.calls[-1].query
         assert (asked["allowWatchBookmarks"], asked["timeoutSeconds"]) == ("true", "300")
 
@@ -360,7 +360,7 @@ def test_many_watches_leave_connections_for_requests() -> None:
 
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         since = fake.put(PODS, "x", "a")["metadata"]["resourceVersion"]
-        watches = [asyncio.ensure_future(told(fake, api, since, 1)) for _ in range(110)]
+        watches = [asyncio.ensure_future(read_watch(fake, api, since, 1)) for _ in range(110)]
         await wait_until(lambda: fake.watch_count == len(watches))
         fake.put(PODS, "x", "b")
         assert await asyncio.gather(*watches) == [[(WatchEventType.ADDED, "b")]] * len(watches)
@@ -373,10 +373,10 @@ def test_watch_from_expired_version_raises_gone() -> None:
         fake.put(PODS, "x", "a")
         fake.forget()
         with pytest.raises(Gone, match="too old resource version"):
-            await told(fake, api, "1", 1)
+            await read_watch(fake, api, "1", 1)
         fake.ordered_watch_responses.append(OrderedResponse(410, "Expired"))
         with pytest.raises(Gone):
-            await told(fake, api, "101", 1)
+            await read_watch(fake, api, "101", 1)
 
     run(check)
 
@@ -391,7 +391,7 @@ def test_watch_is_retried_only_for_a_rotated_token(tmp_path: Path) -> None:
         await api.list(PODS)
         fake.token = "new"
         file.write_text("new")
-        assert await told(fake, api, "100", 1) == [(WatchEventType.ADDED, "a")]
+        assert await read_watch(fake, api, "100", 1) == [(WatchEventType.ADDED, "a")]
         fake.ordered_watch_responses += [
             OrderedResponse(503),
             OrderedResponse(reset=True),
@@ -399,7 +399,7 @@ def test_watch_is_retried_only_for_a_rotated_token(tmp_path: Path) -> None:
         ]  # aiohttp itself tries an old connection's once more
         for _ in range(2):
             with pytest.raises(Unreachable):
-                await told(fake, api, "100", 1)
+                await read_watch(fake, api, "100", 1)
         assert time.pauses == []
 
     run(check, token_file=file)
@@ -412,6 +412,6 @@ def test_invalid_event_breaks_the_watch(line: bytes) -> None:
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         fake.ordered_watch_responses.append(OrderedResponse(200, body=line + b"\n" if len(line) < 100 else line))
         with pytest.raises(Unreachable):
-            await told(fake, api, "100", 1)
+            await read_watch(fake, api, "100", 1)
 
     run(check, replace(Limits(), kube_event_bytes=4096))

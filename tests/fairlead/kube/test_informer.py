@@ -11,9 +11,10 @@ import pytest
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.informer import Informer, InformerAction, InformerStep
-from fairlead.kube.resources import CONFIG_MAPS, PODS
+from fairlead.kube.resources import CONFIG_MAPS, PODS, ObjectSelection
 from fairlead.kube.watch_events import WatchEvent
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
@@ -57,13 +58,10 @@ def run(check: Callable[[InformerHarness], Awaitable[None]]) -> None:
 
                 lab.informer = Informer(
                     api,
-                    PODS,
-                    lab.time,
-                    lambda: 0.5,
-                    namespace="x",
+                    ObjectSelection(PODS, "x"),
+                    Pacing(lab.time, lambda: 0.5, lab.time.pause),
                     on_change=on_change,
                     report=lab.steps.append,
-                    pause=lab.time.pause,
                 )
                 task = asyncio.create_task(lab.informer.run())
                 try:
@@ -282,10 +280,12 @@ def test_exception_of_a_callback_ends_it() -> None:
                 raise ValueError("a mistake of ours")
 
             async with KubeApi(fake.config(), time, lambda: 0.5) as api:
-                listing = Informer(api, PODS, time, lambda: 0.5, on_change=broken)
+                listing = Informer(api, ObjectSelection(PODS), Pacing(time, lambda: 0.5), on_change=broken)
                 with pytest.raises(ValueError, match="a mistake of ours"):
                     await listing.run()
-                watching = Informer(api, PODS, time, lambda: 0.5, namespace="y", on_change=broken, pause=time.pause)
+                watching = Informer(
+                    api, ObjectSelection(PODS, "y"), Pacing(time, lambda: 0.5, time.pause), on_change=broken
+                )
                 task = asyncio.create_task(watching.run())
                 await wait_until(lambda: fake.watch_count == 1)
                 fake.put(PODS, "y", "b")

@@ -9,6 +9,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.leader_election import (
     LeaderElector,
     LeaseAction,
+    LeaseCandidate,
     LeaseTiming,
     ObservedLease,
     decide,
@@ -16,6 +17,7 @@ from fairlead.kube.leader_election import (
     observe_lease,
 )
 from fairlead.kube.resources import LEASES, Manifest
+from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
@@ -92,7 +94,9 @@ class ElectionHarness:
     def candidate(self, me: str) -> LeaderElector:
         api = KubeApi(self.fake.config(), self.time, lambda: 0.0, pause=self.time.pause)
         self.apis.append(api)
-        election = LeaderElector(api, "x", "operator", me, self.time, lambda: 0.0, pause=self.time.pause)
+        election = LeaderElector(
+            api, LeaseCandidate("x", "operator", me), Pacing(self.time, lambda: 0.0, self.time.pause)
+        )
 
         async def run() -> None:
             await election.acquire()
@@ -104,13 +108,13 @@ class ElectionHarness:
     async def passing(self, condition: Callable[[], bool], seconds: float = 0.5) -> None:
         """Let time pass in small steps until ``condition`` holds; nobody's request is left behind."""
 
-        def turned() -> bool:
+        def is_over() -> bool:
             if condition():
                 return True
             self.time.advance(seconds)
             return False
 
-        await wait_until(turned)
+        await wait_until(is_over)
 
     @property
     def holder(self) -> str:

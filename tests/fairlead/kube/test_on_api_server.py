@@ -24,7 +24,7 @@ from fairlead.kube.errors import (
 from fairlead.kube.events.event import EventType
 from fairlead.kube.events.recorder import EventRecorder
 from fairlead.kube.informer import Informer, InformerAction, InformerStep
-from fairlead.kube.leader_election import LeaderElector, LeaseTiming
+from fairlead.kube.leader_election import LeaderElector, LeaseCandidate, LeaseTiming
 from fairlead.kube.resources import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
@@ -39,12 +39,13 @@ from fairlead.kube.resources import (
     SERVICE_ACCOUNTS,
     SERVICES,
     Manifest,
+    ObjectSelection,
     Resource,
 )
 from fairlead.kube.transport.http_transport import HttpRequest
 from fairlead.kube.watch_events import WatchEventType
 from fairlead.limits import Limits
-from fairlead.runtime.clock import SystemClock
+from fairlead.runtime.clock import Pacing, SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.api_server import ApiServer
@@ -239,7 +240,9 @@ def test_forbidden_and_unauthenticated_are_distinguished(
     api_server: ApiServer, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     async def check(api: KubeApi, namespace: str) -> None:
-        async with client(api_server, impersonate_user="nobody", impersonate_groups=("system:authenticated",)) as nobody:
+        async with client(
+            api_server, impersonate_user="nobody", impersonate_groups=("system:authenticated",)
+        ) as nobody:
             with pytest.raises(Forbidden, match='User "nobody" cannot list resource "secrets"'):
                 await nobody.list(Resource("", "v1", "secrets", "Secret"))
         await api.apply(of(Resource("", "v1", "serviceaccounts", "ServiceAccount"), namespace, "robot"), "test")
@@ -256,7 +259,7 @@ def test_forbidden_and_unauthenticated_are_distinguished(
             with pytest.raises(Forbidden, match=f"system:serviceaccount:{namespace}:robot"):
                 await robot.list(PODS, namespace)
         async with client(api_server, ca_data=None, ca_file=None) as trusting:
-            trusting._limits = replace(Limits(), kube_attempts=1)
+            trusting.limits = replace(Limits(), kube_attempts=1)
             with pytest.raises(Unreachable, match=r"certificate verify failed"):
                 await trusting.list(PODS)
 
@@ -304,7 +307,7 @@ def test_one_candidate_leads_at_a_time(api_server: ApiServer, request: pytest.Fi
         time, terms = FakeTime(), LeaseTiming()
 
         def candidate(me: str) -> LeaderElector:
-            return LeaderElector(api, namespace, "operator", me, time, lambda: 0.0, pause=time.pause)
+            return LeaderElector(api, LeaseCandidate(namespace, "operator", me), Pacing(time, lambda: 0.0, time.pause))
 
         one, two = candidate("one"), candidate("two")
         await one.acquire()
@@ -348,7 +351,7 @@ def test_watch_continues_after_the_api_server_ends_it(api_server: ApiServer, req
         await api.delete(CONFIG_MAPS, namespace, "a")
         found = [
             (change.type, change.object["metadata"].get("name"))
-            async for change in api.watch(CONFIG_MAPS, namespace, resource_version=version, seconds=1)
+            async for change in api.watch(ObjectSelection(CONFIG_MAPS, namespace), resource_version=version, seconds=1)
         ]
         told = [pair for pair in found if pair[0] is not WatchEventType.BOOKMARK]
         assert told == [(WatchEventType.ADDED, "b"), (WatchEventType.DELETED, "a")]
@@ -365,13 +368,10 @@ class ServerHarness:
         self.heard: list[str] = []
         self.informer = Informer(
             api,
-            CONFIG_MAPS,
-            self.time,
-            lambda: 0.5,
-            namespace=namespace,
+            ObjectSelection(CONFIG_MAPS, namespace),
+            Pacing(self.time, lambda: 0.5, self.time.pause),
             on_change=lambda change: self.heard.append(f"{change.type} {change.object['metadata']['name']}"),
             report=self.steps.append,
-            pause=self.time.pause,
         )
 
     async def write(self, *names: str) -> None:

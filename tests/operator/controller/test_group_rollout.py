@@ -71,8 +71,8 @@ class RolloutScenario:
         one = self.cluster.groups[place]
         one.ready |= not one.leaving and one.revision not in self.broken
 
-    def look(self) -> None:
-        """What must hold at any time."""
+    def check_serving(self) -> None:
+        """Checks what holds at any time: enough groups serve."""
         assert self.cluster.serving_count >= self.least, (self.cluster, self.lines)
 
     def settle(self, chance: random.Random | None = None, turns: int = 200) -> None:
@@ -90,7 +90,7 @@ class RolloutScenario:
                 except KeyError:
                     continue  # that group is gone by now
                 if not first:
-                    self.look()
+                    self.check_serving()
                 self._write()
         assert chance is not None or self.settled
 
@@ -117,8 +117,8 @@ class RolloutScenario:
             self.lines.append(line)
 
 
-def told() -> str:
-    """Rollouts as they go when everybody does what there is to do, in turn."""
+def rollout_text() -> str:
+    """Returns the steps of rollouts in which all controllers act in turn."""
     parts = []
     for asked, surge in ((1, 1), (2, 1), (4, 2)):
         story = RolloutScenario(asked, surge)
@@ -141,7 +141,7 @@ def told() -> str:
 
 def test_rollouts_match_the_recorded_steps() -> None:
     """Line by line as in the essay of ``groups.py``."""
-    assert told() == GOLDEN.read_text(encoding="utf-8")
+    assert rollout_text() == GOLDEN.read_text(encoding="utf-8")
 
 
 @pytest.mark.property
@@ -196,7 +196,7 @@ def test_undo_during_drain_stops_no_further_group() -> None:
             1, "1 more than asked until all are; it waits for what drains", partition_all=True
         )
         story.cluster.step()
-        story.look()
+        story.check_serving()
     story.settle()
 
 
