@@ -1,17 +1,18 @@
-"""Accuracy of the fleet simulator against gateways and simulated engines over HTTP, with the same
-requests, instance names, secret and hence the same home instances.
+"""Accuracy of the fleet simulator against gateways and simulated engines over HTTP.
 
     python -m fairlead_bench agreement [--requests 400] [--speed 1] [--out out/bench/agreement.json]
 
-One gateway, and three that share a Redis, under four presets each; requests reach one of the three
-by the same draw here and there. What is compared is the share of prompt tokens that engines found
-in their caches, the mean TTFT, and the order of the presets by either. Two presets whose simulated
-values differ by less than ``TIE`` have no order. A policy that looks at load is chaotic (see
-``fairlead_cli.replay.fleet_simulation``), so the simulated value is the mean over arrivals that are
-a few milliseconds apart.
+Both sides have the same requests, instance names and secret, and hence the same home instances. One
+gateway, and three that share a Redis, run under four presets each. Requests reach one of the three
+by the same draw on both sides. The rows compare the share of prompt tokens found in caches, the
+mean TTFT, and the order of the presets by either. Two presets whose simulated values differ by less
+than ``TIE`` have no order.
 
-Then the default alone at a rate at which it keeps nearly every second request before engines, which
-the others do not.
+A policy by load is chaotic (see ``fairlead_cli.replay.fleet_simulation``). Therefore the simulated
+value is the mean over arrivals that are a few milliseconds apart.
+
+The default preset also runs alone, at a rate at which it queues nearly every second request before
+engines; the others do not queue.
 """
 
 import argparse

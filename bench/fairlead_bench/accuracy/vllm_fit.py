@@ -1,21 +1,21 @@
-"""Accuracy of the fleet simulator against two vLLM engines on processors, with the profile that a
-gateway learned from its requests to them.
+"""Accuracy of the fleet simulator against two vLLM engines on processors, with a learned profile.
 
-    python -m fairlead_bench fitted [--requests 130] [--lessons 240] [--rate 2] [--out out/bench/fitted.json]
+    python -m fairlead_bench fitted [--requests 130] [--lessons 240] [--rate 2]
+                                    [--out out/bench/fitted.json]
 
-1. Two engines that nobody has profiled: of their profile the gateway is told what an engine itself
-   says (how much it holds, how much a step takes), and its costs are another's (an H100's). The
-   gateway carries ``--lessons`` requests and learns.
-2. What it has learned (``/api/fleet``) is the profile, of the simulator's engines and in the fleets
+1. The engines have no profile. The gateway knows what an engine reports (its capacity and the
+   tokens of a step); the costs are those of an H100. It carries ``--lessons`` requests and learns.
+2. The learned profile (``/api/fleet``) becomes that of the simulator's engines and of the fleets
    that follow.
-3. The same requests, of another seed, live and simulated under four presets. Before each preset the
-   engines' caches are emptied.
+3. The same requests, of another seed, run live and simulated under four presets. The engines'
+   caches are emptied before each preset.
 
-Prompts are of agents, those that fit the engine. Their text is made of words that are one token
-each for the engine's tokenizer, so that both count alike; the engine is asked whether they do.
-Client, gateway and the engines' servers go ahead of everything else on the machine where that is
-allowed, and the engines before what else computes there. Their costs are those of a two-layer model
-on one thread of a shared machine and say nothing of hardware that is meant for this.
+Prompts are those of agents that fit the engine. Their words are one token each for the engine's
+tokenizer, so that both sides count alike; a query to the engine checks that.
+
+Client, gateway and engine servers have priority over other processes where the system allows it.
+The costs are those of a two-layer model on one thread of a shared machine. They say nothing about
+real hardware.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Indicators of an outcome beyond its share and cost: recovery after a step, windows without
-metrics, wake-up of a pool. Pure; seconds count from the scenario's start."""
+metrics, wake-up of a pool. Pure; seconds count from the scenario's start.
+"""
 
 import math
 from bisect import bisect_left
@@ -37,9 +38,11 @@ def indicators(scenario: AutoscalingScenario, outcome: ControllerOutcome) -> dic
 
 
 def in_windows(outcome: ControllerOutcome, windows: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """The least share inside a window and ``AFTER_SECONDS`` beyond it, and the most replicas that
-    were taken away in one, both over all windows; a replica is away when fewer are asked for than
-    just before it began."""
+    """Returns the worst share inside a window and the largest number of replicas removed in one.
+
+    Both are over all windows, each with ``AFTER_SECONDS`` behind it. A replica is removed when
+    fewer are desired than just before the window.
+    """
     shares, away = [], 0
     for begin, end in windows:
         share = outcome.attainment_between(begin, end + AFTER_SECONDS)
@@ -61,9 +64,11 @@ def rising_steps(scenario: AutoscalingScenario) -> float:
 
 
 def recovery_seconds(scenario: AutoscalingScenario, outcome: ControllerOutcome) -> float:
-    """From the first moment at which a replica ordered at the step can be ready until the requests
-    of a minute are again within the objectives to ``AGAIN_SHARE``; 0 where they never fell below it
-    after that moment."""
+    """Returns the seconds until a minute's requests are again within the SLO to ``AGAIN_SHARE``.
+
+    They count from the first moment at which a replica ordered at the step can be ready.
+    The result is 0 if the share never falls below that afterwards.
+    """
     first = rising_steps(scenario) + min(setup.startup.min_seconds for setup in scenario.pools)
     at = first
     while at + AGAIN_SECONDS <= scenario.seconds:

@@ -21,8 +21,7 @@ from fairlead_sim.autoscaling.scenarios import SCENARIOS
 
 FAIRLEAD = "fairlead"
 _HINT_SECONDS = 0.5
-"""Seconds from a request that a gateway queues to the tick of the autoscaler that it triggered: 0.2
-s at most until the tick, and the tick."""
+"""Seconds from a queued request to the tick that it triggers: 0.2 s at most, and the tick."""
 MIXED_SCENARIOS = ("smooth-mixed",)
 """Scenarios with several pools of one role: there our core asks a solver, as it does in the
 autoscaler."""

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Search for the cheapest schedules that keep 99 %, and keep them in
+"""Search for the cheapest schedules that keep 99 %, stored in
 bench/fairlead_bench/autoscaler/offline_optima.json.
 
-    python -m fairlead_bench.autoscaler.offline_optimum [SCENARIO ...] [--seed 1] [--runs 300] [--traces FOLDER]
+    python -m fairlead_bench.autoscaler.offline_optimum [SCENARIO ...] [--seed 1] [--runs 300]
+                                                        [--traces FOLDER]
 
-A day takes some minutes. A schedule that is known already stays unless the new one is cheaper.
+A day takes some minutes. A stored schedule stays unless the new one is cheaper.
 """
 
 import argparse

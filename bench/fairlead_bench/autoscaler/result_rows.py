@@ -143,9 +143,11 @@ def comparison_rows(
 
 
 def tune(preset: str, ours: Mapping[str, Measured], found: Mapping[float, Mapping[str, Measured]]) -> ResultRow:
-    """Returns Fairlead's cost ÷ that of a preset whose knob is chosen for each scenario: the
-    cheapest that keeps the target. Why: nothing is harder to beat, and without foresight nobody can
-    do it."""
+    """Returns Fairlead's cost ÷ that of a preset with the best value for each scenario.
+
+    That value is the cheapest that keeps the target. Why: this is the hardest comparison; without
+    foresight no such choice is possible.
+    """
     pairs = []
     for name, cell in ours.items():
         kept = [cells[name]["cost"] for cells in found.values() if name in cells and meets_slo(cells[name])]

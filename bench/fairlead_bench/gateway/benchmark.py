@@ -124,8 +124,10 @@ class BenchmarkSession:
 
 
 def schedule(plan: MeasurementPlan, targets: Sequence[str]) -> Iterator[tuple[LoadCase, str, int]]:
-    """Case after case; within it round after round, each over all targets (A B C A B C …), so that
-    a slow minute of the machine meets all of them."""
+    """Yields case after case, in rounds over all targets (A B C A B C …).
+
+    Why: a slow minute of the machine meets all targets.
+    """
     for name in plan.cases:
         case = CASES[name]
         taking_part = ([DIRECT] if case.direct else []) + [target for target in targets if target != DIRECT]
@@ -137,7 +139,10 @@ def schedule(plan: MeasurementPlan, targets: Sequence[str]) -> Iterator[tuple[Lo
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, write, print, draw. A goal that does not hold stays in the table and fails nothing."""
+    """Measures, writes, prints and draws. A goal that does not hold stays in the table.
+
+    The exit code does not depend on the goals.
+    """
     given = _options(arguments)
     if given.decisions:
         return _decisions(given.out.with_name("decision.json"), given.seed)

@@ -11,7 +11,11 @@ _FOREVER = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class LoadCase:
-    """One kind of load. ``unit`` is what its CPU is divided by; ``mode`` is the load generator's."""
+    """One kind of load.
+
+    unit: the CPU is divided by it.
+    mode: of the load generator.
+    """
 
     name: str
     title: str

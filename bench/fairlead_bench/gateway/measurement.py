@@ -53,7 +53,7 @@ class CaseRun:
 
 @dataclass(frozen=True, slots=True)
 class LoadGenerator:
-    """The load generator's command and its input. ``seed``: of all runs; each has one of its own."""
+    """The load generator's command and its input. ``seed``: of all runs; each derives its own."""
 
     command: Sequence[str]
     bodies: Path

@@ -100,7 +100,7 @@ def _draw_panel(axis: Axes, table: RunTable, panel: _Panel) -> None:
 
 
 def _axis_limit(values: Sequence[float]) -> float:
-    """Returns the value at which bars are cut, so that one very long bar does not hide the others."""
+    """Returns the value at which bars are cut, so that a very long bar does not hide the others."""
     longest, *rest = sorted(values, reverse=True)
     return 1.25 * rest[0] if rest and longest > _TIMES_AS_LONG * rest[0] else longest
 

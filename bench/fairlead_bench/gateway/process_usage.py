@@ -1,8 +1,7 @@
 """Processor time and memory of a process tree, read from /proc, and the owner of a listening port.
 
-CPU is user plus system time of every process of the tree. The kernel shows it in ticks of 10 ms in
-/proc; a process's CPU clock holds the same in nanoseconds, and that is what is used here; the ticks
-only split it into user and system.
+CPU is user plus system time of every process of the tree. It comes from the CPU clock of each
+process, in nanoseconds. /proc has ticks of 10 ms, which only split it into user and system.
 """
 
 import os

@@ -1,15 +1,12 @@
-"""The decision alone: parse, validate, hash, match, pick and insert, with the gateway's own code
-and a full index.
+"""The routing decision alone: parse, validate, hash, match, pick and insert.
 
-It runs in a process that is started as a worker is, so that it measures the compiled copy where
-workers run one.
+It uses the gateway's own code and a full index, in a process that is started like a worker. So it
+measures the compiled copy where workers run one. The index is filled to its limit first: every
+insertion also drops the oldest blocks, as in a gateway that has run for a while.
 
-The index is filled to its limit before, so every insertion also drops the oldest blocks, as in a
-gateway that has run for a while.
-
-``followed``: engines tell what they hold. Then the blocks that were sent are confirmed by the index
-as well, each prompt is put aside for the helper, and holders are known by two bits instead of one.
-The slowest of a hundred is in ``tail``.
+``followed``: engines report their caches. The index then also confirms the blocks that were sent.
+Each prompt is stored for the supervisor, and instances are known by two bits instead of one. The
+slowest of a hundred is in ``tail``.
 """
 
 import asyncio
@@ -56,7 +53,7 @@ def decisions_seconds(sizes: Sequence[str], *, blocks: int, seed: int) -> dict[s
 
 
 def run_like_worker(module: str, *arguments: str) -> str:
-    """Returns what a module of this benchmark prints in a process that imports what workers import."""
+    """Returns the output of a module of this benchmark, in a process with a worker's imports."""
     environ = worker_environment(os.environ)
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout

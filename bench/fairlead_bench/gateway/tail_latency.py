@@ -1,14 +1,16 @@
 """Tail latency of routing decisions on a prompt of 32 KB, among 64 busy engines.
 
-A virtual machine is taken away from whoever runs on it, some hundred times a second for some tens
-of microseconds, and so is a decision: with a decision of 40 µs that alone is more than one of a
-hundred. Hence several figures. ``p99_seconds`` is what the clock said, ``routing_seconds`` the same
-of hashing, matching and picking, without reading the body before and booking the choice behind.
-``same_seconds`` is what the code makes slow each time: the run is made ``RUNS`` times alike, from
-an equal state with equal requests (the collector comes at the same request, and a table grows at
-the same one), and each request counts with the median of its times. ``counting_seconds`` is the p99
-of counting as far as one comes in the time of the median decision: what the machine does to
-anything that long.
+A virtual machine loses its processor some hundred times a second for some tens of microseconds. For
+decisions of 40 µs that alone affects more than one in a hundred. Hence there are several figures:
+
+- ``p99_seconds``: by the clock.
+- ``routing_seconds``: the same of hashing, matching and picking, without reading the body and
+  recording the choice.
+- ``same_seconds``: the share that the code itself makes slow. There are ``RUNS`` equal runs from
+  equal states, so the collector and the growth of a table fall on the same request. Each request
+  counts with the median of its times.
+- ``counting_seconds``: the p99 of a counting loop as long as the median decision, which shows the
+  effect of the machine.
 """
 
 import json
@@ -78,7 +80,7 @@ def p99(values: Sequence[float]) -> float:
 def _run(blocks: int, seed: int, batches: int, batch: int) -> list[DecisionTime]:
     decider = DecisionBench(SIZE, instances=INSTANCES, blocks=blocks, seed=seed)
     _occupy(decider.router, random.Random(seed))
-    decider.batch(batches, batch)  # code and tables that nobody used yet are slow once in a gateway's life
+    decider.batch(batches, batch)  # unused code and tables are slow once in a gateway's life
     with frozen_heap():
         return [one for turn in range(batches) for one in decider.batch(turn, batch)]
 

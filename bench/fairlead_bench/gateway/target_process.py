@@ -28,7 +28,7 @@ class TargetDied(Exception):
 
 
 class TargetProcess:
-    """One target that serves ``port``. ``idle_rss_bytes`` was taken before it had anything to do."""
+    """One target that serves ``port``. ``idle_rss_bytes``: its memory before the first request."""
 
     def __init__(self, target: Target, process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
         self.target = target

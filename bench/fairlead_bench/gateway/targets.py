@@ -1,9 +1,11 @@
-"""The measured targets, each configured to serve one port in front of the mock engines, with its
-defaults otherwise.
+"""The measured targets, each configured to serve one port in front of the mock engines.
 
-Departures from the defaults, all in the peers' favour: routers write no line per request into a
-log, connections are not closed after a thousand requests, limits on requests in flight are above
-what is held open here, and bodies stay in memory.
+Departures from the defaults, all in the peers' favour:
+
+- Routers write no log line per request.
+- Connections are not closed after a thousand requests.
+- Limits on requests in flight are above the open requests of the benchmark.
+- Bodies stay in memory.
 """
 
 import hashlib
@@ -110,7 +112,7 @@ def _vllm_router(place: TargetLocation) -> list[str]:
 def _litellm(place: TargetLocation) -> list[str]:
     entry = '  - {{model_name: {0}, litellm_params: {{model: openai/{0}, api_base: "{1}/v1", api_key: none}}}}\n'
     config = place.folder / "litellm.yaml"
-    # Without a key of its own it refuses to start; here it listens on loopback and looks nobody up.
+    # Without a key of its own it refuses to start. Here it listens on loopback and checks no key.
     text = "general_settings: {dangerously_permit_weak_or_unset_master_key: true}\nmodel_list:\n"
     config.write_text(text + "".join(entry.format(_MODEL, url) for url in place.urls), encoding="utf-8")
     return [str(place.program), "--config", str(config), "--host", "127.0.0.1", "--port", str(place.port)]

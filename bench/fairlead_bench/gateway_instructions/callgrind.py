@@ -83,7 +83,7 @@ def total_of(dump: bytes) -> int:
 
 
 def ensure_installed() -> str:
-    """The version of valgrind, which is installed where that is possible. Raises ValgrindMissing."""
+    """Returns the version of valgrind, and installs it if possible. Raises ValgrindMissing."""
     if shutil.which("valgrind") is None:
         if shutil.which("apt-get") is None or os.geteuid() != 0:
             raise ValgrindMissing("valgrind is not installed; on Debian: apt-get install valgrind")

@@ -1,7 +1,7 @@
 """A gateway with one worker that runs under callgrind.
 
 The gateway starts its worker with ``sys.executable``. Here that is a script that puts valgrind in
-front, so the supervisor runs natively and no module of the gateway need be known by name.
+front. The supervisor runs natively, and the script needs no name of a module of the gateway.
 """
 
 import os
@@ -100,7 +100,7 @@ class GatewayProcess:
                 switch.write(b"\0")
 
     def require_compiled(self, copy: Path) -> None:
-        """Checks that the worker has loaded modules from the compiled copy. Raises GatewayFailed."""
+        """Checks that the worker has loaded the compiled modules. Raises GatewayFailed."""
         if f"{copy}/" not in Path(f"/proc/{self.worker_pid}/maps").read_text():
             raise GatewayFailed(f"the worker does not run from {copy}")
 

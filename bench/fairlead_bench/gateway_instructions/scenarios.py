@@ -1,8 +1,7 @@
-"""Counted scenarios. The script moves every request, event and answer, so equal runs take equal
-steps.
+"""Counted scenarios. The script moves every request, event and answer: equal runs take equal steps.
 
-Two models. ``bench-model`` has two engines and gets plain, streamed and retried requests.
-``full-model`` has one engine, whose KV cache takes one answer at a time: a second request waits in
+There are two models. ``bench-model`` has two engines and gets plain, streamed and retried requests.
+``full-model`` has one engine, whose KV cache takes one answer at a time. A second request waits in
 the gateway until the first one is answered.
 """
 

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """Cost of the index's core: payloads to changes (decoder and block store), and bytes per block.
-Processor time, one core.
 
     python -m fairlead_bench.index.block_store_cost [--blocks N] [--size TOKENS]
 
-Three streams, each with N blocks (200,000) of 16 tokens: long prompts stored whole, prompts under
-eviction (one removal per block, as vLLM announces them), and decoding (one event per block, each a
-batch of its own). The best of three runs counts. Then a million blocks over 16 instances, and what
-the process grew by.
+The figures are processor time of one core; the best of three runs counts. Each of three streams has
+N blocks (200,000) of 16 tokens:
+
+- long prompts stored whole;
+- prompts under eviction, with one removal per block, as vLLM announces them;
+- decoding, with one event per block, each a batch of its own.
+
+A million blocks over 16 instances follow, with the memory that the process grew by.
 """
 
 import argparse

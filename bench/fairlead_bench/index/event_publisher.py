@@ -65,7 +65,7 @@ def main() -> None:
     begun, sent = time.monotonic(), 0
     while left:
         for engine in engines:
-            engine.answer()  # whoever was cut off asks while the others go on
+            engine.answer()  # answers replays while the other engines go on
         for pair in tuple(left):
             payload, some = next(pair[1], (b"", 0))
             if payload:

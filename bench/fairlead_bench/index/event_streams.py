@@ -1,13 +1,13 @@
-"""Payloads of KV events, made while they are sent, and equal for equal seeds.
+"""Payloads of KV events, generated while they are sent, and equal for equal seeds.
 
     prompts     prompts of 64 blocks, one event each, eight to a batch: a cache that fills
-    eviction    a full cache: each prompt pushes out an older one, tail first, one event a removal as vLLM announces them.
-                Nearly half of the blocks are removals
-    decoding    32 answers at once, blocks of 16 tokens: with each step two of them are full, one batch
-    alone       the same with every block in a batch of its own: the dearest that there is
+    eviction    a full cache: each prompt pushes out an older one, tail first, one event per
+                removal, as vLLM announces them; nearly half of the blocks are removals
+    decoding    32 answers at once, blocks of 16 tokens: each step fills two, one batch
+    alone       the same with every block in a batch of its own: the most expensive stream
 
-Events are those of vLLM 0.32. The last one of a stream is a prompt of one block, the *mark*, by
-which its end is known elsewhere.
+Events are those of vLLM 0.32. The last one of a stream is a prompt of one block, the *mark*, which
+shows the end of the stream to other processes.
 """
 
 import random

@@ -1,9 +1,9 @@
-"""Redis, engines, the indexer and a mirror as processes of their own, and what each of them costs.
+"""Redis, engines, the indexer and a mirror as separate processes, and the cost of each.
 
 Processor time is user and system time of the process, from its CPU clock. The publisher's is not
-counted. A run begins when the indexer is connected to all engines and has asked for their replays;
-it ends when the mirror has every mark and the indexer has come to rest, so that what it writes down
-of instances is in the figures.
+counted. A run begins when the indexer is connected to all engines and has asked for their replays.
+It ends when the mirror has every mark and the indexer is idle. So the figures include the snapshots
+of instances.
 """
 
 import json

@@ -1,11 +1,9 @@
-"""A process with a replica of the index, as a gateway's supervisor has one. It reports its state on
-request.
+"""A process with a replica of the index, as a gateway's supervisor has one.
 
     python -m fairlead_bench.index.mirror_process REDIS MARKS
 
-Answers a line on standard input with a line of JSON: how many blocks, how many of the marks it has,
-its processor time and memory. The first line that it prints tells that the mirror was loaded for
-the first time, and what that took.
+It answers a line on standard input with a line of JSON: its blocks and marks, processor time and
+memory. Its first line reports the first load of the mirror and the cost of that.
 """
 
 import asyncio

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Cost of the index in Redis: processor time of the writer, of Redis and of a replica per 100,000
-blocks, and of a match.
+"""Cost of the index in Redis, per 100,000 blocks: the writer, Redis, a replica, and a match.
 
     python -m fairlead_bench.index.redis_cost [--blocks N] [--instances N] [--out FILE]
 
-One real server, one indexer's truth with N instances (16), and a feed, step by step in this
-process, whose processor time is counted for each by itself; Redis' own is read from INFO. Prompts
-of 64 blocks are stored, then the same again under eviction. Beside it the layout that other indexes
-have, one Redis hash for each block with a field for each instance, written in pipelines of the same
-batches and asked by 128 HGETALLs. Then a mirror of a million blocks that comes cold, its memory,
-and matches.
+One real server, one block store with N instances (16), and a feed run step by step in this process.
+The processor time of each is counted separately; that of Redis comes from INFO.
+
+1. Prompts of 64 blocks are stored, then the same again under eviction.
+2. The baseline is the layout of other indexes: one Redis hash per block with a field per instance.
+   It is written in pipelines of the same batches and read by 128 HGETALLs.
+3. A new mirror loads a million blocks: its time, its memory, and matches.
 """
 
 import argparse
@@ -232,8 +232,10 @@ async def load_cold_mirror(url: str, blocks: int, instances: int) -> Row:
 
 
 def matches() -> Row:
-    """A chain of 128 blocks at 64 instances beside a million other blocks; processor microseconds,
-    the best of many."""
+    """Returns the processor microseconds of a match of 128 blocks at 64 instances.
+
+    It is the best of many. The index has a million other blocks.
+    """
     draw = random.Random(2)
     shapes: dict[str, Callable[[int], int]] = {
         "all hold it": lambda _: 128,

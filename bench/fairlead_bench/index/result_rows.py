@@ -1,4 +1,4 @@
-"""Result rows of the index: goals first, then the costs of the other processes, then the baseline."""
+"""Result rows of the index: goals, then the costs of the other processes, then the baseline."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,14 +1,16 @@
-"""Savings and solving time of the accelerator mix, compared with the best fleet of one kind,
-Mélange's slices and a greedy mix; and the value of dividing engines between prefill and decode
-after traffic shifts.
+"""Savings and solving time of the accelerator mix, and the value of the prefill/decode ratio.
 
-    python -m fairlead_bench mix [--out out/bench/mix.json] [--seed 1] [--only mix|roles] [--jobs N] [--table FILE --rate R]
+    python -m fairlead_bench mix [--out out/bench/mix.json] [--seed 1] [--only mix|roles] [--jobs N]
+                                 [--table FILE --rate R]
 
-It takes four to five minutes of a core, shared by ``--jobs`` processes (as many as there are cores
-unless told); the figures are the same with any number of them.
+The mix is compared with the best fleet of one kind, with Mélange's slices and with a greedy mix.
+The ratio is measured after a shift of the traffic.
 
-With ``--table`` it solves an imported table instead, at R requests a second spread as the file says
-(Mélange's do) or evenly, and prints what comes of it.
+A run takes four to five minutes of a core, shared by ``--jobs`` processes (by default as many as
+there are cores). The figures do not depend on their number.
+
+``--table`` solves an imported table instead and prints the result. The R requests a second are
+spread as the file says (Mélange's do), or else evenly.
 """
 
 import argparse
@@ -291,7 +293,7 @@ def measure(seed: int, only: str | None, jobs: int) -> list[ResultRow]:
     else runs; the rest runs on so many processes."""
     bars = load_goals("mix")
     solutions = [] if only == ROLES else [(one, solve(one.rates, one.types)) for one in problems(seed)]
-    # Processes that fork from one with threads may inherit a lock that nobody lets go.
+    # Processes that fork from one with threads may inherit a lock that stays taken.
     with ProcessPoolExecutor(jobs, get_context("spawn")) as processes, ThreadPoolExecutor() as threads:
         each = processes.map
         parts: list[Future[list[ResultRow]]] = []

@@ -1,9 +1,9 @@
 """A model on two kinds of accelerator, scaled for two hours: with the mix, without it, and on one
 kind alone.
 
-The simulator's plant with the profiles and prices of the roofline table, L4 and H100, which differ
-most, under short chat and a fifth of documents. The gateway goes by shape, as the real one does, or
-by load alone.
+The plant is the simulator's, with the profiles and prices of the roofline table for L4 and H100,
+which differ most. The traffic is short chat and a fifth of documents. The gateway routes by shape,
+as the real one does, or by load alone.
 """
 
 from dataclasses import replace

@@ -1,10 +1,13 @@
-"""Prefill on decode engines with slack: eight engines, prefill and decode apart, under short and
-long prompts.
+"""Prefill on decode engines with slack: eight engines, under short and long prompts.
 
-One fleet and one traffic in four ways: every prompt goes to a prefill engine (as the fixed division
-of the turn), those under the gateway's limit of length stay on the engine that answers, the gateway
-decides from slack, and, beside them, no division at all: eight engines that do both. Attainment is
-at one rate, capacity the highest rate at which 99 % meet both objectives.
+One fleet gets one traffic in four ways:
+
+- Every prompt goes to a prefill engine, as in the fixed division of the traffic shift.
+- Prompts under the gateway's token limit stay on the engine that answers.
+- The gateway decides by slack.
+- There is no division: eight engines do both.
+
+Attainment is at one rate. Capacity is the highest rate at which 99 % meet both SLOs.
 """
 
 import random

@@ -42,8 +42,11 @@ CROWDED_DIVISIONS = 1.3
 
 
 def measure_shift(seed: int, computing: PrefillPolicy) -> tuple[float, int, float]:
-    """A turn under the core: seconds until within one engine of the best division, requests that
-    were lost or given up, and the share within the objectives."""
+    """A shift under the core: seconds, requests and the share within the SLOs.
+
+    The seconds count until the ratio is within one engine of the best division. The requests are
+    the lost and the abandoned ones.
+    """
     made, turned = run_shift(LOAD, QUIET_SECONDS, OPTIMUM_SHARE[LONG], seed, computing=computing)
     calm = balanced_controller(made)
     near = settling_seconds(calm, turned, OPTIMUM_SHARE[SHORT_PROMPTS])

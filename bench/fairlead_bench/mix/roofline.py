@@ -1,8 +1,10 @@
-"""Step profiles from public peak figures alone, and what accelerators serve of each shape by the
-knee that the autoscaler sizes by (``throughput_tables.py``: as simulated engines of these profiles do).
+"""Step profiles from public peak figures alone, and the throughput of accelerators by shape.
 
-For a model of P weights and K bytes of keys and values per token, on an accelerator of F operations
-and B bytes a second (each times the share that engines reach) and M bytes of memory:
+The throughput is that of the knee by which the autoscaler sizes. ``throughput_tables.py`` has that
+of simulated engines with the same profiles.
+
+The model has P weights and K bytes of keys and values per token. The accelerator has M bytes of
+memory. It does F operations and moves B bytes a second, each times the share that engines reach:
 
     p = 2·P / F                   two operations per weight and token
     w = 2·P / B                   BF16 weights, read once a step

@@ -1,6 +1,6 @@
 """Fleets of several kinds of accelerator behind the gateway's router, engine by engine.
 
-The router is not told how long answers are. Engines are token-level ones with their caches; the
+The router does not know the lengths of answers. Engines are token-level ones with their caches; the
 requests share nothing.
 """
 

@@ -1,20 +1,20 @@
-"""Throughput of shapes as a simulated engine keeps it: the table that Mélange measures on real
-ones.
+"""Throughput of shapes on a simulated engine: the table that Mélange measures on real ones.
 
     python -m fairlead_bench.mix.throughput_tables [--seed 1] [--processes 2]
 
 Writes bench/fairlead_bench/mix/tables/measured.json.
 
-For each accelerator, each shape of the grid (every request of the middle of its bucket) and each
-objective: one engine of the accelerator's step profile, every step of which is computed exactly
-(``fairlead_sim.autoscaling.aggregated_engine``), serves Poisson arrivals, and the largest rate is
-sought at which the objective's share of requests is within the objectives. All rates see the same
-arrivals, drawn with the seed and stretched, so that they differ by their rate alone. Requests that
-arrive while the engine fills up are served and not judged. What an engine finishes when more waits
-than it can take bounds the rate: ten thousand requests of a few tokens are over within seconds, too
-soon for a queue that grows to be seen.
+There is a line for each accelerator, each shape of the grid and each SLO. All requests of a shape
+have the middle of its bucket. One engine of the accelerator's step profile serves Poisson arrivals;
+every step is computed exactly (``fairlead_sim.autoscaling.aggregated_engine``). The throughput is
+the largest rate at which the SLO's share of requests meets it.
 
-``tabled`` reads the table by a digest of what each line was measured with, so that none of another
+All rates see the same arrivals, drawn with the seed and stretched. Requests that arrive while the
+engine fills up are served and not judged. The rate is bounded by what an engine finishes under
+overload: ten thousand requests of a few tokens are over within seconds, too soon for a growing
+queue to show.
+
+``tabled`` reads the table by a digest of the inputs of each line, so that no line of another
 profile is taken.
 """
 
@@ -66,7 +66,7 @@ def serve(profile: EngineProfile, prompt: int, output: int, arrivals: Sequence[f
 def slo_attainment(
     profile: EngineProfile, prompt: int, output: int, rate: float, objectives: SloTargets, seed: int
 ) -> float:
-    """The share of the judged requests within the objectives, at ``rate`` a second on one engine."""
+    """Returns the share of the judged requests within the SLO, at ``rate`` a second."""
     draw, at, arrivals = Random(seed), 0.0, []
     for _ in range(REQUESTS):
         at += draw.expovariate(1.0) / rate
@@ -118,7 +118,7 @@ def measure_shape(profile: EngineProfile, shape: tuple[float, float], objectives
 
 
 def digest(profile: EngineProfile, objectives: SloTargets) -> str:
-    """A short name for the values that a row was measured with, whatever their fields are called."""
+    """Returns a short digest of the values that a row was measured with, without their names."""
     values = [*astuple(profile), *astuple(objectives), *astuple(RequestShapeGrid())]
     return sha256(repr([*values, REQUESTS, FILLING, PRECISION, BUSIEST]).encode()).hexdigest()[:16]
 

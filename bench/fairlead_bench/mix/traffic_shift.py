@@ -1,10 +1,9 @@
-"""Sixteen engines, prefill and decode apart, whose traffic shifts from long prompts with short
-answers to the opposite.
+"""Sixteen engines with separate prefill and decode: a shift from long prompts to long answers.
 
-The simulator's plant with the study's large pool (``autoscaling.md`` §6) in both roles, under the
-production core, which may have 16 replicas in all: what one role gives up, the other starts, ready
-ten seconds later, and decode engines compute what the gateway leaves to them. Beside it divisions
-that stay as they are, and engines that only do what their role says.
+The plant is the simulator's with the study's large pool in both roles, under the production core.
+The core may have 16 replicas in all: an engine that one role releases starts for the other and is
+ready ten seconds later. Decode engines compute the prompts that the gateway leaves to them. The
+baselines are fixed divisions, and engines that only do what their role says.
 """
 
 import random
@@ -89,14 +88,16 @@ def run_shift(
     patience: float = PATIENCE_SECONDS,
     computing: PrefillPolicy = PrefillPolicy.SLACK,
 ) -> tuple[AutoscalingScenario, float]:
-    """As many requests of one kind as of the other, arriving at ``load`` times what the best
-    division of each carries; and when the second kind begins."""
+    """Returns equally many requests of both kinds, and the time at which the second kind begins.
+
+    They arrive at ``load`` times the rate that the best division of each carries.
+    """
     long, chatty = ((shape, load * SATURATED[shape], requests / (load * SATURATED[shape])) for shape in OPTIMUM_SHARE)
     return shift_scenario([long, chatty], prefill, seed, patience=patience, computing=computing), long[2]
 
 
 def throughput(outcome: ControllerOutcome, begin: float = 0.0) -> float:
-    """Requests per second of those that arrived from ``begin`` on, until the last of them was done."""
+    """Returns the requests per second of those that arrived from ``begin`` on."""
     ends = [
         end - begin
         for arrival, end in zip(outcome.request_table.arrival, outcome.request_table.end, strict=True)
@@ -106,9 +107,11 @@ def throughput(outcome: ControllerOutcome, begin: float = 0.0) -> float:
 
 
 def settling_seconds(outcome: ControllerOutcome, begin: float, best: int, within: int = 1) -> float | None:
-    """Seconds from ``begin`` until the ready engines are as near as that to a division with
-    ``best`` of 16 for prefill, and as near they stay for the next two minutes at least; None =
-    never. Where fewer than 16 are asked for, the ratio is compared."""
+    """Returns the seconds from ``begin`` until the ready engines are near a division.
+
+    The division has ``best`` of 16 for prefill. The engines must stay that near for two
+    minutes; None if they never do. Where fewer than 16 are desired, the ratios are compared.
+    """
     looks = [
         (look.now, abs(ENGINES * look.ready[0] / sum(look.ready) - best) <= within)
         for look in outcome.samples

@@ -1,9 +1,9 @@
 """Histograms of requests for the mix: six kinds of traffic on the 10 × 10 grid, and tables in which
 every type is best somewhere.
 
-Lengths are log-normal, drawn with the seed: medians and spreads follow the studies' figures where
-there are any (Azure's conversation hour: prompts 1,020 in the middle, 4,083 at 95 %; its code hour:
-2,048 and 28 on average), the rest are round numbers.
+Lengths are log-normal, drawn with the seed. Medians and spreads follow the studies' figures where
+there are any; the rest are round numbers. Azure's conversation hour has prompts of 1,020 tokens in
+the middle and 4,083 at 95 %; its code hour has 2,048 and 28 on average.
 """
 
 import math
@@ -64,8 +64,10 @@ def traffic(workload: str, rate: float, count: int, seed: int) -> list[TraceRequ
 
 
 def skewed(grid: RequestShapeGrid, seed: int, types: int = 6) -> list[PoolCandidate]:
-    """Types of rising price, of which each is the cheapest by a factor of two or more in a band of
-    shapes, small ones for short requests."""
+    """Returns types of rising price, each the cheapest in a band of shapes.
+
+    It is cheaper by a factor of two or more. The bands of small types are those of short requests.
+    """
     draw = random.Random(f"skewed {seed}")
     rows, columns = len(grid.prompt) - 1, len(grid.output) - 1
     costs = [0.5 * 1.6**place * draw.uniform(0.9, 1.1) for place in range(types)]

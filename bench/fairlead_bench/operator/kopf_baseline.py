@@ -1,9 +1,8 @@
-"""The operator as many are written: kopf's handlers for edges (created, changed), no queue, no
-watch of children.
+"""The baseline operator: kopf's handlers for edges (created, changed), no queue, no child watch.
 
 It makes the same objects as Fairlead's, rendered by the same function and applied with the same
-client. What it leaves out is what makes the difference: nothing sees a child that is deleted or
-edited, a model that is deleted while it is away, or two writers.
+client. It misses what Fairlead's covers: children that are deleted or edited, models that are
+deleted while it is away, and two writers.
 """
 
 import os

@@ -1,14 +1,18 @@
-"""Benefit of admission before engines: two latency targets, long prompts among short ones, memory;
-with goals.
+"""Benefit of admission before engines: two latency targets, long prompts among short ones, memory.
 
-    python -m fairlead_bench scheduling [--out out/bench/scheduling.json] [--requests 6000] [--seeds 1,2,3]
+    python -m fairlead_bench scheduling [--out out/bench/scheduling.json] [--requests 6000]
+                                        [--seeds 1,2,3]
 
-Simulated engines behind the production router (h100-llama8b, eight of them, prompts that share
-nothing). *Load* is the prefill that comes ÷ the prefill that the engines can compute alone. FCFS:
-each request goes to an engine at once, which serves by arrival. EDF and S-EDF hold as the gate
-does, by deadline alone or by its order, but long prompts go as others do. EDF is there twice more:
-with one prompt at a time before an engine, and with long prompts placed as the gate places them.
-The seeds were not those it was built with.
+Eight simulated engines (h100-llama8b) run behind the production router; prompts share nothing.
+*Load* is the arriving prefill ÷ the prefill that the engines can compute alone.
+
+- FCFS: each request goes to an engine at once, which serves by arrival.
+- EDF and S-EDF queue as the gate does, by deadline alone or by its order. Long prompts go as
+  others do.
+- EDF has two more forms: with one prompt at a time before an engine, and with long prompts placed
+  as the gate places them.
+
+The seeds differ from those of the development.
 """
 
 import argparse
@@ -280,7 +284,7 @@ def _meets_slo(one: RequestResult) -> bool:
 
 
 def length_rows(wanted: dict[str, str], seeds: Sequence[int]) -> Iterator[ResultRow]:
-    """Yields rows on the distance of the forecast ninth decile from nine tenths, after 500 answers."""
+    """Yields rows on the forecast ninth decile: its distance from nine tenths after 500 answers."""
     covered = total = 0
     for seed in range(12 * len(seeds)):
         draw, lengths = random.Random(seed), OutputLengths(max_classes=64)

@@ -1,14 +1,14 @@
-"""One gateway, three that share a Redis near or far away, and three that share nothing, on the same
-requests to simulated engines over HTTP.
+"""One gateway, three that share a Redis near or far away, and three that share nothing, over HTTP.
 
     python -m fairlead_bench gateways [--seeds 5] [--out out/bench/gateways.json]
 
-The traffic is that of agents: a dozen applications with long instructions of their own, sessions
-whose prompts grow, each turn at a gateway drawn by chance, as a load balancer would. Engines are
-small, so that every duplicate pushes something out. What is compared is the share of prompt tokens
-that engines found in their caches, as they report it. In the setting ``short`` a request takes less
-time than gateways need to tell of it, and there is little to cache it in. What a gateway takes
-before an engine has a request is what it says itself in ``server-timing``: who waited for a Redis
+All get the same requests to simulated engines. The traffic is that of agents: a dozen applications
+with long instructions, and sessions whose prompts grow. Each turn goes to a random gateway, as
+through a load balancer. Engines are small, so that every duplicate evicts something.
+
+The rows compare the share of prompt tokens found in caches, as engines report it. In the setting
+``short`` a request takes less time than gateways need to report it, and the caches are small. The
+gateway's own time before an engine has a request comes from ``server-timing``. A wait for a Redis
 that is 200 ms away would show there.
 """
 

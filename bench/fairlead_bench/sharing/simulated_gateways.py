@@ -1,14 +1,17 @@
-"""Cache hits of gateways that share, in the fleet simulator: equal requests, and more or less
-knowledge.
+"""Cache hits of gateways that share, in the fleet simulator: equal requests, different knowledge.
 
-    python -m fairlead_bench sharing [--trace FILE] [--requests 10091] [--seeds 3] [--out out/bench/sharing.json]
+    python -m fairlead_bench sharing [--trace FILE] [--requests 10091] [--seeds 3]
+                                     [--out out/bench/sharing.json]
 
-Two kinds of traffic. *Conversations* (the trace, or made up in its likeness) arrive at 8 requests/s
-at eight engines that hold 4 % of the traffic's different tokens together; in the middle one of the
-gateways is restarted. *Short requests* are answered in less time than gateways need to tell of
-them: sessions of agents, ten at once, at four engines of 24,000 tokens each. Nothing is sent and no
-time is read: equal arguments give equal rows. What is possible is a row too: gateways that know
-before each choice what every engine holds.
+There are two kinds of traffic.
+
+- *Conversations* (the trace, or generated traffic like it) arrive at 8 requests/s at eight engines.
+  Together these hold 4 % of the traffic's different tokens. One gateway restarts in the middle.
+- *Short requests* take less time than gateways need to report them: sessions of agents, ten at
+  once, at four engines of 24,000 tokens each.
+
+No data is sent and no time is read, so equal arguments give equal rows. The best possible result is
+a row, too: gateways that know the cache of every engine before each choice.
 """
 
 import argparse
@@ -93,7 +96,10 @@ class SharingFigures:
 def simulate_conversations(
     requests: Sequence[TraceRequest], form: GatewayTopology, seed: int, *, share: float = CACHE_SHARE
 ) -> SharingFigures:
-    """One run in the open loop; the engines hold such a ``share`` of the different tokens together."""
+    """Returns the figures of one run in the open loop.
+
+    share: of the different tokens, which the engines hold together.
+    """
     different = TRACE_BLOCK_TOKENS * len({block for request in requests for block in request.blocks})
     blocks = int(different * share / ENGINES) // TRACE_BLOCK_TOKENS
     profile = replace(builtin_profile("h100-llama8b"), kv_tokens=blocks * TRACE_BLOCK_TOKENS)

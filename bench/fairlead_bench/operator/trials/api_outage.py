@@ -58,10 +58,10 @@ def _revisions(there: dict[str, str]) -> set[str]:
 
 
 async def run_silent_api(server: ApiServer, logs: Path, *, children: bool) -> TrialVerdict:
-    """The connections of all watches stop saying anything while new ones pass.
+    """Silences the connections of all watches; new ones work.
 
-    Models that come or change are found by the list that is made anyway; with ``children``, a
-    deleted one is found once the silence is noticed (a minute and a half).
+    Models that come or change are found by the regular list. With ``children``, a deleted one
+    is found once the silence is noticed (a minute and a half).
     """
     found = TrialVerdict()
     where = urlsplit(server.config().server)

@@ -22,7 +22,7 @@ TIMEOUT_SECONDS = 300.0
 
 @dataclass(slots=True)
 class TrialVerdict:
-    """Findings of a trial. ``broken`` names the claims that failed; ``figures`` go into the report."""
+    """Findings of a trial. ``broken``: the claims that failed; ``figures``: for the report."""
 
     figures: dict[str, Any] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)

@@ -1,7 +1,6 @@
-"""Two operators: they hand the lease over, by every way a process can end or stand still, and they
-lead both at once.
+"""Two operators that hand the lease over, by every way to end or stall, and two leaders at once.
 
-Nothing may be written that the models did not ask for: every change is taken from a watch, and
+The claim: no write differs from what the models ask for. Every change is taken from a watch, and
 versions and managers of all objects are the same at the end.
 """
 
