@@ -26,8 +26,9 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.output_lengths import OutputLengths
-from fairlead_gateway.admission.policy import AdmissionPolicy, EngineLoad
+from fairlead_gateway.admission.policy import AdmissionPolicy
 from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.fleet.fleet_options import FleetOptions

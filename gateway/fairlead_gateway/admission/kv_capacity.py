@@ -16,6 +16,7 @@ Source: Past-Future (arXiv 2507.10150), Llumnix (arXiv 2406.03243).
 """
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Final
 
 from fairlead_gateway.admission.kv_peak import USABLE_SHARE, SequenceForecast, peak_tokens
@@ -31,6 +32,23 @@ RemainingTokens = Callable[[Hashable, float, int, float], float | None]
 """Tokens still to come: by length class, prompt tokens, generated tokens and time.
 None: unknown.
 """
+
+
+@dataclass(slots=True)
+class EngineLoad:
+    """The load of a ready instance.
+
+    - backlog_seconds: prefill that waits there, sent by all gateways.
+    - step_seconds: prefill time of a full step.
+    - kv_tokens: memory; None if unknown.
+    - other_tokens: tokens that other processes hold there.
+    """
+
+    id: str
+    backlog_seconds: float
+    step_seconds: float
+    kv_tokens: float | None = None
+    other_tokens: float = 0.0
 
 
 class _Sequence:
@@ -115,21 +133,24 @@ class KvCapacityPlanner:
 
     def missing_tokens(
         self,
-        instance: str,
-        capacity: float,
+        engine: EngineLoad,
         request: RouteRequest,
         prompt_tokens: float,
         length_class: Hashable,
         now: float,
         *,
         tier: int = 0,
-        other_tokens: float = 0.0,
     ) -> float:
-        """Returns the tokens missing at the peak if the request joined now; 0 if it fits."""
+        """Returns the tokens missing at the peak if the request joined now; 0 if it fits, or if
+        the capacity is unknown.
+        """
+        if engine.kv_tokens is None:
+            return 0.0
+        instance, other_tokens = engine.id, engine.other_tokens
         usage = self._usage.get(instance)
         planned = other_tokens + (0.0 if usage is None else usage.planned_tokens)
         needed = prompt_tokens + self._expected_remaining(request, prompt_tokens, length_class, 0, now)
-        usable = USABLE_SHARE * capacity * max(0.0, 1.0 - HEADROOM_PER_TIER * tier)
+        usable = USABLE_SHARE * engine.kv_tokens * max(0.0, 1.0 - HEADROOM_PER_TIER * tier)
         if planned + needed <= UNCHECKED_SHARE * usable or (planned <= 0.0 and (usage is None or not usage.sequences)):
             return 0.0
         return max(0.0, other_tokens + self._peak_tokens(instance, request, prompt_tokens, length_class, now) - usable)

@@ -37,7 +37,7 @@ from typing import Final
 from fairlead.limits import Limits
 from fairlead_gateway.admission.backlog_decay import BacklogDecay
 from fairlead_gateway.admission.drain_rate import DrainRate
-from fairlead_gateway.admission.kv_capacity import KvCapacityPlanner
+from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner
 from fairlead_gateway.admission.length_classes import LengthClasses
 from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
 from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
@@ -65,23 +65,6 @@ class AdmissionAction(StrEnum):
     ADMIT = "pass"
     QUEUE = "hold"
     REFUSE = "refuse"
-
-
-@dataclass(slots=True)
-class EngineLoad:
-    """The load of a ready instance.
-
-    - backlog_seconds: prefill that waits there, sent by all gateways.
-    - step_seconds: prefill time of a full step.
-    - kv_tokens: memory; None if unknown.
-    - other_tokens: tokens that other processes hold there.
-    """
-
-    id: str
-    backlog_seconds: float
-    step_seconds: float
-    kv_tokens: float | None = None
-    other_tokens: float = 0.0
 
 
 @dataclass(slots=True)
@@ -246,21 +229,10 @@ class AdmissionPolicy:
         return frozenset(full) if full else NO_INSTANCES
 
     def _lacks_memory(self, request: AdmissionRequest, engine: EngineLoad, now: float) -> bool:
-        if engine.kv_tokens is None:
-            return False
-        return (
-            self.kv_capacity.missing_tokens(
-                engine.id,
-                engine.kv_tokens,
-                request.request,
-                request.prompt_tokens,
-                request.length_class,
-                now,
-                tier=request.queued.tier,
-                other_tokens=engine.other_tokens,
-            )
-            > 0.0
+        missing = self.kv_capacity.missing_tokens(
+            engine, request.request, request.prompt_tokens, request.length_class, now, tier=request.queued.tier
         )
+        return missing > 0.0
 
     def _has_own_engines(self, queued: QueuedRequest) -> bool:
         """Returns True for a long prompt, if those have instances of their own."""

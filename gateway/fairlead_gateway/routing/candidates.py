@@ -6,6 +6,7 @@ from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.load.inflight import EndpointLoad, InflightTracker
 from fairlead_gateway.routing.load.load_window import LoadWindow
 from fairlead_gateway.routing.prefix.cache_view import CacheView
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.routing.request import RouteRequest
 
 
@@ -93,14 +94,14 @@ def policy_candidates(
     cache: CacheView,
     window: LoadWindow | None,
     *,
-    prompt: float,
-    tokens_per_byte: float,
+    token_scale: float,
     now: float,
 ) -> list[Candidate]:
     """Returns one candidate per endpoint, in their order, for the published policies.
 
-    prompt: in tokens.
+    token_scale: the calibrated tokens per estimated token.
     """
+    prompt, tokens_per_byte = request.prompt_tokens * token_scale, token_scale / BYTES_PER_TOKEN
     match = cache.match(request)
     candidates: list[Candidate] = []
     for endpoint in endpoints:

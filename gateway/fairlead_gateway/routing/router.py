@@ -221,17 +221,10 @@ class ModelRouter(RouterState):
     def _policy_input(
         self, request: RouteRequest, homes: tuple[str, ...], endpoints: list[Endpoint], now: float
     ) -> PolicyInput:
-        prompt = request.prompt_tokens * self._calibration.scale
-        tokens_per_byte = self._calibration.scale / _BYTES_PER_TOKEN
+        scale = self._calibration.scale
+        prompt = request.prompt_tokens * scale
         candidates = policy_candidates(
-            request,
-            endpoints,
-            self._inflight,
-            self._cache,
-            self._window,
-            prompt=prompt,
-            tokens_per_byte=tokens_per_byte,
-            now=now,
+            request, endpoints, self._inflight, self._cache, self._window, token_scale=scale, now=now
         )
         return PolicyInput(
             request.id,

@@ -8,12 +8,12 @@ from typing import Final
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Model
+from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.policy import (
     POLL_SECONDS,
     AdmissionAction,
     AdmissionPolicy,
     AdmissionRequest,
-    EngineLoad,
 )
 from fairlead_gateway.admission.request_queue import QueuedRequest
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest

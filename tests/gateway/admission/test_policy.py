@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from fairlead.limits import Limits
+from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.policy import (
     AdmissionAction,
     AdmissionPolicy,
     AdmissionRequest,
     AdmissionVerdict,
-    EngineLoad,
 )
 from fairlead_gateway.admission.request_queue import QueuedRequest
 from fairlead_gateway.routing import PrefixChain, RouteRequest

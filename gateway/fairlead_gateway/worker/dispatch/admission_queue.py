@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Final
 
 from fairlead.fleet.model import Fleet, InstanceState, Model, Role
+from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.policy import (
     POLL_SECONDS,
     AdmissionAction,
@@ -33,7 +34,6 @@ from fairlead_gateway.admission.policy import (
     AdmissionRequest,
     AdmissionVerdict,
     Admitted,
-    EngineLoad,
 )
 from fairlead_gateway.admission.request_queue import QueuedRequest
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed

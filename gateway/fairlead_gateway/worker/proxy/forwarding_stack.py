@@ -44,14 +44,15 @@ class ForwardingStack:
         outlier_detector, retry_budget = OutlierDetector(limits, draw), RetryBudget(limits)
         self._now = runtime.now
         self.credentials = credentials
-        self.pool = ConnectionPool(limits, runtime.loop, credentials)
+        pool = self.pool = ConnectionPool(limits, runtime.loop, credentials)
         self.routers = RouterRegistry(
             secret=secret, limits=limits, outlier_detector=outlier_detector, reporters=reporters
         )
+        serving = self.routers.serving
         self.failures = FailureAttribution(
             runtime,
             outlier_detector,
-            ready_instances=self.routers.serving.ready_instances,
+            ready_instances=serving.ready_instances,
             telemetry=telemetry,
             retry_budget=retry_budget,
         )
@@ -62,42 +63,36 @@ class ForwardingStack:
             report_cleared=siblings.report_cleared if siblings is not None else None,
         )
         self.prefill_coordinator = PrefillCoordinator(
-            runtime,
-            routers=self.routers,
-            pool=self.pool,
-            telemetry=telemetry,
-            poison_guard=self.poison_guard,
-            random=draw,
+            runtime, routers=self.routers, pool=pool, telemetry=telemetry, poison_guard=self.poison_guard, random=draw
         )
         self.admission = AdmissionController(
             runtime,
-            routers=self.routers.serving,
+            routers=serving,
             telemetry=telemetry,
             has_api_keys=has_api_keys,
             on_needs_instance=reporters.on_needs_instance,
         )
         self._dispatcher = Dispatcher(
             runtime,
-            routers=self.routers.serving,
+            routers=serving,
             admission=self.admission,
             failures=self.failures,
             poison_guard=self.poison_guard,
             recorder=recorder,
             reporters=reporters,
         )
+        stream_resume = StreamResume(self._dispatcher, pool=pool, telemetry=telemetry, retry_budget=retry_budget)
         self.relay = ResponseRelay(
             runtime,
-            routers=self.routers.serving,
+            routers=serving,
             telemetry=telemetry,
             failures=self.failures,
             poison_guard=self.poison_guard,
-            stream_resume=StreamResume(
-                self._dispatcher, pool=self.pool, telemetry=telemetry, retry_budget=retry_budget
-            ),
+            stream_resume=stream_resume,
         )
         self.forwarder = Forwarder(
             self._dispatcher,
-            pool=self.pool,
+            pool=pool,
             prefill_coordinator=self.prefill_coordinator,
             retry_budget=retry_budget,
             relay=self.relay,
