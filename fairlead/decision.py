@@ -49,6 +49,34 @@ class Explanation(Protocol):
         ...
 
 
+class DecisionText:
+    """An explanation that is already text."""
+
+    __slots__ = ("_inputs", "_reason", "_rejected")
+
+    def __init__(
+        self,
+        reason: str,
+        rejected: tuple[RejectedCandidate, ...] = (),
+        inputs: Mapping[str, DecisionInput] = _NO_INPUTS,
+    ) -> None:
+        self._reason = reason
+        self._rejected = rejected
+        self._inputs = inputs
+
+    def reason(self) -> str:
+        """Returns the reason in one sentence."""
+        return self._reason
+
+    def rejected(self) -> tuple[RejectedCandidate, ...]:
+        """Returns the candidates that were not chosen."""
+        return self._rejected
+
+    def inputs(self) -> Mapping[str, DecisionInput]:
+        """Returns the numbers used, by name."""
+        return self._inputs
+
+
 class Decision:
     """A choice and its reason. Treat it as immutable.
 
@@ -85,14 +113,11 @@ class Decision:
         self,
         chosen: str | None,
         rule: str,
-        reason: str | None = None,
-        rejected: tuple[RejectedCandidate, ...] | None = None,
-        inputs: Mapping[str, DecisionInput] | None = None,
+        explanation: Explanation | None = None,
         cost_seconds: float | None = None,
         home: bool | None = None,
         matched_tokens: float | None = None,
         ttft_seconds: float | None = None,
-        explanation: Explanation | None = None,
         source: str | None = None,
     ) -> None:
         self.chosen = chosen
@@ -102,9 +127,9 @@ class Decision:
         self.matched_tokens = matched_tokens
         self.ttft_seconds = ttft_seconds
         self.source = source
-        self._reason = reason
-        self._rejected = rejected
-        self._inputs = inputs
+        self._reason: str | None = None
+        self._rejected: tuple[RejectedCandidate, ...] | None = None
+        self._inputs: Mapping[str, DecisionInput] | None = None
         self._explanation = explanation
 
     @property
@@ -136,19 +161,20 @@ class Decision:
         rejected: tuple[RejectedCandidate, ...] | None = None,
     ) -> "Decision":
         """Returns the same choice with another rule, reason or list of rejected candidates."""
-        return Decision(
+        changed = Decision(
             self.chosen,
             rule or self.rule,
-            self.reason if reason is None else reason,
-            self.rejected if rejected is None else rejected,
-            self._inputs,
+            self._explanation,
             self.cost_seconds,
             self.home,
             self.matched_tokens,
             self.ttft_seconds,
-            self._explanation,
             self.source,
         )
+        changed._reason = self.reason if reason is None else reason
+        changed._rejected = self.rejected if rejected is None else rejected
+        changed._inputs = self._inputs
+        return changed
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Decision):

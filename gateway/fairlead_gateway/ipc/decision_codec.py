@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead_gateway.ipc.messages import (
     EncodedDecision,
     EncodedDecisionRecord,
@@ -69,14 +69,12 @@ def _encode_decision(decision: Decision) -> EncodedDecision:
 
 
 def _decode_decision(encoded: EncodedDecision) -> Decision:
-    return Decision(
-        encoded.chosen,
-        encoded.rule,
+    text = DecisionText(
         encoded.reason,
         tuple(RejectedCandidate(item, why) for item, why in encoded.rejected),
         {name: DecisionInput(value, age) for name, (value, age) in encoded.inputs.items()},
-        encoded.cost_seconds,
     )
+    return Decision(encoded.chosen, encoded.rule, text, encoded.cost_seconds)
 
 
 def _encode_handoff(handoff: HandoffRecord) -> EncodedHandoff:

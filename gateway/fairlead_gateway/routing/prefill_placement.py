@@ -45,7 +45,7 @@ engine has the property for good; each prompt is placed by the same numbers as r
 from dataclasses import dataclass
 from typing import Final
 
-from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.engine_profile import EngineProfile
 from fairlead.units import format_duration
 from fairlead_gateway.routing.endpoint import Endpoint
@@ -310,9 +310,7 @@ def _decision(
     return Decision(
         None if chosen is None else chosen.id,
         rule,
-        reason,
-        () if other is None else (RejectedCandidate(other.id, reason),),
-        inputs,
+        DecisionText(reason, () if other is None else (RejectedCandidate(other.id, reason),), inputs),
         matched_tokens=None if chosen is None else chosen.matched_tokens,
         ttft_seconds=ttft_seconds,
     )

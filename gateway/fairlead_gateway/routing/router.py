@@ -9,7 +9,7 @@ from typing import Final
 
 import xxhash
 
-from fairlead.decision import Decision
+from fairlead.decision import Decision, DecisionText
 from fairlead_gateway.routing.accelerator_selection import decide_by_kind, with_kind
 from fairlead_gateway.routing.candidates import Candidate, policy_candidates
 from fairlead_gateway.routing.endpoint import Endpoint
@@ -39,9 +39,8 @@ class ModelRouter(RouterState):
             else self._endpoint_list
         )
         if not endpoints:
-            return Decision(
-                None, "none", "no instance is ready" if not self._endpoints else "every ready instance was tried"
-            )
+            reason = "no instance is ready" if not self._endpoints else "every ready instance was tried"
+            return Decision(None, "none", DecisionText(reason))
         self._cache.drop_match()
         retried = self._inflight.is_inflight(request.id)  # a retry counts a prompt only once
         chain, hot = request.chain, self._hot_prefixes
@@ -57,7 +56,7 @@ class ModelRouter(RouterState):
         """Returns what `decide` would return, without counting or remembering anything."""
         endpoints = [endpoint for endpoint in self._endpoint_list if endpoint.id not in excluded]
         if not endpoints:
-            return Decision(None, "none", "no instance is ready")
+            return Decision(None, "none", DecisionText("no instance is ready"))
         turn, pulled = self._decision_count, self._pending_pull
         self._cache.drop_match()
         decision = self._decide_with(self._hot_prefixes.routing_key(request.chain), request, endpoints, now, excluded)

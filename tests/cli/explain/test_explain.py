@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead_cli.explain.decision_text import render_decision
 from fairlead_cli.management import api_types
 from fairlead_gateway.supervisor.management.serializers import decision_out
@@ -32,7 +32,9 @@ def decided(chosen: str, rule: str, reason: str, age: float | None = None) -> De
         f"{OTHER}/backlog_seconds": DecisionInput(None, age),
     }
     other = OTHER if chosen == HOME else HOME
-    return Decision(chosen, rule, reason, (RejectedCandidate(other, "costs 2.5s against 500ms"),), inputs, 0.5)
+    return Decision(
+        chosen, rule, DecisionText(reason, (RejectedCandidate(other, "costs 2.5s against 500ms"),), inputs), 0.5
+    )
 
 
 def record(attempt: int, decision: Decision, story: HandoffRecord | None = None) -> DecisionRecord:
@@ -118,7 +120,7 @@ def test_prefill_and_decode_of_a_handoff_are_shown_once() -> None:
 def test_prefill_placement_shows_both_predicted_ttfts() -> None:
     inputs = {"longest_step_seconds": DecisionInput(0.12), f"{HOME}/predicted_ttft_seconds": DecisionInput(0.5)}
     why = "the longest step of main-1 would take 120ms, over 90ms"
-    where = Decision(HOME, "step-full", why, (RejectedCandidate(OTHER, why),), inputs)
+    where = Decision(HOME, "step-full", DecisionText(why, (RejectedCandidate(OTHER, why),), inputs))
     leg = PrefillAttempt(HOME, decided(HOME, "affinity", "a home for prefill"), 0.0, 0.084, "ok")
     story = HandoffRecord("done", "step-full", "prefill on main-0 in 84 ms", 0.085, [leg], where)
     lines = text(record(1, decided(OTHER, "load", "cheaper"), story), outcome=ended())
@@ -162,7 +164,7 @@ def test_handoff_that_failed_at_decode_shows_both_choices() -> None:
 
 
 def test_client_disconnect_and_unrouted_request_are_shown() -> None:
-    nowhere = Decision(None, "none", "every ready instance was tried")
+    nowhere = Decision(None, "none", DecisionText("every ready instance was tried"))
     lines = text(record(1, nowhere), outcome=ended(status=499, error="client-gone", client_disconnected=True))
     assert "attempt 1 → nowhere by the rule none" in lines
     assert "outcome: status 499 (client-gone), the client left, after 1.5s" in lines

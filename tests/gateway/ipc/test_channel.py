@@ -12,7 +12,7 @@ from typing import cast
 import msgspec
 import pytest
 
-from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import EngineAuth, Fleet, Instance, InstanceState, Model, Role, SloTargets
 from fairlead.limits import Limits
@@ -130,9 +130,11 @@ def test_a_logged_request_comes_out_as_it_went_in() -> None:
     made = Decision(
         "a",
         "affinity",
-        "why",
-        (RejectedCandidate("b", "dearer"),),
-        {"a/home": DecisionInput(1.0), "b/x": DecisionInput(None, 2.0)},
+        DecisionText(
+            "why",
+            (RejectedCandidate("b", "dearer"),),
+            {"a/home": DecisionInput(1.0), "b/x": DecisionInput(None, 2.0)},
+        ),
         0.5,
     )
     story = HandoffRecord("done", "none", "words", 0.25, [PrefillAttempt("p", made, 1.0, 0.5, "ok")])
@@ -196,7 +198,7 @@ def test_loads_are_reported_until_they_are_zero() -> None:
         loop, sink = asyncio.get_running_loop(), Sink()
         loads = {"a": InstanceLoad(1, 1, 0.5, 10.0), "b": InstanceLoad()}
         teller = DispatchReporter(sink, loop, Limits(), publish=True, loads=lambda: loads)
-        teller.on_decision(DecisionRecord("r", 5.0, "d/m", Decision("a", "load", "why"), 1, 12.5))
+        teller.on_decision(DecisionRecord("r", 5.0, "d/m", Decision("a", "load", DecisionText("why")), 1, 12.5))
         await wait_until(lambda: bool(sink.told))
         assert sink.told[0].loads == {"a": say.EncodedLoad(1, 1, 0.5, 10.0)}
         assert [record.request_id for record in sink.told[0].decisions] == ["r"]

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
-from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.supervisor.decision_stream import (
@@ -35,9 +35,11 @@ class Record:
         default_factory=lambda: Decision(
             "a/1/0",
             "affinity",
-            "a home",
-            (RejectedCandidate("b/2/0", "costs more"),),
-            {"a/1/0/backlog_seconds": DecisionInput(0.5, 0.1), "b/2/0/backlog_seconds": DecisionInput(None)},
+            DecisionText(
+                "a home",
+                (RejectedCandidate("b/2/0", "costs more"),),
+                {"a/1/0/backlog_seconds": DecisionInput(0.5, 0.1), "b/2/0/backlog_seconds": DecisionInput(None)},
+            ),
             0.25,
         )
     )
@@ -209,7 +211,9 @@ def test_only_the_first_rejected_instances_are_published() -> None:
     inputs = {f"p-{n}/1/0/inflight": DecisionInput(float(n)) for n in range(4_000)} | {
         "mean/backlog_seconds": DecisionInput(0.1)
     }
-    told = published_decision(Record("r", decision=Decision("p-9999/1/0", "least-request", "x", many, inputs)), "gw")
+    told = published_decision(
+        Record("r", decision=Decision("p-9999/1/0", "least-request", DecisionText("x", many, inputs))), "gw"
+    )
     assert len(told.rejected) == 16
     assert set(told.inputs) == {f"p-{n}/1/0/inflight" for n in range(16)} | {"mean/backlog_seconds"}
     assert len(encode(told)) < 4_000

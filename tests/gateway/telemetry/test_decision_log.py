@@ -3,13 +3,13 @@
 import random
 from collections import OrderedDict
 
-from fairlead.decision import Decision
+from fairlead.decision import Decision, DecisionText
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_testing.gateway.outcomes import make_outcome
 
 
 def _record(request_id: str, attempt: int = 1, model: str = "default/tiny") -> DecisionRecord:
-    return DecisionRecord(request_id, 1.0, model, Decision("a/1/0", "affinity", "home"), attempt, 100.0)
+    return DecisionRecord(request_id, 1.0, model, Decision("a/1/0", "affinity", DecisionText("home")), attempt, 100.0)
 
 
 def test_the_oldest_request_leaves_when_the_log_is_full() -> None:

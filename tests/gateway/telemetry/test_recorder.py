@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from fairlead.decision import Decision, DecisionInput
+from fairlead.decision import Decision, DecisionInput, DecisionText
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
@@ -49,7 +49,9 @@ def _samples(
 def test_one_request_is_counted_once_everywhere() -> None:
     telemetry = MetricsRecorder(ManualClock(1_000.0))
     telemetry.record_received(KEY, 990.7)
-    telemetry.record_routed(KEY, HERE, Decision(HERE, "affinity", "home", inputs={f"{HERE}/home": DecisionInput(1.0)}))
+    telemetry.record_routed(
+        KEY, HERE, Decision(HERE, "affinity", DecisionText("home", inputs={f"{HERE}/home": DecisionInput(1.0)}))
+    )
     telemetry.record_first_token(KEY, HERE, 0.4)
     telemetry.record_inter_token(KEY, HERE, 0.02)
     telemetry.record_finished(ENDED)

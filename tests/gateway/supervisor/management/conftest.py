@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from fairlead.decision import Decision, DecisionInput, RejectedCandidate
+from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
@@ -182,7 +182,7 @@ class SimulatedGateway:
             RejectedCandidate(item, f"costs {2.7 + 2.2 * place:.1f}s against 500ms")
             for place, item in enumerate(picked[1:])
         )
-        return chosen, Decision(chosen, rule, reason, why, inputs, 0.5)
+        return chosen, Decision(chosen, rule, DecisionText(reason, why, inputs), 0.5)
 
     def _record(self, request_id: str, key: str, chosen: str, decision: Decision, attempt: int, prompt: int) -> None:
         self.telemetry.record_routed(key, chosen, decision)

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from fairlead.decision import Decision
+from fairlead.decision import Decision, DecisionText
 from fairlead.fleet.model import Fleet, Model
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.supervisor.management import GatewayView, create_management_app
@@ -116,7 +116,9 @@ def test_decisions_are_newest_first_limited_and_of_one_model_when_asked(made_up:
 
 
 def test_one_decision_is_found_by_its_request_id_even_with_a_slash(made_up: Any) -> None:
-    record = DecisionRecord("team/7", 1.0, "chat/llama-70b", Decision(None, "none", "no instance is ready"), 1, 10.0)
+    record = DecisionRecord(
+        "team/7", 1.0, "chat/llama-70b", Decision(None, "none", DecisionText("no instance is ready")), 1, 10.0
+    )
     made_up.log.append(record)
     found = _json(made_up, "/api/decisions/team/7")
     assert found["choices"][0]["instance"] is None
