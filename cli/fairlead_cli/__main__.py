@@ -17,7 +17,7 @@ def main() -> None:
         from fairlead_cli.app import build_app
 
         try:
-            build_app(Path(sys.argv[0]).name, next(iter(sys.argv[1:]), None))()
+            build_app(Path(sys.argv[0]).name, sys.argv[1:])()
         except FairleadError as error:
             print(f"fairlead: {error}", file=sys.stderr)
             sys.exit(2)

@@ -2,78 +2,127 @@
 stays fast.
 """
 
-from cyclopts import App, Parameter
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from cyclopts import App, Group, Parameter
 
 from fairlead import __version__
 
-VERBS = {
-    "up": (
-        "fairlead_cli.commands.local.up:up",
+LOCAL, OPERATE, TOOLS = "Run locally", "Operate", "Tools"
+_COMMANDS: Final = "fairlead_cli.commands"
+
+
+class Verb(NamedTuple):
+    """A verb: its function (``module:name`` below the commands), and one sentence for the help."""
+
+    group: str
+    function: str
+    sentence: str
+
+
+VERBS: Final = {
+    "up": Verb(
+        LOCAL,
+        "local.up:up",
         "Serve models on this machine: engines, Redis, gateway, live view. Ctrl-C ends it.",
     ),
-    "chat": (
-        "fairlead_cli.commands.local.chat:chat",
-        "Talk to a model in the terminal; /why explains where the answer came from.",
+    "demo": Verb(
+        LOCAL, "local.demo:demo", "Compare routing presets on real traffic, live and simulated, with a report."
     ),
-    "status": (
-        "fairlead_cli.commands.operations.status:status",
-        "Models, pools, instances and what to do next, here or in a cluster.",
+    "local status": Verb(
+        LOCAL,
+        "local.status:local_status",
+        "Show models, pools, instances and the next step of the stack on this machine.",
     ),
-    "check": (
-        "fairlead_cli.commands.operations.check:check",
+    "status": Verb(
+        OPERATE, "operations.status:status", "Show models, pools, instances and the next step of a cluster."
+    ),
+    "check": Verb(
+        OPERATE,
+        "operations.check:check",
         "Check that a cluster is fit for Fairlead, and that the installation is healthy.",
     ),
-    "support-bundle": (
-        "fairlead_cli.commands.operations.support_bundle:support_bundle",
-        "Write a redacted archive of an installation, for support.",
+    "explain request": Verb(
+        OPERATE, "operations.explain:explain_request", "Explain why a request went to its instance, and how it ended."
     ),
-    "explain": (
-        "fairlead_cli.commands.operations.explain:explain",
-        "Explain a request's route, where a prompt would go, and a model's replicas.",
+    "explain route": Verb(
+        OPERATE, "operations.explain:explain_route", "Explain where a prompt would go now, and why. Nothing is sent."
     ),
-    "index": (
-        "fairlead_cli.commands.operations.index:index",
-        "Look into the index: cached prefixes of instances, consistency, and changes.",
+    "explain scaling": Verb(
+        OPERATE, "operations.explain:explain_scaling", "Explain why a model has as many replicas as it has."
     ),
-    "rollout": (
-        "fairlead_cli.commands.operations.rollout:rollout",
-        "Pause, resume, undo and follow the rollout of a model in a cluster.",
+    "index stats": Verb(
+        OPERATE, "operations.index:index_stats", "Show who writes the index, and what each instance has cached."
     ),
-    "lint": (
-        "fairlead_cli.commands.manifests.lint:lint",
-        "Check manifests and fleet files: line, field and fix for every problem.",
+    "index match": Verb(
+        OPERATE,
+        "operations.index:index_match",
+        "Show which instances have a prompt cached, how far, and in which tier.",
     ),
-    "convert": (
-        "fairlead_cli.commands.manifests.convert:convert",
-        "Rewrite manifests of earlier releases, in files or in a cluster, in the words of this one.",
+    "index verify": Verb(
+        OPERATE, "operations.index:index_verify", "Compare the index with itself and with what engines can replay."
     ),
-    "replay": (
-        "fairlead_cli.commands.traffic.replay:replay",
-        "Send a trace's requests to a running gateway and report the results.",
+    "index watch": Verb(OPERATE, "operations.index:index_watch", "Print changes of the index as they happen."),
+    "rollout status": Verb(
+        OPERATE, "operations.rollout:rollout_status", "Show which revision of a model runs, and how far it is."
     ),
-    "replay-scaling": (
-        "fairlead_cli.commands.operations.replay_scaling:replay_scaling",
+    "rollout pause": Verb(
+        OPERATE, "operations.rollout:rollout_pause", "Pause the rollouts of a model: changes of its spec wait."
+    ),
+    "rollout resume": Verb(
+        OPERATE, "operations.rollout:rollout_resume", "Run what the spec says: ends a pause and an undo."
+    ),
+    "rollout undo": Verb(
+        OPERATE, "operations.rollout:rollout_undo", "Run an earlier revision of a model. Its spec stays."
+    ),
+    "chat": Verb(
+        OPERATE, "operations.chat:chat", "Talk to a model in the terminal; /why explains where the answer came from."
+    ),
+    "replay-scaling": Verb(
+        OPERATE,
+        "operations.replay_scaling:replay_scaling",
         "Replay the autoscaler's decisions on its observations, with other settings.",
     ),
-    "simulate": (
-        "fairlead_cli.commands.traffic.simulate:simulate",
-        "Simulate traffic under other routing presets, without a cluster.",
+    "support-bundle": Verb(
+        OPERATE,
+        "operations.support_bundle:support_bundle",
+        "Write a redacted archive of an installation, for support.",
     ),
-    "demo": (
-        "fairlead_cli.commands.local.demo:demo",
-        "Compare routing presets on real traffic, live and simulated, with a report.",
+    "lint": Verb(
+        TOOLS, "manifests.lint:lint", "Check manifests and fleet files: line, field and fix for every problem."
+    ),
+    "convert": Verb(
+        TOOLS,
+        "manifests.convert:convert",
+        "Rewrite manifests of earlier releases, in files or in a cluster, in the words of this one.",
+    ),
+    "replay": Verb(
+        TOOLS, "traffic.replay:replay", "Send a trace's requests to a running gateway and report the results."
+    ),
+    "simulate": Verb(
+        TOOLS, "traffic.simulate:simulate", "Simulate traffic under other routing presets, without a cluster."
+    ),
+    "completion": Verb(
+        TOOLS, "completion:completion", "Print a script that completes commands and options in a shell."
     ),
 }
-"""Verb → its function, and one sentence for the help; tests hold the documentation to this table.
-"""
+"""Words of a verb → where it is; tests hold the documentation to this table."""
+NOUNS: Final = {
+    "local": "Look at what runs on this machine.",
+    "explain": "Explain a request's route, where a prompt would go, and a model's replicas.",
+    "index": "Look into the index: cached prefixes of instances, consistency, and changes.",
+    "rollout": "Follow, pause, resume and undo the rollout of a model in a cluster.",
+}
+"""Nouns with verbs of their own → one sentence for the help."""
 
 
-def build_app(program: str = "fairlead", requested_verb: str | None = None) -> App:
+def build_app(program: str = "fairlead", arguments: Sequence[str] = ()) -> App:
     """Returns the application with all verbs; no verb is imported yet.
 
     program: name of the executable, which decides between ``fairlead`` and ``kubectl fairlead``.
 
-    requested_verb: the verb that will run; its ``--help`` shows the whole docstring, exit codes
+    arguments: of the program; the ``--help`` of their verb shows its whole docstring, exit codes
     included.
     """
     app = App(
@@ -82,6 +131,18 @@ def build_app(program: str = "fairlead", requested_verb: str | None = None) -> A
         help="A Kubernetes-native control plane for serving large language models.",
         default_parameter=Parameter(negative_iterable=()),  # no --empty-presets
     )
-    for verb, (function, sentence) in VERBS.items():
-        app.command(function, name=verb, help=None if verb == requested_verb else sentence)
+    groups = {name: Group.create_ordered(name) for name in (LOCAL, OPERATE, TOOLS)}
+    nouns: dict[str, App] = {}
+    for words, verb in VERBS.items():
+        noun, _, name = words.rpartition(" ")
+        if noun and noun not in nouns:
+            nouns[noun] = App(name=noun, help=NOUNS[noun], group=groups[verb.group])
+            app.command(nouns[noun])
+        is_requested = words.split() == list(arguments[: 2 if noun else 1])
+        (nouns[noun] if noun else app).command(
+            f"{_COMMANDS}.{verb.function}",
+            name=name,
+            help=None if is_requested else verb.sentence,
+            group=None if noun else groups[verb.group],
+        )
     return app

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from fairlead_cli.errors import StackUnreachable
+from fairlead_cli.errors import ClusterUnreachable, StackUnreachable
 
 T = TypeVar("T")
 OK: Final = 0
@@ -18,14 +18,14 @@ def run_query(
 ) -> int:
     """Fetches, prints and returns the exit code of ``verb``.
 
-    fetch: raises StackUnreachable when nothing answers, LookupError with a message when nothing is
+    fetch: raises StackUnreachable or ClusterUnreachable when nothing answers, LookupError with a message when nothing is
     known, and one of ``misuse`` for wrong usage; other errors pass.
     """
     try:
         answer = fetch()
     except misuse as error:
         return report_failure(verb, error, USAGE)
-    except StackUnreachable as error:
+    except (StackUnreachable, ClusterUnreachable) as error:
         return report_failure(verb, error, UNREACHABLE)
     except LookupError as error:
         return report_failure(verb, error.args[0], PROBLEM)

@@ -1,5 +1,7 @@
 """Numbers as text for people; a dash for an unknown value, never a zero."""
 
+from collections.abc import Sequence
+
 from fairlead.units import format_duration
 
 UNKNOWN = "–"
@@ -33,6 +35,14 @@ def format_count(value: float | None) -> str:
 def format_rate(value: float | None) -> str:
     """Returns ``6.9/s`` for ``6.93``."""
     return UNKNOWN if value is None else f"{value:.1f}/s"
+
+
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table like kubectl's, with columns as wide as needed."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def pluralize(number: int, noun: str) -> str:

@@ -2,24 +2,85 @@
 
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from fairlead.errors import BadInput
-from fairlead_cli.cluster.access.connection import ClusterOptions, kubeconfig_paths
 from fairlead_cli.local.run_directory import running_stacks
 
+ModelFlag = Annotated[
+    str | None,
+    Parameter(name=["--model", "-m"], help="A model: its name, or namespace/name. May be left out if there is one."),
+]
+NamespaceFlag = Annotated[
+    str | None,
+    Parameter(name=["--namespace", "-n"], help="The namespace of models. Default: the context's."),
+]
+InstallationFlag = Annotated[
+    str | None,
+    Parameter(
+        name="--install-namespace", help="The namespace of the installation. Default: found by the chart's labels."
+    ),
+]
+ContextFlag = Annotated[str | None, Parameter(help="A context of the kubeconfig. Default: its current one.")]
+KubeconfigFlag = Annotated[Path | None, Parameter(help="The kubeconfig. Default: KUBECONFIG, else ~/.kube/config.")]
 
-def is_cluster_target(options: ClusterOptions, manage: str | None) -> bool:
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """Options that select a cluster; None for kubectl's defaults.
+
+    namespace: of models.
+
+    install_namespace: of Fairlead itself.
+    """
+
+    kubeconfig: KubeconfigFlag = None
+    context: ContextFlag = None
+    namespace: NamespaceFlag = None
+    install_namespace: InstallationFlag = None
+
+    @property
+    def is_explicit(self) -> bool:
+        """Whether an option names a cluster."""
+        options = (self.kubeconfig, self.context, self.namespace, self.install_namespace)
+        return any(option is not None for option in options)
+
+
+@dataclass(frozen=True, slots=True)
+class InstallationOptions:
+    """Options that select an installation in a cluster, without a namespace of models."""
+
+    kubeconfig: KubeconfigFlag = None
+    context: ContextFlag = None
+    install_namespace: InstallationFlag = None
+
+    @property
+    def cluster(self) -> ClusterOptions:
+        """The same as options of a cluster."""
+        return ClusterOptions(self.kubeconfig, self.context, install_namespace=self.install_namespace)
+
+
+def qualified_name(model: str | None, namespace: str | None) -> str | None:
+    """Returns the model with the namespace of ``-n``, if the model has none."""
+    return f"{namespace}/{model}" if model and namespace and "/" not in model else model
+
+
+def is_cluster_target(options: ClusterOptions, address: str | None, flag: str = "--manage") -> bool:
     """Whether a command means a cluster: by its options, else by the name of the program, else by
     what exists.
 
+    address: value of ``flag``, which names a server instead of a cluster.
+
     Raises BadInput when options of both are given.
     """
-    if manage is not None and options.is_explicit:
-        raise BadInput(
-            "--manage names a gateway, the other options a cluster", field="--manage", hint="give one of the two"
-        )
-    if options.is_explicit or manage is not None:
+    if address is not None and options.is_explicit:
+        raise BadInput(f"{flag} names a server, the other options a cluster", field=flag, hint="give one of the two")
+    if options.is_explicit or address is not None:
         return options.is_explicit
     if Path(sys.argv[0]).name == "kubectl-fairlead":
         return True
@@ -27,3 +88,15 @@ def is_cluster_target(options: ClusterOptions, manage: str | None) -> bool:
         return False
     inside = "KUBERNETES_SERVICE_HOST" in os.environ
     return inside or bool(kubeconfig_paths(options, os.environ, Path.home()))
+
+
+def kubeconfig_paths(options: ClusterOptions, environment: Mapping[str, str], home: Path) -> list[Path]:
+    """Returns the kubeconfig files to read, by kubectl's rules; none within a pod."""
+    if options.kubeconfig is not None:
+        return [options.kubeconfig]
+    if named := environment.get("KUBECONFIG", ""):
+        return [Path(part) for part in named.split(os.pathsep) if part]
+    default = home / ".kube" / "config"
+    if default.exists() or (options.context is not None and "KUBERNETES_SERVICE_HOST" not in environment):
+        return [default]
+    return []

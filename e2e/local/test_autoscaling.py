@@ -137,7 +137,7 @@ async def _story(up: LocalStack) -> None:
     await load.finished()
     assert load.failed == []
     assert load.sent > 100
-    explained = status_lines(up, "explain", "scale", "tiny")
+    explained = status_lines(up, "explain", "scaling", "tiny")
     assert "capacity" in explained
     assert "planned: " in explained
     assert "recorded settings" in status_lines(up, "replay-scaling")

@@ -27,4 +27,4 @@ def test_an_example_serves_each_of_its_models(path: Path, tmp_path: Path) -> Non
                     model=name, messages=[{"role": "user", "content": "Why is the sky blue?"}], max_tokens=4
                 )
                 assert answer.choices[0].message.content
-        assert up.command("status").returncode == 0
+        assert up.command("local", "status").returncode == 0

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 from cyclopts import App
@@ -23,16 +24,31 @@ def cli_page(note: str) -> str:
         "Exit codes of all: 0 done, 1 something is wrong that the output names, 2 wrong usage, 3 unreachable, 130 Ctrl-C.\n"
         "Wrong usage and errors go to standard error. `fairlead --version` prints the version, `fairlead VERB --help` this.\n"
     )
-    return "\n".join([intro, *(_verb(verb, sentence, app[verb], app) for verb, (_, sentence) in VERBS.items())])
+    return "\n".join([intro, *_groups(app)])
+
+
+def _groups(app: App) -> Iterator[str]:
+    """Yields a heading for each group of the help, and the verbs of the group."""
+    for group, verbs in groupby(VERBS.items(), lambda entry: entry[1].group):
+        yield f"## {group}\n"
+        for words, verb in verbs:
+            yield _verb(words, verb.sentence, command_of(app, words), app)
+
+
+def command_of(app: App, words: str) -> App:
+    """Returns the command of a verb, such as ``index stats``."""
+    for word in words.split():
+        app = app[word]
+    return app
 
 
 def _verb(verb: str, sentence: str, command: App, app: App) -> str:
     collection = command.assemble_argument_collection(default_parameter=app.default_parameter)
     arguments = [argument for argument in collection if argument.show]
-    positionals = [argument for argument in arguments if not argument.name.startswith("-")]
+    positionals = [argument for argument in arguments if argument.index is not None]
     usage = " ".join([f"fairlead {verb}", *(_word(argument) for argument in positionals), "[OPTION …]"])
     details = inspect.getdoc(command.default_command) or ""
-    text = f"## `fairlead {verb}`\n\n```\n{usage}\n```\n\n{sentence}\n\n{_rest(details)}"
+    text = f"### `fairlead {verb}`\n\n```\n{usage}\n```\n\n{sentence}\n\n{_rest(details)}"
     return text + "| | default | |\n|---|---|---|\n" + "\n".join(_rows(arguments)) + "\n"
 
 
@@ -44,7 +60,8 @@ def _rest(details: str) -> str:
 
 def _word(argument: Any) -> str:
     several = argument.field_info.kind is inspect.Parameter.VAR_POSITIONAL
-    return f"[{argument.name.removesuffix('S') if several else argument.name}{' …' if several else ''}]"
+    name = argument.field_info.name.upper()
+    return f"[{name.removesuffix('S') if several else name}{' …' if several else ''}]"
 
 
 def _rows(arguments: list[Any]) -> Iterator[str]:

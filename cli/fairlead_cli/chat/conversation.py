@@ -57,7 +57,10 @@ class LastAnswer:
 
 
 class Conversation:
-    """A conversation; ``url`` is the gateway's, with or without ``/v1``. Use as a context manager."""
+    """A conversation; ``url`` is the gateway's, with or without ``/v1``. Use as a context manager.
+
+    verify: check the certificate of the gateway.
+    """
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Conversation:
         key: str | None = None,
         system: str | None = None,
         max_tokens: int | None = None,
+        verify: bool = True,
     ) -> None:
         self.base = url.rstrip("/").removesuffix("/v1")
         self.last_answer = LastAnswer()
@@ -77,7 +81,7 @@ class Conversation:
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_SECONDS),
             trust_env=False,
-            verify=self.base.startswith("https:"),
+            verify=verify and self.base.startswith("https:"),
         )
         self.reset()
         try:

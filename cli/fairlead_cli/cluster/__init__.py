@@ -4,6 +4,8 @@ Reading order: `access` (kubeconfig, login, permissions) → `facts_collector` (
 `facts` → `checks` (``fairlead check``), `status` (``fairlead status``), `bundle` (``fairlead
 support-bundle``).
 
+`installation` reaches gateways, autoscalers and Redis for the verbs that talk to them.
+
 Shared: `pod_http` (queries pods through the API server's proxy), `missing_value` (a value that
 could not be read, with the reason).
 """

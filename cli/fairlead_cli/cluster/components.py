@@ -30,7 +30,7 @@ VERSION_LABEL: Final = "app.kubernetes.io/version"
 OWN_OBJECTS: Final = f"{NAME_LABEL}=fairlead"
 
 
-OPERATOR, GATEWAY, INDEXER, REDIS = "operator", "gateway", "indexer", "redis"
+OPERATOR, GATEWAY, INDEXER, AUTOSCALER, REDIS = "operator", "gateway", "indexer", "autoscaler", "redis"
 
 
 @dataclass(frozen=True, slots=True)

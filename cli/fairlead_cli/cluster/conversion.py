@@ -25,10 +25,11 @@ from fairlead.kube.resources import (
     resource_of,
 )
 from fairlead.manifests.convert import Conversion, convert_document
-from fairlead_cli.cluster.access.connection import ClusterOptions, connect, resolve_access
+from fairlead_cli.cluster.access.connection import connect, resolve_access
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
 from fairlead_cli.manifest_conversion import object_problems
+from fairlead_cli.target import ClusterOptions
 
 FIELD_MANAGER: Final = "fairlead-convert"
 _KINDS: Final = (ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS)

@@ -1,7 +1,7 @@
 """``fairlead explain``: a request, or where a prompt would go; from the options to the exit code."""
 
 import asyncio
-import os
+import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from typing import Final, TypeVar
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead.settings import CliSettings, read_settings
-from fairlead_cli.addresses import service_url
-from fairlead_cli.exit_codes import USAGE, run_query
+from fairlead_cli.exit_codes import run_query
 from fairlead_cli.explain.decision_text import render_decision, render_preview
-from fairlead_cli.local.run_directory import newest_stack
 from fairlead_cli.management import api_types
 from fairlead_cli.management.client import ManagementClient
+from fairlead_cli.management.endpoints import ManagementEndpoint, open_endpoints
+from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.target import ClusterOptions
 
 T = TypeVar("T")
 _REQUEST_PATHS: Final[Mapping[str, str]] = {
@@ -28,31 +28,59 @@ _REQUEST_PATHS: Final[Mapping[str, str]] = {
 """Field of a request's body → the path of its endpoint."""
 
 
-def run_request(request_id: str | None, manage: str | None, as_json: bool) -> int:
+def run_request(request_id: str | None, manage: str | None, cluster: ClusterOptions, output: OutputFormat) -> int:
     """Queries one request, prints it and returns the exit code."""
 
-    def ask() -> bytes:
-        return asyncio.run(_ask(_address(manage), _token(), request_id))
+    def fetch() -> bytes:
+        with open_endpoints(manage, cluster) as endpoints:
+            return _find_request(endpoints, request_id)
 
     def show(content: bytes) -> str:
-        return _shown(content, as_json, api_types.Decision, render_decision)
+        return _shown(content, output, api_types.Decision, render_decision)
 
-    return run_query("explain", ask, show)
-
-
-def _address(manage: str | None) -> str:
-    return service_url(manage, flag="--manage") if manage else newest_stack("--manage").manage
+    return run_query("explain request", fetch, show)
 
 
-def _token() -> str | None:
-    return read_settings(CliSettings, os.environ).manage_token
-
-
-def _shown(content: bytes, as_json: bool, kind: type[T], render: Callable[[T], Sequence[str]]) -> str:
-    """Returns the gateway's answer as JSON or as text."""
-    if as_json:
-        return msgspec.json.format(content, indent=2).decode()
+def _shown(content: bytes, output: OutputFormat, kind: type[T], render: Callable[[T], Sequence[str]]) -> str:
+    """Returns the gateway's answer as a document or as text."""
+    if is_document(output):
+        return format_document(content, output)
     return "\n".join(render(msgspec.json.decode(content, type=kind)))
+
+
+def _find_request(endpoints: Sequence[ManagementEndpoint], request_id: str | None) -> bytes:
+    """Returns the answer of the gateway that had the request; without an id, the last of all.
+
+    Raises StackUnreachable, and LookupError with a message for the user.
+    """
+    if request_id is None:
+        request_id, endpoints = _last_request(endpoints)
+    for endpoint in endpoints:
+        with contextlib.suppress(LookupError):
+            return asyncio.run(_decision(endpoint, request_id))
+    names = ", ".join(endpoint.name for endpoint in endpoints)
+    raise LookupError(
+        f"{names} does not know request {request_id!r}: it was answered by another gateway, never reached an engine, "
+        "or has left the log, which keeps the last few thousand (the id is in the header x-fairlead-decision)"
+    )
+
+
+def _last_request(endpoints: Sequence[ManagementEndpoint]) -> tuple[str, Sequence[ManagementEndpoint]]:
+    decisions = [(found, endpoint) for endpoint in endpoints for found in asyncio.run(_last_decision(endpoint))]
+    if not decisions:
+        raise LookupError(f"{', '.join(endpoint.name for endpoint in endpoints)} has routed no request yet")
+    decision, endpoint = max(decisions, key=lambda entry: entry[0].wall)
+    return decision.request_id, [endpoint]
+
+
+async def _last_decision(endpoint: ManagementEndpoint) -> Sequence[api_types.Decision]:
+    async with ManagementClient(endpoint.url(), endpoint.token) as management:
+        return (await management.decisions(1)).decisions
+
+
+async def _decision(endpoint: ManagementEndpoint, request_id: str) -> bytes:
+    async with ManagementClient(endpoint.url(), endpoint.token) as management:
+        return await management.decision_json(request_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +92,18 @@ class RouteQuery:
     session: str | None
 
 
-def run_route(query: RouteQuery, manage: str | None, as_json: bool) -> int:
+def run_route(query: RouteQuery, manage: str | None, cluster: ClusterOptions, output: OutputFormat) -> int:
     """Queries where a prompt would go, prints it and returns the exit code."""
 
-    def ask() -> bytes:
+    def fetch() -> bytes:
         path, body = build_request(query)
-        return asyncio.run(_where(_address(manage), _token(), path, body, query))
+        with open_endpoints(manage, cluster) as endpoints:
+            return asyncio.run(_preview(endpoints[0], path, body, query))
 
     def show(content: bytes) -> str:
-        return _shown(content, as_json, api_types.RoutePreview, render_preview)
+        return _shown(content, output, api_types.RoutePreview, render_preview)
 
-    return run_query("explain route", ask, show, misuse=(BadInput,))
-
-
-def print_usage() -> int:
-    """Prints the usage of ``explain route`` and ``explain scale``."""
-    print("fairlead explain: a prompt is asked about with: fairlead explain route -m MODEL -f FILE", file=sys.stderr)
-    print("fairlead explain: a model's size with: fairlead explain scale MODEL [--at WHEN]", file=sys.stderr)
-    return USAGE
+    return run_query("explain route", fetch, show, misuse=(BadInput,))
 
 
 def build_request(query: RouteQuery) -> tuple[str, bytes]:
@@ -105,29 +127,10 @@ def build_request(query: RouteQuery) -> tuple[str, bytes]:
     if query.model is not None:
         body["model"] = msgspec.Raw(msgspec.json.encode(query.model))
     if "model" not in body:
-        raise BadInput("of which model is not said", field="--model", hint="-m MODEL")
+        raise BadInput("of which model is not said", field="--model", hint="--model MODEL")
     return path, msgspec.json.encode(body)
 
 
-async def _where(address: str, token: str | None, path: str, body: bytes, route: RouteQuery) -> bytes:
-    async with ManagementClient(address, token) as management:
+async def _preview(endpoint: ManagementEndpoint, path: str, body: bytes, route: RouteQuery) -> bytes:
+    async with ManagementClient(endpoint.url(), endpoint.token) as management:
         return await management.preview_route(path, body, route.session)
-
-
-async def _ask(address: str, token: str | None, request_id: str | None) -> bytes:
-    """Returns the gateway's answer. Raises StackUnreachable, and LookupError with a message for the
-    user.
-    """
-    async with ManagementClient(address, token) as management:
-        if request_id is None:
-            decisions = (await management.decisions(1)).decisions
-            if not decisions:
-                raise LookupError(f"{address} has routed no request yet")
-            request_id = decisions[0].request_id
-        try:
-            return await management.decision_json(request_id)
-        except LookupError:
-            raise LookupError(
-                f"{address} does not know request {request_id!r}: it was answered by another gateway, never reached an engine, "
-                "or has left the log, which keeps the last few thousand (the id is in the header x-fairlead-decision)"
-            ) from None

@@ -1,22 +1,21 @@
 """``fairlead index``: from the options to the exit code."""
 
 import asyncio
-import os
 import sys
 
 import msgspec
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock, SystemClock
-from fairlead.settings import CliSettings, read_settings
 from fairlead.units import format_duration
 from fairlead_cli.console import stdout_console
-from fairlead_cli.errors import IndexUnreachable, UnusableIndex
+from fairlead_cli.errors import ClusterUnreachable, IndexUnreachable, UnusableIndex
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
+from fairlead_cli.index.address import IndexAddress, open_index
 from fairlead_cli.index.connection import choose_model, connect, list_models
 from fairlead_cli.index.options import IndexOptions, read_token_ids
 from fairlead_cli.index.snapshot import IndexSnapshot, take_snapshot
-from fairlead_cli.local.run_directory import running_stacks
+from fairlead_cli.output import format_document, is_document
 from fairlead_kvstore.redis.link import RedisLink
 
 
@@ -26,22 +25,22 @@ def run(options: IndexOptions) -> int:
     """
     options.validate()
     try:
-        return asyncio.run(_run(options, read_settings(CliSettings, os.environ), SystemClock(), Limits()))
-    except IndexUnreachable as error:
+        with open_index(options.source) as address:
+            return asyncio.run(_run(options, address, SystemClock(), Limits()))
+    except (IndexUnreachable, ClusterUnreachable) as error:
         return report_failure("index", error, UNREACHABLE)
     except UnusableIndex as error:
         return report_failure("index", error, PROBLEM)
 
 
-async def _run(options: IndexOptions, settings: CliSettings, clock: Clock, limits: Limits) -> int:
-    url, secret_text = _place(options, settings)
-    secret = secret_text.encode()
+async def _run(options: IndexOptions, address: IndexAddress, clock: Clock, limits: Limits) -> int:
+    secret = address.hash_secret.encode()
     prompt = read_token_ids(options.tokens, limits) if options.tokens is not None else []
-    async with connect(url, clock, limits) as link:
+    async with connect(address.redis, clock, limits) as link:
         models_ = await list_models(link, limits)
         if options.action == "stats":
             return await _stats(options, link, models_, clock, limits)
-        key = choose_model(options.model, models_)
+        key = choose_model(options.qualified_model, models_)
         if options.action == "watch":
             return await _watch(options, link, key, limits)
         snapshot = await take_snapshot(link, key, clock, limits)
@@ -50,25 +49,13 @@ async def _run(options: IndexOptions, settings: CliSettings, clock: Clock, limit
         return await _match(options, link, snapshot, prompt, secret, limits)
 
 
-def _place(options: IndexOptions, settings: CliSettings) -> tuple[str | None, str]:
-    """Returns URL of Redis and secret of the hashes: as given, else those of the newest stack on
-    this machine.
-    """
-    url, secret = options.redis or settings.redis_url, settings.hash_secret or ""
-    if not url:
-        for stack in running_stacks():
-            if stack.redis:
-                return stack.redis, secret or stack.hash_secret
-    return url, secret
-
-
 async def _stats(options: IndexOptions, link: RedisLink, known: list[str], clock: Clock, limits: Limits) -> int:
     from fairlead_cli.index.stats import build_stats, render_stats
 
-    keys_ = known if options.model is None else [choose_model(options.model, known)]
+    keys_ = known if options.model is None else [choose_model(options.qualified_model, known)]
     all_stats = [build_stats(await take_snapshot(link, key, clock, limits)) for key in keys_]
-    if options.output == "json":
-        print(msgspec.json.format(msgspec.json.encode({"models": all_stats}), indent=2).decode())
+    if is_document(options.output):
+        print(format_document({"models": all_stats}, options.output))
     elif not all_stats:
         print("this Redis has no index: does an indexer run, and is it this Redis that it writes to?", file=sys.stderr)
     else:
@@ -79,11 +66,12 @@ async def _stats(options: IndexOptions, link: RedisLink, known: list[str], clock
 async def _match(
     options: IndexOptions, link: RedisLink, snapshot: IndexSnapshot, tokens: list[int], secret: bytes, limits: Limits
 ) -> int:
-    from fairlead_cli.index.prefix_match import TokenPrompt, check_secret, match_prompt, read_ages, to_json
+    from fairlead_cli.index.prefix_match import TokenPrompt, check_secret, match_prompt, read_ages, render_match
 
     check_secret(snapshot, secret)
     answer, last = match_prompt(snapshot, TokenPrompt(tokens, options.adapter, options.salt), secret)
-    print(to_json(answer, await read_ages(link, snapshot, last, limits)).decode())
+    answer.set_ages(await read_ages(link, snapshot, last, limits))
+    print(format_document(answer, options.output) if is_document(options.output) else render_match(answer))
     if snapshot.lease is None:
         since = (
             ""
@@ -98,8 +86,12 @@ async def _watch(options: IndexOptions, link: RedisLink, key: str, limits: Limit
     from fairlead_cli.index.change_stream import ChangeBatch, ChangeFilter, follow_changes, format_batch
 
     def show(batch: ChangeBatch) -> None:
-        text = format_batch(batch) if options.output == "table" else msgspec.json.encode(batch).decode()
-        print(text, flush=True)
+        if options.output == "json":
+            print(msgspec.json.encode(batch).decode(), flush=True)
+        elif options.output == "yaml":
+            print(f"---\n{format_document(batch, options.output)}", flush=True)
+        else:
+            print(format_batch(batch), flush=True)
 
     await follow_changes(link, key, ChangeFilter(options.instance, options.kind), limits, show, options.count)
     return OK
@@ -111,8 +103,8 @@ async def _verify(
     from fairlead_cli.index.verification import render_lines, verify
 
     report = await verify(link, snapshot, secret, clock, limits, options.instance)
-    if options.output == "json":
-        print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+    if is_document(options.output):
+        print(format_document(report, options.output))
     else:
         print("\n".join(render_lines(report)))
     return PROBLEM if report.differences else OK

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 from cyclopts import Parameter
@@ -11,64 +11,49 @@ from cyclopts import Parameter
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.manifests.loader import STDIN_PATH
+from fairlead_cli.output import OutputFormat
+from fairlead_cli.target import ClusterOptions, qualified_name
 
-_OPTION_ACTIONS: Final = {
-    "tokens": ("match",),
-    "adapter": ("match",),
-    "salt": ("match",),
-    "instance": ("watch", "verify"),
-    "kind": ("watch",),
-    "count": ("watch",),
-}
-"""Option → the actions that accept it."""
+_CLUSTER: Final = ClusterOptions()
 _TOKEN_DECODER: Final = msgspec.json.Decoder(list[int])
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSource:
+    """Flags that select the Redis with the index: by its URL, or by its cluster."""
+
+    redis: Annotated[
+        str | None,
+        Parameter(help="The Redis. Default: FAIRLEAD_REDIS_URL, else that of `fairlead up`, else of the cluster."),
+    ] = None
+    cluster: Annotated[ClusterOptions, Parameter(name="*")] = _CLUSTER
+
+
+_ANY: Final = IndexSource()
 
 
 @dataclass(frozen=True, slots=True)
 class IndexOptions:
     """The options as given."""
 
-    action: Annotated[str, Parameter(parse=False)] = "stats"
-    model: Annotated[
-        str | None,
-        Parameter(help="Its name, or namespace/name. Default: of stats all, else the only one."),
-    ] = None
-    redis: Annotated[
-        str | None,
-        Parameter(
-            help="The Redis that has the index. Default: FAIRLEAD_REDIS_URL, else that of the running `fairlead up`."
-        ),
-    ] = None
-    tokens: Annotated[
-        Path | None,
-        Parameter(
-            allow_leading_hyphen=True,
-            help="Of match: a file with the prompt's token ids, a JSON list; - is standard input.",
-        ),
-    ] = None
-    adapter: Annotated[str | None, Parameter(help="Of match: the LoRA adapter that the request names.")] = None
-    salt: Annotated[str | None, Parameter(help="Of match: the request's cache_salt.")] = None
-    instance: Annotated[
-        str | None, Parameter(help="Of watch and verify: only instances whose id begins like this.")
-    ] = None
-    kind: Annotated[
-        Literal["stored", "removed", "cleared", "marked"] | None,
-        Parameter(help="Of watch: only batches that have such a change, and only these."),
-    ] = None
-    count: Annotated[int | None, Parameter(help="Of watch: end after so many batches.")] = None
-    output: Annotated[
-        Literal["table", "json"],
-        Parameter(name=["--output", "-o"], help="How to say it; match is always JSON."),
-    ] = "table"
+    action: str
+    model: str | None = None
+    source: IndexSource = _ANY
+    tokens: Path | None = None
+    adapter: str | None = None
+    salt: str | None = None
+    instance: str | None = None
+    kind: str | None = None
+    count: int | None = None
+    output: OutputFormat = "table"
+
+    @property
+    def qualified_model(self) -> str | None:
+        """The model with the namespace of ``-n``, if it has none."""
+        return qualified_name(self.model, self.source.cluster.namespace)
 
     def validate(self) -> None:
-        """Raises BadInput for an option of another action, and for a missing one."""
-        for name, actions in _OPTION_ACTIONS.items():
-            if getattr(self, name) is not None and self.action not in actions:
-                text = f"--{name} belongs to {' and '.join(actions)}, not to {self.action}"
-                raise BadInput(text, field=f"--{name}", hint="leave it out")
-        if self.action == "match" and self.tokens is None:
-            raise BadInput("match needs a prompt", field="--tokens", hint="--tokens FILE, a JSON list of token ids")
+        """Raises BadInput for wrong usage."""
         if self.count is not None and self.count < 1:
             raise BadInput(f"--count {self.count} is less than one batch", field="--count", hint="leave it out: no end")
 

@@ -14,7 +14,9 @@ from typing import Any, Final
 import msgspec
 
 from fairlead.limits import Limits
+from fairlead.units import format_duration
 from fairlead_cli.errors import UnusableIndex
+from fairlead_cli.formatting import UNKNOWN, align_columns
 from fairlead_cli.index.connection import unreachable_error
 from fairlead_cli.index.snapshot import IndexSnapshot
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
@@ -50,6 +52,12 @@ class MatchResult(msgspec.Struct):
     model: str
     tokens: int
     instances: list[InstanceMatch]
+
+    def set_ages(self, age_by_instance: Mapping[str, float]) -> None:
+        """Fills in what Redis knows of the ages."""
+        for match in self.instances:
+            age = age_by_instance.get(match.id, match.age_seconds)
+            match.age_seconds = None if age is None else round(age, 1)
 
 
 class TokenPrompt(msgspec.Struct, frozen=True):
@@ -201,9 +209,12 @@ def _add_entry_times(
             times[change.instance] = wall
 
 
-def to_json(answer: MatchResult, age_by_instance: Mapping[str, float]) -> bytes:
-    """Returns the answer as it is printed."""
+def render_match(answer: MatchResult) -> str:
+    """Returns the answer as a table."""
+    rows = [("INSTANCE", "MATCHED", "TIER", "AGE", "COMPLETE", "URL")]
     for match in answer.instances:
-        age = age_by_instance.get(match.id, match.age_seconds)
-        match.age_seconds = None if age is None else round(age, 1)
-    return msgspec.json.format(msgspec.json.encode(answer), indent=2)
+        age = UNKNOWN if match.age_seconds is None else format_duration(match.age_seconds)
+        complete = "yes" if match.complete else "no"
+        tokens = f"{match.matched_tokens:,}/{answer.tokens:,}"
+        rows.append((match.id, tokens, match.tier or UNKNOWN, age, complete, match.url or UNKNOWN))
+    return align_columns(rows)

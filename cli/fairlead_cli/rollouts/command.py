@@ -23,9 +23,10 @@ from fairlead.kube.resources import (
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.names import closest_matches
 from fairlead.runtime.clock import Clock, SystemClock
-from fairlead_cli.cluster.access.connection import ClusterOptions, connect, resolve_access
+from fairlead_cli.cluster.access.connection import connect, resolve_access
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
+from fairlead_cli.output import OutputFormat, format_document, is_document
 from fairlead_cli.rollouts.revisions import (
     RolloutStatus,
     choose_undo_revision,
@@ -34,7 +35,8 @@ from fairlead_cli.rollouts.revisions import (
     rollout_status,
     undo_patch,
 )
-from fairlead_cli.rollouts.text_output import render_status
+from fairlead_cli.rollouts.text_output import render_status, to_plain
+from fairlead_cli.target import ClusterOptions
 from fairlead_operator.object_metadata import controller_uid
 
 CLI_FIELD_MANAGER: Final = "fairlead-cli"
@@ -51,6 +53,7 @@ class RolloutOptions:
     model: str | None = None
     to: int | None = None
     wait: str | None = None
+    output: OutputFormat = "table"
 
 
 def run(options: RolloutOptions) -> int:
@@ -58,8 +61,6 @@ def run(options: RolloutOptions) -> int:
 
     Raises BadInput for wrong usage, KubeError when the API server refuses.
     """
-    if options.to is not None and options.action != "undo":
-        raise BadInput("--to says what an undo runs", field="--to", hint="fairlead rollout undo MODEL --to N")
     seconds = None if options.wait is None else units.parse_duration(options.wait)
     try:
         return asyncio.run(_run(options, resolve_access(options.cluster), seconds))
@@ -68,9 +69,11 @@ def run(options: RolloutOptions) -> int:
 
 
 async def _run(asked: RolloutOptions, access: ClusterConfig, seconds: float | None) -> int:
-    clock, namespace = SystemClock(), asked.cluster.namespace or access.namespace
+    clock = SystemClock()
+    given_namespace, _, given_name = (asked.model or "").rpartition("/")
+    namespace = given_namespace or asked.cluster.namespace or access.namespace
     async with connect(access, clock) as (api, _):
-        name = asked.model or await _only_model_name(api, namespace)
+        name = given_name or await _only_model_name(api, namespace)
         status = await read_status(api, namespace, name)
         patch = _patch(asked, status)
         if patch is not None:
@@ -80,8 +83,10 @@ async def _run(asked: RolloutOptions, access: ClusterConfig, seconds: float | No
             status = await wait_until_settled(
                 lambda: read_status(api, namespace, name), status, seconds, clock, asyncio.sleep
             )
-    for line in render_status(status, clock.wall()):
-        print(line)
+    if is_document(asked.output):
+        print(format_document(to_plain(status), asked.output))
+    else:
+        print("\n".join(render_status(status, clock.wall(), is_wide=asked.output == "wide")))
     followed = asked.action == "status" or seconds is not None
     return PROBLEM if followed and not status.is_settled else OK
 
@@ -114,7 +119,7 @@ async def _only_model_name(api: KubeApi, namespace: str) -> str:
     names = sorted(name_of(model) for model in (await api.list(MODEL_DEPLOYMENTS, namespace)).items)
     if len(names) == 1:
         return names[0]
-    hint = f"there are {', '.join(names[:5])}" if names else "there is none; another namespace is named by --namespace"
+    hint = f"there are {', '.join(names[:5])}" if names else "there is none; -n names another namespace"
     raise BadInput(f"which model of {namespace}?", field="MODEL", hint=hint)
 
 
@@ -126,7 +131,7 @@ async def read_status(api: KubeApi, namespace: str, name: str) -> RolloutStatus:
         listed = await api.list(MODEL_DEPLOYMENTS, namespace)
         names = [name_of(found) for found in listed.items]
         suggestions = closest_matches(name, names) or sorted(names)
-        hint = f"there is: {', '.join(suggestions[:5]) or 'none'}; another namespace is named by --namespace"
+        hint = f"there is: {', '.join(suggestions[:5]) or 'none'}; -n names another namespace"
         raise BadInput(f"no model {namespace}/{name}", field="MODEL", hint=hint) from None
     labels = label_selector({MANAGED_BY_LABEL: FIELD_MANAGER, MODEL_LABEL: name})
     records = (await api.list(CONTROLLER_REVISIONS, namespace, labels)).items

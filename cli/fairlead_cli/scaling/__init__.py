@@ -1,4 +1,4 @@
-"""Recorded autoscaler decisions: ``explain scale`` (`explain_command`, `decision_text`) and
+"""Recorded autoscaler decisions: ``explain scaling`` (`explain_command`, `decision_text`) and
 ``replay-scaling`` (`replay_command`).
 
 `autoscaler_client` queries the autoscaler, `decision_inputs` labels its numbers, `time_argument`

@@ -1,7 +1,9 @@
-"""A client of the autoscaler's HTTP API: of the running ``fairlead up``, or of an address."""
+"""A client of the autoscaler's HTTP API: of an address, of `fairlead up`, or of a cluster."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import httpx
@@ -11,41 +13,68 @@ from fairlead.settings import CliSettings, read_settings
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.addresses import service_url
 from fairlead_cli.errors import StackUnreachable
-from fairlead_cli.local.run_directory import newest_stack, running_stacks
+from fairlead_cli.local.run_directory import newest_stack
 from fairlead_cli.local.status.report import PoolScaling
+from fairlead_cli.target import ClusterOptions, is_cluster_target
 
 TIMEOUT_SECONDS: Final = 30.0
-_HINT: Final = "a stack has one where a manifest says `autoscaling: {mode: Auto}`; name another's address with --manage"
+_HINT: Final = (
+    "a stack has one where a manifest says `autoscaling: {mode: Auto}`; name another's address with --autoscaler"
+)
 
 
-def find_autoscaler(manage: str | None) -> str:
-    """Returns the autoscaler's URL.
+@dataclass(frozen=True, slots=True)
+class AutoscalerEndpoint:
+    """The HTTP API of an autoscaler."""
 
-    manage: its own address, or the management address of a gateway of a stack on this machine.
+    url: str
+    token: str | None
 
-    Raises StackUnreachable when no stack runs, or when the stack has no autoscaler.
+
+@contextmanager
+def open_autoscaler(address: str | None, cluster: ClusterOptions) -> Iterator[AutoscalerEndpoint]:
+    """Yields the autoscaler of an address, of the stack on this machine, or the leader of a cluster.
+
+    Raises StackUnreachable when the stack has no autoscaler, ClusterUnreachable when the cluster has
+    none, BadInput with the missing right.
     """
-    if manage is not None:
-        address = service_url(manage, flag="--manage")
-        stack = next((stack for stack in running_stacks() if stack.manage == address), None)
-        if stack is None:
-            return address
-        url = stack.autoscaler
-    else:
-        url = newest_stack("--manage").autoscaler
+    token = read_settings(CliSettings, os.environ).manage_token
+    if not is_cluster_target(cluster, address, "--autoscaler"):
+        yield AutoscalerEndpoint(_local_url(address), token)
+        return
+    from fairlead_cli.cluster.installation import open_installation
+
+    with open_installation(cluster) as installation:
+        token = token or installation.manage_token()
+        pods = installation.autoscaler_pods()
+        yield _leader([AutoscalerEndpoint(installation.autoscaler_url(pod), token) for pod in pods])
+
+
+def _local_url(address: str | None) -> str:
+    if address is not None:
+        return service_url(address, flag="--autoscaler")
+    url = newest_stack("--autoscaler").autoscaler
     if not url:
         raise StackUnreachable("the stack that runs here has no autoscaler", hint=_HINT)
     return url
 
 
-def query(url: str, path: str, query: Mapping[str, str]) -> bytes:
+def _leader(endpoints: Sequence[AutoscalerEndpoint]) -> AutoscalerEndpoint:
+    """Returns the endpoint of the leader, else the first: all decide, and only the leader writes."""
+    for endpoint in endpoints[:-1]:
+        if msgspec.json.decode(query(endpoint, "/autoscaling", {})).get("leads"):
+            return endpoint
+    return endpoints[-1]
+
+
+def query(endpoint: AutoscalerEndpoint, path: str, query: Mapping[str, str]) -> bytes:
     """Returns the body of one answer.
 
     Raises StackUnreachable when no autoscaler answers, LookupError with its message when it knows
     nothing.
     """
-    token = read_settings(CliSettings, os.environ).manage_token
-    headers = {"authorization": f"Bearer {token}"} if token else {}
+    url = endpoint.url
+    headers = {"authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False) as client:
             answer = client.get(path, params=query)
@@ -61,10 +90,12 @@ def query(url: str, path: str, query: Mapping[str, str]) -> bytes:
 
 
 def read_pool_scaling(url: str) -> dict[str, tuple[PoolScaling, ...]]:
-    """Returns the wanted scale of each pool, by model. Raises like ``query``, and ValueError for an
-    invalid answer.
+    """Returns the wanted scale of each pool, by model, from the autoscaler of a stack.
+
+    Raises like ``query``, and ValueError for an invalid answer.
     """
-    answer = msgspec.json.decode(query(url, "/autoscaling", {}), type=_Said)
+    endpoint = AutoscalerEndpoint(url, read_settings(CliSettings, os.environ).manage_token)
+    answer = msgspec.json.decode(query(endpoint, "/autoscaling", {}), type=_Said)
     return {key: tuple(_sized(look)) for key, look in answer.models.items()}
 
 

@@ -1,40 +1,49 @@
-"""``fairlead explain scale``: from the options to the exit code."""
+"""``fairlead explain scaling``: from the options to the exit code."""
 
 import time
+from dataclasses import dataclass
 
 import msgspec
 
 from fairlead.errors import BadInput
 from fairlead_autoscaler.history.recorder import decode_record
 from fairlead_cli.exit_codes import run_query
-from fairlead_cli.scaling.autoscaler_client import find_autoscaler, query
+from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.scaling.autoscaler_client import AutoscalerEndpoint, open_autoscaler, query
 from fairlead_cli.scaling.decision_text import render_look
 from fairlead_cli.scaling.time_argument import parse_moment
+from fairlead_cli.target import ClusterOptions
 
 
-def run(model: str | None, at: str | None, manage: str | None, as_json: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class ScalingQuery:
+    """Query of ``explain scaling``: the model, and the time; None is the only model, and now."""
+
+    model: str | None
+    at: str | None
+
+
+def run(asked: ScalingQuery, autoscaler: str | None, cluster: ClusterOptions, output: OutputFormat) -> int:
     """Queries the autoscaler, prints the decision and returns the exit code."""
 
-    def look() -> bytes:
-        url = find_autoscaler(manage)
-        when = None if at is None else parse_moment(at, time.time())
-        return query(url, "/autoscaling/look", _query(url, model, when))
+    def fetch() -> bytes:
+        with open_autoscaler(autoscaler, cluster) as endpoint:
+            when = None if asked.at is None else parse_moment(asked.at, time.time())
+            return query(endpoint, "/autoscaling/look", _query(endpoint, asked.model, when))
 
     def show(content: bytes) -> str:
-        return (
-            msgspec.json.format(content, indent=2).decode()
-            if as_json
-            else "\n".join(render_look(decode_record(content)))
-        )
+        if is_document(output):
+            return format_document(content, output)
+        return "\n".join(render_look(decode_record(content)))
 
-    return run_query("explain scale", look, show, misuse=(BadInput,))
+    return run_query("explain scaling", fetch, show, misuse=(BadInput,))
 
 
-def _query(url: str, model: str | None, moment: float | None) -> dict[str, str]:
+def _query(endpoint: AutoscalerEndpoint, model: str | None, moment: float | None) -> dict[str, str]:
     """Returns the query with the full model name. Raises LookupError when the name is ambiguous or
     unknown.
     """
-    known = list(msgspec.json.decode(query(url, "/autoscaling", {}))["models"])
+    known = list(msgspec.json.decode(query(endpoint, "/autoscaling", {}))["models"])
     found = [key for key in known if model in (None, key, key.partition("/")[2])]
     if len(found) != 1:
         names = ", ".join(known) or "none"

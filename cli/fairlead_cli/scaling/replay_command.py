@@ -7,15 +7,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from fairlead.errors import BadInput
 from fairlead_autoscaler.history.recorder import TickRecord, decode_record, read_records
 from fairlead_autoscaler.history.replay import PoolReplay, ReplayMoment, ReplayVariant, parse_changes, replay
 from fairlead_cli import formatting
 from fairlead_cli.exit_codes import run_query
-from fairlead_cli.scaling.autoscaler_client import find_autoscaler, query
+from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.scaling.autoscaler_client import open_autoscaler, query
 from fairlead_cli.scaling.time_argument import parse_moment
+from fairlead_cli.target import ClusterOptions
 
 MAX_SHOWN_MOMENTS = 20
 """Differences shown for one pool; the JSON output has all."""
@@ -29,17 +29,17 @@ class ReplayScalingOptions:
     changes: Sequence[str]
     model: str | None
     since: str | None
-    manage: str | None
-    as_json: bool
+    autoscaler: str | None
+    cluster: ClusterOptions
+    output: OutputFormat
 
 
 def run(options: ReplayScalingOptions) -> int:
     """Replays, prints and returns the exit code."""
 
     def show(replayed: Sequence[PoolReplay]) -> str:
-        if options.as_json:
-            content = msgspec.json.encode([_to_plain(pool) for pool in replayed])
-            return msgspec.json.format(content, indent=2).decode()
+        if is_document(options.output):
+            return format_document([_to_plain(pool) for pool in replayed], options.output)
         return "\n".join(render_differences(replayed, options.changes))
 
     return run_query("replay-scaling", lambda: _replay(options), show, misuse=(BadInput,))
@@ -78,7 +78,8 @@ def _looks(wish: ReplayScalingOptions) -> Iterator[TickRecord]:
     since = 0.0 if wish.since is None else parse_moment(wish.since, time.time(), "--since")
     if wish.recording is not None:
         return (look for look in _read(wish.recording) if look.wall >= since)
-    lines = query(find_autoscaler(wish.manage), "/autoscaling/recording", {"since": repr(since)}).splitlines()
+    with open_autoscaler(wish.autoscaler, wish.cluster) as endpoint:
+        lines = query(endpoint, "/autoscaling/recording", {"since": repr(since)}).splitlines()
     return (decode_record(line) for line in lines)
 
 
@@ -121,7 +122,7 @@ def _pool(pool: PoolReplay) -> Iterator[str]:
     for moment in differences[:MAX_SHOWN_MOMENTS]:
         yield f"  {_format_time(moment.wall)}  {_render_pair(moment)}"
     if len(differences) > MAX_SHOWN_MOMENTS:
-        yield f"  … and {len(differences) - MAX_SHOWN_MOMENTS} more; --json has all"
+        yield f"  … and {len(differences) - MAX_SHOWN_MOMENTS} more; -o json has all"
 
 
 def _render_pair(moment: ReplayMoment) -> str:

@@ -10,7 +10,7 @@ import zmq
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.index.command import run
-from fairlead_cli.index.options import IndexOptions
+from fairlead_cli.index.options import IndexOptions, IndexSource
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.index.instance_status import InstanceStatus, secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter
@@ -79,7 +79,9 @@ class IndexScene:
 
     async def run_command(self, action: str, **more: Any) -> int:
         """Runs the command in a thread; returns its exit code."""
-        return await asyncio.to_thread(run, IndexOptions(action, redis=self.url, **more))
+        output = more.pop("output", "json" if action == "match" else "table")
+        options = IndexOptions(action, source=IndexSource(self.url), output=output, **more)
+        return await asyncio.to_thread(run, options)
 
 
 def play_scene(url: str, steps: Callable[[IndexScene], Awaitable[None]], *, wired: bool = False) -> None:

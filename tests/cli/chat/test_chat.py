@@ -193,7 +193,7 @@ def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.Comp
 
 def test_message_option_prints_one_answer() -> None:
     with server(streams("The ", "sky")) as gateway:
-        done = run("tiny", "--url", gateway.url, "-m", "Why?")
+        done = run("tiny", "--url", gateway.url, "--message", "Why?")
     assert (done.returncode, done.stdout, done.stderr) == (0, "The sky\n", "")
 
 
@@ -206,31 +206,31 @@ def test_piped_text_is_the_message() -> None:
 
 def test_exit_codes_of_error_wrong_usage_and_unreachable_differ(tmp_path: Path) -> None:
     with server(CannedResponse([b"{}"], 500)) as gateway:
-        assert run("tiny", "--url", gateway.url, "-m", "?").returncode == 1
+        assert run("tiny", "--url", gateway.url, "--message", "?").returncode == 1
         assert run("tiny", "--url", gateway.url, stdin=" \n").returncode == 2
-    nobody = run("tiny", "-m", "?", XDG_RUNTIME_DIR=str(tmp_path))
+    nobody = run("tiny", "--message", "?", XDG_RUNTIME_DIR=str(tmp_path))
     assert nobody.returncode == 3
     assert "fairlead up" in nobody.stderr
 
 
 def test_failed_answer_prints_only_the_error() -> None:
     with server(CannedResponse([b"{}"], 500)) as gateway:
-        done = run("tiny", "--url", gateway.url, "-m", "?")
+        done = run("tiny", "--url", gateway.url, "--message", "?")
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_url_scheme_is_optional_and_invalid_url_exits_2() -> None:
     with server(streams("yes")) as gateway:
-        assert run("--url", gateway.url.removeprefix("http://"), "-m", "?").stdout == "yes\n"
-    done = run("--url", "ftp://127.0.0.1", "-m", "?")
+        assert run("--url", gateway.url.removeprefix("http://"), "--message", "?").stdout == "yes\n"
+    done = run("--url", "ftp://127.0.0.1", "--message", "?")
     assert done.returncode == 2
     assert "--url: 'ftp://127.0.0.1' is not a URL" in done.stderr
 
 
 def test_api_key_from_environment_is_sent() -> None:
     with server(streams("x")) as gateway:
-        run("tiny", "--url", gateway.url, "-m", "?", FAIRLEAD_API_KEY="fl_secret")
+        run("tiny", "--url", gateway.url, "--message", "?", FAIRLEAD_API_KEY="fl_secret")
         headers = {name.lower(): value for name, value in gateway.requests[-1].headers.items()}
     assert headers["authorization"] == "Bearer fl_secret"
 

@@ -180,7 +180,7 @@ def with_models() -> Callable[..., ClusterFacts]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def builders() -> Mapping[str, Callable[..., Any]]:
     """Returns builders of facts for test modules, which cannot import this file."""
     return {"pod": a_pod, "model": a_model, "lease": lease, "told": told, "chart": chart}

@@ -317,9 +317,9 @@ def furnished(server: ApiServer) -> ApiServer:
 def test_status_of_one_model(furnished: ApiServer) -> None:
     done = fairlead(furnished, "status", "tiny", "-n", MODELS)
     assert done.returncode == 1, done.stderr
-    assert done.stdout.startswith("× chat/tiny  0/1 ready  vllm  hf://a/b")
+    assert done.stdout.startswith("× chat/tiny  0/1 ready  VLLM  hf://a/b")
     assert "Stalled True  ImagePullFailed" in done.stdout
-    assert "next: check engine.image, engine.imagePullSecrets and the way to the registry" in done.stdout
+    assert "next: check engine.image, engine.imagePullSecrets and the connection to the registry" in done.stdout
     assert "what engines say: not to be had" in done.stdout
     assert fairlead(furnished, "status", "chat/tiny").stdout.startswith("× chat/tiny  0/1 ready")
     found = json.loads(fairlead(furnished, "status", "tiny", "-o", "json").stdout)
@@ -364,7 +364,7 @@ def test_kubectl_get_shows_the_printer_columns(furnished: ApiServer) -> None:
     assert found is not None
     command = [str(found / "kubectl"), "--kubeconfig", str(furnished.kubeconfig), "get", "mdep", "-n", MODELS]
     lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
-    assert lines[0].split() == ["NAME", "CLIENT-NAME", "READY", "OBJECTIVES", "REASON", "AGE"]
+    assert lines[0].split() == ["NAME", "CLIENT-NAME", "READY", "SLO-MET", "REASON", "AGE"]
     assert lines[1].split()[:4] == ["tiny", "tiny", "0/1", "ImagePullFailed"]
 
 
@@ -386,7 +386,7 @@ def test_missing_permissions_are_reported_by_every_command(furnished: ApiServer,
         "unknown",
         "unknown",
     )
-    done = fairlead(furnished, "support-bundle", "-o", str(tmp_path / "b.tar.gz"), **jane)
+    done = fairlead(furnished, "support-bundle", "--out", str(tmp_path / "b.tar.gz"), **jane)
     assert done.returncode == 0
     assert "not in it: " in done.stderr
 
@@ -408,7 +408,7 @@ def test_unreachable_cluster_names_context_and_fix(furnished: ApiServer, tmp_pat
 
 
 def test_check_output_has_linkerd_form(furnished: ApiServer) -> None:
-    done = fairlead(furnished, "check", "-n", "elsewhere")
+    done = fairlead(furnished, "check", "--install-namespace", "elsewhere")
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert lines[0] == "kubernetes-api"

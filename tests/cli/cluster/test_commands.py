@@ -9,7 +9,6 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead.runtime.clock import ManualClock
 from fairlead_cli import target
-from fairlead_cli.cluster.access.connection import ClusterOptions
 from fairlead_cli.cluster.bundle import command as bundle_command
 from fairlead_cli.cluster.checks import command
 from fairlead_cli.cluster.checks.catalogue import all_checks
@@ -17,7 +16,7 @@ from fairlead_cli.cluster.checks.command import CheckOptions
 from fairlead_cli.cluster.checks.verdict import CheckOutcome, CheckResult, Verdict
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.local.run_directory import RunningStack
-from fairlead_cli.target import is_cluster_target
+from fairlead_cli.target import ClusterOptions, is_cluster_target
 
 BAD, GOOD = ((CheckResult(all_checks()[0], Verdict(mark)),) for mark in (CheckOutcome.FAILED, CheckOutcome.OK))
 Looks = list[tuple[CheckResult, ...] | ClusterUnreachable]

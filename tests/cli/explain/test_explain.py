@@ -198,7 +198,7 @@ def gateway() -> CannedServer:
 @pytest.mark.parametrize("named", [("req-1",), ()])
 def test_explain_takes_an_id_and_defaults_to_the_last_request(named: tuple[str, ...]) -> None:
     with gateway() as server:
-        done = explain(*named, "--manage", server.url, FAIRLEAD_MANAGE_TOKEN="secret")
+        done = explain("request", *named, "--manage", server.url, FAIRLEAD_MANAGE_TOKEN="secret")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("request req-1 · to chat/llama")
     assert "√ main-0" in done.stdout
@@ -207,7 +207,7 @@ def test_explain_takes_an_id_and_defaults_to_the_last_request(named: tuple[str, 
 
 def test_json_output_is_the_management_answer() -> None:
     with gateway() as server:
-        done = explain("req-1", "--manage", server.url, "--json")
+        done = explain("request", "req-1", "--manage", server.url, "-o", "json")
     assert done.returncode == 0, done.stderr
     assert msgspec.json.decode(done.stdout)["choices"][0]["rule"] == "affinity"
 
@@ -215,7 +215,7 @@ def test_json_output_is_the_management_answer() -> None:
 @pytest.mark.parametrize("request_id", ["nobody", "a/b?c"])
 def test_unknown_request_exits_1_with_possible_causes(request_id: str) -> None:
     with gateway() as server:
-        done = explain(request_id, "--manage", server.url)
+        done = explain("request", request_id, "--manage", server.url)
     assert (done.returncode, done.stdout) == (1, "")
     assert f"does not know request {request_id!r}" in done.stderr
     assert "x-fairlead-decision" in done.stderr
@@ -224,7 +224,7 @@ def test_unknown_request_exits_1_with_possible_causes(request_id: str) -> None:
 
 def test_gateway_without_requests_exits_1() -> None:
     with CannedServer({"/api/decisions": CannedResponse([b'{"decisions": []}'])}) as server:
-        done = explain("--manage", server.url)
+        done = explain("request", "--manage", server.url)
     assert done.returncode == 1
     assert "has routed no request yet" in done.stderr
 
@@ -232,14 +232,14 @@ def test_gateway_without_requests_exits_1() -> None:
 def test_closed_address_exits_3() -> None:
     with gateway() as server:
         gone = server.url
-    done = explain("req-1", "--manage", gone)
+    done = explain("request", "req-1", "--manage", gone)
     assert done.returncode == 3
     assert "does not answer" in done.stderr
 
 
 def test_foreign_page_is_not_taken_for_an_unknown_request() -> None:
     with CannedServer({"/api/decisions/req-1": CannedResponse([b"<html>not found</html>"], 404)}) as server:
-        done = explain("req-1", "--manage", server.url)
+        done = explain("request", "req-1", "--manage", server.url)
     assert done.returncode == 3
     assert "is not Fairlead's management API" in done.stderr
 
@@ -282,7 +282,7 @@ def test_file_with_a_json_request_is_sent_unchanged(tmp_path: Path) -> None:
     [
         (("-f", "prompt.txt"), "of which model is not said"),
         (("-m", "llama", "-f", "nothing.txt"), "nothing.txt cannot be read"),
-        (("-m", "llama"), "fairlead explain route -m MODEL -f FILE"),
+        (("-m", "llama"), "--file"),
     ],
 )
 def test_incomplete_route_query_names_the_missing_option(

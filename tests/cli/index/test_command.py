@@ -14,7 +14,7 @@ from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.index.command import run
-from fairlead_cli.index.options import IndexOptions
+from fairlead_cli.index.options import IndexOptions, IndexSource
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
 from fairlead_gateway.supervisor.peers.replication_hints import ReplicationHintPublisher
 from fairlead_kvstore.analysis.replication_hints import HotPrefix, replication_hints
@@ -154,7 +154,7 @@ def test_stats_counts_blocks_and_unique_blocks(server: Valkey, capsys: pytest.Ca
         assert (a["id"], a["blocks"], a["unique"], a["gpu"], a["block_size"]) == ("a", 13, 8, 13, 4)
         assert (b["id"], b["blocks"], b["unique"], b["following"], b["complete"]) == ("b", 5, 0, 1, True)
         assert (a["scale_down"], b["scale_down"]) == (2, 1)
-        assert b["scale_down_reason"] == "others hold all of its 5 blocks"
+        assert b["scale_down_reason"] == "other instances have all of its 5 blocks"
         assert await scene.run_command("stats") == 0
         assert "indexer-1 writes" in capsys.readouterr().out
 
@@ -197,9 +197,9 @@ def test_stats_of_an_unwritten_index_exits_1(server: Valkey, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        (b"meta", b"\x07rest", "the schema 7, which this release does not read"),
-        (b"at", b"rubbish", "holds no index"),
-        (header_field("a"), b"\x01rubbish", "no InstanceHeader"),
+        (b"meta", b"\x07rest", "schema 7, which this release cannot read"),
+        (b"at", b"rubbish", "has no index"),
+        (header_field("a"), b"\x01rubbish", "valid InstanceHeader"),
     ],
 )
 def test_damaged_and_foreign_parts_are_reported(
@@ -223,7 +223,7 @@ def test_damaged_and_foreign_parts_are_reported(
 
 
 def test_unreachable_redis_exits_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(IndexOptions("stats", redis=f"unix://{tmp_path}/none.sock")) == 3
+    assert run(IndexOptions("stats", source=IndexSource(f"unix://{tmp_path}/none.sock"))) == 3
     assert "no Redis answers" in capsys.readouterr().err
 
 
@@ -277,22 +277,16 @@ def test_ambiguous_model_name_lists_the_candidates(server: Valkey, tokens: Path)
 
 
 def test_redis_without_an_index_is_reported(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(IndexOptions("stats", redis=server.url)) == 1
+    assert run(IndexOptions("stats", source=IndexSource(server.url))) == 1
     assert "this Redis has no index" in capsys.readouterr().err
     with pytest.raises(BadInput) as raised:
-        run(IndexOptions("watch", redis=server.url))
+        run(IndexOptions("watch", source=IndexSource(server.url)))
     assert "does an indexer run" in str(raised.value)
 
 
-def test_option_of_another_action_is_refused(tokens: Path) -> None:
-    for asked in (
-        IndexOptions("stats", tokens=tokens),
-        IndexOptions("match"),
-        IndexOptions("watch", count=0),
-        IndexOptions("verify", kind="stored"),
-    ):
-        with pytest.raises(BadInput):
-            asked.validate()
+def test_count_below_one_batch_is_refused() -> None:
+    with pytest.raises(BadInput):
+        IndexOptions("watch", count=0).validate()
 
 
 # --- watch --------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""``fairlead explain scale`` and ``fairlead replay-scaling``, from arguments to exit codes, before a real autoscaler's port."""
+"""``fairlead explain scaling`` and ``fairlead replay-scaling``, from arguments to exit codes, before a real autoscaler's port."""
 
 import json
 import threading
@@ -15,8 +15,6 @@ from fairlead.errors import BadInput
 from fairlead_autoscaler.core import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingCore
 from fairlead_autoscaler.history.recorder import TickRecord, encode_record
 from fairlead_cli.app import build_app
-from fairlead_cli.local.run_directory import RunningStack
-from fairlead_cli.scaling import autoscaler_client
 from fairlead_cli.scaling.time_argument import parse_moment
 
 NOW = datetime(2026, 11, 21, 14, 0).timestamp()
@@ -73,32 +71,31 @@ def told(*words: str) -> int:
     return int(build_app()(words, result_action="return_value"))
 
 
-def test_explain_scale_accepts_short_name_or_no_name(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_scaling_accepts_short_name_or_no_name(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name in (["tiny"], ["default/tiny"], []):
-        assert told("explain", "scale", *name, "--manage", url) == 0
+        assert told("explain", "scaling", *name, "--autoscaler", url) == 0
         out = capsys.readouterr().out
         assert out.startswith("default/tiny at 2026-11-21 14:00:20, mode Auto\n")
         assert "planned: 1, by the rule " in out
 
 
-def test_explain_scale_at_an_earlier_and_a_dropped_time(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert told("explain", "scale", "tiny", "--at", f"{NOW + 7}", "--manage", url) == 0
+def test_explain_scaling_at_an_earlier_and_a_dropped_time(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told("explain", "scaling", "tiny", "--at", f"{NOW + 7}", "--autoscaler", url) == 0
     assert "14:00:05" in capsys.readouterr().out
-    assert told("explain", "scale", "tiny", "--at", f"{NOW - 7}", "--manage", url) == 1
+    assert told("explain", "scaling", "tiny", "--at", f"{NOW - 7}", "--autoscaler", url) == 1
     assert "no look is kept from then" in capsys.readouterr().err
 
 
 def test_wrong_usage_exits_2_and_unreachable_exits_3(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert told("explain", "scale", "tiny", "--at", "soon", "--manage", url) == 2
+    assert told("explain", "scaling", "tiny", "--at", "soon", "--autoscaler", url) == 2
     assert "--at: 'soon' is no moment (write it like 5m (ago), 14:05 or 2026-11-21T14:05)" in capsys.readouterr().err
-    assert told("explain", "scale", "huge", "--manage", url) == 1
+    assert told("explain", "scaling", "huge", "--autoscaler", url) == 1
     assert "there is: default/tiny" in capsys.readouterr().err
-    assert told("explain", "scale", "tiny", "--manage", "http://127.0.0.1:9") == 3
-    assert told("explain", "route", "--at", "5m") == 2
+    assert told("explain", "scaling", "tiny", "--autoscaler", "http://127.0.0.1:9") == 3
 
 
 def test_json_output_is_the_raw_answer(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert told("explain", "scale", "tiny", "--json", "--manage", url) == 0
+    assert told("explain", "scaling", "tiny", "-o", "json", "--autoscaler", url) == 0
     assert json.loads(capsys.readouterr().out)["model"]["name"] == "default/tiny"
 
 
@@ -106,7 +103,7 @@ def test_replay_from_autoscaler_and_from_files_is_equal(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
-    assert told("replay-scaling", "--manage", url) == 0
+    assert told("replay-scaling", "--autoscaler", url) == 0
     live = capsys.readouterr().out
     assert told("replay-scaling", str(tmp_path)) == 0
     assert capsys.readouterr().out == live
@@ -116,7 +113,7 @@ def test_replay_from_autoscaler_and_from_files_is_equal(
 
 def test_differences_show_both_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
-    assert told("replay-scaling", str(tmp_path), "--set", "freeze=true", "--model", "tiny", "--json") == 0
+    assert told("replay-scaling", str(tmp_path), "--set", "freeze=true", "--model", "tiny", "-o", "json") == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert {one["other"]["rule"] for one in found["moments"]} == {"frozen"}
     assert told("replay-scaling", str(tmp_path), "--model", "huge") == 1
@@ -134,13 +131,6 @@ def test_invalid_replay_options_are_named(tmp_path: Path, capsys: pytest.Capture
     ):
         assert told("replay-scaling", str(tmp_path), *words) == 2
         assert capsys.readouterr().err.startswith(f"fairlead replay-scaling: {said}")
-
-
-def test_gateway_address_selects_its_stack_autoscaler(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stacks = [RunningStack(1, "http://127.0.0.1:9000", "http://127.0.0.1:9001", 0.0, {}, "", True, autoscaler=url)]
-    monkeypatch.setattr(autoscaler_client, "running_stacks", lambda: stacks)
-    assert autoscaler_client.find_autoscaler(":9001") == url
-    assert autoscaler_client.find_autoscaler("http://127.0.0.1:9002") == "http://127.0.0.1:9002"
 
 
 @pytest.mark.parametrize(

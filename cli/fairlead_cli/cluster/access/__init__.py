@@ -1,3 +1,3 @@
 """Access to a cluster: `connection` (kubeconfig and API server), `exec_plugin` (login),
-`access_reviews`, `permissions`.
+`port_forward` (ports of pods), `access_reviews`, `permissions`.
 """

@@ -4,7 +4,6 @@ import os
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,25 +15,10 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli.cluster.access.exec_plugin import run_exec_plugin
 from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.target import ClusterOptions, kubeconfig_paths
 
 CLI_LIMITS: Final = Limits(kube_attempts=2, kube_connect_seconds=4.0, kube_response_seconds=20.0)
 """Short timeouts, because a person waits for the answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterOptions:
-    """Options that select a cluster: kubeconfig, context and namespace; None for kubectl's
-    defaults.
-    """
-
-    kubeconfig: Path | None = None
-    context: str | None = None
-    namespace: str | None = None
-
-    @property
-    def is_explicit(self) -> bool:
-        """Whether an option names a cluster."""
-        return any(option is not None for option in (self.kubeconfig, self.context, self.namespace))
 
 
 def resolve_access(
@@ -52,18 +36,6 @@ def resolve_access(
         )
     except ClusterConfigError as error:
         raise ClusterUnreachable(error.message, hint=_hint(error)) from None
-
-
-def kubeconfig_paths(options: ClusterOptions, environment: Mapping[str, str], home: Path) -> list[Path]:
-    """Returns the kubeconfig files to read, by kubectl's rules; none within a pod."""
-    if options.kubeconfig is not None:
-        return [options.kubeconfig]
-    if named := environment.get("KUBECONFIG", ""):
-        return [Path(part) for part in named.split(os.pathsep) if part]
-    default = home / ".kube" / "config"
-    if default.exists() or (options.context is not None and "KUBERNETES_SERVICE_HOST" not in environment):
-        return [default]
-    return []
 
 
 def _hint(error: ClusterConfigError) -> str:

@@ -14,7 +14,7 @@ from fairlead.errors import BadInput
 from fairlead.kube.client import KubeApi
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli import formatting
-from fairlead_cli.cluster.access.connection import ClusterOptions, connect, resolve_access
+from fairlead_cli.cluster.access.connection import connect, resolve_access
 from fairlead_cli.cluster.bundle.archive import BundlePart, PackedBundle, pack, write_archive
 from fairlead_cli.cluster.bundle.collector import build_scrubber, collect_parts
 from fairlead_cli.cluster.bundle.redaction import Scrubber
@@ -24,6 +24,7 @@ from fairlead_cli.cluster.checks.verdict import CheckResult
 from fairlead_cli.cluster.facts_collector import collect_facts
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, UNREACHABLE, report_failure
+from fairlead_cli.target import ClusterOptions
 
 _SHOWN: Final = 5
 
@@ -36,7 +37,7 @@ def run(options: ClusterOptions, target: Path | None) -> int:
     if path.is_dir():
         path = path / f"{name}.tar.gz"
     if path.exists():
-        raise BadInput(f"{path} is there already", field="--output", hint="name another file, or remove it")
+        raise BadInput(f"{path} is there already", field="--out", hint="name another file, or remove it")
     try:
         packed = asyncio.run(_build(options, clock))
     except ClusterUnreachable as error:
@@ -49,7 +50,7 @@ def run(options: ClusterOptions, target: Path | None) -> int:
 
 async def _build(way: ClusterOptions, clock: Clock) -> PackedBundle:
     async with connect(resolve_access(way)) as (api, version):
-        return await build_bundle(api, version, clock, way.namespace)
+        return await build_bundle(api, version, clock, way.install_namespace)
 
 
 async def build_bundle(api: KubeApi, version: str, clock: Clock, namespace: str | None) -> PackedBundle:

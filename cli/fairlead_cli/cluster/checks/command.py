@@ -8,14 +8,16 @@ from typing import Final
 
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead.units import parse_duration
-from fairlead_cli.cluster.access.connection import ClusterOptions, connect, resolve_access
+from fairlead_cli.cluster.access.connection import connect, resolve_access
 from fairlead_cli.cluster.checks.runner import has_failures, run_checks
-from fairlead_cli.cluster.checks.text_output import render_lines, summarize, to_json
+from fairlead_cli.cluster.checks.text_output import render_lines, summarize, to_plain
 from fairlead_cli.cluster.checks.verdict import CheckResult
 from fairlead_cli.cluster.facts_collector import DEFAULT_NAMESPACE, collect_facts
 from fairlead_cli.console import stdout_console
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
+from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.target import ClusterOptions
 
 RETRY_SECONDS: Final = 2.0
 Sleep = Callable[[float], Awaitable[object]]
@@ -28,7 +30,7 @@ class CheckOptions:
     cluster: ClusterOptions
     pre: bool = False
     wait: str | None = None
-    output: str = "table"
+    output: OutputFormat = "table"
 
 
 def run(options: CheckOptions) -> int:
@@ -42,8 +44,8 @@ def run(options: CheckOptions) -> int:
         results = asyncio.run(_check_until_passed(options, limit, clock, asyncio.sleep))
     except ClusterUnreachable as error:
         return report_failure("check", error, UNREACHABLE)
-    if options.output == "json":
-        print(to_json(results, before_install=options.pre))
+    if is_document(options.output):
+        print(format_document(to_plain(results, before_install=options.pre), options.output))
     else:
         print_results(results)
     return PROBLEM if has_failures(results) else OK
@@ -70,7 +72,7 @@ async def _check_until_passed(
 
 async def check_once(options: CheckOptions, clock: Clock) -> tuple[CheckResult, ...]:
     """Runs the checks once. Raises ClusterUnreachable."""
-    namespace = options.cluster.namespace or (DEFAULT_NAMESPACE if options.pre else None)
+    namespace = options.cluster.install_namespace or (DEFAULT_NAMESPACE if options.pre else None)
     async with connect(resolve_access(options.cluster)) as (api, version):
         return run_checks(
             await collect_facts(api, version, clock, namespace=namespace, before_install=options.pre),

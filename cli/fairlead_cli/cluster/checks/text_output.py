@@ -1,11 +1,10 @@
-"""Results of checks as text, in the form of ``linkerd check``, and as JSON."""
+"""Results of checks as text, in the form of ``linkerd check``, and as a document."""
 
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final
 
-import msgspec
 from rich.text import Text
 
 from fairlead_cli import formatting
@@ -76,7 +75,7 @@ def count_outcomes(results: Sequence[CheckResult]) -> dict[str, int]:
 
 
 def to_plain(results: Sequence[CheckResult], *, before_install: bool) -> dict[str, Any]:
-    """Returns the complete results for JSON."""
+    """Returns the complete results for a document."""
     return {
         "ok": not any(result.verdict.outcome is CheckOutcome.FAILED for result in results),
         "pre": before_install,
@@ -95,8 +94,3 @@ def to_plain(results: Sequence[CheckResult], *, before_install: bool) -> dict[st
             for result in results
         ],
     }
-
-
-def to_json(results: Sequence[CheckResult], *, before_install: bool) -> str:
-    """Returns the results as JSON text."""
-    return msgspec.json.format(msgspec.json.encode(to_plain(results, before_install=before_install))).decode()

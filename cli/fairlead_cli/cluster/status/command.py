@@ -14,7 +14,7 @@ from fairlead.names import closest_matches
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli.advice import Advice
 from fairlead_cli.cluster import pod_http
-from fairlead_cli.cluster.access.connection import ClusterOptions, connect, resolve_access, unreachable_error
+from fairlead_cli.cluster.access.connection import connect, resolve_access, unreachable_error
 from fairlead_cli.cluster.components import GATEWAY, with_component
 from fairlead_cli.cluster.facts_collector import list_objects, list_own_objects, read_server_clock
 from fairlead_cli.cluster.missing_value import MissingValue
@@ -22,17 +22,19 @@ from fairlead_cli.cluster.object_fields import namespace_name
 from fairlead_cli.cluster.pod_http import PodReport
 from fairlead_cli.cluster.status.advice import advise
 from fairlead_cli.cluster.status.model_report import ModelFacts, ModelReport, build_report
-from fairlead_cli.cluster.status.tree import render_table, render_tree, to_json, to_plain
+from fairlead_cli.cluster.status.tree import render_table, render_tree, to_plain
 from fairlead_cli.console import program_name, stdout_console
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
+from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.target import ClusterOptions
 
 _MAX_EVENTS: Final = 500
 """Events read of a model and its pods; the API server keeps an hour of them."""
 _MAX_GATEWAYS: Final = 8
 
 
-def run(model: str | None, options: ClusterOptions, output: str) -> int:
+def run(model: str | None, options: ClusterOptions, output: OutputFormat) -> int:
     """Collects, reports, prints and returns the exit code. Raises BadInput for an unknown model."""
     try:
         return asyncio.run(_run(model, options, output, SystemClock()))
@@ -40,15 +42,14 @@ def run(model: str | None, options: ClusterOptions, output: str) -> int:
         return report_failure("status", error, UNREACHABLE)
 
 
-async def _run(model: str | None, way: ClusterOptions, output: str, clock: Clock) -> int:
+async def _run(model: str | None, way: ClusterOptions, output: OutputFormat, clock: Clock) -> int:
     access = resolve_access(way)
     async with connect(access) as (api, _):
         try:
             if model is None:
                 return await _print_all(api, way, output, clock)
-            model_report = build_report(
-                await collect_model_facts(api, await find_model(api, model, way.namespace), clock)
-            )
+            found = await find_model(api, model, way.namespace)
+            model_report = build_report(await collect_model_facts(api, found, clock, way.install_namespace))
         except Unreachable as error:
             raise unreachable_error(error, access) from None
     advice = advise(model_report, program_name())
@@ -56,21 +57,22 @@ async def _run(model: str | None, way: ClusterOptions, output: str, clock: Clock
     return PROBLEM if advice.is_problem else OK
 
 
-async def _print_all(api: KubeApi, way: ClusterOptions, output: str, clock: Clock) -> int:
+async def _print_all(api: KubeApi, way: ClusterOptions, output: OutputFormat, clock: Clock) -> int:
     """Prints every visible model without its pods and engines, which need ``status NAME``."""
     models = await _models(api, way.namespace)
     now, _ = await read_server_clock(api, clock)
     reports = [build_report(ModelFacts(model, (), (), MissingValue("not asked"), now)) for model in models]
     advices = [advise(model, program_name()) for model in reports]
-    if output == "json":
-        print(to_json([to_plain(model, advice) for model, advice in zip(reports, advices, strict=True)]))
+    if is_document(output):
+        plain = [to_plain(model, advice) for model, advice in zip(reports, advices, strict=True)]
+        print(format_document(plain, output))
     elif not models:
         where = f" in {way.namespace}" if way.namespace else ""
         print(f"there is no ModelDeployment{where}; examples/ has some to begin with", file=sys.stderr)
     else:
-        print(render_table(models, now))
+        print(render_table(models, now, is_wide=output == "wide"))
     failing = [model.key for model, advice in zip(reports, advices, strict=True) if advice.is_problem]
-    if failing and output != "json":
+    if failing and not is_document(output):
         namespace, _, name = failing[0].partition("/")
         print(f"\nnext: {program_name()} status {name} -n {namespace}", file=sys.stderr)
     return PROBLEM if failing else OK
@@ -138,13 +140,15 @@ async def find_model(api: KubeApi, name: str, namespace: str | None) -> Manifest
     raise BadInput(f"no model is called {name!r}", field="MODEL", hint=f"there is: {', '.join(keys) or 'none'}")
 
 
-async def collect_model_facts(api: KubeApi, model: Manifest, clock: Clock) -> ModelFacts:
+async def collect_model_facts(
+    api: KubeApi, model: Manifest, clock: Clock, install_namespace: str | None = None
+) -> ModelFacts:
     """Returns a model with its pods, their events, and the gateways' reports."""
     (now, _), pods, events, gateways = await asyncio.gather(
         read_server_clock(api, clock),
         list_objects(api, PODS, namespace_name(model), f"{MODEL_LABEL}={name_of(model)}"),
         _events(api, model),
-        _gateways(api),
+        _gateways(api, install_namespace),
     )
     names = set() if isinstance(pods, MissingValue) else {name_of(pod) for pod in pods}
     return ModelFacts(model, pods, _related_events(events, names), gateways, now)
@@ -172,18 +176,18 @@ def _related_events(events: Sequence[Manifest] | MissingValue, pods: set[str]) -
     ]
 
 
-async def _gateways(api: KubeApi) -> Sequence[PodReport] | MissingValue:
+async def _gateways(api: KubeApi, install_namespace: str | None) -> Sequence[PodReport] | MissingValue:
     """Returns the report of each gateway's pod."""
-    pods = await list_own_objects(api, PODS, None)
+    pods = await list_own_objects(api, PODS, install_namespace)
     if isinstance(pods, MissingValue):
         return MissingValue(f"no gateway was found: {pods.reason}")
     gateways = [pod for pod in with_component(pods, GATEWAY) if not is_deleting(pod)][:_MAX_GATEWAYS]
     return await asyncio.gather(*(pod_http.query_gateway(api, pod) for pod in gateways))
 
 
-def _print(model_report: ModelReport, advice: Advice, output: str) -> None:
-    if output == "json":
-        print(to_json(to_plain(model_report, advice)))
+def _print(model_report: ModelReport, advice: Advice, output: OutputFormat) -> None:
+    if is_document(output):
+        print(format_document(to_plain(model_report, advice), output))
         return
     stdout_console().print(
         render_tree(model_report, advice)

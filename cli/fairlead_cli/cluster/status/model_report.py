@@ -256,3 +256,10 @@ def table_row(model: Manifest) -> tuple[str, str, str, str, str, str, str]:
         str(objectives.get("status")) if objectives else "",
         str(ready.get("reason")) if ready else "",
     )
+
+
+def wide_cells(model: Manifest) -> tuple[str, str]:
+    """Returns what ``-o wide`` adds to the row: pools with their replicas, and the model's URI."""
+    pools = status_of(model).get("pools") or []
+    counts = (f"{pool.get('name')} {pool.get('ready', 0)}/{pool.get('desired', 0)}" for pool in pools)
+    return ", ".join(counts), str((spec_of(model).get("model") or {}).get("uri") or "")

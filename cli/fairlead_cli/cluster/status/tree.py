@@ -1,10 +1,9 @@
-"""A model's report as a tree for a terminal and as JSON; and the table of all models."""
+"""A model's report as a tree for a terminal and as a document; and the table of all models."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-import msgspec
 from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
@@ -16,7 +15,14 @@ from fairlead_cli.advice import Advice
 from fairlead_cli.cluster.object_fields import Condition, shorten
 from fairlead_cli.cluster.status.advice import revision_note
 from fairlead_cli.cluster.status.engine_signals import EngineSignals
-from fairlead_cli.cluster.status.model_report import EventReport, InstanceReport, ModelReport, PoolReport, table_row
+from fairlead_cli.cluster.status.model_report import (
+    EventReport,
+    InstanceReport,
+    ModelReport,
+    PoolReport,
+    table_row,
+    wide_cells,
+)
 from fairlead_cli.cluster.timestamps import format_age, parse_time
 
 STATE_STYLES: Final = {
@@ -29,7 +35,8 @@ STATE_STYLES: Final = {
 }
 _STALE_SECONDS: Final = 10.0
 _MAX_MESSAGE: Final = 240
-TABLE_HEADINGS: Final = ("NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "OBJECTIVES", "REASON", "AGE")
+TABLE_HEADINGS: Final = ("NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "SLO-MET", "REASON", "AGE")
+WIDE_HEADINGS: Final = ("POOLS", "URI")
 
 
 def render_tree(report: ModelReport, advice: Advice) -> RenderableType:
@@ -150,7 +157,7 @@ def _event(event: EventReport, now: float) -> Text:
 
 
 def to_plain(report: ModelReport, advice: Advice) -> dict[str, Any]:
-    """Returns the complete report for JSON; null is unknown."""
+    """Returns the complete report for a document; null is unknown."""
     return {
         "key": report.key,
         "client_name": report.client_name,
@@ -169,21 +176,10 @@ def to_plain(report: ModelReport, advice: Advice) -> dict[str, Any]:
     }
 
 
-def to_json(value: object) -> str:
-    """Returns a value as JSON text."""
-    return msgspec.json.format(msgspec.json.encode(value)).decode()
-
-
-def render_table(models: Sequence[Manifest], now: float) -> str:
-    """Returns a table like kubectl's, with columns as wide as needed."""
-    rows = [
-        TABLE_HEADINGS,
-        *(
-            (*table_row(model), format_age(parse_time(metadata_of(model).get("creationTimestamp")), now))
-            for model in models
-        ),
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(TABLE_HEADINGS))]
-    return "\n".join(
-        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+def render_table(models: Sequence[Manifest], now: float, *, is_wide: bool = False) -> str:
+    """Returns a table like kubectl's. ``is_wide``: with pools and the model's URI."""
+    rows = [(*TABLE_HEADINGS, *WIDE_HEADINGS[: 2 * is_wide])]
+    for model in models:
+        age = format_age(parse_time(metadata_of(model).get("creationTimestamp")), now)
+        rows.append((*table_row(model), age, *wide_cells(model)[: 2 * is_wide]))
+    return formatting.align_columns(rows)

@@ -1,1 +1,1 @@
-"""Verbs that run models on this machine: ``up``, ``chat``, ``demo``."""
+"""Verbs of this machine: ``up``, ``demo``, ``local status``."""

@@ -39,9 +39,9 @@ def convert(
     Exits 0 when all is converted, and 1 when a manifest cannot be: nothing is written then.
     Exits 2 on wrong usage, 3 when no API server can be reached.
     """
-    from fairlead_cli.cluster.access.connection import ClusterOptions
     from fairlead_cli.cluster.conversion import convert_cluster
     from fairlead_cli.manifest_conversion import convert_files
+    from fairlead_cli.target import ClusterOptions
 
     paths = collect_paths(convert, files, file)
     if cluster and (paths or in_place):

@@ -1,72 +1,119 @@
 """``fairlead explain``: routing of a request or a prompt, and scaling of a model."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from fairlead_cli.output import OutputFlag
+from fairlead_cli.target import ClusterOptions, InstallationOptions, ModelFlag, qualified_name
 
-def explain(
-    what: Annotated[
+ManageFlag = Annotated[
+    str | None,
+    Parameter(help="A gateway's management address. Default: that of the running `fairlead up`, else of the cluster."),
+]
+_CLUSTER, _INSTALLATION = ClusterOptions(), InstallationOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySource:
+    """Flags that select the gateway to query: by its address, or by its cluster."""
+
+    manage: ManageFlag = None
+    cluster: Annotated[ClusterOptions, Parameter(name="*")] = _CLUSTER
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaysSource:
+    """Flags that select the gateways to query: by an address, or by their installation."""
+
+    manage: ManageFlag = None
+    installation: Annotated[InstallationOptions, Parameter(name="*")] = _INSTALLATION
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscalerSource:
+    """Flags that select the autoscaler to query: by its address, or by its cluster."""
+
+    autoscaler: Annotated[
         str | None,
-        Parameter(
-            help="A request's id, from the header x-fairlead-decision; without: the last request. The word route: where a "
-            "prompt would go just now. The word scale: why a model has as many replicas as it has."
-        ),
+        Parameter(help="An autoscaler's address. Default: that of the running `fairlead up`, else of the cluster."),
+    ] = None
+    cluster: Annotated[ClusterOptions, Parameter(name="*")] = _CLUSTER
+
+
+_GATEWAY, _GATEWAYS, _AUTOSCALER = GatewaySource(), GatewaysSource(), AutoscalerSource()
+
+
+def explain_request(
+    request_id: Annotated[
+        str | None,
+        Parameter(name="ID", help="Its id, from the header x-fairlead-decision. Default: the last request."),
     ] = None,
-    of: Annotated[str | None, Parameter(help="Of scale: the model; without, the only one that is scaled.")] = None,
     /,
     *,
-    model: Annotated[
-        str | None, Parameter(name=["--model", "-m"], help="Of route: the model, as a client names it.")
-    ] = None,
+    source: Annotated[GatewaysSource, Parameter(name="*")] = _GATEWAYS,
+    output: OutputFlag = "table",
+) -> int:
+    """Explain why a request went to its instance.
+
+    Shows every attempt with all candidates, their inputs and ages, the rule, and why other
+    candidates were not chosen. Then the hand-off from prefill to decode, and the outcome. JSON and
+    YAML are the management API's own answer.
+
+    Exits 0 with an answer, 1 when the request is not in the log, 2 on wrong usage, 3 when no
+    gateway can be reached.
+    """
+    from fairlead_cli.explain.command import run_request
+
+    return run_request(request_id, source.manage, source.installation.cluster, output)
+
+
+def explain_route(
+    model: ModelFlag = None,
+    *,
     file: Annotated[
-        str | None,
+        str,
         Parameter(
             name=["--file", "-f"],
             allow_leading_hyphen=True,
-            help="Of route: a file with the prompt, or with a whole request in JSON; - is standard input.",
+            help="A file with the prompt, or with a whole request in JSON; - is standard input.",
         ),
-    ] = None,
-    session: Annotated[str | None, Parameter(help="Of route: the conversation, as in the header x-session-id.")] = None,
-    at: Annotated[
-        str | None,
-        Parameter(
-            help="Of scale: as it was then: 5m (ago), 14:05, an ISO date and time, or Unix seconds. Default: now."
-        ),
-    ] = None,
-    manage: Annotated[
-        str | None,
-        Parameter(
-            help="The gateway's management address, of scale the autoscaler's. Default: those of the running `fairlead up`."
-        ),
-    ] = None,
-    json: Annotated[bool, Parameter(negative=(), help="Print the management API's own answer.")] = False,
+    ],
+    session: Annotated[str | None, Parameter(help="The conversation, as in the header x-session-id.")] = None,
+    source: Annotated[GatewaySource, Parameter(name="*")] = _GATEWAY,
+    output: OutputFlag = "table",
 ) -> int:
-    """Say why a request went to its instance, where a prompt would go, or why a model has so many
-    replicas.
+    """Explain where a prompt would go now, and why. Nothing is sent to an engine or stored.
 
-    Of a request: every attempt with all candidates, their inputs and ages, the rule, and why other
-    candidates were not chosen. Then the hand-off from prefill to decode, and the outcome.
-
-    `explain route -m MODEL -f prompt.txt` asks a gateway where that prompt would go now, and why;
-    nothing is sent or stored.
-
-    `explain scale MODEL` asks the autoscaler for its observation, the inputs of its decision line
-    by line, the rule, and whether the decision was written.
-
-    Exits 0 with an answer, 2 on wrong usage, 3 when no gateway can be reached. Exits 1 when the
-    request is not in the log or would be refused.
+    Exits 0 with an answer, 1 when the request would be refused, 2 on wrong usage, 3 when no gateway
+    can be reached.
     """
-    from fairlead_cli.explain.command import RouteQuery, print_usage, run_request, run_route
+    from fairlead_cli.explain.command import RouteQuery, run_route
 
-    if what == "scale" and model is None and file is None and session is None:
-        from fairlead_cli.scaling.explain_command import run as run_scale
+    query = RouteQuery(qualified_name(model, source.cluster.namespace), file, session)
+    return run_route(query, source.manage, source.cluster, output)
 
-        return run_scale(of, at, manage, json)
-    if of is not None or at is not None:
-        return print_usage()
-    if what == "route" and file is not None:
-        return run_route(RouteQuery(model, file, session), manage, json)
-    if what == "route" or model is not None or file is not None or session is not None:
-        return print_usage()
-    return run_request(what, manage, json)
+
+def explain_scaling(
+    model: ModelFlag = None,
+    *,
+    at: Annotated[
+        str | None, Parameter(help="As it was then: 5m (ago), 14:05, an ISO date and time, or Unix seconds.")
+    ] = None,
+    source: Annotated[AutoscalerSource, Parameter(name="*")] = _AUTOSCALER,
+    output: OutputFlag = "table",
+) -> int:
+    """Explain why a model has as many replicas as it has.
+
+    Shows the autoscaler's observation, the inputs of its decision line by line, the rule, and
+    whether the decision was written.
+
+    Exits 0 with an answer, 1 when nothing is known of the model, 2 on wrong usage, 3 when no
+    autoscaler can be reached.
+    """
+    from fairlead_cli.scaling.explain_command import ScalingQuery, run
+
+    return run(
+        ScalingQuery(qualified_name(model, source.cluster.namespace), at), source.autoscaler, source.cluster, output
+    )

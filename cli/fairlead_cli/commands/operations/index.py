@@ -1,37 +1,95 @@
-"""``fairlead index``: state, consistency and changes of the index in Redis."""
+"""``fairlead index``: state, consistency and changes of the index in Redis.
 
-from dataclasses import replace
+The verbs read Redis as a gateway does and change nothing. Hashes of prompts need the installation's
+secret, the same as gateways and the indexer have.
+"""
+
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from fairlead_cli.index.options import IndexOptions
+from fairlead_cli.index.options import IndexOptions, IndexSource
+from fairlead_cli.output import OutputFlag, OutputFormat
+from fairlead_cli.target import ModelFlag
 
-_DEFAULTS = IndexOptions()
+_Source = Annotated[IndexSource, Parameter(name="*")]
+_HERE = IndexSource()
+_InstanceFlag = Annotated[str | None, Parameter(help="Only instances whose id begins like this.")]
 
 
-def index(
-    action: Annotated[
-        Literal["stats", "match", "verify", "watch"],
-        Parameter(
-            help="stats: who writes it, and what each instance holds; match: who holds a prompt, how far, in which tier; verify: "
-            "compare it with itself and with what engines can replay; watch: what changes, as it changes."
-        ),
-    ] = "stats",
-    /,
-    *,
-    options: Annotated[IndexOptions, Parameter(name="*")] = _DEFAULTS,
-) -> int:
-    """Look into the index: which instances have which prefix cached, whether that is right, and
-    what changes.
+def index_stats(model: ModelFlag = None, *, source: _Source = _HERE, output: OutputFlag = "table") -> int:
+    """Show who writes the index of each model, and what each instance has cached.
 
-    It reads Redis as a gateway does and changes nothing. Hashes of prompts need the installation's
-    secret (FAIRLEAD_HASH_SECRET), the same as gateways and the indexer have. `verify` asks engines
-    for their published events, when their addresses can be reached.
-
-    Exits 0 when all is well, 2 on wrong usage or an unknown model, 3 when Redis cannot be reached.
-    Exits 1 when the index is unusable, not written, or differs in verify.
+    Exits 0 when all is well, 1 when an index is unusable, incomplete or not written, 2 on wrong
+    usage or an unknown model, 3 when Redis cannot be reached.
     """
+    return _run(IndexOptions("stats", model, source, output=output))
+
+
+def index_match(
+    *,
+    model: ModelFlag = None,
+    tokens: Annotated[
+        Path,
+        Parameter(
+            allow_leading_hyphen=True, help="A file with the prompt's token ids, a JSON list; - is standard input."
+        ),
+    ],
+    adapter: Annotated[str | None, Parameter(help="The LoRA adapter that the request names.")] = None,
+    salt: Annotated[str | None, Parameter(help="The request's cache_salt.")] = None,
+    source: _Source = _HERE,
+    output: Annotated[OutputFormat, Parameter(name=["--output", "-o"], help="JSON, YAML or a table.")] = "json",
+) -> int:
+    """Show which instances have a prompt cached, how far, and in which tier.
+
+    The hashes need the secret of the installation: FAIRLEAD_HASH_SECRET, else that of the stack or
+    the cluster.
+
+    Exits 0 with an answer, 1 when the index is unusable or not written, 2 on wrong usage or an
+    unknown model, 3 when Redis cannot be reached.
+    """
+    return _run(IndexOptions("match", model, source, tokens, adapter, salt, output=output))
+
+
+def index_verify(
+    model: ModelFlag = None,
+    *,
+    instance: _InstanceFlag = None,
+    source: _Source = _HERE,
+    output: OutputFlag = "table",
+) -> int:
+    """Compare the index with itself, and with what engines can replay.
+
+    It asks engines for their published events where their addresses can be reached from here.
+
+    Exits 0 when nothing differs, 1 when something does or the index is unusable, 2 on wrong usage
+    or an unknown model, 3 when Redis cannot be reached.
+    """
+    return _run(IndexOptions("verify", model, source, instance=instance, output=output))
+
+
+def index_watch(
+    model: ModelFlag = None,
+    *,
+    instance: _InstanceFlag = None,
+    kind: Annotated[
+        Literal["stored", "removed", "cleared", "marked"] | None,
+        Parameter(help="Only batches that have such a change, and only these."),
+    ] = None,
+    count: Annotated[int | None, Parameter(help="End after so many batches.")] = None,
+    source: _Source = _HERE,
+    output: OutputFlag = "table",
+) -> int:
+    """Print changes of the index as they happen, one batch a line, until Ctrl-C.
+
+    Exits 0 after --count batches, 1 when the index is not written, 2 on wrong usage or an unknown
+    model, 3 when Redis cannot be reached.
+    """
+    return _run(IndexOptions("watch", model, source, instance=instance, kind=kind, count=count, output=output))
+
+
+def _run(options: IndexOptions) -> int:
     from fairlead_cli.index.command import run
 
-    return run(replace(options, action=action))
+    return run(options)

@@ -5,13 +5,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from fairlead_cli.commands.operations.explain import AutoscalerSource
+from fairlead_cli.output import OutputFlag
+from fairlead_cli.target import ModelFlag, qualified_name
+
+_AUTOSCALER = AutoscalerSource()
+
 
 def replay_scaling(
     recording: Annotated[
-        Path | None,
-        Parameter(
-            help="A recording, a file or a folder. Without: what the autoscaler of the running stack still knows."
-        ),
+        Path | None, Parameter(help="A recording, a file or a folder. Default: what the autoscaler still knows.")
     ] = None,
     /,
     *,
@@ -22,24 +25,23 @@ def replay_scaling(
             help="What to change, such as spread_sigmas=1.5, window_seconds=120 or target=0.99. Can be given again.",
         ),
     ] = (),
-    model: Annotated[str | None, Parameter(name=["--model", "-m"], help="Only this model.")] = None,
+    model: ModelFlag = None,
     since: Annotated[
         str | None, Parameter(help="Only from then on: 20m (ago), 14:05, an ISO date and time, or Unix seconds.")
     ] = None,
-    manage: Annotated[
-        str | None, Parameter(help="An autoscaler's address. Default: that of the running `fairlead up`.")
-    ] = None,
-    json: Annotated[bool, Parameter(negative=(), help="Print every moment, with the numbers that decided.")] = False,
+    source: Annotated[AutoscalerSource, Parameter(name="*")] = _AUTOSCALER,
+    output: OutputFlag = "table",
 ) -> int:
     """Replay the autoscaler's core on its observations, with recorded and with changed settings,
     and show the differences.
 
     The observations stay as they were: a replay shows what would have been decided at each moment,
-    not its consequences.
+    not its consequences. JSON and YAML have every moment, with the numbers that decided.
 
     Exits 0 with a result, 1 when nothing of that model is recorded, 2 on wrong usage, 3 when no
     autoscaler can be reached.
     """
+    name = qualified_name(model, source.cluster.namespace)
     from fairlead_cli.scaling.replay_command import ReplayScalingOptions, run
 
-    return run(ReplayScalingOptions(recording, set, model, since, manage, json))
+    return run(ReplayScalingOptions(recording, set, name, since, source.autoscaler, source.cluster, output))

@@ -1,48 +1,80 @@
-"""``fairlead rollout``: pauses, resumes, undoes and follows the rollout of a model."""
+"""``fairlead rollout``: follows, pauses, resumes and undoes the rollout of a model.
 
-from pathlib import Path
-from typing import Annotated, Literal
+All of it is one field and one annotation of the ModelDeployment, which kubectl can write too; the
+operator's guide says how.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
 
 from cyclopts import Parameter
 
+from fairlead_cli.output import OutputFlag
+from fairlead_cli.target import ContextFlag, KubeconfigFlag, ModelFlag, NamespaceFlag
 
-def rollout(
-    action: Annotated[
-        Literal["status", "pause", "resume", "undo"],
-        Parameter(
-            help="status: which revision runs and how far it is; pause: changes of the spec wait; undo: run an earlier revision, "
-            "the spec stays; resume: run what the spec says, which ends a pause and an undo."
-        ),
-    ] = "status",
-    model: Annotated[str | None, Parameter(help="Its name; may be left out where the namespace has only one.")] = None,
-    /,
-    *,
-    to: Annotated[
-        int | None, Parameter(help="With undo: the revision to run. Default: the one before what runs.")
-    ] = None,
+
+@dataclass(frozen=True, slots=True)
+class RolloutFlags:
+    """The flags of all verbs of a rollout."""
+
     wait: Annotated[
         str | None,
-        Parameter(
-            help="Afterwards, wait until all instances are of the revision that runs, for at most this long, such as 10m."
-        ),
-    ] = None,
-    namespace: Annotated[
-        str | None, Parameter(name=["--namespace", "-n"], help="The model's namespace. Default: the context's.")
-    ] = None,
-    context: Annotated[str | None, Parameter(help="A context of the kubeconfig. Default: its current one.")] = None,
-    kubeconfig: Annotated[
-        Path | None, Parameter(help="The kubeconfig. Default: KUBECONFIG, else ~/.kube/config.")
-    ] = None,
-) -> int:
-    """Pause, resume, undo and follow the rollout of a model in a cluster.
+        Parameter(help="Wait until all instances have the running revision, for at most this long, such as 10m."),
+    ] = None
+    namespace: NamespaceFlag = None
+    context: ContextFlag = None
+    kubeconfig: KubeconfigFlag = None
+    output: OutputFlag = "table"
 
-    All of it is one field and one annotation of the ModelDeployment, which kubectl can write too;
-    the operator's guide says how.
 
-    Exits 0 when done, 2 on wrong usage, 3 when no API server can be reached. `status` and --wait
-    exit 1 until every instance has the running revision and is ready.
+_Flags = Annotated[RolloutFlags, Parameter(name="*")]
+_DEFAULTS = RolloutFlags()
+
+
+def rollout_status(model: ModelFlag = None, *, flags: _Flags = _DEFAULTS) -> int:
+    """Show which revision of a model runs, how far it is, and which revisions are stored.
+
+    Exits 0 when every instance has the running revision and is ready, 1 until then, 2 on wrong
+    usage, 3 when no API server can be reached.
     """
-    from fairlead_cli.cluster.access.connection import ClusterOptions
-    from fairlead_cli.rollouts.command import RolloutOptions, run
+    return _run("status", model, flags)
 
-    return run(RolloutOptions(ClusterOptions(kubeconfig, context, namespace), action, model, to, wait))
+
+def rollout_pause(model: ModelFlag = None, *, flags: _Flags = _DEFAULTS) -> int:
+    """Pause the rollouts of a model: changes of its spec wait, numbers of instances still follow.
+
+    Exits 0 when done, 1 when --wait ended first, 2 on wrong usage, 3 when no API server can be
+    reached.
+    """
+    return _run("pause", model, flags)
+
+
+def rollout_resume(model: ModelFlag = None, *, flags: _Flags = _DEFAULTS) -> int:
+    """Run what the spec of a model says. This ends a pause and an undo.
+
+    Exits 0 when done, 1 when --wait ended first, 2 on wrong usage, 3 when no API server can be
+    reached.
+    """
+    return _run("resume", model, flags)
+
+
+def rollout_undo(
+    model: ModelFlag = None,
+    *,
+    to: Annotated[int | None, Parameter(help="The revision to run. Default: the one before what runs.")] = None,
+    flags: _Flags = _DEFAULTS,
+) -> int:
+    """Run an earlier revision of a model. The spec stays as it is.
+
+    Exits 0 when done, 1 when --wait ended first, 2 on wrong usage, 3 when no API server can be
+    reached.
+    """
+    return _run("undo", model, flags, to)
+
+
+def _run(action: str, model: str | None, flags: RolloutFlags, to: int | None = None) -> int:
+    from fairlead_cli.rollouts.command import RolloutOptions, run
+    from fairlead_cli.target import ClusterOptions
+
+    cluster = ClusterOptions(flags.kubeconfig, flags.context, flags.namespace)
+    return run(RolloutOptions(cluster, action, model, to, flags.wait, flags.output))

@@ -5,23 +5,17 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from fairlead_cli.target import InstallationOptions
+
+_DEFAULTS = InstallationOptions()
+
 
 def support_bundle(
     *,
-    output: Annotated[
-        Path | None,
-        Parameter(name=["--output", "-o"], help="The file, or a folder for it. Default: one named by the time, here."),
+    out: Annotated[
+        Path | None, Parameter(help="The file, or a folder for it. Default: one named by the time, here.")
     ] = None,
-    namespace: Annotated[
-        str | None,
-        Parameter(
-            name=["--namespace", "-n"], help="The namespace of the installation. Default: found by the chart's labels."
-        ),
-    ] = None,
-    context: Annotated[str | None, Parameter(help="A context of the kubeconfig. Default: its current one.")] = None,
-    kubeconfig: Annotated[
-        Path | None, Parameter(help="The kubeconfig. Default: KUBECONFIG, else ~/.kube/config.")
-    ] = None,
+    installation: Annotated[InstallationOptions, Parameter(name="*")] = _DEFAULTS,
 ) -> int:
     """Write a redacted archive of what Fairlead has in a cluster.
 
@@ -34,7 +28,6 @@ def support_bundle(
 
     Exits 0 when it was written, 2 on wrong usage, 3 when no API server can be reached.
     """
-    from fairlead_cli.cluster.access.connection import ClusterOptions
     from fairlead_cli.cluster.bundle.command import run
 
-    return run(ClusterOptions(kubeconfig, context, namespace), output)
+    return run(installation.cluster, out)

@@ -63,10 +63,10 @@ class ManagedProcess:
         self.started_at: float | None = None
         self.ready_at: float | None = None
         self._command = command
-        self._ready = wait_ready
-        self._guard = reaper
+        self._wait_ready = wait_ready
+        self._reaper = reaper
         self._clock = clock
-        self._changed = on_change
+        self._on_change = on_change
         self._sleep = sleep
         self._log = log
         self._stopping = asyncio.Event()
@@ -115,7 +115,7 @@ class ManagedProcess:
         self.starts += 1
         self.started_at, self.ready_at = self._clock.now(), None
         try:
-            self.child = await ChildProcess.start(self.name, self._command(), self._guard, self._log)
+            self.child = await ChildProcess.start(self.name, self._command(), self._reaper, self._log)
         except (OSError, FairleadError) as error:  # no process or no port to be had: as if it had died
             self.exit_reason = str(error)
             return 0.0
@@ -129,7 +129,7 @@ class ManagedProcess:
 
     async def _life(self, child: ChildProcess) -> float:
         """Waits from the start to the end of a process; returns the seconds that it was ready."""
-        readiness = asyncio.ensure_future(self._ready(child))
+        readiness = asyncio.ensure_future(self._wait_ready(child))
         both: set[asyncio.Future[Any]] = {readiness, child.exited}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if child.exited.done():
@@ -153,7 +153,7 @@ class ManagedProcess:
 
     def _enter(self, phase: ProcessPhase) -> None:
         self.phase = phase
-        self._changed(self)
+        self._on_change(self)
 
 
 def describe_exit(code: int) -> str:

@@ -104,7 +104,7 @@ class AutoscalerSync:
         self._models = tuple(models)
         self._supervisor = supervisor
         self._clock = clock
-        self._told = on_event
+        self._on_event = on_event
         self._last: LocalState | None = None
         self._seen: object = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -144,7 +144,7 @@ class AutoscalerSync:
         try:
             targets = read_desired(self._wishes).pools
         except Unavailable as error:
-            self._told(f"what the autoscaler wants cannot be read: {error.message}")
+            self._on_event(f"what the autoscaler wants cannot be read: {error.message}")
             self._seen = version
             return
         self._seen = version
@@ -156,7 +156,7 @@ class AutoscalerSync:
                 if target is None or (target.replicas, target.asleep) == current:
                     continue
                 if (reason := rejection_reason(model, facts, target)) is not None:
-                    self._told(reason)
+                    self._on_event(reason)
                 else:
                     task = asyncio.get_running_loop().create_task(self._scale(model.key, facts.name, target))
                     self._tasks.add(task)
@@ -166,7 +166,7 @@ class AutoscalerSync:
         try:
             await self._supervisor.scale(key, pool, target.replicas, target.leaving, target.asleep)
         except FairleadError as error:
-            self._told(f"{pool} of {key} cannot be brought to {target.replicas}: {error}")
+            self._on_event(f"{pool} of {key} cannot be brought to {target.replicas}: {error}")
 
 
 def _file_version(path: Path) -> object:

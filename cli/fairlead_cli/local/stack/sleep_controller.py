@@ -50,12 +50,12 @@ class SleepController:
         on_rejected: Callable[[EngineProcess], None],
         kill: Callable[[EngineProcess], Awaitable[None]],
     ) -> None:
-        self._bed = calls
-        self._idle = is_idle
+        self._calls = calls
+        self._is_idle = is_idle
         self._clock = clock
-        self._changed = on_change
-        self._told = on_event
-        self._failed = on_rejected
+        self._on_change = on_change
+        self._on_event = on_event
+        self._on_rejected = on_rejected
         self._kill = kill
         self._tasks: dict[EngineProcess, asyncio.Task[None]] = {}
 
@@ -105,17 +105,17 @@ class SleepController:
         assert level is not None
         try:
             for url in unit.urls():
-                await self._bed.sleep(url, level)
+                await self._calls.sleep(url, level)
         except FairleadError as error:
-            self._told(f"{unit.name} does not sleep: {error}")
+            self._on_event(f"{unit.name} does not sleep: {error}")
             unit.should_sleep = False
-            self._failed(unit)
+            self._on_rejected(unit)
             return
-        self._told(f"{unit.name} sleeps")
+        self._on_event(f"{unit.name} sleeps")
         self._enter(unit, SleepState.ASLEEP)
 
     async def _let_go(self, unit: EngineProcess) -> bool:
-        return not unit.should_sleep or await self._idle(unit)
+        return not unit.should_sleep or await self._is_idle(unit)
 
     async def _wake(self, unit: EngineProcess) -> None:
         began = self._clock.now()
@@ -124,16 +124,16 @@ class SleepController:
         assert level is not None
         try:
             for url in unit.urls():
-                await self._bed.wake(url, level)
+                await self._calls.wake(url, level)
         except FairleadError as error:
-            self._told(f"{unit.name} does not wake and is restarted: {error}")
+            self._on_event(f"{unit.name} does not wake and is restarted: {error}")
             await self._kill(unit)
             return
         unit.wake_count += 1
         unit.wake_seconds = self._clock.now() - began
-        self._told(f"{unit.name} is awake")
+        self._on_event(f"{unit.name} is awake")
         self._enter(unit, SleepState.AWAKE)
 
     def _enter(self, unit: EngineProcess, rest: SleepState) -> None:
         unit.sleep_state = rest
-        self._changed()
+        self._on_change()

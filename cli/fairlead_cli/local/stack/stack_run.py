@@ -248,21 +248,21 @@ class LazyGatewayRouting:
     """The gateway's routing state; imports the HTTP client at the first query."""
 
     def __init__(self, manage_url: str, token: str | None) -> None:
-        self._url = manage_url
+        self._manage_url = manage_url
         self._token = token
 
     async def has_stopped_routing(self, instance_id: str) -> bool:
         """Whether the gateway routes no new request to this instance."""
         from fairlead_cli.management.client import ManagementClient
 
-        async with ManagementClient(self._url, self._token) as management:
+        async with ManagementClient(self._manage_url, self._token) as management:
             return await management.has_stopped_routing(instance_id)
 
     async def in_flight_requests(self, instance_id: str) -> int:
         """Returns the gateway's requests in flight on this instance."""
         from fairlead_cli.management.client import ManagementClient
 
-        async with ManagementClient(self._url, self._token) as management:
+        async with ManagementClient(self._manage_url, self._token) as management:
             return await management.in_flight_requests(instance_id)
 
 

@@ -101,10 +101,10 @@ class StackSupervisor:
         self.desired_replicas = {pool.key: pool.replicas for pool in spec.pools}
         self.desired_asleep = {pool.key: 0 for pool in spec.pools}
         self.on_change: Callable[[], None] = _nobody
-        self._guard = reaper
+        self._reaper = reaper
         self._clock = clock
-        self._routes = routing
-        self._told = on_event
+        self._routing = routing
+        self._on_event = on_event
         self._drain_seconds = drain_seconds
         self._news = asyncio.Event()
         self._stopping = False
@@ -190,7 +190,7 @@ class StackSupervisor:
     ) -> ManagedProcess:
         log = self.spec.logs / f"{name.replace('/', '.')}.log" if self.spec.logs else None
         keeper = ManagedProcess(
-            name, command, ready, reaper=self._guard, clock=self._clock, on_change=self._changed, log=log
+            name, command, ready, reaper=self._reaper, clock=self._clock, on_change=self._changed, log=log
         )
         keeper.start()
         return keeper
@@ -210,9 +210,9 @@ class StackSupervisor:
         self._write_fleet()
         if keeper.phase is ProcessPhase.WAITING and not self._stopping:
             when = format_duration(keeper.pause_seconds)
-            self._told(f"{keeper.name} ended ({keeper.exit_reason}); again in {when}{_last_words(keeper)}")
+            self._on_event(f"{keeper.name} ended ({keeper.exit_reason}); again in {when}{_last_words(keeper)}")
         elif keeper.phase is ProcessPhase.READY:
-            self._told(f"{keeper.name} is ready" + (f" again (restart {keeper.restarts})" if keeper.restarts else ""))
+            self._on_event(f"{keeper.name} is ready" + (f" again (restart {keeper.restarts})" if keeper.restarts else ""))
         self._news.set()
 
     def fleet(self) -> Fleet:
@@ -240,8 +240,8 @@ class StackSupervisor:
     async def _watch_guard(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            if self._guard.replace_if_dead():
-                self._told("the guard process ended; another one watches now")
+            if self._reaper.replace_if_dead():
+                self._on_event("the guard process ended; another one watches now")
 
     # --- scale and drain ---------------------------------------------------------------------------------------------
 
@@ -347,7 +347,7 @@ class StackSupervisor:
             self._beds.forget(unit)
         keeper.disable_restart()
         self._write_fleet()
-        self._told(f"{unit.name} drains")
+        self._on_event(f"{unit.name} drains")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_NOTICE_TIMEOUT_SECONDS):
                 await wait_until(lambda: self._all_know(ids))
@@ -357,15 +357,15 @@ class StackSupervisor:
         await keeper.stop(ENGINE_STOP_SECONDS)
         self.engines.remove(unit)
         self._write_fleet()
-        self._told(f"{unit.name} has left")
+        self._on_event(f"{unit.name} has left")
 
     async def _all_know(self, ids: Sequence[str]) -> bool:
         if self.gateway is None or self.gateway.phase is not ProcessPhase.READY:
             return True  # no gateway routes; the next one reads the present file
-        return all([await self._routes.has_stopped_routing(instance_id) for instance_id in ids])
+        return all([await self._routing.has_stopped_routing(instance_id) for instance_id in ids])
 
     async def _all_idle(self, ids: Sequence[str]) -> bool:
-        return not any([await self._routes.in_flight_requests(instance_id) for instance_id in ids])
+        return not any([await self._routing.in_flight_requests(instance_id) for instance_id in ids])
 
     # --- stop --------------------------------------------------------------------------------------------------------
 

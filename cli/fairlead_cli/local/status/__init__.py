@@ -1,1 +1,1 @@
-"""``fairlead status`` of a stack on this machine: `report` → `tree`; `command` runs it."""
+"""``fairlead local status``: `report` → `tree`; `command` runs it."""

@@ -1,4 +1,4 @@
-"""``fairlead status`` of a stack on this machine: from the options to the exit code."""
+"""``fairlead local status``: from the options to the exit code."""
 
 import asyncio
 import os
@@ -11,16 +11,17 @@ from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import service_url
 from fairlead_cli.console import program_name, stdout_console
 from fairlead_cli.errors import StackUnreachable
-from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE
+from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
 from fairlead_cli.local.run_directory import newest_stack, running_stacks
 from fairlead_cli.local.status.report import PoolScaling, build_report
 from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot, ManagementClient
+from fairlead_cli.output import OutputFormat, format_document, is_document
 
 DECISIONS = 5
 
 
-def run(model: str | None, manage: str | None, output: str) -> int:
+def run(model: str | None, manage: str | None, output: OutputFormat) -> int:
     """Queries, prints and returns the exit code. Raises BadInput for an unknown model."""
     try:
         stack = None if manage else newest_stack("--manage")
@@ -28,10 +29,7 @@ def run(model: str | None, manage: str | None, output: str) -> int:
         known = stack or next((running for running in running_stacks() if running.manage == address), None)
         snapshot, key = asyncio.run(_ask(address, read_settings(CliSettings, os.environ).manage_token, model))
     except StackUnreachable as error:
-        print(f"fairlead status: {error}", file=sys.stderr)
-        if not manage:
-            print("of a cluster: name its kubeconfig by --kubeconfig or KUBECONFIG", file=sys.stderr)
-        return UNREACHABLE
+        return report_failure("local status", error, UNREACHABLE)
     wanted: Mapping[str, int] = known.engines if known else {}
     url = known.url if known else None
     sized = _sized(known.autoscaler) if known else {}
@@ -48,7 +46,7 @@ def run(model: str | None, manage: str | None, output: str) -> int:
     other_addresses = [running.manage for running in running_stacks() if running != stack] if stack else []
     if other_addresses:
         print(
-            f"this is the newest; others run too: {program_name()} status --manage {' or '.join(other_addresses)}",
+            f"this is the newest; others run too: {program_name()} local status --manage {' or '.join(other_addresses)}",
             file=sys.stderr,
         )
     return PROBLEM if stack_report.has_problem else OK
@@ -85,12 +83,12 @@ def _key(fleet: api_types.Fleet, name: str) -> str:
     raise BadInput(f"no model is called {name!r}", field="MODEL", hint=f"there is: {', '.join(suggestions) or 'none'}")
 
 
-def _print(stack_report: object, output: str) -> None:
+def _print(stack_report: object, output: OutputFormat) -> None:
     from fairlead_cli.local.status.report import StackReport
-    from fairlead_cli.local.status.tree import render_tree, to_json
+    from fairlead_cli.local.status.tree import render_tree, to_plain
 
     assert isinstance(stack_report, StackReport)
-    if output == "json":
-        print(to_json(stack_report).decode())
+    if is_document(output):
+        print(format_document(to_plain(stack_report), output))
         return
     stdout_console().print(render_tree(stack_report), overflow="ellipsis", no_wrap=True)

@@ -168,4 +168,4 @@ def _remedy(model: api_types.Model, ready: int, program: str, sized: Sequence[Po
         return "raise maxReplicas"
     if sum(pool.wanted for pool in sized) > ready:
         return "the autoscaler is at it"
-    return f"the autoscaler takes what there is to be enough (`{program} explain scale {model.name}` says why)"
+    return f"the autoscaler takes what there is to be enough (`{program} explain scaling {model.name}` says why)"

@@ -1,4 +1,4 @@
-"""A stack's report as a tree for a terminal and as JSON."""
+"""A stack's report as a tree for a terminal and as a document."""
 
 from dataclasses import asdict
 from typing import Any
@@ -32,12 +32,8 @@ def render_tree(report: StackReport) -> RenderableType:
     return Group(*parts)
 
 
-def to_json(report: StackReport) -> bytes:
-    """Returns the complete report as JSON."""
-    return msgspec.json.format(msgspec.json.encode(_plain(report)))
-
-
-def _plain(report: StackReport) -> dict[str, Any]:
+def to_plain(report: StackReport) -> dict[str, Any]:
+    """Returns the complete report for a document."""
     return {
         "url": report.url,
         "manage": report.manage,

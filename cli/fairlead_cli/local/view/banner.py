@@ -38,7 +38,7 @@ def headline(stack: StackSummary) -> str:
 
 def autoscaler_lines(stack: StackSummary) -> list[str]:
     """Returns the address of the autoscaler, if there is one."""
-    return [f"autoscaler   {stack.autoscaler}/metrics; {stack.program} explain scale"] if stack.autoscaler else []
+    return [f"autoscaler   {stack.autoscaler}/metrics; {stack.program} explain scaling"] if stack.autoscaler else []
 
 
 def curl_lines(stack: StackSummary) -> list[str]:
@@ -74,5 +74,5 @@ def plain_lines(stack: StackSummary) -> list[str]:
         *(f"    {line}" for line in curl_lines(stack)),
         "  with the OpenAI SDK:",
         *(f"    {line}" for line in sdk_lines(stack)),
-        f"  from another terminal: {stack.program} chat {stack.models[0]}, {stack.program} status",
+        f"  from another terminal: {stack.program} chat {stack.models[0]}, {stack.program} local status",
     ]

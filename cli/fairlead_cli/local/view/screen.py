@@ -82,7 +82,7 @@ class LiveScreen:
         show()
         for line in (*curl_lines(facts), "", *sdk_lines(facts)):
             show(Text(f"  {line}" if line else "", "dim"), soft_wrap=True)
-        chat, status = f"{facts.program} chat {facts.models[0]}", f"{facts.program} status"
+        chat, status = f"{facts.program} chat {facts.models[0]}", f"{facts.program} local status"
         show(Text.assemble("\n  in another terminal: ", (chat, "cyan"), " · ", (status, "cyan"), "\n"))
         for note in facts.notes:
             show(Text(f"  note: {note}", "yellow"))

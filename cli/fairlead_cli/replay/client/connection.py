@@ -38,8 +38,8 @@ class ReplayConnection(asyncio.Protocol):
     def __init__(
         self, on_idle: "Callable[[ReplayConnection], None]", on_lost: "Callable[[ReplayConnection], None]"
     ) -> None:
-        self._released = on_idle
-        self._lost = on_lost
+        self._on_idle = on_idle
+        self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None
         self._exchange: Exchange | None = None
@@ -83,7 +83,7 @@ class ReplayConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._lost(self)
+        self._on_lost(self)
         self._end("the connection was lost" if exc is None else f"the connection was lost: {exc}")
 
     # httptools' callbacks
@@ -111,7 +111,7 @@ class ReplayConnection(asyncio.Protocol):
         self._end(None)
         if is_reusable and self.is_idle:
             self.idle_since = self._now
-            self._released(self)
+            self._on_idle(self)
         else:
             self.close()
 

@@ -70,7 +70,7 @@ class OpenLoopClient:
         self._host = host
         self._port = port
         self._patience_seconds = patience_seconds
-        self._progress = on_progress
+        self._on_progress = on_progress
         self._idle: list[ReplayConnection] = []
         self._open: set[ReplayConnection] = set()
         self._dialling: set[asyncio.Task[None]] = set()
@@ -141,7 +141,7 @@ class OpenLoopClient:
         self._tell(len(plan))
 
     def _tell(self, total: int) -> None:
-        self._progress(ProgressCounts(total, self._sent, self._answered, self._failed, perf_counter() - self._start))
+        self._on_progress(ProgressCounts(total, self._sent, self._answered, self._failed, perf_counter() - self._start))
 
     def _send(self, number: int, item: PlannedRequest) -> None:
         exchange = Exchange(item.wire, partial(self._settle, number))

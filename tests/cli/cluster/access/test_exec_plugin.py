@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from fairlead.kube.transport.kubeconfig import ClusterConfigError, config_from_kubeconfig
-from fairlead_cli.cluster.access.connection import ClusterOptions, kubeconfig_paths, resolve_access
+from fairlead_cli.cluster.access.connection import resolve_access
 from fairlead_cli.cluster.access.exec_plugin import run_exec_plugin
 from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.target import ClusterOptions, kubeconfig_paths
 
 V1 = "client.authentication.k8s.io/v1"
 

@@ -13,7 +13,8 @@ from fairlead_cli.cluster.pod_http import PodReport, Readiness
 from fairlead_cli.cluster.status.advice import advise
 from fairlead_cli.cluster.status.engine_signals import signals_by_instance
 from fairlead_cli.cluster.status.model_report import ModelFacts, build_report
-from fairlead_cli.cluster.status.tree import render_table, render_tree, to_json, to_plain
+from fairlead_cli.cluster.status.tree import render_table, render_tree, to_plain
+from fairlead_cli.output import format_document
 
 NOW = 1_800_000_000.0
 Build = Mapping[str, Callable[..., Any]]
@@ -91,7 +92,7 @@ def test_unknown_values_are_dashes_or_reasons_never_zeros(builders: Build) -> No
         build_report(ModelFacts({**model, "status": {}}, [], [], [], NOW)),
         advise(build_report(ModelFacts(model, [], [], [], NOW))),
     )
-    pool = json.loads(to_json(plain))["pools"][0]
+    pool = json.loads(format_document(plain, "json"))["pools"][0]
     assert (pool["ready"], pool["desired"], pool["instances"]) == (None, None, [])
 
 
@@ -118,5 +119,5 @@ def test_adopted_engines_are_listed_in_their_pool(builders: Build) -> None:
 
 def test_model_table_has_kubectl_columns(builders: Build) -> None:
     lines = render_table([builders["model"](), builders["model"]("a-longer-name", ready=False)], NOW).splitlines()
-    assert lines[0].split() == ["NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "OBJECTIVES", "REASON", "AGE"]
+    assert lines[0].split() == ["NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "SLO-MET", "REASON", "AGE"]
     assert lines[2].split() == ["chat", "a-longer-name", "a-longer-name", "VLLM", "0/1", "NoInstance", "60m"]

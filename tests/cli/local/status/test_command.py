@@ -1,4 +1,4 @@
-"""`fairlead status` as a command: what it prints and how it exits."""
+"""`fairlead local status` as a command: what it prints and how it exits."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def management(*states: str, stats: api_types.ModelStats | None = None, models: 
 
 def status(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "fairlead_cli", "status", *arguments],
+        [sys.executable, "-m", "fairlead_cli", "local", "status", *arguments],
         capture_output=True,
         text=True,
         timeout=60,

@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 
 from fairlead_cli.local.status.report import PoolScaling, StackReport, build_report
-from fairlead_cli.local.status.tree import render_tree, to_json
+from fairlead_cli.local.status.tree import render_tree, to_plain
 from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot
+from fairlead_cli.output import format_document
 
 KEY = "default/tiny"
 
@@ -85,7 +86,7 @@ def test_scaled_pool_shows_its_target_and_may_sleep() -> None:
     [
         (2, None, "the autoscaler is at it"),
         (4, None, "raise maxReplicas"),
-        (1, None, "the autoscaler takes what there is to be enough (`fairlead explain scale tiny` says why)"),
+        (1, None, "the autoscaler takes what there is to be enough (`fairlead explain scaling tiny` says why)"),
         (3, "the mode is Advise", "the autoscaler wants 3 of main, which is not done since the mode is Advise"),
     ],
 )
@@ -140,7 +141,7 @@ def test_tree_shows_pools_instances_and_decisions() -> None:
 
 
 def test_json_is_complete_with_null_for_unknown() -> None:
-    told = json.loads(to_json(judged(snapshot("Ready", window=BUSY), 1)))
+    told = json.loads(format_document(to_plain(judged(snapshot("Ready", window=BUSY), 1)), "json"))
     assert told["problem"] is False
     (model,) = told["models"]
     assert model["key"] == KEY

@@ -43,7 +43,7 @@ async def started(fleet: Path, **settings: str) -> AsyncIterator[tuple[asyncio.s
 
 async def explain(request_id: str, manage: str) -> str:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fairlead_cli", "explain", request_id, "--manage", manage),
+        *(sys.executable, "-m", "fairlead_cli", "explain", "request", request_id, "--manage", manage),
         stdout=asyncio.subprocess.PIPE,
     )
     out, _ = await asyncio.wait_for(process.communicate(), 60)

@@ -1,0 +1,185 @@
+"""Ports of pods on this machine, through the API server: what ``kubectl port-forward`` does.
+
+Each local connection has a WebSocket of its own with the protocol ``v4.channel.k8s.io``. A binary
+message begins with the number of its channel: 0 is data, 1 is the error of the node. The first
+message of each channel from the node is the port, two bytes.
+
+Why: the HTTP proxy of the API server drops the header Authorization, needs a network path to the
+pod, and carries no Redis. A forwarded connection ends on the pod's own loopback interface.
+
+Source: ``portforward/websocket.go`` of the kubelet.
+"""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import aiohttp
+from yarl import URL
+
+from fairlead.errors import BadInput, FairleadError
+from fairlead.kube.resources import PODS
+from fairlead.kube.transport.credentials import ClusterCredentials
+from fairlead.kube.transport.kubeconfig import ClusterConfig
+from fairlead.kube.transport.watch_stream import CONNECTION_ERRORS
+from fairlead.runtime.clock import SystemClock
+from fairlead_cli.cluster.access.connection import CLI_LIMITS
+from fairlead_cli.errors import ClusterUnreachable
+
+_PROTOCOL: Final = "v4.channel.k8s.io"
+_DATA, _ERROR = 0, 1
+_PORT_BYTES: Final = 2
+_CHUNK_BYTES: Final = 32 * 1024
+_CLOSE_SECONDS: Final = 5.0
+_Result = TypeVar("_Result")
+_WebSocket = aiohttp.ClientWebSocketResponse
+
+
+@dataclass(frozen=True, slots=True)
+class PodPort:
+    """A TCP port of a pod."""
+
+    namespace: str
+    pod: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"port {self.port} of pod {self.namespace}/{self.pod}"
+
+
+class PortForwarder:
+    """Forwards ports of pods to the loopback interface. Use as a context manager.
+
+    It runs in a thread of its own, so that callers may block or have an event loop.
+    """
+
+    def __init__(self, access: ClusterConfig) -> None:
+        self._access = access
+        self._credentials = ClusterCredentials(access, SystemClock(), CLI_LIMITS.kube_token_seconds)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="port-forward", daemon=True)
+        self._session: aiohttp.ClientSession | None = None
+        self._servers: list[asyncio.Server] = []
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_CLOSE_SECONDS)
+        self._loop.close()
+
+    def open(self, target: PodPort) -> int:
+        """Returns the local port.
+
+        Raises BadInput without the right to forward ports, ClusterUnreachable when the pod cannot be
+        reached.
+        """
+        return self._call(self._open(target))
+
+    def _call(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _open(self, target: PodPort) -> int:
+        first = [await self._connect(target)]  # a refusal is an error now, not at the first request
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await _relay(reader, writer, first.pop() if first else await self._connect(target), target)
+            except FairleadError as error:
+                print(f"fairlead: {error}", file=sys.stderr)
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        self._servers.append(server)
+        return int(server.sockets[0].getsockname()[1])
+
+    async def _close(self) -> None:
+        for server in self._servers:
+            server.close()
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    async def _connect(self, target: PodPort) -> _WebSocket:
+        path = f"{PODS.path(target.namespace, target.pod, 'portforward')}?ports={target.port}"
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0)
+            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        try:
+            async with asyncio.timeout(CLI_LIMITS.kube_response_seconds):
+                return await self._session.ws_connect(
+                    URL(f"{self._access.server}{path}", encoded=True),
+                    protocols=(_PROTOCOL,),
+                    headers=list(self._credentials.headers()),
+                    ssl=self._credentials.tls_context(),
+                    server_hostname=self._access.server_name,
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            raise _refusal(target, error.status) from None
+        except CONNECTION_ERRORS as error:
+            raise ClusterUnreachable(
+                f"the API server {self._access.server} does not forward {target}: {error or type(error).__name__}",
+                hint="is the cluster up, and reachable from here?",
+            ) from None
+
+
+def _refusal(target: PodPort, status: int) -> FairleadError:
+    if status in (401, 403):
+        return BadInput(
+            f"you may not forward ports of pods in {target.namespace}",
+            hint=f"you need the verbs get and create on pods/portforward in {target.namespace}",
+        )
+    reason = "it does not exist" if status == 404 else f"status {status}"
+    return ClusterUnreachable(f"the API server does not forward {target}: {reason}", hint="does its pod run?")
+
+
+async def _relay(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, socket: _WebSocket, target: PodPort
+) -> None:
+    """Copies both directions until one side ends. Raises Unavailable with an error of the node."""
+    sending = asyncio.ensure_future(_send(reader, socket))
+    try:
+        await _receive(socket, writer, target)
+    except ConnectionError:
+        pass  # the local side left
+    finally:
+        sending.cancel()
+        await socket.close()
+
+
+async def _send(reader: asyncio.StreamReader, socket: _WebSocket) -> None:
+    try:
+        while data := await reader.read(_CHUNK_BYTES):
+            await socket.send_bytes(bytes([_DATA]) + data)
+    except CONNECTION_ERRORS:
+        pass
+    await socket.close()  # the protocol has no half-closed connections
+
+
+async def _receive(socket: _WebSocket, writer: asyncio.StreamWriter, target: PodPort) -> None:
+    announced: set[int] = set()
+    async for message in socket:
+        if message.type is not aiohttp.WSMsgType.BINARY or not message.data:
+            continue
+        channel, content = message.data[0], message.data[1:]
+        if channel not in announced:
+            announced.add(channel)
+            content = content[_PORT_BYTES:]
+        if channel == _ERROR and content:
+            raise ClusterUnreachable(f"{target}: {content.decode('utf-8', 'replace').strip()}")
+        if channel == _DATA and content:
+            writer.write(content)
+            await writer.drain()

@@ -1,0 +1,40 @@
+"""The Redis with the index, and the secret of its hashes: as given, of this machine, or of a cluster."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fairlead.settings import CliSettings, read_settings
+from fairlead_cli.index.options import IndexSource
+from fairlead_cli.local.run_directory import running_stacks
+from fairlead_cli.target import is_cluster_target
+
+
+@dataclass(frozen=True, slots=True)
+class IndexAddress:
+    """URL of Redis, None when none is known, and the secret of the prefix hashes."""
+
+    redis: str | None
+    hash_secret: str
+
+
+@contextmanager
+def open_index(source: IndexSource) -> Iterator[IndexAddress]:
+    """Yields the address: of the options, of the newest stack on this machine, or of a cluster.
+
+    Raises ClusterUnreachable, and BadInput with the missing right.
+    """
+    settings = read_settings(CliSettings, os.environ)
+    url = source.redis if source.cluster.is_explicit else source.redis or settings.redis_url
+    secret = settings.hash_secret or ""
+    if url and not source.cluster.is_explicit:
+        yield IndexAddress(url, secret)
+    elif is_cluster_target(source.cluster, url, "--redis"):
+        from fairlead_cli.cluster.installation import open_installation
+
+        with open_installation(source.cluster) as installation:
+            yield IndexAddress(installation.redis_url(), secret or installation.hash_secret())
+    else:
+        stack = next((stack for stack in running_stacks() if stack.redis), None)
+        yield IndexAddress(stack.redis, secret or stack.hash_secret) if stack else IndexAddress(None, secret)

@@ -1,0 +1,57 @@
+"""Management APIs to query: of an address, of the stack on this machine, or of a cluster's gateways."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fairlead.kube.resources import name_of
+from fairlead.settings import CliSettings, read_settings
+from fairlead_cli.addresses import service_url
+from fairlead_cli.local.run_directory import newest_stack
+from fairlead_cli.target import ClusterOptions, is_cluster_target
+
+if TYPE_CHECKING:
+    from fairlead_cli.cluster.installation import Installation
+
+
+@dataclass(frozen=True, slots=True)
+class ManagementEndpoint:
+    """A management API. ``name`` is for people; ``url`` opens a forwarded port when it is needed."""
+
+    name: str
+    url: Callable[[], str]
+    token: str | None
+
+
+@contextmanager
+def open_endpoints(manage: str | None, cluster: ClusterOptions) -> Iterator[Sequence[ManagementEndpoint]]:
+    """Yields the endpoint of ``manage`` or of the stack on this machine, or those of a cluster.
+
+    Raises StackUnreachable, ClusterUnreachable, and BadInput with the missing right.
+    """
+    token = read_settings(CliSettings, os.environ).manage_token
+    if not is_cluster_target(cluster, manage):
+        url = service_url(manage, flag="--manage") if manage else newest_stack("--manage").manage
+        yield [ManagementEndpoint(url, lambda: url, token)]
+        return
+    from fairlead_cli.cluster.installation import open_installation
+
+    with open_installation(cluster) as installation:
+        yield gateway_endpoints(installation, token)
+
+
+def gateway_endpoints(installation: "Installation", token: str | None) -> Sequence[ManagementEndpoint]:
+    """Returns the management APIs of all gateways of a cluster.
+
+    token: used instead of that of the installation.
+
+    Raises ClusterUnreachable when no gateway is ready, BadInput with the missing right.
+    """
+    token = token or installation.manage_token()
+    return [
+        ManagementEndpoint(f"gateway {name_of(pod)}", partial(installation.manage_url, pod), token)
+        for pod in installation.gateway_pods()
+    ]

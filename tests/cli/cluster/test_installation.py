@@ -1,0 +1,249 @@
+"""The verbs that talk to gateways, autoscalers and Redis of a cluster, on a real API server.
+
+A kubelet of the tests ends the forwarded connections; the rights are those of the API server.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.resources import PODS, Manifest
+from fairlead.runtime.clock import SystemClock
+from fairlead_autoscaler.core import ModelSpec, Observation, PoolSpec, ScalingPlan
+from fairlead_autoscaler.enforcer import EnforcedPlan
+from fairlead_autoscaler.history.recorder import TickRecord, encode_record
+from fairlead_cli.cluster.installation import _service_of
+from fairlead_cli.management import api_types
+from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
+from fairlead_testing.kube.kubelet import NODE, Kubelet
+from fairlead_testing.redis.valkey import Valkey
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+PLACE, TOKEN, KEY = "fairlead", "manage-secret", "fl_first"
+GATEWAYS = ("fairlead-gateway-0", "fairlead-gateway-1")
+AUTOSCALERS = ("fairlead-autoscaler-0", "fairlead-autoscaler-1")
+NOT_KNOWN = CannedResponse([b'{"error": {"message": "not in the log"}}'], 404)
+KINDS = ("Secret", "Service", "Deployment")
+SECRETS = {"manage-token": TOKEN, "hash-secret": "drawn", "first-key": KEY, "url": "redis://fairlead-redis:6379/0"}
+
+
+def decision(request_id: str, wall: float) -> api_types.Decision:
+    return api_types.Decision(
+        request_id, "chat/tiny", wall, 10.0, [api_types.Choice(1, "main-0/1/0", "affinity", "a home")]
+    )
+
+
+def answers(found: Any) -> CannedResponse:
+    return CannedResponse([found if isinstance(found, bytes) else msgspec.json.encode(found)])
+
+
+def gateway(request_id: str, wall: float) -> CannedServer:
+    """The management API and the client API of one gateway."""
+    made = decision(request_id, wall)
+    chunk = b'data: {"choices": [{"delta": {"content": "blue"}}]}\n\ndata: [DONE]\n\n'
+    return CannedServer(
+        {
+            "/api/decisions": answers(api_types.DecisionList([made])),
+            **{f"/api/decisions/{name}": NOT_KNOWN for name in ("req-old", "req-new", "req-none")},
+            f"/api/decisions/{request_id}": answers(made),
+            "/api/route": answers(api_types.RoutePreview(made, 1, 1)),
+            "/v1/chat/completions": CannedResponse([chunk], 200, {"content-type": "text/event-stream"}),
+            "/v1/models": answers({"data": [{"id": "tiny"}]}),
+        }
+    )
+
+
+def autoscaler(*, leads: bool) -> CannedServer:
+    model = ModelSpec("chat/tiny", None, None, (PoolSpec("main", minimum=1, maximum=4),))
+    plans = {"main": EnforcedPlan(2, 1, "up" if leads else "other", "1.40 are needed")}
+    record = TickRecord(0.0, model, Observation(0.0, None, {}), ScalingPlan(), plans)
+    return CannedServer(
+        {
+            "/autoscaling": answers({"leads": leads, "models": {"chat/tiny": record}}),
+            "/autoscaling/look": answers(encode_record(record)),
+            "/autoscaling/recording": answers(encode_record(record) + b"\n"),
+        }
+    )
+
+
+class Stage:
+    """An installation on an API server, and the servers behind its pods."""
+
+    def __init__(self, server: ApiServer, kubelet: Kubelet, servers: dict[str, CannedServer]) -> None:
+        self.server = server
+        self.kubelet = kubelet
+        self.servers = servers
+
+    def fairlead(self, *words: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        known = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
+        given = {"KUBECONFIG": str(self.server.kubeconfig), "XDG_RUNTIME_DIR": str(self.server.run)}
+        command = [sys.executable, "-m", "fairlead_cli", *words]
+        return subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=120, env={**known, **given, **environment}
+        )
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory, builders: Any) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("installed")
+    redis = Valkey(folder)
+    redis.start()
+    servers = {
+        GATEWAYS[0]: gateway("req-old", 100.0),
+        GATEWAYS[1]: gateway("req-new", 200.0),
+        AUTOSCALERS[0]: autoscaler(leads=False),
+        AUTOSCALERS[1]: autoscaler(leads=True),
+    }
+    targets: dict[tuple[str, int], int | Path] = {("fairlead-redis-0", 6379): redis.path}
+    with api_server_for_test(folder / "run") as server:
+        for name, canned in servers.items():
+            canned.__enter__()
+            for port in (8080, 8081):
+                targets[name, port] = int(canned.url.rpartition(":")[2])
+        with Kubelet(folder, targets) as kubelet:
+            asyncio.run(_installed(server, kubelet, builders["chart"](), builders["pod"]))
+            yield Stage(server, kubelet, servers)
+        for canned in servers.values():
+            canned.__exit__(None, None, None)
+    redis.kill()
+
+
+async def _installed(
+    server: ApiServer, kubelet: Kubelet, chart: list[Manifest], pod: Callable[[Manifest, int], Manifest]
+) -> None:
+    async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
+        await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PLACE}}, "test")
+        await kubelet.register(api)
+        for one in chart:
+            if one["kind"] == "Secret":
+                one["data"] = {
+                    name: base64.b64encode(SECRETS.get(name, "drawn").encode()).decode() for name in one["data"]
+                }
+            if one["kind"] in KINDS:
+                await api.apply(one, "test")
+            if one["kind"] == "Deployment":
+                for number in range(one["spec"]["replicas"]):
+                    await _run(api, pod(one, number))
+
+
+async def _run(api: KubeApi, pod: Manifest) -> None:
+    """Creates a ready pod on the node of the kubelet."""
+    status = pod.pop("status")
+    del pod["metadata"]["uid"]
+    await api.apply({**pod, "spec": {**pod["spec"], "nodeName": NODE}}, "test")
+    await api.patch_merge(PODS, PLACE, pod["metadata"]["name"], {"status": status}, "test", subresource="status")
+
+
+def bearer(canned: CannedServer) -> str:
+    sent = {name.lower(): value for name, value in canned.requests[-1].headers.items()}
+    return sent.get("authorization", "")
+
+
+def test_explain_request_finds_the_gateway_that_had_it(stage: Stage) -> None:
+    done = stage.fairlead("explain", "request", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["request_id"] == "req-new"
+    done = stage.fairlead("explain", "request", "req-old", "-o", "yaml")
+    assert done.returncode == 0, done.stderr
+    assert "request_id: req-old\n" in done.stdout
+    assert bearer(stage.servers[GATEWAYS[0]]) == f"Bearer {TOKEN}"
+    done = stage.fairlead("explain", "request", "req-none")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "gateway fairlead-gateway-0, gateway fairlead-gateway-1 does not know request 'req-none'" in done.stderr
+
+
+def test_explain_route_names_the_model_of_the_namespace(stage: Stage) -> None:
+    done = stage.fairlead("explain", "route", "tiny", "-n", "chat", "-f", "-", stdin="why?")
+    assert done.returncode == 0, done.stderr
+    assert "affinity" in done.stdout
+    sent = [one for canned in stage.servers.values() for one in canned.requests if one.path.startswith("/api/route")]
+    assert json.loads(sent[-1].body)["model"] == "chat/tiny"
+
+
+def test_scaling_verbs_query_the_leader(stage: Stage) -> None:
+    done = stage.fairlead("explain", "scaling", "tiny", "-n", "chat")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("chat/tiny at ")
+    looks = [[one.path for one in stage.servers[name].requests if "look" in one.path] for name in AUTOSCALERS]
+    assert looks == [[], ["/autoscaling/look?model=chat%2Ftiny"]]
+    done = stage.fairlead("replay-scaling", "-n", "chat", "-m", "tiny", "-o", "json")
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    assert stage.servers[AUTOSCALERS[1]].requests[-1].path == "/autoscaling/recording?since=0.0"
+
+
+def test_chat_sends_the_first_key_of_the_installation(stage: Stage) -> None:
+    done = stage.fairlead("chat", "--message", "Why?", "--install-namespace", PLACE)
+    assert (done.returncode, done.stdout) == (0, "blue\n"), done.stderr
+    assert bearer(stage.servers[GATEWAYS[0]]) == f"Bearer {KEY}"
+
+
+def test_index_reads_the_redis_of_the_cluster(stage: Stage) -> None:
+    done = stage.fairlead("index", "stats", "--context", "fairlead-e2e")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "this Redis has no index" in done.stderr
+    assert ("fairlead-redis-0", 6379) in stage.kubelet.forwarded
+
+
+def test_missing_rights_are_named(stage: Stage, tmp_path: Path) -> None:
+    document = json.loads(stage.server.kubeconfig.read_text())
+    document["users"][0]["user"]["as"] = "jane"
+    (tmp_path / "jane").write_text(json.dumps(document))
+    jane = {"KUBECONFIG": str(tmp_path / "jane")}
+    done = stage.fairlead("explain", "request", **jane)
+    assert done.returncode == 2
+    assert "you may not list deployments" in done.stderr
+    allow(stage.server, "deployments", "pods", "services")
+    done = stage.fairlead("explain", "request", **jane)
+    assert done.returncode == 2
+    assert "the Secret fairlead/fairlead-gateway cannot be read: you may not get secrets in fairlead" in done.stderr
+    done = stage.fairlead("explain", "request", FAIRLEAD_MANAGE_TOKEN=TOKEN, **jane)
+    assert done.returncode == 2
+    assert "you need the verbs get and create on pods/portforward in fairlead" in done.stderr
+
+
+def allow(server: ApiServer, *resources: str) -> None:
+    """Lets jane list these resources in the namespace of the installation."""
+    metadata = {"name": "jane", "namespace": PLACE}
+    group = "rbac.authorization.k8s.io"
+    rules = [{"apiGroups": ["", "apps"], "resources": list(resources), "verbs": ["get", "list"]}]
+    role = {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": metadata, "rules": rules}
+    binding = {
+        "apiVersion": f"{group}/v1",
+        "kind": "RoleBinding",
+        "metadata": metadata,
+        "roleRef": {"apiGroup": group, "kind": "Role", "name": "jane"},
+        "subjects": [{"kind": "User", "name": "jane", "apiGroup": group}],
+    }
+
+    async def main() -> None:
+        async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
+            await api.apply(role, "test")
+            await api.apply(binding, "test")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("host", "service"),
+    [
+        ("fairlead-redis", ("fairlead-redis", "here")),
+        ("redis.data", ("redis", "data")),
+        ("redis.data.svc.cluster.local", ("redis", "data")),
+        ("redis.example.com", (None, "here")),
+        ("10.0.0.1", (None, "here")),
+        ("", (None, "here")),
+    ],
+)
+def test_service_of_a_host_name(host: str, service: tuple[str | None, str]) -> None:
+    assert _service_of(host, "here") == service
