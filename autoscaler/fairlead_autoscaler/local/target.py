@@ -30,7 +30,7 @@ class LocalTarget:
         self._path = path
         self._speed = speed
         self._clock = clock
-        self._interval = interval_seconds
+        self._interval_seconds = interval_seconds
 
     async def observe(self) -> Mapping[str, ModelState]:
         """Returns every model that is scaled. Raises Unavailable if the supervisor's file cannot be
@@ -43,7 +43,7 @@ class LocalTarget:
         specs = [pool.facts for pool in model.pools]
         policy = Autoscaling.model_validate(model.policy)
         scaled = scaled_model(
-            key, model.objectives, specs, interval_seconds=self._interval, replicas_most=policy.max_replicas
+            key, model.objectives, specs, interval_seconds=self._interval_seconds, replicas_most=policy.max_replicas
         )
         pools = {
             pool.facts.name: PoolState(pool.desired, _replicas(pool.engines, now, self._speed), asleep=pool.asleep)

@@ -102,15 +102,15 @@ class FaultInjector:
     ) -> None:
         self._random = random
         self._schedule = schedule
-        self._slow = set_slowdown
-        self._core_dead = kill_core
-        self._leave = exit_engine
+        self._set_slowdown = set_slowdown
+        self._kill_core = kill_core
+        self._exit_engine = exit_engine
         self._armed: list[Fault] = []
 
     def arm(self, fault: Fault) -> None:
         """Arms a fault; one that ends the engine acts now."""
         if fault.kind in _IMMEDIATE_KINDS:
-            (self._leave if fault.kind == "die" else self._core_dead)()
+            (self._exit_engine if fault.kind == "die" else self._kill_core)()
             return
         self._armed.append(fault)
         if fault.seconds is not None:
@@ -155,7 +155,7 @@ class FaultInjector:
         for fault in self._armed:
             if fault.kind == "slow":
                 factor *= fault.factor
-        self._slow(factor)
+        self._set_slowdown(factor)
 
 
 def exit_process() -> None:

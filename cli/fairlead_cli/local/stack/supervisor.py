@@ -212,7 +212,9 @@ class StackSupervisor:
             when = format_duration(keeper.pause_seconds)
             self._on_event(f"{keeper.name} ended ({keeper.exit_reason}); again in {when}{_last_words(keeper)}")
         elif keeper.phase is ProcessPhase.READY:
-            self._on_event(f"{keeper.name} is ready" + (f" again (restart {keeper.restarts})" if keeper.restarts else ""))
+            self._on_event(
+                f"{keeper.name} is ready" + (f" again (restart {keeper.restarts})" if keeper.restarts else "")
+            )
         self._news.set()
 
     def fleet(self) -> Fleet:
