@@ -52,7 +52,7 @@ def test_headline_names_models_and_engines() -> None:
 def test_banner_names_the_autoscaler_when_pools_are_scaled() -> None:
     assert not any("autoscaler" in line for line in plain_lines(FACTS))
     scaled = plain_lines(replace(FACTS, engines=0, autoscaler="http://127.0.0.1:8002"))
-    assert "  autoscaler   http://127.0.0.1:8002/metrics; fairlead explain scale" in scaled
+    assert "  autoscaler   http://127.0.0.1:8002/metrics; fairlead explain scaling" in scaled
     assert "  Fairlead serves tiny with simulated engines that start when asked, 1.23s after its start" in scaled
 
 
