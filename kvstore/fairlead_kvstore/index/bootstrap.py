@@ -1,9 +1,10 @@
-"""A mirror out of what is in Redis: the parts of every instance, then all changes that are still in the stream.
+"""Loads a replica from Redis: the snapshot of every instance, then all changes in the stream.
 
-Not only those since the oldest part: an instance that is new is in the stream alone until it is written down for the first time,
-and the stream is never cut past that. Changes that are in a part already are told again, in their order, which does no harm.
-While it is read, the writer goes on: it may replace an instance's parts between their names and themselves. Then the instance is
-asked for once more. What cannot be read is not credited, and is said to be unknown.
+All changes are needed, not only those since the oldest snapshot. A new instance is in the stream
+alone until its first snapshot, and the stream is never cut before that. A change that is in a
+snapshot already is applied again, in order, which does no harm. The writer continues during the
+load and may replace an instance's parts after their names were read. The instance is then read
+again. Values that cannot be read are not credited; the instance is marked incomplete.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,10 @@ _MAX_ATTEMPTS: Final = 3
 
 
 class LoadedIndex(msgspec.Struct):
-    """A mirror as of ``epoch`` and ``sequence``; ``unreadable``: instances of which nothing is credited, with why."""
+    """A replica as of ``epoch`` and ``sequence``.
+
+    unreadable: instances without credited blocks, and why.
+    """
 
     mirror: IndexReplica
     epoch: int
@@ -51,7 +55,7 @@ class LoadedIndex(msgspec.Struct):
 
 
 class LoadFailure(msgspec.Struct):
-    """Why there is none, for people."""
+    """A failed load, with the reason for people."""
 
     why: str
 
@@ -62,7 +66,10 @@ _REDIS_AWAY: Final = LoadFailure("Redis is away")
 async def load_index(
     link: RedisLink, model_key: str, wall_offset: float, now: float, limits: Limits
 ) -> LoadedIndex | LoadFailure:
-    """The model's index as it is now. ``ahead``: Unix time less monotonic time; ``now``: monotonic seconds."""
+    """Returns the current index of a model.
+
+    wall_offset: Unix time minus monotonic time. now: monotonic seconds.
+    """
     _, idx, ev = redis_keys.index_keys(model_key)
     replies = await link.run(
         [("HMGET", idx, POSITION_FIELD, META_FIELD), ("HKEYS", idx), ("XRANGE", ev, "-", "+", "COUNT", 1)]
@@ -70,12 +77,12 @@ async def load_index(
     if replies is None:
         return _REDIS_AWAY
     if any(isinstance(reply, ResponseError) for reply in replies):
-        return LoadFailure("the index in Redis is not what it should be")
+        return LoadFailure("the index in Redis has a wrong type")
     (at_data, meta_data), names, oldest = replies
     at = decode_position(at_data)
     found = unreadable_reason(at, meta_data)
     if at is None or found is not None:
-        return LoadFailure(found or "Redis holds no index")
+        return LoadFailure(found or "Redis has no index")
     loaded = LoadedIndex(IndexReplica(limits=limits), at[0], _sequence_before_stream(oldest, at), {})
     for field in sorted(names):
         instance = header_instance(field)
@@ -92,77 +99,86 @@ async def load_index(
 
 
 def _sequence_before_stream(oldest: Any, at: tuple[int, int]) -> int:
-    """The sequence before the first entry that the stream still has; of an earlier epoch there is none."""
+    """Returns the sequence before the stream's first entry; 0 when that is of an earlier epoch."""
     try:
         epoch, _, sequence = bytes(oldest[0][0]).partition(b"-")
         return int(sequence) - 1 if int(epoch) == at[0] else 0
     except (TypeError, ValueError, IndexError):
-        return at[1]  # it is empty, or no stream, which shows as soon as it is read
+        return at[1]  # an empty stream, or none, which the read shows
 
 
 def unreadable_reason(at: tuple[int, int] | None, meta_data: Any) -> str | None:
-    """Why an index cannot be read just now; None when it can."""
+    """Returns why an index cannot be read now; None when it can."""
     if at is None or not isinstance(meta_data, bytes):
-        return "Redis holds no index"
+        return "Redis has no index"
     try:
         meta = decode_value(meta_data, IndexMeta)
     except UnreadableError as error:
-        return f"what Redis holds cannot be read: {error.message}"
+        return f"the index in Redis cannot be read: {error.message}"
     if meta.epoch != at[0]:
-        return "the index in Redis is of two indexers"
-    return None if meta.ready else f"{meta.holder} is writing the index down"
+        return "the index in Redis has two epochs"
+    return None if meta.ready else f"{meta.holder} is writing the index"
 
 
 def parse_entries(reply: Any) -> list[tuple[int, int, bytes]]:
-    """Epoch, sequence and bytes of each entry in the reply to an XREAD of one stream. Raises UnreadableError."""
+    """Returns epoch, sequence and bytes of each entry in an XREAD reply. Raises UnreadableError."""
     found = []
     try:
         for name, values in reply[0][1] if reply else ():
             epoch, _, sequence = bytes(name).partition(b"-")
             found.append((int(epoch), int(sequence), bytes(values[ENTRY_FIELD])))
     except (TypeError, ValueError, KeyError, IndexError):
-        raise UnreadableError("an entry is not what it should be", reason="shape") from None
+        raise UnreadableError("an entry has a wrong type", reason="shape") from None
     return found
 
 
 def read_command(model_key: str, epoch: int, sequence: int) -> Command:
-    """Ask for the entries that follow."""
+    """Returns the command that reads the next entries."""
     _, _, ev = redis_keys.index_keys(model_key)
     return ("XREAD", "COUNT", ENTRIES_PER_READ, "STREAMS", ev, f"{epoch}-{sequence}")
 
 
 def wait_command(places: Mapping[str, tuple[int, int]], seconds: float) -> Command:
-    """The same of several models (by key, where each is: epoch and sequence); wait so long, at least a millisecond, for the first."""
+    """Returns the command that waits for the next entries of several models.
+
+    places: epoch and sequence by model. seconds: the longest wait, at least a millisecond.
+    """
     names = [redis_keys.index_keys(model_key)[2] for model_key in places]
     at = [f"{epoch}-{sequence}" for epoch, sequence in places.values()]
     return ("XREAD", "COUNT", ENTRIES_PER_READ, "BLOCK", max(1, int(seconds * 1000)), "STREAMS", *names, *at)
 
 
 def decode_changes(data: bytes, model_key: str, wall_offset: float, limits: Limits) -> list[Change]:
-    """What one entry tells. Raises UnreadableError."""
+    """Returns the changes of one entry. Raises UnreadableError."""
     if len(data) > limits.index_entry_bytes:
-        raise UnreadableError(f"an entry of {len(data)} bytes is not read", reason="bytes")
+        raise UnreadableError(f"an entry of {len(data)} bytes is too large", reason="bytes")
     return decode_entry(data, model_key, wall_offset)
 
 
 async def _load_instance(
-    link: RedisLink, idx: str, field: bytes, instance: str | None, loaded: LoadedIndex, model_key: str, ahead: float
+    link: RedisLink,
+    idx: str,
+    field: bytes,
+    instance: str | None,
+    loaded: LoadedIndex,
+    model_key: str,
+    wall_offset: float,
 ) -> LoadFailure | None:
-    """Load one instance, or the hints."""
+    """Loads one instance, or the hints."""
     why = ""
     for _ in range(_MAX_ATTEMPTS):
         values = await read_fields(link, idx, [field])
         if values is None:
             return _REDIS_AWAY
         if values[0] is None:
-            return None  # it is gone
+            return None  # it was removed
         try:
             header: Any = decode_value(values[0], HintsHeader if instance is None else InstanceHeader)
         except UnreadableError as error:
             why = error.message
             break
         if header.epoch != loaded.epoch:
-            return None  # of an earlier indexer, to be taken away
+            return None  # of an earlier epoch, to be deleted
         wanted = [name for part, name in header.parts.items() if instance is None or ".m" in part]
         parts = await read_fields(link, idx, wanted)
         if parts is None:
@@ -171,7 +187,7 @@ async def _load_instance(
             why = "a part of it is missing"
             continue
         try:
-            _apply_parts(loaded.mirror, instance, header, parts, model_key, ahead)
+            _apply_parts(loaded.mirror, instance, header, parts, model_key, wall_offset)
         except (UnreadableError, SnapshotError) as error:
             why = error.message
             break
@@ -179,43 +195,41 @@ async def _load_instance(
     name = instance or "hints"
     loaded.unreadable[name] = why
     if instance is not None:
-        loaded.mirror.apply(
-            [CompletenessChanged(instance, False, f"what was written of it cannot be read: {why}", 0.0)]
-        )
+        loaded.mirror.apply([CompletenessChanged(instance, False, f"its snapshot cannot be read: {why}", 0.0)])
     return None
 
 
 def _apply_parts(
-    mirror: IndexReplica, instance: str | None, header: Any, parts: Sequence[bytes], model_key: str, ahead: float
+    mirror: IndexReplica, instance: str | None, header: Any, parts: Sequence[bytes], model_key: str, wall_offset: float
 ) -> None:
     columns = [decode_part(data) for data in parts]
     if instance is None:
         for data in columns:
-            mirror.apply([HintsAdded(model_key, [own], until) for own, until in decode_hints(data, ahead)])
+            mirror.apply([HintsAdded(model_key, [own], until) for own, until in decode_hints(data, wall_offset)])
         return
     for owns, counts in [decode_replica_part(data) for data in columns]:
         mirror.load_rows(instance, owns, counts)
     kept = header.slice
     complete, reason, since = kept.completeness()
-    mirror.apply([CompletenessChanged(instance, complete, reason, since + kept.wall - ahead)])
+    mirror.apply([CompletenessChanged(instance, complete, reason, since + kept.wall - wall_offset)])
 
 
 async def _apply_stream(
-    link: RedisLink, model_key: str, upto: int, loaded: LoadedIndex, ahead: float, limits: Limits
+    link: RedisLink, model_key: str, upto: int, loaded: LoadedIndex, wall_offset: float, limits: Limits
 ) -> LoadFailure | None:
-    """Apply what came after; at least up to ``upto``."""
+    """Applies the entries of the stream, at least up to ``upto``."""
     while True:
         replies = await link.run([read_command(model_key, loaded.epoch, loaded.sequence)])
         if replies is None:
             return _REDIS_AWAY
         if isinstance(replies[0], ResponseError):
-            return LoadFailure("the stream of changes in Redis is not what it should be")
+            return LoadFailure("the stream of changes in Redis has a wrong type")
         try:
             some = parse_entries(replies[0])
             for epoch, sequence, data in some:
                 if (epoch, sequence) != (loaded.epoch, loaded.sequence + 1):
-                    return LoadFailure("the stream of changes went on meanwhile")
-                loaded.mirror.apply(decode_changes(data, model_key, ahead, limits))
+                    return LoadFailure("the stream of changes has a gap")
+                loaded.mirror.apply(decode_changes(data, model_key, wall_offset, limits))
                 loaded.sequence = sequence
         except UnreadableError as error:
             return LoadFailure(f"entry {loaded.epoch}-{loaded.sequence + 1} cannot be read: {error.message}")

@@ -1,22 +1,27 @@
-"""The index in Redis, as bytes: what a writer writes and a feed reads. Three keys a model, all in one slot (``keys.py``).
+"""The index in Redis as bytes, between writers and subscribers. Three keys a model, all in one slot
+(``redis_keys.py``).
 
-    own     text ``<epoch>:<holder>``, expires by itself: who may write. Every write is a script that compares it first.
-    ev      stream of entries ``<epoch>-<sequence>``, field ``d``: the changes of up to 20 ms, in order, none missing.
+    own     text ``<epoch>:<holder>``, expires: the writer. Every write compares it first.
+    ev      stream of entries ``<epoch>-<sequence>``, field ``d``: changes of up to 20 ms, in order
     idx     one hash with few fields:
-              at            text ``<epoch>:<sequence>``: the last entry that was written
-              meta          Meta: whose epoch it is, and whether everything was written down in it
-              i:<instance>  Header: what is known of an instance, up to which sequence, and which parts its rows are in
-              n             Notes: what the indexer says of its instances, about once a second, see ``notes.py``
-              s             HintsHeader: the same of the hints of stores that all instances share
-              c:<number>    one part: columns of up to 4,096 rows, see ``truth/kept.py``; written once, never changed, with a digest
+              at            text ``<epoch>:<sequence>``: the last written entry
+              meta          IndexMeta: its epoch, and whether all snapshots were written in it
+              i:<instance>  InstanceHeader: its state, its sequence, and the parts of its rows
+              n             InstanceStatuses, about once a second
+              s             HintsHeader: the same for hints of shared stores
+              c:<number>    one part: columns of up to 4,096 rows with a digest, written once
 
-**A log with snapshots, not a hash of blocks.** Whoever follows reads the log and touches Redis once a batch; whoever comes anew
-reads the parts, some hundred fields, and the log from where they are. Applying a change again does no harm, so an instance's
-snapshot may be newer than the sequence that its header tells, and each instance has a sequence of its own: they are written one
-at a time, an instance when it has changed as much as it holds, and only the parts whose bytes have changed.
+**A log with snapshots, not a hash of blocks.** A subscriber reads the log and queries Redis once a
+batch. A new one reads the parts, some hundred fields, and the log from there. Repeated changes do
+no harm, so an instance's snapshot may be newer than the sequence in its header. Each instance has a
+sequence of its own, because snapshots are written one
+at a time: when an instance has changed as much as it has blocks, and only the parts whose bytes
+have changed.
 
-Values begin with a schema byte, then msgpack. Structs with names may get more fields, arrays more at their end: readers leave
-out what they do not know. What this cannot bear gets another schema byte, and is not read. Times in values are Unix seconds.
+Values begin with a schema byte, then msgpack. Structs with names may get more fields, arrays more
+elements at their end: readers ignore unknown ones. A change that breaks this gets another schema
+byte, and readers skip the value. Times in values are Unix seconds. The rows are described in
+``blockstore/snapshot.py``.
 """
 
 from array import array
@@ -48,7 +53,7 @@ T = TypeVar("T")
 
 
 class IndexMeta(msgspec.Struct, frozen=True):
-    """``ready``: every instance was written down in this epoch."""
+    """The epoch of an index. ``ready`` means that every snapshot was written in it."""
 
     epoch: int
     holder: str
@@ -57,7 +62,10 @@ class IndexMeta(msgspec.Struct, frozen=True):
 
 
 class InstanceHeader(msgspec.Struct):
-    """One instance. ``parts``: name of the part → its field. What ``sequence`` or an earlier entry says is in them already."""
+    """The header of one instance; its snapshot contains all entries up to ``sequence``.
+
+    parts: name of the part → its field.
+    """
 
     epoch: int
     sequence: int
@@ -67,7 +75,10 @@ class InstanceHeader(msgspec.Struct):
 
 
 class HintsHeader(msgspec.Struct):
-    """The hints of the model; ``parts`` hold own hashes (8 bytes each), then Unix seconds (8 bytes each) until which they hold."""
+    """The header of a model's hints.
+
+    parts: they hold block hashes (8 bytes each), then expiry in Unix seconds (8 bytes each).
+    """
 
     epoch: int
     sequence: int
@@ -117,7 +128,9 @@ _WireChange = _Stored | _Removed | _Cleared | _Gone | _Marked | _Hinted | _Expir
 
 
 class _Entry(msgspec.Struct, array_like=True, gc=False):
-    """``wall`` is when it was written; the changes name instances by their place in ``instances``."""
+    """One entry, written at ``wall``; its changes name instances by their index in
+    ``instances``.
+    """
 
     wall: float
     instances: list[str]
@@ -129,75 +142,78 @@ _ENTRY: Final = msgspec.msgpack.Decoder(_Entry)
 
 
 def encode_value(value: IndexMeta | InstanceHeader | HintsHeader | InstanceStatuses) -> bytes:
-    """The bytes of one value."""
+    """Returns the bytes of one value."""
     return SCHEMA + _ENCODER.encode(value)
 
 
 def decode_value(data: bytes, kind: type[T]) -> T:
-    """The value. Raises UnreadableError."""
+    """Returns the value. Raises UnreadableError."""
     _check_schema(data)
     try:
         return msgspec.msgpack.decode(memoryview(data)[1:], type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise UnreadableError(f"these bytes are no {kind.__name__}", reason="shape") from None
+        raise UnreadableError(f"the bytes are not a valid {kind.__name__}", reason="shape") from None
 
 
-def encode_entry(told: Sequence[Change], wall: float, wall_offset: float) -> bytes:
-    """One entry of the stream, written at ``wall``; ``ahead``: Unix time less monotonic time of this process."""
+def encode_entry(offered: Sequence[Change], wall: float, wall_offset: float) -> bytes:
+    """Returns one entry of the stream, written at ``wall``.
+
+    wall_offset: Unix time minus monotonic time of this process.
+    """
     places: dict[str, int] = {}
     wired: list[_WireChange] = []
-    for one in told:
-        if isinstance(one, changes.HintsAdded):
-            wired.append(_Hinted(one.hashes, one.until + wall_offset))
+    for change in offered:
+        if isinstance(change, changes.HintsAdded):
+            wired.append(_Hinted(change.hashes, change.until + wall_offset))
             continue
-        if isinstance(one, changes.HintsExpired):
-            wired.append(_Expired(one.hashes))
+        if isinstance(change, changes.HintsExpired):
+            wired.append(_Expired(change.hashes))
             continue
-        place = places.setdefault(one.instance, len(places))
-        if isinstance(one, changes.BlocksStored):
-            wired.append(_Stored(place, one.tier, one.parent, one.hashes))
-        elif isinstance(one, changes.BlocksRemoved):
-            wired.append(_Removed(place, one.tier, one.hashes))
-        elif isinstance(one, changes.CompletenessChanged):
-            wired.append(_Marked(place, one.complete, one.reason, one.since + wall_offset))
-        elif isinstance(one, changes.InstanceCleared):
-            wired.append(_Cleared(place, one.epoch, one.reason))
+        place = places.setdefault(change.instance, len(places))
+        if isinstance(change, changes.BlocksStored):
+            wired.append(_Stored(place, change.tier, change.parent, change.hashes))
+        elif isinstance(change, changes.BlocksRemoved):
+            wired.append(_Removed(place, change.tier, change.hashes))
+        elif isinstance(change, changes.CompletenessChanged):
+            wired.append(_Marked(place, change.complete, change.reason, change.since + wall_offset))
+        elif isinstance(change, changes.InstanceCleared):
+            wired.append(_Cleared(place, change.epoch, change.reason))
         else:
             wired.append(_Gone(place))
     return SCHEMA + _ENCODER.encode(_Entry(wall, list(places), wired))
 
 
 def decode_entry(data: bytes, model_key: str, wall_offset: float) -> list[Change]:
-    """The changes of one entry, in this process's time. Raises UnreadableError."""
+    """Returns the changes of one entry, in this process's time. Raises UnreadableError."""
     return decode_entry_with_time(data, model_key, wall_offset)[1]
 
 
 def decode_entry_with_time(data: bytes, model_key: str, wall_offset: float) -> tuple[float, list[Change]]:
-    """The same, and when the entry was written, Unix seconds. Raises UnreadableError."""
+    """Returns when an entry was written (Unix seconds), and its changes. Raises UnreadableError."""
     _check_schema(data)
     try:
         entry = _ENTRY.decode(memoryview(data)[1:])
-        return entry.wall, [_decode_change(one, entry.instances, model_key, wall_offset) for one in entry.changes]
+        return entry.wall, [_decode_change(change, entry.instances, model_key, wall_offset) for change in entry.changes]
     except (msgspec.MsgspecError, ValueError, RecursionError, IndexError):
-        raise UnreadableError("these bytes are no entry of changes", reason="shape") from None
+        raise UnreadableError("the bytes are not a valid entry of changes", reason="shape") from None
 
 
-def _decode_change(one: _WireChange, names: list[str], model_key: str, ahead: float) -> Change:
-    if isinstance(one, _Hinted):
-        return changes.HintsAdded(model_key, one.hashes, one.until - ahead)
-    if isinstance(one, _Expired):
-        return changes.HintsExpired(model_key, one.hashes)
-    if one.instance < 0:
+def _decode_change(change: _WireChange, names: list[str], model_key: str, wall_offset: float) -> Change:
+    if isinstance(change, _Hinted):
+        return changes.HintsAdded(model_key, change.hashes, change.until - wall_offset)
+    if isinstance(change, _Expired):
+        return changes.HintsExpired(model_key, change.hashes)
+    if change.instance < 0:
         raise IndexError
-    name = names[one.instance]
-    if isinstance(one, _Stored):
-        return changes.BlocksStored(name, INSTANCE_TIERS[_checked_tier(one.tier)], one.parent, one.hashes)
-    if isinstance(one, _Removed):
-        return changes.BlocksRemoved(name, INSTANCE_TIERS[_checked_tier(one.tier)], one.hashes)
-    if isinstance(one, _Marked):
-        return changes.CompletenessChanged(name, one.complete, one.reason, one.since - ahead)
-    if isinstance(one, _Cleared):
-        return changes.InstanceCleared(name, one.epoch, one.reason)
+    name = names[change.instance]
+    if isinstance(change, _Stored):
+        return changes.BlocksStored(name, INSTANCE_TIERS[_checked_tier(change.tier)], change.parent, change.hashes)
+    if isinstance(change, _Removed):
+        return changes.BlocksRemoved(name, INSTANCE_TIERS[_checked_tier(change.tier)], change.hashes)
+    if isinstance(change, _Marked):
+        return changes.CompletenessChanged(name, change.complete, change.reason, change.since - wall_offset)
+    if isinstance(change, _Cleared):
+        return changes.InstanceCleared(name, change.epoch, change.reason)
     return changes.InstanceDetached(name)
 
 
@@ -208,7 +224,9 @@ def _checked_tier(value: int) -> int:
 
 
 def encode_hints(hints: Iterable[tuple[int, float]], wall_offset: float) -> dict[str, bytes]:
-    """Parts of hints by name. A part holds what runs out within one minute, so that it stays as it is while time goes on."""
+    """Returns parts of hints by name. A part holds hints that expire within one minute, so that it
+    stays unchanged.
+    """
     minutes: dict[int, list[tuple[int, float]]] = {}
     for own, until in hints:
         minutes.setdefault(int((until + wall_offset) // 60.0), []).append((own, until + wall_offset))
@@ -222,10 +240,10 @@ def encode_hints(hints: Iterable[tuple[int, float]], wall_offset: float) -> dict
 
 
 def decode_hints(data: bytes, wall_offset: float) -> list[tuple[int, float]]:
-    """The hints of one part, in this process's time. Raises UnreadableError."""
+    """Returns the hints of one part, in this process's time. Raises UnreadableError."""
     count, rest = divmod(len(data), _HINT_BYTES)
     if rest or count > HINTS_PER_PART:
-        raise UnreadableError(f"{len(data)} bytes are no part of hints", reason="shape")
+        raise UnreadableError(f"{len(data)} bytes are not a valid part of hints", reason="shape")
     owns, times = array("Q"), array("d")
     owns.frombytes(data[: 8 * count])
     times.frombytes(data[8 * count :])
@@ -236,46 +254,46 @@ def decode_hints(data: bytes, wall_offset: float) -> list[tuple[int, float]]:
 
 
 def encode_part(data: bytes, digest: int) -> bytes:
-    """A part as it is written: schema, XXH3 of the columns, columns."""
+    """Returns a part as it is written: schema, XXH3 of the columns, columns."""
     return SCHEMA + digest.to_bytes(_DIGEST_BYTES, "little") + data
 
 
 def decode_part(data: bytes) -> bytes:
-    """The columns. Raises UnreadableError."""
+    """Returns the columns. Raises UnreadableError."""
     _check_schema(data)
     found = data[1 + _DIGEST_BYTES :]
     if xxhash.xxh3_64_intdigest(found) != int.from_bytes(data[1 : 1 + _DIGEST_BYTES], "little"):
-        raise UnreadableError("a part is not what was written", reason="shape")
+        raise UnreadableError("a part does not match its digest", reason="shape")
     return found
 
 
 def header_field(instance: str) -> bytes:
-    """The field of an instance's header."""
+    """Returns the field of an instance's header."""
     return _INSTANCE + instance.encode("utf-8", "surrogatepass")
 
 
 def header_instance(field: bytes) -> str | None:
-    """The instance that a field is the header of; None for other fields."""
+    """Returns the instance of a header field; None for other fields."""
     return field[len(_INSTANCE) :].decode("utf-8", "surrogatepass") if field.startswith(_INSTANCE) else None
 
 
 def part_field(epoch: int, number: int) -> bytes:
-    """A field for a part, never used before."""
+    """Returns a new field for a part."""
     return b"%s%x.%x" % (_PART, epoch, number)
 
 
 def is_part(field: bytes) -> bool:
-    """Whether a field is one of a part."""
+    """Returns whether a field is one of a part."""
     return field.startswith(_PART)
 
 
 def encode_position(epoch: int, sequence: int) -> bytes:
-    """The value of ``at``."""
+    """Returns the value of ``at``."""
     return b"%d:%d" % (epoch, sequence)
 
 
 def decode_position(data: Any) -> tuple[int, int] | None:
-    """Epoch and sequence; None when there is none, or it is damaged."""
+    """Returns epoch and sequence; None when there is none, or it is damaged."""
     if not isinstance(data, bytes):
         return None
     epoch, colon, sequence = data.partition(b":")
@@ -286,8 +304,8 @@ def decode_position(data: Any) -> tuple[int, int] | None:
 
 def _check_schema(data: bytes) -> None:
     if data[:1] != SCHEMA:
-        said = data[0] if data else "none"
-        raise UnreadableError(f"it has the schema {said}, which this release does not read", reason="schema")
+        schema = data[0] if data else "none"
+        raise UnreadableError(f"it has schema {schema}, which this release cannot read", reason="schema")
 
 
 def _little_endian(column: "array[Any]") -> bytes:

@@ -1,8 +1,8 @@
-"""What the indexer says of the instances that it reads, about once a second: who they are, and how well it hears them.
+"""The status of the instances that an indexer reads, published about once a second.
 
-An instance's header is written when its blocks are (``writer.py``), which may be minutes apart. What is looked at by people, and the
-size of an engine's blocks, without which nobody can ask for a prompt, is therefore in one small field beside them. None is what is
-not known.
+Why: an instance's header is written with its blocks (``writer.py``), perhaps minutes apart. Its
+status for people and its block size are therefore in one small field next to the headers. Without
+the block size no prompt can be looked up. None is unknown.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,11 @@ STATUSES_FIELD: Final = b"n"
 
 
 class InstanceStatus(msgspec.Struct, frozen=True):
-    """One instance. ``events`` and ``replay`` are its ZMQ addresses, ``following`` the number of the batch that comes next,
-    ``lag_seconds`` how old the last batch was when it was read, by the engine's clock and ours.
+    """The status of one instance.
+
+    events, replay: its ZMQ addresses.
+    following: the number of the next batch.
+    lag_seconds: age of the last batch when it was read, between the engine's clock and ours.
     """
 
     url: str
@@ -34,7 +37,9 @@ class InstanceStatus(msgspec.Struct, frozen=True):
 
 
 class InstanceStatuses(msgspec.Struct, frozen=True):
-    """All instances of a model as of ``wall``, Unix seconds. ``mark``: see ``secret_mark``."""
+    """All instances of a model as of ``wall``, Unix seconds. ``mark`` is the secret's
+    fingerprint.
+    """
 
     epoch: int
     wall: float
@@ -43,8 +48,10 @@ class InstanceStatuses(msgspec.Struct, frozen=True):
 
 
 def secret_fingerprint(secret: bytes) -> int:
-    """Something that is the same for the same secret of an installation, and tells no more of it than a block's hash does.
+    """Returns a number that identifies an installation's secret and reveals no more of it than a
+    block hash.
 
-    Hashes under another secret match nothing, silently: who looks for blocks compares this first.
+    Hashes under another secret match nothing, silently. A reader of blocks compares the
+    fingerprints first.
     """
     return xxhash.xxh3_64_intdigest(secret + b"\0the secret of this index\0")

@@ -1,8 +1,9 @@
-"""What Redis does by itself: every write looks at the lease first, in one step with the writing. Commands up to Redis 6.2.
+"""The Lua scripts of the index: every write checks the lease in the same step. Commands up to Redis
+6.2.
 
-Keys are always (own, idx, ev) of one model. An indexer that was paused, or cut off, for longer than its lease is told so by
-the next write, whatever it believes; one whose Redis has lost writes (a failover, a restart, FLUSHALL) finds another ``at`` than the
-one it left. Both answers begin a new epoch, or end the indexer's.
+Keys are always (own, idx, ev) of one model. An indexer that was paused or disconnected for longer
+than its lease is refused by its next write. One whose Redis has lost writes (a failover, a restart,
+FLUSHALL) finds another ``at`` than its own. Both answers begin a new epoch, or end the indexer's.
 """
 
 from typing import Final
@@ -43,9 +44,17 @@ lease = epoch .. ':' .. holder
 redis.call('SET', own, lease, 'PX', px)
 return {'new', lease, at}
 """
-"""(holder, my lease or '', ms of a lease, ms that keys live, the least epoch that is new, '1' for a new epoch in any case, two values
-that ``at`` may have, what ``meta`` is to be or '') → ('held' | 'led' | 'new', lease, at). Nothing is deleted that is not there: once
-a script has deleted, a Redis that is full refuses none of its writes, and who cannot write anything would have the lease again."""
+"""Takes, renews or asks for the lease.
+
+holder, lease, px, ttl: holder, own lease or '', ms of a lease, ms that keys live.
+least, again: least new epoch, '1' for a new epoch in any case.
+further: two values that ``at`` may have, value of ``meta`` or ''.
+
+Reply: ('held' | 'led' | 'new', lease, at).
+
+It deletes only what exists. After a deletion, a full Redis refuses none of a script's writes, and
+an indexer that cannot write would get the lease again.
+"""
 
 BEGIN: Final = """
 local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
@@ -69,8 +78,12 @@ redis.call('PEXPIRE', own, ARGV[7])
 if redis.call('PTTL', ev) < 0 then redis.call('PEXPIRE', ev, ARGV[8]) end
 return {'ok'}
 """
-"""(lease, at before, at after, id of the entry, entry, oldest id to keep or '', ms of a lease, ms that keys live)
-→ ('ok' | 'fenced') or ('moved', at)."""
+"""Writes an entry.
+
+Arguments: lease, at before, at after, id of the entry, entry, oldest id to keep or '', ms of a
+lease, ms that keys live.
+Reply: ('ok' | 'fenced') or ('moved', at).
+"""
 
 KEEP: Final = """
 local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
@@ -83,13 +96,18 @@ for i = 5, 4 + n do redis.call('HDEL', idx, ARGV[i]) end
 redis.call('PEXPIRE', own, ARGV[3])
 return {'ok'}
 """
-"""(lease, at, ms of a lease, how many fields go, these fields, then field and value in turn) → ('ok' | 'fenced') or ('moved', at)."""
+"""Writes and deletes fields.
+
+Arguments: lease, at, ms of a lease, number of deleted fields, these fields, then field and value in
+turn.
+Reply: ('ok' | 'fenced') or ('moved', at).
+"""
 
 RENEW: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 0
 """
-"""(lease, ms of a lease), with own as the only key → whether it is still ours."""
+"""(lease, ms of a lease), with own as the only key → 1 if the lease is valid."""
 
 RELEASE: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end

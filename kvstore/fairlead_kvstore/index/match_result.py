@@ -1,17 +1,25 @@
-"""What a mirror of the index answers."""
+"""The answers of an index replica, as msgspec structs.
+
+They are apart from ``replica.py`` because compiled modules cannot hold structs.
+"""
 
 import msgspec
 
 
 class InstanceMatch(msgspec.Struct, frozen=True, gc=False):
-    """``blocks`` from the chain's start that the instance holds, by ``Tier``: in the GPU, up to CPU, up to disk, and with hints."""
+    """The match of one instance.
+
+    blocks: cached blocks from the chain's start, in the GPU, up to CPU, up to disk, and with hints.
+    """
 
     instance: str
     blocks: tuple[int, int, int, int]
 
 
 class KnownCompleteness(msgspec.Struct, frozen=True, gc=False):
-    """Whether all of an instance is known, and if not, why and since when (monotonic seconds of this process)."""
+    """The completeness of an instance: complete or not, and if not, why and since when (monotonic
+    seconds).
+    """
 
     complete: bool
     reason: str

@@ -1,4 +1,4 @@
-"""What an indexer left in Redis of a model, for the next one to go on from."""
+"""Reads the state of a model that an indexer left in Redis, from which the next one continues."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -23,11 +23,11 @@ from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
 _PARTS_PER_READ: Final = 10
-"""Of at most some 100 kB each."""
+"""The parts of one read; each has at most some 100 kB."""
 
 
 class InstanceCheckpoint(msgspec.Struct):
-    """One instance as the next indexer needs it: its slice, the rows, and where its stream was."""
+    """The state of one instance for the next indexer: its snapshot, rows and stream position."""
 
     slice: InstanceSnapshot
     rows: RowParts
@@ -35,7 +35,11 @@ class InstanceCheckpoint(msgspec.Struct):
 
 
 class RecoveredIndex(msgspec.Struct):
-    """``hints`` are in this process's time and have not run out; ``unreadable`` instances are to be learned anew, with why."""
+    """The recovered state of a model.
+
+    hints: those that have not expired, in this process's time.
+    unreadable: instances to be learned again, and why.
+    """
 
     instances: dict[str, InstanceCheckpoint]
     hints: list[tuple[int, float]]
@@ -45,9 +49,10 @@ class RecoveredIndex(msgspec.Struct):
 async def read_fields(
     link: RedisLink, idx: str, names: Sequence[bytes], extra_commands: Sequence[Command] = ()
 ) -> list[Any] | None:
-    """The values of fields of the index, None for those that are not there; None when Redis is away or refuses.
+    """Returns the values of fields, None for missing ones; None when Redis is unreachable or
+    refuses.
 
-    ``also`` is run with every few of them.
+    extra_commands: run with every read.
     """
     found: list[Any] = []
     for start in range(0, len(names), _PARTS_PER_READ):
@@ -61,8 +66,12 @@ async def read_fields(
 async def recover_index(
     link: RedisLink, model_key: str, wall_offset: float, now: float, extra_commands: Sequence[Command] = ()
 ) -> RecoveredIndex | None:
-    """All that is there; None when Redis is away. ``ahead``: Unix time less monotonic time. Nobody else may write meanwhile,
-    for which ``also`` renews a lease."""
+    """Returns the recovered state; None when Redis is unreachable. No other process may write
+    meanwhile.
+
+    wall_offset: Unix time minus monotonic time.
+    extra_commands: renew the lease that ensures this.
+    """
     _, idx, _ = redis_keys.index_keys(model_key)
     replies = await link.run([("HKEYS", idx)])
     if replies is None or not isinstance(replies[0], list):
@@ -93,7 +102,7 @@ async def recover_index(
 
 
 def _rows(names: dict[str, bytes], parts: list[Any]) -> RowParts:
-    """The columns of all parts. Raises UnreadableError."""
+    """Returns the columns of all parts. Raises UnreadableError."""
     if None in parts:
         raise UnreadableError("a part is missing", reason="missing")
     return {name: decode_part(data) for name, data in zip(names, parts, strict=True)}

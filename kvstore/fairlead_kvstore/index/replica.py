@@ -1,23 +1,29 @@
-"""The index of one model, to be asked: which instances hold this chain of blocks, how far, and in which tier.
+"""A queryable replica of the index of one model: which instances have a chain of blocks, how far,
+and in which tier.
 
-A dict leads from a block's own hash to a number with three bits for each instance (GPU, CPU, disk). There are few different sets
-of holders and many blocks, so equal numbers are kept once and shared (*interned*): a block then costs its entry and its key, some
-ninety bytes, and a walk along a chain mostly meets the very number that it met a block before, which needs no arithmetic at all.
+A dict maps a block hash to a bit mask with three bits for each instance (GPU, CPU, disk). There are
+few distinct sets of instances and many blocks, so equal masks are shared (*interned*). A block then
+costs its entry and its key, some ninety bytes. A walk along a chain mostly meets the same mask
+object again, which needs no arithmetic.
 
-**The walk is exact.** The mirror of a gateway's own decisions may bisect, since it only ever forgets ends. This one holds what
-engines told, and they may lose a block in the middle (it went to another tier, or its neighbour was pushed out), so every block is
-looked at until nobody is left. Which is also cheap: a lookup in C for each block.
+**The walk is exact.** A gateway's approximate prefix index may bisect, since it drops only the ends
+of chains. Engines may lose a block in the middle (it moved to another tier, or only a neighbour was
+evicted). So every block is looked up until no instance is left, at the cost of one lookup in C for
+each block.
 
-**The same chains are asked for again and again**, by every turn of a conversation and every user of a long system prompt, and an
-answer follows from the numbers of its blocks alone. Where instances reach differently far, or hold blocks in slower tiers, an answer
-costs some hundred steps; it is kept under these very numbers, up to the first block that nobody holds. So it is found again as long
-as nobody stores or loses a block of it, with nothing to be invalidated, and prompts that go on differently behind it share it.
+**Equal chains are queried repeatedly**, by every turn of a conversation and every user of a long
+system prompt. The result depends on the masks of its blocks alone. Where instances reach different
+depths, or use slower tiers, a result costs some hundred steps. It is cached under these masks, up
+to the first block that no instance has. It is found again until a block of it is stored or lost,
+without invalidation, and prompts that differ only after it share it.
 
-**A slower tier goes on where the faster one ends**, as in ``Truth.held``: depths are cumulative, and what a tier adds is the
-difference. Hints of stores that all instances share come last, and only behind what somebody holds or from the start.
+**A slower tier continues where the faster one ends**, as in ``BlockStore.cached_depths``: depths
+are cumulative, and a tier adds the difference. Hints of shared stores come last, and only after
+blocks of an instance or from the start.
 
-**Forgetting an instance** takes no time: its bits are *retired*, masked out of every answer, and swept from the numbers little
-by little, with every batch that comes and whenever somebody calls ``sweep``. Then the bits are given to the next instance.
+**Removal of an instance** takes no time: its bits are *retired*, masked out of every result. They
+are swept from the masks gradually, with every batch and with each call of ``sweep``. Then the bits
+are reused for the next instance.
 """
 
 import sys
@@ -47,17 +53,23 @@ _MAX_DEPTH_RESULTS: Final = 4_096
 _MAX_CHAIN_RESULTS: Final = 256
 _MAX_CHAIN_BLOCKS: Final = 4_096
 _MAX_CHAIN_BITS: Final = 1_024
-"""Larger numbers, of some three hundred instances, cost more to be looked up than what is kept under them saves."""
+"""Larger masks, of some three hundred instances, cost more to look up than the cached result
+saves.
+"""
 _MIN_CHAIN_STEPS: Final = 3
-"""An answer of so few depths is cheaper to make than to find."""
+"""A result of so few depths is cheaper to compute than to look up."""
 _MIN_SWEEP: Final = 2_048
 _SWEEP_PER_BLOCK: Final = 4
 _MAX_RETIRED: Final = 64
-"""More than so many retired instances are swept at once: they flap, and bits must not grow without end."""
+"""More retired instances than this are swept at once: they flap, and bits must not grow without
+end.
+"""
 
 
 class IndexReplica:
-    """One model's blocks. Pure: no clock, no I/O; whoever feeds it calls ``expire`` and, when idle, ``sweep``."""
+    """The blocks of one model. Pure: no clock, no I/O. The owner calls ``expire`` and, when idle,
+    ``sweep``.
+    """
 
     def __init__(self, *, limits: Limits = _LIMITS) -> None:
         self._max_blocks = limits.index_mirror_blocks
@@ -75,25 +87,27 @@ class IndexReplica:
         self._sweeping: list[int] = []
         self._queue: list[int] = []
         self._retired_bits = 0
-        self._gpu_bits = 0  # the GPU bit of every place there is
-        self._has_slow_tiers = False  # whether any block was ever in a slower tier
+        self._gpu_bits = 0  # the GPU bits of all slots
+        self._has_slow_tiers = False  # a block was in a slower tier at some time
         self._completeness: dict[str, KnownCompleteness] = {}
         self._hints: dict[int, float] = {}
         self.dropped = 0
 
     def __len__(self) -> int:
-        """Blocks that somebody holds; of instances that are gone, until they are swept."""
+        """Returns the number of blocks; removed instances count until they are swept."""
         return len(self._masks)
 
     @property
     def hint_count(self) -> int:
-        """Blocks that are probably in a shared store."""
+        """The number of blocks that are probably in a shared store."""
         return len(self._hints)
 
-    # --- questions ------------------------------------------------------------------------------------------------------
+    # --- queries --------------------------------------------------------------------------------------------------------
 
     def match(self, hashes: Sequence[int]) -> tuple[InstanceMatch, ...]:
-        """Who holds the chain's first block, and how far on; those who hold it farthest in the GPU come first."""
+        """Returns the instances with the chain's first block, and their depths; the deepest in the
+        GPU come first.
+        """
         if not hashes:
             return ()
         if self._hints:
@@ -106,17 +120,21 @@ class IndexReplica:
         return self._cached_matches(hashes) if len(gpu) > _MIN_CHAIN_STEPS else self._gpu_matches(gpu)
 
     def holders(self, own: int) -> dict[str, tuple[StorageTier, ...]]:
-        """Who holds one block, and where."""
+        """Returns the instances and tiers of one block."""
         return self._holders_of(self._masks.get(own, 0) & ~self._retired_bits)
 
     def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
-        """Every different set of holders, with how many blocks are held by just these; takes a look at every block."""
+        """Yields every distinct set of instances, with the number of blocks that exactly these
+        have; reads every block.
+        """
         for mask, blocks in Counter(self._masks.values()).items():
             if alive := mask & ~self._retired_bits:
                 yield self._holders_of(alive), blocks
 
     def count_unique(self, hashes: Iterable[int]) -> dict[str, int]:
-        """Of these blocks, how many are held by just one instance, by that instance; those without any are left out."""
+        """Returns how many of these blocks only one instance has, by that instance; others are left
+        out.
+        """
         found: dict[str, int] = {}
         for mask, blocks in Counter(map(self._masks.get, hashes)).items():
             holders = self._holders_of(mask & ~self._retired_bits) if mask is not None else {}
@@ -126,7 +144,9 @@ class IndexReplica:
         return found
 
     def blocks_of(self, instance: str) -> Iterator[tuple[int, StorageTier]]:
-        """Every block of an instance with each tier it is in; takes a look at every block. Nothing may be applied meanwhile."""
+        """Yields every block of an instance with each of its tiers; reads every block. The replica
+        must not change meanwhile.
+        """
         place = self._slots.get(instance)
         if place is None:
             return
@@ -137,23 +157,26 @@ class IndexReplica:
                     yield own, tier
 
     def hint_age_seconds(self, own: int, now: float) -> float | None:
-        """How long ago a block was last said to be written to a store that all instances share, to half of the time for which that
-        counts; None where nobody said so. The store tells nobody what it throws out, so the older, the less likely it is there."""
+        """Returns the age of a block's last write to a shared store, to half of a hint's lifetime;
+        None without a hint.
+
+        The store does not report evictions: the older the hint, the less likely the block is there.
+        """
         until = self._hints.get(own)
         return None if until is None else max(0.0, self._hint_seconds - (until - now))
 
     def completeness(self, instance: str) -> KnownCompleteness | None:
-        """How sure it is what this instance holds; None when nothing was told."""
+        """Returns whether all blocks of an instance are known; None for an unknown instance."""
         return self._completeness.get(instance)
 
     def instances(self) -> tuple[str, ...]:
-        """All that something was told of."""
+        """Returns all known instances."""
         return tuple(self._completeness | self._slots)
 
-    # --- what is told ---------------------------------------------------------------------------------------------------
+    # --- changes ----------------------------------------------------------------------------------------------------------
 
     def apply(self, changes: Iterable[Change]) -> None:
-        """Changes in their order; again does no harm."""
+        """Applies changes in their order; repetition does no harm."""
         work = 0
         for change in changes:
             if isinstance(change, BlocksStored):
@@ -179,7 +202,9 @@ class IndexReplica:
             self.sweep(_MIN_SWEEP + work * _SWEEP_PER_BLOCK)
 
     def load_rows(self, instance: str, owns: Sequence[int], counts: Sequence[int]) -> None:
-        """Rows as a slice keeps them: own hashes, and copies by tier (``truth.blocks.SHIFT``); rows of 0 copies are empty."""
+        """Adds the rows of a snapshot: block hashes, and copies by tier (``TIER_SHIFT``); rows of 0
+        copies are empty.
+        """
         place = self._slot(instance)
         bits: dict[int, int] = {}
         masks, get, interned = self._masks, self._masks.get, self._interned
@@ -200,7 +225,9 @@ class IndexReplica:
         self._limit_interned()
 
     def expire(self, now: float) -> list[int]:
-        """Let go of hints that have run out at ``now`` (monotonic seconds); their own hashes."""
+        """Removes hints that have expired at ``now`` (monotonic seconds) and returns their block
+        hashes.
+        """
         over = []
         for own, until in self._hints.items():
             if until > now:
@@ -211,7 +238,7 @@ class IndexReplica:
         return over
 
     def sweep(self, most: int) -> bool:
-        """Look at up to ``most`` blocks for instances that are gone; whether there is more to do."""
+        """Clears retired bits from up to ``most`` blocks; returns whether more remain."""
         if not self._retired_bits:
             return False
         if not self._queue:
@@ -245,7 +272,7 @@ class IndexReplica:
         return found
 
     def _gpu_matches(self, gpu: list[tuple[int, int]]) -> tuple[InstanceMatch, ...]:
-        """The answer where there is nothing but the GPU."""
+        """Returns the result of chains that are in the GPU only."""
         answers = self._depth_results
         if len(gpu) == 1:
             return answers.get(gpu[0]) or self._matches_at_depth(gpu[0])
@@ -255,7 +282,9 @@ class IndexReplica:
         return tuple(found)
 
     def _cached_matches(self, hashes: Sequence[int]) -> tuple[InstanceMatch, ...]:
-        """The answer that the same numbers had before, or a new one. Not with hints, which are not in the numbers."""
+        """Returns the cached result of these masks, or a new one. Not for hints, which are not in
+        the masks.
+        """
         masks: list[int | None] = list(map(self._masks.get, hashes))
         if masks[-1] is None:
             del masks[masks.index(None) :]
@@ -274,9 +303,9 @@ class IndexReplica:
         return self._tiered_matches(hashes, gpu) if self._has_slow_tiers else self._gpu_matches(gpu)
 
     def _walk(self, hashes: Sequence[int], fold: int = 0, most: int = sys.maxsize) -> list[tuple[int, int]]:
-        """(depth, GPU bits of those that reach just that depth), shallowest first; with ``fold`` slower tiers count as well.
+        """Returns (depth, GPU bits of the instances with exactly that depth), shallowest first.
 
-        Ends early, with what it has, when these are more than ``most``.
+        fold: 1 counts CPU too, 2 CPU and disk. most: the walk ends early when it has more depths.
         """
         found: list[tuple[int, int]] = []
         alive = self._gpu_bits & ~self._retired_bits
@@ -304,7 +333,9 @@ class IndexReplica:
         return found
 
     def _matches_at_depth(self, reach: tuple[int, int]) -> tuple[InstanceMatch, ...]:
-        """Those that hold so many blocks in the GPU and nothing elsewhere. The same ones are asked for again and again."""
+        """Returns the instances with this depth in the GPU and no blocks in slower tiers; results
+        are cached.
+        """
         depth, mask = reach
         blocks = (depth, depth, depth, depth)
         if len(self._depth_results) >= _MAX_DEPTH_RESULTS:
@@ -313,7 +344,7 @@ class IndexReplica:
         return found
 
     def _instances_of(self, mask: int) -> list[str]:
-        """The instances of GPU bits."""
+        """Returns the instances of GPU bits."""
         names, found = self._by_bit, []
         while mask:
             low = mask & -mask
@@ -322,7 +353,7 @@ class IndexReplica:
         return found
 
     def _tiered_matches(self, hashes: Sequence[int], gpu: list[tuple[int, int]]) -> tuple[InstanceMatch, ...]:
-        """The answer where there is more than the GPU."""
+        """Returns the result of chains in several tiers."""
         levels = [gpu, self._walk(hashes, 1), self._walk(hashes, 2)] if self._has_slow_tiers else [gpu, gpu, gpu]
         depths: list[dict[str, int]] = []
         for level, found in enumerate(levels):
@@ -332,15 +363,17 @@ class IndexReplica:
                 depths.append({name: depth for depth, mask in found for name in self._instances_of(mask)})
         fast, middle, slow = depths
         last = self._extend_by_hints(hashes, slow) if self._hints else slow
-        held = [
+        matches = [
             InstanceMatch(name, (fast.get(name, 0), middle.get(name, 0), slow.get(name, 0), depth))
             for name, depth in last.items()
         ]
-        held.sort(key=_order, reverse=True)
-        return tuple(held)
+        matches.sort(key=_order, reverse=True)
+        return tuple(matches)
 
     def _extend_by_hints(self, hashes: Sequence[int], reached: dict[str, int]) -> dict[str, int]:
-        """A shared store goes on where an instance's own tiers end, for every member alike."""
+        """Extends depths by a shared store, from where an instance's own tiers end, for every
+        member alike.
+        """
         hints, masks = self._hints, self._masks
         names = self.instances() if hashes[0] in hints else tuple(reached)
         found = {}
@@ -418,26 +451,26 @@ class IndexReplica:
         if place is None:
             return
         self._retired.append(place)
-        self._chain_results.clear()  # what is retired is in the numbers still
+        self._chain_results.clear()  # retired bits are still in the masks
         self._retired_bits |= (1 << _TIERS) - 1 << place * _TIERS
         while len(self._retired) + len(self._sweeping) > _MAX_RETIRED and self.sweep(len(self._masks)):
             pass
 
     def _finish_sweep(self) -> None:
-        """No block has the bits of those that were retired when the round began."""
+        """Reuses the bits that no block has any more."""
         for place in self._sweeping:
             self._retired_bits &= ~((1 << _TIERS) - 1 << place * _TIERS)
         self._free += self._sweeping
         self._sweeping = []
 
     def _limit_interned(self) -> None:
-        """Beyond so many different sets of holders sharing them is given up for those known so far."""
+        """Drops the shared masks above a number of distinct sets of instances."""
         if len(self._interned) > _MAX_INTERNED:
             self._interned.clear()
 
 
-def _order(held: InstanceMatch) -> tuple[int, int, int, int]:
-    return held.blocks
+def _order(match: InstanceMatch) -> tuple[int, int, int, int]:
+    return match.blocks
 
 
 def _tier_bits(count: int) -> int:

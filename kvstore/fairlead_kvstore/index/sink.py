@@ -1,8 +1,10 @@
-"""Where an indexer's changes go: to Redis (``writer.py``), or straight to a mirror in the same process (here).
+"""Consumers of an indexer's changes: the writer to Redis (``writer.py``), or a replica in the same
+process (here).
 
-A sink takes and returns. It never blocks, never fails and never loses the order; what it cannot keep it makes good later, from the
-truth itself. Changes are offered in the same turn of the event loop in which the truth changed: whoever looks at the truth to
-write all of it down may then be sure that what is waiting in the sink is in what it sees.
+A sink never blocks, never fails and keeps the order; changes that it cannot keep are made good
+later from the block store. Changes are offered in the iteration of the event loop in which the
+block store changed. A writer that takes a snapshot of the store therefore knows that the waiting
+changes are part of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +18,12 @@ _LIMITS: Final = Limits()
 
 
 class ChangeSink(Protocol):
-    """Takes the changes of one model, in order."""
+    """A consumer of the changes of models, in order."""
 
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
-        """Keep them, of so many batches, for whoever follows this model (``namespace/name``). Returns at once and never raises."""
+        """Takes the changes of ``batches`` batches of one model (``namespace/name``). Returns at
+        once and never raises.
+        """
         ...
 
     def is_backlogged(self) -> bool:
@@ -28,7 +32,9 @@ class ChangeSink(Protocol):
 
 
 class LocalSink:
-    """Mirrors in this process, without Redis. ``on_changes`` hears of every batch after the mirror has it."""
+    """Replicas in this process, without Redis. ``on_changes`` is called after the replica has
+    them.
+    """
 
     def __init__(
         self, *, limits: Limits = _LIMITS, on_changes: Callable[[str, Sequence[Change]], None] | None = None
@@ -38,7 +44,9 @@ class LocalSink:
         self._replicas: dict[str, IndexReplica] = {}
 
     def replica(self, model_key: str) -> IndexReplica:
-        """What is known of a model; an empty mirror when nothing was offered yet. The same object every time."""
+        """Returns the replica of a model, always the same object; it is empty before the first
+        change.
+        """
         known = self._replicas.get(model_key)
         if known is None:
             known = self._replicas[model_key] = IndexReplica(limits=self._limits)
@@ -49,7 +57,7 @@ class LocalSink:
         return False
 
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
-        """Apply them."""
+        """Applies the changes."""
         if changes:
             self.replica(model_key).apply(changes)
             if self._on_changes is not None:

@@ -1,11 +1,18 @@
-"""A gateway's copy of the index: mirrors of the models it serves, fed from Redis.
+"""The subscriber of a gateway: replicas of the index of its models, updated from Redis.
 
-One command waits at Redis for whatever follows in the stream of any model, so a change is here as soon as it is written. Of a
-cluster, whose models lie on different servers, the streams are asked every 4 ms while changes come, else every 20. Twice a second
-it is also asked who leads and where the index is. A mirror is of one epoch and unbroken: whatever does not follow, another epoch,
-a number left out, an ``at`` that is ahead of a stream without entries, bytes that cannot be read, and the mirror is loaded anew.
-Until that works the old one serves on. It is right as of some time ago, so it is *stale*; since when, and why, is told. Nobody who
-asks a mirror ever waits.
+One blocking command waits at Redis for the next entry of any model's stream, so a change arrives as
+soon as it is written. On a
+cluster, whose models are on different servers, the streams are polled: every 4 ms while changes
+arrive, otherwise every 20 ms. Twice a second the subscriber also reads lease and position of each
+index. A replica belongs to one epoch and has no gap. It is loaded again after any of these:
+
+- another epoch
+- a missing sequence
+- an ``at`` that is ahead of a stream without entries
+- bytes that cannot be read
+
+Until the load succeeds, the old replica serves queries. It is correct as of an earlier time, so it
+is *stale*, with a start and a reason. Queries never wait.
 """
 
 import asyncio
@@ -40,32 +47,33 @@ from fairlead_kvstore.redis.link import RedisLink
 _LIMITS: Final = Limits()
 _SWEPT_BLOCKS: Final = 10_000
 _ACTIVE_SECONDS: Final = 0.2
-"""So long after changes have come others are expected soon."""
+"""The time after changes in which more are expected soon."""
 _UNREADABLE_RETRY_PAUSES: Final = 60
-"""A mirror that lacks an instance which could not be read is loaded anew after so many pauses between attempts."""
+"""Reload pauses until a replica with an unreadable instance is loaded again."""
 
 
 class _ModelReplica(msgspec.Struct):
     key: str
     stale_since: float
-    why: str = "not asked yet"
+    why: str = "not loaded yet"
     mirror: IndexReplica | None = None
     epoch: int = 0
     sequence: int = 0
-    ahead: int = 0  # the sequence that was there at the last look; less than it, without entries, is a gap
+    ahead: int = 0  # position in Redis at the last status; a lower one without entries is a gap
     current_at: float | None = None
     stale: bool = True
     load_at: float = 0.0
     again_at: float = 0.0
     unreadable: dict[str, str] = {}
     loads: int = 0
-    led: bool | None = None  # whether there was a lease at the last look
+    led: bool | None = None  # whether a lease existed at the last status
 
 
 class IndexSubscriber:
-    """Mirrors by model. ``on_changes`` is told after a mirror has them; ``on_reload`` when there is a new mirror.
+    """Replicas by model. The owner of the link starts and stops it.
 
-    The link is started and stopped by whoever made it. Both functions are called on the loop, and must not wait.
+    on_changes: called after a replica has the changes.
+    on_reload: called with a new replica. Both run on the loop and must not wait.
     """
 
     def __init__(
@@ -89,7 +97,7 @@ class IndexSubscriber:
         self._task: asyncio.Task[None] | None = None
 
     def set_models(self, model_keys: Iterable[str]) -> None:
-        """The models to keep mirrors of; others are forgotten. Raises BadInput for a bad name."""
+        """Sets the models to follow; others are dropped. Raises BadInput for an invalid name."""
         wanted = list(model_keys)
         for key in wanted:
             redis_keys.index_keys(key)
@@ -100,53 +108,55 @@ class IndexSubscriber:
             del self._models[key]
 
     def replica(self, model_key: str) -> IndexReplica | None:
-        """What is known of a model; None before the first load."""
+        """Returns the replica of a model; None before the first load."""
         model = self._models.get(model_key)
         return None if model is None else model.mirror
 
     def stale_since(self, model_key: str) -> float | None:
-        """Monotonic seconds since when answers may be old; None when they are not."""
+        """Returns since when results may be outdated (monotonic seconds); None when they are
+        current.
+        """
         model = self._models.get(model_key)
         if model is None:
             return self._clock.now()
         return model.stale_since if model.stale else None
 
     def models_without_leader(self) -> list[str]:
-        """The models that no indexer leads, as far as a Redis that is there tells."""
+        """Returns the models that no indexer leads, as far as a reachable Redis shows."""
         if not self._link.state.connected:
             return []
         return [model.key for model in self._models.values() if model.led is False]
 
     def describe(self, model_key: str) -> str:
-        """For people: how good the mirror is, and why it is not better."""
+        """Returns the state of a replica for people, and why it is stale."""
         model = self._models.get(model_key)
         if model is None:
             return "not followed"
-        size = "no mirror" if model.mirror is None else f"{len(model.mirror):,} blocks"
-        words = f"{size}, as of {model.epoch}-{model.sequence}"
+        size = "no replica" if model.mirror is None else f"{len(model.mirror):,} blocks"
+        text = f"{size}, as of {model.epoch}-{model.sequence}"
         if model.stale:
-            words += f"; stale for {format_duration(max(0.0, self._clock.now() - model.stale_since))}: {model.why}"
+            text += f"; stale for {format_duration(max(0.0, self._clock.now() - model.stale_since))}: {model.why}"
         if model.unreadable:
-            words += f"; not readable: {', '.join(sorted(model.unreadable)[:4])}"
-        return words
+            text += f"; unreadable: {', '.join(sorted(model.unreadable)[:4])}"
+        return text
 
     def load_count(self, model_key: str) -> int:
-        """How often the mirror was loaded as a whole."""
+        """Returns how often the replica was loaded as a whole."""
         model = self._models.get(model_key)
         return 0 if model is None else model.loads
 
     def start(self) -> None:
-        """Begin on the running loop."""
+        """Begins on the running loop."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="index feed")
 
     async def stop(self) -> None:
-        """Leave; the mirrors stay as they are."""
+        """Stops; the replicas stay as they are."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
 
     async def step(self) -> None:
-        """Ask once, and do what the answers ask for."""
+        """Polls Redis once and handles the replies."""
         now = self._clock.now()
         asked = now >= self._status_at
         if asked:
@@ -184,7 +194,9 @@ class IndexSubscriber:
                 pass
 
     async def _wait_for_changes(self) -> bool:
-        """Wait until a stream goes on, and take what came; False when everything is to be looked at by itself."""
+        """Waits for entries of any stream and applies them; returns False when every model must be
+        polled.
+        """
         waiting = [model for model in self._models.values() if model.mirror is not None]
         left = self._status_at - self._clock.now()
         if not waiting or self._link.is_cluster:
@@ -196,7 +208,7 @@ class IndexSubscriber:
         replies = await self._link.run([wait_command(places, min(left, self._limits.index_wait_seconds))])
         if replies is None:
             return False
-        follows = not isinstance(replies[0], ResponseError)  # where one of them is no stream, none is told
+        follows = not isinstance(replies[0], ResponseError)  # if one key is no stream, the reply is an error
         came = {bytes(name): some for name, some in replies[0]} if follows and replies[0] else {}
         for model in waiting:
             some = came.get(redis_keys.index_keys(model.key)[2].encode())
@@ -208,71 +220,71 @@ class IndexSubscriber:
         return follows and bool(came)
 
     def _poll_pause(self) -> float:
-        """Until the next look: short after changes have come, less so with many models, each of which is a command."""
+        """Returns the pause until the next poll: short after changes, longer with many models."""
         limits, many = self._limits, max(1.0, len(self._models) / 4)
         if self._clock.now() - self._last_change_at > _ACTIVE_SECONDS:
             return limits.index_poll_seconds
         return min(limits.index_poll_seconds, limits.index_poll_busy_seconds * many)
 
-    # --- inside ---------------------------------------------------------------------------------------------------------
+    # --- helpers --------------------------------------------------------------------------------------------------------
 
     def _take_entries(self, model: _ModelReplica, reply: Any, behind: bool) -> bool:
-        """Take the entries that came; whether they follow."""
+        """Applies received entries; returns whether they follow the replica."""
         mirror = model.mirror
         if mirror is None:
-            return True  # the status says when there is something to load
-        told: list[Change] = []
+            return True  # the status shows when to load
+        applied: list[Change] = []
         why = ""
         try:
             if isinstance(reply, ResponseError):
-                raise UnreadableError("the stream of changes is not what it should be", reason="shape")
-            some = parse_entries(reply)
-            for epoch, sequence, data in some:
+                raise UnreadableError("the stream of changes has a wrong type", reason="shape")
+            entries = parse_entries(reply)
+            for epoch, sequence, data in entries:
                 if (epoch, sequence) != (model.epoch, model.sequence + 1):
                     why = "another indexer leads" if epoch != model.epoch else "entries are missing"
                     break
                 changes = decode_changes(data, model.key, self._wall_offset(), self._limits)
                 mirror.apply(changes)
-                told += changes
+                applied += changes
                 model.sequence = sequence
-            if behind and not some:
+            if behind and not entries:
                 why = "entries are missing"
-            self._has_more |= len(some) >= ENTRIES_PER_READ
-            self._last_change_at = self._clock.now() if some else self._last_change_at
-            if not some:
+            self._has_more |= len(entries) >= ENTRIES_PER_READ
+            self._last_change_at = self._clock.now() if entries else self._last_change_at
+            if not entries:
                 mirror.sweep(_SWEPT_BLOCKS)
         except UnreadableError as error:
             why = f"entry {model.epoch}-{model.sequence + 1} cannot be read: {error.message}"
-        if told and self._on_changes is not None:
-            self._on_changes(model.key, told)
+        if applied and self._on_changes is not None:
+            self._on_changes(model.key, applied)
         if why:
             self._mark_stale(model, why)
         return not why
 
     def _check_status(self, model: _ModelReplica, own: Any, found: Any, now: float) -> bool:
-        """Note how good the mirror is; whether it is to be loaded."""
+        """Updates whether the replica is current; returns whether it must be loaded."""
         if model.mirror is not None and (over := model.mirror.expire(now)) and self._on_changes is not None:
             self._on_changes(model.key, [HintsExpired(model.key, over)])
         if isinstance(found, ResponseError) or isinstance(own, ResponseError):
-            self._mark_stale(model, "what Redis holds is not an index")
+            self._mark_stale(model, "the index in Redis has a wrong type")
             return False
         model.led = isinstance(own, bytes)
         at = decode_position(found[0])
         why = unreadable_reason(at, found[1])
         if at is None or why is not None:
-            self._mark_stale(model, why or "Redis holds no index")
+            self._mark_stale(model, why or "Redis has no index")
             return False
         model.ahead = at[1] if at[0] == model.epoch else 0
         if model.mirror is None or at[0] != model.epoch:
             return True
         if at[1] < model.sequence:
-            self._mark_stale(model, "Redis has lost some of what it told")
+            self._mark_stale(model, "Redis has lost entries")
             return False
         if not isinstance(own, bytes):
-            self._mark_stale(model, "nobody writes the index")
+            self._mark_stale(model, "no indexer writes the index")
             return False
         if not own.startswith(b"%d:" % model.epoch):
-            self._mark_stale(model, "another indexer begins")
+            self._mark_stale(model, "another indexer takes over")
             return False
         if model.unreadable and now >= model.again_at:
             return True
@@ -280,7 +292,7 @@ class IndexSubscriber:
         return False
 
     async def _load(self, model: _ModelReplica, now: float) -> None:
-        """Load it anew, unless it was tried just now."""
+        """Loads the replica again, unless that was tried just now."""
         if now < model.load_at:
             return
         pause = self._limits.index_reload_seconds

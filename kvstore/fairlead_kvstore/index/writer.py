@@ -1,20 +1,23 @@
-"""The one process that writes a model's index to Redis: a lease, numbered entries, and now and then an instance as a whole.
+"""The leader that writes a model's index to Redis: a lease, numbered entries, and snapshots of
+instances.
 
-``offer`` puts changes aside and returns; a task writes them, up to 20 ms later, as one entry in one step that first compares the
-lease and where the stream was left (``scripts.py``). So a writer that was paused cannot write, and one whose Redis has lost
-something sees it at its next write. Then, and whenever more waits than may, everything is written down anew in a new epoch: what a
-mirror is made of is always one epoch's, unbroken. Between steps it rests eight times as long as the last one took: a Redis that is
-near has changes within some milliseconds, and what small entries cost this process is bounded all the same.
+``offer`` queues changes and returns. A task writes them up to 20 ms later as one entry, in one step
+that first compares the lease and the stream's position (``lua.py``). So a writer that was paused
+cannot write, and one whose Redis has lost writes detects it at its next write. Then, and when too
+many changes wait, everything is written again in a new epoch: a replica is always of one epoch
+without a gap. Between steps the writer rests eight times as long as the last one took. So changes
+arrive within some milliseconds at a nearby Redis, and the cost of small entries stays bounded.
 
-Nobody waits for a Redis that is away: changes wait, bounded; the truth goes on, and is what counts when it is back. An exchange
-whose answer was lost is sent again: ``at`` tells whether it had been written. While Redis answers but more changes come than can
-be written, the writer says that it is ``behind``, and engines are not read until it is not: to overflow would cost everybody a new
-epoch. Whatever else is due (a lease, an instance that has to be written down) has its turn after what waited when the step began,
-since under load something waits always.
+The writer does not wait for an unreachable Redis: changes wait, bounded, and the block store is
+current when Redis returns. An exchange
+whose answer was lost is sent again: ``at`` shows whether it was written. While Redis answers but
+cannot take all changes, the writer is *backlogged* and engines are not read. An overflow would cost
+every replica a new epoch. Other work (a lease, a snapshot) comes after the changes that waited when
+the step began, since under load there are always more.
 
-Redis being full is no reason to stop either. The lease is over then, since it cannot be renewed: a writer that cannot write would
-look like a leader to mirrors that get nothing. Who had it goes on to ask for it, more often than others: it has what is to be
-written.
+A full Redis does not stop the writer either. It gives up the lease, which cannot be renewed: a
+writer that cannot write would look like a leader to replicas that get nothing. The former leader
+then tries to get the lease more often than others, since it has the data to write.
 """
 
 import asyncio
@@ -55,46 +58,59 @@ _LIMITS: Final = Limits()
 _BYTES_PER_WRITE: Final = 1024 * 1024
 _FIELDS_PER_DELETE: Final = 1_000
 _MAX_REFUSED_LEASES: Final = 2.0
-"""A writer that is refused for so many leases lets its lease go; who has nothing to write asks no more often."""
+"""The refused time, in leases, after which a writer gives up its lease; others then retry as
+often.
+"""
 _MAX_CONCURRENT_MODELS: Final = 64
-"""Each has a connection of its own while it waits for an answer."""
+"""The models that are written at a time; each has a connection while it waits for an answer."""
 _SALTS: Final = 1_024
-"""Epochs are milliseconds with the holder behind them: after Redis was emptied, nothing else tells apart what two holders begin."""
+"""Epochs are milliseconds, then a salt of the holder.
+
+After Redis was emptied, only the salt distinguishes the epochs of two holders.
+"""
 _REST_FACTOR: Final = 8.0
-"""So many times what a step took is rested behind it: at most a ninth of the time goes into writing little."""
+"""The rest after a step, in durations of the step: at most a ninth of the time is spent on small
+entries.
+"""
 
 
 _DAMAGED_KEY_ERRORS: Final = ("WRONGTYPE", "ID specified")
 
 
 class IndexOwner(Protocol):
-    """The indexer, as its writer sees it. Everything is called on the loop, and must not wait."""
+    """The indexer, as its writer uses it. Every call is on the loop and must not wait."""
 
     def start_model(self, model_key: str, recovered: RecoveredIndex) -> None:
-        """We lead now: read this model's engines. ``found`` is what an earlier indexer left, to go on from; times are ours."""
+        """Begins to read a model's engines, as the leader, from the state in ``recovered`` (in this
+        process's time).
+        """
         ...
 
     def stop_model(self, model_key: str) -> None:
-        """Another one leads: forget the model and read its engines no more."""
+        """Drops the model and stops reading its engines, because another indexer leads."""
         ...
 
     def instances(self, model_key: str) -> Sequence[str]:
-        """All that are attached."""
+        """Returns all attached instances."""
         ...
 
     def checkpoint(self, instance: str) -> InstanceCheckpoint:
-        """The instance as it is at this moment. Raises KeyError for one that is not attached."""
+        """Returns the current state of an instance. Raises KeyError for one that is not
+        attached.
+        """
         ...
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
-        """``Truth.hints``."""
+        """Returns ``BlockStore.shared_store_hints``."""
         ...
 
 
 class IndexWriter:
-    """A ``Sink``. ``holder`` names this process and no other, ever. The link is started and stopped by whoever made it.
+    """A ``ChangeSink`` that writes to Redis. The owner of the link starts and stops it.
 
-    ``notes`` is asked about once a second what is to be said of a model's instances (``notes.py``), ``mark`` is the secret's.
+    holder: a name that no other process ever has.
+    instance_statuses: returns the statuses of a model's instances, about once a second.
+    fingerprint: the one of the secret.
     """
 
     def __init__(
@@ -123,98 +139,107 @@ class IndexWriter:
         self._task: asyncio.Task[None] | None = None
 
     def set_models(self, model_keys: Iterable[str]) -> None:
-        """The models to lead if nobody else does; those that are left out are given up. Raises BadInput for a bad name."""
+        """Sets the models to lead if no other indexer does; others are given up. Raises BadInput
+        for an invalid name.
+        """
         wanted = list(model_keys)
         for key in wanted:
             redis_keys.index_keys(key)
             if key not in self._models:
                 self._models[key] = ModelWriteState(key, self._limits)
         for key in self._models.keys() - set(wanted):
-            book = self._models.pop(key)
-            if book.is_active:
+            state = self._models.pop(key)
+            if state.is_active:
                 self._owner.stop_model(key)
 
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
-        """Write them some time soon. Changes of a model that this writer does not lead are not kept."""
-        book = self._models.get(model_key)
-        if book is not None and book.is_active:
-            book.offer(changes, batches)
+        """Queues changes. Those of a model that this writer does not lead are dropped."""
+        state = self._models.get(model_key)
+        if state is not None and state.is_active:
+            state.offer(changes, batches)
             self._offered.set()
 
     def is_backlogged(self) -> bool:
-        """Whether more waits than should while it could be written: whoever makes changes should make no more for a moment.
+        """Returns whether too many changes wait although they could be written.
 
-        Never while Redis is away or refuses: what happens then does not wait for it.
+        It is never true while Redis is unreachable or refuses: events are read all the same then.
         """
         most, connected = self._limits.index_backpressure_blocks, self._link.state.connected
         return connected and any(
-            book.waiting_blocks > most and book.lease != b"" and book.refused_since is None
-            for book in self._models.values()
+            state.waiting_blocks > most and state.lease != b"" and state.refused_since is None
+            for state in self._models.values()
         )
 
     def is_leader(self, model_key: str) -> bool:
-        """Whether this process writes the model, as far as it knows."""
-        book = self._models.get(model_key)
-        return book is not None and bool(book.lease)
+        """Returns whether this process writes the model, as far as it knows."""
+        state = self._models.get(model_key)
+        return state is not None and bool(state.lease)
 
     def describe(self, model_key: str) -> str:
-        """For people: who leads, how far it is, what is wrong."""
-        book = self._models.get(model_key)
-        return "not served" if book is None else book.description
+        """Returns leader, position and problems of a model, for people."""
+        state = self._models.get(model_key)
+        return "not served" if state is None else state.description
 
     def start(self) -> None:
-        """Begin on the running loop."""
+        """Begins on the running loop."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="index writer")
 
     async def stop(self) -> None:
-        """Write what waits, give the leases back, and leave."""
+        """Writes waiting changes, releases the leases and stops."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
         await self.step()
-        for book in self._models.values():
-            if book.lease:
-                own, _, _ = redis_keys.index_keys(book.model_key)
-                await self._link.run([("EVAL", lua.RELEASE, 1, own, book.lease)])
-                book.lease = b""
+        for state in self._models.values():
+            if state.lease:
+                own, _, _ = redis_keys.index_keys(state.model_key)
+                await self._link.run([("EVAL", lua.RELEASE, 1, own, state.lease)])
+                state.lease = b""
 
     async def step(self) -> None:
-        """Renew what is to be renewed, write what waits, and write down what is due. Models do not wait for one another: a Redis that
-        is far away would outlast the leases of the last ones."""
+        """Renews leases, and writes waiting changes and due snapshots, of all models concurrently.
+
+        Why: with a distant Redis, models in turn would outlast the leases of the last ones.
+        """
         books = list(self._models.values())
         if len(books) == 1:
             await self._write_model(books[0])
             return
         free = asyncio.Semaphore(_MAX_CONCURRENT_MODELS)
 
-        async def turn(book: ModelWriteState) -> None:
+        async def turn(state: ModelWriteState) -> None:
             async with free:
-                await self._write_model(book)
+                await self._write_model(state)
 
         async with asyncio.TaskGroup() as group:
-            for book in books:
-                group.create_task(turn(book))
+            for state in books:
+                group.create_task(turn(state))
 
-    async def _write_model(self, book: ModelWriteState) -> None:
-        """What there is to do for one model."""
-        if self._clock.now() >= book.renew_at:
-            await self._renew_lease(book)
-        if book.lease and book.needs_new_epoch:
-            await self._write_new_epoch(book)
-        await self._write_waiting(book)
-        if book.lease and not book.needs_new_epoch and book.pending is None:
-            await self._write_due(book)
-        if book.lease and not book.needs_new_epoch and book.pending is None and self._clock.now() >= book.statuses_at:
-            await self._write_statuses(book)
+    async def _write_model(self, state: ModelWriteState) -> None:
+        """Does the work of one step for one model."""
+        if self._clock.now() >= state.renew_at:
+            await self._renew_lease(state)
+        if state.lease and state.needs_new_epoch:
+            await self._write_new_epoch(state)
+        await self._write_waiting(state)
+        if state.lease and not state.needs_new_epoch and state.pending is None:
+            await self._write_due(state)
+        if (
+            state.lease
+            and not state.needs_new_epoch
+            and state.pending is None
+            and self._clock.now() >= state.statuses_at
+        ):
+            await self._write_statuses(state)
 
     async def _run(self) -> None:
         while True:
             await self._link.wait_connected()
-            self._offered.clear()  # before the step: what is offered while it waits for Redis is not told again
+            self._offered.clear()  # before the step: offers during it set the event again
             begun = self._clock.now()
             await self.step()
             spent = self._clock.now() - begun
-            until = min((book.renew_at for book in self._models.values()), default=self._clock.now() + 1.0)
+            until = min((state.renew_at for state in self._models.values()), default=self._clock.now() + 1.0)
             try:
                 async with asyncio.timeout(max(self._limits.index_flush_seconds, until - self._clock.now())):
                     await self._offered.wait()
@@ -226,84 +251,86 @@ class IndexWriter:
 
     # --- the lease ------------------------------------------------------------------------------------------------------
 
-    async def _renew_lease(self, book: ModelWriteState) -> None:
+    async def _renew_lease(self, state: ModelWriteState) -> None:
         limits, now = self._limits, self._clock.now()
-        book.renew_at = now + limits.index_lease_seconds / 3
+        state.renew_at = now + limits.index_lease_seconds / 3
         if (
-            book.refused_since is not None
-            and now - book.refused_since > limits.index_lease_seconds * _MAX_REFUSED_LEASES
+            state.refused_since is not None
+            and now - state.refused_since > limits.index_lease_seconds * _MAX_REFUSED_LEASES
         ):
-            book.lease = b""
-        again = "1" if book.needs_new_epoch else "0"
-        told = (
+            state.lease = b""
+        new_epoch = "1" if state.needs_new_epoch else "0"
+        arguments = (
             self.holder,
-            book.lease,
+            state.lease,
             self._lease_ms,
             self._expire_ms,
             int(self._clock.wall() * 1000) * _SALTS + self._salt,
-            again,
-            *book.possible_position_values(),
-            book.meta,
+            new_epoch,
+            *state.possible_position_values(),
+            state.meta,
         )
-        reply = await self._eval(book, lua.LEAD, *told)
+        reply = await self._eval(state, lua.LEAD, *arguments)
         if reply is None:
-            if book.refused_since is not None and not book.is_active:
-                # Whoever has led knows what to write; who has not would have to ask engines, which may not keep so much.
-                book.renew_at = now + limits.index_lease_seconds * _MAX_REFUSED_LEASES
+            if state.refused_since is not None and not state.is_active:
+                # The former leader has the data; another needs replays, which may fall short.
+                state.renew_at = now + limits.index_lease_seconds * _MAX_REFUSED_LEASES
             return
         kind, lease = reply[0], bytes(reply[1])
         if kind == b"held":
-            self._on_lease_lost(book, lease)
+            self._on_lease_lost(state, lease)
         elif kind == b"led":
-            if book.pending is not None and bytes(reply[2]) == encode_position(book.epoch, book.pending.sequence):
-                book.on_acknowledged()
+            if state.pending is not None and bytes(reply[2]) == encode_position(state.epoch, state.pending.sequence):
+                state.on_acknowledged()
         else:
-            if not book.is_active:
-                wall, (own, _, _) = self._clock.wall(), redis_keys.index_keys(book.model_key)
+            if not state.is_active:
+                wall, (own, _, _) = self._clock.wall(), redis_keys.index_keys(state.model_key)
                 renew = ("EVAL", lua.RENEW, 1, own, lease, self._lease_ms)
-                found = await recover_index(self._link, book.model_key, wall - now, now, [renew])
+                found = await recover_index(self._link, state.model_key, wall - now, now, [renew])
                 if found is None:
                     return
-                book.is_active = True
-                book.require_new_epoch()
-                book.lease = lease
-                self._owner.start_model(book.model_key, found)
-            book.lease = lease
-            book.require_new_epoch()
+                state.is_active = True
+                state.require_new_epoch()
+                state.lease = lease
+                self._owner.start_model(state.model_key, found)
+            state.lease = lease
+            state.require_new_epoch()
 
-    def _on_lease_lost(self, book: ModelWriteState, lease: bytes) -> None:
+    def _on_lease_lost(self, state: ModelWriteState, lease: bytes) -> None:
         who = lease.partition(b":")[2].decode("utf-8", "replace")
-        was = book.is_active
-        book.stop_leading()
-        book.description = f"{who} leads"
+        was = state.is_active
+        state.stop_leading()
+        state.description = f"{who} leads"
         if was:
-            self._owner.stop_model(book.model_key)
+            self._owner.stop_model(state.model_key)
 
     # --- writing --------------------------------------------------------------------------------------------------------
 
-    async def _write_waiting(self, book: ModelWriteState) -> None:
-        """What waits now, in as many entries as it takes. What comes meanwhile is the next step's."""
-        entries = 1 + book.waiting_blocks // self._limits.index_entry_blocks + (book.pending is not None)
-        while entries and book.lease and not book.needs_new_epoch and book.has_waiting and await self._flush(book):
+    async def _write_waiting(self, state: ModelWriteState) -> None:
+        """Writes the changes that wait now, in as many entries as it takes; later ones wait for the
+        next step.
+        """
+        entries = 1 + state.waiting_blocks // self._limits.index_entry_blocks + (state.pending is not None)
+        while entries and state.lease and not state.needs_new_epoch and state.has_waiting and await self._flush(state):
             entries -= 1
 
-    async def _flush(self, book: ModelWriteState) -> bool:
-        """One entry; whether it was written."""
-        flight = book.pending
-        if flight is None:
+    async def _flush(self, state: ModelWriteState) -> bool:
+        """Writes one entry; returns whether it was written."""
+        entry = state.pending
+        if entry is None:
             wall = self._clock.wall()
-            flight = book.prepare_entry(encode_entry(book.take_changes(), wall, wall - self._clock.now()))
-        name = f"{book.epoch}-{flight.sequence}"
-        trim = "" if flight.trim is None else f"{book.epoch}-{flight.trim}"
-        after = encode_position(book.epoch, flight.sequence)
+            entry = state.prepare_entry(encode_entry(state.take_changes(), wall, wall - self._clock.now()))
+        name = f"{state.epoch}-{entry.sequence}"
+        trim = "" if entry.trim is None else f"{state.epoch}-{entry.trim}"
+        after = encode_position(state.epoch, entry.sequence)
         reply = await self._eval(
-            book,
+            state,
             lua.WRITE,
-            book.lease,
-            book.position_value(),
+            state.lease,
+            state.position_value(),
             after,
             name,
-            flight.data,
+            entry.data,
             trim,
             self._lease_ms,
             self._expire_ms,
@@ -311,148 +338,157 @@ class IndexWriter:
         if reply is None:
             return False
         if reply[0] == b"ok" or (reply[0] == b"moved" and bytes(reply[1]) == after):
-            book.on_acknowledged()
-            book.description = f"we lead, entry {name}"
+            state.on_acknowledged()
+            state.description = f"this indexer leads, entry {name}"
             return True
-        self._on_rejected(book, reply)
+        self._on_rejected(state, reply)
         return False
 
-    async def _write_new_epoch(self, book: ModelWriteState) -> None:
-        """Everything that the truth holds, in the epoch of the lease."""
-        epoch = int(book.lease.partition(b":")[0])
-        if epoch <= book.epoch:
-            book.renew_at = 0.0  # the lease is of an epoch that was begun already
+    async def _write_new_epoch(self, state: ModelWriteState) -> None:
+        """Writes everything in the block store, in the epoch of the lease."""
+        epoch = int(state.lease.partition(b":")[0])
+        if epoch <= state.epoch:
+            state.renew_at = 0.0  # the epoch of the lease has already begun
             return
         meta = IndexMeta(epoch, self.holder, self._clock.wall(), ready=False)
         reply = await self._eval(
-            book, lua.BEGIN, book.lease, encode_position(epoch, 0), encode_value(meta), self._expire_ms
+            state, lua.BEGIN, state.lease, encode_position(epoch, 0), encode_value(meta), self._expire_ms
         )
         if reply is None or reply[0] != b"ok":
             if reply is not None:
-                self._on_rejected(book, reply)
+                self._on_rejected(state, reply)
             return
-        book.begin_epoch(epoch)
-        for name in (*self._owner.instances(book.model_key), HINTS_ITEM):
-            if not await self._write_item(book, name):
-                book.require_new_epoch()
+        state.begin_epoch(epoch)
+        for name in (*self._owner.instances(state.model_key), HINTS_ITEM):
+            if not await self._write_item(state, name):
+                state.require_new_epoch()
                 return
-            await self._write_waiting(book)  # all of a large index takes seconds, in which engines go on
-            if book.needs_new_epoch or book.pending is not None:
-                book.require_new_epoch()
+            await self._write_waiting(state)  # a large index takes seconds, and changes arrive meanwhile
+            if state.needs_new_epoch or state.pending is not None:
+                state.require_new_epoch()
                 return
-        if await self._finish_epoch(book, meta):
-            book.description = f"we lead, entry {epoch}-{book.sequence}"
+        if await self._finish_epoch(state, meta):
+            state.description = f"this indexer leads, entry {epoch}-{state.sequence}"
         else:
-            book.require_new_epoch()
+            state.require_new_epoch()
 
-    async def _finish_epoch(self, book: ModelWriteState, meta: IndexMeta) -> bool:
-        """Take away what earlier epochs left, and say that all is there."""
-        _, idx, _ = redis_keys.index_keys(book.model_key)
+    async def _finish_epoch(self, state: ModelWriteState, meta: IndexMeta) -> bool:
+        """Deletes the fields of earlier epochs and marks the index ready."""
+        _, idx, _ = redis_keys.index_keys(state.model_key)
         replies = await self._link.run([("HKEYS", idx)])
         if replies is None or not isinstance(replies[0], list):
             return False
         needed = {POSITION_FIELD, META_FIELD, HINTS_FIELD, STATUSES_FIELD}
-        for name, item in book.items.items():
+        for name, item in state.items.items():
             needed.add(header_field(name))
             needed.update(field for _, field in item.parts.values())
-        over = [field for field in replies[0] if field not in needed]
-        book.meta = encode_value(msgspec.structs.replace(meta, ready=True))
-        return await self._write_fields(book, {META_FIELD: book.meta}, over)
+        obsolete = [field for field in replies[0] if field not in needed]
+        state.meta = encode_value(msgspec.structs.replace(meta, ready=True))
+        return await self._write_fields(state, {META_FIELD: state.meta}, obsolete)
 
-    async def _write_due(self, book: ModelWriteState) -> None:
-        gone, book.obsolete_fields = book.obsolete_fields, []
-        if gone and not await self._write_fields(book, {}, gone):
-            book.require_new_epoch()
+    async def _write_due(self, state: ModelWriteState) -> None:
+        gone, state.obsolete_fields = state.obsolete_fields, []
+        if gone and not await self._write_fields(state, {}, gone):
+            state.require_new_epoch()
             return
-        name = book.next_due_item()
-        if name is not None and not await self._write_item(book, name):
-            book.require_new_epoch()
+        name = state.next_due_item()
+        if name is not None and not await self._write_item(state, name):
+            state.require_new_epoch()
 
-    async def _write_statuses(self, book: ModelWriteState) -> None:
-        """What is to be said of the instances, if it is something new."""
-        book.statuses_at = self._clock.now() + self._limits.index_note_seconds
-        told = {} if self._instance_statuses is None else dict(self._instance_statuses(book.model_key))
-        if self._instance_statuses is None or (book.written_statuses == told and book.statuses_epoch == book.epoch):
+    async def _write_statuses(self, state: ModelWriteState) -> None:
+        """Writes the statuses of the instances if they have changed."""
+        state.statuses_at = self._clock.now() + self._limits.index_note_seconds
+        statuses = {} if self._instance_statuses is None else dict(self._instance_statuses(state.model_key))
+        if self._instance_statuses is None or (
+            state.written_statuses == statuses and state.statuses_epoch == state.epoch
+        ):
             return
-        data = encode_value(InstanceStatuses(book.epoch, self._clock.wall(), self._fingerprint, told))
-        if await self._write_fields(book, {STATUSES_FIELD: data}, ()):
-            book.written_statuses, book.statuses_epoch = told, book.epoch
+        data = encode_value(InstanceStatuses(state.epoch, self._clock.wall(), self._fingerprint, statuses))
+        if await self._write_fields(state, {STATUSES_FIELD: data}, ()):
+            state.written_statuses, state.statuses_epoch = statuses, state.epoch
 
-    async def _write_item(self, book: ModelWriteState, name: str) -> bool:
-        """One instance, or the hints, as of now; whether it was written. What was waiting is in it, and is told once more."""
+    async def _write_item(self, state: ModelWriteState, name: str) -> bool:
+        """Writes a snapshot of one instance, or of the hints; returns whether it was written.
+
+        It contains the waiting changes, which are written again.
+        """
         wall = self._clock.wall()
-        ahead = wall - self._clock.now()
+        wall_offset = wall - self._clock.now()
         if name == HINTS_ITEM:
-            rows = encode_hints(self._owner.shared_store_hints(book.model_key), ahead)
-            parts, fresh, over = book.place_parts(name, rows, sum(len(data) for data in rows.values()) // 16)
-            header, field = encode_value(HintsHeader(book.epoch, book.sequence, parts)), HINTS_FIELD
+            rows = encode_hints(self._owner.shared_store_hints(state.model_key), wall_offset)
+            parts, fresh, obsolete = state.place_parts(name, rows, sum(len(data) for data in rows.values()) // 16)
+            header, field = encode_value(HintsHeader(state.epoch, state.sequence, parts)), HINTS_FIELD
         else:
             try:
-                kept = self._owner.checkpoint(name)
+                checkpoint = self._owner.checkpoint(name)
             except KeyError:
-                return True  # it has gone meanwhile
-            size = sum(table.rows for table in kept.slice.tables)
-            parts, fresh, over = book.place_parts(name, kept.rows, size)
-            header = encode_value(InstanceHeader(book.epoch, book.sequence, kept.slice, parts, kept.position))
+                return True  # it was removed meanwhile
+            size = sum(table.rows for table in checkpoint.slice.tables)
+            parts, fresh, obsolete = state.place_parts(name, checkpoint.rows, size)
+            header = encode_value(
+                InstanceHeader(state.epoch, state.sequence, checkpoint.slice, parts, checkpoint.position)
+            )
             field = header_field(name)
-        return await self._write_fields(book, {**fresh, field: header}, over)
+        return await self._write_fields(state, {**fresh, field: header}, obsolete)
 
-    async def _write_fields(self, book: ModelWriteState, fields: Mapping[bytes, bytes], over: Sequence[bytes]) -> bool:
-        """Set fields, in the given order and a megabyte at a time, then take away those that are over."""
+    async def _write_fields(
+        self, state: ModelWriteState, fields: Mapping[bytes, bytes], obsolete: Sequence[bytes]
+    ) -> bool:
+        """Sets fields in the given order, a megabyte at a time, then deletes obsolete ones."""
         some: dict[bytes, bytes] = {}
-        size, left_over = 0, iter(over)
+        size, left_over = 0, iter(obsolete)
         for number, (field, data) in enumerate(fields.items(), 1):
             some[field] = data
             size += len(data)
             if size >= _BYTES_PER_WRITE and number < len(fields):
-                if not await self._write_some_fields(book, some, ()):
+                if not await self._write_some_fields(state, some, ()):
                     return False
                 some, size = {}, 0
         while True:
             gone = list(islice(left_over, _FIELDS_PER_DELETE))
-            if (gone or some) and not await self._write_some_fields(book, some, gone):
+            if (gone or some) and not await self._write_some_fields(state, some, gone):
                 return False
             some = {}
             if len(gone) < _FIELDS_PER_DELETE:
                 return True
 
     async def _write_some_fields(
-        self, book: ModelWriteState, fields: Mapping[bytes, bytes], over: Sequence[bytes]
+        self, state: ModelWriteState, fields: Mapping[bytes, bytes], obsolete: Sequence[bytes]
     ) -> bool:
         pairs = [value for pair in fields.items() for value in pair]
         reply = await self._eval(
-            book, lua.KEEP, book.lease, book.position_value(), self._lease_ms, len(over), *over, *pairs
+            state, lua.KEEP, state.lease, state.position_value(), self._lease_ms, len(obsolete), *obsolete, *pairs
         )
         if reply is not None and reply[0] == b"ok":
             return True
         if reply is not None:
-            self._on_rejected(book, reply)
+            self._on_rejected(state, reply)
         return False
 
-    def _on_rejected(self, book: ModelWriteState, reply: Sequence[Any]) -> None:
-        """The lease is over, or Redis is not where we left it: ask who leads, at once."""
+    def _on_rejected(self, state: ModelWriteState, reply: Sequence[Any]) -> None:
+        """Handles a lost lease or an unexpected position: queries the leader at once."""
         if reply[0] == b"moved":
-            book.require_new_epoch()
-        book.renew_at = 0.0
+            state.require_new_epoch()
+        state.renew_at = 0.0
 
-    async def _eval(self, book: ModelWriteState, script: str, *words: str | bytes | int) -> list[Any] | None:
-        """The reply of a script; None when Redis is away or refuses."""
+    async def _eval(self, state: ModelWriteState, script: str, *words: str | bytes | int) -> list[Any] | None:
+        """Returns the reply of a script; None when Redis is unreachable or refuses."""
         try:
-            replies = await self._link.run([("EVAL", script, 3, *redis_keys.index_keys(book.model_key), *words)])
-        except (BadInput, UnreadableError):  # pragma: no cover - names were looked at in serve
+            replies = await self._link.run([("EVAL", script, 3, *redis_keys.index_keys(state.model_key), *words)])
+        except (BadInput, UnreadableError):  # pragma: no cover - set_models checks names
             return None
         if replies is None:
-            book.description = "Redis is away"
+            state.description = "Redis is away"
             return None
         reply = replies[0]
         if isinstance(reply, ResponseError):
             text = str(reply).splitlines()[0][:120]
-            book.description = f"Redis refuses: {text}"
-            if book.refused_since is None:
-                book.refused_since = self._clock.now()
+            state.description = f"Redis refuses: {text}"
+            if state.refused_since is None:
+                state.refused_since = self._clock.now()
             if any(sign in text for sign in _DAMAGED_KEY_ERRORS):
-                book.require_new_epoch()  # a key is not what it should be: a new epoch makes it so
-                book.renew_at = 0.0
+                state.require_new_epoch()  # a key has a wrong type: a new epoch replaces it
+                state.renew_at = 0.0
             return None
-        book.refused_since = None
+        state.refused_since = None
         return list(reply)

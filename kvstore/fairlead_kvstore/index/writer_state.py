@@ -1,8 +1,11 @@
-"""What a writer knows of one model: who leads, what waits, what is in Redis already and what has to be written down next. Pure.
+"""The state of a writer for one model: leadership, waiting changes, and the content of Redis. Pure.
 
-An instance is *due* when as many of its blocks have changed as it holds, so that writing it down costs as much again as the
-changes themselves, at most; when so many batches went by that its engine could soon not replay them; or when the stream of
-changes has to be cut and it is what holds the stream's oldest end.
+A snapshot of an instance is *due* in three cases:
+
+- As many of its blocks have changed as it has, so that a snapshot costs at most as much again as
+  the changes.
+- So many batches passed that its engine could soon not replay them.
+- The stream of changes has to be cut, and the instance needs the stream's oldest end.
 """
 
 from collections import deque
@@ -24,15 +27,19 @@ from fairlead_kvstore.index.format import encode_part, encode_position, header_f
 from fairlead_kvstore.index.instance_status import InstanceStatus
 
 HINTS_ITEM: Final = ""
-"""Under this name the hints of the model are kept beside its instances, whose names are not empty."""
+"""The name of the model's hints among its instances, whose names are not empty."""
 _MODEL_CHANGES: Final = (HintsAdded, HintsExpired)
 _BLOCK_CHANGES: Final = (BlocksStored, BlocksRemoved, *_MODEL_CHANGES)
-"""Tuples, since a union would be made anew for every change."""
+"""Tuples, since a union would be created for every change."""
 _MIN_CHANGED_BLOCKS: Final = 4_096
 
 
 class WrittenItem:
-    """What is in Redis of an instance, or of the hints. ``sequence``: everything up to it is; ``blocks`` at that time."""
+    """The snapshot of an instance, or of the hints, in Redis. It contains all changes up to
+    ``sequence``.
+
+    blocks: the size at that time.
+    """
 
     def __init__(self, sequence: int) -> None:
         self.sequence = sequence
@@ -44,7 +51,9 @@ class WrittenItem:
 
 
 class PendingEntry:
-    """An entry on its way: sent, perhaps written. ``trim``: the sequence that the stream then begins at."""
+    """An entry that was sent and is perhaps written. ``trim`` is the first sequence that the stream
+    keeps.
+    """
 
     def __init__(self, sequence: int, data: bytes, trim: int | None) -> None:
         self.sequence = sequence
@@ -53,26 +62,26 @@ class PendingEntry:
 
 
 class ModelWriteState:
-    """One model's. ``lease`` is empty while somebody else may lead."""
+    """The state of one model. ``lease`` is empty while another indexer may lead."""
 
     def __init__(self, model_key: str, limits: Limits) -> None:
         self.model_key = model_key
         self._limits = limits
-        self.is_active = False  # the indexer reads this model for us
+        self.is_active = False  # the indexer reads this model
         self.lease = b""
         self.epoch = 0
         self.sequence = 0
-        self.meta = b""  # what is in Redis, once all was written down
-        self.needs_new_epoch = True  # all must be written down in a new epoch
+        self.meta = b""  # the value in Redis, once all snapshots are written
+        self.needs_new_epoch = True  # all snapshots must be written in a new epoch
         self.pending: PendingEntry | None = None
         self.items: dict[str, WrittenItem] = {}
-        self.obsolete_fields: list[bytes] = []  # fields that are not needed any more
+        self.obsolete_fields: list[bytes] = []  # fields to delete
         self.renew_at = 0.0
         self.statuses_at = 0.0
         self.written_statuses: Mapping[str, InstanceStatus] = {}
         self.statuses_epoch = 0
         self.refused_since: float | None = None
-        self.description = "not asked yet"
+        self.description = "not started"
         self.written_blocks = 0
         self.epochs = 0
         self._fields = 0
@@ -84,18 +93,20 @@ class ModelWriteState:
     # --- changes --------------------------------------------------------------------------------------------------------
 
     def offer(self, changes: Sequence[Change], batches: int = 1) -> None:
-        """Keep them, which are of so many batches, until they are written; what is written down as a whole anyway need not wait."""
+        """Adds the changes of ``batches`` batches, until they are written; a pending new epoch
+        makes them unnecessary.
+        """
         if self.needs_new_epoch or not changes:
             return
         self._waiting.append(changes)
         touched: dict[str, int] = {}
-        for one in changes:
-            blocks = _block_count(one)
-            if isinstance(one, InstanceDetached):
-                touched.pop(one.instance, None)
-                self._forget(one.instance)
+        for change in changes:
+            blocks = _block_count(change)
+            if isinstance(change, InstanceDetached):
+                touched.pop(change.instance, None)
+                self._forget(change.instance)
             else:
-                name = HINTS_ITEM if isinstance(one, _MODEL_CHANGES) else one.instance
+                name = HINTS_ITEM if isinstance(change, _MODEL_CHANGES) else change.instance
                 touched[name] = touched.get(name, 0) + blocks
             self.waiting_blocks += blocks
         for name, blocks in touched.items():
@@ -108,7 +119,9 @@ class ModelWriteState:
             self.require_new_epoch()
 
     def require_new_epoch(self) -> None:
-        """What is in Redis, or will be, is not what we know: everything is to be written down in a new epoch."""
+        """Requires a new epoch with all snapshots, because Redis does not have the expected
+        content.
+        """
         self.needs_new_epoch = True
         self.meta = b""
         self.pending = None
@@ -117,11 +130,11 @@ class ModelWriteState:
 
     @property
     def has_waiting(self) -> bool:
-        """Whether something is to be written to the stream."""
+        """Whether an entry is to be written to the stream."""
         return bool(self._waiting) or self.pending is not None
 
     def take_changes(self) -> list[Change]:
-        """The changes of the next entry, oldest first."""
+        """Returns the changes of the next entry, oldest first."""
         found: list[Change] = []
         blocks = 0
         while self._waiting and blocks < self._limits.index_entry_blocks:
@@ -133,36 +146,36 @@ class ModelWriteState:
         return found
 
     def prepare_entry(self, data: bytes) -> PendingEntry:
-        """The entry that is sent next."""
+        """Returns the entry that is sent next."""
         trim = self.oldest_needed() + 1
         first = self._stream[0][0] if self._stream else 0
         self.pending = PendingEntry(self.sequence + 1, data, trim if trim > first else None)
         return self.pending
 
     def on_acknowledged(self) -> None:
-        """It was written."""
-        flight, self.pending = self.pending, None
-        assert flight is not None
-        self.sequence = flight.sequence
-        self._stream.append((flight.sequence, len(flight.data)))
-        self._stream_bytes += len(flight.data)
-        while flight.trim is not None and self._stream and self._stream[0][0] < flight.trim:
+        """Handles a written entry."""
+        entry, self.pending = self.pending, None
+        assert entry is not None
+        self.sequence = entry.sequence
+        self._stream.append((entry.sequence, len(entry.data)))
+        self._stream_bytes += len(entry.data)
+        while entry.trim is not None and self._stream and self._stream[0][0] < entry.trim:
             self._stream_bytes -= self._stream.popleft()[1]
 
     # --- the lease ------------------------------------------------------------------------------------------------------
 
     def position_value(self) -> bytes:
-        """What ``at`` must be."""
+        """Returns the expected value of ``at``."""
         return encode_position(self.epoch, self.sequence)
 
     def possible_position_values(self) -> tuple[bytes, bytes]:
-        """What it may be: without and with the entry on its way."""
+        """Returns the possible values of ``at``: without and with the pending entry."""
         return self.position_value(), self.position_value() if self.pending is None else encode_position(
             self.epoch, self.pending.sequence
         )
 
     def begin_epoch(self, epoch: int) -> None:
-        """A new epoch: nothing is in Redis that counts."""
+        """Begins a new epoch: no content of Redis counts."""
         self.require_new_epoch()
         self.needs_new_epoch = False
         self.epoch, self.sequence = epoch, 0
@@ -174,18 +187,18 @@ class ModelWriteState:
         self._stream_bytes = 0
 
     def stop_leading(self) -> None:
-        """Another indexer leads."""
+        """Handles that another indexer leads."""
         self.require_new_epoch()
         self.is_active, self.lease = False, b""
 
-    # --- writing down ---------------------------------------------------------------------------------------------------
+    # --- snapshots ------------------------------------------------------------------------------------------------------
 
     def oldest_needed(self) -> int:
-        """Up to this sequence nobody needs the stream."""
+        """Returns the sequence up to which the stream is not needed."""
         return min((item.sequence for item in self.items.values()), default=self.sequence)
 
     def next_due_item(self) -> str | None:
-        """The instance to write down next; None when there is none."""
+        """Returns the instance whose snapshot is due next; None when there is none."""
         limits = self._limits
         for name, item in self.items.items():
             if not item.written:
@@ -200,7 +213,7 @@ class ModelWriteState:
     def place_parts(
         self, name: str, rows: dict[str, bytes], blocks: int
     ) -> tuple[dict[str, bytes], dict[bytes, bytes], list[bytes]]:
-        """Where the parts of an instance are: all of them by name, those to be written, and fields that are over then."""
+        """Returns the fields of all parts by name, the parts to write, and the obsolete fields."""
         item = self.items.setdefault(name, WrittenItem(self.sequence))
         item.sequence, item.changed, item.batches, item.blocks, item.written = self.sequence, 0, 0, blocks, True
         fresh: dict[bytes, bytes] = {}
@@ -224,5 +237,5 @@ class ModelWriteState:
             self.obsolete_fields += [header_field(name), *(field for _, field in item.parts.values())]
 
 
-def _block_count(one: Change) -> int:
-    return len(one.hashes) if isinstance(one, _BLOCK_CHANGES) else 1
+def _block_count(change: Change) -> int:
+    return len(change.hashes) if isinstance(change, _BLOCK_CHANGES) else 1

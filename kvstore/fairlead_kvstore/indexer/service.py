@@ -1,8 +1,7 @@
 """The indexer process: fleet, indexer, writer, Redis and probes, from start to shutdown.
 
-The shutdown follows the data. First there are no new instances and no more events, then waiting
-changes are written and leases are released, so that another indexer begins at once. Redis and the
-port are closed last.
+The shutdown follows the data. New instances and events end first. Then waiting changes are written
+and leases are released, so that another indexer begins at once. Redis and the port are closed last.
 """
 
 import asyncio
@@ -151,7 +150,7 @@ class IndexerService:
             loop_lag_seconds=self._lag.quantile(0.99),
             notes=[
                 *self._config.source.warnings(),
-                *([] if connected else ["Redis is unreachable; changes wait"]),
+                *([] if connected else ["Redis is away; changes wait"]),
                 *(["the writer is backlogged; engines are not read for now"] if self._writer.is_backlogged() else []),
             ],
         )

@@ -71,7 +71,7 @@ class RedisLink:
         self._is_up = False
         self._was_connected = False
         self._since = clock.now()
-        self._reason = "not asked yet"
+        self._reason = "not connected yet"
         self._lost_event = asyncio.Event()
         self._connected_event = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

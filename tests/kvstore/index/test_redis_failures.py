@@ -54,7 +54,7 @@ def test_a_redis_that_comes_back_empty_gets_everything_again(server: Valkey, how
             await world.subscriber.step()
             world.clock.advance(1.0)
             await world.subscriber.step()
-            assert "Redis holds no index" in world.subscriber.describe(MODEL)
+            assert "Redis has no index" in world.subscriber.describe(MODEL)
             assert world.subscriber.models_without_leader() == [MODEL]
             await world.write(4)
         await world.settle()
@@ -188,7 +188,7 @@ def test_a_full_redis_is_said_and_made_good_when_there_is_room(server: Valkey) -
         await redis.delete(LEASE_KEY)
         world.clock.advance(1.0)
         await world.subscriber.step()
-        assert "nobody writes the index" in world.subscriber.describe(MODEL)
+        assert "no indexer writes the index" in world.subscriber.describe(MODEL)
         await redis.config_set("maxmemory", "0")
         world.clock.advance(120.0)
         await world.settle()
@@ -217,7 +217,7 @@ def test_a_redis_that_went_back_in_time_with_the_lease_begins_a_new_epoch(server
             await redis.restore(name, 60_000, data)
         world.clock.advance(1.0)
         await world.subscriber.step()
-        assert "Redis has lost some of what it told" in world.subscriber.describe(MODEL)
+        assert "Redis has lost entries" in world.subscriber.describe(MODEL)
         assert world.subscriber.load_count(MODEL) == loads, "what it holds is newer than what is there"
         await world.write(3)
         assert await redis.hget(INDEX_KEY, "at") == before, "nothing is written behind a hole"
@@ -373,7 +373,7 @@ def test_an_entry_that_cannot_be_read_stops_a_mirror_until_the_index_is_written_
 def test_a_bad_name_is_said_at_once(server: Valkey) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         for call in (world.writer.set_models, world.subscriber.set_models):
-            with pytest.raises(Exception, match="no model key"):
+            with pytest.raises(Exception, match="not a model key"):
                 call(["no-namespace"])
 
     run_with_harness(server.url, work)

@@ -98,7 +98,7 @@ def test_a_redis_that_was_never_there_is_away(server: Any) -> None:
     async def run() -> None:
         link = RedisLink(server.url, SystemClock(), limits=FAST)
         link.start()
-        await wait_until(lambda: "not asked" not in link.describe())
+        await wait_until(lambda: "not connected yet" not in link.describe())
         assert link.state.kind == "away"
         assert await link.run([("PING",)]) is None
         await link.stop()
@@ -132,7 +132,7 @@ def test_a_wrong_password_is_said_and_no_password_is_shown(server: Any) -> None:
         await keeper.aclose()
         other = RedisLink(f"{server.url}?password=s3cret", SystemClock(), limits=FAST)
         other.start()
-        await wait_until(lambda: "not asked" not in other.describe())
+        await wait_until(lambda: "not connected yet" not in other.describe())
         assert other.state.kind == "away"
         assert "password" in other.describe()
         assert "s3cret" not in other.describe()
