@@ -98,8 +98,9 @@ class TableLease:
         return changed
 
 
-class HotPrefixLeases:
-    """The tables of all models.
+@dataclass(frozen=True, slots=True)
+class LeaseHooks:
+    """The callbacks of the leases.
 
     - active_models: returns the models with traffic.
     - local_table: returns the own count of a model; None: do not offer it.
@@ -107,26 +108,21 @@ class HotPrefixLeases:
     - on_table: called with model, epoch and table; epoch 0 and None if the last one is too old.
     """
 
-    def __init__(
-        self,
-        link: RedisLink,
-        name: str,
-        clock: Clock,
-        *,
-        active_models: Callable[[], Collection[str]],
-        local_table: Callable[[str], HotPrefixTable | None],
-        on_acquired: Callable[[str, HotPrefixTable], None],
-        on_table: Callable[[str, int, HotPrefixTable | None], None],
-        limits: Limits | None = None,
-    ) -> None:
+    active_models: Callable[[], Collection[str]]
+    local_table: Callable[[str], HotPrefixTable | None]
+    on_acquired: Callable[[str, HotPrefixTable], None]
+    on_table: Callable[[str, int, HotPrefixTable | None], None]
+
+
+class HotPrefixLeases:
+    """The tables of all models."""
+
+    def __init__(self, link: RedisLink, name: str, clock: Clock, hooks: LeaseHooks, limits: Limits) -> None:
         self._link = link
         self._name = name
         self._clock = clock
-        self._active_models = active_models
-        self._local_table = local_table
-        self._on_acquired = on_acquired
-        self._on_table = on_table
-        self._limits = limits or Limits()
+        self._hooks = hooks
+        self._limits = limits
         self._leases: dict[str, TableLease] = {}
         self._task: asyncio.Task[None] | None = None
         self.undecodable = 0
@@ -187,7 +183,7 @@ class HotPrefixLeases:
     async def run_once(self) -> None:
         """Offers and requests tables, applies replies, and drops tables that are too old."""
         now, wall_ms = self._clock.now(), int(self._clock.wall() * 1000)
-        models = list(self._active_models())
+        models = list(self._hooks.active_models())
         commands: list[Command] = []
         for model in models:
             lease = self._leases.setdefault(model, TableLease())
@@ -205,7 +201,7 @@ class HotPrefixLeases:
         self._drop_stale(now)
 
     def _command(self, model: str, lease: TableLease, wall_ms: int) -> Command:
-        offer = lease.make_offer(self._local_table(model), wall_ms)
+        offer = lease.make_offer(self._hooks.local_table(model), wall_ms)
         epoch, table = ("", b"") if offer is None else (str(offer[0]), encode(offer[1]))
         lease_ms = int(self._limits.hot_prefix_lease_seconds * 1000)
         known = "" if lease.table is None else str(lease.epoch)
@@ -224,17 +220,17 @@ class HotPrefixLeases:
         was_ours = lease.is_ours
         if 0 < epoch < 1 << 62 and lease.on_reply(holder == self._name, epoch, table, now):
             if lease.is_ours and not was_ours and lease.table is not None:
-                self._on_acquired(model, lease.table)
-            self._on_table(model, lease.epoch, lease.table)
+                self._hooks.on_acquired(model, lease.table)
+            self._hooks.on_table(model, lease.epoch, lease.table)
 
     def _drop_stale(self, now: float) -> None:
-        active = set(self._active_models())
+        active = set(self._hooks.active_models())
         for model, lease in list(self._leases.items()):
             if lease.table is None or lease.confirmed_at is None:
                 continue
             if lease.asking_since is not None and now - lease.asking_since > self._limits.redis_stale_seconds:
                 lease.table, lease.is_ours = None, False
-                self._on_table(model, 0, None)
+                self._hooks.on_table(model, 0, None)
             elif model not in active:
                 lease.is_ours, lease.asking_since = (
                     False,

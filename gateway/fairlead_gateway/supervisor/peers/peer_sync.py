@@ -19,7 +19,7 @@ from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, block_ends
 from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotPrefixCounter, HotShare
-from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixLeases
+from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixLeases, LeaseHooks
 from fairlead_gateway.supervisor.peers.peer_exchange import ExchangeHooks, PeerExchange
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable, SentPrompt, secret_fingerprint
 from fairlead_gateway.supervisor.peers.peer_messages import PeerLoad as Shared
@@ -88,17 +88,10 @@ class PeerSync:
         self.exchange = PeerExchange(
             link, name, clock, hooks, secret_fingerprint=secret_fingerprint(secret), limits=limits
         )
-        self.tables = HotPrefixLeases(
-            link,
-            name,
-            clock,
-            active_models=self._active_models,
-            local_table=self._hot_table,
-            on_acquired=self._hot_prefix_counter.start_from_table,
-            on_table=self._on_hot_table,
-            limits=limits,
+        lease_hooks = LeaseHooks(
+            self._active_models, self._hot_table, self._hot_prefix_counter.start_from_table, self._on_hot_table
         )
-
+        self.tables = HotPrefixLeases(link, name, clock, lease_hooks, limits)
         self._hint_publisher = ReplicationHintPublisher(
             link,
             clock,

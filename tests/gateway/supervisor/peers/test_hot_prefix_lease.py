@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
-from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixLeases, TableLease
+from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixLeases, LeaseHooks, TableLease
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.link import RedisLink
@@ -35,17 +35,13 @@ class Side:
 def side(url: str, name: str, clock: ManualClock) -> Side:
     link = RedisLink(url, SystemClock(), limits=LIMITS)
     made: list[Side] = []
-    tables = HotPrefixLeases(
-        link,
-        name,
-        clock,
+    hooks = LeaseHooks(
         active_models=lambda: made[0].active,
         local_table=lambda model: made[0].mine,
         on_acquired=lambda model, table: made[0].adopted.append(table),
         on_table=lambda model, epoch, table: made[0].told.append((epoch, table)),
-        limits=LIMITS,
     )
-    made.append(Side(link, tables))
+    made.append(Side(link, HotPrefixLeases(link, name, clock, hooks, LIMITS)))
     return made[0]
 
 
