@@ -10,7 +10,7 @@ from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTie
 from fairlead_kvstore.index.replica import IndexReplica
 
 
-def test_a_block_in_two_tiers_counts_once_and_an_instance_of_which_nothing_was_stored_is_there() -> None:
+def test_block_in_two_tiers_counts_once_and_empty_instances_are_listed() -> None:
     mirror = IndexReplica()
     mirror.apply(
         [
@@ -27,7 +27,7 @@ def test_a_block_in_two_tiers_counts_once_and_an_instance_of_which_nothing_was_s
     }
 
 
-def test_what_a_cleared_instance_held_is_unique_to_the_others_at_once() -> None:
+def test_clear_makes_shared_blocks_unique_to_other_instances() -> None:
     mirror = IndexReplica()
     mirror.apply([BlocksStored(name, StorageTier.GPU, 0, [1, 2]) for name in "ab"])
     mirror.apply([InstanceCleared("a", 2, "restarted"), InstanceDetached("a")])
@@ -42,7 +42,7 @@ def test_what_a_cleared_instance_held_is_unique_to_the_others_at_once() -> None:
         max_size=12,
     )
 )
-def test_the_census_is_what_counting_by_hand_gives(told: list[tuple[str, StorageTier, set[int]]]) -> None:
+def test_counts_equal_a_naive_count(told: list[tuple[str, StorageTier, set[int]]]) -> None:
     mirror = IndexReplica()
     held: dict[str, set[tuple[int, StorageTier]]] = {}
     for name, tier, blocks in told:

@@ -16,7 +16,7 @@ def order(found: tuple[RemovalRank, ...]) -> list[tuple[str, int | None]]:
     return [(one.instance, one.rank) for one in found]
 
 
-def test_what_is_used_weighs_more_than_what_is_only_there_and_who_is_not_known_has_no_rank() -> None:
+def test_recently_used_blocks_weigh_more_and_incomplete_instances_have_no_rank() -> None:
     counted = {
         "old": BlockCounts(blocks=900, unique=800),
         "busy": BlockCounts(blocks=300, unique=200),
@@ -34,7 +34,7 @@ def test_what_is_used_weighs_more_than_what_is_only_there_and_who_is_not_known_h
     assert order(rank_removals(counted, {}, None)) == [("copy", 1), ("dark", 2), ("busy", 3), ("old", 4)]
 
 
-def test_alone_counts_blocks_of_one_living_holder_in_any_tier() -> None:
+def test_count_unique_counts_blocks_of_one_attached_instance_in_any_tier() -> None:
     mirror = IndexReplica()
     mirror.apply(
         [
@@ -50,7 +50,7 @@ def test_alone_counts_blocks_of_one_living_holder_in_any_tier() -> None:
 
 @pytest.mark.property
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sets(st.integers(1, 20), min_size=1)), max_size=8))
-def test_all_blocks_asked_alone_are_those_that_the_census_calls_unique(told: list[tuple[str, set[int]]]) -> None:
+def test_count_unique_of_all_blocks_equals_the_unique_block_counts(told: list[tuple[str, set[int]]]) -> None:
     mirror = IndexReplica()
     for name, blocks in told:
         mirror.apply([BlocksStored(name, StorageTier.GPU, 0, sorted(blocks))])
@@ -58,7 +58,7 @@ def test_all_blocks_asked_alone_are_those_that_the_census_calls_unique(told: lis
     assert mirror.count_unique(range(1, 21)) == unique
 
 
-def test_a_block_was_used_lately_for_as_long_as_it_says_and_at_most_twice_as_long() -> None:
+def test_block_counts_as_used_for_one_to_two_periods() -> None:
     recent = RecentBlocks(most=100, seconds=10.0)
     recent.add([1], 0.0)
     recent.add([2], 9.0)
@@ -69,7 +69,7 @@ def test_a_block_was_used_lately_for_as_long_as_it_says_and_at_most_twice_as_lon
     assert recent.blocks(60.0) == set()
 
 
-def test_many_blocks_push_the_older_half_out() -> None:
+def test_used_blocks_are_bounded_and_drop_the_older_half() -> None:
     recent = RecentBlocks(most=20, seconds=1_000.0)
     for number in range(100):
         recent.add([number], float(number) / 100)

@@ -17,20 +17,20 @@ from fairlead_kvstore.blockstore.block_hash import (
 START = chain_root("default/tiny")
 
 
-def test_the_hashes_are_the_same_on_every_machine_and_in_every_release() -> None:
+def test_block_hashes_are_stable_across_machines_and_releases() -> None:
     """They lie in Redis, written by one release and read by the next."""
     assert START == 9992791669714652236
     assert block_hashes(START, [1, 2, 3, 4_294_967_295], 2) == [15545567489756096267, 2549065674650195159]
     assert block_hashes(START, [1, 2], 2, [["salt"]]) == [1403607802017451528]
 
 
-def test_a_chain_goes_on_from_its_last_block_and_leaves_out_what_is_no_whole_block() -> None:
+def test_chain_continues_from_its_last_block_and_skips_partial_blocks() -> None:
     whole = block_hashes(START, list(range(11)), 2)
     assert len(whole) == 5
     assert block_hashes(block_hashes(START, list(range(4)), 2)[-1], list(range(4, 11)), 2) == whole[2:]
 
 
-def test_everything_before_a_block_is_part_of_it() -> None:
+def test_block_hash_depends_on_all_earlier_tokens() -> None:
     tokens = list(range(8))
     chains = [
         block_hashes(START, tokens, 2),
@@ -45,7 +45,7 @@ def test_everything_before_a_block_is_part_of_it() -> None:
     assert len({own for chain in chains for own in chain}) == 8 * 4
 
 
-def test_an_image_is_named_on_the_blocks_that_it_touches_and_the_salt_on_the_first() -> None:
+def test_image_keys_are_on_touched_blocks_and_salt_on_the_first() -> None:
     found = block_extras(4, 4, salt="acme", images=[("red", 3, 6), ("blue", 9, 2)])
     assert found == [[["red", 3], "acme"], [["red", -1]], [["red", -5], ["blue", 1]], None]
     assert hash_with_extras(7, extra_bytes(["acme"])) != hash_with_extras(7, extra_bytes([["acme", 0]])) != 7
@@ -54,26 +54,26 @@ def test_an_image_is_named_on_the_blocks_that_it_touches_and_the_salt_on_the_fir
 @pytest.mark.parametrize(
     ("blocks", "prompt", "cached"), [(3, 100, 96), (3, 97, 96), (3, 96, 64), (3, 1, 0), (0, 96, 0), (9, 64, 32)]
 )
-def test_an_engine_never_reports_the_last_token_as_cached(blocks: int, prompt: int, cached: int) -> None:
+def test_last_token_is_never_cached_in_the_gpu(blocks: int, prompt: int, cached: int) -> None:
     assert cached_tokens(blocks, prompt, 32) == cached
 
 
 @pytest.mark.parametrize(("blocks", "slower", "prompt", "cached"), [
     (20, 46, 1500, 1472), (0, 25, 800, 800), (25, 25, 800, 800), (6, 7, 224, 224), (7, 0, 224, 192), (3, 2, 224, 96),
 ])  # fmt: skip
-def test_a_slower_tier_brings_the_last_token_too(blocks: int, slower: int, prompt: int, cached: int) -> None:
+def test_slower_tier_loads_the_last_token_too(blocks: int, slower: int, prompt: int, cached: int) -> None:
     """As a real engine with a CPU tier answered: 225 of 225 prompts."""
     assert cached_tokens(blocks, prompt, 32, slower=slower) == cached
 
 
 @pytest.mark.parametrize("token", [-1, 2**32, None, "1"])
-def test_a_token_that_is_none_is_an_error_that_names_the_field(token: object) -> None:
+def test_invalid_token_is_an_error_that_names_the_field(token: object) -> None:
     with pytest.raises(BadInput) as caught:
         token_bytes([1, token])  # type: ignore[list-item]
     assert caught.value.field == "tokens"
 
 
-def test_handles_are_64_bits_of_whatever_the_engine_calls_a_block() -> None:
+def test_engine_hashes_are_reduced_to_64_bits() -> None:
     assert engine_hash(2**64 - 1) == engine_hash(-1) == 2**64 - 1
     assert 0 <= engine_hash(b"\x01" * 32) < 2**64
     assert engine_hash(b"\x01" * 32) != engine_hash(b"\x01" * 31)

@@ -10,7 +10,7 @@ STEPS = st.lists(st.tuples(KEYS, st.booleans()), max_size=200)
 
 
 @given(STEPS)
-def test_the_index_finds_what_a_dict_finds(steps: list[tuple[int, bool]]) -> None:
+def test_row_index_agrees_with_a_dict(steps: list[tuple[int, bool]]) -> None:
     blocks, known = BlockTable(), dict[int, int]()
     for key, adding in steps:
         row = blocks.by_handle.find(key)
@@ -30,7 +30,7 @@ def test_the_index_finds_what_a_dict_finds(steps: list[tuple[int, bool]]) -> Non
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 4), st.booleans()), max_size=100))
-def test_a_block_is_there_while_one_of_its_twins_is(steps: list[tuple[int, int, bool]]) -> None:
+def test_block_stays_while_one_of_its_twins_does(steps: list[tuple[int, int, bool]]) -> None:
     blocks, known = BlockTable(), dict[int, int]()
     for handle, own, adding in steps:
         row = blocks.by_handle.find(handle)
@@ -47,7 +47,7 @@ def test_a_block_is_there_while_one_of_its_twins_is(steps: list[tuple[int, int, 
     assert len(blocks.by_own) == len(set(known.values()))
 
 
-def test_rows_are_used_again() -> None:
+def test_released_rows_are_reused() -> None:
     blocks = BlockTable()
     for number in range(10_000):
         blocks.add(number, number, 0, 0, 0, 1, 0)
@@ -57,7 +57,7 @@ def test_rows_are_used_again() -> None:
     assert len(blocks.handles) <= 102
 
 
-def test_a_block_takes_less_than_seventy_bytes_whatever_their_number() -> None:
+def test_block_takes_less_than_seventy_bytes_at_any_table_size() -> None:
     blocks, worst = BlockTable(), 0.0
     for number in range(1, 60_000):
         value = number * 0x9E37_79B9_7F4A_7C15 % 2**64
@@ -67,7 +67,7 @@ def test_a_block_takes_less_than_seventy_bytes_whatever_their_number() -> None:
     assert worst < 70
 
 
-def test_the_oldest_are_ends_of_chains_before_their_beginnings() -> None:
+def test_oldest_rows_are_ends_of_chains_first() -> None:
     blocks = BlockTable()
     for depth in range(4):
         blocks.add(10 + depth, 10 + depth, 9 + depth, depth, 0, 1, 5)
@@ -75,7 +75,7 @@ def test_the_oldest_are_ends_of_chains_before_their_beginnings() -> None:
     assert [blocks.handles[row] for row in blocks.oldest(6)] == [23, 22, 21, 20, 13, 12]
 
 
-def test_using_a_block_makes_all_before_it_as_young() -> None:
+def test_touch_renews_all_earlier_blocks() -> None:
     blocks = BlockTable()
     for depth in range(4):
         blocks.add(10 + depth, 10 + depth, 9 + depth, depth, 0, 1, 1)

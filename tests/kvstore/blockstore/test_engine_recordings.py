@@ -61,7 +61,7 @@ class Playing:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_answer_in_quiescence_was_predicted(name: str) -> None:
+def test_every_response_of_an_idle_engine_was_predicted(name: str) -> None:
     playing = Playing(name)
     asked = 0
     for what, rank, count, *more in playing.whole["happened"]:
@@ -85,5 +85,5 @@ def test_every_answer_in_quiescence_was_predicted(name: str) -> None:
     assert asked >= 10
 
 
-def test_there_are_recordings_of_what_the_others_lack() -> None:
+def test_recordings_cover_the_required_cases() -> None:
     assert NAMES != []

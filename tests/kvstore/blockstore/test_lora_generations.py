@@ -40,7 +40,7 @@ class Loaded:
         return [*changes_now, *self.ask(list(range(self.more, self.more + 4)))]
 
 
-def test_another_path_parks_the_old_blocks_with_the_first_word_of_it() -> None:
+def test_another_source_parks_the_old_blocks_at_its_first_event() -> None:
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -51,7 +51,7 @@ def test_another_path_parks_the_old_blocks_with_the_first_word_of_it() -> None:
     assert one.truth.state("i").blocks == 20
 
 
-def test_who_tells_the_path_needs_no_event() -> None:
+def test_reported_source_parks_blocks_without_an_event() -> None:
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -66,7 +66,7 @@ def test_who_tells_the_path_needs_no_event() -> None:
     assert one.predicted() == one.engine.hit_blocks(PROMPT, "bot") == 10
 
 
-def test_a_path_that_was_read_after_the_next_load_is_not_believed_of_the_one_before() -> None:
+def test_source_read_after_the_next_load_is_not_taken_for_the_earlier_one() -> None:
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -77,7 +77,7 @@ def test_a_path_that_was_read_after_the_next_load_is_not_believed_of_the_one_bef
     assert (one.predicted(), one.predicted(OTHER)) == (0, 10)
 
 
-def test_the_same_path_again_returns_the_old_blocks_when_a_block_shows_it() -> None:
+def test_same_source_restores_old_blocks_when_a_handle_shows_it() -> None:
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -90,7 +90,7 @@ def test_the_same_path_again_returns_the_old_blocks_when_a_block_shows_it() -> N
     assert one.predicted(OTHER) == one.engine.hit_blocks(OTHER, "bot") == 0
 
 
-def test_the_same_path_again_after_a_cold_prompt_returns_the_old_blocks_later() -> None:
+def test_same_source_restores_old_blocks_after_a_cold_prompt() -> None:
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -101,7 +101,7 @@ def test_the_same_path_again_after_a_cold_prompt_returns_the_old_blocks_later() 
     assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
 
 
-def test_the_same_path_again_returns_the_old_blocks_when_it_is_told() -> None:
+def test_same_source_restores_old_blocks_when_reported() -> None:
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -116,7 +116,7 @@ def test_the_same_path_again_returns_the_old_blocks_when_it_is_told() -> None:
     assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
 
 
-def test_a_place_that_was_read_for_the_load_before_does_not_show_where_the_next_one_is_from() -> None:
+def test_source_of_the_earlier_load_is_not_taken_for_the_next() -> None:
     """Loaded from elsewhere and back between two readings, and only a block of the load from elsewhere was seen."""
     one = Loaded()
     one.engine.load("bot", "a")
@@ -130,7 +130,7 @@ def test_a_place_that_was_read_for_the_load_before_does_not_show_where_the_next_
     assert one.predicted(OTHER) == one.engine.hit_blocks(OTHER, "bot") == 0
 
 
-def test_a_load_is_known_when_another_place_was_read_before_its_first_block_and_again_after_it() -> None:
+def test_source_is_known_if_read_before_and_after_the_first_block() -> None:
     """A real engine: two prompts after the load, the second told of in between, and no event before the next load."""
     one = Loaded()
     one.engine.load("bot", "a")
@@ -148,7 +148,7 @@ def test_a_load_is_known_when_another_place_was_read_before_its_first_block_and_
     assert one.predicted(OTHER) == one.engine.hit_blocks(OTHER, "bot") == 10
 
 
-def test_a_load_whose_first_block_came_before_its_place_was_read_is_only_known_by_one_more() -> None:
+def test_source_read_after_the_first_block_needs_one_more_event() -> None:
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -164,7 +164,7 @@ def test_a_load_whose_first_block_came_before_its_place_was_read_is_only_known_b
     assert one.predicted() == 0
 
 
-def test_a_place_that_is_told_counts_before_any_block_of_the_new_load_shows_it() -> None:
+def test_reported_source_counts_before_any_block_of_the_new_load() -> None:
     """A real engine: elsewhere, back, a cold prompt, one that is cached as a whole and so stores nothing, and elsewhere again."""
     one = Loaded()
     one.engine.load("bot", "a")
@@ -192,7 +192,7 @@ def test_a_place_that_is_told_counts_before_any_block_of_the_new_load_shows_it()
     assert one.predicted(THIRD) <= one.engine.hit_blocks(THIRD, "bot")
 
 
-def test_blocks_of_a_new_number_wait_until_they_show_that_they_go_on_from_what_was_told() -> None:
+def test_blocks_of_a_new_number_wait_until_they_confirm_the_reported_source() -> None:
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -204,7 +204,7 @@ def test_blocks_of_a_new_number_wait_until_they_show_that_they_go_on_from_what_w
     assert (one.predicted(), one.predicted(OTHER)) == (10, 10)
 
 
-def test_blocks_that_are_evicted_while_they_are_parked_do_not_return() -> None:
+def test_blocks_evicted_while_parked_are_not_restored() -> None:
     one = Loaded(capacity=24)
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -219,7 +219,7 @@ def test_blocks_that_are_evicted_while_they_are_parked_do_not_return() -> None:
     assert 0 < one.predicted() == one.engine.hit_blocks(PROMPT, "bot") < 10
 
 
-def test_a_request_of_the_old_load_that_is_still_running_changes_nothing() -> None:
+def test_running_request_of_the_old_load_changes_nothing() -> None:
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -232,7 +232,7 @@ def test_a_request_of_the_old_load_that_is_still_running_changes_nothing() -> No
     assert (one.predicted(), one.predicted(OTHER)) == (0, 10)
 
 
-def test_an_engine_that_only_numbers_its_adapters_credits_nobody() -> None:
+def test_adapters_without_names_are_not_credited() -> None:
     one = Loaded()
     from fairlead_kvstore.events.decoder import EventBatch
     from fairlead_kvstore.events.payloads import StoredEvent
@@ -242,7 +242,7 @@ def test_an_engine_that_only_numbers_its_adapters_credits_nobody() -> None:
     assert one.predicted([1, 2, 3, 4], None) == one.predicted([1, 2, 3, 4], "bot") == 0
 
 
-def test_names_and_earlier_contents_are_bounded() -> None:
+def test_names_and_parked_contents_are_bounded() -> None:
     one = Loaded(Limits(kv_adapters=2, kv_adapter_versions=2))
     for name in ("bot", "second", "third"):
         one.engine.load(name, "a")
@@ -255,7 +255,7 @@ def test_names_and_earlier_contents_are_bounded() -> None:
     assert one.truth.state("i").blocks <= 10 + 2 + 2 * 10
 
 
-def test_a_clear_forgets_the_blocks_and_keeps_what_is_loaded() -> None:
+def test_clear_drops_blocks_and_keeps_loaded_adapters() -> None:
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -266,7 +266,7 @@ def test_a_clear_forgets_the_blocks_and_keeps_what_is_loaded() -> None:
     assert (one.predicted(), one.predicted(OTHER)) == (0, 10)
 
 
-def test_who_joins_late_and_cannot_tell_an_earlier_load_s_place_says_so() -> None:
+def test_late_reader_reports_unknown_source_of_an_earlier_load() -> None:
     """Loaded from b, from a and from b again; where the first two came from is not to be learned any more."""
     one = Loaded()
     one.truth.on_complete("i", "replayed", 1.0)
@@ -287,7 +287,7 @@ def test_who_joins_late_and_cannot_tell_an_earlier_load_s_place_says_so() -> Non
     assert not any(isinstance(change, changes.CompletenessChanged) for change in marked)
 
 
-def test_a_doubt_ends_when_the_blocks_in_question_are_gone() -> None:
+def test_doubt_ends_when_the_parked_blocks_are_gone() -> None:
     one = Loaded(capacity=20)
     one.truth.on_complete("i", "replayed", 1.0)
     one.engine.load("bot", "b")
@@ -301,7 +301,7 @@ def test_a_doubt_ends_when_the_blocks_in_question_are_gone() -> None:
     assert one.predicted(THIRD) == one.engine.hit_blocks(THIRD, "bot") == 10
 
 
-def test_no_doubt_is_left_where_the_places_of_all_loads_were_told() -> None:
+def test_no_doubt_remains_when_all_sources_are_known() -> None:
     one = Loaded()
     one.truth.on_complete("i", "replayed", 1.0)
     for place, tokens in (("a", PROMPT), ("b", OTHER), ("a", THIRD)):
@@ -316,7 +316,7 @@ def test_no_doubt_is_left_where_the_places_of_all_loads_were_told() -> None:
     assert one.truth.state("i").complete
 
 
-def test_more_loads_than_are_kept_are_a_doubt_until_a_clear() -> None:
+def test_dropped_loads_are_a_doubt_until_a_clear() -> None:
     one = Loaded(Limits(kv_adapter_versions=2))
     one.truth.on_complete("i", "replayed", 1.0)
     for number in range(4):
@@ -329,7 +329,7 @@ def test_more_loads_than_are_kept_are_a_doubt_until_a_clear() -> None:
     assert one.truth.state("i").complete
 
 
-def test_a_doubt_is_kept_for_the_next_indexer_and_for_mirrors() -> None:
+def test_doubt_is_part_of_the_snapshot() -> None:
     one = Loaded()
     one.truth.on_complete("i", "replayed", 1.0)
     one.engine.load("bot", "a")

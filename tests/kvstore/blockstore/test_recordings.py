@@ -58,7 +58,7 @@ class Reading:
     ("b-eviction-restart", 122, 275, 236),
     ("m-multimodal", 6, 18, 0),
 ])  # fmt: skip
-def test_every_recorded_payload_is_read_to_the_last_event(name: str, count: int, stored: int, removed: int) -> None:
+def test_every_recorded_payload_is_decoded_completely(name: str, count: int, stored: int, removed: int) -> None:
     found = batches(name)
     assert len(found) == count
     assert sum(batch.unknown + batch.refused for batch in found) == 0
@@ -69,7 +69,7 @@ def test_every_recorded_payload_is_read_to_the_last_event(name: str, count: int,
 
 
 @pytest.mark.parametrize(("name", "chains"), [("a-scenarios", 147), ("b-eviction-restart", 260), ("m-multimodal", 18)])
-def test_equal_engine_hashes_are_equal_own_hashes_and_the_other_way_round(name: str, chains: int) -> None:
+def test_engine_hashes_and_block_hashes_are_equal_together(name: str, chains: int) -> None:
     """Recomputed from tokens alone, beside the truth: every hash that can be checked names one content.
 
     In the recording of evictions 19 blocks go on from one that was stored before the subscriber came.
@@ -119,7 +119,7 @@ ANSWERS = [
 @pytest.mark.parametrize(
     ("what", "count", "tokens", "adapter", "salt", "cached"), ANSWERS, ids=[row[0] for row in ANSWERS]
 )
-def test_the_index_knows_what_the_engine_answered(
+def test_index_agrees_with_the_engines_responses(
     what: str, count: int, tokens: list[int], adapter: str | None, salt: str | None, cached: int
 ) -> None:
     reading = Reading("a-scenarios")
@@ -127,13 +127,13 @@ def test_the_index_knows_what_the_engine_answered(
     assert reading.predicted(tokens, adapter, salt=salt) == cached, what
 
 
-def test_a_fully_cached_prompt_stores_its_last_block_again_and_nothing_changes() -> None:
+def test_fully_cached_prompt_stores_its_last_block_without_a_change() -> None:
     reading = Reading("a-scenarios")
     reading.upto(2)
     assert reading.upto(3) == []
 
 
-def test_an_adapter_loaded_from_another_path_takes_its_name_from_the_old_blocks() -> None:
+def test_adapter_from_another_path_parks_the_old_blocks() -> None:
     reading = Reading("a-scenarios")
     before = reading.upto(9)
     told = reading.upto(10)
@@ -147,7 +147,7 @@ def test_an_adapter_loaded_from_another_path_takes_its_name_from_the_old_blocks(
     assert before
 
 
-def test_prefixes_of_a_running_prefill_are_seen_chunk_by_chunk() -> None:
+def test_blocks_of_a_running_prefill_appear_chunk_by_chunk() -> None:
     reading = Reading("a-scenarios")
     reading.upto(13)
     assert reading.predicted(list(range(200, 3200))) == 2048
@@ -155,7 +155,7 @@ def test_prefixes_of_a_running_prefill_are_seen_chunk_by_chunk() -> None:
     assert reading.predicted(list(range(200, 3200))) == 2976
 
 
-def test_a_clear_makes_the_slice_complete_however_late_the_reader_joined() -> None:
+def test_clear_makes_an_instance_complete_for_late_readers() -> None:
     reading = Reading("a-scenarios")
     reading.upto(23)
     assert not reading.truth.state("i").complete
@@ -164,7 +164,7 @@ def test_a_clear_makes_the_slice_complete_however_late_the_reader_joined() -> No
     assert reading.truth.state("i").blocks == 1
 
 
-def test_under_eviction_and_preemption_what_was_stored_less_what_was_removed_is_what_is_there() -> None:
+def test_stored_minus_removed_blocks_are_cached_under_eviction_and_preemption() -> None:
     """40 blocks, of which 39 hold something; the engine's own count at the time was 39."""
     reading = Reading("b-eviction-restart")
     reading.upto(117)
@@ -186,7 +186,7 @@ def _gone_orphans(reading: Reading) -> int:
     return reading.truth._instances["i"]._orphans.noted
 
 
-def test_blocks_whose_parent_was_never_announced_are_linked_when_it_is() -> None:
+def test_orphans_are_linked_when_their_parent_is_reported() -> None:
     reading = Reading("b-eviction-restart")
     reading.upto(117)
     assert reading.truth.state("i").orphans == 15
@@ -195,7 +195,7 @@ def test_blocks_whose_parent_was_never_announced_are_linked_when_it_is() -> None
     assert (state.orphans, state.counts.linked) == (0, 15)
 
 
-def test_eviction_takes_the_end_of_the_oldest_prompt_and_hits_what_is_left() -> None:
+def test_eviction_takes_the_end_of_the_oldest_prompt() -> None:
     reading = Reading("b-eviction-restart")
     gone = [len(one.hashes) for one in reading.upto(4) if isinstance(one, changes.BlocksRemoved)]
     assert gone == []  # the first prompt is an orphan here: nobody was told that it had begun
@@ -203,7 +203,7 @@ def test_eviction_takes_the_end_of_the_oldest_prompt_and_hits_what_is_left() -> 
     assert reading.predicted(list(range(2100, 2516))) == 384
 
 
-def test_copies_of_a_last_block_are_counted_apart() -> None:
+def test_copies_of_a_last_block_are_counted() -> None:
     """The same 128 tokens three times: the last block lies there three times, and two removals leave one."""
     reading = Reading("b-eviction-restart")
     reading.upto(6)
@@ -214,7 +214,7 @@ def test_copies_of_a_last_block_are_counted_apart() -> None:
     assert reading.predicted(list(range(6000, 6129))) == 0
 
 
-def test_a_restart_on_the_same_port_ends_the_epoch() -> None:
+def test_restart_on_the_same_port_ends_the_epoch() -> None:
     """The recorded engine numbered its new process from 0; nothing of the old one is credited."""
     truth, stream = BlockStore(), EventSequencer(replayable=False)
     truth.attach("i", MODEL, 0.0)
@@ -240,14 +240,14 @@ def test_a_restart_on_the_same_port_ends_the_epoch() -> None:
     (4, [("cat-1", 3, 64)], 0),
     (5, [("cat-1", 3, 64)], 96),
 ])  # fmt: skip
-def test_an_image_is_part_of_what_a_block_is(count: int, images: list[tuple[str, int, int]], cached: int) -> None:
+def test_image_is_part_of_the_block_hash(count: int, images: list[tuple[str, int, int]], cached: int) -> None:
     reading = Reading("m-multimodal")
     first = next(event for event in reading.batches[0].events if isinstance(event, StoredEvent))
     reading.upto(count)
     assert reading.predicted([*first.token_ids, 7], images=images) == cached
 
 
-def test_an_image_with_a_salt_is_nobody_elses() -> None:
+def test_salted_image_has_blocks_of_its_own() -> None:
     reading = Reading("m-multimodal")
     first = next(event for event in reading.batches[5].events if isinstance(event, StoredEvent))
     salt = first.extra_keys[0][-1] if first.extra_keys and first.extra_keys[0] else None

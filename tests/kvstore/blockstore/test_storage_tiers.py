@@ -17,7 +17,7 @@ from fairlead_testing.kvstore.block_store import (
 # --- tiers --------------------------------------------------------------------------------------------------------------
 
 
-def test_offloaded_blocks_are_named_by_the_handle_since_they_come_without_extra_keys() -> None:
+def test_offloaded_blocks_take_the_block_hash_of_their_handle() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 2, extra_keys=[["acme"], None, None]))
     index.apply(*[stored_event(number, number, medium="CPU", extra_keys=None) for number in range(3)])
@@ -36,7 +36,7 @@ def test_offloaded_blocks_of_unknown_content_are_counted_not_credited() -> None:
     assert (index.counts.unnamed, index.depths()) == (2, (0, 0, 0, 0))
 
 
-def test_an_engine_that_never_names_extra_keys_is_taken_at_its_word() -> None:
+def test_blocks_of_an_engine_without_extra_keys_are_credited() -> None:
     index = SingleInstanceStore()
     index.apply(
         StoredEvent([1], None, TOKENS[:2], 2, None, "GPU"), StoredEvent([2], 1, TOKENS[2:4], 2, None, "CPU_PINNED")
@@ -44,14 +44,14 @@ def test_an_engine_that_never_names_extra_keys_is_taken_at_its_word() -> None:
     assert index.depths() == (1, 2, 2, 2)
 
 
-def test_a_tier_fills_the_gaps_of_the_faster_one() -> None:
+def test_slower_tier_fills_the_gaps_of_the_faster_one() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 5), stored_event(2, 3, medium="CPU"), stored_event(4, 4, medium="DISK"))
     index.apply(removed_event(2, 3, 4, 5))
     assert index.depths() == (2, 4, 5, 5)
 
 
-def test_a_shared_store_is_a_hint_for_all_members_that_runs_out() -> None:
+def test_shared_store_is_an_expiring_hint_for_all_members() -> None:
     index = SingleInstanceStore(Limits(kv_shared_seconds=100.0))
     index.store.attach("other", MODEL, 0.0)
     index.apply(stored_event(0, 2))
@@ -64,7 +64,7 @@ def test_a_shared_store_is_a_hint_for_all_members_that_runs_out() -> None:
     assert index.depths(instance="other") == (0, 0, 0, 0)
 
 
-def test_a_shared_store_does_not_repeat_itself() -> None:
+def test_shared_store_hint_is_not_repeated_early() -> None:
     index = SingleInstanceStore(Limits(kv_shared_seconds=100.0))
     index.apply(stored_event(0, 0))
     again = stored_event(0, 0, medium="cpu", extra_keys=None)
@@ -72,7 +72,7 @@ def test_a_shared_store_does_not_repeat_itself() -> None:
     assert kinds == [["HintsAdded"], [], ["HintsAdded"], []]
 
 
-def test_a_restart_leaves_what_the_store_has() -> None:
+def test_restart_keeps_hints_of_the_shared_store() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 2), stored_event(0, 0, medium="cpu", extra_keys=None))
     index.store.on_restarted("i", "the numbers went back", 9.0)
@@ -82,7 +82,7 @@ def test_a_restart_leaves_what_the_store_has() -> None:
     assert index.depths() == (0, 0, 0, 0)
 
 
-def test_hints_are_bounded_and_the_oldest_go() -> None:
+def test_hints_are_bounded_and_the_oldest_are_dropped() -> None:
     index = SingleInstanceStore(Limits(kv_shared_blocks=2))
     index.apply(stored_event(0, 2))
     told = index.apply(*[stored_event(number, number, medium="cpu", extra_keys=None) for number in range(3)])
@@ -104,7 +104,7 @@ def test_hints_are_bounded_and_the_oldest_go() -> None:
     ("STORAGE", None, {"exact_media": frozenset({"storage"})}, (0, 0, 1, 1)),
     ("CPU", None, {"shared_media": frozenset({"cpu"})}, (0, 0, 0, 1)),
 ])  # fmt: skip
-def test_media_as_engines_spell_them(
+def test_media_map_to_tiers(
     medium: str | None, locality: str | None, media: dict[str, frozenset[str]], expected: tuple[int, ...]
 ) -> None:
     index = SingleInstanceStore(**media)
@@ -115,7 +115,7 @@ def test_media_as_engines_spell_them(
 # --- hybrid models ------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_full_attention_group_decides() -> None:
+def test_only_the_full_attention_group_counts() -> None:
     index = SingleInstanceStore()
     window = {"group_idx": 1, "kv_cache_spec_kind": "sliding_window", "kv_cache_spec_sliding_window": 128}
     index.apply(stored_event(0, 3, **window), stored_event(0, 3, kv_cache_spec_kind="full_attention"))
@@ -127,14 +127,14 @@ def test_only_the_full_attention_group_decides() -> None:
     assert (index.store.state("i").hybrid, index.counts.other_groups) == (True, 3)
 
 
-def test_a_model_without_full_attention_is_not_credited() -> None:
+def test_model_without_full_attention_is_not_credited() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 3, kv_cache_spec_kind="sliding_window"))
     assert (index.depths()[0], index.store.state("i").hybrid) == (0, True)
 
 
 @pytest.mark.parametrize("kind", [None, "unknown", "full_attention", "mla_attention", "sink_full_attention"])
-def test_kinds_that_count(kind: str | None) -> None:
+def test_attention_kinds_that_count(kind: str | None) -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 1, kv_cache_spec_kind=kind))
     assert (index.depths()[0], index.store.state("i").hybrid) == (2, False)

@@ -20,7 +20,7 @@ from fairlead_testing.kvstore.block_store import (
 # --- what is stored and removed -----------------------------------------------------------------------------------------
 
 
-def test_a_cold_prompt_its_extension_and_its_end() -> None:
+def test_cold_prompt_is_stored_extended_and_removed() -> None:
     index = SingleInstanceStore()
     assert change_summary(index.apply(stored_event(0, 2))) == [("BlocksStored", [0, 1, 2])]
     assert change_summary(index.apply(stored_event(3, 4))) == [("BlocksStored", [3, 4])]
@@ -29,7 +29,7 @@ def test_a_cold_prompt_its_extension_and_its_end() -> None:
     assert index.depths() == (3, 3, 3, 3)
 
 
-def test_a_change_says_what_its_blocks_go_on_from() -> None:
+def test_stored_change_names_its_parent() -> None:
     index = SingleInstanceStore()
     first = index.apply(stored_event(0, 1))
     second = index.apply(stored_event(2, 3))
@@ -39,7 +39,7 @@ def test_a_change_says_what_its_blocks_go_on_from() -> None:
     ]
 
 
-def test_a_block_that_is_there_twice_goes_with_its_second_removal() -> None:
+def test_block_with_two_copies_goes_with_its_second_removal() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 2))
     assert index.apply(stored_event(2, 2)) == []
@@ -48,13 +48,13 @@ def test_a_block_that_is_there_twice_goes_with_its_second_removal() -> None:
     assert change_summary(index.apply(removed_event(2))) == [("BlocksRemoved", [2])]
 
 
-def test_a_store_in_the_middle_of_what_is_known_tells_only_what_is_new() -> None:
+def test_repeated_store_reports_only_new_blocks() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 4), removed_event(4), removed_event(1))
     assert change_summary(index.apply(stored_event(0, 5))) == [("BlocksStored", [1]), ("BlocksStored", [4, 5])]
 
 
-def test_removing_what_nobody_knows_is_counted_and_no_error() -> None:
+def test_removal_of_unknown_blocks_is_counted_and_no_error() -> None:
     index = SingleInstanceStore()
     assert index.apply(removed_event(1, 2), removed_event(3, medium="CPU")) == []
     assert index.counts.unknown == 3
@@ -64,7 +64,7 @@ def test_removing_what_nobody_knows_is_counted_and_no_error() -> None:
     assert index.depths()[0] == 1
 
 
-def test_more_copies_than_can_be_counted_are_forgotten_too_early_never_too_late() -> None:
+def test_copies_beyond_the_counter_are_dropped_early_never_late() -> None:
     index = SingleInstanceStore()
     index.apply(*[stored_event(0, 0) for _ in range(300)])
     assert index.counts.saturated == 45
@@ -72,7 +72,7 @@ def test_more_copies_than_can_be_counted_are_forgotten_too_early_never_too_late(
     assert (index.depths()[0], index.counts.unknown) == (0, 45)
 
 
-def test_hashes_as_bytes_and_signed_numbers_are_handles_like_any_other() -> None:
+def test_byte_and_signed_hashes_are_valid_handles() -> None:
     index = SingleInstanceStore()
     index.apply(StoredEvent([b"\x01" * 32, -5], None, TOKENS[:4], 2), StoredEvent([2**64 - 1], -5, TOKENS[4:6], 2))
     assert index.depths()[0] == 3
@@ -80,7 +80,7 @@ def test_hashes_as_bytes_and_signed_numbers_are_handles_like_any_other() -> None
     assert index.depths()[0] == 1
 
 
-def test_a_parent_of_nought_is_the_start() -> None:
+def test_parent_zero_is_the_start_of_a_chain() -> None:
     index = SingleInstanceStore()
     index.apply(StoredEvent([7], 0, TOKENS[:2], 2))
     assert index.depths()[0] == 1
@@ -89,7 +89,7 @@ def test_a_parent_of_nought_is_the_start() -> None:
 # --- whose block it is --------------------------------------------------------------------------------------------------
 
 
-def test_a_salt_and_an_adapter_have_blocks_of_their_own() -> None:
+def test_salts_and_adapters_have_blocks_of_their_own() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 2))
     index.apply(stored_event(0, 2, base=2000, extra_keys=[["acme"], None, None]))
@@ -106,14 +106,14 @@ def test_a_salt_and_an_adapter_have_blocks_of_their_own() -> None:
     assert [index.depths(own)[0] for own in (BLOCK_HASHES, salted, bots, both)] == [3, 3, 3, 0]
 
 
-def test_a_salt_that_is_called_like_the_adapter_is_still_a_salt() -> None:
+def test_salt_equal_to_the_adapter_name_is_still_a_salt() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 0, lora_name="bot", lora_id=1, extra_keys=[["bot", "bot"]]))
     assert index.depths(block_hashes(chain_root(MODEL, "bot"), TOKENS, 2, block_extras(6, 2, salt="bot")))[0] == 1
     assert index.depths(block_hashes(chain_root(MODEL, "bot"), TOKENS, 2))[0] == 0
 
 
-def test_models_and_instances_are_apart_and_the_secret_is_part_of_every_name() -> None:
+def test_models_and_instances_are_separate_and_the_secret_is_hashed() -> None:
     index = SingleInstanceStore()
     index.store.attach("other", "default/large", 0.0)
     index.apply(stored_event(0, 1))
@@ -133,7 +133,7 @@ def test_two_ranks_of_one_engine_are_two_instances() -> None:
     assert (index.depths()[0], index.depths(instance="pod/8000/1")[0]) == (3, 2)
 
 
-def test_two_hashes_for_one_content_are_gone_with_the_second() -> None:
+def test_block_with_two_handles_goes_with_the_second() -> None:
     """An engine that does not announce salts has two names for what looks alike."""
     index = SingleInstanceStore()
     index.apply(stored_event(0, 1, extra_keys=None))
@@ -145,7 +145,7 @@ def test_two_hashes_for_one_content_are_gone_with_the_second() -> None:
 # --- blocks without a parent --------------------------------------------------------------------------------------------
 
 
-def test_orphans_wait_for_their_parent_and_for_its() -> None:
+def test_orphans_wait_for_all_ancestors() -> None:
     index = SingleInstanceStore()
     assert index.apply(stored_event(4, 5)) == index.apply(stored_event(2, 3)) == []
     assert (index.store.state("i").orphans, index.depths()[0]) == (4, 0)
@@ -154,7 +154,7 @@ def test_orphans_wait_for_their_parent_and_for_its() -> None:
     assert (index.store.state("i").orphans, index.counts.linked, index.depths()[0]) == (0, 4, 6)
 
 
-def test_an_orphan_that_was_removed_while_it_waited_is_not_there_afterwards() -> None:
+def test_orphan_removed_while_waiting_is_not_added() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(2, 4), stored_event(2, 2), removed_event(4, 2))
     assert index.counts.unknown == 0
@@ -164,7 +164,7 @@ def test_an_orphan_that_was_removed_while_it_waited_is_not_there_afterwards() ->
     assert index.depths()[0] == 4  # block 2 was there twice
 
 
-def test_orphans_are_bounded_and_the_oldest_go() -> None:
+def test_orphans_are_bounded_and_the_oldest_are_dropped() -> None:
     index = SingleInstanceStore(Limits(kv_orphans_per_instance=4))
     index.apply(stored_event(4, 5), stored_event(2, 3), stored_event(1, 1))
     assert index.store.state("i").orphans == 3
@@ -178,7 +178,7 @@ def test_orphans_are_bounded_in_bytes() -> None:
     assert index.store.state("i").orphans == 3
 
 
-def test_a_full_report_of_a_hit_tells_a_late_reader_all() -> None:
+def test_full_report_of_a_hit_links_orphans_of_a_late_reader() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(3, 3), stored_event(0, 2))
     assert index.depths()[0] == 4
@@ -187,7 +187,7 @@ def test_a_full_report_of_a_hit_tells_a_late_reader_all() -> None:
 # --- clears and restarts ------------------------------------------------------------------------------------------------
 
 
-def test_a_clear_drops_all_tiers_and_the_others_are_vague_until_something_of_them_is_seen() -> None:
+def test_clear_drops_all_tiers_and_slower_ones_stay_vague_until_an_event() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 2), stored_event(0, 1, medium="CPU"))
     told = index.apply(ClearedEvent())
@@ -198,7 +198,7 @@ def test_a_clear_drops_all_tiers_and_the_others_are_vague_until_something_of_the
     assert index.store.state("i").vague == ()
 
 
-def test_an_engine_that_names_the_tier_clears_only_that() -> None:
+def test_clear_of_a_named_tier_clears_only_that() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 2), stored_event(0, 1, medium="CPU"))
     told = change_summary(index.apply(ClearedEvent("CPU")))
@@ -206,7 +206,7 @@ def test_an_engine_that_names_the_tier_clears_only_that() -> None:
     assert index.depths() == (3, 3, 3, 3)
 
 
-def test_our_own_clear_counts_at_once_and_what_was_under_way_does_not() -> None:
+def test_requested_clear_counts_at_once_and_earlier_events_are_ignored() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 2))
     told = index.store.on_cleared_by_fairlead("i", index.now)
@@ -218,7 +218,7 @@ def test_our_own_clear_counts_at_once_and_what_was_under_way_does_not() -> None:
     assert index.apply(stored_event(2, 2)) != []
 
 
-def test_our_own_clear_that_the_engine_did_not_make_after_all_is_waited_for_two_seconds() -> None:
+def test_requested_clear_without_a_report_is_awaited_for_two_seconds() -> None:
     index = SingleInstanceStore()
     index.store.on_cleared_by_fairlead("i", index.now)
     assert index.apply(stored_event(0, 0), seconds=1.9) == []
@@ -226,7 +226,7 @@ def test_our_own_clear_that_the_engine_did_not_make_after_all_is_waited_for_two_
     assert index.apply(stored_event(0, 1), seconds=0.2) != []
 
 
-def test_an_engine_that_never_tells_of_our_own_clear_may_still_hold_what_it_had() -> None:
+def test_unreported_clear_makes_the_instance_incomplete() -> None:
     """Seen of a vLLM that was put to sleep: it said yes, told of nothing, and found 96 tokens of before in its cache."""
     index = SingleInstanceStore()
     index.store.on_complete("i", "the first batch that the engine published", 0.0)
@@ -240,7 +240,7 @@ def test_an_engine_that_never_tells_of_our_own_clear_may_still_hold_what_it_had(
     assert index.store.state("i").complete
 
 
-def test_an_engine_that_was_quicker_than_our_answer_is_not_waited_for() -> None:
+def test_clear_reported_before_the_response_is_not_awaited() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 2))
     index.apply(ClearedEvent())
@@ -249,7 +249,7 @@ def test_an_engine_that_was_quicker_than_our_answer_is_not_waited_for() -> None:
     assert index.depths()[0] == 2
 
 
-def test_a_restart_begins_an_epoch_in_which_old_handles_mean_nothing() -> None:
+def test_restart_begins_an_epoch_without_old_handles() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 2))
     told = index.store.on_restarted("i", "the numbers went back", 5.0)
@@ -261,7 +261,7 @@ def test_a_restart_begins_an_epoch_in_which_old_handles_mean_nothing() -> None:
     assert (index.depths()[0], index.store.state("i").orphans) == (0, 1)
 
 
-def test_what_was_lost_takes_what_was_held_with_it() -> None:
+def test_lost_batches_drop_all_blocks() -> None:
     index = SingleInstanceStore()
     index.store.on_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 2))
@@ -271,7 +271,7 @@ def test_what_was_lost_takes_what_was_held_with_it() -> None:
     assert "4 to 9" in state.reason
 
 
-def test_a_stream_that_broke_off_is_not_trusted_until_it_goes_on() -> None:
+def test_suspended_instance_is_incomplete_until_resumed() -> None:
     index = SingleInstanceStore()
     index.store.on_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 2))
@@ -283,7 +283,7 @@ def test_a_stream_that_broke_off_is_not_trusted_until_it_goes_on() -> None:
     assert (state.complete, state.since, index.depths()[0]) == (True, 0.0, 3)
 
 
-def test_a_clear_while_the_stream_is_broken_off_counts_when_it_goes_on() -> None:
+def test_clear_while_suspended_counts_after_resume() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 2))
     index.store.on_suspended("i", "disconnected", 5.0)
@@ -296,7 +296,7 @@ def test_a_clear_while_the_stream_is_broken_off_counts_when_it_goes_on() -> None
 # --- ages and memory ----------------------------------------------------------------------------------------------------
 
 
-def test_ages_follow_what_was_stored_and_used() -> None:
+def test_ages_follow_stores_and_uses() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 1), seconds=0.0)
     index.apply(stored_event(2, 2), seconds=48.0)
@@ -307,7 +307,7 @@ def test_ages_follow_what_was_stored_and_used() -> None:
     assert [index.store.age_seconds("i", own, 96.0) for own in BLOCK_HASHES[:3]] == [0.0, 0.0, 48.0]
 
 
-def test_how_long_an_engine_keeps_what_is_not_used_is_learned_from_what_it_evicts() -> None:
+def test_evicted_age_is_learned_from_removals() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 5), seconds=0.0)
     assert index.store.state("i").evicted_age_seconds is None
@@ -317,14 +317,14 @@ def test_how_long_an_engine_keeps_what_is_not_used_is_learned_from_what_it_evict
     assert index.store.state("i").evicted_age_seconds == pytest.approx(64.0 + 32.0 * 0.05)
 
 
-def test_our_own_clear_of_a_process_that_is_gone_says_nothing_of_the_next() -> None:
+def test_requested_clear_does_not_affect_the_next_process() -> None:
     index = SingleInstanceStore()
     index.store.on_cleared_by_fairlead("i", index.now)
     index.store.on_complete("i", "the first batch that the engine published", index.now)
     assert index.apply(stored_event(0, 0), seconds=0.1) != []
 
 
-def test_beyond_its_bound_an_instance_forgets_what_is_oldest_ends_first_and_says_so() -> None:
+def test_instance_above_its_bound_evicts_oldest_ends_and_is_incomplete() -> None:
     index = SingleInstanceStore(Limits(kv_blocks_per_instance=6))
     index.store.on_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 5), seconds=0.0)
@@ -338,7 +338,7 @@ def test_beyond_its_bound_an_instance_forgets_what_is_oldest_ends_first_and_says
     assert index.store.state("i").complete
 
 
-def test_beyond_the_bound_of_all_the_one_that_holds_most_forgets() -> None:
+def test_total_bound_evicts_from_the_largest_instance() -> None:
     index = SingleInstanceStore(Limits(kv_blocks=8))
     index.store.attach("other", MODEL, 0.0)
     index.apply(stored_event(0, 5))
@@ -347,7 +347,7 @@ def test_beyond_the_bound_of_all_the_one_that_holds_most_forgets() -> None:
     assert (index.depths()[0], index.depths(instance="other")[0], index.store.block_count) == (5, 3, 8)
 
 
-def test_an_instance_that_is_gone_leaves_nothing() -> None:
+def test_detached_instance_leaves_nothing() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 5))
     assert index.store.detach("i", "its pod is gone") == [

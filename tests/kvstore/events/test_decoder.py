@@ -37,7 +37,7 @@ def stored(event: Any) -> StoredEvent:
 
 
 @pytest.mark.parametrize("event", [STORED, AS_ARRAY], ids=["map", "array"])
-def test_both_encodings_say_the_same(event: Any) -> None:
+def test_both_encodings_decode_equally(event: Any) -> None:
     batch = decode_events(pack([1_700_000_000.5, [event], 1]))
     assert (batch.wall, batch.rank, batch.unknown, batch.refused) == (1_700_000_000.5, 1, 0, 0)
     found = stored(batch.events[0])
@@ -47,11 +47,11 @@ def test_both_encodings_say_the_same(event: Any) -> None:
 
 
 @pytest.mark.parametrize("rank", [[], [None], [0], [3]])
-def test_the_rank_may_be_missing(rank: list[Any]) -> None:
+def test_rank_is_optional(rank: list[Any]) -> None:
     assert decode_events(pack([0.0, [], *rank])).rank == (rank[0] if rank else None)
 
 
-def test_sglang_ends_its_arrays_with_the_medium_and_has_signed_hashes() -> None:
+def test_sglang_arrays_end_with_the_medium_and_have_signed_hashes() -> None:
     events = [
         ["BlockStored", [-5, 6], -7, [1, 2], 1, None, "GPU"],
         ["BlockRemoved", [-5], "CPU_PINNED"],
@@ -64,18 +64,18 @@ def test_sglang_ends_its_arrays_with_the_medium_and_has_signed_hashes() -> None:
     assert isinstance(third, ClearedEvent)
 
 
-def test_oldest_vllm_names_no_medium() -> None:
+def test_oldest_vllm_sends_no_medium() -> None:
     found = decode_events(pack([0.0, [["BlockStored", [1], None, [1, 2], 2, None], ["BlockRemoved", [1]]]]))
     assert [getattr(event, "medium", "") for event in found.events] == [None, None]
 
 
 @pytest.mark.parametrize("left_out", OPTIONAL)
-def test_fields_that_equal_their_default_may_be_left_out(left_out: str) -> None:
+def test_fields_with_default_values_are_optional(left_out: str) -> None:
     event = {name: value for name, value in STORED.items() if name != left_out}
     assert getattr(stored(decode_events(pack([0.0, [event]])).events[0]), left_out) is None
 
 
-def test_what_a_newer_engine_adds_is_left_out_and_counted() -> None:
+def test_unknown_events_are_skipped_and_counted() -> None:
     fields = {**STORED, "locality": "LOCAL", "ownership": {"node": [1, {"deep": 2}]}, "session_id": "S2"}
     events = [
         {"type": "BlockMoved", "from": [1, 2]},
@@ -100,7 +100,7 @@ def test_what_a_newer_engine_adds_is_left_out_and_counted() -> None:
     ("block_hashes", [1.5]),
     ("parent_block_hash", "text"),
 ])  # fmt: skip
-def test_a_store_that_does_not_hold_together_is_left_out_and_counted(field: str, value: Any) -> None:
+def test_inconsistent_store_is_skipped_and_counted(field: str, value: Any) -> None:
     """Whoever misses a store misses a hit; the rest of the batch still counts."""
     removed = {"type": "BlockRemoved", "block_hashes": [1], "medium": "GPU"}
     batch = decode_events(pack([0.0, [{**STORED, field: value}, removed]]))
@@ -118,7 +118,7 @@ def test_a_store_that_does_not_hold_together_is_left_out_and_counted(field: str,
     None,
     7,
 ], ids=repr)  # fmt: skip
-def test_a_removal_that_cannot_be_read_spoils_the_batch(event: Any) -> None:
+def test_unreadable_removal_makes_the_batch_unreadable(event: Any) -> None:
     """Whoever misses a removal believes in a ghost, so the batch has to count as lost."""
     with pytest.raises(MalformedEvents):
         decode_events(pack([0.0, [STORED, event]]))
@@ -138,7 +138,7 @@ def test_a_removal_that_cannot_be_read_spoils_the_batch(event: Any) -> None:
     b"\x91" * 100_000,
     b"\x93\xcb" + bytes(8) + b"\x91\x82\xa4type\xa3New\xa1x" + b"\x91" * 100_000,
 ], ids=range(12))  # fmt: skip
-def test_what_is_no_batch_is_one_error(payload: bytes) -> None:
+def test_invalid_batch_raises_malformed_events(payload: bytes) -> None:
     with pytest.raises(MalformedEvents) as caught:
         decode_events(payload)
     assert caught.value.reason in ("shape", "kind")
@@ -149,14 +149,14 @@ def test_what_is_no_batch_is_one_error(payload: bytes) -> None:
     (Limits(kv_events_in_batch=1), "events"),
     (Limits(kv_event_blocks=2), "blocks"),
 ])  # fmt: skip
-def test_what_is_too_large_names_its_limit(limits: Limits, reason: str) -> None:
+def test_oversized_payload_names_its_limit(limits: Limits, reason: str) -> None:
     removed = {"type": "BlockRemoved", "block_hashes": [1, 2, 3], "medium": "GPU"}
     with pytest.raises(OversizedEvents) as caught:
         decode_events(pack([0.0, [removed, removed]]), limits)
     assert caught.value.reason == reason
 
 
-def test_a_store_of_too_many_blocks_is_left_out() -> None:
+def test_store_of_too_many_blocks_is_skipped() -> None:
     assert decode_events(pack([0.0, [STORED]]), Limits(kv_event_blocks=1)).refused == 1
 
 
@@ -191,7 +191,7 @@ EVENTS = st.one_of(
 
 
 @given(st.one_of(st.binary(max_size=300), st.builds(lambda value: pack(value), VALUES)))
-def test_any_bytes_are_events_or_the_one_error(payload: bytes) -> None:
+def test_random_bytes_are_events_or_events_error(payload: bytes) -> None:
     reason = "read"
     try:
         decode_events(payload)
@@ -201,7 +201,7 @@ def test_any_bytes_are_events_or_the_one_error(payload: bytes) -> None:
 
 
 @given(st.lists(EVENTS, max_size=5), VALUES)
-def test_whatever_can_be_decoded_can_be_applied(events: list[Any], rank: Any) -> None:
+def test_decoded_batches_can_be_applied(events: list[Any], rank: Any) -> None:
     truth = BlockStore()
     truth.attach("i", "default/tiny", 0.0)
     try:
@@ -214,7 +214,7 @@ def test_whatever_can_be_decoded_can_be_applied(events: list[Any], rank: Any) ->
 
 
 @given(st.data())
-def test_a_payload_with_some_bytes_changed_is_events_or_the_one_error(data: st.DataObject) -> None:
+def test_mutated_payload_is_events_or_events_error(data: st.DataObject) -> None:
     payload = bytearray(
         pack([0.0, [STORED, AS_ARRAY, {"type": "BlockRemoved", "block_hashes": [1, 2], "medium": "GPU"}], 0])
     )

@@ -71,14 +71,14 @@ def begun(*, replayable: bool = True, upto: int = 3, limits: Limits | None = Non
 # --- a stream begins ----------------------------------------------------------------------------------------------------
 
 
-def test_a_reader_that_is_there_from_the_start_has_everything() -> None:
+def test_reader_from_the_start_is_complete() -> None:
     stream = EventSequencer(replayable=False)
     assert stream.on_connected() == []
     assert live(stream, 0, 1, 2) == ["C", "A0", "A1", "A2"]
     assert stream.next_number == 3
 
 
-def test_a_late_reader_asks_for_everything_at_once_and_holds_back_what_comes_meanwhile() -> None:
+def test_late_reader_requests_everything_and_holds_live_frames() -> None:
     stream = EventSequencer(replayable=True)
     assert short(stream.on_connected()) == ["G0-?0"]
     assert live(stream, 5) == []
@@ -89,7 +89,7 @@ def test_a_late_reader_asks_for_everything_at_once_and_holds_back_what_comes_mea
     assert (stream.is_replaying, stream.held_frames) == (False, 0)
 
 
-def test_a_replay_from_the_start_may_begin_at_one_unless_it_fills_the_buffer() -> None:
+def test_replay_from_the_start_may_begin_at_one_unless_it_fills_the_buffer() -> None:
     stream = EventSequencer(replayable=True, buffer=3)
     stream.on_connected()
     assert replay(stream, 1, 2) == ["L0-0", "A1", "A2", "C"]
@@ -98,7 +98,7 @@ def test_a_replay_from_the_start_may_begin_at_one_unless_it_fills_the_buffer() -
     assert replay(stream, 1, 2) == ["L0-0", "A1", "A2"]
 
 
-def test_a_hole_behind_a_replay_that_began_at_one_leaves_it_incomplete() -> None:
+def test_hole_after_a_replay_from_one_leaves_it_incomplete() -> None:
     stream = EventSequencer(replayable=True)
     stream.on_connected()
     assert live(stream, 5) == []
@@ -110,7 +110,7 @@ def test_a_hole_behind_a_replay_that_began_at_one_leaves_it_incomplete() -> None
     assert replay(stream, 1, 3) == ["L2-2", "A3"]
 
 
-def test_a_live_batch_that_is_older_than_the_replay_is_lost_with_the_others() -> None:
+def test_live_batch_older_than_the_replay_is_lost() -> None:
     stream = EventSequencer(replayable=True)
     stream.on_connected()
     assert live(stream, 11) == []
@@ -118,7 +118,7 @@ def test_a_live_batch_that_is_older_than_the_replay_is_lost_with_the_others() ->
     assert live(stream, 14) == ["A14"]
 
 
-def test_who_was_there_before_the_first_batch_has_everything_wherever_numbers_begin() -> None:
+def test_reader_before_the_first_batch_is_complete_for_any_first_number() -> None:
     stream = EventSequencer(replayable=True)
     stream.on_connected()
     assert replay(stream) == []
@@ -126,31 +126,31 @@ def test_who_was_there_before_the_first_batch_has_everything_wherever_numbers_be
     assert replay(stream, 1) == ["L0-0", "A1", "C", "D1"]
 
 
-def test_a_replay_that_begins_later_has_lost_history() -> None:
+def test_replay_that_begins_later_has_lost_batches() -> None:
     stream = EventSequencer(replayable=True)
     stream.on_connected()
     assert replay(stream, 114, 115) == ["L0-113", "A114", "A115"]
 
 
-def test_without_replay_a_late_reader_says_what_it_missed() -> None:
+def test_late_reader_without_replay_reports_lost_batches() -> None:
     assert live(EventSequencer(replayable=False), 7, 8) == ["L0-6", "A7", "A8"]
     assert live(EventSequencer(replayable=False), 1) == ["L0-0", "A1"]
 
 
-def test_a_frame_before_the_connection_was_told_asks_as_well() -> None:
+def test_frame_before_on_connected_requests_a_replay() -> None:
     stream = EventSequencer(replayable=True)
     assert live(stream, 3) == ["G0-2?0"]
     assert replay(stream, 0, 1, 2, 3) == ["C", "A0", "A1", "A2", "A3", "D3"]
 
 
-def test_an_engine_that_has_published_nothing_yet_begins_later() -> None:
+def test_engine_without_batches_begins_later() -> None:
     stream = EventSequencer(replayable=True)
     stream.on_connected()
     assert replay(stream) == []
     assert live(stream, 0, 1) == ["C", "A0", "A1"]
 
 
-def test_an_engine_without_a_buffer_is_not_asked_again_and_again() -> None:
+def test_engine_without_a_buffer_gets_one_request() -> None:
     stream = EventSequencer(replayable=True)
     stream.on_connected()
     assert replay(stream) == []
@@ -161,30 +161,30 @@ def test_an_engine_without_a_buffer_is_not_asked_again_and_again() -> None:
 # --- numbers that do not fit --------------------------------------------------------------------------------------------
 
 
-def test_a_gap_is_asked_for_from_the_last_batch_that_is_known() -> None:
+def test_gap_is_requested_from_the_last_known_batch() -> None:
     stream = begun()
     assert live(stream, 7, 8) == ["G4-6?3"]
     assert replay(stream, 3, 4, 5, 6, 7, end=False) == ["A4", "A5", "A6", "A7"]
     assert replay(stream) == ["D7", "A8"]
 
 
-def test_a_gap_without_replay_is_lost() -> None:
+def test_gap_without_replay_is_lost() -> None:
     assert live(begun(replayable=False), 7, 8) == ["L4-6", "A7", "A8"]
 
 
-def test_a_gap_beyond_the_buffer_is_lost() -> None:
+def test_gap_beyond_the_buffer_is_lost() -> None:
     stream = begun()
     assert live(stream, 9) == ["G4-8?3"]
     assert replay(stream, 7, 8, 9) == ["L4-6", "A7", "A8", "A9", "D9"]
 
 
-def test_a_buffer_that_begins_right_behind_loses_nothing() -> None:
+def test_buffer_that_begins_with_the_next_batch_loses_nothing() -> None:
     stream = begun()
     live(stream, 6)
     assert replay(stream, 4, 5, 6) == ["A4", "A5", "A6", "D6"]
 
 
-def test_a_replay_that_does_not_come_loses_the_gap_and_goes_on() -> None:
+def test_failed_replay_loses_the_gap_and_continues() -> None:
     stream = begun()
     live(stream, 6, 7)
     assert short(stream.on_replay_failed("no answer within 2 s")) == ["L4-5", "A6", "A7"]
@@ -192,7 +192,7 @@ def test_a_replay_that_does_not_come_loses_the_gap_and_goes_on() -> None:
     assert stream.on_replay_failed("again") == []
 
 
-def test_a_replay_with_holes_is_asked_for_until_all_is_there() -> None:
+def test_replay_with_holes_is_requested_until_complete() -> None:
     """An engine drops what its socket has no room for: in the midst, and at the end."""
     stream = begun()
     live(stream, 12)
@@ -204,21 +204,21 @@ def test_a_replay_with_holes_is_asked_for_until_all_is_there() -> None:
     assert (stream.is_replaying, stream.held_frames) == (False, 0)
 
 
-def test_a_hole_that_a_replay_has_again_is_lost() -> None:
+def test_repeated_hole_is_lost() -> None:
     stream = begun()
     live(stream, 8)
     assert replay(stream, 3, 4, 6, 7) == ["A4", "D6", "D7", "G5-?4"]
     assert replay(stream, 4, 6, 7) == ["L5-5", "A6", "A7", "A8"]
 
 
-def test_what_is_missing_behind_a_replay_that_brings_nothing_more_is_lost() -> None:
+def test_batches_after_a_replay_without_progress_are_lost() -> None:
     stream = begun()
     live(stream, 8)
     assert replay(stream, 3, 4) == ["A4", "G5-?4"]
     assert replay(stream, 4) == ["L5-7", "A8"]
 
 
-def test_a_replay_with_a_hole_whose_end_was_dropped_too_is_asked_for_again() -> None:
+def test_replay_with_a_hole_and_no_end_is_requested_again() -> None:
     stream = begun()
     live(stream, 8)
     assert replay(stream, 3, 4, 6, end=False) == ["A4", "D6"]
@@ -226,7 +226,7 @@ def test_a_replay_with_a_hole_whose_end_was_dropped_too_is_asked_for_again() -> 
     assert short(stream.on_replay_failed("no answer within 2 s")) == ["L5-7", "A8"]
 
 
-def test_another_process_that_answers_for_the_rest_of_a_replay_is_noticed() -> None:
+def test_other_process_in_the_rest_of_a_replay_is_detected() -> None:
     stream = begun()
     live(stream, 8)
     assert replay(stream, 3, 4, 6) == ["A4", "D6", "G5-?4"]
@@ -239,22 +239,22 @@ def test_reordered_frames_are_sorted_by_the_replay() -> None:
     assert replay(stream, 3, 4, 5) == ["A4", "A5", "D5", "D4", "A6"]
 
 
-def test_the_same_batch_again_is_a_duplicate() -> None:
+def test_repeated_batch_is_a_duplicate() -> None:
     assert live(begun(), 3, 2, 0, 4) == ["D3", "D2", "D0", "A4"]
 
 
-def test_a_lower_number_with_other_bytes_is_another_process() -> None:
+def test_lower_number_with_other_bytes_is_another_process() -> None:
     stream = begun()
     assert live(stream, 0, 1, process="second") == ["R", "C", "A0", "A1"]
 
 
-def test_a_restarted_engine_that_is_met_in_its_middle_is_asked_for_its_beginning() -> None:
+def test_restarted_engine_is_asked_for_its_first_batches() -> None:
     stream = begun(upto=9)
     assert live(stream, 4, process="second") == ["R", "G0-3?0"]
     assert replay(stream, 0, 1, 2, 3, 4, process="second") == ["C", "A0", "A1", "A2", "A3", "A4", "D4"]
 
 
-def test_a_batch_older_than_what_is_remembered_counts_as_another_process() -> None:
+def test_batch_older_than_the_known_digests_is_another_process() -> None:
     """Safe, since all is then learned anew."""
     stream = begun(upto=9, limits=Limits(kv_sequences_known=4))
     assert live(stream, 7) == ["D7"]
@@ -264,7 +264,7 @@ def test_a_batch_older_than_what_is_remembered_counts_as_another_process() -> No
 # --- connections that break ---------------------------------------------------------------------------------------------
 
 
-def test_a_connection_that_blinked_costs_nothing() -> None:
+def test_short_disconnect_loses_nothing() -> None:
     stream = begun()
     assert short(stream.on_disconnected()) == ["S"]
     assert stream.on_disconnected() == []
@@ -273,7 +273,7 @@ def test_a_connection_that_blinked_costs_nothing() -> None:
     assert replay(stream, 3, 4, 5, 6) == ["resumed", "A4", "A5", "A6", "D6"]
 
 
-def test_an_engine_that_restarted_meanwhile_is_found_out_by_its_silence() -> None:
+def test_restart_during_a_disconnect_is_detected_by_silence() -> None:
     stream = begun()
     stream.on_disconnected()
     stream.on_connected()
@@ -281,7 +281,7 @@ def test_an_engine_that_restarted_meanwhile_is_found_out_by_its_silence() -> Non
     assert live(stream, 0, process="second") == ["C", "A0"]
 
 
-def test_an_engine_that_restarted_meanwhile_is_found_out_by_another_batch_under_the_number() -> None:
+def test_restart_during_a_disconnect_is_detected_by_another_batch() -> None:
     stream = begun()
     stream.on_disconnected()
     stream.on_connected()
@@ -290,14 +290,14 @@ def test_an_engine_that_restarted_meanwhile_is_found_out_by_another_batch_under_
     assert replay(stream, 0, 1, 2, 3, 4, process="second") == ["C", "A0", "A1", "A2", "A3", "A4"]
 
 
-def test_a_restart_of_which_only_one_batch_was_known_goes_on_in_the_same_replay() -> None:
+def test_restart_with_one_known_batch_continues_in_the_same_replay() -> None:
     stream = begun(upto=0)
     stream.on_disconnected()
     stream.on_connected()
     assert replay(stream, 0, 1, process="second") == ["R", "C", "A0", "A1"]
 
 
-def test_a_buffer_that_no_longer_reaches_back_proves_nothing_after_a_broken_connection() -> None:
+def test_short_buffer_proves_nothing_after_a_disconnect() -> None:
     stream = begun()
     stream.on_disconnected()
     stream.on_connected()
@@ -305,14 +305,14 @@ def test_a_buffer_that_no_longer_reaches_back_proves_nothing_after_a_broken_conn
     assert replay(stream, 50, 51) == ["L0-49", "A50", "A51"]
 
 
-def test_without_replay_a_broken_connection_ends_the_epoch() -> None:
+def test_disconnect_without_replay_ends_the_epoch() -> None:
     stream = begun(replayable=False)
     assert short(stream.on_disconnected()) == ["S"]
     assert short(stream.on_connected()) == ["R"]
     assert live(stream, 4) == ["L0-3", "A4"]
 
 
-def test_a_replay_that_fails_after_a_broken_connection_ends_the_epoch() -> None:
+def test_failed_replay_after_a_disconnect_ends_the_epoch() -> None:
     stream = begun()
     stream.on_disconnected()
     stream.on_connected()
@@ -320,7 +320,7 @@ def test_a_replay_that_fails_after_a_broken_connection_ends_the_epoch() -> None:
     assert short(stream.on_replay_failed("no answer within 2 s")) == ["R", "L0-4", "A5"]
 
 
-def test_a_connection_that_breaks_during_a_replay_begins_anew() -> None:
+def test_disconnect_during_a_replay_requests_it_again() -> None:
     stream = begun()
     live(stream, 6)
     assert short(stream.on_disconnected()) == ["S"]
@@ -336,7 +336,7 @@ def test_another_pod_ends_the_epoch() -> None:
     assert (stream.next_number, stream.held_frames, stream.is_replaying) == (None, 0, False)
 
 
-def test_a_restart_shows_among_the_frames_that_were_held_back() -> None:
+def test_restart_is_detected_in_held_frames() -> None:
     stream = begun()
     assert live(stream, 6) == ["G4-5?3"]
     assert live(stream, 0, 1, process="second") == []
@@ -347,18 +347,18 @@ def test_a_restart_shows_among_the_frames_that_were_held_back() -> None:
 
 
 @pytest.mark.parametrize("limits", [Limits(kv_replay_buffered=2), Limits(kv_replay_buffered_bytes=20)])
-def test_what_is_held_back_is_bounded_and_late_answers_are_left(limits: Limits) -> None:
+def test_held_frames_are_bounded_and_late_answers_are_ignored(limits: Limits) -> None:
     stream = begun(limits=limits)
     assert live(stream, 6, 7, 8) == ["G4-5?3", "L4-5", "A6", "A7", "A8"]
     assert replay(stream, 3, 4, 5) == ["D3", "D4", "D5"]
     assert live(stream, 9) == ["A9"]
 
 
-def test_answers_that_nobody_asked_for_are_left() -> None:
+def test_unrequested_answers_are_ignored() -> None:
     assert replay(begun(), 3, 4) == ["D3", "D4"]
 
 
-def test_every_outcome_says_why() -> None:
+def test_every_outcome_has_a_reason() -> None:
     stream = begun()
     outcomes = [
         *stream.on_live_frame(frame(9)),
@@ -386,14 +386,14 @@ def test_frames_are_parsed() -> None:
 @pytest.mark.parametrize(
     "parts", [[], [b""], [b"", b"5", b"x"], [b"", b"", b"5", b"x"], [b"a", b"b", b"c", b"d", b"e"]]
 )
-def test_frames_that_are_none_are_the_one_error(parts: list[bytes]) -> None:
+def test_invalid_frames_raise_malformed_events(parts: list[bytes]) -> None:
     with pytest.raises(MalformedEvents):
         parse_frame(parts)
     with pytest.raises(MalformedEvents):
         parse_replay_frame(parts)
 
 
-def test_a_quiet_stream_is_asked_from_the_last_that_was_seen_and_goes_on_where_it_was() -> None:
+def test_quiet_stream_is_replayed_from_the_last_batch_and_continues() -> None:
     stream = begun(upto=3)
     assert short(stream.on_quiet()) == ["G4-?3"]
     assert live(stream, 6) == []
@@ -403,7 +403,7 @@ def test_a_quiet_stream_is_asked_from_the_last_that_was_seen_and_goes_on_where_i
     assert live(stream, 7) == ["A7"]
 
 
-def test_a_quiet_stream_shows_another_process_that_took_over_unnoticed() -> None:
+def test_quiet_check_detects_another_process() -> None:
     stream = begun(upto=3)
     stream.on_quiet()
     assert replay(stream, 3, process="second", end=False) == ["R", "G0-?0"]
@@ -411,7 +411,7 @@ def test_a_quiet_stream_shows_another_process_that_took_over_unnoticed() -> None
     assert replay(stream, 0, 1, 2, 3, process="second") == ["C", "A0", "A1", "A2", "A3"]
 
 
-def test_nothing_is_concluded_from_a_quiet_stream_that_does_not_answer() -> None:
+def test_quiet_check_without_an_answer_changes_nothing() -> None:
     stream = begun(upto=3)
     stream.on_quiet()
     assert short(stream.on_replay_failed("no answer")) == []
@@ -419,7 +419,7 @@ def test_nothing_is_concluded_from_a_quiet_stream_that_does_not_answer() -> None
     assert short(begun(replayable=False, upto=3).on_quiet()) == []
 
 
-def test_a_restarted_engine_that_answers_from_one_is_asked_from_its_beginning() -> None:
+def test_restarted_engine_that_begins_at_one_is_replayed_from_zero() -> None:
     stream = begun(upto=1)
     stream.on_disconnected()
     assert short(stream.on_connected()) == ["G2-?1"]
@@ -439,9 +439,7 @@ NUMBERS = st.lists(
 
 
 @given(NUMBERS, st.booleans())
-def test_the_short_way_of_what_simply_follows_gives_what_the_long_way_gives(
-    steps: list[tuple[int, str, str]], replayable: bool
-) -> None:
+def test_accept_in_order_agrees_with_on_live_frame(steps: list[tuple[int, str, str]], replayable: bool) -> None:
     """Counting up, with numbers left out, repeated and from another process, replays in between and connections that break."""
     long, quick = EventSequencer(replayable=replayable), EventSequencer(replayable=replayable)
     taken, following = 0, 0

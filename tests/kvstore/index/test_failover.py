@@ -91,7 +91,7 @@ def lived(url: str, models: list[str], work: Callable[[Live], Awaitable[None]]) 
     asyncio.run(main())
 
 
-def test_what_a_failover_loses_is_written_again(pair: ValkeyGroup) -> None:
+def test_writes_lost_in_a_failover_are_written_again(pair: ValkeyGroup) -> None:
     """The replica hangs while entries and an epoch are written, the master dies, and the replica becomes master with what it has."""
     _own, idx, ev = redis_keys.index_keys(MODELS[0])
 
@@ -124,7 +124,7 @@ def test_what_a_failover_loses_is_written_again(pair: ValkeyGroup) -> None:
     lived(pair.url, MODELS[:1], work)
 
 
-def test_models_are_spread_over_the_masters_of_a_cluster_and_each_is_whole(ring: ValkeyGroup) -> None:
+def test_models_spread_over_cluster_masters_and_each_is_complete(ring: ValkeyGroup) -> None:
     async def work(live: Live) -> None:
         for _ in range(5):
             live.prompt()

@@ -28,7 +28,7 @@ from fairlead_testing.redis.valkey import Valkey
 pytestmark = pytest.mark.timeout(300)
 
 
-def test_a_mirror_follows_the_truth_entry_by_entry(server: Valkey) -> None:
+def test_replica_follows_the_block_store_entry_by_entry(server: Valkey) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         await world.write(5)
         await world.subscriber.step()
@@ -52,7 +52,7 @@ def test_a_mirror_follows_the_truth_entry_by_entry(server: Valkey) -> None:
     run_with_harness(server.url, work)
 
 
-def test_who_comes_late_gets_parts_and_the_stream_since_then(server: Valkey) -> None:
+def test_late_subscriber_loads_parts_and_the_stream(server: Valkey) -> None:
     limits = replace(LIMITS, index_stream_entries=8, index_kept_batches=5)
 
     async def work(world: IndexHarness, redis: Any) -> None:
@@ -72,7 +72,7 @@ def test_who_comes_late_gets_parts_and_the_stream_since_then(server: Valkey) -> 
     run_with_harness(server.url, work, limits)
 
 
-def test_an_instance_that_is_in_the_stream_alone_is_loaded_too(server: Valkey) -> None:
+def test_instance_without_a_snapshot_is_loaded_from_the_stream(server: Valkey) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         await world.write(20)
         book = world.writer._models[MODEL]
@@ -95,7 +95,7 @@ def test_an_instance_that_is_in_the_stream_alone_is_loaded_too(server: Valkey) -
     run_with_harness(server.url, work)
 
 
-def test_a_paused_leader_cannot_write_when_another_leads(server: Valkey) -> None:
+def test_paused_leader_cannot_write_when_another_leads(server: Valkey) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         await world.write(5)
         old_indexer, old_writer = world.indexer, world.writer
@@ -123,7 +123,7 @@ def test_a_paused_leader_cannot_write_when_another_leads(server: Valkey) -> None
     run_with_harness(server.url, work)
 
 
-def test_a_lease_that_ran_out_unnoticed_is_taken_again_without_a_new_epoch(server: Valkey) -> None:
+def test_expired_lease_is_retaken_without_a_new_epoch(server: Valkey) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         await world.write(5)
         await world.settle()
@@ -139,7 +139,7 @@ def test_a_lease_that_ran_out_unnoticed_is_taken_again_without_a_new_epoch(serve
     run_with_harness(server.url, work)
 
 
-def test_a_new_indexer_goes_on_from_what_the_killed_one_left(server: Valkey) -> None:
+def test_new_indexer_continues_from_the_state_of_a_killed_one(server: Valkey) -> None:
     """Nothing of the old process is used again; the engines' buffers do not reach back to what they hold."""
     limits = replace(LIMITS, index_kept_batches=20)
 
@@ -165,7 +165,7 @@ def test_a_new_indexer_goes_on_from_what_the_killed_one_left(server: Valkey) -> 
     run_with_harness(server.url, work, limits)
 
 
-def test_an_engine_that_was_replaced_meanwhile_is_learned_anew(server: Valkey) -> None:
+def test_engine_replaced_between_indexers_is_learned_again(server: Valkey) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         for _ in range(20):
             await world.write(2)
@@ -188,7 +188,7 @@ def test_an_engine_that_was_replaced_meanwhile_is_learned_anew(server: Valkey) -
     run_with_harness(server.url, work)
 
 
-def test_instances_that_come_and_go_leave_nothing_behind(server: Valkey) -> None:
+def test_departed_instances_leave_no_fields(server: Valkey) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         await world.write(6)
         await world.settle()

@@ -49,7 +49,7 @@ class Far:
         await work
 
 
-def test_forty_models_take_as_many_rounds_as_one(server: Valkey) -> None:
+def test_forty_models_need_as_many_round_trips_as_one(server: Valkey) -> None:
     async def rounds(names: list[str]) -> list[int]:
         clock, limits, found = ManualClock(1_000.0), Limits(), []
         async with Redis.from_url(server.url, protocol=2) as redis:

@@ -58,7 +58,7 @@ def blind(world: IndexHarness, number: int) -> bool:
     return not any(held.blocks[0] == PROMPT_BLOCKS for held in found)
 
 
-def test_an_indexer_that_restarts_knows_968_of_968_placements_and_none_of_1958_decisions_is_blind(
+def test_restarted_indexer_has_all_968_placements_for_1958_decisions(
     server: Valkey,
 ) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
@@ -84,7 +84,7 @@ def test_an_indexer_that_restarts_knows_968_of_968_placements_and_none_of_1958_d
     run_with_harness(server.url, work)
 
 
-def test_two_indexers_in_turn_leave_none_of_2052_decisions_blind(server: Valkey) -> None:
+def test_two_indexers_in_turn_serve_all_2052_decisions(server: Valkey) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         roomy(world)
         placed(world, range(90))
@@ -112,7 +112,7 @@ def test_two_indexers_in_turn_leave_none_of_2052_decisions_blind(server: Valkey)
     run_with_harness(server.url, work)
 
 
-def test_after_an_outage_of_70_seconds_none_of_484_placements_is_credited_to_an_engine_that_came_back_empty(
+def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
     server: Valkey,
 ) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:

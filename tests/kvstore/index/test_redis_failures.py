@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.mark.parametrize("how", ["killed", "flushed"])
-def test_a_redis_that_comes_back_empty_gets_everything_again(server: Valkey, how: str) -> None:
+def test_empty_redis_gets_everything_again(server: Valkey, how: str) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         await world.write(10)
         await world.settle()
@@ -65,7 +65,7 @@ def test_a_redis_that_comes_back_empty_gets_everything_again(server: Valkey, how
     run_with_harness(server.url, work)
 
 
-def test_a_long_absence_of_redis_is_bounded_and_made_good(server: Valkey) -> None:
+def test_long_redis_outage_is_bounded_and_recovered(server: Valkey) -> None:
     limits = replace(LIMITS, index_pending_blocks=50)
 
     async def work(world: IndexHarness, redis: Any) -> None:
@@ -103,7 +103,7 @@ class Busy:
         return found
 
 
-def test_under_a_load_that_never_ends_every_step_ends_and_what_else_is_due_is_done(server: Valkey) -> None:
+def test_steps_end_and_other_work_runs_under_constant_load(server: Valkey) -> None:
     limits = replace(LIMITS, index_kept_batches=8, index_entry_blocks=16, index_stream_entries=64)
 
     async def work(world: IndexHarness, redis: Any) -> None:
@@ -124,7 +124,7 @@ def test_under_a_load_that_never_ends_every_step_ends_and_what_else_is_due_is_do
     run_with_harness(server.url, work, limits)
 
 
-def test_a_writer_that_cannot_follow_says_so_and_does_not_begin_anew(server: Valkey) -> None:
+def test_backlogged_writer_reports_it_without_a_new_epoch(server: Valkey) -> None:
     limits = replace(LIMITS, index_pending_blocks=120, index_backpressure_blocks=40, index_entry_blocks=16)
 
     async def work(world: IndexHarness, redis: Any) -> None:
@@ -144,7 +144,7 @@ def test_a_writer_that_cannot_follow_says_so_and_does_not_begin_anew(server: Val
     run_with_harness(server.url, work, limits)
 
 
-def test_nobody_waits_for_a_redis_that_is_away_or_refuses(server: Valkey) -> None:
+def test_unreachable_or_refusing_redis_delays_no_caller(server: Valkey) -> None:
     limits = replace(LIMITS, index_backpressure_blocks=10)
 
     async def work(world: IndexHarness, redis: Any) -> None:
@@ -173,7 +173,7 @@ def test_nobody_waits_for_a_redis_that_is_away_or_refuses(server: Valkey) -> Non
     run_with_harness(server.url, work, limits)
 
 
-def test_a_full_redis_is_said_and_made_good_when_there_is_room(server: Valkey) -> None:
+def test_full_redis_is_reported_and_recovered(server: Valkey) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         await world.write(10)
         await world.settle()
@@ -198,7 +198,7 @@ def test_a_full_redis_is_said_and_made_good_when_there_is_room(server: Valkey) -
     run_with_harness(server.url, work)
 
 
-def test_a_redis_that_went_back_in_time_with_the_lease_begins_a_new_epoch(server: Valkey) -> None:
+def test_redis_restored_to_an_earlier_state_begins_a_new_epoch(server: Valkey) -> None:
     """As a replica that was behind, made master: everything is there, the lease too, but not what was written last."""
 
     async def work(world: IndexHarness, redis: Any) -> None:
@@ -228,7 +228,7 @@ def test_a_redis_that_went_back_in_time_with_the_lease_begins_a_new_epoch(server
     run_with_harness(server.url, work)
 
 
-def test_two_holders_that_begin_in_one_millisecond_after_redis_was_emptied_begin_different_epochs(
+def test_two_holders_in_one_millisecond_begin_different_epochs(
     server: Valkey,
 ) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
@@ -255,7 +255,7 @@ POISON = [
 
 
 @pytest.mark.parametrize(("field", "value"), POISON)
-def test_a_poisoned_field_is_never_believed_and_mended_by_the_leader(server: Valkey, field: str, value: bytes) -> None:
+def test_damaged_field_is_not_credited_and_the_leader_rewrites_it(server: Valkey, field: str, value: bytes) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         await world.write(10)
         await world.settle()
@@ -276,7 +276,7 @@ def test_a_poisoned_field_is_never_believed_and_mended_by_the_leader(server: Val
 
 @pytest.mark.parametrize("key", [LEASE_KEY, INDEX_KEY, EVENTS_KEY])
 @pytest.mark.parametrize("kind", ["text", "list"])
-def test_a_key_that_holds_something_else_is_made_right(server: Valkey, key: str, kind: str) -> None:
+def test_key_of_a_wrong_type_is_replaced(server: Valkey, key: str, kind: str) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         await world.write(10)
         await world.settle()
@@ -291,9 +291,7 @@ def test_a_key_that_holds_something_else_is_made_right(server: Valkey, key: str,
 
 
 @pytest.mark.parametrize("key", [LEASE_KEY, INDEX_KEY, EVENTS_KEY])
-def test_a_key_that_a_full_redis_evicted_is_written_again_and_meanwhile_nothing_gone_is_credited(
-    server: Valkey, key: str
-) -> None:
+def test_key_evicted_by_a_full_redis_is_rewritten_without_ghosts(server: Valkey, key: str) -> None:
     """What ``allkeys-lru`` does, as the chart's own Redis has it: one key goes, the others stay."""
 
     async def work(world: IndexHarness, redis: Any) -> None:
@@ -313,7 +311,7 @@ def test_a_key_that_a_full_redis_evicted_is_written_again_and_meanwhile_nothing_
     run_with_harness(server.url, work)
 
 
-def test_a_part_or_header_that_cannot_be_read_is_not_credited_and_read_again_later(server: Valkey) -> None:
+def test_unreadable_part_or_header_is_not_credited_and_retried(server: Valkey) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         await world.write(20)
         await world.settle()
@@ -345,9 +343,7 @@ def test_a_part_or_header_that_cannot_be_read_is_not_credited_and_read_again_lat
 
 
 @pytest.mark.parametrize("moved", [True, False])
-def test_an_entry_that_cannot_be_read_stops_a_mirror_until_the_index_is_written_down_again(
-    server: Valkey, moved: bool
-) -> None:
+def test_unreadable_entry_makes_a_replica_stale_until_the_next_epoch(server: Valkey, moved: bool) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         await world.write(5)
         await world.settle()
@@ -370,7 +366,7 @@ def test_an_entry_that_cannot_be_read_stops_a_mirror_until_the_index_is_written_
     run_with_harness(server.url, work)
 
 
-def test_a_bad_name_is_said_at_once(server: Valkey) -> None:
+def test_invalid_model_name_is_refused(server: Valkey) -> None:
     async def work(world: IndexHarness, redis: Any) -> None:
         for call in (world.writer.set_models, world.subscriber.set_models):
             with pytest.raises(Exception, match="not a model key"):

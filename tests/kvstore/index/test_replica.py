@@ -139,7 +139,7 @@ AgainstTruth.TestCase.settings = settings(stateful_step_count=40)
 TestAgainstTruth = pytest.mark.property(AgainstTruth.TestCase)
 
 
-def test_a_match_names_the_longest_run_of_each_instance_deepest_first() -> None:
+def test_match_returns_the_longest_run_of_each_instance_deepest_first() -> None:
     mirror = IndexReplica()
     path = list(range(10, 20))
     mirror.apply(
@@ -153,7 +153,7 @@ def test_a_match_names_the_longest_run_of_each_instance_deepest_first() -> None:
     assert mirror.match([99]) == ()
 
 
-def test_slower_tiers_go_on_where_faster_ones_end_and_hints_come_last() -> None:
+def test_slower_tiers_extend_faster_ones_and_hints_come_last() -> None:
     mirror = IndexReplica()
     path = list(range(10, 20))
     for instance in ("x", "a", "y"):
@@ -175,7 +175,7 @@ def test_slower_tiers_go_on_where_faster_ones_end_and_hints_come_last() -> None:
     assert {held.instance: held.blocks[StorageTier.REMOTE] for held in mirror.match(path)} == {"a": 6, "x": 6, "y": 6}
 
 
-def test_what_a_slice_keeps_can_be_loaded_as_it_is() -> None:
+def test_rows_of_a_snapshot_can_be_loaded() -> None:
     truth, mirror = BlockStore(), IndexReplica()
     truth.attach("a", MODEL, 0.0)
     for medium in ("GPU", "CPU"):
@@ -187,7 +187,7 @@ def test_what_a_slice_keeps_can_be_loaded_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("tier", [StorageTier.GPU, StorageTier.CPU])
-def test_an_answer_that_is_found_again_is_right_after_everything_that_may_happen(tier: StorageTier) -> None:
+def test_cached_match_is_right_after_any_change(tier: StorageTier) -> None:
     """Instances reach differently far, so that answers are kept; each answer is what a mirror that was never asked says."""
     path = list(range(1, 13))
     told: list[Change] = []
@@ -223,7 +223,7 @@ def test_an_answer_that_is_found_again_is_right_after_everything_that_may_happen
     tell(changes.HintsExpired(MODEL, [77]))
 
 
-def test_a_gone_instance_is_forgotten_at_once_and_gives_its_bit_to_the_next() -> None:
+def test_detached_instance_is_dropped_at_once_and_its_bits_are_reused() -> None:
     mirror = IndexReplica()
     for number in range(1_000):
         name = f"i{number}"
@@ -243,7 +243,7 @@ def test_a_gone_instance_is_forgotten_at_once_and_gives_its_bit_to_the_next() ->
     assert mirror._gpu_bits.bit_length() < 3 * 70, "a thousand came and went, a few at a time"
 
 
-def test_blocks_beyond_the_limit_are_counted_and_not_credited() -> None:
+def test_blocks_above_the_limit_are_counted_and_not_credited() -> None:
     mirror = IndexReplica(limits=Limits(index_mirror_blocks=3))
     mirror.apply([changes.BlocksStored("a", StorageTier.GPU, 0, [1, 2, 3, 4, 5])])
     mirror.load_rows("b", [1, 9], [1, 1])
@@ -251,7 +251,7 @@ def test_blocks_beyond_the_limit_are_counted_and_not_credited() -> None:
     assert mirror.match([1, 2, 3, 4]) == (InstanceMatch("a", (3, 3, 3, 3)), InstanceMatch("b", (1, 1, 1, 1)))
 
 
-def test_without_redis_a_sink_keeps_the_mirrors_itself() -> None:
+def test_local_sink_updates_replicas_without_redis() -> None:
     heard: list[tuple[str, int]] = []
     sink = LocalSink(on_changes=lambda key, found: heard.append((key, len(sink.replica(key)))))
     sink.offer(MODEL, [changes.BlocksStored("a", StorageTier.GPU, 0, [1, 2])])

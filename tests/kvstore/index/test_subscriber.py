@@ -101,7 +101,7 @@ def played(server: Valkey, work: Callable[[World, Any], Awaitable[None]], *, spr
     asyncio.run(run())
 
 
-def test_it_waits_at_redis_for_all_models_and_has_what_is_written_to_any(server: Valkey) -> None:
+def test_one_blocking_read_returns_entries_of_any_model(server: Valkey) -> None:
     async def work(world: World, redis: Any) -> None:
         world.feed.start()
         for number, key in enumerate((*MODELS, MODELS[0])):
@@ -113,7 +113,7 @@ def test_it_waits_at_redis_for_all_models_and_has_what_is_written_to_any(server:
     played(server, work)
 
 
-def test_a_stream_that_is_none_does_not_keep_another_model_from_being_followed(server: Valkey) -> None:
+def test_key_of_a_wrong_type_does_not_stop_other_models(server: Valkey) -> None:
     async def work(world: World, redis: Any) -> None:
         await redis.set(redis_keys.index_keys(MODELS[1])[2], b"no stream")
         world.feed.start()
@@ -124,7 +124,7 @@ def test_a_stream_that_is_none_does_not_keep_another_model_from_being_followed(s
     played(server, work)
 
 
-def test_nothing_waits_at_a_cluster_whose_models_lie_on_different_servers(server: Valkey) -> None:
+def test_cluster_is_polled_without_blocking_reads(server: Valkey) -> None:
     async def work(world: World, redis: Any) -> None:
         world.feed.start()
         await world.prompt(MODELS[1], 1_000)

@@ -38,7 +38,7 @@ def asks(stage: IndexerHarness, name: str) -> None:
     stage.add_instance(name, kv_events=None, kv_replay=None)
 
 
-def test_an_engine_says_where_its_events_are_and_again_after_it_moved() -> None:
+def test_engine_endpoints_are_queried_and_again_after_a_move() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -73,7 +73,7 @@ def test_an_engine_says_where_its_events_are_and_again_after_it_moved() -> None:
         (b'{"0":{"enable_kv_cache_events":true,"endpoint":"tcp://indexer:5557"}}', "has no --events address"),
     ],
 )
-def test_an_engine_that_cannot_be_found_says_why(answer: bytes | None, words: str) -> None:
+def test_unusable_endpoints_are_reported_with_a_reason(answer: bytes | None, words: str) -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             if answer is not None:
@@ -85,7 +85,7 @@ def test_an_engine_that_cannot_be_found_says_why(answer: bytes | None, words: st
     asyncio.run(scenario())
 
 
-def test_no_engine_can_send_the_indexer_elsewhere() -> None:
+def test_engine_cannot_redirect_the_indexer() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             for name in ("10.1.2.3", "example.org"):
@@ -99,7 +99,7 @@ def test_no_engine_can_send_the_indexer_elsewhere() -> None:
     asyncio.run(scenario())
 
 
-def test_instances_come_and_go_with_the_fleet() -> None:
+def test_instances_follow_the_fleet() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             for name in ("a", "b"):
@@ -123,7 +123,7 @@ def test_instances_come_and_go_with_the_fleet() -> None:
     asyncio.run(scenario())
 
 
-def test_what_an_engine_held_is_gone_when_it_wakes_before_it_says_so_itself() -> None:
+def test_wake_up_drops_blocks_before_the_engine_reports_a_clear() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -143,7 +143,7 @@ def test_what_an_engine_held_is_gone_when_it_wakes_before_it_says_so_itself() ->
     asyncio.run(scenario())
 
 
-def test_what_fairlead_cleared_itself_is_gone_at_once() -> None:
+def test_requested_clear_drops_blocks_at_once() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -167,7 +167,7 @@ def test_what_fairlead_cleared_itself_is_gone_at_once() -> None:
     asyncio.run(scenario())
 
 
-def test_engines_that_dial_are_told_apart_by_their_topic_and_noticed_when_they_go() -> None:
+def test_dialing_engines_are_identified_by_topic_and_disconnects_detected() -> None:
     async def scenario() -> None:
         async with indexer_harness(listen=["tcp://127.0.0.1:0"]) as stage:
             here = stage.indexer.listeners[0].endpoint
@@ -203,7 +203,7 @@ def test_engines_that_dial_are_told_apart_by_their_topic_and_noticed_when_they_g
     asyncio.run(scenario())
 
 
-def test_an_address_that_cannot_be_listened_on_is_named() -> None:
+def test_invalid_listen_address_is_named() -> None:
     async def scenario() -> None:
         with pytest.raises(BadInput, match=r"tcp://127\.0\.0\.1:99999"):
             async with indexer_harness(listen=["tcp://127.0.0.1:99999"]):
@@ -212,7 +212,7 @@ def test_an_address_that_cannot_be_listened_on_is_named() -> None:
     asyncio.run(scenario())
 
 
-def test_a_flood_is_read_to_its_end_without_a_loss() -> None:
+def test_flood_is_read_without_a_loss() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             for name in ("calm", "loud"):
@@ -229,7 +229,7 @@ def test_a_flood_is_read_to_its_end_without_a_loss() -> None:
     asyncio.run(scenario())
 
 
-def test_hostile_frames_cost_their_engine_at_most_its_slice_and_nobody_else_anything() -> None:
+def test_hostile_frames_affect_only_their_own_engine() -> None:
     async def scenario() -> None:
         draw = random.Random(5)
         async with indexer_harness() as stage:
@@ -258,7 +258,7 @@ def test_hostile_frames_cost_their_engine_at_most_its_slice_and_nobody_else_anyt
     asyncio.run(scenario())
 
 
-def test_a_message_that_is_too_large_ends_the_connection_and_others_go_on() -> None:
+def test_oversized_message_ends_only_its_connection() -> None:
     async def scenario() -> None:
         async with indexer_harness(replace(LIMITS, kv_events_bytes=10_000)) as stage:
             engine = stage.start_engine("a")
@@ -273,7 +273,7 @@ def test_a_message_that_is_too_large_ends_the_connection_and_others_go_on() -> N
     asyncio.run(scenario())
 
 
-def test_a_defect_of_ours_costs_the_slice_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_indexer_defect_drops_the_instance_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -301,7 +301,7 @@ def test_a_defect_of_ours_costs_the_slice_and_is_counted(monkeypatch: pytest.Mon
     asyncio.run(scenario())
 
 
-def test_where_an_adapter_came_from_is_asked_and_its_blocks_return_with_it() -> None:
+def test_adapter_source_is_queried_and_restores_its_blocks() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -325,7 +325,7 @@ def test_where_an_adapter_came_from_is_asked_and_its_blocks_return_with_it() -> 
     asyncio.run(scenario())
 
 
-def test_replays_wait_for_one_another() -> None:
+def test_replays_wait_for_a_slot() -> None:
     async def scenario() -> None:
         async with indexer_harness(replace(LIMITS, kv_replays=2)) as stage:
             names = [f"e{number}" for number in range(6)]

@@ -66,9 +66,7 @@ async def complete_prompt(engine: EngineProcess, tokens: Sequence[int]) -> None:
         (await client.post(f"{engine.url}/v1/completions", json=body)).raise_for_status()
 
 
-def test_an_engine_is_found_read_and_written_and_another_indexer_takes_over_without_a_loss(
-    server: Valkey, tmp_path: Path
-) -> None:
+def test_second_indexer_takes_over_without_a_loss(server: Valkey, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with engine_process(*EVENTS) as engine, feeding(server) as feed:
             path = fleet(tmp_path / "fleet.yaml", [engine])
@@ -95,7 +93,7 @@ def test_an_engine_is_found_read_and_written_and_another_indexer_takes_over_with
     asyncio.run(scenario())
 
 
-def test_an_engine_that_was_replaced_while_nobody_indexed_leaves_no_ghost(server: Valkey, tmp_path: Path) -> None:
+def test_engine_replaced_without_an_indexer_leaves_no_ghost(server: Valkey, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with feeding(server) as feed:
             async with engine_process(*EVENTS) as engine:
@@ -147,7 +145,7 @@ def test_two_ranks_are_two_instances(server: Valkey, tmp_path: Path) -> None:
         (("--kube", "No_Namespace", "--redis", "redis://a"), "is not a namespace"),
     ],
 )
-def test_what_is_wrong_with_the_arguments_is_said_and_nothing_runs(arguments: tuple[str, ...], words: str) -> None:
+def test_invalid_arguments_are_reported_and_nothing_runs(arguments: tuple[str, ...], words: str) -> None:
     async def scenario() -> None:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "fairlead_kvstore", *arguments),

@@ -14,7 +14,7 @@ LIMITS = Limits()
 A, B, C = list(range(1, 10)), list(range(100, 117)), list(range(200, 209))
 
 
-def test_who_is_there_from_the_start_knows_everything() -> None:
+def test_subscription_from_the_start_is_complete() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -28,7 +28,7 @@ def test_who_is_there_from_the_start_knows_everything() -> None:
     asyncio.run(scenario())
 
 
-def test_who_joins_late_learns_what_was_before() -> None:
+def test_late_subscription_replays_earlier_batches() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -42,7 +42,7 @@ def test_who_joins_late_learns_what_was_before() -> None:
     asyncio.run(scenario())
 
 
-def test_numbers_that_are_missing_are_asked_for_and_nothing_is_lost() -> None:
+def test_missing_numbers_are_replayed_without_a_loss() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -64,7 +64,7 @@ def test_numbers_that_are_missing_are_asked_for_and_nothing_is_lost() -> None:
     asyncio.run(scenario())
 
 
-def test_frames_out_of_order_and_twice_change_nothing() -> None:
+def test_reordered_and_repeated_frames_change_nothing() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -83,7 +83,7 @@ def test_frames_out_of_order_and_twice_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("fault", ["mute", "half"])
-def test_a_replay_that_does_not_come_costs_the_slice_which_is_learned_anew(fault: str) -> None:
+def test_missing_replay_drops_the_instance_which_is_learned_again(fault: str) -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -109,7 +109,7 @@ def test_a_replay_that_does_not_come_costs_the_slice_which_is_learned_anew(fault
     asyncio.run(scenario())
 
 
-def test_a_slow_replay_is_waited_for_and_what_comes_meanwhile_is_held_back() -> None:
+def test_slow_replay_holds_live_frames() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -131,7 +131,7 @@ def test_a_slow_replay_is_waited_for_and_what_comes_meanwhile_is_held_back() -> 
     asyncio.run(scenario())
 
 
-def test_where_nothing_can_be_replayed_a_gap_costs_the_slice() -> None:
+def test_gap_without_replay_drops_the_instance() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a", replays=False)
@@ -148,7 +148,7 @@ def test_where_nothing_can_be_replayed_a_gap_costs_the_slice() -> None:
 
 
 @pytest.mark.parametrize("prompts", [0, 1, 2, 5])
-def test_an_engine_that_is_restarted_on_its_port_begins_anew(prompts: int) -> None:
+def test_engine_restarted_on_its_port_begins_a_new_epoch(prompts: int) -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -173,7 +173,7 @@ def test_an_engine_that_is_restarted_on_its_port_begins_anew(prompts: int) -> No
     asyncio.run(scenario())
 
 
-def test_a_connection_that_blinks_costs_nothing() -> None:
+def test_short_disconnect_loses_nothing() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -200,7 +200,7 @@ def test_a_connection_that_blinks_costs_nothing() -> None:
     asyncio.run(scenario())
 
 
-def test_an_engine_that_stays_away_holds_nothing_any_more() -> None:
+def test_engine_that_stays_away_loses_its_blocks() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -220,7 +220,7 @@ def test_an_engine_that_stays_away_holds_nothing_any_more() -> None:
     asyncio.run(scenario())
 
 
-def test_what_was_lost_last_is_noticed_although_nothing_follows() -> None:
+def test_loss_of_the_last_batch_is_detected_in_silence() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -239,7 +239,7 @@ def test_what_was_lost_last_is_noticed_although_nothing_follows() -> None:
     asyncio.run(scenario())
 
 
-def test_what_comes_before_the_engine_knows_of_its_listener_is_asked_for_soon() -> None:
+def test_batches_before_the_subscription_are_replayed_soon() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a")
@@ -254,7 +254,7 @@ def test_what_comes_before_the_engine_knows_of_its_listener_is_asked_for_soon() 
     asyncio.run(scenario())
 
 
-def test_orphans_whose_beginning_is_gone_wait_and_the_slice_says_that_it_is_incomplete() -> None:
+def test_orphans_without_a_start_wait_and_the_instance_is_incomplete() -> None:
     async def scenario() -> None:
         async with indexer_harness() as stage:
             engine = stage.start_engine("a", PrefixCacheEngine(capacity=400, buffer=1))
@@ -268,7 +268,7 @@ def test_orphans_whose_beginning_is_gone_wait_and_the_slice_says_that_it_is_inco
     asyncio.run(scenario())
 
 
-def test_too_much_while_a_replay_is_waited_for_gives_it_up() -> None:
+def test_too_many_held_frames_abandon_the_replay() -> None:
     async def scenario() -> None:
         async with indexer_harness(replace(LIMITS, kv_replay_buffered=3)) as stage:
             engine = stage.start_engine("a")
@@ -294,7 +294,7 @@ def test_too_much_while_a_replay_is_waited_for_gives_it_up() -> None:
     asyncio.run(scenario())
 
 
-def test_messages_that_were_read_together_are_worth_what_they_are_one_by_one() -> None:
+def test_messages_read_together_give_the_same_result_as_one_by_one() -> None:
     """What simply follows is followed at once, up to where something does not; counters and positions know each batch."""
 
     async def scenario() -> None:

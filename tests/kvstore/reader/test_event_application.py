@@ -23,7 +23,7 @@ class Reader:
         return apply_outcomes(self.truth, "i", outcomes, 1.0)
 
 
-def test_the_first_batch_makes_a_slice_complete() -> None:
+def test_first_batch_makes_an_instance_complete() -> None:
     reader, engine = Reader(), PrefixCacheEngine(capacity=20)
     engine.serve_prompt(list(range(13)))
     frame = engine.publish()
@@ -33,7 +33,7 @@ def test_the_first_batch_makes_a_slice_complete() -> None:
     assert (found.batches, found.replay_from, reader.truth.state("i").complete) == (1, None, True)
 
 
-def test_a_gap_names_what_to_ask_for_and_changes_nothing_yet() -> None:
+def test_gap_names_the_replay_start_and_changes_nothing_yet() -> None:
     reader, engine = Reader(), PrefixCacheEngine(capacity=20)
     for start in (0, 100, 200):
         engine.serve_prompt(list(range(start, start + 5)))
@@ -46,7 +46,7 @@ def test_a_gap_names_what_to_ask_for_and_changes_nothing_yet() -> None:
     assert (found.batches, found.duplicates, reader.truth.state("i").blocks) == (2, 1, 3)
 
 
-def test_a_batch_that_cannot_be_read_counts_as_lost() -> None:
+def test_unreadable_batch_counts_as_lost() -> None:
     reader, engine = Reader(), PrefixCacheEngine(capacity=20)
     engine.serve_prompt(list(range(9)))
     frame = engine.publish()
@@ -59,7 +59,7 @@ def test_a_batch_that_cannot_be_read_counts_as_lost() -> None:
     assert not reader.truth.state("i").complete
 
 
-def test_a_connection_that_breaks_marks_the_slice_until_it_is_known_who_is_there() -> None:
+def test_disconnect_marks_the_instance_until_the_process_is_proved() -> None:
     reader, engine = Reader(), PrefixCacheEngine(capacity=20)
     engine.serve_prompt(list(range(9)))
     engine.publish()

@@ -61,7 +61,7 @@ def turns_of(
     return FairScheduler(loop, clock or ManualClock(), limits, is_backlogged=behind)
 
 
-def test_who_has_little_waits_for_one_turn_of_those_who_have_much() -> None:
+def test_small_source_waits_for_one_turn_of_large_ones() -> None:
     log: list[str] = []
     loop = Soon()
     turns = turns_of(loop, 100, 1_000_000)
@@ -72,7 +72,7 @@ def test_who_has_little_waits_for_one_turn_of_those_who_have_much() -> None:
     assert log.index("calm") == 20
 
 
-def test_shares_are_equal_in_bytes_and_a_large_message_is_paid_off() -> None:
+def test_shares_are_equal_in_bytes_and_large_messages_are_paid_off() -> None:
     log: list[str] = []
     loop = Soon()
     turns = turns_of(loop, 100, 40_000)
@@ -84,7 +84,7 @@ def test_shares_are_equal_in_bytes_and_a_large_message_is_paid_off() -> None:
     assert 0.9 < log.count("small") * 10 / (log.count("large") * 1_000) < 1.1
 
 
-def test_the_loop_is_given_back_after_so_many_bytes_and_what_is_left_goes_on() -> None:
+def test_round_ends_after_its_bytes_and_continues_later() -> None:
     log: list[str] = []
     loop = Soon()
     turns = turns_of(loop, 100, 250)
@@ -98,7 +98,7 @@ def test_the_loop_is_given_back_after_so_many_bytes_and_what_is_left_goes_on() -
     assert (len(log), len(turns)) == (20, 0)
 
 
-def test_who_is_closed_while_it_reads_has_no_further_turn() -> None:
+def test_source_closed_while_reading_gets_no_further_turn() -> None:
     log: list[str] = []
     loop = Soon()
     turns = turns_of(loop, 100, 1_000)
@@ -109,7 +109,7 @@ def test_who_is_closed_while_it_reads_has_no_further_turn() -> None:
     assert (log, len(turns), loop.waiting) == (["x"], 0, [])
 
 
-def test_one_that_breaks_does_not_stop_the_others() -> None:
+def test_failing_source_does_not_stop_the_others() -> None:
     log: list[str] = []
     loop = Soon()
     turns = turns_of(loop, 100, 1_000)
@@ -127,7 +127,7 @@ def test_one_that_breaks_does_not_stop_the_others() -> None:
     assert log == ["x", "y"]
 
 
-def test_the_loop_is_given_back_after_some_milliseconds_and_nobody_loses_a_turn_by_it() -> None:
+def test_round_ends_after_some_milliseconds_without_a_lost_turn() -> None:
     log: list[str] = []
     loop, clock = Soon(), ManualClock()
     turns = turns_of(loop, 100, 1_000_000, clock)
@@ -140,7 +140,7 @@ def test_the_loop_is_given_back_after_some_milliseconds_and_nobody_loses_a_turn_
     assert {log.count(name) for name in ("x", "y", "z")} == {12}
 
 
-def test_nothing_is_read_while_who_takes_it_is_behind_and_then_it_goes_on_where_it_was() -> None:
+def test_nothing_is_read_while_backlogged_and_then_reading_continues() -> None:
     log: list[str] = []
     behind: list[bool] = []
     loop = Soon()

@@ -14,12 +14,12 @@ from fairlead_kvstore.redis.address import parse_redis_url
         ("unix:///run/redis.sock?password=s3cret", "/run/redis.sock"),
     ],
 )
-def test_one_server_is_the_clients_to_read(url: str, words: str) -> None:
+def test_single_server_url_is_left_to_the_client(url: str, words: str) -> None:
     found = parse_redis_url(url)
     assert (found.kind, found.url, found.description, found.hosts) == ("one", url, words, ())
 
 
-def test_sentinels_have_a_service_and_users_on_both_levels() -> None:
+def test_sentinel_url_has_a_service_and_two_users() -> None:
     found = parse_redis_url(
         "rediss+sentinel://app:p%40ss@a.example.com:5000,[fd00::1],b/main/2?sentinel_password=other&ssl_ca_certs=/ca"
     )
@@ -30,7 +30,7 @@ def test_sentinels_have_a_service_and_users_on_both_levels() -> None:
     assert found.description == "main by sentinels a.example.com:5000,[fd00::1]:26379,b:26379"
 
 
-def test_a_cluster_has_nodes_and_nothing_else() -> None:
+def test_cluster_url_has_only_nodes() -> None:
     found = parse_redis_url("redis+cluster://:secret@a,b:7000/")
     assert (found.kind, found.hosts) == ("cluster", (("a", 6379), ("b", 7000)))
     assert (found.username, found.password, found.tls) == (None, "secret", False)
@@ -57,7 +57,7 @@ def test_a_cluster_has_nodes_and_nothing_else() -> None:
         ("redis+cluster://a#b", "no fragment"),
     ],
 )
-def test_a_url_that_says_nothing_is_refused_and_no_password_is_shown(url: str, said: str) -> None:
+def test_invalid_url_is_refused_without_showing_the_password(url: str, said: str) -> None:
     with pytest.raises(BadInput) as found:
         parse_redis_url(url)
     assert said in str(found.value)

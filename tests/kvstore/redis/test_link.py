@@ -34,7 +34,7 @@ def _check(server: Any, work: Callable[[RedisLink], Any], limits: Limits = FAST)
     asyncio.run(run())
 
 
-def test_replies_come_in_order(server: Any) -> None:
+def test_replies_are_in_order(server: Any) -> None:
     async def work(link: RedisLink) -> None:
         assert await link.run([("SET", "a", b"1"), ("INCR", "a"), ("GET", "a")]) == [True, 2, b"2"]
         assert link.state.kind == "connected"
@@ -42,7 +42,7 @@ def test_replies_come_in_order(server: Any) -> None:
     _check(server, work)
 
 
-def test_a_refused_command_refuses_itself_alone(server: Any) -> None:
+def test_refused_command_does_not_affect_others(server: Any) -> None:
     async def work(link: RedisLink) -> None:
         replies = await link.run([("SET", "a", "x"), ("INCR", "a"), ("GET", "a")])
         assert replies is not None
@@ -53,7 +53,7 @@ def test_a_refused_command_refuses_itself_alone(server: Any) -> None:
     _check(server, work)
 
 
-def test_a_killed_redis_is_noticed_without_traffic_and_found_again_when_it_is_back(server: Any) -> None:
+def test_killed_redis_is_detected_without_traffic_and_reconnected(server: Any) -> None:
     async def work(link: RedisLink) -> None:
         server.kill()
         await wait_until(lambda: not link.state.connected)
@@ -67,7 +67,7 @@ def test_a_killed_redis_is_noticed_without_traffic_and_found_again_when_it_is_ba
     _check(server, work)
 
 
-def test_a_redis_that_hangs_costs_the_deadline_and_no_more(server: Any) -> None:
+def test_hanging_redis_costs_no_more_than_the_deadline(server: Any) -> None:
     async def work(link: RedisLink) -> None:
         server.freeze()
         assert await link.run([("PING",)]) is None
@@ -81,7 +81,7 @@ def test_a_redis_that_hangs_costs_the_deadline_and_no_more(server: Any) -> None:
     _check(server, work)
 
 
-def test_a_late_reply_is_never_taken_for_the_next_one(server: Any) -> None:
+def test_late_reply_is_never_taken_for_the_next_one(server: Any) -> None:
     async def work(link: RedisLink) -> None:
         server.freeze()
         assert await link.run([("SET", "late", "1"), ("GET", "late")]) is None
@@ -92,7 +92,7 @@ def test_a_late_reply_is_never_taken_for_the_next_one(server: Any) -> None:
     _check(server, work)
 
 
-def test_a_redis_that_was_never_there_is_away(server: Any) -> None:
+def test_redis_that_was_never_reached_is_away(server: Any) -> None:
     server.kill()
 
     async def run() -> None:
@@ -121,7 +121,7 @@ def test_stale_becomes_away_with_time() -> None:
     asyncio.run(run())
 
 
-def test_a_wrong_password_is_said_and_no_password_is_shown(server: Any) -> None:
+def test_wrong_password_is_reported_without_showing_it(server: Any) -> None:
     async def run() -> None:
         link = RedisLink("redis://user:s3cret@127.0.0.1:1/0", SystemClock(), limits=FAST)
         assert "s3cret" not in link.describe()
@@ -141,12 +141,12 @@ def test_a_wrong_password_is_said_and_no_password_is_shown(server: Any) -> None:
     asyncio.run(run())
 
 
-def test_a_url_of_another_kind_is_refused_at_once() -> None:
+def test_url_of_another_scheme_is_refused() -> None:
     with pytest.raises(BadInput, match="redis://"):
         RedisLink("http://127.0.0.1", ManualClock())
 
 
-def test_a_link_always_stops_even_while_it_is_about_to_ask(server: Any) -> None:
+def test_link_stops_even_while_it_connects(server: Any) -> None:
     async def run() -> None:
         limits = replace(FAST, redis_ping_seconds=0.001)
         for _ in range(30):
@@ -160,7 +160,7 @@ def test_a_link_always_stops_even_while_it_is_about_to_ask(server: Any) -> None:
     asyncio.run(run())
 
 
-def test_a_redis_that_is_200_ms_away_in_each_direction_answers_all_who_ask_at_once(server: Valkey) -> None:
+def test_distant_redis_answers_concurrent_callers(server: Valkey) -> None:
     """Each of them needs a connection of its own, and each of those begins with exchanges of its own."""
 
     async def run() -> None:

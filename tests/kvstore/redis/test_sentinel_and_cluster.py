@@ -35,7 +35,7 @@ def linked(url: str, work: Callable[[RedisLink], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_the_master_is_found_by_its_sentinels_and_again_after_a_failover(pair: ValkeyGroup) -> None:
+def test_master_is_found_by_sentinels_and_after_a_failover(pair: ValkeyGroup) -> None:
     async def work(link: RedisLink) -> None:
         assert await link.run([("SET", "a", "1"), ("INCR", "a"), ("GET", "a")]) == [True, 2, b"2"]
         assert link.describe().startswith("connected to shared by sentinels 127.0.0.1:")
@@ -51,7 +51,7 @@ def test_the_master_is_found_by_its_sentinels_and_again_after_a_failover(pair: V
     linked(pair.url, work)
 
 
-def test_a_sentinel_that_hangs_or_is_gone_is_passed_over_and_why_there_is_no_master_is_said(pair: ValkeyGroup) -> None:
+def test_hanging_sentinel_is_skipped_and_a_missing_master_reported(pair: ValkeyGroup) -> None:
     async def unknown() -> None:
         link = RedisLink(pair.url.replace("/shared/", "/other/"), SystemClock(), limits=QUICK)
         link.start()
@@ -71,7 +71,7 @@ def test_a_sentinel_that_hangs_or_is_gone_is_passed_over_and_why_there_is_no_mas
     linked(pair.url, work)
 
 
-def test_a_master_that_is_demoted_while_it_lives_is_left(pair: ValkeyGroup) -> None:
+def test_demoted_master_is_left(pair: ValkeyGroup) -> None:
     async def work(link: RedisLink) -> None:
         master, replica = pair.nodes
         await asyncio.to_thread(pair.sentinels[0].execute, "SENTINEL", "FAILOVER", "shared")
@@ -89,7 +89,7 @@ def test_a_master_that_is_demoted_while_it_lives_is_left(pair: ValkeyGroup) -> N
     linked(pair.url, work)
 
 
-def test_commands_reach_the_master_of_their_slot_and_a_refused_one_refuses_itself_alone(ring: ValkeyGroup) -> None:
+def test_commands_reach_their_slots_master_and_a_refusal_stays_single(ring: ValkeyGroup) -> None:
     async def work(link: RedisLink) -> None:
         commands: list[Command] = [("SET", key, key) for key in KEYS]
         assert await link.run(commands) == [True] * len(KEYS)
@@ -106,7 +106,7 @@ def test_commands_reach_the_master_of_their_slot_and_a_refused_one_refuses_itsel
     linked(ring.url, work)
 
 
-def test_keys_of_all_masters_are_found_by_their_pattern(ring: ValkeyGroup) -> None:
+def test_keys_of_all_masters_match_a_pattern(ring: ValkeyGroup) -> None:
     async def work(link: RedisLink) -> None:
         await link.run([("SET", key, "1") for key in [*KEYS, "other"]])
         assert await link.scan_keys("fl1:{*}:gw", 100) == {key.encode() for key in KEYS}
@@ -115,7 +115,7 @@ def test_keys_of_all_masters_are_found_by_their_pattern(ring: ValkeyGroup) -> No
     linked(ring.url, work)
 
 
-def test_a_master_that_dies_is_said_and_its_replica_is_found_when_it_takes_over(ring: ValkeyGroup) -> None:
+def test_dead_master_is_reported_and_its_replica_found(ring: ValkeyGroup) -> None:
     async def work(link: RedisLink) -> None:
         assert await link.run([("SET", key, "1") for key in KEYS]) is not None
         first, replica = ring.nodes[0], ring.nodes[3]
@@ -130,7 +130,7 @@ def test_a_master_that_dies_is_said_and_its_replica_is_found_when_it_takes_over(
     linked(ring.url, work)
 
 
-def test_a_node_that_hangs_is_no_way_in_and_another_is(ring: ValkeyGroup) -> None:
+def test_hanging_node_is_skipped_for_another(ring: ValkeyGroup) -> None:
     """Only those of its names that answer are asked, and the slots of the one that hangs are those of its replica by then."""
     ring.nodes[0].freeze()
     wait_until(lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over")
