@@ -1,4 +1,6 @@
-"""The alert rules: Prometheus takes them, each fires on its own fault alone, and each leads to a page that says what to do."""
+"""The alert rules: Prometheus accepts them, each fires only on its own fault, and each links to a
+runbook.
+"""
 
 import re
 from collections.abc import Callable
@@ -16,7 +18,7 @@ ROOT = CHART_FOLDER.parents[1]
 CASES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())
 HEALTHY: dict[str, str] = CASES.pop("healthy")
 TARGET = {"namespace", "pod", "job", "service", "endpoint", "container"}
-"""What a scrape by a ServiceMonitor adds; our own labels win where both have one."""
+"""Labels that a scrape by a ServiceMonitor adds; our own labels win."""
 METRIC_PREFIXES = ("fairlead_gateway_", "fairlead_operator_", "fairlead_indexer_", "fairlead_autoscaler_")
 Groups = Callable[..., list[dict[str, Any]]]
 
@@ -27,7 +29,7 @@ def rules(groups: Groups, tools: ChartTools, tmp_path: Path) -> AlertRules:
 
 
 def series(case: dict[str, str]) -> dict[str, str]:
-    """Of a healthy installation, but for what the case says."""
+    """Returns the series of a healthy installation with the changes of a case."""
     said = dict(case)
     gone = said.pop("gone", None)
     kept = {key: values for key, values in HEALTHY.items() if gone is None or not key.startswith(gone)}
@@ -54,8 +56,9 @@ def test_unexpected_alert_is_reported(rules: AlertRules) -> None:
 
 
 def test_expressions_use_only_exported_metrics(groups: Groups) -> None:
-    """The operator's are compared with a scrape of a real one, in test_alerts_of_clusters.py; the indexer's in test_indexers.py, the
-    autoscaler's in test_autoscaler.py."""
+    """Other tests compare the metrics of operator, indexer and autoscaler with scrapes of real
+    processes.
+    """
     known = {family.name: set(family.labels) for family in FAMILIES}
     for alert, expression in expressions(groups()):
         found = expression_names(expression)

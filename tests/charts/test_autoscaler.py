@@ -1,4 +1,4 @@
-"""The autoscaler before a real API server, as its service account, by the roles and the guard of the chart."""
+"""The autoscaler on a real API server, with the service account, roles and guard of the chart."""
 
 import asyncio
 import itertools
@@ -55,7 +55,7 @@ def api_of(server: ApiServer) -> KubeApi:
 
 
 class FakeGateway:
-    """One that holds requests."""
+    """A gateway with queued requests."""
 
     def __init__(self) -> None:
         self.held, self.arrived, self.asked = 0, 0, 0
@@ -86,7 +86,7 @@ class FakeGateway:
 
 @asynccontextmanager
 async def autoscaler(kubeconfig: Path, gateway: str) -> AsyncIterator[str]:
-    """Where it listens."""
+    """Runs an autoscaler, and yields its address."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
     command = (sys.executable, "-m", "fairlead_autoscaler", "--kube", f"--gateway={gateway}")
     process = await asyncio.create_subprocess_exec(

@@ -1,6 +1,7 @@
-"""Alerts over what a real operator, and a gateway in front of a real API server, told of the faults of docs/reference/checks.md.
+"""Alerts on recordings of a real operator, and of a gateway in front of a real API server.
 
-Pods do not run there: what a kubelet or a scheduler would say of them is written by the test, in their words.
+The faults are those of docs/reference/checks.md. No pods run: the test writes the states that a
+kubelet or a scheduler would report.
 """
 
 import asyncio
@@ -36,8 +37,7 @@ Firing = Callable[..., None]
 
 @pytest.fixture
 def fires(groups: Groups, tools: ChartTools, tmp_path: Path) -> Firing:
-    """That exactly these alerts fire on a recording. What it lacks is that of healthy ones: indexers, autoscalers, and gateways or
-    operators."""
+    """Asserts that exactly these alerts fire on a recording, completed by healthy components."""
 
     def call(recording: SeriesRecording, *expected: str, lacking: str = "", label: str = "alertname") -> None:
         rules = AlertRules(tools.promtool, groups(), tmp_path)
@@ -135,7 +135,7 @@ async def ready(api: KubeApi, name: str) -> None:
 
 
 async def pod(api: KubeApi, name: str, status: dict[str, Any]) -> None:
-    """One of the model's pool, with this status."""
+    """Returns a pod of the model's pool with this status."""
     template = (await deployment(api, f"{name}-main"))["spec"]["template"]
     one = {
         "apiVersion": "v1",
@@ -286,7 +286,7 @@ def without(manifest: Manifest, resource: str, verb: str) -> Manifest:
 def test_healthy_run_is_silent_and_gateway_without_cluster_alerts(
     api_server: ApiServer, fires: Firing, groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Operator and gateway before the same API server, with traffic to an engine that runs; then the API server goes away."""
+    """Operator and gateway share an API server, which stops after some traffic."""
     monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig))
     body = {"model": f"{SPACE}/tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 
@@ -327,14 +327,16 @@ def test_healthy_run_is_silent_and_gateway_without_cluster_alerts(
 
 
 async def traffic(gateway: GatewayProcess, body: dict[str, Any]) -> Scrape:
-    """Requests that are answered, and what the gateway tells then."""
+    """Sends requests, and returns the metrics of the gateway."""
     for _ in range(20):
         assert (await request(gateway.url, body)).status == 200
     return await scrape_gateway(gateway)
 
 
 def assert_all_queried_metrics_reported(groups: list[dict[str, Any]], operator: Scrape, gateway: Scrape) -> None:
-    """By rules and dashboards, with the labels that they select and group by; and the operator's are all in its guide."""
+    """Checks the metrics that rules and dashboards query, with their labels, and the operator's
+    guide.
+    """
     documented = (CHART_FOLDER.parents[1] / "docs" / "guides" / "operator.md").read_text().partition("| metric (")[2]
     listed = {
         one

@@ -1,6 +1,7 @@
-"""From a release whose CRDs knew less to this one, by helm and by the one command of the README, on a real API server of its own.
+"""The upgrade from a release with older CRDs, by helm and by the command of the README.
 
-The CRDs in ``older`` are those of a former state of this repository as they were: no status, no scale, half of the fields.
+The CRDs in `older` are those of an early state of this repository: no status, no scale subresource,
+half of the fields. The API server is one of its own.
 """
 
 import asyncio
@@ -69,7 +70,7 @@ NEWER: Manifest = {
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ApiServer]:
-    """One of our own: CRDs belong to a whole cluster, and the other tests want today's."""
+    """Yields a server of its own, because CRDs belong to a whole cluster."""
     with api_server_for_test(tmp_path / "run") as found:
         yield found
 
@@ -146,7 +147,7 @@ def test_objects_are_converted_and_survive_the_upgrade(server: ApiServer, progra
 
 
 async def taken(api: KubeApi) -> bool:
-    """Whether the server takes a field that only this release knows; it learns a new schema in a moment of its own."""
+    """Returns True once the server accepts a field of this release; a new schema takes a moment."""
     try:
         await api.apply(NEWER, "kubectl")
     except KubeError:

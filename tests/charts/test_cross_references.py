@@ -1,4 +1,4 @@
-"""The parts that are made for one another fit: what is selected exists, what is named is there, and a switch does what it says."""
+"""References within the chart: selected objects exist, names match, and switches have their effect."""
 
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ def test_helm_test_is_a_hook_that_stays_only_after_failure(program: Path) -> Non
 
 
 def test_no_chart_object_blocks_or_survives_the_uninstall(program: Path) -> None:
-    """No finalizers, no hooks at the end, no owned CRDs: models and engines are left alone by all of it."""
+    """No object has finalizers or deletion hooks or owns CRDs, so models and engines stay."""
     for one in render_chart(program, "--set=alerts.enabled=true,dashboards.enabled=true,serviceMonitors.enabled=true"):
         assert "finalizers" not in one["metadata"]
         assert not {"pre-delete", "post-delete"} & set(

@@ -1,4 +1,4 @@
-"""The dashboards: Grafana's shape, expressions that Prometheus takes, and no name that nobody tells."""
+"""The dashboards: the form that Grafana reads, valid expressions, and only exported metrics."""
 
 import json
 import re
@@ -55,8 +55,9 @@ def test_prometheus_accepts_every_expression(name: str, tools: ChartTools, tmp_p
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_expressions_and_legends_use_only_exported_names(name: str) -> None:
-    """The operator's are compared with a scrape of a real one, in test_alerts_of_clusters.py; indexers' in test_indexers.py,
-    autoscalers' in test_autoscaler.py."""
+    """Other tests compare the metrics of operator, indexer and autoscaler with scrapes of real
+    processes.
+    """
     for place, target in targets(BOARDS[name]):
         found = expression_names(plain(target["expr"]))
         assert found.metrics, place

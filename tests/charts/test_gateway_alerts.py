@@ -1,6 +1,7 @@
-"""Alerts over what real gateways told: before a fault and after it, taken to go on for a while. Each fires on its fault, alone.
+"""Alerts on recordings of real gateways before and after a fault, which is prolonged.
 
-What operator and indexer would tell meanwhile is that of healthy ones, from alerts.yaml.
+Each alert fires only on its fault. The series of operator and indexer are the healthy ones of
+alerts.yaml.
 """
 
 import asyncio
@@ -60,7 +61,7 @@ class FaultScenario:
 async def record(
     folder: Path, fault: Fault | None, *, gone: bool = False, ttft: str = "30s", aging: str = ""
 ) -> SeriesRecording:
-    """Three quarters of an hour of traffic, then the fault for a quarter; without one, an hour of traffic."""
+    """Records 45 minutes of traffic and 15 of the fault, or an hour of traffic without a fault."""
     redis = Valkey(folder)
     redis.start()
     digest = hmac.new(PEPPER.encode(), KEY.encode(), hashlib.sha256).hexdigest()

@@ -1,4 +1,7 @@
-"""What the chart makes of sets of values, line by line: ``python scripts/golden_files.py`` writes the files, people read them."""
+"""The objects of the chart for sets of values, as golden files.
+
+`python scripts/golden_files.py` writes the files; people review them.
+"""
 
 import subprocess
 from pathlib import Path

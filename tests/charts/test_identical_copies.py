@@ -1,4 +1,4 @@
-"""What stands in the chart and elsewhere too is the same in both places."""
+"""Files that the chart copies from elsewhere are identical."""
 
 import importlib.metadata
 from pathlib import Path

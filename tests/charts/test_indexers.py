@@ -1,4 +1,4 @@
-"""The indexer of the chart: where there is one, what it is given, what it may do, and what its alerts are made of."""
+"""The indexer of the chart: when it runs, its arguments, its rights, and its alerts."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ EVENTS = ("--kv-events", "0", "--kv-replay", "0", "--block-size", "16")
 PROMPT = list(range(100, 165))
 SPACE = "indexed"
 SELDOM = ("unreadable_total", "strangers_total")
-"""What is told only where it has happened."""
+"""Metrics that exist only after their event."""
 READY = {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}
 Groups = Callable[..., list[dict[str, Any]]]
 
@@ -126,7 +126,7 @@ async def complete(engine: EngineProcess) -> None:
 
 
 async def wait_metrics(indexer: IndexerProcess, **figures: float) -> None:
-    """Wait until it tells these of the model."""
+    """Waits until the indexer reports these metrics of the model."""
 
     async def so() -> bool:
         return [await indexer.metric(name, f"{SPACE}/tiny") for name in figures] == list(figures.values())
@@ -169,13 +169,13 @@ def test_indexer_finds_engines_with_exactly_its_permissions(
 
 
 def queried_metrics() -> list[str]:
-    """What the dashboards ask."""
+    """Returns the metrics that the dashboards query."""
     boards = [json.loads(path.read_text()) for path in sorted((CHART_FOLDER / "dashboards").glob("*.json"))]
     lines = (target for board in boards for panel in board["panels"] for target in panel.get("targets", ()))
     return [target["expr"].replace("$namespace", "x") for target in lines]
 
 
-# --- what it tells, before its alerts -----------------------------------------------------------------------------------
+# --- its metrics, and its alerts ----------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -195,7 +195,7 @@ async def reading(folder: Path, redis: Valkey) -> AsyncIterator[tuple[IndexerPro
 def test_unreachable_engine_fires_only_its_alert(
     program: Path, groups: Groups, tools: ChartTools, tmp_path: Path, redis: Valkey
 ) -> None:
-    """As a real indexer tells of it, taken to go on for an hour."""
+    """The series come from a real indexer, prolonged to an hour."""
 
     async def main() -> tuple[str, str]:
         async with reading(tmp_path, redis) as (indexer, engine):

@@ -1,4 +1,6 @@
-"""The life of an installation on a real API server (nothing runs there): what is drawn stays, and what is served is left alone."""
+"""The life of an installation on a real API server without pods: generated values and served models
+stay.
+"""
 
 import asyncio
 import base64
@@ -38,7 +40,7 @@ ENGINES = {
         },
     },
 }
-"""What the operator would have made of it."""
+"""The objects that the operator would have created for it."""
 
 
 @pytest.fixture

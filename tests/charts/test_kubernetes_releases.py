@@ -1,4 +1,4 @@
-"""What the chart makes, its CRDs and what models become are of kinds and fields that both releases of Kubernetes know."""
+"""The chart, its CRDs and rendered models use only kinds and fields of both Kubernetes releases."""
 
 from pathlib import Path
 from typing import Any

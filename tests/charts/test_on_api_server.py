@@ -1,4 +1,6 @@
-"""On a real API server: it takes everything that the chart makes, and operator and gateway work with exactly their rights there."""
+"""The chart on a real API server: every object is accepted, and the rights of the components
+suffice.
+"""
 
 import asyncio
 from pathlib import Path
@@ -20,7 +22,7 @@ from fairlead_testing.waiting import wait_until_async
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 ELSEWHERE = {"ServiceMonitor", "PrometheusRule", "HTTPRoute"}
-"""Kinds that a cluster knows only where somebody brought them."""
+"""Kinds that a cluster has only if they were installed."""
 MODEL = {
     "apiVersion": MODEL_DEPLOYMENTS.api_version,
     "kind": "ModelDeployment",

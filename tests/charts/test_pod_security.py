@@ -1,4 +1,6 @@
-"""Every pod of the chart passes Pod Security's level ``restricted`` for any user id, and says what it needs."""
+"""Every pod of the chart meets Pod Security `restricted` for any user id, and has resource
+requests.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from fairlead_testing.kube.helm import pod_specs, render_chart
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
-"""Of those that the level allows, the ones that the chart uses."""
+"""Volume types that the chart uses; the level allows more."""
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
@@ -50,7 +52,7 @@ def test_terminating_pod_has_time_for_requests_in_flight(program: Path) -> None:
 
 
 def violations(spec: dict[str, Any]) -> list[str]:
-    """What is against it. No user is named: whichever a site gives must do."""
+    """Returns the violations of the level. No user id is set: a site may choose any."""
     found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
     pod = spec["securityContext"]
     found += (

@@ -1,4 +1,4 @@
-"""What the chart hands to its processes, handed to real ones: no cluster is needed for that."""
+"""The arguments that the chart gives to its processes, given to real ones without a cluster."""
 
 import asyncio
 import base64
@@ -105,7 +105,9 @@ def test_gateway_accepts_the_redis_url_and_connects(
     monkeypatch: pytest.MonkeyPatch,
     group: Callable[[Path], AbstractContextManager[ValkeyGroup]],
 ) -> None:
-    """The password of sentinels' master is in a Secret of one's own; what is set here is what the pod would be given."""
+    """For sentinels, a separate Secret has the password of the master; the test sets the pod's
+    value.
+    """
 
     async def main() -> None:
         (tmp_path / "fleet.yaml").write_text(

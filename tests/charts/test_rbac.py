@@ -1,4 +1,4 @@
-"""Rights: the operator's are those that its code uses, no more and no less, and none leads to others."""
+"""Rights: the operator has exactly those that its code uses, and none leads to others."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +53,7 @@ def wanted(resource: Resource, *verbs: str, sub: str = "") -> set[Right]:
 
 
 def written() -> set[Resource]:
-    """The kinds that models become: those of the operator's own golden files, and the revisions that it keeps."""
+    """Returns the kinds of rendered objects, from the operator's golden files, and the revisions."""
     found = {CONTROLLER_REVISIONS}
     for path in ENGINES.rglob("*.yaml"):
         for one in yaml.load_all(path.read_text(encoding="utf-8"), Loader=LOADER):
@@ -63,7 +63,7 @@ def written() -> set[Resource]:
 
 
 def used() -> set[Right]:
-    """What the operator does where models are."""
+    """Returns the rights that the operator uses in the namespaces of models."""
     found = wanted(MODEL_DEPLOYMENTS, "get", "list", "watch") | wanted(MODEL_DEPLOYMENTS, "patch", sub="/status")
     found |= wanted(MODEL_DEPLOYMENTS, "update", sub="/finalizers")  # asked for by blockOwnerDeletion
     found |= wanted(EVENTS, "create", "patch")
@@ -90,7 +90,7 @@ GUARDED: Right = ("", "pods", "patch")
 
 
 def too_wide(rule: dict[str, Any]) -> list[str]:
-    """What in a rule leads further than it says."""
+    """Returns the parts of a rule that grant more than they name."""
     found = ["nonResourceURLs"] if "nonResourceURLs" in rule else []
     for part in ("apiGroups", "resources", "verbs"):
         found += [f"{part}: {one}" for one in rule.get(part, ()) if "*" in one]

@@ -1,4 +1,4 @@
-"""What is drawn at the installation, and what the processes read of it."""
+"""Values that the installation generates, as the processes read them."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ def plain(container: dict[str, Any]) -> dict[str, str]:
 
 @pytest.mark.parametrize("turn", range(4))
 def test_gateway_knows_the_first_key_by_its_digest(program: Path, turn: int) -> None:
-    """Drawn anew each time: the digest is worked out by the template itself."""
+    """Each rendering generates a key, and the template computes its digest."""
     drawn = secrets(render_chart(program))["fairlead-keys"]
     digest = hmac.new(drawn["pepper"].encode(), drawn["first-key"].encode(), hashlib.sha256).hexdigest()
     assert yaml.safe_load(drawn["keys.yaml"]) == {"keys": [{"name": "first", "digest": digest}]}

@@ -1,4 +1,4 @@
-"""What goes wrong outside of us, before a real API server: a condition names cause and fix, and what serves goes on serving."""
+"""External faults on a real API server: a condition names cause and fix, and engines keep serving."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ LARGE = "x" * 4_096
 def run_in_namespace(
     server: ApiServer, namespace: str, logs: Path, check: Callable[[TrialCluster], Awaitable[None]], **more: str
 ) -> None:
-    """``check`` with an operator, and a model that serves."""
+    """Runs `check` with an operator and a model that serves."""
 
     async def main() -> None:
         async with open_cluster(server, namespace, logs, **more) as here:

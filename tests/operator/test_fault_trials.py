@@ -1,4 +1,7 @@
-"""The whole operator before a real API server that fails it, for seconds; `make bench-operator-soak` does the same for minutes."""
+"""The whole operator with a real API server that fails for seconds.
+
+`make bench-operator-soak` does the same for minutes.
+"""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""The whole process before a real API server: apply, prune, status, scale, lease, SIGKILL, a new leader, no finalizer."""
+"""The operator process on a real API server.
+
+It applies, prunes, writes status, scales, holds its lease, survives SIGKILL, and sets no finalizer.
+"""
 
 import asyncio
 import signal
@@ -78,7 +81,7 @@ async def child(api: KubeApi, namespace: str, name: str) -> Manifest | None:
 
 
 async def wait_children(api: KubeApi, namespace: str, *names: str) -> None:
-    """Until exactly these Deployments are there; the controller's part is done here, since none runs."""
+    """Waits for exactly these Deployments; the test acts as their controller."""
 
     async def same() -> bool:
         return await run_deployments(api, namespace) == list(names)

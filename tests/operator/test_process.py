@@ -1,4 +1,4 @@
-"""What is around the loop: settings, login, health, who leads, what is heard."""
+"""The parts around the control loop: settings, login, health, leader election, watches."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -331,7 +331,9 @@ def test_list_finds_what_the_model_watch_missed() -> None:
 
 
 def test_forbidden_kind_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """As after an upgrade that left the former roles in place: the operator would never be ready, and say nothing."""
+    """An upgrade that keeps the former roles would make the operator never ready, without a
+    message.
+    """
 
     async def check(
         fake: FakeApiServer, watching: ClusterWatcher, shelf: ObjectCache, keys: list[str], time: FakeTime

@@ -87,7 +87,7 @@ def test_every_default_satisfies_its_schema(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", CRDS)
 def test_every_default_is_reachable(kind: str) -> None:
-    """A default below an object that may be missing, and has no default itself, would never be applied."""
+    """A default below an optional object without a default would never apply."""
 
     def check(node: dict[str, Any], path: str) -> None:
         for name, child in node.get("properties", {}).items():

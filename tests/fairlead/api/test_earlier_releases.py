@@ -1,4 +1,6 @@
-"""Manifests of earlier releases, as recorded in ``earlier/``: taken by today's types and CRDs, and kept through an upgrade."""
+"""Recorded manifests of earlier releases: today's types and CRDs accept them, and upgrades keep
+them.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -77,7 +79,7 @@ def test_stored_objects_survive_a_crd_upgrade(tmp_path: Path) -> None:
         await define(api, todays())
 
         async def upgraded() -> bool:
-            """The API server takes what only today's schema has. Until it does it leaves that out, or refuses it."""
+            """Returns True once the API server accepts a field of today's schema."""
             body = {"apiVersion": MODEL_DEPLOYMENTS.api_version, "kind": "ModelDeployment"}
             probe = {**body, "metadata": {"name": "probe", "namespace": SPACE}}
             spec = {

@@ -1,4 +1,4 @@
-"""The CRDs on a real API server: it takes them, and says of every object what the table and ``fairlead lint`` say."""
+"""The CRDs on a real API server: its verdicts equal those of the table and of `fairlead lint`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -73,7 +73,7 @@ def test_invalid_objects_are_refused_with_the_table_text(server: ApiServer) -> N
         assert {name: text for name, text in said.items() if text} == {}
 
     async def verdict(api: KubeApi, case: RefusedCase) -> str:
-        """What is not as the table says; empty when all is."""
+        """Returns the differences from the table; empty if there are none."""
         try:
             await api.create(placed(case.object), ME)  # as `kubectl apply` does the first time
         except Invalid as error:

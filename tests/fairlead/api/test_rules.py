@@ -1,4 +1,4 @@
-"""The table of what the API takes and refuses, as ``fairlead lint`` sees it; tests of a real API server use the same table."""
+"""The table of accepted and refused manifests, for `fairlead lint` and for a real API server."""
 
 import json
 from collections.abc import Iterator

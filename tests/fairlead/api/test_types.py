@@ -1,4 +1,4 @@
-"""What the types say beyond their fields: numbers of instances and devices, sources, sizes, the closed list of reasons."""
+"""Values that API types compute: replica and device counts, sources, sizes, the list of reasons."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Adapters: the command lines that start engines, and the few numbers read from a long metrics page."""
+"""Engine adapters: command lines, and the few numbers that they read from a long metrics page."""
 
 import argparse
 import json

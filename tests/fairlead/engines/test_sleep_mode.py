@@ -1,4 +1,4 @@
-"""Putting engines to sleep and waking them: in which order an engine is told, and when it is believed."""
+"""The client of sleep mode: the order of its requests, and the replies that it accepts."""
 
 import asyncio
 import json
@@ -19,7 +19,10 @@ URL = "http://10.0.0.1:8000"
 
 
 class FakeEngine:
-    """Sleeps as vLLM does: awake when the last part is back. ``answers`` are statuses by path, 200 where none is given."""
+    """Sleeps like vLLM: it is awake when the last part is back.
+
+    answers: statuses by path; 200 by default.
+    """
 
     def __init__(self, answers: Mapping[str, int] | None = None, *, deaf: bool = False) -> None:
         self.answers = answers or {}
@@ -68,7 +71,7 @@ def test_half_awake_engine_is_woken_completely() -> None:
     engine = FakeEngine()
     bed = sleep_client(engine)
     asyncio.run(bed.sleep(URL, 2))
-    engine.gone = {"kv_cache"}  # whoever woke it died after the first step
+    engine.gone = {"kv_cache"}  # the former caller died after the first step
     assert asyncio.run(bed.is_sleeping(URL))
     asyncio.run(bed.wake(URL, 2))
     assert not engine.hollow

@@ -1,4 +1,4 @@
-"""``KubeApi`` over real sockets: what it sends, what it sends again, and what it never does twice."""
+"""`KubeApi` over real sockets: its requests, its retries, and the requests that it never repeats."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -356,7 +356,7 @@ def test_watch_yields_events_until_it_ends() -> None:
 
 
 def test_many_watches_leave_connections_for_requests() -> None:
-    """Nine namespaces of an operator that watches twelve kinds in each are more than an HTTP client opens by itself."""
+    """An operator with nine namespaces watches twelve kinds in each, more than a client's default."""
 
     async def check(fake: FakeApiServer, api: KubeApi, time: InstantTime) -> None:
         since = fake.put(PODS, "x", "a")["metadata"]["resourceVersion"]

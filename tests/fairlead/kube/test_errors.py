@@ -1,4 +1,4 @@
-"""What the API server answers becomes the error that its callers can tell apart."""
+"""Responses of the API server, as the errors that callers distinguish."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""An informer over real sockets, before an API server that ends, forgets, freezes and refuses as it is told."""
+"""An informer over real sockets, with a fake API server that ends, forgets, freezes and refuses."""
 
 import asyncio
 import gc
@@ -97,7 +97,7 @@ def test_clean_end_continues_from_the_last_version() -> None:
         await lab.watched()
         lab.fake.put(PODS, "x", "a")
         await lab.have("a")
-        lab.fake.frozen = True  # what happens now, nobody is told while it happens
+        lab.fake.frozen = True  # no event is delivered from here on
         lab.fake.put(PODS, "x", "b")
         lab.fake.remove(PODS, "x", "a")
         lab.fake.end_watches()
@@ -297,7 +297,7 @@ def test_exception_of_a_callback_ends_it() -> None:
 
 @pytest.mark.parametrize("turns", range(5))
 def test_connection_accepted_during_shutdown_is_closed(turns: int) -> None:
-    """Of the fake one: what it left open was told of in another test, now and then."""
+    """A test of the fake server: a connection that it left open once disturbed other tests."""
 
     async def main() -> bytes:
         async with fake_api_server() as fake:

@@ -1,4 +1,4 @@
-"""What an informer does next, and what its copy makes of lists and changes: pure functions."""
+"""The next step of an informer, and its copy after lists and events: pure functions."""
 
 import json
 from typing import Any

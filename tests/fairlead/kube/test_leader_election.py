@@ -1,4 +1,4 @@
-"""Leading: the decision over a lease, and candidates before an API server that is slow, away, or contradicts."""
+"""Leader election: the decision over a lease, and candidates with a slow or unavailable API server."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -106,7 +106,7 @@ class ElectionHarness:
         return election
 
     async def passing(self, condition: Callable[[], bool], seconds: float = 0.5) -> None:
-        """Let time pass in small steps until ``condition`` holds; nobody's request is left behind."""
+        """Advances time in small steps until `condition` holds, so that no request is left behind."""
 
         def is_over() -> bool:
             if condition():
@@ -177,7 +177,7 @@ def test_lease_of_a_dead_leader_is_taken_after_it_expires() -> None:
         before = lab.time.now()
         await lab.passing(lambda: two.is_leading)
         assert lab.time.now() - before >= TIMING.lease_seconds
-        assert not one.is_leading  # by its own clock, without having asked anybody
+        assert not one.is_leading  # by its own clock, without a request
         assert "one has not renewed it" in two.reason
 
     run(check)

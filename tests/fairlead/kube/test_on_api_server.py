@@ -1,4 +1,4 @@
-"""The same client before a real etcd and kube-apiserver: what only the real one knows, and what happens when it dies or freezes."""
+"""The client with a real etcd and kube-apiserver: its own behaviour, and its death and freezing."""
 
 import asyncio
 import json
@@ -77,7 +77,7 @@ def client(server: ApiServer, **access: Any) -> KubeApi:
 
 
 def run(server: ApiServer, check: Check, request: pytest.FixtureRequest) -> None:
-    """``check`` in a namespace that is named after the test."""
+    """Runs `check` in a namespace that is named after the test."""
     name = request.node.name.replace("_", "-").partition("[")[0][:60].strip("-")
 
     async def main() -> None:

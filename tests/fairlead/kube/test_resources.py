@@ -1,4 +1,4 @@
-"""Where objects are kept, and what cannot name one."""
+"""API paths of objects, and names that cannot be part of one."""
 
 import pytest
 

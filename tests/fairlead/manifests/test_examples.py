@@ -1,7 +1,8 @@
-"""The examples are right, numbered without a gap, listed, and the bundled one is one of them.
+"""The examples are valid, numbered without a gap and listed, and the bundled one is one of them.
 
-Those of intents come in pairs, on GPUs and simulated, of one shape; an API server takes them all, and the operator makes something of
-each. That the simulated ones become Ready and answer is ``e2e/kube/test_examples.py``.
+Examples by intent come in pairs of one shape, on GPUs and simulated. An API server accepts all of
+them, and the operator renders each. `e2e/kube/test_examples.py` checks that the simulated ones
+become Ready and answer.
 """
 
 import asyncio

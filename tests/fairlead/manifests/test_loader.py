@@ -1,4 +1,6 @@
-"""Manifests: what is right is understood with its defaults, what is wrong is named with file, line, field and fix."""
+"""Manifests: valid ones get their defaults, invalid ones are refused with file, line, field and
+fix.
+"""
 
 import io
 from pathlib import Path

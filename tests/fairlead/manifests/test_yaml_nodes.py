@@ -1,4 +1,4 @@
-"""YAML becomes nodes with lines, and everything dangerous or ambiguous is refused with a place and a fix."""
+"""YAML nodes with lines: dangerous and ambiguous text is refused with a place and a fix."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Workers are started from the compiled copy of exactly the sources that run here, and from nothing else."""
+"""Workers use the compiled copy of exactly the running sources, and no other."""
 
 import os
 import shutil

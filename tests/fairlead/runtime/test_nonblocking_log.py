@@ -1,4 +1,4 @@
-"""A log that nobody reads holds up nothing: lines wait in memory, bounded, and what is lost is counted and said."""
+"""A log without a reader blocks nothing: lines wait in bounded memory, and losses are reported."""
 
 import asyncio
 import logging
@@ -145,7 +145,9 @@ def test_invalid_level_is_named() -> None:
 
 
 def test_full_unread_pipe_blocks_no_request_and_no_drain(tmp_path: Path) -> None:
-    """Every change of the fleet file is two log lines of a process whose standard error is full before it starts."""
+    """Each change of the fleet file logs two lines. Standard error is full before the process
+    starts.
+    """
 
     async def main() -> None:
         path = tmp_path / "fleet.yaml"

@@ -43,7 +43,7 @@ def scripted_steps(harness: OperatorHarness, rng: random.Random) -> list[Callabl
 
 
 def reconcile_through_crash(harness: OperatorHarness, kill_at: int | None, *, after: bool) -> int:
-    """Runs until idle with a crash before (or after) write `kill_at`; returns the number of writes."""
+    """Runs until idle with a crash before or after write `kill_at`. Returns the number of writes."""
     count = 0
 
     def count_write(_: str) -> None:
@@ -85,7 +85,7 @@ def state(harness: OperatorHarness) -> Any:
 
 
 def run_steps(seed: int, stage: int, kill_at: int | None, after: bool) -> tuple[Any, int]:
-    """Runs the steps of a seed with a crash in one stage; returns end state and writes of the stage."""
+    """Runs the steps of a seed with a crash in one stage. Returns the end state and its writes."""
     harness = OperatorHarness()
     writes = 0
     for index, step in enumerate(scripted_steps(harness, random.Random(seed))):

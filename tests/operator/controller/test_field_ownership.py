@@ -1,4 +1,4 @@
-"""Who owns which field, from managedFields as a real API server writes them."""
+"""Owners of fields, from managedFields as a real API server writes them."""
 
 from typing import Any
 

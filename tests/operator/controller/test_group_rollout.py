@@ -1,7 +1,7 @@
-"""Groups of nodes are replaced without ever having fewer ready than asked: our decision beside the controller's, step by step.
+"""Rollouts of groups of nodes never have fewer ready groups than desired, step by step.
 
-``Controllers`` does what LeaderWorkerSet 0.8.0 and the StatefulSet below it do about numbers and places: ``rollingUpdateParameters``
-and what follows from it, line by line, with its blind spot (a group that drains counts as ready).
+`Controllers` acts like LeaderWorkerSet 0.8.0 and the StatefulSet below it:
+`rollingUpdateParameters` line by line. A draining group counts as ready there, too.
 """
 
 import random
@@ -76,7 +76,7 @@ class RolloutScenario:
         assert self.cluster.serving_count >= self.least, (self.cluster, self.lines)
 
     def settle(self, chance: random.Random | None = None, turns: int = 200) -> None:
-        """Everybody does what there is to do, one at a time, in turn or in an order drawn by chance."""
+        """Lets all controllers act, one at a time, in turn or in random order."""
         first = not self.cluster.groups
         for _ in range(turns):
             if chance is None and not first and self.settled:
@@ -96,7 +96,7 @@ class RolloutScenario:
 
     @property
     def settled(self) -> bool:
-        """So many as are asked, of what is asked, ready; and nothing is left of how they came to be."""
+        """True if the desired groups are ready and no surge group is left."""
         groups, live = self.cluster.groups, self.cluster.live
         whole = all(one.ready and not one.leaving and one.revision == self.revision for one in groups.values())
         number = live["spec"]["replicas"]

@@ -163,7 +163,7 @@ def test_news_in_the_response_of_a_write_is_not_missed(harness: OperatorHarness,
     harness.edit(engine={"type": "Sim", "args": ["--more"]})
     harness.drops_events = True
     harness.kube.before_write = meanwhile
-    # Replicas are written only to the known version: a change of readiness is read in the same pass.
+    # Replicas are written only to the known version: a readiness change is read in the same pass.
     assert (harness.reconcile() == 0.0) is (change != "readiness")
     harness.kube.before_write = lambda _: None
     harness.reconcile()

@@ -1,4 +1,4 @@
-"""Which revision runs: the spec's, a held one, or one that people asked for."""
+"""The revision to run: that of the spec, one that a pause keeps, or a requested one."""
 
 from typing import Any
 

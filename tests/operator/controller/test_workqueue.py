@@ -1,4 +1,4 @@
-"""The work queue: never twice at once, nothing lost, pauses that grow; with a clock that a test turns."""
+"""The work queue: no key runs twice at once, none is lost, and delays grow. Time is manual."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Every switch that is written for an engine is one that the engine has, in the version that docs/reference/engines.md names."""
+"""Every rendered flag exists in the engine version that docs/reference/engines.md names."""
 
 import argparse
 import importlib.util

@@ -1,4 +1,7 @@
-"""What every kind of model becomes, line by line: ``python scripts/golden_files.py`` writes the files, people read them."""
+"""Rendered objects of every kind of model, as golden files.
+
+`python scripts/golden_files.py` writes the files; people review them.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""What is rendered before a real API server: every field exists, every value is allowed, and the pods are let in as restricted."""
+"""Rendered objects on a real API server: it accepts every field and value, and Pod Security admits
+them.
+"""
 
 import asyncio
 from collections.abc import Iterator

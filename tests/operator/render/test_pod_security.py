@@ -1,4 +1,4 @@
-"""Every pod passes Pod Security's level ``restricted``, and holds to the other rules that all children share."""
+"""Every pod meets Pod Security `restricted`, and all children follow the shared rules."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +41,7 @@ def templates(found: list[Manifest]) -> Iterator[tuple[Manifest, dict[str, Any]]
 
 
 def violations(spec: dict[str, Any]) -> list[str]:
-    """What Pod Security's level restricted has against a pod."""
+    """Returns the violations of Pod Security `restricted` by a pod."""
     found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
     pod = spec.get("securityContext", {})
     for volume in spec.get("volumes", []):

@@ -1,4 +1,4 @@
-"""The preStop script, run as a pod runs it, beside a server whose gauges a test sets."""
+"""The preStop script, run as in a pod, with a server whose gauges the test sets."""
 
 import subprocess
 import sys

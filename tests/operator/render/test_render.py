@@ -1,4 +1,4 @@
-"""What render does with the cluster's facts: pins, names that stay, and what it says when it cannot."""
+"""Rendering with facts of the cluster: pins, stable names, and messages about failures."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is said of pools while their instances are replaced: by workloads that count, and by those that do not say what they count."""
+"""Pool states while instances are replaced, for workloads with and without revision counts."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ NEW, OLD = "bbbb", "aaaa"
 
 
 def group(**status: Any) -> Manifest:
-    """A LeaderWorkerSet as the operator applied it last: of the revision ``now``, its pods of ``NEW``."""
+    """Returns a LeaderWorkerSet as last applied: revision `now`, with the pods of `NEW`."""
     notes = {"fairlead.io/model-revision": "now", "fairlead.io/revision": NEW}
     return {
         "kind": "LeaderWorkerSet",
@@ -79,7 +79,7 @@ def test_group_is_updated_when_its_leader_is() -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 5])
 def test_foreign_replica_change_is_no_rollout(number: int) -> None:
-    """Its controller has not counted anew yet: what it counted is of the same template."""
+    """The controller has not counted again yet: its counts are of the same template."""
     had = {"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2, "observedGeneration": 6}
     scaled = {**group(**had), "kind": "Deployment", "spec": {"replicas": number}}
     found = state(scaled, leader(NEW), leader(NEW), leader(OLD, deletionTimestamp="2026-01-01T00:00:00Z"))

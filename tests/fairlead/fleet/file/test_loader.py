@@ -1,4 +1,4 @@
-"""The fleet file: what it says becomes a Fleet, a Fleet becomes the file again, and mistakes are named with their line."""
+"""The fleet file: it reads into a Fleet and back, and errors name their line."""
 
 import os
 from dataclasses import replace

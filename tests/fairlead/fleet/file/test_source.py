@@ -1,4 +1,4 @@
-"""A watched fleet file: edits arrive, broken ones change nothing, and the counters count what they say."""
+"""A watched fleet file: edits arrive, invalid ones change nothing, and the counters are right."""
 
 import asyncio
 import contextlib

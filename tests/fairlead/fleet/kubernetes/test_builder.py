@@ -1,4 +1,4 @@
-"""What becomes of a cluster's objects: pure, by tables."""
+"""The fleet that objects of a cluster give, by tables."""
 
 from collections.abc import Mapping
 from dataclasses import replace

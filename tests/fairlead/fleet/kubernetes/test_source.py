@@ -1,4 +1,4 @@
-"""The source over real sockets, before an API server that fails as it is told, in time that a test turns."""
+"""The fleet source over real sockets, with a fake API server that fails on demand and manual time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -268,7 +268,7 @@ def test_many_problems_are_truncated() -> None:
 
 
 def test_internal_error_about_one_object_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a class did that only the compiled gateway could not read: the gateway never heard of any model again."""
+    """A class once failed only in the compiled gateway, which then got no model any more."""
     value = Profile.to_engine_profile
 
     def broken(self: Profile, name: str) -> EngineProfile:

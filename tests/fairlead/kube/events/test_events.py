@@ -1,4 +1,6 @@
-"""Events: what is written when, as a table, and the recorder before an API server that refuses and forgets."""
+"""Kubernetes Events: when they are written, and the recorder with an API server that refuses and
+forgets.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,6 @@
-"""``Wire`` over real sockets, against a server that says what it is told, byte for byte: kept connections, answers of every form."""
+"""The HTTP transport over real sockets: kept connections, and responses of every form, byte for
+byte.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Container
@@ -14,10 +16,10 @@ GET, POST = HttpRequest("GET", "/x"), HttpRequest("POST", "/x", body=b"{}", repe
 
 
 class ScriptedServer:
-    """A server with an answer for each request, in turn, over all connections. None ends the connection without one.
+    """A server with one response per request, in order, over all connections.
 
-    ``closing`` are the numbers of the answers after which the connection is closed, without a word of it before. ``heads`` are
-    the requests that came.
+    None ends the connection without a response. `closing` are the numbers of the responses after
+    which the connection closes without notice. `heads` are the received requests.
     """
 
     def __init__(self, *answers: bytes | None, closing: Container[int] = ()) -> None:

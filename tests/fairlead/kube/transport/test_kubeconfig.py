@@ -1,4 +1,4 @@
-"""Finding the API server, and refusing what would make us somebody else."""
+"""The choice of the API server and credentials, and refused ways to impersonate another user."""
 
 import base64
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which failed requests are sent again, and after how long."""
+"""Failed requests that are retried, and the delays."""
 
 import pytest
 from hypothesis import given
