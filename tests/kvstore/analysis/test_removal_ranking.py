@@ -1,10 +1,9 @@
-"""Which instance is cheapest to lose, and what counts as used lately."""
+"""Removal ranking of instances, and the unique blocks that it counts."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.prefix_map.recent_blocks import RecentBlocks
 from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank, rank_removals
 from fairlead_kvstore.blockstore.changes import BlocksStored, InstanceDetached
@@ -56,23 +55,3 @@ def test_count_unique_of_all_blocks_equals_the_unique_block_counts(told: list[tu
         mirror.apply([BlocksStored(name, StorageTier.GPU, 0, sorted(blocks))])
     unique = {name: one.unique for name, one in count_blocks(mirror).items() if one.unique}
     assert mirror.count_unique(range(1, 21)) == unique
-
-
-def test_block_counts_as_used_for_one_to_two_periods() -> None:
-    recent = RecentBlocks(most=100, seconds=10.0)
-    recent.add([1], 0.0)
-    recent.add([2], 9.0)
-    assert recent.blocks(9.9) == {1, 2}
-    recent.add([3], 12.0)  # a new generation: those of the last one still count
-    assert recent.blocks(18.9) == {1, 2, 3}
-    assert recent.blocks(22.5) == {3}
-    assert recent.blocks(60.0) == set()
-
-
-def test_used_blocks_are_bounded_and_drop_the_older_half() -> None:
-    recent = RecentBlocks(most=20, seconds=1_000.0)
-    for number in range(100):
-        recent.add([number], float(number) / 100)
-    found = recent.blocks(1.0)
-    assert len(found) <= 21
-    assert {95, 96, 97, 98, 99} <= found
