@@ -19,7 +19,7 @@ from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.request_parser import RequestParser
 from fairlead_gateway.worker.openai.passthrough import is_passthrough_path, parse_passthrough_request
 from fairlead_gateway.worker.openai.request_timeout import total_timeout
-from fairlead_gateway.worker.upstream.request_encoder import encode_request
+from fairlead_gateway.worker.upstream.request_encoder import encode_request, request_prefix
 
 LIMITS = Limits()
 TIGHT = Limits(
@@ -164,7 +164,8 @@ def forwarded(head: RequestHead, body: bytes) -> None:
     else:
         target = "/v1/completions"
     assert _TARGET.fullmatch(target), target
-    message = b"".join(encode_request(_URL, target, head, body, "req-1", method=method, dp_rank=crc32(body) % 4))
+    prefix = request_prefix(method, target, _URL)
+    message = b"".join(encode_request(prefix, head, body, "req-1", dp_rank=crc32(body) % 4, extra_headers=""))
     engine = _Second()
     assert engine.read(message), "llhttp refuses what engines get"
     ((method_read, target_read, keep, body_read, fields),) = engine.whole

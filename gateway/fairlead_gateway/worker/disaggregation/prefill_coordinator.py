@@ -42,7 +42,7 @@ from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
-from fairlead_gateway.worker.upstream.request_encoder import encode_request
+from fairlead_gateway.worker.upstream.request_encoder import encode_request, request_prefix
 from fairlead_gateway.worker.upstream.response import EngineResponse
 
 _MAX_PREFILL_ATTEMPTS: Final = 2
@@ -336,8 +336,9 @@ class PrefillCoordinator:
             body = body_with_model(instance.served_name, body)
         head = context.http_request.head
         extra = context.trace.start_span(instance, PREFILL, "") if context.trace is not None else ""
+        prefix = request_prefix("POST", head.path, instance.url)
         message = encode_request(
-            instance.url, head.path, head, body, context.http_request.id, dp_rank=instance.dp_rank, extra_headers=extra
+            prefix, head, body, context.http_request.id, dp_rank=instance.dp_rank, extra_headers=extra
         )
         router = self._prefill_routers.router(context.request.model_key)
         if router is None:

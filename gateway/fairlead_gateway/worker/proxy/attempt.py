@@ -22,7 +22,7 @@ from fairlead_gateway.worker.resilience.failure_attribution import FailureAttrib
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
-from fairlead_gateway.worker.upstream.request_encoder import RequestPrefixCache, encode_with_prefix
+from fairlead_gateway.worker.upstream.request_encoder import RequestPrefixCache, encode_request
 from fairlead_gateway.worker.upstream.response import EngineResponse
 
 
@@ -126,7 +126,7 @@ class Attempt:
             body = body_with_model(instance.served_name, body)
             target = None if target is None else target_with_model(instance.served_name, target)
         prefix = dispatcher.request_prefixes.get(request.method, head.path if target is None else target, instance.url)
-        self.message = encode_with_prefix(
+        self.message = encode_request(
             prefix, head, body, context.http_request.id, dp_rank=instance.dp_rank, extra_headers=extra
         )
 

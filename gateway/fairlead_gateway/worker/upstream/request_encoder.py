@@ -32,29 +32,6 @@ _RELAYED_HEADERS: Final[tuple[bytes, ...]] = (
 )
 
 
-def encode_request(
-    url: str,
-    path: str,
-    head: RequestHead,
-    body: bytes,
-    request_id: str,
-    *,
-    method: str = "POST",
-    dp_rank: int | None = None,
-    extra_headers: str = "",
-) -> list[bytes]:
-    """Encodes a request with its own framing and Host; the body is unchanged.
-
-    dp_rank: the data-parallel rank of the instance.
-    extra_headers: complete header lines.
-
-    Why 8 parameters: the first five are the request.
-    """
-    return encode_with_prefix(
-        request_prefix(method, path, url), head, body, request_id, dp_rank=dp_rank, extra_headers=extra_headers
-    )
-
-
 class RequestPrefix:
     """The start of a request: up to the value of Content-Length or, for GET, the line of Host."""
 
@@ -74,10 +51,14 @@ def request_prefix(method: str, target: str, url: str) -> RequestPrefix:
     return RequestPrefix(method, target, f"{method} {base}{target} HTTP/1.1\r\nhost: {authority}\r\n{framing}")
 
 
-def encode_with_prefix(
+def encode_request(
     prefix: RequestPrefix, head: RequestHead, body: bytes, request_id: str, *, dp_rank: int | None, extra_headers: str
 ) -> list[bytes]:
-    """Encodes a request whose start is known."""
+    """Encodes a request with its own framing and Host; the body is unchanged.
+
+    dp_rank: the data-parallel rank of the instance.
+    extra_headers: complete header lines.
+    """
     rank_header = f"x-data-parallel-rank: {dp_rank}\r\n" if dp_rank is not None else ""
     if prefix.method != "GET":
         head_text = f"{prefix.text}{len(body)}\r\nx-request-id: {request_id}\r\n{extra_headers}{rank_header}".encode(
