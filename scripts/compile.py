@@ -1,10 +1,13 @@
-"""Compiles the data plane with mypyc: ``.venv/bin/python scripts/compile.py [--sim] [--into FOLDER]``; once per state of the sources.
+"""Compiles the data plane with mypyc, once per state of the sources.
 
-Makes a copy of the packages with the modules below compiled, in the cache, where gateways find it
-(``fairlead.runtime.compiled_build``);
-with ``--into`` elsewhere, for an image; with ``--sim`` another copy, of the fleet simulator and the router that it runs
-(``fairlead_sim.compiled``). Needs a C compiler and Python's headers; without them it says so and exits 3, and gateways run
-interpreted. Takes about a minute of one core.
+    .venv/bin/python scripts/compile.py [--sim] [--into FOLDER]
+
+Compiles the modules below in a copy of the packages. The copy lies in the cache, where gateways
+find it (``fairlead.runtime.compiled_build``), or with ``--into`` elsewhere, for an image. ``--sim``
+makes another copy, of the fleet simulator and its router (``fairlead_sim.compiled``).
+
+It needs a C compiler and Python's headers. Without them it prints that and exits 3, and gateways
+run interpreted. It takes about a minute of one core.
 """
 
 import argparse
@@ -78,8 +81,10 @@ for extension in extensions:
 setup(name="fairlead-compiled", packages=[], ext_modules=extensions)
 """
 _FLAGS = ("-Wno-error", "-fvisibility=hidden", "-fno-plt")
-"""What a compiler says of generated code is nobody's concern. Calls among the modules and into Python go straight, not through stubs:
-with ``opt_level`` 3 that is 3 % of a request's instructions."""
+"""Flags of the C compiler. Warnings about generated code are ignored.
+
+Calls among the modules and into Python go straight, not through stubs. With ``opt_level`` 3 that is
+3 % of a request's instructions."""
 
 _MYPY = """
 [mypy]
@@ -160,7 +165,7 @@ def _build(folders: list[Path], target: Path, patterns: Iterable[str]) -> int:
 
 
 def _known_flags(folder: Path) -> list[str]:
-    """Those of ``_FLAGS`` that the compiler takes without a word."""
+    """Returns the flags of ``_FLAGS`` that the compiler accepts."""
     empty = folder / "empty.c"
     empty.write_text("int nothing(void) { return 0; }\n", encoding="utf-8")
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")

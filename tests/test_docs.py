@@ -1,4 +1,4 @@
-"""The documentation against the code: links lead somewhere, commands parse, and no name is only in one of the two."""
+"""The documentation against the code: links work, commands parse, and names match on both sides."""
 
 import ast
 import json
@@ -63,7 +63,7 @@ def named(path: Path) -> str:
 
 @cache
 def snippets(path: Path) -> list[str]:
-    """What a page shows as code: the lines of its blocks, continued ones joined, and its spans."""
+    """Returns the code of a page: the lines of its blocks, continued ones joined, and its spans."""
     text = text_of(path)
     lines = [line for block in FENCE.findall(text) for line in block.replace("\\\n", " ").splitlines()]
     return [*lines, *SPAN.findall(FENCE.sub("", text))]
@@ -104,7 +104,10 @@ def test_every_path_of_the_repository_that_is_named_exists(page: Path) -> None:
 
 
 def words_of(snippet: str) -> Iterator[list[str]]:
-    """The ``fairlead`` commands of a line: placeholders filled in, comments, pipes and redirections left out."""
+    """Yields the ``fairlead`` commands of a line as words.
+
+    Placeholders are filled in; comments, pipes and redirections are left out.
+    """
     line = re.sub(r"\s#\s.*", "", snippet.removeprefix("$ ").strip())
     for part in re.split(r"\|(?!\|)", line):
         if not FAIRLEAD.match(part.strip()):

@@ -1,8 +1,8 @@
 """The repository keeps the shape that its README draws.
 
-`operator` is a standard-library module. A file operator/__init__.py at the root would replace it for every Python started there
-(``python -m pytest`` dies while importing ``collections``), and so would tests/operator/__init__.py under pytest.
-These tests fail before that happens.
+`operator` is a standard-library module. A file operator/__init__.py at the root would replace it
+for every Python that starts there: ``python -m pytest`` dies while importing ``collections``. The
+same holds for tests/operator/__init__.py under pytest. These tests fail before that happens.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""A made-up world for the loop: models, a scaler that notes what it is asked for, gateways, a core that does as it is told."""
+"""A simulated world of the control loop: models, gateways, a recording target and a fixed core."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The loop acts on plans, and on nothing else: what is away, what fails, who leads, who is woken."""
+"""The loop acts on plans alone: missing parts, failures, leadership and wake hints."""
 
 import asyncio
 from collections.abc import Collection, Mapping

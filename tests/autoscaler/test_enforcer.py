@@ -1,4 +1,4 @@
-"""What the owner of a model said is laid over what the core plans."""
+"""The model's policy is applied over the plan of the core."""
 
 from dataclasses import replace
 from typing import Any
@@ -98,7 +98,7 @@ def test_no_more_than_a_step_within_a_minute_up_and_down() -> None:
 
 def test_a_step_never_turns_a_direction_round() -> None:
     policy = AUTO | {"step_up": 1, "step_down": 1}
-    jumped = PolicyState({"main": ((990.0, 2), (995.0, 8))}, 990.0)  # somebody else raised it
+    jumped = PolicyState({"main": ((990.0, 2), (995.0, 8))}, 990.0)  # another writer raised it
     assert ruled(state(8, policy=policy), 9, watch=jumped).replicas == 8
 
 
@@ -249,8 +249,8 @@ def test_what_is_not_known_counts_as_asked_for() -> None:
             (4, 1),
             False,
             (2, 0),
-        ),  # and nobody starts to sleep meanwhile
-        (state(2, policy=AUTO | {"step_up": 2}), (5, 0), False, (4, 0)),  # and nobody is started to sleep for it
+        ),  # and no new sleeper starts meanwhile
+        (state(2, policy=AUTO | {"step_up": 2}), (5, 0), False, (4, 0)),  # and no sleeper starts for it
         (state(4, asleep=0, policy=AUTO | {"step_down": 1}), (1, 3), False, (3, 1)),
         (state(1, asleep=2, least=3), (1, 2), False, (3, 0)),
         (state(3, asleep=2, most=4), (3, 2), False, (3, 1)),

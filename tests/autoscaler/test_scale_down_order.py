@@ -1,4 +1,4 @@
-"""Who leaves first: what is not ready, then whose cache nobody misses, then who has the least to do."""
+"""The order of removal: unready replicas, then the least valuable caches, then the least busy."""
 
 from fairlead_autoscaler.collector.counter_deltas import CounterKey
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot

@@ -1,6 +1,6 @@
 """Values that leave a process keep their encoding, whatever their classes and fields are called.
 
-``recorded_encodings.json`` holds what an earlier release wrote: a sample of each struct in
+``recorded_encodings.json`` is of an earlier release. It holds a sample of each struct in
 MessagePack, an answer of the autoscaler, and the fields of each model of the management API.
 Messages between a supervisor and its own workers are not recorded: both ends always come from one
 release.

@@ -15,7 +15,7 @@ from fairlead_autoscaler.core.types import (
 )
 
 POOL = "main"
-# A step of 10 ms and 1 ms for each sequence, and 0.1 ms for each token of a prompt: numbers to do in the head.
+# A step of 10 ms, 1 ms for each sequence and 0.1 ms for each prompt token: easy numbers.
 PROFILE = EngineProfile(
     "simple",
     prefill_token_seconds=1e-4,
@@ -43,7 +43,10 @@ def ready_replica(
 def pool_observation(
     replicas: Sequence[ReplicaMetrics] | None, *, desired: int | None = None, ready: int = 0, pending: int = 0
 ) -> PoolObservation:
-    """A pool of these ready replicas and ``pending`` starting ones; ``replicas`` None: nobody could be asked, ``ready`` counts."""
+    """Returns a pool of these ready replicas and ``pending`` starting ones.
+
+    replicas: None if their metrics are missing; ``ready`` is their number then.
+    """
     if replicas is None:
         return PoolObservation(ready + pending if desired is None else desired, ready, pending)
     starting = [ReplicaMetrics(f"starting-{number}", ReplicaState.PENDING, 30.0) for number in range(pending)]

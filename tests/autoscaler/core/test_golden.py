@@ -9,8 +9,10 @@ import msgspec
 from fairlead_autoscaler.core import ModelSpec, Observation, ScalingCore
 
 RECORDING = Path(__file__).parent / "golden" / "length_shift.jsonl.xz"
-"""A model with separate roles whose prompts change from 8,000 to 1,000 tokens: first the model, then
-one line for each tick. A plan has its replicas, its sleeping replicas, its rule and its inputs."""
+"""A model with separate roles whose prompts change from 8,000 to 1,000 tokens.
+
+The first line is the model, each other line a tick. A plan has its replicas, its sleeping replicas,
+its rule and its inputs."""
 
 
 class Tick(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""A pool that a look does not name: for a minute nobody takes its place, since what it has may serve on."""
+"""A pool that an observation lacks has no substitute for a minute, since it may still serve."""
 
 from dataclasses import replace
 

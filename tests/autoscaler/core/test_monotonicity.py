@@ -1,4 +1,4 @@
-"""More load never gives fewer replicas: of whatever engines, requests and objectives, kept easily, hardly or not at all."""
+"""More load never gives fewer replicas, for any engines, requests and SLOs."""
 
 from dataclasses import dataclass, replace
 
@@ -54,14 +54,20 @@ TRAFFIC = st.lists(st.builds(Traffic, st.integers(1, 20), st.integers(0, 300).ma
 
 
 class Pool:
-    """One pool that gets at once what is planned for it, and answers at once; with no ``output`` its engines tell nothing."""
+    """A pool that gets planned replicas at once and answers at once.
+
+    output: tokens of an answer; None if its engines report nothing.
+    """
 
     def __init__(self, model: ModelSpec, output: float | None) -> None:
         self.core, self.output = ScalingCore(model), output
         self.now, self.replicas, self.ended = 0.0, 1, 0.0
 
     def observation(self, seen: GatewayTraffic) -> Observation:
-        """The next look, at which so much has come; engines tell of what came before, and that it has ended."""
+        """Returns the next observation, with so much traffic.
+
+        Engines report the traffic before as finished.
+        """
         told: tuple[ReplicaMetrics, ...] = ()
         if self.output is not None and self.replicas:
             told = (self._metrics(self.ended / self.replicas, self.output),)
@@ -99,15 +105,18 @@ def after(model: ModelSpec, output: float | None, traffic: list[Traffic]) -> Poo
 
 
 def planned(pool: Pool, seen: GatewayTraffic) -> int:
-    """What a look with so much would come to; nothing is remembered of it."""
+    """Returns the plan of a tick with so much traffic, without keeping its state."""
     model, state = pool.core.model, pool.core.state
     return decide(state, pool.observation(seen), model, pool.core.settings)[1].pools["main"].replicas
 
 
 def as_before(pool: Pool, prompt: float) -> float:
-    """Tokens of the prompts of more requests as those before, ``prompt`` wherever that is so. Once prompts are settled it always is;
-    until then those that come now are part of what is known, and more that are shorter make another load: the same tokens in smaller
-    pieces, which may take fewer replicas (decision 0038)."""
+    """Returns the prompt tokens of more requests like those before.
+
+    That is ``prompt`` once the prompt length is settled, as it always is then. Until then the
+    present requests are part of the estimate. More of shorter ones are another load then: the
+    same tokens in smaller pieces, which may need fewer replicas (decision 0038).
+    """
     known = pool.core.state.lengths
     after_look = decide(
         pool.core.state, pool.observation(GatewayTraffic(0.0, 0.0)), pool.core.model, pool.core.settings
@@ -177,7 +186,10 @@ def test_longer_prompts_now(
 def test_more_requests_and_longer_ones_all_the_time(
     model: ModelSpec, prompt: float, requests: int, more: float, longer: float, ticks: int
 ) -> None:
-    """Engines tell nothing: of more requests they would tell sooner how short answers are, and how fast they are under load."""
+    """Engines report nothing.
+
+    With more requests they would show earlier how short answers are, and their speed under load.
+    """
     model = replace(model, ttft_per_kilo_token_seconds=0.0)
     less = after(model, None, [Traffic(ticks, float(requests), prompt)])
     many = after(model, None, [Traffic(ticks, round(requests * more), prompt * longer)])

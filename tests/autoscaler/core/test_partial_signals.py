@@ -1,8 +1,10 @@
-"""What a replica does not tell, or cannot mean, is not taken for nothing: a signal that is missing alone raises no number, and
-lowers none that would stay if it were there.
+"""Signals that a replica lacks, or that are impossible, do not count as zero.
 
-An engine is as slow, answers are as long, and as much is in flight as what is known says. Told by halves they would seem otherwise:
-prompts that nobody counts make steps seem slow without cause, answers that nobody counts the end of ever longer."""
+A signal that is missing alone raises no number, and lowers none that would stay with it. The known
+signals determine the speed of an engine, the length of answers and the requests in flight. Partial
+reports would distort them. Without prompt counts steps seem slow without cause; without answer
+counts answers seem to grow.
+"""
 
 import math
 from dataclasses import replace
@@ -45,7 +47,7 @@ _SIGNALS = [
 
 
 class Steady:
-    """Six requests a second on as many replicas as are planned, each look after five seconds like the one before."""
+    """Six requests a second on the planned replicas, the same at every tick of five seconds."""
 
     def __init__(self) -> None:
         self.core, self.now, self.replicas = ScalingCore(_MODEL), 0.0, 8
@@ -53,8 +55,12 @@ class Steady:
     def step(
         self, requests: float = _REQUESTS, counted: float | None = 1.0, longer: float = 1.0, **signals: Any
     ) -> PoolPlan:
-        """The plan after a look in which each replica tells ``signals`` instead of what it has, and gateways ``counted`` times what
-        came, of prompts ``longer`` times as long; None = nobody could read any of them."""
+        """Returns the plan after a tick.
+
+        counted: the gateways' counts, as a factor of the arrivals; None if they are missing.
+        longer: the length of prompts, as a factor.
+        signals: values that replicas report instead of their own; None if one is missing.
+        """
         self.now += 5.0
         each = requests / self.replicas
         running = each / 5.0 * _OUTPUT * _GAP

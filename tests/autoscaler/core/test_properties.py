@@ -1,4 +1,4 @@
-"""What holds of the scaling core whatever happens: drawn loads, metrics that go missing, lie or make no sense, and wrong clocks."""
+"""Properties of the scaling core under drawn loads, missing or wrong metrics, and wrong clocks."""
 
 import math
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ _PROFILE = EngineProfile(
 )
 _BOUNDS = (0.5, 1.0, 3.0, 10.0)
 _LATE = 15.0
-"""A look so late may just be late: a clock that is wrong by seconds cannot be told from it, one that is wrong by hours can."""
+"""A tick this late may just be late: a clock wrong by seconds looks the same."""
 _WRONG = (math.nan, math.inf, -math.inf, -5.0, 1e300)
 
 
@@ -38,7 +38,7 @@ def model_of(minimum: int, maximum: int) -> ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """A stretch of a series: so many ticks of so many requests a tick, and what becomes of the signals meanwhile."""
+    """A stretch of a series: ticks, requests per tick, and the state of the signals."""
 
     ticks: int
     requests: int
@@ -62,7 +62,10 @@ MINUTES = st.lists(
 
 
 class Cluster:
-    """What a plan does to pods: the newest go first, those that start become ready after two minutes. Requests take a tick."""
+    """The pods of a plan. The newest end first; new ones are ready after two minutes.
+
+    Requests take a tick.
+    """
 
     def __init__(self, model: ModelSpec, replicas: int) -> None:
         self.now = 0.0

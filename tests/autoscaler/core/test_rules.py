@@ -1,4 +1,4 @@
-"""What a plan's rule says is so, and what is learned stays a number."""
+"""The rule of a plan matches its cause, and learned values stay finite."""
 
 from fairlead_autoscaler.core import (
     GatewayTraffic,
@@ -13,7 +13,7 @@ from fairlead_autoscaler.core.performance.error_budget import MissedRequests, co
 
 
 def _planned(maximum: int, arrivals: float) -> PoolPlan:
-    """What is planned of a pool that has all it may have, after a minute of so many requests a tick."""
+    """Returns the plan of a full pool after a minute of so many requests a tick."""
     core = ScalingCore(ModelSpec("chat", 3.0, 0.15, (PoolSpec("main", minimum=1, maximum=maximum),)))
     plan = None
     for tick in range(12):

@@ -1,4 +1,4 @@
-"""What is particular to pools that do a part of each request: queues that nobody tells, and starts that nobody stands in for."""
+"""Pools that do a part of each request: unreported queues, and starts without a substitute."""
 
 from dataclasses import replace
 from typing import Any
@@ -29,7 +29,7 @@ _SEEN = ReplicaMetrics(
 
 
 def _waiting(role: Role, **told: Any) -> float:
-    """What is taken to wait at one engine, in all of which 40 requests are told to run and none to wait."""
+    """Returns the assumed queue of an engine that reports 40 running requests and none waiting."""
     replica = replace(_SEEN, **told)
     found = pool_totals(PoolObservation(1, 1, replicas=(replica,)), PoolSpec("main", role, profile=_PROFILE), 0.1)
     assert found is not None
@@ -56,7 +56,10 @@ def test_where_it_cannot_be_told_nothing_is_made_up(missing: str) -> None:
 
 
 def _rule(target: int, ready: int, slow: float, *, apart: bool) -> tuple[int, str]:
-    """The number and the rule where one more is needed than there are, in a pool whose starts take 120 s, slow ones so long."""
+    """Returns number and rule of a pool that lacks one replica.
+
+    Starts take 120 s, slow ones ``slow`` seconds.
+    """
     wanted = PoolRequest(target, target - 0.2, True, apart, False, False, (120.0, slow), 1.0, {}, "load")
     seen = PoolObservation(ready, ready)
     doubt = SignalDoubt(None, None, False)

@@ -1,4 +1,4 @@
-"""What the core remembers goes through JSON and back, and goes on as if nothing had happened."""
+"""The state of the core survives JSON without an effect on later plans."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What differs from one replica to the next, and from one tick to the next."""
+"""Differences between replicas, and between ticks."""
 
 import pytest
 
@@ -15,13 +15,13 @@ _POOL = PoolSpec("main", profile=_PROFILE)
 
 
 def _pace(prompts: float, sequences: float, gap_seconds: float) -> TokenGapSample:
-    """One that ran so many sequences and computed so many prompt tokens in five seconds."""
+    """Returns a replica that ran so many sequences and computed so many prompt tokens in 5 s."""
     gaps = sequences * 5.0
     return TokenGapSample(0.0, prompts, gaps / gap_seconds, gaps)
 
 
 def _gap(prompts_per_second: float, sequences: float, slower: float) -> float:
-    """What a step takes where every part of it takes so many times as long as the profile says."""
+    """Returns the step time where each part takes so many times as long as the profile says."""
     per_sequence = _PROFILE.sequence_seconds + _PROFILE.prefill_token_seconds
     plain = slower * (_PROFILE.step_seconds + per_sequence * sequences)
     return plain / (1.0 - slower * _PROFILE.prefill_token_seconds * prompts_per_second)

@@ -1,4 +1,4 @@
-"""What was decided can be read again, exactly; rings and files stay within their limits."""
+"""Decisions can be read again exactly; memory and files stay within their limits."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -98,7 +98,10 @@ MIXED = replace(
 
 
 def mixed(ticks: int) -> list[TickRecord]:
-    """Two pools under a steady load; a solver wants one large and a small one, and answers three looks after it was asked."""
+    """Returns the records of two pools under a steady load.
+
+    A solver wants one large and one small replica, and replies three ticks after the query.
+    """
     core, there, looks, answers = ScalingCore(MIXED), {"S": 9, "L": 0}, [], dict[int, dict[str, MixResult]]()
     for tick in range(ticks):
         seen = Observation(

@@ -24,7 +24,7 @@ def with_client(
 
     async def run() -> None:
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        with socket.socket() as free:  # nobody listens there: the gateway that is named is away
+        with socket.socket() as free:  # a free port: the gateway is away
             free.bind(("127.0.0.1", 0))
             gateway = f"http://127.0.0.1:{free.getsockname()[1]}"
             plan = ServiceConfig(made, made, [gateway], "127.0.0.1", 0, token)

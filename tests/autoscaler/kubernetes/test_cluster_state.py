@@ -1,4 +1,4 @@
-"""What the API server has becomes the models that are scaled."""
+"""Objects of the API server become the models to scale."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

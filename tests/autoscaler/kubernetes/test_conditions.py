@@ -1,4 +1,4 @@
-"""What is said of a model, and when it is worth a write."""
+"""Conditions and events of a model, and the moments at which they are written."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Numbers are written under our own name, never over somebody else's; who leaves is told beforehand."""
+"""Replicas are written under Fairlead's field manager, never over another; marks come first."""
 
 import asyncio
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Marked pods are put to sleep when no gateway has anything there, and woken before any gateway hears of it."""
+"""Marked pods sleep when no gateway has requests there, and wake before a gateway learns of it."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -148,7 +148,7 @@ def test_a_successor_finds_it_as_it_is(a_pod: Make) -> None:
     ward.reconcile()
     assert ward.nursing.status().asleep == {"uid-a"}
     assert ward.beds.said == []
-    ward = Harness(a_pod("a"), "1-waking")  # woken, or about to sleep, by one who died before the mark told it
+    ward = Harness(a_pod("a"), "1-waking")  # a leader died while it woke or sent to sleep
     ward.reconcile()
     assert ward.beds.said == ["wake 1"]
     assert ward.mark is None

@@ -1,4 +1,6 @@
-"""Conditions are written on change, under our own name, by the one that leads; a model that is switched off loses them."""
+"""Conditions are written on change, by the leader, under its own field manager; disabling a model
+removes them.
+"""
 
 import asyncio
 from typing import Any
@@ -54,7 +56,7 @@ class Harness:
         self.telling.on_record(TickRecord(self.clock.wall(), facts, there, ScalingPlan(), {"main": ruling}))
 
     def write(self) -> list[str]:
-        """What one round wrote."""
+        """Returns the writes of one round."""
         self.kube.writes.clear()
         asyncio.run(self.telling.write_all())
         return self.kube.writes

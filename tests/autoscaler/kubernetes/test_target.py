@@ -1,4 +1,4 @@
-"""The cluster as it is followed, before a real API server: whose number it is, and how engines are to sleep."""
+"""The target on a real API server: the owner of a number, and the way engines sleep."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

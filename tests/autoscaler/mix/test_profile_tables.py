@@ -1,4 +1,4 @@
-"""Tables of measured throughput are read from CSV and JSON, and what is wrong with one is said with its place."""
+"""Tables of measured throughput are read from CSV and JSON; errors name their place."""
 
 import json
 from contextlib import suppress

@@ -24,7 +24,8 @@ MOST = 2_500
 RARE = PoolCandidate("rare", 5.0, (0.0, 0.0, 0.0, 0.5))
 SLOW = PoolCandidate("slow", 1.0, (0.0, 0.109375, 0.0, 0.109375))
 BOTH = [0.0, 50.0, 0.0, 60.0]
-"""1,006 of SLOW alone carry this for 1,006 an hour; with 1,000 at most, two of RARE and 997 of SLOW for 1,007."""
+"""1,006 of SLOW alone carry this for 1,006 an hour. With 1,000 at most, two of RARE and 997 of SLOW
+carry it for 1,007."""
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""Questions about the mix are solved beside whoever asks; each answer is told once."""
+"""Queries about the mix are solved in the background; each reply is delivered once."""
 
 import threading
 from concurrent.futures import Executor, Future
@@ -9,7 +9,7 @@ from fairlead_autoscaler.mix import SolverQueue
 
 
 class ByHand(Executor):
-    """Runs what it was given when it is told to, one after the other."""
+    """An executor that runs its work on demand, one item after the other."""
 
     def __init__(self) -> None:
         self.given: list[tuple[Future[Any], Any, Any]] = []

@@ -1,4 +1,4 @@
-"""What the table says of an accelerator and a shape, a token-level engine keeps; and a good deal more it does not."""
+"""A token-level engine keeps the throughput of the table, and not much more."""
 
 from dataclasses import replace
 from random import Random

@@ -1,4 +1,4 @@
-"""What each public controller does at one look, or a few: the cases its essay names."""
+"""The decisions of each public controller in the cases that its docstring names."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def busy(running: float, waiting: float = 0.0, kv: float = 0.5) -> Load:
 
 
 def follow(scaler: Controller, seconds: float, load: Load, count: int, *, begin: float = 0.0) -> list[int]:
-    """What is wanted at each look where whatever is wanted is there at once; the counts after each look."""
+    """Returns the replicas after each tick; planned ones are there at once."""
     counts, now = [], begin
     while now < begin + seconds:
         plan = scaler.step(build_observation(now, pool_observation([load(number) for number in range(count)])))
@@ -190,7 +190,8 @@ def test_dynamo_divides_by_the_profile() -> None:
     assert decode_rate(PROFILE, 1_000.0, 0.05) == pytest.approx(batch / 0.05)
     assert decode_rate(PROFILE, 1_000.0, 0.001) == pytest.approx(1 / 0.011)  # cannot be met
     # 100 tokens of prompt for 100 of answer: each sequence brings one prompt token a step
-    # 10,000 of prompt for 10: steps are full of prompts long before the batch is, 1,000 tokens in 0.11 s and what decodes
+    # 10,000 of prompt for 10: steps are full of prompts long before the batch is. 1,000 tokens take
+    # 0.11 s, and decoding adds to that.
     assert serve_rate(PROFILE, 10_000.0, 10.0, 60.0, 0.5) < 1_000 / 0.11 / 10_000
     assert serve_rate(PROFILE, 100.0, 100.0, 2.0, 0.05) == pytest.approx(36 / (100 * (0.01 + 36 * 0.0011)), rel=0.01)
 

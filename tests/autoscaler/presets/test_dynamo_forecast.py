@@ -27,7 +27,14 @@ def transposed(a: Matrix) -> Matrix:
 
 
 def forecast(values: Sequence[float]) -> float:
-    """x' = F x, P' = F P Fᵀ + Q; K = P' Hᵀ (H P' Hᵀ + R)⁻¹; P = (I - K H) P' (I - K H)ᵀ + K R Kᵀ, H = [1, 0]."""
+    """Returns the forecast of a Kalman filter in matrix form, with H = [1, 0].
+
+    x' = F x, P' = F P Fᵀ + Q.
+
+    K = P' Hᵀ (H P' Hᵀ + R)⁻¹.
+
+    P = (I - K H) P' (I - K H)ᵀ + K R Kᵀ.
+    """
     state: Matrix = [[values[0]], [0.0]]
     covariance: Matrix = [[1_000.0, 0.0], [0.0, 1_000.0]]
     for value in values[1:]:

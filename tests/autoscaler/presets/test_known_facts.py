@@ -1,7 +1,8 @@
-"""The known facts about public autoscalers, seen again on our plant: what a bench against them must show, or it is wrong.
+"""Known facts about public autoscalers, seen on the simulated plant.
 
-The facts and their figures were measured before this code was written (one hour of conversations, forty minutes of short answers).
-Thresholds here are between what was measured then and what would be the opposite.
+A benchmark of them is wrong if it does not show these facts. They were measured before this code
+existed, with an hour of conversations and forty minutes of short answers. The thresholds lie
+between those measurements and the opposite.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Whatever they are shown, presets answer within the pool's maximum, the same way twice, and without a crash."""
+"""Presets stay within the pool's maximum, are deterministic and never raise."""
 
 from typing import Any
 

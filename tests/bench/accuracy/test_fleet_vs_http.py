@@ -1,5 +1,4 @@
-"""The benchmark that sets the simulator beside what it simulates carries the goals that are checked
-in, and takes real runs."""
+"""The benchmark of the simulator against HTTP has all goals and accepts real runs."""
 
 import asyncio
 import json

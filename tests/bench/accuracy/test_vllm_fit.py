@@ -1,5 +1,4 @@
-"""The benchmark that sets the simulator beside real engines: its traffic, its text, what it reads
-of a gateway, and its goals."""
+"""The benchmark of the simulator against vLLM: traffic, texts, the gateway's profile, goals."""
 
 import json
 from dataclasses import replace

@@ -1,5 +1,4 @@
-"""The autoscaler's benchmark: its goals are the bar, its figures say what they are called, its rows
-hold within the bar only."""
+"""The autoscaler's benchmark: its rows have all goals, and its figures are what their names say."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a cluster has started is ended, and nothing else is."""
+"""The processes of a cluster are ended, and no others."""
 
 import os
 import signal

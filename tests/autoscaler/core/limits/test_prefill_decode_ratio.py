@@ -9,7 +9,8 @@ from fairlead_autoscaler.core.limits.prefill_decode_ratio import KEEP_FACTOR, sp
 
 
 def test_the_law_is_the_ratio_of_what_each_role_needs() -> None:
-    # b_p / T_p = 2 prompts a second for each prefill engine, b_d / T_d = 1 / 3 of an answer for each that decodes.
+    # b_p / T_p = 2 prompts a second per prefill engine
+    # b_d / T_d = 1 / 3 of an answer a second per decode engine
     assert (split_by_role(14, 10.0 / 2.0, 10.0 * 3.0).prefill, split_by_role(14, 10.0 / 2.0, 10.0 * 3.0).decode) == (
         2,
         12,

@@ -1,4 +1,6 @@
-"""Replicas that sleep instead of ending: who sleeps, who is woken first, and that nothing is lost of what holds without a tier."""
+"""Replicas that sleep instead of ending: their number, the order of waking, and no loss without a
+tier.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,8 +41,10 @@ def model_of(tier: SleepTier | None, minimum: int = 0, maximum: int = 20, togeth
 
 
 class SleepingPool:
-    """What a plan does to pods: who sleeps is woken before anybody starts, who is not needed sleeps before anybody ends. Times are
-    when each is ready. Requests take a tick."""
+    """The pods of a plan. Sleepers wake before new pods start, and pods sleep before others end.
+
+    awake, asleep: the times at which each is ready. Requests take a tick.
+    """
 
     def __init__(self, model: ModelSpec, awake: int, asleep: int = 0) -> None:
         self.core = ScalingCore(model)
@@ -50,7 +54,7 @@ class SleepingPool:
         self.running: dict[str, float] = {}
 
     def tick(self, requests: float | None) -> PoolPlan:
-        """Five seconds with so many requests, None where nobody can tell."""
+        """Runs five seconds with so many requests; None if the metrics are missing."""
         self.now += 5.0
         plan = self.core.step(self.observation(requests)).pools["main"]
         self.follow(plan)

@@ -1,4 +1,4 @@
-"""What decode engines could take of prefill keeps both objectives."""
+"""The prefill that decode engines could take keeps both SLOs."""
 
 from dataclasses import replace
 

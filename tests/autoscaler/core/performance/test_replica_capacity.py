@@ -1,4 +1,4 @@
-"""What replicas carry, and how many a load takes: of engines, requests and objectives of every kind, met or not."""
+"""The capacity of replicas, and replicas for a load: engines, requests and SLOs of all kinds."""
 
 import itertools
 import math
@@ -72,7 +72,7 @@ def test_both_questions_have_one_answer(
 def test_no_objective_takes_more_than_engines_that_are_free_or_a_fifth_busy(
     profile: EngineProfile, mix: MeanRequest, rate: float, ttft: float, itl: float
 ) -> None:
-    """Every bound that is none of an objective is none here: batch and memory have room for everything."""
+    """Batch and memory have room for everything, so that only the SLOs bound the capacity."""
     step = StepModel.from_profile(profile)
     roomy = StepModel(
         step.base_seconds,

@@ -1,4 +1,4 @@
-"""Gateways are not believed where engines begin what nobody received, and are believed where it had only waited."""
+"""Gateways are inconsistent where engines begin requests that no gateway received or queued."""
 
 from dataclasses import replace
 
@@ -72,8 +72,10 @@ def test_requests_that_no_gateway_received_make_signals_inconsistent_for_15_minu
 
 
 def of_three_pools(core: ScalingCore, tick: int, *running: float) -> dict[str, PoolPlan]:
-    """The plans after a look at three pools, each with a replica called 0. A tenth of what is in flight ends in a tick, and as much
-    arrives."""
+    """Returns the plans after a tick of three pools, each with a replica called 0.
+
+    A tenth of the requests in flight ends in a tick, and as many arrive.
+    """
     pools = {}
     for pool, runs in zip(("main", "other", "third"), running, strict=True):
         one = ReplicaMetrics("0", ReplicaState.READY, 500.0, 1.0, runs, 0.0, 0.0, finished=runs / 10)

@@ -1,4 +1,4 @@
-"""How many replicas are started beside those that are missing, so that the first are ready sooner."""
+"""Hedged starts: further replicas start with the missing ones; the first are ready sooner."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def _plan(
     most: int = 60,
     blind_seconds: float | None = None,
 ) -> PoolPlan:
-    """Of a pool of ten, where so many more are needed."""
+    """Returns the plan of a pool of ten that needs so many more."""
     wanted = PoolRequest(10 + missing, 10.0 + missing, urgent, False, overloaded, False, starts, 1.0, {}, "batch")
     doubt = SignalDoubt(blind_seconds, None, False)
     observed = PoolObservation(10, 10, replicas=())

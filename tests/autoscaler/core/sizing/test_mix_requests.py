@@ -1,4 +1,7 @@
-"""A mix of pools is asked for every five minutes and followed in between; where no answer comes, all is as without a solver."""
+"""The mix of pools: queried every five minutes and followed in between.
+
+Without a reply the plan is that without a solver.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,8 +44,10 @@ SHAPES = (ShapeCount(1_000.0, 200.0, 45.0), ShapeCount(200.0, 400.0, 5.0))
 
 
 class FakeSolver:
-    """A solver that answers the same to everything (None: nothing at all), and remembers what it was asked. ``after``: so many looks
-    later."""
+    """A solver that records its queries and gives all the same reply; None for no mix.
+
+    after: the ticks until a reply.
+    """
 
     def __init__(self, replicas: dict[str, int] | None = None, rule: str = "milp", *, after: int = 1) -> None:
         self.asked: list[MixRequest] = []
@@ -50,14 +55,14 @@ class FakeSolver:
         self._open: list[tuple[int, MixResult]] = []
 
     def replies(self) -> dict[str, MixResult]:
-        """What comes with this look."""
+        """Returns the replies that come with this tick."""
         self._open = [(left - 1, told) for left, told in self._open]
         due = [told for left, told in self._open if left <= 0]
         self._open = [(left, told) for left, told in self._open if left > 0]
         return {Role.SERVE.value: due[0]} if due else {}
 
     def query(self, plan: ScalingPlan) -> None:
-        """What a plan asks."""
+        """Takes the queries of a plan."""
         for asked in plan.asks.values():
             self.asked.append(asked)
             self._open.append((self._after, MixResult(asked.at, self._replicas, self.rule)))
@@ -72,7 +77,10 @@ def driven(
     desired: dict[str, int] | None = None,
     ask: FakeSolver | None = None,
 ) -> tuple[list[ScalingPlan], dict[str, int]]:
-    """Plans of so many looks five seconds apart; what is asked for is ready at the next. Without ``ask`` no question is answered."""
+    """Returns the plans of so many ticks, five seconds apart, and the last replicas.
+
+    Desired replicas are ready at the next tick. Without ``ask`` no query gets a reply.
+    """
     there = dict(desired or {"S": 9, "L": 0})
     plans = []
     for tick in range(begin, begin + ticks):

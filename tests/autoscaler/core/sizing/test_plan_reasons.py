@@ -1,4 +1,4 @@
-"""What a plan says is needed, in words that explain the number beside them."""
+"""The reasons of plans explain their numbers."""
 
 import pytest
 

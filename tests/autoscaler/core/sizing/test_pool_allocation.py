@@ -1,4 +1,6 @@
-"""A need divided among many pools of one role: in no more time than a tick has, and not much dearer than any division can be."""
+"""Demand divided among many pools of one role: within a tick, and hardly dearer than the cheapest
+division.
+"""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +30,7 @@ def price(one: PoolShare, count: float) -> float:
 
 
 def bought_in_parts(need: float, parts: list[PoolShare]) -> float:
-    """What a division costs that need not be of whole replicas: none of whole ones is cheaper."""
+    """Returns the cost of a division into parts of replicas; none of whole replicas is cheaper."""
     total = sum(price(one, one.minimum) for one in parts)
     left = need - sum(one.capacity * one.minimum for one in parts)
     steps = []

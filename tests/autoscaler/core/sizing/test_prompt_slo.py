@@ -1,4 +1,4 @@
-"""An objective that grows with the prompt is sized for: long prompts are not held to what short ones are promised."""
+"""A TTFT target that grows with the prompt: long prompts are not sized by that of short ones."""
 
 from dataclasses import replace
 

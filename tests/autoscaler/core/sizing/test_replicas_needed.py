@@ -1,4 +1,4 @@
-"""Room beside the level, where objectives are missed steeply and where they are missed gently."""
+"""The margin over the level, where SLOs are missed steeply and where gently."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is remembered of needs: it keeps what there is, and asks for nothing that there was not."""
+"""The window of needs: it keeps present replicas, and starts none that were not there."""
 
 import math
 
@@ -18,7 +18,7 @@ _PROFILE = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_
 
 
 class _FixedPool:
-    """A pool whose number somebody else sets, and a core that plans for it."""
+    """A pool whose number another writer sets, and a core that plans for it."""
 
     def __init__(self, maximum: int = 20) -> None:
         pool = PoolSpec("main", minimum=1, maximum=maximum, profile=_PROFILE, startup_p50_seconds=30.0)

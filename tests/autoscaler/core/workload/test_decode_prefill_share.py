@@ -1,4 +1,4 @@
-"""Prompts that decode engines compute themselves are sized for once: as work of decode, and not of prefill."""
+"""Prompts that decode engines compute are sized for once: as work of decode, not of prefill."""
 
 import math
 from dataclasses import replace
@@ -35,7 +35,7 @@ def test_every_prompt_token_is_counted_once(requests: float, shorter: float) -> 
 
 
 def needs(kept: GatewayTraffic, most: int | None = None) -> dict[str, float]:
-    """Replicas that each role needs after ten minutes of a steady load of which so much was kept."""
+    """Returns the replicas of each role after ten minutes of a steady load with this share kept."""
     profile = builtin_profile("a100-qwen7b")
     pools = tuple(PoolSpec(role.value, role, maximum=50, profile=profile) for role in (Role.PREFILL, Role.DECODE))
     core = ScalingCore(ModelSpec("m", 2.0, 0.1, pools, replicas_most=most))

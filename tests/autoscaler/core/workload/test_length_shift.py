@@ -1,4 +1,4 @@
-"""Traffic that turns to requests of another length: known within seconds, and nothing else is taken for it."""
+"""A shift of traffic to other lengths: found within seconds, without false alarms."""
 
 import random
 
@@ -24,7 +24,10 @@ KNOWN = DecayingRatio(4e6, 1_000.0, 4e7, 10_000.0)
 
 
 def after(*ticks: tuple[float, float], times: float = 0.25) -> RequestLengths:
-    """What is known after ticks with so many requests of so many tokens; prompts were ``times`` as uneven as exponential ones."""
+    """Returns the estimate after ticks with so many requests of so many tokens.
+
+    times: the unevenness of prompts, as a factor of that of exponential ones.
+    """
     variance = DecayingRatio(0.0, 0.0, times * 16e6 * 1_000.0, 1_000.0)
     answers = DecayingRatio(100.0 * 400.0 + 9_000.0, 400.0, 100.0 * 5_000.0, 5_000.0)
     before = RequestLengths(prompt=KNOWN, prompt_variance=variance, output=answers, settled=(KNOWN, variance))
@@ -117,7 +120,9 @@ def test_groups_share_by_the_needs_of_a_minute_and_of_nothing_before_a_turn() ->
 
 
 def test_after_a_shift_memory_is_not_sized_for_old_prompts_with_new_answers() -> None:
-    """From 6 requests a second of 8,000 / 100 tokens to 16 of 1,000 / 800: four decode engines do, and sixteen were ordered."""
+    """The shift is from 6 requests a second of 8,000 / 100 tokens to 16 of 1,000 / 800. Four decode
+    engines suffice; sixteen were ordered.
+    """
     draw, at, turn = random.Random(13), 0.0, 900.0
     requests: list[tuple[float, int, int]] = []
     while (at := at + draw.expovariate(6.0 if at < turn else 16.0)) < 1_500.0:

@@ -1,4 +1,4 @@
-"""Where requests are few: what chance makes of them is no other load, and the first ones say little."""
+"""Few requests: chance does not count as another load, and the first requests say little."""
 
 import pytest
 
@@ -18,7 +18,7 @@ _PROFILE = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_
 
 
 def plans(arrivals: list[float], prompt: float = 1_000.0) -> list[PoolPlan]:
-    """Of an engine that is there, after each tick with so many arrivals."""
+    """Returns the plans of a present engine, after each tick with so many arrivals."""
     pool = PoolSpec("main", minimum=1, maximum=20, profile=_PROFILE, startup_p50_seconds=60.0)
     core = ScalingCore(ModelSpec("chat", 3.0, 0.15, (pool,)))
     seen = {"main": PoolObservation(1, 1, replicas=())}

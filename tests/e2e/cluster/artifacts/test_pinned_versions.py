@@ -1,4 +1,4 @@
-"""What is built is named by what it is built from."""
+"""Built artifacts are named by their inputs."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Containers that outlived their containerd are ended, and nobody else's."""
+"""Containers that outlive their containerd are ended, and no others."""
 
 import os
 import signal

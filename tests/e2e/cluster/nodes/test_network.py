@@ -1,4 +1,4 @@
-"""What a node leaves in the packet filter is taken out, and nothing else."""
+"""The packet filter rules of a node are removed, and no others."""
 
 from e2e.cluster.nodes.network import undo_chains
 

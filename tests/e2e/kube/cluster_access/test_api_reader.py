@@ -1,5 +1,4 @@
-"""What tests ask the API server over one connection is what ``kubectl get`` with the same words
-would ask."""
+"""A query of tests over one connection equals that of ``kubectl get`` with the same words."""
 
 import json
 import threading
