@@ -20,7 +20,7 @@ from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
-from fairlead_gateway.worker.observability.background_writer import BackgroundWriter
+from fairlead_gateway.worker.observability.background_writer import BackgroundWriter, QueueBounds
 from fairlead_gateway.worker.request_context import RequestContext
 
 STDOUT_TARGET, STDERR_TARGET = "-", "1"
@@ -81,7 +81,7 @@ class AccessLog:
         self._writer: BackgroundWriter[tuple[float, AccessRecord]] = BackgroundWriter(
             "access-log",
             LogFileWriter(target, stopping),
-            max_waiting=limits.access_log_lines_pending,
+            QueueBounds(limits.access_log_lines_pending),
             on_dropped=on_dropped,
             stopping=stopping,
         )

@@ -8,10 +8,23 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueBounds:
+    """The bounds of a writer's queue and of its batches.
+
+    gather_seconds: the time between the first item and its batch.
+    """
+
+    max_waiting: int
+    max_batch: int = 1_000
+    gather_seconds: float = 0.02
 
 
 class BackgroundWriter(Generic[T]):
@@ -19,31 +32,24 @@ class BackgroundWriter(Generic[T]):
 
     write: writes a batch, in the thread; what it raises loses the batch.
     on_dropped: called with the number of lost items, from any thread.
-    gather_seconds: the time between the first item and its batch.
     stopping: set when `write` should not wait any longer.
 
     The attribute `warning` says why the last batch was lost; None if it was not.
-
-    Why 7 parameters: each has a default, or differs between access log and exporter.
     """
 
     def __init__(
         self,
         name: str,
         write: Callable[[list[T]], None],
+        bounds: QueueBounds,
         *,
-        max_waiting: int,
         on_dropped: Callable[[int], None],
-        max_batch: int = 1_000,
-        gather_seconds: float = 0.02,
         stopping: threading.Event | None = None,
     ) -> None:
         self._name = name
         self._write = write
-        self._max_waiting = max_waiting
+        self._bounds = bounds
         self._on_dropped = on_dropped
-        self._max_batch = max_batch
-        self._gather_seconds = gather_seconds
         self._waiting: deque[T] = deque()
         self._wake = threading.Event()
         self._stopping = stopping or threading.Event()
@@ -52,7 +58,7 @@ class BackgroundWriter(Generic[T]):
 
     def offer(self, *items: T) -> None:
         """Queues the items; drops them all if too many are queued already."""
-        if len(self._waiting) + len(items) > self._max_waiting:
+        if len(self._waiting) + len(items) > self._bounds.max_waiting:
             self._on_dropped(len(items))
             return
         self._waiting.extend(items)
@@ -72,11 +78,12 @@ class BackgroundWriter(Generic[T]):
     def _run(self) -> None:
         while True:
             self._wake.wait()
-            self._stopping.wait(self._gather_seconds)
+            self._stopping.wait(self._bounds.gather_seconds)
             self._wake.clear()  # first, so that items offered from here on wake the thread again
             is_last = self._stopping.is_set()
             while self._waiting:
-                self._write_batch([self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))])
+                count = min(self._bounds.max_batch, len(self._waiting))
+                self._write_batch([self._waiting.popleft() for _ in range(count)])
             if is_last:
                 return
 

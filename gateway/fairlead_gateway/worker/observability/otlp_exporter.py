@@ -18,7 +18,7 @@ import fairlead
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.http_client import send
-from fairlead_gateway.worker.observability.background_writer import BackgroundWriter
+from fairlead_gateway.worker.observability.background_writer import BackgroundWriter, QueueBounds
 from fairlead_gateway.worker.observability.tracer import AttributeValue, Span
 
 _TRACES_PATH: Final = "/v1/traces"
@@ -68,10 +68,8 @@ class OtlpExporter:
         self._writer: BackgroundWriter[Span] = BackgroundWriter(
             "spans",
             self._send,
-            max_waiting=limits.spans_pending,
+            QueueBounds(limits.spans_pending, limits.span_batch, limits.span_batch_seconds),
             on_dropped=on_dropped,
-            max_batch=limits.span_batch,
-            gather_seconds=limits.span_batch_seconds,
             stopping=self._stopping,
         )
 

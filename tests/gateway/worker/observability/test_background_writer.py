@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from fairlead_gateway.worker.observability.background_writer import BackgroundWriter
+from fairlead_gateway.worker.observability.background_writer import BackgroundWriter, QueueBounds
 
 
 class Receiver:
@@ -23,7 +23,7 @@ class Receiver:
 
 def box(write: object, limit: int = 3, lost: list[int] | None = None) -> BackgroundWriter[int]:
     told = lost if lost is not None else []
-    return BackgroundWriter("test", write, max_waiting=limit, on_dropped=told.append, max_batch=2, gather_seconds=0.0)  # type: ignore[arg-type]  # a receiver
+    return BackgroundWriter("test", write, QueueBounds(limit, 2, 0.0), on_dropped=told.append)  # type: ignore[arg-type]  # a receiver
 
 
 def test_what_is_offered_is_handed_over_in_order_and_in_batches() -> None:
@@ -88,7 +88,7 @@ def test_a_receiver_that_raises_loses_that_batch_and_is_asked_again(caplog: pyte
         taken.extend(batch)
         second.set()
 
-    found: BackgroundWriter[int] = BackgroundWriter("test", write, max_waiting=3, on_dropped=lose, gather_seconds=0.0)
+    found: BackgroundWriter[int] = BackgroundWriter("test", write, QueueBounds(3, gather_seconds=0.0), on_dropped=lose)
     found.offer(1)
     assert first.wait(30)
     found.offer(2)
