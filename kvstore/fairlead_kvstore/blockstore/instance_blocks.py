@@ -142,14 +142,14 @@ class InstanceBlocks:
                 self._on_cleared(event, now, out)
         self._update_doubt(now, out)
 
-    def on_complete(self, reason: str, now: float, out: list[Change]) -> None:
+    def on_stream_complete(self, reason: str, now: float, out: list[Change]) -> None:
         """Marks the instance complete: no event is missing, and none that follows precedes a
         clear.
         """
         self.awaited_until = None
         self.completeness.set_mark(True, reason, now, out)
 
-    def on_lost(self, reason: str, now: float, out: list[Change]) -> None:
+    def on_batches_lost(self, reason: str, now: float, out: list[Change]) -> None:
         """Drops all blocks because events are missing; later events are applied, and the instance
         is incomplete.
         """
@@ -167,11 +167,11 @@ class InstanceBlocks:
         self.unknown_tiers.clear()
         self.completeness.set_mark(False, reason, now, out)
 
-    def on_suspended(self, reason: str, now: float, out: list[Change]) -> None:
+    def on_stream_suspended(self, reason: str, now: float, out: list[Change]) -> None:
         """Marks the instance incomplete because its stream was interrupted."""
         self.completeness.suspend(reason, now, out)
 
-    def on_resumed(self, out: list[Change]) -> None:
+    def on_stream_resumed(self, out: list[Change]) -> None:
         """Restores the mark because the same process continues."""
         self.completeness.resume(out)
 

@@ -117,7 +117,7 @@ class BlockStore:
         self, instance: str, kept: InstanceSnapshot, rows: RowParts, wall: float, now: float
     ) -> list[Change]:
         """Restores a snapshot of an attached instance that has no blocks; it stays suspended until
-        ``on_resumed``.
+        ``on_stream_resumed``.
 
         The blocks are not reported as changes, because consumers have them from where the snapshot
         was kept. Raises SnapshotError when the snapshot is inconsistent, and then changes nothing.
@@ -151,13 +151,13 @@ class BlockStore:
         self._enforce_limits(item, now, out)
         return out
 
-    def on_complete(self, instance: str, reason: str, now: float) -> list[Change]:
+    def on_stream_complete(self, instance: str, reason: str, now: float) -> list[Change]:
         """Handles ``StreamComplete``."""
         out: list[Change] = []
-        self._instances[instance].on_complete(reason, now, out)
+        self._instances[instance].on_stream_complete(reason, now, out)
         return out
 
-    def on_lost(self, instance: str, reason: str, now: float) -> list[Change]:
+    def on_batches_lost(self, instance: str, reason: str, now: float) -> list[Change]:
         """Handles ``BatchesLost``, and a payload that could not be read."""
         return self._empty(instance, reason, now, "lost")
 
@@ -165,16 +165,16 @@ class BlockStore:
         """Handles ``ProcessRestarted``."""
         return self._empty(instance, reason, now, "restarted")
 
-    def on_suspended(self, instance: str, reason: str, now: float) -> list[Change]:
+    def on_stream_suspended(self, instance: str, reason: str, now: float) -> list[Change]:
         """Handles ``StreamSuspended``."""
         out: list[Change] = []
-        self._instances[instance].on_suspended(reason, now, out)
+        self._instances[instance].on_stream_suspended(reason, now, out)
         return out
 
-    def on_resumed(self, instance: str) -> list[Change]:
+    def on_stream_resumed(self, instance: str) -> list[Change]:
         """Handles ``StreamResumed``."""
         out: list[Change] = []
-        self._instances[instance].on_resumed(out)
+        self._instances[instance].on_stream_resumed(out)
         return out
 
     # --- reports of Fairlead -------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ class BlockStore:
         item = self._instances[instance]
         before = len(item)
         if how == "lost":
-            item.on_lost(reason, now, out)
+            item.on_batches_lost(reason, now, out)
         elif how == "restarted":
             item.on_restarted(reason, now, out)
         else:

@@ -70,7 +70,7 @@ def apply_outcomes(
                 batch = decode_events(outcome.payload, limits)
             except EventsError as error:
                 found.unreadable += (error.reason,)
-                changes += store.on_lost(instance, f"batch {outcome.number} cannot be read: {error.reason}", now)
+                changes += store.on_batches_lost(instance, f"batch {outcome.number} cannot be read: {error.reason}", now)
             else:
                 found.wall = batch.wall
                 changes += store.apply(instance, batch, now)
@@ -81,14 +81,14 @@ def apply_outcomes(
             found.replay_from = outcome.ask
         elif isinstance(outcome, BatchesLost):
             found.lost += 1
-            changes += store.on_lost(instance, f"{outcome.reason} ({outcome.first} to {outcome.last})", now)
+            changes += store.on_batches_lost(instance, f"{outcome.reason} ({outcome.first} to {outcome.last})", now)
         elif isinstance(outcome, ProcessRestarted):
             found.restarts += 1
             changes += store.on_restarted(instance, outcome.reason, now)
         elif isinstance(outcome, StreamComplete):
-            changes += store.on_complete(instance, outcome.reason, now)
+            changes += store.on_stream_complete(instance, outcome.reason, now)
         elif isinstance(outcome, StreamSuspended):
-            changes += store.on_suspended(instance, outcome.reason, now)
+            changes += store.on_stream_suspended(instance, outcome.reason, now)
         else:
-            changes += store.on_resumed(instance)
+            changes += store.on_stream_resumed(instance)
     return found

@@ -230,7 +230,7 @@ class ExternalRouter:
         to = gateway.count_first_token(request, now)
         assert self._simulation is not None
         if to is not None and hasattr(gateway.core, "on_first_token"):
-            sequence = self._simulation.inflight_request(request).sequence
+            sequence = self._simulation.find_request(request).sequence
             cached = sequence.cached_tokens if sequence is not None else None
             gateway.core.on_first_token(self.requests[request], to, now, cached)
         if gateway.queue is not None:
@@ -262,7 +262,7 @@ class ExternalRouter:
             for request in [] if gateway.queue is None else gateway.queue.retain(live_engines):
                 gateway.count_ended(request, now)
                 self.forget_decision(request, now)
-                self._simulation.reroute(request, now)
+                self._simulation.lose_request(request, now)
 
     def on_lost(self, request: str, now: float) -> None:
         gateway = self._gateway_of[request]
@@ -311,7 +311,7 @@ class ExternalRouter:
             if gateway.queue is not None:
                 gateway.queue.on_first_token(request, now)
             self.forget_decision(request, now)
-            self._simulation.reroute(request, now)
+            self._simulation.lose_request(request, now)
 
     def _set_queue(self, gateway: "ExternalGateway", simulation: SimulationContext) -> None:
         if hasattr(gateway.core, "order_key"):

@@ -137,7 +137,7 @@ class InvariantChecker:
         for name, *numbers in self._counts():
             if any(abs(number) > -_MIN_COUNT for number in numbers):
                 self._report(self._last_arrival, f"{numbers} are still counted at {name} after the end")
-        for inflight in simulation.inflight_requests():
+        for inflight in simulation.all_requests():
             at = None if inflight.sequence is None else inflight.sequence.arrival
             if at is None or inflight.instance is None:
                 continue
@@ -148,7 +148,7 @@ class InvariantChecker:
         simulation = self._require_simulation()
         self.checks += 1
         if now > self._last_arrival + PATIENCE_SECONDS:
-            waiting = [inflight.request.id for inflight in simulation.inflight_requests() if not inflight.is_ended]
+            waiting = [inflight.request.id for inflight in simulation.all_requests() if not inflight.is_ended]
             raise RequestLost(f"{len(waiting)} requests are never answered, {waiting[0]} among them")
         self._check_engines(simulation, now)
         self._check_counts(simulation, now)
@@ -157,7 +157,7 @@ class InvariantChecker:
     def _check_engines(self, simulation: SimulationContext, now: float) -> None:
         by_engine = {name: {item.id: item for item in core.sequences()} for name, core in simulation.cores.items()}
         known: Counter[str] = Counter()
-        for inflight in simulation.inflight_requests():
+        for inflight in simulation.all_requests():
             if inflight.is_ended or inflight.instance == QUEUED:
                 continue
             present, sequence = by_engine.get(inflight.instance or "", {}), inflight.sequence
@@ -171,7 +171,7 @@ class InvariantChecker:
 
     def _check_counts(self, simulation: SimulationContext, now: float) -> None:
         expected: Counter[tuple[str, bool]] = Counter()
-        for open_request in simulation.inflight_requests():
+        for open_request in simulation.all_requests():
             if not open_request.is_ended:
                 name = "" if self._queues_requests else open_request.instance or ""
                 expected[name, True] += 1
@@ -193,7 +193,7 @@ class InvariantChecker:
             self.violations.append(f"{now:.3f} s: {violation}")
 
     def _inflight_request(self, request: str) -> InflightRequest:
-        return self._require_simulation().inflight_request(request)
+        return self._require_simulation().find_request(request)
 
     def _require_simulation(self) -> SimulationContext:
         assert self._simulation is not None, "nothing happens before the course begins"

@@ -41,7 +41,7 @@ def schedule_events(events: Sequence[FleetEvent], simulation: FleetSimulation) -
     actions: dict[str, Callable[[FleetEvent, float], None]] = {
         FleetEventKind.LOSE: lambda event, now: simulation.lose_engine(event.engine, now),
         FleetEventKind.JOIN: lambda event, now: simulation.add_engine(event.engine, now),
-        FleetEventKind.DRAIN: lambda event, now: simulation.drain_engine(event.engine, now),
+        FleetEventKind.DRAIN: lambda event, now: simulation.cordon_engine(event.engine, now),
         FleetEventKind.SLOW: lambda event, now: simulation.slow_engine(event.engine, event.factor, now),
     }
 

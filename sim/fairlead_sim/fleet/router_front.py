@@ -41,18 +41,18 @@ class SimulationContext(ABC):
         """Ends a queued request with an error."""
 
     @abstractmethod
-    def reroute(self, request_id: str, now: float) -> None:
+    def lose_request(self, request_id: str, now: float) -> None:
         """Routes a request without a first token again; cuts an answer in progress.
 
         The router must have dropped the request.
         """
 
     @abstractmethod
-    def inflight_request(self, request_id: str) -> InflightRequest:
+    def find_request(self, request_id: str) -> InflightRequest:
         """Returns a request that has arrived."""
 
     @abstractmethod
-    def inflight_requests(self) -> Iterator[InflightRequest]:
+    def all_requests(self) -> Iterator[InflightRequest]:
         """Returns all requests that have arrived, also the ended ones."""
 
 

@@ -150,7 +150,7 @@ class FleetSimulation(SimulationContext):
     def refuse(self, request_id: str, reason: str, now: float) -> None:
         self._end(self._requests[request_id], now, reason)
 
-    def reroute(self, request_id: str, now: float) -> None:
+    def lose_request(self, request_id: str, now: float) -> None:
         inflight = self._requests[request_id]
         engine = None if inflight.instance is None else self._engines.get(inflight.instance)
         if engine is not None and inflight.sequence is not None:
@@ -179,7 +179,7 @@ class FleetSimulation(SimulationContext):
         self._add_engine(name)
         self._publish_membership(now)
 
-    def drain_engine(self, name: str, now: float) -> None:
+    def cordon_engine(self, name: str, now: float) -> None:
         """Takes an engine out of routing; it finishes its requests."""
         self._draining.add(name)
         self._publish_membership(now)
@@ -190,10 +190,10 @@ class FleetSimulation(SimulationContext):
         self._take_begun_steps(engine, now)
         engine.core.profile = self._profile_of(name).sped_up(1.0 / factor)
 
-    def inflight_request(self, request_id: str) -> InflightRequest:
+    def find_request(self, request_id: str) -> InflightRequest:
         return self._requests[request_id]
 
-    def inflight_requests(self) -> Iterator[InflightRequest]:
+    def all_requests(self) -> Iterator[InflightRequest]:
         return iter(self._requests.values())
 
     # --- what happens ---------------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ class GatewayCluster:
         request_ids = [
             name
             for name, owner in self._gateway_of.items()
-            if owner is cut_gateway and simulation.inflight_request(name).instance in names
+            if owner is cut_gateway and simulation.find_request(name).instance in names
         ]
         self._reroute(request_ids, now)
 
@@ -170,7 +170,7 @@ class GatewayCluster:
     def _reroute(self, requests: Sequence[str], now: float) -> None:
         for request in requests:
             self.on_lost(request, now)
-            self._simulation().reroute(request, now)
+            self._simulation().lose_request(request, now)
 
     def loads(self) -> list[Mapping[str, InstanceLoad]]:
         """Returns the local load of each present gateway."""

@@ -1,10 +1,11 @@
-"""Random streams with every fault that real ones have, against the engine that published them.
+"""Random streams with every observed fault, against the engine that published them.
 
-The engine of ``fairlead_testing.kvstore.prefix_cache_engine`` has its own cache with vLLM's rules, so it knows what
-it holds. What it publishes is lost,
-repeated, reordered and delayed; it restarts, clears and forgets its replay buffer. Whenever everything that arrives has arrived, the
-truth must hold no block that the engine does not (no ghosts, ever), and exactly the engine's blocks when it says ``complete`` (but
-for an adapter that was loaded again). Whoever applies the changes one by one must hold the same.
+The engine of ``fairlead_testing.kvstore.prefix_cache_engine`` has a cache with vLLM's rules, so its
+blocks are known. Its frames are lost, repeated, reordered and delayed; it restarts, clears its
+cache and loses its replay buffer. Whenever all frames have arrived, the block store has no block
+that the engine lacks (no ghosts). When it is ``complete``, it has exactly the engine's blocks,
+except for an adapter that was loaded again. A copy that applies the changes one by one has the same
+blocks.
 """
 
 from collections import deque
@@ -36,18 +37,18 @@ ADAPTERS = st.sampled_from([None, None, "bot"])
 
 
 def tokens_of(prompt: tuple[int, int, int]) -> list[int]:
-    """Prompts that share heads: (head, where they part, length)."""
+    """Returns a prompt that shares its head with others: (head, where they part, length)."""
     head, tail, length = prompt
     return [head * 100 + index if index < 10 else tail * 1_000 + head * 100 + index for index in range(length)]
 
 
 def named(tokens: tuple[int, ...], adapter: str | None, salt: str | None) -> list[int]:
-    """Own hashes of a prompt, as a gateway computes them."""
+    """Returns the block hashes of a prompt, as a gateway computes them."""
     return block_hashes(chain_root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, salt=salt))
 
 
 class FaultyStream(RuleBasedStateMachine):
-    """One engine, one wire and one reader."""
+    """One engine, one faulty stream and one reader."""
 
     @initialize(
         capacity=st.integers(4, 14),
@@ -95,7 +96,7 @@ class FaultyStream(RuleBasedStateMachine):
 
     @rule(path=st.sampled_from(["a", "b"]), told=st.booleans())
     def reload(self, path: str, told: bool) -> None:
-        """The adapter is loaded again. Somebody may tell from where; that is slower than events, so they are all there."""
+        """Loads the adapter again. Its source may be read, which takes longer than all events."""
         if told:
             self.arrive()
         self.load(path)
@@ -109,7 +110,9 @@ class FaultyStream(RuleBasedStateMachine):
 
     @rule(same=st.booleans(), seen=st.integers(0, 2))
     def restart(self, same: bool, seen: int) -> None:
-        """The process ends, with some of its last batches on the wire; ZeroMQ tells that the connection broke."""
+        """Ends the process with some of its last batches in flight; ZeroMQ reports the
+        disconnect.
+        """
         for _ in range(seen):
             self.deliver()
         self.seed += not same
@@ -119,7 +122,9 @@ class FaultyStream(RuleBasedStateMachine):
 
     @rule()
     def cleared_by_us(self) -> None:
-        """Fairlead resets the cache while the engine is idle; what was published is still on its way."""
+        """Clears the cache on request while the engine is idle; earlier frames are still in
+        flight.
+        """
         self.engine.clear()
         self.apply(self.truth.on_cleared_by_fairlead("i", self.now))
         for _ in range(len(self.wire)):
@@ -173,7 +178,7 @@ class FaultyStream(RuleBasedStateMachine):
 
     @rule()
     def keep(self) -> None:
-        """The slice and the stream's position are written down."""
+        """Takes a snapshot of the instance and the stream's position."""
         kept, rows = self.truth.take_snapshot("i", 7.0)
         self.kept = (
             msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=InstanceSnapshot),
@@ -183,7 +188,7 @@ class FaultyStream(RuleBasedStateMachine):
 
     @rule()
     def another_indexer(self) -> None:
-        """It goes on from what was kept, which may be old by now; what was on the wire is lost."""
+        """Starts another indexer from the snapshot, which may be old; frames in flight are lost."""
         self.wire.clear()
         self.answers.clear()
         self.truth = BlockStore(limits=self.limits)
@@ -202,7 +207,7 @@ class FaultyStream(RuleBasedStateMachine):
 
     @rule()
     def settle(self) -> None:
-        """Everything arrives, then one more batch, which shows what is missing."""
+        """Delivers all frames, then one more batch that reveals missing ones."""
         self.arrive()
         for adapter in (None, "bot"):
             start = 10_000 + self.engine.number * 10

@@ -1,8 +1,10 @@
-"""Random events, sensible or not, against the simplest thing that could be right: lists, counters and whole prompts as names.
+"""Random events, plausible or not, against a naive model with lists, counters and whole prompts as
+names.
 
-The other random test has an engine that behaves; here blocks are removed that were never stored, stored under parents that nobody
-knows, in three tiers, under two names for one content. The naive model keeps whole prompts instead of hashes, searches lists
-instead of tables, and must never differ.
+The other random test has a well-behaved engine. Here blocks are removed that were never stored,
+stored under unknown parents, in three tiers, and under two handles for one content. The naive model
+keeps whole prompts instead of hashes and searches lists instead of tables. The results must never
+differ.
 """
 
 from collections import Counter
@@ -31,7 +33,9 @@ Path = str
 
 
 def handle_of(path: Path, alias: int) -> int:
-    """The engine's hash. Under ``alias`` 1 it has another one for the same content, as with a salt that it does not announce."""
+    """Returns the engine's hash. ``alias`` 1 gives another one for the same content, as an
+    unreported salt does.
+    """
     return int("1" + path.translate({ord("a"): "0", ord("b"): "1"}), 2) + alias * 1_000_000
 
 
@@ -40,13 +44,15 @@ Waiting = tuple[Path, int, int, StorageTier]
 
 
 def handles_of(item: Waiting) -> list[int]:
-    """The blocks of an event."""
+    """Returns the handles of an event's blocks."""
     path, first, alias, _ = item
     return [handle_of(path[:end], alias) for end in range(first + 1, len(path) + 1)]
 
 
 class Naive:
-    """Rows are [path, copies by tier] by handle; events that have to wait are a list, in order."""
+    """The naive model. Rows are [path, copies by tier] by handle; waiting events are a list, in
+    order.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[int, tuple[Path, Counter[StorageTier]]] = {}
@@ -103,7 +109,7 @@ def own_of(path: Path) -> int:
 
 
 class AgainstNaive(RuleBasedStateMachine):
-    """One slice, fed with events; one copy, fed with its changes."""
+    """An instance that receives events, and a copy that receives its changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,12 +142,12 @@ class AgainstNaive(RuleBasedStateMachine):
 
     @rule()
     def lost(self) -> None:
-        self.take(self.truth.on_lost("i", "a test", self.now))
+        self.take(self.truth.on_batches_lost("i", "a test", self.now))
         self.naive = Naive()
 
     @rule(wall=st.sampled_from([-1_000.0, 0.0, 1_000.0]))
     def the_indexer_is_restarted(self, wall: float) -> None:
-        """Another one goes on from what was kept. What waited for its parent is not kept."""
+        """Starts another indexer from a snapshot, which has no orphans."""
         kept, rows = self.truth.take_snapshot("i", wall)
         kept = msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=InstanceSnapshot)
         self.now += wall
@@ -150,7 +156,7 @@ class AgainstNaive(RuleBasedStateMachine):
         assert self.truth.restore_snapshot("i", kept, rows, 0.0, self.now) == [
             changes.CompletenessChanged("i", False, "the indexer restarted", self.now)
         ]
-        self.truth.on_resumed("i")
+        self.truth.on_stream_resumed("i")
         after = self.truth.state("i")
         assert (after.complete, after.reason, after.since - before.since) == (before.complete, before.reason, wall)
         self.naive.waiting.clear()

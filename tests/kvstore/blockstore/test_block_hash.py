@@ -1,4 +1,4 @@
-"""The chain that names blocks: what is in it, and what is not."""
+"""Block hashes, and the values that they depend on."""
 
 import pytest
 
@@ -18,7 +18,7 @@ START = chain_root("default/tiny")
 
 
 def test_block_hashes_are_stable_across_machines_and_releases() -> None:
-    """They lie in Redis, written by one release and read by the next."""
+    """Redis contains hashes that one release writes and the next reads."""
     assert START == 9992791669714652236
     assert block_hashes(START, [1, 2, 3, 4_294_967_295], 2) == [15545567489756096267, 2549065674650195159]
     assert block_hashes(START, [1, 2], 2, [["salt"]]) == [1403607802017451528]
@@ -62,7 +62,7 @@ def test_last_token_is_never_cached_in_the_gpu(blocks: int, prompt: int, cached:
     (20, 46, 1500, 1472), (0, 25, 800, 800), (25, 25, 800, 800), (6, 7, 224, 224), (7, 0, 224, 192), (3, 2, 224, 96),
 ])  # fmt: skip
 def test_slower_tier_loads_the_last_token_too(blocks: int, slower: int, prompt: int, cached: int) -> None:
-    """As a real engine with a CPU tier answered: 225 of 225 prompts."""
+    """Measured: a real engine with a CPU tier answered so for 225 of 225 prompts."""
     assert cached_tokens(blocks, prompt, 32, slower=slower) == cached
 
 

@@ -1,4 +1,4 @@
-"""The table of blocks: what open addressing gets wrong when it is wrong, against a dict; and what a block takes."""
+"""The block table: open addressing against a dict, and the memory of a block."""
 
 import hypothesis.strategies as st
 from hypothesis import given

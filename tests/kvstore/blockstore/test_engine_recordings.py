@@ -1,6 +1,7 @@
-"""What real engines published, batch by batch, and what they answered in quiescence between: each answer must have been predicted.
+"""Recorded batches of real engines and their responses while idle: each response was predicted.
 
-Made by ``make e2e-vllm`` (part ``index``): {"ranks": [[numbers, payloads]], "happened": [[what, rank, batches heard before, …]]}.
+Source: ``make e2e-vllm`` (part ``index``) writes {"ranks": [[numbers, payloads]], "happened":
+[[what, rank, batches before, …]]}.
 """
 
 from pathlib import Path
@@ -23,7 +24,9 @@ NAMES = sorted(path.stem for path in RECORDINGS.glob("*.recording"))
 
 
 class Playing:
-    """A truth that hears a recording. Times are the engine's own; adapters' places are read as often as an indexer would."""
+    """A block store that reads a recording. Times are the engine's; adapter sources are read as
+    often as an indexer does.
+    """
 
     def __init__(self, name: str) -> None:
         self.whole: dict[str, Any] = msgspec.msgpack.decode((RECORDINGS / f"{name}.recording").read_bytes())
@@ -37,7 +40,7 @@ class Playing:
             self.streams.append(EventSequencer(replayable=False))
 
     def upto(self, rank: int, count: int) -> None:
-        """Hear so many batches."""
+        """Reads the batches up to a number."""
         numbers, payloads = self.whole["ranks"][rank]
         for number, payload in zip(numbers[self.read[rank] : count], payloads[self.read[rank] : count], strict=True):
             self.now = msgspec.msgpack.decode(payload)[0]
@@ -48,7 +51,7 @@ class Playing:
         self.read[rank] = count
 
     def look(self) -> None:
-        """``/v1/models``."""
+        """Reads ``/v1/models``."""
         for rank, _ in enumerate(self.streams):
             for name, place in self.places.items():
                 self.truth.on_adapter_source(str(rank), name, place, 1.0)

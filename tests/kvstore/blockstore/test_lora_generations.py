@@ -1,4 +1,4 @@
-"""An adapter's name outlives what was loaded under it."""
+"""Adapters that are loaded again under the same name from other sources."""
 
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
@@ -16,7 +16,7 @@ THIRD = list(range(600, 641))
 
 
 class Loaded:
-    """An engine with room for everything, and its index."""
+    """An engine with room for every block, and its index."""
 
     def __init__(self, limits: Limits | None = None, capacity: int = 1_000) -> None:
         self.engine = PrefixCacheEngine(capacity=capacity)
@@ -25,7 +25,7 @@ class Loaded:
         self.more = 50_000
 
     def ask(self, tokens: list[int], adapter: str | None = "bot") -> list[Change]:
-        """Serve a prompt, and tell the index."""
+        """Serves a prompt and passes its events to the index."""
         self.engine.serve_prompt(tokens, adapter)
         frame = self.engine.publish()
         return [] if frame is None else self.truth.apply("i", decode_events(frame.payload), 1.0)
@@ -34,7 +34,7 @@ class Loaded:
         return self.truth.cached_depths("i", block_hashes(chain_root(MODEL, adapter), tokens, 4))[StorageTier.GPU]
 
     def told(self, place: str) -> list[Change]:
-        """Somebody reads where the adapter comes from; it counts with the next event."""
+        """Reports the source of the adapter, which counts with the next event."""
         changes_now = self.truth.on_adapter_source("i", "bot", place, 1.0)
         self.more += 10
         return [*changes_now, *self.ask(list(range(self.more, self.more + 4)))]
@@ -117,7 +117,7 @@ def test_same_source_restores_old_blocks_when_reported() -> None:
 
 
 def test_source_of_the_earlier_load_is_not_taken_for_the_next() -> None:
-    """Loaded from elsewhere and back between two readings, and only a block of the load from elsewhere was seen."""
+    """Two reloads between two readings of the source; only the first of them has a block."""
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -131,7 +131,9 @@ def test_source_of_the_earlier_load_is_not_taken_for_the_next() -> None:
 
 
 def test_source_is_known_if_read_before_and_after_the_first_block() -> None:
-    """A real engine: two prompts after the load, the second told of in between, and no event before the next load."""
+    """As on a real engine: two prompts after the load, a reading between them, and no event before
+    the next load.
+    """
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -165,7 +167,9 @@ def test_source_read_after_the_first_block_needs_one_more_event() -> None:
 
 
 def test_reported_source_counts_before_any_block_of_the_new_load() -> None:
-    """A real engine: elsewhere, back, a cold prompt, one that is cached as a whole and so stores nothing, and elsewhere again."""
+    """As on a real engine: the last but one load has a fully cached prompt, which stores
+    nothing.
+    """
     one = Loaded()
     one.engine.load("bot", "a")
     one.ask(PROMPT)
@@ -267,9 +271,9 @@ def test_clear_drops_blocks_and_keeps_loaded_adapters() -> None:
 
 
 def test_late_reader_reports_unknown_source_of_an_earlier_load() -> None:
-    """Loaded from b, from a and from b again; where the first two came from is not to be learned any more."""
+    """Loaded from b, from a and from b again; the first two sources cannot be learned any more."""
     one = Loaded()
-    one.truth.on_complete("i", "replayed", 1.0)
+    one.truth.on_stream_complete("i", "replayed", 1.0)
     one.engine.load("bot", "b")
     one.ask(PROMPT)
     assert one.truth.state("i").complete
@@ -289,7 +293,7 @@ def test_late_reader_reports_unknown_source_of_an_earlier_load() -> None:
 
 def test_doubt_ends_when_the_parked_blocks_are_gone() -> None:
     one = Loaded(capacity=20)
-    one.truth.on_complete("i", "replayed", 1.0)
+    one.truth.on_stream_complete("i", "replayed", 1.0)
     one.engine.load("bot", "b")
     one.ask(PROMPT)
     one.engine.load("bot", "a")
@@ -303,7 +307,7 @@ def test_doubt_ends_when_the_parked_blocks_are_gone() -> None:
 
 def test_no_doubt_remains_when_all_sources_are_known() -> None:
     one = Loaded()
-    one.truth.on_complete("i", "replayed", 1.0)
+    one.truth.on_stream_complete("i", "replayed", 1.0)
     for place, tokens in (("a", PROMPT), ("b", OTHER), ("a", THIRD)):
         one.engine.load("bot", place)
         one.ask(tokens)
@@ -318,7 +322,7 @@ def test_no_doubt_remains_when_all_sources_are_known() -> None:
 
 def test_dropped_loads_are_a_doubt_until_a_clear() -> None:
     one = Loaded(Limits(kv_adapter_versions=2))
-    one.truth.on_complete("i", "replayed", 1.0)
+    one.truth.on_stream_complete("i", "replayed", 1.0)
     for number in range(4):
         one.engine.load("bot", f"place {number}")
         one.ask([5_000 + number * 10 + index for index in range(8)])
@@ -331,7 +335,7 @@ def test_dropped_loads_are_a_doubt_until_a_clear() -> None:
 
 def test_doubt_is_part_of_the_snapshot() -> None:
     one = Loaded()
-    one.truth.on_complete("i", "replayed", 1.0)
+    one.truth.on_stream_complete("i", "replayed", 1.0)
     one.engine.load("bot", "a")
     one.ask(PROMPT)
     one.engine.load("bot", "b")
@@ -341,6 +345,6 @@ def test_doubt_is_part_of_the_snapshot() -> None:
     another = BlockStore()
     another.attach("i", MODEL, 2.0)
     another.restore_snapshot("i", kept, rows, 0.0, 2.0)
-    another.on_resumed("i")
+    another.on_stream_resumed("i")
     assert not another.state("i").complete
     assert another.state("i").reason == one.truth.state("i").reason

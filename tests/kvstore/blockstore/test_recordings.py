@@ -1,4 +1,4 @@
-"""What a real vLLM published, against what it answered at the time: the index must have known it."""
+"""Recorded batches of a real vLLM, against its responses at the time: the index predicted them."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def batches(name: str) -> list[EventBatch]:
 
 
 class Reading:
-    """A truth that has read a recording up to some batch."""
+    """A block store that has read a recording up to some batch."""
 
     def __init__(self, name: str) -> None:
         self.truth = BlockStore()
@@ -70,9 +70,10 @@ def test_every_recorded_payload_is_decoded_completely(name: str, count: int, sto
 
 @pytest.mark.parametrize(("name", "chains"), [("a-scenarios", 147), ("b-eviction-restart", 260), ("m-multimodal", 18)])
 def test_engine_hashes_and_block_hashes_are_equal_together(name: str, chains: int) -> None:
-    """Recomputed from tokens alone, beside the truth: every hash that can be checked names one content.
+    """Every hash that can be recomputed from tokens names one content.
 
-    In the recording of evictions 19 blocks go on from one that was stored before the subscriber came.
+    In the recording of evictions, 19 blocks follow one that was stored before the subscriber
+    joined.
     """
     own_of: dict[object, int] = {}
     value_of: dict[object, object] = {}
@@ -165,7 +166,7 @@ def test_clear_makes_an_instance_complete_for_late_readers() -> None:
 
 
 def test_stored_minus_removed_blocks_are_cached_under_eviction_and_preemption() -> None:
-    """40 blocks, of which 39 hold something; the engine's own count at the time was 39."""
+    """40 blocks, 39 of them with content; the engine's own count at the time was 39."""
     reading = Reading("b-eviction-restart")
     reading.upto(117)
     blocks, naive = {}, [event for batch in reading.batches[:117] for event in batch.events]
@@ -182,7 +183,9 @@ def test_stored_minus_removed_blocks_are_cached_under_eviction_and_preemption() 
 
 
 def _gone_orphans(reading: Reading) -> int:
-    """Orphans that were removed while they waited: kept until they are linked or too old."""
+    """Returns orphans that were removed while they waited: kept until they are linked or too
+    old.
+    """
     return reading.truth._instances["i"]._orphans.noted
 
 
@@ -204,7 +207,9 @@ def test_eviction_takes_the_end_of_the_oldest_prompt() -> None:
 
 
 def test_copies_of_a_last_block_are_counted() -> None:
-    """The same 128 tokens three times: the last block lies there three times, and two removals leave one."""
+    """The same 128 tokens three times: the last block has three copies, and two removals leave
+    one.
+    """
     reading = Reading("b-eviction-restart")
     reading.upto(6)
     assert reading.predicted(list(range(6000, 6129))) == 128
@@ -215,7 +220,7 @@ def test_copies_of_a_last_block_are_counted() -> None:
 
 
 def test_restart_on_the_same_port_ends_the_epoch() -> None:
-    """The recorded engine numbered its new process from 0; nothing of the old one is credited."""
+    """The recorded engine numbered its new process from 0; no block of the old one is credited."""
     truth, stream = BlockStore(), EventSequencer(replayable=False)
     truth.attach("i", MODEL, 0.0)
     found = payloads("b-eviction-restart")

@@ -1,4 +1,4 @@
-"""Tiers and groups of blocks, as connectors and hybrid models announce them."""
+"""Tiers and groups of blocks, as connectors and hybrid models report them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The model of the truth, one thing that real engines do at a time."""
+"""The block store, one behaviour of real engines at a time."""
 
 import pytest
 
@@ -134,7 +134,7 @@ def test_two_ranks_of_one_engine_are_two_instances() -> None:
 
 
 def test_block_with_two_handles_goes_with_the_second() -> None:
-    """An engine that does not announce salts has two names for what looks alike."""
+    """An engine that does not report salts has two handles for blocks that look alike."""
     index = SingleInstanceStore()
     index.apply(stored_event(0, 1, extra_keys=None))
     assert index.apply(stored_event(0, 1, base=2000, extra_keys=None)) == []
@@ -227,9 +227,11 @@ def test_requested_clear_without_a_report_is_awaited_for_two_seconds() -> None:
 
 
 def test_unreported_clear_makes_the_instance_incomplete() -> None:
-    """Seen of a vLLM that was put to sleep: it said yes, told of nothing, and found 96 tokens of before in its cache."""
+    """Measured with a sleeping vLLM: it confirmed the clear, reported none, and found 96 earlier
+    tokens in its cache.
+    """
     index = SingleInstanceStore()
-    index.store.on_complete("i", "the first batch that the engine published", 0.0)
+    index.store.on_stream_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 2))
     index.store.on_cleared_by_fairlead("i", index.now)
     index.apply(stored_event(3, 5), seconds=600.0)
@@ -263,9 +265,9 @@ def test_restart_begins_an_epoch_without_old_handles() -> None:
 
 def test_lost_batches_drop_all_blocks() -> None:
     index = SingleInstanceStore()
-    index.store.on_complete("i", "the first batch that the engine published", 0.0)
+    index.store.on_stream_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 2))
-    index.store.on_lost("i", "the replay starts later than requested (4 to 9)", 7.0)
+    index.store.on_batches_lost("i", "the replay starts later than requested (4 to 9)", 7.0)
     state = index.store.state("i")
     assert (state.complete, state.since, state.blocks) == (False, 7.0, 0)
     assert "4 to 9" in state.reason
@@ -273,12 +275,12 @@ def test_lost_batches_drop_all_blocks() -> None:
 
 def test_suspended_instance_is_incomplete_until_resumed() -> None:
     index = SingleInstanceStore()
-    index.store.on_complete("i", "the first batch that the engine published", 0.0)
+    index.store.on_stream_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 2))
-    index.store.on_suspended("i", "disconnected", 5.0)
+    index.store.on_stream_suspended("i", "disconnected", 5.0)
     state = index.store.state("i")
     assert (state.complete, state.reason, state.blocks) == (False, "disconnected", 3)
-    index.store.on_resumed("i")
+    index.store.on_stream_resumed("i")
     state = index.store.state("i")
     assert (state.complete, state.since, index.depths()[0]) == (True, 0.0, 3)
 
@@ -286,10 +288,10 @@ def test_suspended_instance_is_incomplete_until_resumed() -> None:
 def test_clear_while_suspended_counts_after_resume() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 2))
-    index.store.on_suspended("i", "disconnected", 5.0)
+    index.store.on_stream_suspended("i", "disconnected", 5.0)
     index.store.on_cleared_by_fairlead("i", 5.5)
     assert (index.store.state("i").complete, index.depths()[0]) == (False, 0)
-    index.store.on_resumed("i")
+    index.store.on_stream_resumed("i")
     assert index.store.state("i").complete
 
 
@@ -320,13 +322,13 @@ def test_evicted_age_is_learned_from_removals() -> None:
 def test_requested_clear_does_not_affect_the_next_process() -> None:
     index = SingleInstanceStore()
     index.store.on_cleared_by_fairlead("i", index.now)
-    index.store.on_complete("i", "the first batch that the engine published", index.now)
+    index.store.on_stream_complete("i", "the first batch that the engine published", index.now)
     assert index.apply(stored_event(0, 0), seconds=0.1) != []
 
 
 def test_instance_above_its_bound_evicts_oldest_ends_and_is_incomplete() -> None:
     index = SingleInstanceStore(Limits(kv_blocks_per_instance=6))
-    index.store.on_complete("i", "the first batch that the engine published", 0.0)
+    index.store.on_stream_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 5), seconds=0.0)
     index.store.touch("i", BLOCK_HASHES[:3], 50.0)
     told = index.apply(stored_event(0, 0, base=5000, extra_keys=[["other"]]), seconds=60.0)

@@ -1,4 +1,4 @@
-"""The index's mirror answers what the truth would, whatever comes; instances that are gone give their bits back."""
+"""The index replica, against the block store; bits of removed instances are reused."""
 
 from collections.abc import Sequence
 
@@ -48,7 +48,7 @@ def expected(truth: BlockStore, path: Sequence[int]) -> dict[str, tuple[int, ...
 
 
 class AgainstTruth(RuleBasedStateMachine):
-    """Random events at four instances; the mirror sees the changes only."""
+    """Random events at four instances; the replica receives the changes only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class AgainstTruth(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def loses(self, name: str) -> None:
         if name in self.truth:
-            self.take(self.truth.on_lost(name, "a test", self.now))
+            self.take(self.truth.on_batches_lost(name, "a test", self.now))
 
     @rule(name=st.sampled_from(NAMES))
     def comes_or_goes(self, name: str) -> None:
@@ -188,7 +188,9 @@ def test_rows_of_a_snapshot_can_be_loaded() -> None:
 
 @pytest.mark.parametrize("tier", [StorageTier.GPU, StorageTier.CPU])
 def test_cached_match_is_right_after_any_change(tier: StorageTier) -> None:
-    """Instances reach differently far, so that answers are kept; each answer is what a mirror that was never asked says."""
+    """Instances reach different depths, so results are cached; each equals that of a fresh
+    replica.
+    """
     path = list(range(1, 13))
     told: list[Change] = []
     mirror = IndexReplica()

@@ -71,7 +71,7 @@ class Fleet:
         ]
 
     def _sample(self, now: float) -> None:
-        for flight in self.simulation.inflight_requests():
+        for flight in self.simulation.all_requests():
             if flight.instance == QUEUED:
                 self.waiting.append(flight.request.id)
             elif flight.first_token_at is None:
@@ -112,7 +112,7 @@ def lose(fleet: Fleet, now: float) -> None:
 
 
 def drain(fleet: Fleet, now: float) -> None:
-    fleet.simulation.drain_engine("e-0", now)
+    fleet.simulation.cordon_engine("e-0", now)
 
 
 def cut_off(fleet: Fleet, now: float) -> None:
@@ -144,7 +144,7 @@ def test_a_request_is_rerouted_by_the_gateway_that_holds_it() -> None:
 
     def note(fleet: Fleet, now: float) -> None:
         before = {request: id(its) for request, its in fleet.front._gateway_of.items()}
-        fleet.simulation.drain_engine("e-0", now)
+        fleet.simulation.cordon_engine("e-0", now)
         after = {request: id(its) for request, its in fleet.front._gateway_of.items()}
         of.update({request: (before[request], after[request]) for request in before})
 
