@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # imported early in the start-up of a gateway
     from fairlead.errors import FairleadError
     from fairlead.fleet.model import FleetSource
     from fairlead.limits import Limits
-    from fairlead.runtime.clock import Clock
+    from fairlead.runtime.clock import Pacing
 
 
 def add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +28,7 @@ def add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
 def open_fleet_source(
     options: argparse.Namespace,
     environ: Mapping[str, str],
-    clock: "Clock",
-    chance: Callable[[], float],
+    pacing: "Pacing",
     *,
     agent: str,
     limits: "Limits",
@@ -46,7 +45,7 @@ def open_fleet_source(
     if options.kube is None:
         from fairlead.fleet.file import FileFleetSource
 
-        return FileFleetSource(Path(options.fleet), clock, limits=limits, report=report)
+        return FileFleetSource(Path(options.fleet), pacing.clock, limits=limits, report=report)
     from fairlead.fleet.kubernetes.options import open_kube_source
 
-    return open_kube_source(options.kube, environ, clock, chance, agent=agent, limits=limits)
+    return open_kube_source(options.kube, environ, pacing, agent=agent, limits=limits)

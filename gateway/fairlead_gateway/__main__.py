@@ -75,7 +75,7 @@ def _run(
 
     from fairlead.engines.credentials import EngineCredentials
     from fairlead.runtime import nonblocking_log, process_tuning
-    from fairlead.runtime.clock import SystemClock
+    from fairlead.runtime.clock import Pacing, SystemClock
     from fairlead_gateway.supervisor import scale_from_zero
     from fairlead_gateway.supervisor.config import GatewayConfig
     from fairlead_gateway.supervisor.kv_index.token_source import parse_token_source
@@ -92,7 +92,7 @@ def _run(
         public_socket=public_socket,
         management_socket=management_socket,
         fleet_source=cli_options.open_fleet_source(
-            options, os.environ, clock, random.random, agent="fairlead-gateway", limits=limits
+            options, os.environ, Pacing(clock, random.random), agent="fairlead-gateway", limits=limits
         ),
         gateway_id=f"{socket.gethostname()}-{os.getpid()}",
         hash_secret=settings.hash_secret.encode() if settings.hash_secret else secrets.token_bytes(32),

@@ -1,6 +1,6 @@
 """Opens the fleet source for `--kube`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from fairlead.errors import SettingsError
@@ -9,14 +9,13 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.transport.kubeconfig import load_config
 from fairlead.limits import Limits
 from fairlead.names import DNS_LABEL_PATTERN
-from fairlead.runtime.clock import Clock
+from fairlead.runtime.clock import Pacing
 
 
 def open_kube_source(
     namespaces: str,
     environ: Mapping[str, str],
-    clock: Clock,
-    chance: Callable[[], float],
+    pacing: Pacing,
     *,
     agent: str,
     limits: Limits,
@@ -29,9 +28,8 @@ def open_kube_source(
     """
     names = parse_namespaces(namespaces)
     access = load_config(environ, Path(environ.get("HOME", "/")))
-    return KubeFleetSource(
-        KubeApi(access, clock, chance, agent=agent, limits=limits), clock, chance, namespaces=names, limits=limits
-    )
+    api = KubeApi(access, pacing.clock, pacing.chance, agent=agent, limits=limits)
+    return KubeFleetSource(api, pacing, namespaces=names, limits=limits)
 
 
 def parse_namespaces(text: str) -> list[str]:

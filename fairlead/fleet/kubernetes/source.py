@@ -6,7 +6,7 @@ fleet stays in use; `warnings` says since when and why.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, PodSelection, build_fleet, pod_selections
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache
@@ -16,7 +16,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.informer import Informer, InformerStep
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, PODS, Manifest, ObjectSelection, Resource
 from fairlead.limits import Limits
-from fairlead.runtime.clock import Clock, Pacing
+from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
 
 _LOG = logging.getLogger("fairlead.fleet.model")
@@ -42,25 +42,19 @@ class KubeFleetSource:
     """A FleetSource for a cluster. It closes `api` when it ends.
 
     namespaces: namespaces whose models are served; all if empty.
-    chance: returns a random number from 0 to 1.
-    pause: sleeps for a number of seconds.
     """
 
     def __init__(
         self,
         api: KubeApi,
-        clock: Clock,
-        chance: Callable[[], float],
+        pacing: Pacing,
         *,
         namespaces: Sequence[str] = (),
         limits: Limits | None = None,
-        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._api = api
-        self._clock = clock
-        self._chance = chance
+        self._pacing = pacing
         self._limits = limits or Limits()
-        self._pause = pause
         self._changed = asyncio.Event()
         self._specs = SpecCache()
         self._namespaces: tuple[str | None, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
@@ -85,7 +79,7 @@ class KubeFleetSource:
                 fleet = await self._next_fleet_or_none()
                 if fleet is not None:
                     yield fleet
-                await self._pause(self._limits.kube_fleet_batch_seconds)
+                await self._pacing.pause(self._limits.kube_fleet_batch_seconds)
         finally:
             for kept in (*self._informers.values(), *self._selection_informers.values()):
                 await cancel_and_wait(kept.task)
@@ -134,7 +128,7 @@ class KubeFleetSource:
         informer = Informer(
             self._api,
             ObjectSelection(resource, namespace, labels),
-            Pacing(self._clock, self._chance, self._pause),
+            self._pacing,
             on_change=lambda _: self._changed.set(),
             report=lambda step: self._on_step(told[0], step),
         )

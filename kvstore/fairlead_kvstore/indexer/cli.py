@@ -20,7 +20,7 @@ from fairlead.fleet import cli_options
 from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
 from fairlead.runtime.cli_options import configure_stderr_logging, parse_address
-from fairlead.runtime.clock import Clock, SystemClock
+from fairlead.runtime.clock import Clock, Pacing, SystemClock
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead.runtime.event_loop import loop_factory
 from fairlead.settings import IndexerSettings, read_settings, unknown_variables
@@ -45,8 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             source=cli_options.open_fleet_source(
                 options,
                 os.environ,
-                clock,
-                random.random,
+                Pacing(clock, random.random),
                 agent="fairlead-indexer",
                 limits=limits,
                 report=lambda error: _LOG.warning("the last fleet stays in use: %s", error),

@@ -1,4 +1,4 @@
-"""Writes the status of a model: computed from the observed state, written only if it has changed."""
+"""Writes the status of a model: computed from the observed state, and written if it changed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -135,14 +135,9 @@ class StatusWriter:
         pools: tuple[model_status.PoolState, ...] = ()
         if model is not None:
             endpoints = await self._endpoint_counts(model) if model.spec.is_external else {}
+            observed = pool_status.ObservedPools(children, snapshot.pods, endpoints)
             pools = pool_status.pool_states(
-                model.spec,
-                desired.children,
-                children,
-                choice.revision.hash,
-                endpoints,
-                snapshot.pods,
-                desired.surge_messages,
+                model.spec, desired.children, choice.revision.hash, observed, desired.surge_messages
             )
         diagnosis = diagnose(
             snapshot.pods, workloads, wall=self._clock.wall(), grace_seconds=self._capacity_grace_seconds

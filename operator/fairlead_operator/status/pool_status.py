@@ -1,6 +1,7 @@
 """Counts the instances of each pool, from its workload or its external pods. Pure."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fairlead.api.spec.pools import Pool
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
@@ -20,31 +21,39 @@ from fairlead_operator.object_metadata import (
 from fairlead_operator.status.model_status import PoolState
 
 
+@dataclass(frozen=True, slots=True)
+class ObservedPools:
+    """The objects of a model in the cluster.
+
+    endpoints: number of endpoints of each external pool.
+    """
+
+    children: Mapping[ChildKey, Manifest]
+    pods: Sequence[Manifest] = ()
+    endpoints: Mapping[str, int] = field(default_factory=dict)
+
+
 def pool_states(
     spec: ModelDeploymentSpec,
     wanted: Sequence[Manifest],
-    live: Mapping[ChildKey, Manifest],
     revision: str,
-    adopted: Mapping[str, int],
-    pods: Sequence[Manifest] = (),
+    observed: ObservedPools,
     notes: Mapping[str, str] | None = None,
 ) -> tuple[PoolState, ...]:
     """Returns the state of every pool, in the order of `spec`.
 
-    adopted: number of endpoints of each external pool.
-    pods: all pods of the model.
     notes: how the instances of a pool are being replaced.
     """
     workloads = {label(manifest, POOL_LABEL): manifest for manifest in wanted if manifest["kind"] in WORKLOAD_KINDS}
     return tuple(
-        _external_state(pool, adopted.get(pool.name, 0))
+        _external_state(pool, observed.endpoints.get(pool.name, 0))
         if pool.is_external
         else _workload_state(
             pool,
             spec.desired_instances(pool),
-            _live_workload(pool.name, workloads.get(pool.name), live),
+            _live_workload(pool.name, workloads.get(pool.name), observed.children),
             revision,
-            pods,
+            observed.pods,
             notes or {},
         )
         for pool in spec.pools

@@ -9,7 +9,7 @@ from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.kube.conditions import find_condition
 from fairlead.kube.resources import Manifest
 from fairlead_operator.status.model_status import PoolState, StatusInputs, model_status
-from fairlead_operator.status.pool_status import pool_states
+from fairlead_operator.status.pool_status import ObservedPools, pool_states
 
 SPEC = ModelDeploymentSpec.model_validate(
     {
@@ -49,7 +49,8 @@ def worker(revision: str) -> Manifest:
 
 
 def state(one: Manifest, *pods: Manifest, notes: dict[str, str] | None = None) -> PoolState:
-    (found,) = pool_states(SPEC, [one], {(one["kind"], "m-main"): one}, "now", {}, pods, notes)
+    observed = ObservedPools({(one["kind"], "m-main"): one}, pods)
+    (found,) = pool_states(SPEC, [one], "now", observed, notes)
     return found
 
 

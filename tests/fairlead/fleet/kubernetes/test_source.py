@@ -14,6 +14,7 @@ from fairlead.fleet.model import Fleet, FleetSource, InstanceState
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import ACCELERATOR_CLASSES, CONFIG_MAPS, MODEL_DEPLOYMENTS, PODS
 from fairlead.limits import Limits
+from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
@@ -70,7 +71,7 @@ def run(
         async with fake_api_server() as fake:
             time = FakeTime()
             api = KubeApi(fake.config(), time, lambda: 0.5, pause=time.pause)
-            source = KubeFleetSource(api, time, lambda: 0.5, pause=time.pause, **more)
+            source = KubeFleetSource(api, Pacing(time, lambda: 0.5, time.pause), **more)
             lab = SourceHarness(fake, time, source)
             if before is not None:
                 before(lab)
