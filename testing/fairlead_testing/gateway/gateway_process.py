@@ -1,4 +1,4 @@
-"""A gateway as processes inside a test: started, asked on both ports, its workers told apart and killed."""
+"""A gateway as processes inside a test, with clients of both ports and of single workers."""
 
 import asyncio
 import contextlib
@@ -27,32 +27,35 @@ class GatewayProcess:
     manage: str
 
     async def wait(self) -> int:
-        """Wait for its end; the exit code."""
+        """Waits for its end; returns the exit code."""
         return await asyncio.wait_for(self.process.wait(), TIMEOUT_SECONDS)
 
     def worker_pids(self) -> set[int]:
-        """The process ids of its workers."""
+        """Returns the process ids of its workers."""
         return {pid for pid in descendants(self.process.pid) if b"fairlead_gateway.worker.__main__" in _command(pid)}
 
     async def get_json(self, path: str) -> Any:
-        """The JSON that the management port answers."""
+        """Returns the JSON answer of the management port."""
         return (await self.get(path)).json
 
     async def get(self, path: str) -> RawResponse:
-        """What the management port answers."""
+        """Returns the answer of the management port."""
         return (await send(self.manage, get_request(path).replace(b"host: x", b"host: 127.0.0.1")))[0]
 
     async def warnings(self) -> str:
-        """The notes of the management port's readiness."""
+        """Returns the warnings of the management port's readiness."""
         return "; ".join((await self.get_json("/readyz"))["notes"])
 
     async def metric(self, name: str) -> float:
-        """The sum of a metric over all its labels; 0 where it has no line."""
+        """Returns the sum of a metric over all its labels; 0 if it has no line."""
         text = (await self.get("/metrics")).body.decode()
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
 
     async def connections(self, count: int, *, exclude: str = "") -> "list[WorkerClient]":
-        """One kept connection to each of ``count`` workers ``but`` that one, told apart by the ids that they make."""
+        """Returns one open connection to each of ``count`` workers, without the worker ``but``.
+
+        Workers differ by the request ids that they make.
+        """
         found: dict[str, WorkerClient] = {}
         spare = []
         async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -76,17 +79,17 @@ class WorkerClient:
         self.connection = connection
 
     async def worker_name(self) -> str:
-        """What tells this worker's requests from those of others."""
+        """Returns the part of request ids that is the worker's own."""
         await self.connection.send(get_request("/readyz", close=False))
         return (await self.connection.read_response()).fields["x-request-id"].rpartition("-")[0]
 
     async def post(self, body: object) -> RawResponse:
-        """One request and its answer."""
+        """Sends a request and returns its response."""
         await self.send(body)
         return await self.connection.read_response()
 
     async def send(self, body: object) -> None:
-        """One request."""
+        """Sends a request."""
         await self.connection.send(post_request(body, close=False))
 
 
@@ -94,7 +97,10 @@ class WorkerClient:
 async def gateway_process(
     fleet: Path | None, *options: str, listen: str = "127.0.0.1:0"
 ) -> AsyncIterator[GatewayProcess]:
-    """Run a gateway until the block ends; without a fleet file, ``options`` say where its fleet comes from."""
+    """Runs a gateway until the block ends.
+
+    options: state the source of the fleet if there is no fleet file.
+    """
     source = [] if fleet is None else ["--fleet", str(fleet)]
     process = await asyncio.create_subprocess_exec(
         *COMMAND, *source, "--listen", listen, *options, stdout=asyncio.subprocess.PIPE

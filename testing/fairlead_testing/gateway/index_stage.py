@@ -1,4 +1,4 @@
-"""Simulated engines that tell what they hold, behind a real gateway: the stage of the index's tests from end to end."""
+"""Simulated engines with KV events behind a real gateway, for end-to-end tests of the index."""
 
 import asyncio
 import socket
@@ -22,7 +22,7 @@ ENGINE_BLOCKS: Final = 256
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """Returns a port that was free a moment ago."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 @dataclass(slots=True)
 class EnginePorts:
-    """Where one engine listens, in every life of it."""
+    """The ports of one engine, the same after each restart."""
 
     http: int
     events: int
@@ -39,11 +39,11 @@ class EnginePorts:
 
     @classmethod
     def free(cls) -> "EnginePorts":
-        """Three of them."""
+        """Returns three free ports."""
         return cls(free_port(), free_port(), free_port())
 
     def run_engine(self, *more: str) -> Any:
-        """The engine that listens there, until the block ends."""
+        """Runs an engine on these ports until the block ends."""
         return engine_process(
             *("--listen", f"127.0.0.1:{self.http}", "--kv-events", f"tcp://127.0.0.1:{self.events}"),
             *("--kv-replay", f"tcp://127.0.0.1:{self.replay}", "--num-gpu-blocks-override", str(ENGINE_BLOCKS)),
@@ -63,7 +63,7 @@ class IndexStage:
         self.engines: list[EngineProcess] = []
 
     def fleet(self, **wrong: str) -> Fleet:
-        """One instance an engine."""
+        """Returns a fleet with one instance per engine."""
         fleet = fleet_of([f"http://127.0.0.1:{one.http}" for one in self.ports], version=2 if wrong else 1)
         told = [
             {"kv_events": f"tcp://127.0.0.1:{one.events}", "kv_replay": f"tcp://127.0.0.1:{one.replay}"} | wrong
@@ -82,12 +82,12 @@ class IndexStage:
         return replace(fleet, models=models, instances={MODEL_KEY: instances, **of_adapters})
 
     async def chat(self, text: str, **fields: Any) -> dict[str, Any]:
-        """One chat; what became of it: where it went, cached tokens expected and reported."""
+        """Sends a chat; returns its decision with the expected and the reported cached tokens."""
         body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2} | fields
         return await self._request("/v1/chat/completions", body)
 
     async def complete(self, text: str) -> dict[str, Any]:
-        """The same of a prompt that is text."""
+        """Like ``chat``, for a prompt of text."""
         return await self._request("/v1/completions", {"model": "tiny", "prompt": text, "max_tokens": 2})
 
     async def _request(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -98,19 +98,19 @@ class IndexStage:
         return told
 
     async def cached(self, text: str, **fields: Any) -> tuple[int, int, int]:
-        """Of one request: prompt tokens, those expected to be cached, those that were."""
+        """Returns a request's prompt tokens, expected cached tokens and reported ones."""
         outcome = (await self.chat(text, **fields))["outcome"]
         return outcome["prompt_tokens"], outcome["predicted_cached_tokens"], outcome["cached_tokens"]
 
     async def index(self, instance: str = "e-0/0/0") -> dict[str, Any]:
-        """What is shown of one instance's index."""
+        """Returns the shown state of an instance's index."""
         models = (await self.gateway.get_json("/api/fleet"))["models"]
         instances = [one for model in models for one in model["instances"]]
         found: dict[str, Any] = next(one for one in instances if one["id"] == instance)["index"]
         return found
 
     async def wait_for_state(self, state: str, instance: str = "e-0/0/0") -> None:
-        """What is shown of an instance's index is in this state."""
+        """Waits until the shown state of an instance's index is this one."""
 
         async def reached() -> bool:
             return bool((await self.index(instance))["state"] == state)
@@ -118,7 +118,10 @@ class IndexStage:
         await wait_until_async(reached)
 
     def is_cheapest_with(self, least: int, instance: str = "e-0/0/0") -> Callable[[], Awaitable[bool]]:
-        """Whether the instance is told to be the cheapest to lose, with so many blocks that only it holds, some of them just used."""
+        """Returns whether the instance is shown as the cheapest to remove.
+
+        It must have so many blocks that no other instance has, some of them recently used.
+        """
 
         async def reached() -> bool:
             found = (await self.index(instance))["scale_down"]
@@ -128,7 +131,7 @@ class IndexStage:
         return reached
 
     async def wait_for_links(self, least: int) -> None:
-        """So many blocks of prompts are linked."""
+        """Waits until so many blocks of prompts are mapped."""
 
         async def reached() -> bool:
             return await self.gateway.metric("fairlead_gateway_index_links") >= least
@@ -140,7 +143,10 @@ class IndexStage:
 async def index_stage(
     tmp_path: Path, count: int = 1, *options: str, engine: tuple[str, ...] = (), adapters: tuple[str, ...] = ()
 ) -> AsyncIterator[IndexStage]:
-    """``count`` engines with room for ``BLOCKS`` blocks of 16 tokens each; each adapter is a model of its own."""
+    """Runs ``count`` engines with ``BLOCKS`` blocks of 16 tokens each, and a gateway.
+
+    Each adapter is a model of its own.
+    """
     ports = [EnginePorts.free() for _ in range(count)]
     engine = (*engine, *(part for name in adapters for part in ("--lora", f"{name}=/adapters/{name}")))
     found = IndexStage(tmp_path / "fleet.yaml", ports, adapters)
