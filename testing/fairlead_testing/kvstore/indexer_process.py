@@ -1,4 +1,4 @@
-"""An indexer as a process inside a test: started, asked, and killed at the end."""
+"""An indexer process for a test, killed at its end."""
 
 import asyncio
 import sys
@@ -11,19 +11,19 @@ PATIENCE_SECONDS = 60.0
 
 
 class IndexerProcess:
-    """A process that said ``ready``."""
+    """A process that printed ``ready``."""
 
     def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
         self.process = process
         self.url = url
 
     async def get(self, path: str) -> httpx.Response:
-        """What its port answers."""
+        """Returns the answer of its port."""
         async with httpx.AsyncClient() as client:
             return await client.get(self.url + path)
 
     async def metric(self, name: str, model: str = "default/tiny") -> float:
-        """A family of one model; not a number while it is not told."""
+        """Returns a metric of one model; NaN while there is none."""
         for line in (await self.get("/metrics")).text.splitlines():
             if line.startswith(f'fairlead_indexer_{name}{{model="{model}"}} '):
                 return float(line.rpartition(" ")[2])
@@ -32,7 +32,7 @@ class IndexerProcess:
 
 @asynccontextmanager
 async def indexer_process(*arguments: str) -> AsyncIterator[IndexerProcess]:
-    """``python -m fairlead_kvstore`` with these arguments, on a free port."""
+    """Runs ``python -m fairlead_kvstore`` with these arguments, on a free port."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "fairlead_kvstore", *arguments), stdout=asyncio.subprocess.PIPE
     )

@@ -1,8 +1,8 @@
-"""An engine's prefix cache as far as its events show it, for tests and measurements: vLLM's rules in a hundred lines.
+"""An engine's prefix cache as far as its events show it: vLLM's rules in a hundred lines.
 
-Blocks are physical: a full block of a prompt gets a hash and may be found by it; freed blocks keep theirs until they are needed
-again, least recently used first and a prompt's last block before its first. So the same content can lie there twice, and every
-copy is announced and removed by itself.
+Blocks are physical. A full block of a prompt gets a hash and can be found by it. Freed blocks keep
+theirs until they are needed again, least recently used first and a prompt's last block before its
+first. Therefore the same content can exist twice. Every copy is announced and removed by itself.
 """
 
 from collections import OrderedDict
@@ -16,7 +16,10 @@ from fairlead_kvstore.events.types import EventFrame
 
 
 class PrefixCacheEngine:
-    """``capacity`` blocks of ``block_size`` tokens. ``seed`` differs between processes whose hashes are not reproducible."""
+    """A cache of ``capacity`` blocks of ``block_size`` tokens.
+
+    seed: differs between processes whose hashes are not reproducible.
+    """
 
     def __init__(
         self, *, capacity: int, block_size: int = 4, seed: int = 0, maps: bool = True, buffer: int = 10_000
@@ -36,13 +39,16 @@ class PrefixCacheEngine:
         self._loads = 0
 
     def load(self, adapter: str, path: str) -> int:
-        """Load (or load again) an adapter; its number."""
+        """Loads an adapter, or loads it again; returns its number."""
         self._loads += 1
         self._numbers[adapter] = (self._loads, path)
         return self._loads
 
     def chain(self, tokens: Sequence[int], adapter: str | None = None, salt: str | None = None) -> list[int]:
-        """The engine's own hashes of a prompt's full blocks: seed, tokens, salt and the adapter's *path*."""
+        """Returns the engine's own hashes of a prompt's full blocks.
+
+        They depend on seed, tokens, salt and the adapter's *path*.
+        """
         parent = xxhash.xxh3_64_intdigest(f"seed{self._seed}".encode())
         found = []
         for start in range(0, len(tokens) - self.block_size + 1, self.block_size):
@@ -53,20 +59,20 @@ class PrefixCacheEngine:
         return found
 
     def hit_blocks(self, tokens: Sequence[int], adapter: str | None = None, salt: str | None = None) -> int:
-        """Blocks of this prompt that a request would find, never its last token."""
+        """Returns the blocks of this prompt that a request would find, without its last token."""
         return self._found(self.chain(tokens, adapter, salt)[: max(0, len(tokens) - 1) // self.block_size])
 
     @property
     def cached_blocks(self) -> int:
-        """Different blocks in the cache."""
+        """Returns the number of different blocks in the cache."""
         return len(self._cached)
 
     def has_block(self, value: int) -> bool:
-        """Whether a block of this hash is in the cache."""
+        """Returns whether a block of this hash is in the cache."""
         return value in self._cached
 
     def serve_prompt(self, tokens: Sequence[int], adapter: str | None = None, salt: str | None = None) -> int:
-        """Serve a prompt; blocks that were cached. Its events wait for ``publish``."""
+        """Serves a prompt; returns its cached blocks. Its events wait for ``publish``."""
         chain, hit = self.chain(tokens, adapter, salt), self.hit_blocks(tokens, adapter, salt)
         used = [self._cached[value][0] for value in chain[:hit]]
         for block in used:
@@ -86,14 +92,14 @@ class PrefixCacheEngine:
         return hit
 
     def clear(self) -> None:
-        """Reset the prefix cache; the engine says so with its next batch."""
+        """Resets the prefix cache; the next batch has the event."""
         self._hash.clear()
         self._cached.clear()
         self._free = OrderedDict.fromkeys(range(self._capacity))
         self._pending.append({"type": "AllBlocksCleared"} if self.maps else ["AllBlocksCleared"])
 
     def publish(self, wall: float = 0.0) -> EventFrame | None:
-        """What happened since the last batch, as a frame; None when nothing did."""
+        """Returns the events since the last batch as a frame; None without events."""
         if not self._pending:
             return None
         payload = msgspec.msgpack.encode([wall, self._pending, 0])
@@ -105,7 +111,7 @@ class PrefixCacheEngine:
         return frame
 
     def replay(self, start: int) -> list[EventFrame]:
-        """What the replay endpoint answers, but for the end."""
+        """Returns the answer of the replay endpoint, without its end."""
         return [frame for frame in self.frames if frame.number >= start]
 
     def _found(self, chain: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""An engine's events on real ZMQ sockets, every fault of the wire at will; and a loop whose timers ring when they are told to."""
+"""An engine's events on real ZMQ sockets with all faults of the wire; a loop with manual timers."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -14,10 +14,14 @@ END_OF_REPLAY = [b"", b"", b"\xff" * 8, b""]
 
 
 class ZmqEngine:
-    """Publishes what ``engine`` publishes and answers replays, as vLLM does.
+    """Publishes the events of ``engine`` and answers replays, as vLLM does.
 
-    ``mute`` answers no replay, ``hold`` keeps requests until ``answer_held``, ``most`` cuts every answer short, without its end.
-    ``dial`` connects to a subscriber that binds instead of binding itself. Sockets are XPUB, which tells of subscribers.
+    mute: answers no replay.
+    hold: keeps replay requests until ``answer_held``.
+    most: cuts every answer short, without its end.
+    dial: connects to a subscriber that binds.
+
+    Sockets are XPUB, which reports subscribers.
     """
 
     def __init__(
@@ -58,41 +62,41 @@ class ZmqEngine:
 
     @property
     def ports(self) -> tuple[int, int]:
-        """For one that takes over."""
+        """Returns the ports, for a successor."""
         replay = self.replay
         return int(self.events.rsplit(":", 1)[1]), int(replay.rsplit(":", 1)[1]) if replay else 0
 
     def publish(self, *, lose: bool = False) -> EventFrame | None:
-        """Send what happened since the last batch; ``lose`` keeps it in the engine's buffer alone."""
+        """Sends the events since the last batch; ``lose`` only puts them into the buffer."""
         frame = self.engine.publish()
         if frame is not None and not lose:
             self.send(frame)
         return frame
 
     def send(self, *frames: EventFrame) -> None:
-        """Send these, whatever they are."""
+        """Sends these frames."""
         for frame in frames:
             self.send_raw([self.topic, frame.number.to_bytes(8, "big"), frame.payload])
 
     def send_raw(self, parts: Sequence[bytes]) -> None:
-        """Send just this."""
+        """Sends exactly these parts."""
         self._publisher.send_multipart(list(parts))
         self._handle_sockets()
 
     def serve_prompt(self, *tokens: int, lose: bool = False) -> None:
-        """Serve a prompt and publish what it did."""
+        """Serves a prompt and publishes its events."""
         self.engine.serve_prompt(tokens)
         self.publish(lose=lose)
 
     def answer_held(self) -> None:
-        """Answer the requests that were kept."""
+        """Answers the requests that were kept."""
         self.holds_replays = False
         held, self._held = self._held, []
         for peer, start in held:
             self._answer(peer, start)
 
     def close(self) -> None:
-        """Go, without a word."""
+        """Closes the sockets without an event."""
         for socket in (self._publisher, self._router):
             if not socket.closed:
                 self._loop.remove_reader(socket.fileno())
@@ -124,7 +128,7 @@ class ZmqEngine:
 
 
 class ManualLoop:
-    """The running loop, but for its timers: they ring in ``advance``, which moves ``clock`` along."""
+    """The running loop with manual timers. They fire in ``advance``, which also moves ``clock``."""
 
     def __init__(self, clock: ManualClock) -> None:
         self._loop = asyncio.get_running_loop()
@@ -132,25 +136,25 @@ class ManualLoop:
         self._timers: list[_Timer] = []
 
     def call_later(self, delay: float, callback: Callable[[], object], /) -> "_Timer":
-        """As of an event loop."""
+        """Implements ``ReaderLoop``."""
         timer = _Timer(self._clock.now() + delay, callback)
         self._timers.append(timer)
         return timer
 
     def call_soon(self, callback: Callable[[], object], /) -> asyncio.Handle:
-        """As of an event loop."""
+        """Implements ``ReaderLoop``."""
         return self._loop.call_soon(callback)
 
     def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:
-        """As of an event loop."""
+        """Implements ``ReaderLoop``."""
         self._loop.add_reader(fd, callback)
 
     def remove_reader(self, fd: int, /) -> bool:
-        """As of an event loop."""
+        """Implements ``ReaderLoop``."""
         return self._loop.remove_reader(fd)
 
     def advance(self, seconds: float) -> None:
-        """Let so much time go by, and everything ring that is due meanwhile, in order."""
+        """Moves the clock, and fires all timers that become due, in order."""
         until = self._clock.now() + seconds
         while due := [timer for timer in self._timers if not timer.cancelled and timer.at <= until]:
             first = min(due, key=lambda timer: timer.at)
@@ -172,7 +176,7 @@ class _Timer:
 
 
 def _bind(socket: "zmq.Socket[bytes]", port: int) -> None:
-    """Take a port that whoever had it before may not have let go of yet: ZMQ closes in the background."""
+    """Binds a port that its last owner may not have closed yet: ZMQ closes in the background."""
     for _ in range(_ATTEMPTS):
         try:
             socket.bind(f"tcp://127.0.0.1:{port}")
