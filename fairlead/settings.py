@@ -147,7 +147,7 @@ class AutoscalerSettings:
         secret=True,
     )
     scaling_freeze: str | None = _setting(
-        "`1` stops every change of a number of replicas; what would be done is still said", default="0"
+        "`1` stops every change of replica counts; decisions are still reported", default="0"
     )
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream", default="info"

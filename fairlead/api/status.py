@@ -41,7 +41,7 @@ class Condition(StrictModel):
         ),
     ]
     observed_generation: Annotated[
-        int | None, Field(ge=0, description="the generation it was said of", json_schema_extra=_INT64)
+        int | None, Field(ge=0, description="the generation that it describes", json_schema_extra=_INT64)
     ] = None
 
 
@@ -50,7 +50,7 @@ class PoolStatus(StrictModel):
 
     name: Annotated[str, Field(max_length=63, description="as in spec.pools")]
     role: Annotated[PoolRole, Field(strict=False, description="as in spec.pools")]
-    desired: Annotated[_Count, Field(description="instances asked for")]
+    desired: Annotated[_Count, Field(description="desired number of instances")]
     ready: Annotated[_Count, Field(description="instances that can take requests")]
     updated: Annotated[_Count, Field(description="instances made of the present spec, ready or not")]
 

@@ -175,10 +175,10 @@ class KubeApi:
             fieldSelector=selection.fields,
             timeoutSeconds=None if seconds is None else str(max(1, round(seconds))),
         )
-        asked = HttpRequest("GET", selection.resource.path(selection.namespace), query)
-        what = f"watching {asked.path}"
+        request = HttpRequest("GET", selection.resource.path(selection.namespace), query)
+        what = f"watching {request.path}"
         try:
-            async with await self._open_watch(asked) as response:
+            async with await self._open_watch(request) as response:
                 if response.status != 200:
                     refused = await response.read_prefix(_ERROR_BYTES)
                     raise _error_response(response.status, refused, response.header("Retry-After"), what)
@@ -222,11 +222,11 @@ class KubeApi:
 
         host: Host header for proxied requests.
         """
-        asked = HttpRequest("GET", path, tuple((query or {}).items()), host=host)
+        request = HttpRequest("GET", path, tuple((query or {}).items()), host=host)
         try:
-            reply = await self._send_authenticated(asked, seconds, max_bytes, max_bytes)
+            reply = await self._send_authenticated(request, seconds, max_bytes, max_bytes)
         except OSError as error:
-            raise self._unreachable_error(str(asked), error) from error
+            raise self._unreachable_error(str(request), error) from error
         return RawResponse(reply.status, reply.body, reply.header("date"), reply.truncated)
 
     # --- writing ---------------------------------------------------------------------------
@@ -384,76 +384,76 @@ class KubeApi:
             if not more:
                 return ObjectList(items, str(metadata_of(page).get("resourceVersion", "")))
 
-    async def _request(self, asked: HttpRequest) -> Manifest:
+    async def _request(self, request: HttpRequest) -> Manifest:
         """Sends a request until it succeeds or a retry makes no sense."""
         attempt = 0
         while True:
             attempt += 1
             sent = True
             try:
-                return await self._request_once(asked)
+                return await self._request_once(request)
             except OSError as error:
                 sent = not isinstance(error, NotSent)
-                failure: KubeError = self._unreachable_error(str(asked), error)
+                failure: KubeError = self._unreachable_error(str(request), error)
                 failure.__cause__ = error
             except Unreachable as error:
                 failure = error
             then = decide_retry(
-                failure, attempt, repeatable=asked.repeatable, sent=sent, chance=self._chance(), limits=self.limits
+                failure, attempt, repeatable=request.repeatable, sent=sent, chance=self._chance(), limits=self.limits
             )
             if then.pause_seconds is None:
                 raise failure
             await self._pause(then.pause_seconds)
 
-    async def _request_once(self, asked: HttpRequest) -> Manifest:
-        most = self.limits.kube_response_bytes
-        reply = await self._send_authenticated(asked, self.limits.kube_response_seconds, most, _ERROR_BYTES)
+    async def _request_once(self, request: HttpRequest) -> Manifest:
+        max_bytes = self.limits.kube_response_bytes
+        reply = await self._send_authenticated(request, self.limits.kube_response_seconds, max_bytes, _ERROR_BYTES)
         if reply.status not in (200, 201, 202):
-            raise _error_response(reply.status, reply.body, reply.header("retry-after"), str(asked))
+            raise _error_response(reply.status, reply.body, reply.header("retry-after"), str(request))
         if reply.truncated:
-            raise Unreachable(f"{asked}: the answer has more than {most} bytes")
+            raise Unreachable(f"{request}: the answer has more than {max_bytes} bytes")
         try:
             found = msgspec.json.decode(reply.body)
         except msgspec.DecodeError as error:
-            raise Unreachable(f"{asked}: the answer is no JSON", status=reply.status) from error
+            raise Unreachable(f"{request}: the answer is no JSON", status=reply.status) from error
         if not isinstance(found, dict):
-            raise Unreachable(f"{asked}: the answer is no object", status=reply.status)
+            raise Unreachable(f"{request}: the answer is no object", status=reply.status)
         return found
 
     async def _send_authenticated(
-        self, asked: HttpRequest, seconds: float, most: int, most_refused: int
+        self, request: HttpRequest, seconds: float, max_bytes: int, max_error_bytes: int
     ) -> HttpResponse:
         """Sends a request, and once more with fresh credentials after a 401."""
-        reply = await self._send(asked, seconds, most, most_refused)
+        reply = await self._send(request, seconds, max_bytes, max_error_bytes)
         if reply.status == 401 and self._credentials.invalidate():
-            reply = await self._send(asked, seconds, most, most_refused)
+            reply = await self._send(request, seconds, max_bytes, max_error_bytes)
         return reply
 
-    async def _send(self, asked: HttpRequest, seconds: float, most: int, most_refused: int) -> HttpResponse:
+    async def _send(self, request: HttpRequest, seconds: float, max_bytes: int, max_error_bytes: int) -> HttpResponse:
         try:
-            return await self._transport.send(asked, self._headers(), seconds, most, most_refused)
+            return await self._transport.send(request, self._headers(), seconds, max_bytes, max_error_bytes)
         except NotSent as error:
             if isinstance(error.__cause__, ssl.SSLError):
                 self._credentials.invalidate()  # the CA may have been replaced
             raise
 
-    async def _open_watch(self, asked: HttpRequest) -> WatchStream:
+    async def _open_watch(self, request: HttpRequest) -> WatchStream:
         """Opens a watch, and once more with fresh credentials after a 401."""
-        response = await self._watch_transport.open(asked.target, self._headers())
+        response = await self._watch_transport.open(request.target, self._headers())
         if response.status == 401 and self._credentials.invalidate():
             async with response:
                 pass
-            response = await self._watch_transport.open(asked.target, self._headers())
+            response = await self._watch_transport.open(request.target, self._headers())
         return response
 
     def _headers(self) -> Headers:
         return (*self._plain, *self._credentials.headers())
 
-    def _unreachable_error(self, asked: str, error: Exception) -> Unreachable:
+    def _unreachable_error(self, request: str, error: Exception) -> Unreachable:
         """Returns an error for a broken connection. Some exceptions have no text."""
         words = str(error) or type(error).__name__
         return Unreachable(
-            f"{asked}: {words}", hint=f"the API server is {self.config.server}, from {self.config.source}"
+            f"{request}: {words}", hint=f"the API server is {self.config.server}, from {self.config.source}"
         )
 
 
@@ -468,8 +468,8 @@ def _uid_precondition(uid: str | None) -> dict[str, Any]:
     return {} if uid is None else {"preconditions": {"uid": uid}}
 
 
-def _error_response(status: int, body: bytes, told: str, asked: str) -> KubeError:
-    error = error_from_response(status, body, asked, float(told) if told.isdecimal() else None)
+def _error_response(status: int, body: bytes, retry_after: str, request: str) -> KubeError:
+    error = error_from_response(status, body, request, float(retry_after) if retry_after.isdecimal() else None)
     if isinstance(error, Unauthenticated):
         error.hint = "the token or certificate is not accepted, or has run out"
     return error

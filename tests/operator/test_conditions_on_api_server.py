@@ -127,7 +127,7 @@ def test_later_model_of_a_name_reports_its_client_name(api_server: ApiServer, tm
             return "NameTaken" in found
 
         await here.until(said, "the later model has NameTaken")
-        assert found["NameTaken"] == ("True", "BareNameTaken", "clients that say qwen get earlier/qwen")
+        assert found["NameTaken"] == ("True", "BareNameTaken", "clients that request qwen get earlier/qwen")
         assert "NameTaken" not in await conditions(here, "qwen")
 
     run_in_namespace(api_server, "earlier", tmp_path, check, FAIRLEAD_WATCH_NAMESPACES="earlier,later")

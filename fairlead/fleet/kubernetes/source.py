@@ -124,16 +124,16 @@ class KubeFleetSource:
     # --- informers -------------------------------------------------------------------------
 
     def _start_informer(self, resource: Resource, namespace: str | None, labels: str | None = None) -> _RunningInformer:
-        told: list[_RunningInformer] = []
+        started: list[_RunningInformer] = []
         informer = Informer(
             self._api,
             ObjectSelection(resource, namespace, labels),
             self._pacing,
             on_change=lambda _: self._changed.set(),
-            report=lambda step: self._on_step(told[0], step),
+            report=lambda step: self._on_step(started[0], step),
         )
         kept = _RunningInformer(informer, asyncio.ensure_future(self._run_informer(informer)))
-        told.append(kept)
+        started.append(kept)
         return kept
 
     async def _run_informer(self, informer: Informer) -> None:

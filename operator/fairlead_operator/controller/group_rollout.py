@@ -95,10 +95,10 @@ def surge_step(wanted: Manifest, live: Manifest | None, pods: Sequence[Manifest]
         return SurgeStep()
     # Constant during a rollout: a smaller surge would leave fewer ready groups than desired.
     extra = surge or min(rollout.surge_for(desired), desired)
-    message = f"{extra} more than asked until all are"
+    message = f"a surge of {extra} until all are"
     is_template_changing = annotation(live, POD_REVISION) != revision or (_partition(live) and not _partition(wanted))
     if is_template_changing and is_draining:
-        return SurgeStep(extra, f"{message}; it waits for what drains", partition_all=True)
+        return SurgeStep(extra, f"{message}; it waits for draining groups", partition_all=True)
     return SurgeStep(extra, message)
 
 

@@ -151,7 +151,7 @@ def _ready_condition(inputs: StatusInputs, has_served: bool) -> ConditionValue:
             message = f"{_format_ready_count(pools)} ready{_asleep_suffix(pools)}"
             message = f"{message}; {inputs.undone}" if inputs.undone else message
             return _true(ConditionType.READY, Reason.ALL_READY, message)
-        return _true(ConditionType.READY, Reason.SCALED_TO_ZERO, "no pool is asked for an instance")
+        return _true(ConditionType.READY, Reason.SCALED_TO_ZERO, "no pool has a desired instance")
     shortfall = ", ".join(f"pool {pool.name} has {pool.ready} of {pool.desired} ready" for pool in short)
     shortfall = shortfall or "nothing could be made of the spec yet"
     if inputs.failure is not None:
@@ -196,7 +196,7 @@ def _progress(inputs: StatusInputs, has_served: bool) -> tuple[Reason, str] | No
     if inputs.retained:
         return Reason.ROLLING_OUT, inputs.retained
     if moving := [pool for pool in pools if pool.existing != pool.desired]:
-        parts = ", ".join(f"pool {pool.name}: {pool.existing} instances, {pool.desired} asked" for pool in moving)
+        parts = ", ".join(f"pool {pool.name}: {pool.existing} instances, {pool.desired} desired" for pool in moving)
         return Reason.SCALING if has_served else Reason.CREATING, parts
     if short := [pool for pool in pools if pool.ready < pool.desired]:
         parts = ", ".join(f"pool {pool.name}: {pool.ready} of {pool.desired} ready" for pool in short)
@@ -226,7 +226,7 @@ def _name_taken_condition(inputs: StatusInputs, name: str) -> ConditionValue | N
 
 def _describe_refused(refused: RefusedName) -> str:
     if refused.owner is not None:
-        return f"clients that say {refused.name} get {refused.owner}"
+        return f"clients that request {refused.name} get {refused.owner}"
     namespace = refused.name.partition("/")[0]
     return f"the served name {refused.name} is refused: the namespace {namespace} holds models"
 

@@ -193,7 +193,7 @@ def test_undo_during_drain_stops_no_further_group() -> None:
     story.revision = "a"
     for _ in range(4):
         assert story.operator() == SurgeStep(
-            1, "1 more than asked until all are; it waits for what drains", partition_all=True
+            1, "a surge of 1 until all are; it waits for draining groups", partition_all=True
         )
         story.cluster.step()
         story.check_serving()
@@ -213,7 +213,7 @@ def test_rollout_without_surge_is_continued_with_it() -> None:
     """As an operator of before left it: the template is there, the group is still the old one."""
     cluster = RolloutScenario(1).cluster
     now = wanted(1, "b", Rollout())
-    assert surge_step(now, now, cluster.pods, Rollout()) == SurgeStep(1, "1 more than asked until all are")
+    assert surge_step(now, now, cluster.pods, Rollout()) == SurgeStep(1, "a surge of 1 until all are")
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_only_replicas_and_strategy_change() -> None:
     changed = model.model_copy(update={"spec": model.spec.model_copy(update={"engine": engine})})
     after = render_model(changed, classes, default_context()).manifests
     found, said = apply_surge(after, live, [], model.spec.rollout)
-    assert said == {"main": "1 more than asked until all are"}
+    assert said == {"main": "a surge of 1 until all are"}
     ((old, new),) = [(old, new) for old, new in zip(after, found, strict=True) if old != new]
     rolling = {"partition": 0, "maxSurge": 0, "maxUnavailable": 1}
     assert new["spec"] == {

@@ -85,7 +85,7 @@ def test_foreign_replica_change_is_no_rollout(number: int) -> None:
     scaled = {**group(**had), "kind": "Deployment", "spec": {"replicas": number}}
     found = state(scaled, leader(NEW), leader(NEW), leader(OLD, deletionTimestamp="2026-01-01T00:00:00Z"))
     assert found.is_settled
-    assert progress(found) == (Reason.SCALING, f"pool main: 2 instances, {number} asked")
+    assert progress(found) == (Reason.SCALING, f"pool main: 2 instances, {number} desired")
     assert not state(scaled, leader(NEW), leader(OLD)).is_settled, "another template is no scaling"
     assert state(scaled).is_settled is (number == 0), "the pods have not been heard of yet"
 
@@ -111,9 +111,9 @@ def test_surge_group_is_not_counted_and_keeps_it_moving() -> None:
     more["metadata"]["annotations"]["fairlead.io/surge"] = "1"
     found = state(more, leader(OLD), leader(OLD), leader(NEW))
     assert (found.desired, found.updated, found.is_settled) == (2, 0, False)
-    found = state(more, leader(OLD), leader(NEW), leader(NEW), notes={"main": "1 more than asked until all are"})
+    found = state(more, leader(OLD), leader(NEW), leader(NEW), notes={"main": "a surge of 1 until all are"})
     assert found.updated == 1
-    told = "pool main: 1 of 2 replaced, 1 more than asked until all are"
+    told = "pool main: 1 of 2 replaced, a surge of 1 until all are"
     assert progress(found) == (Reason.ROLLING_OUT, told)
     found = state(more, leader(NEW), leader(NEW), leader(NEW))
     assert (found.updated, progress(found)) == (2, (Reason.ROLLING_OUT, "pool main: 2 of 2 replaced"))
