@@ -166,7 +166,7 @@ def split(name: str) -> list[dict[str, object]]:
     slow = {
         **small_engine(),
         "metadata": {"name": SLOW},
-        "spec": {"profile": {**narrow_profile, "prefillTokenSeconds": 5e-4}},
+        "spec": {"profile": {**narrow_profile, "prefillTokenSeconds": "500u"}},
     }
     pools = [
         {"name": role.lower(), "role": role, "acceleratorClassName": SLOW, "minReplicas": 1, "maxReplicas": 5}

@@ -80,7 +80,7 @@ def deployment(name: str, spec: Manifest, *, replicas: int = 1) -> Manifest:
 def small_engine() -> Manifest:
     """An accelerator that carries four streams at once, each with 20 tokens a second: of 40 tokens,
     two a second."""
-    profile = {"preset": "tiny-cpu", "stepSeconds": 0.0445, "sequenceSeconds": 0.0, "kvTokens": 65_536}
+    profile = {"preset": "tiny-cpu", "stepSeconds": "44500u", "sequenceSeconds": 0, "kvTokens": 65_536}
     spec = {"profile": {**profile, "maxSequences": 4, "stepTokens": 8_192}}
     return {"apiVersion": API, "kind": "AcceleratorClass", "metadata": {"name": SMALL_ENGINE}, "spec": spec}
 
@@ -119,6 +119,6 @@ def model(name: str, *, replicas: int = 1, **spec: Any) -> Manifest:
 
 def paced_engine() -> Manifest:
     """An accelerator on which every stream gets 20 tokens a second, however many there are."""
-    profile = {"preset": "tiny-cpu", "stepSeconds": 0.0445, "sequenceSeconds": 0.0, "kvTokens": 262_144}
+    profile = {"preset": "tiny-cpu", "stepSeconds": "44500u", "sequenceSeconds": 0, "kvTokens": 262_144}
     spec = {"profile": {**profile, "maxSequences": 256, "stepTokens": 8_192}}
     return {"apiVersion": API, "kind": "AcceleratorClass", "metadata": {"name": PACED_ENGINE}, "spec": spec}
