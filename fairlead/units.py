@@ -63,10 +63,10 @@ QUANTITY_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,24})?([num]|[eE][+-]?[0-9]{1,3})?$"
 
 
 def parse_quantity(value: int | str, *, field: str = "quantity") -> float:
-    """Returns the number that a quantity stands for: ``"36u"`` and ``"3.6e-05"`` give ``3.6e-05``.
+    """Returns the number of a quantity: `"36u"` and `"3.6e-05"` give `3.6e-05`.
 
-    Raises BadInput naming ``field`` when the text is no quantity. The number is computed in
-    decimals, so that every way to write it gives the same float.
+    Raises BadInput naming `field`. The number is computed in decimals, so that each notation gives
+    the same float.
     """
     if isinstance(value, int):
         return float(value)
@@ -91,12 +91,12 @@ PERCENTAGE_PATTERN = r"^(100(\.0{1,6})?|[0-9]{1,2}(\.[0-9]{1,6})?)%$"
 
 
 def parse_percentage(text: str, *, field: str = "percentage") -> float:
-    """``"99.9%"`` → ``0.999``. Raises BadInput naming ``field`` when the text is no percentage."""
+    """Returns the share of a percentage: `"99.9%"` → `0.999`. Raises BadInput naming `field`."""
     if not re.fullmatch(PERCENTAGE_PATTERN.strip("^$"), text):
         raise BadInput(f"{text!r} is not a percentage", field=field, hint='write it like "95%" or "99.9%"')
     return float(Decimal(text[:-1]) / 100)
 
 
 def format_percentage(share: float) -> str:
-    """``0.999`` → ``"99.9%"``, which reads back to exactly ``share``."""
+    """Returns a share as a percentage that reads back to exactly `share`: `0.999` → `"99.9%"`."""
     return f"{(Decimal(repr(float(share))) * 100).normalize():f}%"

@@ -275,7 +275,7 @@ def _lint_problems(documents: Sequence[_Document], manifests: Manifests) -> Iter
 
 
 def _lint_served_names(documents: Sequence[_Document]) -> Iterator[FileProblem]:
-    """Served names that would not lead to their model."""
+    """Returns a problem for each served name that would not lead to its model."""
     claims = {}
     for document in documents:
         assert isinstance(document.value, ModelDeployment)
