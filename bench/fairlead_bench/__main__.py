@@ -70,7 +70,7 @@ def _restart_compiled(code: Code) -> None:
 
 
 def _trace_arguments(options: argparse.Namespace) -> list[str]:
-    """The trace as the benchmark takes it; nothing where there is none."""
+    """Returns the trace as an argument of the benchmark; empty without one."""
     benchmark = BENCHMARKS[options.name]
     if options.trace is None or benchmark.trace_option is None or not options.trace.exists():
         return []

@@ -43,14 +43,17 @@ class ResultRow:
 
 
 def load_goals(benchmark: str) -> dict[str, str]:
-    """Metric → goal of one benchmark, as checked in."""
+    """Returns metric → goal of one benchmark, as committed."""
     table = yaml.safe_load(GOALS.read_text(encoding="utf-8"))
     return {item["metric"]: item["goal"] for item in table[benchmark]}
 
 
 def meets_goal(goal: str, measured: float | None) -> bool:
-    """Whether ``measured`` meets a goal like ``<= 0.5``, ``<= 20 ms`` (measured in seconds),
-    ``within 10 %`` (a ratio) or ``0.97..1.03``."""
+    """Returns whether ``measured`` meets a goal.
+
+    A goal is like ``<= 0.5``, ``<= 20 ms`` (measured in seconds), ``within 10 %`` (a ratio) or
+    ``0.97..1.03``.
+    """
     if measured is None:
         return False
     words = goal.split()
@@ -66,13 +69,13 @@ def meets_goal(goal: str, measured: float | None) -> bool:
 def ratio_row(
     metric: str, unit: str, value: float | None, versus: str, versus_value: float | None, goal: str | None
 ) -> ResultRow:
-    """A row whose goal is about value ÷ versus_value."""
+    """Returns a row whose goal is about value ÷ versus_value."""
     ratio = None if value is None or not versus_value else value / versus_value
     return ResultRow(metric, value, unit, versus, versus_value, ratio, goal, goal is None or meets_goal(goal, ratio))
 
 
 def value_row(metric: str, unit: str, value: float | None, goal: str | None) -> ResultRow:
-    """A row whose goal is about the value itself."""
+    """Returns a row whose goal is about the value itself."""
     return ResultRow(metric, value, unit, None, None, None, goal, goal is None or meets_goal(goal, value))
 
 
@@ -85,8 +88,11 @@ def write_results(
     load_average: Sequence[float] = (),
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """The benchmark's JSON file, and the same printed. ``load_average``: of everybody on the
-    machine, this benchmark too, by and by; ``more``: what else the file is to hold."""
+    """Writes the benchmark's JSON file, and prints the same.
+
+    load_average: of the whole machine, at several moments.
+    more: further content of the file.
+    """
     kept = list(rows)
     content: dict[str, Any] = {"machine": machine(), "versions": versions(), "seed": seed}
     if load_average:
@@ -98,7 +104,7 @@ def write_results(
 
 
 def print_rows(name: str, rows: Iterable[ResultRow], console: Console) -> None:
-    """The rows as a table; those that do not hold stand out."""
+    """Prints the rows as a table; those that do not hold stand out."""
     table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("metric", "value", "versus", "ratio", "goal", "holds"):
         left = heading in ("metric", "goal")

@@ -106,7 +106,7 @@ def simulate(
     chain: Callable[[TraceRequest], PrefixChain],
     engines: EngineGroup = SAME_AS_LIVE,
 ) -> RunResult:
-    """The mean over draws of arrivals."""
+    """Returns the mean over draws of arrivals."""
     found = []
     for draw in range(DRAWS):
         arrivals = jitter_arrivals(requests, JITTER_SECONDS, draw) if draw else requests
@@ -186,7 +186,7 @@ def summarize(
 async def replay(
     urls: Sequence[str], requests: Sequence[TraceRequest], builder: PromptBuilder, speed: float
 ) -> list[ReplayResult]:
-    """Each request at the gateway that the simulator draws for it, too."""
+    """Sends each request to the gateway that the simulator draws for it."""
     draw = Random(f"which gateway {SEED}")
     ways = [draw.randrange(len(urls)) for _ in requests]
     runs = []
@@ -277,7 +277,7 @@ async def _main(count: int, speed: float, out: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, write, print."""
+    """Measures, writes and prints."""
     parser = argparse.ArgumentParser(description="The simulator compared with what it simulates.")
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--speed", type=float, default=1.0)

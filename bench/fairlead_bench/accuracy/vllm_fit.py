@@ -96,13 +96,12 @@ class PromptWords(Tokenizer):
         self._words = sorted(f" {word}" for word in letters if word.isalpha() and word.islower())
 
     def random_text(self, n_tokens: int, seed: int | str) -> str:
-        """So many of them, drawn from ``seed``."""
+        """Returns a text of so many words, drawn from ``seed``."""
         return "".join(Random(str(seed)).choices(self._words, k=n_tokens))
 
 
 def draw_traffic(count: int, *, seed: int, rate: float) -> list[TraceRequest]:
-    """The first so many requests of agents whose prompts and answers fit the engine, ``rate`` a
-    second."""
+    """Returns the first requests of agents that fit the engine, at ``rate`` a second."""
     most = CONTEXT_TOKENS - 2 * BLOCK_TOKENS
     found: list[TraceRequest] = []
     asked = count
@@ -178,7 +177,7 @@ class FitBenchmark:
             return told
 
     async def run_live(self, rule: str, profile: EngineProfile, requests: Sequence[TraceRequest]) -> RunResult:
-        """A gateway of its own, before empty caches."""
+        """Runs the requests against a new gateway and empty caches."""
         async with httpx.AsyncClient(timeout=60.0) as client:
             for engine in self._engines:
                 (await client.post(f"{engine.url}/reset_prefix_cache")).raise_for_status()
@@ -225,7 +224,7 @@ def start_gateway(servers: Iterable[int]) -> Iterator[None]:
 
 
 def start_engines(stage: EngineStage) -> list[EngineProcess]:
-    """Two engines on a processor each."""
+    """Starts two engines on a processor each."""
     switches = {"VLLM_SERVER_DEV_MODE": "1"}  # caches can be emptied
     engines = [
         stage.engine(f"engine-{core}", *OPTIONS, core=core, environment=switches, nice=0) for core in range(len(NAMES))
@@ -244,7 +243,7 @@ def load_words(installed: Installation) -> PromptWords:
 
 
 async def measure(bench: FitBenchmark, builder: PromptBuilder, given: argparse.Namespace) -> None:
-    """Learn, replay, simulate, write."""
+    """Learns, replays, simulates and writes."""
     requests = draw_traffic(given.requests, seed=SEED, rate=given.rate)
     miscounted = bench.count_token_errors(requests)
     loads = [os.getloadavg()[0]]
@@ -267,7 +266,7 @@ async def measure(bench: FitBenchmark, builder: PromptBuilder, given: argparse.N
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, write, print."""
+    """Measures, writes and prints."""
     parser = argparse.ArgumentParser(description="The simulator compared with two vLLM engines.")
     parser.add_argument("--requests", type=int, default=130)
     parser.add_argument("--lessons", type=int, default=240, help="requests from which the gateway learns")

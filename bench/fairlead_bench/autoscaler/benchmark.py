@@ -57,7 +57,7 @@ TARGET = 0.99
 
 
 def main(arguments: list[str]) -> int:
-    """0 whatever was found: this measures, tests judge."""
+    """Returns 0: the benchmark measures, and tests judge."""
     parser = argparse.ArgumentParser(
         description="The autoscaler and the presets of others in the closed-loop simulator."
     )
@@ -114,8 +114,10 @@ class AutoscalerBenchmark:
         self.costs = {name: one.cost for name, one in self.oracles.items()}
 
     def _oracle(self, name: str) -> Oracle:
-        """A schedule that was kept, and still keeps the target; else a new one, searched for
-        briefly and not kept."""
+        """Returns the stored schedule if it still keeps the target.
+
+        Otherwise a new one comes from a brief search and is not stored.
+        """
         scenario = scenario_of(name, self._seed, self.traces)
         known = OptimumCache(ORACLES).get(scenario)
         if known is not None:
@@ -149,8 +151,10 @@ class AutoscalerBenchmark:
         return {name: found[cell] for name, cell in cells.items()}
 
     def presets(self, names: Sequence[str]) -> tuple[dict[TunedPreset, Mapping[str, Measured]], dict[str, ByKnob]]:
-        """Each at its best knob and at its fixed one, in every scenario; and what the search for
-        the best one saw."""
+        """Returns each preset at its best and its fixed value in every scenario.
+
+        The figures of the search for the best value are part of the result.
+        """
         tried = [TunedPreset(name, knob, True) for name in names for knob in _grid(name)]
         searched: dict[str, ByKnob] = {name: {} for name in names}
         for one, cells in zip(tried, self.cells(tried, SEARCHED), strict=True):
@@ -162,7 +166,7 @@ class AutoscalerBenchmark:
         return dict(zip(chosen, self.cells(chosen, ALL_SCENARIOS), strict=True)), searched
 
     def draw(self, table: Mapping[str, Mapping[str, Measured]], folder: Path) -> None:
-        """Both pictures. What our core did is run again, since cells keep no series."""
+        """Draws both pictures. The core runs again for them, since cells store no series."""
         runs: list[plots.ReplicaTimeline] = []
         for name in (*COMPARED_SCENARIOS, *STRETCH_SCENARIOS):
             scenario = scenario_of(name, self._seed, self.traces)
@@ -185,8 +189,7 @@ class AutoscalerBenchmark:
 
 
 def _grid(name: str) -> list[float]:
-    """At most ``KNOBS`` values of the knob's grid, evenly spread, its ends and its fixed value
-    among them."""
+    """Returns at most ``KNOBS`` evenly spread values of the grid, with its ends and its default."""
     knob = PRESETS[name].parameters[0]
     last = len(knob.grid) - 1
     return sorted({knob.grid[round(place * last / (KNOBS - 1))] for place in range(KNOBS)} | {knob.default})

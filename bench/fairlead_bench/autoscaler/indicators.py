@@ -17,7 +17,7 @@ _GRAIN = 5.0
 
 
 def indicators(scenario: AutoscalingScenario, outcome: ControllerOutcome) -> dict[str, float]:
-    """The figures that go into a cell."""
+    """Returns the figures of a cell."""
     found = {
         "requests": float(outcome.requests),
         "attainment": outcome.attainment,
@@ -55,7 +55,7 @@ def in_windows(outcome: ControllerOutcome, windows: Sequence[tuple[float, float]
 
 
 def rising_steps(scenario: AutoscalingScenario) -> float:
-    """When the load stepped up: the minute that brings the largest rise."""
+    """Returns the minutes that bring the largest rise of the load."""
     counts: dict[int, int] = {}
     for arrival in scenario.load.arrivals:
         counts[int(arrival / 60.0)] = counts.get(int(arrival / 60.0), 0) + 1
@@ -102,6 +102,6 @@ def wake_seconds(outcome: ControllerOutcome) -> float:
 
 
 def _first(moments: Sequence[float], begin: float, end: float) -> float | None:
-    """The first of the rising ``moments`` in [begin, end]."""
+    """Returns the first of the rising ``moments`` in [begin, end]."""
     at = bisect_left(moments, begin)
     return moments[at] if at < len(moments) and moments[at] <= end else None

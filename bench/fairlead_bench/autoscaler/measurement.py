@@ -52,8 +52,10 @@ def measure(cell: AutoscalerCell) -> Measured:
 
 
 def run_scenario(cell: AutoscalerCell, scenario: AutoscalingScenario) -> ControllerOutcome:
-    """The cell's scenario under its controller; ours has a solver to ask and gateways that hint, as
-    it has in a cluster."""
+    """Runs the cell's scenario under its controller.
+
+    Fairlead's core has a solver and wake hints, as in a cluster.
+    """
     ours = cell.controller == FAIRLEAD
     return run_controller(
         scenario,
@@ -66,12 +68,12 @@ def run_scenario(cell: AutoscalerCell, scenario: AutoscalingScenario) -> Control
 
 @lru_cache(maxsize=1)
 def scenario_of(name: str, seed: int, traces: str) -> AutoscalingScenario:
-    """The last one is kept: the next cell is often of the same."""
+    """Returns the scenario. The last one is kept: the next cell is often of the same."""
     return SCENARIOS[name](seed, Path(traces) if traces else None)
 
 
 def make_controller(cell: AutoscalerCell, scenario: AutoscalingScenario) -> Controller:
-    """A fresh one."""
+    """Returns a new controller."""
     if cell.controller == FAIRLEAD:
         return ScalingCore(scenario.model)
     preset = PRESETS[cell.controller]

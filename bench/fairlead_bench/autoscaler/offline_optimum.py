@@ -19,7 +19,7 @@ FILE = Path(__file__).with_name("offline_optima.json")
 
 
 def main(arguments: list[str]) -> int:
-    """Search, compare, keep."""
+    """Searches, compares and stores."""
     from fairlead_sim.autoscaling.offline_optimum import replay_schedule, search_schedule
     from fairlead_sim.autoscaling.optimum_cache import OptimumCache
     from fairlead_sim.autoscaling.scenarios import SCENARIOS

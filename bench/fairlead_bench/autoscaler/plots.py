@@ -31,7 +31,7 @@ class ReplicaTimeline:
 
 
 def draw_timelines(runs: Sequence[ReplicaTimeline], file: Path) -> None:
-    """One panel a scenario: replicas ready under our core, what the oracle had, and arrivals."""
+    """Draws a panel per scenario: ready replicas of the core and of the optimum, and arrivals."""
     across = 3
     down = -(-len(runs) // across)
     figure, axes = plt.subplots(down, across, figsize=(15, 2.6 * down), squeeze=False, layout="constrained")
@@ -43,8 +43,10 @@ def draw_timelines(runs: Sequence[ReplicaTimeline], file: Path) -> None:
 
 
 def draw_controllers(cells: Mapping[str, Mapping[str, tuple[float, float]]], ours: str, file: Path) -> None:
-    """One panel a scenario: (share within the objectives, cost ÷ oracle) of every controller that
-    comes near the target."""
+    """Draws a panel per scenario: share within the SLO and cost ÷ oracle of each controller.
+
+    Those far from the target are left out.
+    """
     across = 4
     down = -(-len(cells) // across)
     figure, axes = plt.subplots(down, across, figsize=(16, 3.0 * down), squeeze=False, layout="constrained")

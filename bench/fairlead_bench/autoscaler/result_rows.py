@@ -40,7 +40,7 @@ class TunedPreset:
 
 
 def geometric_mean(values: Sequence[float]) -> float | None:
-    """Their geometric mean; None of none."""
+    """Returns the geometric mean; None without values."""
     return exp(fsum(map(log, values)) / len(values)) if values else None
 
 
@@ -55,7 +55,7 @@ def best_knob(found: Mapping[float, Mapping[str, Measured]]) -> float:
 
 
 def fairlead_rows(found: Mapping[str, Measured], oracles: Mapping[str, float]) -> Iterator[ResultRow]:
-    """The bar's lines of our core, by scenario."""
+    """Yields the rows with goals of the core, by scenario."""
     wanted = load_goals(NAME)
 
     def row(metric: str, unit: str, value: float | None) -> ResultRow:
@@ -102,8 +102,10 @@ def fairlead_rows(found: Mapping[str, Measured], oracles: Mapping[str, float]) -
 
 
 def crowded_rows(found: Mapping[str, Measured]) -> Iterator[ResultRow]:
-    """Our core on engines that it has no model of: they admit more than their memory may bear in
-    the end, as vLLM does."""
+    """Yields the rows of the core on engines that may run out of memory, as vLLM may.
+
+    The core has no model of that.
+    """
     for name, cell in found.items():
         yield value_row(f"{name}, engines that preempt: within the objectives", "share", cell["attainment"], None)
         yield value_row(f"{name}, engines that preempt: cost", "money", cell["cost"], None)
@@ -159,12 +161,12 @@ def tune(preset: str, ours: Mapping[str, Measured], found: Mapping[float, Mappin
 
 
 def beats_goal(preset: str) -> str:
-    """The metric of the line that says whether ours costs less than a preset."""
+    """Returns the metric that compares the core's cost with that of a preset."""
     return f"{preset} at its best knob: cost where both keep 99 %, geometric mean: {FAIRLEAD} ÷ it"
 
 
 def simulator_rows(day_seconds: float, quick: Measured, exact: Measured) -> Iterator[ResultRow]:
-    """The plant: how fast it is, and how far from token-level engines in the same plant."""
+    """Yields the rows of the plant: its speed, and its distance from token-level engines."""
     wanted = load_goals(NAME)
     metric = "a day of a million requests under one controller, simulated on one core"
     yield value_row(metric, "s", day_seconds, wanted[metric])
@@ -175,7 +177,7 @@ def simulator_rows(day_seconds: float, quick: Measured, exact: Measured) -> Iter
 
 
 def meets_slo(cell: Measured) -> bool:
-    """The target."""
+    """Returns whether the cell keeps the target."""
     return cell["attainment"] >= TARGET
 
 

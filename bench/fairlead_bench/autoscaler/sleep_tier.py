@@ -44,7 +44,7 @@ CASES: Final[Mapping[str, tuple[ScenarioMaker, SleepTier]]] = MappingProxyType(
 
 
 def rows(seeds: Sequence[int], traces: Path | None) -> Iterator[ResultRow]:
-    """Every case with every seed."""
+    """Returns the rows of all cases with all seeds."""
     for name, (make, tier) in CASES.items():
         for seed in seeds:
             scenario = make(seed, traces)
@@ -71,7 +71,7 @@ def compare_tiers(name: str, scenario: AutoscalingScenario, tier: SleepTier) -> 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run both of each, print the table, write it."""
+    """Runs each case with and without the tier, prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--traces", type=Path)

@@ -63,8 +63,10 @@ class BenchmarkSession:
         return _on_core(0) if self.pinned else []
 
     def start_target(self, target: Target) -> TargetProcess | None:
-        """Start a target, installing it if need be; one that cannot be started is absent from then
-        on."""
+        """Starts a target, and installs it if needed.
+
+        A target that cannot be started is absent from then on.
+        """
         why = "it does not start"
         try:
             program = Path(sys.executable)
@@ -87,7 +89,7 @@ class BenchmarkSession:
         return None
 
     def run_case(self, case: LoadCase, name: str, number: int, seconds: float) -> CaseRun | None:
-        """One run; None for a target that cannot be had."""
+        """Returns the figures of one run; None for an absent target."""
         if name == DIRECT:
             return self._measure(case, None, number, seconds)
         if case.fresh or name not in self.running:
@@ -105,13 +107,13 @@ class BenchmarkSession:
             return CaseRun(case.name, name, number, problems=(str(error),))
 
     def stop_target(self, name: str) -> None:
-        """Stop a target that runs."""
+        """Stops a target that runs."""
         found = self.running.pop(name, None)
         if found is not None:
             found.stop()
 
     def stop_all(self) -> None:
-        """Stop everything."""
+        """Stops all targets."""
         for name in list(self.running):
             self.stop_target(name)
 
@@ -190,7 +192,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _decisions(out: Path, seed: int) -> int:
-    """Nothing but the decision alone, in a file of its own."""
+    """Measures routing decisions alone, into a file of their own."""
     loads = [os.getloadavg()[0]]
     decisions = decisions_seconds(_DECISION_KINDS, blocks=_INDEX_BLOCKS, seed=seed)
     slow = measure_tail(blocks=_INDEX_BLOCKS, seed=seed)

@@ -12,12 +12,12 @@ from fairlead.runtime.compiled_build import cache_folder
 
 
 def cache_path() -> Path:
-    """Fairlead's cache on this machine."""
+    """Returns Fairlead's cache on this machine."""
     return cache_folder(os.environ)
 
 
 def content_digest(parts: Iterable[bytes]) -> str:
-    """A short name for the whole of ``parts``."""
+    """Returns a short digest of all ``parts``."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "big") + part)

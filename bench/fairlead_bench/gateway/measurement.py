@@ -159,7 +159,7 @@ def _problems(case: LoadCase, observed: RunObservations, count: int) -> list[str
 
 
 def _arguments(case: LoadCase, port: int) -> list[str]:
-    """The load generator's arguments for a case."""
+    """Returns the load generator's arguments for a case."""
     found = [case.mode, "--port", str(port), "--connections", str(case.connections), "--token", KEY]
     found += ["--warmup", str(case.warmup_seconds), "--events", str(case.checked_events)]
     if case.rate:

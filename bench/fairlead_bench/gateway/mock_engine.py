@@ -17,7 +17,7 @@ class MockEngine:
         self.ports = tuple(int(word) for word in self._read_line().split()[1:])
 
     def set_pace(self, interval_seconds: float) -> None:
-        """The time between the events of a stream; 0 is as fast as they are taken."""
+        """Sets the time between the events of a stream; 0 for as fast as possible."""
         self._query(f"interval {round(interval_seconds * 1e6)}")
 
     def stats(self) -> dict[str, int]:

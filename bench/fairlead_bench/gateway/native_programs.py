@@ -26,7 +26,7 @@ class NativePrograms:
 
 
 def build() -> NativePrograms:
-    """The programs of the present sources. Raises BuildError."""
+    """Returns the programs of the present sources. Raises BuildError."""
     compiler = os.environ.get("CC") or shutil.which("cc")
     if compiler is None:
         raise BuildError("no C compiler: install one (Debian: gcc libc6-dev), or name it in CC")

@@ -50,7 +50,7 @@ class InstalledPeer:
 
 
 def install_peer(name: str) -> InstalledPeer:
-    """The peer, installed now if it was not. Raises Absent."""
+    """Returns the peer, and installs it if needed. Raises Absent."""
     peer = PEERS[name]
     folder = (
         cache_path()
@@ -70,13 +70,16 @@ def install_peer(name: str) -> InstalledPeer:
 
 
 def _python(folder: Path, peer: Peer) -> None:
-    """An environment of its own for each: two peers bring modules of the same name."""
+    """Installs into an environment of its own: two peers have modules of the same name."""
     _run([sys.executable, "-m", "venv", str(folder)])
     _run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *peer.packages])
 
 
 def _debian(folder: Path, peer: Peer) -> None:
-    """Fetched and unpacked, not installed: no service starts, no file of the system changes."""
+    """Downloads and unpacks the package without installing it.
+
+    No service starts, and no system file changes.
+    """
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise PeerUnavailable("it is taken from a Debian package, and this is no Debian")
     folder.mkdir(parents=True)

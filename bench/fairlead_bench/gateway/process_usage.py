@@ -40,8 +40,10 @@ def process_tree(root: int) -> list[int]:
 
 
 def tree_usage(root: int) -> ProcessUsage:
-    """CPU and memory of the tree. Children that have ended count through the parent that waited for
-    them."""
+    """Returns CPU and memory of the tree.
+
+    Ended children count through the parent that waited for them.
+    """
     cpu = kernel = 0.0
     rss = 0
     living: set[int] = set()
@@ -59,7 +61,7 @@ def tree_usage(root: int) -> ProcessUsage:
 
 
 def listening_inodes(port: int) -> set[str]:
-    """The inodes of the sockets that listen on ``port``, on any address."""
+    """Returns the inodes of the sockets that listen on ``port``, on any address."""
     found = set()
     for table in ("tcp", "tcp6"):
         path = _PROC / "net" / table
@@ -84,7 +86,10 @@ def owns_sockets(root: int, inodes: set[str]) -> bool:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat behind the command's name; [0] is the state, [1] the parent."""
+    """Returns the fields of /proc/PID/stat behind the command's name.
+
+    [0] is the state, [1] the parent.
+    """
     try:
         return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -92,8 +97,10 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _cpu_seconds(pid: int) -> float | None:
-    """The process's CPU clock, whose id is made of the process's (clock_getcpuclockid in the C
-    library)."""
+    """Returns the process's CPU clock.
+
+    Its id derives from the process id (clock_getcpuclockid in the C library).
+    """
     try:
         return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
     except OSError:

@@ -26,7 +26,7 @@ def write(
     peers: Mapping[str, str],
     absent: Mapping[str, str],
 ) -> None:
-    """The JSON file."""
+    """Writes the JSON file."""
     content = {
         "machine": machine() | {"model": _processor()},
         "versions": versions() | dict(peers),
@@ -42,7 +42,7 @@ def write(
 
 
 def problems(runs: Iterable[CaseRun]) -> list[str]:
-    """The runs whose figures were not used, and why."""
+    """Returns the runs whose figures were not used, with the reasons."""
     return [f"{run.case} on {run.target}, round {run.round}: {what}" for run in runs for what in run.problems]
 
 
@@ -59,7 +59,10 @@ def print_report(
 
 
 def side_by_side(rows: Iterable[ResultRow]) -> RichTable:
-    """A line for each figure, a column for each target; every row that has no goal."""
+    """Returns a table: a line per figure, a column per target.
+
+    It has all rows without a goal.
+    """
     figures: dict[str, dict[str, str]] = {}
     targets: dict[str, None] = {}
     for row in rows:
@@ -77,7 +80,7 @@ def side_by_side(rows: Iterable[ResultRow]) -> RichTable:
 
 
 def _processor() -> str | None:
-    """The processor's kind, since µs mean little without it."""
+    """Returns the kind of processor, since µs mean little without it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

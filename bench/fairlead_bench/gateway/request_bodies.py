@@ -25,7 +25,7 @@ def make_bodies(size: int, *, count: int, seed: int, max_tokens: int, stream: bo
 
 
 def write_bodies(folder: Path, size: int, *, seed: int, max_tokens: int, stream: bool) -> Path:
-    """The same as a file, one body a line; made once."""
+    """Writes the bodies to a file, one a line, unless it exists."""
     path = folder / f"bodies-{size}-{max_tokens}-{'stream' if stream else 'plain'}"
     if not path.exists():
         count = 64 if size <= SIZES["32k"] else 32

@@ -25,12 +25,12 @@ Figure = Callable[[CaseRun], float | None]
 
 
 def cpu(run: CaseRun) -> float | None:
-    """µs of CPU for each unit."""
+    """Returns the µs of CPU per unit."""
     return run.cpu_microseconds
 
 
 def core(run: CaseRun) -> float | None:
-    """Share of one core."""
+    """Returns the share of one core."""
     return run.core_share
 
 
@@ -50,7 +50,7 @@ def delay(share: str) -> Figure:
 
 
 def kilobytes_each(run: CaseRun) -> float | None:
-    """KB of memory for each open stream."""
+    """Returns the KB of memory per open stream."""
     if run.rss_bytes is None or run.rss_before_bytes is None:
         return None
     return (run.rss_bytes - run.rss_before_bytes) / 1024 / CASES[run.case].connections
@@ -65,11 +65,11 @@ class RunTable:
             self._runs.setdefault((run.case, run.target), []).append(run)
 
     def valid_runs(self, case: str, target: str) -> list[CaseRun]:
-        """The runs whose figures may be used."""
+        """Returns the runs whose figures may be used."""
         return [run for run in self._runs.get((case, target), []) if run.is_valid]
 
     def median(self, case: str, target: str, figure: Figure) -> float | None:
-        """Over the valid runs; None when there is none."""
+        """Returns the median of the valid runs; None without one."""
         values = [value for run in self.valid_runs(case, target) if (value := figure(run)) is not None]
         return statistics.median(values) if values else None
 
@@ -93,8 +93,10 @@ def rows(
     absent: Iterable[str] = (),
     cases: Iterable[str] = tuple(CASES),
 ) -> list[ResultRow]:
-    """The goals' rows as far as ``cases`` were asked for, then all figures. ``absent`` targets keep
-    their rows, without a value."""
+    """Returns the rows of the goals as far as ``cases`` cover them, then all figures.
+
+    Absent targets keep their rows, without a value.
+    """
     table = RunTable(runs)
     asked = {UNCONDITIONAL_METRICS, *cases}
     found = [row for case, row in goal_rows(table, idle_bytes, decisions, slow) if case in asked]
@@ -110,7 +112,7 @@ def rows(
 def goal_rows(
     table: RunTable, idle_bytes: Mapping[str, float], decisions: Mapping[str, float | None], slow: DecisionTail | None
 ) -> Iterator[tuple[str, ResultRow]]:
-    """One row for each goal that the issue sets, in its order, with the case that it needs."""
+    """Returns a row per goal in the order of goals.yaml, with the case that it needs."""
     wanted = load_goals("gateway")
 
     def versus(title: str, case: str, peer: str) -> tuple[str, ResultRow]:
@@ -147,7 +149,7 @@ def goal_rows(
 
 
 def decision_goal_rows(decisions: Mapping[str, float | None], slow: DecisionTail | None) -> list[ResultRow]:
-    """The goals of the decision alone."""
+    """Returns the goals of routing decisions."""
     wanted = load_goals("gateway")
     found = [(f"decision alone, {size[:-1]} KB, 1M-block index", decisions.get(size)) for size in DECISION_SIZES]
     found += [
@@ -159,12 +161,12 @@ def decision_goal_rows(decisions: Mapping[str, float | None], slow: DecisionTail
 
 
 def decision_rows(decisions: Mapping[str, float | None], slow: DecisionTail | None) -> list[ResultRow]:
-    """All of the decision alone, as of a run of nothing else."""
+    """Returns all rows of routing decisions, as a run of nothing else has them."""
     return [*decision_goal_rows(decisions, slow), *_decision_rows(decisions, slow)]
 
 
 def aborts_seen(runs: Sequence[CaseRun]) -> float | None:
-    """Per cent of the clients' departures that the engine noticed."""
+    """Returns the percentage of disconnects that the engine noticed."""
     made = sum(run.aborts for run in runs)
     return 100.0 * sum(run.aborts_seen for run in runs) / made if made else None
 
@@ -181,7 +183,7 @@ def _decision_rows(decisions: Mapping[str, float | None], slow: DecisionTail | N
 
 
 def _case_rows(table: RunTable, case: LoadCase, targets: Iterable[str]) -> Iterator[ResultRow]:
-    """Everything that was measured with one kind of load, a row for each figure and target."""
+    """Yields the figures of one kind of load, a row per figure and target."""
     figures: list[tuple[str, str, Figure]] = [(f"CPU per {case.title}", "µs", cpu)]
     if case.mode == "hold" and not case.fresh:
         figures.append((f"{case.title}: share of a core", "core", core))

@@ -67,11 +67,11 @@ class DeferredCalls:
         self._due: list[Callable[[], object]] = []
 
     def call_later(self, _seconds: float, callback: Callable[[], object]) -> None:
-        """Keep it."""
+        """Stores the call."""
         self._due.append(callback)
 
     def send(self, _message: object) -> bool:
-        """Sent."""
+        """Drops the message."""
         return True
 
     def run(self) -> None:

@@ -53,12 +53,12 @@ class DecisionTail:
 
 
 def measure_tail(*, blocks: int, seed: int) -> DecisionTail:
-    """Measured in a process like a worker's."""
+    """Returns the figures of a process like a worker's."""
     return DecisionTail(**json.loads(run_like_worker("fairlead_bench.gateway.tail_latency", str(blocks), str(seed))))
 
 
 def measure_run(*, blocks: int, seed: int, batches: int = BATCHES, batch: int = BATCH) -> DecisionTail:
-    """The same in this process."""
+    """Returns the figures of this process."""
     runs = [_run(blocks, seed, batches, batch) for _ in range(RUNS)]
     whole = [[one.whole for one in run] for run in runs]
     all_of_them = [seconds for run in whole for seconds in run]
@@ -86,14 +86,14 @@ def _run(blocks: int, seed: int, batches: int, batch: int) -> list[DecisionTime]
 
 
 def _occupy(router: ModelRouter, rng: random.Random) -> None:
-    """Every instance has requests that wait for their first token, of different lengths."""
+    """Gives each instance requests of different lengths that wait for their first token."""
     for number in range(INSTANCES * BUSY_EACH):
         request = RouteRequest(f"busy-{number}", PrefixChain((), (), rng.getrandbits(64)), rng.uniform(100.0, 8_000.0))
         router.on_dispatch(request, instance_id(number % INSTANCES), 0.0)
 
 
 def _time_counting(seconds: float, times: int) -> float:
-    """The p99 of counting as far as takes ``seconds`` most of the time."""
+    """Returns the p99 of a counting loop that usually takes ``seconds``."""
     far = 1_000
     for _ in range(_CALIBRATIONS):
         far = max(1, round(far * seconds / statistics.median([_count_to(far) for _ in range(100)])))

@@ -38,24 +38,26 @@ class TargetProcess:
         self._log = log
 
     def usage(self) -> ProcessUsage:
-        """CPU and memory of all its processes. Raises Died."""
+        """Returns CPU and memory of all its processes. Raises Died."""
         if self._process.poll() is not None:
             raise TargetDied(f"{self.target.name} ended with status {self._process.returncode}; {self.log_tail()}")
         return tree_usage(self._process.pid)
 
     def log_tail(self) -> str:
-        """The end of its log."""
+        """Returns the end of its log."""
         text = self._log.read_text(encoding="utf-8", errors="replace").strip()
         return text[-400:] or "its log is empty"
 
     def owns_its_port(self) -> bool:
-        """Whether its own processes hold every listening socket of its port: one left over would
-        take connections."""
+        """Returns whether its own processes hold all listening sockets of its port.
+
+        A foreign one would take connections.
+        """
         inodes = listening_inodes(self.port)
         return bool(inodes) and owns_sockets(self._process.pid, inodes)
 
     def stop(self) -> None:
-        """End its processes, those that it started too."""
+        """Ends its processes and those that it started."""
         pids = process_tree(self._process.pid)
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -70,7 +72,7 @@ class TargetProcess:
 def start(
     target: Target, engine: MockEngine, folder: Path, program: Path, *, prefix: Sequence[str] = ()
 ) -> TargetProcess:
-    """Start ``target`` and wait until it answers. Raises Absent when it does not."""
+    """Starts ``target`` and waits until it answers. Raises Absent when it does not."""
     port, side_port = _free_ports(2)
     place = TargetLocation(
         port, side_port, engine.ports, folder / target.name.replace(" ", "-").replace(",", ""), program
@@ -100,15 +102,17 @@ def start(
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """Nothing that would change how a target behaves."""
+    """Returns an environment without settings that change a target's behavior."""
     dropped = ("FAIRLEAD_", "RUST_LOG", "LITELLM_", "OTEL_", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     kept = {name: value for name, value in given.items() if not name.startswith(dropped)}
     return {**kept, **gateway_environment()}
 
 
 def _wait_until_it_answers(running: TargetProcess, engine: MockEngine) -> None:
-    """Until a request has come through to an engine, all engines count as found, and the target has
-    come to rest."""
+    """Waits until the target is ready and idle.
+
+    It is ready when a request reaches an engine and all engines count as found.
+    """
     patience = _LITELLM_START_SECONDS if running.target.asked_for else _START_SECONDS
     end = time.monotonic() + patience
     answered = 0

@@ -84,7 +84,7 @@ def _fairlead(place: TargetLocation) -> list[str]:
 
 
 def _router(place: TargetLocation, policy: str, *more: str) -> list[str]:
-    """The three Rust routers share their options."""
+    """Returns the options that the three Rust routers share."""
     return [
         str(place.program),
         *more,

@@ -38,7 +38,7 @@ class Counter:
         self._command("instrumentation on")
 
     def count(self, work: Callable[[], object]) -> int:
-        """The instructions that the process executes while ``work`` is done."""
+        """Returns the instructions that the process executes during ``work``."""
         time.sleep(_REST_SECONDS)
         self._command("zero")
         work()
@@ -75,7 +75,7 @@ def command(folder: Path) -> list[str]:
 
 
 def total_of(dump: bytes) -> int:
-    """The instructions of one dump. Raises ValueError where it is none."""
+    """Returns the instructions of one dump. Raises ValueError for anything else."""
     found = _SUMMARY.search(dump)
     if found is None:
         raise ValueError("a callgrind dump without a summary")

@@ -11,7 +11,7 @@ Windows = Mapping[str, Sequence[float]]
 
 
 def rows(new: Windows, base: Windows, revision: str) -> list[ResultRow]:
-    """A row for each unit: means of the windows, and the new one ÷ the base."""
+    """Returns a row per unit: means of the windows, and the new one ÷ the base."""
     wanted = load_goals("gateway-instructions")
     return [
         ratio_row(
@@ -27,8 +27,10 @@ def rows(new: Windows, base: Windows, revision: str) -> list[ResultRow]:
 
 
 def standard_errors(new: Windows, base: Windows) -> dict[str, float]:
-    """Unit → standard error of new ÷ base, of the quotients window by window. Equal windows do
-    equal work, so quotients vary less than counts."""
+    """Returns unit → standard error of new ÷ base, from the quotients window by window.
+
+    Why: equal windows do equal work, so quotients vary less than counts.
+    """
     found = {}
     for unit, counts in new.items():
         quotients = [one / other for one, other in zip(counts, base.get(unit, ()), strict=False)]

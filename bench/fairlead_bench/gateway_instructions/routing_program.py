@@ -37,7 +37,10 @@ def endpoints() -> list[Hints]:
 
 
 def request(number: int) -> Hints:
-    """Request ``number``: the next turn of a conversation, or a new one after the last turn."""
+    """Returns request ``number``: the next turn of a conversation.
+
+    After the last turn a new conversation begins.
+    """
     session, turn = number % _SESSIONS, number // _SESSIONS
     life, turn = divmod(turn, _MOST_TURNS)
     shared = [hash((session % 8, block)) for block in range(_SHARED_BLOCKS)]

@@ -46,7 +46,7 @@ class Script:
         self._sent = 0
 
     def fleet(self) -> str:
-        """The fleet file of the scripted engines."""
+        """Returns the fleet file of the scripted engines."""
         return (
             f"models:\n  - name: {MODEL}\n    instances:\n"
             + "".join(
@@ -68,7 +68,7 @@ class Script:
             end.close()
 
     def plain(self, count: int) -> None:
-        """Plain requests, one after another."""
+        """Sends plain requests, one after another."""
         client = self._clients[0]
         for _ in range(count):
             client.send(self._body(self._plain))
@@ -111,9 +111,10 @@ class Script:
         time.sleep(_LEARN_SECONDS)
 
     def waiting(self, count: int) -> None:
-        """One request that goes at once, then ``count`` that wait until the one before is answered.
-        Each of these is followed by a plain one, whose answer proves that it was read. Raises
-        NotHeld."""
+        """Sends one request, then ``count`` that wait until the one before is answered.
+
+        A plain request follows each of them; its answer proves that it was read. Raises NotHeld.
+        """
         running_client, next_client = self._clients[1:]
         running_client.send(self._body(self._full))
         running_call = next_call(self._full_calls)
@@ -143,7 +144,7 @@ class Scenario:
 
 
 def scenarios(script: Script) -> dict[str, Scenario]:
-    """The scripts, by the names that ``instructions_per_unit`` knows them by."""
+    """Returns the scripts by the names of ``instructions_per_unit``."""
     return {
         "plain": Scenario(script.plain, 256),
         "short_streams": Scenario(lambda count: script.streamed(count, SHORT_STREAM), 160),

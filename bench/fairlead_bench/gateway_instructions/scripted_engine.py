@@ -106,13 +106,15 @@ class ScriptedEngine:
 
 
 def next_call(calls: "queue.Queue[Call]") -> Call:
-    """The next request that reached an engine. Raises queue.Empty where none comes."""
+    """Returns the next request that reached an engine. Raises queue.Empty if none comes."""
     return calls.get(timeout=_CALL_SECONDS)
 
 
 def read_request(connection: socket.socket, received: bytes) -> Request | None:
-    """The next request of a connection, None where it has ended. ``received`` was read from it
-    already."""
+    """Returns the next request of a connection; None at its end.
+
+    ``received`` was already read from it.
+    """
     try:
         while (end := received.find(b"\r\n\r\n")) < 0:
             more = connection.recv(65_536)
@@ -132,7 +134,7 @@ def read_request(connection: socket.socket, received: bytes) -> Request | None:
 
 
 def content_length(head: str) -> int:
-    """The bytes of the body behind a head that announces them; 0 where it does not."""
+    """Returns the bytes of the body that a head announces; 0 by default."""
     for line in head.split("\r\n")[1:]:
         name, _, value = line.partition(":")
         if name.lower() == "content-length":

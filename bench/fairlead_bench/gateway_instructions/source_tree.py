@@ -38,8 +38,10 @@ class SourceTree:
         return list(dict.fromkeys((self.folder / package).parent for package in packages))
 
     def environment(self, given: Mapping[str, str]) -> dict[str, str]:
-        """The environment of a program that imports these sources, without settings of the
-        caller's."""
+        """Returns the environment of a program that imports these sources.
+
+        The caller's settings are not part of it.
+        """
         kept = {name: value for name, value in given.items() if not name.startswith(("FAIRLEAD_", "PYTHON"))}
         kept |= {"PYTHONPATH": os.pathsep.join(map(str, self.package_roots)), "PYTHONSAFEPATH": "1"}
         if "FAIRLEAD_CACHE" in given:
@@ -47,8 +49,10 @@ class SourceTree:
         return kept | {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 
     def compile(self, *, with_simulator: bool = False) -> Path:
-        """The folder of the compiled copy, made if there is none. Raises
-        subprocess.CalledProcessError."""
+        """Returns the folder of the compiled copy, and compiles it if needed.
+
+        Raises subprocess.CalledProcessError.
+        """
         script = next(self.folder / name for name in _COMPILERS if (self.folder / name).is_file())
         command = [sys.executable, str(script), *(["--sim"] if with_simulator else [])]
         environ = self.environment(os.environ)
@@ -60,8 +64,10 @@ class SourceTree:
 
 
 def export_commit(repository: Path, revision: str, name: str) -> SourceTree:
-    """A commit's sources in the cache folder ``name``. Raises subprocess.CalledProcessError for an
-    unknown one."""
+    """Exports a commit's sources into the cache folder ``name``.
+
+    Raises subprocess.CalledProcessError for an unknown one.
+    """
     commit = _git(repository, "rev-parse", "--short=12", f"{revision}^{{commit}}").decode().strip()
     folder = _empty_folder(name)
     archive = _git(repository, "archive", "--format=tar", commit)
@@ -73,7 +79,7 @@ def export_commit(repository: Path, revision: str, name: str) -> SourceTree:
 
 
 def export_working_tree(repository: Path, name: str) -> SourceTree:
-    """The sources as they lie in the checkout, in the cache folder ``name``."""
+    """Copies the sources of the checkout into the cache folder ``name``."""
     listed = _git(repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard").decode().split("\0")
     folder = _empty_folder(name)
     for path in sorted(set(filter(is_source, listed))):
@@ -84,7 +90,7 @@ def export_working_tree(repository: Path, name: str) -> SourceTree:
 
 
 def is_source(path: str) -> bool:
-    """Whether compiling or running the gateway may need this file."""
+    """Returns whether compiling or running the gateway may need this file."""
     return path.endswith(_COPIED) and not path.startswith(_SKIPPED)
 
 

@@ -25,7 +25,7 @@ never idle."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0 when every goal holds."""
+    """Returns 0 when every goal holds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--rounds", type=int, default=2, help="how often each kind of traffic is measured; medians count"

@@ -34,7 +34,7 @@ pack = msgspec.msgpack.encode
 def stored_event(
     draw: random.Random, size: int, count: int, hashes: list[int], parent: int | None
 ) -> dict[str, object]:
-    """One event as vLLM 0.32 writes it."""
+    """Returns an event as vLLM 0.32 writes it."""
     return {
         "type": "BlockStored",
         "block_hashes": hashes,
@@ -51,7 +51,7 @@ def stored_event(
 
 
 def removed_event(value: int) -> dict[str, object]:
-    """One block gone."""
+    """Returns the event of one removed block."""
     return {"type": "BlockRemoved", "block_hashes": [value], "medium": "GPU", "group_idx": 0}
 
 
@@ -65,8 +65,10 @@ def prompt_stream(blocks: int, size: int) -> list[bytes]:
 
 
 def eviction_stream(blocks: int, size: int) -> list[bytes]:
-    """A full cache: each prompt's 64 blocks push out 64 of an older one, tail first. Half of the
-    blocks are removed ones."""
+    """Yields a full cache: each prompt's 64 blocks push out 64 of an older one, tail first.
+
+    Half of the blocks are removals.
+    """
     draw = random.Random(2)
     held: list[list[int]] = []
     payloads = []
@@ -82,7 +84,7 @@ def eviction_stream(blocks: int, size: int) -> list[bytes]:
 
 
 def decoding_stream(blocks: int, size: int) -> list[bytes]:
-    """32 answers that grow by one block in turn; every block is an event and a batch."""
+    """Yields 32 answers that grow by one block in turn. Every block is an event and a batch."""
     draw = random.Random(3)
     last: list[int | None] = [None] * 32
     payloads = []
@@ -111,7 +113,7 @@ def rate(payloads: list[bytes], blocks: int) -> tuple[float, float]:
 
 
 def memory_growth(blocks: int, size: int) -> tuple[float, float]:
-    """(bytes of the tables, bytes that the process grew by) per block, 16 instances."""
+    """Returns (bytes of the tables, bytes that the process grew by) per block, for 16 instances."""
     payloads = prompt_stream(blocks // 16, size)
     truth = BlockStore()
     gc.collect()
@@ -131,7 +133,7 @@ def resident_bytes() -> int:
 
 
 def main() -> int:
-    """Measure and print one JSON object."""
+    """Measures and prints one JSON object."""
     parser = argparse.ArgumentParser(description="What the index's core costs.")
     parser.add_argument("--blocks", type=int, default=200_000, help="blocks of each stream (200,000)")
     parser.add_argument("--size", type=int, default=16, help="tokens of a block (16)")

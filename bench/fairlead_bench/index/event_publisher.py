@@ -33,14 +33,14 @@ class PublishingEngine:
         self.kept: deque[tuple[bytes, bytes]] = deque(maxlen=REPLAY_BATCHES)
 
     def send(self, payload: bytes) -> None:
-        """One batch."""
+        """Sends one batch."""
         number = self.number.to_bytes(8, "big")
         self.publisher.send_multipart([b"kv", number, payload])
         self.kept.append((number, payload))
         self.number += 1
 
     def answer(self) -> None:
-        """Every request that is there."""
+        """Answers all pending replay requests."""
         while self.router.poll(0):
             peer, _, start = self.router.recv_multipart()
             for number, payload in self.kept:
@@ -55,7 +55,7 @@ def _bind(socket: "zmq.Socket[bytes]") -> str:
 
 
 def main() -> None:
-    """Until standard input ends."""
+    """Publishes until standard input ends."""
     kind, blocks, count, rate, seed = sys.argv[1], *map(int, sys.argv[2:6])
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     engines = [PublishingEngine(context) for _ in range(count)]
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _wait(engines: list[PublishingEngine]) -> None:
-    """Answer until there is a line, or the end, on standard input."""
+    """Answers replay requests until standard input has a line or ends."""
     poller = zmq.Poller()
     poller.register(sys.stdin.fileno(), zmq.POLLIN)
     for one in engines:

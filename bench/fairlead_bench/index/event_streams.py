@@ -33,7 +33,7 @@ Payload = tuple[bytes, int]
 
 
 def payloads(kind: str, blocks: int, seed: int) -> Iterator[Payload]:
-    """Until so many blocks were stored or removed, then the mark."""
+    """Yields payloads until so many blocks were stored or removed, then the mark."""
     draw = random.Random(seed)
     sent = 0
     for payload, count in {
@@ -50,7 +50,7 @@ def payloads(kind: str, blocks: int, seed: int) -> Iterator[Payload]:
 
 
 def marker_tokens(seed: int) -> list[int]:
-    """The prompt of the last event."""
+    """Returns the prompt of the last event."""
     return [200_000 + seed] * SIZE
 
 
@@ -77,23 +77,23 @@ def stored_event(tokens: list[int], hashes: list[int], parent: int | None) -> di
 
 
 def removed_event(value: int) -> dict[str, Any]:
-    """One block gone."""
+    """Returns the event of one removed block."""
     return {"type": "BlockRemoved", "block_hashes": [value], "medium": "GPU", "group_idx": 0}
 
 
 def encode_batch(events: list[dict[str, Any]]) -> bytes:
-    """As it goes over the wire."""
+    """Returns the batch as it goes over the wire."""
     return _pack([time.time(), events, 0])
 
 
 def prompt_stream(draw: random.Random) -> Iterator[Payload]:
-    """A cache that fills."""
+    """Yields the events of a cache that fills."""
     while True:
         yield encode_batch([_prompt(draw)[0] for _ in range(8)]), 8 * PER_PROMPT
 
 
 def eviction_stream(draw: random.Random) -> Iterator[Payload]:
-    """A cache that is full after its first 200 prompts."""
+    """Yields the events of a cache that is full after its first 200 prompts."""
     held: list[list[int]] = []
     while True:
         event, hashes = _prompt(draw)
@@ -103,13 +103,13 @@ def eviction_stream(draw: random.Random) -> Iterator[Payload]:
 
 
 def decoding_stream(draw: random.Random) -> Iterator[Payload]:
-    """Two answers have a full block in each step."""
+    """Yields steps in which two answers fill a block."""
     for events in _steps(draw, 2):
         yield encode_batch(events), len(events)
 
 
 def single_stream(draw: random.Random) -> Iterator[Payload]:
-    """One block a batch."""
+    """Yields one block a batch."""
     for events in _steps(draw, 1):
         yield encode_batch(events), 1
 

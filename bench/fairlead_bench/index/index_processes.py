@@ -52,7 +52,7 @@ class IndexRun:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        """For the file."""
+        """Returns the run for the JSON file."""
         costs = {name: {"cpu": one.cpu, "grew": one.grew} for name, one in self._costs()}
         own = {"kind": self.kind, "blocks": self.blocks, "held": self.held, "seconds": self.seconds}
         return own | costs | {"redis_bytes": self.redis_bytes} | self.extra
@@ -79,18 +79,18 @@ class ChildProcess:
         return json.loads(line)
 
     def query(self, line: str) -> Any:
-        """Say this, and read the answer."""
+        """Sends a line and returns the answer."""
         self.send(line)
         return self.read()
 
     def send(self, line: str) -> None:
-        """One line."""
+        """Sends a line."""
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
     def stop(self) -> None:
-        """Close its standard input, and see it go."""
+        """Closes its standard input and waits for its end."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
@@ -104,7 +104,7 @@ class ChildProcess:
 
 @contextmanager
 def start_child(*words: str) -> Iterator[ChildProcess]:
-    """One, ended afterwards."""
+    """Starts a process that ends with the block."""
     made = ChildProcess(*words)
     try:
         yield made
@@ -114,7 +114,7 @@ def start_child(*words: str) -> Iterator[ChildProcess]:
 
 @contextmanager
 def start_redis() -> Iterator[Valkey]:
-    """A server of one's own, without a disk."""
+    """Starts a new server without a disk."""
     with tempfile.TemporaryDirectory() as folder:
         server = Valkey(Path(folder))
         server.start()
@@ -126,7 +126,7 @@ def start_redis() -> Iterator[Valkey]:
 
 @contextmanager
 def start_indexer(redis: str, engines: list[dict[str, str]], folder: Path) -> Iterator[int]:
-    """``python -m fairlead_kvstore`` before these engines; its pid."""
+    """Starts ``python -m fairlead_kvstore`` before these engines; yields its pid."""
     instances = [
         {
             "url": f"http://127.0.0.1:{1_000 + number}",
@@ -214,7 +214,7 @@ def run(traffic: EventTraffic, *, cold: bool = False, emptied: bool = False) -> 
 
 
 def run_baseline(kind: str, blocks: int, *, engines: int, seed: int) -> dict[str, Any]:
-    """The layout of a hash for each block, with the same changes."""
+    """Returns the figures of one hash per block, with the same changes."""
     with start_redis() as redis:
         pid = _pid(redis)
         before = usage(pid)
@@ -228,7 +228,7 @@ def run_baseline(kind: str, blocks: int, *, engines: int, seed: int) -> dict[str
 
 
 def usage(pid: int) -> tuple[float, int]:
-    """CPU seconds since its start, and bytes in memory."""
+    """Returns the CPU seconds since its start, and its bytes in memory."""
     cpu = time.clock_gettime_ns((~pid << 3) | 2) / 1e9
     text = Path(f"/proc/{pid}/status").read_text()
     return cpu, int(text.partition("VmRSS:")[2].split()[0]) * 1024
@@ -249,7 +249,7 @@ def _wait_until_mirrored(mirror: ChildProcess, marks: int) -> None:
 
 
 def _wait_until_idle(pid: int) -> None:
-    """Return when the process has little to do for a second, three seconds in a row."""
+    """Returns when the process does little in a second, three seconds in a row."""
     quiet, before = 0, usage(pid)[0]
     while quiet < REST_SECONDS:
         time.sleep(1.0)

@@ -22,7 +22,7 @@ from fairlead_kvstore.redis.link import RedisLink
 
 
 async def main() -> None:
-    """Until standard input ends."""
+    """Answers until standard input ends."""
     clock = SystemClock()
     link = RedisLink(sys.argv[1], clock)
     marks = [marker_hash(int(seed)) for seed in sys.argv[2].split(",") if seed]

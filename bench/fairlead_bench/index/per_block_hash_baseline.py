@@ -27,7 +27,7 @@ READ_BATCH_SIZE = 1_000
 
 
 def main() -> None:
-    """Write, then read."""
+    """Writes, then reads."""
     redis: Redis = Redis.from_url(sys.argv[1])
     kind, blocks, seed, count = sys.argv[2], *map(int, sys.argv[3:6])
     truth = BlockStore()

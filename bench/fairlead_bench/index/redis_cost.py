@@ -56,17 +56,17 @@ class RowsOwner:
         self.blocks = {f"pod-{number}/8000/0": BlockTable() for number in range(instances)}
 
     def start_model(self, model_key: str, recovered: RecoveredIndex) -> None:
-        """Nothing to read."""
+        """Does nothing."""
 
     def stop_model(self, model_key: str) -> None:
-        """Nothing to stop."""
+        """Does nothing."""
 
     def instances(self, model_key: str) -> Sequence[str]:
         """Returns every instance of the model."""
         return list(self.blocks)
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
-        """None."""
+        """Returns no hints: a single model has no shared store."""
         return ()
 
     def checkpoint(self, instance: str) -> InstanceCheckpoint:
@@ -89,7 +89,7 @@ class RowsOwner:
 
 
 def batches(names: Sequence[str], blocks: int, kept: int) -> list[list[Change]]:
-    """Eight prompts each; beyond ``kept`` prompts an instance removes its oldest."""
+    """Yields batches of eight prompts. Beyond ``kept`` prompts an instance removes its oldest."""
     draw = random.Random(1)
     held: dict[str, list[list[int]]] = {name: [] for name in names}
     found: list[list[Change]] = []
@@ -105,18 +105,18 @@ def batches(names: Sequence[str], blocks: int, kept: int) -> list[list[Change]]:
 
 
 def cpu(redis: Any) -> float:
-    """Processor seconds of the server."""
+    """Returns the processor seconds of the server."""
     info = redis.info("cpu")
     return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
 
 def add_time(spent: dict[str, float], name: str, begun: float) -> None:
-    """Add the processor time since ``begun``."""
+    """Adds the processor time since ``begun``."""
     spent[name] = spent.get(name, 0.0) + time.process_time() - begun
 
 
 async def write_log(url: str, blocks: int, instances: int, kept: int) -> Row:
-    """Our layout."""
+    """Measures the log with snapshots."""
     limits, clock = LIMITS, SystemClock()
     link = RedisLink(url, clock, limits=limits)
     link.start()
@@ -159,8 +159,10 @@ async def write_log(url: str, blocks: int, instances: int, kept: int) -> Row:
 
 
 def write_hashes(url: str, blocks: int, instances: int, kept: int) -> Row:
-    """One hash per block: HSET of a field per instance, HDEL when it goes; a lookup asks for 128 of
-    them."""
+    """Measures one hash per block.
+
+    HSET adds a field per instance, HDEL removes it, and a lookup reads 128 of them.
+    """
     redis = Redis.from_url(url)
     redis.flushall()
     names = [f"pod-{number}/8000/0" for number in range(instances)]
@@ -196,7 +198,7 @@ def _looked_up(redis: Any, owns: Sequence[int]) -> None:
 
 
 async def load_cold_mirror(url: str, blocks: int, instances: int) -> Row:
-    """A mirror that comes when everything is there."""
+    """Measures a mirror that starts after all changes."""
     limits, clock = LIMITS, SystemClock()
     link = RedisLink(url, clock, limits=limits)
     link.start()
@@ -256,7 +258,7 @@ def matches() -> Row:
 
 
 def fastest(work: Callable[[], object], times: int) -> float:
-    """The least processor seconds of one call."""
+    """Returns the least processor seconds of one call."""
     least = 1e9
     for _ in range(times):
         begun = time.perf_counter()
@@ -272,7 +274,7 @@ def resident_bytes() -> int:
 
 
 def main() -> int:
-    """Measure, print and write one JSON object."""
+    """Measures, prints and writes one JSON object."""
     parser = argparse.ArgumentParser(description="What the index in Redis costs.")
     parser.add_argument("--blocks", type=int, default=200_000, help="blocks that are stored (200,000)")
     parser.add_argument("--instances", type=int, default=16, help="instances (16)")

@@ -29,7 +29,7 @@ class IndexFigures:
 
 
 def rows(found: IndexFigures) -> list[ResultRow]:
-    """A goal without its figure does not hold."""
+    """Returns all rows. A goal without its figure does not hold."""
     return [*_goal_rows(found), *_cost_rows(found), *_baseline_rows(found)]
 
 
@@ -79,7 +79,7 @@ def _cost_rows(found: IndexFigures) -> Iterator[ResultRow]:
 
 
 def _baseline_rows(found: IndexFigures) -> Iterator[ResultRow]:
-    """The same traffic (a cache that fills) in both layouts."""
+    """Yields rows of the same traffic (a cache that fills) in both layouts."""
     some, naive = found.runs.get("prompts", ()), found.naive or {}
     blocks = naive.get("changed")
 

@@ -93,7 +93,7 @@ class MixCase:
 
 
 def solve(rates: Sequence[float], types: Sequence[PoolCandidate]) -> MixCase:
-    """One problem by every method but slices."""
+    """Solves one problem by all methods but slices."""
     began = time.perf_counter()
     mix = solve_mix(rates, types, _STATIC)
     seconds = time.perf_counter() - began
@@ -112,7 +112,7 @@ def solve_sliced(rates: Sequence[float], types: Sequence[PoolCandidate]) -> tupl
 
 
 def problems(seed: int) -> Iterator[MixProblem]:
-    """Every problem."""
+    """Returns the problems of all prices, SLOs and traffics."""
     for prices, priced in price_lists().items():
         for itl_seconds in ITL_SECONDS:
             kept_to = objectives(itl_seconds)
@@ -141,14 +141,14 @@ def problems(seed: int) -> Iterator[MixProblem]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The geometric mean."""
+    """Returns the geometric mean."""
     return math.exp(sum([math.log(value) for value in values]) / len(values))
 
 
 def mix_rows(
     found: Sequence[tuple[MixProblem, MixCase]], bars: Mapping[str, str], each: MapFunction
 ) -> list[ResultRow]:
-    """The bar's rows, and those that inform, of problems that are solved but for slices."""
+    """Yields the rows of problems solved by all methods but slices, those with goals first."""
     wanted = [problem for problem, _ in found if problem.slices]
     costs = iter(each(solve_sliced, [problem.rates for problem in wanted], [problem.types for problem in wanted]))
     groups: dict[str, list[MixCase]] = {}
@@ -191,8 +191,10 @@ def mix_rows(
 
 
 def run_routed(workload: str, how: str, seed: int) -> tuple[str, float]:
-    """A fleet that was sized for a traffic, in words, and the share of that within the objectives
-    behind the gateway's router."""
+    """Returns a fleet sized for a traffic, as text, and its share within the SLO.
+
+    The fleet runs behind the gateway's router.
+    """
     priced, wanted = price_lists()[ROUTED_PRICES], objectives(ROUTED_ITL)
     types = tabled_throughput(priced, wanted)
     rates = [ROUTED_RATE * share for share in histogram(workload, GRID, seed)]
@@ -245,7 +247,7 @@ def planted_figures(way: str, seed: int) -> tuple[float, float, float]:
 
 
 def planted_rows(seed: int, each: MapFunction) -> list[ResultRow]:
-    """A day's rise on two kinds, scaled by the core as it runs."""
+    """Yields the rows of a day's rise on two kinds, scaled by the core."""
     rows: list[ResultRow] = []
     pairs = [(number, way) for number in range(seed, seed + PLANTED_SEEDS) for way in FLEETS]
     figures = each(planted_figures, [way for _, way in pairs], [number for number, _ in pairs])
@@ -258,7 +260,7 @@ def planted_rows(seed: int, each: MapFunction) -> list[ResultRow]:
 
 
 def best_single(rates: Sequence[float], types: Sequence[PoolCandidate]) -> dict[str, int]:
-    """The cheapest fleet of one type that serves every shape."""
+    """Returns the cheapest fleet of one type that serves all shapes."""
     found = {
         one.name: math.ceil(
             sum([rate / each for rate, each in zip(rates, one.throughput, strict=True) if rate > 0.0]) - 1e-9
@@ -289,8 +291,10 @@ def import_rates(file: Path, rate: float | None) -> None:
 
 
 def measure(seed: int, only: str | None, jobs: int) -> list[ResultRow]:
-    """The rows of one part or of both. How long a solver takes is measured, and while it is nothing
-    else runs; the rest runs on so many processes."""
+    """Returns the rows of one part or of both.
+
+    Solving times are measured while nothing else runs; the rest runs on several processes.
+    """
     bars = load_goals("mix")
     solutions = [] if only == ROLES else [(one, solve(one.rates, one.types)) for one in problems(seed)]
     # Processes that fork from one with threads may inherit a lock that stays taken.
@@ -310,7 +314,7 @@ def measure(seed: int, only: str | None, jobs: int) -> list[ResultRow]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when every goal holds."""
+    """Returns 0 when every goal holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/bench/mix.json"))
     parser.add_argument("--seed", type=int, default=1)

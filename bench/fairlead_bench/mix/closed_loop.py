@@ -22,8 +22,10 @@ FLEETS = ("mix, by shape", "mean request, by shape", "mix, by load", "mean reque
 
 
 def run_fleet(way: str, seed: int) -> ControllerOutcome:
-    """The two hours in one of ``WAYS``: how the need is divided among pools, and how the gateway
-    chooses between them; or the only accelerator."""
+    """Runs the two hours in one of ``WAYS``, or on the only accelerator.
+
+    A way divides the demand among pools and sets the gateway's choice between them.
+    """
     pools = (_pool(way, 3, 1),) if way in (SMALL, LARGE) else (_pool(SMALL, 8, 0), _pool(LARGE, 1, 0))
     scenario = replace(mixed_shapes(seed, pools), by_shape=way.endswith("by shape"))
     return run_controller(

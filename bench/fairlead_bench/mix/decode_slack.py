@@ -40,8 +40,11 @@ NAMES: Mapping[PrefillPolicy, str] = {
 
 
 def mixed_requests(rate: float, seed: int) -> ArrivalTrace:
-    """Poisson arrivals: a quarter has 4,000 to 12,000 tokens and answers of 150 on the mean, the
-    others 100 to 1,500 and 300."""
+    """Returns Poisson arrivals.
+
+    A quarter has 4,000 to 12,000 tokens and answers of 150 on average. The others have 100 to 1,500
+    and 300.
+    """
     draw = random.Random(f"convertible {seed}")
     arrivals: list[float] = []
     prompts: list[int] = []
@@ -56,7 +59,7 @@ def mixed_requests(rate: float, seed: int) -> ArrivalTrace:
 
 
 def serve(rate: float, prefill: int | None, computing: PrefillPolicy, seed: int) -> ControllerOutcome:
-    """So many of the engines prefill; None: each does both."""
+    """Serves with so many engines for prefill; None if each does both."""
     split = ((Role.SERVE, ENGINES),) if prefill is None else ((Role.PREFILL, prefill), (Role.DECODE, ENGINES - prefill))
     pools = [
         reference_pool(large_profile(), count, role=role, name=role.value.lower(), startup=WARM_START)
@@ -70,8 +73,10 @@ def serve(rate: float, prefill: int | None, computing: PrefillPolicy, seed: int)
 
 
 def capacity(prefill: int | None, computing: PrefillPolicy, seed: int) -> float:
-    """The highest rate at which enough are within both objectives, to one request a second; 0 where
-    none is."""
+    """Returns the highest rate at which enough are within both SLOs.
+
+    It is exact to one request a second; 0 if there is none.
+    """
     low, high = 0, round((_RATES[1] - _RATES[0]) / _STEP)
     while low < high:
         middle = (low + high + 1) // 2
@@ -81,13 +86,15 @@ def capacity(prefill: int | None, computing: PrefillPolicy, seed: int) -> float:
 
 
 def slo_attainment(prefill: int | None, computing: PrefillPolicy, seed: int) -> float:
-    """The share within the objectives at one rate."""
+    """Returns the share within the SLOs at one rate."""
     return serve(RATE, prefill, computing, seed).attainment
 
 
 def convertible_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[ResultRow]:
-    """Attainment of each division at one rate, and the capacity of each way at its best and at its
-    worst one; none has a bar."""
+    """Yields attainment of each division at one rate.
+
+    Capacities of each way at its best and its worst division follow; none has a goal.
+    """
     rows: list[ResultRow] = []
     what = f"{ENGINES} engines, short and long prompts"
     calls = [*product(DIVISIONS, PrefillPolicy), (None, PrefillPolicy.APART)]

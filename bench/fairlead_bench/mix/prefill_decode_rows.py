@@ -42,7 +42,7 @@ CROWDED_DIVISIONS = 1.3
 
 
 def measure_shift(seed: int, computing: PrefillPolicy) -> tuple[float, int, float]:
-    """A shift under the core: seconds, requests and the share within the SLOs.
+    """Measures a shift under the core: seconds, requests and the share within the SLOs.
 
     The seconds count until the ratio is within one engine of the best division. The requests are
     the lost and the abandoned ones.
@@ -54,7 +54,7 @@ def measure_shift(seed: int, computing: PrefillPolicy) -> tuple[float, int, floa
 
 
 def run_halved(seed: int, computing: PrefillPolicy) -> float:
-    """The share within the objectives where the same is divided 1:1."""
+    """Returns the share within the SLOs with a division of 1:1."""
     return fixed_controller(run_shift(LOAD, QUIET_SECONDS, ENGINES // 2, seed, computing=computing)[0]).attainment
 
 

@@ -41,7 +41,7 @@ class PricedProfile:
 
 
 def price_lists() -> Mapping[str, list[PricedProfile]]:
-    """Every price list of the checked-in figures, by name."""
+    """Returns the price lists of the committed figures, by name."""
     read, known = _read(), profiles()
     return {
         name: [PricedProfile(known[accelerator], price) for accelerator, price in prices.items()]
@@ -50,7 +50,7 @@ def price_lists() -> Mapping[str, list[PricedProfile]]:
 
 
 def profiles() -> dict[str, EngineProfile]:
-    """Every accelerator's step profile, by name."""
+    """Returns the step profiles of all accelerators, by name."""
     read = _read()
     return {one["name"]: profile(one, read["model"], read["reached"]) for one in read["accelerators"]}
 
@@ -60,7 +60,7 @@ def _read() -> Any:
 
 
 def profile(one: Mapping[str, Any], model: Mapping[str, Any], reached: Mapping[str, Any]) -> EngineProfile:
-    """The step profile of one accelerator."""
+    """Returns the step profile of one accelerator."""
     weights = model["weights_billion"] * 1e9
     operations = one["tflops"] * 1e12 * reached["compute"]
     bandwidth = one["gbps"] * 1e9 * reached["bandwidth"]
@@ -80,15 +80,17 @@ def profile(one: Mapping[str, Any], model: Mapping[str, Any], reached: Mapping[s
 
 
 def objectives(itl_seconds: float) -> SloTargets:
-    """First tokens within 3 s and half a second more for each 1,000 tokens of prompt."""
+    """Returns the SLO: first tokens within 3 s, and 0.5 s more per 1,000 prompt tokens."""
     return SloTargets(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=itl_seconds)
 
 
 def throughput_at_knee(
     priced: Sequence[PricedProfile], grid: RequestShapeGrid, objectives: SloTargets
 ) -> list[PoolCandidate]:
-    """Every accelerator with its throughput of every shape of the grid (at the middle of the
-    bucket) by the core's knee."""
+    """Returns every accelerator with its throughput of every shape at the core's knee.
+
+    A shape is the middle of its bucket.
+    """
     shapes = [grid.bucket_center(index) for index in range(grid.size)]
     return [
         PoolCandidate(

@@ -26,7 +26,7 @@ class UnknownLengthRouter(SingleGateway):
     """As of clients that do not say how long an answer may be."""
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
-        """As the router decides."""
+        """Routes without the length of the answer."""
         return super().route(replace(request, output_tokens=0), now)
 
 
@@ -38,9 +38,11 @@ def slo_attainment(
     apart: bool,
     seed: int,
 ) -> float:
-    """The share within the objectives, of ``fleet`` (profile and replicas by accelerator).
-    ``apart``: each accelerator is a pool of its own, as in a manifest; else all are one, and the
-    router does not go by shape."""
+    """Returns the share within the SLO of ``fleet`` (profile and replicas by accelerator).
+
+    apart: each accelerator is a pool of its own, as in a manifest. Otherwise all are one pool, and
+    the router does not go by shape.
+    """
     ones = [
         Instance(f"{name}-{number}/0/0", NAMESPACE, MODEL, name if apart else "all", "", profile=profile)
         for name, (profile, count) in sorted(fleet.items())

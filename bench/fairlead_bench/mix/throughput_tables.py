@@ -87,8 +87,7 @@ def saturated_rate(profile: EngineProfile, prompt: int, output: int) -> float:
 
 
 def measure_shape(profile: EngineProfile, shape: tuple[float, float], objectives: SloTargets, seed: int) -> float:
-    """The largest rate of a shape (prompt and answer tokens) that keeps the objectives; 0 where
-    none does."""
+    """Returns the largest rate of a shape (prompt and answer tokens) that keeps the SLO, or 0."""
     knee = throughput(profile, *shape, objectives)
     if knee <= 0.0:
         return 0.0
@@ -124,7 +123,7 @@ def digest(profile: EngineProfile, objectives: SloTargets) -> str:
 
 
 def row(profile: EngineProfile, objectives: SloTargets, seed: int) -> list[float]:
-    """Every shape of the grid on one accelerator, to three digits."""
+    """Returns the throughput of all shapes on one accelerator, to three digits."""
     grid = RequestShapeGrid()
     found = [measure_shape(profile, grid.bucket_center(index), objectives, seed) for index in range(grid.size)]
     return [float(f"{rate:.3g}") for rate in found]
@@ -133,7 +132,7 @@ def row(profile: EngineProfile, objectives: SloTargets, seed: int) -> list[float
 def rows(
     profiles: Sequence[EngineProfile], wanted: Sequence[SloTargets], seed: int, processes: int
 ) -> Iterator[dict[str, object]]:
-    """The table, line by line, as they are done."""
+    """Yields the lines of the table as they are done."""
     pairs = list(product(profiles, wanted))
     with ProcessPoolExecutor(processes) as pool:
         futures = [pool.submit(row, profile, objectives, seed) for profile, objectives in pairs]
@@ -147,20 +146,22 @@ def rows(
 
 
 def load(file: Path = FILE) -> dict[str, tuple[float, ...]]:
-    """Throughput of each shape, by the digest of what it was measured with."""
+    """Returns the throughput of each shape, by the digest of its inputs."""
     table = json.loads(file.read_text(encoding="utf-8"))
     return {one["digest"]: tuple(one["requests_per_second"]) for one in table["rows"]}
 
 
 def tabled_throughput(priced: Sequence[PricedProfile], wanted: SloTargets) -> list[PoolCandidate]:
-    """Every accelerator with its throughput of every shape, out of the checked-in table. Raises
-    KeyError where the table was measured with another profile, objective or way."""
+    """Returns every accelerator with its throughput of every shape, from the committed table.
+
+    Raises KeyError if the table was measured with another profile, SLO or method.
+    """
     table = load()
     return [PoolCandidate(one.profile.name, one.cost_per_hour, table[digest(one.profile, wanted)]) for one in priced]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure all accelerators of the checked-in figures and write the file."""
+    """Measures all accelerators of the committed figures and writes the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)

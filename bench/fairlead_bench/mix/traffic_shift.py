@@ -46,7 +46,7 @@ def shift_scenario(
     patience: float = PATIENCE_SECONDS,
     computing: PrefillPolicy = PrefillPolicy.SLACK,
 ) -> AutoscalingScenario:
-    """Poisson arrivals, one part after the other, and time to end what is left."""
+    """Returns Poisson arrivals, one kind after the other, with time to finish the rest."""
     draw = random.Random(seed)
     arrivals: list[float] = []
     prompts: list[int] = []
@@ -70,12 +70,12 @@ def shift_scenario(
 
 
 def balanced_controller(made: AutoscalingScenario) -> ControllerOutcome:
-    """Under the production core."""
+    """Returns the production core."""
     return run_controller(made, ScalingCore(made.model))
 
 
 def fixed_controller(made: AutoscalingScenario) -> ControllerOutcome:
-    """Divided as it begins, to the end."""
+    """Returns a controller that keeps the first division."""
     return run_controller(made, ScheduleController([]))
 
 

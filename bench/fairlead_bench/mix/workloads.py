@@ -32,7 +32,7 @@ WORKLOADS = {
 
 
 def histogram(workload: str, grid: RequestShapeGrid, seed: int) -> tuple[float, ...]:
-    """Share of requests in each bucket."""
+    """Returns the share of requests in each bucket."""
     draw = random.Random(f"{workload} {seed}")
     counts = [0] * grid.size
     for kind, share in WORKLOADS[workload].items():
@@ -101,8 +101,10 @@ def dense(grid: RequestShapeGrid, draw: random.Random, types: int = 6) -> tuple[
 
 
 def homogeneous(rates: Sequence[float], candidates: Sequence[PoolCandidate]) -> float:
-    """USD per hour of the cheapest fleet of one type that serves every shape; infinite where none
-    does."""
+    """Returns USD per hour of the cheapest fleet of one type that serves all shapes.
+
+    It is infinite if there is none.
+    """
     costs = [math.inf]
     for one in candidates:
         pairs = [(rate, each) for rate, each in zip(rates, one.throughput, strict=True) if rate > 0.0]

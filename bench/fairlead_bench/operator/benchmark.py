@@ -18,7 +18,7 @@ from fairlead_testing.kube.api_server import running_api_server
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0 when every goal holds."""
+    """Returns 0 when every goal holds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=int, default=1_000)
     parser.add_argument("--rest", type=float, default=60.0, help="seconds of steady state")

@@ -27,7 +27,7 @@ from fairlead_operator.render import InstallationDefaults, RenderContext, render
 
 
 def main() -> None:
-    """Watch until SIGTERM."""
+    """Watches until SIGTERM."""
     access = load_config(os.environ, Path.home())
     api = KubeApi(access, SystemClock(), random.random, agent="naive")
     facts = RenderContext(InstallationDefaults({EngineType.SIM: "fairlead.io/sim:1"}))

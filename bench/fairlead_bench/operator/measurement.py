@@ -76,7 +76,7 @@ class OperatorFigures:
         return statistics.median(self.alone_seconds) if self.alone_seconds else None
 
     def plain(self) -> dict[str, Any]:
-        """For a JSON file."""
+        """Returns the figures for a JSON file."""
         return {**asdict(self), "alone_seconds": [round(one, 4) for one in self.alone_seconds]}
 
 
@@ -88,10 +88,10 @@ class ObjectWatch:
         self._api, self._kind = api, kind
 
     async def follow(self) -> None:
-        """Until cancelled."""
+        """Follows the watch until cancelled."""
 
         async def listed() -> bool:
-            """A kind that was just defined is known before it is served."""
+            """Lists, with retries: a new kind is known before it is served."""
             nonlocal version
             try:
                 found = await self._api.list(self._kind, NAMESPACE)
@@ -165,8 +165,7 @@ class OperatorBenchmark:
                 await asyncio.sleep(0.0005)
 
     async def _crowd(self, subject: SubjectProcess, *args: str) -> BatchFigures:
-        """Apply all of them, and wait until a status about each is there and nothing is written any
-        more."""
+        """Applies all models, and waits until each has a status and writes have ended."""
         before, cpu, began = await self._counted(), subject.cpu_seconds(), time.monotonic()
         room = asyncio.Semaphore(CONCURRENT_MODELS)
 
@@ -190,7 +189,7 @@ class OperatorBenchmark:
         return writes(await self._counted() - before), subject.cpu_seconds() - cpu
 
     async def _lose(self) -> int:
-        """Delete some Deployments; how many are there again after a while."""
+        """Deletes some Deployments; returns the number that exist again after a while."""
         lost = {
             f"{name}-main": model_uid(self._children.items[f"{name}-main"]) for name in self._names[:DELETED_CHILDREN]
         }
@@ -216,7 +215,7 @@ class OperatorBenchmark:
         return await asyncio.to_thread(api_requests, self._server)
 
     async def _quiet(self) -> None:
-        """Until the API server has counted no write for a while."""
+        """Waits until the API server has counted no write for a while."""
         while True:
             before = writes(await self._counted())
             await asyncio.sleep(QUIET_SECONDS)
@@ -225,7 +224,7 @@ class OperatorBenchmark:
 
 
 def model(name: str, *args: str) -> Manifest:
-    """The smallest with a simulated engine."""
+    """Returns the smallest model with a simulated engine."""
     return {
         "apiVersion": MODEL_DEPLOYMENTS.api_version,
         "kind": "ModelDeployment",
@@ -239,7 +238,7 @@ def model(name: str, *args: str) -> Manifest:
 
 
 def model_uid(manifest: Manifest) -> str:
-    """Empty for nothing."""
+    """Returns the uid; empty without a model."""
     return str(metadata_of(manifest).get("uid", ""))
 
 

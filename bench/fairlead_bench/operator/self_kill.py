@@ -19,7 +19,7 @@ _KINDS = (*CHILDREN, "modeldeployments")
 
 
 def arm_kill(when: str, number: int) -> None:
-    """Let the ``number``-th write be the last thing that happens, or the last that does not."""
+    """Kills the process right after the ``number``-th write, or right before it."""
     usual = client.KubeApi._request_once
     seen = 0
 

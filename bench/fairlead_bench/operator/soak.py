@@ -34,7 +34,7 @@ MEMORY = "killed around every write, 20 seeds, in memory"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0 when everything holds."""
+    """Returns 0 when all claims hold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=[*TRIALS, MEMORY], action="append")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "operator-soak.json")
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _run_trials(names: Sequence[str]) -> dict[str, Any]:
-    """Side by side, each with an API server of its own: they wait most of the time."""
+    """Runs the trials in parallel, each with its own API server: they wait most of the time."""
     found = await asyncio.gather(*(_run_trial(name) for name in names))
     return dict(zip(names, found, strict=True))
 
@@ -73,7 +73,7 @@ async def _run_trial(name: str) -> dict[str, Any]:
 
 
 def _in_memory() -> dict[str, Any]:
-    """The enumeration of ``tests/operator/controller/test_crash.py``, which counts its kills."""
+    """Runs the crash tests of ``tests/operator/controller/test_crash.py``; returns their kills."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"

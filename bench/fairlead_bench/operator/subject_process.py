@@ -54,17 +54,17 @@ class SubjectProcess:
             self._process = subprocess.Popen([sys.executable, *command], env=environment, stdout=opened, stderr=opened)
 
     def cpu_seconds(self) -> float:
-        """User and system, of all threads, since the start."""
+        """Returns user and system time of all threads since the start."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory(self, name: str = "VmRSS") -> float:
-        """Resident; ``VmHWM`` is the most that there was."""
+        """Returns the resident memory; ``VmHWM`` is its peak."""
         lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL for who does not hear it."""
+        """Sends SIGTERM, and SIGKILL after a while."""
         self._process.terminate()
         try:
             self._process.wait(60.0)
@@ -74,7 +74,7 @@ class SubjectProcess:
 
 
 def api_requests(server: ApiServer) -> RequestCounts:
-    """All requests that the API server has answered so far."""
+    """Returns the requests that the API server has answered so far."""
     access = server.config()
     context = ClusterCredentials(access, SystemClock(), 0.0).tls_context()
     assert isinstance(context, ssl.SSLContext)
@@ -99,7 +99,7 @@ def writes(requests: RequestCounts) -> int:
 
 
 def reads(requests: RequestCounts) -> int:
-    """Single objects that were asked for."""
+    """Returns the reads of single objects."""
     return sum(
         count
         for (verb, resource, _), count in requests.items()

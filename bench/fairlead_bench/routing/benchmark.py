@@ -21,7 +21,7 @@ PARTS = ("demo", "bars", "grid")
 
 
 def main(arguments: list[str]) -> int:
-    """0 whatever was found: this measures, tests judge."""
+    """Returns 0: the benchmark measures, and tests judge."""
     parser = argparse.ArgumentParser(description="Routing presets in the fleet simulator.")
     parser.add_argument(
         "--trace", type=Path, help="a trace in Mooncake's format; without it one is generated for the demo"

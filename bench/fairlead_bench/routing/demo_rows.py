@@ -25,7 +25,7 @@ SECRETS = 3
 
 
 def simulated_rows(wanted: ReplayTraffic, seed: int) -> Iterator[ResultRow]:
-    """The goals first, then the whole table."""
+    """Returns the rows with goals, then the whole table."""
     measured = {
         (rate, name): _mean(_simulate(wanted.with_rate(rate), name, seed))
         for rate in sorted({*RATES, RATE})
@@ -43,7 +43,7 @@ def simulated_rows(wanted: ReplayTraffic, seed: int) -> Iterator[ResultRow]:
 
 
 def live_rows(report: Mapping[str, Any]) -> Iterator[ResultRow]:
-    """The live rows out of a demo's report.json."""
+    """Returns the live rows from a demo's report.json."""
     wanted = load_goals("routing")
     sides = {
         name: {side: _figures_of(run) for side, run in policy.items()} for name, policy in report["policies"].items()

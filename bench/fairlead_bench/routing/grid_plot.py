@@ -24,13 +24,13 @@ class GridTable:
         self.presets = sorted(presets, key=lambda preset: -self.mean(preset))
 
     def share(self, preset: str, family: str, gateways: int, stale: str) -> float:
-        """Within the objective, 0 to 1."""
+        """Returns the share within the SLO, 0 to 1."""
         return self._share[metric(family, gateways, stale, preset)]
 
     def mean(
         self, preset: str, gateways: Sequence[int] = GATEWAYS, stale: Sequence[str] = tuple(STALE_SECONDS)
     ) -> float:
-        """Over the families, and over these."""
+        """Returns the mean over all families and these cells."""
         found = [
             self.share(preset, family, number, late)
             for family in self.families
@@ -49,8 +49,10 @@ class GridTable:
         )
 
     def table(self) -> str:
-        """In Markdown: means over the families by gateways and staleness, and each preset's worst
-        cell, in per cent."""
+        """Returns the Markdown table: means over the families by gateways and delay, in per cent.
+
+        Each preset's worst cell follows.
+        """
         places = [(number, late) for number in GATEWAYS for late in STALE_SECONDS]
         lines = ["| | " + " | ".join(f"{number}, {late}" for number, late in places) + " | worst cell |"]
         lines.append("|---" * (len(places) + 2) + "|")
@@ -62,7 +64,7 @@ class GridTable:
 
 
 def draw(grid: GridTable, file: Path, *, title: str) -> None:
-    """One panel for each traffic: presets down, gateways and staleness across."""
+    """Draws a panel per traffic: presets down, gateways and delay across."""
     places = [(number, late) for number in GATEWAYS for late in STALE_SECONDS]
     figure, axes = plt.subplots(
         1, len(grid.families), figsize=(3.3 * len(grid.families) + 1.2, 0.36 * len(grid.presets) + 2.0), sharey=True

@@ -122,7 +122,7 @@ class RoutingMeasurements(SharedLab[RoutingCell]):
         self.trace = trace
 
     def name(self, cell: RoutingCell) -> str:
-        """Without what all have alike."""
+        """Returns the cell's name without the values that all have."""
         return f"{cell.preset}, {cell.traffic}, seed {cell.seed}"
 
     def capacities(self, cells: Sequence[RoutingCell]) -> list[float]:
@@ -132,6 +132,6 @@ class RoutingMeasurements(SharedLab[RoutingCell]):
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Their geometric mean; 0 where one is 0."""
+    """Returns the geometric mean; 0 if a value is 0."""
     every = list(values)
     return math.exp(math.fsum(map(math.log, every)) / len(every)) if all(value > 0.0 for value in every) else 0.0

@@ -26,14 +26,14 @@ Z = 1.96
 
 
 def wilson_low(share: float, number: float) -> float:
-    """The lower end of Wilson's interval for a share of so many."""
+    """Returns the lower end of Wilson's interval for a share of so many."""
     middle = share + Z * Z / (2 * number)
     spread = Z * math.sqrt(share * (1.0 - share) / number + Z * Z / (4 * number * number))
     return (middle - spread) / (1.0 + Z * Z / number)
 
 
 def grid_rows(lab: RoutingMeasurements, seeds: Sequence[int]) -> Iterator[ResultRow]:
-    """A row for each cell, and the default's worst against the best preset of each."""
+    """Returns a row per cell, and the default's worst cell against the best preset of each."""
     bases = [RoutingCell("dualmap", family, seed) for family in FAMILIES for seed in seeds]
     rates = dict(zip([(base.traffic, base.seed) for base in bases], lab.capacities(bases), strict=True))
     places = [(family, gateways, name) for family in FAMILIES for gateways in GATEWAYS for name in STALE_SECONDS]
@@ -54,7 +54,7 @@ def grid_rows(lab: RoutingMeasurements, seeds: Sequence[int]) -> Iterator[Result
 
 
 def metric(family: str, gateways: int, stale: str, preset: str) -> str:
-    """The name of a cell's row."""
+    """Returns the name of a cell's row."""
     return f"within 5 s, {family}, {gateways} gateways, {stale}: {preset}"
 
 

@@ -31,7 +31,7 @@ class RoutingRows:
         self._shared = ("agents", "tenants", *(("conversation",) if lab.trace is not None else ()))
 
     def rows(self) -> Iterator[ResultRow]:
-        """In the order of the issue."""
+        """Returns all rows in the order of goals.yaml."""
         yield from self._family_rows()
         if self._lab.trace is not None:
             yield from self._conversation_rows()
@@ -44,11 +44,11 @@ class RoutingRows:
     # --- ratios ---------------------------------------------------------------------------------------------------------
 
     def _capacity(self, cell: RoutingCell) -> float:
-        """Over the seeds."""
+        """Returns the geometric mean over the seeds."""
         return geometric_mean(self._lab.capacities([replace(cell, seed=seed) for seed in self._seeds]))
 
     def _prepare(self, cells: Sequence[RoutingCell]) -> None:
-        """Measure them side by side before they are asked for."""
+        """Measures cells in parallel before they are needed."""
         self._lab([replace(cell, seed=seed) for cell in cells for seed in self._seeds])
 
     def _ratio(self, metric: str, value: float, versus: str, base: float) -> ResultRow:

@@ -59,7 +59,7 @@ class KeyedLine(RequestQueue):
         self._key = key
 
     def peek(self, now: float, closed: Collection[bool] = ()) -> NextRequest | None:
-        """The first of all that are held."""
+        """Returns the first of the queue."""
         first = min(self.requests(), key=self._key, default=None)
         return None if first is None else NextRequest(first, "first", "is first by the order that is compared")
 
@@ -93,7 +93,7 @@ class SchedulingTraffic:
     objective: SloOfRequest
 
     def requests(self, load: float, seed: int, count: int) -> list[TraceRequest]:
-        """Poisson arrivals at a load of all engines' prefill."""
+        """Returns Poisson arrivals at a load of all engines' prefill."""
         draw = random.Random(seed)
         sizes = [self.sizes(draw) for _ in range(count)]
         rate = load * ENGINES * count / sum(H100.prefill_time(size) for size in sizes)
@@ -101,7 +101,7 @@ class SchedulingTraffic:
 
 
 def draw_arrivals(draw: random.Random, rate: float, sizes: Sequence[tuple[int, int]]) -> list[TraceRequest]:
-    """Prompt and answer tokens at ``rate`` a second."""
+    """Returns requests with these prompt and answer tokens at ``rate`` a second."""
     at, made = 0.0, []
     for number, (prompt, output) in enumerate(sizes):
         at += draw.expovariate(rate)
@@ -191,8 +191,10 @@ def slo_attainment(
 
 
 def find_capacity(how: str, seeds: Sequence[int], count: int) -> float:
-    """The highest load, to a hundredth, at which both classes have nine of ten within their
-    objectives."""
+    """Returns the highest load at which both classes keep 90 % within their SLOs.
+
+    It is exact to a hundredth.
+    """
     low, high = 0.4, 1.2
     while high - low > 0.01:
         middle = (low + high) / 2
@@ -226,7 +228,10 @@ def two_class_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> 
 
 
 def laps_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
-    """The short class among long ones against a fleet that has only short ones, at equal loads."""
+    """Yields rows of the short class among long ones against a fleet without long ones.
+
+    The loads are equal.
+    """
     for load in (0.5, 0.7, 0.8):
         mixed = _p90(LAPS, "gate", load, seeds, count)
         alone = _p90(LAPS_SHORT, "fcfs", load, seeds, count)
@@ -247,15 +252,20 @@ def _p90(traffic: SchedulingTraffic, how: str, load: float, seeds: Sequence[int]
 
 
 def answer_lengths(draw: random.Random) -> tuple[int, int]:
-    """Prompt and answer of a chat; 15 % reason at length. At most 8,192 tokens."""
+    """Returns prompt and answer tokens of a chat; 15 % reason at length.
+
+    The maximum is 8,192 tokens.
+    """
     prompt = min(8_000, max(16, int(draw.lognormvariate(6.6, 0.9))))
     output = draw.lognormvariate(7.6, 0.5) if draw.random() < 0.15 else draw.lognormvariate(5.0, 0.9)
     return prompt, max(1, min(8_192, int(output)))
 
 
 def memory_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
-    """One engine of 120,000 tokens that admits by the prompt alone, with the gate before it and
-    without."""
+    """Yields rows of one engine of 120,000 tokens, with and without the gate.
+
+    The engine admits by the prompt alone.
+    """
     for rate in (3.5, 3.75, 4.0):
         found: dict[str, tuple[float, float]] = {}
         for how in ("fcfs", "gate"):
@@ -279,7 +289,7 @@ def memory_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Ite
 
 
 def _meets_slo(one: RequestResult) -> bool:
-    """First token within 5 s, then 0.1 s a token at most."""
+    """Returns whether the first token came within 5 s, and the others within 0.1 s each."""
     pace = one.tpot_seconds
     return one.ttft_seconds is not None and one.ttft_seconds <= 5.0 and (pace is None or pace <= 0.1)
 
@@ -299,7 +309,7 @@ def length_rows(wanted: dict[str, str], seeds: Sequence[int]) -> Iterator[Result
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, write, print. A goal that does not hold stays in the table and fails nothing."""
+    """Measures, writes and prints. A goal that does not hold stays in the table."""
     parser = argparse.ArgumentParser(description="Scheduling before simulated engines.")
     parser.add_argument("--out", type=Path, default=Path("out/bench/scheduling.json"))
     parser.add_argument("--requests", type=int, default=6_000)

@@ -240,8 +240,10 @@ class _StepGate:
 
 
 def rows(found: Mapping[str, Sequence[Sequence[SharingFigures]]]) -> list[ResultRow]:
-    """The bar: three gateways that share are within three points of one. By setting, for each seed
-    the figures of each form."""
+    """Returns the rows: three gateways that share are within three points of one.
+
+    The input has the figures by setting, seed and topology.
+    """
     goal = load_goals(_NAME)
     made: list[ResultRow] = []
     for name, seeds in found.items():
@@ -302,7 +304,7 @@ async def _runs(setting: FleetSetting, seed: int, folder: Path) -> list[SharingF
 
 
 async def _redis(stack: AsyncExitStack, folder: Path, away_seconds: float) -> str:
-    """A server of this run's own, and such a way to it."""
+    """Starts a server for this run and a link of this delay; returns its URL."""
     server = Valkey(folder)
     server.start()
     stack.callback(server.kill)
@@ -324,7 +326,7 @@ async def _main(seeds: int, out: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, write, print."""
+    """Measures, writes and prints."""
     parser = argparse.ArgumentParser(description="Several gateways as one.")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("out/bench/gateways.json"))

@@ -119,7 +119,7 @@ def _simulation(
 
 
 def simulate_short_prompts(form: GatewayTopology, seed: int) -> SharingFigures:
-    """One run in the closed loop."""
+    """Returns the figures of one run in the closed loop."""
     profile = replace(builtin_profile("tiny-cpu"), kv_tokens=24_000)
     names = [f"e-{index}" for index in range(4)]
     fleet = FleetOptions(names, profile, 16, publishes_kv_events=form.knowledge.index)
@@ -141,7 +141,10 @@ def _figures(served: Sequence[RequestResult]) -> SharingFigures:
 def rows(
     long: Mapping[str, Sequence[SharingFigures]], brief: Mapping[str, Sequence[SharingFigures]]
 ) -> list[ResultRow]:
-    """The goals first. By form, the figures of each seed."""
+    """Returns the rows with goals, then the others.
+
+    The input has the figures of each seed, by topology.
+    """
     goal = load_goals(_NAME)
     held = {name: fmean([one.cached for one in runs]) for name, runs in long.items()}
     made: list[ResultRow] = []
@@ -177,7 +180,7 @@ def rows(
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, write, print."""
+    """Measures, writes and prints."""
     parser = argparse.ArgumentParser(description="Several gateways in the fleet simulator, and what they know.")
     parser.add_argument("--trace", type=Path, help="a trace in Mooncake's format; without it one is generated")
     parser.add_argument("--requests", type=int, default=REQUESTS)

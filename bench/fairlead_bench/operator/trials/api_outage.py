@@ -18,8 +18,10 @@ MODELS = 6
 
 
 async def run_api_outage(server: ApiServer, seconds: float, logs: Path) -> TrialVerdict:
-    """It is killed, and comes back after ``seconds``; the operator ends without its lease and is
-    started again."""
+    """Kills the API server for ``seconds``.
+
+    The operator ends without its lease and is started again.
+    """
     found = TrialVerdict()
     async with open_cluster(server, "away", logs) as here, keep_running(here) as started:
         for number in range(MODELS):

@@ -28,7 +28,7 @@ class TrialVerdict:
     broken: list[str] = field(default_factory=list)
 
     def check(self, says: str, holds: bool, found: object = "") -> None:
-        """One line of the bar."""
+        """Records one claim."""
         if not holds:
             self.broken.append(f"{says}: {found}")
 
@@ -43,7 +43,7 @@ class TrialCluster:
     operators: OperatorProcesses
 
     async def model(self, name: str, *args: str, pools: tuple[str, ...] = ("main",), **spec: Any) -> Manifest:
-        """Apply one, as people do."""
+        """Applies a model, as users do."""
         return await self.api.apply(
             {
                 "apiVersion": MODEL_DEPLOYMENTS.api_version,
@@ -70,7 +70,7 @@ class TrialCluster:
         await self.until(self.settled, "every model is Ready")
 
     async def until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
-        """The same for any condition; an API server that is away just makes it wait."""
+        """Waits for a condition; errors of an API server that is away are ignored."""
 
         async def holds() -> bool:
             try:
@@ -84,7 +84,7 @@ class TrialCluster:
             raise TimeoutError(f"{what}: not within {TIMEOUT_SECONDS:g} s\n{self.operators.logs()}") from None
 
     async def until_rest(self, *among: int) -> None:
-        """Until those of them that lead have looked at everything, and no news is on its way."""
+        """Waits until all leading operators have reconciled everything and no event is pending."""
 
         def resting() -> bool:
             leading = [one for one in among if self.operators.is_alive(one) and self.operators.is_leading(one)]
@@ -100,7 +100,7 @@ class TrialCluster:
         await self.until(rests, "the leader rests")
 
     async def leader(self, *among: int) -> int:
-        """The one that leads, as soon as one does."""
+        """Returns the leading operator as soon as there is one."""
         found = -1
 
         async def leads() -> bool:
@@ -124,7 +124,7 @@ def _ready(model: Manifest) -> bool:
 async def open_cluster(
     server: ApiServer, namespace: str, logs: Path, kubeconfig: Path | None = None, **settings: str
 ) -> AsyncIterator[TrialCluster]:
-    """A namespace of its own; its operators are ended at the end."""
+    """Yields a new namespace; its operators end with the block."""
     limits = Limits(kube_attempts=2)
     async with KubeApi(server.config(), SystemClock(), lambda: 0.5, limits=limits) as api:
         await apply_crds_and_namespaces(api, namespace)
@@ -137,8 +137,7 @@ async def open_cluster(
 
 @asynccontextmanager
 async def keep_running(one: TrialCluster) -> AsyncIterator[list[int]]:
-    """One operator that is started again whenever it ends, as its Deployment would; the places of
-    all of them."""
+    """Restarts an operator whenever it ends, as its Deployment would."""
     started = [one.operators.start()]
 
     async def watch() -> None:

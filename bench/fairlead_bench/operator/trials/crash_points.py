@@ -17,8 +17,10 @@ STEPS: tuple[Step, ...] = ("create", "change", "rename")
 
 
 async def run_crash_points(server: ApiServer, stages: tuple[Step, ...], most: int, logs: Path) -> TrialVerdict:
-    """For each stage of the story: the operator is killed before, and at last after, each of its
-    writes (``most`` at most)."""
+    """Kills the operator before each of its writes in each stage, and after the last.
+
+    ``most`` bounds the kills.
+    """
     found = TrialVerdict()
     count = 0
     for stage in stages:
@@ -43,8 +45,10 @@ async def run_crash_points(server: ApiServer, stages: tuple[Step, ...], most: in
 async def _run_steps(
     server: ApiServer, namespace: str, stage: Step, kill: tuple[str, int] | None, logs: Path
 ) -> tuple[object, bool]:
-    """The story up to ``stage``, in which the operator is killed; how everything stands at the end,
-    and whether it was."""
+    """Runs the stages up to ``stage``, in which the operator is killed.
+
+    Returns the final state, and whether the kill happened.
+    """
     async with open_cluster(server, namespace, logs, FAIRLEAD_LEASE="3s") as here:
         before = STEPS[: STEPS.index(stage)]
         if before:

@@ -65,8 +65,10 @@ async def _hand_over(here: TrialCluster, pair: list[int], way: signal.Signals, s
 
 
 async def run_two_leaders(server: ApiServer, seconds: float, logs: Path) -> TrialVerdict:
-    """Two that do not know of each other lead for ``seconds``, while models change and a scaler
-    writes."""
+    """Runs two leaders that do not know of each other for ``seconds``.
+
+    Models change meanwhile and a scaler writes.
+    """
     found = TrialVerdict()
     async with open_cluster(server, "both", logs, FAIRLEAD_RESYNC="5s") as here:
         pair = [here.operators.start(lease_namespace=name) for name in ("both", "default")]

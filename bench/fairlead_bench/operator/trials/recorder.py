@@ -38,7 +38,7 @@ class WatchRecorder:
         self.lines: list[str] = []
 
     async def record(self, api: KubeApi, kind: Resource, namespace: str) -> None:
-        """Until cancelled; from now on."""
+        """Records changes from now on until cancelled."""
         version = (await api.list(kind, namespace)).resource_version
         while True:
             try:
@@ -52,7 +52,7 @@ class WatchRecorder:
 
 @asynccontextmanager
 async def record_changes(api: KubeApi, namespace: str) -> AsyncIterator[WatchRecorder]:
-    """Everything that is written in ``namespace`` meanwhile."""
+    """Records all writes in ``namespace`` during the block."""
     tape = WatchRecorder()
     tasks = [asyncio.ensure_future(tape.record(api, kind, namespace)) for kind in KINDS]
     try:
@@ -63,17 +63,17 @@ async def record_changes(api: KubeApi, namespace: str) -> AsyncIterator[WatchRec
 
 
 async def own_objects(api: KubeApi, namespace: str) -> list[Manifest]:
-    """All children in ``namespace``."""
+    """Returns all children in ``namespace``."""
     return [one for kind in CHILDREN for one in (await api.list(kind, namespace, OWN_LABEL)).items]
 
 
 async def identities(api: KubeApi, namespace: str) -> dict[str, str]:
-    """The uid of every child, by kind and name."""
+    """Returns the uid of every child, by kind and name."""
     return {f"{one['kind']} {name_of(one)}": uid_of(one) for one in await own_objects(api, namespace)}
 
 
 async def owners(api: KubeApi, namespace: str) -> dict[str, Any]:
-    """Version and managers of every object of ours, models too."""
+    """Returns version and managers of each of the operator's objects and of the models."""
     found = [*await own_objects(api, namespace), *(await api.list(MODEL_DEPLOYMENTS, namespace)).items]
     return {
         f"{one['kind']} {name_of(one)}": (
