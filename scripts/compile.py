@@ -97,7 +97,7 @@ NO_COMPILER = 3
 
 
 def main() -> int:
-    """0 when the copy is there afterwards."""
+    """Returns 0 when the copy exists afterwards."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--into", type=Path, help="put the copy here instead of into the cache")
     parser.add_argument("--sim", action="store_true", help="the fleet simulator too, for benchmarks and nightly runs")

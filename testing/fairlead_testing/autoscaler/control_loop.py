@@ -93,11 +93,11 @@ class ControlLoopHarness:
         )
 
     def state(self, *given: Any, **policy: Any) -> ModelState:
-        """A model with one pool."""
+        """Returns a model with one pool."""
         return model_state(*given, **policy)
 
     def tick(self, loop: ControlLoop) -> None:
-        """One tick, 5 s after the last."""
+        """Runs one tick, 5 s after the last."""
         self.clock.advance(5.0)
         asyncio.run(loop.tick())
 
@@ -105,7 +105,7 @@ class ControlLoopHarness:
 def model_state(
     desired: int = 2, ready: int | None = None, *, least: int = 0, most: int = 9, **policy: Any
 ) -> ModelState:
-    """A model with one pool."""
+    """Returns a model with one pool."""
     facts = PoolSpec("main", minimum=least, maximum=most)
     model = scaled_model(KEY, SloTargets(ttft_seconds=2.0), [facts], interval_seconds=5.0)
     there = tuple(

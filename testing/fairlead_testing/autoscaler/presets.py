@@ -28,7 +28,7 @@ PROFILE = EngineProfile(
 
 
 def single_pool_model(minimum: int = 1, maximum: int = 60, role: Role = Role.SERVE) -> ModelSpec:
-    """A model with one pool of ``PROFILE`` engines; TTFT 2 s, ITL 50 ms."""
+    """Returns a model with one pool of ``PROFILE`` engines; TTFT 2 s, ITL 50 ms."""
     facts = PoolSpec(name=POOL, role=role, minimum=minimum, maximum=maximum, profile=PROFILE)
     return ModelSpec(name="model", ttft_seconds=2.0, itl_seconds=0.05, pools=(facts,))
 
@@ -36,7 +36,7 @@ def single_pool_model(minimum: int = 1, maximum: int = 60, role: Role = Role.SER
 def ready_replica(
     number: int, running: float | None, waiting: float | None = 0.0, kv: float | None = 0.5
 ) -> ReplicaMetrics:
-    """A ready replica; None is what could not be read."""
+    """Returns a ready replica; None stands for values that are missing."""
     return ReplicaMetrics(f"engine-{number}", ReplicaState.READY, 600.0, running=running, waiting=waiting, kv_share=kv)
 
 
@@ -57,6 +57,9 @@ def pool_observation(
 def build_observation(
     now: float, pool: PoolObservation, *, arrivals: float | None = 0.0, held: float = 0.0
 ) -> Observation:
-    """One look; ``arrivals`` None: no gateway answered. A prompt has 1,000 tokens."""
+    """Returns an observation with prompts of 1,000 tokens.
+
+    arrivals: None if no gateway answered.
+    """
     gateway = None if arrivals is None else GatewayTraffic(arrivals, arrivals * 1_000.0, held)
     return Observation(now, gateway, {POOL: pool})

@@ -118,7 +118,7 @@ def usage(prompt: int, cached: int, output: int) -> dict[str, Any]:
 
 
 async def well_behaved(call: EngineCall) -> None:
-    """A script with three tokens for a stream, and a small completion otherwise."""
+    """Answers a stream with three tokens, and other requests with a small completion."""
     asked = call.json
     if not asked.get("stream"):
         counted = usage(7, 4, 3)["usage"]

@@ -47,11 +47,11 @@ class CannedServer:
                 canned._respond(self)
 
             def do_POST(self) -> None:
-                """As written down."""
+                """Sends the prepared answer."""
                 canned._respond(self)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Quiet."""
+                """Logs nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
