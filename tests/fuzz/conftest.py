@@ -1,4 +1,4 @@
-"""The fuzzers' own modules are found beside this file: test folders are no packages."""
+"""Makes the fuzzers' modules importable; test folders are no packages."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""30,000 client connections in ``make test``; ``make nightly`` tries millions more with another seed."""
+"""30,000 client connections; ``make nightly`` tries millions more with another seed."""
 
 from fuzzing.ci import holds
 

@@ -1,4 +1,4 @@
-"""35,000 request bodies in ``make test``; ``make nightly`` tries millions more with another seed."""
+"""35,000 request bodies; ``make nightly`` tries millions more with another seed."""
 
 from fuzzing.ci import holds
 

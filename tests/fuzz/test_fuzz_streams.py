@@ -1,4 +1,4 @@
-"""20,000 event streams and 15,000 other inputs of engines in ``make test``; ``make nightly`` tries millions more, newly drawn."""
+"""20,000 event streams and 15,000 other inputs of engines; ``make nightly`` tries millions more."""
 
 from fuzzing.ci import holds
 

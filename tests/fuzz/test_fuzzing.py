@@ -1,4 +1,4 @@
-"""The fuzzers themselves: inputs that once broke something, hostile inputs of other tests, and that a broken property is noticed."""
+"""The fuzzers themselves: they find broken properties, and inputs of earlier findings pass."""
 
 import importlib.util
 import json

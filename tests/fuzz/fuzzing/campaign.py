@@ -1,4 +1,4 @@
-"""Running a target: so many inputs from one seed, what was found made small, kept in a file, and the command that repeats it."""
+"""A campaign: inputs from one seed; each finding is made small and kept in a file."""
 
 import hashlib
 import time
@@ -16,7 +16,7 @@ _SHRINKS = 4_000
 
 @dataclass(slots=True)
 class Finding:
-    """One way in which a property broke: where, the smallest input, its file."""
+    """A broken property: the place, the smallest input and its file."""
 
     target: str
     where: str
@@ -25,13 +25,13 @@ class Finding:
 
     @property
     def replay(self) -> str:
-        """The command that repeats it."""
+        """Returns the command that repeats it."""
         return f".venv/bin/python scripts/nightly_fuzz.py --replay {self.target} {self.file}"
 
 
 @dataclass(slots=True)
 class Report:
-    """What a run did; ``kinds`` are the different ways in which the inputs were answered."""
+    """The result of a run. ``kinds`` counts the different kinds of results."""
 
     target: str
     seed: str
@@ -44,7 +44,7 @@ class Report:
 def campaign(
     target: Target, seed: str, inputs: int, out: Path | None = None, told: Callable[[int], None] | None = None
 ) -> Report:
-    """Try ``inputs``; the target's own seeds come first. Findings lie in ``out`` afterwards."""
+    """Tries ``inputs``, the target's own seeds first. Writes findings to ``out``."""
     report = Report(target.name, seed)
     mutator = Mutator(f"{target.name} {seed}", target.seeds, target.words, target.pieces, target.grow)
     kinds: set[int] = set()
@@ -55,7 +55,7 @@ def campaign(
         data = next(seeds, None) or make()
         try:
             kind = hash(check(data))
-        except Exception as error:  # noqa: BLE001 - an exception is what is looked for
+        except Exception as error:  # noqa: BLE001 - any exception is a finding
             place = where(error)
             if place not in places and len(places) < _FINDINGS_MOST:
                 places.add(place)
@@ -72,7 +72,7 @@ def campaign(
 
 
 def where(error: BaseException) -> str:
-    """The place that an exception came from, and its kind: what makes two findings the same."""
+    """Returns the place and type of an exception, by which findings are compared."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     own = [one for one in traceback.extract_tb(error.__traceback__) if "fuzzing" in one.filename][-1]
     text = str(error).splitlines()[0][:100] if str(error) else ""
@@ -82,7 +82,7 @@ def where(error: BaseException) -> str:
 
 
 def found(target: Target, place: str, data: bytes, out: Path | None) -> Finding:
-    """Make an input as small as goes while it breaks the same property, and keep it."""
+    """Makes an input as small as possible while it breaks the same property, and keeps it."""
     head = place.split(" ")[:2]
 
     def same(smaller: bytes) -> bool:
@@ -103,7 +103,7 @@ def found(target: Target, place: str, data: bytes, out: Path | None) -> Finding:
 
 
 def shrunk(data: bytes, same: Callable[[bytes], bool]) -> bytes:
-    """Leave out ever smaller parts as long as ``same`` holds."""
+    """Leaves out ever smaller parts as long as ``same`` holds."""
     tries = 0
     size = max(1, len(data) // 2)
     while size and tries < _SHRINKS:

@@ -1,4 +1,4 @@
-"""A campaign as a test: one seed for ever, so that the same commit always gives the same answer."""
+"""A campaign as a test, with a fixed seed."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _OUT = Path(__file__).parents[3] / "out" / "fuzz"
 
 
 def holds(name: str, inputs: int) -> None:
-    """No input of this campaign breaks a property; the message holds the command that repeats one that did."""
+    """Checks that no input breaks a property; the message names the command that repeats it."""
     report = campaign(TARGETS[name], _SEED, inputs, _OUT)
     words = [f"{one.where}\n  {one.data!r}\n  {one.replay}" for one in report.findings]
     assert not words, "\n".join(words)

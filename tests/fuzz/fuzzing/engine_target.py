@@ -1,6 +1,6 @@
-"""What engines tell beside their answers: metrics pages, and the objects that a prefill engine hands to a decode engine.
+"""A fuzz target: metrics pages, and the transfer objects from prefill to decode engines.
 
-Both come from outside, and engines check nothing of the second: an object that is not whole hangs a decode for ever.
+Engines do not check transfer objects: an incomplete one blocks a decode forever.
 """
 
 import json
@@ -20,7 +20,7 @@ _SAMPLE = re.compile(rb"(vllm:[a-z_]+)(\{.*| .*)? ([^ ]+)")
 
 
 def check(data: bytes) -> Hashable:
-    """A page gives the sums that its lines say; a hand-off is passed on only when it is whole."""
+    """Checks the sums of a metrics page, and that only complete transfer objects pass."""
     if data[:1] == b"{":
         return handed(data)
     signals = _VLLM.parse_signals(data)
@@ -36,7 +36,7 @@ def check(data: bytes) -> Hashable:
 
 
 def total(page: bytes, series: bytes) -> float | None:
-    """The sum of a series' samples, line by line."""
+    """Returns the sum of a series' samples, line by line."""
     values = []
     for line in page.split(b"\n")[:-1]:
         found = _SAMPLE.fullmatch(line.rstrip())
@@ -52,7 +52,7 @@ def total(page: bytes, series: bytes) -> float | None:
 
 
 def handed(data: bytes) -> Hashable:
-    """The answers of prefill engines and bootstrap servers."""
+    """Checks responses of prefill engines and bootstrap servers."""
     fields = nixl_decode_fields(data)
     name = parse_mooncake_engine_id(data, 0)
     assert name is None or name

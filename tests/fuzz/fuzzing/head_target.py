@@ -1,8 +1,10 @@
-"""The bytes of a client's connection: however they come, the same requests, and a second reader sees the same ones.
+"""A fuzz target: the bytes of a client's connection.
 
-The second reader is llhttp, which engines and other servers use. Where both accept, method, body and what follows must be the same,
-else a request could be hidden in another. What Fairlead then writes to an engine is read by llhttp once more: one request, framed
-by its length, with nothing of the client's own framing.
+However the bytes arrive, they give the same requests, and a second reader sees the same ones.
+
+The second reader is llhttp, which engines and other servers use. Where both accept, method, body
+and the next request must be the same; else a request could be hidden in another. llhttp also reads
+the message for the engine: one request, framed by its length, without the client's own framing.
 """
 
 import re
@@ -35,7 +37,7 @@ Requests = list[tuple[RequestHead, bytes]]
 
 
 def judged(pieces: list[bytes], limits: Limits) -> tuple[Requests, GatewayError | None]:
-    """The requests that these pieces hold, and the refusal behind them."""
+    """Returns the requests in these pieces, and the refusal after them."""
     reader = RequestParser(limits)
     found: Requests = []
     try:
@@ -50,7 +52,7 @@ def judged(pieces: list[bytes], limits: Limits) -> tuple[Requests, GatewayError 
 
 
 def check(data: bytes) -> Hashable:
-    """The same whole and cut, the same for llhttp, and framed anew for engines."""
+    """Checks that whole and cut bytes, llhttp and the message for the engine agree."""
     found, refusal = judged([data], LIMITS)
     for pieces in cuttings(data):
         again, refusal_again = judged(pieces, LIMITS)
@@ -70,7 +72,7 @@ def check(data: bytes) -> Hashable:
 
 
 def summaries(found: Requests) -> list[tuple[object, ...]]:
-    """What each request is."""
+    """Returns the properties of each request."""
     return [
         (one.method, one.path, one.query, one.version, one.length, one.keep_alive, tuple(one.fields), body)
         for one, body in found
@@ -78,12 +80,12 @@ def summaries(found: Requests) -> list[tuple[object, ...]]:
 
 
 def said(refusal: GatewayError | None) -> tuple[int, str] | None:
-    """A refusal without its words."""
+    """Returns a refusal without its text."""
     return (refusal.status, refusal.code) if refusal is not None else None
 
 
 class _Second:
-    """What llhttp sees."""
+    """The requests that llhttp reads."""
 
     def __init__(self) -> None:
         self.whole: list[tuple[str, bytes, bool, bytes, list[tuple[bytes, bytes]]]] = []
@@ -91,36 +93,36 @@ class _Second:
         self.on_message_begin()
 
     def on_message_begin(self) -> None:
-        """Another request."""
+        """Starts a request."""
         self.url = b""
         self.parts: list[bytes] = []
         self.fields: list[tuple[bytes, bytes]] = []
         self.in_head = True
 
     def on_url(self, part: bytes) -> None:
-        """A piece of the target."""
+        """Adds a piece of the target."""
         self.url += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A field; trailers come behind the body."""
+        """Adds a field; trailers follow the body."""
         if self.in_head:
             self.fields.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """The head's end."""
+        """Ends the head."""
         self.in_head = False
 
     def on_body(self, part: bytes) -> None:
-        """A piece of the body."""
+        """Adds a piece of the body."""
         self.parts.append(part)
 
     def on_message_complete(self) -> None:
-        """A request's end."""
+        """Ends the request."""
         method = self.parser.get_method().decode()
         self.whole.append((method, self.url, self.parser.should_keep_alive(), b"".join(self.parts), self.fields))
 
     def read(self, data: bytes) -> bool:
-        """Whether llhttp takes all of it."""
+        """Feeds bytes; returns whether llhttp accepts all of them."""
         self.parser = httptools.HttpRequestParser(self)
         try:
             self.parser.feed_data(data)
@@ -132,24 +134,24 @@ class _Second:
 
 
 def second(data: bytes, found: Requests, refusal: GatewayError | None) -> None:
-    """What llhttp completes before it refuses or stops is what we took for requests."""
+    """Checks that llhttp completes the same requests before it refuses or stops."""
     if not found:
         return
     other = _Second()
     other.read(data)
     for (head, body), (method, target, keep, body_other, _) in zip(found, other.whole, strict=False):
         if method == "CONNECT" or head.get(b"upgrade") is not None:
-            return  # llhttp leaves HTTP behind here; Fairlead serves none of it
+            return  # llhttp changes the protocol here, which Fairlead does not
         assert (head.method, body) == (method, body_other), "llhttp sees another request"
         assert target.isascii()
         if not head.keep_alive or not keep:
-            return  # what follows is read by nobody
+            return  # the rest is not read
     if refusal is None and not other.upgraded:
         assert len(other.whole) <= len(found), "llhttp sees more requests"
 
 
 def forwarded(head: RequestHead, body: bytes) -> None:
-    """An engine reads one request, of the very body, framed by length."""
+    """Checks that an engine reads one request with the same body, framed by length."""
     target, method = head.path, "POST"
     try:
         total_timeout(head, bool(len(body) % 2), LIMITS)

@@ -1,6 +1,7 @@
-"""Payloads of KV events: whatever the bytes are, events or the one error, and a model that its own changes rebuild.
+"""A fuzz target: payloads of KV events.
 
-The second reader takes the arrays apart without looking into the events, and counts them.
+They give events or one kind of error, and a store that its own changes can rebuild. The second
+reader counts the events without parsing them.
 """
 
 import re
@@ -17,7 +18,7 @@ from fairlead_kvstore.events.payloads import EventBatch
 
 
 def check(data: bytes) -> Hashable:
-    """No other exception, no event lost without being counted, and the same changes give the same content, twice."""
+    """Checks that no other error occurs, lost events are counted, and replays change nothing."""
     try:
         batch = decode_events(data)
     except EventsError as error:
@@ -31,7 +32,7 @@ def check(data: bytes) -> Hashable:
 
 
 def applied(batch: EventBatch) -> set[tuple[int, int]]:
-    """The content after the batch came twice, which must be what its changes say."""
+    """Returns the content after the batch came twice, which its changes must give."""
     truth = BlockStore()
     truth.attach("i", "default/tiny", 0.0)
     copy: set[tuple[int, int]] = set()

@@ -1,6 +1,7 @@
-"""Inputs that are almost right: pieces of known inputs rearranged, then a few bytes changed. Seeded, so any run can be had again.
+"""Inputs that are almost valid: rearranged pieces of known inputs, with a few bytes changed.
 
-Whatever made a target answer in a new way joins the inputs that are mutated, which leads the mutations deeper than chance would.
+The seed decides every input. An input with a new kind of result joins the known ones, which leads
+the mutations deeper than chance would.
 """
 
 import random
@@ -28,8 +29,11 @@ _DIGITS = re.compile(rb"[0-9]+")
 
 
 class Mutator:
-    """``next`` makes an input; ``keep`` adds one to the known. ``pieces`` matches what a grammar calls a word; ``grow``
-    writes an input that the grammar accepts."""
+    """Makes inputs from known ones.
+
+    pieces: matches a word of the grammar.
+    grow: writes an input that the grammar accepts.
+    """
 
     def __init__(
         self,
@@ -47,14 +51,14 @@ class Mutator:
         self._kept: list[list[bytes]] = []
 
     def keep(self, data: bytes) -> None:
-        """``data`` was answered in a new way."""
+        """Adds an input whose result was of a new kind."""
         if len(self._kept) < _KEPT:
             self._kept.append(self._cut(data))
         else:
             self._kept[int(self._random() * _KEPT)] = self._cut(data)
 
     def next(self) -> bytes:
-        """One more input."""
+        """Returns another input."""
         draw = self._random
         if self._grow is not None and draw() < 0.4:
             data = self._grow(draw)
@@ -78,7 +82,7 @@ class Mutator:
         return source[int(self._random() * len(source))]
 
     def _rearrange(self, parts: list[bytes]) -> None:
-        """Change whole words: leave out, double, swap, replace, insert, cross with another input."""
+        """Changes words: omits, doubles, swaps, replaces, inserts, crosses with another input."""
         draw = self._random
         size = len(parts)
         at = int(draw() * size) if size else 0
@@ -103,7 +107,7 @@ class Mutator:
             del parts[at:]
 
     def _bytes(self, data: bytes) -> bytes:
-        """Change bytes, whatever they mean."""
+        """Changes bytes, whatever they mean."""
         draw = self._random
         at = int(draw() * (len(data) + 1))
         what = int(draw() * 7)

@@ -1,7 +1,9 @@
-"""Request bodies: whatever a client sends is refused by name or reaches the engine with exactly the changes that were meant.
+"""A fuzz target: request bodies.
 
-The second reader is the standard library's JSON parser: it tells where the members of the body lie before and after, and every
-member that should not change must be there byte for byte, in order, and nothing else.
+A body is refused with a field's name, or it reaches the engine with exactly the intended changes.
+
+The second reader is the standard library's JSON parser. It locates the members of the body before
+and after. Every member that should not change must be there byte for byte, in order.
 """
 
 import json
@@ -56,11 +58,11 @@ _scan = json.JSONDecoder(
     parse_float=lambda text: ("number", text),
     parse_constant=lambda text: ("constant", text),
 ).scan_once  # type: ignore[attr-defined]
-Member = tuple[str, str, Any]  # name, its text from name to value's end, value
+Member = tuple[str, str, Any]  # name, text from the name to the end of the value, value
 
 
 def members(body: bytes) -> list[Member]:
-    """The members of a JSON object. Raises ValueError where the standard library would."""
+    """Returns the members of a JSON object. Raises ValueError if it is invalid."""
     text = body.decode()
     at = _SPACE.match(text).end()  # type: ignore[union-attr]
     if text[at : at + 1] != "{":
@@ -91,7 +93,7 @@ def members(body: bytes) -> list[Member]:
 
 
 def check(body: bytes) -> Hashable:
-    """Refused with a 4xx that repeats nothing, or changed exactly as meant."""
+    """Checks that a body is refused with a 4xx that repeats nothing, or changed as intended."""
     path = _PATHS[crc32(body) % len(_PATHS)]
     try:
         ask = (
@@ -119,12 +121,12 @@ def check(body: bytes) -> Hashable:
 
 
 def plain(found: list[Any]) -> list[tuple[str, Any]]:
-    """Names and values."""
+    """Returns names and values."""
     return [(name, value) for name, _, value in found]
 
 
 def expected(before: list[Member], ask: ModelRequest) -> list[Any]:
-    """The members that an engine should get; text None where it is Fairlead's own."""
+    """Returns the members that an engine should get; the text is None for Fairlead's own."""
     wanted: list[Any] = []
     rename = ask.fields.model != ask.model.name
     options = next((value for name, _, value in reversed(before) if name == "stream_options"), None)
@@ -154,7 +156,7 @@ def _with_usage(options: Any) -> Obj:
 
 
 def legs(ask: ModelRequest, after: list[Member]) -> None:
-    """The bodies of a hand-off's two engines, and of one that continues a stream, have their fields and no others changed."""
+    """Checks that bodies for prefill, decode and resumption change their own fields only."""
     if not isinstance(ask.fields, GenerationFields):
         return
     ineligible_reason(ask.fields, ask.body)
@@ -190,7 +192,7 @@ def legs(ask: ModelRequest, after: list[Member]) -> None:
 
 
 def _set(before: list[Member], after: list[Member], changes: dict[str, Any]) -> None:
-    """``after`` is ``before`` with ``changes`` set, every time that a name is given, or once in front."""
+    """Checks that ``after`` is ``before`` with ``changes`` set, at every occurrence or in front."""
     names = {name for name, _, _ in before}
     added = {name: value for name, value in changes.items() if name not in names}
     front = plain(after[: len(added)])
@@ -206,7 +208,7 @@ def _set(before: list[Member], after: list[Member], changes: dict[str, Any]) -> 
 
 
 def _bare(body: bytes) -> None:
-    """The hand-off fields are cut out of bodies that are refused for something else than their syntax, too."""
+    """Checks that transfer fields are cut out of all bodies with valid syntax."""
     named = b"transfer_params" in body or b"kv_cache_report_mode" in body
     if (not named and b"\\u00" not in body) or not body.lstrip().startswith(b"{"):
         return
@@ -291,7 +293,7 @@ _PROMPTS = (b'"messages":[{"role":"user","content":"hi"}]', b'"prompt":"x"', b'"
 
 
 def grow(draw: Callable[[], float]) -> bytes:
-    """An object of fields in any order, doubles included, with a model and a prompt more often than not."""
+    """Returns an object with fields in any order and doubles, mostly with model and prompt."""
     fields = [_GOOD_WORDS[int(draw() * len(_GOOD_WORDS))] for _ in range(int(draw() * 7))]
     fields.insert(int(draw() * (len(fields) + 1)), _GOOD_WORDS[int(draw() * 5)])
     for _ in range(1 + int(draw() * 2)):

@@ -1,8 +1,11 @@
-"""Streams of engines: however the bytes are cut, the same goes to the client, and nothing of an engine's fault passes as an answer.
+"""A fuzz target: streams of engines.
 
-The second reader is the event-stream grammar itself with the standard library's JSON parser behind it. The scanner looks into few
-events of a stream, which is its point; so of a stream with events that are no JSON, or whose keys are written in escapes, only
-this is asked: no exception, no event that the engine did not send, nothing behind the end.
+However the bytes are cut, the client gets the same, and no fault of an engine passes as a response.
+
+The second reader is the event-stream grammar with the standard library's JSON parser. The scanner
+parses only a few events of a stream. So a stream with events that are no JSON, or with escaped
+keys, has three properties only: no exception, no event that the engine did not send, and nothing
+after the end.
 """
 
 import json
@@ -23,7 +26,7 @@ _KNOWN = (b"data:", b":", b"event:", b"id:", b"retry:")
 
 
 def through(pieces: list[bytes], strip: bool, looked: int) -> tuple[bytes, SseScanner]:
-    """What the client gets; the first ``looked`` pieces pass as the beginning of a stream does."""
+    """Returns the bytes for the client. ``looked`` pieces pass as a stream's start."""
     events = SseScanner(strip_usage=strip, max_event_bytes=LIMIT)
     out = filter_first_chunks(events, pieces[:looked]) if looked else []
     if not events.is_finished:
@@ -32,14 +35,14 @@ def through(pieces: list[bytes], strip: bool, looked: int) -> tuple[bytes, SseSc
 
 
 def findings(events: SseScanner) -> tuple[object, ...]:
-    """What a scanner learned of a stream."""
+    """Returns usage, error and end of a stream, as the scanner found them."""
     usage, fault = events.usage, events.error
     counts = None if usage is None else (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
     return counts, None if fault is None else (fault.status, fault.message), events.is_aborted, events.is_done
 
 
 def check(data: bytes) -> Hashable:
-    """The same whole and cut; what passes is what the engine said, up to its end."""
+    """Checks that whole and cut streams give the same, up to the engine's end."""
     strip = bool(len(data) % 2)
     spaced = b"\n\n\n" in data or b"\n\r\n\r\n" in data or data.startswith((b"\n", b"\r"))
     out, events = through([data], strip, 1)
@@ -62,7 +65,7 @@ def check(data: bytes) -> Hashable:
 
 
 def examine(out: bytes, events: SseScanner, sent: list[bytes], proper: bool) -> None:
-    """What holds however malformed the stream is, and what holds when it is not."""
+    """Checks the properties of every stream, and those of well-formed ones."""
     assert events.is_done + events.is_aborted + (events.error is not None) <= 1
     shown = events_of(out)
     assert subsequence(shown, sent), "events that no engine sent"
@@ -81,7 +84,7 @@ def examine(out: bytes, events: SseScanner, sent: list[bytes], proper: bool) -> 
 
 
 def continued(out: bytes, sent: list[bytes]) -> None:
-    """What another engine's stream is made into, whatever it is; text is text."""
+    """Checks that any stream can be spliced into a resumed one."""
     said = SentText(LIMIT)
     said.add([out])
     if said.parse():
@@ -91,11 +94,11 @@ def continued(out: bytes, sent: list[bytes]) -> None:
 
 
 def well_formed(data: bytes, sent: list[bytes]) -> bool:
-    """Whole lines that the grammar knows, events that an OpenAI stream may hold, keys written plainly."""
+    """Whether all lines follow the grammar, all events an OpenAI stream; no key is escaped."""
     if b"\\u00" in data or b"\r" in data.replace(b"\r\n", b"") or not data.endswith((b"\n\n", b"\r\n\r\n")):
         return False
     if b"\n\r\n" in data.replace(b"\r\n\r\n", b"") or b"\r\n\n" in data:
-        return False  # an empty line ended otherwise than the line before it: the scanner waits for more
+        return False  # the scanner waits for more if an empty line ends differently
     if not all(not line or line.startswith(_KNOWN) for line in _LINES.split(data)):
         return False
     return all(event == b"[DONE]" or _event(event) for event in sent)
@@ -113,7 +116,7 @@ def _event(data: bytes) -> bool:
 
 
 def meant(sent: list[bytes], strip: bool) -> tuple[object, list[bytes]]:
-    """What a stream says of its usage, and the events of it that are the client's, read one by one."""
+    """Returns the usage of a stream and the client's events, read one by one."""
     usage: tuple[object, ...] | None = None
     kept: list[bytes] = []
     for event in sent:
@@ -141,7 +144,7 @@ def meant(sent: list[bytes], strip: bool) -> tuple[object, list[bytes]]:
 
 
 def events_of(stream: bytes) -> list[bytes]:
-    """The data of every whole event, as the grammar has it."""
+    """Returns the data of every whole event, by the grammar."""
     found: list[bytes] = []
     lines: list[bytes] = []
     parts = _LINES.split(stream)
@@ -157,7 +160,7 @@ def events_of(stream: bytes) -> list[bytes]:
 
 
 def parsed(event: bytes) -> Any:
-    """An event's JSON, None when it is none."""
+    """Returns an event's JSON; None if it is not JSON."""
     try:
         return json.loads(event)
     except (ValueError, RecursionError):
@@ -165,7 +168,7 @@ def parsed(event: bytes) -> Any:
 
 
 def subsequence(some: list[bytes], all_of_them: list[bytes]) -> bool:
-    """Whether ``some`` stand in ``all_of_them`` in that order."""
+    """Whether ``all_of_them`` contains ``some`` in that order."""
     rest = iter(all_of_them)
     return all(any(one == other for other in rest) for one in some)
 

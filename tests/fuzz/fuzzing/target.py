@@ -1,4 +1,7 @@
-"""What a fuzzer is made of; and how cuttings of bytes are drawn from these bytes, so that an input alone repeats a finding."""
+"""The parts of a fuzz target.
+
+The cuts of an input are drawn from its bytes, so that the input alone repeats a finding.
+"""
 
 import itertools
 import re
@@ -8,11 +11,11 @@ from zlib import crc32
 
 from fairlead_gateway.errors import GatewayError
 
-CANARY = b"canary7c1e"  # in the words of every target: no message of ours may repeat it
+CANARY = b"canary7c1e"  # a word of every target, which no message may repeat
 
 
 def refused(error: GatewayError) -> GatewayError:
-    """What a client's bytes may lead to when they are wrong: a 4xx that repeats none of them."""
+    """Checks that an error is a 4xx that repeats none of the client's bytes; returns it."""
     assert 400 <= error.status < 500, error
     assert CANARY not in error.body("r") + repr(error.headers).encode(), "a message repeats bytes of the request"
     return error
@@ -20,8 +23,12 @@ def refused(error: GatewayError) -> GatewayError:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """``check`` raises when a property does not hold, and else says what kind of answer it saw; ``share`` of all inputs;
-    ``grow`` writes proper ones from random numbers."""
+    """One fuzzed reader of bytes.
+
+    check: returns the kind of the result; raises if a property does not hold.
+    share: of all inputs.
+    grow: writes a well-formed input from random numbers.
+    """
 
     name: str
     what: str
@@ -34,7 +41,7 @@ class Target:
 
 
 def cuttings(data: bytes) -> Iterator[list[bytes]]:
-    """Ways of cutting ``data`` that no one else can tell from it: in two, in many, now and then into single bytes."""
+    """Yields cuts of ``data``: in two, in many, and for some inputs into single bytes."""
     size = len(data)
     pick = crc32(data)
     at = pick % (size + 1)

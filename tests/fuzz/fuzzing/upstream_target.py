@@ -1,6 +1,7 @@
-"""The bytes of an engine's connection: whatever they are, the request behind them is answered or broken off, exactly once.
+"""A fuzz target: the bytes of an engine's connection.
 
-The second reading is the same bytes cut otherwise: where both come to an answer, it is the same answer.
+Whatever they are, the request ends exactly once, with a response or an error. The same bytes, cut
+differently, give the same response if both give one.
 """
 
 import asyncio
@@ -17,11 +18,11 @@ from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 
 _LIMITS = Limits(response_head_bytes=2_000)
 _ADDRESS = "http://127.0.0.1:1"
-_RENEWED = 20_000  # inputs for one loop, whose cancelled timers nobody collects
+_RENEWED = 20_000  # inputs for one loop, which keeps cancelled timers
 
 
 class _Line(asyncio.Transport):
-    """A connection that goes nowhere."""
+    """A transport without a peer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class _Line(asyncio.Transport):
 
 
 class _RecordingSink:
-    """What a request learns."""
+    """Records the response of a request."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -56,13 +57,13 @@ class _RecordingSink:
         self.ends: list[str] = []
 
     def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
-        """The answer's head."""
+        """Records the head."""
         assert not self.status
         assert 200 <= status <= 999, status
         self.status, self.fields = status, dict(fields)
 
     def on_body(self, chunks: list[bytes], complete: bool) -> None:
-        """Parts of its body."""
+        """Records parts of the body."""
         assert self.status
         assert not self.ends, "something behind the end"
         self.parts += chunks
@@ -70,28 +71,28 @@ class _RecordingSink:
             self.ends.append("complete")
 
     def on_error(self, error: UpstreamError) -> None:
-        """No more comes."""
+        """Records the end."""
         assert not self.ends, "broken off twice"
         self.ends.append(error.cause)
 
     def on_silence(self) -> float:
-        """Never waited for here."""
+        """Is not called."""
         return 0.0
 
     def result(self) -> tuple[object, ...]:
-        """All of it."""
+        """Returns all that was recorded."""
         return self.status, tuple(sorted(self.fields.items())), b"".join(self.parts), self.ends
 
 
 class _Place:
-    """A pool on a loop that is renewed now and then."""
+    """A connection pool on a loop that is replaced now and then."""
 
     def __init__(self) -> None:
         self._left = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def pool(self) -> ConnectionPool:
-        """The present one."""
+        """Returns the current pool."""
         self._left -= 1
         if self._left < 0:
             self.close()
@@ -100,7 +101,7 @@ class _Place:
         return self._pool
 
     def close(self) -> None:
-        """Close its loop."""
+        """Closes the loop."""
         if self._loop is not None:
             self._loop.close()
 
@@ -110,7 +111,7 @@ atexit.register(_place.close)
 
 
 def answered(pieces: list[bytes]) -> _RecordingSink:
-    """What comes of these bytes, after which the engine closes."""
+    """Returns the result of these bytes, after which the engine closes."""
     connection, line, sink = EngineConnection(_place.pool(), _ADDRESS), _Line(), _RecordingSink()
     connection.connection_made(line)
     connection.send_request([b"GET / HTTP/1.1\r\n\r\n"], sink, 5.0)
@@ -124,7 +125,7 @@ def answered(pieces: list[bytes]) -> _RecordingSink:
 
 
 def check(data: bytes) -> Hashable:
-    """Ended once, and not in two ways."""
+    """Checks that a request ended once, in one way."""
     whole = answered([data] if data else [])
     for pieces in cuttings(data):
         again = answered(pieces)
