@@ -18,8 +18,8 @@ def run_query(
 ) -> int:
     """Fetches, prints and returns the exit code of ``verb``.
 
-    fetch: raises StackUnreachable or ClusterUnreachable when nothing answers, LookupError with a message when nothing is
-    known, and one of ``misuse`` for wrong usage; other errors pass.
+    fetch: raises StackUnreachable or ClusterUnreachable when nothing answers. It raises LookupError
+    with a message when nothing is known, and one of ``misuse`` for wrong usage; other errors pass.
     """
     try:
         answer = fetch()

@@ -15,7 +15,7 @@ OutputFlag = Annotated[
 
 
 def is_document(output: OutputFormat) -> TypeGuard[DocumentFormat]:
-    """Whether the output is for programs."""
+    """Returns True if the output is for programs."""
     return output in ("json", "yaml")
 
 

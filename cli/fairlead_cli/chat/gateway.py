@@ -1,4 +1,4 @@
-"""The gateway that a chat talks to: of an address, of the stack on this machine, or of a cluster."""
+"""The gateway of a chat: of an address, of the stack on this machine, or of a cluster."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""An installation in a cluster as its user reaches it: ports of its pods, and values of its Secrets.
+"""An installation in a cluster as its user reaches it: ports of its pods, values of its Secrets.
 
 Everything goes through the API server with the rights of the kubeconfig. The verbs that talk to a
 gateway, an autoscaler or Redis use it.

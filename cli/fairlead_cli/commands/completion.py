@@ -8,8 +8,8 @@ from cyclopts import Parameter
 def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="The shell.")], /) -> int:
     """Print a script that completes commands and options in a shell.
 
-    bash: `source <(fairlead completion bash)`; zsh: `fairlead completion zsh` into a file `_fairlead`
-    of `fpath`; fish: `fairlead completion fish | source`.
+    bash: `source <(fairlead completion bash)`. fish: `fairlead completion fish | source`. zsh:
+    `fairlead completion zsh` into a file `_fairlead` of `fpath`.
     """
     from fairlead_cli.app import build_app
 

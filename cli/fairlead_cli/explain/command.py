@@ -1,4 +1,4 @@
-"""``fairlead explain``: a request, or where a prompt would go; from the options to the exit code."""
+"""``fairlead explain request`` and ``route``: from the options to the exit code."""
 
 import asyncio
 import contextlib
@@ -85,7 +85,7 @@ async def _decision(endpoint: ManagementEndpoint, request_id: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RouteQuery:
-    """Query of ``explain route``: model, file of the prompt (``-`` is standard input) and session."""
+    """Query of ``explain route``: model, file of the prompt (``-``: standard input) and session."""
 
     model: str | None
     file: str

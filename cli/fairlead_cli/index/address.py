@@ -1,4 +1,4 @@
-"""The Redis with the index, and the secret of its hashes: as given, of this machine, or of a cluster."""
+"""The Redis with the index and the secret of its hashes: given, of this machine, of a cluster."""
 
 import os
 from collections.abc import Iterator

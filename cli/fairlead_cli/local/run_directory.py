@@ -1,4 +1,4 @@
-"""The run directory of a stack, and how other commands find running stacks.
+"""The run directory of a stack, and the lookup of running stacks by other commands.
 
 ``$XDG_RUNTIME_DIR/fairlead`` or ``<temp>/fairlead-<uid>``, private to the user, has one directory
 for each stack: ``up-<pid>-<random>/`` with the fleet file, Redis' socket and ``stack.json``. The

@@ -1,4 +1,4 @@
-"""Management APIs to query: of an address, of the stack on this machine, or of a cluster's gateways."""
+"""Management APIs to query: of an address, of the stack on this machine, or of a cluster."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ManagementEndpoint:
-    """A management API. ``name`` is for people; ``url`` opens a forwarded port when it is needed."""
+    """A management API. ``name`` is for people; ``url`` forwards a port when it is called."""
 
     name: str
     url: Callable[[], str]

@@ -70,16 +70,16 @@ class PresetComparison:
         started = clock.now()
         light_traffic = self.traffic.with_rate(self.light_rate)
         for preset in self.presets:
-            live = self._live(preset, builder, on_progress)
+            live = self._measure(preset, builder, on_progress)
             if live.doubts and clock.now() - started < self.repeat_within_seconds:
                 on_progress(f"{preset}: {live.doubts[0]}; measuring it once more")
-                live = self._live(preset, builder, on_progress)
-            hearing = transport_seconds(live.measured.results, live.retraced)
-            typical = live.simulation.run_median(self.traffic.requests, hearing_seconds=hearing)
-            light_results = live.simulation.run(light_traffic.requests, hearing_seconds=hearing)
-            policies[preset] = PolicyResult(*map(self._side, (live.measured.results, typical, live.retraced)))
-            light[preset] = PolicyResult(simulated=self._side(light_results))
-            lags |= {f"{preset}: {name}": lag for name, lag in live.measured.lags.items()}
+                live = self._measure(preset, builder, on_progress)
+            feedback_delay = transport_seconds(live.measurement.results, live.rerun)
+            median_run = live.simulation.run_median(self.traffic.requests, feedback_delay_seconds=feedback_delay)
+            light_results = live.simulation.run(light_traffic.requests, feedback_delay_seconds=feedback_delay)
+            policies[preset] = PolicyResult(*map(self._summarize, (live.measurement.results, median_run, live.rerun)))
+            light[preset] = PolicyResult(simulated=self._summarize(light_results))
+            lags |= {f"{preset}: {name}": lag for name, lag in live.measurement.lags.items()}
             invalid += [f"{preset}: {doubt}" for doubt in live.doubts]
         return ReplayReport(
             trace=self.traffic.name,
@@ -95,7 +95,7 @@ class PresetComparison:
             light=light,
         )
 
-    def _live(self, preset: str, builder: PromptBuilder, say: Callable[[str], None]) -> "_LiveMeasurement":
+    def _measure(self, preset: str, builder: PromptBuilder, on_progress: Callable[[str], None]) -> "_LiveMeasurement":
         """Measures the whole traffic on a new stack."""
         options = MeasuredStackOptions(
             manifest=self.write_manifest(),
@@ -105,23 +105,25 @@ class PresetComparison:
             log=self.folder / f"up-{preset}.log",
             engines=self.engines,
         )
-        say(f"{preset}: starting {self.engines} engines and a gateway")
+        on_progress(f"{preset}: starting {self.engines} engines and a gateway")
         with MeasuredStack(options) as stack:
             model, instances = stack.only_model()
             target = ReplayTarget(stack.addresses.url, model=model.name)
             planned = plan_requests(self.traffic.requests, target, speed=self.speed, builder=builder)
-            measured = measure(
+            measurement = measure(
                 target, planned, speed=self.speed, title=preset, manage=stack.addresses.manage, instances=instances
             )
-        failed = [result.error for result in measured.results if result.error is not None]
-        if failed:
-            say(f"{preset}: {len(failed)} of {len(planned)} requests failed, the first with: {failed[0]}")
-        simulation = self._like(preset, instances, model.key, builder)
+        errors = [result.error for result in measurement.results if result.error is not None]
+        if errors:
+            on_progress(f"{preset}: {len(errors)} of {len(planned)} requests failed, the first with: {errors[0]}")
+        simulation = self._simulation(preset, instances, model.key, builder)
         return _LiveMeasurement(
-            measured, simulation, simulation.run_on_choices(self.traffic.requests, measured.results)
+            measurement, simulation, simulation.run_on_choices(self.traffic.requests, measurement.results)
         )
 
-    def _like(self, preset: str, instances: Sequence[Instance], key: str, builder: PromptBuilder) -> FleetSimulation:
+    def _simulation(
+        self, preset: str, instances: Sequence[Instance], key: str, builder: PromptBuilder
+    ) -> FleetSimulation:
         secret = self.secret.encode()
         return FleetSimulation(
             profile=self.profile,
@@ -132,8 +134,8 @@ class PresetComparison:
             chain=prefix_chains(builder, secret=secret, model_key=key),
         )
 
-    def _side(self, outcomes: Sequence[ReplayResult]) -> RunSummary:
-        return RunSummary.from_results(outcomes, objectives=self.objectives, instances=self.engines)
+    def _summarize(self, results: Sequence[ReplayResult]) -> RunSummary:
+        return RunSummary.from_results(results, objectives=self.objectives, instances=self.engines)
 
     def write_manifest(self) -> Path:
         """Writes the manifest of the stack into the folder of the report."""
@@ -155,11 +157,11 @@ class PresetComparison:
 class _LiveMeasurement:
     """A measurement, its simulation, and the simulation of the measurement's own choices."""
 
-    measured: Measurement
+    measurement: Measurement
     simulation: FleetSimulation
-    retraced: Sequence[ReplayResult]
+    rerun: Sequence[ReplayResult]
 
     @property
     def doubts(self) -> list[str]:
         """Reasons why the measurement is not valid."""
-        return [*self.measured.doubts, *timing_doubts(self.measured.results, self.retraced)]
+        return [*self.measurement.doubts, *timing_doubts(self.measurement.results, self.rerun)]

@@ -46,16 +46,16 @@ class FleetSimulation:
         requests: Sequence[TraceRequest],
         *,
         choices: Mapping[str, str] | None = None,
-        hearing_seconds: float = 0.0,
+        feedback_delay_seconds: float = 0.0,
     ) -> list[ReplayResult]:
         """Runs once; returns results in the order of ``requests``. ``choices`` (request → instance)
         override the router.
         """
         fleet = FleetOptions(
-            self.instance_ids, self.profile, ENGINE_BLOCK_TOKENS, feedback_delay_seconds=hearing_seconds
+            self.instance_ids, self.profile, ENGINE_BLOCK_TOKENS, feedback_delay_seconds=feedback_delay_seconds
         )
         routing = RoutingOptions(self.objectives, self.secret, self.seed, self.preset, self.chain, choices or {})
-        served = simulate(requests, fleet, routing)
+        simulated_requests = simulate(requests, fleet, routing)
         return [
             ReplayResult(
                 id=request.id,
@@ -69,14 +69,14 @@ class FleetSimulation:
                 output_tokens=request.output_tokens,
                 error=request.error,
             )
-            for request in served
+            for request in simulated_requests
         ]
 
     def run_median(
         self,
         requests: Sequence[TraceRequest],
         *,
-        hearing_seconds: float = 0.0,
+        feedback_delay_seconds: float = 0.0,
         run_count: int = RUN_COUNT,
         jitter_seconds: float = JITTER_SECONDS,
     ) -> list[ReplayResult]:
@@ -85,7 +85,7 @@ class FleetSimulation:
         runs = [
             cached.run(
                 jitter_arrivals(requests, jitter_seconds, number) if number else requests,
-                hearing_seconds=hearing_seconds,
+                feedback_delay_seconds=feedback_delay_seconds,
             )
             for number in range(run_count)
         ]
@@ -98,21 +98,21 @@ class FleetSimulation:
         )
 
 
-def transport_seconds(live: Sequence[ReplayResult], retraced: Sequence[ReplayResult]) -> float:
-    """Returns the median extra TTFT of the live run: the way through sockets and processes."""
+def transport_seconds(live: Sequence[ReplayResult], rerun: Sequence[ReplayResult]) -> float:
+    """Returns the median extra TTFT of the live run: the time in sockets and processes."""
     differences = [
         live_result.ttft_seconds - simulated_result.ttft_seconds
-        for live_result, simulated_result in zip(live, retraced, strict=True)
+        for live_result, simulated_result in zip(live, rerun, strict=True)
         if live_result.ttft_seconds is not None and simulated_result.ttft_seconds is not None
     ]
     return max(0.0, median(differences)) if differences else 0.0
 
 
-def timing_doubts(live: Sequence[ReplayResult], retraced: Sequence[ReplayResult]) -> list[str]:
+def timing_doubts(live: Sequence[ReplayResult], rerun: Sequence[ReplayResult]) -> list[str]:
     """Returns a doubt when the live run was much slower or faster than the same engines with the
     same choices.
     """
-    ratio = _mean_ttft(live) / _mean_ttft(retraced)
+    ratio = _mean_ttft(live) / _mean_ttft(rerun)
     if abs(ratio - 1.0) <= MAX_TIMING_DIFFERENCE:
         return []
     return [f"mean TTFT was {ratio:.2f} × what the simulator finds on the same choices: the engines were disturbed"]
@@ -137,6 +137,6 @@ def _cached_chain(chain: Callable[[TraceRequest], PrefixChain]) -> Callable[[Tra
     return cached
 
 
-def _mean_ttft(outcomes: Sequence[ReplayResult]) -> float:
-    times = [outcome.ttft_seconds for outcome in outcomes if outcome.ttft_seconds is not None]
+def _mean_ttft(results: Sequence[ReplayResult]) -> float:
+    times = [result.ttft_seconds for result in results if result.ttft_seconds is not None]
     return sum(times) / len(times) if times else math.inf

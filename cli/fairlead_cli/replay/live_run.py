@@ -40,7 +40,7 @@ def find_gateway(*, url: str | None, manage: str | None, fleet_file: Path | None
     """Returns the gateway of the options, or of this user's running stack. Raises StackUnreachable
     or BadInput.
     """
-    stack = newest_stack() if url is None else _stack_of(url)
+    stack = newest_stack() if url is None else _find_stack(url)
     if stack is not None:
         url, manage = stack.url, manage or stack.manage
         fleet_file = fleet_file or (Path(stack.fleet_file) if stack.fleet_file else None)
@@ -66,7 +66,7 @@ def find_gateway(*, url: str | None, manage: str | None, fleet_file: Path | None
     return GatewayTarget(url, key, manage, fleet.models[key], ready)
 
 
-def _stack_of(url: str) -> RunningStack | None:
+def _find_stack(url: str) -> RunningStack | None:
     return next((stack for stack in running_stacks() if stack.url.rstrip("/") == url.rstrip("/")), None)
 
 
@@ -79,7 +79,9 @@ def replay_once(
     builder = PromptBuilder(Tokenizer())
     target = ReplayTarget(gateway.url, model=gateway.model, key=os.environ.get(KEY_VARIABLE))
     planned = plan_requests(traffic.requests, target, speed=speed, builder=builder)
-    measured = measure(target, planned, speed=speed, title="replay", manage=gateway.manage, instances=gateway.instances)
+    measurement = measure(
+        target, planned, speed=speed, title="replay", manage=gateway.manage, instances=gateway.instances
+    )
     objectives = (
         _simulated_objectives(gateway.fleet_model.objectives, speed)
         if gateway.fleet_model is not None
@@ -87,21 +89,23 @@ def replay_once(
     )
     name = gateway.fleet_model.preset if gateway.fleet_model is not None else UNKNOWN_PRESET
     instance_count = len(gateway.instances)
-    live = RunSummary.from_results(measured.results, objectives=objectives, instances=instance_count)
+    live = RunSummary.from_results(measurement.results, objectives=objectives, instances=instance_count)
     policy = PolicyResult(live)
-    invalid = list(measured.doubts)
+    invalid_reasons = list(measurement.doubts)
     simulation = _simulation(gateway, builder, on_progress)
     if simulation is not None:
-        # The fleet file's profiles are on the wall's clock, so the simulation is too, and its seconds are stretched afterwards.
+        # The fleet file's profiles are in wall seconds, so the simulation is too.
         wall_requests = [replace(request, arrival=request.arrival / speed) for request in traffic.requests]
-        retraced = scale_times(simulation.run_on_choices(wall_requests, measured.results), speed)
-        invalid += timing_doubts(measured.results, retraced)
-        hearing = transport_seconds(measured.results, retraced) / speed
-        typical = simulation.run_median(wall_requests, hearing_seconds=hearing, jitter_seconds=JITTER_SECONDS / speed)
+        rerun = scale_times(simulation.run_on_choices(wall_requests, measurement.results), speed)
+        invalid_reasons += timing_doubts(measurement.results, rerun)
+        feedback_delay = transport_seconds(measurement.results, rerun) / speed
+        median_run = simulation.run_median(
+            wall_requests, feedback_delay_seconds=feedback_delay, jitter_seconds=JITTER_SECONDS / speed
+        )
         policy = PolicyResult(
             live,
-            RunSummary.from_results(scale_times(typical, speed), objectives=objectives, instances=instance_count),
-            RunSummary.from_results(retraced, objectives=objectives, instances=instance_count),
+            RunSummary.from_results(scale_times(median_run, speed), objectives=objectives, instances=instance_count),
+            RunSummary.from_results(rerun, objectives=objectives, instances=instance_count),
         )
     return ReplayReport(
         trace=traffic.name,
@@ -110,8 +114,8 @@ def replay_once(
         rate=traffic.rate,
         requests=len(traffic.requests),
         policies={name: policy},
-        lags=measured.lags,
-        invalid_reasons=invalid,
+        lags=measurement.lags,
+        invalid_reasons=invalid_reasons,
         ideal_reuse=traffic.ideal_reuse,
     )
 

@@ -39,14 +39,13 @@ def measure(
     title: str,
     manage: str | None,
     instances: Sequence[Instance] = (),
-    patience_seconds: float = 180.0,
 ) -> Measurement:
     """Replays ``plan`` once. Without ``manage`` the gateway's loop lag is unknown, and the result
     says so.
     """
     before = None if manage is None else count_finished_requests(manage)
     with ProgressView(title) as view:
-        client = OpenLoopClient(target.host, target.port, patience_seconds=patience_seconds, on_progress=view.update)
+        client = OpenLoopClient(target.host, target.port, on_progress=view.update)
         run = uvloop.run(client.run(plan))
     urls = {f"engine {instance.id}": instance.url.rstrip("/") for instance in instances}
     if manage is not None:

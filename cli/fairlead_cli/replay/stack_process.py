@@ -55,17 +55,17 @@ class MeasuredStack:
     LeftoverProcesses.
     """
 
-    def __init__(self, wish: MeasuredStackOptions) -> None:
-        self._wish = wish
-        self._runtime = wish.log.with_suffix(".run").resolve()
-        self._guard: Reaper | None = None
+    def __init__(self, options: MeasuredStackOptions) -> None:
+        self._options = options
+        self._runtime = options.log.with_suffix(".run").resolve()
+        self._reaper: Reaper | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.running_stack: RunningStack | None = None
 
     def __enter__(self) -> Self:
-        self._guard = Reaper(None)
+        self._reaper = Reaper(None)
         try:
-            self._start(self._guard)
+            self._start(self._reaper)
             self._wait_until_ready()
         except BaseException:
             self._stop()
@@ -75,9 +75,11 @@ class MeasuredStack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        left = self._stop()
-        if left and error is None:
-            raise LeftoverProcesses(f"{len(left)} processes of the stack outlived it and were killed: {sorted(left)}")
+        survivors = self._stop()
+        if survivors and error is None:
+            raise LeftoverProcesses(
+                f"{len(survivors)} processes of the stack outlived it and were killed: {sorted(survivors)}"
+            )
 
     @property
     def addresses(self) -> RunningStack:
@@ -96,43 +98,45 @@ class MeasuredStack:
         ((key, model),) = fleet.models.items()
         return model, fleet.instances.get(key, ())
 
-    def _start(self, guard: Reaper) -> None:
-        wish = self._wish
-        up = [sys.executable, "-m", "fairlead_cli", "up", str(wish.manifest), "--preset", wish.preset, "--plain"]
-        up += ["--listen", "127.0.0.1:0", "--manage", "127.0.0.1:0", "--speed", f"{wish.speed:g}", "--no-redis"]
-        up += ["--engines-per-process", str(wish.engines_per_process), "--logs", str(wish.log.with_suffix(""))]
+    def _start(self, reaper: Reaper) -> None:
+        options = self._options
+        command = [sys.executable, "-m", "fairlead_cli", "up", str(options.manifest), "--plain", "--no-redis"]
+        command += ["--listen", "127.0.0.1:0", "--manage", "127.0.0.1:0"]
+        command += ["--preset", options.preset, "--speed", f"{options.speed:g}"]
+        command += ["--engines-per-process", str(options.engines_per_process)]
+        command += ["--logs", str(options.log.with_suffix(""))]
         self._runtime.mkdir(parents=True, exist_ok=True)
-        with wish.log.open("wb") as log:
+        with options.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_CHILD_EXEC), str(guard.fd), str(os.getpid()), *up],
+                [sys.executable, "-I", "-S", str(_CHILD_EXEC), str(reaper.fd), str(os.getpid()), *command],
                 # A runtime directory of its own: `fairlead chat` and others take the newest stack they find, and this
                 # one is being measured.
-                env={**os.environ, "FAIRLEAD_HASH_SECRET": wish.secret, "XDG_RUNTIME_DIR": str(self._runtime)},
+                env={**os.environ, "FAIRLEAD_HASH_SECRET": options.secret, "XDG_RUNTIME_DIR": str(self._runtime)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=(guard.fd,),
+                pass_fds=(reaper.fd,),
                 start_new_session=True,
             )
-        guard.add(self._process.pid)
+        reaper.add(self._process.pid)
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
-        end = time.monotonic() + self._wish.start_seconds
+        deadline = time.monotonic() + self._options.start_seconds
         with httpx.Client(trust_env=False, timeout=5.0) as client:
-            while not self._ready(client):
+            while not self._is_ready(client):
                 if self._process.poll() is not None:
-                    raise Unavailable(f"fairlead up ended with {self._process.returncode}: {self._last_words()}")
-                if time.monotonic() > end:
+                    raise Unavailable(f"fairlead up ended with {self._process.returncode}: {self._last_lines()}")
+                if time.monotonic() > deadline:
                     raise Unavailable(
-                        f"the stack was not ready after {self._wish.start_seconds:g} s: {self._last_words()}"
+                        f"the stack was not ready after {self._options.start_seconds:g} s: {self._last_lines()}"
                     )
                 time.sleep(_POLL_SECONDS)
 
-    def _ready(self, client: httpx.Client) -> bool:
+    def _is_ready(self, client: httpx.Client) -> bool:
         assert self._process is not None
         if self.running_stack is None:
-            self.running_stack = self._announced()
+            self.running_stack = self._read_stack_file()
         if self.running_stack is None:
             return False
         try:
@@ -143,19 +147,19 @@ class MeasuredStack:
             return False
         # The gateway's own view counts: the fleet file may be a moment ahead of it.
         ready = [instance for instance in instances if instance["state"] == InstanceState.READY.value]
-        return len(ready) == self._wish.engines
+        return len(ready) == self._options.engines
 
-    def _announced(self) -> RunningStack | None:
-        """Returns the stack's own description from its run directory, once it is there."""
+    def _read_stack_file(self) -> RunningStack | None:
+        """Returns the stack file from the run directory; None before the stack has written it."""
         for file in self._runtime.glob(f"fairlead/up-*/{STATE_FILE}"):
             try:
                 return msgspec.json.decode(file.read_bytes(), type=RunningStack)
             except (OSError, ValueError):
-                return None  # gone or half written: it is looked at again
+                return None  # gone or half written: the next poll reads it again
         return None
 
-    def _last_words(self) -> str:
-        lines = self._wish.log.read_text(errors="replace").splitlines() if self._wish.log.exists() else []
+    def _last_lines(self) -> str:
+        lines = self._options.log.read_text(errors="replace").splitlines() if self._options.log.exists() else []
         return "\n".join(lines[-_TAIL_LINES:]) or "it said nothing"
 
     def _stop(self) -> set[int]:
@@ -166,16 +170,16 @@ class MeasuredStack:
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(self._wish.stop_seconds)
+                self._process.wait(self._options.stop_seconds)
             except subprocess.TimeoutExpired:
                 survivors.add(self._process.pid)
                 self._process.kill()
                 self._process.wait()
             survivors |= _kill_survivors(descendants)
-        if self._guard is not None:
+        if self._reaper is not None:
             if self._process is not None:
-                self._guard.remove(self._process.pid)
-            self._guard.close()
+                self._reaper.remove(self._process.pid)
+            self._reaper.close()
         shutil.rmtree(self._runtime, ignore_errors=True)
         return survivors
 
@@ -194,13 +198,13 @@ def _kill_survivors(processes: set[tuple[int, str]], patience_seconds: float = 5
 
 
 def _live_pids(processes: set[tuple[int, str]]) -> set[int]:
-    living = {(pid, birth) for pid, (_, birth) in _processes().items()}
-    return {pid for pid, _ in processes & living}
+    live = {(pid, started) for pid, (_, started) in _list_processes().items()}
+    return {pid for pid, _ in processes & live}
 
 
 def _descendants(pid: int) -> set[tuple[int, str]]:
-    """Returns (pid, birth) of every process below ``pid``; a pid alone may be reused."""
-    all_processes = _processes()
+    """Returns (pid, start time) of every process below ``pid``; a pid alone may be reused."""
+    all_processes = _list_processes()
     pids: set[int] = set()
     new_pids = {pid}
     while new_pids:
@@ -209,8 +213,8 @@ def _descendants(pid: int) -> set[tuple[int, str]]:
     return {(child, all_processes[child][1]) for child in pids}
 
 
-def _processes() -> dict[int, tuple[int, str]]:
-    """Returns pid → (parent, birth) of all living processes, from /proc or from ``ps``."""
+def _list_processes() -> dict[int, tuple[int, str]]:
+    """Returns pid → (parent, start time) of all living processes, from /proc or from ``ps``."""
     if Path("/proc/self/stat").exists():
         processes = {}
         for entry in Path("/proc").iterdir():
@@ -218,12 +222,12 @@ def _processes() -> dict[int, tuple[int, str]]:
                 try:
                     fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
                 except OSError:
-                    continue  # it ended while we looked
+                    continue  # it ended meanwhile
                 if fields[0] not in "ZX":
                     processes[int(entry.name)] = (int(fields[1]), fields[19])
         return processes
-    listed = subprocess.run(["ps", "-axo", "pid=,ppid=,stat=,lstart="], capture_output=True, text=True, check=False)
-    return _parse_ps(listed.stdout.splitlines())
+    ps = subprocess.run(["ps", "-axo", "pid=,ppid=,stat=,lstart="], capture_output=True, text=True, check=False)
+    return _parse_ps(ps.stdout.splitlines())
 
 
 def _parse_ps(lines: Sequence[str]) -> dict[int, tuple[int, str]]:

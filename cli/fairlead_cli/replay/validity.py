@@ -1,6 +1,4 @@
-"""Validity of a run by the word of gateway and engines: their loop lag, and whether others used the
-gateway.
-"""
+"""Validity of a run: the loop lag of gateway and engines, and requests of other clients."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -33,10 +33,11 @@ class AutoscalerEndpoint:
 
 @contextmanager
 def open_autoscaler(address: str | None, cluster: ClusterOptions) -> Iterator[AutoscalerEndpoint]:
-    """Yields the autoscaler of an address, of the stack on this machine, or the leader of a cluster.
+    """Yields the autoscaler of an address, of the stack on this machine, or that leads in a
+    cluster.
 
-    Raises StackUnreachable when the stack has no autoscaler, ClusterUnreachable when the cluster has
-    none, BadInput with the missing right.
+    Raises StackUnreachable when the stack has no autoscaler, ClusterUnreachable when the cluster
+    has none, BadInput with the missing right.
     """
     token = read_settings(CliSettings, os.environ).manage_token
     if not is_cluster_target(cluster, address, "--autoscaler"):
@@ -60,7 +61,7 @@ def _local_url(address: str | None) -> str:
 
 
 def _leader(endpoints: Sequence[AutoscalerEndpoint]) -> AutoscalerEndpoint:
-    """Returns the endpoint of the leader, else the first: all decide, and only the leader writes."""
+    """Returns the endpoint of the leader, else the last. All decide, and only the leader writes."""
     for endpoint in endpoints[:-1]:
         if msgspec.json.decode(query(endpoint, "/autoscaling", {})).get("leads"):
             return endpoint

@@ -49,6 +49,7 @@ class Kubelet:
         self._call(self._runner.cleanup())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     async def register(self, api: KubeApi) -> None:
         """Creates the node, which pods name as `spec.nodeName`."""

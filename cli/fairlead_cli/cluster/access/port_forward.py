@@ -80,8 +80,8 @@ class PortForwarder:
     def open(self, target: PodPort) -> int:
         """Returns the local port.
 
-        Raises BadInput without the right to forward ports, ClusterUnreachable when the pod cannot be
-        reached.
+        Raises BadInput without the right to forward ports, ClusterUnreachable when the pod cannot
+        be reached.
         """
         return self._call(self._open(target))
 

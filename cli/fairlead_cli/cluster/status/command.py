@@ -26,6 +26,7 @@ from fairlead_cli.cluster.status.tree import render_table, render_tree, to_plain
 from fairlead_cli.console import program_name, stdout_console
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
+from fairlead_cli.local.run_directory import running_stacks
 from fairlead_cli.output import OutputFormat, format_document, is_document
 from fairlead_cli.target import ClusterOptions
 
@@ -39,7 +40,10 @@ def run(model: str | None, options: ClusterOptions, output: OutputFormat) -> int
     try:
         return asyncio.run(_run(model, options, output, SystemClock()))
     except ClusterUnreachable as error:
-        return report_failure("status", error, UNREACHABLE)
+        code = report_failure("status", error, UNREACHABLE)
+        if running_stacks():
+            print(f"of the stack on this machine: {program_name()} local status", file=sys.stderr)
+        return code
 
 
 async def _run(model: str | None, way: ClusterOptions, output: OutputFormat, clock: Clock) -> int:

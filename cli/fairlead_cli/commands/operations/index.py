@@ -21,8 +21,8 @@ _InstanceFlag = Annotated[str | None, Parameter(help="Only instances whose id be
 def index_stats(model: ModelFlag = None, *, source: _Source = _HERE, output: OutputFlag = "table") -> int:
     """Show who writes the index of each model, and what each instance has cached.
 
-    Exits 0 when all is well, 1 when an index is unusable, incomplete or not written, 2 on wrong
-    usage or an unknown model, 3 when Redis cannot be reached.
+    Exits 0 when all is well, 1 when an index is unusable, incomplete or not written. Exits 2 on
+    wrong usage or an unknown model, 3 when Redis cannot be reached.
     """
     return _run(IndexOptions("stats", model, source, output=output))
 
@@ -46,8 +46,8 @@ def index_match(
     The hashes need the secret of the installation: FAIRLEAD_HASH_SECRET, else that of the stack or
     the cluster.
 
-    Exits 0 with an answer, 1 when the index is unusable or not written, 2 on wrong usage or an
-    unknown model, 3 when Redis cannot be reached.
+    Exits 0 with an answer, 1 when the index is unusable or not written. Exits 2 on wrong usage or
+    an unknown model, 3 when Redis cannot be reached.
     """
     return _run(IndexOptions("match", model, source, tokens, adapter, salt, output=output))
 
@@ -63,8 +63,8 @@ def index_verify(
 
     It asks engines for their published events where their addresses can be reached from here.
 
-    Exits 0 when nothing differs, 1 when something does or the index is unusable, 2 on wrong usage
-    or an unknown model, 3 when Redis cannot be reached.
+    Exits 0 when nothing differs, 1 when something does or the index is unusable. Exits 2 on wrong
+    usage or an unknown model, 3 when Redis cannot be reached.
     """
     return _run(IndexOptions("verify", model, source, instance=instance, output=output))
 
@@ -83,8 +83,8 @@ def index_watch(
 ) -> int:
     """Print changes of the index as they happen, one batch a line, until Ctrl-C.
 
-    Exits 0 after --count batches, 1 when the index is not written, 2 on wrong usage or an unknown
-    model, 3 when Redis cannot be reached.
+    Exits 0 after --count batches, 1 when the index is not written. Exits 2 on wrong usage or an
+    unknown model, 3 when Redis cannot be reached.
     """
     return _run(IndexOptions("watch", model, source, instance=instance, kind=kind, count=count, output=output))
 

@@ -34,8 +34,8 @@ _DEFAULTS = RolloutFlags()
 def rollout_status(model: ModelFlag = None, *, flags: _Flags = _DEFAULTS) -> int:
     """Show which revision of a model runs, how far it is, and which revisions are stored.
 
-    Exits 0 when every instance has the running revision and is ready, 1 until then, 2 on wrong
-    usage, 3 when no API server can be reached.
+    Exits 0 when every instance has the running revision and is ready, and 1 until then. Exits 2 on
+    wrong usage, 3 when no API server can be reached.
     """
     return _run("status", model, flags)
 

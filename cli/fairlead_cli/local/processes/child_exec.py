@@ -14,8 +14,8 @@ _SIGKILL = 9
 
 
 def die_with_parent() -> None:
-    """On Linux, asks the kernel to kill this process when its parent dies. Elsewhere the reaper
-    does it.
+    """Makes the Linux kernel kill this process when its parent dies. Elsewhere only the
+    reaper does it.
     """
     if sys.platform != "linux":
         return
@@ -24,7 +24,7 @@ def die_with_parent() -> None:
 
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
     except (ImportError, OSError, AttributeError):
-        return  # a libc without prctl: the guard alone must do
+        return  # a libc without prctl: only the reaper ends this process
 
 
 def main(arguments: list[str]) -> None:

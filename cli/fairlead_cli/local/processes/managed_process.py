@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,23 @@ class ProcessPhase(StrEnum):
     STOPPED = "Stopped"
 
 
-class ManagedProcess:
-    """A process that is restarted until it is stopped.
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """A process to manage.
 
     command: called for every start.
 
     wait_ready: returns once the process can be used.
+    """
+
+    name: str
+    command: Callable[[], ProcessCommand]
+    wait_ready: Callable[[ChildProcess], Awaitable[None]]
+    log: Path | None = None
+
+
+class ManagedProcess:
+    """A process that is restarted until it is stopped.
 
     on_change: called at every change of the state.
 
@@ -42,17 +54,14 @@ class ManagedProcess:
 
     def __init__(
         self,
-        name: str,
-        command: Callable[[], ProcessCommand],
-        wait_ready: Callable[[ChildProcess], Awaitable[None]],
+        spec: ProcessSpec,
         *,
         reaper: Reaper,
         clock: Clock,
         on_change: Callable[["ManagedProcess"], None],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        log: Path | None = None,
     ) -> None:
-        self.name = name
+        self.name = spec.name
         self.phase = ProcessPhase.STOPPED
         self.child: ChildProcess | None = None
         self.starts = 0
@@ -62,13 +71,11 @@ class ManagedProcess:
         self.pause_seconds = 0.0
         self.started_at: float | None = None
         self.ready_at: float | None = None
-        self._command = command
-        self._wait_ready = wait_ready
+        self._spec = spec
         self._reaper = reaper
         self._clock = clock
         self._on_change = on_change
         self._sleep = sleep
-        self._log = log
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -79,7 +86,7 @@ class ManagedProcess:
 
     def start(self) -> None:
         """Starts the process; returns at once."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"keep-{self.name}")
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"manage-{self.name}")
 
     def disable_restart(self) -> None:
         """Lets the process run, but does not restart it."""
@@ -101,37 +108,37 @@ class ManagedProcess:
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
-            ready_seconds = await self._once()
+            ready_seconds = await self._run_once()
             if self._stopping.is_set():
                 break
             self.failures = count_failures(self.failures, ready_seconds)
             self.pause_seconds = restart_delay_seconds(self.failures)
-            self._enter(ProcessPhase.WAITING)
-            await self._unless_stopping(self._sleep(self.pause_seconds))
-        self._enter(ProcessPhase.STOPPED)
+            self._set_phase(ProcessPhase.WAITING)
+            await self._wait_unless_stopping(self._sleep(self.pause_seconds))
+        self._set_phase(ProcessPhase.STOPPED)
 
-    async def _once(self) -> float:
+    async def _run_once(self) -> float:
         """Runs the process once, to its end; returns the seconds that it was ready."""
         self.starts += 1
         self.started_at, self.ready_at = self._clock.now(), None
         try:
-            self.child = await ChildProcess.start(self.name, self._command(), self._reaper, self._log)
-        except (OSError, FairleadError) as error:  # no process or no port to be had: as if it had died
+            self.child = await ChildProcess.start(self.name, self._spec.command(), self._reaper, self._spec.log)
+        except (OSError, FairleadError) as error:  # no process or no port is available: counts as an end
             self.exit_reason = str(error)
             return 0.0
         if self._stopping.is_set():  # stop() came while it was being started
             await self.child.stop(0.5)
             return 0.0
-        self._enter(ProcessPhase.STARTING)
-        ready_seconds = await self._life(self.child)
+        self._set_phase(ProcessPhase.STARTING)
+        ready_seconds = await self._wait_for_exit(self.child)
         self.exit_reason = describe_exit(self.child.exited.result())
         return ready_seconds
 
-    async def _life(self, child: ChildProcess) -> float:
-        """Waits from the start to the end of a process; returns the seconds that it was ready."""
-        readiness = asyncio.ensure_future(self._wait_ready(child))
-        both: set[asyncio.Future[Any]] = {readiness, child.exited}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    async def _wait_for_exit(self, child: ChildProcess) -> float:
+        """Waits for the end of a process; returns the seconds that it was ready."""
+        readiness = asyncio.ensure_future(self._spec.wait_ready(child))
+        first_of: set[asyncio.Future[Any]] = {readiness, child.exited}
+        await asyncio.wait(first_of, return_when=asyncio.FIRST_COMPLETED)
         if child.exited.done():
             readiness.cancel()
             await asyncio.wait({readiness})
@@ -139,19 +146,22 @@ class ManagedProcess:
         readiness.result()
         since = self.ready_at = self._clock.now()
         self.was_ready = True
-        self._enter(ProcessPhase.READY)
+        self._set_phase(ProcessPhase.READY)
         await asyncio.wait({child.exited})
         return self._clock.now() - since
 
-    async def _unless_stopping(self, pause: Awaitable[None]) -> None:
-        waits: set[asyncio.Future[Any]] = {asyncio.ensure_future(pause), asyncio.ensure_future(self._stopping.wait())}
-        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in pending:
-            wait.cancel()
+    async def _wait_unless_stopping(self, pause: Awaitable[None]) -> None:
+        first_of: set[asyncio.Future[Any]] = {
+            asyncio.ensure_future(pause),
+            asyncio.ensure_future(self._stopping.wait()),
+        }
+        _, pending = await asyncio.wait(first_of, return_when=asyncio.FIRST_COMPLETED)
+        for future in pending:
+            future.cancel()
         if pending:
             await asyncio.wait(pending)
 
-    def _enter(self, phase: ProcessPhase) -> None:
+    def _set_phase(self, phase: ProcessPhase) -> None:
         self.phase = phase
         self._on_change(self)
 

@@ -39,51 +39,55 @@ _REPLICA_STATES = {
 }
 
 
-def rejection_reason(model: ScaledModelSpec, facts: PoolSpec, target: DesiredPool) -> str | None:
+def rejection_reason(model: ScaledModelSpec, pool: PoolSpec, target: DesiredPool) -> str | None:
     """Returns why a target is not applied; None when it is.
 
     Why: the manifest allows no such number at any hour, so it is an error, or it does not come from
     the autoscaler.
     """
-    bounds = widest_pool_bounds(facts, Autoscaling.model_validate(model.policy))
-    maximum = 0 if facts.tier is None else min(facts.tier.most, bounds.maximum - target.replicas)
+    bounds = widest_pool_bounds(pool, Autoscaling.model_validate(model.policy))
+    maximum = 0 if pool.tier is None else min(pool.tier.most, bounds.maximum - target.replicas)
     if bounds.minimum <= target.replicas <= bounds.maximum and 0 <= target.asleep <= maximum:
         return None
     limits = f"{bounds.minimum} to {bounds.maximum} are allowed"
-    request = f"{target.replicas} are wanted of it"
+    wanted = f"{target.replicas} are wanted of it"
     if target.asleep:
-        request, limits = f"{request}, {target.asleep} asleep", f"{limits}, {max(0, maximum)} asleep"
-    return f"{facts.name} of {model.key} stays as it is: {request}, and {limits}"
+        wanted, limits = f"{wanted}, {target.asleep} asleep", f"{limits}, {max(0, maximum)} asleep"
+    return f"{pool.name} of {model.key} stays as it is: {wanted}, and {limits}"
 
 
 def stack_state(models: Sequence[ScaledModelSpec], supervisor: StackSupervisor, now: float) -> LocalState:
     """Returns the state of the stack for the autoscaler."""
-    return LocalState({model.key: _model(model, supervisor, now) for model in models})
+    return LocalState({model.key: _local_model(model, supervisor, now) for model in models})
 
 
-def _model(model: ScaledModelSpec, supervisor: StackSupervisor, now: float) -> LocalModel:
+def _local_model(model: ScaledModelSpec, supervisor: StackSupervisor, now: float) -> LocalModel:
     pools = tuple(
         LocalPool(
-            facts,
-            supervisor.desired_replicas.get((model.key, facts.name), 0),
-            tuple(_engine(unit, now) for unit in supervisor.engines if unit.pool.key == (model.key, facts.name)),
-            supervisor.desired_asleep.get((model.key, facts.name), 0),
+            pool,
+            supervisor.desired_replicas.get((model.key, pool.name), 0),
+            tuple(
+                _local_engine(engine, now) for engine in supervisor.engines if engine.pool.key == (model.key, pool.name)
+            ),
+            supervisor.desired_asleep.get((model.key, pool.name), 0),
         )
-        for facts in model.pools
+        for pool in model.pools
     )
     return LocalModel(model.objectives, model.policy, pools)
 
 
-def _engine(unit: EngineProcess, now: float) -> LocalEngine:
-    keeper = unit.process
-    started = now if keeper is None or keeper.started_at is None else keeper.started_at
-    ready = keeper.ready_at if keeper is not None and keeper.phase is ProcessPhase.READY else None
-    state = ReplicaState.PENDING if ready is None else _REPLICA_STATES[unit.sleep_state]
-    if unit.is_draining:
+def _local_engine(engine: EngineProcess, now: float) -> LocalEngine:
+    process = engine.process
+    started = now if process is None or process.started_at is None else process.started_at
+    ready = process.ready_at if process is not None and process.phase is ProcessPhase.READY else None
+    state = ReplicaState.PENDING if ready is None else _REPLICA_STATES[engine.sleep_state]
+    if engine.is_draining:
         state = ReplicaState.DRAINING
-    level = unit.pool.sleep_level
-    woken = None if level is None or not unit.wake_count else WakeTiming(level, unit.wake_count, unit.wake_seconds)
-    return LocalEngine(unit.name, state, started, ready, tuple(unit.instance_ids()), woken)
+    level = engine.pool.sleep_level
+    last_wake = (
+        None if level is None or not engine.wake_count else WakeTiming(level, engine.wake_count, engine.wake_seconds)
+    )
+    return LocalEngine(engine.name, state, started, ready, tuple(engine.instance_ids()), last_wake)
 
 
 class AutoscalerSync:
@@ -99,26 +103,26 @@ class AutoscalerSync:
         clock: Clock,
         on_event: Callable[[str], None],
     ) -> None:
-        self._there = directory / STATE_FILE
-        self._wishes = directory / DESIRED_FILE
+        self._state_file = directory / STATE_FILE
+        self._desired_file = directory / DESIRED_FILE
         self._models = tuple(models)
         self._supervisor = supervisor
         self._clock = clock
         self._on_event = on_event
-        self._last: LocalState | None = None
-        self._seen: object = None
+        self._last_state: LocalState | None = None
+        self._last_version: object = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._watch: asyncio.Task[None] | None = None
+        self._poll_task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Starts writing and applying."""
         self._supervisor.on_change = self.write_state
         self.write_state()
-        self._watch = asyncio.get_running_loop().create_task(self._follow(), name="follow-wishes")
+        self._poll_task = asyncio.get_running_loop().create_task(self._poll(), name="poll-desired")
 
     async def stop(self) -> None:
         """Stops applying; the supervisor ends drains in progress."""
-        tasks = [*self._tasks, *([self._watch] if self._watch else [])]
+        tasks = [*self._tasks, *([self._poll_task] if self._poll_task else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -126,39 +130,39 @@ class AutoscalerSync:
     def write_state(self) -> None:
         """Writes the state when it has changed."""
         state = stack_state(self._models, self._supervisor, self._clock.now())
-        if state != self._last:
-            with contextlib.suppress(FileNotFoundError):  # the run directory is gone: we are being swept away
-                write_file(self._there, state)
-            self._last = state
+        if state != self._last_state:
+            with contextlib.suppress(FileNotFoundError):  # the reaper has removed the run directory
+                write_file(self._state_file, state)
+            self._last_state = state
 
-    async def _follow(self) -> None:
+    async def _poll(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             self.apply_targets()
 
     def apply_targets(self) -> None:
-        """Starts what the targets ask for and is not done."""
-        version = _file_version(self._wishes)
-        if version is None or version == self._seen:
+        """Starts the scaling of every pool that differs from its target."""
+        version = _file_version(self._desired_file)
+        if version is None or version == self._last_version:
             return
         try:
-            targets = read_desired(self._wishes).pools
+            targets = read_desired(self._desired_file).pools
         except Unavailable as error:
             self._on_event(f"what the autoscaler wants cannot be read: {error.message}")
-            self._seen = version
+            self._last_version = version
             return
-        self._seen = version
+        self._last_version = version
         for model in self._models:
-            for facts in model.pools:
-                target = targets.get(model.key, {}).get(facts.name)
-                pool = model.key, facts.name
-                current = self._supervisor.desired_replicas.get(pool), self._supervisor.desired_asleep.get(pool, 0)
+            for pool in model.pools:
+                target = targets.get(model.key, {}).get(pool.name)
+                key = model.key, pool.name
+                current = self._supervisor.desired_replicas.get(key), self._supervisor.desired_asleep.get(key, 0)
                 if target is None or (target.replicas, target.asleep) == current:
                     continue
-                if (reason := rejection_reason(model, facts, target)) is not None:
+                if (reason := rejection_reason(model, pool, target)) is not None:
                     self._on_event(reason)
                 else:
-                    task = asyncio.get_running_loop().create_task(self._scale(model.key, facts.name, target))
+                    task = asyncio.get_running_loop().create_task(self._scale(model.key, pool.name, target))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
 

@@ -20,15 +20,15 @@ AUTOSCALER_VARIABLE = "FAIRLEAD_AUTOSCALER_URL"
 
 
 def gateway_command(
-    fleet_file: Path, setup: StackConfig, redis: RedisServer | None, autoscaler: Address | None = None
+    fleet_file: Path, config: StackConfig, redis: RedisServer | None, autoscaler: Address | None = None
 ) -> ProcessCommand:
     """Returns the command of the gateway."""
     argv = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet_file)]
-    argv += ["--listen", str(setup.listen), "--manage", str(setup.manage)]
-    argv += ["--workers", str(setup.workers)]
-    if setup.insecure:
+    argv += ["--listen", str(config.listen), "--manage", str(config.manage)]
+    argv += ["--workers", str(config.workers)]
+    if config.insecure:
         argv.append("--insecure")
-    environment = {SECRET_VARIABLE: setup.secret}
+    environment = {SECRET_VARIABLE: config.secret}
     if redis is not None:
         environment[REDIS_VARIABLE] = redis.url
     if autoscaler is not None:
@@ -36,20 +36,20 @@ def gateway_command(
     return ProcessCommand(tuple(argv), environment)
 
 
-def autoscaler_command(directory: Path, setup: StackConfig, listen: Address | None) -> ProcessCommand | None:
+def autoscaler_command(directory: Path, config: StackConfig, listen: Address | None) -> ProcessCommand | None:
     """Returns the command of the autoscaler; None when nothing is scaled."""
     if listen is None:
         return None
     argv = [sys.executable, "-m", "fairlead_autoscaler", "--local", str(directory), "--listen", str(listen)]
-    argv += ["--gateway", setup.manage.url, "--speed", f"{setup.speed:g}"]
-    if setup.logs is not None:
-        argv += ["--record", str(setup.logs / "scaling")]
+    argv += ["--gateway", config.manage.url, "--speed", f"{config.speed:g}"]
+    if config.logs is not None:
+        argv += ["--record", str(config.logs / "scaling")]
     return ProcessCommand(tuple(argv))
 
 
-def indexer_command(fleet_file: Path, setup: StackConfig, redis: RedisServer | None) -> ProcessCommand | None:
+def indexer_command(fleet_file: Path, config: StackConfig, redis: RedisServer | None) -> ProcessCommand | None:
     """Returns the command of the indexer; None without Redis, when the gateway indexes by itself."""
     if redis is None:
         return None
     argv = (sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet_file))
-    return ProcessCommand(argv, {SECRET_VARIABLE: setup.secret, REDIS_VARIABLE: redis.url})
+    return ProcessCommand(argv, {SECRET_VARIABLE: config.secret, REDIS_VARIABLE: redis.url})

@@ -63,7 +63,7 @@ class EnginePlan:
 def plan_engines(
     manifests: Manifests, options: PlanOptions, *, find_program: Callable[[str], str | None]
 ) -> EnginePlan:
-    """Returns one PoolSpec for each pool of each model. Raises BadInput with the flag or the field."""
+    """Returns one EnginePoolSpec for each pool of each model. Raises BadInput with the flag or the field."""
     _check_options(options, find_program)
     pools: list[EnginePoolSpec] = []
     notes: dict[str, None] = {}
@@ -75,9 +75,9 @@ def plan_engines(
         model = local_model(to_fleet_model(deployment), options)
         for pool in deployment.spec.pools:
             if pool.is_external:
-                pools.append(_adopted(manifests, deployment, pool, model))
+                pools.append(_plan_adopted_pool(manifests, deployment, pool, model))
                 continue
-            pool_spec, ignored = _pool(manifests, deployment, pool, model, options, seed)
+            pool_spec, ignored = _plan_pool(manifests, deployment, pool, model, options, seed)
             seed += pool_spec.replicas
             pools.append(pool_spec)
             if ignored:
@@ -108,7 +108,7 @@ def _shrink(seconds: float | None, speed: float) -> float | None:
     return None if seconds is None else seconds / speed
 
 
-def _check_options(options: PlanOptions, installed: Callable[[str], str | None]) -> None:
+def _check_options(options: PlanOptions, find_program: Callable[[str], str | None]) -> None:
     presets = [preset.value for preset in RoutingPreset]
     if options.preset is not None and options.preset not in presets:
         known = ", ".join(presets)
@@ -122,20 +122,20 @@ def _check_options(options: PlanOptions, installed: Callable[[str], str | None])
         raise BadInput("--speed is for simulated engines; real ones run as fast as they do", field="--speed")
     if options.real and options.engines_per_process != 1:
         raise BadInput("--engines-per-process is for simulated engines", field="--engines-per-process")
-    if options.real and installed("vllm") is None:
+    if options.real and find_program("vllm") is None:
         hint = "install vLLM in this environment, or leave --real out to simulate it"
         raise BadInput("--real: there is no `vllm` on PATH", field="--real", hint=hint)
 
 
-def _pool(
+def _plan_pool(
     manifests: Manifests, deployment: ModelDeployment, pool: Pool, model: Model, options: PlanOptions, seed: int
 ) -> tuple[EnginePoolSpec, tuple[str, ...]]:
     spec = deployment.spec
-    kind = spec.engine.type.label if options.real else SIMULATED_ENGINE
+    engine_type = spec.engine.type.label if options.real else SIMULATED_ENGINE
     profile = manifests.engine_profile(pool)
     assert profile is not None  # only pools that adopt do without an accelerator
-    transfer = _transfer(spec.engine.type, spec.kv_cache.transfer)
-    handoff = _handoff_arguments(pool, transfer) if kind == SIMULATED_ENGINE else ()
+    transfer = _transfer_name(spec.engine.type, spec.kv_cache.transfer)
+    transfer_arguments = _transfer_arguments(pool, transfer) if engine_type == SIMULATED_ENGINE else ()
     base = EngineReplica(
         name=spec.model.engine_name or deployment.metadata.name,
         source=spec.model.uri,
@@ -148,44 +148,46 @@ def _pool(
     )
 
     def launch(ports: tuple[int, ...], first: int) -> EngineLaunch:
-        return engine_adapter(kind).launch_command(replace(base, seed=seed + first), ports)
+        return engine_adapter(engine_type).launch_command(replace(base, seed=seed + first), ports)
 
     def command(ports: tuple[int, ...], first: int) -> ProcessCommand:
-        launched = launch(ports, first)
+        engine_launch = launch(ports, first)
         return ProcessCommand(
-            (*launched.command, *(_KV_EVENT_ARGUMENTS if kind == SIMULATED_ENGINE else ()), *handoff),
-            dict(launched.env),
+            (
+                *engine_launch.command,
+                *(_KV_EVENT_ARGUMENTS if engine_type == SIMULATED_ENGINE else ()),
+                *transfer_arguments,
+            ),
+            dict(engine_launch.env),
         )
 
     first_launch = launch((1,), 0)  # refuses now what would fail later
     template = replace(
         _template(deployment, pool, model),
-        engine=kind,
+        engine=engine_type,
         profile=profile.sped_up(options.speed) if options.speed != 1.0 else profile,
-        transfer=transfer if handoff else None,
+        transfer=transfer if transfer_arguments else None,
     )
-    group = options.engines_per_process if kind == SIMULATED_ENGINE else 1
+    engines_per_process = options.engines_per_process if engine_type == SIMULATED_ENGINE else 1
     replicas = spec.desired_instances(pool)
     sleep = spec.autoscaling.sleep
     pool_spec = EnginePoolSpec(
-        model, pool.name, replicas, template, command, pool.name, first_launch.prints_ready_line, group
+        model, pool.name, replicas, template, command, pool.name, first_launch.prints_ready_line, engines_per_process
     )
     return replace(pool_spec, sleep_level=None if sleep is None else sleep.level), first_launch.ignored_args
 
 
-def _transfer(kind: EngineType, transfer: Transfer) -> str:
-    """Returns the gateway's name of the transfer; SGLang's engines have their own over either
-    library.
-    """
-    return "sglang" if kind is EngineType.SGLANG else transfer.value.lower()
+def _transfer_name(engine_type: EngineType, transfer: Transfer) -> str:
+    """Returns the gateway's name of the transfer. SGLang's engines have their own over either library."""
+    return "sglang" if engine_type is EngineType.SGLANG else transfer.value.lower()
 
 
-def _handoff_arguments(pool: Pool, transfer: str) -> tuple[str, ...]:
-    """Returns a simulated engine's arguments for its side of the hand-off."""
+def _transfer_arguments(pool: Pool, transfer: str) -> tuple[str, ...]:
+    """Returns a simulated engine's arguments for its role in the KV transfer."""
     if pool.role is PoolRole.SERVE:
         return ()
-    side = "kv_producer" if pool.role is PoolRole.PREFILL else "kv_consumer"
-    return ("--kv-connector", transfer, "--kv-role", side)
+    role = "kv_producer" if pool.role is PoolRole.PREFILL else "kv_consumer"
+    return ("--kv-connector", transfer, "--kv-role", role)
 
 
 def _template(deployment: ModelDeployment, pool: Pool, model: Model) -> Instance:
@@ -201,7 +203,7 @@ def _template(deployment: ModelDeployment, pool: Pool, model: Model) -> Instance
     )
 
 
-def _adopted(manifests: Manifests, deployment: ModelDeployment, pool: Pool, model: Model) -> EnginePoolSpec:
+def _plan_adopted_pool(manifests: Manifests, deployment: ModelDeployment, pool: Pool, model: Model) -> EnginePoolSpec:
     """Returns a pool of running engines, which are routed to but not started."""
     transfer = deployment.spec.kv_cache.transfer
     template = replace(
@@ -211,10 +213,10 @@ def _adopted(manifests: Manifests, deployment: ModelDeployment, pool: Pool, mode
         transfer=None if transfer is Transfer.NONE else transfer.value.lower(),
     )
     adopted = tuple(replace(template, id=_instance_id(endpoint.url), url=endpoint.url) for endpoint in pool.endpoints)
-    return EnginePoolSpec(model, pool.name, 0, template, _nothing, pool.name, adopted=adopted)
+    return EnginePoolSpec(model, pool.name, 0, template, _reject_start, pool.name, adopted=adopted)
 
 
-def _nothing(ports: tuple[int, ...], first: int) -> ProcessCommand:
+def _reject_start(ports: tuple[int, ...], first: int) -> ProcessCommand:
     raise AssertionError("an adopted engine is not started")
 
 

@@ -1,7 +1,7 @@
 """Pools and engine processes of a stack.
 
-A PoolSpec describes a pool of one model; an EngineProcess is one process of it with one or more
-endpoints, and knows their state in the fleet file: Starting, Ready, Draining, or absent while it is
+An EnginePoolSpec describes a pool of one model. An EngineProcess is one process of it with one or
+more endpoints, and knows their state in the fleet file: Starting, Ready, Draining, or absent while it is
 dead.
 """
 

@@ -27,36 +27,36 @@ def launch(options: UpOptions) -> int:
     """Checks, runs and returns the exit code. Raises BadInput for a wrong argument or manifest."""
     clock = SystemClock()
     try:
-        setup = build_config(options)
-        return run(setup, choose_screen(sys.stdout, plain=options.plain), clock)
+        config = build_config(options)
+        return run(config, choose_screen(sys.stdout, plain=options.plain), clock)
     except KeyboardInterrupt:
         return 130  # before anything was started
 
 
-def build_config(up_options: UpOptions) -> StackConfig:
+def build_config(options: UpOptions) -> StackConfig:
     """Returns the configuration of a stack; touches nothing but the two ports, to check that they
     are free.
     """
-    listen, manage = claim_addresses(up_options.listen, up_options.manage, insecure=up_options.insecure)
-    options = PlanOptions(
-        up_options.speed, up_options.seed or 0, up_options.preset, up_options.engines_per_process, up_options.real
+    listen, manage = claim_addresses(options.listen, options.manage, insecure=options.insecure)
+    plan_options = PlanOptions(
+        options.speed, options.seed or 0, options.preset, options.engines_per_process, options.real
     )
-    plan = plan_engines(load_manifests(up_options.files or (bundled_example(),)), options, find_program=shutil.which)
-    if up_options.logs is not None:
-        up_options.logs.mkdir(parents=True, exist_ok=True)
+    plan = plan_engines(load_manifests(options.files or (bundled_example(),)), plan_options, find_program=shutil.which)
+    if options.logs is not None:
+        options.logs.mkdir(parents=True, exist_ok=True)
     settings = read_settings(CliSettings, os.environ)
-    secret = settings.hash_secret or default_hash_secret(up_options.seed)
+    secret = settings.hash_secret or default_hash_secret(options.seed)
     return StackConfig(
         plan,
         listen,
         manage,
         secret,
         token=settings.manage_token,
-        insecure=up_options.insecure,
-        redis=up_options.redis,
-        workers=check_workers(up_options.workers),
-        speed=up_options.speed,
-        logs=up_options.logs,
+        insecure=options.insecure,
+        redis=options.redis,
+        workers=check_workers(options.workers),
+        speed=options.speed,
+        logs=options.logs,
         program=program_name(),
     )
 

@@ -41,34 +41,34 @@ def plan_scaling(manifests: Manifests, pools: Sequence[EnginePoolSpec]) -> Scali
         spec, name = deployment.spec, deployment.metadata.name
         if spec.autoscaling.mode is ScalingMode.DISABLED:
             continue
-        plans = {plan.name: plan for plan in pools if plan.model.key == deployment.key and not plan.adopted}
+        engine_pools = {pool.name: pool for pool in pools if pool.model.key == deployment.key and not pool.adopted}
         if spec.replicas is not None:
             notes.append(f"{name}: not scaled, since spec.replicas sets the number")
-        elif any(plan.engines_per_process > 1 for plan in plans.values()):
+        elif any(pool.engines_per_process > 1 for pool in engine_pools.values()):
             notes.append(f"{name}: not scaled, since its engines share processes")
-        elif plans:
-            models.append(_scaled_model(manifests, deployment, plans))
+        elif engine_pools:
+            models.append(_scaled_model(manifests, deployment, engine_pools))
     return ScalingPlan(tuple(models), tuple(notes))
 
 
 def _scaled_model(
-    manifests: Manifests, deployment: ModelDeployment, plans: Mapping[str, EnginePoolSpec]
+    manifests: Manifests, deployment: ModelDeployment, engine_pools: Mapping[str, EnginePoolSpec]
 ) -> ScaledModelSpec:
     policy = deployment.spec.autoscaling.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     tier = sleep_tier(deployment.spec)
-    facts = tuple(_pool_facts(manifests, pool, tier) for pool in deployment.spec.pools if pool.name in plans)
-    return ScaledModelSpec(deployment.key, deployment.spec.slo.to_targets(), policy, facts)
+    pools = tuple(_pool_spec(manifests, pool, tier) for pool in deployment.spec.pools if pool.name in engine_pools)
+    return ScaledModelSpec(deployment.key, deployment.spec.slo.to_targets(), policy, pools)
 
 
-def _pool_facts(manifests: Manifests, pool: Pool, tier: SleepTier | None) -> PoolSpec:
-    kind = manifests.accelerators.get(pool.accelerator_class_name or "")
+def _pool_spec(manifests: Manifests, pool: Pool, tier: SleepTier | None) -> PoolSpec:
+    accelerator = manifests.accelerators.get(pool.accelerator_class_name or "")
     return PoolSpec(
         name=pool.name,
         role=Role(pool.role.value),
-        cost_per_hour=replica_cost(None if kind is None else kind.spec, pool),
+        cost_per_hour=replica_cost(None if accelerator is None else accelerator.spec, pool),
         minimum=pool.min_replicas,
         maximum=pool.min_replicas if pool.max_replicas is None else pool.max_replicas,
         profile=manifests.engine_profile(pool),
-        usd_per_hour=replica_usd(None if kind is None else kind.spec, pool),
+        usd_per_hour=replica_usd(None if accelerator is None else accelerator.spec, pool),
         tier=tier,
     )

@@ -2,12 +2,13 @@
 
 To sleep: the fleet file says Draining, the gateway has stopped routing and has nothing in flight,
 then the engine sleeps. To wake: the engine wakes and is healthy, then the fleet file says so. A
-change of mind while an engine falls asleep takes effect at once. An engine that does not wake is
-killed and restarted; a restarted engine is awake. The state is always asked of the engine.
+recall while an engine falls asleep takes effect at once. An engine that does not wake is killed and
+restarted; a restarted engine is awake.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from fairlead.errors import FairleadError
@@ -29,47 +30,48 @@ class SleepCalls(Protocol):
         ...
 
 
-class SleepController:
-    """Controller of all engines.
+@dataclass(frozen=True, slots=True)
+class SleepHooks:
+    """The supervisor's functions that the controller calls.
 
     is_idle: whether the gateway routes nothing to an engine and has nothing in flight there.
+
+    kill: ends the process of an engine that does not wake.
 
     on_change: called at every step.
 
     on_rejected: called with an engine that rejected sleep.
     """
 
-    def __init__(
-        self,
-        calls: SleepCalls,
-        is_idle: Callable[[EngineProcess], Awaitable[bool]],
-        clock: Clock,
-        *,
-        on_change: Callable[[], None],
-        on_event: Callable[[str], None],
-        on_rejected: Callable[[EngineProcess], None],
-        kill: Callable[[EngineProcess], Awaitable[None]],
-    ) -> None:
+    is_idle: Callable[[EngineProcess], Awaitable[bool]]
+    kill: Callable[[EngineProcess], Awaitable[None]]
+    on_change: Callable[[], None]
+    on_event: Callable[[str], None]
+    on_rejected: Callable[[EngineProcess], None]
+
+
+class SleepController:
+    """Controller of all engines."""
+
+    def __init__(self, calls: SleepCalls, clock: Clock, hooks: SleepHooks) -> None:
         self._calls = calls
-        self._is_idle = is_idle
         self._clock = clock
-        self._on_change = on_change
-        self._on_event = on_event
-        self._on_rejected = on_rejected
-        self._kill = kill
+        self._hooks = hooks
         self._tasks: dict[EngineProcess, asyncio.Task[None]] = {}
 
-    def set_desired(self, unit: EngineProcess, *, asleep: bool) -> None:
+    def set_desired(self, engine: EngineProcess, *, asleep: bool) -> None:
         """Sets whether an engine should sleep; returns at once."""
-        unit.should_sleep = asleep
-        under_way = self._tasks.get(unit)
-        if under_way is None or under_way.done():
-            self._tasks[unit] = asyncio.get_running_loop().create_task(self._follow(unit), name=f"rest-{unit.name}")
+        engine.should_sleep = asleep
+        task = self._tasks.get(engine)
+        if task is None or task.done():
+            self._tasks[engine] = asyncio.get_running_loop().create_task(
+                self._reach_desired_state(engine), name=f"sleep-{engine.name}"
+            )
 
-    def forget(self, unit: EngineProcess) -> None:
+    def forget(self, engine: EngineProcess) -> None:
         """Resets an engine whose process ended or is to end: it does not sleep any more."""
-        unit.sleep_state, unit.should_sleep = SleepState.AWAKE, False
-        task = self._tasks.pop(unit, None)
+        engine.sleep_state, engine.should_sleep = SleepState.AWAKE, False
+        task = self._tasks.pop(engine, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
 
@@ -80,60 +82,60 @@ class SleepController:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, unit: EngineProcess) -> None:
+    async def _reach_desired_state(self, engine: EngineProcess) -> None:
         """Works until the engine is in the desired state."""
         while True:
             if (
-                unit.should_sleep
-                and unit.sleep_state is SleepState.AWAKE
-                and unit.process is not None
-                and unit.process.phase is ProcessPhase.READY
+                engine.should_sleep
+                and engine.sleep_state is SleepState.AWAKE
+                and engine.process is not None
+                and engine.process.phase is ProcessPhase.READY
             ):
-                await self._fall(unit)
-            elif not unit.should_sleep and unit.sleep_state is SleepState.ASLEEP:
-                await self._wake(unit)
+                await self._put_to_sleep(engine)
+            elif not engine.should_sleep and engine.sleep_state is SleepState.ASLEEP:
+                await self._wake(engine)
             else:
                 return
 
-    async def _fall(self, unit: EngineProcess) -> None:
-        self._enter(unit, SleepState.FALLING_ASLEEP)
-        await wait_until(lambda: self._let_go(unit))
-        if not unit.should_sleep:
-            self._enter(unit, SleepState.AWAKE)
+    async def _put_to_sleep(self, engine: EngineProcess) -> None:
+        self._set_state(engine, SleepState.FALLING_ASLEEP)
+        await wait_until(lambda: self._is_idle_or_recalled(engine))
+        if not engine.should_sleep:
+            self._set_state(engine, SleepState.AWAKE)
             return
-        level = unit.pool.sleep_level
+        level = engine.pool.sleep_level
         assert level is not None
         try:
-            for url in unit.urls():
+            for url in engine.urls():
                 await self._calls.sleep(url, level)
         except FairleadError as error:
-            self._on_event(f"{unit.name} does not sleep: {error}")
-            unit.should_sleep = False
-            self._on_rejected(unit)
+            self._hooks.on_event(f"{engine.name} does not sleep: {error}")
+            engine.should_sleep = False
+            self._hooks.on_rejected(engine)
             return
-        self._on_event(f"{unit.name} sleeps")
-        self._enter(unit, SleepState.ASLEEP)
+        self._hooks.on_event(f"{engine.name} sleeps")
+        self._set_state(engine, SleepState.ASLEEP)
 
-    async def _let_go(self, unit: EngineProcess) -> bool:
-        return not unit.should_sleep or await self._is_idle(unit)
+    async def _is_idle_or_recalled(self, engine: EngineProcess) -> bool:
+        return not engine.should_sleep or await self._hooks.is_idle(engine)
 
-    async def _wake(self, unit: EngineProcess) -> None:
-        began = self._clock.now()
-        self._enter(unit, SleepState.WAKING)
-        level = unit.pool.sleep_level
+    async def _wake(self, engine: EngineProcess) -> None:
+        started = self._clock.now()
+        self._set_state(engine, SleepState.WAKING)
+        level = engine.pool.sleep_level
         assert level is not None
         try:
-            for url in unit.urls():
+            for url in engine.urls():
                 await self._calls.wake(url, level)
         except FairleadError as error:
-            self._on_event(f"{unit.name} does not wake and is restarted: {error}")
-            await self._kill(unit)
+            self._hooks.on_event(f"{engine.name} does not wake and is restarted: {error}")
+            await self._hooks.kill(engine)
             return
-        unit.wake_count += 1
-        unit.wake_seconds = self._clock.now() - began
-        self._on_event(f"{unit.name} is awake")
-        self._enter(unit, SleepState.AWAKE)
+        engine.wake_count += 1
+        engine.wake_seconds = self._clock.now() - started
+        self._hooks.on_event(f"{engine.name} is awake")
+        self._set_state(engine, SleepState.AWAKE)
 
-    def _enter(self, unit: EngineProcess, rest: SleepState) -> None:
-        unit.sleep_state = rest
-        self._on_change()
+    def _set_state(self, engine: EngineProcess, state: SleepState) -> None:
+        engine.sleep_state = state
+        self._hooks.on_change()

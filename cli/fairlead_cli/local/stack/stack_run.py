@@ -41,80 +41,80 @@ MAX_EVENTS = 50
 class StackRun:
     """The parts of one run."""
 
-    def __init__(self, setup: StackConfig, screen: Screen, clock: Clock) -> None:
-        self._setup = setup
+    def __init__(self, config: StackConfig, screen: Screen, clock: Clock) -> None:
+        self._config = config
         self._screen = screen
         self._clock = clock
-        self._launched = clock.now()
+        self._started_at = clock.now()
         self._redis_url = ""
-        self._autoscaler = _autoscaler_address(setup.plan)
-        self._following: AutoscalerSync | None = None
+        self._autoscaler = _autoscaler_address(config.plan)
+        self._autoscaler_sync: AutoscalerSync | None = None
         self._stop = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._stop_now = asyncio.Event()
         self._events: list[tuple[float, str]] = []
-        self._news = asyncio.Event()
-        self._closing = ""
+        self._redraw = asyncio.Event()
+        self._closing_message = ""
 
     async def run(self) -> int:
         """Starts, serves until a signal, stops and returns the exit code. Raises StartFailed when
         it cannot serve.
         """
-        self._listen_to_signals()
+        self._handle_signals()
         directory = make_run_directory()
-        guard = Reaper(directory)
+        reaper = Reaper(directory)
         try:
-            supervisor = self._supervisor(directory, guard)
-            self._follow(directory, supervisor)
+            supervisor = self._build_supervisor(directory, reaper)
+            self._start_autoscaler_sync(directory, supervisor)
             supervisor.start()
-            drawing = asyncio.ensure_future(self._draw(supervisor)) if self._screen.is_live else None
+            drawing_task = asyncio.ensure_future(self._draw(supervisor)) if self._screen.is_live else None
             try:
-                self._tell_others(directory)
-                await self._serve(supervisor, drawing)
+                self._publish_stack(directory)
+                await self._serve(supervisor, drawing_task)
             finally:
-                await self._end(supervisor)
-                await _cancel(drawing)
+                await self._stop_supervisor(supervisor)
+                await _cancel(drawing_task)
         finally:
             self._screen.close()
-            await asyncio.to_thread(guard.close)
-        self._reach(lambda: self._screen.show_event("stopped; nothing of it runs any more"))
+            await asyncio.to_thread(reaper.close)
+        self._show_safely(lambda: self._screen.show_event("stopped; nothing of it runs any more"))
         return 0
 
-    def _supervisor(self, directory: Path, guard: Reaper) -> StackSupervisor:
-        setup = self._setup
-        redis = self._redis(directory) if setup.redis else None
+    def _build_supervisor(self, directory: Path, reaper: Reaper) -> StackSupervisor:
+        config = self._config
+        redis = self._find_redis(directory) if config.redis else None
         self._redis_url = redis.url if redis is not None else ""
-        plan = StackSpec(
-            pools=setup.plan.pools,
-            gateway=gateway_command(directory / "fleet.yaml", setup, redis, self._autoscaler),
-            manage_url=setup.manage.url,
+        spec = StackSpec(
+            pools=config.plan.pools,
+            gateway=gateway_command(directory / "fleet.yaml", config, redis, self._autoscaler),
+            manage_url=config.manage.url,
             fleet_file=directory / "fleet.yaml",
             redis=redis,
-            indexer=indexer_command(directory / "fleet.yaml", setup, redis),
-            autoscaler=autoscaler_command(directory, setup, self._autoscaler),
-            logs=setup.logs,
+            indexer=indexer_command(directory / "fleet.yaml", config, redis),
+            autoscaler=autoscaler_command(directory, config, self._autoscaler),
+            logs=config.logs,
         )
-        started = sum(pool.replicas for pool in setup.plan.pools)
-        engines = ", ".join(f"{pool.replicas} × {pool.label}" for pool in setup.plan.pools if not pool.adopted)
-        which = f" ({engines})" if engines else ""
-        more = (", redis, indexer" if redis else "") + (", autoscaler" if self._autoscaler else "")
-        self.report_event(f"starting {pluralize(started, 'engine')}{which}, gateway{more}")
+        started = sum(pool.replicas for pool in config.plan.pools)
+        engines = ", ".join(f"{pool.replicas} × {pool.label}" for pool in config.plan.pools if not pool.adopted)
+        engine_list = f" ({engines})" if engines else ""
+        components = (", redis, indexer" if redis else "") + (", autoscaler" if self._autoscaler else "")
+        self.report_event(f"starting {pluralize(started, 'engine')}{engine_list}, gateway{components}")
         return StackSupervisor(
-            plan,
-            reaper=guard,
+            spec,
+            reaper=reaper,
             clock=self._clock,
-            routing=LazyGatewayRouting(setup.manage.url, setup.token),
+            routing=LazyGatewayRouting(config.manage.url, config.token),
             on_event=self.report_event,
-            sleep_calls=LazySleepCalls() if any(pool.sleep_level for pool in setup.plan.pools) else None,
+            sleep_calls=LazySleepCalls() if any(pool.sleep_level for pool in config.plan.pools) else None,
         )
 
-    def _follow(self, directory: Path, supervisor: StackSupervisor) -> None:
+    def _start_autoscaler_sync(self, directory: Path, supervisor: StackSupervisor) -> None:
         """Writes the state for the autoscaler before it starts."""
-        models = self._setup.plan.scaled_models
+        models = self._config.plan.scaled_models
         if models:
-            self._following = AutoscalerSync(directory, models, supervisor, self._clock, self.report_event)
-            self._following.start()
+            self._autoscaler_sync = AutoscalerSync(directory, models, supervisor, self._clock, self.report_event)
+            self._autoscaler_sync.start()
 
-    def _redis(self, directory: Path) -> RedisServer | None:
+    def _find_redis(self, directory: Path) -> RedisServer | None:
         program = find_redis_program()
         if program is None:
             self.report_event(
@@ -123,17 +123,17 @@ class StackRun:
             return None
         return redis_server_command(program, directory)
 
-    def _tell_others(self, directory: Path) -> None:
+    def _publish_stack(self, directory: Path) -> None:
         engines: dict[str, int] = {}
-        scaled = {model.key for model in self._setup.plan.scaled_models}
-        for pool in self._setup.plan.pools:
+        scaled = {model.key for model in self._config.plan.scaled_models}
+        for pool in self._config.plan.pools:
             if pool.model.key in scaled:
                 continue
             engines[pool.model.key] = engines.get(pool.model.key, 0) + pool.replicas + len(pool.adopted)
-        url, manage = self._setup.listen.url, self._setup.manage.url
+        url, manage = self._config.listen.url, self._config.manage.url
         fleet_file = str(directory / "fleet.yaml")
-        simulated = all(pool.template.engine == SIMULATED_ENGINE for pool in self._setup.plan.pools)
-        secrets = (self._redis_url, self._setup.secret, self._autoscaler.url if self._autoscaler else "")
+        simulated = all(pool.template.engine == SIMULATED_ENGINE for pool in self._config.plan.pools)
+        secrets = (self._redis_url, self._config.secret, self._autoscaler.url if self._autoscaler else "")
         started = self._clock.wall()
         write_stack_file(
             directory, RunningStack(os.getpid(), url, manage, started, engines, fleet_file, simulated, *secrets)
@@ -141,75 +141,76 @@ class StackRun:
 
     # --- serving -----------------------------------------------------------------------------------------------------
 
-    async def _serve(self, supervisor: StackSupervisor, drawing: "asyncio.Future[None] | None") -> None:
-        """Serves until the signal to stop; an error of the start or of the screen ends it too."""
-        stopped = asyncio.ensure_future(self._stop.wait())
-        starting = asyncio.ensure_future(self._start(supervisor))
-        working: set[asyncio.Future[Any]] = {starting, *([drawing] if drawing else [])}
+    async def _serve(self, supervisor: StackSupervisor, drawing_task: "asyncio.Future[None] | None") -> None:
+        """Serves until the stop signal, or until the start or the screen fails."""
+        stop_signal = asyncio.ensure_future(self._stop.wait())
+        readiness = asyncio.ensure_future(self._wait_ready(supervisor))
+        running: set[asyncio.Future[Any]] = {readiness, *([drawing_task] if drawing_task else [])}
         try:
-            while not stopped.done():
-                done, _ = await asyncio.wait({stopped, *working}, return_when=asyncio.FIRST_COMPLETED)
-                for task in done & working:
+            while not stop_signal.done():
+                done, _ = await asyncio.wait({stop_signal, *running}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done & running:
                     task.result()
-                working -= done
+                running -= done
         finally:
-            await _cancel(stopped)
-            await _cancel(starting)
+            await _cancel(stop_signal)
+            await _cancel(readiness)
 
-    async def _start(self, supervisor: StackSupervisor) -> None:
+    async def _wait_ready(self, supervisor: StackSupervisor) -> None:
         await supervisor.wait_ready()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_ROUTE_TIMEOUT_SECONDS):
                 await wait_until(self._gateway_routes, 0.02)
-        pools = self._setup.plan.pools
-        facts = StackSummary(
-            url=self._setup.listen.url,
-            manage=self._setup.manage.url,
+        pools = self._config.plan.pools
+        summary = StackSummary(
+            url=self._config.listen.url,
+            manage=self._config.manage.url,
             models=tuple(dict.fromkeys(pool.model.name for pool in pools)),
-            engines=self._setup.plan.engines,
+            engines=self._config.plan.engines,
             kinds=tuple(dict.fromkeys(pool.template.engine for pool in pools)),
-            ready_seconds=self._clock.now() - self._launched,
-            notes=self._setup.plan.notes,
-            program=self._setup.program,
+            ready_seconds=self._clock.now() - self._started_at,
+            notes=self._config.plan.notes,
+            program=self._config.program,
             autoscaler=self._autoscaler.url if self._autoscaler else "",
         )
-        self._reach(lambda: self._screen.show_ready(facts))
+        self._show_safely(lambda: self._screen.show_ready(summary))
 
     async def _gateway_routes(self) -> bool:
-        return await get_http_status(f"{self._setup.manage.url}/readyz") == 200
+        return await get_http_status(f"{self._config.manage.url}/readyz") == 200
 
     async def _draw(self, supervisor: StackSupervisor) -> None:
-        from fairlead_cli.local.view.frame import build_frame
+        from fairlead_cli.local.view.live_view import Frame
+        from fairlead_cli.local.view.process_views import process_views
         from fairlead_cli.management.client import ManagementClient
 
-        async with ManagementClient(self._setup.manage.url, self._setup.token) as management:
+        async with ManagementClient(self._config.manage.url, self._config.token) as management:
             while True:
                 try:
                     snapshot = await management.snapshot(30)
                 except StackUnreachable:
                     snapshot = None
-                drawn = build_frame(
-                    supervisor,
-                    snapshot,
-                    url=self._setup.listen.url,
-                    manage=self._setup.manage.url,
-                    up_seconds=self._clock.now() - self._launched,
+                frame = Frame(
+                    url=self._config.listen.url,
+                    manage=self._config.manage.url,
+                    up_seconds=self._clock.now() - self._started_at,
+                    processes=process_views(supervisor),
+                    snapshot=snapshot,
                     events=tuple(self._events),
-                    closing=self._closing,
+                    closing=self._closing_message,
                 )
-                self._reach(lambda drawn=drawn: self._screen.draw(drawn))  # type: ignore[misc]  # bound at once
-                self._news.clear()
+                self._show_safely(lambda frame=frame: self._screen.draw(frame))  # type: ignore[misc]  # bound at once
+                self._redraw.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(REDRAW_INTERVAL_SECONDS):
-                        await self._news.wait()
+                        await self._redraw.wait()
 
     def report_event(self, line: str) -> None:
         """Reports one event to the screen and to the live view."""
         self._events = [*self._events, (self._clock.wall(), line)][-MAX_EVENTS:]
-        self._reach(lambda: self._screen.show_event(line))
-        self._news.set()
+        self._show_safely(lambda: self._screen.show_event(line))
+        self._redraw.set()
 
-    def _reach(self, show: Callable[[], None]) -> None:
+    def _show_safely(self, show: Callable[[], None]) -> None:
         """Shows something. A closed pipe or terminal ends the run."""
         try:
             show()
@@ -218,21 +219,21 @@ class StackRun:
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    def _listen_to_signals(self) -> None:
+    def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._asked_to_stop)
+            loop.add_signal_handler(number, self._on_stop_signal)
 
-    def _asked_to_stop(self) -> None:
-        (self._hurry if self._stop.is_set() else self._stop).set()
+    def _on_stop_signal(self) -> None:
+        (self._stop_now if self._stop.is_set() else self._stop).set()
 
-    async def _end(self, supervisor: StackSupervisor) -> None:
-        self._stop.set()  # from here on a signal means: at once
-        self._closing = "stopping, requests in flight may finish; Ctrl-C again: at once"
-        self.report_event(self._closing)
-        if self._following is not None:
-            await self._following.stop()
-        await supervisor.stop(self._hurry)
+    async def _stop_supervisor(self, supervisor: StackSupervisor) -> None:
+        self._stop.set()  # the next signal stops at once
+        self._closing_message = "stopping, requests in flight may finish; Ctrl-C again: at once"
+        self.report_event(self._closing_message)
+        if self._autoscaler_sync is not None:
+            await self._autoscaler_sync.stop()
+        await supervisor.stop(self._stop_now)
 
 
 async def _cancel(task: "asyncio.Future[Any] | None") -> None:
@@ -271,13 +272,13 @@ class LazySleepCalls:
 
     async def sleep(self, url: str, level: int) -> None:
         """Returns once the engine sleeps. Raises Unavailable when it does not."""
-        await self._bedside().sleep(url, level)
+        await self._client().sleep(url, level)
 
     async def wake(self, url: str, level: int) -> None:
         """Returns once the engine is awake and healthy. Raises Unavailable when it is not."""
-        await self._bedside().wake(url, level)
+        await self._client().wake(url, level)
 
-    def _bedside(self) -> EngineSleepClient:
+    def _client(self) -> EngineSleepClient:
         from fairlead.engines.sleep_mode import sleep_client
 
         return sleep_client(Limits())
@@ -291,14 +292,14 @@ def _autoscaler_address(plan: EnginePlan) -> Address | None:
     return Address("127.0.0.1", port)
 
 
-def run(setup: StackConfig, screen: Screen, clock: Clock) -> int:
+def run(config: StackConfig, screen: Screen, clock: Clock) -> int:
     """Runs a stack until it is stopped; returns the exit code."""
 
-    async def go() -> int:
-        return await StackRun(setup, screen, clock).run()
+    async def run_stack() -> int:
+        return await StackRun(config, screen, clock).run()
 
     try:
-        return asyncio.run(go())
+        return asyncio.run(run_stack())
     except (StartFailed, Unavailable) as error:
         print(f"fairlead up: {error}", file=sys.stderr)
         return 1

@@ -25,11 +25,11 @@ from fairlead_cli.addresses import find_free_ports
 from fairlead_cli.errors import StartFailed
 from fairlead_cli.local.processes.child_process import ChildProcess, ProcessCommand
 from fairlead_cli.local.processes.embedded_redis import RedisServer
-from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase
+from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase, ProcessSpec
 from fairlead_cli.local.processes.readiness_probe import get_http_status, is_redis_up, wait_until
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState
-from fairlead_cli.local.stack.sleep_controller import SleepCalls, SleepController
+from fairlead_cli.local.stack.sleep_controller import SleepCalls, SleepController, SleepHooks
 
 FINISH_TIMEOUT_SECONDS = 5.0
 """Time for requests in flight when the stack is stopped."""
@@ -54,7 +54,10 @@ class GatewayRouting(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StackSpec:
-    """All processes of a stack. The command of ``gateway`` includes the path of the fleet file."""
+    """All processes of a stack. The command of ``gateway`` includes the path of the fleet file.
+
+    drain_seconds: time for the requests in flight of an engine that leaves.
+    """
 
     pools: tuple[EnginePoolSpec, ...]
     gateway: ProcessCommand
@@ -64,6 +67,7 @@ class StackSpec:
     indexer: ProcessCommand | None = None
     autoscaler: ProcessCommand | None = None
     logs: Path | None = None
+    drain_seconds: float = 60.0
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -89,7 +93,6 @@ class StackSupervisor:
         clock: Clock,
         routing: GatewayRouting,
         on_event: Callable[[str], None],
-        drain_seconds: float = 60.0,
         sleep_calls: SleepCalls | None = None,
     ) -> None:
         self.spec = spec
@@ -100,29 +103,21 @@ class StackSupervisor:
         self.autoscaler: ManagedProcess | None = None
         self.desired_replicas = {pool.key: pool.replicas for pool in spec.pools}
         self.desired_asleep = {pool.key: 0 for pool in spec.pools}
-        self.on_change: Callable[[], None] = _nobody
+        self.on_change: Callable[[], None] = _ignore_change
         self._reaper = reaper
         self._clock = clock
         self._routing = routing
         self._on_event = on_event
-        self._drain_seconds = drain_seconds
-        self._news = asyncio.Event()
+        self._process_changed = asyncio.Event()
         self._stopping = False
         self._last_fleet: Fleet | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._reaper_watch: asyncio.Task[None] | None = None
         self._drains: set[asyncio.Task[None]] = set()
-        self._sleepless: set[tuple[str, str]] = set()
-        self._beds: SleepController | None = None
+        self._pools_without_sleep: set[tuple[str, str]] = set()
+        self._sleep_controller: SleepController | None = None
         if sleep_calls is not None:
-            self._beds = SleepController(
-                sleep_calls,
-                self._idle,
-                clock,
-                on_change=self._write_fleet,
-                on_event=on_event,
-                on_rejected=self._refused,
-                kill=self._kill,
-            )
+            hooks = SleepHooks(self._is_idle, self._kill, self._write_fleet, on_event, self._on_sleep_rejected)
+            self._sleep_controller = SleepController(sleep_calls, clock, hooks)
 
     # --- start -------------------------------------------------------------------------------------------------------
 
@@ -136,17 +131,19 @@ class StackSupervisor:
                 self.engines.append(EngineProcess(pool, first, next(ports)))
                 first += size
         self._write_fleet()
-        for unit in self.engines:
-            self._keep_engine(unit)
-        self.gateway = self._keep("gateway", lambda: self.spec.gateway, self._gateway_ready)
+        for engine in self.engines:
+            self._start_engine(engine)
+        self.gateway = self._start_process("gateway", lambda: self.spec.gateway, self._wait_gateway_ready)
         if self.spec.redis is not None:
             server = self.spec.redis
-            self.redis = self._keep("redis", lambda: _fresh(server), lambda _: _redis_ready(server))
+            self.redis = self._start_process(
+                "redis", lambda: _redis_command(server), lambda _: _wait_redis_ready(server)
+            )
         if (indexer := self.spec.indexer) is not None:
-            self.indexer = self._keep("indexer", lambda: indexer, _says_ready)
+            self.indexer = self._start_process("indexer", lambda: indexer, _wait_ready_line)
         if (autoscaler := self.spec.autoscaler) is not None:
-            self.autoscaler = self._keep("autoscaler", lambda: autoscaler, _says_ready)
-        self._watch = asyncio.get_running_loop().create_task(self._watch_guard(), name="watch-guard")
+            self.autoscaler = self._start_process("autoscaler", lambda: autoscaler, _wait_ready_line)
+        self._reaper_watch = asyncio.get_running_loop().create_task(self._watch_reaper(), name="watch-reaper")
 
     async def wait_ready(self) -> None:
         """Waits until requests are served: the gateway answers, and every engine is up or has
@@ -156,66 +153,69 @@ class StackSupervisor:
         ready.
         """
         while True:
-            self._news.clear()
-            for keepers in self._indispensable():
-                if all(not keeper.was_ready and keeper.failures >= MAX_FAILED_STARTS for keeper in keepers):
-                    raise _start_failed(keepers[0])
-            if self._settled():
+            self._process_changed.clear()
+            for processes in self._required_processes():
+                if all(not process.was_ready and process.failures >= MAX_FAILED_STARTS for process in processes):
+                    raise _start_failure(processes[0])
+            if self._is_settled():
                 return
-            await self._news.wait()
+            await self._process_changed.wait()
 
-    def _indispensable(self) -> Iterable[list[ManagedProcess]]:
+    def _required_processes(self) -> Iterable[list[ManagedProcess]]:
         """Yields groups of processes; at least one of each group must run."""
         if self.gateway is not None:
             yield [self.gateway]
         adopting = {pool.model.key for pool in self.spec.pools if pool.adopted}
         for model in self.spec.models:
-            own_processes = [unit.process for unit in self.engines if unit.pool.model.key == model.key and unit.process]
-            if (
-                own_processes and model.key not in adopting
-            ):  # else it is served, whatever becomes of ours, or begins with none
-                yield own_processes
+            started = [
+                engine.process for engine in self.engines if engine.pool.model.key == model.key and engine.process
+            ]
+            if started and model.key not in adopting:  # adopted engines serve the model without ours
+                yield started
 
-    def _settled(self) -> bool:
-        engines = [unit.process for unit in self.engines if unit.process]
-        tried = all(keeper.was_ready or keeper.failures for keeper in engines)
-        served = all(any(keeper.phase is ProcessPhase.READY for keeper in group) for group in self._indispensable())
+    def _is_settled(self) -> bool:
+        engine_processes = [engine.process for engine in self.engines if engine.process]
+        tried = all(process.was_ready or process.failures for process in engine_processes)
+        served = all(
+            any(process.phase is ProcessPhase.READY for process in group) for group in self._required_processes()
+        )
         return tried and served
 
-    def _keep_engine(self, unit: EngineProcess) -> None:
-        unit.process = self._keep(unit.name, unit.command, lambda child: _engine_ready(unit, child))
+    def _start_engine(self, engine: EngineProcess) -> None:
+        engine.process = self._start_process(
+            engine.name, engine.command, lambda child: _wait_engine_ready(engine, child)
+        )
 
-    def _keep(
+    def _start_process(
         self, name: str, command: Callable[[], ProcessCommand], ready: Callable[[ChildProcess], Awaitable[None]]
     ) -> ManagedProcess:
         log = self.spec.logs / f"{name.replace('/', '.')}.log" if self.spec.logs else None
-        keeper = ManagedProcess(
-            name, command, ready, reaper=self._reaper, clock=self._clock, on_change=self._changed, log=log
-        )
-        keeper.start()
-        return keeper
+        spec = ProcessSpec(name, command, ready, log)
+        process = ManagedProcess(spec, reaper=self._reaper, clock=self._clock, on_change=self._on_process_change)
+        process.start()
+        return process
 
-    async def _gateway_ready(self, child: ChildProcess) -> None:
-        await wait_until(lambda: _answers(f"{self.spec.manage_url}/readyz"))
+    async def _wait_gateway_ready(self, child: ChildProcess) -> None:
+        await wait_until(lambda: _is_answering(f"{self.spec.manage_url}/readyz"))
 
     # --- changes -----------------------------------------------------------------------------------------------------
 
-    def _changed(self, keeper: ManagedProcess) -> None:
-        unit = next((engine for engine in self.engines if engine.process is keeper), None)
-        if unit is not None and self._beds is not None:
-            if keeper.phase is not ProcessPhase.READY:
-                self._beds.forget(unit)
-            elif not self._stopping and self.desired_asleep[unit.pool.key]:
-                self._arrange(unit.pool, ())  # it may have been started to sleep
+    def _on_process_change(self, process: ManagedProcess) -> None:
+        engine = next((engine for engine in self.engines if engine.process is process), None)
+        if engine is not None and self._sleep_controller is not None:
+            if process.phase is not ProcessPhase.READY:
+                self._sleep_controller.forget(engine)
+            elif not self._stopping and self.desired_asleep[engine.pool.key]:
+                self._rescale(engine.pool, ())  # it may have been started to sleep
         self._write_fleet()
-        if keeper.phase is ProcessPhase.WAITING and not self._stopping:
-            when = format_duration(keeper.pause_seconds)
-            self._on_event(f"{keeper.name} ended ({keeper.exit_reason}); again in {when}{_last_words(keeper)}")
-        elif keeper.phase is ProcessPhase.READY:
+        if process.phase is ProcessPhase.WAITING and not self._stopping:
+            when = format_duration(process.pause_seconds)
+            self._on_event(f"{process.name} ended ({process.exit_reason}); again in {when}{_last_lines(process)}")
+        elif process.phase is ProcessPhase.READY:
             self._on_event(
-                f"{keeper.name} is ready" + (f" again (restart {keeper.restarts})" if keeper.restarts else "")
+                f"{process.name} is ready" + (f" again (restart {process.restarts})" if process.restarts else "")
             )
-        self._news.set()
+        self._process_changed.set()
 
     def fleet(self) -> Fleet:
         """Returns the present fleet."""
@@ -234,12 +234,12 @@ class StackSupervisor:
     def _write_fleet(self) -> None:
         fleet = self.fleet()
         if fleet != self._last_fleet:
-            with contextlib.suppress(FileNotFoundError):  # the run directory is gone: we are being swept away
+            with contextlib.suppress(FileNotFoundError):  # the reaper has removed the run directory
                 write_fleet_file(self.spec.fleet_file, fleet)
             self._last_fleet = fleet
         self.on_change()
 
-    async def _watch_guard(self) -> None:
+    async def _watch_reaper(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             if self._reaper.replace_if_dead():
@@ -254,119 +254,126 @@ class StackSupervisor:
         leaving: names of engines in the order of removal. Unnamed ones leave before them, the
         latest first.
         """
-        plan = next((plan for plan in self.spec.pools if plan.key == (key, pool)), None)
-        if plan is None:
+        pool_spec = next((pool_spec for pool_spec in self.spec.pools if pool_spec.key == (key, pool)), None)
+        if pool_spec is None:
             raise BadInput(f"no pool {pool!r} of {key}", field="pool")
-        if plan.adopted:
+        if pool_spec.adopted:
             raise BadInput("adopted engines are not scaled", field="replicas")
-        if plan.engines_per_process > 1:
+        if pool_spec.engines_per_process > 1:
             raise BadInput(
                 "engines that share a process are not scaled", field="replicas", hint="start without grouping"
             )
         self.desired_replicas[key, pool] = max(replicas, 0)
-        sleeps = self._beds is not None and plan.sleep_level is not None and plan.key not in self._sleepless
+        sleeps = (
+            self._sleep_controller is not None
+            and pool_spec.sleep_level is not None
+            and pool_spec.key not in self._pools_without_sleep
+        )
         self.desired_asleep[key, pool] = max(asleep, 0) if sleeps else 0
-        drains = self._arrange(plan, leaving)
+        drains = self._rescale(pool_spec, leaving)
         self.on_change()
         await asyncio.gather(*drains)
 
-    def _arrange(self, plan: EnginePoolSpec, leaving: Sequence[str]) -> set[asyncio.Task[None]]:
+    def _rescale(self, pool_spec: EnginePoolSpec, leaving: Sequence[str]) -> set[asyncio.Task[None]]:
         """Starts what brings a pool to its desired numbers; returns the drains that this takes.
 
         Sleeping engines wake before new ones start, and engines that should not serve sleep before
         any ends.
         """
-        replicas, asleep = self.desired_replicas[plan.key], self.desired_asleep[plan.key]
+        replicas, asleep = self.desired_replicas[pool_spec.key], self.desired_asleep[pool_spec.key]
         rank = {name: number for number, name in enumerate(reversed(leaving))}
-        units = sorted(
-            self._units(*plan.key), key=lambda unit: (unit.name not in rank, rank.get(unit.name, 0), unit.first)
+        engines = sorted(
+            self._active_engines(*pool_spec.key),
+            key=lambda engine: (engine.name not in rank, rank.get(engine.name, 0), engine.first),
         )
-        serving = [unit for unit in units if not unit.should_sleep]
-        resting = sorted(
-            (unit for unit in units if unit.should_sleep),
-            key=lambda unit: unit.sleep_state is not SleepState.FALLING_ASLEEP,
+        serving = [engine for engine in engines if not engine.should_sleep]
+        sleeping = sorted(
+            (engine for engine in engines if engine.should_sleep),
+            key=lambda engine: engine.sleep_state is not SleepState.FALLING_ASLEEP,
         )
-        up = sum(unit.is_up for unit in serving)
-        for unit in resting[: max(0, replicas - up)]:
-            serving.append(self._turned(unit, asleep=False))
-        resting = [unit for unit in resting if unit.should_sleep]
-        starting = [unit for unit in serving if not unit.is_up]
-        spare = list(reversed([unit for unit in serving if unit.is_up][replicas:]))
-        for unit in [one for one in spare if one.sleep_state is SleepState.AWAKE][: max(0, asleep - len(resting))]:
-            spare.remove(unit)
-            resting.append(self._turned(unit, asleep=True))
-        # What still starts is let come up as far as there is room, awake or asleep.
-        going = [*reversed(starting), *resting[asleep:], *spare]
-        over = going[: max(0, len(units) - replicas - asleep)]
-        self._start_more(plan, replicas + asleep - len(units) + len(over))
-        drains = {asyncio.get_running_loop().create_task(self.drain(unit)) for unit in over}
+        ready_count = sum(engine.is_up for engine in serving)
+        for engine in sleeping[: max(0, replicas - ready_count)]:
+            serving.append(self._set_sleep(engine, asleep=False))
+        sleeping = [engine for engine in sleeping if engine.should_sleep]
+        starting = [engine for engine in serving if not engine.is_up]
+        surplus = list(reversed([engine for engine in serving if engine.is_up][replicas:]))
+        for engine in [engine for engine in surplus if engine.sleep_state is SleepState.AWAKE][
+            : max(0, asleep - len(sleeping))
+        ]:
+            surplus.remove(engine)
+            sleeping.append(self._set_sleep(engine, asleep=True))
+        # Engines that start may come up while there is room for them, awake or asleep.
+        candidates = [*reversed(starting), *sleeping[asleep:], *surplus]
+        leaving_engines = candidates[: max(0, len(engines) - replicas - asleep)]
+        self._add_engines(pool_spec, replicas + asleep - len(engines) + len(leaving_engines))
+        drains = {asyncio.get_running_loop().create_task(self.drain(engine)) for engine in leaving_engines}
         self._drains |= drains
         for task in drains:
             task.add_done_callback(self._drains.discard)
         return drains
 
-    def _turned(self, unit: EngineProcess, *, asleep: bool) -> EngineProcess:
-        assert self._beds is not None
-        self._beds.set_desired(unit, asleep=asleep)
-        return unit
+    def _set_sleep(self, engine: EngineProcess, *, asleep: bool) -> EngineProcess:
+        assert self._sleep_controller is not None
+        self._sleep_controller.set_desired(engine, asleep=asleep)
+        return engine
 
-    def _start_more(self, plan: EnginePoolSpec, count: int) -> None:
-        taken = {unit.first for unit in self.engines if unit.pool.key == plan.key}
-        fresh = [n for n in range(max(0, count) + len(taken)) if n not in taken][: max(0, count)]
-        for number, ports in zip(fresh, find_free_ports([1] * len(fresh)), strict=True):
-            unit = EngineProcess(plan, number, ports)
-            self.engines.append(unit)
-            self._keep_engine(unit)
+    def _add_engines(self, pool_spec: EnginePoolSpec, count: int) -> None:
+        used_numbers = {engine.first for engine in self.engines if engine.pool.key == pool_spec.key}
+        numbers = [n for n in range(max(0, count) + len(used_numbers)) if n not in used_numbers][: max(0, count)]
+        for number, ports in zip(numbers, find_free_ports([1] * len(numbers)), strict=True):
+            engine = EngineProcess(pool_spec, number, ports)
+            self.engines.append(engine)
+            self._start_engine(engine)
 
-    def _refused(self, unit: EngineProcess) -> None:
+    def _on_sleep_rejected(self, engine: EngineProcess) -> None:
         """Stops using sleep for a pool whose engine rejected it; its engines end instead."""
-        self._sleepless.add(unit.pool.key)
-        self.desired_asleep[unit.pool.key] = 0
-        unit.sleep_state = SleepState.AWAKE
-        self._arrange(unit.pool, (unit.name,))
+        self._pools_without_sleep.add(engine.pool.key)
+        self.desired_asleep[engine.pool.key] = 0
+        engine.sleep_state = SleepState.AWAKE
+        self._rescale(engine.pool, (engine.name,))
         self._write_fleet()
 
-    async def _kill(self, unit: EngineProcess) -> None:
+    async def _kill(self, engine: EngineProcess) -> None:
         """Ends the process of an engine; it is restarted."""
-        if unit.process is not None and unit.process.child is not None:
-            await unit.process.child.stop(ENGINE_STOP_SECONDS)
+        if engine.process is not None and engine.process.child is not None:
+            await engine.process.child.stop(ENGINE_STOP_SECONDS)
 
-    async def _idle(self, unit: EngineProcess) -> bool:
+    async def _is_idle(self, engine: EngineProcess) -> bool:
         """Whether the gateway routes nothing to an engine and has nothing in flight there."""
-        ids = unit.instance_ids()
-        return await self._all_know(ids) and await self._all_idle(ids)
+        ids = engine.instance_ids()
+        return await self._has_gateway_stopped_routing(ids) and await self._has_gateway_finished(ids)
 
-    def _units(self, key: str, pool: str) -> list[EngineProcess]:
-        return [unit for unit in self.engines if unit.pool.key == (key, pool) and not unit.is_draining]
+    def _active_engines(self, key: str, pool: str) -> list[EngineProcess]:
+        return [engine for engine in self.engines if engine.pool.key == (key, pool) and not engine.is_draining]
 
-    async def drain(self, unit: EngineProcess) -> None:
+    async def drain(self, engine: EngineProcess) -> None:
         """Takes an engine out of service without losing a request, then ends it."""
-        keeper = unit.process
-        assert keeper is not None
-        ids = [instance.id for instance in unit.instances()]
-        unit.is_draining = True
-        if self._beds is not None:
-            self._beds.forget(unit)
-        keeper.disable_restart()
+        process = engine.process
+        assert process is not None
+        ids = [instance.id for instance in engine.instances()]
+        engine.is_draining = True
+        if self._sleep_controller is not None:
+            self._sleep_controller.forget(engine)
+        process.disable_restart()
         self._write_fleet()
-        self._on_event(f"{unit.name} drains")
+        self._on_event(f"{engine.name} drains")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_NOTICE_TIMEOUT_SECONDS):
-                await wait_until(lambda: self._all_know(ids))
+                await wait_until(lambda: self._has_gateway_stopped_routing(ids))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._drain_seconds):
-                await wait_until(lambda: self._all_idle(ids))
-        await keeper.stop(ENGINE_STOP_SECONDS)
-        self.engines.remove(unit)
+            async with asyncio.timeout(self.spec.drain_seconds):
+                await wait_until(lambda: self._has_gateway_finished(ids))
+        await process.stop(ENGINE_STOP_SECONDS)
+        self.engines.remove(engine)
         self._write_fleet()
-        self._on_event(f"{unit.name} has left")
+        self._on_event(f"{engine.name} has left")
 
-    async def _all_know(self, ids: Sequence[str]) -> bool:
+    async def _has_gateway_stopped_routing(self, ids: Sequence[str]) -> bool:
         if self.gateway is None or self.gateway.phase is not ProcessPhase.READY:
             return True  # no gateway routes; the next one reads the present file
         return all([await self._routing.has_stopped_routing(instance_id) for instance_id in ids])
 
-    async def _all_idle(self, ids: Sequence[str]) -> bool:
+    async def _has_gateway_finished(self, ids: Sequence[str]) -> bool:
         return not any([await self._routing.in_flight_requests(instance_id) for instance_id in ids])
 
     # --- stop --------------------------------------------------------------------------------------------------------
@@ -378,82 +385,84 @@ class StackSupervisor:
         at_once: an event that ends the waiting.
         """
         self._stopping = True
-        if self._watch is not None:
-            self._watch.cancel()
-        if self._beds is not None:
-            await self._beds.close()
+        if self._reaper_watch is not None:
+            self._reaper_watch.cancel()
+        if self._sleep_controller is not None:
+            await self._sleep_controller.close()
         stopping = asyncio.ensure_future(self._stop_in_order())
         interrupted = asyncio.ensure_future(at_once.wait())
         first_of: set[asyncio.Future[object]] = {stopping, interrupted}  # type: ignore[arg-type]  # Future is invariant
         await asyncio.wait(first_of, return_when=asyncio.FIRST_COMPLETED)
         interrupted.cancel()
         if not stopping.done():
-            for keeper in self.processes():
-                keeper.kill()
+            for process in self.processes():
+                process.kill()
         await stopping
 
     async def _stop_in_order(self) -> None:
-        engines = [unit.process for unit in self.engines if unit.process]
-        for helper in (*engines, self.redis, self.indexer, self.autoscaler):
-            if helper is not None:
-                helper.disable_restart()
+        engine_processes = [engine.process for engine in self.engines if engine.process]
+        for process in (*engine_processes, self.redis, self.indexer, self.autoscaler):
+            if process is not None:
+                process.disable_restart()
         if self.gateway is not None:
             await self.gateway.stop(FINISH_TIMEOUT_SECONDS)
-        last = [*engines, *(helper for helper in (self.indexer, self.autoscaler) if helper is not None)]
-        await asyncio.gather(*(keeper.stop(ENGINE_STOP_SECONDS) for keeper in last))
+        last = [*engine_processes, *(process for process in (self.indexer, self.autoscaler) if process is not None)]
+        await asyncio.gather(*(process.stop(ENGINE_STOP_SECONDS) for process in last))
         if self.redis is not None:
             await self.redis.stop(REDIS_STOP_SECONDS)
 
     def processes(self) -> list[ManagedProcess]:
         """Returns all managed processes: gateway, Redis, indexer, autoscaler, engines."""
         components = (self.gateway, self.redis, self.indexer, self.autoscaler)
-        return [keeper for keeper in (*components, *(unit.process for unit in self.engines)) if keeper is not None]
+        return [
+            process for process in (*components, *(engine.process for engine in self.engines)) if process is not None
+        ]
 
 
-def _nobody() -> None:
+def _ignore_change() -> None:
     """Does nothing."""
 
 
-async def _answers(url: str) -> bool:
+async def _is_answering(url: str) -> bool:
     return await get_http_status(url) is not None
 
 
-async def _healthy(url: str) -> bool:
+async def _is_healthy(url: str) -> bool:
     return await get_http_status(f"{url}/health") == 200
 
 
-async def _engine_ready(unit: EngineProcess, child: ChildProcess) -> None:
-    if unit.pool.says_ready:
-        await child.wait_ready(len(unit.ports))
+async def _wait_engine_ready(engine: EngineProcess, child: ChildProcess) -> None:
+    if engine.pool.says_ready:
+        await child.wait_ready(len(engine.ports))
     else:
-        await wait_until(lambda: _all_healthy(unit.urls()), 0.25)
+        await wait_until(lambda: _are_all_healthy(engine.urls()), 0.25)
 
 
-async def _all_healthy(urls: Sequence[str]) -> bool:
-    return all([await _healthy(url) for url in urls])
+async def _are_all_healthy(urls: Sequence[str]) -> bool:
+    return all([await _is_healthy(url) for url in urls])
 
 
-async def _says_ready(child: ChildProcess) -> None:
+async def _wait_ready_line(child: ChildProcess) -> None:
     await child.wait_ready()
 
 
-def _fresh(server: RedisServer) -> ProcessCommand:
+def _redis_command(server: RedisServer) -> ProcessCommand:
     """Removes the socket of a killed server, so that nothing waits on it."""
     if server.socket_path:
         Path(server.socket_path).unlink(missing_ok=True)
     return ProcessCommand(server.command)
 
 
-async def _redis_ready(server: RedisServer) -> None:
+async def _wait_redis_ready(server: RedisServer) -> None:
     await wait_until(lambda: is_redis_up(server.socket_path, server.port))
 
 
-def _last_words(keeper: ManagedProcess) -> str:
-    lines = keeper.child.last_lines if keeper.child and not keeper.was_ready else ()
+def _last_lines(process: ManagedProcess) -> str:
+    lines = process.child.last_lines if process.child and not process.was_ready else ()
     return "".join(f"\n    {line}" for line in list(lines)[-3:])
 
 
-def _start_failed(keeper: ManagedProcess) -> StartFailed:
-    lines = list(keeper.child.last_lines)[-12:] if keeper.child else []
-    said = "".join(f"\n    {line}" for line in lines) or " it said nothing"
-    return StartFailed(f"{keeper.name} does not start: {keeper.exit_reason}; its last words:{said}")
+def _start_failure(process: ManagedProcess) -> StartFailed:
+    lines = list(process.child.last_lines)[-12:] if process.child else []
+    output = "".join(f"\n    {line}" for line in lines) or " it said nothing"
+    return StartFailed(f"{process.name} does not start: {process.exit_reason}; its last words:{output}")

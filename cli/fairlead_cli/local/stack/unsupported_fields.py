@@ -13,7 +13,7 @@ from fairlead.errors import BadInput
 _MODEL = ("revision", "credentials", "cache")
 _ENGINE = ("image", "command", "imagePullSecrets", "port", "healthPath")
 _POOL = ("parallelism", "template")
-_CHANGES_THE_ANSWER = ("spec.model.revision", "spec.pools[].parallelism", "spec.engine.env[].valueFrom")
+_CHANGES_ANSWERS = ("spec.model.revision", "spec.pools[].parallelism", "spec.engine.env[].valueFrom")
 """A real engine without these would answer differently, or not start."""
 
 
@@ -26,27 +26,27 @@ def reject_unsupported(deployment: ModelDeployment, *, real: bool) -> None:
             raise BadInput(message, field=f"spec.pools[{index}].selector", hint="give endpoints: [{url: ...}] instead")
     if not real or spec.is_external:
         return
-    kind = spec.engine.type
-    if kind not in (EngineType.VLLM, EngineType.SIM):
-        message = f"{name}: local mode runs no engine of type {kind.value}"
+    engine_type = spec.engine.type
+    if engine_type not in (EngineType.VLLM, EngineType.SIM):
+        message = f"{name}: local mode runs no engine of type {engine_type.value}"
         hint = "leave --real out to simulate it, or start it yourself and write `type: External` with its endpoints"
         raise BadInput(message, field="spec.engine.type", hint=hint)
     for index, pool in enumerate(spec.pools):
-        if pool.role is not PoolRole.SERVE and kind is EngineType.VLLM:
+        if pool.role is not PoolRole.SERVE and engine_type is EngineType.VLLM:
             message = f"{name}: local mode splits prefill from decode for simulated engines only"
             raise BadInput(message, field=f"spec.pools[{index}].role", hint="leave --real out, or use the role Serve")
     for path in ignored_fields(deployment):
-        if _general(path) in _CHANGES_THE_ANSWER and kind is EngineType.VLLM:
+        if _without_index(path) in _CHANGES_ANSWERS and engine_type is EngineType.VLLM:
             message = f"{name}: a real engine of local mode cannot honour {path}"
             raise BadInput(message, field=path, hint="remove it, or leave --real out")
 
 
 def ignored_fields(deployment: ModelDeployment) -> tuple[str, ...]:
     """Returns the given fields that have no effect in local mode, in the order of the manifest."""
-    return tuple(_unheard(deployment.spec.model_dump(by_alias=True, exclude_defaults=True)))
+    return tuple(_find_ignored(deployment.spec.model_dump(by_alias=True, exclude_defaults=True)))
 
 
-def _unheard(spec: dict[str, Any]) -> Iterator[str]:
+def _find_ignored(spec: dict[str, Any]) -> Iterator[str]:
     yield from (f"spec.model.{name}" for name in _MODEL if name in spec["model"])
     engine = spec.get("engine", {})
     yield from (f"spec.engine.{name}" for name in _ENGINE if name in engine)
@@ -60,6 +60,6 @@ def _unheard(spec: dict[str, Any]) -> Iterator[str]:
     yield from (f"spec.{name}" for name in ("adapters", "rollout") if name in spec)
 
 
-def _general(path: str) -> str:
+def _without_index(path: str) -> str:
     """Returns ``spec.pools[].parallelism`` for ``spec.pools[3].parallelism``."""
     return "".join(char for char in path if not char.isdigit())

@@ -34,7 +34,7 @@ class PoolScaling:
 
 @dataclass(frozen=True, slots=True)
 class StackModelReport:
-    """All facts about one model. ``wanted_instances``: how many it should have; None is unknown."""
+    """The state of one model. ``wanted_instances``: how many it should have; None is unknown."""
 
     model: api_types.Model
     stats: api_types.ModelStats
@@ -93,7 +93,7 @@ def build_report(
 ) -> StackReport:
     """Returns the answers of gateway and autoscaler by model.
 
-    only: key of the only model to report.
+    only_key: key of the only model to report.
 
     scaling_by_model: the autoscaler's answer.
 
@@ -136,18 +136,18 @@ def advise(
             return Advice(False, "it has no engine: the next request waits while one starts")
         return Advice(True, "no engine is running: the output of `fairlead up` says why")
     if missing:
-        lost = f"{missing} of {wanted_instances} engines ended and will be started again"
-        return Advice(True, f"{lost}; the output of `fairlead up` says why")
+        loss = f"{missing} of {wanted_instances} engines ended and will be started again"
+        return Advice(True, f"{loss}; the output of `fairlead up` says why")
     if window.errors:
         failed = next((instance for instance in decisions if instance.outcome and instance.outcome.status >= 500), None)
         example = f", the last one {failed.request_id}" if failed else ""
         requests = formatting.pluralize(window.requests, "request")
         return Advice(True, f"{window.errors} of {requests} failed in the last minute{example}")
-    goal = model.objectives.target
-    if window.within_objective is not None and window.within_objective < goal:
+    target = model.objectives.target
+    if window.within_objective is not None and window.within_objective < target:
         attainment = (
             f"{formatting.format_share(window.within_objective)} of requests meet the objective, "
-            f"{formatting.format_share(goal)} should"
+            f"{formatting.format_share(target)} should"
         )
         return Advice(True, f"{attainment}: {_remedy(model, ready, program, scaled_pools)}, or relax spec.slo")
     if starting:
@@ -157,15 +157,15 @@ def advise(
     return Advice(False, "nothing to do")
 
 
-def _remedy(model: api_types.Model, ready: int, program: str, sized: Sequence[PoolScaling]) -> str:
+def _remedy(model: api_types.Model, ready: int, program: str, scaled_pools: Sequence[PoolScaling]) -> str:
     """Returns what may bring a model back to its SLO."""
-    if not sized:
+    if not scaled_pools:
         return "add replicas"
-    blocked = next((pool for pool in sized if pool.unwritten is not None), None)
+    blocked = next((pool for pool in scaled_pools if pool.unwritten is not None), None)
     if blocked is not None:
         return f"the autoscaler wants {blocked.wanted} of {blocked.pool}, which is not done since {blocked.unwritten}"
-    if all(pool.wanted >= pool.most for pool in sized):
+    if all(pool.wanted >= pool.most for pool in scaled_pools):
         return "raise maxReplicas"
-    if sum(pool.wanted for pool in sized) > ready:
+    if sum(pool.wanted for pool in scaled_pools) > ready:
         return "the autoscaler is at it"
     return f"the autoscaler takes what there is to be enough (`{program} explain scaling {model.name}` says why)"

@@ -24,9 +24,9 @@ from fairlead_cli.management import api_types
 
 def render_tree(report: StackReport) -> RenderableType:
     """Returns the gateway, then each model with pools, instances, last decisions and advice."""
-    parts: list[RenderableType] = [_gateway(report)]
+    parts: list[RenderableType] = [_gateway_line(report)]
     for model in report.models:
-        parts += [_model(model), _advice(model)]
+        parts += [_model_tree(model), _advice_line(model)]
     if not report.models:
         parts.append(Text("no model is served"))
     return Group(*parts)
@@ -49,10 +49,10 @@ def to_plain(report: StackReport) -> dict[str, Any]:
                 "instances_ready": model_report.ready,
                 "instances_expected": model_report.expected,
                 "pools": [
-                    {"name": name, "instances": [_plain_instance(model_report, instance) for instance in instances]}
+                    {"name": name, "instances": [_instance_document(model_report, instance) for instance in instances]}
                     for name, instances in model_report.pools().items()
                 ],
-                "autoscaler": [asdict(sized) for sized in model_report.scaled_pools],
+                "autoscaler": [asdict(scaling) for scaling in model_report.scaled_pools],
                 "in_flight": model_report.stats.in_flight,
                 "queue": model_report.stats.queue,
                 "last_minute": model_report.stats.window,
@@ -66,11 +66,11 @@ def to_plain(report: StackReport) -> dict[str, Any]:
     }
 
 
-def _plain_instance(model_report: StackModelReport, instance: api_types.Instance) -> dict[str, Any]:
+def _instance_document(model_report: StackModelReport, instance: api_types.Instance) -> dict[str, Any]:
     return {**msgspec.to_builtins(instance), "last_minute": model_report.stats.instances.get(instance.id)}
 
 
-def _gateway(report: StackReport) -> Text:
+def _gateway_line(report: StackReport) -> Text:
     ready = report.stats.ready
     line = Text.assemble(
         ("√ " if ready else "× ", "green" if ready else "red"),
@@ -83,13 +83,13 @@ def _gateway(report: StackReport) -> Text:
     return line
 
 
-def _model(model_report: StackModelReport) -> Tree:
+def _model_tree(model_report: StackModelReport) -> Tree:
     stats = model_report.stats
     head = Text.assemble(
         ("×", "red") if model_report.advice.is_problem else ("√", "green"),
         (f" {model_report.model.key.removeprefix('default/')}", "bold cyan"),
         (f"  {model_report.model.preset}", "dim"),
-        f"  {_ready(model_report.ready, model_report.expected, model_report.asleep)}",
+        f"  {_ready_text(model_report.ready, model_report.expected, model_report.asleep)}",
         f"  {stats.in_flight} in flight  {stats.queue} in the queue",
     )
     root = Tree(head, guide_style="dim")
@@ -98,23 +98,25 @@ def _model(model_report: StackModelReport) -> Tree:
         ready, asleep = (
             sum(instance.state == state for instance in instances) for state in (READY_STATE, ASLEEP_STATE)
         )
-        pool = root.add(Text.assemble(("pool ", "dim"), name, f"  {_ready(ready, len(instances) - asleep, asleep)}"))
+        pool = root.add(
+            Text.assemble(("pool ", "dim"), name, f"  {_ready_text(ready, len(instances) - asleep, asleep)}")
+        )
         for instance in instances:
-            pool.add(_instance(instance, model_report.stats.instances.get(instance.id)))
-    for sized in model_report.scaled_pools:
-        root.add(_sized(sized))
+            pool.add(_instance_line(instance, model_report.stats.instances.get(instance.id)))
+    for scaling in model_report.scaled_pools:
+        root.add(_scaling_line(scaling))
     if model_report.decisions:
         last = root.add(Text("last decisions", style="dim"))
         for decision in model_report.decisions:
-            last.add(_decision(decision))
+            last.add(_decision_line(decision))
     return root
 
 
-def _ready(ready: int, expected: int, asleep: int) -> str:
+def _ready_text(ready: int, expected: int, asleep: int) -> str:
     return f"{ready}/{expected} ready" + (f", {asleep} asleep" if asleep else "")
 
 
-def _instance(instance: api_types.Instance, stats: api_types.InstanceStats | None) -> Text:
+def _instance_line(instance: api_types.Instance, stats: api_types.InstanceStats | None) -> Text:
     if instance.state == ASLEEP_STATE:
         style = PHASE_STYLES[ASLEEP_STATE]
         return Text.assemble(
@@ -138,18 +140,18 @@ def _instance(instance: api_types.Instance, stats: api_types.InstanceStats | Non
     return line.append(f"  {instance.url}", "dim")
 
 
-def _sized(sized: PoolScaling) -> Text:
+def _scaling_line(scaling: PoolScaling) -> Text:
     line = Text.assemble(
         ("autoscaler wants ", "dim"),
-        f"{describe_replicas(sized.wanted, sized.asleep)} of {sized.pool}",
-        (f", of {sized.least} to {sized.most}  ", "dim"),
-        (sized.rule, RULE_STYLES.get(sized.rule, "")),
-        (f"  {sized.reason}", "dim"),
+        f"{describe_replicas(scaling.wanted, scaling.asleep)} of {scaling.pool}",
+        (f", of {scaling.least} to {scaling.most}  ", "dim"),
+        (scaling.rule, RULE_STYLES.get(scaling.rule, "")),
+        (f"  {scaling.reason}", "dim"),
     )
-    return line if sized.unwritten is None else line.append(f"; not done: {sized.unwritten}", "yellow")
+    return line if scaling.unwritten is None else line.append(f"; not done: {scaling.unwritten}", "yellow")
 
 
-def _decision(decision: api_types.Decision) -> Text:
+def _decision_line(decision: api_types.Decision) -> Text:
     choice = decision.choices[-1] if decision.choices else api_types.Choice()
     where = api_types.short_instance_name(choice.instance) if choice.instance else "nowhere"
     return Text.assemble(
@@ -161,7 +163,7 @@ def _decision(decision: api_types.Decision) -> Text:
     )
 
 
-def _advice(model_report: StackModelReport) -> Text:
+def _advice_line(model_report: StackModelReport) -> Text:
     return Text.assemble(
         ("next: ", "bold"), (model_report.advice.text, "red" if model_report.advice.is_problem else "")
     )

@@ -1,3 +1,3 @@
-"""Output of ``fairlead up``: `screen` (plain lines or live) → `banner` (addresses), `frame` →
-`live_view` (the picture).
+"""Output of ``fairlead up``: `screen` (plain lines or live) → `banner` (addresses), `process_views`
+→ `live_view` (the picture).
 """

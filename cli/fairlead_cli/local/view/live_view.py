@@ -62,15 +62,17 @@ def render_frame(frame: Frame, height: int, width: int = 80) -> RenderableType:
     minimum = sum(
         2 + count for count in (min(len(decisions), MIN_DECISIONS), min(len(frame.events), MIN_EVENTS)) if count
     )
-    shown = _shares({key: len(engine_rows) for key, engine_rows in rows.items()}, height - 1 - fixed - minimum)
-    parts: list[RenderableType] = [_head(frame)]
+    line_counts = _lines_per_model(
+        {key: len(engine_rows) for key, engine_rows in rows.items()}, height - 1 - fixed - minimum
+    )
+    parts: list[RenderableType] = [_header(frame)]
     lines = fixed
     for key, engine_rows in rows.items():
-        parts += [Text(), *_model_lines(frame, key), _engines(frame, key, engine_rows, shown[key], width)]
-        lines += min(shown[key] + 1, len(engine_rows))
+        parts += [Text(), *_model_lines(frame, key), _engines(frame, key, engine_rows, line_counts[key], width)]
+        lines += min(line_counts[key] + 1, len(engine_rows))
     space = height - 1 - lines - 2 - 1  # headings and blank lines of what follows
-    events = _most(len(frame.events), space - min(len(decisions), MAX_DECISIONS), MIN_EVENTS, MAX_EVENTS)
-    routed = _most(len(decisions), space - events, MIN_DECISIONS, MAX_DECISIONS)
+    events = _fit(len(frame.events), space - min(len(decisions), MAX_DECISIONS), MIN_EVENTS, MAX_EVENTS)
+    routed = _fit(len(decisions), space - events, MIN_DECISIONS, MAX_DECISIONS)
     if routed:
         parts += [Text(), Text("last decisions", style="bold"), _decisions(decisions[:routed])]
     if events:
@@ -78,17 +80,17 @@ def render_frame(frame: Frame, height: int, width: int = 80) -> RenderableType:
     return Group(*parts)
 
 
-def _shares(wanted: dict[str, int], space: int) -> dict[str, int]:
+def _lines_per_model(rows_by_model: dict[str, int], space: int) -> dict[str, int]:
     """Returns the lines for each model's engines: all if they fit, else an equal number and one for
     the rest.
     """
-    if sum(wanted.values()) <= space:
-        return wanted
-    per_model = max(MIN_ENGINES, space // max(1, len(wanted)) - 1)
-    return {key: number if number <= per_model + 1 else per_model for key, number in wanted.items()}
+    if sum(rows_by_model.values()) <= space:
+        return rows_by_model
+    per_model = max(MIN_ENGINES, space // max(1, len(rows_by_model)) - 1)
+    return {key: number if number <= per_model + 1 else per_model for key, number in rows_by_model.items()}
 
 
-def _most(available: int, space: int, minimum: int, maximum: int) -> int:
+def _fit(available: int, space: int, minimum: int, maximum: int) -> int:
     return min(available, max(minimum, min(maximum, space)))
 
 
@@ -96,7 +98,7 @@ def _models(frame: Frame) -> list[str]:
     return list(dict.fromkeys(process.model for process in frame.processes if process.model))
 
 
-def _head(frame: Frame) -> Text:
+def _header(frame: Frame) -> Text:
     line = Text.assemble(("Fairlead", "bold"), f"  up {formatting.format_seconds(round(frame.up_seconds))}")
     for process in frame.processes:
         if process.model is None:
@@ -136,7 +138,7 @@ def _engines(
     frame: Frame, key: str, rows: Sequence[tuple[ProcessView, str]], max_rows: int, width: int
 ) -> RenderableType:
     """Returns the engines of a model; when not all fit, the unhealthy and the busiest."""
-    known = _instances(frame, key)
+    instances = _instances_by_id(frame, key)
     stats = frame.snapshot.stats.models.get(key) if frame.snapshot else None
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
     table.add_column("engine", no_wrap=True)
@@ -145,12 +147,12 @@ def _engines(
         table.add_column(name, justify="right", no_wrap=True)
     if width >= BAR_MIN_WIDTH:
         table.add_column("work in the last minute", no_wrap=True)
-    for row, instance_id in _shown(rows, known, max_rows):
-        instance = known.get(instance_id)
+    for row, instance_id in _select_rows(rows, instances, max_rows):
+        instance = instances.get(instance_id)
         instance_stats = stats.instances.get(instance_id) if stats else None
         cells: list[str | Text] = [
             api_types.short_instance_name(instance_id),
-            _life(_state(row, instance), row.restarts),
+            _phase_text(_state(row, instance), row.restarts),
             formatting.format_count(instance.in_flight if instance else None),
             formatting.format_count(instance.waiting if instance else None),
             formatting.format_seconds(instance.backlog_seconds if instance else None),
@@ -164,21 +166,21 @@ def _engines(
     return table if hidden <= 0 else Group(table, Text(f"… and {hidden} more; the status page has all", "dim"))
 
 
-def _shown(
-    rows: Sequence[tuple[ProcessView, str]], known: Mapping[str, api_types.Instance], max_rows: int
+def _select_rows(
+    rows: Sequence[tuple[ProcessView, str]], instances: Mapping[str, api_types.Instance], max_rows: int
 ) -> list[tuple[ProcessView, str]]:
     """Returns at most so many rows, in their order."""
 
     def importance(position: int) -> tuple[bool, int]:
         row, instance_id = rows[position]
-        instance = known.get(instance_id)
+        instance = instances.get(instance_id)
         return _state(row, instance) == "Ready", -((instance.in_flight if instance else None) or 0)
 
     chosen = sorted(range(len(rows)), key=importance)[:max_rows]
     return [rows[position] for position in sorted(chosen)]
 
 
-def _life(state: str, restarts: int) -> Text:
+def _phase_text(state: str, restarts: int) -> Text:
     text = Text(f"{PHASE_MARKS.get(state, '?')} {state}", PHASE_STYLES.get(state, ""))
     return text.append(f" ↻{restarts}", "default") if restarts else text
 
@@ -190,7 +192,7 @@ def _state(row: ProcessView, instance: api_types.Instance | None) -> str:
     return row.phase
 
 
-def _instances(frame: Frame, key: str) -> dict[str, api_types.Instance]:
+def _instances_by_id(frame: Frame, key: str) -> dict[str, api_types.Instance]:
     if frame.snapshot is None:
         return {}
     return {
@@ -205,12 +207,12 @@ def _bar(value: float | None, width: int = 12) -> Text:
     if value is None:
         return Text(formatting.UNKNOWN, "dim")
     eighths = round(min(1.0, max(0.0, value)) * width * 8)
-    full, rest = divmod(eighths, 8)
-    drawn = "█" * full + (BAR_BLOCKS[rest] if rest else "")
-    return Text.assemble((drawn.ljust(width), "green"), f" {formatting.format_share(value):>5}")
+    full, remainder = divmod(eighths, 8)
+    bar = "█" * full + (BAR_BLOCKS[remainder] if remainder else "")
+    return Text.assemble((bar.ljust(width), "green"), f" {formatting.format_share(value):>5}")
 
 
-def _decisions(shown: Sequence[api_types.Decision]) -> Table:
+def _decisions(decisions: Sequence[api_types.Decision]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, expand=True)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(no_wrap=True, justify="right")
@@ -218,7 +220,7 @@ def _decisions(shown: Sequence[api_types.Decision]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, justify="right")
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1, style="dim")
-    for decision in shown:
+    for decision in decisions:
         last = decision.choices[-1] if decision.choices else api_types.Choice()
         table.add_row(
             format_clock(decision.wall),
@@ -231,10 +233,10 @@ def _decisions(shown: Sequence[api_types.Decision]) -> Table:
     return table
 
 
-def _events(shown: Sequence[tuple[float, str]]) -> Table:
+def _events(events: Sequence[tuple[float, str]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(no_wrap=True, overflow="ellipsis")
-    for wall, text in shown:
+    for wall, text in events:
         table.add_row(format_clock(wall), text.partition("\n")[0])
     return table

@@ -15,7 +15,7 @@ class Screen(Protocol):
         """Shows one event as it happens."""
         ...
 
-    def show_ready(self, facts: StackSummary) -> None:
+    def show_ready(self, stack: StackSummary) -> None:
         """Shows the banner once the stack is ready."""
         ...
 
@@ -40,9 +40,9 @@ class PlainScreen:
         """Prints the line."""
         print(line, file=self._out, flush=True)
 
-    def show_ready(self, facts: StackSummary) -> None:
+    def show_ready(self, stack: StackSummary) -> None:
         """Prints the banner."""
-        print("\n".join(plain_lines(facts)), file=self._out, flush=True)
+        print("\n".join(plain_lines(stack)), file=self._out, flush=True)
 
     def draw(self, frame: object) -> None:
         """Does nothing: a log has no picture."""
@@ -69,22 +69,22 @@ class LiveScreen:
         if not self._live.is_started:
             self._console.print(line, style="dim", markup=False)
 
-    def show_ready(self, facts: StackSummary) -> None:
+    def show_ready(self, stack: StackSummary) -> None:
         """Prints the banner, which stays when the view is closed."""
         from rich.text import Text
 
         show = self._console.print
-        show(Text(headline(facts), "bold"))
-        show(Text.assemble("\n  OpenAI API   ", (f"{facts.url}/v1", "cyan")))
-        show(Text.assemble("  status page  ", (f"{facts.manage}/", "cyan")))
-        for line in autoscaler_lines(facts):
+        show(Text(headline(stack), "bold"))
+        show(Text.assemble("\n  OpenAI API   ", (f"{stack.url}/v1", "cyan")))
+        show(Text.assemble("  status page  ", (f"{stack.manage}/", "cyan")))
+        for line in autoscaler_lines(stack):
             show(Text(f"  {line}"))
         show()
-        for line in (*curl_lines(facts), "", *sdk_lines(facts)):
+        for line in (*curl_lines(stack), "", *sdk_lines(stack)):
             show(Text(f"  {line}" if line else "", "dim"), soft_wrap=True)
-        chat, status = f"{facts.program} chat {facts.models[0]}", f"{facts.program} local status"
+        chat, status = f"{stack.program} chat {stack.models[0]}", f"{stack.program} local status"
         show(Text.assemble("\n  in another terminal: ", (chat, "cyan"), " · ", (status, "cyan"), "\n"))
-        for note in facts.notes:
+        for note in stack.notes:
             show(Text(f"  note: {note}", "yellow"))
 
     def draw(self, frame: object) -> None:

@@ -19,9 +19,9 @@ class Exchange:
 
     __slots__ = ("answer", "body", "error", "headers", "on_done", "sent", "status", "wire")
 
-    def __init__(self, wire: bytes, done: "Callable[[Exchange], None]") -> None:
+    def __init__(self, wire: bytes, on_done: "Callable[[Exchange], None]") -> None:
         self.wire = wire
-        self.on_done = done
+        self.on_done = on_done
         self.sent: float | None = None
         self.status: int | None = None
         self.headers: dict[bytes, bytes] = {}
@@ -67,7 +67,7 @@ class ReplayConnection(asyncio.Protocol):
     # asyncio's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without inheriting from it
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport does not inherit from it
 
     def data_received(self, data: bytes) -> None:
         """Parses bytes of an answer; without a request they end the connection."""
@@ -78,13 +78,13 @@ class ReplayConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._end(f"no HTTP answer: {error}")
+            self._finish(f"no HTTP answer: {error}")
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._on_lost(self)
-        self._end("the connection was lost" if exc is None else f"the connection was lost: {exc}")
+        self._finish("the connection was lost" if exc is None else f"the connection was lost: {exc}")
 
     # httptools' callbacks
 
@@ -108,14 +108,14 @@ class ReplayConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Frees the connection when it can be kept, else closes it."""
         is_reusable = self._parser.should_keep_alive()
-        self._end(None)
+        self._finish(None)
         if is_reusable and self.is_idle:
             self.idle_since = self._now
             self._on_idle(self)
         else:
             self.close()
 
-    def _end(self, error: str | None) -> None:
+    def _finish(self, error: str | None) -> None:
         exchange, self._exchange = self._exchange, None
         if exchange is None:
             return

@@ -73,9 +73,9 @@ class OpenLoopClient:
         self._on_progress = on_progress
         self._idle: list[ReplayConnection] = []
         self._open: set[ReplayConnection] = set()
-        self._dialling: set[asyncio.Task[None]] = set()
-        self._late: dict[int, float] = {}
-        self._ended: dict[int, tuple[Exchange, float | None]] = {}
+        self._connect_tasks: set[asyncio.Task[None]] = set()
+        self._lateness_seconds: dict[int, float] = {}
+        self._ended_exchanges: dict[int, tuple[Exchange, float | None]] = {}
         self._planned = self._sent = self._answered = self._failed = 0
         self._given_up = False
         self._start = 0.0
@@ -84,7 +84,7 @@ class OpenLoopClient:
 
     async def run(self, plan: Sequence[PlannedRequest]) -> ClientRun:
         """Sends everything and waits for everything. Raises Unavailable when nothing listens."""
-        await self._first_connection()
+        await self._connect_first()
         self._planned = len(plan)
         self._finished = asyncio.Event()
         lag = LoopLag()
@@ -93,61 +93,61 @@ class OpenLoopClient:
         gc.disable()
         try:
             lag.start()
-            await self._drive(plan)
+            await self._send_plan(plan)
         finally:
             lag.stop()
             gc.enable()
             gc.unfreeze()
             await self._close()
         seconds = perf_counter() - self._start
-        lateness = sorted(self._late.values())
+        lateness = sorted(self._lateness_seconds.values())
         return ClientRun(
-            results=[self._outcome(number, item) for number, item in enumerate(plan)],
+            results=[self._result(number, request) for number, request in enumerate(plan)],
             seconds=seconds,
             loop_lag_p99_seconds=lag.quantile(0.99),
             late_p99_seconds=lateness[min(len(lateness) - 1, int(0.99 * len(lateness)))] if lateness else 0.0,
         )
 
-    async def _first_connection(self) -> None:
+    async def _connect_first(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            _, connection = await loop.create_connection(self._connection, self._host, self._port)
+            _, connection = await loop.create_connection(self._make_connection, self._host, self._port)
         except OSError as error:
             raise Unavailable(
                 f"nothing answers at {self._host}:{self._port}: {error.strerror or error}",
                 hint="start it with: fairlead up",
             ) from error
-        self._keep(connection)
+        self._add_idle(connection)
 
-    async def _drive(self, plan: Sequence[PlannedRequest]) -> None:
+    async def _send_plan(self, plan: Sequence[PlannedRequest]) -> None:
         loop = asyncio.get_running_loop()
         assert self._finished is not None
         self._start = perf_counter()
         origin = loop.time()
-        for number, item in enumerate(plan):
-            loop.call_at(origin + item.due_seconds, self._send, number, item)
+        for number, request in enumerate(plan):
+            loop.call_at(origin + request.due_seconds, self._send, number, request)
         deadline = (plan[-1].due_seconds if plan else 0.0) + self._patience_seconds
         if not plan:
             self._finished.set()
         while not self._finished.is_set():
-            self._tell(len(plan))
-            left = self._start + deadline - perf_counter()
-            if left <= 0:
+            self._report_progress(len(plan))
+            remaining_seconds = self._start + deadline - perf_counter()
+            if remaining_seconds <= 0:
                 break
             try:
-                await asyncio.wait_for(self._finished.wait(), min(_PROGRESS_SECONDS, left))
+                await asyncio.wait_for(self._finished.wait(), min(_PROGRESS_SECONDS, remaining_seconds))
             except TimeoutError:
                 continue
-        self._tell(len(plan))
+        self._report_progress(len(plan))
 
-    def _tell(self, total: int) -> None:
+    def _report_progress(self, total: int) -> None:
         self._on_progress(ProgressCounts(total, self._sent, self._answered, self._failed, perf_counter() - self._start))
 
-    def _send(self, number: int, item: PlannedRequest) -> None:
-        exchange = Exchange(item.wire, partial(self._settle, number))
+    def _send(self, number: int, request: PlannedRequest) -> None:
+        exchange = Exchange(request.wire, partial(self._on_exchange_done, number))
         self._sent += 1
         now = perf_counter()
-        self._late[number] = max(0.0, now - self._start - item.due_seconds)
+        self._lateness_seconds[number] = max(0.0, now - self._start - request.due_seconds)
         while self._idle:
             connection = self._idle.pop()
             if not connection.is_idle:
@@ -157,14 +157,14 @@ class OpenLoopClient:
                 continue
             connection.send(exchange)
             return
-        task = asyncio.get_running_loop().create_task(self._dial(exchange))
-        self._dialling.add(task)
-        task.add_done_callback(self._dialling.discard)
+        task = asyncio.get_running_loop().create_task(self._connect(exchange))
+        self._connect_tasks.add(task)
+        task.add_done_callback(self._connect_tasks.discard)
 
-    async def _dial(self, exchange: Exchange) -> None:
+    async def _connect(self, exchange: Exchange) -> None:
         loop = asyncio.get_running_loop()
         try:
-            _, connection = await loop.create_connection(self._connection, self._host, self._port)
+            _, connection = await loop.create_connection(self._make_connection, self._host, self._port)
         except OSError as error:
             exchange.error = f"cannot connect: {error.strerror or error}"
             exchange.on_done(exchange)
@@ -172,59 +172,61 @@ class OpenLoopClient:
         self._open.add(connection)
         connection.send(exchange)
 
-    def _connection(self) -> ReplayConnection:
-        return ReplayConnection(self._keep, self._forget)
+    def _make_connection(self) -> ReplayConnection:
+        return ReplayConnection(self._add_idle, self._remove)
 
-    def _keep(self, connection: ReplayConnection) -> None:
+    def _add_idle(self, connection: ReplayConnection) -> None:
         if not connection.idle_since:
             connection.idle_since = perf_counter()
         self._open.add(connection)
         self._idle.append(connection)
 
-    def _forget(self, connection: ReplayConnection) -> None:
+    def _remove(self, connection: ReplayConnection) -> None:
         self._open.discard(connection)
         if not self._open and self._all_closed is not None:
             self._all_closed.set()
 
-    def _settle(self, number: int, ended: Exchange) -> None:
-        self._ended[number] = (ended, None if self._given_up else perf_counter())
+    def _on_exchange_done(self, number: int, exchange: Exchange) -> None:
+        self._ended_exchanges[number] = (exchange, None if self._given_up else perf_counter())
         self._answered += 1
-        self._failed += ended.error is not None
+        self._failed += exchange.error is not None
         if self._answered == self._planned and self._finished is not None:
             self._finished.set()
 
     async def _close(self) -> None:
         self._given_up = True
-        for task in list(self._dialling):
+        for task in list(self._connect_tasks):
             task.cancel()
-        await asyncio.gather(*self._dialling, return_exceptions=True)
+        await asyncio.gather(*self._connect_tasks, return_exceptions=True)
         for connection in list(self._open):
             connection.close()
         if self._open:
             self._all_closed = asyncio.Event()
             await self._all_closed.wait()
 
-    def _outcome(self, number: int, item: PlannedRequest) -> ReplayResult:
+    def _result(self, number: int, request: PlannedRequest) -> ReplayResult:
         """Returns the result; computed after the clock has stopped."""
-        outcome = ReplayResult(item.id, item.due_seconds, item.prompt_tokens, late_seconds=self._late.get(number, 0.0))
-        if number not in self._ended:
-            outcome.error = GAVE_UP_ERROR
-            return outcome
-        exchange, end = self._ended[number]
+        result = ReplayResult(
+            request.id, request.due_seconds, request.prompt_tokens, late_seconds=self._lateness_seconds.get(number, 0.0)
+        )
+        if number not in self._ended_exchanges:
+            result.error = GAVE_UP_ERROR
+            return result
+        exchange, end = self._ended_exchanges[number]
         answer = exchange.answer
-        outcome.status = exchange.status
-        outcome.error = GAVE_UP_ERROR if end is None else exchange.error
-        outcome.instance = _text(exchange.headers.get(b"x-fairlead-instance"))
-        outcome.reason = _text(exchange.headers.get(b"x-fairlead-reason"))
-        outcome.cached_tokens = answer.cached_tokens
-        outcome.output_tokens = answer.output_tokens
+        result.status = exchange.status
+        result.error = GAVE_UP_ERROR if end is None else exchange.error
+        result.instance = _decode_header(exchange.headers.get(b"x-fairlead-instance"))
+        result.reason = _decode_header(exchange.headers.get(b"x-fairlead-reason"))
+        result.cached_tokens = answer.cached_tokens
+        result.output_tokens = answer.output_tokens
         if answer.times:
-            outcome.ttft_seconds = answer.times[0] - self._start - item.due_seconds
-            outcome.gaps = array("d", (later - earlier for earlier, later in pairwise(answer.times)))
+            result.ttft_seconds = answer.times[0] - self._start - request.due_seconds
+            result.gaps = array("d", (later - earlier for earlier, later in pairwise(answer.times)))
         if end is not None:
-            outcome.finished_seconds = end - self._start
-        return outcome
+            result.finished_seconds = end - self._start
+        return result
 
 
-def _text(value: bytes | None) -> str | None:
+def _decode_header(value: bytes | None) -> str | None:
     return None if value is None else value.decode("latin-1")

@@ -18,17 +18,21 @@ class ProgressView:
     second.
     """
 
-    def __init__(self, title: str, *, terminal: bool | None = None, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, title: str, *, is_terminal: bool | None = None, print_line: Callable[[str], None] = print
+    ) -> None:
         self._title = title
-        self._say = say
-        self._said = 0.0
+        self._print_line = print_line
+        self._printed_at_seconds = 0.0
         self._bar: Progress | None = None
-        if sys.stdout.isatty() if terminal is None else terminal:
+        if sys.stdout.isatty() if is_terminal is None else is_terminal:
             # No refresh thread: it would take the interpreter from the loop that is being measured.
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.completed}/{task.total} answered, {task.fields[flight]} in flight{task.fields[bad]}"),
+                TextColumn(
+                    "{task.completed}/{task.total} answered, {task.fields[in_flight]} in flight{task.fields[failed]}"
+                ),
                 TimeElapsedColumn(),
                 console=Console(),
                 auto_refresh=False,
@@ -37,7 +41,7 @@ class ProgressView:
     def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
-            self._bar.add_task(self._title, total=None, flight=0, bad="")
+            self._bar.add_task(self._title, total=None, in_flight=0, failed="")
         return self
 
     def __exit__(
@@ -49,16 +53,16 @@ class ProgressView:
     def update(self, counts: ProgressCounts) -> None:
         """Shows the counts."""
         in_flight = counts.sent - counts.answered
-        bad = f", {counts.failed} failed" if counts.failed else ""
+        failed = f", {counts.failed} failed" if counts.failed else ""
         if self._bar is not None:
             task = self._bar.task_ids[0]
             self._bar.update(
-                task, total=counts.total, completed=counts.answered, flight=in_flight, bad=bad, refresh=True
+                task, total=counts.total, completed=counts.answered, in_flight=in_flight, failed=failed, refresh=True
             )
             return
         is_finished = counts.answered == counts.total
-        if is_finished or counts.seconds - self._said >= _LINE_SECONDS:
-            self._said = counts.seconds
-            self._say(
-                f"{self._title}: {counts.seconds:.0f} s, {counts.answered}/{counts.total} answered, {in_flight} in flight{bad}"
+        if is_finished or counts.seconds - self._printed_at_seconds >= _LINE_SECONDS:
+            self._printed_at_seconds = counts.seconds
+            self._print_line(
+                f"{self._title}: {counts.seconds:.0f} s, {counts.answered}/{counts.total} answered, {in_flight} in flight{failed}"
             )

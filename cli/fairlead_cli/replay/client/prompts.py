@@ -29,9 +29,9 @@ class PromptBuilder:
 
     def text(self, request: TraceRequest) -> str:
         """Returns the user's message of a request."""
-        whole = "".join(map(self._block, request.blocks))
+        prompt = "".join(map(self._block, request.blocks))
         tokens = max(1, request.prompt_tokens - self.template_tokens)
-        return whole[: tokens * TOKEN_BYTES]
+        return prompt[: tokens * TOKEN_BYTES]
 
     def messages(self, request: TraceRequest) -> list[dict[str, str]]:
         """Returns the chat messages of a request."""

@@ -19,10 +19,10 @@ class StreamedAnswer:
     """A streamed answer. Feed it the body of a 200 answer; read the results when it is complete."""
 
     __slots__ = (
-        "_half",
+        "_has_half_separator",
         "_head",
+        "_is_event_complete",
         "_tail",
-        "_whole",
         "cached_tokens",
         "error",
         "finish_reason",
@@ -38,60 +38,60 @@ class StreamedAnswer:
         self.error: str | None = None
         self._head = b""
         self._tail: deque[bytes] = deque(maxlen=_MAX_TAIL_CHUNKS)
-        self._whole = True  # what came so far ends with a complete event
-        self._half = False  # it ends with half of a blank line
+        self._is_event_complete = True  # the last chunk ends with a complete event
+        self._has_half_separator = False  # the last chunk ends with half of a blank line
 
     def feed(self, chunk: bytes, now: float) -> None:
         """Adds a chunk that arrived at ``now``."""
         if not self.times:
-            self._before_first(chunk, now)
+            self._feed_head(chunk, now)
             return
         self._tail.append(chunk)
         count = chunk.count(b"\n\n")
-        if self._whole:
+        if self._is_event_complete:
             if chunk[:1] == b":":
                 count -= 1  # a keep-alive comment
-        elif self._half and chunk[:1] == b"\n":
+        elif self._has_half_separator and chunk[:1] == b"\n":
             count += 1
-        self._ends(chunk)
+        self._update_end(chunk)
         for _ in range(count):
             self.times.append(now)
 
-    def _ends(self, text: bytes) -> None:
-        self._whole = text[-2:] == b"\n\n" or (self._half and text == b"\n")
-        self._half = not self._whole and text[-1:] == b"\n"
+    def _update_end(self, text: bytes) -> None:
+        self._is_event_complete = text[-2:] == b"\n\n" or (self._has_half_separator and text == b"\n")
+        self._has_half_separator = not self._is_event_complete and text[-1:] == b"\n"
 
     def close(self) -> None:
         """Parses the last events and removes those that were no tokens."""
         if not self.times:
             if self.error is None:
-                self._read_last(self._head.split(b"\n\n"))
+                self._parse_tail(self._head.split(b"\n\n"))
             self.error = self.error or "the stream ended without a token"
             return
-        counted = self._read_last(b"".join(self._tail).split(b"\n\n"))
-        # The first token is never taken back: it was parsed when it came.
+        counted = self._parse_tail(b"".join(self._tail).split(b"\n\n"))
+        # The first token stays: it was parsed on arrival.
         del self.times[max(1, len(self.times) - counted) :]
         if self.output_tokens is None and self.error is None:
             self.error = "the stream ended without usage"
         elif self.finish_reason in ("abort", "error"):
             self.error = self.error or f"the engine ended the answer: {self.finish_reason}"
 
-    def _before_first(self, chunk: bytes, now: float) -> None:
+    def _feed_head(self, chunk: bytes, now: float) -> None:
         self._head += chunk
-        *events, rest = self._head.split(b"\n\n")
+        *events, partial_event = self._head.split(b"\n\n")
         for position, event in enumerate(events):
             if _has_text(_parse_event(event)):
-                # What came in the same breath counts from the same moment; it is also the start of the tail.
+                # Events of the same chunk have the same arrival time. They are also the start of the tail.
                 later = events[position + 1 :]
-                self.times.extend([now] * (1 + sum(1 for item in later if not item.startswith(b":"))))
-                self._tail.append(b"".join(item + b"\n\n" for item in (event, *later)) + rest)
-                self._ends(rest or b"\n\n")
+                self.times.extend([now] * (1 + sum(1 for later_event in later if not later_event.startswith(b":"))))
+                self._tail.append(b"".join(later_event + b"\n\n" for later_event in (event, *later)) + partial_event)
+                self._update_end(partial_event or b"\n\n")
                 self._head = b""
                 return
         if len(self._head) > _MAX_HEAD_BYTES:
             self._head = self._head[-_MAX_HEAD_BYTES:]
 
-    def _read_last(self, events: list[bytes]) -> int:
+    def _parse_tail(self, events: list[bytes]) -> int:
         """Parses backwards to the last token; returns the number of events after it."""
         events_without_text = 0
         for event in reversed(events):
@@ -102,11 +102,11 @@ class StreamedAnswer:
                 continue
             value = _parse_event(event)
             if value is None:
-                break  # cut off at the front of the tail: older than anything looked for
+                break  # the tail begins inside of this event
             if "error" in value:
                 self.error = _error_message(value["error"])
             if isinstance(value.get("usage"), dict):
-                self._usage(value["usage"])
+                self._read_usage(value["usage"])
             for choice in value.get("choices") or ():
                 self.finish_reason = self.finish_reason or choice.get("finish_reason")
             if _has_text(value):
@@ -114,10 +114,10 @@ class StreamedAnswer:
             events_without_text += 1
         return events_without_text
 
-    def _usage(self, usage: dict[str, Any]) -> None:
+    def _read_usage(self, usage: dict[str, Any]) -> None:
         self.output_tokens = usage.get("completion_tokens")
         details = usage.get("prompt_tokens_details")
-        if isinstance(details, dict):  # an engine that does not say is not one without hits
+        if isinstance(details, dict):  # an engine without the field may still have hits
             self.cached_tokens = details.get("cached_tokens")
 
 
@@ -133,8 +133,8 @@ def http_error_text(status: int, body: bytes) -> str:
 
 
 def _parse_event(event: bytes) -> dict[str, Any] | None:
-    _, found, data = event.partition(b"data: ")
-    if not found:
+    _, separator, data = event.partition(b"data: ")
+    if not separator:
         return None
     try:
         value = msgspec.json.decode(data)

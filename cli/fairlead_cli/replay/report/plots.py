@@ -47,9 +47,9 @@ def draw_plots(report: ReplayReport, file: Path) -> None:
         _draw_p90(axes[0][1], report, colours)
         _draw_cached(axes[1][0], report, colours)
         _draw_spread(axes[1][1], report, colours)
-        about = f"{report.trace} · {report.requests} requests at {report.rate:g}/s · seconds are simulated"
+        subtitle = f"{report.trace} · {report.requests} requests at {report.rate:g}/s · seconds are simulated"
         figure.suptitle("What the routing buys", x=0.052, y=0.985, ha="left", fontsize=15, fontweight="bold")
-        figure.text(0.052, 0.935, about, color="#555555")
+        figure.text(0.052, 0.935, subtitle, color="#555555")
         if report.invalid_reasons:
             figure.text(
                 0.98, 0.965, "NOT VALID: " + report.invalid_reasons[0], color="#b00020", ha="right", fontweight="bold"
@@ -61,21 +61,21 @@ def draw_plots(report: ReplayReport, file: Path) -> None:
 
 def _draw_first_tokens(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
     """Draws the share of requests answered within so many seconds."""
-    longest = 0.0
+    max_seconds = 0.0
     for name, policy in report.policies.items():
         for side, run in _runs(policy):
-            times = sorted(item.ttft_seconds for item in run.results if item.ttft_seconds is not None)
+            times = sorted(result.ttft_seconds for result in run.results if result.ttft_seconds is not None)
             if not times:
                 continue
             shares = [100.0 * (index + 1) / len(run.results) for index in range(len(times))]
-            look: Any = {"linewidth": 2.2} if side == "live" else {"linewidth": 1.2, "linestyle": (0, (3, 2))}
-            axes.plot(times, shares, color=colours[name], label=f"{name}, {side}", **look)
-            longest = max(longest, times[int(0.99 * (len(times) - 1))])
+            line_style: Any = {"linewidth": 2.2} if side == "live" else {"linewidth": 1.2, "linestyle": (0, (3, 2))}
+            axes.plot(times, shares, color=colours[name], label=f"{name}, {side}", **line_style)
+            max_seconds = max(max_seconds, times[int(0.99 * (len(times) - 1))])
     limit = report.objectives.ttft_seconds
     if limit is not None:
         axes.axvline(limit, color="#999999", linewidth=1, linestyle=":")
         axes.text(limit, 3, " objective", color="#777777", fontsize=9)
-    axes.set(xlim=(0, max(longest, limit or 0.0, 0.001) * 1.02), ylim=(0, 101), xlabel="seconds to the first token")
+    axes.set(xlim=(0, max(max_seconds, limit or 0.0, 0.001) * 1.02), ylim=(0, 101), xlabel="seconds to the first token")
     axes.set_title("Requests answered within so many seconds (%)")
     axes.grid(color=GRID_COLOUR, linewidth=0.6)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
@@ -122,7 +122,7 @@ def _draw_cached(axes: "Axes", report: ReplayReport, colours: Mapping[str, str])
 
 def _draw_spread(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
     """Draws the prompt tokens that each instance computed, relative to the mean."""
-    reach = 0.25
+    max_deviation = 0.25
     for row, (name, policy) in enumerate(report.policies.items()):
         for side, run in _runs(policy):
             computed = computed_tokens(run.results).values()
@@ -130,13 +130,13 @@ def _draw_spread(axes: "Axes", report: ReplayReport, colours: Mapping[str, str])
                 continue
             mean = sum(computed) / len(computed)
             shares = [value / mean for value in computed]
-            reach = max(reach, *(abs(share - 1.0) for share in shares))
-            place = row + (-0.15 if side == "live" else 0.15)
+            max_deviation = max(max_deviation, *(abs(share - 1.0) for share in shares))
+            y = row + (-0.15 if side == "live" else 0.15)
             filled = colours[name] if side == "live" else "white"
-            axes.plot(shares, [place] * len(shares), "o", color=colours[name], markerfacecolor=filled, markersize=7)
+            axes.plot(shares, [y] * len(shares), "o", color=colours[name], markerfacecolor=filled, markersize=7)
             axes.annotate(
                 f"{side} σ/µ {run.summary.load_cov:.3f}",
-                (1.0, place),
+                (1.0, y),
                 xycoords=("axes fraction", "data"),
                 color="#777777",
                 fontsize=9,
@@ -146,7 +146,7 @@ def _draw_spread(axes: "Axes", report: ReplayReport, colours: Mapping[str, str])
     axes.axvline(1.0, color="#999999", linewidth=1, linestyle=":")
     count = len(report.policies)
     axes.set(yticks=range(count), yticklabels=list(report.policies), ylim=(count - 0.5, -0.5))
-    axes.set_xlim(max(0.0, 1.0 - reach * 1.1), 1.0 + reach * 1.8)
+    axes.set_xlim(max(0.0, 1.0 - max_deviation * 1.1), 1.0 + max_deviation * 1.8)
     axes.set_xlabel("prompt tokens computed ÷ mean over the instances; a dot is an instance")
     axes.set_title("How evenly the work was spread")
     axes.tick_params(axis="y", length=0)
@@ -175,7 +175,7 @@ def _draw_bars(
             position += 0.35
         centres.append(((group_start + position - 1.35) / 2, title))
         position += 0.9
-    axes.set_xticks([place for place, _ in centres], [title for _, title in centres])
+    axes.set_xticks([centre for centre, _ in centres], [title for _, title in centres])
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.8, max(position - 1.5, 0.8))
     axes.margins(y=0.12)
@@ -183,13 +183,12 @@ def _draw_bars(
 
 
 def _draw_legend(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
-    seen = {name: colours[name] for name in {**report.policies, **report.light}}
-    for name, colour in seen.items():
-        axes.bar(0, 0, color=colour, label=name)
+    for name in {**report.policies, **report.light}:
+        axes.bar(0, 0, color=colours[name], label=name)
     axes.bar(0, 0, color="white", edgecolor="#777777", label="outline: simulated")
     axes.legend(frameon=False, fontsize=9, loc="upper right")
 
 
 def _runs(policy: PolicyResult) -> list[tuple[str, RunSummary]]:
-    found = (("live", policy.live), ("simulated", policy.simulated))
-    return [(name, side) for name, side in found if side is not None]
+    runs = (("live", policy.live), ("simulated", policy.simulated))
+    return [(name, side) for name, side in runs if side is not None]

@@ -21,9 +21,9 @@ class RunSummary:
     summary: PolicySummary
 
     @classmethod
-    def from_results(cls, outcomes: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> "RunSummary":
+    def from_results(cls, results: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> "RunSummary":
         """Summarizes the results."""
-        return cls(outcomes, summarize(outcomes, objectives=objectives, instances=instances))
+        return cls(results, summarize(results, objectives=objectives, instances=instances))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +119,16 @@ def describe_findings(report: ReplayReport) -> list[str]:
         if dual_hash is None or policy is dual_hash:
             continue
         for side in ("live", "simulated"):
-            sentences += _versus(side, getattr(dual_hash, side), getattr(policy, side), name)
+            sentences += _compare_sides(side, getattr(dual_hash, side), getattr(policy, side), name)
     for name, policy in report.policies.items():
         difference = live_simulated_gap(policy)
         if difference is not None:
-            where = "above" if difference >= 0 else "below"
+            direction = "above" if difference >= 0 else "below"
             timing = live_simulated_gap(PolicyResult(policy.live, policy.simulated_on_live_choices))
-            why = "" if timing is None else f"; on the live run's own choices they are {abs(timing):.1%} apart"
-            sentences.append(f"{name}: live mean TTFT is {abs(difference):.1%} {where} the simulated one{why}")
+            timing_note = "" if timing is None else f"; on the live run's own choices they are {abs(timing):.1%} apart"
+            sentences.append(
+                f"{name}: live mean TTFT is {abs(difference):.1%} {direction} the simulated one{timing_note}"
+            )
     return sentences
 
 
@@ -138,18 +140,18 @@ def live_simulated_gap(policy: PolicyResult) -> float | None:
     return None if live is None or not simulated else live / simulated - 1.0
 
 
-def ratio(dual_hash: RunSummary | None, other: RunSummary | None, what: str) -> float | None:
-    """Returns dual hash ÷ another policy; ``what`` is ``cached`` (token share) or ``p90`` (TTFT)."""
+def ratio(dual_hash: RunSummary | None, other: RunSummary | None, quantity: str) -> float | None:
+    """Returns dual hash ÷ another policy. ``quantity``: ``cached`` (token share) or ``p90`` (TTFT)."""
     if dual_hash is None or other is None:
         return None
     own_value, other_value = (
-        run.summary.cached_token_share if what == "cached" else run.summary.ttft_seconds.p90
+        run.summary.cached_token_share if quantity == "cached" else run.summary.ttft_seconds.p90
         for run in (dual_hash, other)
     )
     return None if own_value is None or not other_value else own_value / other_value
 
 
-def _versus(side: str, dual_hash: RunSummary | None, other: RunSummary | None, name: str) -> list[str]:
+def _compare_sides(side: str, dual_hash: RunSummary | None, other: RunSummary | None, name: str) -> list[str]:
     cached, ttft = ratio(dual_hash, other, "cached"), ratio(dual_hash, other, "p90")
     if cached is None or ttft is None:
         return []

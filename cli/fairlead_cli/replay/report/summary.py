@@ -52,19 +52,19 @@ class PolicySummary:
         }
 
 
-def summarize(outcomes: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> PolicySummary:
+def summarize(results: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> PolicySummary:
     """Returns the statistics; every result counts. ``instances`` includes those without requests."""
     return PolicySummary(
-        requests=len(outcomes),
-        errors=sum(result.error is not None for result in outcomes),
-        ttft_seconds=summarize_values(result.ttft_seconds for result in outcomes if result.ttft_seconds is not None),
-        itl_seconds=summarize_values(gap for result in outcomes for gap in result.gaps),
-        within_objective=_ratio(sum(is_within_slo(result, objectives) for result in outcomes), len(outcomes)),
+        requests=len(results),
+        errors=sum(result.error is not None for result in results),
+        ttft_seconds=summarize_values(result.ttft_seconds for result in results if result.ttft_seconds is not None),
+        itl_seconds=summarize_values(gap for result in results for gap in result.gaps),
+        within_objective=_ratio(sum(is_within_slo(result, objectives) for result in results), len(results)),
         cached_token_share=_ratio(
-            sum(result.cached_tokens or 0 for result in outcomes),
-            sum(result.prompt_tokens for result in outcomes if result.cached_tokens is not None),
+            sum(result.cached_tokens or 0 for result in results),
+            sum(result.prompt_tokens for result in results if result.cached_tokens is not None),
         ),
-        load_cov=_load_cov(computed_tokens(outcomes), instances),
+        load_cov=_load_cov(computed_tokens(results), instances),
     )
 
 
@@ -79,10 +79,10 @@ def is_within_slo(result: ReplayResult, objectives: SloTargets) -> bool:
     return objectives.itl_seconds is None or mean is None or mean <= objectives.itl_seconds
 
 
-def computed_tokens(outcomes: Iterable[ReplayResult]) -> Mapping[str, int]:
+def computed_tokens(results: Iterable[ReplayResult]) -> Mapping[str, int]:
     """Returns the prompt tokens that each instance computed, because they were not cached."""
     computed: dict[str, int] = {}
-    for result in outcomes:
+    for result in results:
         if result.instance is not None and result.cached_tokens is not None:
             uncached = result.prompt_tokens - result.cached_tokens
             computed[result.instance] = computed.get(result.instance, 0) + uncached
@@ -98,7 +98,7 @@ def summarize_values(values: Iterable[float]) -> Distribution:
     return Distribution(mean=math.fsum(ordered) / len(ordered), **quantiles)
 
 
-def scale_times(outcomes: Iterable[ReplayResult], speed: float) -> list[ReplayResult]:
+def scale_times(results: Iterable[ReplayResult], speed: float) -> list[ReplayResult]:
     """Returns the results with every time multiplied by ``speed``: wall to simulated seconds."""
     return [
         replace(
@@ -109,12 +109,12 @@ def scale_times(outcomes: Iterable[ReplayResult], speed: float) -> list[ReplayRe
             finished_seconds=None if result.finished_seconds is None else result.finished_seconds * speed,
             late_seconds=result.late_seconds * speed,
         )
-        for result in outcomes
+        for result in results
     ]
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def _ratio(part: float, total: float) -> float | None:
+    return part / total if total else None
 
 
 def _load_cov(computed: Mapping[str, int], instances: int) -> float | None:

@@ -62,7 +62,7 @@ def _table(policies: Mapping[str, PolicyResult], title: str) -> Table:
         table.add_column(
             SHORT_TITLES.get(column, column), justify="left" if column in ("policy", "") else "right", no_wrap=True
         )
-    shown = [TABLE_HEADINGS.index(column) for column in TERMINAL_COLUMNS]
+    columns = [TABLE_HEADINGS.index(column) for column in TERMINAL_COLUMNS]
     for row in table_rows(policies):
-        table.add_row(*(row[index].replace("simulated", "sim") for index in shown))
+        table.add_row(*(row[index].replace("simulated", "sim") for index in columns))
     return table
