@@ -419,7 +419,7 @@ def expected_page() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0 when the page is up to date or was written, 1 when ``--check`` found a difference."""
+    """Returns 0 when the page is current or was written, 1 when ``--check`` found a difference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args(arguments).check

@@ -2,7 +2,8 @@
 """The fleet simulations of ``make nightly``: ten thousand seeds with faults; writes
 bench/results/nightly-fleet.json.
 
-    scripts/nightly_fleet.py [--seeds N] [--first SEED] [--jobs N] [--minutes M] [--go-on] [--out FILE]
+    scripts/nightly_fleet.py [--seeds N] [--first SEED] [--jobs N] [--minutes M] [--go-on]
+                             [--out FILE]
     scripts/nightly_fleet.py --replay SEED       run one seed again, with its events
 
 Safety is checked all the time, liveness after all faults have ended. A seed that breaks an

@@ -118,7 +118,7 @@ def conditions_page() -> str:
         "```sh\nkubectl wait modeldeployment/qwen3-8b --for=condition=Ready --timeout=10m\n```\n\n"
         f"## Types\n\n| Type | Written by | There | True means |\n|---|---|---|---|\n{types}\n\n"
         "What the autoscaler writes is absent where none runs.\n\n"
-        "## Reasons\n\nThe message beside a reason names the objects and numbers of the case. While `Stalled` is True, a `Ready` "
+        "## Reasons\n\nThe message of a reason names the objects and numbers of the case. While `Stalled` is True, a `Ready` "
         f"that is False\ncarries the same reason.\n\n{listed}"
     )
 

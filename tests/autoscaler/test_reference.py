@@ -21,7 +21,7 @@ SECTIONS = dict(re.findall(r"^## (.+?)$(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | r
 
 
 def first_cells(section: str) -> list[str]:
-    """The code spans of the first cell of each row."""
+    """Returns the code spans of the first cell of each row."""
     rows = re.findall(r"^\| (`.*?) \|", SECTIONS[section], re.MULTILINE)
     return [span for row in rows for span in re.findall(r"`([^`]+)`", row)]
 

@@ -17,7 +17,7 @@ def marker(name: str, **keywords: object) -> LaneMarker:
 
 
 def markers(tree: ast.Module) -> dict[str, LaneMarker]:
-    """Test -> its closest lane marker, as the file's text has it."""
+    """Returns test → its closest lane marker, as the file's text has it."""
     found, own = {}, None
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":

@@ -268,7 +268,7 @@ def _module(path: str) -> str:
 
 
 def _imports() -> dict[str, set[str]]:
-    """Module → the modules that it imports anywhere in its text."""
+    """Returns module → the modules that it imports anywhere in its text."""
     names = _modules()
     by_tail: dict[str, list[str]] = defaultdict(list)
     for name, source in names.items():
@@ -341,7 +341,7 @@ def _tails(path: str) -> Iterator[str]:
 
 @cache
 def _known_words() -> frozenset[str]:
-    """Every capitalized word of a Python file outside of double backticks, and the builtins."""
+    """Returns the capitalized words of a file outside of double backticks, and the builtins."""
     words = set(dir(builtins))
     for source in sources():
         words.update(re.findall(r"\b[A-Z]\w+", re.sub(r"``[^`\n]+``", "", source.text)))

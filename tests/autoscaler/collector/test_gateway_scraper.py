@@ -43,7 +43,7 @@ class World:
 
 
 def looks(world: World, gateways: GatewayScraper, *steps: Callable[[], object]) -> list[GatewaySnapshot]:
-    """A look now, and one 5 s after each step."""
+    """Returns the snapshots of a first tick, and of one 5 s after each step."""
 
     async def all_of_them() -> list[GatewaySnapshot]:
         found = [await gateways.scrape([KEY])]

@@ -28,7 +28,7 @@ class Fleet:
         self.core, self.now, self.counts = ScalingCore(model), 0.0, {pool.name: 1 for pool in model.pools}
 
     def step(self, *named: str) -> dict[str, PoolPlan]:
-        """The plans after a look that names these pools, at sixty requests a second."""
+        """Returns the plans of a tick with these pools, at sixty requests a second."""
         self.now += 5.0
         pools = {name: PoolObservation(self.counts[name], self.counts[name], replicas=()) for name in named}
         plans = self.core.step(Observation(self.now, GatewayTraffic(300.0, 300_000.0), pools)).pools
@@ -38,7 +38,7 @@ class Fleet:
 
 @pytest.fixture
 def settled() -> Fleet:
-    """After ten minutes the large pool carries all of it."""
+    """Returns a fleet after ten minutes, when the large pool carries the whole load."""
     fleet = Fleet(MODEL)
     for _ in range(120):
         fleet.step("large", "small")

@@ -96,7 +96,7 @@ class Pool:
 
 
 def after(model: ModelSpec, output: float | None, traffic: list[Traffic]) -> Pool:
-    """A pool after that traffic."""
+    """Returns a pool after that traffic."""
     pool = Pool(model, output)
     for part in traffic:
         for _ in range(part.ticks):
@@ -131,7 +131,7 @@ LONG_THEN_SHORT = [Traffic(1, 0.0, 1.0), Traffic(1, 40.0, 2_000.0), Traffic(4, 2
 
 
 def of(profile: EngineProfile, ttft: float, miss: float) -> ModelSpec:
-    """A model on such engines."""
+    """Returns a model on such engines."""
     return ModelSpec(
         "drawn", ttft, None, (PoolSpec("main", Role.SERVE, 1.0, 0, _MOST, profile, 60.0, 120.0),), 1.0 - miss
     )

@@ -30,7 +30,7 @@ _WRONG = (math.nan, math.inf, -math.inf, -5.0, 1e300)
 
 
 def model_of(minimum: int, maximum: int) -> ModelSpec:
-    """One pool between these bounds, whose replicas start in about two minutes."""
+    """Returns a model with one pool between these bounds; replicas start in about two minutes."""
     pool = PoolSpec("main", minimum=minimum, maximum=maximum, profile=_PROFILE)
     pool = replace(pool, startup_p50_seconds=120.0, startup_p90_seconds=250.0)
     return ModelSpec("chat", 3.0, 0.15, (pool,), ttft_bounds=_BOUNDS, itl_bounds=_BOUNDS)
@@ -75,7 +75,7 @@ class Cluster:
         self.running: dict[str, float] = {}
 
     def observe(self, minute: Minute, first: bool) -> Observation:
-        """The next look, five seconds (and what the clock is wrong by) later."""
+        """Returns the next observation, five seconds and the clock's error later."""
         self.now += 5.0 + (minute.skew if first else 0.0)
         ready = [name for name, born in self.born.items() if self.now - born >= 120.0]
         pending = len(self.born) - len(ready)
@@ -117,7 +117,7 @@ class Cluster:
         )
 
     def apply(self, plan: PoolPlan) -> None:
-        """Make the pods as many as planned."""
+        """Makes the pods as planned."""
         wanted = plan.replicas
         while len(self.born) > wanted:
             self.born.pop(max(self.born, key=lambda name: self.born[name]))
@@ -229,7 +229,7 @@ def test_silence_lowers_in_time_and_its_like_without_metrics_never(requests: int
 
 
 def driven(model: ModelSpec, minutes: list[Minute], replicas: int = 3) -> tuple[Cluster, ScalingCore]:
-    """A cluster and a core after these minutes."""
+    """Returns a cluster and a core after these minutes."""
     cluster, core = Cluster(model, replicas), ScalingCore(model)
     for minute in minutes:
         for tick in range(minute.ticks):
@@ -238,7 +238,7 @@ def driven(model: ModelSpec, minutes: list[Minute], replicas: int = 3) -> tuple[
 
 
 def replace_cluster(cluster: Cluster) -> Cluster:
-    """Another with the same pods at the same time."""
+    """Returns another cluster with the same pods at the same time."""
     other = Cluster(cluster.model, 0)
     other.now, other.count = cluster.now, cluster.count
     other.born, other.running = dict(cluster.born), cluster.running

@@ -60,7 +60,7 @@ def _binned(counts: list[float]) -> ArrivalHistory:
 
 
 def _few(load: ArrivalHistory) -> float:
-    """As ``_bursts``, where one request is two replica-seconds."""
+    """Returns ``_bursts`` with two replica-seconds a request."""
     return recurring_burst_level(load, lambda each: 2.0 * each.requests / each.seconds, 1_800.0, 2.0, _SETTINGS)
 
 

@@ -38,7 +38,7 @@ MODEL = ModelSpec(
 
 
 def recorded(ticks: int, state_every: int = 1) -> list[TickRecord]:
-    """A load that doubles in the middle, followed by what the core asked for."""
+    """Returns the records of a load that doubles in the middle; plans are fulfilled at once."""
     core, desired, looks = ScalingCore(MODEL), 2, []
     for tick in range(ticks):
         requests = 5.0 if tick < ticks // 2 else 10.0

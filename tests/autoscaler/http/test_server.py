@@ -20,7 +20,7 @@ KEY = "default/tiny"
 def with_client(
     made: Any, use: Callable[[httpx.AsyncClient, AutoscalerService], Awaitable[None]], *, token: str | None = None
 ) -> None:
-    """Run a process around a made-up world and ask its port."""
+    """Runs a process around a simulated world and passes a client of its port."""
 
     async def run() -> None:
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()

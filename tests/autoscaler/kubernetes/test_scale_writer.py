@@ -49,7 +49,7 @@ class WorkloadFixture:
         asyncio.run(self.scaler.scale("chat/qwen", "main", replicas, leaving, asleep))
 
     def sleep(self) -> dict[str, str | None]:
-        """The marks of the pods."""
+        """Returns the sleep marks of the pods."""
         return {
             one["metadata"]["name"]: one["metadata"]["annotations"].get(SLEEP_ANNOTATION)
             for one in self.kube.objects_of("Pod")

@@ -67,7 +67,7 @@ class Harness:
         self.nursing = self.successor()
 
     def successor(self) -> SleepController:
-        """Another one that knows nothing."""
+        """Returns another controller without any state."""
         self.nursing = SleepController(
             self,
             self.beds,
@@ -98,12 +98,12 @@ class Harness:
         return None if found is None else found.annotation_value()
 
     def know(self, sleeping: float, in_flight: float = 0.0) -> None:
-        """All gateways say so."""
+        """Lets all gateways report so."""
         gauges = {("instances", KEY, "Sleeping"): sleeping, ("in_flight", KEY, ID): in_flight}
         self.gateways = [replace(one, gauges=gauges, error=None) for one in self.gateways]
 
     def reconcile(self) -> None:
-        """One look, and all that it began."""
+        """Runs one reconciliation and the tasks that it starts."""
 
         async def once() -> None:
             self.nursing.reconcile()

@@ -51,7 +51,7 @@ def workload(owner: Manifest) -> Manifest:
 
 
 def within(server: ApiServer, check: Callable[[KubeApi, KubernetesTarget], Awaitable[None]]) -> None:
-    """A model that scales, its Deployment, and the world that follows both."""
+    """Runs with a scaled model, its Deployment, and the target that follows both."""
 
     async def main() -> None:
         async with KubeApi(server.config(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:

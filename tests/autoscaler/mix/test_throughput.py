@@ -20,7 +20,7 @@ KEPT = SloTargets(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5
 
 
 def attained(profile: EngineProfile, prompt: int, output: int, rate: float) -> float:
-    """The share of some 1,500 requests within the objectives, lengths alike, on one engine."""
+    """Returns the share of some 1,500 equal requests within the SLO, on one engine."""
     draw, at, arrivals = Random(f"{profile.name} {prompt} {output}"), 0.0, []
     for _ in range(1_500):
         at += draw.expovariate(rate)

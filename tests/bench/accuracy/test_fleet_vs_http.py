@@ -24,7 +24,7 @@ SAME = {
 
 
 def missed(*changed: tuple[tuple[int, str], RunResult]) -> list[str]:
-    """The goals that do not hold where live is as simulated but for these."""
+    """Returns the goals that fail when live equals simulated but for these values."""
     made = rows({key: (dict(changed).get(key, same), same) for key, same in SAME.items()}, {})
     assert {row.metric: row.goal for row in made if row.goal} == GOALS
     return [row.metric for row in made if not row.holds]

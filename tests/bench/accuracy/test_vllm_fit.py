@@ -24,7 +24,7 @@ SAME = {
 
 
 def missed(live: dict[str, RunResult] | None = None, *, miscounted: int = 0) -> list[str]:
-    """The goals that do not hold where live is as simulated but for these."""
+    """Returns the goals that fail when live equals simulated but for these values."""
     found = {rule: ((live or {}).get(rule, same), same) for rule, same in SAME.items()}
     made = fitted.rows(found, miscounted=miscounted, errors=[0.1, 0.1])
     assert {row.metric: row.goal for row in made if row.goal} == GOALS

@@ -55,8 +55,7 @@ def test_faster_accelerators_serve_more_of_every_shape() -> None:
 
 
 def test_the_table_is_what_engines_of_these_profiles_keep() -> None:
-    """Some cells, measured again; ``tabled`` raises where a profile, an objective or the way of
-    measuring is another."""
+    """Some cells are measured again. ``tabled`` raises for another profile, SLO or method."""
     for name, shape in (("L4", 22), ("H100-80GB", 45), ("A10G", 53)):
         profile, wanted = profiles()[name], objectives(0.12)
         cell = next(

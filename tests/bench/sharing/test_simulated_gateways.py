@@ -22,8 +22,7 @@ GOALS = load_goals("sharing")
 
 
 def found(share: float, apart: float, *, failures: int = 0) -> list[str]:
-    """The goals that do not hold where gateways that share find so much, those apart so much, and
-    all others 80 %."""
+    """Returns the goals that fail with these shares of cached tokens; all others find 80 %."""
 
     def runs(name: str) -> list[SharingFigures]:
         cached = share if "share" in name else apart if "apart" in name else 0.8

@@ -29,7 +29,7 @@ def read(*arguments: str) -> command_line.EngineProcessOptions:
 
 @contextmanager
 def program(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", list[str]]]:
-    """The running program and the addresses of its engines."""
+    """Yields the running program and the addresses of its engines."""
     command = [sys.executable, "-m", "fairlead_sim", "engine", *arguments]
     count = int(arguments[arguments.index("--count") + 1]) if "--count" in arguments else 1
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -34,7 +34,7 @@ _START, _WAKE = 120.0, 10.0
 
 
 def model_of(tier: SleepTier | None, minimum: int = 0, maximum: int = 20, together: int | None = None) -> ModelSpec:
-    """One pool whose replicas start in two minutes and wake in ten seconds."""
+    """Returns a model with one pool whose replicas start in two minutes and wake in ten seconds."""
     pool = PoolSpec("main", minimum=minimum, maximum=maximum, profile=_PROFILE, tier=tier)
     pool = replace(pool, startup_p50_seconds=_START, startup_p90_seconds=_START)
     return ModelSpec("chat", 15.0, 0.15, (pool,), replicas_most=together)
@@ -61,7 +61,7 @@ class SleepingPool:
         return plan
 
     def observation(self, requests: float | None) -> Observation:
-        """The pool as it is."""
+        """Returns the present state of the pool."""
         ready = [at for at in self.awake if at <= self.now]
         share = 0.0 if requests is None else requests / max(1, len(ready))
         told = None if requests is None else GatewayTraffic(requests, requests * 900.0)
@@ -79,7 +79,7 @@ class SleepingPool:
         return Observation(self.now, told, {"main": seen})
 
     def follow(self, plan: PoolPlan) -> None:
-        """Make the pods as they are planned."""
+        """Makes the pods as planned."""
         while len(self.awake) < plan.replicas and self.asleep:
             self.awake.append(max(self.asleep.pop(0), self.now) + _WAKE)
         self.awake.sort()
@@ -110,13 +110,13 @@ def _busy(name: str, share: float, finished: float) -> ReplicaMetrics:
 
 
 def run(beds: SleepingPool, requests: float | None, ticks: int) -> Iterator[PoolPlan]:
-    """So many ticks of so many requests each."""
+    """Yields the plans of so many ticks with so many requests each."""
     for _ in range(ticks):
         yield beds.tick(requests)
 
 
 def last(beds: SleepingPool, requests: float | None, ticks: int) -> PoolPlan:
-    """The plan after them."""
+    """Returns the last of these plans."""
     *_, plan = run(beds, requests, ticks)
     return plan
 

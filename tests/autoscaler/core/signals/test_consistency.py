@@ -33,7 +33,7 @@ class ObservedCore:
         done: float = 0.0,
         ready: int = 1,
     ) -> PoolPlan:
-        """The plan after one look."""
+        """Returns the plan after one tick."""
         self.now += 5.0
         one = ReplicaMetrics(
             "a", ReplicaState.READY, self.now, 1.0, running, 0.0, 0.0, finished=done, first_tokens=begun

@@ -96,7 +96,7 @@ for name in wanted:
 
 @pytest.mark.parametrize("component", STARTED)
 def test_what_a_component_loads_is_in_its_image(component: str) -> None:
-    """It starts where nothing else is than what is locked for it."""
+    """The component starts with nothing but its locked requirements."""
     lock = ROOT / "requirements" / "images" / f"{component}.txt"
     locked = {_plain(name) for name in image_layers.locked_requirements(lock)} | {"fairlead"}
     there = importlib.metadata.packages_distributions()

@@ -49,7 +49,7 @@ class Server(BaseHTTPRequestHandler):
         self.close_connection = self.path == "/last"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture
