@@ -45,10 +45,14 @@ class ClusterOptions:
     install_namespace: InstallationFlag = None
 
     @property
+    def names_cluster(self) -> bool:
+        """Whether an option names a cluster or an installation."""
+        return any(option is not None for option in (self.kubeconfig, self.context, self.install_namespace))
+
+    @property
     def is_explicit(self) -> bool:
-        """Whether an option names a cluster."""
-        options = (self.kubeconfig, self.context, self.namespace, self.install_namespace)
-        return any(option is not None for option in options)
+        """Whether an option means a cluster: also that of models, unless another names a server."""
+        return self.names_cluster or self.namespace is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +82,14 @@ def is_cluster_target(options: ClusterOptions, address: str | None, flag: str = 
 
     Raises BadInput when options of both are given.
     """
-    if address is not None and options.is_explicit:
-        raise BadInput(f"{flag} names a server, the other options a cluster", field=flag, hint="give one of the two")
-    if options.is_explicit or address is not None:
-        return options.is_explicit
+    if address is not None:
+        if options.names_cluster:
+            raise BadInput(
+                f"{flag} names a server, the other options a cluster", field=flag, hint="give one of the two"
+            )
+        return False
+    if options.is_explicit:
+        return True
     if Path(sys.argv[0]).name == "kubectl-fairlead":
         return True
     if running_stacks():

@@ -47,7 +47,7 @@ class Installation:
     deployments: Sequence[Manifest]
     pods: Sequence[Manifest]
     forwarder: PortForwarder
-    _secrets: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    _secrets: dict[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
 
     def gateway_pods(self) -> Sequence[Manifest]:
         """Returns the ready gateways. Raises ClusterUnreachable when there is none."""

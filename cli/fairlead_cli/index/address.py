@@ -26,15 +26,15 @@ def open_index(source: IndexSource) -> Iterator[IndexAddress]:
     Raises ClusterUnreachable, and BadInput with the missing right.
     """
     settings = read_settings(CliSettings, os.environ)
-    url = source.redis if source.cluster.is_explicit else source.redis or settings.redis_url
+    url = source.redis or (None if source.cluster.is_explicit else settings.redis_url)
     secret = settings.hash_secret or ""
-    if url and not source.cluster.is_explicit:
-        yield IndexAddress(url, secret)
-    elif is_cluster_target(source.cluster, url, "--redis"):
+    if is_cluster_target(source.cluster, url, "--redis"):
         from fairlead_cli.cluster.installation import open_installation
 
         with open_installation(source.cluster) as installation:
             yield IndexAddress(installation.redis_url(), secret or installation.hash_secret())
+    elif url:
+        yield IndexAddress(url, secret)
     else:
         stack = next((stack for stack in running_stacks() if stack.redis), None)
         yield IndexAddress(stack.redis, secret or stack.hash_secret) if stack else IndexAddress(None, secret)

@@ -78,6 +78,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.Mo
 def test_options_select_cluster_or_stack(alone: pytest.MonkeyPatch) -> None:
     assert is_cluster_target(ClusterOptions(namespace="chat"), None)
     assert not is_cluster_target(ClusterOptions(), "127.0.0.1:8001")
+    assert not is_cluster_target(ClusterOptions(namespace="chat"), "127.0.0.1:8001")  # that of the model
     with pytest.raises(BadInput, match="give one of the two"):
         is_cluster_target(ClusterOptions(context="prod"), "127.0.0.1:8001")
 
