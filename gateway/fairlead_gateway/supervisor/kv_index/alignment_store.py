@@ -5,8 +5,8 @@ says all that the earlier alignment said. So with its entry the earlier one is d
 conversation is one entry. Entries are bounded in size and number, and expire a day after the last.
 
 One task reads what other gateways wrote and writes what was learned here, every two seconds, all
-models in one round trip. All of it is hints. A lost alignment is learned again, one that is read
-twice changes nothing. A wrong one is found by drift, after which the model's stream is deleted.
+models in one round trip. Alignments are hints: a lost one is learned again, one that is read twice
+changes nothing. A wrong one causes drift, and then the model's stream is deleted.
 """
 
 import asyncio
@@ -31,9 +31,7 @@ _STREAM_START: Final = b"0-0"
 
 @dataclass(slots=True)
 class _ModelStream:
-    """The stream of one model: read position, and the entry of each prompt by the hash of its last
-    block.
-    """
+    """The stream of one model: read position, and entry ids by hash of a prompt's last block."""
 
     position: bytes = _STREAM_START
     entry_ids: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
@@ -66,14 +64,14 @@ class AlignmentStore:
         self.received: dict[str, int] = {}
         self.unreadable = 0
 
-    # What others call ----------------------------------------------------------------------------------------------------
+    # --- called by the index service
 
     def set_models(self, models: Iterable[str]) -> None:
         """Sets the models to store and to read."""
         wanted = set(models)
-        for gone in self._streams.keys() - wanted:
-            del self._streams[gone]
-            self.received.pop(gone, None)
+        for model in self._streams.keys() - wanted:
+            del self._streams[model]
+            self.received.pop(model, None)
         for model in wanted - self._streams.keys():
             self._streams[model] = _ModelStream()
 
@@ -87,13 +85,13 @@ class AlignmentStore:
 
     def delete_model(self, model: str) -> None:
         """Deletes what was learned of a model, because it is wrong."""
-        self._pending = deque((one for one in self._pending if one[0] != model), self._pending.maxlen)
+        self._pending = deque((entry for entry in self._pending if entry[0] != model), self._pending.maxlen)
         self._deleted_models.add(model)
 
     def start(self) -> None:
         """Starts the task on the running loop. Does not block."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="links kept in Redis")
+            self._task = asyncio.create_task(self._run(), name="prompt alignments in Redis")
 
     async def stop(self) -> None:
         """Writes what is queued and stops reading."""
@@ -101,7 +99,7 @@ class AlignmentStore:
         await cancel_and_wait(task)
         await self.write()
 
-    # Inside --------------------------------------------------------------------------------------------------------------
+    # --- internal
 
     async def _run(self) -> None:
         while True:
@@ -164,8 +162,8 @@ class AlignmentStore:
             self._streams[model].entry_ids.clear()
             commands.append(("DEL", redis_keys.prompt_alignments(model)))
         first = len(commands)
-        written = [one for one in pending if one[0] in self._streams]
-        most = self._limits.prefix_map_stored_prompts
+        written = [entry for entry in pending if entry[0] in self._streams]
+        max_entries = self._limits.prefix_map_stored_prompts
         for model, _, data, _ in written:
             commands.append(
                 (
@@ -173,7 +171,7 @@ class AlignmentStore:
                     redis_keys.prompt_alignments(model),
                     "MAXLEN",
                     "~",
-                    most,
+                    max_entries,
                     "*",
                     GATEWAY_FIELD,
                     self._name,
@@ -182,14 +180,16 @@ class AlignmentStore:
                 )
             )
         seconds = int(self._limits.prefix_map_retention_seconds)
-        commands += [("EXPIRE", redis_keys.prompt_alignments(model), seconds) for model in {one[0] for one in written}]
+        commands += [
+            ("EXPIRE", redis_keys.prompt_alignments(model), seconds) for model in {entry[0] for entry in written}
+        ]
         for model, _, _, hashes in written:
-            lies = self._streams[model].entry_ids
-            gone = [lies.pop(digest) for digest in hashes if digest in lies]
-            if gone:
-                commands.append(("XDEL", redis_keys.prompt_alignments(model), *gone))
+            ids = self._streams[model].entry_ids
+            replaced = [ids.pop(digest) for digest in hashes if digest in ids]
+            if replaced:
+                commands.append(("XDEL", redis_keys.prompt_alignments(model), *replaced))
         replies = await self._link.run(commands) if commands else []
-        if replies is None:  # this gateway keeps its links
+        if replies is None:  # Redis is away; this gateway still has its own alignments
             self._deleted_models |= deleted
             return
         for (model, tail, _, _), reply in zip(written, replies[first:], strict=False):

@@ -12,9 +12,9 @@ nothing: blocks are up to an eighth of a prompt, and links are careful estimates
 wholly wrong adds 0.8, so six in a row are drift. An engine that never reports is unknown, never
 zero.
 
-If an instance reported the loss of blocks of the prompt about when it was sent there, the news were
-late. The response counts as `late` only. Else prompts in a cycle just larger than the cache would
-end in quarantine, and they fare worse without the index.
+An instance may report the removal of a prompt's blocks about when the prompt is sent there. Then
+the event came too late for routing, and the response counts as `late` only. Else prompts in a cycle
+just larger than the cache would end in quarantine, and they are slower without the index.
 
 Drift quarantines the instance's index: routing falls back to what gateways sent there. Afterwards
 the index counts again on trial, with sums at half of the limit. Repeated drift doubles the time, up
@@ -82,7 +82,7 @@ class DriftDetector:
 
     @property
     def is_quarantined(self) -> bool:
-        """True while the index does not count."""
+        """True while routing ignores the instance's index."""
         return self.quarantined_until is not None
 
     @property
@@ -108,15 +108,15 @@ class DriftDetector:
         self.reported_tokens += reported
         if self.is_quarantined:
             return False
-        ghosts = max(-1.0, min(1.0, (credited - reported) / prompt_tokens))
-        if is_late and ghosts > 0.0:
+        over = max(-1.0, min(1.0, (credited - reported) / prompt_tokens))
+        if is_late and over > 0.0:
             self.late += 1
-            ghosts = 0.0
+            over = 0.0
         known = reported if covered is None else min(reported, covered)
-        misses = max(-1.0, min(1.0, (known - expected) / prompt_tokens))
-        self.overcredit = max(0.0, self.overcredit + ghosts - ALLOWED_BIAS)
-        self.undercredit = max(0.0, self.undercredit + misses - ALLOWED_BIAS)
-        self._agreements = self._agreements + 1 if max(ghosts, misses) <= ALLOWED_BIAS else 0
+        under = max(-1.0, min(1.0, (known - expected) / prompt_tokens))
+        self.overcredit = max(0.0, self.overcredit + over - ALLOWED_BIAS)
+        self.undercredit = max(0.0, self.undercredit + under - ALLOWED_BIAS)
+        self._agreements = self._agreements + 1 if max(over, under) <= ALLOWED_BIAS else 0
         if self._agreements >= SOUND_ANSWERS:
             self._next_quarantine_seconds = FIRST_SECONDS
         if max(self.overcredit, self.undercredit) <= DRIFT_LIMIT:

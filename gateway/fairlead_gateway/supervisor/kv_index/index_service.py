@@ -1,10 +1,11 @@
-"""The index beside the request's way: prompts that workers sent and engines' changes in, corrections for workers out.
+"""The KV-cache index of all models: dispatches and engine changes in, corrections for workers out.
 
-    workers ──Seen, Given──▶ ModelIndex ◀──changes── Source (an indexer here, or Redis)
-       ▲                        │
-       └──────Corrected─────────┘   gathered for a twentieth of a second
+    workers ──IndexReport, PromptSamples──▶ ModelIndex ◀──changes── IndexSource (indexer or Redis)
+       ▲                                       │
+       └────────────IndexCorrections───────────┘   collected for a twentieth of a second
 
-Nothing waits for it. What does not reach a worker is told to all of them anew a second later, from what is true then.
+No request waits for it. If a correction does not reach a worker, all workers get new ones a second
+later, from the state at that time.
 """
 
 import asyncio
@@ -35,66 +36,68 @@ from fairlead_gateway.telemetry.status_types import ModelIndexStatus
 from fairlead_kvstore.analysis.replication_hints import ReplicationHint
 from fairlead_kvstore.blockstore.changes import Change
 
-if TYPE_CHECKING:  # what reads engines is loaded when one tells what it holds
+if TYPE_CHECKING:  # imported when the first engine has KV events
     from fairlead_gateway.supervisor.kv_index.index_source import IndexSource
 
 _SWEEP_SECONDS: Final = 1.0
 
 
 class WorkerConnection(Protocol):
-    """One worker's end of the channel."""
+    """The channel to one worker."""
 
     def send(self, message: msgspec.Struct) -> bool:
-        """False when it was dropped."""
+        """Sends a message; returns False if it was dropped."""
         ...
 
     def send_encoded(self, message: bytes) -> bool:
-        """The same, encoded once for several."""
+        """Sends a message that was encoded once for several workers."""
         ...
 
 
 IndexSourceFactory: TypeAlias = (
     "Callable[[Callable[[str, Sequence[Change]], None], Callable[[str], None]], IndexSource]"
 )
-"""From what hears of changes of a model, and what hears that its mirror is another now, to a source."""
+"""Returns a source. The arguments are callbacks: on changes of a model, and on a new index replica
+of a model.
+"""
 
 
 class AlignmentStoreLike(Protocol):
-    """As ``links.kept.KeptLinks``."""
+    """A store of prompt alignments that all gateways share, as `alignment_store.AlignmentStore`."""
 
     @property
     def received(self) -> Mapping[str, int]:
-        """Prompts of each model that were learned elsewhere."""
+        """Number of alignments by model that other gateways, or earlier runs, stored."""
         ...
 
     @property
     def unreadable(self) -> int:
-        """Entries that nobody could have written so."""
+        """Number of entries that are damaged or were written with another secret."""
         ...
 
     def start(self) -> None:
-        """Begin on the running loop."""
+        """Starts on the running loop."""
         ...
 
     def set_models(self, models: Iterable[str]) -> None:
-        """Keep the links of these models."""
+        """Sets the models to store and to read."""
         ...
 
-    def offer(self, model: str, lesson: PromptAlignment) -> None:
-        """A prompt was learned here."""
+    def offer(self, model: str, alignment: PromptAlignment) -> None:
+        """Queues an alignment that was learned here."""
         ...
 
     def delete_model(self, model: str) -> None:
-        """What was learned is wrong."""
+        """Deletes what was learned of a model, because it is wrong."""
         ...
 
     async def stop(self) -> None:
-        """Write what waits and end."""
+        """Writes what is queued and stops."""
         ...
 
 
 AlignmentStoreFactory: TypeAlias = Callable[[Callable[[str, PromptAlignment], None]], AlignmentStoreLike]
-"""From what takes lessons of others to what keeps ours."""
+"""Returns a store. The argument is called with each alignment that another gateway learned."""
 
 
 class KvIndexService:
@@ -138,21 +141,21 @@ class KvIndexService:
         self._resend_all = False
         self.dropped = 0
         self.hot_prefixes: Callable[[str], Sequence[HotShare]] = lambda _: ()
-        """The hot prefixes of a model; none are known where no gateways count them together."""
+        """Returns the hot prefixes of a model; empty if gateways do not share a table of them."""
 
-    # --- life -----------------------------------------------------------------------------------------------------------
+    # --- lifecycle
 
     def start(self) -> None:
-        """Begin on the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="tell workers of the index")
+        """Starts on the running loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="corrections of the KV-cache index")
         self.update_fleet(self._fleet)
 
     async def stop(self) -> None:
-        """Read and tell no more."""
+        """Stops reading and sending."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
-        for asking in self._token_fetchers.values():
-            asking.close()
+        for fetcher in self._token_fetchers.values():
+            fetcher.close()
         if self._store is not None:
             await self._store.stop()
             self._store = None
@@ -161,11 +164,11 @@ class KvIndexService:
             self._source = None
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """What there is now."""
+        """Takes over a new fleet. Creates source and store when it has the first KV events."""
         self._fleet = fleet
-        self._instances = {one.id: one for ones in fleet.instances.values() for one in ones}
+        self._instances = {instance.id: instance for group in fleet.instances.values() for instance in group}
         is_enabled = self._tokenization.source is not TokenSource.OFF and self._task is not None
-        if self._source is None and is_enabled and any(one.kv_events for one in self._instances.values()):
+        if self._source is None and is_enabled and any(instance.kv_events for instance in self._instances.values()):
             self._source = self._create_source(self._on_changes, self._on_reload)
             if self._create_store is not None:
                 self._store = self._create_store(self._on_peer_alignment)
@@ -173,26 +176,28 @@ class KvIndexService:
         if self._source is not None:
             self._source.update_fleet(fleet)
         if self._store is not None:
-            self._store.set_models(key for key, ones in fleet.instances.items() if any(one.kv_events for one in ones))
-        for gone in self._models.keys() - fleet.models.keys():
-            del self._models[gone]
-            asking = self._token_fetchers.pop(gone, None)
-            if asking is not None:
-                asking.close()
+            self._store.set_models(
+                key for key, group in fleet.instances.items() if any(instance.kv_events for instance in group)
+            )
+        for key in self._models.keys() - fleet.models.keys():
+            del self._models[key]
+            fetcher = self._token_fetchers.pop(key, None)
+            if fetcher is not None:
+                fetcher.close()
         for key, model in self._models.items():
-            model.retain([one.id for one in fleet.instances.get(key, ())])
+            model.retain([instance.id for instance in fleet.instances.get(key, ())])
 
-    # --- what comes in --------------------------------------------------------------------------------------------------
+    # --- input
 
     def on_report(self, worker: WorkerConnection, message: IndexReport | PromptSamples) -> None:
-        """A worker tells what it sent and how that ended, or what it was asked for."""
+        """Called with a worker's report of dispatches and ends, or with the samples of a query."""
         if self._source is None:
             return
         if isinstance(message, PromptSamples):
-            asking = self._token_fetchers.get(message.model)
-            if asking is not None:
+            fetcher = self._token_fetchers.get(message.model)
+            if fetcher is not None:
                 for sample in message.samples:
-                    asking.on_sample(sample, self._instances)
+                    fetcher.on_sample(sample, self._instances)
             return
         self.dropped += message.dropped
         wanted: dict[str, list[int]] = {}
@@ -203,8 +208,8 @@ class KvIndexService:
                 continue
             hashes = array("Q", row.hashes)
             if model.on_dispatch(row.instance, row.tail, hashes, block_ends(len(hashes)), row.size, now):
-                asking = self._token_fetchers.get(row.model)
-                if asking is not None and asking.should_fetch(row):
+                fetcher = self._token_fetchers.get(row.model)
+                if fetcher is not None and fetcher.should_fetch(row):
                     wanted.setdefault(row.model, []).append(row.tail)
             self._changed_models.add(row.model)
         for end in message.finished:
@@ -217,63 +222,67 @@ class KvIndexService:
         self._wake.set()
 
     def on_peer_dispatch(self, model_key: str, instance: str, tail: int, hashes: Sequence[int]) -> None:
-        """Another gateway sent a prompt there."""
+        """Called when another gateway sent a prompt to the instance."""
         model = self._model_index(model_key)
         if model is not None:
             model.bridge.on_dispatch(instance, tail, hashes, self._clock.now(), reports_end=False)
 
     def on_worker_ready(self) -> None:
-        """A worker knows nothing yet."""
+        """Called when a worker starts: it has no correction yet, so all are sent again."""
         self._resend_all = True
         self._wake.set()
 
-    # --- for people -----------------------------------------------------------------------------------------------------
+    # --- status
 
     def status(self) -> dict[str, ModelIndexStatus]:
-        """How far each model is followed; empty where no engine tells what it holds."""
+        """Returns the state of the index by model; empty where no engine has KV events."""
         if self._source is None:
             return {}
-        found = {}
+        statuses = {}
         for key in self._fleet.models:
             model = self._model_index(key)
-            if model is not None and any(one.kv_events is not None for one in self._fleet.instances.get(key, ())):
+            group = self._fleet.instances.get(key, ())
+            if model is not None and any(instance.kv_events is not None for instance in group):
                 stale, table = self._source.stale_reason(key), model.bridge.table
                 model.run_census(self._clock.now(), stale)
-                instances = {one.id: model.status(one.id, stale) for one in self._fleet.instances[key]}
-                how, wanted = self._describe_alignment(key), tuple(self.hints(key))
-                found[key] = ModelIndexStatus(
-                    instances, len(table), table.lowered_links, table.learned_prompts, how, wanted
+                instances = {instance.id: model.status(instance.id, stale) for instance in group}
+                how, hints = self._describe_alignment(key), tuple(self.hints(key))
+                statuses[key] = ModelIndexStatus(
+                    instances, len(table), table.lowered_links, table.learned_prompts, how, hints
                 )
-        return found
+        return statuses
 
     def hints(self, key: str) -> list[ReplicationHint]:
-        """Which of the model's hot prefixes want another home. Prefixes that are not linked are not judged."""
+        """Returns hints for hot prefixes of a model that should be on another instance too.
+
+        A prefix that is not linked to token blocks gets none.
+        """
         model = self._models.get(key)
         ready = [
-            one.id
-            for one in self._fleet.instances.get(key, ())
-            if one.state is InstanceState.READY and one.role is not Role.PREFILL
+            instance.id
+            for instance in self._fleet.instances.get(key, ())
+            if instance.state is InstanceState.READY and instance.role is not Role.PREFILL
         ]
         return [] if model is None else model.hints(self.hot_prefixes(key), ready)
 
     def warnings(self) -> list[str]:
-        """What is missing or degraded, in words."""
+        """Returns texts that say what is missing or degraded."""
         if self._source is None:
             return []
-        found = self._source.warnings()
+        warnings = self._source.warnings()
         if self._store is not None and self._store.unreadable:
-            found.append(
-                f"{self._store.unreadable} entries of links in Redis were passed over: damaged, or another secret's"
+            warnings.append(
+                f"{self._store.unreadable} prompt alignments in Redis were skipped: "
+                "they are damaged or were written with another secret"
             )
         for key, model in self._models.items():
-            out = [one for one in model.quarantined() if one in self._instances]
+            out = [instance for instance in model.quarantined() if instance in self._instances]
             if out:
-                found.append(
-                    f"{key}: the index of {len(out)} instances is in quarantine: {out[0]}: {model.quarantine_reason(out[0])}"
-                )
-        return found
+                reason = model.quarantine_reason(out[0])
+                warnings.append(f"{key}: the index of {len(out)} instances is in quarantine: {out[0]}: {reason}")
+        return warnings
 
-    # --- inside ---------------------------------------------------------------------------------------------------------
+    # --- internal
 
     def _model_index(self, key: str) -> ModelIndex | None:
         model = self._models.get(key)
@@ -283,28 +292,28 @@ class KvIndexService:
                 key, mirror, secret=self._secret, limits=self._limits, on_relearn=partial(self._on_alignment_reset, key)
             )
             learn = partial(self._learn_tokens, key)
-            here = None
-            way = self._tokenization
-            if way.source is TokenSource.PROCESS and way.tokenize is not None:
-                here = LocalTokenizer(way.tokenize, way.folder, key, self._clock, self._limits)
-            self._token_fetchers[key] = TokenFetcher(self._post_to_engine, learn, self._clock, self._limits, here)
+            local = None
+            how = self._tokenization
+            if how.source is TokenSource.PROCESS and how.tokenize is not None:
+                local = LocalTokenizer(how.tokenize, how.folder, key, self._clock, self._limits)
+            self._token_fetchers[key] = TokenFetcher(self._post_to_engine, learn, self._clock, self._limits, local)
         return model
 
     def _describe_alignment(self, key: str) -> str:
-        asking, keeper = self._token_fetchers.get(key), self._store
-        words = "off" if asking is None else asking.description
-        taken = 0 if keeper is None else keeper.received.get(key, 0)
-        return f"{words}; {taken} prompts were learned by other gateways or before" if taken else words
+        fetcher, store = self._token_fetchers.get(key), self._store
+        text = "off" if fetcher is None else fetcher.description
+        received = 0 if store is None else store.received.get(key, 0)
+        return f"{text}; {received} prompts were learned by other gateways or before" if received else text
 
     def _on_alignment_reset(self, key: str) -> None:
         if self._store is not None:
             self._store.delete_model(key)
 
-    def _on_peer_alignment(self, key: str, lesson: PromptAlignment) -> None:
-        """Learned by another gateway, or before this one started."""
+    def _on_peer_alignment(self, key: str, alignment: PromptAlignment) -> None:
+        """Called with an alignment of another gateway, or of an earlier run of this one."""
         model = self._model_index(key)
         if model is not None:
-            model.bridge.add_alignment(lesson)
+            model.bridge.add_alignment(alignment)
             self._changed_models.add(key)
             self._wake.set()
 
@@ -338,7 +347,7 @@ class KvIndexService:
         hashes = array("Q", row.hashes)
         ends = block_ends(len(hashes))
         exact = numbers_before(query.text, ends) if query.text else None
-        done = model.bridge.learn(
+        blocks = model.bridge.learn(
             hashes,
             ends,
             tokens,
@@ -348,13 +357,13 @@ class KvIndexService:
             token_ends=exact,
             is_unverified=doubted,
         )
-        if done and self._store is not None and model.bridge.block_size is not None:
-            lesson = model.bridge.table.alignment(hashes, model.bridge.block_size)
-            if lesson is not None:
-                self._store.offer(key, lesson)
+        if blocks and self._store is not None and model.bridge.block_size is not None:
+            alignment = model.bridge.table.alignment(hashes, model.bridge.block_size)
+            if alignment is not None:
+                self._store.offer(key, alignment)
         self._changed_models.add(key)
         self._wake.set()
-        return done
+        return blocks
 
     async def _post_to_engine(self, instance: Instance, body: bytes | None) -> bytes:
         return await fetch(
@@ -367,7 +376,7 @@ class KvIndexService:
         )
 
     async def _run(self) -> None:
-        """Gather, tell, and now and then look at every model: what was on its way ends without a word."""
+        """Sends corrections of changed models, and each idle second of all: rechecks fall due."""
         while True:
             try:
                 async with asyncio.timeout(_SWEEP_SECONDS):
@@ -381,8 +390,8 @@ class KvIndexService:
                 for key, model in self._models.items():
                     model.bridge.resend_all()
                     self._changed_models.add(key)
-            busy, self._changed_models = self._changed_models, set()
-            for key in busy:
+            changed, self._changed_models = self._changed_models, set()
+            for key in changed:
                 self._send_corrections(key)
                 await asyncio.sleep(0)
 
@@ -390,12 +399,12 @@ class KvIndexService:
         model = self._models.get(key)
         if model is None:
             return
-        found = model.corrections(self._clock.now())
-        if not found:
+        corrections = model.corrections(self._clock.now())
+        if not corrections:
             return
         self._changed_models.add(key)  # there may be more
         self._wake.set()
-        message = encode_message(IndexCorrections(key, found))
+        message = encode_message(IndexCorrections(key, corrections))
         for worker in self._workers():
             if not worker.send_encoded(message):
                 asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self.on_worker_ready)

@@ -1,4 +1,4 @@
-"""Where the index of a gateway comes from: from Redis, where an indexer writes it; alone, from an indexer in the helper."""
+"""The sources of a gateway's KV-cache index: Redis, or else an indexer in the supervisor."""
 
 import asyncio
 import random
@@ -22,31 +22,34 @@ from fairlead_kvstore.redis.link import RedisLink
 
 
 class IndexSource(Protocol):
-    """Mirrors of models, and a word when one changes."""
+    """A source of index replicas by model, with callbacks when one changes."""
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """What there is now."""
+        """Takes over a new fleet."""
         ...
 
     def mirror(self, model_key: str) -> IndexView:
-        """What engines told of a model."""
+        """Returns the index replica of a model: what its engines reported."""
         ...
 
     def stale_reason(self, model_key: str) -> str | None:
-        """Why a mirror is not kept up, in words; None while it is."""
+        """Returns why a replica is not up to date; None while it is."""
         ...
 
     def warnings(self) -> list[str]:
-        """What is missing or degraded, in words."""
+        """Returns texts that say what is missing or degraded."""
         ...
 
     async def close(self) -> None:
-        """End it."""
+        """Stops reading."""
         ...
 
 
 class RedisIndexSource:
-    """Follows the index in Redis. The link is somebody else's to start and stop. Make it on the running loop."""
+    """A source that follows the index in Redis. To be created on the running loop.
+
+    link: started and stopped by the caller.
+    """
 
     def __init__(
         self,
@@ -65,40 +68,48 @@ class RedisIndexSource:
         self._models: tuple[str, ...] = ()
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Follow the models that have an engine that tells what it holds."""
-        telling = [key for key, ones in fleet.instances.items() if any(one.kv_events is not None for one in ones)]
-        self._models = tuple(telling)
-        self._feed.set_models(telling)
+        """Follows the models of which an engine has KV events."""
+        self._models = tuple(
+            key for key, group in fleet.instances.items() if any(instance.kv_events is not None for instance in group)
+        )
+        self._feed.set_models(self._models)
 
     def mirror(self, model_key: str) -> IndexView:
-        """Empty before the first load. One that is loaded and has no block yet is not that one: it is what blocks will come into."""
-        found = self._feed.replica(model_key)
-        return self._empty if found is None else found
+        """Returns the replica of a model. Before its first load that is a shared empty one.
+
+        A loaded replica without blocks is not the shared one: blocks will be added to it.
+        """
+        replica = self._feed.replica(model_key)
+        return self._empty if replica is None else replica
 
     def stale_reason(self, model_key: str) -> str | None:
-        """Since when and why nothing new is heard."""
+        """Returns since when and why nothing new is received; None while it is."""
         return None if self._feed.stale_since(model_key) is None else self._feed.describe(model_key)
 
     def warnings(self) -> list[str]:
-        """Models whose index is not kept up."""
-        found = []
+        """Returns texts that name models whose index is not up to date."""
+        warnings = []
         unled = set(self._feed.models_without_leader())
         if unled:
-            found.append(
+            warnings.append(
                 f"Redis is there, but no indexer leads {len(unled)} models, so their index is not kept up: {min(unled)}"
             )
         stale = [key for key in self._models if key not in unled and self._feed.stale_since(key) is not None]
-        if not stale:
-            return found
-        return [*found, f"the index of {len(stale)} models is not kept up: {stale[0]}: {self._feed.describe(stale[0])}"]
+        if stale:
+            reason = self._feed.describe(stale[0])
+            warnings.append(f"the index of {len(stale)} models is not kept up: {stale[0]}: {reason}")
+        return warnings
 
     async def close(self) -> None:
-        """Follow no more."""
+        """Stops reading Redis."""
         await self._feed.stop()
 
 
 class LocalIndexSource:
-    """Reads the engines' events here. ``on_changes`` hears of each batch after the mirror has it. Make it on the running loop."""
+    """A source that reads the engines' KV events itself. To be created on the running loop.
+
+    on_changes: called with each batch after the replica has it.
+    """
 
     def __init__(
         self,
@@ -118,25 +129,25 @@ class LocalIndexSource:
         )
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Read the engines of this fleet."""
+        """Reads the engines of this fleet from now on."""
         self._indexer.update_fleet(fleet)
 
     def mirror(self, model_key: str) -> IndexView:
-        """The same object every time."""
+        """Returns the replica of a model, always the same object."""
         return self._sink.replica(model_key)
 
     def stale_reason(self, model_key: str) -> str | None:
-        """Never: a slice whose stream is broken off says so itself."""
+        """Returns None: an instance whose stream is broken is marked incomplete in the replica."""
         del model_key
         return None
 
     def warnings(self) -> list[str]:
-        """Engines that should tell what they hold and do not."""
-        mute = [seen for seen in self._indexer.engine_statuses() if seen.problem and seen.events is not None]
-        if not mute:
+        """Returns a text that names engines whose KV events are configured and do not arrive."""
+        silent = [status for status in self._indexer.engine_statuses() if status.problem and status.events is not None]
+        if not silent:
             return []
-        return [f"{len(mute)} engines do not tell what they hold: {mute[0].instance}: {mute[0].problem}"]
+        return [f"{len(silent)} engines do not tell what they hold: {silent[0].instance}: {silent[0].problem}"]
 
     async def close(self) -> None:
-        """Stop reading."""
+        """Stops reading engines."""
         await self._indexer.close()

@@ -1,12 +1,14 @@
-"""One model's tokenizer on this machine: whether it is asked, and what people are told of it.
+"""The tokenizer of one model on this machine: whether it is used, and its state for people.
 
-Chats are not tokenized here. What a chat is in tokens, the engine's own template says, with the engine's own defaults for tools,
-thinking and the shape of contents; a copy of it that differs in one token would be a tokenizer for other prompts. A prompt of text
-has no template: it is the tokenizer's file, and special tokens around it, that decide.
+It does not tokenize chats. The tokens of a chat depend on the engine's chat template, with the
+engine's defaults for tools, thinking and the shape of contents. A copy that differs in one token
+gives other prompts. A text prompt has no template: file and special tokens decide.
 
-**Nothing is linked that is not proven.** A file may be of another revision than the engine's. So a prompt that was tokenized here is
-linked when some engine told that it holds the last whole block of just these tokens, and with it, by the chain, all before it. When
-so many in a row are not borne out, the file is taken for the wrong one and engines are asked, for a minute.
+Only verified tokens are linked. The file may be of another revision than the engine's. So a prompt
+that was tokenized here is linked once an engine reports the last whole block of just these tokens.
+The chain of hashes then proves all blocks before it. After `tokenizer_unverified_prompts` prompts
+in a row without such a report, the file counts as wrong. Engines are then queried for
+`tokenize_refused_seconds`.
 """
 
 import os
@@ -22,14 +24,14 @@ from fairlead_gateway.supervisor.kv_index.tokenize_api import TokenizeQuery
 
 
 class Tokenize(Protocol):
-    """As ``tokenizing.service.Tokenizing``."""
+    """A tokenizer for any file, as `tokenizer.client.TokenizerClient`."""
 
     async def tokenize(self, path: str, text: bytes, *, add_special_tokens: bool) -> Sequence[int]:
-        """The tokens of a JSON string. Raises Unavailable in a few words."""
+        """Returns the tokens of a JSON string. Raises Unavailable with a short reason."""
         ...
 
     def warning(self, path: str) -> str:
-        """What is worth telling people of a file's tokenizer."""
+        """Returns the warning about a file's tokenizer; empty if there is none."""
         ...
 
 
@@ -46,7 +48,11 @@ class Tokenization:
 
 
 class LocalTokenizer:
-    """``folder`` holds ``NAMESPACE/MODEL/tokenizer.json``; ``key`` is the model's ``namespace/model``."""
+    """The tokenizer of one model.
+
+    - folder: contains `NAMESPACE/MODEL/tokenizer.json`.
+    - key: the model's `namespace/model`.
+    """
 
     def __init__(self, tokenize: Tokenize, folder: str, key: str, clock: Clock, limits: Limits) -> None:
         parts = key.split("/")
@@ -55,35 +61,35 @@ class LocalTokenizer:
         self._tokenize = tokenize
         self._clock = clock
         self._limits = limits
-        self._error = "" if safe else "the model's name is no path"
+        self._error = "" if safe else "the model's name is not usable as a path"
         self._unverified_count = 0
         self._distrusted_until = float("-inf")
         self.verified_count = 0
 
     @property
     def is_trusted(self) -> bool:
-        """Whether it is worth asking."""
+        """True if there is a path and the file does not count as wrong at present."""
         return bool(self.path) and self._clock.now() >= self._distrusted_until
 
     async def tokenize(self, query: TokenizeQuery) -> Sequence[int] | None:
-        """The tokens of a prompt of text; None where an engine has to be asked."""
+        """Returns the tokens of a text prompt; None if an engine has to be queried."""
         if query.prompt is None or not self.is_trusted:
             return None
         try:
-            found = await self._tokenize.tokenize(self.path, query.prompt, add_special_tokens=query.add_special_tokens)
+            tokens = await self._tokenize.tokenize(self.path, query.prompt, add_special_tokens=query.add_special_tokens)
         except Unavailable as error:
             self._error = error.message
             return None
         self._error = ""
-        return found
+        return tokens
 
     def mark_verified(self) -> None:
-        """Engines hold just these tokens."""
+        """Called when an engine reported just the tokens of a prompt."""
         self.verified_count += 1
         self._unverified_count = 0
 
     def mark_unverified(self) -> None:
-        """No engine told of a prompt's tokens in time."""
+        """Called when no engine reported a prompt's tokens in time."""
         self._unverified_count += 1
         if self._unverified_count >= self._limits.tokenizer_unverified_prompts:
             self._unverified_count = 0
@@ -91,13 +97,13 @@ class LocalTokenizer:
 
     @property
     def description(self) -> str:
-        """How the model's prompts are tokenized, and why not here."""
+        """A text that says how the model's prompts are tokenized, and why not here."""
         if self.path and not self.is_trusted:
             prompts = self._limits.tokenizer_unverified_prompts
-            return f"{ENGINE_DESCRIPTION}: no engine told of what {self.path} makes of {prompts} prompts in a row"
+            return f"{ENGINE_DESCRIPTION}: no engine reported the tokens of {self.path} for {prompts} prompts in a row"
         if self._error:
             return f"{ENGINE_DESCRIPTION}: {self.path or 'no tokenizer'}: {self._error}"
-        note = self._tokenize.warning(self.path)
-        return "prompts of text are tokenized by the gateway's process, engines are asked for the tokens of chats" + (
-            f"; {note}" if note else ""
+        warning = self._tokenize.warning(self.path)
+        return "text prompts are tokenized by the gateway's process, engines are queried for the tokens of chats" + (
+            f"; {warning}" if warning else ""
         )

@@ -1,4 +1,4 @@
-"""One model's index in the helper: its bridge, and for each instance how far it is followed and how good it was. No I/O, no clock."""
+"""The index of one model: its translator, and the state and quality of each instance. Pure."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ _MIN_CENSUS_SECONDS = 0.5
 
 
 class _InflightPrompt:
-    """A prompt at an instance: when it was sent last, and how much of it was linked then, as a share of its bytes."""
+    """A prompt at an instance: its last dispatch, and the share of its bytes that was linked."""
 
     __slots__ = ("aligned_share", "count", "dispatched_at", "hashes")
 
@@ -44,8 +44,11 @@ class _Prediction(NamedTuple):
 
 
 class ModelIndex:
-    """``mirror`` is what engines told of the model ``key``. Times are monotonic seconds.
-    ``on_relearn`` hears when links are wrong."""
+    """The index of one model. Times are monotonic seconds.
+
+    - mirror: the index replica.
+    - on_relearn: called when the links of the model were found wrong and were deleted.
+    """
 
     def __init__(
         self,
@@ -73,13 +76,13 @@ class ModelIndex:
     def on_dispatch(
         self, instance: str, tail: int, hashes: Sequence[int], ends: Sequence[int], size: int, now: float
     ) -> bool:
-        """A worker of this gateway sent a prompt there; whether a part of it is not linked."""
+        """Called when a worker of this gateway sent a prompt. Returns True if part has no link."""
         key, table = (instance, tail), self.bridge.table
         linked = table.linked_count(hashes)
-        flight = self._inflight.get(key)
-        if flight is not None:
-            flight.count += 1
-            flight.dispatched_at = now
+        prompt = self._inflight.get(key)
+        if prompt is not None:
+            prompt.count += 1
+            prompt.dispatched_at = now
         else:
             if len(self._inflight) >= self._max_inflight:
                 del self._inflight[next(iter(self._inflight))]
@@ -87,15 +90,15 @@ class ModelIndex:
         return self.bridge.on_dispatch(instance, tail, hashes, now, reports_end=True)
 
     def on_finish(self, finished: PromptFinished, now: float) -> None:
-        """A worker of this gateway reported the end of a prompt."""
+        """Called when a worker of this gateway reported the end of a prompt."""
         instance, indexed, prompt_tokens = finished.instance, finished.indexed_share, finished.prompt_tokens
         self.bridge.on_finish(instance, finished.tail, now)
         key = (instance, finished.tail)
-        flight = self._inflight.get(key)
-        if flight is None:
+        prompt = self._inflight.get(key)
+        if prompt is None:
             return
-        flight.count -= 1
-        if not flight.count:
+        prompt.count -= 1
+        if not prompt.count:
             del self._inflight[key]
         if indexed is None or prompt_tokens is None or not self._complete(instance):
             return
@@ -105,27 +108,27 @@ class ModelIndex:
             _Prediction(
                 now + self._check_after_seconds,
                 instance,
-                flight.hashes,
-                flight.dispatched_at,
+                prompt.hashes,
+                prompt.dispatched_at,
                 CacheOutcome(
                     indexed * prompt_tokens,
                     finished.matched_share * prompt_tokens,
                     finished.cached_tokens,
                     prompt_tokens,
-                    flight.aligned_share * prompt_tokens,
+                    prompt.aligned_share * prompt_tokens,
                 ),
             )
         )
 
     def on_changes(self, changes: Sequence[Change]) -> None:
-        """The mirror has just taken these over."""
+        """Called after the replica has applied these changes."""
         self.bridge.on_changes(changes)
         for change in changes:
             if isinstance(change, InstanceCleared) and change.instance in self._drifts:
                 self._drifts[change.instance].reset()
 
     def corrections(self, now: float) -> list[CacheCorrection]:
-        """What workers are to be told now."""
+        """Returns the corrections that are due for workers."""
         for instance, drift in self._drifts.items():
             if drift.end_quarantine(now):
                 self.bridge.trust(instance)
@@ -145,17 +148,20 @@ class ModelIndex:
             self._reset_alignment()
 
     def retain(self, instances: Iterable[str]) -> None:
-        """Instances that have left the fleet are forgotten."""
-        kept = set(instances)
-        self.bridge.retain(kept)
-        for gone in self._drifts.keys() - kept:
-            del self._drifts[gone]
-        for key in [key for key in self._inflight if key[0] not in kept]:
+        """Forgets all other instances."""
+        retained = set(instances)
+        self.bridge.retain(retained)
+        for instance in self._drifts.keys() - retained:
+            del self._drifts[instance]
+        for key in [key for key in self._inflight if key[0] not in retained]:
             del self._inflight[key]
-        self._predictions = deque(answer for answer in self._predictions if answer.instance in kept)
+        self._predictions = deque(answer for answer in self._predictions if answer.instance in retained)
 
     def run_census(self, now: float, stale: str | None) -> None:
-        """Look anew at what each instance holds and nobody else does, where the last time is long enough ago."""
+        """Counts the blocks of each instance, and those that no other has, if a census is due.
+
+        The interval grows with the number of blocks: `index_census_seconds` for each million.
+        """
         if now < self._census_due_at:
             return
         mirror = self.bridge.index
@@ -164,35 +170,38 @@ class ModelIndex:
         for instance in counted:
             known = mirror.completeness(instance)
             if known is None or not known.complete:
-                unknown[instance] = "nothing was told of it" if known is None else known.reason
+                unknown[instance] = "its cache was never reported" if known is None else known.reason
             elif instance in self._drifts and self._drifts[instance].is_quarantined:
                 unknown[instance] = self._drifts[instance].reason()
             elif stale is not None:
                 unknown[instance] = stale
         ranked = rank_removals(counted, unknown, mirror.count_unique(self.bridge.recent.blocks(now)))
-        blocks = sum(one.blocks for one in counted.values())
+        blocks = sum(counts.blocks for counts in counted.values())
         self._census_due_at = now + max(_MIN_CENSUS_SECONDS, self._census_seconds * blocks / 1e6)
         self._census = counted
-        self._victims = {one.instance: one for one in ranked}
+        self._victims = {rank.instance: rank for rank in ranked}
 
     def hints(self, hot: Iterable[HotShare], ready: Collection[str]) -> list[ReplicationHint]:
-        """Which of these prefixes want another home among the instances that are ready."""
-        bridge, found = self.bridge, []
-        for one in hot:
-            link = bridge.table.get(one.digest)
+        """Returns hints for the prefixes that should be on more of the ready instances."""
+        bridge, linked = self.bridge, []
+        for prefix in hot:
+            link = bridge.table.get(prefix.digest)
             if link is not None and link.depth and bridge.block_size is not None:
                 holders = sum(name in ready for name in bridge.index.holders(link.token_hash))
-                found.append(HotPrefix(one.digest, one.share, one.per_second, link.depth * bridge.block_size, holders))
+                tokens = link.depth * bridge.block_size
+                linked.append(HotPrefix(prefix.digest, prefix.share, prefix.per_second, tokens, holders))
         unknown = sum(not self._complete(name) for name in ready)
-        return replication_hints(found, len(ready), unknown, self._max_hints)
+        return replication_hints(linked, len(ready), unknown, self._max_hints)
 
     def status(self, instance: str, stale: str | None) -> InstanceIndexStatus:
-        """How far an instance is followed; ``stale`` says why nothing is heard, None while something is. What it holds is of the last
-        ``count``."""
+        """Returns the state of an instance's index. Its block counts are those of the last census.
+
+        stale: why nothing new is received; None while it is.
+        """
         drift = self._drifts.get(instance) or DriftDetector()
         known = self.bridge.index.completeness(instance)
         if known is None:
-            state, reason = IndexState.GUESSED, stale or "nothing was told of what it holds"
+            state, reason = IndexState.GUESSED, stale or "its cache was never reported"
         elif drift.is_quarantined:
             state, reason = IndexState.QUARANTINED, drift.reason()
         elif stale is not None:
@@ -202,7 +211,7 @@ class ModelIndex:
         else:
             state, reason = IndexState.INDEX, ""
         if state is IndexState.INDEX and drift.unreported and not drift.answers:
-            reason = "its engine does not report cached tokens, so nothing says how good the index is"
+            reason = "its engine does not report cached tokens, so the quality of the index is unknown"
         return InstanceIndexStatus(
             state,
             reason,
@@ -218,11 +227,11 @@ class ModelIndex:
         )
 
     def quarantined(self) -> list[str]:
-        """Instances whose index does not count at present."""
+        """Returns the instances whose index routing ignores at present."""
         return [instance for instance, drift in self._drifts.items() if drift.is_quarantined]
 
     def quarantine_reason(self, instance: str) -> str:
-        """Why one of those is."""
+        """Returns why an instance of `quarantined()` is there."""
         return self._drifts[instance].reason()
 
     def _complete(self, instance: str) -> bool:
@@ -236,7 +245,7 @@ class ModelIndex:
         return drift
 
     def _reset_alignment(self) -> None:
-        """Where most instances drift it is not their slices that are wrong, but what prompts are linked to."""
+        """Deletes all links if most instances drift: then the links are at fault."""
         out = sum(drift.is_quarantined for drift in self._drifts.values())
         if len(self._drifts) > 1 and out > _RESET_SHARE * len(self._drifts):
             self.bridge.clear()

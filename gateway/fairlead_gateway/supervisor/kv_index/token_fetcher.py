@@ -1,12 +1,14 @@
-"""Prompts whose tokens are asked for, of engines or of the tokenizer here: which, how often, and what came of it.
+"""The fetcher of prompts' tokens, from engines or from the tokenizer on this machine.
 
-A prompt is asked about when a part of it is not linked, at most so many times a second for each model, and by an engine that it was
-sent to itself. The worker that sent it still has its body; if it is gone by then, the next prompt like it is as good. An engine that
-does not tell tokens is asked again a minute later.
+A prompt is queried if a part of it is not linked. The rate per model is limited, and the query goes
+to the engine that the prompt was sent to. The worker that sent it still has its body. If the body
+is gone by then, a later prompt of the same kind serves as well. After an engine refused, no engine
+is queried for `tokenize_refused_seconds`.
 
-What an engine is asked for may be a LoRA adapter: then its name is one of those with a parent in ``/v1/models``, and its blocks are
-those of the adapter. An engine that does not say so is not learned from: a prompt of an adapter that counted as one of the base
-model would be credited with what an engine will not find.
+The requested model may be a LoRA adapter: then its name has a parent in `/v1/models`, and the
+blocks are those of the adapter. Nothing is learned from an engine that does not say so. If a prompt
+of an adapter counted as one of the base model, it would be credited with blocks that the engine
+does not find.
 """
 
 import asyncio
@@ -27,24 +29,31 @@ _MAX_PENDING: Final = 4_096
 _LASTING_ERRORS: Final = frozenset(f"answered {status}" for status in (401, 403, 404, 405, 501))
 _PAUSES_SECONDS: Final = (0.25, 0.25, 0.25)
 _VERIFICATION_PAUSES_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""An engine's word waits for its block size; tokens of our own wait until the prompt was computed, behind others perhaps."""
+"""Pauses before each further try to link. An engine's tokens wait for its block size. Tokens of
+this machine wait until the engine has computed the prompt, perhaps after queued ones.
+"""
 
 EnginePost = Callable[[Instance, bytes | None], Awaitable[bytes]]
-"""A question to an engine's ``/tokenize``; None: what ``/v1/models`` lists. Raises Unavailable in a few words."""
+"""Posts a body to an engine's `/tokenize`; None: gets `/v1/models`. Raises Unavailable."""
 
 
 class LearnTokens(Protocol):
-    """Takes a prompt's tokens."""
+    """A callback that links a prompt to its tokens."""
 
     def __call__(
         self, row: PromptDispatched, tokens: Sequence[int], query: TokenizeQuery, adapter: str | None, *, doubted: bool
     ) -> int | None:
-        """How many whole blocks they are; None while they cannot be linked, as ``Bridge.learn`` says."""
+        """Returns the number of whole blocks; None if they cannot be linked yet."""
         ...
 
 
 class TokenFetcher:
-    """One model. ``post`` asks an engine, ``here`` the tokenizer on this machine; ``learn`` takes what they answer."""
+    """The fetcher of one model.
+
+    - post: queries an engine.
+    - learn: takes the tokens.
+    - local_tokenizer: None: only engines are queried.
+    """
 
     def __init__(
         self,
@@ -72,7 +81,7 @@ class TokenFetcher:
         self.query_count = 0
 
     def should_fetch(self, row: PromptDispatched) -> bool:
-        """Whether the body of a prompt that is not linked is wanted."""
+        """Returns True if the worker should send the body of this prompt, which is not linked."""
         now, limits = self._clock.now(), self._limits
         if len(self._tasks) >= limits.tokenize_queries_pending or not (
             self._can_ask_engines or self._can_tokenize_locally
@@ -94,7 +103,7 @@ class TokenFetcher:
         return True
 
     def on_sample(self, sample: PromptSample, instances: Mapping[str, Instance]) -> None:
-        """The body of one of those; ``instances`` are those that there are now, by id."""
+        """Called with a body that `should_fetch` wanted; `instances` are the present ones by id."""
         known = self._pending.get(sample.tail)
         instance = None if known is None else instances.get(known[1].instance)
         if known is None or instance is None or len(self._tasks) >= self._limits.tokenize_queries_pending:
@@ -104,15 +113,15 @@ class TokenFetcher:
         task.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
-        """Ask no more."""
+        """Cancels all queries."""
         for task in self._tasks:
             task.cancel()
 
     @property
     def description(self) -> str:
-        """How the model's prompts are tokenized, for people, and what is in the way."""
-        words = ENGINE_DESCRIPTION if self._local_tokenizer is None else self._local_tokenizer.description
-        return f"{words}; {self.warning}" if self.warning else words
+        """A text that says how the model's prompts are tokenized, and the last error."""
+        text = ENGINE_DESCRIPTION if self._local_tokenizer is None else self._local_tokenizer.description
+        return f"{text}; {self.warning}" if self.warning else text
 
     @property
     def _can_ask_engines(self) -> bool:
@@ -124,18 +133,18 @@ class TokenFetcher:
 
     async def _fetch(self, sample: PromptSample, row: PromptDispatched, instance: Instance) -> None:
         name = instance.served_name or instance.model
-        asked = tokenize_query(sample.kind, sample.body, name)
-        if asked is None:
+        query = tokenize_query(sample.kind, sample.body, name)
+        if query is None:
             return
         try:
             adapter = name if await self._is_adapter(instance, name) else None
-            own = None if self._local_tokenizer is None else await self._local_tokenizer.tokenize(asked)
-            tokens: Sequence[int] = asked.tokens if own is None else own
-            if own is None and asked.engine_request is not None:
+            local = None if self._local_tokenizer is None else await self._local_tokenizer.tokenize(query)
+            tokens: Sequence[int] = query.tokens if local is None else local
+            if local is None and query.engine_request is not None:
                 if not self._can_ask_engines:
                     return
                 self.query_count += 1
-                tokens = parse_tokens(await self._post(instance, asked.engine_request))
+                tokens = parse_tokens(await self._post(instance, query.engine_request))
                 self.warning = ""
         except Unavailable as error:
             self.warning = f"{instance.id}: {error.message}"
@@ -143,7 +152,7 @@ class TokenFetcher:
             pause = self._limits.tokenize_refused_seconds if lasting else self._limits.tokenize_repeat_seconds
             self._refused_until = self._clock.now() + pause
             return
-        await self._learn_alignment(row, tokens, asked, adapter, None if own is None else self._local_tokenizer)
+        await self._learn_alignment(row, tokens, query, adapter, None if local is None else self._local_tokenizer)
 
     async def _learn_alignment(
         self,
@@ -153,7 +162,10 @@ class TokenFetcher:
         adapter: str | None,
         local_tokenizer: LocalTokenizer | None,
     ) -> None:
-        """Its events may come later than the tokens. ``here``: these are its."""
+        """Links a prompt, with pauses: the engine's events may come later than the tokens.
+
+        local_tokenizer: the origin of the tokens; None: an engine.
+        """
         for pause in (0.0, *(_PAUSES_SECONDS if local_tokenizer is None else _VERIFICATION_PAUSES_SECONDS)):
             await self._pause(pause)
             blocks = self._learn(row, tokens, query, adapter, doubted=local_tokenizer is not None)
@@ -166,12 +178,12 @@ class TokenFetcher:
             local_tokenizer.mark_unverified()
 
     async def _is_adapter(self, instance: Instance, name: str) -> bool:
-        """Whether the engine serves an adapter under this name, as it said a moment ago."""
+        """Returns True if the engine serves an adapter under this name. Cached for a short time."""
         now, key = self._clock.now(), (instance.id, name)
         known = self._adapters.get(key)
         if known is None or now >= known[0]:
-            found = name in adapter_names(await self._post(instance, None))
+            is_adapter = name in adapter_names(await self._post(instance, None))
             while len(self._adapters) >= _MAX_PENDING:
                 del self._adapters[next(iter(self._adapters))]
-            known = self._adapters[key] = now + self._limits.kv_adapter_poll_seconds, found
+            known = self._adapters[key] = now + self._limits.kv_adapter_poll_seconds, is_adapter
         return known[1]

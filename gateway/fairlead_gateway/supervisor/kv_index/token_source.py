@@ -1,4 +1,4 @@
-"""How the index learns what prompts are in tokens: a setting, in words."""
+"""The setting that says how the KV-cache index learns the tokens of prompts."""
 
 from enum import StrEnum
 
@@ -6,27 +6,32 @@ from fairlead.errors import SettingsError
 
 
 class TokenSource(StrEnum):
-    """``engine``: its ``/tokenize`` is asked; token ids need no question. ``process``: prompts of text are tokenized here, where the
-    model's tokenizer lies on this machine, and engines are asked for the rest. ``off``: there is no index here."""
+    """The source of prompts' tokens.
+
+    - ENGINE: the `/tokenize` endpoint of engines. Prompts of token ids need no query.
+    - PROCESS: a process of the gateway tokenizes text prompts of models whose tokenizer is on this
+      machine. Engines are queried for all other prompts.
+    - OFF: the gateway has no KV-cache index.
+    """
 
     ENGINE = "engine"
     PROCESS = "process"
     OFF = "off"
 
 
-ENGINE_DESCRIPTION = "engines are asked for the tokens of prompts"
+ENGINE_DESCRIPTION = "engines are queried for the tokens of prompts"
 
 
 def parse_token_source(text: str | None, tokenizers: str | None = None) -> TokenSource:
-    """The setting as it was written; ``tokenizers`` is the folder of tokenizers. Raises SettingsError."""
+    """Parses the setting. Raises SettingsError. `tokenizers` is the folder of tokenizers."""
     try:
-        found = TokenSource(text or TokenSource.ENGINE)
+        source = TokenSource(text or TokenSource.ENGINE)
     except ValueError:
         raise SettingsError(
-            f"{text!r} is no way to learn links", field="FAIRLEAD_LINKS", hint="engine, process or off"
+            f"{text!r} is not a source of tokens", field="FAIRLEAD_LINKS", hint="engine, process or off"
         ) from None
-    if found is TokenSource.PROCESS and not tokenizers:
+    if source is TokenSource.PROCESS and not tokenizers:
         raise SettingsError(
             "prompts cannot be tokenized here without a folder of tokenizers", field="FAIRLEAD_TOKENIZERS"
         )
-    return found
+    return source

@@ -1,7 +1,8 @@
-"""What a prompt is in tokens: how an engine is asked for it, and how its answer is read.
+"""Queries for the tokens of a prompt, and the decoding of an engine's replies.
 
-vLLM's ``/tokenize`` applies the very chat template that a request would go through, tools and all, so its tokens are those that the
-engine caches. What may change the prompt and is not passed on there makes a prompt one that nobody is asked about.
+vLLM's `/tokenize` applies the chat template that a request would go through, tools included. So its
+tokens are those that the engine caches. Some fields of a request may change its prompt and cannot
+be sent to `/tokenize`. A request with one of them gets no query.
 """
 
 import re
@@ -21,7 +22,7 @@ _MEDIA_PATTERN: Final = re.compile(rb'"(?:image|audio|video|file)[a-z_]*"|"input
 
 
 class _TemplateFields(msgspec.Struct, kw_only=True):
-    """What of a chat goes through the engine's template: passed on as it is."""
+    """The fields of a chat that the engine's template uses; sent to `/tokenize` unchanged."""
 
     messages: Raw
     tools: Raw | UnsetType = UNSET
@@ -75,9 +76,14 @@ class _ModelList(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class TokenizeQuery:
-    """A prompt as far as it is understood: a ``question`` for an engine, or its ``tokens`` already, in which case ``text`` is what
-    stands between the brackets. ``salt``: the cache salt. ``prompt``: of a prompt of text its JSON string, and whether ``special``
-    tokens go around it."""
+    """A request to an engine for the tokens of a prompt, or the tokens themselves.
+
+    - engine_request: None if the prompt consists of token ids.
+    - tokens, text: the token ids, and the text between the brackets of their JSON array.
+    - salt: the cache salt.
+    - prompt: the JSON string of a text prompt.
+    - add_special_tokens: whether special tokens are put around a text prompt.
+    """
 
     engine_request: bytes | None
     tokens: tuple[int, ...] = ()
@@ -96,7 +102,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def tokenize_query(kind: str, body: bytes, model: str) -> TokenizeQuery | None:
-    """What to ask for a request's body, of an engine that calls the model so; None where its tokens cannot be asked for."""
+    """Returns the query for a request's body; None if its tokens cannot be queried.
+
+    model: the name of the model at the engine.
+    """
     try:
         return (
             _chat_query(_CHAT_DECODER.decode(body), model)
@@ -108,56 +117,59 @@ def tokenize_query(kind: str, body: bytes, model: str) -> TokenizeQuery | None:
 
 
 def parse_tokens(response: bytes) -> list[int]:
-    """The tokens of an engine's answer. Raises Unavailable when there are none in it."""
+    """Returns the tokens of an engine's `/tokenize` response. Raises Unavailable."""
     try:
         return _TOKENIZE_RESPONSE_DECODER.decode(response).tokens
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise Unavailable("its answer holds no tokens") from None
+        raise Unavailable("its /tokenize response has no tokens") from None
 
 
 def adapter_names(response: bytes) -> frozenset[str]:
-    """The names in an engine's ``/v1/models`` that are LoRA adapters: those with a parent. Raises Unavailable."""
+    """Returns the names of LoRA adapters in a `/v1/models` response. Raises Unavailable.
+
+    An adapter is an entry with a parent.
+    """
     try:
-        return frozenset(one.id for one in _MODEL_LIST_DECODER.decode(response).data if one.parent is not None)
+        return frozenset(card.id for card in _MODEL_LIST_DECODER.decode(response).data if card.parent is not None)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise Unavailable("its list of models cannot be read") from None
+        raise Unavailable("its /v1/models response cannot be read") from None
 
 
 def numbers_before(text: bytes, ends: Sequence[int]) -> list[int]:
-    """How many of the numbers of a JSON array's text lie wholly before each end."""
-    found, at, count = [], 0, 0
+    """Returns for each end the count of a JSON array's numbers that are wholly before it."""
+    counts, start, count = [], 0, 0
     for end in ends:
-        count += text.count(b",", at, end)
-        at = end
-        found.append(count)
-    return found
+        count += text.count(b",", start, end)
+        start = end
+        counts.append(count)
+    return counts
 
 
 def _chat_query(chat: _ChatPrompt, model: str) -> TokenizeQuery | None:
-    unknown = (chat.documents, chat.reasoning_effort, chat.truncate_prompt_tokens, chat.kv_transfer_params)
-    if any(one is not UNSET for one in unknown):
+    unsupported = (chat.documents, chat.reasoning_effort, chat.truncate_prompt_tokens, chat.kv_transfer_params)
+    if any(field is not UNSET for field in unsupported):
         return None
     if _MEDIA_PATTERN.search(bytes(chat.messages)):
         return None
-    passed = {name: getattr(chat, name) for name in _TemplateFields.__struct_fields__}
-    question = _ChatTokenizeRequest(model=model, **passed)
-    return TokenizeQuery(_encode(question), salt=chat.cache_salt or None)
+    fields = {name: getattr(chat, name) for name in _TemplateFields.__struct_fields__}
+    request = _ChatTokenizeRequest(model=model, **fields)
+    return TokenizeQuery(_encode(request), salt=chat.cache_salt or None)
 
 
 def _completion_query(completion: _CompletionPrompt, model: str) -> TokenizeQuery | None:
-    unknown = (
+    unsupported = (
         completion.suffix,
         completion.truncate_prompt_tokens,
         completion.prompt_embeds,
         completion.kv_transfer_params,
     )
-    if any(one is not UNSET for one in unknown):
+    if any(field is not UNSET for field in unsupported):
         return None
     prompt, salt = bytes(completion.prompt), completion.cache_salt or None
     if prompt[:1] == b'"':
-        question = _encode(_TextTokenizeRequest(model, completion.prompt, completion.add_special_tokens))
+        request = _encode(_TextTokenizeRequest(model, completion.prompt, completion.add_special_tokens))
         special = completion.add_special_tokens
         return TokenizeQuery(
-            question, salt=salt, prompt=prompt, add_special_tokens=special is UNSET or bytes(special) == b"true"
+            request, salt=salt, prompt=prompt, add_special_tokens=special is UNSET or bytes(special) == b"true"
         )
     return TokenizeQuery(None, tuple(_TOKEN_IDS_DECODER.decode(prompt)), prompt[1:-1], salt)

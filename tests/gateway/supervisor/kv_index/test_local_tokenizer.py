@@ -94,7 +94,7 @@ def test_text_is_tokenized_here_and_chats_by_the_engine() -> None:
             ("/tokenizers/team/tiny/tokenizer.json", b'"x"', False),
         ]
         assert scene.asking.description == (
-            "prompts of text are tokenized by the gateway's process, engines are asked for the tokens of chats"
+            "text prompts are tokenized by the gateway's process, engines are queried for the tokens of chats"
         )
 
     play(Scene(), steps)
@@ -107,7 +107,7 @@ def test_without_a_tokenizer_the_engine_is_asked_and_people_are_told_why() -> No
         assert scene.learned == [([7, 8], False)]
         path = "/tokenizers/team/tiny/tokenizer.json"
         assert scene.asking.description == (
-            f"engines are asked for the tokens of prompts: {path}: No such file or directory"
+            f"engines are queried for the tokens of prompts: {path}: No such file or directory"
         )
         scene.away = ""
         await scene.prompt()
@@ -154,7 +154,8 @@ def test_tokenizer_that_no_engine_confirms_links_nothing_and_gives_way() -> None
         await scene.prompt()
         assert scene.learned == [([7, 8], False)]
         assert (
-            "no engine told of what /tokenizers/team/tiny/tokenizer.json makes of 8 prompts" in scene.asking.description
+            "no engine reported the tokens of /tokenizers/team/tiny/tokenizer.json for 8 prompts"
+            in scene.asking.description
         )
         scene.clock.advance(LIMITS.tokenize_refused_seconds)
         scene.true = True
@@ -182,7 +183,8 @@ def test_a_name_that_is_no_path_below_the_folder_is_not_followed() -> None:
         here = LocalTokenizer(scene, "/tokenizers", key, scene.clock, LIMITS)
         assert not here.is_trusted
         assert (
-            here.description == "engines are asked for the tokens of prompts: no tokenizer: the model's name is no path"
+            here.description
+            == "engines are queried for the tokens of prompts: no tokenizer: the model's name is not usable as a path"
         )
 
 
@@ -190,7 +192,7 @@ def test_what_the_setting_may_say() -> None:
     assert parse_token_source(None) is TokenSource.ENGINE
     assert parse_token_source("off") is TokenSource.OFF
     assert parse_token_source("process", "/tokenizers") is TokenSource.PROCESS
-    with pytest.raises(SettingsError, match="no way to learn links"):
+    with pytest.raises(SettingsError, match="not a source of tokens"):
         parse_token_source("guess")
     with pytest.raises(SettingsError, match="without a folder of tokenizers"):
         parse_token_source("process", None)

@@ -68,7 +68,7 @@ def test_prompts_of_text_are_credited_as_the_engine_reports_them(
             text = SIMULATED.random_text(1_000, "first")
             await place.complete(text)
             await place.wait_for_links(6)
-            assert (await links(place))["how"].startswith("prompts of text are tokenized by the gateway's process")
+            assert (await links(place))["how"].startswith("text prompts are tokenized by the gateway's process")
 
             async def known() -> bool:
                 indexed, cached = await credited(place, text)
@@ -92,7 +92,7 @@ def test_a_wrong_file_links_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 await place.complete(text)
 
             async def given_up() -> bool:
-                return "no engine told of what" in (await links(place))["how"]
+                return "no engine reported the tokens" in (await links(place))["how"]
 
             await wait_until_async(given_up)
             assert (await links(place))["blocks"] == 0
