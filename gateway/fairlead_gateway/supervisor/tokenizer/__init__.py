@@ -1,1 +1,4 @@
-"""Tokenizing prompts in a process of the gateway's own, for models whose ``tokenizer.json`` lies on this machine."""
+"""Tokenization of prompts in a process of its own, for models whose `tokenizer.json` is local.
+
+In reading order: `client` (in the supervisor), `protocol`, `process`, `incremental_tokenizer`.
+"""

@@ -1,7 +1,10 @@
-"""The helper's side of the tokenizing process: it is started with the first question, asked one thing at a time, and replaced when it
-is late, dies or talks nonsense. Nothing of a request waits for any of it.
+"""The client of the tokenizing process, in the supervisor.
 
-A question that ends the process makes its file wait, longer each time, and not the other files: another process answers those.
+The first query starts the process. It gets one query at a time, and is replaced if it is late,
+exits or sends an invalid reply. No request waits for it.
+
+A query that ends the process blocks its file for a while, longer each time. Queries for other files
+go on, to a new process.
 """
 
 import asyncio
@@ -20,13 +23,13 @@ from fairlead_gateway.supervisor.tokenizer.protocol import LENGTH_BYTES, Tokeniz
 
 COMMAND: Final = (sys.executable, "-m", "fairlead_gateway.supervisor.tokenizer.process")
 _PASSED_VARIABLES: Final = frozenset({"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "HOME", "LANG"})
-"""Of the gateway's environment; its secrets stay where they are."""
+"""Environment variables of the gateway that the process gets; secrets are not among them."""
 _MAX_FILES: Final = 4_096
 
 
 @dataclass(slots=True)
 class _FileFailures:
-    """A file with which the process ended: how often in a row, until when it is not asked about, why."""
+    """The failures of a file: number in a row, the time until which it is blocked, the reason."""
 
     count: int
     until: float
@@ -34,7 +37,7 @@ class _FileFailures:
 
 
 class TokenizerClient:
-    """``command`` starts the process."""
+    """The client of one tokenizing process; `command` starts it."""
 
     def __init__(
         self, clock: Clock, limits: Limits, environ: Mapping[str, str], *, command: Sequence[str] = COMMAND
@@ -52,41 +55,44 @@ class TokenizerClient:
         self.start_count = 0
 
     async def tokenize(self, path: str, text: bytes, *, add_special_tokens: bool) -> "array[int]":
-        """The tokens of a JSON string by the tokenizer in that file. Raises Unavailable, whose words hold none of it."""
+        """Returns the tokens of a JSON string by the tokenizer in a file.
+
+        Raises Unavailable; the message contains nothing of the text.
+        """
         self._check_usable(path)
         if self._waiting >= self._limits.tokenizing_pending:
             raise Unavailable("too many prompts wait for the tokenizing process")
         self._waiting += 1
         try:
             async with self._lock:
-                self._check_usable(path)  # the one before may have been its last
-                answer = await self._query(path, text, add_special_tokens)
+                self._check_usable(path)  # the query before may have blocked the file
+                reply = await self._query(path, text, add_special_tokens)
         finally:
             self._waiting -= 1
         self._failures.pop(path, None)
         self._warnings.pop(path, None)
-        if answer.note:
-            self._warnings[path] = answer.note
-        if answer.problem:
-            raise Unavailable(answer.problem)
-        found = array("I")
-        found.frombytes(answer.tokens)
-        return found
+        if reply.note:
+            self._warnings[path] = reply.note
+        if reply.problem:
+            raise Unavailable(reply.problem)
+        tokens = array("I")
+        tokens.frombytes(reply.tokens)
+        return tokens
 
     def warning(self, path: str) -> str:
-        """What is worth telling people of a file's tokenizer."""
+        """Returns the warning about a file's tokenizer; empty if there is none."""
         return self._warnings.get(path, "")
 
     async def close(self) -> None:
-        """End the process."""
+        """Ends the process."""
         await self._end()
 
-    # --- inside ---------------------------------------------------------------------------------------------------------
+    # --- internal
 
     def _check_usable(self, path: str) -> None:
-        trouble = self._failures.get(path)
-        if trouble is not None and self._clock.now() < trouble.until:
-            raise Unavailable(trouble.reason)
+        failures = self._failures.get(path)
+        if failures is not None and self._clock.now() < failures.until:
+            raise Unavailable(failures.reason)
 
     async def _query(self, path: str, text: bytes, special: bool) -> TokenizeReply:
         self._request_number += 1
@@ -94,34 +100,35 @@ class TokenizerClient:
             async with asyncio.timeout(self._limits.tokenizing_seconds):
                 return await self._exchange(TokenizeRequest(self._request_number, path, text, special))
         except TimeoutError:
-            why = f"the tokenizing process gave no answer within {self._limits.tokenizing_seconds:g} s"
+            reason = f"the tokenizing process gave no answer within {self._limits.tokenizing_seconds:g} s"
         except (OSError, EOFError, msgspec.MsgspecError) as error:
-            why = "the tokenizing process ended" if isinstance(error, EOFError | ConnectionError) else _describe(error)
+            ended = isinstance(error, EOFError | ConnectionError)
+            reason = "the tokenizing process ended" if ended else _describe(error)
         except BaseException:
-            await self._end()  # whose answer is on its way, nobody will read
+            await self._end()  # nothing will read the reply that is still to come
             raise
         await self._end()
-        before = self._failures.pop(path, None)
-        times = 1 if before is None else before.count + 1
+        previous = self._failures.pop(path, None)
+        count = 1 if previous is None else previous.count + 1
         while len(self._failures) >= _MAX_FILES:
             del self._failures[next(iter(self._failures))]
-        pause = min(self._limits.tokenizing_pause_seconds, 2.0 ** (times - 1))
-        self._failures[path] = _FileFailures(times, self._clock.now() + pause, why)
-        raise Unavailable(why)
+        pause = min(self._limits.tokenizing_pause_seconds, 2.0 ** (count - 1))
+        self._failures[path] = _FileFailures(count, self._clock.now() + pause, reason)
+        raise Unavailable(reason)
 
-    async def _exchange(self, question: TokenizeRequest) -> TokenizeReply:
+    async def _exchange(self, request: TokenizeRequest) -> TokenizeReply:
         process = await self._ensure_process()
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(encode_frame(question))
+        process.stdin.write(encode_frame(request))
         await process.stdin.drain()
         size = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
         if size > self._limits.tokenize_response_bytes:
-            raise msgspec.ValidationError("the tokenizing process answered too much")
-        answer = msgspec.msgpack.decode(await process.stdout.readexactly(size), type=TokenizeReply)
-        if answer.number != question.number or len(answer.tokens) % array("I").itemsize:
-            raise msgspec.ValidationError("the tokenizing process answered something else")
-        return answer
+            raise msgspec.ValidationError("the tokenizing process sent a reply that is too large")
+        reply = msgspec.msgpack.decode(await process.stdout.readexactly(size), type=TokenizeReply)
+        if reply.number != request.number or len(reply.tokens) % array("I").itemsize:
+            raise msgspec.ValidationError("the tokenizing process sent a reply to another query")
+        return reply
 
     async def _ensure_process(self) -> asyncio.subprocess.Process:
         if self._process is not None and self._process.returncode is not None:

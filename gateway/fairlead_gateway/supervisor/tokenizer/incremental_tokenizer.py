@@ -1,25 +1,29 @@
-"""The tokens of a text whose beginning was tokenized before: only what is new is tokenized, where that can be shown to be the same.
+"""A tokenizer with a cache: of a text whose prefix is known, only the rest is tokenized.
 
-A turn of a conversation repeats all turns before it, so most of its text has known tokens. But the tokens of a text are not those of
-its parts: pieces are merged across any cut. What helps is that tokenizers come into step again: begun somewhere in a text, they make
-other tokens for a few characters and then those that they make from the start. So the text is tokenized from a token's end that lies
-``BACK`` characters before the end of the known part, and what comes out is held against what is known:
+A turn of a conversation repeats all turns before it, so most of its text has known tokens. But the
+tokens of a text are not those of its parts, since pieces merge across any cut. Tokenizers
+synchronize again, however. From a start within a text, the first few tokens differ. After them come
+the tokens of the whole text. So the text is tokenized from a token end `BACKTRACK_CHARACTERS`
+before the end of the known part. The result is compared with the known tokens:
 
-    known     … | tokens of the known part ........................ | end of the known part
+    known     … | tokens of the known part ....................... | end of the known part
     new                    | tokens from the cut on ............................................... |
-                                 | ← same pieces, same ends → | ``MARGIN`` |
+                                 | ← same pieces, same ends → | MARGIN |
                                  ^ here the two are joined
 
-The two are joined at the start of the longest run of equal tokens that ends ``MARGIN`` before the end of the known part, since what
-follows a text may change its last tokens (a pre-tokenizer's look ahead, the first half of a special token); and only where this run
-covers ``AGREED`` characters. Otherwise the text is tokenized whole. That is no proof for every tokenizer there may be, so of
-``AUDIT`` texts that were joined one is tokenized whole as well, and a single difference ends joining for this tokenizer.
+They are joined at the start of the longest run of equal tokens that ends `MARGIN_CHARACTERS` before
+the end of the known part. The text that follows may change the last tokens (a pre-tokenizer's look
+ahead, the first half of a special token). The run has to cover `MIN_AGREED_CHARACTERS`, else the
+text is tokenized whole. That is no proof for every tokenizer. So one of `AUDIT_INTERVAL` joined
+texts is tokenized whole as well, and a single difference ends joining for this tokenizer.
 
-The idea of a cache from prefixes of text to tokens is llm-d's (its tokenization prefix store), which keeps whole tokens of each block
-of text and counts what is near its end as unknown; what is changed is that the end is tokenized and that the join is checked.
+Memory: for each text, its tokens (4 bytes), their ends (4 bytes) and a hash of each
+`BLOCK_CHARACTERS` characters, not the text. Beyond `max_tokens`, the least recently used texts are
+dropped.
 
-**Memory.** Of a text its tokens (4 bytes), their ends (4 bytes) and a hash of each ``BLOCK`` characters are kept, not the text.
-Beyond the room the texts that were used least lately go.
+Source: llm-d's tokenization prefix store, a cache from text prefixes to tokens. It stores the whole
+tokens of each block of text and counts those near its end as unknown. Here the end is tokenized and
+the join is checked.
 """
 
 from array import array
@@ -36,7 +40,7 @@ MIN_AGREED_CHARACTERS: Final = 256
 AUDIT_INTERVAL: Final = 64
 
 Encode = Callable[[str], tuple[Sequence[int], Sequence[int]]]
-"""A text → its tokens without special ones at its ends, and where each ends in it, in characters."""
+"""Returns the tokens of a text without special ones at its ends, and their ends in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class _KnownText:
 
 
 class IncrementalTokenizer:
-    """The texts that one tokenizer was asked for. ``most_tokens`` of all of them are kept."""
+    """The incremental tokenizer of one file; its cache has at most `max_tokens` tokens."""
 
     def __init__(self, encode: Encode, *, max_tokens: int) -> None:
         self._encode = encode
@@ -63,18 +67,18 @@ class IncrementalTokenizer:
         self.mismatch_count = 0
 
     def tokenize(self, text: str) -> "array[int]":
-        """The text's tokens, without special ones at its ends."""
+        """Returns the text's tokens, without special ones at its ends."""
         digests = _digests(text)
-        found = self._tokenize_after_known(text, digests) if not self.mismatch_count else None
-        if found is None:
+        result = self._tokenize_after_known(text, digests) if not self.mismatch_count else None
+        if result is None:
             self.whole_count += 1
-            found = self._tokenize_whole(text)
+            result = self._tokenize_whole(text)
         else:
             self.joined_count += 1
             if self.joined_count % AUDIT_INTERVAL == 1:
-                found = self._verify_against_full(text, found)
-        self._remember(digests, *found)
-        return found[0]
+                result = self._verify_against_full(text, result)
+        self._remember(digests, *result)
+        return result[0]
 
     def _tokenize_whole(self, text: str) -> "tuple[array[int], array[int]]":
         tokens, ends = self._encode(text)
@@ -92,7 +96,7 @@ class IncrementalTokenizer:
         return whole
 
     def _tokenize_after_known(self, text: str, digests: Sequence[bytes]) -> "tuple[array[int], array[int]] | None":
-        """None where nothing is known of its beginning, or where the two do not come into step."""
+        """Returns tokens and ends; None if no prefix is known, or the join fails."""
         shared, number = 0, -1
         for count, digest in enumerate(digests, 1):
             at = self._blocks.get(digest)
@@ -110,15 +114,15 @@ class IncrementalTokenizer:
             return
         last = self._blocks.get(digests[-1])
         if last is not None and len(self._texts[last].tokens) >= len(tokens):
-            return  # it would say nothing that is not known
+            return  # a text that is at least as long is known
         number, self._next = self._next, self._next + 1
         self._texts[number] = _KnownText(tuple(digests), tokens, ends)
         self._blocks.update(dict.fromkeys(digests, number))
         self.kept_tokens += len(tokens)
         while self.kept_tokens > self._max_tokens:
-            oldest, gone = self._texts.popitem(last=False)
-            self.kept_tokens -= len(gone.tokens)
-            for digest in gone.digests:
+            oldest, dropped = self._texts.popitem(last=False)
+            self.kept_tokens -= len(dropped.tokens)
+            for digest in dropped.digests:
                 if self._blocks.get(digest) == oldest:
                     del self._blocks[digest]
 
@@ -126,8 +130,11 @@ class IncrementalTokenizer:
 def join_tokens(
     tokens: Sequence[int], ends: Sequence[int], shared: int, text: str, encode: Encode
 ) -> "tuple[array[int], array[int]] | None":
-    """The tokens and ends of ``text``, whose first ``shared`` characters are also those of the text with these; None where tokenizing
-    from a cut does not come into step with them."""
+    """Returns tokens and ends of a text; None if the tokens from the cut on do not synchronize.
+
+    - tokens, ends: those of a known text.
+    - shared: the number of characters from the start that are the same in both texts.
+    """
     last = shared - MARGIN_CHARACTERS
     cut_at = _count_up_to(ends, shared - BACKTRACK_CHARACTERS)
     if not cut_at:
@@ -148,7 +155,7 @@ def join_tokens(
 
 
 def _count_up_to(ends: Sequence[int], place: int) -> int:
-    """How many of these ascending ends are at or before a place."""
+    """Returns the number of these ascending ends that are at or before a place."""
     low, high = 0, len(ends)
     while low < high:
         middle = (low + high) >> 1
@@ -160,11 +167,11 @@ def _count_up_to(ends: Sequence[int], place: int) -> int:
 
 
 def _digests(text: str) -> list[bytes]:
-    """A chained hash for each whole block of characters from the start."""
-    found: list[bytes] = []
-    before = b""
+    """Returns a chained hash for each whole block of characters from the start."""
+    digests: list[bytes] = []
+    parent = b""
     for start in range(0, len(text) - BLOCK_CHARACTERS + 1, BLOCK_CHARACTERS):
         piece = text[start : start + BLOCK_CHARACTERS].encode("utf-8", "surrogatepass")
-        before = blake2b(before + piece, digest_size=16).digest()
-        found.append(before)
-    return found
+        parent = blake2b(parent + piece, digest_size=16).digest()
+        digests.append(parent)
+    return digests

@@ -1,9 +1,11 @@
-"""``python -m fairlead_gateway.supervisor.tokenizer.process``: answers questions on its standard input with tokens
-on its standard output.
+"""The tokenizing process: reads queries from its standard input and writes tokens to its output.
 
-It does one question after another, and nothing that is not in the question: it opens no socket, asks no hub, keeps no text. What it
-may use of memory is limited by the operating system, since a file of a tokenizer decides what is made of it, and it writes no core
-dump, which would hold prompts. When it meets what it cannot bear it dies, and who asks starts another.
+    python -m fairlead_gateway.supervisor.tokenizer.process
+
+It serves one query after the other. It opens no socket, contacts no hub and stores no text. The
+operating system limits its memory, since a tokenizer's file decides how much is used. It writes no
+core dump, which would contain prompts. On an error that it cannot handle it exits, and the client
+starts another one.
 """
 
 import os
@@ -22,12 +24,12 @@ from fairlead_gateway.supervisor.tokenizer.protocol import LENGTH_BYTES, Tokeniz
 
 _PROBE_TEXT: Final = "a"
 _MISMATCH_WARNING: Final = (
-    "tokens of the known beginning of a text were not those of the whole; every text is tokenized whole"
+    "the tokens of a known prefix differed from those of the whole text; every text is now tokenized whole"
 )
 
 
 class UnusableTokenizer(Exception):
-    """Raised when a file does not say how to tokenize; the message says why, and never holds text of a prompt."""
+    """Raised when a file is no usable tokenizer; the message says why, without text of a prompt."""
 
 
 @dataclass(slots=True)
@@ -39,39 +41,39 @@ class _LoadedTokenizer:
 
 
 class TokenizerCache:
-    """Those that were used last, each from its file."""
+    """The tokenizers that were used last, each loaded from its file."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._loaded: OrderedDict[str, _LoadedTokenizer] = OrderedDict()
 
     def tokenize(self, request: TokenizeRequest) -> TokenizeReply:
-        """The tokens of a question's text, or why there are none."""
+        """Returns the tokens of a query's text, or the problem."""
         try:
             text = msgspec.json.decode(request.text, type=str)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return TokenizeReply(request.number, problem="the prompt is no text")
         try:
-            found = self._load_cached(request.path)
+            loaded = self._load_cached(request.path)
         except UnusableTokenizer as error:
             return TokenizeReply(request.number, problem=str(error))
-        tokens = found.tokenizer.tokenize(text)
+        tokens = loaded.tokenizer.tokenize(text)
         if request.special:
-            tokens = type(tokens)("I", [*found.prefix_tokens, *tokens, *found.suffix_tokens])
+            tokens = type(tokens)("I", [*loaded.prefix_tokens, *tokens, *loaded.suffix_tokens])
         return TokenizeReply(
-            request.number, tokens.tobytes(), note=_MISMATCH_WARNING if found.tokenizer.mismatch_count else ""
+            request.number, tokens.tobytes(), note=_MISMATCH_WARNING if loaded.tokenizer.mismatch_count else ""
         )
 
     def _load_cached(self, path: str) -> _LoadedTokenizer:
-        """Raises Unusable."""
+        """Returns the tokenizer, loaded again if its file changed. Raises UnusableTokenizer."""
         try:
-            about = os.stat(path)
+            stat = os.stat(path)
         except OSError as error:
             raise UnusableTokenizer(error.strerror or "it cannot be read") from None
-        stamp = (about.st_ino, about.st_mtime_ns, about.st_size)
+        stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         known = self._loaded.get(path)
         if known is None or known.stamp != stamp:
-            if about.st_size > self._limits.tokenizing_file_bytes:
+            if stat.st_size > self._limits.tokenizing_file_bytes:
                 raise UnusableTokenizer(f"the file is larger than {self._limits.tokenizing_file_bytes} bytes")
             known = self._loaded[path] = _load(path, stamp, self._limits)
         self._loaded.move_to_end(path)
@@ -81,48 +83,48 @@ class TokenizerCache:
 
 
 def _load(path: str, stamp: tuple[int, int, int], limits: Limits) -> _LoadedTokenizer:
-    """Raises Unusable."""
+    """Loads a tokenizer from its file. Raises UnusableTokenizer."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
         raise UnusableTokenizer("the package tokenizers is not installed (extra `tokenize`)") from None
     try:
-        made = Tokenizer.from_file(path)
-        made.no_truncation()
-        made.no_padding()
-        plain, whole = made.encode(_PROBE_TEXT, add_special_tokens=False).ids, made.encode(_PROBE_TEXT).ids
+        tokenizer = Tokenizer.from_file(path)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        plain, whole = tokenizer.encode(_PROBE_TEXT, add_special_tokens=False).ids, tokenizer.encode(_PROBE_TEXT).ids
     except Exception as error:  # noqa: BLE001 - the library raises Exception itself for whatever is wrong with a file
         raise UnusableTokenizer(f"the file is no tokenizer: {type(error).__name__}") from None
 
     def encode(text: str) -> tuple[Sequence[int], Sequence[int]]:
-        found = made.encode(text, add_special_tokens=False)
-        return found.ids, [end for _, end in found.offsets]
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, [end for _, end in encoding.offsets]
 
     at = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), None)
     if at is None or not plain:
-        raise UnusableTokenizer("its special tokens do not stand before and behind a text")
+        raise UnusableTokenizer("its special tokens are not at the start and the end of a text")
     texts = IncrementalTokenizer(encode, max_tokens=limits.tokenizing_cached_tokens)
     return _LoadedTokenizer(stamp, texts, whole[:at], whole[at + len(plain) :])
 
 
 def serve(requests: BinaryIO, replies: BinaryIO, limits: Limits) -> None:
-    """Answer until the questions end."""
+    """Replies to queries until the input ends."""
     tokenizers = TokenizerCache(limits)
     while True:
         head = requests.read(LENGTH_BYTES)
         if len(head) < LENGTH_BYTES:
             return
-        question = msgspec.msgpack.decode(requests.read(int.from_bytes(head, "big")), type=TokenizeRequest)
-        replies.write(encode_frame(tokenizers.tokenize(question)))
+        request = msgspec.msgpack.decode(requests.read(int.from_bytes(head, "big")), type=TokenizeRequest)
+        replies.write(encode_frame(tokenizers.tokenize(request)))
         replies.flush()
 
 
 def _limit_resources(limits: Limits) -> None:
-    """No core dumps, no more memory than it may have, no threads beside this one, no hub."""
+    """Forbids core dumps, more memory than the limit, further threads, and downloads from a hub."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    most = limits.tokenizing_memory_bytes
-    if sys.platform == "linux":  # macOS takes the number and does not keep to it
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    max_bytes = limits.tokenizing_memory_bytes
+    if sys.platform == "linux":  # macOS accepts the limit and does not enforce it
+        resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"
 

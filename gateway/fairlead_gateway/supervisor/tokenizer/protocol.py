@@ -1,10 +1,15 @@
-"""What the helper and the tokenizing process say to each other: frames of msgpack, each after its length (4 bytes, big-endian)."""
+"""The protocol of the tokenizing process: msgpack behind a length (4 bytes, big-endian)."""
 
 import msgspec
 
 
 class TokenizeRequest(msgspec.Struct, array_like=True):
-    """``text``: a JSON string as it stands in a request. ``path`` is the file that says how it is cut into tokens."""
+    """A query for the tokens of a text.
+
+    - path: the file of the tokenizer.
+    - text: a JSON string, as in the client's request.
+    - special: add special tokens around it.
+    """
 
     number: int
     path: str
@@ -13,8 +18,12 @@ class TokenizeRequest(msgspec.Struct, array_like=True):
 
 
 class TokenizeReply(msgspec.Struct, array_like=True):
-    """``tokens``: 32-bit numbers in native order. ``problem``: why there are none, in words. ``note``: what people should know
-    of the tokenizer."""
+    """The reply to a query.
+
+    - tokens: 32-bit numbers in native byte order.
+    - problem: why there are no tokens.
+    - note: a warning about the tokenizer.
+    """
 
     number: int
     tokens: bytes = b""
@@ -23,10 +32,10 @@ class TokenizeReply(msgspec.Struct, array_like=True):
 
 
 LENGTH_BYTES = 4
-"""Bytes of a frame's length."""
+"""Bytes of the length in front of a frame."""
 
 
 def encode_frame(message: TokenizeRequest | TokenizeReply) -> bytes:
-    """A message with its length before it."""
+    """Returns an encoded message behind its length."""
     payload = msgspec.msgpack.encode(message)
     return len(payload).to_bytes(LENGTH_BYTES, "big") + payload

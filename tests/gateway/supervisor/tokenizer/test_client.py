@@ -149,7 +149,7 @@ def test_a_process_that_was_killed_between_two_questions_is_nobodys_fault(tmp_pa
     ("code", "said"),
     [
         ("import sys; sys.stdin.buffer.read()", "the tokenizing process gave no answer within 0.1 s"),
-        ("import sys; sys.stdout.write('x' * 64)", "the tokenizing process answered too much"),
+        ("import sys; sys.stdout.write('x' * 64)", "the tokenizing process sent a reply that is too large"),
         ("import sys; sys.stdout.buffer.write(bytes((0, 0, 0, 1, 144)))", None),
     ],
 )
