@@ -44,7 +44,7 @@ NOBODY = {
         "fairlead_kvstore.redis.link",
     ),
 }
-"""With the default features, neither process needs them, whether it carries requests or is probed and scraped."""
+"""With the default features, neither process imports these, in traffic, probes or scrapes."""
 WORKER = {
     *("pydantic", "yaml", "argparse", "email", "shutil", "tempfile", "json"),
     *(

@@ -1,4 +1,4 @@
-"""The official client against gateway and simulated engines: everything it does here must work as with the real service."""
+"""The official client works with the gateway as with the real service."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -10,7 +10,7 @@ SHORT, LONG = (0.4, 0.02), (4.0, 0.7)
 
 
 def after(short_engines: float, long_engines: float, seconds: int = 120) -> LengthClasses:
-    """What each class keeps busy of the engines, for so long."""
+    """Counts the engines that each class keeps busy, for so long."""
     pools = LengthClasses()
     for tick in range(100 * seconds):
         now = 0.01 * tick
@@ -27,7 +27,7 @@ def after(short_engines: float, long_engines: float, seconds: int = 120) -> Leng
         (3.0, 5.0, 6, 5),
         (1.6, 4.0, 5, 5),  # five are nine tenths busy with long ones, which leaves three; by the share it would be six
         (1.2, 2.0, 5, 5),  # three would be enough for the long ones, but short ones do not want more than three
-        (0.1, 2.0, 8, 8),  # nobody wants the rest
+        (0.1, 2.0, 8, 8),  # the rest is unused
         (1.0, 0.1, 2, 1),
     ],
 )

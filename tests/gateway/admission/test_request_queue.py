@@ -138,11 +138,11 @@ def test_every_request_is_released_exactly_once(drawn: list[tuple[float, float, 
     assert sorted(served) == list(range(len(drawn)))
 
 
-# Eight engines that prefill one prompt at a time -------------------------------------------------------------------------
+# Eight engines that prefill one prompt at a time
 
 
 def two_classes(load: float, *, seed: int, requests: int = 12_000) -> list[QueuedRequest]:
-    """88 % prompts of 200 to 2,000 tokens that want their first token in 0.25 s, 12 % of 8,000 to 16,000 with 4 s."""
+    """88 % prompts of 200 to 2,000 tokens, TTFT 0.25 s; 12 % of 8,000 to 16,000, TTFT 4 s."""
     draw = random.Random(seed)
     kinds = [
         (H100.prefill_time(draw.randint(200, 2_000)), 0.25)
@@ -178,7 +178,7 @@ class ByKey:
 
 
 def served(requests: list[QueuedRequest], line: RequestQueue | ByKey) -> tuple[float, float, float]:
-    """Shares of short and of long ones within their objectives, and the longest wait in objectives; a tenth is warm-up."""
+    """Returns both classes' shares within the objective, and the longest wait in objectives."""
     busy: list[float] = []
     took: dict[str, float] = {}
     coming = iter(requests)
@@ -206,7 +206,7 @@ def served(requests: list[QueuedRequest], line: RequestQueue | ByKey) -> tuple[f
 
 
 def worst_share(load: float, line: Callable[[], RequestQueue | ByKey]) -> float:
-    """Of both classes, the share within the objective of the one that fares worse."""
+    """Returns the smaller of both classes' shares within the objective."""
     runs = [served(two_classes(load, seed=seed), line()) for seed in (1, 2, 3)]
     return min(sum(run[kind] for run in runs) / len(runs) for kind in (0, 1))
 

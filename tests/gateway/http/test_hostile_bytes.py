@@ -16,7 +16,7 @@ CANARY = b"canary-in-the-coal-mine"
 
 
 def through(data: bytes, limits: Limits | None = None) -> tuple[list[RawResponse], ScriptedEngine]:
-    """Send bytes to a gateway with an honest engine behind it; it must still answer the next client."""
+    """Sends bytes to a gateway with an honest engine; the next client must get a response."""
 
     async def main() -> tuple[list[RawResponse], ScriptedEngine]:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
@@ -439,7 +439,7 @@ def test_no_answer_repeats_bytes_of_a_request(caplog: pytest.LogCaptureFixture) 
 
 
 def test_every_malformed_input_is_answered_at_once() -> None:
-    """Together, so that a wait for some deadline would show: the deadlines are a minute and more."""
+    """Runs them at the same time: the deadlines are a minute and more."""
     limits = Limits(header_timeout_seconds=600.0, body_idle_seconds=600.0, body_seconds=600.0)
 
     async def main() -> None:

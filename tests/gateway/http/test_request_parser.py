@@ -79,7 +79,7 @@ FRAGMENTS = st.sampled_from(
 
 
 def judged(data: bytes, size: int) -> tuple[Requests, int]:
-    """The requests in ``data`` read in pieces of ``size``, and the status of the refusal behind them (200: none)."""
+    """Returns the requests in ``data``, read in pieces of ``size``, and the refusal's status."""
     reader = RequestParser(LIMITS)
     found: Requests = []
     try:

@@ -45,7 +45,7 @@ class End:
 
 @asynccontextmanager
 async def ends(limits: Limits | None = None) -> AsyncIterator[tuple[End, End, socket.socket]]:
-    """Helper's end, worker's end, and a raw socket in place of the worker's where a test wants one."""
+    """The ends of supervisor and worker; a raw socket for the worker's if a test wants it."""
     ours, theirs = socket.socketpair()
     helper, worker = End(say.FromWorker, limits or Limits()), End(say.ToWorker, limits or Limits())
     await helper.channel.open(ours)

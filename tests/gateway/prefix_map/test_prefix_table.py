@@ -87,7 +87,7 @@ _CONTENTS = st.lists(_WORDS, min_size=1, max_size=5)
 
 @st.composite
 def families(draw: st.DrawFn) -> list[Prompt]:
-    """Prompts of one template that often begin alike, with tools before the messages, and text spelled in two ways."""
+    """Prompts of one template with common starts, tools first, and two spellings of some text."""
     template, tools = draw(st.sampled_from(TEMPLATES)), draw(st.sampled_from(["", " tool" * 40]))
     base = draw(_CONTENTS)
     found = []

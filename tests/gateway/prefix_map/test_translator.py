@@ -82,7 +82,7 @@ class Place:
         self.bridge.on_changes(changes)
 
     def settle(self, seconds: float = LIMITS.prefix_map_settle_seconds) -> list[CacheCorrection]:
-        """Let some time pass, and do to the worker's knowledge what it is told."""
+        """Lets time pass, and applies the corrections to the worker's knowledge."""
         self.now += seconds
         found = self.bridge.take_corrections(self.now)
         for one in found:
@@ -236,7 +236,7 @@ def test_a_new_worker_gets_everything_in_bounded_batches() -> None:
 @pytest.mark.property
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 5), st.integers(1, 5)), max_size=40))
 def test_after_all_corrections_workers_know_what_is_cached(served: list[tuple[str, int, int]]) -> None:
-    """Never more than what is held, but for what a byte block and a careful guess leave open; and nothing that is held is missed."""
+    """Checks that estimates exceed the cache by a byte block at most, and miss nothing."""
     place = Place("a", "b", capacity=50)
     known: dict[int, Prompt] = {}
     for name, family, turns in served:
@@ -269,7 +269,7 @@ KINDS: list[tuple[str | None, str | None]] = [
 def test_a_prompt_of_an_adapter_or_with_a_salt_is_linked_to_its_own_blocks_only(
     served: tuple[str | None, str | None],
 ) -> None:
-    """One text in five kinds: gateways see five byte chains, since the salt and the model are in their seeds."""
+    """One text in five kinds: gateways see five byte chains, since salt and model seed them."""
     place, prompt = Place("a"), prompt_of(1)
     chains = {kind: [xxhash.xxh3_64_intdigest(repr((kind, one)).encode()) for one in prompt.hashes] for kind in KINDS}
     for adapter, salt in (served, *KINDS):

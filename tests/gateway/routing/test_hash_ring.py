@@ -33,8 +33,10 @@ def moved(one: HomeRings, other: HomeRings, keys: Sequence[int]) -> float:
 
 @pytest.mark.parametrize("members", [4, 8, 16])
 def test_one_member_more_or_less_changes_its_share_of_the_pairs(members: int) -> None:
-    """2/n of n members once it is there, which no two balanced homes can better: on average over secrets, and for each as its 96
-    points fell."""
+    """The share is 2/n of n members, the best for two balanced homes.
+
+    It holds on average over secrets, and for each secret as its 96 points fall.
+    """
     few, many = {f"pod-{n}": 1.0 for n in range(members)}, {f"pod-{n}": 1.0 for n in range(members + 1)}
     seen = [moved(HomeRings(few, secret=each), HomeRings(many, secret=each), KEYS[:4_000]) for each in SECRETS]
     share = 2 / (members + 1)

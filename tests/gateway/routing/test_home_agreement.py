@@ -19,7 +19,7 @@ ENDS = [tuple(range(2_048, 2_048 * (blocks + 1), 2_048)) for blocks in range(14)
 
 
 def prompts() -> list[RouteRequest]:
-    """Of blocks of 2 KiB; some begin alike, up to ten blocks."""
+    """Returns prompts in blocks of 2 KiB; some share up to ten blocks."""
     draw = Random(5)
     roots = [tuple(draw.getrandbits(64) for _ in range(10)) for _ in range(40)]
     found = []
@@ -46,7 +46,7 @@ def digest(made: ModelRouter, asked: list[RouteRequest]) -> str:
 
 
 def seen_elsewhere() -> str:
-    """Of a replica with another order of instances, that counted other traffic before and followed an older table."""
+    """A replica with another order of instances, other earlier traffic and an older table."""
     asked = prompts()
     made = router(FLEET[::-1])
     for one in asked[-2_000:]:

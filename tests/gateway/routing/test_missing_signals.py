@@ -96,7 +96,7 @@ def test_one_instance_is_taken_whatever_its_load_and_the_rule_says_so() -> None:
 
 @pytest.mark.parametrize(("ttft", "decides"), [(5.0, "cost_seconds"), (0.5, "predicted_ttft_seconds")])
 def test_under_overload_prices_decide_up_to_three_objectives(ttft: float, decides: str) -> None:
-    """Every instance has about 8 s before it. The reason says that nobody meets the objective."""
+    """Every instance has about 8 s of work. The reason says that none meets the objective."""
     router = made(ttft=ttft)
     for number in range(200):
         router.on_dispatch(make_request(number), f"pod-{number % 8}", 0.0)

@@ -102,7 +102,7 @@ def candidate(name: str, backlog: float, own: float) -> Candidate:
     ],
 )
 def test_prices_hold_up_to_three_objectives_if_none_is_met(before: tuple[float, float], chosen: str) -> None:
-    """``cached`` computes 0.1 s and ``soon`` 1 s, each priced 17 times; so many seconds are before them. The objective is 5 s."""
+    """An instance with the prompt (0.1 s) and a free one (1 s), priced 17 times; objective 5 s."""
     both = [candidate("cached", before[0], 0.1), candidate("soon", before[1], 1.0)]
     assert choose(both, mean_backlog_seconds=1.0, objective_seconds=5.0).chosen == chosen
 
@@ -272,7 +272,7 @@ def test_leaving_home_is_dearer_the_less_is_foreseen_and_cheaper_the_busier_all_
 
 @pytest.mark.parametrize(("cached", "share"), [(0, 0.0), (1_024, 0.5), (None, 0.0)])
 def test_what_engines_had_beyond_what_was_known_is_followed(cached: int | None, share: float) -> None:
-    """Every prompt is new here; another gateway, of which nothing is heard, sent the first half of each before."""
+    """Every prompt is new here; an unknown other gateway sent the first half of each before."""
     made = router()
     for number in range(400):
         asked = prompt(f"r{number}", number)

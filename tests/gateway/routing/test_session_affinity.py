@@ -48,7 +48,7 @@ def served(made: ModelRouter, request: RouteRequest, now: float) -> str:
 
 
 def stays(*, named: bool) -> float:
-    """Share of turns that meet what the turn before left in a cache; every turn comes to the other one of two replicas."""
+    """Returns the share of turns that meet the last turn's cache, if two replicas take turns."""
     replicas = [router(), router()]
     same = 0
     for session in range(40):
@@ -64,7 +64,7 @@ def stays(*, named: bool) -> float:
 
 def test_a_session_whose_bytes_change_stays_where_it_is_across_replicas() -> None:
     assert stays(named=True) == 1.0
-    assert stays(named=False) < 0.4  # two homes of eight, drawn anew for each turn
+    assert stays(named=False) < 0.4  # two homes of eight, drawn for each turn
 
 
 def test_the_decision_names_the_instance_that_served_the_session() -> None:

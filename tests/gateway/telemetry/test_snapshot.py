@@ -15,7 +15,7 @@ KEYS = ("chat/a", "chat/b")
 
 
 def busy(telemetry: MetricsRecorder, draw: random.Random) -> None:
-    """One request of some kind. Times are eighths of a second, so that sums of them are exact too."""
+    """One request. Times are eighths of a second, so that their sums are exact."""
     key, instance = draw.choice(KEYS), f"i-{draw.randrange(3)}"
     if draw.random() < 0.2:
         telemetry.record_rejected(

@@ -1,4 +1,4 @@
-"""Who may call: keys as digests in a file, asked of every request, changed while the gateway runs."""
+"""API keys: digests in a file, checked for every request, changed while the gateway runs."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def digest(key: str) -> str:
-    """As the documentation tells people to do it."""
+    """Creates a key like the documentation."""
     return hmac_new(PEPPER, key.encode(), sha256).hexdigest()
 
 

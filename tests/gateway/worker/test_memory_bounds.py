@@ -1,4 +1,4 @@
-"""Whatever clients and engines send, memory has a bound, comes back, and nobody else waits."""
+"""Memory is bounded and freed, and no other client waits."""
 
 import asyncio
 import gc
@@ -226,7 +226,7 @@ def test_client_that_pipelines_and_half_closes_is_watched_for_its_second_request
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answered_request_leaves_nothing_for_the_collector(stream: bool) -> None:
-    """Its prompt would stay in memory until the collector's next turn, and the collector would have to look at all of it."""
+    """The prompt would stay in memory until the next turn of the collector."""
 
     async def main() -> list[str]:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:

@@ -1,4 +1,4 @@
-"""Watermarks: short memory refuses large bodies, then all of them, and nothing else; and says so."""
+"""Watermarks: short memory refuses large bodies first, then all."""
 
 import asyncio
 import signal

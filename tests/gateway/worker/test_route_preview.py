@@ -1,4 +1,4 @@
-"""Where a request would go: what is said is what happens then, and that it was asked changes nothing."""
+"""Route previews: they show the later decision and change nothing."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A port that closes resets nobody whom the kernel has let in, and the kernel lets in nobody who would be."""
+"""A closing port resets no accepted connection; the kernel accepts none that it would reset."""
 
 import asyncio
 import errno
@@ -51,7 +51,7 @@ def try_connect(client: socket.socket, address: tuple[str, int]) -> int:
 
 
 def outcome(client: socket.socket, code: int) -> str:
-    """What became of it, also if it was let in first."""
+    """Returns the end of a connection, also of one that was accepted first."""
     if not code:
         assert select.select([], [client], [], PATIENCE_SECONDS)[1]
         code = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -166,7 +166,7 @@ class CountingClock(ManualClock):
 
 
 class Plain(socket.socket):
-    """Of a system that knows no such thing."""
+    """On a system without the option."""
 
     def setsockopt(self, *args: object) -> None:
         raise OSError(errno.ENOPROTOOPT, "not here")

@@ -64,7 +64,7 @@ def test_a_large_fleet_measures_candidates_and_one_more_in_rotation() -> None:
         fleet.looked.clear()
         means.append(decide(glimpses, fleet)[0])
         assert len(fleet.looked) <= MAX_SAMPLES
-    assert means[0] == 0.0  # nobody has been seen yet
+    assert means[0] == 0.0  # nothing is measured yet
     assert means == sorted(means)
     assert decide(glimpses, fleet)[0] == pytest.approx(1.0)
 

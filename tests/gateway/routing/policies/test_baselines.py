@@ -126,7 +126,7 @@ def test_equal_instances_get_equal_shares(rule: str) -> None:
 
 
 def test_of_two_drawn_the_one_with_fewer_requests() -> None:
-    """Mitzenmacher's rule: the fullest of four is chosen only if it is drawn against itself, which it never is."""
+    """Mitzenmacher's rule: the fullest of four would have to be drawn twice, which cannot be."""
     seen = Counter(p.power_of_two(policy_input(many(0, 1, 2, 3), f"r{number}")).chosen for number in range(6_000))
     assert seen["i3"] == 0
     assert [seen[f"i{at}"] / 6_000 for at in range(3)] == pytest.approx([1 / 2, 1 / 3, 1 / 6], abs=0.02)

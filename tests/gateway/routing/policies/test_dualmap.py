@@ -1,9 +1,14 @@
 """DualMap's choices, as its paper and its public code make them.
 
-Sources: arXiv 2602.06502, section on SLO-aware routing (take the candidate with more reuse unless its TTFT is over the
-objective, then the smaller TTFT; equal reuse: the less loaded) and on rebalancing (move by benefit = TTFT here - TTFT there >
-0); the public code's switch at ``int(ttft_slo / 2 / tpct)`` pending tokens, its heap by (-hit tokens, arrival), its trigger
-(pending over the objective, or the oldest waits 3 s) and its fall-back to the instance ``(i + 1) % n``.
+Source: arXiv 2602.06502.
+
+- SLO-aware routing: the candidate with more reuse, unless its TTFT exceeds the objective; then the
+  smaller TTFT. With equal reuse, the less loaded one.
+- Rebalancing: by benefit = TTFT here - TTFT there > 0.
+
+Of the public code: the switch at ``int(ttft_slo / 2 / tpct)`` pending tokens and the heap by
+(-hit tokens, arrival). Its trigger is pending work over the objective, or an oldest request of
+3 s. It falls back to the instance ``(i + 1) % n``.
 """
 
 from collections.abc import Sequence
@@ -31,10 +36,10 @@ def home(name: str, *, hit: float = 0.0, backlog: float = 0.0, own: float = 1.0,
     [
         (home("a", hit=512, backlog=1.0), home("b"), "a"),
         (home("a"), home("b", hit=512, backlog=1.4), "b"),
-        # 1.5 + 1 s is exactly half the objective: the code compares with >, so the hit still counts.
+        # 1.5 + 1 s is exactly half the objective; compared with >, the hit still counts.
         (home("a", hit=512, backlog=1.5), home("b"), "a"),
         (home("a", hit=512, backlog=1.51), home("b"), "b"),
-        # Both are over: the sooner, whoever holds more.
+        # Both are over: the sooner one wins, whatever is cached.
         (home("a", hit=4_096, backlog=9.0, own=0.2), home("b", backlog=8.0), "b"),
         (home("a", hit=4_096, backlog=8.0, own=0.2), home("b", backlog=8.0), "a"),
         # Equal reuse: the less loaded.
@@ -116,9 +121,9 @@ def test_the_last_instance_has_the_first_behind_it() -> None:
 
 
 def test_the_largest_gain_goes_first_and_each_move_counts_for_the_next() -> None:
-    # In a's queue (by arrival): x, y, z of 2 s each behind 4 s: they would begin at 4, 6, 8. In b's: nothing.
+    # The queue of a, by arrival: x, y, z of 2 s each behind 4 s, which begin at 4, 6, 8. b is empty.
     ones = [queued_assignment(name, arrival=number, a=(0.0, 2.0), b=(0.0, 2.0)) for number, name in enumerate("xyz")]
-    # z gains 8 s. Then y stands before it by its arrival and gains 6. x would still gain its 4 s, as it stands before both.
+    # z gains 8 s. Then y, which arrived earlier, gains 6. x is before both and still gains 4 s.
     assert moves(ones, {"a": 4.0, "b": 0.0}) == [("z", "b"), ("y", "b"), ("x", "b")]
     # Behind 3 s of b's own, x gains 1 s; behind 4 s, nothing.
     assert moves(ones, {"a": 4.0, "b": 3.0}) == [("z", "b"), ("y", "b"), ("x", "b")]

@@ -1,8 +1,10 @@
 """Preble's E2: golden decisions, and the window that they are made from.
 
-Sources: Preble (ICLR 2025), E2 = exploitation and exploration; the public code WukLab/preble, ``global_scheduler_with_time.py``:
-exploit when the leaf's uncached tokens are fewer than the cached context (``runtime_selector``), among the leaf's holders by window
-cost; a window of three minutes (``SlidingWindowHistogram``), 45 output tokens and 0.15 s a token to begin with, the median of 200.
+Source: Preble (ICLR 2025), E2 = exploitation and exploration; the public code WukLab/preble,
+``global_scheduler_with_time.py``. It exploits when the leaf's uncached tokens are fewer than the
+cached context (``runtime_selector``), among the leaf's holders by window cost. The window is three
+minutes (``SlidingWindowHistogram``). It starts with 45 output tokens and 0.15 s a token, and takes
+the median of 200.
 """
 
 import pytest

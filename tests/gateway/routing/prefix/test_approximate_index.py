@@ -14,7 +14,7 @@ PLENTY = 10**9
 
 
 def matched(mirror: ApproximatePrefixIndex, hashes: Sequence[int], ends: Sequence[int]) -> Mapping[str, int]:
-    """Bytes of the prompt that each instance holds from its start; instances with nothing are left out."""
+    """Returns the cached bytes of the prompt by instance, without instances that have none."""
     found = mirror.match(tuple(hashes), ends)
     sizes = {name: found.bytes_at(mirror.bit_of(name)) for name in "abc"}
     return {name: size for name, size in sizes.items() if size}

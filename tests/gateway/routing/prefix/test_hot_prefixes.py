@@ -79,7 +79,7 @@ def test_a_prompt_below_one_block_is_keyed_by_all_of_it() -> None:
 
 
 def plain_keys(prompts: Sequence[tuple[int, ...]], instances: int) -> list[tuple[int, ...]]:
-    """The rule by the letter: the key after each prompt, as the blocks that it reaches; the first two blocks are the base."""
+    """The rule literally: each prompt's key as blocks; the first two blocks are the base."""
     window: deque[list[tuple[int, ...]]] = deque()
     counts, hot, keys = Counter[tuple[int, ...]](), set[tuple[int, ...]](), []
     for prompt in prompts:

@@ -1,4 +1,4 @@
-"""Decode engines that compute prompts themselves while they have slack, before real engine processes: who is asked, what is told."""
+"""Decode engines with slack compute prompts themselves; real engine processes."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ PATH = "/v1/completions"
 PROFILE = builtin_profile("tiny-cpu")
 LONG = 400
 TIGHT = 0.0025
-"""An inter-token objective that a step meets with a few tokens of a prompt, and not with hundreds."""
+"""An inter-token objective that a step meets with few prompt tokens, and misses with hundreds."""
 KEPT = 25
 """Streams that fill a decode engine of 32 sequences so far that another one passes four fifths."""
 

@@ -1,4 +1,4 @@
-"""Every hand-off is told in one word and counted once, whatever became of it; explaining it needs no log file."""
+"""Every hand-off has one outcome, is counted once and needs no log to be explained."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,4 +1,4 @@
-"""The rules of a hand-off that keep engines alive and answers right, one by one, before engines that do as a test wants."""
+"""The rules of hand-offs, one by one, with scripted engines."""
 
 import asyncio
 import json
@@ -85,7 +85,7 @@ class Scene:
 
     @property
     def reasons(self) -> list[str]:
-        """Of all choices for the last request."""
+        """Returns all choices for the last request."""
         return [record.decision.reason for record in self.gateway.gateway.decisions.latest(1)[0].records]
 
 

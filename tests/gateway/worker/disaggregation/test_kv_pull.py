@@ -17,7 +17,7 @@ from fairlead_testing.http.raw_client import RawResponse, get_request, send
 from fairlead_testing.http.raw_client import request as ask
 
 SLOW = EngineProfile("slow", 1e-3, kv_tokens=4_096)
-"""As the gateway knows the engines: a token takes a millisecond, and little is in flight before an engine is full."""
+"""The engines' profile at the gateway: a token takes a millisecond, and few requests fill one."""
 BYTES = 1_000
 PATH = "/v1/completions"
 SHARED = make_prompt(1_000)
@@ -49,7 +49,7 @@ async def state(one: KillableEngine) -> dict[str, Any]:
 
 
 async def both(gateway: RunningGateway, engines: list[KillableEngine]) -> tuple[int, int, RawResponse]:
-    """A prompt is served, its engine is kept busy, and it comes again: the two engines' numbers, and the second answer."""
+    """Sends a prompt again while its engine is busy; returns counts and the second response."""
     first = await ask(gateway.url, body(SHARED), path=PATH)
     holder = first.fields["x-fairlead-instance"]
     router = gateway.gateway.stack.routers.serving.router(MODEL_KEY)

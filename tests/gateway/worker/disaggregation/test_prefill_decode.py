@@ -1,4 +1,4 @@
-"""Prefill on one engine, decode on another: real engine processes, and what happens when one of them is killed or frozen."""
+"""Prefill on one engine, decode on another: real engine processes, some killed or frozen."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ WRONG = " bad bad"
 async def split(
     *, transfer: str = "nixl", prefills: int = 1, decodes: int = 1, policy: str = "fail", limits: Limits = LIMITS
 ) -> AsyncIterator[tuple[RunningGateway, DisaggregatedModel]]:
-    """A gateway before prefill and decode engines, and one engine beside it that serves alone, as ``serve[0]``."""
+    """A gateway with prefill and decode engines, and one engine that does both, as ``serve[0]``."""
     more = (*QUICK, "--kv-connector", transfer, "--kv-load-failure-policy", policy, "--kv-abort-seconds", "30")
     with ExitStack() as stack:
         prefill = [stack.enter_context(killable_engine(*more, "--kv-role", "kv_producer")) for _ in range(prefills)]
@@ -50,7 +50,7 @@ async def state(url: str) -> dict[str, Any]:
 
 
 async def alone(engines: DisaggregatedModel, asked: object, path: str = PATH) -> RawResponse:
-    """What the engine says that does it all."""
+    """Returns the text of the engine that computes everything itself."""
     return await request(engines.serve[0].url, asked, path=path, more="content-type: application/json\r\n")
 
 

@@ -1,4 +1,4 @@
-"""Requests that wait in the gateway, over real sockets: whose turn it is, and every way in which waiting ends."""
+"""Requests queued in the gateway, over real sockets: their order, and every way out."""
 
 import asyncio
 import json
@@ -65,7 +65,7 @@ async def holding(
     limits: Limits | None = None,
     **more: Any,
 ) -> None:
-    """One engine that is at a first prompt and says nothing, behind a gateway that has seen two objectives."""
+    """One engine that is silent at its first prompt; the gateway has seen two objectives."""
     mute = Mute()
     async with (
         scripted_engine(mute.script) as engine,

@@ -40,7 +40,7 @@ def test_a_draining_instance_gets_no_new_request_and_finishes_what_it_has() -> N
 
 
 def test_an_instance_that_drains_between_choice_and_sending_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection takes a moment, and the fleet changes just then: a moment that only a patch can hit every time."""
+    """Delays the connection and changes the fleet meanwhile, which only a patch can time."""
 
     async def main() -> None:
         async with scripted_engine() as one, scripted_engine() as two:
@@ -99,7 +99,7 @@ def test_connections_to_instances_that_left_are_closed() -> None:
             assert one.open == 1
             running.gateway.update_fleet(fleet_of([two.url], version=2))
             async with asyncio.timeout(120):
-                while one.open:  # noqa: ASYNC110 - the engine is told by TCP
+                while one.open:  # noqa: ASYNC110 - the engine learns it by TCP
                     await asyncio.sleep(0.001)
             assert (await request(running.url, GOOD)).status == 200
             assert len(two.calls) == 1

@@ -1,4 +1,4 @@
-"""The access log: a line for every request, nothing of what was asked or answered, and no request that waits for it."""
+"""The access log: a line for every request, no prompt or response, and no request waits for it."""
 
 import asyncio
 import json

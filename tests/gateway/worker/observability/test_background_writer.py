@@ -1,4 +1,4 @@
-"""Whoever takes lines or spans may be stuck, broken or slow: nobody who offers them waits, and what is lost is counted."""
+"""A receiver may be stuck, broken or slow: callers do not wait, and losses are counted."""
 
 import threading
 
@@ -8,7 +8,7 @@ from fairlead_gateway.worker.observability.background_writer import BackgroundWr
 
 
 class Receiver:
-    """Takes batches when it is told to."""
+    """Takes batches on request."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -43,7 +43,7 @@ def test_a_stuck_receiver_costs_what_does_not_fit_and_nobody_waits() -> None:
     found.offer(0)
     assert receiver.asked.wait(30)
     for number in range(1, 11):
-        found.offer(number)  # returns at once, though nobody takes anything
+        found.offer(number)  # returns at once, though nothing is taken
     assert sum(lost) == 7
     receiver.open.set()
     found.close(30)

@@ -1,4 +1,4 @@
-"""The gateway as a process: its access log, its spans, and `fairlead explain`, whichever worker had the request."""
+"""The gateway as a process: access log, spans, and `fairlead explain` for any worker."""
 
 import asyncio
 import contextlib

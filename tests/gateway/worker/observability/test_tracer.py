@@ -1,4 +1,4 @@
-"""Trace contexts reach every engine; spans exist only for what is sampled, name every engine asked, and never hold a prompt."""
+"""Trace contexts reach every engine; only sampled requests have spans; none holds a prompt."""
 
 import asyncio
 import json
@@ -85,7 +85,7 @@ def observed(collector: str, share: float = 0.0) -> RequestObservers:
 
 
 class Scene:
-    """A gateway with a collector behind it; ``spans`` are all that were exported once it has been closed."""
+    """A gateway with a collector; ``spans`` are complete once it has closed."""
 
     def __init__(self, share: float = 0.0) -> None:
         self.collector = CannedServer(COLLECTED)

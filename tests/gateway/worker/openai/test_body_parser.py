@@ -1,4 +1,4 @@
-"""A chat that is parsed once is understood as one that is parsed twice: the same values, the same prompt, the same refusals."""
+"""A chat parsed once gives the same values, prompt and refusals as one parsed twice."""
 
 from dataclasses import replace
 
@@ -64,7 +64,7 @@ MEMBERS = [
 
 
 def understood(body: bytes) -> tuple[object, ...]:
-    """What is read of a body, or how it is refused."""
+    """Returns the values of a body, or its refusal."""
     try:
         found = parse_body(ChatRequest, body, LIMITS)
     except BadRequest as error:

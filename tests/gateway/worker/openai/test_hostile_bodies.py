@@ -1,4 +1,4 @@
-"""What clients must not be able to do with JSON: crash a parser, stall the loop, reach an engine with values that kill it."""
+"""Hostile JSON crashes no parser, stalls no loop and brings no fatal value to an engine."""
 
 import json
 

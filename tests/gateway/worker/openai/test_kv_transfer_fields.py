@@ -42,7 +42,7 @@ def written(draw: st.DrawFn) -> tuple[str, Pairs]:
 
 
 def remaining(members: Pairs) -> Pairs:
-    """What should be left, in order."""
+    """Returns the members that should be left, in order."""
     left = [(key, value) for key, value in members if key not in KV_TRANSFER_FIELDS]
     return [
         (key, {k: v for k, v in value.items() if k not in KV_TRANSFER_FIELDS})

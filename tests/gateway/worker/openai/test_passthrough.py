@@ -1,4 +1,4 @@
-"""Paths beyond chat, completions and embeddings: those that are known, and those that are only passed on."""
+"""Paths besides chat, completions and embeddings: known ones, and ones passed through."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""An engine that calls the model by another name: it is asked for that one, and the client sees the one that it asked for."""
+"""An engine with another name for the model gets that name; the client sees its own."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ GOOD: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content"
 
 
 def renamed(fleet: Fleet, *names: str | None) -> Fleet:
-    """The fleet with what the engines call its model; all of them ``THEIRS`` unless told."""
+    """Returns the fleet with the engines' names of its model; ``THEIRS`` by default."""
     instances = fleet.instances[MODEL_KEY]
     given = names or (THEIRS,) * len(instances)
     return replace(
@@ -258,7 +258,7 @@ def test_simulated_engine_under_another_name_answers_and_refuses_our_name() -> N
             tokens = await request(running.url, {"model": "tiny", "prompt": "a b c"}, path="/tokenize")
             assert tokens.json["count"] > 0
             running.gateway.update_fleet(fleet_of([engine.url], version=2))
-            assert (await request(running.url, GOOD)).status == 502  # without its name it is somebody else's engine
+            assert (await request(running.url, GOOD)).status == 502  # the engine does not know our name
 
     run_async(main())
 

@@ -1,4 +1,4 @@
-"""Clients that leave, that only half leave, and that do not keep up: engines stop at once, memory stays bounded."""
+"""Clients that leave, half-close or read slowly: engines stop at once, memory stays bounded."""
 
 import asyncio
 import socket
@@ -130,7 +130,7 @@ PASSED_ON = "/v1/responses"
 
 
 async def _foreign(call: EngineCall, go_on: asyncio.Event) -> None:
-    """The events of a language that nobody reads here, with a silence between two of them."""
+    """Sends events of a format that the gateway does not parse, with a silence between two."""
     await call.start_stream()
     await call.chunk(b"event: a\ndata: {}\n\n")
     await go_on.wait()
@@ -220,7 +220,7 @@ def test_a_slow_reader_pauses_its_engine_and_loses_nothing() -> None:
                     last = sent
             assert sent < total  # the rest waits in the engine, not in the gateway
             other = await request(running.url, GOOD | {"stream": False, "messages": []})
-            assert other.status == 400  # nobody else is held up
+            assert other.status == 400  # other clients do not wait
             connection.writer.transport.resume_reading()  # type: ignore[attr-defined]  # as above
             answer = await connection.read_response()
             assert answer.complete

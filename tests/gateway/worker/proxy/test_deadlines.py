@@ -1,4 +1,4 @@
-"""Deadlines of clients, of first tokens and of silences; comments in silent streams; poison; when to come back."""
+"""Deadlines, comments in silent streams, poison requests, and Retry-After."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Engines that are dead, full, lying or dying: a request that has not begun survives, one that has ends aloud."""
+"""Dead, full or faulty engines: unstarted requests survive, started ones end with an error."""
 
 import asyncio
 from typing import cast
@@ -156,7 +156,7 @@ NAMES = [f"{script.__name__}-{'stream' if body is STREAM else 'plain'}" for scri
 
 
 def first_fails(fault: Script) -> tuple[Script, list[str]]:
-    """A script for several engines: the first request meets the fault, all others an honest engine."""
+    """A script for several engines: only the first request meets the fault."""
     met: list[str] = []
 
     async def script(call: EngineCall) -> None:

@@ -1,4 +1,4 @@
-"""Engines as processes that are killed, stopped, slow, poisoned or somebody else: what their clients see of it."""
+"""Engine processes that are killed, stopped, slow or replaced: the clients' view."""
 
 import asyncio
 import contextlib

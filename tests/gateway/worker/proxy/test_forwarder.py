@@ -1,4 +1,4 @@
-"""What an engine gets and what a client gets back when nothing goes wrong."""
+"""Requests to engines and responses to clients without faults."""
 
 import asyncio
 import json
@@ -413,7 +413,7 @@ def test_objectives_are_judged_and_counted() -> None:
 
 
 def test_the_body_is_parsed_the_same_way_by_json_itself() -> None:
-    """What the gateway splices stays the JSON value that it was, but for the fields that were to change."""
+    """Checks that a spliced body is the same JSON but for the intended fields."""
 
     async def main() -> None:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:

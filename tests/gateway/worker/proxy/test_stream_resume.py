@@ -1,4 +1,4 @@
-"""Engines that die in the middle of a stream: another one says the rest where the request allows it, and only there."""
+"""Streams whose engine dies: another engine resumes those that allow it, and no others."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Which deaths of engines speak against a request, and which do not."""
+"""Crashes that are evidence against a request, and others."""
 
 import asyncio
 
@@ -53,7 +53,7 @@ def test_a_copy_that_was_sent_before_and_is_answered_clears_it() -> None:
             await go_on.wait()
             await well_behaved(call)
         elif len(met) == 2:
-            await call.start_stream()  # on a connection that has served before, silence would be nobody's death
+            await call.start_stream()  # silence on a used connection is no crash
             raise HangUp
         else:
             await call.respond({"error": {"message": "broken"}}, "500 Internal Server Error")

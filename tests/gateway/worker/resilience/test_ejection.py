@@ -1,4 +1,4 @@
-"""Engines that fail sit out, and come back; full ones do not, and no more than half do. Engines that hang are processes."""
+"""Failing engines are ejected and come back; full ones are not, and at most half are."""
 
 import signal
 from collections import Counter

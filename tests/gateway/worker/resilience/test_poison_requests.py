@@ -1,4 +1,4 @@
-"""What is remembered of requests that kill engines, and what is not."""
+"""The memory of requests that crash engines."""
 
 from fairlead.limits import Limits
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
@@ -8,7 +8,7 @@ TERM = LIMITS.quarantine_seconds
 
 
 class GuardStage:
-    """A quarantine by bodies. ``died`` says from when until when the body was on an instance that then broke off."""
+    """A quarantine by bodies. ``died`` takes the time that a body was on a crashed instance."""
 
     def __init__(self, limits: Limits = LIMITS) -> None:
         self.deaths: list[tuple[bytes, str, float, float]] = []

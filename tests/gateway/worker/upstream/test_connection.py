@@ -1,4 +1,4 @@
-"""The connections to engines: which are used again, which are dropped, and what a late, long or second answer does."""
+"""Connections to engines: reuse, disposal, and late, long or second responses."""
 
 import asyncio
 import contextlib
@@ -91,7 +91,7 @@ def test_an_engine_that_says_nothing_and_listens_is_waited_for() -> None:
 
 
 class RecordingSink:
-    """What a connection tells whoever asked."""
+    """Records what a connection reports."""
 
     def __init__(self) -> None:
         self.ended: list[str] = []
@@ -186,7 +186,7 @@ def test_idle_engine_connections_are_dropped_before_the_engine_does_it() -> None
         limits = Limits(upstream_idle_seconds=0.1)
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
             assert (await request(running.url, GOOD)).status == 200
-            while engine.open:  # noqa: ASYNC110 - the engine is told by TCP
+            while engine.open:  # noqa: ASYNC110 - the engine learns it by TCP
                 await asyncio.sleep(0.01)
             assert (await request(running.url, GOOD)).status == 200
             assert engine.connections == 2
@@ -248,7 +248,7 @@ def test_what_an_engine_says_after_done_is_not_passed_on() -> None:
 
 
 def test_an_engine_that_takes_no_connection_in_time_is_passed_over() -> None:
-    """A listening socket whose queue is full drops what knocks: the connect neither succeeds nor fails."""
+    """A listening socket with a full queue drops connects, which neither succeed nor fail."""
 
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as waiting:
