@@ -1,4 +1,4 @@
-"""Groups of real servers for whoever asks; what of these tests needs one is left out where none is installed."""
+"""Groups of real servers for tests; tests that need one are skipped where none is installed."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Kvstore."""
+"""Engines, indexers and block stores for tests of the KV-cache index."""

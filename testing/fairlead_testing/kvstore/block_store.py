@@ -1,4 +1,4 @@
-"""What an engine with six known blocks says, and a truth that hears it: for tests of the truth."""
+"""Events of an engine with six known blocks, and a block store that takes them."""
 
 from typing import Any, Final
 
@@ -12,11 +12,14 @@ from fairlead_kvstore.events.payloads import CacheEvent, EventBatch, RemovedEven
 MODEL: Final = "default/tiny"
 TOKENS: Final = list(range(100, 112))
 BLOCK_HASHES: Final = block_hashes(chain_root(MODEL), TOKENS, 2)
-"""Six blocks of two."""
+"""Six blocks of two tokens."""
 
 
 def stored_event(first: int, last: int, *, base: int = 1000, **more: Any) -> StoredEvent:
-    """Blocks ``first`` to ``last`` of ``TOKENS``, known to the engine as ``base`` + number."""
+    """Returns an event that stores the blocks ``first`` to ``last`` of ``TOKENS``.
+
+    The engine's hash of a block is ``base`` + its number.
+    """
     fields: dict[str, Any] = {"medium": "GPU", "extra_keys": [None] * (last + 1 - first), "group_idx": 0, **more}
     parent = base + first - 1 if first else None
     handles = [base + number for number in range(first, last + 1)]
@@ -24,12 +27,12 @@ def stored_event(first: int, last: int, *, base: int = 1000, **more: Any) -> Sto
 
 
 def removed_event(*numbers: int, base: int = 1000, medium: str = "GPU") -> RemovedEvent:
-    """The engine has dropped these blocks."""
+    """Returns an event that removes these blocks."""
     return RemovedEvent([base + number for number in numbers], medium, 0)
 
 
 class SingleInstanceStore:
-    """A truth with a clock, and one instance attached."""
+    """A block store with a clock and one attached instance."""
 
     def __init__(self, limits: Limits | None = None, **media: frozenset[str]) -> None:
         self.store = BlockStore(limits=limits or Limits())
@@ -37,22 +40,22 @@ class SingleInstanceStore:
         self.store.attach("i", MODEL, self.now, **media)
 
     def apply(self, *events: CacheEvent, seconds: float = 1.0, instance: str = "i") -> list[Change]:
-        """Events of one batch, some time after the last; what the truth makes of them."""
+        """Applies the events of one batch, some time after the last; returns the changes."""
         self.now += seconds
         return self.store.apply(instance, EventBatch(0.0, events), self.now)
 
     def depths(self, own: list[int] = BLOCK_HASHES, instance: str = "i") -> tuple[int, ...]:
-        """Blocks reached with GPU, CPU, disk and a shared store."""
+        """Returns the blocks reached with GPU, CPU, disk and a shared store."""
         found = self.store.cached_depths(instance, own)
         return tuple(found[tier] for tier in StorageTier)
 
     @property
     def counts(self) -> Any:
-        """What was counted of the instance."""
+        """Returns the counters of the instance."""
         return self.store.state("i").counts
 
 
 def change_summary(told: list[Change]) -> list[tuple[str, list[int]]]:
-    """(kind, own hashes) of each change; numbers of blocks where they are known."""
+    """Returns (kind, own hashes) of each change, with block numbers where they are known."""
     place = {own: number for number, own in enumerate(BLOCK_HASHES)}
     return [(type(one).__name__, [place.get(own, -1) for own in getattr(one, "hashes", [])]) for one in told]

@@ -1,5 +1,8 @@
-"""An indexer without sockets, for tests and measurements: engines hand it their frames directly. And a small world of three engines,
-an indexer and a mirror around one Redis."""
+"""An indexer without sockets, for tests and measurements.
+
+Engines pass it their frames directly. ``IndexHarness`` adds three engines and a mirror around one
+Redis.
+"""
 
 import asyncio
 import math
@@ -39,7 +42,10 @@ NAMES: Final = ("a/1/0", "b/1/0", "c/1/0")
 
 
 class InMemoryIndexer:
-    """One model's engines, by instance. While it leads it reads them, and its changes go to ``sink``, which is set afterwards."""
+    """The engines of one model, by instance.
+
+    The leader reads them. Their changes go to ``sink``, which is set afterwards.
+    """
 
     def __init__(self, model_key: str, engines: dict[str, PrefixCacheEngine], clock: Clock, limits: Limits) -> None:
         self.model_key = model_key
@@ -54,10 +60,10 @@ class InMemoryIndexer:
         self._limits = limits
         self._read: dict[str, int] = {}
 
-    # --- what the writer asks -------------------------------------------------------------------------------------------
+    # --- owner of the writer --------------------------------------------------------------------------------------------
 
     def start_model(self, model_key: str, recovered: RecoveredIndex) -> None:
-        """Attach all engines, go on from what was left, and read."""
+        """Attaches all engines, restores the checkpoint, and reads."""
         self.begun += 1
         self.recovered = recovered
         for instance in self.engines:
@@ -66,27 +72,27 @@ class InMemoryIndexer:
             self.store.restore_shared_store_hints(model_key, recovered.hints)
 
     def stop_model(self, model_key: str) -> None:
-        """Forget everything."""
+        """Drops all state."""
         self.ended += 1
         self.store, self.sequencers = BlockStore(limits=self._limits), {}
 
     def instances(self, model_key: str) -> Sequence[str]:
-        """All that are attached."""
+        """Returns the attached instances."""
         return list(self.sequencers)
 
     def checkpoint(self, instance: str) -> InstanceCheckpoint:
-        """As of now."""
+        """Returns the present checkpoint of an instance."""
         kept, rows = self.store.take_snapshot(instance, self._ahead())
         return InstanceCheckpoint(kept, rows, self.sequencers[instance].position)
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
-        """As of now."""
+        """Returns the present hints of shared stores."""
         return self.store.shared_store_hints(model_key)
 
-    # --- what tests do --------------------------------------------------------------------------------------------------
+    # --- steps of tests --------------------------------------------------------------------------------------------------
 
     def attach(self, instance: str, kept: InstanceCheckpoint | None = None) -> None:
-        """Read this engine from now on."""
+        """Starts to read this engine."""
         now = self._clock.now()
         self.offer(self.store.attach(instance, self.model_key, now))
         position = None
@@ -101,19 +107,19 @@ class InMemoryIndexer:
         self.handle(instance, stream.on_connected())
 
     def detach(self, instance: str) -> None:
-        """It is gone."""
+        """Removes this engine."""
         del self.sequencers[instance]
         self.offer(self.store.detach(instance, "gone"))
 
     def reconnect(self, instance: str) -> None:
-        """The connection broke and stands again; what was published and not read is lost with it."""
+        """Breaks the connection and opens it again; unread frames are lost."""
         if instance in self.sequencers:
             self._read[instance] = self.engines[instance].number
             self.handle(instance, self.sequencers[instance].on_disconnected())
             self.handle(instance, self.sequencers[instance].on_connected())
 
     def read(self) -> None:
-        """Everything that the engines have published and that was not read yet."""
+        """Reads all frames that the engines have published since."""
         for instance, stream in list(self.sequencers.items()):
             engine = self.engines[instance]
             engine.publish()
@@ -122,7 +128,7 @@ class InMemoryIndexer:
             self._read[instance] = engine.number
 
     def handle(self, instance: str, outcomes: Iterable[StreamOutcome]) -> None:
-        """Follow, and answer what is asked."""
+        """Applies a frame, and answers replay requests."""
         found = apply_outcomes(self.store, instance, outcomes, self._clock.now(), self._limits)
         self.offer(found.changes)
         if found.replay_from is not None:
@@ -130,7 +136,7 @@ class InMemoryIndexer:
                 self.handle(instance, self.sequencers[instance].on_replayed_frame(frame))
 
     def offer(self, changes: list[Change]) -> None:
-        """Offer changes."""
+        """Passes changes to the sink."""
         if self.sink is not None:
             self.sink.offer(self.model_key, changes)
 
@@ -138,22 +144,22 @@ class InMemoryIndexer:
         return self._clock.wall() - self._clock.now()
 
 
-def store_content(truth: BlockStore) -> dict[str, set[tuple[int, StorageTier]]]:
-    """What each of the world's instances holds by the truth: (own hash, tier)."""
-    return {name: set(truth.content(name)) for name in NAMES if name in truth}
+def store_content(store: BlockStore) -> dict[str, set[tuple[int, StorageTier]]]:
+    """Returns (own hash, tier) of each block that the store has for the instances."""
+    return {name: set(store.content(name)) for name in NAMES if name in store}
 
 
-def replica_content(mirror: IndexReplica) -> dict[str, set[tuple[int, StorageTier]]]:
-    """What each instance holds by a mirror."""
-    found: dict[str, set[tuple[int, StorageTier]]] = {name: set() for name in mirror.instances()}
-    for own in list(mirror._masks):
-        for name, tiers in mirror.holders(own).items():
+def replica_content(replica: IndexReplica) -> dict[str, set[tuple[int, StorageTier]]]:
+    """Returns the blocks that a mirror has for each instance."""
+    found: dict[str, set[tuple[int, StorageTier]]] = {name: set() for name in replica.instances()}
+    for own in list(replica._masks):
+        for name, tiers in replica.holders(own).items():
             found[name] |= {(own, tier) for tier in tiers}
     return found
 
 
 class IndexHarness:
-    """Engines, an indexer and a feed around one Redis; all of them move only when told to."""
+    """Engines, an indexer and a feed around one Redis; each moves only on demand."""
 
     def __init__(self, url: str, limits: Limits = LIMITS) -> None:
         self.url, self.limits = url, limits
@@ -177,7 +183,7 @@ class IndexHarness:
         self.indexer, self.writer = self.add_indexer("one")
 
     def add_indexer(self, holder: str) -> tuple[InMemoryIndexer, IndexWriter]:
-        """An indexer that knows nothing yet."""
+        """Returns an indexer without any state."""
         indexer = InMemoryIndexer(MODEL, self.engines, self.clock, self.limits)
         writer = IndexWriter(self.link, indexer, self.clock, holder=holder, limits=self.limits)
         indexer.sink = writer
@@ -185,7 +191,7 @@ class IndexHarness:
         return indexer, writer
 
     def serve_prompts(self, count: int = 1) -> None:
-        """Prompts that share heads, at random engines."""
+        """Serves prompts with shared prefixes at random engines."""
         for _ in range(count):
             name = self.draw.choice(list(self.engines))
             head, tail, length = self.draw.randrange(4), self.draw.randrange(6), self.draw.randrange(4, 60)
@@ -196,13 +202,13 @@ class IndexHarness:
             self.engines[name].publish()
 
     async def write(self, count: int = 1) -> None:
-        """So many prompts, read and written."""
+        """Serves so many prompts, reads their events and writes the changes."""
         self.serve_prompts(count)
         self.indexer.read()
         await self.writer.step()
 
     async def settle(self) -> None:
-        """Time passes, and everybody does what there is to do."""
+        """Moves the clock, and lets all parts do their pending work."""
         for _ in range(8):
             self.clock.advance(25.0)
             await self.link.wait_connected()
@@ -211,39 +217,39 @@ class IndexHarness:
             await self.subscriber.step()
 
     def assert_replica_matches(self) -> None:
-        """The mirror holds what the truth holds, as complete, and is not stale."""
-        mirror = self.subscriber.replica(MODEL)
-        assert mirror is not None, self.subscriber.describe(MODEL)
-        assert replica_content(mirror) == store_content(self.indexer.store)
+        """Asserts that the mirror equals the store, as complete, and is not stale."""
+        replica = self.subscriber.replica(MODEL)
+        assert replica is not None, self.subscriber.describe(MODEL)
+        assert replica_content(replica) == store_content(self.indexer.store)
         for name in store_content(self.indexer.store):
-            state, known = self.indexer.store.state(name), mirror.completeness(name)
+            state, known = self.indexer.store.state(name), replica.completeness(name)
             assert known is not None
             assert (known.complete, known.reason) == (state.complete, state.reason)
             assert math.isclose(known.since, state.since, abs_tol=0.01)
         assert self.subscriber.stale_since(MODEL) is None, self.subscriber.describe(MODEL)
 
     async def wait_redis_lost(self) -> None:
-        """The link has noticed that Redis is gone."""
+        """Waits until the link has noticed that Redis is gone."""
         await wait_until(lambda: not self.link.state.connected)
 
 
 @asynccontextmanager
 async def index_harness(url: str, limits: Limits) -> AsyncIterator[IndexHarness]:
-    """A world whose link is up."""
-    world = IndexHarness(url, limits)
-    world.link.start()
-    await world.link.wait_connected()
+    """Yields a harness whose link is up."""
+    harness = IndexHarness(url, limits)
+    harness.link.start()
+    await harness.link.wait_connected()
     try:
-        yield world
+        yield harness
     finally:
-        await world.link.stop()
+        await harness.link.stop()
 
 
 def run_with_harness(url: str, work: Callable[[IndexHarness, Any], Awaitable[None]], limits: Limits = LIMITS) -> None:
-    """``work`` on a fresh world and a client of its Redis."""
+    """Runs ``work`` on a new harness and a client of its Redis."""
 
     async def run() -> None:
-        async with index_harness(url, limits) as world, Redis.from_url(url) as redis:
-            await work(world, redis)
+        async with index_harness(url, limits) as harness, Redis.from_url(url) as redis:
+            await work(harness, redis)
 
     asyncio.run(run())

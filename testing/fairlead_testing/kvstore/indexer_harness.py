@@ -1,4 +1,4 @@
-"""An indexer before engines on real sockets, for tests: what it believes can be held against what the engines hold."""
+"""An indexer before engines on real sockets, whose state tests compare with that of the engines."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -27,7 +27,11 @@ MODEL = "default/tiny"
 
 
 class IndexerHarness:
-    """``engines`` by instance; ``answers`` to HTTP by (instance, path), each is asked for in ``asked``."""
+    """The indexer and its engines.
+
+    engines: by instance.
+    answers: HTTP answers by (instance, path); ``asked`` counts the requests.
+    """
 
     def __init__(self, limits: Limits, listen: Sequence[str]) -> None:
         self.clock = ManualClock()
@@ -56,12 +60,12 @@ class IndexerHarness:
         dial: str | None = None,
         topic: str = "kv",
     ) -> ZmqEngine:
-        """Start an engine; one that has this name already is over, and the new one takes its ports."""
+        """Starts an engine; one of this name ends, and the new one takes its ports."""
         before = self.engines.pop(name, None)
         ports = before.ports if before is not None else (0, 0)
         if before is not None:
             before.close()
-        made = ZmqEngine(
+        started = ZmqEngine(
             engine or PrefixCacheEngine(capacity=400),
             self.context,
             ports=ports,
@@ -69,47 +73,50 @@ class IndexerHarness:
             dial=dial,
             topic=topic.encode(),
         )
-        self.engines[name] = made
-        return made
+        self.engines[name] = started
+        return started
 
     def add_instance(self, name: str, **more: object) -> None:
-        """The fleet has this instance, at its engine's endpoints."""
-        there = self.engines.get(name)
-        one = Instance(id=name, namespace="default", model="tiny", pool="main", url=f"http://127.0.0.1:1/{name}")
-        if there is not None and there.events:
-            one = replace(one, kv_events=there.events, kv_replay=there.replay)
-        self.instances[name] = replace(one, **more)  # type: ignore[arg-type]  # fields of an instance
+        """Adds the instance to the fleet, at its engine's endpoints."""
+        engine = self.engines.get(name)
+        instance = Instance(id=name, namespace="default", model="tiny", pool="main", url=f"http://127.0.0.1:1/{name}")
+        if engine is not None and engine.events:
+            instance = replace(instance, kv_events=engine.events, kv_replay=engine.replay)
+        self.instances[name] = replace(instance, **more)  # type: ignore[arg-type]  # fields of an instance
         self.apply_fleet()
 
     def apply_fleet(self) -> None:
-        """Hand the indexer the fleet as it is."""
+        """Passes the present fleet to the indexer."""
         instances = tuple(self.instances[name] for name in sorted(self.instances))
         self.indexer.update_fleet(Fleet(1, 1, {MODEL: Model("default", "tiny")}, {MODEL: instances}))
 
     def status(self, name: str) -> EngineStatus:
-        """What the indexer says of an instance."""
-        return next(one for one in self.indexer.engine_statuses() if one.instance == name)
+        """Returns the indexer's status of an instance."""
+        return next(status for status in self.indexer.engine_statuses() if status.instance == name)
 
     def credited_blocks(self, name: str, tokens: Sequence[int]) -> int:
-        """Blocks of a prompt that the index credits the instance with; truth and mirror agree."""
+        """Returns the blocks of a prompt that the index credits the instance with.
+
+        Asserts that store and mirror agree.
+        """
         size = self.engines[name].engine.block_size if name in self.engines else 4
         chain = block_hashes(chain_root(MODEL), list(tokens), size)
-        held = self.store.cached_depths(name, chain)[StorageTier.GPU]
-        mirrored = {one.instance: one.blocks[0] for one in self.sink.replica(MODEL).match(chain)}
-        assert mirrored.get(name, 0) == held
-        return held
+        cached = self.store.cached_depths(name, chain)[StorageTier.GPU]
+        matched = {match.instance: match.blocks[0] for match in self.sink.replica(MODEL).match(chain)}
+        assert matched.get(name, 0) == cached
+        return cached
 
     def is_exact(self, name: str) -> bool:
-        """Whether the index holds just as many blocks as the engine, and all of them."""
+        """Returns whether the index has all blocks of the engine and no others."""
         engine = self.engines[name].engine
         return self.status(name).state.complete and self.status(name).state.blocks == engine.cached_blocks
 
     async def wait_exact(self, *names: str) -> None:
-        """Wait until these are connected, and nothing of them is missing."""
+        """Waits until these are connected, and none of their blocks is missing."""
         await wait_until(lambda: all(self.status(name).connected and self.is_exact(name) for name in names))
 
     async def wait_connected(self, *names: str) -> None:
-        """Wait until the engines know of us, too."""
+        """Waits until the engines know of the subscription, too."""
         await wait_until(lambda: all(self.status(name).connected for name in names))
         await wait_until(lambda: all(self.engines[name].listeners > 0 for name in names if self.engines[name].events))
 
@@ -123,19 +130,19 @@ class IndexerHarness:
 
 @asynccontextmanager
 async def indexer_harness(limits: Limits | None = None, listen: Sequence[str] = ()) -> AsyncIterator[IndexerHarness]:
-    """A stage, taken down at the end."""
-    stage = IndexerHarness(limits or Limits(), listen)
+    """Yields a harness, and closes it at the end."""
+    harness = IndexerHarness(limits or Limits(), listen)
     try:
-        yield stage
+        yield harness
     finally:
-        await stage.indexer.close()
-        for engine in stage.engines.values():
+        await harness.indexer.close()
+        for engine in harness.engines.values():
             engine.close()
-        await asyncio.to_thread(stage.context.destroy, 0)
+        await asyncio.to_thread(harness.context.destroy, 0)
 
 
 def frames(engine: PrefixCacheEngine, *prompts: Sequence[int]) -> list[EventFrame]:
-    """What these prompts make the engine publish."""
+    """Returns the frames that the engine publishes for these prompts."""
     found = []
     for prompt in prompts:
         engine.serve_prompt(prompt)

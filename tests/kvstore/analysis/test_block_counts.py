@@ -1,4 +1,4 @@
-"""What each instance holds and nobody else does: the same as counted by hand, for any sets of blocks."""
+"""Block counts and unique blocks of instances, against a naive count."""
 
 import pytest
 from hypothesis import given

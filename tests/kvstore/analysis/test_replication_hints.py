@@ -1,4 +1,4 @@
-"""Which hot prefixes want another home: from shares, rates and holders alone."""
+"""Replication hints for hot prefixes, from shares, rates and holders."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -29,7 +29,7 @@ LIMITS = Limits(kv_orphans_per_instance=10_000)
 MEDIA = {"GPU": StorageTier.GPU, "CPU": StorageTier.CPU, "DISK": StorageTier.DISK}
 PATHS = st.text("ab", min_size=1, max_size=5)
 Path = str
-"""A prompt of one-token blocks, ``a`` or ``b`` each; a block is named by the whole path that ends with it."""
+"""A prompt of one-token blocks, ``a`` or ``b`` each; its last block has the whole path as name."""
 
 
 def handle_of(path: Path, alias: int) -> int:

@@ -47,10 +47,10 @@ class Playing:
             apply_outcomes(
                 self.truth, str(rank), self.streams[rank].on_live_frame(EventFrame(b"", number, payload)), self.now
             )
-            self.look()
+            self.read_models()
         self.read[rank] = count
 
-    def look(self) -> None:
+    def read_models(self) -> None:
         """Reads ``/v1/models``."""
         for rank, _ in enumerate(self.streams):
             for name, place in self.places.items():
@@ -80,7 +80,7 @@ def test_every_response_of_an_idle_engine_was_predicted(name: str) -> None:
             asked += 1
         elif what == "loaded":
             playing.places[more[0]] = more[1]
-            playing.look()
+            playing.read_models()
         elif what == "cleared":
             playing.truth.on_cleared_by_fairlead(str(rank), playing.now)
         elif what == "killed":

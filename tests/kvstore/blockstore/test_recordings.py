@@ -193,7 +193,7 @@ def test_orphans_are_linked_when_their_parent_is_reported() -> None:
     reading = Reading("b-eviction-restart")
     reading.upto(117)
     assert reading.truth.state("i").orphans == 15
-    reading.upto(118)  # the whole prompt is stored anew, from its start
+    reading.upto(118)  # the whole prompt is stored again, from its start
     state = reading.truth.state("i")
     assert (state.orphans, state.counts.linked) == (0, 15)
 
@@ -201,7 +201,7 @@ def test_orphans_are_linked_when_their_parent_is_reported() -> None:
 def test_eviction_takes_the_end_of_the_oldest_prompt() -> None:
     reading = Reading("b-eviction-restart")
     gone = [len(one.hashes) for one in reading.upto(4) if isinstance(one, changes.BlocksRemoved)]
-    assert gone == []  # the first prompt is an orphan here: nobody was told that it had begun
+    assert gone == []  # the first prompt is an orphan here: its start was not reported
     assert reading.predicted(list(range(1100, 1516))) == 384
     assert reading.predicted(list(range(2100, 2516))) == 384
 

@@ -1,4 +1,4 @@
-"""Both encodings, what other engines add and leave out, and bytes that are nothing of the kind."""
+"""The decoder: both encodings, deviations of engines, and invalid bytes."""
 
 from typing import Any
 
@@ -101,7 +101,7 @@ def test_unknown_events_are_skipped_and_counted() -> None:
     ("parent_block_hash", "text"),
 ])  # fmt: skip
 def test_inconsistent_store_is_skipped_and_counted(field: str, value: Any) -> None:
-    """Whoever misses a store misses a hit; the rest of the batch still counts."""
+    """A skipped store costs a cache hit; the rest of the batch still counts."""
     removed = {"type": "BlockRemoved", "block_hashes": [1], "medium": "GPU"}
     batch = decode_events(pack([0.0, [{**STORED, field: value}, removed]]))
     assert (len(batch.events), batch.unknown, batch.refused) == (1, 0, 1)
@@ -119,7 +119,7 @@ def test_inconsistent_store_is_skipped_and_counted(field: str, value: Any) -> No
     7,
 ], ids=repr)  # fmt: skip
 def test_unreadable_removal_makes_the_batch_unreadable(event: Any) -> None:
-    """Whoever misses a removal believes in a ghost, so the batch has to count as lost."""
+    """A skipped removal would leave a ghost, so the batch counts as lost."""
     with pytest.raises(MalformedEvents):
         decode_events(pack([0.0, [STORED, event]]))
 

@@ -1,4 +1,4 @@
-"""Every way in which a stream of batches can break, and what the state machine makes of it."""
+"""The event sequencer, for every way in which a stream of batches can break."""
 
 from collections.abc import Iterable
 
@@ -26,12 +26,16 @@ END = [b"", b"", b"\xff" * 8, b""]
 
 
 def frame(number: int, process: str = "first") -> EventFrame:
-    """What this process published under a number."""
+    """Returns the batch of this process under a number."""
     return EventFrame(b"kv", number, f"{process} {number}".encode())
 
 
 def short(outcomes: Iterable[StreamOutcome]) -> list[str]:
-    """``A5`` accepts 5, ``G3-6?2`` misses 3 to 6 and asks from 2, ``L3-6`` lost them, ``D5``, ``R``, ``C``, ``S``, ``resumed``."""
+    """Returns outcomes in short form.
+
+    ``A5`` accepts 5, ``G3-6?2`` misses 3 to 6 and requests from 2, ``L3-6`` lost them; others are
+    ``D5``, ``R``, ``C``, ``S``, ``resumed``.
+    """
     found = []
     for one in outcomes:
         if isinstance(one, AcceptBatch):
@@ -59,7 +63,7 @@ def replay(stream: EventSequencer, *numbers: int, process: str = "first", end: b
 
 
 def begun(*, replayable: bool = True, upto: int = 3, limits: Limits | None = None) -> EventSequencer:
-    """A stream that has accepted everything up to ``upto``."""
+    """Returns a stream that has accepted everything up to ``upto``."""
     stream = EventSequencer(replayable=replayable, limits=limits or Limits())
     if replayable:
         assert short(stream.on_connected()) == ["G0-?0"]
@@ -193,7 +197,7 @@ def test_failed_replay_loses_the_gap_and_continues() -> None:
 
 
 def test_replay_with_holes_is_requested_until_complete() -> None:
-    """An engine drops what its socket has no room for: in the midst, and at the end."""
+    """An engine drops batches that its socket has no room for, in the middle and at the end."""
     stream = begun()
     live(stream, 12)
     assert replay(stream, 3, 4, 6, 7) == ["A4", "D6", "D7", "G5-?4"]
@@ -255,7 +259,7 @@ def test_restarted_engine_is_asked_for_its_first_batches() -> None:
 
 
 def test_batch_older_than_the_known_digests_is_another_process() -> None:
-    """Safe, since all is then learned anew."""
+    """This is safe, since everything is then learned again."""
     stream = begun(upto=9, limits=Limits(kv_sequences_known=4))
     assert live(stream, 7) == ["D7"]
     assert live(stream, 2) == ["R", "G0-1?0"]
@@ -440,7 +444,7 @@ NUMBERS = st.lists(
 
 @given(NUMBERS, st.booleans())
 def test_accept_in_order_agrees_with_on_live_frame(steps: list[tuple[int, str, str]], replayable: bool) -> None:
-    """Counting up, with numbers left out, repeated and from another process, replays in between and connections that break."""
+    """Random streams: missing and repeated numbers, other processes, replays and disconnects."""
     long, quick = EventSequencer(replayable=replayable), EventSequencer(replayable=replayable)
     taken, following = 0, 0
     for step, process, how in steps:

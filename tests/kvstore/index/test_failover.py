@@ -1,4 +1,4 @@
-"""The index in what is more than one server: a failover that loses what was written last, and a cluster."""
+"""The index on several servers: a failover that loses the last writes, and a cluster."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -25,12 +25,12 @@ MODELS = [f"default/model-{number}" for number in range(6)]
 """In slots of every master of a cluster."""
 
 
-def held(mirror: IndexReplica | None) -> set[int]:
+def replica_blocks(mirror: IndexReplica | None) -> set[int]:
     return set() if mirror is None else {own for own in mirror._masks if mirror.holders(own)}
 
 
 class Live:
-    """One engine a model; writers and feeds run by themselves."""
+    """One engine per model; writers and subscribers run by themselves."""
 
     def __init__(self, link: RedisLink, models: list[str]) -> None:
         self.engines = {key: PrefixCacheEngine(capacity=200, seed=number) for number, key in enumerate(models)}
@@ -63,10 +63,11 @@ class Live:
             indexer.read()
 
     def agree(self) -> bool:
-        """Every mirror holds what the truth holds, and is up to date."""
+        """Asserts that every replica equals its block store and is current."""
         return all(
             indexer.store.block_count
-            and held(self.feed.replica(indexer.model_key)) == {own for own, _ in indexer.store.content("a/1/0")}
+            and replica_blocks(self.feed.replica(indexer.model_key))
+            == {own for own, _ in indexer.store.content("a/1/0")}
             and self.feed.stale_since(indexer.model_key) is None
             for indexer in self.indexers
             if "a/1/0" in indexer.store
@@ -92,7 +93,9 @@ def lived(url: str, models: list[str], work: Callable[[Live], Awaitable[None]]) 
 
 
 def test_writes_lost_in_a_failover_are_written_again(pair: ValkeyGroup) -> None:
-    """The replica hangs while entries and an epoch are written, the master dies, and the replica becomes master with what it has."""
+    """The replica hangs while entries and an epoch are written, the master dies, and the replica is
+    promoted.
+    """
     _own, idx, ev = redis_keys.index_keys(MODELS[0])
 
     async def work(live: Live) -> None:

@@ -1,4 +1,6 @@
-"""An indexer, a real Redis and a mirror elsewhere: who leads, who comes late, who goes on; the mirror ends up with the truth."""
+"""An indexer, a real Redis and a replica: leadership, late subscribers and takeovers; the replica
+equals the block store.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -140,7 +142,9 @@ def test_expired_lease_is_retaken_without_a_new_epoch(server: Valkey) -> None:
 
 
 def test_new_indexer_continues_from_the_state_of_a_killed_one(server: Valkey) -> None:
-    """Nothing of the old process is used again; the engines' buffers do not reach back to what they hold."""
+    """Nothing of the old process is reused, and the engines' buffers do not reach back to all
+    blocks.
+    """
     limits = replace(LIMITS, index_kept_batches=20)
 
     async def work(world: IndexHarness, redis: Any) -> None:
@@ -149,7 +153,7 @@ def test_new_indexer_continues_from_the_state_of_a_killed_one(server: Valkey) ->
         before = store_content(world.indexer.store)
         for engine in world.engines.values():
             del engine.frames[:-30]
-        world.serve_prompts(10)  # published while nobody leads
+        world.serve_prompts(10)  # published without a leader
         await redis.delete(LEASE_KEY)
         world.indexer, world.writer = world.add_indexer("two")
         await world.settle()

@@ -1,4 +1,4 @@
-"""Many models on a Redis that is far away: their writer does not go from one to the next."""
+"""Many models on a distant Redis: their writer does not serve them one after the other."""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ MODELS = [f"default/model-{number}" for number in range(40)]
 
 
 class Far:
-    """A link on which everything that is asked before the next ``round`` is answered in it, as on a line that takes its time."""
+    """A link with latency: every command before the next ``round`` is answered in it."""
 
     def __init__(self, redis: "Redis[bytes]") -> None:
         self._redis = redis
@@ -36,10 +36,10 @@ class Far:
             return list(await pipe.execute(raise_on_error=False))
 
     async def carry(self, work: "asyncio.Task[None]") -> None:
-        """Rounds until the work is done."""
+        """Runs rounds until the work is done."""
         while not work.done():
             for _ in range(200):
-                await asyncio.sleep(0)  # whoever can go on asks
+                await asyncio.sleep(0)  # lets every task reach its next command
             asked, self._asked = self._asked, []
             if asked:
                 self.rounds += 1

@@ -1,9 +1,14 @@
-"""What other indexes were measured to lose and to invent, with the same counts: ours loses and invents nothing.
+"""Measured failures of other indexes, with the same counts: this index loses and invents nothing.
 
-Measured by SGLang's developers for two shared indexers of theirs: after a restart of the indexer an index in memory knew 419 of 968
-placements and decided 337 of 1,958 requests blind; two indexers without state over a Valkey decided 12 of 2,052 blind; after a worker
-had been away for 70 seconds, 484 placements of it were still credited. A placement is a block that an instance holds; a decision
-is blind when nobody is credited with a prompt that an instance holds.
+Source: SGLang's developers, for two shared indexers of theirs.
+
+- After a restart of the indexer, an index in memory had 419 of 968 placements, and decided 337 of
+  1,958 requests without knowledge.
+- Two stateless indexers over a Valkey decided 12 of 2,052 requests without knowledge.
+- After a worker was away for 70 seconds, 484 of its placements were still credited.
+
+A placement is a cached block of an instance. A decision lacks knowledge when no instance is
+credited with a prompt that one has.
 """
 
 from typing import Any
@@ -30,18 +35,18 @@ AWAY = "b/1/0"
 
 
 def prompt(number: int) -> list[int]:
-    """A prompt of eight blocks that shares none with another."""
+    """Returns a prompt of eight blocks that shares none with another."""
     return [number * 1_000 + index for index in range(BLOCK * PROMPT_BLOCKS)]
 
 
 def roomy(world: IndexHarness) -> None:
-    """Engines that evict nothing here, and whose hashes differ from process to process."""
+    """Returns engines that evict nothing here; their hashes differ between processes."""
     for seed, name in enumerate(NAMES):
         world.engines[name] = PrefixCacheEngine(capacity=600, seed=seed, maps=bool(seed % 2))
 
 
 def placed(world: IndexHarness, prompts: range, where: str | None = None) -> None:
-    """Each prompt at one engine, in turn or all at the same."""
+    """Places each prompt at one engine, in turn or all at the same."""
     for number in prompts:
         world.engines[where or NAMES[number % 3]].serve_prompt(prompt(number))
 
@@ -50,8 +55,8 @@ def placements(world: IndexHarness) -> int:
     return sum(len(held) for held in store_content(world.indexer.store).values())
 
 
-def blind(world: IndexHarness, number: int) -> bool:
-    """Whether a gateway would not know who holds all of a prompt."""
+def lacks_knowledge(world: IndexHarness, number: int) -> bool:
+    """Returns whether a gateway would not know any instance with all of a prompt."""
     mirror = world.subscriber.replica(MODEL)
     assert mirror is not None
     found = mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK))
@@ -76,7 +81,7 @@ def test_restarted_indexer_has_all_968_placements_for_1958_decisions(
                 world.indexer, world.writer = world.add_indexer("two")
             if decision > 600 and decision % 100 == 0:
                 await world.settle()
-            wrong += blind(world, decision % 121)
+            wrong += lacks_knowledge(world, decision % 121)
         assert wrong == 0
         assert placements(world) == 968
         world.assert_replica_matches()
@@ -93,7 +98,7 @@ def test_two_indexers_in_turn_serve_all_2052_decisions(server: Valkey) -> None:
         pairs = [(world.indexer, world.writer), world.add_indexer("two")]
         known, wrong, epochs = 90, 0, {await redis.hget(INDEX_KEY, "at")}
         for decision in range(2_052):
-            wrong += blind(world, decision % known)
+            wrong += lacks_knowledge(world, decision % known)
             if decision % 171 == 170:  # the other one leads from now on; prompts come meanwhile
                 placed(world, range(known, known + 3))
                 await redis.delete(LEASE_KEY)
@@ -145,7 +150,7 @@ def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
             for number in range(61)
             for held in mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK))
         )
-        assert not blind(world, 100)
+        assert not lacks_knowledge(world, 100)
         world.assert_replica_matches()
 
     run_with_harness(server.url, work)

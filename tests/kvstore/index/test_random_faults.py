@@ -1,8 +1,9 @@
-"""Random events and faults between engines, two indexers, a real Redis and a mirror, and then peace: the mirror must hold the truth.
+"""Random events and faults between engines, two indexers, a real Redis and a replica, then a quiet
+time: the replica equals the block store.
 
-Everything is driven step by step without an event loop: what runs commands at Redis is a synchronous client behind the writers'
-and the feed's face of a link. It can be away, and it can lose the answer to what was done. Redis itself loses everything, goes back
-to what it was some time ago (a failover to a replica that was behind), is full, and holds values that nobody of us has written.
+All parts run step by step without an event loop, over a synchronous client behind the interface of
+a link. The link can be down, or lose the reply to an executed command. Redis loses everything,
+returns to an earlier state (a failover to a delayed replica), is full, or contains foreign values.
 """
 
 from collections.abc import Coroutine, Iterator, Sequence
@@ -46,7 +47,7 @@ Content = dict[str, set[tuple[int, StorageTier]]]
 
 
 def done(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run what never really waits."""
+    """Runs a coroutine that never waits."""
     try:
         work.send(None)
     except StopIteration as stopped:
@@ -55,7 +56,9 @@ def done(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 class Link:
-    """What writers and feeds need of a link. ``lose``: so many answers are lost although the commands were run."""
+    """The interface of a link that writers and subscribers use. ``lose``: the number of replies to
+    lose after execution.
+    """
 
     def __init__(self, url: str) -> None:
         self.redis = Redis.from_url(url, protocol=2)
@@ -87,7 +90,7 @@ def mirrored(mirror: IndexReplica) -> Content:
 
 
 class Faults(RuleBasedStateMachine):
-    """Two indexers, one of which may lead at a time, and one feed."""
+    """Two indexers, one of which leads at a time, and one subscriber."""
 
     server: ClassVar[Valkey]
 
@@ -107,7 +110,7 @@ class Faults(RuleBasedStateMachine):
             self.link,  # type: ignore[arg-type]  # a face of it is enough
             self.clock,
             limits=LIMITS,
-            on_changes=self.heard,
+            on_changes=self.on_changes,
             on_reload=self.reloaded,
         )
         self.feed.set_models([MODEL])
@@ -131,7 +134,7 @@ class Faults(RuleBasedStateMachine):
         writer.set_models([MODEL])
         return indexer, writer
 
-    def heard(self, model_key: str, told: Sequence[Change]) -> None:
+    def on_changes(self, model_key: str, told: Sequence[Change]) -> None:
         self.copy.apply(told)
 
     def reloaded(self, model_key: str, mirror: IndexReplica) -> None:
@@ -248,7 +251,9 @@ class Faults(RuleBasedStateMachine):
 
     @rule()
     def peace(self) -> None:
-        """No more faults: one leads, and the mirror is what it knows, which is what the engines hold."""
+        """Ends all faults: one indexer leads, and the replica equals its blocks, which are the
+        engines'.
+        """
         self.link.away, self.link.lose = False, 0
         self.link.redis.config_set("maxmemory", "0")
         lease: Any = self.link.redis.get(OWN) if self.link.redis.type(OWN) == b"string" else None

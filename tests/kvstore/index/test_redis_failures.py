@@ -1,5 +1,6 @@
-"""What a real Redis does to the index: away, empty, full, gone back in time, poisoned. The mirror ends up with the truth and no
-ghost."""
+"""Failures of a real Redis: unreachable, empty, full, restored, damaged. The replica equals the
+block store, without ghosts.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -85,7 +86,9 @@ def test_long_redis_outage_is_bounded_and_recovered(server: Valkey) -> None:
 
 
 class Busy:
-    """Redis, and engines that publish while it works: whenever the writer waits for it, more has come."""
+    """A link during whose replies engines publish: more changes arrive whenever the writer
+    waits.
+    """
 
     def __init__(self, world: IndexHarness) -> None:
         self.world = world
@@ -199,7 +202,9 @@ def test_full_redis_is_reported_and_recovered(server: Valkey) -> None:
 
 
 def test_redis_restored_to_an_earlier_state_begins_a_new_epoch(server: Valkey) -> None:
-    """As a replica that was behind, made master: everything is there, the lease too, but not what was written last."""
+    """As after the promotion of a delayed replica: everything is there, with the lease, except the
+    last writes.
+    """
 
     async def work(world: IndexHarness, redis: Any) -> None:
         await world.write(10)
@@ -292,7 +297,9 @@ def test_key_of_a_wrong_type_is_replaced(server: Valkey, key: str, kind: str) ->
 
 @pytest.mark.parametrize("key", [LEASE_KEY, INDEX_KEY, EVENTS_KEY])
 def test_key_evicted_by_a_full_redis_is_rewritten_without_ghosts(server: Valkey, key: str) -> None:
-    """What ``allkeys-lru`` does, as the chart's own Redis has it: one key goes, the others stay."""
+    """As with ``allkeys-lru``, the setting of the chart's Redis: one key is evicted, the others
+    stay.
+    """
 
     async def work(world: IndexHarness, redis: Any) -> None:
         await world.write(10)

@@ -1,4 +1,4 @@
-"""Redis names: one slot per model, and no name can reach into another's."""
+"""Redis keys: one slot per model, and no name reaches into another's keys."""
 
 import unicodedata
 

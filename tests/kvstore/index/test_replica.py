@@ -203,26 +203,26 @@ def test_cached_match_is_right_after_any_change(tier: StorageTier) -> None:
                 mine = {held.instance: held.blocks for held in mirror.match(some)}
                 assert mine == {held.instance: held.blocks for held in fresh.match(some)}
 
-    def tell(*some: Change) -> None:
+    def apply_to_both(*some: Change) -> None:
         told.extend(some)
         mirror.apply(some)
         agrees()
 
     for number in range(10):
         name = f"i{number}"
-        tell(changes.BlocksStored(name, StorageTier.GPU, 0, path[: number + 2]))
-        tell(changes.BlocksStored(name, tier, 0, path[number + 1 : number + 4]))
+        apply_to_both(changes.BlocksStored(name, StorageTier.GPU, 0, path[: number + 2]))
+        apply_to_both(changes.BlocksStored(name, tier, 0, path[number + 1 : number + 4]))
     assert mirror._chain_results, "these are kept"
-    tell(changes.BlocksRemoved("i9", StorageTier.GPU, [path[4]]))
-    tell(changes.BlocksStored("i9", StorageTier.GPU, 0, [path[4]]))
-    tell(changes.InstanceCleared("i5", 2, "a test"))
-    tell(changes.InstanceDetached("i6"))
+    apply_to_both(changes.BlocksRemoved("i9", StorageTier.GPU, [path[4]]))
+    apply_to_both(changes.BlocksStored("i9", StorageTier.GPU, 0, [path[4]]))
+    apply_to_both(changes.InstanceCleared("i5", 2, "a test"))
+    apply_to_both(changes.InstanceDetached("i6"))
     mirror.sweep(1_000)
     agrees()
-    tell(changes.BlocksStored("new", StorageTier.GPU, 0, path[:9]))
-    tell(changes.BlocksStored("i5", StorageTier.GPU, 0, path[:3]))
-    tell(changes.HintsAdded(MODEL, [77], 5.0))
-    tell(changes.HintsExpired(MODEL, [77]))
+    apply_to_both(changes.BlocksStored("new", StorageTier.GPU, 0, path[:9]))
+    apply_to_both(changes.BlocksStored("i5", StorageTier.GPU, 0, path[:3]))
+    apply_to_both(changes.HintsAdded(MODEL, [77], 5.0))
+    apply_to_both(changes.HintsExpired(MODEL, [77]))
 
 
 def test_detached_instance_is_dropped_at_once_and_its_bits_are_reused() -> None:

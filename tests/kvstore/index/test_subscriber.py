@@ -1,4 +1,6 @@
-"""A feed that runs by itself before a real Redis: it waits there for changes, and what is wrong with one model's is not another's."""
+"""A running subscriber with a real Redis: it waits there for changes, and a failure of one model
+does not affect another.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -28,7 +30,7 @@ PATIENT = replace(
 
 
 class Watched(RedisLink):
-    """A link that shows what it is asked."""
+    """A link that records its commands."""
 
     def __init__(self, url: str, limits: Limits, *, spread: bool = False) -> None:
         super().__init__(url, ManualClock(1_000.0), limits=limits)
@@ -41,14 +43,16 @@ class Watched(RedisLink):
         return await super().run(commands)
 
     async def waits(self) -> Command:
-        """The next command that waits."""
+        """Returns the next command that waits."""
         while "BLOCK" not in (command := await self.asked.get()):
             pass
         return command
 
 
 class World:
-    """An engine and a writer for each model, and a feed of both, which has loaded them and is not started."""
+    """An engine and a writer for each model, and a subscriber that has loaded both and is not
+    started.
+    """
 
     def __init__(self, link: RedisLink, watched: Watched) -> None:
         self.watched = watched

@@ -1,4 +1,4 @@
-"""An indexer and many engines: finding them, not letting one starve another, bearing what is hostile, and telling of it."""
+"""An indexer with many engines: discovery, fairness, hostile input and status."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ def sources(engine: ZmqEngine, **more: object) -> bytes:
 
 
 def asks(stage: IndexerHarness, name: str) -> None:
-    """The fleet has this instance, and does not say where its events are."""
+    """Adds an instance to the fleet, without the endpoints of its events."""
     stage.add_instance(name, kv_events=None, kv_replay=None)
 
 

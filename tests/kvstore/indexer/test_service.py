@@ -1,4 +1,4 @@
-"""``python -m fairlead_kvstore`` as people run it: real engines that are simulated, a real Redis, kills and takeovers."""
+"""``python -m fairlead_kvstore`` with simulated engines, a real Redis, kills and takeovers."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ def fleet(path: Path, engines: Sequence[EngineProcess | str]) -> Path:
 
 @asynccontextmanager
 async def feeding(server: Valkey) -> AsyncIterator[IndexSubscriber]:
-    """What a gateway sees of the index."""
+    """Runs a subscriber, as a gateway does."""
     link = RedisLink(server.url, SystemClock())
     feed = IndexSubscriber(link, SystemClock())
     feed.set_models([MODEL])
@@ -47,8 +47,8 @@ async def feeding(server: Valkey) -> AsyncIterator[IndexSubscriber]:
         await link.stop()
 
 
-def held(feed: IndexSubscriber, tokens: Sequence[int] = PROMPT) -> dict[str, int]:
-    """Blocks of a prompt by instance."""
+def cached_blocks(feed: IndexSubscriber, tokens: Sequence[int] = PROMPT) -> dict[str, int]:
+    """Returns cached blocks of a prompt by instance."""
     mirror = feed.replica(MODEL)
     chain = block_hashes(chain_root(MODEL), list(tokens), 16)
     return {} if mirror is None else {one.instance: one.blocks[0] for one in mirror.match(chain)}
@@ -73,7 +73,7 @@ def test_second_indexer_takes_over_without_a_loss(server: Valkey, tmp_path: Path
             arguments = ("--fleet", str(path), "--redis", server.url)
             async with indexer_process(*arguments) as first:
                 await complete_prompt(engine, PROMPT)
-                await wait_until(lambda: held(feed) == {"e0": 4} and complete(feed, "e0"))
+                await wait_until(lambda: cached_blocks(feed) == {"e0": 4} and complete(feed, "e0"))
                 assert (await first.get("/readyz")).status_code == 200
                 assert (await first.metric("blocks"), await first.metric("leads")) == (4, 1)
                 async with indexer_process(*arguments) as second:
@@ -81,10 +81,10 @@ def test_second_indexer_takes_over_without_a_loss(server: Valkey, tmp_path: Path
                     assert await second.metric("leads") == 0
                     first.process.send_signal(signal.SIGKILL)
                     await first.process.wait()
-                    await complete_prompt(engine, [*PROMPT, *range(900, 916)])  # while nobody reads
+                    await complete_prompt(engine, [*PROMPT, *range(900, 916)])  # without an indexer
                     await wait_until_async(lambda: _leads(second))
                     await wait_until(
-                        lambda: held(feed, [*PROMPT, *range(900, 916)]) == {"e0": 5} and complete(feed, "e0")
+                        lambda: cached_blocks(feed, [*PROMPT, *range(900, 916)]) == {"e0": 5} and complete(feed, "e0")
                     )
                     assert (await second.metric("restarts_total"), await second.metric("lost_total")) == (0, 0)
                     second.process.send_signal(signal.SIGTERM)
@@ -101,15 +101,15 @@ def test_engine_replaced_without_an_indexer_leaves_no_ghost(server: Valkey, tmp_
                 arguments = ("--fleet", str(path), "--redis", server.url)
                 async with indexer_process(*arguments) as first:
                     await complete_prompt(engine, PROMPT)
-                    await wait_until(lambda: held(feed) == {"e0": 4})
+                    await wait_until(lambda: cached_blocks(feed) == {"e0": 4})
                     first.process.send_signal(signal.SIGTERM)
                     assert await asyncio.wait_for(first.process.wait(), 60.0) == 0
             async with engine_process(*EVENTS) as another:
                 fleet(path, [another])
                 await complete_prompt(another, range(500, 533))
                 async with indexer_process(*arguments):
-                    await wait_until(lambda: held(feed, range(500, 533)) == {"e0": 2} and complete(feed, "e0"))
-                    assert held(feed) == {}
+                    await wait_until(lambda: cached_blocks(feed, range(500, 533)) == {"e0": 2} and complete(feed, "e0"))
+                    assert cached_blocks(feed) == {}
 
     asyncio.run(scenario())
 
@@ -129,7 +129,7 @@ def test_two_ranks_are_two_instances(server: Valkey, tmp_path: Path) -> None:
                     body = {"model": "tiny", "prompt": prompt, "max_tokens": 1}
                     shown = {"X-data-parallel-rank": str(rank)}
                     (await client.post(f"{engine.url}/v1/completions", json=body, headers=shown)).raise_for_status()
-                    await wait_until(lambda: held(feed, prompt) == {f"r{rank}": 2})  # noqa: B023
+                    await wait_until(lambda: cached_blocks(feed, prompt) == {f"r{rank}": 2})  # noqa: B023
 
     asyncio.run(scenario())
 

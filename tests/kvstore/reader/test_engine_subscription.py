@@ -1,4 +1,6 @@
-"""The reader before engines on real sockets: the index holds what the engine holds, or says that it does not."""
+"""Subscriptions to engines on real sockets: the index equals the engine's cache, or is
+incomplete.
+"""
 
 import asyncio
 from dataclasses import replace
@@ -158,7 +160,7 @@ def test_engine_restarted_on_its_port_begins_a_new_epoch(prompts: int) -> None:
                 engine.serve_prompt(*prompt)
             await stage.wait_exact("a")
             another = stage.start_engine("a", PrefixCacheEngine(capacity=400, seed=7))
-            for number in range(prompts):  # before anybody listens
+            for number in range(prompts):  # before the subscription
                 another.serve_prompt(*range(1_000 * number, 1_000 * number + 9))
             await wait_until(lambda: not stage.status("a").connected)
             assert not stage.status("a").state.complete
@@ -184,7 +186,7 @@ def test_short_disconnect_loses_nothing() -> None:
             same = engine.engine
             stage.start_engine("a", same)
             same.serve_prompt(B)
-            same.publish()  # while nobody hears it
+            same.publish()  # without a subscriber
             await wait_until(lambda: not stage.status("a").connected)
             assert (stage.credited_blocks("a", A), stage.status("a").state.complete) == (2, False)
             await wait_until(lambda: stage.loop.advance(0.5) or stage.is_exact("a"))
@@ -295,7 +297,9 @@ def test_too_many_held_frames_abandon_the_replay() -> None:
 
 
 def test_messages_read_together_give_the_same_result_as_one_by_one() -> None:
-    """What simply follows is followed at once, up to where something does not; counters and positions know each batch."""
+    """Consecutive frames are applied together up to a gap; counters and positions include each
+    batch.
+    """
 
     async def scenario() -> None:
         async with indexer_harness() as stage:

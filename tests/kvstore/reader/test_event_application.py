@@ -1,4 +1,4 @@
-"""From frames to changes: each outcome of a stream does to the truth what it says."""
+"""From frames to changes: the effect of each outcome on the block store."""
 
 import msgspec
 
@@ -11,7 +11,7 @@ from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 
 class Reader:
-    """One stream that is followed."""
+    """One stream and its block store."""
 
     def __init__(self) -> None:
         self.truth, self.stream = BlockStore(), EventSequencer(replayable=True)

@@ -1,4 +1,4 @@
-"""Whose turn it is: equal shares in bytes, whatever the messages' sizes, and the loop is given back in between."""
+"""The fair scheduler: equal shares in bytes for any message sizes, and a bounded time per round."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +9,7 @@ from fairlead_kvstore.reader.fair_scheduler import FairScheduler
 
 
 class Soon:
-    """A loop that turns when it is told to."""
+    """A loop that runs its callbacks on request."""
 
     def __init__(self) -> None:
         self.waiting: list[Callable[[], object]] = []
@@ -39,7 +39,7 @@ class Soon:
 
 
 class Engine:
-    """``sizes`` wait to be read."""
+    """A source with messages of these ``sizes``."""
 
     def __init__(self, log: list[str], name: str, sizes: list[int], then: Callable[[], None] | None = None) -> None:
         self.log, self.name, self.sizes, self.then = log, name, sizes, then

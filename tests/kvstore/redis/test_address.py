@@ -1,4 +1,4 @@
-"""URLs of Redis: what they say, and what is said of those that say nothing."""
+"""Redis URLs, valid and invalid."""
 
 import pytest
 

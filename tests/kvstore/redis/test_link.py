@@ -1,4 +1,4 @@
-"""The link to Redis: it says how it is, comes back by itself, and never fails its user."""
+"""The link to Redis: it reports its state, reconnects by itself, and never fails its caller."""
 
 import asyncio
 import time
@@ -161,7 +161,7 @@ def test_link_stops_even_while_it_connects(server: Any) -> None:
 
 
 def test_distant_redis_answers_concurrent_callers(server: Valkey) -> None:
-    """Each of them needs a connection of its own, and each of those begins with exchanges of its own."""
+    """Each caller needs a connection of its own, which begins with exchanges of its own."""
 
     async def run() -> None:
         async with slow_link(server.path, 0.2) as port:

@@ -1,4 +1,4 @@
-"""The link to what is more than one server: a master that sentinels replace, and a cluster, both real."""
+"""The link to several real servers: a master behind sentinels, and a cluster."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -131,7 +131,9 @@ def test_dead_master_is_reported_and_its_replica_found(ring: ValkeyGroup) -> Non
 
 
 def test_hanging_node_is_skipped_for_another(ring: ValkeyGroup) -> None:
-    """Only those of its names that answer are asked, and the slots of the one that hangs are those of its replica by then."""
+    """Only hosts that answer are queried; the slots of the hanging one have moved to its
+    replica.
+    """
     ring.nodes[0].freeze()
     wait_until(lambda: ring.nodes[3].execute("ROLE")[0] == "master", "the replica took over")
 
