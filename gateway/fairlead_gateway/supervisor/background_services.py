@@ -1,5 +1,4 @@
-"""What runs beside the request's way: the engines' own metrics, and what is told and heard through Redis. Nothing of a request waits
-for either."""
+"""The services for which no request waits: engine metrics, and what goes through Redis."""
 
 from typing import TYPE_CHECKING
 
@@ -9,17 +8,17 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 
-if TYPE_CHECKING:  # without a Redis its client is not loaded
+if TYPE_CHECKING:  # without Redis, its client is not loaded
     from fairlead_gateway.supervisor.decision_stream import DecisionStream
     from fairlead_gateway.supervisor.peers.peer_sync import GatewayWorkers, PeerSync
     from fairlead_kvstore.redis.link import RedisLink
 
 
 class BackgroundServices:
-    """The metrics scraper, and with a Redis the decision stream and the exchange with other gateways.
+    """The metrics scraper and, with Redis, the decision stream and the exchange with peers.
 
-    - secret: gateways that share it understand the hashes of each other.
-    - redis_url: None for a gateway that runs alone.
+    secret: gateways that share it compute the same prefix hashes.
+    redis_url: None for a gateway without peers.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class BackgroundServices:
             )
 
     def start(self) -> None:
-        """Begin on the running loop; neither engines nor Redis are waited for."""
+        """Starts all services on the running loop. Waits neither for engines nor for Redis."""
         self.scraper.start()
         if self.redis_link is not None:
             self.redis_link.start()
@@ -60,7 +59,7 @@ class BackgroundServices:
             self.peers.start()
 
     async def stop(self) -> None:
-        """Tell the last decisions, take leave of the other gateways, stop asking."""
+        """Publishes the last decisions, says goodbye to peers, and stops all services."""
         await self.scraper.stop()
         if self.peers is not None:
             await self.peers.stop()
@@ -70,15 +69,15 @@ class BackgroundServices:
             await self.redis_link.stop()
 
     def fleet(self) -> Fleet:
-        """The present snapshot with the engines' last signals."""
+        """Returns the applied fleet with the engines' last signals."""
         return self.scraper.with_signals(self._fleet())
 
     def warnings(self) -> list[str]:
-        """What is missing or degraded, in words."""
-        found = [self._redis_warning(), self._signals_warning()]
+        """Returns one text for each thing that is missing or degraded."""
+        warnings = [self._redis_warning(), self._signals_warning()]
         if self.peers is not None:
-            found += self.peers.warnings()
-        return [note for note in found if note]
+            warnings += self.peers.warnings()
+        return [warning for warning in warnings if warning]
 
     def _redis_warning(self) -> str | None:
         if self.decision_stream is None:
@@ -92,8 +91,9 @@ class BackgroundServices:
             for instance in instances
             if instance.state is InstanceState.READY
         ]
-        mute = [instance for instance in ready if instance.id in self.scraper.errors]
-        if not mute:
+        silent = [instance for instance in ready if instance.id in self.scraper.errors]
+        if not silent:
             return None
-        first = mute[0].id
-        return f"{len(mute)} of {len(ready)} ready engines do not tell their metrics: {first}: {self.scraper.errors[first]}"
+        first = silent[0].id
+        error = self.scraper.errors[first]
+        return f"no metrics from {len(silent)} of {len(ready)} ready instances: {first}: {error}"

@@ -1,4 +1,4 @@
-"""The configuration of one gateway."""
+"""The configuration of a gateway."""
 
 import socket
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ if TYPE_CHECKING:  # without API keys, its parser is not loaded
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """The configuration of one gateway.
+    """The settings, sockets and credentials that a supervisor starts with.
 
     public_socket: bound, and not listening.
     management_socket: listening.
     autoscaler_url: where hints of `scale_from_zero` go.
-    tokenizer_folder: has the tokenizers of models, if they are local.
-    index_secret: keys the hashes of a KV-cache index in Redis, as its indexer's does.
-    environ: the environment, for the tokens of engines.
+    tokenizer_folder: holds the tokenizers of models, where they are local files.
+    index_secret: keys the hashes of a KV-cache index in Redis; the indexer has the same.
+    environ: environment variables, from which the API keys of engines are read.
     """
 
     public_socket: socket.socket

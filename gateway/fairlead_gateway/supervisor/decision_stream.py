@@ -154,7 +154,7 @@ class DecisionStream:
 
     def _add_commands(self, batch: list[LoggedDecision]) -> list[Command]:
         """Returns one XADD per record. A record that cannot be encoded is refused alone."""
-        most = self._limits.published_decisions
+        max_entries = self._limits.published_decisions
         commands: list[Command] = []
         for record in batch:
             try:
@@ -166,7 +166,7 @@ class DecisionStream:
                 self.refused += 1
                 self._last_refusal = type(error).__name__
             else:
-                commands.append(("XADD", name, "MAXLEN", "~", most, "*", DATA_FIELD, value))
+                commands.append(("XADD", name, "MAXLEN", "~", max_entries, "*", DATA_FIELD, value))
         return commands
 
     def _trim_commands(self, batch: list[LoggedDecision]) -> list[Command]:
@@ -185,10 +185,10 @@ class DecisionStream:
     def _requeue(self, batch: list[LoggedDecision]) -> None:
         """Queues records again. A duplicate is harmless, a gap is not."""
         self._trimmed_at.clear()
-        room = self._limits.published_decisions_pending - len(self._pending)
-        kept = batch[max(0, len(batch) - room) :] if room > 0 else []
-        self.dropped += len(batch) - len(kept)
-        self._pending.extendleft(reversed(kept))
+        free = self._limits.published_decisions_pending - len(self._pending)
+        requeued = batch[max(0, len(batch) - free) :] if free > 0 else []
+        self.dropped += len(batch) - len(requeued)
+        self._pending.extendleft(reversed(requeued))
 
     def _count_replies(self, entries: int, replies: list[Any]) -> None:
         refusals = [reply for reply in replies if isinstance(reply, ResponseError)]
@@ -224,25 +224,28 @@ class PublishedDecision(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def published_decision(record: LoggedDecision, gateway_id: str) -> PublishedDecision:
-    """The entry for one record; of many rejected instances only the first few, with their inputs, go along."""
-    made = record.decision
-    rejected = tuple((item.id, item.why) for item in made.rejected[:MAX_REJECTED])
-    inputs = made.inputs.items()
-    if len(made.rejected) > MAX_REJECTED:
-        kept = {made.chosen, *(item for item, _ in rejected)}
-        known = {item.id for item in made.rejected} - kept
-        inputs = {name: value for name, value in inputs if name.rpartition("/")[0] not in known}.items()
+    """Returns the stream entry of a decision.
+
+    Of the rejected instances it has the first `MAX_REJECTED`, with their inputs.
+    """
+    decision = record.decision
+    rejected = tuple((instance.id, instance.why) for instance in decision.rejected[:MAX_REJECTED])
+    inputs = decision.inputs.items()
+    if len(decision.rejected) > MAX_REJECTED:
+        shown = {decision.chosen, *(instance for instance, _ in rejected)}
+        omitted = {instance.id for instance in decision.rejected} - shown
+        inputs = {name: value for name, value in inputs if name.rpartition("/")[0] not in omitted}.items()
     return PublishedDecision(
         gateway=gateway_id,
         request=record.request_id,
         wall=record.wall,
         model=record.model_key,
-        chosen=made.chosen,
-        rule=made.rule,
-        reason=made.reason,
+        chosen=decision.chosen,
+        rule=decision.rule,
+        reason=decision.reason,
         attempt=record.attempt,
         prompt_tokens=record.prompt_tokens,
-        cost_seconds=made.cost_seconds,
+        cost_seconds=decision.cost_seconds,
         rejected=rejected,
         inputs={name: (value.value, value.age_seconds) for name, value in islice(inputs, 8 * (MAX_REJECTED + 2))},
     )

@@ -1,7 +1,7 @@
-"""The keys file: which API keys may call, by name and digest.
+"""The keys file: the API keys that clients may use, by name and digest.
 
-A file names each key and gives its HMAC-SHA-256 under the installation's pepper. Whoever reads the file learns no key, and cannot
-even try guesses without the pepper.
+The file has each key's name and its HMAC-SHA-256 under the installation's pepper. A reader of the
+file learns no key, and cannot even test guesses without the pepper.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _DIGEST_PATTERN = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class KeyFile:
-    """One file; ``names`` is what it said when it was last read well."""
+    """A keys file; `names_by_digest` is its content when it was last valid."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.path = path
@@ -30,7 +30,7 @@ class KeyFile:
         self.names_by_digest: Mapping[bytes, str] = {}
 
     async def load(self) -> None:
-        """Read the file. Raises FairleadError and keeps what it had."""
+        """Reads the file. Raises FairleadError and keeps the previous keys."""
         self.names_by_digest = await asyncio.to_thread(self._read)
 
     def _read(self) -> Mapping[bytes, str]:
@@ -44,50 +44,56 @@ class KeyFile:
 
 
 def parse_key_file(text: str, *, file: str, limits: Limits) -> Mapping[bytes, str]:
-    """Digest → name. Raises ManifestError with every problem; no message repeats what stands for a digest."""
-    found = parse_documents(text, file=file, limits=limits)
-    if len(found) != 1:
-        message = "the file is empty" if not found else f"{len(found)} YAML documents, a keys file has one"
+    """Returns the names by digest. Raises ManifestError with every problem.
+
+    No message repeats the text in place of a digest, since it may be a key.
+    """
+    documents = parse_documents(text, file=file, limits=limits)
+    if len(documents) != 1:
+        message = "the file is empty" if not documents else f"{len(documents)} YAML documents, a keys file has one"
         raise ManifestError((FileProblem(file, 1, "(document)", message, "begin with `keys:`"),))
-    node = found[0]
+    node = documents[0]
     try:
         content = _KeyFileContent.model_validate(node.to_python(), by_alias=True, by_name=False)
     except ValidationError as error:
         raise ManifestError(tuple(_problem(item, node, file) for item in error.errors(include_url=False))) from None
     if len(content.keys) > limits.keys:
-        message = f"{len(content.keys):,} keys, at most {limits.keys:,} are read"
+        message = f"{len(content.keys):,} keys; the limit is {limits.keys:,}"
         raise ManifestError(
             (FileProblem(file, node.locate(("keys",)).line, "keys", message, "remove those not in use"),)
         )
     _refuse_repeats(content, node, file)
-    return {bytes.fromhex(one.digest): one.name for one in content.keys}
+    return {bytes.fromhex(key.digest): key.name for key in content.keys}
 
 
 def _refuse_repeats(content: "_KeyFileContent", node: YamlNode, file: str) -> None:
-    """One key cannot be two callers. One caller may have several keys: that is how keys are changed."""
-    taken: dict[str, int] = {}
+    """Raises ManifestError if a digest occurs twice.
+
+    A name may occur twice: a client has two keys while it changes from one to the other.
+    """
+    line_of: dict[str, int] = {}
     problems = []
-    for number, one in enumerate(content.keys):
+    for number, key in enumerate(content.keys):
         path = ("keys", number, "digest")
         line = node.locate(path).line
-        if one.digest.lower() in taken:
-            message = f"this digest is already given on line {taken[one.digest.lower()]}"
+        if key.digest.lower() in line_of:
+            message = f"this digest is already given on line {line_of[key.digest.lower()]}"
             problems.append(FileProblem(file, line, format_path(path), message, "keep one of the two"))
-        taken.setdefault(one.digest.lower(), line)
+        line_of.setdefault(key.digest.lower(), line)
     if problems:
         raise ManifestError(tuple(problems))
 
 
-def _problem(item: ErrorDetails, node: YamlNode, file: str) -> FileProblem:
-    """A finding without the value: what stands in the wrong place here may be a key."""
-    unknown = item["type"] == "extra_forbidden"
-    path = item["loc"][:-1] if unknown else item["loc"]
-    context = item.get("ctx", {})
-    if item["type"] == "fairlead":
+def _problem(error: ErrorDetails, node: YamlNode, file: str) -> FileProblem:
+    """Returns a validation error without the value, which may be a key in the wrong field."""
+    unknown = error["type"] == "extra_forbidden"
+    path = error["loc"][:-1] if unknown else error["loc"]
+    context = error.get("ctx", {})
+    if error["type"] == "fairlead":
         message, fix = str(context["message"]), str(context["fix"])
     else:
-        message = {"missing": "is missing", "extra_forbidden": "holds an unknown field"}.get(
-            item["type"], "is malformed"
+        message = {"missing": "is missing", "extra_forbidden": "has an unknown field"}.get(
+            error["type"], "is malformed"
         )
         fix = "write `keys: [{name: team-a, digest: 64 hexadecimal digits}]`"
     return FileProblem(file, node.locate(path).line, format_path(path), message, fix)

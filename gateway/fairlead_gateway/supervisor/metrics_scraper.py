@@ -1,8 +1,8 @@
-"""What the engines say of themselves, asked every two seconds: for people, for the autoscaler, for learning profiles.
+"""Scrapes the engines' own metrics every two seconds, for people, the autoscaler and profiles.
 
-Routing does not depend on it: the gateway's own ledger knows sooner. An engine that does not answer keeps its last signals,
-whose age then grows in plain sight; one that never answered has none. Pages are asked one after another over the interval,
-so that a large fleet is a steady trickle and not a burst.
+Routing does not depend on them: the gateway's own in-flight load is fresher. An engine that does
+not answer keeps its last signals, with their age; one that never answered has none. Scrapes are
+spread over the interval, so that a large fleet causes no bursts.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class SignalReading:
 
 
 class MetricsScraper:
-    """Asks every instance of the present fleet; ``readings`` and ``problems`` are by instance id."""
+    """Scrapes every instance of the present fleet; `readings` and `errors` are by instance id."""
 
     def __init__(
         self,
@@ -59,21 +59,21 @@ class MetricsScraper:
 
     @property
     def errors(self) -> Mapping[str, str]:
-        """Why the last question to an instance brought nothing, in words."""
+        """The reason why the last scrape of an instance failed; nothing where it did not."""
         return MappingProxyType(self._errors)
 
     def start(self) -> None:
-        """Begin on the running loop."""
+        """Starts the task on the running loop."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="scrape engines")
 
     async def stop(self) -> None:
-        """Stop asking; the last readings stay."""
+        """Stops the task. The last readings stay."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
 
     def with_signals(self, fleet: Fleet) -> Fleet:
-        """The fleet with every instance's last signals in it."""
+        """Returns the fleet with the last signals of every instance."""
         known = self._with_signals_cache
         if known is None or known[0] is not fleet or known[1] != self._changes:
             instances = {key: tuple(map(self._instance_with_signals, group)) for key, group in fleet.instances.items()}
@@ -81,13 +81,13 @@ class MetricsScraper:
         return known[2]
 
     async def scrape_once(self, spread_seconds: float = 0.0) -> None:
-        """Ask every engine once, starting the questions evenly over ``spread_seconds``."""
+        """Scrapes every engine once; the starts are spread evenly over `spread_seconds`."""
         fleet = self._fleet()
         pages: dict[tuple[str, str], list[Instance]] = {}
         for instances in fleet.instances.values():
             for instance in instances:
                 pages.setdefault((instance.url, instance.engine), []).append(instance)
-        self._retain({item.id for group in pages.values() for item in group})
+        self._retain({instance.id for group in pages.values() for instance in group})
         pause = spread_seconds / max(1, len(pages))
         async with asyncio.TaskGroup() as tasks:
             for group in pages.values():
@@ -101,11 +101,11 @@ class MetricsScraper:
             await asyncio.sleep(max(0.0, started + self._limits.scrape_seconds - self._clock.now()))
 
     async def _scrape(self, instances: list[Instance]) -> None:
-        """``instances`` share one page: the ranks of one engine."""
+        """Scrapes the metrics page that these instances, the ranks of one engine, share."""
         engine = self._adapter(instances[0].engine)
         if engine is None:
             for instance in instances:
-                self._errors[instance.id] = f"signals of engine kind {instance.engine} cannot be read"
+                self._errors[instance.id] = f"the metrics of engine type {instance.engine} cannot be read"
             return
         url = instances[0].url.rstrip("/") + engine.metrics_path
         try:
@@ -136,10 +136,10 @@ class MetricsScraper:
         return self._adapters[kind]
 
     def _retain(self, present: set[str]) -> None:
-        for gone in self._readings.keys() - present:
-            del self._readings[gone]
-        for gone in self._errors.keys() - present:
-            del self._errors[gone]
+        for absent in self._readings.keys() - present:
+            del self._readings[absent]
+        for absent in self._errors.keys() - present:
+            del self._errors[absent]
 
     def _instance_with_signals(self, instance: Instance) -> Instance:
         reading = self._readings.get(instance.id)
@@ -149,6 +149,6 @@ class MetricsScraper:
 
 
 def _rank(instance: Instance) -> int | None:
-    """The data-parallel rank: the last part of the id."""
+    """Returns the data-parallel rank, the last part of the id; None if that is no number."""
     last = instance.id.rpartition("/")[2]
     return int(last) if last.isdecimal() else None

@@ -1,7 +1,7 @@
-"""Tells the autoscaler at once that requests wait for a model without an instance.
+"""Sends wake hints: requests wait for a model without an instance, and the autoscaler should act.
 
-It is only a hint: without it, the autoscaler sees the queue with its next scrape. A hint that did not
-arrive becomes a warning, and is repeated while requests wait.
+Without the hint, the autoscaler sees the queue with its next scrape. A hint that did not arrive
+becomes a warning, and is sent again while requests wait.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class ScaleUpNotifier:
             task.add_done_callback(self._tasks.discard)
 
     def warnings(self) -> list[str]:
-        """Returns what went wrong with the last hint."""
+        """Returns why the last hint did not arrive, if it did not."""
         return [] if self._warning is None else [self._warning]
 
     async def close(self) -> None:
@@ -77,6 +77,6 @@ class ScaleUpNotifier:
                 json_body=msgspec.json.encode({"model": model}),
             )
         except Unavailable as error:
-            self._warning = f"the autoscaler was not told that requests of {model} wait: {error.message}"
+            self._warning = f"the wake hint for {model} did not reach the autoscaler: {error.message}"
         else:
             self._warning = None

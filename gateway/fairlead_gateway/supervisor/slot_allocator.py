@@ -1,7 +1,8 @@
-"""Which slot of the shared rows belongs to which instance. One that has left keeps it until nothing of it is in flight anywhere.
+"""Assigns each instance its slot in the rows of the shared load table.
 
-A slot is given to another instance a minute after its last one left the fleet, and only when no worker's row has anything in it:
-by then every worker has the new fleet, or has been silent for so long that its load is not known anyway.
+An instance that left the fleet keeps its slot for at least a minute, and until the slot is zero in
+every worker's row. By then every worker has the new fleet, or has been unresponsive for so long
+that its load is unknown anyway.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,10 @@ _RETIRED_SECONDS = 60.0
 
 
 class SlotAllocator:
-    """At most ``most`` slots; ``idle`` says whether all rows are empty at one."""
+    """The slots of the shared load table, by instance.
+
+    is_idle: returns whether a slot is zero in all rows.
+    """
 
     def __init__(self, count: int, is_idle: Callable[[int], bool]) -> None:
         self._is_idle = is_idle
@@ -21,19 +25,22 @@ class SlotAllocator:
         self._left_at: dict[str, float] = {}
 
     def assign(self, fleet: Fleet, now: float) -> dict[str, int]:
-        """The slots for this fleet, those of instances that left not long ago included."""
-        present = {one.id for instances in fleet.instances.values() for one in instances}
-        for item in self._slots:
-            if item in present:
-                self._left_at.pop(item, None)
+        """Returns the slots by instance, including instances that left recently.
+
+        Instances beyond the number of slots get none.
+        """
+        present = {instance.id for instances in fleet.instances.values() for instance in instances}
+        for instance_id in self._slots:
+            if instance_id in present:
+                self._left_at.pop(instance_id, None)
             else:
-                self._left_at.setdefault(item, now)
-        for item, since in list(self._left_at.items()):
-            if now - since >= _RETIRED_SECONDS and self._is_idle(self._slots[item]):
-                self._free.append(self._slots.pop(item))
-                del self._left_at[item]
+                self._left_at.setdefault(instance_id, now)
+        for instance_id, left_at in list(self._left_at.items()):
+            if now - left_at >= _RETIRED_SECONDS and self._is_idle(self._slots[instance_id]):
+                self._free.append(self._slots.pop(instance_id))
+                del self._left_at[instance_id]
         for instances in fleet.instances.values():
-            for one in instances:
-                if one.id not in self._slots and self._free:
-                    self._slots[one.id] = self._free.pop()
+            for instance in instances:
+                if instance.id not in self._slots and self._free:
+                    self._slots[instance.id] = self._free.pop()
         return dict(self._slots)

@@ -1,8 +1,11 @@
-"""The helper process: everything of a gateway that is slow. It follows files or the cluster, asks engines and Redis, answers the
-management port and looks after the workers, which carry the bytes.
+"""The supervisor process: everything of a gateway that is slow.
 
-Files are followed here and not in each worker: one process looks, one finds what is wrong with them, all workers change at the same
-moment, and none of them needs a YAML reader. Nothing of a request waits for the helper; while it is busy, only what it shows is late.
+It follows files or the cluster, queries engines and Redis, and serves the management port. It also
+starts, configures and stops the workers, which carry the bytes. No request waits for the
+supervisor: while it is busy, only what it shows is late.
+
+Why: the supervisor follows files, not each worker. Files are read and checked once, all workers
+change at the same moment, and none of them loads a YAML parser.
 """
 
 import asyncio
@@ -41,7 +44,7 @@ from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.telemetry.snapshot import restore_counters
 from fairlead_kvstore.blockstore.changes import Change
 
-if TYPE_CHECKING:  # without an engine that tells what it holds neither is loaded
+if TYPE_CHECKING:  # loaded only when an engine reports KV events
     from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
     from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
     from fairlead_gateway.supervisor.kv_index.index_source import IndexSource
@@ -52,7 +55,10 @@ _COUNTERS_SECONDS = 2.0
 
 
 class Supervisor:
-    """One gateway; also what the management port looks at. ``announce`` gets the line that says where it listens."""
+    """The parent of a gateway's workers, and the view that the management port reads.
+
+    announce: called with the line that says where the gateway listens, once it is ready.
+    """
 
     def __init__(
         self,
@@ -117,9 +123,11 @@ class Supervisor:
             self.kv_index.hot_prefixes = self.background.peers.hot_prefixes
 
     async def run(self) -> int:
-        """Serve until SIGTERM or SIGINT, then drain; 0, or 1 when a second signal cut that short, or a defect was the reason.
+        """Serves until SIGTERM or SIGINT, then drains. Returns the exit code.
 
-        Raises FairleadError when a file cannot be used at the start."""
+        The code is 1 when a second signal ended the drain early or a background task failed, else
+        0. Raises FairleadError when a file cannot be used at the start.
+        """
         loop = asyncio.get_running_loop()
         stop, hurry = asyncio.Event(), self._stop_now
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -153,33 +161,33 @@ class Supervisor:
         return snapshots
 
     async def _serve(self, snapshots: AsyncIterator[Fleet], stopped: "asyncio.Task[bool]") -> None:
-        plan, loop = self._config, asyncio.get_running_loop()
+        config, loop = self._config, asyncio.get_running_loop()
         management = ManagementServer(
-            self, plan.management_socket, limits=self._limits, token=plan.manage_token, hosts=plan.manage_hosts
+            self, config.management_socket, limits=self._limits, token=config.manage_token, hosts=config.manage_hosts
         )
         await management.start()
         self.background.start()
         self.kv_index.start()
         self.profiling.start()
-        work = [
-            loop.create_task(one)
-            for one in (self._follow_fleet(snapshots), self._send_warnings(), self._poll_counters())
+        tasks = [
+            loop.create_task(job)
+            for job in (self._follow_fleet(snapshots), self._send_warnings(), self._poll_counters())
         ]
         try:
             process_tuning.freeze_heap()
-            secure = plan.certificate is not None
+            secure = config.certificate is not None
             self._announce(
-                f"ready {socket_url(plan.public_socket, secure=secure)} manage {socket_url(plan.management_socket)}"
+                f"ready {socket_url(config.public_socket, secure=secure)} manage {socket_url(config.management_socket)}"
             )
-            defect = await first_failure(work, stopped)
-            if defect is not None:  # to be started anew is better than to serve an old fleet on
+            defect = await first_failure(tasks, stopped)
+            if defect is not None:  # a restart is better than to serve with an old fleet
                 self._has_failed = True
-                _log.critical("the gateway ends, since a part of it has failed", exc_info=defect)
+                _log.critical("the gateway stops because a background task failed", exc_info=defect)
             self._draining = True
-            plan.public_socket.close()
+            config.public_socket.close()
             await self.workers.stop(self._stop_now)
         finally:
-            for task in work:
+            for task in tasks:
                 await cancel_and_wait(task)
             await management.stop()
             await self.profiling.stop()
@@ -193,7 +201,7 @@ class Supervisor:
     # Files ---------------------------------------------------------------------------------------------------------------
 
     def _create_watchers(self, config: GatewayConfig) -> list[FileWatcher]:
-        found = []
+        watchers = []
         if config.key_file is not None:
             keys = config.key_file
 
@@ -201,7 +209,7 @@ class Supervisor:
                 await keys.load()
                 self.workers.broadcast(say.KeyUpdate(dict(keys.names_by_digest)))
 
-            found.append(FileWatcher("the keys file", [keys.path], read))
+            watchers.append(FileWatcher("the keys file", [keys.path], read))
         if config.certificate is not None:
             certificate = config.certificate
 
@@ -209,8 +217,8 @@ class Supervisor:
                 await certificate.load()
                 self.workers.broadcast(say.ReloadCertificate())
 
-            found.append(FileWatcher("the certificate", certificate.files, renew))
-        return found
+            watchers.append(FileWatcher("the certificate", certificate.files, renew))
+        return watchers
 
     async def _follow_fleet(self, snapshots: AsyncIterator[Fleet]) -> None:
         async for fleet in snapshots:
@@ -222,51 +230,51 @@ class Supervisor:
             self.workers.update_fleet(fleet)
 
     def _configuration(self, number: int, row: int, siblings: list[int], slots: dict[str, int]) -> say.Configure:
-        plan = self._config
-        host, port = plan.public_socket.getsockname()[:2]
-        files = plan.certificate.files if plan.certificate is not None else None
+        config = self._config
+        host, port = config.public_socket.getsockname()[:2]
+        files = config.certificate.files if config.certificate is not None else None
         return say.Configure(
             number=number,
-            gateway_id=plan.gateway_id,
+            gateway_id=config.gateway_id,
             host=host,
             port=port,
-            secret=plan.hash_secret,
-            pepper=plan.key_pepper,
-            keys=dict(plan.key_file.names_by_digest) if plan.key_file is not None else None,
+            secret=config.hash_secret,
+            pepper=config.key_pepper,
+            keys=dict(config.key_file.names_by_digest) if config.key_file is not None else None,
             certificate=(str(files[0]), str(files[1])) if files is not None else None,
             fleet=self._fleet,
             slots=slots,
             row=row,
             active_rows=siblings,
-            has_redis=plan.redis_url is not None,
-            has_index=plan.token_source is not TokenSource.OFF,
+            has_redis=config.redis_url is not None,
+            has_index=config.token_source is not TokenSource.OFF,
             warnings=self._sent_warnings,
         )
 
-    # Notes and counters --------------------------------------------------------------------------------------------------
+    # Warnings and counters -----------------------------------------------------------------------------------------------
 
     async def _send_warnings(self) -> None:
-        """What people ask the public port should hold what only the helper knows."""
+        """Sends workers the warnings of the supervisor, which their public port shows."""
         while True:
             await asyncio.sleep(_WARNINGS_SECONDS)
-            found = self._current_warnings()
-            if found != self._sent_warnings:
-                self._sent_warnings = found
-                self.workers.broadcast(say.WarningsUpdate(found))
+            warnings = self._current_warnings()
+            if warnings != self._sent_warnings:
+                self._sent_warnings = warnings
+                self.workers.broadcast(say.WarningsUpdate(warnings))
 
     async def _poll_counters(self) -> None:
-        """A worker that dies takes along at most what it counted since it was last asked."""
+        """Reads the workers' counters often, so that a crash loses only the last seconds."""
         while True:
             await asyncio.sleep(_COUNTERS_SECONDS)
             await self.workers.counters(windows=False)
 
     def _current_warnings(self) -> list[str]:
-        found = self._config.fleet_source.warnings()
-        found += [watch.problem for watch in self._watchers if watch.problem]
+        warnings = self._config.fleet_source.warnings()
+        warnings += [watch.problem for watch in self._watchers if watch.problem]
         if self._scale_up_notifier is not None:
-            found += self._scale_up_notifier.warnings()
+            warnings += self._scale_up_notifier.warnings()
         return [
-            *found,
+            *warnings,
             *self.workers.warnings(),
             *nonblocking_log.log_warnings(),
             *self.background.warnings(),
@@ -303,21 +311,29 @@ class Supervisor:
     def _create_index_source(
         self, on_changes: Callable[[str, Sequence[Change]], None], on_reload: Callable[[str], None]
     ) -> "IndexSource":
-        """Made when an engine first tells what it holds: most of what it takes is loaded then."""
+        """Returns the source of KV events.
+
+        Why: it is created with the first KV event, since its modules take much memory.
+        """
         from fairlead_gateway.supervisor.kv_index.index_source import LocalIndexSource, RedisIndexSource
 
-        plan, link = self._config, self.background.redis_link
+        config, link = self._config, self.background.redis_link
         if link is not None:
             return RedisIndexSource(link, on_changes, on_reload, self._clock, self._limits)
-        return LocalIndexSource(on_changes, self._clock, self._limits, secret=plan.hash_secret, environ=plan.environ)
+        return LocalIndexSource(
+            on_changes, self._clock, self._limits, secret=config.hash_secret, environ=config.environ
+        )
 
     def _create_alignment_store(self, learned: "Callable[[str, PromptAlignment], None]") -> "AlignmentStore":
-        """Of gateways that hash alike: without a secret that they share each one's links mean nothing to the others."""
+        """Returns the store of prefix maps that gateways share.
+
+        Only gateways with the same secret compute the same hashes and can use each other's maps.
+        """
         from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
 
-        plan, link = self._config, self.background.redis_link
+        config, link = self._config, self.background.redis_link
         assert link is not None
-        return AlignmentStore(link, plan.gateway_id, learned, secret=plan.index_secret, limits=self._limits)
+        return AlignmentStore(link, config.gateway_id, learned, secret=config.index_secret, limits=self._limits)
 
     # The management port's view ------------------------------------------------------------------------------------------
 
@@ -327,23 +343,23 @@ class Supervisor:
         return self._clock
 
     def fleet(self) -> Fleet:
-        """What every worker routes over, with the engines' last signals."""
+        """Returns the fleet that every worker has applied, with the engines' last signals."""
         return self.background.fleet()
 
     async def status(self) -> GatewayStatus:
-        """How the workers are."""
+        """Returns the state of all workers that answer in time."""
         states = await self._worker_states()
-        notes = self._current_warnings()
-        pushed = {*notes, *self._sent_warnings, "draining"}
+        warnings = self._current_warnings()
+        pushed = {*warnings, *self._sent_warnings, "draining"}
         for number, state in states:
-            own = [note for note in state.warnings if note not in pushed]
-            notes += [note if self.workers.size == 1 else f"worker {number}: {note}" for note in own]
+            own = [text for text in state.warnings if text not in pushed]
+            warnings += [text if self.workers.size == 1 else f"worker {number}: {text}" for text in own]
         ready = not self._draining and any(state.ready for _, state in states)
         if self._draining:
-            notes = ["draining", *notes]
+            warnings = ["draining", *warnings]
         return GatewayStatus(
             ready,
-            notes,
+            warnings,
             merge_loads(state.loads for _, state in states),
             merge_health_states([state.health_states for _, state in states]),
             MaxLoopLag([state.loop_lag for _, state in states]),
@@ -354,7 +370,7 @@ class Supervisor:
         )
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
-        """The counters of all workers."""
+        """Returns the counters of all workers, added up."""
         parts = await self.workers.counters(windows=windows)
         now = self._clock.now()
         telemetry = MetricsRecorder(self._clock, self._limits)
@@ -375,37 +391,40 @@ class Supervisor:
         return telemetry
 
     async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
-        """The last requests of all workers, newest first."""
+        """Returns the last requests of all workers, newest first."""
         answers = await self.workers.query(
             lambda number: say.GetDecisions(number, limit, model_key), list[say.EncodedLoggedRequest]
         )
-        wired = [one for _, pieces in answers for piece in pieces for one in piece]
-        wired.sort(key=lambda one: one.records[0].wall, reverse=True)
-        return [decode_logged_request(one) for one in wired[:limit]]
+        entries = [entry for _, pieces in answers for piece in pieces for entry in piece]
+        entries.sort(key=lambda entry: entry.records[0].wall, reverse=True)
+        return [decode_logged_request(entry) for entry in entries[:limit]]
 
     async def decision(self, request_id: str) -> LoggedRequest | None:
-        """One request; where a client gave an id to several, the newest."""
+        """Returns a request from the decision log; the newest if several have this id."""
         answers = await self.workers.query(
             lambda number: say.GetDecision(number, request_id), list[say.EncodedLoggedRequest]
         )
-        wired = [one for _, pieces in answers for piece in pieces for one in piece]
-        return decode_logged_request(max(wired, key=lambda one: one.records[-1].wall)) if wired else None
+        entries = [entry for _, pieces in answers for piece in pieces for entry in piece]
+        return decode_logged_request(max(entries, key=lambda entry: entry.records[-1].wall)) if entries else None
 
     async def preview_route(self, path: str, body: bytes, session: str | None) -> list[LoggedRequest]:
-        """Where that request would go, by each worker that answers."""
+        """Returns each worker's routing decision for the request, without sending it.
+
+        Raises RelayedError when no worker would route it.
+        """
         answers = await self.workers.query(
             lambda number: say.PreviewRoute(number, path, body, session), say.RoutePreview
         )
-        said = [pieces[0] for _, pieces in answers]
-        found = [decode_logged_request(one.preview) for one in said if one.preview is not None]
-        refused = next((one.rejection for one in said if one.rejection is not None), None)
-        if refused is not None and not found:
-            raise RelayedError(*refused)
-        return found
+        replies = [pieces[0] for _, pieces in answers]
+        previews = [decode_logged_request(reply.preview) for reply in replies if reply.preview is not None]
+        refusal = next((reply.rejection for reply in replies if reply.rejection is not None), None)
+        if refusal is not None and not previews:
+            raise RelayedError(*refusal)
+        return previews
 
     async def _worker_states(self) -> list[tuple[int, say.WorkerState]]:
         answers = await self.workers.query(say.GetState, say.WorkerState)
         for worker, pieces in answers:
             if not worker.sent_final_counters:
                 worker.process_counters = pieces[0].process_counters
-        return sorted(((worker.number, pieces[0]) for worker, pieces in answers), key=lambda found: found[0])
+        return sorted(((worker.number, pieces[0]) for worker, pieces in answers), key=lambda row: row[0])

@@ -1,7 +1,7 @@
-"""One worker as the helper sees it: its process, its end of the channel, what it last said, and whether it answers.
+"""The supervisor's handle of one worker: process, IPC channel, queries and the last report.
 
-A question has a deadline. A worker that misses it is *mute*: it is shown as such and not asked again until the answer has come
-after all; nobody waits for it a second time.
+Each query has a deadline. A worker that misses it is *unresponsive*: warnings name it, and it gets
+no further query until the late reply has arrived. So nothing waits for it twice.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _log = logging.getLogger("fairlead.gateway")
 
 @dataclass(slots=True)
 class WorkerListener:
-    """What the crew wants to hear of a worker."""
+    """The callbacks of a worker's handle."""
 
     on_ready: Callable[["WorkerHandle"], None]
     on_fleet_applied: Callable[["WorkerHandle"], None]
@@ -47,7 +47,11 @@ class _PendingQuery:
 
 
 class WorkerHandle:
-    """``number`` is what people call it, ``row`` its place in the shared memory."""
+    """The supervisor's handle of one worker process.
+
+    number: shown in logs and metrics; a replacement has the same number.
+    row: index of the worker's row in the shared load table.
+    """
 
     def __init__(
         self, number: int, row: int, spawned: SpawnedWorker, listener: WorkerListener, clock: Clock, limits: Limits
@@ -61,7 +65,7 @@ class WorkerHandle:
         self.start_error: str | None = None
         self.fleet_version = -1
         self.fleet_problem: str | None = None
-        self.needs_resync = False  # something that it must know did not reach it
+        self.needs_resync = False  # a message was dropped
         self.sent_final_counters = False
         self.unresponsive_since: float | None = None
         self.model_counters: dict[str, ModelSnapshot] = {}
@@ -80,67 +84,70 @@ class WorkerHandle:
         self._reaping: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Begin to listen to it."""
+        """Opens the IPC channel."""
         await self._channel.open(self._sock)
 
     def send(self, message: msgspec.Struct) -> bool:
-        """False when it was dropped."""
+        """Sends a message. Returns False when the channel dropped it."""
         return self._channel.send(message)
 
     def send_encoded(self, message: bytes) -> bool:
-        """The same, encoded once for several."""
+        """Sends a message that was encoded once for several workers, like `send`."""
         return self._channel.send_encoded(message)
 
     @property
     def unsent_bytes(self) -> int:
-        """What it has not read yet."""
+        """The bytes that the worker has not read yet."""
         return self._channel.unsent_bytes
 
     @property
     def is_connected(self) -> bool:
-        """Whether it can be told anything."""
+        """Whether the IPC channel is open."""
         return self._channel.is_open
 
     @property
     def is_serving(self) -> bool:
-        """Whether it takes new connections."""
+        """Whether the worker accepts new connections."""
         return self.is_ready and not self.is_leaving and not self.exited.done()
 
     async def query(self, make_query: Callable[[int], say.Query], kind: type[T]) -> list[T] | None:
-        """The pieces of its answer; None where it does not answer in time, or has not answered the question before."""
+        """Returns the chunks of the worker's reply.
+
+        None when it is not ready, misses the deadline, or is unresponsive since an earlier query.
+        """
         if not self.is_ready or self.exited.done() or self.unresponsive_since is not None:
             return None
         self._query_count += 1
         number = self._query_count
-        asked = _PendingQuery(self._clock.now(), asyncio.get_running_loop().create_future())
-        self._pending_queries[number] = asked
+        pending = _PendingQuery(self._clock.now(), asyncio.get_running_loop().create_future())
+        self._pending_queries[number] = pending
         if not self._channel.send(make_query(number)):
             del self._pending_queries[number]
             return None
-        await asyncio.wait({asked.reply}, timeout=self._limits.worker_query_seconds)
-        if not asked.reply.done():
-            self.unresponsive_since = asked.sent_at
+        await asyncio.wait({pending.reply}, timeout=self._limits.worker_query_seconds)
+        if not pending.reply.done():
+            self.unresponsive_since = pending.sent_at
             _log.warning("worker %d does not answer", self.number)
             return None
-        pieces = asked.reply.result()
-        if pieces is None:
+        chunks = pending.reply.result()
+        if chunks is None:
             return None
-        return [msgspec.msgpack.decode(piece, type=kind) for piece in pieces if piece]
+        return [msgspec.msgpack.decode(chunk, type=kind) for chunk in chunks if chunk]
 
     def kill(self) -> None:
-        """End it now; ``exited`` tells when it has."""
+        """Kills the process; `exited` completes when it has ended."""
         if self.process.poll() is None:
             self.process.kill()
         self._start_reaping()
 
     def exit_cause(self) -> str:
-        """How it ended, in words."""
+        """Returns why the process ended, as text."""
         code = self.process.returncode
         if self.start_error is not None:
             return self.start_error
         return f"killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
 
-    # What it says --------------------------------------------------------------------------------------------------------
+    # Messages from the worker --------------------------------------------------------------------------------------------
 
     def _on_message(self, message: say.FromWorker) -> None:
         match message:
@@ -154,8 +161,8 @@ class WorkerHandle:
                 self._listener.on_timings(message)
             case say.NeedsInstance(model):
                 self._listener.on_needs_instance(model)
-            case say.ReplyChunk(ask, data, last):
-                self._on_reply_chunk(ask, data, last)
+            case say.ReplyChunk(number, data, last):
+                self._on_reply_chunk(number, data, last)
             case say.FleetApplied(version, problem):
                 self.fleet_version, self.fleet_problem = version, problem
                 self._listener.on_fleet_applied(self)
@@ -172,22 +179,22 @@ class WorkerHandle:
                 self.start_error = text
 
     def _on_reply_chunk(self, number: int, data: bytes, last: bool) -> None:
-        asked = self._pending_queries.get(number)
-        if asked is None:
+        pending = self._pending_queries.get(number)
+        if pending is None:
             return
-        asked.chunks.append(data)
+        pending.chunks.append(data)
         if last:
             del self._pending_queries[number]
             if self.unresponsive_since is not None and not self._pending_queries:
                 _log.info("worker %d answers again", self.number)
                 self.unresponsive_since = None
-            asked.reply.set_result(asked.chunks)
+            pending.reply.set_result(pending.chunks)
 
     def _on_channel_closed(self) -> None:
-        """The channel ended, and with it the process; one that lingers is helped."""
+        """Waits for the end of the process, which closed its channel."""
         self.is_ready = False
-        for asked in self._pending_queries.values():
-            asked.reply.set_result(None)
+        for pending in self._pending_queries.values():
+            pending.reply.set_result(None)
         self._pending_queries.clear()
         self._start_reaping()
 

@@ -1,8 +1,9 @@
-"""The workers together: started, told, asked, restarted when they die, drained at the end.
+"""The pool of worker processes: start, messages, queries, restart after a crash, drain.
 
-Every worker has a number from 1 and, while it lives, a row of the memory that siblings share. One that dies is started again after
-a pause that doubles while it goes on dying. One that was told to go (SIGTERM) drains as soon as another serves in its place, and
-takes as long as its requests take. What it had counted stays counted.
+Every worker has a number from 1 and, while it runs, a row of the shared load table. The pool
+replaces a worker that crashed after a pause, which doubles with each further crash. A worker that
+gets SIGTERM is replaced first; then it drains, for as long as its requests take. The pool keeps
+the counters of workers that have ended.
 """
 
 import asyncio
@@ -42,12 +43,12 @@ T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
 _CRASH_WARNING_SECONDS = 60.0
 _DRAIN_POLL_SECONDS = 0.02
-_STABLE_SECONDS = 10.0  # a worker that lived this long was no part of a series of deaths
+_STABLE_SECONDS = 10.0  # a crash after this time begins a new streak
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerCrash:
-    """One end that nobody asked for."""
+    """An end of a worker that was not requested."""
 
     at: float
     number: int
@@ -58,10 +59,10 @@ class WorkerCrash:
 class WorkerPoolHooks:
     """The callbacks of a pool.
 
-    - configure: returns a worker's first message; of its number, its row, the rows of its siblings,
-      and the slots by instance.
-    - on_needs_instance: called with a model whose requests wait for a first instance.
-    - on_worker_ready: called when a worker serves that knows nothing yet of index and profiles.
+    configure: returns a worker's first message, from its number, its row, the rows of its siblings
+        and the slots by instance.
+    on_needs_instance: called with a model whose requests wait for a first instance.
+    on_worker_ready: called when a new worker serves, which has no index and no profiles yet.
     """
 
     configure: Callable[[int, int, list[int], dict[str, int]], say.Configure]
@@ -118,11 +119,14 @@ class WorkerPool:
     # Start and end -------------------------------------------------------------------------------------------------------
 
     async def start(self, fleet: Fleet) -> None:
-        """Give every worker its work and wait until all serve. Raises Unavailable when one cannot."""
+        """Configures the preforked workers and waits until all serve.
+
+        Raises Unavailable when a worker ends before it is ready.
+        """
         self._fleet = self._applied_fleet = fleet
         self._assign_slots(fleet)
-        taken, self._preforked.spawned = self._preforked.spawned, []
-        for number, spawned in enumerate(taken, 1):
+        preforked, self._preforked.spawned = self._preforked.spawned, []
+        for number, spawned in enumerate(preforked, 1):
             self.workers.append(self._create_handle(number, spawned))
         first = list(self.workers)
         for worker in first:
@@ -138,13 +142,16 @@ class WorkerPool:
         self._started = True
 
     async def stop(self, hurry: asyncio.Event) -> None:
-        """Drain all workers, and end those that have not gone when the limit is over, or when there is no time left."""
+        """Drains all workers and kills those that still run at the end of the drain time.
+
+        hurry: once set, the drain ends at once.
+        """
         self.is_stopping = True
         for task in self._tasks:
             task.cancel()
         for worker in self.workers:
             if not worker.send(say.StartDrain()) and not worker.is_connected:
-                worker.kill()  # it has no channel yet, and so nothing to lose
+                worker.kill()  # without a channel it has no requests
         end = self._clock.now() + self._limits.drain_seconds + 2 * self._limits.worker_query_seconds
         while not (  # noqa: ASYNC110
             hurry.is_set() or self._clock.now() >= end or all(worker.unresponsive_since for worker in self.workers)
@@ -153,7 +160,7 @@ class WorkerPool:
         await self.kill_all()
 
     async def kill_all(self) -> None:
-        """End whatever still runs, at once."""
+        """Kills all workers and waits until they have ended."""
         self.is_stopping = True
         for task in self._tasks:
             task.cancel()
@@ -182,7 +189,7 @@ class WorkerPool:
         self._broadcast_active_rows()
         self._call_later(self._limits.worker_start_seconds, lambda: None if worker.is_ready else worker.kill())
 
-    # What becomes of them ------------------------------------------------------------------------------------------------
+    # Life cycle ----------------------------------------------------------------------------------------------------------
 
     def _on_ready(self, worker: WorkerHandle) -> None:
         self._changed.set()
@@ -201,7 +208,7 @@ class WorkerPool:
         if self.is_stopping or not self._started:
             worker.send(say.StartDrain())
             return
-        _log.info("worker %d leaves and is replaced", worker.number)
+        _log.info("worker %d drains and is replaced", worker.number)
         self._start_replacement(worker.number, 0.0)
 
     def _on_exit(self, worker: WorkerHandle) -> None:
@@ -211,23 +218,23 @@ class WorkerPool:
         self._advance_applied_fleet()
         if self.is_stopping or worker.is_leaving or not self._started:
             return
-        if worker.process.returncode == -signal.SIGTERM:  # told to go before it had begun
+        if worker.process.returncode == -signal.SIGTERM:  # stopped before it handled signals
             self._start_replacement(worker.number, self._limits.worker_restart_seconds)
             return
         now = self._clock.now()
         self.crash_count += 1
         self._recent_crashes.append(WorkerCrash(now, worker.number, worker.exit_cause()))
-        _log.error("worker %d died: %s", worker.number, worker.exit_cause())
-        series = self._crash_streaks.get(worker.number, 0) if now - worker.started_at < _STABLE_SECONDS else 0
-        self._crash_streaks[worker.number] = series + 1
+        _log.error("worker %d crashed: %s", worker.number, worker.exit_cause())
+        streak = self._crash_streaks.get(worker.number, 0) if now - worker.started_at < _STABLE_SECONDS else 0
+        self._crash_streaks[worker.number] = streak + 1
         limits = self._limits
         self._start_replacement(
             worker.number,
-            min(limits.max_worker_restart_seconds, limits.worker_restart_seconds * 2.0 ** min(series, 16)),
+            min(limits.max_worker_restart_seconds, limits.worker_restart_seconds * 2.0 ** min(streak, 16)),
         )
 
     def _release_worker(self, worker: WorkerHandle) -> None:
-        """Its requests are over, and its row is free; what it counted counts on."""
+        """Frees the row of a worker that ended, and keeps its counters."""
         if self._load_cells is not None:
             shared_memory.clear_row(self._load_cells, self._limits.shared_slots, worker.row)
         self._free_rows.append(worker.row)
@@ -236,7 +243,7 @@ class WorkerPool:
         self._broadcast_active_rows()
 
     def _start_replacement(self, number: int, pause_seconds: float) -> None:
-        async def again() -> None:
+        async def replace() -> None:
             await asyncio.sleep(pause_seconds)
             while not self._free_rows:  # too many still drain
                 await self._wait_until(lambda: bool(self._free_rows))
@@ -251,11 +258,11 @@ class WorkerPool:
                 _log.error("worker %d cannot be started: %s", number, error)
                 self._start_replacement(number, self._limits.max_worker_restart_seconds)
                 return
-            hand = self._create_handle(number, spawned)
-            self.workers.append(hand)
-            await self._open_worker(hand)
+            worker = self._create_handle(number, spawned)
+            self.workers.append(worker)
+            await self._open_worker(worker)
 
-        self._start_task(again())
+        self._start_task(replace())
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -273,10 +280,10 @@ class WorkerPool:
     # The fleet -----------------------------------------------------------------------------------------------------------
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Give all workers a new snapshot."""
+        """Sends all workers a new fleet."""
         self._fleet = fleet
-        for gone in self._hot_tables.keys() - fleet.models.keys():
-            del self._hot_tables[gone]
+        for model_key in self._hot_tables.keys() - fleet.models.keys():
+            del self._hot_tables[model_key]
         self._pending_fleets.append(fleet)
         self._assign_slots(fleet)
         message = encode_message(say.FleetUpdate(fleet, self._slot_of))
@@ -285,11 +292,14 @@ class WorkerPool:
         self._advance_applied_fleet()
 
     def applied_fleet(self) -> Fleet:
-        """The newest snapshot that every worker that answers has taken over: nobody routes by an older one any more."""
+        """Returns the newest fleet that all responsive workers have applied.
+
+        No responsive worker routes over an older one.
+        """
         return self._applied_fleet
 
     def _resync(self, worker: WorkerHandle) -> None:
-        """Everything that a worker has to know, once more: something did not reach it."""
+        """Sends a worker its whole state again, after a message was dropped."""
         now = self._hooks.configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of)
         messages: list[msgspec.Struct] = [say.FleetUpdate(self._fleet, self._slot_of), say.ActiveRows(now.active_rows)]
         messages.append(say.WarningsUpdate(now.warnings))
@@ -305,10 +315,10 @@ class WorkerPool:
         self._advance_applied_fleet()
 
     def _advance_applied_fleet(self) -> None:
-        taken = [
+        versions = [
             worker.fleet_version for worker in self.workers if worker.is_ready and worker.unresponsive_since is None
         ]
-        while self._pending_fleets and all(version >= self._pending_fleets[0].version for version in taken):
+        while self._pending_fleets and all(version >= self._pending_fleets[0].version for version in versions):
             fleet = self._pending_fleets.popleft()
             if not any(worker.fleet_problem for worker in self.workers):
                 self._applied_fleet = fleet
@@ -324,10 +334,10 @@ class WorkerPool:
         if self._peer_load_row is not None:
             self._peer_load_row.set_slots(self._slot_of)
 
-    # Telling -------------------------------------------------------------------------------------------------------------
+    # Messages to the workers ---------------------------------------------------------------------------------------------
 
     def broadcast(self, message: msgspec.Struct) -> None:
-        """Tell all workers."""
+        """Sends a message to all workers."""
         data = encode_message(message)
         for worker in self.workers:
             worker.needs_resync |= not worker.send_encoded(data)
@@ -335,27 +345,27 @@ class WorkerPool:
     def _on_report(self, worker: WorkerHandle, report: say.WorkerReport) -> None:
         if (report.dispatches is not None or report.crashes or report.cleared) and len(self.workers) > 1:
             data = encode_message(say.PeerUpdates(report.dispatches, report.crashes, report.cleared))
-            room = self._limits.channel_pending_bytes // 4  # the rest is for what must arrive
+            max_unsent_bytes = self._limits.channel_pending_bytes // 4  # the rest is for what must arrive
             for sibling in self.workers:
-                if sibling is not worker and sibling.is_ready and sibling.unsent_bytes < room:
+                if sibling is not worker and sibling.is_ready and sibling.unsent_bytes < max_unsent_bytes:
                     sibling.send_encoded(data)
         self._hooks.on_report(report)
 
     def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
-        """Tell all workers what other gateways have sent where; what a worker does not read in time is dropped."""
+        """Sends the dispatches of peers to all workers, except those that read too slowly."""
         data = encode_message(say.PeerUpdates(dispatches, []))
-        room = self._limits.channel_pending_bytes // 4
+        max_unsent_bytes = self._limits.channel_pending_bytes // 4
         for worker in self.workers:
-            if worker.is_ready and worker.unsent_bytes < room:
+            if worker.is_ready and worker.unsent_bytes < max_unsent_bytes:
                 worker.send_encoded(data)
 
     def set_peer_loads(self, loads: Mapping[str, tuple[int, int, float, float]]) -> None:
-        """What other gateways have in flight is this now: in flight, waiting, seconds, tokens."""
+        """Sets the load from peers, by instance: requests in flight, waiting, seconds, tokens."""
         if self._peer_load_row is not None:
             self._peer_load_row.set_loads(loads)
 
     def set_hot_prefixes(self, table: say.HotPrefixUpdate) -> None:
-        """Tell all workers which prefixes are hot."""
+        """Sends a model's hot prefixes to all workers."""
         self._hot_tables[table.model] = table
         self.broadcast(table)
 
@@ -368,20 +378,25 @@ class WorkerPool:
         rows = [other.row for other in self.workers if other is not worker]
         return rows if self._peer_load_row is None else [*rows, self._peer_load_row.row]
 
-    # Asking --------------------------------------------------------------------------------------------------------------
+    # Queries and counters ------------------------------------------------------------------------------------------------
 
     async def query(self, make_query: Callable[[int], say.Query], kind: type[T]) -> list[tuple[WorkerHandle, list[T]]]:
-        """The answers of those that answer, by worker."""
+        """Queries all ready workers. Returns the replies of those that reply in time."""
         workers = [worker for worker in self.workers if worker.is_ready]
         for worker in workers:
             if worker.needs_resync:
                 self._resync(worker)
-        found = await asyncio.gather(*[worker.query(make_query, kind) for worker in workers])
+        replies = await asyncio.gather(*[worker.query(make_query, kind) for worker in workers])
         self._advance_applied_fleet()
-        return [(worker, answer) for worker, answer in zip(workers, found, strict=True) if answer is not None]
+        return [(worker, reply) for worker, reply in zip(workers, replies, strict=True) if reply is not None]
 
     async def counters(self, *, windows: bool) -> dict[str, ModelSnapshot]:
-        """The counters of all workers, of those that have ended and of those that are mute as last known, added up."""
+        """Returns the counters of all workers, added up.
+
+        Workers that have ended or do not answer count with their last known values.
+
+        windows: include the counts of the last minute.
+        """
         now = self._clock.now()
         parts: list[dict[str, ModelSnapshot]] = []
         answers = await self.query(lambda number: say.GetCounters(number, now, windows), ModelSnapshot)
@@ -393,61 +408,61 @@ class WorkerPool:
             worker.model_counters if worker in answered else _without_windows(worker.model_counters)
             for worker in self.workers
         ]
-        present = {item for models in parts for part in models.values() for item in part.instances}
-        present.update(one.id for instances in self._fleet.instances.values() for one in instances)
+        present = {instance for models in parts for part in models.values() for instance in part.instances}
+        present.update(instance.id for instances in self._fleet.instances.values() for instance in instances)
         for part in self._exited_counters.values():
-            for gone in part.instances.keys() - present:
-                del part.instances[gone]
+            for absent in part.instances.keys() - present:
+                del part.instances[absent]
         processes = [self._exited_counters, *parts]
-        found: dict[str, ModelSnapshot] = {}
+        totals: dict[str, ModelSnapshot] = {}
         for key in dict.fromkeys(key for models in processes for key in models):
-            found |= sum_snapshots([{key: models[key]} for models in processes if key in models])
+            totals |= sum_snapshots([{key: models[key]} for models in processes if key in models])
             await asyncio.sleep(0)
-        return found
+        return totals
 
     def process_counters(self) -> dict[str, int]:
-        """What belongs to no model, as last known, added up."""
+        """Returns the counters that belong to no model, as last known, added up."""
         return merge_counts([self._exited_process_counters, *(worker.process_counters for worker in self.workers)])
 
     def loads(self) -> dict[str, say.EncodedLoad]:
-        """What is in flight by instance, as the workers last told it."""
+        """Returns the load by instance, from the workers' last reports."""
         return merge_loads(worker.loads for worker in self.workers)
 
-    # For people ----------------------------------------------------------------------------------------------------------
+    # Status --------------------------------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
-        """How many workers there should be."""
+        """The configured number of workers."""
         return self._preforked.count
 
     @property
     def serving_count(self) -> int:
-        """Workers that take connections and answer."""
+        """The number of workers that accept connections and answer queries."""
         return sum(worker.is_serving and worker.unresponsive_since is None for worker in self.workers)
 
     def warnings(self) -> list[str]:
-        """What is wrong with workers, in words."""
+        """Returns worker text for each problem of a worker."""
         now = self._clock.now()
-        found = []
-        for worker in sorted(self.workers, key=lambda one: one.number):
+        warnings = []
+        for worker in sorted(self.workers, key=lambda worker: worker.number):
             if worker.unresponsive_since is not None:
-                found.append(
-                    f"worker {worker.number} does not answer since {format_duration(now - worker.unresponsive_since)}"
+                warnings.append(
+                    f"worker {worker.number} has not answered for {format_duration(now - worker.unresponsive_since)}"
                 )
             elif worker.is_leaving:
-                found.append(f"worker {worker.number} leaves")
+                warnings.append(f"worker {worker.number} drains")
             if worker.fleet_problem is not None:
-                found.append(f"the last fleet was not taken: {worker.fleet_problem}")
-        found += self._crash_warnings(now)
+                warnings.append(f"the last fleet was not applied: {worker.fleet_problem}")
+        warnings += self._crash_warnings(now)
         missing = self._preforked.count - sum(worker.is_serving for worker in self.workers)
         if missing > 0 and not self.is_stopping:
-            found.append(f"{missing} of {self._preforked.count} workers do not serve yet")
-        return list(dict.fromkeys(found))
+            warnings.append(f"{missing} of {self._preforked.count} workers do not serve yet")
+        return list(dict.fromkeys(warnings))
 
     def _crash_warnings(self, now: float) -> Sequence[str]:
-        recent = [death for death in self._recent_crashes if now - death.at < _CRASH_WARNING_SECONDS]
+        recent = [crash for crash in self._recent_crashes if now - crash.at < _CRASH_WARNING_SECONDS]
         if not recent:
             return ()
         last = recent[-1]
-        times = "a worker died" if len(recent) == 1 else f"workers died {len(recent)} times"
+        times = "a worker crashed" if len(recent) == 1 else f"workers crashed {len(recent)} times"
         return (f"{times} in the last minute: worker {last.number} {last.cause}",)

@@ -1,4 +1,7 @@
-"""The first thing that a gateway does: start its workers. Kept light, since everything else waits for it."""
+"""Starts worker processes.
+
+Why: this is the first thing that a gateway does, so the module imports little.
+"""
 
 import os
 import socket
@@ -13,12 +16,12 @@ from fairlead.runtime.compiled_build import worker_environment
 _MODULE = "fairlead_gateway.worker.__main__"
 _EXIT_SECONDS = 10.0
 ROWS_PER_WORKER = 2
-"""Rows of shared memory for each worker: one for it, one for whoever replaces it while it drains."""
+"""Rows of the shared load table per worker: its own, and its replacement's while it drains."""
 
 
 @dataclass(slots=True)
 class SpawnedWorker:
-    """A process that was started, and our end of its channel."""
+    """A process that was started, and the supervisor's end of its IPC channel."""
 
     process: subprocess.Popen[bytes]
     channel_socket: socket.socket
@@ -27,18 +30,23 @@ class SpawnedWorker:
 def spawn_worker(
     number: int, shared_memory_fd: int | None, environ: Mapping[str, str], *, inherits_stdout: bool = False
 ) -> SpawnedWorker:
-    """Start worker ``number``; ``rows`` is the descriptor of the shared memory, ``environ`` its environment.
-    Standard output is ours too where it ``talks`` there; else nobody who reads ours should wait for the worker's end."""
+    """Starts a worker process.
+
+    number: the worker's number, from 1.
+    shared_memory_fd: the shared load table; None for a single worker without peers.
+    inherits_stdout: if False, the worker's standard output is the null device. Then a reader of the
+        gateway's output does not wait for the workers' end.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         command = [sys.executable, "-m", _MODULE, "--number", str(number), "--channel", str(theirs.fileno())]
-        handed = [theirs.fileno()]
+        fds = [theirs.fileno()]
         if shared_memory_fd is not None:
             command += ["--rows", str(shared_memory_fd)]
-            handed.append(shared_memory_fd)
+            fds.append(shared_memory_fd)
         try:
             stdout = None if inherits_stdout else subprocess.DEVNULL
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, pass_fds=handed, env=environ)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, pass_fds=fds, env=environ)
         except OSError:
             ours.close()
             raise
@@ -46,15 +54,17 @@ def spawn_worker(
 
 
 class PreforkedWorkers:
-    """Workers that were started before anything else was done: they import their modules while the helper does. ``shares``: there
-    are other gateways, of whose load they read."""
+    """Workers that start before anything else, and import their modules while the supervisor does.
+
+    has_peers: the shared load table has a row for the load from other gateways.
+    """
 
     def __init__(self, count: int, limits: Limits, *, inherits_stdout: bool = False, has_peers: bool = False) -> None:
         self.count = count
         self.has_peers = has_peers
         self.inherits_stdout = inherits_stdout
         self.shared_memory_fd: int | None = None
-        self.environ = worker_environment(os.environ)  # once: it looks at every source
+        self.environ = worker_environment(os.environ)  # once: it reads every source file
         self.spawned: list[SpawnedWorker] = []
         if count > 1 or has_peers:
             from fairlead_gateway.routing.load.shared_memory import table_bytes
@@ -70,34 +80,34 @@ class PreforkedWorkers:
             raise
 
     def close(self) -> None:
-        """Workers that were given no work leave when their channels end. Does nothing about those that a crew has taken."""
+        """Ends the workers that no pool has taken, by closing their channels."""
         waiting, self.spawned = self.spawned, []
-        for one in waiting:
-            one.channel_socket.close()
-        for one in waiting:
+        for worker in waiting:
+            worker.channel_socket.close()
+        for worker in waiting:
             try:
-                one.process.wait(_EXIT_SECONDS)
+                worker.process.wait(_EXIT_SECONDS)
             except subprocess.TimeoutExpired:
-                one.process.kill()
-                one.process.wait()
+                worker.process.kill()
+                worker.process.wait()
         if self.shared_memory_fd is not None:
             os.close(self.shared_memory_fd)
             self.shared_memory_fd = None
 
 
 def shared_row_count(count: int) -> int:
-    """Rows of the memory that so many workers share; the last is for what other gateways have in flight."""
+    """Returns the rows of the shared load table; the last is for the load from other gateways."""
     return count * ROWS_PER_WORKER + 1
 
 
 def _create_shared_memory(size: int) -> int:
-    """A descriptor of so many zero bytes that processes can share."""
+    """Returns the file descriptor of shared memory of `size` zero bytes."""
     if hasattr(os, "memfd_create"):
-        made = os.memfd_create("fairlead-rows")
+        descriptor = os.memfd_create("fairlead-rows")
     else:
         import tempfile
 
         with tempfile.TemporaryFile() as file:
-            made = os.dup(file.fileno())
-    os.ftruncate(made, size)
-    return made
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor

@@ -202,7 +202,7 @@ def test_an_engine_without_a_metrics_page_is_said() -> None:
         async with scripted_engine(mute) as one, running_gateway(fleet_of([one.url]), LIMITS) as running:
             beside = beside_of(running)
             await beside.scraper.scrape_once()
-            assert beside.warnings()[1] == "1 of 1 ready engines do not tell their metrics: e-0/0/0: answered 404"
+            assert beside.warnings()[1] == "no metrics from 1 of 1 ready instances: e-0/0/0: answered 404"
 
     run_async(check())
 

@@ -174,7 +174,7 @@ def test_an_engine_kind_without_an_adapter_is_named_as_the_problem() -> None:
         fleet = _fleet(_instance("http://127.0.0.1:9", engine="external"))
         scraper = MetricsScraper(lambda: fleet, ManualClock())
         await scraper.scrape_once()
-        assert scraper.errors == {"main-0/1/0": "signals of engine kind external cannot be read"}
+        assert scraper.errors == {"main-0/1/0": "the metrics of engine type external cannot be read"}
 
     asyncio.run(check())
 

@@ -77,7 +77,7 @@ def test_an_autoscaler_that_does_not_take_it_is_said_until_it_does() -> None:
     async def use(waker: ScaleUpNotifier, clock: ManualClock, heard: list[bytes]) -> None:
         waker.notify(KEY)
         await until(lambda: bool(waker.warnings()))
-        assert waker.warnings() == [f"the autoscaler was not told that requests of {KEY} wait: answered 404"]
+        assert waker.warnings() == [f"the wake hint for {KEY} did not reach the autoscaler: answered 404"]
 
     telling(use, b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
 

@@ -113,7 +113,7 @@ def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_pa
                     notes = await gateway.warnings()
                     return (
                         "worker" in notes
-                        and "leaves" in notes
+                        and "drains" in notes
                         and await gateway.metric("fairlead_gateway_workers") == 2
                     )
 
@@ -131,7 +131,7 @@ def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_pa
                 await wait_until(lambda: not is_alive(pid))
 
                 async def done() -> bool:
-                    return "leaves" not in await gateway.warnings()
+                    return "drains" not in await gateway.warnings()
 
                 await wait_until_async(done)
                 assert await gateway.metric("fairlead_gateway_worker_deaths_total") == 0

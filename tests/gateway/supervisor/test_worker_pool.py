@@ -256,12 +256,12 @@ def test_a_worker_that_does_not_answer_is_named_and_not_waited_for(tmp_path: Pat
                 async def says(words: str, expected: bool) -> bool:
                     return (words in await gateway.warnings()) is expected
 
-                await wait_until_async(partial(says, "does not answer since", True))
+                await wait_until_async(partial(says, "has not answered for", True))
                 assert (await gateway.get("/readyz")).status == 200
                 assert await gateway.metric("fairlead_gateway_workers") == 1
                 assert await gateway.metric("fairlead_gateway_received_total") == 2  # as last known
                 os.kill(stopped, signal.SIGCONT)
-                await wait_until_async(partial(says, "does not answer since", False))
+                await wait_until_async(partial(says, "has not answered for", False))
                 for line in lines:
                     assert (await line.post(CHAT)).status == 200
                     await line.connection.close()
@@ -335,7 +335,7 @@ def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_on(tmp_
                 os.kill(stopped, signal.SIGSTOP)
 
                 async def mute() -> bool:
-                    return "does not answer" in await gateway.warnings()
+                    return "has not answered" in await gateway.warnings()
 
                 async def states() -> list[str]:
                     return [each["state"] for each in (await gateway.get_json("/api/fleet"))["models"][0]["instances"]]
