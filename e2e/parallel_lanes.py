@@ -9,9 +9,8 @@ from typing import Protocol
 
 LOCAL = "local"
 INSTALLATION = "installation"
-"""Tests that install, change and remove Fairlead. They have it for themselves first, while the
-others do what needs no Fairlead, and again at their end, when the others are done with what they
-need it for."""
+"""Tests that install, change and remove Fairlead. They have it alone at first, while the others need
+no Fairlead, and again at the end, when the others no longer need it."""
 LANES = (INSTALLATION, "models", "engines", LOCAL)
 _POSITION = 50
 

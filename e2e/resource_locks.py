@@ -14,7 +14,7 @@ SETUP_LOCK = "beginning"
 
 @contextmanager
 def file_lock(what: str, *, alone: bool) -> Iterator[None]:
-    """Have it for as long as the block lasts: with others who do not want it alone, or ``alone``."""
+    """Holds the lock during the block, shared with others or ``alone``."""
     folder = pinned_versions.cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"e2e-{what}.lock").open("w") as lock:

@@ -31,16 +31,15 @@ def prepare(level: str) -> tuple[Path, list[OciImage]]:
 
 
 def up(level: str, run: Path) -> RunningCluster:
-    """Starts a cluster; a running one stays as it is. After a failure its parts stay, so that logs
-    can be read.
+    """Starts a cluster; a running one stays as it is.
 
-    A cluster of which nothing runs any more (the machine was started anew, or all that ran on it
-    was ended) is no cluster to look at: what is left of it is taken down first.
+    After a failure its parts stay, so that their logs can be read. If no process of a cluster
+    runs any more, after a restart of the machine for example, the rest is removed first.
     """
     with _check_alone(level):
         found = RunRecord(run)
         if found and found.get("level") != "kind" and not found.pids():
-            print_progress(f"nothing of the cluster in {run} runs any more: it is taken down and brought up anew")
+            print_progress(f"nothing of the cluster in {run} runs any more: it is removed and started again")
             _down(found)
         return _up(level, run)
 

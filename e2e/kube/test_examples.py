@@ -98,9 +98,11 @@ class AppliedExample:
         return StreamedAnswer({name.lower(): value for name, value in fields.items()}, data)
 
     def streams(self, instances: set[str], most: int = 40) -> list[StreamedAnswer]:
-        """Different prompts, several at a time, until each of these instances has answered one;
-        which prompt goes where is anybody's guess, and one at a time they might all go to the
-        fastest."""
+        """Sends different prompts until each of these instances has answered one.
+
+        Several run at a time. Why: the instance of a prompt is unknown, and single prompts might
+        all go to the fastest.
+        """
         found: list[StreamedAnswer] = []
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             while {one.instance for one in found} != instances and len(found) < most:

@@ -1,8 +1,6 @@
-"""The whole of it, as a platform team lives it: from an empty cluster to a model that is served,
-through every change, to the end.
+"""The life of a model on a cluster: installed, served, changed in every way, and removed.
 
-The tests stand in the order of the story. Each can be run alone: what it needs is installed where
-it is not there.
+The tests are in the order of the story. Each can run alone and installs what it needs.
 """
 
 import time

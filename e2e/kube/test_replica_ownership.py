@@ -61,7 +61,7 @@ def _ticks(release: HelmRelease, pod: str) -> int:
 
 
 def stays(release: HelmRelease, numbers: ReplicaWatch, found: DeployedModel, looks: int = 12) -> None:
-    """Through so many looks of the autoscalers nobody changes a number."""
+    """Asserts that no number changes during so many ticks of the autoscalers."""
     before, begun = list(numbers.changes), decisions(release)
     until("they have looked often", found, lambda: decisions(release) >= begun + looks, 120)
     assert numbers.changes == before

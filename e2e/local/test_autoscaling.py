@@ -60,7 +60,7 @@ class LocalLoad:
             task.add_done_callback(self._tasks.discard)
 
     async def send_one(self) -> None:
-        """One request; a prompt that nobody has cached."""
+        """Sends one request, with a prompt that no engine has cached."""
         self.sent += 1
         words = " ".join(f"w{self._random.getrandbits(30):x}" for _ in range(400))
         body = {"model": "tiny", "messages": [{"role": "user", "content": words}], "max_tokens": 60, "stream": True}
@@ -85,7 +85,7 @@ def ready(up: LocalStack) -> int:
 
 
 async def until(seen: Callable[[], bool], what: str) -> None:
-    """Asked beside the load."""
+    """Waits for a condition during the load."""
     await asyncio.to_thread(wait_until, seen, what)
 
 
@@ -126,7 +126,7 @@ async def _story(up: LocalStack) -> None:
     await until(lambda: ready(up) >= MANY, "the pool carries five times the load")
     assert not is_alive(gone)
     helper = find_process(up.process.pid, "fairlead_gateway")
-    os.kill(helper, signal.SIGSTOP)  # its workers serve on, and nobody tells what arrives
+    os.kill(helper, signal.SIGSTOP)  # its workers serve on, but arrivals are not reported
     await until(lambda: "is missing" in notes(up), "the autoscaler misses the gateway")
     os.kill(helper, signal.SIGCONT)
     await until(lambda: "is missing" not in notes(up), "the gateway is heard again")

@@ -1,10 +1,9 @@
-"""A canary in every prompt, sent along every path of a real gateway process, faults included; then
-all that it wrote down is read.
+"""A canary in every prompt, sent along every path of a gateway process with its faults.
 
-Read are: its log at debug level and both its streams, the access log, the spans that a collector
-got, its metrics, every page of the management port, every decision, and what it put into Redis. A
-second canary is the API key. Clients may get their prompt back; nobody else may. (The path of a URL
-is no prompt: the access log has it.)
+Nothing that the gateway writes may have it. The test reads the log at debug level with both
+streams, the access log, and the spans of a collector. It reads the metrics, every page of the
+management port, every decision, and the data in Redis. A second canary is the API key. Only clients
+may get their prompt back. (The path of a URL is no prompt: the access log has it.)
 """
 
 import asyncio
@@ -396,7 +395,7 @@ def fleet(scripted: str, split: DisaggregatedModel) -> Fleet:
 
 
 async def faults(url: str, process: Any, split: DisaggregatedModel) -> None:
-    """Deadlines, clients that leave, hand-offs whose engines die, quarantine, and a storm of bytes."""
+    """Provokes deadlines, leaving clients, broken hand-offs, quarantine, and a storm of bytes."""
     for stream in (False, True):
         for user in ("silent", "long"):
             body = chat(user=user, stream=stream)

@@ -1,4 +1,4 @@
-"""Every command of the README, as it stands there, in its order, against one running ``make up``."""
+"""Every command of the README, unchanged and in its order, against one running ``make up``."""
 
 import os
 import re

@@ -1,8 +1,7 @@
-"""Local mode lets engines sleep where nobody asks anything, and wakes them with the next request:
-real processes, none lost.
+"""Local mode lets idle engines sleep and wakes them with the next request: real processes, no loss.
 
-Time runs ten times as fast; simulated engines start so soon that sleep would not pay, so `after`
-says how long they do. The autoscaler is killed while all sleep, and so is an engine that sleeps.
+Time runs ten times as fast. Simulated engines start so soon that sleep would not pay, so `after`
+sets its length. The autoscaler is killed while all sleep, and so is a sleeping engine.
 """
 
 import asyncio

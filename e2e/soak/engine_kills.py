@@ -1,10 +1,11 @@
 """Engines that die under load: each time one that has just answered, so that it has work.
 
-Half of the requests are greedy streams, which another engine may go on with; a quarter are streams
-that nobody may go on with; a quarter are plain. A request that had not begun must be answered
-whole, whatever died. Engines come back at once on the same port. The next one dies when all that
-met the last death are over: a request that meets two is taken for their cause, and refused (row 24
-of docs/reference/faults.md), as it should be.
+Half of the requests are greedy streams, which another engine can continue. A quarter are streams
+that none can continue, and a quarter are plain. A request that had not begun must be answered
+whole. Engines come back at once on the same port.
+
+The next engine dies when all requests of the last death are over. A request that meets two deaths
+counts as their cause and is refused (row 24 of docs/reference/faults.md), as it should be.
 """
 
 import asyncio

@@ -107,7 +107,7 @@ async def send_lane(url: str, hostile: "MalformedRequests | ValidRequests", shar
 
 @asynccontextmanager
 async def run_probe(url: str) -> AsyncIterator[dict[str, float]]:
-    """Measures the wait of an unrelated client; the dictionary is filled at the end of the block."""
+    """Measures the wait of an unrelated client; the dictionary is filled at the end."""
     waits: dict[str, float] = {}
     parts = urlsplit(url)
     process = await asyncio.create_subprocess_exec(

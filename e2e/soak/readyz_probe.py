@@ -1,8 +1,7 @@
-"""A client that has nothing to do with the load: how long it waits for an answer that needs no
-engine, in a process of its own.
+"""A client apart from the load: its waits for an answer that needs no engine, in its own process.
 
-``python bystander.py HOST PORT`` asks for /readyz fifty times a second until its input ends, then
-prints its waits as one line of JSON.
+``python readyz_probe.py HOST PORT`` requests /readyz fifty times a second until its input ends,
+then prints its waits as one line of JSON.
 """
 
 import json
@@ -16,7 +15,7 @@ _REQUEST = b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 def main(host: str, port: int) -> None:
-    """Ask until told to stop."""
+    """Sends requests until stopped."""
     waits: list[float] = []
     told = selectors.DefaultSelector()
     told.register(sys.stdin, selectors.EVENT_READ)

@@ -39,7 +39,7 @@ def write(part: str, begun: float, figures: Mapping[str, Any], lines: list[Repor
 
 
 def scaled_count(variable: str, small: int, full: int) -> int:
-    """Returns an amount: small among the other tests, full in ``make soak``, or that of a variable."""
+    """Returns an amount: small in tests, full in ``make soak``, or that of a variable."""
     return int(os.environ.get(variable, full if FULL else small))
 
 

@@ -25,9 +25,10 @@ EVENTS = 8
 SECONDS = 5.0 if FULL else 1.0
 REQUESTS = ("FAIRLEAD_SOAK_REQUESTS", 20_000, 1_000_000)
 STRETCHES = 6
-"""At least so many, however fast the machine is: memory grows for the first 15,000 requests or so
-(99 to 111 MB, then 108 to 114 for 150,000), and of two stretches, which 20,000 take where a second
-has 10,000, no first third can be left out."""
+"""The least number of stretches, however fast the machine is.
+
+Why: memory grows for the first 15,000 requests or so (99 to 111 MB, then 108 to 114 for 150,000).
+At 10,000 requests a second, 20,000 make two stretches, too few to leave out the first third."""
 
 
 async def run(folder: Path) -> list[ReportLine]:

@@ -1,12 +1,16 @@
-"""Runs everything with real engines and writes the report: ``python e2e/vllm/run.py [--only
-surface,nixl] [--report FILE]``.
+"""Runs everything with real engines and writes the report.
 
-Opt-in: it installs a real engine (``engine/installation.py``), takes minutes and two processor cores, and
-nothing else collects it. Exits 1 when something did not hold. Parts: ``surface`` (clients,
-overload, faults, the conformance probes), ``index`` (what engines hold in their caches, and what an
-index knows of it: five parts, which can be named by themselves), ``nixl`` and ``mooncake`` (prefill
-and decode on two engines). The report keeps the parts that are in it already and were not asked
-for.
+    python e2e/vllm/run.py [--only surface,nixl] [--report FILE]
+
+It is opt-in: it installs a real engine (``engine/installation.py``), takes minutes and two
+processor cores, and no test run collects it. Exits 1 when a check did not hold. The parts:
+
+- ``surface``: clients, overload, faults, the conformance probes.
+- ``index``: the engines' caches and what an index knows of them, in five parts with names of their
+  own.
+- ``nixl`` and ``mooncake``: prefill and decode on two engines.
+
+The report keeps the earlier results of parts that do not run.
 """
 
 import argparse

@@ -20,8 +20,10 @@ def first_difference(want: Sequence[int], got: Sequence[int]) -> int:
 
 
 async def logprob_gap(client: httpx.AsyncClient, one: TextPrompt, want: Sequence[int], got: Sequence[int]) -> float:
-    """Returns by how many nats the engine prefers ``want``'s token to ``got``'s where they differ;
-    0 for equal answers, infinite where the token is not among the best few."""
+    """Returns the nats by which the engine prefers ``want``'s token to ``got``'s where they differ.
+
+    It is 0 for equal answers, and infinite where the token is not among the best few.
+    """
     if list(want) == list(got):
         return 0.0
     at = first_difference(want, got)

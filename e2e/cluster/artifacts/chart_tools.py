@@ -1,9 +1,9 @@
-"""Tools of the chart's tests, which need no cluster: helm, Prometheus' promtool, and Kubernetes'
-OpenAPI schemas.
+"""Tools of the chart's tests that need no cluster: helm, Prometheus' promtool, Kubernetes' OpenAPI
+schemas.
 
-promtool is compiled as everything else here is, without the service discovery that it could do.
-What a release says is OpenAPI, which lies in its sources: Go fetches these, checked by the hash
-below, and the few files that speak of kinds that charts hold are kept.
+promtool is compiled like all other programs, without its service discovery. The schemas of a
+release are OpenAPI files in its sources. Go fetches these and checks them by the hash below; the
+files about kinds in charts are kept.
 """
 
 import json
@@ -73,7 +73,7 @@ def _fetch_openapi(release: str) -> None:
             return
         told = json.loads(go_builds.go(Path(nowhere), "mod", "download", "-json", f"k8s.io/kubernetes@{release}"))
         if told["Sum"] != RELEASES[release]:
-            raise ClusterError(f"the sources of {release} are not those that are pinned: {told['Sum']}")
+            raise ClusterError(f"the sources of {release} are not the pinned ones: {told['Sum']}")
         partial = target.with_name(f"{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()

@@ -20,7 +20,7 @@ def install() -> None:
     if os.geteuid() != 0:
         raise ClusterError(f"not root, and missing: {' '.join(missing)}")
     print_progress(f"installing from Debian: {' '.join(missing)}")
-    # On a machine with an init system, the package's own containerd must not start beside ours.
+    # On a machine with an init system, the package's own containerd must not start, too.
     ours = not _POLICY.exists()
     if ours:
         _POLICY.write_text("#!/bin/sh\nexit 101\n")

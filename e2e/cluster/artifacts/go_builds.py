@@ -1,9 +1,9 @@
 """Go programs of a cluster level, compiled into the cache once per set of pins: 430 processor
 seconds for *api*, 820 for *full*.
 
-A program appears under its name only when it is whole, so a folder that holds all names is
-complete. Whoever comes second waits for the first. Go checks every module against ``go.sum``; a Go
-that is older than the modules want fetches the right one by itself.
+A program appears under its name only when it is whole, so a folder with all names is complete. A
+second caller waits for the first. Go checks every module against ``go.sum``. A Go that is older
+than the modules want fetches the right one by itself.
 """
 
 import fcntl
@@ -143,4 +143,4 @@ def _check_go() -> None:
     told = subprocess.run(["go", "env", "GOVERSION"], check=True, capture_output=True, text=True).stdout
     found = re.match(r"go(\d+)\.(\d+)", told)
     if found and (int(found[1]), int(found[2])) < pinned_versions.NEEDS_GO:
-        raise GoMissing(f"Go {wanted} or newer is needed, and this is {told.strip()}")
+        raise GoMissing(f"Go {wanted} or newer is needed; this is {told.strip()}")

@@ -1,9 +1,9 @@
 """Contents of image layers: an interpreter with its libraries, the locked dependencies of a
 component, the component.
 
-The interpreter is the one that runs this, for which the compiled wheels of the environment were
-made; it is moved to ``/usr/local``, where the official Python images have theirs. Its shared
-libraries are those that the dynamic linker finds on this machine.
+The interpreter is the one that runs this module; the environment's compiled wheels are for it. It
+moves to ``/usr/local``, where the official Python images have theirs. Its shared libraries are
+those that the dynamic linker finds on this machine.
 """
 
 import importlib.metadata
@@ -184,8 +184,10 @@ def _is_elf(path: Path) -> bool:
 
 
 def _compile(root: Path) -> None:
-    """Writes byte code without source times: later nobody may write to the layer, and layers carry
-    no times."""
+    """Writes byte code without source times.
+
+    Why: no process may write to the layer later, and layers have no times.
+    """
     mode = ["--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
     subprocess.run(
         [sys.executable, "-m", "compileall", "-q", *mode, str(root / SITE.parent)], check=False, capture_output=True

@@ -95,7 +95,10 @@ def write_set(tag: str | None = None) -> list[OciImage]:
 
 
 def components(tag: str | None = None) -> list[OciImage]:
-    """Our components and the Redis of trials, from the working tree, under ``tag`` (the version)."""
+    """Builds Fairlead's components and the Redis of trials from the working tree.
+
+    tag: the version.
+    """
     tag, made = tag or version(), []
     with _store() as store:
         compiled = _compiled_layer()
@@ -227,7 +230,10 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _compile_pause(root: Path) -> None:
-    """Kubernetes' own: what holds a pod's namespaces. Static, for an image with nothing else in it."""
+    """Compiles Kubernetes' pause program, which keeps a pod's namespaces.
+
+    It is static, since the image has nothing else.
+    """
     source = pinned_versions.binaries() / pinned_versions.PAUSE_SOURCE
     flags = ["-Os", "-static", "-s", f"-DVERSION={pinned_versions.KUBERNETES}"]
     subprocess.run(["gcc", *flags, "-o", str(root / "pause"), str(source)], check=True, capture_output=True)

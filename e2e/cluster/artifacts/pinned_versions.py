@@ -1,8 +1,9 @@
 """Pinned parts of the cluster: versions, modules and build flags.
 
-The versions stand in the ``go.mod`` of each module, every byte of them in the ``go.sum`` beside;
-here is what to build of them. Kubernetes 1.36 is the last line for Debian 12's containerd 1.6 and
-Go 1.26. LeaderWorkerSet has a module of its own: it does not compile beside client-go 0.36;
+The versions are in the ``go.mod`` of each module, and every byte is in its ``go.sum``. This module
+lists what to build. Kubernetes 1.36 is the last line for Debian 12's containerd 1.6 and Go 1.26.
+
+LeaderWorkerSet has a module of its own: it does not compile together with client-go 0.36.
 Prometheus has one, since its tool is for tests and no part of a cluster. All else shares one
 module, so that no dependency is compiled twice.
 """

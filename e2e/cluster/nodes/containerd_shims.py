@@ -1,8 +1,8 @@
-"""Ends containers whose containerd has ended: each has a shim, a process of its own that outlives
-containerd, and none of them is in the record. A shim names the socket of the containerd that it
-belongs to, so those of another one are left alone.
+"""Ends containers that outlive their containerd.
 
-A shim that is killed leaves its container running, so what it has started goes first.
+Each has a shim, a process of its own, and none of them is in the record. A shim names the socket of
+its containerd, so those of another containerd stay. A killed shim leaves its container running;
+therefore its children go first.
 """
 
 import itertools

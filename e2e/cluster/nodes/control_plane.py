@@ -1,9 +1,9 @@
 """The control plane: etcd and API server, and on level *full* controller-manager and scheduler, as
 processes of this machine.
 
-On level *api* there is nobody who makes service accounts, collects garbage or runs pods; the API
-server is the real one with its schemas, CEL, server-side apply, RBAC and watch cache. Durability is
-switched off: nobody's data is in there.
+Level *api* has no service accounts, no garbage collection and no pods. Its API server is the real
+one, with schemas, CEL, server-side apply, RBAC and watch cache. Durability is off, since there is
+no data to keep.
 """
 
 import socket
@@ -46,7 +46,7 @@ class ControlPlane:
         return self.record.run / f"{name}.kubeconfig"
 
     def start(self) -> None:
-        """Everything up to an API server that says it is ready, and then the two that work for it."""
+        """Starts etcd, the API server until it is ready, and the other two."""
         with progress_step("keys and certificates"):
             self.pki.make(self.address)
             for name in KUBECONFIGS if self.whole else ("admin",):
@@ -103,7 +103,7 @@ class ControlPlane:
             "kubelet-preferred-address-types": "InternalIP",  # else logs and exec resolve the node's name
             "endpoint-reconciler-type": "lease" if self.whole else "none",
         }
-        if not self.whole:  # nobody makes the service accounts that this plugin asks for
+        if not self.whole:  # this plugin needs service accounts, which do not exist
             flags["disable-admission-plugins"] = "ServiceAccount"
         return [f"--{name}={value}" for name, value in flags.items()]
 

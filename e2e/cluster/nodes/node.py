@@ -1,7 +1,6 @@
-"""The one node: containerd, kubelet, kube-proxy and the cluster's DNS, as processes of this
-machine.
+"""The one node: containerd, kubelet, kube-proxy and the cluster's DNS, as processes of the machine.
 
-Each setting that is not plain was found by failing without it; the remark beside says how.
+Each unusual setting was found by a failure without it; its comment names the failure.
 """
 
 import json
@@ -170,7 +169,7 @@ class ClusterNode:
             "cgroupRoot": "/",
             "cgroupsPerQOS": True,
             "enforceNodeAllocatable": [],
-            "localStorageCapacityIsolation": False,  # the root file system's size cannot be told everywhere
+            "localStorageCapacityIsolation": False,  # the root file system's size is unknown on some machines
             "failSwapOn": False,
             "containerRuntimeEndpoint": f"unix://{self.run}/cri/containerd.sock",
             "authentication": {

@@ -19,7 +19,7 @@ from fairlead.runtime.clock import SystemClock
 RESOURCE_PATHS: Mapping[str, Resource] = {
     word: one for one in RESOURCES_BY_KIND.values() if one.namespaced for word in (one.plural, one.kind.lower())
 }
-"""Kinds as ``kubectl`` is told of them."""
+"""Kinds by their names for ``kubectl``."""
 TIMEOUT_SECONDS = 30.0
 REREAD_SECONDS = 60.0
 

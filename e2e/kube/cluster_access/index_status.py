@@ -19,7 +19,7 @@ class IndexStatus:
     model: str
 
     def reports(self, component: str, name: str, **labels: str) -> list[float]:
-        """A family of this model, a number for each pod of the component that tells it."""
+        """Returns a metric of this model, a number per pod of the component."""
         wanted = {"model": self.model, **labels}.items()
         found = []
         for page in self._pages(component):

@@ -82,8 +82,7 @@ class Kubectl:
         self._done("delete", "modeldeployments", "--all", "--wait=false")
 
     def dump(self, folder: Path) -> None:
-        """Objects, events and logs of the namespace, for whoever looks at a failure. Never fails
-        itself."""
+        """Returns objects, events and logs of the namespace, for failures. Never fails itself."""
         folder.mkdir(parents=True, exist_ok=True)
         asked = {
             "objects.yaml": ("get", "all,configmaps,endpointslices", "-o", "yaml"),

@@ -1,4 +1,4 @@
-"""Watches of ``kubectl`` beside a test: what becomes of objects line by line, none of it missed."""
+"""Watches of ``kubectl`` during a test: the changes of objects line by line, none missed."""
 
 import subprocess
 import threading

@@ -198,9 +198,11 @@ class StreamSession:
 def run_streams(
     client: ClientPod, model: str, *, rate: float, tokens: int, seconds: float
 ) -> Callable[[], dict[str, Any]]:
-    """The same streams from a pod of their own, for so long, that nobody reads meanwhile: for when
-    there is no API server to read through. What is returned waits for their end and has the count
-    of everything."""
+    """Runs the same streams from a pod of their own, for a time without any reader.
+
+    Why: there may be no API server to read through. The result comes at their end and has all
+    counts.
+    """
     here, name = client.here, "streams"
     options = {"host": HOST, "port": 80, "key": client.key, "model": model, "rate": rate, "tokens": tokens}
     command = f"sleep {seconds:g} | exec python3 /etc/fairlead/streams.py '{json.dumps(options)}'"

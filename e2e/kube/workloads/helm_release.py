@@ -19,7 +19,7 @@ VALUES: dict[str, Any] = {
     # A node of two processors has everything on it: what is asked for is what is used there.
     "gateway": {"resources": {"requests": {"cpu": "100m", "memory": "128Mi"}}},
     "indexer": {"resources": {"requests": {"cpu": "50m", "memory": "96Mi"}}},
-    # Nobody brings another node: that there is no room is told at once.
+    # No other node will come: a lack of room is reported at once.
     "operator": {"capacityGrace": "1s"},
 }
 HELM_SECONDS = 120
@@ -51,8 +51,7 @@ class HelmRelease:
         self._helm("install", str(CHART), "--wait", f"--timeout={HELM_SECONDS}s", values=values)
 
     def upgrade(self, **values: Any) -> None:
-        """``helm upgrade`` with these values beside those of the tests, and wait until everything
-        is ready."""
+        """Runs ``helm upgrade`` with these and the tests' values, and waits until all is ready."""
         self._helm("upgrade", str(CHART), "--wait", f"--timeout={HELM_SECONDS}s", values=values)
 
     def test(self) -> str:

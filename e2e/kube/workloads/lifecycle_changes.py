@@ -87,11 +87,10 @@ class LifecycleChanges:
 
 
 def run_lifecycle_changes(moves: LifecycleChanges, *, rate: float, tokens: int, still: float) -> dict[str, Any]:
-    """All moves under ``rate`` streams a second of so many tokens; the figures of the run, with the
-    streams that failed.
+    """Makes all changes under ``rate`` streams a second; returns the figures and the failed streams.
 
-    At first nothing moves for ``still`` seconds, in which it is measured what the streams alone
-    cost, and between two moves for a tenth of that, so that a failure can be put down to one.
+    still: seconds without a change at first, which measure the cost of the streams alone. A
+    tenth of that passes between two changes, so that a failure belongs to one of them.
     """
     kubectl = moves.release.cluster
     with StreamSession(moves.client, moves.model.name, rate=rate, tokens=tokens) as streams:

@@ -23,10 +23,11 @@ def pod_spec(
     ready: str | None = None,
     files: str | None = None,
 ) -> Manifest:
-    """One container under a user id that nobody knows; ``ready`` is the path of its probe,
-    ``files`` a ConfigMap at /etc/fairlead.
+    """Returns the spec of one container under an unknown user id.
 
-    ``command`` instead of what the image runs.
+    ready: path of its probe.
+    files: a ConfigMap at /etc/fairlead.
+    command: replaces the image's own.
     """
     container: Manifest = {
         "name": component,
@@ -59,7 +60,7 @@ def pod_spec(
 
 
 def pod(name: str, spec: Manifest) -> Manifest:
-    """A pod of its own, which nobody replaces."""
+    """Returns a pod without a controller."""
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
@@ -103,7 +104,10 @@ def config_map(name: str, **files: str) -> Manifest:
 
 
 def model(name: str, *, replicas: int = 1, **spec: Any) -> Manifest:
-    """A ModelDeployment with one pool of simulated engines, ``PACED`` ones; ``spec`` goes before."""
+    """Returns a ModelDeployment with one pool of simulated engines, ``PACED`` ones.
+
+    spec: overrides the defaults.
+    """
     return {
         "apiVersion": API,
         "kind": "ModelDeployment",

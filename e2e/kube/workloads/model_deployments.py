@@ -51,7 +51,7 @@ class DeployedModel:
         return found
 
     def wait_until_stalled(self, reason: str, seconds: float = 60.0) -> str:
-        """Wait until it is stalled for this reason; the message beside it."""
+        """Waits until it is stalled for this reason; returns the message."""
         is_so = lambda: self.condition("Stalled").get("reason") == reason  # noqa: E731
         eventually(f"{self.name} says {reason}", is_so, seconds=seconds, told=lambda: str(self.get().get("status")))
         return str(self.condition("Stalled")["message"])

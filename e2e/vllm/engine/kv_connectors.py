@@ -1,10 +1,10 @@
-"""KV connectors between two engines: NIXL as it is, Mooncake over sockets.
+"""KV connectors between two engines: unchanged NIXL, and Mooncake over sockets.
 
-Mooncake's wheel without a graphics card's libraries goes into a folder beside the engine's
-environment (46 MB, once). It needs the system's ``libibverbs1``, also where nothing but sockets is
-used. vLLM's connector asks for the number of the accelerator when it starts, and ends where there
-is none; nothing else in it needs one. So a plugin of vLLM's kind answers that call with 0
-(``no_accelerator.py``); what moves the blocks is Mooncake's and vLLM's own, unchanged.
+Mooncake's wheel without GPU libraries goes into a folder of its own (46 MB, once). It needs the
+system's ``libibverbs1``, even for sockets alone. vLLM's connector asks for the number of the
+accelerator at its start, and ends without one. Nothing else in it needs an accelerator, so a vLLM
+plugin answers that call with 0 (``no_accelerator.py``). Mooncake's and vLLM's own code moves the
+blocks, unchanged.
 """
 
 import ctypes.util
@@ -22,7 +22,7 @@ from e2e.vllm.engine.engine_processes import free_port
 from e2e.vllm.engine.installation import HERE, Installation
 
 MOONCAKE = "mooncake-transfer-engine-non-cuda==0.3.13.post1"
-ABORT_SECONDS = 20  # how long Mooncake keeps a prefill, and a decode that waits for one; 480 unless told
+ABORT_SECONDS = 20  # limit of a waiting prefill or decode in Mooncake; 480 by default
 _HOST = "127.0.0.1"
 _LEASE_SECONDS = 30
 _PLUGIN = "no_accelerator"
@@ -72,7 +72,10 @@ def nixl() -> KvConnector:
 
 
 def cpu_tier(folder: Path, size: int) -> KvConnector:
-    """A tier of so many bytes in each engine's own memory; ``folder`` gets what its processes load."""
+    """Returns a tier of so many bytes in each engine's memory.
+
+    folder: gets the modules that its processes load.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE / f"{_TIER}.py", folder)
     extra = {"spec_name": "CopyingSpec", "spec_module_path": _TIER, "cpu_bytes_to_use": size}

@@ -1,11 +1,10 @@
-"""Recorder of every batch that an engine published since its start, and the cached blocks that
-follow from them.
+"""Recorder of all batches that an engine published, and of the cached blocks that follow.
 
-This is the ground truth of the part ``index``, so it shares nothing with what it judges: no
-decoder, no sequence, no table, no tiers. It subscribes before the engine's first request, hence it
-needs no replay and knows every parent; it is told of restarts; and it knows where adapters were
-loaded from, because the program that loads them tells it. It is also the *reference*: an index that
-counts copies, directly at the engine, without a batch or a store between.
+This is the ground truth of the part ``index``, so it shares no decoder, sequence, table or tier
+with the index. It subscribes before the engine's first request, so it needs no replay and knows
+every parent. The program that restarts engines and loads adapters reports both to it. It is also
+the *reference*: an index that counts copies, directly at the engine, without a batch or a store
+between.
 
 A block is named by a chain of BLAKE2b over tokens, extra keys, adapter and place. Engine hash →
 name, name → copies.
@@ -114,7 +113,7 @@ class EventRecorder:
         return [self._there[GPU][name] > 0 for name in self.names(tokens, size, adapter, salt)]
 
     def index_hashes(self, model_key: str, secret: bytes, medium: str = GPU) -> set[int]:
-        """Returns the hashes that an index must have: those of all blocks that a request can name."""
+        """Returns the hashes that an index must have: all blocks that a request can name."""
         found: set[int] = set()
         known: dict[Name, int] = {}
         for one, copies in self._copies.get(medium, Counter()).items():

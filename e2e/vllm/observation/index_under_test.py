@@ -1,6 +1,8 @@
-"""The index under test, in both of its forms: an indexer process that writes to a real Redis and is
-followed from there, as by a gateway, and an indexer within a process that has no Redis. What is
-asked and compared is the mirror that gateways route by.
+"""The index under test, in both of its forms.
+
+One is an indexer process that writes to a real Redis, followed from there as by a gateway. The
+other is an indexer within this process, without Redis. The compared object is the mirror that
+gateways route by.
 """
 
 import asyncio

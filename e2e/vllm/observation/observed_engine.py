@@ -1,9 +1,8 @@
-"""An engine under watch: the recorders of its ranks, the indexes that are judged, and every prompt
-that was asked.
+"""An engine under observation: the recorders of its ranks, the indexes under test, and all prompts.
 
-The index equals the engine's truth when it holds the very blocks that the recorder counted, none
-more (a ghost) and none less, and when every prompt that is known, asked again in quiescence, is
-reported with as many cached tokens as were predicted.
+The index equals the engine's truth under two conditions. It has exactly the blocks that the
+recorder counted: a further one is a ghost. And every known prompt, sent again in quiescence, is
+reported with as many cached tokens as predicted.
 """
 
 import asyncio
@@ -224,7 +223,7 @@ class ObservedEngine:
         return answer
 
     def record_note(self, what: str, *more: object) -> None:
-        """Adds something that no event tells to the recording."""
+        """Adds a fact to the recording that no event has."""
         self.happened.append([what, 0, len(self.recorders[0].numbers), *more])
 
     async def post(self, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:

@@ -1,9 +1,8 @@
-"""Prompts as token ids, so that their hashes can be computed; predictions of an index, and reports
-of the engine.
+"""Prompts as token ids, so that their hashes can be computed; predictions of an index, and the
+engine's reports.
 
-A prompt is asked in *quiescence* when the one before has been answered, and neither the recorder
-nor the index has heard anything for a while. Then the prediction must be what the engine reports as
-``cached_tokens``.
+A prompt is sent in *quiescence*: the one before has been answered, and neither recorder nor index
+has received an event for a while. Then the prediction must equal the reported ``cached_tokens``.
 """
 
 import asyncio
@@ -62,13 +61,16 @@ class PromptAnswer:
 
 @dataclass(frozen=True, slots=True)
 class PredictionRow:
-    """One prediction: tokens by index, and the engine's report; ``reference`` is the prediction of
-    the recorder.
+    """One prediction: tokens by index, and the engine's report.
 
-    A prediction counts what is on its way there as held, as a gateway does; ``told`` and
-    ``reference`` are without that, from what the engine told alone, and ``reference_flying`` is the
-    reference with it. All are made at the same moment. ``excused``: indexes that could not know,
-    since nobody had told them of a clear and the engine says so only now.
+    A prediction counts prompts in flight as cached, as a gateway does. All are made at the same
+    moment.
+
+    reference: the prediction of the recorder, from reports alone; ``reference_flying`` has the
+        prompts in flight.
+    told: the prediction of the index from reports alone.
+    excused: indexes that could not know, since a clear was not reported and the engine's event
+        comes only now.
     """
 
     prompt: int

@@ -201,7 +201,9 @@ class ApiSurface:
     # -----------------------------------------------------------------------------------------------------
 
     async def _full(self) -> Numbers:
-        """The engine says 200 and then that it is full; the gateway says 503, or the whole answer."""
+        """A full engine answers 200 and then an error in the stream; the gateway answers 503, or in
+        full.
+        """
         crowd = await self._overload()
         async with openai_client(self.small.url) as direct, self._client() as through:
             alone = await send_prompts(direct, crowd, at_once=CROWD)
@@ -224,7 +226,9 @@ class ApiSurface:
             "with_the_clients_retries": dict(Counter(type(one).__name__ for one in got)),
         }
         require(any(one.status == 200 and one.error for one in alone), "the engine was never full", numbers)
-        require(all(one.ended or one.status == 503 for one in said), "an overload was told as something else", numbers)
+        require(
+            all(one.ended or one.status == 503 for one in said), "an overload was reported as something else", numbers
+        )
         require(not any(isinstance(one, BaseException) for one in got), "the official client gave up", numbers)
         return numbers
 
@@ -301,7 +305,7 @@ class ApiSurface:
         lines = fetch(f"{self.gateway.manage}/metrics").decode().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
-    # What must not be told
+    # Values that must not be reported
     # ---------------------------------------------------------------------------------------------
 
     async def _canary(self) -> Numbers:

@@ -1,9 +1,9 @@
 """Concurrent traffic on an index: predictions are made without waiting, so they are as old as the
-index is.
+index.
 
-Clients share a few beginnings that are warm, and each of them keeps some conversations: like
-people, it goes on with one of them only after some others were answered. How often a prediction is
-right for those who go on at once, without any pause, is measured beside it, and is no demand.
+Clients share a few warm prefixes, and each keeps some conversations. Like people, a client
+continues one only after some others were answered. Predictions for conversations that continue
+without a pause are measured, too, but have no goal.
 """
 
 import itertools
@@ -100,12 +100,11 @@ async def _eager(at: ObservedEngine, workers: int, heads: list[tuple[int, ...]])
 
 
 async def under_eviction(at: ObservedEngine, workers: int) -> Numbers:
-    """A cache that is far too small: what is predicted may be gone, or just come, when the request
-    is admitted.
+    """Sends prompts to a cache that is far too small: a predicted block may be gone at admission.
 
-    Neither form may be worse than counting copies at the engine, which hears of everything at the
-    same moment. How long after the engine's step that is, and how much later the index in another
-    process is here, is in the report, measured in this very traffic.
+    Neither form may be worse than counting copies at the engine, which receives all events at the
+    same moment. The report has the delay after the engine's step, and the further delay of the
+    index in another process, both measured in this traffic.
     """
     rows: list[PredictionRow] = []
     heard, before = len(at.recorders[0].heard_after), {name: len(one.arrivals) for name, one in at.indexes.items()}

@@ -1,11 +1,14 @@
-"""Scenarios of the index with vLLM engines: after everything that vLLM does with its cache, the
-index must be right.
+"""Scenarios of the index with vLLM: it must be right after everything that vLLM does with its cache.
 
-Five parts, an engine each: ``index-peace``, what a cache does in peace, and adapters;
-``index-clears``, clears and a death; ``index-eviction``, 40 blocks, and preemption;
-``index-ranks``, two data-parallel ranks; ``index-tiers``, one with a CPU tier (``tiered_cache.py``). What
-is compared, and with what, is told in ``observed_engine.py``; the traffic of many at once is in
-``concurrent_traffic.py``.
+There are five parts, with an engine each:
+
+- ``index-peace``: a cache without faults, and adapters.
+- ``index-clears``: clears and a death.
+- ``index-eviction``: 40 blocks, and preemption.
+- ``index-ranks``: two data-parallel ranks.
+- ``index-tiers``: a CPU tier (``tiered_cache.py``).
+
+``observed_engine.py`` has the comparison, ``concurrent_traffic.py`` the traffic of many clients.
 """
 
 import asyncio
@@ -240,9 +243,10 @@ class IndexScenarios:
         self.at.record_note("loaded", name, Path(place).name)
 
     async def _reloaded(self) -> Numbers:
-        """Elsewhere, back, and elsewhere again. First only ``/v1/models`` tells. Blocks of a new
-        load count when it is told once more where that came from, and shown by an event that it
-        still is the same load: so two cold prompts are asked, then what is known.
+        """Reloads an adapter elsewhere, back, and elsewhere again; at first only ``/v1/models`` shows it.
+
+        Blocks of a new load count when its path is read once more, and an event shows that it is
+        still the same load. So two cold prompts are sent, then the known ones.
         """
         first, seconds = len(self.at.rows), []
         for turn, place in enumerate((1, 0, 1)):
@@ -270,9 +274,10 @@ class IndexScenarios:
         return await self.at.expect_agreement(first, again=False)
 
     async def _late(self) -> Numbers:
-        """Others that begin now hold nothing that is not there, and all of what the base model
-        stored. Of an adapter's earlier loads nobody can tell them where they came from: those they
-        may miss, but then they say that they do not know all, until a clear.
+        """Starts other indexes now: they have no missing block, and all blocks of the base model.
+
+        The paths of an adapter's earlier loads are unknown. An index may lack those, but then it is
+        incomplete until a clear.
         """
         late = self._made("late")
         numbers: Numbers = {"replayed_batches": len(self.at.recorders[0].numbers), "known_prompts": len(self.at.known)}
@@ -303,7 +308,10 @@ class IndexScenarios:
         return completeness(index.mirror(), self.at.sources[0].instance)[1]
 
     def _has_all_events(self, index: IndexUnderTest) -> bool:
-        """Returns whether the index received everything; a replay may leave doubts about adapters."""
+        """Returns whether the index received everything.
+
+        A replay may leave doubts about adapters.
+        """
         return self.at.is_complete(index) or self._says(index).startswith("the source of an earlier load")
 
     def _wrong(self, index: IndexUnderTest) -> list[list[object]]:

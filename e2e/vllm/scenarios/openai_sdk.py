@@ -54,7 +54,7 @@ def chat() -> dict[str, Any]:
 
 
 def chat_streams() -> dict[str, Any]:
-    """With usage for those who ask for it, without for the others, and the same words both times."""
+    """Streams with usage on request, without it otherwise, and the same text both times."""
     said, shown = [], []
     for more in ({}, {"stream_options": {"include_usage": True}}, {"stream_options": {"include_usage": False}}):
         stream = client.chat.completions.create(
@@ -84,7 +84,7 @@ def running_usage() -> dict[str, Any]:
 
 
 def the_streaming_helper() -> dict[str, Any]:
-    """``chat.completions.stream`` gathers the answer; a cut one raises, as with the engine itself."""
+    """Collects a stream with the client's helper; a cut one raises, as with the engine."""
     with client.chat.completions.stream(model=MODEL, messages=ASKED, max_tokens=8, temperature=0) as stream:
         deltas = [event.delta for event in stream if event.type == "content.delta"]
         try:
@@ -95,7 +95,7 @@ def the_streaming_helper() -> dict[str, Any]:
 
 
 def several_choices() -> dict[str, Any]:
-    """``n`` whole and streamed."""
+    """Sends requests with ``n`` choices, whole and streamed."""
     found = client.completions.create(model=MODEL, prompt="import os", max_tokens=5, n=2, temperature=1.0, seed=1)
     assert len(found.choices) == 2
     stream = client.completions.create(

@@ -1,11 +1,9 @@
-"""Prefill and decode on two engines: the answers of one engine, also when the prefill engine dies
-or freezes.
+"""Prefill and decode on two engines: the answers of one, also when the prefill engine fails.
 
-What is right is what the decode engine says when it does it all: every prompt is asked of it
-directly first, under a salt of its own, so that nothing is found in a cache and nothing stays there
-for the hand-off to find. What is computed beside other requests is rounded otherwise; so one
-engine, asked for several prompts at once, parts from itself where two tokens are about as likely.
-An answer that parts from the right one is wrong unless it does so there (``tie_tolerance.py``).
+The right answer is that of the decode engine alone. Every prompt goes to it directly first, under a
+salt of its own, so that no cache affects either side. Batches round differently: one engine with
+several prompts at once differs from itself where two tokens are about as likely. A different answer
+is wrong unless it differs there (``tie_tolerance.py``).
 """
 
 import asyncio

@@ -14,7 +14,7 @@ MIXED = 200
 
 
 class TieredCache:
-    """The scenarios; the device has room for three of the prompts, and the tier for a little more."""
+    """The scenarios. The device has room for three of the prompts, the tier for a little more."""
 
     def __init__(self, at: ObservedEngine) -> None:
         self._at = at

@@ -33,7 +33,7 @@ def test_sources_of_another_hash_are_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("FAIRLEAD_CACHE", str(tmp_path))
     monkeypatch.setattr(go_builds, "go", lambda *_: '{"Sum": "h1:other", "Dir": "/"}')
     monkeypatch.setattr(chart_tools, "compile_missing", lambda _: None)
-    with pytest.raises(ClusterError, match="not those that are pinned: h1:other"):
+    with pytest.raises(ClusterError, match="are not the pinned ones: h1:other"):
         chart_tools.build_tools()
     assert not chart_tools.are_built()
 
