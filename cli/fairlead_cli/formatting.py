@@ -15,7 +15,7 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def format_share(value: float | None) -> str:
-    """Returns ``43 %`` for ``0.43``. Above 99 % it has one more digit and never rounds up to 100 %."""
+    """Returns ``43 %`` for ``0.43``; above 99 % with one more digit, and never rounded to 100 %."""
     if value is None:
         return UNKNOWN
     return f"{min(100 * value, 99.9):.1f} %".replace(".0 %", " %") if 0.99 < value < 1.0 else f"{100 * value:.0f} %"

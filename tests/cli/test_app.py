@@ -1,4 +1,4 @@
-"""The command line as a whole: how files are named, what it is called, and how it fails without a traceback."""
+"""The command line as a whole: file arguments, its name, and errors without a traceback."""
 
 import os
 import subprocess

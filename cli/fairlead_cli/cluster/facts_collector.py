@@ -59,7 +59,7 @@ from fairlead_operator.kube.leader_election import LEASE_NAME
 
 DEFAULT_NAMESPACE: Final = "fairlead"
 _REFUSALS: Final = ("violates PodSecurity", "denied the request", "exceeded quota", "ValidatingAdmission")
-"""Words of admission: anything else that is said about the dry run is about us, not about the pod."""
+"""Marks of a refusal by admission. Any other error is not about the pod."""
 _MAX_QUERIED_PODS: Final = 16
 """Pods of a component that are queried; an installation has two or three."""
 
@@ -99,7 +99,7 @@ async def collect_facts(
 
 
 async def list_own_objects(api: KubeApi, resource: Resource, namespace: str | None) -> Listing:
-    """Returns Fairlead's objects of a kind: in one namespace, else in all, else in the default one."""
+    """Returns Fairlead's objects of a kind in a namespace, else in all, else in the default one."""
     objects = await list_objects(api, resource, namespace, OWN_OBJECTS)
     if namespace is None and isinstance(objects, MissingValue) and objects.is_forbidden:
         return await list_objects(api, resource, DEFAULT_NAMESPACE, OWN_OBJECTS)
@@ -250,7 +250,7 @@ async def _after(api: KubeApi, deployments: Listing, pods: Listing, place: str) 
         _leases(api, places),
         _account_rights(api, found),
         _secrets(api, found),
-        _told(api, () if isinstance(pods, MissingValue) else pods),
+        _pod_reports(api, () if isinstance(pods, MissingValue) else pods),
     )
     return {
         "disruption_budgets": budgets,
@@ -334,7 +334,7 @@ async def _entries(api: KubeApi, namespace: str, name: str) -> SecretSummary:
     return SecretSummary(frozenset(data), expires)
 
 
-async def _told(api: KubeApi, pods: Sequence[Manifest]) -> dict[str, Sequence[pod_http.PodReport]]:
+async def _pod_reports(api: KubeApi, pods: Sequence[Manifest]) -> dict[str, Sequence[pod_http.PodReport]]:
     """Returns the answers of our pods; all are queried at once."""
     queries = {GATEWAY: pod_http.query_gateway, OPERATOR: pod_http.query_component, INDEXER: pod_http.query_component}
     pods_by_component = {

@@ -119,7 +119,7 @@ def match_prompt(snapshot: IndexSnapshot, prompt: TokenPrompt, secret: bytes) ->
 async def read_ages(
     link: RedisLink, snapshot: IndexSnapshot, last_blocks: Mapping[str, int], limits: Limits
 ) -> dict[str, float]:
-    """Returns the ages of these blocks in seconds, as far as Redis knows. Raises IndexUnreachable."""
+    """Returns the ages of these blocks in seconds, where Redis knows. Raises IndexUnreachable."""
     times: dict[str, float] = {}
     sorted_names = sorted(last_blocks)
     for start in range(0, len(sorted_names), _PART_BATCH):

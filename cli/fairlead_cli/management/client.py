@@ -1,4 +1,4 @@
-"""A client of the gateway's management API, for the live view, ``status``, ``/why`` and draining."""
+"""A client of the gateway's management API: live view, ``local status``, ``/why``, draining."""
 
 from dataclasses import dataclass
 from types import TracebackType
@@ -73,7 +73,7 @@ class ManagementClient:
 
     async def decision_json(self, request_id: str) -> bytes:
         """Returns the same as raw JSON, validated."""
-        answer = await self._ask(f"/api/decisions/{quote(request_id, safe='')}")
+        answer = await self._send(f"/api/decisions/{quote(request_id, safe='')}")
         if answer.status_code == 404 and b'"error"' in answer.content:
             raise LookupError(request_id)
         self._read(answer, api_types.Decision)
@@ -85,7 +85,7 @@ class ManagementClient:
         Raises LookupError with the gateway's message when it would refuse the request.
         """
         headers = {"content-type": "application/json"} | ({} if session is None else {"x-session-id": session})
-        answer = await self._ask("/api/route", {"path": path}, body, headers)
+        answer = await self._send("/api/route", {"path": path}, body, headers)
         if answer.status_code != 200 and b'"error"' in answer.content and answer.status_code not in (401, 403):
             raise LookupError(f"it would be refused ({answer.status_code}): {_error_message(answer.content)}")
         self._read(answer, api_types.RoutePreview)
@@ -114,9 +114,9 @@ class ManagementClient:
         return (instance.in_flight or 0) if instance else 0
 
     async def _get(self, path: str, kind: type[_AnswerT], parameters: dict[str, str] | None = None) -> _AnswerT:
-        return self._read(await self._ask(path, parameters), kind)
+        return self._read(await self._send(path, parameters), kind)
 
-    async def _ask(
+    async def _send(
         self,
         path: str,
         parameters: dict[str, str] | None = None,

@@ -124,7 +124,7 @@ async def _only_model_name(api: KubeApi, namespace: str) -> str:
 
 
 async def read_status(api: KubeApi, namespace: str, name: str) -> RolloutStatus:
-    """Returns the present status of a model. Raises BadInput when there is no model of this name."""
+    """Returns the status of a model. Raises BadInput when there is no model of this name."""
     try:
         model = await api.get(MODEL_DEPLOYMENTS, namespace, name)
     except NotFound:

@@ -47,7 +47,7 @@ class RolloutStatus:
 
 
 def rollout_status(model: Manifest, records: Sequence[Manifest], workloads: Sequence[Manifest]) -> RolloutStatus:
-    """Returns the status from the model, its ControllerRevisions, Deployments and LeaderWorkerSets."""
+    """Returns the status from a model, its ControllerRevisions and its workloads."""
     stored = stored_revisions(records)
     choice = choose_revision(model, stored, running_hashes(workloads))
     hashes = {revision.hash for revision in stored}
@@ -152,7 +152,7 @@ def _pools(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any
 
 
 def _settled(model: Manifest, choice: RevisionChoice) -> bool:
-    """Whether the operator has seen this spec, nothing is in progress, and all instances are ready."""
+    """Whether the operator knows this spec, nothing is in progress, and all instances are ready."""
     status = model.get("status") or {}
     if int(status.get("observedGeneration") or 0) < int(metadata_of(model).get("generation") or 0):
         return False

@@ -105,7 +105,7 @@ def lease(renewed: str = "2027-01-15T07:59:58.000000Z") -> Manifest:
     return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "x"}, "spec": spec}
 
 
-def told(pod: Manifest, page: str, *notes: str, ready: bool = True) -> PodReport:
+def pod_report(pod: Manifest, page: str, *notes: str, ready: bool = True) -> PodReport:
     return PodReport(pod["metadata"]["name"], "fairlead", Readiness(ready, list(notes)), parse_metrics(page))
 
 
@@ -152,10 +152,10 @@ def healthy() -> ClusterFacts:
         account_permissions=accounts,
         secrets=secrets,
         pod_reports={
-            "operator": [told(one, OPERATOR_PAGE, "leading") for one in by["operator"]],
-            "gateway": [told(one, GATEWAY_PAGE) for one in by["gateway"]],
+            "operator": [pod_report(one, OPERATOR_PAGE, "leading") for one in by["operator"]],
+            "gateway": [pod_report(one, GATEWAY_PAGE) for one in by["gateway"]],
             "indexer": [
-                told(one, INDEXER_IDLE if number else INDEXER_PAGE) for number, one in enumerate(by["indexer"])
+                pod_report(one, INDEXER_IDLE if number else INDEXER_PAGE) for number, one in enumerate(by["indexer"])
             ],
         },
         models=[a_model()],
@@ -183,4 +183,4 @@ def with_models() -> Callable[..., ClusterFacts]:
 @pytest.fixture(scope="session")
 def builders() -> Mapping[str, Callable[..., Any]]:
     """Returns builders of facts for test modules, which cannot import this file."""
-    return {"pod": a_pod, "model": a_model, "lease": lease, "told": told, "chart": chart}
+    return {"pod": a_pod, "model": a_model, "lease": lease, "pod_report": pod_report, "chart": chart}

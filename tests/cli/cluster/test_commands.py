@@ -22,13 +22,13 @@ BAD, GOOD = ((CheckResult(all_checks()[0], Verdict(mark)),) for mark in (CheckOu
 Looks = list[tuple[CheckResult, ...] | ClusterUnreachable]
 
 
-def looked(
+def results_until_passed(
     monkeypatch: pytest.MonkeyPatch, looks: Looks, limit: float | None
 ) -> tuple[tuple[CheckResult, ...], list[float]]:
     """Returns the last results, and the pauses before them."""
     clock, pauses, left = ManualClock(), list[float](), iter(looks)
 
-    async def look(asked: CheckOptions, _: object) -> tuple[CheckResult, ...]:
+    async def next_results(asked: CheckOptions, _: object) -> tuple[CheckResult, ...]:
         found = next(left)
         if isinstance(found, ClusterUnreachable):
             raise found
@@ -38,21 +38,21 @@ def looked(
         pauses.append(seconds)
         clock.advance(seconds)
 
-    monkeypatch.setattr(command, "check_once", look)
+    monkeypatch.setattr(command, "check_once", next_results)
     return asyncio.run(command._check_until_passed(CheckOptions(ClusterOptions()), limit, clock, pause)), pauses
 
 
 def test_check_runs_once_without_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert looked(monkeypatch, [BAD], None) == (BAD, [])
+    assert results_until_passed(monkeypatch, [BAD], None) == (BAD, [])
     with pytest.raises(ClusterUnreachable):
-        looked(monkeypatch, [ClusterUnreachable("away")], None)
+        results_until_passed(monkeypatch, [ClusterUnreachable("away")], None)
 
 
 def test_wait_ends_when_checks_pass_or_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert looked(monkeypatch, [BAD, ClusterUnreachable("away"), GOOD], 60.0) == (GOOD, [2.0, 2.0])
-    assert looked(monkeypatch, [BAD, BAD, BAD, BAD], 5.0) == (BAD, [2.0, 2.0, 1.0])
+    assert results_until_passed(monkeypatch, [BAD, ClusterUnreachable("away"), GOOD], 60.0) == (GOOD, [2.0, 2.0])
+    assert results_until_passed(monkeypatch, [BAD, BAD, BAD, BAD], 5.0) == (BAD, [2.0, 2.0, 1.0])
     with pytest.raises(ClusterUnreachable):
-        looked(monkeypatch, [BAD, ClusterUnreachable("away"), ClusterUnreachable("away")], 3.0)
+        results_until_passed(monkeypatch, [BAD, ClusterUnreachable("away"), ClusterUnreachable("away")], 3.0)
 
 
 def test_invalid_wait_is_refused() -> None:

@@ -27,15 +27,15 @@ POD: dict[str, Any] = {
 }
 
 
-def said(status: int, body: Any) -> CannedResponse:
+def answer_of(status: int, body: Any) -> CannedResponse:
     return CannedResponse([body if isinstance(body, bytes) else json.dumps(body).encode()], status)
 
 
 def refusal(code: int, message: str) -> CannedResponse:
-    return said(code, {"kind": "Status", "code": code, "message": message})
+    return answer_of(code, {"kind": "Status", "code": code, "message": message})
 
 
-def asked(
+def pod_reported(
     answers: dict[str, CannedResponse], pod: dict[str, Any] = POD, ask: Any = query_gateway
 ) -> tuple[PodReport, CannedServer]:
     async def main(server: CannedServer) -> PodReport:
@@ -49,17 +49,19 @@ def asked(
 
 
 def test_readiness_and_metrics() -> None:
-    told, _ = asked({f"{AT}/readyz": said(200, {"ready": True, "notes": ["x"]}), f"{AT}/metrics": said(200, b"a 1\n")})
+    told, _ = pod_reported(
+        {f"{AT}/readyz": answer_of(200, {"ready": True, "notes": ["x"]}), f"{AT}/metrics": answer_of(200, b"a 1\n")}
+    )
     assert told.readiness == Readiness(True, ["x"])
     assert isinstance(told.metrics, MetricsPage)
     assert told.metrics.value("a") == 1.0
 
 
 def test_pod_that_is_not_ready_reports_its_notes() -> None:
-    told, _ = asked(
+    told, _ = pod_reported(
         {
-            f"{AT}/readyz": said(503, {"ready": False, "notes": ["no fleet has been read yet"]}),
-            f"{AT}/metrics": said(200, b""),
+            f"{AT}/readyz": answer_of(503, {"ready": False, "notes": ["no fleet has been read yet"]}),
+            f"{AT}/metrics": answer_of(200, b""),
         }
     )
     assert told.readiness == Readiness(False, ["no fleet has been read yet"])
@@ -67,8 +69,11 @@ def test_pod_that_is_not_ready_reports_its_notes() -> None:
 
 def test_operator_readiness_is_plain_text() -> None:
     where = AT.replace("8081", "8080")
-    told, _ = asked(
-        {f"{where}/readyz": said(503, b"not everything has been listed yet\n"), f"{where}/metrics": said(200, b"")},
+    told, _ = pod_reported(
+        {
+            f"{where}/readyz": answer_of(503, b"not everything has been listed yet\n"),
+            f"{where}/metrics": answer_of(200, b""),
+        },
         ask=query_component,
     )
     assert told.readiness == Readiness(False, ["not everything has been listed yet"])
@@ -84,7 +89,7 @@ def test_operator_readiness_is_plain_text() -> None:
             False,
         ),
         (
-            said(503, b"error trying to reach service: dial tcp: connect: connection refused"),
+            answer_of(503, b"error trying to reach service: dial tcp: connect: connection refused"),
             "connection refused",
             False,
         ),
@@ -92,7 +97,7 @@ def test_operator_readiness_is_plain_text() -> None:
     ],
 )
 def test_unreachable_pod_has_a_reason_and_one_attempt(answer: CannedResponse, why: str, forbidden: bool) -> None:
-    told, server = asked({f"{AT}/readyz": answer})
+    told, server = pod_reported({f"{AT}/readyz": answer})
     assert isinstance(told.readiness, MissingValue)
     assert why in told.readiness.reason
     assert told.readiness.is_forbidden is forbidden
@@ -101,7 +106,9 @@ def test_unreachable_pod_has_a_reason_and_one_attempt(answer: CannedResponse, wh
 
 
 def test_host_check_of_a_pod_is_retried_with_a_known_host() -> None:
-    told, server = asked({f"{AT}/readyz": said(403, {"error": {"message": "this host name is not served here"}})})
+    told, server = pod_reported(
+        {f"{AT}/readyz": answer_of(403, {"error": {"message": "this host name is not served here"}})}
+    )
     assert [one.headers.get("Host") for one in server.requests[:2]] == [
         server.url.removeprefix("http://"),
         "gateway.localhost",
@@ -110,7 +117,7 @@ def test_host_check_of_a_pod_is_retried_with_a_known_host() -> None:
 
 
 def test_pod_without_an_address_is_not_queried() -> None:
-    told, server = asked({}, {**POD, "status": {}})
+    told, server = pod_reported({}, {**POD, "status": {}})
     assert told.readiness == MissingValue("pod g has no address yet")
     assert server.requests == []
 

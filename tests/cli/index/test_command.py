@@ -1,4 +1,4 @@
-"""``fairlead index`` before a real Redis that a real writer fills: it answers what the engines hold, and errors say what to do."""
+"""``fairlead index`` with a real Redis that a real writer fills: answers, and errors with hints."""
 
 import asyncio
 import json

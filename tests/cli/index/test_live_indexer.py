@@ -1,4 +1,4 @@
-"""``fairlead index`` as people run it: a simulated engine, the indexer's own process and a real Redis."""
+"""``fairlead index`` with a simulated engine, the process of the indexer and a real Redis."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ async def fairlead(*words: str, stdin: str = "") -> tuple[int, str]:
     return process.returncode or 0, out.decode()
 
 
-async def asked(*words: str) -> Any:
+async def index_answer(*words: str) -> Any:
     return json.loads((await fairlead("index", *words))[1] or "{}")
 
 
@@ -47,13 +47,13 @@ def test_commands_work_on_a_real_indexer_process(server: Valkey, tmp_path: Path)
                     (await client.post(f"{engine.url}/v1/completions", json=body)).raise_for_status()
 
                 async def held() -> bool:
-                    answer = await asked("match", "--model", "tiny", "--tokens", str(tokens), *redis)
+                    answer = await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis)
                     return any(one["matched_tokens"] == 64 for one in answer.get("instances", ()))
 
                 await wait_until_async(held)
-                (one,) = (await asked("match", "--model", "tiny", "--tokens", str(tokens), *redis))["instances"]
+                (one,) = (await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis))["instances"]
                 assert (one["id"], one["url"], one["tier"], one["complete"]) == ("e0", engine.url, "gpu", True)
-                (model,) = (await asked("stats", "-o", "json", *redis))["models"]
+                (model,) = (await index_answer("stats", "-o", "json", *redis))["models"]
                 (instance,) = model["instances"]
                 assert (instance["block_size"], instance["unique"], instance["connected"]) == (16, 4, True)
                 assert instance["following"] >= 1

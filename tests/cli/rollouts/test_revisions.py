@@ -201,7 +201,7 @@ def test_wait_polls_every_second_until_settled_or_timeout(seconds: float, settle
     clock, done = ManualClock(), found()
     looks: list[float] = []
 
-    async def look() -> RolloutStatus:
+    async def read_next() -> RolloutStatus:
         looks.append(clock.now())
         return done if len(looks) == 4 else replace(done, is_settled=False)
 
@@ -209,6 +209,6 @@ def test_wait_polls_every_second_until_settled_or_timeout(seconds: float, settle
         clock.advance(wait)
 
     begun = clock.now()
-    last = asyncio.run(wait_until_settled(look, replace(done, is_settled=False), seconds, clock, pause))
+    last = asyncio.run(wait_until_settled(read_next, replace(done, is_settled=False), seconds, clock, pause))
     assert last.is_settled is settles
     assert clock.now() - begun == (4.0 if settles else 2.5)

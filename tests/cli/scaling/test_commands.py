@@ -1,4 +1,4 @@
-"""``fairlead explain scaling`` and ``fairlead replay-scaling``, from arguments to exit codes, before a real autoscaler's port."""
+"""``fairlead explain scaling`` and ``fairlead replay-scaling``, from arguments to exit codes."""
 
 import json
 import threading
@@ -66,36 +66,36 @@ def url() -> Iterator[str]:
         thread.join()
 
 
-def told(*words: str) -> int:
+def exit_code(*words: str) -> int:
     """The exit code of the command line."""
     return int(build_app()(words, result_action="return_value"))
 
 
 def test_explain_scaling_accepts_short_name_or_no_name(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name in (["tiny"], ["default/tiny"], []):
-        assert told("explain", "scaling", *name, "--autoscaler", url) == 0
+        assert exit_code("explain", "scaling", *name, "--autoscaler", url) == 0
         out = capsys.readouterr().out
         assert out.startswith("default/tiny at 2026-11-21 14:00:20, mode Auto\n")
         assert "planned: 1, by the rule " in out
 
 
 def test_explain_scaling_at_an_earlier_and_a_dropped_time(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert told("explain", "scaling", "tiny", "--at", f"{NOW + 7}", "--autoscaler", url) == 0
+    assert exit_code("explain", "scaling", "tiny", "--at", f"{NOW + 7}", "--autoscaler", url) == 0
     assert "14:00:05" in capsys.readouterr().out
-    assert told("explain", "scaling", "tiny", "--at", f"{NOW - 7}", "--autoscaler", url) == 1
+    assert exit_code("explain", "scaling", "tiny", "--at", f"{NOW - 7}", "--autoscaler", url) == 1
     assert "no look is kept from then" in capsys.readouterr().err
 
 
 def test_wrong_usage_exits_2_and_unreachable_exits_3(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert told("explain", "scaling", "tiny", "--at", "soon", "--autoscaler", url) == 2
+    assert exit_code("explain", "scaling", "tiny", "--at", "soon", "--autoscaler", url) == 2
     assert "--at: 'soon' is no moment (write it like 5m (ago), 14:05 or 2026-11-21T14:05)" in capsys.readouterr().err
-    assert told("explain", "scaling", "huge", "--autoscaler", url) == 1
+    assert exit_code("explain", "scaling", "huge", "--autoscaler", url) == 1
     assert "there is: default/tiny" in capsys.readouterr().err
-    assert told("explain", "scaling", "tiny", "--autoscaler", "http://127.0.0.1:9") == 3
+    assert exit_code("explain", "scaling", "tiny", "--autoscaler", "http://127.0.0.1:9") == 3
 
 
 def test_json_output_is_the_raw_answer(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert told("explain", "scaling", "tiny", "-o", "json", "--autoscaler", url) == 0
+    assert exit_code("explain", "scaling", "tiny", "-o", "json", "--autoscaler", url) == 0
     assert json.loads(capsys.readouterr().out)["model"]["name"] == "default/tiny"
 
 
@@ -103,9 +103,9 @@ def test_replay_from_autoscaler_and_from_files_is_equal(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
-    assert told("replay-scaling", "--autoscaler", url) == 0
+    assert exit_code("replay-scaling", "--autoscaler", url) == 0
     live = capsys.readouterr().out
-    assert told("replay-scaling", str(tmp_path)) == 0
+    assert exit_code("replay-scaling", str(tmp_path)) == 0
     assert capsys.readouterr().out == live
     assert "default/tiny/main: 2026-11-21 14:00:00 to 2026-11-21 14:00:20, 5 looks\n" in live
     assert "no moment differs" in live
@@ -113,13 +113,13 @@ def test_replay_from_autoscaler_and_from_files_is_equal(
 
 def test_differences_show_both_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
-    assert told("replay-scaling", str(tmp_path), "--set", "freeze=true", "--model", "tiny", "-o", "json") == 0
+    assert exit_code("replay-scaling", str(tmp_path), "--set", "freeze=true", "--model", "tiny", "-o", "json") == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert {one["other"]["rule"] for one in found["moments"]} == {"frozen"}
-    assert told("replay-scaling", str(tmp_path), "--model", "huge") == 1
-    assert told("replay-scaling", str(tmp_path), "--set", "nothing=1") == 2
+    assert exit_code("replay-scaling", str(tmp_path), "--model", "huge") == 1
+    assert exit_code("replay-scaling", str(tmp_path), "--set", "nothing=1") == 2
     capsys.readouterr()
-    assert told("replay-scaling", str(tmp_path / "gone")) == 2
+    assert exit_code("replay-scaling", str(tmp_path / "gone")) == 2
     assert capsys.readouterr().err == f"fairlead replay-scaling: {tmp_path}/gone: No such file or directory\n"
 
 
@@ -129,7 +129,7 @@ def test_invalid_replay_options_are_named(tmp_path: Path, capsys: pytest.Capture
         (("--set", "xyz=1"), "--set: 'xyz' is no setting (there are target, ttft, itl and the core's, such as "),
         (("--since", "yesterday"), "--since: 'yesterday' is no moment "),
     ):
-        assert told("replay-scaling", str(tmp_path), *words) == 2
+        assert exit_code("replay-scaling", str(tmp_path), *words) == 2
         assert capsys.readouterr().err.startswith(f"fairlead replay-scaling: {said}")
 
 

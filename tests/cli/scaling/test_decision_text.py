@@ -30,7 +30,7 @@ SETTINGS = ScalingSettings()
 SEEN = GatewayTraffic(50.0, 60_000.0, 3.0, 1.0)
 
 
-def look(model: ModelSpec = MODEL, gateway: GatewayTraffic | None = SEEN) -> TickRecord:
+def tick_record(model: ModelSpec = MODEL, gateway: GatewayTraffic | None = SEEN) -> TickRecord:
     """The last of forty looks under load."""
     core = ScalingCore(model)
     replica = ReplicaMetrics("a", ReplicaState.READY, 500.0, 20.0, 9.0, 1.0, 0.4, 60_000.0, 5_000.0, 250.0, 50.0, 50.0)
@@ -42,7 +42,7 @@ def look(model: ModelSpec = MODEL, gateway: GatewayTraffic | None = SEEN) -> Tic
 
 
 def test_tick_text_goes_from_observation_to_written_replicas() -> None:
-    lines = render_look(look())
+    lines = render_look(tick_record())
     text = "\n".join(lines)
     assert lines[0].startswith("default/tiny at 2001-09-09 ")
     assert "99 % of the requests within TTFT 2s and ITL 50ms" in text
@@ -54,12 +54,12 @@ def test_tick_text_goes_from_observation_to_written_replicas() -> None:
 
 
 def test_model_without_slo_shows_none() -> None:
-    lines = render_look(look(replace(MODEL, ttft_seconds=None, itl_seconds=None)))
+    lines = render_look(tick_record(replace(MODEL, ttft_seconds=None, itl_seconds=None)))
     assert lines[1] == "  it has no objectives: sized by what the memory and the batch of an engine hold"
 
 
 def test_inputs_come_in_order_of_the_computation() -> None:
-    lines = [line.strip() for line in render_look(look())]
+    lines = [line.strip() for line in render_look(tick_record())]
     places = [
         next(n for n, line in enumerate(lines) if line.startswith(label))
         for label in ("load now", "margin", "need", "target")
@@ -75,13 +75,13 @@ def test_every_core_input_has_a_label() -> None:
             for role in (Role.PREFILL, Role.DECODE)
         ),
     )
-    for one in (look(), look(gateway=None), look(split)):
+    for one in (tick_record(), tick_record(gateway=None), tick_record(split)):
         for pool in one.plan.pools.values():
             assert set(pool.inputs) <= set(INPUT_LABELS)
 
 
 def test_unknown_values_are_dashes_never_zeros() -> None:
-    blind = look(gateway=None)
+    blind = tick_record(gateway=None)
     pool = blind.plan.pools["main"]
     unknown = replace(
         pool,
@@ -106,7 +106,7 @@ def test_unknown_values_are_dashes_never_zeros() -> None:
 
 
 def test_bounds_of_this_hour_and_other_hours_are_shown() -> None:
-    now = replace(look(), rulings={"main": EnforcedPlan(7, 2, "need", "much came", 7, bounds=(2, 9))})
+    now = replace(tick_record(), rulings={"main": EnforcedPlan(7, 2, "need", "much came", 7, bounds=(2, 9))})
     lines = [line.split(maxsplit=2)[2] for line in render_look(now) if line.startswith(("  at least", "  at most"))]
     assert lines == ["2 replicas; 1 at other hours", "9 replicas"]
     together = replace(now, model=replace(MODEL, replicas_most=11))
@@ -116,12 +116,12 @@ def test_bounds_of_this_hour_and_other_hours_are_shown() -> None:
 
 def test_unwritten_and_overridden_decisions_show_the_reason() -> None:
     held = EnforcedPlan(4, 2, "bounds", "9 lies outside 0 to 4", 9, "the mode is Advise")
-    lines = render_look(replace(look(), rulings={"main": held}))
+    lines = render_look(replace(tick_record(), rulings={"main": held}))
     assert lines[-2:] == [
         "  decided: 4, by the rule bounds: 9 lies outside 0 to 4",
         "  not written (2 stays): the mode is Advise",
     ]
-    same = render_look(replace(look(), rulings={"main": EnforcedPlan(2, 2, "enough", "as it is", 2)}))
+    same = render_look(replace(tick_record(), rulings={"main": EnforcedPlan(2, 2, "enough", "as it is", 2)}))
     assert same[-1] == "  nothing changes: 2 it is"
 
 
@@ -186,7 +186,7 @@ def test_neutral_inputs_are_hidden_and_need_shows_its_sum() -> None:
 
 
 def test_requests_judged_since_last_tick_are_shown() -> None:
-    one = look()
+    one = tick_record()
     (replica,) = one.observation.pools["main"].replicas or ()
     replica = replace(replica, ttft_counts=(11.0, 2.0), itl_counts=(1.0, 0.0))
     pool = replace(one.observation.pools["main"], replicas=(replica,))

@@ -13,7 +13,7 @@ _FIELD_MANAGER = "fairlead-cli"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Permission:
-    """A verb on a resource. ``namespace`` None: in all namespaces. ``name``: on that object only."""
+    """A verb on a resource. ``namespace`` None: in all. ``name``: on that object only."""
 
     group: str
     resource: str

@@ -54,7 +54,7 @@ def run(options: CheckOptions) -> int:
 async def _check_until_passed(
     options: CheckOptions, limit: float | None, clock: Clock, sleep: Sleep
 ) -> tuple[CheckResult, ...]:
-    """Runs the checks once, or until nothing fails or the time is over; returns the last results."""
+    """Runs the checks once, or until nothing fails or the time is over; returns the last ones."""
     start = clock.now()
     while True:
         try:

@@ -204,7 +204,7 @@ def _instance(pod: Manifest, signals: Mapping[str, EngineSignals]) -> InstanceRe
 
 
 def _state(pod: Manifest) -> str:
-    """Returns the state in the fleet's words; a worker of a multi-node instance serves no requests."""
+    """Returns the state in the fleet's words; a worker of a multi-node instance serves nothing."""
     if is_deleting(pod):
         return "Draining"
     if str(status_of(pod).get("phase")) in ("Failed", "Succeeded"):

@@ -27,7 +27,7 @@ def run(model: str | None, manage: str | None, output: OutputFormat) -> int:
         stack = None if manage else newest_stack("--manage")
         address = stack.manage if stack else service_url(manage or "", flag="--manage")
         known = stack or next((running for running in running_stacks() if running.manage == address), None)
-        snapshot, key = asyncio.run(_ask(address, read_settings(CliSettings, os.environ).manage_token, model))
+        snapshot, key = asyncio.run(_fetch(address, read_settings(CliSettings, os.environ).manage_token, model))
     except StackUnreachable as error:
         return report_failure("local status", error, UNREACHABLE)
     wanted: Mapping[str, int] = known.engines if known else {}
@@ -65,7 +65,7 @@ def _sized(autoscaler: str) -> Mapping[str, Sequence[PoolScaling]]:
         return {}
 
 
-async def _ask(address: str, token: str | None, model: str | None) -> tuple[GatewaySnapshot, str | None]:
+async def _fetch(address: str, token: str | None, model: str | None) -> tuple[GatewaySnapshot, str | None]:
     async with ManagementClient(address, token) as management:
         fleet = await management.fleet()
         key = None if model is None else _key(fleet, model)

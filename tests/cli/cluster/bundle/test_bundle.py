@@ -1,4 +1,4 @@
-"""The support bundle: what is in it, how large it is, and that a secret and a prompt that are planted everywhere appear nowhere."""
+"""The support bundle: its content and size, and no planted secret or prompt anywhere in it."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Every check on facts: well in a healthy installation, and each fault named by its check and by no other that fails."""
+"""Every check on facts: all pass in a healthy installation, and each fault fails only its check."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -102,7 +102,10 @@ def fleet_stale(facts: ClusterFacts, build: Build) -> ClusterFacts:
     page = "fairlead_gateway_redis_connected 1\n"
     return replace(
         facts,
-        pod_reports={**facts.pod_reports, "gateway": [build["told"](one, page, note) for one in of(facts, "gateway")]},
+        pod_reports={
+            **facts.pod_reports,
+            "gateway": [build["pod_report"](one, page, note) for one in of(facts, "gateway")],
+        },
     )
 
 
@@ -111,7 +114,10 @@ def redis_unreachable(facts: ClusterFacts, build: Build) -> ClusterFacts:
     page = "fairlead_gateway_redis_connected 0\n"
     return replace(
         facts,
-        pod_reports={**facts.pod_reports, "gateway": [build["told"](one, page, note) for one in of(facts, "gateway")]},
+        pod_reports={
+            **facts.pod_reports,
+            "gateway": [build["pod_report"](one, page, note) for one in of(facts, "gateway")],
+        },
     )
 
 
@@ -268,7 +274,10 @@ def test_silent_watch_of_the_operator_fails(facts: ClusterFacts, builders: Build
     page = 'fairlead_operator_leading 1\nfairlead_operator_watch_age_seconds{kind="Deployment"} 400\n'
     deaf = replace(
         facts,
-        pod_reports={**facts.pod_reports, "operator": [builders["told"](one, page) for one in of(facts, "operator")]},
+        pod_reports={
+            **facts.pod_reports,
+            "operator": [builders["pod_report"](one, page) for one in of(facts, "operator")],
+        },
     )
     assert failing(deaf) == {"operator-watches"}
     assert "has received nothing about Deployment for 400 s" in lines(deaf, "operator-watches")
@@ -348,7 +357,7 @@ def test_missing_safeguards_and_version_skew_are_warnings(facts: ClusterFacts) -
 
 
 def test_missing_facts_make_checks_unknown(facts: ClusterFacts) -> None:
-    """Missing is not zero: whatever is taken away, no check fails by it and none that needs it passes."""
+    """Without a fact, no check fails by it, and no check that needs it passes."""
     blind = replace(
         facts,
         deployments=DENIED,

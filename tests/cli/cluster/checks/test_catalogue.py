@@ -1,4 +1,4 @@
-"""The list of checks against the documentation, the chart and the API: anchors exist, rights are the chart's, versions agree."""
+"""The list of checks against the documentation, the chart and the API."""
 
 import re
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""A real gateway that loses its cluster and its Redis is understood: the checks go by its own words, which this holds them to."""
+"""The checks understand the notes of a real gateway that loses its cluster and its Redis."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from fairlead_testing.waiting import wait_until_async
 Build = Mapping[str, Callable[..., Any]]
 
 
-async def told(gateway: GatewayProcess) -> PodReport:
+async def gateway_report(gateway: GatewayProcess) -> PodReport:
     readiness = msgspec.json.decode((await gateway.get("/readyz")).body, type=Readiness)
     return PodReport("g", "fairlead", readiness, parse_metrics((await gateway.get("/metrics")).body.decode()))
 
@@ -48,11 +48,11 @@ def test_gateway_notes_on_lost_fleet_and_redis_are_recognised(
             monkeypatch.setenv("FAIRLEAD_REDIS_URL", f"unix://{tmp_path}/no-redis")
             async with gateway_process(None, "--kube", "x") as gateway:
                 await wait_until_async(lambda: _names(gateway, facts, "redis"))
-                assert set(failing(facts, await told(gateway))) == {"redis"}
+                assert set(failing(facts, await gateway_report(gateway))) == {"redis"}
                 fake.token = "another"
                 fake.end_watches()
                 await wait_until_async(lambda: _names(gateway, facts, "gateway-fleet"))
-                found = failing(facts, await told(gateway))
+                found = failing(facts, await gateway_report(gateway))
                 assert set(found) == {"redis", "gateway-fleet"}
                 assert "Redis is away" in found["redis"]
                 assert "Unauthorized" in found["gateway-fleet"] or "not accept" in found["gateway-fleet"]
@@ -61,4 +61,4 @@ def test_gateway_notes_on_lost_fleet_and_redis_are_recognised(
 
 
 async def _names(gateway: GatewayProcess, facts: ClusterFacts, check: str) -> bool:
-    return check in failing(facts, await told(gateway))
+    return check in failing(facts, await gateway_report(gateway))

@@ -24,7 +24,7 @@ def said(facts: ClusterFacts) -> dict[str, Verdict]:
 
 def telling(facts: ClusterFacts, build: Build, *pages: str) -> ClusterFacts:
     pods = [one for one in facts.pods if one["metadata"]["labels"][COMPONENT_LABEL] == "indexer"]
-    told = [build["told"](pod, page) for pod, page in zip(pods, pages, strict=True)]
+    told = [build["pod_report"](pod, page) for pod, page in zip(pods, pages, strict=True)]
     return replace(facts, pod_reports={**facts.pod_reports, "indexer": told})
 
 

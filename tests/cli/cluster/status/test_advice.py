@@ -1,4 +1,4 @@
-"""One line of advice, as a table: what is known → what to do next, and whether something is wrong."""
+"""One line of advice, as a table: facts → the next step, and whether there is a problem."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

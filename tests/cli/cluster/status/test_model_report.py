@@ -1,4 +1,4 @@
-"""A model's report: pods in their pools, signals at their pods, and nothing that is not known as a number."""
+"""A model's report: pods in their pools, signals at their pods, and no number for an unknown."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -52,7 +52,7 @@ def shown(facts: ModelFacts) -> str:
     return captured.get()
 
 
-def told(page: str, name: str = "g") -> PodReport:
+def pod_report(page: str, name: str = "g") -> PodReport:
     return PodReport(name, "fairlead", Readiness(True, []), parse_metrics(page))
 
 
@@ -69,7 +69,7 @@ def test_tree_has_pools_pods_signals_conditions_events_and_advice(builders: Buil
     stalled = ("True", "ImagePullFailed", "pod b: x/y:z not found")
     model = builders["model"](ready=False, Ready=("False", "ImagePullFailed", "pod b"), Stalled=stalled)
     pods = [pod("a", "u1"), pod("b", "u2", ready=False, containerStatuses=[broken])]
-    text = shown(ModelFacts(model, pods, [event], [told(PAGE)], NOW))
+    text = shown(ModelFacts(model, pods, [event], [pod_report(PAGE)], NOW))
     assert text.splitlines()[0] == "× chat/tiny  0/1 ready  VLLM  hf://a/b  60m"
     assert "Stalled True  ImagePullFailed" in text
     assert "pool main  Serve  nvidia-l4  0/1 ready" in text
@@ -83,7 +83,7 @@ def test_tree_has_pools_pods_signals_conditions_events_and_advice(builders: Buil
 def test_unknown_values_are_dashes_or_reasons_never_zeros(builders: Build) -> None:
     model = builders["model"]()
     silent = 'fairlead_gateway_engine_signals_age_seconds{model="chat/tiny",instance="u1/8000/0",pool="main"} 95\n'
-    text = shown(ModelFacts(model, [pod("a", "u1")], MissingValue("no"), [told(silent)], NOW))
+    text = shown(ModelFacts(model, [pod("a", "u1")], MissingValue("no"), [pod_report(silent)], NOW))
     assert "a  Ready  – running, – waiting  KV –  prefix hits –  (1m35s old)" in text
     text = shown(ModelFacts(model, MissingValue("you may not list pods"), [], MissingValue("refused"), NOW))
     assert "pods: not to be had: you may not list pods" in text
@@ -99,7 +99,7 @@ def test_unknown_values_are_dashes_or_reasons_never_zeros(builders: Build) -> No
 def test_sign_shows_serving_and_problems(builders: Build) -> None:
     starting = builders["model"](ready=False, Ready=("False", "Starting", ""))
     for model, sign in ((builders["model"](), "√"), (starting, "‼"), (builders["model"](ready=False), "×")):
-        assert shown(ModelFacts(model, [], [], [told(PAGE)], NOW)).startswith(f"{sign} chat/tiny")
+        assert shown(ModelFacts(model, [], [], [pod_report(PAGE)], NOW)).startswith(f"{sign} chat/tiny")
 
 
 def test_freshest_engine_signals_count_and_in_flight_adds_up() -> None:
@@ -113,7 +113,7 @@ def test_adopted_engines_are_listed_in_their_pool(builders: Build) -> None:
     model = builders["model"]()
     model["spec"]["pools"] = [{"name": "main", "endpoints": [{"url": "http://10.0.0.1:8000"}]}]
     page = PAGE.replace("u1/8000/0", "10.0.0.1/8000/0")
-    (pool,) = build_report(ModelFacts(model, [], [], [told(page)], NOW)).pools
+    (pool,) = build_report(ModelFacts(model, [], [], [pod_report(page)], NOW)).pools
     assert [(one.name, one.state) for one in pool.instances] == [("10.0.0.1/8000/0", "Routed")]
 
 

@@ -13,7 +13,7 @@ from fairlead_cli.cluster.missing_value import MissingValue
 
 
 def check_installed(facts: ClusterFacts) -> Verdict | None:
-    """Warns about gateways with a Redis but no indexer; gateways without Redis index by themselves."""
+    """Warns about gateways with a Redis but no indexer. Others index themselves."""
     indexers, gateways = facts.component_deployments(INDEXER), facts.component_deployments(GATEWAY)
     if isinstance(indexers, MissingValue) or isinstance(gateways, MissingValue):
         return unknown(

@@ -1,4 +1,4 @@
-"""Checks that components share: pods of Deployments, Secrets, and permissions of service accounts."""
+"""Checks that components share: pods of Deployments, Secrets, rights of service accounts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
