@@ -276,12 +276,12 @@ class BlockTable:
             self.depths.append(depth)
             self.adapters.append(adapter)
         self.by_handle.enter(at, row)
-        there = self.by_own.seek(own)
-        first = self.by_own.row(there)
+        cell = self.by_own.seek(own)
+        first = self.by_own.row(cell)
         if first:
             self.twins.setdefault(own, [first]).append(row)
             return False
-        self.by_own.enter(there, row)
+        self.by_own.enter(cell, row)
         return True
 
     def release(self, row: int) -> None:

@@ -61,11 +61,11 @@ class Completeness:
         """
         return self._before or self._stream
 
-    def restore(self, kept: CompletenessMark, doubt: str, reason: str, now: float, out: list[Change]) -> None:
+    def restore(self, mark: CompletenessMark, doubt: str, reason: str, now: float, out: list[Change]) -> None:
         """Takes over the mark of a snapshot; it applies when the stream resumes."""
         self.reset()
-        self._stream, self.doubt = kept, doubt
-        self.complete, self.reason, self.since = with_doubt(kept, doubt)
+        self._stream, self.doubt = mark, doubt
+        self.complete, self.reason, self.since = with_doubt(mark, doubt)
         self.suspend(reason, now, out)
 
     def reset(self) -> None:

@@ -103,20 +103,20 @@ class LoraGenerations:
             contents=[(name, number, content) for (name, number), content in self._content.items()],
             current=dict(self._current),
             newest=dict(self._newest),
-            places=[(content, *there) for content, there in self._place.items()],
-            maybe=[(content, *there) for content, there in self._maybe.items()],
+            places=[(content, *source) for content, source in self._place.items()],
+            maybe=[(content, *source) for content, source in self._maybe.items()],
             ordinal=self._ordinal,
             forgot=self._forgot,
         )
 
-    def restore(self, kept: AdapterSnapshot, parked: dict[int, tuple[str, BlockTable]]) -> None:
+    def restore(self, snapshot: AdapterSnapshot, parked: dict[int, tuple[str, BlockTable]]) -> None:
         """Restores a snapshot."""
-        self._names = {name: index for index, name in enumerate(kept.names, 1)}
-        self._content = {(name, number): content for name, number, content in kept.contents}
-        self._current, self._newest = dict(kept.current), dict(kept.newest)
-        self._place = {content: (name, place) for content, name, place in kept.places}
-        self._maybe = {content: (name, place) for content, name, place in kept.maybe}
-        self._ordinal, self._forgot = kept.ordinal, kept.forgot
+        self._names = {name: index for index, name in enumerate(snapshot.names, 1)}
+        self._content = {(name, number): content for name, number, content in snapshot.contents}
+        self._current, self._newest = dict(snapshot.current), dict(snapshot.newest)
+        self._place = {content: (name, place) for content, name, place in snapshot.places}
+        self._maybe = {content: (name, place) for content, name, place in snapshot.maybe}
+        self._ordinal, self._forgot = snapshot.ordinal, snapshot.forgot
         self.parked = parked
 
     def has_room_for(self, name: str, most: int) -> bool:
@@ -234,9 +234,9 @@ class LoraGenerations:
 
     def _forget_unconfirmed(self, name: str) -> None:
         """Drops unconfirmed sources, because a different source was reported since."""
-        seen = set(self._content.values())
+        numbered = set(self._content.values())
         for content in [
-            candidate for candidate, (other, _) in self._maybe.items() if other == name and candidate in seen
+            candidate for candidate, (other, _) in self._maybe.items() if other == name and candidate in numbered
         ]:
             del self._maybe[content]
 
@@ -310,10 +310,10 @@ class LoraGenerations:
         if known is None:
             known = self.parked[content] = (name, BlockTable())
             if len(self.parked) > self._most:
-                gone = next(iter(self.parked))
-                self._forgot |= len(self.parked.pop(gone)[1]) > 0
-                self._place.pop(gone, None)
-                self._maybe.pop(gone, None)
+                dropped = next(iter(self.parked))
+                self._forgot |= len(self.parked.pop(dropped)[1]) > 0
+                self._place.pop(dropped, None)
+                self._maybe.pop(dropped, None)
         return known[1]
 
     def _switch(self, name: str, content: int, out: list[Change]) -> None:
@@ -382,10 +382,10 @@ def _move(source: BlockTable, row: int, into: BlockTable) -> None:
 def _merge(source: BlockTable, row: int, into: BlockTable) -> None:
     """Adds a row's copies to those of the same handle in another table."""
     handle, counts = source.handles[row], source.counts[row]
-    there = into.by_handle.find(handle)
-    if there:
-        into.counts[there] = _sum_copies(into.counts[there], counts)
-        into.ticks[there] = max(into.ticks[there], source.ticks[row])
+    known = into.by_handle.find(handle)
+    if known:
+        into.counts[known] = _sum_copies(into.counts[known], counts)
+        into.ticks[known] = max(into.ticks[known], source.ticks[row])
     else:
         own, parent = source.owns[row], source.parents[row]
         into.add(handle, own, parent, source.depths[row], source.adapters[row], counts, source.ticks[row])

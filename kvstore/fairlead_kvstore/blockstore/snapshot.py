@@ -75,28 +75,28 @@ def decode_ticks(data: bytes) -> "array[int]":
     return _columns(data, _INDEXER_COLUMNS)[_INDEXER_COLUMNS.index("ticks")]
 
 
-def restore_table(kept: TableSnapshot, number: int, data: RowParts, adapters: int, shift: int) -> BlockTable:
+def restore_table(snapshot: TableSnapshot, number: int, data: RowParts, adapters: int, shift: int) -> BlockTable:
     """Returns the table with its ticks moved by ``shift``. Raises SnapshotError when it is
     inconsistent.
     """
-    if not 0 < kept.rows <= _MAX_ROWS:
-        raise SnapshotError(f"table {number} has {kept.rows} rows", reason="rows")
+    if not 0 < snapshot.rows <= _MAX_ROWS:
+        raise SnapshotError(f"table {number} has {snapshot.rows} rows", reason="rows")
     columns = {name: array(COLUMNS[name]) for name in (*_REPLICA_COLUMNS, *_INDEXER_COLUMNS)}
-    for part in range(-(-kept.rows // ROWS_PER_PART)):
+    for part in range(-(-snapshot.rows // ROWS_PER_PART)):
         for letter, names in (("m", _REPLICA_COLUMNS), ("h", _INDEXER_COLUMNS)):
-            there = data.get(f"{number}.{letter}{part}")
-            if there is None:
+            part_data = data.get(f"{number}.{letter}{part}")
+            if part_data is None:
                 raise SnapshotError(f"part {letter}{part} of table {number} is missing", reason="missing")
-            for name, column in zip(names, _columns(there, names), strict=True):
+            for name, column in zip(names, _columns(part_data, names), strict=True):
                 columns[name] += column
-    if any(len(column) != kept.rows for column in columns.values()):
-        raise SnapshotError(f"the columns of table {number} do not have {kept.rows} rows", reason="rows")
+    if any(len(column) != snapshot.rows for column in columns.values()):
+        raise SnapshotError(f"the columns of table {number} do not have {snapshot.rows} rows", reason="rows")
     if shift:
         columns["ticks"] = array(COLUMNS["ticks"], [max(0, tick + shift) for tick in columns["ticks"]])
     if max(columns["adapters"]) > adapters:
         raise SnapshotError(f"table {number} refers to an adapter that has no name", reason="adapters")
     blocks = BlockTable()
-    if not blocks.load_rows(columns, kept.leads):
+    if not blocks.load_rows(columns, snapshot.leads):
         raise SnapshotError(f"table {number} has two rows with the same hash", reason="twice")
     return blocks
 
@@ -142,7 +142,7 @@ def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, 
     numbered = enumerate((item.blocks, *item.adapters))
     rows = {name: data for number, blocks in numbered for name, data in table_parts(blocks, number)}
     vague = [int(tier) for tier in sorted(item.unknown_tiers)]
-    kept = InstanceSnapshot(
+    snapshot = InstanceSnapshot(
         wall,
         *item.completeness.mark_after_resume(),
         tables,
@@ -151,33 +151,33 @@ def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, 
         doubt=item.completeness.doubt,
     )
     for name in (*_PLAIN_FIELDS, *_TIME_FIELDS):
-        setattr(kept, name, getattr(item, name))
-    return kept, rows
+        setattr(snapshot, name, getattr(item, name))
+    return snapshot, rows
 
 
 def restore_snapshot(
-    item: InstanceBlocks, kept: InstanceSnapshot, rows: RowParts, wall: float, now: float, out: list[Change]
+    item: InstanceBlocks, snapshot: InstanceSnapshot, rows: RowParts, wall: float, now: float, out: list[Change]
 ) -> None:
     """Restores a snapshot, as if the stream was interrupted at ``now``.
 
     The blocks are not reported as changes, because they are already where the snapshot was kept.
     Raises SnapshotError, and then changes nothing.
     """
-    later = kept.wall - wall
+    later = snapshot.wall - wall
     shift = round(later / TICK_SECONDS)
-    names = len(kept.adapters.names)
-    tables = [restore_table(table, number, rows, names, shift) for number, table in enumerate(kept.tables)]
+    names = len(snapshot.adapters.names)
+    tables = [restore_table(table, number, rows, names, shift) for number, table in enumerate(snapshot.tables)]
     if not tables:
         raise SnapshotError("the snapshot holds no table", reason="rows")
     for name in _PLAIN_FIELDS:
-        setattr(item, name, getattr(kept, name))
+        setattr(item, name, getattr(snapshot, name))
     for name in _TIME_FIELDS:
-        then = getattr(kept, name)
-        setattr(item, name, None if then is None else then + later)
-    item.unknown_tiers = {StorageTier(tier) for tier in kept.vague if tier in (StorageTier.CPU, StorageTier.DISK)}
+        saved_time = getattr(snapshot, name)
+        setattr(item, name, None if saved_time is None else saved_time + later)
+    item.unknown_tiers = {StorageTier(tier) for tier in snapshot.vague if tier in (StorageTier.CPU, StorageTier.DISK)}
     item.blocks, *others = tables
     item.adapters = LoraGenerations(item.instance, item.blocks, item.limits.kv_adapter_versions)
-    named = zip(kept.tables[1:], others, strict=True)
-    item.adapters.restore(kept.adapters, {table.content: (table.name, blocks) for table, blocks in named})
-    mark = (kept.complete, kept.reason, kept.since + later)
+    named = zip(snapshot.tables[1:], others, strict=True)
+    item.adapters.restore(snapshot.adapters, {table.content: (table.name, blocks) for table, blocks in named})
+    mark = (snapshot.complete, snapshot.reason, snapshot.since + later)
     item.completeness.restore(mark, item.adapters.doubt(), "the indexer restarted", now, out)

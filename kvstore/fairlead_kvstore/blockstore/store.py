@@ -114,7 +114,7 @@ class BlockStore:
         return snapshots.take_snapshot(self._instances[instance], wall)
 
     def restore_snapshot(
-        self, instance: str, kept: InstanceSnapshot, rows: RowParts, wall: float, now: float
+        self, instance: str, snapshot: InstanceSnapshot, rows: RowParts, wall: float, now: float
     ) -> list[Change]:
         """Restores a snapshot of an attached instance that has no blocks; it stays suspended until
         ``on_stream_resumed``.
@@ -125,7 +125,7 @@ class BlockStore:
         out: list[Change] = []
         item = self._instances[instance]
         before = len(item)
-        snapshots.restore_snapshot(item, kept, rows, wall, now, out)
+        snapshots.restore_snapshot(item, snapshot, rows, wall, now, out)
         self._block_count += len(item) - before
         self._enforce_limits(item, now, out)
         return out

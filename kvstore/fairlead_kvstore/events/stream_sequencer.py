@@ -393,9 +393,9 @@ class EventSequencer:
 
     def _drain(self, reason: str) -> list[StreamOutcome]:
         """Takes the held frames in the order in which they came."""
-        held, self._held_frames, self._held_bytes = self._held_frames, [], 0
+        frames, self._held_frames, self._held_bytes = self._held_frames, [], 0
         outcomes: list[StreamOutcome] = []
-        for frame, forward in held:
+        for frame, forward in frames:
             expected = self._next_number
             if self._is_replaying:  # one of them proved a restart
                 self._hold(frame, forward)

@@ -85,10 +85,9 @@ async def load_index(
         return LoadFailure(found or "Redis has no index")
     loaded = LoadedIndex(IndexReplica(limits=limits), at[0], _sequence_before_stream(oldest, at), {})
     for field in sorted(names):
-        instance = header_instance(field)
-        if instance is None and field != HINTS_FIELD:
+        if header_instance(field) is None and field != HINTS_FIELD:
             continue
-        away = await _load_instance(link, idx, field, instance, loaded, model_key, wall_offset)
+        away = await _load_instance(link, model_key, field, loaded, wall_offset)
         if away is not None:
             return away
     why = await _apply_stream(link, model_key, at[1], loaded, wall_offset, limits)
@@ -156,15 +155,11 @@ def decode_changes(data: bytes, model_key: str, wall_offset: float, limits: Limi
 
 
 async def _load_instance(
-    link: RedisLink,
-    idx: str,
-    field: bytes,
-    instance: str | None,
-    loaded: LoadedIndex,
-    model_key: str,
-    wall_offset: float,
+    link: RedisLink, model_key: str, field: bytes, loaded: LoadedIndex, wall_offset: float
 ) -> LoadFailure | None:
-    """Loads one instance, or the hints."""
+    """Loads one instance, or the hints, by the field of its header."""
+    _, idx, _ = redis_keys.index_keys(model_key)
+    instance = header_instance(field)
     why = ""
     for _ in range(_MAX_ATTEMPTS):
         values = await read_fields(link, idx, [field])
@@ -209,9 +204,9 @@ def _apply_parts(
         return
     for owns, counts in [decode_replica_part(data) for data in columns]:
         mirror.load_rows(instance, owns, counts)
-    kept = header.slice
-    complete, reason, since = kept.completeness()
-    mirror.apply([CompletenessChanged(instance, complete, reason, since + kept.wall - wall_offset)])
+    snapshot = header.slice
+    complete, reason, since = snapshot.completeness()
+    mirror.apply([CompletenessChanged(instance, complete, reason, since + snapshot.wall - wall_offset)])
 
 
 async def _apply_stream(
@@ -225,14 +220,14 @@ async def _apply_stream(
         if isinstance(replies[0], ResponseError):
             return LoadFailure("the stream of changes in Redis has a wrong type")
         try:
-            some = parse_entries(replies[0])
-            for epoch, sequence, data in some:
+            entries = parse_entries(replies[0])
+            for epoch, sequence, data in entries:
                 if (epoch, sequence) != (loaded.epoch, loaded.sequence + 1):
                     return LoadFailure("the stream of changes has a gap")
                 loaded.mirror.apply(decode_changes(data, model_key, wall_offset, limits))
                 loaded.sequence = sequence
         except UnreadableError as error:
             return LoadFailure(f"entry {loaded.epoch}-{loaded.sequence + 1} cannot be read: {error.message}")
-        if not some:
+        if not entries:
             done = loaded.sequence >= upto
             return None if done else LoadFailure("entries of the stream of changes are missing")

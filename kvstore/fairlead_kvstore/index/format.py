@@ -233,8 +233,8 @@ def encode_hints(hints: Iterable[tuple[int, float]], wall_offset: float) -> dict
     found = {}
     for minute, rows in minutes.items():
         for number, start in enumerate(range(0, len(rows), HINTS_PER_PART)):
-            some = rows[start : start + HINTS_PER_PART]
-            owns, times = array("Q", [own for own, _ in some]), array("d", [until for _, until in some])
+            chunk = rows[start : start + HINTS_PER_PART]
+            owns, times = array("Q", [own for own, _ in chunk]), array("d", [until for _, until in chunk])
             found[f"{minute}.{number}"] = _little_endian(owns) + _little_endian(times)
     return found
 

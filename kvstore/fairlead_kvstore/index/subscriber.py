@@ -158,27 +158,27 @@ class IndexSubscriber:
     async def step(self) -> None:
         """Polls Redis once and handles the replies."""
         now = self._clock.now()
-        asked = now >= self._status_at
-        if asked:
+        polls_status = now >= self._status_at
+        if polls_status:
             self._status_at = now + self._limits.index_status_seconds
         models = list(self._models.values())
         commands: list[Command] = []
         for model in models:
             own, idx, _ = redis_keys.index_keys(model.key)
             commands.append(read_command(model.key, model.epoch, model.sequence))
-            if asked:
+            if polls_status:
                 commands += [("GET", own), ("HMGET", idx, POSITION_FIELD, META_FIELD)]
         replies = await self._link.run(commands) if commands else []
         self._has_more = False
-        each = 3 if asked else 1
+        replies_per_model = 3 if polls_status else 1
         for number, model in enumerate(models):
             if replies is None:
                 self._mark_stale(model, "Redis is away")
                 continue
-            some = replies[number * each : (number + 1) * each]
+            part = replies[number * replies_per_model : (number + 1) * replies_per_model]
             behind = model.ahead > model.sequence
-            follows = self._take_entries(model, some[0], behind)
-            wanted = self._check_status(model, some[1], some[2], now) if asked else None
+            follows = self._take_entries(model, part[0], behind)
+            wanted = self._check_status(model, part[1], part[2], now) if polls_status else None
             if not follows or wanted:
                 await self._load(model, now)
 
@@ -209,15 +209,15 @@ class IndexSubscriber:
         if replies is None:
             return False
         follows = not isinstance(replies[0], ResponseError)  # if one key is no stream, the reply is an error
-        came = {bytes(name): some for name, some in replies[0]} if follows and replies[0] else {}
+        received = {bytes(name): entries for name, entries in replies[0]} if follows and replies[0] else {}
         for model in waiting:
-            some = came.get(redis_keys.index_keys(model.key)[2].encode())
-            if some is not None and not self._take_entries(model, [(b"", some)], behind=False):
+            entries = received.get(redis_keys.index_keys(model.key)[2].encode())
+            if entries is not None and not self._take_entries(model, [(b"", entries)], behind=False):
                 follows = False
                 await self._load(model, self._clock.now())
         if not follows:
             await asyncio.sleep(self._limits.index_poll_seconds)
-        return follows and bool(came)
+        return follows and bool(received)
 
     def _poll_pause(self) -> float:
         """Returns the pause until the next poll: short after changes, longer with many models."""

@@ -297,11 +297,11 @@ class IndexWriter:
             state.require_new_epoch()
 
     def _on_lease_lost(self, state: ModelWriteState, lease: bytes) -> None:
-        who = lease.partition(b":")[2].decode("utf-8", "replace")
-        was = state.is_active
+        holder = lease.partition(b":")[2].decode("utf-8", "replace")
+        was_active = state.is_active
         state.stop_leading()
-        state.description = f"{who} leads"
-        if was:
+        state.description = f"{holder} leads"
+        if was_active:
             self._owner.stop_model(state.model_key)
 
     # --- writing --------------------------------------------------------------------------------------------------------
@@ -387,8 +387,8 @@ class IndexWriter:
         return await self._write_fields(state, {META_FIELD: state.meta}, obsolete)
 
     async def _write_due(self, state: ModelWriteState) -> None:
-        gone, state.obsolete_fields = state.obsolete_fields, []
-        if gone and not await self._write_fields(state, {}, gone):
+        fields, state.obsolete_fields = state.obsolete_fields, []
+        if fields and not await self._write_fields(state, {}, fields):
             state.require_new_epoch()
             return
         name = state.next_due_item()
@@ -435,21 +435,21 @@ class IndexWriter:
         self, state: ModelWriteState, fields: Mapping[bytes, bytes], obsolete: Sequence[bytes]
     ) -> bool:
         """Sets fields in the given order, a megabyte at a time, then deletes obsolete ones."""
-        some: dict[bytes, bytes] = {}
+        batch: dict[bytes, bytes] = {}
         size, left_over = 0, iter(obsolete)
         for number, (field, data) in enumerate(fields.items(), 1):
-            some[field] = data
+            batch[field] = data
             size += len(data)
             if size >= _BYTES_PER_WRITE and number < len(fields):
-                if not await self._write_some_fields(state, some, ()):
+                if not await self._write_some_fields(state, batch, ()):
                     return False
-                some, size = {}, 0
+                batch, size = {}, 0
         while True:
-            gone = list(islice(left_over, _FIELDS_PER_DELETE))
-            if (gone or some) and not await self._write_some_fields(state, some, gone):
+            deleted = list(islice(left_over, _FIELDS_PER_DELETE))
+            if (deleted or batch) and not await self._write_some_fields(state, batch, deleted):
                 return False
-            some = {}
-            if len(gone) < _FIELDS_PER_DELETE:
+            batch = {}
+            if len(deleted) < _FIELDS_PER_DELETE:
                 return True
 
     async def _write_some_fields(

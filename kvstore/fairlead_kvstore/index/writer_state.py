@@ -138,9 +138,9 @@ class ModelWriteState:
         found: list[Change] = []
         blocks = 0
         while self._waiting and blocks < self._limits.index_entry_blocks:
-            some = self._waiting.popleft()
-            found += some
-            blocks += sum(map(_block_count, some))
+            offered = self._waiting.popleft()
+            found += offered
+            blocks += sum(map(_block_count, offered))
         self.waiting_blocks = max(0, self.waiting_blocks - blocks) if self._waiting else 0
         self.written_blocks += blocks
         return found
@@ -226,10 +226,10 @@ class ModelWriteState:
                 known = (digest, part_field(self.epoch, self._fields))
                 fresh[known[1]] = encode_part(data, digest)
             parts[part] = known
-        kept = {field for _, field in parts.values()}
-        over = [field for _, field in item.parts.values() if field not in kept]
+        current = {field for _, field in parts.values()}
+        obsolete = [field for _, field in item.parts.values() if field not in current]
         item.parts = parts
-        return {part: field for part, (_, field) in parts.items()}, fresh, over
+        return {part: field for part, (_, field) in parts.items()}, fresh, obsolete
 
     def _forget(self, name: str) -> None:
         item = self.items.pop(name, None)

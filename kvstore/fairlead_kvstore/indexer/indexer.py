@@ -185,9 +185,9 @@ class Indexer:
     def checkpoint(self, instance: str) -> InstanceCheckpoint:
         """Returns the current state of an instance for the next indexer. Raises KeyError."""
         member = self._members[instance]
-        kept, rows = self.store.take_snapshot(instance, self._clock.wall() - self._clock.now())
+        snapshot, rows = self.store.take_snapshot(instance, self._clock.wall() - self._clock.now())
         position = member.position if member.subscription is None else member.subscription.position
-        return InstanceCheckpoint(kept, rows, position)
+        return InstanceCheckpoint(snapshot, rows, position)
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
         """Returns the blocks that a shared store of the model probably has, and until when."""
@@ -243,21 +243,21 @@ class Indexer:
         member = self._members[instance.id] = EngineMember(model_key, instance)
         now = self._clock.now()
         changes = self.store.attach(instance.id, model_key, now)
-        kept = self._checkpoints.get(instance.id)
-        if kept is not None and kept.position is not None:
+        recovered = self._checkpoints.get(instance.id)
+        if recovered is not None and recovered.position is not None:
             try:
                 changes += self.store.restore_snapshot(
-                    instance.id, kept.slice, kept.rows, self._clock.wall() - now, now
+                    instance.id, recovered.slice, recovered.rows, self._clock.wall() - now, now
                 )
-                member.position = kept.position
+                member.position = recovered.position
             except SnapshotError as error:
                 _LOG.warning(
                     "%s: its snapshot cannot be used; its blocks are learned again: %s", instance.id, error.message
                 )
         self._offer(model_key, changes)
-        where = endpoints_from_fleet(instance)
-        if where is not None:
-            self._subscribe(member, where)
+        endpoints = endpoints_from_fleet(instance)
+        if endpoints is not None:
+            self._subscribe(member, endpoints)
         else:
             member.discovery = self._start_task(self._discover_endpoints(member))
 
@@ -276,8 +276,8 @@ class Indexer:
         before, member.instance = member.instance, instance
         if before.state is InstanceState.SLEEPING and instance.state is not InstanceState.SLEEPING:
             self.on_cache_cleared(instance.id)  # its cache was cleared when it fell asleep
-        where = endpoints_from_fleet(instance)
-        if where is None:
+        endpoints = endpoints_from_fleet(instance)
+        if endpoints is None:
             if (instance.url, before.kv_events) != (before.url, None):
                 if member.discovery is None:
                     member.discovery = self._start_task(self._discover_endpoints(member))
@@ -286,21 +286,23 @@ class Indexer:
         if member.discovery is not None:
             member.discovery.cancel()
             member.discovery = None
-        if where != endpoints_from_fleet(before):
-            self._subscribe(member, where)
+        if endpoints != endpoints_from_fleet(before):
+            self._subscribe(member, endpoints)
 
-    def _subscribe(self, member: EngineMember, where: EventEndpoints) -> None:
+    def _subscribe(self, member: EngineMember, endpoints: EventEndpoints) -> None:
         """Reads this member's events at these endpoints from now on."""
         if member.subscription is not None:
-            if where != member.subscription.endpoints:
+            if endpoints != member.subscription.endpoints:
                 self._remove_dialer(member.subscription)
-                member.subscription.replace_engine("the endpoint of its events changed", where)
+                member.subscription.replace_engine("the endpoint of its events changed", endpoints)
         else:
-            member.subscription = EngineSubscription(member.instance.id, where, self._context, position=member.position)
+            member.subscription = EngineSubscription(
+                member.instance.id, endpoints, self._context, position=member.position
+            )
             member.position = None
             member.subscription.start()
         member.problem = ""
-        if where.events is None:
+        if endpoints.events is None:
             self._dialers[instance_address(member.instance), member.instance.dp_rank] = member.subscription
             if not self.listeners:
                 member.problem = "it dials an indexer to publish its events, and this indexer has no --events address"

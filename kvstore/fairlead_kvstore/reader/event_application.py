@@ -70,7 +70,9 @@ def apply_outcomes(
                 batch = decode_events(outcome.payload, limits)
             except EventsError as error:
                 found.unreadable += (error.reason,)
-                changes += store.on_batches_lost(instance, f"batch {outcome.number} cannot be read: {error.reason}", now)
+                changes += store.on_batches_lost(
+                    instance, f"batch {outcome.number} cannot be read: {error.reason}", now
+                )
             else:
                 found.wall = batch.wall
                 changes += store.apply(instance, batch, now)

@@ -76,19 +76,19 @@ def parse_redis_url(url: str) -> RedisAddress:
         return RedisAddress(SINGLE, url, _describe_url(url))
     if "#" in rest:
         raise _invalid_url("a Redis URL has no fragment")
-    found, _, asked = rest.partition("?")
+    found, _, query = rest.partition("?")
     authority, _, path = found.partition("/")
     user, at, hosts = authority.rpartition("@")
     name, colon, password = user.partition(":")
-    options = _parse_options(kind, asked, tls=scheme.startswith("rediss"))
-    places = tuple(_parse_host(one, _PORTS[kind]) for one in hosts.split(","))
-    shown = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in places)
+    options = _parse_options(kind, query, tls=scheme.startswith("rediss"))
+    addresses = tuple(_parse_host(host_text, _PORTS[kind]) for host_text in hosts.split(","))
+    host_list = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in addresses)
     service, database = _parse_service(path) if kind == SENTINEL else _parse_cluster_path(path)
     return RedisAddress(
         kind,
         url,
-        f"{service} by sentinels {shown}" if kind == SENTINEL else f"cluster {shown}",
-        places,
+        f"{service} by sentinels {host_list}" if kind == SENTINEL else f"cluster {host_list}",
+        addresses,
         service,
         database,
         (unquote(name) or None) if at else None,
@@ -130,8 +130,8 @@ def _parse_cluster_path(path: str) -> tuple[str, int]:
     return "", 0
 
 
-def _parse_options(kind: str, asked: str, *, tls: bool) -> dict[str, str]:
-    found = dict(parse_qsl(asked, keep_blank_values=True))
+def _parse_options(kind: str, query: str, *, tls: bool) -> dict[str, str]:
+    found = dict(parse_qsl(query, keep_blank_values=True))
     for name in found:
         if name not in _OPTIONS[kind]:
             raise _invalid_url(f"{name!r} is not an option of this URL")

@@ -63,11 +63,11 @@ class RedisLink:
         self._limits = limits or Limits()
         self._clock = clock
         self._random = random or Random()
-        there = parse_redis_url(url)
-        self.description = there.description
-        self.is_cluster = there.kind == CLUSTER
+        address = parse_redis_url(url)
+        self.description = address.description
+        self.is_cluster = address.kind == CLUSTER
         """True when models are on different servers; a command must not name keys of several."""
-        self._server = create_backend(there, self._limits, name)
+        self._server = create_backend(address, self._limits, name)
         self._is_up = False
         self._was_connected = False
         self._since = clock.now()
