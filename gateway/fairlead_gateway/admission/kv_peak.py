@@ -6,12 +6,12 @@ order of b. When the i-th sequence ends, i of them are present, and each has gro
 
     peak = max over i of (a_1 + … + a_i + i · b_i)
 
-A request is admitted if the peak with it stays within the memory. b is the *median* of the
+A request is admitted if the peak with it stays within memory. b is the *median* of the
 remaining tokens, given those already generated (`output_lengths`).
 
 Why: the sum of high quantiles is far above the quantile of the sum; it would reserve memory for all
-outputs being long at once. A margin of one standard deviation was measured: it costs 5 % of the
-goodput and saves preemptions that were already rare, since medians are updated with every token.
+outputs being long at once. Medians are updated with every token, so preemptions are rare already. A
+margin of one standard deviation, measured, costs 5 % of the goodput and saves only those.
 
 Source: Past-Future, the scheduler of LightLLM (arXiv 2507.10150). Changed: the median given what
 was generated, instead of a sample of past lengths.

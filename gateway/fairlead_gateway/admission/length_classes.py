@@ -4,8 +4,8 @@ A prompt is *long* if its prefill takes more than half of the tightest TTFT obje
 minutes. No instance belongs to a class. Only the number of instances with long prompts is bounded,
 so that the others are free for short ones.
 
-The bound is the share of long prompts in the work of the last 30 seconds, so that neither class
-pays for the overload of the other. One more instance is allowed until a queued short prompt is too
+The bound is the share of long prompts in the work of the last 30 seconds: neither class pays for
+the overload of the other. One more instance is allowed until a queued short prompt is too
 late: long prompts arrive in bursts, and idle instances are lost. If the fleet has more instances
 than both need, the rest goes to the short prompts. Then long prompts get as many instances as their
 work keeps `LONG_UTILIZATION` busy, unless the short ones would keep the rest less than
@@ -16,8 +16,9 @@ pools are worse: one misses its objectives while the other idles. Measured with 
 the highest load at which both classes meet their objectives. Without classes: 0.8 to 0.9 of
 capacity, in any order. With instances of their own (`policy`): 0.99 by deadline alone, 1.02 with
 order and bound. A bound from the need of short prompts alone starves the long ones near saturation.
-With the share alone, the short class of LAPS' mix (load 0.7) had 1.4 times the p90 of a fleet
-without long prompts; with the whole rule 1.1, and the long ones meet their objectives.
+The p90 of the short class of LAPS' mix (load 0.7) is compared with a fleet without long prompts.
+With the share alone it is 1.4 times as long. With the whole rule it is 1.1 times as long, and long
+prompts meet their objectives.
 
 Source: LAPS (arXiv 2601.11589) for the two classes and the moving bound. Changed: seconds of the
 uncached part instead of tokens, and a bound on what runs instead of a set of instances.

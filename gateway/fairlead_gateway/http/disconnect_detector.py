@@ -2,8 +2,8 @@
 
 TCP reports a half-closed connection and a closed one alike, with a FIN. A client that disconnected
 must free its engine at once. One that only closed its sending side (`nc -N`, some proxies) must get
-its response. Writing a byte tells them apart: a closed peer replies with RST. The connection writes
-a byte that belongs to its response anyway; the detector polls the socket for the RST.
+its response. Writing a byte shows the difference: a closed peer replies with RST. The connection
+writes a byte that belongs to its response anyway; the detector polls the socket for the RST.
 
 While the connection is not read from, even the FIN stays unseen. On Linux, `TCP_INFO` shows it.
 """

@@ -3,7 +3,7 @@
 Why: two parsers that disagree about the end of a request allow request smuggling. So nothing here
 is forgiving. Accepted are CRLF line ends only, no folded lines and one Host. At most one of
 Content-Length and Transfer-Encoding may appear, and only once. `chunked` is the only coding, never
-on HTTP/1.0. Requests to engines are framed anew; nothing of the received framing is forwarded.
+on HTTP/1.0. Requests to engines have their own framing; nothing of the received one is forwarded.
 
 Clients send nearly the same head with every request of a connection; only Content-Length differs.
 `HeadTemplate` recognizes such a head without parsing it again.

@@ -1,8 +1,8 @@
 """The writer of one response: a complete message, or a stream of chunks.
 
-It frames the response anew. It writes its own head with its own Content-Length or chunks, and
-`Connection: close` if the connection ends. One chunk of a stream is one chunk of the engine. An
-HTTP/1.0 client gets its stream without chunks.
+It does not reuse the engine's framing. It writes its own head with its own Content-Length or
+chunks, and `Connection: close` if the connection ends. One chunk of a stream is one chunk of the
+engine. An HTTP/1.0 client gets its stream without chunks.
 """
 
 from abc import abstractmethod

@@ -313,8 +313,8 @@ class PromptFinished(msgspec.Struct, array_like=True):
     """A prompt that has finished.
 
     - prompt_tokens, cached_tokens: as the engine reported them; None: not.
-    - indexed_share, matched_share: shares of the prompt expected to be cached, by the index and by all that was
-      known.
+    - indexed_share, matched_share: shares of the prompt expected to be cached, by the index and by
+      all that was known.
     """
 
     model: str

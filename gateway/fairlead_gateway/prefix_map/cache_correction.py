@@ -6,7 +6,7 @@ import msgspec
 
 
 class ForgetScope(StrEnum):
-    """What a correction removes first."""
+    """The part of an instance that a correction removes first."""
 
     NOTHING = ""
     CORRECTED = "told"

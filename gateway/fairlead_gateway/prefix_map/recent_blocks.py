@@ -7,23 +7,25 @@ _GENERATIONS: Final = 2
 
 
 class RecentBlocks:
-    """Blocks of prompts that were sent lately: at least ``seconds`` are covered, at most twice as many. Beyond ``most`` blocks the
-    older half goes sooner."""
+    """The blocks of prompts that were sent in the last `seconds`, or at most twice as long ago.
 
-    def __init__(self, *, most: int, seconds: float) -> None:
-        self._most = most // _GENERATIONS
+    Beyond `max_blocks` the older half is dropped sooner.
+    """
+
+    def __init__(self, *, max_blocks: int, seconds: float) -> None:
+        self._max_blocks = max_blocks // _GENERATIONS
         self._seconds = seconds
         self._now: set[int] = set()
         self._before: set[int] = set()
         self._rotated_at = float("-inf")
 
     def add(self, owns: Iterable[int], now: float) -> None:
-        """A prompt with these blocks was sent at ``now``, monotonic seconds."""
+        """Adds the blocks of a prompt that was sent at `now`, in monotonic seconds."""
         self._rotate(now)
         self._now.update(owns)
 
     def blocks(self, now: float) -> set[int]:
-        """Those that count at ``now``."""
+        """Returns the recent blocks at `now`."""
         self._rotate(now)
         return self._now | self._before
 
@@ -34,6 +36,6 @@ class RecentBlocks:
     def _rotate(self, now: float) -> None:
         if now - self._rotated_at >= _GENERATIONS * self._seconds:
             self._now = set()  # nothing of it is of the last ``seconds``
-        elif now - self._rotated_at < self._seconds and len(self._now) < self._most:
+        elif now - self._rotated_at < self._seconds and len(self._now) < self._max_blocks:
             return
         self._before, self._now, self._rotated_at = self._now, set(), now

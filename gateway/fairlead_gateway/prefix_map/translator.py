@@ -58,7 +58,7 @@ class _SentPrompt:
 
 
 class _InstanceChanges:
-    """What is to be corrected for one instance, and what is in flight there."""
+    """The pending corrections of one instance, and its prompts in flight."""
 
     __slots__ = ("doubtful", "forget", "inflight", "removed", "removed_at", "stored")
 
@@ -83,7 +83,7 @@ class PrefixTranslator:
     def __init__(self, model_key: str, index: IndexView, *, secret: bytes, limits: Limits = _LIMITS) -> None:
         self.index = index
         self.table = PrefixTable(max_links=limits.prefix_map_blocks, max_token_hashes=limits.prefix_map_token_blocks)
-        self.recent = RecentBlocks(most=limits.index_recent_blocks, seconds=limits.index_recent_seconds)
+        self.recent = RecentBlocks(max_blocks=limits.index_recent_blocks, seconds=limits.index_recent_seconds)
         self._last_sent_at = float("-inf")
         self.block_size: int | None = None
         self._model_key = model_key

@@ -1,9 +1,9 @@
 """Accelerator selection: which kind of accelerator a prompt is for, where a model has several.
 
-The cost of a request differs between kinds by its shape. A prompt of 8,000 tokens may cost 40 times
-as much on a small accelerator as on a large one, a prompt of 100 tokens ten times. A fleet carries
-most if each shape goes where it is comparatively cheap and all kinds are equally full. So each kind
-has a **price**, and a request goes to the kind with the least price times work:
+The cost of a request differs between kinds by its shape. On a small accelerator, a prompt of 8,000
+tokens may cost 40 times as much as on a large one. One of 100 tokens costs ten times as much. A
+fleet carries most if each shape goes where it is comparatively cheap and all kinds are equally
+full. So each kind has a **price**, and a request goes to the kind with the least price times work:
 
     work = prefill + output · step(n) / n        share of one instance that the request takes, in s
     n    = sequences that an instance runs within memory, batch and inter-token objective,

@@ -1,8 +1,8 @@
 """Prefill placement: computes a prompt on a prefill instance, or on the decode instance that
 answers it.
 
-A decode instance below its batch limit has time left in each step before the inter-token objective,
-and a prompt that it computes itself needs no KV transfer. It computes the prompt if all of the
+A decode instance below its batch limit has time left in each step before the inter-token objective.
+A prompt that it computes itself needs no KV transfer. It computes the prompt if all of the
 following hold.
 
 - *The batch has room*: sequences and KV tokens stay below `BATCH_SLACK` of the instance's limits.
@@ -265,7 +265,7 @@ def _obstacle(
     filled_share: float,
     is_prefill_late: bool,
 ) -> tuple[str, str] | None:
-    """Returns rule and reason why the decode instance must not compute the prompt; None if it may."""
+    """Returns rule and reason against a prefill on the decode instance; None if it may."""
     limit = format_duration(max_step_seconds)
     if gap is not None and gap > max_step_seconds:
         return "gaps-long", f"{decode.id} has gaps of {format_duration(gap)}"

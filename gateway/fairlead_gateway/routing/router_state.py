@@ -37,7 +37,7 @@ _BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
 
 
 class RouterState:
-    """The state of one model's router: endpoints, in-flight load, prefix index, hot prefixes, homes.
+    """The state of one model's router: endpoints, load, prefix index, hot prefixes and homes.
 
     - secret: keys the homes.
     - seed: shifts ties, so that several models do not act in step.

@@ -116,7 +116,7 @@ class PublishStats(Protocol):
 
 
 class HealthState(StrEnum):
-    """How far an instance may be used."""
+    """The health of an instance: the extent to which it may be used."""
 
     HEALTHY = "Healthy"
     EJECTED = "Ejected"

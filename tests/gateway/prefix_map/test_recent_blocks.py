@@ -4,7 +4,7 @@ from fairlead_gateway.prefix_map.recent_blocks import RecentBlocks
 
 
 def test_block_counts_as_used_for_one_to_two_periods() -> None:
-    recent = RecentBlocks(most=100, seconds=10.0)
+    recent = RecentBlocks(max_blocks=100, seconds=10.0)
     recent.add([1], 0.0)
     recent.add([2], 9.0)
     assert recent.blocks(9.9) == {1, 2}
@@ -15,7 +15,7 @@ def test_block_counts_as_used_for_one_to_two_periods() -> None:
 
 
 def test_used_blocks_are_bounded_and_drop_the_older_half() -> None:
-    recent = RecentBlocks(most=20, seconds=1_000.0)
+    recent = RecentBlocks(max_blocks=20, seconds=1_000.0)
     for number in range(100):
         recent.add([number], float(number) / 100)
     found = recent.blocks(1.0)

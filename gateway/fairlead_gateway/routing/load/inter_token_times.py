@@ -1,7 +1,7 @@
 """Inter-token times of decode instances, as this gateway's streams observed them.
 
-They show an instance that is fuller than the in-flight load says, and the share of time for which
-an instance was given prompts to compute.
+They show instances that are fuller than the in-flight load says. They also show the share of time
+for which an instance was given prompts to compute.
 """
 
 from collections.abc import Collection

@@ -1,8 +1,8 @@
 """The default policy: two hashed homes, left only for a reason in seconds.
 
 A prompt's routing key (`prefix.hot_prefixes`) hashes to two homes. Further candidates are the least
-busy of the endpoints with the longest cached prefix, the least busy of all, and the one that served
-the session last, priced as a home. Each has a cost in seconds of engine time:
+busy of the endpoints with the longest cached prefix, and the least busy of all. So is the endpoint
+that served the session last, priced as a home. Each has a cost in seconds of engine time:
 
     J = backlog + own · (1 + 16·busy + 4·(1 - busy)·[not a home]) + 0.4·T · in-flight tokens / KV tokens
     busy = min(1, mean backlog / 0.06·T)

@@ -130,7 +130,7 @@ class _InstanceCache:
                 break  # a collision of 64-bit hashes
             if run.first + run.count > at:
                 run = self._split(run, at - run.first)
-            # Tail first, head last: the head ends up as the most recently used, as in an engine's own cache.
+            # Tail first, head last: the head becomes the most recently used, as in an engine.
             run.move_behind(order.older)
             if deepest is None:
                 deepest = run

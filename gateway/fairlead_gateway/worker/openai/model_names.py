@@ -50,8 +50,8 @@ def _resolve_key(name: str, fleet: Fleet) -> str | None:
 
 
 def public_model_names(fleet: Fleet) -> dict[str, Model]:
-    """Returns the models by the names for clients: served names, and the bare name if it is the model's
-    own, else `namespace/name`.
+    """Returns the models by the names for clients: served names, and the bare name if it is the
+    model's own, else `namespace/name`.
     """
     counts = Counter(model.name for model in fleet.models.values() if not model.shadowed)
     counts.update(name for model in fleet.models.values() for name in model.served_names)

@@ -121,7 +121,7 @@ def test_the_last_instance_has_the_first_behind_it() -> None:
 
 
 def test_the_largest_gain_goes_first_and_each_move_counts_for_the_next() -> None:
-    # The queue of a, by arrival: x, y, z of 2 s each behind 4 s, which begin at 4, 6, 8. b is empty.
+    # The queue of a, by arrival: x, y, z of 2 s each, which begin at 4, 6, 8. b is empty.
     ones = [queued_assignment(name, arrival=number, a=(0.0, 2.0), b=(0.0, 2.0)) for number, name in enumerate("xyz")]
     # z gains 8 s. Then y, which arrived earlier, gains 6. x is before both and still gains 4 s.
     assert moves(ones, {"a": 4.0, "b": 0.0}) == [("z", "b"), ("y", "b"), ("x", "b")]
