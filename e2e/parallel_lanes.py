@@ -9,8 +9,8 @@ from typing import Protocol
 
 LOCAL = "local"
 INSTALLATION = "installation"
-"""Tests that install, change and remove Fairlead. They have it alone at first, while the others need
-no Fairlead, and again at the end, when the others no longer need it."""
+"""Tests that install, change and remove Fairlead. They have it alone at first, while the others do
+not need it yet, and again at the end."""
 LANES = (INSTALLATION, "models", "engines", LOCAL)
 _POSITION = 50
 

@@ -1,14 +1,15 @@
-"""The commands. What is said while it works goes to standard error; standard output is for scripts:
+"""The commands. Progress goes to standard error; standard output is for scripts.
 
-up      starts a cluster and prints the line that puts it into a shell: KUBECONFIG and PATH down
-ends and removes exactly what ``up`` made, also half of it status  processes and memory, nodes and
-pods; 3 where nothing is up, or not all of it load    gives a cluster that is up our images as the
-working tree has them now images  writes an archive per image, from the working tree, and prints the
-files build   makes all that a level needs beforehand, which takes long the first time, and prints
-the programs' folder assets  prints the folder with etcd and kube-apiserver; 3 where it is not there
-(``build --level api`` makes it) tools   makes what the tests of the chart need and no cluster does,
-and prints where it is, as JSON test-tools  makes everything that ``make test`` runs against; 3
-where that needs Go and there is none
+up          starts a cluster and prints the line that puts it into a shell: KUBECONFIG and PATH
+down        ends and removes exactly what ``up`` made, also half of it
+status      prints processes and memory, nodes and pods; 3 if nothing is up, or not all of it
+load        gives a running cluster Fairlead's images of the present working tree
+images      writes an archive per image, from the working tree, and prints the files
+build       builds a level, which takes long the first time, and prints the programs' folder
+assets      prints the folder with etcd and kube-apiserver; 3 if there is none
+            (``build --level api`` makes it)
+tools       builds the tools of the chart's tests, and prints their places as JSON
+test-tools  builds everything that ``make test`` needs; 3 if that needs Go and there is none
 """
 
 import argparse

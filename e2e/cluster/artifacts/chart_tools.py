@@ -71,13 +71,13 @@ def _fetch_openapi(release: str) -> None:
     with build_lock("openapi"), progress_step(f"OpenAPI of {release}"), tempfile.TemporaryDirectory() as nowhere:
         if target.exists():
             return
-        told = json.loads(go_builds.go(Path(nowhere), "mod", "download", "-json", f"k8s.io/kubernetes@{release}"))
-        if told["Sum"] != RELEASES[release]:
-            raise ClusterError(f"the sources of {release} are not the pinned ones: {told['Sum']}")
+        module = json.loads(go_builds.go(Path(nowhere), "mod", "download", "-json", f"k8s.io/kubernetes@{release}"))
+        if module["Sum"] != RELEASES[release]:
+            raise ClusterError(f"the sources of {release} are not the pinned ones: {module['Sum']}")
         partial = target.with_name(f"{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for name in OPENAPI_FILES:
-            source = Path(told["Dir"]) / "api" / "openapi-spec" / "v3" / f"{name}_openapi.json"
+            source = Path(module["Dir"]) / "api" / "openapi-spec" / "v3" / f"{name}_openapi.json"
             (partial / f"{name}.json").write_bytes(source.read_bytes())
         partial.replace(target)

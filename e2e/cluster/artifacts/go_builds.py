@@ -140,7 +140,7 @@ def _check_go() -> None:
     if shutil.which("go") is None:
         why = f"Go {wanted} or newer is needed to build a real API server"
         raise GoMissing(f"{why}: install it, or set KUBEBUILDER_ASSETS to a folder with etcd and kube-apiserver")
-    told = subprocess.run(["go", "env", "GOVERSION"], check=True, capture_output=True, text=True).stdout
-    found = re.match(r"go(\d+)\.(\d+)", told)
+    version = subprocess.run(["go", "env", "GOVERSION"], check=True, capture_output=True, text=True).stdout
+    found = re.match(r"go(\d+)\.(\d+)", version)
     if found and (int(found[1]), int(found[2])) < pinned_versions.NEEDS_GO:
-        raise GoMissing(f"Go {wanted} or newer is needed; this is {told.strip()}")
+        raise GoMissing(f"Go {wanted} or newer is needed; this is {version.strip()}")

@@ -65,12 +65,14 @@ class CertificateAuthority:
             "kubernetes.default.svc",
             "kubernetes.default.svc.cluster.local",
         ]
-        told = [
+        alt_names = [
             *(f"DNS:{name}" for name in names),
             *(f"IP:{ip}" for ip in dict.fromkeys(["127.0.0.1", SERVICE_ADDRESS, address])),
         ]
         with ThreadPoolExecutor(2) as pool:
-            work = [pool.submit(self._issue, "apiserver", "CN = kube-apiserver", f"subjectAltName = {','.join(told)}")]
+            work = [
+                pool.submit(self._issue, "apiserver", "CN = kube-apiserver", f"subjectAltName = {','.join(alt_names)}")
+            ]
             for name, (group, user) in _CLIENTS.items():
                 subject = f"O = {group}\nCN = {user}" if group else f"CN = {user}"
                 work.append(pool.submit(self._issue, name, subject, "extendedKeyUsage = clientAuth"))

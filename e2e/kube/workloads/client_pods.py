@@ -26,8 +26,8 @@ while time.monotonic() < end:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, body.encode(), fields), timeout=30) as answer:
             for line in answer:
-                told = json.loads(line[5:]) if line.startswith(b"data: {") else {}
-                if any(one["delta"].get("content") for one in told.get("choices", ())):
+                event = json.loads(line[5:]) if line.startswith(b"data: {") else {}
+                if any(one["delta"].get("content") for one in event.get("choices", ())):
                     print(json.dumps({"at": time.time(), "instance": answer.headers["x-fairlead-instance"]}))
                     sys.exit()
             said = "the stream ended without a token"

@@ -87,7 +87,7 @@ class LifecycleChanges:
 
 
 def run_lifecycle_changes(moves: LifecycleChanges, *, rate: float, tokens: int, still: float) -> dict[str, Any]:
-    """Makes all changes under ``rate`` streams a second; returns the figures and the failed streams.
+    """Makes all changes under ``rate`` streams a second; returns figures and failed streams.
 
     still: seconds without a change at first, which measure the cost of the streams alone. A
     tenth of that passes between two changes, so that a failure belongs to one of them.

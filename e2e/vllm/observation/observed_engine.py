@@ -203,9 +203,8 @@ class ObservedEngine:
     ) -> PromptAnswer:
         """Sends a prompt in quiescence. The row and the prompt are kept.
 
-        Where an index says something else than the recorder although nothing was heard for a while,
-        it is given some seconds more: on a busy machine an event may be that late. How often, and
-        how long, is reported.
+        An index that differs from the recorder after a quiet time gets some seconds more: on a busy
+        machine an event may be that late. The report has the number and length of these waits.
         """
         await self.wait_until_quiet()
         began, reference = time.monotonic(), self.reference(prompt)
@@ -292,8 +291,10 @@ class ObservedEngine:
         return numbers
 
     def tell_cleared(self) -> tuple[list[str], frozenset[str]]:
-        """Reports that Fairlead cleared the engine's cache. Returns the indexes that were told, and
-        those that learn it from the engine."""
+        """Reports that Fairlead cleared the engine's cache.
+
+        Returns the indexes that take the report, and those that learn it from the engine.
+        """
         self.record_note("cleared")
         told = []
         for name, index in self.indexes.items():

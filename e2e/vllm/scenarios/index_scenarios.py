@@ -1,4 +1,4 @@
-"""Scenarios of the index with vLLM: it must be right after everything that vLLM does with its cache.
+"""Scenarios of the index with vLLM: it must be right after all that vLLM does with its cache.
 
 There are five parts, with an engine each:
 
@@ -130,7 +130,7 @@ class IndexScenarios:
             ("reset", lambda: self._cleared("/reset_prefix_cache")),
             ("sleep", lambda: self._cleared("/sleep?level=1", "/wake_up")),
             ("pause and clear", lambda: self._cleared("/pause?mode=wait&clear_cache=true", "/resume")),
-            ("a reset that nobody told of", self._reset_by_others),
+            ("a reset without a report", self._reset_by_others),
             ("SIGKILL, and a restart on the same port", self._killed),
         ]
 
@@ -243,10 +243,11 @@ class IndexScenarios:
         self.at.record_note("loaded", name, Path(place).name)
 
     async def _reloaded(self) -> Numbers:
-        """Reloads an adapter elsewhere, back, and elsewhere again; at first only ``/v1/models`` shows it.
+        """Reloads an adapter elsewhere, back, and elsewhere again.
 
-        Blocks of a new load count when its path is read once more, and an event shows that it is
-        still the same load. So two cold prompts are sent, then the known ones.
+        At first only ``/v1/models`` shows it. Blocks of a new load count when its path is read once
+        more, and an event shows that it is still the same load. So two cold prompts are sent, then
+        the known ones.
         """
         first, seconds = len(self.at.rows), []
         for turn, place in enumerate((1, 0, 1)):
@@ -257,7 +258,7 @@ class IndexScenarios:
             noticed_seconds = round(time.monotonic() - began, 3)
             for number in range(ATTEMPTS):
                 await self.at.send(TokenPrompt(tokens(("lora", turn, number), 100), adapter="one"))
-                await self.at.wait_until_quiet()  # nobody differs before it is told
+                await self.at.wait_until_quiet()  # all agree before the report
                 if await until(lambda: not self.at.differs(), REPORT_SECONDS):
                     break
             seconds.append([noticed_seconds, number + 1])
@@ -339,7 +340,7 @@ class IndexScenarios:
         seconds = await self.at.wait_until_gone(told, time.monotonic())
         if then is not None:
             await self.at.post(then)
-        require(None not in seconds.values(), "an index that was told still holds something", seconds)
+        require(None not in seconds.values(), "an index with the report still has blocks", seconds)
         await self.at.send(TokenPrompt(tokens("a", 100)), excused=untold)
         await self.at.send(TokenPrompt(tokens("a", 196)))
         more = {"answer": answer, "blocks_before": before, "empty_after_seconds": seconds}
