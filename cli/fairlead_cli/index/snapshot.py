@@ -95,13 +95,13 @@ class IndexSnapshot:
         if self.loaded is None:
             hint = "gateways go on with what they had; an indexer that leads rewrites everything when it must"
             raise UnusableIndex(f"the index of {self.model_key} cannot be read: {self.problem}", hint=hint)
-        return self.loaded.mirror
+        return self.loaded.replica
 
     @property
     def instances(self) -> list[str]:
         """All known instances, from any source."""
         noted = self.notes.instances if self.notes is not None else {}
-        mirrored = self.loaded.mirror.instances() if self.loaded is not None else ()
+        mirrored = self.loaded.replica.instances() if self.loaded is not None else ()
         return sorted({*mirrored, *noted, *self.headers, *self.unreadable} - {"hints"})
 
     def note(self, instance: str) -> InstanceStatus | None:

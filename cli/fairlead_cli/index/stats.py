@@ -99,7 +99,7 @@ class IndexStats(msgspec.Struct, kw_only=True):
 
 def build_stats(snapshot: IndexSnapshot) -> IndexStats:
     """Returns the stats of one snapshot."""
-    mirror = snapshot.loaded.mirror if snapshot.loaded is not None else None
+    mirror = snapshot.loaded.replica if snapshot.loaded is not None else None
     counted = count_blocks(mirror) if mirror is not None else {}
     ranked = {
         victim.instance: victim for victim in rank_removals(counted, _incomplete_instances(snapshot, counted), None)
@@ -130,7 +130,7 @@ def _incomplete_instances(snapshot: IndexSnapshot, counted: Mapping[str, BlockCo
     """Returns the instances that are not completely known, with the reason."""
     reasons = {}
     for name in counted:
-        known = snapshot.loaded.mirror.completeness(name) if snapshot.loaded is not None else None
+        known = snapshot.loaded.replica.completeness(name) if snapshot.loaded is not None else None
         if known is None or not known.complete:
             reasons[name] = "nothing is known of it" if known is None else known.reason
     return reasons
@@ -140,7 +140,7 @@ def _instance_contents(
     snapshot: IndexSnapshot, name: str, counted: BlockCounts, victim: RemovalRank | None
 ) -> InstanceContents:
     note, header = snapshot.note(name), snapshot.headers.get(name)
-    known = snapshot.loaded.mirror.completeness(name) if snapshot.loaded is not None else None
+    known = snapshot.loaded.replica.completeness(name) if snapshot.loaded is not None else None
     slice_header = header.slice if header is not None else None
     evicted = (
         note.evicted_age_seconds

@@ -195,13 +195,13 @@ async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock, 
                 break
             if number != sequence + 1:
                 return f"after {before.epoch}-{sequence} comes {before.epoch}-{number}"
-            before.mirror.apply(_changes(data, snapshot, limits))
+            before.replica.apply(_changes(data, snapshot, limits))
             sequence = number
     if sequence != later.sequence:
         return f"it ends at {before.epoch}-{sequence}, the index is at {before.epoch}-{later.sequence}"
     differing = 0
-    for name in {*before.mirror.instances(), *later.mirror.instances()}:
-        differing += len(set(before.mirror.blocks_of(name)) ^ set(later.mirror.blocks_of(name)))
+    for name in {*before.replica.instances(), *later.replica.instances()}:
+        differing += len(set(before.replica.blocks_of(name)) ^ set(later.replica.blocks_of(name)))
     return f"{differing} blocks differ between what was written down and the changes since" if differing else ""
 
 

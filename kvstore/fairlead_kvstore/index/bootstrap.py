@@ -48,7 +48,7 @@ class LoadedIndex(msgspec.Struct):
     unreadable: instances without credited blocks, and why.
     """
 
-    mirror: IndexReplica
+    replica: IndexReplica
     epoch: int
     sequence: int
     unreadable: dict[str, str]
@@ -93,7 +93,7 @@ async def load_index(
     why = await _apply_stream(link, model_key, at[1], loaded, wall_offset, limits)
     if why is not None:
         return why
-    loaded.mirror.expire(now)
+    loaded.replica.expire(now)
     return loaded
 
 
@@ -182,7 +182,7 @@ async def _load_instance(
             why = "a part of it is missing"
             continue
         try:
-            _apply_parts(loaded.mirror, instance, header, parts, model_key, wall_offset)
+            _apply_parts(loaded.replica, instance, header, parts, model_key, wall_offset)
         except (UnreadableError, SnapshotError) as error:
             why = error.message
             break
@@ -190,23 +190,23 @@ async def _load_instance(
     name = instance or "hints"
     loaded.unreadable[name] = why
     if instance is not None:
-        loaded.mirror.apply([CompletenessChanged(instance, False, f"its snapshot cannot be read: {why}", 0.0)])
+        loaded.replica.apply([CompletenessChanged(instance, False, f"its snapshot cannot be read: {why}", 0.0)])
     return None
 
 
 def _apply_parts(
-    mirror: IndexReplica, instance: str | None, header: Any, parts: Sequence[bytes], model_key: str, wall_offset: float
+    replica: IndexReplica, instance: str | None, header: Any, parts: Sequence[bytes], model_key: str, wall_offset: float
 ) -> None:
     columns = [decode_part(data) for data in parts]
     if instance is None:
         for data in columns:
-            mirror.apply([HintsAdded(model_key, [own], until) for own, until in decode_hints(data, wall_offset)])
+            replica.apply([HintsAdded(model_key, [own], until) for own, until in decode_hints(data, wall_offset)])
         return
     for owns, counts in [decode_replica_part(data) for data in columns]:
-        mirror.load_rows(instance, owns, counts)
+        replica.load_rows(instance, owns, counts)
     snapshot = header.slice
     complete, reason, since = snapshot.completeness()
-    mirror.apply([CompletenessChanged(instance, complete, reason, since + snapshot.wall - wall_offset)])
+    replica.apply([CompletenessChanged(instance, complete, reason, since + snapshot.wall - wall_offset)])
 
 
 async def _apply_stream(
@@ -224,7 +224,7 @@ async def _apply_stream(
             for epoch, sequence, data in entries:
                 if (epoch, sequence) != (loaded.epoch, loaded.sequence + 1):
                     return LoadFailure("the stream of changes has a gap")
-                loaded.mirror.apply(decode_changes(data, model_key, wall_offset, limits))
+                loaded.replica.apply(decode_changes(data, model_key, wall_offset, limits))
                 loaded.sequence = sequence
         except UnreadableError as error:
             return LoadFailure(f"entry {loaded.epoch}-{loaded.sequence + 1} cannot be read: {error.message}")

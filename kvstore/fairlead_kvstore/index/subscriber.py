@@ -56,7 +56,7 @@ class _ModelReplica(msgspec.Struct):
     key: str
     stale_since: float
     why: str = "not loaded yet"
-    mirror: IndexReplica | None = None
+    replica: IndexReplica | None = None
     epoch: int = 0
     sequence: int = 0
     ahead: int = 0  # position in Redis at the last status; a lower one without entries is a gap
@@ -110,7 +110,7 @@ class IndexSubscriber:
     def replica(self, model_key: str) -> IndexReplica | None:
         """Returns the replica of a model; None before the first load."""
         model = self._models.get(model_key)
-        return None if model is None else model.mirror
+        return None if model is None else model.replica
 
     def stale_since(self, model_key: str) -> float | None:
         """Returns since when results may be outdated (monotonic seconds); None when they are
@@ -132,7 +132,7 @@ class IndexSubscriber:
         model = self._models.get(model_key)
         if model is None:
             return "not followed"
-        size = "no replica" if model.mirror is None else f"{len(model.mirror):,} blocks"
+        size = "no replica" if model.replica is None else f"{len(model.replica):,} blocks"
         text = f"{size}, as of {model.epoch}-{model.sequence}"
         if model.stale:
             text += f"; stale for {format_duration(max(0.0, self._clock.now() - model.stale_since))}: {model.why}"
@@ -197,7 +197,7 @@ class IndexSubscriber:
         """Waits for entries of any stream and applies them; returns False when every model must be
         polled.
         """
-        waiting = [model for model in self._models.values() if model.mirror is not None]
+        waiting = [model for model in self._models.values() if model.replica is not None]
         left = self._status_at - self._clock.now()
         if not waiting or self._link.is_cluster:
             await asyncio.sleep(self._poll_pause())
@@ -230,8 +230,8 @@ class IndexSubscriber:
 
     def _take_entries(self, model: _ModelReplica, reply: Any, behind: bool) -> bool:
         """Applies received entries; returns whether they follow the replica."""
-        mirror = model.mirror
-        if mirror is None:
+        replica = model.replica
+        if replica is None:
             return True  # the status shows when to load
         applied: list[Change] = []
         why = ""
@@ -244,7 +244,7 @@ class IndexSubscriber:
                     why = "another indexer leads" if epoch != model.epoch else "entries are missing"
                     break
                 changes = decode_changes(data, model.key, self._wall_offset(), self._limits)
-                mirror.apply(changes)
+                replica.apply(changes)
                 applied += changes
                 model.sequence = sequence
             if behind and not entries:
@@ -252,7 +252,7 @@ class IndexSubscriber:
             self._has_more |= len(entries) >= ENTRIES_PER_READ
             self._last_change_at = self._clock.now() if entries else self._last_change_at
             if not entries:
-                mirror.sweep(_SWEPT_BLOCKS)
+                replica.sweep(_SWEPT_BLOCKS)
         except UnreadableError as error:
             why = f"entry {model.epoch}-{model.sequence + 1} cannot be read: {error.message}"
         if applied and self._on_changes is not None:
@@ -263,7 +263,7 @@ class IndexSubscriber:
 
     def _check_status(self, model: _ModelReplica, own: Any, found: Any, now: float) -> bool:
         """Updates whether the replica is current; returns whether it must be loaded."""
-        if model.mirror is not None and (over := model.mirror.expire(now)) and self._on_changes is not None:
+        if model.replica is not None and (over := model.replica.expire(now)) and self._on_changes is not None:
             self._on_changes(model.key, [HintsExpired(model.key, over)])
         if isinstance(found, ResponseError) or isinstance(own, ResponseError):
             self._mark_stale(model, "the index in Redis has a wrong type")
@@ -275,7 +275,7 @@ class IndexSubscriber:
             self._mark_stale(model, why or "Redis has no index")
             return False
         model.ahead = at[1] if at[0] == model.epoch else 0
-        if model.mirror is None or at[0] != model.epoch:
+        if model.replica is None or at[0] != model.epoch:
             return True
         if at[1] < model.sequence:
             self._mark_stale(model, "Redis has lost entries")
@@ -301,14 +301,14 @@ class IndexSubscriber:
         if isinstance(found, LoadFailure):
             self._mark_stale(model, found.why)
             return
-        model.mirror, model.epoch, model.sequence = found.mirror, found.epoch, found.sequence
+        model.replica, model.epoch, model.sequence = found.replica, found.epoch, found.sequence
         model.unreadable = found.unreadable
         model.ahead = 0
         model.loads += 1
         model.again_at = now + pause * _UNREADABLE_RETRY_PAUSES
         self._status_at = 0.0
         if self._on_reload is not None:
-            self._on_reload(model.key, found.mirror)
+            self._on_reload(model.key, found.replica)
 
     def _mark_stale(self, model: _ModelReplica, why: str) -> None:
         if not model.stale:
