@@ -1,5 +1,6 @@
 """The services for which no request waits: engine metrics, and what goes through Redis."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fairlead.engines.credentials import EngineCredentials
@@ -14,11 +15,22 @@ if TYPE_CHECKING:  # without Redis, its client is not loaded
     from fairlead_kvstore.redis.link import RedisLink
 
 
+@dataclass(frozen=True, slots=True)
+class PeerMembership:
+    """A gateway's membership among the gateways of one Redis.
+
+    secret: gateways that share it compute the same prefix hashes.
+    """
+
+    redis_url: str
+    gateway_id: str
+    secret: bytes
+
+
 class BackgroundServices:
     """The metrics scraper and, with Redis, the decision stream and the exchange with peers.
 
-    secret: gateways that share it compute the same prefix hashes.
-    redis_url: None for a gateway without peers.
+    membership: None for a gateway without peers.
     """
 
     def __init__(
@@ -27,9 +39,7 @@ class BackgroundServices:
         *,
         clock: Clock,
         limits: Limits,
-        gateway_id: str,
-        secret: bytes,
-        redis_url: str | None = None,
+        membership: PeerMembership | None,
         credentials: EngineCredentials | None = None,
     ) -> None:
         self._fleet = workers.applied_fleet
@@ -37,15 +47,18 @@ class BackgroundServices:
         self.redis_link: RedisLink | None = None
         self.decision_stream: DecisionStream | None = None
         self.peers: PeerSync | None = None
-        if redis_url is not None:
+        if membership is not None:
             from fairlead_gateway.supervisor import decision_stream
             from fairlead_gateway.supervisor.peers import peer_sync
             from fairlead_kvstore.redis import link as links
 
-            link = self.redis_link = links.RedisLink(redis_url, clock, limits=limits, name=f"fairlead-{gateway_id}")
-            self.decision_stream = decision_stream.DecisionStream(link, gateway_id, clock, limits=limits)
+            name = membership.gateway_id
+            link = self.redis_link = links.RedisLink(
+                membership.redis_url, clock, limits=limits, name=f"fairlead-{name}"
+            )
+            self.decision_stream = decision_stream.DecisionStream(link, name, clock, limits=limits)
             self.peers = peer_sync.PeerSync(
-                link, workers, gateway_id=gateway_id, secret=secret, clock=clock, limits=limits
+                link, workers, gateway_id=name, secret=membership.secret, clock=clock, limits=limits
             )
 
     def start(self) -> None:

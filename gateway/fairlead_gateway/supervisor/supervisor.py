@@ -25,7 +25,7 @@ from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, decode_record
 from fairlead_gateway.ipc.timing_events import TimingEvents
-from fairlead_gateway.supervisor.background_services import BackgroundServices
+from fairlead_gateway.supervisor.background_services import BackgroundServices, PeerMembership
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.kv_index.index_service import KvIndexService
 from fairlead_gateway.supervisor.kv_index.local_tokenizer import Tokenization
@@ -107,14 +107,13 @@ class Supervisor:
             credentials=config.credentials,
             create_store=self._create_alignment_store if config.redis_url is not None and config.index_secret else None,
         )
+        membership = (
+            None
+            if config.redis_url is None
+            else PeerMembership(config.redis_url, config.gateway_id, config.hash_secret)
+        )
         self.background = BackgroundServices(
-            self.workers,
-            clock=clock,
-            limits=limits,
-            gateway_id=config.gateway_id,
-            secret=config.hash_secret,
-            redis_url=config.redis_url,
-            credentials=config.credentials,
+            self.workers, clock=clock, limits=limits, membership=membership, credentials=config.credentials
         )
         self.profiling = ProfilingService(broadcast=self.workers.broadcast, clock=clock, limits=limits)
         if self.background.peers is not None:

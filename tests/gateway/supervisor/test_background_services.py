@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.background_services import BackgroundServices
+from fairlead_gateway.supervisor.background_services import BackgroundServices, PeerMembership
 from fairlead_gateway.supervisor.decision_stream import PublishedDecision
 from fairlead_gateway.supervisor.management import GatewayStatus, create_management_app
 from fairlead_gateway.telemetry import MetricsRecorder
@@ -113,9 +113,7 @@ def beside_of(running: RunningGateway, redis: str | None = None) -> BackgroundSe
         InProcessWorkers(running),
         clock=gateway.runtime.clock,
         limits=LIMITS,
-        gateway_id="gw-0",
-        secret=b"a secret of the test",
-        redis_url=redis,
+        membership=None if redis is None else PeerMembership(redis, "gw-0", b"a secret of the test"),
     )
     if made.decision_stream is not None:
         gateway.decisions.on_record = made.decision_stream.offer
