@@ -10,9 +10,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -22,7 +24,9 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_autoscaler.core import ModelSpec, Observation, PoolSpec, ScalingPlan
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord, encode_record
+from fairlead_cli.cluster.access.port_forward import PodPort, PortForwarder
 from fairlead_cli.cluster.installation import _service_of
+from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.management import api_types
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
@@ -97,26 +101,25 @@ class Stage:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory, builders: Any) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("installed")
-    redis = Valkey(folder)
-    redis.start()
     servers = {
         GATEWAYS[0]: gateway("req-old", 100.0),
         GATEWAYS[1]: gateway("req-new", 200.0),
         AUTOSCALERS[0]: autoscaler(leads=False),
         AUTOSCALERS[1]: autoscaler(leads=True),
     }
-    targets: dict[tuple[str, int], int | Path] = {("fairlead-redis-0", 6379): redis.path}
-    with api_server_for_test(folder / "run") as server:
+    with ExitStack() as stack:
+        redis = Valkey(folder)
+        stack.callback(redis.kill)
+        redis.start()
+        targets: dict[tuple[str, int], int | Path] = {("fairlead-redis-0", 6379): redis.path}
         for name, canned in servers.items():
-            canned.__enter__()
+            stack.enter_context(canned)
             for port in (8080, 8081):
                 targets[name, port] = int(canned.url.rpartition(":")[2])
-        with Kubelet(folder, targets) as kubelet:
-            asyncio.run(_installed(server, kubelet, builders["chart"](), builders["pod"]))
-            yield Stage(server, kubelet, servers)
-        for canned in servers.values():
-            canned.__exit__(None, None, None)
-    redis.kill()
+        server = stack.enter_context(api_server_for_test(folder / "run"))
+        kubelet = stack.enter_context(Kubelet(folder, targets))
+        asyncio.run(_installed(server, kubelet, builders["chart"](), builders["pod"]))
+        yield Stage(server, kubelet, servers)
 
 
 async def _installed(
@@ -247,3 +250,22 @@ def allow(server: ApiServer, *resources: str) -> None:
 )
 def test_service_of_a_host_name(host: str, service: tuple[str | None, str]) -> None:
     assert _service_of(host, "here") == service
+
+
+def test_large_answers_pass_a_forwarded_port(stage: Stage) -> None:
+    body = os.urandom(3_000_000)
+    stage.servers[GATEWAYS[0]].responses["/large"] = CannedResponse([body])
+    with PortForwarder(stage.server.config()) as forwarder:
+        port = forwarder.open(PodPort(PLACE, GATEWAYS[0], 8081))
+        for _ in range(2):  # the first connection was opened in advance
+            assert httpx.get(f"http://127.0.0.1:{port}/large", trust_env=False).content == body
+
+
+def test_errors_of_a_forwarded_port_are_explained(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    with PortForwarder(stage.server.config()) as forwarder:
+        with pytest.raises(ClusterUnreachable, match="port 8081 of pod fairlead/gone: it does not exist"):
+            forwarder.open(PodPort(PLACE, "gone", 8081))
+        port = forwarder.open(PodPort(PLACE, GATEWAYS[0], 9999))
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://127.0.0.1:{port}/", trust_env=False)
+    assert "nothing listens on port 9999" in capsys.readouterr().err
