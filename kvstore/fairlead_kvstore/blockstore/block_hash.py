@@ -86,6 +86,24 @@ def engine_hash(raw_hash: int | bytes) -> int:
     return raw_hash & _MASK if isinstance(raw_hash, int) else xxhash.xxh3_64_intdigest(raw_hash)
 
 
+def parent_hash(raw_hash: int | bytes | None) -> int | None:
+    """Returns the parent's handle; llm-d-inference-sim writes 0 for none."""
+    return engine_hash(raw_hash) if raw_hash else None
+
+
+def extra_key_bytes(extras: list[ExtraKeys | None] | None, adapter: str | None) -> list[bytes | None] | None:
+    """Returns extra keys as bytes without the adapter's name, which comes first; None where none
+    are left.
+    """
+    if extras is None:
+        return None
+    found: list[bytes | None] = []
+    for keys in extras:
+        rest = keys[1:] if keys and adapter is not None and keys[0] == adapter else keys
+        found.append(extra_bytes(rest) if rest else None)
+    return found
+
+
 def block_hashes(
     start: int, tokens: Sequence[int], block_size: int, extras: Sequence[ExtraKeys | None] | None = None
 ) -> list[int]:

@@ -34,11 +34,11 @@ from fairlead.names import MAX_NAME_BYTES
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import (
     TOKEN_BYTES,
-    ExtraKeys,
     chain_root,
     engine_hash,
-    extra_bytes,
+    extra_key_bytes,
     hash_with_extras,
+    parent_hash,
     token_bytes,
 )
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TICK_SECONDS, TIER_SHIFT, BlockTable, tick_of
@@ -49,7 +49,7 @@ from fairlead_kvstore.blockstore.orphan_blocks import AdapterLoad, BlockContent,
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, storage_tier
 from fairlead_kvstore.blockstore.types import EventCounters
-from fairlead_kvstore.events.payloads import ClearedEvent, EngineHash, EventBatch, RemovedEvent, StoredEvent
+from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 
 FULL_ATTENTION_KINDS: Final = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 _UNKNOWN_KINDS: Final = frozenset({None, "unknown"})
@@ -224,12 +224,12 @@ class InstanceBlocks:
             self.block_size = event.block_size
             if event.extra_keys is not None:
                 self.names_extras = True
-        parent = _parent_hash(event.parent_block_hash)
+        parent = parent_hash(event.parent_block_hash)
         item = PendingRun(
             -1 if parent is None else parent,
             [value & _MASK if isinstance(value, int) else engine_hash(value) for value in event.block_hashes],
             BlockContent(
-                token_bytes(event.token_ids), event.block_size * TOKEN_BYTES, _extra_key_bytes(event.extra_keys, name)
+                token_bytes(event.token_ids), event.block_size * TOKEN_BYTES, extra_key_bytes(event.extra_keys, name)
             ),
             tier,
             None if name is None else AdapterLoad(name, event.lora_id),
@@ -494,21 +494,3 @@ class InstanceBlocks:
         if known is None:
             known = self._roots[adapter] = chain_root(self.model_key, adapter, secret=self._secret)
         return known
-
-
-def _parent_hash(value: EngineHash | None) -> int | None:
-    """Returns the parent's handle; llm-d-inference-sim writes 0 for none."""
-    return engine_hash(value) if value else None
-
-
-def _extra_key_bytes(extras: list[ExtraKeys | None] | None, adapter: str | None) -> list[bytes | None] | None:
-    """Returns extra keys as bytes without the adapter's name, which comes first; None where none
-    are left.
-    """
-    if extras is None:
-        return None
-    found: list[bytes | None] = []
-    for keys in extras:
-        rest = keys[1:] if keys and adapter is not None and keys[0] == adapter else keys
-        found.append(extra_bytes(rest) if rest else None)
-    return found

@@ -42,7 +42,7 @@ ENTRIES_PER_READ: Final = 256
 _MAX_ATTEMPTS: Final = 3
 
 
-class LoadedIndex(msgspec.Struct):
+class LoadedIndex(msgspec.Struct, rename={"replica": "mirror"}):
     """A replica as of ``epoch`` and ``sequence``.
 
     unreadable: instances without credited blocks, and why.

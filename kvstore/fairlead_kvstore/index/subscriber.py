@@ -52,7 +52,7 @@ _UNREADABLE_RETRY_PAUSES: Final = 60
 """Reload pauses until a replica with an unreadable instance is loaded again."""
 
 
-class _ModelReplica(msgspec.Struct):
+class _ModelReplica(msgspec.Struct, rename={"replica": "mirror"}):
     key: str
     stale_since: float
     why: str = "not loaded yet"
