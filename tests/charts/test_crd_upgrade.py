@@ -67,6 +67,8 @@ NEWER: Manifest = {
     "spec": {**CONVERTED["spec"], "model": {**CONVERTED["spec"]["model"], "revision": "main"}},
 }
 
+WRONG: Manifest = {**CONVERTED, "spec": {**CONVERTED["spec"], "pools": [{"name": "main"}]}}
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ApiServer]:
@@ -127,7 +129,8 @@ def test_objects_are_converted_and_survive_the_upgrade(server: ApiServer, progra
 
             said = await asyncio.to_thread(kubectl, server, *command())
             assert said.count("serverside-applied") == len(list(OLDER.iterdir()))
-            await wait_until_async(lambda: taken(api))
+            await wait_until_async(lambda: is_refused(api, WRONG))
+            await api.apply(NEWER, "kubectl")
             assert await uids(api) == known
             one = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
             assert one["spec"]["slo"] == {"target": "99%", "ttft": "800ms"}
@@ -135,9 +138,8 @@ def test_objects_are_converted_and_survive_the_upgrade(server: ApiServer, progra
 
             status = {"conditions": [], "observedGeneration": one["metadata"]["generation"]}
             assert (await api.apply_status({**CONVERTED, "status": status}, "fairlead-operator"))["status"]
-            wrong = {**CONVERTED, "spec": {**CONVERTED["spec"], "pools": [{"name": "main"}]}}
             with pytest.raises(Invalid, match="a pool needs an accelerator class"):
-                await api.apply(wrong, "kubectl")
+                await api.apply(WRONG, "kubectl")
 
             again = await asyncio.to_thread(kubectl, server, *command(), "-o", "yaml")
             first = await asyncio.to_thread(kubectl, server, *command(), "-o", "yaml")
@@ -146,13 +148,14 @@ def test_objects_are_converted_and_survive_the_upgrade(server: ApiServer, progra
     asyncio.run(main())
 
 
-async def taken(api: KubeApi) -> bool:
-    """Returns True once the server accepts a field of this release; a new schema takes a moment."""
+async def is_refused(api: KubeApi, wrong: Manifest) -> bool:
+    """Returns True once the server refuses an invalid object; a new schema takes a moment."""
+    probe = {**wrong, "metadata": {**wrong["metadata"], "name": "probe"}}
     try:
-        await api.apply(NEWER, "kubectl")
+        await api.apply(probe, "kubectl", dry_run=True)
     except KubeError:
-        return False
-    return True
+        return True
+    return False
 
 
 def versions(said: str) -> list[str]:

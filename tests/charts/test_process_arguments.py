@@ -32,7 +32,7 @@ def secret(found: list[dict[str, Any]], name: str) -> dict[str, str]:
 async def helm_test(**variables: str) -> tuple[int, str]:
     """The test's program with these variables; its exit code and what it said."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", (CHART_FOLDER / "files" / "answers.py").read_text()),
+        *(sys.executable, "-c", (CHART_FOLDER / "files" / "helm_test.py").read_text()),
         env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", **variables},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -74,7 +74,7 @@ def test_gateway_with_chart_keys_and_fleet_passes_the_helm_test(
 def test_helm_test_pod_contains_the_program_unchanged(program: Path) -> None:
     (container,) = pod_specs(render_chart(program))["Pod fairlead-test"]["containers"]
     assert container["command"] == ["python3", "-c"]
-    assert container["args"][0].strip() == (CHART_FOLDER / "files" / "answers.py").read_text().strip()
+    assert container["args"][0].strip() == (CHART_FOLDER / "files" / "helm_test.py").read_text().strip()
 
 
 def test_redis_accepts_its_configuration_and_password(program: Path, tmp_path: Path) -> None:

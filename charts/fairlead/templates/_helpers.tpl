@@ -135,21 +135,21 @@ topologySpreadConstraints:
 {{- end -}}
 
 {{/* "yes" if indexers run: they need Redis. Else empty. */}}
-{{- define "fairlead.indexed" -}}
+{{- define "fairlead.hasIndexer" -}}
 {{- if and .Values.indexer.enabled (include "fairlead.redisVariable" .) -}}
 yes
 {{- end -}}
 {{- end -}}
 
 {{/* "yes" if autoscalers run: engines of a fleet file have no workload to scale. Else empty. */}}
-{{- define "fairlead.scaled" -}}
+{{- define "fairlead.hasAutoscaler" -}}
 {{- if and .Values.autoscaler.enabled (empty .Values.gateway.fleet.models) -}}
 yes
 {{- end -}}
 {{- end -}}
 
 {{/* A value of an existing Secret in base64, else the generated one. Takes a list: root, Secret, key, generated value. */}}
-{{- define "fairlead.kept" -}}
+{{- define "fairlead.existingOrNew" -}}
 {{- $root := index . 0 -}}
 {{- $there := lookup "v1" "Secret" $root.Release.Namespace (index . 1) -}}
 {{- $data := default dict $there.data -}}
