@@ -26,7 +26,7 @@ from fairlead_bench.gateway.mock_engine import MockEngine
 from fairlead_bench.gateway.native_programs import BuildError, NativePrograms, build
 from fairlead_bench.gateway.peer_installation import InstalledPeer, PeerUnavailable, install_peer
 from fairlead_bench.gateway.plot import draw
-from fairlead_bench.gateway.report import print_report, write
+from fairlead_bench.gateway.report import RunConditions, print_report, write
 from fairlead_bench.gateway.request_bodies import write_bodies as write_bodies
 from fairlead_bench.gateway.result_rows import decision_rows, rows
 from fairlead_bench.gateway.routing_decision import decisions_seconds
@@ -184,7 +184,7 @@ def main(arguments: list[str]) -> int:
         "load_average": os.getloadavg(),
     }
     peers = {name: peer.version for name, peer in session.peers.items()}
-    write(given.out, found, session.runs, seed=given.seed, settings=settings, peers=peers, absent=session.absent)
+    write(given.out, found, session.runs, RunConditions(given.seed, settings, peers, session.absent))
     draw(session.runs, given.out.with_suffix(".png"), title=_title(settings))
     print_report(found, session.runs, session.absent, console)
     print(f"written: {given.out}, {given.out.with_suffix('.png')}")

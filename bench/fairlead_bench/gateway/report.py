@@ -3,7 +3,7 @@ missing."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,34 @@ from fairlead_bench.gateway.result_rows import SEPARATOR
 from fairlead_bench.results import ResultRow, machine, print_rows, versions
 
 
+@dataclass(frozen=True, slots=True)
+class RunConditions:
+    """The conditions of a benchmark run.
+
+    peers: their versions.
+    absent: targets that did not run, with the reasons.
+    """
+
+    seed: int
+    settings: Mapping[str, Any]
+    peers: Mapping[str, str]
+    absent: Mapping[str, str]
+
+
 def write(
     file: Path,
     rows: Sequence[ResultRow],
     runs: Sequence[CaseRun],
-    *,
-    seed: int,
-    settings: Mapping[str, Any],
-    peers: Mapping[str, str],
-    absent: Mapping[str, str],
+    conditions: RunConditions,
 ) -> None:
     """Writes the JSON file."""
     content = {
         "machine": machine() | {"model": _processor()},
-        "versions": versions() | dict(peers),
-        "seed": seed,
-        "settings": dict(settings),
+        "versions": versions() | dict(conditions.peers),
+        "seed": conditions.seed,
+        "settings": dict(conditions.settings),
         "rows": [asdict(row) for row in rows],
-        "absent": dict(absent),
+        "absent": dict(conditions.absent),
         "problems": problems(runs),
         "runs": [asdict(run) for run in runs],
     }

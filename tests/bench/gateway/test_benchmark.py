@@ -139,7 +139,8 @@ def test_the_result_file_has_the_shape_that_outside_tools_read(tmp_path: Path) -
     runs = [_run("request-2k", FAIRLEAD, cpu_microseconds=30.0)]
     found = rows(runs, idle_bytes={FAIRLEAD: 6e7}, decisions={"2k": 9e-6})
     file = tmp_path / "gateway.json"
-    report.write(file, found, runs, seed=3, settings={"plan": "quick"}, peers={"envoy": "1.40.0"}, absent={"smg": "no"})
+    conditions = report.RunConditions(3, {"plan": "quick"}, {"envoy": "1.40.0"}, {"smg": "no"})
+    report.write(file, found, runs, conditions)
     content = json.loads(file.read_text())
     assert {"machine", "versions", "seed", "rows"} <= content.keys()
     assert content["versions"]["envoy"] == "1.40.0"
