@@ -80,15 +80,15 @@ class Manager:
         """The features of the cluster."""
         return self._watcher.capabilities
 
-    def staleness(self) -> str:
+    def stale_reason(self) -> str:
         """Returns why the object cache may be out of date; empty if it is fresh."""
-        return health.staleness(self._health())
+        return health.stale_reason(self._health())
 
-    def on_event(self, model: Manifest, event: EventDraft) -> None:
+    def record_event(self, model: Manifest, event: EventDraft) -> None:
         """Records an event about a model."""
         self._recorder.record(model, event.type, event.reason, event.action, event.note)
 
-    def on_self_write(self, key: str) -> None:
+    def ignore_self_event(self, key: str) -> None:
         """Ignores the watch event of our own write."""
         self._queue.ignore_self_event(key)
 

@@ -13,7 +13,7 @@ from fairlead.kube.resources import Manifest, is_deleting, uid_of
 from fairlead.runtime.clock import Clock
 from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep, PruneGuard, make_plan
 from fairlead_operator.controller.desired_state import ChosenSpec, DesiredState, Render, choose_spec, desired_state
-from fairlead_operator.controller.status_writer import ReconcileListener, StatusWriter, WrittenState
+from fairlead_operator.controller.status_writer import PassListener, PassResult, StatusWriter
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
 from fairlead_operator.kube.writer import ModelMoved, ObjectWriter
 from fairlead_operator.object_metadata import WORKLOAD_KINDS, ChildKey
@@ -25,7 +25,7 @@ from fairlead_operator.status.diagnosis import Failure
 _MAX_REPLANS = 4
 
 
-class ClusterView(Protocol):
+class ClusterInfo(Protocol):
     """The operator's knowledge of the cluster as a whole."""
 
     @property
@@ -33,7 +33,7 @@ class ClusterView(Protocol):
         """The features of the cluster."""
         ...
 
-    def staleness(self) -> str:
+    def stale_reason(self) -> str:
         """Returns why the object cache may be out of date; empty if it is fresh."""
         ...
 
@@ -49,14 +49,14 @@ class Reconciler:
         api: KubeClient,
         cache: ObjectCache,
         clock: Clock,
-        cluster: ClusterView,
-        listener: ReconcileListener,
+        cluster: ClusterInfo,
+        listener: PassListener,
         installation: InstallationDefaults,
         *,
         capacity_grace_seconds: float = 0.0,
         render: Render = render_model,
     ) -> None:
-        self._writer = ObjectWriter(api, cache, listener.on_self_write)
+        self._writer = ObjectWriter(api, cache, listener.ignore_self_event)
         self.counts = self._writer.counts
         self._cache = cache
         self._cluster = cluster
@@ -71,7 +71,7 @@ class Reconciler:
         None waits for an event. Raises KubeError if the API server is away or a write lost a race.
         """
         self.counts.reconciles += 1
-        snapshot = self._cache.snapshot(key, self._cluster.staleness())
+        snapshot = self._cache.snapshot(key, self._cluster.stale_reason())
         if snapshot is None or is_deleting(snapshot.model):
             return None  # its children are owned: they are deleted with it, and drain
         chosen = choose_spec(snapshot)
@@ -81,13 +81,13 @@ class Reconciler:
             return 0.0
         seconds = await self._status_writer.write(key, chosen, written)
         for event in events.events_of_writes(written.applied, written.pruned):
-            self._listener.on_event(snapshot.model, event)
+            self._listener.record_event(snapshot.model, event)
         return seconds
 
-    async def _write_children(self, key: str, snapshot: ModelSnapshot, chosen: ChosenSpec) -> WrittenState:
+    async def _write_children(self, key: str, snapshot: ModelSnapshot, chosen: ChosenSpec) -> PassResult:
         """Plans and writes, again if an unknown object was found. Raises ModelMoved."""
         if chosen.model is None:
-            return WrittenState(snapshot, failure=chosen.failure)
+            return PassResult(snapshot, failure=chosen.failure)
         applied: list[ApplyStep] = []
         pruned: list[Manifest] = []
         foreign_names: set[ChildKey] = set()
@@ -110,7 +110,7 @@ class Reconciler:
             if not foreign_names:
                 raise ModelMoved
             plan, rejection = ApplyPlan(), _foreign_names_failure(foreign_names)
-        return WrittenState(
+        return PassResult(
             snapshot,
             desired,
             plan,

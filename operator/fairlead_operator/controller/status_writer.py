@@ -45,20 +45,20 @@ RETRY_REJECTED_WRITE_SECONDS = 30.0
 """No event reports that a quota was raised or a name became free."""
 
 
-class ReconcileListener(Protocol):
-    """The receiver of what a pass reports."""
+class PassListener(Protocol):
+    """The receiver of events about a model and of early events of our own writes."""
 
-    def on_event(self, model: Manifest, event: EventDraft) -> None:
-        """Handles an event about a model."""
+    def record_event(self, model: Manifest, event: EventDraft) -> None:
+        """Records an event about a model."""
         ...
 
-    def on_self_write(self, key: str) -> None:
-        """Handles that a watch delivered our own write before the API server's response."""
+    def ignore_self_event(self, key: str) -> None:
+        """Ignores the event of our own write, which came before the API server's response."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenState:
+class PassResult:
     """The writes of one pass, and the state that they are based on.
 
     failure: stalls the model.
@@ -87,7 +87,7 @@ class StatusWriter:
         api: KubeClient,
         cache: ObjectCache,
         clock: Clock,
-        listener: ReconcileListener,
+        listener: PassListener,
         counts: WriteCounts,
         capacity_grace_seconds: float,
     ) -> None:
@@ -98,7 +98,7 @@ class StatusWriter:
         self._counts = counts
         self._capacity_grace_seconds = capacity_grace_seconds
 
-    async def write(self, key: str, chosen: ChosenSpec, written: WrittenState) -> float | None:
+    async def write(self, key: str, chosen: ChosenSpec, written: PassResult) -> float | None:
         """Writes the status if it has changed, and returns the seconds until the next pass."""
         snapshot = self._cache.snapshot(key, written.snapshot.stale) or written.snapshot
         observed = written.snapshot.model  # the status is about this one, even if a newer one is known
@@ -116,17 +116,17 @@ class StatusWriter:
             except NotFound:
                 return None  # it was deleted meanwhile
             if self._cache.record_write(updated):
-                self._listener.on_self_write(key)
+                self._listener.ignore_self_event(key)
             has_news |= _request_state(updated) != _request_state(observed)
             self._counts.statuses += 1
             for event in events.events_of_status(snapshot.model.get("status") or {}, status):
-                self._listener.on_event(snapshot.model, event)
+                self._listener.record_event(snapshot.model, event)
         if has_news:
             return 0.0
         return _requeue_after(written, pending, has_external=any(pool.is_external for pool in inputs.pools))
 
     async def _status_inputs(
-        self, snapshot: ModelSnapshot, chosen: ChosenSpec, written: WrittenState, pending: PendingCapacity | None
+        self, snapshot: ModelSnapshot, chosen: ChosenSpec, written: PassResult, pending: PendingCapacity | None
     ) -> model_status.StatusInputs:
         choice, model, desired = chosen.choice, chosen.model, written.desired
         owners = ("", uid_of(snapshot.model))  # not the children of an earlier model of this name
@@ -176,7 +176,7 @@ def _request_state(model: Manifest) -> tuple[int, Mapping[str, str], bool]:
     return generation_of(model), annotations_of(model), is_deleting(model)
 
 
-def _requeue_after(written: WrittenState, pending: PendingCapacity | None, *, has_external: bool) -> float | None:
+def _requeue_after(written: PassResult, pending: PendingCapacity | None, *, has_external: bool) -> float | None:
     """Returns the seconds until the next pass if no event comes; None to wait for an event."""
     if written.plan.retained and written.snapshot.stale:
         return REQUEUE_WHEN_STALE_SECONDS

@@ -77,15 +77,15 @@ class ObjectWriter:
     """Executes plans.
 
     dropped_fields: fields, by uid, that the API server does not keep.
-    on_self_write: called with a model's key if a watch delivered our write before the response.
+    ignore_self_event: called with a model's key if a watch delivered our write before the response.
     """
 
-    def __init__(self, api: KubeClient, cache: ObjectCache, on_self_write: Callable[[str], None]) -> None:
+    def __init__(self, api: KubeClient, cache: ObjectCache, ignore_self_event: Callable[[str], None]) -> None:
         self.counts = WriteCounts()
         self.dropped_fields: set[tuple[str, FieldPath]] = set()
         self._api = api
         self._cache = cache
-        self._on_self_write = on_self_write
+        self._ignore_self_event = ignore_self_event
 
     async def execute(self, key: str, snapshot: ModelSnapshot, plan: ApplyPlan, *, prune: bool) -> ApplyResult:
         """Executes `plan` for the model `key`. Raises ModelMoved, NameBlocked, and temporary
@@ -155,7 +155,7 @@ class ObjectWriter:
 
     def _on_applied(self, key: str, step: ApplyStep, applied: Manifest, result: ApplyResult) -> None:
         if self._cache.record_write(applied):
-            self._on_self_write(key)
+            self._ignore_self_event(key)
         self.counts.applied += 1
         result.applied.append(step)
 

@@ -130,15 +130,15 @@ class OperatorHarness:
         """The features of the cluster."""
         return ClusterCapabilities(self.served_kinds)
 
-    def staleness(self) -> str:
+    def stale_reason(self) -> str:
         """Returns why the cache counts as out of date."""
         return self.stale
 
-    def on_event(self, model: Manifest, event: EventDraft) -> None:
+    def record_event(self, model: Manifest, event: EventDraft) -> None:
         """Keeps an event."""
         self.events.append(event)
 
-    def on_self_write(self, key: str) -> None:
+    def ignore_self_event(self, key: str) -> None:
         """Ignores the call."""
 
     def _on_change(self, change: WatchEvent) -> None:

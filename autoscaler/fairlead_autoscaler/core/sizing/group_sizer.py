@@ -32,7 +32,7 @@ from fairlead_autoscaler.core.sizing.load_conditions import (
 from fairlead_autoscaler.core.sizing.mix_requests import MixQuestion
 from fairlead_autoscaler.core.sizing.pool_allocation import PoolShare, demand_of_pool
 from fairlead_autoscaler.core.sizing.pool_capacity import latency_targets
-from fairlead_autoscaler.core.sizing.pool_planner import PoolPlanner, PoolRequest, SignalDoubt
+from fairlead_autoscaler.core.sizing.pool_planner import PoolDemand, PoolPlanner, SignalDoubt
 from fairlead_autoscaler.core.sizing.replicas_needed import Demand
 from fairlead_autoscaler.core.sizing.schedule_bounds import replica_bounds
 from fairlead_autoscaler.core.state import CoreState, GroupMemory
@@ -106,7 +106,7 @@ class _GroupSizer:
             planner = PoolPlanner(pools[name], tick.pools[name], doubt, bounds, tick.now, tick.settings)
             needed = demand_of_pool(stable.serving, shares, allocation.targets, name)
             pools[name], plan = planner.plan(
-                PoolRequest(
+                PoolDemand(
                     target=allocation.targets[name],
                     needed=needed,
                     is_urgent=has_waiting_requests(tick, inputs, demand),

@@ -60,7 +60,7 @@ _MIN_NEED_SHOWN = 0.005
 
 
 @dataclass(frozen=True, slots=True)
-class PoolRequest:
+class PoolDemand:
     """The replicas that the load requests of a pool.
 
     target: whole replicas; needed: the exact demand.
@@ -127,13 +127,13 @@ class PoolPlanner:
     now: float
     settings: ScalingSettings
 
-    def plan(self, request: PoolRequest) -> tuple[PoolMemory, PoolPlan]:
+    def plan(self, demand: PoolDemand) -> tuple[PoolMemory, PoolPlan]:
         """Returns the next memory, and the number of replicas with its reason."""
         observed, plain, hedged = self.observed, self._plain, self._hedged
         if self.settings.freeze:
-            return self.memory, self._pool_plan(observed.desired, Rule.FROZEN, "scaling is frozen", request, 0)
-        target, rule, reason = self._bounded_target(request)
-        extra = self._hedged_starts(target, request)
+            return self.memory, self._pool_plan(observed.desired, Rule.FROZEN, "scaling is frozen", demand, 0)
+        target, rule, reason = self._bounded_target(demand)
+        extra = self._hedged_starts(target, demand)
         if extra > hedged and rule is Rule.METRICS_MISSING_UP:
             reason = f"{reason}; {extra} more than {target} are started, so that the first are ready sooner"
         elif extra > hedged:
@@ -144,7 +144,7 @@ class PoolPlanner:
             reason = f"{observed.ready} are ready: {hedged - extra} extra starts are not needed"
         lowered_at = self.now if target < plain else self.memory.lowered_at
         memory = replace(self.memory, hedged=extra, lowered_at=lowered_at)
-        return memory, self._pool_plan(target + extra, rule, reason, request, extra)
+        return memory, self._pool_plan(target + extra, rule, reason, demand, extra)
 
     @property
     def _hedged(self) -> int:
@@ -156,33 +156,33 @@ class PoolPlanner:
         """Desired replicas without hedged starts."""
         return self.observed.desired - self._hedged
 
-    def _bounded_target(self, request: PoolRequest) -> tuple[int, Rule, str]:
+    def _bounded_target(self, demand: PoolDemand) -> tuple[int, Rule, str]:
         """Returns the number within the bounds, without hedged starts."""
         least, most = self.bounds
-        target, rule, reason = self._choose_target(request)
+        target, rule, reason = self._choose_target(demand)
         if target < least:
             target, rule, reason = least, Rule.MINIMUM, f"the minimum is {least}"
         if target > most:
             return most, Rule.MAXIMUM, f"{target} are needed, the maximum is {most}"
-        if target == most and rule in _LOAD_CARRIED_RULES and request.needed > most + _ROUNDING:
+        if target == most and rule in _LOAD_CARRIED_RULES and demand.needed > most + _ROUNDING:
             # Demand was allocated within the bounds already.
-            return target, Rule.MAXIMUM, f"{request.needed_text} are needed, the maximum is {most}"
-        if rule is Rule.ENOUGH and request.needed <= target - 1 + 2.0 * _ROUNDING:
-            return (target, *self._surplus_reason(target, request))
+            return target, Rule.MAXIMUM, f"{demand.needed_text} are needed, the maximum is {most}"
+        if rule is Rule.ENOUGH and demand.needed <= target - 1 + 2.0 * _ROUNDING:
+            return (target, *self._surplus_reason(target, demand))
         return target, rule, reason
 
-    def _surplus_reason(self, target: int, request: PoolRequest) -> tuple[Rule, str]:
+    def _surplus_reason(self, target: int, demand: PoolDemand) -> tuple[Rule, str]:
         """Returns why a pool is not lowered to its demand."""
         least = self.bounds[0]
         if target <= least:
-            return Rule.MINIMUM, f"{request.needed_text} are needed, the minimum is {least}"
+            return Rule.MINIMUM, f"{demand.needed_text} are needed, the minimum is {least}"
         if target == 1:
             return Rule.ENOUGH, "almost none are needed; the last one stays until idling costs more than a cold start"
-        return Rule.ENOUGH, request.need_reason
+        return Rule.ENOUGH, demand.need_reason
 
-    def _choose_target(self, request: PoolRequest) -> tuple[int, Rule, str]:
+    def _choose_target(self, demand: PoolDemand) -> tuple[int, Rule, str]:
         """Returns the number without bounds and hedged starts."""
-        doubt, plain, target = self.doubt, self._plain, request.target
+        doubt, plain, target = self.doubt, self._plain, demand.target
         if doubt.missing_seconds is not None:
             cause = doubt.inconsistency or "arrivals are unknown"
             rule = Rule.METRICS_INCONSISTENT if doubt.inconsistency else Rule.METRICS_MISSING
@@ -193,45 +193,45 @@ class PoolPlanner:
         if target > plain:
             if plain == 0:
                 return target, Rule.WAKE, "a request came and there is no replica"
-            return target, Rule.UP, request.need_reason
+            return target, Rule.UP, demand.need_reason
         if target == plain:
-            return plain, Rule.ENOUGH, request.need_reason
+            return plain, Rule.ENOUGH, demand.need_reason
         if doubt.inconsistency is not None:
             return plain, Rule.METRICS_INCONSISTENT, f"{doubt.inconsistency}: no change"
         if doubt.warming_up:
             return plain, Rule.WATCHING, "no scale-down this soon after a start or after missing metrics"
-        if request.to_zero and target == 0:
+        if demand.to_zero and target == 0:
             return 0, Rule.ZERO, "idle for so long that it costs more than a cold start"
-        return self._scale_down(request)
+        return self._scale_down(demand)
 
-    def _scale_down(self, request: PoolRequest) -> tuple[int, Rule, str]:
+    def _scale_down(self, demand: PoolDemand) -> tuple[int, Rule, str]:
         """Returns how far the pool may be lowered."""
         settings, plain = self.settings.scale_down, self._plain
-        floor = max(request.target, 1 if request.needed > 0.0 else 0)
-        while floor < plain and request.needed > floor * request.capacity_after * settings.what_if_share and floor > 1:
+        floor = max(demand.target, 1 if demand.needed > 0.0 else 0)
+        while floor < plain and demand.needed > floor * demand.capacity_after * settings.what_if_share and floor > 1:
             floor += 1
         if floor >= plain:
-            reason = f"without the caches that go, {plain - 1} would only just carry {request.needed_text}"
+            reason = f"without the caches that go, {plain - 1} would only just carry {demand.needed_text}"
             return plain, Rule.WHAT_IF, reason
-        pause = min(settings.down_every_seconds, max(settings.down_least_seconds, request.startup_seconds[1]))
+        pause = min(settings.down_every_seconds, max(settings.down_least_seconds, demand.startup_seconds[1]))
         lowered_at = self.memory.lowered_at
         if lowered_at is not None and self.now - lowered_at < pause:
             return plain, Rule.STEP, f"lowered {self.now - lowered_at:.0f} s ago"
         most = max(1, math.floor(plain * settings.down_share))
-        reason = f"at most {request.needed_text} were needed within the window"
+        reason = f"at most {demand.needed_text} were needed within the window"
         if floor < plain - most:
             return plain - most, Rule.DOWN, f"{reason}, at most {most} less in one step"
         return floor, Rule.DOWN, reason
 
-    def _hedged_starts(self, target: int, request: PoolRequest) -> int:
+    def _hedged_starts(self, target: int, demand: PoolDemand) -> int:
         """Returns how many replicas to start beyond `target`."""
         observed, doubt, settings = self.observed, self.doubt, self.settings.hedging
         # Sleeping replicas are ready sooner than starts.
         missing = target - observed.ready - observed.asleep - observed.waking
         room = max(0, self.bounds[1] - target)
         kept = min(self._hedged, room)
-        usual, slow = request.startup_seconds
-        times = settings.hedge_overloaded if request.is_overloaded else settings.hedge
+        usual, slow = demand.startup_seconds
+        times = settings.hedge_overloaded if demand.is_overloaded else settings.hedge
         extra = math.ceil((times - 1.0) * min(1.0, slow / usual - 1.0) * missing)
         more = min(room, max(self._hedged, extra))
         if doubt.missing_seconds is not None:
@@ -242,20 +242,20 @@ class PoolPlanner:
         if missing <= 0:
             return kept if doubt.warming_up else 0
         is_large_part = (
-            request.is_separate_role
+            demand.is_separate_role
             and slow > settings.hedge_lone_slow * usual
             and missing >= settings.hedge_lone_share * target
         )
         is_alone = is_large_part or observed.ready == 0
         few = 1.0 if is_alone else max(2.0, settings.hedge_missing_share * target)
-        return more if request.is_urgent and missing >= few else kept
+        return more if demand.is_urgent and missing >= few else kept
 
-    def _pool_plan(self, replicas: int, rule: Rule, reason: str, request: PoolRequest, hedged: int) -> PoolPlan:
+    def _pool_plan(self, replicas: int, rule: Rule, reason: str, demand: PoolDemand, hedged: int) -> PoolPlan:
         observed = self.observed
         inputs = {
-            **request.inputs,
-            "needed_here_replicas": DecisionInput(request.needed),
-            "target_replicas": DecisionInput(float(request.target)),
+            **demand.inputs,
+            "needed_here_replicas": DecisionInput(demand.needed),
+            "target_replicas": DecisionInput(float(demand.target)),
             "desired_replicas": DecisionInput(float(observed.desired)),
             "ready_replicas": DecisionInput(float(observed.ready)),
             "pending_replicas": DecisionInput(float(observed.pending)),

@@ -3,7 +3,7 @@
 import pytest
 
 from fairlead_autoscaler.core.settings import ScalingSettings
-from fairlead_autoscaler.core.sizing.pool_planner import PoolPlanner, PoolRequest, SignalDoubt
+from fairlead_autoscaler.core.sizing.pool_planner import PoolDemand, PoolPlanner, SignalDoubt
 from fairlead_autoscaler.core.state import PoolMemory
 from fairlead_autoscaler.core.types import PoolObservation, PoolPlan
 
@@ -20,7 +20,7 @@ def _plan(
     blind_seconds: float | None = None,
 ) -> PoolPlan:
     """Returns the plan of a pool of ten that needs so many more."""
-    wanted = PoolRequest(10 + missing, 10.0 + missing, urgent, False, overloaded, False, starts, 1.0, {}, "batch")
+    wanted = PoolDemand(10 + missing, 10.0 + missing, urgent, False, overloaded, False, starts, 1.0, {}, "batch")
     doubt = SignalDoubt(blind_seconds, None, False)
     observed = PoolObservation(10, 10, replicas=())
     return PoolPlanner(PoolMemory(), observed, doubt, (1, most), 0.0, ScalingSettings()).plan(wanted)[1]

@@ -2,11 +2,11 @@
 
 import pytest
 
-from fairlead_autoscaler.core.sizing.pool_planner import PoolRequest
+from fairlead_autoscaler.core.sizing.pool_planner import PoolDemand
 
 
-def _wanted(needed: float) -> PoolRequest:
-    return PoolRequest(3, needed, False, False, False, False, (120.0, 250.0), 1.0, {}, "KV memory")
+def _wanted(needed: float) -> PoolDemand:
+    return PoolDemand(3, needed, False, False, False, False, (120.0, 250.0), 1.0, {}, "KV memory")
 
 
 @pytest.mark.parametrize(
