@@ -78,7 +78,7 @@ REMOTE_RULES: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class PrefillOption:
+class PrefillEstimate:
     """An instance as the place to compute a prompt.
 
     - profile: None if unknown.
@@ -105,7 +105,7 @@ class PrefillOption:
         return max(1.0, self.prompt_tokens - self.matched_tokens)
 
 
-def prefill_option(
+def estimate_prefill(
     endpoint: Endpoint,
     load: EndpointLoad,
     prompt: float,
@@ -113,7 +113,7 @@ def prefill_option(
     has_profile: bool,
     inter_token: InterTokenTimes | None,
     now: float,
-) -> PrefillOption:
+) -> PrefillEstimate:
     """Returns a ready instance as an option for a prompt.
 
     - load: includes other processes.
@@ -125,7 +125,7 @@ def prefill_option(
     share = 0.0
     if inter_token is not None:
         share = inter_token.prefill_share(endpoint.id, now) * max(1.0, load.inflight / max(1, endpoint.load.inflight))
-    return PrefillOption(
+    return PrefillEstimate(
         endpoint.id,
         endpoint.profile if has_profile else None,
         load.backlog_seconds,
@@ -159,7 +159,7 @@ class StepEstimate:
     run_seconds: float
 
 
-def estimate_steps(option: PrefillOption, profile: EngineProfile) -> StepEstimate:
+def estimate_steps(option: PrefillEstimate, profile: EngineProfile) -> StepEstimate:
     """Returns the steps of a decode instance with the prompt."""
     running = option.inflight
     resident = int(option.inflight_tokens)
@@ -192,8 +192,8 @@ def estimate_steps(option: PrefillOption, profile: EngineProfile) -> StepEstimat
 
 
 def place_prefill(
-    decode: PrefillOption,
-    prefill: PrefillOption | None,
+    decode: PrefillEstimate,
+    prefill: PrefillEstimate | None,
     *,
     itl_seconds: float | None,
     ttft_seconds: float | None,
@@ -258,7 +258,7 @@ def place_prefill(
 
 
 def _obstacle(
-    decode: PrefillOption,
+    decode: PrefillEstimate,
     steps: StepEstimate,
     max_step_seconds: float,
     gap: float | None,
@@ -286,7 +286,7 @@ def _obstacle(
 
 
 def _place_by_length(
-    decode: PrefillOption, prefill: PrefillOption | None, min_remote_tokens: float, missing: str
+    decode: PrefillEstimate, prefill: PrefillEstimate | None, min_remote_tokens: float, missing: str
 ) -> Decision:
     """Decides by the limit alone."""
     tokens = decode.uncached_tokens
@@ -301,8 +301,8 @@ def _place_by_length(
 
 def _decision(
     rule: str,
-    chosen: PrefillOption | None,
-    other: PrefillOption | None,
+    chosen: PrefillEstimate | None,
+    other: PrefillEstimate | None,
     reason: str,
     inputs: dict[str, DecisionInput],
     ttft_seconds: float | None,

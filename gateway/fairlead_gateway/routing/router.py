@@ -17,7 +17,7 @@ from fairlead_gateway.routing.hash_ring import HomeRings
 from fairlead_gateway.routing.kv_pull import offer_pulls
 from fairlead_gateway.routing.policies import dual_hash
 from fairlead_gateway.routing.policies.policy_input import PolicyInput
-from fairlead_gateway.routing.prefill_placement import PrefillOption, prefill_option
+from fairlead_gateway.routing.prefill_placement import PrefillEstimate, estimate_prefill
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.routing.router_state import RouterState
@@ -138,7 +138,7 @@ class ModelRouter(RouterState):
                 self.on_dispatch(request, target, now)
         return moves
 
-    def prefill_option(self, request: RouteRequest, instance_id: str, now: float) -> PrefillOption | None:
+    def estimate_prefill(self, request: RouteRequest, instance_id: str, now: float) -> PrefillEstimate | None:
         """Returns a ready instance as the place to compute the prompt; None if it is not ready."""
         endpoint = self._endpoints.get(instance_id)
         if endpoint is None:
@@ -150,7 +150,7 @@ class ModelRouter(RouterState):
         )
         self._cache.drop_match()
         load, has_profile = self._inflight.total_load(endpoint.load), instance_id in self._profiled_ids
-        return prefill_option(endpoint, load, prompt, cached, has_profile, self._inter_token, now)
+        return estimate_prefill(endpoint, load, prompt, cached, has_profile, self._inter_token, now)
 
     def _decide_dual_hash(
         self,

@@ -156,7 +156,7 @@ class Supervisor:
         self.kv_index.update_fleet(self._fleet)
         self.profiling.update_fleet(self._fleet)
         self._sent_warnings = self._current_warnings()
-        await self.workers.start(self._fleet)
+        await self.workers.start_serving(self._fleet)
         return snapshots
 
     async def _serve(self, snapshots: AsyncIterator[Fleet], stopped: "asyncio.Task[bool]") -> None:
@@ -265,7 +265,7 @@ class Supervisor:
         """Reads the workers' counters often, so that a crash loses only the last seconds."""
         while True:
             await asyncio.sleep(_COUNTERS_SECONDS)
-            await self.workers.counters(windows=False)
+            await self.workers.collect_counters(windows=False)
 
     def _current_warnings(self) -> list[str]:
         warnings = self._config.fleet_source.warnings()
@@ -370,7 +370,7 @@ class Supervisor:
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
         """Returns the counters of all workers, added up."""
-        parts = await self.workers.counters(windows=windows)
+        parts = await self.workers.collect_counters(windows=windows)
         now = self._clock.now()
         telemetry = MetricsRecorder(self._clock, self._limits)
         telemetry.started_at = self.started_at
@@ -378,15 +378,15 @@ class Supervisor:
         for key, part in parts.items():
             telemetry.models[key] = restore_counters(part, now)
             await asyncio.sleep(0)
-        telemetry.process_counters.update(self.workers.process_counters())
+        telemetry.gateway_counters.update(self.workers.gateway_counters())
         if self.background.peers is not None:
             telemetry.peer_values = self.background.peers.counters()
         telemetry.index_status = self.kv_index.status()
-        telemetry.process_counters["workers"] = self.workers.serving_count
-        telemetry.process_counters["worker_deaths_total"] = self.workers.crash_count
+        telemetry.gateway_counters["workers"] = self.workers.serving_count
+        telemetry.gateway_counters["worker_deaths_total"] = self.workers.crash_count
         age = self._config.fleet_source.age_seconds()
         if age is not None:
-            telemetry.process_counters["fleet_age_seconds"] = int(age)
+            telemetry.gateway_counters["fleet_age_seconds"] = int(age)
         return telemetry
 
     async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
@@ -425,5 +425,5 @@ class Supervisor:
         answers = await self.workers.query(say.GetState, say.WorkerState)
         for worker, pieces in answers:
             if not worker.sent_final_counters:
-                worker.process_counters = pieces[0].process_counters
+                worker.gateway_counters = pieces[0].gateway_counters
         return sorted(((worker.number, pieces[0]) for worker, pieces in answers), key=lambda row: row[0])

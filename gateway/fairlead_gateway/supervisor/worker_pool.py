@@ -47,7 +47,7 @@ _STABLE_SECONDS = 10.0  # a crash after this time begins a new streak
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerCrash:
+class CrashRecord:
     """An end of a worker that was not requested."""
 
     at: float
@@ -85,10 +85,10 @@ class WorkerPool:
         self.crash_count = 0
         self.is_stopping = False
         self._started = False
-        self._recent_crashes: deque[WorkerCrash] = deque(maxlen=64)
+        self._recent_crashes: deque[CrashRecord] = deque(maxlen=64)
         self._crash_streaks: dict[int, int] = {}
         self._exited_counters: dict[str, ModelSnapshot] = {}
-        self._exited_process_counters: dict[str, int] = {}
+        self._exited_gateway_counters: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._free_rows = list(range(preforked.count * ROWS_PER_WORKER - 1, -1, -1))
@@ -118,7 +118,7 @@ class WorkerPool:
 
     # Start and end -------------------------------------------------------------------------------------------------------
 
-    async def start(self, fleet: Fleet) -> None:
+    async def start_serving(self, fleet: Fleet) -> None:
         """Configures the preforked workers and waits until all serve.
 
         Raises Unavailable when a worker ends before it is ready.
@@ -223,7 +223,7 @@ class WorkerPool:
             return
         now = self._clock.now()
         self.crash_count += 1
-        self._recent_crashes.append(WorkerCrash(now, worker.number, worker.exit_cause()))
+        self._recent_crashes.append(CrashRecord(now, worker.number, worker.exit_cause()))
         _log.error("worker %d crashed: %s", worker.number, worker.exit_cause())
         streak = self._crash_streaks.get(worker.number, 0) if now - worker.started_at < _STABLE_SECONDS else 0
         self._crash_streaks[worker.number] = streak + 1
@@ -239,7 +239,7 @@ class WorkerPool:
             shared_memory.clear_row(self._load_cells, self._limits.shared_slots, worker.row)
         self._free_rows.append(worker.row)
         self._exited_counters = sum_snapshots([self._exited_counters, _without_windows(worker.model_counters)])
-        self._exited_process_counters = merge_counts([self._exited_process_counters, worker.process_counters])
+        self._exited_gateway_counters = merge_counts([self._exited_gateway_counters, worker.gateway_counters])
         self._broadcast_active_rows()
 
     def _start_replacement(self, number: int, pause_seconds: float) -> None:
@@ -390,7 +390,7 @@ class WorkerPool:
         self._advance_applied_fleet()
         return [(worker, reply) for worker, reply in zip(workers, replies, strict=True) if reply is not None]
 
-    async def counters(self, *, windows: bool) -> dict[str, ModelSnapshot]:
+    async def collect_counters(self, *, windows: bool) -> dict[str, ModelSnapshot]:
         """Returns the counters of all workers, added up.
 
         Workers that have ended or do not answer count with their last known values.
@@ -420,9 +420,9 @@ class WorkerPool:
             await asyncio.sleep(0)
         return totals
 
-    def process_counters(self) -> dict[str, int]:
+    def gateway_counters(self) -> dict[str, int]:
         """Returns the counters that belong to no model, as last known, added up."""
-        return merge_counts([self._exited_process_counters, *(worker.process_counters for worker in self.workers)])
+        return merge_counts([self._exited_gateway_counters, *(worker.gateway_counters for worker in self.workers)])
 
     def loads(self) -> dict[str, say.EncodedLoad]:
         """Returns the load by instance, from the workers' last reports."""

@@ -25,7 +25,7 @@ from fairlead_gateway.routing.prefill_placement import (
     MAX_GAP_AGE_SECONDS,
     MIN_ANSWER_TOKENS,
     REMOTE_RULES,
-    PrefillOption,
+    PrefillEstimate,
     estimate_steps,
     place_prefill,
 )
@@ -42,18 +42,18 @@ L = EngineProfile(
 ITL, TTFT, WAY = 0.1, 2.0, 0.02
 
 
-def side(name: str = "decode", tokens: float = 1_000.0, hit: float = 0.0) -> PrefillOption:
-    return PrefillOption(name, L, 0.0, L.prefill_time(tokens, hit), tokens, hit, 0, 0.0)
+def side(name: str = "decode", tokens: float = 1_000.0, hit: float = 0.0) -> PrefillEstimate:
+    return PrefillEstimate(name, L, 0.0, L.prefill_time(tokens, hit), tokens, hit, 0, 0.0)
 
 
 def decided(
-    here: PrefillOption, there: PrefillOption | None = None, itl: float | None = ITL, way: float = WAY
+    here: PrefillEstimate, there: PrefillEstimate | None = None, itl: float | None = ITL, way: float = WAY
 ) -> Decision:
     best = side("prefill", here.prompt_tokens) if there is None else there
     return place_prefill(here, best, itl_seconds=itl, ttft_seconds=TTFT, transfer_seconds=way, min_remote_tokens=1_024)
 
 
-def busy(one: PrefillOption, sequences: int, context: int = 1_000) -> PrefillOption:
+def busy(one: PrefillEstimate, sequences: int, context: int = 1_000) -> PrefillEstimate:
     return replace(one, inflight=sequences, inflight_tokens=float(sequences * context))
 
 
@@ -75,7 +75,7 @@ def test_an_idle_decode_engine_computes_a_prompt_itself_and_says_so() -> None:
         (replace(side(), backlog_seconds=0.2), "sooner-there"),
     ],
 )
-def test_each_reason_to_send_a_prompt_away_has_its_word(here: PrefillOption, rule: str) -> None:
+def test_each_reason_to_send_a_prompt_away_has_its_word(here: PrefillEstimate, rule: str) -> None:
     found = decided(here)
     assert (found.chosen, found.rule) == ("prefill", rule)
 
@@ -111,14 +111,14 @@ def test_without_a_prefill_engine_the_limit_says_whether_one_is_missed() -> None
 
 
 @st.composite
-def sides(draw: st.DrawFn, name: str, tokens: float) -> PrefillOption:
+def sides(draw: st.DrawFn, name: str, tokens: float) -> PrefillEstimate:
     hit = tokens * draw(st.floats(0.0, 1.0))
     profile = draw(
         st.sampled_from([L, builtin_profile("h100-llama8b"), builtin_profile("l4-qwen8b"), builtin_profile("tiny-cpu")])
     )
     inflight = draw(st.integers(0, 300))
     gap = draw(st.none() | st.floats(0.0, 0.3))
-    return PrefillOption(
+    return PrefillEstimate(
         name,
         draw(st.sampled_from([profile, profile, profile, None])),
         draw(st.floats(0.0, 5.0)) if inflight else 0.0,
@@ -209,15 +209,15 @@ def request(name: str, tokens: int = 1_000) -> RouteRequest:
     return RouteRequest(name, prefix_chain(b"a" * tokens * 4, secret=b"secret", seed=b"m"), tokens)
 
 
-def observed(made: ModelRouter, asked: RouteRequest, now: float = 0.0) -> PrefillOption:
-    found = made.prefill_option(asked, "d0", now)
+def observed(made: ModelRouter, asked: RouteRequest, now: float = 0.0) -> PrefillEstimate:
+    found = made.estimate_prefill(asked, "d0", now)
     assert found is not None
     return found
 
 
 def test_what_is_cached_there_and_what_is_in_flight_counts() -> None:
     made, asked = router(), request("a")
-    assert made.prefill_option(asked, "d1", 0.0) is None
+    assert made.estimate_prefill(asked, "d1", 0.0) is None
     assert observed(made, asked).uncached_tokens == pytest.approx(1_000)
     made.on_dispatch(request("before"), "d0", 0.0)
     found = observed(made, asked)

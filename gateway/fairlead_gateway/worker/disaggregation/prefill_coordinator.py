@@ -149,7 +149,7 @@ class PrefillCoordinator:
         """
         key, remote = request.model_key, None
         decode_router, prefill_router = self._decode_routers.router(key), self._prefill_routers.router(key)
-        local = None if decode_router is None else decode_router.prefill_option(route, decode_id, now)
+        local = None if decode_router is None else decode_router.estimate_prefill(route, decode_id, now)
         assert local is not None
         try:
             excluded = self._unusable_prefill_instances(key)
@@ -157,7 +157,7 @@ class PrefillCoordinator:
         except NoReadyInstance:
             best = None
         if prefill_router is not None and best is not None:
-            remote = prefill_router.prefill_option(route, best, now)
+            remote = prefill_router.estimate_prefill(route, best, now)
         objectives = request.model.objectives
         return place_prefill(
             local,

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from fairlead.limits import Limits
 from fairlead_autoscaler.core.types import ModelSpec
 from fairlead_gateway.routing.load.inter_token_times import InterTokenTimes
-from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, PrefillOption, place_prefill
+from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, PrefillEstimate, place_prefill
 from fairlead_sim.autoscaling.pool import Pool, Replica
 
 _MIN_HANDOFF_TOKENS = Limits().handoff_min_tokens
@@ -59,9 +59,9 @@ class PrefillPlacement:
         return stays
 
 
-def _engine_side(pool: Pool, replica: Replica, prompt_tokens: int, prefill_share: float) -> PrefillOption:
+def _engine_side(pool: Pool, replica: Replica, prompt_tokens: int, prefill_share: float) -> PrefillEstimate:
     engine, profile = replica.engine, pool.setup.facts.profile
-    return PrefillOption(
+    return PrefillEstimate(
         replica.name,
         profile,
         engine.backlog_seconds,
