@@ -96,8 +96,9 @@ def _decode_handoff(encoded: EncodedHandoff) -> HandoffRecord:
 
 
 def _decode_outcome(values: dict[str, Any]) -> RequestOutcome:
+    # Compiled, the attribute refuses a list, which is what a tuple becomes on its way.
+    values["failures"] = tuple((instance, cause) for instance, cause in values["failures"])
     outcome = RequestOutcome(*[values[name] for name in _OUTCOME_FIELDS[:7]])
     for name in _OUTCOME_FIELDS[7:]:
         setattr(outcome, name, values[name])
-    outcome.failures = tuple((instance, cause) for instance, cause in values["failures"])
     return outcome
