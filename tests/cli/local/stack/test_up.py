@@ -1,4 +1,4 @@
-"""`fairlead up` with the real engines, Redis and gateway: serving, and ending without a trace."""
+"""`fairlead up` with real engines, Redis and gateway, and a stop that leaves nothing behind."""
 
 import os
 import pty
@@ -32,35 +32,35 @@ def up(tmp_path: Path) -> Iterator[LocalStack]:
         yield process.wait_ready()
 
 
-def ask(up: LocalStack, **more: object) -> httpx.Response:
-    return httpx.post(f"{up.url}/v1/chat/completions", json={**QUESTION, **more}, timeout=60, trust_env=False)
+def post_chat(up: LocalStack, **fields: object) -> httpx.Response:
+    return httpx.post(f"{up.url}/v1/chat/completions", json={**QUESTION, **fields}, timeout=60, trust_env=False)
 
 
 def test_client_streams_and_ctrl_c_leaves_no_process(up: LocalStack) -> None:
-    left = StackFootprint(up)
-    assert len(left.ports) == 4
-    assert all(is_listening(port) for port in left.ports)
+    footprint = StackFootprint(up)
+    assert len(footprint.ports) == 4
+    assert all(is_listening(port) for port in footprint.ports)
     with openai.OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0) as client:
         pieces = list(client.chat.completions.create(stream=True, max_tokens=12, **QUESTION))  # type: ignore[call-overload]  # keywords from a dict
     assert len([piece for piece in pieces if piece.choices and piece.choices[0].delta.content]) == 12
     up.signal(SIGINT)
     assert up.wait_exit() == 0
-    wait_until(left.is_gone, "no process, no port and no directory is left")
+    wait_until(footprint.is_gone, "no process, no port and no directory is left")
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGHUP], ids=lambda number: Signals(number).name)
 def test_other_signals_leave_no_process(up: LocalStack, number: Signals) -> None:
-    left = StackFootprint(up)
+    footprint = StackFootprint(up)
     up.signal(number)
     assert up.wait_exit() == 0
-    wait_until(left.is_gone, "no process, no port and no directory is left")
+    wait_until(footprint.is_gone, "no process, no port and no directory is left")
 
 
 def test_sigkill_leaves_no_process(up: LocalStack) -> None:
-    left = StackFootprint(up)
+    footprint = StackFootprint(up)
     up.signal(SIGKILL)
     assert up.wait_exit() == -SIGKILL
-    wait_until(left.is_gone, "no process, no port and no directory is left")
+    wait_until(footprint.is_gone, "no process, no port and no directory is left")
 
 
 def test_signal_during_start_leaves_no_process(tmp_path: Path) -> None:
@@ -99,26 +99,26 @@ def test_request_in_flight_finishes_before_stop(up: LocalStack) -> None:
 
 def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     with LocalStack(tmp_path).wait_ready() as slow:
-        left = StackFootprint(slow)
+        footprint = StackFootprint(slow)
         long = {**QUESTION, "stream": True, "max_tokens": 20_000, "ignore_eos": True}
         with httpx.stream("POST", f"{slow.url}/v1/chat/completions", json=long, trust_env=False) as answer:
             next(line for line in answer.iter_lines() if '"content"' in line)
             slow.signal(SIGINT)
-            wait_until(lambda: any("stopping" in line for line in slow.lines), "the first Ctrl-C is heard")
+            wait_until(lambda: any("stopping" in line for line in slow.lines), "the first Ctrl-C has an effect")
             slow.signal(SIGINT)
             assert slow.wait_exit() == 0
-        wait_until(left.is_gone, "nothing is left")
+        wait_until(footprint.is_gone, "nothing is left")
 
 
 def test_requests_succeed_while_a_killed_engine_restarts(up: LocalStack) -> None:
     victim = up.pid_of("fairlead_sim engine")
     with ThreadPoolExecutor(4) as pool:  # traffic as it was before: retries are bounded by a share of it
-        before = list(pool.map(lambda _: ask(up, max_tokens=1), range(60)))
+        before = list(pool.map(lambda _: post_chat(up, max_tokens=1), range(60)))
     os.kill(victim, SIGKILL)
-    after = [ask(up, max_tokens=1) for _ in range(40)]
+    after = [post_chat(up, max_tokens=1) for _ in range(40)]
     assert [answer.text for answer in (*before, *after) if answer.status_code != 200] == []
     wait_until(lambda: any("is ready again" in line for line in up.lines), "the engine is back")
-    wait_until(lambda: up.command("status").returncode == 0, "status finds all engines again")
+    wait_until(lambda: up.command("local", "status").returncode == 0, "status finds all engines again")
     assert victim not in descendants(up.process.pid)
 
 
@@ -128,13 +128,13 @@ def test_requests_succeed_while_a_killed_engine_restarts(up: LocalStack) -> None
 def test_killed_gateway_redis_or_indexer_is_restarted(up: LocalStack, part: str) -> None:
     os.kill(up.pid_of(part), SIGKILL)
     if part != "fairlead_gateway":
-        assert ask(up, max_tokens=3).status_code == 200
+        assert post_chat(up, max_tokens=3).status_code == 200
     wait_until(lambda: any("is ready again" in line for line in up.lines), "it is back")
-    assert ask(up, max_tokens=3).status_code == 200
-    left = StackFootprint(up)
+    assert post_chat(up, max_tokens=3).status_code == 200
+    footprint = StackFootprint(up)
     up.signal(SIGINT)
     assert up.wait_exit() == 0
-    wait_until(left.is_gone, "nothing is left")
+    wait_until(footprint.is_gone, "nothing is left")
 
 
 @pytest.mark.parametrize("flag", ["--listen", "--manage"])
@@ -178,9 +178,9 @@ spec:
 """
     with LocalStack(tmp_path, manifest=text) as failing:
         assert failing.wait_exit() == 1
-    told = "".join(failing.lines)
-    assert "main-0 does not start" in told
-    assert "--no-such-switch" in told
+    output = "".join(failing.lines)
+    assert "main-0 does not start" in output
+    assert "--no-such-switch" in output
     assert not list(tmp_path.glob("fairlead/up-*"))
 
 
@@ -206,9 +206,9 @@ def test_engines_can_share_a_process(tmp_path: Path) -> None:
     ).wait_ready() as up:
         engines = [line for line in up.children().values() if "fairlead_sim engine" in line]
         assert len(engines) == 2
-        found = httpx.get(f"{up.manage}/api/fleet", trust_env=False).json()["models"][0]
-        assert found["preset"] == "round-robin"
-        assert [one["state"] for one in found["instances"]] == ["Ready"] * 8
+        model = httpx.get(f"{up.manage}/api/fleet", trust_env=False).json()["models"][0]
+        assert model["preset"] == "round-robin"
+        assert [instance["state"] for instance in model["instances"]] == ["Ready"] * 8
         used = {
             httpx.post(
                 f"{up.url}/v1/chat/completions",
@@ -222,71 +222,75 @@ def test_engines_can_share_a_process(tmp_path: Path) -> None:
 
 
 def test_chat_and_status_find_the_running_stack(up: LocalStack) -> None:
-    answer = up.command("chat", "tiny", "-m", "Why?", "--max-tokens", "4")
+    answer = up.command("chat", "tiny", "--message", "Why?", "--max-tokens", "4")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip()
-    status = up.command("status")
+    status = up.command("local", "status")
     assert status.returncode == 0, status.stdout + status.stderr
     assert "tiny  dual-hash  2/2 ready" in status.stdout
     assert up.url in status.stdout
     assert "→ main-" in status.stdout
-    assert up.command("status", "other").returncode == 2
+    assert up.command("local", "status", "other").returncode == 2
 
 
 def test_chat_why_explains_the_decision(up: LocalStack) -> None:
-    ours, theirs = pty.openpty()
+    terminal, child_terminal = pty.openpty()
     command = [sys.executable, "-m", "fairlead_cli", "chat", "tiny", "--max-tokens", "4"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=up.environment)
-    seen = bytearray()
+    process = subprocess.Popen(
+        command, stdin=child_terminal, stdout=child_terminal, stderr=child_terminal, env=up.environment
+    )
+    screen = bytearray()
     try:
         for expected, typed in ((b"> ", b"Why?\n"), (b"first token", b"/why\n"), (b"what happened: ", b"/quit\n")):
-            read_until(ours, seen, expected)
-            os.write(ours, typed)
+            read_until(terminal, screen, expected)
+            os.write(terminal, typed)
         assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
-        os.close(ours)
-        os.close(theirs)
-    assert b"by the rule " in seen
-    assert "√ main-".encode() in seen
+        os.close(terminal)
+        os.close(child_terminal)
+    assert b"by the rule " in screen
+    assert "√ main-".encode() in screen
 
 
 def test_two_stacks_run_side_by_side(tmp_path: Path) -> None:
     with LocalStack(tmp_path).wait_ready() as first:
         with LocalStack(tmp_path).wait_ready() as second:
             assert {first.url, first.manage}.isdisjoint({second.url, second.manage})
-            assert second.url in second.command("status").stdout
-        wait_until(lambda: first.url in first.command("status").stdout, "the first one is found again")
+            assert second.url in second.command("local", "status").stdout
+        wait_until(lambda: first.url in first.command("local", "status").stdout, "the first one is found again")
 
 
 def test_terminal_shows_the_live_view_and_is_restored(tmp_path: Path) -> None:
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (40, 100))
-    before = termios.tcgetattr(theirs)
+    terminal, child_terminal = pty.openpty()
+    termios.tcsetwinsize(child_terminal, (40, 100))
+    before = termios.tcgetattr(child_terminal)
     environment = {**os.environ, "TERM": "xterm-256color", "XDG_RUNTIME_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "fairlead_cli", "up", "--listen", ":0", "--manage", ":0"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
-    seen = bytearray()
+    process = subprocess.Popen(
+        command, stdin=child_terminal, stdout=child_terminal, stderr=child_terminal, env=environment
+    )
+    screen = bytearray()
     try:
-        read_until(ours, seen, b"Ctrl-C stops everything")
-        read_until(ours, seen, b"status page")
-        read_until(ours, seen, "● Ready".encode())
+        read_until(terminal, screen, b"Ctrl-C stops everything")
+        read_until(terminal, screen, b"status page")
+        read_until(terminal, screen, "● Ready".encode())
         process.send_signal(SIGINT)
-        read_until(ours, seen, b"nothing of it runs any more")
+        read_until(terminal, screen, b"nothing of it runs any more")
         assert process.wait(60) == 0
-        assert termios.tcgetattr(theirs) == before
-        assert seen.count(b"\x1b[?25h") == seen.count(b"\x1b[?25l") == 1  # the cursor is hidden, and shown again
+        assert termios.tcgetattr(child_terminal) == before
+        assert screen.count(b"\x1b[?25h") == screen.count(b"\x1b[?25l") == 1  # the cursor is hidden, and shown again
     finally:
         process.kill()
         process.wait()
-        os.close(ours)
-        os.close(theirs)
-    assert b"Traceback" not in seen
+        os.close(terminal)
+        os.close(child_terminal)
+    assert b"Traceback" not in screen
 
 
-def read_until(terminal: int, seen: bytearray, wanted: bytes) -> None:
-    while wanted not in seen:
+def read_until(terminal: int, screen: bytearray, expected: bytes) -> None:
+    while expected not in screen:
         ready, _, _ = select.select([terminal], [], [], 60)
-        assert ready, f"{wanted!r} never came: {bytes(seen)!r}"
-        seen += os.read(terminal, 65_536)
+        assert ready, f"{expected!r} never came: {bytes(screen)!r}"
+        screen += os.read(terminal, 65_536)
