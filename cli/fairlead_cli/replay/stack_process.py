@@ -109,8 +109,7 @@ class MeasuredStack:
         with options.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_CHILD_EXEC), str(reaper.fd), str(os.getpid()), *command],
-                # A runtime directory of its own: `fairlead chat` and others take the newest stack they find, and this
-                # one is being measured.
+                # Its own runtime directory, so that `fairlead chat` does not find this stack.
                 env={**os.environ, "FAIRLEAD_HASH_SECRET": options.secret, "XDG_RUNTIME_DIR": str(self._runtime)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -163,7 +162,7 @@ class MeasuredStack:
         return "\n".join(lines[-_TAIL_LINES:]) or "it said nothing"
 
     def _stop(self) -> set[int]:
-        """Ends everything; returns the pids that had to be killed because they outlived the stack."""
+        """Ends everything; returns the pids of killed processes that outlived the stack."""
         survivors: set[int] = set()
         if self._process is not None:
             descendants = _descendants(self._process.pid)

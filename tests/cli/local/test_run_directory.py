@@ -1,4 +1,4 @@
-"""The run directory of a stack, and how other commands find it."""
+"""The run directory of a stack, and its lookup by other commands."""
 
 import os
 import stat
@@ -44,7 +44,7 @@ def test_stack_is_found_once_its_file_is_written() -> None:
 def test_newest_stack_comes_first() -> None:
     for started in (1.0, 3.0, 2.0):
         write_stack_file(make_run_directory(), stack(started))
-    assert [found.started for found in running_stacks()] == [3.0, 2.0, 1.0]
+    assert [found_stack.started for found_stack in running_stacks()] == [3.0, 2.0, 1.0]
 
 
 def test_missing_stack_error_has_a_hint() -> None:

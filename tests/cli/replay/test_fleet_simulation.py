@@ -1,4 +1,4 @@
-"""The simulated side of a report: the median of several draws, with the very homes of the live gateway."""
+"""The simulation of a replay: the median of several runs, with the homes of the live gateway."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ OBJECTIVES = SloTargets(ttft_seconds=5.0)
 IDS = [f"main-{index}/{9000 + index}/0" for index in range(4)]
 
 
-def mean(outcomes: Sequence[ReplayResult]) -> float:
-    return sum(one.ttft_seconds or 0.0 for one in outcomes) / len(outcomes)
+def mean(results: Sequence[ReplayResult]) -> float:
+    return sum(result.ttft_seconds or 0.0 for result in results) / len(results)
 
 
 def simulation(name: str) -> FleetSimulation:
@@ -29,24 +29,24 @@ def simulation(name: str) -> FleetSimulation:
 
 
 def test_simulation_returns_each_request_once_with_given_instance_ids() -> None:
-    outcomes = simulation("round-robin").run(REQUESTS)
-    assert [one.id for one in outcomes] == [request.id for request in REQUESTS]
-    assert Counter(one.instance for one in outcomes) == dict.fromkeys(IDS, 30)
-    assert all(one.output_tokens == request.output_tokens for one, request in zip(outcomes, REQUESTS, strict=True))
+    results = simulation("round-robin").run(REQUESTS)
+    assert [result.id for result in results] == [request.id for request in REQUESTS]
+    assert Counter(result.instance for result in results) == dict.fromkeys(IDS, 30)
+    assert all(result.output_tokens == request.output_tokens for result, request in zip(results, REQUESTS, strict=True))
 
 
 def test_median_run_has_the_median_mean_ttft() -> None:
     fleet = simulation("least-request")
-    found = fleet.run_median(REQUESTS, run_count=5)
-    means = [mean(fleet.run(jitter_arrivals(REQUESTS, 0.010, draw) if draw else REQUESTS)) for draw in range(5)]
-    assert mean(found) == sorted(means)[2]
+    median_run = fleet.run_median(REQUESTS, run_count=5)
+    means = [mean(fleet.run(jitter_arrivals(REQUESTS, 0.010, seed) if seed else REQUESTS)) for seed in range(5)]
+    assert mean(median_run) == sorted(means)[2]
 
 
 def test_jitter_delays_requests_by_at_most_its_bound() -> None:
-    moved = jitter_arrivals(REQUESTS, 0.010, 3)
-    assert [one.id for one in moved] == [one.id for one in REQUESTS]
-    assert all(0 <= new.arrival - old.arrival <= 0.010 for new, old in zip(moved, REQUESTS, strict=True))
-    assert moved == jitter_arrivals(REQUESTS, 0.010, 3)
+    delayed = jitter_arrivals(REQUESTS, 0.010, 3)
+    assert [request.id for request in delayed] == [request.id for request in REQUESTS]
+    assert all(0 <= new.arrival - old.arrival <= 0.010 for new, old in zip(delayed, REQUESTS, strict=True))
+    assert delayed == jitter_arrivals(REQUESTS, 0.010, 3)
 
 
 def test_prefix_chains_depend_on_blocks_and_secret() -> None:
@@ -61,27 +61,27 @@ def test_prefix_chains_depend_on_blocks_and_secret() -> None:
 
 def test_given_choices_override_the_router() -> None:
     choices = {request.id: IDS[3] for request in REQUESTS[:10]}
-    outcomes = simulation("round-robin").run(REQUESTS, choices=choices)
-    assert {one.instance for one in outcomes[:10]} == {IDS[3]}
-    assert {one.instance for one in outcomes[10:]} == set(IDS)
+    results = simulation("round-robin").run(REQUESTS, choices=choices)
+    assert {result.instance for result in results[:10]} == {IDS[3]}
+    assert {result.instance for result in results[10:]} == set(IDS)
 
 
 def test_rerun_on_own_choices_is_equal_and_delay_is_transport_time() -> None:
     fleet = simulation("least-request")
-    outcomes = fleet.run(REQUESTS)
-    again = fleet.run_on_choices(REQUESTS, outcomes)
-    assert [one.ttft_seconds for one in again] == [one.ttft_seconds for one in outcomes]
-    later = [replace(one, ttft_seconds=(one.ttft_seconds or 0.0) + 0.25) for one in outcomes]
-    assert transport_seconds(later, again) == pytest.approx(0.25)
-    assert transport_seconds(again, later) == 0.0
-    assert timing_doubts(outcomes, again) == []
-    slower = [replace(one, ttft_seconds=2.0 * (one.ttft_seconds or 0.0)) for one in outcomes]
-    assert "2.00 ×" in timing_doubts(slower, again)[0]
+    results = fleet.run(REQUESTS)
+    rerun = fleet.run_on_choices(REQUESTS, results)
+    assert [result.ttft_seconds for result in rerun] == [result.ttft_seconds for result in results]
+    later = [replace(result, ttft_seconds=(result.ttft_seconds or 0.0) + 0.25) for result in results]
+    assert transport_seconds(later, rerun) == pytest.approx(0.25)
+    assert transport_seconds(rerun, later) == 0.0
+    assert timing_doubts(results, rerun) == []
+    slower = [replace(result, ttft_seconds=2.0 * (result.ttft_seconds or 0.0)) for result in results]
+    assert "2.00 ×" in timing_doubts(slower, rerun)[0]
 
 
 def test_delayed_feedback_changes_decisions_but_not_answers() -> None:
     fleet = simulation("least-request")
-    prompt, late = fleet.run(REQUESTS), fleet.run(REQUESTS, hearing_seconds=1_000.0)
-    assert [one.instance for one in prompt] != [one.instance for one in late]
-    assert all(one.ttft_seconds is not None for one in late)
-    assert Counter(one.instance for one in late) == dict.fromkeys(IDS, 30)
+    prompt, late = fleet.run(REQUESTS), fleet.run(REQUESTS, feedback_delay_seconds=1_000.0)
+    assert [result.instance for result in prompt] != [result.instance for result in late]
+    assert all(result.ttft_seconds is not None for result in late)
+    assert Counter(result.instance for result in late) == dict.fromkeys(IDS, 30)

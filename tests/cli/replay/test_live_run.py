@@ -26,11 +26,11 @@ def fleet_file(tmp_path: Path, text: str = FLEET) -> Path:
 
 
 def test_only_model_of_a_fleet_file_is_chosen_with_ready_instances(tmp_path: Path) -> None:
-    place = find_gateway(url=URL, manage=None, fleet_file=fleet_file(tmp_path), model=None)
-    assert place.model == "default/one"
-    assert [one.url for one in place.instances] == ["http://127.0.0.1:9001"]
-    assert place.fleet_model is not None
-    assert place.fleet_model.preset == "round-robin"
+    gateway = find_gateway(url=URL, manage=None, fleet_file=fleet_file(tmp_path), model=None)
+    assert gateway.model == "default/one"
+    assert [instance.url for instance in gateway.instances] == ["http://127.0.0.1:9001"]
+    assert gateway.fleet_model is not None
+    assert gateway.fleet_model.preset == "round-robin"
 
 
 def test_model_is_required_without_a_fleet_file() -> None:
@@ -50,9 +50,9 @@ def test_unreadable_fleet_file_is_reported(tmp_path: Path) -> None:
 
 
 def test_traffic_name_is_trace_or_generated(tmp_path: Path) -> None:
-    made = load_traffic(None, limit=20, rate=6.5, seed=3)
-    assert made.name == "generated conversations (seed 3)"
-    assert made.requests[-1].arrival == pytest.approx(19 / 6.5)
+    generated = load_traffic(None, limit=20, rate=6.5, seed=3)
+    assert generated.name == "generated conversations (seed 3)"
+    assert generated.requests[-1].arrival == pytest.approx(19 / 6.5)
     file = tmp_path / "hour.jsonl"
     lines = (
         f'{{"timestamp": {1000 * second}, "input_length": 5, "output_length": 2, "hash_ids": [0]}}'
@@ -61,7 +61,7 @@ def test_traffic_name_is_trace_or_generated(tmp_path: Path) -> None:
     file.write_text("\n".join(lines))
     recorded = load_traffic(file, limit=None, rate=None)
     assert recorded.name == "hour.jsonl"
-    assert [one.arrival for one in recorded.requests] == [0.0, 1.0, 2.0]
+    assert [request.arrival for request in recorded.requests] == [0.0, 1.0, 2.0]
     assert recorded.rate == pytest.approx(1.0)
 
 

@@ -1,4 +1,4 @@
-"""A local stack for one measurement: it comes, it goes, and nothing of it stays, also when this process is killed."""
+"""A local stack for one measurement: start, use, and an end without leftover processes."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from fairlead_cli.replay.traffic import load_traffic
 from fairlead_testing.processes import descendants, is_alive, wait_until
 
 
-def wish(tmp_path: Path, *, manifest: str | None = None) -> MeasuredStackOptions:
+def stack_options(tmp_path: Path, *, manifest: str | None = None) -> MeasuredStackOptions:
     file = tmp_path / "model.yaml"
     if manifest is not None:
         file.write_text(manifest)
@@ -47,32 +47,32 @@ def wish(tmp_path: Path, *, manifest: str | None = None) -> MeasuredStackOptions
 
 def test_stack_serves_a_replay_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "secret")
-    with MeasuredStack(wish(tmp_path)) as local:
-        family = descendants(local.addresses.pid) | {local.addresses.pid}
-        model, instances = local.only_model()
+    with MeasuredStack(stack_options(tmp_path)) as stack:
+        processes = descendants(stack.addresses.pid) | {stack.addresses.pid}
+        model, instances = stack.only_model()
         assert (model.key, model.preset, len(instances)) == ("default/demo", "dual-hash", 2)
-        assert local.addresses.pid not in {one.pid for one in running_stacks()}  # it is not found as the newest stack
-        file = Path(local.addresses.fleet_file)
-        place = find_gateway(url=local.addresses.url, manage=local.addresses.manage, fleet_file=file, model=None)
-        said: list[str] = []
-        report = replay_once(load_traffic(None, limit=12, rate=8.0), place, speed=20.0, on_progress=said.append)
+        assert stack.addresses.pid not in {running.pid for running in running_stacks()}  # has its own run directory
+        file = Path(stack.addresses.fleet_file)
+        gateway = find_gateway(url=stack.addresses.url, manage=stack.addresses.manage, fleet_file=file, model=None)
+        messages: list[str] = []
+        report = replay_once(load_traffic(None, limit=12, rate=8.0), gateway, speed=20.0, on_progress=messages.append)
     policy = report.policies["dual-hash"]
     assert policy.live is not None
     assert policy.simulated is not None
-    assert [one.error for one in policy.live.results] == [None] * 12
-    assert [one.instance for one in policy.live.results if one.instance is None] == []
-    assert [one.prompt_tokens - (one.cached_tokens or 0) > 0 for one in policy.live.results] == [True] * 12
+    assert [result.error for result in policy.live.results] == [None] * 12
+    assert [result.instance for result in policy.live.results if result.instance is None] == []
+    assert [result.prompt_tokens - (result.cached_tokens or 0) > 0 for result in policy.live.results] == [True] * 12
     assert report.objectives.ttft_seconds == pytest.approx(5.0)
     assert report.lags["gateway"] is not None
-    assert said == []
+    assert messages == []
     assert not any("other clients" in doubt for doubt in report.invalid_reasons)
     assert not (tmp_path / "up.run").exists()
-    assert len(family) > 3
-    assert not any(is_alive(pid) for pid in family)
+    assert len(processes) > 3
+    assert not any(is_alive(pid) for pid in processes)
 
 
 def test_failed_stack_start_shows_last_output_lines(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="kind"), MeasuredStack(wish(tmp_path, manifest="kind: Nothing\n")):
+    with pytest.raises(Unavailable, match="kind"), MeasuredStack(stack_options(tmp_path, manifest="kind: Nothing\n")):
         pass
 
 
@@ -95,24 +95,24 @@ def test_demo_writes_a_report_and_leaves_no_process(tmp_path: Path) -> None:
 def test_killed_demo_leaves_no_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fairlead_cli", "demo", "--limit", "300", "--out", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        seen: set[int] = set()
+        pids: set[int] = set()
 
-        def grown() -> bool:
-            seen.update(descendants(process.pid))
-            return len(seen) >= 4
+        def has_started() -> bool:
+            pids.update(descendants(process.pid))
+            return len(pids) >= 4
 
-        wait_until(grown, "the demo has started a stack")
+        wait_until(has_started, "the demo has started a stack")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    wait_until(lambda: not any(is_alive(pid) for pid in seen), "everything that the demo started is gone")
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), "everything that the demo started is gone")
 
 
 def test_process_that_outlives_its_stack_is_killed_and_reported() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
-        family = {one for one in _descendants(os.getpid()) if one[0] == process.pid}
-        assert _kill_survivors(family, patience_seconds=0.0) == {process.pid}
+        processes = {entry for entry in _descendants(os.getpid()) if entry[0] == process.pid}
+        assert _kill_survivors(processes, patience_seconds=0.0) == {process.pid}
         assert process.wait() == -signal.SIGKILL
-    assert _kill_survivors(family, patience_seconds=0.0) == set()
+    assert _kill_survivors(processes, patience_seconds=0.0) == set()
 
 
 def test_ps_output_is_parsed_without_zombies() -> None:

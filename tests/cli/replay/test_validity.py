@@ -38,11 +38,11 @@ def test_unanswered_metrics_query_is_none() -> None:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        found, seen = read_lags([url]), count_finished_requests(url)
+        lags, finished = read_lags([url]), count_finished_requests(url)
         server.shutdown()
         thread.join()
-    assert found == {url: 0.002}
-    assert seen == 7
+    assert lags == {url: 0.002}
+    assert finished == 7
     assert count_finished_requests(url) is None
     assert read_lags([url], attempts=1) == {url: None}
 

@@ -1,27 +1,35 @@
 """``fairlead demo``: real traffic through a real stack under several presets, with a report."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 
-def demo(
-    *,
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """The options as given."""
+
     trace: Annotated[
         Path | None, Parameter(help="A trace in Mooncake's format. Without: traffic of the same shape from a seed.")
-    ] = None,
-    out: Annotated[Path, Parameter(help="Where the report goes.")] = Path("out/demo"),
-    limit: Annotated[int, Parameter(help="How many requests of at most 20,480 prompt tokens, from the start.")] = 1000,
-    rate: Annotated[float, Parameter(help="Mean arrivals per simulated second.")] = 6.5,
-    light_rate: Annotated[float, Parameter(help="The light load that is simulated too.")] = 1.0,
-    speed: Annotated[float, Parameter(help="Simulated seconds in one second.")] = 2.0,
+    ] = None
+    out: Annotated[Path, Parameter(help="Where the report goes.")] = Path("out/demo")
+    limit: Annotated[int, Parameter(help="How many requests of at most 20,480 prompt tokens, from the start.")] = 1000
+    rate: Annotated[float, Parameter(help="Mean arrivals per simulated second.")] = 6.5
+    light_rate: Annotated[float, Parameter(help="The light load that is simulated too.")] = 1.0
+    speed: Annotated[float, Parameter(help="Simulated seconds in one second.")] = 2.0
     presets: Annotated[tuple[str, ...], Parameter(help="Routing presets to compare.", consume_multiple=True)] = (
         "dual-hash",
         "round-robin",
         "least-request",
-    ),
-) -> int:
+    )
+
+
+_DEFAULTS = DemoOptions()
+
+
+def demo(*, options: Annotated[DemoOptions, Parameter(name="*")] = _DEFAULTS) -> int:
     """Replay a trace under several routing presets, live and simulated, and write the comparison.
 
     Exits 0 when all requests were answered; 1 when requests failed; 2 when a stack could not be
@@ -40,24 +48,28 @@ def demo(
     from fairlead_cli.replay.traffic import load_traffic
 
     console = stdout_console()
-    traffic = load_traffic(trace, limit=limit, rate=rate)
+    traffic = load_traffic(options.trace, limit=options.limit, rate=options.rate)
     console.print(
         f"traffic: {traffic.name}, {len(traffic.requests)} requests at {traffic.rate:g} simulated requests/s"
-        + ("" if trace is not None else " (no trace was given; this has the shape of the Mooncake conversation trace)"),
+        + (
+            ""
+            if options.trace is not None
+            else " (no trace was given; this has the shape of the Mooncake conversation trace)"
+        ),
         highlight=False,
     )
     comparison = PresetComparison(
         traffic=traffic,
-        presets=presets,
+        presets=options.presets,
         profile=builtin_profile("910b4"),
         engines=8,
         objectives=SloTargets(ttft_seconds=5.0, itl_seconds=0.3),
-        speed=speed,
-        light_rate=light_rate,
-        folder=out,
+        speed=options.speed,
+        light_rate=options.light_rate,
+        folder=options.out,
     )
     report = comparison.run(lambda line: console.print(line, highlight=False), SystemClock())
-    files = write_report(report, out)
+    files = write_report(report, options.out)
     print_report(report, console, files)
     failed = sum(policy.live.summary.errors for policy in report.policies.values() if policy.live is not None)
     return 1 if failed else 0

@@ -66,7 +66,7 @@ def redis_server_command(program: str, directory: Path) -> RedisServer:
         socket_options = ("--port", "0", "--unixsocket", path, "--unixsocketperm", "700")
         return RedisServer((program, *socket_options, *common), f"unix://{path}", socket_path=path)
     ((port,),) = find_free_ports([1])
-    # A loopback port is open to every user of the machine; the password is in a file that only we can read.
+    # Every user of the machine can reach a loopback port, so a private file holds a password.
     password = secrets.token_urlsafe(24)
     file = directory / "redis.conf"
     file.touch(mode=0o600)

@@ -50,10 +50,10 @@ def rejection_reason(model: ScaledModelSpec, pool: PoolSpec, target: DesiredPool
     if bounds.minimum <= target.replicas <= bounds.maximum and 0 <= target.asleep <= maximum:
         return None
     limits = f"{bounds.minimum} to {bounds.maximum} are allowed"
-    wanted = f"{target.replicas} are wanted of it"
+    requested = f"{target.replicas} are wanted of it"
     if target.asleep:
-        wanted, limits = f"{wanted}, {target.asleep} asleep", f"{limits}, {max(0, maximum)} asleep"
-    return f"{pool.name} of {model.key} stays as it is: {wanted}, and {limits}"
+        requested, limits = f"{requested}, {target.asleep} asleep", f"{limits}, {max(0, maximum)} asleep"
+    return f"{pool.name} of {model.key} stays as it is: {requested}, and {limits}"
 
 
 def stack_state(models: Sequence[ScaledModelSpec], supervisor: StackSupervisor, now: float) -> LocalState:

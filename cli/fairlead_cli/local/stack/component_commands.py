@@ -48,7 +48,7 @@ def autoscaler_command(directory: Path, config: StackConfig, listen: Address | N
 
 
 def indexer_command(fleet_file: Path, config: StackConfig, redis: RedisServer | None) -> ProcessCommand | None:
-    """Returns the command of the indexer; None without Redis, when the gateway indexes by itself."""
+    """Returns the command of the indexer; None without Redis: the gateway indexes then."""
     if redis is None:
         return None
     argv = (sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet_file))

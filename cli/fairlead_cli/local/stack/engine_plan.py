@@ -63,7 +63,7 @@ class EnginePlan:
 def plan_engines(
     manifests: Manifests, options: PlanOptions, *, find_program: Callable[[str], str | None]
 ) -> EnginePlan:
-    """Returns one EnginePoolSpec for each pool of each model. Raises BadInput with the flag or the field."""
+    """Returns the plan for all pools of all models. Raises BadInput with the flag or the field."""
     _check_options(options, find_program)
     pools: list[EnginePoolSpec] = []
     notes: dict[str, None] = {}
@@ -178,7 +178,7 @@ def _plan_pool(
 
 
 def _transfer_name(engine_type: EngineType, transfer: Transfer) -> str:
-    """Returns the gateway's name of the transfer. SGLang's engines have their own over either library."""
+    """Returns the gateway's name of the transfer. SGLang has its own over either library."""
     return "sglang" if engine_type is EngineType.SGLANG else transfer.value.lower()
 
 

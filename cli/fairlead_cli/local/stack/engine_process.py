@@ -1,8 +1,8 @@
 """Pools and engine processes of a stack.
 
 An EnginePoolSpec describes a pool of one model. An EngineProcess is one process of it with one or
-more endpoints, and knows their state in the fleet file: Starting, Ready, Draining, or absent while it is
-dead.
+more endpoints. Their state in the fleet file is Starting, Ready or Draining; they are absent while
+the process is dead.
 """
 
 from collections.abc import Callable

@@ -160,7 +160,7 @@ class StackRun:
         await supervisor.wait_ready()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_ROUTE_TIMEOUT_SECONDS):
-                await wait_until(self._gateway_routes, 0.02)
+                await wait_until(self._is_routing, 0.02)
         pools = self._config.plan.pools
         summary = StackSummary(
             url=self._config.listen.url,
@@ -175,7 +175,7 @@ class StackRun:
         )
         self._show_safely(lambda: self._screen.show_ready(summary))
 
-    async def _gateway_routes(self) -> bool:
+    async def _is_routing(self) -> bool:
         return await get_http_status(f"{self._config.manage.url}/readyz") == 200
 
     async def _draw(self, supervisor: StackSupervisor) -> None:
@@ -237,7 +237,7 @@ class StackRun:
 
 
 async def _cancel(task: "asyncio.Future[Any] | None") -> None:
-    """Cancels a task and waits for its end; its error was handled elsewhere, or no longer matters."""
+    """Cancels a task and waits for its end. Ignores its error, which was handled elsewhere."""
     if task is not None:
         task.cancel()
         await asyncio.wait({task})

@@ -34,12 +34,12 @@ class PoolScaling:
 
 @dataclass(frozen=True, slots=True)
 class StackModelReport:
-    """The state of one model. ``wanted_instances``: how many it should have; None is unknown."""
+    """The state of one model. ``expected_instances``: how many it should have; None is unknown."""
 
     model: api_types.Model
     stats: api_types.ModelStats
     decisions: tuple[api_types.Decision, ...]
-    wanted_instances: int | None
+    expected_instances: int | None
     advice: Advice
     scaled_pools: tuple[PoolScaling, ...] = ()
 
@@ -56,7 +56,7 @@ class StackModelReport:
     @property
     def expected(self) -> int:
         """Number of instances that should receive requests."""
-        return max(len(self.model.instances), self.wanted_instances or 0) - self.asleep
+        return max(len(self.model.instances), self.expected_instances or 0) - self.asleep
 
     def pools(self) -> dict[str, list[api_types.Instance]]:
         """Returns the instances by pool, in their order."""
@@ -116,14 +116,14 @@ def advise(
     model: api_types.Model,
     stats: api_types.ModelStats,
     decisions: Sequence[api_types.Decision],
-    wanted_instances: int | None,
+    expected_instances: int | None,
     program: str = "fairlead",
     scaled_pools: Sequence[PoolScaling] = (),
 ) -> Advice:
     """Returns the next thing to do, the most urgent first."""
     states = [instance.state for instance in model.instances]
     ready, starting = states.count(READY_STATE), states.count("Starting")
-    missing = max(0, (wanted_instances or 0) - len(states))
+    missing = max(0, (expected_instances or 0) - len(states))
     window = stats.window
     if not ready:
         if starting:
@@ -136,7 +136,7 @@ def advise(
             return Advice(False, "it has no engine: the next request waits while one starts")
         return Advice(True, "no engine is running: the output of `fairlead up` says why")
     if missing:
-        loss = f"{missing} of {wanted_instances} engines ended and will be started again"
+        loss = f"{missing} of {expected_instances} engines ended and will be started again"
         return Advice(True, f"{loss}; the output of `fairlead up` says why")
     if window.errors:
         failed = next((instance for instance in decisions if instance.outcome and instance.outcome.status >= 500), None)

@@ -153,10 +153,10 @@ def _scaling_line(scaling: PoolScaling) -> Text:
 
 def _decision_line(decision: api_types.Decision) -> Text:
     choice = decision.choices[-1] if decision.choices else api_types.Choice()
-    where = api_types.short_instance_name(choice.instance) if choice.instance else "nowhere"
+    instance_name = api_types.short_instance_name(choice.instance) if choice.instance else "nowhere"
     return Text.assemble(
         (f"{format_clock(decision.wall)}  ", "dim"),
-        f"{formatting.format_count(decision.prompt_tokens)} tokens → {where}  ",
+        f"{formatting.format_count(decision.prompt_tokens)} tokens → {instance_name}  ",
         (choice.rule, RULE_STYLES.get(choice.rule, "")),
         f"  {format_result(decision.outcome)}",
         (f"  {choice.reason}", "dim"),

@@ -1,4 +1,4 @@
-"""The live view as a function: from a frame to something that Rich draws, in the available height."""
+"""The live view as a function: from a frame to a Rich renderable of limited height."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Frame:
 
 
 def render_frame(frame: Frame, height: int, width: int = 80) -> RenderableType:
-    """Returns the view, shorter than ``height``; engines come first, then decisions, then events."""
+    """Returns the view, shorter than ``height``: engines, then decisions, then events."""
     rows = {
         key: [row for process in frame.processes if process.model == key for row in _rows(process)]
         for key in _models(frame)
@@ -186,7 +186,7 @@ def _phase_text(state: str, restarts: int) -> Text:
 
 
 def _state(row: ProcessView, instance: api_types.Instance | None) -> str:
-    """Returns the state: life and death from the supervisor, draining and sleep from the gateway."""
+    """Returns the supervisor's phase, or the gateway's state while the process is ready."""
     if row.phase == "Ready" and instance is not None and instance.state in ("Draining", "Sleeping", "Starting"):
         return instance.state
     return row.phase

@@ -31,15 +31,15 @@ class Exchange:
 
 
 class ReplayConnection(asyncio.Protocol):
-    """A connection. Calls ``on_idle`` when it can take the next exchange, ``on_lost`` when it is
+    """A connection. Calls ``on_idle`` when it can take the next exchange, ``on_closed`` when it is
     closed.
     """
 
     def __init__(
-        self, on_idle: "Callable[[ReplayConnection], None]", on_lost: "Callable[[ReplayConnection], None]"
+        self, on_idle: "Callable[[ReplayConnection], None]", on_closed: "Callable[[ReplayConnection], None]"
     ) -> None:
         self._on_idle = on_idle
-        self._on_lost = on_lost
+        self._on_closed = on_closed
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None
         self._exchange: Exchange | None = None
@@ -83,7 +83,7 @@ class ReplayConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._on_lost(self)
+        self._on_closed(self)
         self._finish("the connection was lost" if exc is None else f"the connection was lost: {exc}")
 
     # httptools' callbacks

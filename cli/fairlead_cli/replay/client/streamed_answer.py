@@ -81,7 +81,7 @@ class StreamedAnswer:
         *events, partial_event = self._head.split(b"\n\n")
         for position, event in enumerate(events):
             if _has_text(_parse_event(event)):
-                # Events of the same chunk have the same arrival time. They are also the start of the tail.
+                # Events of one chunk share its arrival time. They are also the start of the tail.
                 later = events[position + 1 :]
                 self.times.extend([now] * (1 + sum(1 for later_event in later if not later_event.startswith(b":"))))
                 self._tail.append(b"".join(later_event + b"\n\n" for later_event in (event, *later)) + partial_event)

@@ -44,7 +44,7 @@ class PolicyResult:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """The whole report. ``lags``: p99 of each process's loop lag in wall seconds; None is unknown."""
+    """The report. ``lags``: p99 of each process's loop lag in wall seconds; None is unknown."""
 
     trace: str
     objectives: SloTargets
@@ -141,7 +141,7 @@ def live_simulated_gap(policy: PolicyResult) -> float | None:
 
 
 def ratio(dual_hash: RunSummary | None, other: RunSummary | None, quantity: str) -> float | None:
-    """Returns dual hash ÷ another policy. ``quantity``: ``cached`` (token share) or ``p90`` (TTFT)."""
+    """Returns dual hash ÷ another policy of ``cached`` (token share) or ``p90`` (TTFT)."""
     if dual_hash is None or other is None:
         return None
     own_value, other_value = (

@@ -53,7 +53,7 @@ class PolicySummary:
 
 
 def summarize(results: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> PolicySummary:
-    """Returns the statistics; every result counts. ``instances`` includes those without requests."""
+    """Returns statistics of all results. ``instances`` includes those without requests."""
     return PolicySummary(
         requests=len(results),
         errors=sum(result.error is not None for result in results),

@@ -21,10 +21,10 @@ def bundled() -> str:
 
 
 def test_redis_on_path_is_preferred(tmp_path: Path) -> None:
-    own = tmp_path / "redis-server"
-    own.write_text("#!/bin/sh\n")
-    own.chmod(0o755)
-    assert find_redis_program(str(tmp_path)) == str(own)
+    program = tmp_path / "redis-server"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert find_redis_program(str(tmp_path)) == str(program)
 
 
 def test_redis_of_the_package_is_the_fallback(tmp_path: Path) -> None:
@@ -41,23 +41,23 @@ def test_embedded_redis_is_private_and_not_persistent(tmp_path: Path, folder: st
     assert server.url.startswith("unix://" if server.socket_path else "redis://:")
     assert (server.socket_path is None) == (folder != "short")
 
-    async def play() -> None:
-        guard = Reaper(None)
+    async def scenario() -> None:
+        reaper = Reaper(None)
         try:
-            child = await ChildProcess.start("redis", ProcessCommand(server.command), guard)
+            child = await ChildProcess.start("redis", ProcessCommand(server.command), reaper)
             async with asyncio.timeout(60):
                 await wait_until(lambda: is_redis_up(server.socket_path, server.port))
                 client = redis.asyncio.Redis.from_url(server.url)
                 assert await client.set("fl1:test", "1")
                 await client.aclose()
                 if server.port:
-                    stranger = redis.asyncio.Redis(port=server.port)
+                    other_client = redis.asyncio.Redis(port=server.port)
                     with pytest.raises(redis.exceptions.AuthenticationError):
-                        await stranger.get("fl1:test")
-                    await stranger.aclose()
+                        await other_client.get("fl1:test")
+                    await other_client.aclose()
             assert await child.stop(30) == 0
         finally:
-            guard.close()
+            reaper.close()
 
-    asyncio.run(play())
+    asyncio.run(scenario())
     assert [file.name for file in directory.iterdir()] == ([] if server.socket_path else ["redis.conf"])

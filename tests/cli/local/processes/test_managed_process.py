@@ -1,4 +1,4 @@
-"""One process, kept running: real children, a fake clock and recorded pauses."""
+"""A managed process with real children, a fake clock and recorded pauses."""
 
 import asyncio
 import os
@@ -10,163 +10,163 @@ from pathlib import Path
 from fairlead.errors import BadInput
 from fairlead.runtime.clock import ManualClock
 from fairlead_cli.local.processes.child_process import ChildProcess, ProcessCommand
-from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase
+from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase, ProcessSpec
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_testing.processes import is_alive, wait_until
 
 PATIENCE = 120.0
-SERVES = "import sys, time; print('ready http://x', flush=True); time.sleep(600)"
+SERVER = "import sys, time; print('ready http://x', flush=True); time.sleep(600)"
 
 
 def python(script: str, **environment: str | None) -> ProcessCommand:
     return ProcessCommand((sys.executable, "-I", "-S", "-c", script), environment)
 
 
-async def said_ready(child: ChildProcess) -> None:
+async def wait_ready_line(child: ChildProcess) -> None:
     await child.wait_ready()
 
 
-class Stage:
-    """A guard, a clock, and what a keeper did on them."""
+class ProcessFixture:
+    """A reaper, a clock, and the recorded states and pauses of a process."""
 
     def __init__(self) -> None:
-        self.guard = Reaper(None)
+        self.reaper = Reaper(None)
         self.clock = ManualClock()
         self.pauses: list[float] = []
         self.phases: list[ProcessPhase] = []
-        self.news = asyncio.Event()
+        self.change = asyncio.Event()
 
-    def keep(
+    def start(
         self,
         command: ProcessCommand | Callable[[], ProcessCommand],
-        ready: Callable[[ChildProcess], Awaitable[None]] = said_ready,
+        ready: Callable[[ChildProcess], Awaitable[None]] = wait_ready_line,
     ) -> ManagedProcess:
         async def pause(seconds: float) -> None:
             self.pauses.append(seconds)
             self.clock.advance(seconds)
-            self.news.set()
+            self.change.set()
 
-        keeper = ManagedProcess(
-            "it",
-            command if callable(command) else lambda: command,
-            ready,
-            reaper=self.guard,
+        process = ManagedProcess(
+            ProcessSpec("it", command if callable(command) else lambda: command, ready),
+            reaper=self.reaper,
             clock=self.clock,
-            on_change=self.changed,
+            on_change=self.on_change,
             sleep=pause,
         )
-        keeper.start()
-        return keeper
+        process.start()
+        return process
 
-    def changed(self, keeper: ManagedProcess) -> None:
-        self.phases.append(keeper.phase)
-        self.news.set()
+    def on_change(self, process: ManagedProcess) -> None:
+        self.phases.append(process.phase)
+        self.change.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE):
             while not condition():
-                self.news.clear()
-                await self.news.wait()
+                self.change.clear()
+                await self.change.wait()
 
 
-def on_stage(play: Callable[[Stage], Awaitable[None]]) -> None:
+def run_scenario(scenario: Callable[[ProcessFixture], Awaitable[None]]) -> None:
     async def run() -> None:
-        stage = Stage()
+        fixture = ProcessFixture()
         try:
-            await play(stage)
+            await scenario(fixture)
         finally:
-            stage.guard.close()
+            fixture.reaper.close()
 
     asyncio.run(run())
 
 
 def test_process_is_ready_after_its_ready_line() -> None:
-    async def play(stage: Stage) -> None:
-        keeper = stage.keep(python(SERVES))
-        await stage.until(lambda: keeper.phase is ProcessPhase.READY)
-        await keeper.stop(PATIENCE)
-        assert stage.phases == [ProcessPhase.STARTING, ProcessPhase.READY, ProcessPhase.STOPPED]
+    async def scenario(fixture: ProcessFixture) -> None:
+        process = fixture.start(python(SERVER))
+        await fixture.until(lambda: process.phase is ProcessPhase.READY)
+        await process.stop(PATIENCE)
+        assert fixture.phases == [ProcessPhase.STARTING, ProcessPhase.READY, ProcessPhase.STOPPED]
 
-    on_stage(play)
+    run_scenario(scenario)
 
 
 def test_killed_process_is_restarted_after_a_delay() -> None:
-    async def play(stage: Stage) -> None:
-        keeper = stage.keep(python(SERVES))
-        await stage.until(lambda: keeper.phase is ProcessPhase.READY)
-        assert keeper.child is not None
-        os.kill(keeper.child.pid, signal.SIGKILL)
-        await stage.until(lambda: keeper.restarts == 1 and keeper.phase is ProcessPhase.READY)
-        assert stage.phases == [
+    async def scenario(fixture: ProcessFixture) -> None:
+        process = fixture.start(python(SERVER))
+        await fixture.until(lambda: process.phase is ProcessPhase.READY)
+        assert process.child is not None
+        os.kill(process.child.pid, signal.SIGKILL)
+        await fixture.until(lambda: process.restarts == 1 and process.phase is ProcessPhase.READY)
+        assert fixture.phases == [
             ProcessPhase.STARTING,
             ProcessPhase.READY,
             ProcessPhase.WAITING,
             ProcessPhase.STARTING,
             ProcessPhase.READY,
         ]
-        assert stage.pauses == [0.25]
-        assert keeper.exit_reason == "SIGKILL"
-        await keeper.stop(PATIENCE)
+        assert fixture.pauses == [0.25]
+        assert process.exit_reason == "SIGKILL"
+        await process.stop(PATIENCE)
 
-    on_stage(play)
+    run_scenario(scenario)
 
 
 def test_failing_process_is_retried_with_growing_delays() -> None:
-    async def play(stage: Stage) -> None:
-        keeper = stage.keep(python("raise SystemExit(7)"))
-        await stage.until(lambda: keeper.starts == 5)
-        assert stage.pauses[:4] == [0.25, 0.5, 1.0, 2.0]
-        assert keeper.exit_reason == "exit code 7"
-        await keeper.stop(PATIENCE)
-        assert not keeper.was_ready
+    async def scenario(fixture: ProcessFixture) -> None:
+        process = fixture.start(python("raise SystemExit(7)"))
+        await fixture.until(lambda: process.starts == 5)
+        assert fixture.pauses[:4] == [0.25, 0.5, 1.0, 2.0]
+        assert process.exit_reason == "exit code 7"
+        await process.stop(PATIENCE)
+        assert not process.was_ready
 
-    on_stage(play)
+    run_scenario(scenario)
 
 
 def test_long_ready_process_is_restarted_with_the_first_delay() -> None:
-    async def play(stage: Stage) -> None:
-        keeper = stage.keep(python(SERVES))
+    async def scenario(fixture: ProcessFixture) -> None:
+        process = fixture.start(python(SERVER))
         for deaths, served_seconds in enumerate((1.0, 1.0, 3_600.0), start=1):
-            await stage.until(lambda: keeper.phase is ProcessPhase.READY)
-            stage.clock.advance(served_seconds)
-            assert keeper.child is not None
-            os.kill(keeper.child.pid, signal.SIGKILL)
-            await stage.until(lambda deaths=deaths: len(stage.pauses) == deaths and keeper.phase is ProcessPhase.READY)
-        assert stage.pauses == [0.25, 0.5, 0.25]
-        await keeper.stop(PATIENCE)
+            await fixture.until(lambda: process.phase is ProcessPhase.READY)
+            fixture.clock.advance(served_seconds)
+            assert process.child is not None
+            os.kill(process.child.pid, signal.SIGKILL)
+            await fixture.until(
+                lambda deaths=deaths: len(fixture.pauses) == deaths and process.phase is ProcessPhase.READY
+            )
+        assert fixture.pauses == [0.25, 0.5, 0.25]
+        await process.stop(PATIENCE)
 
-    on_stage(play)
+    run_scenario(scenario)
 
 
 def test_stopped_process_is_not_restarted() -> None:
-    async def play(stage: Stage) -> None:
-        keeper = stage.keep(python(SERVES))
-        await stage.until(lambda: keeper.phase is ProcessPhase.READY)
-        await keeper.stop(PATIENCE)
-        assert keeper.starts == 1
-        assert keeper.phase is ProcessPhase.STOPPED
-        assert stage.pauses == []
+    async def scenario(fixture: ProcessFixture) -> None:
+        process = fixture.start(python(SERVER))
+        await fixture.until(lambda: process.phase is ProcessPhase.READY)
+        await process.stop(PATIENCE)
+        assert process.starts == 1
+        assert process.phase is ProcessPhase.STOPPED
+        assert fixture.pauses == []
 
-    on_stage(play)
+    run_scenario(scenario)
 
 
 def test_process_that_ignores_sigterm_is_killed() -> None:
-    async def play(stage: Stage) -> None:
-        keeper = stage.keep(
+    async def scenario(fixture: ProcessFixture) -> None:
+        process = fixture.start(
             python(
                 "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
             )
         )
-        await stage.until(lambda: keeper.phase is ProcessPhase.READY)
-        assert keeper.child is not None
-        assert await keeper.child.stop(0.05) == -signal.SIGKILL
-        await keeper.stop(PATIENCE)
+        await fixture.until(lambda: process.phase is ProcessPhase.READY)
+        assert process.child is not None
+        assert await process.child.stop(0.05) == -signal.SIGKILL
+        await process.stop(PATIENCE)
 
-    on_stage(play)
+    run_scenario(scenario)
 
 
 def test_failing_command_builder_is_retried() -> None:
-    async def play(stage: Stage) -> None:
+    async def scenario(fixture: ProcessFixture) -> None:
         tries = 0
 
         def command() -> ProcessCommand:
@@ -174,35 +174,35 @@ def test_failing_command_builder_is_retried() -> None:
             tries += 1
             if tries < 3:
                 raise BadInput("no free port")
-            return python(SERVES)
+            return python(SERVER)
 
-        keeper = stage.keep(command)
-        await stage.until(lambda: keeper.phase is ProcessPhase.READY)
-        assert stage.pauses == [0.25, 0.5]
-        await keeper.stop(PATIENCE)
+        process = fixture.start(command)
+        await fixture.until(lambda: process.phase is ProcessPhase.READY)
+        assert fixture.pauses == [0.25, 0.5]
+        await process.stop(PATIENCE)
 
-    on_stage(play)
+    run_scenario(scenario)
 
 
 def test_missing_program_is_named_in_the_last_lines() -> None:
-    async def play(stage: Stage) -> None:
-        child = await ChildProcess.start("it", ProcessCommand(("no-such-program-here",)), stage.guard)
+    async def scenario(fixture: ProcessFixture) -> None:
+        child = await ChildProcess.start("it", ProcessCommand(("no-such-program-here",)), fixture.reaper)
         async with asyncio.timeout(PATIENCE):
             assert await child.exited == 127
         assert "no-such-program-here" in child.last_lines[-1]
 
-    on_stage(play)
+    run_scenario(scenario)
 
 
 def test_child_environment_extends_ours() -> None:
-    async def play(stage: Stage) -> None:
+    async def scenario(fixture: ProcessFixture) -> None:
         script = "import os; print(os.environ.get('FAIRLEAD_TEST_A'), 'PATH' in os.environ)"
-        child = await ChildProcess.start("it", python(script, FAIRLEAD_TEST_A="yes", PATH=None), stage.guard)
+        child = await ChildProcess.start("it", python(script, FAIRLEAD_TEST_A="yes", PATH=None), fixture.reaper)
         async with asyncio.timeout(PATIENCE):
             await child.exited
         assert child.last_lines[-1] == "yes False"
 
-    on_stage(play)
+    run_scenario(scenario)
 
 
 def test_descendants_end_with_the_child(tmp_path: Path) -> None:
@@ -214,24 +214,24 @@ def test_descendants_end_with_the_child(tmp_path: Path) -> None:
         "print('ready', flush=True); time.sleep(600)"
     )
 
-    async def play(stage: Stage) -> None:
-        keeper = stage.keep(python(script))
-        await stage.until(lambda: keeper.phase is ProcessPhase.READY)
+    async def scenario(fixture: ProcessFixture) -> None:
+        process = fixture.start(python(script))
+        await fixture.until(lambda: process.phase is ProcessPhase.READY)
         grandchild = int(note.read_text())
-        await keeper.stop(PATIENCE)
+        await process.stop(PATIENCE)
         await asyncio.to_thread(wait_until, lambda: not is_alive(grandchild), "the grandchild ends")
 
-    on_stage(play)
+    run_scenario(scenario)
 
 
 def test_child_output_goes_to_its_log(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
+    async def scenario(fixture: ProcessFixture) -> None:
         child = await ChildProcess.start(
-            "it", python("print('one'); print('two', end='')"), stage.guard, tmp_path / "it.log"
+            "it", python("print('one'); print('two', end='')"), fixture.reaper, tmp_path / "it.log"
         )
         async with asyncio.timeout(PATIENCE):
             await child.exited
         assert list(child.last_lines) == ["one", "two"]
 
-    on_stage(play)
+    run_scenario(scenario)
     assert (tmp_path / "it.log").read_text().startswith("one\ntwo")

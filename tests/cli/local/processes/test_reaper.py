@@ -1,4 +1,4 @@
-"""Nothing of a stack survives its supervisor, whatever ended it."""
+"""No process of a stack outlives its supervisor."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ UNTIED = "import ctypes, time; ctypes.CDLL(None).prctl(1, 0, 0, 0, 0); print('re
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
 
 
-class Started:
+class SupervisorProcess:
     """A supervisor process with children, and their pids."""
 
     def __init__(self, directory: Path, script: str, count: int = 2) -> None:
@@ -51,14 +51,14 @@ class Started:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.guard, *self.children = (int(word) for word in self.answer().split())
+        self.reaper, *self.children = (int(word) for word in self.read_line().split())
 
-    def say(self, word: str) -> None:
+    def send(self, word: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(word + "\n")
         self.process.stdin.flush()
 
-    def answer(self) -> str:
+    def read_line(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline()
 
@@ -66,63 +66,63 @@ class Started:
         self.process.kill()
         self.process.communicate()
 
-    def all_gone(self) -> bool:
-        return not any(is_alive(pid) for pid in (self.guard, *self.children))
+    def has_ended(self) -> bool:
+        return not any(is_alive(pid) for pid in (self.reaper, *self.children))
 
 
-@pytest.mark.parametrize("script", [CHILD, pytest.param(UNTIED, marks=linux_only)], ids=["tied", "guard alone"])
+@pytest.mark.parametrize("script", [CHILD, pytest.param(UNTIED, marks=linux_only)], ids=["tied", "reaper alone"])
 def test_sigkill_of_supervisor_leaves_no_process_and_no_directory(tmp_path: Path, script: str) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
-    started = Started(directory, script)
-    assert not started.all_gone()
-    started.kill()
-    wait_until(started.all_gone, "children and guard end")
+    supervisor = SupervisorProcess(directory, script)
+    assert not supervisor.has_ended()
+    supervisor.kill()
+    wait_until(supervisor.has_ended, "children and reaper end")
     wait_until(lambda: not directory.exists(), "the run directory is removed")
 
 
 @linux_only
 def test_children_end_with_the_supervisor_without_a_reaper(tmp_path: Path) -> None:
-    started = Started(tmp_path, CHILD)
-    os.kill(started.guard, signal.SIGKILL)
-    started.kill()
-    wait_until(started.all_gone, "children end")
+    supervisor = SupervisorProcess(tmp_path, CHILD)
+    os.kill(supervisor.reaper, signal.SIGKILL)
+    supervisor.kill()
+    wait_until(supervisor.has_ended, "children end")
 
 
 def test_replacement_reaper_knows_the_children(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
-    started = Started(directory, UNTIED if sys.platform == "linux" else CHILD)
-    os.kill(started.guard, signal.SIGKILL)
-    wait_until(lambda: not is_alive(started.guard), "the guard is dead")
-    started.say("check")
-    replaced, pid = started.answer().split()
+    supervisor = SupervisorProcess(directory, UNTIED if sys.platform == "linux" else CHILD)
+    os.kill(supervisor.reaper, signal.SIGKILL)
+    wait_until(lambda: not is_alive(supervisor.reaper), "the reaper is dead")
+    supervisor.send("check")
+    replaced, pid = supervisor.read_line().split()
     assert replaced == "True"
-    assert int(pid) != started.guard
-    started.guard = int(pid)
-    started.kill()
-    wait_until(started.all_gone, "children and the second guard end")
+    assert int(pid) != supervisor.reaper
+    supervisor.reaper = int(pid)
+    supervisor.kill()
+    wait_until(supervisor.has_ended, "children and the second reaper end")
     wait_until(lambda: not directory.exists(), "the run directory is removed")
 
 
 def test_reaper_ignores_terminal_signals(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
-    started = Started(directory, CHILD, 1)
+    supervisor = SupervisorProcess(directory, CHILD, 1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        os.kill(started.guard, number)
-    started.say("check")
-    assert started.answer().split()[0] == "False"
-    started.kill()
-    wait_until(started.all_gone, "all end")
+        os.kill(supervisor.reaper, number)
+    supervisor.send("check")
+    assert supervisor.read_line().split()[0] == "False"
+    supervisor.kill()
+    wait_until(supervisor.has_ended, "all end")
 
 
 def test_closing_the_reaper_kills_children_and_removes_directory(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     shutil.copytree(Path(__file__).parent, directory)
-    started = Started(directory, CHILD)
-    started.say("close")
-    assert started.process.wait(60) == 0
+    supervisor = SupervisorProcess(directory, CHILD)
+    supervisor.send("close")
+    assert supervisor.process.wait(60) == 0
     assert not directory.exists()
-    wait_until(started.all_gone, "children end")
-    started.kill()
+    wait_until(supervisor.has_ended, "children end")
+    supervisor.kill()

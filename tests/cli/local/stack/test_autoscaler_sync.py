@@ -36,33 +36,33 @@ spec:
 KEY = "default/tiny"
 
 
-def planned(directory: Path, text: str = MANIFEST, **options: Any) -> EnginePlan:
+def make_plan(directory: Path, text: str = MANIFEST, **options: Any) -> EnginePlan:
     (directory / "m.yaml").write_text(text)
     return plan_engines(load_manifests([directory / "m.yaml"]), PlanOptions(**options), find_program=lambda name: name)
 
 
 def test_scaled_model_may_start_with_zero_engines(tmp_path: Path) -> None:
-    found = planned(tmp_path)
-    assert found.engines == 0
-    (scaled,) = found.scaled_models
+    plan = make_plan(tmp_path)
+    assert plan.engines == 0
+    (scaled,) = plan.scaled_models
     assert (scaled.key, scaled.policy) == (KEY, {"mode": "Auto", "stabilizationWindow": "2m"})
-    (facts,) = scaled.pools
-    assert (facts.name, facts.role, facts.minimum, facts.maximum) == ("main", Role.SERVE, 0, 6)
-    assert facts.profile == builtin_profile("l4-qwen8b")
-    assert found.pools[0].model.wakes
+    (pool,) = scaled.pools
+    assert (pool.name, pool.role, pool.minimum, pool.maximum) == ("main", Role.SERVE, 0, 6)
+    assert pool.profile == builtin_profile("l4-qwen8b")
+    assert plan.pools[0].model.wakes
     with pytest.raises(BadInput, match="no pool has a replica"):
-        planned(
+        make_plan(
             tmp_path,
             MANIFEST.replace("autoscaling: {mode: Auto, stabilizationWindow: 2m}", "autoscaling: {mode: Disabled}"),
         )
 
 
 def test_autoscaler_spec_is_independent_of_speed(tmp_path: Path) -> None:
-    assert planned(tmp_path, speed=10.0).scaled_models == planned(tmp_path).scaled_models
+    assert make_plan(tmp_path, speed=10.0).scaled_models == make_plan(tmp_path).scaled_models
 
 
 @pytest.mark.parametrize(
-    ("text", "options", "why"),
+    ("text", "options", "reason"),
     [
         (MANIFEST.replace("minReplicas: 0", "minReplicas: 1") + "  replicas: 2\n", {}, "spec.replicas sets the number"),
         (
@@ -72,9 +72,9 @@ def test_autoscaler_spec_is_independent_of_speed(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_unscaled_model_becomes_a_note(tmp_path: Path, text: str, options: dict[str, Any], why: str) -> None:
-    found = planned(tmp_path, text, **options)
-    assert (found.scaled_models, found.notes) == ((), (f"tiny: not scaled, since {why}",))
+def test_unscaled_model_becomes_a_note(tmp_path: Path, text: str, options: dict[str, Any], reason: str) -> None:
+    plan = make_plan(tmp_path, text, **options)
+    assert (plan.scaled_models, plan.notes) == ((), (f"tiny: not scaled, since {reason}",))
 
 
 class FakeSupervisor:
@@ -101,16 +101,16 @@ class FakeSupervisor:
 
     def add_engine(self, number: int, phase: ProcessPhase, started: float, ready: float | None = None) -> EngineProcess:
         engine = EngineProcess(self.pool, number, (9_000 + number,))
-        engine.process = SimpleNamespace(phase=phase, started_at=started, ready_at=ready)  # type: ignore[assignment]  # what is read of it
+        engine.process = SimpleNamespace(phase=phase, started_at=started, ready_at=ready)  # type: ignore[assignment]  # the attributes in use
         self.engines.append(engine)
         return engine
 
     def sync(self, scaled: ScaledModelSpec) -> AutoscalerSync:
-        return AutoscalerSync(self.directory, [scaled], self, self.clock, self.events.append)  # type: ignore[arg-type]  # what is used of it
+        return AutoscalerSync(self.directory, [scaled], self, self.clock, self.events.append)  # type: ignore[arg-type]  # the attributes in use
 
 
 def test_state_has_engine_times_and_dead_engines_as_pending(tmp_path: Path) -> None:
-    (scaled,) = planned(tmp_path).scaled_models
+    (scaled,) = make_plan(tmp_path).scaled_models
     supervisor = FakeSupervisor(tmp_path)
     supervisor.add_engine(0, ProcessPhase.READY, 900.0, 905.0)
     supervisor.add_engine(1, ProcessPhase.WAITING, 950.0, 955.0)
@@ -129,7 +129,7 @@ def test_state_has_engine_times_and_dead_engines_as_pending(tmp_path: Path) -> N
 
 
 def test_target_is_applied_once(tmp_path: Path) -> None:
-    (scaled,) = planned(tmp_path).scaled_models
+    (scaled,) = make_plan(tmp_path).scaled_models
     supervisor = FakeSupervisor(tmp_path)
 
     async def apply() -> None:
@@ -152,7 +152,7 @@ def test_target_is_applied_once(tmp_path: Path) -> None:
 
 
 def test_unreadable_or_impossible_target_is_reported(tmp_path: Path) -> None:
-    (scaled,) = planned(tmp_path).scaled_models
+    (scaled,) = make_plan(tmp_path).scaled_models
     supervisor = FakeSupervisor(tmp_path)
 
     async def apply() -> None:
@@ -172,30 +172,30 @@ def test_unreadable_or_impossible_target_is_reported(tmp_path: Path) -> None:
     assert supervisor.events[1] == f"main of {KEY} cannot be brought to 3: no ports"
 
 
-@pytest.mark.parametrize("wanted", [-1, 0, 7, 4_000])
-def test_target_outside_all_bounds_is_rejected(tmp_path: Path, wanted: int) -> None:
+@pytest.mark.parametrize("replicas", [-1, 0, 7, 4_000])
+def test_target_outside_all_bounds_is_rejected(tmp_path: Path, replicas: int) -> None:
     hours = 'schedules: [{name: day, begin: "08:00", end: "20:00", minReplicas: 2, maxReplicas: 6}]'
     text = MANIFEST.replace("minReplicas: 0, maxReplicas: 6", "minReplicas: 1, maxReplicas: 4").replace(
         "stabilizationWindow: 2m", hours
     )
-    (scaled,) = planned(tmp_path, text).scaled_models
+    (scaled,) = make_plan(tmp_path, text).scaled_models
     supervisor = FakeSupervisor(tmp_path)
 
     async def apply() -> None:
         sync = supervisor.sync(scaled)
-        for number in (wanted, 6):
+        for number in (replicas, 6):
             write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(number)}}))
             sync.apply_targets()
             await asyncio.sleep(0)
         await sync.stop()
 
     asyncio.run(apply())
-    assert supervisor.events == [f"main of {KEY} stays as it is: {wanted} are wanted of it, and 1 to 6 are allowed"]
+    assert supervisor.events == [f"main of {KEY} stays as it is: {replicas} are wanted of it, and 1 to 6 are allowed"]
     assert supervisor.scale_calls == [(KEY, "main", 6, ())]
 
 
 def test_unchanged_state_is_not_rewritten(tmp_path: Path) -> None:
-    (scaled,) = planned(tmp_path).scaled_models
+    (scaled,) = make_plan(tmp_path).scaled_models
     supervisor = FakeSupervisor(tmp_path)
     engine = supervisor.add_engine(0, ProcessPhase.READY, 900.0, 905.0)
     sync = supervisor.sync(replace(scaled))
@@ -212,14 +212,14 @@ TIERED = MANIFEST.replace("stabilizationWindow: 2m", "sleep: {min: 1, max: 2, le
 
 
 def test_state_has_sleeping_engines_with_wake_times(tmp_path: Path) -> None:
-    (scaled,) = planned(tmp_path, TIERED).scaled_models
+    (scaled,) = make_plan(tmp_path, TIERED).scaled_models
     assert scaled.pools[0].tier == SleepTier(2, 1, 2, 3_600.0)
     supervisor = FakeSupervisor(tmp_path)
     supervisor.pool = replace(supervisor.pool, sleep_level=2)
     supervisor.desired_asleep[KEY, "main"] = 1
-    rests = (SleepState.AWAKE, SleepState.FALLING_ASLEEP, SleepState.ASLEEP, SleepState.WAKING)
-    for number, rest in enumerate(rests):
-        supervisor.add_engine(number, ProcessPhase.READY, 900.0, 905.0).sleep_state = rest
+    sleep_states = (SleepState.AWAKE, SleepState.FALLING_ASLEEP, SleepState.ASLEEP, SleepState.WAKING)
+    for number, sleep_state in enumerate(sleep_states):
+        supervisor.add_engine(number, ProcessPhase.READY, 900.0, 905.0).sleep_state = sleep_state
     supervisor.engines[0].wake_count, supervisor.engines[0].wake_seconds = 3, 1.5
     supervisor.sync(scaled).write_state()
     pool = asyncio.run(LocalTarget(tmp_path / STATE_FILE, supervisor.clock, 5.0, speed=2.0).observe())[KEY].pools[
@@ -232,21 +232,22 @@ def test_state_has_sleeping_engines_with_wake_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "follows"), [(DesiredPool(1, (), 2), True), (DesiredPool(1, (), 3), False), (DesiredPool(5, (), 2), False)]
+    ("target", "is_applied"),
+    [(DesiredPool(1, (), 2), True), (DesiredPool(1, (), 3), False), (DesiredPool(5, (), 2), False)],
 )
-def test_sleep_target_is_limited_by_the_manifest(tmp_path: Path, wish: DesiredPool, follows: bool) -> None:
-    (scaled,) = planned(tmp_path, TIERED).scaled_models
+def test_sleep_target_is_limited_by_the_manifest(tmp_path: Path, target: DesiredPool, is_applied: bool) -> None:
+    (scaled,) = make_plan(tmp_path, TIERED).scaled_models
     supervisor = FakeSupervisor(tmp_path)
 
     async def apply() -> None:
         sync = supervisor.sync(scaled)
-        write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": wish}}))
+        write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": target}}))
         sync.apply_targets()
         await asyncio.sleep(0)
         await sync.stop()
 
     asyncio.run(apply())
-    assert bool(supervisor.scale_calls) is follows
-    assert supervisor.desired_asleep[KEY, "main"] == (2 if follows else 0)
-    if not follows:
+    assert bool(supervisor.scale_calls) is is_applied
+    assert supervisor.desired_asleep[KEY, "main"] == (2 if is_applied else 0)
+    if not is_applied:
         assert supervisor.events[0].endswith(" asleep")

@@ -52,59 +52,59 @@ class Load:
         self.url = url
         self.statuses: list[int] = []
         self.sent: list[tuple[float, str]] = []
-        self.seen = asyncio.Event()
-        self._on = True
+        self.answered = asyncio.Event()
+        self._running = True
         self._tasks = [asyncio.ensure_future(self._client()) for _ in range(4)]
 
-    async def more(self, count: int) -> None:
-        """Wait until that many more were answered."""
-        wanted = len(self.statuses) + count
-        while len(self.statuses) < wanted:
-            self.seen.clear()
-            await self.seen.wait()
+    async def wait_answers(self, count: int) -> None:
+        """Waits for ``count`` more answers."""
+        target = len(self.statuses) + count
+        while len(self.statuses) < target:
+            self.answered.clear()
+            await self.answered.wait()
 
     async def stop(self) -> None:
-        self._on = False
+        self._running = False
         await asyncio.gather(*self._tasks)
 
     async def _client(self) -> None:
         async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
-            while self._on:
-                begun = asyncio.get_running_loop().time()
+            while self._running:
+                started = asyncio.get_running_loop().time()
                 answer = await client.post(f"{self.url}/v1/chat/completions", json=CHAT)
-                self.sent.append((begun, answer.headers["x-fairlead-instance"]))
+                self.sent.append((started, answer.headers["x-fairlead-instance"]))
                 self.statuses.append(answer.status_code)
-                self.seen.set()
+                self.answered.set()
 
 
-class Leaving:
-    """Observations of the engine that leaves: its id, since when the gateway knows, and its own
-    metrics.
+class LeavingEngine:
+    """Observations of the engine that leaves: its id, the time at which the gateway noticed it, and
+    its own metrics.
     """
 
     def __init__(self, instance_id: str, url: str) -> None:
         self.id = instance_id
         self.url = url
-        self.known_at = float("inf")
-        self.said: list[dict[str, int]] = []
+        self.noticed_at = float("inf")
+        self.states: list[dict[str, int]] = []
 
     async def watch(self, management: ManagementClient) -> None:
-        """Until it is gone."""
+        """Records the engine's state until it ends."""
         async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
             await client.get(f"{self.url}/sim/state")  # connected: what follows is quicker than the engine's end
             await wait_until(lambda: management.has_stopped_routing(self.id), 0.0)
-            self.known_at = asyncio.get_running_loop().time()
+            self.noticed_at = asyncio.get_running_loop().time()
             while True:
                 try:
-                    self.said.append((await client.get(f"{self.url}/sim/state")).json())
+                    self.states.append((await client.get(f"{self.url}/sim/state")).json())
                 except httpx.HTTPError:
                     return
                 await asyncio.sleep(0.005)
 
 
-async def scaled_down_under_load(directory: Path) -> tuple[Load, Leaving]:
-    """Three engines become two while requests keep coming."""
-    guard = Reaper(None)
+async def scale_down_under_load(directory: Path) -> tuple[Load, LeavingEngine]:
+    """Scales three engines down to two while requests keep coming."""
+    reaper = Reaper(None)
     (listen,), (manage,) = find_free_ports([1, 1])
     file = directory / "fleet.yaml"
     arguments = ("--fleet", str(file), "--listen", f"127.0.0.1:{listen}", "--manage", f"127.0.0.1:{manage}")
@@ -113,40 +113,40 @@ async def scaled_down_under_load(directory: Path) -> tuple[Load, Leaving]:
     pool = EnginePoolSpec(Model("default", "tiny", preset="round-robin"), "main", 3, template, engine, "main")
     url = f"http://127.0.0.1:{manage}"
     async with ManagementClient(url) as management:
-        plan = StackSpec((pool,), gateway, url, file)
+        spec = StackSpec((pool,), gateway, url, file)
         supervisor = StackSupervisor(
-            plan, reaper=guard, clock=SystemClock(), routing=management, on_event=lambda line: None
+            spec, reaper=reaper, clock=SystemClock(), routing=management, on_event=lambda line: None
         )
         try:
             supervisor.start()
             async with asyncio.timeout(PATIENCE):
                 await supervisor.wait_ready()
                 load = Load(f"http://127.0.0.1:{listen}")
-                await load.more(30)
-                unit = supervisor.engines[-1]
-                leaving = Leaving(unit.instance_ids()[0], unit.urls()[0])
+                await load.wait_answers(30)
+                engine_process = supervisor.engines[-1]
+                leaving = LeavingEngine(engine_process.instance_ids()[0], engine_process.urls()[0])
                 watching = asyncio.ensure_future(leaving.watch(management))
                 await supervisor.scale(KEY, "main", 2)
-                await load.more(30)
+                await load.wait_answers(30)
                 await load.stop()
                 watching.cancel()
                 await asyncio.wait({watching})
-                assert [one.id for one in parse_fleet_file(file.read_text(), file=str(file)).instances[KEY]] == [
-                    unit.instance_ids()[0] for unit in supervisor.engines
-                ]
+                assert [
+                    instance.id for instance in parse_fleet_file(file.read_text(), file=str(file)).instances[KEY]
+                ] == [engine_process.instance_ids()[0] for engine_process in supervisor.engines]
         finally:
             await supervisor.stop(asyncio.Event())
-            guard.close()
+            reaper.close()
     return load, leaving
 
 
 def test_scale_down_under_load_loses_no_request(tmp_path: Path) -> None:
-    load, leaving = asyncio.run(scaled_down_under_load(tmp_path))
+    load, leaving = asyncio.run(scale_down_under_load(tmp_path))
     assert set(load.statuses) == {200}
-    before = [instance for begun, instance in load.sent if begun < leaving.known_at]
-    after = [instance for begun, instance in load.sent if begun >= leaving.known_at]
+    before = [instance for started, instance in load.sent if started < leaving.noticed_at]
+    after = [instance for started, instance in load.sent if started >= leaving.noticed_at]
     assert leaving.id in before
     assert after
     assert leaving.id not in after
-    assert leaving.said, "the engine was watched while it drained"
-    assert {one["requests_while_draining"] for one in leaving.said} == {0}
+    assert leaving.states, "the engine was watched while it drained"
+    assert {state["requests_while_draining"] for state in leaving.states} == {0}

@@ -37,11 +37,11 @@ spec:
 """
 
 
-def nowhere(program: str) -> str | None:
+def find_no_program(program: str) -> str | None:
     return None
 
 
-def everywhere(program: str) -> str | None:
+def find_any_program(program: str) -> str | None:
     return f"/usr/bin/{program}"
 
 
@@ -51,19 +51,19 @@ def manifests(directory: Path, text: str = TWO_MODELS) -> Manifests:
     return load_manifests([file])
 
 
-def planned(directory: Path, **options: object) -> EnginePlan:
-    return plan_engines(manifests(directory), PlanOptions(**options), find_program=nowhere)  # type: ignore[arg-type]  # a test's own keywords
+def make_plan(directory: Path, **options: object) -> EnginePlan:
+    return plan_engines(manifests(directory), PlanOptions(**options), find_program=find_no_program)  # type: ignore[arg-type]  # a test's own keywords
 
 
 def test_bundled_example_has_eight_engines() -> None:
-    found = plan_engines(load_manifests([bundled_example()]), PlanOptions(), find_program=nowhere)
-    assert found.engines == 8
-    assert [pool.label for pool in found.pools] == ["main"]
+    plan = plan_engines(load_manifests([bundled_example()]), PlanOptions(), find_program=find_no_program)
+    assert plan.engines == 8
+    assert [pool.label for pool in plan.pools] == ["main"]
 
 
 def test_every_pool_of_every_model_is_planned(tmp_path: Path) -> None:
-    found = planned(tmp_path)
-    assert [(pool.model.key, pool.name, pool.replicas, pool.label) for pool in found.pools] == [
+    plan = make_plan(tmp_path)
+    assert [(pool.model.key, pool.name, pool.replicas, pool.label) for pool in plan.pools] == [
         ("default/a", "main", 2, "a/main"),
         ("default/a", "more", 1, "a/more"),
         ("chat/b", "main", 1, "b/main"),
@@ -71,7 +71,7 @@ def test_every_pool_of_every_model_is_planned(tmp_path: Path) -> None:
 
 
 def test_engines_are_simulated_for_every_engine_type(tmp_path: Path) -> None:
-    pool = planned(tmp_path).pools[0]
+    pool = make_plan(tmp_path).pools[0]
     command = pool.command((9001,), 0)
     assert "fairlead_sim" in command.argv
     assert command.environment == {"HELLO": "world"}
@@ -81,16 +81,16 @@ def test_engines_are_simulated_for_every_engine_type(tmp_path: Path) -> None:
 
 def test_engine_command_has_the_served_name(tmp_path: Path) -> None:
     named = TWO_MODELS.replace('{uri: "hf://org/a"}', '{uri: "hf://org/a", servedNames: [org/a-name]}')
-    found = plan_engines(manifests(tmp_path, named), PlanOptions(), find_program=nowhere)
-    argv = found.pools[0].command((9001,), 0).argv
+    plan = plan_engines(manifests(tmp_path, named), PlanOptions(), find_program=find_no_program)
+    argv = plan.pools[0].command((9001,), 0).argv
     assert argv[argv.index("--served-model-name") + 1] == "org/a-name"
-    assert [pool.template.served_name for pool in found.pools] == ["org/a-name", "org/a-name", None]
+    assert [pool.template.served_name for pool in plan.pools] == ["org/a-name", "org/a-name", None]
 
 
 def test_arguments_for_real_engines_become_a_note(tmp_path: Path) -> None:
-    found = planned(tmp_path)
-    assert "--max-model-len=4096" in found.pools[0].command((9001,), 0).argv
-    assert found.notes == ("a: no effect on simulated engines: --tensor-parallel-size=8",)
+    plan = make_plan(tmp_path)
+    assert "--max-model-len=4096" in plan.pools[0].command((9001,), 0).argv
+    assert plan.notes == ("a: no effect on simulated engines: --tensor-parallel-size=8",)
 
 
 def test_several_ignored_arguments_make_one_note(tmp_path: Path) -> None:
@@ -98,19 +98,19 @@ def test_several_ignored_arguments_make_one_note(tmp_path: Path) -> None:
     file.write_text(
         SMALL_MANIFEST.replace("  pools:", '  engine: {args: ["--dtype", "bfloat16", "--enforce-eager"]}\n  pools:')
     )
-    found = plan_engines(load_manifests([file]), PlanOptions(), find_program=nowhere)
-    assert found.notes == ("tiny: no effect on simulated engines: --dtype bfloat16, --enforce-eager",)
+    plan = plan_engines(load_manifests([file]), PlanOptions(), find_program=find_no_program)
+    assert plan.notes == ("tiny: no effect on simulated engines: --dtype bfloat16, --enforce-eager",)
 
 
 def test_every_engine_has_its_own_seed(tmp_path: Path) -> None:
-    found = planned(tmp_path, seed=100)
-    commands = [pool.command((9001,), first) for pool in found.pools for first in range(pool.replicas)]
+    plan = make_plan(tmp_path, seed=100)
+    commands = [pool.command((9001,), first) for pool in plan.pools for first in range(pool.replicas)]
     seeds = [command.argv[command.argv.index("--seed") + 1] for command in commands]
     assert seeds == ["100", "101", "102", "103"]
 
 
 def test_speed_scales_targets_profiles_and_engine_arguments(tmp_path: Path) -> None:
-    slow, fast = planned(tmp_path).pools[0], planned(tmp_path, speed=4.0).pools[0]
+    slow, fast = make_plan(tmp_path).pools[0], make_plan(tmp_path, speed=4.0).pools[0]
     assert fast.model.objectives.ttft_seconds == 0.5
     assert fast.model.objectives.ttft_per_kilo_token_seconds == 0.05
     assert fast.model.objectives.itl_seconds == 0.0125
@@ -123,14 +123,14 @@ def test_speed_scales_targets_profiles_and_engine_arguments(tmp_path: Path) -> N
 
 
 def test_preset_option_applies_to_every_model(tmp_path: Path) -> None:
-    assert {pool.model.preset for pool in planned(tmp_path, preset="round-robin").pools} == {"round-robin"}
+    assert {pool.model.preset for pool in make_plan(tmp_path, preset="round-robin").pools} == {"round-robin"}
 
 
 def test_engines_per_process_fill_processes_in_order(tmp_path: Path) -> None:
-    found = planned(tmp_path, engines_per_process=4)
-    assert [pool.process_sizes() for pool in found.pools] == [[2], [1], [1]]
+    plan = make_plan(tmp_path, engines_per_process=4)
+    assert [pool.process_sizes() for pool in plan.pools] == [[2], [1], [1]]
     assert plan_engines(
-        load_manifests([bundled_example()]), PlanOptions(engines_per_process=3), find_program=nowhere
+        load_manifests([bundled_example()]), PlanOptions(engines_per_process=3), find_program=find_no_program
     ).pools[0].process_sizes() == [
         3,
         3,
@@ -154,19 +154,19 @@ def test_engines_per_process_fill_processes_in_order(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_option_is_named(tmp_path: Path, options: dict[str, object], field: str) -> None:
-    with pytest.raises(BadInput) as refused:
-        planned(tmp_path, **options)
-    assert refused.value.field == field
+    with pytest.raises(BadInput) as error:
+        make_plan(tmp_path, **options)
+    assert error.value.field == field
 
 
 def test_real_option_starts_installed_vllm(tmp_path: Path) -> None:
-    found = plan_engines(manifests(tmp_path), PlanOptions(real=True), find_program=everywhere)
-    pool = found.pools[0]
+    plan = plan_engines(manifests(tmp_path), PlanOptions(real=True), find_program=find_any_program)
+    pool = plan.pools[0]
     command = pool.command((9001,), 0)
     assert command.argv[:3] == ("vllm", "serve", "org/a")
     assert "--tensor-parallel-size=8" in command.argv
     assert not pool.says_ready
-    assert found.notes == ()
+    assert plan.notes == ()
     assert pool.template.engine == "vllm"
     assert engine_adapter("vllm").health_path == "/health"
 
@@ -174,13 +174,13 @@ def test_real_option_starts_installed_vllm(tmp_path: Path) -> None:
 def test_unloadable_model_source_is_refused_before_start(tmp_path: Path) -> None:
     text = TWO_MODELS.replace("hf://org/b", "s3://bucket/b")
     with pytest.raises(BadInput, match="s3"):
-        plan_engines(manifests(tmp_path, text), PlanOptions(real=True), find_program=everywhere)
+        plan_engines(manifests(tmp_path, text), PlanOptions(real=True), find_program=find_any_program)
 
 
 def test_stack_without_engines_is_refused(tmp_path: Path) -> None:
     text = TWO_MODELS.split("---")[1].replace("nvidia-l4}", "nvidia-l4, minReplicas: 0}")
     with pytest.raises(BadInput, match="no pool has a replica"):
-        plan_engines(manifests(tmp_path, text), PlanOptions(), find_program=nowhere)
+        plan_engines(manifests(tmp_path, text), PlanOptions(), find_program=find_no_program)
 
 
 def test_listen_and_manage_need_different_ports() -> None:
@@ -208,8 +208,10 @@ def test_hash_secret_is_derived_from_seed_else_random() -> None:
     assert default_hash_secret(None) != default_hash_secret(None)
 
 
-@pytest.mark.parametrize(("given", "used"), [("given", "given"), ("", "seed 3")])
-def test_environment_secret_wins_and_empty_is_unset(given: str, used: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", given)
+@pytest.mark.parametrize(("variable", "expected"), [("given", "given"), ("", "seed 3")])
+def test_environment_secret_wins_and_empty_is_unset(
+    variable: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", variable)
     options = UpOptions(listen=":0", manage=":0", seed=3, redis=False)
-    assert build_config(options).secret == used
+    assert build_config(options).secret == expected

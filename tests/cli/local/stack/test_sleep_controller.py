@@ -31,30 +31,30 @@ signal.pause()
 READY, SLEEPING, DRAINING = InstanceState.READY, InstanceState.SLEEPING, InstanceState.DRAINING
 
 
-class Bed:
-    """Records sleep calls; ``open`` delays an answer, ``refuses`` has calls that fail."""
+class FakeSleepCalls:
+    """Records sleep calls; ``reply_event`` delays an answer, ``failing`` has calls that fail."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[str, int]] = []
-        self.open = asyncio.Event()
-        self.open.set()
-        self.refuses: set[str] = set()
+        self.calls: list[tuple[str, int]] = []
+        self.reply_event = asyncio.Event()
+        self.reply_event.set()
+        self.failing: set[str] = set()
 
     async def sleep(self, url: str, level: int) -> None:
-        await self._told("sleep", level)
+        await self._reply("sleep", level)
 
     async def wake(self, url: str, level: int) -> None:
-        await self._told("wake", level)
+        await self._reply("wake", level)
 
-    async def _told(self, verb: str, level: int) -> None:
-        self.said.append((verb, level))
-        await self.open.wait()
-        if verb in self.refuses:
-            raise Unavailable(f"no {verb}")
+    async def _reply(self, call: str, level: int) -> None:
+        self.calls.append((call, level))
+        await self.reply_event.wait()
+        if call in self.failing:
+            raise Unavailable(f"no {call}")
 
 
-class Routes:
-    """A gateway that knows at once; ``busy``: it has requests everywhere."""
+class FakeRouting:
+    """A gateway that notices every change at once. ``busy``: it has requests on every engine."""
 
     def __init__(self) -> None:
         self.busy = False
@@ -66,35 +66,37 @@ class Routes:
         return int(self.busy)
 
 
-class Stage:
-    """A supervisor of engines that may sleep, of which so many run."""
+class StackFixture:
+    """A supervisor with ``count`` engines that may sleep."""
 
     def __init__(self, directory: Path, count: int) -> None:
         self.file = directory / "fleet.yaml"
-        self.bed, self.routes = Bed(), Routes()
-        self.told: list[str] = []
-        self.guard = Reaper(None)
+        self.sleep_calls, self.routing = FakeSleepCalls(), FakeRouting()
+        self.events: list[str] = []
+        self.reaper = Reaper(None)
         template = Instance("", "default", "m", "main", "", engine="sim")
         model = Model("default", "m")
         pool = EnginePoolSpec(model, "main", count, template, lambda ports, _: command(ports), "main", sleep_level=1)
-        plan = StackSpec((pool,), command(()), "http://127.0.0.1:1", self.file)
+        spec = StackSpec((pool,), command(()), "http://127.0.0.1:1", self.file)
         self.supervisor = StackSupervisor(
-            plan,
-            reaper=self.guard,
+            spec,
+            reaper=self.reaper,
             clock=SystemClock(),
-            routing=self.routes,
-            on_event=self.told.append,
-            sleep_calls=self.bed,
+            routing=self.routing,
+            on_event=self.events.append,
+            sleep_calls=self.sleep_calls,
         )
 
     def states(self) -> list[InstanceState]:
-        return [one.state for one in parse_fleet_file(self.file.read_text(), file=str(self.file)).instances[KEY]]
+        return [
+            instance.state for instance in parse_fleet_file(self.file.read_text(), file=str(self.file)).instances[KEY]
+        ]
 
-    async def becomes(self, *states: InstanceState) -> None:
+    async def wait_states(self, *states: InstanceState) -> None:
         await self.until(lambda: self.states() == list(states))
 
-    async def until(self, seen: Callable[[], bool]) -> None:
-        await asyncio.to_thread(wait_until, seen, "the engines get there")
+    async def until(self, condition: Callable[[], bool]) -> None:
+        await asyncio.to_thread(wait_until, condition, "the engines get there")
 
     async def scale(self, replicas: int, asleep: int = 0) -> None:
         await self.supervisor.scale(*POOL, replicas, (), asleep)
@@ -104,124 +106,126 @@ def command(ports: tuple[int, ...]) -> ProcessCommand:
     return ProcessCommand((sys.executable, "-I", "-S", "-c", PROGRAM, *map(str, ports)))
 
 
-def on_stage(directory: Path, count: int, play: Callable[[Stage], Awaitable[None]]) -> Stage:
-    async def run() -> Stage:
-        stage = Stage(directory, count)
+def run_scenario(directory: Path, count: int, scenario: Callable[[StackFixture], Awaitable[None]]) -> StackFixture:
+    async def run() -> StackFixture:
+        fixture = StackFixture(directory, count)
         try:
-            stage.supervisor.start()
-            await stage.becomes(*[READY] * count)
-            await play(stage)
+            fixture.supervisor.start()
+            await fixture.wait_states(*[READY] * count)
+            await scenario(fixture)
         finally:
-            await stage.supervisor.stop(asyncio.Event())
-            stage.guard.close()
-        return stage
+            await fixture.supervisor.stop(asyncio.Event())
+            fixture.reaper.close()
+        return fixture
 
     return asyncio.run(run())
 
 
 def test_sleeping_engines_wake_before_new_ones_start(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        pids = [unit.process.child.pid for unit in stage.supervisor.engines]  # type: ignore[union-attr]  # they run
-        await stage.scale(1, asleep=2)
-        await stage.becomes(READY, SLEEPING, SLEEPING)
-        await stage.scale(3)
-        await stage.becomes(READY, READY, READY)
-        assert [unit.process.child.pid for unit in stage.supervisor.engines] == pids  # type: ignore[union-attr]
-        assert [unit.wake_count for unit in stage.supervisor.engines] == [0, 1, 1]
+    async def scenario(fixture: StackFixture) -> None:
+        pids = [engine.process.child.pid for engine in fixture.supervisor.engines]  # type: ignore[union-attr]  # they run
+        await fixture.scale(1, asleep=2)
+        await fixture.wait_states(READY, SLEEPING, SLEEPING)
+        await fixture.scale(3)
+        await fixture.wait_states(READY, READY, READY)
+        assert [engine.process.child.pid for engine in fixture.supervisor.engines] == pids  # type: ignore[union-attr]
+        assert [engine.wake_count for engine in fixture.supervisor.engines] == [0, 1, 1]
 
-    stage = on_stage(tmp_path, 3, play)
-    assert stage.bed.said == [("sleep", 1), ("sleep", 1), ("wake", 1), ("wake", 1)]
+    fixture = run_scenario(tmp_path, 3, scenario)
+    assert fixture.sleep_calls.calls == [("sleep", 1), ("sleep", 1), ("wake", 1), ("wake", 1)]
 
 
 def test_engine_with_requests_drains_before_sleep_and_can_be_recalled(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        stage.routes.busy = True
-        await stage.scale(1, asleep=1)
-        await stage.becomes(READY, DRAINING)
-        await stage.scale(2)
-        await stage.becomes(READY, READY)
-        assert stage.bed.said == []
+    async def scenario(fixture: StackFixture) -> None:
+        fixture.routing.busy = True
+        await fixture.scale(1, asleep=1)
+        await fixture.wait_states(READY, DRAINING)
+        await fixture.scale(2)
+        await fixture.wait_states(READY, READY)
+        assert fixture.sleep_calls.calls == []
 
-    on_stage(tmp_path, 2, play)
+    run_scenario(tmp_path, 2, scenario)
 
 
 def test_waking_engine_gets_no_request_before_it_is_awake(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        await stage.scale(0, asleep=1)
-        await stage.becomes(SLEEPING)
-        stage.bed.open.clear()
-        await stage.scale(1)
-        await stage.becomes(InstanceState.STARTING)
-        stage.bed.open.set()
-        await stage.becomes(READY)
+    async def scenario(fixture: StackFixture) -> None:
+        await fixture.scale(0, asleep=1)
+        await fixture.wait_states(SLEEPING)
+        fixture.sleep_calls.reply_event.clear()
+        await fixture.scale(1)
+        await fixture.wait_states(InstanceState.STARTING)
+        fixture.sleep_calls.reply_event.set()
+        await fixture.wait_states(READY)
 
-    on_stage(tmp_path, 1, play)
+    run_scenario(tmp_path, 1, scenario)
 
 
 def test_changed_sleep_count_ends_or_starts_sleeping_engines(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        await stage.scale(1, asleep=1)
-        await stage.becomes(READY, SLEEPING)
-        await stage.scale(1, asleep=0)
-        await stage.becomes(READY)
-        await stage.scale(1, asleep=1)
-        await stage.becomes(READY, SLEEPING)
+    async def scenario(fixture: StackFixture) -> None:
+        await fixture.scale(1, asleep=1)
+        await fixture.wait_states(READY, SLEEPING)
+        await fixture.scale(1, asleep=0)
+        await fixture.wait_states(READY)
+        await fixture.scale(1, asleep=1)
+        await fixture.wait_states(READY, SLEEPING)
 
-    on_stage(tmp_path, 2, play)
+    run_scenario(tmp_path, 2, scenario)
 
 
 def test_engine_that_dies_asleep_is_restarted_and_sleeps_again(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        await stage.scale(0, asleep=1)
-        await stage.becomes(SLEEPING)
-        (unit,) = stage.supervisor.engines
-        assert unit.process is not None
-        assert unit.process.child is not None
-        os.kill(unit.process.child.pid, signal.SIGKILL)
-        await stage.until(lambda: unit.process is not None and unit.process.starts == 2)
-        await stage.until(lambda: unit.sleep_state is SleepState.ASLEEP)
-        assert stage.states() == [SLEEPING]
+    async def scenario(fixture: StackFixture) -> None:
+        await fixture.scale(0, asleep=1)
+        await fixture.wait_states(SLEEPING)
+        (engine,) = fixture.supervisor.engines
+        assert engine.process is not None
+        assert engine.process.child is not None
+        os.kill(engine.process.child.pid, signal.SIGKILL)
+        await fixture.until(lambda: engine.process is not None and engine.process.starts == 2)
+        await fixture.until(lambda: engine.sleep_state is SleepState.ASLEEP)
+        assert fixture.states() == [SLEEPING]
 
-    stage = on_stage(tmp_path, 1, play)
-    assert stage.bed.said == [("sleep", 1), ("sleep", 1)]
+    fixture = run_scenario(tmp_path, 1, scenario)
+    assert fixture.sleep_calls.calls == [("sleep", 1), ("sleep", 1)]
 
 
 def test_engine_that_does_not_wake_is_restarted(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        await stage.scale(0, asleep=1)
-        await stage.becomes(SLEEPING)
-        stage.bed.refuses.add("wake")
-        await stage.scale(1)
-        (unit,) = stage.supervisor.engines
-        await stage.until(lambda: unit.process is not None and unit.process.starts == 2)
-        await stage.becomes(READY)
-        assert unit.process is not None
-        assert unit.process.phase is ProcessPhase.READY
+    async def scenario(fixture: StackFixture) -> None:
+        await fixture.scale(0, asleep=1)
+        await fixture.wait_states(SLEEPING)
+        fixture.sleep_calls.failing.add("wake")
+        await fixture.scale(1)
+        (engine,) = fixture.supervisor.engines
+        await fixture.until(lambda: engine.process is not None and engine.process.starts == 2)
+        await fixture.wait_states(READY)
+        assert engine.process is not None
+        assert engine.process.phase is ProcessPhase.READY
 
-    stage = on_stage(tmp_path, 1, play)
-    assert any("does not wake and is restarted: no wake" in line for line in stage.told)
+    fixture = run_scenario(tmp_path, 1, scenario)
+    assert any("does not wake and is restarted: no wake" in line for line in fixture.events)
 
 
 def test_engines_that_reject_sleep_end_instead(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        stage.bed.refuses.add("sleep")
-        await stage.scale(1, asleep=1)
-        await stage.becomes(READY)
-        assert stage.supervisor.desired_asleep[POOL] == 0
-        await stage.scale(1, asleep=1)
-        assert len(stage.supervisor.engines) == 1
+    async def scenario(fixture: StackFixture) -> None:
+        fixture.sleep_calls.failing.add("sleep")
+        await fixture.scale(1, asleep=1)
+        await fixture.wait_states(READY)
+        assert fixture.supervisor.desired_asleep[POOL] == 0
+        await fixture.scale(1, asleep=1)
+        assert len(fixture.supervisor.engines) == 1
 
-    stage = on_stage(tmp_path, 2, play)
-    assert stage.bed.said == [("sleep", 1)]
-    assert any("does not sleep: no sleep" in line for line in stage.told)
+    fixture = run_scenario(tmp_path, 2, scenario)
+    assert fixture.sleep_calls.calls == [("sleep", 1)]
+    assert any("does not sleep: no sleep" in line for line in fixture.events)
 
 
 @pytest.mark.parametrize("asleep", [0, 1])
 def test_stack_stops_while_engines_sleep(tmp_path: Path, asleep: int) -> None:
-    async def play(stage: Stage) -> None:
-        await stage.scale(1, asleep=asleep)
-        stage.bed.open.clear()
-        await stage.scale(0, asleep=1)
+    async def scenario(fixture: StackFixture) -> None:
+        await fixture.scale(1, asleep=asleep)
+        fixture.sleep_calls.reply_event.clear()
+        await fixture.scale(0, asleep=1)
 
-    stage = on_stage(tmp_path, 2, play)
-    assert all(unit.process is None or unit.process.phase is ProcessPhase.STOPPED for unit in stage.supervisor.engines)
+    fixture = run_scenario(tmp_path, 2, scenario)
+    assert all(
+        engine.process is None or engine.process.phase is ProcessPhase.STOPPED for engine in fixture.supervisor.engines
+    )

@@ -1,4 +1,4 @@
-"""The supervisor over small programs of our own: who is in the fleet file when, who ends in which order."""
+"""The supervisor with small test programs: contents of the fleet file, and order of the stop."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ from fairlead_testing.processes import is_alive, wait_until
 
 PATIENCE = 120.0
 KEY = "default/m"
-# arguments: name, file to note one's end in, ports; answers every request with 200 and 2 bytes
+# arguments: name, file to note its end in, ports; answers every request with 200 and 2 bytes
 SERVER = """
 import signal, socket, sys, threading
 name, notes, *ports = sys.argv[1:]
@@ -48,45 +48,50 @@ signal.pause()
 FAILS = "print('no such model file'); raise SystemExit(3)"
 
 
-class NoGateway:
-    """Answers as a gateway would that knows everything at once and is idle; ``asked`` can hold it back."""
+class FakeRouting:
+    """An idle gateway that notices every change at once; its events delay both."""
 
     def __init__(self) -> None:
-        self.knows = asyncio.Event()
+        self.has_noticed = asyncio.Event()
         self.idle = asyncio.Event()
-        self.asked_in_flight = 0
-        self.knows.set()
+        self.in_flight_queries = 0
+        self.has_noticed.set()
         self.idle.set()
 
     async def has_stopped_routing(self, instance_id: str) -> bool:
-        return self.knows.is_set()
+        return self.has_noticed.is_set()
 
     async def in_flight_requests(self, instance_id: str) -> int:
-        self.asked_in_flight += 1
+        self.in_flight_queries += 1
         return 0 if self.idle.is_set() else 1
 
 
-class Stage:
-    """A supervisor with its surroundings in a temporary directory."""
+class StackFixture:
+    """A supervisor with a reaper, a fake gateway and a temporary directory."""
 
     def __init__(self, directory: Path, **changes: object) -> None:
         self.directory = directory
         self.notes = directory / "ended"
-        self.told: list[str] = []
-        self.routes = NoGateway()
-        self.guard = Reaper(None)
+        self.events: list[str] = []
+        self.routing = FakeRouting()
+        self.reaper = Reaper(None)
         ((port,),) = find_free_ports([1])
         model = Model("default", "m")
         template = Instance("", "default", "m", "main", "", engine="sim")
         pool = replace(EnginePoolSpec(model, "main", 2, template, self.engine, "main"), **changes)  # type: ignore[arg-type]  # a test's own keywords
-        plan = StackSpec((pool,), self.server("gateway", (port,)), f"http://127.0.0.1:{port}", directory / "fleet.yaml")
-        self.supervisor = StackSupervisor(
-            plan,
-            reaper=self.guard,
-            clock=SystemClock(),
-            routing=self.routes,
-            on_event=self.told.append,
+        spec = StackSpec(
+            (pool,),
+            self.server("gateway", (port,)),
+            f"http://127.0.0.1:{port}",
+            directory / "fleet.yaml",
             drain_seconds=PATIENCE,
+        )
+        self.supervisor = StackSupervisor(
+            spec,
+            reaper=self.reaper,
+            clock=SystemClock(),
+            routing=self.routing,
+            on_event=self.events.append,
         )
 
     def server(self, name: str, ports: tuple[int, ...]) -> ProcessCommand:
@@ -100,215 +105,223 @@ class Stage:
         return parse_fleet_file(path.read_text(), file=str(path))
 
     def states(self) -> dict[str, InstanceState]:
-        return {one.id.split("/")[0]: one.state for one in self.file().instances[KEY]}
+        return {instance.id.split("/")[0]: instance.state for instance in self.file().instances[KEY]}
 
     async def until(self, condition: Callable[[], bool]) -> None:
         await asyncio.to_thread(wait_until, condition, "the supervisor gets there")
 
 
-def on_stage(directory: Path, play: Callable[[Stage], Awaitable[None]], **changes: object) -> Stage:
-    async def run() -> Stage:
-        stage = Stage(directory, **changes)
+def run_scenario(
+    directory: Path, scenario: Callable[[StackFixture], Awaitable[None]], **changes: object
+) -> StackFixture:
+    async def run() -> StackFixture:
+        fixture = StackFixture(directory, **changes)
         try:
-            await play(stage)
+            await scenario(fixture)
         finally:
-            await stage.supervisor.stop(asyncio.Event())
-            stage.guard.close()
-        return stage
+            await fixture.supervisor.stop(asyncio.Event())
+            fixture.reaper.close()
+        return fixture
 
     return asyncio.run(run())
 
 
-def kill(keeper: ManagedProcess | None) -> None:
-    assert keeper is not None
-    assert keeper.child is not None
-    os.kill(keeper.child.pid, signal.SIGKILL)
+def kill(process: ManagedProcess | None) -> None:
+    assert process is not None
+    assert process.child is not None
+    os.kill(process.child.pid, signal.SIGKILL)
 
 
-async def up(stage: Stage) -> None:
-    stage.supervisor.start()
+async def start(fixture: StackFixture) -> None:
+    fixture.supervisor.start()
     async with asyncio.timeout(PATIENCE):
-        await stage.supervisor.wait_ready()
+        await fixture.supervisor.wait_ready()
 
 
 def test_fleet_file_shows_starting_then_ready_engines(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        stage.supervisor.start()
-        await stage.until(lambda: InstanceState.STARTING in stage.states().values())
+    async def scenario(fixture: StackFixture) -> None:
+        fixture.supervisor.start()
+        await fixture.until(lambda: InstanceState.STARTING in fixture.states().values())
         async with asyncio.timeout(PATIENCE):
-            await stage.supervisor.wait_ready()
-        assert stage.states() == {"main-0": InstanceState.READY, "main-1": InstanceState.READY}
+            await fixture.supervisor.wait_ready()
+        assert fixture.states() == {"main-0": InstanceState.READY, "main-1": InstanceState.READY}
 
-    on_stage(tmp_path, play)
+    run_scenario(tmp_path, scenario)
 
 
 def test_engine_is_ready_when_its_health_endpoint_answers(tmp_path: Path) -> None:
-    on_stage(tmp_path, up, says_ready=False)
+    run_scenario(tmp_path, start, says_ready=False)
 
 
 def test_restarted_engine_keeps_its_id(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        await up(stage)
-        before = stage.file().instances[KEY]
-        kill(stage.supervisor.engines[0].process)
-        await stage.until(lambda: list(stage.states()) == ["main-1"])
-        await stage.until(lambda: list(stage.states().values()) == [InstanceState.READY] * 2)
-        assert stage.file().instances[KEY] == before
-        assert any(line.startswith("main-0 ended (SIGKILL); again in 250ms") for line in stage.told)
+    async def scenario(fixture: StackFixture) -> None:
+        await start(fixture)
+        before = fixture.file().instances[KEY]
+        kill(fixture.supervisor.engines[0].process)
+        await fixture.until(lambda: list(fixture.states()) == ["main-1"])
+        await fixture.until(lambda: list(fixture.states().values()) == [InstanceState.READY] * 2)
+        assert fixture.file().instances[KEY] == before
+        assert any(line.startswith("main-0 ended (SIGKILL); again in 250ms") for line in fixture.events)
 
-    on_stage(tmp_path, play)
+    run_scenario(tmp_path, scenario)
 
 
 def test_dead_gateway_is_restarted(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        await up(stage)
-        gateway = stage.supervisor.gateway
+    async def scenario(fixture: StackFixture) -> None:
+        await start(fixture)
+        gateway = fixture.supervisor.gateway
         assert gateway is not None
         kill(gateway)
-        await stage.until(lambda: gateway.restarts == 1 and gateway.phase is ProcessPhase.READY)
+        await fixture.until(lambda: gateway.restarts == 1 and gateway.phase is ProcessPhase.READY)
 
-    on_stage(tmp_path, play)
+    run_scenario(tmp_path, scenario)
 
 
 def test_engines_of_one_process_are_separate_instances(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        await up(stage)
-        assert [unit.name for unit in stage.supervisor.engines] == ["main-0..3", "main-4..5"]
-        assert list(stage.states()) == [f"main-{n}" for n in range(6)]
+    async def scenario(fixture: StackFixture) -> None:
+        await start(fixture)
+        assert [engine.name for engine in fixture.supervisor.engines] == ["main-0..3", "main-4..5"]
+        assert list(fixture.states()) == [f"main-{n}" for n in range(6)]
 
-    on_stage(tmp_path, play, replicas=6, engines_per_process=4)
+    run_scenario(tmp_path, scenario, replicas=6, engines_per_process=4)
 
 
 def test_stack_fails_with_last_lines_when_engines_never_start(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
+    async def scenario(fixture: StackFixture) -> None:
         with pytest.raises(StartFailed, match=r"main-0 does not start: exit code 3(.|\n)*no such model file"):
-            await up(stage)
+            await start(fixture)
 
     failing = ProcessCommand((sys.executable, "-I", "-S", "-c", FAILS))
-    on_stage(tmp_path, play, command=lambda ports, first: failing)
+    run_scenario(tmp_path, scenario, command=lambda ports, first: failing)
 
 
 def test_other_engines_serve_when_one_does_not_start(tmp_path: Path) -> None:
     failing = ProcessCommand((sys.executable, "-I", "-S", "-c", FAILS))
 
-    async def play(stage: Stage) -> None:
-        pool = stage.supervisor.spec.pools[0]
-        mixed = replace(pool, command=lambda ports, first: stage.engine(ports, first) if first else failing)
-        stage.supervisor.spec = replace(stage.supervisor.spec, pools=(mixed,))
-        await up(stage)
-        assert stage.states()["main-1"] is InstanceState.READY
+    async def scenario(fixture: StackFixture) -> None:
+        pool = fixture.supervisor.spec.pools[0]
+        mixed = replace(pool, command=lambda ports, first: fixture.engine(ports, first) if first else failing)
+        fixture.supervisor.spec = replace(fixture.supervisor.spec, pools=(mixed,))
+        await start(fixture)
+        assert fixture.states()["main-1"] is InstanceState.READY
 
-    on_stage(tmp_path, play)
+    run_scenario(tmp_path, scenario)
 
 
 def test_gateway_stops_before_engines(tmp_path: Path) -> None:
-    stage = on_stage(tmp_path, up)
-    ended = stage.notes.read_text().split()
+    fixture = run_scenario(tmp_path, start)
+    ended = fixture.notes.read_text().split()
     assert ended[0] == "gateway"
     assert sorted(ended[1:]) == ["engine-0", "engine-1"]
 
 
 def test_second_signal_stops_everything_at_once(tmp_path: Path) -> None:
-    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
+    ignores_sigterm = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
+    )
 
-    async def play(stage: Stage) -> None:
-        await up(stage)
-        pids = [keeper.child.pid for keeper in stage.supervisor.processes() if keeper.child]
-        hurry = asyncio.Event()
-        stopping = asyncio.ensure_future(stage.supervisor.stop(hurry))
-        hurry.set()
+    async def scenario(fixture: StackFixture) -> None:
+        await start(fixture)
+        pids = [process.child.pid for process in fixture.supervisor.processes() if process.child]
+        at_once = asyncio.Event()
+        stopping = asyncio.ensure_future(fixture.supervisor.stop(at_once))
+        at_once.set()
         await stopping
         assert not any(is_alive(pid) for pid in pids)
 
-    on_stage(tmp_path, play, command=lambda ports, first: ProcessCommand((sys.executable, "-I", "-S", "-c", deaf)))
+    run_scenario(
+        tmp_path,
+        scenario,
+        command=lambda ports, first: ProcessCommand((sys.executable, "-I", "-S", "-c", ignores_sigterm)),
+    )
 
 
 def test_scale_up_adds_engines_with_new_numbers(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        await up(stage)
-        await stage.supervisor.scale(KEY, "main", 4)
-        await stage.until(lambda: list(stage.states().values()) == [InstanceState.READY] * 4)
-        assert list(stage.states()) == ["main-0", "main-1", "main-2", "main-3"]
+    async def scenario(fixture: StackFixture) -> None:
+        await start(fixture)
+        await fixture.supervisor.scale(KEY, "main", 4)
+        await fixture.until(lambda: list(fixture.states().values()) == [InstanceState.READY] * 4)
+        assert list(fixture.states()) == ["main-0", "main-1", "main-2", "main-3"]
 
-    on_stage(tmp_path, play)
+    run_scenario(tmp_path, scenario)
 
 
 def test_scale_down_waits_for_the_gateway_to_drain_the_engine(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        await up(stage)
-        stage.routes.knows.clear()
-        stage.routes.idle.clear()
-        leaving = stage.supervisor.engines[1].process
+    async def scenario(fixture: StackFixture) -> None:
+        await start(fixture)
+        fixture.routing.has_noticed.clear()
+        fixture.routing.idle.clear()
+        leaving = fixture.supervisor.engines[1].process
         assert leaving is not None
-        shrinking = asyncio.ensure_future(stage.supervisor.scale(KEY, "main", 1))
-        await stage.until(lambda: stage.states()["main-1"] is InstanceState.DRAINING)
-        assert stage.routes.asked_in_flight == 0
-        stage.routes.knows.set()
-        await stage.until(lambda: stage.routes.asked_in_flight > 0)
+        shrinking = asyncio.ensure_future(fixture.supervisor.scale(KEY, "main", 1))
+        await fixture.until(lambda: fixture.states()["main-1"] is InstanceState.DRAINING)
+        assert fixture.routing.in_flight_queries == 0
+        fixture.routing.has_noticed.set()
+        await fixture.until(lambda: fixture.routing.in_flight_queries > 0)
         assert leaving.phase is ProcessPhase.READY
-        stage.routes.idle.set()
+        fixture.routing.idle.set()
         await shrinking
-        assert list(stage.states()) == ["main-0"]
+        assert list(fixture.states()) == ["main-0"]
         assert leaving.phase is ProcessPhase.STOPPED
 
-    on_stage(tmp_path, play)
+    run_scenario(tmp_path, scenario)
 
 
 def test_named_engine_leaves_first_and_keeps_its_number_until_gone(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        await up(stage)
-        stage.routes.idle.clear()
-        shrinking = asyncio.ensure_future(stage.supervisor.scale(KEY, "main", 1, ("main-0", "main-1")))
-        await stage.until(lambda: stage.states()["main-0"] is InstanceState.DRAINING)
-        await stage.supervisor.scale(KEY, "main", 2)
-        await stage.until(lambda: stage.states().get("main-2") is InstanceState.READY)
-        assert stage.supervisor.desired_replicas == {(KEY, "main"): 2}
-        stage.routes.idle.set()
+    async def scenario(fixture: StackFixture) -> None:
+        await start(fixture)
+        fixture.routing.idle.clear()
+        shrinking = asyncio.ensure_future(fixture.supervisor.scale(KEY, "main", 1, ("main-0", "main-1")))
+        await fixture.until(lambda: fixture.states()["main-0"] is InstanceState.DRAINING)
+        await fixture.supervisor.scale(KEY, "main", 2)
+        await fixture.until(lambda: fixture.states().get("main-2") is InstanceState.READY)
+        assert fixture.supervisor.desired_replicas == {(KEY, "main"): 2}
+        fixture.routing.idle.set()
         await shrinking
-        assert list(stage.states()) == ["main-1", "main-2"]
+        assert list(fixture.states()) == ["main-1", "main-2"]
 
-    on_stage(tmp_path, play)
+    run_scenario(tmp_path, scenario)
 
 
 def test_pool_may_start_and_end_with_zero_engines(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        await up(stage)
-        assert stage.states() == {}
-        await stage.supervisor.scale(KEY, "main", 1)
-        await stage.until(lambda: stage.states() == {"main-0": InstanceState.READY})
-        await stage.supervisor.scale(KEY, "main", 0)
-        assert stage.states() == {}
+    async def scenario(fixture: StackFixture) -> None:
+        await start(fixture)
+        assert fixture.states() == {}
+        await fixture.supervisor.scale(KEY, "main", 1)
+        await fixture.until(lambda: fixture.states() == {"main-0": InstanceState.READY})
+        await fixture.supervisor.scale(KEY, "main", 0)
+        assert fixture.states() == {}
 
-    on_stage(tmp_path, play, replicas=0)
+    run_scenario(tmp_path, scenario, replicas=0)
 
 
 def test_scale_of_an_unknown_pool_is_refused(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
+    async def scenario(fixture: StackFixture) -> None:
         with pytest.raises(BadInput, match="no pool"):
-            await stage.supervisor.scale(KEY, "other", 1)
+            await fixture.supervisor.scale(KEY, "other", 1)
 
-    on_stage(tmp_path, play)
+    run_scenario(tmp_path, scenario)
 
 
 def test_adopted_engines_are_in_the_fleet_and_never_scaled(tmp_path: Path) -> None:
     template = Instance("", "default", "m", "main", "")
     adopted = (replace(template, id="10.0.0.5/80/0", url="http://10.0.0.5:80"),)
 
-    async def play(stage: Stage) -> None:
-        await up(stage)
-        assert stage.states() == {"10.0.0.5": InstanceState.READY}
+    async def scenario(fixture: StackFixture) -> None:
+        await start(fixture)
+        assert fixture.states() == {"10.0.0.5": InstanceState.READY}
         with pytest.raises(BadInput, match="adopted engines are not scaled"):
-            await stage.supervisor.scale(KEY, "main", 1)
+            await fixture.supervisor.scale(KEY, "main", 1)
 
-    on_stage(tmp_path, play, replicas=0, adopted=adopted)
+    run_scenario(tmp_path, scenario, replicas=0, adopted=adopted)
 
 
 def test_dead_reaper_is_replaced(tmp_path: Path) -> None:
-    async def play(stage: Stage) -> None:
-        await up(stage)
-        pid = stage.guard.pid
+    async def scenario(fixture: StackFixture) -> None:
+        await start(fixture)
+        pid = fixture.reaper.pid
         os.kill(pid, signal.SIGKILL)
-        await stage.until(lambda: stage.guard.pid != pid)
-        assert is_alive(stage.guard.pid)
+        await fixture.until(lambda: fixture.reaper.pid != pid)
+        assert is_alive(fixture.reaper.pid)
 
-    on_stage(tmp_path, play)
+    run_scenario(tmp_path, scenario)

@@ -64,20 +64,20 @@ EVERYTHING = (
 )
 
 
-def planned(directory: Path, text: str, *, real: bool = False) -> EnginePlan:
+def make_plan(directory: Path, text: str, *, real: bool = False) -> EnginePlan:
     (directory / "m.yaml").write_text(text)
     return plan_engines(load_manifests([directory / "m.yaml"]), PlanOptions(real=real), find_program=lambda name: name)
 
 
 def test_fields_without_effect_become_notes(tmp_path: Path) -> None:
-    found = planned(tmp_path, EVERYTHING)
-    assert found.notes == (
+    plan = make_plan(tmp_path, EVERYTHING)
+    assert plan.notes == (
         "a: no effect in local mode: spec.model.revision, spec.model.credentials, spec.model.cache, spec.engine.image, "
         "spec.engine.imagePullSecrets, spec.engine.env[1].valueFrom, spec.pools[0].parallelism, spec.pools[0].template, "
         "spec.kvCache.offload, spec.adapters, spec.rollout",
         "a: not scaled, since spec.replicas sets the number",
     )
-    (pool,) = found.pools
+    (pool,) = plan.pools
     assert pool.replicas == 3
     assert pool.command((9001,), 0).environment == {"A": "b"}
 
@@ -87,7 +87,7 @@ def test_unsupported_engine_types_are_simulated(tmp_path: Path, kind: str) -> No
     text = (
         HEAD + f'  model: {{uri: "hf://a/b"}}\n  engine: {{type: {kind}}}\n  pools: [{{acceleratorClassName: cpu}}]\n'
     )
-    (pool,) = planned(tmp_path, text).pools
+    (pool,) = make_plan(tmp_path, text).pools
     assert "fairlead_sim" in pool.command((9001,), 0).argv
 
 
@@ -107,23 +107,23 @@ def test_unsupported_engine_types_are_simulated(tmp_path: Path, kind: str) -> No
     ],
 )
 def test_real_engine_with_unsupported_fields_is_refused(tmp_path: Path, text: str, field: str, hint: str) -> None:
-    with pytest.raises(BadInput) as refused:
-        planned(tmp_path, text, real=True)
-    assert refused.value.field == field
-    assert (refused.value.hint or "").startswith(hint)
+    with pytest.raises(BadInput) as error:
+        make_plan(tmp_path, text, real=True)
+    assert error.value.field == field
+    assert (error.value.hint or "").startswith(hint)
 
 
 @pytest.mark.parametrize(("kind", "transfer"), [("VLLM", "mooncake"), ("SGLang", "sglang")])
 def test_prefill_and_decode_pools_are_simulated(tmp_path: Path, kind: str, transfer: str) -> None:
-    found = planned(tmp_path, SPLIT.replace("KIND", kind))
-    tails = [pool.command((9001,), 0).argv[-4:] for pool in found.pools]
+    plan = make_plan(tmp_path, SPLIT.replace("KIND", kind))
+    tails = [pool.command((9001,), 0).argv[-4:] for pool in plan.pools]
     assert tails[:2] == [
         ("--kv-connector", transfer, "--kv-role", "kv_producer"),
         ("--kv-connector", transfer, "--kv-role", "kv_consumer"),
     ]
     assert "--kv-connector" not in tails[2]
-    templates = [pool.template for pool in found.pools]
-    assert [(one.role, one.transfer) for one in templates] == [
+    templates = [pool.template for pool in plan.pools]
+    assert [(template.role, template.transfer) for template in templates] == [
         (Role.PREFILL, transfer),
         (Role.DECODE, transfer),
         (Role.SERVE, None),
@@ -131,26 +131,26 @@ def test_prefill_and_decode_pools_are_simulated(tmp_path: Path, kind: str, trans
 
 
 def test_prefill_instances_have_a_bootstrap_url(tmp_path: Path) -> None:
-    first, then, _ = planned(tmp_path, SPLIT.replace("KIND", "VLLM")).pools
+    first, then, _ = make_plan(tmp_path, SPLIT.replace("KIND", "VLLM")).pools
     assert EngineProcess(first, 0, (9001,)).bootstrap_url("http://127.0.0.1:9001") == "http://127.0.0.1:9001"
     assert EngineProcess(then, 0, (9002,)).bootstrap_url("http://127.0.0.1:9002") is None
 
 
 def test_external_engines_are_adopted_not_started(tmp_path: Path) -> None:
-    found = planned(tmp_path, EXTERNAL, real=True)
-    assert found.engines == 3
-    assert [pool.process_sizes() for pool in found.pools] == [[], []]
-    instances = [one for pool in found.pools for one in pool.adopted]
-    assert [(one.id, one.url) for one in instances] == [
+    plan = make_plan(tmp_path, EXTERNAL, real=True)
+    assert plan.engines == 3
+    assert [pool.process_sizes() for pool in plan.pools] == [[], []]
+    instances = [instance for pool in plan.pools for instance in pool.adopted]
+    assert [(instance.id, instance.url) for instance in instances] == [
         ("10.0.0.5/80/0", "http://10.0.0.5:80"),
         ("fd00::2/8443/0", "https://[fd00::2]:8443"),
         ("10.0.0.6/9000/0", "http://10.0.0.6:9000"),
     ]
-    assert [one.profile for one in instances] == [None, None, builtin_profile("l4-qwen8b")]
+    assert [instance.profile for instance in instances] == [None, None, builtin_profile("l4-qwen8b")]
 
 
 def test_pod_selector_is_refused(tmp_path: Path) -> None:
     text = EXTERNAL.replace('endpoints: [{url: "http://10.0.0.6:9000"}]', "selector: {matchLabels: {app: a}}")
-    with pytest.raises(BadInput, match="no pods that a selector could find") as refused:
-        planned(tmp_path, text)
-    assert refused.value.field == "spec.pools[1].selector"
+    with pytest.raises(BadInput, match="no pods that a selector could find") as error:
+        make_plan(tmp_path, text)
+    assert error.value.field == "spec.pools[1].selector"

@@ -113,23 +113,23 @@ def test_running_stack_is_found_and_missing_engines_are_counted(
     assert "1 of 2 engines ended and will be started again" in done.stdout
 
 
-def test_autoscaler_targets_and_its_silence_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autoscaler_targets_and_its_errors_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     pool = PoolSpec("main", minimum=1, maximum=4)
-    look = TickRecord(
+    record = TickRecord(
         0.0,
         ModelSpec(KEY, None, None, (pool,)),
         Observation(0.0, None, {}),
         ScalingPlan(),
         {"main": EnforcedPlan(2, 1, "up", "1.40 are needed")},
     )
-    said = msgspec.json.encode({"models": {KEY: look}})
-    with management("Ready") as gateway, CannedServer({"/autoscaling": CannedResponse([said])}) as autoscaler:
+    page = msgspec.json.encode({"models": {KEY: record}})
+    with management("Ready") as gateway, CannedServer({"/autoscaling": CannedResponse([page])}) as autoscaler:
         stack = RunningStack(os.getpid(), "http://127.0.0.1:8000", gateway.url, 1.0, autoscaler=autoscaler.url)
         write_stack_file(make_run_directory(), stack)
         assert "autoscaler wants 2 of main, of 1 to 4  up  1.40 are needed" in status().stdout
-        (told,) = json.loads(status("-o", "json").stdout)["models"][0]["autoscaler"]
-        assert (told["wanted"], told["rule"]) == (2, "up")
+        (scaling,) = json.loads(status("-o", "json").stdout)["models"][0]["autoscaler"]
+        assert (scaling["wanted"], scaling["rule"]) == (2, "up")
         autoscaler.responses.clear()
         assert "the autoscaler does not say what it wants" in status().stderr
 

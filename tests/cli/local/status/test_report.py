@@ -31,15 +31,18 @@ def snapshot(
     return GatewaySnapshot(api_types.Fleet(3, [model]), stats, api_types.DecisionList(list(decisions)))
 
 
-def judged(found: GatewaySnapshot, wanted: int | None = None) -> StackReport:
+def make_report(gateway_state: GatewaySnapshot, expected_instances: int | None = None) -> StackReport:
     return build_report(
-        found, url="http://g", manage="http://m", expected_instances={} if wanted is None else {KEY: wanted}
+        gateway_state,
+        url="http://g",
+        manage="http://m",
+        expected_instances={} if expected_instances is None else {KEY: expected_instances},
     )
 
 
-def text(found: StackReport, width: int = 200) -> str:
+def text(report: StackReport, width: int = 200) -> str:
     out = io.StringIO()
-    Console(file=out, width=width).print(render_tree(found))
+    Console(file=out, width=width).print(render_tree(report))
     return out.getvalue()
 
 
@@ -47,7 +50,7 @@ BUSY = api_types.PeriodStats(requests=100, requests_per_second=1.6, within_objec
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "problem", "advice"),
+    ("gateway_state", "expected_instances", "problem", "advice"),
     [
         (snapshot("Ready", "Ready", window=BUSY), 2, False, "nothing to do"),
         (snapshot("Ready"), None, False, "nothing to do"),
@@ -65,24 +68,26 @@ BUSY = api_types.PeriodStats(requests=100, requests_per_second=1.6, within_objec
     ],
 )
 def test_advice_names_the_most_urgent_problem(
-    found: GatewaySnapshot, wanted: int | None, problem: bool, advice: str
+    gateway_state: GatewaySnapshot, expected_instances: int | None, problem: bool, advice: str
 ) -> None:
-    told = judged(found, wanted)
-    assert told.has_problem is problem
-    assert told.models[0].advice.text.startswith(advice)
-    assert f"next: {advice}" in text(told)
+    report = make_report(gateway_state, expected_instances)
+    assert report.has_problem is problem
+    assert report.models[0].advice.text.startswith(advice)
+    assert f"next: {advice}" in text(report)
 
 
 def test_scaled_pool_shows_its_target_and_may_sleep() -> None:
-    sized = {KEY: [PoolScaling("main", 0, 0, 4, "zero", "silent for longer than idling is worth")]}
-    found = build_report(snapshot(), url="http://g", manage="http://m", expected_instances={}, scaling_by_model=sized)
-    assert not found.has_problem
-    assert found.models[0].advice.text == "it has no engine: the next request waits while one starts"
-    assert "autoscaler wants 0 of main, of 0 to 4  zero  silent for longer" in text(found)
+    scaling = {KEY: [PoolScaling("main", 0, 0, 4, "zero", "silent for longer than idling is worth")]}
+    report = build_report(
+        snapshot(), url="http://g", manage="http://m", expected_instances={}, scaling_by_model=scaling
+    )
+    assert not report.has_problem
+    assert report.models[0].advice.text == "it has no engine: the next request waits while one starts"
+    assert "autoscaler wants 0 of main, of 0 to 4  zero  silent for longer" in text(report)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "unwritten", "words"),
+    ("wanted", "unwritten", "advice"),
     [
         (2, None, "the autoscaler is at it"),
         (4, None, "raise maxReplicas"),
@@ -90,49 +95,51 @@ def test_scaled_pool_shows_its_target_and_may_sleep() -> None:
         (3, "the mode is Advise", "the autoscaler wants 3 of main, which is not done since the mode is Advise"),
     ],
 )
-def test_missed_slo_of_a_scaled_pool_has_its_own_advice(wanted: int, unwritten: str | None, words: str) -> None:
+def test_missed_slo_of_a_scaled_pool_has_its_own_advice(wanted: int, unwritten: str | None, advice: str) -> None:
     slow = snapshot("Ready", window=api_types.PeriodStats(requests=9, within_objective=0.5))
-    sized = {KEY: [PoolScaling("main", wanted, 0, 4, "up", "2.1 are needed", unwritten)]}
-    found = build_report(slow, url="http://g", manage="http://m", expected_instances={}, scaling_by_model=sized)
-    assert words in found.models[0].advice.text
-    assert ("not done: the mode is Advise" in text(found)) is (unwritten is not None)
+    scaling = {KEY: [PoolScaling("main", wanted, 0, 4, "up", "2.1 are needed", unwritten)]}
+    report = build_report(slow, url="http://g", manage="http://m", expected_instances={}, scaling_by_model=scaling)
+    assert advice in report.models[0].advice.text
+    assert ("not done: the mode is Advise" in text(report)) is (unwritten is not None)
 
 
 def test_sleeping_engines_are_counted_and_no_warning() -> None:
-    sized = {KEY: [PoolScaling("main", 1, 0, 4, "enough", "0.40 are needed", None, 1)]}
-    shown = text(
+    scaling = {KEY: [PoolScaling("main", 1, 0, 4, "enough", "0.40 are needed", None, 1)]}
+    output = text(
         build_report(
             snapshot("Ready", "Sleeping"),
             url="http://g",
             manage="http://m",
             expected_instances={},
-            scaling_by_model=sized,
+            scaling_by_model=scaling,
         )
     )
-    assert "tiny  dual-hash  1/1 ready, 1 asleep" in shown
-    assert "pool main  1/1 ready, 1 asleep" in shown
-    assert "☾ main-1  Sleeping  http://h:4001" in shown
-    assert "autoscaler wants 1 and 1 asleep of main, of 0 to 4" in shown
-    assert "‼" not in shown
+    assert "tiny  dual-hash  1/1 ready, 1 asleep" in output
+    assert "pool main  1/1 ready, 1 asleep" in output
+    assert "☾ main-1  Sleeping  http://h:4001" in output
+    assert "autoscaler wants 1 and 1 asleep of main, of 0 to 4" in output
+    assert "‼" not in output
 
 
 def test_idle_stack_advice_names_the_chat_command() -> None:
     idle = snapshot("Ready")
     nothing = api_types.ModelStats()
-    told = judged(GatewaySnapshot(idle.fleet, api_types.GatewayStats(True, [], 1.0, {KEY: nothing}), idle.decisions), 1)
-    assert told.models[0].advice.text == "nothing was asked yet: fairlead chat tiny"
+    report = make_report(
+        GatewaySnapshot(idle.fleet, api_types.GatewayStats(True, [], 1.0, {KEY: nothing}), idle.decisions), 1
+    )
+    assert report.models[0].advice.text == "nothing was asked yet: fairlead chat tiny"
 
 
 def test_gateway_not_ready_is_a_problem_with_reason() -> None:
-    told = judged(snapshot("Ready", ready=False), 1)
-    assert told.has_problem
-    assert "no engine is ready" in text(told)
+    report = make_report(snapshot("Ready", ready=False), 1)
+    assert report.has_problem
+    assert "no engine is ready" in text(report)
 
 
 def test_tree_shows_pools_instances_and_decisions() -> None:
     choice = api_types.Choice(1, "main-0/4000/0", "affinity", "a home", 0.1, [])
     decision = api_types.Decision("req-7", KEY, 0.0, 4_096.0, [choice], api_types.RequestOutcome(200, ttft_seconds=0.2))
-    lines = text(judged(snapshot("Ready", "Draining", window=BUSY, decisions=(decision,)), 2)).splitlines()
+    lines = text(make_report(snapshot("Ready", "Draining", window=BUSY, decisions=(decision,)), 2)).splitlines()
     assert any("tiny  dual-hash  1/2 ready" in line for line in lines)
     assert any("hit rate 43 %" in line for line in lines)
     assert any("√ main-0  Ready  1 in flight" in line for line in lines)
@@ -141,9 +148,9 @@ def test_tree_shows_pools_instances_and_decisions() -> None:
 
 
 def test_json_is_complete_with_null_for_unknown() -> None:
-    told = json.loads(format_document(to_plain(judged(snapshot("Ready", window=BUSY), 1)), "json"))
-    assert told["problem"] is False
-    (model,) = told["models"]
+    report = json.loads(format_document(to_plain(make_report(snapshot("Ready", window=BUSY), 1)), "json"))
+    assert report["problem"] is False
+    (model,) = report["models"]
     assert model["key"] == KEY
     assert model["next"] == "nothing to do"
     assert model["last_minute"]["cached_token_share"] == 0.43
@@ -152,5 +159,7 @@ def test_json_is_complete_with_null_for_unknown() -> None:
 
 
 def test_report_can_be_limited_to_one_model() -> None:
-    found = snapshot("Ready")
-    assert build_report(found, url=None, manage="m", expected_instances={}, only_key="default/other").models == ()
+    gateway_state = snapshot("Ready")
+    assert (
+        build_report(gateway_state, url=None, manage="m", expected_instances={}, only_key="default/other").models == ()
+    )

@@ -1,4 +1,4 @@
-"""The live picture fits the terminal and shows what matters."""
+"""The live view: its size, and the engines, decisions and events in it."""
 
 import io
 from dataclasses import replace
@@ -17,9 +17,11 @@ KEY = "default/tiny"
 def frame(engines: int = 8, decisions: int = 20, events: int = 20, *, answering: bool = True) -> Frame:
     ids = [f"main-{n}/400{n}/0" for n in range(engines)]
     processes = [ProcessView("gateway", "Ready"), ProcessView("redis", "Waiting", 2)]
-    processes += [ProcessView(f"main-{n}", "Ready", n, 100 + n, KEY, (one,)) for n, one in enumerate(ids)]
-    instances = [api_types.Instance(one, "main", "", "sim", "Ready", 3, 1, 0.5) for one in ids]
-    stats = {one: api_types.InstanceStats(5, 0, 0.2, 0.04, 1 / engines) for one in ids}
+    processes += [
+        ProcessView(f"main-{n}", "Ready", n, 100 + n, KEY, (instance_id,)) for n, instance_id in enumerate(ids)
+    ]
+    instances = [api_types.Instance(instance_id, "main", "", "sim", "Ready", 3, 1, 0.5) for instance_id in ids]
+    stats = {instance_id: api_types.InstanceStats(5, 0, 0.2, 0.04, 1 / engines) for instance_id in ids}
     numbers = api_types.ModelStats(3, 1, api_types.PeriodStats(cached_token_share=0.43), api_types.PeriodStats(), stats)
     choice = api_types.Choice(1, ids[0], "affinity", "a home " * 20)
     snapshot = GatewaySnapshot(
@@ -27,26 +29,26 @@ def frame(engines: int = 8, decisions: int = 20, events: int = 20, *, answering:
         api_types.GatewayStats(True, [], 1.0, {KEY: numbers}),
         api_types.DecisionList([api_types.Decision(f"r{n}", KEY, float(n), 100.0, [choice]) for n in range(decisions)]),
     )
-    happened = tuple((float(n), f"event {n}\nmore of it") for n in range(events))
-    return Frame("http://u", "http://m", 61.0, tuple(processes), snapshot if answering else None, happened)
+    event_lines = tuple((float(n), f"event {n}\nmore of it") for n in range(events))
+    return Frame("http://u", "http://m", 61.0, tuple(processes), snapshot if answering else None, event_lines)
 
 
-def drawn(what: Frame, width: int = 80, height: int = 24, *, colour: bool = False) -> list[str]:
+def render(frame: Frame, width: int = 80, height: int = 24, *, colour: bool = False) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=width, force_terminal=colour).print(render_frame(what, height, width))
+    Console(file=out, width=width, force_terminal=colour).print(render_frame(frame, height, width))
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
 @pytest.mark.parametrize("engines", [1, 8, 30, 200])
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 20), (100, 30), (200, 60)])
 def test_frame_fits_the_terminal(width: int, height: int, engines: int) -> None:
-    lines = drawn(frame(engines), width, height)
+    lines = render(frame(engines), width, height)
     assert len(lines) < height
     assert max(map(len, lines)) <= width
 
 
 def test_small_terminal_shows_engines_decisions_and_events() -> None:
-    lines = drawn(frame())
+    lines = render(frame())
     assert sum("● Ready" in line and line.startswith("main-") for line in lines) == 8
     assert any("→ main-0" in line and "affinity" in line for line in lines)
     assert any(line.endswith("event 19") for line in lines)
@@ -64,28 +66,28 @@ def test_unhealthy_and_busiest_engines_are_shown_when_lines_are_few() -> None:
         msgspec.structs.replace(many.snapshot.fleet.models[0], instances=[*instances[:25], busy, *instances[26:]])
     ]
     dead = replace(many.processes[20], phase="Waiting")
-    what = replace(
+    changed_frame = replace(
         many,
         processes=(*many.processes[:20], dead, *many.processes[21:]),
         snapshot=replace(many.snapshot, fleet=api_types.Fleet(1, models)),
     )
-    lines = drawn(what)
-    shown = [line.split()[0] for line in lines if line.startswith("main-")]
-    assert {"main-18", "main-25"} <= set(shown)
-    assert shown == sorted(shown, key=lambda name: int(name.removeprefix("main-")))
-    assert f"… and {30 - len(shown)} more; the status page has all" in lines
+    lines = render(changed_frame)
+    rows = [line.split()[0] for line in lines if line.startswith("main-")]
+    assert {"main-18", "main-25"} <= set(rows)
+    assert rows == sorted(rows, key=lambda name: int(name.removeprefix("main-")))
+    assert f"… and {30 - len(rows)} more; the status page has all" in lines
     assert any("→ main-0" in line for line in lines)
     assert lines[-1].endswith("event 19")
 
 
 def test_narrow_terminal_drops_the_bars() -> None:
-    lines = drawn(frame(), 60, 24)
+    lines = render(frame(), 60, 24)
     assert sum(line.startswith("main-") and "● Ready" in line for line in lines) == 8
     assert not any("work in the last minute" in line for line in lines)
 
 
 def test_processes_are_shown_before_the_gateway_answers() -> None:
-    lines = drawn(frame(answering=False))
+    lines = render(frame(answering=False))
     assert any("the gateway does not answer yet" in line for line in lines)
     assert sum(line.startswith("main-") for line in lines) == 8
 
@@ -94,11 +96,11 @@ def test_engines_of_one_process_have_a_line_each() -> None:
     shared = Frame(
         "u", "m", 1.0, (ProcessView("main-0..3", "Starting", 0, 1, KEY, tuple(f"main-{n}/1/0" for n in range(4))),)
     )
-    lines = drawn(shared)
+    lines = render(shared)
     assert [line.split()[0] for line in lines if "Starting" in line] == ["main-0", "main-1", "main-2", "main-3"]
 
 
 def test_no_color_disables_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "\x1b[32m" in "".join(drawn(frame(), colour=True))
+    assert "\x1b[32m" in "".join(render(frame(), colour=True))
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b[32m" not in "".join(drawn(frame(), colour=True))
+    assert "\x1b[32m" not in "".join(render(frame(), colour=True))

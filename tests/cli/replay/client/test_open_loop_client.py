@@ -23,7 +23,7 @@ DONE = scripted_server.event("[DONE]")
 
 
 async def tokens(body: dict[str, Any]) -> AsyncIterator[bytes]:
-    """As many tokens as asked for, each its own chunk."""
+    """Yields ``max_tokens`` tokens, each in its own chunk."""
     yield scripted_server.head(more="x-fairlead-instance: main-0/1/0\r\nx-fairlead-reason: affinity\r\n")
     yield scripted_server.chunk(scripted_server.role())
     for _ in range(body["max_tokens"]):
@@ -34,30 +34,30 @@ async def tokens(body: dict[str, Any]) -> AsyncIterator[bytes]:
     yield scripted_server.chunk(DONE) + scripted_server.chunk(b"")
 
 
-def requests(count: int, *, every: float = 0.0, output: int = 3) -> list[TraceRequest]:
-    return [TraceRequest(f"q{number}", number * every, 600, output, (0, number + 1)) for number in range(count)]
+def requests(count: int, *, interval: float = 0.0, output: int = 3) -> list[TraceRequest]:
+    return [TraceRequest(f"q{number}", number * interval, 600, output, (0, number + 1)) for number in range(count)]
 
 
 def replay(
-    script: scripted_server.Script, wanted: list[TraceRequest], *, patience: float = 30.0
+    script: scripted_server.Script, planned: list[TraceRequest], *, patience: float = 30.0
 ) -> tuple[ClientRun, scripted_server.ScriptedServer]:
-    async def go() -> tuple[ClientRun, scripted_server.ScriptedServer]:
+    async def run_client() -> tuple[ClientRun, scripted_server.ScriptedServer]:
         async with scripted_server.scripted_server(script) as server:
             target = ReplayTarget(server.url, model="tiny")
             client = OpenLoopClient(target.host, target.port, patience_seconds=patience)
-            return await client.run(plan_requests(wanted, target, speed=1.0)), server
+            return await client.run(plan_requests(planned, target, speed=1.0)), server
 
-    return uvloop.run(go())
+    return uvloop.run(run_client())
 
 
 def test_results_have_tokens_instance_and_cached_tokens() -> None:
     run, server = replay(tokens, requests(20))
-    assert [outcome.error for outcome in run.results] == [None] * 20
-    for outcome in run.results:
-        assert (outcome.output_tokens, outcome.cached_tokens, len(outcome.gaps)) == (3, 512, 2)
-        assert (outcome.instance, outcome.reason) == ("main-0/1/0", "affinity")
-        assert outcome.ttft_seconds is not None
-        assert outcome.ttft_seconds > 0
+    assert [result.error for result in run.results] == [None] * 20
+    for result in run.results:
+        assert (result.output_tokens, result.cached_tokens, len(result.gaps)) == (3, 512, 2)
+        assert (result.instance, result.reason) == ("main-0/1/0", "affinity")
+        assert result.ttft_seconds is not None
+        assert result.ttft_seconds > 0
     assert len(server.requests) == 20
 
 
@@ -70,8 +70,8 @@ def test_body_requests_stream_usage_and_exact_output_tokens() -> None:
 
 
 def test_connection_is_reused_after_a_complete_answer() -> None:
-    run, server = replay(tokens, requests(3, every=0.5))
-    assert [outcome.error for outcome in run.results] == [None] * 3
+    run, server = replay(tokens, requests(3, interval=0.5))
+    assert [result.error for result in run.results] == [None] * 3
     assert server.connections < 3
 
 
@@ -81,15 +81,15 @@ def test_slow_answer_delays_no_other_request() -> None:
     async def script(body: dict[str, Any]) -> AsyncIterator[bytes]:
         if not release:
             release.append(asyncio.Event())
-            await release[0].wait()  # the first one is answered only when the last one is here
+            await release[0].wait()  # the first request gets its answer after the arrival of the last
         elif body["max_tokens"] == 9:
             release[0].set()
         async for data in tokens(body):
             yield data
 
-    wanted = [*requests(5), TraceRequest("last", 0.0, 600, 9, (0, 9))]
-    run, _ = replay(script, wanted)
-    assert all(outcome.error is None for outcome in run.results)
+    planned = [*requests(5), TraceRequest("last", 0.0, 600, 9, (0, 9))]
+    run, _ = replay(script, planned)
+    assert all(result.error is None for result in run.results)
 
 
 def test_non_200_answer_is_an_error_with_its_message() -> None:
@@ -98,8 +98,8 @@ def test_non_200_answer_is_an_error_with_its_message() -> None:
         yield scripted_server.chunk(b'{"error": {"message": "no instance is ready"}}') + scripted_server.chunk(b"")
 
     run, _ = replay(script, requests(2))
-    assert {outcome.error for outcome in run.results} == {"HTTP 503: no instance is ready"}
-    assert {outcome.status for outcome in run.results} == {503}
+    assert {result.error for result in run.results} == {"HTTP 503: no instance is ready"}
+    assert {result.status for result in run.results} == {503}
 
 
 def test_connection_cut_in_mid_stream_keeps_the_first_token_time() -> None:
@@ -130,31 +130,31 @@ def test_unanswered_request_is_given_up_after_the_patience() -> None:
         yield b""
 
     run, _ = replay(script, requests(2), patience=0.05)
-    assert {outcome.error for outcome in run.results} == {GAVE_UP_ERROR}
-    assert {outcome.finished_seconds for outcome in run.results} == {None}
+    assert {result.error for result in run.results} == {GAVE_UP_ERROR}
+    assert {result.finished_seconds for result in run.results} == {None}
 
 
 def test_closed_port_is_reported_before_sending() -> None:
-    async def go() -> None:
+    async def run_client() -> None:
         async with scripted_server.scripted_server(tokens) as server:
             target = ReplayTarget(server.url, model="tiny")
         await OpenLoopClient(target.host, target.port).run(plan_requests(requests(1), target, speed=1.0))
 
     with pytest.raises(Unavailable, match="nothing answers"):
-        asyncio.run(go())
+        asyncio.run(run_client())
 
 
 def test_progress_ends_with_all_requests_answered() -> None:
-    seen: list[ProgressCounts] = []
+    progress: list[ProgressCounts] = []
 
-    async def go() -> None:
+    async def run_client() -> None:
         async with scripted_server.scripted_server(tokens) as server:
             target = ReplayTarget(server.url, model="tiny")
-            client = OpenLoopClient(target.host, target.port, on_progress=seen.append)
+            client = OpenLoopClient(target.host, target.port, on_progress=progress.append)
             await client.run(plan_requests(requests(4), target, speed=1.0))
 
-    asyncio.run(go())
-    assert (seen[-1].answered, seen[-1].total, seen[-1].failed) == (4, 4, 0)
+    asyncio.run(run_client())
+    assert (progress[-1].answered, progress[-1].total, progress[-1].failed) == (4, 4, 0)
 
 
 def test_empty_plan_ends_at_once() -> None:
@@ -164,5 +164,5 @@ def test_empty_plan_ends_at_once() -> None:
 
 def test_due_time_is_arrival_divided_by_speed() -> None:
     target = ReplayTarget("http://127.0.0.1:1", model="tiny")
-    planned: list[PlannedRequest] = plan_requests(requests(3, every=2.0), target, speed=4.0)
-    assert [item.due_seconds for item in planned] == [0.0, 0.5, 1.0]
+    planned: list[PlannedRequest] = plan_requests(requests(3, interval=2.0), target, speed=4.0)
+    assert [request.due_seconds for request in planned] == [0.0, 0.5, 1.0]

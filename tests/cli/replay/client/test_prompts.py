@@ -1,4 +1,4 @@
-"""Prompts built from block ids: equal ids give equal text, and the engine counts the trace's tokens."""
+"""Prompts from block ids: equal ids give equal text, with the trace's number of tokens."""
 
 import json
 
@@ -25,9 +25,9 @@ def test_prompt_has_exactly_the_token_count_of_the_trace(tokens: int) -> None:
 
 def test_shared_text_ends_at_the_first_different_block() -> None:
     builder = PromptBuilder(TOKENIZER)
-    one, two = builder.text(request(2_000, 0, 5, 6, 7)), builder.text(request(2_040, 0, 5, 8, 9))
-    assert one[: 2 * 2_048] == two[: 2 * 2_048]
-    assert one[2 * 2_048 :][:40] != two[2 * 2_048 :][:40]
+    first, second = builder.text(request(2_000, 0, 5, 6, 7)), builder.text(request(2_040, 0, 5, 8, 9))
+    assert first[: 2 * 2_048] == second[: 2 * 2_048]
+    assert first[2 * 2_048 :][:40] != second[2 * 2_048 :][:40]
 
 
 def test_shared_trace_blocks_are_shared_engine_blocks() -> None:
@@ -36,8 +36,8 @@ def test_shared_trace_blocks_are_shared_engine_blocks() -> None:
         TOKENIZER.encode_chat([{"role": "user", "content": builder.text(request(2_000, 0, 5, 6, last))}])
         for last in (7, 8)
     )
-    same = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
-    assert same // 16 * 16 == 3 * 512
+    common_tokens = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
+    assert common_tokens // 16 * 16 == 3 * 512
 
 
 def test_encoded_request_is_one_complete_http_request() -> None:

@@ -1,4 +1,4 @@
-"""A streamed answer read piece by piece: tokens counted, the last events understood, however the bytes are cut."""
+"""A streamed answer in pieces: token counts and last events for any split of the bytes."""
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ from fairlead_testing.http import scripted_server
 DONE = scripted_server.event("[DONE]")
 
 
-def whole(tokens: int, *, cached: int = 16) -> bytes:
+def full_answer(tokens: int, *, cached: int = 16) -> bytes:
     texts = [
         scripted_server.token(f" w{number}", "length" if number == tokens - 1 else None) for number in range(tokens)
     ]
@@ -50,7 +50,7 @@ def test_tokens_of_one_chunk_share_its_time() -> None:
 
 @given(st.integers(1, 40), st.lists(st.integers(1, 400), max_size=80))
 def test_token_count_does_not_depend_on_chunk_boundaries(tokens: int, sizes: list[int]) -> None:
-    body, pieces = whole(tokens), []
+    body, pieces = full_answer(tokens), []
     for size in sizes:
         piece, body = body[:size], body[size:]
         pieces += [piece] if piece else []
@@ -60,9 +60,9 @@ def test_token_count_does_not_depend_on_chunk_boundaries(tokens: int, sizes: lis
 
 
 def test_blank_line_split_over_chunks_counts_once() -> None:
-    body = whole(5)
-    at = body.index(b"\n\n", body.index(b" w2")) + 1
-    assert len(read(body[:at], body[at : at + 1], body[at + 1 :]).times) == 5
+    body = full_answer(5)
+    split = body.index(b"\n\n", body.index(b" w2")) + 1
+    assert len(read(body[:split], body[split : split + 1], body[split + 1 :]).times) == 5
 
 
 def test_comments_are_not_counted_as_tokens() -> None:
@@ -79,12 +79,12 @@ def test_comments_are_not_counted_as_tokens() -> None:
 
 def test_chunk_with_leading_colon_inside_an_event_is_no_comment() -> None:
     second = scripted_server.token(" b")
-    at = second.index(b":", 10)
+    split = second.index(b":", 10)
     pieces = [
         scripted_server.role(),
         scripted_server.token(" a"),
-        second[:at],
-        second[at:],
+        second[:split],
+        second[split:],
         scripted_server.usage(9, 2, 0),
         DONE,
     ]
@@ -110,7 +110,7 @@ def test_error_event_in_mid_stream_is_not_counted_as_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "says"),
+    ("pieces", "message"),
     [
         ([scripted_server.role(), DONE], "without a token"),
         (
@@ -120,13 +120,15 @@ def test_error_event_in_mid_stream_is_not_counted_as_token() -> None:
         ([scripted_server.role(), scripted_server.token(" a", "abort"), scripted_server.usage(9, 1, 0), DONE], "abort"),
     ],
 )
-def test_incomplete_answer_is_an_error(pieces: list[bytes], says: str) -> None:
-    assert says in (read(*pieces).error or "")
+def test_incomplete_answer_is_an_error(pieces: list[bytes], message: str) -> None:
+    assert message in (read(*pieces).error or "")
 
 
 def test_missing_cached_tokens_are_none_not_zero() -> None:
-    silent = scripted_server.event({"choices": [], "usage": {"completion_tokens": 1, "prompt_tokens_details": None}})
-    answer = read(scripted_server.role(), scripted_server.token(" a", "stop"), silent, DONE)
+    without_details = scripted_server.event(
+        {"choices": [], "usage": {"completion_tokens": 1, "prompt_tokens_details": None}}
+    )
+    answer = read(scripted_server.role(), scripted_server.token(" a", "stop"), without_details, DONE)
     assert (answer.output_tokens, answer.cached_tokens, answer.error) == (1, None, None)
 
 

@@ -23,8 +23,8 @@ def report() -> ReplayReport:
     policies = {}
     for name in ("dual-hash", "round-robin"):
         fleet = FleetSimulation(builtin_profile("910b4"), ["a/1/0", "b/2/0"], name, OBJECTIVES, b"secret")
-        outcomes = fleet.run(requests)
-        run = RunSummary.from_results(outcomes, objectives=OBJECTIVES, instances=2)
+        results = fleet.run(requests)
+        run = RunSummary.from_results(results, objectives=OBJECTIVES, instances=2)
         policies[name] = PolicyResult(run, run)
     return ReplayReport("made up", OBJECTIVES, 2.0, 5.0, 40, policies, {"gateway": 0.001}, (), 0.3, 1.0, policies)
 

@@ -1,4 +1,4 @@
-"""Outcomes become the numbers, and the numbers become a report of exactly the agreed form."""
+"""Statistics of replay results, and the report with its documented form."""
 
 from array import array
 
@@ -21,7 +21,7 @@ from fairlead_cli.replay.report.summary import computed_tokens, is_within_slo, s
 OBJECTIVES = SloTargets(ttft_seconds=2.0, itl_seconds=0.1)
 
 
-def outcome(
+def make_result(
     number: int = 0,
     *,
     ttft: float | None = 1.0,
@@ -44,15 +44,15 @@ def outcome(
     )
 
 
-def side(ttft: float, cached: int) -> RunSummary:
-    outcomes = [outcome(number, ttft=ttft, cached=cached, instance="ab"[number % 2]) for number in range(4)]
-    return RunSummary.from_results(outcomes, objectives=OBJECTIVES, instances=2)
+def run_summary(ttft: float, cached: int) -> RunSummary:
+    results = [make_result(number, ttft=ttft, cached=cached, instance="ab"[number % 2]) for number in range(4)]
+    return RunSummary.from_results(results, objectives=OBJECTIVES, instances=2)
 
 
 def report(*, live: bool = True, invalid: tuple[str, ...] = ()) -> ReplayReport:
     policies = {
-        "dual-hash": PolicyResult(side(1.0, 400) if live else None, side(1.1, 400)),
-        "round-robin": PolicyResult(side(4.0, 100) if live else None, side(4.0, 100)),
+        "dual-hash": PolicyResult(run_summary(1.0, 400) if live else None, run_summary(1.1, 400)),
+        "round-robin": PolicyResult(run_summary(4.0, 100) if live else None, run_summary(4.0, 100)),
     }
     return ReplayReport(
         trace="trace.jsonl",
@@ -65,14 +65,14 @@ def report(*, live: bool = True, invalid: tuple[str, ...] = ()) -> ReplayReport:
         invalid_reasons=invalid,
         ideal_reuse=0.5,
         light_rate=1.0,
-        light={"dual-hash": PolicyResult(None, side(0.5, 400))},
+        light={"dual-hash": PolicyResult(None, run_summary(0.5, 400))},
     )
 
 
 def test_quantiles_are_interpolated() -> None:
-    found = summarize_values([4.0, 1.0, 3.0, 2.0, 5.0])
-    assert (found.mean, found.p50) == (3.0, 3.0)
-    assert found.p90 == pytest.approx(4.6)
+    distribution = summarize_values([4.0, 1.0, 3.0, 2.0, 5.0])
+    assert (distribution.mean, distribution.p50) == (3.0, 3.0)
+    assert distribution.p90 == pytest.approx(4.6)
 
 
 def test_missing_measurement_is_none_not_zero() -> None:
@@ -80,27 +80,27 @@ def test_missing_measurement_is_none_not_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "met"),
+    ("result", "met"),
     [
-        (outcome(), True),
-        (outcome(ttft=2.1), False),
-        (outcome(gaps=(0.05, 0.2)), False),
-        (outcome(gaps=()), True),
-        (outcome(ttft=None), False),
-        (outcome(error="lost"), False),
+        (make_result(), True),
+        (make_result(ttft=2.1), False),
+        (make_result(gaps=(0.05, 0.2)), False),
+        (make_result(gaps=()), True),
+        (make_result(ttft=None), False),
+        (make_result(error="lost"), False),
     ],
 )
-def test_slo_needs_ttft_and_tpot_of_a_complete_answer(one: ReplayResult, met: bool) -> None:
-    assert is_within_slo(one, OBJECTIVES) is met
+def test_slo_needs_ttft_and_tpot_of_a_complete_answer(result: ReplayResult, met: bool) -> None:
+    assert is_within_slo(result, OBJECTIVES) is met
 
 
 def test_ttft_target_grows_with_the_prompt() -> None:
-    assert is_within_slo(outcome(ttft=2.4), SloTargets(ttft_seconds=2.0, ttft_per_kilo_token_seconds=0.5))
+    assert is_within_slo(make_result(ttft=2.4), SloTargets(ttft_seconds=2.0, ttft_per_kilo_token_seconds=0.5))
 
 
 def test_failed_requests_count() -> None:
     summary = summarize(
-        [outcome(1, cached=500), outcome(2, ttft=None, gaps=(), cached=None, error="HTTP 503")],
+        [make_result(1, cached=500), make_result(2, ttft=None, gaps=(), cached=None, error="HTTP 503")],
         objectives=OBJECTIVES,
         instances=1,
     )
@@ -109,35 +109,35 @@ def test_failed_requests_count() -> None:
 
 
 def test_itl_quantiles_pool_gaps_of_all_requests() -> None:
-    summary = summarize([outcome(gaps=(0.1,)), outcome(gaps=(0.2, 0.3))], objectives=OBJECTIVES, instances=1)
+    summary = summarize([make_result(gaps=(0.1,)), make_result(gaps=(0.2, 0.3))], objectives=OBJECTIVES, instances=1)
     assert summary.itl_seconds.mean == pytest.approx(0.2)
 
 
 def test_load_spread_counts_idle_instances() -> None:
-    summary = summarize([outcome(1), outcome(2)], objectives=OBJECTIVES, instances=2)
-    assert computed_tokens([outcome(1), outcome(2)]) == {"a": 2_000}
+    summary = summarize([make_result(1), make_result(2)], objectives=OBJECTIVES, instances=2)
+    assert computed_tokens([make_result(1), make_result(2)]) == {"a": 2_000}
     assert summary.load_cov == pytest.approx(1.0)
 
 
 def test_times_are_scaled_to_simulated_seconds() -> None:
-    (stretched,) = scale_times([outcome(ttft=0.5, gaps=(0.1,))], 2.0)
-    assert (stretched.ttft_seconds, stretched.finished_seconds) == (1.0, 10.0)
-    assert list(stretched.gaps) == [0.2]
+    (scaled,) = scale_times([make_result(ttft=0.5, gaps=(0.1,))], 2.0)
+    assert (scaled.ttft_seconds, scaled.finished_seconds) == (1.0, 10.0)
+    assert list(scaled.gaps) == [0.2]
 
 
 def test_report_json_has_the_documented_keys() -> None:
-    found = report().to_json()
-    assert set(found) == {
+    document = report().to_json()
+    assert set(document) == {
         *("trace", "objective", "speed", "rate", "valid", "lag_p99_seconds", "policies", "light_load"),
     }
-    assert set(found["policies"]["dual-hash"]) == {"live", "simulated"}
-    assert set(found["light_load"]) == {"rate", "policies"}
-    assert set(found["light_load"]["policies"]["dual-hash"]) == {"simulated"}
-    inner = found["policies"]["dual-hash"]["live"]
-    assert set(inner) == {
+    assert set(document["policies"]["dual-hash"]) == {"live", "simulated"}
+    assert set(document["light_load"]) == {"rate", "policies"}
+    assert set(document["light_load"]["policies"]["dual-hash"]) == {"simulated"}
+    summary = document["policies"]["dual-hash"]["live"]
+    assert set(summary) == {
         *("requests", "errors", "ttft_seconds", "itl_seconds", "within_objective", "cached_token_share", "load_cov"),
     }
-    assert set(inner["ttft_seconds"]) == set(inner["itl_seconds"]) == {"mean", "p50", "p90", "p99"}
+    assert set(summary["ttft_seconds"]) == set(summary["itl_seconds"]) == {"mean", "p50", "p90", "p99"}
 
 
 def test_report_with_a_doubt_is_invalid() -> None:
@@ -153,15 +153,15 @@ def test_reported_lag_is_the_worst_known() -> None:
 
 
 def test_findings_compare_dual_hash_with_others_and_live_with_simulated() -> None:
-    said = "\n".join(describe_findings(report()))
-    assert "live: dual-hash reuses 4.00 × the cached tokens of round-robin, its p90 TTFT is 0.25 × as long" in said
-    assert "dual-hash: live mean TTFT is 9.1% below the simulated one" in said
+    findings = "\n".join(describe_findings(report()))
+    assert "live: dual-hash reuses 4.00 × the cached tokens of round-robin, its p90 TTFT is 0.25 × as long" in findings
+    assert "dual-hash: live mean TTFT is 9.1% below the simulated one" in findings
 
 
 def test_rerun_on_live_choices_shows_the_timing_difference() -> None:
-    policies = {"dual-hash": PolicyResult(side(1.2, 400), side(1.0, 400), side(1.194, 400))}
-    said = describe_findings(ReplayReport("t", OBJECTIVES, 2.0, 6.5, 4, policies))
-    assert said == [
+    policies = {"dual-hash": PolicyResult(run_summary(1.2, 400), run_summary(1.0, 400), run_summary(1.194, 400))}
+    findings = describe_findings(ReplayReport("t", OBJECTIVES, 2.0, 6.5, 4, policies))
+    assert findings == [
         "dual-hash: live mean TTFT is 20.0% above the simulated one; on the live run's own choices they are 0.5% apart"
     ]
 
@@ -170,5 +170,5 @@ def test_missing_side_is_left_out() -> None:
     only_simulated = report(live=False)
     assert [row[1] for row in table_rows(only_simulated.policies)] == ["simulated", "simulated"]
     assert live_simulated_gap(only_simulated.policies["dual-hash"]) is None
-    assert ratio(None, side(1.0, 1), "p90") is None
+    assert ratio(None, run_summary(1.0, 1), "p90") is None
     assert "live" not in only_simulated.to_json()["policies"]["dual-hash"]
