@@ -83,7 +83,7 @@ def test_who_sets_the_number_of_a_pools_instances_is_left_alone(here: Kubectl, i
     found.patch({"slo": {"ttft": "3s"}, "engine": {"env": [{"name": "ROUND", "value": "2"}]}})
     found.wait_until_settled(pods=3)
     assert "fairlead" not in writers(here, "deployment/scaled-main")
-    assert found.get()["spec"]["pools"][0]["replicas"]["min"] == 1
+    assert found.get()["spec"]["pools"][0]["minReplicas"] == 1
 
 
 @pytest.mark.load
