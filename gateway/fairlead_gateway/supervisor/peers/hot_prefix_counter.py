@@ -1,8 +1,9 @@
-"""The helper's own count of hot prefixes: what this gateway would put into the table that all gateways route by, and how many prompts
-begin with each of them.
+"""The supervisor's count of hot prefixes and of the prompts that begin with each.
 
-It counts every dispatch that it hears of, its workers' and the other gateways', as each router would: prompts for instances that
-answer and for those that only prefill apart, since these have homes of their own.
+From it comes this gateway's version of the table by which all gateways route.
+
+It counts the dispatches of its workers and of other gateways, as a router does. Prompts for
+instances that only prefill are counted apart, since these instances are homes of their own.
 """
 
 from array import array
@@ -20,7 +21,12 @@ ACTIVE_SECONDS = 60.0
 
 
 class HotShare(NamedTuple):
-    """A hot prefix: the hash of its text, the share of the last prompts that begin with it, and how many a second do."""
+    """A hot prefix and its traffic.
+
+    - digest: the hash of its text.
+    - share: of the last prompts, those that begin with it.
+    - per_second: prompts per second that begin with it.
+    """
 
     digest: int
     share: float
@@ -28,8 +34,10 @@ class HotShare(NamedTuple):
 
 
 class _RoleCounts:
-    """The instances of one kind, and what is counted of prompts for them. ``last``: when the last ones were sent, and the hashes of
-    their levels."""
+    """The instances of one role and the counts of their prompts.
+
+    recent: time and level hashes of each recent prompt.
+    """
 
     __slots__ = ("hot_prefixes", "ready", "recent")
 
@@ -39,7 +47,7 @@ class _RoleCounts:
         self.recent: deque[tuple[float, tuple[Any, ...]]] = deque()
 
     def on_dispatch(self, chain: PrefixChain, now: float) -> None:
-        """A prompt was sent to one of them."""
+        """Counts a prompt that was sent to one of the instances."""
         self.hot_prefixes.observe(chain, len(self.ready))
         if chain.ends:
             self.recent.append((now, tuple([chain.hashes[block] for block in level_blocks(chain.ends)])))
@@ -57,62 +65,65 @@ class _ModelCounts:
 
 
 class HotPrefixCounter:
-    """Of all models of the fleet."""
+    """The counts of all models of the fleet."""
 
     def __init__(self, limits: Limits) -> None:
         self._max_prefixes = limits.hot_prefixes
         self._models: dict[str, _ModelCounts] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Take over who is ready for what."""
+        """Takes over the ready instances of each role."""
         self._models = {key: self._models.get(key) or _ModelCounts() for key in fleet.models}
         for key, model in self._models.items():
-            ready = [one for one in fleet.instances.get(key, ()) if one.state is InstanceState.READY]
-            model.prefilling.ready = frozenset([one.id for one in ready if one.role is Role.PREFILL])
-            model.serving.ready = frozenset([one.id for one in ready if one.role is not Role.PREFILL])
+            ready = [item for item in fleet.instances.get(key, ()) if item.state is InstanceState.READY]
+            model.prefilling.ready = frozenset([item.id for item in ready if item.role is Role.PREFILL])
+            model.serving.ready = frozenset([item.id for item in ready if item.role is not Role.PREFILL])
 
     def on_dispatch(self, key: str, instance: str, chain: PrefixChain, now: float) -> None:
-        """A prompt was sent there, by whomever."""
+        """Counts a prompt that this or another gateway sent to the instance."""
         model = self._models.get(key)
         if model is None:
             return
-        for side in (model.serving, model.prefilling):
-            if instance in side.ready:
-                side.on_dispatch(chain, now)
+        for counts in (model.serving, model.prefilling):
+            if instance in counts.ready:
+                counts.on_dispatch(chain, now)
                 model.last_dispatch_at = now
 
     def active_models(self, now: float) -> list[str]:
-        """The models that had traffic within a minute."""
+        """Returns the models that had traffic in the last minute."""
         return [key for key, model in self._models.items() if now - model.last_dispatch_at <= ACTIVE_SECONDS]
 
     def hot_prefixes(self, key: str, now: float) -> list[HotShare]:
-        """The hot prefixes of prompts for instances that answer, as counted here, deepest or not, and how much they are used."""
+        """Returns the hot prefixes of a model's serving instances, with their traffic.
+
+        It includes prefixes of which a longer one is hot too.
+        """
         model = self._models.get(key)
         if model is None or not model.serving.recent:
             return []
-        last = model.serving.recent
+        recent = model.serving.recent
         hot = dict.fromkeys(model.serving.hot_prefixes.top_prefixes(self._max_prefixes), 0)
-        for _, levels in last:
+        for _, levels in recent:
             for digest in levels:
                 if digest in hot:
                     hot[digest] += 1
-        seconds = max(1.0, now - last[0][0])
-        return [HotShare(digest, count / len(last), count / seconds) for digest, count in hot.items() if count]  # type: ignore[arg-type]
+        seconds = max(1.0, now - recent[0][0])
+        return [HotShare(digest, count / len(recent), count / seconds) for digest, count in hot.items() if count]  # type: ignore[arg-type]
 
     def table(self, key: str) -> HotPrefixTable | None:
-        """As counted here."""
+        """Returns a model's table as counted here; None for an unknown model."""
         model = self._models.get(key)
         if model is None:
             return None
         return HotPrefixTable(
             *[
-                _pack_hashes(side.hot_prefixes.top_prefixes(self._max_prefixes))
-                for side in (model.serving, model.prefilling)
+                _pack_hashes(counts.hot_prefixes.top_prefixes(self._max_prefixes))
+                for counts in (model.serving, model.prefilling)
             ]
         )
 
     def start_from_table(self, key: str, table: HotPrefixTable) -> None:
-        """Go on from the table of a gateway that kept it until now."""
+        """Continues from the table of the gateway that held the lease until now."""
         model = self._models.get(key)
         if model is not None:
             model.serving.hot_prefixes.start_from_table(unpack_hashes(table.serving))

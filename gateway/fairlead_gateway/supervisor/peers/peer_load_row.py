@@ -1,6 +1,6 @@
-"""What the other gateways have in flight, in a row of the memory that workers read for a decision.
+"""The in-flight load of other gateways, in a row of the memory that workers read for a decision.
 
-The helper writes it whenever it hears something; to a worker it is the row of one more sibling.
+The supervisor writes it when a peer's message arrives. Workers read it like a sibling's row.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 
 
 class PeerLoadRow:
-    """``row`` is its place in the memory."""
+    """The row of all other gateways; `row` is its index in the shared load table."""
 
     def __init__(self, cells: memoryview, slots_each: int, row: int) -> None:
         self.row = row
@@ -19,16 +19,19 @@ class PeerLoadRow:
         self._loads: Mapping[str, tuple[int, int, float, float]] = {}
 
     def set_slots(self, slots: Mapping[str, int]) -> None:
-        """Where each instance has its slot from now on."""
+        """Sets the slot of each instance, and writes the loads there."""
         self._slots = slots
         self._rows.set_slots(slots)
         self.set_loads(self._loads)
 
     def set_loads(self, loads: Mapping[str, tuple[int, int, float, float]]) -> None:
-        """All that they have in flight, by instance: requests, those without a first token, seconds before them, tokens."""
+        """Sets the total load of other gateways.
+
+        loads: by instance: requests, those without a first token, seconds of prefill, tokens.
+        """
         self._loads = loads
-        for gone in self._written - loads.keys():
-            self._rows.write(gone, 0, 0, 0.0, 0.0)
+        for instance in self._written - loads.keys():
+            self._rows.write(instance, 0, 0, 0.0, 0.0)
         self._written = {instance for instance in loads if instance in self._slots}
         for instance in self._written:
             self._rows.write(instance, *loads[instance])

@@ -1,9 +1,12 @@
-"""The other gateways, as the helper knows them: what our workers do is told to them, what they do is told to our workers.
+"""The exchange between this gateway's workers and other gateways, in the supervisor.
 
-Three things go both ways (``fairlead_gateway.supervisor.peers``): what was just sent where, which the workers'
-mirrors take as they take
-that of their siblings; what is in flight, which lies in a row of the memory that workers read for a decision; and the table of hot
-prefixes. Nothing of a request waits for any of it: workers read memory and messages, and only the helper talks to Redis.
+Three things are exchanged in both directions:
+
+- dispatches, which workers apply to their approximate prefix indexes like those of siblings,
+- loads, in a row of the shared memory that workers read for a decision,
+- the table of hot prefixes.
+
+No request waits for it: workers read memory and messages, and only the supervisor talks to Redis.
 """
 
 import secrets
@@ -45,15 +48,15 @@ class GatewayWorkers(Protocol):
         ...
 
     def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
-        """A list of ``channel_messages.Sent``, encoded; what does not fit is dropped."""
+        """Sends an encoded list of `Dispatch` to all workers; a full channel drops it."""
         ...
 
     def set_peer_loads(self, loads: Mapping[str, Shared]) -> None:
-        """All that other gateways have in flight, by instance."""
+        """Sets all that other gateways have in flight, by instance."""
         ...
 
     def set_hot_prefixes(self, table: say.HotPrefixUpdate) -> None:
-        """A table of hot prefixes that takes the place of the model's last."""
+        """Replaces a model's table of hot prefixes."""
         ...
 
 
@@ -76,14 +79,16 @@ class PeerSync:
         self._workers = workers
         self._clock = clock
         self.on_peer_dispatch: Callable[[str, str, int, Sequence[int]], None] | None = None
-        """Hears of each prompt that another gateway sent: model, instance, the hashes of its end and of its blocks."""
+        """Called for each prompt that another gateway sent: model, instance, hash of the prompt's end,
+        hashes of its blocks.
+        """
         self.hints_of: Callable[[str], Sequence[ReplicationHint]] = lambda _: ()
-        """Which of a model's hot prefixes want another home."""
+        """Returns hints for hot prefixes of a model that should be on another instance too."""
         self._applied_fleet: Fleet | None = None
         self._model_of: dict[str, str] = {}
         self._ready_groups: dict[str, InstanceGroups] = {}
         self._hot_prefix_counter = HotPrefixCounter(limits)
-        name = f"{gateway_id}/{secrets.token_hex(4)}"  # another run of the same gateway is another one
+        name = f"{gateway_id}/{secrets.token_hex(4)}"  # another run of the same gateway is another peer
         hooks = ExchangeHooks(self._models, self._own_loads, self._on_peer_dispatches, workers.set_peer_loads)
         self.exchange = PeerExchange(
             link, name, clock, hooks, secret_fingerprint=secret_fingerprint(secret), limits=limits
@@ -103,21 +108,21 @@ class PeerSync:
         )
 
     def start(self) -> None:
-        """Begin on the running loop."""
+        """Starts on the running loop."""
         self.exchange.start()
         self.tables.start()
         self._hint_publisher.start()
 
     async def stop(self) -> None:
-        """Take leave of the others."""
+        """Stops, and publishes that this gateway leaves."""
         await self._hint_publisher.stop()
         await self.tables.stop()
         await self.exchange.stop()
 
-    # What our workers do -------------------------------------------------------------------------------------------------
+    # --- reports of local workers
 
     def on_worker_report(self, message: say.WorkerReport) -> None:
-        """One worker has told what it did."""
+        """Called with a report of a worker; publishes its dispatches and loads."""
         if message.dispatches is not None:
             now = self._clock.now()
             self._update_fleet()
@@ -148,12 +153,12 @@ class PeerSync:
         if fleet is self._applied_fleet:
             return
         self._applied_fleet = fleet
-        self._model_of = {one.id: key for key, instances in fleet.instances.items() for one in instances}
+        self._model_of = {instance.id: key for key, instances in fleet.instances.items() for instance in instances}
         self._ready_groups = {key: _ready_by_role(fleet.instances.get(key, ())) for key in fleet.models}
         self._hot_prefix_counter.update_fleet(fleet)
         self.tables.retain(fleet.models)
 
-    # What the others do --------------------------------------------------------------------------------------------------
+    # --- messages of peers
 
     def _on_peer_dispatches(self, model: str, items: Sequence[SentPrompt]) -> None:
         now = self._clock.now()
@@ -167,13 +172,16 @@ class PeerSync:
                 self.on_peer_dispatch(model, instance, tail, hashes)
         self._workers.broadcast_peer_dispatches(_encode([say.Dispatch(model, *item) for item in items]))
 
-    # Hot prefixes --------------------------------------------------------------------------------------------------------
+    # --- hot prefixes
 
     def _active_models(self) -> list[str]:
         return self._hot_prefix_counter.active_models(self._clock.now())
 
     def _hot_table(self, model: str) -> HotPrefixTable | None:
-        """None while the past is still being read back: then another's count is better."""
+        """Returns the table as counted here.
+
+        None until the stream's past has been read: until then a peer's count is better.
+        """
         return self._hot_prefix_counter.table(model) if self.exchange.is_model_caught_up(model) else None
 
     def _on_hot_table(self, model: str, epoch: int, table: HotPrefixTable | None) -> None:
@@ -181,25 +189,25 @@ class PeerSync:
         self._workers.set_hot_prefixes(say.HotPrefixUpdate(model, epoch, found.serving, found.prefilling))
 
     def hot_prefixes(self, model: str) -> list[HotShare]:
-        """The model's hot prefixes, and how much they are used."""
+        """Returns a model's hot prefixes and their traffic."""
         return self._hot_prefix_counter.hot_prefixes(model, self._clock.now())
 
-    # For people ----------------------------------------------------------------------------------------------------------
+    # --- status
 
     def warnings(self) -> list[str]:
-        """What is missing or late, in words."""
+        """Returns texts that say what is missing or late."""
         return [*self.exchange.warnings(), *self.tables.warnings()]
 
     def present_peers(self) -> list[tuple[str, float]]:
-        """The gateways that are heard, and the seconds since."""
-        return [(one.name.rpartition("/")[0], one.age_seconds) for one in self.exchange.known_peers()]
+        """Returns the known peers, and the seconds since the last message of each."""
+        return [(peer.name.rpartition("/")[0], peer.age_seconds) for peer in self.exchange.known_peers()]
 
     def counters(self) -> dict[str, float]:
-        """Counters and gauges for the metrics page."""
+        """Returns counters and gauges for the metrics page."""
         exchange = self.exchange
-        heard = exchange.known_peers()
+        peers = exchange.known_peers()
         found: dict[str, float] = {
-            "peers": len(heard),
+            "peers": len(peers),
             "peer_in_flight": sum(load[0] for load in exchange.peer_state.reported_loads().values()),
             "peer_sent_total": exchange.stats.sent,
             "peer_heard_total": exchange.stats.received,
@@ -208,8 +216,8 @@ class PeerSync:
             "peer_poisoned_total": exchange.stats.undecodable + self.tables.undecodable,
             "hot_tables_kept": self.tables.owned_tables,
         }
-        if heard:
-            found["peer_age_seconds"] = round(max(one.age_seconds for one in heard), 3)
+        if peers:
+            found["peer_age_seconds"] = round(max(peer.age_seconds for peer in peers), 3)
         age = self.tables.stale_seconds()
         if age is not None:
             found["hot_table_stale_seconds"] = round(age, 3)
@@ -217,9 +225,9 @@ class PeerSync:
 
 
 def _ready_by_role(instances: Sequence[Instance]) -> InstanceGroups:
-    """Those that are ready; of one role, since no other takes their place."""
+    """Returns the ready instances in a group for each role: roles do not replace each other."""
     groups: dict[str, list[str]] = {}
-    for one in instances:
-        if one.state is InstanceState.READY:
-            groups.setdefault(one.role, []).append(one.id)
+    for instance in instances:
+        if instance.state is InstanceState.READY:
+            groups.setdefault(instance.role, []).append(instance.id)
     return list(groups.values())

@@ -1,6 +1,8 @@
-"""Tells in Redis which hot prefixes want another home (``fairlead_kvstore.analysis.replication_hints``): who keeps
-the table of hot prefixes does,
-so one of the gateways, every few seconds, under a key that goes by itself when nobody does."""
+"""The publisher of replication hints in Redis: hot prefixes that should be on another instance too.
+
+Only the gateway that holds the lease of a model's hot prefixes publishes. The key expires if it
+stops. `fairlead_kvstore.analysis.replication_hints` defines the hints.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +17,11 @@ from fairlead_kvstore.redis.link import RedisLink
 
 
 class ReplicationHintPublisher:
-    """``models`` are those whose table is ours; ``hints`` are what is to be told of one."""
+    """The publisher of this gateway.
+
+    - models: returns the models whose lease this gateway holds.
+    - hints: returns the hints of a model.
+    """
 
     def __init__(
         self,
@@ -34,17 +40,17 @@ class ReplicationHintPublisher:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin on the running loop."""
+        """Starts on the running loop."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="replication hints")
 
     async def stop(self) -> None:
-        """Tell no more; what was told is over in a while."""
+        """Stops publishing; what was published expires."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
 
     async def publish(self) -> None:
-        """Once."""
+        """Writes the hints of all models."""
         milliseconds = int(3_000 * self._limits.rehome_hint_seconds)
         commands: list[Command] = [
             (

@@ -1,2 +1,6 @@
-"""What a gateway learns from the requests it has seen: what a step of an engine costs, how long answers get, how much memory they
-will take. Nothing here reads a clock or does I/O; times are arguments."""
+"""Learns engine profiles from the requests of a gateway: the seconds per token, step and sequence.
+
+`observations` turns timing events into measured spans of an engine's time. `profile_regression`
+fits a profile to the spans of one kind of engine. `profile_estimator` does both for all instances.
+`profiling_service` runs it and sends the profiles to the workers. Only the service reads a clock.
+"""

@@ -1,20 +1,27 @@
-"""From dispatches, first tokens and ends to spans: stretches of an engine's time with all the work that was done in them.
+"""Turns dispatches, first tokens and ends of requests into observations of an engine's time.
 
-An engine prefills in order, so a prompt's own prefill begins when it was sent or when the first token of the prompt before it
-came, whichever is later. Two things blur that. A step's budget takes the end of one prompt and the beginning of the next, so
-single prompts are measured too long and too short in turn; and prompts that end in one step show their first tokens together.
-Both cancel in a *run*: prompts that follow one another without the engine having a moment without any are one observation,
-from the start of the first to the first token of the last.
+An observation is a span of time with all the work that the engine did in it.
 
-Decoding is seen over the whole of an answer, from its first token to its last: so many steps took so many seconds, and meanwhile
-so many prompt tokens were computed for others.
+Prefill: an engine prefills in order. So a prefill begins at the dispatch, or at the first token of
+the prompt before it, whichever is later. Two effects blur this.
 
-Not everything is seen. An answer that is not streamed has no first token: when a prompt that came later has its own, the earlier
-one's prefill must be over, and it counts as decoding from then on. Of other gateways' prompts only the sending is told: what they
-were beside is not measured.
+- A step's budget takes the end of one prompt and the start of the next. So single prompts are
+  measured too long and too short in turn.
+- Prompts that end in one step show their first tokens at the same time.
 
-How many tokens a prompt really had to compute is told by the engine with the answer's end, so spans are given out then; where
-an engine tells nothing, what was expected at the dispatch stands, and the span says that it is an assumption.
+Both cancel in a *run*: consecutive prompts without an idle moment of the engine. A run is one
+observation, from the start of its first prompt to the first token of its last.
+
+Decode: an observation is a whole answer, from its first token to its last. It has the number of
+steps, the seconds, and the prompt tokens that were computed meanwhile for other requests.
+
+Limits: an answer that is not streamed has no first token. When a later prompt has its own, the
+earlier prefill must be over, and the request counts as decoding from then on. Only the dispatch of
+a peer's prompt is known, so work that overlaps with it is not measured.
+
+The engine reports with the end of the answer how many prompt tokens were cached, so observations
+are complete then. If it reports nothing, the estimate of the dispatch stands, and the observation
+is marked as assumed.
 """
 
 from collections import OrderedDict
@@ -22,14 +29,20 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_RUN_PROMPTS: Final = 6
-"""A run that goes on is cut after so many prompts: what the cut blurs is one chunk among that many prompts."""
+"""The most prompts in a run; a cut blurs one chunk among so many prompts."""
 SAME_STEP_SECONDS: Final = 0.0005
-"""First tokens so near to one another came of one step."""
+"""First tokens that are closer than this came from the same step."""
 
 
 @dataclass(slots=True)
 class ComputedWork:
-    """What was computed: prompt tokens, pairs of tokens in attention, tokens found in the cache; and in how many steps."""
+    """The work of a span.
+
+    computed: prompt tokens that were computed.
+    attention: pairs of tokens in attention.
+    cached: prompt tokens that were in the cache.
+    steps: steps that computed prompt tokens.
+    """
 
     computed: float = 0.0
     attention: float = 0.0
@@ -37,14 +50,14 @@ class ComputedWork:
     steps: float = 0.0
 
     def add(self, other: "ComputedWork") -> None:
-        """Both together."""
+        """Adds the work of another span."""
         self.computed += other.computed
         self.attention += other.attention
         self.cached += other.cached
         self.steps += other.steps
 
     def minus(self, before: "ComputedWork") -> "ComputedWork":
-        """What came after ``before``."""
+        """Returns the work that was done after `before`."""
         return ComputedWork(
             self.computed - before.computed,
             self.attention - before.attention,
@@ -54,18 +67,22 @@ class ComputedWork:
 
     @classmethod
     def of_prompt(cls, tokens: float, cached: float) -> "ComputedWork":
-        """A prompt of ``tokens`` of which ``cached`` are found."""
+        """Returns the work of a prompt of which `cached` tokens are in the cache."""
         new = max(1.0, tokens - cached)
         return cls(new, new * (tokens - new / 2), tokens - new)
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """``seconds`` of an engine in which ``work`` was done beside ``sequences`` that decode, holding ``resident`` tokens on average.
+    """A span of an engine's time and its work.
 
-    ``steps`` is how many steps it was where that is known (an answer's tokens), None for runs of prompts. ``assumed``: an engine
-    did not tell what it had cached. ``waited``: it began while a step of decoding ran, which had to end first. ``most_tokens`` and
-    ``most_sequences`` were there at most, those that waited included.
+    sequences: mean number of sequences that decode meanwhile.
+    resident: mean number of their tokens in the KV cache.
+    steps: of an answer, its tokens without the first; None for a run of prompts, where it is unknown.
+    is_cache_assumed: the engine did not report its cached tokens.
+    began_mid_step: a decode step ran at the start and had to end first.
+    peak_tokens: most tokens at one time, those of queued requests included.
+    peak_sequences: most sequences at one time, queued ones included.
     """
 
     seconds: float
@@ -81,7 +98,7 @@ class Observation:
 
 @dataclass(slots=True)
 class _TrackedPrompt:
-    """A request on its way through the engine."""
+    """A request that an engine has not finished."""
 
     dispatched_at: float
     tokens: float
@@ -89,17 +106,17 @@ class _TrackedPrompt:
     first_token_at: float | None = None
     run: "_PrefillRun | None" = None
     cache_reported: bool = False
-    work_before: ComputedWork | None = None  # all the work of the engine when its first token came
-    area: float = 0.0  # the integrals of decoding sequences and resident tokens at that moment
+    work_before: ComputedWork | None = None  # of the engine, until its first token
+    area: float = 0.0  # integral of decoding sequences until then; below, of resident tokens
     token_area: float = 0.0
     steps_before: float = 0.0
-    is_unseen: bool = False  # nobody saw its first token
-    is_blurred: bool = False  # others' prompts were computed while it decoded
+    is_unseen: bool = False  # its first token was not seen
+    is_blurred: bool = False  # it overlapped with a peer's prompt
 
 
 @dataclass(slots=True, eq=False)
 class _PrefillRun:
-    """Prompts that followed one another without a pause."""
+    """Consecutive prompts without an idle moment of the engine."""
 
     start: float
     end: float
@@ -112,27 +129,27 @@ class _PrefillRun:
     began_mid_step: bool = False
     peak_tokens: float = 0.0
     peak_sequences: int = 0
-    is_blurred: bool = False  # others' work was in it
-    unreported: int = 0  # prompts whose cached tokens are still to be told
+    is_blurred: bool = False  # it overlapped with work that is not measured
+    unreported: int = 0  # prompts whose cached tokens are not reported yet
 
 
 class EngineObserver:
-    """One instance as a gateway sees it. Feed it in order of time; it keeps what is in flight and one open run.
-    ``step_tokens`` is the budget of a step."""
+    """Measures one instance from the events of its requests, which must come in order of time.
+
+    step_tokens: the token budget of a step.
+    """
 
     def __init__(self, step_tokens: int) -> None:
         self._step_budget = max(1.0, float(step_tokens))
-        self._step_budget_left = 0.0  # what the step that gave the last first token had left for the next prompt
+        self._step_budget_left = 0.0  # of the step with the last first token
         self._inflight: dict[str, _TrackedPrompt] = {}
-        self._prefilling: OrderedDict[str, _TrackedPrompt] = (
-            OrderedDict()
-        )  # waiting, in the order in which they were sent
-        self._busy_until = float("-inf")  # by others' prompts
+        self._prefilling: OrderedDict[str, _TrackedPrompt] = OrderedDict()  # in order of dispatch
+        self._busy_until = float("-inf")  # with prompts of peers
         self._prefilling_tokens = 0.0
         self._decoding = 0
-        self._decoding_prompt_tokens = 0.0  # tokens of prompts whose answers are under way
+        self._decoding_prompt_tokens = 0.0  # prompt tokens of requests that decode
         self._steps_done = self._steps_before_sum = (
-            0.0  # steps so far, and the sum over answers under way of those before them
+            0.0  # steps so far; the sum of `steps_before` of requests that decode
         )
         self._step_seconds: float | None = None
         self._at = 0.0
@@ -142,121 +159,133 @@ class EngineObserver:
         self._last_first_token_at = float("-inf")
 
     def on_dispatch(self, request: str, now: float, tokens: float, cached: float) -> None:
-        """A prompt was sent; ``cached`` of its tokens should be there. A request sent again begins anew."""
+        """Records a dispatch. A second dispatch of a request replaces the first.
+
+        cached: prompt tokens that the gateway expects in the instance's cache.
+        """
         if request in self._inflight:
             self.on_abandoned(request, now)
         size = max(1.0, tokens)
-        flight = self._inflight[request] = _TrackedPrompt(now, size, min(max(0.0, cached), size))
-        self._prefilling[request] = flight
-        self._prefilling_tokens += flight.tokens
+        prompt = self._inflight[request] = _TrackedPrompt(now, size, min(max(0.0, cached), size))
+        self._prefilling[request] = prompt
+        self._prefilling_tokens += prompt.tokens
 
     def on_peer_dispatch(self, now: float, seconds: float) -> None:
-        """Another gateway has sent a prompt here, whose prefill takes ``seconds`` at most; nothing that it is beside is measured."""
+        """Records a peer's dispatch. Work that overlaps with it is not measured.
+
+        seconds: an upper bound of its prefill time.
+        """
         self._busy_until = max(self._busy_until, now) + seconds
-        if self._run is not None and self._prefilling:  # else nobody goes on with it
+        if self._run is not None and self._prefilling:  # else no prompt joins the run
             self._run.is_blurred = True
-        for flight in self._inflight.values():
-            flight.is_blurred = True
+        for prompt in self._inflight.values():
+            prompt.is_blurred = True
 
     def on_first_token(self, request: str, now: float) -> None:
-        """The prompt's prefill is over."""
-        flight = self._inflight.get(request)
-        if flight is None or flight.first_token_at is not None:
+        """Records the first token of a request: its prefill is over."""
+        prompt = self._inflight.get(request)
+        if prompt is None or prompt.first_token_at is not None:
             return
         self._advance(now)
-        passed = self._finish_unseen_prefills(flight, now)
+        passed = self._finish_unseen_prefills(prompt, now)
         run = self._run
-        start = max(flight.dispatched_at, self._last_first_token_at)
-        together = now - self._last_first_token_at <= SAME_STEP_SECONDS
-        if together and run is not None:
-            run.prompts.append(flight)  # even a full run takes what came of its last step
+        start = max(prompt.dispatched_at, self._last_first_token_at)
+        is_same_step = now - self._last_first_token_at <= SAME_STEP_SECONDS
+        if is_same_step and run is not None:
+            run.prompts.append(prompt)  # even a full run takes prompts of its last step
         else:
-            if run is not None and (flight.dispatched_at > run.end or len(run.prompts) >= MAX_RUN_PROMPTS):
+            if run is not None and (prompt.dispatched_at > run.end or len(run.prompts) >= MAX_RUN_PROMPTS):
                 run = self._run = None
             if run is None:
                 run = self._run = _PrefillRun(start, now, self._area, self._token_area, [])
-                run.area -= self._decoding * max(0.0, now - start)  # what decoded while it ran, as far as is known
+                run.area -= self._decoding * max(0.0, now - start)  # so that decoding since `start` counts
                 run.token_area -= self._resident_tokens() * max(0.0, now - start)
-                run.began_mid_step = self._decoding > 0 and flight.dispatched_at > self._last_first_token_at
-            run.prompts.append(flight)
+                run.began_mid_step = self._decoding > 0 and prompt.dispatched_at > self._last_first_token_at
+            run.prompts.append(prompt)
         run.is_blurred = run.is_blurred or passed or run.start < self._busy_until
-        steps = self._prefill_steps(flight)
+        steps = self._prefill_steps(prompt)
         run.steps += steps
         run.end, run.area_end, run.token_area_end = now, self._area, self._token_area
         run.unreported += 1
-        flight.run, flight.first_token_at = run, now
-        self._total_work.add(ComputedWork.of_prompt(flight.tokens, flight.cached))
+        prompt.run, prompt.first_token_at = run, now
+        self._total_work.add(ComputedWork.of_prompt(prompt.tokens, prompt.cached))
         self._total_work.steps += steps
-        flight.work_before = self._total_work.minus(ComputedWork())
-        flight.area, flight.token_area = self._area, self._token_area
+        prompt.work_before = self._total_work.minus(ComputedWork())
+        prompt.area, prompt.token_area = self._area, self._token_area
         run.peak_tokens = max(run.peak_tokens, self._resident_tokens() + self._prefilling_tokens)
         run.peak_sequences = max(run.peak_sequences, self._decoding + len(self._prefilling))
         self._last_first_token_at = now
-        self._begin_decoding(request, flight)
+        self._begin_decoding(request, prompt)
 
     def on_finish(
         self, request: str, now: float, *, cached_tokens: float | None = None, output_tokens: float | None = None
     ) -> list[Observation]:
-        """The answer is complete: the spans that are complete with it, none while others of its run are still to be told."""
-        flight = self._inflight.get(request)
-        if flight is None or flight.first_token_at is None or flight.is_unseen:
+        """Records the end of a complete answer. Returns the observations that it completes.
+
+        The observation of a run comes with the last of its requests that ends.
+        """
+        prompt = self._inflight.get(request)
+        if prompt is None or prompt.first_token_at is None or prompt.is_unseen:
             self.on_abandoned(request, now)
             return []
         self._advance(now)
-        found: list[Observation] = []
+        observations: list[Observation] = []
         if (
-            flight.work_before is not None
-            and not flight.is_blurred
+            prompt.work_before is not None
+            and not prompt.is_blurred
             and output_tokens is not None
             and output_tokens >= 8
         ):
-            seconds = max(1e-9, now - flight.first_token_at)
+            seconds = max(1e-9, now - prompt.first_token_at)
             step = seconds / (output_tokens - 1)
             self._step_seconds = step if self._step_seconds is None else 0.9 * self._step_seconds + 0.1 * step
-            found.append(
+            observations.append(
                 Observation(
                     seconds,
-                    self._total_work.minus(flight.work_before),
-                    (self._area - flight.area) / seconds,
-                    (self._token_area - flight.token_area) / seconds,
+                    self._total_work.minus(prompt.work_before),
+                    (self._area - prompt.area) / seconds,
+                    (self._token_area - prompt.token_area) / seconds,
                     steps=output_tokens - 1,
                 )
             )
         if cached_tokens is not None:
-            self._correct_cached(flight, min(max(0.0, float(cached_tokens)), flight.tokens))
-        run = flight.run
+            self._correct_cached(prompt, min(max(0.0, float(cached_tokens)), prompt.tokens))
+        run = prompt.run
         self.on_abandoned(request, now)
         if run is not None and not run.unreported:
-            span = _run_observation(run)
-            if span is not None:
-                found.append(span)
-        return found
+            observation = _run_observation(run)
+            if observation is not None:
+                observations.append(observation)
+        return observations
 
     def on_abandoned(self, request: str, now: float) -> None:
-        """Away without an answer worth measuring: failed, or its client left."""
-        flight = self._inflight.pop(request, None)
-        if flight is None:
+        """Removes a request without measuring it, as after a failure or a client disconnect."""
+        prompt = self._inflight.pop(request, None)
+        if prompt is None:
             return
         self._advance(now)
-        if flight.first_token_at is None:
+        if prompt.first_token_at is None:
             del self._prefilling[request]
-            self._prefilling_tokens -= flight.tokens
+            self._prefilling_tokens -= prompt.tokens
             return
         self._decoding -= 1
-        self._decoding_prompt_tokens -= flight.tokens
-        self._steps_before_sum -= flight.steps_before
-        run = flight.run
+        self._decoding_prompt_tokens -= prompt.tokens
+        self._steps_before_sum -= prompt.steps_before
+        run = prompt.run
         if run is not None:
             run.unreported -= 1
             if not run.unreported and run is self._run:
-                self._run = None  # whoever comes next begins another
+                self._run = None  # the next prompt begins another run
 
-    def _finish_unseen_prefills(self, flight: _TrackedPrompt, now: float) -> bool:
-        """Prompts that were sent before this one have been computed by now, though nobody saw it; whether there were any."""
+    def _finish_unseen_prefills(self, prompt: _TrackedPrompt, now: float) -> bool:
+        """Ends the prefill of prompts that were dispatched earlier, whose first token was not seen.
+
+        Returns whether there were any.
+        """
         passed = False
         while self._prefilling:
             request, other = next(iter(self._prefilling.items()))
-            if other.dispatched_at >= flight.dispatched_at:
+            if other.dispatched_at >= prompt.dispatched_at:
                 break
             passed = other.is_unseen = True
             other.first_token_at = now
@@ -265,18 +294,21 @@ class EngineObserver:
             self._begin_decoding(request, other)
         return passed
 
-    def _begin_decoding(self, request: str, flight: _TrackedPrompt) -> None:
+    def _begin_decoding(self, request: str, prompt: _TrackedPrompt) -> None:
         del self._prefilling[request]
-        self._prefilling_tokens -= flight.tokens
+        self._prefilling_tokens -= prompt.tokens
         self._decoding += 1
-        self._decoding_prompt_tokens += flight.tokens
-        flight.steps_before = self._steps_done
+        self._decoding_prompt_tokens += prompt.tokens
+        prompt.steps_before = self._steps_done
         self._steps_before_sum += self._steps_done
 
-    def _prefill_steps(self, flight: _TrackedPrompt) -> float:
-        """How many more steps its prefill took: it begins with what room the step before had left, if it was there by then."""
-        rest = max(1.0, flight.tokens - flight.cached)
-        if flight.dispatched_at < self._last_first_token_at:
+    def _prefill_steps(self, prompt: _TrackedPrompt) -> float:
+        """Returns the number of further steps of a prefill.
+
+        It begins with the budget that the previous step had left, if the prompt was there by then.
+        """
+        rest = max(1.0, prompt.tokens - prompt.cached)
+        if prompt.dispatched_at < self._last_first_token_at:
             used = min(rest, self._step_budget_left)
             self._step_budget_left -= used
             rest -= used
@@ -287,24 +319,26 @@ class EngineObserver:
         self._step_budget_left = steps * budget - rest
         return steps
 
-    def _correct_cached(self, flight: _TrackedPrompt, cached: float) -> None:
-        """The engine has told what it had; whoever decoded meanwhile was beside the true work, not what was expected of it."""
-        flight.cache_reported = True
-        if cached == flight.cached or flight.first_token_at is None:
+    def _correct_cached(self, prompt: _TrackedPrompt, cached: float) -> None:
+        """Corrects the work of a prompt, also for the requests that decoded meanwhile."""
+        prompt.cache_reported = True
+        if cached == prompt.cached or prompt.first_token_at is None:
             return
-        off = ComputedWork.of_prompt(flight.tokens, cached).minus(ComputedWork.of_prompt(flight.tokens, flight.cached))
-        flight.cached = cached
-        self._total_work.add(off)
+        difference = ComputedWork.of_prompt(prompt.tokens, cached).minus(
+            ComputedWork.of_prompt(prompt.tokens, prompt.cached)
+        )
+        prompt.cached = cached
+        self._total_work.add(difference)
         for other in self._inflight.values():
             if (
                 other.work_before is not None
                 and other.first_token_at is not None
-                and other.first_token_at >= flight.first_token_at
+                and other.first_token_at >= prompt.first_token_at
             ):
-                other.work_before.add(off)
+                other.work_before.add(difference)
 
     def _resident_tokens(self) -> float:
-        """Tokens that decoding reads in a step: prompts, and what was generated behind them so far."""
+        """Returns the tokens that a decode step reads: prompts and what was generated so far."""
         return self._decoding_prompt_tokens + self._decoding * self._steps_done - self._steps_before_sum
 
     def _advance(self, now: float) -> None:
@@ -318,7 +352,7 @@ class EngineObserver:
 
 
 def _run_observation(run: _PrefillRun) -> Observation | None:
-    """The whole run as one observation; None where nothing can be said of it."""
+    """Returns the run as one observation; None if it cannot be measured."""
     seconds = run.end - run.start
     if seconds <= 0.0 or run.is_blurred:
         return None

@@ -1,12 +1,16 @@
-"""All engines of a gateway, learned from the rows of its workers: which spans belong to which kind of engine, and what comes of them.
+"""Estimates the engine profile of each instance from the workers' timing events.
 
-Instances of one pool are one kind: the same accelerator, image and settings. Each kind has one fit; an instance that is slower than
-its kind (a hot device, a noisy neighbour) has a factor of its own on top, from what its spans took against what the kind's
-profile says, and against what the spans of the kind's middle instance did: what all of them take longer is the profile's to say.
-Otherwise the two drive one another on, since a fit of relative errors lies a little low where times scatter.
+Instances of one pool are one kind: same accelerator, image and settings. Each kind has one
+regression. An instance that is slower than its kind (a hot device, a noisy neighbour) has a
+slowdown of its own: the measured time of its spans divided by the time that the kind's profile
+predicts. Slowdowns are relative to the median instance of the kind.
 
-Rows of several workers are put in order before they are used, which takes waiting for the latest: ``learn_settle_seconds``. A leg
-of a hand-off tells nothing here: where KV comes from elsewhere, a first token says little of computing.
+Why relative: what slows all instances belongs into the profile. Otherwise profile and slowdowns
+drive each other on, since a regression of relative errors is a little low where times scatter.
+
+Events of several workers are sorted before use, so the estimator waits `timing_settle_seconds` for
+late ones. Requests with a KV transfer are not measured: their first token says little about
+computing.
 """
 
 import heapq
@@ -26,7 +30,7 @@ from fairlead_gateway.supervisor.profiling.profile_regression import MIN_OBSERVA
 
 SOLVE_INTERVAL_SECONDS: Final = 10.0
 MIN_REPORTED_CHANGE: Final = 0.02
-"""A profile by which a thousand tokens, or a step of decoding, take so much longer or shorter is told to the workers."""
+"""Smallest relative change of a prefill or decode step time for which workers get a new profile."""
 SLOWDOWN_SMOOTHING: Final = 0.05
 MAX_SLOWDOWN: Final = 3.0
 MIN_SLOWDOWN_OBSERVATIONS: Final = 40
@@ -34,8 +38,12 @@ _PROBE_TOKENS: Final = 1_000.0
 
 
 class LearnedProfile(NamedTuple):
-    """What is known of one instance's engine. ``error``: how far single predictions are off, as a share; None before there are any.
-    ``spans``: how many observations it rests on; below ``ENOUGH_SPANS`` the prior stands."""
+    """The learned profile of one instance.
+
+    observations: weight of the observations behind it; below `MIN_OBSERVATIONS` the prior stands.
+    error: mean relative error of single predictions; None before the first.
+    slowdown: time of the instance relative to its kind.
+    """
 
     profile: EngineProfile
     observations: float
@@ -44,7 +52,7 @@ class LearnedProfile(NamedTuple):
 
     @property
     def is_reliable(self) -> bool:
-        """Whether it is learned, and not only assumed."""
+        """Whether the profile is learned, not only the prior."""
         return self.observations >= MIN_OBSERVATIONS
 
 
@@ -52,19 +60,19 @@ class LearnedProfile(NamedTuple):
 class _EngineState:
     kind: str
     observer: EngineObserver
-    slowdown: float = 1.0  # seconds it takes for each that its kind's profile says
+    slowdown: float = 1.0  # measured seconds per predicted second
     measured: int = 0
 
 
 class ProfileEstimator:
-    """Times are monotonic seconds. ``profiles`` is what workers should route by."""
+    """The estimator for all instances of a fleet. Times are monotonic seconds."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._regressions: dict[str, ProfileRegression] = {}
         self._engines: dict[str, _EngineState] = {}
         self._kinds: Counter[str] = Counter()
-        self._typical_slowdown: dict[str, float] = {}  # the pace of a kind's middle instance
+        self._typical_slowdown: dict[str, float] = {}  # of a kind's median instance
         self._engine_of_request: dict[str, _EngineState] = {}
         self._events: list[tuple[float, int, TimingEvent]] = []
         self._order = count()
@@ -73,29 +81,29 @@ class ProfileEstimator:
         self.dropped = 0
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Take over who is there. What was learned of a kind stays as long as it has an instance."""
-        found: dict[str, Instance] = {
-            one.id: one
+        """Adds and drops instances. The profile of a kind stays while it has an instance."""
+        measured: dict[str, Instance] = {
+            instance.id: instance
             for instances in fleet.instances.values()
-            for one in instances
-            if one.role is Role.SERVE and one.transfer is None
+            for instance in instances
+            if instance.role is Role.SERVE and instance.transfer is None
         }
-        for gone in self._engines.keys() - found.keys():
-            del self._engines[gone]
-            self._sent_profiles.pop(gone, None)
-        for name, one in found.items():
-            kind = f"{one.namespace}/{one.model}/{one.pool}"
-            prior = one.profile or builtin_profile("h100-llama8b")
-            fit = self._regressions.get(kind)
-            if fit is None or fit.prior != prior:
+        for absent in self._engines.keys() - measured.keys():
+            del self._engines[absent]
+            self._sent_profiles.pop(absent, None)
+        for name, instance in measured.items():
+            kind = f"{instance.namespace}/{instance.model}/{instance.pool}"
+            prior = instance.profile or builtin_profile("h100-llama8b")
+            regression = self._regressions.get(kind)
+            if regression is None or regression.prior != prior:
                 self._regressions[kind] = ProfileRegression(prior)
             if name not in self._engines:
                 self._engines[name] = _EngineState(kind, EngineObserver(prior.step_tokens))
-        self._kinds = Counter(place.kind for place in self._engines.values())
-        self._regressions = {kind: fit for kind, fit in self._regressions.items() if kind in self._kinds}
+        self._kinds = Counter(engine.kind for engine in self._engines.values())
+        self._regressions = {kind: regression for kind, regression in self._regressions.items() if kind in self._kinds}
 
     def add_timings(self, events: Iterable[TimingEvent], dropped: int) -> None:
-        """A worker tells."""
+        """Queues timing events of a worker; `dropped` events were lost before."""
         self.dropped += dropped
         for row in events:
             if len(self._events) >= self._limits.timing_rows_pending:
@@ -104,15 +112,18 @@ class ProfileEstimator:
             heapq.heappush(self._events, (row.at, next(self._order), row))
 
     def on_peer_dispatch(self, instance: str, tokens: float, now: float) -> None:
-        """Another gateway has sent a prompt to an instance; how much of it is cached there is not told."""
-        place = self._engines.get(instance)
-        if place is not None:
-            place.observer.on_peer_dispatch(
-                now, self._regressions[place.kind].profile().prefill_time(tokens) * self._slowdown(place)
+        """Records a peer's dispatch, whose cached tokens are unknown."""
+        engine = self._engines.get(instance)
+        if engine is not None:
+            engine.observer.on_peer_dispatch(
+                now, self._regressions[engine.kind].profile().prefill_time(tokens) * self._slowdown(engine)
             )
 
     def update(self, now: float) -> Mapping[str, EngineProfile]:
-        """Learn from the rows that are old enough to be in order; the profiles, by instance, that changed enough to be told."""
+        """Learns from the events that are old enough to be in order.
+
+        Returns, by instance, the profiles that changed enough for workers to get them.
+        """
         until = now - self._limits.timing_settle_seconds
         while self._events and self._events[0][0] <= until:
             self._apply_event(heapq.heappop(self._events)[2])
@@ -120,8 +131,8 @@ class ProfileEstimator:
             return {}
         self._solved_at = now
         self._compare_slowdowns()
-        for fit in self._regressions.values():
-            fit.solve()
+        for regression in self._regressions.values():
+            regression.solve()
         changed = {}
         for name in self._engines:
             known = self.learned_profile(name)
@@ -133,74 +144,76 @@ class ProfileEstimator:
         return changed
 
     def sent_profiles(self) -> Mapping[str, EngineProfile]:
-        """All that was told: for a worker that is new."""
+        """Returns the last profile of each instance that `update` returned, for a new worker."""
         return self._sent_profiles
 
     def learned_profile(self, instance: str) -> LearnedProfile | None:
-        """What is known of one; None where nothing is learned there."""
-        place = self._engines.get(instance)
-        if place is None:
+        """Returns the profile of an instance; None for one that is not measured."""
+        engine = self._engines.get(instance)
+        if engine is None:
             return None
-        fit = self._regressions[place.kind]
-        pace = self._slowdown(place)
-        return LearnedProfile(fit.profile().sped_up(1.0 / pace), fit.observations, fit.error, pace)
+        regression = self._regressions[engine.kind]
+        slowdown = self._slowdown(engine)
+        return LearnedProfile(
+            regression.profile().sped_up(1.0 / slowdown), regression.observations, regression.error, slowdown
+        )
 
     def _apply_event(self, event: TimingEvent) -> None:
         if event.kind == TimingEventKind.DISPATCHED:
-            place = self._engines.get(event.instance)
-            if place is None:
+            engine = self._engines.get(event.instance)
+            if engine is None:
                 return
             if len(self._engine_of_request) >= self._limits.timing_inflight:
                 first = next(iter(self._engine_of_request))
                 self._engine_of_request.pop(first).observer.on_abandoned(first, event.at)
-            self._engine_of_request[event.request] = place
-            place.observer.on_dispatch(event.request, event.at, event.tokens, event.cached)
+            self._engine_of_request[event.request] = engine
+            engine.observer.on_dispatch(event.request, event.at, event.tokens, event.cached)
             return
-        place = self._engine_of_request.get(event.request)
-        if place is None:
+        engine = self._engine_of_request.get(event.request)
+        if engine is None:
             return
         if event.kind == TimingEventKind.FIRST_TOKEN:
-            place.observer.on_first_token(event.request, event.at)
+            engine.observer.on_first_token(event.request, event.at)
             return
         del self._engine_of_request[event.request]
         if event.kind == TimingEventKind.ABANDONED:
-            place.observer.on_abandoned(event.request, event.at)
+            engine.observer.on_abandoned(event.request, event.at)
             return
-        spans = place.observer.on_finish(
+        observations = engine.observer.on_finish(
             event.request,
             event.at,
             cached_tokens=None if event.cached < 0.0 else event.cached,
             output_tokens=None if event.output < 0.0 else event.output,
         )
-        for span in spans:
-            self._add_observation(place, span, event.at)
+        for observation in observations:
+            self._add_observation(engine, observation, event.at)
 
     def _add_observation(self, engine: _EngineState, observation: Observation, now: float) -> None:
-        """The kind learns from the span as if the instance were as fast as its kind; what is left over is the instance's pace."""
-        fit = self._regressions[engine.kind]
-        share = fit.predicted_share(observation)
-        if share is not None and fit.observations >= MIN_OBSERVATIONS and share > 0.0:
-            off = min(MAX_SLOWDOWN, max(1.0 / MAX_SLOWDOWN, 1.0 / share))
-            engine.slowdown += SLOWDOWN_SMOOTHING * (off - engine.slowdown)
+        """Updates the slowdown of the instance, and its kind without this slowdown."""
+        regression = self._regressions[engine.kind]
+        share = regression.predicted_share(observation)
+        if share is not None and regression.observations >= MIN_OBSERVATIONS and share > 0.0:
+            slowdown = min(MAX_SLOWDOWN, max(1.0 / MAX_SLOWDOWN, 1.0 / share))
+            engine.slowdown += SLOWDOWN_SMOOTHING * (slowdown - engine.slowdown)
             engine.measured += 1
-        fit.add(replace(observation, seconds=observation.seconds / self._slowdown(engine)), now)
+        regression.add(replace(observation, seconds=observation.seconds / self._slowdown(engine)), now)
 
     def _compare_slowdowns(self) -> None:
-        paces: dict[str, list[float]] = {}
-        for place in self._engines.values():
-            if place.measured >= MIN_SLOWDOWN_OBSERVATIONS:
-                paces.setdefault(place.kind, []).append(place.slowdown)
-        self._typical_slowdown = {kind: median(known) for kind, known in paces.items()}
+        slowdowns: dict[str, list[float]] = {}
+        for engine in self._engines.values():
+            if engine.measured >= MIN_SLOWDOWN_OBSERVATIONS:
+                slowdowns.setdefault(engine.kind, []).append(engine.slowdown)
+        self._typical_slowdown = {kind: median(known) for kind, known in slowdowns.items()}
 
     def _slowdown(self, engine: _EngineState) -> float:
-        """How long an instance takes for a second of its kind; one alone is its kind."""
+        """Returns the time of an instance relative to its kind; 1 for the only instance."""
         if engine.measured < MIN_SLOWDOWN_OBSERVATIONS or self._kinds[engine.kind] < 2:
             return 1.0
         return engine.slowdown / self._typical_slowdown.get(engine.kind, engine.slowdown)
 
 
 def _differs(one: EngineProfile, other: EngineProfile) -> bool:
-    """Whether prompts or steps take noticeably different times by them."""
+    """Whether the prefill or step times of two profiles differ noticeably."""
     pairs = (
         (one.prefill_time(_PROBE_TOKENS), other.prefill_time(_PROBE_TOKENS)),
         (one.prefill_time(10 * _PROBE_TOKENS), other.prefill_time(10 * _PROBE_TOKENS)),

@@ -1,4 +1,4 @@
-"""The learning part of the helper: rows of workers in, profiles of engines out, every few seconds."""
+"""The profiling service: reads the workers' timing events and sends them engine profiles."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfi
 
 
 class ProfilingService:
-    """``tell`` sends a message to all workers. Start and stop it on the running loop."""
+    """Runs the profile estimator every few seconds; `broadcast` sends a message to all workers."""
 
     def __init__(self, *, broadcast: Callable[[ProfileUpdate], None], clock: Clock, limits: Limits) -> None:
         self._broadcast = broadcast
@@ -25,32 +25,32 @@ class ProfilingService:
         self._task: asyncio.Task[None] | None = None
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Take over who is there."""
+        """Adds instances that are new and drops those that left."""
         self._estimator.update_fleet(fleet)
 
     def on_timings(self, timings: TimingEvents) -> None:
-        """A worker tells of its requests."""
+        """Adds the timing events of a worker."""
         self._estimator.add_timings(timings.rows, timings.dropped)
 
     def on_peer_dispatch(self, instance: str, hashes: Sequence[int]) -> None:
-        """Another gateway sent a prompt to an instance."""
+        """Records that a peer sent a prompt to an instance."""
         ends = block_ends(len(hashes) + 1)  # the last block is not full
         self._estimator.on_peer_dispatch(instance, ends[-1] / BYTES_PER_TOKEN, self._clock.now())
 
     def on_worker_ready(self) -> None:
-        """A worker knows nothing yet."""
+        """Sends all profiles with the next update, since a new worker has none."""
         self._resend_all = True
 
     def learned_profile(self, instance: str) -> LearnedProfile | None:
-        """What is known of an instance's engine; None where nothing is learned."""
+        """Returns the profile of an instance; None for one whose requests are not measured."""
         return self._estimator.learned_profile(instance)
 
     def start(self) -> None:
-        """Begin on the running loop."""
+        """Starts the task on the running loop."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="learning")
 
     async def stop(self) -> None:
-        """End it."""
+        """Stops the task."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
 

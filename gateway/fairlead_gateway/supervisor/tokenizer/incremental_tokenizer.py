@@ -7,7 +7,7 @@ the tokens of the whole text. So the text is tokenized from a token end `BACKTRA
 before the end of the known part. The result is compared with the known tokens:
 
     known     … | tokens of the known part ....................... | end of the known part
-    new                    | tokens from the cut on ............................................... |
+    new                    | tokens from the cut on ............................................. |
                                  | ← same pieces, same ends → | MARGIN |
                                  ^ here the two are joined
 
