@@ -6,7 +6,6 @@
     scripts/check_prose.py                     compare the repository with the baseline
     scripts/check_prose.py PATH...             print every finding below these paths
     scripts/check_prose.py --update-baseline   lower the counts of files that became better; PATH...
-    scripts/check_prose.py --rebase            record the present state, after files have moved
 """
 
 import argparse
@@ -223,17 +222,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--update-baseline", action="store_true")
-    parser.add_argument("--rebase", action="store_true")
     options = parser.parse_args()
     checked = list(files([path.resolve() for path in options.paths] or [ROOT]))
     found = findings(checked)
     counts = Counter((one.path, one.rule) for one in found)
     recorded = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     excused = Counter({(path, rule): count for path, rules in recorded.items() for rule, count in rules.items()})
-    if options.rebase or options.update_baseline:
+    if options.update_baseline:
         names = {path.relative_to(ROOT).as_posix() for path in checked}
         others = Counter({key: count for key, count in excused.items() if options.paths and key[0] not in names})
-        write_baseline((counts if options.rebase else counts & excused) | others)
+        write_baseline((counts & excused) | others)
         return 0
     worse = {} if options.paths else counts - excused
     for one in found:
@@ -241,9 +239,10 @@ def main() -> int:
             print(f"{one.path}:{one.line}: {one.rule}: {one.text}")
     if worse:
         print(f"prose: {len(worse)} counts are above {BASELINE.name}; old findings of these files are shown too")
-    elif not options.paths and excused - counts:
+    stale = {} if options.paths else excused - counts
+    if stale:
         print("prose: there are fewer findings than recorded; `scripts/check_prose.py --update-baseline` records that")
-    return 1 if worse else 0
+    return 1 if worse or stale else 0
 
 
 if __name__ == "__main__":

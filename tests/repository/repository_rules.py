@@ -5,7 +5,6 @@ left, by rule and key. ``test_rules.py`` compares the two.
 
     repository_rules.py            print all findings
     repository_rules.py --shrink   lower the counts in exceptions.json
-    repository_rules.py --rebase   record the present state, after files have moved
 """
 
 import ast
@@ -373,20 +372,19 @@ def _is_defined(dotted: str) -> bool:
     return any(name.startswith(f"{dotted}.") for name in _modules())
 
 
-def _write(rebase: bool) -> None:
+def _shrink() -> None:
     recorded = exceptions()
     written: dict[str, dict[str, int]] = {}
     for rule in RULES:
         counts = {key: len(descriptions) for key, descriptions in findings(rule).items()}
-        if not rebase:
-            counts = {key: min(count, recorded[rule].get(key, 0)) for key, count in counts.items()}
+        counts = {key: min(count, recorded[rule].get(key, 0)) for key, count in counts.items()}
         written[rule] = {key: count for key, count in sorted(counts.items()) if count}
     EXCEPTIONS.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
-    if {"--rebase", "--shrink"} & set(sys.argv):
-        _write(rebase="--rebase" in sys.argv)
+    if "--shrink" in sys.argv:
+        _shrink()
     else:
         for rule in RULES:
             for key, descriptions in findings(rule).items():

@@ -13,10 +13,8 @@ ONE, TOKENS = 1.0, 40
 what it has places for."""
 RESULTS = "e2e-autoscaling"
 OBJECTIVES = {"ttft": "2s", "tpot": "250ms", "target": "95%"}
-"""The TPOT target is far above a step's 45 ms, so an engine's four slots bound its capacity, not the
-machine's other work.
-
-At 80 ms, a busy machine led to hundreds of engines."""
+"""The TPOT target is far above a step's 45 ms, so an engine's four slots bound its capacity, not
+the machine's other work. At 80 ms, a busy machine led to hundreds of engines."""
 
 
 def autoscaled_model(name: str, *, least: int, most: int = 8, **policy: object) -> Manifest:
