@@ -7,7 +7,7 @@ without it the watch counts as broken.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from pydantic import ValidationError
@@ -77,14 +77,12 @@ class KubernetesTarget:
         *,
         namespaces: Sequence[str] = (),
         interval_seconds: float = 5.0,
-        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
         sleep_status: Callable[[], SleepStatus] = SleepStatus,
     ) -> None:
         self._sleep_status = sleep_status
         self._api = api
         self._clock = clock
         self._random = random
-        self._pause = pause
         self._interval_seconds = interval_seconds
         self._namespaces: tuple[str | None, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
         self._specs = SpecCache()
@@ -110,7 +108,7 @@ class KubernetesTarget:
                     break
             except FairleadError as error:
                 _LOG.warning("it is unknown whether the cluster has LeaderWorkerSets: %s", error)
-            await self._pause(_DISCOVERY_SECONDS)
+            await asyncio.sleep(_DISCOVERY_SECONDS)
         for namespace in self._namespaces:
             group.create_task(self._add_informer(LEADER_WORKER_SETS, namespace, _MANAGED_SELECTOR, trim_workload).run())
 

@@ -139,6 +139,10 @@ def _change_words(instance_change: InstanceChange) -> Iterator[str]:
         yield f"-{instance_change.expired} hints"
 
 
+def _print_notice(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 async def follow_changes(
     link: RedisLink,
     model_key: str,
@@ -146,19 +150,18 @@ async def follow_changes(
     limits: Limits,
     on_batch: Callable[[ChangeBatch], None],
     count: int | None = None,
-    on_notice: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> None:
     """Follows changes until ``count`` batches were shown.
 
     Raises IndexUnreachable at the start, UnusableIndex for unreadable data.
     """
     position = await _start_position(link, model_key)
-    on_notice(f"watching {model_key} from {position[0]}-{position[1]}; Ctrl-C ends it")
+    _print_notice(f"watching {model_key} from {position[0]}-{position[1]}; Ctrl-C ends it")
     shown = 0
     while count is None or shown < count:
         replies = await link.run([read_command(model_key, *position)])
         if replies is None:
-            on_notice(f"{link.describe()}; what changes meanwhile is shown when it is back, as far as it is kept")
+            _print_notice(f"{link.describe()}; what changes meanwhile is shown when it is back, as far as it is kept")
             await link.wait_connected()
             continue
         if isinstance(replies[0], ResponseError):
@@ -166,11 +169,13 @@ async def follow_changes(
         new_entries = _read(replies[0], model_key)
         for epoch, sequence, data in new_entries:
             if epoch != position[0]:
-                on_notice(f"epoch {epoch} begins: an indexer has rewritten everything")
+                _print_notice(f"epoch {epoch} begins: an indexer has rewritten everything")
             elif sequence != position[1] + 1:
-                on_notice(f"{epoch}-{position[1] + 1} to {epoch}-{sequence - 1} were cut off before they could be read")
+                _print_notice(
+                    f"{epoch}-{position[1] + 1} to {epoch}-{sequence - 1} were cut off before they could be read"
+                )
             position = (epoch, sequence)
-            shown_batch = _batch(position, data, model_key, filter_, limits, on_notice)
+            shown_batch = _batch(position, data, model_key, filter_, limits, _print_notice)
             if shown_batch is not None and shown_batch.instances:
                 on_batch(shown_batch)
                 shown += 1

@@ -6,6 +6,7 @@ An engine keeps its last thousands of batches. When they reach back to its start
 them must be in the index; the rest is unknown.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -18,6 +19,7 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError
 from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_replay_frame, replay_request
+from fairlead_kvstore.events.types import StreamOutcome
 from fairlead_kvstore.reader.event_application import apply_outcomes
 
 Content = frozenset[tuple[int, StorageTier]]
@@ -41,12 +43,16 @@ def replay_engine(
     """Requests and applies a replay; blocks, so call it in a thread. Raises Unavailable."""
     truth, stream = BlockStore(secret=secret, limits=limits), EventSequencer(replayable=True, limits=limits)
     truth.attach(instance, model_key, clock.now())
-    apply_outcomes(truth, instance, stream.on_connected(), clock.now(), limits)
+
+    def apply(outcomes: Iterable[StreamOutcome]) -> None:
+        apply_outcomes(truth, instance, outcomes, clock.now(), limits)
+
+    apply(stream.on_connected())
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
     try:
         _request_replay(socket, endpoint, limits)
-        first, batches = _follow_replay(socket, endpoint, truth, stream, instance, clock, limits)
+        first, batches = _follow_replay(socket, endpoint, stream, apply, clock, limits)
     except zmq.ZMQError as error:
         raise Unavailable(f"{endpoint} cannot be asked: {error}") from None
     except EventsError as error:
@@ -69,9 +75,8 @@ def _request_replay(socket: "zmq.Socket[bytes]", endpoint: str, limits: Limits) 
 def _follow_replay(
     socket: "zmq.Socket[bytes]",
     endpoint: str,
-    truth: BlockStore,
     stream: EventSequencer,
-    instance: str,
+    apply: Callable[[Iterable[StreamOutcome]], None],
     clock: Clock,
     limits: Limits,
 ) -> tuple[int | None, int]:
@@ -88,7 +93,7 @@ def _follow_replay(
         parts = socket.recv_multipart()
         received_bytes += sum(map(len, parts))
         frame = parse_replay_frame(parts)
-        apply_outcomes(truth, instance, stream.on_replayed_frame(frame), clock.now(), limits)
+        apply(stream.on_replayed_frame(frame))
         if frame is None:
             return first, batches
         first = frame.number if first is None else first

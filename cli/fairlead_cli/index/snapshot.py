@@ -6,7 +6,6 @@ lease (who writes), the headers of the instances, the indexer's notes, and the e
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -40,8 +39,6 @@ _MAX_ATTEMPTS: Final = 10
 _PAUSE_SECONDS: Final = 0.3
 """A new indexer writes everything first, and parts of an instance may be replaced during a read."""
 _HEADER_BATCH: Final = 64
-
-Sleep = Callable[[float], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +119,7 @@ class IndexSnapshot:
         return max((source for source in times if source is not None), default=None)
 
 
-async def take_snapshot(
-    link: RedisLink, model_key: str, clock: Clock, limits: Limits, sleep: Sleep = asyncio.sleep
-) -> IndexSnapshot:
+async def take_snapshot(link: RedisLink, model_key: str, clock: Clock, limits: Limits) -> IndexSnapshot:
     """Returns the present state; waits some seconds for an indexer that is writing it. Raises
     IndexUnreachable.
     """
@@ -132,7 +127,7 @@ async def take_snapshot(
         snapshot = await _read_once(link, model_key, clock, limits)
         if snapshot.loaded is not None or snapshot.lease is None or attempt == _MAX_ATTEMPTS - 1:
             break
-        await sleep(_PAUSE_SECONDS)
+        await asyncio.sleep(_PAUSE_SECONDS)
     return snapshot
 
 

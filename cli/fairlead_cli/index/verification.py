@@ -26,7 +26,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_cli.index.connection import unreachable_error
 from fairlead_cli.index.engine_replay import ReplayedContent, replay_engine
-from fairlead_cli.index.snapshot import IndexSnapshot, Sleep, take_snapshot
+from fairlead_cli.index.snapshot import IndexSnapshot, take_snapshot
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.snapshot import restore_table
 from fairlead_kvstore.errors import SnapshotError, UnreadableError
@@ -86,7 +86,6 @@ async def verify(
     clock: Clock,
     limits: Limits,
     instance: str | None = None,
-    sleep: Sleep = asyncio.sleep,
 ) -> VerificationReport:
     """Returns the result. Raises IndexUnreachable.
 
@@ -96,14 +95,14 @@ async def verify(
         return VerificationReport(snapshot.model_key, {"index": snapshot.problem}, [], 1)
     findings = await _check_consistency(link, snapshot)
     if findings:
-        await sleep(_PAUSE_SECONDS)
-        snapshot = await take_snapshot(link, snapshot.model_key, clock, limits, sleep)
+        await asyncio.sleep(_PAUSE_SECONDS)
+        snapshot = await take_snapshot(link, snapshot.model_key, clock, limits)
         again = await _check_consistency(link, snapshot)
         findings = {where: finding for where, finding in again.items() if where in findings}
-    drift = await _check_stream(link, snapshot, clock, limits, sleep)
+    drift = await _check_stream(link, snapshot, clock, limits)
     if drift:
         findings["stream"] = drift
-    compared = await _compare_engines(link, snapshot, secret, clock, limits, instance, sleep)
+    compared = await _compare_engines(link, snapshot, secret, clock, limits, instance)
     wrong = sum(one.wrong for one in compared)
     return VerificationReport(snapshot.model_key, findings, compared, len(findings) + wrong)
 
@@ -180,12 +179,12 @@ async def _part_problem(link: RedisLink, idx: str, header: InstanceHeader) -> st
     return ""
 
 
-async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock, limits: Limits, pause: Sleep) -> str:
+async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock, limits: Limits) -> str:
     """Returns how an older snapshot plus the stream differs from a newer one; empty when it does
     not.
     """
-    await pause(_PAUSE_SECONDS)
-    before, later = snapshot.loaded, (await take_snapshot(link, snapshot.model_key, clock, limits, pause)).loaded
+    await asyncio.sleep(_PAUSE_SECONDS)
+    before, later = snapshot.loaded, (await take_snapshot(link, snapshot.model_key, clock, limits)).loaded
     if before is None or later is None or before.epoch != later.epoch or before.unreadable or later.unreadable:
         return ""
     sequence = before.sequence
@@ -239,7 +238,6 @@ async def _compare_engines(
     clock: Clock,
     limits: Limits,
     instance: str | None,
-    pause: Sleep,
 ) -> list[EngineComparison]:
     """Compares every instance with its engine; repeats for those that differ."""
     comparisons = {
@@ -251,8 +249,8 @@ async def _compare_engines(
     names = list(comparisons)
     for attempt in range(_MAX_ATTEMPTS):
         replays = await _replay_engines(snapshot, names, secret, clock, limits)
-        await pause(_PAUSE_SECONDS)
-        snapshot = await take_snapshot(link, snapshot.model_key, clock, limits, pause)
+        await asyncio.sleep(_PAUSE_SECONDS)
+        snapshot = await take_snapshot(link, snapshot.model_key, clock, limits)
         if snapshot.loaded is None:
             return [EngineComparison(id=name, how="not", why=snapshot.problem) for name in comparisons]
         for name in names:

@@ -46,11 +46,11 @@ def test_commands_work_on_a_real_indexer_process(server: Valkey, tmp_path: Path)
                     body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 1}
                     (await client.post(f"{engine.url}/v1/completions", json=body)).raise_for_status()
 
-                async def held() -> bool:
+                async def is_matched() -> bool:
                     answer = await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis)
                     return any(one["matched_tokens"] == 64 for one in answer.get("instances", ()))
 
-                await wait_until_async(held)
+                await wait_until_async(is_matched)
                 (one,) = (await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis))["instances"]
                 assert (one["id"], one["url"], one["tier"], one["complete"]) == ("e0", engine.url, "gpu", True)
                 (model,) = (await index_answer("stats", "-o", "json", *redis))["models"]

@@ -133,10 +133,10 @@ def test_rollout_pause_resume_and_undo_on_an_api_server(api_server: ApiServer) -
             await said(api_server, "pause", "qwen")
             await api.apply(model(["--max-num-seqs=3"]), "kubectl")  # what is applied says nothing of the pause
 
-            async def held() -> bool:
+            async def is_paused() -> bool:
                 return await reason(api, "Reconciling") == "Paused"
 
-            await wait_until_async(held)
+            await wait_until_async(is_paused)
             (one,) = (await api.list(DEPLOYMENTS, SPACE)).items
             assert (_switches(one), one["spec"]["paused"]) == (set(), True)
             code, out, _ = await asyncio.to_thread(rollout, api_server, "status", "qwen")
