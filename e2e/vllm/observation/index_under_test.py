@@ -92,7 +92,7 @@ class InProcessIndex:
             BlockStore(secret=SECRET),
             self._sink,
             HttpEngineQuery(EngineCredentials({}, clock.now), Limits()),
-            ReaderRuntime(asyncio.get_running_loop(), clock, random.Random(1).random),
+            ReaderRuntime(asyncio.get_running_loop(), clock, random.Random(1).random, Limits()),
         )
 
     async def follow(self, sources: Sequence[EventSource]) -> None:
