@@ -78,7 +78,7 @@ class Observation:
 
     sequences: mean number of sequences that decode meanwhile.
     resident: mean number of their tokens in the KV cache.
-    steps: of an answer, its tokens without the first; None for a run of prompts, where it is unknown.
+    steps: output tokens of an answer without the first; None for a run of prompts.
     is_cache_assumed: the engine did not report its cached tokens.
     began_mid_step: a decode step ran at the start and had to end first.
     peak_tokens: most tokens at one time, those of queued requests included.

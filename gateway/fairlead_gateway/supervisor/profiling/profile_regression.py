@@ -165,7 +165,7 @@ class ProfileRegression:
         )
 
     def _is_saturated(self, observation: Observation) -> bool:
-        """Whether prompts waited for free KV cache or sequences, so their time says nothing of computing."""
+        """Whether prompts waited for KV cache or sequences: such time says nothing of computing."""
         prior = self.prior
         return (
             observation.peak_tokens > SATURATED_SHARE * prior.kv_tokens
