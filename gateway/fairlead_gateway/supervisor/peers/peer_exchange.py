@@ -4,9 +4,9 @@
 ms per batch and model. Another reads what was written since, every 50 ms, all models in one round
 trip. Nothing else waits for them.
 
-A stream may be replaced (a server without its data, or a promoted one that missed the last entries).
-Then the ids of own entries fall behind what was read, and the stream is read from its start. Its
-content is hints, so reading an entry twice changes nothing.
+A stream may be replaced: by a server without its data, or by a promoted one that missed the last
+entries. Then the ids of own entries fall behind what was read, and the stream is read from its
+start. Its content is hints, so reading an entry twice changes nothing.
 
 Why: XRANGE and not XREAD, since its key has a fixed position. In a cluster, no server has to be
 queried for it.

@@ -79,7 +79,7 @@ class PeerSync:
         self._workers = workers
         self._clock = clock
         self.on_peer_dispatch: Callable[[str, str, int, Sequence[int]], None] | None = None
-        """Called for each prompt that another gateway sent: model, instance, hash of the prompt's end,
+        """Called for each prompt that another gateway sent: model, instance, hash of its end,
         hashes of its blocks.
         """
         self.hints_of: Callable[[str], Sequence[ReplicationHint]] = lambda _: ()
