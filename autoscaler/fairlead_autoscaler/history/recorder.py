@@ -41,7 +41,7 @@ class TickRecord:
     rulings: Mapping[str, EnforcedPlan] = field(default_factory=dict)
     mode: str = "Auto"
     notes: tuple[str, ...] = ()
-    settings: Mapping[str, bool | float] = field(default_factory=dict)
+    settings: Mapping[str, bool | int | float] = field(default_factory=dict)
     before: CoreState | None = None
 
     @property

@@ -19,6 +19,7 @@ from fairlead_autoscaler.core import (
     ReplicaState,
     ScalingCore,
 )
+from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import (
     RecordBuffer,
@@ -50,6 +51,14 @@ def looks(count: int, model: ModelSpec = MODEL) -> list[TickRecord]:
 def test_a_line_reads_back_to_exactly_the_look() -> None:
     for look in looks(40):
         assert decode_record(encode_record(look)) == look
+
+
+def test_settings_keep_their_types_in_a_recording() -> None:
+    (record,) = looks(1)
+    recorded = decode_record(encode_record(replace(record, settings=ScalingSettings().flat())))
+    assert [repr(value) for value in recorded.scaling_settings.flat().values()] == [
+        repr(value) for value in ScalingSettings().flat().values()
+    ]
 
 
 def test_a_line_that_is_none_is_refused() -> None:
