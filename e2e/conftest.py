@@ -22,8 +22,8 @@ SESSION = pytest.StashKey[str]()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Orders tests by lane and position, and makes each lane a group of ``--dist loadgroup``.
 
-    Why not the marker ``xdist_group``: xdist 3.8 appends the group to ``_nodeid``, which pytest 9.2
-    no longer reads, and so would divide a lane among all workers.
+    Why not the marker ``xdist_group``: xdist 3.8 writes the group to ``_nodeid``, which pytest 9.2
+    does not read. It would divide a lane among all workers.
     """
     items.sort(key=lambda item: lane_position(item.get_closest_marker("lane")))
     if hasattr(config, "workerinput"):
