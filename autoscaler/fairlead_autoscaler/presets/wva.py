@@ -11,8 +11,8 @@ share and queue of each replica in the last minute.
 - While a variant is not yet at its desired number, or lacks reports of some replicas, nothing
   changes.
 
-Constants: 0.80, 5, 0.10, 3, minimum of two unsaturated replicas, step 1; period 60 s (assumed by
-the study).
+Constants: 0.80, 5, 0.10, 3, minimum of two unsaturated replicas, step 1; period 60 s (assumed
+here).
 
 Source: llm-d-incubation/workload-variant-autoscaler at 36587f8c, internal/saturation/analyzer.go
 (AnalyzeModelSaturation, isScaleDownSafe, CalculateSaturationTargets). Apache-2.0. Facts, not code.

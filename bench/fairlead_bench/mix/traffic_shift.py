@@ -1,6 +1,6 @@
 """Sixteen engines with separate prefill and decode: a shift from long prompts to long answers.
 
-The plant is the simulator's with the study's large pool in both roles, under the production core.
+The simulator's engines are those of `large_profile` in both roles, under the production core.
 The core may have 16 replicas in all: an engine that one role releases starts for the other and is
 ready ten seconds later. Decode engines compute the prompts that the gateway leaves to them. The
 baselines are fixed divisions, and engines that only do what their role says.
