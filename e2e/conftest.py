@@ -18,7 +18,6 @@ from e2e.parallel_lanes import lane, lane_position
 SESSION = pytest.StashKey[str]()
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Orders tests by lane and position, and makes each lane a group of ``--dist loadgroup``.
 

@@ -14,7 +14,17 @@ from urllib.parse import urlsplit, urlunsplit
 
 from fairlead.errors import BadInput
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import DEPLOYMENTS, PODS, SECRETS, SERVICES, Manifest, is_deleting, label_selector, name_of
+from fairlead.kube.resources import (
+    DEPLOYMENTS,
+    PODS,
+    SECRETS,
+    SERVICES,
+    Manifest,
+    is_deleting,
+    is_ready,
+    label_selector,
+    name_of,
+)
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead_cli.cluster.access.connection import connect, resolve_access
 from fairlead_cli.cluster.access.port_forward import PodPort, PortForwarder
@@ -24,7 +34,6 @@ from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
 from fairlead_cli.cluster.object_fields import (
     arguments_of,
     containers_of,
-    is_condition_true,
     namespace_name,
     pod_spec_of,
     spec_of,
@@ -119,7 +128,7 @@ class Installation:
 
     def _ready_pods(self, component: str) -> Sequence[Manifest]:
         pods = [pod for pod in with_component(self.pods, component) if not is_deleting(pod)]
-        ready = [pod for pod in pods if is_condition_true(pod, "Ready")]
+        ready = [pod for pod in pods if is_ready(pod)]
         if not ready:
             count = f"{len(pods)} pods, none of them ready" if pods else "no pod"
             raise ClusterUnreachable(
@@ -177,7 +186,7 @@ class Installation:
             pods = await list_objects(api, PODS, namespace, selector)
         if isinstance(pods, MissingValue):
             raise _missing_error(f"the pods of {namespace}/{name} cannot be listed", pods)
-        ready = [pod for pod in pods if is_condition_true(pod, "Ready") and not is_deleting(pod)]
+        ready = [pod for pod in pods if is_ready(pod) and not is_deleting(pod)]
         if not ready:
             raise ClusterUnreachable(f"the Service {namespace}/{name} has no ready pod", hint="run `fairlead check`")
         return PodPort(namespace, name_of(ready[0]), _target_port(service, ready[0], port))

@@ -175,7 +175,7 @@ async def follow_changes(
                     f"{epoch}-{position[1] + 1} to {epoch}-{sequence - 1} were cut off before they could be read"
                 )
             position = (epoch, sequence)
-            shown_batch = _batch(position, data, model_key, filter_, limits, _print_notice)
+            shown_batch = _batch(position, data, model_key, filter_, limits)
             if shown_batch is not None and shown_batch.instances:
                 on_batch(shown_batch)
                 shown += 1
@@ -206,14 +206,13 @@ def _batch(
     model_key: str,
     filter_: ChangeFilter,
     limits: Limits,
-    aside: Callable[[str], None],
 ) -> ChangeBatch | None:
     if len(data) > limits.index_entry_bytes:
-        aside(f"{position[0]}-{position[1]} cannot be read: it has {len(data)} bytes")
+        _print_notice(f"{position[0]}-{position[1]} cannot be read: it has {len(data)} bytes")
         return None
     try:
         wall, changes = decode_entry_with_time(data, model_key, 0.0)
     except UnreadableError as error:
-        aside(f"{position[0]}-{position[1]} cannot be read: {error.message}")
+        _print_notice(f"{position[0]}-{position[1]} cannot be read: {error.message}")
         return None
     return build_batch(position, wall, changes, filter_)
