@@ -1,6 +1,6 @@
-"""Conversion of manifests that use the words of release 0.1 to those of this release. Pure.
+"""Conversion of manifests of release 0.1 to fields and values of this release. Pure.
 
-`convert_document` works on one object, `convert_text` on a file and keeps its comments.
+`convert_document` works on one object; `convert_text.py` does files and keeps their comments.
 A converted object describes the same pods: no engine restarts.
 """
 

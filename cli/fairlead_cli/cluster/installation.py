@@ -1,7 +1,7 @@
 """An installation in a cluster as its user reaches it: ports of its pods, values of its Secrets.
 
-Everything goes through the API server with the rights of the kubeconfig. The verbs that talk to a
-gateway, an autoscaler or Redis use it.
+Pods and Secrets are reached through the API server with the rights of the kubeconfig, a Redis
+outside of the cluster directly. The verbs that talk to a gateway, an autoscaler or Redis use it.
 """
 
 import asyncio

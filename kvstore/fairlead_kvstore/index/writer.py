@@ -4,20 +4,21 @@ instances.
 ``offer`` queues changes and returns. A task writes them up to 20 ms later as one entry, in one step
 that first compares the lease and the stream's position (``lua.py``). So a writer that was paused
 cannot write, and one whose Redis has lost writes detects it at its next write. Then, and when too
-many changes wait, everything is written again in a new epoch: a replica is always of one epoch
-without a gap. Between steps the writer rests eight times as long as the last one took. So changes
-arrive within some milliseconds at a nearby Redis, and the cost of small entries stays bounded.
+many changes wait, everything is written again in a new epoch: a replica only ever holds one epoch,
+with no entry missing. Between steps the writer rests up to eight times as long as the last one
+took, and not at all while it is backlogged. So changes arrive within some milliseconds at a nearby
+Redis, and the cost of small entries stays bounded.
 
 The writer does not wait for an unreachable Redis: changes wait, bounded, and the block store is
-current when Redis returns. An exchange
-whose answer was lost is sent again: ``at`` shows whether it was written. While Redis answers but
-cannot take all changes, the writer is *backlogged* and engines are not read. An overflow would cost
-every replica a new epoch. Other work (a lease, a snapshot) comes after the changes that waited when
-the step began, since under load there are always more.
+current when Redis returns. An exchange whose answer was lost is sent again: the stored position
+shows whether it was written. While Redis answers but cannot take all changes, the writer is
+*backlogged* and no events of engines are read. An overflow would cost every replica a new epoch.
+Other work (a lease, a snapshot) comes after the changes that waited when the step began, since
+under load there are always more.
 
-A full Redis does not stop the writer either. It gives up the lease, which cannot be renewed: a
-writer that cannot write would look like a leader to replicas that get nothing. The former leader
-then tries to get the lease more often than others, since it has the data to write.
+A full Redis does not stop the writer either. If Redis refuses for long, the writer gives up its
+lease: a writer that cannot write would look like a leader to replicas that get nothing. While
+Redis refuses, it tries to get the lease more often than others, since it has the data to write.
 """
 
 import asyncio

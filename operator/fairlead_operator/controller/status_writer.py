@@ -1,4 +1,7 @@
-"""Writes the status of a model: computed from the observed state, and written if it changed."""
+"""Writes the status of a model, computed from the observed state, if it changed.
+
+It also records the Events of the change, and returns the seconds until the model's next pass.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,7 +49,9 @@ RETRY_REJECTED_WRITE_SECONDS = 30.0
 
 
 class PassListener(Protocol):
-    """The receiver of events about a model and of early events of our own writes."""
+    """The receiver of Events about a model, and of own writes whose watch event came before the
+    response.
+    """
 
     def record_event(self, model: Manifest, event: EventDraft) -> None:
         """Records an event about a model."""

@@ -61,17 +61,17 @@ _MIN_NEED_SHOWN = 0.005
 
 @dataclass(frozen=True, slots=True)
 class PoolDemand:
-    """The replicas that the load requests of a pool.
+    """The replicas of a pool that the load needs, and the facts that decide how they are reached.
 
     target: whole replicas; needed: the exact demand.
     is_urgent: requests wait.
-    is_separate_role: no other pool does the work of this role.
+    is_separate_role: the role is prefill or decode alone.
     is_overloaded: the load needs far more replicas than are ready.
-    to_zero: an idle replica is not worth its cost.
+    to_zero: the group has been idle for so long that a cold start costs less than to wait.
     startup_seconds: of usual and of slow starts.
     capacity_after: capacity of a replica when one fewer shares the caches, as a share of that of
         now.
-    bound: the bound that limits a replica, for people.
+    bound: what limits the capacity of a replica, for reasons.
     """
 
     target: int

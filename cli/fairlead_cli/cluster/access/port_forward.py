@@ -1,10 +1,10 @@
-"""Ports of pods on this machine, through the API server: what ``kubectl port-forward`` does.
+"""Ports of pods, forwarded to this machine through the API server as ``kubectl port-forward`` does.
 
 Each local connection has a WebSocket of its own with the protocol ``v4.channel.k8s.io``. A binary
-message begins with the number of its channel: 0 is data, 1 is the error of the node. The first
+message begins with the number of its channel: 0 is data, 1 is for errors of the node. The first
 message of each channel from the node is the port, two bytes.
 
-Why: the HTTP proxy of the API server drops the header Authorization, needs a network path to the
+Why not the API server's HTTP proxy: it drops the header Authorization, needs a network path to the
 pod, and carries no Redis. A forwarded connection ends on the pod's own loopback interface.
 
 Source: ``portforward/websocket.go`` of the kubelet.
@@ -149,7 +149,9 @@ def _refusal(target: PodPort, status: int) -> FairleadError:
 async def _relay(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, socket: _WebSocket, target: PodPort
 ) -> None:
-    """Copies both directions until one side ends. Raises Unavailable with an error of the node."""
+    """Copies both directions until one side ends. Raises ClusterUnreachable with an error of the
+    node.
+    """
     sending = asyncio.ensure_future(_send(reader, socket))
     try:
         await _receive(socket, writer, target)
