@@ -103,7 +103,7 @@ class FastPath:
             return
         context.deadline = now + self.response_seconds
         attempt.connection = connection
-        forwarder.encode(attempt)
+        forwarder.build_message(attempt)
         attempt.on_dispatch(now)
         exchange = FastPathExchange(self, attempt)
         self.timeouts.add(exchange, now)

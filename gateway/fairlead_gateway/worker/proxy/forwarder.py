@@ -149,7 +149,7 @@ class Forwarder:
             raise self._routers.no_ready_instance(key, now)
         return self._dispatcher.create_attempt(context, instance, decision, len(failures) + 1)
 
-    def encode(self, attempt: Attempt) -> None:
+    def build_message(self, attempt: Attempt) -> None:
         """Builds the attempt's message from the request, with transfer fields if it has a
         transfer.
         """
@@ -160,7 +160,7 @@ class Forwarder:
         source = context.choice.decision.source if context.choice is not None else None
         if source is not None:
             body = self._prefill_coordinator.add_kv_source(context, body, source)
-        attempt.encode(body)
+        attempt.build_message(body)
 
     def _give_up(self, context: RequestContext) -> GatewayError:
         """Returns the client's error; no instance has answered."""
@@ -185,7 +185,7 @@ class Forwarder:
         context = attempt.context
         is_stale = False
         if not attempt.has_verdict:
-            self.encode(attempt)
+            self.build_message(attempt)
             attempt.connection = self._pool.take_idle(attempt.instance.url)
         while True:
             if attempt.engine_response is None:
