@@ -91,7 +91,7 @@ class Forwarder:
             if blocked_seconds is not None:
                 raise QuarantinedRequest(blocked_seconds)
             self.retry_budget.on_request(self._now())
-            await self._admission.wait_for_admission(context)
+            await self._admission.ensure_admitted(context)
             await self._prefill_coordinator.prefill_remotely(context)
         while True:
             if attempt is None:
