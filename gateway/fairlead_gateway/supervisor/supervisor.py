@@ -156,7 +156,7 @@ class Supervisor:
         self.kv_index.update_fleet(self._fleet)
         self.profiling.update_fleet(self._fleet)
         self._sent_warnings = self._current_warnings()
-        await self.workers.start_serving(self._fleet)
+        await self.workers.activate_workers(self._fleet)
         return snapshots
 
     async def _serve(self, snapshots: AsyncIterator[Fleet], stopped: "asyncio.Task[bool]") -> None:

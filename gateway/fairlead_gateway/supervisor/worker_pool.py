@@ -118,7 +118,7 @@ class WorkerPool:
 
     # Start and end -------------------------------------------------------------------------------------------------------
 
-    async def start_serving(self, fleet: Fleet) -> None:
+    async def activate_workers(self, fleet: Fleet) -> None:
         """Configures the preforked workers and waits until all serve.
 
         Raises Unavailable when a worker ends before it is ready.
