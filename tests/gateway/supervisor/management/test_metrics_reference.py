@@ -35,8 +35,10 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.telemetry.record_handoff("chat/llama-70b", "failed", "expired")
     made_up.telemetry.record_queue_exit("chat/llama-70b", "deadline")
     made_up.telemetry.record_prefill("chat/llama-70b", "main-0/9001/0", 0.2, "ok")
-    made_up.telemetry.gateway_counters.update(access_log_dropped_total=1, spans_exported_total=2, spans_dropped_total=3)
-    made_up.telemetry.gateway_counters.update(workers=2, worker_deaths_total=1, fleet_age_seconds=3)
+    made_up.telemetry.non_model_counters.update(
+        access_log_dropped_total=1, spans_exported_total=2, spans_dropped_total=3
+    )
+    made_up.telemetry.non_model_counters.update(workers=2, worker_deaths_total=1, fleet_age_seconds=3)
     rest = ("peer_sent_total", "peer_heard_total", "peer_dropped_total", "peer_missed_total", "peer_poisoned_total")
     made_up.telemetry.peer_values = dict.fromkeys(rest, 1.0) | {
         "peers": 2,
