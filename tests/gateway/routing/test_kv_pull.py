@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
-from fairlead.fleet.model import Instance, KvPull, Model, SloTargets
+from fairlead.fleet.model import Instance, KvPullSource, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.kv_pull import MAX_TIME_SHARE, pull_prefill_seconds
 
@@ -16,8 +16,8 @@ FAST = builtin_profile("h100-llama8b")  # 0.036 ms
 BYTES = 131_072.0
 
 
-def gigabits(rate: float) -> KvPull:
-    return KvPull("10.0.0.1:5710", BYTES, rate * 1e9 / 8, 0.01)
+def gigabits(rate: float) -> KvPullSource:
+    return KvPullSource("10.0.0.1:5710", BYTES, rate * 1e9 / 8, 0.01)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_pull_is_never_dearer_than_computing_and_never_of_nothing(
         assert found < 0.0
 
 
-def router(pull: KvPull | None, transfer: str | None = None) -> ModelRouter:
+def router(pull: KvPullSource | None, transfer: str | None = None) -> ModelRouter:
     made = ModelRouter(secret=b"secret")
     made.update(
         Model("default", "m", SloTargets(ttft_seconds=5.0), "dual-hash"),
