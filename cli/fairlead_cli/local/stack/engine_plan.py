@@ -13,7 +13,7 @@ from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.pools import Pool, PoolRole
 from fairlead.api.v1alpha1 import ModelDeployment
-from fairlead.engines.adapter_protocol import EngineLaunch, EngineReplica
+from fairlead.engines.adapter_protocol import EngineReplica, LaunchCommand
 from fairlead.engines.registry import engine_adapter
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, Model, Role, RoutingPreset, SloTargets, served_name_override
@@ -147,7 +147,7 @@ def _plan_pool(
         sleeps=spec.can_sleep,
     )
 
-    def launch(ports: tuple[int, ...], first: int) -> EngineLaunch:
+    def launch(ports: tuple[int, ...], first: int) -> LaunchCommand:
         return engine_adapter(engine_type).launch_command(replace(base, seed=seed + first), ports)
 
     def command(ports: tuple[int, ...], first: int) -> ProcessCommand:
