@@ -151,10 +151,10 @@ class BlockStore:
         self._enforce_limits(item, now, out)
         return out
 
-    def on_stream_complete(self, instance: str, reason: str, now: float) -> list[Change]:
+    def mark_complete(self, instance: str, reason: str, now: float) -> list[Change]:
         """Handles ``StreamComplete``."""
         out: list[Change] = []
-        self._instances[instance].on_stream_complete(reason, now, out)
+        self._instances[instance].mark_complete(reason, now, out)
         return out
 
     def on_batches_lost(self, instance: str, reason: str, now: float) -> list[Change]:
