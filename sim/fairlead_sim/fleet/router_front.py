@@ -22,7 +22,7 @@ class SimulationContext(ABC):
 
     @property
     @abstractmethod
-    def cores(self) -> Mapping[str, EngineCore]:
+    def engine_cores(self) -> Mapping[str, EngineCore]:
         """Returns the present engines by name."""
 
     @abstractmethod

@@ -95,7 +95,7 @@ class FleetSimulation(SimulationContext):
         self._on_ended: dict[str, Action] = {}
 
     @property
-    def cores(self) -> Mapping[str, EngineCore]:
+    def engine_cores(self) -> Mapping[str, EngineCore]:
         return {name: engine.core for name, engine in self._engines.items()}
 
     def schedule(self, at: float, act: Action) -> None:

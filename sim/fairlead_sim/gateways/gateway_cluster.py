@@ -252,8 +252,8 @@ class GatewayCluster:
     def hot_prefixes(self) -> tuple[int, frozenset[int]]:
         return self._hot_table.epoch, self._hot_table.table
 
-    def cores(self) -> Mapping[str, EngineCore]:
-        return self._simulation().cores
+    def engine_cores(self) -> Mapping[str, EngineCore]:
+        return self._simulation().engine_cores
 
 
 class _HotPrefixTable:

@@ -61,7 +61,7 @@ class GatewayContext(Protocol):
     def hot_prefixes(self) -> tuple[int, frozenset[int]]:
         """Returns the epoch and the entries of the hot-prefix table."""
 
-    def cores(self) -> Mapping[str, EngineCore]:
+    def engine_cores(self) -> Mapping[str, EngineCore]:
         """Returns the engines, for perfect sharing."""
 
 
@@ -162,7 +162,7 @@ class SimulatedGateway:
 
     def _learn_true_cache(self, request: TraceRequest, chain: PrefixChain) -> None:
         keys = trace_keys(request.blocks, request.prompt_tokens, self._cluster.fleet.block_tokens)
-        for name, core in self._cluster.cores().items():
+        for name, core in self._cluster.engine_cores().items():
             blocks = cached_or_pending_blocks(core, keys)
             cached = bisect_left(chain.ends, blocks * self._cluster.fleet.block_tokens * BYTES_PER_TOKEN + 1)
             self.router.apply_correction(name, "all", (), [chain.hashes[:cached]] if cached else [])
