@@ -319,7 +319,7 @@ class ExternalRouter:
 
     def _send(self, request: str, to: str, now: float) -> None:
         assert self._simulation is not None
-        self._simulation.send(request, to, now)
+        self._simulation.send_queued(request, to, now)
 
     def publish_decision(self, request: str, to: str, now: float) -> None:
         """Shares a decision with the other gateways, also that for a queued request."""
