@@ -262,7 +262,7 @@ class ExternalRouter:
             for request in [] if gateway.queue is None else gateway.queue.retain(live_engines):
                 gateway.count_ended(request, now)
                 self.forget_decision(request, now)
-                self._simulation.lose_request(request, now)
+                self._simulation.interrupt_request(request, now)
 
     def on_lost(self, request: str, now: float) -> None:
         gateway = self._gateway_of[request]
@@ -311,7 +311,7 @@ class ExternalRouter:
             if gateway.queue is not None:
                 gateway.queue.on_first_token(request, now)
             self.forget_decision(request, now)
-            self._simulation.lose_request(request, now)
+            self._simulation.interrupt_request(request, now)
 
     def _set_queue(self, gateway: "ExternalGateway", simulation: SimulationContext) -> None:
         if hasattr(gateway.core, "order_key"):

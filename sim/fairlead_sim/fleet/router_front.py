@@ -41,7 +41,7 @@ class SimulationContext(ABC):
         """Ends a queued request with an error."""
 
     @abstractmethod
-    def lose_request(self, request_id: str, now: float) -> None:
+    def interrupt_request(self, request_id: str, now: float) -> None:
         """Routes a request without a first token again; cuts an answer in progress.
 
         The router must have dropped the request.

@@ -150,7 +150,7 @@ class FleetSimulation(SimulationContext):
     def refuse(self, request_id: str, reason: str, now: float) -> None:
         self._end(self._requests[request_id], now, reason)
 
-    def lose_request(self, request_id: str, now: float) -> None:
+    def interrupt_request(self, request_id: str, now: float) -> None:
         inflight = self._requests[request_id]
         engine = None if inflight.instance is None else self._engines.get(inflight.instance)
         if engine is not None and inflight.sequence is not None:

@@ -170,7 +170,7 @@ class GatewayCluster:
     def _reroute(self, requests: Sequence[str], now: float) -> None:
         for request in requests:
             self.on_lost(request, now)
-            self._simulation().lose_request(request, now)
+            self._simulation().interrupt_request(request, now)
 
     def loads(self) -> list[Mapping[str, InstanceLoad]]:
         """Returns the local load of each present gateway."""

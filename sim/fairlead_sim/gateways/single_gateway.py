@@ -140,7 +140,7 @@ class SingleGateway:
         self._router.update(self._model, instances_of(live_engines, self._profile))
         if self._simulation is not None:
             for request in self._sender().retain(live_engines, now):
-                self._simulation.lose_request(request, now)
+                self._simulation.interrupt_request(request, now)
 
     def on_lost(self, request: str, now: float) -> None:
         """Drops the load of the request at once."""
@@ -162,7 +162,7 @@ class SingleGateway:
         ]
         for request in (*queued, *sent):
             self.on_lost(request, now)
-            self._simulation.lose_request(request, now)
+            self._simulation.interrupt_request(request, now)
 
     def loads(self) -> Mapping[str, InstanceLoad]:
         """Returns the in-flight load by engine."""
