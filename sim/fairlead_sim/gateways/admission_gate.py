@@ -140,7 +140,7 @@ class AdmissionControlledGateway(SingleGateway):
 
     def _decide(self, gate_request: AdmissionRequest, full: frozenset[str], now: float) -> tuple[str | None, str]:
         request = gate_request.request
-        decision = self._router.decide(request, now, excluded=full)
+        decision = self._router.choose_instance(request, now, excluded=full)
         if decision.chosen is None:
             return None, decision.reason
         self.routed_to_home += bool(decision.home)

@@ -127,7 +127,7 @@ class SimulatedGateway:
         route_request = RouteRequest(request.id, chain, tokens, output, request.session, session_hash=pin)
         if self._cluster.sharing.perfect:
             self._learn_true_cache(request, chain)
-        decision = self.router.decide(route_request, now, excluded=self.unreachable)
+        decision = self.router.choose_instance(route_request, now, excluded=self.unreachable)
         chosen = self._cluster.routing.choices.get(request.id, decision.chosen)
         if chosen is None:
             return None, decision.reason

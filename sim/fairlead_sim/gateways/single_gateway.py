@@ -116,7 +116,7 @@ class SingleGateway:
         route_request = RouteRequest(
             request.id, self._chain(request), request.prompt_tokens, request.output_tokens, request.session
         )
-        decision = self._router.decide(route_request, now, excluded=self._unreachable)
+        decision = self._router.choose_instance(route_request, now, excluded=self._unreachable)
         chosen = self._choices.get(request.id, decision.chosen)
         if chosen is None:
             return None, decision.reason

@@ -73,14 +73,14 @@ def prompt(name: str, seed: int = 1) -> RouteRequest:
 def second(made: ModelRouter) -> tuple[str, str, RouteRequest]:
     """One holds the prompt and is busy: where it went, where the next one goes, and that one."""
     first = prompt("first")
-    holder = made.decide(first, 0.0).chosen
+    holder = made.choose_instance(first, 0.0).chosen
     assert holder is not None
     made.on_dispatch(first, holder, 0.0)
     made.on_first_token(first.id, 0.0)
     for number in range(4):  # with eight the first would not be there any more
         made.on_dispatch(prompt(f"other-{number}", 100 + number), holder, 0.0)
     again = prompt("again")
-    at = made.decide(again, 0.0).chosen
+    at = made.choose_instance(again, 0.0).chosen
     assert at is not None
     return holder, at, again
 
@@ -88,7 +88,7 @@ def second(made: ModelRouter) -> tuple[str, str, RouteRequest]:
 def test_an_idle_instance_pulls_from_a_busy_one() -> None:
     made = router(gigabits(100))
     holder, at, again = second(made)
-    decision = made.decide(again, 0.0)
+    decision = made.choose_instance(again, 0.0)
     assert at != holder
     assert (decision.chosen, decision.source) == (at, holder)
     assert f"tokens from {holder}" in decision.reason
@@ -106,6 +106,6 @@ def test_nothing_is_pulled(why: str) -> None:
     pull = None if why == "no tier" else gigabits(1 if why == "slow network" else 100)
     made = router(pull, "nixl" if why == "prefill and decode" else None)
     holder, _, again = second(made)
-    decision = made.decide(again, 0.0, excluded=frozenset({holder}) if why == "retry" else frozenset())
+    decision = made.choose_instance(again, 0.0, excluded=frozenset({holder}) if why == "retry" else frozenset())
     assert decision.source is None
     assert not any("/pull_tokens" in name for name in decision.inputs)
