@@ -1,4 +1,4 @@
-"""docs/reference/metrics.md and what a scrape shows are the same list."""
+"""The page docs/reference/metrics.md lists exactly the metrics of a scrape."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", re.MULTILINE)
 
 
 class Shared:
-    """A board that told a little."""
+    """Statistics of the decision stream with a value for each counter."""
 
     connected, published, dropped, refused = True, 3, 2, 1
 
@@ -71,5 +71,5 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
         family = name if name in types else re.sub(r"_(bucket|sum|count)$", "", name)
         labels.setdefault(family, set()).update(set(re.findall(r'(\w+)="', held)) - {"le"})
     silent = {"fairlead_gateway_engine_prompt_tokens_total", "fairlead_gateway_engine_generation_tokens_total"}
-    silent |= {"fairlead_gateway_engine_sleeping"}  # the made-up engines do not tell these
+    silent |= {"fairlead_gateway_engine_sleeping"}  # the simulated gateway's engines do not report these
     assert labels == {family.name: set(family.labels) for family in FAMILIES if family.name not in silent}

@@ -1,4 +1,4 @@
-"""The tokenizing process from the helper's side: what it answers, and what becomes of questions that it cannot bear."""
+"""The supervisor's client of the tokenizing process: its answers, and queries that crash it."""
 
 import asyncio
 import os
@@ -99,7 +99,7 @@ def test_what_is_no_tokenizer_is_said_in_words_and_the_process_goes_on(tmp_path:
 
 
 def test_a_file_with_which_the_process_ends_waits_longer_each_time_and_others_do_not(tmp_path: Path) -> None:
-    """The process here is one that ends at a question about the file ``deadly``."""
+    """The process of this test exits at a query about the file `deadly`."""
     good = tokenizer_file(tmp_path / "tokenizer.json")
     code = (
         "import sys; from fairlead.limits import Limits; from fairlead_gateway.supervisor.tokenizer import process as p\n"
