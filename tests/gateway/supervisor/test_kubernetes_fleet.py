@@ -83,7 +83,7 @@ def test_it_serves_what_the_cluster_has_and_goes_on_without_it(tmp_path: Path, m
                 fake.end_watches()
 
                 async def said() -> bool:
-                    return "the cluster cannot be followed, the last fleet stays" in await gateway.warnings()
+                    return "cannot watch the cluster; the last fleet stays" in await gateway.warnings()
 
                 await wait_until_async(said)
                 await answers(gateway, 200)

@@ -30,7 +30,7 @@ def run_exec_plugin(plugin: Mapping[str, Any], kubeconfig: Path, access: Cluster
         raise ClusterConfigError(
             f"{kubeconfig}: the plugin {command!r} speaks {version or 'no apiVersion'}",
             field="exec.apiVersion",
-            hint=f"known are {' and '.join(EXEC_API_VERSIONS)}",
+            hint=f"use one of {', '.join(EXEC_API_VERSIONS)}",
         )
     interactive = plugin.get("interactiveMode") != "Never" and sys.stdin.isatty()
     if plugin.get("interactiveMode") == "Always" and not interactive:

@@ -44,7 +44,7 @@ class ScaleDownOut(_ResponseModel):
     rank: int | None = Field(
         description="1 is the cheapest instance of the model to remove. Null while its cached blocks are not all known."
     )
-    blocks: int = Field(description="Distinct blocks that it has cached, in any tier.")
+    blocks: int = Field(description="Distinct blocks that it has cached, in any storage tier.")
     unique_blocks: int = Field(description="Those that no other instance has cached.")
     unique_used_blocks: int | None = Field(description="Unique blocks that were in prompts of the last minutes.")
     reason: str
@@ -62,7 +62,7 @@ class IndexOut(_ResponseModel):
     )
     reason: str | None = Field(description="The reason for any state but index, as text.")
     predicted_tokens: int = Field(
-        description="Cached tokens that the index predicted, over answers that reported theirs."
+        description="Cached tokens that the index predicted, over the answers that reported their cached tokens."
     )
     reported_tokens: int = Field(description="Cached tokens that these answers reported.")
     ratio: float | None = Field(description="Predicted tokens per reported token.")
