@@ -1,4 +1,4 @@
-"""Writes the status of a model: computed from the observed state, and written if it changed."""
+"""The writer of a model's status: computed from the observed state, and written if it changed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
 """One gateway of a simulated cluster: the production router and the pure cores around it.
 
 Like a live gateway, it queues a request only behind its own requests and never moves one to another
-engine. The cluster decides when it receives what.
+engine. The cluster decides when each message reaches it.
 """
 
 from array import array
@@ -119,7 +119,10 @@ class SimulatedGateway:
     # --- requests -------------------------------------------------------------------------------------------------------
 
     def route(self, request: TraceRequest, chain: PrefixChain, now: float) -> tuple[str | None, str]:
-        """Chooses an engine and sends or queues the request."""
+        """Chooses an engine and sends or queues the request.
+
+        Returns the engine and no reason, or None and the reason why none was chosen.
+        """
         pin = None
         if self._cluster.sharing.pins and request.session is not None:
             pin = xxhash.xxh3_64_intdigest(request.session.encode())

@@ -1,4 +1,4 @@
-"""Baselines: policies of other routers, and the plain ones, on what this gateway knows.
+"""The baseline policies: those of other routers and the plain ones, with this gateway's inputs.
 
 Each function has the rule and constants of its source, in the version named. Three things differ in
 all of them. Load is what gateways have dispatched and not seen finish; the sources scrape it,
