@@ -29,7 +29,9 @@ class WatchEvent:
 
 
 class LineSplitter:
-    """Splits a byte stream into lines. Raises Unreachable for a line of more than `max_bytes`."""
+    """A splitter of a byte stream into lines. Raises Unreachable for a line of more than
+    `max_bytes`.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

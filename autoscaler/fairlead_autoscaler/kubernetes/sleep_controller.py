@@ -170,7 +170,7 @@ class SleepController:
         )
 
     async def _step(self, key: str, pod: Manifest, mark: SleepMark, is_drained: bool) -> None:
-        """Does one step for one pod."""
+        """Puts the engine of one pod to sleep, or wakes it, as its mark demands."""
         uid, name, url = uid_of(pod), name_of(pod), pod_url(pod)
         try:
             is_asleep = await self._engines.is_sleeping(url)

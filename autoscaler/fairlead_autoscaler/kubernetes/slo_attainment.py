@@ -39,7 +39,9 @@ class SLOAttainment:
         return max((judged for _, judged in self._sums().values()), default=0.0)
 
     def shares(self) -> dict[str, float]:
-        """Returns the share (0..1) of requests that met each target with enough requests."""
+        """Returns, by latency target, the share (0..1) of requests that met it. Targets with too
+        few requests are left out.
+        """
         return {name: within / judged for name, (within, judged) in self._sums().items() if judged >= MIN_REQUESTS}
 
     def _sums(self) -> dict[str, tuple[float, float]]:

@@ -85,9 +85,7 @@ def _follow_replay(
     first: int | None = None
     while True:
         if clock.now() > deadline or received_bytes > limits.index_engine_bytes:
-            raise Unavailable(
-                f"{endpoint} does not come to the end of its replay ({batches} batches, {received_bytes} bytes)"
-            )
+            raise Unavailable(f"{endpoint} does not end its replay ({batches} batches, {received_bytes} bytes)")
         if not socket.poll(_POLL_MS, zmq.POLLIN):
             continue
         parts = socket.recv_multipart()

@@ -216,7 +216,7 @@ class IndexWriter:
                 group.create_task(turn(state))
 
     async def _write_model(self, state: ModelWriteState) -> None:
-        """Does the work of one step for one model."""
+        """Writes everything that is due for one model, after its lease is renewed."""
         if self._clock.now() >= state.renew_at:
             await self._renew_lease(state)
         if state.lease and state.needs_new_epoch:

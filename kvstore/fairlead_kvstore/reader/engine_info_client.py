@@ -48,7 +48,7 @@ def adapter_sources(answer: bytes) -> dict[str, str]:
 
 
 class HttpEngineQuery:
-    """Sends GET requests to engines over HTTP."""
+    """The client of engines' information: GET requests over HTTP."""
 
     def __init__(self, credentials: EngineCredentials, limits: Limits) -> None:
         self._credentials = credentials

@@ -387,7 +387,7 @@ class PrefillCoordinator:
             raise
         engine_id = kv_connectors.parse_mooncake_engine_id(response, instance.dp_rank or 0)
         if engine_id is None:
-            raise EngineCallFailed("its bootstrap server names no engine", cause="no-engine-name", is_suspicious=True)
+            raise EngineCallFailed("the bootstrap server names no engine", cause="no-engine-name", is_suspicious=True)
         self._engine_ids[instance.id] = engine_id
         return engine_id
 

@@ -107,7 +107,7 @@ def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1
         return EngineFailed(
             f"two engines broke off on this request ({attempts})",
             code="engines_broke_off",
-            hint="do not send it again unchanged",
+            hint="do not send the request again unchanged",
             headers=(("x-should-retry", "false"),),
         )
     if all(failure.is_overload for failure in failures):
