@@ -65,7 +65,7 @@ class EngineSleepClient:
         except (ValueError, KeyError, TypeError):
             sleeping = None
         if not isinstance(sleeping, bool):
-            raise SleepRefused(f"it does not say whether it sleeps ({response.status})", hint=_HINT)
+            raise SleepRefused(f"the engine does not say whether it sleeps ({response.status})", hint=_HINT)
         return sleeping
 
     async def sleep(self, url: str, level: int) -> None:
@@ -75,7 +75,7 @@ class EngineSleepClient:
         """
         await self._post(f"{url}/sleep?level={level}&mode=wait", None, self._timeouts.sleep_seconds)
         if not await self.is_sleeping(url):
-            raise SleepRefused("it is awake after the sleep request", hint=_HINT)
+            raise SleepRefused("the engine is awake after the sleep request", hint=_HINT)
 
     async def wake(self, url: str, level: int) -> None:
         """Wakes the engine and returns when it is awake and healthy. Raises Unavailable if it is

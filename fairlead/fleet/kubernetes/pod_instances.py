@@ -1,4 +1,4 @@
-"""Maps one pod to its instances, or to the reason why it has none. Pure."""
+"""The mapping of one pod to its instances, or to the reason why it has none. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -59,7 +59,9 @@ class MetricsScraper:
 
     @property
     def errors(self) -> Mapping[str, str]:
-        """The reason why the last scrape of an instance failed; nothing where it did not."""
+        """Reasons of failed scrapes, by instance. Instances whose last scrape succeeded are
+        absent.
+        """
         return MappingProxyType(self._errors)
 
     def start(self) -> None:

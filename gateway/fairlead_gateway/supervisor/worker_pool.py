@@ -48,7 +48,7 @@ _STABLE_SECONDS = 10.0  # a crash after this time begins a new streak
 
 @dataclass(frozen=True, slots=True)
 class CrashRecord:
-    """An end of a worker that was not requested."""
+    """An unrequested exit of a worker process."""
 
     at: float
     number: int

@@ -110,7 +110,7 @@ class IndexWriter:
 
     holder: a name that no other process ever has.
     instance_statuses: returns the statuses of a model's instances, about once a second.
-    fingerprint: the one of the secret.
+    fingerprint: the secret's fingerprint.
     """
 
     def __init__(

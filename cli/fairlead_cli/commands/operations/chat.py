@@ -29,7 +29,7 @@ def chat(
     *,
     message: Annotated[str | None, Parameter(help="Send this message, print the answer and exit.")] = None,
     system: Annotated[str | None, Parameter(help="A system message.")] = None,
-    max_tokens: Annotated[int | None, Parameter(help="Longest answer, in tokens.")] = None,
+    max_tokens: Annotated[int | None, Parameter(help="Maximum length of the answer, in tokens.")] = None,
     source: Annotated[ChatSource, Parameter(name="*")] = _DEFAULTS,
 ) -> int:
     """Chat with a model. Piped text, or --message, is sent once; otherwise a dialogue: /why, /new,

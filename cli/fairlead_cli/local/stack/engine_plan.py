@@ -112,7 +112,9 @@ def _check_options(options: PlanOptions, find_program: Callable[[str], str | Non
     presets = [preset.value for preset in RoutingPreset]
     if options.preset is not None and options.preset not in presets:
         known = ", ".join(presets)
-        raise BadInput(f"--preset: {options.preset!r} is no routing preset", field="--preset", hint=f"known: {known}")
+        raise BadInput(
+            f"--preset: {options.preset!r} is not a routing preset", field="--preset", hint=f"known: {known}"
+        )
     if not MIN_SPEED <= options.speed <= MAX_SPEED:  # NaN too
         raise BadInput(f"--speed must be from {MIN_SPEED} to {MAX_SPEED}, not {options.speed:g}", field="--speed")
     maximum = Limits().sim_engines_per_process

@@ -254,7 +254,7 @@ class CandidateOut(_ResponseModel):
 
     id: str
     chosen: bool
-    why: str = Field(description="The reason why it was chosen or not, as text.")
+    why: str = Field(description="The reason why the instance was chosen or not, as text.")
     inputs: dict[str, NumberOut]
 
 

@@ -86,12 +86,12 @@ def test_what_is_no_tokenizer_is_said_in_words_and_the_process_goes_on(tmp_path:
 
     async def steps(one: TokenizerClient, _: ManualClock) -> None:
         assert await refused(one, str(tmp_path / "none.json")) == "No such file or directory"
-        assert await refused(one, str(tmp_path / "broken.json")) == "the file is no tokenizer: Exception"
+        assert await refused(one, str(tmp_path / "broken.json")) == "the file is not a tokenizer: Exception"
         assert (
             await refused(one, str(tmp_path / "large.json"))
             == f"the file is larger than {LIMITS.tokenizing_file_bytes} bytes"
         )
-        assert await refused(one, good, b'"\\ud800"') == "the prompt is no text"
+        assert await refused(one, good, b'"\\ud800"') == "the prompt is not text"
         assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
         assert one.start_count == 1
 
