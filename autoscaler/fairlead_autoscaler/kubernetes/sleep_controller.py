@@ -74,7 +74,7 @@ class EngineSleepApi(Protocol):
 
 
 class SleepController:
-    """Puts the engines of marked pods to sleep and wakes them.
+    """The controller that puts the engines of marked pods to sleep and wakes them.
 
     gateways: returns the last metrics of the gateways.
     is_leader: whether this process acts.

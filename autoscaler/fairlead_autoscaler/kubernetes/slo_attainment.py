@@ -53,7 +53,9 @@ class SLOAttainment:
 
 
 def add_observation(before: SLOAttainment, observation: Observation) -> SLOAttainment:
-    """Adds the requests of one tick, and drops samples older than the window."""
+    """Returns the attainment with the requests of one tick, and without samples older than the
+    window.
+    """
     kept = [sample for sample in before.samples if 0.0 <= observation.now - sample.at < WINDOW_SECONDS]
     replicas = [replica for pool in observation.pools.values() for replica in pool.replicas or ()]
     abandoned = 0.0 if observation.gateway is None else max(0.0, observation.gateway.abandoned)

@@ -56,7 +56,7 @@ def replay_engine(
     except zmq.ZMQError as error:
         raise Unavailable(f"{endpoint} cannot be asked: {error}") from None
     except EventsError as error:
-        raise Unavailable(f"{endpoint} answers something else: {error.message}") from None
+        raise Unavailable(f"{endpoint} sent an unexpected reply: {error.message}") from None
     finally:
         socket.close(0)
         context.term()

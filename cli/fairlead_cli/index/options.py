@@ -34,7 +34,7 @@ _ANY: Final = IndexSource()
 
 @dataclass(frozen=True, slots=True)
 class IndexOptions:
-    """The options as given."""
+    """The options of ``fairlead index`` as given on the command line."""
 
     action: str
     model: str | None = None

@@ -72,7 +72,7 @@ class ManagementClient:
         return msgspec.json.decode(await self.decision_json(request_id), type=api_types.Decision)
 
     async def decision_json(self, request_id: str) -> bytes:
-        """Returns the same as raw JSON, validated."""
+        """Returns the decision as raw JSON, validated."""
         answer = await self._send(f"/api/decisions/{quote(request_id, safe='')}")
         if answer.status_code == 404 and b'"error"' in answer.content:
             raise LookupError(request_id)

@@ -106,7 +106,7 @@ class IndexCorrections(msgspec.Struct, tag=True):
 
 
 class SampleRequest(msgspec.Struct, tag=True):
-    """Supervisor → worker: asks for prompts by the hashes of their ends. The reply is
+    """Supervisor → worker: a request for prompts, by the hashes of their ends. The reply is
     `PromptSamples`.
     """
 

@@ -32,7 +32,9 @@ class SignalReading:
 
 
 class MetricsScraper:
-    """Scrapes every instance of the present fleet; `readings` and `errors` are by instance id."""
+    """The scraper of every instance of the present fleet; `readings` and `errors` are by instance
+    id.
+    """
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class QueryHandler:
-    """Answers queries about one gateway.
+    """The handler of queries about one gateway.
 
     send: puts a message on the channel.
     """

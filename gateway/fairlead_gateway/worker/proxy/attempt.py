@@ -27,7 +27,7 @@ from fairlead_gateway.worker.upstream.response import EngineResponse
 
 
 class Dispatcher:
-    """Creates attempts; holds the parts that every attempt is recorded with.
+    """The creator of attempts, with the parts that every attempt is recorded with.
 
     Why 8 parameters: each is one of these parts.
     """

@@ -30,7 +30,9 @@ class _NoLongerReady(Exception):
 
 
 class Forwarder:
-    """Chooses instances and runs attempts. One object serves all requests of a worker."""
+    """The stage that chooses instances and runs attempts. One object serves all requests of a
+    worker.
+    """
 
     def __init__(
         self,

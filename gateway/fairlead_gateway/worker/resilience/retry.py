@@ -53,7 +53,7 @@ class AttemptFailure(Exception):
 
 
 class RetryBudget:
-    """Counts the requests and retries of the last ten seconds."""
+    """The counts of requests and retries of the last ten seconds."""
 
     def __init__(self, limits: Limits) -> None:
         self._share: float = limits.retry_share
