@@ -17,7 +17,7 @@ BUCKETS_PER_AXIS = 10
 def log_edges(lower: float, upper: float, buckets: int) -> tuple[float, ...]:
     """Returns `buckets` + 1 edges from `lower` to `upper`, evenly spaced on a logarithmic scale."""
     if not 0.0 < lower < upper or buckets < 1:
-        raise BadInput(f"{buckets} buckets from {lower:g} to {upper:g} are no grid", field="edges")
+        raise BadInput(f"{buckets} buckets from {lower:g} to {upper:g} are not a grid", field="edges")
     step = math.log(upper / lower) / buckets
     return tuple(lower * math.exp(step * index) for index in range(buckets + 1))
 

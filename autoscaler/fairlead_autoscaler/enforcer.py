@@ -119,7 +119,7 @@ def enforce(memory: PolicyState, state: ModelState, plan: ScalingPlan, moment: M
 
 @dataclass(frozen=True, slots=True)
 class _PoolEnforcer:
-    """Applies the policy to the plan of one pool."""
+    """The application of the policy to the plan of one pool."""
 
     memory: PolicyState
     policy: Autoscaling

@@ -87,7 +87,7 @@ def claim_port(address: Address, *, flag: str) -> Address:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 hint = f"stop what listens there, or choose another port; {flag} :0 takes a free one"
-                raise PortInUse(f"{flag}: {address} is in use already", field=flag, hint=hint) from None
+                raise PortInUse(f"{flag}: {address} is already in use", field=flag, hint=hint) from None
             reason = error.strerror or str(error)
             raise BadInput(f"{flag}: cannot listen on {address}: {reason}", field=flag) from None
         return Address(address.host, probe.getsockname()[1])

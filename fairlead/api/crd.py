@@ -108,7 +108,7 @@ def structural_schema(model: type[BaseModel]) -> Schema:
 
 
 class _SchemaTranslator:
-    """Translates one schema, resolving references to its definitions."""
+    """The translator of one schema, which resolves references to its definitions."""
 
     def __init__(self, definitions: Mapping[str, Schema]) -> None:
         self._definitions = definitions

@@ -31,7 +31,7 @@ class EngineReplica:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineLaunch:
+class LaunchCommand:
     """A command that starts an engine.
 
     env: added to the environment.
@@ -64,7 +64,7 @@ class EngineAdapter(Protocol):
         """A GET returns the text for `parse_signals`."""
         ...
 
-    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> EngineLaunch:
+    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LaunchCommand:
         """Returns the process that serves one replica on each of `ports` of 127.0.0.1.
 
         Raises BadInput if the engine cannot do so.

@@ -4,7 +4,7 @@ simulates it.
 
 from collections.abc import Sequence
 
-from fairlead.engines.adapter_protocol import EngineLaunch, EngineReplica
+from fairlead.engines.adapter_protocol import EngineReplica, LaunchCommand
 from fairlead.engines.prometheus_scan import mean_samples, sum_samples
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
@@ -25,7 +25,7 @@ class Sglang:
     health_path = "/health"
     metrics_path = "/metrics"
 
-    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> EngineLaunch:
+    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LaunchCommand:
         """Raises BadInput: local mode starts only vLLM and simulated engines."""
         raise BadInput("local mode starts no real sglang", field="spec.engine.type", hint="let the engine be simulated")
 

@@ -65,7 +65,7 @@ class EngineSleepClient:
         except (ValueError, KeyError, TypeError):
             sleeping = None
         if not isinstance(sleeping, bool):
-            raise SleepRefused(f"it does not say whether it sleeps ({response.status})", hint=_HINT)
+            raise SleepRefused(f"the engine does not say whether it sleeps ({response.status})", hint=_HINT)
         return sleeping
 
     async def sleep(self, url: str, level: int) -> None:
@@ -75,7 +75,7 @@ class EngineSleepClient:
         """
         await self._post(f"{url}/sleep?level={level}&mode=wait", None, self._timeouts.sleep_seconds)
         if not await self.is_sleeping(url):
-            raise SleepRefused("it is awake after the sleep request", hint=_HINT)
+            raise SleepRefused("the engine is awake after the sleep request", hint=_HINT)
 
     async def wake(self, url: str, level: int) -> None:
         """Wakes the engine and returns when it is awake and healthy. Raises Unavailable if it is
@@ -89,16 +89,16 @@ class EngineSleepClient:
             await self._post(f"{url}/collective_rpc", b'{"method": "reload_weights"}', seconds)
             await self._post(f"{url}/wake_up?tags=kv_cache", None, seconds)
         if await self.is_sleeping(url):
-            raise Unavailable("it sleeps after the wake-up request")
+            raise Unavailable("the engine still sleeps after the wake-up request")
         health = await self._request("GET", f"{url}/health", None, self._timeouts.query_seconds)
         if health.status != 200:
-            raise Unavailable(f"it is awake but not healthy ({health.status})")
+            raise Unavailable(f"the engine is awake but not healthy ({health.status})")
 
     async def _post(self, url: str, body: bytes | None, seconds: float) -> None:
         response = await self._request("POST", url, body, seconds)
         if response.status != 200:
             path = url.split("://", 1)[-1].partition("/")[2]
-            raise SleepRefused(f"it answers /{path} with {response.status}", hint=_HINT)
+            raise SleepRefused(f"the engine answered /{path} with {response.status}", hint=_HINT)
 
 
 async def send_request(method: str, url: str, body: bytes | None, seconds: float) -> HttpReply:

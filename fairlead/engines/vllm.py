@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fairlead.engines.adapter_protocol import EngineLaunch, EngineReplica
+from fairlead.engines.adapter_protocol import EngineReplica, LaunchCommand
 from fairlead.engines.prometheus_scan import mean_samples, parse_samples, sum_samples
 from fairlead.engines.sleep_mode import DEV_MODE_VARIABLE, SLEEP_MODE_FLAG
 from fairlead.errors import BadInput
@@ -26,7 +26,7 @@ class Vllm:
     health_path = "/health"
     metrics_path = "/metrics"
 
-    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> EngineLaunch:
+    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LaunchCommand:
         """Returns `vllm serve` on one port. It reports cached tokens, which measure routing."""
         if len(ports) != 1:
             raise BadInput("one vllm process serves one port", field="ports", hint="start one process per replica")
@@ -36,7 +36,7 @@ class Vllm:
         if replica.sleeps:
             command.append(SLEEP_MODE_FLAG)
             env |= dict((DEV_MODE_VARIABLE,))
-        return EngineLaunch((*command, *replica.args), env, prints_ready_line=False)
+        return LaunchCommand((*command, *replica.args), env, prints_ready_line=False)
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """Returns the values of a metrics page: sums over ranks, and the mean for `kv_usage`."""

@@ -95,7 +95,7 @@ class EngineAuth:
 
 
 @dataclass(frozen=True, slots=True)
-class KvPull:
+class KvPullSource:
     """The address and cost of copying blocks out of an instance's cache.
 
     address: `HOST:PORT` of the instance's peer-to-peer tier.
@@ -148,7 +148,7 @@ class Instance:
     bootstrap: str | None = None
     access: EngineAuth = EngineAuth()
     served_name: str | None = None
-    pull: KvPull | None = None
+    pull: KvPullSource | None = None
 
 
 def served_name_override(name: str | None, model: str) -> str | None:

@@ -415,9 +415,9 @@ class KubeApi:
         try:
             found = msgspec.json.decode(reply.body)
         except msgspec.DecodeError as error:
-            raise Unreachable(f"{request}: the answer is no JSON", status=reply.status) from error
+            raise Unreachable(f"{request}: the response is not JSON", status=reply.status) from error
         if not isinstance(found, dict):
-            raise Unreachable(f"{request}: the answer is no object", status=reply.status)
+            raise Unreachable(f"{request}: the response is not an object", status=reply.status)
         return found
 
     async def _send_authenticated(

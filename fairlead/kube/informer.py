@@ -82,7 +82,7 @@ def step_after_watch(end: WatchEnd, failures: int, chance: float, limits: Limits
             "the API server forgot our version",
         )
     if not isinstance(error, Unreachable):
-        return InformerStep(InformerAction.RELIST, pause, f"it may not be watched so: {error}")
+        return InformerStep(InformerAction.RELIST, pause, f"the API server does not allow this watch: {error}")
     overloaded = isinstance(error, TooManyRequests)  # listing would increase the load
     if error.status and not overloaded and failures >= limits.kube_max_resumes:
         return InformerStep(InformerAction.RELIST, pause, f"refused {failures} times: {error}")
@@ -261,7 +261,7 @@ def log_failures_once(
         nonlocal last_logged
         text = step.reason if problem() is not None else ""
         if text and text != last_logged:
-            log.warning("%s cannot be followed: %s", resource.plural, text)
+            log.warning("cannot watch %s: %s", resource.plural, text)
         last_logged = text
 
     return report

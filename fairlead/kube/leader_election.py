@@ -48,7 +48,7 @@ class LeaseTiming:
 
 @dataclass(frozen=True, slots=True)
 class ObservedLease:
-    """A lease as last read. `observed_at` is our time when this version was first read."""
+    """A lease as last read. `observed_at`: monotonic seconds when this version was first read."""
 
     version: str
     holder: str
@@ -76,7 +76,7 @@ class LeaseStep:
 
 
 def observe_lease(lease: Manifest, previous: ObservedLease | None, now: float) -> ObservedLease:
-    """Returns the content of a lease, with the time since it has not changed."""
+    """Returns the lease as read, with the time when this version was first observed."""
     spec, version = lease.get("spec") or {}, str(metadata_of(lease).get("resourceVersion", ""))
     return ObservedLease(
         version=version,

@@ -29,7 +29,9 @@ class WatchEvent:
 
 
 class LineSplitter:
-    """Splits a byte stream into lines. Raises Unreachable for a line of more than `max_bytes`."""
+    """A splitter of a byte stream into lines. Raises Unreachable for a line of more than
+    `max_bytes`.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -81,7 +83,7 @@ def parse_watch_event(line: bytes, request: str, find_known: KnownObjectFinder |
         event = msgspec.json.decode(line)
         type_name, content = event["type"], event["object"]
     except (msgspec.DecodeError, KeyError, TypeError) as error:
-        raise Unreachable(f"{request}: what came is no event of a watch") from error
+        raise Unreachable(f"{request}: the response line is not a watch event") from error
     if type_name == "ERROR":
         raise error_from_status(content if isinstance(content, dict) else {}, request)
     if not isinstance(content, dict) or type_name not in WatchEventType.__members__:

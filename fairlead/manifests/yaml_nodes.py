@@ -120,7 +120,7 @@ def parse_documents(text: str, *, file: str, limits: Limits) -> list[YamlNode]:
 
 
 class _Composer:
-    """Builds nodes from parser events. One use per text."""
+    """A builder of nodes from parser events. One use per text."""
 
     def __init__(self, file: str, limits: Limits) -> None:
         self._file = file

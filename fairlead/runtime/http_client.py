@@ -139,7 +139,7 @@ async def _exchange(
 
 
 class _ResponseReader:
-    """Collects a response from the callbacks of the parser.
+    """The collector of a response from the callbacks of the parser.
 
     framed: the response states its length, so that an early end can be detected.
     """

@@ -51,5 +51,7 @@ def trim_heap() -> None:
 
 
 def relax_gc() -> None:
-    """Collects garbage less often, for processes with many objects and few reference cycles."""
+    """Makes garbage collection less frequent, for processes with many objects and few reference
+    cycles.
+    """
     gc.set_threshold(10_000, 50, 100)  # 10,000 young objects take 4 ms to scan; 50,000 block the loop for 38 ms

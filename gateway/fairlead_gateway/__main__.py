@@ -197,7 +197,9 @@ def _parse_worker_count(text: str, limits: Limits) -> int:
         )
     if number > 1 and sys.platform != "linux":
         raise SettingsError(
-            "--workers: more than one needs Linux", field="--workers", hint="other kernels give one of them everything"
+            "--workers: more than one needs Linux",
+            field="--workers",
+            hint="other kernels give all connections to one worker",
         )
     return number
 

@@ -22,7 +22,7 @@ class OperatorMetrics:
 
 
 class MetricsCollector(Collector):
-    """Reads the metric values at each scrape."""
+    """A collector that reads the metric values at each scrape."""
 
     def __init__(self, metrics: Callable[[], OperatorMetrics], health: Callable[[], HealthState]) -> None:
         self._metrics = metrics

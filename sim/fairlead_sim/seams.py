@@ -1,4 +1,4 @@
-"""The seams for outside tools: ``router(info)`` and ``autoscaler(info)``, also as JSON lines.
+"""The interfaces for outside tools: ``router(info)`` and ``autoscaler(info)``, or JSON lines.
 
 The adapters translate types; every choice is made by the class that the gateway or the autoscaler
 runs. ``docs/reference/seams.md`` has the protocol, with the hints that the cores do not use. The

@@ -312,7 +312,7 @@ def test_healthy_run_is_silent_and_gateway_without_cluster_alerts(
 
                 async def deaf() -> bool:
                     older = await gateway.metric("fairlead_gateway_fleet_age_seconds") > age
-                    return older and "cannot be followed" in await gateway.warnings()
+                    return older and "cannot watch the cluster" in await gateway.warnings()
 
                 await wait_until_async(deaf)
                 last = await traffic(gateway, body)

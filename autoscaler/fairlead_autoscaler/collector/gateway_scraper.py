@@ -51,7 +51,7 @@ class _GatewayState:
 
 
 class GatewayScraper:
-    """Reads the metrics of all gateways.
+    """The reader of the metrics of all gateways.
 
     urls: as given by the user.
     speed: how many times as fast as the gateways' clocks `clock` runs.
@@ -159,7 +159,7 @@ def _is_address(host: str) -> bool:
 
 
 class HttpPageFetcher:
-    """Fetches metrics pages over HTTP."""
+    """The fetcher of metrics pages over HTTP."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

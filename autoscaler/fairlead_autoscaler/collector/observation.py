@@ -116,7 +116,7 @@ def _sum_increases(gateways: Iterable[GatewayMetrics], *key: str) -> float | Non
 
 @dataclass(frozen=True, slots=True)
 class _ModelReader:
-    """Reads the metrics of the model `key`."""
+    """The reader of the metrics of the model `key`."""
 
     key: str
     snapshot: GatewaySnapshot

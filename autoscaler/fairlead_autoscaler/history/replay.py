@@ -127,7 +127,7 @@ def parse_changes(texts: Iterable[str]) -> SettingChanges:
             close = closest_matches(name, [*_MODEL_FIELDS, *DEFAULT_VALUES], count=1)
             others = "the core's, such as spread_sigmas or window_seconds: see docs/reference/autoscaler.md"
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_MODEL_FIELDS)} and {others}"
-            raise BadInput(f"--set: {name!r} is no setting", field="--set", hint=hint)
+            raise BadInput(f"--set: {name!r} is not a setting", field="--set", hint=hint)
     return SettingChanges(settings, model)
 
 

@@ -111,7 +111,7 @@ def sync_blocked_reason(kinds: Iterable[WatchStatus]) -> str:
         if not watch.synced:
             return f"{watch.resource.plural} have not been listed yet{problem}"
         if watch.problem is not None:
-            return f"{watch.resource.plural} cannot be followed{problem}"
+            return f"cannot watch {watch.resource.plural}{problem}"
     return ""
 
 

@@ -94,7 +94,7 @@ def deletion_costs(pods: Sequence[Manifest], removal_order: Sequence[str]) -> Ma
 
 
 class ScaleWriter:
-    """Writes the numbers of pools.
+    """The writer of the replica numbers of pools.
 
     desired_asleep: the last numbers of sleeping replicas, by model and pool.
     """

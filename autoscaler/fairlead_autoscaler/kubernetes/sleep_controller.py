@@ -74,7 +74,7 @@ class EngineSleepApi(Protocol):
 
 
 class SleepController:
-    """Puts the engines of marked pods to sleep and wakes them.
+    """The controller that puts the engines of marked pods to sleep and wakes them.
 
     gateways: returns the last metrics of the gateways.
     is_leader: whether this process acts.
@@ -170,7 +170,7 @@ class SleepController:
         )
 
     async def _step(self, key: str, pod: Manifest, mark: SleepMark, is_drained: bool) -> None:
-        """Does one step for one pod."""
+        """Puts the engine of one pod to sleep, or wakes it, as its mark demands."""
         uid, name, url = uid_of(pod), name_of(pod), pod_url(pod)
         try:
             is_asleep = await self._engines.is_sleeping(url)

@@ -39,7 +39,9 @@ class SLOAttainment:
         return max((judged for _, judged in self._sums().values()), default=0.0)
 
     def shares(self) -> dict[str, float]:
-        """Returns the share (0..1) of requests that met each target with enough requests."""
+        """Returns, by latency target, the share (0..1) of requests that met it. Targets with too
+        few requests are left out.
+        """
         return {name: within / judged for name, (within, judged) in self._sums().items() if judged >= MIN_REQUESTS}
 
     def _sums(self) -> dict[str, tuple[float, float]]:
@@ -51,7 +53,9 @@ class SLOAttainment:
 
 
 def add_observation(before: SLOAttainment, observation: Observation) -> SLOAttainment:
-    """Adds the requests of one tick, and drops samples older than the window."""
+    """Returns the attainment with the requests of one tick, and without samples older than the
+    window.
+    """
     kept = [sample for sample in before.samples if 0.0 <= observation.now - sample.at < WINDOW_SECONDS]
     replicas = [replica for pool in observation.pools.values() for replica in pool.replicas or ()]
     abandoned = 0.0 if observation.gateway is None else max(0.0, observation.gateway.abandoned)

@@ -58,7 +58,7 @@ class _ModelHistory:
 
 
 class StatusWriter:
-    """Writes conditions and events.
+    """The writer of conditions and events.
 
     record_event: records an event of a model.
     is_leader: whether this process writes.

@@ -150,7 +150,7 @@ class KubernetesTarget:
         )
 
     def sync_blocked_reason(self) -> str:
-        """Returns why the cluster cannot be followed, in words; empty if it can."""
+        """Returns the reason why the cluster cannot be watched; empty if it can."""
         return sync_blocked_reason(
             WatchStatus(informer.resource, informer.is_synced, informer.problem)
             for informer in self._informers.values()

@@ -71,7 +71,9 @@ def load_profile_table(path: Path) -> ProfileTable:
         return parse_csv(text, file=path.name)
     if path.suffix.lower() == ".json":
         return parse_json(text, file=path.name)
-    raise BadInput(f"{path.name} is neither .csv nor .json", field="table", hint="the ending says how it is read")
+    raise BadInput(
+        f"{path.name} is neither .csv nor .json", field="table", hint="the ending of the name decides the format"
+    )
 
 
 def parse_csv(text: str, *, file: str = "table.csv") -> ProfileTable:
@@ -121,7 +123,7 @@ def parse_json(text: str, *, file: str = "table.json") -> ProfileTable:
         problems.add(1, "", str(error), "write a table")
         problems.raise_if_any()
     if not isinstance(content, dict):
-        problems.add(1, "", "this is no object", "write an object with accelerators, or with gpu_info")
+        problems.add(1, "", "this is not an object", "write an object with accelerators, or with gpu_info")
         problems.raise_if_any()
     table = _parse_melange(content, problems) if "gpu_info" in content else _parse_native(content, problems)
     problems.raise_if_any()
@@ -188,7 +190,7 @@ def _parse_native(content: Mapping[str, Any], problems: _Problems) -> ProfileTab
     outputs = _parse_lengths(content, "output_tokens", problems)
     listed = content.get("accelerators")
     if not isinstance(listed, list) or not listed:
-        problems.add(1, "accelerators", "this is no list of accelerators", "give at least one")
+        problems.add(1, "accelerators", "this is not a list of accelerators", "give at least one")
         problems.raise_if_any()
     problems.raise_if_any()
     accelerators = []
@@ -213,7 +215,7 @@ def _parse_melange(content: Mapping[str, Any], problems: _Problems) -> ProfileTa
     total = _parse_number(content.get("total_request_rate"), 1, "total_request_rate", problems, least=0.0)
     info = content["gpu_info"]
     if not isinstance(info, dict) or not info:
-        problems.add(1, "gpu_info", "this is no object of accelerators", "name → {cost, tputs}")
+        problems.add(1, "gpu_info", "this is not an object of accelerators", "name → {cost, tputs}")
         problems.raise_if_any()
     problems.raise_if_any()
     size = (len(shares), len(shares[0]))
@@ -221,7 +223,7 @@ def _parse_melange(content: Mapping[str, Any], problems: _Problems) -> ProfileTa
     for name, entry in info.items():
         at = f"gpu_info.{name}"
         if not isinstance(entry, dict):
-            problems.add(1, at, "this is no object", "write {cost, tputs}")
+            problems.add(1, at, "this is not an object", "write {cost, tputs}")
             continue
         cost = _parse_number(entry.get("cost"), 1, f"{at}.cost", problems, least=0.0)
         accelerators.append(
@@ -235,7 +237,7 @@ def _parse_lengths(content: Mapping[str, Any], field: str, problems: _Problems) 
     """Returns upper edges of buckets, in rising order."""
     given = content.get(field)
     if not isinstance(given, list) or not given:
-        problems.add(1, field, "this is no list of lengths", "upper edges of the buckets in tokens, rising")
+        problems.add(1, field, "this is not a list of lengths", "upper edges of the buckets in tokens, rising")
         return ()
     values = [_parse_number(value, 1, f"{field}[{place}]", problems, least=1.0) for place, value in enumerate(given)]
     known = tuple(value for value in values if value is not None)
@@ -255,7 +257,9 @@ def _parse_grid(
     size: None: the first row says how many columns there are.
     """
     if not isinstance(value, list) or not value or not all(isinstance(row, list) and row for row in value):
-        problems.add(1, field, "this is no grid", "a list for each prompt length, of one number for each output length")
+        problems.add(
+            1, field, "this is not a grid", "a list for each prompt length, of one number for each output length"
+        )
         return ((0.0,),)
     rows, columns = size or (len(value), len(value[0]))
     if len(value) != rows:

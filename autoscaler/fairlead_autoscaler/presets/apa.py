@@ -72,7 +72,8 @@ class ApaState:
 
 
 def apa(model: ModelSpec, settings: ApaSettings) -> PerPoolController[ApaState]:
-    """Returns an APA for every pool, within the pool's own bounds.
+    """Returns the APA preset: a controller that scales each pool as an APA of its own would, within
+    the bounds of the pool.
 
     Raises BadInput for a metric that no pod has.
     """

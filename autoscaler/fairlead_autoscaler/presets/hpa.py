@@ -118,7 +118,9 @@ class HpaState:
 
 
 def hpa(model: ModelSpec, settings: HpaSettings) -> PerPoolController[HpaState]:
-    """Returns an HPA for every pool, within the pool's own bounds."""
+    """Returns the HPA preset: a controller that scales each pool as an HPA of its own would, within
+    the bounds of the pool.
+    """
 
     def decide(state: HpaState, look: PoolSample) -> tuple[HpaState, PoolPlan | None]:
         own = with_pool_bounds(settings, look)

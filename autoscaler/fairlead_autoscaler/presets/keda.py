@@ -52,7 +52,9 @@ class KedaState:
 
 
 def keda(model: ModelSpec, settings: KedaSettings) -> PerPoolController[KedaState]:
-    """Returns a ScaledObject for every pool, within the pool's own bounds."""
+    """Returns the KEDA preset: a controller that scales each pool as a ScaledObject of its own
+    would, within the bounds of the pool.
+    """
 
     def decide(state: KedaState, look: PoolSample) -> tuple[KedaState, PoolPlan | None]:
         value = pool_metric(settings.metric, look)
@@ -78,7 +80,7 @@ def _poll(
 ) -> tuple[KedaState, PoolPlan | None]:
     """Returns the plan between 0 and 1, which KEDA makes without its HPA.
 
-    value: of the trigger; None when the scaler failed, which changes nothing.
+    value: the trigger's value; None when the scaler failed, which changes nothing.
     """
     if value is None:
         return state, None

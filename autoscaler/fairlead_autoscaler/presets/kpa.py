@@ -88,7 +88,9 @@ class KpaState:
 
 
 def kpa(model: ModelSpec, settings: KpaSettings) -> PerPoolController[KpaState | None]:
-    """Returns a KPA for every pool, within the pool's own bounds."""
+    """Returns the KPA preset: a controller that scales each pool as a KPA of its own would, within
+    the bounds of the pool.
+    """
 
     def decide(state: KpaState | None, look: PoolSample) -> tuple[KpaState | None, PoolPlan | None]:
         own = replace(settings, minimum=look.spec.minimum, maximum=look.spec.maximum)

@@ -44,7 +44,9 @@ _MIN_UNSATURATED = 2  # to go down
 
 @dataclass(frozen=True, slots=True)
 class WvaSettings:
-    """Settings of WVA. The thresholds define a saturated replica, the triggers too little spare."""
+    """Settings of WVA. The thresholds define a saturated replica; the triggers define too
+    little spare capacity.
+    """
 
     kv_threshold: float = 0.80
     queue_threshold: float = 5.0

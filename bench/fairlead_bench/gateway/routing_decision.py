@@ -117,7 +117,7 @@ class DecisionBench:
             ask = parse_request(_PATH, body, self._fleet, self._limits)
             understood = time.perf_counter()
             request = build_route_request(ask, self._head, f"turn-{turn}-{number}", _SECRET)
-            decision = router.decide(request, start)
+            decision = router.choose_instance(request, start)
             decided = time.perf_counter()
             assert decision.chosen is not None
             router.on_dispatch(request, decision.chosen, start)

@@ -135,7 +135,7 @@ class Conversation:
                 yield from self._events(answer)
         except httpx.ConnectError as error:
             raise StackUnreachable(
-                f"{self.base} does not answer", hint="is the stack running? `fairlead up`"
+                f"{self.base} does not answer", hint="if no stack runs, start one with `fairlead up`"
             ) from error
         except httpx.HTTPError as error:
             raise AnswerError(f"the answer broke off: {type(error).__name__}") from error
@@ -163,7 +163,7 @@ class Conversation:
             answer = self._client.get(f"{self.base}/v1/models", timeout=CONNECT_TIMEOUT_SECONDS)
         except httpx.HTTPError as error:
             raise StackUnreachable(
-                f"{self.base} does not answer", hint="is the stack running? `fairlead up`"
+                f"{self.base} does not answer", hint="if no stack runs, start one with `fairlead up`"
             ) from error
         if answer.status_code != 200:
             raise _refusal(answer.status_code, answer.content)

@@ -78,7 +78,7 @@ async def _match(
             if snapshot.last_written is None
             else f" since {format_duration(max(0.0, snapshot.wall - snapshot.last_written))}"
         )
-        print(f"fairlead index: no indexer writes this index{since}; the answer is as old", file=sys.stderr)
+        print(f"fairlead index: no indexer writes this index{since}; the answer may be out of date", file=sys.stderr)
     return OK
 
 

@@ -68,4 +68,4 @@ def choose_model(name: str | None, known: Sequence[str]) -> str:
         raise BadInput(f"no model {name!r} has an index", field="--model", hint=hint)
     similar = closest_matches(name, [*known, *(key.partition("/")[2] for key in known)])
     keys = [key for key in known if key in similar or key.partition("/")[2] in similar] or list(known[:5])
-    raise BadInput(f"no model {name!r} has an index", field="--model", hint=f"there is: {', '.join(keys)}")
+    raise BadInput(f"no model {name!r} has an index", field="--model", hint=f"known: {', '.join(keys)}")

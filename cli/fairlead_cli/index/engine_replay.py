@@ -56,7 +56,7 @@ def replay_engine(
     except zmq.ZMQError as error:
         raise Unavailable(f"{endpoint} cannot be asked: {error}") from None
     except EventsError as error:
-        raise Unavailable(f"{endpoint} answers something else: {error.message}") from None
+        raise Unavailable(f"{endpoint} sent an unexpected reply: {error.message}") from None
     finally:
         socket.close(0)
         context.term()
@@ -85,9 +85,7 @@ def _follow_replay(
     first: int | None = None
     while True:
         if clock.now() > deadline or received_bytes > limits.index_engine_bytes:
-            raise Unavailable(
-                f"{endpoint} does not come to the end of its replay ({batches} batches, {received_bytes} bytes)"
-            )
+            raise Unavailable(f"{endpoint} does not end its replay ({batches} batches, {received_bytes} bytes)")
         if not socket.poll(_POLL_MS, zmq.POLLIN):
             continue
         parts = socket.recv_multipart()

@@ -34,7 +34,7 @@ _ANY: Final = IndexSource()
 
 @dataclass(frozen=True, slots=True)
 class IndexOptions:
-    """The options as given."""
+    """The options of ``fairlead index`` as given on the command line."""
 
     action: str
     model: str | None = None
@@ -73,5 +73,5 @@ def read_token_ids(path: Path, limits: Limits) -> list[int]:
     try:
         return _TOKEN_DECODER.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        text = f"{path} is no JSON list of token ids: {str(error)[:120]}"
+        text = f"{path} is not a JSON list of token ids: {str(error)[:120]}"
         raise BadInput(text, field="--tokens", hint="write it as [1, 2, 3]") from None

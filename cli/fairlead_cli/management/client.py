@@ -72,7 +72,7 @@ class ManagementClient:
         return msgspec.json.decode(await self.decision_json(request_id), type=api_types.Decision)
 
     async def decision_json(self, request_id: str) -> bytes:
-        """Returns the same as raw JSON, validated."""
+        """Returns the decision as raw JSON, validated."""
         answer = await self._send(f"/api/decisions/{quote(request_id, safe='')}")
         if answer.status_code == 404 and b'"error"' in answer.content:
             raise LookupError(request_id)
@@ -82,12 +82,14 @@ class ManagementClient:
     async def preview_route(self, path: str, body: bytes, session: str | None) -> bytes:
         """Returns where a request would go, as raw JSON, validated.
 
-        Raises LookupError with the gateway's message when it would refuse the request.
+        Raises LookupError with the gateway's message when it would reject the request.
         """
         headers = {"content-type": "application/json"} | ({} if session is None else {"x-session-id": session})
         answer = await self._send("/api/route", {"path": path}, body, headers)
         if answer.status_code != 200 and b'"error"' in answer.content and answer.status_code not in (401, 403):
-            raise LookupError(f"it would be refused ({answer.status_code}): {_error_message(answer.content)}")
+            raise LookupError(
+                f"the gateway would reject this request ({answer.status_code}): {_error_message(answer.content)}"
+            )
         self._read(answer, api_types.RoutePreview)
         return answer.content
 

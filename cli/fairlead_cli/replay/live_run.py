@@ -61,7 +61,9 @@ def find_gateway(*, url: str | None, manage: str | None, fleet_file: Path | None
     )
     if key is None:
         names = ", ".join(fleet.models)
-        raise BadInput(f"the fleet has no one model {model or ''}".strip(), field="model", hint=f"it has {names}")
+        raise BadInput(
+            f"the fleet has no single model {model or ''}".strip(), field="model", hint=f"models of the fleet: {names}"
+        )
     ready = tuple(instance for instance in fleet.instances.get(key, ()) if instance.state is InstanceState.READY)
     return GatewayTarget(url, key, manage, fleet.models[key], ready)
 

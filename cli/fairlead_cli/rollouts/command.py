@@ -131,7 +131,7 @@ async def read_status(api: KubeApi, namespace: str, name: str) -> RolloutStatus:
         listed = await api.list(MODEL_DEPLOYMENTS, namespace)
         names = [name_of(found) for found in listed.items]
         suggestions = closest_matches(name, names) or sorted(names)
-        hint = f"there is: {', '.join(suggestions[:5]) or 'none'}; -n names another namespace"
+        hint = f"known: {', '.join(suggestions[:5]) or 'none'}; -n names another namespace"
         raise BadInput(f"no model {namespace}/{name}", field="MODEL", hint=hint) from None
     labels = label_selector({MANAGED_BY_LABEL: FIELD_MANAGER, MODEL_LABEL: name})
     records = (await api.list(CONTROLLER_REVISIONS, namespace, labels)).items

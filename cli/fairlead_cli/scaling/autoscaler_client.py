@@ -86,7 +86,7 @@ def query(endpoint: AutoscalerEndpoint, path: str, query: Mapping[str, str]) -> 
     if answer.status_code == 404 and b'"error"' in answer.content:
         raise LookupError(answer.json()["error"]["message"])
     if answer.status_code != 200:
-        raise StackUnreachable(f"{url} is no autoscaler (status {answer.status_code})", hint=_HINT)
+        raise StackUnreachable(f"{url} is not an autoscaler (status {answer.status_code})", hint=_HINT)
     return answer.content
 
 

@@ -18,7 +18,7 @@ def parse_moment(text: str, now: float, flag: str = "--at") -> float:
         if moment is not None:
             return moment
     raise BadInput(
-        f"{flag}: {text!r} is no moment", field=flag, hint="write it like 5m (ago), 14:05 or 2026-11-21T14:05"
+        f"{flag}: {text!r} is not a time", field=flag, hint="write it like 5m (ago), 14:05 or 2026-11-21T14:05"
     )
 
 

@@ -28,6 +28,6 @@ class SimulationArguments:
         bool,
         Parameter(help="Also search how much each carries: 90 % within the objective and 99 % within three times it."),
     ] = False
-    limit: Annotated[int | None, Parameter(help="Only the first so many requests.")] = None
+    limit: Annotated[int | None, Parameter(help="Use only this number of requests, the first ones.")] = None
     seed: Annotated[int, Parameter(help="Seed of generated traffic, and of where prompts hash to.")] = 0
     out: Annotated[Path | None, Parameter(help="Write the figures as JSON here.")] = None

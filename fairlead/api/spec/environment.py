@@ -24,7 +24,7 @@ class KeyReference(StrictModel):
         Field(min_length=1, max_length=253, pattern=_KEY_PATTERN, description="key of the entry", examples=["token"]),
     ]
     optional: Annotated[
-        bool, Field(description="true: the engine starts without it; false: its pods wait until it exists")
+        bool, Field(description="true: the engine starts without the entry; false: pods wait until the entry exists")
     ] = False
 
 

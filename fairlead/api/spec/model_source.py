@@ -81,7 +81,7 @@ class ModelCache(StrictModel):
 
 
 class ModelSource(StrictModel):
-    """The weights to serve, and under which names."""
+    """The weights to serve, and their served names."""
 
     renamed: ClassVar[Mapping[str, str]] = {"source": "uri"}
     rules: ClassVar[tuple[Rule, ...]] = (

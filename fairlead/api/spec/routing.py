@@ -17,8 +17,10 @@ class Routing(StrictModel):
         RoutingPreset,
         Field(
             strict=False,
-            description="dual-hash prefers cached prefixes while the TTFT target holds; round-robin and least-request "
-            "ignore them; session keeps a conversation on one instance; the others are policies of other routers",
+            description="dual-hash: prefers cached prefixes while the TTFT target holds. "
+            "round-robin, least-request: ignore cached prefixes. "
+            "session: keeps a conversation on one instance. "
+            "Others: policies of other routers",
             examples=["dual-hash"],
         ),
     ] = RoutingPreset.DUAL_HASH

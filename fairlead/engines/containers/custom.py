@@ -20,7 +20,9 @@ _DEFAULT_HEALTH_PATH: Final = "/health"
 
 
 def custom_container(pod: InstancePod) -> EngineContainer:
-    """Returns one pod's container. Raises BadInput for a cache without effect.
+    """Returns one pod's container.
+
+    Raises BadInput if the spec sets a weights cache that the model source does not use.
 
     Kubernetes substitutes the variables in command and args, as in `$(PORT)`.
     """

@@ -20,8 +20,9 @@ _CACHE_VOLUME: Final = "cache"
 
 
 def model_weights(source: ModelSource) -> ModelWeights:
-    """Returns what the container of a real engine needs. Raises BadInput for a cache without
-    effect.
+    """Returns the weights as the container of a real engine gets them.
+
+    Raises BadInput if the spec sets a weights cache that the model source does not use.
     """
     secret = source.credentials.secret_ref.name if source.credentials is not None else None
     if source.scheme == "hf":

@@ -16,7 +16,7 @@ from fairlead.api.value_types import Duration, PositiveDuration, ServedName, che
 from fairlead.engines.registry import engine_kinds
 from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import normalize_engine_url
-from fairlead.fleet.model import KV_TRANSFERS, InstanceState, KvPull, Role, SloTargets
+from fairlead.fleet.model import KV_TRANSFERS, InstanceState, KvPullSource, Role, SloTargets
 from fairlead.manifests.yaml_nodes import format_value
 from fairlead.names import DNS_LABEL_PATTERN, normalize_model_name
 from fairlead.settings import VARIABLE_PREFIX
@@ -129,9 +129,9 @@ class FileKvPull(StrictModel):
     bytes_per_second: Annotated[float, Field(gt=0, le=1e15, examples=["1.25e9"])]
     latency_seconds: Annotated[float, Field(ge=0, le=60)] = 0.01
 
-    def to_kv_pull(self) -> KvPull:
+    def to_kv_pull(self) -> KvPullSource:
         """Returns the value as routing uses it."""
-        return KvPull(self.address, self.bytes_per_token, self.bytes_per_second, self.latency_seconds)
+        return KvPullSource(self.address, self.bytes_per_token, self.bytes_per_second, self.latency_seconds)
 
 
 class FileProfile(Profile):

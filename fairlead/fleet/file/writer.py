@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from fairlead import units
 from fairlead.engine_profile import EngineProfile, builtin_profiles
-from fairlead.fleet.model import Fleet, Instance, KvPull, Model
+from fairlead.fleet.model import Fleet, Instance, KvPullSource, Model
 from fairlead.manifests.yaml_nodes import resolve_scalar
 from fairlead.runtime.atomic_write import write_atomic
 
@@ -82,7 +82,7 @@ def _instance_fields(one: Instance) -> dict[str, Any]:
     }
     entry.update({name: value for name, value in optional.items() if value is not None})
     if one.pull is not None:
-        entry["kvPull"] = {to_camel(item.name): getattr(one.pull, item.name) for item in fields(KvPull)}
+        entry["kvPull"] = {to_camel(item.name): getattr(one.pull, item.name) for item in fields(KvPullSource)}
     if one.access.ca_file is not None:
         entry["tls"] = {"caFile": one.access.ca_file}
     auth = {"tokenEnv": one.access.token_env, "tokenFile": one.access.token_file}

@@ -82,7 +82,7 @@ def pod_selections(models: Sequence[ParsedModel]) -> set[PodSelection]:
 
 
 class _FleetBuilder:
-    """Builds one fleet, and collects problems and exclusions."""
+    """The builder of one fleet, and the collector of its problems and exclusions."""
 
     def __init__(self, objects: ClusterObjects, previous: Fleet, limits: Limits) -> None:
         self.problems: list[str] = [one.problem for one in objects.models if one.problem]

@@ -1,4 +1,4 @@
-"""Maps one pod to its instances, or to the reason why it has none. Pure."""
+"""The mapping of one pod to its instances, or to the reason why it has none. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from fairlead.fleet.labels import (
     parse_engine_info,
     parse_sleep_mark,
 )
-from fairlead.fleet.model import KV_TRANSFERS, Instance, InstanceState, KvPull, Role, served_name_override
+from fairlead.fleet.model import KV_TRANSFERS, Instance, InstanceState, KvPullSource, Role, served_name_override
 from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready, labels_of, namespace_of, uid_of
 
 _LWS_PREFIX: Final = "leaderworkerset.sigs.k8s.io/"
@@ -188,11 +188,11 @@ def _group_key(pod: Manifest) -> GroupKey:
     return namespace_of(pod) or "", labels.get(f"{_LWS_PREFIX}name", ""), labels.get(f"{_LWS_PREFIX}group-index", "")
 
 
-def _kv_pull(host: str | None, port: int | None, rank: int, peers: PeerTransfer | None) -> KvPull | None:
+def _kv_pull(host: str | None, port: int | None, rank: int, peers: PeerTransfer | None) -> KvPullSource | None:
     if host is None or port is None or peers is None:
         return None
     bandwidth, latency = units.parse_size(peers.bandwidth), units.parse_duration(peers.latency)
-    return KvPull(f"{host}:{port + rank}", peers.bytes_per_token, bandwidth, latency)
+    return KvPullSource(f"{host}:{port + rank}", peers.bytes_per_token, bandwidth, latency)
 
 
 def _zmq_endpoint(host: str | None, port: int | None, rank: int) -> str | None:

@@ -115,7 +115,7 @@ class KubeFleetSource:
                 continue
             since = "was never listed" if age is None else f"had its last event {_format_age(age)} ago"
             why = f": {problem}" if problem is not None else ""
-            return f"the cluster cannot be followed, the last fleet stays: {informer.resource.kind} {since}{why}"
+            return f"cannot watch the cluster; the last fleet stays: {informer.resource.kind} {since}{why}"
         return None
 
     def _all_informers(self) -> list[_RunningInformer]:
@@ -151,7 +151,7 @@ class KubeFleetSource:
         """Logs each failure once, however often it is retried."""
         text = f"{kept.informer.resource.plural}: {step.reason}" if kept.informer.problem is not None else ""
         if text and text != kept.last_logged:
-            _LOG.warning("the cluster cannot be followed: %s", text)
+            _LOG.warning("cannot watch the cluster: %s", text)
         kept.last_logged = text
         self._changed.set()
 
@@ -173,8 +173,8 @@ class KubeFleetSource:
         try:
             return await self._next_fleet()
         except Exception as error:  # noqa: BLE001  # logged, and shown in the warnings
-            _LOG.exception("the cluster cannot be understood, the last fleet stays")
-            self._problems = (f"the cluster cannot be understood, the last fleet stays: {error!r}",)
+            _LOG.exception("cannot read the objects of the cluster; the last fleet stays")
+            self._problems = (f"cannot read the objects of the cluster; the last fleet stays: {error!r}",)
             return None
 
     async def _next_fleet(self) -> Fleet | None:

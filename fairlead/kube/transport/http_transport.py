@@ -68,7 +68,7 @@ class HttpRequest:
         """Path and query. Raises BadInput for an invalid one."""
         target = f"{self.path}?{urlencode(self.query)}" if self.query else self.path
         if _UNSAFE_TARGET.search(target):
-            raise BadInput(f"{target!r} is no target of a request", field="path")
+            raise BadInput(f"{target!r} is not a request target", field="path")
         return target
 
 

@@ -161,7 +161,7 @@ def config_from_kubeconfig(
     ):
         return config
     if not isinstance(plugin, dict):
-        raise ClusterConfigError(f"{user_file}: exec of a user is no mapping", field="exec")
+        raise ClusterConfigError(f"{user_file}: exec of a user is not a mapping", field="exec")
     credential = login(plugin, user_file, config)
     return replace(config, token=credential.token, certificate=credential.certificate, key=credential.key)
 
@@ -171,7 +171,9 @@ def _to_config(
 ) -> ClusterConfig:
     server = str(cluster[0].get("server") or "").rstrip("/")
     if not server.startswith(("https://", "http://")):
-        raise ClusterConfigError(f"{cluster[1]}: the cluster's server {server!r} is no http(s) address", field="server")
+        raise ClusterConfigError(
+            f"{cluster[1]}: the cluster's server {server!r} is not an http(s) address", field="server"
+        )
     authority, authority_file = _data_or_file(*cluster, "certificate-authority")
     certificate, certificate_file = _data_or_file(*user, "client-certificate")
     key, key_file = _data_or_file(*user, "client-key")

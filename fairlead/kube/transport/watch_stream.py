@@ -70,7 +70,7 @@ class WatchStream:
 
 
 class WatchTransport:
-    """Opens watches at `server`.
+    """A transport that opens watches at `server`.
 
     server_name: expected name in the certificate, if it is not the host.
     """

@@ -1,4 +1,4 @@
-"""Admission control: admits a request now, queues it in the gateway, or refuses it.
+"""Admission control: the decision to admit a request, to queue it in the gateway, or to reject it.
 
 Pure: no clock and no I/O. Callers pass the time and the load of the instances.
 

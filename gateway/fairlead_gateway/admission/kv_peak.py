@@ -1,8 +1,8 @@
 """The peak of an engine's KV memory, as the running sequences grow and end.
 
-A sequence holds its tokens until it ends and grows by one token per step. So memory peaks just
-before some sequence ends. Let a_j be the tokens held now and b_j those still to come, in falling
-order of b. When the i-th sequence ends, i of them are present, and each has grown by b_i:
+A sequence keeps its tokens cached until it ends, and grows by one token per step. So memory peaks
+just before some sequence ends. Let a_j be the tokens cached now and b_j those still to come, in
+falling order of b. When the i-th sequence ends, i of them are present, and each has grown by b_i:
 
     peak = max over i of (a_1 + … + a_i + i · b_i)
 
@@ -25,14 +25,16 @@ USABLE_SHARE: Final = 0.99
 
 
 class SequenceForecast(NamedTuple):
-    """The tokens of one sequence: held now (or once its prompt is computed), and still to come."""
+    """The KV-cache tokens of one sequence: cached now (or once its prompt is computed), and still
+    to be generated.
+    """
 
     now_tokens: float
     remaining_tokens: float
 
 
 def peak_tokens(sequences: Iterable[SequenceForecast]) -> float:
-    """Returns the tokens held at the peak; 0 without sequences."""
+    """Returns the tokens cached at the peak; 0 without sequences."""
     peak = total = 0.0
     for count, (now, remaining) in enumerate(sorted(sequences, key=_remaining_tokens, reverse=True), 1):
         total += now

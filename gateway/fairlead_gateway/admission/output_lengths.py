@@ -122,9 +122,9 @@ class OutputLengths:
     def quantile(
         self, share: float, length_class: Hashable, prompt_tokens: float, now: float, *, generated: int = 0
     ) -> float | None:
-        """Returns the length that `share` of the answers longer than `generated` stay within.
+        """Returns the `share` quantile of the answers longer than `generated` tokens.
 
-        None if no answer was seen.
+        None if no answer was counted.
         """
         counts = self.shares(length_class, prompt_tokens, now)
         if counts is None:
@@ -149,7 +149,8 @@ class OutputLengths:
 
 
 class OutputForecast:
-    """The length to plan for: what `PLANNED_SHARE` of the answers that got as far stay within.
+    """The output length to plan for: a quantile (`PLANNED_SHARE`) of the answers that reached the
+    current length.
 
     Its tables are computed at most every few seconds, since every sequence needs them.
     """
@@ -161,7 +162,7 @@ class OutputForecast:
     def expected_remaining(
         self, length_class: Hashable, prompt_tokens: float, generated: int, now: float
     ) -> float | None:
-        """Returns tokens; None if no answer was seen."""
+        """Returns the number of further tokens to plan for; None if no answer was counted."""
         key = _class_keys(length_class, prompt_tokens)[0]
         known = self._tables.get(key)
         if known is None or not 0.0 <= now - known[0] < TABLE_SECONDS:
@@ -176,7 +177,7 @@ class OutputForecast:
 
 
 def forecast_table(counts: list[float]) -> list[float]:
-    """Returns, by bin, the length that `PLANNED_SHARE` of the longer answers stay within.
+    """Returns the length to plan for, by bin: the `PLANNED_SHARE` quantile of the longer answers.
 
     The next token where no answer was so long.
     """
@@ -208,8 +209,7 @@ def lower_edge(index: int) -> float:
 
 
 def conditional_quantile(counts: list[float], share: float, generated: int) -> float:
-    """Returns the length that `share` of those longer than `generated` stay within, even within a
-    bin.
+    """Returns the `share` quantile of the lengths above `generated`, interpolated within a bin.
 
     `generated` + 1 where no answer was so long.
     """
@@ -231,7 +231,7 @@ def conditional_quantile(counts: list[float], share: float, generated: int) -> f
 
 
 def _after(counts: list[float], generated: int) -> tuple[int, float]:
-    """Returns the bin of `generated`, and what of it is longer."""
+    """Returns the bin of `generated`, and the part of its count that is longer."""
     if generated < 1:
         return 0, counts[0]
     first = bin_of(generated)

@@ -382,7 +382,7 @@ class AdmissionPolicy:
 
 
 def _has_room(engine: EngineLoad, *, long: bool) -> bool:
-    """Returns True if the instance can begin one more soon; a long prompt at once."""
+    """Returns True if the instance can begin one more request soon; for a long prompt, at once."""
     return (
         engine.backlog_seconds <= 0.0 if long else engine.backlog_seconds < MAX_WAITING_STEP_SHARE * engine.step_seconds
     )

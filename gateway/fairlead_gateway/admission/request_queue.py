@@ -43,7 +43,7 @@ class QueuedRequest:
     """A queued request.
 
     - tier: 0 goes before 1.
-    - objective_seconds: TTFT objective.
+    - objective_seconds: TTFT target.
     - prefill_seconds: engine time of its prefill.
     - program_started_at: start of its conversation; None: its own arrival.
     - is_long: its length class.

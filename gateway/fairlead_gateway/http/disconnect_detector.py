@@ -20,7 +20,7 @@ _CLOSE_WAIT = 8  # state in the first byte of struct tcp_info: the peer has sent
 
 
 class DisconnectDetector:
-    """Polls the socket of one connection, first often, then once a second.
+    """A poller of one connection's socket: first often, then once a second.
 
     on_disconnect: called once if the socket has an error.
     on_half_close: called once if the client has sent FIN.

@@ -43,7 +43,7 @@ class HttpRequest:
 
 
 class RequestHandler(Protocol):
-    """Answers the requests of a listener."""
+    """The handler of a listener's requests."""
 
     def check_headers(self, head: RequestHead) -> object:
         """Raises GatewayError if the body behind this head is not worth waiting for."""

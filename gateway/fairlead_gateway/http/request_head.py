@@ -1,9 +1,10 @@
 """A strict parser of request heads. It is the only one, so requests have one interpretation.
 
-Why: two parsers that disagree about the end of a request allow request smuggling. So nothing here
-is forgiving. Accepted are CRLF line ends only, no folded lines and one Host. At most one of
-Content-Length and Transfer-Encoding may appear, and only once. `chunked` is the only coding, never
-on HTTP/1.0. Requests to engines have their own framing; nothing of the received one is forwarded.
+Why: two parsers that disagree about the end of a request allow request smuggling. So the parser
+accepts nothing doubtful. A head must have CRLF line ends, no folded lines and exactly one Host. At
+most one of Content-Length and Transfer-Encoding may appear, and only once. `chunked` is the only
+coding, never on HTTP/1.0. Requests to engines have their own framing; nothing of the received one
+is forwarded.
 
 Clients send nearly the same head with every request of a connection; only Content-Length differs.
 `HeadTemplate` recognizes such a head without parsing it again.
@@ -109,9 +110,9 @@ class RequestHead:
 
 
 class HeadTemplate:
-    """The text of a strictly parsed head, before and behind the digits of its Content-Length.
+    """The text of a strictly parsed head, before and after the digits of its Content-Length.
 
-    head_end: where the head ended that matched last.
+    head_end: the offset at which the last matched head ended.
     """
 
     __slots__ = ("_head", "_max_body_bytes", "_prefix", "_prefix_bytes", "_suffix", "_suffix_bytes", "head_end")
@@ -160,7 +161,7 @@ def create_template(raw: bytes, head: RequestHead, limits: Limits) -> HeadTempla
 def check_partial_head(received: bytes | bytearray, start: int, limits: Limits) -> None:
     """Raises if an incomplete head can no longer become valid.
 
-    start: how many bytes were checked before.
+    start: number of bytes that were checked before.
     """
     if not received[0:1].isalpha():
         raise BadRequest("this is not an HTTP request", code="malformed_http")

@@ -53,7 +53,7 @@ class ResponseTransport:
 
 
 class ResponseWriter:
-    """Writes the response to one request, exactly once.
+    """The writer of the response to one request, exactly once.
 
     on_client_gone: called if the client disconnects before the end.
     on_backpressure: called with True if the client reads too slowly, with False when it catches up.

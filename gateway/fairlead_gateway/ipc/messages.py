@@ -106,7 +106,7 @@ class IndexCorrections(msgspec.Struct, tag=True):
 
 
 class SampleRequest(msgspec.Struct, tag=True):
-    """Supervisor → worker: asks for prompts by the hashes of their ends. The reply is
+    """Supervisor → worker: a request for prompts, by the hashes of their ends. The reply is
     `PromptSamples`.
     """
 
@@ -216,7 +216,7 @@ class FinalCounters(msgspec.Struct, tag=True):
     """Worker → supervisor: its counters as it exits."""
 
     models: list[ModelSnapshot]
-    gateway_counters: dict[str, int]
+    non_model_counters: dict[str, int]
 
 
 class WorkerReport(msgspec.Struct, tag=True):
@@ -355,7 +355,7 @@ class WorkerState(msgspec.Struct, array_like=True):
     loads: dict[str, EncodedLoad]
     health_states: dict[str, tuple[str, str]]
     loop_lag: list[tuple[float, float]]
-    gateway_counters: dict[str, int]
+    non_model_counters: dict[str, int]
     in_flight: int
     queued: dict[str, int]
 

@@ -18,7 +18,7 @@ class CompletenessView(Protocol):
 
 
 class IndexView(Protocol):
-    """An index replica, as `fairlead_kvstore.index.replica` has it."""
+    """The interface of an index replica; `fairlead_kvstore.index.replica` implements it."""
 
     def holders(self, token_hash: int) -> dict[str, tuple[StorageTier, ...]]:
         """Returns the instances that have one block, with their tiers."""

@@ -1,12 +1,19 @@
-"""The routing core: chooses the instance for a request, and says why.
+"""The routing core: the choice of an instance for a request, with its reason.
 
 Pure: gateway workers, the fleet simulator and the seams run the same code.
 
-In reading order: `request` and `endpoint` (values), `prefix` (prefix hashes, and which instance
-caches them), `load` (in-flight load), `hash_ring` (the two homes) and `policies` (one file per
-preset). `router` holds the state between decisions. `candidates` collects what a policy compares.
-`session_affinity`, `accelerator_selection`, `kv_pull` and `prefill_placement` are parts of the
-default policy. `hooks` are the router's callbacks.
+In reading order:
+
+- `request`, `endpoint`: the values
+- `prefix`: prefix hashes, and the instances that cache them
+- `load`: in-flight load
+- `hash_ring`: the two homes of a prefix
+- `policies`: one file per preset
+- `candidates`: what a policy compares
+- `session_affinity`, `accelerator_selection`, `kv_pull`, `prefill_placement`: parts of the default
+  policy
+- `router`: the state between decisions
+- `hooks`: the router's callbacks
 """
 
 from fairlead_gateway.routing.load.inflight import InstanceLoad

@@ -1,4 +1,4 @@
-"""Accelerator selection: which kind of accelerator a prompt is for, where a model has several.
+"""Accelerator selection: the kind of accelerator for each prompt of a model with several.
 
 The cost of a request differs between kinds by its shape. On a small accelerator, a prompt of 8,000
 tokens may cost 40 times as much as on a large one. One of 100 tokens costs ten times as much. A
@@ -6,7 +6,7 @@ fleet carries most if each shape goes where it is comparatively cheap and all ki
 full. So each kind has a **price**, and a request goes to the kind with the least price times work:
 
     work = prefill + output · step(n) / n        share of one instance that the request takes, in s
-    n    = sequences that an instance runs within memory, batch and inter-token objective,
+    n    = sequences that an instance runs within memory, batch and ITL target,
            less three roots of that: small memories fill in jumps, and a waiting sequence blocks all
 
 Prices are the multipliers of a linear program (the most load within all capacities), found by
@@ -22,7 +22,7 @@ flight, in the choice and in the charge. While a faster kind is lightly loaded (
 requests go there: prices are for a busy fleet.
 
 The kind only comes first. Inside it, the preset decides as in any fleet. If no endpoint of it meets
-the objective, the kind with the next price is tried. A cached prefix lowers the work, so a
+the SLO, the kind with the next price is tried. A cached prefix lowers the work, so a
 conversation stays.
 
 Pools are of different kinds if their instances differ by a quarter or more in the work of some

@@ -1,7 +1,7 @@
 """The router's record of a ready instance."""
 
 from fairlead.engine_profile import EngineProfile
-from fairlead.fleet.model import KvPull
+from fairlead.fleet.model import KvPullSource
 from fairlead_gateway.routing.load.inflight import EndpointLoad
 
 
@@ -15,7 +15,13 @@ class Endpoint:
     __slots__ = ("cache_bit", "id", "index_bit", "kv_tokens", "load", "profile", "pull")
 
     def __init__(
-        self, id: str, profile: EngineProfile, load: EndpointLoad, cache_bit: int, index_bit: int, pull: KvPull | None
+        self,
+        id: str,
+        profile: EngineProfile,
+        load: EndpointLoad,
+        cache_bit: int,
+        index_bit: int,
+        pull: KvPullSource | None,
     ) -> None:
         self.pull = pull
         self.id = id

@@ -15,7 +15,7 @@ So it is decided for every prompt.
 from typing import Final
 
 from fairlead.engine_profile import EngineProfile
-from fairlead.fleet.model import KvPull
+from fairlead.fleet.model import KvPullSource
 from fairlead_gateway.routing.candidates import Candidate
 from fairlead_gateway.routing.endpoint import Endpoint
 
@@ -24,7 +24,12 @@ MAX_TIME_SHARE: Final = 0.8
 
 
 def pull_prefill_seconds(
-    profile: EngineProfile, prompt: float, cached_here: float, cached_there: float, pull: KvPull, prefill_seconds: float
+    profile: EngineProfile,
+    prompt: float,
+    cached_here: float,
+    cached_there: float,
+    pull: KvPullSource,
+    prefill_seconds: float,
 ) -> float:
     """Returns the seconds until the prompt is prefilled if the cached tokens of the peer are
     pulled.

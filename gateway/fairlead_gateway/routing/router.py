@@ -28,7 +28,9 @@ _BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
 class ModelRouter(RouterState):
     """The router of one model."""
 
-    def decide(self, request: RouteRequest, now: float, *, excluded: frozenset[str] = NO_INSTANCES) -> Decision:
+    def choose_instance(
+        self, request: RouteRequest, now: float, *, excluded: frozenset[str] = NO_INSTANCES
+    ) -> Decision:
         """Chooses an instance. `chosen` is None if none is left.
 
         excluded: instances that just failed this request.
@@ -53,7 +55,7 @@ class ModelRouter(RouterState):
         return decision
 
     def preview(self, request: RouteRequest, now: float, *, excluded: frozenset[str] = NO_INSTANCES) -> Decision:
-        """Returns what `decide` would return, without counting or remembering anything."""
+        """Returns what `choose_instance` would return, without counting or remembering anything."""
         endpoints = [endpoint for endpoint in self._endpoint_list if endpoint.id not in excluded]
         if not endpoints:
             return Decision(None, "none", DecisionText("no instance is ready"))

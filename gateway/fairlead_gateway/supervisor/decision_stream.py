@@ -45,7 +45,7 @@ class LoggedDecision(Protocol):
 
     @property
     def model_key(self) -> str:
-        """``namespace/name``."""
+        """The model of the decision, as ``namespace/name``."""
         ...
 
     @property

@@ -32,7 +32,9 @@ class SignalReading:
 
 
 class MetricsScraper:
-    """Scrapes every instance of the present fleet; `readings` and `errors` are by instance id."""
+    """The scraper of every instance of the present fleet; `readings` and `errors` are by instance
+    id.
+    """
 
     def __init__(
         self,
@@ -59,7 +61,9 @@ class MetricsScraper:
 
     @property
     def errors(self) -> Mapping[str, str]:
-        """The reason why the last scrape of an instance failed; nothing where it did not."""
+        """Reasons of failed scrapes, by instance. Instances whose last scrape succeeded are
+        absent.
+        """
         return MappingProxyType(self._errors)
 
     def start(self) -> None:

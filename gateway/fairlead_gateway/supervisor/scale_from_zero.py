@@ -29,7 +29,7 @@ def check_autoscaler_url(url: str) -> str:
 
 
 class ScaleUpNotifier:
-    """Sends hints to the autoscaler.
+    """The sender of hints to the autoscaler.
 
     url: checked by `check_autoscaler_url`.
     token: the management token, if there is one.

@@ -156,7 +156,7 @@ class Supervisor:
         self.kv_index.update_fleet(self._fleet)
         self.profiling.update_fleet(self._fleet)
         self._sent_warnings = self._current_warnings()
-        await self.workers.start_serving(self._fleet)
+        await self.workers.activate_workers(self._fleet)
         return snapshots
 
     async def _serve(self, snapshots: AsyncIterator[Fleet], stopped: "asyncio.Task[bool]") -> None:
@@ -378,15 +378,15 @@ class Supervisor:
         for key, part in parts.items():
             telemetry.models[key] = restore_counters(part, now)
             await asyncio.sleep(0)
-        telemetry.gateway_counters.update(self.workers.gateway_counters())
+        telemetry.non_model_counters.update(self.workers.non_model_counters())
         if self.background.peers is not None:
             telemetry.peer_values = self.background.peers.counters()
         telemetry.index_status = self.kv_index.status()
-        telemetry.gateway_counters["workers"] = self.workers.serving_count
-        telemetry.gateway_counters["worker_deaths_total"] = self.workers.crash_count
+        telemetry.non_model_counters["workers"] = self.workers.serving_count
+        telemetry.non_model_counters["worker_deaths_total"] = self.workers.crash_count
         age = self._config.fleet_source.age_seconds()
         if age is not None:
-            telemetry.gateway_counters["fleet_age_seconds"] = int(age)
+            telemetry.non_model_counters["fleet_age_seconds"] = int(age)
         return telemetry
 
     async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
@@ -425,5 +425,5 @@ class Supervisor:
         answers = await self.workers.query(say.GetState, say.WorkerState)
         for worker, pieces in answers:
             if not worker.sent_final_counters:
-                worker.gateway_counters = pieces[0].gateway_counters
+                worker.non_model_counters = pieces[0].non_model_counters
         return sorted(((worker.number, pieces[0]) for worker, pieces in answers), key=lambda row: row[0])

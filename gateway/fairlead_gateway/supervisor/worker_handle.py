@@ -69,7 +69,7 @@ class WorkerHandle:
         self.sent_final_counters = False
         self.unresponsive_since: float | None = None
         self.model_counters: dict[str, ModelSnapshot] = {}
-        self.gateway_counters: dict[str, int] = {}
+        self.non_model_counters: dict[str, int] = {}
         self.loads: Mapping[str, say.EncodedLoad] = {}
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._sock = spawned.channel_socket
@@ -174,7 +174,7 @@ class WorkerHandle:
                 self._listener.on_leaving(self)
             case say.FinalCounters(models, own):
                 self.model_counters = {part.key: part for part in models}
-                self.gateway_counters, self.sent_final_counters = own, True
+                self.non_model_counters, self.sent_final_counters = own, True
             case say.StartFailed(text):
                 self.start_error = text
 

@@ -48,7 +48,7 @@ _STABLE_SECONDS = 10.0  # a crash after this time begins a new streak
 
 @dataclass(frozen=True, slots=True)
 class CrashRecord:
-    """An end of a worker that was not requested."""
+    """An unrequested exit of a worker process."""
 
     at: float
     number: int
@@ -88,7 +88,7 @@ class WorkerPool:
         self._recent_crashes: deque[CrashRecord] = deque(maxlen=64)
         self._crash_streaks: dict[int, int] = {}
         self._exited_counters: dict[str, ModelSnapshot] = {}
-        self._exited_gateway_counters: dict[str, int] = {}
+        self._exited_non_model_counters: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._free_rows = list(range(preforked.count * ROWS_PER_WORKER - 1, -1, -1))
@@ -118,7 +118,7 @@ class WorkerPool:
 
     # Start and end -------------------------------------------------------------------------------------------------------
 
-    async def start_serving(self, fleet: Fleet) -> None:
+    async def activate_workers(self, fleet: Fleet) -> None:
         """Configures the preforked workers and waits until all serve.
 
         Raises Unavailable when a worker ends before it is ready.
@@ -239,7 +239,7 @@ class WorkerPool:
             shared_memory.clear_row(self._load_cells, self._limits.shared_slots, worker.row)
         self._free_rows.append(worker.row)
         self._exited_counters = sum_snapshots([self._exited_counters, _without_windows(worker.model_counters)])
-        self._exited_gateway_counters = merge_counts([self._exited_gateway_counters, worker.gateway_counters])
+        self._exited_non_model_counters = merge_counts([self._exited_non_model_counters, worker.non_model_counters])
         self._broadcast_active_rows()
 
     def _start_replacement(self, number: int, pause_seconds: float) -> None:
@@ -420,9 +420,9 @@ class WorkerPool:
             await asyncio.sleep(0)
         return totals
 
-    def gateway_counters(self) -> dict[str, int]:
+    def non_model_counters(self) -> dict[str, int]:
         """Returns the counters that belong to no model, as last known, added up."""
-        return merge_counts([self._exited_gateway_counters, *(worker.gateway_counters for worker in self.workers)])
+        return merge_counts([self._exited_non_model_counters, *(worker.non_model_counters for worker in self.workers)])
 
     def loads(self) -> dict[str, say.EncodedLoad]:
         """Returns the load by instance, from the workers' last reports."""

@@ -85,7 +85,7 @@ class _LogEntry(LoggedRequest):
 
 
 class DecisionLog:
-    """Keeps the decisions of at most `max_requests` requests.
+    """The log of the decisions of at most `max_requests` requests.
 
     on_record: called with every record; must return at once.
     """

@@ -181,15 +181,15 @@ FAMILIES: Final = (
     _counter(
         "index_predicted_tokens_total",
         _INSTANCE,
-        "Cached tokens that the index credited; answers that reported theirs, absent until one did.",
+        "Cached tokens that the index predicted, over the answers that reported their cached tokens; absent until one did.",
     ),
     _counter("index_reported_tokens_total", _INSTANCE, "Cached tokens that those answers reported."),
-    _gauge("index_prediction_ratio", _INSTANCE, "The first of these to the second, since the start."),
+    _gauge("index_prediction_ratio", _INSTANCE, "Predicted per reported cached token, since the start."),
     _counter("index_unreported_total", _INSTANCE, "Answers that did not report their cached tokens."),
     _counter("index_late_total", _INSTANCE, "Answers that missed what the engine had just lost; no drift."),
     _gauge("index_quarantined", _INSTANCE, "1 while the index of the instance is not used."),
     _counter("index_quarantines_total", _INSTANCE, "Times that predictions drifted from what was reported."),
-    _gauge("index_blocks", _INSTANCE, "Different blocks that the instance has, in any tier."),
+    _gauge("index_blocks", _INSTANCE, "Distinct blocks that the instance has cached, in any storage tier."),
     _gauge("index_unique_blocks", _INSTANCE, "Of these, how many no other instance has."),
     _gauge("index_unique_used_blocks", _INSTANCE, "Of those, how many were in prompts of the last minutes."),
     _gauge(

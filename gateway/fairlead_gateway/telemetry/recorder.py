@@ -43,7 +43,7 @@ class MetricsRecorder:
         self.publish_stats: PublishStats | None = None
         self.started_at = clock.now()
         self.models: dict[str, ModelCounters] = {}
-        self.gateway_counters: dict[str, int] = {}  # values of no model, by metric name without prefix
+        self.non_model_counters: dict[str, int] = {}  # values of no model, by metric name without prefix
         self.queued: Mapping[str, int] = {}  # queued requests by model
         self.index_status: IndexStatus = {}
         self.peer_values: dict[str, float] = {}  # values of other gateways; only the supervisor knows them
@@ -194,7 +194,7 @@ class MetricsRecorder:
                 publish_stats=self.publish_stats,
                 now=now,
                 uptime_seconds=now - self.started_at,
-                process_values={**self.gateway_counters, **self.peer_values},
+                process_values={**self.non_model_counters, **self.peer_values},
                 queued=self.queued,
                 index_status=self.index_status,
             )

@@ -21,7 +21,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class QueryHandler:
-    """Answers queries about one gateway.
+    """The handler of queries about one gateway.
 
     send: puts a message on the channel.
     """
@@ -50,7 +50,7 @@ class QueryHandler:
         """Returns the counters of a worker that ends."""
         telemetry = self._gateway.telemetry
         models = [snapshot_of(key, counters, None) for key, counters in telemetry.models.items()]
-        return messages.FinalCounters(models, dict(telemetry.gateway_counters))
+        return messages.FinalCounters(models, dict(telemetry.non_model_counters))
 
     def _send_chunk(self, query_id: int, content: object, *, is_last: bool) -> None:
         self._send(messages.ReplyChunk(query_id, _encode(content), is_last))
@@ -95,7 +95,7 @@ class QueryHandler:
             },
             self._health_states(),
             [(share, lag) for share, lag in lags if lag is not None],
-            dict(gateway.telemetry.gateway_counters),
+            dict(gateway.telemetry.non_model_counters),
             gateway.inflight_count(),
             gateway.stack.admission.queued(),
         )

@@ -20,7 +20,7 @@ IDLE_SECONDS = 1.0  # for clients to read their last bytes, or to see `connectio
 
 
 class PublicServer:
-    """Serves a gateway on a listening socket.
+    """The server of a gateway on a listening socket.
 
     certificate: loaded; None: the port is not TLS.
     """

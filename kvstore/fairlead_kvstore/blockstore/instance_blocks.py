@@ -142,7 +142,7 @@ class InstanceBlocks:
                 self._on_cleared(event, now, out)
         self._update_doubt(now, out)
 
-    def on_stream_complete(self, reason: str, now: float, out: list[Change]) -> None:
+    def mark_complete(self, reason: str, now: float, out: list[Change]) -> None:
         """Marks the instance complete: no event is missing, and none that follows precedes a
         clear.
         """

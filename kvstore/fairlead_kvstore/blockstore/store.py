@@ -151,28 +151,28 @@ class BlockStore:
         self._enforce_limits(item, now, out)
         return out
 
-    def on_stream_complete(self, instance: str, reason: str, now: float) -> list[Change]:
-        """Handles ``StreamComplete``."""
+    def mark_complete(self, instance: str, reason: str, now: float) -> list[Change]:
+        """Marks the knowledge of an instance as complete."""
         out: list[Change] = []
-        self._instances[instance].on_stream_complete(reason, now, out)
+        self._instances[instance].mark_complete(reason, now, out)
         return out
 
     def on_batches_lost(self, instance: str, reason: str, now: float) -> list[Change]:
-        """Handles ``BatchesLost``, and a payload that could not be read."""
+        """Drops an instance's blocks after lost batches or an unreadable payload."""
         return self._empty(instance, reason, now, "lost")
 
     def on_restarted(self, instance: str, reason: str, now: float) -> list[Change]:
-        """Handles ``ProcessRestarted``."""
+        """Drops an instance's blocks after a restart of its process."""
         return self._empty(instance, reason, now, "restarted")
 
     def on_stream_suspended(self, instance: str, reason: str, now: float) -> list[Change]:
-        """Handles ``StreamSuspended``."""
+        """Marks an instance as incomplete: its event stream is interrupted."""
         out: list[Change] = []
         self._instances[instance].on_stream_suspended(reason, now, out)
         return out
 
     def on_stream_resumed(self, instance: str) -> list[Change]:
-        """Handles ``StreamResumed``."""
+        """Restores the mark of an instance: the same process continues its event stream."""
         out: list[Change] = []
         self._instances[instance].on_stream_resumed(out)
         return out
@@ -308,7 +308,9 @@ class BlockStore:
     def _depth(
         self, item: InstanceBlocks, hashes: Sequence[int], start: int, upto: StorageTier = StorageTier.GPU
     ) -> int:
-        """Returns how far the chain is cached from ``start`` in tiers up to ``upto``."""
+        """Returns the index after the last block of the chain that is cached without a gap from
+        ``start``, in tiers up to ``upto``.
+        """
         mask = 0
         for tier in INSTANCE_TIERS[: upto + 1]:
             mask |= MAX_COPIES << TIER_SHIFT[tier]

@@ -1,7 +1,7 @@
 """Consumers of an indexer's changes: the writer to Redis (``writer.py``), or a replica in the same
 process (here).
 
-A sink never blocks, never fails and keeps the order; changes that it cannot keep are made good
+A sink never blocks, never fails and keeps the order; changes that it cannot keep are read again
 later from the block store. Changes are offered in the iteration of the event loop in which the
 block store changed. A writer that takes a snapshot of the store therefore knows that the waiting
 changes are part of it.

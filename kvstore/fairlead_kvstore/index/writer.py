@@ -111,7 +111,7 @@ class IndexWriter:
 
     holder: a name that no other process ever has.
     instance_statuses: returns the statuses of a model's instances, about once a second.
-    fingerprint: the one of the secret.
+    fingerprint: the secret's fingerprint.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class IndexWriter:
                 group.create_task(turn(state))
 
     async def _write_model(self, state: ModelWriteState) -> None:
-        """Does the work of one step for one model."""
+        """Writes everything that is due for one model, after its lease is renewed."""
         if self._clock.now() >= state.renew_at:
             await self._renew_lease(state)
         if state.lease and state.needs_new_epoch:

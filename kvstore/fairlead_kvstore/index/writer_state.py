@@ -194,7 +194,7 @@ class ModelWriteState:
     # --- snapshots ------------------------------------------------------------------------------------------------------
 
     def oldest_needed(self) -> int:
-        """Returns the sequence up to which the stream is not needed."""
+        """Returns the lowest sequence that a snapshot still needs; the stream before it can go."""
         return min((item.sequence for item in self.items.values()), default=self.sequence)
 
     def next_due_item(self) -> str | None:

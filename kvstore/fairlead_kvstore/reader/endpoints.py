@@ -61,12 +61,12 @@ def endpoints_from_answer(answer: bytes, instance: Instance) -> EventEndpoints:
     found = ranks.get(rank)
     if found is None or not found.enable_kv_cache_events or found.endpoint is None:
         raise BadInput(
-            f"it publishes no KV events{f' of rank {rank}' if instance.dp_rank is not None else ''}",
+            f"the engine publishes no KV events{f' of rank {rank}' if instance.dp_rank is not None else ''}",
             field="kv_event_sources",
-            hint="start it with KV events, for vLLM --kv-events-config",
+            hint="start the engine with KV events, for vLLM --kv-events-config",
         )
     if found.publisher not in (None, "zmq"):
-        raise BadInput(f"its publisher is {found.publisher[:32]!r}; only zmq is supported", field="kv_event_sources")
+        raise BadInput(f"the publisher is {found.publisher[:32]!r}; only zmq is supported", field="kv_event_sources")
     host = urlsplit(instance.url).hostname or ""
     buffer = found.buffer_steps if found.buffer_steps and found.buffer_steps > 0 else DEFAULT_BUFFER
     replay = None if found.replay_endpoint is None else _reachable_address(found.replay_endpoint, host)

@@ -43,12 +43,12 @@ def adapter_sources(answer: bytes) -> dict[str, str]:
     try:
         found = _MODELS_DECODER.decode(answer).data
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise Unavailable("its /v1/models response cannot be read") from None
+        raise Unavailable("the engine's /v1/models response cannot be read") from None
     return {model.id: model.root for model in found if model.parent is not None and model.root is not None}
 
 
 class HttpEngineQuery:
-    """Sends GET requests to engines over HTTP."""
+    """The client of engines' information: GET requests over HTTP."""
 
     def __init__(self, credentials: EngineCredentials, limits: Limits) -> None:
         self._credentials = credentials

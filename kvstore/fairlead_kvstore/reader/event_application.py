@@ -88,7 +88,7 @@ def apply_outcomes(
             found.restarts += 1
             changes += store.on_restarted(instance, outcome.reason, now)
         elif isinstance(outcome, StreamComplete):
-            changes += store.on_stream_complete(instance, outcome.reason, now)
+            changes += store.mark_complete(instance, outcome.reason, now)
         elif isinstance(outcome, StreamSuspended):
             changes += store.on_stream_suspended(instance, outcome.reason, now)
         else:

@@ -44,7 +44,9 @@ _LOG = logging.getLogger("fairlead.operator")
 
 
 class ClusterWatcher:
-    """Keeps the object cache up to date, and calls `add` with the key of each changed model.
+    """The watcher that keeps the object cache up to date. It calls `add` with the key of each
+    changed model.
+
 
     namespaces: watched namespaces; all if empty.
     """

@@ -1,4 +1,4 @@
-"""Executes the writes of one pass over a model in the order of its plan: create, apply, delete.
+"""The execution of a plan: the writes of one pass over a model, in order: create, apply, delete.
 
 A child that is not known to exist is applied as *new*. The API server then rejects it if the name
 is taken. This costs one request instead of two, and never changes a foreign object.

@@ -128,7 +128,7 @@ def _parse_count(source: Any, name: str, owner: str, minimum: int, maximum: floa
     if count is None:
         return None
     if not count.is_integer():
-        raise BadInput(f"{owner}.{name}: {count:g} is no whole number", field=f"{owner}.{name}")
+        raise BadInput(f"{owner}.{name}: {count:g} is not a whole number", field=f"{owner}.{name}")
     return int(count)
 
 

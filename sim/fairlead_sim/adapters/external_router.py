@@ -262,7 +262,7 @@ class ExternalRouter:
             for request in [] if gateway.queue is None else gateway.queue.retain(live_engines):
                 gateway.count_ended(request, now)
                 self.forget_decision(request, now)
-                self._simulation.lose_request(request, now)
+                self._simulation.interrupt_request(request, now)
 
     def on_lost(self, request: str, now: float) -> None:
         gateway = self._gateway_of[request]
@@ -311,7 +311,7 @@ class ExternalRouter:
             if gateway.queue is not None:
                 gateway.queue.on_first_token(request, now)
             self.forget_decision(request, now)
-            self._simulation.lose_request(request, now)
+            self._simulation.interrupt_request(request, now)
 
     def _set_queue(self, gateway: "ExternalGateway", simulation: SimulationContext) -> None:
         if hasattr(gateway.core, "order_key"):
@@ -319,7 +319,7 @@ class ExternalRouter:
 
     def _send(self, request: str, to: str, now: float) -> None:
         assert self._simulation is not None
-        self._simulation.send(request, to, now)
+        self._simulation.send_queued(request, to, now)
 
     def publish_decision(self, request: str, to: str, now: float) -> None:
         """Shares a decision with the other gateways, also that for a queued request."""

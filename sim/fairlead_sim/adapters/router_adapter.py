@@ -65,7 +65,9 @@ class RouterAdapter:
         self._infer_completions(now)
         offered = self._offered(endpoints, now)
         self._view.add_request(route_request.id, blocks, now)
-        decision = self._router.decide(route_request, now, excluded=frozenset(self._ids.keys() - offered.keys()))
+        decision = self._router.choose_instance(
+            route_request, now, excluded=frozenset(self._ids.keys() - offered.keys())
+        )
         if decision.chosen is None:
             return None
         self._router.on_dispatch(route_request, decision.chosen, now)

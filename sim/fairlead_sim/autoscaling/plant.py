@@ -76,7 +76,7 @@ class KvTransferCost:
 class AutoscalingScenario:
     """A load, its pools, the SLO and the faults; a seed draws startup times and crashes.
 
-    by_shape: between unlike pools the gateway routes by the shape of requests.
+    by_shape: the gateway routes requests by their shape if pools differ.
     """
 
     name: str

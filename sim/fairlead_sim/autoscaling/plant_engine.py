@@ -95,11 +95,11 @@ class PlantEngine(ABC):
 
     @abstractmethod
     def running(self) -> int:
-        """Returns the sequences in the batch."""
+        """Returns the number of sequences in the batch."""
 
     @abstractmethod
     def waiting(self) -> int:
-        """Returns the queued sequences."""
+        """Returns the number of queued sequences."""
 
     @abstractmethod
     def kv_share(self) -> float:
@@ -107,7 +107,7 @@ class PlantEngine(ABC):
 
     @abstractmethod
     def load_tokens(self) -> int:
-        """Returns the tokens in flight, with uncomputed prompt tokens twice."""
+        """Returns the tokens in flight; uncomputed prompt tokens count twice."""
 
     # Shared by both engine models --------------------------------------------------------------------------------------------
 

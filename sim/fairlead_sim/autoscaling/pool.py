@@ -165,7 +165,7 @@ class Pool:
         return len(self.pending) + len(self.waking) + len(self.ready)
 
     def _asleep_count(self) -> int:
-        """Returns the replicas that sleep or drain to sleep."""
+        """Returns the number of replicas that sleep or drain to sleep."""
         return len(self.asleep) + len([replica for replica in self.draining if replica.drains_to_sleep])
 
     def _sleep(self, replica: Replica, now: float) -> None:
@@ -241,7 +241,7 @@ class Pool:
         )
 
     def _order_missing(self, now: float) -> None:
-        """Orders the missing replicas."""
+        """Orders replicas until as many exist as are desired, awake and asleep."""
         startup = self.setup.startup
         while self._awake_count() + self._asleep_count() < self.desired + self.asleep_desired:
             seconds = startup.quantile(self._random.random())

@@ -36,7 +36,7 @@ class PooledCacheBound:
         """Returns the engine with the least queued prefill; the first of equal ones."""
         del now
         assert self._simulation is not None
-        core = next(iter(self._simulation.cores.values()))
+        core = next(iter(self._simulation.engine_cores.values()))
         keys = self._prompts.block_keys(request)
         hit = len(core.pool.match(keys, len(keys))) * core.block_tokens
         seconds = self._profile.prefill_time(request.prompt_tokens, min(hit, request.prompt_tokens - 1))

@@ -130,7 +130,7 @@ class InvariantChecker:
     def check_end(self) -> None:
         """Checks the end: engines and counts are empty, and requests went to engines in service."""
         simulation = self._require_simulation()
-        for name, core in simulation.cores.items():
+        for name, core in simulation.engine_cores.items():
             if core.sequences() or core.pool.referenced:
                 left = f"{len(core.sequences())} requests and {core.pool.referenced} blocks"
                 self._report(self._last_arrival, f"{name} still holds {left} after the end")
@@ -155,7 +155,9 @@ class InvariantChecker:
         simulation.schedule(now + CHECK_SECONDS, self._check)
 
     def _check_engines(self, simulation: SimulationContext, now: float) -> None:
-        by_engine = {name: {item.id: item for item in core.sequences()} for name, core in simulation.cores.items()}
+        by_engine = {
+            name: {item.id: item for item in core.sequences()} for name, core in simulation.engine_cores.items()
+        }
         known: Counter[str] = Counter()
         for inflight in simulation.all_requests():
             if inflight.is_ended or inflight.instance == QUEUED:

@@ -46,7 +46,7 @@ def schedule_events(events: Sequence[FleetEvent], simulation: FleetSimulation) -
     }
 
     def happen(one: FleetEvent, now: float) -> None:
-        if (one.engine in simulation.cores) != (one.kind is FleetEventKind.JOIN):
+        if (one.engine in simulation.engine_cores) != (one.kind is FleetEventKind.JOIN):
             actions[one.kind](one, now)
 
     for event in events:

@@ -22,7 +22,7 @@ class SimulationContext(ABC):
 
     @property
     @abstractmethod
-    def cores(self) -> Mapping[str, EngineCore]:
+    def engine_cores(self) -> Mapping[str, EngineCore]:
         """Returns the present engines by name."""
 
     @abstractmethod
@@ -30,7 +30,7 @@ class SimulationContext(ABC):
         """Calls ``act(at)`` at a simulated time, unless all requests have ended before."""
 
     @abstractmethod
-    def send(self, request_id: str, instance: str, now: float) -> None:
+    def send_queued(self, request_id: str, instance: str, now: float) -> None:
         """Sends a queued request.
 
         If the engine is absent or rejects it, the router is notified at once.
@@ -41,7 +41,7 @@ class SimulationContext(ABC):
         """Ends a queued request with an error."""
 
     @abstractmethod
-    def lose_request(self, request_id: str, now: float) -> None:
+    def interrupt_request(self, request_id: str, now: float) -> None:
         """Routes a request without a first token again; cuts an answer in progress.
 
         The router must have dropped the request.

@@ -95,7 +95,7 @@ class FleetSimulation(SimulationContext):
         self._on_ended: dict[str, Action] = {}
 
     @property
-    def cores(self) -> Mapping[str, EngineCore]:
+    def engine_cores(self) -> Mapping[str, EngineCore]:
         return {name: engine.core for name, engine in self._engines.items()}
 
     def schedule(self, at: float, act: Action) -> None:
@@ -142,7 +142,7 @@ class FleetSimulation(SimulationContext):
 
     # --- what a front or a script does ------------------------------------------------------------------------------------
 
-    def send(self, request_id: str, instance: str, now: float) -> None:
+    def send_queued(self, request_id: str, instance: str, now: float) -> None:
         inflight = self._requests[request_id]
         inflight.instance = instance
         self._submit(inflight, now)
@@ -150,7 +150,7 @@ class FleetSimulation(SimulationContext):
     def refuse(self, request_id: str, reason: str, now: float) -> None:
         self._end(self._requests[request_id], now, reason)
 
-    def lose_request(self, request_id: str, now: float) -> None:
+    def interrupt_request(self, request_id: str, now: float) -> None:
         inflight = self._requests[request_id]
         engine = None if inflight.instance is None else self._engines.get(inflight.instance)
         if engine is not None and inflight.sequence is not None:

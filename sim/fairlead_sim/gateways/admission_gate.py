@@ -140,7 +140,7 @@ class AdmissionControlledGateway(SingleGateway):
 
     def _decide(self, gate_request: AdmissionRequest, full: frozenset[str], now: float) -> tuple[str | None, str]:
         request = gate_request.request
-        decision = self._router.decide(request, now, excluded=full)
+        decision = self._router.choose_instance(request, now, excluded=full)
         if decision.chosen is None:
             return None, decision.reason
         self.routed_to_home += bool(decision.home)
@@ -172,7 +172,7 @@ class AdmissionControlledGateway(SingleGateway):
         while (released := self._gate.release_next(self._engines(now), now)) is not None:
             chosen, _ = self._decide(self._open_requests[released.id], released.full_instances, now)
             if chosen is not None:
-                simulation.send(released.id, chosen, now)
+                simulation.send_queued(released.id, chosen, now)
         if len(self._gate) and not self._tick_scheduled:
             self._tick_scheduled = True
             simulation.schedule(now + POLL_SECONDS, self._tick)

@@ -170,7 +170,7 @@ class GatewayCluster:
     def _reroute(self, requests: Sequence[str], now: float) -> None:
         for request in requests:
             self.on_lost(request, now)
-            self._simulation().lose_request(request, now)
+            self._simulation().interrupt_request(request, now)
 
     def loads(self) -> list[Mapping[str, InstanceLoad]]:
         """Returns the local load of each present gateway."""
@@ -194,8 +194,8 @@ class GatewayCluster:
     def schedule(self, at: float, action: Action) -> None:
         self._simulation().schedule(at, action)
 
-    def send(self, request: str, instance: str, now: float) -> None:
-        self._simulation().send(request, instance, now)
+    def send_queued(self, request: str, instance: str, now: float) -> None:
+        self._simulation().send_queued(request, instance, now)
 
     def _simulation(self) -> SimulationContext:
         assert self.simulation is not None, "the simulation has not started"
@@ -252,8 +252,8 @@ class GatewayCluster:
     def hot_prefixes(self) -> tuple[int, frozenset[int]]:
         return self._hot_table.epoch, self._hot_table.table
 
-    def cores(self) -> Mapping[str, EngineCore]:
-        return self._simulation().cores
+    def engine_cores(self) -> Mapping[str, EngineCore]:
+        return self._simulation().engine_cores
 
 
 class _HotPrefixTable:

@@ -1,7 +1,7 @@
 """One gateway of a simulated cluster: the production router and the pure cores around it.
 
 Like a live gateway, it queues a request only behind its own requests and never moves one to another
-engine. The cluster decides when it receives what.
+engine. The cluster decides when each message reaches it.
 """
 
 from array import array
@@ -53,7 +53,7 @@ class GatewayContext(Protocol):
 
     def schedule(self, at: float, action: Action) -> None: ...
 
-    def send(self, request: str, instance: str, now: float) -> None: ...
+    def send_queued(self, request: str, instance: str, now: float) -> None: ...
 
     def publish(self, sender: str, batch: PeerBatch, now: float) -> None:
         """Delivers a gateway's batch to its peers after ``publish_seconds``."""
@@ -61,7 +61,7 @@ class GatewayContext(Protocol):
     def hot_prefixes(self) -> tuple[int, frozenset[int]]:
         """Returns the epoch and the entries of the hot-prefix table."""
 
-    def cores(self) -> Mapping[str, EngineCore]:
+    def engine_cores(self) -> Mapping[str, EngineCore]:
         """Returns the engines, for perfect sharing."""
 
 
@@ -96,7 +96,7 @@ class SimulatedGateway:
         )
         profile = cluster.fleet.profile
         self.router.update(cluster.routing.model, instances_of(cluster.live, profile))
-        self._dispatcher = Dispatcher(self.router, profile, cluster.send, cluster.schedule, rebalances=False)
+        self._dispatcher = Dispatcher(self.router, profile, cluster.send_queued, cluster.schedule, rebalances=False)
 
     def start(self, at: float, *, shares: bool) -> None:
         """Starts the rounds of publication and correction."""
@@ -119,7 +119,10 @@ class SimulatedGateway:
     # --- requests -------------------------------------------------------------------------------------------------------
 
     def route(self, request: TraceRequest, chain: PrefixChain, now: float) -> tuple[str | None, str]:
-        """Chooses an engine and sends or queues the request."""
+        """Chooses an engine and sends or queues the request.
+
+        Returns the engine and no reason, or None and the reason why none was chosen.
+        """
         pin = None
         if self._cluster.sharing.pins and request.session is not None:
             pin = xxhash.xxh3_64_intdigest(request.session.encode())
@@ -127,7 +130,7 @@ class SimulatedGateway:
         route_request = RouteRequest(request.id, chain, tokens, output, request.session, session_hash=pin)
         if self._cluster.sharing.perfect:
             self._learn_true_cache(request, chain)
-        decision = self.router.decide(route_request, now, excluded=self.unreachable)
+        decision = self.router.choose_instance(route_request, now, excluded=self.unreachable)
         chosen = self._cluster.routing.choices.get(request.id, decision.chosen)
         if chosen is None:
             return None, decision.reason
@@ -162,7 +165,7 @@ class SimulatedGateway:
 
     def _learn_true_cache(self, request: TraceRequest, chain: PrefixChain) -> None:
         keys = trace_keys(request.blocks, request.prompt_tokens, self._cluster.fleet.block_tokens)
-        for name, core in self._cluster.cores().items():
+        for name, core in self._cluster.engine_cores().items():
             blocks = cached_or_pending_blocks(core, keys)
             cached = bisect_left(chain.ends, blocks * self._cluster.fleet.block_tokens * BYTES_PER_TOKEN + 1)
             self.router.apply_correction(name, "all", (), [chain.hashes[:cached]] if cached else [])

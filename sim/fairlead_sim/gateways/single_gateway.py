@@ -109,14 +109,14 @@ class SingleGateway:
     def start(self, simulation: SimulationContext) -> None:
         self._simulation = simulation
         self._dispatcher = Dispatcher(
-            self._router, self._profile, simulation.send, simulation.schedule, never_queues=self._never_queues
+            self._router, self._profile, simulation.send_queued, simulation.schedule, never_queues=self._never_queues
         )
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         route_request = RouteRequest(
             request.id, self._chain(request), request.prompt_tokens, request.output_tokens, request.session
         )
-        decision = self._router.decide(route_request, now, excluded=self._unreachable)
+        decision = self._router.choose_instance(route_request, now, excluded=self._unreachable)
         chosen = self._choices.get(request.id, decision.chosen)
         if chosen is None:
             return None, decision.reason
@@ -140,7 +140,7 @@ class SingleGateway:
         self._router.update(self._model, instances_of(live_engines, self._profile))
         if self._simulation is not None:
             for request in self._sender().retain(live_engines, now):
-                self._simulation.lose_request(request, now)
+                self._simulation.interrupt_request(request, now)
 
     def on_lost(self, request: str, now: float) -> None:
         """Drops the load of the request at once."""
@@ -162,7 +162,7 @@ class SingleGateway:
         ]
         for request in (*queued, *sent):
             self.on_lost(request, now)
-            self._simulation.lose_request(request, now)
+            self._simulation.interrupt_request(request, now)
 
     def loads(self) -> Mapping[str, InstanceLoad]:
         """Returns the in-flight load by engine."""

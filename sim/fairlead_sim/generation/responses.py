@@ -82,7 +82,7 @@ class ResponseChoice:
 
     @property
     def end_reason(self) -> str:
-        """Returns the finish reason if nothing interrupts it."""
+        """Returns the finish reason of an answer that is not interrupted."""
         return self.script.reason
 
     @property

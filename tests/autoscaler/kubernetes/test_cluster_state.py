@@ -143,7 +143,7 @@ def test_nothing_is_known_while_a_kind_was_never_listed_or_cannot_be_followed() 
     away, gone = Unreachable("nobody answers"), NotFound("no such kind", status=404)
     assert sync_blocked_reason([WatchStatus(PODS, True), WatchStatus(DEPLOYMENTS, True)]) == ""
     assert sync_blocked_reason([WatchStatus(PODS, False)]) == "pods have not been listed yet"
-    assert sync_blocked_reason([WatchStatus(PODS, True, away)]) == "pods cannot be followed: nobody answers"
+    assert sync_blocked_reason([WatchStatus(PODS, True, away)]) == "cannot watch pods: nobody answers"
     assert sync_blocked_reason([WatchStatus(ACCELERATOR_CLASSES, False, away)]) == ""  # without the right to read them
     assert sync_blocked_reason([WatchStatus(ACCELERATOR_CLASSES, False)]) != ""
     assert sync_blocked_reason([WatchStatus(LEADER_WORKER_SETS, True, gone)]) == ""

@@ -195,12 +195,12 @@ def test_a_pod_that_starts_or_leaves_is_left_alone(a_pod: Make, ready: bool, goi
 
 def test_engines_that_refuse_to_sleep_serve_on_and_are_told(a_pod: Make) -> None:
     ward = Harness(a_pod("a", labels={"fairlead.io/revision": "r1"}), "1-asleep")
-    ward.beds.raises["sleep"] = SleepRefused("it answers /sleep with 404")
+    ward.beds.raises["sleep"] = SleepRefused("the engine answered /sleep with 404")
     ward.know(1.0)
     ward.reconcile()
     assert ward.mark is None
     assert ward.nursing.status().rejecting_pools == {(KEY, "main", "r1")}
-    assert ward.nursing.problems == {"a": "it answers /sleep with 404"}
+    assert ward.nursing.problems == {"a": "the engine answered /sleep with 404"}
 
 
 def test_one_that_does_not_answer_is_tried_again(a_pod: Make) -> None:
@@ -218,7 +218,7 @@ def test_one_that_does_not_answer_is_tried_again(a_pod: Make) -> None:
 def test_an_engine_that_does_not_wake_is_marked_as_stuck_until_it_wakes(a_pod: Make) -> None:
     ward = Harness(a_pod("a"), "1-waking")
     ward.beds.asleep = True
-    ward.beds.raises["wake"] = SleepRefused("it answers /wake_up with 500")
+    ward.beds.raises["wake"] = SleepRefused("the engine answered /wake_up with 500")
     ward.reconcile()
     assert ward.mark == "1-waking"
     assert ward.nursing.status().rejecting_pools == frozenset()

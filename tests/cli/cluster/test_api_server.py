@@ -193,7 +193,7 @@ async def keys_missing(api: Api) -> None:
 
 
 async def fleet_stale(api: Api) -> None:
-    note = "the cluster cannot be followed, the last fleet stays: Pod had its last event more than 190 s ago"
+    note = "cannot watch the cluster; the last fleet stays: Pod had its last event more than 190 s ago"
     api.said["gateway"] = (json.dumps({"ready": True, "notes": [note]}), WELL["gateway"][1])
 
 
@@ -336,7 +336,7 @@ def test_status_of_all_models_is_a_table(furnished: ApiServer) -> None:
 def test_unknown_model_error_names_the_nearest(furnished: ApiServer) -> None:
     done = fairlead(furnished, "status", "tinny")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "fairlead: no model is called 'tinny' (there is: chat/tiny)\n"
+    assert done.stderr == "fairlead: no model is called 'tinny' (known: chat/tiny)\n"
 
 
 def test_kubectl_runs_the_plugin(furnished: ApiServer) -> None:

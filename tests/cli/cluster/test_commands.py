@@ -101,5 +101,5 @@ def test_default_target_in_a_pod_is_its_cluster(alone: pytest.MonkeyPatch) -> No
 def test_bundle_never_overwrites_a_file(tmp_path: Path) -> None:
     there = tmp_path / "b.tar.gz"
     there.touch()
-    with pytest.raises(BadInput, match="is there already"):
+    with pytest.raises(BadInput, match="already exists"):
         bundle_command.run(ClusterOptions(), there)

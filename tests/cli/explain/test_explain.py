@@ -302,4 +302,4 @@ def test_refused_route_query_shows_the_gateways_message(tmp_path: Path) -> None:
     with CannedServer({"/api/route": CannedResponse([b'{"error": {"message": "no model \'llama\'"}}'], 404)}) as server:
         done = explain("route", "-m", "llama", "-f", str(prompt), "--manage", server.url)
     assert done.returncode == 1
-    assert "it would be refused (404): no model 'llama'" in done.stderr
+    assert "the gateway would reject this request (404): no model 'llama'" in done.stderr

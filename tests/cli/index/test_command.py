@@ -261,7 +261,7 @@ def test_unknown_model_names_the_nearest(server: Valkey, tokens: Path) -> None:
     async def work(scene: IndexScene) -> None:
         with pytest.raises(BadInput) as raised:
             await scene.run_command("match", model="tini", tokens=tokens)
-        assert "there is: default/tiny" in str(raised.value)
+        assert "known: default/tiny" in str(raised.value)
 
     play_scene(server.url, work)
 

@@ -173,7 +173,7 @@ def test_unknown_model_error_lists_existing_models(api_server: ApiServer) -> Non
         code, _, err = await asyncio.to_thread(rollout, api_server, "status", "qwem")
         assert code == 2
         assert f"no model {SPACE}/qwem" in err
-        assert "there is: qwen" in err
+        assert "known: qwen" in err
         code, out, _ = await asyncio.to_thread(rollout, api_server, "status")  # the only one
         assert (code, out.startswith(f"{SPACE}/qwen runs revision")) == (1, True)
 

@@ -88,9 +88,9 @@ def test_explain_scaling_at_an_earlier_and_a_dropped_time(url: str, capsys: pyte
 
 def test_wrong_usage_exits_2_and_unreachable_exits_3(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("explain", "scaling", "tiny", "--at", "soon", "--autoscaler", url) == 2
-    assert "--at: 'soon' is no moment (write it like 5m (ago), 14:05 or 2026-11-21T14:05)" in capsys.readouterr().err
+    assert "--at: 'soon' is not a time (write it like 5m (ago), 14:05 or 2026-11-21T14:05)" in capsys.readouterr().err
     assert exit_code("explain", "scaling", "huge", "--autoscaler", url) == 1
-    assert "there is: default/tiny" in capsys.readouterr().err
+    assert "known: default/tiny" in capsys.readouterr().err
     assert exit_code("explain", "scaling", "tiny", "--autoscaler", "http://127.0.0.1:9") == 3
 
 
@@ -126,8 +126,8 @@ def test_differences_show_both_rules(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_invalid_replay_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (("--set", "target=99"), "--set: target is a share above 0 and at most 1, not 99 (write 0.99 for 99 %)"),
-        (("--set", "xyz=1"), "--set: 'xyz' is no setting (there are target, ttft, itl and the core's, such as "),
-        (("--since", "yesterday"), "--since: 'yesterday' is no moment "),
+        (("--set", "xyz=1"), "--set: 'xyz' is not a setting (there are target, ttft, itl and the core's, such as "),
+        (("--since", "yesterday"), "--since: 'yesterday' is not a time "),
     ):
         assert exit_code("replay-scaling", str(tmp_path), *words) == 2
         assert capsys.readouterr().err.startswith(f"fairlead replay-scaling: {said}")

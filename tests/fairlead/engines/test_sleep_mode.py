@@ -81,11 +81,11 @@ def test_half_awake_engine_is_woken_completely() -> None:
 @pytest.mark.parametrize(
     ("engine", "verb", "why"),
     [
-        (FakeEngine({"/sleep": 404}), "sleep", "it answers /sleep?level=1&mode=wait with 404"),
-        (FakeEngine(deaf=True), "sleep", "it is awake after the sleep request"),
-        (FakeEngine({"/is_sleeping": 404}), "sleep", "it does not say whether it sleeps"),
-        (FakeEngine({"/wake_up": 500}), "wake", "it answers /wake_up with 500"),
-        (FakeEngine({"/health": 503}), "wake", "it is awake but not healthy"),
+        (FakeEngine({"/sleep": 404}), "sleep", "the engine answered /sleep?level=1&mode=wait with 404"),
+        (FakeEngine(deaf=True), "sleep", "the engine is awake after the sleep request"),
+        (FakeEngine({"/is_sleeping": 404}), "sleep", "the engine does not say whether it sleeps"),
+        (FakeEngine({"/wake_up": 500}), "wake", "the engine answered /wake_up with 500"),
+        (FakeEngine({"/health": 503}), "wake", "the engine is awake but not healthy"),
     ],
 )
 def test_engine_that_does_not_comply_is_an_error(engine: FakeEngine, verb: str, why: str) -> None:

@@ -271,4 +271,4 @@ def test_every_routing_preset_is_accepted(preset_name: str) -> None:
     router = ModelRouter(secret=b"s")
     router.update(to_fleet_model(deployment), [Instance("a/1/0", "default", "qwen3-8b", "main", "http://a:1")])
     request = RouteRequest("r", prefix_chain(b"hello", secret=b"s", seed=b""), 2.0)
-    assert router.decide(request, 0.0).chosen == "a/1/0"
+    assert router.choose_instance(request, 0.0).chosen == "a/1/0"

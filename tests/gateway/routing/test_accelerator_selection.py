@@ -47,7 +47,7 @@ def prompt(name: str, tokens: int, seed: object = None) -> RouteRequest:
 
 def send(made: ModelRouter, request: RouteRequest, *, ends: bool = True) -> str:
     """Decided and dispatched, and with ``ends`` answered at once."""
-    decision = made.decide(request, 0.0)
+    decision = made.choose_instance(request, 0.0)
     assert decision.chosen is not None
     made.on_dispatch(request, decision.chosen, 0.0)
     if ends:
@@ -126,7 +126,7 @@ def test_pools_that_are_alike_are_one_kind_and_decided_as_if_they_were_one_pool(
     made, plain = router(twins), router(one_pool)
     for number in range(40):
         request = prompt(f"r{number}", 500 + 40 * number)
-        decisions = [each.decide(request, 0.0) for each in (made, plain)]
+        decisions = [each.choose_instance(request, 0.0) for each in (made, plain)]
         assert decisions[0] == decisions[1]
         assert "; on " not in decisions[0].reason
         for each in (made, plain):
@@ -150,7 +150,7 @@ def test_if_a_kind_misses_the_objective_the_next_one_is_tried() -> None:
         send(made, prompt(f"early-{number}", 6_000 if number % 5 == 0 else 120))
     for number in range(40):
         made.on_dispatch(prompt(f"before-{number}", 6_000), "large-0", 0.0)
-    decision = made.decide(prompt("long", 4_000), 0.0)
+    decision = made.choose_instance(prompt("long", 4_000), 0.0)
     assert (decision.chosen or "").startswith("small")
 
 
@@ -159,7 +159,7 @@ def test_if_no_kind_meets_the_objective_all_are_compared_together() -> None:
     for one in instances():
         for number in range(200):
             made.on_dispatch(prompt(f"{one.id}/{number}", 3_000), one.id, 0.0)
-    decision = made.decide(prompt("late", 120), 0.0)
+    decision = made.choose_instance(prompt("late", 120), 0.0)
     assert decision.rule == "slo-spill"
     assert "no kind of accelerator has an instance that meets the objective" in decision.reason
 
@@ -175,7 +175,7 @@ def test_a_conversation_stays_on_the_kind_that_has_its_prefix(place: str) -> Non
     filled(made)
     made.on_dispatch(first, place, 0.0)
     made.on_first_token("first", 0.0)
-    decision = made.decide(again, 0.0)
+    decision = made.choose_instance(again, 0.0)
     assert (decision.chosen or "").partition("-")[0] == place.partition("-")[0]
     assert decision.matched_tokens == pytest.approx(3_000, rel=0.1)
 
@@ -186,7 +186,7 @@ def test_a_preview_changes_nothing() -> None:
         request = prompt(f"r{number}", 120 + 60 * (number % 7) ** 3)
         for _ in range(3):
             made.preview(prompt(f"asked-{number}", 5_000), 0.0)
-        decisions = [each.decide(request, 0.0) for each in (made, other)]
+        decisions = [each.choose_instance(request, 0.0) for each in (made, other)]
         assert decisions[0] == decisions[1]
         assert decisions[0].inputs == decisions[1].inputs
         for each in (made, other):
@@ -196,10 +196,10 @@ def test_a_preview_changes_nothing() -> None:
 def test_a_retry_goes_elsewhere_and_is_charged_once() -> None:
     made = router()
     request = prompt("r", 120)
-    chosen = made.decide(request, 0.0).chosen or ""
+    chosen = made.choose_instance(request, 0.0).chosen or ""
     made.on_dispatch(request, chosen, 0.0)
     before = made.preview(prompt("asked", 500), 0.0).inputs
-    again = made.decide(request, 0.0, excluded=frozenset({chosen}))
+    again = made.choose_instance(request, 0.0, excluded=frozenset({chosen}))
     assert again.chosen not in (None, chosen)
     assert made.preview(prompt("asked", 500), 0.0).inputs == before
 

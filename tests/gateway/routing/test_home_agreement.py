@@ -50,7 +50,7 @@ def seen_elsewhere() -> str:
     asked = prompts()
     made = router(FLEET[::-1])
     for one in asked[-2_000:]:
-        made.on_dispatch(one, made.decide(one, 0.0).chosen or "", 0.0)
+        made.on_dispatch(one, made.choose_instance(one, 0.0).chosen or "", 0.0)
     made.set_hot_prefixes(1, frozenset())
     made.set_hot_prefixes(2, table(asked))
     return digest(made, asked)

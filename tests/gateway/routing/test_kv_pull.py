@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
-from fairlead.fleet.model import Instance, KvPull, Model, SloTargets
+from fairlead.fleet.model import Instance, KvPullSource, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.kv_pull import MAX_TIME_SHARE, pull_prefill_seconds
 
@@ -16,8 +16,8 @@ FAST = builtin_profile("h100-llama8b")  # 0.036 ms
 BYTES = 131_072.0
 
 
-def gigabits(rate: float) -> KvPull:
-    return KvPull("10.0.0.1:5710", BYTES, rate * 1e9 / 8, 0.01)
+def gigabits(rate: float) -> KvPullSource:
+    return KvPullSource("10.0.0.1:5710", BYTES, rate * 1e9 / 8, 0.01)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_pull_is_never_dearer_than_computing_and_never_of_nothing(
         assert found < 0.0
 
 
-def router(pull: KvPull | None, transfer: str | None = None) -> ModelRouter:
+def router(pull: KvPullSource | None, transfer: str | None = None) -> ModelRouter:
     made = ModelRouter(secret=b"secret")
     made.update(
         Model("default", "m", SloTargets(ttft_seconds=5.0), "dual-hash"),
@@ -73,14 +73,14 @@ def prompt(name: str, seed: int = 1) -> RouteRequest:
 def second(made: ModelRouter) -> tuple[str, str, RouteRequest]:
     """One holds the prompt and is busy: where it went, where the next one goes, and that one."""
     first = prompt("first")
-    holder = made.decide(first, 0.0).chosen
+    holder = made.choose_instance(first, 0.0).chosen
     assert holder is not None
     made.on_dispatch(first, holder, 0.0)
     made.on_first_token(first.id, 0.0)
     for number in range(4):  # with eight the first would not be there any more
         made.on_dispatch(prompt(f"other-{number}", 100 + number), holder, 0.0)
     again = prompt("again")
-    at = made.decide(again, 0.0).chosen
+    at = made.choose_instance(again, 0.0).chosen
     assert at is not None
     return holder, at, again
 
@@ -88,7 +88,7 @@ def second(made: ModelRouter) -> tuple[str, str, RouteRequest]:
 def test_an_idle_instance_pulls_from_a_busy_one() -> None:
     made = router(gigabits(100))
     holder, at, again = second(made)
-    decision = made.decide(again, 0.0)
+    decision = made.choose_instance(again, 0.0)
     assert at != holder
     assert (decision.chosen, decision.source) == (at, holder)
     assert f"tokens from {holder}" in decision.reason
@@ -106,6 +106,6 @@ def test_nothing_is_pulled(why: str) -> None:
     pull = None if why == "no tier" else gigabits(1 if why == "slow network" else 100)
     made = router(pull, "nixl" if why == "prefill and decode" else None)
     holder, _, again = second(made)
-    decision = made.decide(again, 0.0, excluded=frozenset({holder}) if why == "retry" else frozenset())
+    decision = made.choose_instance(again, 0.0, excluded=frozenset({holder}) if why == "retry" else frozenset())
     assert decision.source is None
     assert not any("/pull_tokens" in name for name in decision.inputs)

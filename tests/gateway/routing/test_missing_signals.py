@@ -31,7 +31,7 @@ def make_request(number: int) -> RouteRequest:
 
 
 def send(router: ModelRouter, request: RouteRequest) -> Decision:
-    decision = router.decide(request, 0.0)
+    decision = router.choose_instance(request, 0.0)
     assert decision.chosen is not None
     router.on_dispatch(request, decision.chosen, 0.0)
     return decision
@@ -56,7 +56,7 @@ def test_without_an_index_unforeseen_cache_hits_keep_prompts_at_home() -> None:
     for number in range(300):
         send(router, make_request(number))
         ended(router, make_request(number), TOKENS // 4)  # other gateways sent it there
-    quiet = router.decide(make_request(900), 0.0)
+    quiet = router.choose_instance(make_request(900), 0.0)
     assert quiet.reason.endswith(
         "engines had 24.9% of prompts cached that no source reported, "
         f"so leaving home costs {NON_HOME_PRICE_UNINFORMED:.0f} x its part"
@@ -84,7 +84,7 @@ def test_without_redis_keys_follow_the_last_table_then_the_own_count() -> None:
     assert said[0]
     assert not said[-1]
     assert said == sorted(said, reverse=True)
-    assert router.decide(make_request(999), 0.0).inputs["hot/table_epoch"].value is None
+    assert router.choose_instance(make_request(999), 0.0).inputs["hot/table_epoch"].value is None
 
 
 def test_one_instance_is_taken_whatever_its_load_and_the_rule_says_so() -> None:

@@ -35,7 +35,7 @@ def prompt(name: str, session: int, turn: int = 0, session_id: str | None = None
 
 
 def send(made: ModelRouter, request: RouteRequest) -> str:
-    decision = made.decide(request, 0.0)
+    decision = made.choose_instance(request, 0.0)
     assert decision.chosen is not None
     made.on_dispatch(request, decision.chosen, 0.0)
     return decision.chosen
@@ -48,7 +48,7 @@ def test_the_next_turn_goes_where_the_prefix_is() -> None:
         at = send(made, first)
         made.on_first_token(first.id, 1.0)
         made.on_finish(first.id, 2.0)
-        decision = made.decide(prompt(f"{session}-1", session, 1), 3.0)
+        decision = made.choose_instance(prompt(f"{session}-1", session, 1), 3.0)
         assert decision.chosen == at
         assert decision.inputs[f"{at}/matched_tokens"].value == pytest.approx(2_048, rel=0.01)
 
@@ -58,7 +58,7 @@ def test_the_first_request_of_a_prefix_goes_to_one_of_its_homes_when_all_is_quie
     for session in range(50):
         request = prompt(str(session), session)
         homes = made.homes(request)
-        decision = made.decide(request, 0.0)
+        decision = made.choose_instance(request, 0.0)
         assert decision.rule in ("affinity", "load")
         assert decision.chosen in homes
 
@@ -69,7 +69,7 @@ def test_a_home_over_its_objective_is_left_and_the_decision_says_so() -> None:
     at = send(made, busy)
     for number in range(30):
         made.on_dispatch(prompt(f"x{number}", 100 + number), at, 0.0)
-    decision = made.decide(prompt("again", 1), 0.0)
+    decision = made.choose_instance(prompt("again", 1), 0.0)
     assert decision.chosen != at
     why = next(item.why for item in decision.rejected if item.id == at)
     assert "over the objective" in why
@@ -77,7 +77,7 @@ def test_a_home_over_its_objective_is_left_and_the_decision_says_so() -> None:
 
 def test_far_beyond_the_objective_the_soonest_first_token_wins() -> None:
     made = router(ttft=0.01)
-    decision = made.decide(prompt("r", 1), 0.0)
+    decision = made.choose_instance(prompt("r", 1), 0.0)
     assert decision.rule == "slo-spill"
     ttft = {key: item.value for key, item in decision.inputs.items() if key.endswith("/predicted_ttft_seconds")}
     assert ttft[f"{decision.chosen}/predicted_ttft_seconds"] == min(
@@ -125,18 +125,18 @@ def test_a_failed_instance_is_not_chosen_again_for_the_same_request() -> None:
     request = prompt("r", 1)
     first = send(made, request)
     made.on_abandoned(request.id, 0.0)
-    second = made.decide(request, 0.0, excluded=frozenset({first}))
+    second = made.choose_instance(request, 0.0, excluded=frozenset({first}))
     assert second.chosen is not None
     assert second.chosen != first
     assert second.rule == "only-one"
-    assert made.decide(request, 0.0, excluded=frozenset({"pod-0", "pod-1"})).chosen is None
+    assert made.choose_instance(request, 0.0, excluded=frozenset({"pod-0", "pod-1"})).chosen is None
 
 
 def test_nothing_ready_gives_no_choice_and_says_so() -> None:
     made = ModelRouter(secret=b"s")
     drained = [Instance("a", "default", "m", "main", "http://127.0.0.1:1", state=InstanceState.DRAINING)]
     made.update(Model("default", "m"), drained)
-    decision = made.decide(prompt("r", 1), 0.0)
+    decision = made.choose_instance(prompt("r", 1), 0.0)
     assert decision.chosen is None
     assert decision.reason == "no instance is ready"
 
@@ -151,7 +151,7 @@ def test_a_draining_instance_gets_nothing_new() -> None:
         for item in instances(3)
     ]
     made.update(Model("default", "m"), changed)
-    assert all(made.decide(prompt(f"b{n}", n), 0.0).chosen != first for n in range(50))
+    assert all(made.choose_instance(prompt(f"b{n}", n), 0.0).chosen != first for n in range(50))
 
 
 def test_a_restarted_instance_has_lost_its_cache() -> None:
@@ -161,7 +161,7 @@ def test_a_restarted_instance_has_lost_its_cache() -> None:
     model = Model("default", "m")
     made.update(model, [item for item in instances(2) if item.id != at])
     made.update(model, instances(2))
-    decision = made.decide(prompt("b", 1), 0.0)
+    decision = made.choose_instance(prompt("b", 1), 0.0)
     assert decision.inputs[f"{at}/matched_tokens"].value == 0 if f"{at}/matched_tokens" in decision.inputs else True
 
 
@@ -182,21 +182,23 @@ def test_two_routers_with_one_secret_agree_on_homes() -> None:
 
 def test_round_robin_takes_turns() -> None:
     made = router(4, name="round-robin")
-    assert [made.decide(prompt(f"r{n}", n), 0.0).chosen for n in range(8)] == [f"pod-{n % 4}" for n in range(8)]
+    assert [made.choose_instance(prompt(f"r{n}", n), 0.0).chosen for n in range(8)] == [
+        f"pod-{n % 4}" for n in range(8)
+    ]
 
 
 def test_least_request_takes_the_emptiest_and_breaks_ties_without_order() -> None:
     made = router(4, name="least-request")
-    assert len({made.decide(prompt(f"r{n}", n), 0.0).chosen for n in range(40)}) == 4
+    assert len({made.choose_instance(prompt(f"r{n}", n), 0.0).chosen for n in range(40)}) == 4
     used = Counter(send(made, prompt(f"s{n}", n)) for n in range(40))
     assert set(used.values()) == {10}
 
 
 def test_a_session_stays_where_it_is_whatever_its_prompts() -> None:
     made = router(8, name="session")
-    chosen = {made.decide(prompt(f"r{n}", n, session_id="talk-1"), 0.0).chosen for n in range(20)}
+    chosen = {made.choose_instance(prompt(f"r{n}", n, session_id="talk-1"), 0.0).chosen for n in range(20)}
     assert len(chosen) == 1
-    others = {made.decide(prompt(f"q{n}", 1, session_id=f"talk-{n}"), 0.0).chosen for n in range(60)}
+    others = {made.choose_instance(prompt(f"q{n}", 1, session_id=f"talk-{n}"), 0.0).chosen for n in range(60)}
     assert len(others) == 8
 
 
@@ -208,7 +210,7 @@ def test_an_unknown_preset_is_refused_by_name() -> None:
 def test_without_profiles_routing_still_works() -> None:
     made = ModelRouter(secret=b"s")
     made.update(Model("default", "m"), instances(4, None))
-    assert made.decide(prompt("r", 1), 0.0).chosen is not None
+    assert made.choose_instance(prompt("r", 1), 0.0).chosen is not None
 
 
 def test_a_clock_twice_as_fast_decides_alike() -> None:
@@ -238,7 +240,7 @@ def test_token_estimates_follow_what_engines_report() -> None:
         send(made, request)
         made.on_finish(request.id, 1.0, prompt_tokens=int(request.prompt_tokens * 1.5))
     request = prompt("again", 199, 1)
-    decision = made.decide(request, 2.0)
+    decision = made.choose_instance(request, 2.0)
     matched = decision.inputs[f"{decision.chosen}/matched_tokens"].value
     assert matched == pytest.approx(1.5 * 8_192 / 4, rel=0.05)
 
@@ -279,5 +281,5 @@ def test_what_engines_had_beyond_what_was_known_is_followed(cached: int | None, 
         send(made, asked)
         made.on_first_token(asked.id, 0.0)
         made.on_finish(asked.id, 0.0, prompt_tokens=2_048, cached_tokens=cached)
-    told = made.decide(prompt("last", 999), 0.0).inputs["mean/unforeseen_share"].value
+    told = made.choose_instance(prompt("last", 999), 0.0).inputs["mean/unforeseen_share"].value
     assert told == pytest.approx(share, abs=0.01)

@@ -39,7 +39,7 @@ def turn(session: int, number: int, *, named: bool = True) -> RouteRequest:
 
 
 def served(made: ModelRouter, request: RouteRequest, now: float) -> str:
-    at = made.decide(request, now).chosen
+    at = made.choose_instance(request, now).chosen
     assert at is not None
     made.on_dispatch(request, at, now)
     made.on_first_token(request.id, now)
@@ -70,7 +70,7 @@ def test_a_session_whose_bytes_change_stays_where_it_is_across_replicas() -> Non
 def test_the_decision_names_the_instance_that_served_the_session() -> None:
     made = router()
     at = served(made, turn(1, 0), 0.0)
-    decision = made.decide(turn(1, 1), 5.0)
+    decision = made.choose_instance(turn(1, 1), 5.0)
     assert (decision.chosen, decision.rule) == (at, "affinity")
     assert decision.inputs[f"{at}/session_last"].value == 1.0
     assert sum(name.endswith("/session_last") for name in decision.inputs) == 1
@@ -81,7 +81,7 @@ def test_a_busy_one_is_left_like_any_other() -> None:
     at = served(made, turn(1, 0), 0.0)
     for number in range(30):
         made.on_dispatch(turn(100 + number, 0), at, 1.0)
-    decision = made.decide(turn(1, 1), 5.0)
+    decision = made.choose_instance(turn(1, 1), 5.0)
     assert decision.chosen != at
     assert any(item.id == at for item in decision.rejected)
 
@@ -98,7 +98,7 @@ def test_it_is_no_candidate_any_more(left: str) -> None:
         made.update(MODEL, instances(*range(8)))  # it is back under its name, with nothing in its cache
     else:
         excluded = frozenset({at})
-    decision = made.decide(turn(1, 1), now, excluded=excluded)
+    decision = made.choose_instance(turn(1, 1), now, excluded=excluded)
     assert decision.chosen is not None
     assert not any(name.endswith("/session_last") for name in decision.inputs)
 

@@ -1,4 +1,7 @@
-"""A whole gateway with what runs beside it: real sockets, a real Redis, and engines that answer as scripted."""
+"""A whole gateway with its background services.
+
+Sockets and Redis are real, engines answer as scripted.
+"""
 
 import json
 import os
@@ -39,7 +42,7 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "the canary si
 
 
 async def engine(call: EngineCall) -> None:
-    """A chat as usual; a metrics page with two lines."""
+    """Answers chats as usual, and `/metrics` with one running request."""
     if call.path == "/metrics":
         await call.respond(b'vllm:num_requests_running{engine="0"} 3.0\n', kind="text/plain")
     else:
@@ -47,7 +50,7 @@ async def engine(call: EngineCall) -> None:
 
 
 class SingleProcessView:
-    """A gateway of one process as the management port sees it."""
+    """A view of a gateway that is one process."""
 
     def __init__(self, gateway: Gateway, beside: BackgroundServices) -> None:
         self.gateway = gateway
@@ -75,7 +78,7 @@ class SingleProcessView:
 
 
 class InProcessWorkers:
-    """A gateway in this process, in place of workers; it does not hear of other gateways."""
+    """A gateway in this process, in place of workers; it ignores data of peers."""
 
     def __init__(self, running: RunningGateway) -> None:
         self.loads = running.loads
@@ -85,18 +88,18 @@ class InProcessWorkers:
         return self._routers.fleet
 
     def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def set_peer_loads(self, loads: object) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def set_hot_prefixes(self, table: object) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 @dataclass(slots=True)
 class Whole:
-    """A running gateway and what is beside it."""
+    """A running gateway and its background services."""
 
     running: RunningGateway
     beside: BackgroundServices
@@ -207,7 +210,7 @@ def test_an_engine_without_a_metrics_page_is_said() -> None:
 
 @pytest.fixture
 def process(server: Valkey, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """``python -m fairlead_gateway`` on an empty model, and the URL of its management port."""
+    """Runs the gateway process on an empty model; yields the URL of its management port."""
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text("models: [{name: tiny, instances: []}]\n")
     command = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet), "--listen", "127.0.0.1:0"]

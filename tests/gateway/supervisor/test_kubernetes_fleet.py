@@ -1,4 +1,4 @@
-"""The gateway as a process that follows a cluster: before a fake API server that fails, and before a real one."""
+"""The gateway process in a cluster, with a fake API server that fails and with a real one."""
 
 import asyncio
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_it_serves_what_the_cluster_has_and_goes_on_without_it(tmp_path: Path, m
                 fake.end_watches()
 
                 async def said() -> bool:
-                    return "the cluster cannot be followed, the last fleet stays" in await gateway.warnings()
+                    return "cannot watch the cluster; the last fleet stays" in await gateway.warnings()
 
                 await wait_until_async(said)
                 await answers(gateway, 200)
@@ -131,7 +131,7 @@ def test_a_fleet_comes_from_one_place(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.api_server
 def test_before_a_real_api_server(api_server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its selectors, its defaults of the spec, and its deletionTimestamp."""
+    """Covers the server's selectors, its defaults of the spec, and deletionTimestamp."""
     namespace = "discovered"
 
     async def main() -> None:
@@ -151,7 +151,7 @@ def test_before_a_real_api_server(api_server: ApiServer, monkeypatch: pytest.Mon
                 status["status"]["conditions"] = READY  # type: ignore[assignment]  # a list among texts
                 await api.patch_merge(PODS, namespace, "p", status, "test", subresource="status")
                 await answers(gateway, 200)
-                held = {"metadata": {"finalizers": ["example.com/hold"]}}  # nobody ends containers here
+                held = {"metadata": {"finalizers": ["example.com/hold"]}}  # no kubelet ends containers here
                 await api.patch_merge(PODS, namespace, "p", held, "test")
                 await api.delete(PODS, namespace, "p")
                 await states(gateway, "Draining")
@@ -171,7 +171,7 @@ def model(namespace: str) -> Manifest:
 
 
 async def prepared(api: KubeApi, namespace: str) -> None:
-    """Our kinds, and a namespace with the service account that pods want."""
+    """Creates our CRDs, and a namespace with the service account that pods need."""
     for path in sorted((ROOT / "crds").glob("*.yaml")):
         await api.apply(yaml.safe_load(path.read_text()), "test")
     await api.apply({"apiVersion": "v1", "kind": NAMESPACES.kind, "metadata": {"name": namespace}}, "test")

@@ -1,4 +1,4 @@
-"""Engines are asked over real sockets; whatever they do, the worst outcome is old or missing signals."""
+"""The metrics scraper over real sockets: at worst, signals are old or missing."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -23,7 +23,7 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def _engine(answer: bytes | Answer):  # type: ignore[no-untyped-def]  # yields the URL
-    """A server that reads a request head and then does what ``answer`` says."""
+    """Runs a server that reads a request head and then does what `answer` says; yields its URL."""
     release = asyncio.Event()
     handlers: set[asyncio.Task[None] | None] = set()
 

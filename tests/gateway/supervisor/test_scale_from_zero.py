@@ -1,4 +1,7 @@
-"""The autoscaler hears at once of a model whose requests wait, once however many workers say so; that it is away is said."""
+"""Wake hints to the autoscaler: one at once for each model with queued requests.
+
+Several workers cause one hint. A hint that the autoscaler does not accept causes a warning.
+"""
 
 import asyncio
 import json
@@ -16,7 +19,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 
 
 def telling(use: Callable[[ScaleUpNotifier, ManualClock, list[bytes]], Awaitable[None]], answer: bytes = OK) -> None:
-    """A waker beside a server that keeps what it is sent."""
+    """Runs a notifier with a server that keeps the requests it gets."""
 
     async def run() -> None:
         heard: list[bytes] = []

@@ -1,4 +1,7 @@
-"""How workers end: killed, told to go, and left alone by their helper. Nobody else's request is lost."""
+"""The exits of workers: killed, stopped, or without a supervisor.
+
+No request of another worker is lost.
+"""
 
 import asyncio
 import os
@@ -22,13 +25,13 @@ STAY = {"model": "tiny", "messages": [{"role": "user", "content": "stay"}], "str
 
 
 async def staying(line: WorkerClient) -> None:
-    """A stream that has begun."""
+    """Sends a request and waits until its stream has begun."""
     await line.send(STAY)
     await line.connection.reader.readuntil(b'"content":"a"')
 
 
 async def whole(gateway: GatewayProcess, former: set[int]) -> bool:
-    """Two workers serve, none of them is ``former``."""
+    """Returns whether two workers serve and none of them is in `former`."""
     return await gateway.metric("fairlead_gateway_workers") == 2 and not former & gateway.worker_pids()
 
 
@@ -40,7 +43,7 @@ def test_a_killed_worker_costs_nobody_else_a_request_and_is_started_again(tmp_pa
             async with gateway_process(path, "--workers", "2") as gateway:
                 doomed, safe = await gateway.connections(2)
                 extra = [doomed]
-                while len(extra) < 4:  # four streams of the one that dies
+                while len(extra) < 4:  # four streams of the worker that dies
                     line = WorkerClient(await RawConnection.connect(gateway.url))
                     if await line.worker_name() == await doomed.worker_name():
                         extra.append(line)
@@ -71,7 +74,7 @@ def test_a_killed_worker_costs_nobody_else_a_request_and_is_started_again(tmp_pa
                 assert await gateway.metric("fairlead_gateway_worker_deaths_total") == 1
                 assert await gateway.metric("fairlead_gateway_in_flight") == 0
                 places = [(await safe.post(CHAT)).fields["x-fairlead-instance"] for _ in range(60)]
-                assert set(places) == {"e-0/0/0", "e-1/1/0"}  # nothing of the dead one's row is left
+                assert set(places) == {"e-0/0/0", "e-1/1/0"}  # nothing of the dead worker's row is left
                 for line in [*extra, safe, *await gateway.connections(2)]:
                     await line.connection.close()
                 gate.go_on.set()
@@ -80,7 +83,7 @@ def test_a_killed_worker_costs_nobody_else_a_request_and_is_started_again(tmp_pa
 
 
 def _owner(gateway: GatewayProcess, line: WorkerClient) -> int:
-    """The worker that holds the other end of this connection."""
+    """Returns the PID of the worker that has the other end of this connection."""
     local = line.connection.writer.get_extra_info("sockname")[1]
     remote = line.connection.writer.get_extra_info("peername")[1]
     inode = ""
@@ -135,7 +138,7 @@ def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_pa
 
                 await wait_until_async(done)
                 assert await gateway.metric("fairlead_gateway_worker_deaths_total") == 0
-                assert await gateway.metric("fairlead_gateway_received_total") == 7  # the leaver's four count on
+                assert await gateway.metric("fairlead_gateway_received_total") == 7  # the former worker's four count
 
     run_async(main())
 
@@ -238,7 +241,7 @@ def test_request_that_killed_two_engines_is_refused_by_the_sibling_worker(tmp_pa
             async with gateway_process(path, "--workers", "2") as gateway:
                 first, second = await gateway.connections(2)
                 assert (await first.post(poison)).status >= 500
-                for _ in range(2):  # messages keep their order: the first worker's reached the helper, then the second
+                for _ in range(2):  # in order: the first worker's message reaches the supervisor, then the second
                     await gateway.warnings()
                 assert (await second.post(poison)).status == 422
                 assert sum(b"poison" in call.body for engine in (one, two, three) for call in engine.calls) == 2

@@ -1,4 +1,4 @@
-"""Several workers as one gateway: one port, one answer to every question, one view of the load. With real processes."""
+"""Several worker processes as one gateway: one port, one answer to each query, one view of load."""
 
 import asyncio
 import os
@@ -113,7 +113,10 @@ def test_a_worker_learns_which_prompts_its_sibling_has_sent_where(tmp_path: Path
                 sent: list[str] = []
 
                 async def known() -> bool:
-                    """Every prompt is new to the second worker; the first has had it for longer and longer."""
+                    """Returns whether the second worker knows a prompt that the first sent.
+
+                    Each call uses an older prompt.
+                    """
                     sent.append(f"{len(sent)} " + "x" * 3_000)
                     await first.post(chat(sent[-1]))
                     answer = await second.post(chat(sent[len(sent) // 2]) if len(sent) % 2 else CHAT)
@@ -148,7 +151,7 @@ def test_a_worker_refuses_what_its_siblings_engines_died_of(tmp_path: Path) -> N
                 numbers = count()
 
                 async def refused() -> bool:
-                    """Whether the second worker has heard of it already; if not, it is answered there."""
+                    """Returns whether the second worker refuses the request; if not, it answers."""
                     nonlocal deadly
                     body, deadly = chat(f"deadly {next(numbers)}"), True
                     assert (await first.post(body)).error["code"] == "engines_broke_off"
@@ -197,7 +200,7 @@ def test_keys_and_the_fleet_change_for_every_worker(tmp_path: Path, monkeypatch:
                     path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING])
                 )
                 await wait_until_async(shown)
-                for line in lines:  # once it is shown, nobody routes by the old one
+                for line in lines:  # once it is shown, no worker routes by the old one
                     await line.connection.send(_keyed_post("two"))
                     assert (await line.connection.read_response()).fields["x-fairlead-instance"] == "e-0/0/0"
                     await line.connection.close()
@@ -347,7 +350,7 @@ def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_on(tmp_
                 write_fleet_file(
                     path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING])
                 )
-                await wait_until_async(shown)  # nobody waits for the one that does not answer
+                await wait_until_async(shown)  # nothing waits for the worker that does not answer
                 os.kill(stopped, signal.SIGCONT)
 
                 async def well() -> bool:

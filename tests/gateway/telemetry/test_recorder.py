@@ -150,7 +150,7 @@ def test_keys_and_bodies_that_were_refused_have_counters_of_their_own() -> None:
 def test_what_belongs_to_no_model_is_absent_until_something_counts_it() -> None:
     telemetry = MetricsRecorder(ManualClock(1_000.0))
     assert ("fairlead_gateway_access_log_dropped_total", "") not in _samples(telemetry)
-    telemetry.gateway_counters["access_log_dropped_total"] = 0
+    telemetry.non_model_counters["access_log_dropped_total"] = 0
     assert _samples(telemetry)["fairlead_gateway_access_log_dropped_total", ""] == 0
 
 

@@ -273,7 +273,7 @@ def test_clear_drops_blocks_and_keeps_loaded_adapters() -> None:
 def test_late_reader_reports_unknown_source_of_an_earlier_load() -> None:
     """Loaded from b, from a and from b again; the first two sources cannot be learned any more."""
     loaded = Loaded()
-    loaded.truth.on_stream_complete("i", "replayed", 1.0)
+    loaded.truth.mark_complete("i", "replayed", 1.0)
     loaded.engine.load("bot", "b")
     loaded.serve_prompt(PROMPT)
     assert loaded.truth.state("i").complete
@@ -293,7 +293,7 @@ def test_late_reader_reports_unknown_source_of_an_earlier_load() -> None:
 
 def test_doubt_ends_when_the_parked_blocks_are_gone() -> None:
     loaded = Loaded(capacity=20)
-    loaded.truth.on_stream_complete("i", "replayed", 1.0)
+    loaded.truth.mark_complete("i", "replayed", 1.0)
     loaded.engine.load("bot", "b")
     loaded.serve_prompt(PROMPT)
     loaded.engine.load("bot", "a")
@@ -307,7 +307,7 @@ def test_doubt_ends_when_the_parked_blocks_are_gone() -> None:
 
 def test_no_doubt_remains_when_all_sources_are_known() -> None:
     loaded = Loaded()
-    loaded.truth.on_stream_complete("i", "replayed", 1.0)
+    loaded.truth.mark_complete("i", "replayed", 1.0)
     for place, tokens in (("a", PROMPT), ("b", OTHER), ("a", THIRD)):
         loaded.engine.load("bot", place)
         loaded.serve_prompt(tokens)
@@ -322,7 +322,7 @@ def test_no_doubt_remains_when_all_sources_are_known() -> None:
 
 def test_dropped_loads_are_a_doubt_until_a_clear() -> None:
     loaded = Loaded(Limits(kv_adapter_versions=2))
-    loaded.truth.on_stream_complete("i", "replayed", 1.0)
+    loaded.truth.mark_complete("i", "replayed", 1.0)
     for number in range(4):
         loaded.engine.load("bot", f"place {number}")
         loaded.serve_prompt([5_000 + number * 10 + index for index in range(8)])
@@ -335,7 +335,7 @@ def test_dropped_loads_are_a_doubt_until_a_clear() -> None:
 
 def test_doubt_is_part_of_the_snapshot() -> None:
     loaded = Loaded()
-    loaded.truth.on_stream_complete("i", "replayed", 1.0)
+    loaded.truth.mark_complete("i", "replayed", 1.0)
     loaded.engine.load("bot", "a")
     loaded.serve_prompt(PROMPT)
     loaded.engine.load("bot", "b")

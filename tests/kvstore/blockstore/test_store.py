@@ -231,7 +231,7 @@ def test_unreported_clear_makes_the_instance_incomplete() -> None:
     tokens in its cache.
     """
     index = SingleInstanceStore()
-    index.store.on_stream_complete("i", "the first batch that the engine published", 0.0)
+    index.store.mark_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 2))
     index.store.on_cleared_by_fairlead("i", index.now)
     index.apply(stored_event(3, 5), seconds=600.0)
@@ -265,7 +265,7 @@ def test_restart_begins_an_epoch_without_old_handles() -> None:
 
 def test_lost_batches_drop_all_blocks() -> None:
     index = SingleInstanceStore()
-    index.store.on_stream_complete("i", "the first batch that the engine published", 0.0)
+    index.store.mark_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 2))
     index.store.on_batches_lost("i", "the replay starts later than requested (4 to 9)", 7.0)
     state = index.store.state("i")
@@ -275,7 +275,7 @@ def test_lost_batches_drop_all_blocks() -> None:
 
 def test_suspended_instance_is_incomplete_until_resumed() -> None:
     index = SingleInstanceStore()
-    index.store.on_stream_complete("i", "the first batch that the engine published", 0.0)
+    index.store.mark_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 2))
     index.store.on_stream_suspended("i", "disconnected", 5.0)
     state = index.store.state("i")
@@ -322,13 +322,13 @@ def test_evicted_age_is_learned_from_removals() -> None:
 def test_requested_clear_does_not_affect_the_next_process() -> None:
     index = SingleInstanceStore()
     index.store.on_cleared_by_fairlead("i", index.now)
-    index.store.on_stream_complete("i", "the first batch that the engine published", index.now)
+    index.store.mark_complete("i", "the first batch that the engine published", index.now)
     assert index.apply(stored_event(0, 0), seconds=0.1) != []
 
 
 def test_instance_above_its_bound_evicts_oldest_ends_and_is_incomplete() -> None:
     index = SingleInstanceStore(Limits(kv_blocks_per_instance=6))
-    index.store.on_stream_complete("i", "the first batch that the engine published", 0.0)
+    index.store.mark_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 5), seconds=0.0)
     index.store.touch("i", BLOCK_HASHES[:3], 50.0)
     told = index.apply(stored_event(0, 0, base=5000, extra_keys=[["other"]]), seconds=60.0)

@@ -293,7 +293,7 @@ def test_a_malformed_step_is_rejected_with_its_field_and_changes_nothing(obs: di
         ({"pools": {"main": {"role": ["both"]}}}, "pools.main.role: no role is called"),
         ({"pools": {"main": {"min": 5, "max": 2}}}, "pools.main.max: 2 is less than min, 5"),
         ({"pools": {"main": {"max": 1e308}}}, "pools.main.max: 1e+308 is not between 0 and 1e+06"),
-        ({"pools": {"main": {"max": 2.5}}}, "pools.main.max: 2.5 is no whole number"),
+        ({"pools": {"main": {"max": 2.5}}}, "pools.main.max: 2.5 is not a whole number"),
         ({"pools": {"main": {"min": -1}}}, "pools.main.min: -1 is not between"),
         ({"pools": {"main": {"max": "9"}}}, "pools.main.max: str where a number belongs"),
         ({"pools": {"main": {"cost": math.nan}}}, "pools.main.cost: nan is not between"),

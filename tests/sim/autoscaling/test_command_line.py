@@ -42,7 +42,7 @@ def test_a_preset_and_a_setting_make_another_controller(capsys: pytest.CaptureFi
             "dynamo has no knob ['target'] (knobs: headroom, interval_seconds)",
         ),
         (["--preset", "hpa-kv", "--set", "target=much"], "--set: 'target=much' gives target no number"),
-        (["--set", "spread=1"], "--set: 'spread' is no setting"),
+        (["--set", "spread=1"], "--set: 'spread' is not a setting"),
         (["--replicas", "3", "--set", "margin=1"], "--set is for our core and for presets"),
         (["--controller", "no.such:Thing"], "No module named 'no'"),
     ],

@@ -51,7 +51,7 @@ class ScriptedGateway(SingleGateway):
             simulation.schedule(at, lambda now, what=what: self._happen(simulation, what, now))  # type: ignore[misc]
 
     def _happen(self, course: FleetSimulation, what: str, now: float) -> None:
-        names = sorted(course.cores)
+        names = sorted(course.engine_cores)
         if what == "lose" and len(names) > 1:
             course.lose_engine(names[0], now)
         elif what == "join":

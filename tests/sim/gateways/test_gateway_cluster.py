@@ -63,7 +63,7 @@ def served(
 
 def cached_tokens_of(simulation: FleetSimulation, request: TraceRequest) -> int:
     keys = trace_keys(request.blocks, request.prompt_tokens, 16)
-    return 16 * max(len(core.pool.match(keys, len(keys))) for core in simulation.cores.values())
+    return 16 * max(len(core.pool.match(keys, len(keys))) for core in simulation.engine_cores.values())
 
 
 def cached(runs: Sequence[Sequence[RequestResult]]) -> float:

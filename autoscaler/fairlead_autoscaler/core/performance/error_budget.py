@@ -27,11 +27,11 @@ million."""
 
 @dataclass(frozen=True, slots=True)
 class MissedRequests:
-    """Requests around a target that lies between two bucket edges.
+    """Request counts of a latency target that lies between two bucket edges.
 
-    beyond_lower, beyond_upper: requests later than the edges around the target.
+    beyond_lower, beyond_upper: requests later than the edge below and above the target.
     otherwise: requests that missed for another reason.
-    judged: all requests.
+    judged: all requests, on time or not.
     """
 
     beyond_lower: float = 0.0

@@ -164,7 +164,7 @@ class StepModel:
 class ReplicaCapacity:
     """The capacity of one replica: requests per second at the knee, and the bound that limits it.
 
-    engine_seconds: of one request.
+    engine_seconds: engine time of one request.
     """
 
     requests_per_second: float

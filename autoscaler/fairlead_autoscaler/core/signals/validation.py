@@ -75,7 +75,9 @@ class TokenGapSample:
 
 @dataclass(frozen=True, slots=True)
 class CompletionStats:
-    """Answers of the replicas that report everything that their role has of them."""
+    """Generated tokens, finished and started requests, summed over replicas. Only replicas that
+    report every metric of their role count.
+    """
 
     generated_tokens: float = 0.0
     finished: float = 0.0

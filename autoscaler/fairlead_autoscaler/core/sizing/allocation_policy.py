@@ -47,7 +47,7 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class AllocationPolicy:
-    """Chooses the allocation of one group at one tick.
+    """The choice of the allocation of one group at one tick.
 
     followed_mix: the mix of the last tick.
     previous: the allocation by the mean request of the last tick.

@@ -115,7 +115,7 @@ class SignalDoubt:
 
 @dataclass(frozen=True, slots=True)
 class PoolPlanner:
-    """Decides the number of replicas of one pool at one tick.
+    """The decision on the number of replicas of one pool at one tick.
 
     bounds: minimum and maximum.
     """

@@ -30,7 +30,7 @@ class IdleGaps:
 
 
 def record_arrival(before: IdleGaps, now: float) -> IdleGaps:
-    """Adds an arrival, and the gap that it ends."""
+    """Returns the gaps with a new arrival, and with the gap that it ends."""
     if before.last_arrival is None or now - before.last_arrival < _MIN_GAP_SECONDS:
         return IdleGaps(now, before.gaps)
     return IdleGaps(now, (*before.gaps, now - before.last_arrival)[-_MAX_GAPS:])

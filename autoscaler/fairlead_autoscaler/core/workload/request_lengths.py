@@ -137,7 +137,7 @@ def update_prompt_lengths(
 def update_decode_prefill_share(
     before: RequestLengths, traffic: GatewayTraffic, seconds: float, settings: LengthSettings
 ) -> RequestLengths:
-    """Adds the prompts of a tick that decode instances computed themselves."""
+    """Returns the lengths with the prompts of a tick that decode instances computed themselves."""
     if traffic.kept is None or traffic.kept_tokens is None or not traffic.arrivals or not traffic.prompt_tokens:
         return before
     requests, tokens = min(traffic.kept, traffic.arrivals), min(traffic.kept_tokens, traffic.prompt_tokens)

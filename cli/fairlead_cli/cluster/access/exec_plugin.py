@@ -28,9 +28,9 @@ def run_exec_plugin(plugin: Mapping[str, Any], kubeconfig: Path, access: Cluster
     version, command = str(plugin.get("apiVersion") or ""), str(plugin.get("command") or "")
     if version not in EXEC_API_VERSIONS:
         raise ClusterConfigError(
-            f"{kubeconfig}: the plugin {command!r} speaks {version or 'no apiVersion'}",
+            f"{kubeconfig}: the plugin {command!r} has {f'apiVersion {version}' if version else 'no apiVersion'}",
             field="exec.apiVersion",
-            hint=f"known are {' and '.join(EXEC_API_VERSIONS)}",
+            hint=f"use one of {', '.join(EXEC_API_VERSIONS)}",
         )
     interactive = plugin.get("interactiveMode") != "Never" and sys.stdin.isatty()
     if plugin.get("interactiveMode") == "Always" and not interactive:

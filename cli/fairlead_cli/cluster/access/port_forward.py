@@ -52,7 +52,7 @@ class PodPort:
 
 
 class PortForwarder:
-    """Forwards ports of pods to the loopback interface. Use as a context manager.
+    """A forwarder of pod ports to the loopback interface. Use as a context manager.
 
     It runs in a thread of its own, so that callers may block or have an event loop.
     """

@@ -37,7 +37,7 @@ def run(options: ClusterOptions, target: Path | None) -> int:
     if path.is_dir():
         path = path / f"{name}.tar.gz"
     if path.exists():
-        raise BadInput(f"{path} is there already", field="--out", hint="name another file, or remove it")
+        raise BadInput(f"{path} already exists", field="--out", hint="name another file, or remove it")
     try:
         packed = asyncio.run(_build(options, clock))
     except ClusterUnreachable as error:

@@ -68,7 +68,7 @@ _ALWAYS_REDACTED_FIELDS: Final = frozenset({"managedFields", "binaryData", "stri
 
 
 class Scrubber:
-    """Removes values of Secrets, and what looks like one, from text."""
+    """A remover of Secret values, and of text that looks like one, from texts."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         known = sorted({value for value in secrets if len(value) >= _MIN_SECRET_CHARACTERS}, key=len, reverse=True)

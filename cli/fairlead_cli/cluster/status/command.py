@@ -42,7 +42,7 @@ def run(model: str | None, options: ClusterOptions, output: OutputFormat) -> int
     except ClusterUnreachable as error:
         code = report_failure("status", error, UNREACHABLE)
         if running_stacks():
-            print(f"of the stack on this machine: {program_name()} local status", file=sys.stderr)
+            print(f"for the stack on this machine, run: {program_name()} local status", file=sys.stderr)
         return code
 
 
@@ -93,7 +93,8 @@ async def _models(api: KubeApi, namespace: str | None) -> Sequence[Manifest]:
     except NotFound:
         raise ClusterUnreachable(
             f"the cluster {api.config.server} knows no ModelDeployments",
-            hint=f"install Fairlead there, `{program_name()} check --pre` says whether it can be; or choose another by --context",
+            hint=f"install Fairlead there (`{program_name()} check --pre` shows whether the cluster is ready for it), "
+            "or choose another context with --context",
         ) from None
     except Forbidden as error:
         where = f"in {namespace}" if namespace else "in all namespaces"
@@ -141,7 +142,7 @@ async def find_model(api: KubeApi, name: str, namespace: str | None) -> Manifest
         or sorted({name_of(model) for model in models})[:5]
     )
     keys = [key_of(model) for model in models if name_of(model) in similar]
-    raise BadInput(f"no model is called {name!r}", field="MODEL", hint=f"there is: {', '.join(keys) or 'none'}")
+    raise BadInput(f"no model is called {name!r}", field="MODEL", hint=f"known: {', '.join(keys) or 'none'}")
 
 
 async def collect_model_facts(

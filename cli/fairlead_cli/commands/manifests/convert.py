@@ -45,7 +45,7 @@ def convert(
 
     paths = collect_paths(convert, files, file)
     if cluster and (paths or in_place):
-        raise BadInput("--cluster takes no files", field="--cluster", hint="name files, or the cluster")
+        raise BadInput("--cluster takes no files", field="--cluster", hint="give files, or --cluster without files")
     if cluster:
         return convert_cluster(ClusterOptions(kubeconfig, context), dry_run=dry_run)
     if not paths:

@@ -27,12 +27,12 @@ _DEFAULTS = ChatSource()
 def chat(
     model: ModelFlag = None,
     *,
-    message: Annotated[str | None, Parameter(help="Ask this, print the answer and leave.")] = None,
+    message: Annotated[str | None, Parameter(help="Send this message, print the answer and exit.")] = None,
     system: Annotated[str | None, Parameter(help="A system message.")] = None,
-    max_tokens: Annotated[int | None, Parameter(help="Longest answer, in tokens.")] = None,
+    max_tokens: Annotated[int | None, Parameter(help="Maximum length of the answer, in tokens.")] = None,
     source: Annotated[ChatSource, Parameter(name="*")] = _DEFAULTS,
 ) -> int:
-    """Chat with a model. Piped text, or --message, is asked once; otherwise a dialogue: /why, /new,
+    """Chat with a model. Piped text, or --message, is sent once; otherwise a dialogue: /why, /new,
     /quit.
 
     Exits 0 when answered, 1 on an error answer, 2 on wrong usage, 3 when no gateway can be reached.

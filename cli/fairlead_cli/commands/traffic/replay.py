@@ -24,7 +24,7 @@ class ReplayArguments:
         None
     )
     speed: Annotated[float, Parameter(help="Simulated seconds in one second; what `fairlead up` was given.")] = 1.0
-    limit: Annotated[int | None, Parameter(help="Only the first so many requests.")] = None
+    limit: Annotated[int | None, Parameter(help="Replay only this number of requests, the first ones.")] = None
     seed: Annotated[int, Parameter(help="Seed of generated traffic.")] = 0
     out: Annotated[Path, Parameter(help="Where the report goes.")] = Path("out/replay")
 

@@ -1,5 +1,5 @@
-"""Runs in a child before its program: ties the child's life to the supervisor's, then executes the
-program.
+"""The first program of a child: it ties the child's life to the supervisor's, then executes the
+actual program.
 
 ``python -I -S child_exec.py REAPER_FD SUPERVISOR_PID PROGRAM ARG…``: standard library only, about
 10 ms. The child already leads its own session. It registers with the reaper before the program

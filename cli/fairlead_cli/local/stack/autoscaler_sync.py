@@ -1,4 +1,4 @@
-"""Synchronises a stack with its autoscaler through two files of the run directory.
+"""The synchronisation of a stack with its autoscaler, through two files of the run directory.
 
 The state is written at every change of an engine. The targets are polled several times a second and
 applied, draining included. ``fairlead_autoscaler.local`` defines both files.
@@ -91,8 +91,10 @@ def _local_engine(engine: EngineProcess, now: float) -> LocalEngine:
 
 
 class AutoscalerSync:
-    """Writes the state of a stack and applies the autoscaler's targets. ``on_event`` gets a line
-    when a target cannot be applied.
+    """The link of a local stack to its autoscaler: the writer of the stack's state and the reader
+    of targets.
+
+    on_event: called with a line for people when a target cannot be applied.
     """
 
     def __init__(
@@ -115,13 +117,13 @@ class AutoscalerSync:
         self._poll_task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Starts writing and applying."""
+        """Starts to write the state and to apply the targets."""
         self._supervisor.on_change = self.write_state
         self.write_state()
         self._poll_task = asyncio.get_running_loop().create_task(self._poll(), name="poll-desired")
 
     async def stop(self) -> None:
-        """Stops applying; the supervisor ends drains in progress."""
+        """Stops applying targets; the supervisor ends drains in progress."""
         tasks = [*self._tasks, *([self._poll_task] if self._poll_task else [])]
         for task in tasks:
             task.cancel()

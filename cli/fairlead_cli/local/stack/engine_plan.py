@@ -13,7 +13,7 @@ from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.pools import Pool, PoolRole
 from fairlead.api.v1alpha1 import ModelDeployment
-from fairlead.engines.adapter_protocol import EngineLaunch, EngineReplica
+from fairlead.engines.adapter_protocol import EngineReplica, LaunchCommand
 from fairlead.engines.registry import engine_adapter
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, Model, Role, RoutingPreset, SloTargets, served_name_override
@@ -112,7 +112,9 @@ def _check_options(options: PlanOptions, find_program: Callable[[str], str | Non
     presets = [preset.value for preset in RoutingPreset]
     if options.preset is not None and options.preset not in presets:
         known = ", ".join(presets)
-        raise BadInput(f"--preset: {options.preset!r} is no routing preset", field="--preset", hint=f"known: {known}")
+        raise BadInput(
+            f"--preset: {options.preset!r} is not a routing preset", field="--preset", hint=f"known: {known}"
+        )
     if not MIN_SPEED <= options.speed <= MAX_SPEED:  # NaN too
         raise BadInput(f"--speed must be from {MIN_SPEED} to {MAX_SPEED}, not {options.speed:g}", field="--speed")
     maximum = Limits().sim_engines_per_process
@@ -147,7 +149,7 @@ def _plan_pool(
         sleeps=spec.can_sleep,
     )
 
-    def launch(ports: tuple[int, ...], first: int) -> EngineLaunch:
+    def launch(ports: tuple[int, ...], first: int) -> LaunchCommand:
         return engine_adapter(engine_type).launch_command(replace(base, seed=seed + first), ports)
 
     def command(ports: tuple[int, ...], first: int) -> ProcessCommand:

@@ -110,7 +110,7 @@ def _claim(address: Address, *, flag: str) -> Address:
         if owner is None:
             raise
         hint = f"end it with Ctrl-C or `kill {owner.pid}`, or run a second one with --listen :0 --manage :0"
-        message = f"{flag}: {address} is in use already, by the fairlead up with pid {owner.pid}"
+        message = f"{flag}: {address} is already in use, by the fairlead up with pid {owner.pid}"
         raise PortInUse(message, field=flag, hint=hint) from None
 
 

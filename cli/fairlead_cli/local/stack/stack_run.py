@@ -39,7 +39,7 @@ MAX_EVENTS = 50
 
 
 class StackRun:
-    """The parts of one run."""
+    """The parts of one run of ``fairlead up``."""
 
     def __init__(self, config: StackConfig, screen: Screen, clock: Clock) -> None:
         self._config = config

@@ -80,7 +80,7 @@ def _key(fleet: api_types.Fleet, name: str) -> str:
         raise BadInput(f"several models are called {name!r}", field="MODEL", hint=f"say which: {', '.join(keys)}")
     names = [model.name for model in fleet.models]
     suggestions = closest_matches(name, names) or names
-    raise BadInput(f"no model is called {name!r}", field="MODEL", hint=f"there is: {', '.join(suggestions) or 'none'}")
+    raise BadInput(f"no model is called {name!r}", field="MODEL", hint=f"known: {', '.join(suggestions) or 'none'}")
 
 
 def _print(stack_report: object, output: OutputFormat) -> None:

@@ -45,10 +45,10 @@ class PlainScreen:
         print("\n".join(plain_lines(stack)), file=self._out, flush=True)
 
     def draw(self, frame: object) -> None:
-        """Does nothing: a log has no picture."""
+        """Does nothing: plain output consists of events only."""
 
     def close(self) -> None:
-        """Does nothing."""
+        """Does nothing: there is no view to remove."""
 
 
 class LiveScreen:

@@ -57,7 +57,9 @@ class ClientRun:
 
 
 class OpenLoopClient:
-    """Replays a plan once; ``patience_seconds`` after the last arrival it gives up on the rest."""
+    """A client that replays a plan once; ``patience_seconds`` after the last arrival it gives up on
+    the rest.
+    """
 
     def __init__(
         self,

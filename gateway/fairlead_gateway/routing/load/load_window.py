@@ -71,8 +71,8 @@ class LoadWindow:
         return window.seconds + inflight * output * window.token_seconds
 
     def eviction_seconds(self, instance: str, uncached_tokens: float, kv_tokens: int, now: float) -> float:
-        """Returns the seconds to recompute what so many new tokens evict, at the mean cost of
-        tokens there.
+        """Returns the seconds to recompute the cached tokens that `uncached_tokens` new ones evict,
+        at the mean cost of tokens there.
 
         Only what was used within the window counts.
         """

@@ -1,9 +1,9 @@
-"""The load of a large fleet, sampled: the own part exactly, that of others as last seen.
+"""The sampled load of a large fleet: the exact load of this process, the last known one of others.
 
 With up to `MAX_FULL_SCAN` instances, each decision reads the load of all. With more, it reads its
 candidates and one instance in rotation, and uses the last known load of the others. Remembered
-values give the mean backlog, the holder that is asked and the least busy endpoint. The cost of a
-candidate comes from its current load. Without other processes, all of it is exact.
+values give the mean backlog, the instance to pull KV blocks from and the least busy endpoint. The
+cost of a candidate comes from its current load. Without other processes, all of it is exact.
 """
 
 from collections.abc import Collection
@@ -27,11 +27,11 @@ class SampledLoads:
         self._is_large = False
 
     def retain(self, instances: Collection[str]) -> None:
-        """Forgets other instances."""
+        """Forgets all other instances."""
         self._other_loads = {name: beside for name, beside in self._other_loads.items() if name in instances}
 
     def begin_decision(self, instances: int) -> None:
-        """Starts a decision among so many instances."""
+        """Starts a decision among this number of instances."""
         self._is_large = instances > MAX_FULL_SCAN
         self._samples = 0
 
@@ -45,15 +45,15 @@ class SampledLoads:
         return total
 
     def estimate(self, local: EndpointLoad) -> EndpointLoad:
-        """Returns the load; in a large fleet, as far as it is known without reading."""
+        """Returns the load. In a large fleet, the part of other processes is the last known one."""
         if not self._is_large:
             return self._inflight.total_load(local)
         other = self._other_loads.get(local.instance)
         return local if other is None else _add_load(local, other)
 
     def summarize(self, local: list[EndpointLoad]) -> tuple[float, EndpointLoad]:
-        """Returns the mean backlog in seconds and the least busy load, estimated in a
-        large fleet.
+        """Returns the mean backlog in seconds and the least busy load. In a large fleet, both are
+        estimates.
         """
         if not self._is_large:
             loads = self._inflight.total_loads(local)

@@ -19,7 +19,7 @@ from fairlead_gateway.routing.request import RouteRequest
 
 
 class _QueueEntry:
-    """An assigned request, and how much of it was cached at its instance."""
+    """An assigned request, and the part of it that was cached at its instance."""
 
     __slots__ = ("assignment", "cached_bytes", "request")
 
@@ -126,7 +126,7 @@ class AssignedQueue:
         return dualmap.rebalance(waiting, pending, objective_seconds=objective_seconds, now=now)
 
     def _queued_at(self, request_ids: Sequence[str], instance: str) -> list[tuple[str, _QueueEntry, float]]:
-        """Returns those that are assigned to the instance, with their prefill seconds."""
+        """Returns the requests that are assigned to the instance, with their prefill seconds."""
         found = []
         for request_id in request_ids:
             entry, inflight = self._entries.get(request_id), self._inflight.get(request_id)
@@ -135,7 +135,9 @@ class AssignedQueue:
         return found
 
     def _cached_and_cost(self, request: RouteRequest, endpoint: Endpoint, scale: float) -> tuple[float, float]:
-        """Returns the cached tokens of a request at an endpoint, and the seconds of the rest."""
+        """Returns the cached prompt tokens of a request at an endpoint, and the seconds to prefill
+        the others.
+        """
         prompt = request.prompt_tokens * scale
         cached = min(prompt, self._cache.match(request).bytes_at(endpoint.cache_bit) * (scale / BYTES_PER_TOKEN))
         return cached, endpoint.profile.prefill_time(prompt, cached)

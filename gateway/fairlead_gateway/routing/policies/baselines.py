@@ -1,21 +1,22 @@
-"""Baselines: policies of other routers, and the plain ones, on what this gateway knows.
+"""The baseline policies: those of other routers and the plain ones, with this gateway's inputs.
 
 Each function has the rule and constants of its source, in the version named. Three things differ in
 all of them. Load is what gateways have dispatched and not seen finish; the sources scrape it,
 later. A prefix is matched in bytes of the prompt. A tie goes by a hash of request and instance,
 since a fixed order sends everything to the first of equals.
 
-| preset | source | rule |
-|---|---|---|
-| round-robin, least-request | every load balancer | the next; fewest requests |
-| session | every load balancer | the session's first home, whatever its load |
-| power-of-two | Mitzenmacher, 2001 | of two drawn at random, the one with fewer requests |
-| chwbl | KubeAI 0.2x; Mirrokni et al., arXiv 1608.01350 | first on a ring with at most 1.25 × mean load |
-| prefix-cache | AIBrix, Helm values | spread over 16: fewest; else longest match, at most mean + 2 σ |
-| cache-aware | SGLang router 0.x | spread over 32 and 1.1 ×: fewest; else match over one half; else least cached |
-| llm-d | llm-d EPP 0.10, default profile | 3 · matched share + 2 · queue + 2 · free memory, the most |
-| lmetric | LMetric, OSDI 2026 | (queued + own uncached prefill) × batch, the least |
-| min-ttft | Mooncake's conductor, FAST 2025 | queued + own uncached prefill, the least |
+- round-robin, least-request: every load balancer. The next; fewest requests.
+- session: every load balancer. The session's first home, whatever its load.
+- power-of-two: Mitzenmacher, 2001. Of two drawn at random, the one with fewer requests.
+- chwbl: KubeAI 0.2x; Mirrokni et al., arXiv 1608.01350. First on a ring with at most 1.25 × mean
+  load.
+- prefix-cache: AIBrix, Helm values. Spread over 16: fewest; else longest match, at most
+  mean + 2 σ.
+- cache-aware: SGLang router 0.x. Spread over 32 and 1.1 ×: fewest; else match over one half; else
+  least cached.
+- llm-d: llm-d EPP 0.10, default profile. 3 · matched share + 2 · queue + 2 · free memory, the most.
+- lmetric: LMetric, OSDI 2026. (Queued + own uncached prefill) × batch, the least.
+- min-ttft: Mooncake's conductor, FAST 2025. Queued + own uncached prefill, the least.
 """
 
 import math

@@ -4,7 +4,8 @@ A prompt's routing key (`prefix.hot_prefixes`) hashes to two homes. Further cand
 busy of the endpoints with the longest cached prefix, and the least busy of all. So is the endpoint
 that served the session last, priced as a home. Each has a cost in seconds of engine time:
 
-    J = backlog + own · (1 + 16·busy + 4·(1 - busy)·[not a home]) + 0.4·T · in-flight tokens / KV tokens
+    J = backlog + own · (1 + 16·busy + 4·(1 - busy)·[not a home])
+        + 0.4·T · in-flight tokens / KV tokens
     busy = min(1, mean backlog / 0.06·T)
 
 `backlog` is prefill sent there and not answered, `own` this prompt's uncached part there, T the

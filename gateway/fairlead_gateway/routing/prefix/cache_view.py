@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final
 
 from fairlead.engine_profile import EngineProfile
-from fairlead.fleet.model import KvPull
+from fairlead.fleet.model import KvPullSource
 from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.routing.load.sampled_load import SampledLoads
@@ -49,7 +49,7 @@ class CacheView:
         self._index.retain({*instances, *[item + _INDEX_SUFFIX for item in instances]})
 
     def create_endpoint(
-        self, instance: str, profile: EngineProfile, load: EndpointLoad, pull: KvPull | None
+        self, instance: str, profile: EngineProfile, load: EndpointLoad, pull: KvPullSource | None
     ) -> Endpoint:
         """Returns the endpoint of a ready instance."""
         mirror = self._index

@@ -35,10 +35,10 @@ MAX_SECONDS: Final = 900.0
 class CacheOutcome(NamedTuple):
     """The cached tokens of one response.
 
-    - credited: by the index.
-    - expected: by all that was known.
-    - reported: by the engine; None if it did not report.
-    - covered: the index knows only the first so many tokens; None: all.
+    - credited: predicted by the index.
+    - expected: predicted by the index and everything else that was known.
+    - reported: reported by the engine; None if it did not report.
+    - covered: number of first tokens that the index knows; None: all.
     """
 
     credited: float

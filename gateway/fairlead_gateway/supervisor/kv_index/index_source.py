@@ -68,7 +68,7 @@ class RedisIndexSource:
         self._models: tuple[str, ...] = ()
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Follows the models of which an engine has KV events."""
+        """Sets the models to read: those with an instance that sends KV events."""
         self._models = tuple(
             key for key, group in fleet.instances.items() if any(instance.kv_events is not None for instance in group)
         )

@@ -84,7 +84,7 @@ class LocalTokenizer:
         return tokens
 
     def mark_verified(self) -> None:
-        """Called when an engine reported just the tokens of a prompt."""
+        """Marks the tokenizer as verified: an engine reported the same tokens for a prompt."""
         self.verified_count += 1
         self._unverified_count = 0
 

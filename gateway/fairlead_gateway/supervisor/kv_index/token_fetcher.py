@@ -43,7 +43,11 @@ class LearnTokens(Protocol):
     def __call__(
         self, row: PromptDispatched, tokens: Sequence[int], query: TokenizeQuery, adapter: str | None, *, doubted: bool
     ) -> int | None:
-        """Returns the number of whole blocks; None if they cannot be linked yet."""
+        """Links the prompt to its tokens and returns the number of whole blocks; None if they
+        cannot be linked yet.
+
+        doubted: the tokens come from the local tokenizer; no engine has confirmed them yet.
+        """
         ...
 
 
@@ -51,7 +55,7 @@ class TokenFetcher:
     """The fetcher of one model.
 
     - post: queries an engine.
-    - learn: takes the tokens.
+    - learn: links a prompt to the tokens.
     - local_tokenizer: None: only engines are queried.
     """
 

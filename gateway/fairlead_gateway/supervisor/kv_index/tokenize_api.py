@@ -132,7 +132,7 @@ def adapter_names(response: bytes) -> frozenset[str]:
     try:
         return frozenset(card.id for card in _MODEL_LIST_DECODER.decode(response).data if card.parent is not None)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise Unavailable("its /v1/models response cannot be read") from None
+        raise Unavailable("the engine's /v1/models response cannot be read") from None
 
 
 def numbers_before(text: bytes, ends: Sequence[int]) -> list[int]:

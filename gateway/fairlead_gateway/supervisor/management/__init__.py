@@ -1,4 +1,15 @@
-"""The management port: readiness, metrics, the JSON API and the status page. It only reads; nothing here serves a prompt."""
+"""The management port: readiness, metrics, the JSON API and the status page.
+
+It only reads. Nothing here serves a prompt. In reading order:
+
+- `server`, `asgi_bridge`: the listening socket, and its requests as ASGI calls.
+- `access_guard`: hosts, origins and the management token.
+- `app`, `probes`: the open paths; `app` loads the API at its first request.
+- `api`, `schemas`: the JSON routes and their types.
+- `view`: the interface to the gateway that all of them read.
+- `serializers`, `stats`: the JSON values.
+- `status_page`, `static/`: the HTML page.
+"""
 
 from fairlead_gateway.supervisor.management.app import create_management_app
 from fairlead_gateway.supervisor.management.view import GatewayStatus, GatewayView

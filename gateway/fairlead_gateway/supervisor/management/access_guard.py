@@ -1,10 +1,13 @@
-"""Who may ask the management port: browsers of other sites may not, and nobody may change anything.
+"""Access rules of the management port: read-only, and closed to web pages of other sites.
 
-A page of another site can make a browser send requests here, and by DNS rebinding (its own name resolved to our address)
-even read the answers. So the Host must be an address, a name without a dot, or a name that no public DNS serves, unless it
-is listed; a foreign Origin is refused; there are no CORS headers; and only GET is answered, beside one question that has a body
-and changes nothing. Readiness, metrics and the (empty)
-page are open; everything else asks for the management token or, where none is set, answers this machine only.
+Why: a page of another site can make a browser send requests here. By DNS rebinding (its own name
+resolves to our address) it can even read the answers. Therefore:
+
+- The Host is an address, a name without a dot, a name that no public DNS serves, or a listed name.
+- A foreign Origin is refused, and there are no CORS headers.
+- Only GET is answered. The one exception, the route preview, has a body and changes nothing.
+- Readiness, metrics and the status page (without data) are open.
+- Everything else needs the management token. Without a token, only this machine is answered.
 """
 
 import hmac
@@ -20,7 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ROUTE_PREVIEW_PATH: Final = "/api/route"
-"""Asks where a request would go: the one path that is asked with POST."""
+"""Path of the route preview, the only one with POST."""
 _PRIVATE_SUFFIXES: Final = (".localhost", ".svc", ".cluster.local")
 _OPEN_PATHS: Final = frozenset({"/", "/readyz", "/metrics"})
 _SECURITY_HEADERS: Final = (
@@ -33,7 +36,10 @@ _SECURITY_HEADERS: Final = (
 
 
 class AccessGuard:
-    """An ASGI wrapper; ``hosts`` are further names under which this port is reached."""
+    """An ASGI wrapper that enforces the access rules.
+
+    hosts: further names under which clients reach this port.
+    """
 
     def __init__(self, app: App, *, hosts: Iterable[str] = (), token: str | None = None) -> None:
         self._app = app
@@ -41,7 +47,7 @@ class AccessGuard:
         self._token = token.encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or refuse and say why."""
+        """Passes the request on, or refuses it with a reason."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -65,7 +71,7 @@ class AccessGuard:
             )
         method = "POST" if scope["path"] == ROUTE_PREVIEW_PATH else "GET"
         if scope["method"] != method:
-            return 405, f"{scope['method']} is not possible here", method
+            return 405, f"the management port does not answer {scope['method']} on this path", method
         sent = {name: value for name, value in headers if name in _READ_HEADERS}
         origin = sent.get(b"origin")
         if origin is not None and origin.decode("latin-1").partition("://")[2] != hosts[0]:
@@ -85,7 +91,7 @@ class AccessGuard:
         return 401, "the management token is missing or wrong", "send it as Authorization: Bearer"
 
     def is_trusted_host(self, host: str) -> bool:
-        """Whether a Host header names this gateway in a way that no foreign page can arrange."""
+        """Returns whether no foreign page can make a browser send this Host header."""
         name = _host_name(host)
         if name is None:
             return False
@@ -97,7 +103,7 @@ class AccessGuard:
 
 
 def _is_local(scope: Scope) -> bool:
-    """Whether the peer is on this machine; a peer without an address came through a local socket."""
+    """Returns whether the client is on this machine, as one without an address is."""
     client = scope.get("client")
     return not client or ipaddress.ip_address(client[0].partition("%")[0]).is_loopback
 
@@ -106,7 +112,7 @@ _READ_HEADERS: Final = frozenset({b"origin", b"sec-fetch-site", b"sec-fetch-mode
 
 
 def _host_name(host: str) -> str | None:
-    """The host without port and brackets, lower case; None when it cannot be one."""
+    """Returns the host in lower case without port and brackets; None if it is not valid."""
     text = host.strip().lower()
     if text.startswith("["):
         name, bracket, port = text[1:].partition("]")

@@ -1,7 +1,7 @@
-"""The JSON API: a handful of routes over the view, all but one of them GET, described by OpenAPI at ``/openapi.json``.
+"""The JSON API: a few routes over the view, described by OpenAPI at `/openapi.json`.
 
-Answers about many models give the loop back between two models. ``app`` loads this module, and the framework with it, when somebody
-asks for the first time.
+All routes but the route preview are GET. Answers about many models yield to the event loop after
+each model. `app` loads this module, and the framework with it, at the first request to the API.
 """
 
 import asyncio
@@ -26,10 +26,13 @@ _ERRORS: dict[int | str, dict[str, Any]] = {404: {"model": schemas.ErrorOut}, 40
 
 
 def create_api(view: GatewayView, probes: Probes) -> FastAPI:
-    """The ASGI app; ``plain`` answers what the description shares with it."""
+    """Returns the ASGI app.
+
+    probes: answers the paths that the OpenAPI description contains and that need no framework.
+    """
     app = FastAPI(
         title="Fairlead gateway: management",
-        description='What one gateway sees and does. Nothing is changed by asking; null is "not known", never zero.',
+        description="The state and decisions of one gateway. No request changes anything; null means unknown, not zero.",
         version=fairlead.__version__,
         docs_url=None,
         redoc_url=None,
@@ -42,7 +45,7 @@ def create_api(view: GatewayView, probes: Probes) -> FastAPI:
 
 
 def _add_probes(app: FastAPI, probes: Probes) -> None:
-    """What probes and scrapers ask: it stands here for the description, and ``app`` answers it without the framework."""
+    """Adds the probe paths to the description; `app` answers them without the framework."""
 
     @app.get(
         "/readyz",
@@ -102,23 +105,23 @@ def _add_routes(app: FastAPI, view: GatewayView) -> None:
     async def decision(request_id: str) -> schemas.DecisionOut:
         logged = await view.decision(request_id)
         if logged is None:
-            raise HTTPException(404, f"request {request_id!r} is not in the log, which keeps the last few thousand")
+            raise HTTPException(404, f"request {request_id!r} is not in the log of the last few thousand requests")
         return decision_out(logged)
 
     @app.post(
-        ROUTE_PREVIEW_PATH, summary="Where would this request go just now, and why? Nothing is sent", responses=_ERRORS
+        ROUTE_PREVIEW_PATH, summary="Where would this request go now, and why? Nothing is sent", responses=_ERRORS
     )
     async def where(
         request: Request,
-        path: Annotated[str, Query(description="Where a client would send it.")] = "/v1/chat/completions",
+        path: Annotated[str, Query(description="The path to which a client would send it.")] = "/v1/chat/completions",
     ) -> schemas.RoutePreviewOut:
-        """The body is the request's own; the session is told in x-session-id."""
+        """Routes the request in the body; the header `x-session-id` names its session."""
         try:
             found = await view.preview_route(path, await request.body(), request.headers.get("x-session-id"))
         except GatewayError as error:
             raise HTTPException(error.status, str(error)) from None
         if not found:
-            raise HTTPException(503, "no worker answers")
+            raise HTTPException(503, "no worker answered")
         chosen = [logged.latest.decision.chosen for logged in found]
         return schemas.RoutePreviewOut(
             decision=decision_out(found[0]), workers=len(found), agreeing=sum(one == chosen[0] for one in chosen)
@@ -130,7 +133,7 @@ def _resolve_key(view: GatewayView, name: str) -> str:
     key = snapshot.resolve_model(name)
     if key is None:
         near = closest_matches(name, [*snapshot.models, *(item.name for item in snapshot.models.values())])
-        raise HTTPException(404, f"no model {name!r}" + (f"; near ones: {', '.join(near)}" if near else ""))
+        raise HTTPException(404, f"no model {name!r}" + (f"; similar names: {', '.join(near)}" if near else ""))
     return key
 
 

@@ -1,7 +1,9 @@
-"""The management app: guarded, small while nobody looks, a framework from the first question to the API on.
+"""The management app behind its access guard; it loads FastAPI at the first request to the API.
 
-It runs in the helper process. Probes and scrapers ask all day, people and the command line now and then: FastAPI, with all that it
-brings, is a third of the helper's memory and is loaded when they do.
+It runs in the supervisor. Probes and scrapers send requests all day, people and the command line
+only now and then.
+
+Why: FastAPI and its dependencies take a third of the supervisor's memory.
 """
 
 import asyncio
@@ -13,12 +15,16 @@ from fairlead_gateway.supervisor.management.view import GatewayView
 
 
 def create_management_app(view: GatewayView, *, hosts: Iterable[str] = (), token: str | None = None) -> App:
-    """The ASGI app; ``hosts`` are DNS names it is reached under, ``token`` (if any) guards ``/api``."""
+    """Returns the ASGI app.
+
+    hosts: DNS names under which clients reach it.
+    token: guards everything but the open paths; None answers only this machine.
+    """
     return AccessGuard(_PathDispatcher(view), hosts=tuple(hosts), token=token)
 
 
 class _PathDispatcher:
-    """The plain paths here, everything else by the API."""
+    """An ASGI app that answers the open paths itself and passes all others to the API."""
 
     def __init__(self, view: GatewayView) -> None:
         self._view = view
@@ -26,7 +32,6 @@ class _PathDispatcher:
         self._loading: asyncio.Task[App] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
         plain = self._probes.handlers.get(scope["path"]) if scope["type"] == "http" else None
         if plain is not None:
             await _send(send, await plain())
@@ -34,7 +39,7 @@ class _PathDispatcher:
         await (await self._load_api_once())(scope, receive, send)
 
     async def _load_api_once(self) -> App:
-        """Loaded once, beside the loop; whoever asks meanwhile waits for the same."""
+        """Returns the API. The first call loads it in a thread, concurrent calls wait for it."""
         if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
             self._loading = asyncio.get_running_loop().create_task(
                 asyncio.to_thread(_load_api, self._view, self._probes)

@@ -1,4 +1,7 @@
-"""One request of our own connections to an ASGI app, and its whole answer back: no streams, no lifespan, no upgrades."""
+"""Bridge from our own HTTP connections to an ASGI app.
+
+It passes one whole request and one whole answer: no streams, no lifespan, no upgrades.
+"""
 
 import asyncio
 
@@ -7,12 +10,15 @@ from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.supervisor.management.access_guard import App, Message, Scope
 
 _UNKNOWN_ADDRESS = "0.0.0.0"
-"""Stands for an address that could not be read: it must not count as this machine's."""
+"""Replaces an unreadable address, which must not count as this machine's."""
 _FRAMING_HEADERS = (b"content-type", b"content-length")
 
 
 async def serve_request(app: App, request: HttpRequest, response: ResponseWriter, server: tuple[str, int]) -> None:
-    """Ask ``app``, which is reached at ``server``, and send what it says once it has said everything."""
+    """Calls `app` and sends its answer once that is complete.
+
+    server: address and port of the listening socket.
+    """
     unread = [request.body]
     status = 500
     fields: list[tuple[bytes, bytes]] = []
@@ -21,7 +27,7 @@ async def serve_request(app: App, request: HttpRequest, response: ResponseWriter
     async def receive() -> Message:
         if unread:
             return {"type": "http.request", "body": unread.pop(), "more_body": False}
-        await asyncio.get_running_loop().create_future()  # who leaves has the task cancelled
+        await asyncio.get_running_loop().create_future()  # a disconnect cancels the task
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:

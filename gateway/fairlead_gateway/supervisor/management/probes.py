@@ -1,4 +1,4 @@
-"""What probes, scrapers and browsers ask of the management port: answered without the framework, so that it need not be loaded."""
+"""Answers for probes, scrapers and browsers, without the framework of the API."""
 
 import asyncio
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from fairlead_gateway.telemetry.exposition import CONTENT_TYPE
 
 
 class ProbeResponse(NamedTuple):
-    """``headers`` begin with the content type."""
+    """An answer; the first of its headers is the content type."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -19,26 +19,26 @@ class ProbeResponse(NamedTuple):
 
 
 class Probes:
-    """The paths that need no token."""
+    """The handlers of the open paths, which need no token."""
 
     def __init__(self, view: GatewayView) -> None:
         self._view = view
         self.handlers = {"/": self.status_page, "/readyz": self.readyz, "/metrics": self.metrics}
 
     async def status_page(self) -> ProbeResponse:
-        """The page, which asks the API for what it shows."""
+        """Returns the page, whose script fetches its data from the API."""
         page, policy = load_page()
         headers = (("content-type", "text/html; charset=utf-8"), ("content-security-policy", policy))
         return ProbeResponse(200, headers, page)
 
     async def readyz(self) -> ProbeResponse:
-        """200 while requests are answered, else 503."""
+        """Returns 200 while the gateway answers client requests, else 503."""
         look = await self._view.status()
         body = msgspec.json.encode({"ready": look.ready, "notes": look.warnings})
         return ProbeResponse(200 if look.ready else 503, (("content-type", "application/json"),), body)
 
     async def metrics(self) -> ProbeResponse:
-        """Prometheus text. The loop has its turn between two pieces."""
+        """Returns Prometheus text; yields to the event loop after each piece."""
         view = self._view
         pieces: list[bytes] = []
         look, telemetry = await view.status(), await view.counters(windows=False)

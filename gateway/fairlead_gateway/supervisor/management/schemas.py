@@ -1,4 +1,7 @@
-"""The JSON of the management API as types; OpenAPI is generated from them. Null is "not known" and never zero."""
+"""The types of the management API's JSON, from which OpenAPI is generated.
+
+Null means unknown, not zero.
+"""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -8,108 +11,109 @@ class _ResponseModel(BaseModel):
 
 
 class ReadyOut(_ResponseModel):
-    """Whether this gateway answers requests."""
+    """The readiness of this gateway."""
 
     ready: bool
-    notes: list[str] = Field(description="What is wrong or degraded, in words; may be non-empty while ready.")
+    notes: list[str] = Field(description="Texts about what is wrong or degraded; a ready gateway can have some.")
 
 
 class ObjectivesOut(_ResponseModel):
-    """What a request of the model should see."""
+    """The latency targets of a model's requests."""
 
-    target: float = Field(description="Share of requests that should meet the objectives, 0 to 1.")
+    target: float = Field(description="Share of requests that must meet the latency targets, 0 to 1.")
     ttft_seconds: float | None
     ttft_per_kilo_token_seconds: float
     itl_seconds: float | None
 
 
 class SignalsOut(_ResponseModel):
-    """What the engine said of itself."""
+    """The last metrics of the engine."""
 
     age_seconds: float | None
     running: float | None
     waiting: float | None
-    kv_usage: float | None = Field(description="Share of KV blocks that running requests hold, 0 to 1.")
-    prefix_hit_share: float | None = Field(
-        description="Prefix-cache hits per token looked up since the engine started."
-    )
+    kv_usage: float | None = Field(description="Share of KV blocks in use by running requests, 0 to 1.")
+    prefix_hit_share: float | None = Field(description="Prefix-cache hits per queried token since the engine started.")
     preemptions_total: float | None
     sleeping: bool | None
 
 
 class ScaleDownOut(_ResponseModel):
-    """What would be lost with an instance, so that the cheapest one can be chosen."""
+    """The cached content that the removal of an instance would lose."""
 
     rank: int | None = Field(
-        description="1: the cheapest of the model to lose. Null where that cannot be told, since it is not known all that it holds."
+        description="1 is the cheapest instance of the model to remove. Null while its cached blocks are not all known."
     )
-    blocks: int = Field(description="Different blocks that it holds, in whatever memory.")
-    unique_blocks: int = Field(description="Of these, how many no other instance holds.")
-    unique_used_blocks: int | None = Field(description="Of those, how many were in prompts of the last minutes.")
+    blocks: int = Field(description="Distinct blocks that it has cached, in any storage tier.")
+    unique_blocks: int = Field(description="Those that no other instance has cached.")
+    unique_used_blocks: int | None = Field(description="Unique blocks that were in prompts of the last minutes.")
     reason: str
 
 
 class IndexOut(_ResponseModel):
-    """What routing knows of an instance's cache, and how good that was. Tokens are sums since this gateway started."""
+    """The router's knowledge of an instance's cache, and its accuracy.
+
+    Token counts are sums since this gateway started.
+    """
 
     state: str = Field(
-        description="index: all that it holds is known; incomplete: a part; stale: nothing new is heard; quarantined: what is told "
-        "does not hold, and is not used; hashing only: it does not tell, so what was sent there is taken for held."
+        description="index: all its cached blocks are known; incomplete: some are; stale: no new KV events arrive; quarantined: its "
+        "KV events proved wrong and are not used; hashing only: it sends no KV events, so the prompts sent there count as cached."
     )
-    reason: str | None = Field(description="Why it is not index, in words.")
-    predicted_tokens: int = Field(description="Cached tokens that the index credited, of answers that reported theirs.")
-    reported_tokens: int = Field(description="Cached tokens that those reported.")
-    ratio: float | None = Field(description="Predicted to reported.")
+    reason: str | None = Field(description="The reason for any state but index, as text.")
+    predicted_tokens: int = Field(
+        description="Cached tokens that the index predicted, over the answers that reported their cached tokens."
+    )
+    reported_tokens: int = Field(description="Cached tokens that these answers reported.")
+    ratio: float | None = Field(description="Predicted tokens per reported token.")
     answers: int = Field(description="Answers that reported their cached tokens.")
-    silent: int = Field(description="Answers that did not; they count for nothing.")
+    silent: int = Field(description="Answers that did not report them; they do not count.")
     late: int = Field(
-        description="Answers that found less than was credited since the engine lost it meanwhile; no sign of drift."
+        description="Answers with fewer cached tokens than predicted because the engine evicted them meanwhile; not drift."
     )
     quarantines: int
-    scale_down: ScaleDownOut | None = Field(description="Null where it does not tell what it holds.")
+    scale_down: ScaleDownOut | None = Field(description="Null if the instance sends no KV events.")
 
 
 class LinksOut(_ResponseModel):
-    """How prompts are linked to what engines tell."""
+    """The prefix map: links from prompt text to the token blocks of KV events."""
 
-    blocks: int = Field(description="Blocks of prompt text whose place in the index is known.")
-    lowered: int = Field(
-        description="Links that another prompt has contradicted, and that were lowered to what both share."
-    )
-    prompts: int = Field(description="Prompts that were learned.")
-    how: str = Field(description="How that is learned, in words.")
+    blocks: int = Field(description="Blocks of prompt text that are linked to token blocks.")
+    lowered: int = Field(description="Links that another prompt contradicted, cut to the prefix that both share.")
+    prompts: int = Field(description="Prompts that the links were learned from.")
+    how: str = Field(description="The source of the prompts' tokens, as text.")
 
 
 class WantedOut(_ResponseModel):
-    """A hot prefix that fewer instances hold than its share of the prompts keeps busy."""
+    """A hot prefix that too few instances have cached for its share of the prompts."""
 
-    prefix: str = Field(description="The keyed hash of its text.")
-    share: float = Field(description="Of the last prompts.")
+    prefix: str = Field(description="The prefix hash.")
+    share: float = Field(description="Share of the last prompts that begin with it.")
     per_second: float
     tokens: int
     holders: int
-    wanted: int = Field(description="Instances that should hold it.")
-    worth: float = Field(description="Tokens a second that may be computed for lack of another home.")
+    wanted: int = Field(description="Instances that should have it cached.")
+    worth: float = Field(description="Upper bound of the tokens a second that another copy would save.")
     reason: str
 
 
 class ProfileOut(_ResponseModel):
-    """What an engine's work costs, as requests are routed by it."""
+    """The engine profile with which the gateway routes requests to an instance."""
 
-    learned: bool = Field(description="From its requests; otherwise it is assumed, and nothing contradicts it yet.")
-    prefill_kilotoken_seconds: float = Field(description="To prefill 1,000 tokens, none of them cached.")
-    prefill_ten_kilotokens_seconds: float = Field(description="To prefill 10,000.")
-    decode_step_seconds: float = Field(description="A token of each of 16 answers that hold 1,000 tokens.")
+    learned: bool = Field(description="True if learned from requests; false while it is the assumed profile.")
+    prefill_kilotoken_seconds: float = Field(description="Seconds to prefill 1,000 tokens, none of them cached.")
+    prefill_ten_kilotokens_seconds: float = Field(description="Seconds to prefill 10,000 tokens, none of them cached.")
+    decode_step_seconds: float = Field(description="Seconds of one decode step of 16 sequences of 1,000 tokens.")
     coefficients: dict[str, str | int | float] = Field(
-        description="All of it, as `profile` of an instance in a fleet file."
+        description="The whole profile, as `profile` of an instance in a fleet file."
     )
-    pace: float = Field(description="How long it takes for what takes its pool a second.")
-    spans: float = Field(description="Observations that this rests on; older ones count for less.")
-    error: float | None = Field(description="How far single predictions were off lately, as a share.")
+    pace: float = Field(description="Seconds that it takes for one second of work of its pool.")
+    spans: float = Field(description="Weight of the observations behind it; older ones count less.")
+    error: float | None = Field(description="Mean relative error of the last single predictions.")
 
 
 class InstanceOut(_ResponseModel):
-    """One engine endpoint: its state, this gateway's own work on it, and the engine's signals."""
+    """One instance: its state, its in-flight load from this gateway, and its signals."""
 
     id: str
     pool: str
@@ -123,11 +127,11 @@ class InstanceOut(_ResponseModel):
     waiting: int | None = Field(description="Requests sent there that have no first token yet.")
     backlog_seconds: float | None = Field(description="Engine time of the work already sent there.")
     in_flight_tokens: float | None
-    standing: str | None = Field(description="Healthy, Ejected, Probing or WarmingUp, as this gateway saw it.")
-    standing_reason: str | None = Field(description="Why it is not Healthy, in words.")
+    standing: str | None = Field(description="The health state: Healthy, Ejected, Probing or WarmingUp.")
+    standing_reason: str | None = Field(description="The reason for any health state but Healthy, as text.")
     signals: SignalsOut | None
-    index: IndexOut | None = Field(description="Null where no instance of the model tells what it holds.")
-    profile: ProfileOut | None = Field(description="Null where nothing is learned: legs of hand-offs.")
+    index: IndexOut | None = Field(description="Null if no instance of the model sends KV events.")
+    profile: ProfileOut | None = Field(description="Null if nothing is learned, as with prefill instances.")
 
 
 class ModelOut(_ResponseModel):
@@ -137,17 +141,15 @@ class ModelOut(_ResponseModel):
     namespace: str
     name: str
     preset: str
-    wakes: bool = Field(
-        description="It may have no instance that serves; a request then waits while one starts or wakes."
-    )
+    wakes: bool = Field(description="True if a request waits for an instance to start or wake when none serves.")
     objectives: ObjectivesOut
-    links: LinksOut | None = Field(description="Null where no instance of the model tells what it holds.")
-    wanted: list[WantedOut] = Field(description="Known where gateways share a Redis and instances tell what they hold.")
+    links: LinksOut | None = Field(description="Null if no instance of the model sends KV events.")
+    wanted: list[WantedOut] = Field(description="Known if gateways share a Redis and instances send KV events.")
     instances: list[InstanceOut]
 
 
 class FleetOut(_ResponseModel):
-    """The snapshot that requests are routed over."""
+    """The fleet that requests are routed over."""
 
     version: int
     membership_epoch: int
@@ -155,7 +157,10 @@ class FleetOut(_ResponseModel):
 
 
 class QuantilesOut(_ResponseModel):
-    """Seconds; null without an observation. Read from a histogram: within about 10 %."""
+    """Quantiles in seconds, null without an observation.
+
+    They come from a histogram and are accurate to about 10 %.
+    """
 
     p50: float | None
     p90: float | None
@@ -164,7 +169,7 @@ class QuantilesOut(_ResponseModel):
 
 
 class SliceOut(_ResponseModel):
-    """What happened in some stretch of time."""
+    """Counts and latencies of one time window."""
 
     seconds: float
     requests: int = Field(description="Requests that ended, the gateway's own refusals included.")
@@ -175,20 +180,26 @@ class SliceOut(_ResponseModel):
     retries: int
     ttft_seconds: QuantilesOut
     itl_seconds: QuantilesOut
-    overhead_seconds: QuantilesOut = Field(description="The gateway's own time; one bucket per doubling from 10 µs.")
-    within_objective: float | None = Field(description="Share of judged requests that met all objectives.")
-    cached_token_share: float | None = Field(description="Of prompt tokens whose caching the engines reported.")
-    predicted_cached_token_share: float | None = Field(description="What the router expected of the same tokens.")
+    overhead_seconds: QuantilesOut = Field(
+        description="The gateway's own time, from a histogram with one bucket per doubling from 10 µs."
+    )
+    within_objective: float | None = Field(description="Share of assessed requests that met all latency targets.")
+    cached_token_share: float | None = Field(
+        description="Share of prompt tokens that were cached, where engines reported it."
+    )
+    predicted_cached_token_share: float | None = Field(
+        description="Share of the same tokens that the router predicted to be cached."
+    )
     share_on_homes: float | None
     prompt_tokens: int
     output_tokens: int
     load_cov: float | None = Field(
-        description="Standard deviation over mean of prompt tokens computed per instance; 0 is an even load."
+        description="Standard deviation over mean of computed prompt tokens per instance; 0 is an even load."
     )
 
 
 class InstanceStatsOut(_ResponseModel):
-    """One instance's part in the last minute."""
+    """The last minute of one instance."""
 
     requests: int
     errors: int
@@ -196,59 +207,59 @@ class InstanceStatsOut(_ResponseModel):
     itl_mean_seconds: float | None
     computed_tokens: int
     output_tokens: int
-    share_of_work: float | None = Field(description="Its share of the model's computed prompt and generated tokens.")
+    share_of_work: float | None = Field(description="Share of the model's computed prompt and generated tokens.")
 
 
 class ModelStatsOut(_ResponseModel):
-    """One model: now, the last minute, and since the gateway started."""
+    """The numbers of one model: now, in the last minute, and since the gateway started."""
 
     in_flight: int
     queue: int = Field(description="Requests in flight without a first token.")
     window: SliceOut
     totals: SliceOut
-    decisions: dict[str, int] = Field(description="Choices by rule since the start.")
+    decisions: dict[str, int] = Field(description="Decisions by rule since the start.")
     instances: dict[str, InstanceStatsOut]
 
 
 class OtherGatewayOut(_ResponseModel):
-    """Another gateway that is heard through Redis."""
+    """A peer: another gateway that this one receives messages from through Redis."""
 
     name: str
-    age_seconds: float = Field(description="Since its last word.")
+    age_seconds: float = Field(description="Seconds since its last message.")
 
 
 class StatsOut(_ResponseModel):
-    """The gateway in numbers."""
+    """The numbers of the whole gateway."""
 
     version: str
-    wall: float = Field(description="Unix seconds of this answer.")
+    wall: float = Field(description="Time of this answer in Unix seconds.")
     uptime_seconds: float
     ready: bool
     notes: list[str]
     loop_lag_p99_seconds: float | None
-    gateways: list[OtherGatewayOut] | None = Field(description="Other gateways that are heard; null without a Redis.")
+    gateways: list[OtherGatewayOut] | None = Field(description="Peers with recent messages; null without Redis.")
     unknown_model_requests: int = Field(description="Requests of the last minute that named no model of the fleet.")
     models: dict[str, ModelStatsOut]
 
 
 class NumberOut(_ResponseModel):
-    """An input of a decision and how old it was (null = computed just then)."""
+    """An input of a decision and its age; the age is null if it was computed for the decision."""
 
     value: float | None
     age_seconds: float | None
 
 
 class CandidateOut(_ResponseModel):
-    """One instance that was looked at."""
+    """One candidate of a decision."""
 
     id: str
     chosen: bool
-    why: str = Field(description="Why it was taken or not, in words.")
+    why: str = Field(description="The reason why the instance was chosen or not, as text.")
     inputs: dict[str, NumberOut]
 
 
 class ChoiceOut(_ResponseModel):
-    """One decision: the rule, the words, everyone who was looked at."""
+    """One decision with its rule, reason and candidates."""
 
     attempt: int
     wall: float
@@ -261,14 +272,14 @@ class ChoiceOut(_ResponseModel):
 
 
 class FailureOut(_ResponseModel):
-    """An attempt that ended before the client had a byte."""
+    """An attempt that failed before the client received a byte."""
 
     instance: str
     why: str = Field(description="One word of a closed list.")
 
 
 class OutcomeOut(_ResponseModel):
-    """How the request ended."""
+    """The outcome of a request."""
 
     status: int
     error: str | None
@@ -283,14 +294,16 @@ class OutcomeOut(_ResponseModel):
     output_tokens: int | None
     within_objective: bool | None
     overhead_seconds: float | None = Field(
-        description="The gateway's own time until the dispatch; null behind a failure."
+        description="The gateway's own time before the dispatch; null after a failed attempt."
     )
-    failures: list[FailureOut] = Field(description="Attempts that ended before the client had a byte, oldest first.")
-    continued: bool = Field(description="Another engine was asked for the rest of a stream that broke.")
+    failures: list[FailureOut] = Field(
+        description="Attempts that failed before the client received a byte, oldest first."
+    )
+    continued: bool = Field(description="True if the rest of a broken stream was requested from another instance.")
 
 
 class PrefillLegOut(_ResponseModel):
-    """One prefill engine that was asked."""
+    """One attempt at a prefill instance."""
 
     instance: str
     rule: str
@@ -298,14 +311,14 @@ class PrefillLegOut(_ResponseModel):
     cost_seconds: float | None
     candidates: list[CandidateOut]
     inputs: dict[str, NumberOut] = Field(description="Inputs that belong to no single candidate.")
-    seconds: float | None = Field(description="From asked to answered; null while it runs.")
-    result: str = Field(description="pending, ok, or one word for what went wrong.")
+    seconds: float | None = Field(description="Seconds from request to answer; null while it runs.")
+    result: str = Field(description="pending, ok, or one word for the failure.")
 
 
 class WhereOut(_ResponseModel):
-    """Who computes the prompt: the engine that answers it, or one that prefills."""
+    """The decision where to prefill: on the decode instance or on a prefill instance."""
 
-    instance: str | None = Field(description="Null when no prefill engine is ready.")
+    instance: str | None = Field(description="Null if no prefill instance is ready.")
     rule: str
     reason: str
     candidates: list[CandidateOut]
@@ -313,45 +326,45 @@ class WhereOut(_ResponseModel):
 
 
 class HandoffOut(_ResponseModel):
-    """What became of the prompt's way from prefill to decode."""
+    """The hand-off of a request from prefill to decode."""
 
-    outcome: str = Field(description="pending, done, bypassed or failed; the latter two went on on one engine.")
-    reason: str = Field(description="One word of a closed list; of one that was done, the rule by which it went.")
+    outcome: str = Field(description="pending, done, bypassed or failed; with the latter two, one instance serves all.")
+    reason: str = Field(description="One word of a closed list; if the outcome is done, the rule of the decision.")
     words: str
-    where: WhereOut | None = Field(description="Null where two engines cannot serve it, or none could answer.")
-    waited_seconds: float = Field(description="Passed before a decode engine could be chosen.")
-    legs: list[PrefillLegOut] = Field(description="Prefill engines asked, oldest first.")
+    where: WhereOut | None = Field(description="Null if the request cannot be split, or no instance could answer.")
+    waited_seconds: float = Field(description="Seconds before a decode instance could be chosen.")
+    legs: list[PrefillLegOut] = Field(description="Attempts at prefill instances, oldest first.")
 
 
 class DecisionOut(_ResponseModel):
-    """A request's choices, oldest first, and its end (null while it runs)."""
+    """The choices of one request, oldest first, and its outcome, null while it runs."""
 
     request_id: str
     model: str
     wall: float
-    prompt_tokens: float = Field(description="The estimate that the choice was made with.")
-    caller: str | None = Field(description="The name of the API key that was shown; null where nobody asks for one.")
+    prompt_tokens: float = Field(description="The estimate at the time of the choice.")
+    caller: str | None = Field(description="The name of the client's API key; null if none is required.")
     handoff: HandoffOut | None = Field(description="Null unless the model has prefill engines.")
     choices: list[ChoiceOut]
     outcome: OutcomeOut | None
 
 
 class RoutePreviewOut(_ResponseModel):
-    """Where a request would go just now; nothing was sent."""
+    """The decision that a request would get now; nothing was sent."""
 
-    decision: DecisionOut = Field(description="As that of a request, without an outcome.")
-    workers: int = Field(description="How many of the gateway's workers were asked; the decision is the first one's.")
-    agreeing: int = Field(description="How many of them would choose the same instance.")
+    decision: DecisionOut = Field(description="The same as of a real request, without an outcome.")
+    workers: int = Field(description="Number of workers that answered; the decision is that of the first.")
+    agreeing: int = Field(description="Number of these workers that choose the same instance.")
 
 
 class DecisionsOut(_ResponseModel):
-    """Newest first."""
+    """Decisions, newest first."""
 
     decisions: list[DecisionOut]
 
 
 class ErrorBodyOut(_ResponseModel):
-    """An error as OpenAI writes it, with what to do about it."""
+    """An error in the format of OpenAI, with a hint what to do."""
 
     message: str
     type: str
@@ -361,6 +374,6 @@ class ErrorBodyOut(_ResponseModel):
 
 
 class ErrorOut(_ResponseModel):
-    """Every answer that is not 200, except that ``/readyz`` keeps its own shape with 503."""
+    """The body of every answer but 200; `/readyz` has its own body with 503."""
 
     error: ErrorBodyOut

@@ -1,4 +1,4 @@
-"""From the gateway's values to the JSON of the API: pure functions, one for each answer."""
+"""Pure functions from the gateway's values to the JSON of the API."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -26,7 +26,7 @@ def fleet_out(
     index: IndexStatus = MappingProxyType({}),
     learned_profile: Callable[[str], LearnedProfile | None] | None = None,
 ) -> schemas.FleetOut:
-    """The fleet with the gateway's own ledger and verdict beside each instance."""
+    """Returns the fleet with the in-flight load and the health state of each instance."""
     return schemas.FleetOut(
         version=snapshot.version,
         membership_epoch=snapshot.membership_epoch,
@@ -166,7 +166,7 @@ def _signals_out(instance: fleet.Instance, now: float) -> schemas.SignalsOut | N
 
 
 def decision_out(logged: LoggedRequest) -> schemas.DecisionOut:
-    """One request's choices and its end."""
+    """Returns the choices and the outcome of one request."""
     first = logged.records[0]
     return schemas.DecisionOut(
         request_id=first.request_id,
@@ -196,7 +196,7 @@ def _choice_out(record: DecisionRecord) -> schemas.ChoiceOut:
 
 
 def _candidates_out(made: decision.Decision) -> tuple[list[schemas.CandidateOut], dict[str, schemas.NumberOut]]:
-    """Everyone who was looked at, the chosen one first, and the inputs that belong to none of them."""
+    """Returns the candidates, the chosen one first, and the inputs that belong to none of them."""
     ids = [] if made.chosen is None else [made.chosen]
     ids += [item.id for item in made.rejected if item.id != made.chosen]
     of_candidate, of_all = _split_inputs(made.inputs, ids)
@@ -245,7 +245,10 @@ def _prefill_attempt_out(attempt: PrefillAttempt) -> schemas.PrefillLegOut:
 def _split_inputs(
     inputs: Mapping[str, decision.DecisionInput], ids: Sequence[str]
 ) -> tuple[dict[str, dict[str, schemas.NumberOut]], dict[str, schemas.NumberOut]]:
-    """``"<id>/<name>"`` goes to its candidate (ids hold slashes themselves), everything else stays general."""
+    """Returns the inputs of each candidate and the general ones.
+
+    A key `"<id>/<name>"` belongs to the candidate `<id>`; ids contain slashes themselves.
+    """
     of_candidate: dict[str, dict[str, schemas.NumberOut]] = {item: {} for item in ids}
     of_all: dict[str, schemas.NumberOut] = {}
     for key, value in inputs.items():

@@ -1,7 +1,8 @@
-"""The management port as a server: our own connections, read as strictly as those of clients, on a socket that listens already.
+"""The HTTP server of the management port, on a socket that already listens.
 
-A server of the framework's kind (uvicorn) would bring a command line, process supervision and its own logging along, three megabytes
-of them.
+It reads its connections as strictly as those of clients.
+
+Why: uvicorn would add a command line, process supervision and logging of its own, 3 MB in all.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ _DRAIN_POLL_SECONDS = 0.02
 
 
 class ManagementServer:
-    """Serves ``view``; ``token`` guards its API, which is reached under ``hosts`` too."""
+    """The server of the management app; `private` is its listening socket."""
 
     def __init__(
         self, view: GatewayView, private: socket.socket, *, limits: Limits, token: str | None, hosts: Sequence[str] = ()
@@ -43,19 +44,19 @@ class ManagementServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Answer from now on."""
+        """Starts to accept connections."""
         loop = asyncio.get_running_loop()
         numbers = itertools.count(1)
-        desk = _AsgiHandler(self._app, self._private.getsockname()[:2])
+        app = _AsgiHandler(self._app, self._private.getsockname()[:2])
         listener = self._listener = Listener(
-            desk, clock=self._clock, limits=self._limits, loop=loop, create_request_id=lambda: f"manage-{next(numbers)}"
+            app, clock=self._clock, limits=self._limits, loop=loop, create_request_id=lambda: f"manage-{next(numbers)}"
         )
         self._server = await loop.create_server(
             connection_factory(listener), sock=self._private, backlog=LISTEN_BACKLOG
         )
 
     async def stop(self) -> None:
-        """Answer what is being asked, and no more."""
+        """Stops accepting and waits up to a second for the requests in flight."""
         if self._server is None or self._listener is None:
             self._private.close()
             return
@@ -69,33 +70,33 @@ class ManagementServer:
 
 
 class _AsgiHandler:
-    """Has each request answered by the app, in a task of its own that ends with its client."""
+    """A request handler that calls the app in one task per request; a disconnect cancels it."""
 
     def __init__(self, app: App, server: tuple[str, int]) -> None:
         self._app = app
         self._server = server
 
     def check_headers(self, head: RequestHead) -> None:
-        """Nothing that has a body is waited for, beside the question that is one. Raises WrongMethod."""
+        """Rejects every request with a body but the route preview. Raises MethodNotAllowed."""
         if head.path == ROUTE_PREVIEW_PATH and head.method == "POST":
             return
         raise MethodNotAllowed(
-            "the management port only answers GET, without a body", hint="use GET", headers=(("allow", "GET"),)
+            "the management port answers only GET, without a body", hint="use GET", headers=(("allow", "GET"),)
         )
 
     def handle(self, request: HttpRequest, response: ResponseWriter) -> None:
-        """Begin an answer."""
+        """Starts to answer the request."""
         task = asyncio.get_running_loop().create_task(self._respond(request, response))
         response.on_client_gone = task.cancel
 
     def on_rejected(self, error: GatewayError, response: ResponseWriter) -> None:
-        """Answer something that never became a request."""
+        """Answers input that is not a valid request."""
         fields = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
         response.send(error.status, fields, error.body(response.request_id))
 
     async def _respond(self, request: HttpRequest, response: ResponseWriter) -> None:
         try:
             await serve_request(self._app, request, response, self._server)
-        except Exception as error:  # noqa: BLE001 - whatever it is, its asker gets an answer, and the log a place to look at
+        except Exception as error:  # noqa: BLE001 - the client gets an answer, the log the traceback
             _log.error("%s on the management port\n%s", type(error).__name__, nonblocking_log.traceback_lines(error))
-            self.on_rejected(GatewayError("a defect in the management port", hint="see the gateway's log"), response)
+            self.on_rejected(GatewayError("internal error of this port", hint="see the gateway's log"), response)

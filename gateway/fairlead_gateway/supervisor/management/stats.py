@@ -1,4 +1,7 @@
-"""The numbers of ``/api/stats``: the last minute and the time since the start, from the same integer lists as metrics."""
+"""The numbers of `/api/stats`: the last minute and the time since the start.
+
+They are read from the counters that the metrics are rendered from.
+"""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
@@ -14,7 +17,7 @@ from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS
 def model_stats(
     key: str, telemetry: MetricsRecorder, fleet: Fleet, loads: Mapping[str, LoadView], now: float
 ) -> schemas.ModelStatsOut:
-    """One model; a model without a request yet has zeros where nothing happened and nulls where nothing is known."""
+    """Returns the numbers of a model: 0 where nothing happened, null where nothing is known."""
     series = telemetry.models.get(key) or ModelCounters()
     uptime = max(1e-9, now - telemetry.started_at)
     window_seconds = min(uptime, now - (int(now) - WINDOW_SECONDS))
@@ -34,7 +37,7 @@ def model_stats(
 
 
 def unknown_model_requests(telemetry: MetricsRecorder, now: float) -> int:
-    """Requests of the last minute that named no model of the fleet."""
+    """Returns the number of requests of the last minute that named no model of the fleet."""
     series = telemetry.models.get(UNKNOWN)
     return 0 if series is None else series.last_minute(now)[0][at.REJECTED]
 
@@ -90,7 +93,7 @@ def _instance_totals(series: ModelCounters, ids: Sequence[str]) -> dict[str, _Co
 
 
 def _load_variation(counts: Mapping[str, _Counts], routable: set[str]) -> float | None:
-    """Over ready instances; one that computed nothing counts as a zero, none at all as not known."""
+    """Returns the coefficient of variation of computed tokens; None if nothing was computed."""
     computed = [counts[item][0][at.I_COMPUTED_TOKENS] if item in counts else 0 for item in routable]
     return pstdev(computed) / fmean(computed) if any(computed) else None
 

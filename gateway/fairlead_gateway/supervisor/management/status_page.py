@@ -1,11 +1,11 @@
-"""The status page: one HTML document without anything from outside, and the policy that lets it run nothing else."""
+"""The status page: one self-contained HTML document and its Content-Security-Policy."""
 
 import base64
 import hashlib
 
 
 def load_page() -> tuple[bytes, str]:
-    """The page and its Content-Security-Policy: only its own script and style, only our own API."""
+    """Returns the page and its policy, which allows only its own script and style, and our API."""
     style, script = _read_part("page.css"), _read_part("page.js")
     page = _read_part("page.html").replace("@import page.css", style).replace("import page.js", script)
     policy = (

@@ -1,4 +1,7 @@
-"""What the management port may see of a gateway: its workers, asked when somebody looks, and what the helper knows itself."""
+"""The read-only interface between the management port and the gateway.
+
+Its data comes from the supervisor, and from the workers by a query for each request.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +18,16 @@ from fairlead_gateway.telemetry.status_types import IndexStatus
 
 @dataclass(frozen=True, slots=True)
 class GatewayStatus:
-    """The workers at one moment. ``notes`` say what is wrong or degraded, ``standing`` an instance's standing and why; ``lag`` is
-    how late the latest of the event loops runs, ``index`` how far models are followed; ``others`` are gateways that are heard and the
-    seconds since, None without a Redis; ``learned`` says what an instance's engine costs; ``held`` counts who waits, by model."""
+    """The state of all workers at one moment.
+
+    warnings: texts about what is wrong or degraded.
+    health_of: returns the health state of an instance and its reason.
+    lag: the loop lag of the slowest worker.
+    index: the state of the KV-cache index, by model.
+    peers: other gateways and the seconds since their last message; None without Redis.
+    learned_profile: returns the learned profile of an instance.
+    queued: the number of queued requests, by model.
+    """
 
     ready: bool
     warnings: list[str]
@@ -31,38 +41,41 @@ class GatewayStatus:
 
 
 class GatewayView(Protocol):
-    """Read-only. Workers that do not answer in time are left out, and named in the notes."""
+    """The state of one gateway. Workers that do not answer in time are named in the warnings."""
 
     @property
     def clock(self) -> Clock:
-        """The clock that ages are taken with."""
+        """The clock of all ages."""
         ...
 
     @property
     def started_at(self) -> float:
-        """When the gateway started, in monotonic seconds."""
+        """The start of the gateway, in monotonic seconds."""
         ...
 
     def fleet(self) -> Fleet:
-        """The snapshot that requests are routed over, with the engines' last signals."""
+        """Returns the fleet that requests are routed over, with the last signals of the engines."""
         ...
 
     async def status(self) -> GatewayStatus:
-        """How the workers are."""
+        """Returns the state of the workers."""
         ...
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
-        """The counters of all workers; ``windows``: with what the last minute added."""
+        """Returns the workers' summed counters; `windows` includes those of the last minute."""
         ...
 
     async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
-        """The last ``limit`` requests, newest first."""
+        """Returns the last `limit` requests, newest first."""
         ...
 
     async def decision(self, request_id: str) -> LoggedRequest | None:
-        """Everything known of one request."""
+        """Returns the decisions and the outcome of one request; None if it is not in the log."""
         ...
 
     async def preview_route(self, path: str, body: bytes, session: str | None) -> list[LoggedRequest]:
-        """Where that request would go, by each worker that answers. Raises GatewayError as the request would be answered."""
+        """Returns the decision of each worker that answers, for this request.
+
+        Raises the GatewayError with which a gateway would answer the request.
+        """
         ...

@@ -31,7 +31,7 @@ class StreamRotation:
         self._busy_since[model] = now
 
     def next_round(self, now: float) -> list[str]:
-        """Returns the models to read."""
+        """Returns the keys of the models to read in this round."""
         order, most = self._order, self._max_streams
         if len(order) <= most:
             return list(order)

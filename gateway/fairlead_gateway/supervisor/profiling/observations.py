@@ -134,7 +134,8 @@ class _PrefillRun:
 
 
 class EngineObserver:
-    """Measures one instance from the events of its requests, which must come in order of time.
+    """The measurement of one instance from the events of its requests, which must come in order of
+    time.
 
     step_tokens: the token budget of a step.
     """

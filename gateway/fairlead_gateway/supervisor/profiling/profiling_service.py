@@ -14,7 +14,9 @@ from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfi
 
 
 class ProfilingService:
-    """Runs the profile estimator every few seconds; `broadcast` sends a message to all workers."""
+    """The service that runs the profile estimator every few seconds; `broadcast` sends a message to
+    all workers.
+    """
 
     def __init__(self, *, broadcast: Callable[[ProfileUpdate], None], clock: Clock, limits: Limits) -> None:
         self._broadcast = broadcast

@@ -52,7 +52,7 @@ class TokenizerCache:
         try:
             text = msgspec.json.decode(request.text, type=str)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            return TokenizeReply(request.number, problem="the prompt is no text")
+            return TokenizeReply(request.number, problem="the prompt is not text")
         try:
             loaded = self._load_cached(request.path)
         except UnusableTokenizer as error:
@@ -94,7 +94,7 @@ def _load(path: str, stamp: tuple[int, int, int], limits: Limits) -> _LoadedToke
         tokenizer.no_padding()
         plain, whole = tokenizer.encode(_PROBE_TEXT, add_special_tokens=False).ids, tokenizer.encode(_PROBE_TEXT).ids
     except Exception as error:  # noqa: BLE001 - the library raises Exception itself for whatever is wrong with a file
-        raise UnusableTokenizer(f"the file is no tokenizer: {type(error).__name__}") from None
+        raise UnusableTokenizer(f"the file is not a tokenizer: {type(error).__name__}") from None
 
     def encode(text: str) -> tuple[Sequence[int], Sequence[int]]:
         encoding = tokenizer.encode(text, add_special_tokens=False)

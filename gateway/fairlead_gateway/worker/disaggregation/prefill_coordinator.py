@@ -3,7 +3,8 @@
 For each prompt, `routing.prefill_placement` decides between the instance that would answer it and
 the best prefill instance. If the prefill goes elsewhere:
 
-1. The prefill engine is asked for one token, within a time limit of its own. The token is dropped.
+1. The prefill engine gets a request for one token, within a time limit of its own. The token is
+   dropped.
 2. The decode instance is chosen, as late as possible, and gets the address of the KV.
 3. The transfer holds for one attempt, and for as long as the prefill engine keeps the blocks.
 
@@ -52,7 +53,8 @@ _EXPIRED: Final = ("expired", "the blocks are not kept any longer")
 
 
 class PrefillCoordinator:
-    """Places prefills, calls prefill engines, and prepares the decode attempts.
+    """The coordinator of disaggregated prefill: placement, calls to prefill engines, and
+    preparation of decode attempts.
 
     random: returns numbers from 0 to 1.
     """
@@ -372,7 +374,7 @@ class PrefillCoordinator:
         task.add_done_callback(self._concurrent_prefills.discard)
 
     async def _engine_id(self, instance: Instance) -> str:
-        """Returns Mooncake's id of an engine, asked once per start. Raises EngineCallFailed."""
+        """Returns Mooncake's id of an engine, queried once per start. Raises EngineCallFailed."""
         known = self._engine_ids.get(instance.id)
         if known is not None:
             return known
@@ -385,7 +387,7 @@ class PrefillCoordinator:
             raise
         engine_id = kv_connectors.parse_mooncake_engine_id(response, instance.dp_rank or 0)
         if engine_id is None:
-            raise EngineCallFailed("its bootstrap server names no engine", cause="no-engine-name", is_suspicious=True)
+            raise EngineCallFailed("the bootstrap server names no engine", cause="no-engine-name", is_suspicious=True)
         self._engine_ids[instance.id] = engine_id
         return engine_id
 

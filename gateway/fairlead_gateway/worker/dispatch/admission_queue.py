@@ -107,7 +107,7 @@ class AdmissionController:
         admission = self._models.get(context.request.model_key)
         return admission is None or admission.admit_now(context)
 
-    async def wait_for_admission(self, context: RequestContext) -> None:
+    async def ensure_admitted(self, context: RequestContext) -> None:
         """Admits the request now or queues it, unless `admit_now` has admitted it.
 
         Raises GatewayError if it is refused.

@@ -110,8 +110,8 @@ class RoleRouters:
             ejected = self._outlier_detector.ejected(candidates, now)
         decision: Decision | None = None
         if router is not None:
-            decide = router.preview if preview else router.decide
-            decision = decide(request, now, excluded=excluded.union(ejected) if ejected else excluded)
+            choose = router.preview if preview else router.choose_instance
+            decision = choose(request, now, excluded=excluded.union(ejected) if ejected else excluded)
         if decision is not None and ejected:
             rejected = tuple(RejectedCandidate(name, reason) for name, reason in ejected.items())
             decision = decision.with_text(rejected=decision.rejected + rejected)

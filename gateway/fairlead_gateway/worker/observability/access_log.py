@@ -173,7 +173,7 @@ def _handoff_text(record: HandoffRecord | None) -> str | None:
 
 
 class LogFileWriter:
-    """Writes batches of lines, in the writer's thread. A file that was moved away is opened
+    """A writer of batches of lines, in the writer's thread. A file that was moved away is opened
     again.
     """
 

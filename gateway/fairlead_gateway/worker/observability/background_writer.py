@@ -28,7 +28,7 @@ class QueueBounds:
 
 
 class BackgroundWriter(Generic[T]):
-    """Writes items in batches, in a thread that starts with the first item.
+    """A writer of items in batches, in a thread that starts with the first item.
 
     write: writes a batch, in the thread; what it raises loses the batch.
     on_dropped: called with the number of lost items, from any thread.

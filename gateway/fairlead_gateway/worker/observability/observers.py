@@ -84,8 +84,8 @@ class RequestObservers:
     def attach_counters(self, telemetry: MetricsRecorder) -> None:
         """Counts in the telemetry's process counters from now on."""
         with self._lock:
-            telemetry.gateway_counters |= self._counters
-            self._counters = telemetry.gateway_counters
+            telemetry.non_model_counters |= self._counters
+            self._counters = telemetry.non_model_counters
 
     def on_answered_locally(
         self,

@@ -34,7 +34,7 @@ class ExportRejected(Exception):
 
 
 class OtlpExporter:
-    """Exports the spans of one worker.
+    """The exporter of the spans of one worker.
 
     endpoint: the collector's base URL, without `/v1/traces`.
     headers: sent with every batch.

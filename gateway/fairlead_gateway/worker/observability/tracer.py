@@ -48,7 +48,7 @@ class Span:
 
 
 class Tracer:
-    """Decides which requests are sampled, and exports their spans.
+    """The tracer of a worker: it decides which requests are sampled, and exports their spans.
 
     draw_bits: returns a random number of that many bits.
     """

@@ -190,7 +190,8 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
 def _parsed_chat(fields: CommonFields, limits: Limits | None) -> ParsedBody:
     """Like `parsed_body` for a chat, from all of its fields at once.
 
-    limits: to check the fields with, rare ones only if they are set; None: they are checked.
+    limits: limits for the check of the fields (rare ones only if set). None: the fields are
+        already checked.
     """
     values = _AS_TUPLE(fields)
     has_rare_fields = values[_RARE_START:_RARE_END] != _NO_RARE_FIELDS

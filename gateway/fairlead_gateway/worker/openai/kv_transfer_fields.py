@@ -1,4 +1,4 @@
-"""Removes from every body the fields that engines use among themselves.
+"""The removal of the fields that engines use among themselves, from every body.
 
 - `kv_transfer_params` and `ec_transfer_params` name blocks in another engine's memory. Forty bytes
   of them crash a vLLM engine, and copied ones fetch another tenant's cache.

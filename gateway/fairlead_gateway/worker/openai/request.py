@@ -40,7 +40,7 @@ class ModelRequest:
     body, client_body: as sent to the engine, and as received.
     strip_usage: the client did not ask for the usage of the stream.
     method, target: of the request to the engine; target None: the client's path.
-    is_passthrough: neither prompt nor response are understood.
+    is_passthrough: the gateway reads neither prompt nor response.
     max_tokens: the client's limit of the response.
 
     Why 8 parameters: body, model and what differs by path; the rest comes with `parsed`.

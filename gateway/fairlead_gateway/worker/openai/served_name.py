@@ -31,7 +31,7 @@ def target_with_model(name: str, target: str) -> str:
 
 
 class ServedNameRewriter:
-    """Replaces the engine's name for the model by the client's, in one response."""
+    """A rewriter that replaces the engine's name for the model by the client's, in one response."""
 
     def __init__(self, engine_name: str, client_name: str) -> None:
         engine_text, client_text = msgspec.json.encode(engine_name), msgspec.json.encode(client_name)

@@ -27,7 +27,7 @@ from fairlead_gateway.worker.upstream.response import EngineResponse
 
 
 class Dispatcher:
-    """Creates attempts; holds the parts that every attempt is recorded with.
+    """The creator of attempts, with the parts that every attempt is recorded with.
 
     Why 8 parameters: each is one of these parts.
     """
@@ -111,7 +111,7 @@ class Attempt:
         self.has_verdict = False
         self.error: UpstreamError | None = None
 
-    def encode(self, body: bytes) -> None:
+    def build_message(self, body: bytes) -> None:
         """Builds the message: the request with `body` as this instance gets it."""
         context, instance, dispatcher = self.context, self.instance, self._dispatcher
         head, request, choice = context.http_request.head, context.request, context.choice

@@ -1,17 +1,23 @@
-"""The content of resumed streams: which requests allow it, the request to another engine, and how
-its response is joined.
+"""The content of resumed streams: the requests that allow it, the request to another engine, and
+the response that the client gets.
 
 The other engine gets the prompt with the text that the client has already. In a chat that is an
 unfinished last message (`continue_final_message`); in a completion it follows the prompt. For a
 greedy request the result is what the first engine would have generated. With a seed it is equally
 good.
 
-A request is not resumed if more than the text decides what comes next. That is so with several
-choices, tools, grammars, stop strings, penalties, log probabilities, and prompts of token ids.
+A request is not resumed if more than the text decides what comes next. That is so if it has:
 
-The response is joined to the same one: the same id, model and time, no second role, the usage of
-both. Sent tokens are counted as one per event; the count is low if an engine puts several into one
-event.
+- several choices
+- tools
+- grammars or stop strings
+- penalties
+- log probabilities
+- prompts of token ids
+
+The resumed response keeps the id, model and time of the first. The role is sent once, and the usage
+is the sum of both. Sent tokens are counted as one per event; the count is low if an engine puts
+several into one event.
 """
 
 from collections.abc import Iterable

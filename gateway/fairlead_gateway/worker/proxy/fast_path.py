@@ -96,14 +96,14 @@ class FastPath:
         """Sends an eligible request. Raises GatewayError if no instance can take it."""
         forwarder, now = self._forwarder, context.http_request.received_at
         forwarder.retry_budget.on_request(now)
-        attempt = forwarder.next_attempt(context, NO_INSTANCES, now)
+        attempt = forwarder.begin_attempt(context, NO_INSTANCES, now)
         connection = self._pool.take_idle(attempt.instance.url) if self._admission.can_start(context) else None
         if connection is None:
             self.lifecycle.continue_as_task(attempt)
             return
         context.deadline = now + self.response_seconds
         attempt.connection = connection
-        forwarder.encode(attempt)
+        forwarder.build_message(attempt)
         attempt.on_dispatch(now)
         exchange = FastPathExchange(self, attempt)
         self.timeouts.add(exchange, now)

@@ -30,7 +30,9 @@ class _NoLongerReady(Exception):
 
 
 class Forwarder:
-    """Chooses instances and runs attempts. One object serves all requests of a worker."""
+    """The stage that chooses instances and runs attempts. One object serves all requests of a
+    worker.
+    """
 
     def __init__(
         self,
@@ -91,11 +93,11 @@ class Forwarder:
             if blocked_seconds is not None:
                 raise QuarantinedRequest(blocked_seconds)
             self.retry_budget.on_request(self._now())
-            await self._admission.wait_for_admission(context)
+            await self._admission.ensure_admitted(context)
             await self._prefill_coordinator.prefill_remotely(context)
         while True:
             if attempt is None:
-                attempt = self.next_attempt(context, excluded, self._now())
+                attempt = self.begin_attempt(context, excluded, self._now())
             try:
                 if attempt.has_verdict or await self._admission.wait_for_slot(context):
                     await self._run(attempt)
@@ -123,7 +125,7 @@ class Forwarder:
         if is_blocked:  # copies of it have crashed another engine
             raise QuarantinedRequest(self._limits.quarantine_seconds) from None
 
-    def next_attempt(self, context: RequestContext, excluded: frozenset[str], now: float) -> Attempt:
+    def begin_attempt(self, context: RequestContext, excluded: frozenset[str], now: float) -> Attempt:
         """Chooses an instance and returns the attempt at it. Raises GatewayError if none is
         left.
         """
@@ -149,7 +151,7 @@ class Forwarder:
             raise self._routers.no_ready_instance(key, now)
         return self._dispatcher.create_attempt(context, instance, decision, len(failures) + 1)
 
-    def encode(self, attempt: Attempt) -> None:
+    def build_message(self, attempt: Attempt) -> None:
         """Builds the attempt's message from the request, with transfer fields if it has a
         transfer.
         """
@@ -160,7 +162,7 @@ class Forwarder:
         source = context.choice.decision.source if context.choice is not None else None
         if source is not None:
             body = self._prefill_coordinator.add_kv_source(context, body, source)
-        attempt.encode(body)
+        attempt.build_message(body)
 
     def _give_up(self, context: RequestContext) -> GatewayError:
         """Returns the client's error; no instance has answered."""
@@ -185,7 +187,7 @@ class Forwarder:
         context = attempt.context
         is_stale = False
         if not attempt.has_verdict:
-            self.encode(attempt)
+            self.build_message(attempt)
             attempt.connection = self._pool.take_idle(attempt.instance.url)
         while True:
             if attempt.engine_response is None:

@@ -71,13 +71,13 @@ class GatewaySecrets:
 
 
 class Gateway(RequestLifecycle):
-    """Handles the requests of one worker process.
+    """The handler of requests in one worker process.
 
     create_request_id: returns an id for requests whose client sends none.
     memory_share: reads the used share of memory; None if no limit is known.
-    warnings: returns what is degraded in the rest of the process.
+    warnings: returns texts about degraded parts of the rest of the process.
 
-    Why 7 parameters: each is a part of the worker with a life of its own.
+    Why 7 parameters: each is a part of the worker with its own lifecycle.
     """
 
     def __init__(

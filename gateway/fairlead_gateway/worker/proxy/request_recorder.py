@@ -14,7 +14,7 @@ OnFinished = Callable[[RequestContext, RequestOutcome], None]
 
 
 class RequestRecorder:
-    """Writes choices and outcomes to the metrics, the decision log and the observers.
+    """The writer of choices and outcomes to the metrics, the decision log and the observers.
 
     on_finished: called last, with each outcome; must neither wait nor raise.
     """

@@ -13,7 +13,7 @@ COMMENT = b": keep-alive\n\n"
 
 
 class SseKeepAlive:
-    """Sends the comments of one stream, from `start` to `stop`."""
+    """The sender of the comments of one stream, from `start` to `stop`."""
 
     __slots__ = ("_engine_response", "_handle", "_last", "_loop", "_response", "_seconds")
 

@@ -23,7 +23,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class DispatchReporter:
-    """Collects what one worker did. Its methods are hooks of routers and decision log.
+    """The collector of one worker's dispatches. Its methods are hooks of routers and decision log.
 
     publish: decisions and loads go to Redis.
     loads: returns the worker's own load by instance.

@@ -26,7 +26,7 @@ from fairlead_gateway.worker.reporting.prompt_samples import PromptSampleBuffer
 
 
 class IndexReporter:
-    """Collects one worker's reports to the index.
+    """The collector of one worker's reports to the index.
 
     hooks: for the routers.
     """

@@ -18,7 +18,7 @@ _dispatch_decoder = msgspec.msgpack.Decoder(list[Dispatch])
 
 
 class PeerUpdateApplier:
-    """Applies batches of dispatches, a bounded number of blocks per turn of the event loop."""
+    """The applier of dispatch batches: a bounded number of blocks per turn of the event loop."""
 
     def __init__(self, clock: Clock, limits: Limits, loop: asyncio.AbstractEventLoop, routers: RouterRegistry) -> None:
         self._clock = clock

@@ -1,6 +1,6 @@
 """Attributes failed attempts to instances, and sets how long an instance may stall.
 
-Counted as the instance's failure
+These count as the instance's failure:
 
 - immediately: a refused connection, or a stall;
 - later: an error response, once another instance has answered the same request, or if no other
@@ -34,7 +34,8 @@ _DEFAULT_OUTPUT_TOKEN_SECONDS: Final = 0.05
 
 
 class FailureAttribution:
-    """Reports to the outlier detector the failures that are an instance's.
+    """The attribution of failed attempts: the failures that the outlier detector counts against an
+    instance.
 
     ready_instances: returns the ready instances of a model by id.
     """

@@ -1,8 +1,8 @@
-"""Ejects instances that fail, and lets them return step by step.
+"""Outlier detection: the ejection of instances that fail, and their return step by step.
 
 An instance is ejected after three failures in a row, or if half of ten or more responses within ten
-seconds failed. A failure is a refused or broken connection, a stall or an unreadable response. Load
-is none: neither full engines nor 429 nor disconnecting clients count here.
+seconds failed. A failure is a refused or broken connection, a stall or an unreadable response. Full
+engines, 429 and disconnecting clients do not count.
 
 At most half of a model's ready instances are ejected, so that a fault of the network or of the
 requests cannot empty a fleet. The ejection time grows with each ejection, and has jitter.
@@ -50,7 +50,7 @@ class _InstanceHealth:
 
 
 class OutlierDetector:
-    """The health of all instances of a worker.
+    """The health of every instance as one worker sees it, and which instances are ejected.
 
     jitter: returns numbers from 0 to 1.
     """
@@ -83,7 +83,7 @@ class OutlierDetector:
         return reasons if len(reasons) < len(ready) else _NONE_EJECTED
 
     def is_usable(self, instance: str, now: float) -> bool:
-        """Whether a request without any other instance has a chance there."""
+        """Whether a request that has no other instance may go to this one."""
         if instance not in self._unhealthy:
             return True
         record = self._records[instance]

@@ -53,7 +53,7 @@ class AttemptFailure(Exception):
 
 
 class RetryBudget:
-    """Counts the requests and retries of the last ten seconds."""
+    """The counts of requests and retries of the last ten seconds."""
 
     def __init__(self, limits: Limits) -> None:
         self._share: float = limits.retry_share
@@ -107,7 +107,7 @@ def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1
         return EngineFailed(
             f"two engines broke off on this request ({attempts})",
             code="engines_broke_off",
-            hint="do not send it again unchanged",
+            hint="do not send the request again unchanged",
             headers=(("x-should-retry", "false"),),
         )
     if all(failure.is_overload for failure in failures):

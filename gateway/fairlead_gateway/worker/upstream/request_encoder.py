@@ -1,4 +1,4 @@
-"""Encodes requests to engines, and selects the response headers that clients get.
+"""The encoding of requests to engines, and the selection of response headers for clients.
 
 These headers of a client are not forwarded:
 

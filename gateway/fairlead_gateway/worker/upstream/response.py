@@ -79,8 +79,8 @@ class EngineResponse:
 
     @property
     def finished(self) -> "asyncio.Future[str | None]":
-        """Done when the response is relayed, or has ended; its result is the error, None if
-        whole.
+        """A future that ends when the response is relayed, or has ended. Its result is the error;
+        None if the response is whole.
         """
         finished = self._finished
         if finished is None:
@@ -91,7 +91,9 @@ class EngineResponse:
 
     @property
     def verdict(self) -> "asyncio.Future[UpstreamError | None]":
-        """Done with None when the response can be relayed, else with the error."""
+        """The verdict: a future that ends with None when the response can be relayed, else with the
+        error.
+        """
         assert self._verdict is not None
         return self._verdict
 
@@ -116,7 +118,7 @@ class EngineResponse:
     # Callbacks of the connection.
 
     def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
-        """Takes the head, which decides whether this is a stream."""
+        """Receives the head, which decides whether this is a stream."""
         self.status = status
         self.headers = fields
         if status == 200 and (self._stream_requested or self._is_passthrough):
@@ -146,7 +148,7 @@ class EngineResponse:
                 self._on_first_chunk(now)
 
     def on_error(self, error: UpstreamError) -> None:
-        """Takes an error of the connection: the verdict, or the end after it."""
+        """Receives an error of the connection: the verdict, or the end after it."""
         if self._awaits_verdict:
             self._finish_verdict(error)
         else:

@@ -93,7 +93,7 @@ def test_plugin_failure_names_the_command(tmp_path: Path, body: str, words: str)
         ),
         (
             entry("x") | {"apiVersion": "client.authentication.k8s.io/v1alpha1"},
-            "speaks client.authentication.k8s.io/v1alpha1",
+            "has apiVersion client.authentication.k8s.io/v1alpha1",
         ),
         (entry("x") | {"interactiveMode": "Always"}, "wants a terminal"),
     ],

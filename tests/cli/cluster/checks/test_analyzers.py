@@ -98,7 +98,7 @@ def keys_missing(facts: ClusterFacts, build: Build) -> ClusterFacts:
 
 
 def fleet_stale(facts: ClusterFacts, build: Build) -> ClusterFacts:
-    note = "the cluster cannot be followed, the last fleet stays: Pod had its last event more than 190 s ago: forbidden"
+    note = "cannot watch the cluster; the last fleet stays: Pod had its last event more than 190 s ago: forbidden"
     page = "fairlead_gateway_redis_connected 1\n"
     return replace(
         facts,

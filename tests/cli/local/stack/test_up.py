@@ -146,7 +146,7 @@ def test_busy_port_names_its_flag_and_starts_nothing(tmp_path: Path, flag: str) 
         environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 2
-    assert f"{flag}: 127.0.0.1:{port} is in use already" in " ".join(done.stderr.split())
+    assert f"{flag}: 127.0.0.1:{port} is already in use" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not list(tmp_path.iterdir())

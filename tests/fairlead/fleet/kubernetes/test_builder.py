@@ -9,7 +9,7 @@ import pytest
 from fairlead.engine_profile import builtin_profiles
 from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, build_fleet, pod_selections
 from fairlead.fleet.kubernetes.spec_cache import SpecCache
-from fairlead.fleet.model import Fleet, Instance, InstanceState, KvPull, Role, next_fleet
+from fairlead.fleet.model import Fleet, Instance, InstanceState, KvPullSource, Role, next_fleet
 from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
 from fairlead.limits import Limits
 from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
@@ -111,7 +111,11 @@ def test_instances_with_peers_have_a_pull_address() -> None:
     older = pod("b")
     found = build([one], lends, older).fleet.instances["x/tiny"]
     price = (1024, 2 * 2**30, 0.005)
-    assert [each.pull for each in found] == [KvPull("10.0.0.1:5800", *price), KvPull("10.0.0.1:5801", *price), None]
+    assert [each.pull for each in found] == [
+        KvPullSource("10.0.0.1:5800", *price),
+        KvPullSource("10.0.0.1:5801", *price),
+        None,
+    ]
     assert [each.pull for each in build([model()], lends).fleet.instances["x/tiny"]] == [None, None]
 
 

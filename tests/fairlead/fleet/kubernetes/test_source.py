@@ -1,4 +1,6 @@
-"""The fleet source over real sockets, with a fake API server that fails on demand and manual time."""
+"""The fleet source over real sockets, with manual time and a fake API server that fails on
+demand.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -166,7 +168,7 @@ def test_unreachable_api_server_changes_nothing_and_is_a_warning() -> None:
         lab.time.advance(25.0)
         (note,) = lab.source.warnings()
         assert note.startswith(
-            "the cluster cannot be followed, the last fleet stays: ModelDeployment had its last event more"
+            "cannot watch the cluster; the last fleet stays: ModelDeployment had its last event more"
         )
         assert "503" in note or "on purpose" in note
         assert (lab.states(), len(lab.fleets)) == (["Ready"], 1)
@@ -217,7 +219,7 @@ def test_start_waits_for_read_permission(caplog: pytest.LogCaptureFixture) -> No
         assert lab.source.warnings() == []
 
     run(check, before=before)
-    assert len([line for line in caplog.messages if "the cluster cannot be followed: pods:" in line]) == 1
+    assert len([line for line in caplog.messages if "cannot watch the cluster: pods:" in line]) == 1
 
 
 def test_missing_accelerator_classes_are_a_warning() -> None:
@@ -283,7 +285,9 @@ def test_internal_error_about_one_object_ends_nothing(monkeypatch: pytest.Monkey
         await lab.passing(lambda: bool(lab.fleets))
         lab.fake.put(ACCELERATOR_CLASSES, None, "broken", spec={"profile": {"preset": "tiny-cpu"}})
         await lab.passing(lambda: bool(lab.source.warnings()))
-        assert "the cluster cannot be understood, the last fleet stays: AttributeError" in lab.source.warnings()[0]
+        assert (
+            "cannot read the objects of the cluster; the last fleet stays: AttributeError" in lab.source.warnings()[0]
+        )
         lab.fake.remove(ACCELERATOR_CLASSES, None, "broken")
         lab.model("later")
         await lab.passing(lambda: "x/later" in lab.fleets[-1].models)

@@ -168,14 +168,14 @@ def test_every_preset_serves_through_the_router_past_those_that_failed(name: str
     made = router(name)
     for number in range(60):
         request = prompt(f"r{number}", number % 9)
-        decision = made.decide(request, 0.0, excluded=frozenset({"pod-0", "pod-1"}))
+        decision = made.choose_instance(request, 0.0, excluded=frozenset({"pod-0", "pod-1"}))
         assert decision.chosen not in (None, "pod-0", "pod-1")
         made.on_dispatch(request, decision.chosen or "", 0.0)
         if number % 3:
             made.on_first_token(request.id, 0.0)
             made.on_finish(request.id, 0.0, output_tokens=5)
-    assert router(name, 1).decide(prompt("alone", 1), 0.0).chosen == "pod-0"
-    assert router(name, 0).decide(prompt("nobody", 1), 0.0).chosen is None
+    assert router(name, 1).choose_instance(prompt("alone", 1), 0.0).chosen == "pod-0"
+    assert router(name, 0).choose_instance(prompt("nobody", 1), 0.0).chosen is None
 
 
 @pytest.mark.parametrize("name", ["prefix-cache", "cache-aware", "llm-d", "lmetric", "min-ttft", "chwbl", "preble"])
@@ -183,12 +183,12 @@ def test_prefix_presets_return_to_cached_prefixes(name: str) -> None:
     made = router(name)
     for session in range(12):
         first = prompt(f"{session}-0", session)
-        at = made.decide(first, 0.0).chosen
+        at = made.choose_instance(first, 0.0).chosen
         assert at is not None
         made.on_dispatch(first, at, 0.0)
         made.on_first_token(first.id, 1.0)
         made.on_finish(first.id, 2.0)
-        assert made.decide(prompt(f"{session}-1", session), 3.0).chosen == at
+        assert made.choose_instance(prompt(f"{session}-1", session), 3.0).chosen == at
 
 
 def test_the_api_names_the_presets_that_there_are() -> None:

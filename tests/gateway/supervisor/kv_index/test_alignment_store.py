@@ -1,4 +1,4 @@
-"""The alignment store in a real Redis: earlier alignments are known, bounded and validated."""
+"""The alignment store in a real Redis: it reads earlier alignments, with bounds and checks."""
 
 import asyncio
 from array import array
@@ -37,7 +37,10 @@ NUMBER = st.integers(1, 2**64 - 1)
 
 
 def lesson_of(name: int, blocks: int = 4) -> PromptAlignment:
-    """A prompt of some byte blocks, with twice as many token blocks; a longer one of a name goes on from the shorter."""
+    """Returns the alignment of a prompt with two token blocks per byte block.
+
+    A longer prompt of the same name continues the shorter one.
+    """
     hashes = [name * 1_000 + number for number in range(1, blocks + 1)]
     return PromptAlignment(
         hashes, [2**40 + name * 1_000 + number for number in range(2 * blocks)], range(2, 2 * blocks + 1, 2), 16
@@ -46,7 +49,7 @@ def lesson_of(name: int, blocks: int = 4) -> PromptAlignment:
 
 @dataclass(slots=True)
 class Side:
-    """One gateway's end, and what it took over."""
+    """One gateway's store, and the alignments that it adopted."""
 
     link: RedisLink
     kept: AlignmentStore = field(init=False)

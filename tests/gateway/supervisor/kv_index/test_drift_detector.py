@@ -12,7 +12,7 @@ from fairlead_gateway.supervisor.kv_index.drift_detector import (
 
 
 def drifted(drift: DriftDetector, predicted: float, reported: int, now: float = 0.0, most: int = 1_000) -> int | None:
-    """Answers until the alarm; None when there was none."""
+    """Returns the number of answers until the alarm, or None without one."""
     for count in range(1, most + 1):
         if drift.observe(CacheOutcome(predicted, predicted, reported, 1_000), now):
             return count
@@ -49,10 +49,10 @@ def test_what_was_on_its_way_is_neither_a_ghost_nor_a_miss() -> None:
     for _ in range(1_000):
         assert not drift.observe(
             CacheOutcome(0, 900, 900, 1_000), 0.0
-        )  # the index learns of it later than the next prompt comes
+        )  # the next prompt comes before the index learns of it
         assert not drift.observe(
             CacheOutcome(0, 900, 0, 1_000), 0.0
-        )  # and that prompt was sooner than the first one's prefill
+        )  # and that prompt came before the prefill of the first one
 
 
 def test_an_engine_that_reports_nothing_is_counted_as_silent_and_not_as_zero() -> None:

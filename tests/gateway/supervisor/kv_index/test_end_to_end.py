@@ -1,4 +1,4 @@
-"""The index end to end: real engines' events over ZeroMQ, a real gateway with its helper and workers, real requests."""
+"""The index end to end: KV events over ZeroMQ, a gateway with its workers, and requests."""
 
 import asyncio
 import signal
@@ -26,7 +26,7 @@ TOKENIZER = Tokenizer()
 
 @asynccontextmanager
 async def indexer(fleet: Path, redis: str) -> AsyncIterator[None]:
-    """An indexer of its own until the block ends."""
+    """Runs an indexer process until the block ends."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet), "--redis", redis),
         stdout=asyncio.subprocess.DEVNULL,
@@ -59,12 +59,12 @@ def test_what_an_engine_evicted_is_not_expected_there(tmp_path: Path, workers: s
                 await place.chat(text_of(name))
             await wait_until_async(
                 place.is_cheapest_with(ENGINE_BLOCKS - 8)
-            )  # its events were read: to ask on and on would outrun them
+            )  # its events were read: further requests would outrun them
 
             async def gone() -> bool:
-                size, expected, cached = await place.cached(evicted.pop())  # once each: then it is there again
+                size, expected, cached = await place.cached(evicted.pop())  # once each: then it is cached again
                 assert cached < 0.3 * size
-                return expected < 0.3 * size  # at the latest when workers were told
+                return expected < 0.3 * size  # at the latest when the workers know
 
             await wait_until_async(gone)
             await place.chat(text_of("fifth"))
@@ -94,18 +94,18 @@ def test_an_engine_that_was_started_anew_holds_nothing_for_anybody(tmp_path: Pat
                 async def no_ghost() -> bool:
                     size, expected, cached = await place.cached(
                         text_of(names.pop(), 300)
-                    )  # once: then it is there again
+                    )  # once: then it is cached again
                     assert cached < 0.2 * size
                     return expected < 0.2 * size
 
                 await wait_until_async(read_again)
-                await wait_until_async(no_ghost)  # workers are told a twentieth of a second later
+                await wait_until_async(no_ghost)  # workers know it a twentieth of a second later
 
     run_async(main())
 
 
 def test_an_index_that_is_not_true_is_quarantined_and_nobody_notices(tmp_path: Path) -> None:
-    """The events of another engine, with a larger cache, are taken for those of this one."""
+    """The engine gets the events of another engine with a larger cache."""
 
     async def main() -> None:
         async with index_stage(tmp_path, 1) as place, AsyncExitStack() as stack:
@@ -175,7 +175,7 @@ def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_there(tmp
                 await wait_until_async(unled)
                 await stack.enter_async_context(indexer(place.path, server.url))
                 await wait_until_async(led)
-                await place.wait_for_state("incomplete")  # the index was loaded when it had not a block yet
+                await place.wait_for_state("incomplete")  # the index was loaded before it had a block
                 await place.chat(text_of("first"))
                 await place.wait_for_state("index")
 
@@ -196,7 +196,7 @@ def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_there(tmp
 
 
 def test_adapters_and_salts_are_followed_and_never_credited_to_one_another(tmp_path: Path) -> None:
-    """One text for the base model, for two adapters of the same engine, and with two salts: five prompts to the engine, and here."""
+    """One text for the base model, two adapters and two salts: five different prompts."""
     apart: list[dict[str, str]] = [
         {"model": "tiny"},
         {"model": "french"},
@@ -254,7 +254,7 @@ def test_a_gateway_that_starts_knows_the_links_of_the_one_before(
                     assert not any(text[:12].encode() in fields[DATA_FIELD] for text in texts)
             place.gateway.process.kill()
             async with gateway_process(place.path, "--redis", server.url) as place.gateway:
-                await place.wait_for_links(9)  # nobody has asked it anything
+                await place.wait_for_links(9)  # it has had no request
                 model = (await place.gateway.get_json("/api/fleet"))["models"][0]
                 assert "3 prompts were learned by other gateways or before" in model["links"]["how"]
                 await place.wait_for_state("index")

@@ -1,4 +1,7 @@
-"""What happens to Redis and to indexers costs no request and leaves no ghost: real gateways, indexers, engines and a real Redis."""
+"""Faults of Redis and of indexers fail no request and leave no stale entries.
+
+Gateways, indexers, engines and Redis are real.
+"""
 
 import asyncio
 import os
@@ -39,7 +42,7 @@ def text_of(name: str, tokens: int = 1_000) -> str:
 
 @dataclass(slots=True)
 class Stage:
-    """An engine, two gateways, indexers, and what every request was answered with."""
+    """An engine, two gateways, indexers, and the status of each answer."""
 
     path: Path
     redis: str
@@ -50,7 +53,7 @@ class Stage:
     statuses: list[int] = field(default_factory=list)
 
     async def chat(self, number: int, text: str) -> Any:
-        """One request through one gateway; what it decided."""
+        """Sends a request through one gateway and returns its decision."""
         gateway = self.gateways[number]
         body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
         answer = (await send(gateway.url, post_request(body)))[0]
@@ -58,13 +61,13 @@ class Stage:
         return await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
 
     async def credited(self, number: int, text: str) -> float:
-        """Tokens that one gateway's copy of the index credited to the engine for a prompt."""
+        """Returns the tokens of a prompt that one gateway's index replica has for the engine."""
         told = await self.chat(number, text)
         inputs = told["choices"][0]["candidates"][0]["inputs"]
         return float(inputs["indexed_tokens"]["value"] or 0.0) if "indexed_tokens" in inputs else 0.0
 
     async def until_credited(self, text: str) -> None:
-        """Every gateway credits most of a prompt, by the index."""
+        """Waits until the index of each gateway has most of a prompt."""
         for number in range(len(self.gateways)):
 
             async def known(number: int = number) -> bool:
@@ -73,7 +76,7 @@ class Stage:
             await wait_until_async(known)
 
     async def until_state(self, *states: str) -> None:
-        """Every gateway says so of the engine's index."""
+        """Waits until each gateway reports one of these states of the engine's index."""
         for gateway in self.gateways:
 
             async def reached(gateway: GatewayProcess = gateway) -> bool:
@@ -83,7 +86,7 @@ class Stage:
             await wait_until_async(reached)
 
     async def start_indexer(self) -> None:
-        """One more."""
+        """Starts an indexer and waits until it is ready."""
         arguments = ("--fleet", str(self.path), "--redis", self.redis)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "fairlead_kvstore", *arguments), stdout=asyncio.subprocess.PIPE
@@ -94,7 +97,7 @@ class Stage:
         assert line.startswith(b"ready "), line
 
     def engine_again(self) -> Any:
-        """The same engine, at the same addresses, with nothing in its cache."""
+        """Runs the engine again at the same addresses, with an empty cache."""
         return _engine(self.ports)
 
 
@@ -132,7 +135,7 @@ async def stage(tmp_path: Path, redis: str, *, indexers: int = 1) -> AsyncIterat
 
 @asynccontextmanager
 async def traffic(place: Stage) -> AsyncIterator[None]:
-    """Requests through both gateways, one after the other, from before the block until after it."""
+    """Sends requests through both gateways in turn while the block runs."""
     going = True
 
     async def send_chats() -> None:
@@ -205,7 +208,10 @@ def _replace(place: Stage, server: Valkey) -> None:
 def test_faults_of_redis_or_an_indexer_fail_no_request_and_credit_nothing_gone(
     tmp_path: Path, server: Valkey, fault: Callable[[Stage, Valkey], None]
 ) -> None:
-    """After the fault the engine is replaced by an empty one at its address: old content ends everywhere, and new counts."""
+    """After the fault, an empty engine replaces the first one at its address.
+
+    Old content goes from each index, and new content counts.
+    """
 
     async def main() -> None:
         async with stage(tmp_path, server.url, indexers=2) as place:
@@ -222,9 +228,9 @@ def test_faults_of_redis_or_an_indexer_fail_no_request_and_credit_nothing_gone(
             await place.engine.process.wait()
             await place.until_state("incomplete")
             async with place.engine_again():
-                # Once what the new process publishes counts at a gateway, nothing from before does: the events are in this order.
+                # Events are ordered: new content at a gateway means that the old is gone.
                 await place.until_credited(new)
-                for number, old in enumerate(olds):  # each once: then it is there again
+                for number, old in enumerate(olds):  # each once: then it is cached again
                     assert await place.credited(number, old) < 300
             assert set(place.statuses) == {200}
 

@@ -1,4 +1,7 @@
-"""An answer that missed what its engine had just lost is late news; one that missed what nobody saw go is a ghost."""
+"""Late KV events: blocks that an engine has just evicted are no sign of drift.
+
+Blocks that are missing without such an event are.
+"""
 
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import PromptFinished
@@ -17,7 +20,7 @@ HASHES, ENDS, OWNS = (11, 12, 13, 14), (256, 512, 768, 1_024), [1, 2, 3, 4]
 
 
 class Place:
-    """One engine's index at a gateway, with one prompt that is linked block by block."""
+    """One engine's index at a gateway, with one prompt linked block by block."""
 
     def __init__(self) -> None:
         self.mirror = IndexReplica()
@@ -37,7 +40,10 @@ class Place:
         self.model.corrections(self.now)
 
     def answer(self, credited: float, reported: int, *, lost_after: float | None) -> None:
-        """A prompt that is credited with a share of its 256 tokens; the engine loses it so many seconds after it was sent."""
+        """Sends a prompt of 256 tokens, of which the index predicts the share `credited`.
+
+        lost_after: seconds until the engine evicts it.
+        """
         self.model.on_dispatch(ENGINE, 99, HASHES, ENDS, 1_024, self.now)
         if lost_after is not None:
             self.pass_(max(0.0, lost_after))

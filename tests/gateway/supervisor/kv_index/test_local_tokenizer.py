@@ -1,4 +1,4 @@
-"""Whose tokens of a prompt are asked for, and when those of our own tokenizer count."""
+"""The source of a prompt's tokens: the engine, or the local tokenizer once it proved right."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,7 +23,10 @@ CHATTED = b'{"model": "tiny", "messages": [{"role": "user", "content": "some tex
 
 
 class Scene:
-    """One model: an engine that may refuse to tell tokens, a tokenizer of our own, and an index that bears its tokens out or not."""
+    """One model with an engine, a local tokenizer, and an index that confirms its tokens or not.
+
+    The engine may refuse to tokenize.
+    """
 
     def __init__(self, *, here: bool = True, engine: bool = True) -> None:
         self.clock = ManualClock()
@@ -68,7 +71,7 @@ class Scene:
         self.waited.append(seconds)
 
     async def prompt(self, kind: str = COMPLETION_SAMPLE, body: bytes = TEXT) -> bool:
-        """A prompt that is not linked; whether anybody was asked to hand out its body."""
+        """Sends a prompt that is not linked; returns whether its body was requested."""
         self.clock.advance(1.0)
         self.number += 1
         row = PromptDispatched(MODEL, INSTANCE.id, self.number, b"", 100)

@@ -1,4 +1,4 @@
-"""A gateway that tokenizes prompts of text itself, before simulated engines: the same credit, and none from a wrong file."""
+"""A gateway that tokenizes text itself: predictions are right, and a wrong file gives none."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ SIMULATED = Simulated()
 
 
 def simulated_file(folder: Path, *, shifted: int = 0) -> None:
-    """The simulated engines' tokenizer as a file; ``shifted``: one with other numbers for the same pieces."""
+    """Writes the tokenizer of simulated engines to a file.
+
+    shifted: offset of its token numbers, to make it wrong.
+    """
     count, first = SIMULATED.vocab_size, len(CONTROL_TOKENS)
     pieces = {
         SIMULATED.printable_piece(token): first + (token - first + shifted) % (count - first)
@@ -49,7 +52,7 @@ async def links(place: IndexStage) -> dict[str, Any]:
 
 
 async def credited(place: IndexStage, text: str) -> tuple[float, float]:
-    """Of one prompt, tokens that the index says are held, and those that the engine found."""
+    """Returns the cached tokens of a prompt: from the index, and as the engine reports them."""
     told = await place.complete(text)
     inputs = told["choices"][0]["candidates"][0]["inputs"]
     indexed = inputs["indexed_tokens"]["value"] if "indexed_tokens" in inputs else 0.0
@@ -97,6 +100,6 @@ def test_a_wrong_file_links_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             await wait_until_async(given_up)
             assert (await links(place))["blocks"] == 0
             await place.complete(SIMULATED.random_text(300, "another"))
-            await place.wait_for_links(2)  # by the engine's word
+            await place.wait_for_links(2)  # from the engine's tokens
 
     run_async(main())

@@ -1,7 +1,8 @@
-"""A made-up gateway for the management port: made with real telemetry, a real log and the real app, only the traffic is invented.
+"""A simulated gateway for the management port: real telemetry, log and app, invented traffic.
 
-Run as a script it serves the status page to look at:  python tests/gateway/supervisor/management/conftest.py
-busy|empty|unready|idle [PORT]
+As a script, it serves the status page for a browser:
+
+    python tests/gateway/supervisor/management/conftest.py busy|empty|unready|idle [PORT]
 """
 
 import asyncio
@@ -29,7 +30,7 @@ KEY = "chat/llama-70b"
 
 
 class SimulatedGateway:
-    """Satisfies ``management.view.View``; traffic comes from ``serve`` and is logged in ``log``."""
+    """A `management.view.GatewayView`; `serve` invents its traffic, `log` has the decisions."""
 
     def __init__(self, clock: Clock, seed: int = 1) -> None:
         self.clock = clock
@@ -70,7 +71,7 @@ class SimulatedGateway:
         return self.log.latest(1)
 
     def populate(self, *, ready: int = 8, starting: int = 0) -> None:
-        """Two models: a big one with a pool of ``ready`` + ``starting`` instances, a small one with two."""
+        """Sets up a big model with `ready` + `starting` instances and a small one with two."""
         big = Model("chat", "llama-70b", SloTargets(0.95, 2.0, 0.12, 0.05))
         small = Model("default", "qwen3-8b", SloTargets(0.9), "least-request")
         states = [InstanceState.READY] * ready + [InstanceState.STARTING] * starting
@@ -105,7 +106,7 @@ class SimulatedGateway:
         )
 
     def serve(self, count: int, *, key: str = KEY) -> None:
-        """Invent ``count`` requests from start to end."""
+        """Invents `count` requests from start to end."""
         for _ in range(count):
             self._request(key)
 
@@ -190,7 +191,7 @@ class SimulatedGateway:
         self.log.append(DecisionRecord(request_id, wall, key, decision, attempt, float(prompt)))
 
     def load_up(self) -> None:
-        """Put some work in flight."""
+        """Puts some work in flight."""
         for instances in self.snapshot.instances.values():
             for n, instance in enumerate(instances):
                 if instance.state is not InstanceState.STARTING:
@@ -204,7 +205,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def made_up(clock: ManualClock) -> SimulatedGateway:
-    """A gateway with two models, work in flight, and no traffic yet."""
+    """Returns a gateway with two models, work in flight, and no traffic yet."""
     view = SimulatedGateway(clock)
     view.populate()
     view.load_up()

@@ -1,4 +1,4 @@
-"""The management port cannot be reached through somebody else's web page, and changes nothing."""
+"""The access rules of the management port: closed to web pages of other sites, and read-only."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""docs/reference/metrics.md and what a scrape shows are the same list."""
+"""The page docs/reference/metrics.md lists exactly the metrics of a scrape."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", re.MULTILINE)
 
 
 class Shared:
-    """A board that told a little."""
+    """Statistics of the decision stream with a value for each counter."""
 
     connected, published, dropped, refused = True, 3, 2, 1
 
@@ -35,8 +35,10 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.telemetry.record_handoff("chat/llama-70b", "failed", "expired")
     made_up.telemetry.record_queue_exit("chat/llama-70b", "deadline")
     made_up.telemetry.record_prefill("chat/llama-70b", "main-0/9001/0", 0.2, "ok")
-    made_up.telemetry.gateway_counters.update(access_log_dropped_total=1, spans_exported_total=2, spans_dropped_total=3)
-    made_up.telemetry.gateway_counters.update(workers=2, worker_deaths_total=1, fleet_age_seconds=3)
+    made_up.telemetry.non_model_counters.update(
+        access_log_dropped_total=1, spans_exported_total=2, spans_dropped_total=3
+    )
+    made_up.telemetry.non_model_counters.update(workers=2, worker_deaths_total=1, fleet_age_seconds=3)
     rest = ("peer_sent_total", "peer_heard_total", "peer_dropped_total", "peer_missed_total", "peer_poisoned_total")
     made_up.telemetry.peer_values = dict.fromkeys(rest, 1.0) | {
         "peers": 2,
@@ -69,5 +71,5 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
         family = name if name in types else re.sub(r"_(bucket|sum|count)$", "", name)
         labels.setdefault(family, set()).update(set(re.findall(r'(\w+)="', held)) - {"le"})
     silent = {"fairlead_gateway_engine_prompt_tokens_total", "fairlead_gateway_engine_generation_tokens_total"}
-    silent |= {"fairlead_gateway_engine_sleeping"}  # the made-up engines do not tell these
+    silent |= {"fairlead_gateway_engine_sleeping"}  # the simulated gateway's engines do not report these
     assert labels == {family.name: set(family.labels) for family in FAMILIES if family.name not in silent}

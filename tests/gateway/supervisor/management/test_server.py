@@ -1,4 +1,4 @@
-"""The management port on the wire: its connections are those of the clients' port, as strict and as gentle."""
+"""The management port on the wire: its connections behave like those of the clients' port."""
 
 import asyncio
 import socket
@@ -159,7 +159,7 @@ def test_the_end_waits_for_an_answer_under_way(made_up: Any) -> None:
 
 
 def test_an_asker_without_an_address_is_not_taken_for_this_machine() -> None:
-    """A connection that was reset before it was looked at has none."""
+    """A connection that was reset before it was served has no address."""
 
     class Reset(asyncio.Transport):
         sent = b""

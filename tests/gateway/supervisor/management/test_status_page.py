@@ -1,4 +1,7 @@
-"""The status page says of a model without a ready engine what becomes of its requests, and counts sleepers apart."""
+"""The status page states what happens to requests of a model without a ready instance.
+
+It counts sleeping instances separately.
+"""
 
 import json
 import re
@@ -14,7 +17,7 @@ NODE = shutil.which("node")
 
 
 def model_status(wakes: bool, *states: str) -> dict[str, Any]:
-    """What the page makes of a model with instances in these states, as a browser's engine works it out."""
+    """Returns the page's text for a model with instances in these states, computed by node."""
     assert NODE is not None
     found = re.search(r"^function standingOf.*?^}", SCRIPT, re.DOTALL | re.MULTILINE)
     assert found is not None

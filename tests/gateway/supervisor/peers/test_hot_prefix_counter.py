@@ -1,4 +1,4 @@
-"""How much hot prefixes are used, as the helper counts it for hints."""
+"""The supervisor's count of hot prefixes, for replication hints."""
 
 from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
@@ -11,7 +11,7 @@ BLOCKS = 8
 
 
 def chain(family: int, number: int) -> PrefixChain:
-    """4 KiB of text that a family shares, and more that is the prompt's own."""
+    """Returns a chain of 4 KiB that a family shares, and more blocks of its own."""
     ends = block_ends(BLOCKS)
     shared = [family * 1_000 + index for index, end in enumerate(ends) if end <= 4_096]
     own = [10**6 + number * 100 + index for index in range(BLOCKS - len(shared))]
@@ -26,7 +26,7 @@ def test_shares_and_rates_are_those_of_the_last_prompts() -> None:
     counts.update_fleet(fleet)
     names = [one.id for one in fleet.instances[KEY]]
     for number in range(1_000):
-        family = 1 if number % 2 else 2 + number  # half of the prompts begin alike
+        family = 1 if number % 2 else 2 + number  # half of the prompts share a prefix
         counts.on_dispatch(KEY, names[number % 8], chain(family, number), number * 0.1)
     found = counts.hot_prefixes(KEY, 100.0)
     assert found, "a prefix of half of the prompts is hot among eight"

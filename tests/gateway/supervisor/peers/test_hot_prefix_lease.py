@@ -22,7 +22,7 @@ FIRST, SECOND = HotPrefixTable(b"firsttab"), HotPrefixTable(b"secondta")
 
 @dataclass(slots=True)
 class Side:
-    """One gateway's end: what it counts itself, and what it was told."""
+    """One gateway's leases, with the tables that it counted and received."""
 
     link: RedisLink
     tables: HotPrefixLeases
@@ -88,7 +88,7 @@ def test_a_new_owner_offers_the_last_table_first(server: Valkey) -> None:
         one.mine, two.mine = FIRST, SECOND
         for each in (one, two):
             await each.tables.run_once()
-        await reader.delete(redis_keys.hot_prefixes(KEY))  # the keeper is dead, and its lease over
+        await reader.delete(redis_keys.hot_prefixes(KEY))  # the owner is dead, and its lease has expired
         await two.tables.run_once()
         assert two.tables.owned_tables == 1
         assert two.adopted == [FIRST]

@@ -1,4 +1,4 @@
-"""Loads of other gateways count as far as they are probably still there."""
+"""The decay of peers' loads: they count by the probability that they still exist."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_requests_shorter_than_a_report_count_everywhere_alike() -> None:
 @pytest.mark.parametrize("stay", [0.02, 0.1, 1.0, 30.0])
 def test_the_mean_stay_decides_how_much_is_left_and_the_sum_stays(stay: float) -> None:
     pace = ResidenceTimes()
-    for _ in range(40):  # each batch: one ends that was there for its stay, another begins
+    for _ in range(40):  # each batch: one request ends after its stay, another begins
         pace.observe(stay, {"e-0": load(1, 1)}, sent("e-0"), {"e-0": load(1, 1)})
     found = pace.expected_loads({"e-0": load(8, 8)}, [GROUP], AGE)
     left = math.exp(-AGE / stay)

@@ -26,7 +26,7 @@ LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, re
 
 @dataclass(slots=True)
 class Side:
-    """One gateway's end, and what it heard."""
+    """One gateway's exchange, and the data that it received."""
 
     link: RedisLink
     exchange: PeerExchange
@@ -42,7 +42,7 @@ class Side:
         self.sent += [(model, item) for item in items]
 
     async def caught_up(self) -> None:
-        """Read all that there is."""
+        """Reads until it has caught up."""
         while True:
             await self.exchange.read_once()
             if self.exchange.is_caught_up:
@@ -180,7 +180,7 @@ def test_a_replaced_stream_is_read_from_its_start(server: Valkey) -> None:
         await one.exchange.flush()
         await two.exchange.read_once()
         assert two.sent == []
-        await two.exchange.flush()  # its own entry shows that the stream is another one
+        await two.exchange.flush()  # its own entry shows that the stream is a new one
         await two.exchange.read_once()
         assert [item[2] for _, item in two.sent] == [1]
         await reader.aclose()

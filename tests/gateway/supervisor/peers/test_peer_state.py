@@ -1,4 +1,4 @@
-"""Other gateways: their load counts while they are alive; lost batches are counted."""
+"""The state of peers: their load counts while they are alive; lost batches are counted."""
 
 from dataclasses import replace
 
@@ -50,7 +50,10 @@ def test_a_gateway_that_falls_silent_has_nothing_in_flight_within_two_seconds() 
 def test_whenever_a_gateway_dies_its_load_is_gone_within_two_seconds(
     gaps: list[float], phase: float, late: float
 ) -> None:
-    """Killed right after any batch, which is heard up to a round later; the receiver looks twice a beat, from any moment on."""
+    """The peer dies right after a batch, which arrives up to a round later.
+
+    The receiver checks twice per heartbeat, from any moment on.
+    """
     limits, peers = Limits(), PeerState(b"s", Limits())
     now = 10.0
     for number, gap in enumerate(gaps, 1):

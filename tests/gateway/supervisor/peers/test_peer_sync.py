@@ -1,4 +1,4 @@
-"""What the helper knows of other gateways, and makes of it for its workers: a row of load, what was sent, a table of hot prefixes."""
+"""Peers' data that the supervisor passes to its workers: loads, dispatches, hot prefixes."""
 
 from array import array
 

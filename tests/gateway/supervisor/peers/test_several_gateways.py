@@ -1,4 +1,7 @@
-"""Several gateways behind one Redis route as one: real processes, a real Redis, engines that answer as scripted."""
+"""Several gateways with one Redis route as one.
+
+Processes and Redis are real, engines answer as scripted.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -35,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 @asynccontextmanager
 async def gateways(path: Path, server: Valkey, *workers: int) -> AsyncIterator[list[GatewayProcess]]:
-    """One for each number of workers, once all hear one another."""
+    """Runs a gateway for each number of workers; yields once each knows its peers."""
     async with AsyncExitStack() as stack:
         found = [
             await stack.enter_async_context(gateway_process(path, "--workers", str(count), "--redis", server.url))
@@ -46,7 +49,7 @@ async def gateways(path: Path, server: Valkey, *workers: int) -> AsyncIterator[l
 
 
 async def wait_for_peers(gateways: list[GatewayProcess], count: int) -> None:
-    """Until each hears so many others."""
+    """Waits until each gateway knows `count` peers."""
     for one in gateways:
 
         async def all_heard(one: GatewayProcess = one) -> bool:
@@ -56,7 +59,7 @@ async def wait_for_peers(gateways: list[GatewayProcess], count: int) -> None:
 
 
 async def inputs(gateway: GatewayProcess, text: str) -> tuple[dict[str, float | None], float]:
-    """One request: what is general of its decision's numbers, and the most tokens that a candidate held of it."""
+    """Sends a request; returns the general inputs of its decision and its longest cached prefix."""
     answer = await request(gateway.url, chat(text))
     assert answer.status == 200
     (choice, *_) = (await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}"))["choices"]
@@ -74,7 +77,10 @@ def test_a_gateway_learns_which_prompts_another_has_sent_where(tmp_path: Path, s
                 prompts: list[str] = []
 
                 async def known() -> bool:
-                    """Every prompt is new to the second; the first has had it for longer and longer."""
+                    """Returns whether the second gateway knows a prompt that the first sent.
+
+                    Each call uses an older prompt.
+                    """
                     prompts.append(f"{len(prompts)} " + "x" * 3_000)
                     await request(first.url, chat(prompts[-1]))
                     return (await inputs(second, prompts[len(prompts) // 2]))[1] > 0 if len(prompts) % 2 else False
@@ -98,7 +104,7 @@ def test_a_gateway_that_starts_reads_back_what_the_others_sent(tmp_path: Path, s
                     return await first.metric("fairlead_gateway_peer_sent_total") == 1
 
                 await wait_until_async(is_restored)
-            # The first one is gone without a word; what it sent is still a hint.
+            # The first gateway ended without a message; what it sent is still a hint.
             async with gateway_process(path, "--redis", server.url) as second:
 
                 async def read_back() -> bool:
@@ -131,7 +137,10 @@ def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_killed
                     return "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
 
                 async def avoided() -> bool:
-                    """Nobody else takes the busy one; a tie would be broken by the request's id."""
+                    """Returns whether no gateway chooses the busy instance.
+
+                    The request's id breaks a tie.
+                    """
                     if not any(b"stay" in call.body for engine in (one, two) for call in engine.calls):
                         return False
                     busy = await taken()
@@ -169,7 +178,7 @@ def test_gateways_share_one_hot_table_which_another_takes_over_when_its_owner_di
             async with gateways(path, server, 1, 2, 1) as several:
 
                 async def agreed(among: list[GatewayProcess]) -> float | None:
-                    """The one epoch of all, after a prompt each that begins like all others."""
+                    """Sends each a prompt of the same prefix; returns their common epoch."""
                     number[0] += 1
                     found = {
                         (await inputs(each, "x" * 5_000 + f" {number[0]}"))[0]["hot/table_epoch"] for each in among
@@ -206,7 +215,7 @@ def test_requests_are_answered_while_redis_answers_nothing(tmp_path: Path, serve
         async with scripted_engine() as one, scripted_engine() as two:
             write_fleet_file(path, fleet_of([one.url, two.url]))
             async with gateways(path, server, 1, 1) as (first, second):
-                server.freeze()  # it takes connections and bytes, and says nothing
+                server.freeze()  # it accepts connections and bytes, and answers nothing
                 for number in range(20):
                     for each in (first, second):
                         assert (await request(each.url, chat(f"{number} " + "x" * 3_000))).status == 200

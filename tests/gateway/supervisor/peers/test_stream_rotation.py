@@ -1,4 +1,4 @@
-"""The streams that are read in a round."""
+"""The rotation of streams that are read in a round."""
 
 from fairlead_gateway.supervisor.peers.stream_rotation import BUSY_SECONDS, StreamRotation
 

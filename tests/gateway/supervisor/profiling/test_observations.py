@@ -1,4 +1,4 @@
-"""Spans: what is measured, from when to when, and with which work."""
+"""Observed spans: their start, end and work."""
 
 import math
 
@@ -89,7 +89,7 @@ def test_an_answer_is_a_span_with_the_prompts_that_were_computed_beside_it() -> 
     (answer,) = [span for span in spans if span.steps is not None]
     assert answer.steps == 100
     assert math.isclose(answer.seconds, 4.0)
-    assert answer.work.computed == 976.0  # corrected when the other one ended
+    assert answer.work.computed == 976.0  # corrected when the other request ended
     assert answer.work.cached == 1_024.0
     assert math.isclose(answer.sequences, (4.0 + 0.8) / 4.0)
 

@@ -1,4 +1,4 @@
-"""Rows of workers in, profiles out: in order whatever comes late, one fit a pool, a pace for the slow one, and nothing for ever."""
+"""The profile estimator: late timings, one fit per pool, slow instances, and bounded memory."""
 
 import math
 import random
@@ -25,7 +25,7 @@ def fleet(*names: str, **more: object) -> Fleet:
 
 
 def alone(instance: str, number: int, at: float, seconds: float, tokens: float) -> list[TimingEvent]:
-    """One prompt that meets nobody."""
+    """Returns the timings of a prompt that is alone on its engine."""
     request = f"{instance} {number}"
     return [
         TimingEvent(TimingEventKind.DISPATCHED, at, request, instance, tokens, 0.0),
@@ -37,7 +37,10 @@ def alone(instance: str, number: int, at: float, seconds: float, tokens: float) 
 def taught(
     pupil: ProfileEstimator, paces: dict[str, float], rounds: int, *, at: float = 0.0
 ) -> dict[str, EngineProfile]:
-    """Each instance gets a prompt a second, by turns of 200 to 6,000 tokens; what was told in the end."""
+    """Sends each instance a prompt a second and returns the last profiles.
+
+    Prompts have 200 to 6,000 tokens in turn.
+    """
     told: dict[str, EngineProfile] = {}
     for number in range(rounds):
         now, tokens = at + number, 200.0 + 400.0 * (number % 15)
@@ -97,7 +100,7 @@ def test_rows_of_a_late_worker_are_put_in_their_place() -> None:
     for number in range(60):
         rows = alone("a", number, float(number), TRUE.prefill_time(1_000.0 + number), 1_000.0 + number)
         in_order.add_timings(rows, 0)
-        late.add_timings(rows[1:], 0)  # another worker's: its word comes first
+        late.add_timings(rows[1:], 0)  # of another worker, whose report comes first
         late.add_timings(rows[:1], 0)
         for pupil in (in_order, late):
             pupil.update(float(number))

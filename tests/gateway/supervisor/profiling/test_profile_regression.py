@@ -1,4 +1,4 @@
-"""A profile is learned from traffic, from whatever prior, and is not led astray by what is no computing."""
+"""Profile regression from traffic: any prior works, and time that is not computing is left out."""
 
 import math
 import random
@@ -22,7 +22,10 @@ SETTLE_SECONDS = 10.0
 
 
 def chat(rate: float, seconds: float, *, seed: int) -> list[TraceRequest]:
-    """Prompts around 900 tokens, up to 8,000; four of ten share one of seven texts; answers of 211 tokens on average."""
+    """Returns chat requests with prompts around 900 tokens, up to 8,000.
+
+    Four of ten share one of seven texts. Answers have 211 tokens on average.
+    """
     draw, at, fresh = random.Random(seed), 0.0, 0
     made: list[TraceRequest] = []
     while at < seconds:
@@ -37,8 +40,10 @@ def chat(rate: float, seconds: float, *, seed: int) -> list[TraceRequest]:
 
 
 class Watching:
-    """Requests in turn over ``engines`` engines. The gateway knows what an engine holds, but for every tenth prompt; nothing is
-    learned after ``until``."""
+    """A round-robin policy over `engines` engines that learns a profile until `until`.
+
+    It knows the cached tokens of all but every tenth prompt.
+    """
 
     def __init__(self, prior: EngineProfile, *, engines: int, until: float) -> None:
         self.fit = ProfileRegression(prior)
@@ -77,7 +82,7 @@ class Watching:
             self.fit.solve()
 
     def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
-        """The index is asked directly."""
+        """Does nothing, since `route` reads the caches directly."""
 
     def _cached_tokens(self, engine: int, request: TraceRequest) -> int:
         assert self._simulation is not None
@@ -93,7 +98,7 @@ class Watching:
 
 
 def learned(true: EngineProfile, prior: EngineProfile, *, load: float, seconds: float = 300.0) -> ProfileRegression:
-    """What five minutes of chat at that share of what four such engines can do teach of them."""
+    """Returns the fit after five minutes of chat on four engines at that load."""
     request = true.prefill_time(1_200) + 211 * (true.step_seconds + true.weights_seconds) / 30
     watching = Watching(prior, engines=4, until=seconds)
     course = FleetSimulation(watching, FleetOptions([f"e{index}" for index in range(4)], true, BLOCK_TOKENS))
@@ -107,12 +112,12 @@ SEEN_PROMPTS = [(100, 0), (300, 0), (1_000, 0), (1_000, 512), (3_000, 0), (3_000
 
 
 def of_engine(true: EngineProfile, prior: EngineProfile = H100) -> EngineProfile:
-    """A prior that knows what an engine's own metrics tell (sizes), and nothing else of it."""
+    """Returns the prior with the sizes that the engine's metrics report."""
     return replace(prior, kv_tokens=true.kv_tokens, max_sequences=true.max_sequences, step_tokens=true.step_tokens)
 
 
 def worst_prefill(found: EngineProfile, true: EngineProfile) -> float:
-    """The largest relative error over prompts as traffic brings them."""
+    """Returns the largest relative error over typical prompts."""
     return max(abs(found.prefill_time(*prompt) / true.prefill_time(*prompt) - 1.0) for prompt in SEEN_PROMPTS)
 
 
@@ -140,7 +145,7 @@ def test_profile_of_another_engine_is_corrected_from_fast_to_slow_and_back() -> 
 
 
 def test_an_overloaded_engine_does_not_become_a_slow_one() -> None:
-    true = builtin_profile("l4-qwen8b")  # 28,000 tokens of memory: prompts wait for room, not for their turn
+    true = builtin_profile("l4-qwen8b")  # 28,000 tokens of memory: prompts wait for free blocks, not for a step
     found = learned(true, of_engine(true), load=0.7).profile()
     assert worst_prefill(found, true) <= 0.25
 

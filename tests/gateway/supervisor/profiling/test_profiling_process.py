@@ -1,4 +1,4 @@
-"""A real gateway learns what its engines cost from the requests that it carries, and routes by it."""
+"""A gateway process that learns its engines' profiles from requests, and routes by them."""
 
 import asyncio
 from pathlib import Path

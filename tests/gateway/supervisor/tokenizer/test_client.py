@@ -1,4 +1,4 @@
-"""The tokenizing process from the helper's side: what it answers, and what becomes of questions that it cannot bear."""
+"""The supervisor's client of the tokenizing process: its answers, and queries that crash it."""
 
 import asyncio
 import os
@@ -86,12 +86,12 @@ def test_what_is_no_tokenizer_is_said_in_words_and_the_process_goes_on(tmp_path:
 
     async def steps(one: TokenizerClient, _: ManualClock) -> None:
         assert await refused(one, str(tmp_path / "none.json")) == "No such file or directory"
-        assert await refused(one, str(tmp_path / "broken.json")) == "the file is no tokenizer: Exception"
+        assert await refused(one, str(tmp_path / "broken.json")) == "the file is not a tokenizer: Exception"
         assert (
             await refused(one, str(tmp_path / "large.json"))
             == f"the file is larger than {LIMITS.tokenizing_file_bytes} bytes"
         )
-        assert await refused(one, good, b'"\\ud800"') == "the prompt is no text"
+        assert await refused(one, good, b'"\\ud800"') == "the prompt is not text"
         assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
         assert one.start_count == 1
 
@@ -99,7 +99,7 @@ def test_what_is_no_tokenizer_is_said_in_words_and_the_process_goes_on(tmp_path:
 
 
 def test_a_file_with_which_the_process_ends_waits_longer_each_time_and_others_do_not(tmp_path: Path) -> None:
-    """The process here is one that ends at a question about the file ``deadly``."""
+    """The process of this test exits at a query about the file `deadly`."""
     good = tokenizer_file(tmp_path / "tokenizer.json")
     code = (
         "import sys; from fairlead.limits import Limits; from fairlead_gateway.supervisor.tokenizer import process as p\n"

@@ -1,4 +1,4 @@
-"""Texts joined from a known beginning and a tokenized end have the tokens of the whole."""
+"""A known prefix joined with a tokenized rest has the tokens of the whole text."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ def unigram() -> Tokenizer:
 
 
 def merged_across_words() -> Tokenizer:
-    """As models have it that cut no text into words before merging, and put a space before all."""
+    """Returns a tokenizer that merges across words and puts a space before the text."""
     found = Tokenizer(models.BPE(unk_token="<unk>"))
     found.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     found.pre_tokenizer = pre_tokenizers.Split("\n\n", "isolated")
@@ -107,7 +107,7 @@ def test_only_the_end_of_a_known_text_is_tokenized() -> None:
 
 
 def test_a_tokenizer_that_is_another_one_in_the_middle_of_a_text_is_found_out() -> None:
-    """Its tokens of a text depend on how long the text is, further back than any join looks."""
+    """Its first token depends on the length of the text, further back than a join compares."""
 
     def encode(text: str) -> tuple[Sequence[int], Sequence[int]]:
         tokens = [ord(char) for char in text]

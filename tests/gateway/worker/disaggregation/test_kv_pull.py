@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from fairlead.engine_profile import EngineProfile
-from fairlead.fleet.model import KvPull, SloTargets
+from fairlead.fleet.model import KvPullSource, SloTargets
 from fairlead_testing.engines.disaggregated import KillableEngine, killable_engine
 from fairlead_testing.engines.handoff_bodies import make_prompt
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
@@ -32,7 +32,7 @@ async def pair(bytes_per_second: float) -> AsyncIterator[tuple[RunningGateway, l
         engines = [stack.enter_context(killable_engine(*more)) for _ in range(2)]
         fleet = fleet_of([one.url for one in engines], objectives=SloTargets(ttft_seconds=5.0))
         instances = tuple(
-            replace(one, profile=SLOW, pull=KvPull(urlsplit(one.url).netloc, BYTES, bytes_per_second))
+            replace(one, profile=SLOW, pull=KvPullSource(urlsplit(one.url).netloc, BYTES, bytes_per_second))
             for one in fleet.instances[MODEL_KEY]
         )
         async with running_gateway(replace(fleet, instances={MODEL_KEY: instances})) as gateway:

@@ -214,7 +214,7 @@ def test_a_full_disk_costs_lines_and_no_request() -> None:
         async with gateway(logging("/dev/full")) as running:
             for _ in range(3):
                 assert (await request(running.url, BODY)).status == 200
-        assert running.gateway.telemetry.gateway_counters == {"access_log_dropped_total": 3}
+        assert running.gateway.telemetry.non_model_counters == {"access_log_dropped_total": 3}
         (note,) = [note for note in running.gateway.readiness()[1] if "access-log" in note]
         assert "No space left on device" in note
 
@@ -230,7 +230,7 @@ def test_unread_sink_delays_no_request_and_dropped_lines_are_counted(tmp_path: P
 
     async def main() -> None:
         async with gateway(watching) as running:
-            own = running.gateway.telemetry.gateway_counters
+            own = running.gateway.telemetry.non_model_counters
             connection = await RawConnection.connect(running.url)
             while own["access_log_dropped_total"] < 3:
                 await connection.send(post_request(BODY, close=False))

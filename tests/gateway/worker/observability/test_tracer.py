@@ -110,7 +110,7 @@ class Scene:
                     fleet = Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: found})
                 running = await stack.enter_async_context(running_gateway(fleet, LIMITS, observers=watching))
                 await play(running)
-                self.own = running.gateway.telemetry.gateway_counters
+                self.own = running.gateway.telemetry.non_model_counters
             bodies = [json.loads(asked.body) for asked in self.collector.requests]
         assert CANARY not in str(bodies)
         return [
@@ -377,7 +377,7 @@ def test_a_collector_that_is_not_there_costs_spans_and_no_request() -> None:
             async with running_gateway(fleet_of([engine.url]), LIMITS, observers=watching) as running:
                 for _ in range(3):
                     assert (await ask(running.url, chat())).status == 200
-            assert running.gateway.telemetry.gateway_counters == {"spans_exported_total": 0, "spans_dropped_total": 6}
+            assert running.gateway.telemetry.non_model_counters == {"spans_exported_total": 0, "spans_dropped_total": 6}
 
     run_async(main())
 
@@ -411,7 +411,7 @@ def test_a_full_queue_drops_spans_and_counts_them() -> None:
             running_gateway(fleet_of([engine.url]), observers=watching) as running,
         ):
             assert (await ask(running.url, chat())).status == 200
-            assert running.gateway.telemetry.gateway_counters["spans_dropped_total"] == 2
+            assert running.gateway.telemetry.non_model_counters["spans_dropped_total"] == 2
 
     run_async(main())
 

@@ -16,7 +16,7 @@ from fairlead_cli.cluster.object_fields import arguments_of, namespace_name, pod
 from fairlead_cli.cluster.pod_http import PodReport, Readiness
 from fairlead_cli.cluster.timestamps import format_age
 
-_STALE_FLEET_NOTES: Final = ("the cluster cannot be followed", "no fleet has been read yet")
+_STALE_FLEET_NOTES: Final = ("cannot watch the cluster", "no fleet has been read yet")
 _REDIS_NOTES: Final = ("Redis is away", "Redis refuses writes", "no Redis")
 _INDEX_NOTES: Final = (" in quarantine: ", " not kept up: ", " do not tell what they hold: ")
 """Parts of notes about the index; model names come before them."""

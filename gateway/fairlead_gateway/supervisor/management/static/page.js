@@ -1,10 +1,10 @@
-// The status page's work: ask the API each second and show what it says. Put into page.html when the gateway starts.
+// Script of the status page: fetches the API each second and shows the answers. The gateway puts it into page.html.
 "use strict";
 const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const HISTORY = 60;
 
-// ---- small helpers: elements, text that changes only when it must, lists kept by key ----
+// ---- small functions: elements, text that changes only if it differs, lists matched by key ----
 function make(tag, options, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(options || {})) {
@@ -17,25 +17,25 @@ function make(tag, options, ...children) {
 }
 function say(element, text) { if (element.textContent !== text) element.textContent = text; }
 function mark(element, name) { if (element.className !== name) element.className = name; }
-function keep(parent, items, key, create, update) {
-  const rooms = parent.rooms || (parent.rooms = new Map());
-  const seen = new Set();
+function updateList(parent, items, key, create, update) {
+  const entries = parent.entries || (parent.entries = new Map());
+  const present = new Set();
   let place = parent.firstChild;
   for (const item of items) {
     const id = key(item);
-    seen.add(id);
-    let room = rooms.get(id);
-    if (!room) { room = create(item); rooms.set(id, room); }
-    update(room, item);
-    for (const node of room.nodes) {
+    present.add(id);
+    let entry = entries.get(id);
+    if (!entry) { entry = create(item); entries.set(id, entry); }
+    update(entry, item);
+    for (const node of entry.nodes) {
       if (node === place) place = place.nextSibling;
       else parent.insertBefore(node, place);
     }
   }
-  for (const [id, room] of rooms) if (!seen.has(id)) { room.nodes.forEach((node) => node.remove()); rooms.delete(id); }
+  for (const [id, entry] of entries) if (!present.has(id)) { entry.nodes.forEach((node) => node.remove()); entries.delete(id); }
 }
 
-// ---- numbers for people, never broken from their unit; null is "not known" and shown as a dash, never as zero ----
+// ---- numbers with their unit, which no line break separates; null means unknown and shows as a dash, not as zero ----
 const known = (value) => value !== null && value !== undefined;
 function seconds(value) {
   if (!known(value)) return "–";
@@ -62,7 +62,7 @@ const times = (count, one, many) => `${whole(count)} ${count === 1 ? one : many}
 const clock = (wall) => new Date(wall * 1000).toLocaleTimeString("en-GB");
 
 // ---- one model ----
-const TILES = ["Requests", "Within objective", "First token (TTFT)", "Between tokens (ITL)", "Cached tokens", "On home instances", "In flight"];
+const TILES = ["Requests", "Within SLO", "First token (TTFT)", "Between tokens (ITL)", "Cached tokens", "On home instances", "In flight"];
 const history = new Map();
 function remember(key, stats) {
   const past = history.get(key) || { rate: [], ttft: [] };
@@ -96,7 +96,7 @@ function sparkline() {
 function modelCard(model) {
   const title = make("h2", {}, make("span", { text: model.namespace + "/" }), model.name);
   const card = make("section", { class: "card model", "aria-label": `Model ${model.key}` });
-  const room = { nodes: [card], state: make("span"), preset: make("span", { class: "chip" }), simulated: make("span", { class: "chip", text: "simulated engines", title: "Their time is a profile's, their words are made up." }), objective: make("span", { class: "objective" }),
+  const entry = { nodes: [card], state: make("span"), preset: make("span", { class: "chip" }), simulated: make("span", { class: "chip", text: "simulated engines", title: "Their timing comes from a profile, their text is made up." }), objective: make("span", { class: "objective" }),
     banner: make("div", { class: "banner bad", role: "status", hidden: "" }), tiles: [], body: make("tbody"), caption: make("caption") };
   const tiles = make("dl", { class: "tiles" });
   for (const name of TILES) {
@@ -104,24 +104,24 @@ function modelCard(model) {
     const box = make("div", { class: "tile" }, make("dt", { text: name }), make("dd", { class: "value" }, tile.value, tile.unit), tile.note);
     if (name === TILES[0] || name === TILES[2]) { tile.spark = sparkline(); box.append(tile.spark); }
     tiles.append(box);
-    room.tiles.push(tile);
+    entry.tiles.push(tile);
   }
-  const columns = make("colgroup", {}, ...["name", "state", "", "", "", "wide", "", "", "wide", "", "told"].map((name) => make("col", { class: name })));
+  const columns = make("colgroup", {}, ...["name", "state", "", "", "", "wide", "", "", "wide", "", "age"].map((name) => make("col", { class: name })));
   const head = make("thead", {},
     make("tr", { class: "group" }, make("th", { colspan: "2" }), make("th", { colspan: "4", scope: "colgroup", text: "this gateway", class: "split" }),
-      make("th", { colspan: "5", scope: "colgroup", text: "as the engine says", class: "split" })),
+      make("th", { colspan: "5", scope: "colgroup", text: "reported by the engine", class: "split" })),
     make("tr", {}, ...[["Instance", ""], ["State", ""], ["In flight", "number split"], ["Waiting", "number"], ["Backlog", "number"], ["Share of work", "number"],
-      ["Running", "number split"], ["Waiting", "number"], ["KV in use", "number"], ["Cache hits", "number"], ["Told", "number"]]
+      ["Running", "number split"], ["Waiting", "number"], ["KV in use", "number"], ["Cache hits", "number"], ["Reported", "number"]]
       .map(([text, name]) => make("th", { scope: "col", class: name, text }))));
-  card.append(make("div", {}, title, room.state, room.preset, room.simulated, room.objective), room.banner, tiles,
-    make("div", { class: "scroll", role: "region", "aria-label": `Instances of ${model.key}`, tabindex: "0" }, make("table", { class: "instances" }, room.caption, columns, head, room.body)));
-  return room;
+  card.append(make("div", {}, title, entry.state, entry.preset, entry.simulated, entry.objective), entry.banner, tiles,
+    make("div", { class: "scroll", role: "region", "aria-label": `Instances of ${model.key}`, tabindex: "0" }, make("table", { class: "instances" }, entry.caption, columns, head, entry.body)));
+  return entry;
 }
 function objectiveWords(goal) {
   const parts = [];
   if (known(goal.ttft_seconds)) parts.push(`first token in ${seconds(goal.ttft_seconds)}` + (goal.ttft_per_kilo_token_seconds ? ` + ${seconds(goal.ttft_per_kilo_token_seconds)} per 1,000 prompt tokens` : ""));
   if (known(goal.itl_seconds)) parts.push(`${seconds(goal.itl_seconds)} between tokens`);
-  return parts.length ? `Objective: ${share(goal.target)} with ${parts.join(" and ")}` : "No objective set";
+  return parts.length ? `SLO: ${share(goal.target)} with ${parts.join(" and ")}` : "No SLO set";
 }
 function standingOf(model) {
   const count = (state) => model.instances.filter((instance) => instance.state === state).length;
@@ -136,38 +136,38 @@ function standingOf(model) {
     tone: idle ? "none" : ready === 0 ? "bad" : ready < awake ? "warn" : "good",
   };
 }
-function tile(room, value, unit, note, tone) {
-  say(room.value, value); say(room.unit, unit); say(room.note, note);
-  mark(room.value, tone || "");
+function tile(entry, value, unit, note, tone) {
+  say(entry.value, value); say(entry.unit, unit); say(entry.note, note);
+  mark(entry.value, tone || "");
 }
-function modelUpdate(room, item) {
+function modelUpdate(entry, item) {
   const { model, stats, past } = item, goal = model.objectives, minute = stats.window;
   const standing = standingOf(model), all = model.instances.length;
-  say(room.state, standing.state);
-  mark(room.state, "pill " + standing.tone);
-  say(room.preset, model.preset);
-  room.simulated.hidden = !all || model.instances.some((instance) => instance.engine !== "sim");
-  say(room.objective, objectiveWords(goal));
-  room.banner.hidden = standing.ready > 0;
-  mark(room.banner, "banner " + (standing.idle ? "info" : "bad"));
-  if (!standing.ready) room.banner.replaceChildren(make("strong", { text: standing.idle ? "Nobody asks, so no engine serves. " : "No engine of this model is ready. " }), standing.words);
+  say(entry.state, standing.state);
+  mark(entry.state, "pill " + standing.tone);
+  say(entry.preset, model.preset);
+  entry.simulated.hidden = !all || model.instances.some((instance) => instance.engine !== "sim");
+  say(entry.objective, objectiveWords(goal));
+  entry.banner.hidden = standing.ready > 0;
+  mark(entry.banner, "banner " + (standing.idle ? "info" : "bad"));
+  if (!standing.ready) entry.banner.replaceChildren(make("strong", { text: standing.idle ? "No requests, so no instance runs. " : "No instance of this model is ready. " }), standing.words);
   const met = minute.within_objective, missed = known(met) && met < goal.target;
-  const trouble = [minute.errors ? times(minute.errors, "error", "errors") : "", minute.retries ? times(minute.retries, "retry", "retries") : "",
-    minute.rejected ? `${whole(minute.rejected)} refused` : "", minute.aborts ? times(minute.aborts, "client left", "clients left") : ""].filter(Boolean);
-  tile(room.tiles[0], rate(minute.requests_per_second), "/s", trouble.length ? trouble.join(", ") : minute.requests ? "no errors" : "none in the last minute", "");
-  room.tiles[0].note.classList.toggle("bad", minute.errors > 0);
-  tile(room.tiles[1], share(met), "", !known(met) ? "nothing to judge" : missed ? `below the ${share(goal.target)} wanted` : `target ${share(goal.target)}, met`,
+  const problems = [minute.errors ? times(minute.errors, "error", "errors") : "", minute.retries ? times(minute.retries, "retry", "retries") : "",
+    minute.rejected ? `${whole(minute.rejected)} refused` : "", minute.aborts ? times(minute.aborts, "client disconnect", "client disconnects") : ""].filter(Boolean);
+  tile(entry.tiles[0], rate(minute.requests_per_second), "/s", problems.length ? problems.join(", ") : minute.requests ? "no errors" : "none in the last minute", "");
+  entry.tiles[0].note.classList.toggle("bad", minute.errors > 0);
+  tile(entry.tiles[1], share(met), "", !known(met) ? "nothing to assess" : missed ? `below the target ${share(goal.target)}` : `target ${share(goal.target)}, met`,
     !known(met) ? "" : !missed ? "good" : met < goal.target - 0.05 ? "bad" : "warn");
-  tile(room.tiles[2], seconds(minute.ttft_seconds.p50), known(minute.ttft_seconds.p50) ? "p50" : "", `p90\u00a0${seconds(minute.ttft_seconds.p90)} · p99\u00a0${seconds(minute.ttft_seconds.p99)}`);
-  tile(room.tiles[3], seconds(minute.itl_seconds.p50), known(minute.itl_seconds.p50) ? "p50" : "", `p90\u00a0${seconds(minute.itl_seconds.p90)} · p99\u00a0${seconds(minute.itl_seconds.p99)}`);
-  tile(room.tiles[4], share(minute.cached_token_share), "", known(minute.predicted_cached_token_share) ? `router expected\u00a0${share(minute.predicted_cached_token_share)}` : "of prompt tokens");
-  tile(room.tiles[5], share(minute.share_on_homes), "", known(minute.load_cov) ? `load spread ${minute.load_cov.toFixed(2)}` : "of requests");
-  tile(room.tiles[6], whole(stats.in_flight), "", `${whole(stats.queue)} waiting`);
-  room.tiles[0].spark.draw(past.rate);
-  room.tiles[2].spark.draw(past.ttft);
-  room.body.closest(".scroll").hidden = !all;
-  say(room.caption, all ? `Instances · ${whole(minute.prompt_tokens)} prompt and ${whole(minute.output_tokens)} output tokens in the last minute` : "");
-  keep(room.body, model.instances, (instance) => instance.id, instanceRow, (row, instance) => instanceUpdate(row, instance, stats.instances[instance.id]));
+  tile(entry.tiles[2], seconds(minute.ttft_seconds.p50), known(minute.ttft_seconds.p50) ? "p50" : "", `p90\u00a0${seconds(minute.ttft_seconds.p90)} · p99\u00a0${seconds(minute.ttft_seconds.p99)}`);
+  tile(entry.tiles[3], seconds(minute.itl_seconds.p50), known(minute.itl_seconds.p50) ? "p50" : "", `p90\u00a0${seconds(minute.itl_seconds.p90)} · p99\u00a0${seconds(minute.itl_seconds.p99)}`);
+  tile(entry.tiles[4], share(minute.cached_token_share), "", known(minute.predicted_cached_token_share) ? `router predicted\u00a0${share(minute.predicted_cached_token_share)}` : "of prompt tokens");
+  tile(entry.tiles[5], share(minute.share_on_homes), "", known(minute.load_cov) ? `load spread ${minute.load_cov.toFixed(2)}` : "of requests");
+  tile(entry.tiles[6], whole(stats.in_flight), "", `${whole(stats.queue)} waiting`);
+  entry.tiles[0].spark.draw(past.rate);
+  entry.tiles[2].spark.draw(past.ttft);
+  entry.body.closest(".scroll").hidden = !all;
+  say(entry.caption, all ? `Instances · ${whole(minute.prompt_tokens)} prompt and ${whole(minute.output_tokens)} output tokens in the last minute` : "");
+  updateList(entry.body, model.instances, (instance) => instance.id, instanceRow, (row, instance) => instanceUpdate(row, instance, stats.instances[instance.id]));
 }
 function meter() {
   const fill = make("b"), text = make("span");
@@ -184,20 +184,20 @@ function instanceRow(instance) {
 }
 const TONES = { Ready: "good", Starting: "warn", Draining: "warn", Sleeping: "none" };
 function instanceUpdate(row, instance, stats) {
-  const told = instance.signals || {}, cells = row.cells;
+  const signals = instance.signals || {}, cells = row.cells;
   say(row.state, instance.state);
   mark(row.state, "pill " + (TONES[instance.state] || "none"));
   say(cells[1], whole(instance.in_flight));
   say(cells[2], whole(instance.waiting));
   say(cells[3], seconds(instance.backlog_seconds));
   row.work.show(stats ? stats.share_of_work : null);
-  say(cells[5], whole(told.running));
-  say(cells[6], whole(told.waiting));
-  row.usage.show(told.kv_usage);
-  say(cells[8], share(told.prefix_hit_share));
+  say(cells[5], whole(signals.running));
+  say(cells[6], whole(signals.waiting));
+  row.usage.show(signals.kv_usage);
+  say(cells[8], share(signals.prefix_hit_share));
   const lose = instance.index && instance.index.scale_down;
-  cells[8].title = lose ? (known(lose.rank) ? `To scale down: choice ${lose.rank}, ` : "To scale down: ") + lose.reason : "";
-  const age = told.age_seconds, old = known(age) && age > 10;
+  cells[8].title = lose ? (known(lose.rank) ? `Scale-down rank ${lose.rank}: ` : "Scale-down: ") + lose.reason : "";
+  const age = signals.age_seconds, old = known(age) && age > 10;
   say(cells[9], known(age) ? `${age < 99.5 ? age.toFixed(1) + " s" : long(age)} ago` : "never");
   cells[9].classList.toggle("old", old || (!known(age) && instance.state === "Ready"));
 }
@@ -235,7 +235,7 @@ function decisionUpdate(row, decision) {
   say(row.cells[0], decision.model);
   say(row.rule, last.rule + (last.attempt > 1 && !last.rule.startsWith("retry") ? ` · attempt ${last.attempt}` : ""));
   mark(row.rule, "rule " + last.rule);
-  row.because.replaceChildren(make("span", { class: "mono", text: last.instance === null ? "nowhere" : last.instance }), `: ${last.reason}`);
+  row.because.replaceChildren(make("span", { class: "mono", text: last.instance === null ? "no instance" : last.instance }), `: ${last.reason}`);
   say(row.why, rejected.length ? `not ${rejected[0].id}: ${rejected[0].why}` + (rejected.length > 1 ? `; and ${times(rejected.length - 1, "other", "others")}` : "") : "");
   const known_prompt = end && known(end.prompt_tokens);
   say(row.cells[3], known_prompt ? whole(end.prompt_tokens) : "≈ " + whole(decision.prompt_tokens));
@@ -248,7 +248,7 @@ function decisionUpdate(row, decision) {
 }
 function endWords(end) {
   if (!end) return ["running", "muted"];
-  if (end.client_gone) return ["client left", "muted"];
+  if (end.client_gone) return ["client disconnect", "muted"];
   const words = `${end.status}${end.error ? " " + end.error : ""} · ${seconds(end.duration_seconds)}`;
   return [words, end.status >= 500 || end.error ? "bad" : end.status >= 400 ? "warn" : ""];
 }
@@ -259,7 +259,7 @@ function choiceDetail(choice) {
   if (known(choice.cost_seconds)) general.unshift(`expected cost ${seconds(choice.cost_seconds)} of engine time`);
   if (general.length) box.append(make("div", { class: "why", text: general.join(" · ") }));
   if (!choice.candidates.length) return box;
-  const head = make("tr", {}, ...["Candidate", "Taken", "Why"].map((text) => make("th", { scope: "col", text })), ...names.map((name) => make("th", { scope: "col", class: "number", text: labelled(name, { value: null }).words })));
+  const head = make("tr", {}, ...["Candidate", "Chosen", "Reason"].map((text) => make("th", { scope: "col", text })), ...names.map((name) => make("th", { scope: "col", class: "number", text: labelled(name, { value: null }).words })));
   const rows = choice.candidates.map((candidate) => make("tr", {}, make("th", { scope: "row", class: "mono", text: candidate.id }),
     make("td", { text: candidate.chosen ? "yes" : "no", class: candidate.chosen ? "good" : "" }), make("td", { text: candidate.why, class: "words" }),
     ...names.map((name) => make("td", { class: "number", text: candidate.inputs[name] ? labelled(name, candidate.inputs[name]).value : "–" }))));
@@ -269,36 +269,36 @@ function choiceDetail(choice) {
 function endDetail(decision) {
   const end = decision.outcome, parts = [`request ${decision.request_id}`];
   if (end) {
-    if (known(end.cached_tokens)) parts.push(`${whole(end.cached_tokens)} of ${whole(end.prompt_tokens)} prompt tokens cached` + (known(end.predicted_cached_tokens) ? ` (${whole(end.predicted_cached_tokens)} expected)` : ""));
+    if (known(end.cached_tokens)) parts.push(`${whole(end.cached_tokens)} of ${whole(end.prompt_tokens)} prompt tokens cached` + (known(end.predicted_cached_tokens) ? ` (${whole(end.predicted_cached_tokens)} predicted)` : ""));
     if (known(end.output_tokens)) parts.push(times(end.output_tokens, "token generated", "tokens generated"));
     if (known(end.itl_mean_seconds)) parts.push(`${seconds(end.itl_mean_seconds)} between tokens`);
-    if (known(end.within_objective)) parts.push(end.within_objective ? "within the objective" : "objective missed");
+    if (known(end.within_objective)) parts.push(end.within_objective ? "within the SLO" : "SLO missed");
   }
   return make("p", { class: "why", text: parts.join(" · ") });
 }
 
 // ---- the page as a whole ----
-function facts(entries) {
-  keep(byId("facts"), entries, (entry) => entry[0], (entry) => {
+function facts(pairs) {
+  updateList(byId("facts"), pairs, (pair) => pair[0], (pair) => {
     const value = make("dd");
-    return { nodes: [make("div", {}, make("dt", { text: entry[0] }), value)], value };
-  }, (room, entry) => say(room.value, entry[1]));
+    return { nodes: [make("div", {}, make("dt", { text: pair[0] }), value)], value };
+  }, (entry, pair) => say(entry.value, pair[1]));
 }
 function showModels(fleet, stats) {
   const holder = byId("models");
   if (!fleet.models.length) {
     if (!holder.querySelector(".nothing")) {
-      holder.rooms = null;
+      holder.entries = null;
       holder.replaceChildren(make("section", { class: "card empty nothing" }, make("h2", { text: "No model yet" }),
-        make("p", { text: "This gateway's fleet is empty, so every request is answered 404. Models appear here as soon as the fleet names one; nothing needs a restart." }),
+        make("p", { text: "This gateway's fleet is empty, so every request gets 404. Models appear here as soon as the fleet has one; no restart is necessary." }),
         make("p", {}, "Locally ", make("code", { text: "fairlead up FILE" }), " starts one; in a cluster apply a ", make("code", { text: "ModelDeployment" }), ".")));
     }
     return;
   }
-  if (!holder.rooms) holder.replaceChildren();
+  if (!holder.entries) holder.replaceChildren();
   const items = fleet.models.filter((model) => stats.models[model.key]).map((model) => ({ model, stats: stats.models[model.key] }));
   for (const item of items) item.past = remember(item.model.key, item.stats);
-  keep(holder, items, (item) => item.model.key, (item) => modelCard(item.model), modelUpdate);
+  updateList(holder, items, (item) => item.model.key, (item) => modelCard(item.model), modelUpdate);
 }
 function showDecisions(fleet, list) {
   const select = byId("only"), keys = fleet.models.map((model) => model.key);
@@ -311,7 +311,7 @@ function showDecisions(fleet, list) {
   byId("decisions-card").hidden = !fleet.models.length && !list.decisions.length;
   byId("no-decisions").hidden = list.decisions.length > 0;
   byId("decisions").closest(".scroll").hidden = !list.decisions.length;
-  keep(byId("decisions"), list.decisions, (decision) => decision.request_id + decision.wall, decisionRow, decisionUpdate);
+  updateList(byId("decisions"), list.decisions, (decision) => decision.request_id + decision.wall, decisionRow, decisionUpdate);
 }
 function show(fleet, stats, list) {
   const pill = byId("ready");
@@ -319,36 +319,36 @@ function show(fleet, stats, list) {
   mark(pill, "pill " + (stats.ready ? "good" : "bad"));
   document.title = (stats.ready ? "" : "not ready · ") + "Fairlead gateway";
   facts([["up", long(stats.uptime_seconds)], ["fleet", `version ${fleet.version}`], ["loop lag p99", seconds(stats.loop_lag_p99_seconds)], ["Fairlead", stats.version],
-    ...(stats.gateways ? [["other gateways", stats.gateways.length ? `${stats.gateways.length}, heard ${seconds(Math.max(...stats.gateways.map((one) => one.age_seconds)))} ago` : "none heard"]] : []),
+    ...(stats.gateways ? [["peers", stats.gateways.length ? `${stats.gateways.length}, last message ${seconds(Math.max(...stats.gateways.map((peer) => peer.age_seconds)))} ago` : "none"]] : []),
     ...(stats.unknown_model_requests ? [["unknown model", times(stats.unknown_model_requests, "request", "requests")]] : [])]);
   const notes = byId("notes");
   notes.hidden = !stats.notes.length;
-  say(notes.querySelector("strong"), stats.ready ? "Worth knowing" : "Not ready");
+  say(notes.querySelector("strong"), stats.ready ? "Warnings" : "Not ready");
   mark(notes, "banner " + (stats.ready ? "info" : "bad"));
-  keep(notes.querySelector("ul"), stats.notes, (note) => note, (note) => ({ nodes: [make("li", { text: note })] }), () => {});
+  updateList(notes.querySelector("ul"), stats.notes, (note) => note, (note) => ({ nodes: [make("li", { text: note })] }), () => {});
   showModels(fleet, stats);
   showDecisions(fleet, list);
 }
 
-// ---- asking, once a second, one round at a time ----
-let heard = null, paused = false, token = sessionStorage.getItem("fairlead-token");
-async function ask(path) {
+// ---- requests to the API: one round each second, never two at a time ----
+let answeredAt = null, paused = false, token = sessionStorage.getItem("fairlead-token");
+async function fetchJson(path) {
   const stop = AbortSignal.timeout(4000);
   const headers = token ? { authorization: `Bearer ${token}` } : {};
   const answer = await fetch(path, { signal: stop, headers, cache: "no-store" });
   if (answer.status === 401) throw Object.assign(new Error("token"), { token: true });
   if (!answer.ok) {
-    const said = await answer.json().catch(() => null);
-    throw Object.assign(new Error(path), { refused: said?.error ? said.error.message + (said.error.hint ? ` (${said.error.hint})` : "") : `${path} answered ${answer.status}` });
+    const body = await answer.json().catch(() => null);
+    throw Object.assign(new Error(path), { refused: body?.error ? body.error.message + (body.error.hint ? ` (${body.error.hint})` : "") : `${path} answered ${answer.status}` });
   }
   return answer.json();
 }
 async function round() {
   const only = byId("only").value;
   const filter = only ? `&model=${encodeURIComponent(only)}` : "";
-  const [fleet, stats, list] = await Promise.all([ask("/api/fleet"), ask("/api/stats"), ask(`/api/decisions?limit=30${filter}`)]);
+  const [fleet, stats, list] = await Promise.all([fetchJson("/api/fleet"), fetchJson("/api/stats"), fetchJson(`/api/decisions?limit=30${filter}`)]);
   show(fleet, stats, list);
-  heard = Date.now();
+  answeredAt = Date.now();
   document.body.classList.remove("stale");
   byId("stale").hidden = true;
 }
@@ -359,35 +359,35 @@ function tokenForm() {
     event.preventDefault();
     token = field.value;
     sessionStorage.setItem("fairlead-token", token);
-    byId("stale").asked = false;
-    round().catch(trouble);
+    byId("stale").hasForm = false;
+    round().catch(showError);
   });
   return form;
 }
-function trouble(error) {
+function showError(error) {
   const banner = byId("stale");
   banner.hidden = false;
   if (error.token) {
-    if (!banner.asked) banner.replaceChildren(make("strong", { text: "This gateway asks for its management token" }), tokenForm());
-    banner.asked = true;
+    if (!banner.hasForm) banner.replaceChildren(make("strong", { text: "This gateway requires its management token" }), tokenForm());
+    banner.hasForm = true;
     return;
   }
-  banner.asked = false;
+  banner.hasForm = false;
   document.body.classList.add("stale");
   mark(byId("ready"), "pill bad");
   say(byId("ready"), "no answer");
   document.title = "no answer · Fairlead gateway";
-  const words = heard ? `What you see is from ${clock(heard / 1000)}, ${long((Date.now() - heard) / 1000)} ago.` : "Nothing has been heard from it yet.";
-  if (!banner.words) banner.words = make("span");
-  const title = error.refused ? "The gateway refuses to tell. " : "The gateway does not answer. ";
-  if (banner.firstChild?.textContent !== title) banner.replaceChildren(make("strong", { text: title }), banner.words);
-  say(banner.words, `${error.refused ? error.refused + ". " : ""}${words} This page keeps asking.`);
+  const words = answeredAt ? `This data is from ${clock(answeredAt / 1000)}, ${long((Date.now() - answeredAt) / 1000)} ago.` : "There is no data yet.";
+  if (!banner.detail) banner.detail = make("span");
+  const title = error.refused ? "The gateway refused the request. " : "The gateway does not answer. ";
+  if (banner.firstChild?.textContent !== title) banner.replaceChildren(make("strong", { text: title }), banner.detail);
+  say(banner.detail, `${error.refused ? error.refused + ". " : ""}${words} This page keeps trying.`);
 }
 async function loop() {
-  if (!paused && !document.hidden) await round().catch(trouble);
+  if (!paused && !document.hidden) await round().catch(showError);
   setTimeout(loop, 1000);
 }
-byId("only").addEventListener("change", () => round().catch(trouble));
+byId("only").addEventListener("change", () => round().catch(showError));
 byId("pause").addEventListener("click", (event) => {
   paused = !paused;
   event.target.setAttribute("aria-pressed", String(paused));
