@@ -87,7 +87,9 @@ class Watching:
     def _cached_tokens(self, engine: int, request: TraceRequest) -> int:
         assert self._simulation is not None
         keys = list(trace_keys(request.blocks, request.prompt_tokens, BLOCK_TOKENS))
-        found = self._simulation.engine_cores[f"e{engine}"].pool.match(keys, (request.prompt_tokens - 1) // BLOCK_TOKENS)
+        found = self._simulation.engine_cores[f"e{engine}"].pool.match(
+            keys, (request.prompt_tokens - 1) // BLOCK_TOKENS
+        )
         return BLOCK_TOKENS * len(found)
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
