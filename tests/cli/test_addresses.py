@@ -35,7 +35,7 @@ def test_taken_port_names_port_and_flag() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(PortInUse, match=rf"--manage: 127\.0\.0\.1:{port} is in use"):
+        with pytest.raises(PortInUse, match=rf"--manage: 127\.0\.0\.1:{port} is already in use"):
             claim_port(Address("127.0.0.1", port), flag="--manage")
 
 

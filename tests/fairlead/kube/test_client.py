@@ -268,8 +268,8 @@ def test_rejected_static_token_is_not_retried() -> None:
 @pytest.mark.parametrize(
     ("order", "words"),
     [
-        (OrderedResponse(200, body=b"{"), "no JSON"),
-        (OrderedResponse(200, body=b"[]"), "no object"),
+        (OrderedResponse(200, body=b"{"), "not JSON"),
+        (OrderedResponse(200, body=b"[]"), "not an object"),
         (OrderedResponse(200, body=b'"%s"' % (b"x" * 4096)), "more than 1024 bytes"),
     ],
 )

@@ -40,9 +40,9 @@ LIMITS = Limits()
         (WatchEnd(TooManyRequests("later", status=429)), 50, InformerAction.RESUME, 2.5, "later"),
         (WatchEnd(TooManyRequests("later", retry_after_seconds=7.0)), 1, InformerAction.RESUME, 7.1, "later"),
         (WatchEnd(TooManyRequests("later", retry_after_seconds=1e9)), 1, InformerAction.RESUME, 30.1, "later"),
-        (WatchEnd(Forbidden("no")), 1, InformerAction.RELIST, 0.1, "may not be watched"),
-        (WatchEnd(NotFound("no such kind")), 1, InformerAction.RELIST, 0.1, "may not be watched"),
-        (WatchEnd(Invalid("bad version")), 1, InformerAction.RELIST, 0.1, "may not be watched"),
+        (WatchEnd(Forbidden("no")), 1, InformerAction.RELIST, 0.1, "does not allow this watch"),
+        (WatchEnd(NotFound("no such kind")), 1, InformerAction.RELIST, 0.1, "does not allow this watch"),
+        (WatchEnd(Invalid("bad version")), 1, InformerAction.RELIST, 0.1, "does not allow this watch"),
     ],
 )
 def test_step_after_watch(

@@ -95,7 +95,7 @@ def test_files_are_relative_to_the_kubeconfig_and_data_wins(tmp_path: Path) -> N
         ({}, {"username": "u"}, "username", "no passwords"),
         ({}, {"as-uid": "1"}, "as-uid", "not honoured"),
         ({"proxy-url": "http://p"}, {}, "proxy-url", "without a proxy"),
-        ({"server": "ftp://a"}, {}, "server", "no http"),
+        ({"server": "ftp://a"}, {}, "server", "not an http"),
         ({"certificate-authority-data": "%"}, {}, "certificate-authority-data", "no base64"),
         ({}, {"client-certificate": "c"}, "client-key", "without its key"),
     ],
