@@ -101,7 +101,7 @@ def builtin_profiles() -> dict[str, EngineProfile]:
 
 
 def builtin_profile(name: str, *, field: str = "profile") -> EngineProfile:
-    """Returns a built-in profile. Raises BadInput, listing the known names."""
+    """Returns a built-in profile. Raises BadInput if there is none of that name."""
     known = builtin_profiles()
     if name not in known:
         raise BadInput(f"no engine profile is called {name!r}", field=field, hint=f"known: {', '.join(sorted(known))}")

@@ -200,7 +200,7 @@ class CliSettings:
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """A row of the settings reference."""
+    """A row of docs/reference/settings.md: one variable of one process."""
 
     variable: str
     process: str
@@ -222,7 +222,7 @@ def settings_types() -> dict[str, type]:
 
 
 def settings_table() -> list[SettingRow]:
-    """Returns every setting of every process, in the order of the reference."""
+    """Returns every setting of every process, in the order of docs/reference/settings.md."""
     return [_row(process, item) for process, settings in settings_types().items() for item in fields(settings)]
 
 

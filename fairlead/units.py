@@ -1,4 +1,7 @@
-"""Durations, sizes, quantities and percentages: strings at the edges, numbers inside."""
+"""Parses and formats durations, sizes, quantities and percentages.
+
+Files, the API and messages use strings; all other code uses numbers.
+"""
 
 import re
 from decimal import Decimal

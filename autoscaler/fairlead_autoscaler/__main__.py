@@ -57,7 +57,10 @@ async def _run(options: argparse.Namespace, settings: AutoscalerSettings, clock:
 def _create_process(
     options: argparse.Namespace, settings: AutoscalerSettings, clock: Clock, limits: Limits
 ) -> "AutoscalerService | Manager":
-    """Returns the process, created on its event loop."""
+    """Returns the service of a local stack, or with `--kube` the manager of a cluster.
+
+    It runs on the current event loop. Raises BadInput for a bad address or setting.
+    """
     host, port = parse_address(options.listen, "--listen", "127.0.0.1:9092")
 
     def config(target: ScaleTarget, scaler: ReplicaScaler) -> ServiceConfig:

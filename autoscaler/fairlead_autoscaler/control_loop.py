@@ -177,9 +177,7 @@ class ControlLoop:
             await self._pause(began + self._limits.autoscaler_tick_seconds)
 
     async def _pause(self, until: float) -> None:
-        """Waits until the next tick is due or hinted, for the minimum between two ticks at
-        least.
-        """
+        """Waits until the next tick is due or hinted, at least the minimum time between ticks."""
         await asyncio.sleep(self._limits.autoscaler_min_tick_seconds)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, until - self._clock.now()) / self._options.speed):
@@ -248,7 +246,7 @@ class ControlLoop:
             await asyncio.gather(*(self._write(key, states[key], pools) for key, pools in rulings.items()))
 
     def _decide(self, key: str, state: ModelState, now: float) -> dict[str, EnforcedPlan]:
-        """Returns the ruling for each pool of a model, and records it."""
+        """Returns the enforced plan of each pool of a model, and records the decision."""
         run, wall, solver = self._model_run(key, state), self._clock.wall(), self._parts.mix_solver
         observation = build_observation(state, self.gateways, now, self._limits.autoscaler_signals_seconds, wall)
         if solver is not None:
@@ -308,7 +306,7 @@ class ControlLoop:
         return run
 
     async def _write(self, key: str, state: ModelState, rulings: Mapping[str, EnforcedPlan]) -> None:
-        """Writes the rulings that differ from the current numbers."""
+        """Writes the enforced plans that differ from the current numbers; failures are recorded."""
         # Pools that shrink come first, so that pools which share a limit never exceed it.
         for pool, ruling in sorted(rulings.items(), key=lambda named: named[1].is_growing):
             if not ruling.needs_write:

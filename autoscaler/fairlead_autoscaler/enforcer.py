@@ -7,7 +7,8 @@ The core knows load and capacity. Here are the rules of `spec.autoscaling`, in t
 3. `step-up`, `step-down`: the largest change within a minute.
 4. `bounds`: the bounds of this hour, whatever the rules before say.
 
-Then follows what prevents the write: the mode, another owner of the number, a rollout, the freeze.
+After these rules, the mode, another owner of the number, a rollout or the freeze can prevent the
+write.
 """
 
 from collections.abc import Mapping, Sequence
@@ -91,7 +92,10 @@ class Moment:
 
 
 def update_policy_state(before: PolicyState, state: ModelState, now: float, *, has_requests: bool) -> PolicyState:
-    """Adds one tick. The first one counts as a request, since the time before is unknown."""
+    """Returns the memory after one tick.
+
+    The first tick counts as one with requests, since the time before is unknown.
+    """
     sizes = {
         name: (
             *(entry for entry in before.recent_sizes.get(name, ()) if now - entry[0] < STEP_SECONDS),
@@ -160,7 +164,7 @@ class _PoolEnforcer:
         return replace(ruling, asleep=sleeping, asleep_desired=pool.asleep, bounds=self.bounds)
 
     def _limit_step(self, ruling: EnforcedPlan) -> EnforcedPlan:
-        """Limits the change within a minute."""
+        """Returns the plan with the change within a minute limited by the policy's steps."""
         up, down = self.policy.step_up, self.policy.step_down
         sizes = self._recent_sizes()
         if up is not None:
@@ -181,14 +185,14 @@ class _PoolEnforcer:
 
 
 def describe_replicas(replicas: int, asleep: int) -> str:
-    """Returns a number of replicas for people: `3`, or `3 and 2 asleep`."""
+    """Returns a number of replicas as text: `3`, or `3 and 2 asleep`."""
     return f"{replicas} and {asleep} asleep" if asleep else f"{replicas}"
 
 
 def min_replicas(spec: PoolSpec) -> int:
     """Returns the fewest replicas that a pool may ever have.
 
-    Of separate roles it is one, since a request cannot wait at a gateway for both.
+    A pool of a separate role needs one, since a request cannot wait at a gateway for both roles.
     """
     return 0 if spec.role is Role.SERVE else min(1, spec.maximum)
 
@@ -201,7 +205,7 @@ def step_size(step: int | str, size: int) -> int:
 
 
 def _pools_to_wake(state: ModelState, plan: ScalingPlan) -> frozenset[str]:
-    """Returns the first pool of each role whose pools all have, and would have, no replica."""
+    """Returns the first pool of each role that has no replica and is planned to have none."""
     first: dict[str, str] = {}
     serving: set[str] = set()
     for spec in state.model.pools:
@@ -245,9 +249,7 @@ def widest_pool_bounds(spec: PoolSpec, policy: Autoscaling) -> PoolSpec:
 
 
 def has_requests(pools: Mapping[str, PoolObservation], arrivals: float | None, held: float | None) -> bool:
-    """Whether a model has requests; if arrivals or queued requests are unknown, it counts as having
-    some.
-    """
+    """Whether a model has requests; True if arrivals or queued requests are unknown."""
     if arrivals is None or held is None:
         return True
     is_busy = any(replica.running or replica.waiting for pool in pools.values() for replica in pool.replicas or ())

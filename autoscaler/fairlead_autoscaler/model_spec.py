@@ -37,7 +37,7 @@ def replica_usd(accelerator: AcceleratorClassSpec | None, pool: Pool) -> float |
 
 
 def sleep_tier(spec: ModelDeploymentSpec) -> SleepTier | None:
-    """Returns the sleep tier of each of the model's pools; None if no replica sleeps."""
+    """Returns the sleep tier that every pool of the model has; None if no replica sleeps."""
     sleep = spec.autoscaling.sleep
     if sleep is None:
         return None
@@ -53,7 +53,7 @@ def scaled_model(
     patience_seconds: float | None = None,
     replicas_most: int | None = None,
 ) -> ModelSpec:
-    """Returns a model for the core.
+    """Returns the model specification that the core gets.
 
     The only edges of the histograms are the targets, since gateways count the requests within them.
     """

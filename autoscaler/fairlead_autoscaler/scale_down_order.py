@@ -1,12 +1,12 @@
 """Scale-down order: the replicas whose removal costs least come first. Pure.
 
 Replicas that are not ready come first, the youngest of them before the others. Ready replicas
-follow by the number of blocks that only they hold and that recent prompts used
+follow by the number of blocks that only they have cached and that recent prompts used
 (`index_unique_used_blocks`, docs/decisions/0027). Among equals, the one with the least work in
 flight comes first, and then the youngest.
 
-If the index says nothing about any replica of a pool, only work decides. A replica about which it
-says nothing, unlike others, counts as one with their mean number of blocks.
+If the index has no number for any replica of a pool, only work in flight decides. If it has none
+for some replicas, these count with the mean number of the others.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,10 @@ def removal_order(key: str, replicas: Sequence[Replica], snapshot: GatewaySnapsh
 
 
 def _unique_blocks(key: str, replica: Replica, snapshot: GatewaySnapshot) -> float | None:
-    """Returns the report of the first gateway that has one; all have it from the same index."""
+    """Returns the number of recently used blocks that only this replica has; None if unknown.
+
+    The first gateway that reports it is enough, since all have it from the same index.
+    """
     for gateway in snapshot.gateways:
         values = [gateway.gauges.get(("unique_used_blocks", key, instance)) for instance in replica.instances]
         known = [value for value in values if value is not None]

@@ -35,7 +35,7 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """A pool as it is.
+    """The current state of a pool.
 
     desired, asleep: replicas that should serve, and that should sleep.
     replicas_owner: another owner of the number (an HPA, `spec.replicas`), with which the autoscaler
@@ -52,7 +52,7 @@ class PoolState:
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """A model as it is.
+    """The current state of a model.
 
     model: with the pools' own bounds.
     policy: `spec.autoscaling`, with other bounds by the hour.

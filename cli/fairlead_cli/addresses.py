@@ -24,7 +24,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can reach the address."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -71,7 +71,7 @@ def service_url(text: str, *, flag: str) -> str:
 
 
 def claim_port(address: Address, *, flag: str) -> Address:
-    """Returns the address with its port filled in, when it can be bound.
+    """Checks that the address can be bound, and returns it with a free port in place of port 0.
 
     Raises PortInUse when the port is taken, BadInput when the address is not of this machine.
     """
@@ -105,7 +105,10 @@ def is_port_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def find_free_ports(sizes: list[int], host: str = "127.0.0.1") -> list[tuple[int, ...]]:
-    """Returns for each size that many consecutive ports, all free now and all different."""
+    """Returns one group of consecutive free ports per size. No port is in two groups.
+
+    Raises BadInput when the system has no such ports.
+    """
     used: set[int] = set()
     groups = []
     for size in sizes:
@@ -115,7 +118,9 @@ def find_free_ports(sizes: list[int], host: str = "127.0.0.1") -> list[tuple[int
 
 
 def _consecutive_ports(size: int, host: str, used: set[int]) -> tuple[int, ...]:
-    """Returns ports that start at one proposed by the system."""
+    """Returns ``size`` consecutive free ports that are not in ``used``; the system proposes the
+    first.
+    """
     for _ in range(MAX_PORT_ATTEMPTS):
         first = claim_port(Address(host, 0), flag="--engines-per-process").port
         ports = range(first, first + size)

@@ -122,8 +122,8 @@ def build_app(program: str = "fairlead", arguments: Sequence[str] = ()) -> App:
 
     program: name of the executable, which decides between ``fairlead`` and ``kubectl fairlead``.
 
-    arguments: of the program; the ``--help`` of their verb shows its whole docstring, exit codes
-    included.
+    arguments: the command line after the program's name. The ``--help`` of the verb that it calls
+    shows the verb's whole docstring with the exit codes; that of other verbs is one sentence.
     """
     app = App(
         name="kubectl fairlead" if program == "kubectl-fairlead" else "fairlead",

@@ -15,7 +15,7 @@ OutputFlag = Annotated[
 
 
 def is_document(output: OutputFormat) -> TypeGuard[DocumentFormat]:
-    """Returns True if the output is for programs."""
+    """Returns True if the output is a document for programs: JSON or YAML."""
     return output in ("json", "yaml")
 
 

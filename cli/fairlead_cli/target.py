@@ -51,7 +51,7 @@ class ClusterOptions:
 
     @property
     def is_explicit(self) -> bool:
-        """Whether an option means a cluster: also that of models, unless another names a server."""
+        """Whether an option names a cluster, an installation or a namespace of models."""
         return self.names_cluster or self.namespace is not None
 
 
@@ -65,7 +65,7 @@ class InstallationOptions:
 
     @property
     def cluster(self) -> ClusterOptions:
-        """The same as options of a cluster."""
+        """Returns these options as options of a cluster."""
         return ClusterOptions(self.kubeconfig, self.context, install_namespace=self.install_namespace)
 
 
@@ -75,17 +75,19 @@ def qualified_name(model: str | None, namespace: str | None) -> str | None:
 
 
 def is_cluster_target(options: ClusterOptions, address: str | None, flag: str = "--manage") -> bool:
-    """Whether a command means a cluster: by its options, else by the name of the program, else by
-    what exists.
+    """Whether a command means a cluster: by its options, else by the name of the program.
+
+    Without either, it means a cluster if no stack runs here, and there is a kubeconfig or this is a
+    pod.
 
     address: value of ``flag``, which names a server instead of a cluster.
 
-    Raises BadInput when options of both are given.
+    Raises BadInput when both an address and a cluster are given.
     """
     if address is not None:
         if options.names_cluster:
             raise BadInput(
-                f"{flag} names a server, the other options a cluster", field=flag, hint="give one of the two"
+                f"{flag} names a server, and other options name a cluster", field=flag, hint="give one of the two"
             )
         return False
     if options.is_explicit:

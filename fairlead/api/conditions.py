@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class ConditionType(StrEnum):
-    """The type of a condition."""
+    """The `type` of an entry of `status.conditions`."""
 
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -28,7 +28,7 @@ class ConditionOwner(StrEnum):
 
 
 class Reason(StrEnum):
-    """The reason of a condition."""
+    """The `reason` of an entry of `status.conditions`: why it has its status."""
 
     ALL_READY = "AllReady"
     SCALED_TO_ZERO = "ScaledToZero"
@@ -85,8 +85,8 @@ class ConditionTypeInfo:
 class ReasonInfo:
     """Documentation of a reason.
 
-    type: the condition that carries the reason. A Ready that is False because of a Stalled repeats
-        the reason of the Stalled.
+    type: the condition that carries the reason. While `Stalled` is True, `Ready` is False and
+        repeats the reason of `Stalled`.
     """
 
     reason: Reason
@@ -96,7 +96,7 @@ class ReasonInfo:
 
 
 def condition_types() -> tuple[ConditionTypeInfo, ...]:
-    """Returns every type, in the order of the reference."""
+    """Returns the documentation of every condition type, in the order of the reference page."""
     operator, autoscaler = ConditionOwner.OPERATOR, ConditionOwner.AUTOSCALER
     return (
         ConditionTypeInfo(
@@ -323,7 +323,7 @@ _SLO_MET = (
 
 
 def reasons() -> tuple[ReasonInfo, ...]:
-    """Returns every reason, grouped by type."""
+    """Returns the documentation of every reason, grouped by condition type."""
     listed = (
         (ConditionType.READY, _READY),
         (ConditionType.RECONCILING, _RECONCILING),

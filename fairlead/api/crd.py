@@ -68,8 +68,9 @@ def _column(column: PrinterColumn) -> Schema:
 
 
 def _subresources(kind: CustomResourceKind) -> Schema:
-    """Returns `status`, written by controllers, and `scale`, written by `kubectl scale` and
-    autoscalers.
+    """Returns the subresource `status`, and for a kind with a scale also the subresource `scale`.
+
+    Controllers write `status`; `kubectl scale` and autoscalers write `scale`.
     """
     scale = {
         "specReplicasPath": ".spec.replicas",
@@ -116,7 +117,7 @@ class _SchemaTranslator:
     def translate(self, schema: Schema, path: str, inside: tuple[str, ...]) -> Schema:
         """Returns the structural form of a schema.
 
-        inside: the definitions being expanded. Meeting one again is recursion.
+        inside: the definitions being expanded. A reference to one of them raises TypeError.
         """
         schema = _without_null(schema, path)
         if "$ref" in schema:
@@ -156,7 +157,7 @@ def _without_null(schema: Schema, path: str) -> Schema:
 
 
 def _nested_defaults(fields: Mapping[str, Schema]) -> Schema:
-    """Returns the defaults of an object of which no field is given."""
+    """Returns the default of an object with these fields: the fields' own defaults, by name."""
     return {name: field["default"] for name, field in fields.items() if "default" in field}
 
 

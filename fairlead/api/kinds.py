@@ -23,7 +23,7 @@ def _condition_path(type_: str, field: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CustomResourceKind:
-    """A kind of the API.
+    """A custom resource kind of Fairlead's API.
 
     description: its line in the reference.
     status: type of the status subresource, if any.
@@ -42,12 +42,12 @@ class CustomResourceKind:
 
     @property
     def name(self) -> str:
-        """The value of `kind:`."""
+        """The value of `kind:` in a manifest, such as `ModelDeployment`."""
         return self.model.__name__
 
 
 def served_kinds() -> tuple[CustomResourceKind, ...]:
-    """Returns the kinds of this release, in the order of the reference."""
+    """Returns the kinds of this release, in the order of docs/reference/api.md."""
     return (
         CustomResourceKind(
             ModelDeployment,

@@ -298,7 +298,7 @@ class ModelDeploymentSpec(StrictModel):
 
     @property
     def peers(self) -> PeerTransfer | None:
-        """The way in which instances copy KV from one another; None if they do not."""
+        """The settings for copying KV between instances; None if they do not copy any."""
         offload = self.kv_cache.offload
         return None if offload is None else offload.peers
 
@@ -311,8 +311,8 @@ class ModelDeploymentSpec(StrictModel):
     def scales_from_zero(self) -> bool:
         """True if the model may have no instance, and gets one when a request is queued.
 
-        Models with disaggregated prefill are excluded: their prompts cannot wait for a first
-        instance, so that one instance of each role always runs.
+        Models with disaggregated prefill are excluded. Their prompts cannot wait for a first
+        instance, so one instance of each role always runs.
         """
         if self.autoscaling.mode is not ScalingMode.AUTO or self.has_role(PoolRole.PREFILL):
             return False

@@ -63,11 +63,14 @@ ShortName = Annotated[
 
 
 def check_unique(items: str, names: list[str]) -> None:
-    """Raises an error at the second of two equal names in the list field `items`."""
+    """Raises PydanticCustomError if the list field `items` has two equal `names`.
+
+    The error points to the second of them.
+    """
     for index, name in enumerate(names):
         if name in names[:index]:
             message = f'the name "{name}" is already given in {items}[{names.index(name)}]'
-            raise field_error(message, "give each a name of its own", at=(items, index))
+            raise field_error(message, "give each a different name", at=(items, index))
 
 
 def list_map_schema(key: str) -> dict[str, Any]:
@@ -205,7 +208,7 @@ def _check_duration(text: str) -> str:
 
 def _check_positive_duration(text: str) -> str:
     if units.parse_duration(_check_duration(text)) <= 0:
-        raise field_error("must be longer than nothing", "write a duration such as 800ms, or leave the field out")
+        raise field_error("must be longer than 0 seconds", "write a duration such as 800ms, or leave the field out")
     return text
 
 
@@ -223,7 +226,7 @@ PositiveDuration = Annotated[
 def _check_served_name(text: str) -> str:
     if not SERVED_NAME_PATTERN.fullmatch(text):
         raise field_error(
-            f'"{text:.70}" is not what an engine calls a model',
+            f'"{text:.70}" is not a valid served name',
             "use 1 to 253 of letters, digits and . _ / : @ + -, such as Qwen/Qwen3-8B",
         )
     return text
@@ -238,7 +241,10 @@ ServedName = Annotated[
 
 
 def check_percentage(value: Any) -> Any:
-    """Returns the value of a percentage field. Raises PydanticCustomError for any other text."""
+    """Returns a percentage such as `"95%"` unchanged. Raises PydanticCustomError for other text.
+
+    It also raises for numbers. Other types are returned for the next validator.
+    """
     fix = 'write it like "95%" or "99.9%"'
     if isinstance(value, int | float) and not isinstance(value, bool):
         if 0 < value <= 1:

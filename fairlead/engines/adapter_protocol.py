@@ -12,11 +12,10 @@ from fairlead.fleet.signals import EngineSignals
 class EngineReplica:
     """An engine process to start.
 
-    kind: the engine in the manifest. A simulated engine uses only the `args` that affect
-        simulation.
-    args: arguments from the manifest.
+    kind: `spec.engine.type` of the manifest in lower case.
+    args: arguments from the manifest. A simulated engine uses only those that affect simulation.
     profile, speed, seed: parameters of a simulated engine.
-    sleeps: start it with sleep mode (see `engines.sleep_mode`).
+    sleeps: the engine starts with sleep mode (see `engines.sleep_mode`).
     """
 
     name: str
@@ -35,8 +34,8 @@ class LaunchCommand:
     """A command that starts an engine.
 
     env: added to the environment.
-    prints_ready_line: it prints `ready URL` per endpoint on standard output. Otherwise its health
-        path is polled.
+    prints_ready_line: the engine prints `ready URL` per endpoint on standard output. Otherwise its
+        health path is polled.
     ignored_args: arguments that this engine does not use.
     """
 
@@ -56,18 +55,21 @@ class EngineAdapter(Protocol):
 
     @property
     def health_path(self) -> str:
-        """A GET returns 200 once the engine serves. It says nothing about overload or draining."""
+        """The path of the health check: a GET returns 200 once the engine serves.
+
+        The check says nothing about overload or draining.
+        """
         ...
 
     @property
     def metrics_path(self) -> str:
-        """A GET returns the text for `parse_signals`."""
+        """The path of the metrics page: a GET returns the text for `parse_signals`."""
         ...
 
     def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LaunchCommand:
-        """Returns the process that serves one replica on each of `ports` of 127.0.0.1.
+        """Returns the command of a process that serves one replica on each of `ports` of 127.0.0.1.
 
-        Raises BadInput if the engine cannot do so.
+        Raises BadInput if the engine cannot run on this machine or on these ports.
         """
         ...
 

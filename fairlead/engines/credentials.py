@@ -31,19 +31,19 @@ class EngineCredentials:
         self._tokens: dict[str, tuple[float, str]] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Takes over a new fleet snapshot."""
+        """Uses the credentials of a new fleet snapshot from now on."""
         instances = [instance for group in fleet.instances.values() for instance in group]
         self._auth_by_url = {instance.url: instance.access for instance in instances if instance.access != _NO_AUTH}
 
     def warnings(self) -> list[str]:
-        """Returns missing CA files and tokens as text without secrets."""
+        """Returns a warning for each missing CA file or token. Warnings contain no secrets."""
         messages: dict[str, None] = {}
         for access in self._auth_by_url.values():
             if access.ca_file is not None and not Path(access.ca_file).is_file():
                 messages[f"engines cannot be verified: there is no CA file {access.ca_file}"] = None
             if access.has_token and not self.token(access):
                 messages[
-                    f"engines get no token: {access.token_env or access.token_file} is missing, empty or no token"
+                    f"engines get no token: {access.token_env or access.token_file} is missing, empty or not a token"
                 ] = None
         return list(messages)
 

@@ -10,7 +10,10 @@ from math import isfinite
 
 
 def parse_samples(page: bytes, name: bytes, label: bytes | None) -> Iterator[tuple[bytes, float]]:
-    """Yields (labels, value) of every sample that has `label`. Skips invalid numbers."""
+    """Yields (labels, value) of every sample of the series `name`. Skips invalid numbers.
+
+    label: text that the labels must contain; None for all samples.
+    """
     start = page.find(b"\n" + name)
     while start >= 0:
         end = page.find(b"\n", start + 1)
@@ -32,8 +35,9 @@ def parse_samples(page: bytes, name: bytes, label: bytes | None) -> Iterator[tup
 
 
 def first_values(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> list[float]:
-    """Returns the values of the first of `names` on the page. Engine releases have renamed some
-    series.
+    """Returns the values of the first series in `names` that is on the page; empty if none is.
+
+    Why several names: engine releases have renamed some series.
     """
     for name in names:
         if found := [value for _, value in parse_samples(page, name, label)]:
@@ -42,14 +46,14 @@ def first_values(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> 
 
 
 def sum_samples(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> float | None:
-    """Returns the sum of the values; None if the page has none of the series."""
+    """Returns the sum of `first_values`; None if there are none or the sum is not finite."""
     read = first_values(page, names, label)
     found = sum(read)
     return found if read and isfinite(found) else None
 
 
 def mean_samples(page: bytes, names: tuple[bytes, ...], label: bytes | None) -> float | None:
-    """Returns the mean of the values; None if the page has none of the series."""
+    """Returns the mean of `first_values`; None if there are none or their sum is not finite."""
     read = first_values(page, names, label)
     found = sum(read)
     return found / len(read) if read and isfinite(found) else None

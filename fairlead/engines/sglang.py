@@ -27,7 +27,9 @@ class Sglang:
 
     def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LaunchCommand:
         """Raises BadInput: local mode starts only vLLM and simulated engines."""
-        raise BadInput("local mode starts no real sglang", field="spec.engine.type", hint="let the engine be simulated")
+        raise BadInput(
+            "local mode cannot start a real sglang", field="spec.engine.type", hint="let the engine be simulated"
+        )
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """Returns the values of a metrics page.

@@ -39,9 +39,9 @@ class SimulatedEngine:
     metrics_path = "/metrics"
 
     def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LaunchCommand:
-        """Returns the simulator's command line. The ports must be consecutive."""
+        """Returns the simulator's command line. Raises BadInput for gaps between ports."""
         if list(ports) != list(range(ports[0], ports[0] + len(ports))):
-            raise BadInput("the engines of one process need neighbouring ports", field="ports")
+            raise BadInput("the engines of one process need consecutive ports", field="ports")
         command = [sys.executable, "-m", "fairlead_sim", "engine", "--listen", f"127.0.0.1:{ports[0]}"]
         if len(ports) > 1:
             command += ["--count", str(len(ports))]
@@ -63,8 +63,9 @@ def profile_argument(profile: EngineProfile) -> str:
 
 
 def context_args(profile: EngineProfile, args: Sequence[str]) -> list[str]:
-    """Returns a context length for an engine without one, if its KV memory is smaller than the
-    default.
+    """Returns the flag that limits the context to the KV memory; empty if none is needed.
+
+    None is needed if `args` set a context length, or if the KV memory has room for the default one.
 
     Why: an engine does not start with a context longer than its KV memory, simulated or real.
     """
@@ -73,7 +74,7 @@ def context_args(profile: EngineProfile, args: Sequence[str]) -> list[str]:
 
 
 def split_args(args: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns vLLM's arguments as (used by the simulator, ignored). A flag keeps its value."""
+    """Returns vLLM's arguments as (used by the simulator, ignored). Flags keep their values."""
     taken: list[str] = []
     ignored: list[str] = []
     for group in _flag_groups(args):

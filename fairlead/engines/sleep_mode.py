@@ -1,7 +1,7 @@
 """Client for vLLM's sleep mode, an HTTP API enabled by `VLLM_SERVER_DEV_MODE=1`.
 
 An engine first finishes its requests (`mode=wait`). Releases that do not know `mode` abort them, so
-callers must drain the engine before.
+callers must drain the engine first.
 
 Waking from level 2 takes three steps in this order: memory for the weights, the weights, memory for
 the KV cache. The engine reports that it sleeps until the last step. After a crash in between, a
@@ -48,7 +48,7 @@ class SleepTimeouts:
 
 
 class EngineSleepClient:
-    """Calls vLLM's sleep-mode API (`/sleep`, `/wake_up`, `/is_sleeping`). URLs have no path."""
+    """A client of vLLM's sleep mode (`/sleep`, `/wake_up`, `/is_sleeping`). URLs have no path."""
 
     def __init__(self, request: SleepRequester, timeouts: SleepTimeouts) -> None:
         self._request = request
@@ -57,7 +57,7 @@ class EngineSleepClient:
     async def is_sleeping(self, url: str) -> bool:
         """Returns True if the engine sleeps, wholly or in part.
 
-        Raises SleepRefused if it does not say, and Unavailable if it does not respond.
+        Raises SleepRefused if the engine does not report it, and Unavailable without a response.
         """
         response = await self._request("GET", f"{url}/is_sleeping", None, self._timeouts.query_seconds)
         try:
@@ -71,15 +71,17 @@ class EngineSleepClient:
     async def sleep(self, url: str, level: int) -> None:
         """Puts the engine to sleep and returns when it sleeps.
 
-        Raises SleepRefused if it stays awake, and Unavailable if it does not respond.
+        Raises SleepRefused if the engine stays awake, and Unavailable if there is no response.
         """
         await self._post(f"{url}/sleep?level={level}&mode=wait", None, self._timeouts.sleep_seconds)
         if not await self.is_sleeping(url):
             raise SleepRefused("the engine is awake after the sleep request", hint=_HINT)
 
     async def wake(self, url: str, level: int) -> None:
-        """Wakes the engine and returns when it is awake and healthy. Raises Unavailable if it is
-        not.
+        """Wakes the engine and returns when it is awake and healthy.
+
+        level: the level at which the engine sleeps, 1 or 2.
+        Raises Unavailable if the engine does not become awake and healthy.
         """
         seconds = self._timeouts.wake_seconds
         if level == 1:
@@ -102,12 +104,12 @@ class EngineSleepClient:
 
 
 async def send_request(method: str, url: str, body: bytes | None, seconds: float) -> HttpReply:
-    """Sends one request. Raises Unavailable if there is no response within `seconds`."""
+    """Sends a request and returns the response. Raises Unavailable after `seconds` without one."""
     return await send(method, url, timeout_seconds=seconds, max_bytes=_MAX_RESPONSE_BYTES, json_body=body)
 
 
 def sleep_client(limits: Limits) -> EngineSleepClient:
-    """Returns a client over HTTP with the timeouts of `limits`."""
+    """Returns a sleep-mode client that uses HTTP and the timeouts of `limits`."""
     timeouts = SleepTimeouts(limits.engine_query_seconds, limits.engine_sleep_seconds, limits.engine_wake_seconds)
     return EngineSleepClient(send_request, timeouts)
 

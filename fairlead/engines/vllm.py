@@ -20,14 +20,17 @@ _SLEEP_STATE = b"vllm:engine_sleep_state"
 
 
 class Vllm:
-    """The adapter for vLLM, which is found on PATH. One process per replica."""
+    """The adapter for vLLM, which is started from PATH, one process per replica."""
 
     kind = "vllm"
     health_path = "/health"
     metrics_path = "/metrics"
 
     def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LaunchCommand:
-        """Returns `vllm serve` on one port. It reports cached tokens, which measure routing."""
+        """Returns the command `vllm serve` for one port. Raises BadInput for several ports.
+
+        The responses of this vLLM report cached tokens, by which routing is measured.
+        """
         if len(ports) != 1:
             raise BadInput("one vllm process serves one port", field="ports", hint="start one process per replica")
         command = ["vllm", "serve", local_model_argument(replica.source), "--served-model-name", replica.name]
@@ -64,6 +67,6 @@ def local_model_argument(source: str) -> str:
 
 
 def _sleeping(page: bytes, wanted: bytes | None) -> bool | None:
-    """Returns True if no rank is awake; None if the release does not report it."""
+    """Returns True if no rank is awake; None if the vLLM release does not report it."""
     awake = [value for labels, value in parse_samples(page, _SLEEP_STATE, wanted) if b'sleep_state="awake"' in labels]
     return not any(awake) if awake else None

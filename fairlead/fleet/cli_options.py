@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # imported early in the start-up of a gateway
 
 
 def add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the two options to a parser; exactly one is required."""
+    """Adds `--fleet` and `--kube` to a parser; exactly one of them is required."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--fleet", metavar="FILE", help="the fleet file; edits apply without a restart")
     source.add_argument(
@@ -34,8 +34,9 @@ def open_fleet_source(
     limits: "Limits",
     report: "Callable[[FairleadError], None] | None" = None,
 ) -> "FleetSource":
-    """Returns the fleet source that the options select. Raises BadInput if no cluster can be
-    reached.
+    """Returns the fleet source that the options select.
+
+    Raises BadInput for `--kube` if no cluster is configured or a namespace is invalid.
 
     Only the modules for this kind of source are imported.
 

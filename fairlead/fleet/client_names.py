@@ -1,8 +1,8 @@
-"""The names under which clients reach models: which model has a name that several claim.
+"""The names under which clients reach models, and which model gets a name that several claim.
 
 `namespace/name` always works. A model's own name goes to the oldest model that has it, and no
-served name takes it. A served name goes to the oldest model that claims it. One that begins with a
-namespace that holds models is refused, because it could shadow a `namespace/name`.
+served name takes it. A served name goes to the oldest model that claims it. A served name that
+begins with a namespace that has models is refused, because it could shadow a `namespace/name`.
 """
 
 from collections.abc import Container, Iterable
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class NameClaim:
-    """The names that one model asks for."""
+    """The names that one model claims."""
 
     namespace: str
     name: str
@@ -27,7 +27,7 @@ class NameClaim:
 class RefusedName:
     """A name that a model does not get.
 
-    owner: the key of the model that has it; None when the name begins with a namespace.
+    owner: the key of the model that gets it; None if the name begins with a namespace.
     """
 
     name: str
@@ -38,7 +38,7 @@ class RefusedName:
 class GrantedNames:
     """The names that a model gets besides its key.
 
-    has_own_name: it gets the name in its metadata.
+    has_own_name: the model gets the name in its metadata.
     """
 
     has_own_name: bool
@@ -50,7 +50,7 @@ def grant_names(claims: Iterable[NameClaim], namespaces: Container[str]) -> dict
     """Returns the names of each model by its key.
 
     claims: the oldest model first.
-    namespaces: those that hold models.
+    namespaces: the namespaces that have models.
     """
     listed = list(claims)
     owners: dict[str, str] = {}

@@ -28,17 +28,17 @@ def is_http_url(text: str) -> bool:
 def _split_url(text: str) -> tuple[str, str, int, str]:
     """Returns scheme, host, port and, if the URL is invalid, the reason."""
     if not text.isascii() or not text.isprintable() or " " in text:
-        return "", "", 0, "it holds characters that a URL cannot hold"
+        return "", "", 0, "it contains characters that a URL cannot contain"
     try:
         parts = urlsplit(text)
         port = _DEFAULT_PORTS.get(parts.scheme, 0) if parts.port is None else parts.port
     except ValueError as error:
         return "", "", 0, str(error)
     checks = (
-        (parts.scheme not in _DEFAULT_PORTS, "only http:// and https:// are spoken to engines"),
-        (parts.username is not None or parts.password is not None, "no user or password"),
+        (parts.scheme not in _DEFAULT_PORTS, "only http:// and https:// are supported"),
+        (parts.username is not None or parts.password is not None, "a user or password is not allowed"),
         (not parts.hostname, "the host is missing"),
         (parts.path not in ("", "/") or "?" in text or "#" in text, "nothing may follow the port"),
-        (port == 0, "port 0 is no port"),
+        (port == 0, "port 0 is not allowed"),
     )
     return parts.scheme, parts.hostname or "", port, next((reason for failed, reason in checks if failed), "")

@@ -181,7 +181,7 @@ class Model:
         return f"{self.namespace}/{self.name}"
 
     def has_client_name(self, name: str) -> bool:
-        """Clients reach the model by this name, which is not its key."""
+        """Returns True if clients reach the model by this name. The key does not count."""
         return (self.name == name and not self.shadowed) or name in self.served_names
 
 
@@ -199,9 +199,9 @@ class Fleet:
     instances: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
 
     def resolve_model(self, name: str) -> str | None:
-        """Returns the key of a client's model name, or None.
+        """Returns the key of the model that a client requests by `name`; None if there is none.
 
-        `namespace/name` always works; another name works if it is unique.
+        `namespace/name` always works; another name works if exactly one model has it.
         """
         if name in self.models:
             return name

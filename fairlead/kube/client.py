@@ -193,7 +193,7 @@ class KubeApi:
     async def has_resource(self, resource: Resource) -> bool:
         """Returns True if the API server serves this kind and version.
 
-        It is also False while a CustomResourceDefinition is not established.
+        Returns False while its CustomResourceDefinition is not established.
         """
         path = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
         try:
@@ -275,7 +275,7 @@ class KubeApi:
     async def create(self, manifest: Manifest, manager: str) -> Manifest:
         """Creates an object. Raises AlreadyExists.
 
-        It is not retried if the response is lost: read the object, then decide.
+        The request is not retried if its response is lost: read the object, then decide.
         """
         path = resource_of(manifest).path(namespace_of(manifest))
         query = _query(fieldManager=manager, fieldValidation="Strict")
@@ -385,7 +385,10 @@ class KubeApi:
                 return ObjectList(items, str(metadata_of(page).get("resourceVersion", "")))
 
     async def _request(self, request: HttpRequest) -> Manifest:
-        """Sends a request until it succeeds or a retry makes no sense."""
+        """Sends a request, with the retries of `decide_retry`, and returns the object received.
+
+        Raises the last KubeError.
+        """
         attempt = 0
         while True:
             attempt += 1
@@ -450,7 +453,7 @@ class KubeApi:
         return (*self._plain, *self._credentials.headers())
 
     def _unreachable_error(self, request: str, error: Exception) -> Unreachable:
-        """Returns an error for a broken connection. Some exceptions have no text."""
+        """Returns an error for a broken connection, with the text of `error` or else its type."""
         words = str(error) or type(error).__name__
         return Unreachable(
             f"{request}: {words}", hint=f"the API server is {self.config.server}, from {self.config.source}"

@@ -40,5 +40,5 @@ class KubeClient(Protocol):
         ...
 
     async def delete(self, resource: Resource, namespace: str | None, name: str, uid: str | None = None) -> bool:
-        """Starts the deletion of the object with this uid."""
+        """Starts the deletion of an object. Returns False if none has this name (and `uid`)."""
         ...

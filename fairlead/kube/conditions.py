@@ -29,7 +29,7 @@ def conditions_for(
     """Returns the conditions to write. A transition time changes only with the condition's status.
 
     previous: the current status.
-    generation: the generation that the conditions are about.
+    generation: the `metadata.generation` that the conditions describe.
     now: current time as the API server writes it.
     """
     return [_condition(value, find_condition(previous, value.type), generation, now) for value in values]

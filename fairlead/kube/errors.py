@@ -2,11 +2,11 @@
 
     KubeError (FairleadError)
     ├── NotFound            the object, or its kind, does not exist
-    ├── Conflict            it was changed by another writer, or another manager owns the field
+    ├── Conflict            the object has changed meanwhile, or another manager owns the field
     │   └── AlreadyExists
     ├── Gone                this resource version, or continue token, is too old: list again
     ├── Forbidden           not permitted; the message names the verb and the resource
-    │   └── Unauthenticated the API server does not know us
+    │   └── Unauthenticated the API server does not accept the credentials
     ├── Invalid             the object is invalid; `causes` names the fields
     ├── EvictionBlocked     a disruption budget does not allow the eviction now
     └── Unreachable         no final response after all attempts (also Unavailable)
@@ -29,7 +29,7 @@ class ErrorCause:
     """A detail of an error.
 
     field: path such as `spec.replicas`.
-    reason: a word of the API's.
+    reason: a word of the API, such as `FieldValueInvalid`.
     """
 
     field: str
@@ -76,9 +76,7 @@ class Gone(KubeError):
 
 
 class Forbidden(KubeError):
-    """The identity lacks the permission. Also: a namespace that is being deleted accepts nothing
-    new.
-    """
+    """The identity lacks the permission, or the namespace of a new object is being deleted."""
 
 
 class Unauthenticated(Forbidden):
@@ -98,7 +96,7 @@ class Unreachable(KubeError, Unavailable):
 
 
 class TooManyRequests(Unreachable):
-    """The API server is overloaded. `retry_after_seconds` is the pause that it asks for."""
+    """The API server is overloaded. `retry_after_seconds` is the pause that it requests."""
 
 
 _BY_STATUS: dict[int, type[KubeError]] = {
@@ -119,9 +117,9 @@ _FIELD_LINE = re.compile(r"^\s*(\.[^:\s]+): (.+)$", re.MULTILINE)
 
 
 def error_from_response(status: int, body: bytes, request: str, retry_after_seconds: float | None = None) -> KubeError:
-    """Returns the error of a response.
+    """Returns the error for a response with an error status.
 
-    body: may be anything.
+    body: a `Status` object as JSON, or any other text.
     request: for the message, such as `GET /api/v1/pods`.
     """
     return error_from_status(_parse_status(body), request, status, retry_after_seconds)
@@ -155,7 +153,7 @@ def error_from_status(
 
 
 def _parse_status(body: bytes) -> dict[str, Any]:
-    """Returns the `Status` of a body, or the text that a proxy put there."""
+    """Returns the `Status` object in a body; for other text, a `Status` with it as the message."""
     try:
         status_object = msgspec.json.decode(body)
     except msgspec.DecodeError:

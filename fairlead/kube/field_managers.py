@@ -7,7 +7,7 @@ from fairlead.kube.resources import Manifest, metadata_of
 
 
 def field_entries(live: Manifest) -> Iterator[dict[str, Any]]:
-    """Returns the fields of every manager, except those of the status."""
+    """Returns the entries of `metadata.managedFields`, except those for the status."""
     return (entry for entry in metadata_of(live).get("managedFields") or [] if entry.get("subresource") != "status")
 
 
@@ -19,4 +19,4 @@ def replicas_managers(live: Manifest) -> tuple[str, ...]:
     writes = (
         entry for entry in field_entries(live) if "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
     )
-    return tuple(str(entry.get("manager") or "somebody") for entry in writes)
+    return tuple(str(entry.get("manager") or "an unknown writer") for entry in writes)

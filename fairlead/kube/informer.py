@@ -2,9 +2,9 @@
 
 An informer lists once, then watches and continues after every end. Most ends mean nothing: the API
 server ends each watch after some minutes, disconnects slow readers, and restarts. After these, the
-watch continues from the last version. Only if that version has expired (410), the informer lists
-again, with a random delay, since all informers get this at the same moment. A broken connection
-without an end is detected because the API server sends a bookmark every minute.
+watch continues from the last version. If that version has expired (410), the informer lists again
+after a random delay, since all informers get this error at the same moment. The API server sends a
+bookmark every minute, so a silent watch is a broken connection.
 
 `step_after_watch` and `step_after_list` decide the next step. They are pure and give a reason.
 
@@ -79,7 +79,7 @@ def step_after_watch(end: WatchEnd, failures: int, chance: float, limits: Limits
         return InformerStep(
             InformerAction.RELIST,
             pause + chance * limits.kube_relist_spread_seconds,
-            "the API server forgot our version",
+            "the API server no longer has our version",
         )
     if not isinstance(error, Unreachable):
         return InformerStep(InformerAction.RELIST, pause, f"the API server does not allow this watch: {error}")
@@ -90,7 +90,10 @@ def step_after_watch(end: WatchEnd, failures: int, chance: float, limits: Limits
 
 
 def step_after_list(error: FairleadError, failures: int, chance: float, limits: Limits) -> InformerStep:
-    """Returns when to list again after `failures` consecutive failures."""
+    """Returns the step after a failed list: list again, after a pause.
+
+    failures: consecutive failed lists, including this one.
+    """
     pause = backoff_seconds(failures, chance, limits)
     return InformerStep(InformerAction.RELIST, pause + _retry_after_seconds(error, limits), str(error))
 
@@ -101,7 +104,7 @@ def _retry_after_seconds(error: FairleadError, limits: Limits) -> float:
 
 
 class Informer:
-    """Keeps `items` equal to the objects of `resource`, and calls `on_change` for every difference.
+    """A local copy (`items`) of the selected objects, which calls `on_change` for every difference.
 
     `items` is already updated when `on_change` is called. An exception of `on_change` ends `run`.
     Bookmarks are not reported.
@@ -138,16 +141,17 @@ class Informer:
 
     @property
     def is_synced(self) -> bool:
-        """True once everything has been listed."""
+        """True once all selected objects have been listed for the first time."""
         return self._synced.is_set()
 
     async def wait_synced(self) -> None:
-        """Returns once everything has been listed."""
+        """Waits until all selected objects have been listed for the first time."""
         await self._synced.wait()
 
     def age_seconds(self) -> float | None:
-        """Returns the age of the last contact with the API server, including bookmarks; None before
-        it.
+        """Returns the age of the last contact with the API server; None before the first.
+
+        Bookmarks count as contact.
         """
         return None if self._contact_at is None else self._clock.now() - self._contact_at
 

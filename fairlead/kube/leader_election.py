@@ -3,8 +3,8 @@
 Clocks of machines differ, so the times in the lease are only for people. Each candidate measures
 with its monotonic clock how long the lease has not changed, and only then takes it. The holder
 stops leading earlier than that: `renew_seconds` after it sent its last successful renewal. Two
-processes can believe to lead only if one is suspended between reading `is_leading` and the end of a
-write. Field ownership (server-side apply) protects against that: both would write the same.
+processes can act as the leader only if one is suspended between reading `is_leading` and the end of
+a write. Field ownership (server-side apply) protects against that: both would write the same.
 
 `decide` and `lease_spec` are pure; `LeaderElector` acts.
 """
@@ -30,9 +30,9 @@ _FIELD_MANAGER = "fairlead"
 class LeaseTiming:
     """Election timing in seconds.
 
-    lease_seconds: others take a lease that has not changed for this long.
+    lease_seconds: other candidates take a lease that has not changed for this long.
     renew_seconds: a holder stops leading this long after its last renewal.
-    retry_seconds: interval of attempts.
+    retry_seconds: interval between attempts to take or renew the lease.
 
     Raises ValueError unless lease > renew > retry > 0.
     """
@@ -59,7 +59,7 @@ class ObservedLease:
 
 
 class LeaseAction(StrEnum):
-    """An action on the lease."""
+    """The action of a candidate on the lease in one attempt."""
 
     CREATE = "create"
     TAKE = "take"
@@ -69,7 +69,7 @@ class LeaseAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LeaseStep:
-    """A decision and its reason."""
+    """The next action on the lease, and the reason."""
 
     action: LeaseAction
     reason: str
@@ -155,8 +155,9 @@ class LeaderElector:
 
     @property
     def is_leading(self) -> bool:
-        """True while this process may act. Check it before each write: a suspended process learns
-        it here.
+        """True while this process may act as the leader.
+
+        Check it before each write: a process that was suspended may have lost the lease meanwhile.
         """
         return self._leads_until is not None and self._clock.now() < self._leads_until
 
@@ -166,9 +167,7 @@ class LeaderElector:
         return self._lease.holder if self._lease is not None else ""
 
     async def acquire(self) -> None:
-        """Returns once this process holds the lease. It waits while the API server fails; `reason`
-        says why.
-        """
+        """Tries to take the lease until this process holds it. `reason` says what it waits for."""
         while True:
             await self._attempt_within(self._timing.renew_seconds)
             if self.is_leading:
@@ -176,8 +175,9 @@ class LeaderElector:
             await self._pause(self._timing.retry_seconds * (1.0 + 0.2 * self._chance()))
 
     async def hold(self) -> str:
-        """Renews the lease and returns the reason when it is lost. The leader's work must then stop
-        at once.
+        """Renews the lease until it is lost, and returns the reason.
+
+        The leader's work must then stop immediately.
         """
         while (left := self._seconds_left()) > 0:
             await self._pause(min(self._timing.retry_seconds, left))
@@ -187,8 +187,9 @@ class LeaderElector:
         return self.reason
 
     async def release(self) -> None:
-        """Gives the lease back, so that the next holder need not wait. Failures are ignored: it
-        expires.
+        """Gives the lease back, so that the next holder need not wait.
+
+        Failures are ignored: the lease expires.
         """
         was_leading, self._leads_until = self._leads_until is not None, None
         if not was_leading or self._lease is None:
@@ -218,8 +219,9 @@ class LeaderElector:
             await cancel_and_wait(timer)
 
     async def _attempt(self) -> None:
-        """Reads, decides and writes. A leader writes without reading: its version detects other
-        writers.
+        """Makes one attempt to take or renew the lease: reads it, decides, and writes it.
+
+        A leader does not read it first: the version in its write detects other writers.
         """
         started_at = self._clock.now()
         try:
@@ -252,8 +254,9 @@ class LeaderElector:
             self._lease = observe_lease(lease, self._lease, self._clock.now())
 
     async def _on_conflict(self) -> None:
-        """Reads the lease after a write conflict, perhaps with our own write. The next attempt
-        decides.
+        """Reads the lease after a write conflict, so that the next attempt can decide.
+
+        The conflict may be with an earlier write of this process.
         """
         try:
             await self._read_lease()

@@ -24,13 +24,13 @@ class Resource:
 
     @property
     def api_version(self) -> str:
-        """The value of `apiVersion:`."""
+        """The value of `apiVersion:` in a manifest, such as `apps/v1`."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
-        """Returns the path of a collection or object; a namespaced collection without namespace is
-        all.
+        """Returns the API path of an object, or of a collection if `name` is None.
 
+        namespace: None for all namespaces of a collection, and for cluster-scoped kinds.
         Raises BadInput for names that cannot be part of a path, and for a missing or superfluous
         namespace.
         """
@@ -64,7 +64,7 @@ class ObjectSelection:
 
 
 def _path_segment(name: str) -> str:
-    """Returns a name for use in a path. Names that would lead elsewhere are refused."""
+    """Returns a name escaped for a path. Raises BadInput for a name that changes the path."""
     if name in ("", ".", "..") or "/" in name or "%" in name:
         raise BadInput(f"{name!r} cannot name an object", field="metadata.name")
     return quote(name, safe="")
@@ -147,7 +147,7 @@ def key_of(manifest: Manifest) -> str:
 
 
 def uid_of(manifest: Manifest) -> str:
-    """Returns `metadata.uid`; empty for an object that was not stored yet."""
+    """Returns `metadata.uid`; empty for an object that the API server has not stored yet."""
     return str(metadata_of(manifest).get("uid", ""))
 
 

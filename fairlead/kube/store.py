@@ -1,7 +1,7 @@
 """The local copy of objects by key, and the differences after a list or a watch event.
 
-Pure: no I/O, no clock. An object that was deleted and created again under its name is two objects.
-Its users get a deletion and an addition, even if both happened while there was no watch.
+Pure: no I/O, no clock. An object that was deleted and created again under its name is two objects:
+the differences are a deletion and an addition, even if both happened while there was no watch.
 """
 
 from collections.abc import Callable, Iterable
@@ -53,7 +53,7 @@ class ObjectStore:
 
 
 def drop_managed_fields(item: Manifest) -> Manifest:
-    """Removes `metadata.managedFields`, which is half of many objects."""
+    """Returns the object after removing its `metadata.managedFields`, half of many objects."""
     metadata_of(item).pop("managedFields", None)
     return item
 

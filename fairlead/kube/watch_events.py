@@ -70,7 +70,7 @@ _HEAD_DECODER: Final = msgspec.json.Decoder(_EventHead)
 
 
 def parse_watch_event(line: bytes, request: str, find_known: KnownObjectFinder | None = None) -> WatchEvent:
-    """Returns one line of a watch as an event.
+    """Returns the event in one line of a watch.
 
     Raises the error of an `ERROR` event (mostly Gone), and Unreachable for an invalid line.
 

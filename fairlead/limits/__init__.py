@@ -43,7 +43,7 @@ class Limits(
     SleepLimits,
     AutoscalerLimits,
 ):
-    """Sizes in bytes, times in seconds, counts plain. Tests pass a changed copy."""
+    """All limits: sizes in bytes, times in seconds, and plain counts. Tests pass a changed copy."""
 
 
 def limits_table() -> list[tuple[str, int | float, str]]:

@@ -1,4 +1,4 @@
-"""Limits of KV events, the KV-cache index, and the map from prompts to its blocks."""
+"""Limits of KV events, of the KV-cache index, and of the prefix map."""
 
 from dataclasses import dataclass
 
@@ -75,7 +75,7 @@ class KvEventLimits:
 
 @dataclass(frozen=True)
 class IndexLimits:
-    """Limits of the KV-cache index in Redis and of its mirrors."""
+    """Limits of the KV-cache index in Redis and of the index replicas in gateways."""
 
     index_lease_seconds: float = limit(
         1.5, "an indexer that does not renew its lease for this long may be replaced; renewed three times as often"

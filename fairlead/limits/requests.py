@@ -1,4 +1,4 @@
-"""Limits of client requests and their way to an engine."""
+"""Limits of client requests, from the client's connection to the response of the engine."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
 """Conversion of manifests of release 0.1 to fields and values of this release. Pure.
 
-`convert_document` works on one object; `convert_text.py` does files and keeps their comments.
+`convert_document` converts one object; `convert_text.py` converts files and keeps their comments.
 A converted object describes the same pods: no engine restarts.
 """
 
@@ -38,11 +38,10 @@ _PROFILE_SECONDS: Final = (
 class Change:
     """One edit of a document. `path` is the place in the earlier document.
 
-    Attributes:
-        key: The new name of the field, or None when it keeps its name.
-        value: The new value, in a tuple of one, or None when it keeps its value.
-        children: New names of the entries of a mapping that move up to its parent.
-        parent: The mapping that the field moves to, or None when it stays.
+    key: the new name of the field; None if it keeps its name.
+    value: the new value, in a tuple of one; None if the field keeps its value.
+    children: (earlier, new) names of the entries of a mapping that move up to its parent.
+    parent: the mapping that the field moves to; None if it stays.
     """
 
     path: FieldPath
@@ -66,14 +65,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A document in the words of this release, and its changes."""
+    """A document with the fields and values of this release, and the changes that were needed."""
 
     document: dict[str, Any]
     changes: tuple[Change, ...] = field(default=())
 
 
 def convert_document(document: Mapping[str, Any]) -> Conversion:
-    """Returns the document with every earlier word replaced."""
+    """Returns a copy of the document in which the fields and values of release 0.1 are replaced."""
     changes = tuple(_changes_of_object(document, ()))
     converted = copy.deepcopy(dict(document))
     for change in sorted(changes, key=lambda change: -len(change.path)):
@@ -82,7 +81,7 @@ def convert_document(document: Mapping[str, Any]) -> Conversion:
 
 
 def convert_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the spec of a ModelDeployment in the words of this release."""
+    """Returns the spec of a ModelDeployment with the fields and values of this release."""
     wrapped = {"apiVersion": API_VERSION, "kind": "ModelDeployment", "spec": spec}
     converted: dict[str, Any] = convert_document(wrapped).document["spec"]
     return converted

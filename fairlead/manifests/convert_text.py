@@ -23,7 +23,7 @@ _Edit = tuple[int, int, str]
 
 
 class _CannotEdit(Exception):
-    """The text has a form that is not edited in place."""
+    """Raised if a text has a form that cannot be edited in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,10 @@ class TextConversion:
 
 
 def convert_text(text: str, *, file: str, limits: Limits | None = None) -> TextConversion:
-    """Returns the text with every earlier word replaced. Raises ManifestError for other text."""
+    """Returns the text with the fields and values of release 0.1 replaced by those of this release.
+
+    Raises ManifestError if the text is not valid YAML.
+    """
     limits = limits or Limits()
     nodes = parse_documents(text, file=file, limits=limits)
     converted = tuple(_convert_node(node) for node in nodes)
@@ -93,7 +96,7 @@ class _TextEditor:
         self._root = root
 
     def edits_for(self, change: Change) -> Iterator[_Edit]:
-        """Yields (start, end, replacement), as indexes into the unedited text."""
+        """Yields the edits for a change, as (start, end, replacement) in the unedited text."""
         holder = self._node(change.path[:-1])
         key, value = _entry(holder, change.path[-1])
         if change.children is not None:
@@ -124,7 +127,7 @@ class _TextEditor:
         return self._text[start:end]
 
     def _unfold(self, holder: yaml.Node, entry: _Entry, names: tuple[tuple[str, str], ...]) -> Iterator[_Edit]:
-        """Moves the entries of a mapping up to its parent."""
+        """Yields the edits that move the entries of a mapping up to its parent."""
         key, value = entry
         if not names:
             yield self._deletion(holder, entry)
@@ -209,7 +212,7 @@ def _is_flow(node: yaml.Node) -> bool:
 
 
 def _content_end(node: yaml.Node) -> int:
-    """Returns the index behind the last character of a value, without the comments behind it."""
+    """Returns the index after the last character of a value, without the comments that follow."""
     if isinstance(node, yaml.CollectionNode) and not _is_flow(node) and node.value:
         last = node.value[-1]
         return _content_end(last[1] if isinstance(last, tuple) else last)

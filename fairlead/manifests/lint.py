@@ -12,7 +12,7 @@ from fairlead.units import format_duration
 
 @dataclass(frozen=True, slots=True)
 class LintNote:
-    """A note of `fairlead lint`. `path` is the position in the document."""
+    """A note of `fairlead lint`. `path` is the path of the field in the document."""
 
     path: tuple[str | int, ...]
     message: str
@@ -20,11 +20,12 @@ class LintNote:
 
 
 def lint_spec(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile | None]) -> Iterator[LintNote]:
-    """Yields notes on one spec.
+    """Yields notes on one spec. They are about:
 
-    - replica bounds that the autoscaler ignores, or pools that it leaves alone;
-    - an SLO that no number of instances can meet, or none at all;
+    - replica bounds that the autoscaler ignores, and pools that it does not scale;
+    - an SLO that no number of instances can meet, or a missing SLO;
     - sleep and scale-to-zero settings that have no effect.
+
     profile: returns the engine profile of a pool.
     """
     if spec.autoscaling.mode is not ScalingMode.AUTO:
@@ -33,7 +34,7 @@ def lint_spec(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile
     if spec.replicas is not None:
         yield LintNote(
             ("spec", "replicas"),
-            f"it sets the number, so `autoscaling.mode: Auto` changes nothing: {spec.desired_instances(spec.pools[0])} it is",
+            f"it fixes the number at {spec.desired_instances(spec.pools[0])}, so `autoscaling.mode: Auto` changes nothing",
             "remove it, or write `mode: Advise` if only advice is wanted",
         )
         return
@@ -50,7 +51,7 @@ def lint_spec(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile
     if spec.autoscaling.max_replicas is not None and total_min > spec.autoscaling.max_replicas:
         yield LintNote(
             ("spec", "autoscaling", "maxReplicas"),
-            f"the pools' minReplicas add up to {total_min}, and there are never fewer than these",
+            f"the pools' minReplicas add up to {total_min}, and the autoscaler never goes below that",
             "raise it, or lower the pools' minReplicas",
         )
     yield from _lint_unused_tiers(spec)
@@ -62,13 +63,13 @@ def _lint_disabled_mode(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
     if spec.can_sleep:
         yield LintNote(
             ("spec", "autoscaling", "sleep"),
-            "no instance is put to sleep while `autoscaling.mode` is not Auto; engines are only made able to",
+            "no instance is put to sleep while `autoscaling.mode` is not Auto; engines only start with sleep mode",
             "write `mode: Auto`, or leave it if that comes later",
         )
     elif scaling.mode is ScalingMode.DISABLED and "mode" not in scaling.model_fields_set and scaling.model_fields_set:
         yield LintNote(
             ("spec", "autoscaling"),
-            "nothing of it is followed, since `mode` is Disabled where it is left out",
+            "these settings have no effect: `mode` is Disabled if it is left out",
             "write `mode: Auto`, or `mode: Advise` if only advice is wanted",
         )
 
@@ -87,13 +88,13 @@ def _lint_unused_tiers(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
     if scaling.sleep is not None and scaling.sleep.min >= lowest_max:
         yield LintNote(
             ("spec", "autoscaling", "sleep", "min"),
-            f"a pool has at most {lowest_max}, those that serve included, so fewer sleep as soon as one serves",
+            f"a pool has at most {lowest_max} instances, active ones included, so fewer sleep while one is active",
             "lower it, or raise the pools' maxReplicas",
         )
 
 
 def _min_instances(spec: ModelDeploymentSpec, pool: Pool) -> int:
-    """Returns the smallest bound of a pool at any hour."""
+    """Returns the smallest replica bound of a pool, with its schedules."""
     schedules = [schedule for schedule in spec.autoscaling.schedules if schedule.pool in (None, pool.name)]
     bounds = [
         bound for schedule in schedules for bound in (schedule.min_replicas, schedule.max_replicas) if bound is not None
@@ -107,7 +108,7 @@ def _lint_slo(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile
         yield LintNote(
             ("spec", "autoscaling", "mode"),
             "there is no latency target, so pools are sized by what an engine's memory and batch hold, however slow that is",
-            "say what requests should see, for example `slo: {ttft: 2s, tpot: 100ms}`",
+            "add latency targets, for example `slo: {ttft: 2s, tpot: 100ms}`",
         )
     for pool in spec.pools:
         engine_profile = profile(pool)
@@ -123,11 +124,11 @@ def _lint_slo(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile
                 yield LintNote(
                     ("spec", "slo", name),
                     f"a step of an engine on {pool.accelerator_class_name} takes {format_duration(step)} by its profile: "
-                    "no number of them keeps this",
+                    "no number of instances meets this target",
                     "relax it, or take another accelerator",
                 )
 
 
 def _has_schedule(spec: ModelDeploymentSpec, pool: Pool) -> bool:
-    """Returns True if a schedule gives the pool other bounds at some hour."""
+    """Returns True if a schedule applies to the pool."""
     return any(schedule.pool in (None, pool.name) for schedule in spec.autoscaling.schedules)

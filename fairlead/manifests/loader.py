@@ -51,10 +51,9 @@ class Manifests:
     notes: tuple[FileProblem, ...] = ()
 
     def engine_profile(self, pool: Pool) -> EngineProfile | None:
-        """Returns the profile of a pool's engines: that of its accelerator, or the preset of that
-        name.
+        """Returns the profile of a pool's accelerator class, or the built-in profile of that name.
 
-        Returns None for an external engine without an accelerator.
+        Returns None for an external engine without an accelerator class.
         """
         if pool.accelerator_class_name is None:
             return None
@@ -75,7 +74,7 @@ class _Document:
 
 
 def to_fleet_model(deployment: ModelDeployment) -> Model:
-    """Returns a ModelDeployment as routing sees it."""
+    """Returns the fleet's `Model` for a ModelDeployment."""
     return Model(
         namespace=deployment.metadata.namespace or "default",
         name=deployment.metadata.name,
@@ -89,9 +88,10 @@ def to_fleet_model(deployment: ModelDeployment) -> Model:
 def load_manifests(
     paths: Sequence[str | Path], *, stdin: BinaryIO | None = None, limits: Limits | None = None
 ) -> Manifests:
-    """Loads files and folders (their `*.yaml` and `*.yml`; `-` is standard input).
+    """Returns the checked manifests of files and folders.
 
-    Raises ManifestError.
+    paths: files, folders (their `*.yaml` and `*.yml`), or `-` for standard input.
+    Raises ManifestError with all problems of all files.
     """
     limits = limits or Limits()
     texts, problems = read_texts(paths, limits=limits, stdin=stdin)
@@ -100,17 +100,19 @@ def load_manifests(
     if not problems and not manifests.models:
         names = ", ".join(str(path) for path in paths)
         fix = "add a document with `kind: ModelDeployment`"
-        problems.append(FileProblem(names, 1, "(file)", "no ModelDeployment in it", fix))
+        problems.append(FileProblem(names, 1, "(file)", "there is no ModelDeployment", fix))
     if problems:
         raise ManifestError(tuple(problems))
     return manifests
 
 
 def read_object(manifest: Mapping[str, Any]) -> ModelDeployment | AcceleratorClass:
-    """Returns one object of the API server. Raises BadInput with all problems and the first field.
+    """Returns an object of the API server as an API type.
 
-    Why: the server has checked most of it. Its schema cannot state every rule, and the object may
-    be one of another release.
+    Raises BadInput with all problems, and with the field of the first one.
+
+    Why a check: the schema of the API server cannot state every rule, and the object may be one of
+    another release.
     """
     try:
         return _to_document(node_from_value(manifest), "").value
@@ -157,12 +159,15 @@ def combine_texts(
 
 
 def expand_path(path: str | Path) -> list[str]:
-    """Returns the YAML files of a folder in order of name; for anything else, the path itself."""
+    """Returns the YAML files of a folder in order of name; for anything else, the path itself.
+
+    Raises ManifestError for a folder without such files.
+    """
     if str(path) == STDIN_PATH or not Path(path).is_dir():
         return [str(path)]
     files = sorted(str(file) for file in Path(path).iterdir() if file.suffix in (".yaml", ".yml"))
     if not files:
-        problem = FileProblem(str(path), 1, "(folder)", "no .yaml or .yml file in it", "name a file")
+        problem = FileProblem(str(path), 1, "(folder)", "the folder has no .yaml or .yml file", "name a file")
         raise ManifestError((problem,))
     return files
 
@@ -239,7 +244,7 @@ def _unknown_kind(kind: object, known: Iterable[str]) -> tuple[str, str]:
     if kind in PLANNED_KINDS:
         return f"the kind {kind} is planned, but nothing in this release honours it", "remove the document for now"
     matches = closest_matches(kind, known, count=1) if isinstance(kind, str) else []
-    fix = f"did you mean {matches[0]}?" if matches else "keep objects of other kinds in files of their own"
+    fix = f"did you mean {matches[0]}?" if matches else "put objects of other kinds into other files"
     return f"must be one of {', '.join(known)}, not {format_value(kind)}", fix
 
 
@@ -275,7 +280,7 @@ def _lint_problems(documents: Sequence[_Document], manifests: Manifests) -> Iter
 
 
 def _lint_served_names(documents: Sequence[_Document]) -> Iterator[FileProblem]:
-    """Returns a problem for each served name that would not lead to its model."""
+    """Yields a note for each served name by which clients would not reach the model."""
     claims = {}
     for document in documents:
         assert isinstance(document.value, ModelDeployment)

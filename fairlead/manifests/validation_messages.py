@@ -1,6 +1,6 @@
 """Translates pydantic validation errors into problems with line, field, message and fix.
 
-Pydantic's messages are about Python types; these are about the text in the file.
+Pydantic's messages are about Python types. The messages here are about the text in the file.
 """
 
 import re
@@ -55,14 +55,14 @@ def validation_problems(
     if len(errors) > MAX_PROBLEMS:
         line = node.locate(_error_path(errors[MAX_PROBLEMS])).line
         yield FileProblem(
-            file, line, "(document)", f"{len(errors) - MAX_PROBLEMS:,} more problems", "mend those above first"
+            file, line, "(document)", f"there are {len(errors) - MAX_PROBLEMS:,} more problems", "fix those above first"
         )
 
 
 def describe_problems(error: ValidationError, model: type[StrictModel], value: Any, *, most: int) -> str:
-    """Returns the first findings of a value that is in no file, in one line.
+    """Returns the problems of a value that was not read from a file, as one line of text.
 
-    most: the number of findings; findings of renamed fields are all shown.
+    most: maximum number of problems. Problems with renamed fields come first and are all shown.
     """
     node = node_from_value(value or {})
     found = list(validation_problems(error, model, node, ""))
@@ -74,7 +74,7 @@ def describe_problems(error: ValidationError, model: type[StrictModel], value: A
 
 
 def _has_earlier_name(item: ErrorDetails, root: type[BaseModel], node: YamlNode) -> bool:
-    """Returns True if a missing field is there under its earlier name, which has its own error."""
+    """Returns True if a missing field is given under its earlier name, which has its own error."""
     if item["type"] != "missing":
         return False
     *above, name = _error_path(item)

@@ -63,7 +63,7 @@ class YamlNode:
 
 
 def node_from_value(value: Any) -> YamlNode:
-    """Returns a value read elsewhere as nodes; all have line 1."""
+    """Returns a Python value, such as an object of the API server, as nodes. All have line 1."""
     if isinstance(value, dict):
         return YamlNode({str(key): node_from_value(item) for key, item in value.items()}, 1)
     if isinstance(value, list):
@@ -116,7 +116,7 @@ def parse_documents(text: str, *, file: str, limits: Limits) -> list[YamlNode]:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         fix = "remove the control character"
-        raise _manifest_error(file, line, "a character that YAML does not allow in a file", fix) from error
+        raise _manifest_error(file, line, "the file contains a character that YAML does not allow", fix) from error
 
 
 class _Composer:
@@ -131,7 +131,7 @@ class _Composer:
         self._node_count = 0
 
     def compose(self, text: str) -> Iterator[YamlNode]:
-        """Yields the documents."""
+        """Yields the root nodes of the non-empty documents. Raises ManifestError."""
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         for event in yaml.parse(text, Loader=loader):
             if isinstance(event, yaml.DocumentStartEvent):
@@ -162,13 +162,15 @@ class _Composer:
             self._add(node, event.anchor, new=1, text=event.value)
             return
         if len(self._stack) >= self._limits.json_depth:
-            raise self._error_at(line, f"nested deeper than {self._limits.json_depth} levels", "flatten the file")
+            raise self._error_at(
+                line, f"the file is nested deeper than {self._limits.json_depth} levels", "flatten the file"
+            )
         self._check_key(line)
         entries: dict[str, YamlNode] | list[YamlNode] = {} if isinstance(event, yaml.MappingStartEvent) else []
         self._stack.append(_OpenCollection(line, event.anchor, entries))
 
     def _check_key(self, line: int) -> None:
-        """Refuses a mapping or list in the place of a key."""
+        """Raises ManifestError for a mapping or list in the place of a key."""
         if self._stack and isinstance(self._stack[-1].entries, dict) and self._stack[-1].key is None:
             raise self._error_at(line, "a key must be text", "write `key: value`")
 
@@ -180,8 +182,8 @@ class _Composer:
         """
         self._node_count += new
         if self._node_count > self._limits.yaml_nodes:
-            message = f"more than {self._limits.yaml_nodes:,} values once aliases are expanded"
-            raise self._error_at(node.line, message, "split the file; write repeated parts out once")
+            message = f"the file has more than {self._limits.yaml_nodes:,} values once aliases are expanded"
+            raise self._error_at(node.line, message, "split the file, or use fewer aliases")
         if not self._stack:
             self._root = node
         elif isinstance(entries := self._stack[-1].entries, list):
@@ -223,7 +225,7 @@ class _Composer:
 
 
 def resolve_scalar(text: str) -> Scalar:
-    """Returns the value of a plain scalar."""
+    """Returns the value of a plain (unquoted) scalar, as kubectl reads it."""
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     folded = text.lower()
@@ -261,24 +263,30 @@ def _manifest_error(file: str, line: int, message: str, fix: str) -> ManifestErr
 
 
 def _explain_template(text: str, error: ManifestError) -> ManifestError:
-    """Returns a better error if the line contains braces of an unrendered template."""
+    """Returns `error`, or one that names the cause if its line has the braces of a template."""
     (problem,) = error.problems
     line = text.splitlines()[problem.line - 1 : problem.line]
     if not line or "{{" not in line[0]:
         return error
-    message, fix = "a template that has not been filled in", "render it first, for example with `helm template`"
+    message, fix = (
+        "the file is a template that has not been rendered",
+        "render it first, for example with `helm template`",
+    )
     return _manifest_error(problem.file, problem.line, message, fix)
 
 
 def _syntax_error(text: str, file: str, error: yaml.MarkedYAMLError) -> ManifestError:
-    """Returns a parser error in helpful words. A tab is by far the most common cause."""
+    """Returns a ManifestError, with a fix, for an error of the YAML parser.
+
+    A tab in the indentation is by far the most common cause.
+    """
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
     lines = text.split("\n", line)
     text_line = lines[line - 1] if line <= len(lines) else ""
     if "\t" in text_line[: len(text_line) - len(text_line.lstrip())]:
         return _manifest_error(
-            file, line, "a tab in the indentation; YAML is indented with spaces", "replace the tab by spaces"
+            file, line, "the indentation contains a tab; YAML is indented with spaces", "replace the tab by spaces"
         )
     what = error.problem or "it cannot be read"
     context = f" ({error.context})" if error.context else ""

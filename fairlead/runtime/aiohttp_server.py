@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """The result of a probe, with a text for people."""
+    """The result of a liveness or readiness probe, with a text for people."""
 
     ok: bool
     text: str
@@ -20,7 +20,7 @@ class ProbeResult:
 def add_probes(
     app: web.Application, metrics: Collector, live: Callable[[], ProbeResult], ready: Callable[[], ProbeResult]
 ) -> None:
-    """Adds the three endpoints. Probes respond with 200 or 503."""
+    """Adds `/healthz`, `/readyz` and `/metrics`. The two probes respond with 200 or 503."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(metrics)
 

@@ -36,7 +36,7 @@ class SystemClock:
 
 @dataclass(frozen=True, slots=True)
 class Pacing:
-    """The time and the chance of a retry loop.
+    """The clock, the random numbers and the sleep function of a retry loop.
 
     chance: returns a random number from 0 to 1.
     pause: sleeps for a number of seconds.
@@ -48,8 +48,7 @@ class Pacing:
 
 
 class AcceleratedClock:
-    """A clock whose monotonic time runs `speed` times as fast as another clock. For simulated
-    engines.
+    """A clock for simulated engines whose monotonic time runs `speed` times as fast as another's.
 
     The wall-clock time is not changed.
     """

@@ -1,8 +1,8 @@
 """A poller for changes of small files, such as keys and certificates.
 
 A change is reported once the files are unchanged for one interval, so that half-written files are
-not read. Inode, size and modification time are compared, behind symbolic links: Kubernetes replaces
-the target of a link when a Secret changes.
+not read. Inode, size and modification time of the targets of symbolic links are compared, because
+Kubernetes replaces the target of a link when a Secret changes.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ Signature = tuple[FileVersion, ...]
 class FileWatcher:
     """A task that calls `load` whenever `files` have changed.
 
-    problem: the error of the last call; the last good state stays.
+    problem: the error of the last call of `load`, or None. The last good state stays in use.
     description: the files in messages, such as "the keys file".
     """
 
@@ -51,7 +51,7 @@ class FileWatcher:
         self.problem: str | None = None
 
     async def start(self) -> None:
-        """Loads the files and starts watching. Raises the exceptions of `load`."""
+        """Calls `load` once and starts watching. Raises the exceptions of `load`."""
         seen = file_signature(self._files)
         await self._load()
         self._task = asyncio.create_task(self._poll_loop(seen), name=f"watch {self._description}")

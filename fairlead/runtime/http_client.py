@@ -1,8 +1,8 @@
 """The HTTP client for control traffic: one request on a new connection, with strict limits.
 
-It scrapes engines and gateways, puts engines to sleep, asks engines about KV events and exports
-traces. It accepts Content-Length, chunked and close-delimited responses. It refuses responses that
-are too long or too late, and follows no redirects. It uses no proxies.
+It scrapes engines and gateways, puts engines to sleep, lets engines tokenize prompts, sends wake
+hints and exports traces. It accepts Content-Length, chunked and close-delimited responses. It
+refuses responses that are too long or too late. It follows no redirects and uses no proxies.
 
 The data plane has its own connection pool, which keeps connections and streams. The Kubernetes
 client has its own transport, which keeps connections and decides about retries by what was sent.
@@ -46,7 +46,10 @@ async def fetch(
     json_body: bytes | None = None,
     tls_context: Callable[[], ssl.SSLContext] = ssl.create_default_context,
 ) -> bytes:
-    """Returns the body of a response with status 200. Raises Unavailable like `send`."""
+    """Returns the body of a response to a GET, or to a POST of `json_body`.
+
+    Raises like `send`, and Unavailable for a status other than 200.
+    """
     reply = await send(
         "GET" if json_body is None else "POST",
         url,
@@ -139,9 +142,9 @@ async def _exchange(
 
 
 class _ResponseReader:
-    """The collector of a response from the callbacks of the parser.
+    """The state of a response that the callbacks of the parser collect.
 
-    framed: the response states its length, so that an early end can be detected.
+    framed: the response has a length or chunks, so that an early end can be detected.
     """
 
     def __init__(self) -> None:
@@ -152,19 +155,19 @@ class _ResponseReader:
         self.framed = False
 
     def on_header(self, name: bytes, _: bytes) -> None:
-        """Notes that the response states its length."""
+        """Records whether the response has a length or chunks."""
         if name.lower() in (b"content-length", b"transfer-encoding"):
             self.framed = True
 
     def on_headers_complete(self) -> None:
-        """Notes that there is a status."""
+        """Records that the status and the headers have arrived."""
         self.started = True
 
     def on_body(self, data: bytes) -> None:
-        """Keeps one part of the body."""
+        """Stores one part of the body."""
         self.parts.append(data)
         self.size += len(data)
 
     def on_message_complete(self) -> None:
-        """Notes that nothing more belongs to the response."""
+        """Records that the response is complete."""
         self.complete = True

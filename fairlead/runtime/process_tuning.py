@@ -44,7 +44,7 @@ def freeze_heap() -> None:
 
 
 def trim_heap() -> None:
-    """Returns unused whole pages to the system, also those between used ones."""
+    """Returns unused memory pages of the heap to the system, also those between used ones."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)

@@ -11,8 +11,8 @@ async def cancel_and_wait(task: asyncio.Task[Any] | None) -> None:
     """Cancels `task` and returns when it has ended, whatever its result.
 
     Why it cancels repeatedly: in Python 3.11, `asyncio.wait_for` drops a cancellation if the
-    awaited future completes in the same loop iteration. Libraries use it, for example redis-py when
-    sending.
+    awaited future completes in the same loop iteration. Libraries use `wait_for`, for example
+    redis-py when it sends.
     """
     if task is None:
         return

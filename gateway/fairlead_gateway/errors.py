@@ -1,5 +1,5 @@
-"""The errors that the gateway answers itself. Each has a status, an OpenAI type and code, and a
-hint.
+"""The errors with which the gateway itself answers. Each has a status, an OpenAI type and code,
+and a hint.
 
     GatewayError
     ├── BadRequest             400  the bytes or the body are wrong; `param` names the field
@@ -10,7 +10,7 @@ hint.
     ├── InvalidApiKey          401  no API key, or an unknown one
     ├── UnknownPath            404      UnknownModel            404      MethodNotAllowed 405
     ├── QuarantinedRequest     422  instances crashed on this request before
-    ├── RequestShed            429  a sheddable request cannot meet its objective
+    ├── RequestShed            429  a sheddable request would miss its TTFT target
     ├── NoReadyInstance        503  no instance of the model is ready
     ├── Overloaded             503  the instances, or this gateway, are full
     ├── EngineFailed           502  all attempts failed
@@ -157,13 +157,13 @@ class QuarantinedRequest(BadRequest):
     def __init__(self, seconds: float) -> None:
         super().__init__(
             "two engines broke off on this request; it is not given to another one",
-            hint="change it, or ask the operator with this id",
+            hint="change the request, or give its id to the operator of the gateway",
             headers=(("x-should-retry", "false"), ("retry-after", f"{max(1, round(seconds))}")),
         )
 
 
 class RequestShed(GatewayError):
-    """Raised if a sheddable request cannot meet its objective behind the queued ones."""
+    """Raised if a sheddable request would miss its TTFT target behind the queued requests."""
 
     status = 429
     error_type = "rate_limit_error"
@@ -209,5 +209,5 @@ def error_body(message: str, error_type: str, param: str | None, code: str | int
 
 
 def error_event(message: str, code: str, request_id: str) -> bytes:
-    """Returns the same object as the last event of a broken stream."""
+    """Returns an OpenAI error object as the last SSE event of a broken stream."""
     return b"data: " + error_body(message, GatewayError.error_type, None, code, request_id) + b"\n\n"

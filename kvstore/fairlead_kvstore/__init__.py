@@ -9,5 +9,5 @@ In reading order:
 - `redis`: the connection to Redis, and its keys
 - `index`: the index in Redis, its writer, and the replica that gateways query
 - `indexer`: the process that reads a fleet's events and writes the index
-- `analysis`: block counts, removal ranking and replication hints for people and the autoscaler
+- `analysis`: block counts, removal ranking and replication hints, for operators and the autoscaler
 """

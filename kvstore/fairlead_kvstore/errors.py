@@ -35,7 +35,7 @@ class SnapshotError(FairleadError):
 
 
 class EventsError(FairleadError):
-    """Raised when a frame or a payload cannot be used."""
+    """Raised when a frame or a payload of an engine's KV events cannot be used."""
 
     def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -47,4 +47,4 @@ class OversizedEvents(EventsError):
 
 
 class MalformedEvents(EventsError):
-    """Raised when bytes do not follow the engines' protocol."""
+    """Raised when a frame or a payload does not follow the engines' KV event protocol."""

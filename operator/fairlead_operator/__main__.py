@@ -75,7 +75,7 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--lease-namespace",
         default=None,
         metavar="NAME",
-        help="where replicas agree who leads; the pod's own by default",
+        help="namespace of the lease for the leader election; the pod's own by default",
     )
     return parser.parse_args(arguments)
 

@@ -1,6 +1,6 @@
 """The spelling of specs that revision hashes are computed over.
 
-Why: the hashes stand on workloads and in the labels of pods. A renamed field must not change them,
+Why: workloads and the labels of pods carry the hashes. A renamed field must not change them,
 or every engine would restart. They are therefore computed over the words of release 0.1.
 """
 

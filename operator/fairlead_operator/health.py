@@ -1,7 +1,7 @@
 """The operator's health: whether it is in contact with the cluster, not just whether it runs. Pure.
 
-A process is dead if a watch is silent although the API server answers other requests. Restarting
-does not help if the API server is away.
+A process fails its liveness probe if a watch is silent although the API server answers other
+requests. A restart does not help if the API server is unavailable.
 """
 
 from collections.abc import Mapping

@@ -14,7 +14,7 @@ from fairlead_operator.health import HealthState, check_liveness, check_readines
 
 @dataclass(frozen=True, slots=True)
 class OperatorMetrics:
-    """Metric values: gauges, counters since the start, and the models as last seen."""
+    """Metric values: gauges, counters since the start, and the models as last observed."""
 
     gauges: Mapping[str, tuple[str, float]]
     counters: Mapping[str, tuple[str, float]]

@@ -130,7 +130,10 @@ class Manager:
             await cancel_and_wait(watching_models)
 
     async def _process_queue(self) -> None:
-        """Reconciles once everything is listed: before, every child would seem to be missing."""
+        """Waits until everything is listed, then reconciles models until it is cancelled.
+
+        Why: before the lists, every child would seem to be missing.
+        """
         await self._watcher.wait_synced()
         for key in self._cache.models:
             self._queue.add(key)

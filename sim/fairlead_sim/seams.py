@@ -23,7 +23,7 @@ from fairlead_sim.adapters.router_adapter import LateBindingRouterAdapter, Route
 
 
 def router(info: Any, *, preset: str = "dual-hash", seed: int = 0) -> "RouterAdapter":
-    """Returns a new scheduling core for ``info``, a mapping or an object with these attributes.
+    """Returns a new routing core for ``info``, a mapping or an object with these attributes.
 
     The core of a preset with late binding also has ``order_key`` and ``rebalance``.
     """
@@ -136,7 +136,7 @@ def _router_operations(core: RouterAdapter) -> Operation:
         elif operation == "endpoints":
             core.on_endpoints(_required_field(message, "live"), _required_field(message, "now"))
         else:
-            raise BadInput("no operation is called so", field="op")
+            raise BadInput("no operation has this name", field="op")
         return None
 
     return operate
@@ -147,7 +147,7 @@ def _autoscaler_operations(core: AutoscalerAdapter) -> Operation:
 
     def operate(operation: str, message: Mapping[str, Any]) -> str | None:
         if operation != "step":
-            raise BadInput("no operation is called so", field="op")
+            raise BadInput("no operation has this name", field="op")
         return json.dumps(core.step(message))
 
     return operate
@@ -158,12 +158,14 @@ def main(arguments: Sequence[str], source: TextIO, sink: TextIO, errors: TextIO)
 
     Returns 2 if a line was wrong; the error is printed to ``errors`` and the line skipped.
     """
-    parser = argparse.ArgumentParser(prog="python -m fairlead_sim.seams", description="Fairlead's cores as JSON lines.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fairlead_sim.seams", description="Serve a Fairlead core over JSON lines."
+    )
     seams = parser.add_subparsers(dest="seam", required=True)
-    router_parser = seams.add_parser("router", help="where requests go")
+    router_parser = seams.add_parser("router", help="choose endpoints for requests")
     router_parser.add_argument("--preset", choices=PRESETS, default="dual-hash")
     router_parser.add_argument("--seed", type=int, default=0)
-    seams.add_parser("autoscaler", help="how many replicas a pool has")
+    seams.add_parser("autoscaler", help="choose the numbers of replicas of pools")
     options = parser.parse_args(arguments)
     if options.seam == "router":
         session = JsonLinesSession(

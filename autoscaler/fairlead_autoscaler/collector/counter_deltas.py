@@ -5,8 +5,8 @@ since. Values that are no number, or negative, are dropped. A counter that is ne
 its source is known to show all of its counters. Otherwise it is only a point to start from.
 
 A gateway that does not answer still has its requests. For a while its counters are taken to rise as
-they did. When it answers again, what it counted is spread over the missed ticks, so no burst shows
-that was none. After `Limits.autoscaler_carry_forward_seconds` nothing is assumed any more: its
+they did. When it answers again, what it counted is spread over the missed ticks, so no false burst
+appears. After `Limits.autoscaler_carry_forward_seconds` nothing is assumed any more: its
 clients have gone to other gateways.
 """
 

@@ -123,7 +123,7 @@ def parse_page(text: str, models: Iterable[str], speed: float = 1.0) -> GatewayP
 
 
 def _metric_name(line: str) -> str:
-    """Returns the metric's name of a line; the name of a comment is no metric's."""
+    """Returns the name of the metric on a line; for a comment, a text that no metric has."""
     return line.partition("{")[0].partition(" ")[0]
 
 

@@ -1,4 +1,4 @@
-"""Observation of a model: its pools by the scale target, its metrics from all gateways. Pure.
+"""Observation of a model: its pools from the scale target, its metrics from all gateways. Pure.
 
 Counts of gateways are added up, since each gateway counts its own requests. Every gateway reports
 every engine, so the freshest report of an engine counts; one older than
@@ -139,7 +139,7 @@ class _ModelReader:
         )
 
     def _replica(self, replica: Replica) -> ReplicaMetrics:
-        """Returns the sums over the endpoints of a replica."""
+        """Returns the metrics of a replica: sums over its endpoints; of KV usage, the maximum."""
         metrics = ReplicaMetrics(
             replica.id, replica.state, replica.age_seconds, replica.startup_seconds, woken=replica.last_wake
         )
@@ -164,7 +164,7 @@ class _ModelReader:
         )
 
     def _instance(self, instance: str) -> ReplicaMetrics:
-        """Returns one endpoint of a replica; its state and age do not matter."""
+        """Returns the metrics of one endpoint; state and age in them are placeholders."""
         gateway = self._freshest_gateway(instance)
         running, waiting = self._in_flight(instance, gateway)
         engine = (gateway.engine_increases if gateway is not None else None) or {}
@@ -207,7 +207,7 @@ class _ModelReader:
         return freshest if age <= self.signals_seconds else None
 
     def _in_flight(self, instance: str, gateway: GatewayMetrics | None) -> tuple[float | None, float | None]:
-        """Returns running and waiting requests.
+        """Returns the running and the waiting requests of an endpoint; None if unknown.
 
         If all gateways answer, their counts of requests in flight are exact, and match what they
         count as finished. Only the engine can say how many of them wait in its own queue.
@@ -225,7 +225,7 @@ class _ModelReader:
         return in_flight - queued, queued
 
     def _slo_counts(self, instance: str, target: str) -> tuple[float, ...] | None:
-        """Returns how many requests met a target, and how many missed it."""
+        """Returns how many requests met a target and how many missed it; None if unknown."""
         judged, within = self._sum("judged", instance, target), self._sum("within", instance, target)
         return None if judged is None or within is None else (within, max(0.0, judged - within))
 

@@ -1,4 +1,4 @@
-"""Learning: the state after one tick's pools, lengths, load and idle gaps."""
+"""Learning: updates the state with one tick's engine speeds, lengths, load and idle gaps."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -40,7 +40,7 @@ def _learn_idle_gaps(before: IdleGaps, tick: Tick) -> IdleGaps:
 
 
 def _learn_pools(before: Mapping[str, PoolMemory], tick: Tick) -> dict[str, PoolMemory]:
-    """Returns the memories after the speed, the starts and the wakes of the tick."""
+    """Returns the pools' memories with the tick's engine speeds, startup times and wake times."""
     after = dict(before)
     for spec in tick.model.pools:
         if (pool := tick.pools.get(spec.name)) is None:
@@ -61,7 +61,7 @@ def _learn_pools(before: Mapping[str, PoolMemory], tick: Tick) -> dict[str, Pool
 
 
 def _learn_traffic(state: CoreState, tick: Tick) -> CoreState:
-    """Returns the state after the lengths and the arrivals of the tick."""
+    """Returns the state with the request lengths and the arrivals of the tick."""
     settings, arrivals = tick.settings, tick.arrivals
     lengths, load = state.lengths, state.load
     if arrivals is not None:
@@ -82,7 +82,7 @@ def _learn_traffic(state: CoreState, tick: Tick) -> CoreState:
 
 
 def _learn_answers(lengths: RequestLengths, tick: Tick, settings: LengthSettings) -> RequestLengths:
-    """Adds the outputs, starts and cached tokens of all pools."""
+    """Returns the lengths with the outputs, starts and cached tokens of all pools."""
     generated = finished = began = queued = prompt = cached = 0.0
     for spec in tick.model.pools:
         totals = tick.signals.pools.get(spec.name) if spec.name in tick.pools else None

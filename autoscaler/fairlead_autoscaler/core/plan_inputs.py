@@ -1,6 +1,6 @@
-"""Plan inputs that are only for people: the cost of a plan, and the slack of decode pools.
+"""Plan inputs that are only shown to users: the cost of a plan, and the slack of decode pools.
 
-Nothing is decided by them. Missing is not zero: a pool with replicas and without a price makes the
+No decision uses them. Missing is not zero: a pool with replicas and without a price makes the
 sum unknown.
 """
 
@@ -31,8 +31,9 @@ def usd_per_hour(model: ModelSpec, counts: Mapping[str, int]) -> float | None:
 
 
 def add_cost(model: ModelSpec, plans: Mapping[str, PoolPlan]) -> dict[str, PoolPlan]:
-    """Adds the cost of each pool, and of the model. A sleeping replica keeps its accelerator, and
-    costs as much as one that serves.
+    """Returns the plans with the hourly cost of each pool and of the model among their inputs.
+
+    A sleeping replica keeps its accelerator, so it costs as much as one that serves.
     """
     counts = {name: plan.replicas + plan.asleep for name, plan in plans.items()}
     whole = DecisionInput(usd_per_hour(model, counts))
@@ -46,10 +47,11 @@ def add_cost(model: ModelSpec, plans: Mapping[str, PoolPlan]) -> dict[str, PoolP
 def add_decode_slack(
     model: ModelSpec, plans: Mapping[str, PoolPlan], observed: Mapping[str, PoolObservation]
 ) -> dict[str, PoolPlan]:
-    """Adds the slack of decode pools: `convertible_prompt_tokens` (the longest prompt) and
-    `convertible_tokens_per_second` (of all ready engines).
+    """Returns the plans with the slack of decode pools among their inputs.
 
-    Nothing is added without a TPOT target, a profile or a level.
+    The inputs are `convertible_prompt_tokens` (the longest prompt) and
+    `convertible_tokens_per_second` (of all ready engines). Nothing is added without a TPOT target,
+    a profile or a level.
     """
     return {
         name: _with_slack(model, pool, plans[name], observed[name])

@@ -1,4 +1,4 @@
-"""Scaling core of one model: `decide`, around the state between two ticks."""
+"""Scaling core of one model: calls `decide` at each tick and keeps the state between ticks."""
 
 from fairlead_autoscaler.core.decide import decide
 from fairlead_autoscaler.core.settings import ScalingSettings

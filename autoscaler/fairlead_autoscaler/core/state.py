@@ -32,7 +32,7 @@ class PoolMemory:
     lowered_at: when it was last lowered.
     hedged: hedged starts among its desired replicas.
     wakes: wake times, by sleep level.
-    rest: replicas that were needed in the time for which a replica sleeps on.
+    rest: replicas that were needed in the time for which a replica stays asleep.
     """
 
     seen_at: float | None = None

@@ -1,4 +1,4 @@
-"""Values between the autoscaler's shell, its scaling core and the simulator.
+"""Values that the autoscaler's shell, its scaling core and the simulator exchange.
 
 Missing is None, never zero: a counter that was not read, a gateway that did not answer. The numbers
 of pods are always known: without the API server the shell does not call the core. Counters hold
@@ -123,7 +123,7 @@ class GatewayTraffic:
 
     arrivals: requests that arrived, queued and rejected ones included.
     held: requests that are queued now.
-    abandoned: requests whose client left before the first token.
+    abandoned: requests whose client disconnected before the first token.
     kept, kept_tokens: prompts, and their tokens, that decode instances computed themselves; None:
         unknown, or the roles are not separate.
     """
@@ -159,7 +159,7 @@ class WakeTiming:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaMetrics:
-    """One replica: its state by the API server, and its metrics.
+    """One replica: its state from the API server, and its metrics.
 
     Gauges are current, counters are increases since the last tick, None is missing.
 
@@ -191,7 +191,7 @@ class ReplicaMetrics:
 
 @dataclass(frozen=True, slots=True)
 class PoolObservation:
-    """One pool: its numbers by the Kubernetes API, and its replicas.
+    """One pool: its numbers from the Kubernetes API, and its replicas.
 
     desired, asleep_desired: replicas that should serve, and that should sleep.
     pending: replicas that start or wake; `waking` is the part of them that wakes.
@@ -214,7 +214,7 @@ class PoolObservation:
 
 @dataclass(frozen=True, slots=True)
 class PoolCandidate:
-    """A pool as the accelerator mix considers it.
+    """The throughput, cost and bounds of a pool, from which an accelerator mix is computed.
 
     throughput: requests per second of each shape on one replica, if it served that shape alone; 0:
         the pool cannot serve it.

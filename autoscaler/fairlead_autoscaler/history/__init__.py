@@ -1,5 +1,5 @@
 """History: the records of past ticks, and their replay.
 
 - `recorder`: records in memory and in files.
-- `replay`: the core once more over a recording, with other settings.
+- `replay`: runs the core again over a recording, with other settings.
 """

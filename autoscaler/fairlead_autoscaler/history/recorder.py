@@ -46,7 +46,7 @@ class TickRecord:
 
     @property
     def scaling_settings(self) -> ScalingSettings:
-        """The settings of the core; the default of those that are missing here."""
+        """The settings of the core; those missing from the record have their defaults."""
         known = {name: value for name, value in self.settings.items() if name in DEFAULT_VALUES}
         return ScalingSettings().with_values(known)
 

@@ -1,8 +1,8 @@
-"""Replay: the pure core once more over a recording, with other settings. Pure.
+"""Replay: runs the pure core again over a recording, with other settings. Pure.
 
 Observations stay as recorded: replicas and requests followed the recorded decisions. So a replay
-shows the decision at each moment, in the situation of then, and not its consequences; those the
-simulator shows (`bench/fairlead_bench/autoscaler`). It begins at the first record with a state, or
+shows the decision at each recorded moment, not its consequences; the simulator shows those
+(`bench/fairlead_bench/autoscaler`). A replay begins at the first record with a state, or
 else at the first record of all, without any memory.
 
 Two cores run: one with the recorded settings, which shows whether this release decides as the
@@ -77,7 +77,7 @@ class PoolReplay:
         """Returns the replicas that the load needed, as a mean over time; None if no record has the
         demand.
 
-        Why: planned numbers begin at each record with the replicas of then. Demand differs as much
+        Why: planned numbers start at each record from the recorded replicas. Demand differs as much
         as the settings do.
         """
         known = [
@@ -90,15 +90,14 @@ class PoolReplay:
 
     @property
     def deviations(self) -> int:
-        """The number of moments at which this release decides otherwise than recorded, with the
-        recorded settings.
+        """The number of moments at which this release's decision differs from the recorded one.
+
+        Both are made with the recorded settings.
         """
         return sum(moment.reproduced.replicas != moment.recorded.replicas for moment in self.moments)
 
     def differences(self) -> list[ReplayMoment]:
-        """Returns the moments at which the changed settings begin to decide otherwise, or change by
-        how much.
-        """
+        """Returns the moments at which the changed settings begin to make a new difference."""
         differences: list[ReplayMoment] = []
         last: tuple[int, int] | None = None
         for moment in self.moments:

@@ -99,8 +99,9 @@ class _Handlers:
         return web.Response(body=msgspec.json.encode(status), content_type=_JSON)
 
     async def record(self, request: web.Request) -> web.Response:
-        """`?model=KEY[&at=UNIX]`: returns the last record of a model, or the last one at or before
-        a time.
+        """Returns the last record of a model, or the last one at or before a time; 404 if none.
+
+        Query: `?model=KEY[&at=UNIX]`.
         """
         model = request.query.get("model", "")
         at = _parse_time(request, "at")
@@ -112,14 +113,17 @@ class _Handlers:
         return web.Response(body=line, content_type=_JSON)
 
     def _retention_hint(self, model: str) -> str:
-        """Returns what there is instead, in words."""
+        """Returns the time of the model's first record; without any, the names of scaled models."""
         begins = self._buffer.first_time(model)
         if begins is None:
             return f"scaled models: {', '.join(sorted(self._loop.last_records())) or 'none'}"
         return f"the first record is of {datetime.fromtimestamp(begins, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
     async def recording(self, request: web.Request) -> web.StreamResponse:
-        """`?[model=KEY][&since=UNIX]`: returns all records in memory, as JSON lines."""
+        """Returns the records in memory as JSON lines, of one model or all, since a time or all.
+
+        Query: `?[model=KEY][&since=UNIX]`.
+        """
         lines: Iterator[bytes] = self._buffer.lines(request.query.get("model"), _parse_time(request, "since") or 0.0)
         response = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
         await response.prepare(request)
@@ -137,7 +141,7 @@ class _Handlers:
         except (msgspec.MsgspecError, ValueError):
             return _error_response(400, 'a hint is {"model": "NAMESPACE/NAME"}')
         if not self._loop.wake(hint.model):
-            return _error_response(404, "no such model is scaled")
+            return _error_response(404, "no model of this name is scaled")
         return web.Response(body=b"{}", content_type=_JSON)
 
 

@@ -1,8 +1,8 @@
 """Cluster state: the objects of the API server as models to scale. Pure.
 
-A pool's number has another owner if it has another writer than the autoscaler and the operator,
-which only begins with it. Such are a person with `kubectl scale`, an HPA and KEDA. `spec.replicas`
-also owns the number of the only pool of its model.
+The operator sets the first number of a pool. If something other than the operator and the
+autoscaler wrote the number, the pool has another owner: a user with `kubectl scale`, an HPA, KEDA.
+`spec.replicas` also owns the number of the only pool of its model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -167,7 +167,7 @@ def _model_state(snapshot: ClusterSnapshot, model: ParsedModel, spec: ModelDeplo
 
 
 def _pool_spec(snapshot: ClusterSnapshot, pool: Pool, is_replacing: bool) -> PoolSpec:
-    """Returns a pool for the core.
+    """Returns the properties of a pool as the core needs them.
 
     is_replacing: its only group is being replaced, which takes a second one.
     """
@@ -217,9 +217,10 @@ def _surge_groups(workload: Manifest) -> int:
 
 
 def _is_replacing_only_group(workload: Manifest | None, pods: Iterable[Manifest]) -> bool:
-    """Whether a LeaderWorkerSet whose number is ours has groups of an older template.
+    """Whether a LeaderWorkerSet, whose number the autoscaler wrote, has groups of an older
+    template.
 
-    Its controller does not replace an only group, since nothing would serve meanwhile.
+    Its controller does not replace the only group, since nothing would serve meanwhile.
     """
     if workload is None or workload.get("kind") != LEADER_WORKER_SETS.kind:
         return False
@@ -276,7 +277,7 @@ def _ready_since(pod: Manifest, wall: float) -> float | None:
 
 
 def _parse_time(text: object, default: float) -> float:
-    """Returns a time as the API server writes it, in Unix seconds."""
+    """Returns the Unix seconds of an API server's time; `default` if it cannot be read."""
     try:
         return datetime.fromisoformat(str(text)).timestamp()
     except ValueError:

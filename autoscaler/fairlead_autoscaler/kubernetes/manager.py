@@ -50,7 +50,7 @@ class Manager:
     """The process of the autoscaler in a cluster.
 
     make_config: returns the options that are not about the cluster.
-    random: returns an even random number from 0 to 1.
+    random: returns a uniform random number from 0 to 1.
     """
 
     def __init__(

@@ -138,7 +138,7 @@ class ScaleWriter:
         try:
             return await self._api.get(resource_of(workload), namespace_of(workload), name_of(workload))
         except NotFound:
-            raise Unavailable(f"pool {pool} of {key} has no workload any more") from None
+            raise Unavailable(f"pool {pool} of {key} no longer has a workload") from None
 
     async def _write(self, live: Manifest, replicas: int) -> None:
         if resource_of(live) is DEPLOYMENTS:

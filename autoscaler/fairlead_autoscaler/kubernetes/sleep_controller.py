@@ -2,14 +2,14 @@
 leader.
 
 A mark on a pod says whether it should sleep (`sleep_labels`). An engine is put to sleep once no
-gateway has a request in flight there. All must answer, and know of as many sleeping instances of
-the model as there are marked pods. A pod that should serve again is woken and checked, then its
-mark is removed. From that gateways see that it serves.
+gateway has a request in flight there. All gateways must answer, and know of as many sleeping
+instances of the model as there are marked pods. A pod that should serve again is woken and checked,
+then its mark is removed. Without a mark, gateways send it requests.
 
 All engines wake if another owner sets the number, or the mode is no longer Auto. No other process
 would wake them, and the number counts serving replicas.
 
-Nothing is remembered that a successor needs: each engine is asked whether it sleeps. If an engine
+Nothing is remembered that a successor needs: each engine is queried whether it sleeps. If an engine
 rejects sleep, no engine of its pool and revision sleeps. One that is not awake after
 `engine_wake_seconds` is marked as stuck. It then counts as missing, and is removed first.
 """
@@ -195,10 +195,10 @@ class SleepController:
             self.problems.pop(name, None)
 
     async def _wake(self, key: str, pod: Manifest, mark: SleepMark, url: str, *, is_asleep: bool) -> None:
-        """Wakes a pod, also one that does not report to sleep.
+        """Wakes the engine of a pod, even if it reports that it is awake.
 
-        Why: the former leader may have put it to sleep a moment ago. Until it sleeps, it reports to
-        be awake and answers nothing.
+        Why: the former leader may have put it to sleep a moment ago. Until it sleeps, it reports
+        that it is awake and answers no request.
         """
         uid = uid_of(pod)
         began = self._clock.now()

@@ -1,8 +1,8 @@
 """SLO attainment: the share of recent requests that met each latency target. Pure.
 
 Gateways judge each request against each target separately, so the share that meets all of them is
-only known to be at most the lowest. A request whose client left before the first token missed the
-TTFT target.
+only known to be at most the lowest. A request whose client disconnected before the first token
+missed the TTFT target.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ class SLOAttainment:
     samples: tuple[SLOSample, ...] = ()
 
     def judged(self) -> float:
-        """Returns the most requests that were judged against one target."""
+        """Returns the largest number of requests that were judged against any one target."""
         return max((judged for _, judged in self._sums().values()), default=0.0)
 
     def shares(self) -> dict[str, float]:

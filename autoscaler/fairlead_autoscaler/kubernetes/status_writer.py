@@ -2,8 +2,8 @@
 its events.
 
 It gets every record, and writes in a task of its own, so that no decision waits for a status. A
-failed write is tried again later, with the status of then. A model that is no longer scaled loses
-its conditions.
+failed write is tried again later, with the status of that time. A model that is no longer scaled
+loses its conditions.
 """
 
 import asyncio
@@ -112,7 +112,7 @@ class StatusWriter:
                     await self.write_all()
             except Exception:  # noqa: BLE001  # it is logged, and the next round tries again
                 self.failures += 1
-                _LOG.exception("the status could not be written")
+                _LOG.exception("the statuses of the models could not be written")
             await self._pause(_WRITE_INTERVAL_SECONDS)
 
     async def write_all(self) -> None:

@@ -65,7 +65,7 @@ class KubernetesTarget:
     """The scale target of a cluster, and the source of its workloads and pods.
 
     namespaces: of the models that are scaled; empty: all.
-    random: returns an even random number from 0 to 1.
+    random: returns a uniform random number from 0 to 1.
     sleep_status: returns the state of sleeping pods.
     """
 
@@ -206,7 +206,7 @@ class KubernetesTarget:
         return {key: pods for key, pods in marked.items() if pods}
 
     def is_released(self, key: str, pool: str) -> bool:
-        """Whether the autoscaler no longer decides about this pool. It does if that is unknown."""
+        """Whether the autoscaler no longer decides about this pool; False if that is unknown."""
         spec, workload = self._spec(key), self.workload(key, pool)
         return spec is not None and workload is not None and is_released(spec, workload)
 

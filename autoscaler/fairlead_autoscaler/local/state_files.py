@@ -51,7 +51,7 @@ class LocalPool:
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model.
+    """A model: its latency targets, its autoscaling policy and its pools.
 
     policy: `spec.autoscaling` as JSON.
     """

@@ -21,7 +21,7 @@ from fairlead_autoscaler.target import ModelState, PoolState, Replica
 
 
 class LocalTarget:
-    """The models that the supervisor runs.
+    """The scale target of local mode: the models that the supervisor of `fairlead up` runs.
 
     speed: how many times as fast as the machine's clock `clock` runs.
     """

@@ -9,9 +9,9 @@ CSV has one line for each accelerator and shape, under a header with these colum
 
     accelerator,cost_per_hour,prompt_tokens,output_tokens,requests_per_second
 
-JSON has our own format, or is the unchanged configuration file of Mélange's solver. That has
-`gpu_info` with `cost` and `tputs`, rows by input and columns by output, and no lengths. The table's
-rates are `workload_distribution` × `total_request_rate`.
+JSON has Fairlead's format, or is the unchanged configuration file of Mélange's solver. The latter
+has `gpu_info` with `cost` and `tputs`, rows by input and columns by output, and no lengths. The
+table's rates are `workload_distribution` × `total_request_rate`.
 
     {"prompt_tokens": [256, 1024], "output_tokens": [64, 512],
      "accelerators": [{"name": "L4", "cost_per_hour": 0.8,
@@ -58,7 +58,7 @@ class ProfileTable:
 
 
 def load_profile_table(path: Path) -> ProfileTable:
-    """Reads a file, as CSV or JSON by its ending.
+    """Returns the table in a file: CSV or JSON, by the ending of its name.
 
     Raises ManifestError with every problem: line and column of a CSV file, path of a JSON value.
     Raises BadInput if the file cannot be read at all.
@@ -112,7 +112,7 @@ def parse_csv(text: str, *, file: str = "table.csv") -> ProfileTable:
 
 
 def parse_json(text: str, *, file: str = "table.json") -> ProfileTable:
-    """Returns the table in a JSON text, our own or Mélange's. Raises ManifestError."""
+    """Returns the table in a JSON text of Fairlead's or Mélange's format. Raises ManifestError."""
     problems = _Problems(file)
     try:
         content = json.loads(text)

@@ -29,8 +29,9 @@ def simulation_solver() -> Solver:
 
 
 def create_solver(settings: MixSettings | None = None) -> Solver:
-    """Returns a solver with these settings. It raises nothing: if the library fails, there is no
-    mix.
+    """Returns a solver with these settings.
+
+    The solver raises nothing: if its library fails, the result has no mix.
     """
     chosen = settings or MixSettings()
 

@@ -16,7 +16,7 @@ from fairlead_autoscaler.mix.solver_adapter import Solver
 
 
 class SolverQueue:
-    """The queries that wait for their replies. It is used from one thread.
+    """The queue of queries about the mix, with their replies. Its methods belong to one thread.
 
     executor: runs the solver; None: a thread of its own.
     """

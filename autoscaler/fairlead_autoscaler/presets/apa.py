@@ -107,7 +107,7 @@ def _decide(state: ApaState, look: PoolSample, settings: ApaSettings) -> tuple[A
 
 
 def _values(look: PoolSample, settings: ApaSettings) -> list[float]:
-    """Returns a value for each pod. As shipped, a pod that does not answer counts as 0."""
+    """Returns the metric of each pod. As shipped, a pod that does not answer counts as 0."""
     if look.observed.replicas is None:
         return [] if settings.fixed else [0.0] * (look.observed.ready + look.observed.pending + look.observed.draining)
     pods = look.observed.replicas

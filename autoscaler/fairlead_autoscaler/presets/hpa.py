@@ -101,7 +101,7 @@ class HpaSettings:
         return milli(self.target)
 
     def is_within_tolerance(self, ratio: float) -> bool:
-        """Returns whether a ratio is too near to 1 to act on."""
+        """Whether a ratio is too near to 1 to act on."""
         up = down = self.tolerance
         if self.behavior is not None:
             up = self.tolerance if self.behavior.up.tolerance is None else self.behavior.up.tolerance

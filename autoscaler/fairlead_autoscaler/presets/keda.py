@@ -78,7 +78,7 @@ def keda(model: ModelSpec, settings: KedaSettings) -> PerPoolController[KedaStat
 def _poll(
     state: KedaState, settings: KedaSettings, look: PoolSample, value: float | None
 ) -> tuple[KedaState, PoolPlan | None]:
-    """Returns the plan between 0 and 1, which KEDA makes without its HPA.
+    """Returns the next state, and KEDA's own plan to or from zero replicas; None for no change.
 
     value: the trigger's value; None when the scaler failed, which changes nothing.
     """

@@ -157,7 +157,9 @@ def _limit_rate(asks: int, there: int, settings: KpaSettings) -> int:
 
 
 def _record_sample(state: KpaState, settings: KpaSettings, now: float, value: float) -> KpaState:
-    """Records the value for every second since the last observation, without the present one."""
+    """Returns the state with `value` recorded for each second from the last observation up to
+    `now`.
+    """
     end = math.floor(now)
     begin = end - 1 if state.looked is None else math.floor(state.looked)
     for second in range(max(begin, end - settings.stable_window_seconds), end):

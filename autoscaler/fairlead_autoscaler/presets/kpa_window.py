@@ -66,7 +66,7 @@ class WindowMaximum:
         return replace(self, values=(*kept, (tick, value)))
 
     def current(self) -> int:
-        """Returns the largest value. Needs a first write."""
+        """Returns the largest value; at least one must have been written."""
         return max(value for _, value in self.values)
 
 

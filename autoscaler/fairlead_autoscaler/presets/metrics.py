@@ -45,7 +45,7 @@ class Metric(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PoolSample:
-    """The sample of one pool.
+    """The inputs of a controller about one pool at one tick.
 
     queued, request_rate: this pool's share, the rate in requests a second; None when no gateway
         answered.
@@ -140,7 +140,7 @@ def pool_samples(model: ModelSpec, observation: Observation, arrivals: ArrivalRa
 
 
 def _traffic_share(model: ModelSpec, observation: Observation, facts: PoolSpec) -> float:
-    """Returns the share of the requests that comes to this pool, among pools of the same kind."""
+    """Returns the share (0..1) of requests that a pool gets among the pools for the same work."""
     decodes = facts.role is Role.DECODE
     peers = [one.name for one in model.pools if (one.role is Role.DECODE) == decodes and one.name in observation.pools]
     ready = sum(observation.pools[name].ready for name in peers)

@@ -38,7 +38,10 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A preset. ``build(model, values)``: a new controller; ``values`` has all parameters."""
+    """A named preset: the parameters of a public autoscaler, and the builder of its controller.
+
+    build: returns a new controller from a model and the values of all parameters.
+    """
 
     name: str
     summary: str
@@ -197,7 +200,9 @@ def build(name: str, model: ModelSpec, **values: float) -> Controller:
     preset = PRESETS[name]
     known = {knob.name: knob.default for knob in preset.parameters}
     if unknown := values.keys() - known.keys():
-        raise BadInput(f"{name} has no knob {sorted(unknown)}", field="preset", hint=f"knobs: {', '.join(known)}")
+        raise BadInput(
+            f"{name} has no parameter {sorted(unknown)}", field="preset", hint=f"parameters: {', '.join(known)}"
+        )
     for knob in preset.parameters:
         value = values.get(knob.name, knob.default)
         if not (value > 0.0 or (value == 0.0 and 0.0 in knob.grid)):

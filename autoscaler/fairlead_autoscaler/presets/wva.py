@@ -71,7 +71,7 @@ ReplicaSamples = Mapping[str, tuple[float, float]]
 
 
 class WvaController:
-    """The controller. It keeps the last minute of every replica."""
+    """The controller of WVA. It keeps the samples of every replica from the last minute."""
 
     def __init__(self, model: ModelSpec, settings: WvaSettings) -> None:
         self._model = model

@@ -1,3 +1,3 @@
-"""``fairlead chat``: `command` (from options to exit code), `gateway` (which one), `conversation`
-(streams answers), `dialogue` (the prompt loop).
+"""``fairlead chat``: `command` (from options to exit code), `gateway` (finds the gateway),
+`conversation` (streams answers), `dialogue` (the prompt loop).
 """

@@ -150,7 +150,7 @@ class Conversation:
             try:
                 piece = msgspec.json.decode(data, type=_StreamEvent)
             except msgspec.DecodeError as error:
-                raise AnswerError(f"the answer is not what a chat completion streams: {error}") from error
+                raise AnswerError(f"the answer is not a stream of a chat completion: {error}") from error
             if piece.error is not None:
                 raise AnswerError(piece.error.message, hint=piece.error.hint)
             for choice in piece.choices[:1]:

@@ -26,7 +26,10 @@ class Terminal:
 
 
 def run_dialogue(conversation: Conversation, terminal: Terminal, explain: Callable[[str], list[str]]) -> int:
-    """Runs until ``/quit`` or the end of input; returns the exit code."""
+    """Runs the dialogue until ``/quit`` or the end of input; returns the exit code.
+
+    explain: returns the lines that explain a request id (``/why``).
+    """
     while True:
         try:
             text = terminal.read().strip()

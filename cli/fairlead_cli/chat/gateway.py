@@ -1,4 +1,4 @@
-"""The gateway of a chat: of an address, of the stack on this machine, or of a cluster."""
+"""The gateway of a chat: at an address, in the stack on this machine, or in a cluster."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +29,11 @@ class ChatGateway:
 
 @contextmanager
 def open_gateway(url: str | None, manage: str | None, cluster: ClusterOptions) -> Iterator[ChatGateway]:
-    """Yields the gateway.
+    """Yields the gateway at ``url``, of a cluster, or of the newest stack on this machine.
 
-    Raises StackUnreachable, ClusterUnreachable, and BadInput with the missing right.
+    manage: management address of the gateway, for ``/why``.
+
+    Raises StackUnreachable, ClusterUnreachable, or BadInput that names a missing permission.
     """
     settings = read_settings(CliSettings, os.environ)
     if not is_cluster_target(cluster, url or manage, "--url" if url else "--manage"):

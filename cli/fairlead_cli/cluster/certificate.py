@@ -55,7 +55,10 @@ def _element(der: bytes) -> tuple[int, bytes, bytes]:
 
 
 def _time(kind: int, text: str) -> float | None:
-    """Parses a time; a UTCTime has a two-digit year, from 50 on of the last century."""
+    """Returns a time of DER tag ``kind`` as Unix time; None for an unknown tag.
+
+    A UTCTime has a two-digit year: 50 to 99 are 1950 to 1999.
+    """
     if kind == _UTC_TIME:
         text = ("19" if int(text[:2]) >= 50 else "20") + text
     elif kind != _GENERALIZED:

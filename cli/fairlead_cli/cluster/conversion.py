@@ -56,7 +56,10 @@ async def _convert(options: ClusterOptions, dry_run: bool) -> int:
 
 
 async def convert_objects(api: KubeApi, *, dry_run: bool) -> int:
-    """Prints every changed object, and writes them all unless `dry_run`. Returns the exit code."""
+    """Prints all changed objects, and writes them unless `dry_run`. Returns the exit code.
+
+    When an object cannot be converted, only the problems are printed, and nothing is written.
+    """
     objects = [item for resource in _KINDS for item in await _list_objects(api, resource)]
     conversions = [(item, convert_document(item)) for item in objects]
     problems = [
@@ -94,7 +97,7 @@ def _place(item: Manifest) -> str:
 
 
 def _pruned_problem(item: Manifest) -> list[str]:
-    """Returns the problem of a model without weights, whose CRD was replaced first."""
+    """Returns a problem if a model has no source of weights: its CRD was replaced too early."""
     model = (item.get("spec") or {}).get("model") or {}
     if resource_of(item) is not MODEL_DEPLOYMENTS or "uri" in model or "source" in model:
         return []
@@ -139,7 +142,7 @@ async def _open_schema(api: KubeApi, resource: Resource) -> None:
 
 
 async def _write_object(api: KubeApi, item: Manifest, spec: Mapping[str, Any]) -> None:
-    """Writes one spec. Waits while the API server uses the earlier schema. Raises KubeError."""
+    """Writes one spec; retries while the API server uses the earlier schema. Raises KubeError."""
     manager, applies = _spec_manager(item)
     loop = asyncio.get_running_loop()
     end = loop.time() + _SCHEMA_SECONDS

@@ -99,7 +99,10 @@ async def collect_facts(
 
 
 async def list_own_objects(api: KubeApi, resource: Resource, namespace: str | None) -> Listing:
-    """Returns Fairlead's objects of a kind in a namespace, else in all, else in the default one."""
+    """Returns Fairlead's objects of a kind in a namespace.
+
+    namespace: None for all namespaces, or for the default one when the user may not list all.
+    """
     objects = await list_objects(api, resource, namespace, OWN_OBJECTS)
     if namespace is None and isinstance(objects, MissingValue) and objects.is_forbidden:
         return await list_objects(api, resource, DEFAULT_NAMESPACE, OWN_OBJECTS)
@@ -113,13 +116,17 @@ async def list_objects(
     labels: str | None = None,
     fields: str | None = None,
 ) -> Listing:
-    """Returns a list, or why there is none. An unknown kind counts as absent."""
+    """Returns the objects of a kind, or why they cannot be listed. An unknown kind counts as
+    absent.
+
+    labels, fields: Kubernetes selectors.
+    """
     answer = await value_or_missing(api.list(resource, namespace, labels, fields=fields))
     return answer if isinstance(answer, MissingValue) else answer.items
 
 
 def _place(deployments: Listing) -> str:
-    """Returns the namespace of the first operator, else of any of our Deployments."""
+    """Returns the namespace of the first operator, else of any Deployment, else the default one."""
     if isinstance(deployments, MissingValue) or not deployments:
         return DEFAULT_NAMESPACE
     return namespace_name([*with_component(deployments, OPERATOR), *deployments][0])
@@ -193,9 +200,10 @@ async def _before(api: KubeApi, place: str) -> dict[str, Any]:
 
 
 async def _dry_run(api: KubeApi, place: str) -> str:
-    """Returns the refusal of a pod like the chart's in a dry run; empty when admission accepts it.
+    """Sends a pod like the chart's as a dry run. Returns admission's refusal; empty if it is
+    accepted.
 
-    Raises an error that is no answer of admission.
+    Raises FairleadError for any other error.
     """
     try:
         await api.apply(dry_run_pod(place), "fairlead-check", dry_run=True)
@@ -210,7 +218,7 @@ async def _dry_run(api: KubeApi, place: str) -> str:
 
 
 def dry_run_pod(namespace: str) -> Manifest:
-    """Returns a pod with the security context of the chart's pods; a test holds it to the chart."""
+    """Returns a pod with the security context of the chart's pods; a test compares the two."""
     security = {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -280,9 +288,10 @@ async def _leases(api: KubeApi, places: Iterable[str]) -> dict[str, Manifest | M
 async def _account_rights(
     api: KubeApi, deployments: Sequence[Manifest]
 ) -> dict[tuple[str, str], Mapping[Permission, bool | MissingValue]]:
-    """Returns permissions of operators, and of gateways and indexers that follow the cluster.
+    """Returns the reviewed permissions of service accounts, by component and namespace.
 
-    The first refusal of a review ends the reviews of its account.
+    Only operators, and gateways and indexers that follow the cluster, need permissions. If the
+    first review of an account fails, its other permissions are not reviewed.
     """
     permissions: dict[tuple[str, str], Mapping[Permission, bool | MissingValue]] = {}
     for component in COMPONENTS_WITH_PERMISSIONS:
@@ -321,9 +330,7 @@ async def _secrets(
 
 
 async def _entries(api: KubeApi, namespace: str, name: str) -> SecretSummary:
-    """Returns the names of a Secret's entries and the expiry of its certificate; the values are
-    dropped at once.
-    """
+    """Returns the names of a Secret's entries and the expiry of its certificate, but no values."""
     data = (await api.get(SECRETS, namespace, name)).get("data") or {}
     expires = None
     if "tls.crt" in data:
@@ -335,7 +342,7 @@ async def _entries(api: KubeApi, namespace: str, name: str) -> SecretSummary:
 
 
 async def _pod_reports(api: KubeApi, pods: Sequence[Manifest]) -> dict[str, Sequence[pod_http.PodReport]]:
-    """Returns the answers of our pods; all are queried at once."""
+    """Queries all pods concurrently, and returns their answers by component."""
     queries = {GATEWAY: pod_http.query_gateway, OPERATOR: pod_http.query_component, INDEXER: pod_http.query_component}
     pods_by_component = {
         name: [pod for pod in with_component(pods, name) if not is_deleting(pod)][:_MAX_QUERIED_PODS]

@@ -49,7 +49,7 @@ _REDIS_PORT: Final = 6379
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """The Deployments and pods of one installation, and the way to them."""
+    """One installation: its Deployments, its pods, and a forwarder of their ports."""
 
     access: ClusterConfig
     namespace: str
@@ -75,7 +75,10 @@ class Installation:
         return f"http://{self._forward(autoscaler, pod_port(autoscaler, 'http', HTTP_PORT))}"
 
     def client_url(self) -> str:
-        """Returns the address for client requests of a gateway, forwarded to this machine."""
+        """Returns the URL for client requests to a gateway, forwarded to this machine.
+
+        Raises ClusterUnreachable when no gateway is ready.
+        """
         scheme = "https" if any(word.startswith("--tls-cert") for word in arguments_of(self._gateway())) else "http"
         gateway = self.gateway_pods()[0]
         return f"{scheme}://{self._forward(gateway, pod_port(gateway, 'http', HTTP_PORT))}"
@@ -148,7 +151,9 @@ class Installation:
         return f"127.0.0.1:{self.forwarder.open(PodPort(namespace_name(pod), name_of(pod), port))}"
 
     def _variable(self, deployment: Manifest, name: str) -> str | None:
-        """Returns an environment variable of a Deployment, from its Secret if need be."""
+        """Returns the value of a Deployment's environment variable, also from a Secret; None if
+        unset.
+        """
         for container in containers_of(pod_spec_of(deployment)):
             for variable in container.get("env") or []:
                 if variable.get("name") != name:
@@ -193,7 +198,7 @@ class Installation:
 
 
 def _service_of(host: str, namespace: str) -> tuple[str | None, str]:
-    """Returns name and namespace of the Service that a host name of the cluster means, or None."""
+    """Returns name and namespace of the Service behind a host name; name None for other hosts."""
     labels = host.split(".")
     if not host or host.replace(".", "").isdecimal() or ":" in host:
         return None, namespace

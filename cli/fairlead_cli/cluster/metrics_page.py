@@ -1,4 +1,4 @@
-"""A parser of Prometheus text, as gateways and operators write it. Invalid lines are left out."""
+"""A parser of Prometheus text, as gateways and operators write it. It ignores invalid lines."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ class MetricsPage:
                 yield sample
 
     def value(self, name: str, **labels: str) -> float | None:
-        """Returns the first matching value."""
+        """Returns the first matching value; None without any."""
         return next((sample.value for sample in self.matching(name, **labels)), None)
 
     def total(self, name: str, **labels: str) -> float | None:

@@ -32,7 +32,7 @@ class MissingValue:
 
 
 async def value_or_missing(request: Awaitable[_Value]) -> _Value | MissingValue:
-    """Returns the answer, or a MissingValue with the reason."""
+    """Awaits a request; returns its result, or a MissingValue in place of a FairleadError."""
     try:
         return await request
     except Forbidden as error:

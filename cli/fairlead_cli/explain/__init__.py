@@ -1,3 +1,3 @@
-"""``fairlead explain``: `command` (from options to exit code), `decision_text` (all of a decision),
+"""``fairlead explain``: `command` (from options to exit code), `decision_text` (a whole decision),
 `summary` (``/why`` of chat).
 """

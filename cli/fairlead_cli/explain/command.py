@@ -49,7 +49,9 @@ def _shown(content: bytes, output: OutputFormat, kind: type[T], render: Callable
 
 
 def _find_request(endpoints: Sequence[ManagementEndpoint], request_id: str | None) -> bytes:
-    """Returns the answer of the gateway that had the request; without an id, the last of all.
+    """Returns the decision of the gateway that routed the request, as JSON.
+
+    request_id: None for the last request of all gateways.
 
     Raises StackUnreachable, and LookupError with a message for the user.
     """
@@ -107,7 +109,7 @@ def run_route(query: RouteQuery, manage: str | None, cluster: ClusterOptions, ou
 
 
 def build_request(query: RouteQuery) -> tuple[str, bytes]:
-    """Returns path and body of the request to ask about. Raises BadInput.
+    """Returns path and body of the request to preview. Raises BadInput.
 
     A file that holds a JSON request is taken unchanged; other text becomes one user message.
     """
@@ -127,7 +129,7 @@ def build_request(query: RouteQuery) -> tuple[str, bytes]:
     if query.model is not None:
         body["model"] = msgspec.Raw(msgspec.json.encode(query.model))
     if "model" not in body:
-        raise BadInput("of which model is not said", field="--model", hint="--model MODEL")
+        raise BadInput("the request names no model", field="--model", hint="--model MODEL")
     return path, msgspec.json.encode(body)
 
 

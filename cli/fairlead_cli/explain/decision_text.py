@@ -1,4 +1,4 @@
-"""A whole decision as text: attempts with their candidates, hand-off and outcome. Pure."""
+"""A whole decision as text: attempts with their candidates, KV transfer and outcome. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ names.
 
 
 def render_preview(preview: api_types.RoutePreview) -> list[str]:
-    """Returns where a request would go, with all inputs."""
+    """Returns lines that say where a request would go, with all inputs of the decision."""
     decision = preview.decision
     lines = [f"a request to {decision.model} · about {decision.prompt_tokens:,.0f} prompt tokens · nothing was sent"]
     for choice in decision.choices:
@@ -37,7 +37,7 @@ def render_preview(preview: api_types.RoutePreview) -> list[str]:
 
 
 def render_decision(decision: api_types.Decision) -> list[str]:
-    """Returns everything about one request."""
+    """Returns one request as lines: KV transfer, attempts with candidates, and outcome."""
     head = [decision.request_id, f"to {decision.model}", f"about {decision.prompt_tokens:,.0f} prompt tokens"]
     if decision.caller is not None:
         head.append(f"key {decision.caller}")
@@ -88,7 +88,7 @@ def _attempts(decision: api_types.Decision) -> Iterator[str]:
         yield f"     {choice.reason.removeprefix(prefix)}"
         yield from _table(choice.candidates, choice.inputs)
         if position < last[choice.attempt]:
-            yield "     ended before its first byte: the hand-off failed, which counts as no attempt"
+            yield "     ended before its first byte: the KV transfer failed, which does not count as an attempt"
         elif 0 < choice.attempt <= len(failures):
             yield f"     ended before its first byte: {failures[choice.attempt - 1].why}"
 
@@ -111,7 +111,7 @@ def _table(candidates: Sequence[api_types.Candidate], inputs: Mapping[str, api_t
 
 
 def _of_all(candidates: Sequence[api_types.Candidate], inputs: Mapping[str, api_types.InputValue]) -> Iterator[str]:
-    """Yields inputs that belong to no candidate, and the age of all inputs."""
+    """Yields at most one line: inputs of no candidate, and that all inputs are current."""
     parts = []
     for name, number in sorted(inputs.items()):
         instance, _, input_name = name.rpartition("/")
@@ -162,7 +162,7 @@ def _outcome(decision: api_types.Decision) -> Iterable[str]:
     tokens = _tokens(outcome)
     lines += ["     " + ", ".join(tokens)] if tokens else []
     if outcome.within_objective is not None:
-        lines.append(f"     objectives {'met' if outcome.within_objective else 'missed'}")
+        lines.append(f"     SLO {'met' if outcome.within_objective else 'missed'}")
     return lines
 
 

@@ -1,4 +1,6 @@
-"""The Redis with the index and the secret of its hashes: given, of this machine, of a cluster."""
+"""The URL of the Redis with the index, and the secret of its hashes: from options, a local stack or
+a cluster.
+"""
 
 import os
 from collections.abc import Iterator
@@ -21,9 +23,9 @@ class IndexAddress:
 
 @contextmanager
 def open_index(source: IndexSource) -> Iterator[IndexAddress]:
-    """Yields the address: of the options, of the newest stack on this machine, or of a cluster.
+    """Yields the address: from the options, from a cluster, or of the newest stack on this machine.
 
-    Raises ClusterUnreachable, and BadInput with the missing right.
+    Raises ClusterUnreachable, or BadInput that names a missing permission.
     """
     settings = read_settings(CliSettings, os.environ)
     url = source.redis or (None if source.cluster.is_explicit else settings.redis_url)

@@ -85,7 +85,7 @@ class ChangeBatch(msgspec.Struct):
 def build_batch(
     position: tuple[int, int], wall: float, changes: Sequence[Change], filter_: ChangeFilter
 ) -> ChangeBatch:
-    """Returns the shown changes of an entry; without instances when there are none."""
+    """Returns those changes of a stream entry that the filter lets through, by instance."""
     shown = ChangeBatch(*position, wall, {})
     for change in changes:
         if filter_.matches(change):
@@ -151,7 +151,8 @@ async def follow_changes(
     on_batch: Callable[[ChangeBatch], None],
     count: int | None = None,
 ) -> None:
-    """Follows changes until ``count`` batches were shown.
+    """Calls ``on_batch`` for each batch of changes until ``count`` batches were shown; None: for
+    ever.
 
     Raises IndexUnreachable at the start, UnusableIndex for unreadable data.
     """
@@ -161,11 +162,13 @@ async def follow_changes(
     while count is None or shown < count:
         replies = await link.run([read_command(model_key, *position)])
         if replies is None:
-            _print_notice(f"{link.describe()}; what changes meanwhile is shown when it is back, as far as it is kept")
+            _print_notice(
+                f"{link.describe()}; changes made meanwhile are shown after it is back, if Redis still has them"
+            )
             await link.wait_connected()
             continue
         if isinstance(replies[0], ResponseError):
-            raise UnusableIndex(f"the stream of {model_key} is none: {str(replies[0]).splitlines()[0][:120]}")
+            raise UnusableIndex(f"the stream of {model_key} cannot be read: {str(replies[0]).splitlines()[0][:120]}")
         new_entries = _read(replies[0], model_key)
         for epoch, sequence, data in new_entries:
             if epoch != position[0]:

@@ -57,7 +57,7 @@ async def _stats(options: IndexOptions, link: RedisLink, known: list[str], clock
     if is_document(options.output):
         print(format_document({"models": all_stats}, options.output))
     elif not all_stats:
-        print("this Redis has no index: does an indexer run, and is it this Redis that it writes to?", file=sys.stderr)
+        print("this Redis has no index: does an indexer run, and does it write to this Redis?", file=sys.stderr)
     else:
         stdout_console().print(render_stats(all_stats))
     return OK if all_stats and all(model_stats.is_healthy for model_stats in all_stats) else PROBLEM

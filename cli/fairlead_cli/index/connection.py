@@ -37,7 +37,7 @@ async def connect(url: str | None, clock: Clock, limits: Limits) -> AsyncIterato
 def unreachable_error(link: RedisLink) -> IndexUnreachable:
     """Returns the error for a Redis that does not answer."""
     return IndexUnreachable(
-        f"no Redis answers: {link.describe()}", hint="gateways go on without it; is the URL the one that they have?"
+        f"no Redis answers: {link.describe()}", hint="gateways work without Redis; is this the URL that they have?"
     )
 
 
@@ -64,7 +64,7 @@ def choose_model(name: str | None, known: Sequence[str]) -> str:
     if matches:
         raise BadInput(f"several models are called {name!r}", field="--model", hint=f"say which: {', '.join(matches)}")
     if not known:
-        hint = "this Redis has no index at all: does an indexer run, and is it this Redis that it writes to?"
+        hint = "this Redis has no index at all: does an indexer run, and does it write to this Redis?"
         raise BadInput(f"no model {name!r} has an index", field="--model", hint=hint)
     similar = closest_matches(name, [*known, *(key.partition("/")[2] for key in known)])
     keys = [key for key in known if key in similar or key.partition("/")[2] in similar] or list(known[:5])

@@ -1,9 +1,9 @@
-"""The contents of an engine by its own account: everything that it can replay, applied to a new
-truth.
+"""The blocks of an engine by its own KV events: all batches that it can replay, applied to an empty
+block store.
 
 An engine keeps its last thousands of batches. When they reach back to its start the comparison is
-*whole*: absent blocks are known. Otherwise it is a *part*: blocks stored and not removed within
-them must be in the index; the rest is unknown.
+*whole*: absent blocks are known. Otherwise the comparison is a *part*: blocks that the batches
+stored and did not remove must be in the index. All other blocks are unknown.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,8 +27,8 @@ _POLL_MS: Final = 200
 
 
 class ReplayedContent(msgspec.Struct, frozen=True):
-    """Replayed blocks. ``is_whole``: everything since the engine's start, else from batch
-    ``first_batch`` on.
+    """Blocks by an engine's replay. ``whole``: ``content`` has all blocks since the engine's start,
+    else only those from batch ``first`` on.
     """
 
     content: Content
@@ -40,7 +40,10 @@ class ReplayedContent(msgspec.Struct, frozen=True):
 def replay_engine(
     endpoint: str, instance: str, model_key: str, secret: bytes, clock: Clock, limits: Limits
 ) -> ReplayedContent:
-    """Requests and applies a replay; blocks, so call it in a thread. Raises Unavailable."""
+    """Requests a replay and returns the blocks by it. Raises Unavailable.
+
+    The call blocks for up to ``limits.index_engine_seconds``, so call it in a thread.
+    """
     truth, stream = BlockStore(secret=secret, limits=limits), EventSequencer(replayable=True, limits=limits)
     truth.attach(instance, model_key, clock.now())
 
@@ -54,7 +57,7 @@ def replay_engine(
         _request_replay(socket, endpoint, limits)
         first, batches = _follow_replay(socket, endpoint, stream, apply, clock, limits)
     except zmq.ZMQError as error:
-        raise Unavailable(f"{endpoint} cannot be asked: {error}") from None
+        raise Unavailable(f"{endpoint} cannot be queried: {error}") from None
     except EventsError as error:
         raise Unavailable(f"{endpoint} sent an unexpected reply: {error.message}") from None
     finally:
@@ -80,7 +83,11 @@ def _follow_replay(
     clock: Clock,
     limits: Limits,
 ) -> tuple[int | None, int]:
-    """Returns the number of the first batch, and the number of batches."""
+    """Applies a replay; returns the first batch's number, None without any, and the count of
+    batches.
+
+    Raises Unavailable when the replay is too long or takes too long.
+    """
     deadline, received_bytes, batches = clock.now() + limits.index_engine_seconds, 0, 0
     first: int | None = None
     while True:

@@ -55,12 +55,15 @@ class IndexOptions:
     def validate(self) -> None:
         """Raises BadInput for wrong usage."""
         if self.count is not None and self.count < 1:
-            raise BadInput(f"--count {self.count} is less than one batch", field="--count", hint="leave it out: no end")
+            raise BadInput(
+                f"--count {self.count} is less than one batch", field="--count", hint="leave --count out for no end"
+            )
 
 
 def read_token_ids(path: Path, limits: Limits) -> list[int]:
-    """Returns the token ids of a prompt. Raises BadInput for anything else, OSError for an
-    unreadable file.
+    """Returns the token ids of a prompt from a JSON list in a file. ``-`` is standard input.
+
+    Raises BadInput for other content, OSError for an unreadable file.
     """
     if str(path) == STDIN_PATH:
         data = sys.stdin.buffer.read(limits.index_tokens_bytes + 1)
@@ -69,7 +72,7 @@ def read_token_ids(path: Path, limits: Limits) -> list[int]:
             data = file.read(limits.index_tokens_bytes + 1)
     if len(data) > limits.index_tokens_bytes:
         text = f"{path} has more than {limits.index_tokens_bytes} bytes"
-        raise BadInput(text, field="--tokens", hint="no prompt is as long")
+        raise BadInput(text, field="--tokens", hint="no prompt is that long")
     try:
         return _TOKEN_DECODER.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

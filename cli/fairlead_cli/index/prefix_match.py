@@ -1,8 +1,8 @@
 """``fairlead index match``: which instances have a prompt's prefix cached, how much of it, in which
 tier and how old.
 
-Hashes are computed once for each block size of the model's engines. ``tier`` is the slowest one
-that is needed to reach so far. ``age_seconds`` is the time since the last of these blocks was
+Hashes are computed once for each block size of the model's engines. ``tier`` is the slowest tier
+that has a block of the match. ``age_seconds`` is the time since the last of these blocks was
 stored or used, to sixteen seconds. For blocks of a shared store it is the age of the oldest needed
 hint: the store reports no evictions, so old hints are likely gone.
 """
@@ -36,7 +36,7 @@ _PART_BATCH: Final = 16
 
 
 class InstanceMatch(msgspec.Struct):
-    """One instance of the answer, as outside tools read it."""
+    """The match at one instance, as tools read it in JSON. ``age_seconds``: None is unknown."""
 
     id: str
     url: str | None
@@ -47,28 +47,28 @@ class InstanceMatch(msgspec.Struct):
 
 
 class MatchResult(msgspec.Struct):
-    """The whole answer; instances in the order of matched tokens."""
+    """The matches of a prompt. The instance with the most matched tokens comes first."""
 
     model: str
     tokens: int
     instances: list[InstanceMatch]
 
     def set_ages(self, age_by_instance: Mapping[str, float]) -> None:
-        """Fills in what Redis knows of the ages."""
+        """Sets the age (seconds) of each instance in ``age_by_instance``; others keep theirs."""
         for match in self.instances:
             age = age_by_instance.get(match.id, match.age_seconds)
             match.age_seconds = None if age is None else round(age, 1)
 
 
 class TokenPrompt(msgspec.Struct, frozen=True):
-    """The prompt to look for."""
+    """A prompt as token ids, with the LoRA adapter and the ``cache_salt`` of its request."""
 
     tokens: Sequence[int]
     adapter: str | None = None
     salt: str | None = None
 
     def hashes(self, model_key: str, block_size: int, secret: bytes) -> list[int]:
-        """Returns its chain of block hashes. Raises BadInput for an invalid token id."""
+        """Returns the prompt's chain of block hashes. Raises BadInput for an invalid token id."""
         start = chain_root(model_key, self.adapter, secret=secret)
         count = len(self.tokens) // block_size
         extras = None if self.salt is None else block_extras(count, block_size, salt=self.salt)
@@ -76,17 +76,19 @@ class TokenPrompt(msgspec.Struct, frozen=True):
 
 
 def check_secret(snapshot: IndexSnapshot, secret: bytes) -> None:
-    """Raises UnusableIndex when the index has another secret: nothing would match, with no visible
-    reason.
+    """Raises UnusableIndex when the index was made with another secret.
+
+    Why: nothing would match, with no visible reason.
     """
     if snapshot.notes is not None and snapshot.notes.mark != secret_fingerprint(secret):
-        text = f"the index of {snapshot.model_key} was made under another secret than FAIRLEAD_HASH_SECRET is here"
-        raise UnusableIndex(text, hint="set it to what gateways and the indexer have; unset is a secret, too")
+        text = f"the index of {snapshot.model_key} was made with another secret than FAIRLEAD_HASH_SECRET has here"
+        raise UnusableIndex(text, hint="set it to the value that gateways and the indexer have; unset is a value, too")
 
 
 def match_prompt(snapshot: IndexSnapshot, prompt: TokenPrompt, secret: bytes) -> tuple[MatchResult, dict[str, int]]:
-    """Returns the matches without ages; and the last matched block of each instance that has its
-    own.
+    """Returns the matches, and the hash of the last matched block by instance.
+
+    Only matches that need a shared store have ages yet, and only the others have a last block.
     """
     mirror, chains = snapshot.mirror, dict[int, list[int]]()
     last: dict[str, int] = {}
@@ -119,7 +121,10 @@ def match_prompt(snapshot: IndexSnapshot, prompt: TokenPrompt, secret: bytes) ->
 async def read_ages(
     link: RedisLink, snapshot: IndexSnapshot, last_blocks: Mapping[str, int], limits: Limits
 ) -> dict[str, float]:
-    """Returns the ages of these blocks in seconds, where Redis knows. Raises IndexUnreachable."""
+    """Returns the age of each instance's last matched block in seconds, for those that Redis knows.
+
+    Raises IndexUnreachable.
+    """
     times: dict[str, float] = {}
     sorted_names = sorted(last_blocks)
     for start in range(0, len(sorted_names), _PART_BATCH):
@@ -131,7 +136,11 @@ async def read_ages(
 
 
 async def _written_time(link: RedisLink, snapshot: IndexSnapshot, instance: str, own: int) -> float | None:
-    """Returns the Unix time of the block's last use in the written part of the instance."""
+    """Returns the Unix time of a block's last use, from what the indexer wrote; None if it is
+    absent.
+
+    own: hash of the block.
+    """
     header = snapshot.headers.get(instance)
     if header is None:
         return None
@@ -149,7 +158,7 @@ async def _written_time(link: RedisLink, snapshot: IndexSnapshot, instance: str,
 
 
 def _find_row(data: Any, own: int) -> int | None:
-    """Returns the row of a block in a part, which may be absent or damaged."""
+    """Returns the row of a block in a written part; None without the block or a valid part."""
     if data is None:
         return None
     try:
@@ -175,7 +184,7 @@ async def _read_time(link: RedisLink, idx: str, field: bytes, row: int, header: 
 async def _add_streamed_times(
     link: RedisLink, snapshot: IndexSnapshot, last_blocks: Mapping[str, int], times: dict[str, float], limits: Limits
 ) -> None:
-    """Adds stores of these blocks since the instances were written."""
+    """Updates ``times`` (Unix) from the stream: stores of these blocks since the last write."""
     if snapshot.at is None or not last_blocks:
         return
     _, _, ev = redis_keys.index_keys(snapshot.model_key)

@@ -1,8 +1,9 @@
-"""A snapshot of one model's index in Redis: the mirror that a gateway would build, and everything
-around it.
+"""A snapshot of one model's index in Redis: the index replica that a gateway would build, and the
+other data of the index in Redis.
 
-The mirror is loaded by the gateways' own code, so that it shows what they see. Besides are read the
-lease (who writes), the headers of the instances, the indexer's notes, and the ends of the stream.
+The gateways' own code loads the replica, so that it shows what they see. The snapshot also has the
+lease (which indexer writes), the headers of the instances, the indexer's notes, and the ends of the
+stream.
 """
 
 import asyncio
@@ -66,9 +67,9 @@ class StreamTail:
 class IndexSnapshot:
     """The index at one moment.
 
-    ahead: Unix time minus monotonic time.
+    wall, now: Unix time, and monotonic time. ``ahead``: Unix time minus monotonic time.
 
-    loaded: None when no mirror can be built; ``problem`` says why.
+    loaded: None when no index replica can be built; ``problem`` says why.
     """
 
     model_key: str
@@ -88,15 +89,15 @@ class IndexSnapshot:
 
     @property
     def mirror(self) -> IndexReplica:
-        """The mirror that gateways have. Raises UnusableIndex."""
+        """The index replica, as gateways have it. Raises UnusableIndex when it cannot be built."""
         if self.loaded is None:
-            hint = "gateways go on with what they had; an indexer that leads rewrites everything when it must"
+            hint = "gateways keep the last index that they read; the leading indexer rewrites the index if needed"
             raise UnusableIndex(f"the index of {self.model_key} cannot be read: {self.problem}", hint=hint)
         return self.loaded.replica
 
     @property
     def instances(self) -> list[str]:
-        """All known instances, from any source."""
+        """Ids of all instances in the index replica, notes or headers, sorted."""
         noted = self.notes.instances if self.notes is not None else {}
         mirrored = self.loaded.replica.instances() if self.loaded is not None else ()
         return sorted({*mirrored, *noted, *self.headers, *self.unreadable} - {"hints"})
@@ -120,8 +121,9 @@ class IndexSnapshot:
 
 
 async def take_snapshot(link: RedisLink, model_key: str, clock: Clock, limits: Limits) -> IndexSnapshot:
-    """Returns the present state; waits some seconds for an indexer that is writing it. Raises
-    IndexUnreachable.
+    """Returns the index of a model as it is now; waits some seconds if an indexer is writing it.
+
+    Raises IndexUnreachable.
     """
     for attempt in range(_MAX_ATTEMPTS):
         snapshot = await _read_once(link, model_key, clock, limits)
@@ -173,7 +175,7 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock, limits: Limi
 
 
 async def _headers(link: RedisLink, idx: str, snapshot: IndexSnapshot, names: list[bytes]) -> None:
-    """Reads the headers of the instances of the present epoch."""
+    """Adds the instances' headers of the present epoch to the snapshot. Raises IndexUnreachable."""
     names_ = [name for name in names if header_instance(name) is not None]
     for start in range(0, len(names_), _HEADER_BATCH):
         batch = names_[start : start + _HEADER_BATCH]
@@ -188,7 +190,7 @@ async def _headers(link: RedisLink, idx: str, snapshot: IndexSnapshot, names: li
 
 
 def parse_lease(data: Any, milliseconds: Any) -> WriterLease | None:
-    """Returns the lease, or None."""
+    """Returns the lease by its value in Redis and remaining milliseconds; None if invalid."""
     if not isinstance(data, bytes) or not isinstance(milliseconds, int):
         return None
     epoch, colon, holder = data.partition(b":")

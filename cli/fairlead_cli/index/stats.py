@@ -2,9 +2,9 @@
 instance.
 
 ``unique`` blocks are on no other instance: a scale-down would lose them. ``scale_down`` 1 is the
-cheapest instance to lose by that; a gateway's status also knows what was used recently.
-``since_written`` is the number of batches that a new mirror must apply to what was written of the
-instance.
+instance whose removal loses the least; a gateway's status also knows what was used recently.
+``since_written`` is the number of batches that a new index replica must apply to what was written
+of the instance.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ _TABLE_HEADINGS = (
 
 
 class InstanceContents(msgspec.Struct, kw_only=True):
-    """One instance. None is unknown. Seconds are ages."""
+    """The index's data of one instance. None is unknown. Seconds are ages."""
 
     id: str
     url: str | None
@@ -67,7 +67,7 @@ class InstanceContents(msgspec.Struct, kw_only=True):
 
 
 class IndexStats(msgspec.Struct, kw_only=True):
-    """One model.
+    """The state of one model's index.
 
     stale_seconds: age of the last write when no indexer writes, else None.
 

@@ -6,12 +6,11 @@ one.
 
 With the engines: an engine's replay (``engine_replay``) is compared with the gateways' view.
 
-Everything changes meanwhile, so a difference is checked again several times, and only one that
-persists is reported.
+The index and the engines change meanwhile, so a difference is checked again several times. Only
+those that persist are reported.
 
-A block of the index that the engine has not is a *ghost*, always a difference. A block of the
-engine that the index has not is
-*missing*: a difference only when the index claims to know all of the instance.
+A block that only the index has is a *ghost*, always a difference. A block that only the engine has
+is *missing*: a difference only when the index claims to know all of the instance.
 """
 
 import asyncio
@@ -57,8 +56,8 @@ _ENTRY_BATCH: Final = 256
 
 
 class EngineComparison(msgspec.Struct, kw_only=True):
-    """One instance. ``how``: ``whole``, ``part`` or ``not`` compared; ``wrong``: blocks that count
-    as differences.
+    """The comparison of one instance with its engine. ``how``: ``whole``, ``part`` or ``not``
+    compared. ``wrong``: number of blocks that count as differences.
     """
 
     id: str
@@ -127,7 +126,7 @@ def render_lines(report: VerificationReport) -> Iterator[str]:
 
 
 async def _check_consistency(link: RedisLink, snapshot: IndexSnapshot) -> dict[str, str]:
-    """Returns inconsistencies of one snapshot, by place."""
+    """Returns the inconsistencies of one snapshot, by instance or field of the index."""
     findings = dict(snapshot.unreadable)
     _, idx, _ = redis_keys.index_keys(snapshot.model_key)
     replies = await link.run([("HKEYS", idx)])
@@ -214,7 +213,7 @@ def _changes(data: bytes, picture: IndexSnapshot, limits: Limits) -> list[Change
 
 
 async def _entries(link: RedisLink, model_key: str, epoch: int, since: int) -> AsyncGenerator[tuple[int, bytes], None]:
-    """Yields the entries of an epoch after a sequence."""
+    """Yields (sequence, data) of the entries of an epoch after the sequence ``since``."""
     _, _, ev = redis_keys.index_keys(model_key)
     while True:
         replies = await link.run([("XRANGE", ev, f"{epoch}-{since + 1}", epoch, "COUNT", _ENTRY_BATCH)])
@@ -239,7 +238,7 @@ async def _compare_engines(
     limits: Limits,
     instance: str | None,
 ) -> list[EngineComparison]:
-    """Compares every instance with its engine; repeats for those that differ."""
+    """Compares instances with their engines; repeats for those that differ. Returns all results."""
     comparisons = {
         name: EngineComparison(id=name, how="not", why="")
         for name in snapshot.instances
@@ -290,7 +289,10 @@ def _compare(
     replay: ReplayedContent | str,
     differences: dict[str, tuple[set[object], set[object]]],
 ) -> EngineComparison:
-    """Compares once. ``differences``: what differed in all comparisons so far, by instance."""
+    """Compares an instance's index once with its engine's replay.
+
+    differences: by instance, the ghosts and the missing blocks of all comparisons so far; updated.
+    """
     if isinstance(replay, str):
         return EngineComparison(id=name, how="not", why=replay)
     indexed = set(snapshot.mirror.blocks_of(name))

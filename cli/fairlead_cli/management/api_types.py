@@ -1,5 +1,5 @@
-"""Answers of the gateway's management API, as far as the command line reads them. A missing field
-is unknown.
+"""Answers of the gateway's management API, with the fields that the command line reads. A missing
+field is unknown.
 """
 
 from msgspec import Struct, field
@@ -76,7 +76,7 @@ class PeriodStats(Struct, frozen=True):
 
 
 class InstanceStats(Struct, frozen=True):
-    """One instance's part of the last minute."""
+    """Statistics of one instance in the last minute."""
 
     requests: int = 0
     errors: int = 0
@@ -86,7 +86,7 @@ class InstanceStats(Struct, frozen=True):
 
 
 class ModelStats(Struct, frozen=True):
-    """One model: now, the last minute, and since the gateway started."""
+    """Statistics of one model: now, in the last minute, and since the gateway started."""
 
     in_flight: int = 0
     queue: int = 0
@@ -155,7 +155,7 @@ class PrefillPlacement(Struct, frozen=True):
 
 
 class Handoff(Struct, frozen=True):
-    """The hand-off of the prompt's KV cache from prefill to decode."""
+    """The transfer of the prompt's KV cache from prefill to decode."""
 
     outcome: str = ""
     reason: str = ""

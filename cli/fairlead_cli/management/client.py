@@ -66,8 +66,9 @@ class ManagementClient:
         return await self._get("/api/decisions", api_types.DecisionList, {"limit": str(limit), **filter_})
 
     async def decision(self, request_id: str) -> api_types.Decision:
-        """Returns everything about one request. Raises LookupError when the gateway no longer has
-        it.
+        """Returns the choices and the outcome of one request.
+
+        Raises LookupError when the gateway no longer has them.
         """
         return msgspec.json.decode(await self.decision_json(request_id), type=api_types.Decision)
 
@@ -98,7 +99,9 @@ class ManagementClient:
         return GatewaySnapshot(await self.fleet(), await self.stats(), await self.decisions(decisions, model))
 
     async def has_stopped_routing(self, instance_id: str) -> bool:
-        """Whether the gateway routes no new request to this instance."""
+        """Whether the gateway routes no new request to this instance; False when it does not
+        answer.
+        """
         try:
             instance = _find_instance(await self.fleet(), instance_id)
         except StackUnreachable:
@@ -106,8 +109,9 @@ class ManagementClient:
         return instance is None or instance.state not in ("Ready", "Starting")
 
     async def in_flight_requests(self, instance_id: str) -> int:
-        """Returns the number of requests in flight on this instance; 0 when the gateway does not
-        know it.
+        """Returns the number of requests in flight on this instance.
+
+        The number is 0 when the gateway does not know the instance or does not answer.
         """
         try:
             instance = _find_instance(await self.fleet(), instance_id)
@@ -135,7 +139,8 @@ class ManagementClient:
     def _read(self, answer: httpx.Response, kind: type[_AnswerT]) -> _AnswerT:
         if answer.status_code in (401, 403):
             raise StackUnreachable(
-                f"{self.url} refuses ({answer.status_code})", hint="set FAIRLEAD_MANAGE_TOKEN to its token"
+                f"{self.url} refuses access ({answer.status_code})",
+                hint="set FAIRLEAD_MANAGE_TOKEN to the gateway's management token",
             )
         try:
             if answer.status_code != 200:

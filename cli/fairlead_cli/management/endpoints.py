@@ -1,4 +1,4 @@
-"""Management APIs to query: of an address, of the stack on this machine, or of a cluster."""
+"""Management APIs to query: at an address, of the stack on this machine, or of a cluster."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ManagementEndpoint:
-    """A management API. ``name`` is for people; ``url`` forwards a port when it is called."""
+    """A management API. ``name`` is for people; ``url`` returns the address, and forwards a port
+    for it if needed.
+    """
 
     name: str
     url: Callable[[], str]
@@ -30,7 +32,7 @@ class ManagementEndpoint:
 def open_endpoints(manage: str | None, cluster: ClusterOptions) -> Iterator[Sequence[ManagementEndpoint]]:
     """Yields the endpoint of ``manage`` or of the stack on this machine, or those of a cluster.
 
-    Raises StackUnreachable, ClusterUnreachable, and BadInput with the missing right.
+    Raises StackUnreachable, ClusterUnreachable, or BadInput that names a missing permission.
     """
     token = read_settings(CliSettings, os.environ).manage_token
     if not is_cluster_target(cluster, manage):
@@ -48,7 +50,7 @@ def gateway_endpoints(installation: "Installation", token: str | None) -> Sequen
 
     token: used instead of that of the installation.
 
-    Raises ClusterUnreachable when no gateway is ready, BadInput with the missing right.
+    Raises ClusterUnreachable when no gateway is ready, BadInput that names a missing permission.
     """
     token = token or installation.manage_token()
     return [

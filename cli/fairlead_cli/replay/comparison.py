@@ -96,7 +96,7 @@ class PresetComparison:
         )
 
     def _measure(self, preset: str, builder: PromptBuilder, on_progress: Callable[[str], None]) -> "_LiveMeasurement":
-        """Measures the whole traffic on a new stack."""
+        """Replays the traffic once on a new stack, and simulates it on the choices of that run."""
         options = MeasuredStackOptions(
             manifest=self.write_manifest(),
             preset=preset,
@@ -155,7 +155,7 @@ class PresetComparison:
 
 @dataclass(frozen=True, slots=True)
 class _LiveMeasurement:
-    """A measurement, its simulation, and the simulation of the measurement's own choices."""
+    """A measurement, a simulation of its fleet, and simulated results on the measured choices."""
 
     measurement: Measurement
     simulation: FleetSimulation

@@ -48,8 +48,8 @@ class FleetSimulation:
         choices: Mapping[str, str] | None = None,
         feedback_delay_seconds: float = 0.0,
     ) -> list[ReplayResult]:
-        """Runs once; returns results in the order of ``requests``. ``choices`` (request → instance)
-        override the router.
+        """Simulates the requests once; returns results in their order. ``choices`` (request id →
+        instance id) override the router.
         """
         fleet = FleetOptions(
             self.instance_ids, self.profile, ENGINE_BLOCK_TOKENS, feedback_delay_seconds=feedback_delay_seconds
@@ -125,7 +125,7 @@ def jitter_arrivals(requests: Sequence[TraceRequest], seconds: float, seed: int)
 
 
 def _cached_chain(chain: Callable[[TraceRequest], PrefixChain]) -> Callable[[TraceRequest], PrefixChain]:
-    """Caches chains, which depend on the request's text only."""
+    """Returns ``chain`` with a cache by request id, because a chain depends on the text only."""
     chains: dict[str, PrefixChain] = {}
 
     def cached(request: TraceRequest) -> PrefixChain:

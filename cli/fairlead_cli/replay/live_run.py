@@ -47,7 +47,7 @@ def find_gateway(*, url: str | None, manage: str | None, fleet_file: Path | None
     assert url is not None
     if fleet_file is None:
         if model is None:
-            raise BadInput("which model to ask is not known", field="model", hint="give --model, or --fleet FILE")
+            raise BadInput("the model to query is not known", field="model", hint="give --model, or --fleet FILE")
         return GatewayTarget(url, model, manage)
     try:
         fleet_text = fleet_file.read_text(encoding="utf-8")

@@ -21,8 +21,8 @@ from fairlead_cli.replay.validity import (
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Results in simulated seconds; ``lags``: p99 in wall seconds by process; ``doubts``: reasons
-    why it is not valid.
+    """One measurement: results in simulated seconds, loop lags and doubts. ``lags``: p99 in wall
+    seconds by process. ``doubts``: reasons why the measurement is not valid.
     """
 
     results: Sequence[ReplayResult]
@@ -40,8 +40,9 @@ def measure(
     manage: str | None,
     instances: Sequence[Instance] = (),
 ) -> Measurement:
-    """Replays ``plan`` once. Without ``manage`` the gateway's loop lag is unknown, and the result
-    says so.
+    """Replays ``plan`` once and returns the measurement.
+
+    manage: management address of the gateway. None: its loop lag is unknown, which is a doubt.
     """
     before = None if manage is None else count_finished_requests(manage)
     with ProgressView(title) as view:

@@ -51,8 +51,9 @@ class MeasuredStackOptions:
 
 
 class MeasuredStack:
-    """A context manager: ready inside, ended afterwards. Entering raises Unavailable, leaving
-    LeftoverProcesses.
+    """A local stack as a context manager: ready inside, ended afterwards.
+
+    Entering raises Unavailable when the stack does not start. Leaving raises LeftoverProcesses.
     """
 
     def __init__(self, options: MeasuredStackOptions) -> None:
@@ -162,7 +163,7 @@ class MeasuredStack:
         return "\n".join(lines[-_TAIL_LINES:]) or "it said nothing"
 
     def _stop(self) -> set[int]:
-        """Ends everything; returns the pids of killed processes that outlived the stack."""
+        """Ends the stack; returns the pids of processes that outlived it and were killed."""
         survivors: set[int] = set()
         if self._process is not None:
             descendants = _descendants(self._process.pid)

@@ -22,8 +22,9 @@ def lag_p99(metrics: str) -> float | None:
 
 
 def read_lags(urls: Iterable[str], *, timeout_seconds: float = 10.0, attempts: int = 3) -> dict[str, float | None]:
-    """Returns the p99 by base URL; None when ``/metrics`` does not have it. Repeats unanswered
-    queries.
+    """Returns the p99 of loop lag in seconds by base URL; None when ``/metrics`` does not have it.
+
+    attempts: number of tries while a process does not answer.
     """
     lags: dict[str, float | None] = {}
     with httpx.Client(timeout=timeout_seconds, trust_env=False) as client:
@@ -66,8 +67,9 @@ class _StatsPage(msgspec.Struct):
 
 
 def lag_doubts(lags: Mapping[str, float | None]) -> list[str]:
-    """Returns why a run with these lags is not valid; empty when it is. Engines may not report
-    theirs.
+    """Returns why a run with these lags is not valid; empty when it is valid.
+
+    An unknown lag is a reason, except that of an engine.
     """
     reasons = []
     for name, lag in lags.items():

@@ -71,23 +71,24 @@ def rollout_status(model: Manifest, records: Sequence[Manifest], workloads: Sequ
 
 
 def choose_undo_revision(status: RolloutStatus, to: int | None) -> ModelRevision:
-    """Returns the revision that an undo selects. Raises BadInput when there is none, or when an
-    undo would have no effect.
+    """Returns the revision that an undo selects: ``to``, or the one before the running revision.
+
+    Raises BadInput when there is no such revision, or when an undo would have no effect.
     """
     name, running, present = key_of(status.model), status.choice.revision, status.choice.current
     if status.is_paused:
         raise BadInput(
             f"the rollout of {name} is paused, and an undo would wait as well",
             field="pause",
-            hint="`fairlead rollout resume` first",
+            hint="run `fairlead rollout resume` first",
         )
     stored = {entry.revision.number: entry.revision for entry in status.revisions}
     earlier = sorted(number for number in stored if number < running.number)
     if to is None and not earlier:
-        raise BadInput(f"no revision of {name} before {running.number} is kept", field="--to", hint=_there(stored))
+        raise BadInput(f"no revision of {name} before {running.number} is stored", field="--to", hint=_there(stored))
     number = earlier[-1] if to is None else to
     if number not in stored:
-        raise BadInput(f"--to: revision {number} of {name} is not kept", field="--to", hint=_there(stored))
+        raise BadInput(f"--to: revision {number} of {name} is not stored", field="--to", hint=_there(stored))
     if number == running.number:
         raise BadInput(f"--to: revision {number} of {name} runs already", field="--to", hint=_there(stored))
     if number == present.number:
@@ -152,7 +153,9 @@ def _pools(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any
 
 
 def _settled(model: Manifest, choice: RevisionChoice) -> bool:
-    """Whether the operator knows this spec, nothing is in progress, and all instances are ready."""
+    """Whether the operator has observed this spec, nothing is in progress, and all instances are
+    ready.
+    """
     status = model.get("status") or {}
     if int(status.get("observedGeneration") or 0) < int(metadata_of(model).get("generation") or 0):
         return False
@@ -163,8 +166,8 @@ def _settled(model: Manifest, choice: RevisionChoice) -> bool:
 def _replaced(workloads: Sequence[Manifest], choice: RevisionChoice) -> bool:
     """Whether all workloads run the chosen revision and have replaced their instances.
 
-    Why: an undo is an annotation and changes no generation, so that the status may still describe
-    the time before.
+    Why: an undo is an annotation and changes no generation, so the status may still describe the
+    state before the undo.
     """
     return all(
         annotation(workload, MODEL_REVISION_ANNOTATION) == choice.revision.hash and _done(workload)

@@ -31,7 +31,7 @@ def to_plain(status: RolloutStatus) -> dict[str, Any]:
 
 
 def render_status(status: RolloutStatus, now: float, *, is_wide: bool = False) -> Iterator[str]:
-    """Yields the lines.
+    """Yields the rollout status as lines of text.
 
     now: Unix time.
 
@@ -60,7 +60,7 @@ def render_status(status: RolloutStatus, now: float, *, is_wide: bool = False) -
 
 
 def _row(entry: RevisionEntry, marked: tuple[int, int], now: float, is_wide: bool) -> tuple[str, str, str]:
-    """Returns the cells of a revision. ``marked``: the running revision and that of the spec."""
+    """Returns the cells of a revision. ``marked``: numbers of the running one and the spec's."""
     number, (running, present) = entry.revision.number, marked
     shown = len(entry.changed_fields) if is_wide else _CHANGES
     marks = [word for word, holds in (("runs", number == running), ("spec", number == present)) if holds]

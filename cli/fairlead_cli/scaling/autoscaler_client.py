@@ -1,4 +1,4 @@
-"""A client of the autoscaler's HTTP API: of an address, of `fairlead up`, or of a cluster."""
+"""A client of the autoscaler's HTTP API: at an address, of `fairlead up`, or of a cluster."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,11 +33,11 @@ class AutoscalerEndpoint:
 
 @contextmanager
 def open_autoscaler(address: str | None, cluster: ClusterOptions) -> Iterator[AutoscalerEndpoint]:
-    """Yields the autoscaler of an address, of the stack on this machine, or that leads in a
-    cluster.
+    """Yields the autoscaler at an address, that of the stack on this machine, or a cluster's
+    leader.
 
     Raises StackUnreachable when the stack has no autoscaler, ClusterUnreachable when the cluster
-    has none, BadInput with the missing right.
+    has none, BadInput that names a missing permission.
     """
     token = read_settings(CliSettings, os.environ).manage_token
     if not is_cluster_target(cluster, address, "--autoscaler"):
@@ -61,7 +61,10 @@ def _local_url(address: str | None) -> str:
 
 
 def _leader(endpoints: Sequence[AutoscalerEndpoint]) -> AutoscalerEndpoint:
-    """Returns the endpoint of the leader, else the last. All decide, and only the leader writes."""
+    """Returns the endpoint of the leader, else the last endpoint.
+
+    Why: all autoscalers decide, and only the leader writes.
+    """
     for endpoint in endpoints[:-1]:
         if msgspec.json.decode(query(endpoint, "/autoscaling", {})).get("leads"):
             return endpoint
@@ -71,8 +74,8 @@ def _leader(endpoints: Sequence[AutoscalerEndpoint]) -> AutoscalerEndpoint:
 def query(endpoint: AutoscalerEndpoint, path: str, query: Mapping[str, str]) -> bytes:
     """Returns the body of one answer.
 
-    Raises StackUnreachable when no autoscaler answers, LookupError with its message when it knows
-    nothing.
+    Raises StackUnreachable when no autoscaler answers, LookupError with the autoscaler's message
+    when it knows nothing.
     """
     url = endpoint.url
     headers = {"authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}
@@ -82,7 +85,8 @@ def query(endpoint: AutoscalerEndpoint, path: str, query: Mapping[str, str]) -> 
     except httpx.HTTPError as error:
         raise StackUnreachable(f"{url} does not answer ({type(error).__name__})", hint=_HINT) from error
     if answer.status_code in (401, 403):
-        raise StackUnreachable(f"{url} refuses ({answer.status_code})", hint="set FAIRLEAD_MANAGE_TOKEN to its token")
+        hint = "set FAIRLEAD_MANAGE_TOKEN to the autoscaler's management token"
+        raise StackUnreachable(f"{url} refuses access ({answer.status_code})", hint=hint)
     if answer.status_code == 404 and b'"error"' in answer.content:
         raise LookupError(answer.json()["error"]["message"])
     if answer.status_code != 200:

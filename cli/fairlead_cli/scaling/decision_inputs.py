@@ -1,4 +1,4 @@
-"""Inputs of an autoscaler decision as text: labels, units, and how the need results from them.
+"""Inputs of an autoscaler decision as text: labels, units, and the sum that gives the demand.
 Pure.
 """
 
@@ -50,15 +50,15 @@ def _tokens(value: float) -> str:
 
 def _margin(value: float) -> str:
     if abs(value - 1.0) < _DISPLAY_TOLERANCE:
-        return "1.00 ×; less where objectives are kept with room to spare, more where they are missed"
-    return f"{value:.2f} ×, as objectives were {'missed' if value > 1.0 else 'kept with room to spare'}"
+        return "1.00 ×; less where the SLO is met with room to spare, more where it is missed"
+    return f"{value:.2f} ×, as the SLO was {'missed' if value > 1.0 else 'met with room to spare'}"
 
 
 INPUT_LABELS: Final[Mapping[str, InputLabel]] = MappingProxyType(
     {
         "speed_factor": InputLabel("engine's step", lambda value: f"{value:.2f} × what its profile says"),
         "capacity_requests_per_second": InputLabel(
-            "capacity", lambda value: f"{value:.3g} requests/s a replica, at the objectives"
+            "capacity", lambda value: f"{value:.3g} requests/s a replica, at the SLO"
         ),
         "prompt_tokens": InputLabel("prompt", _tokens),
         "output_tokens": InputLabel("answer", _tokens),
@@ -101,7 +101,7 @@ INPUT_LABELS: Final[Mapping[str, InputLabel]] = MappingProxyType(
         "mix_replicas": InputLabel("the mix has here", _replicas),
         "needed_here_replicas": InputLabel("needed of this pool", _replicas, same_as="window_max_replicas"),
         "target_replicas": InputLabel("target", _replicas),
-        "desired_replicas": InputLabel("asked for now", _replicas),
+        "desired_replicas": InputLabel("desired now", _replicas),
         "ready_replicas": InputLabel("ready", _replicas),
         "pending_replicas": InputLabel("starting", _replicas, neutral_value=0.0),
         "hedged_replicas": InputLabel(
@@ -166,8 +166,9 @@ def _is_silent(name: str, value: DecisionInput, inputs: Mapping[str, DecisionInp
 
 
 def _sum(inputs: Mapping[str, DecisionInput], settings: ScalingSettings) -> str:
-    """Returns the sum that gives the need; empty when the inputs do not add up to it, as while an
-    earlier level holds.
+    """Returns the sum that gives the needed replicas, as text.
+
+    Empty when the inputs do not add up to it, for example while an earlier level holds.
     """
     values = {name: input_value.value for name, input_value in inputs.items()}
     need, level, forecast = (values.get(name) for name in ("need_replicas", "level_replicas", "forecast_replicas"))

@@ -21,7 +21,7 @@ _JUDGED: Final = {"ttft": "first token", "itl": "answer"}
 
 
 def render_look(look: TickRecord) -> list[str]:
-    """Returns the whole tick as lines."""
+    """Returns one recorded tick as lines: SLO, arrivals, attainment, and each pool's decision."""
     when = datetime.fromtimestamp(look.wall).strftime("%Y-%m-%d %H:%M:%S")
     lines = [f"{look.model.name} at {when}, mode {look.mode}", *_objectives(look), *_arrivals(look), *_attained(look)]
     lines += [f"  note: {note}" for note in look.notes]
@@ -40,7 +40,7 @@ def _objectives(look: TickRecord) -> Iterator[str]:
     if parts:
         yield f"  {formatting.format_share(model.target)} of the requests within {' and '.join(parts)}"
     else:
-        yield "  it has no objectives: sized by what the memory and the batch of an engine hold"
+        yield "  it has no SLO: sized by what the memory and the batch of an engine hold"
 
 
 def _arrivals(look: TickRecord) -> Iterator[str]:
@@ -48,12 +48,12 @@ def _arrivals(look: TickRecord) -> Iterator[str]:
         yield f"  all pools together: {formatting.pluralize(look.model.replicas_most, 'replica')} at most"
     observed = look.observation.gateway
     if observed is None:
-        yield "  what arrives is not known: no gateway could tell"
+        yield "  the arrivals are not known: no gateway reported them"
         return
     requests = formatting.pluralize(round(observed.arrivals), "request")
     yield (
-        f"  since the last look {requests} of {observed.prompt_tokens:,.0f} prompt tokens; "
-        f"{observed.held:,.0f} held now, {observed.abandoned:,.0f} gave up"
+        f"  since the last observation {requests} of {observed.prompt_tokens:,.0f} prompt tokens; "
+        f"{observed.held:,.0f} queued now, {observed.abandoned:,.0f} gave up"
     )
 
 
@@ -73,7 +73,7 @@ def _pool(
     starting = f"{observed.pending} starting" + (f" (for {ages})" if ages else "")
     if observed.waking:
         starting += f", {observed.waking} of them waking"
-    desired, asleep = f"{observed.desired} asked for", ""
+    desired, asleep = f"{observed.desired} desired", ""
     if observed.asleep or observed.asleep_desired:
         desired, asleep = f"{desired} and {observed.asleep_desired} asleep", f", {observed.asleep} asleep"
     yield f"pool {pool}: {desired}; {observed.ready} ready, {starting}, {observed.draining} leaving{asleep}"
@@ -89,7 +89,10 @@ def _pool(
 
 
 def _bound(name: str, value: DecisionInput, bounds: tuple[int, int]) -> str:
-    """Returns a bound with the value of this hour; the core gets the widest of all hours."""
+    """Returns the line of a bound: its value at this hour, and the widest one if that differs.
+
+    Why: the input of the core is the widest bound of all hours.
+    """
     current = bounds[_BOUNDS.index(name)]
     suffix = "" if value.value in (None, current) else f"; {value.value:g} at other hours"
     return render_input(name, DecisionInput(float(current))) + suffix

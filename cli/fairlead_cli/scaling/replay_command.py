@@ -35,7 +35,7 @@ class ReplayScalingOptions:
 
 
 def run(options: ReplayScalingOptions) -> int:
-    """Replays, prints and returns the exit code."""
+    """Replays recorded decisions, prints the differences and returns the exit code."""
 
     def show(replayed: Sequence[PoolReplay]) -> str:
         if is_document(options.output):
@@ -68,7 +68,7 @@ def _replay(wish: ReplayScalingOptions) -> Sequence[PoolReplay]:
     changes = parse_changes(wish.changes)
     looks = [look for look in _looks(wish) if wish.model in (None, look.model.name, look.model.name.partition("/")[2])]
     if not looks:
-        raise LookupError("no look of such a model is recorded")
+        raise LookupError("no observation of this model is recorded")
     from fairlead_autoscaler.mix import simulation_solver  # NumPy and a solver: who replays has the autoscaler
 
     return replay(looks, changes, simulation_solver())
@@ -91,10 +91,10 @@ def _read(recording: Path) -> Iterator[TickRecord]:
 
 
 def render_differences(replayed: Sequence[PoolReplay], changes: Sequence[str]) -> list[str]:
-    """Returns the differences, pool by pool."""
+    """Returns lines with the differences between recorded and replayed decisions, pool by pool."""
     lines = [
-        f"recorded, and with {', '.join(changes) or 'nothing changed'}; each look begins from the replicas that there were then, so "
-        "this is what would have been decided, not what would have come of it"
+        f"recorded, and with {', '.join(changes) or 'nothing changed'}; each decision begins from the replicas that existed then, so "
+        "this is what would have been decided, not its consequences"
     ]
     for pool in replayed:
         lines += ["", *_pool(pool)]

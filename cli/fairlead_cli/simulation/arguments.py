@@ -23,10 +23,12 @@ class SimulationArguments:
     profile: Annotated[str, Parameter(help="What an engine takes: one of the built-in profiles.")] = "h100-llama8b"
     engines: Annotated[int, Parameter(help="Equal engines.")] = 8
     rate: Annotated[float | None, Parameter(help="Mean arrivals per second. Default: the traffic's own.")] = None
-    ttft: Annotated[float, Parameter(help="The first-token objective in seconds.")] = 5.0
+    ttft: Annotated[float, Parameter(help="The latency target for the first token, in seconds.")] = 5.0
     capacity: Annotated[
         bool,
-        Parameter(help="Also search how much each carries: 90 % within the objective and 99 % within three times it."),
+        Parameter(
+            help="Also search how much each carries: 90 % within the target and 99 % within three times the target."
+        ),
     ] = False
     limit: Annotated[int | None, Parameter(help="Use only this number of requests, the first ones.")] = None
     seed: Annotated[int, Parameter(help="Seed of generated traffic, and of where prompts hash to.")] = 0

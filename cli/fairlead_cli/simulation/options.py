@@ -13,12 +13,12 @@ from fairlead_sim.workload.sources import TrafficSource, load_source
 
 MAX_ENGINES = 1_024
 GUARD_FACTOR = 3.0
-"""At capacity, 99 of 100 first tokens come within this multiple of the objective."""
+"""At capacity, 99 of 100 first tokens come within this multiple of the latency target."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimulationOptions:
-    """The simulation to run. ``rate`` is in requests/s, ``objective`` in seconds."""
+    """The simulation to run. ``rate``: requests/s. ``objective``: TTFT target in seconds."""
 
     source: TrafficSource
     presets: tuple[str, ...]
@@ -38,7 +38,7 @@ class SimulationOptions:
 
     @property
     def capacity_goal(self) -> CapacityGoal:
-        """The goals that a rate within capacity meets."""
+        """The goals for first tokens that a rate within capacity meets."""
         return CapacityGoal(seconds=self.objective, guard_seconds=GUARD_FACTOR * self.objective)
 
     def trial(self, name: str) -> Trial:

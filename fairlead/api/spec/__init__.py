@@ -1,1 +1,8 @@
-"""Spec."""
+"""The `spec` of a ModelDeployment, one module per section, and that of an AcceleratorClass.
+
+- `model_source`: the weights. `engine`, `environment`: the program that serves them.
+- `pools`: the replicas. `slo`: their latency targets.
+- `routing`, `kv_cache`, `adapters`: how requests are served.
+- `autoscaling`, `rollout`: how replicas come and go.
+- `accelerator_class`, `profile`: the hardware, and the speed of an engine on it.
+"""

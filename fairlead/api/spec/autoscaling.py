@@ -49,7 +49,10 @@ def _check_time_zone(text: str) -> str:
 
 
 def _check_mode(value: Any) -> Any:
-    """Refuses `Off`, the earlier word, which YAML 1.1 reads as false."""
+    """Returns the value of `mode` unchecked, but raises for `Off` and for booleans.
+
+    `Off` is the earlier word for `Disabled`. YAML 1.1 reads it as false.
+    """
     if value is False or value == "Off":
         raise field_error(
             "must be one of Auto, Advise, Disabled; Off is now called Disabled",

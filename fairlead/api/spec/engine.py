@@ -33,7 +33,7 @@ class PullSecret(StrictModel):
 
 
 def _external_violation(engine: "Engine") -> tuple[str, ...] | bool:
-    """Returns the field that describes how to run an external engine, or False."""
+    """Returns the path of the first field that an external engine must not have, or False."""
     fields = ("image", "command", "args", "env", "image_pull_secrets", "port", "health_path")
     name = next((name for name in fields if getattr(engine, name)), None)
     return (Engine.model_fields[name].alias or name,) if engine.type is EngineType.EXTERNAL and name else False

@@ -227,7 +227,7 @@ class Pool(StrictModel):
 
     @property
     def is_scalable(self) -> bool:
-        """There is room between its bounds, which is what the autoscaler needs."""
+        """True if maxReplicas is above minReplicas, so that the autoscaler has a choice."""
         return self.max_replicas is not None and self.max_replicas > self.min_replicas
 
     @property

@@ -67,9 +67,9 @@ class Profile(StrictModel):
         return self
 
     def to_engine_profile(self, name: str) -> EngineProfile:
-        """Returns the profile as a value.
+        """Returns the engine profile that these fields describe.
 
-        name: used unless the profile is exactly a preset.
+        name: the name of the profile, unless it is an unchanged preset.
         """
         coefficients: dict[str, Any] = {
             field: units.parse_quantity(value) if field.endswith("_seconds") else value

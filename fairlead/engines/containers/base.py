@@ -68,7 +68,7 @@ class InstancePod:
 
     @property
     def transfers_kv(self) -> bool:
-        """True if it sends or receives KV."""
+        """True if the pod sends or receives KV."""
         return self.spec.kv_cache.transfer is not Transfer.NONE
 
     @property
@@ -176,8 +176,7 @@ def network_ports(pod: InstancePod, *, bootstrap: bool, side_channel: bool, peer
 
 
 def host_resources(pod: InstancePod, devices: int) -> tuple[int, int]:
-    """Returns (CPU in thousandths, memory in bytes) that a real engine requests, without KV
-    offload.
+    """Returns a real engine's CPU (thousandths of a core) and memory (bytes), without KV offload.
 
     There is one process for the API, one for the scheduler and one per device. Each device's
     process loads its part of the weights through main memory. NIXL's progress thread always uses a

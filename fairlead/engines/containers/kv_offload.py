@@ -14,20 +14,20 @@ _GB: Final = 10**9
 
 
 def bytes_per_engine(offload: Offload, shape: Parallelism) -> int:
-    """Returns the main memory of one engine core.
+    """Returns the bytes of main memory for offloaded KV of one engine core.
 
-    The pods of an instance add up, and its data-parallel ranks share the sum.
+    The memory of the pods of an instance adds up, and its data-parallel ranks share the sum.
     """
     return units.parse_size(offload.memory) * shape.nodes // shape.data
 
 
 def bytes_per_rank(size: str, shape: Parallelism) -> int:
-    """Returns the share of one device's process in a pod's memory or disk."""
+    """Returns the bytes that the process of one device gets of `size`, a pod's memory or disk."""
     return units.parse_size(size) // shape.ranks_per_pod
 
 
 def lmcache_env(offload: Offload, shape: Parallelism) -> tuple[dict[str, Any], ...]:
-    """Returns LMCache's variables. It counts in GB (10^9) per worker process."""
+    """Returns LMCache's environment variables. LMCache counts in GB (10^9) per worker process."""
     env = [
         env_value("PYTHONHASHSEED", "0"),  # scheduler and workers must compute the same hashes
         env_value("LMCACHE_LOCAL_CPU", "True"),
@@ -54,7 +54,10 @@ class OffloadVolumes:
 
 
 def offload_volumes(offload: Offload | None) -> OffloadVolumes:
-    """Returns main memory, and scratch space mounted for LMCache; nothing without offload."""
+    """Returns a pod's main memory for offloaded KV, and the scratch disk mounted for LMCache.
+
+    Both are empty without offload.
+    """
     if offload is None:
         return OffloadVolumes()
     memory = units.parse_size(offload.memory)

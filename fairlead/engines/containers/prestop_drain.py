@@ -66,15 +66,15 @@ gauges.
 class PreStopDrain:
     """The preStop hook of an engine.
 
-    gauges: metrics with the number of running and waiting requests. Without them, the hook waits
-        for a fixed time.
+    url: the engine's metrics page. If None, the hook waits for a fixed time.
+    gauges: metrics with the number of running and waiting requests.
     """
 
     url: str | None = None
     gauges: tuple[str, ...] = ()
 
     def prestop_hook(self, max_seconds: float) -> dict[str, Any]:
-        """Returns the container's preStop hook."""
+        """Returns the container's preStop hook, which takes at most `max_seconds`."""
         if self.url is None:
             return {"sleep": {"seconds": FIXED_DELAY_SECONDS}}
         arguments = [self.url, f"{max_seconds:g}", str(IDLE_SECONDS), *self.gauges]

@@ -39,7 +39,10 @@ long before.
 
 
 def vllm_container(pod: InstancePod) -> EngineContainer:
-    """Returns one pod's container. Raises BadInput for a cache without effect."""
+    """Returns one pod's container.
+
+    Raises BadInput if the spec sets a weights cache that the model source does not use.
+    """
     weights = model_weights(pod.spec.model)
     shape, cache = pod.pool.parallelism, pod.spec.kv_cache
     cpu, memory = host_resources(pod, shape.ranks_per_pod)
@@ -130,7 +133,7 @@ def kv_events_config() -> dict[str, Any]:
 
 
 def _transfer_config(pod: InstancePod) -> dict[str, Any] | None:
-    """Returns the connector that moves KV to a peer, to slower memory, or both.
+    """Returns the connector that moves KV to a peer, to slower memory, or both; None for neither.
 
     Why `recompute` everywhere: by default, a dead peer or a lost block causes a client error 500.
     """

@@ -20,7 +20,7 @@ _CACHE_VOLUME: Final = "cache"
 
 
 def model_weights(source: ModelSource) -> ModelWeights:
-    """Returns the weights as the container of a real engine gets them.
+    """Returns the model argument of a real engine, and what its pod needs to provide the weights.
 
     Raises BadInput if the spec sets a weights cache that the model source does not use.
     """

@@ -17,7 +17,7 @@ def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> F
     limits = limits or Limits()
     documents = parse_documents(text, file=file, limits=limits)
     if len(documents) != 1:
-        message = "the file is empty" if not documents else f"{len(documents)} YAML documents, a fleet file has one"
+        message = "the file is empty" if not documents else f"{len(documents)} YAML documents, but a fleet file has one"
         line = documents[1].line if documents else 1
         fix = "begin with `models:`" if not documents else "put all models under one `models:`"
         raise ManifestError((FileProblem(file, line, "(document)", message, fix),))
@@ -92,7 +92,7 @@ def _to_instances(item: FileModel) -> tuple[Instance, ...]:
 
 
 def _engine_auth(item: FileModel, one: FileInstance) -> EngineAuth:
-    """Returns the instance's settings, else those of its model, for TLS and token separately."""
+    """Returns the TLS and token settings, each of the instance, or else of its model."""
     tls, auth = one.tls or item.tls, one.auth or item.auth
     return EngineAuth(
         ca_file=tls.ca_file if tls is not None else None,
@@ -134,7 +134,7 @@ def _duplicate_problems(content: FileFleet, node: YamlNode, file: str) -> list[F
             line = node.locate(path).line
             if _instance_id(one) in taken:
                 message = f"the instance {_instance_id(one)} is already given on line {taken[_instance_id(one)]}"
-                fix = "remove one, or give each an `id:` of its own"
+                fix = "remove one, or give each a different `id:`"
                 problems.append(FileProblem(file, line, format_path(path), message, fix))
             taken.setdefault(_instance_id(one), line)
     return problems
@@ -147,7 +147,7 @@ def _missing_transfer_problems(content: FileFleet, node: YamlNode, file: str) ->
         for i, one in enumerate(model.instances):
             if one.role is Role.PREFILL and not (one.kv_transfer or model.kv_transfer):
                 path: tuple[str | int, ...] = ("models", m, "instances", i, "role")
-                message = "a Prefill instance hands its work over, and nothing says how"
+                message = "a Prefill instance needs a KV transfer protocol"
                 fix = f"add `kvTransfer: {' | '.join(KV_TRANSFERS)}` to the instance or its model"
                 problems.append(FileProblem(file, node.locate(path).line, format_path(path), message, fix))
     return problems
@@ -158,7 +158,9 @@ def _limit_problems(content: FileFleet, node: YamlNode, file: str, limits: Limit
     total = sum(len(model.instances) for model in content.models)
     counts = (("models", len(content.models), limits.models), ("instances", total, limits.instances))
     return [
-        FileProblem(file, line, "models", f"{count:,} {what}, at most {limit:,} are served", "split the fleet")
+        FileProblem(
+            file, line, "models", f"there are {count:,} {what}; at most {limit:,} are served", "split the fleet"
+        )
         for what, count, limit in counts
         if count > limit
     ]

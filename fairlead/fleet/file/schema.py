@@ -64,7 +64,8 @@ def _check_transfer(text: str) -> str:
     text = _TRANSFER_WORDS.get(text, text)
     if text not in KV_TRANSFERS:
         raise field_error(
-            f"must be one of {', '.join(KV_TRANSFERS)}, not {format_value(text)}", "write how the engines hand over KV"
+            f"must be one of {', '.join(KV_TRANSFERS)}, not {format_value(text)}",
+            "write the KV transfer protocol of the engines",
         )
     return text
 
@@ -97,7 +98,7 @@ def _check_variable(text: str) -> str:
         raise field_error(f"{format_value(text)} is not an environment variable", "write it like ENGINE_TOKEN")
     if text.startswith(VARIABLE_PREFIX):
         raise field_error(
-            f"{format_value(text)} belongs to Fairlead itself", "put the engine's token into a variable of its own"
+            f"{format_value(text)} is reserved for Fairlead's settings", "put the engine's token into another variable"
         )
     return text
 
@@ -117,7 +118,7 @@ class FileAuth(StrictModel):
     @model_validator(mode="after")
     def _check_one_source(self) -> Self:
         if (self.token_env is None) == (self.token_file is None):
-            raise field_error("exactly one place holds the token", "write either tokenEnv or tokenFile")
+            raise field_error("the token must come from exactly one of tokenEnv and tokenFile", "write one of them")
         return self
 
 
@@ -130,7 +131,7 @@ class FileKvPull(StrictModel):
     latency_seconds: Annotated[float, Field(ge=0, le=60)] = 0.01
 
     def to_kv_pull(self) -> KvPullSource:
-        """Returns the value as routing uses it."""
+        """Returns the `KvPullSource` of an instance with these values."""
         return KvPullSource(self.address, self.bytes_per_token, self.bytes_per_second, self.latency_seconds)
 
 
@@ -142,7 +143,7 @@ class FileProfile(Profile):
     @model_validator(mode="before")
     @classmethod
     def _accept_numbers(cls, data: Any) -> Any:
-        """A number becomes the quantity that reads back to it."""
+        """Returns the fields with plain numbers of seconds as quantities, the form in manifests."""
         if not isinstance(data, dict):
             return data
         return {name: repr(value) if _is_seconds(name, value) else value for name, value in data.items()}
@@ -187,9 +188,9 @@ def _check_target(value: Any) -> Any:
 
 
 class FileSlo(StrictModel):
-    """The SLO of a model, in the words of a ModelDeployment.
+    """The SLO of a model, with the field names of a ModelDeployment.
 
-    The earlier words are accepted: `itl` for `tpot`, and a number as `target`.
+    The earlier form is accepted: `itl` for `tpot`, and a number as `target`.
     """
 
     target: Annotated[
@@ -210,7 +211,7 @@ class FileSlo(StrictModel):
         return self
 
     def to_targets(self) -> SloTargets:
-        """The same in seconds, as routing reads it."""
+        """Returns the latency targets in seconds, as routing uses them."""
         tpot = self.tpot or self.itl
         return SloTargets(
             target=self.target,
@@ -246,11 +247,11 @@ class FileModel(StrictModel):
 
     @property
     def targets(self) -> SloTargets:
-        """The SLO in seconds, under either name."""
+        """The latency targets in seconds, from `slo` or its earlier name `objectives`."""
         return (self.slo or self.objectives or FileSlo()).to_targets()
 
 
 class FileFleet(StrictModel):
-    """The whole file."""
+    """The content of a fleet file: its models."""
 
     models: Annotated[list[FileModel], Field(examples=["[{name: tiny, instances: [...]}]"])]

@@ -3,8 +3,8 @@
 Pure: the same objects and the same previous fleet give the same fleet on every gateway.
 
 Instances stay in the fleet when information is missing. An unreadable spec keeps its previous
-values. Pods are found by labels, which contain all that routing needs, so that they are served even
-then. Pods of an external pool stay until the pool has been listed.
+values. Its pods are still found by their labels, which contain all that routing needs. Pods of an
+external pool stay until the pool has been listed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +63,10 @@ class FleetResult:
 
 
 def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits) -> FleetResult:
-    """Returns the fleet after `previous`; `previous` itself if nothing changed."""
+    """Returns the fleet of these objects, with the problems and exclusions.
+
+    The fleet is `previous` itself if nothing changed.
+    """
     builder = _FleetBuilder(objects, previous or Fleet(), limits)
     models, instances = builder.build_models(), builder.build_instances()
     fleet = next_fleet(previous, models, {key: instances.get(key, ()) for key in models})
@@ -71,7 +74,7 @@ def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits)
 
 
 def pod_selections(models: Sequence[ParsedModel]) -> set[PodSelection]:
-    """Returns the pods of external pools that must be watched."""
+    """Returns (namespace, label selector) of the pods that external pools select."""
     return {
         (model.namespace, label_selector(pool.selector.match_labels))
         for model in models
@@ -95,7 +98,7 @@ class _FleetBuilder:
     def _limit_models(self) -> list[ParsedModel]:
         models, most = list(self._objects.models), self._limits.models
         if len(models) > most:
-            self.problems.append(f"{len(models):,} models, the oldest {most:,} are served")
+            self.problems.append(f"there are {len(models):,} models; only the oldest {most:,} are served")
         return models[:most]
 
     def build_models(self) -> dict[str, Model]:
@@ -133,19 +136,20 @@ class _FleetBuilder:
         return grant_names(claims, {claim.namespace for claim in claims})
 
     def build_instances(self) -> dict[str, tuple[Instance, ...]]:
-        """Returns the instances by the key of their model. An id that two models claim goes to the
-        older.
+        """Returns the instances by the key of their model.
+
+        An instance that two models select belongs to the older model.
         """
         found: dict[str, Instance] = {}
         for one in self._all_instances():
             there = found.setdefault(one.id, one)
             if there is not one and (there.namespace, there.model) != (one.namespace, one.model):
                 self.excluded[f"{one.namespace}/{one.model}: {one.id}"] = (
-                    f"it is the model {there.namespace}/{there.model}'s already"
+                    f"it already belongs to the model {there.namespace}/{there.model}"
                 )
                 self.problems.append(
-                    f"the engine {one.url} is both {there.namespace}/{there.model}'s and {one.namespace}/{one.model}'s; "
-                    "only the older model uses it"
+                    f"the models {there.namespace}/{there.model} and {one.namespace}/{one.model} "
+                    f"both name the engine {one.url}; only the older model uses it"
                 )
         grouped: dict[str, list[Instance]] = {}
         for one in sorted(self._limit_instances(found), key=lambda one: one.id):
@@ -157,7 +161,7 @@ class _FleetBuilder:
         most = self._limits.instances
         if len(found) <= most:
             return list(found.values())
-        self.problems.append(f"{len(found):,} instances, at most {most:,} are served")
+        self.problems.append(f"there are {len(found):,} instances; at most {most:,} are served")
         known = {one.id for group in self._previous.instances.values() for one in group}
         ordered = sorted(found.values(), key=lambda one: (one.id not in known, one.id))
         self.excluded |= {one.id: "there are more instances than are served" for one in ordered[most:]}
@@ -229,6 +233,6 @@ class _FleetBuilder:
             found = builtin_profiles().get(name)
         if found is None:
             self.problems.append(
-                f"{model.key}: there is no AcceleratorClass {name!r}; its pool {pool} is routed to with the default profile"
+                f"{model.key}: there is no AcceleratorClass {name!r}; routing uses the default profile for the pool {pool}"
             )
         return found

@@ -22,7 +22,7 @@ def open_kube_source(
 ) -> KubeFleetSource:
     """Returns a source for these namespaces (comma-separated; all if empty).
 
-    Raises BadInput if no cluster can be reached.
+    Raises BadInput if no cluster is configured or a namespace is invalid.
 
     agent: user agent that the API server sees.
     """
@@ -38,5 +38,5 @@ def parse_namespaces(text: str) -> list[str]:
     for name in names:
         if not DNS_LABEL_PATTERN.fullmatch(name):
             message = f"--kube: {name!r} is not a namespace"
-            raise SettingsError(message, field="--kube", hint="names of namespaces, with commas between them")
+            raise SettingsError(message, field="--kube", hint="write names of namespaces, separated by commas")
     return names

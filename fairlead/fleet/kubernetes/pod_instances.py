@@ -75,25 +75,25 @@ def managed_instances(
     """Returns the instances of a pod that Fairlead runs, one per data-parallel rank.
 
     group_hosts: addresses of multi-node instances, by pod index.
-    peers: how instances copy KV. A pod from before the model had peers takes no part.
+    peers: how instances copy KV. Pods that were created without peer transfer take no part.
     """
     labels = labels_of(pod)
     if labels.get(ENDPOINT_LABEL) != "true":
-        return PodInstances(exclusion_reason="it answers no HTTP")
+        return PodInstances(exclusion_reason="it serves no HTTP")
     if not labels.get(MODEL_LABEL) or not labels.get(POOL_LABEL):
         return PodInstances(
             exclusion_reason=f"it lacks the label {MODEL_LABEL if not labels.get(MODEL_LABEL) else POOL_LABEL}"
         )
     role = labels.get(ROLE_LABEL, Role.SERVE.value)
     if role not in tuple(Role):
-        return PodInstances(exclusion_reason=f"its role {role!r} is none")
+        return PodInstances(exclusion_reason=f"its role {role!r} is not known")
     host, why = _address_or_reason(pod)
     if host is None:
         return PodInstances(exclusion_reason=why)
     notes = parse_engine_info(annotations_of(pod))
     transfer = notes.transfer if notes.transfer in KV_TRANSFERS else None
     if transfer is None and role == Role.PREFILL:
-        return PodInstances(exclusion_reason="it prefills for others, and nothing that is known says how it hands over")
+        return PodInstances(exclusion_reason="its role is Prefill, and it has no known KV transfer protocol")
     engine = labels.get(ENGINE_LABEL, DEFAULT_ENGINE_KIND)
     nodes = _rank_hosts(pod, host, notes, group_hosts)
     return PodInstances(
@@ -157,8 +157,8 @@ def _host(pod: Manifest) -> str | None:
 def _instance_state(pod: Manifest) -> InstanceState:
     """Returns the state of the pod's instances.
 
-    A pod that is being deleted gets no new requests, even while it is ready: its drain relies on
-    it. So does putting an engine to sleep.
+    A pod that is being deleted, or whose engine is put to sleep, gets no new requests, even while
+    it is ready. The drain relies on that.
     """
     if is_deleting(pod):
         return InstanceState.DRAINING

@@ -168,7 +168,7 @@ class KubeFleetSource:
     async def _next_fleet_or_none(self) -> Fleet | None:
         """Returns the next fleet; None after an internal error.
 
-        Why: an error of ours about one object must not end the watch. The last fleet stays in use.
+        Why: an internal error about one object must not end the watch. The last fleet stays in use.
         """
         try:
             return await self._next_fleet()
@@ -178,7 +178,7 @@ class KubeFleetSource:
             return None
 
     async def _next_fleet(self) -> Fleet | None:
-        """Returns the next fleet; None before all kinds are listed, and if nothing changed."""
+        """Returns the next fleet; None if nothing changed, or before models and pods are listed."""
         needed = [kept for (resource, _), kept in self._informers.items() if resource is not ACCELERATOR_CLASSES]
         if not all(kept.informer.is_synced for kept in needed):
             return None

@@ -86,7 +86,7 @@ class SpecCache:
 
 
 def describe_error(error: ValidationError, model: type[StrictModel], value: Any) -> str:
-    """Returns the first finding with its field, and all renamed fields with their new names."""
+    """Returns the first validation error as text, and all renamed fields with their new names."""
     from fairlead.manifests.validation_messages import describe_problems  # most specs are right
 
     return describe_problems(error, model, value, most=1)

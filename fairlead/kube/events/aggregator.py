@@ -1,4 +1,4 @@
-"""Decides which events to write, and when. Pure: repetitions are counted, floods are limited.
+"""Decides which events to write, and when: counts repetitions and limits floods. Pure.
 
 Events are equal if they say the same about the same object. An event is written when it first
 happens. After that, only its count is written, after gathering for 10 s, 20 s, 40 s, and so on. An
@@ -20,7 +20,7 @@ MAX_WORD_BYTES = 128
 
 @dataclass(frozen=True, slots=True)
 class EventWrite:
-    """A write: a new event, or a `patch` with the current count."""
+    """A write to the API server: a new event (`manifest`), or the current count (`patch`)."""
 
     key: EventKey
     namespace: str
@@ -51,7 +51,7 @@ class _TokenBucket:
 
 @dataclass(slots=True)
 class EventAggregator:
-    """The events of one reporter.
+    """The recent events of one reporter, with their counts and the times of their next writes.
 
     controller: qualified name, such as `fairlead.io/operator`.
     instance: name of the process.
@@ -129,7 +129,7 @@ class EventAggregator:
             self.dropped += 1
 
     def on_deleted(self, write: EventWrite) -> None:
-        """Creates the event at the next write: the API server deletes events after an hour."""
+        """Makes the next write create the event: the API server deletes events after an hour."""
         state = self._states.get(write.key)
         if state is not None:
             self.waiting += bool(state.written)
@@ -196,7 +196,7 @@ class EventAggregator:
 
 
 def write_count(write: EventWrite) -> int:
-    """Returns the count in a write."""
+    """Returns how often the event has happened, according to a write."""
     series = (write.manifest or write.patch or {}).get("series") or {}
     return int(series.get("count", 1))
 

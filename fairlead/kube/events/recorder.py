@@ -1,7 +1,8 @@
 """Records events for `kubectl describe` (events.k8s.io/v1).
 
-`record` neither waits nor fails. While the API server is away, a limited number of events waits. It
-counts rejected events in `dropped`; `problem` says why. `aggregator` decides what is written when.
+`record` neither waits nor fails. While the API server is away, a limited number of events waits.
+`dropped` counts the lost events; `problem` is the current error. `aggregator` decides what is
+written when.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ class EventRecorder:
     """The event recorder of a process.
 
     controller: qualified name, such as `fairlead.io/operator`.
-    instance: the pod.
+    instance: name of the pod.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class EventRecorder:
 
     @property
     def dropped(self) -> int:
-        """Events that were never written: too many at once, or rejected by the API server."""
+        """Number of events that were lost: too many at one time, or rejected by the API server."""
         return self._aggregator.dropped
 
     def record(self, about: Manifest, type: EventType, reason: str, action: str, note: str) -> None:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 transport for single requests over kept connections, one request at a time on each.
+"""HTTP/1.1 transport for single requests over keep-alive connections, one at a time on each.
 
 It writes the head as one text, parses responses with llhttp (httptools, as in the gateway), and
 wakes the caller once, with the complete response. Watches use `watch_stream`.
@@ -10,7 +10,7 @@ Guarantees for the caller, who decides about retries:
 
 - `NotSent`: there was no connection, so that nothing was requested. After any other OSError or
   TimeoutError, the API server may have processed the request.
-- The server may close a kept connection. If that happens before the first byte of the response,
+- The server may close an idle connection. If that happens before the first byte of the response,
   a repeatable request is sent once more on a new connection. Otherwise the caller gets the error.
 - A connection is never reused after an incomplete response, nor after a change of the TLS context.
 """
@@ -65,7 +65,7 @@ class HttpRequest:
 
     @property
     def target(self) -> str:
-        """Path and query. Raises BadInput for an invalid one."""
+        """The request target: path and query. Raises BadInput if it is invalid."""
         target = f"{self.path}?{urlencode(self.query)}" if self.query else self.path
         if _UNSAFE_TARGET.search(target):
             raise BadInput(f"{target!r} is not a request target", field="path")
@@ -153,7 +153,7 @@ class HttpTransport:
         if self._header_cache[0] != headers:
             for name, value in headers:
                 if _UNSAFE_VALUE.search(value):
-                    raise BadInput("holds a control character, which no header may", field=name)
+                    raise BadInput(f"the header {name} contains a control character", field=name)
             self._header_cache = (headers, "".join(f"{name}: {value}\r\n" for name, value in headers))
         sized = (
             ""
@@ -165,7 +165,7 @@ class HttpTransport:
         return f"{line}\r\nHost: {host}\r\n{self._header_cache[1]}{sized}\r\n".encode()
 
     def _take_idle(self, context: ssl.SSLContext | bool) -> "_Connection | None":
-        """Returns the most recently used connection that is still usable."""
+        """Returns the most recently used connection that is still usable; None if there is none."""
         while self._idle:
             connection = self._idle.pop()
             if not connection.lost and connection.context is context:

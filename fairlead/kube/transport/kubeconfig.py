@@ -2,7 +2,7 @@
 
 Search order: `KUBECONFIG`, the pod's service account, `~/.kube/config`. Kubeconfig entries that are
 not supported are errors that name the entry, so that Fairlead never connects with another identity.
-These are proxies, and credential plugins unless the caller runs them.
+Proxies are not supported, and neither are credential plugins unless the caller runs them.
 """
 
 import base64
@@ -42,7 +42,7 @@ class ClusterConfigError(BadInput):
 class ClusterConfig:
     """The address of an API server and the credentials for it.
 
-    source: text for people about where this configuration was found.
+    source: where this configuration was found, as text for people.
     ca_data, certificate, key: PEM.
     """
 
@@ -91,7 +91,7 @@ def load_config(environment: Mapping[str, str], home: Path, account: Path = SERV
     if default.exists():
         return config_from_kubeconfig([default])
     raise ClusterConfigError(
-        "no Kubernetes cluster is named", hint="set KUBECONFIG, or run in a pod with a service account"
+        "no Kubernetes cluster is configured", hint="set KUBECONFIG, or run in a pod with a service account"
     )
 
 
@@ -124,9 +124,11 @@ def in_cluster_config(environment: Mapping[str, str], account: Path = SERVICE_AC
 def config_from_kubeconfig(
     paths: list[Path], context: str | None = None, login: CredentialPlugin | None = None
 ) -> ClusterConfig:
-    """Returns the current (or a named) context of kubeconfig files. The first entry of a name wins.
+    """Returns the configuration of a context of kubeconfig files. The first entry of a name wins.
 
-    login: runs credential plugins. Without it, users that need a plugin are refused.
+    context: None for the current context.
+    login: runs credential plugins. If None, a user that needs a plugin is an error.
+    Raises ClusterConfigError.
     """
     merged: dict[str, dict[str, tuple[dict[str, Any], Path]]] = {"clusters": {}, "users": {}, "contexts": {}}
     current, existing = context or "", [path for path in paths if path.exists()]
@@ -140,7 +142,7 @@ def config_from_kubeconfig(
                 entries.setdefault(name, (entry, path))
     names = ", ".join(map(str, existing))
     if not current:
-        raise ClusterConfigError(f"{names} names no current context", field="current-context")
+        raise ClusterConfigError(f"{names} has no current context", field="current-context")
     context_entry, _ = _find_entry(merged["contexts"], current, "context", names)
     cluster, cluster_file = _find_entry(merged["clusters"], str(context_entry.get("cluster", "")), "cluster", names)
     user: dict[str, Any] = {}
@@ -178,7 +180,7 @@ def _to_config(
     certificate, certificate_file = _data_or_file(*user, "client-certificate")
     key, key_file = _data_or_file(*user, "client-key")
     if (certificate or certificate_file) is not None and (key or key_file) is None:
-        raise ClusterConfigError(f"{user[1]}: a client certificate without its key", field="client-key")
+        raise ClusterConfigError(f"{user[1]}: the client certificate has no key", field="client-key")
     token_file = user[0].get("tokenFile")
     return ClusterConfig(
         server=server,
@@ -207,9 +209,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"cannot read the kubeconfig {path}: {error.strerror or error}", field="KUBECONFIG"
         ) from error
     except yaml.YAMLError as error:
-        raise ClusterConfigError(f"the kubeconfig {path} is no YAML", field="KUBECONFIG") from error
+        raise ClusterConfigError(f"the kubeconfig {path} is not YAML", field="KUBECONFIG") from error
     if not isinstance(document, dict):
-        raise ClusterConfigError(f"the kubeconfig {path} is empty or no mapping", field="KUBECONFIG")
+        raise ClusterConfigError(f"the kubeconfig {path} is empty or not a mapping", field="KUBECONFIG")
     return document
 
 
@@ -244,5 +246,5 @@ def _data_or_file(entry: dict[str, Any], path: Path, name: str) -> tuple[bytes |
         try:
             return base64.b64decode(data, validate=True), None
         except (binascii.Error, TypeError, ValueError) as error:
-            raise ClusterConfigError(f"{path}: {name}-data is no base64", field=f"{name}-data") from error
+            raise ClusterConfigError(f"{path}: {name}-data is not base64", field=f"{name}-data") from error
     return None, (path.parent / str(entry[name]) if entry.get(name) else None)

@@ -13,7 +13,7 @@ from fairlead.limits import Limits
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """The pause until the next attempt, or None to give up; and the reason."""
+    """The pause until the next attempt, in seconds, or None to give up; and the reason."""
 
     pause_seconds: float | None
     reason: str
@@ -22,8 +22,9 @@ class RetryDecision:
 def decide_retry(
     error: KubeError, attempt: int, *, repeatable: bool, sent: bool = True, chance: float, limits: Limits
 ) -> RetryDecision:
-    """Returns what to do after attempt number `attempt` (from 1) failed with `error`.
+    """Returns whether, and after what pause, to repeat a request that failed with `error`.
 
+    attempt: number of the failed attempt, from 1.
     sent: the request may have reached the API server.
     repeatable: the request is idempotent.
     chance: random number from 0 to 1.
@@ -43,6 +44,9 @@ def decide_retry(
 
 
 def backoff_seconds(attempt: int, chance: float, limits: Limits) -> float:
-    """Returns the pause after consecutive failure `attempt`: doubling, half random, bounded."""
+    """Returns the pause in seconds after consecutive failure `attempt`.
+
+    The pause doubles with each failure up to a maximum, and half of it is random.
+    """
     longest = min(limits.max_kube_pause_seconds, limits.kube_pause_seconds * 2.0 ** min(attempt - 1, 16))
     return longest * (0.5 + 0.5 * chance)

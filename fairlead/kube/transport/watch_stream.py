@@ -43,11 +43,11 @@ class WatchStream:
         return self.response.headers.get(name, "")
 
     def iter_bytes(self) -> AsyncIterator[bytes]:
-        """Returns the body as it arrives."""
+        """Returns the parts of the body as they arrive."""
         return self.response.content.iter_any()
 
     async def read_prefix(self, max_bytes: int) -> bytes:
-        """Returns at most `max_bytes` of the body."""
+        """Returns the first `max_bytes` of the body, or all if it is shorter."""
         parts, size = [], 0
         async for data in self.iter_bytes():
             parts.append(data)
@@ -85,8 +85,9 @@ class WatchTransport:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self, target: str, headers: Headers) -> WatchStream:
-        """Opens the response to a GET of `target` (escaped path and query). Raises
-        `CONNECTION_ERRORS`.
+        """Sends a GET of `target` (escaped path and query) and returns the open response.
+
+        Raises one of `CONNECTION_ERRORS`.
         """
         try:
             return WatchStream(

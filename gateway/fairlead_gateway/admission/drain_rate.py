@@ -1,7 +1,8 @@
 """The speed at which a queue drains. `Retry-After` is computed from it.
 
-It is the engine time of dispatched requests over the last seconds in which any request was queued.
-Until it is known, each ready instance is assumed to do one second of work per second.
+The drain rate is the engine time of the requests dispatched from the queue, divided by the time for
+which any request was queued. Both sums decay over `WINDOW_SECONDS`. Until the rate is known, each
+ready instance is assumed to do one second of work per second.
 """
 
 import math
@@ -29,7 +30,10 @@ class DrainRate:
         self._work += prefill_seconds
 
     def rate(self, engines: int, now: float) -> float:
-        """Returns seconds of engine time per second."""
+        """Returns the drain rate: seconds of engine time dispatched per second.
+
+        engines: number of ready instances.
+        """
         self._advance(now)
         if self._queued_seconds < _MIN_SECONDS or self._work <= 0.0:
             return float(max(1, engines))

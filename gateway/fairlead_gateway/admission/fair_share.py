@@ -16,11 +16,14 @@ class FairShare:
         self._seconds: dict[Hashable, float] = {}
 
     def served_seconds(self, tenant: Hashable) -> float:
-        """Returns what a tenant was served; 0 for an unknown one."""
+        """Returns the weighted engine seconds served to a tenant; 0 for an unknown one."""
         return self._seconds.get(tenant, 0.0)
 
     def on_join(self, tenant: Hashable, present: Iterable[Hashable]) -> None:
-        """Called when a tenant begins to wait. Resets all counters if no other tenant waits."""
+        """Called when a tenant begins to wait: raises its count to the least of the others.
+
+        present: the other tenants that wait. If there are none, their counts are dropped.
+        """
         served_others = [self.served_seconds(other) for other in present]
         if not served_others:
             self._seconds = {tenant: self.served_seconds(tenant)}

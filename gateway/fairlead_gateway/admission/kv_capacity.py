@@ -1,9 +1,9 @@
-"""A plan of each instance's KV memory: whether the tokens of a request fit to its end.
+"""A plan of each instance's KV memory: whether the tokens of a request fit until it ends.
 
-Held now are prompts without their shared prefixes, and generated tokens: the time since the first
-token at the pace of the engine's last responses. Still to come is what six of ten responses that
-got as far stay within (`output_lengths`), at most what the client allows. A request fits if the
-peak (`kv_peak`) stays within the memory.
+Cached now are prompts without their shared prefixes, and generated tokens. The latter are estimated
+from the time since the first token and the time per token of the engine's last responses. The
+tokens still to come are a quantile of the lengths of earlier responses (`output_lengths`), at most
+what the client allows. A request fits if the peak (`kv_peak`) stays within the memory.
 
 Unknown values refuse nothing. An instance of unknown memory has room. Before the first responses of
 a model, a request counts `DEFAULT_OUTPUT_TOKENS` of output. While an instance is planned at most
@@ -40,8 +40,8 @@ class EngineLoad:
 
     - backlog_seconds: prefill that waits there, sent by all gateways.
     - step_seconds: prefill time of a full step.
-    - kv_tokens: memory; None if unknown.
-    - other_tokens: tokens that other processes hold there.
+    - kv_tokens: size of its KV cache; None if unknown.
+    - other_tokens: tokens there that belong to requests of other processes.
     """
 
     id: str
@@ -75,7 +75,7 @@ class _EngineUsage:
 
 
 class KvCapacityPlanner:
-    """The sequences in flight of one model, by instance."""
+    """The plan of the KV memory of one model's instances, made from its sequences in flight."""
 
     def __init__(self, remaining_tokens: RemainingTokens) -> None:
         self._remaining_tokens = remaining_tokens
@@ -105,7 +105,10 @@ class KvCapacityPlanner:
             sequence.first_at = now
 
     def on_finish(self, request_id: str, now: float | None = None, output_tokens: int | None = None) -> None:
-        """Removes a sequence. A complete response updates the instance's pace."""
+        """Removes a sequence. A complete response updates the instance's time per token.
+
+        now, output_tokens: None if the response is not complete.
+        """
         sequence = self._sequences.pop(request_id, None)
         if sequence is None:
             return
@@ -124,8 +127,9 @@ class KvCapacityPlanner:
             del self._usage[name]
 
     def has_headroom(self, request: RouteRequest, capacity: float) -> bool:
-        """Returns True if the request fits any instance of this capacity, even with all that is in
-        flight.
+        """Returns True if the request fits even an instance with all sequences in flight.
+
+        capacity: tokens in the KV cache of that instance.
         """
         max_tokens = request.max_tokens
         needed = 2.0 * request.prompt_tokens + (max_tokens or DEFAULT_OUTPUT_TOKENS)
@@ -190,8 +194,9 @@ class KvCapacityPlanner:
 
 
 def _unshared_tokens(request: RouteRequest, prompt_tokens: float, seen_blocks: set[int]) -> float:
-    """Returns the prompt tokens without blocks that an earlier sequence holds. Adds to
-    `seen_blocks`.
+    """Returns the prompt tokens after the leading blocks that are in `seen_blocks`.
+
+    seen_blocks: hashes of the blocks of earlier sequences; the others of this prompt are added.
     """
     chain = request.chain
     hashes, shared = chain.hashes, 0

@@ -6,8 +6,8 @@ falling order of b. When the i-th sequence ends, i of them are present, and each
 
     peak = max over i of (a_1 + … + a_i + i · b_i)
 
-A request is admitted if the peak with it stays within memory. b is the *median* of the
-remaining tokens, given those already generated (`output_lengths`).
+A request is admitted if the peak with it stays within memory. Here b is a little over the
+*median* of the remaining tokens, given those already generated (`output_lengths`).
 
 Why: the sum of high quantiles is far above the quantile of the sum; it would reserve memory for all
 outputs being long at once. Medians are updated with every token, so preemptions are rare already. A

@@ -6,14 +6,14 @@ so that the others are free for short ones.
 
 The bound is the share of long prompts in the work of the last 30 seconds: neither class pays for
 the overload of the other. One more instance is allowed until a queued short prompt is too
-late: long prompts arrive in bursts, and idle instances are lost. If the fleet has more instances
+late: long prompts arrive in bursts, and idle instances are wasted. If the fleet has more instances
 than both need, the rest goes to the short prompts. Then long prompts get as many instances as their
 work keeps `LONG_UTILIZATION` busy, unless the short ones would keep the rest less than
 `SHORT_UTILIZATION` busy.
 
 Why: a short prompt behind a long one waits for all of it, and most queued prompts are short. Fixed
-pools are worse: one misses its objectives while the other idles. Measured with 6,000 requests, as
-the highest load at which both classes meet their objectives. Without classes: 0.8 to 0.9 of
+pools are worse: one misses its objectives while the other idles. The measure is the highest load at
+which both classes meet their objectives, with 6,000 requests. Without classes: 0.8 to 0.9 of
 capacity, in any order. With instances of their own (`policy`): 0.99 by deadline alone, 1.02 with
 order and bound. A bound from the need of short prompts alone starves the long ones near saturation.
 The p90 of the short class of LAPS' mix (load 0.7) is compared with a fleet without long prompts.
@@ -65,7 +65,7 @@ class LengthClasses:
 
     @property
     def boundary_seconds(self) -> float:
-        """A prompt whose prefill takes longer is long."""
+        """The longest prefill of a short prompt, in seconds; infinite before the first request."""
         return LONG_SHARE * min(self._tightest, self._former_tightest)
 
     @property

@@ -1,8 +1,8 @@
 """Distributions of output lengths, by length class and prompt size.
 
-A *length class* is what the caller distinguishes: a tenant, a route. The interest is in quantiles:
-of the whole length, or of the rest after `generated` tokens. Tokens are counted in bins of a fixed
-ratio.
+A *length class* is what the caller distinguishes: a tenant, a route. The results are quantiles of
+the whole length, or of the rest after `generated` tokens. Lengths are counted in bins whose edges
+have a fixed ratio.
 
 Counts decay with a half-life of an hour. To follow a new release of an application sooner, the last
 `RECENT_ANSWERS` are kept as well. If they contradict the distribution (Kolmogorov–Smirnov test),
@@ -94,8 +94,8 @@ class LengthHistogram:
 
 
 class OutputLengths:
-    """Length histograms of one model. Beyond `max_classes`, the longest unused classes
-    are dropped.
+    """Length histograms of one model. Beyond `max_classes`, the classes without an answer for the
+    longest time are dropped.
     """
 
     def __init__(self, *, max_classes: int) -> None:
@@ -122,7 +122,7 @@ class OutputLengths:
     def quantile(
         self, share: float, length_class: Hashable, prompt_tokens: float, now: float, *, generated: int = 0
     ) -> float | None:
-        """Returns the `share` quantile of the answers longer than `generated` tokens.
+        """Returns the `share` quantile of the lengths of answers longer than `generated` tokens.
 
         None if no answer was counted.
         """
@@ -132,7 +132,10 @@ class OutputLengths:
         return conditional_quantile(counts, share, generated)
 
     def shares(self, length_class: Hashable, prompt_tokens: float, now: float) -> list[float] | None:
-        """Returns shares by bin. Classes with few answers are completed by wider ones."""
+        """Returns the share of answers in each bin; None if no answer was counted.
+
+        Classes with few answers are completed by wider ones.
+        """
         shares: list[float] | None = None
         narrow, wide = _class_keys(length_class, prompt_tokens)
         for histogram in (self._all, self._histograms.get(wide), self._histograms.get(narrow)):
@@ -179,7 +182,7 @@ class OutputForecast:
 def forecast_table(counts: list[float]) -> list[float]:
     """Returns the length to plan for, by bin: the `PLANNED_SHARE` quantile of the longer answers.
 
-    The next token where no answer was so long.
+    It is the next token if no answer was that long.
     """
     after, sums = 0.0, [0.0] * BINS
     for index in range(BINS - 1, -1, -1):
@@ -211,7 +214,7 @@ def lower_edge(index: int) -> float:
 def conditional_quantile(counts: list[float], share: float, generated: int) -> float:
     """Returns the `share` quantile of the lengths above `generated`, interpolated within a bin.
 
-    `generated` + 1 where no answer was so long.
+    Returns `generated` + 1 if no answer was that long.
     """
     if share <= 0.0:
         return float(generated + 1)

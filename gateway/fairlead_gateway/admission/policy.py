@@ -1,8 +1,7 @@
 """The admission policy: a request is admitted now, queued, or refused.
 
-**Admitted** at once, unless queueing can help. That is if an instance has room. It is also if all
-requests are alike (one objective, tenant and tier) and no memory is near its limit. Then arrival
-order is as good as any.
+**Admitted** now, if no request is queued and an instance has room. If all requests are alike (one
+objective, tenant and tier), arrival order is as good as any, and only the memory must suffice.
 
 **Room**: prefill that waits at an instance fills less than `MAX_WAITING_STEP_SHARE` of one step,
 and the request's memory fits at the peak (`kv_capacity`). A long prompt (`length_classes`) has room
@@ -10,14 +9,14 @@ only where nothing waits. So that short prompts do not fill every instance, the 
 backlog is reserved for the next long prompt.
 
 **Queued**: the order is that of `request_queue`. If the memory of the next request fits nowhere, no
-request is released. Else small requests would pass a large one for ever. Instances that get nothing
-drain towards it (Llumnix counts the head of the queue as load for the same reason).
+request is released. Otherwise, small requests would pass a large one for ever. Instances that get
+nothing drain until it fits (Llumnix counts the head of the queue as load for the same reason).
 
 **Refused**, with a `Retry-After` from the drain rate:
 
 - a sheddable request that cannot meet its objective at the drain rate (429),
 - any request if the queue is at its limits,
-- a request that waited too long (503), a sheddable one at three objectives.
+- a request that waited too long (503); for a sheddable one, that is three times its objective.
 
 Why: queueing has a price, since an engine that has finished waits for the next request to arrive.
 It gains nothing where routing is right. It pays where order matters, and where engines would
@@ -72,7 +71,7 @@ class AdmissionVerdict:
     """The decision on a request.
 
     - full_instances: instances to avoid.
-    - retry_after: seconds, of a refusal.
+    - retry_after: seconds; None unless the request is refused.
     - is_shed: refused for its tier.
     """
 
@@ -124,7 +123,7 @@ _ADMIT_OPEN: Final = AdmissionVerdict(
 class AdmissionPolicy:
     """The admission of one model in one process.
 
-    - queue: another order to compare with.
+    - queue: a queue with another order, for comparisons.
     - separate_long: False treats long prompts like short ones.
     """
 
@@ -170,13 +169,16 @@ class AdmissionPolicy:
     def admit_now(
         self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float
     ) -> AdmissionVerdict | None:
-        """Returns the verdict if the request is admitted at once, else None."""
+        """Returns the verdict if the request is admitted now, else None.
+
+        To be called once per request: counts its prefill for its length class.
+        """
         queued = request.queued
         queued.is_long = self._length_classes.classify(queued.objective_seconds, queued.prefill_seconds, now)
         return None if self._requests else self._admit_without_queue(request, engines, now)
 
     def enqueue(self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float) -> AdmissionVerdict:
-        """Queues or refuses a request that was not admitted at once."""
+        """Queues or refuses a request for which `admit_now` returned None."""
         queued = request.queued
         refusal = self._refusal(request, len(engines), now)
         if refusal is not None:
@@ -190,7 +192,7 @@ class AdmissionPolicy:
         return AdmissionVerdict(AdmissionAction.QUEUE, rule, self._queue_reason(request, engines, now))
 
     def is_order_relevant(self) -> bool:
-        """Returns True if requests differ in what they may expect."""
+        """Returns True if requests differ in tenant, tier or objective."""
         return self._has_several_classes or self._length_classes.objective_spread >= OBJECTIVE_SPREAD_RATIO
 
     def _admit_without_queue(
@@ -208,7 +210,7 @@ class AdmissionPolicy:
             return _ADMIT_OPEN
         if len(full) < len(engines):
             return AdmissionVerdict(
-                AdmissionAction.ADMIT, "room", f"{len(engines) - len(full)} of {len(engines)} engines have room", full
+                AdmissionAction.ADMIT, "room", f"{len(engines) - len(full)} of {len(engines)} instances have room", full
             )
         return None
 
@@ -235,7 +237,7 @@ class AdmissionPolicy:
         return missing > 0.0
 
     def _has_own_engines(self, queued: QueuedRequest) -> bool:
-        """Returns True for a long prompt, if those have instances of their own."""
+        """Returns True for a long prompt, if the number of instances for those is bounded."""
         return queued.is_long and self._separate_long and self.is_order_relevant()
 
     def _is_closed_to_long(self, engines: Sequence[EngineLoad], now: float) -> bool:
@@ -252,11 +254,11 @@ class AdmissionPolicy:
         if len(self._requests) > 1:
             return f"{len(self._requests) - 1} other requests are queued"
         if self._has_own_engines(request.queued) and self._is_closed_to_long(engines, now):
-            return f"as many of {len(engines)} engines are at long prompts as the short ones leave them"
+            return f"as many of {len(engines)} instances compute long prompts as the short ones allow"
         if any(self._lacks_memory(request, engine, now) for engine in engines):
-            return f"its answer is not expected to fit the memory of any of {len(engines)} engines that have room"
+            return f"the answer is not expected to fit the memory of any of {len(engines)} instances that have room"
         least = min(engine.backlog_seconds for engine in engines)
-        return f"all {len(engines)} engines are busy, the least for {least:.2f} s"
+        return f"all {len(engines)} instances are busy, the least for {least:.2f} s"
 
     # --- requests that are refused
 
@@ -280,7 +282,8 @@ class AdmissionPolicy:
         if wait <= spare:
             return None
         reason = (
-            f"{wait:.1f} s of work is queued before it, and its first token is due in {queued.objective_seconds:.1f} s"
+            f"{wait:.1f} s of work is queued before the request, and its first token is due "
+            f"in {queued.objective_seconds:.1f} s"
         )
         return AdmissionVerdict(
             AdmissionAction.REFUSE, "shed", reason, retry_after=wait - max(0.0, spare), is_shed=True
@@ -289,7 +292,7 @@ class AdmissionPolicy:
     def take_expired(self, engines: int, now: float, since: float = -math.inf) -> list[tuple[str, AdmissionVerdict]]:
         """Removes and returns the requests that must be refused now.
 
-        - Those queued for longer than `limits.hold_seconds`.
+        - Those queued for longer than `limits.queue_seconds`.
         - Sheddable ones that are overdue, and would otherwise go before higher tiers.
 
         since: when the first instance became ready; waiting before that does not count.
@@ -306,7 +309,7 @@ class AdmissionPolicy:
             queued = request.queued
             self.remove(queued.id)
             wait = self.expected_wait(queued.tier, engines, now)
-            reason = f"it was queued for {now - queued.arrived_at:.1f} s and no instance had room for it"
+            reason = f"the request was queued for {now - queued.arrived_at:.1f} s and no instance had room for it"
             rule = "shed-late" if request.sheddable else "held-too-long"
             refusals.append(
                 (
@@ -317,7 +320,7 @@ class AdmissionPolicy:
         return refusals
 
     def remove(self, request_id: str) -> bool:
-        """Removes a request whose client disconnected or whose time is over. False if it is not
+        """Removes a request that expired or whose client disconnected. Returns False if it is not
         queued.
         """
         request = self._requests.pop(request_id, None)
@@ -333,8 +336,9 @@ class AdmissionPolicy:
     # --- requests that are released
 
     def release_next(self, engines: Sequence[EngineLoad], now: float) -> Admitted | None:
-        """Returns the next queued request if an instance has room. Call again after it was
-        dispatched.
+        """Removes and returns the next queued request if an instance has room for it, else None.
+
+        The caller dispatches the request before the next call.
         """
         if not self._requests or not engines:
             return None
@@ -369,7 +373,7 @@ class AdmissionPolicy:
     def on_finish(
         self, request_id: str, length_class: Hashable, prompt_tokens: float, output_tokens: int | None, now: float
     ) -> None:
-        """Called when a request has finished.
+        """Frees the memory planned for a finished request, and learns its output length.
 
         output_tokens: None if the response was cut or the engine did not report it.
         """

@@ -7,8 +7,8 @@
    `QUANTUM_SECONDS` of the least count, so that deadlines are compared among several tenants.
 4. Among their requests, those that can still meet the objective if started now (slack ≥ 0), by
    **deadline**.
-5. For a twentieth of the work (`RESCUE_SHARE`), and if no objective can be met, a late one. Its
-   **program** began first, so a conversation half done ends before another begins.
+5. For a twentieth of the work (`RESCUE_SHARE`), and if no objective can be met, a late request: the
+   one whose **program** began first. So a conversation half done ends before another begins.
 
 Why: near saturation, earliest deadline first serves requests that are already lost and makes the
 next ones late. Serving only those that can be saved would starve the rest. The rescue share is of
@@ -16,9 +16,9 @@ work, not of turns: a long prompt takes as much as fifteen short ones. By turns,
 6 % at load 1.
 
 Measured with eight engines, 88 % short prompts (objective 0.25 s) and 12 % of 8,000 to 16,000
-tokens (4 s). The highest load at which nine of ten of both meet their objectives is 0.82 of
-capacity by arrival. By deadline it is 0.96, by these rules 0.99. No request waits beyond five
-objectives.
+tokens (4 s). The highest load at which nine of ten requests of both classes meet their objectives
+is 0.82 of capacity by arrival. By deadline it is 0.96, by these rules 0.99. No request waits longer
+than five times its objective.
 
 Source: S-EDF of FlowPrefill (feasible first), with the bounded rescue of its implementers. Counters
 of service: VTC (arXiv 2401.00588). Order by arrival of the program: Continuum (arXiv 2511.02230).
@@ -95,8 +95,10 @@ _TenantKey = tuple[Hashable, bool]
 
 
 class _TenantQueue:
-    """Requests of one tenant and tier: those that can meet their objective by deadline, others by
-    program.
+    """Queued requests of one tenant, tier and length class.
+
+    - feasible: heap by deadline. Those that can no longer meet it move to `late`.
+    - late: heap by the start of the program.
     """
 
     __slots__ = ("feasible", "late")
@@ -107,7 +109,7 @@ class _TenantQueue:
 
 
 class RequestQueue:
-    """All queued requests of one model. A request that left is skipped when it surfaces."""
+    """All queued requests of one model. The heaps skip removed requests when they reach them."""
 
     def __init__(self) -> None:
         self._requests: dict[str, QueuedRequest] = {}
@@ -150,7 +152,10 @@ class RequestQueue:
         return any(queue.late for queues in self._tiers.values() for (_, its), queue in queues.items() if its is long)
 
     def peek(self, now: float, closed: Collection[bool] = ()) -> NextRequest | None:
-        """Returns the next request of the length classes that are not `closed`."""
+        """Returns the next request, and does not remove it; None if there is none.
+
+        closed: the values of `is_long` to skip.
+        """
         overdue = self._most_overdue(now, closed)
         if overdue is not None:
             waited = (now - overdue.arrived_at) / overdue.objective_seconds
@@ -219,7 +224,7 @@ class RequestQueue:
         return found
 
     def _most_overdue(self, now: float, closed: Collection[bool]) -> QueuedRequest | None:
-        """Returns the overdue request that waits longest for its objective."""
+        """Returns the overdue request that waited longest relative to its objective, if any."""
         latest: QueuedRequest | None = None
         due: list[_HeapEntry] = []
         while self._overdue and self._overdue[0][0] <= now:

@@ -86,7 +86,7 @@ class ChunkedBody:
         return position
 
     def _take_chunk_data(self, view: memoryview, position: int) -> int:
-        """Reads the data of a chunk and its CRLF, as far as they have arrived."""
+        """Reads the arrived part of a chunk's data and CRLF; returns the position behind it."""
         if self._chunk_bytes_left > 2:
             part = view[position : position + self._chunk_bytes_left - 2]
             self._data += part

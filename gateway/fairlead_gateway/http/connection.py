@@ -39,7 +39,7 @@ _CLOSED: Final = 4
 
 
 def connection_factory(listener: Listener) -> Callable[[], asyncio.Protocol]:
-    """Returns what asyncio calls for the protocol of each new connection."""
+    """Returns the factory that asyncio calls for the protocol of each new connection."""
     return lambda: cast(asyncio.Protocol, ClientConnection(listener))
 
 
@@ -196,7 +196,7 @@ class ClientConnection(ResponseTransport):
     # --- reading requests
 
     def _process_requests(self) -> None:
-        """Takes requests until bytes are missing, one is being answered, or it is time to yield."""
+        """Starts requests until bytes are missing, a response is pending, or it must yield."""
         self._processing = True
         try:
             processed = 0
@@ -223,7 +223,7 @@ class ClientConnection(ResponseTransport):
             self._transport.resume_reading()
 
     def _arm_read_timeout(self) -> None:
-        """Sets the timeout of the part that is missing."""
+        """Starts the timeout of the part that is missing. After EOF, begins to close instead."""
         if self._eof_received:
             self._parser.on_eof()
             self._start_lingering_close()
@@ -300,7 +300,7 @@ class ClientConnection(ResponseTransport):
     # --- closing
 
     def _reject(self, error: GatewayError) -> None:
-        """Answers what is not a valid request, and closes."""
+        """Answers with an error instead of serving a request, and closes the connection."""
         self._state = _RESPONDING
         self._rejected = True
         self._discard_unread()

@@ -15,9 +15,9 @@ from fairlead_gateway.http.response_writer import ResponseWriter
 class HttpRequest:
     """A complete request.
 
-    received_at: monotonic time of its last byte.
+    received_at: monotonic seconds at which its last byte arrived.
     received_wall: the same as Unix time.
-    caller: name of the API key.
+    caller: name of the client's API key; None without one.
     client_address: address of the client, set only if a log or a trace needs it.
     """
 
@@ -43,7 +43,7 @@ class HttpRequest:
 
 
 class RequestHandler(Protocol):
-    """The handler of a listener's requests."""
+    """The application behind a listener: it checks heads, and answers requests and errors."""
 
     def check_headers(self, head: RequestHead) -> object:
         """Raises GatewayError if the body behind this head is not worth waiting for."""
@@ -54,7 +54,7 @@ class RequestHandler(Protocol):
         ...
 
     def on_rejected(self, error: GatewayError, response: ResponseWriter) -> None:
-        """Answers bytes that never became a request."""
+        """Sends `error` as the response to bytes that never became a request."""
         ...
 
 

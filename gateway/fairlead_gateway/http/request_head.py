@@ -91,7 +91,7 @@ class RequestHead:
         self._fields_by_name: dict[bytes, bytes] | None = None
 
     def get(self, name: bytes) -> bytes | None:
-        """Returns the first field of that lower-case name."""
+        """Returns the value of the first field with that lower-case name; None without one."""
         table = self._fields_by_name
         if table is None:
             table = self._fields_by_name = dict(reversed(self.fields))
@@ -127,8 +127,9 @@ class HeadTemplate:
         self.head_end = 0
 
     def match(self, data: bytes) -> RequestHead | None:
-        """Returns the head at the start of `data`; None if its text differs in more than the
-        digits.
+        """Returns the head at the start of `data`.
+
+        None if more than the digits differ, or if the body is too long.
         """
         if not data.startswith(self._prefix):
             return None
@@ -150,7 +151,7 @@ class HeadTemplate:
 def create_template(raw: bytes, head: RequestHead, limits: Limits) -> HeadTemplate | None:
     """Returns a template for further heads of the connection.
 
-    None if the request has no plain body, or an expectation.
+    None if the request has no body with a Content-Length, or expects `100 Continue`.
     """
     found = _LENGTH_FIELD.search(raw) if head.length and not head.expects_continue else None
     if found is None:
@@ -188,13 +189,13 @@ def parse_head(raw: bytes, limits: Limits) -> RequestHead:
         raise _malformed_head(raw, line is None)
     method, target, major, minor = line.groups()
     if major != b"1" or minor not in b"01":
-        raise UnsupportedHttpVersion("only HTTP/1.0 and HTTP/1.1 are spoken here")
+        raise UnsupportedHttpVersion("the HTTP version must be 1.0 or 1.1")
     fields: HeaderFields = []
     for text in raw[line_end + 2 :].split(b"\r\n") if line_end < len(raw) else ():
         name, _, value = text.partition(b":")
         fields.append((name.lower(), value.strip(b" \t")))
     if len(fields) > limits.headers_count:
-        raise HeadTooLarge(f"more than {limits.headers_count} header fields")
+        raise HeadTooLarge(f"the request has more than {limits.headers_count} header fields")
     return _parse_framing(method.decode("ascii"), target, 11 if minor == b"1" else 10, fields, limits)
 
 
@@ -225,7 +226,7 @@ def _parse_framing(method: str, target: bytes, version: int, fields: HeaderField
     keep_alive = b"close" not in options and (version == 11 or b"keep-alive" in options)
     expect = by_name.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
-        raise UnsupportedExpectation("the only expectation met here is 100-continue", param="expect")
+        raise UnsupportedExpectation("the only supported expectation is 100-continue", param="expect")
     expects_continue = expect is not None and version == 11 and length != 0
     query = target.partition(b"#")[0].partition(b"?")[2]
     fields = [pair for pair in fields if pair[0] != b"content-length"]

@@ -153,7 +153,7 @@ class RequestParser:
         return self._start_body(head, end + 4)
 
     def _start_body(self, head: RequestHead, body_start: int) -> RequestHead:
-        """Prepares for the body of `head`, which begins at `body_start` of the buffer."""
+        """Prepares for the body, which begins at `body_start` of the buffer; returns `head`."""
         self._checked_bytes = self._empty_lines = 0
         self._body_start = body_start
         self._head = head
@@ -194,8 +194,9 @@ class RequestParser:
         return body
 
     def _skip_empty_lines(self, data: bytes | bytearray) -> bytes:
-        """Skips a few empty lines before a request line (RFC 9112, 2.2). A lone CR or LF is not a
-        line.
+        """Returns the data without a few empty lines before a request line (RFC 9112, 2.2).
+
+        A lone CR or LF is not a line. Raises BadRequest if there are too many lines.
         """
         found = _LEADING_EMPTY_LINES.match(data)
         skipped = found.end() if found else 0

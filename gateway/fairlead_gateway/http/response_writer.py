@@ -17,9 +17,9 @@ _CHUNK_SIZE_LINES: Final = [b"%x\r\n" % size for size in range(1_024)]
 
 
 class ResponseTransport:
-    """The connection that a response is written to, as an abstract base class.
+    """The connection that a response is written to, as a plain base class.
 
-    Why: through a Protocol, compiled code looks up every method by its name. It is not an ABC:
+    Why: through a Protocol, compiled code looks up every method by its name. An ABC is not used:
     instances of a compiled class with an ABC as base break on weak references.
     """
 

@@ -1,8 +1,8 @@
 """Listening sockets: of the management port, and of the public port that all workers share.
 
 With `SO_REUSEPORT`, the kernel silently shares a port with any process of the same user, also with
-one left behind. So the port is first bound exclusively, which fails while another process listens.
-Then a socket that never listens reserves the port, so that workers can come and go.
+one that was left running. So the port is first bound exclusively, which fails while another process
+listens. Then a socket that never listens reserves the port, so that workers can start and end.
 """
 
 import errno
@@ -75,7 +75,7 @@ class ListenAddress:
                 probe.close()
 
     def _create_socket(self, *, reuse_address: bool) -> socket.socket:
-        """Returns a socket.
+        """Returns an unbound TCP socket of the address's family.
 
         reuse_address: bind even if connections of the last user linger.
         """

@@ -38,7 +38,7 @@ class IdleTimer:
         self._active = False
 
     def cancel(self) -> None:
-        """Stops the timer for good and drops the callback."""
+        """Stops the timer and drops the callback, which is never called again."""
         self._active = False
         self._on_expired = _ignore
         if self._handle is not None:

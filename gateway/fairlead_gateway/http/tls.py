@@ -26,14 +26,17 @@ class TlsCertificate:
         self.context: ssl.SSLContext | None = None
 
     async def load(self) -> None:
-        """Reads both files. Raises Unavailable and changes nothing if they do not match."""
+        """Reads both files. Raises Unavailable and changes nothing if they are not usable."""
         self._current = await asyncio.to_thread(self._read)
         if self.context is None:
             self.context = self._current
             self.context.sni_callback = self._install_current
 
     def _install_current(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        """Called in every handshake, also for clients that send no server name."""
+        """Gives a handshake the newest context.
+
+        OpenSSL calls it in every handshake, also for clients that send no server name.
+        """
         if self._current is not None:
             connection.context = self._current
 

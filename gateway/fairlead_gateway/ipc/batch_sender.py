@@ -1,4 +1,4 @@
-"""Sends what reporters have collected, together, a moment after the first item."""
+"""Sends the items that a reporter collects in batches, a moment after the first item."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import msgspec
 
 
 class MessageSender(Protocol):
-    """A way to the other process: the channel."""
+    """A sender of messages to the other process, as `channel.Channel`."""
 
     def send(self, message: msgspec.Struct) -> bool:
         """Sends a message; returns False if it was dropped."""
@@ -16,7 +16,7 @@ class MessageSender(Protocol):
 
 
 class BatchSender:
-    """The timer and the drop count of one reporter.
+    """The sender of one reporter's batches, with a timer and a count of dropped items.
 
     seconds: from the first item to the message.
     take: removes the collected items; gets the number of dropped ones, and returns the message and
@@ -44,7 +44,7 @@ class BatchSender:
             self._timer = self._loop.call_later(self._seconds, self.flush)
 
     def hurry(self) -> None:
-        """Sends a batch in the next turn of the event loop."""
+        """Sends a batch in the next iteration of the event loop."""
         self._cancel()
         self._timer = self._loop.call_later(0, self.flush)
 

@@ -23,7 +23,7 @@ class Channel(asyncio.Protocol, Generic[T]):
     """One end of a channel.
 
     - on_message: called with each message, in order.
-    - on_closed: called once, when the other end is gone or sends invalid bytes.
+    - on_closed: called once, after either end closed. Invalid bytes close the channel.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Channel(asyncio.Protocol, Generic[T]):
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=sock)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by asyncio."""
+        """Called by asyncio when the channel is open."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Calls `on_message` for every complete message."""
+        """Calls `on_message` for every complete message. Closes the channel at an invalid one."""
         buffer = self._buffer
         buffer += data
         begin = 0
@@ -71,7 +71,7 @@ class Channel(asyncio.Protocol, Generic[T]):
         del buffer[:begin]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by asyncio."""
+        """Called by asyncio when the channel has closed."""
         self._transport = None
         self._on_closed()
 
@@ -82,12 +82,12 @@ class Channel(asyncio.Protocol, Generic[T]):
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes that wait in this process, beyond the system's buffers."""
+        """Bytes of sent messages that the system's buffers have not taken yet."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def send(self, message: msgspec.Struct) -> bool:
-        """Sends a message. Returns False if it was dropped: the channel is closed, or too much
-        waits.
+        """Sends a message. Returns False if it was dropped: the channel is closed, the message is
+        too long, or too many bytes are unsent.
         """
         return self.send_encoded(_encode(message))
 

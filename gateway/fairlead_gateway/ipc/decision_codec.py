@@ -1,4 +1,7 @@
-"""The codec of decisions between worker and supervisor. Texts and tables are built when encoded."""
+"""The codec of decisions between worker and supervisor.
+
+Encoding builds the texts and tables of a decision.
+"""
 
 from dataclasses import fields
 from typing import Any

@@ -20,9 +20,9 @@ class Configure(msgspec.Struct, tag=True):
     """Supervisor → worker: the first message, with what the worker serves.
 
     - keys: names by digest; None if no API key is required.
-    - row, active_rows: its own row of the shared load table, and the rows in use.
+    - row, active_rows: rows of the shared load table: its own, and the others in use.
     - has_redis: decisions and loads go to Redis.
-    - has_index: there is a KV-cache index where engines report their cache.
+    - has_index: there is a KV-cache index of the instances that send KV events.
     """
 
     number: int
@@ -56,11 +56,11 @@ class KeyUpdate(msgspec.Struct, tag=True):
 
 
 class ReloadCertificate(msgspec.Struct, tag=True):
-    """Supervisor → worker: the certificate's files have changed and match."""
+    """Supervisor → worker: load the certificate's files again; they changed and match."""
 
 
 class ActiveRows(msgspec.Struct, tag=True):
-    """Supervisor → worker: the rows of other workers that serve or drain."""
+    """Supervisor → worker: the load table's rows of sibling workers and of other gateways."""
 
     rows: list[int]
 
@@ -99,7 +99,7 @@ class HotPrefixUpdate(msgspec.Struct, tag=True):
 
 
 class IndexCorrections(msgspec.Struct, tag=True):
-    """Supervisor → worker: what the KV-cache index reports of a model's instances."""
+    """Supervisor → worker: what a model's instances have cached, by the KV-cache index."""
 
     model: str
     corrections: list[CacheCorrection]
@@ -125,13 +125,16 @@ class StartDrain(msgspec.Struct, tag=True):
 
 
 class GetState(msgspec.Struct, tag=True):
-    """Query: replied by one `WorkerState`."""
+    """Query for a worker's state. The reply is one `WorkerState`."""
 
     query_id: int
 
 
 class GetCounters(msgspec.Struct, tag=True):
-    """Query: replied by one `ModelSnapshot` per model; with `windows`, also of the last minute."""
+    """Query for a worker's counters. The reply is one `ModelSnapshot` per model.
+
+    windows: whether the snapshots include the last minute.
+    """
 
     query_id: int
     now: float
@@ -139,7 +142,7 @@ class GetCounters(msgspec.Struct, tag=True):
 
 
 class GetDecisions(msgspec.Struct, tag=True):
-    """Query: replied by lists of `EncodedLoggedRequest`, newest first."""
+    """Query for the last requests. The reply is lists of `EncodedLoggedRequest`, newest first."""
 
     query_id: int
     limit: int
@@ -147,14 +150,14 @@ class GetDecisions(msgspec.Struct, tag=True):
 
 
 class GetDecision(msgspec.Struct, tag=True):
-    """Query: replied by a list of at most one `EncodedLoggedRequest`."""
+    """Query for one request. The reply is a list of at most one `EncodedLoggedRequest`."""
 
     query_id: int
     request_id: str
 
 
 class PreviewRoute(msgspec.Struct, tag=True):
-    """Query: the instance that this request would be sent to. Replied by one `RoutePreview`."""
+    """Query for the instance that a request would be sent to. The reply is one `RoutePreview`."""
 
     query_id: int
     path: str
@@ -238,7 +241,7 @@ class IndexReport(msgspec.Struct, tag=True):
     """Worker → supervisor: prompts sent to instances that report their cache, and prompts that
     finished.
 
-    dropped: rows that did not fit.
+    dropped: number of prompts left out because they did not fit.
     """
 
     dispatched: list["PromptDispatched"]
@@ -312,7 +315,7 @@ class PromptDispatched(msgspec.Struct, array_like=True):
 class PromptFinished(msgspec.Struct, array_like=True):
     """A prompt that has finished.
 
-    - prompt_tokens, cached_tokens: as the engine reported them; None: not.
+    - prompt_tokens, cached_tokens: as the engine reported them; None if it did not.
     - indexed_share, matched_share: shares of the prompt expected to be cached, by the index and by
       all that was known.
     """
@@ -347,6 +350,7 @@ class WorkerState(msgspec.Struct, array_like=True):
     """The state of a worker.
 
     - health_states: health states that are not simply healthy, as (state, reason).
+    - loop_lag: pairs of a quantile and the lag of the event loop in seconds.
     - queued: queued requests by model.
     """
 

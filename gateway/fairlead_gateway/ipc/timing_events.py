@@ -18,8 +18,8 @@ class TimingEvent(msgspec.Struct, array_like=True, gc=False):
     """One event in the life of a request.
 
     - request, instance: ids; `instance` is empty unless DISPATCHED.
-    - tokens, cached: of the prompt, as expected (DISPATCHED) or as reported (FINISHED; negative:
-      not).
+    - tokens, cached: of the prompt, as expected (DISPATCHED) or as reported (FINISHED); negative
+      if not reported.
     - output: output tokens; negative if unknown.
     """
 
@@ -33,7 +33,7 @@ class TimingEvent(msgspec.Struct, array_like=True, gc=False):
 
 
 class TimingEvents(msgspec.Struct, tag=True):
-    """Worker → supervisor: timing events. `dropped` did not fit."""
+    """Worker → supervisor: timing events. `dropped` is the number of those that did not fit."""
 
     rows: list[TimingEvent]
     dropped: int

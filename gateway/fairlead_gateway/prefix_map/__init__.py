@@ -2,7 +2,10 @@
 
 Pure: no clock and no I/O. The supervisor and the simulator use it.
 
-In reading order: `translator` (engine reports in terms of byte prefixes), `prefix_table` (links
-from byte blocks to token blocks), `prompt_alignment` (what links are learned from). Then
-`inflight_blocks`, `recent_blocks`, `index_view` and `cache_correction` (values).
+In reading order:
+
+- `translator`: engine reports in terms of byte prefixes
+- `prefix_table`: links from byte blocks to token blocks
+- `prompt_alignment`: what links are learned from
+- `inflight_blocks`, `recent_blocks`, `index_view`, `cache_correction`: values and interfaces
 """

@@ -6,7 +6,7 @@ import msgspec
 
 
 class ForgetScope(StrEnum):
-    """The part of an instance that a correction removes first."""
+    """The cached blocks of an instance that a correction drops before it is applied."""
 
     NOTHING = ""
     CORRECTED = "told"
@@ -16,7 +16,7 @@ class ForgetScope(StrEnum):
 class CacheCorrection(msgspec.Struct, array_like=True):
     """A correction for one instance, applied in this order.
 
-    - forget: first drop what earlier corrections reported, or all.
+    - forget: the blocks to drop first: none, those of earlier corrections, or all.
     - removed: byte blocks that are not cached, 64-bit in native order.
     - cached: chains of byte blocks from the start of a prompt that are cached.
     """

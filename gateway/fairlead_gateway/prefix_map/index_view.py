@@ -1,4 +1,4 @@
-"""The replica of the KV-cache index, as the prefix map reads it."""
+"""The interfaces through which the prefix map reads a replica of the KV-cache index."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
@@ -7,7 +7,7 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
 
 class CompletenessView(Protocol):
-    """The completeness of an instance, as `fairlead_kvstore.index.replica` has it."""
+    """The completeness mark of an instance: complete or not, why, and since when."""
 
     @property
     def complete(self) -> bool: ...
@@ -21,15 +21,15 @@ class IndexView(Protocol):
     """The interface of an index replica; `fairlead_kvstore.index.replica` implements it."""
 
     def holders(self, token_hash: int) -> dict[str, tuple[StorageTier, ...]]:
-        """Returns the instances that have one block, with their tiers."""
+        """Returns the instances that have a block cached, with the tiers where they have it."""
         ...
 
     def completeness(self, instance: str) -> CompletenessView | None:
-        """Returns how complete the blocks of an instance are known."""
+        """Returns whether all blocks of an instance are known; None for an unknown instance."""
         ...
 
     def instances(self) -> tuple[str, ...]:
-        """Returns all instances with reports."""
+        """Returns all instances whose KV events the index has received."""
         ...
 
     def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:

@@ -24,7 +24,7 @@ class InflightBlocks:
         return block in self._counts
 
     def __len__(self) -> int:
-        """Different blocks."""
+        """Returns the number of different blocks."""
         return len(self._counts)
 
     def add(self, blocks: Iterable[int]) -> None:

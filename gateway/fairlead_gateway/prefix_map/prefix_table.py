@@ -14,9 +14,9 @@ link is never raised, so it moves at most `depth` times. For each pair of prompt
 
     link(b).depth ≤ common prefix, in blocks, of the token chains of any two prompts through b
 
-A link that is too shallow credits a little less than is cached. One that is too deep expects tokens
-that another continuation does not have, and loses a hit until that continuation is learned. Token
-ids as a prompt need no estimate (`exact_alignment`).
+A link that is too shallow predicts a little less than is cached. One that is too deep expects
+tokens that another continuation does not have, and loses a hit until that continuation is learned.
+Token ids as a prompt need no estimate (`exact_alignment`).
 
 **Memory.** Links of one prompt share an array of token hashes. A longer prompt that continues a
 known one takes over its links, so a conversation keeps one array. Links are dropped least recently
@@ -44,8 +44,8 @@ class _TokenChain:
 class PrefixLink:
     """The link of one byte block.
 
-    - previous: the byte block before it; 0: none.
-    - index: its number in the chain.
+    - previous: the byte block before this one; 0: none.
+    - index: the number of the byte block in its chain.
     - depth: in token blocks.
     """
 
@@ -59,12 +59,14 @@ class PrefixLink:
 
     @property
     def token_hash(self) -> int:
-        """The token hash at its depth; 0 if no token block lies wholly before its end."""
+        """The hash of the last token block wholly before the byte block's end; 0 if there
+        is none.
+        """
         return self._chain.hashes[self.depth - 1] if self.depth else 0
 
     @property
     def token_hashes(self) -> "array[int]":
-        """The token hashes from the start of the prompt to its depth."""
+        """The token hashes from the start of the prompt to the depth of this link."""
         return self._chain.hashes[: self.depth]
 
 
@@ -92,7 +94,7 @@ class PrefixTable:
     # --- reads
 
     def get(self, digest: int) -> PrefixLink | None:
-        """Returns the link of a byte block."""
+        """Returns the link of a byte block; None if it has none."""
         return self._links.get(digest)
 
     def linked_count(self, hashes: Sequence[int]) -> int:
@@ -145,7 +147,7 @@ class PrefixTable:
     # --- changes
 
     def touch(self, hashes: Sequence[int]) -> None:
-        """Marks a prompt as used, its head as more recent than its end."""
+        """Marks the blocks of a prompt as used, the first ones as the most recent."""
         links = self._links
         for digest in reversed(hashes):
             if digest in links:

@@ -52,7 +52,7 @@ def estimate_alignment(
 def exact_alignment(
     hashes: Sequence[int], token_hashes: Sequence[int], token_ends: Sequence[int], *, block_size: int
 ) -> PromptAlignment:
-    """Returns the alignment where it is known exactly.
+    """Returns the alignment of a prompt whose token boundaries in the text are known.
 
     token_ends: how many tokens lie wholly before the end of each byte block.
     """
@@ -75,7 +75,7 @@ _decoder = msgspec.msgpack.Decoder(_StoredAlignment)
 
 
 def encode_alignment(alignment: PromptAlignment, *, secret: bytes) -> bytes:
-    """Encodes an alignment. `secret` is the fingerprint of the installation's."""
+    """Returns an alignment as bytes. `secret` is a fingerprint of the installation's secret."""
     depths = [min(depth, len(alignment.token_hashes)) for depth in alignment.depths]
     parts = array("Q", alignment.hashes), array("Q", alignment.token_hashes), array("I", depths)
     return encode(_StoredAlignment(secret, alignment.block_size, *(one.tobytes() for one in parts)))
@@ -102,5 +102,5 @@ def decode_alignment(data: bytes, *, secret: bytes, max_bytes: int) -> PromptAli
 
 
 def _estimate_tokens(end: int, size: int, tokens: int) -> int:
-    """Returns the tokens that surely lie before so many bytes, if they lie evenly."""
+    """Returns the tokens before byte `end` if tokens are spread evenly, less a margin."""
     return max(0, int(tokens * (end / size) * (1.0 - ESTIMATE_MARGIN_SHARE) - ESTIMATE_MARGIN_TOKENS))

@@ -1,4 +1,4 @@
-"""Recent blocks."""
+"""The token blocks of recently sent prompts, within bounds of age and number."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -7,9 +7,9 @@ _GENERATIONS: Final = 2
 
 
 class RecentBlocks:
-    """The blocks of prompts that were sent in the last `seconds`, or at most twice as long ago.
+    """The blocks of prompts that were sent in the last `seconds`.
 
-    Beyond `max_blocks` the older half is dropped sooner.
+    Blocks up to twice as old may remain. Beyond `max_blocks`, the older half is dropped sooner.
     """
 
     def __init__(self, *, max_blocks: int, seconds: float) -> None:
@@ -30,7 +30,7 @@ class RecentBlocks:
         return self._now | self._before
 
     def clear(self) -> None:
-        """Forget all: what prompts are linked to was wrong."""
+        """Drops all blocks, because the links that led to them were wrong."""
         self._now, self._before = set(), set()
 
     def _rotate(self, now: float) -> None:

@@ -9,8 +9,8 @@ repeated correction does no harm.
 A block of an instance is reported as
 
 - cached: if every link of the chain, from its start, leads to a block that the replica finds there,
-- not cached: the first link that does not, if its absence is known. That is if its removal was
-  reported, or the instance is complete,
+- not cached: the first link that does not, if its absence is known: its removal was reported, or
+  the instance is complete,
 - neither: while a prompt with it is in flight there. Its blocks count as cached, since the engine
   will have them. They are checked a moment after its end.
 
@@ -75,9 +75,9 @@ class _InstanceChanges:
 
 
 class PrefixTranslator:
-    """The translator of one model. Times are monotonic seconds.
+    """The translator from KV events to corrections, for one model. Times are monotonic seconds.
 
-    model_key, secret: those of the token hashes.
+    model_key, secret: the inputs of the token hashes.
     """
 
     def __init__(self, model_key: str, index: IndexView, *, secret: bytes, limits: Limits = _LIMITS) -> None:
@@ -99,7 +99,8 @@ class PrefixTranslator:
     def on_dispatch(self, instance: str, tail: int, hashes: Sequence[int], now: float, *, reports_end: bool) -> bool:
         """Records a dispatch. Returns True if a part of the prompt is not linked.
 
-        reports_end: `on_finish` will be called.
+        - tail: the hash of the whole prompt.
+        - reports_end: `on_finish` will be called.
         """
         self.table.touch(hashes)
         self._last_sent_at = now
@@ -188,7 +189,7 @@ class PrefixTranslator:
     # --- changes of the index
 
     def on_changes(self, changes: Iterable[Change]) -> None:
-        """Called when the index replica has applied these changes."""
+        """Records changes that the index replica has applied, for the next corrections."""
         linked_blocks = self.table.linked_blocks
         for change in changes:
             if isinstance(change, BlocksStored | BlocksRemoved):
@@ -219,7 +220,7 @@ class PrefixTranslator:
         self.set_index(self.index)
 
     def has_removed_since(self, instance: str, hashes: Iterable[int], since: float) -> bool:
-        """Returns True if the instance reported the loss of any of these byte blocks since then."""
+        """Returns True if a correction removed any of these byte blocks at `since` or later."""
         pending = self._instances.get(instance)
         return pending is not None and any(pending.removed_at.get(digest, -math.inf) >= since for digest in hashes)
 
@@ -249,8 +250,8 @@ class PrefixTranslator:
     # --- corrections
 
     def take_corrections(self, now: float) -> list[CacheCorrection]:
-        """Returns corrections that are due. The rest, if there are many, follows with the next
-        call.
+        """Returns and removes the corrections that are due, up to a limit. The next call returns
+        the others.
         """
         self._run_rechecks(now)
         corrections: list[CacheCorrection] = []
@@ -329,7 +330,9 @@ class PrefixTranslator:
         return depth
 
     def _first_missing(self, chain: Sequence[int], depth: int) -> int | None:
-        """Returns the first linked byte block behind the cached ones."""
+        """Returns the first byte block after `depth` that is linked to a token block; None without
+        one.
+        """
         for digest in chain[depth:]:
             link = self.table.get(digest)
             if link is not None and link.depth:
@@ -360,8 +363,8 @@ class PrefixTranslator:
         heapq.heappush(self._rechecks, (due, *key))
 
     def _run_rechecks(self, now: float) -> None:
-        """Ends prompts whose time in flight is over: what the engine did not report is
-        not cached.
+        """Ends prompts whose time in flight is over. Their blocks that no event reported are then
+        corrected as not cached.
         """
         while self._rechecks and self._rechecks[0][0] <= now:
             due, instance, tail = heapq.heappop(self._rechecks)
@@ -380,8 +383,8 @@ class PrefixTranslator:
             self._pending(instance).inflight.remove(sent.hashes)
 
     def _find_block_size(self, root: int, tokens: Sequence[int], salt: str | None) -> int | None:
-        """Returns the block size with which an engine has the prompt's first block, else the known
-        one.
+        """Returns the block size with which an engine has the prompt's first block cached, else the
+        last one found; None before any was found.
         """
         sizes = BLOCK_SIZES if self.block_size is None else (self.block_size, *BLOCK_SIZES)
         for size in sizes:
@@ -397,7 +400,7 @@ def _token_hashes(root: int, tokens: Sequence[int], block_size: int, salt: str |
 
 
 def _take_beyond(digests: set[int], limit: int) -> set[int]:
-    """Removes and returns the items beyond `limit`."""
+    """Removes items from the set until `limit` are left (at least one), and returns those."""
     rest: set[int] = set()
     while len(digests) > max(1, limit):
         rest.add(digests.pop())

@@ -21,8 +21,8 @@ block a small memory. So work counts more on a kind that is over four tenths ful
 flight, in the choice and in the charge. While a faster kind is lightly loaded (three tenths),
 requests go there: prices are for a busy fleet.
 
-The kind only comes first. Inside it, the preset decides as in any fleet. If no endpoint of it meets
-the SLO, the kind with the next price is tried. A cached prefix lowers the work, so a
+The kind only comes first. Inside it, the preset decides as in any fleet. If no endpoint of that
+kind meets the SLO, the kind with the next price is tried. A cached prefix lowers the work, so a
 conversation stays.
 
 Pools are of different kinds if their instances differ by a quarter or more in the work of some
@@ -80,7 +80,9 @@ _PROMPT_BANDS: Final = 24
 
 
 class AcceleratorKind:
-    """Instances of one kind. `log_price` is the logarithm of the price."""
+    """The instances of one kind of accelerator. `log_price` is the logarithm of the kind's
+    price.
+    """
 
     __slots__ = ("decodes", "endpoints", "homes", "log_price", "name", "prefills", "profile")
 
@@ -102,7 +104,9 @@ class AcceleratorKind:
         self.log_price = 0.0
 
     def batch(self, context: float, itl_seconds: float | None) -> float:
-        """Returns the sequences of `context` tokens that an instance runs within the objective."""
+        """Returns how many sequences of `context` tokens an instance can run within the ITL
+        objective.
+        """
         profile = self.profile
         max_sequences = min(float(profile.max_sequences), profile.kv_tokens / context)
         root = (math.sqrt(CROWD_SIGMAS * CROWD_SIGMAS + 4.0 * max_sequences) - CROWD_SIGMAS) / 2.0
@@ -143,7 +147,7 @@ class AcceleratorKind:
         return seconds + output * step / batch
 
     def cached_tokens(self, match: PrefixMatch, prompt: float, tokens_per_byte: float) -> float:
-        """Returns the prompt tokens that some instance of this kind has cached."""
+        """Returns the longest prefix that an instance of this kind has cached, in prompt tokens."""
         if not match.masks:
             return 0.0
         bits = 0
@@ -157,9 +161,9 @@ class AcceleratorKind:
         return 0.0
 
     def load_share(self, loads: SampledLoads, ttft_seconds: float, itl_seconds: float | None) -> float:
-        """Returns how full the instances are by what is in flight.
+        """Returns the in-flight load of the kind's instances as a share of what they can take.
 
-        1 is a full batch, or a backlog that is long for the objective.
+        1 is a full batch, or a backlog that is long for the objective. The share may exceed 1.
         """
         inflight, tokens, backlog = 0, 0.0, 0.0
         for endpoint in self.endpoints:
@@ -177,10 +181,11 @@ class AcceleratorKind:
 
 
 class RankedKinds:
-    """The kinds that can serve a request, best first, with work, and price times work.
+    """The kinds of accelerator that can serve a request, best first.
 
-    charged_index: index of the cheapest. If it is not 0, the first kind is faster and lightly
-    loaded.
+    - work_seconds, costs: each kind's work, and its work times its price.
+    - charged_index: index of the cheapest kind. If it is not 0, the first kind is faster and
+      lightly loaded.
     """
 
     __slots__ = ("charged_index", "costs", "kinds", "objective_seconds", "work_seconds")
@@ -214,7 +219,9 @@ class AcceleratorSelector:
         self.has_choice = False
 
     def update(self, ready: Sequence[Instance], endpoints: Mapping[str, Endpoint], objectives: SloTargets) -> None:
-        """Sets the ready instances. Kinds that stay keep their prices."""
+        """Sets the ready instances and groups them into kinds. Kinds that stay keep their
+        prices.
+        """
         self._objectives, itl_seconds = objectives, objectives.itl_seconds
         roles = {item.role for item in ready}
         pools: dict[str, list[Instance]] = {}
@@ -239,8 +246,8 @@ class AcceleratorSelector:
         self.has_choice = True
 
     def _homes_for(self, name: str, weights: dict[str, float]) -> HomeRings:
-        """Returns the homes of a kind, rebuilt only if its instances changed. A learned profile
-        moves no key.
+        """Returns the hash rings of a kind. They are rebuilt only when its instances or weights
+        change, so a newly learned profile moves no key.
         """
         before = self._homes.get(name)
         if before is None or before[0] != weights:
@@ -248,8 +255,8 @@ class AcceleratorSelector:
         return before[1]
 
     def _set_prices(self, former_prices: Mapping[str, float], itl_seconds: float | None) -> None:
-        """Keeps prices. A new kind's price makes a usual request cost the same there as
-        elsewhere.
+        """Sets the prices of the kinds. A new kind gets the price at which a usual request costs
+        the same there as on the others.
         """
         usual_seconds = [min(1e6, kind.work_seconds(*_USUAL_SHAPE, None, itl_seconds)) for kind in self._kinds]
         known = [
@@ -262,16 +269,16 @@ class AcceleratorSelector:
             kind.log_price = former_prices[kind.name] if kind.name in former_prices else level - math.log(work)
 
     def expected_output(self, prompt: float, max_tokens: float | None) -> float:
-        """Returns the expected output tokens for a prompt of that length.
+        """Returns the expected output tokens for a prompt of `prompt` tokens.
 
-        max_tokens: the client's limit.
+        max_tokens: the client's limit; None without one.
         """
         band = _prompt_band(prompt)
         mean = self._output_sums[band] / self._answer_counts[band]
         return mean if not max_tokens or max_tokens > mean else max_tokens
 
     def observe_answer(self, prompt: float, output: float) -> None:
-        """Learns the output length of a response."""
+        """Learns the output tokens of a response to a prompt of `prompt` tokens."""
         band = _prompt_band(prompt)
         remembered = min(1.0, _MAX_ANSWERS / self._answer_counts[band])
         self._output_sums[band] = self._output_sums[band] * remembered + output
@@ -317,8 +324,8 @@ class AcceleratorSelector:
         return RankedKinds(kinds, work_seconds, costs, 1 if first else 0, ttft_seconds)
 
     def charge(self, ranked: RankedKinds) -> None:
-        """Charges a request to its kind: the kind becomes dearer, all of them cheaper by their
-        share.
+        """Charges a request to the cheapest kind: raises its price, then lowers all prices so that
+        their mean is unchanged.
         """
         if not ranked.kinds:
             return
@@ -342,7 +349,7 @@ def _prompt_band(prompt: float) -> int:
 def _group_pools(
     pools: Mapping[str, list[Instance]], endpoints: Mapping[str, Endpoint], role: Role, itl_seconds: float | None
 ) -> dict[str, list[Instance]]:
-    """Groups pools of one kind, under the name of the first."""
+    """Returns the instances by kind. Pools of one kind are merged under the name of the first."""
     groups: dict[str, list[Instance]] = {}
     work_by_pool: dict[str, list[float]] = {}
     for name, items in sorted(pools.items()):
@@ -397,7 +404,7 @@ class KindExplanation:
         self._kind_index = kind_index
 
     def reason(self) -> str:
-        """Returns one sentence."""
+        """Returns the decision's reason, followed by the reason for the kind."""
         ranked, kind_index = self._ranked, self._kind_index
         if kind_index < 0:
             return f"{self._decision.reason}; no kind of accelerator has an instance that meets the objective"
@@ -417,7 +424,9 @@ class KindExplanation:
         return self._decision.rejected
 
     def inputs(self) -> Mapping[str, DecisionInput]:
-        """Returns the inputs of the decision, and work and price of each kind."""
+        """Returns the inputs of the decision, and the work in seconds and the price of each
+        kind.
+        """
         table = dict(self._decision.inputs)
         ranked = self._ranked
         for kind, work, cost in zip(ranked.kinds, ranked.work_seconds, ranked.costs, strict=True):
@@ -448,7 +457,8 @@ def decide_by_kind(
 ) -> Decision | None:
     """Returns the decision of the first kind that meets the objective; None if no kind does.
 
-    decide_among: decides among endpoints with these homes.
+    - decide_among: decides among the endpoints of a kind, given its hash rings.
+    - excluded: instances that may not be chosen.
     """
     for kind_index, kind in enumerate(ranked.kinds):
         endpoints = (

@@ -14,9 +14,9 @@ class Candidate:
     """One endpoint as it is now, for one request. Seconds are engine time.
 
     - load: the endpoint's load, other processes included.
-    - matched_tokens: cached tokens of the prompt; `prefill_seconds` computes the rest.
-    - indexed_tokens: cached tokens by the KV-cache index; negative if it says nothing.
-    - served_session: it served the session last.
+    - matched_tokens: cached tokens of the prompt; `prefill_seconds` is for the others.
+    - indexed_tokens: cached tokens by the KV-cache index; negative without index data.
+    - served_session: the endpoint served the session last.
 
     The policies set `cost_seconds`. `policy_candidates` sets `cached_bytes` (all that the endpoint
     should have cached, as prompt text), `recent_seconds` and `eviction_seconds` (of `load_window`).
@@ -75,15 +75,15 @@ class Candidate:
         self.cached_bytes = 0
 
     def add_pull(self, source: str, tokens: float, seconds: float) -> None:
-        """Adds a pull of so many tokens from `source`, with which the prompt is prefilled after
-        `seconds`.
+        """Adds a pull of `tokens` tokens from the instance `source`. With it, the prompt is
+        prefilled after `seconds`.
         """
         self.pull_source, self.pull_tokens = source, tokens
         self.recompute_seconds, self.prefill_seconds = self.prefill_seconds, seconds
 
     @property
     def ttft_seconds(self) -> float:
-        """Predicted time to first token: the backlog, then the request's own prefill."""
+        """Predicted TTFT in seconds: the backlog, then the request's own prefill."""
         return self.backlog_seconds + self.prefill_seconds
 
 

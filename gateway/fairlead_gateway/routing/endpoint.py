@@ -8,8 +8,8 @@ from fairlead_gateway.routing.load.inflight import EndpointLoad
 class Endpoint:
     """A ready instance with what decisions need.
 
-    - cache_bit: bits of the instance in prefix matches, by all that is known.
-    - index_bit: bit of what the KV-cache index says; 0 if it says nothing of the instance.
+    - cache_bit: bits of the instance in prefix matches, from all sources.
+    - index_bit: the bit for what the KV-cache index reports; 0 if it reports nothing.
     """
 
     __slots__ = ("cache_bit", "id", "index_bit", "kv_tokens", "load", "profile", "pull")

@@ -26,7 +26,7 @@ _MAX_CACHED_PAIRS: Final = 4_096
 
 
 class HashRing:
-    """One ring over `weights` (member id → weight > 0). Immutable; rebuilt when members change."""
+    """One consistent-hash ring over `weights` (member id → weight > 0). Immutable."""
 
     def __init__(self, weights: Mapping[str, float], *, key: bytes) -> None:
         placed: list[tuple[int, str]] = []

@@ -10,10 +10,11 @@ from fairlead_gateway.routing.request import RouteRequest
 
 @dataclass(frozen=True, slots=True)
 class DispatchHooks:
-    """Callbacks of a router whose instances report their cache.
+    """Callbacks of a router for the dispatches of a model with instances that report KV events.
 
     - on_dispatch: called with model, request and instance.
-    - on_finish: called with model, request, and prompt tokens and cached tokens as reported.
+    - on_finish: called with model, request, and the prompt and cached tokens that the engine
+      reported (None if it did not).
     """
 
     on_dispatch: Callable[[str, RouteRequest, str], None]
@@ -26,8 +27,8 @@ class SiblingWorkers:
     them.
 
     - report_dispatch: called with model, request and instance.
-    - report_crash: called with the fingerprint of a body, the instance, when it got the body, and
-      the time.
+    - report_crash: called with the fingerprint of a request body, the instance that crashed, when
+      it received the body, and the time.
     - report_cleared: called with the fingerprint of such a body that was answered, and the time.
     """
 

@@ -31,10 +31,9 @@ def pull_prefill_seconds(
     pull: KvPullSource,
     prefill_seconds: float,
 ) -> float:
-    """Returns the seconds until the prompt is prefilled if the cached tokens of the peer are
-    pulled.
+    """Returns the seconds until the prompt is prefilled if the cached tokens of a peer are pulled.
 
-    Negative if computing, which takes `prefill_seconds`, is the better choice.
+    Returns -1 if computing, which takes `prefill_seconds`, is the better choice.
     """
     if cached_there <= cached_here:
         return -1.0
@@ -43,9 +42,11 @@ def pull_prefill_seconds(
 
 
 def offer_pulls(candidates: list[Candidate], endpoints: list[Endpoint], holder: Endpoint, prompt: float) -> None:
-    """Adds a pull from `holder` to the candidates for which it is cheaper than computing.
+    """Adds a pull from `holder` to each candidate for which pulling is cheaper than computing.
 
-    endpoints: those of the candidates, in the same order.
+    - endpoints: the endpoints of the candidates, in the same order.
+    - holder: the instance with the longest cached prefix.
+    - prompt: in tokens.
     """
     if holder.pull is None:
         return

@@ -2,8 +2,8 @@
 answers it.
 
 A decode instance below its batch limit has time left in each step before the inter-token objective.
-A prompt that it computes itself needs no KV transfer. It computes the prompt if all of the
-following hold.
+A prompt that it computes itself needs no KV transfer. The decode instance computes the prompt if
+all of the following hold.
 
 - *The batch has room*: sequences and KV tokens stay below `BATCH_SLACK` of the instance's limits.
   Longer steps keep every response longer, which costs throughput in a full engine.
@@ -34,12 +34,12 @@ As here ≤ there, the TTFT objective is met here whenever it would be met there
 the sooner one is taken. So decode takes a part of a burst that is too large for the prefill
 instances.
 
-A prompt that is nearly cached (it lengthens a step by at most `LIGHT_SHARE`) is never transferred.
-If the inter-token objective or the profile is unknown, prompts up to a limit stay, and longer ones
-go to a prefill instance.
+A nearly cached prompt, which lengthens a step by at most `LIGHT_SHARE`, stays on the decode
+instance if the last of these holds. If the inter-token objective or the profile is unknown, prompts
+up to a limit stay, and longer ones go to a prefill instance.
 
 Source: TokenScale (convertible decoders: a few engines that take chunks in bursts). Changed: no
-engine has the property for good; each prompt is placed by the same numbers as routing.
+engine is convertible permanently; each prompt is placed by the same numbers as routing.
 """
 
 from dataclasses import dataclass
@@ -79,11 +79,11 @@ REMOTE_RULES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class PrefillEstimate:
-    """An instance as the place to compute a prompt.
+    """The state of an instance, with the estimated cost of computing a prompt there.
 
     - profile: None if unknown.
-    - prefill_seconds: of the uncached part of the prompt.
-    - prefill_share: share of its time spent on prompts that it computes itself.
+    - prefill_seconds: time for the uncached part of the prompt.
+    - prefill_share: share of its time that the instance spends on prefill.
     - gap_seconds: mean gap of streams that ended `gap_age_seconds` ago; None without any.
     """
 
@@ -101,7 +101,7 @@ class PrefillEstimate:
 
     @property
     def uncached_tokens(self) -> float:
-        """Tokens of the prompt that it would compute; at least one."""
+        """Tokens of the prompt that the instance would compute; at least one."""
         return max(1.0, self.prompt_tokens - self.matched_tokens)
 
 
@@ -114,12 +114,12 @@ def estimate_prefill(
     inter_token: InterTokenTimes | None,
     now: float,
 ) -> PrefillEstimate:
-    """Returns a ready instance as an option for a prompt.
+    """Returns the state of a ready instance and the cost of computing a prompt there.
 
     - load: includes other processes.
-    - has_profile: its profile is its own, not the default one.
-    - inter_token: what this gateway observed. Other gateways are assumed to keep as many prompts
-      there per request.
+    - has_profile: the profile is the instance's, not the default one.
+    - inter_token: what this gateway observed. Other gateways are assumed to cause as much prefill
+      there per request in flight.
     """
     gap = None if inter_token is None else inter_token.mean_gap(endpoint.id, now)
     share = 0.0
@@ -148,7 +148,7 @@ class StepEstimate:
       the longest that it can cause.
     - stretch: prefill time there ÷ prefill time on an instance that only prefills.
     - mean_gap_seconds: the mean gap of its responses if it computes the prompt.
-    - run_seconds: what prefill adds to a response that meets all of it.
+    - run_seconds: seconds of prefill in a row, during which responses decode in longer steps.
     """
 
     plain_seconds: float
@@ -160,7 +160,7 @@ class StepEstimate:
 
 
 def estimate_steps(option: PrefillEstimate, profile: EngineProfile) -> StepEstimate:
-    """Returns the steps of a decode instance with the prompt."""
+    """Returns the estimated steps of a decode instance if it computes the prompt."""
     running = option.inflight
     resident = int(option.inflight_tokens)
     plain = profile.step_time(computed=running, sequences=running, resident=resident)
@@ -200,7 +200,7 @@ def place_prefill(
     transfer_seconds: float,
     min_remote_tokens: float,
 ) -> Decision:
-    """Chooses the instance that computes a prompt.
+    """Returns the decision on the instance that computes a prompt.
 
     - decode: the instance that answers.
     - prefill: the best prefill instance; None: there is none.
@@ -265,7 +265,11 @@ def _obstacle(
     filled_share: float,
     is_prefill_late: bool,
 ) -> tuple[str, str] | None:
-    """Returns rule and reason against a prefill on the decode instance; None if it may."""
+    """Returns rule and reason against a prefill on the decode instance; None if nothing is against
+    it.
+
+    gap: mean observed gap in seconds; None without a recent one.
+    """
     limit = format_duration(max_step_seconds)
     if gap is not None and gap > max_step_seconds:
         return "gaps-long", f"{decode.id} has gaps of {format_duration(gap)}"
@@ -288,7 +292,9 @@ def _obstacle(
 def _place_by_length(
     decode: PrefillEstimate, prefill: PrefillEstimate | None, min_remote_tokens: float, missing: str
 ) -> Decision:
-    """Decides by the limit alone."""
+    """Returns the decision by `min_remote_tokens` alone, because the number `missing` is
+    unknown.
+    """
     tokens = decode.uncached_tokens
     inputs = {"uncached_tokens": DecisionInput(tokens), "least_tokens": DecisionInput(min_remote_tokens)}
     unknown = "no prefill engine is ready" if prefill is None else f"no {missing} is known"

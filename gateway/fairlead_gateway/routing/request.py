@@ -1,4 +1,4 @@
-"""A request as routing sees it."""
+"""The part of a client request that routing decisions use."""
 
 from collections.abc import Hashable
 from typing import Final

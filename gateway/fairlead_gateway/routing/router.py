@@ -26,12 +26,12 @@ _BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
 
 
 class ModelRouter(RouterState):
-    """The router of one model."""
+    """The router of one model: it chooses an instance for each request and tracks the load."""
 
     def choose_instance(
         self, request: RouteRequest, now: float, *, excluded: frozenset[str] = NO_INSTANCES
     ) -> Decision:
-        """Chooses an instance. `chosen` is None if none is left.
+        """Returns the decision for a request; its `chosen` is None if no instance is left.
 
         excluded: instances that just failed this request.
         """
@@ -55,7 +55,7 @@ class ModelRouter(RouterState):
         return decision
 
     def preview(self, request: RouteRequest, now: float, *, excluded: frozenset[str] = NO_INSTANCES) -> Decision:
-        """Returns what `choose_instance` would return, without counting or remembering anything."""
+        """Returns what `choose_instance` would return, without any effect on later decisions."""
         endpoints = [endpoint for endpoint in self._endpoint_list if endpoint.id not in excluded]
         if not endpoints:
             return Decision(None, "none", DecisionText("no instance is ready"))
@@ -69,7 +69,7 @@ class ModelRouter(RouterState):
     def _decide_with(
         self, key: Hashable, request: RouteRequest, endpoints: list[Endpoint], now: float, excluded: frozenset[str]
     ) -> Decision:
-        """Decides by the preset among `endpoints`.
+        """Returns the preset's decision among `endpoints`.
 
         key: the routing key, from which homes are computed.
         """
@@ -92,8 +92,8 @@ class ModelRouter(RouterState):
     def _decide_by_kind(
         self, key: Hashable, request: RouteRequest, endpoints: list[Endpoint], now: float, excluded: frozenset[str]
     ) -> Decision:
-        """Decides inside the kind of accelerator for the request; among all if no kind meets the
-        objective.
+        """Returns the decision inside the request's kind of accelerator, or among all instances if
+        no kind meets the objective.
         """
         scale, loads = self._calibration.scale, self._sampled
         loads.begin_decision(len(self._endpoint_list))
@@ -120,10 +120,10 @@ class ModelRouter(RouterState):
         return self._assigned.queue_key(request_id)
 
     def rebalance(self, queued: Mapping[str, Sequence[str]], now: float) -> list[tuple[str, str]]:
-        """Returns moves (request, instance) of queued requests, which count at the new instance
-        from now on.
+        """Moves queued requests to other instances, where they count from now on. Returns the moves
+        as pairs of request id and instance.
 
-        queued: request ids by instance.
+        queued: ids of the queued requests by instance.
         """
         if self._assigned is None or not self._endpoint_list:
             return []
@@ -141,7 +141,7 @@ class ModelRouter(RouterState):
         return moves
 
     def estimate_prefill(self, request: RouteRequest, instance_id: str, now: float) -> PrefillEstimate | None:
-        """Returns a ready instance as the place to compute the prompt; None if it is not ready."""
+        """Returns the cost of computing the prompt at an instance; None if it is not ready."""
         endpoint = self._endpoints.get(instance_id)
         if endpoint is None:
             return None
@@ -237,12 +237,16 @@ class ModelRouter(RouterState):
         )
 
     def _first_on_ring(self, chain: PrefixChain, excluded: frozenset[str]) -> str | None:
-        """Returns the first instance on the ring of the prompt's first block."""
+        """Returns the first instance on the ring after the hash of the prompt's first block, or
+        None.
+        """
         found = self._homes.pair(chain.hashes[0] if chain.hashes else chain.tail, excluded=excluded)
         return found[0] if found else None
 
     def _session_endpoint(self, request: RouteRequest, endpoints: list[Endpoint], now: float) -> Endpoint | None:
-        """Returns the endpoint that served the session last, if it is eligible."""
+        """Returns the endpoint that served the session last; None if it is unknown or not
+        eligible.
+        """
         name = self._affinity.get(request.session_hash, now)
         endpoint = None if name is None else self._endpoints.get(name)
         return (

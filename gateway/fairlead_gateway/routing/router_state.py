@@ -1,4 +1,4 @@
-"""The state of a model's router, and the feedback that changes it."""
+"""The state of a model's router, and the reports on instances and requests that change it."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final
@@ -39,10 +39,10 @@ _BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
 class RouterState:
     """The state of one model's router: endpoints, load, prefix index, hot prefixes and homes.
 
-    - secret: keys the homes.
-    - seed: shifts ties, so that several models do not act in step.
+    - secret: the key of the hash rings.
+    - seed: start of the decision count, so that several models do not act in step.
     - load_override, cached_tokens: replace the in-flight load and the prefix index, for callers
-      that know more. The first returns an instance's whole load given the own part.
+      that know more. The first returns an instance's whole load, given this process's part.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class RouterState:
 
     @property
     def is_indexed(self) -> bool:
-        """True if an instance reports its cache and a callback reports dispatches."""
+        """True if an instance reports KV events and the router has callbacks for dispatches."""
         return self._active_hooks is not None
 
     def update(self, model: Model, instances: Sequence[Instance]) -> None:
-        """Replaces the routable instances. One that is neither ready nor draining has lost its
-        cache.
+        """Replaces the model's settings and instances. Instances neither ready nor draining count
+        as without cache. Raises BadInput for an unknown preset.
         """
         if model.preset not in PRESETS:
             raise BadInput(
@@ -211,8 +211,8 @@ class RouterState:
             self._mark_cached(endpoint, request.chain)
 
     def on_peer_dispatch(self, instance_id: str, chain: PrefixChain, now: float, session_hash: Hashable = None) -> None:
-        """Records a dispatch of a sibling worker or another gateway: cached blocks and hot
-        prefixes.
+        """Records a dispatch of a sibling worker or a peer: cached blocks, hot prefixes and
+        session.
 
         session_hash: None without a session.
         """
@@ -232,7 +232,8 @@ class RouterState:
     ) -> None:
         """Applies what the KV-cache index reports of an instance.
 
-        - forget: first drop what it reported before (`told`), or all that is assumed (`all`).
+        - forget: first drop what the index reported before (`told`), or all cached blocks (`all`);
+          empty: nothing.
         - removed: blocks that are not cached.
         - cached: chains from the start of the prompt that are cached.
         """
@@ -246,7 +247,7 @@ class RouterState:
         self._inflight.republish()
 
     def on_first_token(self, request_id: str, now: float) -> None:
-        """Ends the prefill of a request."""
+        """Records the first token of a request: its prefill is no longer backlog."""
         self._inflight.on_first_token(request_id)
         if self._window is not None:
             self._window.on_first_token(request_id, now)
@@ -283,8 +284,8 @@ class RouterState:
             self._report_finish(inflight, None, None)
 
     def loads(self) -> Mapping[str, InstanceLoad]:
-        """Returns this process's load on every ready instance, and on others that still
-        have some.
+        """Returns this process's load by instance: all ready ones, and others with requests in
+        flight.
         """
         return {
             instance: self._inflight.instance_load(instance)
@@ -296,21 +297,27 @@ class RouterState:
         return [(endpoint, self._inflight.total_load(endpoint.load)) for endpoint in self._endpoint_list]
 
     def endpoint(self, instance_id: str) -> Endpoint | None:
-        """Returns a ready endpoint."""
+        """Returns the endpoint of a ready instance; None if the instance is not ready."""
         return self._endpoints.get(instance_id)
 
     def least_backlog_seconds(self) -> float:
-        """Returns the backlog of the least busy ready instance, sibling workers included."""
+        """Returns the backlog in seconds of the least busy ready instance, sibling workers
+        included.
+
+        0 if no instance is ready.
+        """
         return min(
             (self._inflight.total_load(endpoint.load).backlog_seconds for endpoint in self._endpoint_list), default=0.0
         )
 
     def homes(self, request: RouteRequest) -> tuple[str, ...]:
-        """Returns the two current homes of the request's prefix."""
+        """Returns the current homes of the request's prefix: two, or as many as are ready."""
         return self._homes.pair(self._hot_prefixes.routing_key(request.chain))
 
     def prompt_tokens(self, request: RouteRequest) -> float:
-        """Returns the prompt's length as this model's engines count it."""
+        """Returns the prompt's length in tokens as this model's engines count them, by
+        calibration.
+        """
         return request.prompt_tokens * self._calibration.scale
 
     def uncached_tokens(self, request: RouteRequest) -> float:
@@ -321,7 +328,7 @@ class RouterState:
         return prompt - min(prompt, self._cache.longest_match(request) * (self._calibration.scale / _BYTES_PER_TOKEN))
 
     def _text_bytes(self, tokens: int) -> int:
-        """Returns the bytes of prompt text that so many engine tokens are."""
+        """Returns the bytes of prompt text that `tokens` engine tokens correspond to."""
         return int(tokens * _BYTES_PER_TOKEN / self._calibration.scale)
 
     def _end_request(self, request_id: str, output_tokens: int | None, now: float) -> InflightRequest | None:
@@ -346,6 +353,6 @@ class RouterState:
         self._cache.add(endpoint, chain, self._text_bytes(endpoint.kv_tokens))
 
     def _ttft_objective(self, prompt: float) -> float:
-        """Returns the TTFT objective of a prompt of so many tokens."""
+        """Returns the TTFT objective in seconds for a prompt of `prompt` tokens."""
         limit = self._objectives.ttft_limit_seconds(prompt) if self._ttft_grows else self._ttft_limit
         return DEFAULT_TTFT_SECONDS if limit is None else limit

@@ -7,7 +7,7 @@ instance is one more candidate, for as long as a tool call or a person takes. It
 candidates of equal cost. A busy instance is left like any other, and nothing is assumed about its
 cache.
 
-Gateways share it (`supervisor.peers`). Beyond a limit, the oldest sessions are dropped.
+Gateways share their sessions (`supervisor.peers`). Beyond a limit, the oldest sessions are dropped.
 """
 
 from collections.abc import Collection, Hashable
@@ -16,7 +16,10 @@ from fairlead.limits import Limits
 
 
 class SessionAffinity:
-    """Instances by `RouteRequest.session_hash`. Entries expire. Times are monotonic seconds."""
+    """The last instance of each session, by `RouteRequest.session_hash`.
+
+    Entries expire. Times are monotonic seconds.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._max_sessions = limits.session_pins
@@ -27,7 +30,7 @@ class SessionAffinity:
         return len(self._instances)
 
     def put(self, session_hash: Hashable, instance: str, now: float) -> None:
-        """Records the instance of a turn."""
+        """Records the instance that serves a session now."""
         instances = self._instances
         if session_hash in instances:
             del instances[session_hash]  # dictionary order is age

@@ -72,7 +72,7 @@ class BackgroundServices:
             self.peers.start()
 
     async def stop(self) -> None:
-        """Publishes the last decisions, says goodbye to peers, and stops all services."""
+        """Stops all services. Publishes the last decisions, and that this gateway leaves."""
         await self.scraper.stop()
         if self.peers is not None:
             await self.peers.stop()

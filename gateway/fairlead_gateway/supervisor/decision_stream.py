@@ -1,8 +1,8 @@
 """The decision stream: decisions of this gateway in Redis, for other tools.
 
 `offer` appends to a bounded queue and returns. A task empties the queue every 100 ms in one batch,
-and trims what is older than 15 minutes. While Redis is away, the queue keeps the newest decisions
-and counts what it drops; the gateway serves as before.
+and trims what is older than 15 minutes. While Redis is unreachable, the queue keeps the newest
+decisions and counts what it drops. The gateway serves as before.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class LoggedDecision(Protocol):
 
     @property
     def prompt_tokens(self) -> float:
-        """The estimate that the choice was made with."""
+        """The estimated tokens of the prompt, as used for the choice."""
         ...
 
 

@@ -50,7 +50,7 @@ def parse_key_file(text: str, *, file: str, limits: Limits) -> Mapping[bytes, st
     """
     documents = parse_documents(text, file=file, limits=limits)
     if len(documents) != 1:
-        message = "the file is empty" if not documents else f"{len(documents)} YAML documents, a keys file has one"
+        message = "the file is empty" if not documents else f"{len(documents)} YAML documents instead of one"
         raise ManifestError((FileProblem(file, 1, "(document)", message, "begin with `keys:`"),))
     node = documents[0]
     try:

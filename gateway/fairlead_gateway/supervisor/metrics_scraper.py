@@ -1,4 +1,4 @@
-"""Scrapes the engines' own metrics every two seconds, for people, the autoscaler and profiles.
+"""Scrapes the engines' own metrics every two seconds, for users of the management port.
 
 Routing does not depend on them: the gateway's own in-flight load is fresher. An engine that does
 not answer keeps its last signals, with their age; one that never answered has none. Scrapes are

@@ -310,9 +310,9 @@ class Supervisor:
     def _create_index_source(
         self, on_changes: Callable[[str, Sequence[Change]], None], on_reload: Callable[[str], None]
     ) -> "IndexSource":
-        """Returns the source of KV events.
+        """Returns the source of the KV-cache index: Redis if there is one, else the engines.
 
-        Why: it is created with the first KV event, since its modules take much memory.
+        Why: it is created at the first engine with KV events, since its modules take much memory.
         """
         from fairlead_gateway.supervisor.kv_index.index_source import LocalIndexSource, RedisIndexSource
 
@@ -324,9 +324,9 @@ class Supervisor:
         )
 
     def _create_alignment_store(self, learned: "Callable[[str, PromptAlignment], None]") -> "AlignmentStore":
-        """Returns the store of prefix maps that gateways share.
+        """Returns the store of prompt alignments that gateways share.
 
-        Only gateways with the same secret compute the same hashes and can use each other's maps.
+        Only gateways with the same secret compute the same hashes and can use each other's entries.
         """
         from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
 

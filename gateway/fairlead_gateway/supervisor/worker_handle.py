@@ -97,7 +97,7 @@ class WorkerHandle:
 
     @property
     def unsent_bytes(self) -> int:
-        """The bytes that the worker has not read yet."""
+        """Bytes of sent messages that the system's buffers have not taken yet."""
         return self._channel.unsent_bytes
 
     @property
@@ -111,7 +111,7 @@ class WorkerHandle:
         return self.is_ready and not self.is_leaving and not self.exited.done()
 
     async def query(self, make_query: Callable[[int], say.Query], kind: type[T]) -> list[T] | None:
-        """Returns the chunks of the worker's reply.
+        """Sends a query and returns the chunks of the worker's reply.
 
         None when it is not ready, misses the deadline, or is unresponsive since an earlier query.
         """
@@ -191,7 +191,7 @@ class WorkerHandle:
             pending.reply.set_result(pending.chunks)
 
     def _on_channel_closed(self) -> None:
-        """Waits for the end of the process, which closed its channel."""
+        """Fails open queries and waits for the end of the process, which closed its channel."""
         self.is_ready = False
         for pending in self._pending_queries.values():
             pending.reply.set_result(None)

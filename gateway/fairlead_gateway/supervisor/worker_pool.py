@@ -48,7 +48,7 @@ _STABLE_SECONDS = 10.0  # a crash after this time begins a new streak
 
 @dataclass(frozen=True, slots=True)
 class CrashRecord:
-    """An unrequested exit of a worker process."""
+    """The unplanned end of a worker process."""
 
     at: float
     number: int
@@ -360,7 +360,10 @@ class WorkerPool:
                 worker.send_encoded(data)
 
     def set_peer_loads(self, loads: Mapping[str, tuple[int, int, float, float]]) -> None:
-        """Sets the load from peers, by instance: requests in flight, waiting, seconds, tokens."""
+        """Sets the load from peers.
+
+        loads: by instance: requests, those without a first token, seconds of prefill, tokens.
+        """
         if self._peer_load_row is not None:
             self._peer_load_row.set_loads(loads)
 
@@ -441,7 +444,7 @@ class WorkerPool:
         return sum(worker.is_serving and worker.unresponsive_since is None for worker in self.workers)
 
     def warnings(self) -> list[str]:
-        """Returns worker text for each problem of a worker."""
+        """Returns a text for each problem of a worker."""
         now = self._clock.now()
         warnings = []
         for worker in sorted(self.workers, key=lambda worker: worker.number):

@@ -61,7 +61,7 @@ def _add_loads(one: say.EncodedLoad, other: say.EncodedLoad) -> say.EncodedLoad:
 
 
 def _without_windows(models: dict[str, ModelSnapshot]) -> dict[str, ModelSnapshot]:
-    """Removes the counts of the last minute.
+    """Removes the counts of the last minute from the snapshots, and returns these.
 
     They would not age: only the worker that counts moves its window on.
     """
@@ -80,5 +80,5 @@ class MaxLoopLag(LoopLag):
         self._reported = [dict(quantiles) for quantiles in reported]
 
     def quantile(self, share: float) -> float | None:
-        """Returns seconds; None when no worker has reported this quantile."""
+        """Returns the lag in seconds; None when no worker has reported this quantile."""
         return max((quantiles[share] for quantiles in self._reported if share in quantiles), default=None)

@@ -96,7 +96,7 @@ class PreforkedWorkers:
 
 
 def shared_row_count(count: int) -> int:
-    """Returns the rows of the shared load table; the last is for the load from other gateways."""
+    """Returns the number of rows of the shared load table; the last is for other gateways' load."""
     return count * ROWS_PER_WORKER + 1
 
 

@@ -1,4 +1,4 @@
-"""Counters and logs of the gateway: values that both processes read.
+"""Counters and logs of the gateway: values that workers and supervisor read.
 
 In reading order: `recorder` (called by the request path), `counters` (integer arrays), `histogram`,
 `outcome`, `snapshot` (counters to send and add up). Then `decision_log`, `handoff_record`,

@@ -5,7 +5,7 @@ The window is a ring of copies, one for each second with an event, taken before 
 that second. The last minute is the present state minus the first copy that is young enough. An
 event adds once; only the first event of a second pays for the copy (about 1 µs).
 
-Nearly every request adds to some counters. They are kept in fields until the lists are read.
+The counters to which nearly every request adds are fields until the lists are read.
 
 Why: compiled, an addition to a field costs a few instructions, one to a list 150.
 """
@@ -253,7 +253,7 @@ class ModelCounters(CounterSet):
         increment(self.by_rule, rule, max_rules)
 
     def observe_gap(self, seconds: float) -> None:
-        """Counts one further chunk of a stream."""
+        """Counts a chunk of a stream that came `seconds` after the one before."""
         self._has_pending = True
         self._itl_sum += seconds
         _add_one(self._ints, ITL + bucket_index(SECONDS_BOUNDS, seconds))
@@ -361,7 +361,7 @@ class InstanceCounters(CounterSet):
         self._routed += 1
 
     def observe_gap(self, seconds: float) -> None:
-        """Counts one further chunk of a stream."""
+        """Counts a chunk of a stream that came `seconds` after the one before."""
         self._has_pending = True
         self._gaps += 1
         self._itl_sum += seconds

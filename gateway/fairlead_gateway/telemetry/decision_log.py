@@ -74,7 +74,7 @@ class LoggedRequest:
 
 
 class _LogEntry(LoggedRequest):
-    """An entry of the log, linked to its neighbours: removal and moving up are one step."""
+    """An entry of the log, linked to its neighbours, so that it is removed in constant time."""
 
     __slots__ = ("newer", "older")
 

@@ -1,4 +1,4 @@
-"""The record of one prompt's way from prefill to decode, for decision log, metrics and traces."""
+"""The record of a prompt's hand-off from prefill to decode, for decisions, metrics and traces."""
 
 from dataclasses import dataclass, field
 from typing import Final

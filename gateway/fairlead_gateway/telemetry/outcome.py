@@ -14,7 +14,8 @@ class RequestOutcome:
 
     - status: what the client received, or would have received.
     - error: the failure in one word.
-    - within_objective: None if the model has no objective; the two parts are given with it.
+    - within_objective: None if the model has no objective; `within_ttft` and `within_itl` are its
+      two parts.
     - overhead_seconds: the gateway's own time, from the request's last byte to its dispatch,
       without prefill elsewhere. None after a failed attempt.
     - failures: (instance, reason) of attempts before the last one.

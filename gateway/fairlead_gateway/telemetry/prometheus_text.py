@@ -9,15 +9,17 @@ _ESCAPES: Final = {"\\": r"\\", '"': r"\"", "\n": r"\n"}
 
 
 def escape_label(value: str) -> str:
-    """Returns a label value as the text format wants it."""
+    """Returns a label value with backslashes, quotes and line ends escaped."""
     return _UNSAFE.sub(lambda match: _ESCAPES[match[0]], value)
 
 
 def format_histogram(
     name: str, labels: str, counts: Sequence[int], exported: Sequence[tuple[int, str]], total: str
 ) -> str:
-    """Returns the lines of one histogram. `exported` gives each bound the last fine bucket below
-    it.
+    """Returns the lines of one histogram.
+
+    exported: for each exported bound, the last position in `counts` below it, and its text.
+    total: the sum of the observations, as text.
     """
     out: list[str] = []
     running, position = 0, 0

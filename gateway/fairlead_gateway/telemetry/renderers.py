@@ -92,12 +92,18 @@ def _instance_labels(key: str, instance_id: str) -> str:
 
 
 def histogram(start: int, total: int, labels: str = _MODEL) -> Renderer:
-    """Renders seconds; `total` is the position of their sum."""
+    """Returns the renderer of a histogram of seconds.
+
+    start, total: positions of its first bucket, and of the sum of seconds.
+    """
     return _histogram_of(start, at.SECONDS_BINS, _EXPORTED_SECONDS, lambda series: f"{series.sums[total]:.9g}", labels)
 
 
 def tokens(start: int, total: int, labels: str = _MODEL) -> Renderer:
-    """Renders tokens; their sum is one of the counters."""
+    """Returns the renderer of a histogram of tokens.
+
+    start, total: positions of its first bucket, and of the counter that is the sum of tokens.
+    """
     return _histogram_of(start, at.TOKEN_BINS, _EXPORTED_TOKENS, lambda series: str(series.ints[total]), labels)
 
 

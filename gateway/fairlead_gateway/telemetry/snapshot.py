@@ -48,7 +48,7 @@ class ModelSnapshot(msgspec.Struct, array_like=True):
 
 
 def snapshot_of(key: str, series: ModelCounters, now: float | None) -> ModelSnapshot:
-    """Returns a copy of counters, with the minute before `now`."""
+    """Returns a copy of counters, with the minute before `now`; without it if `now` is None."""
     return ModelSnapshot(
         key,
         _totals(series),
@@ -90,8 +90,8 @@ def sum_snapshots(processes: Iterable[Mapping[str, ModelSnapshot]]) -> dict[str,
 
 
 def restore_counters(snapshot: ModelSnapshot, now: float) -> ModelCounters:
-    """Returns counters with the values of a snapshot. Their window is the snapshot's
-    around `now`.
+    """Returns counters with the values of a snapshot. Their last minute at `now` is the
+    snapshot's window.
     """
     series = ModelCounters()
     _restore(series, snapshot.totals, snapshot.window, now)

@@ -26,8 +26,8 @@ class InstanceIndexStatus:
 
     - predicted_tokens, reported_tokens: sums over responses that reported cached tokens.
     - unreported: responses that did not.
-    - late: responses that found less because the engine had just evicted it.
-    - ratio: predicted to reported; None until both are known.
+    - late: responses with fewer cached tokens because the engine had just evicted them.
+    - ratio: predicted tokens per reported one; None while none was reported.
     - block_counts, removal_rank: None if the instance does not report its cache.
     """
 

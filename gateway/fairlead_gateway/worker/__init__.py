@@ -1,4 +1,4 @@
-"""A worker process: serves requests, from receipt to record. `docs/architecture.md` shows the way.
+"""A worker process: serves requests, from receipt to record. See `docs/architecture.md`.
 
 - `worker`, `services`, `server`: the process, its parts, and its public port.
 - `proxy`: one request from start to end; `request_context` is its state.

@@ -1,8 +1,9 @@
 """`python -m fairlead_gateway.worker`: one worker process. Only the supervisor starts it.
 
-Its parts come over its channel as values, so it loads no web framework, no Redis client and no YAML
-reader. When the channel closes, the supervisor is gone. The worker then stops accepting, lets
-requests in flight finish, and ends. SIGTERM and the supervisor's message do the same.
+Its keys, its fleet and other inputs come over its channel as values. So it loads no web framework,
+no Redis client and no YAML reader. When the channel closes, the supervisor is gone. The worker then
+stops accepting, lets requests in flight finish, and ends. SIGTERM and the supervisor's message do
+the same.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one worker until its channel closes or a signal ends it; returns the exit code."""
     options = _parse_options(sys.argv[1:] if arguments is None else arguments)
     if "--channel" not in options:
-        print("fairlead-gateway-worker: this is started by fairlead-gateway alone", file=sys.stderr)
+        print("fairlead-gateway-worker: only fairlead-gateway can start a worker", file=sys.stderr)
         return 2
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all processes; the supervisor decides
     process_tuning.raise_open_file_limit()
@@ -41,7 +42,7 @@ def _parse_options(arguments: Sequence[str]) -> dict[str, int]:
 
     - `--number`: the worker's number
     - `--channel`: the file descriptor of the channel
-    - `--rows`: that of the shared load table, if there is one
+    - `--rows`: the file descriptor of the shared load table, if there is one
 
     Why not argparse: only the supervisor writes them, and it would cost memory in every worker.
     """

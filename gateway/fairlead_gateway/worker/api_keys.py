@@ -1,4 +1,4 @@
-"""Checks API keys, of which only digests are known here.
+"""Checks API keys, of which the worker knows only digests.
 
 Each key has a name, and a HMAC-SHA-256 under the installation's pepper (`supervisor.key_file`). A
 request's key is digested before it is compared, so the lookup sees digests only and its time
@@ -23,7 +23,7 @@ def key_digest(key: bytes, pepper: bytes) -> bytes:
 
 
 def api_key_of(head: RequestHead) -> bytes | None:
-    """Returns the key in a request's headers."""
+    """Returns the key in a request's headers; None if there is none."""
     authorization = head.get(b"authorization")
     if authorization is not None and authorization[: len(_BEARER)].lower() == _BEARER:
         return authorization[len(_BEARER) :].strip(b" ")
@@ -33,7 +33,7 @@ def api_key_of(head: RequestHead) -> bytes | None:
 class ApiKeys:
     """The accepted API keys.
 
-    names: by digest.
+    names: the name of each key, by its digest.
     """
 
     def __init__(self, pepper: bytes, names: Mapping[bytes, str]) -> None:
@@ -46,7 +46,7 @@ class ApiKeys:
         self._known = {digest: (digest, name) for digest, name in names.items()}
 
     def caller(self, head: RequestHead) -> str:
-        """Returns the name of a request's key. Raises InvalidApiKey.
+        """Returns the name of a request's key. Raises InvalidApiKey without a known key.
 
         The result is cached on the connection for as long as the accepted keys stay the same.
         """
@@ -59,6 +59,6 @@ class ApiKeys:
         digest = key_digest(key, self._pepper)
         known, name = self._known.get(digest, (b"", ""))
         if not hmac.compare_digest(known, digest):
-            raise InvalidApiKey("this API key is not known here")
+            raise InvalidApiKey("this API key is unknown")
         head.caller_cache = (self._known, name)
         return name

@@ -38,9 +38,9 @@ MemoryShare = Callable[[], float | None]
 
 
 class MemoryPressure:
-    """The memory thresholds of one process.
+    """The memory check of one process, which limits the bodies that are accepted.
 
-    share: read from `start` to `close`.
+    share: reads the used share of the limit, from `start` to `close`; None without a limit.
     on_pressure: called with whether memory is short.
     """
 
@@ -93,14 +93,14 @@ class MemoryPressure:
         return None if self._share is None else self._share()
 
     def check_body(self, length: int) -> None:
-        """Raises Overloaded if a body of that size is refused now."""
+        """Raises Overloaded if a body of `length` bytes is refused now."""
         if self.max_body_bytes is not None and length > self.max_body_bytes:
-            refused = "large bodies are" if self.max_body_bytes else "nothing is"
+            refused = "large bodies" if self.max_body_bytes else "all bodies"
             hint = "try again later, or send a shorter body" if self.max_body_bytes else "try again later"
-            raise Overloaded(f"memory is short: {refused} taken for a moment", hint=hint, headers=_RETRY_AFTER)
+            raise Overloaded(f"memory is short: {refused} are refused for a moment", hint=hint, headers=_RETRY_AFTER)
 
     def warnings(self) -> list[str]:
-        """Returns what is refused now."""
+        """Returns a text about the bodies that are refused now; empty if none are."""
         if self.max_body_bytes is None or self.used_share is None:
             return []
         refused = f"bodies over {self.max_body_bytes // 1024} KiB are" if self.max_body_bytes else "every body is"
@@ -110,7 +110,7 @@ class MemoryPressure:
 def memory_share_reader(limit: str | None, *, statm: Path = _STATM, cgroup: Path = _CGROUP) -> MemoryShare | None:
     """Returns a reader of the used share; None if no limit is known.
 
-    limit: of this process; None: that of the container.
+    limit: the limit of this process, such as `512MiB`; None: the limit of the container.
     Raises SettingsError if `limit` is not a size.
     """
     if limit is not None:
@@ -141,7 +141,10 @@ def _process_share(statm: Path, limit_bytes: int) -> float | None:
 
 
 def _container_share(cgroup: Path, limit_bytes: int) -> float | None:
-    """Returns the share of all processes of the container, without file caches of the kernel."""
+    """Returns the share of the limit that all processes of the container use, without file caches.
+
+    None if the kernel does not report it.
+    """
     try:
         used = int((cgroup / "memory.current").read_bytes())
         for line in (cgroup / "memory.stat").read_bytes().splitlines():

@@ -33,7 +33,7 @@ class QueryHandler:
         self._send = send
 
     async def handle(self, query: messages.Query) -> None:
-        """Answers one query."""
+        """Sends the reply to one query, in one chunk or several."""
         if isinstance(query, messages.GetState):
             self._send_chunk(query.query_id, self._state(), is_last=True)
         elif isinstance(query, messages.GetCounters):
@@ -101,7 +101,7 @@ class QueryHandler:
         )
 
     def _health_states(self) -> dict[str, tuple[str, str]]:
-        """Returns state and reason of the instances that are not healthy."""
+        """Returns state and reason of the instances that are not healthy, by instance id."""
         fleet = self._gateway.stack.routers.fleet
         described = (
             (instance.id, self._gateway.stack.failures.describe(instance.id))

@@ -32,7 +32,7 @@ class RoutedChoice:
 class AdmissionState:
     """The state of a request in admission control.
 
-    request: set when the model has a queue and was asked.
+    request: the input of the admission policy; None if the policy was not needed.
     full_instances: instances without room for the request.
     admitted: how the request left the queue; None if it did not wait.
     counted_at: the instance whose load includes the request already, since it waited for a slot.
@@ -48,7 +48,7 @@ class AdmissionState:
 
 
 class HandoffState:
-    """The prefill of a request whose model has prefill instances.
+    """The remote prefill of a request whose model has prefill instances.
 
     transfer: the KV transfer of the next attempt; None once an engine accepted it, or without one.
     is_transferred: the engine that answers received the KV of the prompt.
@@ -67,7 +67,7 @@ class HandoffState:
 class RequestResult:
     """The response of a request: status, times and tokens; complete when the response has ended.
 
-    dispatched_at: when the request was last sent before its first byte.
+    dispatched_at: monotonic seconds at which the request was last sent before its first byte.
     Token counts are the engine's; None if it did not report them.
     """
 
@@ -97,7 +97,10 @@ class RequestResult:
         self.client_disconnected = False
 
     def record_usage(self, usage: Usage | None) -> None:
-        """Takes over the engine's counts; None if it reported none."""
+        """Stores the engine's token counts.
+
+        usage: None if the engine reported none.
+        """
         if usage is None:
             self.prompt_tokens = self.output_tokens = self.cached_tokens = None
         else:
@@ -106,7 +109,7 @@ class RequestResult:
 
 
 class RequestContext:
-    """One client request on its way through the worker.
+    """The state of one client request in a worker.
 
     http_request, request, route_request: the request as received, parsed, and as routing sees it
     admission: set by admission control
@@ -115,7 +118,7 @@ class RequestContext:
     handoff: set if the model has prefill instances
     result: the response
     deadline: monotonic seconds; None without one
-    fingerprint: the body's, kept when the body itself is released
+    fingerprint: the body's fingerprint, set when the body itself is released
     """
 
     __slots__ = (
@@ -160,7 +163,7 @@ class RequestContext:
 
     @property
     def transfer(self) -> Handoff | None:
-        """The KV transfer of the next attempt."""
+        """The KV transfer of the next attempt; None without one."""
         return None if self.handoff is None else self.handoff.transfer
 
     @property

@@ -7,7 +7,7 @@ _LOW: Final = [f"{number:02x}" for number in range(256)]
 
 
 class RequestIds:
-    """Creates ids: `req-`, eight random hexadecimal digits per process, and a number from 1."""
+    """The creator of ids: `req-`, eight hexadecimal digits random per process, a number from 1."""
 
     __slots__ = ("_begin", "_count", "_stem")
 

@@ -1,6 +1,6 @@
 """Previews the route of a request: where it would go now, and why.
 
-The management port asks for it. Nothing is sent, counted or remembered, so a preview changes no
+The management port requests it. Nothing is sent, counted or remembered, so a preview changes no
 later route. Admission is left out: where requests queue, this one would too, and
 its route would depend on what is known when it leaves the queue. Between equal instances the
 request's id decides, so another request with this prompt may go elsewhere.
@@ -26,7 +26,7 @@ _PREVIEW_ID: Final = "asked"
 
 
 class RoutePreviewer:
-    """Answers where a request would go."""
+    """The previewer of routes: it decides where a request would go, without sending it."""
 
     def __init__(
         self, clock: Clock, limits: Limits, routers: RouterRegistry, prefill_coordinator: PrefillCoordinator
@@ -37,15 +37,17 @@ class RoutePreviewer:
         self._prefill_coordinator = prefill_coordinator
 
     def preview(self, path: str, body: bytes, session: str | None) -> LoggedRequest:
-        """Returns the choices that a request would get: the prefill instance, if any, then the
-        other.
+        """Returns the choices that a request would get: the prefill instance, if any, then
+        the instance that answers.
 
         body: as a client would send it to `path`.
         session: as in the header x-session-id.
-        Raises GatewayError like a request.
+        Raises GatewayError as for a request of a client.
         """
         if path not in BODY_TYPES:
-            raise UnknownPath(f"nothing is routed by its prompt under {path}", hint=f"one of {', '.join(BODY_TYPES)}")
+            raise UnknownPath(
+                f"requests for {path} are not routed by their prompt", hint=f"use one of {', '.join(BODY_TYPES)}"
+            )
         routers, prefilling = self._routers.serving, self._routers.prefilling
         fields = [] if session is None else [(b"x-session-id", session.encode("latin-1", "replace"))]
         head = RequestHead("POST", path, fields, 11, len(body), keep_alive=True, expects_continue=False)

@@ -22,7 +22,7 @@ IDLE_SECONDS = 1.0  # for clients to read their last bytes, or to see `connectio
 class PublicServer:
     """The server of a gateway on a listening socket.
 
-    certificate: loaded; None: the port is not TLS.
+    certificate: already loaded; None: the port has no TLS.
     """
 
     def __init__(self, gateway: Gateway, public: socket.socket, certificate: TlsCertificate | None = None) -> None:
@@ -47,8 +47,9 @@ class PublicServer:
         )
 
     async def drain(self) -> None:
-        """Accepts what the kernel has accepted, and waits until nothing is in flight, or
-        the limit.
+        """Refuses new connections, and waits until nothing is in flight, at most `drain_seconds`.
+
+        Connections that the kernel has accepted until then are served.
         """
         self._gateway.drain()
         refuse_new_connections(self._public)

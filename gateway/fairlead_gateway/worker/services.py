@@ -1,5 +1,5 @@
-"""The services of one worker, built from the supervisor's first message, and kept up by the
-others.
+"""The services of one worker, built from the supervisor's first message and updated by its later
+messages.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ class WorkerServices:
     """The gateway of one worker, and what connects it to the supervisor.
 
     shared_memory: the load table that the workers share; None without siblings and peers.
-    certificate: of the public port; None: it is not TLS.
+    certificate: of the public port; None: the port has no TLS.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class WorkerServices:
         self._assign_slots(configuration.slots)
 
     def apply(self, message: messages.ToWorker) -> None:
-        """Does what a message of the supervisor says."""
+        """Applies a message of the supervisor, or begins to answer its query."""
         stack = self.gateway.stack
         match message:
             case messages.PeerUpdates(dispatches, crashes, cleared):
@@ -138,7 +138,7 @@ class WorkerServices:
                 pass
 
     def send_final_counters(self) -> None:
-        """Sends what is left to report, at the end of the worker."""
+        """Sends the remaining reports and the counters, at the end of the worker."""
         if self._dispatch_reporter is not None:
             self._dispatch_reporter.flush()
         self._channel.send(self._query_handler.final_counters())
@@ -168,7 +168,7 @@ class WorkerServices:
         task.add_done_callback(self._tasks.discard)
 
     def _assign_slots(self, slots: dict[str, int]) -> None:
-        """Assigns the slots of a fleet before the fleet itself.
+        """Assigns the fleet's slots in the shared load table, before the fleet itself is replaced.
 
         Why before: siblings then see the load of its instances from the first request on.
         """
@@ -177,7 +177,7 @@ class WorkerServices:
             self.gateway.stack.routers.republish_loads()
 
     def _update_fleet(self, fleet: Fleet) -> None:
-        """Replaces the fleet; a fleet that cannot be applied leaves the last one in use."""
+        """Replaces the fleet and reports the result; on an error, the last fleet stays in use."""
         failure = None
         try:
             self.gateway.update_fleet(fleet)

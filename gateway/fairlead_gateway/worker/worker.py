@@ -98,7 +98,7 @@ class Worker:
             self._services.apply(message)
 
     def _on_sigterm(self) -> None:
-        """Asks for a replacement, and ends soon in any case; at once without a supervisor."""
+        """Requests a replacement and drains within 10 s; without a supervisor, drains now."""
         if self._services is not None and self._channel.send(messages.DrainRequested()):
             self._runtime.loop.call_later(_REPLACEMENT_SECONDS, self._stop.set)
         else:

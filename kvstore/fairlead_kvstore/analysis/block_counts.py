@@ -26,7 +26,7 @@ class BlockCounts(msgspec.Struct):
 
 
 class HolderSource(Protocol):
-    """The part of ``IndexReplica`` that is counted."""
+    """The interface of an index whose blocks are counted; ``IndexReplica`` implements it."""
 
     def instances(self) -> tuple[str, ...]:
         """Returns all known instances."""
@@ -40,7 +40,7 @@ class HolderSource(Protocol):
 
 
 def count_blocks(source: HolderSource) -> dict[str, BlockCounts]:
-    """Returns the counts of every known instance. One look at each block, some 50 ns."""
+    """Returns the block counts of every known instance. Reads every block, in some 50 ns each."""
     found = {name: BlockCounts() for name in source.instances()}
     for holders, blocks in source.holder_sets():
         for name, tiers in holders.items():

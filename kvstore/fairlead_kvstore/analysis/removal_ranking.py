@@ -17,7 +17,7 @@ from fairlead_kvstore.analysis.block_counts import BlockCounts
 class RemovalRank(msgspec.Struct, frozen=True):
     """The rank of one instance; 1 is the cheapest to remove, None is unknown.
 
-    used: unique blocks that were used recently, None where usage is unknown.
+    used: unique blocks that recent prompts used; None where usage is unknown.
     """
 
     instance: str
@@ -31,6 +31,8 @@ def rank_removals(
     counts: Mapping[str, BlockCounts], incomplete: Mapping[str, str], used: Mapping[str, int] | None
 ) -> tuple[RemovalRank, ...]:
     """Returns the ranks of all instances in ``counts``, the cheapest to remove first.
+
+    Incomplete instances come last, without a rank.
 
     incomplete: incomplete instances, and why.
     used: recently used unique blocks by instance (missing: none); None where usage is unknown.

@@ -1,12 +1,11 @@
-"""Hints for hot prefixes that more instances should have cached, for people and for cache
+"""Hints for hot prefixes that more instances should have cached, for operators and for cache
 replication. Pure.
 
 Each of ``n`` instances serves one n-th of the prompts. A prefix that a share ``s`` of all prompts
-begin with therefore keeps ``s · n``
-instances busy, and each of them needs it: those without it compute it when such a prompt arrives.
-If prompts are spread evenly, the share ``1 - holders / (s · n)`` of them arrives where the prefix
-is not cached, and each computes its tokens. The product in tokens a second is the worth of another
-copy, and orders the hints:
+begin with therefore keeps ``s · n`` instances busy. Each of them needs the prefix: one that does
+not have it cached computes it when such a prompt arrives. If prompts are spread evenly, the share
+``1 - holders / (s · n)`` of them arrives where the prefix is not cached, and each computes its
+tokens. The product in tokens a second is the worth of another copy, and orders the hints:
 
     worth = prompts a second · tokens · (1 - holders / wanted)        wanted = min(n, ⌈s · n⌉)
 
@@ -27,9 +26,11 @@ from fairlead_kvstore.redis.codec import SCHEMA, decode, encode
 class HotPrefix(NamedTuple):
     """A prefix that many prompts begin with.
 
-    digest: hash of its text.
-    share: share of all prompts.
-    holders: instances that have it cached.
+    digest: hash of the text of the prefix.
+    share: share of all prompts that begin with it (0 to 1).
+    per_second: prompts per second that begin with it.
+    tokens: length of the prefix.
+    holders: number of instances that have it cached.
     """
 
     digest: int
@@ -42,7 +43,7 @@ class HotPrefix(NamedTuple):
 class ReplicationHint(msgspec.Struct, frozen=True):
     """A prefix that ``wanted`` instances should have cached and ``holders`` have.
 
-    worth: tokens a second that may be computed for lack of it.
+    worth: tokens per second that instances may compute because they do not have it cached.
     """
 
     prefix: str
@@ -63,10 +64,10 @@ class ReplicationHints(msgspec.Struct, frozen=True):
 
 
 def replication_hints(hot: Iterable[HotPrefix], ready: int, incomplete: int, max_hints: int) -> list[ReplicationHint]:
-    """Returns at most ``max_hints`` prefixes that need another copy among ``ready`` instances, by
-    worth.
+    """Returns at most ``max_hints`` hints for prefixes that need another copy, most worth first.
 
-    incomplete: instances that may have more blocks than are known.
+    ready: number of ready instances.
+    incomplete: number of instances that may have more blocks than are known.
     """
     found = []
     for prefix in hot:

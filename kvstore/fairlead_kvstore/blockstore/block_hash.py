@@ -2,10 +2,9 @@
 
 Why: two caches may give the same block different names. An engine's hash depends on its algorithm,
 its release, a seed that may change at every start, and the path of a LoRA adapter. Comparing such
-hashes between
-engines, or with those of a gateway, fails silently: KV-aware routers have run for weeks with a hit
-rate of zero. But every event that stores blocks carries their token ids. The index therefore names
-a block by its content:
+hashes between engines, or with those of a gateway, fails silently: KV-aware routers have run for
+weeks with a hit rate of zero. But every event that stores blocks carries their token ids. The index
+therefore names a block by its content:
 
     root   = XXH3(secret, namespace/model, adapter)                 installation, weights
     own(i) = XXH3(token ids of block i, 32-bit little-endian, seeded with own(i-1))
@@ -24,7 +23,7 @@ what an engine does not report share a hash. SGLang 0.5.9 reports no extra keys,
 must not be looked up there.
 
 An adapter's *name* may be loaded again from another path. The chain stays the same on purpose,
-since a gateway asks for the name. ``lora_generations.py`` decides which of an instance's blocks
+since a gateway looks up the name. ``lora_generations.py`` decides which of an instance's blocks
 belong to the content that is loaded now.
 
 The hash is XXH3-64 keyed with the installation's secret: a routing hint, no signature. With 10
@@ -72,7 +71,7 @@ def token_bytes(tokens: Sequence[int]) -> bytes:
 
 
 def extra_bytes(extras: ExtraKeys) -> bytes:
-    """Returns extra keys as they are hashed."""
+    """Returns the msgpack bytes of extra keys, which are the input of the hash."""
     return _ENCODE(extras)
 
 
@@ -87,13 +86,16 @@ def engine_hash(raw_hash: int | bytes) -> int:
 
 
 def parent_hash(raw_hash: int | bytes | None) -> int | None:
-    """Returns the parent's handle; llm-d-inference-sim writes 0 for none."""
+    """Returns a parent's hash as 64 bits; None for no parent, which llm-d-inference-sim writes as
+    0.
+    """
     return engine_hash(raw_hash) if raw_hash else None
 
 
 def extra_key_bytes(extras: list[ExtraKeys | None] | None, adapter: str | None) -> list[bytes | None] | None:
-    """Returns extra keys as bytes without the adapter's name, which comes first; None where none
-    are left.
+    """Returns the bytes of each block's extra keys, without the adapter's name at their start.
+
+    A block without other keys has None. Returns None if the engine reports no extra keys.
     """
     if extras is None:
         return None
@@ -107,7 +109,10 @@ def extra_key_bytes(extras: list[ExtraKeys | None] | None, adapter: str | None) 
 def block_hashes(
     start: int, tokens: Sequence[int], block_size: int, extras: Sequence[ExtraKeys | None] | None = None
 ) -> list[int]:
-    """Returns the chain of a prompt's whole blocks, from a root or from the block before them."""
+    """Returns the hashes of a prompt's whole blocks, in order.
+
+    start: the root of the chain, or the hash of the block before the first.
+    """
     data, width, own = token_bytes(tokens), block_size * TOKEN_BYTES, start
     found = []
     for index in range(len(tokens) // block_size):

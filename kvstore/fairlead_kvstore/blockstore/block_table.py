@@ -11,7 +11,7 @@ engines' numbers may have a pattern. Row 0 is unused, so 0 means empty.
 
     handles     the engine's hash, 64 bits
     owns        the block hash, see block_hash.py
-    parents     block hash of the block before it (the root for the first)
+    parents     block hash of the block before the row's (the root for the first)
     counts      copies in GPU, CPU and disk, eight bits each
     ticks       when it was last stored or used
     depths      number of blocks before it
@@ -78,15 +78,15 @@ class RowIndex:
 
     @property
     def bytes(self) -> int:
-        """Memory of the cells."""
+        """Memory of the cells, in bytes."""
         return self._cells.itemsize * self._size
 
     def find(self, key: int) -> int:
-        """Returns the row, or 0."""
+        """Returns the row of a key; 0 if there is none."""
         return self._cells[self.seek(key)]
 
     def seek(self, key: int) -> int:
-        """Returns the cell that leads to the key's row, or the empty one for a new row."""
+        """Returns the index of the cell with the key's row, or of the empty cell for a new row."""
         cells, keys, size = self._cells, self._keys, self._size
         at = key % size
         while row := cells[at]:
@@ -111,8 +111,9 @@ class RowIndex:
             self._grow()
 
     def put(self, row: int) -> int:
-        """Enters a row, whose key is in ``keys``. Returns the row that already has this key, else
-        0.
+        """Enters a row, whose key is in ``keys``, and returns 0.
+
+        If another row has this key already, returns that row and changes nothing.
         """
         at = self.seek(self._keys[row])
         if other := self._cells[at]:
@@ -131,7 +132,7 @@ class RowIndex:
         cells[at] = new
 
     def remove(self, row: int) -> None:
-        """Removes a row."""
+        """Removes a row, which must be in the index."""
         cells, keys, size = self._cells, self._keys, self._size
         at = keys[row] % size
         while cells[at] != row:
@@ -170,8 +171,9 @@ class RowIndex:
 
 
 class BlockTable:
-    """Rows with their two indexes. Columns may be read directly; ``add`` creates rows, ``release``
-    ends them.
+    """The rows of one engine's blocks, with their indexes by handle and by block hash.
+
+    Columns may be read directly; ``add`` creates rows, ``release`` ends them.
     """
 
     __slots__ = (
@@ -209,8 +211,8 @@ class BlockTable:
         return [rows[0] for rows in self.twins.values()]
 
     def load_rows(self, columns: "Mapping[str, array[int]]", leads: Sequence[int]) -> bool:
-        """Loads rows of a snapshot, with row 0 and the empty ones. Returns False when two rows have
-        one handle.
+        """Replaces all rows by those of a snapshot, with row 0 and the empty ones. Returns False
+        when they are inconsistent.
         """
         for name in COLUMNS:
             setattr(self, name, columns[name])
@@ -234,7 +236,7 @@ class BlockTable:
 
     @property
     def bytes(self) -> int:
-        """Memory of columns and indexes, to a few hundredths."""
+        """Memory of columns and indexes in bytes, to within a few percent."""
         columns = (
             self.handles,
             self.owns,
@@ -285,7 +287,7 @@ class BlockTable:
         return True
 
     def release(self, row: int) -> None:
-        """Ends a row."""
+        """Removes a row from both indexes and frees it for reuse."""
         self.by_handle.remove(row)
         own = self.owns[row] if self.twins else 0
         rows = self.twins.get(own) if self.twins else None
@@ -301,13 +303,17 @@ class BlockTable:
         self._free.append(row)
 
     def is_in_twin(self, row: int, shift: int) -> bool:
-        """Returns whether a twin of ``row`` has a copy in the tier."""
+        """Returns whether a twin of ``row`` has a copy in a tier.
+
+        shift: position of the tier in ``counts`` (``TIER_SHIFT``).
+        """
         rows = self.twins.get(self.owns[row])
         return rows is not None and any(self.counts[other] >> shift & MAX_COPIES for other in rows if other != row)
 
     def copies(self, own: int) -> int:
-        """Returns the ``counts`` of a block by its block hash; for twins, the tiers of all of
-        them.
+        """Returns the ``counts`` of the block with this block hash; 0 if it is unknown.
+
+        For twins only the tiers count, not the numbers of copies: they are combined bit by bit.
         """
         row = self.by_own.find(own)
         if not row:
@@ -323,7 +329,8 @@ class BlockTable:
     def touch(self, own: int, tick: int) -> None:
         """Marks a block and all before it as used.
 
-        The walk ends at the first one with this tick, since all before it have it too.
+        The walk ends at the first block with this tick, since all before it have the same tick or a
+        later one.
         """
         find, ticks, parents = self.by_own.find, self.ticks, self.parents
         while row := find(own):

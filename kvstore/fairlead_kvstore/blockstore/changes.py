@@ -1,8 +1,8 @@
 """Changes of a block store, in order, for the consumers that keep a copy: Redis, a replica, a test.
 
 Blocks are block hashes (``block_hash.py``). ``BlocksStored`` and ``BlocksRemoved`` report the first
-and the
-last copy only: a block with two copies is stored once. Applying a change again does no harm.
+and the last copy only: a block with two copies is stored once. Applying a change again does no
+harm.
 """
 
 import msgspec
@@ -38,8 +38,9 @@ class InstanceCleared(msgspec.Struct, frozen=True, gc=False):
 
 
 class InstanceDetached(msgspec.Struct, frozen=True, gc=False):
-    """The end of an instance: it is no longer read. It follows ``InstanceCleared`` and ends the
-    instance's marks too.
+    """The end of an instance, which is no longer read, and of its completeness mark.
+
+    ``InstanceCleared`` precedes it.
     """
 
     instance: str

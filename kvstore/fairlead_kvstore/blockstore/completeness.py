@@ -12,7 +12,10 @@ CompletenessMark = tuple[bool, str, float]
 
 
 class Completeness:
-    """The mark of one instance. ``since`` is monotonic seconds; changes are appended to ``out``."""
+    """The completeness mark of one instance.
+
+    ``since`` is monotonic seconds. Methods append changes of the mark to ``out``.
+    """
 
     __slots__ = ("_before", "_instance", "_stream", "complete", "doubt", "reason", "since")
 
@@ -26,7 +29,9 @@ class Completeness:
         self._before: CompletenessMark | None = None
 
     def set_mark(self, complete: bool, reason: str, now: float, out: list[Change]) -> None:
-        """Sets the mark; while the stream is interrupted, the mark that applies when it resumes."""
+        """Sets the mark. While the stream is interrupted, it applies only when the stream
+        resumes.
+        """
         if self._before is not None:
             self._before = (complete, reason, now)
         else:
@@ -62,7 +67,9 @@ class Completeness:
         return self._before or self._stream
 
     def restore(self, mark: CompletenessMark, doubt: str, reason: str, now: float, out: list[Change]) -> None:
-        """Takes over the mark of a snapshot; it applies when the stream resumes."""
+        """Sets the mark of a snapshot, which applies when the stream resumes. Until then, the
+        instance is incomplete for ``reason``.
+        """
         self.reset()
         self._stream, self.doubt = mark, doubt
         self.complete, self.reason, self.since = with_doubt(mark, doubt)
@@ -82,6 +89,6 @@ class Completeness:
 
 
 def with_doubt(mark: CompletenessMark, doubt: str) -> CompletenessMark:
-    """Returns a mark with a doubt applied."""
+    """Returns the mark, or an incomplete one with the doubt as its reason if there is a doubt."""
     complete, _, since = mark
     return (False, doubt, since) if complete and doubt else mark

@@ -5,7 +5,7 @@ The rules, each for observed behaviour of a real engine:
 - *Stored* adds a copy of each block; a known handle keeps its block hash and is not hashed again.
   Blocks of the CPU and disk tiers come without extra keys, so they take the block hash of the
   handle in the GPU. If that handle is unknown and the engine reports extra keys otherwise, a salted
-  block looks like a plain one. It is counted (``unnamed``) and not added.
+  block looks like a plain one. Such a block is counted (``unnamed``) and not added.
 - *Removed* removes a copy. A removal of an unknown block is counted (``unknown``) and is no error:
   late readers receive many.
 - *AllBlocksCleared* names no tier even when it means only the GPU, so all tiers are dropped. Blocks
@@ -101,7 +101,7 @@ class InstanceBlocks:
         self._orphans = OrphanBlocks(limits.kv_orphans_per_instance, limits.kv_orphans_bytes)
 
     def __len__(self) -> int:
-        """Returns the number of rows, with those of parked adapters."""
+        """Returns the number of rows, including those of adapters that are not loaded now."""
         rows = len(self.blocks)
         return rows + sum(len(parked) for parked in self.adapters) if self.adapters.parked else rows
 
@@ -112,7 +112,7 @@ class InstanceBlocks:
 
     @property
     def orphan_count(self) -> int:
-        """Blocks whose parent is unknown."""
+        """The number of blocks whose parent is unknown."""
         return self._orphans.blocks
 
     # --- stream ---------------------------------------------------------------------------------------------------------
@@ -143,9 +143,7 @@ class InstanceBlocks:
         self._update_doubt(now, out)
 
     def mark_complete(self, reason: str, now: float, out: list[Change]) -> None:
-        """Marks the instance complete: no event is missing, and none that follows precedes a
-        clear.
-        """
+        """Marks the instance complete: no event is missing, and no clear is awaited any more."""
         self.awaited_until = None
         self.completeness.set_mark(True, reason, now, out)
 
@@ -176,7 +174,10 @@ class InstanceBlocks:
         self.completeness.resume(out)
 
     def on_cleared_by_fairlead(self, now: float, out: list[Change]) -> None:
-        """Drops all blocks when the engine confirmed a clear that Fairlead requested."""
+        """Drops all blocks, because the engine confirmed a clear that Fairlead requested.
+
+        Until the engine reports the clear, its events are left out.
+        """
         echo = self.limits.kv_clear_echo_seconds
         if self.last_clear is None or now - self.last_clear > echo:
             self.awaited_until = now + echo
@@ -184,7 +185,7 @@ class InstanceBlocks:
         self.completeness.set_mark(True, "cleared by Fairlead", now, out)
 
     def on_adapter_source(self, name: str, place: str, now: float, out: list[Change]) -> None:
-        """Records the source of an adapter."""
+        """Records the source (path or URL) from which the engine loaded the adapter ``name``."""
         self.adapters.on_source_reported(name, place, out)
         self._update_doubt(now, out)
 
@@ -244,8 +245,8 @@ class InstanceBlocks:
             self._link_orphans(item, out)
 
     def _link_orphans(self, item: PendingRun, out: list[Change]) -> None:
-        """Adds the orphans that follow these blocks, and those that follow them. Then applies noted
-        removals.
+        """Adds the orphans that follow a run, directly or after other orphans. Then applies the
+        removals that were noted for them.
         """
         linked = [item]
         for run in linked:
@@ -274,7 +275,9 @@ class InstanceBlocks:
         return (table.parents[row], table.depths[row] - 1) if row else None
 
     def _add_or_hold(self, item: PendingRun, out: list[Change]) -> bool:
-        """Adds the blocks of a run; returns False when they wait for their parent."""
+        """Adds the blocks of a run, or keeps them as orphans and returns False if their parent is
+        unknown.
+        """
         table, index = self.blocks, 0
         if (load := item.load) is not None:
             index = self.adapters.name_index(load.name)
@@ -295,8 +298,11 @@ class InstanceBlocks:
     def _add_run(
         self, item: PendingRun, table: BlockTable, own: int, depth: int, index: int, blind: bool
     ) -> list[Change]:
-        """Adds one copy of each block after the block ``own`` of this depth. The hot loop: some 2
-        µs a block.
+        """Adds one copy of each block of a run, and returns the changes. Takes some 2 µs a block.
+
+        own, depth: hash and depth of the block before the run.
+        index: the adapter's, see ``LoraGenerations.name_index``.
+        blind: blocks with an unknown handle cannot be named and are only counted.
         """
         by_handle, owns, counts, ticks = table.by_handle, table.owns, table.counts, table.ticks
         content, tier, tick = item.content, item.tier, item.tick
@@ -378,7 +384,7 @@ class InstanceBlocks:
                 self.counters.unknown += 1
 
     def _remove_copy(self, key: int, tier: StorageTier, tick: int, out: list[Change]) -> bool:
-        """Removes one copy; returns False when none is known."""
+        """Removes one copy of the block with the handle ``key``; returns False if it has none."""
         table, shift = self.blocks, TIER_SHIFT[tier]
         row = table.by_handle.find(key)
         if not row and self.adapters.parked:
@@ -443,7 +449,7 @@ class InstanceBlocks:
         self.completeness.set_mark(True, "empty since the engine cleared its cache", now, out)
 
     def _drop_all(self, reason: str, out: list[Change], *, always: bool = False) -> None:
-        """Drops every block of every tier."""
+        """Drops every block of every tier, orphans and parked blocks included."""
         copies = 0
         for row in self.blocks.by_handle:
             copies |= self.blocks.counts[row]
@@ -458,7 +464,7 @@ class InstanceBlocks:
         self._orphans = OrphanBlocks(self.limits.kv_orphans_per_instance, self.limits.kv_orphans_bytes)
 
     def _clear_tier(self, tier: StorageTier, out: list[Change]) -> None:
-        """Clears one tier, for an engine that names it."""
+        """Removes all copies in one tier, for an engine whose clear names the tier."""
         for table in (self.blocks, *self.adapters):
             for row in list(table.by_handle):
                 if tier in INSTANCE_TIERS and (copies := table.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES):
@@ -474,7 +480,11 @@ class InstanceBlocks:
         return known
 
     def _is_counted_group(self, group_idx: int | None, kind: str | None, *, learn: bool) -> bool:
-        """Returns whether this is the attention group that decides on a hit."""
+        """Returns whether events of this attention group count: those of the first full-attention
+        group.
+
+        learn: the event may decide which group that is.
+        """
         group = group_idx or 0
         if self.group is None:
             if not learn:

@@ -5,8 +5,8 @@ KV events name a LoRA adapter and number its load; the number is new at each loa
 covers the *path* it was loaded from, which events do not contain. When ``support-bot`` is unloaded
 and loaded again from another path, the old blocks stay resident without any event, and yet no
 request hits them. When it is loaded from the first path again, the same old blocks serve requests
-again, also without an event. An index by name leaves the first as ghosts; one by number forgets the
-second.
+again, also without an event. An index by name leaves ghosts in the first case; one by number
+forgets blocks in the second.
 
 So each name has *contents*. A load number that is new starts a new content, unless it is shown to
 be an old one:
@@ -50,8 +50,10 @@ _MAX_NAMES_SHOWN: Final = 4
 
 
 class LoraGenerations:
-    """Names, load numbers and contents of one instance; the main table has the blocks that
-    count.
+    """The LoRA adapters of one instance: names, load numbers, contents, and parked blocks.
+
+    main: the table of the blocks that count.
+    most: the maximum number of parked contents.
     """
 
     __slots__ = (
@@ -97,7 +99,7 @@ class LoraGenerations:
         self.parked.clear()
 
     def snapshot(self) -> AdapterSnapshot:
-        """Returns the state without the rows."""
+        """Returns the state without the rows of parked blocks."""
         return AdapterSnapshot(
             names=list(self._names),
             contents=[(name, number, content) for (name, number), content in self._content.items()],
@@ -110,7 +112,9 @@ class LoraGenerations:
         )
 
     def restore(self, snapshot: AdapterSnapshot, parked: dict[int, tuple[str, BlockTable]]) -> None:
-        """Restores a snapshot."""
+        """Replaces the state by that of a snapshot. ``parked``: name and blocks of each parked
+        content.
+        """
         self._names = {name: index for index, name in enumerate(snapshot.names, 1)}
         self._content = {(name, number): content for name, number, content in snapshot.contents}
         self._current, self._newest = dict(snapshot.current), dict(snapshot.newest)
@@ -128,7 +132,7 @@ class LoraGenerations:
         return self._names.setdefault(name, len(self._names) + 1)
 
     def unsourced_names(self) -> list[str]:
-        """Returns names whose current content has no known source."""
+        """Returns the names of the adapters whose current content has no known source."""
         sourced = self._place.keys() | self._maybe.keys()
         return [name for name, content in self._current.items() if content not in sourced]
 
@@ -154,9 +158,12 @@ class LoraGenerations:
     def table_for(
         self, name: str, number: LoadNumber | None, handles: tuple[int, ...], out: list[Change]
     ) -> BlockTable:
-        """Returns the table for blocks of this load: the main table or a parked one.
+        """Returns the table for blocks of an adapter's load: the main table or a parked one.
 
-        handles: the parent and the first block.
+        A new load number may park the blocks of the earlier load.
+
+        number: None if the engine does not number loads.
+        handles: those of the parent and the first block.
         """
         if number is None:  # the engine does not number loads
             content = self._current.get(name)
@@ -203,8 +210,8 @@ class LoraGenerations:
         return self._content.get((name, number)) == current
 
     def on_source_reported(self, name: str, place: str, out: list[Change]) -> None:
-        """Records the source of the adapter served under ``name``; ignored before any blocks of the
-        name.
+        """Records the source of the adapter served under ``name``. It is ignored while no block of
+        that name was reported.
         """
         current = self._current.get(name)
         if current is None:
@@ -254,7 +261,7 @@ class LoraGenerations:
             self._merge_generations(name, old, content, out)
 
     def find(self, handle: int) -> tuple[BlockTable, int]:
-        """Returns the parked row of a handle; row 0 for none."""
+        """Returns the parked table with this handle, and its row; row 0 if there is none."""
         for _, blocks in self.parked.values():
             if row := blocks.by_handle.find(handle):
                 return blocks, row
@@ -265,8 +272,10 @@ class LoraGenerations:
         return self._ordinal
 
     def _start_generation(self, name: str, number: LoadNumber, handles: tuple[int, ...]) -> int:
-        """Returns the content of a new load number: the current one without a number, an old one,
-        or a new one.
+        """Returns and records the content of a new load number.
+
+        It is the current content if that has no number yet, else the one that has one of the
+        handles, else a new one.
         """
         current = self._current.get(name)
         if current is not None and current not in self._content.values():
@@ -284,7 +293,7 @@ class LoraGenerations:
         return content
 
     def _linked_generation(self, name: str, handles: tuple[int, ...]) -> int | None:
-        """Returns the content of this name that has one of the handles."""
+        """Returns the content of this name that has one of the handles; None if there is none."""
         index = self.name_index(name)
         for handle in handles:
             row = self._main.by_handle.find(handle)
@@ -298,8 +307,8 @@ class LoraGenerations:
     def _relink(self, name: str, content: int, handles: tuple[int, ...], out: list[Change]) -> None:
         """Merges parked contents that have one of the handles.
 
-        A cold prompt came first after a reload, and now a handle shows that the content is an old
-        one.
+        A handle shows that the content is an old one. This happens when the first prompt after a
+        reload had nothing cached.
         """
         for parked, (other, blocks) in list(self.parked.items()):
             if other == name and any(blocks.by_handle.find(handle) for handle in handles):

@@ -3,7 +3,7 @@
 A reader that joins late, or loses a batch, receives blocks that follow one it has never seen. Their
 content depends on all blocks before them, so they cannot be named yet. Other indexes drop them, and
 every block that follows them stays invisible until the engine stores it again. Here they wait with
-their tokens under the parent's handle. When a replay or a later request reports the parent, they
+their tokens, by the handle of the parent. When a replay or a later request reports the parent, they
 are linked, and then the blocks that wait for them. They are bounded: the oldest are dropped first
 and counted.
 
@@ -17,9 +17,10 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
 
 class BlockContent:
-    """The content of consecutive blocks: their token ids, ``width`` bytes for each block.
+    """The content of consecutive blocks, which determines their block hashes.
 
-    extras: their extra keys as bytes, where there are any.
+    data: their token ids, ``width`` bytes for each block.
+    extras: their extra keys as bytes; None if the engine does not report them.
     """
 
     def __init__(self, data: bytes, width: int, extras: list[bytes | None] | None) -> None:
@@ -29,7 +30,7 @@ class BlockContent:
 
     @property
     def size(self) -> int:
-        """Bytes of tokens and extra keys."""
+        """The number of bytes of tokens and extra keys."""
         return len(self.data) + (sum(len(keys) for keys in self.extras if keys) if self.extras else 0)
 
 
@@ -87,7 +88,7 @@ class OrphanBlocks:
         return iter(self._order.values())
 
     def add(self, item: PendingRun) -> None:
-        """Adds blocks; the oldest make room."""
+        """Adds the blocks of an event. Beyond the bounds, the oldest orphans are dropped."""
         self._waiting.setdefault(item.parent, []).append(item)
         self._order[id(item)] = item
         self.blocks += len(item.handles)

@@ -3,9 +3,8 @@
 Why: a store such as Mooncake does not report its evictions. Of 4,961 blocks that were reported as
 stored, none was ever reported as removed, while the store evicted most of them. Events therefore
 cannot prove presence. A block counts as probably present for a time after its last write, for every
-member alike, and never as an instance's own. The first hint of a block is published; repetitions
-within half of its time are not. So a busy block causes a change every few minutes and not one per
-request.
+instance of the model alike. The first hint of a block is published; repetitions within half of its
+time are not. So a busy block causes a change every few minutes and not one per request.
 """
 
 from collections.abc import Iterable
@@ -14,7 +13,9 @@ from fairlead_kvstore.blockstore.changes import Change, HintsAdded, HintsExpired
 
 
 class SharedStoreHints:
-    """The hints of one model: block hash → expiry (monotonic seconds), oldest first."""
+    """The shared-store hints of one model: block hash → expiry (monotonic seconds), oldest
+    first.
+    """
 
     __slots__ = ("_model_key", "_most", "_seconds", "_until", "dropped")
 
@@ -29,11 +30,13 @@ class SharedStoreHints:
         return len(self._until)
 
     def items(self) -> Iterable[tuple[int, float]]:
-        """Returns every hint, oldest first."""
+        """Returns block hash and expiry (monotonic seconds) of every hint, oldest first."""
         return self._until.items()
 
     def restore(self, hints: Iterable[tuple[int, float]]) -> None:
-        """Adds hints of a snapshot, oldest first; those that are known already are newer."""
+        """Adds hints of a snapshot, oldest first. Known hints stay as they are, since they are
+        newer.
+        """
         newer, self._until = self._until, {}
         for own, until in (*hints, *newer.items()):
             self._until.pop(own, None)
@@ -43,7 +46,7 @@ class SharedStoreHints:
             self.dropped += 1
 
     def expires_at(self, own: int) -> float | None:
-        """Returns when the hint of a block expires; None without one."""
+        """Returns when the hint of a block expires (monotonic seconds); None if it has no hint."""
         return self._until.get(own)
 
     def add(self, own: int, now: float, out: list[Change]) -> None:

@@ -44,13 +44,14 @@ RowParts = dict[str, bytes]
 
 
 def table_snapshot(blocks: BlockTable, content: int = 0, name: str = "") -> TableSnapshot:
-    """Returns the values of a table other than its rows."""
+    """Returns the snapshot of a table without its rows: their number, twins, and adapter."""
     return TableSnapshot(len(blocks.handles), blocks.twin_leads(), content, name)
 
 
 def table_parts(blocks: BlockTable, table: int) -> Iterator[tuple[str, bytes]]:
-    """Yields the rows of a table by name of the part, with the empty rows, so that rows keep their
-    place.
+    """Yields the parts of a table, each with its name and the bytes of its rows.
+
+    Empty rows are included, so that rows keep their place.
     """
     rows = len(blocks.handles)
     for number, start in enumerate(range(0, rows, ROWS_PER_PART)):
@@ -61,8 +62,8 @@ def table_parts(blocks: BlockTable, table: int) -> Iterator[tuple[str, bytes]]:
 
 
 def decode_replica_part(data: bytes) -> "tuple[array[int], array[int]]":
-    """Returns block hashes and counts of one part. Raises SnapshotError when the bytes are no
-    part.
+    """Returns the block hashes and counts of one part. Raises SnapshotError when ``data`` is not
+    such a part.
     """
     found = _columns(data, _REPLICA_COLUMNS)
     return found[0], found[1]
@@ -70,14 +71,17 @@ def decode_replica_part(data: bytes) -> "tuple[array[int], array[int]]":
 
 def decode_ticks(data: bytes) -> "array[int]":
     """Returns the ``ticks`` column (``BlockTable``) of an indexer's part. Raises SnapshotError when
-    the bytes are no part.
+    ``data`` is not such a part.
     """
     return _columns(data, _INDEXER_COLUMNS)[_INDEXER_COLUMNS.index("ticks")]
 
 
 def restore_table(snapshot: TableSnapshot, number: int, data: RowParts, adapters: int, shift: int) -> BlockTable:
-    """Returns the table with its ticks moved by ``shift``. Raises SnapshotError when it is
-    inconsistent.
+    """Returns the table ``number`` of a snapshot, its ticks moved by ``shift``. Raises
+    SnapshotError when it is inconsistent.
+
+    data: the parts by name.
+    adapters: the number of adapter names in the snapshot.
     """
     if not 0 < snapshot.rows <= _MAX_ROWS:
         raise SnapshotError(f"table {number} has {snapshot.rows} rows", reason="rows")
@@ -105,7 +109,9 @@ def _columns(data: bytes, names: tuple[str, ...]) -> "list[array[int]]":
     sizes = [array(COLUMNS[name]).itemsize for name in names]
     count, rest = divmod(len(data), sum(sizes))
     if rest or count > ROWS_PER_PART:
-        raise SnapshotError(f"{len(data)} bytes do not hold rows of {sum(sizes)} bytes", reason="shape")
+        raise SnapshotError(
+            f"a part of {len(data)} bytes does not consist of rows of {sum(sizes)} bytes", reason="shape"
+        )
     found, at = [], 0
     for name, size in zip(names, sizes, strict=True):
         column = array(COLUMNS[name])
@@ -158,17 +164,17 @@ def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, 
 def restore_snapshot(
     item: InstanceBlocks, snapshot: InstanceSnapshot, rows: RowParts, wall: float, now: float, out: list[Change]
 ) -> None:
-    """Restores a snapshot, as if the stream was interrupted at ``now``.
+    """Replaces an instance's state by a snapshot's, as if its stream was interrupted at ``now``.
 
-    The blocks are not reported as changes, because they are already where the snapshot was kept.
-    Raises SnapshotError, and then changes nothing.
+    The blocks are not reported as changes, because consumers have them from where the snapshot
+    was kept. Raises SnapshotError when the snapshot is inconsistent, and then changes nothing.
     """
     later = snapshot.wall - wall
     shift = round(later / TICK_SECONDS)
     names = len(snapshot.adapters.names)
     tables = [restore_table(table, number, rows, names, shift) for number, table in enumerate(snapshot.tables)]
     if not tables:
-        raise SnapshotError("the snapshot holds no table", reason="rows")
+        raise SnapshotError("the snapshot has no table", reason="rows")
     for name in _PLAIN_FIELDS:
         setattr(item, name, getattr(snapshot, name))
     for name in _TIME_FIELDS:

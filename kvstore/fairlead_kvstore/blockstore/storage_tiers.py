@@ -2,16 +2,14 @@
 
 ``gpu``, ``cpu`` and ``disk`` belong to one instance and are exact: the instance reports each block
 that comes and goes. ``remote`` is a store that instances share (Mooncake, LMCache, a file system).
-The writer reports what it puts there, evictions are not reported, and every member can read it.
-Such a block is therefore no instance's property but a hint for the whole model that expires
-(``shared_store_hints.py``).
+The instance that writes a block reports it, evictions are not reported, and all instances can read
+the block. It is therefore a hint for the whole model, which expires (``shared_store_hints.py``).
 
 The medium alone does not say which of the two is meant: vLLM's own offloading writes ``CPU``, its
-Mooncake store ``cpu``. Taking a shared block for an exact one leaves a ghost for ever; the reverse
-costs a cache hit. Therefore three
-cases count as shared: the spelling ``cpu``, a word that the table lacks, and a locality other than
-local. A caller that knows the engine's connector overrides this with ``BlockStore.attach(...,
-shared_media=…, exact_media=…)``.
+Mooncake store ``cpu``. Taking a shared block for an exact one leaves a permanent ghost; the reverse
+costs a cache hit. Therefore three cases count as shared: the spelling ``cpu``, a word that the
+table lacks, and a locality other than local. A caller that knows the engine's connector overrides
+this with ``BlockStore.attach(..., shared_media=…, exact_media=…)``.
 """
 
 from collections.abc import Mapping
@@ -61,8 +59,9 @@ def storage_tier(
     shared: frozenset[str] = frozenset(),
     exact: frozenset[str] = frozenset(),
 ) -> StorageTier:
-    """Returns the tier of an event. ``shared`` and ``exact`` are media in lower case whose kind is
-    known.
+    """Returns the tier that an event's medium and locality mean.
+
+    shared, exact: media in lower case that are known to be shared, or to belong to one instance.
     """
     if medium is None:
         return StorageTier.GPU  # older engines have one tier and send no medium

@@ -56,7 +56,7 @@ class BlockStore:
 
     @property
     def block_count(self) -> int:
-        """Rows of all instances."""
+        """The number of rows of all instances."""
         return self._block_count
 
     @property
@@ -77,8 +77,10 @@ class BlockStore:
     ) -> list[Change]:
         """Adds an instance of ``model_key`` (``namespace/name``), without any blocks.
 
-        shared_media, exact_media: media in lower case whose kind is known, see
-        ``storage_tiers.py``.
+        If it is attached already, it is detached first.
+
+        shared_media, exact_media: media in lower case that are known to be shared, or to belong to
+        one instance, see ``storage_tiers.py``.
         """
         changes = self.detach(instance, "attached again") if instance in self._instances else []
         shared = self._shared_store_hints.get(model_key)
@@ -107,7 +109,7 @@ class BlockStore:
         return [InstanceCleared(instance, item.epoch, reason), InstanceDetached(instance)]
 
     def take_snapshot(self, instance: str, wall: float) -> tuple[InstanceSnapshot, RowParts]:
-        """Returns the state that the next indexer continues from, see ``snapshot.py``.
+        """Returns an instance's state for the next indexer, and the parts of its rows by name.
 
         wall: Unix time minus monotonic time, in seconds.
         """
@@ -131,12 +133,16 @@ class BlockStore:
         return out
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
-        """Returns block hashes that a shared store probably has, and until when, oldest first."""
+        """Returns the block hashes that a shared store probably has, each with its expiry
+        (monotonic seconds), oldest first.
+        """
         shared = self._shared_store_hints.get(model_key)
         return () if shared is None else shared.items()
 
     def restore_shared_store_hints(self, model_key: str, hints: Iterable[tuple[int, float]]) -> None:
-        """Adds an earlier indexer's hints of a model, oldest first, in this process's time."""
+        """Adds an earlier indexer's hints of a model, oldest first. Their expiry is in monotonic
+        seconds of this process.
+        """
         self._shared_store_hints[model_key].restore(hints)
 
     # --- stream ---------------------------------------------------------------------------------------------------------
@@ -152,7 +158,7 @@ class BlockStore:
         return out
 
     def mark_complete(self, instance: str, reason: str, now: float) -> list[Change]:
-        """Marks the knowledge of an instance as complete."""
+        """Marks an instance as complete: all its blocks are known."""
         out: list[Change] = []
         self._instances[instance].mark_complete(reason, now, out)
         return out
@@ -180,8 +186,8 @@ class BlockStore:
     # --- reports of Fairlead -------------------------------------------------------------------------------------------
 
     def on_cleared_by_fairlead(self, instance: str, now: float) -> list[Change]:
-        """Handles an engine's successful response to a call that clears its cache (reset, sleep at
-        level 1 or more, pause with clear).
+        """Drops an instance's blocks after the engine confirmed a call that clears its cache
+        (reset, sleep at level 1 or more, pause with clear).
         """
         return self._empty(instance, "", now, "ours")
 
@@ -221,10 +227,9 @@ class BlockStore:
     # --- queries ------------------------------------------------------------------------------------------------------
 
     def cached_depths(self, instance: str, hashes: Sequence[int]) -> Mapping[StorageTier, int]:
-        """Returns how many blocks from the start are cached in each tier and the faster ones
-        together.
+        """Returns, for each tier, how many blocks from the start are cached in it or a faster tier.
 
-        The blocks that a slower tier adds are the difference.
+        The difference to the next faster tier is what the tier adds.
         """
         item = self._instances[instance]
         found: dict[StorageTier, int] = {}
@@ -241,8 +246,8 @@ class BlockStore:
         return found
 
     def age_seconds(self, instance: str, own: int, now: float) -> float | None:
-        """Returns how long ago a block was stored or used, to sixteen seconds; None when it is not
-        cached.
+        """Returns how many seconds ago a block was stored or used, in steps of sixteen; None when
+        it is not cached.
         """
         blocks = self._instances[instance].blocks
         row = blocks.by_own.find(own)

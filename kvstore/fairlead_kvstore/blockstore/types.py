@@ -10,7 +10,7 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
 
 class EventCounters(msgspec.Struct):
-    """Counters of unexpected events since the instance was attached. They are shown, not raised.
+    """Counters of an instance's KV events since it was attached. Unexpected events only count here.
 
     stored, removed: blocks in stored and removed events.
     unknown: removals of blocks that were not known.
@@ -19,6 +19,8 @@ class EventCounters(msgspec.Struct):
     saturated: copies beyond the 255 that a row can count.
     other_groups: events of attention groups that do not count.
     before_clear: events left out because they precede a clear that Fairlead requested.
+    clears: reported clears of the cache.
+    unknown_events, refused_events: events left out, see ``EventBatch``.
     dropped: blocks evicted from the store for lack of memory.
     """
 
@@ -40,7 +42,7 @@ class EventCounters(msgspec.Struct):
 class InstanceState(msgspec.Struct, frozen=True):
     """The state of one instance for status and metrics. ``since`` is a monotonic time in seconds.
 
-    vague: tiers that may hold blocks which are not known.
+    vague: tiers that may have blocks that are not known.
     evicted_age_seconds: smoothed idle time of the blocks that the engine evicts.
     """
 
@@ -64,8 +66,9 @@ LoadNumber = int | str
 
 
 class TableSnapshot(msgspec.Struct, gc=False):
-    """One table of rows.
+    """The snapshot of one block table, without its rows.
 
+    rows: their number, with empty rows.
     leads: see ``BlockTable.twin_leads``.
     content, name: the adapter generation that the table belongs to; 0 for the main table.
     """
@@ -90,8 +93,8 @@ class AdapterSnapshot(msgspec.Struct, gc=False):
 
 
 class InstanceSnapshot(msgspec.Struct, gc=False):
-    """The state of one instance without its rows. Times are monotonic seconds; plus ``wall`` they
-    are Unix time.
+    """The state of one instance without its rows. Times are monotonic seconds of the process that
+    took it; ``wall`` plus such a time is Unix time.
     """
 
     wall: float

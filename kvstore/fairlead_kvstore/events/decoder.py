@@ -1,4 +1,4 @@
-"""Decodes payloads to events: both encodings, bounded, with one kind of error.
+"""Decodes payloads of KV events in both encodings, within limits and with one kind of error.
 
 A payload whose events are all known, the usual case, is decoded at once to typed values, in some
 microseconds per event. If that fails, the events are decoded one by one, so that a newer engine's
@@ -50,7 +50,7 @@ def decode_events(payload: bytes, limits: Limits = _LIMITS) -> EventBatch:
     """Returns the events of one payload. Raises EventsError, and nothing else, for any bytes."""
     if len(payload) > limits.kv_events_bytes:
         raise OversizedEvents(
-            f"{len(payload)} bytes of events, at most {limits.kv_events_bytes} are read", reason="bytes"
+            f"the payload has {len(payload)} bytes, over the limit of {limits.kv_events_bytes}", reason="bytes"
         )
     try:
         raw = (_ARRAYS if _has_array_events(payload) else _MAPS).decode(payload)
@@ -105,8 +105,8 @@ def _one_by_one(payload: bytes, limits: Limits) -> EventBatch:
 
 
 def _decode_event(item: msgspec.Raw) -> CacheEvent | str:
-    """Returns the event, or the kind of one that can be left out. Raises MalformedEvents for one
-    that cannot.
+    """Returns an event, or only its kind if it cannot be read but may be left out. Raises
+    MalformedEvents for an unreadable removal or clear.
     """
     first = memoryview(item)[0]
     arrays = 0x90 <= first <= 0x9F or first in (0xDC, 0xDD)
@@ -128,14 +128,14 @@ def _decode_event(item: msgspec.Raw) -> CacheEvent | str:
 
 def _check_event_count(events: int, limits: Limits) -> None:
     if events > limits.kv_events_in_batch:
-        text = f"{events} events in one batch, at most {limits.kv_events_in_batch} are read"
+        text = f"the batch has {events} events, over the limit of {limits.kv_events_in_batch}"
         raise OversizedEvents(text, reason="events")
 
 
 def _check_block_count(event: RemovedEvent, limits: Limits) -> None:
     if len(event.block_hashes) > limits.kv_event_blocks:
         raise OversizedEvents(
-            f"{len(event.block_hashes)} blocks removed by one event, at most {limits.kv_event_blocks} are read",
+            f"one event removes {len(event.block_hashes)} blocks, over the limit of {limits.kv_event_blocks}",
             reason="blocks",
         )
 

@@ -24,8 +24,8 @@ It is an adapter's name, a salt, a digest (text or bytes), or ``[identifier, off
 
 
 class StoredEvent(msgspec.Struct, tag="BlockStored", gc=False):
-    """Consecutive blocks that are now in ``medium``. ``token_ids`` has ``block_size`` ids for each
-    of them.
+    """An event: consecutive blocks are now in ``medium``. ``token_ids`` has ``block_size`` ids for
+    each block.
 
     extra_keys: one entry per block; None when the engine does not report them.
     parent_block_hash: None (or 0) at the start of a prompt.
@@ -46,7 +46,7 @@ class StoredEvent(msgspec.Struct, tag="BlockStored", gc=False):
 
 
 class RemovedEvent(msgspec.Struct, tag="BlockRemoved", gc=False):
-    """Blocks of which one copy each has left ``medium``."""
+    """An event: one copy of each of these blocks was removed from ``medium``."""
 
     block_hashes: list[EngineHash]
     medium: str | None = None
@@ -55,8 +55,8 @@ class RemovedEvent(msgspec.Struct, tag="BlockRemoved", gc=False):
 
 
 class ClearedEvent(msgspec.Struct, tag="AllBlocksCleared", gc=False):
-    """A reset of the prefix cache. vLLM names no medium, whatever it has reset; a named medium
-    limits the reset.
+    """An event: the prefix cache was cleared, in ``medium`` only if one is named. vLLM names none,
+    whichever tiers it has cleared.
     """
 
     medium: str | None = None
@@ -114,11 +114,12 @@ class TaggedEventArray(msgspec.Struct, array_like=True):
 
 
 class EventBatch(msgspec.Struct, frozen=True, gc=False):
-    """The events of one payload, in its order. ``wall`` is the engine's clock in Unix seconds,
-    ``rank`` its data-parallel rank.
+    """The decoded events of one payload, in its order.
 
-    unknown: events of a kind that this release does not know.
-    refused: stored events that are inconsistent.
+    wall: the engine's clock when it sent the payload, in Unix seconds.
+    rank: data-parallel rank.
+    unknown: number of events left out because this release does not know their kind.
+    refused: number of stored events left out because they are inconsistent.
     """
 
     wall: float

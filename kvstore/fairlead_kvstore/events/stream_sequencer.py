@@ -3,12 +3,12 @@ outcomes.
 
 An engine numbers its batches and reports neither start nor end. ZeroMQ drops silently above its
 high-water mark. A restarted engine begins at 0 again under the same address, and a late reader has
-missed everything before. An index that overlooks one of these credits blocks that are gone
-(ghosts), or misses those that are present. So every frame gets one outcome, with its reason:
+missed everything before. An index that overlooks one of these lists blocks that are no longer
+cached (ghosts), or misses those that are. So every frame gets one outcome, with its reason:
 
     in order            AcceptBatch
     already read        DuplicateBatch      same number *and* bytes as one of the last batches
-    number too high     SequenceGap         request a replay; frames meanwhile are held
+    number too high     SequenceGap         request a replay; frames meanwhile are buffered
     number too low      ProcessRestarted    same number, other bytes: another process
     replay too short    BatchesLost         missing batches never come; drop and relearn
     first of all        StreamComplete      every batch since the engine's start is known
@@ -67,38 +67,41 @@ _DEFAULT_BUFFER: Final = 10_000
 
 
 def parse_frame(parts: Sequence[bytes]) -> EventFrame:
-    """Returns a subscriber's message. Raises MalformedEvents for anything else than topic, number
-    and payload.
+    """Returns the batch in a subscriber's message. Raises MalformedEvents unless ``parts`` are
+    topic, number and payload.
     """
     if len(parts) != 3 or len(parts[1]) != _NUMBER_BYTES:
         hint = "subscribe to the engine's KV events, not to another of its sockets"
-        raise MalformedEvents(f"{len(parts)} frames are no [topic, number, payload]", reason="frame", hint=hint)
+        raise MalformedEvents(
+            f"a message of {len(parts)} frames is not [topic, number, payload]", reason="frame", hint=hint
+        )
     return EventFrame(parts[0], int.from_bytes(parts[1], "big"), parts[2])
 
 
 def parse_replay_frame(parts: Sequence[bytes]) -> EventFrame | None:
-    """Returns one message of a replay; None is its end. Raises MalformedEvents for anything
-    else.
+    """Returns the batch in one message of a replay; None for the message that ends it. Raises
+    MalformedEvents for anything else.
     """
     inner = parts[1:] if parts and not parts[0] else parts
     topic, rest = (inner[0], inner[1:]) if len(inner) == 3 else (b"", inner)
     if len(rest) != 2 or len(rest[0]) != _NUMBER_BYTES:
-        hint = "ask a DEALER with [empty, number]"
-        raise MalformedEvents(f"{len(parts)} frames are no part of a replay", reason="frame", hint=hint)
+        hint = "request the replay with [empty, number] from a DEALER socket"
+        raise MalformedEvents(f"a message of {len(parts)} frames is not part of a replay", reason="frame", hint=hint)
     return None if rest[0] == _END_OF_REPLAY else EventFrame(topic, int.from_bytes(rest[0], "big"), rest[1])
 
 
 def replay_request(start: int) -> list[bytes]:
-    """Returns the message by which a DEALER requests everything from ``start`` on."""
+    """Returns the message with which a DEALER socket requests all batches from ``start`` on."""
     return [b"", start.to_bytes(_NUMBER_BYTES, "big")]
 
 
 class EventSequencer:
-    """The state of one stream. Every method returns the outcomes in order.
+    """The state of one stream of KV events. Methods that receive something return its outcomes.
 
     replayable: whether the engine has a replay endpoint.
-    buffer: the batches that the endpoint keeps (``buffer_steps`` in vLLM's ``/kv_event_sources``).
-    position: an earlier indexer's position; a replay must still prove that it is the same process.
+    buffer: the number of batches that the endpoint keeps (``buffer_steps`` in vLLM's
+    ``/kv_event_sources``).
+    position: an earlier indexer's position; a replay must still prove that the process is the same.
     """
 
     def __init__(
@@ -145,16 +148,16 @@ class EventSequencer:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether frames are held until a replay ends or ``on_replay_failed`` is called."""
+        """Whether frames are buffered until a replay ends or ``on_replay_failed`` is called."""
         return self._is_replaying
 
     @property
     def held_frames(self) -> int:
-        """The number of frames held until the replay ends."""
+        """The number of frames buffered until the replay ends."""
         return len(self._held_frames)
 
     def on_connected(self) -> list[StreamOutcome]:
-        """Handles the start of the subscription, for the first time or again."""
+        """Handles a new connection, the first one or a later one, and may request a replay."""
         if self._is_replaying:
             return []
         if self._next_number is None:
@@ -191,15 +194,15 @@ class EventSequencer:
         return [StreamSuspended("disconnected")]
 
     def on_replaced(self, reason: str) -> list[StreamOutcome]:
-        """Handles proof of another process from outside: the pod's UID, its start time, or too long
-        a silence.
+        """Begins a new epoch, because something else proves another process: the pod's UID, its
+        start time, or no message for too long.
         """
         self._forget_replay()
         return self._restart(reason)
 
     def accept_in_order(self, frame: EventFrame) -> AcceptBatch | None:
-        """Accepts the frame that comes next, the usual case. Returns None for any other, which goes
-        to ``on_live_frame``.
+        """Accepts a frame if it is next in order, the usual case. Returns None for any other frame,
+        which must then be passed to ``on_live_frame``.
         """
         if frame.number != self._next_number or self._is_replaying or self._is_suspended:
             return None
@@ -221,7 +224,7 @@ class EventSequencer:
         return outcomes
 
     def on_replayed_frame(self, frame: EventFrame | None) -> list[StreamOutcome]:
-        """Handles one answer of the replay, None at its end."""
+        """Handles one batch of a replay; None at its end."""
         if self._stale_replay_ends or not self._is_replaying:
             if frame is None:
                 self._stale_replay_ends = max(0, self._stale_replay_ends - 1)
@@ -254,8 +257,8 @@ class EventSequencer:
         return [self._accept(frame, "replayed")]
 
     def on_replay_failed(self, reason: str) -> list[StreamOutcome]:
-        """Handles a replay that did not come to its end. Late answers must not be passed on (open a
-        new socket).
+        """Handles a replay that failed before its end. Late messages of it must not be passed on,
+        so open a new socket.
         """
         self._stale_replay_ends = 0
         if self._is_replaying and self._replay_has_hole:  # its end may have been left out too
@@ -263,7 +266,9 @@ class EventSequencer:
         return self._give_up(reason) if self._is_replaying else []
 
     def on_replay_not_sent(self) -> None:
-        """Handles that the last abandoned replay was never requested: no end of it will come."""
+        """Records that the last abandoned replay was never requested, so that no end of it will
+        come.
+        """
         self._stale_replay_ends = max(0, self._stale_replay_ends - 1)
 
     # --- one frame ------------------------------------------------------------------------------------------------------
@@ -299,7 +304,7 @@ class EventSequencer:
         return AcceptBatch(number, frame.payload, reason)
 
     def _first_outcomes(self, number: int, reason: str) -> list[StreamOutcome]:
-        """Returns the outcome of a stream's first number: complete, or batches are missing."""
+        """Returns the outcome of a stream's first number: ``StreamComplete`` or ``BatchesLost``."""
         if number == 0:
             return [StreamComplete("the first batch that the engine published")]
         return [BatchesLost(0, number - 1, reason)]
@@ -336,13 +341,13 @@ class EventSequencer:
         return SequenceGap(self._next_number, None, self._next_number - 1, "the replay has a hole")
 
     def _falls_short(self) -> bool:
-        """Returns whether batches are missing between the replay and the held frames."""
+        """Returns whether batches are missing between the replay and the buffered frames."""
         assert self._next_number is not None
         later = [frame.number for frame, _ in self._held_frames if frame.number >= self._next_number]
         return bool(later) and min(later) > self._next_number
 
     def _check_identity(self, frame: EventFrame) -> list[StreamOutcome]:
-        """Handles the first answer of a replay that was requested from the last accepted batch."""
+        """Handles the first batch of a replay, which shows whether the process is the same."""
         expected = self._next_number
         assert expected is not None
         self._identity_unproven = False
@@ -384,7 +389,7 @@ class EventSequencer:
         return outcomes + self._drain("the replay did not contain them")
 
     def _give_up(self, reason: str) -> list[StreamOutcome]:
-        """Continues without the replay."""
+        """Ends the replay unfinished and takes the buffered frames; a suspended stream restarts."""
         self._is_replaying = False
         outcomes: list[StreamOutcome] = self._restart(reason) if self._is_suspended else []
         self._identity_unproven = False
@@ -392,7 +397,7 @@ class EventSequencer:
         return outcomes + self._drain(reason)
 
     def _drain(self, reason: str) -> list[StreamOutcome]:
-        """Takes the held frames in the order in which they came."""
+        """Returns the outcomes of the buffered frames, taken in the order in which they came."""
         frames, self._held_frames, self._held_bytes = self._held_frames, [], 0
         outcomes: list[StreamOutcome] = []
         for frame, forward in frames:

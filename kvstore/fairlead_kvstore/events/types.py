@@ -15,7 +15,7 @@ class EventFrame(msgspec.Struct, frozen=True, gc=False):
 
 
 class AcceptBatch(msgspec.Struct, frozen=True, gc=False):
-    """A payload to decode and apply now, in this order."""
+    """A batch that is next in order: its payload is to be decoded and applied now."""
 
     number: int
     payload: bytes
@@ -30,8 +30,9 @@ class DuplicateBatch(msgspec.Struct, frozen=True, gc=False):
 
 
 class SequenceGap(msgspec.Struct, frozen=True, gc=False):
-    """Missing batches ``first`` to ``last`` (None: unknown), and the number to request a replay
-    from (``ask``).
+    """Missing batches, ``first`` to ``last`` (None: unknown).
+
+    ask: the number from which to request a replay.
     """
 
     first: int
@@ -41,7 +42,9 @@ class SequenceGap(msgspec.Struct, frozen=True, gc=False):
 
 
 class BatchesLost(msgspec.Struct, frozen=True, gc=False):
-    """Batches that will not come. The engine's blocks may be gone: drop them and learn again."""
+    """Batches that will not come. The known blocks may no longer be cached: drop them and learn
+    again.
+    """
 
     first: int
     last: int

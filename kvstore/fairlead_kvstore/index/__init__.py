@@ -3,7 +3,7 @@
 - `format`: the index in Redis as bytes; `redis_keys`: its keys; `lua`: its scripts
 - `sink`: consumers of changes; `writer`, `writer_state`: the leader that writes a model's index
 - `recovery`: the state that the next indexer continues from
-- `replica`: `IndexReplica`, which gateways query; `match_result`: its answers
+- `replica`: `IndexReplica`, which gateways query; `match_result`: its results
 - `bootstrap`, `subscriber`: the load of a replica from Redis, and its updates
 - `instance_status`: the status of instances, next to the index
 """

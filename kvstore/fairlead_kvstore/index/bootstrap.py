@@ -1,10 +1,10 @@
 """Loads a replica from Redis: the snapshot of every instance, then all changes in the stream.
 
-All changes are needed, not only those since the oldest snapshot. A new instance is in the stream
-alone until its first snapshot, and the stream is never cut before that. A change that is in a
+All changes are needed, not only those since the oldest snapshot. A new instance is only in the
+stream until its first snapshot, and the stream is never cut before that. A change that is in a
 snapshot already is applied again, in order, which does no harm. The writer continues during the
 load and may replace an instance's parts after their names were read. The instance is then read
-again. Values that cannot be read are not credited; the instance is marked incomplete.
+again. Values that cannot be read are left out, and the instance is marked incomplete.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,9 +43,9 @@ _MAX_ATTEMPTS: Final = 3
 
 
 class LoadedIndex(msgspec.Struct, rename={"replica": "mirror"}):
-    """A replica as of ``epoch`` and ``sequence``.
+    """A loaded replica, as of ``epoch`` and ``sequence``.
 
-    unreadable: instances without credited blocks, and why.
+    unreadable: instances whose blocks could not be read, and why.
     """
 
     replica: IndexReplica
@@ -55,7 +55,7 @@ class LoadedIndex(msgspec.Struct, rename={"replica": "mirror"}):
 
 
 class LoadFailure(msgspec.Struct):
-    """A failed load, with the reason for people."""
+    """A failed load, with its reason as text."""
 
     why: str
 
@@ -66,7 +66,7 @@ _REDIS_AWAY: Final = LoadFailure("Redis is away")
 async def load_index(
     link: RedisLink, model_key: str, wall_offset: float, now: float, limits: Limits
 ) -> LoadedIndex | LoadFailure:
-    """Returns the current index of a model.
+    """Returns a replica of a model's current index, or why it cannot be loaded.
 
     wall_offset: Unix time minus monotonic time. now: monotonic seconds.
     """
@@ -98,7 +98,7 @@ async def load_index(
 
 
 def _sequence_before_stream(oldest: Any, at: tuple[int, int]) -> int:
-    """Returns the sequence before the stream's first entry; 0 when that is of an earlier epoch."""
+    """Returns the sequence before the stream's first entry; 0 if that entry is of another epoch."""
     try:
         epoch, _, sequence = bytes(oldest[0][0]).partition(b"-")
         return int(sequence) - 1 if int(epoch) == at[0] else 0
@@ -132,7 +132,7 @@ def parse_entries(reply: Any) -> list[tuple[int, int, bytes]]:
 
 
 def read_command(model_key: str, epoch: int, sequence: int) -> Command:
-    """Returns the command that reads the next entries."""
+    """Returns the command that reads the entries after ``sequence`` without waiting."""
     _, _, ev = redis_keys.index_keys(model_key)
     return ("XREAD", "COUNT", ENTRIES_PER_READ, "STREAMS", ev, f"{epoch}-{sequence}")
 
@@ -148,7 +148,9 @@ def wait_command(places: Mapping[str, tuple[int, int]], seconds: float) -> Comma
 
 
 def decode_changes(data: bytes, model_key: str, wall_offset: float, limits: Limits) -> list[Change]:
-    """Returns the changes of one entry. Raises UnreadableError."""
+    """Returns the changes in the bytes of one entry, with times in monotonic seconds. Raises
+    UnreadableError.
+    """
     if len(data) > limits.index_entry_bytes:
         raise UnreadableError(f"an entry of {len(data)} bytes is too large", reason="bytes")
     return decode_entry(data, model_key, wall_offset)
@@ -157,7 +159,9 @@ def decode_changes(data: bytes, model_key: str, wall_offset: float, limits: Limi
 async def _load_instance(
     link: RedisLink, model_key: str, field: bytes, loaded: LoadedIndex, wall_offset: float
 ) -> LoadFailure | None:
-    """Loads one instance, or the hints, by the field of its header."""
+    """Loads the instance or the hints whose header is in ``field``. Returns the failure if Redis is
+    unreachable; unreadable values are recorded in ``loaded``.
+    """
     _, idx, _ = redis_keys.index_keys(model_key)
     instance = header_instance(field)
     why = ""
@@ -212,7 +216,9 @@ def _apply_parts(
 async def _apply_stream(
     link: RedisLink, model_key: str, upto: int, loaded: LoadedIndex, wall_offset: float, limits: Limits
 ) -> LoadFailure | None:
-    """Applies the entries of the stream, at least up to ``upto``."""
+    """Applies the entries of the stream, at least up to ``upto``. Returns the failure if that is
+    not possible, else None.
+    """
     while True:
         replies = await link.run([read_command(model_key, loaded.epoch, loaded.sequence)])
         if replies is None:

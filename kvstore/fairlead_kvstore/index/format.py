@@ -14,9 +14,8 @@
 **A log with snapshots, not a hash of blocks.** A subscriber reads the log and queries Redis once a
 batch. A new one reads the parts, some hundred fields, and the log from there. Repeated changes do
 no harm, so an instance's snapshot may be newer than the sequence in its header. Each instance has a
-sequence of its own, because snapshots are written one
-at a time: when an instance has changed as much as it has blocks, and only the parts whose bytes
-have changed.
+separate sequence, because snapshots are written one at a time. A snapshot is written when as many
+blocks of the instance have changed as it has. Only parts whose bytes have changed are written.
 
 Values begin with a schema byte, then msgpack. Structs with names may get more fields, arrays more
 elements at their end: readers ignore unknown ones. A change that breaks this gets another schema
@@ -77,7 +76,8 @@ class InstanceHeader(msgspec.Struct):
 class HintsHeader(msgspec.Struct):
     """The header of a model's hints.
 
-    parts: they hold block hashes (8 bytes each), then expiry in Unix seconds (8 bytes each).
+    parts: name of each part → the field that has its bytes: block hashes (8 bytes each), then
+    expiry in Unix seconds (8 bytes each).
     """
 
     epoch: int
@@ -128,8 +128,8 @@ _WireChange = _Stored | _Removed | _Cleared | _Gone | _Marked | _Hinted | _Expir
 
 
 class _Entry(msgspec.Struct, array_like=True, gc=False):
-    """One entry, written at ``wall``; its changes name instances by their index in
-    ``instances``.
+    """One entry, written at ``wall`` (Unix seconds). Its changes refer to instances by their index
+    in ``instances``.
     """
 
     wall: float
@@ -142,12 +142,12 @@ _ENTRY: Final = msgspec.msgpack.Decoder(_Entry)
 
 
 def encode_value(value: IndexMeta | InstanceHeader | HintsHeader | InstanceStatuses) -> bytes:
-    """Returns the bytes of one value."""
+    """Returns a value as bytes: the schema byte, then msgpack."""
     return SCHEMA + _ENCODER.encode(value)
 
 
 def decode_value(data: bytes, kind: type[T]) -> T:
-    """Returns the value. Raises UnreadableError."""
+    """Returns the value of type ``kind`` in ``data``. Raises UnreadableError."""
     _check_schema(data)
     try:
         return msgspec.msgpack.decode(memoryview(data)[1:], type=kind)
@@ -156,8 +156,9 @@ def decode_value(data: bytes, kind: type[T]) -> T:
 
 
 def encode_entry(offered: Sequence[Change], wall: float, wall_offset: float) -> bytes:
-    """Returns one entry of the stream, written at ``wall``.
+    """Returns the bytes of one entry of the stream.
 
+    wall: when it is written, in Unix seconds.
     wall_offset: Unix time minus monotonic time of this process.
     """
     places: dict[str, int] = {}
@@ -184,7 +185,7 @@ def encode_entry(offered: Sequence[Change], wall: float, wall_offset: float) -> 
 
 
 def decode_entry(data: bytes, model_key: str, wall_offset: float) -> list[Change]:
-    """Returns the changes of one entry, in this process's time. Raises UnreadableError."""
+    """Returns the changes of one entry, with times in monotonic seconds. Raises UnreadableError."""
     return decode_entry_with_time(data, model_key, wall_offset)[1]
 
 
@@ -240,10 +241,12 @@ def encode_hints(hints: Iterable[tuple[int, float]], wall_offset: float) -> dict
 
 
 def decode_hints(data: bytes, wall_offset: float) -> list[tuple[int, float]]:
-    """Returns the hints of one part, in this process's time. Raises UnreadableError."""
+    """Returns block hash and expiry (monotonic seconds) of each hint in one part. Raises
+    UnreadableError.
+    """
     count, rest = divmod(len(data), _HINT_BYTES)
     if rest or count > HINTS_PER_PART:
-        raise UnreadableError(f"{len(data)} bytes are not a valid part of hints", reason="shape")
+        raise UnreadableError(f"a value of {len(data)} bytes is not a valid part of hints", reason="shape")
     owns, times = array("Q"), array("d")
     owns.frombytes(data[: 8 * count])
     times.frombytes(data[8 * count :])
@@ -254,12 +257,15 @@ def decode_hints(data: bytes, wall_offset: float) -> list[tuple[int, float]]:
 
 
 def encode_part(data: bytes, digest: int) -> bytes:
-    """Returns a part as it is written: schema, XXH3 of the columns, columns."""
+    """Returns the bytes of a part: schema byte, ``digest``, and the columns in ``data``.
+
+    digest: XXH3-64 of ``data``.
+    """
     return SCHEMA + digest.to_bytes(_DIGEST_BYTES, "little") + data
 
 
 def decode_part(data: bytes) -> bytes:
-    """Returns the columns. Raises UnreadableError."""
+    """Returns the columns in the bytes of a part. Raises UnreadableError."""
     _check_schema(data)
     found = data[1 + _DIGEST_BYTES :]
     if xxhash.xxh3_64_intdigest(found) != int.from_bytes(data[1 : 1 + _DIGEST_BYTES], "little"):
@@ -278,7 +284,7 @@ def header_instance(field: bytes) -> str | None:
 
 
 def part_field(epoch: int, number: int) -> bytes:
-    """Returns a new field for a part."""
+    """Returns the name of the field for the part ``number`` of an epoch."""
     return b"%s%x.%x" % (_PART, epoch, number)
 
 
@@ -293,7 +299,7 @@ def encode_position(epoch: int, sequence: int) -> bytes:
 
 
 def decode_position(data: Any) -> tuple[int, int] | None:
-    """Returns epoch and sequence; None when there is none, or it is damaged."""
+    """Returns epoch and sequence in the value of ``at``; None when it is missing or damaged."""
     if not isinstance(data, bytes):
         return None
     epoch, colon, sequence = data.partition(b":")
@@ -305,7 +311,7 @@ def decode_position(data: Any) -> tuple[int, int] | None:
 def _check_schema(data: bytes) -> None:
     if data[:1] != SCHEMA:
         schema = data[0] if data else "none"
-        raise UnreadableError(f"it has schema {schema}, which this release cannot read", reason="schema")
+        raise UnreadableError(f"the value has schema {schema}, which this release cannot read", reason="schema")
 
 
 def _little_endian(column: "array[Any]") -> bytes:

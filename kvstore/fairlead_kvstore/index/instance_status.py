@@ -1,7 +1,7 @@
 """The status of the instances that an indexer reads, published about once a second.
 
 Why: an instance's header is written with its blocks (``writer.py``), perhaps minutes apart. Its
-status for people and its block size are therefore in one small field next to the headers. Without
+status and its block size are therefore in one small field next to the headers. Without
 the block size no prompt can be looked up. None is unknown.
 """
 
@@ -15,11 +15,12 @@ STATUSES_FIELD: Final = b"n"
 
 
 class InstanceStatus(msgspec.Struct, frozen=True):
-    """The status of one instance.
+    """The status of one instance as its indexer reads it. None means unknown.
 
-    events, replay: its ZMQ addresses.
+    events, replay: the ZMQ addresses of its KV events and of its replay endpoint.
+    trouble: why it is not read; empty when it is.
     following: the number of the next batch.
-    lag_seconds: age of the last batch when it was read, between the engine's clock and ours.
+    lag_seconds: age of the last batch when it was read, by the engine's and the indexer's clocks.
     """
 
     url: str
@@ -37,8 +38,9 @@ class InstanceStatus(msgspec.Struct, frozen=True):
 
 
 class InstanceStatuses(msgspec.Struct, frozen=True):
-    """All instances of a model as of ``wall``, Unix seconds. ``mark`` is the secret's
-    fingerprint.
+    """The statuses of all instances of a model as of ``wall`` (Unix seconds).
+
+    mark: the fingerprint of the installation's secret.
     """
 
     epoch: int

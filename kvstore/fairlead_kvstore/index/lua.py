@@ -1,5 +1,5 @@
-"""The Lua scripts of the index: every write checks the lease in the same step. Commands up to Redis
-6.2.
+"""The Lua scripts of the index: every write checks the lease in the same step. The scripts use
+Redis commands up to 6.2.
 
 Keys are always (own, idx, ev) of one model. An indexer that was paused or disconnected for longer
 than its lease is refused by its next write. One whose Redis has lost writes (a failover, a restart,

@@ -1,4 +1,4 @@
-"""The answers of an index replica, as msgspec structs.
+"""The results of an index replica, as msgspec structs.
 
 They are apart from ``replica.py`` because compiled modules cannot hold structs.
 """
@@ -7,9 +7,9 @@ import msgspec
 
 
 class InstanceMatch(msgspec.Struct, frozen=True, gc=False):
-    """The match of one instance.
+    """The match of a chain at one instance.
 
-    blocks: cached blocks from the chain's start, in the GPU, up to CPU, up to disk, and with hints.
+    blocks: cached blocks from the chain's start: in the GPU, up to CPU, up to disk, and with hints.
     """
 
     instance: str

@@ -37,7 +37,7 @@ class InstanceCheckpoint(msgspec.Struct):
 class RecoveredIndex(msgspec.Struct):
     """The recovered state of a model.
 
-    hints: those that have not expired, in this process's time.
+    hints: block hash and expiry (monotonic seconds) of those that have not expired.
     unreadable: instances to be learned again, and why.
     """
 
@@ -52,7 +52,8 @@ async def read_fields(
     """Returns the values of fields, None for missing ones; None when Redis is unreachable or
     refuses.
 
-    extra_commands: run with every read.
+    idx: the key of the hash.
+    extra_commands: commands to run with every read.
     """
     found: list[Any] = []
     for start in range(0, len(names), _PARTS_PER_READ):
@@ -66,11 +67,11 @@ async def read_fields(
 async def recover_index(
     link: RedisLink, model_key: str, wall_offset: float, now: float, extra_commands: Sequence[Command] = ()
 ) -> RecoveredIndex | None:
-    """Returns the recovered state; None when Redis is unreachable. No other process may write
-    meanwhile.
+    """Returns the recovered state; None when Redis is unreachable. No other process may write the
+    index meanwhile.
 
     wall_offset: Unix time minus monotonic time.
-    extra_commands: renew the lease that ensures this.
+    extra_commands: commands that renew the lease, which keeps other processes from writing.
     """
     _, idx, _ = redis_keys.index_keys(model_key)
     replies = await link.run([("HKEYS", idx)])
@@ -102,7 +103,7 @@ async def recover_index(
 
 
 def _rows(names: dict[str, bytes], parts: list[Any]) -> RowParts:
-    """Returns the columns of all parts. Raises UnreadableError."""
+    """Returns the columns of all parts by name of the part. Raises UnreadableError."""
     if None in parts:
         raise UnreadableError("a part is missing", reason="missing")
     return {name: decode_part(data) for name, data in zip(names, parts, strict=True)}

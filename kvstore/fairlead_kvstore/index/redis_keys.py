@@ -2,7 +2,7 @@
 
     fl1:{<namespace>/<model>}:dec          stream: routing decisions of the last minutes
     fl1:{<namespace>/<model>}:sent         stream: dispatches of gateways, and their heartbeats
-    fl1:{<namespace>/<model>}:hot          hash: hot-prefix table and its keeper; expires, a lease
+    fl1:{<namespace>/<model>}:hot          hash: hot-prefix table and its writer; expires, a lease
     fl1:{<namespace>/<model>}:want         string: replication hints for hot prefixes; expires
     fl1:{<namespace>/<model>}:lnk          stream: links of text blocks and token blocks, as hashes
     fl1:{<namespace>/<model>/<shard>}:own  string: the indexer that writes the index; expires
@@ -26,43 +26,47 @@ _ESCAPED: Final = {ord(char): f"%{ord(char):02X}" for char in "%{}*?[]\\ "}
 
 
 def decisions(model_key: str) -> str:
-    """Returns the stream of a model's routing decisions."""
+    """Returns the key of the stream of a model's routing decisions."""
     return f"{_tag(model_key)}:dec"
 
 
 def sent_prompts(model_key: str) -> str:
-    """Returns the stream of the prompts that gateways have just dispatched."""
+    """Returns the key of the stream of the prompts that gateways have just dispatched."""
     return f"{_tag(model_key)}:sent"
 
 
 def hot_prefixes(model_key: str) -> str:
-    """Returns the table of a model's hot prefixes."""
+    """Returns the key of the table of a model's hot prefixes."""
     return f"{_tag(model_key)}:hot"
 
 
 def replication_hints(model_key: str) -> str:
-    """Returns the hot prefixes of a model that need another copy."""
+    """Returns the key of the replication hints for a model's hot prefixes."""
     return f"{_tag(model_key)}:want"
 
 
 def prompt_alignments(model_key: str) -> str:
-    """Returns the stream of links from blocks of text to blocks of tokens, as hashes."""
+    """Returns the key of the stream of links from blocks of text to blocks of tokens."""
     return f"{_tag(model_key)}:lnk"
 
 
 def index_keys(model_key: str) -> tuple[str, str, str]:
-    """Returns lease, index and stream of changes of a model's only shard; all in one slot."""
+    """Returns the keys of lease, index and stream of changes of a model's only shard, in
+    one slot.
+    """
     tag = _tag(model_key, "/0")
     return f"{tag}:own", f"{tag}:idx", f"{tag}:ev"
 
 
 def index_pattern() -> str:
-    """Returns the pattern that matches the indexes of all models."""
+    """Returns the pattern that matches the index keys of all models."""
     return f"{PREFIX}:{{*/0}}:idx"
 
 
 def model_of_index_key(name: bytes) -> str | None:
-    """Returns the model of a key that the pattern matched; None for a foreign key."""
+    """Returns the model of a key that ``index_pattern`` matched; None for a key of another
+    format.
+    """
     before, after = f"{PREFIX}:{{".encode(), b"/0}:idx"
     if not name.startswith(before) or not name.endswith(after):
         return None
@@ -81,10 +85,13 @@ def _tag(model_key: str, shard: str = "") -> str:
 
 
 def _escaped(text: str, field: str) -> str:
-    """Returns one part of a name: NFC, bounded, and unable to end its tag or act as a pattern."""
+    """Returns a namespace or a model's name for use in a key: in NFC, bounded and percent-encoded.
+
+    Raises BadInput if it is empty, too long or has control characters.
+    """
     part = unicodedata.normalize("NFC", text)
     if not part or len(part.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
-        raise BadInput(f"it is empty or longer than {MAX_NAME_BYTES} bytes", field=field)
+        raise BadInput(f"the {field} name is empty or longer than {MAX_NAME_BYTES} bytes", field=field)
     if any(unicodedata.category(char) in ("Cc", "Cs") for char in part):
-        raise BadInput("it contains a control character", field=field)
+        raise BadInput(f"the {field} name contains a control character", field=field)
     return part.translate(_ESCAPED)

@@ -67,8 +67,9 @@ end.
 
 
 class IndexReplica:
-    """The blocks of one model. Pure: no clock, no I/O. The owner calls ``expire`` and, when idle,
-    ``sweep``.
+    """A replica of the KV-cache index of one model. Pure: no clock, no I/O.
+
+    The owner calls ``expire`` and, when idle, ``sweep``.
     """
 
     def __init__(self, *, limits: Limits = _LIMITS) -> None:
@@ -124,16 +125,16 @@ class IndexReplica:
         return self._holders_of(self._masks.get(own, 0) & ~self._retired_bits)
 
     def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
-        """Yields every distinct set of instances, with the number of blocks that exactly these
-        have; reads every block.
+        """Yields every distinct set of instances and tiers, with the number of blocks that exactly
+        these have. Reads every block.
         """
         for mask, blocks in Counter(self._masks.values()).items():
             if alive := mask & ~self._retired_bits:
                 yield self._holders_of(alive), blocks
 
     def count_unique(self, hashes: Iterable[int]) -> dict[str, int]:
-        """Returns how many of these blocks only one instance has, by that instance; others are left
-        out.
+        """Returns, by instance, how many of these blocks no other instance has. Instances without
+        such a block are left out.
         """
         found: dict[str, int] = {}
         for mask, blocks in Counter(map(self._masks.get, hashes)).items():
@@ -157,8 +158,9 @@ class IndexReplica:
                     yield own, tier
 
     def hint_age_seconds(self, own: int, now: float) -> float | None:
-        """Returns the age of a block's last write to a shared store, to half of a hint's lifetime;
-        None without a hint.
+        """Returns the seconds since a block's last write to a shared store; None without a hint.
+
+        The result may be too large by half of a hint's lifetime.
 
         The store does not report evictions: the older the hint, the less likely the block is there.
         """
@@ -272,7 +274,7 @@ class IndexReplica:
         return found
 
     def _gpu_matches(self, gpu: list[tuple[int, int]]) -> tuple[InstanceMatch, ...]:
-        """Returns the result of chains that are in the GPU only."""
+        """Returns the matches of a chain that is in the GPU only, from the result of ``_walk``."""
         answers = self._depth_results
         if len(gpu) == 1:
             return answers.get(gpu[0]) or self._matches_at_depth(gpu[0])
@@ -282,8 +284,8 @@ class IndexReplica:
         return tuple(found)
 
     def _cached_matches(self, hashes: Sequence[int]) -> tuple[InstanceMatch, ...]:
-        """Returns the cached result of these masks, or a new one. Not for hints, which are not in
-        the masks.
+        """Returns the matches of a chain, cached under the masks of its blocks. Must not be used
+        while there are hints, which are not in the masks.
         """
         masks: list[int | None] = list(map(self._masks.get, hashes))
         if masks[-1] is None:
@@ -344,7 +346,7 @@ class IndexReplica:
         return found
 
     def _instances_of(self, mask: int) -> list[str]:
-        """Returns the instances of GPU bits."""
+        """Returns the instances whose GPU bits are in the mask."""
         names, found = self._by_bit, []
         while mask:
             low = mask & -mask
@@ -353,7 +355,10 @@ class IndexReplica:
         return found
 
     def _tiered_matches(self, hashes: Sequence[int], gpu: list[tuple[int, int]]) -> tuple[InstanceMatch, ...]:
-        """Returns the result of chains in several tiers."""
+        """Returns the matches of a chain that may be in several tiers or in a shared store.
+
+        gpu: the result of ``_walk`` for the GPU.
+        """
         levels = [gpu, self._walk(hashes, 1), self._walk(hashes, 2)] if self._has_slow_tiers else [gpu, gpu, gpu]
         depths: list[dict[str, int]] = []
         for level, found in enumerate(levels):
@@ -371,8 +376,8 @@ class IndexReplica:
         return tuple(matches)
 
     def _extend_by_hints(self, hashes: Sequence[int], reached: dict[str, int]) -> dict[str, int]:
-        """Extends depths by a shared store, from where an instance's own tiers end, for every
-        member alike.
+        """Returns the depths with the hints of a shared store, which continue where an instance's
+        tiers end. They count for every instance alike.
         """
         hints, masks = self._hints, self._masks
         names = self.instances() if hashes[0] in hints else tuple(reached)
@@ -457,14 +462,14 @@ class IndexReplica:
             pass
 
     def _finish_sweep(self) -> None:
-        """Reuses the bits that no block has any more."""
+        """Frees the swept bits, which no block has any more, for other instances."""
         for place in self._sweeping:
             self._retired_bits &= ~((1 << _TIERS) - 1 << place * _TIERS)
         self._free += self._sweeping
         self._sweeping = []
 
     def _limit_interned(self) -> None:
-        """Drops the shared masks above a number of distinct sets of instances."""
+        """Clears the table of shared masks when it has more than ``_MAX_INTERNED`` entries."""
         if len(self._interned) > _MAX_INTERNED:
             self._interned.clear()
 

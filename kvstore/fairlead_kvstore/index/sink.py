@@ -27,13 +27,14 @@ class ChangeSink(Protocol):
         ...
 
     def is_backlogged(self) -> bool:
-        """Returns whether more changes wait than should, so that no events are to be read."""
+        """Returns whether too many changes wait, in which case the caller must not read events."""
         ...
 
 
 class LocalSink:
-    """Replicas in this process, without Redis. ``on_changes`` is called after the replica has
-    them.
+    """A ``ChangeSink`` that applies changes to replicas in this process, without Redis.
+
+    on_changes: called after the replica has the changes.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
 """The subscriber of a gateway: replicas of the index of its models, updated from Redis.
 
 One blocking command waits at Redis for the next entry of any model's stream, so a change arrives as
-soon as it is written. On a
-cluster, whose models are on different servers, the streams are polled: every 4 ms while changes
-arrive, otherwise every 20 ms. Twice a second the subscriber also reads lease and position of each
-index. A replica belongs to one epoch and has no gap. It is loaded again after any of these:
+soon as it is written. On a cluster, whose models are on different servers, the streams are polled:
+every 4 ms while changes arrive, otherwise every 20 ms. Twice a second the subscriber also reads
+lease and position of each index. A replica belongs to one epoch and has no gap. It is loaded again
+after any of these:
 
 - another epoch
 - a missing sequence
@@ -70,10 +70,12 @@ class _ModelReplica(msgspec.Struct, rename={"replica": "mirror"}):
 
 
 class IndexSubscriber:
-    """Replicas by model. The owner of the link starts and stops it.
+    """The index replicas of a gateway's models. The owner of the link starts and stops it.
+
+    Callbacks run on the loop and must not wait.
 
     on_changes: called after a replica has the changes.
-    on_reload: called with a new replica. Both run on the loop and must not wait.
+    on_reload: called with a new replica.
     """
 
     def __init__(
@@ -122,13 +124,13 @@ class IndexSubscriber:
         return model.stale_since if model.stale else None
 
     def models_without_leader(self) -> list[str]:
-        """Returns the models that no indexer leads, as far as a reachable Redis shows."""
+        """Returns the models that no indexer leads; empty while Redis is unreachable."""
         if not self._link.state.connected:
             return []
         return [model.key for model in self._models.values() if model.led is False]
 
     def describe(self, model_key: str) -> str:
-        """Returns the state of a replica for people, and why it is stale."""
+        """Returns the state of a replica as text, with the reason if it is stale."""
         model = self._models.get(model_key)
         if model is None:
             return "not followed"
@@ -146,17 +148,19 @@ class IndexSubscriber:
         return 0 if model is None else model.loads
 
     def start(self) -> None:
-        """Begins on the running loop."""
+        """Starts to follow the index, in a task of the running loop."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="index feed")
 
     async def stop(self) -> None:
-        """Stops; the replicas stay as they are."""
+        """Stops following the index; the replicas stay as they are."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
 
     async def step(self) -> None:
-        """Polls Redis once and handles the replies."""
+        """Polls the streams of all models once, applies new entries, and reloads replicas if
+        needed.
+        """
         now = self._clock.now()
         polls_status = now >= self._status_at
         if polls_status:
@@ -229,7 +233,10 @@ class IndexSubscriber:
     # --- helpers --------------------------------------------------------------------------------------------------------
 
     def _take_entries(self, model: _ModelReplica, reply: Any, behind: bool) -> bool:
-        """Applies received entries; returns whether they follow the replica."""
+        """Applies received entries. Returns False when the replica must be loaded again.
+
+        behind: entries that Redis already had are still missing here.
+        """
         replica = model.replica
         if replica is None:
             return True  # the status shows when to load
@@ -262,7 +269,10 @@ class IndexSubscriber:
         return not why
 
     def _check_status(self, model: _ModelReplica, own: Any, found: Any, now: float) -> bool:
-        """Updates whether the replica is current; returns whether it must be loaded."""
+        """Updates whether the replica is stale. Returns whether it must be loaded.
+
+        own, found: the values of the lease, and of position and metadata.
+        """
         if model.replica is not None and (over := model.replica.expire(now)) and self._on_changes is not None:
             self._on_changes(model.key, [HintsExpired(model.key, over)])
         if isinstance(found, ResponseError) or isinstance(own, ResponseError):

@@ -4,10 +4,10 @@ instances.
 ``offer`` queues changes and returns. A task writes them up to 20 ms later as one entry, in one step
 that first compares the lease and the stream's position (``lua.py``). So a writer that was paused
 cannot write, and one whose Redis has lost writes detects it at its next write. Then, and when too
-many changes wait, everything is written again in a new epoch: a replica only ever holds one epoch,
-with no entry missing. Between steps the writer rests up to eight times as long as the last one
-took, and not at all while it is backlogged. So changes arrive within some milliseconds at a nearby
-Redis, and the cost of small entries stays bounded.
+many changes wait, everything is written again in a new epoch: a replica always belongs to one
+epoch, with no entry missing. Between steps the writer rests up to eight times as long as the last
+one took, and not at all while it is backlogged. So changes arrive within some milliseconds at a
+nearby Redis, and the cost of small entries stays bounded.
 
 The writer does not wait for an unreachable Redis: changes wait, bounded, and the block store is
 current when Redis returns. An exchange whose answer was lost is sent again: the stored position
@@ -17,8 +17,9 @@ Other work (a lease, a snapshot) comes after the changes that waited when the st
 under load there are always more.
 
 A full Redis does not stop the writer either. If Redis refuses for long, the writer gives up its
-lease: a writer that cannot write would look like a leader to replicas that get nothing. While
-Redis refuses, it tries to get the lease more often than others, since it has the data to write.
+lease: a writer that cannot write would look like a leader to replicas that get nothing. Until
+Redis accepts writes again, it requests the lease more often than other indexers, since it has the
+data to write.
 """
 
 import asyncio
@@ -79,11 +80,13 @@ _DAMAGED_KEY_ERRORS: Final = ("WRONGTYPE", "ID specified")
 
 
 class IndexOwner(Protocol):
-    """The indexer, as its writer uses it. Every call is on the loop and must not wait."""
+    """The interface of the indexer that owns the writer. Calls come on the loop and must
+    not wait.
+    """
 
     def start_model(self, model_key: str, recovered: RecoveredIndex) -> None:
-        """Begins to read a model's engines, as the leader, from the state in ``recovered`` (in this
-        process's time).
+        """Begins to read a model's engines from the recovered state, because this process leads
+        now.
         """
         ...
 
@@ -92,7 +95,7 @@ class IndexOwner(Protocol):
         ...
 
     def instances(self, model_key: str) -> Sequence[str]:
-        """Returns all attached instances."""
+        """Returns all attached instances of a model."""
         ...
 
     def checkpoint(self, instance: str) -> InstanceCheckpoint:
@@ -102,7 +105,7 @@ class IndexOwner(Protocol):
         ...
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
-        """Returns ``BlockStore.shared_store_hints``."""
+        """Returns block hash and expiry of each hint, see ``BlockStore.shared_store_hints``."""
         ...
 
 
@@ -172,17 +175,19 @@ class IndexWriter:
         )
 
     def is_leader(self, model_key: str) -> bool:
-        """Returns whether this process writes the model, as far as it knows."""
+        """Returns whether this process writes the model's index, by its last exchange with
+        Redis.
+        """
         state = self._models.get(model_key)
         return state is not None and bool(state.lease)
 
     def describe(self, model_key: str) -> str:
-        """Returns leader, position and problems of a model, for people."""
+        """Returns leader, position and problems of a model as text."""
         state = self._models.get(model_key)
         return "not served" if state is None else state.description
 
     def start(self) -> None:
-        """Begins on the running loop."""
+        """Starts to write, in a task of the running loop."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="index writer")
 
@@ -316,7 +321,9 @@ class IndexWriter:
             entries -= 1
 
     async def _flush(self, state: ModelWriteState) -> bool:
-        """Writes one entry; returns whether it was written."""
+        """Writes the pending entry, or a new one of waiting changes. Returns whether it was
+        written.
+        """
         entry = state.pending
         if entry is None:
             wall = self._clock.wall()
@@ -346,7 +353,7 @@ class IndexWriter:
         return False
 
     async def _write_new_epoch(self, state: ModelWriteState) -> None:
-        """Writes everything in the block store, in the epoch of the lease."""
+        """Writes snapshots of everything in the block store, in the epoch of the lease."""
         epoch = int(state.lease.partition(b":")[0])
         if epoch <= state.epoch:
             state.renew_at = 0.0  # the epoch of the lease has already begun
@@ -374,7 +381,9 @@ class IndexWriter:
             state.require_new_epoch()
 
     async def _finish_epoch(self, state: ModelWriteState, meta: IndexMeta) -> bool:
-        """Deletes the fields of earlier epochs and marks the index ready."""
+        """Deletes the fields of earlier epochs and marks the index ready. Returns whether that
+        worked.
+        """
         _, idx, _ = redis_keys.index_keys(state.model_key)
         replies = await self._link.run([("HKEYS", idx)])
         if replies is None or not isinstance(replies[0], list):
@@ -435,7 +444,9 @@ class IndexWriter:
     async def _write_fields(
         self, state: ModelWriteState, fields: Mapping[bytes, bytes], obsolete: Sequence[bytes]
     ) -> bool:
-        """Sets fields in the given order, a megabyte at a time, then deletes obsolete ones."""
+        """Sets fields in the given order, a megabyte at a time, then deletes obsolete ones. Returns
+        whether all of it was written.
+        """
         batch: dict[bytes, bytes] = {}
         size, left_over = 0, iter(obsolete)
         for number, (field, data) in enumerate(fields.items(), 1):
@@ -467,7 +478,9 @@ class IndexWriter:
         return False
 
     def _on_rejected(self, state: ModelWriteState, reply: Sequence[Any]) -> None:
-        """Handles a lost lease or an unexpected position: queries the leader at once."""
+        """Handles a refused write: the lease is checked at the next step, and an unexpected
+        position requires a new epoch.
+        """
         if reply[0] == b"moved":
             state.require_new_epoch()
         state.renew_at = 0.0

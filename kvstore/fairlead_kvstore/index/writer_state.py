@@ -35,10 +35,10 @@ _MIN_CHANGED_BLOCKS: Final = 4_096
 
 
 class WrittenItem:
-    """The snapshot of an instance, or of the hints, in Redis. It contains all changes up to
-    ``sequence``.
+    """The record of a snapshot in Redis, of one instance or of the hints.
 
-    blocks: the size at that time.
+    sequence: the snapshot contains all changes up to it.
+    blocks: the number of blocks in the snapshot.
     """
 
     def __init__(self, sequence: int) -> None:
@@ -51,8 +51,9 @@ class WrittenItem:
 
 
 class PendingEntry:
-    """An entry that was sent and is perhaps written. ``trim`` is the first sequence that the stream
-    keeps.
+    """An entry that was sent and may be written.
+
+    trim: the first sequence that the stream keeps; None: nothing is cut.
     """
 
     def __init__(self, sequence: int, data: bytes, trim: int | None) -> None:
@@ -62,7 +63,7 @@ class PendingEntry:
 
 
 class ModelWriteState:
-    """The state of one model. ``lease`` is empty while another indexer may lead."""
+    """The writer's state of one model. ``lease`` is empty while another indexer may lead."""
 
     def __init__(self, model_key: str, limits: Limits) -> None:
         self.model_key = model_key
@@ -93,8 +94,8 @@ class ModelWriteState:
     # --- changes --------------------------------------------------------------------------------------------------------
 
     def offer(self, changes: Sequence[Change], batches: int = 1) -> None:
-        """Adds the changes of ``batches`` batches, until they are written; a pending new epoch
-        makes them unnecessary.
+        """Queues the changes of ``batches`` batches. While a new epoch is required, they are
+        ignored, since its snapshots contain them.
         """
         if self.needs_new_epoch or not changes:
             return
@@ -119,8 +120,8 @@ class ModelWriteState:
             self.require_new_epoch()
 
     def require_new_epoch(self) -> None:
-        """Requires a new epoch with all snapshots, because Redis does not have the expected
-        content.
+        """Drops the waiting changes and requires a new epoch, in which all snapshots are
+        written.
         """
         self.needs_new_epoch = True
         self.meta = b""
@@ -134,7 +135,7 @@ class ModelWriteState:
         return bool(self._waiting) or self.pending is not None
 
     def take_changes(self) -> list[Change]:
-        """Returns the changes of the next entry, oldest first."""
+        """Removes and returns the waiting changes for the next entry, oldest first."""
         found: list[Change] = []
         blocks = 0
         while self._waiting and blocks < self._limits.index_entry_blocks:
@@ -146,14 +147,14 @@ class ModelWriteState:
         return found
 
     def prepare_entry(self, data: bytes) -> PendingEntry:
-        """Returns the entry that is sent next."""
+        """Makes ``data`` the pending entry with the next sequence, and returns it."""
         trim = self.oldest_needed() + 1
         first = self._stream[0][0] if self._stream else 0
         self.pending = PendingEntry(self.sequence + 1, data, trim if trim > first else None)
         return self.pending
 
     def on_acknowledged(self) -> None:
-        """Handles a written entry."""
+        """Records that the pending entry was written."""
         entry, self.pending = self.pending, None
         assert entry is not None
         self.sequence = entry.sequence
@@ -187,14 +188,14 @@ class ModelWriteState:
         self._stream_bytes = 0
 
     def stop_leading(self) -> None:
-        """Handles that another indexer leads."""
+        """Gives up the lease and the waiting changes, because another indexer leads."""
         self.require_new_epoch()
         self.is_active, self.lease = False, b""
 
     # --- snapshots ------------------------------------------------------------------------------------------------------
 
     def oldest_needed(self) -> int:
-        """Returns the lowest sequence that a snapshot still needs; the stream before it can go."""
+        """Returns the lowest sequence of any snapshot. Entries up to it may be deleted."""
         return min((item.sequence for item in self.items.values()), default=self.sequence)
 
     def next_due_item(self) -> str | None:
@@ -213,7 +214,11 @@ class ModelWriteState:
     def place_parts(
         self, name: str, rows: dict[str, bytes], blocks: int
     ) -> tuple[dict[str, bytes], dict[bytes, bytes], list[bytes]]:
-        """Returns the fields of all parts by name, the parts to write, and the obsolete fields."""
+        """Records a new snapshot. Returns its fields by name of the part, the fields to write with
+        their bytes, and the obsolete fields.
+
+        rows: the bytes of the parts by name.
+        """
         item = self.items.setdefault(name, WrittenItem(self.sequence))
         item.sequence, item.changed, item.batches, item.blocks, item.written = self.sequence, 0, 0, blocks, True
         fresh: dict[bytes, bytes] = {}

@@ -34,7 +34,7 @@ COUNTER_FAMILIES: Final[Mapping[str, tuple[str, Callable[[EngineStatus], int]]]]
 
 
 class ModelCounters:
-    """Sums by model."""
+    """The sums of all counters by model."""
 
     def __init__(self) -> None:
         self.counts: dict[str, Counter[str]] = {}

@@ -12,8 +12,10 @@ from fairlead_kvstore.reader.engine_subscription import EngineSubscription, Subs
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """The status of one instance for people and metrics. ``problem`` is why it is not read; empty
-    when it is.
+    """The status of one instance for status pages and metrics.
+
+    events: ZMQ address of its KV events; None while it is unknown, or if the engine dials.
+    problem: why the instance is not read; empty when it is.
     """
 
     instance: str
@@ -69,7 +71,7 @@ class EngineMember:
         )
 
     def status(self, state: InstanceState) -> EngineStatus:
-        """Returns the status with the state from the block store."""
+        """Returns the status of the connection, together with ``state`` from the block store."""
         subscription = self.subscription
         if subscription is None:
             return EngineStatus(

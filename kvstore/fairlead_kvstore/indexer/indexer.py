@@ -108,7 +108,7 @@ class Indexer:
     # --- fleet ----------------------------------------------------------------------------------------------------------
 
     async def run(self, source: FleetSource) -> None:
-        """Follows a fleet for ever. Raises the source's errors."""
+        """Applies every fleet of the source, without end. Raises the source's errors."""
         async with contextlib.aclosing(_fleets(source)) as fleets:
             async for fleet in fleets:
                 self.update_fleet(fleet)
@@ -119,9 +119,9 @@ class Indexer:
         self._reconcile()
 
     def on_cache_cleared(self, instance: str) -> bool:
-        """Handles an engine's successful response to a call that clears its cache.
+        """Drops an instance's blocks after its engine confirmed a call that clears the cache.
 
-        Such calls are reset, sleep at level 1 or more, and pause with clear. Call it on the
+        Such calls are reset, sleep at level 1 or more, and pause with clear. Call this on the
         response, since the engine reports the clear only with its next batch. Returns False when
         the instance is not read here.
         """
@@ -157,7 +157,7 @@ class Indexer:
     # --- owner of the writer --------------------------------------------------------------------------------------------
 
     def start_model(self, model_key: str, recovered: RecoveredIndex) -> None:
-        """Reads a model's engines from now on, from where an earlier indexer was."""
+        """Begins to read a model's engines, from the state that an earlier indexer left."""
         for name, why in recovered.unreadable.items():
             _LOG.warning(
                 "%s: the snapshot of %s cannot be used; its blocks are learned again: %s", model_key, name, why
@@ -173,7 +173,7 @@ class Indexer:
             self.store.restore_shared_store_hints(model_key, recovered.hints)
 
     def stop_model(self, model_key: str) -> None:
-        """Stops reading a model, because another indexer does."""
+        """Stops reading a model's engines, because another indexer does."""
         if self._models is not None:
             self._models.discard(model_key)
         self._reconcile()
@@ -183,7 +183,9 @@ class Indexer:
         return [name for name, member in self._members.items() if member.model_key == model_key]
 
     def checkpoint(self, instance: str) -> InstanceCheckpoint:
-        """Returns the current state of an instance for the next indexer. Raises KeyError."""
+        """Returns the state of an instance for the next indexer. Raises KeyError if it is
+        not read.
+        """
         member = self._members[instance]
         snapshot, rows = self.store.take_snapshot(instance, self._clock.wall() - self._clock.now())
         position = member.position if member.subscription is None else member.subscription.position
@@ -194,7 +196,7 @@ class Indexer:
         return self.store.shared_store_hints(model_key)
 
     def instance_statuses(self, model_key: str) -> dict[str, InstanceStatus]:
-        """Returns the statuses that are written next to the index."""
+        """Returns the status of each instance of a model, to be written next to the index."""
         members = [member for member in self._members.values() if member.model_key == model_key]
         return {member.instance.id: member.instance_status(self.store.state(member.instance.id)) for member in members}
 
@@ -290,7 +292,7 @@ class Indexer:
             self._subscribe(member, endpoints)
 
     def _subscribe(self, member: EngineMember, endpoints: EventEndpoints) -> None:
-        """Reads this member's events at these endpoints from now on."""
+        """Subscribes to a member's events, or moves its subscription to other endpoints."""
         if member.subscription is not None:
             if endpoints != member.subscription.endpoints:
                 self._remove_dialer(member.subscription)
@@ -347,8 +349,8 @@ class Indexer:
                     await member.wake.wait()
 
     def _refresh_adapters(self) -> None:
-        """Queries engines for the sources of their adapters: often while one is unknown, otherwise
-        rarely.
+        """Starts the due queries for the sources of adapters: often while one is unknown, else
+        rarely. Runs again after a pause.
         """
         limits, now = self._limits, self._clock.now()
         self._adapter_timer.set(limits.kv_adapter_pause_seconds, self._refresh_adapters)
@@ -367,7 +369,10 @@ class Indexer:
                 self._start_task(self._query_adapters(member, now))
 
     async def _query_adapters(self, member: EngineMember, now: float) -> None:
-        """Ask one. Names that it says nothing of are asked about ever more seldom."""
+        """Queries one engine for the sources of its adapters, and records them.
+
+        The pause to the next query doubles while a source stays unknown.
+        """
         limits, name = self._limits, member.instance.id
         pause = member.adapters_pause_seconds if member.unsourced_adapters else limits.kv_adapter_poll_seconds
         member.adapters_queried_at, member.adapters_due_at = now, now + pause

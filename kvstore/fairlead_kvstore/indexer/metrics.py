@@ -21,8 +21,11 @@ class IndexerHealth:
     """The health of the indexer.
 
     startup_blocker: what the start waits for; empty when it is over.
-    led_models: models that this process writes.
-    notes: further lines for people.
+    led_models: models whose index this process writes.
+    models: all models of the fleet.
+    connected: Redis answers.
+    loop_lag_seconds: 99th percentile of the event loop's delay; None before it is measured.
+    notes: further lines for the text of ``/readyz``.
     """
 
     startup_blocker: str
@@ -34,8 +37,9 @@ class IndexerHealth:
 
 
 class IndexerMetrics(Collector):
-    """Metric families by model. Instances are only counted, since a page with thousands of them
-    helps no reader.
+    """The Prometheus collector of the indexer: metric families by model.
+
+    Instances are only counted, since thousands of series would help no reader.
     """
 
     def __init__(self, indexer: Indexer, health: Callable[[], IndexerHealth]) -> None:

@@ -1,7 +1,7 @@
 """The indexer process: fleet, indexer, writer, Redis and probes, from start to shutdown.
 
 The shutdown follows the data. New instances and events end first. Then waiting changes are written
-and leases are released, so that another indexer begins at once. Redis and the port are closed last.
+and leases are released, so that another indexer can begin. Redis and the port are closed last.
 """
 
 import asyncio
@@ -38,9 +38,12 @@ _LAG_KEPT: Final = 1_200
 class IndexerConfig:
     """The configuration of an indexer.
 
+    source: the fleet.
+    redis: URL of Redis.
     holder: a name that no other process has.
-    secret: keys the block hashes.
-    events: addresses that engines dial.
+    secret: the key of the block hashes.
+    host, port: address of probes and metrics.
+    events: addresses that engines dial to publish events.
     """
 
     source: FleetSource
@@ -53,10 +56,12 @@ class IndexerConfig:
 
 
 class IndexerService:
-    """The indexer process; create it on the loop that runs it. ``announce`` receives one line when
-    the port is open.
+    """The indexer process: indexer, writer, Redis link and probes. Create it on the loop that runs
+    it.
 
     Raises BadInput for an invalid Redis URL or address.
+
+    announce: receives one line when the port is open.
     """
 
     def __init__(
@@ -99,11 +104,11 @@ class IndexerService:
         self._writer.offer(model_key, changes, batches)
 
     def is_backlogged(self) -> bool:
-        """Returns whether the writer cannot follow."""
+        """Returns whether too many changes wait in the writer."""
         return self._writer.is_backlogged()
 
     def stop(self) -> None:
-        """Begins the shutdown."""
+        """Requests the shutdown, which ``run`` then performs."""
         self._stop.set()
 
     async def run(self) -> None:

@@ -1,5 +1,4 @@
-"""The ZMQ endpoints of an engine's KV events: from the fleet, or from the engine's own answer.
-Pure.
+"""The ZMQ endpoints of an engine's KV events, from the fleet or from the engine's response. Pure.
 
 ``GET /kv_event_sources`` of vLLM returns, for each data-parallel rank, its configuration, such as
 ``tcp://*:5557``, or the port that it chose. Only the port is used. The host is the one of the
@@ -23,8 +22,9 @@ _MAX_BUFFER = 1_000_000
 class EventEndpoints(msgspec.Struct, frozen=True):
     """ZMQ addresses of one engine and rank.
 
-    events: None when the engine dials the indexer.
-    replay: None when nothing can be replayed.
+    events: where the engine publishes; None when it dials the indexer.
+    replay: where it replays batches; None when nothing can be replayed.
+    buffer: the number of batches that it keeps for replays.
     """
 
     events: str | None
@@ -44,19 +44,19 @@ _SOURCES_DECODER = msgspec.json.Decoder(dict[str, _RankSource])
 
 
 def endpoints_from_fleet(instance: Instance) -> EventEndpoints | None:
-    """Returns the endpoints in the fleet; None when it has none."""
+    """Returns the endpoints that the fleet states for an instance; None when it states none."""
     return EventEndpoints(instance.kv_events, instance.kv_replay) if instance.kv_events is not None else None
 
 
 def endpoints_from_answer(answer: bytes, instance: Instance) -> EventEndpoints:
-    """Returns the endpoints of the instance's rank in an engine's answer.
+    """Returns the endpoints of the instance's rank in a response to ``/kv_event_sources``.
 
     Raises BadInput when the engine publishes no events that can be read.
     """
     try:
         ranks = _SOURCES_DECODER.decode(answer)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise BadInput("its /kv_event_sources response cannot be read", field="kv_event_sources") from None
+        raise BadInput("the engine's /kv_event_sources response cannot be read", field="kv_event_sources") from None
     rank = str(instance.dp_rank or 0)
     found = ranks.get(rank)
     if found is None or not found.enable_kv_cache_events or found.endpoint is None:
@@ -66,7 +66,10 @@ def endpoints_from_answer(answer: bytes, instance: Instance) -> EventEndpoints:
             hint="start the engine with KV events, for vLLM --kv-events-config",
         )
     if found.publisher not in (None, "zmq"):
-        raise BadInput(f"the publisher is {found.publisher[:32]!r}; only zmq is supported", field="kv_event_sources")
+        raise BadInput(
+            f"the engine publishes KV events with {found.publisher[:32]!r}; only zmq is supported",
+            field="kv_event_sources",
+        )
     host = urlsplit(instance.url).hostname or ""
     buffer = found.buffer_steps if found.buffer_steps and found.buffer_steps > 0 else DEFAULT_BUFFER
     replay = None if found.replay_endpoint is None else _reachable_address(found.replay_endpoint, host)
@@ -74,7 +77,9 @@ def endpoints_from_answer(answer: bytes, instance: Instance) -> EventEndpoints:
 
 
 def topic_address(topic: bytes) -> str | None:
-    """Returns ``10.0.0.7:8000`` of a topic ``kv@10.0.0.7:8000@model``; None for any other topic."""
+    """Returns the address in a topic ``kv@10.0.0.7:8000@model``; None for a topic of
+    another form.
+    """
     parts = topic[:512].decode("utf-8", "replace").split("@")
     return parts[1] if len(parts) >= 3 and parts[0] == "kv" and ":" in parts[1] else None
 
@@ -87,12 +92,12 @@ def instance_address(instance: Instance) -> str:
 
 
 def _reachable_address(endpoint: str, host: str) -> str | None:
-    """Returns the address to connect to; None for one that the engine does not bind. Raises
-    BadInput.
+    """Returns the address at which to reach an engine's endpoint; None if the engine dials it
+    instead of binding it. Raises BadInput if it is not a TCP address.
     """
     base, _, port = endpoint.rpartition(":")
     if not base.startswith("tcp://") or not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536):
-        raise BadInput(f"its endpoint {endpoint[:64]!r} is not a TCP address", field="kv_event_sources")
+        raise BadInput(f"the engine's endpoint {endpoint[:64]!r} is not a TCP address", field="kv_event_sources")
     named = base.removeprefix("tcp://").strip("[]")
     if named not in ("*", host) and not _is_this_machine(named):
         return None
@@ -100,7 +105,7 @@ def _reachable_address(endpoint: str, host: str) -> str | None:
 
 
 def _is_this_machine(named: str) -> bool:
-    """Returns whether an address means the machine itself."""
+    """Returns whether a host means the engine's own machine: unspecified or loopback."""
     if named == "localhost":
         return True
     try:

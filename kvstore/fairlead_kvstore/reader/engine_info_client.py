@@ -1,4 +1,4 @@
-"""HTTP queries to engines: where they publish events, and where adapters came from."""
+"""HTTP queries to engines: for their event endpoints, and for the sources of their adapters."""
 
 from functools import partial
 from typing import Final, Protocol
@@ -16,7 +16,7 @@ MODELS_PATH: Final = "/v1/models"
 
 
 class EngineQuery(Protocol):
-    """A GET request to an engine."""
+    """The interface of a GET request to an engine."""
 
     async def __call__(self, instance: Instance, path: str) -> bytes:
         """Returns the body of a 200 response. Raises Unavailable with a short reason."""
@@ -37,8 +37,8 @@ _MODELS_DECODER: Final = msgspec.json.Decoder(_ServedModels)
 
 
 def adapter_sources(answer: bytes) -> dict[str, str]:
-    """Returns adapter → source from a response to ``/v1/models``. Raises Unavailable when it cannot
-    be read.
+    """Returns adapter → source (path or URL) from a response to ``/v1/models``. Raises Unavailable
+    when it cannot be read.
     """
     try:
         found = _MODELS_DECODER.decode(answer).data
@@ -48,7 +48,7 @@ def adapter_sources(answer: bytes) -> dict[str, str]:
 
 
 class HttpEngineQuery:
-    """The client of engines' information: GET requests over HTTP."""
+    """The ``EngineQuery`` that sends requests over HTTP, with the instance's credentials."""
 
     def __init__(self, credentials: EngineCredentials, limits: Limits) -> None:
         self._credentials = credentials

@@ -2,17 +2,17 @@
 timers.
 
     connected        requests a replay that proves the process, and another after
-                     ``kv_settle_seconds`` of silence: batches published before the engine knew
-                     of its listener are in no queue
+                     ``kv_settle_seconds`` without a message: batches published before the engine
+                     knew of its subscriber are in no queue
     quiet            requests a replay after every ``kv_idle_check_seconds`` without a message
     broken           suspends the instance and reconnects with growing pauses
     broken for long  treats the process as replaced and drops its blocks
     replay silent    fails after ``kv_replay_seconds``; its socket is closed, so that no late
                      answer is taken for one of the next replay
 
-``EventSequencer``, ``apply_outcomes`` and ``BlockStore`` decide on the engine's blocks; here are
-only sockets and timers. A defect of the indexer that a message reveals costs this engine's blocks
-and nothing else.
+``EventSequencer``, ``apply_outcomes`` and ``BlockStore`` decide on the engine's blocks; this module
+has only sockets and timers. A defect of the indexer that a message reveals costs this engine's
+blocks and nothing else.
 """
 
 import logging
@@ -42,7 +42,9 @@ class AppliedCallback(Protocol):
     """The callback for applied events. It must neither block nor raise."""
 
     def __call__(self, subscription: "EngineSubscription", found: AppliedEvents) -> None:
-        """Handles the result of some messages, or of another event of the subscription."""
+        """Handles what messages, or another event of the subscription, changed in the block
+        store.
+        """
         ...
 
 
@@ -61,10 +63,10 @@ class ReaderContext(SocketContext):
 
 @dataclass(slots=True)
 class SubscriptionCounters:
-    """Counters since the subscription began.
+    """Counters of one subscription since it began.
 
-    unreadable: messages by reason.
-    lag_seconds: delay of the last batch, between the engine's clock and ours.
+    unreadable: unreadable messages by reason.
+    lag_seconds: delay of the last batch, by the engine's and this process's clocks.
     """
 
     batches: int = 0
@@ -83,8 +85,8 @@ class SubscriptionCounters:
 
 
 class EngineSubscription:
-    """The subscription to one instance, which must be attached to the block store while this is
-    open.
+    """The subscription to the KV events of one instance. The instance must be attached to the block
+    store until ``close``.
 
     endpoints: an ``events`` of None means that the engine dials the indexer.
     position: the position of an earlier indexer whose snapshot the block store has restored.
@@ -118,7 +120,7 @@ class EngineSubscription:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether frames are held until a replay ends."""
+        """Whether frames are buffered until a replay ends."""
         return self._sequencer.is_replaying
 
     @property
@@ -128,11 +130,13 @@ class EngineSubscription:
 
     @property
     def position(self) -> StreamPosition | None:
-        """The position from which the next indexer may continue."""
+        """The position from which the next indexer continues; None before the first batch."""
         return self._sequencer.position
 
     def start(self) -> None:
-        """Connects, and reconnects whenever the connection ends."""
+        """Connects, and reconnects whenever the connection ends. Does nothing if the engine
+        dials.
+        """
         if self.endpoints.events is None or not self._is_open:
             return
         context = self._context
@@ -153,7 +157,9 @@ class EngineSubscription:
             self._connection = None
 
     def replace_engine(self, reason: str, endpoints: EventEndpoints | None = None) -> None:
-        """Handles proof from outside that another process runs, perhaps at another address."""
+        """Drops the instance's blocks, because another process runs. Connects to its endpoints if
+        these are others.
+        """
         self._end_replay(close=True)
         self._apply(self._sequencer.on_replaced(reason))
         if endpoints is None or endpoints == self.endpoints:
@@ -178,7 +184,7 @@ class EngineSubscription:
         self._apply(self._sequencer.on_connected())
 
     def on_disconnected(self, reason: str) -> None:
-        """Handles the end of a connection, or a failed one."""
+        """Handles a connection that ended or could not be made, and schedules the next one."""
         limits = self._context.limits
         if self.is_connected:
             self.counters.disconnects += 1
@@ -305,8 +311,8 @@ class EngineSubscription:
         self._apply_safely(lambda: outcomes)
 
     def _apply_safely(self, outcomes: Callable[[], list[StreamOutcome]]) -> None:
-        """Applies outcomes; a defect of the indexer costs this instance's blocks, not the
-        process.
+        """Applies outcomes. An unexpected exception is logged and costs this instance's blocks, not
+        the process.
         """
         context = self._context
         try:

@@ -37,12 +37,13 @@ _LIMITS: Final = Limits()
 
 
 class AppliedEvents:
-    """The result of some outcomes, in order.
+    """The result of applying outcomes: changes in order, and counts.
 
-    replay_from: the number to request a replay from.
-    wall: the engine's clock at the last batch, Unix seconds.
-    gaps: gaps whose end is known.
-    unreadable: reasons, for counters.
+    replay_from: the number from which to request a replay; None: no replay is needed.
+    wall: the engine's clock at the last batch, in Unix seconds; None without a batch.
+    gaps: number of gaps whose end is known.
+    lost: number of gaps that will not be filled.
+    unreadable: the reason for each unreadable payload.
     """
 
     def __init__(self, changes: list[Change]) -> None:
@@ -60,7 +61,10 @@ class AppliedEvents:
 def apply_outcomes(
     store: BlockStore, instance: str, outcomes: Iterable[StreamOutcome], now: float, limits: Limits = _LIMITS
 ) -> AppliedEvents:
-    """Applies a stream's outcomes to its instance. A payload that cannot be read counts as lost."""
+    """Applies a stream's outcomes to its instance in the block store, and returns the changes.
+
+    A payload that cannot be read counts as lost.
+    """
     found = AppliedEvents([])
     changes = found.changes
     for outcome in outcomes:

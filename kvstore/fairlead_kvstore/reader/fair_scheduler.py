@@ -2,7 +2,7 @@
 does not delay others.
 
 This is deficit round robin (Shreedhar and Varghese, 1995) with bytes as the currency, since the
-cost of a batch grows with its bytes. Every source with data stands in a ring. In its turn it gets a
+cost of a batch grows with its bytes. The sources with data form a ring. In its turn a source gets a
 quantum and may read until that is spent. A batch larger than the remainder puts it into debt, which
 its next turns pay off first. In the long run each source gets the same number of bytes, whatever
 the batch sizes, and a quiet source owes nothing.
@@ -10,8 +10,8 @@ the batch sizes, and a quiet source owes nothing.
 After some milliseconds, or bytes, the scheduler returns to the event loop. Timers, HTTP and writes
 to Redis must not wait for the end of a flood. A write to Redis takes several iterations of the
 loop, so each has to be short. A consumer that cannot follow reports itself as backlogged, and then
-nothing is read. Messages wait in ZMQ's queues, and an engine can replay what it drops meanwhile,
-which costs less than a writer that has lost its place.
+nothing is read. Messages wait in ZMQ's queues, and an engine can replay what it drops meanwhile.
+That costs less than a writer that must begin a new epoch.
 """
 
 from collections import deque
@@ -27,17 +27,17 @@ MESSAGE_OVERHEAD_BYTES = 256
 
 
 class ReadSource(Protocol):
-    """A source that is read in turns."""
+    """The interface of a socket that the scheduler reads in turns."""
 
     def read(self, most: int) -> tuple[int, bool]:
-        """Reads messages of about ``most`` bytes. Returns their cost and whether there may be more;
-        never raises.
+        """Reads messages of about ``most`` bytes. Returns their cost in bytes, and whether there
+        may be more. Never raises.
         """
         ...
 
 
 class FairScheduler:
-    """The ring of sources.
+    """The scheduler of reads: a ring of sources that have data.
 
     is_backlogged: called before every round; while it is true, nothing is read.
     limits: ``kv_turn_bytes`` is the quantum of a source; ``kv_loop_bytes`` or ``kv_loop_seconds``
@@ -99,7 +99,7 @@ class FairScheduler:
                 self._loop.call_soon(self._run_round)
 
     def _read_source(self, source: ReadSource) -> int:
-        """Gives one turn to a source and returns its cost."""
+        """Reads from a source for one turn, and returns the cost in bytes."""
         self._ring.append(source)  # before it is read, since reading may close it
         budget = self._budgets[source] + self._quantum
         if budget <= 0:  # it still pays for a large batch

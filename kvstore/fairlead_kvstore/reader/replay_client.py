@@ -21,12 +21,12 @@ class ReplayListener(Protocol):
     """The callback of a replay. It must not raise."""
 
     def on_replay_message(self, parts: list[bytes]) -> None:
-        """Handles one message of the answer."""
+        """Handles one message of a replay, as a list of its parts."""
         ...
 
 
 class ReplayClient:
-    """A DEALER to one engine's replay endpoint. Raises ZMQError for an invalid address."""
+    """A DEALER socket to one engine's replay endpoint. Raises ZMQError for an invalid address."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class ReplayClient:
         return True
 
     def read(self, most: int) -> tuple[int, bool]:
-        """Takes its turn, see ``FairScheduler``."""
+        """Reads messages of one turn, see ``ReadSource``."""
         used = 0
         while self._polled.is_open:
             parts = receive_message(self._socket, self._limits.kv_frames)
@@ -74,12 +74,12 @@ class ReplaySlot:
         self._release = given_back
 
     def release(self) -> None:
-        """Gives the slot back; call it once."""
+        """Returns the slot, granted or queued; call it once."""
         self._release(self)
 
 
 class ReplaySlots:
-    """A limit of ``most`` granted slots; further requests wait in order of arrival."""
+    """The slots for concurrent replays: ``most`` are granted, further ones are queued in order."""
 
     def __init__(self, most: int) -> None:
         self._max_slots = most

@@ -1,5 +1,5 @@
-"""Timers and the part of an event loop that the reader uses. A running asyncio loop fits; tests
-bring their own.
+"""One-shot timers, and the interface of the event loop that the reader uses. An asyncio loop
+implements it.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ class Timer(Protocol):
     """A scheduled call that can be cancelled."""
 
     def cancel(self) -> None:
-        """Cancels the call; does nothing when it is over."""
+        """Cancels the call; does nothing if it was made already."""
         ...
 
 
 class ReaderLoop(Protocol):
-    """The methods of an event loop that the reader needs; asyncio loops have them."""
+    """The interface of an event loop, as far as the reader needs it; asyncio loops implement it."""
 
     def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
         """Calls ``callback`` once, after ``delay`` seconds."""
@@ -34,7 +34,7 @@ class ReaderLoop(Protocol):
         ...
 
     def remove_reader(self, fd: int, /) -> object:
-        """Ends the calls for ``fd``."""
+        """Ends the calls that ``add_reader`` registered for ``fd``."""
         ...
 
 
@@ -59,7 +59,7 @@ class OneShotTimer:
 
     @property
     def is_set(self) -> bool:
-        """Whether it is set and has not fired."""
+        """Whether the timer is set and has not fired."""
         return self._timer is not None
 
     def set(self, seconds: float, callback: Callable[[], object]) -> None:

@@ -29,7 +29,7 @@ class ConnectionListener(Protocol):
         ...
 
     def on_disconnected(self, reason: str) -> None:
-        """Handles the end of a connection, or a failed one. It is closed."""
+        """Handles a connection that ended or could not be made; it is closed already."""
         ...
 
     def on_messages(self, messages: list[list[bytes]]) -> None:
@@ -38,7 +38,7 @@ class ConnectionListener(Protocol):
 
 
 class ZmqConnection:
-    """A subscription to all topics at ``endpoint``. Raises ZMQError for an invalid address."""
+    """A ZMQ subscription to all topics at ``endpoint``. Raises ZMQError for an invalid address."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class ZmqConnection:
         self._polled.mark_ready()
 
     def read(self, most: int) -> tuple[int, bool]:
-        """Takes its turn, see ``FairScheduler``."""
+        """Reads messages of one turn, see ``ReadSource``."""
         self._handle_monitor_events()
         used, found = 0, list[list[bytes]]()
         while self._polled.is_open and used < most:

@@ -1,7 +1,7 @@
-"""A bound socket for engines that dial the indexer; several publish on it. The topic is
+"""A bound socket for engines that dial the indexer; several engines publish on it. The topic is
 ``kv@<ip>:<port>@<model>``.
 
-ZMQ reports connections by their descriptor, and messages with the descriptor that they came over.
+ZMQ reports connections by their descriptor, and messages with the descriptor of their connection.
 That relates a closed connection to an engine. Ranks of one address share its topic; the payload
 then contains the rank. Messages of an engine that is not in the fleet are counted and dropped.
 """
@@ -34,7 +34,7 @@ _RANK: Final = msgspec.msgpack.Decoder(_BatchRank)
 
 
 class DialingEngine(Protocol):
-    """The subscription of an engine that dials."""
+    """The interface of a subscription to an engine that dials the indexer."""
 
     def on_connected(self) -> None:
         """Handles a new connection."""
@@ -50,9 +50,10 @@ class DialingEngine(Protocol):
 
 
 class ZmqListener:
-    """The bound socket. Raises BadInput for an address that cannot be bound.
+    """A listener for engines that dial. Raises BadInput for an address that cannot be bound.
 
-    find: returns the subscription of ``10.0.0.7:8000`` and a rank (None: not known).
+    find: returns the subscription of an address such as ``10.0.0.7:8000`` and a rank (None: any);
+    None if there is none.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class ZmqListener:
         return len(self._descriptors)
 
     def read(self, most: int) -> tuple[int, bool]:
-        """Takes its turn, see ``FairScheduler``."""
+        """Reads messages of one turn, see ``ReadSource``."""
         used = 0
         while self._polled.is_open:
             self._handle_monitor_events()
@@ -101,7 +102,7 @@ class ZmqListener:
         return used, False
 
     def remove(self, engine: DialingEngine) -> None:
-        """Removes a closed subscription."""
+        """Forgets the connection of a closed subscription."""
         self._descriptors.pop(engine, None)
 
     def close(self) -> None:

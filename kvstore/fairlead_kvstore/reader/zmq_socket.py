@@ -46,7 +46,9 @@ class ZmqSockets:
         self._names = itertools.count()
 
     def open(self, kind: int, waiting: int) -> Socket:
-        """Returns a socket that queues at most ``waiting`` unread messages."""
+        """Returns a new socket of a ZMQ type (``kind``) that queues at most ``waiting`` unread
+        messages.
+        """
         socket, limits = self._context.socket(kind), self._limits
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, limits.kv_events_bytes)
@@ -82,11 +84,13 @@ class SocketContext:
 
 
 def receive_message(socket: Socket, max_parts: int) -> list[bytes] | None:
-    """Returns the next message, None when there is none now. It has at most ``max_parts`` parts and
-    one more.
+    """Returns the parts of the next message; None when there is none now. Parts after the first
+    ``max_parts`` + 1 are dropped.
 
-    A frame knows whether more follow; a query of the socket each time takes half as long again.
     Raises ZMQError when the socket is closed.
+
+    Why: ``frame.more`` shows whether parts follow. To query the socket for it takes half as long
+    again.
     """
     receive = socket.recv
     try:
@@ -102,12 +106,12 @@ def receive_message(socket: Socket, max_parts: int) -> list[bytes] | None:
 
 
 def message_size(parts: list[bytes]) -> int:
-    """Returns the bytes of all parts."""
+    """Returns the size of all parts in bytes."""
     return sum(map(len, parts))
 
 
 class ConnectionMonitor:
-    """The connection events of a socket, as ``(event, descriptor)``."""
+    """A monitor of the connection events of a socket."""
 
     def __init__(self, context: Context, socket: Socket, address: str) -> None:
         self._watched = socket
@@ -118,11 +122,11 @@ class ConnectionMonitor:
 
     @property
     def fd(self) -> int:
-        """The descriptor for the event loop."""
+        """The file descriptor that the event loop watches."""
         return self._pair.fileno()
 
     def events(self) -> list[tuple[int, int]]:
-        """Returns all events since the last call."""
+        """Returns all events since the last call, as pairs of event and descriptor."""
         found: list[tuple[int, int]] = []
         while True:
             try:

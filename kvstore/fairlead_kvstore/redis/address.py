@@ -1,7 +1,7 @@
 """Redis addresses from URLs: one server, the master that sentinels report, or a cluster. Pure.
 
-``redis://`` and ``unix://`` are those of every Redis client. The others have no common form; these
-are Fairlead's:
+``redis://`` and ``unix://`` are as in every Redis client. The others have no common form; these are
+Fairlead's:
 
 - ``redis+sentinel://USER:PASSWORD@HOST:PORT,HOST:PORT/SERVICE/0``: the sentinels, and the name by
   which they know the master. User, password and database are the master's;
@@ -45,9 +45,11 @@ _HINT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """The address of one Redis. ``description`` is for people, without user and password.
+    """The address of one Redis: a server, a master behind sentinels, or a cluster.
 
+    description: text without user and password.
     hosts: (name, port) of sentinels or nodes; empty for one server, whose ``url`` the client reads.
+    service: the name by which sentinels know the master.
     """
 
     kind: str
@@ -75,7 +77,7 @@ def parse_redis_url(url: str) -> RedisAddress:
     if kind == SINGLE:
         return RedisAddress(SINGLE, url, _describe_url(url))
     if "#" in rest:
-        raise _invalid_url("a Redis URL has no fragment")
+        raise _invalid_url("a Redis URL must have no fragment (#...)")
     found, _, query = rest.partition("?")
     authority, _, path = found.partition("/")
     user, at, hosts = authority.rpartition("@")
@@ -126,7 +128,7 @@ def _parse_service(path: str) -> tuple[str, int]:
 
 def _parse_cluster_path(path: str) -> tuple[str, int]:
     if path not in ("", "0"):
-        raise _invalid_url("a cluster has one database, 0, and no path")
+        raise _invalid_url("the path must be empty or 0, since a cluster has one database")
     return "", 0
 
 
@@ -136,7 +138,7 @@ def _parse_options(kind: str, query: str, *, tls: bool) -> dict[str, str]:
         if name not in _OPTIONS[kind]:
             raise _invalid_url(f"{name!r} is not an option of this URL")
     if "ssl_ca_certs" in found and not tls:
-        raise _invalid_url("ssl_ca_certs is for TLS: write rediss")
+        raise _invalid_url("ssl_ca_certs is for TLS: write rediss in place of redis")
     return found
 
 

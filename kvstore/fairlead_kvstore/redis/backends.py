@@ -1,11 +1,11 @@
 """Clients of the three kinds of Redis behind one protocol: ping, run commands, scan keys, drop
 connections.
 
-redis-py supports all three. Here they get deadlines, no retries of their own (the link retries),
-and one kind of error. The caller sets the deadline of each call. Sentinels and cluster nodes are
-queried in turn, and each may take only a part of that deadline. Otherwise one that hangs would
-block the others. A connection begins with as few exchanges as possible: the password, and a client
-name for operators. The library's own name is not sent, since that is one more exchange.
+redis-py supports all three. Here they get deadlines, no retries (the link retries), and one kind of
+error. The caller sets the deadline of each call. Sentinels and cluster nodes are queried in turn,
+and each may take only a part of that deadline. Otherwise a node that hangs would block the others.
+A connection begins with as few exchanges as possible: the password, and a client name for
+operators. The library's own name is not sent, since that is one more exchange.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -30,18 +30,23 @@ _UNKNOWN_CLUSTER_ERROR: Final = "part of the cluster does not answer"
 
 
 class RedisBackend(Protocol):
-    """The operations of the link. They raise RedisError, OSError or TimeoutError on failure."""
+    """The interface of a Redis client for ``RedisLink``.
+
+    Methods raise RedisError, OSError or TimeoutError on failure.
+    """
 
     async def ping(self) -> None:
         """Returns when Redis answers; for a cluster, when all its masters do."""
         ...
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        """Returns the replies in order; the reply of a refused command is its ResponseError."""
+        """Runs commands and returns their replies in order; a refused command's is its
+        ResponseError.
+        """
         ...
 
     def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
-        """Returns keys that match the pattern, each once or more; for a cluster, those of all
+        """Yields the keys that match a pattern, each once or more; for a cluster, those of all
         masters.
         """
         ...

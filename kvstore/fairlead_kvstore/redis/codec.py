@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def encode(value: msgspec.Struct) -> bytes:
-    """Returns the bytes of one value."""
+    """Returns a value as bytes: the schema byte, then msgpack."""
     return SCHEMA + msgspec.msgpack.encode(value)
 
 
 def decode(data: bytes, kind: type[T]) -> T | None:
-    """Returns the value; None when it has another schema or is damaged."""
+    """Returns the value of type ``kind``; None when it has another schema or is damaged."""
     if data[:1] != SCHEMA:
         return None
     try:

@@ -33,7 +33,9 @@ FIRST_PAUSE_SECONDS: Final = 0.1
 class LinkState:
     """The state of the link: ``connected``, ``stale`` or ``away``.
 
-    Stale is lost ``since`` a short time; away is lost for long, or never reached.
+    Stale: the connection was lost a short time ago. Away: it was lost long ago, or never made.
+
+    since: when the connection was made or lost, in monotonic seconds.
     """
 
     kind: str
@@ -85,7 +87,7 @@ class RedisLink:
         return LinkState("stale" if self._was_connected and short else "away", self._since, self._reason)
 
     def describe(self) -> str:
-        """Returns the state for people, without a password."""
+        """Returns the state as text, without a password."""
         state = self.state
         if state.connected:
             return f"connected to {self.description}"
@@ -127,7 +129,7 @@ class RedisLink:
     async def scan_keys(self, pattern: str, max_keys: int) -> set[bytes] | None:
         """Returns at most ``max_keys`` matching keys; None when Redis is unreachable.
 
-        It reads every key: for people, not for programs.
+        Redis reads every key for this, so it is for operators' tools only.
         """
         if not self._is_up:
             return None

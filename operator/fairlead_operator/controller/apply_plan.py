@@ -1,7 +1,7 @@
 """Computes what to write: a comparison of the desired children with the existing ones. Pure.
 
-Children are applied if they are new, different, or changed by others. Children are pruned if they
-carry our label, are owned by this very model, and are no longer desired. In doubt nothing is
+Children are applied if they are new, different, or changed by other writers. Children are pruned if
+they carry our label, are owned by this very model, and are no longer desired. In doubt nothing is
 deleted, and `retained` says why.
 """
 
@@ -199,7 +199,7 @@ def _reason_to_keep(
 
 
 def _serving_until(child: Manifest, wanted: Sequence[Manifest], live: Mapping[ChildKey, Manifest]) -> str:
-    """Returns why a pool must stay: its replacement (a renamed pool) is not ready yet."""
+    """Returns why a pool must stay until a replacement (a renamed pool) is ready; empty if not."""
     if not ready_replicas(child):
         return ""
     successors = [

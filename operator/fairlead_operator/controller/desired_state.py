@@ -56,7 +56,7 @@ class DesiredState:
 
 
 def choose_spec(snapshot: ModelSnapshot) -> ChosenSpec:
-    """Returns the spec to run."""
+    """Returns the revision to run and its parsed model, or why this release cannot read it."""
     children = snapshot.children.values()
     choice = choose_revision(snapshot.model, stored_revisions(children), running_hashes(children))
     failure = Failure(Reason.INVALID_SPEC, choice.problem) if choice.problem else None

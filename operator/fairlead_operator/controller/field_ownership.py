@@ -1,8 +1,8 @@
 """The owners of the fields of a live object, from `metadata.managedFields`.
 
-A field that we would set and another manager owns is *overwritten*: it was changed behind our back
-and is corrected. A field that no longer exists is *missing*. `replicas` is special: another writer
-(an autoscaler, `kubectl scale`) owns it from then on.
+A field that the operator would set and another manager owns is *overwritten*: the other manager
+changed it, and the operator corrects it. A field that no longer exists is *missing*. `replicas` is
+special: another writer (an autoscaler, `kubectl scale`) owns it from then on.
 """
 
 import json

@@ -95,10 +95,10 @@ def surge_step(wanted: Manifest, live: Manifest | None, pods: Sequence[Manifest]
         return SurgeStep()
     # Constant during a rollout: a smaller surge would leave fewer ready groups than desired.
     extra = surge or min(rollout.surge_for(desired), desired)
-    message = f"a surge of {extra} until all are"
+    message = f"with a surge of {extra} until all are replaced"
     is_template_changing = annotation(live, POD_REVISION) != revision or (_partition(live) and not _partition(wanted))
     if is_template_changing and is_draining:
-        return SurgeStep(extra, f"{message}; it waits for draining groups", partition_all=True)
+        return SurgeStep(extra, f"{message}; the rollout waits for draining groups", partition_all=True)
     return SurgeStep(extra, message)
 
 
@@ -161,8 +161,8 @@ def _are_complete(wanted: Manifest, members: Sequence[Manifest], desired: int) -
 
 
 def _unmanaged_message(live: Manifest, owner: str) -> str:
-    """Returns the consequences of a change while `owner` sets the replica count."""
-    message = f"{owner} sets their number, so that there is none more meanwhile"
+    """Returns a message: how groups are replaced while `owner` sets the replica count."""
+    message = f"without an additional instance, since {owner} sets the number"
     if (live.get("spec") or {}).get("replicas") == 1:
-        return f"{message}: one that is alone is not replaced, since nothing would serve; scale it to 2 until it is"
+        return f"{message}: a single instance is not replaced, since nothing would serve; scale the pool to 2 meanwhile"
     return f"{message}: one fewer is ready while the last one starts"

@@ -66,9 +66,10 @@ class Reconciler:
         self._render = render
 
     async def reconcile(self, key: str) -> float | None:
-        """Brings the model `key` forward, and returns the seconds until the next pass.
+        """Reconciles the model `key` once, and returns the seconds until the next pass.
 
-        None waits for an event. Raises KubeError if the API server is away or a write lost a race.
+        None: the next pass waits for an event. Raises KubeError if the API server is unavailable or
+        a write conflicts with another.
         """
         self.counts.reconciles += 1
         snapshot = self._cache.snapshot(key, self._cluster.stale_reason())
@@ -85,7 +86,10 @@ class Reconciler:
         return seconds
 
     async def _write_children(self, key: str, snapshot: ModelSnapshot, chosen: ChosenSpec) -> PassResult:
-        """Plans and writes, again if an unknown object was found. Raises ModelMoved."""
+        """Plans and writes the children, and repeats both if a write found an unknown object.
+
+        Raises ModelMoved if the model changed meanwhile, or if too many plans were needed.
+        """
         if chosen.model is None:
             return PassResult(snapshot, failure=chosen.failure)
         applied: list[ApplyStep] = []
@@ -122,7 +126,7 @@ class Reconciler:
         )
 
     def _refresh(self, key: str, snapshot: ModelSnapshot) -> ModelSnapshot:
-        """Returns the present snapshot. Raises ModelMoved if the model has been deleted."""
+        """Returns the current snapshot. Raises ModelMoved if the model has been deleted."""
         current = self._cache.snapshot(key, snapshot.stale)
         if current is None or uid_of(current.model) != uid_of(snapshot.model):
             raise ModelMoved

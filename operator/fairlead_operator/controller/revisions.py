@@ -1,10 +1,10 @@
 """Chooses the revision of a model to run. Pure; the workload's controller replaces the instances.
 
 A revision is a spec without the fields that do not affect engines: replica counts, the SLO,
-routing and rollout settings. `rollout.drainTimeout` is part of it: pods contain it, as grace
-period and in their hook. Each revision is stored as a ControllerRevision. `spec` is never edited.
-To go back, people name an earlier revision in an annotation. It applies until it is removed or, if
-it says from which revision, until `spec` changes.
+routing and rollout settings. `rollout.drainTimeout` is part of a revision: pods contain it, as
+grace period and in their hook. Each revision is stored as a ControllerRevision. `spec` is never
+edited. To go back, users name an earlier revision in an annotation. It applies until it is removed
+or, if it says from which revision, until `spec` changes.
 """
 
 from collections.abc import Iterable, Sequence

@@ -177,7 +177,7 @@ class StatusWriter:
 
 
 def _request_state(model: Manifest) -> tuple[int, Mapping[str, str], bool]:
-    """Returns the parts of a model that its users set."""
+    """Returns a model's generation and annotations, and whether it is being deleted."""
     return generation_of(model), annotations_of(model), is_deleting(model)
 
 

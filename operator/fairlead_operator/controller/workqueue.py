@@ -30,17 +30,17 @@ class RateLimitedQueue:
 
     @property
     def ready_count(self) -> int:
-        """Keys that wait for a free worker."""
+        """The number of keys that wait for a free worker."""
         return len(self._ready)
 
     @property
     def running_count(self) -> int:
-        """Keys in progress."""
+        """The number of keys in progress."""
         return len(self._running)
 
     @property
     def delayed_count(self) -> int:
-        """Keys that wait for a point in time."""
+        """The number of keys that wait for a point in time."""
         return len(self._due)
 
     def failures(self, key: str) -> int:

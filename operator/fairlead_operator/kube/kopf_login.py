@@ -1,8 +1,8 @@
 """Credentials for kopf, from the same configuration as our own client.
 
 Service account tokens are rotated long before they expire (an hour after creation, at the
-earliest). kopf keeps a token in memory. It gets an expiration, and logs in again on time or when
-the API server rejects a token.
+earliest). kopf keeps a token in memory. It gets the token with an expiration, so it logs in again
+in time, or when the API server rejects the token.
 """
 
 import base64
@@ -52,5 +52,5 @@ def _expiration(wall: float) -> datetime:
 
 
 def _to_base64(pem: bytes | None) -> str | None:
-    """Returns PEM as in a kubeconfig."""
+    """Returns PEM data in base64, as a kubeconfig has it; None for None."""
     return None if pem is None else base64.b64encode(pem).decode()

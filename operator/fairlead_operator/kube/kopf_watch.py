@@ -114,7 +114,7 @@ def kopf_settings() -> kopf.OperatorSettings:
 
 
 class _NoDiffBaseStorage(kopf.DiffBaseStorage):
-    """Stores nothing: the operator compares objects itself."""
+    """A storage of former objects that stores nothing: the operator compares objects itself."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()
@@ -127,7 +127,9 @@ class _NoDiffBaseStorage(kopf.DiffBaseStorage):
 
 
 class _NoProgressStorage(kopf.ProgressStorage):
-    """Stores nothing: there are no kopf handlers with progress."""
+    """A storage of handlers' progress that stores nothing: there are no kopf handlers with
+    progress.
+    """
 
     def fetch(self, **_: Any) -> kopf.ProgressRecord | None:
         return None

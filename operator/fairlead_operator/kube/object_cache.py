@@ -183,7 +183,10 @@ class ObjectCache:
         return True
 
     def _update_model(self, model: Manifest, deleted: bool) -> list[str]:
-        """Returns the keys of the affected models: those that claim a name that comes or goes."""
+        """Stores or removes a model, and returns the keys of the affected models.
+
+        These are the model itself, and those that claim a name that it adds or drops.
+        """
         key, before = key_of(model), self.models.get(key_of(model))
         claimed = _claim(before).names if before is not None else frozenset()
         if not self._update(self.models, key, model, deleted):
@@ -203,10 +206,10 @@ class ObjectCache:
         return [key, *sorted(affected - {key})]
 
     def _count_namespace(self, namespace: str, change: int) -> set[str]:
-        """Counts the models of a namespace. Returns the models whose names it takes or frees.
+        """Adds `change` (1 or -1) to the number of models in a namespace.
 
-        These are served names that begin with a namespace of which the first model comes or the
-        last one goes.
+        If the first model came or the last one went, served names that begin with the namespace are
+        now taken or free. Returns the keys of the models that claim them.
         """
         self._namespaces[namespace] += change
         number = self._namespaces[namespace]
@@ -235,7 +238,7 @@ class ObjectCache:
 
 @dataclass(frozen=True, slots=True)
 class _ModelClaim:
-    """The claim of a model, and all its names."""
+    """The names that a model claims: as `grant_names` takes them, and as a set."""
 
     claim: NameClaim
     names: frozenset[str]
@@ -249,7 +252,7 @@ def _claim(model: Manifest) -> _ModelClaim:
 
 
 def drop_own_managed_fields(manifest: Manifest) -> Manifest:
-    """Removes `managedFields` (half of an object) if no other manager wrote a field."""
+    """Returns the manifest without `managedFields` (half of an object), if only we wrote fields."""
     entries = metadata_of(manifest).get("managedFields") or []
     if not entries:
         return manifest

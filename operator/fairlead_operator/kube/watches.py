@@ -44,10 +44,9 @@ _LOG = logging.getLogger("fairlead.operator")
 
 
 class ClusterWatcher:
-    """The watcher that keeps the object cache up to date. It calls `add` with the key of each
-    changed model.
+    """The watcher that keeps the object cache up to date.
 
-
+    add: called with the key of each changed model.
     namespaces: watched namespaces; all if empty.
     """
 

@@ -52,7 +52,7 @@ class ApplyResult:
 
     rejection: a write that the API server rejects; the remaining writes wait for its fix.
     must_replan: an unknown object was found.
-    foreign_names: names that belong to others.
+    foreign_names: names of objects that belong to other models or owners.
     has_news: a response contained more than our own change. Its watch event will not count as new,
         so the model must be reconciled at once.
     """
@@ -70,11 +70,11 @@ class ModelMoved(Exception):
 
 
 class NameBlocked(KubeError):
-    """Raised if a child of a deleted model has the name; it will be deleted by itself."""
+    """Raised if a child of a deleted model still has the name; the API server will delete it."""
 
 
 class ObjectWriter:
-    """Executes plans.
+    """The executor of plans: creates, applies and deletes the children of models.
 
     dropped_fields: fields, by uid, that the API server does not keep.
     ignore_self_event: called with a model's key if a watch delivered our write before the response.

@@ -19,7 +19,7 @@ from fairlead_operator.render.errors import RenderProblem
 def resolve_accelerator(
     pool: Pool, kind: EngineType, classes: Mapping[str, AcceleratorClass]
 ) -> AcceleratorClassSpec | RenderProblem:
-    """Returns the cluster's class of that name, else the built-in one.
+    """Returns the accelerator class that a pool names: the cluster's, else the built-in one.
 
     A simulated engine may also name a built-in profile.
     """

@@ -48,7 +48,7 @@ def merge_template(base: Mapping[str, Any], patch: Mapping[str, Any], path: str 
         merged = {key: value for key, value in merged.items() if key not in _ACTIONS - patch.keys()}
     for key, value in patch.items():
         if key.startswith("$"):
-            raise BadInput(f"the directive {key} is not known", field=path, hint="only $patch is")
+            raise BadInput(f"the directive {key} is not known", field=path, hint="use $patch, the only directive")
         if value is None:
             merged.pop(key, None)
         else:

@@ -1,4 +1,4 @@
-"""The state of a model as reported to people. Pure.
+"""The state of a model as reported to users. Pure.
 
 - `pool_status`: instance counts per pool.
 - `diagnosis`: why instances do not start.

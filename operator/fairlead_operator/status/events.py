@@ -1,4 +1,4 @@
-"""Kubernetes Events about models: pure functions from two states to sentences.
+"""Kubernetes Events about models, each from two states of a model. Pure.
 
 An event reports a change, never a state. The recorder counts repetitions.
 """

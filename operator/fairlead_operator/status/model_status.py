@@ -77,7 +77,7 @@ class StatusInputs:
 
 
 def model_status(model: Manifest, inputs: StatusInputs, generation: int, now: str) -> dict[str, Any]:
-    """Returns our part of `status`, to be applied as a whole.
+    """Returns the operator's part of `status`, to be applied as a whole.
 
     generation: the generation that the status is about.
     now: current time as the API server writes it.

@@ -61,7 +61,10 @@ def pool_states(
 
 
 def _live_workload(pool: str, wanted: Manifest | None, live: Mapping[ChildKey, Manifest]) -> Manifest | None:
-    """Returns the workload of a pool, also if it cannot be rendered now: it still serves."""
+    """Returns the workload of a pool; None if there is none.
+
+    A workload that cannot be rendered now counts too, since it still serves.
+    """
     if wanted is not None:
         return live.get(child_key(wanted))
     running = (one for one in live.values() if one["kind"] in WORKLOAD_KINDS and not is_deleting(one))

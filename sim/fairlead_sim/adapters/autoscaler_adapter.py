@@ -48,9 +48,9 @@ _COUNTER_FIELDS = {  # field of the seam → field of ReplicaMetrics
 
 
 class AutoscalerAdapter:
-    """A controller with the interface of the seam.
+    """An autoscaling controller with the interface of the autoscaler seam.
 
-    solver: returns the solver of accelerator mixes. Each mix is answered at the next step.
+    solver: returns a solver of accelerator mixes. A mix request is solved at the next step.
     """
 
     def __init__(
@@ -62,7 +62,10 @@ class AutoscalerAdapter:
         self._mix_requests: Mapping[str, MixRequest] = {}
 
     def step(self, obs: Any) -> dict[str, int]:
-        """Returns the desired replicas by pool; a missing pool stays as it is."""
+        """Returns the desired replicas by pool; a missing pool stays as it is.
+
+        Raises BadInput for a malformed observation.
+        """
         observation = parse_observation(obs, self._model)
         if self._mix_requests:
             solve = self._solver()
@@ -115,14 +118,19 @@ def _parse_shapes(shapes: Any, field: str) -> tuple[ShapeCount, ...] | None:
         numbers = [parse_number(value, f"{field}[{at}]") for value in require_list(shape, f"{field}[{at}]")]
         if len(numbers) != 3:
             raise BadInput(
-                f"{field}[{at}]: {len(numbers)} numbers", field=field, hint="[prompt tokens, output tokens, requests]"
+                f"{field}[{at}]: {len(numbers)} numbers instead of 3",
+                field=field,
+                hint="[prompt tokens, output tokens, requests]",
             )
         parsed.append(ShapeCount(*numbers))
     return tuple(parsed)
 
 
 def _parse_pool(fields: Any, owner: str, model: ModelSpec) -> PoolObservation | None:
-    """Returns None if the desired, ready, pending or draining count is unknown."""
+    """Returns the observation of one pool.
+
+    Returns None if the desired, ready, pending or draining count is unknown.
+    """
     require_object(fields, owner)
     counts = [read_count(fields, name, owner) for name in ("desired", "ready")]
     counts += [
@@ -147,13 +155,13 @@ def _parse_replicas(replicas: Any, field: str, model: ModelSpec) -> tuple[Replic
         if replica is None:
             continue
         if replica.id in parsed:
-            raise BadInput(f"{field}[{at}].id: {replica.id!r} is there twice", field=f"{field}[{at}].id")
+            raise BadInput(f"{field}[{at}].id: another replica has the id {replica.id!r}", field=f"{field}[{at}].id")
         parsed[replica.id] = replica
     return tuple(parsed.values())
 
 
 def _parse_replica(fields: Any, owner: str, model: ModelSpec) -> ReplicaMetrics | None:
-    """Returns None for a replica without a state."""
+    """Returns the metrics of one replica; None if it has no state."""
     state = read_field(require_object(fields, owner), "state")
     if state is None:
         return None
@@ -176,8 +184,9 @@ def _parse_replica(fields: Any, owner: str, model: ModelSpec) -> ReplicaMetrics 
 def _parse_histogram(
     fields: Any, name: str, owner: str, bounds: tuple[float, ...], total: float | None
 ) -> tuple[float, ...] | None:
-    """Returns counts with a last bucket beyond all ``bounds``, or None if their number does not
-    fit.
+    """Returns the counts of a histogram; the last bucket is beyond all ``bounds``.
+
+    Returns None if the field is missing or has a wrong number of counts.
 
     total: fills the last bucket if the tool does not send it.
     """

@@ -61,15 +61,15 @@ def parse_settings(changes: Mapping[str, Any]) -> ScalingSettings:
         if name not in DEFAULT_VALUES:
             close = closest_matches(name, list(DEFAULT_VALUES), count=1)
             hint = f"did you mean {close[0]}?" if close else "see the table of settings in docs/reference/autoscaler.md"
-            raise BadInput(f"{name}: no setting is called so", field=name, hint=hint)
+            raise BadInput(f"{name}: there is no such setting", field=name, hint=hint)
         if isinstance(DEFAULT_VALUES[name], bool):
             if not isinstance(value, bool):
-                raise BadInput(f"{name}: {value!r} where True or False belongs", field=name)
+                raise BadInput(f"{name}: {value!r} is neither True nor False", field=name)
         elif not 0.0 <= parse_number(value, name) < math.inf or (
             isinstance(DEFAULT_VALUES[name], int) and not isinstance(value, int)
         ):
             kind = "whole number" if isinstance(DEFAULT_VALUES[name], int) else "number"
-            raise BadInput(f"{name}: {value!r} where a finite {kind} from 0 on belongs", field=name)
+            raise BadInput(f"{name}: {value!r} is not a finite {kind} of 0 or more", field=name)
     return ScalingSettings().with_values(changes)
 
 
@@ -89,7 +89,7 @@ def _parse_pool_spec(name: Any, fields: Any) -> PoolSpec:
     maximum = max(1, minimum) if maximum is None else maximum
     if minimum > maximum:
         field = f"{owner}.max"
-        raise BadInput(f"{field}: {maximum} is less than min, {minimum}", field=field, hint="min at most, max at least")
+        raise BadInput(f"{field}: {maximum} is less than min, {minimum}", field=field, hint="raise max or lower min")
     return PoolSpec(
         name=name,
         role=_ROLES[role or "both"],
@@ -113,7 +113,7 @@ def _parse_profile(owner: str, name: str, fields: Any) -> EngineProfile | None:
         for coefficient in ("step_base", "step_per_seq", "step_per_kv_token", "step_per_prompt_token")
     ]
     if not any(coefficients):
-        raise BadInput(f"{field}: its steps take no time", field=field, hint="omit the profile if it is unknown")
+        raise BadInput(f"{field}: all step times are 0", field=field, hint="omit the profile if it is unknown")
     return step_profile(
         name,
         StepCosts(*coefficients),
@@ -143,6 +143,8 @@ def _parse_bounds(info: Any, name: str) -> tuple[float, ...]:
     bounds = tuple(values[:-1] if values and values[-1] == math.inf else values)
     if any(not before < bound < math.inf for before, bound in zip((0.0, *bounds), bounds, strict=False)):
         raise BadInput(
-            f"{name}: {values} are no upper edges", field=name, hint="seconds above 0, each more than the one before"
+            f"{name}: {values} are not rising bucket bounds",
+            field=name,
+            hint="seconds above 0, each more than the one before",
         )
     return bounds

@@ -1,11 +1,11 @@
 """The router's view of the endpoints that a tool describes through the router seam.
 
 **Load.** The tool's counters are the whole load of an endpoint: this core's own part, exact, and
-the part of others as last published. They are read only for endpoints that a decision compares. If
-they count only the requests of this core, the backlog is the smaller of the tool's count and our
-own. Both overestimate: the tool counts a cached prompt as uncached until events arrive, and we do
-so if another gateway sent it. Counters below what this core sent are ignored, unless the tool
-reports no completions (``missing_feedback``).
+the part of other gateways as last published. They are read only for endpoints that a decision
+compares. If they count only the requests of this core, the backlog is the smaller of two counts,
+the tool's and this core's. Both overestimate: the tool counts a cached prompt as uncached until
+events arrive, and this core does so if another gateway sent the prompt's prefix. Counters below
+what this core sent are ignored, unless the tool reports no completions (``missing_feedback``).
 
 **Cached prefixes.** ``matched_tokens`` comes from KV events. Events are late and do not cover
 waiting or running requests. So the blocks of a routed request count as cached from the pick until
@@ -57,9 +57,7 @@ class EndpointView:
         self._endpoints = endpoints
 
     def add_request(self, request: str, blocks: Sequence[Hashable], now: float) -> None:
-        """Notes the reported cache of a request that is about to be routed, until its first
-        token.
-        """
+        """Stores the cached tokens that the tool reports for a request, until its first token."""
         while self._expiring and self._expiring[0][0] <= now:
             _, endpoint, expired_blocks = self._expiring.popleft()
             self._drop_blocks(endpoint, expired_blocks)
@@ -111,7 +109,7 @@ class EndpointView:
         )
 
     def add_routed(self, request: str, endpoint: str, blocks: Sequence[Hashable], now: float) -> None:
-        """Counts the blocks of a request at its endpoint, which may replace an earlier one."""
+        """Counts the blocks of a request at its endpoint, and no longer at an earlier endpoint."""
         self.remove_routed(request, now, had_first_token=False)
         routed_blocks = tuple(blocks)
         self._sent[request] = (endpoint, routed_blocks)
@@ -131,7 +129,7 @@ class EndpointView:
         self._reported.pop(request, None)
 
     def remove_routed(self, request: str, now: float, *, had_first_token: bool = True) -> None:
-        """Ends a request. Its blocks count for a while, but not at all without a first token."""
+        """Ends a request. After a first token its blocks count ``EVENT_DELAY_SECONDS`` longer."""
         if had_first_token:
             self.settle(request)
         routed = self._sent.pop(request, None)
@@ -183,7 +181,7 @@ class EndpointView:
                 self._clear_block(block, endpoint)
 
     def _clear_block(self, block: Hashable, endpoint: str) -> None:
-        """Removes the last route of a block to an endpoint."""
+        """Removes an endpoint from the routes of a block."""
         routes = self._blocks[block]
         del routes.counts[endpoint]
         routes.endpoint_mask &= ~self._bits[endpoint]

@@ -7,7 +7,7 @@ from fairlead_sim.workload.traces import TraceRequest
 
 
 class ExternalRequest:
-    """The request fields of the router seam; ``blocks`` are the keys of its full cache blocks."""
+    """The request fields of the router seam; ``blocks`` are the keys of the full prompt blocks."""
 
     def __init__(self, request: TraceRequest, blocks: tuple[int, ...]) -> None:
         self.id = request.id

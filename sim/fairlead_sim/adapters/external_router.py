@@ -1,6 +1,6 @@
 """An outside tool in front of simulated engines: it drives cores through the router seam.
 
-Each gateway has its own core. A core sees what such a tool knows of an endpoint:
+Each gateway has its own core. A core sees what an outside tool would know of an endpoint:
 
 - the counters of this gateway, exact
 - those of the other gateways, ``loads_seconds`` late
@@ -34,7 +34,10 @@ _TOKENS_COUNTER: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class SharingDelays:
-    """The delays with which gateways receive decisions and KV events, and loads."""
+    """The delays of what gateways share.
+
+    sent_seconds: of decisions and KV events; ``loads_seconds``: of loads.
+    """
 
     sent_seconds: float = 0.0
     loads_seconds: float = 0.0
@@ -84,7 +87,7 @@ class _CoreOrder:
 
 
 class ExternalGateway:
-    """One core and the counters of its requests."""
+    """A simulated gateway: one core, and the load counters of its requests by engine."""
 
     def __init__(self, router: "ExternalRouter", core: Any) -> None:
         self.router = router
@@ -96,7 +99,7 @@ class ExternalGateway:
         self._inflight: dict[str, tuple[str, list[float]]] = {}
 
     def inflight_requests(self, engines: frozenset[str] | None = None) -> list[str]:
-        """Returns its sent and queued requests, to any engine or to ``engines``."""
+        """Returns the ids of sent and queued requests, for any engine or for ``engines``."""
         return [request for request, (to, _) in self._inflight.items() if engines is None or to in engines]
 
     def endpoints(self, blocks: Sequence[int], held: Mapping[str, Sequence[ExternalRequest]]) -> list[ExternalEndpoint]:
@@ -115,21 +118,24 @@ class ExternalGateway:
         return endpoints
 
     def count_sent(self, request: ExternalRequest, to: str, now: float) -> None:
-        """Counts a request at its engine."""
+        """Adds a request to the counters of engine ``to``."""
         hit = self.router.matched_blocks(to, request.blocks) * TRACE_BLOCK_TOKENS
         counted = [1.0, 1.0, float(max(0, request.prompt_tokens - hit)), float(request.prompt_tokens)]
         self._inflight[request.id] = to, counted
         self._add(to, counted, now)
 
     def move(self, request: str, to: str, now: float) -> None:
-        """Counts a request at another engine."""
+        """Moves a queued request to another engine, in the counters and in the shared decisions."""
         self.count_ended(request, now)
         self.count_sent(self.router.requests[request], to, now)
         self.router.forget_decision(request, now)
         self.router.publish_decision(request, to, now)
 
     def count_first_token(self, request: str, now: float) -> str | None:
-        """Removes the prefill of a request; returns its engine."""
+        """Removes the prefill of a request from the counters.
+
+        Returns its engine; None if it is not in flight.
+        """
         entry = self._inflight.get(request)
         if entry is None:
             return None
@@ -139,7 +145,7 @@ class ExternalGateway:
         return to
 
     def count_ended(self, request: str, now: float) -> str | None:
-        """Removes a request; returns its engine."""
+        """Removes a request from the counters. Returns its engine; None if it is not in flight."""
         entry = self._inflight.pop(request, None)
         if entry is None:
             return None
@@ -194,8 +200,9 @@ class ExternalRouter:
         self._simulation.schedule(at, action)
 
     def matched_blocks(self, name: str, blocks: Sequence[int]) -> int:
-        """Returns how many first blocks of a prompt are cached or routed there, as far as
-        shared.
+        """Returns how many leading blocks of a prompt an engine has cached or was sent.
+
+        Only what the gateways share by now counts.
         """
         reported, routed, count = self._cached[name], self._routed[name], 0
         for block in blocks:
@@ -205,7 +212,10 @@ class ExternalRouter:
         return count
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
-        """Routes by the core of one gateway, which is always the same for a request."""
+        """Routes a request by the core of its gateway.
+
+        Returns the engine or ``QUEUED``; None and a reason if the core chose no engine.
+        """
         external_request = self.requests.get(request.id)
         if external_request is None:
             blocks = trace_keys(request.blocks, request.prompt_tokens, TRACE_BLOCK_TOKENS)
@@ -272,7 +282,7 @@ class ExternalRouter:
         self.forget_decision(request, now)
 
     def set_unreachable(self, gateway: int, names: frozenset[str], now: float) -> None:
-        """Cuts one gateway off exactly these engines.
+        """Cuts one gateway off from these engines, and from no others.
 
         Its requests there without a first token are rerouted; answers in progress are cut.
         """
@@ -322,14 +332,14 @@ class ExternalRouter:
         self._simulation.send_queued(request, to, now)
 
     def publish_decision(self, request: str, to: str, now: float) -> None:
-        """Shares a decision with the other gateways, also that for a queued request."""
+        """Shares the engine of a sent or queued request with the other gateways."""
         self._engine_of[request] = to
         if self.sharing is not None:
             blocks = self.requests[request].blocks
             self.schedule(now + self.sharing.sent_seconds, lambda _: self._routed[to].update(blocks))
 
     def forget_decision(self, request: str, now: float) -> None:
-        """Withdraws a decision; by now KV events report the request's blocks."""
+        """Withdraws a shared decision. After a finish, KV events report the request's blocks."""
         to = self._engine_of.pop(request, None)
         if self.sharing is not None and to is not None:
             self.schedule(

@@ -59,7 +59,7 @@ def parse_time(value: Any) -> float:
     """Returns ``now`` in seconds. Raises BadInput if it is not a finite number."""
     seconds = parse_number(value, "now")
     if not math.isfinite(seconds):
-        raise BadInput("now: it is not finite", field="now")
+        raise BadInput("now is not finite", field="now")
     return seconds
 
 

@@ -4,7 +4,7 @@ Feedback is optional in the seam. Without completions every request would stay i
 and weigh on its endpoint. Once ``INFERENCE_REQUESTS`` requests were routed and none was reported
 complete, each counts as complete ``INFERENCE_SECONDS`` after its first token. For a tool that
 reports no first tokens either, the time counts from the pick. The first real completion ends the
-inference for good: then the tool does report, and slow engines are slow.
+inference: from then on a request without a completion counts as running.
 """
 
 from collections import deque
@@ -16,7 +16,7 @@ INFERENCE_REQUESTS: Final = 200
 
 
 class CompletionInference:
-    """The requests of a tool that has not reported a completion yet."""
+    """The inference of completions, until the tool reports its first one."""
 
     def __init__(self) -> None:
         self._reports_first_tokens = False
@@ -42,8 +42,9 @@ class CompletionInference:
             self._last.clear()
 
     def infer_completed(self, now: float) -> list[str]:
-        """Returns the requests that count as complete now; sets ``is_inferring`` if there
-        are any.
+        """Removes and returns the requests that count as complete now.
+
+        Sets ``is_inferring`` if there are any.
         """
         completed: list[str] = []
         if self._sent < INFERENCE_REQUESTS:

@@ -78,7 +78,7 @@ class RouterAdapter:
         return self._ids[decision.chosen]
 
     def on_first_token(self, request: Any, endpoint: Any, now: Any, cached_tokens: Any = None) -> None:
-        """Notes the first token.
+        """Records the first token of a request, if the request is still at this endpoint.
 
         cached_tokens: as the engine reported them.
         """
@@ -91,7 +91,7 @@ class RouterAdapter:
                 self._cached[name] = cached
 
     def on_complete(self, request: Any, endpoint: Any, now: Any, output_tokens: Any = None) -> None:
-        """Notes a complete answer."""
+        """Records a complete answer, if the request is still at this endpoint."""
         name, now, generated = (
             read_id(request, "request"),
             parse_time(now),
@@ -102,7 +102,7 @@ class RouterAdapter:
             self._finish(name, now, generated)
 
     def on_endpoints(self, live_ids: Any, now: Any) -> None:
-        """Replaces the set in service and drops the requests on endpoints that left."""
+        """Replaces the endpoints in service, and drops the requests on endpoints that left."""
         now = parse_time(now)
         before = set(self._ids)
         self._update(require_list(live_ids, "live"))
@@ -177,7 +177,7 @@ class RouterAdapter:
         name, session = read_id(request, "request"), read_field(request, "session")
         tokens = read_count(request, "prompt_tokens", "request")
         if tokens is None:
-            message = "request.prompt_tokens: it must be a number of tokens, 0 or more"
+            message = "request.prompt_tokens must be a number of tokens, 0 or more"
             raise BadInput(message, field="request.prompt_tokens")
         chain = trace_chain(
             [_block_number(block) for block in blocks],
@@ -218,7 +218,7 @@ class LateBindingRouterAdapter(RouterAdapter):
 
 
 def _block_number(block: Any) -> int:
-    """Returns a block hash as a number, however the tool writes it."""
+    """Returns a block hash as a number: itself, or the hash of its text."""
     return block if isinstance(block, int) else xxh3_64_intdigest(str(block).encode())
 
 
@@ -233,18 +233,18 @@ def _queued_requests(endpoint: Any) -> Iterable[Any]:
 
 
 def _known_count(value: Any, field: str) -> int | None:
-    """Returns None for an impossible count."""
+    """Returns the count; None if it is missing, negative or not finite."""
     counted = -1.0 if value is None else parse_number(value, field)
     return int(counted) if 0.0 <= counted < math.inf else None
 
 
 def _hint_or_default(info: Any, name: str, default: int) -> int:
-    """Returns the default for a missing or impossible hint."""
+    """Returns a hint as a whole number; the default if it is missing, impossible or 0."""
     return int(read_count(info, name, "info") or 0.0) or default
 
 
 def _profile(info: Any) -> EngineProfile:
-    """Returns the hints as an engine profile; the rest is that of a present engine."""
+    """Returns the engine profile of the hints; the built-in ``h100-llama8b`` fills gaps."""
     defaults = builtin_profile("h100-llama8b")
     return EngineProfile(
         name="seam",

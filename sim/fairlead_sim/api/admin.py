@@ -55,7 +55,7 @@ def resume(context: RequestContext) -> None:
 
 
 def reset_prefix_cache(context: RequestContext) -> None:
-    """Answers 200 in any case; the body has the success."""
+    """Empties the prefix cache. Answers 200 in any case; the body says whether it succeeded."""
     preempt = _query_flag(context, "reset_running_requests", default=False)
     send_json(context, {"success": context.engine.reset_prefix_cache(preempt_running=preempt)})
 

@@ -17,7 +17,7 @@ SCALE_OUT_DISABLED = "Scale-out endpoints are disabled. Set --enable-scale-out t
 
 @dataclass(slots=True)
 class RequestContext:
-    """One request on its way through a handler."""
+    """What a handler gets: a request, its engine, the writer of the answer, and a fault."""
 
     app: "EngineApp"
     engine: SimulatedEngine
@@ -43,7 +43,8 @@ class Route:
     """The handlers of one path, by method.
 
     - generates: counted in ``/load``, and the target of most faults.
-    - switch: the switch of the surface; without it the path is unknown (403 for scale-out).
+    - switch: the flag in ``settings.surface`` that enables the path. A disabled path answers 404,
+      a path for scale-out 403.
     """
 
     handlers: Mapping[str, Handler]
@@ -71,7 +72,7 @@ class EngineApp:
         self._routes = routes
 
     def on_connection_made(self, connection: ServerConnection) -> bool:
-        """Accepts a connection unless a fault refuses it."""
+        """Registers a connection. Returns False if a fault refuses it."""
         fault = self.engine.fault_injector.pick_for_connection()
         self.connections.add(connection)
         self.has_no_connections.clear()

@@ -34,7 +34,7 @@ def show_state(context: RequestContext) -> None:
 
 
 def show_faults(context: RequestContext) -> None:
-    """Sends the armed faults and all kinds."""
+    """Sends the armed faults, and the names of all kinds of fault."""
     send_json(context, {"armed": context.engine.fault_injector.armed_faults(), "kinds": fault_injection.FAULT_KINDS})
 
 

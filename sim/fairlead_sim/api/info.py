@@ -20,7 +20,7 @@ def send_json(context: RequestContext, body: object) -> None:
 
 
 def health(context: RequestContext) -> None:
-    """Sends 200 also while draining, sleeping and paused; 503 once the core is dead."""
+    """Sends 200, also while draining, sleeping or paused; 503 once the core has crashed."""
     context.writer.send(503 if context.engine.is_core_dead else 200, b"", None)
 
 
@@ -29,7 +29,7 @@ def version(context: RequestContext) -> None:
 
 
 def load(context: RequestContext) -> None:
-    """Sends the running and queued requests; 0 without load tracking."""
+    """Sends the number of running and queued requests; 0 without load tracking."""
     tracked = context.engine.settings.surface.server_load_tracking
     send_json(context, {"server_load": len(context.engine.responses) if tracked else 0})
 
@@ -42,7 +42,7 @@ def models(context: RequestContext) -> None:
 
 
 def world_size(context: RequestContext) -> None:
-    """Sends one worker per data-parallel rank."""
+    """Sends the number of workers: one per data-parallel rank."""
     send_json(context, {"world_size": context.engine.settings.data_parallel})
 
 
@@ -51,7 +51,7 @@ def weight_info(context: RequestContext) -> None:
 
 
 def kv_event_sources(context: RequestContext) -> None:
-    """Sends where each rank publishes its KV events."""
+    """Sends the addresses at which each rank publishes its KV events."""
     sources: dict[str, Any] = {}
     for publisher in reversed(context.engine.publishers):
         sources.update(publisher.sources())

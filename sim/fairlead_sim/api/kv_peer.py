@@ -1,7 +1,7 @@
 """The side channel of KV transfer: what a prefill engine answers to other engines.
 
-Why: real engines use other ports and protocols. Paths of the same server make a frozen or dead
-engine so for its peers, too.
+Why: real engines use other ports and protocols. Here the same server answers, so an engine that
+hangs or has crashed does so for its peers, too.
 """
 
 import asyncio
@@ -81,7 +81,7 @@ def count_cached_blocks(context: RequestContext) -> None:
 
 
 def release_lease(context: RequestContext) -> None:
-    """Releases pulled blocks."""
+    """Releases the blocks of a transfer that the peer has pulled."""
     transfer, body = _connector_and_body(context)
     send_json(context, {"released": transfer.leases.release(str(body.get("name")))})
 

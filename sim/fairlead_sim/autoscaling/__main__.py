@@ -33,29 +33,34 @@ EXAMPLE_SCENARIO = "step-warm"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns 0; wrong arguments exit as argparse does."""
+    """Runs the scenarios and returns 0. Wrong arguments exit as argparse does."""
     parser = argparse.ArgumentParser(
         prog="python -m fairlead_sim.autoscaling", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument(
-        "scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; all when none is named"
-    )
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"any of {', '.join(SCENARIOS)}; default: all")
     controllers = parser.add_mutually_exclusive_group()
-    controllers.add_argument("--preset", metavar="NAME", help=f"another's controller: {', '.join(PRESETS)}")
+    controllers.add_argument(
+        "--preset", metavar="NAME", help=f"a preset in place of the production core: {', '.join(PRESETS)}"
+    )
     controllers.add_argument("--controller", metavar="MODULE:NAME")
     controllers.add_argument("--replicas", type=int, help="a fixed number in each pool instead of a controller")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes", help="can be given again"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="changes",
+        help="a setting or parameter; may be repeated",
     )
     parser.add_argument(
         "--preempting",
         action="store_true",
-        help="engines that admit more than their memory may bear in the end, as vLLM does; slow",
+        help="engines that admit prompts without reserving memory for the output, as vLLM does; slow",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--traces", type=Path, help="a folder with the published traces")
-    parser.add_argument("--oracles", type=Path, help="schedules that were found (bench/autoscaler), for cost ÷ oracle")
-    parser.add_argument("--series", action="store_true", help="replicas and attainment every five minutes, too")
+    parser.add_argument("--oracles", type=Path, help="a file of offline optima (bench/autoscaler), for cost ÷ optimum")
+    parser.add_argument("--series", action="store_true", help="also print replicas and attainment every five minutes")
     options = parser.parse_args(arguments)
     for name in options.scenarios:
         if name not in SCENARIOS:
@@ -87,12 +92,12 @@ def _controller_for(
 
 
 def _controller_factory(options: argparse.Namespace) -> Callable[[ModelSpec], Controller]:
-    """Returns what makes a controller for a model.
+    """Returns a function that makes the controller of a model.
 
     Raises FairleadError for an unknown preset, parameter or setting.
     """
     if options.changes and (options.controller or options.replicas is not None):
-        raise BadInput("--set is for our core and for presets", field="--set")
+        raise BadInput("--set cannot be combined with --controller or --replicas", field="--set")
     if options.controller is not None:
         module, _, name = options.controller.partition(":")
         factory: Callable[[ModelSpec], Controller] = getattr(import_module(module), name)
@@ -110,12 +115,12 @@ def _parse_parameter(text: str) -> tuple[str, float]:
         return name, float(value)
     except ValueError:
         raise BadInput(
-            f"--set: {text!r} gives {name} no number", field="--set", hint="write it like target=10"
+            f"--set: the value in {text!r} is not a number", field="--set", hint="write it like target=10"
         ) from None
 
 
 def _print_outcome(outcome: ControllerOutcome, oracle: float | None, seconds: float) -> None:
-    ratio = "" if oracle is None else f" = {outcome.cost / oracle:.3f} x oracle"
+    ratio = "" if oracle is None else f" = {outcome.cost / oracle:.3f} x optimum"
     hours = " ".join(f"{name} {value:.2f} h" for name, value in outcome.replica_hours.items())
     print(
         f"{outcome.scenario:16} {100 * outcome.attainment:6.2f} % of {outcome.requests:7}  cost {outcome.cost:8.2f}{ratio} ({hours}) "

@@ -14,8 +14,8 @@ Between two changes of the batch all sequences do the same, so sums have a close
 - Steps that compute prompts are taken one by one, about three per prompt.
 
 Prompts, token budget, order of admission and reserved memory are those of the token-level engine
-with an empty cache. Both give the same first and last tokens up to the last digits of the floats;
-tests compare them request by request. Prefix caches, preemption (impossible with all output
+with an empty cache. Both give the same times of first and last tokens, up to the last digits of the
+floats; tests compare them request by request. Prefix caches, preemption (impossible with all output
 reserved) and priorities are left out.
 """
 
@@ -101,7 +101,7 @@ class AggregatedEngine(PlantEngine):
         return self._resident + 2 * self._queued_tokens + in_prompt
 
     def _drop_head(self) -> None:
-        """Drops the head of the queue, whose client is gone."""
+        """Drops the head of the queue, whose client gave up."""
         request = self._queue.popleft()
         self.on_client_gone(request)
         self._queued_tokens -= self.requests.prompt[request]

@@ -19,7 +19,7 @@ _HOUR = 3600.0
 
 
 class Controller(Protocol):
-    """The interface of whatever sizes pools: the core, a preset, an outside tool."""
+    """The interface of what sets the replicas of pools: the core, a preset, an outside tool."""
 
     def step(self, observation: Observation) -> ScalingPlan:
         """Returns the plan for this tick."""
@@ -134,7 +134,7 @@ def run_controller(
 
 
 def _hinted_tick(plant: Plant, now: float, hint_seconds: float | None) -> float:
-    """Returns the time of the tick that a wake hint brings; infinity if any replica is desired."""
+    """Returns the time of the tick that the next wake hint causes; infinity if none will."""
     if hint_seconds is None or any(pool.desired for pool in plant.pools.values()):
         return math.inf
     arrivals = plant.requests.arrival
@@ -188,4 +188,6 @@ class ScheduleController:
         while self._next < len(self._steps) and self._steps[self._next][0] <= observation.now:
             counts = {**counts, **self._steps[self._next][1]}
             self._next += 1
-        return ScalingPlan({pool: PoolPlan(count, "schedule", "so it was laid down") for pool, count in counts.items()})
+        return ScalingPlan(
+            {pool: PoolPlan(count, "schedule", "the schedule says so") for pool, count in counts.items()}
+        )

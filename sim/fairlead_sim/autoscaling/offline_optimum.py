@@ -6,13 +6,14 @@ start. Replicas are ready when they are wanted, and cost from the beginning of t
 
 1. **Initial schedule.** The work of a segment in engine-seconds counts prompt tokens, generated
    tokens and the KV that these read, at the engines' true speed. Work ÷ (share of busy time ×
-   segment) is the number of replicas. A replica that would return within a start stays. Bisection
-   finds the highest share that attains the target; the search starts with one more generous step.
-2. **Lowering.** One replica less for a while costs misses and saves its time, and a start where
-   there is one. Misses stay near their cause, so distant lowerings share a run. Lowerings that save
-   enough per miss are taken together, as many as the target allows, in long and short stretches by
-   turns. The required saving falls over time: the first lowerings must not spend the misses that
-   later ones use better.
+   segment) is the number of replicas. A replica that would be needed again within the duration of a
+   start stays. Bisection finds the highest share that attains the target. A more generous schedule
+   is lowered first, and then this one.
+2. **Lowering.** One replica less for some time saves its cost, perhaps also a start, and causes
+   misses. Misses stay near their cause, so distant lowerings are measured in one run. Lowerings
+   that save enough per miss are taken together, as many as the target allows, in long and short
+   stretches by turns. The required saving falls over time: the first lowerings must not spend the
+   misses that later ones use better.
 
 The result is an upper bound: a cheaper schedule may exist. With two accelerators the large one
 carries the permanent load in whole replicas, the small one the rest.
@@ -48,22 +49,26 @@ class OptimumSchedule:
     cost: float
 
     def is_better_than(self, other: "OptimumSchedule", target: float = 0.99) -> bool:
-        """Whether it is the cheaper of two that attain the target, or else attains more."""
+        """Whether this schedule is cheaper than the other.
+
+        If one of the two misses ``target``: whether this schedule attains more.
+        """
         if self.attainment >= target and other.attainment >= target:
             return self.cost < other.cost
         return self.attainment > other.attainment
 
 
 def replay_schedule(scenario: AutoscalingScenario, steps: Sequence[tuple[float, Mapping[str, int]]]) -> OptimumSchedule:
-    """Runs a known schedule again."""
+    """Runs a known schedule again. Returns it with the attainment and cost of this run."""
     outcome = run_schedule(scenario, steps)
     return OptimumSchedule(tuple(steps), outcome.attainment, outcome.cost)
 
 
 def search_schedule(scenario: AutoscalingScenario, *, target: float = 0.99, runs: int = 400) -> OptimumSchedule:
-    """Searches with about ``runs`` runs of the plant.
+    """Returns the cheapest schedule found that attains ``target``, a share (0..1).
 
-    Returns the schedule with the most attainment if none reaches the target.
+    The search takes about ``runs`` runs of the plant. If no schedule attains the target, the one
+    with the highest attainment is returned.
     """
     return _ScheduleSearch(scenario, target, runs).run()
 
@@ -109,8 +114,9 @@ class _ScheduleSearch:
     # The first schedule --------------------------------------------------------------------------------------------------
 
     def _work(self, setup: PoolSetup) -> list[float]:
-        """Returns the engine-seconds per second of each segment's arrivals, without the base of the
-        steps.
+        """Returns the engine-seconds of work that arrive per second, by segment.
+
+        The base time of steps does not count.
         """
         profile, role, load = setup.profile, setup.facts.role, self._scenario.load
         work = [0.0] * self._segments
@@ -128,7 +134,7 @@ class _ScheduleSearch:
         return [seconds / self._segment_seconds for seconds in work]
 
     def _initial_counts(self, share: float) -> ReplicaCounts:
-        """Returns the replicas for a share of busy time."""
+        """Returns the replicas with which engines are busy for ``share`` of the time."""
         serving = [name for name, setup in self._pools.items() if setup.facts.role is Role.SERVE]
         if len(serving) == 2:
             small, large = sorted(serving, key=lambda name: self._pools[name].facts.cost_per_hour)
@@ -144,7 +150,7 @@ class _ScheduleSearch:
         }
 
     def _steady_work(self, work: list[float]) -> list[float]:
-        """Returns for each segment the least work within a quarter of an hour."""
+        """Returns for each segment the least work in the quarter of an hour around it."""
         around = max(1, int(_SEPARATION_SECONDS / 2 / self._segment_seconds))
         return [min(work[max(0, at - around) : at + around + 1]) for at in range(len(work))]
 
@@ -155,7 +161,7 @@ class _ScheduleSearch:
         return self._close_gaps(pool, counts)
 
     def _close_gaps(self, pool: str, counts: list[int]) -> list[int]:
-        """Fills gaps that cost less than a start, at every level."""
+        """Returns the counts without gaps that are shorter than a start."""
         max_gap = int(self._start_seconds(pool) / self._segment_seconds)
         closed = list(counts)
         for level in range(1, max(counts, default=0) + 1):
@@ -170,7 +176,7 @@ class _ScheduleSearch:
         return closed
 
     def _start_seconds(self, pool: str) -> float:
-        """Returns the mean duration of a start; the mean of u² is a third."""
+        """Returns the mean seconds until a start succeeds; the mean of u² is a third."""
         startup = self._pools[pool].startup
         return (startup.min_seconds + startup.spread_seconds / 3.0) / (1.0 - startup.failure_share)
 
@@ -200,7 +206,7 @@ class _ScheduleSearch:
     # Lowering ------------------------------------------------------------------------------------------------------------
 
     def _lower_all(self, counts: ReplicaCounts, spare: int) -> None:
-        """Lowers while the target holds and more than ``spare`` runs are left."""
+        """Lowers the counts while the target is attained and more than ``spare`` runs are left."""
         budget = int((1.0 - self._target) * len(self._scenario.load))
         _, misses = self._evaluate(counts)
         turn = 0
@@ -222,7 +228,10 @@ class _ScheduleSearch:
                     idle = 0
 
     def _measure_lowerings(self, counts: ReplicaCounts, misses: list[int], length: int, turn: int) -> list[_Lowering]:
-        """Returns the measured lowerings of all stretches of this length, the best first."""
+        """Returns the measured lowerings of stretches of ``length`` segments, the best first.
+
+        turn: number of the measurement; shifts the stretches.
+        """
         far = max(length, int(_SEPARATION_SECONDS / self._segment_seconds))
         shift = (turn * 7919) % length
         begins = range(shift - length if shift else 0, self._segments, length)
@@ -258,7 +267,7 @@ class _ScheduleSearch:
         return replicas[begin:end] != before
 
     def _cost(self, pool: str, counts: list[int]) -> float:
-        """Returns the cost of a schedule, starts included."""
+        """Returns the cost of a pool with these counts, starts included."""
         starts = sum([max(0, after - before) for before, after in pairwise(counts)])
         return (sum(counts) * self._segment_seconds + starts * self._start_seconds(pool)) * self._pools[
             pool
@@ -269,7 +278,7 @@ class _ScheduleSearch:
     ) -> tuple[ReplicaCounts, list[int]] | None:
         """Applies as many of the best lowerings as the target allows, none near another.
 
-        Returns None if the target allows none.
+        Returns the lowered counts and their misses by segment; None if the target allows none.
         """
         chosen: list[_Lowering] = []
         spent = sum(misses)

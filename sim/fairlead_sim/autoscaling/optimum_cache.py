@@ -23,7 +23,7 @@ class OptimumCache:
         self._entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def get(self, scenario: AutoscalingScenario) -> OptimumSchedule | None:
-        """Returns the known schedule of exactly this load."""
+        """Returns the known schedule of exactly this load; None if there is none."""
         entry = self._entries.get(_scenario_key(scenario))
         if entry is None:
             return None

@@ -1,10 +1,10 @@
 """The plant of an autoscaling run: the gateway, its pools, and faults.
 
 The gateway sends each request on arrival to the ready replica with the least load. The load is the
-tokens in flight, with uncomputed prompts twice, times the price of a prompt token. Unlike pools
-so share the load by speed. A scenario may route by shape instead, by the gateway's own rule
-(``routing.by_shape``). Requests wait in the gateway only while no replica is ready. They leave in
-order of arrival, to each replica as many as its batch takes.
+tokens in flight, with uncomputed prompts twice, times the price of a prompt token. So pools
+with different engines share the load by speed. A scenario may route by shape instead, by the
+gateway's rule (``routing.by_shape``). Requests wait in the gateway only while no replica is ready.
+They leave in order of arrival; each replica receives as many as its batch takes.
 
 A client gives up without a first token after its patience. A crash cuts the answers in progress
 (those requests are lost); other requests are sent again.
@@ -92,7 +92,7 @@ class AutoscalingScenario:
 
 
 class Plant:
-    """A running plant.
+    """The gateway, the pools and the requests of one run.
 
     foresight: see ``Pool``.
     """
@@ -255,7 +255,10 @@ class Plant:
         return least_loaded
 
     def _release(self, queued: list[int], pools: list[Pool], now: float) -> list[int]:
-        """Sends queued requests, to each replica as many as its batch takes. Returns the rest."""
+        """Sends as many queued requests as the batches take, and drops abandoned ones.
+
+        Returns the rest.
+        """
         if not queued:
             return queued
         requests = self.requests
@@ -312,7 +315,10 @@ class Plant:
         return Observation(now, gateway, pools, shapes=None if missing or zeroed or not self._has_choice else ended)
 
     def _kept_at_decode(self, arrived: range) -> tuple[float | None, float | None]:
-        """Returns the number and the prompt tokens of arrivals that a decode engine computes."""
+        """Returns the number and the prompt tokens of arrivals that a decode engine computes.
+
+        Returns (None, None) without decode pools.
+        """
         if not self._decode_pools:
             return None, None
         computed_at_decode = [request for request in arrived if self.requests.computed_at_decode[request]]
@@ -334,7 +340,7 @@ class Plant:
         return tuple(shapes)
 
     def scale(self, pool: str, desired: int, asleep: int = 0) -> None:
-        """Orders replicas, and sleeping ones, within the pool's bounds."""
+        """Sets the desired awake and sleeping replicas of a pool, within its bounds."""
         scaled_pool = self.pools[pool]
         facts = scaled_pool.setup.facts
         desired = max(facts.minimum, min(facts.maximum, desired))
@@ -343,7 +349,7 @@ class Plant:
             scaled_pool.scale(desired, self._now, asleep)
 
     def finish(self) -> None:
-        """Stops the costs and lets the requests finish."""
+        """Stops counting cost and simulates on, so that open requests can finish."""
         for pool in self.pools.values():
             pool.close(self._now)
         seconds = (self.scenario.model.patience_seconds or 0.0) + 600.0

@@ -52,7 +52,7 @@ class StepTotals:
         self.ttft_counts[bucket] += 1
 
     def empty_copy(self) -> "StepTotals":
-        """Returns the same counters at zero."""
+        """Returns new counters at zero, with the same bounds."""
         return StepTotals(self._ttft_bounds, self._itl_bounds)
 
 
@@ -132,7 +132,7 @@ class PlantEngine(ABC):
             self.inflight_tokens += self.requests.prompt[request] + DEFAULT_OUTPUT_TOKENS
 
     def on_client_gone(self, request: int) -> None:
-        """Removes a request whose client left before the first token."""
+        """Removes a request from the gateway's load; its client gave up before the first token."""
         if self.role is not Role.SERVE:
             self.backlog_seconds -= self._prefill_seconds(request)
             self.inflight_tokens -= self.requests.prompt[request] + DEFAULT_OUTPUT_TOKENS

@@ -1,4 +1,4 @@
-"""The replicas of a pool and their lives: ordered, starting, ready, draining, gone; and their cost.
+"""The replicas of a pool, their cost and their lives: ordered, starting, ready, draining, ended.
 
 As in a cluster, the pool keeps a desired number and replaces replicas that crash or fail to start.
 On scale-down the youngest starting replicas go first, then the ready ones with the least in flight.
@@ -173,7 +173,7 @@ class Pool:
         self.asleep.append(replica)
 
     def _wake(self, now: float) -> None:
-        """Wakes the replica that is awake soonest."""
+        """Wakes the replica that will be awake first: one that still drains, else one asleep."""
         falling = next((one for one in self.draining if one.drains_to_sleep), None)
         if falling is not None:
             falling.drains_to_sleep = False
@@ -187,7 +187,10 @@ class Pool:
         self.waking.append(replica)
 
     def crash(self, now: float) -> list[int]:
-        """Crashes a random ready replica and orders another. Returns its requests."""
+        """Crashes a random ready replica and orders another.
+
+        Returns the requests of the crashed replica; an empty list if no replica is ready.
+        """
         if not self.ready:
             return []
         replica = self.ready.pop(self._random.randrange(len(self.ready)))
@@ -197,13 +200,13 @@ class Pool:
         return requests
 
     def slow(self, factor: float) -> None:
-        """Multiplies the duration of all further steps."""
+        """Sets the factor on the duration of all further steps."""
         self.factor = factor
         for replica in self._all_replicas():
             replica.engine.slowdown = factor
 
     def close(self, now: float) -> None:
-        """Ends the costs."""
+        """Stops counting the cost of the replicas."""
         for replica in self._all_replicas():
             if replica in self.asleep:
                 replica.slept_seconds += now - replica.slept_at

@@ -41,12 +41,12 @@ LARGE_COLD_START = StartupDistribution(90.0, 270.0)
 
 
 def small_profile() -> EngineProfile:
-    """Returns pool S: an 8B model on an A10G."""
+    """Returns the profile of pool S: an 8B model on an A10G."""
     return step_profile("S", StepCosts(28e-3, 1e-4, 2.2e-7, 3.3e-4), step_tokens=512, sequences=64, kv_tokens=40_000)
 
 
 def large_profile() -> EngineProfile:
-    """Returns pool L: an 8B model on an A100 with 80 GB."""
+    """Returns the profile of pool L: an 8B model on an A100 with 80 GB."""
     return step_profile("L", StepCosts(12e-3, 4e-5, 8.7e-8, 9e-5), step_tokens=1_024, sequences=256, kv_tokens=400_000)
 
 
@@ -91,7 +91,7 @@ def reference_model(
 
 @dataclass(frozen=True, slots=True)
 class StepCosts:
-    """The seconds of an engine's step in autoscaling studies.
+    """The coefficients of an engine's step time in autoscaling studies, in seconds.
 
     A step takes ``base + sequence·batch + kv·resident + prompt·prompt tokens``.
     """
@@ -105,8 +105,8 @@ class StepCosts:
 def step_profile(name: str, costs: StepCosts, *, step_tokens: int, sequences: int, kv_tokens: int) -> EngineProfile:
     """Returns the profile of an engine with these steps.
 
-    An ``EngineProfile`` also counts the decoded token of each sequence as computed;
-    ``sequence_seconds`` is less by that.
+    An ``EngineProfile`` also counts the decoded token of each sequence as computed, so
+    ``sequence_seconds`` is lower by the price of a prompt token.
     """
     return EngineProfile(
         name,

@@ -21,8 +21,8 @@ class ArrivalTrace:
 
 
 class RequestTable:
-    """The requests of one run, as columns. A request is named by its index; ``NOT_YET`` marks no
-    time.
+    """The requests of one run, as columns. A request is named by its index; a time that
+    has not come is ``NOT_YET``.
 
     - sent: when a gateway last sent it to an engine; ``first``, ``end``: the client's first and
       last token.

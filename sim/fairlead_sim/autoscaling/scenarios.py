@@ -2,8 +2,8 @@
 
 There are smooth days, a noisy hour, crashes, an engine slower than its profile, growing answers and
 long prompts. Others have a workload that moves between prefill and decode, missing or zeroed
-metrics, steps, bursts and silence. With their folder at hand, two scenarios read a published trace
-(Azure's hour of conversations, Mooncake's conversations), and generate similar traffic without it.
+metrics, steps, bursts and silence. Two scenarios read a published trace (Azure's hour of
+conversations, Mooncake's conversations); without the traces' folder they generate similar traffic.
 """
 
 import math
@@ -78,7 +78,7 @@ def smooth_mixed(seed: int, traces: Path | None = None) -> AutoscalingScenario:
 
 
 def mixed_shapes(seed: int, pools: Sequence[PoolSetup]) -> AutoscalingScenario:
-    """Returns two rising hours of short chat and a fifth of documents, routed by shape.
+    """Returns two hours of rising load: short chat and a fifth of documents, routed by shape.
 
     ``bench/mix`` varies ``pools``.
     """
@@ -95,7 +95,7 @@ def mixed_shapes(seed: int, pools: Sequence[PoolSetup]) -> AutoscalingScenario:
 
 
 def noisy_hour(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Returns an hour of conversations at three times its density; minutes differ by a
+    """Returns an hour of conversations at three times the recorded rate; minutes differ by a
     factor of 2.
     """
     random_ = Random(f"noisy-hour {seed}")
@@ -140,7 +140,7 @@ def drift(seed: int, traces: Path | None = None) -> AutoscalingScenario:
 
 def long_prompts(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Returns conversations with prompts of 6,800 tokens on average, up to 20,480, at twice the
-    density.
+    recorded rate.
 
     A step with a full chunk alone takes longer than the ITL target.
     """
@@ -265,8 +265,9 @@ def _scenario(
 def _chat_scenario(
     name: str, seed: int, begin: float, hours: int, mean: float, startup: StartupDistribution = COLD_START
 ) -> AutoscalingScenario:
-    """Returns hours of the day of conversations; ``mean`` requests per second over the whole
-    day.
+    """Returns ``hours`` of the day of conversations, from hour ``begin``.
+
+    mean: requests per second over the whole day.
     """
     random_ = Random(f"{name} {seed}")
     day = loads.daily_rates(loads.CHAT_DAY, 24 * 60, mean)

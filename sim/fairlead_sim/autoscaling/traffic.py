@@ -1,8 +1,8 @@
 """Seeded traffic for the autoscaler's scenarios: arrivals, and lengths of prompts and answers.
 
 Source: the shape of a day is read off published plots (Azure, one week of 2024: conversation and
-code). Lengths and the noise between minutes are those of its hour of conversations of 2023. The
-files are not in the repository, but their quantiles are.
+code). Lengths and the noise between minutes are those of Azure's hour of conversations of 2023.
+The files are not in the repository, but their quantiles are.
 """
 
 import math
@@ -59,7 +59,10 @@ class LengthDistribution:
     output: tuple[int, ...]
 
     def sampling_grids(self, output_factor: float = 1.0) -> tuple[list[int], list[int]]:
-        """Returns values to draw from uniformly; answers are ``output_factor`` times as long."""
+        """Returns prompt and answer tokens to draw from uniformly.
+
+        output_factor: factor on the answers.
+        """
         outputs = [max(1, round(value * output_factor)) for value in _quantile_grid(self.output)]
         return [max(1, round(value)) for value in _quantile_grid(self.prompt)], outputs
 
@@ -203,7 +206,8 @@ def mix_loads(
 def bursty_load(random_: Random, *, minutes: int = 60, times: int = 3) -> ArrivalTrace:
     """Returns code completion like Azure's hour of 2023, at ``times`` its density.
 
-    Minutes have 0 to 632 requests (147 on average), a third of them nearly none; seconds up to 67.
+    Minutes have 0 to 632 requests (147 on average), a third of them nearly none. Seconds have
+    up to 67.
     """
     levels: list[float] = []
     while len(levels) < minutes:

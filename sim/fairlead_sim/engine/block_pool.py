@@ -136,9 +136,7 @@ class BlockPool:
         return blocks
 
     def count_evictable(self, blocks: Sequence[int]) -> int:
-        """Returns how many of these blocks would no longer be allocatable once they are
-        acquired.
-        """
+        """Returns by how many blocks the acquisition of these would lower ``allocatable``."""
         references = self._references
         return sum(1 for block in blocks if not references[block])
 

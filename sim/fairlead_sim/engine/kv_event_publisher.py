@@ -50,8 +50,8 @@ class KvEventsSettings:
 
 
 class KvEventPublisher:
-    """The publisher of one rank. It binds at once; ``start`` needs a running loop and serves
-    replays.
+    """The publisher of one rank. The constructor binds; ``start`` needs a running loop and
+    serves replays.
 
     An endpoint is ``tcp://HOST:PORT``. Port 0 takes a free port; the rank is added to any other
     port. Raises BadInput for an address that cannot be bound.
@@ -194,13 +194,13 @@ def _bind(socket: "zmq.Socket[bytes]", endpoint: str, rank: int) -> str:
     """Binds the socket and returns its public address. Raises BadInput if that fails."""
     base, colon, port = endpoint.rpartition(":")
     if not base.startswith("tcp://") or not port.isdecimal():
-        raise BadInput(f"{endpoint!r} is no ZMQ address", field="endpoint", hint="write tcp://HOST:PORT")
+        raise BadInput(f"{endpoint!r} is not a TCP address for ZMQ", field="endpoint", hint="write tcp://HOST:PORT")
     address = endpoint if port == "0" else f"{base}{colon}{int(port) + rank}"
     socket.set_hwm(HIGH_WATER_MARK)
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
-        raise BadInput(f"cannot bind {address}: {error}", field="endpoint", hint="port 0 takes a free one") from error
+        raise BadInput(f"cannot bind {address}: {error}", field="endpoint", hint="port 0 takes a free port") from error
     if port != "0":
         return address
     return socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0").replace("0.0.0.0", "127.0.0.1")

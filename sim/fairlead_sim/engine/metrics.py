@@ -34,7 +34,8 @@ class EngineFacts:
     """The constants on an engine's metrics page.
 
     - cache_config: further labels of ``vllm:cache_config_info``.
-    - block_tokens: measures blocks of this size, as vLLM's ``--kv-cache-metrics`` does.
+    - block_tokens: block size of the block metrics of vLLM's ``--kv-cache-metrics``; None: no
+      block metrics.
     """
 
     model_name: str
@@ -48,7 +49,8 @@ class EngineMetrics:
     """The metrics of one engine.
 
     - stats: reads the statistics of each data-parallel rank.
-    - lag: keep its window short (a thousand wakes); every scrape sorts it.
+    - lag: measures how late the event loop wakes. Keep its window short (a thousand wakes): every
+      scrape sorts it.
     """
 
     def __init__(
@@ -94,7 +96,10 @@ class EngineMetrics:
         self.ranks[rank].observe_finished(ended, reason, now, choices=choices)
 
     def count_rejection(self, reason: str) -> None:
-        """Counts a rejected request; ``max_num_queued_reqs`` or ``max_num_queued_tokens``."""
+        """Counts a rejected request.
+
+        reason: ``max_num_queued_reqs`` or ``max_num_queued_tokens``.
+        """
         self._rejections[reason].value += 1
 
     def set_sleep_level(self, level: int | None) -> None:

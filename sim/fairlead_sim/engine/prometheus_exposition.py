@@ -51,7 +51,7 @@ class HistogramSeries:
         self._total += value * times
 
     def lines(self) -> Iterable[str]:
-        """Returns cumulative buckets, count and sum."""
+        """Returns the lines of the cumulative buckets, the count and the sum."""
         lines, below = [], 0
         for before, count in zip(self._prefixes, self._counts, strict=False):
             below += count
@@ -96,19 +96,19 @@ class MetricFamily:
         self._created_lines = [f"# HELP {self._created_name} {help_text}\n# TYPE {self._created_name} gauge"]
 
     def value(self, labels: Labels, value: float = 0.0) -> MetricValue:
-        """Adds a series of a counter or a gauge."""
+        """Adds and returns a series of a counter or a gauge."""
         member = MetricValue(self.name, labels, value)
         self._add(member)
         return member
 
     def histogram(self, labels: Labels, bounds: Sequence[float]) -> HistogramSeries:
-        """Adds a series of a histogram."""
+        """Adds and returns a series of a histogram."""
         member = HistogramSeries(self.name, labels, bounds)
         self._add(member)
         return member
 
     def summary(self, labels: Labels) -> SummarySeries:
-        """Adds a series of a summary."""
+        """Adds and returns a series of a summary."""
         member = SummarySeries(self.name, labels)
         self._add(member)
         return member

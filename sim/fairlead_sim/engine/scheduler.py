@@ -112,13 +112,14 @@ class EngineCore:
         if len(self._sequences) >= self._max_unfinished:
             raise QueueFull(f"the engine already has {len(self._sequences)} unfinished requests")
         if sequence.id in self._sequences:
-            raise BadInput(f"a request {sequence.id!r} is already here", field="id")
+            raise BadInput(f"the engine already has a request {sequence.id!r}", field="id")
         if sequence.prompt_tokens < 1 or sequence.max_tokens < 0:
             raise BadInput("a prompt has at least one token, an output none or more", field="prompt_tokens")
         max_length = sequence.prompt_tokens + max(0, sequence.max_tokens - 1)
         if max_length > self.max_sequence_tokens:
             raise BadInput(
-                f"{max_length} tokens do not fit the engine's {self.max_sequence_tokens}", field="max_tokens"
+                f"the request needs {max_length} tokens of memory, the engine has {self.max_sequence_tokens}",
+                field="max_tokens",
             )
         arrival_number = next(self._arrival_numbers)
         sequence.rank = (
@@ -282,7 +283,7 @@ class EngineCore:
         return attention, chunks
 
     def _admit(self, step: EngineStep, now: float) -> EngineSequence | None:
-        """Starts the head of the queue if it fits."""
+        """Starts the head of the queue and returns it; None if it does not fit."""
         if self._running_count() >= self._max_sequences:
             return None
         sequence = self._queue_head()
@@ -318,8 +319,9 @@ class EngineCore:
         return sequence
 
     def _write_pulled(self, sequence: EngineSequence, step: EngineStep) -> bool:
-        """Allocates blocks for KV that another engine computed. The last token is always computed
-        here.
+        """Caches the part of a prompt that another engine computed, except its last token.
+
+        Returns False if the sequence was preempted.
         """
         begin = len(sequence.blocks)
         reached = min(sequence.pulled_tokens, sequence.prompt_tokens - 1)
@@ -430,8 +432,9 @@ class EngineCore:
         sequence.reserved_blocks = 0
 
     def _register_blocks(self, sequence: EngineSequence, begin: int, end: int) -> None:
-        """Caches the blocks from ``begin`` to ``end`` − 1 of a sequence, as far as their keys are
-        known.
+        """Caches the blocks from ``begin`` to ``end`` − 1 of a sequence.
+
+        Blocks from the first unknown key on are left out.
         """
         chain = sequence.chain
         while len(chain) < end:

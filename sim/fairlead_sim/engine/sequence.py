@@ -73,7 +73,7 @@ class EngineSequence:
     def next_key(self, block_tokens: int) -> int | None:
         """Returns the key of the block behind ``chain``; None if the token ids lag behind.
 
-        The key comes from token ids, or from the sequence's name where it has none.
+        The key comes from token ids, or from the sequence's name where there are none.
         """
         at = len(self.chain)
         parent = self.chain[-1] if at else chain_root(salt=self.salt, adapter=self.adapter)

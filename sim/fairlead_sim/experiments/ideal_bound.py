@@ -65,7 +65,7 @@ class PooledCacheBound:
         """Does nothing: the router reads the cache itself."""
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
-        """Adds engines with an empty queue, and drops engines with theirs."""
+        """Adds new engines with an empty queue, and drops engines that left with their queues."""
         del now
         self._queued = {name: self._queued.get(name, 0.0) for name in live_engines}
 

@@ -45,7 +45,7 @@ class SeamKind:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One trial.
+    """A preset, a fleet and a seed, to be run with some traffic.
 
     - seed: draws the hashes of names, and so the homes.
     - events: fleet events during the trial.
@@ -83,7 +83,7 @@ class Trial:
     def meets_goal(
         self, requests: Sequence[TraceRequest], goal: CapacityGoal, *, prompts: TracePromptCache | None = None
     ) -> bool:
-        """Whether the fleet meets the goal. A negative answer comes early."""
+        """Whether the fleet meets the goal. A run that must miss the goal ends early."""
         try:
             return goal.is_met(without_warmup(self._simulate(requests, prompts, GoalWatch(goal, requests))[0]))
         except GoalMissed:
@@ -103,11 +103,11 @@ class Trial:
 
     @property
     def engine_names(self) -> list[str]:
-        """Returns the engines of the start."""
+        """Returns the names of the engines at the start."""
         return [f"sim-{index}/0/0" for index in range(self.engines)]
 
     def router(self, prompts: TracePromptCache) -> SingleGateway | ExternalRouter:
-        """Returns the router in front of engines with a cache each."""
+        """Returns a new router for the fleet: one gateway, or the cores of ``seam``."""
         if self.seam is None:
             return self._single_gateway(self.engine_names, prompts)
         profile, seam = self.profile, self.seam

@@ -112,7 +112,7 @@ class InvariantChecker:
         self._router.on_kv_events(instance, events, now)
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
-        """Notes when each engine is in service."""
+        """Records when each engine enters and leaves service."""
         for name in live_engines:
             if name not in self._live:
                 self._in_service.setdefault(name, []).append([now, float("inf")])
@@ -128,12 +128,15 @@ class InvariantChecker:
     # --- looks -----------------------------------------------------------------------------------------------------------
 
     def check_end(self) -> None:
-        """Checks the end: engines and counts are empty, and requests went to engines in service."""
+        """Checks a finished run.
+
+        Engines and counts must be empty, and requests must have gone to engines in service.
+        """
         simulation = self._require_simulation()
         for name, core in simulation.engine_cores.items():
             if core.sequences() or core.pool.referenced:
                 left = f"{len(core.sequences())} requests and {core.pool.referenced} blocks"
-                self._report(self._last_arrival, f"{name} still holds {left} after the end")
+                self._report(self._last_arrival, f"{name} still has {left} after the end")
         for name, *numbers in self._counts():
             if any(abs(number) > -_MIN_COUNT for number in numbers):
                 self._report(self._last_arrival, f"{numbers} are still counted at {name} after the end")
@@ -149,7 +152,7 @@ class InvariantChecker:
         self.checks += 1
         if now > self._last_arrival + PATIENCE_SECONDS:
             waiting = [inflight.request.id for inflight in simulation.all_requests() if not inflight.is_ended]
-            raise RequestLost(f"{len(waiting)} requests are never answered, {waiting[0]} among them")
+            raise RequestLost(f"{len(waiting)} requests were not answered in time, {waiting[0]} among them")
         self._check_engines(simulation, now)
         self._check_counts(simulation, now)
         simulation.schedule(now + CHECK_SECONDS, self._check)

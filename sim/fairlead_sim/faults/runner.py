@@ -38,7 +38,7 @@ RECOVERED_ATTAINMENT: Final = 0.9
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """The violations of one seed, and how much happened."""
+    """The result of one fault run: its violations, and counts of requests and checks."""
 
     seed: int
     violations: tuple[str, ...]
@@ -56,12 +56,12 @@ class RunReport:
 
 
 def run_seed(seed: int) -> RunReport:
-    """Runs the scenario of a seed."""
+    """Runs the scenario of a seed and returns the report."""
     return run_scenario(from_seed(seed))
 
 
 def run_scenario(scenario: FaultScenario, core: Callable[..., Any] | None = None) -> RunReport:
-    """Runs a scenario.
+    """Runs a scenario under the invariant checker and returns the report.
 
     core: replaces the production core behind the seam, to test the checker.
     """
@@ -185,7 +185,7 @@ def _reachable_engines(
 
 
 def _failed_requests(scenario: FaultScenario, results: Sequence[RequestResult], unserved: Collection[str]) -> list[str]:
-    """Returns a line for each request with an outcome that the scenario does not permit."""
+    """Returns a line for each request whose outcome the scenario does not permit, at most ten."""
     problems = []
     for request, result in zip(scenario.traffic, results, strict=True):
         if result.error is not None:

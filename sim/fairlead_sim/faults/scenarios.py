@@ -13,7 +13,7 @@ fault.
     | a gateway does not reach some engines; links are cut and mended one by one | ``partitions`` |
     | a thundering herd: 30 % of the requests of those seconds arrive within one | ``traffic`` |
     | a gateway killed during its answers | ``kills`` |
-    | messages lost, duplicated, late or out of order; Redis gone | ``network_faults`` |
+    | messages lost, duplicated, late or out of order; Redis down | ``network_faults`` |
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ GATEWAY_CLUSTER: Final = "gateways"
 
 @dataclass(frozen=True, slots=True)
 class NetworkPartition:
-    """From a time on, a gateway reaches all engines but these."""
+    """A change of what a gateway reaches: from ``at`` on, all engines but ``unreachable``."""
 
     at: float
     gateway: int
@@ -50,7 +50,7 @@ class NetworkPartition:
 
 @dataclass(frozen=True, slots=True)
 class GatewayKill:
-    """The replacement of a killed gateway at a time."""
+    """The kill of a gateway at a time; a new gateway takes its place."""
 
     at: float
     gateway: int
@@ -81,12 +81,12 @@ class FaultScenario:
 
     @property
     def engine_names(self) -> list[str]:
-        """Returns the engines of the start."""
+        """Returns the names of the engines at the start."""
         return [engine_name(number) for number in range(self.engines)]
 
     @property
     def all_engine_names(self) -> list[str]:
-        """Returns all engines, also those that join."""
+        """Returns the names of all engines, also of those that join later."""
         return list(dict.fromkeys([*self.engine_names, *[event.engine for event in self.fleet_events]]))
 
     def describe(self) -> str:
@@ -95,7 +95,7 @@ class FaultScenario:
             *[(one.at, f"{one.kind} {one.engine.split('/')[0]}") for one in self.fleet_events],
             *[(one.at, f"gateway {one.gateway} without {len(one.unreachable)}") for one in self.partitions],
             *[(one.at, f"gateway {one.gateway} killed") for one in self.kills],
-            *[(one.begin, "spell") for one in self.network_faults],
+            *[(one.begin, "network fault") for one in self.network_faults],
         ]
         faults_text = ", ".join([f"{at:.1f} {what}" for at, what in sorted(faults)])
         return (

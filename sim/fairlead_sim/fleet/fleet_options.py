@@ -10,8 +10,8 @@ from fairlead.engine_profile import EngineProfile
 class FleetOptions:
     """The engines of one fleet.
 
-    - engine_names: the engines of the start, as the router sees them; homes depend on names.
-    - profiles: own profiles of some engines; the others have ``profile``.
+    - engine_names: names of the engines at the start, for the router; homes depend on them.
+    - profiles: profiles of single engines by name; the others have ``profile``.
     - publishes_kv_events: the router receives what engines store and evict.
     - feedback_delay_seconds: delay of first tokens and ends at the router.
     - reserve_tokens: output tokens that must fit at admission. None: all. 0: none, so that engines

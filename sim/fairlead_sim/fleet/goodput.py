@@ -42,7 +42,7 @@ class TokenDeadlines:
 
 
 def idle_seconds(deadlines: TokenDeadlines, arrival: float, times: Iterable[float]) -> float:
-    """Returns how long a user waits for tokens that come at ``times``."""
+    """Returns how many seconds a reader waits in all for tokens that come at ``times``."""
     idle = 0.0
     due = arrival + deadlines.ttft_seconds
     for at in times:
@@ -69,7 +69,10 @@ def benefit(deadlines: TokenDeadlines, arrival: float, times: Sequence[float], *
 def smooth_goodput(
     results: Iterable[RequestResult], engine_seconds: float, deadlines: TokenDeadlines | None = None
 ) -> float:
-    """Returns the benefit per engine-second. ``engine_seconds`` must be positive."""
+    """Returns the benefit of all answers in tokens per engine-second.
+
+    engine_seconds: must be positive.
+    """
     deadlines = deadlines or TokenDeadlines()
     total = sum(
         [benefit(deadlines, result.arrival, result.token_times, dropped=result.error is not None) for result in results]

@@ -19,8 +19,8 @@ WARMUP_SHARE = 0.1
 class CapacityGoal:
     """The latency goal that bounds the capacity of a fleet.
 
-    ``share`` of the first tokens must come within ``seconds``. The guard bounds the rest: no policy
-    may starve some requests for the others.
+    ``share`` of the first tokens must come within ``seconds``, and ``guard_share`` of them within
+    ``guard_seconds``. So no policy can starve some requests for the others.
     """
 
     seconds: float = TARGET_SECONDS
@@ -41,7 +41,7 @@ WITHOUT_GUARD = CapacityGoal(guard_share=0.0)
 
 @dataclass(frozen=True, slots=True)
 class RunMetrics:
-    """The metrics of one run. Shares are 0..1, seconds are simulated; None was not measured."""
+    """The metrics of one run. Shares are 0..1, seconds are simulated; None: not measured."""
 
     requests: int
     errors: int
@@ -79,7 +79,7 @@ def run_metrics(
 ) -> RunMetrics:
     """Returns the metrics of all given requests.
 
-    - engines: the number of engines, with those that got no request.
+    - engines: the number of engines, including those that got no request.
     - target_seconds: the TTFT bound of ``attainment``.
     """
     ttfts = sorted([result.ttft_seconds for result in results if result.ttft_seconds is not None])
@@ -130,7 +130,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _load_cov(results: Sequence[RequestResult], engines: int) -> float | None:
-    """Returns standard deviation ÷ mean, over engines, of computed prompt tokens."""
+    """Returns the standard deviation ÷ mean of the engines' computed prompt tokens.
+
+    Returns None if nothing was computed.
+    """
     computed: dict[str, int] = {}
     for result in results:
         if result.instance:

@@ -1,4 +1,4 @@
-"""The interface between the fleet simulation and whatever routes its requests."""
+"""The interface between the fleet simulation and the router of its requests."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,8 +97,8 @@ class RouterFront(Protocol):
         ...
 
     def on_lost(self, request: str, now: float) -> None:
-        """Notes that the engine of a request is gone.
+        """Notes that the engine of a request was lost.
 
-        A request without a first token arrives again right after.
+        A request without a first token is routed again right after.
         """
         ...

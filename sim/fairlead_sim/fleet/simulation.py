@@ -6,8 +6,8 @@ chooses engines and receives what a gateway would receive, when it would receive
 
 Steps that only decode are not simulated one by one. The simulation predicts their ends up to the
 first step in which a sequence fills a block or ends, and takes them together. If the engine changes
-before that (a request arrives, it is lost), it takes the steps that have begun and continues from
-there. All times equal those of single steps to the last bit; a property test
+before that (a request arrives, or the engine is lost), it takes the steps that have begun and
+continues from there. All times equal those of single steps to the last bit; a property test
 compares the two.
 """
 
@@ -185,7 +185,7 @@ class FleetSimulation(SimulationContext):
         self._publish_membership(now)
 
     def slow_engine(self, name: str, factor: float, now: float) -> None:
-        """Multiplies the duration of the engine's further steps by ``factor``."""
+        """Makes further steps of the engine take ``factor`` times as long as by its profile."""
         engine = self._engines[name]
         self._take_begun_steps(engine, now)
         engine.core.profile = self._profile_of(name).sped_up(1.0 / factor)
@@ -295,7 +295,10 @@ class FleetSimulation(SimulationContext):
         self._begin_step(engine, now)
 
     def _take_begun_steps(self, engine: _FleetEngine, now: float) -> None:
-        """Takes the steps that have begun; the engine continues when the last of them ends."""
+        """Takes the predicted steps that have begun, and drops the others.
+
+        The engine continues when the last step ends.
+        """
         if not engine.foreseen:
             return
         ends = engine.step_ends
@@ -336,7 +339,7 @@ class FleetSimulation(SimulationContext):
         self._begin_step(engine, now)
 
     def _on_lost(self, inflight: InflightRequest, now: float) -> None:
-        """Reroutes or cuts a request whose engine or gateway is gone."""
+        """Reroutes or cuts a request whose engine or gateway was lost."""
         if inflight.first_token_at is None:
             inflight.sequence = None
             inflight.retries += 1
@@ -370,4 +373,4 @@ def _arrival(request: TraceRequest) -> float:
 
 def _check_ids_unique(requests: Sequence[TraceRequest]) -> None:
     if len({request.id for request in requests}) != len(requests):
-        raise BadInput("two requests have one id", field="id")
+        raise BadInput("two requests have the same id", field="id")

@@ -39,9 +39,9 @@ _DEFAULT_CLASS: Final = TenantClass()
 
 @dataclass(frozen=True, slots=True)
 class RequestClasses:
-    """The differences between requests that admission knows of.
+    """The properties by which admission distinguishes requests.
 
-    - objective: TTFT target of a request in seconds; None: the model's.
+    - objective: returns the TTFT target of a request in seconds; None: the model's.
     - tenants: admission classes by tenant.
     - max_tokens: output bound that clients set; None: the output that the request has.
     """
@@ -57,7 +57,7 @@ _ALIKE: Final = RequestClasses()
 class AdmissionControlledGateway(SingleGateway):
     """A single gateway whose requests pass the gateway's admission.
 
-    - queued: counts requests that did not start at once.
+    - queued: number of requests so far that did not start at once.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class AdmissionControlledGateway(SingleGateway):
         self._schedule_release(now)
 
     def on_lost(self, request: str, now: float) -> None:
-        """Drops the request unless it is queued."""
+        """Drops the request from the load and from the queue."""
         super().on_lost(request, now)
         self._gate.remove(request)
         self._gate.kv_capacity.on_finish(request)

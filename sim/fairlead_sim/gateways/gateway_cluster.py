@@ -130,13 +130,13 @@ class GatewayCluster:
             self._reroute(gateway.remove_unreached(live_engines, now), now)
 
     def on_lost(self, request: str, now: float) -> None:
-        """Drops the load of the request at once."""
+        """Drops the load of the request."""
         gateway = self._gateway_of.pop(request)
         gateway.on_abandoned(request, now)
         self._last_lost = request, gateway
 
     def set_unreachable(self, gateway: int, names: frozenset[str], now: float) -> None:
-        """Cuts one gateway off exactly these engines.
+        """Cuts one gateway off from these engines, and from no others.
 
         Its requests there without a first token are rerouted; answers in progress are cut.
         """
@@ -230,8 +230,9 @@ class GatewayCluster:
         return self._random.randrange(len(self._gateways))
 
     def _gateway_of_lost(self, request: str) -> SimulatedGateway | None:
-        """Returns the gateway that reroutes its own request; None: a client may return to any
-        gateway.
+        """Returns the gateway that reroutes a lost request.
+
+        Returns None if the client sends it again, to any gateway.
         """
         left, self._last_lost = self._last_lost, None
         return left[1] if left is not None and left[0] == request and not left[1].is_gone else None
@@ -266,8 +267,9 @@ class _HotPrefixTable:
         self._lease_until = 0.0
 
     def refresh(self, gateways: Sequence[SimulatedGateway], now: float) -> bool:
-        """Returns whether the table has changed. The lease of a leader that left must expire
-        first.
+        """Updates the table by its leader's counts. Returns whether the table has changed.
+
+        While the lease of a leader that left has not expired, nothing changes.
         """
         if self._owner is None or self._owner.is_leaving:
             if self._owner is not None and now < self._lease_until:

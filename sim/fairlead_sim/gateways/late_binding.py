@@ -1,4 +1,4 @@
-"""Late binding: requests are assigned to an engine at once and sent when it can begin them.
+"""Late binding: requests are assigned to an engine on arrival, and sent when it can begin them.
 
 An engine gets the next request, in the preset's order, when the prefill that this gateway sent
 there is nearly done. Live gateways use the same bound. While requests are queued, the preset may
@@ -80,7 +80,7 @@ class LateBindingQueue:
         self._release(instance, now)
 
     def retain(self, live_engines: Sequence[str]) -> list[str]:
-        """Drops the queues of other instances and returns their requests."""
+        """Drops the queues of all instances but ``live_engines`` and returns their requests."""
         unreached = [name for name in self._queued if name not in live_engines]
         dropped = [request for name in unreached for request in self._queued.pop(name)]
         for request in dropped:
@@ -119,7 +119,7 @@ class LateBindingQueue:
 class Dispatcher:
     """The sending half of one gateway: a router and, for presets with late binding, its queue.
 
-    never_queues: sends at once, whatever the preset wants.
+    never_queues: sends every request immediately, also with a preset that binds late.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Dispatcher:
             self._queue.on_first_token(request, now)
 
     def retain(self, reached: Sequence[str], now: float) -> list[str]:
-        """Drops the requests queued for other engines and returns them for a new choice."""
+        """Drops and returns the requests queued for engines other than ``reached``."""
         dropped = [] if self._queue is None else self._queue.retain(reached)
         for request in dropped:
             self._router.on_abandoned(request, now)

@@ -11,7 +11,10 @@ from fairlead_sim.engine.scheduler import EngineCore
 
 
 class ReportedIndex:
-    """The engines' events as index changes: only the first and the last copy of a block count."""
+    """A translator of engines' KV events to index changes, with the resulting index replica.
+
+    Only the first and the last copy of a block change the index.
+    """
 
     def __init__(self, engines: Sequence[str]) -> None:
         self.mirror = IndexReplica()
@@ -20,7 +23,7 @@ class ReportedIndex:
         self.mirror.apply([said.CompletenessChanged(name, True, "", 0.0) for name in engines])
 
     def remove_instance(self, instance: str) -> list[said.Change]:
-        """Returns the changes of an instance that left with its cache."""
+        """Drops the cache of an instance that left. Returns the index changes."""
         self._copies[instance].clear()
         self._epoch += 1
         changes: list[said.Change] = [
@@ -31,7 +34,7 @@ class ReportedIndex:
         return changes
 
     def apply_events(self, instance: str, events: Sequence[KvEvent]) -> list[said.Change]:
-        """Applies KV events to the mirror. Returns the changes in order."""
+        """Applies the KV events of an instance. Returns the index changes in order."""
         copies = self._copies[instance]
         changes: list[said.Change] = []
         for event in events:

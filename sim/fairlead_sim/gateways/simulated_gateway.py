@@ -147,12 +147,12 @@ class SimulatedGateway:
         self._on_request_ended(sequence.id, now)
 
     def on_abandoned(self, request: str, now: float) -> None:
-        """Drops a request that was rejected, or whose engine is gone or unreachable."""
+        """Drops a request that was rejected, or whose engine was lost or is unreachable."""
         self._dispatcher.on_abandoned(request, now)
         self._on_request_ended(request, now)
 
     def remove_unreached(self, reached: Sequence[str], now: float) -> list[str]:
-        """Drops the requests queued for other engines and returns them for a new choice."""
+        """Drops and returns the requests queued for engines other than ``reached``."""
         queued = self._dispatcher.retain(reached, now)
         for request in queued:
             self._on_request_ended(request, now)
@@ -219,7 +219,10 @@ class SimulatedGateway:
         self._refresh_peer_loads(now)
 
     def receive(self, name: str, batch: PeerBatch, now: float, *, live: bool) -> None:
-        """Applies a batch of another gateway."""
+        """Applies a batch of another gateway.
+
+        live: False for a batch from before this gateway started.
+        """
         sharing = self._cluster.sharing
         for item in self.peers.apply_batch(MODEL, name, batch, now, is_live=live):
             self._apply_routed(item, now)

@@ -143,11 +143,11 @@ class SingleGateway:
                 self._simulation.interrupt_request(request, now)
 
     def on_lost(self, request: str, now: float) -> None:
-        """Drops the load of the request at once."""
+        """Drops the load of the request."""
         self._sender().on_abandoned(request, now)
 
     def set_unreachable(self, names: frozenset[str], now: float) -> None:
-        """Cuts the gateway off exactly these engines.
+        """Cuts the gateway off from these engines, and from no others.
 
         Its requests there without a first token are rerouted; answers in progress are cut.
         """

@@ -28,10 +28,10 @@ class GreedyDecoder:
     seed: int
 
     def decode(self, key: int, rest: Sequence[int], count: int, min_tokens: int | None) -> tuple[list[int], bool]:
-        """Returns up to ``count`` tokens behind a prompt, and whether they end by themselves.
+        """Returns up to ``count`` tokens behind a prompt, and whether the answer ends naturally.
 
         - key, rest: the key of the prompt's last full block, and the tokens behind it.
-        - min_tokens: the answer may end by itself after these; None: it does not.
+        - min_tokens: the answer may end naturally after these; None: it never does.
         """
         tail = array("I", rest)
         generated: list[int] = []

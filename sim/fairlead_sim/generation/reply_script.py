@@ -55,7 +55,7 @@ class ReplyScript:
 
     @property
     def is_even(self) -> bool:
-        """Whether every token but the last has four bytes and is sent at once."""
+        """Whether every token but the last has four bytes and is sent without delay."""
         return self.ends is None and not self.held_back
 
     def text_bytes(self, tokens: int) -> int:
@@ -73,7 +73,7 @@ class ReplyScript:
 
 
 def natural_length(seed: str) -> int:
-    """Returns the natural length of an answer: log-normal, 2 to 2,000, with a median of 120."""
+    """Returns the natural length of an answer: log-normal, 2 to 2,000 tokens, median 120."""
     tokens = round(MEDIAN_NATURAL_TOKENS * math.exp2(Random(seed).gauss(0.0, 1.0)))
     return max(2, min(MAX_NATURAL_TOKENS, tokens))
 
@@ -103,7 +103,7 @@ def write_script(tokenizer: Tokenizer, seed: str, limits: ReplyLimits) -> ReplyS
 
 
 def _unstopped_reply(tokenizer: Tokenizer, seed: str, limits: ReplyLimits) -> tuple[list[int], str, bool]:
-    """Returns tokens, text, and whether they end by themselves, before any stop."""
+    """Returns tokens and text before any stop, and whether they end naturally."""
     if limits.greedy_decoder is not None:
         ids, ends_itself = limits.greedy_decoder(
             limits.max_tokens, limits.min_tokens if limits.may_end_naturally else None
@@ -134,9 +134,9 @@ def _first_stop_token(ids: list[int], wish: ReplyLimits) -> int | None:
 
 
 def _first_stop_string(text: str, wish: ReplyLimits) -> tuple[int, str] | None:
-    """Returns the position and text of the stop string that completes first.
+    """Returns the position and text of the stop string that completes first, or None.
 
-    None ends within ``min_tokens``.
+    Stop strings that end within ``min_tokens`` do not count.
     """
     matches: list[tuple[int, str]] = []
     for string in wish.stop:

@@ -30,7 +30,10 @@ class ResponseHost(Protocol):
         ...
 
     def on_response_ended(self, response: "GenerationResponse", outcome: str) -> None:
-        """Notes the end of a response: finished, aborted, failed or gone."""
+        """Notes the end of a response.
+
+        outcome: ``finished``, ``aborted``, ``failed``, or ``gone`` after a client disconnect.
+        """
         ...
 
     def unix_seconds(self) -> int: ...
@@ -87,7 +90,7 @@ class ResponseChoice:
 
     @property
     def stop_reason(self) -> str | int | None:
-        """Returns the stop string or token that ended it."""
+        """Returns the stop string or token that ended the choice; None if none did."""
         return self.script.stop_reason if self.reason == "stop" else None
 
     @property
@@ -148,7 +151,7 @@ class GenerationResponse:
                 choice.on_ended(ABORT_REASON)
 
     def fail(self, problem: ApiError) -> None:
-        """Ends with an error: plain, or as an event of a stream."""
+        """Ends the response with an error: plain, or as an event of a stream."""
         self._drop_running()
         self.writer.fail(problem)
         self.host.on_response_ended(self, "failed")

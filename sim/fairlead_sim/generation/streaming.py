@@ -23,7 +23,7 @@ def json_bytes(value: object) -> bytes:
 
 
 class StreamingChoice(ResponseChoice):
-    """A choice whose tokens are sent at once."""
+    """A choice whose tokens are sent as they are generated."""
 
     __slots__ = ("_after", "_before", "_is_uniform", "_shown_bytes", "_text", "_write")
 
@@ -80,8 +80,9 @@ class StreamingChoice(ResponseChoice):
         return news if self.script.ends is None else json_bytes(news.decode())[1:-1]
 
     def _write_event(self, ids: list[int]) -> None:
-        """Writes an event, after the opening events if it is the first, before the closing ones if
-        last.
+        """Writes one event of this choice.
+
+        The opening events precede the first event, the closing ones follow the last.
         """
         response = self.response
         opening = b"" if response.has_begun else response.opening_events()
@@ -101,7 +102,7 @@ class StreamingChoice(ResponseChoice):
 class StreamingResponse(GenerationResponse):
     """The base of the streaming formats.
 
-    pending: bytes that wait for the end of the response, if it is now.
+    pending: the last event of a choice, until it is known whether the response ends with it.
     """
 
     choice_kind = StreamingChoice
@@ -141,7 +142,7 @@ class StreamingResponse(GenerationResponse):
     # Shared by the OpenAI formats ------------------------------------------------------------------------------------------
 
     def running_usage(self, choice: ResponseChoice, *, details: bool) -> bytes:
-        """Returns ``,"usage":{…}`` of one event, if usage is wanted continuously."""
+        """Returns ``,"usage":{…}`` of one event; empty without continuous usage."""
         if not self.request.continuous_usage:
             return b""
         prompt, count = len(choice.prompt.tokens), choice.delivered

@@ -19,8 +19,8 @@ _FILLER_WORD = "simulated"
 
 
 def parse_forced_text(fields: RequestFields) -> str | None:
-    """Returns the answer that ``response_format`` or ``structured_outputs`` require; None if it is
-    free.
+    """Returns the answer that ``response_format`` or ``structured_outputs`` require; None if
+    the answer is free.
     """
     form = fields.mapping("response_format")
     if form is not None:

@@ -1,7 +1,8 @@
 """One client connection: bytes in, one answer at a time, bytes out.
 
 It behaves as uvicorn does. Pipelined requests wait for their turn. An idle connection closes after
-the keep-alive time. The response learns that its client is gone. Invalid bytes get a plain 400.
+the keep-alive time. A response is notified when its client disconnects. Invalid bytes get a plain
+400.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ class HttpRequest:
 
 
 class RequestHandler(Protocol):
-    """The interface that answers requests; there is one per listening engine."""
+    """The interface of a request handler; each listening engine has one."""
 
     header_builder: HeaderBuilder
     random: Random
@@ -218,7 +219,7 @@ class ServerConnection(asyncio.Protocol):
             self._reject_bytes()
 
     def write(self, data: bytes) -> None:
-        """Sends bytes, unless the connection is gone."""
+        """Sends bytes, unless the connection is closed."""
         if self._transport is not None:
             self._transport.write(data)
 

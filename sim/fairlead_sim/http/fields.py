@@ -1,7 +1,7 @@
 """Request bodies: JSON in, typed fields out, with findings in the wording of vLLM's framework.
 
-Parsing is as lax as there: ``"3"`` and ``3.0`` are integers, ``3.5`` is not. Findings are
-collected, so that one response names all wrong fields; ``check`` raises them.
+Parsing is as lax as in that framework: ``"3"`` and ``3.0`` are integers, ``3.5`` is not. Findings
+are collected, so that one response names all wrong fields; ``check`` raises them.
 """
 
 import json
@@ -30,8 +30,9 @@ def json_body(request: HttpRequest) -> Any:
 
 
 def _decode_with_stdlib(body: bytes) -> Any:
-    """Decodes again with the standard library, which reports the position and permits NaN as vLLM
-    does.
+    """Decodes again with the standard library, which permits NaN, as vLLM does.
+
+    Raises MalformedRequest with the position of the error.
     """
     try:
         document = json.loads(body)
@@ -59,7 +60,7 @@ class RequestFields:
         self.body: dict[str, Any] = body
 
     def check(self) -> None:
-        """Raises the findings so far."""
+        """Raises MalformedRequest if there are findings."""
         if self.findings:
             raise MalformedRequest(self.findings)
 
@@ -72,7 +73,7 @@ class RequestFields:
         self.findings.append(ValidationFinding(kind, f"{self._where}.{name}", message, value))
 
     def require(self, name: str) -> Any:
-        """Returns the value as it is, or None after a finding."""
+        """Returns the value as it is. A missing field is a finding, and None is returned."""
         if name not in self.body:
             self.add_missing(name)
         return self.body.get(name)
@@ -146,7 +147,7 @@ class RequestFields:
         return None
 
     def items(self, name: str) -> list[Any] | None:
-        """Returns a list or None."""
+        """Returns a list; None if the field is absent, or has another type (a finding)."""
         value = self.body.get(name)
         if value is None or isinstance(value, list):
             return value

@@ -41,8 +41,9 @@ class BlockLeases:
         return self._leases.get(name)
 
     def grant(self, name: str, rank: int, sequence: EngineSequence) -> BlockLease | None:
-        """Keeps the blocks of a completed prompt. Returns None if memory lacks room for its last
-        block.
+        """Keeps the blocks of a completed prompt until its release or expiry.
+
+        Returns None if some are no longer cached, or memory lacks room for a partial last block.
         """
         core = self._cores[rank]
         pool, size = core.pool, core.block_tokens
@@ -66,7 +67,7 @@ class BlockLeases:
         return lent
 
     def renew(self, name: str) -> None:
-        """Extends the lease by two thirds before a read."""
+        """Makes the lease last two thirds of its full duration from now on, before a read."""
         lent = self._leases.get(name)
         if lent is not None:
             lent.expiry.cancel()
@@ -80,7 +81,7 @@ class BlockLeases:
         return [pool.key_in(block) or self._partial.get((rank, block)) for block in blocks]
 
     def release(self, name: str) -> bool:
-        """Releases pulled blocks. Returns False if there is no such lease any more."""
+        """Releases the blocks of a lease. Returns False if there is no such lease any more."""
         lent = self._leases.pop(name, None)
         if lent is None:
             return False

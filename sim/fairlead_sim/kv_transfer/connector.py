@@ -7,7 +7,7 @@ checked here:
 
 - A decode may read blocks of another prompt, or blocks reused after the lease. It answers 200 with
   ``WRONG_KV_TEXT``, and its prefix cache is wrong for that prompt.
-- A decode with a missing field waits forever; the engine core dies when its client gives up.
+- A decode with a missing field waits forever; the engine core crashes when its client gives up.
 """
 
 import asyncio
@@ -107,8 +107,9 @@ class KvConnector:
     # Prefill -------------------------------------------------------------------------------------------------------------
 
     def grant_lease(self, response: GenerationResponse) -> dict[str, object] | None:
-        """Keeps the prompt of a complete response if requested. Returns NIXL's parameters for the
-        client.
+        """Leases the prompt's blocks of a complete response if the request demands it.
+
+        Returns NIXL's parameters for the client; None for other connectors, or without a lease.
         """
         params = response.request.kv_transfer_params
         if params is None or len(response.choices) != 1:
@@ -146,8 +147,10 @@ class KvConnector:
     # Decode --------------------------------------------------------------------------------------------------------------
 
     def take_over(self, response: GenerationResponse) -> bool:
-        """Returns whether the connector will start the response. Parameters that kill the core do
-        so now.
+        """Starts the pull that a request demands; the connector then starts the response.
+
+        Returns False if the engine must start the response. Parameters that crash a real core kill
+        the core now.
         """
         params, connector = response.request.kv_transfer_params, self.settings.connector
         if params is None or len(response.request.prompts) != 1:
@@ -205,7 +208,7 @@ class KvConnector:
         return self._start_pull(response, self._pull_mooncake(response, params))
 
     def _take_from_peer(self, response: GenerationResponse, source: object) -> bool:
-        """Starts a pull from the peer-to-peer tier if the source is complete."""
+        """Starts a pull from the peer-to-peer tier. Returns False if the source is incomplete."""
         if not isinstance(source, dict):
             return False
         host, port, name = (source.get(field) for field in ("remote_host", "remote_port", "kv_request_id"))

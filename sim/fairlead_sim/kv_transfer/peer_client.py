@@ -29,14 +29,14 @@ async def query_peer(address: str, path: str, query: object) -> dict[str, Any]:
         writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         reply = await reader.read()
     except (OSError, ValueError) as error:
-        raise PeerUnreachable(f"the engine at {address} is gone") from error
+        raise PeerUnreachable(f"the engine at {address} is unreachable") from error
     finally:
         if writer is not None:
             writer.transport.abort()
     status, _, rest = reply.partition(b"\r\n\r\n")
     if not rest:
-        raise PeerUnreachable(f"the engine at {address} broke off")
+        raise PeerUnreachable(f"the engine at {address} closed the connection without a reply")
     if not status.startswith(b"HTTP/1.1 200"):
-        raise PeerRejected(f"the engine at {address} knows nothing of it")
+        raise PeerRejected(f"the engine at {address} rejected the query")
     document: dict[str, Any] = msgspec.json.decode(rest)
     return document

@@ -11,7 +11,7 @@ class KvTransferSettings:
     """The settings of one connector: ``none``, ``nixl``, ``mooncake``, ``sglang`` or ``p2p``.
 
     - recompute: False is vLLM's default, by which a failed pull is an error.
-    - seconds: of the wall clock, except the transfer itself.
+    - lease_seconds, abort_seconds, dead_peer_seconds: wall-clock seconds.
     """
 
     connector: str = "none"
@@ -25,7 +25,7 @@ class KvTransferSettings:
     host: str = "127.0.0.1"  # address that a prefill engine gives to others
 
     def seconds(self, tokens: int) -> float:
-        """Returns the transfer time of this many tokens."""
+        """Returns the transfer time of this many tokens, in seconds at speed 1."""
         return tokens * self.bytes_per_token / self.bytes_per_second
 
 
@@ -39,22 +39,25 @@ def add_kv_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-load-failure-policy",
         choices=("fail", "recompute"),
         default="fail",
-        help="what becomes of a request whose KV cannot be pulled: an error, as vLLM does by default, or a plain answer",
+        help="the outcome of a request whose KV cannot be pulled: an error, as in vLLM by default, or a plain answer",
     )
     parser.add_argument(
-        "--kv-lease-seconds", type=float, default=default.lease_seconds, help="NIXL: how long a prefill is kept"
+        "--kv-lease-seconds",
+        type=float,
+        default=default.lease_seconds,
+        help="NIXL: seconds for which a prefill is kept",
     )
     parser.add_argument(
         "--kv-abort-seconds",
         type=float,
         default=default.abort_seconds,
-        help="Mooncake and SGLang: how long a prefill is kept, and a decode waits for one",
+        help="Mooncake and SGLang: seconds for which a prefill is kept, and a decode waits for one",
     )
     parser.add_argument(
         "--kv-dead-peer-seconds",
         type=float,
         default=default.dead_peer_seconds,
-        help="how long a pull takes to notice that its peer is gone",
+        help="seconds until a pull notices that its peer has crashed",
     )
     parser.add_argument("--kv-bytes-per-token", type=int, default=default.bytes_per_token)
     parser.add_argument("--kv-bytes-per-second", type=float, default=default.bytes_per_second)

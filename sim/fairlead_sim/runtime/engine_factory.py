@@ -34,7 +34,7 @@ class EngineResources:
 
 
 def build_cores(settings: EngineSettings, profile: EngineProfile) -> list[EngineCore]:
-    """Returns a core per data-parallel rank; ``profile`` has the wanted speed."""
+    """Returns a core per data-parallel rank; ``profile`` already has the engine's speed."""
     return [
         EngineCore(
             profile,

@@ -57,7 +57,9 @@ def parse_fault(text: str) -> Fault:
 def fault_from_mapping(fields: Any) -> Fault:
     """Returns a fault from JSON or parsed text. Raises BadInput with the field's name."""
     if not isinstance(fields, dict) or fields.get("kind") not in FAULT_KINDS:
-        raise BadInput("the kind of a fault is unknown", field="kind", hint=f"known: {', '.join(sorted(FAULT_KINDS))}")
+        raise BadInput(
+            "the kind of the fault is missing or unknown", field="kind", hint=f"known: {', '.join(sorted(FAULT_KINDS))}"
+        )
     readers: dict[str, Callable[[Any], Any]] = {
         "kind": str,
         "share": float,
@@ -71,16 +73,16 @@ def fault_from_mapping(fields: Any) -> Fault:
     values = {}
     for name, value in fields.items():
         if name not in readers:
-            raise BadInput(f"a fault has no {name!r}", field=name, hint=f"known: {', '.join(readers)}")
+            raise BadInput(f"a fault has no field {name!r}", field=name, hint=f"known: {', '.join(readers)}")
         try:
             values[name] = readers[name](value)
         except (TypeError, ValueError) as error:
-            raise BadInput(f"{value!r} does not fit", field=name) from error
+            raise BadInput(f"{name} cannot be {value!r}", field=name) from error
     fault = Fault(**values)
     if fault.factor <= 0:
-        raise BadInput("a factor is positive", field="factor")
+        raise BadInput("the factor of a fault must be positive", field="factor")
     if not 400 <= fault.status <= 599:
-        raise BadInput("an error has a status from 400 to 599", field="status")
+        raise BadInput("the status of a fault must be from 400 to 599", field="status")
     return fault
 
 
@@ -132,7 +134,7 @@ class FaultInjector:
         return None if fault is None else fault.kind
 
     def pick_for_request(self, *, generates: bool) -> Fault | None:
-        """Returns the fault that hits this request."""
+        """Returns the fault that hits this request, or None."""
         return self._pick(
             lambda each: each.kind != "slow" and (generates or each.everywhere or each.kind in _CONNECTION_KINDS)
         )

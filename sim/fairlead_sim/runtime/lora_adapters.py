@@ -10,8 +10,9 @@ from fairlead_sim.runtime.settings import EngineSettings
 
 
 class ServedModels:
-    """The models of ``/v1/models``. Adapters are never read: every path loads except the missing
-    ones.
+    """The models of ``/v1/models``.
+
+    Adapter files are never read: every path loads, except those in ``missing_adapters``.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -35,7 +36,7 @@ class ServedModels:
         return tuple(self._adapters.values())
 
     def adapter_number(self, name: str) -> int | None:
-        """Returns the number of an adapter in KV events."""
+        """Returns the number of an adapter in KV events; None if it is not loaded."""
         adapter = self._adapters.get(name)
         return None if adapter is None else adapter.number
 
@@ -96,7 +97,7 @@ class ServedModels:
 
 
 def parse_adapter(text: str) -> tuple[str, str]:
-    """Parses ``NAME=PATH``. Raises ValueError."""
+    """Returns name and path of ``NAME=PATH``. Raises ValueError for other texts."""
     name, equals, path = text.partition("=")
     if not (equals and path and re.fullmatch(r"\S+", name)):
         raise ValueError(f"{text!r} is not NAME=PATH")

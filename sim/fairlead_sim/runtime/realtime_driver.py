@@ -72,7 +72,7 @@ class RealtimeDriver:
 
     @property
     def unfinished(self) -> int:
-        """Returns the running and waiting sequences."""
+        """Returns the number of running and waiting sequences."""
         return len(self._receivers)
 
     def submit(self, receiver: TokenReceiver) -> None:
@@ -104,7 +104,7 @@ class RealtimeDriver:
         self.wake()
 
     def stop(self) -> None:
-        """Stops for good, without notifications."""
+        """Stops permanently, without notifications."""
         self._stopped = True
         if self._handle is not None:
             self._handle.cancel()

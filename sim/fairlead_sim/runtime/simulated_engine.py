@@ -42,7 +42,7 @@ from fairlead_sim.runtime.sleep_mode import SleepMode
 class SimulatedEngine:
     """The state of one engine; create it on a running loop.
 
-    on_death: ends the engine; by default the process exits.
+    on_death: called shortly after the core crashed, and by a fault that ends the engine.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class SimulatedEngine:
 
     @property
     def unfinished(self) -> int:
-        """Returns the running, waiting and paused sequences."""
+        """Returns the number of running, waiting and paused sequences."""
         return sum(driver.unfinished for driver in self.drivers) + len(self._held_choices)
 
     def begin(
@@ -272,7 +272,10 @@ class SimulatedEngine:
         return None
 
     def _load_header(self, form: str) -> bytes:
-        """Returns the load header of plain responses, for clients that request it."""
+        """Returns the load header of plain responses in the requested form, JSON or TEXT.
+
+        Other forms give an empty header.
+        """
         stats = [driver.core.stats for driver in self.drivers]
         waiting = float(sum(core_stats.waiting for core_stats in stats))
         usage = max(core_stats.kv_usage for core_stats in stats)
@@ -301,7 +304,7 @@ class SimulatedEngine:
             self.drivers[choice.rank].abort(choice.sequence.id)
 
     def on_response_ended(self, response: GenerationResponse, outcome: str) -> None:
-        """Forgets a response. Aborted ones are counted, clients that left are not."""
+        """Removes a response. Aborted ones are counted, those of disconnected clients are not."""
         self.responses.discard(response)
         if self.kv_connector is not None:
             self.kv_connector.on_response_ended(response, outcome)
@@ -351,14 +354,14 @@ class SimulatedEngine:
             self._submit(choice)
 
     def call_when_idle(self, call: Callable[[], None]) -> None:
-        """Calls when nothing runs or waits in the cores, perhaps at once."""
+        """Calls ``call`` when nothing runs or waits in the cores, perhaps now."""
         if any(driver.unfinished for driver in self.drivers):
             self._on_idle.append(call)
         else:
             call()
 
     def call_when_empty(self, call: Callable[[], None]) -> None:
-        """Calls after the last response, with those that wait for a resume."""
+        """Calls ``call`` after the last response, including those that wait for a resume."""
         if self.responses:
             self._on_empty = call
         else:

@@ -39,12 +39,12 @@ class EngineProcessOptions:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="port 0 takes free ones")
+    parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="port 0 takes free ports")
     parser.add_argument("--count", type=int, default=1, help="engines in this process, on successive ports")
-    parser.add_argument("--model", default="sim", help="what /v1/models gives as the root")
-    parser.add_argument("--served-model-name", nargs="+", help="names that requests may use; the first is shown")
+    parser.add_argument("--model", default="sim", help="the model that /v1/models shows as root")
+    parser.add_argument("--served-model-name", nargs="+", help="names that requests may use; responses show the first")
     parser.add_argument("--profile", default="tiny-cpu", help="a known profile, or its fields as JSON")
-    parser.add_argument("--speed", type=float, default=1.0, help="how many times as fast as the profile")
+    parser.add_argument("--speed", type=float, default=1.0, help="factor on the speed of the profile")
     parser.add_argument("--block-tokens", "--block-size", type=int, default=16)
     parser.add_argument("--max-model-len", type=int, default=32_768)
     parser.add_argument("--seed", type=int, default=0)
@@ -53,31 +53,37 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scheduling-policy", choices=("fcfs", "priority"), default="fcfs")
     parser.add_argument("--data-parallel-size", type=int, default=1)
-    parser.add_argument("--max-num-seqs", type=int, help="instead of the profile's")
-    parser.add_argument("--max-num-batched-tokens", type=int, help="instead of the profile's")
-    parser.add_argument("--num-gpu-blocks-override", type=int, help="blocks of KV memory, instead of the profile's")
+    parser.add_argument("--max-num-seqs", type=int, help="instead of the profile's number")
+    parser.add_argument("--max-num-batched-tokens", type=int, help="instead of the profile's number")
+    parser.add_argument(
+        "--num-gpu-blocks-override", type=int, help="blocks of KV memory, instead of the profile's number"
+    )
     parser.add_argument(
         "--reserve-output",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="admit a request only when its output fits, too; without, as in vLLM, memory may run out and preempt",
+        help="admit a request only when its output fits, too; otherwise, as in vLLM, full memory causes preemption",
     )
     parser.add_argument("--max-num-queued-reqs", type=int)
     parser.add_argument("--max-num-queued-tokens", type=int)
     parser.add_argument("--lora", "--lora-modules", action="append", default=[], metavar="NAME=PATH")
-    parser.add_argument("--missing-lora", action="append", default=[], metavar="PATH", help="a path that does not load")
+    parser.add_argument(
+        "--missing-lora", action="append", default=[], metavar="PATH", help="path of an adapter that fails to load"
+    )
     parser.add_argument("--max-loras", type=int, default=8)
-    parser.add_argument("--kv-events", metavar="ENDPOINT", help="tcp://HOST:PORT, or 0 for a free one")
+    parser.add_argument("--kv-events", metavar="ENDPOINT", help="tcp://HOST:PORT, or 0 for a free port")
     parser.add_argument("--kv-replay", metavar="ENDPOINT")
     parser.add_argument("--kv-topic")
     parser.add_argument("--kv-encoding", choices=("map", "array"), default="map")
     transfer.add_kv_arguments(parser)
-    parser.add_argument("--shutdown-timeout", type=float, default=0.0, help="seconds that requests get at SIGTERM")
+    parser.add_argument(
+        "--shutdown-timeout", type=float, default=0.0, help="seconds in which requests may finish after SIGTERM"
+    )
     parser.add_argument(
         "--on-sigterm",
         choices=("abort", "error", "silence"),
-        help="what becomes of requests that do not get to their end: all three were seen of the real engine; "
-        "by default abort, and silence where a shutdown timeout ran out",
+        help="the outcome of requests that cannot finish; the real engine does all three; "
+        "default: abort, and silence after a shutdown timeout",
     )
     parser.add_argument(
         "--wake-seconds", type=float, default=0.0, help="how long /wake_up takes after sleep level 1, at speed 1"
@@ -170,7 +176,7 @@ def parse_profile(text: str) -> EngineProfile:
         fields.setdefault("name", "custom")
         return msgspec.convert(fields, EngineProfile)
     except (ValueError, AttributeError, msgspec.ValidationError) as error:
-        raise SettingsError(f"no profile: {error}", field="--profile") from error
+        raise SettingsError(f"the profile is invalid: {error}", field="--profile") from error
 
 
 def _with_capacities(profile: EngineProfile, arguments: argparse.Namespace) -> EngineProfile:

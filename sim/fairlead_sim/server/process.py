@@ -109,9 +109,9 @@ async def start_engine(
     port: int,
     on_death: "Callable[[RunningEngine], None] | None" = None,
 ) -> RunningEngine:
-    """Starts one engine that listens on ``host:port``; port 0 takes a free one.
+    """Starts one engine that listens on ``host:port``; port 0 takes a free port.
 
-    on_death: ends the engine; without it only this engine ends.
+    on_death: called when the engine crashes. None: this engine ends, the process stays.
     """
     loop = asyncio.get_running_loop()
     listening_socket = _listen(host, port)
@@ -145,11 +145,13 @@ def _listen(host: str, port: int) -> socket.socket:
 async def run_engines(
     options: EngineProcessOptions, *, clock: Clock, random: Random, print_line: Callable[[str], None]
 ) -> None:
-    """Serves engines until a signal comes or all engines have died."""
+    """Serves engines until a signal comes or all engines have ended."""
     settings, port, count = options.settings, options.port, options.count
     if not 1 <= count <= Limits().sim_engines_per_process:
         max_engines = Limits().sim_engines_per_process
-        raise SettingsError(f"{count} engines in one process", field="--count", hint=f"from 1 to {max_engines}")
+        raise SettingsError(
+            f"one process cannot have {count} engines", field="--count", hint=f"from 1 to {max_engines}"
+        )
     engines: list[RunningEngine] = []
     signalled = _listen_for_signals(engines)
     lag = LoopLag(max_samples=_LAG_SAMPLES)

@@ -97,21 +97,25 @@ async def read_metric(authority: str, *names: str) -> float:
 
 
 async def read_load(authority: str) -> float:
-    """Returns the requests in the engine's server by ``/load``, with those that wait for its
-    wake-up.
+    """Returns the number of requests in the engine's server, read from ``/load``.
+
+    Requests that wait for a wake-up count.
     """
     return float((await send_request(authority, get_request("/load"))).json()["server_load"])
 
 
 async def wait_for_metric(authority: str, is_wanted: Callable[[float], bool], *names: str) -> float:
-    """Reads metrics until their sum is as wanted. Raises TimeoutError with the last value."""
+    """Reads metrics until ``is_wanted`` accepts their sum.
+
+    Raises TimeoutError with the last value.
+    """
     return await wait_for_value(lambda: read_metric(authority, *names), is_wanted, " + ".join(names))
 
 
 async def wait_for_value(
     read_value: Callable[[], Awaitable[float]], is_wanted: Callable[[float], bool], what: str
 ) -> float:
-    """Reads a value until it is as wanted. Raises TimeoutError with the last one."""
+    """Reads a value until ``is_wanted`` accepts it. Raises TimeoutError with the last value."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + RESPONSE_TIMEOUT_SECONDS
     while not is_wanted(value := await read_value()):

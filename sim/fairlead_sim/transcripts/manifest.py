@@ -22,7 +22,7 @@ _MATCH_LEVELS = frozenset({EXACT, SHAPE, EXCLUDED})
 class ManifestEntry:
     """One recorded request and response.
 
-    - hold: so many requests are sent and kept open until the recording named ``until`` is replayed.
+    - hold: number of requests that are kept open until the recording named ``until`` is replayed.
     - abandon: a ``stream`` or ``plain`` request that is left in the middle before this one.
     """
 
@@ -81,7 +81,7 @@ def _parse_entry(name: str, fields: Mapping[str, Any], engines: Mapping[str, Any
         raise BadInput(f"{name}: {error}", field=f"recordings.{name}") from error
     if entry.match not in _MATCH_LEVELS:
         raise BadInput(
-            f"{name}: match is {entry.match!r}", field=f"recordings.{name}.match", hint="exact, shape, excluded"
+            f"{name}: match {entry.match!r} is unknown", field=f"recordings.{name}.match", hint="exact, shape, excluded"
         )
     if entry.engine not in engines:
         raise BadInput(f"{name}: no engine is called {entry.engine!r}", field=f"recordings.{name}.engine")

@@ -1,7 +1,7 @@
 """The replay of recordings, in the manifest's order, with a comparison of each.
 
-Some recordings need company. Some stay open while others are replayed (a request to a sleeping
-engine, long ones whose load is read). Some follow a client that left in the middle.
+Some recordings depend on further requests. Some stay open while others are replayed (a request to a
+sleeping engine, long ones whose load is read). Some follow a client that disconnected early.
 """
 
 import asyncio
@@ -156,7 +156,7 @@ async def _finish_held(item: _HeldRecording, answered_early: bool) -> ReplayResu
 
 
 async def _abandon_request(kind: str, engine: EngineProcess) -> None:
-    """Leaves a request in the middle and waits until the engine notices."""
+    """Disconnects in the middle of a request and waits until the engine notices."""
     document = {"prompt": "Once upon a time", "max_tokens": 1900, "ignore_eos": True, "stream": kind == "stream"}
     async with open_client(engine.authority) as connection:
         await connection.send(post_request("/v1/completions", document).to_bytes(engine.authority))

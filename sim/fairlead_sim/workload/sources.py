@@ -34,7 +34,7 @@ def load_source(name: str, *, limit: int | None = None, seed: int = 0) -> Traffi
     The first line distinguishes Azure's CSV from Mooncake's JSON lines. Raises BadInput.
     """
     if limit is not None and limit < 1:
-        raise BadInput(f"at least 1 request is simulated, not {limit}", field="limit")
+        raise BadInput(f"the number of requests must be at least 1, not {limit}", field="limit")
     generator = FAMILIES.get(name)
     if generator is not None:
         return TrafficSource(f"generated {name} (seed {seed})", generator(limit or DEFAULT_REQUESTS, seed=seed))

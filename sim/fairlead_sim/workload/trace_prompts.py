@@ -83,7 +83,10 @@ def trace_keys(blocks: Sequence[int], prompt_tokens: int, block_tokens: int) -> 
     """
     each, rest = divmod(TRACE_BLOCK_TOKENS, block_tokens)
     if rest:
-        raise BadInput(f"blocks of {block_tokens} tokens do not divide {TRACE_BLOCK_TOKENS}", field="block_tokens")
+        raise BadInput(
+            f"engine blocks of {block_tokens} tokens do not divide trace blocks of {TRACE_BLOCK_TOKENS}",
+            field="block_tokens",
+        )
     key, keys = 0, []
     for index in range(min(prompt_tokens // block_tokens, len(blocks) * each)):
         key = xxh3_64_intdigest(_id_bytes(blocks[index // each]), key)

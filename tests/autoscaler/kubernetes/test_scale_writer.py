@@ -136,7 +136,7 @@ def test_a_workload_that_is_deleted_under_a_write_is_not_made_again(a_workload: 
         room.kube.remove(kind, "chat", "qwen-main")
 
     room.kube.before_write = deleted
-    with pytest.raises(Unavailable, match="has no workload any more"):
+    with pytest.raises(Unavailable, match="no longer has a workload"):
         room.scale(4)
     assert room.kube.objects_of(kind) == []
 

@@ -235,7 +235,7 @@ def test_a_forecast_follows_a_level_and_a_trend() -> None:
 def test_presets_are_told_apart_by_name_and_knobs_are_checked() -> None:
     with pytest.raises(BadInput, match="no preset is called"):
         build("vpa", single_pool_model())
-    with pytest.raises(BadInput, match="has no knob"):
+    with pytest.raises(BadInput, match="has no parameter"):
         build("hpa-kv", single_pool_model(), threshold=1.0)
     with pytest.raises(BadInput, match="must be positive"):
         build("hpa-kv", single_pool_model(), target=0.0)

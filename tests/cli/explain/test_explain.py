@@ -71,7 +71,7 @@ def test_attempt_shows_candidates_inputs_and_outcome() -> None:
         "outcome: status 200, after 1.5s",
         "     first token after 410ms, 20ms between tokens, the gateway itself took 84us",
         "     4,096 prompt tokens, 3,072 of them cached (3,100 expected), 50 tokens written",
-        "     objectives met",
+        "     SLO met",
     ]
 
 
@@ -155,7 +155,7 @@ def test_handoff_that_failed_at_decode_shows_both_choices() -> None:
     ends = [line.strip() for line in lines if "ended before" in line or line.startswith("attempt")]
     assert ends == [
         "attempt 1 → main-0 by the rule affinity",
-        "ended before its first byte: the hand-off failed, which counts as no attempt",
+        "ended before its first byte: the KV transfer failed, which does not count as an attempt",
         "attempt 1 → main-0 by the rule affinity",
         "ended before its first byte: status-503",
         "attempt 2 → main-1 by the rule retry-1",
@@ -280,7 +280,7 @@ def test_file_with_a_json_request_is_sent_unchanged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("-f", "prompt.txt"), "of which model is not said"),
+        (("-f", "prompt.txt"), "the request names no model"),
         (("-m", "llama", "-f", "nothing.txt"), "nothing.txt cannot be read"),
         (("-m", "llama"), "--file"),
     ],

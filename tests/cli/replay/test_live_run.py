@@ -35,7 +35,7 @@ def test_only_model_of_a_fleet_file_is_chosen_with_ready_instances(tmp_path: Pat
 
 def test_model_is_required_without_a_fleet_file() -> None:
     assert find_gateway(url=URL, manage="http://127.0.0.1:2", fleet_file=None, model="m").instances == ()
-    with pytest.raises(BadInput, match="which model"):
+    with pytest.raises(BadInput, match="the model to query"):
         find_gateway(url=URL, manage=None, fleet_file=None, model=None)
 
 

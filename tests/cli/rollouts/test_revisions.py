@@ -174,8 +174,8 @@ def test_repeated_undo_goes_back_one_revision_each_time() -> None:
 
 
 def test_impossible_undo_lists_the_stored_revisions() -> None:
-    assert refused(found(runs="a", undo="1/3"), None) == "no revision of x/m before 1 is kept (there are: 1, 2, 3)"
-    assert refused(found(), 7) == "--to: revision 7 of x/m is not kept (there are: 1, 2, 3)"
+    assert refused(found(runs="a", undo="1/3"), None) == "no revision of x/m before 1 is stored (there are: 1, 2, 3)"
+    assert refused(found(), 7) == "--to: revision 7 of x/m is not stored (there are: 1, 2, 3)"
     assert refused(found(), 3) == "--to: revision 3 of x/m runs already (there are: 1, 2, 3)"
     back = refused(found(runs="a", undo="1/3"), 3)
     assert back == "--to: revision 3 is what the spec of x/m says (`fairlead rollout resume` runs it)"

@@ -46,8 +46,8 @@ def test_tick_text_goes_from_observation_to_written_replicas() -> None:
     text = "\n".join(lines)
     assert lines[0].startswith("default/tiny at 2001-09-09 ")
     assert "99 % of the requests within TTFT 2s and ITL 50ms" in text
-    assert "50 requests of 60,000 prompt tokens; 3 held now, 1 gave up" in text
-    assert "pool main: 2 asked for; 1 ready, 1 starting (for 12s), 0 leaving" in text
+    assert "50 requests of 60,000 prompt tokens; 3 queued now, 1 gave up" in text
+    assert "pool main: 2 desired; 1 ready, 1 starting (for 12s), 0 leaving" in text
     for label in ("capacity", "load now", "forecast", "margin", "need", "planned: "):
         assert any(line.strip().startswith(label) for line in lines), label
     assert lines[-1] == "  written: 2 -> 7"
@@ -55,7 +55,7 @@ def test_tick_text_goes_from_observation_to_written_replicas() -> None:
 
 def test_model_without_slo_shows_none() -> None:
     lines = render_look(tick_record(replace(MODEL, ttft_seconds=None, itl_seconds=None)))
-    assert lines[1] == "  it has no objectives: sized by what the memory and the batch of an engine hold"
+    assert lines[1] == "  it has no SLO: sized by what the memory and the batch of an engine hold"
 
 
 def test_inputs_come_in_order_of_the_computation() -> None:
@@ -97,7 +97,7 @@ def test_unknown_values_are_dashes_never_zeros() -> None:
             blind, observation=seen, plan=replace(blind.plan, pools={"main": unknown}), notes=("gateway a is missing",)
         )
     )
-    assert "  what arrives is not known: no gateway could tell" in lines
+    assert "  the arrivals are not known: no gateway reported them" in lines
     assert "  note: gateway a is missing" in lines
     assert "  nothing is known of its engines" in lines
     assert any(line.split() == ["need", "–"] for line in lines)
@@ -134,7 +134,7 @@ def test_sleeping_engines_are_shown_with_wake_time() -> None:
     plan = core.step(seen)
     ruling = EnforcedPlan(2, 2, "need", "much came", 2, asleep=1, asleep_desired=2)
     text = "\n".join(render_look(TickRecord(1e9, tiered, seen, plan, {"main": ruling})))
-    assert "2 asked for and 2 asleep; 1 ready, 1 starting, 1 of them waking, 0 leaving, 2 asleep" in text
+    assert "2 desired and 2 asleep; 1 ready, 1 starting, 1 of them waking, 0 leaving, 2 asleep" in text
     assert "waking takes          4s" in text
     assert set(plan.pools["main"].inputs) <= set(INPUT_LABELS)
     assert text.endswith("written: 2 and 2 asleep -> 2 and 1 asleep")

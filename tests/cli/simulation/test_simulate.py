@@ -63,7 +63,7 @@ def test_capacity_option_searches_the_capacity(tmp_path: Path) -> None:
         (["agents", "--rate", "0"], "--rate must be above 0 requests/s, not 0"),
         (["agents", "--ttft", "-1"], "--ttft must be above 0 s, not -1"),
         (["agents", "--profile", "abacus"], "abacus"),
-        (["agents", "--limit", "0"], "at least 1 request is simulated, not 0"),
+        (["agents", "--limit", "0"], "the number of requests must be at least 1, not 0"),
     ],
 )
 def test_invalid_option_is_named_in_the_error(arguments: list[str], words: str) -> None:

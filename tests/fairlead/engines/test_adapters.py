@@ -61,7 +61,7 @@ sglang:generation_tokens_total{is_streaming="true",model_name="a"} 70.0
 
 
 def test_local_mode_starts_no_real_sglang() -> None:
-    with pytest.raises(BadInput, match="local mode starts no real sglang"):
+    with pytest.raises(BadInput, match="local mode cannot start a real sglang"):
         engine_adapter("sglang").launch_command(REPLICA, (1,))
 
 

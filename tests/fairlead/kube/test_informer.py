@@ -155,7 +155,7 @@ def test_expired_version_is_relisted_with_only_differences() -> None:
         assert lab.informer.list_count == 2
         assert (lab.steps[-1].action, lab.steps[-1].reason) == (
             InformerAction.RELIST,
-            "the API server forgot our version",
+            "the API server no longer has our version",
         )
         assert lab.steps[-1].pause_seconds >= LIMITS.kube_relist_spread_seconds / 2
 

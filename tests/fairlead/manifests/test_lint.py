@@ -44,11 +44,11 @@ FILE:8: spec.slo.target: must be a percentage, not the number 99.5
     fix: write "99.5%"
 """),
     ("a chart's template", GOOD.replace("nvidia-l4", "{{ .Values.accelerator }}"), """\
-FILE:7: (file): a template that has not been filled in
+FILE:7: (file): the file is a template that has not been rendered
     fix: render it first, for example with `helm template`
 """),
     ("a chart's template with a pipe", GOOD.replace(POOLS, "{{- toYaml .Values.pools | nindent 4 }}"), """\
-FILE:7: (file): a template that has not been filled in
+FILE:7: (file): the file is a template that has not been rendered
     fix: render it first, for example with `helm template`
 """),
     ("unknown accelerator", GOOD.replace("nvidia-l4", "nvidia-b300"), """\
@@ -56,7 +56,7 @@ FILE:7: spec.pools[0].acceleratorClassName: no AcceleratorClass and no built-in 
     fix: did you mean nvidia-h100?
 """),
     ("tabs", GOOD.replace("  model:", "\tmodel:"), """\
-FILE:6: (file): a tab in the indentation; YAML is indented with spaces
+FILE:6: (file): the indentation contains a tab; YAML is indented with spaces
     fix: replace the tab by spaces
 """),
     ("duplicate key", GOOD + "  model: {uri: 'hf://a/b'}\n", """\
@@ -72,7 +72,7 @@ FILE:1: (document): the file is empty
     fix: begin with `apiVersion: serving.fairlead.io/v1alpha1`
 """),
     ("a fleet file", "models:\n  - name: tiny\n    instances: [{url: 'http://127.0.0.1'}, {url: ftp}]\n", """\
-FILE:3: models[0].instances[1].url: not an engine's URL: only http:// and https:// are spoken to engines
+FILE:3: models[0].instances[1].url: not an engine's URL: only http:// and https:// are supported
     fix: write it like http://127.0.0.1:8000, http://[::1]:8000 or https://engine.example:8443
 """),
     ("several documents", GOOD + "---\n" + GOOD, """\
@@ -120,11 +120,11 @@ SPLIT = """\
             SCALED,
             "FILE:8: spec.autoscaling.mode: note: there is no latency target, so pools are sized by what an engine's memory and"
             " batch hold, however slow that is\n"
-            "    fix: say what requests should see, for example `slo: {ttft: 2s, tpot: 100ms}`\n",
+            "    fix: add latency targets, for example `slo: {ttft: 2s, tpot: 100ms}`\n",
         ),
         (
             SCALED_WITH_SLO.replace("mode: Auto", "stepUp: 1"),
-            "FILE:8: spec.autoscaling: note: nothing of it is followed, since `mode` is Disabled where it is left out\n"
+            "FILE:8: spec.autoscaling: note: these settings have no effect: `mode` is Disabled if it is left out\n"
             "    fix: write `mode: Auto`, or `mode: Advise` if only advice is wanted\n",
         ),
         (
@@ -134,30 +134,30 @@ SPLIT = """\
         ),
         (
             SCALED_WITH_SLO.replace("Auto", "Auto, sleep: {min: 8, max: 8}"),
-            "FILE:8: spec.autoscaling.sleep.min: note: a pool has at most 8, those that serve included, so fewer sleep as soon as one"
-            " serves\n    fix: lower it, or raise the pools' maxReplicas\n",
+            "FILE:8: spec.autoscaling.sleep.min: note: a pool has at most 8 instances, active ones included, so fewer sleep while"
+            " one is active\n    fix: lower it, or raise the pools' maxReplicas\n",
         ),
         (
             SCALED_WITH_SLO.replace("ttft: 2s", "ttft: 50ms"),
             "FILE:9: spec.slo.ttft: note: a step of an engine on nvidia-l4 takes 66ms by its profile: no number of"
-            " them keeps this\n    fix: relax it, or take another accelerator\n",
+            " instances meets this target\n    fix: relax it, or take another accelerator\n",
         ),
         (SCALED.replace("Auto", "Advise") + "  replicas: 2\n", ""),
         (SCALED_WITH_SLO.replace("Auto", "Auto, sleep: {max: 2}"), ""),
         (
             SCALED.replace("Auto", "Advise, sleep: {max: 2}"),
             "FILE:8: spec.autoscaling.sleep: note: no instance is put to sleep while `autoscaling.mode` is not Auto; engines"
-            " are only made able to\n    fix: write `mode: Auto`, or leave it if that comes later\n",
+            " only start with sleep mode\n    fix: write `mode: Auto`, or leave it if that comes later\n",
         ),
         (SCALED + "  slo: {tpot: 70ms}\n", ""),
         (
             SCALED + "  slo: {tpot: 60ms}\n",
             "FILE:9: spec.slo.tpot: note: a step of an engine on nvidia-l4 takes 66ms by its profile: no number of"
-            " them keeps this\n    fix: relax it, or take another accelerator\n",
+            " instances meets this target\n    fix: relax it, or take another accelerator\n",
         ),
         (
             SCALED + "  replicas: 12\n",
-            "FILE:9: spec.replicas: note: it sets the number, so `autoscaling.mode: Auto` changes nothing: 8 it is\n"
+            "FILE:9: spec.replicas: note: it fixes the number at 8, so `autoscaling.mode: Auto` changes nothing\n"
             "    fix: remove it, or write `mode: Advise` if only advice is wanted\n",
         ),
         (
@@ -166,7 +166,8 @@ SPLIT = """\
             ).replace("Auto", "Auto, maxReplicas: 4"),
             "FILE:9: spec.pools[1].maxReplicas: note: it has no maxReplicas, so `autoscaling.mode: Auto` leaves this pool at 3\n"
             "    fix: give it a maxReplicas above its minReplicas, for example `maxReplicas: 8`, or leave it if that is meant\n"
-            "FILE:11: spec.autoscaling.maxReplicas: note: the pools' minReplicas add up to 5, and there are never fewer than these\n"
+            "FILE:11: spec.autoscaling.maxReplicas: note: the pools' minReplicas add up to 5, and the autoscaler never"
+            " goes below that\n"
             "    fix: raise it, or lower the pools' minReplicas\n",
         ),
     ],

@@ -128,7 +128,7 @@ def test_cluster_fields_of_an_object_are_ignored() -> None:
         ("nvidia-l4}", "nvidia-l4, role: decode}", 6, "spec.pools[0].role",
          'must be one of Serve, Prefill, Decode, not "decode"', "did you mean Decode?"),
         ("nvidia-l4}", "nvidia-l4}, {acceleratorClassName: cpu}", 6, "spec.pools[1]",
-         'the name "main" is already given in pools[0]', "give each a name of its own"),
+         'the name "main" is already given in pools[0]', "give each a different name"),
         ("hf://Qwen/Qwen3-8B", "Qwen/Qwen3-8B", 5, "spec.model.uri", '"Qwen/Qwen3-8B" is not a model source',
          "begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://Qwen/Qwen3-8B"),
         ("hf://Qwen/Qwen3-8B", "hf://", 5, "spec.model.uri", '"hf://" has nothing after hf:', "write it like hf://Qwen/Qwen3-8B"),
@@ -138,7 +138,7 @@ def test_cluster_fields_of_an_object_are_ignored() -> None:
         ("  pools", "  engine: {args: --x}\n  pools", 6, "spec.engine.args", 'must be a list, not the text "--x"',
          'write it for example `args: ["--max-model-len=32768"]`'),
         ("  pools", "  engine: {env: [{name: A}, {name: A}]}\n  pools", 6, "spec.engine.env[1]",
-         'the name "A" is already given in env[0]', "give each a name of its own"),
+         'the name "A" is already given in env[0]', "give each a different name"),
         ("  pools", "  engine: {env: [{name: 1A}]}\n  pools", 6, "spec.engine.env[0].name", '"1A" has the wrong form',
          "write it for example `name: VLLM_LOGGING_LEVEL`"),
         ("  pools", "  slo: {ttft: 5sec}\n  pools", 6, "spec.slo.ttft", "'5sec' is not a duration",
@@ -257,8 +257,8 @@ def test_unreadable_file_is_a_problem_of_that_file(tmp_path: Path) -> None:
     (tmp_path / "only.yaml").write_text(CLASS)
     for path, message in (
         (tmp_path / "missing.yaml", "cannot be read: No such file or directory"),
-        (tmp_path / "empty", "no .yaml or .yml file in it"),
-        (tmp_path / "only.yaml", "no ModelDeployment in it"),
+        (tmp_path / "empty", "the folder has no .yaml or .yml file"),
+        (tmp_path / "only.yaml", "there is no ModelDeployment"),
     ):
         with pytest.raises(ManifestError) as caught:
             load_manifests([path])

@@ -129,7 +129,7 @@ def test_non_text_key_is_refused(text: str) -> None:
 def test_tab_indentation_is_named() -> None:
     problem = parse_error("a:\n\tb: 1\n")
     assert problem.line == 2
-    assert problem.message == "a tab in the indentation; YAML is indented with spaces"
+    assert problem.message == "the indentation contains a tab; YAML is indented with spaces"
 
 
 def test_control_character_is_refused_with_its_line() -> None:

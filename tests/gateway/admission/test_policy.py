@@ -56,7 +56,7 @@ def test_where_objectives_differ_busy_engines_are_passed_by_and_full_ones_waited
     assert (verdict.action, verdict.full_instances) == (AdmissionAction.ADMIT, {"e0"})
     verdict = gate.admit(make_request("b", arrival=1.0), engines(9.0, 0.2), 1.0)
     assert verdict.action is AdmissionAction.QUEUE
-    assert "all 2 engines are busy" in verdict.reason
+    assert "all 2 instances are busy" in verdict.reason
     assert gate.release_next(engines(9.0, 0.2), 1.1) is None
     release = gate.release_next(engines(9.0, 0.0), 1.5)
     assert release is not None

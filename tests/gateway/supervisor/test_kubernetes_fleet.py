@@ -108,7 +108,7 @@ def test_it_serves_what_the_cluster_has_and_goes_on_without_it(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--kube"], "no Kubernetes cluster is named"),
+        (["--kube"], "no Kubernetes cluster is configured"),
         (["--kube", "a,B_"], "--kube: 'B_' is not a namespace"),
     ],
 )

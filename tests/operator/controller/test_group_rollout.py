@@ -193,7 +193,7 @@ def test_undo_during_drain_stops_no_further_group() -> None:
     story.revision = "a"
     for _ in range(4):
         assert story.operator() == SurgeStep(
-            1, "a surge of 1 until all are; it waits for draining groups", partition_all=True
+            1, "with a surge of 1 until all are replaced; the rollout waits for draining groups", partition_all=True
         )
         story.cluster.step()
         story.check_serving()
@@ -213,12 +213,12 @@ def test_rollout_without_surge_is_continued_with_it() -> None:
     """As an operator of before left it: the template is there, the group is still the old one."""
     cluster = RolloutScenario(1).cluster
     now = wanted(1, "b", Rollout())
-    assert surge_step(now, now, cluster.pods, Rollout()) == SurgeStep(1, "a surge of 1 until all are")
+    assert surge_step(now, now, cluster.pods, Rollout()) == SurgeStep(1, "with a surge of 1 until all are replaced")
 
 
 @pytest.mark.parametrize(
     ("replicas", "says"),
-    [(1, "is not replaced, since nothing would serve; scale it to 2 until it is"), (3, "one fewer is ready while")],
+    [(1, "is not replaced, since nothing would serve; scale the pool to 2 meanwhile"), (3, "one fewer is ready while")],
 )
 def test_foreign_replica_count_is_not_raised(replicas: int, says: str) -> None:
     cluster = RolloutScenario(replicas).cluster
@@ -228,7 +228,7 @@ def test_foreign_replica_count_is_not_raised(replicas: int, says: str) -> None:
     live["spec"]["replicas"] = replicas
     found = surge_step(wanted(2, "b", Rollout()), live, cluster.pods, Rollout())
     assert found.extra_groups == surplus_groups(live) == 0
-    assert found.message.startswith("hpa sets their number, so that there is none more meanwhile: ")
+    assert found.message.startswith("without an additional instance, since hpa sets the number: ")
     assert says in found.message
     assert surge_step(wanted(2, "a", Rollout()), live, cluster.pods, Rollout()) == SurgeStep()
 
@@ -251,7 +251,7 @@ def test_only_replicas_and_strategy_change() -> None:
     changed = model.model_copy(update={"spec": model.spec.model_copy(update={"engine": engine})})
     after = render_model(changed, classes, default_context()).manifests
     found, said = apply_surge(after, live, [], model.spec.rollout)
-    assert said == {"main": "a surge of 1 until all are"}
+    assert said == {"main": "with a surge of 1 until all are replaced"}
     ((old, new),) = [(old, new) for old, new in zip(after, found, strict=True) if old != new]
     rolling = {"partition": 0, "maxSurge": 0, "maxUnavailable": 1}
     assert new["spec"] == {

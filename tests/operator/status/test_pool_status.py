@@ -111,9 +111,10 @@ def test_surge_group_is_not_counted_and_keeps_it_moving() -> None:
     more["metadata"]["annotations"]["fairlead.io/surge"] = "1"
     found = state(more, leader(OLD), leader(OLD), leader(NEW))
     assert (found.desired, found.updated, found.is_settled) == (2, 0, False)
-    found = state(more, leader(OLD), leader(NEW), leader(NEW), notes={"main": "a surge of 1 until all are"})
+    notes = {"main": "with a surge of 1 until all are replaced"}
+    found = state(more, leader(OLD), leader(NEW), leader(NEW), notes=notes)
     assert found.updated == 1
-    told = "pool main: 1 of 2 replaced, a surge of 1 until all are"
+    told = "pool main: 1 of 2 replaced, with a surge of 1 until all are replaced"
     assert progress(found) == (Reason.ROLLING_OUT, told)
     found = state(more, leader(NEW), leader(NEW), leader(NEW))
     assert (found.updated, progress(found)) == (2, (Reason.ROLLING_OUT, "pool main: 2 of 2 replaced"))

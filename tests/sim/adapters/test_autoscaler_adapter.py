@@ -229,11 +229,11 @@ def test_settings_are_the_cores() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"spread_sigma": 2}, r"spread_sigma: no setting is called so \(did you mean spread_sigmas\?\)"),
+        ({"spread_sigma": 2}, r"spread_sigma: there is no such setting \(did you mean spread_sigmas\?\)"),
         ({"spread_sigmas": "2"}, "spread_sigmas: str where a number belongs"),
-        ({"spread_sigmas": float("nan")}, "spread_sigmas: nan where a finite number from 0 on belongs"),
-        ({"trend_bins": 2.5}, "trend_bins: 2.5 where a finite whole number from 0 on belongs"),
-        ({"freeze": 1}, "freeze: 1 where True or False belongs"),
+        ({"spread_sigmas": float("nan")}, "spread_sigmas: nan is not a finite number of 0 or more"),
+        ({"trend_bins": 2.5}, "trend_bins: 2.5 is not a finite whole number of 0 or more"),
+        ({"freeze": 1}, "freeze: 1 is neither True nor False"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], told: str) -> None:
@@ -265,7 +265,7 @@ def pool_told(**told: Any) -> dict[str, Any]:
         (pool_told(replicas=["a"]), "pools.main.replicas[0]: str where an object belongs"),
         (pool_told(replicas=[{**REPLICA, "state": "up"}]), "pools.main.replicas[0].state: no state is called 'up'"),
         (pool_told(replicas=[{**REPLICA, "id": None}]), "pools.main.replicas[0].id is missing"),
-        (pool_told(replicas=[REPLICA, REPLICA]), "pools.main.replicas[1].id: 'a' is there twice"),
+        (pool_told(replicas=[REPLICA, REPLICA]), "pools.main.replicas[1].id: another replica has the id 'a'"),
         (pool_told(replicas=[{**REPLICA, "kv": "x"}]), "pools.main.replicas[0].kv: str where a number belongs"),
         (pool_told(replicas=[{**REPLICA, "ttft_hist": 3}]), "pools.main.replicas[0].ttft_hist: int where a list"),
     ],
@@ -299,7 +299,7 @@ def test_a_malformed_step_is_rejected_with_its_field_and_changes_nothing(obs: di
         ({"pools": {"main": {"cost": math.nan}}}, "pools.main.cost: nan is not between"),
         ({"pools": {"main": {"startup_p50": 1e308}}}, "pools.main.startup_p50: 1e+308 is not between 0 and 86400"),
         ({"pools": {"main": {"profile": 5}}}, "pools.main.profile: int where an object belongs"),
-        ({"pools": {"main": {"profile": {}}}}, "pools.main.profile: its steps take no time (omit"),
+        ({"pools": {"main": {"profile": {}}}}, "pools.main.profile: all step times are 0 (omit"),
         ({"pools": {"main": {"profile": {"step_base": -1}}}}, "pools.main.profile.step_base: -1 is not between"),
         ({"pools": {"main": {"profile": {"step_base": 1, "chunk": 0}}}}, "pools.main.profile.chunk: 0 is not between"),
         ({"pools": {}, "slo": 3}, "slo: int where an object belongs"),
@@ -310,8 +310,8 @@ def test_a_malformed_step_is_rejected_with_its_field_and_changes_nothing(obs: di
         ({"pools": {}, "interval": 10**400}, "interval: int where a number belongs"),
         ({"pools": {}, "ttft_le": 3}, "ttft_le: int where a list belongs"),
         ({"pools": {}, "ttft_le": [1, None]}, "ttft_le[1]: NoneType where a number belongs"),
-        ({"pools": {}, "itl_le": [0.2, 0.1]}, "itl_le: [0.2, 0.1] are no upper edges"),
-        ({"pools": {}, "itl_le": [math.nan]}, "itl_le: [nan] are no upper edges"),
+        ({"pools": {}, "itl_le": [0.2, 0.1]}, "itl_le: [0.2, 0.1] are not rising bucket bounds"),
+        ({"pools": {}, "itl_le": [math.nan]}, "itl_le: [nan] are not rising bucket bounds"),
     ],
 )
 def test_a_malformed_reset_is_rejected_with_field_and_expected_value(info: dict[str, Any], told: str) -> None:

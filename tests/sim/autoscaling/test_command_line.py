@@ -41,9 +41,9 @@ def test_a_preset_and_a_setting_make_another_controller(capsys: pytest.CaptureFi
             ["--preset", "dynamo", "--set", "target=1"],
             "dynamo has no knob ['target'] (knobs: headroom, interval_seconds)",
         ),
-        (["--preset", "hpa-kv", "--set", "target=much"], "--set: 'target=much' gives target no number"),
+        (["--preset", "hpa-kv", "--set", "target=much"], "--set: the value in 'target=much' is not a number"),
         (["--set", "spread=1"], "--set: 'spread' is not a setting"),
-        (["--replicas", "3", "--set", "margin=1"], "--set is for our core and for presets"),
+        (["--replicas", "3", "--set", "margin=1"], "--set cannot be combined with --controller or --replicas"),
         (["--controller", "no.such:Thing"], "No module named 'no'"),
     ],
 )

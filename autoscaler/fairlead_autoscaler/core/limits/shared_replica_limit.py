@@ -45,8 +45,9 @@ class SharedLimit:
 
 
 def recent_need(before: NeedWindow, now: float, need: float, shifted_at: float | None, seconds: float) -> NeedWindow:
-    """Adds the demand of `now`, and drops all that is older than `seconds` or than the last
-    shift.
+    """Returns the window with the demand of `now`, and without what precedes the last shift.
+
+    seconds: entries older than this are dropped.
     """
     if shifted_at is not None:
         before = NeedWindow(tuple(entry for entry in before.needs if entry[0] > shifted_at))
@@ -101,7 +102,10 @@ def apply_shared_limit(
 def _raise_only(
     most: int, shares: Sequence[LimitShare], counts: Mapping[Role, int], floors: Mapping[str, int]
 ) -> dict[Role, int]:
-    """Returns `counts` if no pool is lowered: each group rises as far as the others leave room."""
+    """Returns the replicas of each role if no pool may be lowered.
+
+    Each role rises from its floors towards `counts`, as far as the limit leaves room.
+    """
     kept = {share.role: sum([floors[pool.name] for pool in share.pools]) for share in shares}
     left = max(0, most - sum(kept.values()))
     raised: dict[Role, int] = {}

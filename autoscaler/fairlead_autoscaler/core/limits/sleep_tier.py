@@ -4,7 +4,7 @@
 (`sizing.group_sizer`). So the tier takes over what spread, forecast and window hold for the minutes
 of a startup.
 
-**How long a replica sleeps on** that is not needed at all: as long as its return is worth it.
+**How long an unneeded replica stays asleep**: as long as its return is worth it.
 Sleeping costs `sleep_price` of an hour awake. A removal and a new start cost a startup instead of a
 wake, `cold_start_price` times over. By the ski-rental rule, a replica sleeps until that has cost as
 much as the start. So the highest demand of a window of that length stays. If no replica serves at
@@ -52,7 +52,7 @@ def apply_sleep_tier(
 
 
 def keep_asleep_seconds(memory: PoolMemory, spec: PoolSpec, tier: SleepTier, settings: IdleSettings) -> float:
-    """Returns how long a replica sleeps on that is not needed."""
+    """Returns the seconds for which a replica that is not needed stays asleep."""
     if tier.after_seconds is not None:
         return tier.after_seconds
     startup = median_startup_seconds(memory.starts, spec)
@@ -62,7 +62,7 @@ def keep_asleep_seconds(memory: PoolMemory, spec: PoolSpec, tier: SleepTier, set
 
 @dataclass(frozen=True, slots=True)
 class _SleepPlanner:
-    """Decides how many replicas of one pool sleep, in addition to those that serve by `plan`."""
+    """The planner of one pool's sleeping replicas, in addition to those that serve by `plan`."""
 
     memory: PoolMemory
     spec: PoolSpec
@@ -109,13 +109,13 @@ class _SleepPlanner:
         return 0 if shown is None or shown.value is None else int(shown.value)
 
     def _is_likely_to_return(self, silence: IdleGaps, seconds: float) -> bool:
-        """Whether a request is likely to come before sleeping on costs more than a start."""
+        """Whether a request will probably arrive before staying asleep costs more than a start."""
         if silence.last_arrival is None:
             return True
         return is_worth_keeping(silence, self.tick.now - silence.last_arrival, seconds)
 
     def _with_reason(self, plan: PoolPlan, held: int, seconds: float) -> PoolPlan:
-        """Adds to the reason what becomes of sleeping replicas."""
+        """Returns the plan with a reason that also says which replicas wake, sleep or go."""
         awake, observed, tier = plan.replicas, self.observed, self.tier
         moved = min(observed.asleep_desired, max(0, awake - observed.desired))
         wakes = min(observed.asleep, moved)

@@ -4,5 +4,5 @@
 - `measured_slowdown`: measured slowdown against the profile.
 - `startup_time`: measured startup and wake times.
 - `error_budget`: missed requests, and the margin that follows.
-- `decode_slack`: short prompts that decode engines could compute, for people.
+- `decode_slack`: short prompts that decode engines could compute; shown, not used for sizing.
 """

@@ -78,7 +78,7 @@ def decode_slack(
         return DecodeSlack(0.0, 0.0, "step-full")
 
     def chunk(prompt: float) -> float:
-        """Returns the prompt tokens that fit a step, of prompts this long."""
+        """Returns the prompt tokens that fit in one step, for prompts of `prompt` tokens."""
         attention = profile.attention_seconds * prompt / 2.0
         token = profile.prefill_token_seconds + attention
         by_tokens = left / token if token > 0.0 else math.inf

@@ -7,8 +7,8 @@ They still count for the hour: an overspent budget takes back what was trimmed o
 
 A target is rarely an edge of the histograms: vLLM has edges at 1, 2.5 and 5 s, targets are 2 and
 3 s. Waiting times fall off steeply there, so between two edges the share of late requests is taken
-to fall exponentially. Evenly spread, two to seven times as many would seem to miss as did, and the
-margin would hold replicas for nothing.
+to fall exponentially. An even spread would show two to seven times the true number of misses, and
+the margin would hold replicas for nothing.
 
 Source: a day of code completion, 0.68 % instead of 0.13 %.
 """
@@ -40,7 +40,7 @@ class MissedRequests:
     judged: float = 0.0
 
     def plus(self, keep: float, new: "MissedRequests") -> "MissedRequests":
-        """Returns the share `keep` of these and all new ones."""
+        """Returns the sum of the new counts and of these, weighted by `keep` (0..1)."""
         return MissedRequests(
             self.beyond_lower * keep + new.beyond_lower,
             self.beyond_upper * keep + new.beyond_upper,

@@ -3,7 +3,7 @@
 The step model predicts the gaps between tokens from the load of each engine. That load is the mean
 of running sequences (gap seconds per second), resident tokens, and prompt tokens per step. Measured
 over predicted gaps is the slowdown of the engine. Its mean over the last 45 seconds scales every
-coefficient of the profile: an engine that becomes 35 % slower is known as such within two minutes.
+coefficient of the profile. So an engine that becomes 35 % slower is noticed within two minutes.
 
 Why each replica by itself: means over a pool describe no replica of it. With them, replicas that
 worked off a queue next to new ones seemed up to three times as slow.

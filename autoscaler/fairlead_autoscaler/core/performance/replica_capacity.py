@@ -129,7 +129,7 @@ class StepModel:
 
     @classmethod
     def from_profile(cls, profile: EngineProfile, factor: float = 1.0) -> "StepModel":
-        """Returns the steps of `profile`, if everything takes `factor` times as long."""
+        """Returns the step model of a profile, with all times multiplied by `factor`."""
         # A decoded token is computed like a prompt token, unless the floor hides it.
         decoded = 0.0 if profile.weights_seconds else profile.prefill_token_seconds
         return cls(

@@ -25,7 +25,10 @@ class StartupTimes:
     counted: tuple[str, ...] = ()
 
     def quantile(self, share: float, prior: float | None, default: float) -> float:
-        """Returns a quantile of the starts, in which the prior counts as four starts."""
+        """Returns a quantile of the startup times in seconds; the prior counts as four starts.
+
+        Without any start it is the prior, and without a prior `default`.
+        """
         if not self.seconds:
             return default if prior is None else prior
         ordered = sorted(self.seconds)
@@ -34,7 +37,7 @@ class StartupTimes:
 
 
 def update_startup_times(before: StartupTimes, pool: PoolObservation) -> StartupTimes:
-    """Adds the replicas that became ready since the last tick."""
+    """Returns the startup times with those of replicas that became ready since the last tick."""
     if pool.replicas is None:
         return before
     ready = [replica for replica in pool.replicas if replica.state is not ReplicaState.PENDING]
@@ -47,7 +50,7 @@ def update_startup_times(before: StartupTimes, pool: PoolObservation) -> Startup
 
 
 def update_wake_times(before: Mapping[str, StartupTimes], pool: PoolObservation) -> Mapping[str, StartupTimes]:
-    """Adds the wakes that finished since the last tick, by sleep level."""
+    """Returns the wake times by sleep level, with the wakes that finished since the last tick."""
     if pool.replicas is None:
         return before
     wakes_by_level: dict[str, list[tuple[str, float | None]]] = {}
@@ -65,14 +68,14 @@ def update_wake_times(before: Mapping[str, StartupTimes], pool: PoolObservation)
 
 
 def median_startup_seconds(starts: StartupTimes, pool: PoolSpec) -> float:
-    """Returns the median startup time of a pool."""
+    """Returns the median startup time of a pool in seconds."""
     return starts.quantile(0.5, pool.startup_p50_seconds, DEFAULT_STARTUP_SECONDS)
 
 
 def wake_seconds(
     wakes: Mapping[str, StartupTimes], starts: StartupTimes, pool: PoolSpec, tier: SleepTier, share: float
 ) -> float:
-    """Returns the time within which `share` of the wakes finish."""
+    """Returns the seconds within which `share` of the wakes finish."""
     level = 1 if tier.level == 1 else 2
     guess = min(_MAX_WAKE_SECONDS[level], _WAKE_SHARE[level] * median_startup_seconds(starts, pool))
     return wakes.get(str(tier.level), StartupTimes()).quantile(share, tier.wake_seconds, guess)

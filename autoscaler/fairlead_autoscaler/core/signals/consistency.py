@@ -8,8 +8,8 @@
 
 One sample is enough. A moving average needs minutes and still accepts short outages. An
 inconsistency ends when the counters of the engines move again, or after 15 minutes: then the
-traffic may really have ended. Requests of clients that left do not finish. Gateways report them,
-and up to half of the requests in flight may leave in one tick.
+traffic may really have ended. Requests of disconnected clients do not finish. Gateways report them,
+and up to half of the requests in flight may end like this in one tick.
 """
 
 from collections.abc import Mapping

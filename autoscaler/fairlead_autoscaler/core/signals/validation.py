@@ -1,7 +1,7 @@
 """Validation of signals: values that no counter or gauge can have become None.
 
-Such values are NaN, infinite, negative, or more than a cluster can count. No doubt becomes a number
-here: each consumer of None says what it does without the signal.
+Such values are NaN, infinite, negative, or more than a cluster can count. A doubtful value never
+becomes a number here: each consumer of None says what it does without the signal.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ def valid_number(value: float | None) -> float | None:
 
 
 def valid_count(value: float) -> int:
-    """Returns a number of pods, 0 for an impossible one."""
+    """Returns a number of pods as an integer; 0 if the value is impossible."""
     number = valid_number(value)
     return 0 if number is None else int(number)
 

@@ -1,6 +1,6 @@
 """Allocation policy: which allocation a group follows, by a solved mix or by the mean request.
 
-A new mix replaces the old one only if it is cheaper by `mix_switch_share` for the demand of now. So
+A new mix replaces the old one only if it is cheaper by `mix_switch_share` at current demand. So
 nothing starts and stops between mixes of about the same cost.
 
 Without a mix, the kept allocation is left by the ski-rental rule. Once its extra cost over the best
@@ -107,8 +107,9 @@ class AllocationPolicy:
         return PreviousAllocation(options.staying, regret, self.now)
 
     def _regret(self, options: AllocationOptions) -> float:
-        """Returns what staying has cost more than the best allocation; it decays without
-        savings.
+        """Returns the extra cost so far of the kept allocation over the best one.
+
+        It decays while a switch would save nothing.
         """
         seconds = 0.0 if self.previous.at is None else self.now - self.previous.at
         keep = math.exp(-seconds / self.settings.mix_seconds) if options.savings_per_hour <= 0.0 else 1.0

@@ -1,5 +1,4 @@
-"""Group demand: what a group needs, from the arrivals as the group's first pool would serve
-them."""
+"""Group demand: the replicas that a group's arrivals need, counted in those of its first pool."""
 
 import math
 from dataclasses import replace

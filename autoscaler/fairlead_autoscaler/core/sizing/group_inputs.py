@@ -54,23 +54,23 @@ class GroupInputs:
         return self.capacities[self.first_pool.name]
 
     def replica_model(self, pool: PoolSpec, tick: Tick) -> ReplicaModel:
-        """Returns a replica of `pool` under the mean request."""
+        """Returns the model of one replica of `pool` under the mean request."""
         return replica_model(pool, self.mean_request, self.slowdowns[pool.name], self.targets, tick.settings.capacity)
 
     def ready_replicas(self, tick: Tick) -> float:
-        """Returns the ready replicas, in those of the first pool."""
+        """Returns the number of ready replicas, counted in replicas of the first pool."""
         return self._sum(tick, lambda pool: pool.ready)
 
     def desired_replicas(self, tick: Tick) -> float:
-        """Returns the desired replicas."""
+        """Returns the number of desired replicas, counted in replicas of the first pool."""
         return self._sum(tick, lambda pool: pool.desired)
 
     def asleep_replicas(self, tick: Tick) -> float:
-        """Returns the replicas that should sleep."""
+        """Returns the number of replicas that should sleep, counted in those of the first pool."""
         return self._sum(tick, lambda pool: pool.asleep_desired)
 
     def desired_without_hedges(self, tick: Tick, state: CoreState) -> float:
-        """Returns the desired replicas without hedged starts."""
+        """Returns the desired replicas without hedged starts, counted in those of the first pool."""
         hedged = (
             min(state.pools[pool.name].hedged, tick.pools[pool.name].desired) * self.replica_equivalents[pool.name]
             for pool in self.group.pools
@@ -78,7 +78,7 @@ class GroupInputs:
         return self.desired_replicas(tick) - sum(hedged)
 
     def max_replicas(self, tick: Tick) -> float:
-        """Returns the maximum of all pools together."""
+        """Returns the maximum of all pools together, in replicas of the first pool."""
         maxima = ((replica_bounds(pool, tick.wall)[1], pool.name) for pool in self.group.pools)
         return sum(maximum * self.replica_equivalents[name] for maximum, name in maxima)
 
@@ -87,11 +87,10 @@ class GroupInputs:
 
         Every bin is priced as if outputs and decode prefill had always been as they are now. Until
         prompts are settled, prompts also count as if they had always had the mean length. That mean
-        moves with each tick, so bins of shorter prompts would cost less the longer the prompts of
-        now.
+        moves with each tick: as prompts grow longer, bins of shorter prompts would seem cheaper.
 
         If each group has its own replicas, the memory of a decode engine is priced by the prompts
-        of the bin, but not by all of much longer ones: the length of their outputs is unknown yet.
+        of the bin. Much longer prompts count only in part: the length of their outputs is unknown.
         """
         role, request, capacity = self.group.role, self.mean_request, self.capacity
         rate = capacity.requests_per_second
@@ -123,7 +122,7 @@ class GroupInputs:
 
 
 def group_inputs(state: CoreState, tick: Tick, group: PoolGroup) -> GroupInputs:
-    """Returns the inputs of a group, all of whose pools the tick has."""
+    """Returns the inputs of a group; the tick must have all of its pools."""
     settings = tick.settings
     # If groups share their replicas, the decode prefill follows from the division between them.
     # With it, any division would seem right.
@@ -154,7 +153,7 @@ def group_inputs(state: CoreState, tick: Tick, group: PoolGroup) -> GroupInputs:
 def _replica_equivalents(
     memory: GroupMemory | None, capacities: Mapping[str, ReplicaCapacity], group: PoolGroup, tick: Tick
 ) -> Mapping[str, float]:
-    """Returns one replica of each pool in replicas of the first pool, as a decaying mean.
+    """Returns, by pool, how many replicas of the first pool equal one replica; a decaying mean.
 
     Why: between two ticks, the capacities of unlike pools differ by some percent. That would start
     and stop the smallest replicas again and again.

@@ -127,8 +127,9 @@ class _GroupSizer:
         return state, plans, allocation.mix_request
 
     def _error_budget(self, memory: GroupMemory, demand: Demand | None) -> ErrorBudget:
-        """Returns the budget after the tick; its margin learns only while enough replicas are
-        ready.
+        """Returns the error budget after the tick.
+
+        Its margin learns only while enough replicas are ready.
         """
         tick = self.tick
         known = [totals for pool in self.group.pools if (totals := tick.signals.pools.get(pool.name)) is not None]
@@ -154,9 +155,10 @@ class _GroupSizer:
         return state, _StableDemand(serving, whole, to_zero=False)
 
     def _split_awake(self, state: CoreState, memory: GroupMemory, held: float) -> tuple[CoreState, float, float | None]:
-        """Returns the part of the demand that must be awake, and the whole if the rest may sleep.
+        """Returns the next state, the demand that must be awake, and the whole demand.
 
-        Awake is what is needed with only a wake ahead, and what the tier has no room for.
+        The whole is None if no replica may sleep. Awake is what is needed with only a wake ahead,
+        and what the tier has no room for.
         """
         if (pool := self._sleeping_pool()) is None or (tier := pool.tier) is None:
             return state, held, None
@@ -180,14 +182,14 @@ class _GroupSizer:
         return state, min(held, max(awake, held - tier.most)), held
 
     def _return_seconds(self, state: CoreState) -> float:
-        """Returns the time until a removed replica of an idle group serves again."""
+        """Returns the seconds until a removed replica of an idle group serves again."""
         if (pool := self._sleeping_pool()) is None or (tier := pool.tier) is None:
             return self.inputs.startup_seconds
         known = state.pools[pool.name]
         return wake_seconds(known.wakes, known.starts, pool, tier, 0.9)
 
     def _sleeping_pool(self) -> PoolSpec | None:
-        """Returns the only pool of the group if its replicas may sleep."""
+        """Returns the only pool of the group if its replicas may sleep, else None."""
         pool = self.group.pools[0]
         return pool if len(self.group.pools) == 1 and pool.tier is not None and pool.tier.most >= 1 else None
 
@@ -206,9 +208,9 @@ class _GroupSizer:
         )
 
     def _mix_question(self, state: CoreState, shares: list[PoolShare], demand: float) -> MixQuestion | None:
-        """Returns the group as a query about its mix describes it.
+        """Returns the description of the group for a query about its mix.
 
-        None without a choice of pools, without load, and without recent shapes.
+        None without a choice of pools, without load or metrics, or without recent shapes.
         """
         tick, inputs, shapes = self.tick, self.inputs, state.shapes
         mix_seconds = tick.settings.allocation.mix_seconds
@@ -266,14 +268,12 @@ class _GroupSizer:
         return shown
 
     def _with_unreachable_target(self, plan: PoolPlan, pool: PoolSpec) -> PoolPlan:
-        """Adds to the reason the target that no number of replicas can meet."""
+        """Returns the plan; its reason names the target that no number of replicas can meet."""
         target = self.inputs.replica_model(pool, self.tick).unreachable_target()
         return plan if target is None else replace(plan, reason=f"{plan.reason}; {target}")
 
     def _capacity_share_after_removal(self, pool: PoolSpec) -> float:
-        """Returns the capacity of a replica once one fewer shares the caches, as a share of that of
-        now.
-        """
+        """Returns the share of a replica's capacity that remains if one fewer shares the caches."""
         count, request = self.tick.pools[pool.name].ready, self.inputs.mean_request
         if request.cached_share <= 0.0 or count <= 1 or pool.role is Role.DECODE:
             return 1.0
@@ -291,9 +291,8 @@ def _stabilize(
 ) -> tuple[float, GroupMemory]:
     """Returns the demand that holds now, and the next memory.
 
-    present: the replicas that came of the demand before. What bounds or steps did not allow of it
-        is
-    not remembered.
+    present: the replicas that the previous demand led to. Demand above them, which bounds or steps
+        did not allow, is not remembered.
     """
     settings = tick.settings
     length = stabilization_window.window_length(inputs.startup_seconds, settings.scale_down)
@@ -317,7 +316,7 @@ def _stabilize(
 
 
 def _window_need(window: stabilization_window.NeedWindow, inputs: GroupInputs, present: float) -> float:
-    """Returns the demand of the window, among several pools no more than is present.
+    """Returns the highest demand of the window; for several pools at most `present`.
 
     Why: the worth of their replicas in those of the first pool changes from tick to tick. A
     remembered demand would start replicas for that.

@@ -1,4 +1,4 @@
-"""Load conditions: what queues, silence and late requests say about a group, beyond its demand."""
+"""Load conditions: what queues, idle time and late requests say about a group, beyond demand."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from fairlead_autoscaler.core.workload import idle_gaps
 
 
 def waiting_requests(tick: Tick, group: PoolGroup) -> float:
-    """Returns the requests that wait at gateways, and at the engines of the group."""
+    """Returns the number of requests that wait at gateways and at the engines of the group."""
     held = tick.signals.gateway.held if tick.signals.gateway is not None else 0.0
     waiting = (tick.signals.pools.get(pool.name) for pool in group.pools)
     return held + sum(totals.waiting for totals in waiting if totals is not None)
@@ -27,9 +27,7 @@ def has_long_queue(tick: Tick, inputs: GroupInputs) -> bool:
 
 
 def is_short_of_replicas(tick: Tick, inputs: GroupInputs, demand: Demand) -> bool:
-    """Whether the ready replicas do not carry the load of now, or more requests wait than is
-    usual.
-    """
+    """Whether ready replicas do not carry the current load, or more requests wait than usual."""
     return inputs.ready_replicas(tick) < demand.current_level or has_long_queue(tick, inputs)
 
 

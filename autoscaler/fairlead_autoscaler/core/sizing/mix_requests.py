@@ -60,7 +60,7 @@ class FollowedMix:
 
 @dataclass(frozen=True, slots=True)
 class MixQuestion:
-    """A group as a query about its mix describes it.
+    """The description of a group in a query about its mix.
 
     requests_per_second: the load that all pools carry together.
     pools: with empty throughputs.

@@ -1,10 +1,11 @@
 """Pool allocation: demand divided among pools of one role, in whole replicas.
 
 Large types carry the base load, small ones the rest. With two or three pools all sensible
-allocations are tried: every number of the larger types up to what covers demand alone, the rest by
-the smallest. The cheapest wins. With more pools there are too many; then the pools with the most
-capacity for their price come first. A start counts as extra cost, since a startup is paid before it
-serves. So an allocation is only left for one that is really cheaper. A pool is lowered in favor of
+allocations are tried. The larger types take every number up to what covers demand alone, the
+smallest type takes the rest. The cheapest wins. With more pools there are too many; then the pools
+with the most capacity for their price come first. A start counts as extra cost, since a startup is
+paid before it serves. So an allocation is only left for one that is really cheaper. A pool is
+lowered in favor of
 another only as far as ready replicas carry the demand: make before break.
 """
 
@@ -23,7 +24,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class PoolShare:
-    """A pool as the allocation considers it.
+    """The capacity, cost and bounds of a pool, from which an allocation is computed.
 
     capacity: of a replica, in units of demand.
     cost: of a replica per hour.
@@ -88,7 +89,7 @@ def allocation_options(demand: float, pools: Sequence[PoolShare], base: Mapping[
 
 
 def transition_targets(demand: float, pools: Sequence[PoolShare], counts: Mapping[str, int]) -> dict[str, int]:
-    """Returns the targets of now on the way to `counts`.
+    """Returns the replicas that each pool should have now, on the way to `counts`.
 
     A pool is lowered only as far as ready replicas of the others carry `demand`.
     """
@@ -96,7 +97,7 @@ def transition_targets(demand: float, pools: Sequence[PoolShare], counts: Mappin
 
 
 def follow_mix(demand: float, pools: Sequence[PoolShare], base: Mapping[str, int]) -> dict[str, int]:
-    """Returns the targets of now if the mix `base` is followed."""
+    """Returns the replicas that each pool should have now if the mix `base` is followed."""
     return _make_before_break(demand, _by_capacity(pools), _fill_from_mix(demand, pools, base))
 
 
@@ -118,7 +119,7 @@ def _by_capacity(pools: Sequence[PoolShare]) -> list[PoolShare]:
 
 def _fill_from_mix(demand: float, pools: Sequence[PoolShare], base: Mapping[str, int]) -> dict[str, int]:
     """Returns replicas that carry `demand`: of the larger types as many as `base` has, of the
-    smallest the rest. If it has no room, the larger types exceed `base`.
+    smallest the rest. If the smallest type has no room, the larger types exceed `base`.
     """
     ordered = _by_capacity(pools)
     counts: dict[str, int] = {}
@@ -238,7 +239,7 @@ def _allocations(demand: float, pools: Sequence[PoolShare]) -> Iterator[dict[str
 
 
 def _make_before_break(demand: float, pools: Sequence[PoolShare], counts: dict[str, int]) -> dict[str, int]:
-    """Raises `counts` of pools that would be lowered before the others are ready to take over."""
+    """Raises `counts` for pools that others are not ready to replace yet, and returns them."""
     carried = sum(min(pool.ready, counts[pool.name]) * pool.capacity for pool in pools)
     is_raised = any(counts[pool.name] > pool.ready for pool in pools)
     for pool in sorted(pools, key=lambda pool: pool.capacity):

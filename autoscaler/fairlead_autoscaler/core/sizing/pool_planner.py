@@ -67,7 +67,7 @@ class PoolDemand:
     is_urgent: requests wait.
     is_separate_role: the role is prefill or decode alone.
     is_overloaded: the load needs far more replicas than are ready.
-    to_zero: the group has been idle for so long that a cold start costs less than to wait.
+    to_zero: the group has been idle for so long that a cold start costs less than idle replicas.
     startup_seconds: of usual and of slow starts.
     capacity_after: capacity of a replica when one fewer shares the caches, as a share of that of
         now.
@@ -157,7 +157,10 @@ class PoolPlanner:
         return self.observed.desired - self._hedged
 
     def _bounded_target(self, demand: PoolDemand) -> tuple[int, Rule, str]:
-        """Returns the number within the bounds, without hedged starts."""
+        """Returns the number of replicas within the bounds, without hedged starts.
+
+        Also returns the rule that decided it, and the reason.
+        """
         least, most = self.bounds
         target, rule, reason = self._choose_target(demand)
         if target < least:
@@ -172,7 +175,7 @@ class PoolPlanner:
         return target, rule, reason
 
     def _surplus_reason(self, target: int, demand: PoolDemand) -> tuple[Rule, str]:
-        """Returns why a pool is not lowered to its demand."""
+        """Returns the rule and the reason why a pool is not lowered to its demand."""
         least = self.bounds[0]
         if target <= least:
             return Rule.MINIMUM, f"{demand.needed_text} are needed, the minimum is {least}"
@@ -181,7 +184,7 @@ class PoolPlanner:
         return Rule.ENOUGH, demand.need_reason
 
     def _choose_target(self, demand: PoolDemand) -> tuple[int, Rule, str]:
-        """Returns the number without bounds and hedged starts."""
+        """Returns the replicas before bounds and hedged starts, with the rule and the reason."""
         doubt, plain, target = self.doubt, self._plain, demand.target
         if doubt.missing_seconds is not None:
             cause = doubt.inconsistency or "arrivals are unknown"
@@ -205,7 +208,7 @@ class PoolPlanner:
         return self._scale_down(demand)
 
     def _scale_down(self, demand: PoolDemand) -> tuple[int, Rule, str]:
-        """Returns how far the pool may be lowered."""
+        """Returns the replicas to which the pool may be lowered, with the rule and the reason."""
         settings, plain = self.settings.scale_down, self._plain
         floor = max(demand.target, 1 if demand.needed > 0.0 else 0)
         while floor < plain and demand.needed > floor * demand.capacity_after * settings.what_if_share and floor > 1:

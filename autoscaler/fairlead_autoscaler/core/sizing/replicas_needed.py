@@ -3,9 +3,9 @@
     load   = max(level at now + startup time + sigmas · spread, recurring bursts)
     demand = replicas for margin · load + backlog / (capacity · drain time)
 
-in replicas of the group's first pool. A level counts in the capacity of a replica when as many
-share the load as were needed last. The number of replicas follows from the requests per second that
-the level stands for, since more replicas carry more each.
+in replicas of the group's first pool. A level uses the capacity that a replica has when the number
+of replicas is the last demand. The number of replicas follows from the requests per second that the
+level stands for, since more replicas carry more each.
 """
 
 import math
@@ -24,10 +24,10 @@ _USUAL_BACKLOG_REPLICAS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """The replicas that a group needs, in those of its first pool.
+    """The number of replicas that a group needs, counted in replicas of its first pool.
 
     backlog: replicas on top, to drain the queue.
-    current_level: the level of now, without forecast, spread and margin.
+    current_level: the current level, without forecast, spread and margin.
     trend: replicas per second.
     inputs: the numbers that led to `replicas`.
     """
@@ -123,14 +123,14 @@ def estimate_demand(inputs: DemandInputs, settings: ScalingSettings) -> Demand:
 def _cap_soft_overshoot(
     inputs: DemandInputs, replicas: float, upper: float, steady: float, settings: DemandSettings
 ) -> float:
-    """Returns `replicas`, or fewer if only a target that is missed gradually asks for so many.
+    """Returns `replicas`, or fewer if only a target that is missed gradually needs so many.
 
-    Such is the TPOT target of short answers between the chunks of long prompts.
+    An example is the TPOT target of short answers between the chunks of long prompts.
 
-    Why: at more load about as many of them are late as on the mean, so room above the `steady`
-    level saves few: 0.9 % of requests are late with ten replicas, 0.6 % with twelve, 0.4 % with
-    fifteen. If queues or memory would fail with `gentle_reserve` times fewer replicas, there is no
-    cap.
+    Why: about as many of these answers are late at a higher load as at the mean. So room above the
+    `steady` level saves few: 0.9 % of requests are late with ten replicas, 0.6 % with twelve, 0.4 %
+    with fifteen. If queues or memory would fail with `gentle_reserve` times fewer replicas, there
+    is no cap.
     """
     rate_per_replica = inputs.capacity.requests_per_second
     hard = replace(inputs.replica, settings=replace(inputs.replica.settings, hurt_share=math.inf))

@@ -2,7 +2,7 @@
 
 A replica is paid for from its order on, so it must stay unneeded for a while before its removal
 pays. The window is five minutes, shorter if replicas start within seconds. Bursts that come back
-after longer raise the demand itself (`level.recurring_burst_level`).
+after longer raise the demand itself (`load_forecast.recurring_burst_level`).
 
 A demand counts only as far as it was met. If bounds or steps held the number below it, the load did
 without, and nothing starts for it later.
@@ -31,14 +31,14 @@ def window_length(startup_seconds: float, settings: ScaleDownSettings) -> float:
 
 
 def cap_newest_need(before: NeedWindow, replicas: float) -> NeedWindow:
-    """Lowers the newest demand to the number of replicas that came of it."""
+    """Returns the window; its newest demand is at most the number of replicas that it led to."""
     if not before.needs or before.needs[-1][1] <= replicas:
         return before
     return NeedWindow((*before.needs[:-1], (before.needs[-1][0], replicas)))
 
 
 def add_need(before: NeedWindow, now: float, need: float, seconds: float) -> NeedWindow:
-    """Adds a demand, and drops those older than `seconds`."""
+    """Returns the window with the demand of `now`, and without those older than `seconds`."""
     needs = tuple(entry for entry in before.needs if entry[0] > now - seconds)
     while needs and needs[-1][1] <= need:
         needs = needs[:-1]

@@ -66,7 +66,7 @@ class ArrivalHistory:
 
 
 def record_tick(history: ArrivalHistory, tick: ArrivalBin, settings: ScalingSettings) -> ArrivalHistory:
-    """Adds the arrivals of one tick. A tick without duration is ignored."""
+    """Returns the history with the arrivals of one tick. A tick without duration is ignored."""
     if tick.seconds <= 0.0:
         return history
     load = settings.load
@@ -81,9 +81,7 @@ def record_tick(history: ArrivalHistory, tick: ArrivalBin, settings: ScalingSett
 
 
 def _update_burstiness(history: ArrivalHistory, settings: BurstSettings) -> tuple[float, float]:
-    """Returns the burstiness sums with the two ticks before this one. This one can only add
-    later.
-    """
+    """Returns the burstiness sums with the two ticks before this one; this one counts later."""
     if len(history.recent) < 2 or not (history.recent[-2].requests and history.recent[-1].requests):
         return history.clumps, history.clumps_of
     before, last = history.recent[-2:]

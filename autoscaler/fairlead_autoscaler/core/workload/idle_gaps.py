@@ -2,9 +2,9 @@
 
 **From zero**, one request is enough: queued at a gateway, or counted as arrived. **To zero**, the
 odds decide. An idle replica costs a second per second. A replica that was removed too early costs
-its startup time, in which it serves nothing, and the SLO of the requests that come meanwhile:
-`cold_start_price` times the startup time together, if that exceeds the target. So a replica stays
-while
+its startup time, in which it serves nothing. Unless that is within the TTFT target, requests that
+come meanwhile are too late: then the cost is `cold_start_price` times the startup time. So a
+replica stays while
 
     hazard of the next arrival (per second) × cost of a cold start (seconds) > 1
 

@@ -1,4 +1,4 @@
-"""Length shift: a change point of prompt lengths, as `level.change_point_ticks` is one of the load.
+"""Length shift: a change point of prompt lengths, found like that of the load (`load_forecast`).
 
 Lengths follow means over a minute and over a quarter of an hour, which is right while they move
 slowly. If long prompts with short answers become the opposite at once, these means describe
@@ -18,8 +18,9 @@ that would go on (`bins_for_growth`). Instead, unfinished requests are expected 
 longer as one of unknown length (`unfinished_share`).
 
 Until a shift is detected, the memory of a decode engine is priced by the prompts that arrive. Much
-shorter ones count at once, much longer ones in part. If groups share a number of replicas it is
-not. An overestimate then adds no replica, it only divides them, and dividing sooner serves more.
+shorter ones count at once, much longer ones in part. If groups share a replica limit, memory is not
+priced like this. An overestimate then adds no replica; it only divides them sooner, which serves
+more.
 """
 
 from dataclasses import replace

@@ -39,7 +39,7 @@ BinPrice = Callable[[ArrivalBin], float]
 
 @dataclass(frozen=True, slots=True)
 class LoadLevel:
-    """The load in replicas that it keeps at their knee.
+    """The load, as the number of replicas that it would keep at their knee.
 
     spread: of a bin around the level.
     slope: replicas per second; 0 without a significant trend.
@@ -209,8 +209,8 @@ def upward_swing(
 
     Each stretch as long as the horizon contributes its largest share. The result is the share that
     a quarter of the stretches exceed, two at least: what happened once is a change, not a habit.
-    Few stretches give the default. A smaller load counts less, by as much as chance moves it more
-    than the load of now.
+    Few stretches give the default. A load below the current one counts less, by as much as chance
+    moves it more.
     """
     load, bursts = settings.load, settings.bursts
     values = [price(closed) for closed in history.past]
@@ -271,10 +271,10 @@ def _chance_spread(value: float, request_seconds: float, seconds: float) -> floa
 
 
 def _log_odds(before: float, now: float, share: float) -> float:
-    """Returns the logarithm of the odds against so many of `before + now` requests in `share` of
-    the time.
+    """Returns the logarithm of the odds against `now` requests or more in `share` (0..1) of the
+    time.
 
-    Requests are unequal, so fewer count than came.
+    before: requests in the rest of the time. Unequal requests count as fewer equal ones.
     """
     both = before + now
     if both <= 0.0 or now <= share * both:

@@ -35,7 +35,7 @@ NO_DECODE_PREFILL = DecodePrefillShare()
 
 
 def decode_prefill_share(lengths: RequestLengths) -> DecodePrefillShare:
-    """Returns the recent shares."""
+    """Returns the recent shares of prompts and of their tokens that decode instances computed."""
     return DecodePrefillShare(
         *[min(_MAX_DECODE_PREFILL_SHARE, max(0.0, ratio.mean(0.0))) for ratio in (lengths.kept, lengths.kept_tokens)]
     )
@@ -46,9 +46,9 @@ def mean_request(
 ) -> MeanRequest:
     """Returns the mean request as a group of `role` sees it.
 
-    Why the slow mean until prompts are settled: arrivals of now count in it. A request can make the
-    fast mean precise enough to be used. Then a few long prompts of some seconds ago would count
-    less at once, and more requests would take fewer replicas.
+    Why the slow mean until prompts are settled: both means then include the current arrivals. One
+    request can make the fast mean precise enough to be used. Then a few long prompts of some
+    seconds ago would count less at once, and more requests would take fewer replicas.
     """
     if lengths.settled_prompt is not None:
         settled, variance = lengths.settled_prompt
@@ -74,8 +74,7 @@ def request_for_role(role: Role, request: MeanRequest) -> MeanRequest:
 
 
 def prompt_growth(history: ArrivalHistory, ahead_seconds: float, settings: ScalingSettings) -> float:
-    """Returns how many times as long prompts will be, `ahead_seconds` from now, as in the level's
-    bins.
+    """Returns the ratio of prompt lengths `ahead_seconds` from now to those in the level's bins.
 
     It is 1 without significant growth.
 
@@ -95,7 +94,7 @@ def prompt_growth(history: ArrivalHistory, ahead_seconds: float, settings: Scali
 def output_growth(
     lengths: RequestLengths, history: ArrivalHistory, ahead_seconds: float, settings: LengthSettings
 ) -> float:
-    """Returns how many times as long outputs will be, by their growth over the last minutes.
+    """Returns the ratio of output lengths `ahead_seconds` from now to the current mean.
 
     It is 1 without significant growth. After a recent length shift, unfinished requests are
     expected to take as much longer as one of unknown length.

@@ -4,7 +4,7 @@ Output tokens per request are a slow mean, and a fast one if it has left the slo
 chance explains. A request counts when it finishes. While many more begin than finish, as at the
 start, half of it counts when it begins. Otherwise the tokens of all requests in flight would be
 counted for the few that finished. Prompts are known from the first one on. Sizing uses what is
-known of them when a bin closes (`settled`), so that arrivals of now can only add.
+known of them when a bin closes (`settled`), so that current arrivals can only add load.
 """
 
 import math
@@ -37,7 +37,7 @@ class DecayingRatio:
     slow_of: float = 0.0
 
     def plus(self, value: float, count: float, seconds: float, settings: LengthSettings) -> "DecayingRatio":
-        """Adds `value` over `count`, measured in the last `seconds`."""
+        """Returns the ratio with `value` over `count` added, measured in the last `seconds`."""
         fast = math.exp(-seconds / settings.length_seconds)
         slow = math.exp(-seconds / settings.length_slow_seconds)
         return DecayingRatio(
@@ -55,9 +55,7 @@ class DecayingRatio:
         return self.slow / self.slow_of if self.slow_of > _EPSILON else default
 
     def with_started(self, started: "DecayingRatio", default: float) -> "DecayingRatio":
-        """Adds a part of the requests that started and are not finished, and the prior
-        `default`.
-        """
+        """Returns the ratio with half of the unfinished requests, and with the prior `default`."""
         fast, slow = _half_of_unfinished(started.fast, self.fast_of), _half_of_unfinished(started.slow, self.slow_of)
         return DecayingRatio(
             self.fast, self.fast_of + fast, self.slow + _PRIOR_REQUESTS * default, self.slow_of + slow + _PRIOR_REQUESTS
@@ -122,7 +120,7 @@ def _half_of_unfinished(started: float, finished: float) -> float:
 def update_prompt_lengths(
     before: RequestLengths, tokens: float, requests: float, seconds: float, settings: LengthSettings
 ) -> RequestLengths:
-    """Adds the prompts of a tick.
+    """Returns the lengths with the prompts of a tick.
 
     The variance of one prompt is the squared deviation of the tick's tokens, divided by its
     requests.

@@ -39,7 +39,7 @@ class ShapeHistogram:
         return cls(chosen, at, half_life_seconds, zeros, zeros, zeros)
 
     def with_requests(self, now: float, shapes: Iterable[ShapeCount]) -> "ShapeHistogram":
-        """Adds requests that finished since the last call.
+        """Returns the histogram with the requests that finished since the last call.
 
         Nothing decays if the clock went back. Impossible counts are ignored.
         """

@@ -13,7 +13,7 @@ _FIELD_MANAGER = "fairlead-cli"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Permission:
-    """A verb on a resource. ``namespace`` None: in all. ``name``: on that object only."""
+    """A verb on a resource. ``namespace`` None: in all. ``name``: only the object of this name."""
 
     group: str
     resource: str
@@ -34,15 +34,19 @@ class Permission:
 
 
 async def review_own_access(api: KubeApi, permission: Permission) -> bool | MissingValue:
-    """Returns whether the user has the permission; every user may ask this."""
+    """Returns whether the user has the permission, or why the review failed.
+
+    Every user may create this review.
+    """
     return await value_or_missing(_create_review(api, SELF_REVIEWS.kind, permission, {}))
 
 
 async def review_account_access(
     api: KubeApi, namespace: str, account: str, permission: Permission
 ) -> bool | MissingValue:
-    """Returns whether a service account has the permission. Needs the right to create
-    SubjectAccessReviews.
+    """Returns whether a service account has the permission, or why the review failed.
+
+    The user needs the right to create SubjectAccessReviews.
     """
     groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
     subject = {"user": f"system:serviceaccount:{namespace}:{account}", "groups": groups}

@@ -70,12 +70,12 @@ def unreachable_error(error: KubeError, access: ClusterConfig) -> ClusterUnreach
     """Returns the error for the user: which server, from which kubeconfig, and what to try."""
     if isinstance(error, Unauthenticated):
         return ClusterUnreachable(
-            f"the API server {access.server} does not accept us, as {access.source} has it",
+            f"the API server {access.server} does not accept the credentials of {access.source}",
             hint="log in again: the token or certificate is not accepted, or has run out",
         )
     _, _, words = error.message.partition(": ")
     return ClusterUnreachable(
         f"the API server {access.server} does not answer: {words or error.message}",
-        hint=f"it is that of {access.source}; is the cluster up, and reachable from here? "
-        "Choose another by --context or --kubeconfig",
+        hint=f"the address is from {access.source}; is the cluster up, and reachable from here? "
+        "Choose another cluster with --context or --kubeconfig",
     )

@@ -24,7 +24,10 @@ _MAX_ERROR_CHARACTERS = 500
 
 
 def run_exec_plugin(plugin: Mapping[str, Any], kubeconfig: Path, access: ClusterConfig) -> PluginCredential:
-    """Runs the plugin once. Raises AccessError with the command and its standard error."""
+    """Runs the plugin once and returns its credential.
+
+    Raises AccessError with the command and its standard error.
+    """
     version, command = str(plugin.get("apiVersion") or ""), str(plugin.get("command") or "")
     if version not in EXEC_API_VERSIONS:
         raise ClusterConfigError(

@@ -1,7 +1,7 @@
-"""Permissions that the checks ask about: those of the components, as in the chart, and those of the
+"""Permissions that the checks review: those of the components, as in the chart, and those of the
 user.
 
-A test holds the components' permissions equal to the chart's.
+A test keeps the components' permissions equal to the chart's.
 """
 
 from collections.abc import Iterator, Sequence

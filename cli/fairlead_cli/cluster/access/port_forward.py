@@ -78,7 +78,7 @@ class PortForwarder:
         self._loop.close()
 
     def open(self, target: PodPort) -> int:
-        """Returns the local port.
+        """Forwards a local port to a pod's port, and returns the local port.
 
         Raises BadInput without the right to forward ports, ClusterUnreachable when the pod cannot
         be reached.
@@ -143,7 +143,7 @@ def _refusal(target: PodPort, status: int) -> FairleadError:
             hint=f"you need the verbs get and create on pods/portforward in {target.namespace}",
         )
     reason = "it does not exist" if status == 404 else f"status {status}"
-    return ClusterUnreachable(f"the API server does not forward {target}: {reason}", hint="does its pod run?")
+    return ClusterUnreachable(f"the API server does not forward {target}: {reason}", hint="does the pod run?")
 
 
 async def _relay(

@@ -46,7 +46,10 @@ class PackedBundle:
 
 
 def pack(parts: Sequence[BundlePart], about: dict[str, Any], bounds: BundleLimits | None = None) -> PackedBundle:
-    """Returns the parts that fit, in order. Pure."""
+    """Returns the files that fit, in order, and the manifest with the reason for each missing part.
+
+    Pure. about: fields that the manifest begins with.
+    """
     bounds = bounds or BundleLimits()
     files: list[tuple[str, bytes]] = []
     listed: list[dict[str, Any]] = []

@@ -66,8 +66,9 @@ _OWN: Final = (DEPLOYMENTS, SERVICES, DISRUPTION_BUDGETS, NETWORK_POLICIES, PODS
 
 
 async def build_scrubber(api: KubeApi, facts: ClusterFacts) -> tuple[Scrubber, MissingValue | None]:
-    """Returns a scrubber that knows the values of the control plane's Secrets; and why it does not,
-    if so.
+    """Returns a scrubber of the values in the control plane's Secrets.
+
+    The second part is None, or why a Secret could not be read.
     """
     secret_texts: list[str] = []
     problem: MissingValue | None = None
@@ -139,7 +140,9 @@ def _named() -> list[tuple[str, Resource]]:
 
 
 async def _listed(api: KubeApi, facts: ClusterFacts, resource: Resource, labels: str | None) -> Listing:
-    """Lists in all namespaces, or only in the installation's when the user may not."""
+    """Returns the objects of all namespaces, or of the installation's when the user may list no
+    others.
+    """
     objects = await list_objects(api, resource, None, labels)
     if isinstance(objects, MissingValue) and objects.is_forbidden and resource.namespaced:
         return await list_objects(api, resource, facts.install_namespace, labels)
@@ -147,7 +150,7 @@ async def _listed(api: KubeApi, facts: ClusterFacts, resource: Resource, labels:
 
 
 def _wanted() -> Iterator[tuple[Resource, str | None]]:
-    """Yields kind and label selector of each file of ``_named``."""
+    """Yields the kind and the label selector (None for all objects) of each file in ``_named``."""
     for path, resource in _named():
         if resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
             labels = None
@@ -180,7 +183,7 @@ def _versions(facts: ClusterFacts) -> dict[str, Any]:
 
 
 def _definitions(facts: ClusterFacts) -> list[dict[str, Any]]:
-    """Returns what distinguishes our CRDs; in full they are a hundred times as long."""
+    """Returns a summary of each Fairlead CRD; the whole CRDs are a hundred times as long."""
     ours = {f"{kind.plural}.{GROUP}": crd_manifest(kind) for kind in served_kinds()}
     crds = () if isinstance(facts.crds, MissingValue) else facts.crds
     return [
@@ -197,7 +200,9 @@ def _definitions(facts: ClusterFacts) -> list[dict[str, Any]]:
 
 
 async def _events(api: KubeApi, facts: ClusterFacts, listed: Iterable[Listing]) -> Listing:
-    """Returns events about our objects, in the namespaces that have any."""
+    """Returns the events about the listed objects, from the first ``_MAX_NAMESPACES`` of their
+    namespaces.
+    """
     known = {
         uid_of(object_): namespace_name(object_)
         for events_ in listed
@@ -226,7 +231,7 @@ def _json(path: str, value: object, missing: object = None) -> BundlePart:
 
 
 async def _pod_pages(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[BundlePart]:
-    """Returns the pages of a gateway, an operator or an indexer."""
+    """Returns ``/readyz`` and ``/metrics`` of a gateway, an operator or an indexer."""
     component = label_of(pod, COMPONENT_LABEL)
     if component not in COMPONENTS_WITH_PERMISSIONS:
         return []

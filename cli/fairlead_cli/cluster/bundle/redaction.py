@@ -6,8 +6,8 @@ Only what is known to be harmless stays. These are removed:
 - arguments that are long or have spaces, and command lines after their first word;
 - last messages of engines, which may hold prompts.
 
-The rest is scrubbed as text: of known values of Secrets, and of what looks like a key, token or
-password.
+In the remaining texts, known values of Secrets, and what looks like a key, token or password, are
+replaced.
 """
 
 import re
@@ -68,14 +68,17 @@ _ALWAYS_REDACTED_FIELDS: Final = frozenset({"managedFields", "binaryData", "stri
 
 
 class Scrubber:
-    """A remover of Secret values, and of text that looks like one, from texts."""
+    """The replacer of secrets in texts: known values, and what looks like a key, token or password.
+
+    secrets: the known values.
+    """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         known = sorted({value for value in secrets if len(value) >= _MIN_SECRET_CHARACTERS}, key=len, reverse=True)
         self._known = re.compile("|".join(map(re.escape, known))) if known else None
 
     def scrub_text(self, text: str) -> str:
-        """Returns a text without them."""
+        """Returns the text with a placeholder for every secret."""
         if self._known is not None:
             text = self._known.sub(REDACTED_PLACEHOLDER, text)
         for pattern, replacement in _PATTERNS:
@@ -83,7 +86,7 @@ class Scrubber:
         return text
 
     def scrub_value(self, value: Any) -> Any:
-        """Scrubs every text in a structure; the names of fields stay."""
+        """Returns a structure with every text in it scrubbed; the names of fields stay."""
         if isinstance(value, dict):
             return {name: self.scrub_value(item) for name, item in value.items()}
         if isinstance(value, list | tuple):
@@ -91,14 +94,14 @@ class Scrubber:
         return self.scrub_text(value) if isinstance(value, str) else value
 
     def scrub_log(self, text: str) -> str:
-        """Scrubs a log; a line that may hold a prompt is removed."""
+        """Returns a scrubbed log; a placeholder replaces each line that may contain a prompt."""
         return "\n".join(
             PROMPT_LINE_PLACEHOLDER if _PROMPT.search(line) else line for line in self.scrub_text(text).split("\n")
         )
 
 
 def redact_manifest(object_: Mapping[str, Any], scrub: Scrubber) -> dict[str, Any]:
-    """Returns an object as others may see it."""
+    """Returns a Kubernetes object without prompts, secrets and foreign settings."""
     shown = {name: _value(name, value, scrub) for name, value in object_.items() if name not in _CONTENT_FIELDS}
     if object_.get("kind") == "ControllerRevision" and isinstance(object_.get("data"), dict):
         shown["data"] = _value("data", object_["data"], scrub)
@@ -132,7 +135,9 @@ def _value(name: str, value: Any, scrub: Scrubber) -> Any:
 
 
 def _managers(entries: Any) -> Any:
-    """Returns who wrote when, which shows competing writers, but not what they wrote."""
+    """Returns ``managedFields`` with managers and times, which show competing writers, but no
+    fields.
+    """
     shown = ("manager", "operation", "subresource", "time")
     if not isinstance(entries, list):
         return REDACTED_PLACEHOLDER
@@ -140,7 +145,7 @@ def _managers(entries: Any) -> Any:
 
 
 def _variable(variable: Any, scrub: Scrubber) -> Any:
-    """Keeps references, and values of our own settings that are no secrets."""
+    """Returns an environment variable; only references and values of harmless settings stay."""
     if not isinstance(variable, dict) or "value" not in variable:
         return _value("", variable, scrub) if isinstance(variable, dict) else REDACTED_PLACEHOLDER
     shown = (
@@ -154,7 +159,10 @@ def _shown_variables() -> frozenset[str]:
 
 
 def _arguments(name: str, arguments: list[Any], scrub: Scrubber) -> Iterator[str]:
-    """Keeps switches with short values; a separate value is judged by the switch before it."""
+    """Yields the arguments; only switches with short values stay.
+
+    A value in an argument of its own is redacted by the switch before it.
+    """
     previous_switch = ""
     for position, argument in enumerate(map(str, arguments)):
         switch, equals, value = argument.partition("=")

@@ -54,7 +54,10 @@ def run(options: CheckOptions) -> int:
 async def _check_until_passed(
     options: CheckOptions, limit: float | None, clock: Clock, sleep: Sleep
 ) -> tuple[CheckResult, ...]:
-    """Runs the checks once, or until nothing fails or the time is over; returns the last ones."""
+    """Runs the checks once, or until nothing fails or the limit is over; returns the last results.
+
+    limit: seconds; None to run the checks once.
+    """
     start = clock.now()
     while True:
         try:
@@ -66,7 +69,7 @@ async def _check_until_passed(
         if limit is None or (results and not has_failures(results)) or clock.now() - start >= limit:
             return results
         if results and sys.stderr.isatty():
-            print(f"fairlead check: {summarize(results)}; looking again", file=sys.stderr)
+            print(f"fairlead check: {summarize(results)}; checking again", file=sys.stderr)
         await sleep(min(RETRY_SECONDS, limit - (clock.now() - start)))
 
 

@@ -66,7 +66,7 @@ def unknown(missing: MissingValue | str) -> Verdict:
 def verdict_of(
     findings: Iterable[str], doubts: Iterable[str] = (), note: str = "", outcome: CheckOutcome = CheckOutcome.FAILED
 ) -> Verdict:
-    """Returns ``outcome`` with all findings; without findings UNKNOWN with the doubts; else OK."""
+    """Returns ``outcome`` if there are findings, else UNKNOWN if there are doubts, else OK."""
     problems = tuple(dict.fromkeys(findings))
     if problems:
         return Verdict(outcome, problems)
@@ -75,6 +75,6 @@ def verdict_of(
 
 
 def truncate_lines(lines: Sequence[str]) -> list[str]:
-    """Returns at most MAX_LINES lines, and how many more there are."""
+    """Returns at most MAX_LINES lines, then a line with the number of the others if any."""
     more = len(lines) - MAX_LINES
     return [*lines[:MAX_LINES], *([f"and {more} more"] if more > 0 else [])]

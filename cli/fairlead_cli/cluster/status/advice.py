@@ -1,8 +1,9 @@
 """One line of advice on a model: a pure function from its report to the next thing to do, the most
 urgent first.
 
-The rules follow the order of causes. An unseen model cannot be ready, and a stall explains what is
-not ready. A ready instance may not be routed to, and only a routed instance can be slow.
+The rules follow the order of causes. A model that no operator has observed cannot be ready, and a
+stall explains what is not ready. A ready instance may not be routed to, and only a routed instance
+can be slow.
 """
 
 from collections.abc import Callable
@@ -102,7 +103,7 @@ def _zero(report: ModelReport, program: str) -> Advice | None:
 
 
 def _unrouted(report: ModelReport, program: str) -> Advice | None:
-    """Ready pods that no gateway routes to."""
+    """Advises `check` when pods are ready and no gateway routes to them; else None."""
     ready = sum(instance.is_ready for instance in report.instances())
     if not ready or not report.gateways_reached or report.routed_instances is None or report.routed_instances > 0:
         return None
@@ -130,7 +131,9 @@ def _restarting(report: ModelReport, program: str) -> Advice | None:
 
 
 def _full(report: ModelReport, program: str) -> Advice | None:
-    """All engines with signals have waiting requests and a full KV cache."""
+    """Advises more replicas when all engines with signals have waiting requests and a full KV
+    cache.
+    """
     signals = [
         rank_signals
         for instance in report.instances()
@@ -157,12 +160,12 @@ def _missed(report: ModelReport, program: str) -> Advice | None:
 
 
 def _unheard(report: ModelReport, program: str) -> Advice | None:
-    """Comes last, because the model itself is in order."""
+    """Says why engine signals are missing; None if they are not. The last rule: the model is in
+    order.
+    """
     if not report.signals_problem:
         return None
-    return Advice(
-        False, f"nothing to do as far as can be seen; what engines say was not to be had: {report.signals_problem}"
-    )
+    return Advice(False, f"nothing to do, but the engines' signals could not be read: {report.signals_problem}")
 
 
 _RULES: Final[tuple[_Rule, ...]] = (

@@ -105,10 +105,10 @@ async def _models(api: KubeApi, namespace: str | None) -> Sequence[Manifest]:
 
 
 async def find_model(api: KubeApi, name: str, namespace: str | None) -> Manifest:
-    """Returns the model ``name`` or ``namespace/name``: in the given namespace, the context's, else
-    the only one of this name.
+    """Returns the model that is called ``name`` or ``namespace/name``.
 
-    Raises BadInput with the nearest names.
+    Without a namespace, it is the model in the kubeconfig context's namespace, else the only model
+    of this name. Raises BadInput with the nearest names.
     """
     given_namespace, _, model_name = name.rpartition("/")
     likely_namespace = given_namespace or namespace or api.config.namespace
@@ -160,7 +160,7 @@ async def collect_model_facts(
 
 
 async def _events(api: KubeApi, model: Manifest) -> Sequence[Manifest] | MissingValue:
-    """Returns events of the model, and warnings of all pods of the namespace."""
+    """Returns the last events of the model and the last warnings of all pods in its namespace."""
     selector = f"regarding.kind=ModelDeployment,regarding.name={name_of(model)}"
     model_events, warnings = await asyncio.gather(
         list_objects(api, EVENTS, namespace_name(model), fields=selector),

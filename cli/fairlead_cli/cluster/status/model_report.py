@@ -63,7 +63,7 @@ class InstanceReport:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it receives requests."""
+        """Whether the instance is ready and awake, so that gateways may route to it."""
         return self.state == "Ready"
 
 
@@ -96,7 +96,7 @@ class EventReport:
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """All facts about a model in their places. ``signals_problem``: why engine signals are missing;
+    """The report of one model for ``status``. ``signals_problem``: why engine signals are missing;
     empty when they are not.
     """
 
@@ -204,7 +204,10 @@ def _instance(pod: Manifest, signals: Mapping[str, EngineSignals]) -> InstanceRe
 
 
 def _state(pod: Manifest) -> str:
-    """Returns the state in the fleet's words; a worker of a multi-node instance serves nothing."""
+    """Returns the state of a pod, such as ``Ready``; ``Worker`` is a pod of a multi-node instance.
+
+    A worker pod receives no requests.
+    """
     if is_deleting(pod):
         return "Draining"
     if str(status_of(pod).get("phase")) in ("Failed", "Succeeded"):
@@ -218,7 +221,7 @@ def _state(pod: Manifest) -> str:
 
 
 def _events(facts: ModelFacts) -> Iterator[EventReport]:
-    """Yields the newest events last: of the model, and warnings of its pods."""
+    """Yields the last MAX_EVENTS events of the model and its pods, the newest last."""
     if isinstance(facts.events, MissingValue):
         return
     events = [_event(event) for event in facts.events]
@@ -243,7 +246,7 @@ def _event(event: Manifest) -> EventReport:
 
 def table_row(model: Manifest) -> tuple[str, str, str, str, str, str, str]:
     """Returns the row of ``kubectl get mdep``: namespace, name, client name, engine, ready,
-    objectives, reason.
+    SLO met, reason.
     """
     ready, objectives = condition_of(model, ConditionType.READY), condition_of(model, ConditionType.SLO_MET)
     namespace, _, name = key_of(model).partition("/")

@@ -118,7 +118,7 @@ def _instance(instance: InstanceReport, report: ModelReport) -> Text:
 
 
 def _signals(signals: EngineSignals) -> str:
-    """Returns signals as text: a dash for an unknown one, with the age of old ones."""
+    """Returns signals as text: a dash for an unknown one, with the age of old signals."""
     if signals.sleeping:
         return "sleeps"
     text = (

@@ -17,7 +17,9 @@ class DemoOptions:
     out: Annotated[Path, Parameter(help="Where the report goes.")] = Path("out/demo")
     limit: Annotated[int, Parameter(help="How many requests of at most 20,480 prompt tokens, from the start.")] = 1000
     rate: Annotated[float, Parameter(help="Mean arrivals per simulated second.")] = 6.5
-    light_rate: Annotated[float, Parameter(help="The light load that is simulated too.")] = 1.0
+    light_rate: Annotated[
+        float, Parameter(help="Mean arrivals per simulated second of a light load, simulated too.")
+    ] = 1.0
     speed: Annotated[float, Parameter(help="Simulated seconds in one second.")] = 2.0
     presets: Annotated[tuple[str, ...], Parameter(help="Routing presets to compare.", consume_multiple=True)] = (
         "dual-hash",

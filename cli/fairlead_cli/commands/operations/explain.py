@@ -58,8 +58,8 @@ def explain_request(
     """Explain why a request went to its instance.
 
     Shows every attempt with all candidates, their inputs and ages, the rule, and why other
-    candidates were not chosen. Then the hand-off from prefill to decode, and the outcome. JSON and
-    YAML are the management API's own answer.
+    candidates were not chosen. Also shows the KV transfer from prefill to decode, and the outcome.
+    JSON and YAML are the management API's own answer.
 
     Exits 0 with an answer, 1 when the request is not in the log, 2 on wrong usage, 3 when no
     gateway can be reached.
@@ -99,7 +99,7 @@ def explain_scaling(
     model: ModelFlag = None,
     *,
     at: Annotated[
-        str | None, Parameter(help="As it was then: 5m (ago), 14:05, an ISO date and time, or Unix seconds.")
+        str | None, Parameter(help="The time to explain: 5m (ago), 14:05, an ISO date and time, or Unix seconds.")
     ] = None,
     source: Annotated[AutoscalerSource, Parameter(name="*")] = _AUTOSCALER,
     output: OutputFlag = "table",

@@ -61,7 +61,7 @@ def index_verify(
 ) -> int:
     """Compare the index with itself, and with what engines can replay.
 
-    It asks engines for their published events where their addresses can be reached from here.
+    Engines whose addresses can be reached from here are queried for their published events.
 
     Exits 0 when nothing differs, 1 when something does or the index is unusable. Exits 2 on wrong
     usage or an unknown model, 3 when Redis cannot be reached.

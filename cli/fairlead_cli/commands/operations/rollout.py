@@ -41,7 +41,7 @@ def rollout_status(model: ModelFlag = None, *, flags: _Flags = _DEFAULTS) -> int
 
 
 def rollout_pause(model: ModelFlag = None, *, flags: _Flags = _DEFAULTS) -> int:
-    """Pause the rollouts of a model: changes of its spec wait, numbers of instances still follow.
+    """Pause the rollouts of a model: changes of its spec wait; numbers of instances still follow.
 
     Exits 0 when done, 1 when --wait ended first, 2 on wrong usage, 3 when no API server can be
     reached.

@@ -16,14 +16,14 @@ class ReplayArguments:
     ] = None
     url: Annotated[str | None, Parameter(help="The gateway. Default: that of the running `fairlead up`.")] = None
     manage: Annotated[str | None, Parameter(help="Its management address; its loop lag is read there.")] = None
-    fleet: Annotated[Path | None, Parameter(help="Its fleet file; with profiles in it the same is also simulated.")] = (
-        None
-    )
-    model: Annotated[str | None, Parameter(help="Whom to ask. Default: the only model.")] = None
+    fleet: Annotated[
+        Path | None, Parameter(help="Its fleet file. If the file has profiles, the replay is also simulated.")
+    ] = None
+    model: Annotated[str | None, Parameter(help="The model to query. Default: the only model.")] = None
     rate: Annotated[float | None, Parameter(help="Mean arrivals per simulated second. Default: the trace's own.")] = (
         None
     )
-    speed: Annotated[float, Parameter(help="Simulated seconds in one second; what `fairlead up` was given.")] = 1.0
+    speed: Annotated[float, Parameter(help="Simulated seconds in one second; the same as for `fairlead up`.")] = 1.0
     limit: Annotated[int | None, Parameter(help="Replay only this number of requests, the first ones.")] = None
     seed: Annotated[int, Parameter(help="Seed of generated traffic.")] = 0
     out: Annotated[Path, Parameter(help="Where the report goes.")] = Path("out/replay")

@@ -28,8 +28,9 @@ def die_with_parent() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Ties, registers and executes. Exits 126 when the supervisor has ended, 127 when the program
-    cannot run.
+    """Registers this process with the reaper and executes the program in its place.
+
+    Exits 126 when the supervisor has ended, 127 when the program cannot run.
     """
     reaper_fd, parent, command = int(arguments[0]), int(arguments[1]), arguments[2:]
     die_with_parent()

@@ -26,7 +26,9 @@ MAX_LAST_LINES = 40
 
 @dataclass(frozen=True, slots=True)
 class ProcessCommand:
-    """Command line and environment. ``environment`` extends ours; None removes a variable."""
+    """Command line and environment of a child. ``environment`` extends that of the supervisor; None
+    removes a variable.
+    """
 
     argv: tuple[str, ...]
     environment: Mapping[str, str | None] = field(default_factory=dict)

@@ -33,8 +33,9 @@ class Reaper:
         return self._process.pid
 
     def add(self, pid: int) -> None:
-        """Adds a process group; the child has registered itself already, this is for a replacement
-        reaper.
+        """Adds a process group to the list that a replacement reaper gets.
+
+        The present reaper knows the group already, because the child registers itself.
         """
         with self._lock:
             self._alive.add(pid)

@@ -24,7 +24,10 @@ def read_live_groups(stream: BinaryIO) -> set[int]:
 
 
 def main(directory: str) -> None:
-    """Waits for the end of the supervisor, then removes all traces of it."""
+    """Waits for the end of the supervisor, then kills its process groups and removes the directory.
+
+    directory: empty for none.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     for group in read_live_groups(sys.stdin.buffer):

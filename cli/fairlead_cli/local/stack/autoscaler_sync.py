@@ -150,7 +150,7 @@ class AutoscalerSync:
         try:
             targets = read_desired(self._desired_file).pools
         except Unavailable as error:
-            self._on_event(f"what the autoscaler wants cannot be read: {error.message}")
+            self._on_event(f"the autoscaler's targets cannot be read: {error.message}")
             self._last_version = version
             return
         self._last_version = version

@@ -121,7 +121,7 @@ def _check_options(options: PlanOptions, find_program: Callable[[str], str | Non
     if not 1 <= options.engines_per_process <= maximum:
         raise BadInput(f"--engines-per-process must be from 1 to {maximum}", field="--engines-per-process")
     if options.real and options.speed != 1.0:
-        raise BadInput("--speed is for simulated engines; real ones run as fast as they do", field="--speed")
+        raise BadInput("--speed is for simulated engines; real engines run at their own speed", field="--speed")
     if options.real and options.engines_per_process != 1:
         raise BadInput("--engines-per-process is for simulated engines", field="--engines-per-process")
     if options.real and find_program("vllm") is None:
@@ -180,7 +180,7 @@ def _plan_pool(
 
 
 def _transfer_name(engine_type: EngineType, transfer: Transfer) -> str:
-    """Returns the gateway's name of the transfer. SGLang has its own over either library."""
+    """Returns the gateway's name of a KV transfer. SGLang has one protocol for all libraries."""
     return "sglang" if engine_type is EngineType.SGLANG else transfer.value.lower()
 
 

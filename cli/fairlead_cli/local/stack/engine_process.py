@@ -53,9 +53,7 @@ class EnginePoolSpec:
 
 
 class SleepState(StrEnum):
-    """Sleep state of an engine. One that falls asleep takes no new requests and finishes those it
-    has.
-    """
+    """Sleep state of an engine. FALLING_ASLEEP: no new requests, those in flight finish."""
 
     AWAKE = "Awake"
     FALLING_ASLEEP = "FallingAsleep"
@@ -128,8 +126,9 @@ class EngineProcess:
         ]
 
     def bootstrap_url(self, url: str) -> str | None:
-        """Returns where decode engines meet this one; a simulated prefill engine answers on its own
-        port.
+        """Returns the bootstrap URL for the decode engines; None unless a prefill engine needs one.
+
+        A simulated prefill engine answers on its own port.
         """
         template = self.pool.template
         return url if template.role is Role.PREFILL and template.transfer in ("mooncake", "sglang") else None

@@ -34,8 +34,8 @@ def launch(options: UpOptions) -> int:
 
 
 def build_config(options: UpOptions) -> StackConfig:
-    """Returns the configuration of a stack; touches nothing but the two ports, to check that they
-    are free.
+    """Returns the configuration of a stack. Checks that the two ports are free, and creates the
+    folder for logs.
     """
     listen, manage = claim_addresses(options.listen, options.manage, insecure=options.insecure)
     plan_options = PlanOptions(
@@ -66,7 +66,9 @@ def check_workers(number: int) -> int:
     maximum = Limits().workers
     if not 1 <= number <= maximum:
         raise BadInput(
-            f"--workers: {number} is not a number from 1 to {maximum}", field="--workers", hint="one for each processor"
+            f"--workers: {number} is not a number from 1 to {maximum}",
+            field="--workers",
+            hint="give one for each processor",
         )
     return number
 
@@ -85,7 +87,7 @@ def claim_addresses(listen: str, manage: str, *, insecure: bool = False) -> tupl
     for address, flag in ((listen_address, "--listen"), (manage_address, "--manage")):
         if not (insecure or address.is_loopback):
             raise BadInput(
-                f"{flag}: {address} is not a loopback address, and no caller would be asked for a key",
+                f"{flag}: {address} is not a loopback address, and clients would need no API key",
                 field=flag,
                 hint="give --insecure to listen there nevertheless",
             )

@@ -51,7 +51,7 @@ class SleepHooks:
 
 
 class SleepController:
-    """Controller of all engines."""
+    """The controller of the sleep states of all engines."""
 
     def __init__(self, calls: SleepCalls, clock: Clock, hooks: SleepHooks) -> None:
         self._calls = calls

@@ -39,7 +39,7 @@ MAX_EVENTS = 50
 
 
 class StackRun:
-    """The parts of one run of ``fairlead up``."""
+    """One run of ``fairlead up``: its processes, screen and signals. Call ``run`` once."""
 
     def __init__(self, config: StackConfig, screen: Screen, clock: Clock) -> None:
         self._config = config
@@ -108,7 +108,11 @@ class StackRun:
         )
 
     def _start_autoscaler_sync(self, directory: Path, supervisor: StackSupervisor) -> None:
-        """Writes the state for the autoscaler before it starts."""
+        """Starts the synchronisation with the autoscaler, if a model is scaled.
+
+        Called before the autoscaler starts, because this writes the state that the autoscaler
+        reads.
+        """
         models = self._config.plan.scaled_models
         if models:
             self._autoscaler_sync = AutoscalerSync(directory, models, supervisor, self._clock, self.report_event)
@@ -211,7 +215,7 @@ class StackRun:
         self._redraw.set()
 
     def _show_safely(self, show: Callable[[], None]) -> None:
-        """Shows something. A closed pipe or terminal ends the run."""
+        """Calls ``show``. A closed pipe or terminal ends the run."""
         try:
             show()
         except OSError:

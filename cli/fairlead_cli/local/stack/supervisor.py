@@ -382,7 +382,7 @@ class StackSupervisor:
         """Stops the gateway first (it finishes requests for a few seconds), then engines, then
         Redis.
 
-        at_once: an event that ends the waiting.
+        at_once: when this event is set, all processes are killed.
         """
         self._stopping = True
         if self._reaper_watch is not None:
@@ -420,7 +420,7 @@ class StackSupervisor:
 
 
 def _ignore_change() -> None:
-    """Does nothing."""
+    """Ignores a change of an engine; the default of ``on_change``."""
 
 
 async def _is_answering(url: str) -> bool:
@@ -447,7 +447,10 @@ async def _wait_ready_line(child: ChildProcess) -> None:
 
 
 def _redis_command(server: RedisServer) -> ProcessCommand:
-    """Removes the socket of a killed server, so that nothing waits on it."""
+    """Returns the command of the Redis server, and removes the socket of a killed one.
+
+    Why: clients would wait on the old socket.
+    """
     if server.socket_path:
         Path(server.socket_path).unlink(missing_ok=True)
     return ProcessCommand(server.command)

@@ -1,5 +1,5 @@
-"""Fields of a manifest that only a cluster honours: rejected when serving without them would be
-wrong, else reported.
+"""Fields of a manifest that only a cluster honours. They are rejected when serving without them
+would be wrong, else reported.
 """
 
 from collections.abc import Iterator

@@ -46,14 +46,17 @@ def run(model: str | None, manage: str | None, output: OutputFormat) -> int:
     other_addresses = [running.manage for running in running_stacks() if running != stack] if stack else []
     if other_addresses:
         print(
-            f"this is the newest; others run too: {program_name()} local status --manage {' or '.join(other_addresses)}",
+            f"this is the newest stack; others run too: {program_name()} local status --manage {' or '.join(other_addresses)}",
             file=sys.stderr,
         )
     return PROBLEM if stack_report.has_problem else OK
 
 
 def _sized(autoscaler: str) -> Mapping[str, Sequence[PoolScaling]]:
-    """Returns what the autoscaler (a URL, or empty) wants, by model. An error goes to stderr."""
+    """Returns the autoscaler's decision for each pool, by model. Prints an error to stderr.
+
+    autoscaler: its URL; empty for none. Without an answer, the result is empty.
+    """
     if not autoscaler:
         return {}
     from fairlead_cli.scaling.autoscaler_client import read_pool_scaling
@@ -61,7 +64,7 @@ def _sized(autoscaler: str) -> Mapping[str, Sequence[PoolScaling]]:
     try:
         return read_pool_scaling(autoscaler)
     except (StackUnreachable, LookupError, ValueError) as error:
-        print(f"the autoscaler does not say what it wants: {error}", file=sys.stderr)
+        print(f"the autoscaler's decisions cannot be read: {error}", file=sys.stderr)
         return {}
 
 

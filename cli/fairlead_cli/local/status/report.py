@@ -91,11 +91,11 @@ def build_report(
     program: str = "fairlead",
     scaling_by_model: Mapping[str, Sequence[PoolScaling]] = MappingProxyType({}),
 ) -> StackReport:
-    """Returns the answers of gateway and autoscaler by model.
+    """Returns the report of a stack from the answers of its gateway and autoscaler.
 
-    only_key: key of the only model to report.
+    only_key: key of the only model to report; None for all.
 
-    scaling_by_model: the autoscaler's answer.
+    scaling_by_model: the autoscaler's decision for each pool.
 
     program: name of this command in hints.
     """
@@ -146,7 +146,7 @@ def advise(
     target = model.objectives.target
     if window.within_objective is not None and window.within_objective < target:
         attainment = (
-            f"{formatting.format_share(window.within_objective)} of requests meet the objective, "
+            f"{formatting.format_share(window.within_objective)} of requests meet the SLO, "
             f"{formatting.format_share(target)} should"
         )
         return Advice(True, f"{attainment}: {_remedy(model, ready, program, scaled_pools)}, or relax spec.slo")
@@ -163,9 +163,9 @@ def _remedy(model: api_types.Model, ready: int, program: str, scaled_pools: Sequ
         return "add replicas"
     blocked = next((pool for pool in scaled_pools if pool.unwritten is not None), None)
     if blocked is not None:
-        return f"the autoscaler wants {blocked.wanted} of {blocked.pool}, which is not done since {blocked.unwritten}"
+        return f"the autoscaler wants {blocked.wanted} of {blocked.pool}, which is not applied: {blocked.unwritten}"
     if all(pool.wanted >= pool.most for pool in scaled_pools):
         return "raise maxReplicas"
     if sum(pool.wanted for pool in scaled_pools) > ready:
-        return "the autoscaler is at it"
-    return f"the autoscaler takes what there is to be enough (`{program} explain scaling {model.name}` says why)"
+        return "the autoscaler is adding engines"
+    return f"the autoscaler considers the present engines enough (`{program} explain scaling {model.name}` says why)"

@@ -31,7 +31,7 @@ def last_minute_text(window: api_types.PeriodStats) -> Text:
         f"  TTFT {formatting.format_seconds(window.ttft_seconds.p50)} (p90 {formatting.format_seconds(window.ttft_seconds.p90)})"
     )
     line.append(f"  ITL {formatting.format_seconds(window.itl_seconds.p50)}")
-    line.append(f"  in objective {formatting.format_share(window.within_objective)}")
+    line.append(f"  in SLO {formatting.format_share(window.within_objective)}")
     if window.errors:
         line.append(f"  {formatting.pluralize(window.errors, 'error')}", "bold red")
     return line

@@ -81,8 +81,10 @@ def render_frame(frame: Frame, height: int, width: int = 80) -> RenderableType:
 
 
 def _lines_per_model(rows_by_model: dict[str, int], space: int) -> dict[str, int]:
-    """Returns the lines for each model's engines: all if they fit, else an equal number and one for
-    the rest.
+    """Returns the number of lines for each model's engines.
+
+    All engines get a line if they fit; else each model gets the same number, and one for the
+    others.
     """
     if sum(rows_by_model.values()) <= space:
         return rows_by_model
@@ -130,7 +132,7 @@ def _model_lines(frame: Frame, key: str) -> list[Text]:
 
 
 def _rows(process: ProcessView) -> list[tuple[ProcessView, str]]:
-    """Returns a line for each instance of a process."""
+    """Returns (process, instance id) for each instance of a process; its name if it has no ids."""
     return [(process, instance_id) for instance_id in process.instances or (process.name,)]
 
 
@@ -169,7 +171,9 @@ def _engines(
 def _select_rows(
     rows: Sequence[tuple[ProcessView, str]], instances: Mapping[str, api_types.Instance], max_rows: int
 ) -> list[tuple[ProcessView, str]]:
-    """Returns at most so many rows, in their order."""
+    """Returns the rows of the unhealthy and the busiest engines, at most ``max_rows``, in their
+    order.
+    """
 
     def importance(position: int) -> tuple[bool, int]:
         row, instance_id = rows[position]

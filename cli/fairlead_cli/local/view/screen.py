@@ -7,7 +7,7 @@ from fairlead_cli.local.view.banner import StackSummary, autoscaler_lines, curl_
 
 
 class Screen(Protocol):
-    """A screen. ``draw`` is called about once a second."""
+    """The interface of a screen. ``draw`` is called about once a second."""
 
     is_live: bool
 
@@ -29,7 +29,7 @@ class Screen(Protocol):
 
 
 class PlainScreen:
-    """One line for each event; exactly one line begins with ``ready``."""
+    """A screen of plain lines: one for each event. Exactly one line begins with ``ready``."""
 
     is_live = False
 

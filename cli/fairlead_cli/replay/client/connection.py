@@ -31,8 +31,9 @@ class Exchange:
 
 
 class ReplayConnection(asyncio.Protocol):
-    """A connection. Calls ``on_idle`` when it can take the next exchange, ``on_closed`` when it is
-    closed.
+    """A connection to the gateway, for one request at a time.
+
+    on_idle: called when the connection can take the next exchange.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class ReplayConnection(asyncio.Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is open and not in use."""
+        """Whether the connection is open and not in use."""
         return self._transport is not None and not self._transport.is_closing() and self._exchange is None
 
     def send(self, exchange: Exchange) -> None:
@@ -106,7 +107,7 @@ class ReplayConnection(asyncio.Protocol):
             exchange.body += chunk
 
     def on_message_complete(self) -> None:
-        """Frees the connection when it can be kept, else closes it."""
+        """Ends the exchange; keeps the connection for the next one if the gateway allows it."""
         is_reusable = self._parser.should_keep_alive()
         self._finish(None)
         if is_reusable and self.is_idle:

@@ -57,8 +57,8 @@ class ClientRun:
 
 
 class OpenLoopClient:
-    """A client that replays a plan once; ``patience_seconds`` after the last arrival it gives up on
-    the rest.
+    """A client that replays a plan once. Requests without an answer ``patience_seconds`` after the
+    last arrival fail.
     """
 
     def __init__(
@@ -85,7 +85,10 @@ class OpenLoopClient:
         self._all_closed: asyncio.Event | None = None
 
     async def run(self, plan: Sequence[PlannedRequest]) -> ClientRun:
-        """Sends everything and waits for everything. Raises Unavailable when nothing listens."""
+        """Sends all requests, waits for their answers and returns the results.
+
+        Raises Unavailable when nothing listens.
+        """
         await self._connect_first()
         self._planned = len(plan)
         self._finished = asyncio.Event()

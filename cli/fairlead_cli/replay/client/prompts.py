@@ -54,7 +54,7 @@ class ReplayTarget:
         try:
             port = parts.port
         except ValueError as error:
-            raise BadInput(f"{url!r} has no port that exists", field="url") from error
+            raise BadInput(f"{url!r} has no valid port", field="url") from error
         if parts.scheme not in ("", "http") or not parts.hostname:
             raise BadInput(f"replay cannot use {url!r}", field="url", hint="write it like http://127.0.0.1:8000")
         if parts.path.rstrip("/") not in ("", "/v1"):

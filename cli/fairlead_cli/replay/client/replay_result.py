@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class ReplayResult:
-    """Times are seconds on the run's clock, wall or simulated; None when it did not happen.
+    """The result of one replayed request. Times are seconds on the run's clock, wall or simulated;
+    None when the event did not happen.
 
     ttft_seconds: from the time when the request was due, so that a late client does not flatter the
     server.

@@ -74,7 +74,7 @@ def _draw_first_tokens(axes: "Axes", report: ReplayReport, colours: Mapping[str,
     limit = report.objectives.ttft_seconds
     if limit is not None:
         axes.axvline(limit, color="#999999", linewidth=1, linestyle=":")
-        axes.text(limit, 3, " objective", color="#777777", fontsize=9)
+        axes.text(limit, 3, " latency target", color="#777777", fontsize=9)
     axes.set(xlim=(0, max(max_seconds, limit or 0.0, 0.001) * 1.02), ylim=(0, 101), xlabel="seconds to the first token")
     axes.set_title("Requests answered within so many seconds (%)")
     axes.grid(color=GRID_COLOUR, linewidth=0.6)

@@ -22,14 +22,14 @@ class RunSummary:
 
     @classmethod
     def from_results(cls, results: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> "RunSummary":
-        """Summarizes the results."""
+        """Returns a run of these results with their summary. ``instances``: size of the fleet."""
         return cls(results, summarize(results, objectives=objectives, instances=instances))
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyResult:
-    """Runs of one preset; None when there was none. ``simulated_on_live_choices``: simulated with
-    the live run's own choices.
+    """The runs of one preset, None for those that were not made. ``simulated_on_live_choices``:
+    simulated with the live run's own choices.
     """
 
     live: RunSummary | None = None
@@ -44,7 +44,9 @@ class PolicyResult:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """The report. ``lags``: p99 of each process's loop lag in wall seconds; None is unknown."""
+    """The report of a replay. ``lags``: p99 of each process's loop lag in wall seconds; None is
+    unknown.
+    """
 
     trace: str
     objectives: SloTargets
@@ -84,12 +86,14 @@ class ReplayReport:
 
 TABLE_HEADINGS = (
     *("policy", "", "TTFT mean", "TTFT p50", "TTFT p90", "TTFT p99", "ITL mean", "ITL p99"),
-    *("in objective", "cached", "load spread", "errors"),
+    *("in SLO", "cached", "load spread", "errors"),
 )
 
 
 def table_rows(policies: Mapping[str, PolicyResult]) -> list[tuple[str, ...]]:
-    """Returns the cells of the table, a row for each policy and side."""
+    """Returns the cells of the table: for each policy a live and a simulated row, if there was a
+    run.
+    """
     cells = []
     for name, policy in policies.items():
         for side, run in (("live", policy.live), ("simulated", policy.simulated)):
@@ -176,7 +180,7 @@ def markdown(report: ReplayReport) -> str:
         "",
         f"- Traffic: {report.trace}; {report.requests} requests at a mean of {report.rate:g} simulated requests/s, "
         f"clock × {report.speed:g}. Every request counts; seconds are simulated seconds.",
-        f"- Objective: {' and '.join(targets) or 'none'}.",
+        f"- SLO: {' and '.join(targets) or 'none'}.",
         f"- Event loops: the worst p99 lateness was {'unknown' if lag is None else format_duration(lag)} (wall).",
     ]
     if report.ideal_reuse is not None:

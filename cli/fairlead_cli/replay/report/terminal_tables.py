@@ -18,7 +18,7 @@ TERMINAL_COLUMNS = (
     "TTFT p90",
     "TTFT p99",
     "ITL mean",
-    "in objective",
+    "in SLO",
     "cached",
     "load spread",
     "errors",
@@ -29,7 +29,7 @@ SHORT_TITLES = {
     "TTFT p90": "p90",
     "TTFT p99": "p99",
     "ITL mean": "ITL",
-    "in objective": "met",
+    "in SLO": "met",
     "load spread": "σ/µ",
     "errors": "err",
 }

@@ -1,7 +1,11 @@
 """Load: how busy endpoints are, by what gateways dispatched.
 
-In reading order: `inflight` (this process's requests in flight), `shared_memory` (those of sibling
-workers), `sampled_load` (the load of a large fleet), `load_window` (dispatches of the last
-minutes), `inter_token_times` (observed token gaps) and `token_calibration` (estimated tokens
-against reported ones).
+In reading order:
+
+- `inflight`: this process's requests in flight
+- `shared_memory`: those of sibling workers
+- `sampled_load`: the load of a large fleet
+- `load_window`: dispatches of the last minutes
+- `inter_token_times`: observed token gaps
+- `token_calibration`: estimated tokens against reported ones
 """

@@ -17,9 +17,9 @@ from fairlead_gateway.routing.request import RouteRequest
 
 @dataclass(frozen=True, slots=True)
 class InstanceLoad:
-    """A snapshot of this gateway's own load on one instance.
+    """A snapshot of the load that this process has in flight on one instance.
 
-    backlog_seconds: prefill that has had no first token.
+    backlog_seconds: prefill of the requests without a first token.
     """
 
     inflight: int = 0
@@ -59,8 +59,9 @@ class EndpointLoad:
 class InflightRequest:
     """A dispatched request: its weight, and whether it waits for its first token.
 
-    - indexed_share: share of the prompt that the index credited; negative if it said nothing.
-    - matched_share: share that should be cached by all that is known.
+    - indexed_share: share of the prompt that the KV-cache index reported as cached; negative
+      without index data.
+    - matched_share: share of the prompt that should be cached, from all sources.
     """
 
     __slots__ = ("indexed_share", "load", "matched_share", "prefill_seconds", "request", "tokens", "waiting")
@@ -87,7 +88,7 @@ class InflightTracker:
     """All requests in flight of one model, by request id.
 
     - shared_loads: where sibling workers publish their sums; total loads then include them.
-    - load_override: returns an endpoint's whole load, given the own part.
+    - load_override: returns an endpoint's whole load, given this process's part.
     """
 
     def __init__(
@@ -110,7 +111,9 @@ class InflightTracker:
             del self._loads[departed]
 
     def local_load(self, instance: str) -> EndpointLoad:
-        """Returns the own sums of an instance, which stay current while it is retained."""
+        """Returns this process's load on an instance: an object that stays current while it is
+        retained.
+        """
         load = self._loads.get(instance)
         if load is None:
             load = self._loads[instance] = EndpointLoad(instance)
@@ -126,7 +129,7 @@ class InflightTracker:
         indexed_share: float = -1.0,
         matched_share: float = 0.0,
     ) -> None:
-        """Counts a dispatch. A retry first ends the former one."""
+        """Counts a dispatch. A retry first ends the earlier attempt of the request."""
         request_id = request.id
         if request_id in self._requests:
             self.on_finish(request_id)
@@ -142,7 +145,7 @@ class InflightTracker:
             self._publish(load)
 
     def get(self, request_id: str) -> InflightRequest | None:
-        """Returns the request in flight under this id."""
+        """Returns the request in flight with this id; None if it is unknown."""
         return self._requests.get(request_id)
 
     def is_inflight(self, request_id: str) -> bool:
@@ -174,13 +177,13 @@ class InflightTracker:
         return inflight
 
     def total_load(self, local: EndpointLoad) -> EndpointLoad:
-        """Returns the current load of an endpoint, siblings included."""
+        """Returns the current load of an endpoint, that of sibling workers included."""
         if self._shared_loads is None:
             return local if self._load_override is None else self._load_override(local)
         return _add_load(local, self._shared_loads.sum_other_rows(local.instance))
 
     def total_loads(self, local: list[EndpointLoad]) -> list[EndpointLoad]:
-        """Returns the total load of each."""
+        """Returns the total load of each endpoint, in their order."""
         return (
             local
             if self._shared_loads is None and self._load_override is None
@@ -192,7 +195,7 @@ class InflightTracker:
         return tuple([name for name, total in self._loads.items() if total.inflight])
 
     def republish(self) -> None:
-        """Publishes all sums again, after slots were reassigned."""
+        """Writes all sums to the shared table again, after its slots were reassigned."""
         for load in self._loads.values():
             if load.inflight:
                 self._publish(load)
@@ -203,7 +206,7 @@ class InflightTracker:
         self._shared_loads.write(load.instance, load.inflight, load.waiting, backlog_seconds, tokens)
 
     def instance_load(self, instance: str) -> InstanceLoad:
-        """Returns the sums of one instance; zeros if it has none."""
+        """Returns this process's load on one instance; zeros if it has none."""
         load = self._loads.get(instance)
         if load is None:
             return InstanceLoad()
@@ -220,7 +223,7 @@ def least_busy(loads: list[EndpointLoad]) -> EndpointLoad:
 
 
 def total_backlog_seconds(loads: list[EndpointLoad]) -> float:
-    """Returns the sum of the backlogs, the same in any order."""
+    """Returns the sum of the backlogs in seconds, the same for any order of `loads`."""
     first = second = 0.0
     for load in loads:
         seconds = load.backlog_seconds

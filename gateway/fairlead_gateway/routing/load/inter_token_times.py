@@ -17,7 +17,9 @@ MIN_TOKENS: Final = 8
 
 
 class InterTokenTimes:
-    """Mean gaps and prefill shares by instance. Times are seconds of the caller's clock."""
+    """Mean inter-token times and prefill shares by instance. `now` is seconds of the caller's
+    clock.
+    """
 
     def __init__(self) -> None:
         self._first_token_at: dict[str, float] = {}
@@ -30,11 +32,13 @@ class InterTokenTimes:
         self._prefill = {name: sums for name, sums in self._prefill.items() if name in instances}
 
     def add_prefill(self, instance: str, seconds: float, now: float) -> None:
-        """Counts a prompt that takes an instance so long."""
+        """Counts a prompt whose prefill takes `seconds` at an instance."""
         self._prefill[instance] = (self.prefill_share(instance, now) * WINDOW_SECONDS + seconds, now)
 
     def prefill_share(self, instance: str, now: float) -> float:
-        """Returns the share of its recent time for which the instance was given prompts."""
+        """Returns the share of the instance's recent time that dispatched prompts take to
+        compute.
+        """
         known = self._prefill.get(instance)
         return 0.0 if known is None else known[0] * exp((known[1] - now) / WINDOW_SECONDS) / WINDOW_SECONDS
 
@@ -42,9 +46,9 @@ class InterTokenTimes:
         self._first_token_at[request_id] = now
 
     def on_finish(self, request_id: str, instance: str, output_tokens: int | None, now: float) -> None:
-        """Called when a request has finished.
+        """Adds the mean gap between the tokens of a finished request to the instance's mean.
 
-        output_tokens: None if it failed.
+        output_tokens: None if the request failed; then, and for short outputs, nothing is added.
         """
         first = self._first_token_at.pop(request_id, None)
         if first is None or output_tokens is None or output_tokens < MIN_TOKENS:
@@ -54,6 +58,8 @@ class InterTokenTimes:
         self._means[instance] = (gap if known is None else known[0] + SMOOTHING * (gap - known[0]), now)
 
     def mean_gap(self, instance: str, now: float) -> tuple[float, float] | None:
-        """Returns the mean gap and its age; None if no stream of the instance has ended."""
+        """Returns the mean gap and its age, in seconds; None if no stream of the instance has
+        ended.
+        """
         known = self._means.get(instance)
         return None if known is None else (known[0], now - known[1])

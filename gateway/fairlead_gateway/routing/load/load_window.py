@@ -29,7 +29,7 @@ class _EndpointWindow:
 
 
 class LoadWindow:
-    """The window of one model. Times are monotonic seconds."""
+    """The recent dispatches of one model, by instance. Times are monotonic seconds."""
 
     def __init__(self) -> None:
         self._windows: dict[str, _EndpointWindow] = {}
@@ -41,7 +41,7 @@ class LoadWindow:
         self._windows = {name: here for name, here in self._windows.items() if name in instances}
 
     def on_dispatch(self, instance: str, seconds: float, uncached_tokens: float, now: float) -> None:
-        """Counts a prompt with `uncached_tokens`, which take `seconds`."""
+        """Counts a prompt whose `uncached_tokens` tokens take `seconds` to prefill."""
         window = self._window(instance, now)
         window.dispatches.append((now, seconds, uncached_tokens))
         window.seconds += seconds
@@ -51,8 +51,9 @@ class LoadWindow:
         self._started_at[request_id] = now
 
     def on_finish(self, request_id: str, instance: str, output_tokens: int | None, now: float) -> None:
-        """Called when a request has finished. A failed one (None) or a single token has no time per
-        token.
+        """Learns output length and time per token from a finished request.
+
+        output_tokens: None if the request failed. Outputs of fewer than two tokens are ignored.
         """
         started_at = self._started_at.pop(request_id, None)
         if started_at is None or output_tokens is None or output_tokens < 2:
@@ -71,10 +72,10 @@ class LoadWindow:
         return window.seconds + inflight * output * window.token_seconds
 
     def eviction_seconds(self, instance: str, uncached_tokens: float, kv_tokens: int, now: float) -> float:
-        """Returns the seconds to recompute the cached tokens that `uncached_tokens` new ones evict,
-        at the mean cost of tokens there.
+        """Returns the seconds to recompute the cached tokens that `uncached_tokens` new tokens
+        evict.
 
-        Only what was used within the window counts.
+        Only tokens used within the window count, at the instance's mean seconds per token.
         """
         window = self._window(instance, now)
         evicted = min(window.uncached_tokens, uncached_tokens, window.uncached_tokens + uncached_tokens - kv_tokens)

@@ -17,7 +17,9 @@ MAX_SAMPLES: Final = 5
 
 
 class SampledLoads:
-    """The sampled loads of one model's endpoints."""
+    """The loads of one model's endpoints: exact in a small fleet, partly remembered in a
+    large one.
+    """
 
     def __init__(self, inflight: InflightTracker) -> None:
         self._inflight = inflight
@@ -31,7 +33,9 @@ class SampledLoads:
         self._other_loads = {name: beside for name, beside in self._other_loads.items() if name in instances}
 
     def begin_decision(self, instances: int) -> None:
-        """Starts a decision among this number of instances."""
+        """Starts a decision among `instances` instances, which sets whether the fleet counts as
+        large.
+        """
         self._is_large = instances > MAX_FULL_SCAN
         self._samples = 0
 
@@ -45,7 +49,9 @@ class SampledLoads:
         return total
 
     def estimate(self, local: EndpointLoad) -> EndpointLoad:
-        """Returns the load. In a large fleet, the part of other processes is the last known one."""
+        """Returns the load of an endpoint. In a large fleet, the part of other processes is the
+        last known one.
+        """
         if not self._is_large:
             return self._inflight.total_load(local)
         other = self._other_loads.get(local.instance)

@@ -29,17 +29,19 @@ class SharedLoadTable:
         self._slots: Mapping[str, int] = {}
 
     def set_slots(self, slots: Mapping[str, int]) -> None:
-        """Sets the slots of instances. An instance without a slot is counted by each
-        worker alone.
+        """Sets the slot of each instance. Workers do not share their load on an instance without a
+        slot.
         """
         self._slots = slots
 
     def set_active_rows(self, rows: Sequence[int]) -> None:
-        """Sets the rows of other workers that count."""
+        """Sets which rows of other workers `sum_other_rows` includes."""
         self._other_offsets = tuple([row * self._row_cells for row in rows])
 
     def write(self, instance: str, inflight: int, waiting: int, backlog_seconds: float, tokens: float) -> None:
-        """Writes the own sums of one instance."""
+        """Writes this worker's load on one instance to its row; nothing if the instance has no
+        slot.
+        """
         slot = self._slots.get(instance)
         if slot is None:
             return
@@ -50,7 +52,10 @@ class SharedLoadTable:
         cells[cell + 3] = int(tokens)
 
     def sum_other_rows(self, instance: str) -> tuple[int, int, float, float] | None:
-        """Returns the sums of the other rows for an instance; None if they are zero."""
+        """Returns the sums of the other rows for an instance; None if nothing is in flight there.
+
+        The parts are: requests, those without a first token, seconds of prefill, tokens.
+        """
         slot = self._slots.get(instance)
         if slot is None:
             return None
@@ -67,7 +72,7 @@ class SharedLoadTable:
 
 
 def table_bytes(rows: int, slots_per_row: int) -> int:
-    """Returns the size of the table."""
+    """Returns the size of the table in bytes."""
     return rows * slots_per_row * FIELDS_PER_SLOT * CELL_BYTES
 
 
@@ -78,5 +83,5 @@ def clear_row(cells: memoryview, slots_per_row: int, row: int) -> None:
 
 
 def is_slot_idle(cells: memoryview, slots_per_row: int, rows: int, slot: int) -> bool:
-    """Returns True if no row has anything in this slot."""
+    """Returns True if no worker has requests in flight in this slot."""
     return not any(cells[(row * slots_per_row + slot) * FIELDS_PER_SLOT] for row in range(rows))

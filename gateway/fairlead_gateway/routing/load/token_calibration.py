@@ -1,4 +1,4 @@
-"""Calibration of token estimates by what engines report."""
+"""Calibration of estimated prompt tokens by the token counts that engines report."""
 
 from typing import Final
 
@@ -11,10 +11,10 @@ MIN_SCALE_TOKENS: Final = 64
 
 
 class TokenCalibration:
-    """The calibration of one model.
+    """The calibration of one model's token estimates.
 
     - scale: reported prompt tokens ÷ estimated ones.
-    - unforeseen_share: share of prompts that engines had cached and no source had reported.
+    - unforeseen_share: mean share of a prompt that engines had cached beyond the expected share.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """Assigned requests that wait for their instance: their order, and which ones move.
 
-An assigned request counts at its instance at once, so that the next decision sees it. Its entry
+An assigned request counts as load of its instance, so that the next decision includes it. Its entry
 keeps what the decision knew (its cached prefix there) until its first token. The caller states
 which requests are still queued.
 """
@@ -30,10 +30,10 @@ class _QueueEntry:
 
 
 class AssignedQueue:
-    """The assigned requests of one model, by id.
+    """The assigned requests of one model that wait for their instance, by id.
 
     - queue_key: the preset's sort key.
-    - rebalances: the preset moves requests.
+    - rebalances: whether the preset moves requests between instances.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class AssignedQueue:
         return (math.inf, math.inf, request_id) if entry is None else self._queue_key(entry.assignment)
 
     def remove(self, request_id: str, endpoint: Endpoint | None) -> RouteRequest | None:
-        """Removes a request from `endpoint`, with the cached blocks that only it would have added.
+        """Returns a request that moves away from `endpoint`; None if it is unknown.
 
-        None if it is unknown.
+        The blocks that only this request would have cached at `endpoint` no longer count there.
         """
         entry = self._entries.get(request_id)
         if entry is None:
@@ -88,10 +88,11 @@ class AssignedQueue:
         objective_seconds: float,
         now: float,
     ) -> list[tuple[str, str]]:
-        """Returns moves (request, instance).
+        """Returns the requests to move, as pairs of request id and new instance.
 
-        - queued: request ids by instance.
-        - scale: corrects estimated tokens.
+        - queued: ids of the queued requests by instance.
+        - homes: returns the homes of a request.
+        - scale: prompt tokens per estimated token.
         """
         if not self._rebalances:
             return []

@@ -37,7 +37,10 @@ LLMD_PREFIX_WEIGHT, LLMD_QUEUE_WEIGHT, LLMD_MEMORY_WEIGHT = 3.0, 2.0, 2.0
 
 
 def power_of_two(policy_input: PolicyInput) -> Decision:
-    """Draws two by a hash of the request's id; every instance has the same chance."""
+    """Chooses, of two instances, the one with fewer requests in flight.
+
+    The two are drawn by a hash of the request's id; every instance has the same chance.
+    """
     candidates = policy_input.candidates
     digest = policy_input.tie_break("")
     first = digest % len(candidates)
@@ -70,8 +73,8 @@ def chwbl(policy_input: PolicyInput) -> Decision:
 
 
 def prefix_cache(policy_input: PolicyInput) -> Decision:
-    """Chooses as AIBrix does: of equal matches the least busy; without an eligible
-    match, of all.
+    """Chooses as AIBrix does: the longest match below the load limit, and of equal ones the least
+    busy. Without such a match, or with uneven loads, the least busy instance is chosen.
     """
     candidates = policy_input.candidates
     counts = [candidate.inflight for candidate in candidates]
@@ -94,7 +97,7 @@ def prefix_cache(policy_input: PolicyInput) -> Decision:
 
 
 def cache_aware(policy_input: PolicyInput) -> Decision:
-    """Chooses as SGLang does. The least cached is by bytes of prompts, like SGLang's tree."""
+    """Chooses as SGLang does: the longest match, else the instance with the fewest cached bytes."""
     candidates = policy_input.candidates
     least = least_inflight(policy_input, candidates)
     most = max([candidate.inflight for candidate in candidates])
@@ -112,8 +115,9 @@ def cache_aware(policy_input: PolicyInput) -> Decision:
 
 
 def llm_d(policy_input: PolicyInput) -> Decision:
-    """Chooses by the sum of three scores from 0 to 1. Queues score between the shortest and the
-    longest.
+    """Chooses by a weighted sum of three scores from 0 to 1: matched share, queue, free memory.
+
+    The shortest queue scores 1, the longest 0.
     """
     candidates, prompt = policy_input.candidates, policy_input.prompt_tokens
     queues = [candidate.waiting for candidate in candidates]
@@ -144,7 +148,7 @@ def lmetric(policy_input: PolicyInput) -> Decision:
 
 
 def min_ttft(policy_input: PolicyInput) -> Decision:
-    """Chooses the soonest first token."""
+    """Chooses the instance with the lowest predicted TTFT."""
     costs = [candidate.ttft_seconds for candidate in policy_input.candidates]
     best = _lowest_cost(policy_input, costs)
     return _decide_by_values(policy_input, best, "min-ttft", "soonest first token", "predicted_ttft_seconds", costs)

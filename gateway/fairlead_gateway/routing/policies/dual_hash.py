@@ -82,14 +82,14 @@ def choose(
     hot_epoch: int = 0,
     unforeseen_share: float = 0.0,
 ) -> Decision:
-    """Returns the best of at least one candidate, with the sums that decided.
+    """Returns the decision for the best candidate, with the numbers that led to it.
 
-    Ties go to the first candidate. Their order is: session's last, home 1, home 2, holder, least
-    busy.
+    At least one candidate is required. Ties go to the first, in the order: endpoint that served the
+    session last, home 1, home 2, holder of the longest prefix, least busy.
 
-    - hot_epoch: epoch of the table by which the homes were found; 0: the own count;
+    - hot_epoch: epoch of the shared table of hot prefixes; 0: this gateway counts them itself;
       `LOST_TABLE`: the last shared table.
-    - unforeseen_share: share of prompts that engines had cached lately beyond what was known.
+    - unforeseen_share: share of a prompt that engines lately had cached beyond what was known.
     """
     objective = DEFAULT_TTFT_SECONDS if objective_seconds is None else objective_seconds
     busy = _busy_share(mean_backlog_seconds, objective)
@@ -145,7 +145,10 @@ def queue_key(request: AssignedRequest) -> QueueKey:
 
 
 def non_home_price(unforeseen_share: float, busy: float) -> float:
-    """Returns the price of leaving home, in times the prompt's own part. `busy` is from 0 to 1."""
+    """Returns the extra price of an endpoint that is no home, as a factor on the prompt's prefill.
+
+    busy: from 0 (idle fleet) to 1.
+    """
     uninformed = (unforeseen_share - INFORMED_SHARE) / (UNINFORMED_SHARE - INFORMED_SHARE)
     informed_price = NON_HOME_PRICE * (1.0 - busy)
     return informed_price + (NON_HOME_PRICE_UNINFORMED - informed_price) * min(1.0, max(0.0, uninformed))
@@ -245,7 +248,7 @@ class _DualHashExplanation:
         )
 
     def inputs(self) -> Mapping[str, DecisionInput]:
-        """Returns all numbers by name."""
+        """Returns the numbers of every candidate and of the fleet, by name."""
         table = {
             "mean/backlog_seconds": DecisionInput(self._mean),
             "mean/unforeseen_share": DecisionInput(self._unforeseen),

@@ -41,7 +41,7 @@ MAX_OLDEST_WAIT_SECONDS: Final = 3.0
 
 
 def choose(policy_input: PolicyInput) -> Decision:
-    """Chooses one of the homes."""
+    """Chooses the home with the longer match, or the sooner one if that home would be too late."""
     homes = [policy_input.candidate(home) for home in policy_input.homes]
     scores = {home.id: home.ttft_seconds for home in homes}
     longer = min(homes, key=lambda home: (-home.matched_tokens, home.inflight_tokens, policy_input.tie_break(home.id)))
@@ -58,7 +58,7 @@ def choose(policy_input: PolicyInput) -> Decision:
 
 
 def queue_key(request: AssignedRequest) -> QueueKey:
-    """Returns the sort key of a queue."""
+    """Returns the sort key of an assigned request in its instance's queue."""
     return _queue_key(request.cached_tokens, request.assigned_at, request.id)
 
 
@@ -70,7 +70,7 @@ def _queue_key(cached_tokens: float, assigned_at: float, request_id: str) -> Que
 class QueuedAssignment:
     """An assigned request that waits in the gateway.
 
-    - alternate: its other home; None if there is none.
+    - alternate: the other home of the request; None if there is none.
     - costs: cached tokens and prefill seconds, by instance.
     """
 
@@ -80,15 +80,15 @@ class QueuedAssignment:
     costs: Mapping[str, tuple[float, float]]
 
     def queue_key(self, instance: str) -> QueueKey:
-        """Returns its sort key in the queue of an instance."""
+        """Returns the sort key of the request in the queue of an instance."""
         return _queue_key(self.costs[instance][0], self.assigned_at, self.id)
 
 
 class _EndpointQueue:
     """The queue of one instance: pending seconds, then queued requests in order.
 
-    total_seconds: until it was empty, before any move. Waits are summed lazily, since most requests
-    are looked up between two moves.
+    total_seconds: seconds until the queue is empty, before any move. Waits are summed lazily, since
+    most requests are looked up between two moves.
     """
 
     __slots__ = ("_keys", "_pending", "_seconds", "_summed", "total_seconds")
@@ -115,7 +115,7 @@ class _EndpointQueue:
         del self._summed[index + 1 :]
 
     def remove(self, key: QueueKey) -> None:
-        """It is held no more."""
+        """Removes the request with that key, which must be queued."""
         index = bisect_left(self._keys, key)
         del self._keys[index]
         del self._seconds[index]
@@ -123,7 +123,7 @@ class _EndpointQueue:
 
 
 class _Move:
-    """A possible move of a request, with its key and seconds at source and target."""
+    """A possible move of a request, with its sort key and prefill seconds at source and target."""
 
     __slots__ = ("request_id", "source", "source_key", "source_seconds", "target", "target_key", "target_seconds")
 
@@ -147,10 +147,11 @@ def rebalance(
     objective_seconds: float,
     now: float,
 ) -> list[tuple[str, str]]:
-    """Returns moves (request, instance).
+    """Returns the requests to move, as pairs of request id and new instance.
 
     - queued: assigned requests by instance.
-    - pending_seconds: prefill that waits at each instance. Its order defines the next instance.
+    - pending_seconds: prefill that waits at each instance. The order of its keys defines the
+      next instance.
     """
     queues = {
         name: _EndpointQueue(
@@ -179,7 +180,9 @@ def rebalance(
 
 
 def needs_rebalance(total_seconds: float, assigned_at: Sequence[float], objective_seconds: float, now: float) -> bool:
-    """Returns True if a queue is too long, or its oldest request waits too long."""
+    """Returns True if a queue is longer than the objective, or its oldest request waits too
+    long.
+    """
     return total_seconds > objective_seconds or (
         bool(assigned_at) and now - min(assigned_at) >= MAX_OLDEST_WAIT_SECONDS
     )

@@ -22,8 +22,8 @@ def _empty_ring(_: frozenset[str]) -> str | None:
 class PolicyInput:
     """A request and its candidates: at least one, sorted by id.
 
-    - homes: of its routing key, the first ring's first.
-    - is_session_key: that key is the session's.
+    - homes: the homes of the routing key, in the order of the rings.
+    - is_session_key: the routing key is that of the session, not of the prompt.
     - first_on_ring: returns the first instance on the prompt's ring that is not excluded.
     - decision_count: decisions of the model so far.
     """
@@ -61,7 +61,7 @@ class PolicyInput:
         self.decision_count = decision_count
 
     def candidate(self, instance: str) -> Candidate:
-        """Returns the candidate of that id, which must exist."""
+        """Returns the candidate with the id `instance`. Raises KeyError if there is none."""
         for candidate in self.candidates:
             if candidate.id == instance:
                 return candidate
@@ -84,8 +84,9 @@ QueueKey = tuple[float, float, str]
 class AssignedRequest:
     """An assigned request that waits for its instance.
 
-    - assigned_at: when it was assigned first.
-    - cached_tokens: of its prompt, at the instance; `prefill_seconds` takes the rest.
+    - assigned_at: when it was first assigned, in monotonic seconds.
+    - cached_tokens: prompt tokens that the instance has cached; `prefill_seconds` is for the
+      others.
     """
 
     id: str

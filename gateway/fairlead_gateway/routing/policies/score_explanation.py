@@ -11,9 +11,9 @@ _NUMBER_FORMAT: Final = "{:.6g}"
 
 
 class _ScoreExplanation:
-    """The candidates and their scores. Text and tables are built when they are read.
+    """The explanation of a choice by score. Text and tables are built when they are read.
 
-    scores: may miss candidates that the policy did not score.
+    scores: by candidate; those that the policy did not score are missing.
     """
 
     __slots__ = ("_best", "_candidates", "_reason", "_score_name", "_scores")
@@ -45,7 +45,7 @@ class _ScoreExplanation:
         )
 
     def inputs(self) -> Mapping[str, DecisionInput]:
-        """Returns the numbers that policies use, and the scores."""
+        """Returns load, cached tokens, predicted TTFT and score of each candidate, by name."""
         table: dict[str, DecisionInput] = {}
         for candidate in self._candidates:
             table[f"{candidate.id}/inflight"] = DecisionInput(float(candidate.inflight))

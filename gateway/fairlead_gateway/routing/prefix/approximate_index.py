@@ -18,8 +18,9 @@ from collections.abc import Collection, Hashable, Sequence
 
 
 class PrefixMatch:
-    """The match of a prompt: `matched_bytes[i]` bytes at the instances in `masks[i]`, in rising
-    order.
+    """The match of a prompt: the instances in `masks[i]` have its first `matched_bytes[i]` bytes.
+
+    The lengths rise with `i`.
     """
 
     __slots__ = ("masks", "matched_bytes")
@@ -42,11 +43,11 @@ class PrefixMatch:
 
 
 class _Run:
-    """Blocks `first` to `first + count` of a chain, last used at the same time.
+    """A run: `count` blocks of a chain from index `first`, last used at the same time.
 
-    - previous: the block before the run.
-    - ends: of the whole chain.
-    - branched: prompts that continue differently part at its end.
+    - previous: the block before the run; None at the start of a chain.
+    - ends: the ends of the whole chain's blocks, in bytes.
+    - branched: prompts continue differently after the end of the run.
     - extra_bytes: cache used by other content, for a run without blocks.
     """
 
@@ -66,7 +67,7 @@ class _Run:
         self.older: _Run | None = None
 
     def block_bytes(self, index: int) -> int:
-        """Returns the bytes of the chain's block `index`."""
+        """Returns the size in bytes of the chain's block `index`."""
         return self.ends[index] - (self.ends[index - 1] if index else 0)
 
     def move_behind(self, older: "_Run | None") -> None:
@@ -80,7 +81,7 @@ class _Run:
         older.newer = newer.older = self
 
     def unlink(self) -> None:
-        """Removes the run from the LRU order. No cycle of references remains."""
+        """Removes the run from the LRU order, so that it is in no cycle of references."""
         newer, older = self.newer, self.older
         if newer is not None and older is not None:
             newer.older, older.newer = older, newer
@@ -105,7 +106,7 @@ class _InstanceCache:
         self.blocks = 0
 
     def cached_blocks(self, hashes: tuple[Hashable, ...]) -> int:
-        """Returns how many blocks of the chain are cached."""
+        """Returns how many blocks from the start of the chain are cached."""
         runs = self.runs
         low, high = 0, len(hashes)
         while low < high:
@@ -119,7 +120,7 @@ class _InstanceCache:
     def touch(self, hashes: tuple[Hashable, ...], count: int) -> "_Run | None":
         """Marks the first `count` blocks as used.
 
-        Returns the run that ends with the last of them.
+        Returns the run that ends with the last of them; None if `count` is 0.
         """
         runs, order = self.runs, self.lru
         deepest: _Run | None = None
@@ -138,8 +139,9 @@ class _InstanceCache:
         return deepest
 
     def extend(self, deepest: _Run | None, hashes: tuple[Hashable, ...], ends: tuple[int, ...], known: int) -> None:
-        """Adds the blocks from `known` on. `deepest` is the run before them, which was
-        just used.
+        """Adds the blocks of a chain from index `known` on.
+
+        deepest: the run before them, which was just used; None at the start of the chain.
         """
         runs = self.runs
         if deepest is None or deepest.branched or deepest.first + deepest.count != known:
@@ -160,7 +162,7 @@ class _InstanceCache:
         self.size += ends[count - 1] - (ends[known - 1] if known else 0)
 
     def _link_run(self, run: _Run) -> None:
-        """Records that the run begins behind `run.previous`."""
+        """Adds the run to those that follow `run.previous`."""
         known = self.runs_after.get(run.previous)
         if known is None:
             self.runs_after[run.previous] = [run]
@@ -168,7 +170,7 @@ class _InstanceCache:
             known.append(run)
 
     def unlink_run(self, run: _Run) -> None:
-        """Removes that record."""
+        """Removes the run from those that follow `run.previous`."""
         known = self.runs_after.get(run.previous)
         if known is not None and run in known:
             known.remove(run)
@@ -176,7 +178,7 @@ class _InstanceCache:
                 del self.runs_after[run.previous]
 
     def _split(self, run: _Run, head_count: int) -> _Run:
-        """Cuts a run behind its first `head_count` blocks and returns these.
+        """Cuts a run after its first `head_count` blocks and returns the run of these.
 
         The longer part stays the same object, since its blocks point to it.
         """
@@ -205,7 +207,7 @@ class _InstanceCache:
 
 
 class ApproximatePrefixIndex:
-    """Blocks by instance for one model. Sizes and capacities are bytes of prompt text."""
+    """The approximate prefix index of one model. Sizes and capacities are bytes of prompt text."""
 
     def __init__(self, max_blocks: int) -> None:
         self._max_blocks = max_blocks
@@ -217,7 +219,7 @@ class ApproximatePrefixIndex:
         return len(self._masks)
 
     def register(self, instance: str) -> int:
-        """Returns the bit of an instance in matches, valid until the instance is removed."""
+        """Adds an instance if it is new. Returns its bit in matches, valid until it is removed."""
         return self._instance_cache(instance).bit
 
     def bit_of(self, instance: str) -> int:
@@ -226,7 +228,7 @@ class ApproximatePrefixIndex:
         return 0 if cache is None else cache.bit
 
     def cached_bytes(self, instance: str) -> int:
-        """Returns the bytes of all that an instance has cached."""
+        """Returns the bytes of all blocks that an instance has cached; 0 if it is unknown."""
         cache = self._instances.get(instance)
         return 0 if cache is None else cache.size
 
@@ -251,8 +253,9 @@ class ApproximatePrefixIndex:
         return result
 
     def add(self, instance: str, hashes: tuple[Hashable, ...], ends: tuple[int, ...], *, capacity: int) -> None:
-        """Adds blocks to an instance. Evicts the least recently used ones beyond
-        `capacity` bytes.
+        """Adds the blocks of a prompt to an instance, as the most recently used.
+
+        Evicts the least recently used blocks beyond `capacity` bytes.
         """
         cache = self._instance_cache(instance)
         count = len(hashes)

@@ -1,7 +1,7 @@
 """The router's view of what is cached where: from its own dispatches and from the KV-cache index.
 
-Each ready instance has one bit for what it should have cached by all that is known, and one for
-what the index says.
+Each ready instance has one bit for what it should have cached by both, and one for what the index
+reports.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -27,9 +27,9 @@ CachedTokens = Callable[[RouteRequest], Mapping[str, float] | None]
 
 
 class CacheView:
-    """The prefixes of one model, by endpoint.
+    """The prefixes that the endpoints of one model have cached.
 
-    cached_tokens: replaces the approximate index where given.
+    cached_tokens: queried before the approximate index; None: only the index is used.
     """
 
     def __init__(self, max_blocks: int, cached_tokens: CachedTokens | None = None) -> None:
@@ -51,7 +51,7 @@ class CacheView:
     def create_endpoint(
         self, instance: str, profile: EngineProfile, load: EndpointLoad, pull: KvPullSource | None
     ) -> Endpoint:
-        """Returns the endpoint of a ready instance."""
+        """Returns a new endpoint for a ready instance, with its bits."""
         mirror = self._index
         return Endpoint(
             instance, profile, load, mirror.register(instance), mirror.bit_of(instance + _INDEX_SUFFIX), pull
@@ -73,7 +73,7 @@ class CacheView:
         return self._index.bit_of(instance)
 
     def cached_bytes(self, endpoint: Endpoint) -> int:
-        """Returns all that an instance should have cached, as bytes of prompt text."""
+        """Returns how many bytes of prompt text an instance should have cached."""
         return self._index.cached_bytes(endpoint.id)
 
     def drop_match(self) -> None:
@@ -81,7 +81,10 @@ class CacheView:
         self._matched_request = None
 
     def match(self, request: RouteRequest) -> PrefixMatch:
-        """Returns how much of the prompt each instance has cached, in bytes."""
+        """Returns how much of the prompt each instance has cached, in bytes.
+
+        The match is cached until `drop_match` or another request.
+        """
         if self._matched_request is not request:  # else the match of the decision just made is reused
             tokens = None if self._cached_tokens is None else self._cached_tokens(request)
             if tokens is None:
@@ -104,7 +107,7 @@ class CacheView:
         return found
 
     def longest_match(self, request: RouteRequest) -> int:
-        """Returns the longest cached prefix of the prompt, in bytes."""
+        """Returns the longest prefix of the prompt that a ready instance has cached, in bytes."""
         found = self.match(request)
         index = len(found.masks)
         while index:
@@ -121,9 +124,11 @@ class CacheView:
         endpoints: list[Endpoint] | None,
         loads: SampledLoads,
     ) -> Endpoint | None:
-        """Returns the least busy of the endpoints with the longest cached prefix.
+        """Returns the least busy of the endpoints with the longest cached prefix; None if there is
+        none.
 
-        endpoints: the eligible ones; None: all.
+        - prompt: in tokens.
+        - endpoints: the eligible ones; None: all.
         """
         usable = self._ready_bits if endpoints is None else sum([endpoint.cache_bit for endpoint in endpoints])
         longest = least = 0.0
@@ -150,13 +155,13 @@ class CacheView:
     def add(self, endpoint: Endpoint, chain: PrefixChain, capacity: int) -> None:
         """Adds the blocks of a dispatched prompt.
 
-        capacity: of the instance's cache, in bytes of prompt text.
+        capacity: size of the instance's cache, in bytes of prompt text.
         """
         self._index.add(endpoint.id, chain.hashes, chain.ends, capacity=capacity)
 
     def remove(self, endpoint: Endpoint, chain: PrefixChain, size: int) -> None:
-        """Removes blocks that a prompt would have added behind `size` bytes, had it not moved
-        elsewhere.
+        """Removes the blocks of a prompt after its first `size` bytes, because it moved to another
+        instance.
         """
         for digest, end in zip(chain.hashes, chain.ends, strict=True):
             if end > size:
@@ -164,7 +169,7 @@ class CacheView:
                 return
 
     def reserve(self, endpoint: Endpoint, size: int, capacity: int) -> None:
-        """Counts generated tokens, which push older blocks out of the cache."""
+        """Counts `size` bytes of generated text, which evicts older blocks from the cache."""
         self._index.reserve(endpoint.id, size, capacity=capacity)
 
     def apply_correction(

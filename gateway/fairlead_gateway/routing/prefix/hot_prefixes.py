@@ -6,8 +6,9 @@ prefix that more than 2/n of them share (n instances) is *hot*, and the key reac
 deeper. It cools when its share falls below 1/n.
 
 If several gateways share a Redis, one of them counts for all (`supervisor.peers.hot_prefix_lease`).
-Its table, with an epoch, then replaces the own count; equal epochs give equal keys. If the table is
-lost, the last one is used until the own window is full, so that keys do not all change at once.
+Its table, with an epoch, then replaces the local count; equal epochs give equal keys. If the table
+is lost, the last one is used until the local window is full, so that keys do not all change at
+once.
 
 Invariant: the length of a key depends only on the prompts seen and n, or on the table. It never
 depends on a clock or on load.
@@ -34,9 +35,9 @@ _SINGLE_BLOCK: Final = (0,)
 
 
 def level_blocks(ends: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the blocks at which a key may end, shallow to deep.
+    """Returns the indexes of the blocks at which a key may end, in rising order.
 
-    The base comes first, or the deepest suitable block of a shorter prompt.
+    The first is the block at `BASE_BYTES`. A shorter prompt has a single one.
     """
     if ends[-1] < BASE_BYTES:
         # A short prompt ends at a power of two, so that its next turn often keeps the key.
@@ -55,7 +56,7 @@ def level_blocks(ends: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class _LevelCuts:
-    """The level blocks of all chains of one length."""
+    """The blocks of all chains of one length at which a key may end."""
 
     __slots__ = ("blocks", "ends")
 
@@ -65,7 +66,7 @@ class _LevelCuts:
 
 
 class _PrefixLevel:
-    """A level of some prompt in the window, with the number of prompts that reach it."""
+    """A prefix at which a key may end, with the number of prompts in the window that share it."""
 
     __slots__ = ("count", "digest", "hot", "parent")
 
@@ -77,7 +78,7 @@ class _PrefixLevel:
 
 
 class HotPrefixes:
-    """The window and the hot prefixes of one model.
+    """The window of last requests of one model, and its hot prefixes.
 
     The hash of a level names everything before it, so the levels of all prompts form a tree. A
     prompt is counted from its deepest level up, without a lookup per level.
@@ -127,8 +128,9 @@ class HotPrefixes:
         return self._count(chain, instances)
 
     def set_shared_table(self, epoch: int, table: frozenset[Hashable]) -> None:
-        """Uses a shared table from now on. Epoch 0: the table is lost; count again,
-        then drop it.
+        """Uses a shared table from now on.
+
+        epoch: 0: the table is lost. The last one stays until enough requests were counted here.
         """
         if epoch:
             self._table = table
@@ -138,8 +140,9 @@ class HotPrefixes:
         self.epoch = epoch
 
     def top_prefixes(self, max_prefixes: int) -> list[Hashable]:
-        """Returns at most `max_prefixes` hot prefixes as counted here, those of most prompts,
-        unordered.
+        """Returns at most `max_prefixes` hot prefixes as counted here, in any order.
+
+        If there are more, those that most prompts share are returned.
         """
         hot = [level for level in self._levels.values() if level.hot]
         if len(hot) > max_prefixes:
@@ -147,7 +150,7 @@ class HotPrefixes:
         return [level.digest for level in hot[:max_prefixes]]
 
     def start_from_table(self, table: frozenset[Hashable]) -> None:
-        """Takes over which known prefixes are hot; the own count continues from there."""
+        """Marks the counted prefixes that are in `table` as hot; counting continues from there."""
         for level in self._levels.values():
             level.hot = level.digest in table
 
@@ -230,7 +233,7 @@ class HotPrefixes:
 
 
 def window_size(instances: int) -> int:
-    """Returns the number of prompts in the window."""
+    """Returns how many prompts the window has for a model with `instances` instances."""
     return max(WINDOW, WINDOW_PER_INSTANCE * instances)
 
 
@@ -239,7 +242,10 @@ def _prompt_count(level: _PrefixLevel) -> int:
 
 
 def _update_hot_levels(deepest: _PrefixLevel, prompts: int, instances: int) -> None:
-    """Marks levels that more than 2/n share as hot. Cools the first one below 1/n."""
+    """Marks the levels that more than 2/n of the prompts share as hot.
+
+    The highest other level stops being hot if fewer than 1/n share it.
+    """
     first_shared_by_fewer = deepest
     level: _PrefixLevel | None = deepest
     while level is not None:  # higher levels are shared by more prompts

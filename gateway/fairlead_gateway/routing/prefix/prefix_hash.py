@@ -63,7 +63,7 @@ class PrefixChain:
 
     @property
     def full_block_bytes(self) -> int:
-        """Bytes in complete blocks."""
+        """The number of bytes of the prompt in complete blocks."""
         return self.ends[-1] if self.ends else 0
 
 
@@ -99,7 +99,7 @@ def prefix_chain(
 
 
 def full_block_count(size: int) -> int:
-    """Returns how many complete blocks `size` bytes have."""
+    """Returns how many complete blocks a text of `size` bytes has."""
     if size < _SMALL_UNTIL:
         return size // _SMALL_BLOCK
     if size < _MIDDLE_UNTIL:
@@ -109,7 +109,7 @@ def full_block_count(size: int) -> int:
 
 @cache
 def block_ends(count: int) -> tuple[int, ...]:
-    """Returns the ends of the first `count` blocks. Equal counts give the same tuple object."""
+    """Returns the ends of the first `count` blocks in bytes; the same object for equal counts."""
     return _all_ends(max(count, _DEFAULT_BLOCKS))[:count]
 
 
@@ -126,5 +126,5 @@ def _all_ends(count: int) -> tuple[int, ...]:
 
 
 def unpack_hashes(packed: bytes) -> frozenset[Hashable]:
-    """The hashes that one half of a ``Hot`` holds."""
+    """Returns 64-bit hashes from their packed bytes, in native order."""
     return frozenset(array("Q", packed))

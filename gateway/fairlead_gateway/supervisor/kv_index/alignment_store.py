@@ -1,8 +1,9 @@
 """Prompt alignments in Redis, so that a gateway that starts need not query engines for them again.
 
-Each model has one stream of what its gateways learned lately. A prompt that continues a known one
-says all that the earlier alignment said. So with its entry the earlier one is deleted: a
-conversation is one entry. Entries are bounded in size and number, and expire a day after the last.
+Each model has one stream of what its gateways learned lately. The alignment of a prompt that
+continues an earlier one includes that of the earlier one. So its entry replaces the earlier entry:
+a conversation is one entry. Entries are bounded in size and number, and expire a day after the
+last.
 
 One task reads what other gateways wrote and writes what was learned here, every two seconds, all
 models in one round trip. Alignments are hints: a lost one is learned again, one that is read twice
@@ -38,9 +39,9 @@ class _ModelStream:
 
 
 class AlignmentStore:
-    """The store of one run of this gateway. The caller starts and stops `link`.
+    """The prompt alignments in Redis, for one run of a gateway. The caller starts and stops `link`.
 
-    on_learned: called with model and alignment that other gateways learned.
+    on_learned: called with the model and each alignment that another gateway learned.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class AlignmentStore:
     # --- called by the index service
 
     def set_models(self, models: Iterable[str]) -> None:
-        """Sets the models to store and to read."""
+        """Sets the models whose alignments are stored and read."""
         wanted = set(models)
         for model in self._streams.keys() - wanted:
             del self._streams[model]

@@ -1,10 +1,10 @@
 """A drift detector: whether the index of an instance agrees with what its engine reports.
 
 The `cached_tokens` of a response are the only report of an engine about the cache that the index
-describes. Each response is compared with what the index *credited* and with what was *expected* by
-all that was known, as shares of the prompt. There are two cumulative sums, one for each direction:
+describes. Each response is compared with two predictions, as shares of the prompt: *credited*, by
+the index, and *expected*, by all that was known. There are two cumulative sums, one for each error:
 
-    over  = max(0, over  + credited - reported - ALLOWED_BIAS)      credits what is not there
+    over  = max(0, over  + credited - reported - ALLOWED_BIAS)      predicts what is not there
     under = max(0, under + reported - expected - ALLOWED_BIAS)      misses what is there
 
 A sum beyond `DRIFT_LIMIT` is drift. Single errors and a bias within `ALLOWED_BIAS` decay to
@@ -13,12 +13,12 @@ wholly wrong adds 0.8, so six in a row are drift. An engine that never reports i
 zero.
 
 An instance may report the removal of a prompt's blocks about when the prompt is sent there. Then
-the event came too late for routing, and the response counts as `late` only. Else prompts in a cycle
-just larger than the cache would end in quarantine, and they are slower without the index.
+the event came too late for routing, and the response counts as `late` only. Otherwise, prompts in a
+cycle just larger than the cache would cause a quarantine, and they are slower without the index.
 
 Drift quarantines the instance's index: routing falls back to what gateways sent there. Afterwards
 the index counts again on trial, with sums at half of the limit. Repeated drift doubles the time, up
-to `MAX_SECONDS`. After `SOUND_ANSWERS` responses that agree, it is back at the first.
+to `MAX_SECONDS`. After `SOUND_ANSWERS` responses that agree, it is `FIRST_SECONDS` again.
 
 Source: cumulative sums after E. S. Page, Continuous Inspection Schemes, 1954.
 """
@@ -49,7 +49,7 @@ class CacheOutcome(NamedTuple):
 
 
 class DriftDetector:
-    """The detector of one instance. Times are monotonic seconds; tokens are of whole responses."""
+    """The drift detector of one instance. Times are in monotonic seconds; tokens are summed up."""
 
     __slots__ = (
         "_agreements",
@@ -87,7 +87,7 @@ class DriftDetector:
 
     @property
     def ratio(self) -> float | None:
-        """Tokens predicted for each one reported; None until both are known."""
+        """Predicted cached tokens per reported one; None while no token was reported."""
         return self.predicted_tokens / self.reported_tokens if self.reported_tokens else None
 
     def reason(self) -> str:
@@ -97,7 +97,7 @@ class DriftDetector:
     def observe(self, outcome: CacheOutcome, now: float, *, is_late: bool = False) -> bool:
         """Compares one response; returns True if it starts a quarantine.
 
-        is_late: the instance lost blocks of the prompt while it was in flight.
+        is_late: the instance removed blocks of the prompt while the request was in flight.
         """
         credited, expected, reported, prompt_tokens, covered = outcome
         if reported is None or not prompt_tokens:
@@ -122,7 +122,7 @@ class DriftDetector:
         if max(self.overcredit, self.undercredit) <= DRIFT_LIMIT:
             return False
         bias = (
-            "credits what the engine does not find"
+            "predicts what the engine does not find"
             if self.overcredit > self.undercredit
             else "misses what the engine finds"
         )

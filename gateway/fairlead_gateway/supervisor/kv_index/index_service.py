@@ -80,7 +80,7 @@ class AlignmentStoreLike(Protocol):
         ...
 
     def set_models(self, models: Iterable[str]) -> None:
-        """Sets the models to store and to read."""
+        """Sets the models whose alignments are stored and read."""
         ...
 
     def offer(self, model: str, alignment: PromptAlignment) -> None:
@@ -164,7 +164,7 @@ class KvIndexService:
             self._source = None
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Takes over a new fleet. Creates source and store when it has the first KV events."""
+        """Takes over a new fleet. Creates source and store at the first engine with KV events."""
         self._fleet = fleet
         self._instances = {instance.id: instance for group in fleet.instances.values() for instance in group}
         is_enabled = self._tokenization.source is not TokenSource.OFF and self._task is not None
@@ -190,7 +190,7 @@ class KvIndexService:
     # --- input
 
     def on_report(self, worker: WorkerConnection, message: IndexReport | PromptSamples) -> None:
-        """Called with a worker's report of dispatches and ends, or with the samples of a query."""
+        """Called with a worker's report of sent and finished prompts, or with requested prompts."""
         if self._source is None:
             return
         if isinstance(message, PromptSamples):
@@ -376,7 +376,7 @@ class KvIndexService:
         )
 
     async def _run(self) -> None:
-        """Sends corrections of changed models, and each idle second of all: rechecks fall due."""
+        """Sends corrections of changed models; after an idle second, of all models."""
         while True:
             try:
                 async with asyncio.timeout(_SWEEP_SECONDS):

@@ -83,7 +83,7 @@ class RedisIndexSource:
         return self._empty if replica is None else replica
 
     def stale_reason(self, model_key: str) -> str | None:
-        """Returns since when and why nothing new is received; None while it is."""
+        """Returns since when and why the replica is not up to date; None if it is."""
         return None if self._feed.stale_since(model_key) is None else self._feed.describe(model_key)
 
     def warnings(self) -> list[str]:
@@ -146,7 +146,7 @@ class LocalIndexSource:
         silent = [status for status in self._indexer.engine_statuses() if status.problem and status.events is not None]
         if not silent:
             return []
-        return [f"{len(silent)} engines do not tell what they hold: {silent[0].instance}: {silent[0].problem}"]
+        return [f"{len(silent)} engines do not report what they cache: {silent[0].instance}: {silent[0].problem}"]
 
     async def close(self) -> None:
         """Stops reading engines."""

@@ -1,8 +1,8 @@
-"""The tokenizer of one model on this machine: whether it is used, and its state for people.
+"""The tokenizer of one model on this machine: whether it is used, and its state as text.
 
 It does not tokenize chats. The tokens of a chat depend on the engine's chat template, with the
 engine's defaults for tools, thinking and the shape of contents. A copy that differs in one token
-gives other prompts. A text prompt has no template: file and special tokens decide.
+gives other prompts. A text prompt has no template: the file and special tokens decide.
 
 Only verified tokens are linked. The file may be of another revision than the engine's. So a prompt
 that was tokenized here is linked once an engine reports the last whole block of just these tokens.

@@ -34,7 +34,7 @@ class _InflightPrompt:
 
 
 class _Prediction(NamedTuple):
-    """A finished response, checked once the KV events of its time have arrived."""
+    """The predicted cached tokens of a finished response, checked once its KV events arrived."""
 
     due_at: float
     instance: str
@@ -76,7 +76,10 @@ class ModelIndex:
     def on_dispatch(
         self, instance: str, tail: int, hashes: Sequence[int], ends: Sequence[int], size: int, now: float
     ) -> bool:
-        """Called when a worker of this gateway sent a prompt. Returns True if part has no link."""
+        """Records a prompt that a worker sent. Returns True if a part has no link to token blocks.
+
+        size: bytes of the prompt's text.
+        """
         key, table = (instance, tail), self.bridge.table
         linked = table.linked_count(hashes)
         prompt = self._inflight.get(key)
@@ -128,7 +131,7 @@ class ModelIndex:
                 self._drifts[change.instance].reset()
 
     def corrections(self, now: float) -> list[CacheCorrection]:
-        """Returns the corrections that are due for workers."""
+        """Ends quarantines and checks predictions that are due; returns corrections for workers."""
         for instance, drift in self._drifts.items():
             if drift.end_quarantine(now):
                 self.bridge.trust(instance)
@@ -196,7 +199,7 @@ class ModelIndex:
     def status(self, instance: str, stale: str | None) -> InstanceIndexStatus:
         """Returns the state of an instance's index. Its block counts are those of the last census.
 
-        stale: why nothing new is received; None while it is.
+        stale: why the index is not up to date; None while it is.
         """
         drift = self._drifts.get(instance) or DriftDetector()
         known = self.bridge.index.completeness(instance)

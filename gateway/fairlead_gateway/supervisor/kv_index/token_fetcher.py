@@ -1,14 +1,14 @@
 """The fetcher of prompts' tokens, from engines or from the tokenizer on this machine.
 
-A prompt is queried if a part of it is not linked. The rate per model is limited, and the query goes
-to the engine that the prompt was sent to. The worker that sent it still has its body. If the body
-is gone by then, a later prompt of the same kind serves as well. After an engine refused, no engine
-is queried for `tokenize_refused_seconds`.
+The tokens of a prompt are fetched if a part of it is not linked. The rate per model is limited, and
+the query goes to the engine that the prompt was sent to. The worker that sent the prompt supplies
+its body. If it no longer has the body, a later prompt of the same kind serves as well. After an
+engine refused, no engine is queried for `tokenize_refused_seconds`.
 
 The requested model may be a LoRA adapter: then its name has a parent in `/v1/models`, and the
-blocks are those of the adapter. Nothing is learned from an engine that does not say so. If a prompt
-of an adapter counted as one of the base model, it would be credited with blocks that the engine
-does not find.
+blocks are those of the adapter. Nothing is learned from an engine whose `/v1/models` cannot be
+read. If a prompt of an adapter counted as one of the base model, the index would predict blocks
+that the engine does not find.
 """
 
 import asyncio
@@ -85,7 +85,10 @@ class TokenFetcher:
         self.query_count = 0
 
     def should_fetch(self, row: PromptDispatched) -> bool:
-        """Returns True if the worker should send the body of this prompt, which is not linked."""
+        """Returns True if the worker should send the body of this prompt, which is not linked.
+
+        If so, it counts against the allowed queries per second.
+        """
         now, limits = self._clock.now(), self._limits
         if len(self._tasks) >= limits.tokenize_queries_pending or not (
             self._can_ask_engines or self._can_tokenize_locally
@@ -107,7 +110,10 @@ class TokenFetcher:
         return True
 
     def on_sample(self, sample: PromptSample, instances: Mapping[str, Instance]) -> None:
-        """Called with a body that `should_fetch` wanted; `instances` are the present ones by id."""
+        """Fetches and links the tokens of a body for which `should_fetch` returned True.
+
+        instances: the present instances by id.
+        """
         known = self._pending.get(sample.tail)
         instance = None if known is None else instances.get(known[1].instance)
         if known is None or instance is None or len(self._tasks) >= self._limits.tokenize_queries_pending:

@@ -28,7 +28,7 @@ def parse_token_source(text: str | None, tokenizers: str | None = None) -> Token
         source = TokenSource(text or TokenSource.ENGINE)
     except ValueError:
         raise SettingsError(
-            f"{text!r} is not a source of tokens", field="FAIRLEAD_LINKS", hint="engine, process or off"
+            f"{text!r} is not a source of tokens", field="FAIRLEAD_LINKS", hint="use engine, process or off"
         ) from None
     if source is TokenSource.PROCESS and not tokenizers:
         raise SettingsError(

@@ -121,7 +121,7 @@ def parse_tokens(response: bytes) -> list[int]:
     try:
         return _TOKENIZE_RESPONSE_DECODER.decode(response).tokens
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise Unavailable("its /tokenize response has no tokens") from None
+        raise Unavailable("the engine's /tokenize response has no tokens") from None
 
 
 def adapter_names(response: bytes) -> frozenset[str]:
@@ -136,7 +136,10 @@ def adapter_names(response: bytes) -> frozenset[str]:
 
 
 def numbers_before(text: bytes, ends: Sequence[int]) -> list[int]:
-    """Returns for each end the count of a JSON array's numbers that are wholly before it."""
+    """Returns, for each byte offset in `ends`, how many numbers of a JSON array end before it.
+
+    text: the array without its brackets.
+    """
     counts, start, count = [], 0, 0
     for end in ends:
         count += text.count(b",", start, end)

@@ -103,7 +103,7 @@ class AccessGuard:
 
 
 def _is_local(scope: Scope) -> bool:
-    """Returns whether the client is on this machine, as one without an address is."""
+    """Returns whether the client is on this machine. One without an address counts as such."""
     client = scope.get("client")
     return not client or ipaddress.ip_address(client[0].partition("%")[0]).is_loopback
 

@@ -1,6 +1,6 @@
 """The management app behind its access guard; it loads FastAPI at the first request to the API.
 
-It runs in the supervisor. Probes and scrapers send requests all day, people and the command line
+It runs in the supervisor. Probes and scrapers send requests all day; users of the API send them
 only now and then.
 
 Why: FastAPI and its dependencies take a third of the supervisor's memory.
@@ -18,7 +18,7 @@ def create_management_app(view: GatewayView, *, hosts: Iterable[str] = (), token
     """Returns the ASGI app.
 
     hosts: DNS names under which clients reach it.
-    token: guards everything but the open paths; None answers only this machine.
+    token: guards everything but the open paths. If it is None, only this machine is answered.
     """
     return AccessGuard(_PathDispatcher(view), hosts=tuple(hosts), token=token)
 
@@ -39,7 +39,7 @@ class _PathDispatcher:
         await (await self._load_api_once())(scope, receive, send)
 
     async def _load_api_once(self) -> App:
-        """Returns the API. The first call loads it in a thread, concurrent calls wait for it."""
+        """Returns the API. The first call loads it in a thread; concurrent calls wait for it."""
         if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
             self._loading = asyncio.get_running_loop().create_task(
                 asyncio.to_thread(_load_api, self._view, self._probes)

@@ -77,7 +77,7 @@ class _AsgiHandler:
         self._server = server
 
     def check_headers(self, head: RequestHead) -> None:
-        """Rejects every request with a body but the route preview. Raises MethodNotAllowed."""
+        """Raises MethodNotAllowed for a request with a body, except the route preview."""
         if head.path == ROUTE_PREVIEW_PATH and head.method == "POST":
             return
         raise MethodNotAllowed(
@@ -90,7 +90,7 @@ class _AsgiHandler:
         response.on_client_gone = task.cancel
 
     def on_rejected(self, error: GatewayError, response: ResponseWriter) -> None:
-        """Answers input that is not a valid request."""
+        """Sends the error response to input that is not a valid request."""
         fields = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
         response.send(error.status, fields, error.body(response.request_id))
 

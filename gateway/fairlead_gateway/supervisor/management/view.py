@@ -45,7 +45,7 @@ class GatewayView(Protocol):
 
     @property
     def clock(self) -> Clock:
-        """The clock of all ages."""
+        """The clock by which ages are computed."""
         ...
 
     @property

@@ -1,6 +1,6 @@
 """The supervisor's count of hot prefixes and of the prompts that begin with each.
 
-From it comes this gateway's version of the table by which all gateways route.
+This gateway's version of the table by which all gateways route is made from it.
 
 It counts the dispatches of its workers and of other gateways, as a router does. Prompts for
 instances that only prefill are counted apart, since these instances are homes of their own.
@@ -24,7 +24,7 @@ class HotShare(NamedTuple):
     """A hot prefix and its traffic.
 
     - digest: the hash of its text.
-    - share: of the last prompts, those that begin with it.
+    - share: the share of recent prompts that begin with it, 0 to 1.
     - per_second: prompts per second that begin with it.
     """
 
@@ -96,7 +96,7 @@ class HotPrefixCounter:
     def hot_prefixes(self, key: str, now: float) -> list[HotShare]:
         """Returns the hot prefixes of a model's serving instances, with their traffic.
 
-        It includes prefixes of which a longer one is hot too.
+        A prefix is included even if a longer one that begins with it is hot too.
         """
         model = self._models.get(key)
         if model is None or not model.serving.recent:

@@ -6,9 +6,9 @@ gateway is used by all. Its table lies in Redis under a key that expires after t
 written twice a second. The key is the lease: a gateway that finds none writes its own table.
 
 A table has an epoch, which grows with every change of content or owner. It is the wall clock's
-milliseconds, or one more than the last epoch seen. Equal epochs are equal tables.
+milliseconds, or one more than the last known epoch. Equal epochs mean equal tables.
 
-Every gateway counts all prompts that it hears of, so the next owner's table is similar. A gateway
+Every gateway counts the prompts of all gateways, so the next owner's table is similar. A gateway
 that has not caught up with the stream does not request the lease.
 """
 
@@ -57,7 +57,7 @@ class TableLease:
     """The state of one model's table.
 
     - confirmed_at: monotonic time of Redis' last reply about it; None: never.
-    - asking_since: start of requests without a reply.
+    - asking_since: monotonic time of the first request without a reply; None: none is open.
     """
 
     epoch: int = 0
@@ -68,10 +68,10 @@ class TableLease:
     last_offer: tuple[int, HotPrefixTable] | None = None
 
     def make_offer(self, local_table: HotPrefixTable | None, wall_ms: int) -> tuple[int, HotPrefixTable] | None:
-        """Returns epoch and table that this gateway would maintain; None without one.
+        """Returns the epoch and table that this gateway offers to maintain; None without one.
 
-        As owner, it is the local table. Before that, the last table of any owner, so that a change
-        of owner changes no key.
+        An owner offers its local table. Other gateways offer the last table of any owner, so that a
+        change of owner changes no key.
         """
         if local_table is None:
             self.last_offer = None
@@ -84,7 +84,7 @@ class TableLease:
         return self.last_offer
 
     def on_reply(self, is_ours: bool, epoch: int, table: HotPrefixTable | None, now: float) -> bool:
-        """Applies the table that counts; returns True if it changed."""
+        """Applies the owner's table from Redis' reply; returns True if it is new."""
         if is_ours:
             if self.last_offer is None or self.last_offer[0] != epoch:
                 return False
@@ -103,7 +103,7 @@ class LeaseHooks:
     """The callbacks of the leases.
 
     - active_models: returns the models with traffic.
-    - local_table: returns the own count of a model; None: do not offer it.
+    - local_table: returns the table that this gateway counted; None: there is none to offer.
     - on_acquired: called with model and table when this gateway becomes the owner.
     - on_table: called with model, epoch and table; epoch 0 and None if the last one is too old.
     """
@@ -115,7 +115,7 @@ class LeaseHooks:
 
 
 class HotPrefixLeases:
-    """The tables of all models."""
+    """The leases of this gateway on the hot-prefix tables of all models."""
 
     def __init__(self, link: RedisLink, name: str, clock: Clock, hooks: LeaseHooks, limits: Limits) -> None:
         self._link = link
@@ -134,7 +134,7 @@ class HotPrefixLeases:
             self._task = asyncio.create_task(self._run(), name="hot prefixes")
 
     async def stop(self) -> None:
-        """Releases the own tables."""
+        """Stops the task and releases the tables that this gateway maintains."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
         ours = [redis_keys.hot_prefixes(model) for model, lease in self._leases.items() if lease.is_ours]
@@ -142,7 +142,7 @@ class HotPrefixLeases:
             await self._link.run([("DEL", key) for key in ours])
 
     def lease(self, model: str) -> TableLease | None:
-        """Returns the state of a model's table."""
+        """Returns the state of a model's table; None without traffic."""
         return self._leases.get(model)
 
     def retain(self, models: Collection[str]) -> None:

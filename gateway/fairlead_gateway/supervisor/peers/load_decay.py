@@ -5,7 +5,7 @@ have mostly ended, and others have begun anywhere. Using the report unchanged is
 knowing nothing. A conversation's next prompt follows its last answer. So its instance certainly has
 less to do than reported, and would be passed over as busy.
 
-So a report counts as what is to be expected of it. With a mean stay of `r` seconds, a share
+So the expected load is used instead of the report. With a mean stay of `r` seconds, a share
 exp(−age / r) is still there. The rest counts as spread evenly over interchangeable instances, since
 the sum has hardly changed. The stay is that of requests (for counts and tokens), or that until the
 first token (for waiting requests and their seconds).
@@ -13,12 +13,12 @@ first token (for waiting requests and their seconds).
 **A constant part does not decay.** A gateway that had at least three requests at an instance in
 every report of the last second will have three now. Only what is above that decays.
 
-**The mean stay** is computed from the batches: the time that requests were seen in flight, divided
-by how many ended. That is the maximum-likelihood estimate for stays of which many are not over.
+**The mean stay** is computed from the batches: the time that requests were in flight, divided by
+how many ended. That is the maximum-likelihood estimate for stays of which many are not over.
 While no request has ended, nothing decays.
 
 Why: in the fleet simulator with requests of 20 ms, three gateways that shared their load found 61 %
-of their tokens cached, without sharing 70 %.
+of their tokens cached. Without sharing, they found 70 %.
 """
 
 import math
@@ -40,7 +40,7 @@ STEADY_SECONDS: Final = 1.0
 
 
 class _MeanStay:
-    """Seconds that requests were seen to stay, and how many ended."""
+    """The total seconds that requests were in flight, and how many ended."""
 
     __slots__ = ("ended", "seconds")
 
@@ -71,7 +71,7 @@ class SteadyLoad:
             self._reports.popleft()
 
     def loads(self, now: float) -> Mapping[str, PeerLoad]:
-        """Returns the least load of each instance; nothing for one reported for a shorter time."""
+        """Returns each instance's least load in the last `STEADY_SECONDS`; empty before that."""
         if not self._reports or self._reports[0][0] > now - STEADY_SECONDS:
             return _NO_LOADS
         found: dict[str, PeerLoad] = {}
@@ -116,7 +116,7 @@ class ResidenceTimes:
         age: float,
         steady: Mapping[str, PeerLoad] = _NO_LOADS,
     ) -> Mapping[str, PeerLoad]:
-        """Returns what is to be expected of `loads`, reported `age` seconds ago.
+        """Returns the loads to expect now, given the `loads` reported `age` seconds ago.
 
         - groups: interchangeable instances; others are left out, since nothing is sent there.
         - steady: the part that does not decay.
@@ -152,7 +152,7 @@ def _add(first: PeerLoad, second: PeerLoad) -> PeerLoad:
 
 
 def _remaining_share(stays: Sequence[_MeanStay], age: float) -> float:
-    """Returns the share of requests seen `age` seconds ago that are still there."""
+    """Returns the share of requests reported `age` seconds ago that are still there."""
     ended = sum([stay.ended for stay in stays])
     seconds = math.fsum([stay.seconds for stay in stays])
     if not ended:
@@ -172,7 +172,10 @@ class _SpreadLoad:
         self.tokens = gone * math.fsum([load[3] for load in loads])
 
     def plus(self, load: PeerLoad, stay_share: float, wait_share: float) -> PeerLoad:
-        """Returns what is left of a load, plus what may have come."""
+        """Returns the rest of an instance's load plus its part of the spread load.
+
+        stay_share, wait_share: shares of the load, and of its waiting part, that are still there.
+        """
         inflight = max(1, round(load[0] * stay_share + self.inflight))
         waiting = min(inflight, round(load[1] * wait_share + self.waiting))
         return inflight, waiting, load[2] * wait_share + self.seconds, load[3] * stay_share + self.tokens

@@ -49,7 +49,7 @@ _STREAM_START: Final = (0, 0)
 class _Cursor:
     """The read position in a model's stream.
 
-    is_caught_up: what is read now was just written.
+    is_caught_up: all earlier entries were read, so what is read now was just written.
     """
 
     position: tuple[int, int] = _STREAM_START
@@ -61,7 +61,7 @@ class ExchangeHooks:
     """The callbacks of the exchange.
 
     - models: returns the models to follow, each with its ready instances.
-    - loads: returns the own loads of models with requests in flight.
+    - loads: returns this gateway's loads, by model with requests in flight and by instance.
     - on_dispatches: called with model and prompts that other gateways sent.
     - on_loads_changed: called with the expected loads of other gateways, by instance.
     """
@@ -76,7 +76,7 @@ class ExchangeHooks:
 class ExchangeStats:
     """Statistics of the exchange.
 
-    - sent, received: prompts.
+    - sent, received: numbers of prompts.
     - undecodable: entries that could not be decoded.
     - write_errors, read_errors: reasons of Redis, by model.
     """
@@ -91,7 +91,7 @@ class ExchangeStats:
 class PeerExchange:
     """The exchange of one run of this gateway. The caller starts and stops `link`.
 
-    name: of this run.
+    name: identifies this run in the streams.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class PeerExchange:
         rounds = self._rotation.rounds_per_cycle()
         if rounds > 1:
             warnings.append(
-                f"{len(self._cursors)} models: the dispatches of other gateways for an idle model are seen after "
+                f"{len(self._cursors)} models: the dispatches of other gateways for an idle model are applied after "
                 f"up to {format_duration(rounds * self._limits.dispatch_poll_seconds)}"
             )
         if self._link.state.connected:
@@ -206,7 +206,7 @@ class PeerExchange:
             await asyncio.sleep(self._limits.dispatch_batch_seconds)
 
     async def flush(self) -> None:
-        """Writes what is due now."""
+        """Writes the batches that are due now."""
         now, models = self._clock.now(), self._hooks.models()
         is_beat = now - self._last_beat >= self._limits.heartbeat_seconds / 2
         batches = self.outbox.take_due(models, self._hooks.loads(), now, is_beat=is_beat)
@@ -282,7 +282,7 @@ class PeerExchange:
             )
 
     async def read_once(self) -> None:
-        """Reads one round."""
+        """Reads the new entries of one round of models, and reports changed loads."""
         self._set_models(self._hooks.models())
         models = self._rotation.next_round(self._clock.now())
         commands: list[Command] = []
@@ -301,7 +301,7 @@ class PeerExchange:
         self.update_loads()
 
     async def _expire_loop(self) -> None:
-        """Expires silent gateways, also while a read waits for Redis."""
+        """Drops the loads of late gateways, also while a read waits for Redis."""
         while True:
             await asyncio.sleep(self._limits.heartbeat_seconds / 2)
             self.update_loads()

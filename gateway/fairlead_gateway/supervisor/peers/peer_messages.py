@@ -35,10 +35,10 @@ class PeerBatch(msgspec.Struct, frozen=True, omit_defaults=True):
     """A batch of what one gateway publishes of one model.
 
     - number: counts its batches of the model from 1, so that a lost one is detected.
-    - within: seconds until the next one, at most.
+    - within: maximum number of seconds until the next batch.
     - secret: fingerprint; hashes under another secret are not comparable.
     - loads: all that it has in flight; None: unchanged.
-    - leaves: it exits in good order and has nothing in flight.
+    - leaves: the gateway exits and has nothing in flight.
     """
 
     number: _Count

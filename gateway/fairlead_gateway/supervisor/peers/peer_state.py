@@ -3,8 +3,8 @@
 Pure: time is an argument. A gateway is one run of one process. Its load counts while it is alive:
 every batch says when the next one follows at the latest. A gateway three times as late has nothing
 in flight any more. What it had sent stays in the prefix index, since the engines may go on with it.
-A skipped number is a lost batch, by Redis or by trimming. Loads are sent whole, so the next batch
-repairs that.
+A skipped number means that a batch was lost, by Redis or by trimming. Loads are sent whole, so the
+next batch repairs that.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -48,7 +48,7 @@ class KnownPeer:
     """Another gateway.
 
     - age_seconds: since its last message.
-    - shares_secret: its prefix hashes mean what the own ones do.
+    - shares_secret: its prefix hashes are comparable with this gateway's.
     """
 
     name: str
@@ -57,7 +57,7 @@ class KnownPeer:
 
 
 class PeerState:
-    """The other gateways."""
+    """The state of the other gateways, as their batches report it."""
 
     def __init__(self, secret_fingerprint: bytes, limits: Limits) -> None:
         self._secret_fingerprint = secret_fingerprint
@@ -71,9 +71,9 @@ class PeerState:
     def apply_batch(
         self, model: str, name: str, batch: PeerBatch, now: float, *, is_live: bool
     ) -> tuple[SentPrompt, ...]:
-        """Applies a batch; returns its prompts if their hashes are comparable.
+        """Applies a batch; returns its prompts, or none if their hashes are not comparable.
 
-        is_live: False for a batch read back from the past, whose loads are over.
+        is_live: False for an old batch, whose loads no longer count.
         """
         shares_secret = batch.secret == self._secret_fingerprint
         if is_live:

@@ -44,7 +44,7 @@ class GatewayWorkers(Protocol):
         ...
 
     def loads(self) -> Mapping[str, LoadView]:
-        """Returns the requests in flight by instance."""
+        """Returns the in-flight load by instance."""
         ...
 
     def broadcast_peer_dispatches(self, dispatches: bytes) -> None:
@@ -52,7 +52,7 @@ class GatewayWorkers(Protocol):
         ...
 
     def set_peer_loads(self, loads: Mapping[str, Shared]) -> None:
-        """Sets all that other gateways have in flight, by instance."""
+        """Sets the total load of other gateways, by instance."""
         ...
 
     def set_hot_prefixes(self, table: say.HotPrefixUpdate) -> None:
@@ -178,9 +178,9 @@ class PeerSync:
         return self._hot_prefix_counter.active_models(self._clock.now())
 
     def _hot_table(self, model: str) -> HotPrefixTable | None:
-        """Returns the table as counted here.
+        """Returns the table that this gateway counted.
 
-        None until the stream's past has been read: until then a peer's count is better.
+        None until the stream's past has been read, since a peer's count is better until then.
         """
         return self._hot_prefix_counter.table(model) if self.exchange.is_model_caught_up(model) else None
 

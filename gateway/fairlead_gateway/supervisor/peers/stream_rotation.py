@@ -1,8 +1,8 @@
-"""The rotation of streams that are read in one round. Pure.
+"""The choice, in rotation, of the models' streams that a gateway reads in one round. Pure.
 
 Up to a limit, every round reads all. Beyond it, recently active streams come first, with three
-quarters of the places, and the others take turns. `rounds_per_cycle` says how late an idle model
-is noticed.
+quarters of the places, and the others take turns. `rounds_per_cycle` says how late an entry of
+an idle model is read.
 """
 
 from collections import deque
@@ -50,5 +50,5 @@ class StreamRotation:
         return found
 
     def rounds_per_cycle(self) -> int:
-        """Returns the number of rounds in which every model is read."""
+        """Returns the number of rounds after which every model has been read."""
         return -(-len(self._order) // max(1, self._max_streams // 4)) if len(self._order) > self._max_streams else 1

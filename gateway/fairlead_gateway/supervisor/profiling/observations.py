@@ -279,7 +279,7 @@ class EngineObserver:
                 self._run = None  # the next prompt begins another run
 
     def _finish_unseen_prefills(self, prompt: _TrackedPrompt, now: float) -> bool:
-        """Ends the prefill of prompts that were dispatched earlier, whose first token was not seen.
+        """Ends the prefill of prompts dispatched earlier whose first token was not reported.
 
         Returns whether there were any.
         """

@@ -5,8 +5,8 @@ regression. An instance that is slower than its kind (a hot device, a noisy neig
 slowdown of its own: the measured time of its spans divided by the time that the kind's profile
 predicts. Slowdowns are relative to the median instance of the kind.
 
-Why relative: what slows all instances belongs into the profile. Otherwise profile and slowdowns
-drive each other on, since a regression of relative errors is a little low where times scatter.
+Why relative: what slows all instances belongs in the profile. Otherwise profile and slowdowns
+amplify each other, since a regression of relative errors is a little low where times scatter.
 
 Events of several workers are sorted before use, so the estimator waits `timing_settle_seconds` for
 late ones. Requests with a KV transfer are not measured: their first token says little about
@@ -40,7 +40,7 @@ _PROBE_TOKENS: Final = 1_000.0
 class LearnedProfile(NamedTuple):
     """The learned profile of one instance.
 
-    observations: weight of the observations behind it; below `MIN_OBSERVATIONS` the prior stands.
+    observations: weight of the observations behind it; below `MIN_OBSERVATIONS` the prior is used.
     error: mean relative error of single predictions; None before the first.
     slowdown: time of the instance relative to its kind.
     """
@@ -189,7 +189,7 @@ class ProfileEstimator:
             self._add_observation(engine, observation, event.at)
 
     def _add_observation(self, engine: _EngineState, observation: Observation, now: float) -> None:
-        """Updates the slowdown of the instance, and its kind without this slowdown."""
+        """Updates the instance's slowdown, and its kind's profile with the slowdown removed."""
         regression = self._regressions[engine.kind]
         share = regression.predicted_share(observation)
         if share is not None and regression.observations >= MIN_OBSERVATIONS and share > 0.0:

@@ -22,7 +22,7 @@ relative to the predicted seconds.
 4. Traffic may not show some directions, for example when all prompts are alike. A pull towards the
    last solution, worth `PULL_WEIGHT` equations, determines them.
 5. A step of prefill costs max(w, p·tokens). An equation counts a step as bound by weights or by
-   tokens with the coefficients of that moment, and settles as they do.
+   tokens with the coefficients of that moment. The choice settles as they do.
 6. No factor moves by more than `MAX_FACTOR_STEP` at a time, nor above `MAX_FACTOR`. An engine that
    seems to answer in no time has a wrong clock. A computed token always costs something, even
    where the attention of long prompts explains all of it.
@@ -173,7 +173,7 @@ class ProfileRegression:
         )
 
     def _equation(self, observation: Observation) -> list[float] | None:
-        """Returns the span's seconds by coefficient, for factors of one, as shares of its seconds.
+        """Returns the share of the span's seconds that each coefficient explains at factor 1.
 
         None for a span that says nothing.
         """

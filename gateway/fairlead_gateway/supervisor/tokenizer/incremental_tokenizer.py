@@ -155,7 +155,7 @@ def join_tokens(
 
 
 def _count_up_to(ends: Sequence[int], place: int) -> int:
-    """Returns the number of these ascending ends that are at or before a place."""
+    """Returns how many of the ascending `ends` are at or before the position `place`."""
     low, high = 0, len(ends)
     while low < high:
         middle = (low + high) >> 1

@@ -48,7 +48,7 @@ class TokenizerCache:
         self._loaded: OrderedDict[str, _LoadedTokenizer] = OrderedDict()
 
     def tokenize(self, request: TokenizeRequest) -> TokenizeReply:
-        """Returns the tokens of a query's text, or the problem."""
+        """Returns the reply to a query: the tokens of its text, or the problem."""
         try:
             text = msgspec.json.decode(request.text, type=str)
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -69,7 +69,7 @@ class TokenizerCache:
         try:
             stat = os.stat(path)
         except OSError as error:
-            raise UnusableTokenizer(error.strerror or "it cannot be read") from None
+            raise UnusableTokenizer(error.strerror or "the file cannot be read") from None
         stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         known = self._loaded.get(path)
         if known is None or known.stamp != stamp:
@@ -102,7 +102,7 @@ def _load(path: str, stamp: tuple[int, int, int], limits: Limits) -> _LoadedToke
 
     at = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), None)
     if at is None or not plain:
-        raise UnusableTokenizer("its special tokens are not at the start and the end of a text")
+        raise UnusableTokenizer("the tokenizer's special tokens are not at the start and the end of a text")
     texts = IncrementalTokenizer(encode, max_tokens=limits.tokenizing_cached_tokens)
     return _LoadedTokenizer(stamp, texts, whole[:at], whole[at + len(plain) :])
 

@@ -1,13 +1,14 @@
-"""The request fields of KV transfers, by connector: what each of the two engines is asked.
+"""The request fields of KV transfers, by connector, for the prefill and the decode engine.
 
 - `nixl`: the prefill engine returns an object that goes to the decode engine unchanged. Engines do
-  not check it: a missing field hangs the request and kills the engine. So an incomplete object is
+  not check it: a missing field hangs the request and crashes the engine. So an incomplete object is
   never passed on.
 - `mooncake`: the gateway names the transfer, and gives the decode engine the prefill engine's
   address.
-- `sglang`: both engines get the same body at once, and meet under a number that the gateway draws.
+- `sglang`: both engines get the same body at the same time. A number that the gateway draws
+  identifies the transfer.
 
-Whether a second engine is worth it is decided in `routing.prefill_placement`.
+`routing.prefill_placement` decides whether a prompt goes to a second engine.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ class Handoff:
     """A prefilled prompt for one decode attempt.
 
     fields: added to the decode request.
-    expires_at: the latest start of the decode.
+    expires_at: monotonic seconds, the latest start of the decode.
     """
 
     prefill: Instance
@@ -43,7 +44,7 @@ class Handoff:
 
 
 class _NixlParams(msgspec.Struct):
-    """The required fields and their types; all others pass unchecked."""
+    """The required fields of a NIXL transfer and their types; all others pass unchecked."""
 
     do_remote_prefill: bool
     remote_block_ids: list[list[int]]
@@ -63,13 +64,16 @@ _PREFILL_RESPONSE_DECODER = msgspec.json.Decoder(_PrefillResponse)
 
 
 def ineligible_reason(fields: CommonFields, body: bytes) -> tuple[str, str] | None:
-    """Returns why one engine has to do it all, as one word and as text; None if two engines can."""
+    """Returns why one engine must do prefill and decode: one word, and a text.
+
+    None if two engines can share them.
+    """
     if not isinstance(fields, GenerationFields):
         return "not-generation", "nothing is generated"
     if isinstance(fields, CompletionRequest) and not _is_one_prompt(bytes(fields.prompt)):
         return "several-prompts", "several prompts in one request"
     if fields.prompt_logprobs is not None or schemas.is_any_enabled(_ECHO, body):
-        return "prompt-asked", "the prompt's own probabilities or text are asked for"
+        return "prompt-asked", "the prompt's own probabilities or text are requested"
     return None
 
 
@@ -93,8 +97,9 @@ def nixl_prefill_fields() -> dict[str, bytes]:
 
 
 def nixl_decode_fields(answer: bytes) -> dict[str, bytes] | None:
-    """Returns the prefill engine's object for the decode engine, unchanged; None if it is
-    incomplete.
+    """Returns the field with the prefill engine's NIXL object, unchanged; None if it is incomplete.
+
+    answer: the body of the prefill engine's response.
     """
     try:
         raw = bytes(_PREFILL_RESPONSE_DECODER.decode(answer).kv_transfer_params)
@@ -116,12 +121,15 @@ def nixl_decode_fields(answer: bytes) -> dict[str, bytes] | None:
 
 
 def mooncake_prefill_fields(transfer_id: str) -> dict[str, bytes]:
-    """Returns the fields with which an engine keeps the KV under a name."""
+    """Returns the fields with which an engine keeps the KV that it computed under `transfer_id`."""
     return {_KV_TRANSFER_PARAMS: msgspec.json.encode({**_PREFILL_PARAMS, "transfer_id": transfer_id})}
 
 
 def mooncake_decode_fields(transfer_id: str, engine_id: str, bootstrap: str) -> dict[str, bytes]:
-    """Returns the fields with which an engine fetches the KV."""
+    """Returns the fields with which an engine fetches the KV of `transfer_id`.
+
+    bootstrap: the URL of the prefill engine's bootstrap server.
+    """
     params = {
         "do_remote_prefill": True,
         "do_remote_decode": False,
@@ -143,7 +151,11 @@ def parse_mooncake_engine_id(answer: bytes, rank: int) -> str | None:
 
 
 def sglang_fields(bootstrap: str, room: int) -> dict[str, bytes]:
-    """Returns the fields for both engines."""
+    """Returns the transfer fields, which both engines get.
+
+    bootstrap: the URL of the prefill engine's bootstrap server.
+    room: the number that identifies the transfer.
+    """
     parts = urlsplit(bootstrap)
     fields = {"bootstrap_host": parts.hostname, "bootstrap_port": parts.port, "bootstrap_room": room}
     return {name: msgspec.json.encode(value) for name, value in fields.items()}
@@ -161,7 +173,7 @@ def kv_source_fields(address: str, request_id: str) -> dict[str, bytes]:
 
 
 def bootstrap_url(instance: Instance) -> str:
-    """Returns the bootstrap server of a prefill instance: as configured, else the default port."""
+    """Returns the URL of a prefill instance's bootstrap server: as configured, else port 8998."""
     if instance.bootstrap is not None:
         return instance.bootstrap
     host = urlsplit(instance.url).hostname or ""
@@ -169,7 +181,7 @@ def bootstrap_url(instance: Instance) -> str:
 
 
 def first_event_timeout_seconds(stream: bool, max_tokens: float | None, limits: Limits) -> float:
-    """Returns the time limit of a decode engine's first event.
+    """Returns the time limit of a decode engine's first event, in seconds.
 
     A plain response has its first byte when all tokens are computed, so it gets more time.
     """

@@ -21,11 +21,11 @@ class PairHealth:
         self._suspect_until[prefill_id, decode_id] = now + self._suspect_seconds
 
     def is_usable(self, prefill: Instance, decode: Instance) -> bool:
-        """Whether the two speak the same connector and have not failed together lately."""
+        """Whether both use the same connector and have not failed together lately."""
         return decode.transfer == prefill.transfer and not self._is_suspect(prefill.id, decode.id)
 
     def unusable_prefills(self, prefills: Mapping[str, Instance], decodes: Iterable[Instance]) -> frozenset[str]:
-        """Returns the prefill instances that are suspect, or that fit no decode instance."""
+        """Returns the prefill instances that failed lately, or have no usable decode instance."""
         decodes = tuple(decodes)
         return frozenset(
             name

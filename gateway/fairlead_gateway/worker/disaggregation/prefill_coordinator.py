@@ -1,12 +1,12 @@
 """Remote prefill: for models with prefill instances, another engine computes the prompt first.
 
-For each prompt, `routing.prefill_placement` decides between the instance that would answer it and
+For each prompt, `routing.prefill_placement` decides between the instance that would answer and
 the best prefill instance. If the prefill goes elsewhere:
 
-1. The prefill engine gets a request for one token, within a time limit of its own. The token is
+1. The prefill engine gets a request for one token, with a separate time limit. The token is
    dropped.
 2. The decode instance is chosen, as late as possible, and gets the address of the KV.
-3. The transfer holds for one attempt, and for as long as the prefill engine keeps the blocks.
+3. The transfer is valid for one attempt, and for as long as the prefill engine keeps the blocks.
 
 If any of this fails, the request goes on as a plain one. Another prefill engine is tried once. A
 decode that failed, or sent nothing in time, is tried again without the transfer. Prefill instances
@@ -88,11 +88,14 @@ class PrefillCoordinator:
             task.cancel()
 
     def retain(self, models: Collection[str]) -> None:
-        """Forgets all other models."""
+        """Forgets the transfer times of all other models."""
         self._transfer_estimator.retain(models)
 
     def choose_decode_instance(self, context: RequestContext, excluded: frozenset[str], now: float) -> Decision:
-        """Returns the decision which instance answers. Raises NoReadyInstance if none is ready."""
+        """Returns the decision on the instance that answers.
+
+        Raises NoReadyInstance if none is ready.
+        """
         handoff = context.handoff
         is_placed = False
         if handoff is not None:
@@ -101,7 +104,7 @@ class PrefillCoordinator:
                 return preselected
             if handoff.transfer is not None:
                 excluded |= self._incompatible_instances(context, handoff.transfer, excluded)
-            # Routing counts a prompt once: its placement has asked for a decode instance already.
+            # Routing counts a prompt once: its placement has chosen a decode instance already.
             is_placed = handoff.record.placement is not None
         key, request = context.request.model_key, context.route_request
         full = context.admission.full_instances if not context.failures else NO_INSTANCES
@@ -146,8 +149,9 @@ class PrefillCoordinator:
             record.message = handoff.transfer.description
 
     def place_prefill(self, request: ModelRequest, route: RouteRequest, decode_id: str, now: float) -> Decision:
-        """Returns where to prefill, if the ready instance `decode_id` answers. Remembers
-        nothing.
+        """Returns the decision on where to prefill, if the ready instance `decode_id` answers.
+
+        Remembers nothing.
         """
         key, remote = request.model_key, None
         decode_router, prefill_router = self._decode_routers.router(key), self._prefill_routers.router(key)
@@ -171,12 +175,15 @@ class PrefillCoordinator:
         )
 
     def annotate_decision(self, context: RequestContext, decision: Decision) -> Decision:
-        """Returns the decision with the prefill in its reason."""
+        """Returns the decision with what happened to the remote prefill in its reason."""
         record = context.handoff_record
         return decision if record is None else decision.with_text(reason=f"{record.message}; {decision.reason}")
 
     def request_body(self, context: RequestContext) -> bytes:
-        """Returns the body of the next attempt: the client's, or with transfer fields."""
+        """Returns the body of the next attempt, with transfer fields if it has a transfer.
+
+        A transfer that has expired is given up.
+        """
         handoff, body = context.handoff, context.request.body
         if handoff is None or handoff.transfer is None:
             return body
@@ -186,7 +193,7 @@ class PrefillCoordinator:
         return set_members(body, handoff.transfer.fields)
 
     def add_kv_source(self, context: RequestContext, body: bytes, source: str) -> bytes:
-        """Returns the body that also names the instance whose cache holds a part of the prompt.
+        """Returns the body with fields that name the instance that has cached a part of the prompt.
 
         Unchanged if that instance has left, or if nothing is generated. A peer that has lost the
         blocks costs nothing; the engine then computes them.
@@ -226,7 +233,7 @@ class PrefillCoordinator:
             timer.cancel()
 
     def on_decode_accepted(self, context: RequestContext) -> None:
-        """Completes the transfer; the decode engine has answered."""
+        """Records the transfer as complete, since the decode engine has answered."""
         handoff = context.handoff
         if handoff is not None and handoff.transfer is not None:
             record = handoff.record
@@ -236,7 +243,10 @@ class PrefillCoordinator:
             handoff.transfer = None
 
     def retry_without_transfer(self, context: RequestContext, failure: AttemptFailure) -> bool:
-        """Whether the failed attempt is repeated without its transfer, at any instance."""
+        """Gives up the transfer of a failed attempt and avoids its pair of instances for a while.
+
+        Returns whether the attempt is repeated without the transfer, at any instance.
+        """
         handoff = context.handoff
         if handoff is None or handoff.transfer is None or handoff.transfer.decode_id is None:
             return False
@@ -247,9 +257,7 @@ class PrefillCoordinator:
         return not failure.crashed and failure.was_sent and not failure.is_overload
 
     def _observe_transfer(self, context: RequestContext, transfer: Handoff, placement: Decision) -> None:
-        """Learns the transfer time; only from streams whose prefill was over before the
-        dispatch.
-        """
+        """Learns the transfer time of a stream whose prefill ended before its dispatch."""
         dispatched_at, step = context.result.dispatched_at, placement.inputs.get("step_seconds")
         if not context.request.stream or dispatched_at is None or transfer.prefill.transfer == "sglang":
             return
@@ -259,7 +267,10 @@ class PrefillCoordinator:
         self._transfer_estimator.observe(key, tokens, self._now() - dispatched_at - 2.0 * step_seconds)
 
     async def _prefill(self, context: RequestContext, handoff: HandoffState) -> tuple[str, str]:
-        """Sets `handoff.transfer`, or returns the cause of the failure and its reason."""
+        """Prefills at one of the prefill instances and sets `handoff.transfer`.
+
+        Returns the cause (one word) and the reason (text) of a failure; without meaning on success.
+        """
         key = context.request.model_key
         excluded = self._unusable_prefill_instances(key)
         cause, reason = "no-prefill-instance", "no prefill instance is ready and trusted"
@@ -281,7 +292,7 @@ class PrefillCoordinator:
             except EngineCallFailed as failure:
                 cause, reason = f"prefill-{failure.cause}", f"{instance.id} did not prefill: {failure.reason}"
                 if self._on_call_failed(context, attempt, failure):
-                    return _QUARANTINED, f"{reason}, not the first one that broke off on it"
+                    return _QUARANTINED, f"{reason}; another engine broke off on this prompt before"
                 if failure.is_final:
                     break
         return cause, reason
@@ -289,7 +300,10 @@ class PrefillCoordinator:
     def _incompatible_instances(
         self, context: RequestContext, transfer: Handoff, excluded: frozenset[str]
     ) -> frozenset[str]:
-        """Returns the instances that cannot take the transfer; gives it up if none can."""
+        """Returns the instances that cannot take the transfer.
+
+        Gives the transfer up and returns none if it has expired or no instance can take it.
+        """
         handoff = context.handoff
         assert handoff is not None
         ready = self._decode_routers.ready_instances(context.request.model_key)
@@ -324,7 +338,7 @@ class PrefillCoordinator:
             decode_fields = kv_connectors.nixl_decode_fields(response)
         if decode_fields is None:
             raise EngineCallFailed(
-                "its answer does not say where the blocks are", cause="no-blocks", is_suspicious=False
+                "the response does not say where the blocks are", cause="no-blocks", is_suspicious=False
             )
         now = self._now()
         self._record_attempt_end(context, attempt, OK)
@@ -344,7 +358,7 @@ class PrefillCoordinator:
         )
         router = self._prefill_routers.router(context.request.model_key)
         if router is None:
-            raise EngineCallFailed("the model has left", cause="model-left", is_suspicious=False)
+            raise EngineCallFailed("the model has left the fleet", cause="model-left", is_suspicious=False)
         router.on_dispatch(context.route_request, instance.id, self._now())
         is_complete = False
         try:
@@ -357,7 +371,9 @@ class PrefillCoordinator:
     def _start_concurrent_prefill(self, context: RequestContext, handoff: HandoffState, transfer: Handoff) -> None:
         """Starts SGLang's prefill, which runs at the same time as the decode.
 
-        Why to its end: ending it early would abort the bootstrap room.
+        It runs to its end even if the request ends.
+
+        Why: cancelling it would abort the transfer.
         """
         attempt = handoff.record.attempts[-1]
         attempt.started_at = self._now()
@@ -374,7 +390,10 @@ class PrefillCoordinator:
         task.add_done_callback(self._concurrent_prefills.discard)
 
     async def _engine_id(self, instance: Instance) -> str:
-        """Returns Mooncake's id of an engine, queried once per start. Raises EngineCallFailed."""
+        """Returns Mooncake's id of an engine, which is cached until the engine fails.
+
+        Raises EngineCallFailed.
+        """
         known = self._engine_ids.get(instance.id)
         if known is not None:
             return known
@@ -397,7 +416,7 @@ class PrefillCoordinator:
         )
 
     def _mark_suspect(self, prefill_id: str, decode_id: str | None) -> None:
-        """Avoids a pair or an instance; forgets its engine id, since it may have restarted."""
+        """Avoids a pair or a prefill instance; forgets its engine id, which a restart changes."""
         self._pair_health.mark_suspect(prefill_id, decode_id)
         self._engine_ids.pop(prefill_id, None)
 

@@ -22,11 +22,11 @@ class TransferEstimator:
         self._token_seconds: dict[str, float] = {}
 
     def retain(self, models: Collection[str]) -> None:
-        """Forgets all other models."""
+        """Forgets the transfer times of all other models."""
         self._token_seconds = {key: seconds for key, seconds in self._token_seconds.items() if key in models}
 
     def predict_seconds(self, model: str, prompt_tokens: float) -> float:
-        """Returns the expected transfer time of a prompt."""
+        """Returns the expected transfer time of a prompt's KV."""
         return self._fixed_seconds + self._token_seconds.get(model, 0.0) * prompt_tokens
 
     def observe(self, model: str, prompt_tokens: float, seconds: float) -> None:

@@ -4,11 +4,11 @@ Presets with late binding use it. A waiting request counts at its instance, so t
 see it. It leaves in the preset's order; if its instance is lost, another one is chosen.
 
 An instance can start a request while the unanswered prefill that this process sent there fills less
-than `MAX_WAITING_STEP_SHARE` of one of its steps. It gets the next request before it has finished
-one, since an engine that waits for the network computes nothing. No event shows when the
-prefill of a plain response ends; it is estimated (`admission.backlog_decay`).
+than `MAX_WAITING_STEP_SHARE` of one of its steps. The instance gets the next request
+before it has finished one, since an engine that waits for the network computes nothing. No event
+shows when the prefill of a plain response ends; it is estimated (`admission.backlog_decay`).
 
-Why only this process's requests count: if two processes counted what each of them holds back, both
+Why only this process's requests count: if two processes counted what each of them queues, both
 would wait for the other.
 """
 
@@ -91,13 +91,13 @@ class LateBindingQueue:
         return is_started
 
     def schedule_dispatch(self, key: str) -> None:
-        """Schedules one look at the queue, for all events of this turn of the event loop."""
+        """Schedules one check of the queue for all events of this iteration of the event loop."""
         if key in self._waiting and not self._dispatch_scheduled:
             self._dispatch_scheduled = True
             self._loop.call_soon(self._dispatch_ready)
 
     def on_fleet_update(self) -> None:
-        """Sends back the requests whose instances are no longer ready."""
+        """Ends the wait of the requests whose instances are no longer ready."""
         for key, instances in self._waiting.items():
             ready = self._routers.ready_instances(key)
             lost = [queued for name, requests in instances.items() if name not in ready for queued in requests.values()]

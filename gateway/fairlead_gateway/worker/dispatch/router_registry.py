@@ -1,7 +1,7 @@
 """The routers of all models, one per model and role, and the fleet that they route over.
 
 Routing itself is the pure core in `routing`; this module gives it the current fleet. As soon as
-`update_fleet` returns, no request goes to an instance that the new fleet does not call ready.
+`update_fleet` returns, no request goes to an instance that is not ready in the new fleet.
 """
 
 from collections import Counter
@@ -84,7 +84,7 @@ class RoleRouters:
         return self._routers.get(key)
 
     def ready_instance(self, key: str, instance_id: str) -> Instance | None:
-        """Returns the instance if it is ready for requests."""
+        """Returns the instance if it is ready for requests, else None."""
         return self._ready_instances.get(key, _NO_INSTANCES).get(instance_id)
 
     def ready_instances(self, key: str) -> Mapping[str, Instance]:
@@ -101,7 +101,8 @@ class RoleRouters:
         """Returns the router's decision among the instances that are not ejected.
 
         preview: the router remembers nothing.
-        Raises NoReadyInstance if the model has no ready instance at all.
+        Raises NoReadyInstance if the model has no usable instance. If all of these are excluded,
+        the decision's `chosen` is None.
         """
         router = self._routers.get(key)
         ejected: Mapping[str, str] = {}
@@ -145,8 +146,8 @@ class RoleRouters:
 
 
 class RouterRegistry:
-    """The routers of both roles: `serving` for instances that answer, `prefilling` for the
-    others.
+    """The routers of both roles: `serving` for instances that answer, `prefilling` for instances
+    that only prefill.
     """
 
     def __init__(
@@ -206,7 +207,7 @@ class RouterRegistry:
 
 
 def as_retry_decision(decision: Decision, retries: int, cause: str) -> Decision:
-    """Returns the decision of a retry: its rule is numbered, its reason names the cause."""
+    """Returns the decision of a retry: its rule is `retry-N`, its reason begins with `cause`."""
     return decision.with_text(rule=f"retry-{retries}", reason=f"{cause}; then {decision.rule}: {decision.reason}")
 
 

@@ -186,7 +186,7 @@ class LogFileWriter:
         self._encoder = msgspec.json.Encoder()
 
     def __call__(self, batch: list[tuple[float, AccessRecord]]) -> None:
-        """Writes all records. Raises OSError if the system does not take one."""
+        """Writes all records. Raises OSError if one cannot be written."""
         descriptor = self._descriptor()
         part = b""
         for wall, record in batch:

@@ -82,7 +82,7 @@ class RequestObservers:
             self._warnings.append(exporter.warning)
 
     def attach_counters(self, telemetry: MetricsRecorder) -> None:
-        """Counts in the telemetry's process counters from now on."""
+        """Moves the counts of lost lines and spans into the telemetry's process counters."""
         with self._lock:
             telemetry.non_model_counters |= self._counters
             self._counters = telemetry.non_model_counters
@@ -109,7 +109,7 @@ class RequestObservers:
         return [text for warning in self._warnings if (text := warning()) is not None]
 
     def close(self) -> None:
-        """Writes what is queued, for a second at most."""
+        """Writes the queued lines and exports the queued spans, for a second each at most."""
         for close in self._closers:
             close(_CLOSE_SECONDS)
 

@@ -30,7 +30,7 @@ _MAX_RESPONSE_BYTES: Final = 65_536
 
 
 class ExportRejected(Exception):
-    """Raised when the collector rejects a batch for good."""
+    """Raised when the collector rejects a batch that it would reject again."""
 
 
 class OtlpExporter:
@@ -98,12 +98,12 @@ class OtlpExporter:
             pause = _FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.8, 1.2)
             if attempt + 1 == _MAX_TRIES or self._stopping.wait(pause):
                 break
-        raise ConnectionError("the collector took no spans")
+        raise ConnectionError("the collector accepted no spans")
 
     def _post(self, body: bytes) -> bool:
-        """Returns False if the collector may accept the body later.
+        """Posts a batch; returns False if the collector may accept it later.
 
-        Raises ExportRejected, and Unavailable without a response.
+        Raises ExportRejected, and Unavailable if there is no response.
         """
         response = asyncio.run(
             send(

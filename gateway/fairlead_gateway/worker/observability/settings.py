@@ -14,8 +14,9 @@ _TRUE_WORDS, _FALSE_WORDS = ("1", "true", "yes", "on"), ("0", "false", "no", "of
 class ObservabilitySettings:
     """The settings of access log and traces.
 
-    access_log: None: no log.
-    trace_endpoint: None: no traces.
+    access_log: a path, `-` for standard output, `1` for standard error; None: no log.
+    trace_endpoint: the collector's base URL; None: no traces.
+    trace_share: share of requests to sample, 0 to 1.
     """
 
     access_log: str | None = None
@@ -33,7 +34,7 @@ def parse_observability_settings(settings: GatewaySettings) -> ObservabilitySett
         raise SettingsError(
             "FAIRLEAD_TRACE_SAMPLE is set and there is nowhere to send spans to",
             field="FAIRLEAD_TRACE_ENDPOINT",
-            hint="set it to the collector's address, such as http://otel-collector:4318",
+            hint="set FAIRLEAD_TRACE_ENDPOINT to the collector's address, such as http://otel-collector:4318",
         )
     return ObservabilitySettings(
         access_log=_access_log_target(settings.access_log),
@@ -45,9 +46,9 @@ def parse_observability_settings(settings: GatewaySettings) -> ObservabilitySett
 
 
 def _access_log_target(text: str | None) -> str | None:
-    """Returns where lines go. Raises SettingsError if the folder does not exist.
+    """Returns a path, `-` or `1`; None if the access log is off.
 
-    Whatever goes wrong later only costs lines.
+    Raises SettingsError if the folder of the path does not exist. Later failures only lose lines.
     """
     if text is None or text.lower() in _FALSE_WORDS:
         return None
@@ -57,7 +58,7 @@ def _access_log_target(text: str | None) -> str | None:
         raise SettingsError(
             "FAIRLEAD_ACCESS_LOG lies in a folder that does not exist",
             field="FAIRLEAD_ACCESS_LOG",
-            hint="make the folder, or write - for standard output, 1 for standard error",
+            hint="create the folder, or write - for standard output, 1 for standard error",
         )
     return text
 

@@ -1,6 +1,6 @@
 """Spans of the requests that are sampled.
 
-Whether a request is sampled is decided first: as its caller did if it sent a valid `traceparent`,
+The tracer first decides whether a request is sampled: as its client did in a valid `traceparent`,
 else at random. A sampled request has a server span, and a client span for every attempt,
 continuation and prefill. Spans hold ids, names, counts and times, never a prompt. They are exported
 when the request has ended.
@@ -69,7 +69,7 @@ class Tracer:
     def start_trace(self, http_request: HttpRequest) -> TraceRecord | None:
         """Returns the trace of a request; None if it is not sampled.
 
-        Its context then takes the place of the client's.
+        The context of the trace then replaces the client's in requests to engines.
         """
         head = http_request.head
         parent = trace_context.extract_context(head.fields) if head.get(trace_context.TRACEPARENT) is not None else None
@@ -83,12 +83,12 @@ class Tracer:
         return TraceRecord(parent.trace_id, span_id, parent.span_id, parent.flags, parent.state, self._now, draw)
 
     def on_finished(self, context: RequestContext, outcome: RequestOutcome) -> None:
-        """Exports a request that was routed and has ended."""
+        """Exports the spans of a request that was routed and has ended."""
         if context.trace is not None:
             self._export(_build_spans(context, context.trace, outcome.status, outcome.error, self._now(), outcome))
 
     def on_rejected(self, context: RequestContext, status: int, error: str) -> None:
-        """Exports a request that never reached an engine."""
+        """Exports the spans of a request that never reached an engine."""
         if context.trace is not None:
             self._export(_build_spans(context, context.trace, status, error, self._now(), None))
 

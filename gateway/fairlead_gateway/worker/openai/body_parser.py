@@ -57,12 +57,12 @@ _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError
 
 
 class ParsedBody:
-    """A parsed body, with the fields that every request is asked for.
+    """A parsed body, with copies of the fields that every request needs.
 
     session: the client's name for the conversation.
     has_cache_variants: more than the model decides what an engine caches for the prompt.
     may_carry_kv_transfer: the body may hold fields of `kv_transfer_fields`; escaped names count.
-    is_passthrough: neither prompt nor response are understood.
+    is_passthrough: the gateway reads neither prompt nor response.
     messages_start, messages_end: where the text between the brackets of the messages lies in the
         body; both 0 if `fields` holds the prompt.
 
@@ -149,7 +149,9 @@ def parsed_body(fields: CommonFields) -> ParsedBody:
 
 
 def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
-    """Parses a chat whose messages hold only known fields; None: parse it in the general way.
+    """Parses a chat whose messages hold only known fields.
+
+    None if it must be parsed in the general way.
 
     Why the cut is right: an array ends only once, so both parts are complete. The key before it
     occurs only once, in whatever spelling. Types bound the depth of the messages.

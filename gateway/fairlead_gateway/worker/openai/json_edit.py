@@ -27,7 +27,7 @@ _SPACE = re.compile(rb"[ \t\r\n]*")
 
 
 def prepend_members(body: bytes, fields: Mapping[str, bytes]) -> bytes:
-    """Returns the body with fields in front that it does not have yet."""
+    """Returns the body with `fields` (JSON texts) added in front; it must not have them yet."""
     opening = body.index(b"{") + 1
     text = b",".join(msgspec.json.encode(key) + b":" + value for key, value in fields.items())
     first = _after_space(body, opening)

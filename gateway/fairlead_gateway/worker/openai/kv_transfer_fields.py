@@ -20,9 +20,9 @@ _TRIGGER_BYTES = (b"transfer_params", b"kv_cache_report_mode", b"u005", b"u006",
 
 
 def strip_kv_transfer_fields(body: bytes) -> bytes:
-    """Returns a JSON object without these fields; every other byte stays.
+    """Returns a JSON object without `KV_TRANSFER_FIELDS`; every other byte stays.
 
-    Bodies that cannot hold one are not scanned.
+    Bodies that cannot hold such a field are not scanned.
     """
     return rewrite_members(body, _strip_top_level) if any(text in body for text in _TRIGGER_BYTES) else body
 

@@ -18,12 +18,15 @@ _MAX_COMPARED_NAMES = 40
 
 
 def resolve_model(name: str, fleet: Fleet) -> Model:
-    """Returns the model that a client's name means. Raises UnknownModel."""
+    """Returns the model that a client's name means.
+
+    Raises UnknownModel, or BadRequest if no model can have the name.
+    """
     return resolve_model_entry(name, fleet)[1]
 
 
 def resolve_model_entry(name: str, fleet: Fleet) -> tuple[str, Model]:
-    """Returns key and model that a client's name means. Raises UnknownModel."""
+    """Returns key and model that a client's name means. Raises as `resolve_model`."""
     key = _resolve_key(name, fleet)
     if key is None:
         try:
@@ -36,7 +39,10 @@ def resolve_model_entry(name: str, fleet: Fleet) -> tuple[str, Model]:
 
 
 def _resolve_key(name: str, fleet: Fleet) -> str | None:
-    """Like `Fleet.resolve`, which is not compiled."""
+    """Returns the key of the model with this name; None if there is none, or several.
+
+    Why: `Fleet.resolve`, which does the same, is not compiled.
+    """
     models = fleet.models
     if name in models:
         return name
@@ -50,8 +56,8 @@ def _resolve_key(name: str, fleet: Fleet) -> str | None:
 
 
 def public_model_names(fleet: Fleet) -> dict[str, Model]:
-    """Returns the models by the names for clients: served names, and the bare name if it is the
-    model's own, else `namespace/name`.
+    """Returns the models by the names for clients: unique served names, and the bare name if it is
+    unique, else `namespace/name`.
     """
     counts = Counter(model.name for model in fleet.models.values() if not model.shadowed)
     counts.update(name for model in fleet.models.values() for name in model.served_names)

@@ -41,7 +41,10 @@ def is_passthrough_path(path: str) -> bool:
 
 
 def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limits: Limits) -> ModelRequest:
-    """Returns the request as an engine gets it. Raises UnknownPath if it names no model."""
+    """Returns the request as an engine gets it.
+
+    Raises UnknownPath if the request names no model, else as `parse_request`.
+    """
     query = _parse_query(head.query)
     if head.method == "GET" or not body:
         model_name = next((value for name, value in query if name == "model"), None)
@@ -64,7 +67,7 @@ def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limi
 def _decode_json_body(head: RequestHead, body: bytes, limits: Limits) -> GenericRequest:
     content_type = (head.get(b"content-type") or b"application/json").partition(b";")[0].strip().lower()
     if content_type != b"application/json" and not content_type.endswith(b"+json"):
-        raise UnsupportedBodyType("only JSON bodies are passed on to engines", param="content-type", hint=_HINT)
+        raise UnsupportedBodyType("only JSON bodies are forwarded to engines", param="content-type", hint=_HINT)
     try:
         fields = decode_body(GenericRequest, body, limits)
     except BadRequest as error:

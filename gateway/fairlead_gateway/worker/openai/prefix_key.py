@@ -95,8 +95,8 @@ def _session_id(request: ModelRequest, head: RequestHead) -> str | None:
 
 
 def _is_one_conversation(request: ModelRequest, head: RequestHead) -> bool:
-    """Whether that name stands for one conversation.
+    """Whether the client's name for the conversation stands for one conversation only.
 
-    A `user` has many, and some clients send the same one with every request.
+    A `user` has many conversations, and some clients send the same one with every request.
     """
     return bool(head.get(b"x-session-id") or request.fields.session_id)

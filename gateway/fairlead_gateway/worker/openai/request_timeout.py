@@ -19,7 +19,7 @@ _MAX_CHARACTERS = 32
 
 
 def client_timeout(head: RequestHead) -> float | None:
-    """Returns the client's timeout in seconds. Raises BadRequest, which names the header."""
+    """Returns the client's timeout in seconds; None without the header. Raises BadRequest."""
     value = head.get(TIMEOUT_HEADER)
     if value is None:
         return None
@@ -51,7 +51,7 @@ def total_timeout(head: RequestHead, stream: bool, limits: Limits) -> float | No
 
 
 def remaining_timeout_header(head: RequestHead, deadline: float | None, now: float) -> str:
-    """Returns the header line with what is left of the client's time."""
+    """Returns the header line with what is left of the client's timeout; empty without one."""
     if deadline is None or head.get(TIMEOUT_HEADER) is None:
         return ""
     return f"{TIMEOUT_HEADER.decode()}: {max(0.001, deadline - now):.3f}\r\n"

@@ -22,7 +22,7 @@ def body_with_model(name: str, body: bytes) -> bytes:
 
 
 def target_with_model(name: str, target: str) -> str:
-    """Returns the target of a request with `?model=` set to `name`."""
+    """Returns the target of a request with `name` as the value of `model` in its query, if any."""
     path, mark, query = target.partition("?")
     if not mark:
         return target
@@ -40,18 +40,19 @@ class ServedNameRewriter:
         self._pending = b""
 
     def rewrite(self, data: bytes) -> bytes:
-        """Replaces names in bytes in which no name is cut."""
+        """Returns the bytes with the client's name; no name may be cut at their ends."""
         for engine_text, client_text in self._pairs:
             data = data.replace(engine_text, client_text)
         return data
 
     def rewrite_events(self, events: list[bytes]) -> list[bytes]:
-        """Replaces names in whole events."""
+        """Returns whole events with the client's name."""
         return [self.rewrite(event) for event in events]
 
     def rewrite_chunks(self, chunks: list[bytes], last: bool) -> list[bytes]:
-        """Replaces names in chunks as the network cut them; the start of a name waits for the next
-        chunk.
+        """Returns chunks, as the network cut them, with the client's name.
+
+        The start of a name waits for the next chunk.
 
         last: no chunk follows.
         """

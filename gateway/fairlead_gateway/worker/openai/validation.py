@@ -1,8 +1,14 @@
 """Checks request bodies: the fields that Fairlead or an engine's safety depends on.
 
-Unknown fields are allowed and go to the engine unchanged. Refused is what parsers read differently,
-or what has crashed engines: bytes that are not UTF-8, deep nesting, wrong types, counts out of
-range. Every error names the field.
+Unknown fields are allowed and go to the engine unchanged. A body is refused if parsers read it
+differently, or if such bodies have crashed engines:
+
+- bytes that are not UTF-8
+- deep nesting
+- wrong types
+- counts out of range
+
+Every error names the field.
 
 A body is parsed twice here: once as a whole, without its prompt, and then the prompt. `body_parser`
 avoids that for most chats.
@@ -122,14 +128,15 @@ def _too_deep_error(limits: Limits) -> BadRequest:
 
 
 def _check_values(body: bytes, limits: Limits) -> None:
-    """Limits the number of values, before a parser meets them."""
+    """Raises BadRequest if a body has too many values; called before it is parsed."""
     if len(body) > limits.json_values and body.count(b",") > limits.json_values:
         raise BadRequest(f"the body holds more than {limits.json_values} values", code="invalid_json")
 
 
 def check_depth(body: bytes, limits: Limits) -> None:
-    """Limits the nesting, also of fields that the gateway does not read. Cheap if brackets
-    are few.
+    """Raises BadRequest if a body is nested too deep, or has too many arrays and objects.
+
+    Fields that the gateway does not read count too. Cheap if brackets are few.
     """
     if len(body) <= limits.json_depth:
         return
@@ -170,7 +177,7 @@ def _check_messages(raw: Raw, limits: Limits) -> None:
 
 
 def _check_prompts(field: str, raw: Raw, choices: int, limits: Limits) -> None:
-    """Limits the number of prompts; they are texts or tokens, not both.
+    """Raises BadRequest if there are too many prompts, or if they mix texts and tokens.
 
     choices: responses per prompt.
     """
@@ -192,7 +199,7 @@ def check_priority(priority: int) -> None:
 
 
 def check_generation(fields: GenerationFields, limits: Limits) -> None:
-    """Limits what an engine is asked to generate. Raises BadRequest, which names the field."""
+    """Checks the fields that control generation. Raises BadRequest, which names the field."""
     _check_range("max_tokens", fields.max_tokens, 1, limits.max_tokens)
     decode_stream_options(fields, limits)
     _check_range("n", fields.n, 1, limits.choices)
@@ -218,7 +225,7 @@ def check_generation(fields: GenerationFields, limits: Limits) -> None:
 def _check_tools(raw: Raw | UnsetType, limits: Limits) -> None:
     tools: list[Tool] = _decode_bounded(TOOLS_DECODER, raw, "tools", limits.tools_bytes, limits) or []
     if len(tools) > limits.tools:
-        raise BadRequest(f"tools: at most {limits.tools} are accepted", param="tools")
+        raise BadRequest(f"tools: at most {limits.tools} tools are accepted", param="tools")
     for number, tool in enumerate(tools):
         if tool.function is None and tool.type in (None, "function"):
             path = f"tools[{number}].function"
@@ -235,7 +242,7 @@ def _decode_bounded(
     if raw is UNSET:
         return None
     if memoryview(raw).nbytes > max_bytes:
-        raise BadRequest(f"{field}: longer than {max_bytes} bytes", param=field, code="out_of_range")
+        raise BadRequest(f"{field}: must not be longer than {max_bytes} bytes", param=field, code="out_of_range")
     return _decode_field(decoder, raw, field, limits) if decoder is not None else None
 
 

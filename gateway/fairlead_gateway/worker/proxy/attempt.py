@@ -1,7 +1,7 @@
-"""One try of a request at one instance, and where it is recorded.
+"""One try of a request at one instance, and the records of that attempt.
 
-Fast path, forwarder and stream resumption all make an `Attempt`; what each does with the response
-is its own. An attempt is encoded, dispatched, sent, and finished exactly once.
+Fast path, forwarder and stream resumption all make an `Attempt`; each handles the response itself.
+An attempt is encoded, dispatched, sent, and finished exactly once.
 """
 
 from collections.abc import Callable
@@ -71,9 +71,10 @@ class Dispatcher:
 class Attempt:
     """One try of a request at one instance.
 
-    connection, message: set before it is sent
-    engine_response: set when it was sent
-    has_verdict, error: whether the response can be relayed is known, and what broke if not
+    connection, message: set before the message is sent
+    engine_response: set when the message is sent
+    has_verdict: it is known whether the response can be relayed
+    error: why it cannot be relayed; None if no connection error is known
     """
 
     __slots__ = (
@@ -176,7 +177,7 @@ class Attempt:
         connection.send_request(self.message, engine_response, stall_timeout.start(now))
 
     def on_first_token(self, now: float) -> None:
-        """Records that the prefill is over; only of streams."""
+        """Records that the prefill is over; only called for streams."""
         context, dispatcher, engine_response = self.context, self._dispatcher, self.engine_response
         assert engine_response is not None
         if self._router is not None:
@@ -186,8 +187,9 @@ class Attempt:
             dispatcher.timings.on_first_token(context.route_request.id, engine_response.first_at)
 
     def finish(self, is_complete: bool, now: float) -> None:
-        """Undoes `on_dispatch`; of a complete response, records the tokens. Later calls do
-        nothing.
+        """Removes the attempt from the load of its instance. Later calls do nothing.
+
+        Records the tokens if the response is complete.
         """
         router = self._router
         if self._is_finished or router is None:
@@ -224,7 +226,7 @@ class Attempt:
         return guard.on_crash(self.context.body_fingerprint(guard.fingerprint), self.instance_id, sent_at, now)
 
     def set_paused(self, is_paused: bool) -> None:
-        """Applies the client's backpressure to the engine."""
+        """Pauses or resumes reading from the engine: the client's backpressure."""
         if self.engine_response is not None and self.connection is not None:
             self.engine_response.is_paused = is_paused
             self.connection.set_paused(is_paused)
@@ -244,12 +246,12 @@ class Attempt:
         self.has_verdict = False
 
     def _output_tokens(self) -> int | None:
-        """Returns the tokens that this attempt's engine generated."""
+        """Returns the tokens that this attempt's engine generated; None if it reported none."""
         tokens = self.context.result.output_tokens
         return tokens if tokens is None or self._sent is None else max(0, tokens - self._sent.tokens)
 
     def _clear_suspicion(self, now: float) -> None:
-        """Clears the body as harmless; hashes it only if it may be a suspect's."""
+        """Clears the body of suspicion; hashes it only if it may be suspect."""
         context, guard = self.context, self._dispatcher.poison_guard
         record = context.handoff_record
         if record is not None and record.is_suspicious:

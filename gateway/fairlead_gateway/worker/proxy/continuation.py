@@ -189,7 +189,7 @@ def _decode_events(stream: bytes) -> Iterable[dict[str, Any]]:
 
 
 def _event_text(choice: dict[str, Any]) -> str | None:
-    """Returns the text of an event; None if there is more in it."""
+    """Returns the text of an event; None if the event contains more than text."""
     if "delta" not in choice:
         text = choice.get("text")
         return text if isinstance(text, str) else None

@@ -1,9 +1,17 @@
 """The fast path: serves a plain request with callbacks instead of an asyncio task.
 
-Eligible are requests without stream, queue, KV transfer, client timeout and trace, if an idle
-connection exists. One turn of the event loop sends the request, another relays the response.
+A request is plain if it has:
 
-Everything else continues as a task in `forwarder`, with the attempt that has been started:
+- no stream, no unknown path and no trace
+- no client timeout
+- no body that may have crashed an engine
+- no prefill instance in its model
+
+A plain request starts here if it is admitted without waiting. One iteration of the event loop sends
+the request, another relays the response.
+
+All other requests start as a task in `forwarder`. A plain one continues there, with the attempt
+that has been started:
 
 - without a connection: there was no idle one, or the instance has no room yet
 - with its verdict: the connection was stale, the engine failed, or the response is too long to
@@ -55,7 +63,7 @@ class RequestLifecycle:
 
 
 class FastPath:
-    """The parts that the fast path's requests share."""
+    """The stage that starts eligible requests, with the parts that their exchanges share."""
 
     def __init__(
         self,
@@ -80,7 +88,7 @@ class FastPath:
         self._prefill_routers = prefill_routers
 
     def is_eligible(self, context: RequestContext) -> bool:
-        """Whether the request is plain and admitted at once. Asks admission control, if plain."""
+        """Whether the request is plain and admitted now. Calls admission control if it is plain."""
         request = context.request
         is_plain = not (
             request.stream
@@ -93,7 +101,10 @@ class FastPath:
         return is_plain and self._admission.admit_now(context)
 
     def start(self, context: RequestContext) -> None:
-        """Sends an eligible request. Raises GatewayError if no instance can take it."""
+        """Sends an eligible request, or continues it as a task if no idle connection can take it.
+
+        Raises GatewayError if no instance can take it.
+        """
         forwarder, now = self._forwarder, context.http_request.received_at
         forwarder.retry_budget.on_request(now)
         attempt = forwarder.begin_attempt(context, NO_INSTANCES, now)
@@ -139,7 +150,7 @@ class FastPathExchange(TimeoutEntry):
             result = context.result
             result.status = engine_response.status
             result.first_at, result.last_at = engine_response.first_at, engine_response.last_at
-            # The response came in this very turn of the event loop.
+            # The response came in this very iteration of the event loop.
             now = result.last_at if result.last_at is not None else fast_path.now()
             fast_path.failures.on_answered(context, now)
             attempt.finish(True, now)

@@ -1,7 +1,7 @@
-"""Forwards a request to an instance and back, as a task.
+"""Forwards a request to an instance and relays the response, as a task.
 
 An attempt ends with a response that can be relayed, or with `AttemptFailure`. A failure before the
-first byte sends the request to another instance, as far as `resilience.retry` allows. If the client
+first byte sends the request to another instance, if `resilience.retry` allows that. If the client
 disconnects, the task is cancelled and the engine's connection closed at once.
 
 After the first byte nothing is retried. A stream that breaks is resumed elsewhere if its request
@@ -57,7 +57,7 @@ class Forwarder:
         self._telemetry = dispatcher.recorder.telemetry
 
     async def forward(self, context: RequestContext, attempt: Attempt | None = None) -> None:
-        """Gets a response and relays it, within the request's time.
+        """Gets a response and relays it, within the request's timeout.
 
         attempt: the one that the fast path has started; see `FastPath`.
         Raises GatewayError if no instance responds.
@@ -165,7 +165,7 @@ class Forwarder:
         attempt.build_message(body)
 
     def _give_up(self, context: RequestContext) -> GatewayError:
-        """Returns the client's error; no instance has answered."""
+        """Records that no instance has answered; returns the error for the client."""
         self._failures.on_all_attempts_failed(context)
         return to_client_error(context.failures, self._routers.drain_seconds(context.request.model_key))
 

@@ -27,7 +27,7 @@ from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 
 
 class ForwardingStack:
-    """The parts that carry requests to engines; they follow the fleet together."""
+    """The parts that carry requests to engines; a new fleet updates all of them."""
 
     def __init__(
         self,

@@ -62,7 +62,7 @@ class GatewaySecrets:
 
     hash_secret: keys all prompt hashes.
     credentials: CAs and tokens of engines.
-    api_keys: None: no key is asked for.
+    api_keys: the accepted keys; None if clients need no key.
     """
 
     hash_secret: bytes
@@ -133,7 +133,7 @@ class Gateway(RequestLifecycle):
         self._is_loaded = True
 
     def readiness(self) -> tuple[bool, list[str]]:
-        """Returns whether requests are served, and what is wrong or degraded."""
+        """Returns whether requests are served, and texts about what is wrong or degraded."""
         warnings = [
             *self._warnings(),
             *self.stack.credentials.warnings(),
@@ -172,7 +172,7 @@ class Gateway(RequestLifecycle):
     # Requests, from the listener.
 
     def check_headers(self, head: RequestHead) -> str | None:
-        """Returns the name of the request's API key; None if no key is asked for.
+        """Returns the name of the request's API key; None if the path or this gateway needs none.
 
         Raises InvalidApiKey, and Overloaded if memory is short.
         """
@@ -312,7 +312,7 @@ class Gateway(RequestLifecycle):
     # Callbacks of the fast path.
 
     def on_started(self, exchange: FastPathExchange) -> None:
-        """Notes a request in flight; its end also ends the exchange."""
+        """Registers a request in flight; its exchange is cancelled if the client disconnects."""
         context = exchange.context
         self._inflight[context.id] = exchange
         context.response.on_client_gone = exchange.cancel

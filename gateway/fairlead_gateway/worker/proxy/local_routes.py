@@ -16,10 +16,10 @@ _MODELS_PATH = "/v1/models"
 
 
 class LocalRoutes:
-    """Answers `/readyz`, `/v1/models` and `/v1/models/NAME`.
+    """The handler of `/readyz`, `/v1/models` and `/v1/models/NAME`.
 
     readiness: returns whether requests are served, and warnings.
-    started_wall: shown as the time at which every model was created.
+    started_wall: Unix seconds, shown as the time at which every model was created.
     """
 
     def __init__(
@@ -55,13 +55,16 @@ def is_local_path(path: str) -> bool:
 
 
 def check_method(method: str, allowed: Sequence[str], response: ResponseWriter) -> bool:
-    """Returns True if the method is allowed; answers OPTIONS. Raises MethodNotAllowed."""
+    """Returns True if the method is allowed; answers OPTIONS and returns False.
+
+    Raises MethodNotAllowed for all other methods.
+    """
     if method in allowed:
         return True
     allow = ", ".join((*allowed, "OPTIONS"))
     if method != "OPTIONS":
         raise MethodNotAllowed(
-            "this path is not asked with this method", hint=f"use {allow}", headers=(("allow", allow),)
+            "this path does not support this method", hint=f"use {allow}", headers=(("allow", allow),)
         )
     response.send(200, f"allow: {allow}\r\n{local_headers('options')}", b"")
     return False

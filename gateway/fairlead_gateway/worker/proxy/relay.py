@@ -37,7 +37,10 @@ _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
 
 
 class ResponseRelay:
-    """Relays responses, whole or as streams. One object serves all requests of a worker."""
+    """The stage that relays responses, whole or as streams.
+
+    One object serves all requests of a worker.
+    """
 
     def __init__(
         self,
@@ -152,8 +155,9 @@ class ResponseRelay:
         self._telemetry.record_first_token(key, attempt.instance_id, ttft_seconds, limit)
 
     async def _relay_to_end(self, attempt: Attempt, engine_response: EngineResponse) -> str | None:
-        """Relays until the response has ended, perhaps resumed; returns the error, None if
-        whole.
+        """Relays the response to its end, and resumes a stream that breaks.
+
+        Returns the error; None if the response is complete.
         """
         context = attempt.context
         key, name, telemetry = context.request.model_key, attempt.instance_id, self._telemetry
@@ -190,8 +194,9 @@ class ResponseRelay:
 
 
 def _served_name_rewriter(context: RequestContext, engine_response: EngineResponse) -> ServedNameRewriter | None:
-    """Returns what restores the client's model name; None if the engine uses it, or sends
-    no JSON.
+    """Returns the rewriter that restores the client's model name.
+
+    None if the engine uses that name, or sends no JSON.
     """
     name = None if context.choice is None else context.choice.instance.served_name
     if name is None or not (

@@ -101,7 +101,10 @@ def _is_transferred(context: RequestContext) -> bool:
 
 
 def _overhead_seconds(context: RequestContext) -> float | None:
-    """Returns the gateway's own time; None if it is mixed with an engine's, as after a failure."""
+    """Returns the seconds that the gateway itself took before the dispatch.
+
+    None if they are mixed with an engine's time, as after a failure.
+    """
     if context.result.dispatched_at is None or context.failures:
         return None
     spent = context.result.dispatched_at - context.http_request.received_at

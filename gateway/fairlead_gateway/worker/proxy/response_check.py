@@ -67,7 +67,7 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
 
 
 def _parse_usage(body: bytes) -> tuple[Usage | None, bool]:
-    """Returns the usage of a plain response, and whether the body can be a response at all."""
+    """Returns the usage of a plain response, and whether the body looks like a JSON object."""
     if len(body) > _MAX_PARSED_BYTES:
         at = body.rfind(b'"usage"', len(body) - _TAIL_BYTES)
         start = body.find(b"{", at) if at >= 0 else -1

@@ -26,7 +26,7 @@ class SseKeepAlive:
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self, engine_response: EngineResponse) -> None:
-        """Begins with a stream, or continues with the response of another engine."""
+        """Starts the comments of a stream, or continues them with another engine's response."""
         self._engine_response = engine_response
         self._last = engine_response.last_at
         if self._handle is None:

@@ -1,4 +1,7 @@
-"""Resumes a stream that broke after its first byte: another instance generates the rest. Once."""
+"""Resumes a stream that broke after its first byte: another instance generates the rest.
+
+A stream is resumed at most once.
+"""
 
 from functools import partial
 
@@ -18,7 +21,7 @@ _FREE_CAUSES = ("cut", "gone")  # the engine went: its work is free, and resumin
 
 
 class StreamResume:
-    """Resumes streams. One object serves all requests of a worker."""
+    """The stage that resumes broken streams. One object serves all requests of a worker."""
 
     def __init__(
         self, dispatcher: Dispatcher, *, pool: ConnectionPool, telemetry: MetricsRecorder, retry_budget: RetryBudget

@@ -1,7 +1,7 @@
-"""Reports dispatches, crashes, decisions and loads to the supervisor, without being asked.
+"""Reports dispatches, crashes, decisions and loads to the supervisor.
 
 Dispatches and crashes go on to the sibling workers; dispatches, decisions and loads to Redis. A
-worker with neither has no reporter.
+worker without siblings and without Redis has no reporter.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class DispatchReporter:
         self._batch = BatchSender(sender, loop, limits.sibling_batch_seconds, self._take)
 
     def on_dispatch(self, model: str, request: RouteRequest, instance: str) -> None:
-        """Reports a dispatched prompt; the oldest report makes room for it."""
+        """Reports a dispatched prompt with the next batch; drops the oldest if too many wait."""
         if len(self._dispatched) >= self._limits.sibling_decisions_pending:
             self._dispatched.popleft()
         self._dispatched.append((model, instance, request.chain, request.session_hash))
@@ -70,7 +70,7 @@ class DispatchReporter:
         self.flush()
 
     def on_decision(self, record: DecisionRecord) -> None:
-        """Reports a decision; the oldest one makes room for it."""
+        """Reports a decision with the next batch; drops the oldest if too many wait."""
         if len(self._decisions) >= self._limits.published_decisions_pending:
             self._decisions.popleft()
             self._batch.dropped += 1
@@ -78,7 +78,7 @@ class DispatchReporter:
         self._schedule(len(self._decisions))
 
     def flush(self) -> None:
-        """Sends a report now."""
+        """Sends the collected reports now."""
         self._batch.flush()
 
     def _schedule(self, count: int) -> None:

@@ -28,7 +28,7 @@ from fairlead_gateway.worker.reporting.prompt_samples import PromptSampleBuffer
 class IndexReporter:
     """The collector of one worker's reports to the index.
 
-    hooks: for the routers.
+    hooks: called by the routers at the dispatch and the end of a request.
     """
 
     def __init__(self, sender: MessageSender, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
@@ -80,7 +80,7 @@ class IndexReporter:
 
 
 def apply_corrections(routers: RouterRegistry, message: IndexCorrections) -> None:
-    """Applies what the index knows better of a model's instances."""
+    """Applies the index's corrections of what a model's instances have cached to its routers."""
     for correction in message.corrections:
         removed = tuple(array("Q", correction.removed))
         cached = [tuple(array("Q", chain)) for chain in correction.cached]

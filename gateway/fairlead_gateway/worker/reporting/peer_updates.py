@@ -18,7 +18,7 @@ _dispatch_decoder = msgspec.msgpack.Decoder(list[Dispatch])
 
 
 class PeerUpdateApplier:
-    """The applier of dispatch batches: a bounded number of blocks per turn of the event loop."""
+    """The applier of dispatch batches: a bounded number of blocks per event loop iteration."""
 
     def __init__(self, clock: Clock, limits: Limits, loop: asyncio.AbstractEventLoop, routers: RouterRegistry) -> None:
         self._clock = clock
@@ -28,7 +28,7 @@ class PeerUpdateApplier:
         self._pending: deque[Dispatch] = deque()
 
     def enqueue(self, dispatches: bytes) -> None:
-        """Takes an encoded batch; the oldest dispatches make room for it."""
+        """Queues an encoded batch to be applied; drops the oldest dispatches if too many wait."""
         was_idle = not self._pending
         self._pending.extend(_dispatch_decoder.decode(dispatches))
         while len(self._pending) > self._max_pending:

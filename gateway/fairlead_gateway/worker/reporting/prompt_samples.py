@@ -1,8 +1,8 @@
 """The last prompts that were sent, in case the KV-cache index needs one of them as tokens.
 
-Bodies that are in memory anyway are referenced, few and small in sum, and only if instances report
-their cache. A prompt leaves the worker only when the index asks for it. It goes to the supervisor,
-and from there only to an engine of its model.
+The buffer refers to few bodies, which are in memory anyway and small in sum. It is used only if
+instances report their cache. A prompt leaves the worker only when the index requests it. It goes to
+the supervisor, and from there only to an engine of its model.
 """
 
 from collections import OrderedDict
@@ -24,7 +24,7 @@ class PromptSampleBuffer:
         self._bytes = 0
 
     def offer(self, request: ModelRequest, route: RouteRequest) -> None:
-        """Keeps a prompt that is being sent."""
+        """Adds a prompt that is being sent, unless it is too long or shorter than a block."""
         fields = request.fields
         kind = (
             CHAT_SAMPLE
@@ -46,7 +46,10 @@ class PromptSampleBuffer:
             self._bytes -= len(oldest)
 
     def take(self, model: str, tail: int) -> tuple[str, bytes] | None:
-        """Removes a prompt and returns its kind and body; None if it is gone."""
+        """Removes a prompt and returns its kind and body; None if it is no longer buffered.
+
+        tail: the hash of the whole prompt.
+        """
         sample = self._samples.pop((model, tail), None)
         if sample is not None:
             self._bytes -= len(sample[1])

@@ -17,11 +17,11 @@ class Reporters:
     """The reporters of a worker; None for what is not reported.
 
     siblings: the other workers of this gateway; they mirror dispatches and crashes.
-    dispatch_hooks: the KV-cache index.
-    prompt_samples: prompts that the index may ask for.
+    dispatch_hooks: report the start and end of requests to the KV-cache index.
+    prompt_samples: prompts that the index may request.
     timings: the times of requests, from which the supervisor learns engine profiles.
     on_decision: called with each decision, to publish it.
-    on_needs_instance: called now and then with each model whose requests wait for an instance.
+    on_needs_instance: called repeatedly with each model whose requests wait for an instance.
     """
 
     siblings: SiblingWorkers | None = None

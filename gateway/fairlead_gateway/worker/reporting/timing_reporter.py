@@ -22,7 +22,7 @@ class TimingReporter:
     def on_dispatch(self, request_id: str, instance: str, now: float, tokens: float, cached: float) -> None:
         """Reports a dispatched prompt.
 
-        tokens, cached: its length, and the expected part in the instance's cache.
+        tokens, cached: tokens of the prompt, and those expected in the instance's cache.
         """
         self._add(TimingEvent(TimingEventKind.DISPATCHED, now, request_id, instance, tokens, cached))
 

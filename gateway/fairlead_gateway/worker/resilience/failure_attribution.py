@@ -9,7 +9,7 @@ instance was tried. A request that fails everywhere therefore ejects no instance
 Overload (429, 503) is never counted.
 
 Stalls are judged per instance, not per request. An instance that still sends bytes to any client is
-slow, and the request waits. One that has sent nothing at all for several times the predicted
+slow, and the request waits. One that has sent nothing for several times the predicted
 time has stalled. The request moves only if another instance can take it. Otherwise it waits until
 its deadline, since an early error would be no better.
 """
@@ -61,21 +61,21 @@ class FailureAttribution:
         self._max_seconds = runtime.limits.first_token_seconds
 
     def on_attempt_failed(self, context: RequestContext, failure: AttemptFailure) -> None:
-        """Records a failure before the first byte."""
+        """Records a failure before the first byte; counts a refused connection or a stall now."""
         if failure.is_overload:
             self.outlier_detector.on_inconclusive(failure.instance_id)
         elif failure.cause in _IMMEDIATE_CAUSES and not _is_stall_counted(context, failure.cause):
             self._count_failure(context.request.model_key, failure.instance_id, failure.cause)
 
     def on_answered(self, context: RequestContext, now: float) -> None:
-        """Records a response that can be relayed; earlier failures were the instances' then."""
+        """Records a response that can be relayed; counts the error responses before it."""
         if context.choice is not None:
             self.outlier_detector.on_success(context.choice.instance_id, now)
         if context.failures:
             self._count_failures(context, context.failures)
 
     def on_all_attempts_failed(self, context: RequestContext) -> None:
-        """Records that no instance answered; several error responses may be the request's fault."""
+        """Records that no instance answered; counts an error response if it is the only one."""
         error_responses = [
             failure
             for failure in context.failures
@@ -173,7 +173,7 @@ class FailureAttribution:
 
 
 def _abandon_always(timeout: StallTimeout) -> bool:
-    """Abandons an attempt with a KV transfer: its request goes again without one."""
+    """Returns True: an attempt with a KV transfer is abandoned and repeated without it."""
     del timeout
     return True
 

@@ -73,7 +73,10 @@ class OutlierDetector:
             self._unhealthy.discard(departed)
 
     def ejected(self, ready: Collection[str], now: float) -> Mapping[str, str]:
-        """Returns the instances that should not get the next request, with the reason as text."""
+        """Returns the ready instances that should not get the next request, with reasons as text.
+
+        Empty if that would be all of them.
+        """
         if not self._unhealthy:
             return _NONE_EJECTED
         reasons: dict[str, str] = {}
@@ -172,7 +175,7 @@ class OutlierDetector:
             self._unhealthy.discard(instance)
 
     def _rejection_reason(self, instance: str, record: _InstanceHealth, now: float) -> str:
-        """Returns why the next request should not go there; empty if it may.
+        """Returns why the next request should not go to the instance; empty if it may.
 
         Counts the share of an instance that warms up.
         """

@@ -89,11 +89,11 @@ class PoisonRequestGuard:
         self._lengths: dict[int, int] = {}
 
     def may_contain(self, body: bytes) -> bool:
-        """Whether the body may be a suspect's; cheap, and nearly always False."""
+        """Whether a suspect body has the same length; cheap, and nearly always False."""
         return len(body) in self._lengths
 
     def seconds_left(self, body: bytes, now: float) -> float | None:
-        """Returns how long this body is still refused; None if it is not."""
+        """Returns how many more seconds this body is refused; None if it is not."""
         suspect = self._suspects.get(self.fingerprint(body)) if self.may_contain(body) else None
         left = (
             suspect.last_crash_at + self._limits.quarantine_seconds - now

@@ -2,7 +2,7 @@
 
 Retries that add load are limited to a share of the requests, so that they cannot amplify an
 overload. This applies after error responses, overload and stalls. A refused connection or a crash
-costs the other instances nothing extra, so that retry is free: an instance that dies under load
+costs the other instances nothing extra, so that retry is free: an instance that crashes under load
 loses no request.
 
 A request is never retried after its first byte, after an error of the client (4xx), or once two

@@ -1,7 +1,7 @@
 """Computes `Retry-After`, in whole seconds from 1.
 
-- No instance is ready, but one is starting: the mean startup time of the model, less the time that
-  this one has had.
+- No instance is ready, but one is starting: the mean startup time of the model, less the time since
+  that instance began to start.
 - All instances are full: the backlog of the least busy one.
 """
 
@@ -15,7 +15,7 @@ _SMOOTHING = 0.3
 
 
 class StartupTimes:
-    """The startup times of instances, observed in fleet updates."""
+    """The mean startup time of each model's instances, observed in fleet updates."""
 
     def __init__(self, limits: Limits) -> None:
         self._max_seconds = limits.max_retry_after_seconds
@@ -23,7 +23,7 @@ class StartupTimes:
         self._mean_seconds: dict[str, float] = {}
 
     def observe_fleet(self, fleet: Fleet, now: float) -> None:
-        """Observes a new fleet."""
+        """Records which instances are starting, and how long newly ready ones have taken."""
         since: dict[str, float] = {}
         for key, instances in fleet.instances.items():
             for instance in instances:
@@ -56,5 +56,5 @@ def retry_after_for_backlog(backlog_seconds: float, limits: Limits) -> int:
 
 
 def retry_after_seconds(value: float, max_seconds: float) -> int:
-    """Rounds and bounds a value for the header."""
+    """Returns the seconds for the header: rounded up, from 1 to `max_seconds`."""
     return max(1, min(math.ceil(value), int(max_seconds)))

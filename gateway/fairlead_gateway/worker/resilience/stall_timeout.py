@@ -14,7 +14,7 @@ from fairlead_gateway.worker.upstream.connection import EndpointActivity
 class StallTimeout:
     """The stall timeout of one attempt.
 
-    soft_seconds: silence of the whole instance after which `should_abandon` is asked; None: never.
+    soft_seconds: silence of the whole instance after which `should_abandon` is called; None: never.
     deadline: monotonic seconds at which the attempt ends in any case.
     model_key, instance_id, failures: the attempt and its request's earlier failures, for
     `should_abandon`.

@@ -144,13 +144,13 @@ class EngineConnection:
 
     @property
     def is_usable(self) -> bool:
-        """Whether another request can be sent on it."""
+        """Whether another request can be sent on this connection."""
         return self._sink is None and not self._transport.is_closing()
 
     def send_request(self, message: Sequence[bytes], sink: ResponseSink, first_seconds: float) -> None:
         """Sends a request; its response goes to `sink`.
 
-        first_seconds: the time until the first part of the body, before `sink.on_silence` is asked.
+        first_seconds: until the first part of the body, before `sink.on_silence` is called.
         """
         self._reset()
         self._sink = sink
@@ -164,7 +164,7 @@ class EngineConnection:
         self._arm_silence_timer(first_seconds)
 
     def set_paused(self, paused: bool) -> None:
-        """Stops or resumes reading, so that the client's pace becomes the engine's."""
+        """Stops or resumes reading, so that the engine sends no faster than the client reads."""
         self._paused = paused
         if not self._transport.is_closing():
             if paused:
@@ -296,7 +296,7 @@ class EngineConnection:
             self._transport.close()
 
     def _arm_silence_timer(self, seconds: float) -> None:
-        """Allows that much silence from now on; on the way, the address is probed."""
+        """Sets the allowed silence from now on; the address is probed before that has passed."""
         step = min(seconds, self._probe_after_seconds)
         self._silence_left_seconds = seconds - step
         self._receive_count_before = self.activity.receive_count

@@ -35,7 +35,7 @@ class ConnectionPool(ConnectionOwner):
         self._closed = False
 
     def take_idle(self, address: str) -> EngineConnection | None:
-        """Returns an idle connection that is ready to use."""
+        """Returns an idle connection that is ready to use; None if there is none."""
         idle = self._idle.get(address)
         while idle:
             connection = idle.pop()

@@ -1,4 +1,4 @@
-"""A whole call to an engine, within one time limit; its response is for the gateway itself."""
+"""A call of the gateway itself to an engine, within one time limit; the response is not relayed."""
 
 import asyncio
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ class _BufferedResponse:
         self._finish(error)
 
     def on_silence(self) -> float:
-        """Gives up: the time limit of the call is over."""
+        """Returns 0 to give up: the time limit of the call is over."""
         return 0.0
 
     def _finish(self, error: UpstreamError | None) -> None:

@@ -54,7 +54,7 @@ def request_prefix(method: str, target: str, url: str) -> RequestPrefix:
 def encode_request(
     prefix: RequestPrefix, head: RequestHead, body: bytes, request_id: str, *, dp_rank: int | None, extra_headers: str
 ) -> list[bytes]:
-    """Encodes a request with its own framing and Host; the body is unchanged.
+    """Returns the bytes of a request with new framing and Host, in one part or two.
 
     dp_rank: the data-parallel rank of the instance.
     extra_headers: complete header lines.
@@ -158,7 +158,7 @@ def relayed_headers(fields: dict[bytes, bytes], *, exclude: bytes = b"") -> str:
 
 
 def sanitize_header_value(text: str) -> str:
-    """Replaces characters that a header cannot hold."""
+    """Returns the text with `?` for each character that a header cannot contain."""
     if text.isascii() and text.isprintable() and " " not in text:
         return text
     return "".join(char if "!" <= char <= "~" else "?" for char in text)

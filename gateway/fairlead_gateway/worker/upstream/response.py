@@ -1,4 +1,4 @@
-"""The response of an engine: held back until its verdict is known, then relayed as it comes.
+"""The response of an engine: buffered until its verdict is known, then relayed as it comes.
 
 Nothing is sent to the client before the verdict. A plain response has its verdict when it is whole,
 or too long to buffer. A stream has it with its first event, which must be no error: a full engine

@@ -77,7 +77,7 @@ class SseScanner:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the stream has ended, for better or worse."""
+        """Whether the stream has ended: done, aborted or with an error."""
         return self.is_done or self.is_aborted or self.error is not None
 
     def _take_complete(self, chunk: bytes) -> bytes:

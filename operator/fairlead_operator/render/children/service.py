@@ -1,4 +1,4 @@
-"""The Service of a pool, for people and other systems. Gateways connect to pods directly."""
+"""The Service of a pool, for clients other than gateways. Gateways connect to pods directly."""
 
 from fairlead.kube.resources import SERVICES, Manifest
 from fairlead_operator.render.names import LEADER_SUFFIX, endpoint_selector

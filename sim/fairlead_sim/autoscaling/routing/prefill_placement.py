@@ -15,7 +15,7 @@ _MIN_HANDOFF_TOKENS = Limits().handoff_min_tokens
 
 
 class PrefillPolicy(Enum):
-    """The engine that computes prompts.
+    """The rule for the engine that computes a prompt.
 
     - APART: always a prefill engine.
     - BY_LENGTH: the decode engine for prompts below the gateway's limit.
@@ -28,7 +28,7 @@ class PrefillPolicy(Enum):
 
 
 class PrefillPlacement:
-    """The decisions about the prompts of one model, with the prefill of its decode replicas."""
+    """The prefill placement of one model; it records the prefill work of decode replicas."""
 
     def __init__(self, policy: PrefillPolicy, model: ModelSpec) -> None:
         self._itl_seconds = model.itl_seconds if policy is PrefillPolicy.SLACK else None

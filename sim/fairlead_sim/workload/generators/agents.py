@@ -1,8 +1,8 @@
 """Agents: programs with repeated calls, each behind the instructions and tools of its application.
 
 30 applications (Zipf 1) have instructions of 2 to 16 blocks, and sessions arrive at random. A
-session has about 8 calls. Each call follows 1 to 8 s after the answer before. Its prompt is 300 to
-3,000 tokens longer than that of the call before with its answer. Answers are short (median 80
+session has about 8 calls. Each call follows 1 to 8 s after the answer before. Its prompt adds
+300 to 3,000 tokens to the prompt and the answer of the call before. Answers are short (median 80
 tokens).
 """
 
@@ -66,7 +66,7 @@ def add_agent_session(
 class AgentShape:
     """The shape of agent sessions, in tokens.
 
-    Sessions belong to ``apps`` applications (Zipf 1) with instructions of their own. Prompts grow
+    Sessions belong to ``apps`` applications (Zipf 1) with their own instructions. Prompts grow
     by questions and answers.
     """
 

@@ -110,7 +110,7 @@ class TrafficBuilder:
             raise BadInput(f"there must be at least 1 request, not {requests}", field="requests")
         self.requested = requests
         self.seconds = HOUR_SECONDS * requests / HOUR_REQUESTS
-        """About when the last of them arrives."""
+        """About when the last request arrives."""
         self.until = 1.3 * self.seconds + 120.0
         """The end of session starts, late enough for the wanted number of requests."""
         self._requests: list[TraceRequest] = []
@@ -127,7 +127,7 @@ class TrafficBuilder:
         return True
 
     def build(self) -> list[TraceRequest]:
-        """Returns the wanted number of requests, by arrival."""
+        """Returns the first ``requested`` requests, by arrival."""
         self._requests.sort(key=_arrival)
         return [replace(request, id=f"g{number}") for number, request in enumerate(self._requests[: self.requested])]
 

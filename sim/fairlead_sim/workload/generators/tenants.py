@@ -1,7 +1,7 @@
-"""50 tenants (Zipf 0.8), each with a prefix of its own of 1 to 12 blocks.
+"""50 tenants (Zipf 0.8), each with its own prefix of 1 to 12 blocks.
 
-A tenant sends chat, agents or answers from documents. About every 200 s each sends four times as
-much for about 30 s, independently of the others.
+A tenant sends chats, agent sessions or questions about documents. About every 200 s each
+sends four times as much for about 30 s, independently of the others.
 """
 
 import random

@@ -133,7 +133,7 @@ def test_kubeconfig_is_found_by_kubectl_rules(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("way", "words"),
     [
-        (ClusterOptions(), "no Kubernetes cluster is named"),
+        (ClusterOptions(), "no Kubernetes cluster is configured"),
         (ClusterOptions(kubeconfig=Path("/nowhere/config")), "no kubeconfig at /nowhere/config"),
         (ClusterOptions(context="prod"), "no kubeconfig at .*--kubeconfig"),
     ],

@@ -156,6 +156,6 @@ def test_missing_signals_come_last_and_are_no_problem(builders: Build) -> None:
     away = MissingValue("a NetworkPolicy may keep the API server out")
     assert says(facts(builders["model"](), pod(), gateways=away)) == (
         False,
-        "nothing to do as far as can be seen; what engines say was not to be had: a NetworkPolicy may keep the API server out",
+        "nothing to do, but the engines' signals could not be read: a NetworkPolicy may keep the API server out",
     )
     assert "no gateway was found" in says(facts(builders["model"](), pod(), gateways=[]))[1]

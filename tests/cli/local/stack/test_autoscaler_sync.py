@@ -168,7 +168,7 @@ def test_unreadable_or_impossible_target_is_reported(tmp_path: Path) -> None:
 
     asyncio.run(apply())
     assert len(supervisor.events) == 2
-    assert supervisor.events[0].startswith("what the autoscaler wants cannot be read: ")
+    assert supervisor.events[0].startswith("the autoscaler's targets cannot be read: ")
     assert supervisor.events[1] == f"main of {KEY} cannot be brought to 3: no ports"
 
 

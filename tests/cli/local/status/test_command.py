@@ -131,7 +131,7 @@ def test_autoscaler_targets_and_its_errors_are_shown(tmp_path: Path, monkeypatch
         (scaling,) = json.loads(status("-o", "json").stdout)["models"][0]["autoscaler"]
         assert (scaling["wanted"], scaling["rule"]) == (2, "up")
         autoscaler.responses.clear()
-        assert "the autoscaler does not say what it wants" in status().stderr
+        assert "the autoscaler's decisions cannot be read" in status().stderr
 
 
 def test_newest_of_several_stacks_is_shown_and_the_rest_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,10 +89,10 @@ def test_scaled_pool_shows_its_target_and_may_sleep() -> None:
 @pytest.mark.parametrize(
     ("wanted", "unwritten", "advice"),
     [
-        (2, None, "the autoscaler is at it"),
+        (2, None, "the autoscaler is adding engines"),
         (4, None, "raise maxReplicas"),
-        (1, None, "the autoscaler takes what there is to be enough (`fairlead explain scaling tiny` says why)"),
-        (3, "the mode is Advise", "the autoscaler wants 3 of main, which is not done since the mode is Advise"),
+        (1, None, "the autoscaler considers the present engines enough (`fairlead explain scaling tiny` says why)"),
+        (3, "the mode is Advise", "the autoscaler wants 3 of main, which is not applied: the mode is Advise"),
     ],
 )
 def test_missed_slo_of_a_scaled_pool_has_its_own_advice(wanted: int, unwritten: str | None, advice: str) -> None:

@@ -155,7 +155,7 @@ def test_invalid_engine_urls_are_refused(url: str) -> None:
         ("routing:", "routting:", 4, "models[0].routting", "unknown field", "did you mean routing?"),
         ("ttft: 2s", "ttft: 2", 3, "models[0].objectives.ttft", "2 has no unit", "write 2ms or 2s"),
         ("ttft: 2s", "ttft: 2 s", 3, "models[0].objectives.ttft", "'2 s' is not a duration", "write it like 800ms, 2s or 1m30s"),
-        ("ttft: 2s", "ttft: 0s", 3, "models[0].objectives.ttft", "must be longer than nothing",
+        ("ttft: 2s", "ttft: 0s", 3, "models[0].objectives.ttft", "must be longer than 0 seconds",
          "write a duration such as 800ms, or leave the field out"),
         ("name: tiny", "name: 12", 2, "models[0].name", "must be text, not the number 12", "put it in quotes"),
         ("name: tiny", "name: ''", 2, "models[0].name", "the model name is empty or longer than 253 bytes",
@@ -169,12 +169,12 @@ def test_invalid_engine_urls_are_refused(url: str) -> None:
         ("engine: vllm", "state: ready", 6, "models[0].instances[0].state",
          'must be one of Starting, Ready, Draining, Sleeping, not "ready"', "did you mean Ready?"),
         ("engine: vllm", "role: Prefill", 6, "models[0].instances[0].role",
-         "a Prefill instance hands its work over, and nothing says how",
+         "a Prefill instance needs a KV transfer protocol",
          "add `kvTransfer: nixl | mooncake | sglang` to the instance or its model"),
         ("engine: vllm", "kvTransfer: telepathy", 6, "models[0].instances[0].kvTransfer",
-         'must be one of nixl, mooncake, sglang, not "telepathy"', "write how the engines hand over KV"),
+         'must be one of nixl, mooncake, sglang, not "telepathy"', "write the KV transfer protocol of the engines"),
         ("engine: vllm", "servedModelName: 'a b'", 6, "models[0].instances[0].servedModelName",
-         '"a b" is not what an engine calls a model',
+         '"a b" is not a valid served name',
          "use 1 to 253 of letters, digits and . _ / : @ + -, such as Qwen/Qwen3-8B"),
         ("engine: vllm", "weight: 0", 6, "models[0].instances[0].weight", "must be more than 0, not 0",
          "write a number that is more than 0"),
@@ -213,7 +213,7 @@ def test_empty_field_counts_as_absent() -> None:
 
 def test_empty_file_and_multiple_documents_are_refused() -> None:
     assert only_problem("# nothing\n")[2] == "the file is empty"
-    assert only_problem(FLEET_TEXT + "---\n" + FLEET_TEXT)[2] == "2 YAML documents, a fleet file has one"
+    assert only_problem(FLEET_TEXT + "---\n" + FLEET_TEXT)[2] == "2 YAML documents, but a fleet file has one"
 
 
 def test_fleet_without_models_or_instances_is_valid() -> None:
@@ -238,9 +238,9 @@ def test_duplicate_engine_is_refused_without_its_own_id() -> None:
 def test_more_models_or_instances_than_the_limits_are_refused() -> None:
     text = FLEET_TEXT + '      - {url: "http://127.0.0.1:9002"}\n'
     (problem,) = problems(text, Limits(instances=1))
-    assert problem.message == "2 instances, at most 1 are served"
+    assert problem.message == "there are 2 instances; at most 1 are served"
     (problem,) = problems("models: [{name: a}, {name: b}]\n", Limits(models=1))
-    assert problem.message == "2 models, at most 1 are served"
+    assert problem.message == "there are 2 models; at most 1 are served"
 
 
 NAMES = st.text("abcdefgmnop-.:/ #&*!éß日\u2028\ufeff0123456789", min_size=1, max_size=12).map(lambda text: f"m{text}")

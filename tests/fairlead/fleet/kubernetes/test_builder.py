@@ -164,14 +164,14 @@ def test_sleeping_instance_gets_no_requests_and_is_no_member(
         ({"status": {"phase": "Failed", "reason": "Evicted", "podIP": "10.0.0.1"}}, "it has ended (Evicted)"),
         ({"status": {"phase": "Succeeded", "podIP": "10.0.0.1"}}, "it has ended (Succeeded)"),
         ({"status": {}}, "it has no address yet"),
-        ({"labels": {"fairlead.io/endpoint": "false"}}, "it answers no HTTP"),
+        ({"labels": {"fairlead.io/endpoint": "false"}}, "it serves no HTTP"),
         ({"labels": {"fairlead.io/pool": ""}}, "it lacks the label fairlead.io/pool"),
-        ({"labels": {"fairlead.io/role": "Cook"}}, "its role 'Cook' is none"),
+        ({"labels": {"fairlead.io/role": "Cook"}}, "its role 'Cook' is not known"),
         ({"labels": {"fairlead.io/model": "other"}}, "there is no model x/other"),
         ({"namespace": "y"}, "there is no model y/tiny"),
         (
             {"labels": {"fairlead.io/role": "Prefill"}, "notes": {"fairlead.io/transfer": "pigeon"}},
-            "it prefills for others, and nothing that is known says how it hands over",
+            "its role is Prefill, and it has no known KV transfer protocol",
         ),
     ],
 )
@@ -218,7 +218,7 @@ def test_ranks_on_several_nodes_publish_where_they_run() -> None:
         "tcp://10.0.0.2:5502",
         "tcp://10.0.0.2:5503",
     ]
-    assert found.excluded == {"x/worker": "it answers no HTTP"}
+    assert found.excluded == {"x/worker": "it serves no HTTP"}
     alone = build([model()], leader).fleet.instances["x/tiny"]
     assert [one.kv_events for one in alone][2:] == [None, None]
 
@@ -256,7 +256,7 @@ def test_unknown_accelerator_is_a_problem_and_its_pods_are_served() -> None:
     found = build([model(pools=[{"acceleratorClassName": "gone"}])], pod(), pod("q"))
     assert [one.profile for one in found.fleet.instances["x/tiny"]] == [None, None]
     assert found.problems == (
-        "x/tiny: there is no AcceleratorClass 'gone'; its pool main is routed to with the default profile",
+        "x/tiny: there is no AcceleratorClass 'gone'; routing uses the default profile for the pool main",
     )
 
 
@@ -360,8 +360,10 @@ def test_engine_claimed_by_two_models_belongs_to_the_older() -> None:
     found = build([external(pools), older])
     assert [one.id for one in found.fleet.instances["x/z"]] == ["10.1.1.1/80/0"]
     assert found.fleet.instances["x/tiny"] == ()
-    assert found.problems == ("the engine http://10.1.1.1:80 is both x/z's and x/tiny's; only the older model uses it",)
-    assert found.excluded == {"x/tiny: 10.1.1.1/80/0": "it is the model x/z's already"}
+    assert found.problems == (
+        "the models x/z and x/tiny both name the engine http://10.1.1.1:80; only the older model uses it",
+    )
+    assert found.excluded == {"x/tiny: 10.1.1.1/80/0": "it already belongs to the model x/z"}
 
 
 # --- names, doubt, order ------------------------------------------------------------------------------------------------
@@ -438,7 +440,10 @@ def test_models_and_instances_are_limited() -> None:
     )
     assert [one.id for one in found.fleet.instances["x/tiny"]] == ["u-z/8000/0"]
     assert list(found.fleet.models) == ["x/tiny"]
-    assert found.problems == ("2 models, the oldest 1 are served", "2 instances, at most 1 are served")
+    assert found.problems == (
+        "there are 2 models; only the oldest 1 are served",
+        "there are 2 instances; at most 1 are served",
+    )
     assert found.excluded == {"u-a/8000/0": "there are more instances than are served"}
 
 

@@ -60,7 +60,7 @@ def test_named_kubeconfig_comes_first_and_default_last(tmp_path: Path) -> None:
     assert load_config({**IN_POD, "KUBECONFIG": str(named)}, home, pod).server == "https://named"
     assert load_config(IN_POD, home, pod).server == "https://10.0.0.1:6443"
     assert load_config({}, home, pod).server == "https://usual"
-    with pytest.raises(ClusterConfigError, match="no Kubernetes cluster is named"):
+    with pytest.raises(ClusterConfigError, match="no Kubernetes cluster is configured"):
         load_config({}, tmp_path, pod)
 
 

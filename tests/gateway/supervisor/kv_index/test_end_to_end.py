@@ -129,7 +129,7 @@ def test_an_index_that_is_not_true_is_quarantined_and_nobody_notices(tmp_path: P
 
             await wait_until_async(out)
             found = await place.index()
-            assert found["reason"] == "the index credits what the engine does not find"
+            assert found["reason"] == "the index predicts what the engine does not find"
             assert found["predicted_tokens"] > 4 * found["reported_tokens"]
             assert "in quarantine: e-0/0/0: the index credits" in await place.gateway.warnings()
             assert await place.gateway.metric("fairlead_gateway_index_quarantined") == 1

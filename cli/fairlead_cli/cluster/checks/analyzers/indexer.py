@@ -13,7 +13,7 @@ from fairlead_cli.cluster.missing_value import MissingValue
 
 
 def check_installed(facts: ClusterFacts) -> Verdict | None:
-    """Warns about gateways with a Redis but no indexer. Others index themselves."""
+    """Warns about gateways with a Redis but no indexer. Those without a Redis need no indexer."""
     indexers, gateways = facts.component_deployments(INDEXER), facts.component_deployments(GATEWAY)
     if isinstance(indexers, MissingValue) or isinstance(gateways, MissingValue):
         return unknown(
@@ -87,7 +87,9 @@ def check_connections(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
 
 
 def _pages(facts: ClusterFacts) -> tuple[list[tuple[str, MetricsPage]], list[str]]:
-    """Returns the metrics page by pod, and why other pods did not answer; each reason once."""
+    """Returns the metrics pages with their pods, and why other pods did not answer, each reason
+    once.
+    """
     reports = facts.pod_reports.get(INDEXER, ())
     pages = [(report.pod, report.metrics) for report in reports if not isinstance(report.metrics, MissingValue)]
     reasons = dict.fromkeys(report.metrics.reason for report in reports if isinstance(report.metrics, MissingValue))

@@ -29,8 +29,9 @@ STALL_REASONS: Final[Mapping[str, frozenset[Reason]]] = MappingProxyType(
 
 
 def _for_models(analyzer: Callable[[ClusterFacts, Sequence[Manifest]], Verdict | None]) -> Analyzer:
-    """Makes an analyzer of all models that are not being deleted: unknown when they are unreadable,
-    None without any.
+    """Returns the analyzer of all models that are not being deleted.
+
+    Its verdict is unknown when the models cannot be read, and None when there are none.
     """
 
     @wraps(analyzer)
@@ -63,7 +64,7 @@ def _generation_lag(model: Manifest) -> str:
 
 
 def _last_changed(model: Manifest) -> float | None:
-    """Returns the last write to anything but status."""
+    """Returns the Unix time of the last write outside of ``status``, else of creation, or None."""
     metadata = metadata_of(model)
     times = [
         parse_time(entry.get("time"))
@@ -114,7 +115,7 @@ def check_ready(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict | None:
 
 @_for_models
 def check_names(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
-    """Warns about models that have only their long name."""
+    """Warns about models that only ``namespace/name`` reaches: another has the short name."""
     return verdict_of(
         (
             f"{key_of(model)}: {shorten(str(name_taken.get('message', '')))}"

@@ -36,7 +36,7 @@ def check_installed(facts: ClusterFacts) -> Verdict:
 
 
 def _shared_namespaces(first_operator: Manifest, second_operator: Manifest) -> str:
-    """Returns the namespaces that both operators watch; empty for none."""
+    """Returns the names of the namespaces that both operators watch, as text; empty for none."""
     first, second = (
         set(components.watched_namespaces(first_operator)),
         set(components.watched_namespaces(second_operator)),
@@ -86,13 +86,15 @@ def _lease_problem(lease: Manifest, now: float) -> str:
 
 @workloads.for_component(OPERATOR, ready=True)
 def check_watches(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
-    """Checks the age of the leader's watches by its metrics."""
+    """Fails for watches of the leader that received nothing for MAX_SILENCE_SECONDS, by its
+    metrics.
+    """
     reports = facts.pod_reports.get(OPERATOR, ())
     pages = [(report.pod, report.metrics) for report in reports if not isinstance(report.metrics, MissingValue)]
     leading = [(pod, page) for pod, page in pages if page.value("fairlead_operator_leading") == 1.0]
     if not leading:
         reasons = [report.metrics.reason for report in reports if isinstance(report.metrics, MissingValue)]
-        return unknown(reasons[0] if reasons else "no pod that was asked says that it leads")
+        return unknown(reasons[0] if reasons else "no operator pod that answered is the leader")
     silent, oldest = [], 0.0
     for pod, page in leading:
         for sample in page.matching("fairlead_operator_watch_age_seconds"):

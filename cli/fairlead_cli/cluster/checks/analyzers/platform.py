@@ -22,7 +22,9 @@ _MAX_SHOWN_FIELDS: Final = 4
 
 
 def check_api_reachable(facts: ClusterFacts) -> Verdict:
-    """Passes; facts exist only when the API server answers."""
+    """Passes always, because facts exist only when the API server answers. The note names the
+    server.
+    """
     return passed(f"{facts.server}, {facts.access_source}")
 
 
@@ -69,7 +71,7 @@ def check_install_permissions(facts: ClusterFacts) -> Verdict:
 
 
 def check_pod_security(facts: ClusterFacts) -> Verdict:
-    """Checks the result of the dry run; without the namespace there is none."""
+    """Fails when the dry run of a pod was refused; passes when the namespace does not exist yet."""
     if facts.namespace_exists is not True:
         return passed(f"the namespace {facts.install_namespace} is not there yet")
     if facts.dry_run_refusal is None or isinstance(facts.dry_run_refusal, MissingValue):
@@ -163,7 +165,7 @@ def check_storage_class(facts: ClusterFacts) -> Verdict:
 
 
 def check_leader_worker_sets(facts: ClusterFacts) -> Verdict:
-    """Fails when a model needs LeaderWorkerSets and the cluster has none; else warns."""
+    """Checks that the cluster has LeaderWorkerSets: fails if a model needs them, else warns."""
     if isinstance(facts.leader_worker_sets, MissingValue):
         return unknown(facts.leader_worker_sets)
     if facts.leader_worker_sets:
@@ -189,7 +191,7 @@ def _installed(facts: ClusterFacts) -> dict[str, Manifest] | MissingValue:
 
 
 def check_crd_names(facts: ClusterFacts) -> Verdict:
-    """Before an installation: fails when a CRD with our name has another kind."""
+    """Fails when a CRD with a name of ours has another kind; warns when our CRDs already exist."""
     installed = _installed(facts)
     if isinstance(installed, MissingValue):
         return unknown(installed)
@@ -228,7 +230,7 @@ def check_crds_installed(facts: ClusterFacts) -> Verdict:
 
 
 def check_crd_schemas(facts: ClusterFacts) -> Verdict | None:
-    """Compares the schemas field by field, so that the message names fields."""
+    """Fails for each field whose schema in the cluster differs from that of this release."""
     installed = _installed(facts)
     if isinstance(installed, MissingValue):
         return unknown(installed)
@@ -274,7 +276,7 @@ def _fields(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
 
 
 def _listed(names: list[str]) -> str:
-    """Returns the names without those below another listed one."""
+    """Returns field names as text, without those below another field of the list."""
     top_names = [name for name in names if not any(name.startswith((f"{parent}.", f"{parent}[")) for parent in names)]
     rest = len(top_names) - _MAX_SHOWN_FIELDS
     return ", ".join(top_names[:_MAX_SHOWN_FIELDS]) + (f" and {rest} more" if rest > 0 else "")

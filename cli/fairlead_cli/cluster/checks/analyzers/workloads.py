@@ -27,10 +27,11 @@ _IMAGE_PULL_REASONS = (
 def for_component(
     component: str, *, ready: bool = False
 ) -> Callable[[Callable[[ClusterFacts, Sequence[Manifest]], Verdict | None]], Analyzer]:
-    """Makes an analyzer of a component's Deployments: unknown when they are unreadable, None
-    without any.
+    """Returns a decorator that makes an analyzer of a component's Deployments.
 
-    ready: also unknown while no pod of the component is ready, because the check asks its pods.
+    The verdict is unknown when the Deployments cannot be read, and None when there are none.
+
+    ready: the verdict is also unknown while no pod is ready, because the check queries the pods.
     """
 
     def decorate(analyzer: Callable[[ClusterFacts, Sequence[Manifest]], Verdict | None]) -> Analyzer:
@@ -145,9 +146,7 @@ def _secrets_complete(facts: ClusterFacts, deployments: Sequence[Manifest]) -> V
 
 
 def check_permissions(facts: ClusterFacts, component: str) -> Verdict | None:
-    """Checks every permission of the component's chart, as the API server decides about its
-    account.
-    """
+    """Fails for each permission of the chart that a service account of the component lacks."""
     reviewed = {
         namespace: answers for (name, namespace), answers in facts.account_permissions.items() if name == component
     }
