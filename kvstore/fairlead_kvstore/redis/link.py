@@ -196,4 +196,4 @@ def _describe_error(error: Exception) -> str:
     """Returns a short text; Redis' own messages contain addresses, never values."""
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return "no answer in time"
-    return str(error).splitlines()[0][:200] or type(error).__name__
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

@@ -179,3 +179,16 @@ def test_distant_redis_answers_concurrent_callers(server: Valkey) -> None:
                 await link.stop()
 
     asyncio.run(run())
+
+
+def test_error_without_a_text_is_named_by_its_type(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def break_off(self: Redis, *words: Any, **options: Any) -> None:
+        raise ConnectionResetError
+
+    async def work(link: RedisLink) -> None:
+        with monkeypatch.context() as broken:
+            broken.setattr("redis.asyncio.client.Pipeline.execute", break_off)
+            assert await link.run([("GET", "a")]) is None
+        assert "ConnectionResetError" in link.state.reason
+
+    _check(server, work)

@@ -215,6 +215,11 @@ def test_refused_dry_run_shows_the_policys_message(facts: ClusterFacts) -> None:
     )
 
 
+def test_unreadable_namespace_leaves_install_checks_unknown(facts: ClusterFacts) -> None:
+    found = marks(replace(facts, namespace_exists=DENIED), before=True)
+    assert found["pod-security"] is found["rights-install"] is CheckOutcome.UNKNOWN
+
+
 def test_quotas_of_other_namespaces_are_ignored(facts: ClusterFacts) -> None:
     def quota(namespace: str, used: str) -> dict[str, Any]:
         status = {

@@ -21,7 +21,8 @@ def shim() -> Iterator[Shim]:
     started: list[tuple[subprocess.Popen[str], int]] = []
 
     def start(socket: Path) -> tuple[subprocess.Popen[str], int]:
-        words = ["/usr/bin/containerd-shim-runc-v2", "-c", "sleep 600 & echo $!; wait; exec sleep 600", "shim", "-address", str(socket)]
+        script = "sleep 600 & echo $!; wait; exec sleep 600"
+        words = ["/usr/bin/containerd-shim-runc-v2", "-c", script, "shim", "-address", str(socket)]
         process = subprocess.Popen(words, executable="/bin/sh", stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         started.append((process, int(process.stdout.readline())))

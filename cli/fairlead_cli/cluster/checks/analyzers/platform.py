@@ -65,6 +65,8 @@ def check_install_permissions(facts: ClusterFacts) -> Verdict:
     doubts = [
         f"{permission}: {answer.reason}" for permission, answer in answers.items() if isinstance(answer, MissingValue)
     ]
+    if isinstance(facts.namespace_exists, MissingValue):
+        doubts.append(f"the namespace {facts.install_namespace}: {facts.namespace_exists.reason}")
     return verdict_of(
         (f"you may not {permission}" for permission, answer in answers.items() if answer is False), doubts
     )
@@ -72,7 +74,9 @@ def check_install_permissions(facts: ClusterFacts) -> Verdict:
 
 def check_pod_security(facts: ClusterFacts) -> Verdict:
     """Fails when the dry run of a pod was refused; passes when the namespace does not exist yet."""
-    if facts.namespace_exists is not True:
+    if isinstance(facts.namespace_exists, MissingValue):
+        return unknown(facts.namespace_exists)
+    if not facts.namespace_exists:
         return passed(f"the namespace {facts.install_namespace} is not there yet")
     if facts.dry_run_refusal is None or isinstance(facts.dry_run_refusal, MissingValue):
         return unknown(facts.dry_run_refusal or "it was not tried")
