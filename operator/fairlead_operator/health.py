@@ -53,7 +53,7 @@ def check_readiness(health: HealthState) -> ProbeResult:
     return ProbeResult(True, "leading" if health.leading else "waiting to lead")
 
 
-def stale_reason(health: HealthState) -> str:
+def stale_cache_reason(health: HealthState) -> str:
     """Returns why the observed state may be out of date; empty if it is fresh. If not, nothing is
     deleted.
     """

@@ -80,9 +80,9 @@ class Manager:
         """The features of the cluster."""
         return self._watcher.capabilities
 
-    def stale_reason(self) -> str:
+    def stale_cache_reason(self) -> str:
         """Returns why the object cache may be out of date; empty if it is fresh."""
-        return health.stale_reason(self._health())
+        return health.stale_cache_reason(self._health())
 
     def record_event(self, model: Manifest, event: EventDraft) -> None:
         """Records an event about a model."""

@@ -16,7 +16,7 @@ from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.settings import OperatorSettings, read_settings
 from fairlead_operator.__main__ import main
-from fairlead_operator.health import HealthState, check_liveness, check_readiness, stale_reason
+from fairlead_operator.health import HealthState, check_liveness, check_readiness, stale_cache_reason
 from fairlead_operator.http_server import MetricsCollector, OperatorMetrics, make_application
 from fairlead_operator.kube.kopf_login import TOKEN_REFRESH_SECONDS, connection_info
 from fairlead_operator.kube.leader_election import run_while_leading
@@ -154,10 +154,10 @@ def test_operator_is_ready_when_synced_or_waiting_to_lead() -> None:
 
 
 def test_stale_state_prevents_deletion() -> None:
-    assert stale_reason(HEALTHY) == ""
-    assert "pods" in stale_reason(HealthState(True, True, {"pods": None}, 1.0))
-    assert "listed" in stale_reason(HealthState(True, False, {}, 1.0))
-    assert "answered" in stale_reason(HealthState(True, True, {}, 500.0))
+    assert stale_cache_reason(HEALTHY) == ""
+    assert "pods" in stale_cache_reason(HealthState(True, True, {"pods": None}, 1.0))
+    assert "listed" in stale_cache_reason(HealthState(True, False, {}, 1.0))
+    assert "answered" in stale_cache_reason(HealthState(True, True, {}, 500.0))
 
 
 def test_health_and_metrics_are_served() -> None:
@@ -300,7 +300,7 @@ def test_children_are_watched_by_label_and_found_by_model() -> None:
         assert sorted(seen.children) == [("Service", "qwen-main"), ("ServiceAccount", "qwen-main")]
         fake.remove(SERVICES, "chat", "qwen-main")
         await wait_until(lambda: keys.count("chat/qwen") == 4)
-        assert stale_reason(watching.health(True)) == ""
+        assert stale_cache_reason(watching.health(True)) == ""
 
     with_watcher(check)
 

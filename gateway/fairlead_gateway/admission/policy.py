@@ -164,9 +164,9 @@ class AdmissionPolicy:
 
     def admit(self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float) -> AdmissionVerdict:
         """Decides on a request that arrived. It is queued if the verdict says so."""
-        return self.admit_now(request, engines, now) or self.enqueue(request, engines, now)
+        return self.verdict_without_queue(request, engines, now) or self.enqueue(request, engines, now)
 
-    def admit_now(
+    def verdict_without_queue(
         self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float
     ) -> AdmissionVerdict | None:
         """Returns the verdict if the request is admitted now, else None.
@@ -178,7 +178,7 @@ class AdmissionPolicy:
         return None if self._requests else self._admit_without_queue(request, engines, now)
 
     def enqueue(self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float) -> AdmissionVerdict:
-        """Queues or refuses a request for which `admit_now` returned None."""
+        """Queues or refuses a request for which `verdict_without_queue` returned None."""
         queued = request.queued
         refusal = self._refusal(request, len(engines), now)
         if refusal is not None:

@@ -108,16 +108,16 @@ class ModelRouter(RouterState):
 
     @property
     def queues_assigned(self) -> bool:
-        """True if the preset wants assigned requests to wait, in the order of `queue_key`.
+        """True if the preset wants assigned requests to wait, in the order of `queue_sort_key`.
 
         A caller that cannot queue dispatches them at once.
         """
         return self._assigned is not None
 
-    def queue_key(self, request_id: str) -> tuple[float, float, str]:
+    def queue_sort_key(self, request_id: str) -> tuple[float, float, str]:
         """Returns the sort key of an assigned request; the smallest goes first."""
         assert self._assigned is not None
-        return self._assigned.queue_key(request_id)
+        return self._assigned.queue_sort_key(request_id)
 
     def rebalance(self, queued: Mapping[str, Sequence[str]], now: float) -> list[tuple[str, str]]:
         """Moves queued requests to other instances, where they count from now on. Returns the moves

@@ -105,11 +105,11 @@ class RouterState:
             )
         if model.preset != self._preset:
             self._policy = POLICIES.get(model.preset)
-            queue_key, rebalances = QUEUE_KEYS.get(model.preset), model.preset in REBALANCING_PRESETS
+            queue_sort_key, rebalances = QUEUE_KEYS.get(model.preset), model.preset in REBALANCING_PRESETS
             self._assigned = (
                 None
-                if queue_key is None
-                else AssignedQueue(self._inflight, self._cache, queue_key, rebalances=rebalances)
+                if queue_sort_key is None
+                else AssignedQueue(self._inflight, self._cache, queue_sort_key, rebalances=rebalances)
             )
             self._window = LoadWindow() if model.preset in WINDOWED_PRESETS else None
         self._model_key, self._preset, self._objectives = model.key, model.preset, model.objectives

@@ -141,7 +141,7 @@ class Supervisor:
         finally:
             await cancel_and_wait(starting)
             await cancel_and_wait(stopped)
-            await self.workers.kill_all()
+            await self.workers.kill_and_wait()
             for watch in self._watchers:
                 await watch.stop()
         return int(self._stop_now.is_set() or self._has_failed)
@@ -156,7 +156,7 @@ class Supervisor:
         self.kv_index.update_fleet(self._fleet)
         self.profiling.update_fleet(self._fleet)
         self._sent_warnings = self._current_warnings()
-        await self.workers.activate_workers(self._fleet)
+        await self.workers.activate_and_wait(self._fleet)
         return snapshots
 
     async def _serve(self, snapshots: AsyncIterator[Fleet], stopped: "asyncio.Task[bool]") -> None:

@@ -118,7 +118,7 @@ class WorkerPool:
 
     # Start and end -------------------------------------------------------------------------------------------------------
 
-    async def activate_workers(self, fleet: Fleet) -> None:
+    async def activate_and_wait(self, fleet: Fleet) -> None:
         """Configures the preforked workers and waits until all serve.
 
         Raises Unavailable when a worker ends before it is ready.
@@ -157,9 +157,9 @@ class WorkerPool:
             hurry.is_set() or self._clock.now() >= end or all(worker.unresponsive_since for worker in self.workers)
         ):
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
-        await self.kill_all()
+        await self.kill_and_wait()
 
-    async def kill_all(self) -> None:
+    async def kill_and_wait(self) -> None:
         """Kills all workers and waits until they have ended."""
         self.is_stopping = True
         for task in self._tasks:

@@ -174,10 +174,7 @@ class InstanceBlocks:
         self.completeness.resume(out)
 
     def on_cleared_by_fairlead(self, now: float, out: list[Change]) -> None:
-        """Drops all blocks, because the engine confirmed a clear that Fairlead requested.
-
-        Until the engine reports the clear, its events are left out.
-        """
+        """Drops all blocks: the engine confirmed a clear. Events before its report are ignored."""
         echo = self.limits.kv_clear_echo_seconds
         if self.last_clear is None or now - self.last_clear > echo:
             self.awaited_until = now + echo
@@ -275,9 +272,7 @@ class InstanceBlocks:
         return (table.parents[row], table.depths[row] - 1) if row else None
 
     def _add_or_hold(self, item: PendingRun, out: list[Change]) -> bool:
-        """Adds the blocks of a run, or keeps them as orphans and returns False if their parent is
-        unknown.
-        """
+        """Adds the blocks of a run. Without their parent they wait as orphans: returns False."""
         table, index = self.blocks, 0
         if (load := item.load) is not None:
             index = self.adapters.name_index(load.name)
@@ -480,8 +475,7 @@ class InstanceBlocks:
         return known
 
     def _is_counted_group(self, group_idx: int | None, kind: str | None, *, learn: bool) -> bool:
-        """Returns whether events of this attention group count: those of the first full-attention
-        group.
+        """Returns whether events of this attention group count (only the first full-attention one).
 
         learn: the event may decide which group that is.
         """

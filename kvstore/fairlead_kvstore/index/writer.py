@@ -80,9 +80,7 @@ _DAMAGED_KEY_ERRORS: Final = ("WRONGTYPE", "ID specified")
 
 
 class IndexOwner(Protocol):
-    """The interface of the indexer that owns the writer. Calls come on the loop and must
-    not wait.
-    """
+    """The indexer as its writer sees it. Calls come on the loop and must not wait."""
 
     def start_model(self, model_key: str, recovered: RecoveredIndex) -> None:
         """Begins to read a model's engines from the recovered state, because this process leads
@@ -175,9 +173,7 @@ class IndexWriter:
         )
 
     def is_leader(self, model_key: str) -> bool:
-        """Returns whether this process writes the model's index, by its last exchange with
-        Redis.
-        """
+        """Returns whether this process led the model at its last exchange with Redis."""
         state = self._models.get(model_key)
         return state is not None and bool(state.lease)
 
@@ -321,9 +317,7 @@ class IndexWriter:
             entries -= 1
 
     async def _flush(self, state: ModelWriteState) -> bool:
-        """Writes the pending entry, or a new one of waiting changes. Returns whether it was
-        written.
-        """
+        """Writes the pending entry, or a new one of waiting changes; False if that failed."""
         entry = state.pending
         if entry is None:
             wall = self._clock.wall()
@@ -381,9 +375,7 @@ class IndexWriter:
             state.require_new_epoch()
 
     async def _finish_epoch(self, state: ModelWriteState, meta: IndexMeta) -> bool:
-        """Deletes the fields of earlier epochs and marks the index ready. Returns whether that
-        worked.
-        """
+        """Deletes fields of earlier epochs and marks the index ready; False if that failed."""
         _, idx, _ = redis_keys.index_keys(state.model_key)
         replies = await self._link.run([("HKEYS", idx)])
         if replies is None or not isinstance(replies[0], list):

@@ -33,7 +33,7 @@ class ClusterInfo(Protocol):
         """The features of the cluster."""
         ...
 
-    def stale_reason(self) -> str:
+    def stale_cache_reason(self) -> str:
         """Returns why the object cache may be out of date; empty if it is fresh."""
         ...
 
@@ -72,7 +72,7 @@ class Reconciler:
         a write conflicts with another.
         """
         self.counts.reconciles += 1
-        snapshot = self._cache.snapshot(key, self._cluster.stale_reason())
+        snapshot = self._cache.snapshot(key, self._cluster.stale_cache_reason())
         if snapshot is None or is_deleting(snapshot.model):
             return None  # its children are owned: they are deleted with it, and drain
         chosen = choose_spec(snapshot)

@@ -72,7 +72,7 @@ class _CoreOrder:
     def __init__(self, gateway: "ExternalGateway") -> None:
         self._gateway = gateway
 
-    def queue_key(self, request_id: str) -> Any:
+    def queue_sort_key(self, request_id: str) -> Any:
         return self._gateway.core.order_key(self._gateway.router.requests[request_id])
 
     def rebalance(self, queued_ids: Mapping[str, Sequence[str]], now: float) -> list[tuple[str, str]]:
@@ -329,7 +329,7 @@ class ExternalRouter:
 
     def _send(self, request: str, to: str, now: float) -> None:
         assert self._simulation is not None
-        self._simulation.send_queued(request, to, now)
+        self._simulation.send_queued_request(request, to, now)
 
     def publish_decision(self, request: str, to: str, now: float) -> None:
         """Shares the engine of a sent or queued request with the other gateways."""

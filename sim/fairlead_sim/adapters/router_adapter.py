@@ -194,7 +194,7 @@ class LateBindingRouterAdapter(RouterAdapter):
 
     def order_key(self, request: Any) -> tuple[float, float, str]:
         """Returns the sort key of a queued request; the smallest goes first."""
-        return self._router.queue_key(read_id(request, "request"))
+        return self._router.queue_sort_key(read_id(request, "request"))
 
     def rebalance(self, endpoints: Any, now: Any) -> list[tuple[Any, Any]]:
         """Returns moves (request, endpoint id) among the requests in ``endpoint.held``.

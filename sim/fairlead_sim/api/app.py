@@ -17,7 +17,7 @@ SCALE_OUT_DISABLED = "Scale-out endpoints are disabled. Set --enable-scale-out t
 
 @dataclass(slots=True)
 class RequestContext:
-    """What a handler gets: a request, its engine, the writer of the answer, and a fault."""
+    """The arguments of a handler: a request, its engine, the writer of the answer, and a fault."""
 
     app: "EngineApp"
     engine: SimulatedEngine

@@ -30,7 +30,7 @@ class SimulationContext(ABC):
         """Calls ``act(at)`` at a simulated time, unless all requests have ended before."""
 
     @abstractmethod
-    def send_queued(self, request_id: str, instance: str, now: float) -> None:
+    def send_queued_request(self, request_id: str, instance: str, now: float) -> None:
         """Sends a queued request.
 
         If the engine is absent or rejects it, the router is notified at once.

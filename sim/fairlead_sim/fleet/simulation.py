@@ -142,7 +142,7 @@ class FleetSimulation(SimulationContext):
 
     # --- what a front or a script does ------------------------------------------------------------------------------------
 
-    def send_queued(self, request_id: str, instance: str, now: float) -> None:
+    def send_queued_request(self, request_id: str, instance: str, now: float) -> None:
         inflight = self._requests[request_id]
         inflight.instance = instance
         self._submit(inflight, now)

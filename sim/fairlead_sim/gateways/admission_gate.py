@@ -172,7 +172,7 @@ class AdmissionControlledGateway(SingleGateway):
         while (released := self._gate.release_next(self._engines(now), now)) is not None:
             chosen, _ = self._decide(self._open_requests[released.id], released.full_instances, now)
             if chosen is not None:
-                simulation.send_queued(released.id, chosen, now)
+                simulation.send_queued_request(released.id, chosen, now)
         if len(self._gate) and not self._tick_scheduled:
             self._tick_scheduled = True
             simulation.schedule(now + POLL_SECONDS, self._tick)

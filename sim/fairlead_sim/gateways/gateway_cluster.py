@@ -194,8 +194,8 @@ class GatewayCluster:
     def schedule(self, at: float, action: Action) -> None:
         self._simulation().schedule(at, action)
 
-    def send_queued(self, request: str, instance: str, now: float) -> None:
-        self._simulation().send_queued(request, instance, now)
+    def send_queued_request(self, request: str, instance: str, now: float) -> None:
+        self._simulation().send_queued_request(request, instance, now)
 
     def _simulation(self) -> SimulationContext:
         assert self.simulation is not None, "the simulation has not started"

@@ -21,7 +21,7 @@ REBALANCE_SECONDS: Final = 0.25
 class LateBindingRouter(Protocol):
     """The interface of a router with late binding, such as ``ModelRouter``."""
 
-    def queue_key(self, request_id: str) -> tuple[float, float, str]:
+    def queue_sort_key(self, request_id: str) -> tuple[float, float, str]:
         """Returns the sort key of a queued request; the smallest goes first."""
         ...
 
@@ -94,7 +94,7 @@ class LateBindingQueue:
     def _release(self, instance: str, now: float) -> None:
         queued = self._queued.get(instance)
         while queued and self._has_room(instance):
-            first = min(queued, key=self._router.queue_key)
+            first = min(queued, key=self._router.queue_sort_key)
             self._sent.setdefault(instance, {})[first] = queued.pop(first)
             self._send(first, instance, now)
 

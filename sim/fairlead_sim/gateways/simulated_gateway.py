@@ -53,7 +53,7 @@ class GatewayContext(Protocol):
 
     def schedule(self, at: float, action: Action) -> None: ...
 
-    def send_queued(self, request: str, instance: str, now: float) -> None: ...
+    def send_queued_request(self, request: str, instance: str, now: float) -> None: ...
 
     def publish(self, sender: str, batch: PeerBatch, now: float) -> None:
         """Delivers a gateway's batch to its peers after ``publish_seconds``."""
@@ -96,7 +96,9 @@ class SimulatedGateway:
         )
         profile = cluster.fleet.profile
         self.router.update(cluster.routing.model, instances_of(cluster.live, profile))
-        self._dispatcher = Dispatcher(self.router, profile, cluster.send_queued, cluster.schedule, rebalances=False)
+        self._dispatcher = Dispatcher(
+            self.router, profile, cluster.send_queued_request, cluster.schedule, rebalances=False
+        )
 
     def start(self, at: float, *, shares: bool) -> None:
         """Starts the rounds of publication and correction."""

@@ -109,7 +109,11 @@ class SingleGateway:
     def start(self, simulation: SimulationContext) -> None:
         self._simulation = simulation
         self._dispatcher = Dispatcher(
-            self._router, self._profile, simulation.send_queued, simulation.schedule, never_queues=self._never_queues
+            self._router,
+            self._profile,
+            simulation.send_queued_request,
+            simulation.schedule,
+            never_queues=self._never_queues,
         )
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:

@@ -130,7 +130,7 @@ class OperatorHarness:
         """The features of the cluster."""
         return ClusterCapabilities(self.served_kinds)
 
-    def stale_reason(self) -> str:
+    def stale_cache_reason(self) -> str:
         """Returns why the cache counts as out of date."""
         return self.stale
 

@@ -180,7 +180,9 @@ def test_impossible_undo_lists_the_stored_revisions() -> None:
     back = refused(found(runs="a", undo="1/3"), 3)
     assert back == "--to: revision 3 is what the spec of x/m says (`fairlead rollout resume` runs it)"
     paused = refused(found(rollout={"paused": True}), None)
-    assert paused == "the rollout of x/m is paused, and an undo would wait as well (`fairlead rollout resume` first)"
+    assert (
+        paused == "the rollout of x/m is paused, and an undo would wait as well (run `fairlead rollout resume` first)"
+    )
 
 
 def test_resume_patch_ends_pause_and_undo() -> None:

@@ -162,7 +162,7 @@ def test_custom_profile_is_passed_as_json() -> None:
 
 
 def test_simulator_ports_must_be_consecutive() -> None:
-    with pytest.raises(BadInput, match="neighbouring"):
+    with pytest.raises(BadInput, match="consecutive"):
         engine_adapter("sim").launch_command(REPLICA, [9001, 9003])
 
 

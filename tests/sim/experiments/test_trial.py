@@ -71,7 +71,7 @@ class Late:
         self.moves = list(moves)
         self.asked: list[dict[str, tuple[str, ...]]] = []
 
-    def queue_key(self, request_id: str) -> tuple[float, float, str]:
+    def queue_sort_key(self, request_id: str) -> tuple[float, float, str]:
         return 0.0, 0.0, request_id
 
     def rebalance(self, held: object, now: float) -> list[tuple[str, str]]:

@@ -158,13 +158,13 @@ def test_a_killed_gateway_sends_nothing_any_more() -> None:
     sent: list[str] = []
 
     def end(fleet: Fleet, now: float) -> None:
-        send, dying = fleet.simulation.send_queued, frozenset(fleet.waiting)
+        send, dying = fleet.simulation.send_queued_request, frozenset(fleet.waiting)
 
         def record_send(request_id: str, instance: str, now: float) -> None:
             sent.append(request_id)
             send(request_id, instance, now)
 
-        fleet.simulation.send_queued = record_send  # type: ignore[method-assign]
+        fleet.simulation.send_queued_request = record_send  # type: ignore[method-assign]
         fleet.front.kill_gateway(0, now)
         assert not dying & set(sent), "the new one chooses, and sends what can begin as it arrives"
 

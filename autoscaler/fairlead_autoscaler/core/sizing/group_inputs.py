@@ -70,7 +70,7 @@ class GroupInputs:
         return self._sum(tick, lambda pool: pool.asleep_desired)
 
     def desired_without_hedges(self, tick: Tick, state: CoreState) -> float:
-        """Returns the desired replicas without hedged starts, counted in those of the first pool."""
+        """Returns desired replicas without hedged starts, counted in those of the first pool."""
         hedged = (
             min(state.pools[pool.name].hedged, tick.pools[pool.name].desired) * self.replica_equivalents[pool.name]
             for pool in self.group.pools

@@ -114,8 +114,8 @@ class SignalDoubt:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolPlanner:
-    """The decision on the number of replicas of one pool at one tick.
+class PoolTickPlanner:
+    """The decision on the number of replicas of one pool at one tick. It keeps no memory.
 
     bounds: minimum and maximum.
     """
@@ -127,7 +127,7 @@ class PoolPlanner:
     now: float
     settings: ScalingSettings
 
-    def plan(self, demand: PoolDemand) -> tuple[PoolMemory, PoolPlan]:
+    def next_plan(self, demand: PoolDemand) -> tuple[PoolMemory, PoolPlan]:
         """Returns the next memory, and the number of replicas with its reason."""
         observed, plain, hedged = self.observed, self._plain, self._hedged
         if self.settings.freeze:

@@ -32,7 +32,7 @@ class _QueueEntry:
 class AssignedQueue:
     """The assigned requests of one model that wait for their instance, by id.
 
-    - queue_key: the preset's sort key.
+    - queue_sort_key: the preset's sort key.
     - rebalances: whether the preset moves requests between instances.
     """
 
@@ -40,13 +40,13 @@ class AssignedQueue:
         self,
         inflight: InflightTracker,
         cache: CacheView,
-        queue_key: Callable[[AssignedRequest], QueueKey],
+        queue_sort_key: Callable[[AssignedRequest], QueueKey],
         *,
         rebalances: bool,
     ) -> None:
         self._inflight = inflight
         self._cache = cache
-        self._queue_key = queue_key
+        self._queue_key = queue_sort_key
         self._rebalances = rebalances
         self._entries: dict[str, _QueueEntry] = {}
 
@@ -61,7 +61,7 @@ class AssignedQueue:
         """Removes a request that no longer waits."""
         self._entries.pop(request_id, None)
 
-    def queue_key(self, request_id: str) -> QueueKey:
+    def queue_sort_key(self, request_id: str) -> QueueKey:
         """Returns the sort key of a request. Unknown requests go last."""
         entry = self._entries.get(request_id)
         return (math.inf, math.inf, request_id) if entry is None else self._queue_key(entry.assignment)

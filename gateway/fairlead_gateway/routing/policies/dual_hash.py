@@ -28,12 +28,12 @@ Why: a fleet that gives up its caches under overload has to compute more, and st
 longer. At 4 to 7 % over capacity, the mean first token came after 11.8 s by the soonest alone,
 after 8.5 s by price.
 
-**Assigned requests wait in the gateway** (`queue_key`). An engine serves by arrival, and what a
-prompt would have found cached may be gone by its turn. So requests for a busy engine wait until it
-can begin. Then the one goes that arrived first, if each second of its own prefill counts as
-`WAIT_PER_PREFILL_SECOND` seconds of waiting, up to twice the objective. Prompts with much cached
-are short, and so use the cache before it is evicted. At the edge of capacity they meet their
-objective while the longest wait. An idle engine gets a request at once.
+**Assigned requests wait in the gateway** (`queue_sort_key`). An engine serves by arrival, and
+blocks that are cached now may be evicted before the turn of the prompt. So requests for a busy
+engine wait until it can begin. Then the request goes that arrived first. Each second of its own
+prefill counts as `WAIT_PER_PREFILL_SECOND` seconds of later arrival, up to twice the TTFT target.
+Prompts with much cached are short, so they use the cache before it is evicted. At the edge of
+capacity they meet their target while the longest wait. An idle engine gets a request at once.
 
 Measured on the recorded conversations (21 arrivals a second, share within 5 s): by arrival 0.73,
 longest match first 0.86. Each second as 4 of waiting: 0.85, as 8: 0.90, as 16: 0.93. As 40: 0.95,
@@ -136,7 +136,7 @@ def choose(
     )
 
 
-def queue_key(request: AssignedRequest) -> QueueKey:
+def queue_sort_key(request: AssignedRequest) -> QueueKey:
     """Returns the sort key of requests assigned to one instance."""
     allowed_wait = min(
         WAIT_PER_PREFILL_SECOND * request.prefill_seconds, MAX_WAIT_OBJECTIVES * request.objective_seconds

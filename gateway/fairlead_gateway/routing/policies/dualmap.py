@@ -57,7 +57,7 @@ def choose(policy_input: PolicyInput) -> Decision:
     return scored_decision(policy_input, best, "dualmap", reason, score_name="predicted_ttft_seconds", scores=scores)
 
 
-def queue_key(request: AssignedRequest) -> QueueKey:
+def queue_sort_key(request: AssignedRequest) -> QueueKey:
     """Returns the sort key of an assigned request in its instance's queue."""
     return _queue_key(request.cached_tokens, request.assigned_at, request.id)
 
@@ -79,7 +79,7 @@ class QueuedAssignment:
     alternate: str | None
     costs: Mapping[str, tuple[float, float]]
 
-    def queue_key(self, instance: str) -> QueueKey:
+    def queue_sort_key(self, instance: str) -> QueueKey:
         """Returns the sort key of the request in the queue of an instance."""
         return _queue_key(self.costs[instance][0], self.assigned_at, self.id)
 
@@ -131,8 +131,8 @@ class _Move:
         self.request_id = assignment.id
         self.source = source
         self.target = target
-        self.source_key, self.source_seconds = assignment.queue_key(source), assignment.costs[source][1]
-        self.target_key, self.target_seconds = assignment.queue_key(target), assignment.costs[target][1]
+        self.source_key, self.source_seconds = assignment.queue_sort_key(source), assignment.costs[source][1]
+        self.target_key, self.target_seconds = assignment.queue_sort_key(target), assignment.costs[target][1]
 
     def gain_seconds(self, queues: Mapping[str, _EndpointQueue]) -> float:
         """Returns by how many seconds its first token comes sooner at the target."""
@@ -155,7 +155,8 @@ def rebalance(
     """
     queues = {
         name: _EndpointQueue(
-            seconds, [(assignment.queue_key(name), assignment.costs[name][1]) for assignment in queued.get(name, ())]
+            seconds,
+            [(assignment.queue_sort_key(name), assignment.costs[name][1]) for assignment in queued.get(name, ())],
         )
         for name, seconds in pending_seconds.items()
     }

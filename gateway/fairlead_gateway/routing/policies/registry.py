@@ -33,7 +33,7 @@ POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
     }
 )
 QUEUE_KEYS: Final[Mapping[str, Callable[[AssignedRequest], QueueKey]]] = MappingProxyType(
-    {"dual-hash": dual_hash.queue_key, "dualmap": dualmap.queue_key}
+    {"dual-hash": dual_hash.queue_sort_key, "dualmap": dualmap.queue_sort_key}
 )
 """Presets that queue assigned requests, with the sort key of their queues; the smallest
 goes first.

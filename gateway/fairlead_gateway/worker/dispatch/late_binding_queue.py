@@ -128,7 +128,7 @@ class LateBindingQueue:
             router = self._routers.router(key)
             for name, requests in list(instances.items()):
                 while requests and (router is None or self._has_room(router, name, requests, now)):
-                    request_id = min(requests) if router is None else min(requests, key=router.queue_key)
+                    request_id = min(requests) if router is None else min(requests, key=router.queue_sort_key)
                     queued = requests[request_id]
                     self._remove(key, name, request_id)
                     if not queued.started.done():

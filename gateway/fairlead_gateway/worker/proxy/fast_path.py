@@ -98,7 +98,7 @@ class FastPath:
             or context.http_request.head.get(TIMEOUT_HEADER) is not None
             or self._prefill_routers.has_instances(request.model_key)
         )
-        return is_plain and self._admission.admit_now(context)
+        return is_plain and self._admission.may_skip_queue(context)
 
     def start(self, context: RequestContext) -> None:
         """Sends an eligible request, or continues it as a task if no idle connection can take it.
@@ -107,7 +107,7 @@ class FastPath:
         """
         forwarder, now = self._forwarder, context.http_request.received_at
         forwarder.retry_budget.on_request(now)
-        attempt = forwarder.begin_attempt(context, NO_INSTANCES, now)
+        attempt = forwarder.route_attempt(context, NO_INSTANCES, now)
         connection = self._pool.take_idle(attempt.instance.url) if self._admission.can_start(context) else None
         if connection is None:
             self.lifecycle.continue_as_task(attempt)

@@ -97,9 +97,9 @@ class Forwarder:
             await self._prefill_coordinator.prefill_remotely(context)
         while True:
             if attempt is None:
-                attempt = self.begin_attempt(context, excluded, self._now())
+                attempt = self.route_attempt(context, excluded, self._now())
             try:
-                if attempt.has_verdict or await self._admission.wait_for_slot(context):
+                if attempt.has_verdict or await self._admission.wait_for_chosen_instance(context):
                     await self._run(attempt)
                     return
             except _NoLongerReady:
@@ -125,7 +125,7 @@ class Forwarder:
         if is_blocked:  # copies of it have crashed another engine
             raise QuarantinedRequest(self._limits.quarantine_seconds) from None
 
-    def begin_attempt(self, context: RequestContext, excluded: frozenset[str], now: float) -> Attempt:
+    def route_attempt(self, context: RequestContext, excluded: frozenset[str], now: float) -> Attempt:
         """Chooses an instance and returns the attempt at it. Raises GatewayError if none is
         left.
         """

@@ -17,7 +17,7 @@ import pytest
 
 from fairlead_gateway.routing.candidates import Candidate
 from fairlead_gateway.routing.load.inflight import EndpointLoad
-from fairlead_gateway.routing.policies.dualmap import QueuedAssignment, choose, queue_key, rebalance
+from fairlead_gateway.routing.policies.dualmap import QueuedAssignment, choose, queue_sort_key, rebalance
 from fairlead_gateway.routing.policies.policy_input import AssignedRequest, PolicyInput
 
 SLO = 5.0
@@ -78,7 +78,7 @@ def test_the_decision_says_which_branch_decided_and_what_the_homes_were_predicte
 def test_queues_are_sorted_by_match_and_then_by_arrival() -> None:
     queue = [("early", 1.0, 0.0), ("late hit", 9.0, 512.0), ("hit", 3.0, 512.0), ("next", 2.0, 0.0)]
     stays = [AssignedRequest(name, arrived, hit, 1.0, SLO) for name, arrived, hit in queue]
-    assert [stay.id for stay in sorted(stays, key=queue_key)] == ["hit", "late hit", "early", "next"]
+    assert [stay.id for stay in sorted(stays, key=queue_sort_key)] == ["hit", "late hit", "early", "next"]
 
 
 def queued_assignment(
