@@ -5,17 +5,9 @@ simulates it.
 from collections.abc import Sequence
 
 from fairlead.engines.adapter_protocol import EngineReplica, LaunchCommand
-from fairlead.engines.prometheus_scan import mean_samples, sum_samples
+from fairlead.engines.metric_names import SGLANG_METRICS, read_signals
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
-
-_RUNNING = (b"sglang:num_running_reqs",)
-_WAITING = (b"sglang:num_queue_reqs",)
-_KV_USAGE = (b"sglang:token_usage",)
-_PROMPT_TOKENS = (b"sglang:prompt_tokens_total",)
-_GENERATION_TOKENS = (b"sglang:generation_tokens_total",)
-_CACHED_TOKENS = (b"sglang:cached_tokens_total",)
-_RETRACTIONS = (b"sglang:num_retracted_requests_total",)
 
 
 class Sglang:
@@ -32,20 +24,5 @@ class Sglang:
         )
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
-        """Returns the values of a metrics page.
-
-        SGLang counts every prompt token as a cache query, and hits by tier.
-        """
-        page, wanted = b"\n" + metrics, None if rank is None else b'dp_rank="%d"' % rank
-        prompts = sum_samples(page, _PROMPT_TOKENS, wanted)
-        return EngineSignals(
-            running=sum_samples(page, _RUNNING, wanted),
-            waiting=sum_samples(page, _WAITING, wanted),
-            kv_usage=mean_samples(page, _KV_USAGE, wanted),
-            prompt_tokens_total=prompts,
-            generation_tokens_total=sum_samples(page, _GENERATION_TOKENS, wanted),
-            prefix_queries_total=prompts,
-            prefix_hits_total=sum_samples(page, _CACHED_TOKENS, wanted),
-            preemptions_total=sum_samples(page, _RETRACTIONS, wanted),
-            sleeping=None,
-        )
+        """Returns the values of a metrics page."""
+        return read_signals(SGLANG_METRICS, metrics, rank)

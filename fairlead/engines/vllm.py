@@ -3,20 +3,10 @@
 from collections.abc import Sequence
 
 from fairlead.engines.adapter_protocol import EngineReplica, LaunchCommand
-from fairlead.engines.prometheus_scan import mean_samples, parse_samples, sum_samples
+from fairlead.engines.metric_names import VLLM_METRICS, read_signals
 from fairlead.engines.sleep_mode import DEV_MODE_VARIABLE, SLEEP_MODE_FLAG
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
-
-_RUNNING = (b"vllm:num_requests_running",)
-_WAITING = (b"vllm:num_requests_waiting",)
-_KV_USAGE = (b"vllm:kv_cache_usage_perc", b"vllm:gpu_cache_usage_perc")
-_PROMPT_TOKENS = (b"vllm:prompt_tokens_total",)
-_GENERATION_TOKENS = (b"vllm:generation_tokens_total",)
-_PREFIX_QUERIES = (b"vllm:prefix_cache_queries_total", b"vllm:gpu_prefix_cache_queries_total")
-_PREFIX_HITS = (b"vllm:prefix_cache_hits_total", b"vllm:gpu_prefix_cache_hits_total")
-_PREEMPTIONS = (b"vllm:num_preemptions_total",)
-_SLEEP_STATE = b"vllm:engine_sleep_state"
 
 
 class Vllm:
@@ -42,19 +32,8 @@ class Vllm:
         return LaunchCommand((*command, *replica.args), env, prints_ready_line=False)
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
-        """Returns the values of a metrics page: sums over ranks, and the mean for `kv_usage`."""
-        page, wanted = b"\n" + metrics, None if rank is None else b'engine="%d"' % rank
-        return EngineSignals(
-            running=sum_samples(page, _RUNNING, wanted),
-            waiting=sum_samples(page, _WAITING, wanted),
-            kv_usage=mean_samples(page, _KV_USAGE, wanted),
-            prompt_tokens_total=sum_samples(page, _PROMPT_TOKENS, wanted),
-            generation_tokens_total=sum_samples(page, _GENERATION_TOKENS, wanted),
-            prefix_queries_total=sum_samples(page, _PREFIX_QUERIES, wanted),
-            prefix_hits_total=sum_samples(page, _PREFIX_HITS, wanted),
-            preemptions_total=sum_samples(page, _PREEMPTIONS, wanted),
-            sleeping=_sleeping(page, wanted),
-        )
+        """Returns the values of a metrics page."""
+        return read_signals(VLLM_METRICS, metrics, rank)
 
 
 def local_model_argument(source: str) -> str:
@@ -64,9 +43,3 @@ def local_model_argument(source: str) -> str:
             return source.removeprefix(scheme)
     hint = "use hf:// or file://, or let the engine be simulated"
     raise BadInput(f"a local vllm cannot load {source.partition(':')[0]}: sources", field="spec.model.uri", hint=hint)
-
-
-def _sleeping(page: bytes, wanted: bytes | None) -> bool | None:
-    """Returns True if no rank is awake; None if the vLLM release does not report it."""
-    awake = [value for labels, value in parse_samples(page, _SLEEP_STATE, wanted) if b'sleep_state="awake"' in labels]
-    return not any(awake) if awake else None
