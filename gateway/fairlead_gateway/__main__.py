@@ -160,8 +160,12 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", default="1", metavar="N", help="processes that carry requests; one more looks after them (1)"
     )
-    parser.add_argument("--tls-cert", metavar="FILE", help="PEM certificate chain of the public port; followed")
-    parser.add_argument("--tls-key", metavar="FILE", help="its PEM key, without a passphrase; followed")
+    parser.add_argument(
+        "--tls-cert", metavar="FILE", help="PEM certificate chain of the public port; reloaded when the file changes"
+    )
+    parser.add_argument(
+        "--tls-key", metavar="FILE", help="PEM key of --tls-cert, without a passphrase; reloaded when it changes"
+    )
     parser.add_argument(
         "--insecure", action="store_true", help="allow listening beyond loopback without keys: anyone may call"
     )

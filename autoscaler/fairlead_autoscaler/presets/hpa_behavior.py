@@ -1,12 +1,13 @@
 """``spec.behavior`` of a HorizontalPodAutoscaler: windows, rates and tolerances per direction.
 
-Kubernetes treats an autoscaler with a ``behavior`` in other code than one without (``hpa`` has that
-path). The windows come first: the result is at most the smallest number of the up window and at
-least the largest of the down window.
+Kubernetes has separate code for an autoscaler without a ``behavior``; that path is in ``hpa``. The
+windows come first. An increase goes to the smallest number of the up window at most. A decrease
+goes to the largest number of the down window at least.
 
-Then the rates apply. Each policy allows a number of pods, or a percentage, on top of the replicas
-at the start of its period. That start is found by taking back the changes made since. ``select``
-takes the policy that changes most (Max) or least (Min), or forbids the direction (Disabled).
+Then the rates apply. Each policy allows a change by a number of pods, or by a percentage, from the
+replicas at the start of its period. That start is found by taking back the changes made since.
+``select`` takes the policy that changes most (Max) or least (Min), or forbids the direction
+(Disabled).
 
 Source: kubernetes/kubernetes v1.36.3, pkg/controller/podautoscaler/horizontal.go,
 stabilizeRecommendationWithBehaviors, convertDesiredReplicasWithBehaviorRate,

@@ -62,8 +62,8 @@ def _find_request(endpoints: Sequence[ManagementEndpoint], request_id: str | Non
             return asyncio.run(_decision(endpoint, request_id))
     names = ", ".join(endpoint.name for endpoint in endpoints)
     raise LookupError(
-        f"{names} does not know request {request_id!r}: it was answered by another gateway, never reached an engine, "
-        "or has left the log, which keeps the last few thousand (the id is in the header x-fairlead-decision)"
+        f"no decision for request {request_id!r} at {names}: another gateway answered it, it never reached an engine, "
+        "or the log (a few thousand decisions) has dropped it. The id is in the header x-fairlead-decision"
     )
 
 

@@ -19,7 +19,10 @@ def _check_uri(text: str) -> str:
         raise field_error(message, f"begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://{text:.40}")
     rest = text[len(scheme) + 1 :]
     if not (rest.strip("/") and (scheme == "pvc" or rest.startswith("//"))):
-        raise field_error(f'"{text:.70}" has nothing after {scheme}:', "write it like hf://Qwen/Qwen3-8B")
+        prefix = "pvc:" if scheme == "pvc" else f"{scheme}://"
+        raise field_error(
+            f'"{text:.70}" is not {prefix} followed by a location', "write it like hf://Qwen/Qwen3-8B or pvc:CLAIM/PATH"
+        )
     return text
 
 
@@ -136,9 +139,9 @@ class ModelSource(StrictModel):
     served_names: list[ServedName] = Field(
         default_factory=list,
         max_length=16,
-        description="names under which clients reach the model, besides its own; / is allowed. The engine calls the model by the "
-        "first of them; left out = by the ModelDeployment's name. Of an external engine with several names: the first, which its "
-        "answers carry",
+        description="further names under which clients reach the model; / is allowed. The engine calls the model by the "
+        "first of them; left out = by the ModelDeployment's name. If an external engine has several names, put the "
+        "one that its answers carry first",
         examples=["[Qwen/Qwen3-8B]"],
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )

@@ -1,7 +1,8 @@
-"""Opens watches: endless responses, each with its own connection, over aiohttp.
+"""Opens watches over aiohttp: endless responses, each with its own connection.
 
-Watches are few and live for minutes, so the cost of opening one does not matter. Single requests
-use `http_transport`.
+Single requests use `http_transport`.
+
+Why: watches are few and live for minutes, so the cost of opening one does not matter.
 """
 
 from collections.abc import AsyncIterator

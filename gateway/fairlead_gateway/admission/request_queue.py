@@ -198,8 +198,9 @@ class RequestQueue:
         return NextRequest(rescued, "rescue", "is late; a twentieth of the work goes to late requests")
 
     def _open_queues(self, tier: int, now: float, closed: Collection[bool]) -> dict[_TenantKey, _TenantQueue]:
-        """Returns the non-empty queues of a tier, after requests that became late have
-        moved over.
+        """Moves the late requests of a tier to `late`, and returns the non-empty queues.
+
+        closed: the values of `is_long` to skip.
         """
         queues, found = self._tiers[tier], {}
         for key, queue in list(queues.items()):

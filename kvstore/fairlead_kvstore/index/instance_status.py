@@ -1,8 +1,8 @@
 """The status of the instances that an indexer reads, published about once a second.
 
 Why: an instance's header is written with its blocks (``writer.py``), perhaps minutes apart. Its
-status and its block size are therefore in one small field next to the headers. Without
-the block size no prompt can be looked up. None is unknown.
+status and its block size are therefore in one small field next to the headers. Without the
+block size no prompt can be looked up.
 """
 
 from collections.abc import Mapping

@@ -1,10 +1,10 @@
 """Clients of the three kinds of Redis behind one protocol: ping, run commands, scan keys, drop
 connections.
 
-redis-py supports all three. Here they get deadlines, no retries (the link retries), and one kind of
-error. The caller sets the deadline of each call. Sentinels and cluster nodes are queried in turn,
-and each may take only a part of that deadline. Otherwise a node that hangs would block the others.
-A connection begins with as few exchanges as possible: the password, and a client name for
+redis-py supports all three. Here they get deadlines, no retries (the link retries), and the same
+exceptions. The caller sets the deadline of each call. Sentinels and cluster nodes are queried in
+turn, and each may take only a part of that deadline. Otherwise a node that hangs would block the
+others. A connection begins with as few exchanges as possible: the password, and a client name for
 operators. The library's own name is not sent, since that is one more exchange.
 """
 

@@ -252,7 +252,12 @@ def _claim(model: Manifest) -> _ModelClaim:
 
 
 def drop_own_managed_fields(manifest: Manifest) -> Manifest:
-    """Returns the manifest without `managedFields` (half of an object), if only we wrote fields."""
+    """Returns the manifest without `managedFields`, unless other writers set fields.
+
+    The writers of the status do not count as others.
+
+    Why: `managedFields` are about half of an object.
+    """
     entries = metadata_of(manifest).get("managedFields") or []
     if not entries:
         return manifest

@@ -74,7 +74,9 @@ class ClusterWatcher:
         self._overdue: dict[str, float] = {}
 
     async def discover(self) -> None:
-        """Discovers the served kinds and lists the models, until the API server responds."""
+        """Discovers the served kinds and lists the models. Retries every 2 to 3 seconds until both
+        succeed.
+        """
         while True:
             try:
                 if not await self._api.has_resource(MODEL_DEPLOYMENTS):

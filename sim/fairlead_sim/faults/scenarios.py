@@ -9,9 +9,9 @@ fault.
     |---|---|
     | engines killed, also all at once, and restarted under their names | ``LOSE``, ``JOIN`` |
     | engines drained, others added | ``DRAIN``, ``JOIN`` |
-    | an engine ten times slower, or hanging | ``SLOW`` by 10, by 50 |
+    | engines 3, 10 or 50 times slower for a while | ``SLOW`` by 3, 10 or 50 |
     | a gateway does not reach some engines; links are cut and mended one by one | ``partitions`` |
-    | a thundering herd: 30 % of the requests of those seconds arrive within one | ``traffic`` |
+    | 30 % of the requests of ``FAULT_SECONDS`` arrive within one second | ``traffic`` |
     | a gateway killed during its answers | ``kills`` |
     | messages lost, duplicated, late or out of order; Redis down | ``network_faults`` |
 """

@@ -163,7 +163,7 @@ def test_explain_request_finds_the_gateway_that_had_it(stage: Stage) -> None:
     assert bearer(stage.servers[GATEWAYS[0]]) == f"Bearer {TOKEN}"
     done = stage.fairlead("explain", "request", "req-none")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "gateway fairlead-gateway-0, gateway fairlead-gateway-1 does not know request 'req-none'" in done.stderr
+    assert "no decision for request 'req-none' at gateway fairlead-gateway-0, gateway fairlead-gateway-1" in done.stderr
 
 
 def test_explain_route_names_the_model_of_the_namespace(stage: Stage) -> None:

@@ -217,7 +217,7 @@ def test_unknown_request_exits_1_with_possible_causes(request_id: str) -> None:
     with gateway() as server:
         done = explain("request", request_id, "--manage", server.url)
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"does not know request {request_id!r}" in done.stderr
+    assert f"no decision for request {request_id!r}" in done.stderr
     assert "x-fairlead-decision" in done.stderr
     assert done.stderr.count("\n") == 1
 

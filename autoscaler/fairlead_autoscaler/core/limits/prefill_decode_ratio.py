@@ -55,7 +55,7 @@ def split_by_role(total: int, prefill_engines: float, decode_engines: float, *, 
     Raises BadInput for fewer than two engines.
     """
     if total < 2:
-        raise BadInput(f"{total} engines cannot be divided between two roles", field="total")
+        raise BadInput(f"{total} replicas cannot be divided between two roles, which need one each", field="total")
     today = None if now is None else min(total - 1, max(1, now))
     if prefill_engines <= 0.0 and decode_engines <= 0.0:
         kept = today or max(1, total // 2)

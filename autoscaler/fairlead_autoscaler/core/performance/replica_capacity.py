@@ -162,7 +162,7 @@ class StepModel:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaCapacity:
-    """The capacity of one replica: requests per second at the knee, and the bound that limits it.
+    """The capacity of one replica in requests per second, and the bound that limits it.
 
     engine_seconds: engine time of one request.
     """

@@ -316,9 +316,12 @@ def _stabilize(
 
 
 def _window_need(window: stabilization_window.NeedWindow, inputs: GroupInputs, present: float) -> float:
-    """Returns the highest demand of the window; for several pools at most `present`.
+    """Returns the highest demand of the window, in replicas of the first pool; for several pools at
+    most `present`, if that is above 0.
 
-    Why: the worth of their replicas in those of the first pool changes from tick to tick. A
+    present: replicas that the previous demand led to.
+
+    Why: the capacity of other pools in replicas of the first pool changes from tick to tick. A
     remembered demand would start replicas for that.
     """
     if len(inputs.group.pools) < 2 or present <= 0.0:

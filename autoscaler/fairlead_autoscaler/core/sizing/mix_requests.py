@@ -6,13 +6,14 @@ and outputs. Some pools cannot serve some lengths. That is a mixed-integer progr
 carries the query (`ScalingPlan.asks`), and the shell solves it between its ticks. A later
 observation brings the reply (`Observation.mixes`), which is recorded like all other signals.
 
-A query is made every `mix_seconds`, so a mix stays for at least that long; the solver charges for
-that time what it starts. Only the reply to the last query counts, and only within `mix_seconds`.
-Until then the mix before stays. It is given up `2·mix_seconds` after the last reply.
+A query is made every `mix_seconds`. The solver spreads the cost of starts over
+`MixSettings.hold_seconds`. Only the reply to the last query counts, and only within `mix_seconds`.
+Until it comes, the previous mix stays. `2·mix_seconds` after the last reply it is dropped.
 
-The throughput of a replica for one shape follows from the core's own capacity. It is the
-engine-seconds per second at the knee, over the engine-seconds of a request of that shape. So over
-all shapes a pool carries what the core says; the shapes only say which load is expensive where.
+The throughput of a replica for one shape follows from the capacity that the core computed. It is
+the engine-seconds per second at that capacity, over the engine-seconds of a request of that shape.
+So over all shapes a pool carries its capacity. The shapes only say which load is expensive on which
+pool.
 
 Between replies the mix is the base load: `pool_allocation.follow_mix` keeps the larger types and
 lets the smallest follow demand. Without shapes, load or reply the core allocates by the mean

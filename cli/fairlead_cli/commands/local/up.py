@@ -19,7 +19,8 @@ def up(
         ),
     ],
     file: Annotated[
-        list[str] | None, Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="The same, as for kubectl.")
+        list[str] | None,
+        Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="More FILES, given as with kubectl."),
     ] = None,
     options: Annotated[UpOptions, Parameter(name="*")] = _DEFAULTS,
 ) -> int:

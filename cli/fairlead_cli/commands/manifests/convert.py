@@ -14,7 +14,8 @@ def convert(
         str, Parameter(allow_leading_hyphen=True, help="Files, folders of YAML files, or - for standard input.")
     ],
     file: Annotated[
-        list[str] | None, Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="The same, as for kubectl.")
+        list[str] | None,
+        Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="More FILES, given as with kubectl."),
     ] = None,
     in_place: Annotated[bool, Parameter(negative=(), help="Rewrite the files instead of printing them.")] = False,
     cluster: Annotated[

@@ -20,7 +20,8 @@ def lint(
         str, Parameter(allow_leading_hyphen=True, help="Files, folders of YAML files, or - for standard input.")
     ],
     file: Annotated[
-        list[str] | None, Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="The same, as for kubectl.")
+        list[str] | None,
+        Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="More FILES, given as with kubectl."),
     ] = None,
 ) -> int:
     """Check manifests and fleet files without a cluster.

@@ -46,8 +46,10 @@ class ProgressCounts:
 
 @dataclass(frozen=True, slots=True)
 class ClientRun:
-    """Results in wall seconds, in the order planned; lags in wall seconds, None when the run was
-    too short.
+    """The results of a run, in the order planned. All times are wall seconds.
+
+    loop_lag_p99_seconds: None when the run was too short.
+    late_p99_seconds: how late the client sent requests.
     """
 
     results: list[ReplayResult]

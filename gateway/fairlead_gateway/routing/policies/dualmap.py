@@ -192,8 +192,10 @@ def needs_rebalance(total_seconds: float, assigned_at: Sequence[float], objectiv
 def _possible_moves(
     assignments: Sequence[QueuedAssignment], name: str, full: Mapping[str, bool], neighbour: str
 ) -> list[_Move]:
-    """Returns a move for each request: to its other home or, if that is as full, to the next
-    instance.
+    """Returns the possible moves of requests away from `name`: to the other home or, if that is
+    full or absent, to `neighbour`.
+
+    A request without costs for its target gets no move.
     """
     found = []
     for assignment in assignments:

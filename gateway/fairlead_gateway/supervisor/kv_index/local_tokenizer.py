@@ -1,14 +1,15 @@
 """The tokenizer of one model on this machine: whether it is used, and its state as text.
 
-It does not tokenize chats. The tokens of a chat depend on the engine's chat template, with the
-engine's defaults for tools, thinking and the shape of contents. A copy that differs in one token
-gives other prompts. A text prompt has no template: the file and special tokens decide.
+It tokenizes text prompts only. Engines are queried for the tokens of chats.
 
-Only verified tokens are linked. The file may be of another revision than the engine's. So a prompt
-that was tokenized here is linked once an engine reports the last whole block of just these tokens.
-The chain of hashes then proves all blocks before it. After `tokenizer_unverified_prompts` prompts
-in a row without such a report, the file counts as wrong. Engines are then queried for
-`tokenize_refused_seconds`.
+A prompt that was tokenized here is linked once an engine reports the last whole block of exactly
+these tokens. After `tokenizer_unverified_prompts` prompts in a row without such a report, the file
+counts as wrong. For `tokenize_refused_seconds`, engines are then queried instead.
+
+Why: the tokens of a chat depend on the engine's chat template, with its defaults for tools,
+thinking and the shape of contents. One different token gives another prompt. The tokens of a text
+prompt depend only on the file and the special tokens. The file may be of another revision than the
+engine's. The chain of hashes proves all blocks before the reported one.
 """
 
 import os

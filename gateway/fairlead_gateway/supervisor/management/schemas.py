@@ -275,7 +275,7 @@ class FailureOut(_ResponseModel):
     """An attempt that failed before the client received a byte."""
 
     instance: str
-    why: str = Field(description="One word of a closed list.")
+    why: str = Field(description="Cause of the failure, such as refused, timeout or status-503.")
 
 
 class OutcomeOut(_ResponseModel):

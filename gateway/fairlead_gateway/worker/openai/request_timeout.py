@@ -2,7 +2,7 @@
 
 `x-request-timeout` holds seconds (`2.5`) or a duration (`800ms`, `1m30s`), from the last byte of
 the request. An engine gets what is left of it in the same header. A stream without the header has
-no deadline; only its silence is limited.
+no deadline, only stall timeouts.
 """
 
 import math

@@ -84,7 +84,7 @@ def _parse_usage(body: bytes) -> tuple[Usage | None, bool]:
 
 
 def not_served_body(status: int, request_id: str) -> bytes:
-    """Returns an error object that replaces an engine's 404 or empty error.
+    """Returns the error object that replaces an error response of an engine without one.
 
     An engine without the path answers `{"detail":"Not Found"}`, which no OpenAI client reads.
     """

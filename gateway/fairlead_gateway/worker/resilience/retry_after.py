@@ -51,7 +51,9 @@ class StartupTimes:
 
 
 def retry_after_for_backlog(backlog_seconds: float, limits: Limits) -> int:
-    """Returns the seconds until the least busy instance has finished its backlog."""
+    """Returns `Retry-After` for the backlog of the least busy instance, in whole seconds from 1 to
+    `max_retry_after_seconds`.
+    """
     return retry_after_seconds(backlog_seconds, limits.max_retry_after_seconds)
 
 

@@ -1,4 +1,7 @@
-"""The NetworkPolicy of a pool. The side channels of engines have no authentication."""
+"""The NetworkPolicy of a pool.
+
+Why: the ports of engines for KV events, replays and bootstrap have no authentication.
+"""
 
 from fairlead.engines.containers import EngineContainer
 from fairlead.fleet.labels import MODEL_LABEL
