@@ -30,7 +30,7 @@ class EngineReplica:
 
 
 @dataclass(frozen=True, slots=True)
-class LaunchCommand:
+class LocalEngineCommand:
     """A command that starts an engine.
 
     env: added to the environment.
@@ -66,7 +66,7 @@ class EngineAdapter(Protocol):
         """The path of the metrics page: a GET returns the text for `parse_signals`."""
         ...
 
-    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LaunchCommand:
+    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
         """Returns the command of a process that serves one replica on each of `ports` of 127.0.0.1.
 
         Raises BadInput if the engine cannot run on this machine or on these ports.

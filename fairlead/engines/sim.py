@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from fairlead.engine_profile import EngineProfile, builtin_profiles
-from fairlead.engines.adapter_protocol import EngineReplica, LaunchCommand
+from fairlead.engines.adapter_protocol import EngineReplica, LocalEngineCommand
 from fairlead.engines.vllm import Vllm
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
@@ -38,7 +38,7 @@ class SimulatedEngine:
     health_path = "/health"
     metrics_path = "/metrics"
 
-    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LaunchCommand:
+    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
         """Returns the simulator's command line. Raises BadInput for gaps between ports."""
         if list(ports) != list(range(ports[0], ports[0] + len(ports))):
             raise BadInput("the engines of one process need consecutive ports", field="ports")
@@ -50,7 +50,7 @@ class SimulatedEngine:
         command += ["--seed", str(replica.seed)]
         taken, ignored = (replica.args, ()) if replica.kind == self.kind else split_args(replica.args)
         command += context_args(replica.profile, taken)
-        return LaunchCommand((*command, *taken), dict(replica.env), prints_ready_line=True, ignored_args=ignored)
+        return LocalEngineCommand((*command, *taken), dict(replica.env), prints_ready_line=True, ignored_args=ignored)
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """Returns the values of a metrics page, which has vLLM's names."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fairlead.engines.adapter_protocol import EngineReplica, LaunchCommand
+from fairlead.engines.adapter_protocol import EngineReplica, LocalEngineCommand
 from fairlead.engines.metric_names import VLLM_METRICS, read_signals
 from fairlead.engines.sleep_mode import DEV_MODE_VARIABLE, SLEEP_MODE_FLAG
 from fairlead.errors import BadInput
@@ -16,7 +16,7 @@ class Vllm:
     health_path = "/health"
     metrics_path = "/metrics"
 
-    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LaunchCommand:
+    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
         """Returns the command `vllm serve` for one port. Raises BadInput for several ports.
 
         The responses of this vLLM report cached tokens, by which routing is measured.
@@ -29,7 +29,7 @@ class Vllm:
         if replica.sleeps:
             command.append(SLEEP_MODE_FLAG)
             env |= dict((DEV_MODE_VARIABLE,))
-        return LaunchCommand((*command, *replica.args), env, prints_ready_line=False)
+        return LocalEngineCommand((*command, *replica.args), env, prints_ready_line=False)
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """Returns the values of a metrics page."""

@@ -201,7 +201,9 @@ def build(name: str, model: ModelSpec, **values: float) -> Controller:
     known = {knob.name: knob.default for knob in preset.parameters}
     if unknown := values.keys() - known.keys():
         raise BadInput(
-            f"{name} has no parameter {sorted(unknown)}", field="preset", hint=f"parameters: {', '.join(known)}"
+            f"{name} has no parameter {', '.join(sorted(unknown))}",
+            field="preset",
+            hint=f"parameters: {', '.join(known)}",
         )
     for knob in preset.parameters:
         value = values.get(knob.name, knob.default)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.engine_profile import EngineProfile, builtin_profile, builtin_profiles
-from fairlead.engines.adapter_protocol import EngineReplica, LaunchCommand
+from fairlead.engines.adapter_protocol import EngineReplica, LocalEngineCommand
 from fairlead.engines.registry import engine_adapter, engine_kinds
 from fairlead.engines.sim import DEFAULT_CONTEXT_TOKENS, split_args
 from fairlead.errors import BadInput
@@ -21,7 +21,7 @@ RECORDED_METRICS = Path(__file__).parents[4] / "shared" / "research" / "vllm-rea
 REPLICA = EngineReplica("qwen", "hf://Qwen/Qwen3-8B", builtin_profile("910b4"), env={"A": "b"})
 
 
-def flag_value(launch: LaunchCommand, name: str) -> str:
+def flag_value(launch: LocalEngineCommand, name: str) -> str:
     return launch.command[launch.command.index(name) + 1]
 
 

@@ -39,7 +39,7 @@ def test_a_preset_and_a_setting_make_another_controller(capsys: pytest.CaptureFi
         (["--preset", "hpa"], "no preset is called 'hpa' (known: apa-concurrency, "),
         (
             ["--preset", "dynamo", "--set", "target=1"],
-            "dynamo has no knob ['target'] (knobs: headroom, interval_seconds)",
+            "dynamo has no parameter target (parameters: headroom, interval_seconds)",
         ),
         (["--preset", "hpa-kv", "--set", "target=much"], "--set: the value in 'target=much' is not a number"),
         (["--set", "spread=1"], "--set: 'spread' is not a setting"),

@@ -114,8 +114,8 @@ class SignalDoubt:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolTickPlanner:
-    """The decision on the number of replicas of one pool at one tick. It keeps no memory.
+class PoolDecisionInputs:
+    """The inputs of the decision on the number of replicas of one pool at one tick.
 
     bounds: minimum and maximum.
     """
@@ -127,7 +127,7 @@ class PoolTickPlanner:
     now: float
     settings: ScalingSettings
 
-    def next_plan(self, demand: PoolDemand) -> tuple[PoolMemory, PoolPlan]:
+    def memory_and_plan(self, demand: PoolDemand) -> tuple[PoolMemory, PoolPlan]:
         """Returns the next memory, and the number of replicas with its reason."""
         observed, plain, hedged = self.observed, self._plain, self._hedged
         if self.settings.freeze:

@@ -13,7 +13,7 @@ from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.pools import Pool, PoolRole
 from fairlead.api.v1alpha1 import ModelDeployment
-from fairlead.engines.adapter_protocol import EngineReplica, LaunchCommand
+from fairlead.engines.adapter_protocol import EngineReplica, LocalEngineCommand
 from fairlead.engines.registry import engine_adapter
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, Model, Role, RoutingPreset, SloTargets, served_name_override
@@ -149,7 +149,7 @@ def _plan_pool(
         sleeps=spec.can_sleep,
     )
 
-    def launch(ports: tuple[int, ...], first: int) -> LaunchCommand:
+    def launch(ports: tuple[int, ...], first: int) -> LocalEngineCommand:
         return engine_adapter(engine_type).launch_command(replace(base, seed=seed + first), ports)
 
     def command(ports: tuple[int, ...], first: int) -> ProcessCommand:

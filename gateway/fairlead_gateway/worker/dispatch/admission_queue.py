@@ -102,10 +102,10 @@ class AdmissionController:
         has_profiles = any(instance.profile is not None for instance in instances)
         return expects_instance or grows or self._has_api_keys or has_profiles
 
-    def may_skip_queue(self, context: RequestContext) -> bool:
+    def try_admit(self, context: RequestContext) -> bool:
         """Whether the request is admitted without waiting. Called once per request."""
         admission = self._models.get(context.request.model_key)
-        return admission is None or admission.may_skip_queue(context)
+        return admission is None or admission.try_admit(context)
 
     async def ensure_admitted(self, context: RequestContext) -> None:
         """Admits the request now, or waits until its queue admits it.
@@ -113,10 +113,10 @@ class AdmissionController:
         Raises GatewayError if the request is refused.
         """
         admission = self._models.get(context.request.model_key)
-        if admission is not None and (context.admission.request is not None or not admission.may_skip_queue(context)):
+        if admission is not None and (context.admission.request is not None or not admission.try_admit(context)):
             await admission.wait(context)
 
-    async def wait_for_chosen_instance(self, context: RequestContext) -> bool:
+    async def wait_for_instance_room(self, context: RequestContext) -> bool:
         """Waits until the chosen instance can start the request; False if it is no longer ready."""
         context.admission.counted_at = ""
         return self.can_start(context) or await self._late_binding_queue.wait(context)
@@ -204,7 +204,7 @@ class ModelAdmission:
         self._policy.kv_capacity.retain(frozenset(instance.id for instance in ready))
         self._release_ready()
 
-    def may_skip_queue(self, context: RequestContext) -> bool:
+    def try_admit(self, context: RequestContext) -> bool:
         """Whether the request is admitted without waiting. Sets `context.admission`."""
         policy = self._policy
         if (

@@ -98,7 +98,7 @@ class FastPath:
             or context.http_request.head.get(TIMEOUT_HEADER) is not None
             or self._prefill_routers.has_instances(request.model_key)
         )
-        return is_plain and self._admission.may_skip_queue(context)
+        return is_plain and self._admission.try_admit(context)
 
     def start(self, context: RequestContext) -> None:
         """Sends an eligible request, or continues it as a task if no idle connection can take it.
@@ -114,7 +114,7 @@ class FastPath:
             return
         context.deadline = now + self.response_seconds
         attempt.connection = connection
-        forwarder.build_message(attempt)
+        forwarder.attach_message(attempt)
         attempt.on_dispatch(now)
         exchange = FastPathExchange(self, attempt)
         self.timeouts.add(exchange, now)

@@ -99,7 +99,7 @@ class Forwarder:
             if attempt is None:
                 attempt = self.route_attempt(context, excluded, self._now())
             try:
-                if attempt.has_verdict or await self._admission.wait_for_chosen_instance(context):
+                if attempt.has_verdict or await self._admission.wait_for_instance_room(context):
                     await self._run(attempt)
                     return
             except _NoLongerReady:
@@ -151,7 +151,7 @@ class Forwarder:
             raise self._routers.no_ready_instance(key, now)
         return self._dispatcher.create_attempt(context, instance, decision, len(failures) + 1)
 
-    def build_message(self, attempt: Attempt) -> None:
+    def attach_message(self, attempt: Attempt) -> None:
         """Builds the attempt's message from the request, with transfer fields if it has a
         transfer.
         """
@@ -162,7 +162,7 @@ class Forwarder:
         source = context.choice.decision.source if context.choice is not None else None
         if source is not None:
             body = self._prefill_coordinator.add_kv_source(context, body, source)
-        attempt.build_message(body)
+        attempt.attach_message(body)
 
     def _give_up(self, context: RequestContext) -> GatewayError:
         """Records that no instance has answered; returns the error for the client."""
@@ -187,7 +187,7 @@ class Forwarder:
         context = attempt.context
         is_stale = False
         if not attempt.has_verdict:
-            self.build_message(attempt)
+            self.attach_message(attempt)
             attempt.connection = self._pool.take_idle(attempt.instance.url)
         while True:
             if attempt.engine_response is None:

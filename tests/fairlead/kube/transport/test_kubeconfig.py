@@ -96,8 +96,8 @@ def test_files_are_relative_to_the_kubeconfig_and_data_wins(tmp_path: Path) -> N
         ({}, {"as-uid": "1"}, "as-uid", "not honoured"),
         ({"proxy-url": "http://p"}, {}, "proxy-url", "without a proxy"),
         ({"server": "ftp://a"}, {}, "server", "not an http"),
-        ({"certificate-authority-data": "%"}, {}, "certificate-authority-data", "no base64"),
-        ({}, {"client-certificate": "c"}, "client-key", "without its key"),
+        ({"certificate-authority-data": "%"}, {}, "certificate-authority-data", "not base64"),
+        ({}, {"client-certificate": "c"}, "client-key", "has no key"),
     ],
 )
 def test_unsupported_entries_are_refused(
@@ -113,8 +113,8 @@ def test_unsupported_entries_are_refused(
     ("text", "words"),
     [
         ("", "empty"),
-        ("[1]", "no mapping"),
-        ("a: [", "no YAML"),
+        ("[1]", "not a mapping"),
+        ("a: [", "not YAML"),
         ("{}", "no current context"),
         ("clusters: [1]", "an entry of clusters"),
         ("users: [{name: a, user: 1}]", "an entry of users"),

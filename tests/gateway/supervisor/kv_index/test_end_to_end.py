@@ -131,7 +131,7 @@ def test_an_index_that_is_not_true_is_quarantined_and_nobody_notices(tmp_path: P
             found = await place.index()
             assert found["reason"] == "the index predicts what the engine does not find"
             assert found["predicted_tokens"] > 4 * found["reported_tokens"]
-            assert "in quarantine: e-0/0/0: the index credits" in await place.gateway.warnings()
+            assert "in quarantine: e-0/0/0: the index predicts" in await place.gateway.warnings()
             assert await place.gateway.metric("fairlead_gateway_index_quarantined") == 1
             await place.chat(texts[0])
             assert await place.gateway.metric("fairlead_gateway_errors_total") == 0
