@@ -9,7 +9,7 @@ from fairlead.fleet.signals import EngineSignals
 
 
 @dataclass(frozen=True, slots=True)
-class EngineReplica:
+class LocalEngineReplica:
     """An engine process to start.
 
     kind: `spec.engine.type` of the manifest in lower case.
@@ -66,7 +66,7 @@ class EngineAdapter(Protocol):
         """The path of the metrics page: a GET returns the text for `parse_signals`."""
         ...
 
-    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
+    def local_launch_command(self, replica: LocalEngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
         """Returns the command of a process that serves one replica on each of `ports` of 127.0.0.1.
 
         Raises BadInput if the engine cannot run on this machine or on these ports.

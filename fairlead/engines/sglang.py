@@ -4,7 +4,7 @@ simulates it.
 
 from collections.abc import Sequence
 
-from fairlead.engines.adapter_protocol import EngineReplica, LocalEngineCommand
+from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
 from fairlead.engines.metric_names import SGLANG_METRICS, read_signals
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
@@ -17,7 +17,7 @@ class Sglang:
     health_path = "/health"
     metrics_path = "/metrics"
 
-    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
+    def local_launch_command(self, replica: LocalEngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
         """Raises BadInput: local mode starts only vLLM and simulated engines."""
         raise BadInput(
             "local mode cannot start a real sglang", field="spec.engine.type", hint="let the engine be simulated"

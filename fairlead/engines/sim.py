@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from fairlead.engine_profile import EngineProfile, builtin_profiles
-from fairlead.engines.adapter_protocol import EngineReplica, LocalEngineCommand
+from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
 from fairlead.engines.vllm import Vllm
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
@@ -38,7 +38,7 @@ class SimulatedEngine:
     health_path = "/health"
     metrics_path = "/metrics"
 
-    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
+    def local_launch_command(self, replica: LocalEngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
         """Returns the simulator's command line. Raises BadInput for gaps between ports."""
         if list(ports) != list(range(ports[0], ports[0] + len(ports))):
             raise BadInput("the engines of one process need consecutive ports", field="ports")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fairlead.engines.adapter_protocol import EngineReplica, LocalEngineCommand
+from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
 from fairlead.engines.metric_names import VLLM_METRICS, read_signals
 from fairlead.engines.sleep_mode import DEV_MODE_VARIABLE, SLEEP_MODE_FLAG
 from fairlead.errors import BadInput
@@ -16,7 +16,7 @@ class Vllm:
     health_path = "/health"
     metrics_path = "/metrics"
 
-    def launch_command(self, replica: EngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
+    def local_launch_command(self, replica: LocalEngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
         """Returns the command `vllm serve` for one port. Raises BadInput for several ports.
 
         The responses of this vLLM report cached tokens, by which routing is measured.

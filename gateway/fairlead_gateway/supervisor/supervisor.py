@@ -184,7 +184,7 @@ class Supervisor:
                 _log.critical("the gateway stops because a background task failed", exc_info=defect)
             self._draining = True
             config.public_socket.close()
-            await self.workers.stop(self._stop_now)
+            await self.workers.drain_then_kill(self._stop_now)
         finally:
             for task in tasks:
                 await cancel_and_wait(task)

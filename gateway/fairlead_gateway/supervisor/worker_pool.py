@@ -141,7 +141,7 @@ class WorkerPool:
                 )
         self._started = True
 
-    async def stop(self, hurry: asyncio.Event) -> None:
+    async def drain_then_kill(self, hurry: asyncio.Event) -> None:
         """Drains all workers and kills those that still run at the end of the drain time.
 
         hurry: once set, the drain ends at once.

@@ -147,7 +147,7 @@ class InstanceBlocks:
         self.awaited_until = None
         self.completeness.set_mark(True, reason, now, out)
 
-    def on_batches_lost(self, reason: str, now: float, out: list[Change]) -> None:
+    def drop_after_lost_batches(self, reason: str, now: float, out: list[Change]) -> None:
         """Drops all blocks because events are missing; later events are applied, and the instance
         is incomplete.
         """

@@ -163,7 +163,7 @@ class BlockStore:
         self._instances[instance].mark_complete(reason, now, out)
         return out
 
-    def on_batches_lost(self, instance: str, reason: str, now: float) -> list[Change]:
+    def drop_after_lost_batches(self, instance: str, reason: str, now: float) -> list[Change]:
         """Drops an instance's blocks after lost batches or an unreadable payload."""
         return self._empty(instance, reason, now, "lost")
 
@@ -291,7 +291,7 @@ class BlockStore:
         item = self._instances[instance]
         before = len(item)
         if how == "lost":
-            item.on_batches_lost(reason, now, out)
+            item.drop_after_lost_batches(reason, now, out)
         elif how == "restarted":
             item.on_restarted(reason, now, out)
         else:

@@ -74,7 +74,7 @@ def apply_outcomes(
                 batch = decode_events(outcome.payload, limits)
             except EventsError as error:
                 found.unreadable += (error.reason,)
-                changes += store.on_batches_lost(
+                changes += store.drop_after_lost_batches(
                     instance, f"batch {outcome.number} cannot be read: {error.reason}", now
                 )
             else:
@@ -87,7 +87,9 @@ def apply_outcomes(
             found.replay_from = outcome.ask
         elif isinstance(outcome, BatchesLost):
             found.lost += 1
-            changes += store.on_batches_lost(instance, f"{outcome.reason} ({outcome.first} to {outcome.last})", now)
+            changes += store.drop_after_lost_batches(
+                instance, f"{outcome.reason} ({outcome.first} to {outcome.last})", now
+            )
         elif isinstance(outcome, ProcessRestarted):
             found.restarts += 1
             changes += store.on_restarted(instance, outcome.reason, now)

@@ -240,7 +240,7 @@ class ExternalRouter:
         to = gateway.count_first_token(request, now)
         assert self._simulation is not None
         if to is not None and hasattr(gateway.core, "on_first_token"):
-            sequence = self._simulation.find_request(request).sequence
+            sequence = self._simulation.known_request(request).sequence
             cached = sequence.cached_tokens if sequence is not None else None
             gateway.core.on_first_token(self.requests[request], to, now, cached)
         if gateway.queue is not None:

@@ -198,7 +198,7 @@ class InvariantChecker:
             self.violations.append(f"{now:.3f} s: {violation}")
 
     def _inflight_request(self, request: str) -> InflightRequest:
-        return self._require_simulation().find_request(request)
+        return self._require_simulation().known_request(request)
 
     def _require_simulation(self) -> SimulationContext:
         assert self._simulation is not None, "nothing happens before the course begins"

@@ -48,7 +48,7 @@ class SimulationContext(ABC):
         """
 
     @abstractmethod
-    def find_request(self, request_id: str) -> InflightRequest:
+    def known_request(self, request_id: str) -> InflightRequest:
         """Returns a request that has arrived."""
 
     @abstractmethod

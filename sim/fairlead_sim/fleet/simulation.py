@@ -190,7 +190,7 @@ class FleetSimulation(SimulationContext):
         self._take_begun_steps(engine, now)
         engine.core.profile = self._profile_of(name).sped_up(1.0 / factor)
 
-    def find_request(self, request_id: str) -> InflightRequest:
+    def known_request(self, request_id: str) -> InflightRequest:
         return self._requests[request_id]
 
     def all_requests(self) -> Iterator[InflightRequest]:

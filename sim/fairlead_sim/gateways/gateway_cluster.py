@@ -147,7 +147,7 @@ class GatewayCluster:
         request_ids = [
             name
             for name, owner in self._gateway_of.items()
-            if owner is cut_gateway and simulation.find_request(name).instance in names
+            if owner is cut_gateway and simulation.known_request(name).instance in names
         ]
         self._reroute(request_ids, now)
 

@@ -9,7 +9,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core import PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, ScalingSettings
 from fairlead_autoscaler.core.signals.validation import pool_totals
-from fairlead_autoscaler.core.sizing.pool_planner import PoolDecisionInputs, PoolDemand, Rule, SignalDoubt
+from fairlead_autoscaler.core.sizing.pool_planner import PoolDemand, Rule, SignalDoubt, StatelessPoolPlanner
 from fairlead_autoscaler.core.state import PoolMemory
 
 _PROFILE = EngineProfile("L", 9e-5, step_seconds=12e-3, kv_tokens=400_000, max_sequences=256, step_tokens=1_024)
@@ -63,7 +63,9 @@ def _rule(target: int, ready: int, slow: float, *, apart: bool) -> tuple[int, st
     wanted = PoolDemand(target, target - 0.2, True, apart, False, False, (120.0, slow), 1.0, {}, "load")
     seen = PoolObservation(ready, ready)
     doubt = SignalDoubt(None, None, False)
-    _, plan = PoolDecisionInputs(PoolMemory(), seen, doubt, (1, 60), 100.0, ScalingSettings()).memory_and_plan(wanted)
+    _, plan = StatelessPoolPlanner(PoolMemory(), seen, doubt, (1, 60), 100.0, ScalingSettings()).next_memory_and_plan(
+        wanted
+    )
     return plan.replicas, plan.rule
 
 

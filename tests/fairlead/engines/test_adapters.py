@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.engine_profile import EngineProfile, builtin_profile, builtin_profiles
-from fairlead.engines.adapter_protocol import EngineReplica, LocalEngineCommand
+from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
 from fairlead.engines.registry import engine_adapter, engine_kinds
 from fairlead.engines.sim import DEFAULT_CONTEXT_TOKENS, split_args
 from fairlead.errors import BadInput
@@ -18,7 +18,7 @@ from fairlead_sim.server.command_line import add_engine_arguments, parse_engine_
 
 PAGE = (Path(__file__).parent / "data" / "vllm-metrics.txt").read_bytes()
 RECORDED_METRICS = Path(__file__).parents[4] / "shared" / "research" / "vllm-real" / "metrics"
-REPLICA = EngineReplica("qwen", "hf://Qwen/Qwen3-8B", builtin_profile("910b4"), env={"A": "b"})
+REPLICA = LocalEngineReplica("qwen", "hf://Qwen/Qwen3-8B", builtin_profile("910b4"), env={"A": "b"})
 
 
 def flag_value(launch: LocalEngineCommand, name: str) -> str:
@@ -62,7 +62,7 @@ sglang:generation_tokens_total{is_streaming="true",model_name="a"} 70.0
 
 def test_local_mode_starts_no_real_sglang() -> None:
     with pytest.raises(BadInput, match="local mode cannot start a real sglang"):
-        engine_adapter("sglang").launch_command(REPLICA, (1,))
+        engine_adapter("sglang").local_launch_command(REPLICA, (1,))
 
 
 def test_signals_sum_over_ranks_and_missing_values_stay_none() -> None:
@@ -119,7 +119,7 @@ def test_simulated_engine_has_the_same_metrics() -> None:
 
 
 def test_vllm_command_has_model_name_address_and_cached_token_reports() -> None:
-    launch = engine_adapter("vllm").launch_command(replace(REPLICA, args=("--max-model-len=4096",)), [8001])
+    launch = engine_adapter("vllm").local_launch_command(replace(REPLICA, args=("--max-model-len=4096",)), [8001])
     assert launch.command[:3] == ("vllm", "serve", "Qwen/Qwen3-8B")
     assert (flag_value(launch, "--served-model-name"), flag_value(launch, "--port")) == ("qwen", "8001")
     assert flag_value(launch, "--host") == "127.0.0.1"
@@ -129,24 +129,24 @@ def test_vllm_command_has_model_name_address_and_cached_token_reports() -> None:
 
 
 def test_vllm_loads_a_local_folder() -> None:
-    launch = engine_adapter("vllm").launch_command(replace(REPLICA, source="file:///models/a"), [8001])
+    launch = engine_adapter("vllm").local_launch_command(replace(REPLICA, source="file:///models/a"), [8001])
     assert launch.command[2] == "/models/a"
 
 
 @pytest.mark.parametrize("source", ["s3://bucket/a", "gs://b/a", "oci://r/a", "pvc:claim/a"])
 def test_unsupported_vllm_source_is_refused_with_a_fix(source: str) -> None:
     with pytest.raises(BadInput, match="use hf:// or file://") as caught:
-        engine_adapter("vllm").launch_command(replace(REPLICA, source=source), [8001])
+        engine_adapter("vllm").local_launch_command(replace(REPLICA, source=source), [8001])
     assert caught.value.field == "spec.model.uri"
 
 
 def test_vllm_process_serves_one_port() -> None:
     with pytest.raises(BadInput, match="one process per replica"):
-        engine_adapter("vllm").launch_command(REPLICA, [1, 2])
+        engine_adapter("vllm").local_launch_command(REPLICA, [1, 2])
 
 
 def test_simulator_command_has_ports_name_profile_speed_and_seed() -> None:
-    launch = engine_adapter("sim").launch_command(replace(REPLICA, speed=2.0, seed=5), [9001, 9002])
+    launch = engine_adapter("sim").local_launch_command(replace(REPLICA, speed=2.0, seed=5), [9001, 9002])
     assert launch.command[:4] == (sys.executable, "-m", "fairlead_sim", "engine")
     assert (flag_value(launch, "--listen"), flag_value(launch, "--count")) == ("127.0.0.1:9001", "2")
     assert (flag_value(launch, "--served-model-name"), flag_value(launch, "--profile")) == ("qwen", "910b4")
@@ -156,14 +156,14 @@ def test_simulator_command_has_ports_name_profile_speed_and_seed() -> None:
 
 def test_custom_profile_is_passed_as_json() -> None:
     mine = replace(builtin_profile("910b4"), kv_tokens=7)
-    launch = engine_adapter("sim").launch_command(replace(REPLICA, profile=mine), [9001])
+    launch = engine_adapter("sim").local_launch_command(replace(REPLICA, profile=mine), [9001])
     assert json.loads(flag_value(launch, "--profile")) == asdict(mine)
     assert EngineProfile(**json.loads(flag_value(launch, "--profile"))) == mine
 
 
 def test_simulator_ports_must_be_consecutive() -> None:
     with pytest.raises(BadInput, match="consecutive"):
-        engine_adapter("sim").launch_command(REPLICA, [9001, 9003])
+        engine_adapter("sim").local_launch_command(REPLICA, [9001, 9003])
 
 
 def test_truncated_number_is_ignored() -> None:
@@ -174,20 +174,22 @@ def test_truncated_number_is_ignored() -> None:
 
 def test_simulated_vllm_uses_arguments_that_affect_simulation() -> None:
     args = ("--max-model-len", "4096", "--dtype", "bfloat16", "--enforce-eager", "--max-num-queued-reqs=8")
-    launch = engine_adapter("sim").launch_command(replace(REPLICA, args=args), [9001])
+    launch = engine_adapter("sim").local_launch_command(replace(REPLICA, args=args), [9001])
     assert launch.command[-3:] == ("--max-model-len", "4096", "--max-num-queued-reqs=8")
     assert launch.ignored_args == ("--dtype", "bfloat16", "--enforce-eager")
 
 
 def test_sim_engine_uses_every_argument() -> None:
-    launch = engine_adapter("sim").launch_command(replace(REPLICA, kind="sim", args=("--fault", "hang")), [9001])
+    launch = engine_adapter("sim").local_launch_command(replace(REPLICA, kind="sim", args=("--fault", "hang")), [9001])
     assert launch.command[-2:] == ("--fault", "hang")
 
 
 @pytest.mark.parametrize("name", sorted(builtin_profiles()))
 @pytest.mark.parametrize("kind", ["vllm", "sim"])
 def test_default_context_length_fits_every_builtin_profile(name: str, kind: str) -> None:
-    launch = engine_adapter("sim").launch_command(replace(REPLICA, profile=builtin_profile(name), kind=kind), [9001])
+    launch = engine_adapter("sim").local_launch_command(
+        replace(REPLICA, profile=builtin_profile(name), kind=kind), [9001]
+    )
     parser = argparse.ArgumentParser()
     add_engine_arguments(parser)
     settings = parse_engine_options(parser.parse_args(launch.command[4:])).settings
@@ -196,9 +198,9 @@ def test_default_context_length_fits_every_builtin_profile(name: str, kind: str)
 
 def test_given_context_length_is_kept() -> None:
     small = replace(REPLICA, profile=builtin_profile("l4-qwen8b"), args=("--max-model-len=4096",))
-    assert [word for word in engine_adapter("sim").launch_command(small, [9001]).command if "max-model" in word] == [
-        "--max-model-len=4096"
-    ]
+    assert [
+        word for word in engine_adapter("sim").local_launch_command(small, [9001]).command if "max-model" in word
+    ] == ["--max-model-len=4096"]
 
 
 @pytest.mark.parametrize("args", [("--max-model-len=auto",), ("--max-model-len", "32k"), ("--block-size",)])
@@ -220,7 +222,7 @@ def test_simulator_parses_its_command_line() -> None:
     shared += ("--max-num-queued-reqs=8", "--max-num-queued-tokens", "900")
     shared += ("--max-num-seqs=16", "--max-num-batched-tokens=2048")
     replica = replace(REPLICA, profile=replace(builtin_profile("910b4"), kv_tokens=70_000), speed=2.5, args=shared)
-    launch = engine_adapter("sim").launch_command(replica, [9001, 9002])
+    launch = engine_adapter("sim").local_launch_command(replica, [9001, 9002])
     assert launch.ignored_args == ()
     options = parse_engine_options(parser.parse_args(launch.command[4:]))
     assert (options.host, options.port, options.count) == ("127.0.0.1", 9001, 2)

@@ -9,7 +9,7 @@ import pytest
 
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import builtin_profile
-from fairlead.engines.adapter_protocol import EngineReplica
+from fairlead.engines.adapter_protocol import LocalEngineReplica
 from fairlead.engines.registry import engine_adapter
 from fairlead.engines.sleep_mode import EngineSleepClient, SleepTimeouts
 from fairlead.errors import Unavailable
@@ -105,12 +105,12 @@ def test_invalid_sleep_state_is_an_error(body: bytes) -> None:
 
 
 def test_engines_start_with_sleep_mode_if_the_model_may_sleep() -> None:
-    replica = EngineReplica("tiny", "hf://org/tiny", builtin_profile("tiny-cpu"), env={"A": "1"}, sleeps=True)
-    made = engine_adapter("vllm").launch_command(replica, (8000,))
+    replica = LocalEngineReplica("tiny", "hf://org/tiny", builtin_profile("tiny-cpu"), env={"A": "1"}, sleeps=True)
+    made = engine_adapter("vllm").local_launch_command(replica, (8000,))
     assert "--enable-sleep-mode" in made.command
     assert made.env == {"A": "1", "VLLM_SERVER_DEV_MODE": "1"}
-    plain = engine_adapter("vllm").launch_command(
-        EngineReplica("tiny", "hf://org/tiny", builtin_profile("tiny-cpu")), (8000,)
+    plain = engine_adapter("vllm").local_launch_command(
+        LocalEngineReplica("tiny", "hf://org/tiny", builtin_profile("tiny-cpu")), (8000,)
     )
     assert "--enable-sleep-mode" not in plain.command
     assert plain.env == {}

@@ -179,7 +179,7 @@ def test_absence_says_nothing_of_an_instance_of_which_not_all_is_known() -> None
     place, prompt = Place("a"), prompt_of(1)
     place.serve("a", prompt)
     place.settle()
-    place.report(place.truth.on_batches_lost("a", "a gap", place.now))
+    place.report(place.truth.drop_after_lost_batches("a", "a gap", place.now))
     place.settle()
     place.bridge.on_dispatch("a", prompt.tail, prompt.hashes, place.now, reports_end=True)
     place.bridge.on_finish("a", prompt.tail, place.now)

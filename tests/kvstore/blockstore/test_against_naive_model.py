@@ -142,7 +142,7 @@ class AgainstNaive(RuleBasedStateMachine):
 
     @rule()
     def lost(self) -> None:
-        self.take(self.truth.on_batches_lost("i", "a test", self.now))
+        self.take(self.truth.drop_after_lost_batches("i", "a test", self.now))
         self.naive = Naive()
 
     @rule(wall=st.sampled_from([-1_000.0, 0.0, 1_000.0]))

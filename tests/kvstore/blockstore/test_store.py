@@ -267,7 +267,7 @@ def test_lost_batches_drop_all_blocks() -> None:
     index = SingleInstanceStore()
     index.store.mark_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 2))
-    index.store.on_batches_lost("i", "the replay starts later than requested (4 to 9)", 7.0)
+    index.store.drop_after_lost_batches("i", "the replay starts later than requested (4 to 9)", 7.0)
     state = index.store.state("i")
     assert (state.complete, state.since, state.blocks) == (False, 7.0, 0)
     assert "4 to 9" in state.reason

@@ -88,7 +88,7 @@ class AgainstTruth(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def loses(self, name: str) -> None:
         if name in self.truth:
-            self.take(self.truth.on_batches_lost(name, "a test", self.now))
+            self.take(self.truth.drop_after_lost_batches(name, "a test", self.now))
 
     @rule(name=st.sampled_from(NAMES))
     def comes_or_goes(self, name: str) -> None:

@@ -32,7 +32,7 @@ from fairlead_autoscaler.core.sizing.load_conditions import (
 from fairlead_autoscaler.core.sizing.mix_requests import MixQuestion
 from fairlead_autoscaler.core.sizing.pool_allocation import PoolShare, demand_of_pool
 from fairlead_autoscaler.core.sizing.pool_capacity import latency_targets
-from fairlead_autoscaler.core.sizing.pool_planner import PoolDecisionInputs, PoolDemand, SignalDoubt
+from fairlead_autoscaler.core.sizing.pool_planner import PoolDemand, SignalDoubt, StatelessPoolPlanner
 from fairlead_autoscaler.core.sizing.replicas_needed import Demand
 from fairlead_autoscaler.core.sizing.schedule_bounds import replica_bounds
 from fairlead_autoscaler.core.state import CoreState, GroupMemory
@@ -103,9 +103,9 @@ class _GroupSizer:
         for pool in self.group.pools:
             name, bounds = pool.name, replica_bounds(pool, tick.wall)
             doubt = SignalDoubt(tick.missing_seconds, tick.signals.inconsistency, tick.warming_up)
-            inputs_of_pool = PoolDecisionInputs(pools[name], tick.pools[name], doubt, bounds, tick.now, tick.settings)
+            planner = StatelessPoolPlanner(pools[name], tick.pools[name], doubt, bounds, tick.now, tick.settings)
             needed = demand_of_pool(stable.serving, shares, allocation.targets, name)
-            pools[name], plan = inputs_of_pool.memory_and_plan(
+            pools[name], plan = planner.next_memory_and_plan(
                 PoolDemand(
                     target=allocation.targets[name],
                     needed=needed,

@@ -114,8 +114,8 @@ class SignalDoubt:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolDecisionInputs:
-    """The inputs of the decision on the number of replicas of one pool at one tick.
+class StatelessPoolPlanner:
+    """The planner of one pool at one tick: it computes the number of replicas from these inputs.
 
     bounds: minimum and maximum.
     """
@@ -127,7 +127,7 @@ class PoolDecisionInputs:
     now: float
     settings: ScalingSettings
 
-    def memory_and_plan(self, demand: PoolDemand) -> tuple[PoolMemory, PoolPlan]:
+    def next_memory_and_plan(self, demand: PoolDemand) -> tuple[PoolMemory, PoolPlan]:
         """Returns the next memory, and the number of replicas with its reason."""
         observed, plain, hedged = self.observed, self._plain, self._hedged
         if self.settings.freeze:

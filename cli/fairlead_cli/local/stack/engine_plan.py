@@ -13,7 +13,7 @@ from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.pools import Pool, PoolRole
 from fairlead.api.v1alpha1 import ModelDeployment
-from fairlead.engines.adapter_protocol import EngineReplica, LocalEngineCommand
+from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
 from fairlead.engines.registry import engine_adapter
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, Model, Role, RoutingPreset, SloTargets, served_name_override
@@ -138,7 +138,7 @@ def _plan_pool(
     assert profile is not None  # only pools that adopt do without an accelerator
     transfer = _transfer_name(spec.engine.type, spec.kv_cache.transfer)
     transfer_arguments = _transfer_arguments(pool, transfer) if engine_type == SIMULATED_ENGINE else ()
-    base = EngineReplica(
+    base = LocalEngineReplica(
         name=spec.model.engine_name or deployment.metadata.name,
         source=spec.model.uri,
         profile=profile,
@@ -150,7 +150,7 @@ def _plan_pool(
     )
 
     def launch(ports: tuple[int, ...], first: int) -> LocalEngineCommand:
-        return engine_adapter(engine_type).launch_command(replace(base, seed=seed + first), ports)
+        return engine_adapter(engine_type).local_launch_command(replace(base, seed=seed + first), ports)
 
     def command(ports: tuple[int, ...], first: int) -> ProcessCommand:
         engine_launch = launch(ports, first)

@@ -112,7 +112,7 @@ class Attempt:
         self.has_verdict = False
         self.error: UpstreamError | None = None
 
-    def attach_message(self, body: bytes) -> None:
+    def attach_engine_message(self, body: bytes) -> None:
         """Builds the message: the request with `body` as this instance gets it."""
         context, instance, dispatcher = self.context, self.instance, self._dispatcher
         head, request, choice = context.http_request.head, context.request, context.choice

@@ -114,7 +114,7 @@ class FastPath:
             return
         context.deadline = now + self.response_seconds
         attempt.connection = connection
-        forwarder.attach_message(attempt)
+        forwarder.attach_engine_message(attempt)
         attempt.on_dispatch(now)
         exchange = FastPathExchange(self, attempt)
         self.timeouts.add(exchange, now)

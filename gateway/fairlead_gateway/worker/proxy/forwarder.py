@@ -151,7 +151,7 @@ class Forwarder:
             raise self._routers.no_ready_instance(key, now)
         return self._dispatcher.create_attempt(context, instance, decision, len(failures) + 1)
 
-    def attach_message(self, attempt: Attempt) -> None:
+    def attach_engine_message(self, attempt: Attempt) -> None:
         """Builds the attempt's message from the request, with transfer fields if it has a
         transfer.
         """
@@ -162,7 +162,7 @@ class Forwarder:
         source = context.choice.decision.source if context.choice is not None else None
         if source is not None:
             body = self._prefill_coordinator.add_kv_source(context, body, source)
-        attempt.attach_message(body)
+        attempt.attach_engine_message(body)
 
     def _give_up(self, context: RequestContext) -> GatewayError:
         """Records that no instance has answered; returns the error for the client."""
@@ -187,7 +187,7 @@ class Forwarder:
         context = attempt.context
         is_stale = False
         if not attempt.has_verdict:
-            self.attach_message(attempt)
+            self.attach_engine_message(attempt)
             attempt.connection = self._pool.take_idle(attempt.instance.url)
         while True:
             if attempt.engine_response is None:

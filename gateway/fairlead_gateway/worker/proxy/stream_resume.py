@@ -54,7 +54,7 @@ class StreamResume:
         try:
             url = attempt.instance.url
             attempt.connection = self._pool.take_idle(url) or await self._pool.connect(url)
-            attempt.attach_message(body)
+            attempt.attach_engine_message(body)
             attempt.send()
             engine_response = attempt.engine_response
             assert engine_response is not None

@@ -3,7 +3,7 @@
 import pytest
 
 from fairlead_autoscaler.core.settings import ScalingSettings
-from fairlead_autoscaler.core.sizing.pool_planner import PoolDecisionInputs, PoolDemand, SignalDoubt
+from fairlead_autoscaler.core.sizing.pool_planner import PoolDemand, SignalDoubt, StatelessPoolPlanner
 from fairlead_autoscaler.core.state import PoolMemory
 from fairlead_autoscaler.core.types import PoolObservation, PoolPlan
 
@@ -23,9 +23,9 @@ def _plan(
     wanted = PoolDemand(10 + missing, 10.0 + missing, urgent, False, overloaded, False, starts, 1.0, {}, "batch")
     doubt = SignalDoubt(blind_seconds, None, False)
     observed = PoolObservation(10, 10, replicas=())
-    return PoolDecisionInputs(PoolMemory(), observed, doubt, (1, most), 0.0, ScalingSettings()).memory_and_plan(wanted)[
-        1
-    ]
+    return StatelessPoolPlanner(PoolMemory(), observed, doubt, (1, most), 0.0, ScalingSettings()).next_memory_and_plan(
+        wanted
+    )[1]
 
 
 @pytest.mark.parametrize(
