@@ -22,6 +22,16 @@ class HttpLimits:
     connections: int = limit(20_000, "client connections of one worker; the next gets 503 and is closed")
     pipelined_requests: int = limit(16, "requests read ahead on one connection; then reading pauses")
     write_high_bytes: int = limit(256 * 1024, "unsent bytes to a slow client before its engine is paused")
+    min_read_rate: int = limit(
+        1_024, "bytes a second that a client reads, averaged over `body_idle_seconds`; a slower connection is closed"
+    )
+    unsent_bytes: int = limit(
+        256 * 1024 * 1024, "unsent bytes of one worker, all connections together; then those with the most are closed"
+    )
+    unsent_check_seconds: float = limit(
+        1.0,
+        "interval at which both are checked; while memory is short, a quarter of the unsent bytes is freed each time",
+    )
     bodies_bytes: int = limit(
         512 * 1024 * 1024, "request bodies of one worker, all together; then bodies over 64 KiB get 503"
     )

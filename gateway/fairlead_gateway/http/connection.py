@@ -5,7 +5,8 @@ request. While a request is answered, further bytes wait in a buffer; reading pa
 too large.
 
 A connection closes in two steps: first the gateway's side, then, when the client has read
-everything, the rest. Else the kernel could discard the response that explains the closing.
+everything, the rest. Else the kernel could discard the response that explains the closing. A client
+that reads too slowly is disconnected (`send_rate`).
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.request_parser import AWAITING_BODY_END, AWAITING_HEAD_END, AWAITING_REQUEST, RequestParser
 from fairlead_gateway.http.response_writer import ResponseTransport, ResponseWriter
+from fairlead_gateway.http.send_rate import acknowledged_bytes, reset_transport
 from fairlead_gateway.http.timers import IdleTimer
 
 _LINGER_SECONDS: Final = 2.0
@@ -61,7 +63,7 @@ class ClientConnection(ResponseTransport):
         self._state = _READING
         self._awaited = AWAITING_REQUEST
         self._body_deadline = 0.0
-        self._request_body_bytes = self._accounted_bytes = self._unsent_bytes = 0
+        self._request_body_bytes = self._accounted_bytes = 0
         self._response: ResponseWriter | None = None
         self._disconnect_detector: DisconnectDetector | None = None
         self._processing = self._reading_paused = self._writing_paused = self._is_tls = False
@@ -74,7 +76,7 @@ class ClientConnection(ResponseTransport):
         self._write_bytes = self._transport.write
         self._is_tls = transport.get_extra_info("sslcontext") is not None
         self._transport.set_write_buffer_limits(high=self._limits.write_high_bytes)
-        self._listener.connections.add(self)
+        self._listener.add(self)
         if len(self._listener.connections) > self._limits.connections:
             self._reject(Overloaded("too many connections", hint="try again later", headers=(("retry-after", "1"),)))
         else:
@@ -120,6 +122,7 @@ class ClientConnection(ResponseTransport):
 
     def pause_writing(self) -> None:
         self._writing_paused = True
+        self._listener.send_rate.on_write_paused(self.unsent_bytes())
         if self._response is not None and self._response.on_backpressure is not None:
             self._response.on_backpressure(True)
 
@@ -169,6 +172,20 @@ class ClientConnection(ResponseTransport):
     def abort(self) -> None:
         """Closes with a reset, so that the client cannot take the response for complete."""
         self._transport.abort()
+
+    def reset(self) -> None:
+        """Closes the connection at once and drops what is unsent, also in the kernel."""
+        reset_transport(self._transport)
+
+    def unsent_bytes(self) -> int:
+        """Returns the bytes that wait in this process for the client to read."""
+        return self._transport.get_write_buffer_size()
+
+    def acknowledged_bytes(self) -> int | None:
+        """Returns the bytes that the client has received; None if the system does not report
+        them.
+        """
+        return acknowledged_bytes(self._transport)
 
     def date(self) -> str:
         """Returns the value of the Date header."""
@@ -310,10 +327,8 @@ class ClientConnection(ResponseTransport):
     def _on_timeout(self) -> None:
         """Called when the awaited part has not arrived in time."""
         if self._state == _LINGERING:
-            unsent = self._transport.get_write_buffer_size()
-            if 0 < unsent < self._unsent_bytes:  # the client is slow, but it reads
-                self._unsent_bytes = unsent
-                self._idle_timer.restart(self._limits.body_idle_seconds)
+            if self.unsent_bytes():  # the client is slow; the send-rate monitor judges it
+                self._idle_timer.restart(_LINGER_SECONDS)
             else:
                 self._transport.abort()
         elif self._state == _READING:
@@ -334,10 +349,9 @@ class ClientConnection(ResponseTransport):
         if self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
-        self._unsent_bytes = self._transport.get_write_buffer_size()
         if not self._is_tls:
             self._transport.write_eof()
-        self._idle_timer.restart(self._limits.body_idle_seconds if self._unsent_bytes else _LINGER_SECONDS)
+        self._idle_timer.restart(_LINGER_SECONDS)
 
     def _probe_client(self) -> None:
         """Sends a byte of the response to find out whether a half-closed client still listens."""

@@ -10,6 +10,7 @@ from fairlead.runtime.clock import Clock
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.send_rate import SendRateMonitor
 
 
 class HttpRequest:
@@ -70,6 +71,20 @@ class OpenConnection(Protocol):
         """Closes the connection."""
         ...
 
+    def unsent_bytes(self) -> int:
+        """Returns the bytes that wait in this process for the client to read."""
+        ...
+
+    def acknowledged_bytes(self) -> int | None:
+        """Returns the bytes that the client has received; None if the system does not report
+        them.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Closes the connection at once and drops what is unsent."""
+        ...
+
 
 class Listener:
     """The state that the connections of one port share."""
@@ -92,14 +107,22 @@ class Listener:
         self.max_pipelined = limits.pipelined_requests
         self.idle_seconds = limits.keepalive_idle_seconds
         self.connections: set[OpenConnection] = set()
+        self.send_rate = SendRateMonitor(self.connections, limits, loop, clock.now)
         self.draining = False
         self.buffered_bytes = 0
         self.under_memory_pressure = False
         self._cached_date = (0, "")
 
     def set_memory_pressure(self, under_pressure: bool) -> None:
-        """Sets whether memory is short. While it is, large bodies are refused."""
-        self.under_memory_pressure = under_pressure
+        """Sets whether memory is short. While it is, large bodies are refused, and connections with
+        the most unsent bytes are closed.
+        """
+        self.under_memory_pressure = self.send_rate.under_memory_pressure = under_pressure
+
+    def add(self, connection: OpenConnection) -> None:
+        """Adds a connection that was accepted."""
+        self.connections.add(connection)
+        self.send_rate.start()
 
     def date(self) -> str:
         """Returns the value of the Date header, computed once a second."""
