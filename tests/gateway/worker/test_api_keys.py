@@ -263,3 +263,46 @@ def test_key_of_a_connection_is_checked_again_after_a_change_of_keys() -> None:
     keys.replace({})
     with pytest.raises(InvalidApiKey):
         keys.caller(head("secret", 3))
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/%72eadyz", "http://x/r%65adyz", "/readyz?a=b"])
+@pytest.mark.parametrize("framing", ["content-length: 9000000", "content-length: 1", "transfer-encoding: chunked"])
+@pytest.mark.parametrize("more", ["", "expect: 100-continue\r\n"])
+@pytest.mark.parametrize(("method", "status"), [("GET", 413), ("POST", 405), ("OPTIONS", 413)])
+def test_no_body_is_read_on_the_open_path_without_a_key(
+    path: str, framing: str, more: str, method: str, status: int, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        keys = await loaded(tmp_path / "keys.yaml", KEY)
+        async with running_gateway(fleet_of([]), api_keys=keys) as running:
+            connection = await RawConnection.connect(running.url)
+            await connection.send(f"{method} {path} HTTP/1.1\r\nhost: x\r\n{framing}\r\n{more}\r\n".encode())
+            answer = await connection.read_response()
+            assert (answer.status, answer.fields["connection"]) == (status, "close")
+            assert running.gateway.listener.buffered_bytes == 0
+            await connection.close()
+
+    run_async(main())
+
+
+def test_a_body_on_a_path_without_one_is_refused_with_a_key_too(tmp_path: Path) -> None:
+    async def main() -> None:
+        keys = await loaded(tmp_path / "keys.yaml", KEY)
+        bearer = f"authorization: Bearer {KEY}\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
+        wanted = {
+            "GET /v1/models": 413,
+            "POST /v1/models": 405,
+            "OPTIONS *": 413,
+            "POST /nowhere": 404,
+            "GET /v1/files": 413,
+            "GET /v1/chat/completions": 413,
+        }
+        async with running_gateway(fleet_of([]), api_keys=keys) as running:
+            for line, status in wanted.items():
+                connection = await RawConnection.connect(running.url)
+                await connection.send(f"{line} HTTP/1.1\r\n{bearer}".encode())
+                answer = await connection.read_response()
+                assert (line, answer.status, answer.fields["connection"]) == (line, status, "close")
+                await connection.close()
+
+    run_async(main())

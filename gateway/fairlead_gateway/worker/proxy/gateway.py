@@ -17,7 +17,7 @@ from fairlead.fleet.model import Fleet
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.runtime.nonblocking_log import traceback_lines
-from fairlead_gateway.errors import GatewayError, UnknownPath
+from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
@@ -42,6 +42,9 @@ from fairlead_gateway.worker.proxy.local_routes import (
     check_method,
     is_local_path,
     local_headers,
+    refuse_body,
+    takes_body,
+    unknown_path,
 )
 from fairlead_gateway.worker.proxy.request_recorder import CLIENT_CLOSED_STATUS, RequestRecorder
 from fairlead_gateway.worker.reporting.reporters import Reporters
@@ -174,9 +177,12 @@ class Gateway(RequestLifecycle):
     def check_headers(self, head: RequestHead) -> str | None:
         """Returns the name of the request's API key; None if the path or this gateway needs none.
 
-        Raises InvalidApiKey, and Overloaded if memory is short.
+        Raises InvalidApiKey, BodyTooLarge for a body where none belongs, UnknownPath,
+        MethodNotAllowed, and Overloaded if memory is short.
         """
         caller = None if self._api_keys is None or head.path == READINESS_PATH else self._api_keys.caller(head)
+        if head.length != 0 and not (head.method == "POST" and takes_body(head.path)):
+            refuse_body(head.method, head.path)
         if self.memory_pressure.max_body_bytes is not None:
             self.memory_pressure.check_body(head.length or 0)
         return caller
@@ -205,7 +211,7 @@ class Gateway(RequestLifecycle):
             elif path == "*":
                 check_method(method, ("GET", "HEAD", "POST"), response)
             else:
-                raise UnknownPath("nothing is served under this path", hint="the API lies under /v1")
+                raise unknown_path()
             if observers is not None and method == "OPTIONS":
                 observers.on_answered_locally(http_request, response, 200, None)
         except GatewayError as error:

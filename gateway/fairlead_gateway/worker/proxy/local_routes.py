@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from fairlead_gateway.errors import MethodNotAllowed
+from fairlead_gateway.errors import BodyTooLarge, MethodNotAllowed, UnknownPath
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
+from fairlead_gateway.worker.openai.passthrough import is_passthrough_path
+from fairlead_gateway.worker.openai.request import BODY_TYPES
 
 READINESS_PATH = "/readyz"
 _MODELS_PATH = "/v1/models"
@@ -61,13 +63,42 @@ def check_method(method: str, allowed: Sequence[str], response: ResponseWriter) 
     """
     if method in allowed:
         return True
-    allow = ", ".join((*allowed, "OPTIONS"))
     if method != "OPTIONS":
-        raise MethodNotAllowed(
-            "this path does not support this method", hint=f"use {allow}", headers=(("allow", allow),)
-        )
-    response.send(200, f"allow: {allow}\r\n{local_headers('options')}", b"")
+        raise _method_not_allowed(allowed)
+    response.send(200, f"allow: {_allow(allowed)}\r\n{local_headers('options')}", b"")
     return False
+
+
+def takes_body(path: str) -> bool:
+    """Whether a POST to this path has a body that is read."""
+    return path in BODY_TYPES or (is_passthrough_path(path) and not is_local_path(path))
+
+
+def refuse_body(method: str, path: str) -> None:
+    """Raises the error of a request with a body that no path reads: BodyTooLarge,
+    MethodNotAllowed or UnknownPath.
+    """
+    if method == "POST" and is_local_path(path):
+        raise _method_not_allowed(("GET", "HEAD"))
+    if path != "*" and not takes_body(path) and not is_local_path(path):
+        raise unknown_path()
+    raise BodyTooLarge(
+        "this path takes no body with this method", hint="send neither Content-Length nor Transfer-Encoding"
+    )
+
+
+def unknown_path() -> UnknownPath:
+    """Returns the error of a path under which nothing is served."""
+    return UnknownPath("nothing is served under this path", hint="the API lies under /v1")
+
+
+def _method_not_allowed(allowed: Sequence[str]) -> MethodNotAllowed:
+    allow = _allow(allowed)
+    return MethodNotAllowed("this path does not support this method", hint=f"use {allow}", headers=(("allow", allow),))
+
+
+def _allow(allowed: Sequence[str]) -> str:
+    return ", ".join((*allowed, "OPTIONS"))
 
 
 def local_headers(reason: str) -> str:
