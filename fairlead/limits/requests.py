@@ -33,7 +33,11 @@ class HttpLimits:
         "interval at which both are checked; while memory is short, a quarter of the unsent bytes is freed each time",
     )
     bodies_bytes: int = limit(
-        512 * 1024 * 1024, "request bodies of one worker, all together; then bodies over 64 KiB get 503"
+        512 * 1024 * 1024,
+        "requests of one worker with their heads, all together; then those over 64 KiB get 503, an eighth above it all",
+    )
+    unparsed_bytes: int = limit(
+        64 * 1024 * 1024, "incomplete heads and bytes read ahead of one worker, all together; then they get 503"
     )
     drain_seconds: float = limit(60.0, "requests in flight at SIGTERM may finish for this long")
     keys: int = limit(100_000, "API keys in a keys file")

@@ -24,7 +24,6 @@ from fairlead_gateway.http.timers import IdleTimer
 
 _LINGER_SECONDS: Final = 2.0
 _YIELD_BYTES: Final = 65_536  # after so many bytes in one read, other connections come first
-_UNTRACKED_BYTES: Final = 65_536  # bodies up to this size are not counted
 _CONTINUE_RESPONSE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINE_START: Final = b"HTTP/1.1 "
 _SSE_COMMENT_CHUNK: Final = b"3\r\n:\n\n\r\n"
@@ -63,7 +62,7 @@ class ClientConnection(ResponseTransport):
         self._state = _READING
         self._awaited = AWAITING_REQUEST
         self._body_deadline = 0.0
-        self._request_body_bytes = self._accounted_bytes = 0
+        self._request_bytes = self._accounted_bytes = self._accounted_unparsed = 0
         self._response: ResponseWriter | None = None
         self._disconnect_detector: DisconnectDetector | None = None
         self._processing = self._reading_paused = self._writing_paused = self._is_tls = False
@@ -86,13 +85,14 @@ class ClientConnection(ResponseTransport):
         if self._state == _READING:
             self._parser.feed(data)
             self._process_requests()
-            if self._accounted_bytes or self._response is None:  # a complete request was counted already
+            if self._state == _READING:  # a complete request was counted already
                 self._account_buffered_bytes()
             if len(data) >= _YIELD_BYTES and self._state == _READING and not self._reading_paused:
                 self._pause_reading()  # else a fast sender would starve the others
                 self._listener.loop.call_soon(self._process_requests)
         elif self._state == _RESPONDING:
             self._parser.feed(data)
+            self._account_buffered_bytes()
             if self._parser.should_pause_reading:
                 self._pause_reading()
 
@@ -114,7 +114,7 @@ class ClientConnection(ResponseTransport):
         self._listener.connections.discard(self)
         self._stop_detector()
         self._discard_unread()
-        self._request_body_bytes = 0
+        self._request_bytes = 0
         self._account_buffered_bytes()
         response, self._response = self._response, None
         if response is not None:
@@ -146,8 +146,8 @@ class ClientConnection(ResponseTransport):
     def on_response_complete(self, keep_alive: bool) -> None:
         """Takes the next request, or closes."""
         self._response = None
-        self._request_body_bytes = 0
-        if self._accounted_bytes:
+        self._request_bytes = 0
+        if self._accounted_bytes or self._accounted_unparsed:
             self._account_buffered_bytes()
         self._response_started = False
         if self._disconnect_detector is not None:
@@ -161,6 +161,11 @@ class ClientConnection(ResponseTransport):
         self._awaited = AWAITING_REQUEST
         if not self._processing:
             self._process_requests()
+
+    def on_request_released(self) -> None:
+        """Counts the body of the request as buffered no more."""
+        self._request_bytes = 0
+        self._account_buffered_bytes()
 
     def close(self) -> None:
         """Closes the connection, with a reset if a response is incomplete."""
@@ -271,7 +276,7 @@ class ClientConnection(ResponseTransport):
     def _start_request(self, head: RequestHead, body: bytes) -> None:
         listener = self._listener
         self._state = _RESPONDING
-        self._request_body_bytes = len(body)
+        self._request_bytes = self._parser.head_bytes + len(body)
         self._idle_timer.pause()
         client_id = head.get(b"x-request-id")
         if (
@@ -286,29 +291,28 @@ class ClientConnection(ResponseTransport):
         request = HttpRequest(head, body, request_id, listener.now(), listener.wall())
         listener.handler.handle(request, response)
         if self._state == _RESPONDING:
-            if self._accounted_bytes or len(body) > _UNTRACKED_BYTES:
-                self._account_buffered_bytes()
+            self._account_buffered_bytes()
             if self._eof_received:
                 self._probe_client()
             elif self._reading_paused:
                 self._watch_for_disconnect()
 
     def _account_buffered_bytes(self) -> None:
-        """Reports the buffered bytes to the listener. Refuses a large body if the total is too
-        large.
+        """Reports the buffered bytes to the listener. Refuses what is incomplete above its limits.
+
+        Bytes that no parsed head covers have a limit of their own: no key was shown for them.
         """
-        buffered = self._parser.buffered_bytes + self._request_body_bytes
-        if buffered <= _UNTRACKED_BYTES:
-            buffered = 0
-        if buffered == self._accounted_bytes:
+        listener, parser = self._listener, self._parser
+        buffered, unparsed = parser.incomplete_bytes + self._request_bytes, parser.unparsed_bytes
+        if buffered == self._accounted_bytes and unparsed == self._accounted_unparsed:
             return
-        listener = self._listener
         listener.buffered_bytes += buffered - self._accounted_bytes
-        self._accounted_bytes = buffered
-        over_limit = listener.under_memory_pressure or listener.buffered_bytes > self._limits.bodies_bytes
-        if buffered and over_limit and self._state == _READING:
+        listener.unparsed_bytes += unparsed - self._accounted_unparsed
+        self._accounted_bytes, self._accounted_unparsed = buffered, unparsed
+        if self._state == _READING and listener.must_refuse(buffered, unparsed):
             hint = "try again later, or send a shorter body"
-            self._reject(Overloaded("too many large bodies at once", hint=hint, headers=(("retry-after", "1"),)))
+            message = "too many large bodies at once" if buffered else "too many unfinished requests at once"
+            self._reject(Overloaded(message, hint=hint, headers=(("retry-after", "1"),)))
 
     def _discard_unread(self) -> None:
         """Drops buffered bytes that will not be used."""

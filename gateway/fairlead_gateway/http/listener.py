@@ -12,6 +12,9 @@ from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.http.send_rate import SendRateMonitor
 
+_LARGE_BODY_BYTES: Final = 65_536  # above the first threshold, only larger requests are refused
+_FULL_SHARE: Final = 1.125  # of `bodies_bytes`; above it, small ones are refused too
+
 
 class HttpRequest:
     """A complete request.
@@ -110,6 +113,9 @@ class Listener:
         self.send_rate = SendRateMonitor(self.connections, limits, loop, clock.now)
         self.draining = False
         self.buffered_bytes = 0
+        """Bytes of requests with a parsed head, until their response is complete."""
+        self.unparsed_bytes = 0
+        """Bytes of incomplete heads, and read ahead."""
         self.under_memory_pressure = False
         self._cached_date = (0, "")
 
@@ -123,6 +129,20 @@ class Listener:
         """Adds a connection that was accepted."""
         self.connections.add(connection)
         self.send_rate.start()
+
+    def must_refuse(self, buffered: int, unparsed: int) -> bool:
+        """Returns whether the incomplete request of a connection is refused now.
+
+        buffered: bytes of a request with a parsed head; 0 without one.
+        unparsed: bytes that no parsed head covers.
+        """
+        if unparsed and self.unparsed_bytes > self.limits.unparsed_bytes:
+            return True
+        if not buffered:
+            return False
+        if buffered > _LARGE_BODY_BYTES:
+            return self.under_memory_pressure or self.buffered_bytes > self.limits.bodies_bytes
+        return self.buffered_bytes > self.limits.bodies_bytes * _FULL_SHARE
 
     def date(self) -> str:
         """Returns the value of the Date header, computed once a second."""
