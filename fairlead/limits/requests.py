@@ -39,6 +39,8 @@ class HttpLimits:
     unparsed_bytes: int = limit(
         64 * 1024 * 1024, "incomplete heads and bytes read ahead of one worker, all together; then they get 503"
     )
+    manage_body_bytes: int = limit(1024 * 1024, "a body on the management port without a token; with one, `body_bytes`")
+    manage_bodies_bytes: int = limit(64 * 1024 * 1024, "all requests of the management port together; then 503")
     drain_seconds: float = limit(60.0, "requests in flight at SIGTERM may finish for this long")
     keys: int = limit(100_000, "API keys in a keys file")
 

@@ -256,7 +256,7 @@ class ClientConnection(ResponseTransport):
             now = self._listener.now()
             if self._awaited != awaited:
                 if self._parser.head is not None:
-                    self._listener.handler.check_headers(self._parser.head)
+                    self._listener.handler.admit_body(self._parser.head, self.client_address())
                 self._body_deadline = now + limits.body_seconds
                 if self._parser.needs_100_continue:
                     self._transport.write(_CONTINUE_RESPONSE)

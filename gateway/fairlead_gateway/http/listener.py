@@ -49,7 +49,7 @@ class HttpRequest:
 class RequestHandler(Protocol):
     """The application behind a listener: it checks heads, and answers requests and errors."""
 
-    def check_headers(self, head: RequestHead) -> object:
+    def admit_body(self, head: RequestHead, client_address: str | None) -> None:
         """Raises GatewayError if the body behind this head is not worth waiting for."""
         ...
 

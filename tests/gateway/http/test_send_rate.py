@@ -145,7 +145,7 @@ class Handler:
     def __init__(self) -> None:
         self.open: list[ResponseWriter] = []
 
-    def check_headers(self, head: RequestHead) -> None:
+    def admit_body(self, head: RequestHead, client_address: str | None) -> None:
         pass
 
     def handle(self, request: HttpRequest, response: ResponseWriter) -> None:

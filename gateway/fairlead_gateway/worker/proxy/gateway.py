@@ -174,6 +174,10 @@ class Gateway(RequestLifecycle):
 
     # Requests, from the listener.
 
+    def admit_body(self, head: RequestHead, client_address: str | None) -> None:
+        """Raises what `check_headers` raises, before the body is read."""
+        self.check_headers(head)
+
     def check_headers(self, head: RequestHead) -> str | None:
         """Returns the name of the request's API key; None if the path or this gateway needs none.
 
