@@ -14,6 +14,7 @@ class HttpLimits:
     headers_count: int = limit(100, "header fields of one request; 431")
     body_bytes: int = limit(32 * 1024 * 1024, "a prompt of about 8 million tokens or a handful of images; 413")
     body_wire_factor: int = limit(8, "bytes on the wire per body byte when chunked: 1-byte chunks are an attack")
+    chunk_extension_bytes: int = limit(256, "the extension of one chunk, which is read and dropped; 413")
     trailer_bytes: int = limit(8_192, "trailers are read and dropped; more are refused")
     header_timeout_seconds: float = limit(5.0, "slowloris: from the first byte of a request head to its end")
     body_idle_seconds: float = limit(30.0, "a body without a byte for this long ends the connection with 408")
