@@ -20,7 +20,14 @@ class HttpLimits:
     body_idle_seconds: float = limit(30.0, "a body without a byte for this long ends the connection with 408")
     body_seconds: float = limit(300.0, "from the end of a request's head to the end of its body; 408")
     keepalive_idle_seconds: float = limit(75.0, "an idle client connection is closed")
-    connections: int = limit(20_000, "client connections of one worker; the next gets 503 and is closed")
+    connections: int = limit(
+        20_000,
+        "client connections of one worker; the next gets 503 and is closed. Fewer where the limit of open files, less "
+        "`instance_descriptors` for each instance and `reserved_descriptors`, is lower; the log and `/readyz` say so",
+    )
+    instance_descriptors: int = limit(8, "descriptors of a worker that each instance of the fleet takes from clients")
+    reserved_descriptors: int = limit(256, "descriptors of a worker for files, logs and sockets of its own")
+    min_connections: int = limit(64, "client connections of one worker, however few descriptors it has")
     pipelined_requests: int = limit(16, "requests read ahead on one connection; then reading pauses")
     write_high_bytes: int = limit(256 * 1024, "unsent bytes to a slow client before its engine is paused")
     min_read_rate: int = limit(

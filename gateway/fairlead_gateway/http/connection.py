@@ -76,7 +76,11 @@ class ClientConnection(ResponseTransport):
         self._is_tls = transport.get_extra_info("sslcontext") is not None
         self._transport.set_write_buffer_limits(high=self._limits.write_high_bytes)
         self._listener.add(self)
-        if len(self._listener.connections) > self._limits.connections:
+        excess = len(self._listener.connections) - self._listener.max_connections
+        if excess > self._limits.reserved_descriptors // 2:  # refusals that clients have not read take descriptors too
+            self._state = _LINGERING
+            reset_transport(self._transport)
+        elif excess > 0:
             self._reject(Overloaded("too many connections", hint="try again later", headers=(("retry-after", "1"),)))
         else:
             self._idle_timer.restart(self._limits.keepalive_idle_seconds)

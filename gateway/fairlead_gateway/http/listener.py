@@ -107,6 +107,7 @@ class Listener:
         self.create_request_id = create_request_id
         self.now = clock.now
         self.wall = clock.wall
+        self.max_connections = limits.connections
         self.max_pipelined = limits.pipelined_requests
         self.idle_seconds = limits.keepalive_idle_seconds
         self.connections: set[OpenConnection] = set()
@@ -166,6 +167,18 @@ class Listener:
         """Closes every connection."""
         for connection in list(self.connections):
             connection.close()
+
+
+def max_connections(limits: Limits, max_open_files: int | None, instances: int) -> int:
+    """Returns how many client connections a worker takes.
+
+    max_open_files: descriptors that the process may have; None if there is no limit.
+    instances: those of the fleet, to which the worker keeps connections too.
+    """
+    if max_open_files is None:
+        return limits.connections
+    left = max_open_files - limits.reserved_descriptors - instances * limits.instance_descriptors
+    return min(limits.connections, max(limits.min_connections, left))
 
 
 _DAY_NAMES: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

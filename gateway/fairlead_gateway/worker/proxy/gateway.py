@@ -18,7 +18,7 @@ from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.runtime.nonblocking_log import traceback_lines
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.http.listener import HttpRequest, Listener
+from fairlead_gateway.http.listener import HttpRequest, Listener, max_connections
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing import RouteRequest
@@ -134,6 +134,7 @@ class Gateway(RequestLifecycle):
         """Replaces the fleet; requests in flight stay where they are."""
         self.stack.update_fleet(fleet)
         self._is_loaded = True
+        self._limit_connections(sum(map(len, fleet.instances.values())))
 
     def readiness(self) -> tuple[bool, list[str]]:
         """Returns whether requests are served, and texts about what is wrong or degraded."""
@@ -141,6 +142,7 @@ class Gateway(RequestLifecycle):
             *self._warnings(),
             *self.stack.credentials.warnings(),
             *self.memory_pressure.warnings(),
+            *self._connection_warnings(),
             *nonblocking_log.log_warnings(),
         ]
         if self._observers is not None:
@@ -150,6 +152,24 @@ class Gateway(RequestLifecycle):
         if not self._is_loaded:
             return False, ["no fleet has been read yet", *warnings]
         return True, warnings
+
+    def _limit_connections(self, instances: int) -> None:
+        """Lowers the number of client connections to what the limit of open files allows."""
+        listener, runtime = self.listener, self.runtime
+        was_lowered = bool(self._connection_warnings())
+        listener.max_connections = max_connections(runtime.limits, runtime.max_open_files, instances)
+        if not was_lowered:
+            for warning in self._connection_warnings():
+                _log.warning("%s", warning)
+
+    def _connection_warnings(self) -> list[str]:
+        limit = self.listener.max_connections
+        if limit >= self.runtime.limits.connections:
+            return []
+        return [
+            f"connections: a worker takes {limit} client connections, not {self.runtime.limits.connections}, since it "
+            f"may have only {self.runtime.max_open_files} open files; raise that limit (`ulimit -n`)"
+        ]
 
     def inflight_count(self) -> int:
         """Returns the number of requests in flight."""
