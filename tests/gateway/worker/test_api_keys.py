@@ -206,7 +206,8 @@ def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
                 return (await status("one"), await status("two")) == (401, 200)
 
             async def noted() -> bool:
-                return b"the keys file cannot be used" in (await send(url, get_request("/readyz")))[0].body
+                asked = get_request("/readyz", more=bearer("two"))
+                return b"the keys file cannot be used" in (await send(url, asked))[0].body
 
             await wait_until_async(swapped)
             await asyncio.to_thread(path.write_text, "keys: [")
@@ -263,6 +264,31 @@ def test_key_of_a_connection_is_checked_again_after_a_change_of_keys() -> None:
     keys.replace({})
     with pytest.raises(InvalidApiKey):
         keys.caller(head("secret", 3))
+
+
+def test_readiness_names_no_address_variable_or_engine_to_clients_without_a_key(tmp_path: Path) -> None:
+    details = ["Redis is away: 127.0.0.1:1 refused", "10.20.30.40/8000/0: no metrics", "OPENAI_TOKEN is missing"]
+
+    async def main() -> None:
+        keys = await loaded(tmp_path / "keys.yaml", KEY)
+        async with running_gateway(fleet_of([]), api_keys=keys) as running:
+            shown: list[str] = []
+            running.gateway._warnings = lambda: shown
+            (well,) = await send(running.url, get_request("/readyz"))
+            assert (well.status, well.json) == (200, {"ready": True, "notes": []})
+            shown += details
+            for path, more in (("/readyz", ""), ("/%72eadyz", ""), ("/readyz", bearer("wrong"))):
+                (found,) = await send(running.url, get_request(path, more=more))
+                (note,) = found.json["notes"]
+                assert (found.status, found.json["ready"], note.partition(":")[0]) == (200, True, "degraded")
+            (found,) = await send(running.url, get_request("/readyz", more=bearer(KEY)))
+            assert found.json == {"ready": True, "notes": details}
+            running.gateway.drain()
+            (found,) = await send(running.url, get_request("/readyz"))
+            assert (found.status, found.json["ready"], found.json["notes"][0]) == (503, False, "draining")
+            assert not any(detail in found.body.decode() for detail in details)
+
+    run_async(main())
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/%72eadyz", "http://x/r%65adyz", "/readyz?a=b"])

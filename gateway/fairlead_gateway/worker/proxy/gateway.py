@@ -37,6 +37,8 @@ from fairlead_gateway.worker.proxy.attempt import Attempt
 from fairlead_gateway.worker.proxy.fast_path import FastPathExchange, RequestLifecycle
 from fairlead_gateway.worker.proxy.forwarding_stack import ForwardingStack
 from fairlead_gateway.worker.proxy.local_routes import (
+    DRAINING,
+    NO_FLEET_YET,
     READINESS_PATH,
     LocalRoutes,
     check_method,
@@ -148,9 +150,9 @@ class Gateway(RequestLifecycle):
         if self._observers is not None:
             warnings += self._observers.warnings()
         if self._is_draining:
-            return False, ["draining", *warnings]
+            return False, [DRAINING, *warnings]
         if not self._is_loaded:
-            return False, ["no fleet has been read yet", *warnings]
+            return False, [NO_FLEET_YET, *warnings]
         return True, warnings
 
     def _limit_connections(self, instances: int) -> None:
@@ -211,6 +213,10 @@ class Gateway(RequestLifecycle):
             self.memory_pressure.check_body(head.length or 0)
         return caller
 
+    def _shows_key(self, head: RequestHead) -> bool:
+        """Returns whether the request has a known API key; False without keys."""
+        return self._api_keys is not None and self._api_keys.is_known(head)
+
     def handle(self, http_request: HttpRequest, response: ResponseWriter) -> None:
         """Answers the request, or starts to forward it."""
         observers = self._observers
@@ -226,7 +232,7 @@ class Gateway(RequestLifecycle):
                     self._start_request(http_request, response)
             elif is_local_path(path):
                 if check_method(method, ("GET", "HEAD"), response):
-                    self._local_routes.answer(path, response)
+                    self._local_routes.answer(path, response, shows_key=self._shows_key(http_request.head))
                     if observers is not None and path != READINESS_PATH:
                         observers.on_answered_locally(http_request, response, 200, None)
             elif is_passthrough_path(path):

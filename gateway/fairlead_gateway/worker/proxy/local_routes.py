@@ -15,6 +15,11 @@ from fairlead_gateway.worker.openai.request import BODY_TYPES
 
 READINESS_PATH = "/readyz"
 _MODELS_PATH = "/v1/models"
+DRAINING = "draining"
+NO_FLEET_YET = "no fleet has been read yet"
+_PUBLIC_NOTES = frozenset({DRAINING, NO_FLEET_YET, "no Redis: limits and index stay local"})
+"""Notes that every client may read. Others may name addresses, variables, models and instances."""
+_DEGRADED = "degraded: the management port says how, and so does this path to a client with an API key"
 
 
 class LocalRoutes:
@@ -31,11 +36,15 @@ class LocalRoutes:
         self._readiness = readiness
         self._started_wall = started_wall
 
-    def answer(self, path: str, response: ResponseWriter) -> None:
-        """Sends the response of a local path. Raises UnknownModel."""
+    def answer(self, path: str, response: ResponseWriter, *, shows_key: bool) -> None:
+        """Sends the response of a local path. Raises UnknownModel.
+
+        shows_key: whether the client has shown a known API key; without one, no details are sent.
+        """
         if path == READINESS_PATH:
             is_ready, warnings = self._readiness()
-            body = msgspec.json.encode({"ready": is_ready, "notes": warnings})
+            notes = warnings if shows_key else _public_notes(warnings)
+            body = msgspec.json.encode({"ready": is_ready, "notes": notes})
             response.send(200 if is_ready else 503, local_headers("readyz"), body)
             return
         fleet = self._routers.fleet
@@ -49,6 +58,12 @@ class LocalRoutes:
 
     def _model_object(self, name: str, namespace: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self._started_wall, "owned_by": namespace}
+
+
+def _public_notes(warnings: Sequence[str]) -> list[str]:
+    """Returns the warnings that every client may read, and one word for all others."""
+    notes = [warning for warning in warnings if warning in _PUBLIC_NOTES]
+    return notes if len(notes) == len(warnings) else [*notes, _DEGRADED]
 
 
 def is_local_path(path: str) -> bool:
