@@ -6,7 +6,7 @@ That holds whether a response is running, is complete, or is the last one of its
 
 The unsent bytes of all connections are bounded too. Above `unsent_bytes`, the connections with the
 most unsent bytes are reset until three quarters of that are left. While memory is short, a quarter
-of the unsent bytes is freed each second in the same way.
+of the unsent bytes is freed each second in the same way, at 64 KiB and more a connection.
 
 Why a reset: without it, the kernel keeps its own send buffer for a client that reads no byte.
 """
@@ -140,12 +140,14 @@ class SendRateMonitor:
 
         Returns the unsent bytes that are left, and the number of connections that were reset.
         """
-        if total <= self._limits.unsent_bytes and not (self.under_memory_pressure and total):
+        is_over = total > self._limits.unsent_bytes
+        if not is_over and not self.under_memory_pressure:
             return total, 0
         bound, shed = int(min(total, self._limits.unsent_bytes) * _MAX_UNSENT_SHARE), 0
+        least = 1 if is_over else self._limits.write_high_bytes // 4  # little is gained from others
         most_first = [(-unsent, number, connection) for unsent, number, connection in waiting]
         heapq.heapify(most_first)
-        while total > bound and most_first:
+        while total > bound and most_first and -most_first[0][0] >= least:
             negative, _, connection = heapq.heappop(most_first)
             total += negative
             shed += 1

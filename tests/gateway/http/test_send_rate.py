@@ -241,7 +241,7 @@ def test_a_half_closed_client_that_never_reads_is_disconnected() -> None:
 
 
 def test_short_memory_closes_the_connections_with_the_most_unsent_bytes_first() -> None:
-    listener, loop, _ = listener_of(Limits())
+    listener, loop, _ = listener_of(Limits(write_high_bytes=40_000))
     wires = [Wire(loop, listener) for _ in range(8)]
     for number, wire in enumerate(wires):
         for _ in range(10 * (number + 1)):
@@ -253,6 +253,9 @@ def test_short_memory_closes_the_connections_with_the_most_unsent_bytes_first() 
     loop.run_for(1)
     closed = [number for number, wire in enumerate(wires) if not wire.is_open]
     assert closed == [6, 7]
+    loop.run_for(10)
+    closed = [number for number, wire in enumerate(wires) if not wire.is_open]
+    assert closed == [2, 3, 4, 5, 6, 7]  # little is gained from the others
     assert idle.is_open
     listener.set_memory_pressure(False)
     loop.run_for(2)
