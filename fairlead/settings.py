@@ -95,7 +95,8 @@ class GatewaySettings:
     )
     memory_limit: str | None = _setting(
         "memory that one gateway process may use, such as `2GiB`; near it, large bodies are answered 503. Without it "
-        "the container's limit counts, for all its processes together; where there is none, nothing is refused"
+        "the container's limit counts (cgroup version 2 or 1), for all its processes together; where there is none, nothing "
+        "is refused"
     )
 
     def __repr__(self) -> str:

@@ -14,17 +14,41 @@ class HttpLimits:
     headers_count: int = limit(100, "header fields of one request; 431")
     body_bytes: int = limit(32 * 1024 * 1024, "a prompt of about 8 million tokens or a handful of images; 413")
     body_wire_factor: int = limit(8, "bytes on the wire per body byte when chunked: 1-byte chunks are an attack")
+    chunk_extension_bytes: int = limit(256, "the extension of one chunk, which is read and dropped; 413")
     trailer_bytes: int = limit(8_192, "trailers are read and dropped; more are refused")
     header_timeout_seconds: float = limit(5.0, "slowloris: from the first byte of a request head to its end")
     body_idle_seconds: float = limit(30.0, "a body without a byte for this long ends the connection with 408")
     body_seconds: float = limit(300.0, "from the end of a request's head to the end of its body; 408")
     keepalive_idle_seconds: float = limit(75.0, "an idle client connection is closed")
-    connections: int = limit(20_000, "client connections of one worker; the next gets 503 and is closed")
+    connections: int = limit(
+        20_000,
+        "client connections of one worker; the next gets 503 and is closed. Fewer where the limit of open files, less "
+        "`instance_descriptors` for each instance and `reserved_descriptors`, is lower; the log and `/readyz` say so",
+    )
+    instance_descriptors: int = limit(8, "descriptors of a worker that each instance of the fleet takes from clients")
+    reserved_descriptors: int = limit(256, "descriptors of a worker for files, logs and sockets of its own")
+    min_connections: int = limit(64, "client connections of one worker, however few descriptors it has")
     pipelined_requests: int = limit(16, "requests read ahead on one connection; then reading pauses")
     write_high_bytes: int = limit(256 * 1024, "unsent bytes to a slow client before its engine is paused")
-    bodies_bytes: int = limit(
-        512 * 1024 * 1024, "request bodies of one worker, all together; then bodies over 64 KiB get 503"
+    min_read_rate: int = limit(
+        1_024, "bytes a second that a client reads, averaged over `body_idle_seconds`; a slower connection is closed"
     )
+    unsent_bytes: int = limit(
+        256 * 1024 * 1024, "unsent bytes of one worker, all connections together; then those with the most are closed"
+    )
+    unsent_check_seconds: float = limit(
+        1.0,
+        "interval at which both are checked; while memory is short, a quarter of the unsent bytes is freed each time",
+    )
+    bodies_bytes: int = limit(
+        512 * 1024 * 1024,
+        "requests of one worker with their heads, all together; then those over 64 KiB get 503, an eighth above it all",
+    )
+    unparsed_bytes: int = limit(
+        64 * 1024 * 1024, "incomplete heads and bytes read ahead of one worker, all together; then they get 503"
+    )
+    manage_body_bytes: int = limit(1024 * 1024, "a body on the management port without a token; with one, `body_bytes`")
+    manage_bodies_bytes: int = limit(64 * 1024 * 1024, "all requests of the management port together; then 503")
     drain_seconds: float = limit(60.0, "requests in flight at SIGTERM may finish for this long")
     keys: int = limit(100_000, "API keys in a keys file")
 

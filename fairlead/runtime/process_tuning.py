@@ -19,6 +19,12 @@ def raise_open_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def max_open_files() -> int | None:
+    """Returns how many descriptors this process may have; None if there is no limit."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def tune_malloc() -> None:
     """Makes glibc return the memory of large blocks to the system when they are freed.
 

@@ -61,8 +61,8 @@ def test_it_serves_says_ready_on_both_ports_and_follows_its_file(tmp_path: Path)
             write_fleet_file(path, fleet_of([one.url]))
             async with started(path) as gateway:
                 assert (await send(gateway.url, get_request("/readyz")))[0].status == 200
-                managed = await send(gateway.manage, get_request("/readyz").replace(b"host: x", b"host: 127.0.0.1"))
-                assert managed[0].status == 200
+                managed_request = get_request("/readyz").replace(b"host: x", b"host: 127.0.0.1")
+                assert (await send(gateway.manage, managed_request))[0].status == 200
                 assert (await request(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-0/0/0"
                 write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.DRAINING]))
 
@@ -70,7 +70,7 @@ def test_it_serves_says_ready_on_both_ports_and_follows_its_file(tmp_path: Path)
                     return (await request(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-1/1/0"
 
                 async def complained() -> bool:
-                    return b"cannot be used" in (await send(gateway.url, get_request("/readyz")))[0].body
+                    return b"cannot be used" in (await send(gateway.manage, managed_request))[0].body
 
                 await wait_until_async(moved)
                 await asyncio.to_thread(path.write_text, "models: [")

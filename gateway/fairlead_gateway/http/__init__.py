@@ -4,6 +4,6 @@ In reading order:
 
 - `listener`: what the connections of a port share; `connection`: one client connection.
 - `request_parser`, `request_head`, `chunked_body`: bytes to requests.
-- `response_writer`: responses to bytes.
+- `response_writer`: responses to bytes; `send_rate`: closes connections that do not read them.
 - `disconnect_detector`, `timers`, `sockets`, `tls`, `trace_context`.
 """

@@ -2,7 +2,8 @@
 
 A chunk is `SIZE[;extension] CRLF data CRLF`. A chunk of size 0 ends the body; trailers and an empty
 line follow. Sizes are plain hexadecimal digits and line ends are CRLF. Extensions and trailers are
-read, bounded and dropped. The overhead of framing is bounded too.
+read, bounded and dropped. The overhead of framing is bounded too. The start of a line that arrives
+in parts is examined once.
 
 Why: the next request begins right behind the body, so its end must be found to the byte. Parser
 libraries do not report where a message ended.
@@ -18,24 +19,37 @@ _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;" + _FIELD_TEXT + rb")?\r\n")
 _PARTIAL_SIZE_LINE = re.compile(rb"(?:[0-9A-Fa-f]{1,16}(?:;" + _FIELD_TEXT + rb")?\r?)?")
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):" + _FIELD_TEXT + rb"\r\n")
 _PARTIAL_TRAILER_LINE = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?::" + _FIELD_TEXT + rb")?)?\r?")
+_MORE_TEXT = re.compile(_FIELD_TEXT + rb"\r?")
+_MORE_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]*(?::" + _FIELD_TEXT + rb")?\r?")
+_MAX_SIZE_DIGITS = 16
 _FORBIDDEN_TRAILERS = frozenset({b"content-length", b"transfer-encoding", b"host"})
 
 
 class ChunkedBody:
     """The body of one chunked request, fed with bytes as they arrive."""
 
-    __slots__ = ("_chunk_bytes_left", "_data", "_limits", "_partial_line", "_received_bytes", "_trailer_bytes")
+    __slots__ = (
+        "_chunk_bytes_left",
+        "_data",
+        "_in_text",
+        "_limits",
+        "_partial_line",
+        "_received_bytes",
+        "_trailer_bytes",
+    )
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._data = bytearray()
-        self._partial_line = b""
+        self._partial_line = bytearray()
+        self._in_text = False  # whether the partial line has its `;` or `:`
         self._chunk_bytes_left = 0  # with the CRLF behind the data
         self._received_bytes = 0
         self._trailer_bytes = -1  # -1 before the last chunk
 
     def __len__(self) -> int:
-        return len(self._data)
+        """Bytes in memory."""
+        return len(self._data) + len(self._partial_line)
 
     def feed(self, data: bytes) -> bytes | None:
         """Adds bytes; returns those behind the body once it is complete, else None.
@@ -43,9 +57,12 @@ class ChunkedBody:
         Raises BadRequest and its subclasses.
         """
         self._received_bytes += len(data)
-        data, self._partial_line = self._partial_line + data, b""
-        position = self._read_chunks(data)
-        end = self._read_trailers(data, position) if self._trailer_bytes >= 0 else None
+        end = None
+        if not self._partial_line or self._completes_line(data):
+            if self._partial_line:
+                data, self._partial_line = bytes(self._partial_line) + data, bytearray()
+            position = self._read_chunks(data)
+            end = self._read_trailers(data, position) if self._trailer_bytes >= 0 else None
         limits = self._limits
         if len(self._data) > limits.body_bytes:
             raise BodyTooLarge(f"the body is longer than {limits.body_bytes} bytes")
@@ -71,6 +88,8 @@ class ChunkedBody:
             if line is None:
                 self._keep_partial_line(data, position, _PARTIAL_SIZE_LINE)
                 return position
+            if line.end() - line.end(1) > self._limits.chunk_extension_bytes + 3:
+                raise self._extension_too_long()
             position = line.end()
             size = int(line[1], 16)
             stop = position + size
@@ -117,15 +136,42 @@ class ChunkedBody:
             if self._trailer_bytes > self._limits.trailer_bytes:
                 raise self._trailers_too_long()
 
+    def _completes_line(self, data: bytes) -> bool:
+        """Returns True if the partial line must be matched again with `data` behind it.
+
+        Otherwise it adds `data` to the line. Only the new bytes are examined, so that a line that
+        arrives byte by byte costs no more than one that arrives at once.
+        """
+        partial = self._partial_line
+        if b"\n" in data or (self._trailer_bytes < 0 and not self._in_text):  # a size is short
+            return True
+        if data:
+            more = _MORE_TEXT if self._in_text else _MORE_NAME
+            if partial.endswith(b"\r") or more.fullmatch(data) is None:
+                raise _malformed_body()
+            partial += data
+            self._in_text = self._in_text or b":" in data
+            self._check_partial_length()
+        return False
+
     def _keep_partial_line(self, data: bytes, position: int, partial: re.Pattern[bytes]) -> None:
         """Keeps the start of a line for later. Raises if it cannot become a valid line."""
         if partial.fullmatch(data, position) is None:
             raise _malformed_body()
-        if len(data) - position > self._limits.trailer_bytes:
-            if self._trailer_bytes < 0:
-                raise BodyTooLarge("a chunk's extension is too long")
-            raise self._trailers_too_long()
-        self._partial_line = data[position:]
+        self._partial_line = bytearray(data[position:])
+        self._in_text = (b";" if self._trailer_bytes < 0 else b":") in self._partial_line
+        self._check_partial_length()
+
+    def _check_partial_length(self) -> None:
+        limits, length = self._limits, len(self._partial_line)
+        if self._trailer_bytes >= 0:
+            if length > limits.trailer_bytes:
+                raise self._trailers_too_long()
+        elif length > _MAX_SIZE_DIGITS + limits.chunk_extension_bytes + 2:
+            raise self._extension_too_long()
+
+    def _extension_too_long(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the extension of a chunk is longer than {self._limits.chunk_extension_bytes} bytes")
 
     def _trailers_too_long(self) -> HeadTooLarge:
         return HeadTooLarge(f"the trailers are longer than {self._limits.trailer_bytes} bytes")

@@ -5,7 +5,8 @@ request. While a request is answered, further bytes wait in a buffer; reading pa
 too large.
 
 A connection closes in two steps: first the gateway's side, then, when the client has read
-everything, the rest. Else the kernel could discard the response that explains the closing.
+everything, the rest. Else the kernel could discard the response that explains the closing. A client
+that reads too slowly is disconnected (`send_rate`).
 """
 
 import asyncio
@@ -18,11 +19,11 @@ from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.request_parser import AWAITING_BODY_END, AWAITING_HEAD_END, AWAITING_REQUEST, RequestParser
 from fairlead_gateway.http.response_writer import ResponseTransport, ResponseWriter
+from fairlead_gateway.http.send_rate import acknowledged_bytes, reset_transport
 from fairlead_gateway.http.timers import IdleTimer
 
 _LINGER_SECONDS: Final = 2.0
 _YIELD_BYTES: Final = 65_536  # after so many bytes in one read, other connections come first
-_UNTRACKED_BYTES: Final = 65_536  # bodies up to this size are not counted
 _CONTINUE_RESPONSE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINE_START: Final = b"HTTP/1.1 "
 _SSE_COMMENT_CHUNK: Final = b"3\r\n:\n\n\r\n"
@@ -61,7 +62,7 @@ class ClientConnection(ResponseTransport):
         self._state = _READING
         self._awaited = AWAITING_REQUEST
         self._body_deadline = 0.0
-        self._request_body_bytes = self._accounted_bytes = self._unsent_bytes = 0
+        self._request_bytes = self._accounted_bytes = self._accounted_unparsed = 0
         self._response: ResponseWriter | None = None
         self._disconnect_detector: DisconnectDetector | None = None
         self._processing = self._reading_paused = self._writing_paused = self._is_tls = False
@@ -74,8 +75,12 @@ class ClientConnection(ResponseTransport):
         self._write_bytes = self._transport.write
         self._is_tls = transport.get_extra_info("sslcontext") is not None
         self._transport.set_write_buffer_limits(high=self._limits.write_high_bytes)
-        self._listener.connections.add(self)
-        if len(self._listener.connections) > self._limits.connections:
+        self._listener.add(self)
+        excess = len(self._listener.connections) - self._listener.max_connections
+        if excess > self._limits.reserved_descriptors // 2:  # refusals that clients have not read take descriptors too
+            self._state = _LINGERING
+            reset_transport(self._transport)
+        elif excess > 0:
             self._reject(Overloaded("too many connections", hint="try again later", headers=(("retry-after", "1"),)))
         else:
             self._idle_timer.restart(self._limits.keepalive_idle_seconds)
@@ -84,13 +89,14 @@ class ClientConnection(ResponseTransport):
         if self._state == _READING:
             self._parser.feed(data)
             self._process_requests()
-            if self._accounted_bytes or self._response is None:  # a complete request was counted already
+            if self._state == _READING:  # a complete request was counted already
                 self._account_buffered_bytes()
             if len(data) >= _YIELD_BYTES and self._state == _READING and not self._reading_paused:
                 self._pause_reading()  # else a fast sender would starve the others
                 self._listener.loop.call_soon(self._process_requests)
         elif self._state == _RESPONDING:
             self._parser.feed(data)
+            self._account_buffered_bytes()
             if self._parser.should_pause_reading:
                 self._pause_reading()
 
@@ -112,7 +118,7 @@ class ClientConnection(ResponseTransport):
         self._listener.connections.discard(self)
         self._stop_detector()
         self._discard_unread()
-        self._request_body_bytes = 0
+        self._request_bytes = 0
         self._account_buffered_bytes()
         response, self._response = self._response, None
         if response is not None:
@@ -120,6 +126,7 @@ class ClientConnection(ResponseTransport):
 
     def pause_writing(self) -> None:
         self._writing_paused = True
+        self._listener.send_rate.on_write_paused(self.unsent_bytes())
         if self._response is not None and self._response.on_backpressure is not None:
             self._response.on_backpressure(True)
 
@@ -143,8 +150,8 @@ class ClientConnection(ResponseTransport):
     def on_response_complete(self, keep_alive: bool) -> None:
         """Takes the next request, or closes."""
         self._response = None
-        self._request_body_bytes = 0
-        if self._accounted_bytes:
+        self._request_bytes = 0
+        if self._accounted_bytes or self._accounted_unparsed:
             self._account_buffered_bytes()
         self._response_started = False
         if self._disconnect_detector is not None:
@@ -159,6 +166,11 @@ class ClientConnection(ResponseTransport):
         if not self._processing:
             self._process_requests()
 
+    def on_request_released(self) -> None:
+        """Counts the body of the request as buffered no more."""
+        self._request_bytes = 0
+        self._account_buffered_bytes()
+
     def close(self) -> None:
         """Closes the connection, with a reset if a response is incomplete."""
         if self._state == _RESPONDING:
@@ -169,6 +181,20 @@ class ClientConnection(ResponseTransport):
     def abort(self) -> None:
         """Closes with a reset, so that the client cannot take the response for complete."""
         self._transport.abort()
+
+    def reset(self) -> None:
+        """Closes the connection at once and drops what is unsent, also in the kernel."""
+        reset_transport(self._transport)
+
+    def unsent_bytes(self) -> int:
+        """Returns the bytes that wait in this process for the client to read."""
+        return self._transport.get_write_buffer_size()
+
+    def acknowledged_bytes(self) -> int | None:
+        """Returns the bytes that the client has received; None if the system does not report
+        them.
+        """
+        return acknowledged_bytes(self._transport)
 
     def date(self) -> str:
         """Returns the value of the Date header."""
@@ -234,7 +260,7 @@ class ClientConnection(ResponseTransport):
             now = self._listener.now()
             if self._awaited != awaited:
                 if self._parser.head is not None:
-                    self._listener.handler.check_headers(self._parser.head)
+                    self._listener.handler.admit_body(self._parser.head, self.client_address())
                 self._body_deadline = now + limits.body_seconds
                 if self._parser.needs_100_continue:
                     self._transport.write(_CONTINUE_RESPONSE)
@@ -254,7 +280,7 @@ class ClientConnection(ResponseTransport):
     def _start_request(self, head: RequestHead, body: bytes) -> None:
         listener = self._listener
         self._state = _RESPONDING
-        self._request_body_bytes = len(body)
+        self._request_bytes = self._parser.head_bytes + len(body)
         self._idle_timer.pause()
         client_id = head.get(b"x-request-id")
         if (
@@ -269,29 +295,28 @@ class ClientConnection(ResponseTransport):
         request = HttpRequest(head, body, request_id, listener.now(), listener.wall())
         listener.handler.handle(request, response)
         if self._state == _RESPONDING:
-            if self._accounted_bytes or len(body) > _UNTRACKED_BYTES:
-                self._account_buffered_bytes()
+            self._account_buffered_bytes()
             if self._eof_received:
                 self._probe_client()
             elif self._reading_paused:
                 self._watch_for_disconnect()
 
     def _account_buffered_bytes(self) -> None:
-        """Reports the buffered bytes to the listener. Refuses a large body if the total is too
-        large.
+        """Reports the buffered bytes to the listener. Refuses what is incomplete above its limits.
+
+        Bytes that no parsed head covers have a limit of their own: no key was shown for them.
         """
-        buffered = self._parser.buffered_bytes + self._request_body_bytes
-        if buffered <= _UNTRACKED_BYTES:
-            buffered = 0
-        if buffered == self._accounted_bytes:
+        listener, parser = self._listener, self._parser
+        buffered, unparsed = parser.incomplete_bytes + self._request_bytes, parser.unparsed_bytes
+        if buffered == self._accounted_bytes and unparsed == self._accounted_unparsed:
             return
-        listener = self._listener
         listener.buffered_bytes += buffered - self._accounted_bytes
-        self._accounted_bytes = buffered
-        over_limit = listener.under_memory_pressure or listener.buffered_bytes > self._limits.bodies_bytes
-        if buffered and over_limit and self._state == _READING:
+        listener.unparsed_bytes += unparsed - self._accounted_unparsed
+        self._accounted_bytes, self._accounted_unparsed = buffered, unparsed
+        if self._state == _READING and listener.must_refuse(buffered, unparsed):
             hint = "try again later, or send a shorter body"
-            self._reject(Overloaded("too many large bodies at once", hint=hint, headers=(("retry-after", "1"),)))
+            message = "too many large bodies at once" if buffered else "too many unfinished requests at once"
+            self._reject(Overloaded(message, hint=hint, headers=(("retry-after", "1"),)))
 
     def _discard_unread(self) -> None:
         """Drops buffered bytes that will not be used."""
@@ -310,10 +335,8 @@ class ClientConnection(ResponseTransport):
     def _on_timeout(self) -> None:
         """Called when the awaited part has not arrived in time."""
         if self._state == _LINGERING:
-            unsent = self._transport.get_write_buffer_size()
-            if 0 < unsent < self._unsent_bytes:  # the client is slow, but it reads
-                self._unsent_bytes = unsent
-                self._idle_timer.restart(self._limits.body_idle_seconds)
+            if self.unsent_bytes():  # the client is slow; the send-rate monitor judges it
+                self._idle_timer.restart(_LINGER_SECONDS)
             else:
                 self._transport.abort()
         elif self._state == _READING:
@@ -334,10 +357,9 @@ class ClientConnection(ResponseTransport):
         if self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
-        self._unsent_bytes = self._transport.get_write_buffer_size()
         if not self._is_tls:
             self._transport.write_eof()
-        self._idle_timer.restart(self._limits.body_idle_seconds if self._unsent_bytes else _LINGER_SECONDS)
+        self._idle_timer.restart(_LINGER_SECONDS)
 
     def _probe_client(self) -> None:
         """Sends a byte of the response to find out whether a half-closed client still listens."""

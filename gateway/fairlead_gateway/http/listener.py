@@ -10,6 +10,10 @@ from fairlead.runtime.clock import Clock
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.send_rate import SendRateMonitor
+
+_LARGE_BODY_BYTES: Final = 65_536  # above the first threshold, only larger requests are refused
+_FULL_SHARE: Final = 1.125  # of `bodies_bytes`; above it, small ones are refused too
 
 
 class HttpRequest:
@@ -45,7 +49,7 @@ class HttpRequest:
 class RequestHandler(Protocol):
     """The application behind a listener: it checks heads, and answers requests and errors."""
 
-    def check_headers(self, head: RequestHead) -> object:
+    def admit_body(self, head: RequestHead, client_address: str | None) -> None:
         """Raises GatewayError if the body behind this head is not worth waiting for."""
         ...
 
@@ -70,6 +74,20 @@ class OpenConnection(Protocol):
         """Closes the connection."""
         ...
 
+    def unsent_bytes(self) -> int:
+        """Returns the bytes that wait in this process for the client to read."""
+        ...
+
+    def acknowledged_bytes(self) -> int | None:
+        """Returns the bytes that the client has received; None if the system does not report
+        them.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Closes the connection at once and drops what is unsent."""
+        ...
+
 
 class Listener:
     """The state that the connections of one port share."""
@@ -89,17 +107,43 @@ class Listener:
         self.create_request_id = create_request_id
         self.now = clock.now
         self.wall = clock.wall
+        self.max_connections = limits.connections
         self.max_pipelined = limits.pipelined_requests
         self.idle_seconds = limits.keepalive_idle_seconds
         self.connections: set[OpenConnection] = set()
+        self.send_rate = SendRateMonitor(self.connections, limits, loop, clock.now)
         self.draining = False
         self.buffered_bytes = 0
+        """Bytes of requests with a parsed head, until their response is complete."""
+        self.unparsed_bytes = 0
+        """Bytes of incomplete heads, and read ahead."""
         self.under_memory_pressure = False
         self._cached_date = (0, "")
 
     def set_memory_pressure(self, under_pressure: bool) -> None:
-        """Sets whether memory is short. While it is, large bodies are refused."""
-        self.under_memory_pressure = under_pressure
+        """Sets whether memory is short. While it is, large bodies are refused, and connections with
+        the most unsent bytes are closed.
+        """
+        self.under_memory_pressure = self.send_rate.under_memory_pressure = under_pressure
+
+    def add(self, connection: OpenConnection) -> None:
+        """Adds a connection that was accepted."""
+        self.connections.add(connection)
+        self.send_rate.start()
+
+    def must_refuse(self, buffered: int, unparsed: int) -> bool:
+        """Returns whether the incomplete request of a connection is refused now.
+
+        buffered: bytes of a request with a parsed head; 0 without one.
+        unparsed: bytes that no parsed head covers.
+        """
+        if unparsed and self.unparsed_bytes > self.limits.unparsed_bytes:
+            return True
+        if not buffered:
+            return False
+        if buffered > _LARGE_BODY_BYTES:
+            return self.under_memory_pressure or self.buffered_bytes > self.limits.bodies_bytes
+        return self.buffered_bytes > self.limits.bodies_bytes * _FULL_SHARE
 
     def date(self) -> str:
         """Returns the value of the Date header, computed once a second."""
@@ -123,6 +167,18 @@ class Listener:
         """Closes every connection."""
         for connection in list(self.connections):
             connection.close()
+
+
+def max_connections(limits: Limits, max_open_files: int | None, instances: int) -> int:
+    """Returns how many client connections a worker takes.
+
+    max_open_files: descriptors that the process may have; None if there is no limit.
+    instances: those of the fleet, to which the worker keeps connections too.
+    """
+    if max_open_files is None:
+        return limits.connections
+    left = max_open_files - limits.reserved_descriptors - instances * limits.instance_descriptors
+    return min(limits.connections, max(limits.min_connections, left))
 
 
 _DAY_NAMES: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

@@ -42,6 +42,7 @@ class RequestParser:
         "_limits",
         "_missing_bytes",
         "_template",
+        "head_bytes",
     )
 
     def __init__(self, limits: Limits) -> None:
@@ -55,6 +56,8 @@ class RequestParser:
         self._body_parts: list[bytes] = []
         self._missing_bytes = 0
         self._template: HeadTemplate | None = None
+        self.head_bytes = 0
+        """Bytes of the last parsed head."""
 
     @property
     def awaited(self) -> int:
@@ -87,12 +90,19 @@ class RequestParser:
         )
 
     @property
-    def buffered_bytes(self) -> int:
-        """Bytes in memory: of an incomplete body, and read ahead."""
+    def unparsed_bytes(self) -> int:
+        """Bytes in memory that no parsed head covers: of an incomplete head, or read ahead."""
+        return len(self._buffer) if self._head is None else 0
+
+    @property
+    def incomplete_bytes(self) -> int:
+        """Bytes in memory of a request whose body is incomplete, with its head."""
         head = self._head
         if head is None:
-            return len(self._buffer)
-        return len(self._chunked_body) if self._chunked_body is not None else (head.length or 0) - self._missing_bytes
+            return 0
+        if self._chunked_body is not None:
+            return self.head_bytes + len(self._chunked_body) + len(self._buffer)
+        return self.head_bytes + (head.length or 0) - self._missing_bytes
 
     @property
     def is_empty(self) -> bool:
@@ -155,7 +165,7 @@ class RequestParser:
     def _start_body(self, head: RequestHead, body_start: int) -> RequestHead:
         """Prepares for the body, which begins at `body_start` of the buffer; returns `head`."""
         self._checked_bytes = self._empty_lines = 0
-        self._body_start = body_start
+        self._body_start = self.head_bytes = body_start
         self._head = head
         length = head.length
         self._missing_bytes = length if length is not None else 0

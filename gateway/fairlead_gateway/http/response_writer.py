@@ -35,6 +35,10 @@ class ResponseTransport:
         """
 
     @abstractmethod
+    def on_request_released(self) -> None:
+        """Called when the body of the request is in memory no more."""
+
+    @abstractmethod
     def abort(self) -> None:
         """Closes the connection so that the response cannot look complete."""
 
@@ -149,6 +153,11 @@ class ResponseWriter:
         if not self.finished:
             self._detach()
             self._transport.abort()
+
+    def on_request_released(self) -> None:
+        """Called when the request's body is dropped before the response is complete."""
+        if not self.finished:
+            self._transport.on_request_released()
 
     def client_address(self) -> str | None:
         """Returns the address of the client, as the connection has it."""

@@ -62,3 +62,11 @@ class ApiKeys:
             raise InvalidApiKey("this API key is unknown")
         head.caller_cache = (self._known, name)
         return name
+
+    def is_known(self, head: RequestHead) -> bool:
+        """Returns whether a request has a known key."""
+        try:
+            self.caller(head)
+        except InvalidApiKey:
+            return False
+        return True

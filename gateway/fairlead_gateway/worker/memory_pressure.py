@@ -3,7 +3,8 @@
 Connections, bodies and responses are limited one by one. Together they can still exceed a small
 container. So the process checks its memory four times a second. Above the first threshold, bodies
 over 64 KiB get 503 with Retry-After; above the second, all bodies do. Requests in flight go on, and
-paths without a body are served. Without a known limit, nothing is refused.
+paths without a body are served. Without a known limit, nothing is refused. The limit is that of
+cgroup version 2 or 1; a warning says so where neither can be read.
 
 Large bodies leave free memory between small objects, which stays with the process. So above a
 threshold free pages are returned to the system first, at most once a second.
@@ -14,8 +15,11 @@ Why: in one of three runs, forty bodies of 8 MiB left 150 MiB that were never re
 import asyncio
 import os
 import re
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from fairlead.errors import SettingsError
 from fairlead.limits import Limits
@@ -29,6 +33,7 @@ _UNITS = {None: 1, "B": 1, "K": 1 << 10, "k": 1 << 10, "KiB": 1 << 10, "KB": 1_0
           "G": 1 << 30, "GiB": 1 << 30, "GB": 10**9}  # fmt: skip
 _STATM = Path("/proc/self/statm")
 _CGROUP = Path("/sys/fs/cgroup")
+_UNLIMITED_BYTES = 1 << 60  # version 1 shows a number near 2**63 where there is no limit
 _POLLS_PER_RELEASE = 4
 """Releasing takes milliseconds, in which nothing else runs."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -116,11 +121,59 @@ def memory_share_reader(limit: str | None, *, statm: Path = _STATM, cgroup: Path
     if limit is not None:
         limit_bytes = parse_memory_limit(limit)
         return lambda: _process_share(statm, limit_bytes)
+    for files in _cgroup_files(cgroup):
+        text = _read_text(files.limit)
+        if text is not None:
+            found = int(text) if text.isdigit() else 0
+            return partial(_container_share, files, found) if 0 < found < _UNLIMITED_BYTES else None
+    return None
+
+
+def unreadable_limit_warning(limit: str | None, *, cgroup: Path = _CGROUP) -> str | None:
+    """Returns a text if the container's limit may exist and cannot be read; else None.
+
+    limit: the configured limit of this process; None: the limit of the container.
+    """
+    if limit is not None or sys.platform != "linux" or (cgroup / "cgroup.controllers").exists():
+        return None
+    if any(_read_text(files.limit) is not None for files in _cgroup_files(cgroup)):
+        return None
+    return (
+        f"memory: no limit can be read from {cgroup}, so no body is refused when memory is short; "
+        "set FAIRLEAD_MEMORY_LIMIT"
+    )
+
+
+class _CgroupFiles(NamedTuple):
+    """The files of a cgroup version.
+
+    inactive_file: the start of the line in `stat` with the file cache that can be freed.
+    """
+
+    limit: Path
+    used: Path
+    stat: Path
+    inactive_file: bytes
+
+
+def _cgroup_files(cgroup: Path) -> tuple[_CgroupFiles, _CgroupFiles]:
+    """Returns the files of version 2, then those of version 1."""
+    memory = cgroup / "memory"
+    return (
+        _CgroupFiles(cgroup / "memory.max", cgroup / "memory.current", cgroup / "memory.stat", b"inactive_file "),
+        _CgroupFiles(
+            *(memory / "memory.limit_in_bytes", memory / "memory.usage_in_bytes", memory / "memory.stat"),
+            b"total_inactive_file ",
+        ),
+    )
+
+
+def _read_text(file: Path) -> str | None:
+    """Returns the stripped text of a file; None if it cannot be read."""
     try:
-        text = (cgroup / "memory.max").read_text().strip()
+        return file.read_text().strip()
     except OSError:
         return None
-    return (lambda: _container_share(cgroup, int(text))) if text.isdigit() and int(text) else None
 
 
 def parse_memory_limit(text: str) -> int:
@@ -140,16 +193,16 @@ def _process_share(statm: Path, limit_bytes: int) -> float | None:
         return None
 
 
-def _container_share(cgroup: Path, limit_bytes: int) -> float | None:
+def _container_share(files: _CgroupFiles, limit_bytes: int) -> float | None:
     """Returns the share of the limit that all processes of the container use, without file caches.
 
     None if the kernel does not report it.
     """
     try:
-        used = int((cgroup / "memory.current").read_bytes())
-        for line in (cgroup / "memory.stat").read_bytes().splitlines():
-            if line.startswith(b"inactive_file "):
-                used -= int(line[14:])
+        used, start = int(files.used.read_bytes()), files.inactive_file
+        for line in files.stat.read_bytes().splitlines():
+            if line.startswith(start):
+                used -= int(line[len(start) :])
                 break
     except (OSError, ValueError):
         return None

@@ -58,6 +58,9 @@ class WorkerServices:
         self._channel = channel
         self._supervisor_warnings = configuration.warnings
         self._certificate_warning: str | None = None
+        self._memory_warning = memory_pressure.unreadable_limit_warning(settings.memory_limit)
+        if self._memory_warning is not None:
+            _log.warning("%s", self._memory_warning)
         self._tasks: set[asyncio.Task[None]] = set()
         self.certificate: TlsCertificate | None = None
         if configuration.certificate is not None:
@@ -196,7 +199,7 @@ class WorkerServices:
             _log.warning("%s", self._certificate_warning)
 
     def _warnings(self) -> list[str]:
-        own = [] if self._certificate_warning is None else [self._certificate_warning]
+        own = [warning for warning in (self._certificate_warning, self._memory_warning) if warning is not None]
         return [*self._supervisor_warnings, *own]
 
 

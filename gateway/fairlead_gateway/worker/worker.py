@@ -34,7 +34,9 @@ class Worker:
     def __init__(self, settings: GatewaySettings, limits: Limits, shared_memory: mmap.mmap | None) -> None:
         self._settings = settings
         self._shared_memory = shared_memory
-        self._runtime = WorkerRuntime(SystemClock(), limits, asyncio.get_running_loop())
+        self._runtime = WorkerRuntime(
+            SystemClock(), limits, asyncio.get_running_loop(), process_tuning.max_open_files()
+        )
         self._configured: asyncio.Future[messages.Configure | None] = self._runtime.loop.create_future()
         self._stop = asyncio.Event()
         self._channel_closed = asyncio.Event()

@@ -169,12 +169,13 @@ def test_full_unread_pipe_blocks_no_request_and_no_drain(tmp_path: Path) -> None
             os.close(writing)
             try:
                 assert process.stdout is not None
-                url = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()[1]
+                _, url, _, manage = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
+                notes = get_request("/readyz").replace(b"host: x", b"host: 127.0.0.1")
                 for number in range(3):
                     path.write_text("models: [" + "{" * number)
 
                     async def complained() -> bool:
-                        return b"cannot be used" in (await send(url, get_request("/readyz")))[0].body
+                        return b"cannot be used" in (await send(manage, notes))[0].body
 
                     await wait_until_async(complained)
                     assert (await request(url, GOOD)).status == 200

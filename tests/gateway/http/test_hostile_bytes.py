@@ -399,25 +399,6 @@ def test_methods_are_answered_as_http_says() -> None:
     run_async(main())
 
 
-def test_more_connections_than_the_limit_are_refused() -> None:
-    async def main() -> None:
-        async with (
-            scripted_engine() as engine,
-            running_gateway(fleet_of([engine.url]), Limits(connections=2)) as running,
-        ):
-            first, second = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
-            for connection in (first, second):
-                await connection.send(get_request("/readyz", close=False))
-                assert (await connection.read_response()).status == 200
-            refused = await send(running.url, b"")
-            assert [answer.status for answer in refused] == [503]
-            assert refused[0].fields["retry-after"] == "1"
-            await first.close()
-            await second.close()
-
-    run_async(main())
-
-
 def test_no_answer_repeats_bytes_of_a_request(caplog: pytest.LogCaptureFixture) -> None:
     hostile = (
         b"GET /" + CANARY + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",

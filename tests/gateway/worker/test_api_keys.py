@@ -206,7 +206,8 @@ def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
                 return (await status("one"), await status("two")) == (401, 200)
 
             async def noted() -> bool:
-                return b"the keys file cannot be used" in (await send(url, get_request("/readyz")))[0].body
+                asked = get_request("/readyz", more=bearer("two"))
+                return b"the keys file cannot be used" in (await send(url, asked))[0].body
 
             await wait_until_async(swapped)
             await asyncio.to_thread(path.write_text, "keys: [")
@@ -263,3 +264,71 @@ def test_key_of_a_connection_is_checked_again_after_a_change_of_keys() -> None:
     keys.replace({})
     with pytest.raises(InvalidApiKey):
         keys.caller(head("secret", 3))
+
+
+def test_readiness_names_no_address_variable_or_engine_to_clients_without_a_key(tmp_path: Path) -> None:
+    details = ["Redis is away: 127.0.0.1:1 refused", "10.20.30.40/8000/0: no metrics", "OPENAI_TOKEN is missing"]
+
+    async def main() -> None:
+        keys = await loaded(tmp_path / "keys.yaml", KEY)
+        async with running_gateway(fleet_of([]), api_keys=keys) as running:
+            shown: list[str] = []
+            running.gateway._warnings = lambda: shown
+            (well,) = await send(running.url, get_request("/readyz"))
+            assert (well.status, well.json) == (200, {"ready": True, "notes": []})
+            shown += details
+            for path, more in (("/readyz", ""), ("/%72eadyz", ""), ("/readyz", bearer("wrong"))):
+                (found,) = await send(running.url, get_request(path, more=more))
+                (note,) = found.json["notes"]
+                assert (found.status, found.json["ready"], note.partition(":")[0]) == (200, True, "degraded")
+            (found,) = await send(running.url, get_request("/readyz", more=bearer(KEY)))
+            assert found.json == {"ready": True, "notes": details}
+            running.gateway.drain()
+            (found,) = await send(running.url, get_request("/readyz"))
+            assert (found.status, found.json["ready"], found.json["notes"][0]) == (503, False, "draining")
+            assert not any(detail in found.body.decode() for detail in details)
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/%72eadyz", "http://x/r%65adyz", "/readyz?a=b"])
+@pytest.mark.parametrize("framing", ["content-length: 9000000", "content-length: 1", "transfer-encoding: chunked"])
+@pytest.mark.parametrize("more", ["", "expect: 100-continue\r\n"])
+@pytest.mark.parametrize(("method", "status"), [("GET", 413), ("POST", 405), ("OPTIONS", 413)])
+def test_no_body_is_read_on_the_open_path_without_a_key(
+    path: str, framing: str, more: str, method: str, status: int, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        keys = await loaded(tmp_path / "keys.yaml", KEY)
+        async with running_gateway(fleet_of([]), api_keys=keys) as running:
+            connection = await RawConnection.connect(running.url)
+            await connection.send(f"{method} {path} HTTP/1.1\r\nhost: x\r\n{framing}\r\n{more}\r\n".encode())
+            answer = await connection.read_response()
+            assert (answer.status, answer.fields["connection"]) == (status, "close")
+            assert running.gateway.listener.buffered_bytes == 0
+            await connection.close()
+
+    run_async(main())
+
+
+def test_a_body_on_a_path_without_one_is_refused_with_a_key_too(tmp_path: Path) -> None:
+    async def main() -> None:
+        keys = await loaded(tmp_path / "keys.yaml", KEY)
+        bearer = f"authorization: Bearer {KEY}\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
+        wanted = {
+            "GET /v1/models": 413,
+            "POST /v1/models": 405,
+            "OPTIONS *": 413,
+            "POST /nowhere": 404,
+            "GET /v1/files": 413,
+            "GET /v1/chat/completions": 413,
+        }
+        async with running_gateway(fleet_of([]), api_keys=keys) as running:
+            for line, status in wanted.items():
+                connection = await RawConnection.connect(running.url)
+                await connection.send(f"{line} HTTP/1.1\r\n{bearer}".encode())
+                answer = await connection.read_response()
+                assert (line, answer.status, answer.fields["connection"]) == (line, status, "close")
+                await connection.close()
+
+    run_async(main())

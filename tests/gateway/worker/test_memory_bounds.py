@@ -103,6 +103,72 @@ def test_the_body_of_a_request_in_flight_counts_until_its_answer() -> None:
     run_async(main())
 
 
+def test_small_bodies_and_heads_of_many_connections_have_a_bound_together() -> None:
+    """Each was too small to be counted; together they were more than a gibibyte."""
+    limits = Limits(bodies_bytes=300_000, unparsed_bytes=150_000)
+    begun = post_request(GOOD | {"user": "x" * 50_000})[:-10]
+    head = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 30_000
+
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+            listener = running.gateway.listener
+            for part, taken in ((begun, 6), (head, 4)):
+                connections = []
+                for number in range(taken + 1):
+                    connection = await RawConnection.connect(running.url)
+                    connections.append(connection)
+                    await connection.send(part)
+                    if number < taken:
+                        counted = number * len(part) + len(part) // 2
+                        async with asyncio.timeout(120):
+                            while listener.buffered_bytes + listener.unparsed_bytes < counted:  # noqa: ASYNC110 - a socket
+                                await asyncio.sleep(0)
+                refused = await connections[-1].read_response()
+                assert (refused.status, refused.error["code"], refused.fields["retry-after"]) == (
+                    503,
+                    "overloaded",
+                    "1",
+                )
+                assert (await request(running.url, GOOD)).status == 200
+                for connection in connections:
+                    await connection.close()
+                await until(running, 0)
+                assert (listener.buffered_bytes, listener.unparsed_bytes) == (0, 0)
+
+    run_async(main())
+
+
+def test_small_request_in_flight_is_counted_until_its_body_is_dropped() -> None:
+    async def main() -> None:
+        asked, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow(call: EngineCall) -> None:
+            asked.set()
+            await go_on.wait()
+            await call.respond({"object": "chat.completion", "choices": []})
+
+        async with scripted_engine(slow) as engine, running_gateway(fleet_of([engine.url])) as running:
+            listener = running.gateway.listener
+            connection = await RawConnection.connect(running.url)
+            data = post_request(GOOD, close=False)
+            await connection.send(data)
+            await asked.wait()
+            assert listener.buffered_bytes == len(data)
+            await connection.send(b"GET /v1/mod")
+            async with asyncio.timeout(120):
+                while not listener.unparsed_bytes:  # noqa: ASYNC110 - beyond a socket
+                    await asyncio.sleep(0)
+            assert listener.unparsed_bytes == 11
+            go_on.set()
+            assert (await connection.read_response()).status == 200
+            assert listener.buffered_bytes == 0
+            await connection.close()
+            await until(running, 0)
+            assert listener.unparsed_bytes == 0
+
+    run_async(main())
+
+
 def test_a_body_of_empty_lines_in_chunks_does_not_hold_up_others() -> None:
     text = b'{"model":"tiny","messages":[{"role":"user","content":"x"}]' + b"\r\n" * 4_000_000 + b"}"
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"

@@ -17,6 +17,7 @@ from fairlead_gateway.worker.memory_pressure import (
     MemoryPressure,
     memory_share_reader,
     parse_memory_limit,
+    unreadable_limit_warning,
 )
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
@@ -82,6 +83,31 @@ def test_the_share_is_the_process_s_own_or_the_container_s_without_cached_files(
     assert own() is None
 
 
+def test_the_limit_of_a_container_under_cgroup_version_1_protects_too(tmp_path: Path) -> None:
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    (memory / "memory.limit_in_bytes").write_text("1000000\n")
+    (memory / "memory.usage_in_bytes").write_text("700000\n")
+    (memory / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 200000\ntotal_active_file 3\n")
+    container = memory_share_reader(None, cgroup=tmp_path)
+    assert container is not None
+    assert container() == 0.5
+    assert unreadable_limit_warning(None, cgroup=tmp_path) is None
+    (memory / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert memory_share_reader(None, cgroup=tmp_path) is None
+    assert unreadable_limit_warning(None, cgroup=tmp_path) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has cgroups")
+def test_a_limit_that_cannot_be_read_is_a_warning_and_not_silence(tmp_path: Path) -> None:
+    warning = unreadable_limit_warning(None, cgroup=tmp_path)
+    assert warning is not None
+    assert "FAIRLEAD_MEMORY_LIMIT" in warning
+    assert unreadable_limit_warning("1GiB", cgroup=tmp_path) is None
+    (tmp_path / "cgroup.controllers").write_text("memory\n")  # the root of version 2 has no limit
+    assert unreadable_limit_warning(None, cgroup=tmp_path) is None
+
+
 def test_sizes_are_read_and_what_is_none_is_said() -> None:
     assert [parse_memory_limit(text) for text in ("512MiB", "1.5GiB", "2000000", "3MB")] == [
         1 << 29,
@@ -132,7 +158,8 @@ def test_short_memory_refuses_large_bodies_however_they_come_and_recovers() -> N
             assert [answer.status for answer in await send(running.url, small)] == [503]
             assert [answer.status for answer in await send(running.url, get_request("/v1/models"))] == [200]
             (ready,) = await send(running.url, get_request("/readyz"))
-            assert (ready.status, "97 % of the limit" in ready.body.decode()) == (200, True)
+            assert (ready.status, b"degraded" in ready.body, b"97 %" in ready.body) == (200, True, False)
+            assert "97 % of the limit" in running.gateway.readiness()[1][0]
             level = 0.5
             async with asyncio.timeout(120):
                 while listener.under_memory_pressure:  # noqa: ASYNC110 - see above

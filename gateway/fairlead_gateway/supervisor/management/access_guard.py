@@ -8,6 +8,9 @@ resolves to our address) it can even read the answers. Therefore:
 - Only GET is answered. The one exception, the route preview, has a body and changes nothing.
 - Readiness, metrics and the status page (without data) are open.
 - Everything else needs the management token. Without a token, only this machine is answered.
+
+The rules need the head alone. So the server applies them before it reads a body, and the wrapper
+applies them to every request.
 """
 
 import hmac
@@ -54,13 +57,14 @@ class AccessGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
+        refusal = self.refusal(scope)
         if refusal is None:
             await self._app(scope, receive, _with_security_headers(send))
         else:
             await _send_refusal(_with_security_headers(send), *refusal)
 
-    def _refusal(self, scope: Scope) -> tuple[int, str, str] | None:
+    def refusal(self, scope: Scope) -> tuple[int, str, str] | None:
+        """Returns status, message and hint of a request that is refused by its head; else None."""
         headers = scope["headers"]
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
         if len(hosts) != 1 or not self.is_trusted_host(hosts[0]):
@@ -102,6 +106,13 @@ class AccessGuard:
         return True
 
 
+def refusal_headers(status: int, hint: str) -> tuple[tuple[str, str], ...]:
+    """Returns the header fields that belong to a refusal with this status."""
+    if status == 405:
+        return (("allow", hint),)
+    return (("www-authenticate", "Bearer"),) if status == 401 else ()
+
+
 def _is_local(scope: Scope) -> bool:
     """Returns whether the client is on this machine. One without an address counts as such."""
     client = scope.get("client")
@@ -140,9 +151,6 @@ def _with_security_headers(send: Send) -> Send:
 async def _send_refusal(send: Send, status: int, message: str, hint: str) -> None:
     body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "hint": hint}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 405:
-        headers.append((b"allow", hint.encode()))
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+    headers += [(name.encode(), value.encode()) for name, value in refusal_headers(status, hint)]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

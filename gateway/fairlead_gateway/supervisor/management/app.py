@@ -14,8 +14,8 @@ from fairlead_gateway.supervisor.management.probes import ProbeResponse, Probes
 from fairlead_gateway.supervisor.management.view import GatewayView
 
 
-def create_management_app(view: GatewayView, *, hosts: Iterable[str] = (), token: str | None = None) -> App:
-    """Returns the ASGI app.
+def create_management_app(view: GatewayView, *, hosts: Iterable[str] = (), token: str | None = None) -> AccessGuard:
+    """Returns the ASGI app, behind its guard.
 
     hosts: DNS names under which clients reach it.
     token: guards everything but the open paths. If it is None, only this machine is answered.

@@ -6,6 +6,7 @@ It passes one whole request and one whole answer: no streams, no lifespan, no up
 import asyncio
 
 from fairlead_gateway.http.listener import HttpRequest
+from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.supervisor.management.access_guard import App, Message, Scope
 
@@ -38,14 +39,14 @@ async def serve_request(app: App, request: HttpRequest, response: ResponseWriter
         else:
             body.extend(message.get("body", b""))
 
-    await app(_scope(request, response, server), receive, send)
+    await app(request_scope(request.head, response.client_address(), server), receive, send)
     kind = next((value for name, value in fields if name == b"content-type"), b"application/octet-stream")
     lines = b"".join(b"%b: %b\r\n" % (name, value) for name, value in fields if name not in _FRAMING_HEADERS)
     response.send(status, lines.decode("latin-1"), bytes(body), content_type=kind.decode("latin-1"))
 
 
-def _scope(request: HttpRequest, response: ResponseWriter, server: tuple[str, int]) -> Scope:
-    head = request.head
+def request_scope(head: RequestHead, client_address: str | None, server: tuple[str, int]) -> Scope:
+    """Returns the ASGI scope of a request."""
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -56,6 +57,6 @@ def _scope(request: HttpRequest, response: ResponseWriter, server: tuple[str, in
         "query_string": head.query,
         "root_path": "",
         "headers": head.fields,
-        "client": (response.client_address() or _UNKNOWN_ADDRESS, 0),
+        "client": (client_address or _UNKNOWN_ADDRESS, 0),
         "server": server,
     }

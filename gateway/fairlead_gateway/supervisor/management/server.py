@@ -7,6 +7,7 @@ Why: uvicorn would add a command line, process supervision and logging of its ow
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import logging
 import socket
@@ -20,9 +21,9 @@ from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.http.sockets import LISTEN_BACKLOG
-from fairlead_gateway.supervisor.management.access_guard import ROUTE_PREVIEW_PATH, App
+from fairlead_gateway.supervisor.management.access_guard import ROUTE_PREVIEW_PATH, AccessGuard, refusal_headers
 from fairlead_gateway.supervisor.management.app import create_management_app
-from fairlead_gateway.supervisor.management.asgi_bridge import serve_request
+from fairlead_gateway.supervisor.management.asgi_bridge import request_scope, serve_request
 from fairlead_gateway.supervisor.management.view import GatewayView
 
 _log = logging.getLogger("fairlead.gateway")
@@ -38,7 +39,12 @@ class ManagementServer:
     ) -> None:
         self._app = create_management_app(view, token=token, hosts=hosts)
         self._clock = view.clock
-        self._limits = limits
+        self._limits = dataclasses.replace(
+            limits,
+            body_bytes=limits.body_bytes if token else limits.manage_body_bytes,
+            bodies_bytes=limits.manage_bodies_bytes,
+            unparsed_bytes=limits.manage_bodies_bytes,
+        )
         self._private = private
         self._listener: Listener | None = None
         self._server: asyncio.Server | None = None
@@ -69,15 +75,31 @@ class ManagementServer:
         self._listener.close()
 
 
+class AccessRefused(GatewayError):
+    """Raised if the guard of the management port refuses a request by its head."""
+
+    error_type = "invalid_request_error"
+    code = "access_refused"
+
+    def __init__(self, status: int, message: str, hint: str) -> None:
+        super().__init__(message, hint=hint, headers=refusal_headers(status, hint))
+        self.status = status
+
+
 class _AsgiHandler:
     """A request handler that calls the app in one task per request; a disconnect cancels it."""
 
-    def __init__(self, app: App, server: tuple[str, int]) -> None:
+    def __init__(self, app: AccessGuard, server: tuple[str, int]) -> None:
         self._app = app
         self._server = server
 
-    def check_headers(self, head: RequestHead) -> None:
-        """Raises MethodNotAllowed for a request with a body, except the route preview."""
+    def admit_body(self, head: RequestHead, client_address: str | None) -> None:
+        """Raises AccessRefused if the guard refuses the head, MethodNotAllowed for a body except
+        that of the route preview.
+        """
+        refusal = self._app.refusal(request_scope(head, client_address, self._server))
+        if refusal is not None:
+            raise AccessRefused(*refusal)
         if head.path == ROUTE_PREVIEW_PATH and head.method == "POST":
             return
         raise MethodNotAllowed(

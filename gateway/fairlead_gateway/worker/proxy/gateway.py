@@ -17,8 +17,8 @@ from fairlead.fleet.model import Fleet
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.runtime.nonblocking_log import traceback_lines
-from fairlead_gateway.errors import GatewayError, UnknownPath
-from fairlead_gateway.http.listener import HttpRequest, Listener
+from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.http.listener import HttpRequest, Listener, max_connections
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing import RouteRequest
@@ -37,11 +37,16 @@ from fairlead_gateway.worker.proxy.attempt import Attempt
 from fairlead_gateway.worker.proxy.fast_path import FastPathExchange, RequestLifecycle
 from fairlead_gateway.worker.proxy.forwarding_stack import ForwardingStack
 from fairlead_gateway.worker.proxy.local_routes import (
+    DRAINING,
+    NO_FLEET_YET,
     READINESS_PATH,
     LocalRoutes,
     check_method,
     is_local_path,
     local_headers,
+    refuse_body,
+    takes_body,
+    unknown_path,
 )
 from fairlead_gateway.worker.proxy.request_recorder import CLIENT_CLOSED_STATUS, RequestRecorder
 from fairlead_gateway.worker.reporting.reporters import Reporters
@@ -131,6 +136,7 @@ class Gateway(RequestLifecycle):
         """Replaces the fleet; requests in flight stay where they are."""
         self.stack.update_fleet(fleet)
         self._is_loaded = True
+        self._limit_connections(sum(map(len, fleet.instances.values())))
 
     def readiness(self) -> tuple[bool, list[str]]:
         """Returns whether requests are served, and texts about what is wrong or degraded."""
@@ -138,15 +144,34 @@ class Gateway(RequestLifecycle):
             *self._warnings(),
             *self.stack.credentials.warnings(),
             *self.memory_pressure.warnings(),
+            *self._connection_warnings(),
             *nonblocking_log.log_warnings(),
         ]
         if self._observers is not None:
             warnings += self._observers.warnings()
         if self._is_draining:
-            return False, ["draining", *warnings]
+            return False, [DRAINING, *warnings]
         if not self._is_loaded:
-            return False, ["no fleet has been read yet", *warnings]
+            return False, [NO_FLEET_YET, *warnings]
         return True, warnings
+
+    def _limit_connections(self, instances: int) -> None:
+        """Lowers the number of client connections to what the limit of open files allows."""
+        listener, runtime = self.listener, self.runtime
+        was_lowered = bool(self._connection_warnings())
+        listener.max_connections = max_connections(runtime.limits, runtime.max_open_files, instances)
+        if not was_lowered:
+            for warning in self._connection_warnings():
+                _log.warning("%s", warning)
+
+    def _connection_warnings(self) -> list[str]:
+        limit = self.listener.max_connections
+        if limit >= self.runtime.limits.connections:
+            return []
+        return [
+            f"connections: a worker takes {limit} client connections, not {self.runtime.limits.connections}, since it "
+            f"may have only {self.runtime.max_open_files} open files; raise that limit (`ulimit -n`)"
+        ]
 
     def inflight_count(self) -> int:
         """Returns the number of requests in flight."""
@@ -171,15 +196,26 @@ class Gateway(RequestLifecycle):
 
     # Requests, from the listener.
 
+    def admit_body(self, head: RequestHead, client_address: str | None) -> None:
+        """Raises what `check_headers` raises, before the body is read."""
+        self.check_headers(head)
+
     def check_headers(self, head: RequestHead) -> str | None:
         """Returns the name of the request's API key; None if the path or this gateway needs none.
 
-        Raises InvalidApiKey, and Overloaded if memory is short.
+        Raises InvalidApiKey, BodyTooLarge for a body where none belongs, UnknownPath,
+        MethodNotAllowed, and Overloaded if memory is short.
         """
         caller = None if self._api_keys is None or head.path == READINESS_PATH else self._api_keys.caller(head)
+        if head.length != 0 and not (head.method == "POST" and takes_body(head.path)):
+            refuse_body(head.method, head.path)
         if self.memory_pressure.max_body_bytes is not None:
             self.memory_pressure.check_body(head.length or 0)
         return caller
+
+    def _shows_key(self, head: RequestHead) -> bool:
+        """Returns whether the request has a known API key; False without keys."""
+        return self._api_keys is not None and self._api_keys.is_known(head)
 
     def handle(self, http_request: HttpRequest, response: ResponseWriter) -> None:
         """Answers the request, or starts to forward it."""
@@ -196,7 +232,7 @@ class Gateway(RequestLifecycle):
                     self._start_request(http_request, response)
             elif is_local_path(path):
                 if check_method(method, ("GET", "HEAD"), response):
-                    self._local_routes.answer(path, response)
+                    self._local_routes.answer(path, response, shows_key=self._shows_key(http_request.head))
                     if observers is not None and path != READINESS_PATH:
                         observers.on_answered_locally(http_request, response, 200, None)
             elif is_passthrough_path(path):
@@ -205,7 +241,7 @@ class Gateway(RequestLifecycle):
             elif path == "*":
                 check_method(method, ("GET", "HEAD", "POST"), response)
             else:
-                raise UnknownPath("nothing is served under this path", hint="the API lies under /v1")
+                raise unknown_path()
             if observers is not None and method == "OPTIONS":
                 observers.on_answered_locally(http_request, response, 200, None)
         except GatewayError as error:

@@ -6,13 +6,20 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from fairlead_gateway.errors import MethodNotAllowed
+from fairlead_gateway.errors import BodyTooLarge, MethodNotAllowed, UnknownPath
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
+from fairlead_gateway.worker.openai.passthrough import is_passthrough_path
+from fairlead_gateway.worker.openai.request import BODY_TYPES
 
 READINESS_PATH = "/readyz"
 _MODELS_PATH = "/v1/models"
+DRAINING = "draining"
+NO_FLEET_YET = "no fleet has been read yet"
+_PUBLIC_NOTES = frozenset({DRAINING, NO_FLEET_YET, "no Redis: limits and index stay local"})
+"""Notes that every client may read. Others may name addresses, variables, models and instances."""
+_DEGRADED = "degraded: the management port says how, and so does this path to a client with an API key"
 
 
 class LocalRoutes:
@@ -29,11 +36,15 @@ class LocalRoutes:
         self._readiness = readiness
         self._started_wall = started_wall
 
-    def answer(self, path: str, response: ResponseWriter) -> None:
-        """Sends the response of a local path. Raises UnknownModel."""
+    def answer(self, path: str, response: ResponseWriter, *, shows_key: bool) -> None:
+        """Sends the response of a local path. Raises UnknownModel.
+
+        shows_key: whether the client has shown a known API key; without one, no details are sent.
+        """
         if path == READINESS_PATH:
             is_ready, warnings = self._readiness()
-            body = msgspec.json.encode({"ready": is_ready, "notes": warnings})
+            notes = warnings if shows_key else _public_notes(warnings)
+            body = msgspec.json.encode({"ready": is_ready, "notes": notes})
             response.send(200 if is_ready else 503, local_headers("readyz"), body)
             return
         fleet = self._routers.fleet
@@ -49,6 +60,12 @@ class LocalRoutes:
         return {"id": name, "object": "model", "created": self._started_wall, "owned_by": namespace}
 
 
+def _public_notes(warnings: Sequence[str]) -> list[str]:
+    """Returns the warnings that every client may read, and one word for all others."""
+    notes = [warning for warning in warnings if warning in _PUBLIC_NOTES]
+    return notes if len(notes) == len(warnings) else [*notes, _DEGRADED]
+
+
 def is_local_path(path: str) -> bool:
     """Whether `LocalRoutes` answers the path."""
     return path in (READINESS_PATH, _MODELS_PATH) or path.startswith(_MODELS_PATH + "/")
@@ -61,13 +78,42 @@ def check_method(method: str, allowed: Sequence[str], response: ResponseWriter) 
     """
     if method in allowed:
         return True
-    allow = ", ".join((*allowed, "OPTIONS"))
     if method != "OPTIONS":
-        raise MethodNotAllowed(
-            "this path does not support this method", hint=f"use {allow}", headers=(("allow", allow),)
-        )
-    response.send(200, f"allow: {allow}\r\n{local_headers('options')}", b"")
+        raise _method_not_allowed(allowed)
+    response.send(200, f"allow: {_allow(allowed)}\r\n{local_headers('options')}", b"")
     return False
+
+
+def takes_body(path: str) -> bool:
+    """Whether a POST to this path has a body that is read."""
+    return path in BODY_TYPES or (is_passthrough_path(path) and not is_local_path(path))
+
+
+def refuse_body(method: str, path: str) -> None:
+    """Raises the error of a request with a body that no path reads: BodyTooLarge,
+    MethodNotAllowed or UnknownPath.
+    """
+    if method == "POST" and is_local_path(path):
+        raise _method_not_allowed(("GET", "HEAD"))
+    if path != "*" and not takes_body(path) and not is_local_path(path):
+        raise unknown_path()
+    raise BodyTooLarge(
+        "this path takes no body with this method", hint="send neither Content-Length nor Transfer-Encoding"
+    )
+
+
+def unknown_path() -> UnknownPath:
+    """Returns the error of a path under which nothing is served."""
+    return UnknownPath("nothing is served under this path", hint="the API lies under /v1")
+
+
+def _method_not_allowed(allowed: Sequence[str]) -> MethodNotAllowed:
+    allow = _allow(allowed)
+    return MethodNotAllowed("this path does not support this method", hint=f"use {allow}", headers=(("allow", allow),))
+
+
+def _allow(allowed: Sequence[str]) -> str:
+    return ", ".join((*allowed, "OPTIONS"))
 
 
 def local_headers(reason: str) -> str:

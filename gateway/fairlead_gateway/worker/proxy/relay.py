@@ -170,6 +170,7 @@ class ResponseRelay:
                 context.fingerprint = context.body_fingerprint(self._poison_guard.fingerprint)
                 context.http_request.body = b""
                 context.request.release_body()
+                context.response.on_request_released()
         engine_response.relay_to(context.response, lambda seconds: telemetry.record_inter_token(key, name, seconds))
         keep_alive = SseKeepAlive(context.response, self._limits.keep_alive_seconds, self._loop)
         try:

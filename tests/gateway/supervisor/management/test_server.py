@@ -70,9 +70,56 @@ def test_nobody_waits_for_a_body(made_up: Any) -> None:
     async def main() -> None:
         async with managed(made_up) as url:
             whole = (await send(url, post_request({"a": 1}, path="/api/stats")))[0]
-            announced = (await send(url, b"POST /api/stats HTTP/1.1\r\nhost: x\r\ncontent-length: 9999999\r\n\r\n"))[0]
+            announced = (await send(url, b"POST /api/stats HTTP/1.1\r\nhost: x\r\ncontent-length: 999999\r\n\r\n"))[0]
             for found in (whole, announced):
                 assert (found.status, found.fields["allow"]) == (405, "GET")
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(
+    ("token", "more", "status"),
+    [
+        ("t", "", 401),
+        ("t", "authorization: Bearer wrong\r\n", 401),
+        ("t", "authorization: Bearer t\r\nhost: evil.example\r\n", 403),
+        ("t", "authorization: Bearer t\r\norigin: https://evil.example\r\n", 403),
+        (None, "host: evil.example\r\n", 403),
+    ],
+)
+@pytest.mark.parametrize("framing", ["content-length: 900000", "transfer-encoding: chunked\r\nexpect: 100-continue"])
+def test_no_body_is_read_before_host_and_token_are_checked(
+    token: str | None, more: str, status: int, framing: str, made_up: Any
+) -> None:
+    async def main() -> None:
+        async with managed(made_up, token) as url:
+            host = "" if "host:" in more else "host: 127.0.0.1\r\n"
+            connection = await RawConnection.connect(url)
+            await connection.send(f"POST /api/route HTTP/1.1\r\n{host}{more}{framing}\r\n\r\n".encode())
+            found = await connection.read_response()
+            assert (found.status, found.fields["connection"]) == (status, "close")
+            assert ("www-authenticate" in found.fields) == (status == 401)
+            await connection.close()
+
+    run_async(main())
+
+
+@pytest.mark.parametrize(("token", "status"), [(None, 413), ("t", 503)])
+def test_a_body_over_one_mebibyte_needs_the_token(token: str | None, status: int, made_up: Any) -> None:
+    async def main() -> None:
+        async def preview_route(path: str, body: bytes, session: str | None) -> list[Any]:
+            return []
+
+        made_up.preview_route = preview_route
+        more = "authorization: Bearer t\r\n" if token else ""
+        text = b" " * 1_100_000
+        chunked = b"POST /api/route HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n"
+        async with managed(made_up, token) as url:
+            found = (await send(url, post_request(text, path="/api/route", more=more)))[0]
+            assert found.status == status
+            frames = b"".join(b"%x\r\n%b\r\n" % (len(text) // 10, text[: len(text) // 10]) for _ in range(10))
+            found = (await send(url, chunked + more.encode() + b"\r\n" + frames + b"0\r\n\r\n"))[0]
+            assert found.status == status
 
     run_async(main())
 

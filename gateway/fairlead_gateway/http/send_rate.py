@@ -1,0 +1,191 @@
+"""Closes client connections that do not read their responses.
+
+Once a second the monitor of a port looks at every connection that has unsent bytes. It resets a
+connection whose client has taken less than `min_read_rate` on average over `body_idle_seconds`.
+That holds whether a response is running, is complete, or is the last one of its connection.
+
+The unsent bytes of all connections are bounded too. Above `unsent_bytes`, the connections with the
+most unsent bytes are reset until three quarters of that are left. While memory is short, a quarter
+of the unsent bytes is freed each second in the same way, at 64 KiB and more a connection.
+
+Why a reset: without it, the kernel keeps its own send buffer for a client that reads no byte.
+"""
+
+import asyncio
+import heapq
+import logging
+import socket
+import struct
+import sys
+from collections.abc import Callable, Set
+from typing import Final, Protocol
+
+from fairlead.limits import Limits
+
+_log = logging.getLogger("fairlead.gateway")
+_TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
+_BYTES_ACKED_OFFSET: Final = 120  # of tcpi_bytes_acked in struct tcp_info, Linux 4.1
+_UINT64: Final = struct.Struct("=Q")
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+_MAX_UNSENT_SHARE: Final = 0.75  # kept when connections are reset, so that it is not due again at once
+
+
+class SendingConnection(Protocol):
+    """A connection as the monitor sees it."""
+
+    def unsent_bytes(self) -> int:
+        """Returns the bytes that wait in this process for the client to read."""
+        ...
+
+    def acknowledged_bytes(self) -> int | None:
+        """Returns the bytes that the client has received so far; None if the system does not
+        report them.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Closes the connection at once and drops what is unsent."""
+        ...
+
+
+class SendRateMonitor:
+    """The monitor of the connections of one port. It runs while there are connections.
+
+    connections: those of the port, which the owner keeps up to date.
+    """
+
+    def __init__(
+        self,
+        connections: Set[SendingConnection],
+        limits: Limits,
+        loop: asyncio.AbstractEventLoop,
+        now: Callable[[], float],
+    ) -> None:
+        self._connections = connections
+        self._limits = limits
+        self._loop = loop
+        self._now = now
+        self._timer: asyncio.TimerHandle | None = None
+        self._windows: dict[SendingConnection, tuple[float, int | None, int]] = {}
+        self._paused_bytes = 0
+        self._is_check_due = False
+        self.under_memory_pressure = False
+        self.unsent_bytes = 0
+        """Unsent bytes of all connections at the last check."""
+
+    def start(self) -> None:
+        """Starts the checks, unless they run already."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._limits.unsent_check_seconds, self._on_timer)
+
+    def on_write_paused(self, unsent_bytes: int) -> None:
+        """Called when a client falls behind. Checks at once if clients do so faster than checks
+        come.
+        """
+        self._paused_bytes += unsent_bytes
+        if self.unsent_bytes + self._paused_bytes > self._limits.unsent_bytes and not self._is_check_due:
+            self._is_check_due = True
+            self._loop.call_soon(self.check)
+
+    def check(self) -> None:
+        """Resets connections that read too slowly, and those with the most unsent bytes above
+        the limit.
+        """
+        now, windows = self._now(), self._windows
+        self._windows = {}
+        self._is_check_due = False
+        self._paused_bytes = total = slow = 0
+        waiting: list[tuple[int, int, SendingConnection]] = []
+        for connection in list(self._connections):
+            unsent = connection.unsent_bytes()
+            if not unsent:
+                continue
+            window = windows.get(connection)
+            if window is None:
+                window = (now, connection.acknowledged_bytes(), unsent)
+            elif now - window[0] >= self._limits.body_idle_seconds:
+                window = self._next_window(connection, window, unsent, now)
+                if window is None:
+                    slow += 1
+                    connection.reset()
+                    continue
+            self._windows[connection] = window
+            waiting.append((unsent, len(waiting), connection))
+            total += unsent
+        self.unsent_bytes, shed = self._shed(waiting, total)
+        if slow or shed:
+            _log.warning(
+                "closed client connections: %d that read less than %d bytes a second, %d with the most unsent bytes",
+                *(slow, self._limits.min_read_rate, shed),
+            )
+
+    def _next_window(
+        self, connection: SendingConnection, window: tuple[float, int | None, int], unsent: int, now: float
+    ) -> tuple[float, int | None, int] | None:
+        """Returns the window that begins now; None if the client read too little in the last one.
+
+        Where the system does not report what was received, the fall of the unsent bytes counts.
+        """
+        started_at, acknowledged_before, unsent_before = window
+        acknowledged = connection.acknowledged_bytes()
+        read = unsent_before - unsent
+        if acknowledged is not None and acknowledged_before is not None:
+            read = acknowledged - acknowledged_before
+        if read < self._limits.min_read_rate * (now - started_at):
+            return None
+        return now, acknowledged, unsent
+
+    def _shed(self, waiting: list[tuple[int, int, SendingConnection]], total: int) -> tuple[int, int]:
+        """Resets the connections with the most unsent bytes above the limit, or if memory is short.
+
+        Returns the unsent bytes that are left, and the number of connections that were reset.
+        """
+        is_over = total > self._limits.unsent_bytes
+        if not is_over and not self.under_memory_pressure:
+            return total, 0
+        bound, shed = int(min(total, self._limits.unsent_bytes) * _MAX_UNSENT_SHARE), 0
+        least = 1 if is_over else self._limits.write_high_bytes // 4  # little is gained from others
+        most_first = [(-unsent, number, connection) for unsent, number, connection in waiting]
+        heapq.heapify(most_first)
+        while total > bound and most_first and -most_first[0][0] >= least:
+            negative, _, connection = heapq.heappop(most_first)
+            total += negative
+            shed += 1
+            self._windows.pop(connection, None)
+            connection.reset()
+        return total, shed
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.check()
+        if self._connections:
+            self.start()
+
+
+def acknowledged_bytes(transport: asyncio.BaseTransport) -> int | None:
+    """Returns the bytes that the peer of a TCP connection has received.
+
+    None without a socket, or if the system does not report them.
+    """
+    connected = transport.get_extra_info("socket")
+    if connected is None or _TCP_INFO is None:
+        return None
+    try:
+        info = connected.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _BYTES_ACKED_OFFSET + _UINT64.size)
+    except OSError:
+        return None
+    if len(info) < _BYTES_ACKED_OFFSET + _UINT64.size:
+        return None
+    count: int = _UINT64.unpack_from(info, _BYTES_ACKED_OFFSET)[0]
+    return count or None  # some sandboxes report zero for all connections
+
+
+def reset_transport(transport: asyncio.Transport) -> None:
+    """Aborts a connection. The kernel drops its own unsent bytes too."""
+    connected = transport.get_extra_info("socket")
+    if connected is not None:
+        try:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        except OSError:
+            pass
+    transport.abort()

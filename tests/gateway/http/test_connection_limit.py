@@ -1,0 +1,88 @@
+"""The number of client connections: bounded, and within the limit of open files."""
+
+import pytest
+
+from fairlead.limits import Limits
+from fairlead_gateway.http.listener import max_connections
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawConnection, get_request, send
+
+
+@pytest.mark.parametrize(
+    ("open_files", "instances", "connections"),
+    [
+        (None, 4_096, 20_000),
+        (1_048_576, 4_096, 20_000),
+        (20_480, 0, 20_000),
+        (20_480, 100, 19_424),
+        (4_096, 100, 3_040),
+        (1_024, 8, 704),
+        (1_024, 4_096, 64),
+    ],
+)
+def test_connections_follow_the_limit_of_open_files(open_files: int | None, instances: int, connections: int) -> None:
+    assert max_connections(Limits(), open_files, instances) == connections
+
+
+def test_a_worker_with_few_open_files_refuses_clients_before_it_runs_out_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        limits = Limits(min_connections=1)
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+            gateway = running.gateway
+            assert gateway.readiness() == (True, [])
+            gateway.runtime.max_open_files = limits.reserved_descriptors + limits.instance_descriptors + 2
+            gateway.update_fleet(fleet_of([engine.url], version=2))
+            ready, (warning,) = gateway.readiness()
+            assert ready
+            assert "2 client connections, not 20000" in warning
+            gateway.update_fleet(fleet_of([engine.url], version=3))
+            assert caplog.text.count("since it may have only 266 open files") == 1
+            first, second = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
+            for connection in (first, second):
+                await connection.send(get_request("/readyz", close=False))
+                assert (await connection.read_response()).status == 200
+            assert [answer.status for answer in await send(running.url, b"")] == [503]
+            gateway.update_fleet(fleet_of([engine.url, engine.url], version=4))
+            assert gateway.listener.max_connections == 1
+            await first.close()
+            await second.close()
+
+    run_async(main())
+
+
+def test_a_flood_of_connections_is_reset_so_that_refusals_are_bounded() -> None:
+    limits = Limits(connections=1, reserved_descriptors=4)
+
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+            connections = [await RawConnection.connect(running.url)]
+            for _ in range(2):
+                connections.append(await RawConnection.connect(running.url))
+                assert (await connections[-1].read_response()).status == 503
+            assert await send(running.url, b"") == []
+            for connection in connections:
+                await connection.close()
+
+    run_async(main())
+
+
+def test_more_connections_than_the_limit_are_refused() -> None:
+    async def main() -> None:
+        async with (
+            scripted_engine() as engine,
+            running_gateway(fleet_of([engine.url]), Limits(connections=2)) as running,
+        ):
+            first, second = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
+            for connection in (first, second):
+                await connection.send(get_request("/readyz", close=False))
+                assert (await connection.read_response()).status == 200
+            refused = await send(running.url, b"")
+            assert [answer.status for answer in refused] == [503]
+            assert refused[0].fields["retry-after"] == "1"
+            await first.close()
+            await second.close()
+
+    run_async(main())
