@@ -21,6 +21,7 @@ from fairlead_gateway.worker.proxy.relay import ResponseRelay
 from fairlead_gateway.worker.proxy.response_check import check_response
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry, to_client_error
+from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 
@@ -227,5 +228,6 @@ class Forwarder:
             return await self._pool.connect(attempt.instance.url)
         except UpstreamError as error:
             # The engine went between two connections: the request may be what closed the first one.
-            cause = "reset" if is_stale else error.cause
-            raise AttemptFailure(cause, crashed=is_stale, was_sent=is_stale) from None
+            crashed = is_stale and error.cause not in LOCAL_CAUSES
+            cause = "reset" if crashed else error.cause
+            raise AttemptFailure(cause, crashed=crashed, was_sent=is_stale) from None

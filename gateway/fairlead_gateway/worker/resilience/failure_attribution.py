@@ -6,7 +6,8 @@ These count as the instance's failure:
 - later: an error response, once another instance has answered the same request, or if no other
 instance was tried. A request that fails everywhere therefore ejects no instance.
 
-Overload (429, 503) is never counted.
+Overload (429, 503) is never counted. Neither is a failure of the gateway itself: out of
+descriptors, ports or memory, or a name that cannot be resolved (`upstream.connect_errors`).
 
 Stalls are judged per instance, not per request. An instance that still sends bytes to any client is
 slow, and the request waits. One that has sent nothing for several times the predicted
@@ -25,6 +26,7 @@ from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry
 from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
 from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import EndpointActivity
 
 _MIN_STALL_SECONDS = 1.0
@@ -62,7 +64,7 @@ class FailureAttribution:
 
     def on_attempt_failed(self, context: RequestContext, failure: AttemptFailure) -> None:
         """Records a failure before the first byte; counts a refused connection or a stall now."""
-        if failure.is_overload:
+        if failure.is_overload or failure.is_local:
             self.outlier_detector.on_inconclusive(failure.instance_id)
         elif failure.cause in _IMMEDIATE_CAUSES and not _is_stall_counted(context, failure.cause):
             self._count_failure(context.request.model_key, failure.instance_id, failure.cause)
@@ -75,20 +77,21 @@ class FailureAttribution:
             self._count_failures(context, context.failures)
 
     def on_all_attempts_failed(self, context: RequestContext) -> None:
-        """Records that no instance answered; counts an error response if it is the only one."""
-        error_responses = [
-            failure
-            for failure in context.failures
-            if failure.cause not in _IMMEDIATE_CAUSES and not failure.is_overload
-        ]
-        if len(error_responses) == 1:
+        """Records that no instance answered; counts an error response if it is the only one.
+
+        It is not counted if the gateway itself could not try another instance.
+        """
+        error_responses = [failure for failure in context.failures if _is_error_response(failure)]
+        if len(error_responses) == 1 and not any(failure.is_local for failure in context.failures):
             self._count_failures(context, error_responses)
         for failure in error_responses:
             self.outlier_detector.on_inconclusive(failure.instance_id)
 
     def on_stream_failed(self, context: RequestContext, instance: str, cause: str) -> None:
         """Records a stream that broke after its first byte, or an attempt to resume one."""
-        if not _is_stall_counted(context, cause):
+        if cause in LOCAL_CAUSES:
+            self.outlier_detector.on_inconclusive(instance)
+        elif not _is_stall_counted(context, cause):
             self._count_failure(context.request.model_key, instance, cause)
 
     def on_timeout(self, context: RequestContext) -> None:
@@ -164,12 +167,17 @@ class FailureAttribution:
 
     def _count_failures(self, context: RequestContext, failures: Iterable[AttemptFailure]) -> None:
         for failure in failures:
-            if failure.cause not in _IMMEDIATE_CAUSES and not failure.is_overload:
+            if _is_error_response(failure):
                 self._count_failure(context.request.model_key, failure.instance_id, failure.cause)
 
     def _count_failure(self, key: str, instance: str, cause: str) -> None:
         if self.outlier_detector.on_failure(instance, cause, self._now(), self._ready_instances(key)):
             self._telemetry.record_ejection(key, instance, cause)
+
+
+def _is_error_response(failure: AttemptFailure) -> bool:
+    """Whether the engine took the request and failed it, at once and not for its load."""
+    return failure.cause not in _IMMEDIATE_CAUSES and not failure.is_overload and not failure.is_local
 
 
 def _abandon_always(timeout: StallTimeout) -> bool:

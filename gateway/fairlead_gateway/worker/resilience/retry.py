@@ -13,6 +13,7 @@ from typing import Final
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import EngineFailed, EngineTimeout, GatewayError, Overloaded
+from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 
 _WINDOW_SECONDS: Final = 10
 _MIN_RETRIES: Final = 3
@@ -45,6 +46,11 @@ class AttemptFailure(Exception):
         self.is_overload = is_overload
         self.was_sent = was_sent
         self.instance_id = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the gateway itself could not connect, which says nothing about the instance."""
+        return self.cause in LOCAL_CAUSES
 
     @property
     def is_exempt_from_budget(self) -> bool:
@@ -109,6 +115,12 @@ def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1
             code="engines_broke_off",
             hint="do not send the request again unchanged",
             headers=(("x-should-retry", "false"),),
+        )
+    if failures[-1].is_local:
+        return Overloaded(
+            f"the gateway could not connect to an engine ({attempts})",
+            hint="try again later",
+            headers=(("retry-after", str(retry_after_seconds)),),
         )
     if all(failure.is_overload for failure in failures):
         return Overloaded(
