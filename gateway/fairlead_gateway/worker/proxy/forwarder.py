@@ -93,7 +93,7 @@ class Forwarder:
             blocked_seconds = self._poison_guard.seconds_left(context.request.body, self._now())
             if blocked_seconds is not None:
                 raise QuarantinedRequest(blocked_seconds)
-            self.retry_budget.on_request(self._now())
+            self.retry_budget.on_request(context.caller, self._now())
             await self._admission.ensure_admitted(context)
             await self._prefill_coordinator.prefill_remotely(context)
         while True:
@@ -141,8 +141,8 @@ class Forwarder:
             raise self._give_up(context)
         if failures:
             last = failures[-1]
-            if not last.is_exempt_from_budget and not self.retry_budget.take(now):
-                raise self._give_up(context)
+            if not last.is_exempt_from_budget and not self.retry_budget.take(context.caller, now):
+                raise self._give_up(context, is_budget_spent=True)
             if context.choice is not None:
                 self._telemetry.record_retry(key, context.choice.instance_id, last.cause)
             decision = as_retry_decision(decision, len(failures), last.cause)
@@ -165,9 +165,9 @@ class Forwarder:
             body = self._prefill_coordinator.add_kv_source(context, body, source)
         attempt.build_message(body)
 
-    def _give_up(self, context: RequestContext) -> GatewayError:
+    def _give_up(self, context: RequestContext, *, is_budget_spent: bool = False) -> GatewayError:
         """Records that no instance has answered; returns the error for the client."""
-        self._failures.on_all_attempts_failed(context)
+        self._failures.on_all_attempts_failed(context, is_budget_spent=is_budget_spent)
         return to_client_error(context.failures, self._routers.drain_seconds(context.request.model_key))
 
     async def _run(self, attempt: Attempt) -> None:

@@ -49,18 +49,19 @@ class ForwardingStack:
             secret=secret, limits=limits, outlier_detector=outlier_detector, reporters=reporters
         )
         serving = self.routers.serving
+        self.poison_guard = PoisonRequestGuard(
+            secret,
+            limits,
+            report_crash=siblings.report_crash if siblings is not None else None,
+            report_cleared=siblings.report_cleared if siblings is not None else None,
+        )
         self.failures = FailureAttribution(
             runtime,
             outlier_detector,
             ready_instances=serving.ready_instances,
             telemetry=telemetry,
             retry_budget=retry_budget,
-        )
-        self.poison_guard = PoisonRequestGuard(
-            secret,
-            limits,
-            report_crash=siblings.report_crash if siblings is not None else None,
-            report_cleared=siblings.report_cleared if siblings is not None else None,
+            fingerprint=self.poison_guard.fingerprint,
         )
         self.prefill_coordinator = PrefillCoordinator(
             runtime, routers=self.routers, pool=pool, telemetry=telemetry, poison_guard=self.poison_guard, random=draw

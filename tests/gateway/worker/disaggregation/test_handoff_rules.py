@@ -298,7 +298,7 @@ def test_rule_9_the_only_decode_engine_is_waited_for_when_it_is_stuck_in_a_trans
             go_on.set()
             assert complete(await asked)
             assert params(found.decode[0]) == [OBJECT, None]
-            assert [good for _, good in breaker._records["D0"].recent] == [False, True]
+            assert [response[1] for response in breaker._records["D0"].recent] == [False, True]
 
     run_async(check())
 
