@@ -249,7 +249,7 @@ class ModelAdmission:
         router = self._routers.router(self._key)
         tokens = route_request.prompt_tokens if router is None else router.prompt_tokens(route_request)
         self._policy.kv_capacity.on_dispatch(
-            route_request, choice.instance_id, tokens, context.http_request.caller, now
+            route_request, choice.instance_id, tokens, context.caller, now
         )
 
     def on_first_token(self, context: RequestContext, now: float) -> None:
@@ -265,7 +265,7 @@ class ModelAdmission:
             output = context.result.output_tokens
             if output_tokens != output:  # resumed: another engine made the beginning
                 self._policy.kv_capacity.on_finish(request.id, now, output_tokens)
-        self._policy.on_finish(request.id, context.http_request.caller, request.prompt_tokens, output, now)
+        self._policy.on_finish(request.id, context.caller, request.prompt_tokens, output, now)
         if self._queued:
             self._schedule_release()
 
@@ -283,7 +283,7 @@ class ModelAdmission:
         limit = model.objectives.ttft_limit_seconds(prompt)
         cached = prompt - router.uncached_tokens(route_request)
         prefill_seconds = loads[0][0].profile.prefill_time(prompt, cached) if loads else 0.0
-        caller = context.http_request.caller
+        caller = context.caller
         queued = QueuedRequest(
             context.id,
             context.http_request.received_at,
