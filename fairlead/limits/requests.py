@@ -55,8 +55,13 @@ class RequestLimits:
 class QueueLimits:
     """Limits of requests that are queued in the gateway."""
 
-    queued_requests: int = limit(2_000, "queued requests of one model in a worker; the next is refused")
-    queued_bytes: int = limit(256 * 1024 * 1024, "bodies of a model's queued requests in a worker; the next is refused")
+    queued_requests: int = limit(
+        2_000, "queued requests of one model in a worker; beyond, the caller that has most is refused"
+    )
+    queued_bytes: int = limit(
+        256 * 1024 * 1024,
+        "bodies of a model's queued requests in a worker; beyond, the caller that has most is refused",
+    )
     queue_seconds: float = limit(60.0, "a request queued for this long gets 503: clients give up about then")
     queue_starting_seconds: float = limit(
         30.0, "a request waits this long for the first instance of a model that is starting, then 503"

@@ -2,6 +2,7 @@
 
 import heapq
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,8 @@ class Overload:
         queued = QueuedRequest(name, now, 5.0, SERVICE_SECONDS, tenant=caller, body_bytes=self.body_bytes)
         route = RouteRequest(name, PrefixChain((), (), self._number), 100.0, None)
         verdict = self.policy.admit(AdmissionRequest(queued, route, 100.0), self._engines(now), now)
+        for displaced, _ in verdict.displaced:
+            self.lost[displaced.partition("/")[0]] += 1
         if verdict.action is AdmissionAction.REFUSE:
             self.lost[caller] += 1
         elif verdict.action is AdmissionAction.ADMIT:
@@ -80,6 +83,14 @@ def test_flood_takes_nothing_from_a_caller_below_its_share(rate: float) -> None:
     waits = overload.waits["steady"]
     assert max(waits[len(waits) // 2 :]) <= 5.0  # the flood had filled the engine before it began
     assert overload.served["flood"] + overload.served["steady"] >= 590
+
+
+@pytest.mark.parametrize("bounds", [{"queued_requests": 10}, {"queued_bytes": 1_000}])
+def test_flood_takes_no_place_in_the_queue_from_a_caller_below_its_share(bounds: dict[str, int]) -> None:
+    overload = Overload(replace(Limits(), **bounds), {"flood": 5.0, "steady": 0.3})
+    overload.run(600.0)
+    assert overload.lost_share("steady") <= 0.02
+    assert len(overload.policy) == 10
 
 
 def test_two_floods_share_equally_whatever_their_rates() -> None:

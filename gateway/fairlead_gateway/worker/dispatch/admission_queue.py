@@ -231,6 +231,9 @@ class ModelAdmission:
         if verdict.action is AdmissionAction.REFUSE:
             self._telemetry.record_queue_exit(self._key, verdict.rule)
             raise self._refusal_error(verdict)
+        for request_id, refused in verdict.displaced:
+            self._telemetry.record_queue_exit(self._key, refused.rule)
+            self._refuse(request_id, self._refusal_error(refused))
         future: asyncio.Future[Admitted] = self._loop.create_future()
         self._queued[context.id] = (context, future)
         self._schedule_release()
@@ -248,9 +251,7 @@ class ModelAdmission:
         assert choice is not None
         router = self._routers.router(self._key)
         tokens = route_request.prompt_tokens if router is None else router.prompt_tokens(route_request)
-        self._policy.kv_capacity.on_dispatch(
-            route_request, choice.instance_id, tokens, context.caller, now
-        )
+        self._policy.kv_capacity.on_dispatch(route_request, choice.instance_id, tokens, context.caller, now)
 
     def on_first_token(self, context: RequestContext, now: float) -> None:
         """Records that the KV of the request grows with its response from now on."""
