@@ -7,7 +7,7 @@ caller, the newcomer is refused.
 Source: max-min fairness; longest queue drop (Suter et al., INFOCOM 1998).
 """
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 
 
 class _CallerUsage:
@@ -35,6 +35,10 @@ class QueueBounds:
         usage = self._callers.get(caller)
         return 0 if usage is None else len(usage.requests)
 
+    def callers(self) -> Collection[Hashable]:
+        """Returns the callers with queued requests."""
+        return self._callers.keys()
+
     @property
     def has_several_callers(self) -> bool:
         """Whether requests of more than one caller are queued."""
@@ -59,6 +63,16 @@ class QueueBounds:
         self.body_bytes -= body_bytes
         if not usage.requests:
             del self._callers[caller]
+
+    def has_most(self, caller: Hashable) -> bool:
+        """Whether no caller would have more in the queue than this one with a new request."""
+        own = self.requests_of(caller) + 1
+        return all(len(usage.requests) <= own for usage in self._callers.values())
+
+    def newest_of_largest(self) -> str:
+        """Returns the newest request of the caller that has most; the queue is not empty."""
+        usage = max(self._callers.values(), key=lambda usage: len(usage.requests))
+        return next(reversed(usage.requests))
 
     def displaced_by(self, caller: Hashable, body_bytes: int) -> list[str] | None:
         """Returns the requests that must leave for a new one; None if the new one is refused."""
