@@ -134,7 +134,11 @@ class _TenantCounts:
 
 
 class RequestQueue:
-    """All queued requests of one model. The heaps skip removed requests when they reach them."""
+    """All queued requests of one model.
+
+    The heaps skip removed requests when they reach them. Once more than half of the entries may be
+    of removed requests, all heaps are compacted.
+    """
 
     def __init__(self) -> None:
         self._requests: dict[str, QueuedRequest] = {}
@@ -144,6 +148,7 @@ class RequestQueue:
         self._tenants: dict[Hashable, _TenantCounts] = {}
         self._fair_share = FairShare()
         self._rescue_seconds = 0.0
+        self._removed_count = 0
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -301,13 +306,37 @@ class RequestQueue:
         counts.add(request, -1)
         if not counts:
             del self._tenants[request.tenant], self._overdue[request.tenant]
+        self._removed_count += 1
         if not self._requests:
             self._tiers.clear()
+            self._removed_count = 0
+        elif self._removed_count > max(_MIN_REMOVED, len(self._requests)):
+            self._compact()
+
+    def _compact(self) -> None:
+        """Drops the heap entries of removed requests. The order of the others is total, and stays.
+
+        One entry of a removed late request stays if it is the last: `has_late` counts it until the
+        next `peek`, with and without compaction.
+        """
+        self._removed_count = 0
+        for queues in self._tiers.values():
+            for key, queue in list(queues.items()):
+                queue.feasible, queue.late = self._live(queue.feasible), self._live(queue.late) or queue.late[:1]
+                if not queue.feasible and not queue.late:
+                    del queues[key]
+        self._overdue = {tenant: self._live(heap) for tenant, heap in self._overdue.items()}
+
+    def _live(self, heap: list[_HeapEntry]) -> list[_HeapEntry]:
+        live = [entry for entry in heap if self._is_queued(entry[2])]
+        heapq.heapify(live)
+        return live
 
     def _is_queued(self, request: QueuedRequest) -> bool:
         return self._requests.get(request.id) is request
 
 
+_MIN_REMOVED: Final = 32
 _MAX_COMPARED: Final = 64
 """So many overdue requests are compared, in the order in which they became overdue."""
 

@@ -120,3 +120,49 @@ def test_request_that_joins_others_of_its_caller_costs_it_no_credit() -> None:
     share.charge("flood", 10.0, 1.0)
     queue.add(QueuedRequest("s1", 0.0, 100.0, 1.0, tenant="steady"))
     assert share.served_seconds("steady") + QUANTUM_SECONDS < share.served_seconds("flood")
+
+
+def heap_entries(queue: RequestQueue) -> int:
+    lanes = [lane for lanes in queue._tiers.values() for lane in lanes.values()]
+    return sum(len(lane.feasible) + len(lane.late) for lane in lanes) + sum(map(len, queue._overdue.values()))
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_requests_that_left_the_queue_are_not_kept_until_their_deadline(served: bool) -> None:
+    queue = RequestQueue()
+    for number in range(50):
+        queue.add(QueuedRequest(f"stays{number}", 0.0, 1_800.0, 0.1, tenant="steady"))
+    for number in range(5_000):
+        queue.add(QueuedRequest(f"r{number}", 0.0, 1_800.0, 0.1, tenant="flood", is_long=number % 2 == 0))
+        found = queue.peek(1.0) if served else None
+        if found is not None:
+            queue.take(found)
+        else:
+            assert queue.remove(f"r{number}")
+    live = len(queue)
+    assert heap_entries(queue) <= 2 * (2 * live + 33)
+    left = 0
+    while (found := queue.peek(1.0)) is not None:
+        queue.take(found)
+        left += 1
+    assert left == live
+
+
+def test_credits_of_callers_that_left_are_not_kept() -> None:
+    share = FairShare()
+    for number in range(5_000):
+        share.on_join(f"caller{number}", ["steady"])
+        share.charge(f"caller{number}", 0.1, 1.0)
+        share.charge("steady", 0.1, 1.0)
+    assert len(share._seconds) <= 130
+    share.on_join("back", ["steady"])
+    assert share.served_seconds("back") == share.served_seconds("steady")
+
+
+def test_credit_that_a_caller_has_used_up_is_kept_while_it_is_away() -> None:
+    share = FairShare()
+    share.charge("flood", 1_000.0, 1.0)
+    for number in range(5_000):
+        share.on_join(f"caller{number}", ["steady"])
+        share.charge("steady", 0.1, 1.0)
+    assert share.served_seconds("flood") == 1_000.0
