@@ -114,7 +114,7 @@ class ForwardingStack:
         """Replaces the fleet; requests in flight stay where they are."""
         self.routers.update_fleet(fleet, self._now())
         self.credentials.update_fleet(fleet)
-        self.prefill_coordinator.retain(fleet.models)
+        self.prefill_coordinator.update_fleet(fleet)
         self.pool.retain(self.routers.addresses())
         self.admission.update_fleet(fleet)
 
