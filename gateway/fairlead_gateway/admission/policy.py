@@ -133,7 +133,7 @@ class AdmissionPolicy:
     def __init__(self, limits: Limits, queue: RequestQueue | None = None, *, separate_long: bool = True) -> None:
         self._limits = limits
         self._queue = RequestQueue() if queue is None else queue
-        self._separate_long = separate_long
+        self.separate_long = separate_long
         self._requests: dict[str, AdmissionRequest] = {}
         self._bounds = QueueBounds(limits.queued_requests, limits.queued_bytes)
         self._length_classes = LengthClasses()
@@ -244,7 +244,7 @@ class AdmissionPolicy:
 
     def _has_own_engines(self, queued: QueuedRequest) -> bool:
         """Returns True for a long prompt, if the number of instances for those is bounded."""
-        return queued.is_long and self._separate_long and self.is_order_relevant()
+        return queued.is_long and self.separate_long and self.is_order_relevant()
 
     def _is_closed_to_long(self, engines: Sequence[EngineLoad], now: float) -> bool:
         """Returns True if as many instances as allowed compute long prompts."""

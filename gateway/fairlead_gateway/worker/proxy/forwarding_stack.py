@@ -68,7 +68,7 @@ class ForwardingStack:
         )
         self.admission = AdmissionController(
             runtime,
-            routers=serving,
+            routers=self.routers,
             telemetry=telemetry,
             has_api_keys=has_api_keys,
             on_needs_instance=reporters.on_needs_instance,
