@@ -15,7 +15,7 @@ nothing drain until it fits (Llumnix counts the head of the queue as load for th
 **Refused**, with a `Retry-After` from the drain rate:
 
 - a sheddable request that cannot meet its objective at the drain rate (429),
-- the newest request of the caller that has most, if the queue is at its limits (`queue_bounds`),
+- the newest request of the caller that has most, if the queue is at its limits (`caller_bounds`),
 - a request that waited too long (503); for a sheddable one, that is three times its objective.
 
 Why: queueing has a price, since an engine that has finished waits for the next request to arrive.
@@ -35,11 +35,11 @@ from typing import Final
 
 from fairlead.limits import Limits
 from fairlead_gateway.admission.backlog_decay import BacklogDecay
+from fairlead_gateway.admission.caller_bounds import CallerBounds
 from fairlead_gateway.admission.drain_rate import DrainRate
 from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner
 from fairlead_gateway.admission.length_classes import LengthClasses
 from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
-from fairlead_gateway.admission.queue_bounds import QueueBounds
 from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 
@@ -135,7 +135,7 @@ class AdmissionPolicy:
         self._queue = RequestQueue() if queue is None else queue
         self.separate_long = separate_long
         self._requests: dict[str, AdmissionRequest] = {}
-        self._bounds = QueueBounds(limits.queued_requests, limits.queued_bytes)
+        self._bounds = CallerBounds(limits.queued_requests, limits.queued_bytes)
         self._length_classes = LengthClasses()
         self._drain_rate = DrainRate()
         self._output_lengths = OutputLengths(max_classes=_MAX_LENGTH_CLASSES)

@@ -18,9 +18,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from fairlead_gateway.admission.backlog_decay import BacklogDecay
+from fairlead_gateway.admission.caller_bounds import CallerBounds
 from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE, POLL_SECONDS
-from fairlead_gateway.admission.queue_bounds import QueueBounds
 from fairlead_gateway.admission.request_queue import QUANTUM_SECONDS
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import Overloaded
@@ -53,7 +53,7 @@ class _WaitingCallers:
     __slots__ = ("bounds", "fair_share")
 
     def __init__(self, max_requests: int) -> None:
-        self.bounds = QueueBounds(max_requests, 0)
+        self.bounds = CallerBounds(max_requests, 0)
         self.fair_share = FairShare()
 
     def add(self, request_id: str, caller: CallerKey) -> None:

@@ -3,11 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.admission.queue_bounds import QueueBounds
+from fairlead_gateway.admission.caller_bounds import CallerBounds
 
 
-def filled(max_requests: int, max_bytes: int, *requests: tuple[str, int]) -> QueueBounds:
-    bounds = QueueBounds(max_requests, max_bytes)
+def filled(max_requests: int, max_bytes: int, *requests: tuple[str, int]) -> CallerBounds:
+    bounds = CallerBounds(max_requests, max_bytes)
     for number, (caller, body_bytes) in enumerate(requests):
         bounds.add(f"{caller}{number}", caller, body_bytes)
     return bounds
@@ -37,7 +37,7 @@ def test_only_caller_is_refused_at_the_bounds() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 40)), max_size=80), st.integers(1, 12))
 def test_no_caller_within_its_fair_share_is_refused(steps: list[tuple[str, int]], max_requests: int) -> None:
-    bounds = QueueBounds(max_requests, 10**9)
+    bounds = CallerBounds(max_requests, 10**9)
     queued: dict[str, tuple[str, int]] = {}
     for number, (caller, body_bytes) in enumerate(steps):
         callers = {one for one, _ in queued.values()} | {caller}

@@ -20,7 +20,7 @@ class _CallerUsage:
         self.body_bytes = 0
 
 
-class QueueBounds:
+class CallerBounds:
     """The number and bytes of queued requests, in all and by caller."""
 
     def __init__(self, max_requests: int, max_bytes: int) -> None:
