@@ -79,8 +79,13 @@ class RequestLimits:
 class QueueLimits:
     """Limits of requests that are queued in the gateway."""
 
-    queued_requests: int = limit(2_000, "queued requests of one model in a worker; the next is refused")
-    queued_bytes: int = limit(256 * 1024 * 1024, "bodies of a model's queued requests in a worker; the next is refused")
+    queued_requests: int = limit(
+        2_000, "queued requests of one model in a worker; beyond, the caller that has most is refused"
+    )
+    queued_bytes: int = limit(
+        256 * 1024 * 1024,
+        "bodies of a model's queued requests in a worker; beyond, the caller that has most is refused",
+    )
     queue_seconds: float = limit(60.0, "a request queued for this long gets 503: clients give up about then")
     queue_starting_seconds: float = limit(
         30.0, "a request waits this long for the first instance of a model that is starting, then 503"
@@ -121,8 +126,14 @@ class UpstreamLimits:
     resumable_bytes: int = limit(1024 * 1024, "of a stream, buffered so that another engine can continue it")
     keep_alive_seconds: float = limit(15.0, "a stream silent for this long gets a comment, so that no proxy closes it")
     max_attempts: int = limit(3, "engines tried for one request before the first byte")
-    retry_share: float = limit(0.2, "retries per request over the last 10 s; at least 3 are always allowed")
+    retry_share: float = limit(
+        0.2, "retries per request over the last 10 s, of one caller and of all; 3 more of all, at least 3 of a caller"
+    )
+    retry_callers: int = limit(1_024, "callers whose retries are counted apart in a worker; the idle one is dropped")
     breaker_consecutive_faults: int = limit(3, "consecutive faults of one engine until it is ejected; load is no fault")
+    breaker_fault_sources: int = limit(
+        2, "callers, or bodies of the only caller, whose faults eject an engine; one request may fail everywhere"
+    )
     breaker_window_responses: int = limit(10, "responses of one engine within 10 s that its share of faults needs")
     breaker_fault_share: float = limit(0.5, "share of faults among them that ejects the engine")
     ejected_share: float = limit(0.5, "of a model's ready instances, ejected at the same time at most")

@@ -7,6 +7,9 @@ Source: the counter lift of VTC (arXiv 2401.00588).
 """
 
 from collections.abc import Hashable, Iterable
+from typing import Final
+
+_MIN_COMPACTED: Final = 64
 
 
 class FairShare:
@@ -14,6 +17,7 @@ class FairShare:
 
     def __init__(self) -> None:
         self._seconds: dict[Hashable, float] = {}
+        self._compact_above = _MIN_COMPACTED
 
     def served_seconds(self, tenant: Hashable) -> float:
         """Returns the weighted engine seconds served to a tenant; 0 for an unknown one."""
@@ -24,11 +28,21 @@ class FairShare:
 
         present: the other tenants that wait. If there are none, their counts are dropped.
         """
+        present = list(present)
         served_others = [self.served_seconds(other) for other in present]
         if not served_others:
             self._seconds = {tenant: self.served_seconds(tenant)}
             return
         self._seconds[tenant] = max(self.served_seconds(tenant), min(served_others))
+        if len(self._seconds) > self._compact_above:
+            self._compact({tenant, *present}, min(served_others))
+
+    def _compact(self, present: set[Hashable], least: float) -> None:
+        """Drops the absent tenants that would start at the least count anyway."""
+        self._seconds = {
+            tenant: seconds for tenant, seconds in self._seconds.items() if seconds > least or tenant in present
+        }
+        self._compact_above = max(_MIN_COMPACTED, 2 * len(self._seconds))
 
     def charge(self, tenant: Hashable, seconds: float, weight: float) -> None:
         """Charges a tenant for a request of `seconds` engine time.

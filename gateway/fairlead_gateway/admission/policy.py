@@ -15,7 +15,7 @@ nothing drain until it fits (Llumnix counts the head of the queue as load for th
 **Refused**, with a `Retry-After` from the drain rate:
 
 - a sheddable request that cannot meet its objective at the drain rate (429),
-- any request if the queue is at its limits,
+- the newest request of the caller that has most, if the queue is at its limits (`caller_bounds`),
 - a request that waited too long (503); for a sheddable one, that is three times its objective.
 
 Why: queueing has a price, since an engine that has finished waits for the next request to arrive.
@@ -35,6 +35,7 @@ from typing import Final
 
 from fairlead.limits import Limits
 from fairlead_gateway.admission.backlog_decay import BacklogDecay
+from fairlead_gateway.admission.caller_bounds import CallerBounds
 from fairlead_gateway.admission.drain_rate import DrainRate
 from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner
 from fairlead_gateway.admission.length_classes import LengthClasses
@@ -73,6 +74,7 @@ class AdmissionVerdict:
     - full_instances: instances to avoid.
     - retry_after: seconds; None unless the request is refused.
     - is_shed: refused for its tier.
+    - displaced: queued requests of another caller that are refused in place of this one.
     """
 
     action: AdmissionAction
@@ -81,6 +83,7 @@ class AdmissionVerdict:
     full_instances: frozenset[str] = NO_INSTANCES
     retry_after: float | None = None
     is_shed: bool = False
+    displaced: "Sequence[tuple[str, AdmissionVerdict]]" = ()
 
 
 @dataclass(slots=True)
@@ -130,9 +133,9 @@ class AdmissionPolicy:
     def __init__(self, limits: Limits, queue: RequestQueue | None = None, *, separate_long: bool = True) -> None:
         self._limits = limits
         self._queue = RequestQueue() if queue is None else queue
-        self._separate_long = separate_long
+        self.separate_long = separate_long
         self._requests: dict[str, AdmissionRequest] = {}
-        self._bytes = 0
+        self._bounds = CallerBounds(limits.queued_requests, limits.queued_bytes)
         self._length_classes = LengthClasses()
         self._drain_rate = DrainRate()
         self._output_lengths = OutputLengths(max_classes=_MAX_LENGTH_CLASSES)
@@ -180,16 +183,19 @@ class AdmissionPolicy:
     def enqueue(self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float) -> AdmissionVerdict:
         """Queues or refuses a request for which `verdict_without_queue` returned None."""
         queued = request.queued
-        refusal = self._refusal(request, len(engines), now)
+        displaced = self._bounds.displaced_by(queued.tenant, queued.body_bytes)
+        refusal = self._refusal(request, len(engines), now, is_full=displaced is None)
         if refusal is not None:
             return refusal
+        refused = [self._displace(request_id, len(engines), now) for request_id in displaced or ()]
         if not self._requests:
             self._drain_rate.start(now)
         self._requests[queued.id] = request
-        self._bytes += queued.body_bytes
+        self._bounds.add(queued.id, queued.tenant, queued.body_bytes)
         self._queue.add(queued)
         rule = "held-starting" if not engines else "held"
-        return AdmissionVerdict(AdmissionAction.QUEUE, rule, self._queue_reason(request, engines, now))
+        reason = self._queue_reason(request, engines, now)
+        return AdmissionVerdict(AdmissionAction.QUEUE, rule, reason, displaced=refused)
 
     def is_order_relevant(self) -> bool:
         """Returns True if requests differ in tenant, tier or objective."""
@@ -238,7 +244,7 @@ class AdmissionPolicy:
 
     def _has_own_engines(self, queued: QueuedRequest) -> bool:
         """Returns True for a long prompt, if the number of instances for those is bounded."""
-        return queued.is_long and self._separate_long and self.is_order_relevant()
+        return queued.is_long and self.separate_long and self.is_order_relevant()
 
     def _is_closed_to_long(self, engines: Sequence[EngineLoad], now: float) -> bool:
         """Returns True if as many instances as allowed compute long prompts."""
@@ -267,14 +273,12 @@ class AdmissionPolicy:
         work = sum([engine.prefill_seconds for engine in self._queue.requests() if engine.tier <= tier])
         return work / self._drain_rate.rate(engines, now)
 
-    def _refusal(self, request: AdmissionRequest, engines: int, now: float) -> AdmissionVerdict | None:
-        queued, limits = request.queued, self._limits
-        if len(self._requests) >= limits.queued_requests or self._bytes + queued.body_bytes > limits.queued_bytes:
-            wait = self.expected_wait(queued.tier, engines, now)
-            reason = f"{len(self._requests)} requests ({self._bytes:,} bytes) are queued already"
-            return AdmissionVerdict(
-                AdmissionAction.REFUSE, "line-full", reason, retry_after=wait, is_shed=request.sheddable
-            )
+    def _refusal(
+        self, request: AdmissionRequest, engines: int, now: float, *, is_full: bool
+    ) -> AdmissionVerdict | None:
+        queued = request.queued
+        if is_full:
+            return self._refused_for_bounds(request, engines, now)
         if not request.sheddable or not engines:
             return None
         wait = self.expected_wait(queued.tier, engines, now)
@@ -288,6 +292,22 @@ class AdmissionPolicy:
         return AdmissionVerdict(
             AdmissionAction.REFUSE, "shed", reason, retry_after=wait - max(0.0, spare), is_shed=True
         )
+
+    def _refused_for_bounds(self, request: AdmissionRequest, engines: int, now: float) -> AdmissionVerdict:
+        queued, bounds = request.queued, self._bounds
+        wait = self.expected_wait(queued.tier, engines, now)
+        reason = f"{bounds.requests} requests ({bounds.body_bytes:,} bytes) are queued already"
+        if bounds.has_several_callers:
+            reason += f", {bounds.requests_of(queued.tenant)} of them of this caller, which has most"
+        return AdmissionVerdict(
+            AdmissionAction.REFUSE, "line-full", reason, retry_after=wait, is_shed=request.sheddable
+        )
+
+    def _displace(self, request_id: str, engines: int, now: float) -> tuple[str, AdmissionVerdict]:
+        """Removes a queued request for that of a caller that has less in the queue."""
+        verdict = self._refused_for_bounds(self._requests[request_id], engines, now)
+        self.remove(request_id)
+        return request_id, verdict
 
     def take_expired(self, engines: int, now: float, since: float = -math.inf) -> list[tuple[str, AdmissionVerdict]]:
         """Removes and returns the requests that must be refused now.
@@ -326,7 +346,7 @@ class AdmissionPolicy:
         request = self._requests.pop(request_id, None)
         if request is None:
             return False
-        self._bytes -= request.queued.body_bytes
+        self._bounds.remove(request_id, request.queued.tenant)
         self._queue.remove(request_id)
         return True
 
@@ -365,7 +385,7 @@ class AdmissionPolicy:
         self._queue.take(candidate)
         self._drain_rate.on_dispatch(queued.prefill_seconds, now)
         del self._requests[queued.id]
-        self._bytes -= queued.body_bytes
+        self._bounds.remove(queued.id, queued.tenant)
         return Admitted(queued.id, candidate.rule, candidate.reason, full, now - queued.arrived_at)
 
     # --- requests that have finished

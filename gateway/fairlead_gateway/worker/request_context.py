@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fairlead.decision import Decision
 from fairlead.fleet.model import Instance
 from fairlead_gateway.admission.policy import AdmissionRequest, Admitted
+from fairlead_gateway.caller_key import CallerKey, caller_key
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
@@ -160,6 +161,11 @@ class RequestContext:
         self.deadline: float | None = None
         self.trace: TraceRecord | None = None
         self.fingerprint: bytes | None = None
+
+    @property
+    def caller(self) -> CallerKey:
+        """The caller under which the request is counted."""
+        return caller_key(self.http_request.caller)
 
     @property
     def transfer(self) -> Handoff | None:

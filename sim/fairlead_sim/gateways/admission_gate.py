@@ -86,6 +86,10 @@ class AdmissionControlledGateway(SingleGateway):
             return self._decide(gate_request, verdict.full_instances, now)
         if verdict.action is AdmissionAction.REFUSE:
             return None, verdict.rule
+        for name, refused in verdict.displaced:
+            del self._open_requests[name]
+            if self._simulation is not None:
+                self._simulation.refuse(name, refused.rule, now)
         self.queued += 1
         self._open_requests[request.id] = gate_request
         self._schedule_release(now)

@@ -15,12 +15,12 @@ prompt counts against the prompt like any engine (`resilience.poison_requests`).
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
 from fairlead.decision import Decision
-from fairlead.fleet.model import Instance
+from fairlead.fleet.model import Fleet, Instance
 from fairlead_gateway.errors import NoReadyInstance, QuarantinedRequest
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, place_prefill
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
@@ -87,9 +87,12 @@ class PrefillCoordinator:
         for task in self._concurrent_prefills:
             task.cancel()
 
-    def retain(self, models: Collection[str]) -> None:
-        """Forgets the transfer times of all other models."""
-        self._transfer_estimator.retain(models)
+    def update_fleet(self, fleet: Fleet) -> None:
+        """Forgets the transfer times of models, and the engine ids of instances, that have left."""
+        self._transfer_estimator.retain(fleet.models)
+        if self._engine_ids:
+            present = {instance.id for instances in fleet.instances.values() for instance in instances}
+            self._engine_ids = {name: engine_id for name, engine_id in self._engine_ids.items() if name in present}
 
     def choose_decode_instance(self, context: RequestContext, excluded: frozenset[str], now: float) -> Decision:
         """Returns the decision on the instance that answers.

@@ -8,8 +8,11 @@ and owns the tasks of queued requests. A model gets a queue only if queueing can
 - the fleet states the KV capacity of its instances, or
 - no instance is ready, but one is starting or can be started.
 
-For every other model, admission is one dictionary lookup. Models with prefill instances are not
-queued; their prompts wait at the prefill instances.
+For every other model, admission is one dictionary lookup.
+
+Requests for models with prefill instances are queued for one reason only: several callers share the
+prefill instances, and all of these are busy. Prompts that are too short for a remote prefill are
+not queued. Without a second caller, prompts wait at the prefill instances.
 
 A queued request has no instance, so losing an instance does not affect it. It leaves the queue when
 it is admitted, its client disconnects, its deadline passes, or a limit refuses it. The queue is
@@ -22,10 +25,10 @@ An admitted request gets an instance. It may wait once more until that can start
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from fairlead.fleet.model import Fleet, InstanceState, Model, Role
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.policy import (
     POLL_SECONDS,
@@ -37,9 +40,10 @@ from fairlead_gateway.admission.policy import (
 )
 from fairlead_gateway.admission.request_queue import QueuedRequest
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
+from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.worker.dispatch.late_binding_queue import LateBindingQueue
-from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
+from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry_after import retry_after_seconds
 from fairlead_gateway.worker.runtime import WorkerRuntime
@@ -58,7 +62,7 @@ class AdmissionController:
         self,
         runtime: WorkerRuntime,
         *,
-        routers: RoleRouters,
+        routers: RouterRegistry,
         telemetry: MetricsRecorder,
         has_api_keys: bool,
         on_needs_instance: Callable[[str], None],
@@ -69,7 +73,7 @@ class AdmissionController:
         self._has_api_keys = has_api_keys
         self._on_needs_instance = on_needs_instance
         self._models: dict[str, ModelAdmission] = {}
-        self._late_binding_queue = LateBindingQueue(runtime, routers, telemetry.record_queue_exit)
+        self._late_binding_queue = LateBindingQueue(runtime, routers.serving, telemetry.record_queue_exit)
         self.can_start = self._late_binding_queue.can_start
 
     def update_fleet(self, fleet: Fleet) -> None:
@@ -94,8 +98,8 @@ class AdmissionController:
 
     def _needs_queue(self, key: str, model: Model, fleet: Fleet) -> bool:
         instances = fleet.instances.get(key, ())
-        if any(instance.role is Role.PREFILL for instance in instances):
-            return False
+        if _is_disaggregated(instances):
+            return self._has_api_keys
         states = {instance.state for instance in instances}
         expects_instance = model.wakes or (InstanceState.STARTING in states and InstanceState.READY not in states)
         grows = model.objectives.ttft_per_kilo_token_seconds > 0.0
@@ -158,7 +162,7 @@ class ModelAdmission:
         self,
         key: str,
         runtime: WorkerRuntime,
-        routers: RoleRouters,
+        routers: RouterRegistry,
         telemetry: MetricsRecorder,
         has_api_keys: bool,
         on_needs_instance: Callable[[str], None],
@@ -167,7 +171,9 @@ class ModelAdmission:
         self._on_needs_instance = on_needs_instance
         self._notified_at = -math.inf
         self._ready_since = -math.inf
-        self._routers = routers
+        self._routers = routers.serving
+        self._prefill_routers = routers.prefilling
+        self._is_disaggregated = False
         self._telemetry = telemetry
         self._limits = runtime.limits
         self._now = runtime.now
@@ -191,16 +197,21 @@ class ModelAdmission:
         instances = fleet.instances.get(self._key, ())
         ready = [instance for instance in instances if instance.state is InstanceState.READY]
         self._model = model
+        self._is_disaggregated = _is_disaggregated(instances)
+        self._policy.separate_long = not self._is_disaggregated
         self._kv_tokens = {
-            instance.id: float(instance.profile.kv_tokens) for instance in ready if instance.profile is not None
+            instance.id: float(instance.profile.kv_tokens)
+            for instance in ready
+            if instance.profile is not None and not self._is_disaggregated
         }
         self._min_kv_tokens = min(self._kv_tokens.values(), default=float("inf"))
-        self._is_plain = bool(ready) and not self._has_api_keys and model.objectives.ttft_per_kilo_token_seconds <= 0.0
+        grows = model.objectives.ttft_per_kilo_token_seconds > 0.0 and not self._is_disaggregated
+        self._is_plain = bool(ready) and not self._has_api_keys and not grows
         if ready and not self._has_ready:
             self._ready_since = self._now()
         self._has_ready = bool(ready)
         is_starting = any(instance.state is InstanceState.STARTING for instance in instances)
-        self._expects_instance = not ready and (model.wakes or is_starting)
+        self._expects_instance = not ready and (model.wakes or is_starting) and not self._is_disaggregated
         self._policy.kv_capacity.retain(frozenset(instance.id for instance in ready))
         self._release_ready()
 
@@ -215,6 +226,8 @@ class ModelAdmission:
             return True
         if not self._expects_instance and not self._routers.ready_instances(self._key):
             return True  # routing reports the missing instance
+        if self._is_disaggregated and self._is_short(context):
+            return True
         now = self._now()
         request = context.admission.request = self._admission_request(context)
         verdict = policy.verdict_without_queue(request, self._engine_loads(now), now)
@@ -231,6 +244,9 @@ class ModelAdmission:
         if verdict.action is AdmissionAction.REFUSE:
             self._telemetry.record_queue_exit(self._key, verdict.rule)
             raise self._refusal_error(verdict)
+        for request_id, refused in verdict.displaced:
+            self._telemetry.record_queue_exit(self._key, refused.rule)
+            self._refuse(request_id, self._refusal_error(refused))
         future: asyncio.Future[Admitted] = self._loop.create_future()
         self._queued[context.id] = (context, future)
         self._schedule_release()
@@ -248,9 +264,7 @@ class ModelAdmission:
         assert choice is not None
         router = self._routers.router(self._key)
         tokens = route_request.prompt_tokens if router is None else router.prompt_tokens(route_request)
-        self._policy.kv_capacity.on_dispatch(
-            route_request, choice.instance_id, tokens, context.http_request.caller, now
-        )
+        self._policy.kv_capacity.on_dispatch(route_request, choice.instance_id, tokens, context.caller, now)
 
     def on_first_token(self, context: RequestContext, now: float) -> None:
         """Records that the KV of the request grows with its response from now on."""
@@ -265,7 +279,7 @@ class ModelAdmission:
             output = context.result.output_tokens
             if output_tokens != output:  # resumed: another engine made the beginning
                 self._policy.kv_capacity.on_finish(request.id, now, output_tokens)
-        self._policy.on_finish(request.id, context.http_request.caller, request.prompt_tokens, output, now)
+        self._policy.on_finish(request.id, context.caller, request.prompt_tokens, output, now)
         if self._queued:
             self._schedule_release()
 
@@ -276,14 +290,15 @@ class ModelAdmission:
 
     def _admission_request(self, context: RequestContext) -> AdmissionRequest:
         route_request, model = context.route_request, self._model
-        router = self._routers.router(self._key)
+        router = self._load_router()
         assert router is not None
         assert model is not None
         prompt, loads = router.prompt_tokens(route_request), router.endpoint_loads()
-        limit = model.objectives.ttft_limit_seconds(prompt)
+        # Only callers are a reason to queue before prefill instances, so all have one objective.
+        limit = None if self._is_disaggregated else model.objectives.ttft_limit_seconds(prompt)
         cached = prompt - router.uncached_tokens(route_request)
         prefill_seconds = loads[0][0].profile.prefill_time(prompt, cached) if loads else 0.0
-        caller = context.http_request.caller
+        caller = context.caller
         queued = QueuedRequest(
             context.id,
             context.http_request.received_at,
@@ -294,8 +309,19 @@ class ModelAdmission:
         )
         return AdmissionRequest(queued, route_request, prompt, caller)
 
+    def _load_router(self) -> ModelRouter | None:
+        """Returns the router of the instances that prefill: the others without a ready one."""
+        if self._is_disaggregated and self._prefill_routers.ready_instances(self._key):
+            return self._prefill_routers.router(self._key)
+        return self._routers.router(self._key)
+
+    def _is_short(self, context: RequestContext) -> bool:
+        """Whether too little of the prompt is uncached for a remote prefill."""
+        router = self._load_router()
+        return router is not None and router.uncached_tokens(context.route_request) < self._limits.handoff_min_tokens
+
     def _engine_loads(self, now: float) -> list[EngineLoad]:
-        router = self._routers.router(self._key)
+        router = self._load_router()
         if router is None:
             return []
         return [
@@ -367,3 +393,8 @@ class ModelAdmission:
         seconds = retry_after_seconds(verdict.retry_after or 1.0, self._limits.max_retry_after_seconds)
         error_class = RequestShed if verdict.is_shed else Overloaded
         return error_class(verdict.reason, hint="try again later", headers=(("retry-after", str(seconds)),))
+
+
+def _is_disaggregated(instances: Sequence[Instance]) -> bool:
+    """Whether the model has prefill instances."""
+    return any(instance.role is Role.PREFILL for instance in instances)

@@ -1,7 +1,9 @@
 """The dispatch queue: requests that have an instance and wait until it can start them.
 
 Presets with late binding use it. A waiting request counts at its instance, so that later choices
-see it. It leaves in the preset's order; if its instance is lost, another one is chosen.
+see it. It leaves in the preset's order; if its instance is lost, another one is chosen. If several
+callers wait for an instance, the order holds among the requests of those with credit: the callers
+served least here, within `QUANTUM_SECONDS` of engine time.
 
 An instance can start a request while the unanswered prefill that this process sent there fills less
 than `MAX_WAITING_STEP_SHARE` of one of its steps. The instance gets the next request
@@ -13,10 +15,15 @@ would wait for the other.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from fairlead_gateway.admission.backlog_decay import BacklogDecay
+from fairlead_gateway.admission.caller_bounds import CallerBounds
+from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.policy import MAX_WAITING_STEP_SHARE, POLL_SECONDS
+from fairlead_gateway.admission.request_queue import QUANTUM_SECONDS
+from fairlead_gateway.caller_key import CallerKey
+from fairlead_gateway.errors import Overloaded
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext
@@ -30,11 +37,38 @@ class _QueuedDispatch:
     prefill_seconds: the request's own share of the instance's backlog.
     """
 
-    __slots__ = ("prefill_seconds", "started")
+    __slots__ = ("caller", "prefill_seconds", "started")
 
-    def __init__(self, started: "asyncio.Future[bool]", prefill_seconds: float) -> None:
+    def __init__(self, started: "asyncio.Future[bool]", prefill_seconds: float, caller: CallerKey) -> None:
         self.started = started
         self.prefill_seconds = prefill_seconds
+        self.caller = caller
+
+
+class _WaitingCallers:
+    """The callers that wait for instances of one model: their credit, and how many requests each
+    has waiting.
+    """
+
+    __slots__ = ("bounds", "fair_share")
+
+    def __init__(self, max_requests: int) -> None:
+        self.bounds = CallerBounds(max_requests, 0)
+        self.fair_share = FairShare()
+
+    def add(self, request_id: str, caller: CallerKey) -> None:
+        if not self.bounds.requests_of(caller):
+            self.fair_share.on_join(caller, self.bounds.callers())
+        self.bounds.add(request_id, caller, 0)
+
+    def with_credit(self, requests: Mapping[str, _QueuedDispatch]) -> Iterable[str]:
+        """Returns the requests of the callers that were served least, all of one caller."""
+        callers = {queued.caller for queued in requests.values()}
+        if len(callers) < 2:
+            return requests
+        served = self.fair_share.served_seconds
+        limit = min(map(served, callers)) + QUANTUM_SECONDS
+        return [request_id for request_id, queued in requests.items() if served(queued.caller) <= limit]
 
 
 class LateBindingQueue:
@@ -49,7 +83,9 @@ class LateBindingQueue:
         self._now = runtime.now
         self._loop = runtime.loop
         self._backlogs = BacklogDecay()
+        self._max_requests = runtime.limits.queued_requests
         self._waiting: dict[str, dict[str, dict[str, _QueuedDispatch]]] = {}
+        self._callers: dict[str, _WaitingCallers] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._dispatch_scheduled = False
 
@@ -67,26 +103,35 @@ class LateBindingQueue:
         return not self._waiting.get(key, {}).get(name) and self._has_room(router, name, {}, self._now())
 
     async def wait(self, context: RequestContext) -> bool:
-        """Waits until the chosen instance can start the request; False if it is no longer ready."""
+        """Waits until the chosen instance can start the request; False if it is no longer ready.
+
+        Raises Overloaded if the queue is full, and the caller has most in it.
+        """
         choice, key, request_id = context.choice, context.request.model_key, context.route_request.id
         assert choice is not None
         name, router = choice.instance_id, self._routers.router(key)
         endpoint = None if router is None else router.endpoint(name)
         if router is None or endpoint is None:
             return False
+        self._make_room(key, context.caller)
         backlog_before = endpoint.load.backlog_seconds
         router.on_dispatch(context.route_request, name, self._now())
-        queued = _QueuedDispatch(self._loop.create_future(), endpoint.load.backlog_seconds - backlog_before)
+        prefill_seconds = endpoint.load.backlog_seconds - backlog_before
+        queued = _QueuedDispatch(self._loop.create_future(), prefill_seconds, context.caller)
         self._waiting.setdefault(key, {}).setdefault(name, {})[request_id] = queued
+        self._callers_of(key).add(request_id, context.caller)
         self._start_timer()
-        is_started = False
+        is_started, exit_cause = False, "left"
         try:
             is_started = await queued.started
+        except Overloaded:
+            exit_cause = "line-full"
+            raise
         finally:
             self._remove(key, name, request_id)
             if not is_started:
                 router.on_abandoned(request_id, self._now())
-            self._on_exit(key, "dispatch-queue" if is_started else "left")
+            self._on_exit(key, "dispatch-queue" if is_started else exit_cause)
         context.admission.counted_at = name if is_started else ""
         return is_started
 
@@ -128,8 +173,12 @@ class LateBindingQueue:
             router = self._routers.router(key)
             for name, requests in list(instances.items()):
                 while requests and (router is None or self._has_room(router, name, requests, now)):
-                    request_id = min(requests) if router is None else min(requests, key=router.queue_sort_key)
+                    request_id = min(requests)
+                    callers = self._callers_of(key)
+                    if router is not None:
+                        request_id = min(callers.with_credit(requests), key=router.queue_sort_key)
                     queued = requests[request_id]
+                    callers.fair_share.charge(queued.caller, queued.prefill_seconds, 1.0)
                     self._remove(key, name, request_id)
                     if not queued.started.done():
                         queued.started.set_result(True)
@@ -139,8 +188,46 @@ class LateBindingQueue:
     def _remove(self, key: str, name: str, request_id: str) -> None:
         instances = self._waiting.get(key, {})
         requests = instances.get(name, {})
-        requests.pop(request_id, None)
+        queued = requests.pop(request_id, None)
+        if queued is not None:
+            self._callers[key].bounds.remove(request_id, queued.caller)
         if not requests:
             instances.pop(name, None)
         if not instances:
             self._waiting.pop(key, None)
+            self._callers.pop(key, None)
+
+    def _callers_of(self, key: str) -> _WaitingCallers:
+        callers = self._callers.get(key)
+        if callers is None:
+            callers = self._callers[key] = _WaitingCallers(self._max_requests)
+        return callers
+
+    def _make_room(self, key: str, caller: CallerKey) -> None:
+        """Refuses the newest request of the caller that has most waiting, if the queue is full.
+
+        Raises Overloaded if that is the new one. A single caller is not bounded here: its requests
+        take no place from others.
+        """
+        bounds = self._callers_of(key).bounds
+        has_others = bounds.has_several_callers or not bounds.requests_of(caller)
+        if bounds.requests < self._max_requests or not has_others:
+            return
+        if bounds.has_most(caller):
+            raise self._full_error(key, caller)
+        request_id = bounds.newest_of_largest()
+        name = next(name for name, requests in self._waiting[key].items() if request_id in requests)
+        queued = self._waiting[key][name][request_id]
+        error = self._full_error(key, queued.caller)
+        self._remove(key, name, request_id)
+        if not queued.started.done():
+            queued.started.set_exception(error)
+
+    def _full_error(self, key: str, caller: CallerKey) -> Overloaded:
+        bounds = self._callers_of(key).bounds
+        return Overloaded(
+            f"{bounds.requests} requests wait for an instance already, {bounds.requests_of(caller)} of them of this "
+            "caller, which has most",
+            hint="try again later",
+            headers=(("retry-after", str(self._routers.drain_seconds(key))),),
+        )

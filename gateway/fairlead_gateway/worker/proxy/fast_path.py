@@ -106,7 +106,7 @@ class FastPath:
         Raises GatewayError if no instance can take it.
         """
         forwarder, now = self._forwarder, context.http_request.received_at
-        forwarder.retry_budget.on_request(now)
+        forwarder.retry_budget.on_request(context.caller, now)
         attempt = forwarder.route_attempt(context, NO_INSTANCES, now)
         connection = self._pool.take_idle(attempt.instance.url) if self._admission.can_start(context) else None
         if connection is None:

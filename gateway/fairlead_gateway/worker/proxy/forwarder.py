@@ -21,6 +21,7 @@ from fairlead_gateway.worker.proxy.relay import ResponseRelay
 from fairlead_gateway.worker.proxy.response_check import check_response
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry, to_client_error
+from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 
@@ -92,7 +93,7 @@ class Forwarder:
             blocked_seconds = self._poison_guard.seconds_left(context.request.body, self._now())
             if blocked_seconds is not None:
                 raise QuarantinedRequest(blocked_seconds)
-            self.retry_budget.on_request(self._now())
+            self.retry_budget.on_request(context.caller, self._now())
             await self._admission.ensure_admitted(context)
             await self._prefill_coordinator.prefill_remotely(context)
         while True:
@@ -140,8 +141,8 @@ class Forwarder:
             raise self._give_up(context)
         if failures:
             last = failures[-1]
-            if not last.is_exempt_from_budget and not self.retry_budget.take(now):
-                raise self._give_up(context)
+            if not last.is_exempt_from_budget and not self.retry_budget.take(context.caller, now):
+                raise self._give_up(context, is_budget_spent=True)
             if context.choice is not None:
                 self._telemetry.record_retry(key, context.choice.instance_id, last.cause)
             decision = as_retry_decision(decision, len(failures), last.cause)
@@ -164,9 +165,9 @@ class Forwarder:
             body = self._prefill_coordinator.add_kv_source(context, body, source)
         attempt.attach_engine_message(body)
 
-    def _give_up(self, context: RequestContext) -> GatewayError:
+    def _give_up(self, context: RequestContext, *, is_budget_spent: bool = False) -> GatewayError:
         """Records that no instance has answered; returns the error for the client."""
-        self._failures.on_all_attempts_failed(context)
+        self._failures.on_all_attempts_failed(context, is_budget_spent=is_budget_spent)
         return to_client_error(context.failures, self._routers.drain_seconds(context.request.model_key))
 
     async def _run(self, attempt: Attempt) -> None:
@@ -227,5 +228,6 @@ class Forwarder:
             return await self._pool.connect(attempt.instance.url)
         except UpstreamError as error:
             # The engine went between two connections: the request may be what closed the first one.
-            cause = "reset" if is_stale else error.cause
-            raise AttemptFailure(cause, crashed=is_stale, was_sent=is_stale) from None
+            crashed = is_stale and error.cause not in LOCAL_CAUSES
+            cause = "reset" if crashed else error.cause
+            raise AttemptFailure(cause, crashed=crashed, was_sent=is_stale) from None

@@ -49,25 +49,26 @@ class ForwardingStack:
             secret=secret, limits=limits, outlier_detector=outlier_detector, reporters=reporters
         )
         serving = self.routers.serving
-        self.failures = FailureAttribution(
-            runtime,
-            outlier_detector,
-            ready_instances=serving.ready_instances,
-            telemetry=telemetry,
-            retry_budget=retry_budget,
-        )
         self.poison_guard = PoisonRequestGuard(
             secret,
             limits,
             report_crash=siblings.report_crash if siblings is not None else None,
             report_cleared=siblings.report_cleared if siblings is not None else None,
         )
+        self.failures = FailureAttribution(
+            runtime,
+            outlier_detector,
+            ready_instances=serving.ready_instances,
+            telemetry=telemetry,
+            retry_budget=retry_budget,
+            fingerprint=self.poison_guard.fingerprint,
+        )
         self.prefill_coordinator = PrefillCoordinator(
             runtime, routers=self.routers, pool=pool, telemetry=telemetry, poison_guard=self.poison_guard, random=draw
         )
         self.admission = AdmissionController(
             runtime,
-            routers=serving,
+            routers=self.routers,
             telemetry=telemetry,
             has_api_keys=has_api_keys,
             on_needs_instance=reporters.on_needs_instance,
@@ -113,7 +114,7 @@ class ForwardingStack:
         """Replaces the fleet; requests in flight stay where they are."""
         self.routers.update_fleet(fleet, self._now())
         self.credentials.update_fleet(fleet)
-        self.prefill_coordinator.retain(fleet.models)
+        self.prefill_coordinator.update_fleet(fleet)
         self.pool.retain(self.routers.addresses())
         self.admission.update_fleet(fleet)
 

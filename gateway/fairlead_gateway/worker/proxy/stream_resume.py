@@ -67,7 +67,7 @@ class StreamResume:
             scanner = engine_response.scanner
             if error is not None or not engine_response.is_stream or scanner.error is not None or scanner.is_aborted:
                 return cause
-            self._failures.outlier_detector.on_success(attempt.instance_id, self._now())
+            self._failures.outlier_detector.on_success(attempt.instance_id, self._now(), context.caller)
             cause_of_rest = await self._relay(attempt, engine_response, sent, keep_alive)
             is_complete = cause_of_rest is None
             if cause_of_rest == "cut":
@@ -85,7 +85,7 @@ class StreamResume:
         context, now = broken.context, self._now()
         key, choice = context.request.model_key, context.choice
         assert choice is not None
-        if cause not in _FREE_CAUSES and not self._retry_budget.take(now):
+        if cause not in _FREE_CAUSES and not self._retry_budget.take(context.caller, now):
             return None
         try:
             decision = self._routers.choose(key, context.route_request, now, frozenset({broken.instance_id}))

@@ -3,10 +3,14 @@
 These count as the instance's failure:
 
 - immediately: a refused connection, or a stall;
-- later: an error response, once another instance has answered the same request, or if no other
-instance was tried. A request that fails everywhere therefore ejects no instance.
+- later: an error response, once another instance has answered the same request, or if there was no
+other instance to try. A request that fails everywhere therefore ejects no instance.
 
-Overload (429, 503) is never counted.
+A failure that no other instance could be tried for, because no retry was left, counts against
+none. Failures that depend on the request count with their source (`fault_evidence`).
+
+Overload (429, 503) is never counted. Neither is a failure of the gateway itself: out of
+descriptors, ports or memory, or a name that cannot be resolved (`upstream.connect_errors`).
 
 Stalls are judged per instance, not per request. An instance that still sends bytes to any client is
 slow, and the request waits. One that has sent nothing for several times the predicted
@@ -18,17 +22,21 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.worker.resilience.fault_evidence import FaultSource
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry
 from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
 from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import EndpointActivity
 
 _MIN_STALL_SECONDS = 1.0
 _IMMEDIATE_CAUSES = frozenset({"refused", "connect-timeout", "timeout", "gone"})
+_REQUEST_INDEPENDENT_CAUSES = frozenset({"refused", "connect-timeout", "gone", "tls"})
 _DEFAULT_PROMPT_TOKEN_SECONDS: Final = 1e-3
 _DEFAULT_OUTPUT_TOKEN_SECONDS: Final = 0.05
 
@@ -38,6 +46,7 @@ class FailureAttribution:
     instance.
 
     ready_instances: returns the ready instances of a model by id.
+    fingerprint: returns the keyed fingerprint of a body.
     """
 
     def __init__(
@@ -48,7 +57,9 @@ class FailureAttribution:
         ready_instances: Callable[[str], Mapping[str, object]],
         telemetry: MetricsRecorder,
         retry_budget: RetryBudget,
+        fingerprint: Callable[[bytes], bytes],
     ) -> None:
+        self._fingerprint = fingerprint
         self.outlier_detector = outlier_detector
         self._retry_budget = retry_budget
         self._ready_instances = ready_instances
@@ -62,34 +73,40 @@ class FailureAttribution:
 
     def on_attempt_failed(self, context: RequestContext, failure: AttemptFailure) -> None:
         """Records a failure before the first byte; counts a refused connection or a stall now."""
-        if failure.is_overload:
+        if failure.is_overload or failure.is_local:
             self.outlier_detector.on_inconclusive(failure.instance_id)
         elif failure.cause in _IMMEDIATE_CAUSES and not _is_stall_counted(context, failure.cause):
-            self._count_failure(context.request.model_key, failure.instance_id, failure.cause)
+            if failure.cause == "timeout" and not failure.is_final and not self._has_retry(context.caller):
+                self.outlier_detector.on_inconclusive(failure.instance_id)
+            else:
+                self._count_failure_of(context, failure.instance_id, failure.cause)
 
     def on_answered(self, context: RequestContext, now: float) -> None:
         """Records a response that can be relayed; counts the error responses before it."""
         if context.choice is not None:
-            self.outlier_detector.on_success(context.choice.instance_id, now)
+            self.outlier_detector.on_success(context.choice.instance_id, now, context.caller)
         if context.failures:
-            self._count_failures(context, context.failures)
+            self._count_failures(context, context.failures, is_harmless=True)
 
-    def on_all_attempts_failed(self, context: RequestContext) -> None:
-        """Records that no instance answered; counts an error response if it is the only one."""
-        error_responses = [
-            failure
-            for failure in context.failures
-            if failure.cause not in _IMMEDIATE_CAUSES and not failure.is_overload
-        ]
-        if len(error_responses) == 1:
+    def on_all_attempts_failed(self, context: RequestContext, *, is_budget_spent: bool = False) -> None:
+        """Records that no instance answered; counts an error response if it is the only one.
+
+        It is not counted if the gateway could not try another instance.
+        is_budget_spent: no retry was left.
+        """
+        error_responses = [failure for failure in context.failures if _is_error_response(failure)]
+        is_untried = is_budget_spent or any(failure.is_local for failure in context.failures)
+        if len(error_responses) == 1 and not is_untried:
             self._count_failures(context, error_responses)
         for failure in error_responses:
             self.outlier_detector.on_inconclusive(failure.instance_id)
 
     def on_stream_failed(self, context: RequestContext, instance: str, cause: str) -> None:
         """Records a stream that broke after its first byte, or an attempt to resume one."""
-        if not _is_stall_counted(context, cause):
-            self._count_failure(context.request.model_key, instance, cause)
+        if cause in LOCAL_CAUSES:
+            self.outlier_detector.on_inconclusive(instance)
+        elif not _is_stall_counted(context, cause):
+            self._count_failure_of(context, instance, cause)
 
     def on_timeout(self, context: RequestContext) -> None:
         """Records that the request's time is over; counted if the instance has stalled."""
@@ -99,7 +116,7 @@ class FailureAttribution:
             and not timeout.is_counted
             and timeout.silence_seconds() > self._stall_limit_seconds(context)
         ):
-            self._count_failure(context.request.model_key, timeout.instance_id, "timeout")
+            self._count_failure_of(context, timeout.instance_id, "timeout")
 
     def stall_timeout(self, context: RequestContext, activity: EndpointActivity) -> StallTimeout:
         """Returns the stall timeout of the current attempt."""
@@ -129,16 +146,18 @@ class FailureAttribution:
         choice = context.choice
         assert choice is not None
         predicted = _predicted_seconds(context)
-        return StallTimeout(
+        timeout = StallTimeout(
             activity,
             None if predicted is None else max(self._floor_seconds, self._factor * predicted),
             deadline,
             self._now,
             should_abandon,
-            context.request.model_key,
+            context.request,
             choice.instance_id,
             context.failures,
         )
+        timeout.caller = context.caller
+        return timeout
 
     def _stall_limit_seconds(self, context: RequestContext) -> float:
         predicted = _predicted_seconds(context)
@@ -150,26 +169,46 @@ class FailureAttribution:
         tried = {failure.instance_id for failure in timeout.failures}
         has_other = any(
             name != timeout.instance_id and name not in tried and self.outlier_detector.is_usable(name, now)
-            for name in self._ready_instances(timeout.model_key)
+            for name in self._ready_instances(timeout.request.model_key)
         )
-        may_retry = has_other and should_retry([*timeout.failures, AttemptFailure("timeout")], self._limits)
-        return (may_retry and self._retry_budget.has_left(now)) or self._count_stall_once(timeout)
+        if has_other and should_retry([*timeout.failures, AttemptFailure("timeout")], self._limits):
+            return self._has_retry(timeout.caller)
+        return self._count_stall_once(timeout)
 
     def _count_stall_once(self, timeout: StallTimeout) -> bool:
         """Counts the stall if it is not counted yet; returns False: the request stays."""
         if not timeout.is_counted:
             timeout.is_counted = True
-            self._count_failure(timeout.model_key, timeout.instance_id, "timeout")
+            source = FaultSource(timeout.caller, self._fingerprint(timeout.request.body))
+            self._count_failure(timeout.request.model_key, timeout.instance_id, "timeout", source)
         return False
 
-    def _count_failures(self, context: RequestContext, failures: Iterable[AttemptFailure]) -> None:
-        for failure in failures:
-            if failure.cause not in _IMMEDIATE_CAUSES and not failure.is_overload:
-                self._count_failure(context.request.model_key, failure.instance_id, failure.cause)
+    def _has_retry(self, caller: CallerKey) -> bool:
+        return self._retry_budget.has_left(caller, self._now())
 
-    def _count_failure(self, key: str, instance: str, cause: str) -> None:
-        if self.outlier_detector.on_failure(instance, cause, self._now(), self._ready_instances(key)):
+    def _count_failures(
+        self, context: RequestContext, failures: Iterable[AttemptFailure], *, is_harmless: bool = False
+    ) -> None:
+        for failure in failures:
+            if _is_error_response(failure):
+                self._count_failure_of(context, failure.instance_id, failure.cause, is_harmless=is_harmless)
+
+    def _count_failure_of(
+        self, context: RequestContext, instance: str, cause: str, *, is_harmless: bool = False
+    ) -> None:
+        source = None
+        if cause not in _REQUEST_INDEPENDENT_CAUSES:
+            source = FaultSource(context.caller, context.body_fingerprint(self._fingerprint), is_harmless)
+        self._count_failure(context.request.model_key, instance, cause, source)
+
+    def _count_failure(self, key: str, instance: str, cause: str, source: FaultSource | None) -> None:
+        if self.outlier_detector.on_failure(instance, cause, self._now(), self._ready_instances(key), source):
             self._telemetry.record_ejection(key, instance, cause)
+
+
+def _is_error_response(failure: AttemptFailure) -> bool:
+    """Whether the engine took the request and failed it, at once and not for its load."""
+    return failure.cause not in _IMMEDIATE_CAUSES and not failure.is_overload and not failure.is_local
 
 
 def _abandon_always(timeout: StallTimeout) -> bool:

@@ -2,7 +2,8 @@
 
 An instance is ejected after three failures in a row, or if half of ten or more responses within ten
 seconds failed. A failure is a refused or broken connection, a stall or an unreadable response. Full
-engines, 429 and disconnecting clients do not count.
+engines, 429 and disconnecting clients do not count. Failures that may be the fault of one request
+count once they come from several callers or bodies (`fault_evidence`).
 
 At most half of a model's ready instances are ejected, so that a fault of the network or of the
 requests cannot empty a fleet. The ejection time grows with each ejection, and has jitter.
@@ -18,7 +19,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from fairlead.limits import Limits
+from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.telemetry.status_types import HealthState
+from fairlead_gateway.worker.resilience.fault_evidence import FaultEvidence, FaultSource
 
 _WINDOW_SECONDS = 10.0
 _MAX_RECENT = 64
@@ -34,19 +37,31 @@ _CAUSE_TEXTS = {
     "aborted": "abort",
 }
 _NONE_EJECTED: Mapping[str, str] = {}
+_Response = tuple[float, bool, CallerKey, FaultSource | None]
+"""A recent response: time, success, caller, and the source of a failure."""
 
 
 @dataclass(slots=True)
 class _InstanceHealth:
     state: HealthState = HealthState.HEALTHY
     consecutive_failures: Counter[str] = field(default_factory=Counter)
-    recent: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=_MAX_RECENT))
+    evidence: FaultEvidence = field(default_factory=FaultEvidence)
+    recent: deque[_Response] = field(default_factory=lambda: deque(maxlen=_MAX_RECENT))
     ejection_count: int = 0
     since: float = 0.0
     ejected_until: float = 0.0
     is_probed: bool = False
     warm_up_credit: float = 0.0
     reason: str = ""
+
+    def clear_failures(self) -> None:
+        """Ends a run of consecutive failures."""
+        self.consecutive_failures.clear()
+        self.evidence = FaultEvidence()
+
+    def answered_callers(self, now: float) -> set[CallerKey]:
+        """Returns the callers that had an answer lately."""
+        return {caller for at, is_success, caller, _ in self.recent if is_success and now - at <= _WINDOW_SECONDS}
 
 
 class OutlierDetector:
@@ -99,14 +114,14 @@ class OutlierDetector:
             record = self._records[instance]
             record.is_probed = record.state is HealthState.PROBING
 
-    def on_success(self, instance: str, now: float) -> None:
+    def on_success(self, instance: str, now: float, caller: CallerKey = ANONYMOUS) -> None:
         """Records a response of the instance."""
         record = self._records.get(instance)
         if record is None:
             record = self._records[instance] = _InstanceHealth()
-        record.recent.append((now, True))
+        record.recent.append((now, True, caller, None))
         if record.consecutive_failures:
-            record.consecutive_failures.clear()
+            record.clear_failures()
         if record.state is HealthState.PROBING and record.is_probed:
             record.state, record.since, record.warm_up_credit, record.is_probed = HealthState.WARMING, now, 0.0, False
 
@@ -115,19 +130,23 @@ class OutlierDetector:
         if instance in self._unhealthy:
             self._records[instance].is_probed = False
 
-    def on_failure(self, instance: str, cause: str, now: float, ready: Collection[str]) -> bool:
+    def on_failure(
+        self, instance: str, cause: str, now: float, ready: Collection[str], source: FaultSource | None = None
+    ) -> bool:
         """Records a failure of the instance; returns whether it is ejected now.
 
         cause: one word of a closed list.
+        source: the request that failed; None if the failure does not depend on it.
         """
         record = self._records.get(instance)
         if record is None:
             record = self._records[instance] = _InstanceHealth()
-        record.recent.append((now, False))
+        record.recent.append((now, False, ANONYMOUS if source is None else source.caller, source))
         record.consecutive_failures[cause] += 1
+        record.evidence.add(source)
         if record.state is HealthState.EJECTED and now < record.ejected_until:
             return False  # a request that was there when it was ejected
-        if record.state is HealthState.HEALTHY and not self._exceeds_threshold(record, now):
+        if self._needs_threshold(record, source, now) and not self._exceeds_threshold(record, now):
             return False
         ejected = sum(name in self._unhealthy for name in ready if name != instance)
         if ejected + 1 > self._limits.ejected_share * len(ready):
@@ -145,13 +164,28 @@ class OutlierDetector:
             return HealthState.HEALTHY, ""
         return record.state, self._describe(record, now)
 
+    def _needs_threshold(self, record: _InstanceHealth, source: FaultSource | None, now: float) -> bool:
+        """Whether one failure does not suffice: the instance is healthy, or warms up and has
+        answered another caller.
+        """
+        if record.state is not HealthState.WARMING or source is None:
+            return record.state is HealthState.HEALTHY
+        return any(caller != source.caller for caller in record.answered_callers(now))
+
     def _exceeds_threshold(self, record: _InstanceHealth, now: float) -> bool:
-        if record.consecutive_failures.total() >= self._limits.breaker_consecutive_faults:
+        limits = self._limits
+        if record.consecutive_failures.total() >= limits.breaker_consecutive_faults and (
+            record.evidence.is_sufficient(limits.breaker_fault_sources, record.answered_callers(now))
+        ):
             return True
-        recent = [good for at, good in record.recent if now - at <= _WINDOW_SECONDS]
-        return len(recent) >= self._limits.breaker_window_responses and (
-            recent.count(False) >= self._limits.breaker_fault_share * len(recent)
-        )
+        recent = [response for response in record.recent if now - response[0] <= _WINDOW_SECONDS]
+        failures = [source for _, is_success, _, source in recent if not is_success]
+        if len(recent) < limits.breaker_window_responses or len(failures) < limits.breaker_fault_share * len(recent):
+            return False
+        evidence = FaultEvidence()
+        for source in failures:
+            evidence.add(source)
+        return evidence.is_sufficient(limits.breaker_fault_sources, record.answered_callers(now))
 
     def _eject(self, instance: str, record: _InstanceHealth, now: float) -> None:
         if record.state is HealthState.HEALTHY and now - record.ejected_until > _BACKOFF_RESET_SECONDS:
@@ -168,7 +202,7 @@ class OutlierDetector:
         """Applies the transitions of time: from ejected to probing, and from warming to healthy."""
         if record.state is HealthState.EJECTED and now >= record.ejected_until:
             record.state, record.is_probed = HealthState.PROBING, False
-            record.consecutive_failures.clear()
+            record.clear_failures()
         elif record.state is HealthState.WARMING and now - record.since >= self._limits.warm_up_seconds:
             record.state, record.ejected_until = HealthState.HEALTHY, now
             record.recent.clear()

@@ -1,18 +1,22 @@
 """Retry policy: when a request may be sent to another instance.
 
 Retries that add load are limited to a share of the requests, so that they cannot amplify an
-overload. This applies after error responses, overload and stalls. A refused connection or a crash
-costs the other instances nothing extra, so that retry is free: an instance that crashes under load
-loses no request.
+overload. The share holds for all requests together and for those of each caller, so that no caller
+uses up the retries of others. This applies after error responses, overload and stalls. A refused
+connection or a crash costs the other instances nothing extra, so that retry is free: an instance
+that crashes under load loses no request.
 
 A request is never retried after its first byte, after an error of the client (4xx), or once two
 instances have crashed on it.
 """
 
+from collections import OrderedDict
 from typing import Final
 
 from fairlead.limits import Limits
+from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import EngineFailed, EngineTimeout, GatewayError, Overloaded
+from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 
 _WINDOW_SECONDS: Final = 10
 _MIN_RETRIES: Final = 3
@@ -47,16 +51,22 @@ class AttemptFailure(Exception):
         self.instance_id = ""
 
     @property
+    def is_local(self) -> bool:
+        """Whether the gateway itself could not connect, which says nothing about the instance."""
+        return self.cause in LOCAL_CAUSES
+
+    @property
     def is_exempt_from_budget(self) -> bool:
         """Whether a retry is not charged to the budget."""
         return self.crashed or not self.was_sent or self.cause == "gone"
 
 
-class RetryBudget:
+class _RetryCounts:
     """The counts of requests and retries of the last ten seconds."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._share: float = limits.retry_share
+    __slots__ = ("_requests", "_retries", "_second")
+
+    def __init__(self) -> None:
         self._second = 0
         self._requests = [0] * _WINDOW_SECONDS
         self._retries = [0] * _WINDOW_SECONDS
@@ -67,17 +77,15 @@ class RetryBudget:
         slot, requests = self._second % _WINDOW_SECONDS, self._requests
         requests[slot] = requests[slot] + 1
 
-    def has_left(self, now: float) -> bool:
-        """Whether one more retry is allowed."""
+    def on_retry(self, now: float) -> None:
+        """Counts a retry."""
         self._advance(now)
-        return sum(self._retries) < max(_MIN_RETRIES, self._share * sum(self._requests))
-
-    def take(self, now: float) -> bool:
-        """Counts a retry, if one more is allowed; returns whether it is."""
-        if not self.has_left(now):
-            return False
         self._retries[self._second % _WINDOW_SECONDS] += 1
-        return True
+
+    def counts(self, now: float) -> tuple[int, int]:
+        """Returns the number of requests and of retries."""
+        self._advance(now)
+        return sum(self._requests), sum(self._retries)
 
     def _advance(self, now: float) -> None:
         second = int(now)
@@ -87,6 +95,51 @@ class RetryBudget:
             self._requests[passed % _WINDOW_SECONDS] = 0
             self._retries[passed % _WINDOW_SECONDS] = 0
         self._second = max(self._second, second)
+
+
+class RetryBudget:
+    """The retries that are left, to each caller and to all.
+
+    Why all have `_MIN_RETRIES` more than their share: one caller may take so many without a share,
+    and the others keep theirs. A gateway with one caller is bounded by that caller's budget.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._share: float = limits.retry_share
+        self._max_callers = limits.retry_callers
+        self._total = _RetryCounts()
+        self._callers: OrderedDict[CallerKey, _RetryCounts] = OrderedDict()
+
+    def on_request(self, caller: CallerKey, now: float) -> None:
+        """Counts a request."""
+        self._total.on_request(now)
+        self._counts(caller).on_request(now)
+
+    def has_left(self, caller: CallerKey, now: float) -> bool:
+        """Whether one more retry of the caller is allowed."""
+        requests, retries = self._counts(caller).counts(now)
+        if retries >= max(_MIN_RETRIES, self._share * requests):
+            return False
+        requests, retries = self._total.counts(now)
+        return retries < _MIN_RETRIES + self._share * requests
+
+    def take(self, caller: CallerKey, now: float) -> bool:
+        """Counts a retry, if one more is allowed; returns whether it is."""
+        if not self.has_left(caller, now):
+            return False
+        self._total.on_retry(now)
+        self._counts(caller).on_retry(now)
+        return True
+
+    def _counts(self, caller: CallerKey) -> _RetryCounts:
+        counts = self._callers.get(caller)
+        if counts is None:
+            counts = self._callers[caller] = _RetryCounts()
+            if len(self._callers) > self._max_callers:
+                self._callers.popitem(last=False)
+        elif len(self._callers) > 1:
+            self._callers.move_to_end(caller)
+        return counts
 
 
 def should_retry(failures: list[AttemptFailure], limits: Limits) -> bool:
@@ -109,6 +162,12 @@ def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1
             code="engines_broke_off",
             hint="do not send the request again unchanged",
             headers=(("x-should-retry", "false"),),
+        )
+    if failures[-1].is_local:
+        return Overloaded(
+            f"the gateway could not connect to an engine ({attempts})",
+            hint="try again later",
+            headers=(("retry-after", str(retry_after_seconds)),),
         )
     if all(failure.is_overload for failure in failures):
         return Overloaded(

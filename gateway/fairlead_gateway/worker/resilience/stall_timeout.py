@@ -7,6 +7,8 @@
 
 from collections.abc import Callable
 
+from fairlead_gateway.caller_key import ANONYMOUS
+from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.upstream.connection import EndpointActivity
 
@@ -16,8 +18,9 @@ class StallTimeout:
 
     soft_seconds: silence of the whole instance after which `should_abandon` is called; None: never.
     deadline: monotonic seconds at which the attempt ends in any case.
-    model_key, instance_id, failures: the attempt and its request's earlier failures, for
+    request, instance_id, failures: the attempt and its request's earlier failures, for
     `should_abandon`.
+    caller: whose request it is; set by the creator.
     is_counted: the silence counts as a failure of the instance already.
 
     Why 8 parameters: one object per attempt, without a second one for its subject.
@@ -32,10 +35,11 @@ class StallTimeout:
         "_should_abandon",
         "_soft_seconds",
         "_started_at",
+        "caller",
         "failures",
         "instance_id",
         "is_counted",
-        "model_key",
+        "request",
     )
 
     def __init__(
@@ -45,7 +49,7 @@ class StallTimeout:
         deadline: float,
         now: Callable[[], float],
         should_abandon: "Callable[[StallTimeout], bool]",
-        model_key: str,
+        request: ModelRequest,
         instance_id: str,
         failures: list[AttemptFailure],
     ) -> None:
@@ -56,7 +60,8 @@ class StallTimeout:
         self._deadline = deadline
         self._now = now
         self._should_abandon = should_abandon
-        self.model_key = model_key
+        self.request = request
+        self.caller = ANONYMOUS
         self.instance_id = instance_id
         self.failures = failures
         self.is_counted = False

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
+from fairlead_gateway.worker.upstream.connect_errors import connect_error, is_exhaustion
 from fairlead_gateway.worker.upstream.connection import (
     ConnectionOwner,
     EndpointActivity,
@@ -45,7 +46,9 @@ class ConnectionPool(ConnectionOwner):
         return None
 
     async def connect(self, address: str) -> EngineConnection:
-        """Returns a new connection. Raises UpstreamError if the engine accepts none in time."""
+        """Returns a new connection. Raises UpstreamError if the engine accepts none in time, or if
+        this gateway can open none.
+        """
         url = urlsplit(address)
         try:
             tls = None
@@ -57,10 +60,11 @@ class ConnectionPool(ConnectionOwner):
                 await self.loop.create_connection(lambda: protocol, url.hostname or "", url.port or 80, ssl=tls)
         except TimeoutError:
             raise UpstreamError("connect-timeout", was_sent=False) from None
-        except ssl.SSLError:
-            raise UpstreamError("tls", was_sent=False) from None
-        except OSError:
-            raise UpstreamError("refused", was_sent=False) from None
+        except ssl.SSLError as error:
+            cause = "gateway-full" if is_exhaustion(error.__cause__) else "tls"
+            raise UpstreamError(cause, was_sent=False) from None
+        except OSError as error:
+            raise connect_error(error) from None
         return connection
 
     def activity(self, address: str) -> EndpointActivity:

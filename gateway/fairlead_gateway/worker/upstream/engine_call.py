@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from fairlead.errors import FairleadError
+from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 
@@ -84,7 +85,8 @@ async def call_engine(pool: ConnectionPool, address: str, message: Sequence[byte
         raise EngineCallFailed(f"no answer within {seconds:g} s", cause="timeout", is_suspicious=True) from None
     except UpstreamError as error:
         cause = error.cause.replace(" ", "-")
-        raise EngineCallFailed(error.cause, cause=cause, is_suspicious=True, crashed=error.is_crash) from None
+        is_suspicious = error.cause not in LOCAL_CAUSES
+        raise EngineCallFailed(error.cause, cause=cause, is_suspicious=is_suspicious, crashed=error.is_crash) from None
 
 
 async def _exchange(pool: ConnectionPool, address: str, message: Sequence[bytes], seconds: float) -> bytes:

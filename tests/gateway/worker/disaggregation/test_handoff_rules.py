@@ -298,7 +298,7 @@ def test_rule_9_the_only_decode_engine_is_waited_for_when_it_is_stuck_in_a_trans
             go_on.set()
             assert complete(await asked)
             assert params(found.decode[0]) == [OBJECT, None]
-            assert [good for _, good in breaker._records["D0"].recent] == [False, True]
+            assert [response[1] for response in breaker._records["D0"].recent] == [False, True]
 
     run_async(check())
 
@@ -401,5 +401,33 @@ def test_a_prompt_that_ended_a_prefill_engine_is_cleared_by_another_that_prefill
         async with scene([script] * prefills, [well_behaved]) as found:
             assert complete(await found.post())
             assert len(found.gateway.gateway.stack.poison_guard) == suspects
+
+    run_async(check())
+
+
+def test_engine_ids_of_instances_that_left_the_fleet_are_forgotten() -> None:
+    async def mooncake(call: EngineCall) -> None:
+        await call.respond({"0": {"engine_id": "an-engine"}} if call.path == "/query" else {"choices": [{"index": 0}]})
+
+    async def check() -> None:
+        async with scripted_engine(mooncake) as prefill, scripted_engine() as decode:
+
+            def fleet(version: int, name: str) -> Fleet:
+                shared = {"transfer": "mooncake", "bootstrap": prefill.url}
+                instances = (
+                    Instance(name, "default", "tiny", "prefill", prefill.url, role=Role.PREFILL, **shared),
+                    Instance("D0", "default", "tiny", "decode", decode.url, role=Role.DECODE, **shared),
+                )
+                return Fleet(version, version, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: instances})
+
+            async with running_gateway(fleet(1, "P0"), LIMITS) as running:
+                coordinator = running.gateway.stack.prefill_coordinator
+                for version, name in ((2, "P1"), (3, "P2")):
+                    assert complete(await request(running.url, chat()))
+                    running.gateway.update_fleet(fleet(version, name))
+                    assert coordinator._engine_ids == {}
+                assert complete(await request(running.url, chat()))
+                running.gateway.update_fleet(fleet(4, "P2"))
+                assert coordinator._engine_ids == {"P2": "an-engine"}
 
     run_async(check())

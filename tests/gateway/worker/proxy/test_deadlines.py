@@ -7,6 +7,7 @@ import pytest
 
 from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
+from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, well_behaved
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
@@ -221,8 +222,7 @@ def test_a_silent_engine_is_left_for_one_that_becomes_ready() -> None:
     run_async(main())
 
 
-@pytest.mark.parametrize("limits", [replace(HASTY, max_attempts=1), replace(HASTY, retry_share=0.0)])
-def test_a_silent_engine_is_waited_for_when_there_may_be_no_other_attempt(limits: Limits) -> None:
+def test_a_silent_engine_is_waited_for_when_there_may_be_no_other_attempt() -> None:
     go_on = asyncio.Event()
 
     async def stuck(call: EngineCall) -> None:
@@ -230,14 +230,37 @@ def test_a_silent_engine_is_waited_for_when_there_may_be_no_other_attempt(limits
         await well_behaved(call)
 
     async def main() -> None:
+        limits = replace(HASTY, max_attempts=1)
         async with scripted_engine(stuck) as one, scripted_engine(stuck) as two:  # noqa: SIM117
             async with running_gateway(fleet_of([one.url, two.url]), limits) as running:
-                while limits.max_attempts > 1 and running.gateway.stack.forwarder.retry_budget.take(
-                    running.gateway.runtime.clock.now()
-                ):
-                    pass
                 asked = asyncio.create_task(request(running.url, STREAM))
                 await wait_until(lambda: silences(running, "e-0/0/0") + silences(running, "e-1/1/0") > 0)
+                go_on.set()
+                assert (await asked).status == 200
+                assert len(one.calls) + len(two.calls) == 1
+
+    run_async(main())
+
+
+def test_silence_is_no_fault_of_an_engine_while_no_retry_is_left() -> None:
+    go_on = asyncio.Event()
+    refusals: list[CallerKey] = []
+
+    async def stuck(call: EngineCall) -> None:
+        await go_on.wait()
+        await well_behaved(call)
+
+    def has_left(caller: CallerKey, now: float) -> bool:
+        refusals.append(caller)
+        return False
+
+    async def main() -> None:
+        async with scripted_engine(stuck) as one, scripted_engine(stuck) as two:  # noqa: SIM117
+            async with running_gateway(fleet_of([one.url, two.url]), HASTY) as running:
+                running.gateway.stack.forwarder.retry_budget.has_left = has_left  # type: ignore[method-assign]
+                asked = asyncio.create_task(request(running.url, STREAM))
+                await wait_until(lambda: len(refusals) > 2)
+                assert silences(running, "e-0/0/0") + silences(running, "e-1/1/0") == 0
                 go_on.set()
                 assert (await asked).status == 200
                 assert len(one.calls) + len(two.calls) == 1

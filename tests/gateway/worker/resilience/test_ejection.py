@@ -10,7 +10,14 @@ from fairlead_gateway.supervisor.management.serializers import fleet_out
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token, well_behaved
 from fairlead_testing.engines.simulated_process import engine_processes
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import (
+    MODEL_KEY,
+    RunningGateway,
+    fleet_of,
+    run_async,
+    running_gateway,
+    with_engines,
+)
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until, wait_until_async
 
@@ -126,6 +133,35 @@ def test_a_request_that_every_engine_fails_ejects_none_of_them() -> None:
     run_async(main())
 
 
+@pytest.mark.parametrize("varies", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_poison_requests_of_one_caller_eject_no_engine_without_a_retry_left(varies: bool, stream: bool) -> None:
+    async def picky(call: EngineCall) -> None:
+        await (answers_500 if b"poison" in call.body else well_behaved)(call)
+
+    async def use(running: RunningGateway) -> None:
+        for number in range(60):
+            text = f"poison {number} " * 300 if varies else "poison"
+            poison = GOOD | {"messages": [{"role": "user", "content": text}], "stream": stream}
+            assert (await request(running.url, poison)).status == 502
+        assert {health(running, f"e-{n}/{n}/0") for n in range(6)} == {HealthState.HEALTHY}
+
+    run_async(with_engines([picky] * 6, use))
+
+
+def test_poison_stream_of_one_caller_ejects_no_engine() -> None:
+    async def picky(call: EngineCall) -> None:
+        await (breaks_streams if b"poison" in call.body else well_behaved)(call)
+
+    async def use(running: RunningGateway) -> None:
+        poison = STREAM | {"messages": [{"role": "user", "content": "poison"}], "max_tokens": 7}
+        for _ in range(20):
+            await request(running.url, poison)
+        assert {health(running, f"e-{n}/{n}/0") for n in range(6)} == {HealthState.HEALTHY}
+
+    run_async(with_engines([picky] * 6, use, Limits(quarantine_seconds=0.0)))
+
+
 def test_half_a_fleet_that_is_gone_sits_out_and_the_other_half_serves_everything() -> None:
     async def main() -> None:
         async with scripted_engine() as three, scripted_engine() as four:
@@ -180,7 +216,11 @@ def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() -> Non
 def test_hung_engine_is_found_by_its_silence_and_its_requests_are_retried() -> None:
     async def main() -> None:
         limits = Limits(
-            first_token_min_seconds=2.0, first_token_factor=1.0, breaker_consecutive_faults=1, ejection_seconds=600.0
+            first_token_min_seconds=2.0,
+            first_token_factor=1.0,
+            breaker_consecutive_faults=1,
+            breaker_fault_sources=1,
+            ejection_seconds=600.0,
         )
         async with (
             engine_processes(2, "--speed", "50") as engines,

@@ -1,9 +1,12 @@
 """Retries: how many, and never for the wrong reason."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
+from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry, to_client_error
 
 LIMITS = Limits()
@@ -11,17 +14,17 @@ LIMITS = Limits()
 
 def test_three_are_always_allowed_and_then_a_share() -> None:
     budget = RetryBudget(LIMITS)
-    assert [budget.take(100.0) for _ in range(4)] == [True, True, True, False]
+    assert [budget.take(ANONYMOUS, 100.0) for _ in range(4)] == [True, True, True, False]
     for _ in range(50):
-        budget.on_request(101.0)
-    assert sum(budget.take(101.0) for _ in range(50)) == 10 - 3
+        budget.on_request(ANONYMOUS, 101.0)
+    assert sum(budget.take(ANONYMOUS, 101.0) for _ in range(50)) == 10 - 3
 
 
 def test_what_is_ten_seconds_old_is_forgotten() -> None:
     budget = RetryBudget(LIMITS)
-    assert [budget.take(5.0) for _ in range(4)].count(True) == 3
-    assert not budget.take(14.9)
-    assert budget.take(15.0)
+    assert [budget.take(ANONYMOUS, 5.0) for _ in range(4)].count(True) == 3
+    assert not budget.take(ANONYMOUS, 14.9)
+    assert budget.take(ANONYMOUS, 15.0)
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.booleans()), max_size=300))
@@ -34,13 +37,35 @@ def test_in_no_ten_seconds_there_are_more_than_allowed(steps: list[tuple[float, 
         now += pause
         second = int(now)
         if not retry:
-            budget.on_request(now)
+            budget.on_request(ANONYMOUS, now)
             requests.append(second)
-        elif budget.take(now):
+        else:
             seen = sum(second - 10 < one for one in requests)
             used = sum(second - 10 < one for one in retries)
-            assert used < max(3, LIMITS.retry_share * seen)
-            retries.append(second)
+            assert budget.take(ANONYMOUS, now) is (used < max(3, LIMITS.retry_share * seen))
+            retries += [second] if used < max(3, LIMITS.retry_share * seen) else []
+
+
+def test_one_caller_does_not_spend_the_retries_of_others() -> None:
+    budget, flood, steady = RetryBudget(LIMITS), CallerKey("flood"), CallerKey("steady")
+    for second in range(10):
+        for _ in range(50):
+            budget.on_request(flood, float(second))
+            budget.take(flood, float(second))
+        budget.on_request(steady, float(second))
+    assert not budget.has_left(flood, 9.5)
+    assert [budget.take(steady, 9.5) for _ in range(4)] == [True, True, True, False]
+
+
+def test_retry_counts_of_callers_are_bounded() -> None:
+    budget = RetryBudget(replace(LIMITS, retry_callers=2))
+    first, second, third = CallerKey("a"), CallerKey("b"), CallerKey("c")
+    assert [budget.take(first, 1.0) for _ in range(4)].count(True) == 3
+    budget.on_request(second, 1.0)
+    budget.on_request(first, 1.0)
+    budget.on_request(third, 1.0)
+    assert len(budget._callers) == 2
+    assert not budget.has_left(first, 1.0)
 
 
 def test_a_failure_decides_whether_another_engine_may_be_asked() -> None:

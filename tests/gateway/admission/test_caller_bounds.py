@@ -1,0 +1,55 @@
+"""A full queue refuses the caller that has most in it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_gateway.admission.caller_bounds import CallerBounds
+
+
+def filled(max_requests: int, max_bytes: int, *requests: tuple[str, int]) -> CallerBounds:
+    bounds = CallerBounds(max_requests, max_bytes)
+    for number, (caller, body_bytes) in enumerate(requests):
+        bounds.add(f"{caller}{number}", caller, body_bytes)
+    return bounds
+
+
+def test_newcomer_is_refused_when_its_caller_has_most() -> None:
+    assert filled(3, 100, ("a", 1), ("a", 1), ("b", 1)).displaced_by("a", 1) is None
+    assert filled(2, 100, ("a", 1), ("b", 1)).displaced_by("a", 1) is None
+
+
+def test_newest_request_of_the_largest_caller_makes_room() -> None:
+    assert filled(3, 100, ("a", 1), ("a", 1), ("a", 1)).displaced_by("b", 1) == ["a2"]
+
+
+def test_bytes_make_room_as_numbers_do() -> None:
+    bounds = filled(9, 100, ("a", 40), ("a", 30), ("b", 20))
+    assert bounds.displaced_by("b", 10) == []
+    assert bounds.displaced_by("b", 40) == ["a1"]
+    assert bounds.displaced_by("b", 60) is None
+    assert bounds.displaced_by("a", 11) is None
+
+
+def test_only_caller_is_refused_at_the_bounds() -> None:
+    assert filled(2, 100, ("a", 1), ("a", 1)).displaced_by("a", 1) is None
+    assert filled(9, 100).displaced_by("a", 101) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 40)), max_size=80), st.integers(1, 12))
+def test_no_caller_within_its_fair_share_is_refused(steps: list[tuple[str, int]], max_requests: int) -> None:
+    bounds = CallerBounds(max_requests, 10**9)
+    queued: dict[str, tuple[str, int]] = {}
+    for number, (caller, body_bytes) in enumerate(steps):
+        callers = {one for one, _ in queued.values()} | {caller}
+        displaced = bounds.displaced_by(caller, body_bytes)
+        own = bounds.requests_of(caller) + 1
+        assert displaced is not None or own > max_requests / len(callers)
+        for request_id in displaced or ():
+            victim = queued.pop(request_id)[0]
+            assert bounds.requests_of(victim) > max_requests / len(callers)
+            bounds.remove(request_id, victim)
+        if displaced is not None:
+            bounds.add(f"{number}", caller, body_bytes)
+            queued[f"{number}"] = caller, body_bytes
+        assert bounds.requests == len(queued) <= max_requests
+        assert bounds.body_bytes == sum(size for _, size in queued.values())

@@ -1,0 +1,164 @@
+"""Callers in the queues of a running gateway: credit, and bounds of each caller."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
+from fairlead.limits import Limits
+from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
+from fairlead_testing.engines.scripted import EngineCall, ScriptedEngine, scripted_engine, well_behaved
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import RawResponse, request
+from fairlead_testing.waiting import wait_until
+
+SLOW = EngineProfile("slow", 1.0, kv_tokens=1_000_000, step_tokens=8)
+"""A second a token: the engine works nothing off while a test runs."""
+HANDOFF = {
+    "do_remote_prefill": True,
+    "do_remote_decode": False,
+    "remote_block_ids": [[1]],
+    "remote_engine_id": "an-engine",
+    "remote_host": "127.0.0.1",
+    "remote_port": 5801,
+}
+Task = asyncio.Task[RawResponse]
+
+
+def accepted_keys() -> ApiKeys:
+    return ApiKeys(b"pepper", {key_digest(name.encode(), b"pepper"): name for name in ("flood", "steady")})
+
+
+def slow_fleet(urls: list[str], **more: Any) -> Fleet:
+    fleet = fleet_of(urls, objectives=SloTargets(ttft_seconds=10_000.0), **more)
+    instances = tuple(replace(instance, profile=SLOW) for instance in fleet.instances[MODEL_KEY])
+    return replace(fleet, instances={MODEL_KEY: instances})
+
+
+class StepwiseEngine:
+    """A script that answers one waiting request at a time."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self.turns = asyncio.Semaphore(0)
+
+    async def script(self, call: EngineCall) -> None:
+        self.order.append(call.json["user"])
+        await self.turns.acquire()
+        if call.json.get("kv_transfer_params"):
+            await call.respond({"choices": [{"index": 0}], "kv_transfer_params": HANDOFF})
+        else:
+            await well_behaved(call)
+
+
+class Scene:
+    def __init__(self, running: RunningGateway, engine: ScriptedEngine, steps: StepwiseEngine) -> None:
+        self.running = running
+        self.engine = engine
+        self.steps = steps
+
+    def send(self, caller: str, name: str) -> Task:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "w " * 40}], "stream": True, "user": name}
+        more = f"authorization: Bearer {caller}\r\n"
+        return asyncio.get_running_loop().create_task(request(self.running.url, body, more=more))
+
+    def queued(self) -> int:
+        return self.running.gateway.stack.admission.queued().get(MODEL_KEY, 0)
+
+    async def send_queued(self, caller: str, name: str) -> Task:
+        before = self.queued()
+        task = self.send(caller, name)
+        await wait_until(lambda: self.queued() == before + 1)
+        return task
+
+    async def finish(self) -> None:
+        for _ in range(100):
+            self.steps.turns.release()
+
+
+async def with_scene(use: Callable[[Scene], Awaitable[None]], limits: Limits | None = None, **more: Any) -> None:
+    steps = StepwiseEngine()
+    async with (
+        scripted_engine(steps.script) as engine,
+        running_gateway(slow_fleet([engine.url], **more), limits, api_keys=accepted_keys()) as running,
+    ):
+        await use(Scene(running, engine, steps))
+
+
+def test_full_queue_refuses_the_newest_request_of_the_caller_that_has_most() -> None:
+    async def use(scene: Scene) -> None:
+        first = scene.send("flood", "f0")
+        await wait_until(lambda: len(scene.steps.order) == 1)
+        steady = [await scene.send_queued("steady", "s0")]
+        flood = [await scene.send_queued("flood", f"f{number}") for number in (1, 2, 3)]
+        steady.append(scene.send("steady", "s1"))
+        refused = await flood[2]
+        assert (refused.status, refused.error["code"]) == (503, "overloaded")
+        assert "3 of them of this caller" in refused.error["message"]
+        assert int(refused.fields["retry-after"]) >= 1
+        await wait_until(lambda: scene.queued() == 4)
+        await scene.finish()
+        assert [(await task).status for task in (first, *flood[:2], *steady)] == [200] * 5
+
+    run_async(with_scene(use, replace(Limits(), queued_requests=4)))
+
+
+def disaggregated_fleet(prefill: str, decode: str) -> Fleet:
+    """A model without an SLO: long prompts go to the prefill instance."""
+    instances = (
+        Instance("P0", "default", "tiny", "prefill", prefill, role=Role.PREFILL, transfer="nixl", profile=SLOW),
+        Instance("D0", "default", "tiny", "decode", decode, role=Role.DECODE, transfer="nixl"),
+    )
+    return Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: instances})
+
+
+async def before_prefill(use: Callable[[Scene], Awaitable[None]]) -> None:
+    steps = StepwiseEngine()
+    limits = replace(Limits(), handoff_min_tokens=16, handoff_prefill_seconds=60.0)
+    async with (
+        scripted_engine(steps.script) as prefill,
+        scripted_engine() as decode,
+        running_gateway(disaggregated_fleet(prefill.url, decode.url), limits, api_keys=accepted_keys()) as running,
+    ):
+        await use(Scene(running, prefill, steps))
+
+
+def test_callers_share_prefill_instances_by_credit() -> None:
+    async def use(scene: Scene) -> None:
+        tasks = [scene.send("flood", "f0")]
+        await wait_until(lambda: len(scene.steps.order) == 1)
+        tasks.append(await scene.send_queued("steady", "s0"))
+        tasks += [await scene.send_queued("flood", f"f{number}") for number in (1, 2, 3)]
+        tasks.append(await scene.send_queued("steady", "s1"))
+        await scene.finish()
+        assert {(await task).status for task in tasks} == {200}
+        assert scene.steps.order == ["f0", "s0", "f1", "f2", "s1", "f3"]
+
+    run_async(before_prefill(use))
+
+
+def test_prompts_of_the_only_caller_wait_at_the_prefill_instance() -> None:
+    async def use(scene: Scene) -> None:
+        tasks = [scene.send("flood", f"f{number}") for number in range(4)]
+        await wait_until(lambda: len(scene.steps.order) == 4)
+        assert scene.queued() == 0
+        await scene.finish()
+        assert {(await task).status for task in tasks} == {200}
+
+    run_async(before_prefill(use))
+
+
+def test_short_prompts_do_not_wait_for_prefill_instances() -> None:
+    async def use(scene: Scene) -> None:
+        tasks = [scene.send("flood", "f0")]
+        await wait_until(lambda: len(scene.steps.order) == 1)
+        tasks.append(await scene.send_queued("steady", "s0"))
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "user": "s1"}
+        answer = await request(scene.running.url, body, more="authorization: Bearer steady\r\n")
+        assert (answer.status, scene.queued()) == (200, 1)
+        await scene.finish()
+        assert {(await task).status for task in tasks} == {200}
+
+    run_async(before_prefill(use))

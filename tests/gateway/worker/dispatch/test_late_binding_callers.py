@@ -1,0 +1,143 @@
+"""Assigned requests of several callers: credit decides between them, and each has its bound."""
+
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock
+from fairlead_gateway.errors import Overloaded
+from fairlead_gateway.worker.dispatch.late_binding_queue import LateBindingQueue
+from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
+from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_testing.gateway.running_gateway import run_async
+
+KEY = "default/tiny"
+
+
+class OneEngine:
+    """The routers of a model with one engine, which is busy until `finish` is called.
+
+    Requests without credit rules would go by number, the smallest first.
+    """
+
+    queues_assigned = True
+
+    def __init__(self) -> None:
+        load = SimpleNamespace(backlog_seconds=0.0, waiting=0)
+        profile = SimpleNamespace(step_tokens=8, prefill_time=lambda tokens: 1.0)
+        self.instance = SimpleNamespace(load=load, profile=profile)
+
+    def router(self, key: str) -> "OneEngine":
+        return self
+
+    def endpoint(self, name: str) -> Any:
+        return self.instance
+
+    def ready_instances(self, key: str) -> dict[str, object]:
+        return {"e": self.instance}
+
+    def drain_seconds(self, key: str) -> int:
+        return 7
+
+    def queue_sort_key(self, request_id: str) -> tuple[float, float, str]:
+        return float(request_id.partition("/")[2]), 0.0, request_id
+
+    def on_dispatch(self, request: Any, name: str, now: float) -> None:
+        self.instance.load.backlog_seconds += 1.0
+        self.instance.load.waiting += 1
+
+    def on_abandoned(self, request_id: str, now: float) -> None:
+        self.instance.load.backlog_seconds -= 1.0
+        self.instance.load.waiting -= 1
+
+
+class Scene:
+    def __init__(self, limits: Limits) -> None:
+        self.engine = OneEngine()
+        self.exits: list[str] = []
+        self.started: list[str] = []
+        self.clock = ManualClock()
+        loop = asyncio.get_running_loop()
+        self.queue = LateBindingQueue(
+            WorkerRuntime(self.clock, limits, loop),
+            cast(RoleRouters, self.engine),
+            lambda key, cause: self.exits.append(cause),
+        )
+        self.engine.on_dispatch(None, "e", 0.0)
+
+    async def add(self, caller: str, number: int) -> "asyncio.Task[None]":
+        context = SimpleNamespace(
+            choice=SimpleNamespace(instance_id="e"),
+            request=SimpleNamespace(model_key=KEY),
+            route_request=SimpleNamespace(id=f"{caller}/{number}"),
+            caller=caller,
+            admission=SimpleNamespace(counted_at=""),
+        )
+        task = asyncio.get_running_loop().create_task(self._wait(cast(RequestContext, context)))
+        await asyncio.sleep(0)
+        return task
+
+    async def _wait(self, context: RequestContext) -> None:
+        if await self.queue.wait(context):
+            self.started.append(context.route_request.id)
+
+    async def finish_one(self) -> None:
+        """Ends the request that the engine computes, and starts the next."""
+        self.engine.on_abandoned("", 0.0)
+        self.clock.advance(10.0)
+        self.queue.schedule_dispatch(KEY)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("callers", [("only",), ("flood", "steady")])
+def test_assigned_requests_go_by_credit_between_callers_and_by_order_within_one(callers: tuple[str, ...]) -> None:
+    async def main() -> None:
+        scene = Scene(Limits())
+        tasks = [await scene.add(callers[0], number) for number in range(6)]
+        tasks += [await scene.add(callers[-1], number) for number in (10, 11)]
+        for _ in tasks:
+            await scene.finish_one()
+        order = [name.partition("/")[2] for name in scene.started]
+        expected = ["0", "10", "1", "11", "2", "3", "4", "5"] if len(callers) > 1 else [*"012345", "10", "11"]
+        assert order == expected
+        await asyncio.gather(*tasks)
+        assert scene.queue._callers == {}
+
+    run_async(main())
+
+
+def test_assigned_requests_beyond_the_bound_are_those_of_the_caller_that_has_most() -> None:
+    async def main() -> None:
+        scene = Scene(replace(Limits(), queued_requests=4))
+        flood = [await scene.add("flood", number) for number in range(4)]
+        steady = [await scene.add("steady", 10)]
+        with pytest.raises(Overloaded, match="4 of them of this caller") as refused:
+            await flood[3]
+        assert refused.value.headers == (("retry-after", "7"),)
+        with pytest.raises(Overloaded, match="3 of them of this caller"):
+            await (await scene.add("flood", 5))
+        assert scene.exits == ["line-full"]
+        for _ in range(4):
+            await scene.finish_one()
+        await asyncio.gather(*flood[:3], *steady)
+        assert scene.exits == ["line-full"] + ["dispatch-queue"] * 4
+
+    run_async(main())
+
+
+def test_assigned_requests_of_the_only_caller_are_not_bounded() -> None:
+    async def main() -> None:
+        scene = Scene(replace(Limits(), queued_requests=2))
+        tasks = [await scene.add("only", number) for number in range(5)]
+        for _ in tasks:
+            await scene.finish_one()
+        assert [name.partition("/")[2] for name in scene.started] == [*"01234"]
+        await asyncio.gather(*tasks)
+
+    run_async(main())

@@ -1,0 +1,76 @@
+"""Faults count against an instance from two callers on, or from two bodies of the only one."""
+
+import pytest
+
+from fairlead.limits import Limits
+from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
+from fairlead_gateway.worker.resilience.fault_evidence import FaultEvidence, FaultSource
+from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
+
+FOUR = ("a", "b", "c", "d")
+FLOOD, STEADY = CallerKey("flood"), CallerKey("steady")
+
+
+def is_ejected(detector: OutlierDetector, sources: list[FaultSource | None], *, now: float = 1.0) -> bool:
+    verdicts = [detector.on_failure("a", "status-500", now, FOUR, source) for source in sources]
+    return any(verdicts)
+
+
+def new_detector() -> OutlierDetector:
+    return OutlierDetector(Limits(), lambda: 0.5)
+
+
+@pytest.mark.parametrize("caller", [ANONYMOUS, FLOOD])
+def test_one_body_of_one_caller_ejects_no_instance(caller: CallerKey) -> None:
+    assert not is_ejected(new_detector(), [FaultSource(caller, b"poison")] * 60)
+
+
+def test_one_body_of_two_callers_ejects_an_instance() -> None:
+    sources: list[FaultSource | None] = [FaultSource(FLOOD, b"x"), FaultSource(STEADY, b"x"), FaultSource(FLOOD, b"x")]
+    assert is_ejected(new_detector(), sources)
+
+
+def test_two_bodies_of_the_only_caller_eject_an_instance() -> None:
+    sources: list[FaultSource | None] = [FaultSource(FLOOD, b"%d" % number) for number in range(3)]
+    assert is_ejected(new_detector(), sources)
+
+
+def test_bodies_of_one_caller_eject_no_instance_that_answers_another_caller() -> None:
+    detector = new_detector()
+    detector.on_success("a", 1.0, STEADY)
+    sources: list[FaultSource | None] = [FaultSource(FLOOD, b"%d" % number) for number in range(60)]
+    assert not is_ejected(detector, sources, now=2.0)
+    assert is_ejected(detector, [FaultSource(STEADY, b"1")], now=3.0)
+
+
+def test_an_answer_to_another_caller_protects_an_instance_for_ten_seconds() -> None:
+    detector = new_detector()
+    detector.on_success("a", 1.0, STEADY)
+    sources: list[FaultSource | None] = [FaultSource(FLOOD, b"%d" % number) for number in range(3)]
+    assert not is_ejected(detector, sources, now=10.9)
+    assert is_ejected(detector, sources[:1], now=11.1)
+
+
+def test_a_body_that_another_instance_answered_ejects_as_often_as_before() -> None:
+    assert is_ejected(new_detector(), [FaultSource(FLOOD, b"same", is_harmless=True)] * 3)
+
+
+def test_refused_connections_need_no_second_caller() -> None:
+    assert is_ejected(new_detector(), [None, None, None])
+
+
+def test_one_caller_does_not_eject_an_instance_that_warms_up_for_another() -> None:
+    detector = new_detector()
+    assert is_ejected(detector, [None, None, None], now=0.0)
+    assert detector.ejected(FOUR, 6.0) == {}
+    detector.on_dispatch("a")
+    detector.on_success("a", 6.5, STEADY)
+    assert not is_ejected(detector, [FaultSource(FLOOD, b"poison")] * 5, now=7.0)
+    assert is_ejected(detector, [FaultSource(STEADY, b"x")], now=7.0)
+
+
+def test_what_is_remembered_of_failures_is_bounded() -> None:
+    evidence = FaultEvidence()
+    for number in range(10_000):
+        evidence.add(FaultSource(CallerKey(f"{number}"), b"%d" % number))
+    assert (len(evidence._callers), len(evidence._bodies)) == (8, 8)
