@@ -353,9 +353,7 @@ class PrefillCoordinator:
         head = context.http_request.head
         extra = context.trace.start_span(instance, PREFILL, "") if context.trace is not None else ""
         prefix = request_prefix("POST", head.path, instance.url)
-        message = encode_request(
-            prefix, head, body, context.http_request.id, dp_rank=instance.dp_rank, extra_headers=extra
-        )
+        message = encode_request(prefix, head, body, context.id, dp_rank=instance.dp_rank, extra_headers=extra)
         router = self._prefill_routers.router(context.request.model_key)
         if router is None:
             raise EngineCallFailed("the model has left the fleet", cause="model-left", is_suspicious=False)

@@ -123,6 +123,8 @@ def parsed_body(fields: CommonFields) -> ParsedBody:
         fields.kv_transfer_params,
         fields.ec_transfer_params,
         fields.kv_cache_report_mode,
+        fields.request_id,
+        fields.rid,
         fields.vllm_xargs,
     )
     may_carry_kv_transfer = any(value is not _UNSET for value in transfer_values)

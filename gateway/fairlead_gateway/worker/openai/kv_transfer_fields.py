@@ -4,6 +4,8 @@
   of them crash a vLLM engine, and copied ones fetch another tenant's cache.
 - `kv_cache_report_mode` makes an engine report blocks that it did not store; a KV-cache index would
   keep them for ever.
+- `request_id` (vLLM) and `rid` (SGLang) are ids of requests inside an engine. A client that chooses
+  them can crash the engine, or disturb the requests of others.
 
 vLLM reads these fields at the top of the body and in `vllm_xargs`, so both are searched. A key
 counts in every spelling, and each time that it occurs.
@@ -13,10 +15,12 @@ Source: docs/decisions/0022.
 
 from fairlead_gateway.worker.openai.json_edit import rewrite_members
 
-KV_TRANSFER_FIELDS = frozenset({"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode"})
+KV_TRANSFER_FIELDS = frozenset(
+    {"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode", "request_id", "rid"}
+)
 _OVERLAY_FIELD = "vllm_xargs"
 # The names, or escapes of their letters.
-_TRIGGER_BYTES = (b"transfer_params", b"kv_cache_report_mode", b"u005", b"u006", b"u007")
+_TRIGGER_BYTES = (b"transfer_params", b"kv_cache_report_mode", b'request_id"', b'rid"', b"u005", b"u006", b"u007")
 
 
 def strip_kv_transfer_fields(body: bytes) -> bytes:

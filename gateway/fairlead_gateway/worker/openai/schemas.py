@@ -111,13 +111,14 @@ class CommonFields(Struct, kw_only=True):
     model: str
     user: OptionalText = None
     session_id: OptionalText = None
-    request_id: OptionalText = None
     cache_salt: OptionalText = None
     priority: OptionalInt = None
     encoding_format: OptionalText = None
     kv_transfer_params: Raw | UnsetType = UNSET
     ec_transfer_params: Raw | UnsetType = UNSET
     kv_cache_report_mode: Raw | UnsetType = UNSET
+    request_id: Raw | UnsetType = UNSET
+    rid: Raw | UnsetType = UNSET
     vllm_xargs: Raw | UnsetType = UNSET
 
     def release_body(self) -> None:

@@ -127,9 +127,7 @@ class Attempt:
             body = body_with_model(instance.served_name, body)
             target = None if target is None else target_with_model(instance.served_name, target)
         prefix = dispatcher.request_prefixes.get(request.method, head.path if target is None else target, instance.url)
-        self.message = encode_request(
-            prefix, head, body, context.http_request.id, dp_rank=instance.dp_rank, extra_headers=extra
-        )
+        self.message = encode_request(prefix, head, body, context.id, dp_rank=instance.dp_rank, extra_headers=extra)
 
     def on_dispatch(self, now: float) -> None:
         """Records the attempt with router, admission, reports and outlier detection."""

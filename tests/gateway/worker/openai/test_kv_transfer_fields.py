@@ -93,7 +93,11 @@ def test_byte_for_byte(body: str, left: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
 @pytest.mark.parametrize(
-    "name", ["kv_transfer_params", "ec_transfer_params", "kv\\u005ftransfer_params", "kv_cache_report_mode"]
+    "name",
+    [
+        *("kv_transfer_params", "ec_transfer_params", "kv\\u005ftransfer_params", "kv_cache_report_mode"),
+        *("request_id", "rid", "r\\u0069d"),
+    ],
 )
 def test_no_route_lets_them_through(path: str, name: str) -> None:
     prompt = {
