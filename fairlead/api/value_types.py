@@ -240,6 +240,10 @@ ServedName = Annotated[
 """The name of a model in an engine."""
 
 
+RequestField = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
+"""The name of a field of a request body."""
+
+
 def check_percentage(value: Any) -> Any:
     """Returns a percentage such as `"95%"` unchanged. Raises PydanticCustomError for other text.
 

@@ -5,7 +5,7 @@ Whatever the engine answers goes to the client, also streams; 404 if it does not
 Such a request must still be safe:
 
 - It names a model, in a JSON object or, without a body, as `?model=`.
-- Fields of `kv_transfer_fields` are removed, and counts are in range.
+- Its fields pass `field_policy`, and counts are in range.
 - The path has plain characters only, since it becomes a part of the engine's request line.
 
 Paths that change an engine for all clients are not passed on.
@@ -21,8 +21,8 @@ from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, UnknownPath, UnsupportedBodyType
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.worker.openai.body_parser import parsed_body
+from fairlead_gateway.worker.openai.field_policy import REMOVED_FIELDS, apply_field_policy
 from fairlead_gateway.worker.openai.json_edit import set_members
-from fairlead_gateway.worker.openai.kv_transfer_fields import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
 from fairlead_gateway.worker.openai.model_names import resolve_model
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import GenericRequest
@@ -53,15 +53,16 @@ def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limi
         fields, body = GenericRequest(model=model_name), b""
     else:
         fields = _decode_json_body(head, body, limits)
-        body = strip_kv_transfer_fields(body)
     model = resolve_model(fields.model, fleet)
+    parsed = parsed_body(fields, body)
+    body = apply_field_policy(body, parsed.members, head.path, model)
     if body and fields.model != model.name:
         body = set_members(body, {"model": msgspec.json.encode(model.name)})
     passed_query = [
-        (name, model.name if name == "model" else value) for name, value in query if name not in KV_TRANSFER_FIELDS
+        (name, model.name if name == "model" else value) for name, value in query if name not in REMOVED_FIELDS
     ]
     target = f"{head.path}?{urlencode(passed_query)}" if passed_query else head.path
-    return ModelRequest(parsed_body(fields), model.key, model, body, method=head.method, target=target)
+    return ModelRequest(parsed, model.key, model, body, method=head.method, target=target)
 
 
 def _decode_json_body(head: RequestHead, body: bytes, limits: Limits) -> GenericRequest:
