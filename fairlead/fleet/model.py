@@ -172,11 +172,13 @@ class RequestPolicy:
     engines: the types of its engines; empty if not known. They follow from the instances, so
         policies that differ only here are equal.
     allowed_fields: body fields that clients may set although engines treat them specially.
+    allowed_paths: further paths under `/v1`; a final `/*` stands for all paths below.
     """
 
     engines: frozenset[str] = field(default=frozenset(), compare=False)
     unknown_fields: UnknownFields = UnknownFields.PASS
     allowed_fields: frozenset[str] = frozenset()
+    allowed_paths: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

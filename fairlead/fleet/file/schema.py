@@ -12,7 +12,7 @@ from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.profile import Profile
 from fairlead.api.spec.routing import Routing
 from fairlead.api.strict_model import StrictModel, field_error
-from fairlead.api.value_types import Duration, PositiveDuration, RequestField, ServedName, check_percentage
+from fairlead.api.value_types import Duration, PositiveDuration, RequestField, RequestPath, ServedName, check_percentage
 from fairlead.engines.registry import engine_kinds
 from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import normalize_engine_url
@@ -247,6 +247,7 @@ class FileModel(StrictModel):
     wakes: bool = False
     unknown_fields: Annotated[UnknownFields, Field(strict=False, examples=["Refuse"])] = UnknownFields.PASS
     allowed_fields: list[RequestField] = Field(default_factory=list, max_length=64, examples=["[priority]"])
+    allowed_paths: list[RequestPath] = Field(default_factory=list, max_length=64, examples=["[/v1/files]"])
     instances: list[FileInstance] = Field(default_factory=list, examples=['[{url: "http://127.0.0.1:9001"}]'])
 
     @model_validator(mode="after")
@@ -258,7 +259,9 @@ class FileModel(StrictModel):
     def to_request_policy(self) -> RequestPolicy:
         """Returns the policy on what of a client's request may reach the engines."""
         engines = frozenset(instance.engine for instance in self.instances)
-        return RequestPolicy(engines, self.unknown_fields, frozenset(self.allowed_fields))
+        return RequestPolicy(
+            engines, self.unknown_fields, frozenset(self.allowed_fields), frozenset(self.allowed_paths)
+        )
 
     @property
     def targets(self) -> SloTargets:

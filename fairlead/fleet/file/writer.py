@@ -60,6 +60,8 @@ def _policy_fields(policy: RequestPolicy) -> dict[str, Any]:
         entry["unknownFields"] = policy.unknown_fields.value
     if policy.allowed_fields:
         entry["allowedFields"] = sorted(policy.allowed_fields)
+    if policy.allowed_paths:
+        entry["allowedPaths"] = sorted(policy.allowed_paths)
     return entry
 
 

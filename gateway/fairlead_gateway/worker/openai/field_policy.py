@@ -101,17 +101,27 @@ def remove_fields(body: bytes, names: frozenset[str] | set[str] = REMOVED_FIELDS
     return rewrite_members(body, partial(_without, names))
 
 
+def engine_tables(engine: str) -> list[dict[str, str]]:
+    """Returns the tables of an engine type, by path; those of all types if it has none."""
+    return [FIELDS[name] for name in _ENGINE_TABLES.get(engine, _ALL_TABLES)]
+
+
 @cache
+def _known_by_path(engine: str) -> dict[str, frozenset[str]]:
+    names: dict[str, set[str]] = {}
+    for table in engine_tables(engine):
+        for path, fields in table.items():
+            names.setdefault(path, set()).update(fields.split())
+    return {path: frozenset(fields) for path, fields in names.items()}
+
+
 def known_fields(engine: str, path: str) -> frozenset[str] | None:
     """Returns the fields that the engine or the OpenAI API has on a path.
 
     engine: a type that `engine_fields` does not know has the fields of all.
     None if the table does not have the path.
     """
-    path = _ALIASES.get(path, path)
-    tables = [FIELDS[name] for name in _ENGINE_TABLES.get(engine, _ALL_TABLES)]
-    found = [table[path] for table in tables if path in table]
-    return frozenset(name for names in found for name in names.split()) if found else None
+    return _known_by_path(engine).get(_ALIASES.get(path, path))
 
 
 def _check_known(members: Members, path: str, engines: Iterable[str], allowed: frozenset[str] | set[str]) -> None:
@@ -140,6 +150,10 @@ def _not_allowed(name: str | None, reason: str) -> BadRequest:
 
 
 def _without(names: frozenset[str] | set[str], key: str, value: bytes) -> bytes | None:
-    if key in names:
-        return None
-    return rewrite_members(value, partial(_without, names)) if key == _OVERLAY_FIELD and value[:1] == b"{" else value
+    if key == _OVERLAY_FIELD and value[:1] == b"{":
+        return rewrite_members(value, partial(_member_without, names))
+    return _member_without(names, key, value)
+
+
+def _member_without(names: frozenset[str] | set[str], key: str, value: bytes) -> bytes | None:
+    return None if key in names else value

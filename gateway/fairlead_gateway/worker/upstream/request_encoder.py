@@ -4,7 +4,9 @@ These headers of a client are not forwarded:
 
 - headers of its connection (hop-by-hop) and credentials;
 - headers of proxies or of Fairlead;
-- names with an underscore, which some servers read as a hyphen.
+- names with an underscore, which some servers read as a hyphen;
+- headers that replace method, target or host of a request, and those that choose an account or show
+  a token. An engine may be a provider or a proxy that trusts this gateway.
 """
 
 from typing import Final
@@ -15,13 +17,17 @@ from fairlead_gateway.http.request_head import RequestHead
 _DROPPED_HEADERS: Final = frozenset(
     b"host content-length content-type content-encoding transfer-encoding connection keep-alive te trailer upgrade "
     b"proxy-authenticate proxy-authorization proxy-connection http2-settings expect accept-encoding authorization "
-    b"x-api-key cookie forwarded via x-real-ip x-request-id x-request-timeout x-data-parallel-rank traceparent tracestate".split()
+    b"x-api-key cookie forwarded via x-real-ip x-request-id x-request-timeout x-data-parallel-rank traceparent tracestate "
+    b"x-http-method x-http-method-override x-method-override x-original-url x-original-uri x-original-method "
+    b"x-original-host x-rewrite-url x-override-url x-host x-client-ip x-cluster-client-ip true-client-ip "
+    b"cf-connecting-ip api-key x-goog-api-key x-goog-user-project x-auth-token x-consul-token x-nomad-token "
+    b"openai-organization openai-project".split()
 )
 _MAX_JOINED_BYTES: Final = 65_536
 _MAX_CACHED: Final = 4_096
 _THOUSANDTHS: Final[tuple[str, ...]] = tuple(f"{number:03d}" for number in range(1_000))
 JSON_TYPE: Final = "application/json"
-_DROPPED_PREFIXES: Final = (b"x-fairlead-", b"x-forwarded-", b"proxy-")
+_DROPPED_PREFIXES: Final = (b"x-fairlead-", b"x-forwarded-", b"proxy-", b"x-vault-", b"x-envoy-")
 _RELAYED_HEADERS: Final[tuple[bytes, ...]] = (
     b"content-type",
     b"cache-control",

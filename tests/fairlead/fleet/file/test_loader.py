@@ -287,6 +287,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
         policy = RequestPolicy(
             unknown_fields=draw(st.sampled_from(UnknownFields)),
             allowed_fields=draw(st.frozensets(st.sampled_from(["priority", "lora_path", "x.y-z"]))),
+            allowed_paths=draw(st.frozensets(st.sampled_from(["/v1/files", "/v1/files/*"]))),
         )
         models[model.key] = replace(model, requests=policy)
         instances[model.key] = tuple(

@@ -3,7 +3,6 @@ a deliberate yes; all other fields pass unchanged.
 """
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -17,13 +16,14 @@ from fairlead_gateway.worker.openai.engine_fields import FIELDS
 from fairlead_gateway.worker.openai.field_policy import (
     REFUSED_FIELDS,
     REMOVED_FIELDS,
+    _known_by_path,
     apply_field_policy,
     known_fields,
     remove_fields,
 )
 from fairlead_gateway.worker.openai.schemas import LISTED_KINDS
 from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import request
 
 Pairs = list[tuple[str, object]]
@@ -150,9 +150,7 @@ PROMPTS = {
 
 def fleet_with(url: str, **policy: Any) -> Fleet:
     """Returns a fleet of one engine whose model has a request policy."""
-    fleet = fleet_of([url])
-    model = replace(fleet.models[MODEL_KEY], requests=RequestPolicy(**policy))
-    return replace(fleet, models={MODEL_KEY: model})
+    return fleet_of([url], requests=RequestPolicy(**policy))
 
 
 def apply(body: dict[str, Any], path: str = "/v1/chat/completions", **policy: Any) -> dict[str, Any]:
@@ -245,3 +243,11 @@ def test_every_internal_field_is_one_of_an_engine() -> None:
     known = {name for paths in FIELDS.values() for names in paths.values() for name in names.split()}
     others = {"kv_cache_report_mode", "bootstrap_pair_key", "logits_processors"}
     assert (REMOVED_FIELDS | REFUSED_FIELDS.keys()) - known == others
+
+
+def test_paths_that_clients_make_up_are_not_remembered() -> None:
+    known_fields("vllm", "/v1/completions")
+    before = _known_by_path.cache_info().currsize
+    for number in range(100):
+        assert known_fields("vllm", f"/v1/files/{number}") is None
+    assert _known_by_path.cache_info().currsize == before

@@ -29,6 +29,12 @@ def test_a_request_is_framed_anew_and_loses_what_belongs_to_the_client_connectio
         "accept-encoding": "gzip",
         "x-data-parallel-rank": "3",
         "proxy-authorization": "x",
+        "x-http-method-override": "DELETE",
+        "x-original-url": "/admin",
+        "x-rewrite-url": "/admin",
+        "x-vault-token": "s.1",
+        "openai-organization": "org-1",
+        "api-key": "k",
     }
     kept = {
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
