@@ -22,6 +22,7 @@ from typing import Final
 from fairlead.decision import Decision
 from fairlead.fleet.model import Instance
 from fairlead_gateway.errors import NoReadyInstance, QuarantinedRequest
+from fairlead_gateway.http.hop_header import create_hop_id
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, place_prefill
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.telemetry import OK, MetricsRecorder
@@ -78,6 +79,7 @@ class PrefillCoordinator:
         self._poison_guard = poison_guard
         self._random = random
         self._pair_health = PairHealth(runtime)
+        self._hop_id = create_hop_id(routers.serving.secret)
         self._engine_ids: dict[str, str] = {}
         self._concurrent_prefills: set[asyncio.Task[None]] = set()
         self._transfer_estimator = TransferEstimator(runtime.limits)
@@ -352,7 +354,7 @@ class PrefillCoordinator:
             body = body_with_model(instance.served_name, body)
         head = context.http_request.head
         extra = context.trace.start_span(instance, PREFILL, "") if context.trace is not None else ""
-        prefix = request_prefix("POST", head.path, instance.url)
+        prefix = request_prefix("POST", head.path, instance.url, self._hop_id)
         message = encode_request(prefix, head, body, context.id, dp_rank=instance.dp_rank, extra_headers=extra)
         router = self._prefill_routers.router(context.request.model_key)
         if router is None:

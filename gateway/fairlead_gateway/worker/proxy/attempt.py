@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from fairlead.decision import Decision
 from fairlead.fleet.model import Instance
+from fairlead_gateway.http.hop_header import create_hop_id
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
@@ -53,7 +54,7 @@ class Dispatcher:
         self.recorder = recorder
         self.prompt_samples = reporters.prompt_samples
         self.timings = reporters.timings
-        self.request_prefixes = RequestPrefixCache()
+        self.request_prefixes = RequestPrefixCache(create_hop_id(routers.secret))
 
     def create_attempt(
         self, context: RequestContext, instance: Instance, decision: Decision, number: int, sent: SentText | None = None

@@ -18,6 +18,7 @@ from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.runtime.nonblocking_log import traceback_lines
 from fairlead_gateway.errors import GatewayError, UnknownPath
+from fairlead_gateway.http.hop_header import check_hops, create_hop_id
 from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
@@ -111,6 +112,7 @@ class Gateway(RequestLifecycle):
         self.memory_pressure = MemoryPressure(limits, memory_share, self.listener.set_memory_pressure)
         self.memory_pressure.start(runtime.loop)
         self._api_keys = secrets.api_keys
+        self._hop_id = create_hop_id(secrets.hash_secret)
         self.stack = ForwardingStack(
             runtime,
             secret=secrets.hash_secret,
@@ -173,9 +175,10 @@ class Gateway(RequestLifecycle):
     def check_headers(self, head: RequestHead) -> str | None:
         """Returns the name of the request's API key; None if the path or this gateway needs none.
 
-        Raises InvalidApiKey, and Overloaded if memory is short.
+        Raises InvalidApiKey, GatewayLoop, and Overloaded if memory is short.
         """
         caller = None if self._api_keys is None or head.path == READINESS_PATH else self._api_keys.caller(head)
+        check_hops(head, self._hop_id, self.runtime.limits)
         if self.memory_pressure.max_body_bytes is not None:
             self.memory_pressure.check_body(head.length or 0)
         return caller

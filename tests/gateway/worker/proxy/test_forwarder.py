@@ -53,7 +53,7 @@ def test_a_request_is_framed_anew_and_loses_what_belongs_to_the_client_connectio
             call = engine.calls[0]
             names = [name for name, _ in call.fields]
             assert len(set(names)) == len(names)
-            assert set(names) == {"host", "content-type", "content-length", "x-request-id", *kept}
+            assert set(names) == {"host", "content-type", "content-length", "x-request-id", "x-fairlead-hops", *kept}
             assert call.path == "/base/v1/chat/completions"
             assert call.header("host") == engine.url.removeprefix("http://")
             assert call.header("content-length") == str(len(call.body))
