@@ -185,8 +185,8 @@ def good_ones() -> Iterator[tuple[str, Any]]:
             path,
             {"model": "tiny", "prompt": TEXT, "query": TEXT, "documents": [TEXT], "text_1": TEXT, "user": "honest"},
         )
-    yield "/v1/odd", {"model": "tiny", "input": TEXT, "user": "quote-five"}
-    yield "/v1/odd", {"model": "tiny", "input": TEXT, "user": "garbage"}
+    yield "/v1/moderations", {"model": "tiny", "input": TEXT, "user": "quote-five"}
+    yield "/v1/moderations", {"model": "tiny", "input": TEXT, "user": "garbage"}
 
 
 def bad_ones() -> Iterator[bytes]:

@@ -240,6 +240,13 @@ ServedName = Annotated[
 """The name of a model in an engine."""
 
 
+RequestField = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
+"""The name of a field of a request body."""
+
+RequestPath = Annotated[str, Field(max_length=256, pattern=r"^/v1(/[A-Za-z0-9_~:@-][A-Za-z0-9._~:@-]*)+(/\*)?$")]
+"""A path under `/v1`; a final `/*` stands for all paths below."""
+
+
 def check_percentage(value: Any) -> Any:
     """Returns a percentage such as `"95%"` unchanged. Raises PydanticCustomError for other text.
 

@@ -158,6 +158,29 @@ def served_name_override(name: str | None, model: str) -> str | None:
     return None if name == model else name
 
 
+class UnknownFields(StrEnum):
+    """The treatment of body fields that the engines of a model do not know."""
+
+    PASS = "Pass"
+    REFUSE = "Refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPolicy:
+    """The policy on what of a client's request may reach the engines of a model.
+
+    engines: the types of its engines; empty if not known. They follow from the instances, so
+        policies that differ only here are equal.
+    allowed_fields: body fields that clients may set although engines treat them specially.
+    allowed_paths: further paths under `/v1`; a final `/*` stands for all paths below.
+    """
+
+    engines: frozenset[str] = field(default=frozenset(), compare=False)
+    unknown_fields: UnknownFields = UnknownFields.PASS
+    allowed_fields: frozenset[str] = frozenset()
+    allowed_paths: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model that clients can request: its SLO and routing.
@@ -174,6 +197,7 @@ class Model:
     shadowed: bool = False
     wakes: bool = False
     served_names: tuple[str, ...] = ()
+    requests: RequestPolicy = RequestPolicy()
 
     @property
     def key(self) -> str:

@@ -12,6 +12,7 @@ class HttpLimits:
     request_line_bytes: int = limit(8_192, "a longer URL is an attack or a mistake; 414")
     header_bytes: int = limit(32_768, "all request headers together; engines had CVEs for unlimited ones; 431")
     headers_count: int = limit(100, "header fields of one request; 431")
+    hops: int = limit(4, "gateways that a request may have passed before; 508")
     body_bytes: int = limit(32 * 1024 * 1024, "a prompt of about 8 million tokens or a handful of images; 413")
     body_wire_factor: int = limit(8, "bytes on the wire per body byte when chunked: 1-byte chunks are an attack")
     chunk_extension_bytes: int = limit(256, "the extension of one chunk, which is read and dropped; 413")

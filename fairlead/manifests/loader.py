@@ -82,6 +82,7 @@ def to_fleet_model(deployment: ModelDeployment) -> Model:
         preset=deployment.spec.routing.preset.value,
         served_names=tuple(deployment.spec.model.served_names),
         wakes=deployment.spec.scales_from_zero,
+        requests=deployment.spec.engine.to_request_policy(),
     )
 
 

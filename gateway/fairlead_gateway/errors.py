@@ -184,6 +184,13 @@ class Overloaded(GatewayError):
     code = "overloaded"
 
 
+class GatewayLoop(GatewayError):
+    """Raised if a request has passed this gateway before, or too many gateways."""
+
+    status = 508
+    code = "gateway_loop"
+
+
 class EngineFailed(GatewayError):
     """Raised if all attempts failed before the first byte of a response."""
 

@@ -53,6 +53,7 @@ REQUESTS: list[tuple[str, Any]] = [
     ("/v1/embeddings", {"model": "tiny", "input": [LONG, LONG]}),
     ("/tokenize", {"model": "tiny", "prompt": LONG}),
     ("/rerank", {"model": "tiny", "query": LONG, "documents": [LONG]}),
+    ("/v1/moderations", {"model": "tiny", "input": LONG}),
     ("/v1/something/else", {"model": "tiny", "input": LONG}),
     ("/v1/chat/completions", CHAT | {"model": "nobody"}),
     ("/v1/chat/completions", CHAT | {"temperature": CANARY}),

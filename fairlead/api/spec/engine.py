@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from fairlead.api.spec.environment import EnvironmentVariable
 from fairlead.api.strict_model import Rule, StrictModel
-from fairlead.api.value_types import Subdomain, check_unique, list_map_schema
+from fairlead.api.value_types import RequestField, RequestPath, Subdomain, check_unique, list_map_schema
+from fairlead.fleet.model import RequestPolicy, UnknownFields
 
 
 class EngineType(StrEnum):
@@ -145,6 +146,40 @@ class Engine(StrictModel):
             examples=["/health"],
         ),
     ] = None
+
+    unknown_fields: Annotated[
+        UnknownFields | None,
+        Field(
+            strict=False,
+            description="body fields that neither the engine nor the OpenAI API has. Pass: they reach the engine; "
+            "Refuse: 400; left out = Pass",
+            examples=["Refuse"],
+        ),
+    ] = None
+    allowed_fields: list[RequestField] = Field(
+        default_factory=list,
+        max_length=64,
+        description="body fields that clients may set although Fairlead refuses them, such as priority and lora_path",
+        examples=["[priority]"],
+    )
+
+    allowed_paths: list[RequestPath] = Field(
+        default_factory=list,
+        max_length=64,
+        description="paths under /v1 that clients may use, with GET and POST, in addition to those of the engine's API; "
+        "a final /* stands for all paths below",
+        examples=["[/v1/files, /v1/responses/*]"],
+    )
+
+    def to_request_policy(self) -> RequestPolicy:
+        """Returns the policy on what of a client's request may reach the engines."""
+        unknown_fields = self.unknown_fields or UnknownFields.PASS
+        return RequestPolicy(
+            frozenset({self.type.label}),
+            unknown_fields,
+            frozenset(self.allowed_fields),
+            frozenset(self.allowed_paths),
+        )
 
     @model_validator(mode="after")
     def _check_unique_names(self) -> Self:

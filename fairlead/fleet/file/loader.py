@@ -58,6 +58,7 @@ def _to_model(item: FileModel, names: GrantedNames) -> Model:
         item.routing.preset.value,
         wakes=item.wakes,
         served_names=names.served_names,
+        requests=item.to_request_policy(),
     )
 
 

@@ -12,11 +12,19 @@ from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.profile import Profile
 from fairlead.api.spec.routing import Routing
 from fairlead.api.strict_model import StrictModel, field_error
-from fairlead.api.value_types import Duration, PositiveDuration, ServedName, check_percentage
+from fairlead.api.value_types import Duration, PositiveDuration, RequestField, RequestPath, ServedName, check_percentage
 from fairlead.engines.registry import engine_kinds
 from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import normalize_engine_url
-from fairlead.fleet.model import KV_TRANSFERS, InstanceState, KvPullSource, Role, SloTargets
+from fairlead.fleet.model import (
+    KV_TRANSFERS,
+    InstanceState,
+    KvPullSource,
+    RequestPolicy,
+    Role,
+    SloTargets,
+    UnknownFields,
+)
 from fairlead.manifests.yaml_nodes import format_value
 from fairlead.names import DNS_LABEL_PATTERN, normalize_model_name
 from fairlead.settings import VARIABLE_PREFIX
@@ -237,6 +245,9 @@ class FileModel(StrictModel):
     tls: FileTls | None = None
     auth: FileAuth | None = None
     wakes: bool = False
+    unknown_fields: Annotated[UnknownFields, Field(strict=False, examples=["Refuse"])] = UnknownFields.PASS
+    allowed_fields: list[RequestField] = Field(default_factory=list, max_length=64, examples=["[priority]"])
+    allowed_paths: list[RequestPath] = Field(default_factory=list, max_length=64, examples=["[/v1/files]"])
     instances: list[FileInstance] = Field(default_factory=list, examples=['[{url: "http://127.0.0.1:9001"}]'])
 
     @model_validator(mode="after")
@@ -244,6 +255,13 @@ class FileModel(StrictModel):
         if self.slo is not None and self.objectives is not None:
             raise field_error("objectives is the earlier name of slo", "remove objectives", at=("objectives",))
         return self
+
+    def to_request_policy(self) -> RequestPolicy:
+        """Returns the policy on what of a client's request may reach the engines."""
+        engines = frozenset(instance.engine for instance in self.instances)
+        return RequestPolicy(
+            engines, self.unknown_fields, frozenset(self.allowed_fields), frozenset(self.allowed_paths)
+        )
 
     @property
     def targets(self) -> SloTargets:

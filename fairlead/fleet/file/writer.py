@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from fairlead import units
 from fairlead.engine_profile import EngineProfile, builtin_profiles
-from fairlead.fleet.model import Fleet, Instance, KvPullSource, Model
+from fairlead.fleet.model import Fleet, Instance, KvPullSource, Model, RequestPolicy, UnknownFields
 from fairlead.manifests.yaml_nodes import resolve_scalar
 from fairlead.runtime.atomic_write import write_atomic
 
@@ -28,6 +28,7 @@ def format_fleet_file(fleet: Fleet) -> str:
             lines.append(f"    servedNames: {_format_flow(list(model.served_names))}")
         if model.wakes:
             lines.append("    wakes: true")
+        lines += [f"    {name}: {_format_flow(value)}" for name, value in _policy_fields(model.requests).items()]
         instances = fleet.instances.get(key, ())
         lines.append("    instances:" if instances else "    instances: []")
         lines += [f"      - {_format_flow(_instance_fields(one))}" for one in instances]
@@ -50,6 +51,18 @@ def _escape(char: str) -> str:
     if char in '"\\':
         return "\\" + char
     return char if char == " " or (char.isprintable() and not char.isspace()) else f"\\U{ord(char):08x}"
+
+
+def _policy_fields(policy: RequestPolicy) -> dict[str, Any]:
+    """Returns the settings that are not the default."""
+    entry: dict[str, Any] = {}
+    if policy.unknown_fields is not UnknownFields.PASS:
+        entry["unknownFields"] = policy.unknown_fields.value
+    if policy.allowed_fields:
+        entry["allowedFields"] = sorted(policy.allowed_fields)
+    if policy.allowed_paths:
+        entry["allowedPaths"] = sorted(policy.allowed_paths)
+    return entry
 
 
 def _slo_fields(model: Model) -> dict[str, Any]:

@@ -118,6 +118,7 @@ class _FleetBuilder:
                     spec.slo.to_targets(),
                     spec.routing.preset.value,
                     wakes=spec.scales_from_zero,
+                    requests=spec.engine.to_request_policy(),
                 )
             else:
                 model = before or Model(one.namespace, one.name)

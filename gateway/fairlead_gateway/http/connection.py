@@ -283,16 +283,16 @@ class ClientConnection(ResponseTransport):
         self._request_bytes = self._parser.head_bytes + len(body)
         self._idle_timer.pause()
         client_id = head.get(b"x-request-id")
+        request_id = internal_id = listener.create_request_id()
         if (
             client_id is not None
             and 0 < len(client_id) <= _MAX_REQUEST_ID_BYTES
             and _REQUEST_ID_CHARS.issuperset(client_id)
         ):
             request_id = client_id.decode("ascii")
-        else:
-            request_id = listener.create_request_id()
         self._response = response = ResponseWriter(self, head, request_id)
         request = HttpRequest(head, body, request_id, listener.now(), listener.wall())
+        request.internal_id = internal_id
         listener.handler.handle(request, response)
         if self._state == _RESPONDING:
             self._account_buffered_bytes()

@@ -19,13 +19,15 @@ _FULL_SHARE: Final = 1.125  # of `bodies_bytes`; above it, small ones are refuse
 class HttpRequest:
     """A complete request.
 
+    id: in the answer and in logs; the client's own, if it sent one.
+    internal_id: the gateway's own; engines and the decision log know the request by it.
     received_at: monotonic seconds at which its last byte arrived.
     received_wall: the same as Unix time.
     caller: name of the client's API key; None without one.
     client_address: address of the client, set only if a log or a trace needs it.
     """
 
-    __slots__ = ("body", "caller", "client_address", "head", "id", "received_at", "received_wall")
+    __slots__ = ("body", "caller", "client_address", "head", "id", "internal_id", "received_at", "received_wall")
 
     def __init__(
         self,
@@ -40,6 +42,7 @@ class HttpRequest:
         self.head = head
         self.body = body
         self.id = id
+        self.internal_id = id
         self.received_at = received_at
         self.received_wall = received_wall
         self.caller = caller

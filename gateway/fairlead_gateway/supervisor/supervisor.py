@@ -399,12 +399,19 @@ class Supervisor:
         return [decode_logged_request(entry) for entry in entries[:limit]]
 
     async def decision(self, request_id: str) -> LoggedRequest | None:
-        """Returns a request from the decision log; the newest if several have this id."""
+        """Returns a request from the decision log; the newest if several have this id.
+
+        request_id: the gateway's own id, or the client's.
+        """
         answers = await self.workers.query(
             lambda number: say.GetDecision(number, request_id), list[say.EncodedLoggedRequest]
         )
         entries = [entry for _, pieces in answers for piece in pieces for entry in piece]
-        return decode_logged_request(max(entries, key=lambda entry: entry.records[-1].wall)) if entries else None
+        if not entries:
+            return None
+        # The gateway's own id goes before one that a client chose.
+        newest = max(entries, key=lambda entry: (entry.records[0].request_id == request_id, entry.records[-1].wall))
+        return decode_logged_request(newest)
 
     async def preview_route(self, path: str, body: bytes, session: str | None) -> list[LoggedRequest]:
         """Returns each worker's routing decision for the request, without sending it.

@@ -1,5 +1,8 @@
 """The decision log: the last decisions, in memory, for `explain` and the status page.
 
+Each request has an entry under the gateway's own id, which is unique. An id that a client chose
+finds the newest request with it.
+
 It is bounded by number. It never holds a prompt: only ids, counts, seconds and the texts of the
 rules.
 """
@@ -23,6 +26,7 @@ class DecisionRecord:
     - attempt: counts from 1.
     - prompt_tokens: the estimate with which it was made.
     - caller: name of the API key.
+    - client_id: the id that the client chose; None if it sent none.
     - handoff: the record of disaggregated prefill, if any.
     """
 
@@ -34,6 +38,7 @@ class DecisionRecord:
     prompt_tokens: float
     caller: str | None
     handoff: HandoffRecord | None
+    client_id: str | None
 
     def __init__(
         self,
@@ -54,6 +59,7 @@ class DecisionRecord:
         self.prompt_tokens = prompt_tokens
         self.caller = caller
         self.handoff = handoff
+        self.client_id = None
 
 
 @dataclass(slots=True)
@@ -94,6 +100,7 @@ class DecisionLog:
         self._max_requests = max(1, max_requests)
         self.on_record = on_record
         self._entries: dict[str, _LogEntry] = {}
+        self._by_client_id: dict[str, _LogEntry] = {}
         self._oldest: _LogEntry | None = None
         self._newest: _LogEntry | None = None
 
@@ -113,6 +120,8 @@ class DecisionLog:
             self._remove(known)
         before = self._newest
         entry = requests[name] = self._newest = _LogEntry(record, before)
+        if record.client_id is not None:
+            self._by_client_id[record.client_id] = entry
         if before is None:
             self._oldest = entry
         else:
@@ -131,11 +140,18 @@ class DecisionLog:
         return list(islice(self._newest_first(model_key), max(0, count)))
 
     def get(self, request_id: str) -> LoggedRequest | None:
-        """Returns the decisions of one request; None if it is not in the log."""
-        return self._entries.get(request_id)
+        """Returns the decisions of one request; None if it is not in the log.
+
+        request_id: the gateway's own id, or the client's for the newest request that has it.
+        """
+        entry = self._entries.get(request_id)
+        return self._by_client_id.get(request_id) if entry is None else entry
 
     def _remove(self, entry: _LogEntry) -> None:
-        del self._entries[entry.records[0].request_id]
+        first = entry.records[0]
+        del self._entries[first.request_id]
+        if first.client_id is not None and self._by_client_id.get(first.client_id) is entry:
+            del self._by_client_id[first.client_id]
         older, newer = entry.older, entry.newer
         entry.older = entry.newer = None
         if older is None:

@@ -112,6 +112,7 @@ class RequestResult:
 class RequestContext:
     """The state of one client request in a worker.
 
+    id: the gateway's own; unique, and unknown to other clients
     http_request, request, route_request: the request as received, parsed, and as routing sees it
     admission: set by admission control
     choice: the instance of the current attempt; None before the first

@@ -27,6 +27,8 @@ from fairlead_operator.hash_spelling import profile_with_first_words, with_first
 
 CURRENT_VERSION: Final = 1
 _HEX_DIGITS: Final = 10
+_GATEWAY_FIELDS: Final = ("unknownFields", "allowedFields", "allowedPaths")
+"""Fields of `spec.engine` that only gateways read; they affect no pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ def pool_revision(model: ModelDeployment, pool: Pool, accelerator: AcceleratorCl
     # Without defaults: a new API field must not change the revision of specs that omit it.
     parts = {"model": spec.model, "engine": spec.engine, "kvCache": spec.kv_cache}
     given = {name: _without_defaults(part) for name, part in parts.items()}
+    for name in _GATEWAY_FIELDS:
+        given["engine"].pop(name, None)
     words = with_first_words({**given, "pools": [_without_defaults(pool)]})
     device = _without_defaults(accelerator)
     device["profile"] = profile_with_first_words(device["profile"])

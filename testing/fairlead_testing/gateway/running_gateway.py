@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fairlead.engines.credentials import EngineCredentials
-from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, RequestPolicy, SloTargets
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.event_loop import loop_factory
@@ -61,12 +61,13 @@ def fleet_of(
     preset: str = "dual-hash",
     states: Sequence[InstanceState] = (),
     objectives: SloTargets | None = None,
+    requests: RequestPolicy | None = None,
 ) -> Fleet:
     """Returns a fleet of one model, `tiny`, with an instance `e-<n>` per URL.
 
     states: of the first instances; the others are ready.
     """
-    model = Model("default", "tiny", objectives or SloTargets(), preset)
+    model = Model("default", "tiny", objectives or SloTargets(), preset, requests=requests or RequestPolicy())
     all_states = [*states, *[InstanceState.READY] * (len(urls) - len(states))]
     instances = tuple(
         Instance(f"e-{number}/{number}/0", "default", "tiny", "main", url, state=all_states[number])

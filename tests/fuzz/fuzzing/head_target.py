@@ -31,7 +31,9 @@ _HOPS = frozenset(
     {b"transfer-encoding", b"te", b"trailer", b"upgrade", b"keep-alive", b"expect", b"cookie", b"authorization"}
 )
 _TARGET = re.compile(r"[!-~]+")
-_OURS = frozenset({b"host", b"content-length", b"content-type", b"x-request-id", b"x-data-parallel-rank"})
+_OURS = frozenset(
+    {b"host", b"content-length", b"content-type", b"x-request-id", b"x-data-parallel-rank", b"x-fairlead-hops"}
+)
 _URL = "http://10.0.0.1:8000"
 Requests = list[tuple[RequestHead, bytes]]
 
@@ -166,7 +168,7 @@ def forwarded(head: RequestHead, body: bytes) -> None:
     else:
         target = "/v1/completions"
     assert _TARGET.fullmatch(target), target
-    prefix = request_prefix(method, target, _URL)
+    prefix = request_prefix(method, target, _URL, "0123456789ab")
     message = b"".join(encode_request(prefix, head, body, "req-1", dp_rank=crc32(body) % 4, extra_headers=""))
     engine = _Second()
     assert engine.read(message), "llhttp refuses what engines get"

@@ -21,8 +21,8 @@ from fairlead.limits import Limits
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.worker.disaggregation.kv_connectors import ineligible_reason, nixl_prefill_fields, prefill_body
+from fairlead_gateway.worker.openai.field_policy import REMOVED_FIELDS, remove_fields
 from fairlead_gateway.worker.openai.json_edit import set_members
-from fairlead_gateway.worker.openai.kv_transfer_fields import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
 from fairlead_gateway.worker.openai.passthrough import parse_passthrough_request
 from fairlead_gateway.worker.openai.prefix_key import build_route_request
 from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, parse_request
@@ -132,10 +132,10 @@ def expected(before: list[Member], ask: ModelRequest) -> list[Any]:
     options = next((value for name, _, value in reversed(before) if name == "stream_options"), None)
     given = any(name == "stream_options" for name, _, _ in before)
     for name, text, value in before:
-        if name in KV_TRANSFER_FIELDS:
+        if name in REMOVED_FIELDS:
             continue
         if name == "vllm_xargs" and isinstance(value, Obj):
-            inner = Obj(pair for pair in value if pair[0] not in KV_TRANSFER_FIELDS)
+            inner = Obj(pair for pair in value if pair[0] not in REMOVED_FIELDS)
             wanted.append((name, text if inner == value else None, inner))
         elif name == "model" and rename:
             wanted.append((name, None, ask.model.name))
@@ -218,11 +218,11 @@ def _bare(body: bytes) -> None:
     except (msgspec.DecodeError, ValueError, RecursionError):
         return
     try:
-        after = members(strip_kv_transfer_fields(body))
+        after = members(remove_fields(body))
     except GatewayError as error:
         refused(error)
         return
-    assert [name for name, _, _ in after] == [name for name, _, _ in found if name not in KV_TRANSFER_FIELDS]
+    assert [name for name, _, _ in after] == [name for name, _, _ in found if name not in REMOVED_FIELDS]
 
 
 _FIELD_WORDS = [

@@ -8,8 +8,13 @@ from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_testing.gateway.outcomes import make_outcome
 
 
-def _record(request_id: str, attempt: int = 1, model: str = "default/tiny") -> DecisionRecord:
-    return DecisionRecord(request_id, 1.0, model, Decision("a/1/0", "affinity", DecisionText("home")), attempt, 100.0)
+def _record(
+    request_id: str, attempt: int = 1, model: str = "default/tiny", client_id: str | None = None
+) -> DecisionRecord:
+    decision = Decision("a/1/0", "affinity", DecisionText("home"))
+    record = DecisionRecord(request_id, 1.0, model, decision, attempt, 100.0)
+    record.client_id = client_id
+    return record
 
 
 def test_the_oldest_request_leaves_when_the_log_is_full() -> None:
@@ -66,3 +71,24 @@ def test_the_log_always_holds_the_newest_ids_each_where_it_was_used_last() -> No
             wanted.popitem(last=False)
         assert [logged.latest.request_id for logged in log.latest(9)] == [*reversed(wanted)]
         assert len(log) == len(wanted)
+
+
+def test_a_client_cannot_replace_the_entry_of_another_request_by_its_id() -> None:
+    log = DecisionLog(3)
+    for name in ("r1", "r2"):
+        log.append(_record(name, client_id="mine"))
+    log.append(_record("r3", client_id="r1"))
+    assert [logged.latest.request_id for logged in log.latest(9)] == ["r3", "r2", "r1"]
+    for asked, expected in (("r1", "r1"), ("r2", "r2"), ("mine", "r2")):
+        found = log.get(asked)
+        assert found is not None
+        assert found.latest.request_id == expected
+
+
+def test_the_ids_of_clients_leave_the_log_with_their_requests() -> None:
+    log = DecisionLog(1)
+    log.append(_record("r1", client_id="a"))
+    log.append(_record("r2", client_id="b"))
+    log.append(_record("r3"))
+    assert log.get("a") is log.get("b") is None
+    assert log._by_client_id == {}

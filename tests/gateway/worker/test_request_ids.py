@@ -1,16 +1,29 @@
-"""The names that requests get: plain, in order, never the same twice."""
+"""Ids of requests are unique, plain, and not to be guessed from earlier ones."""
 
+import random
 import re
 
 from fairlead_gateway.worker.request_ids import RequestIds
 
 
-def test_they_count_up_in_plain_hexadecimal() -> None:
+def test_clients_cannot_guess_the_id_of_another_request() -> None:
+    drawn: list[bytes] = []
+
+    def draw_bytes(count: int) -> bytes:
+        drawn.append(random.Random(len(drawn)).randbytes(count))
+        return drawn[-1]
+
+    ids = RequestIds(draw_bytes)
+    made = [ids.next() for _ in range(1_100)]
+    assert all(re.fullmatch(r"req-[0-9a-f]{8}-[0-9a-f]{16}", name) for name in made)
+    begin = f"req-{drawn[0].hex()}-"
+    secret = b"".join(bytes.fromhex(name.removeprefix(begin)) for name in made)
+    assert b"".join(drawn[1:]).startswith(secret)  # every id has 64 bits that were drawn for it alone
+
+
+def test_ids_are_never_the_same_twice() -> None:
     ids = RequestIds()
-    made = [ids.next() for _ in range(70_000)]
-    begin = made[0].removesuffix("1")
-    assert re.fullmatch(r"req-[0-9a-f]{8}-", begin)
-    assert made == [f"{begin}{number:x}" for number in range(1, 70_001)]
+    assert len({ids.next() for _ in range(70_000)}) == 70_000
 
 
 def test_two_processes_make_others() -> None:

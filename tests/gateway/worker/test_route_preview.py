@@ -35,13 +35,12 @@ def test_what_is_said_is_what_the_next_request_gets(preset: str) -> None:
         async with scripted_engine() as one, scripted_engine() as two, scripted_engine() as three:
             fleet = fleet_of([one.url, two.url, three.url], preset=preset)
             async with running_gateway(fleet) as running:
+                running.gateway.listener.create_request_id = lambda: "asked"  # among equals, the id decides
                 for number in range(12):
                     text = f"{'a long prompt ' * 200} {number % 4}"
                     await wait_until(lambda: not running.gateway.inflight_count())
                     asked = {said(running, text) for _ in range(3)}
-                    answer = await request(
-                        running.url, body(text), more="x-request-id: asked\r\n"
-                    )  # equals: its id decides
+                    answer = await request(running.url, body(text))
                     assert answer.status == 200
                     assert asked == {answer.fields["x-fairlead-instance"]}
                 assert len(running.gateway.decisions) == 1

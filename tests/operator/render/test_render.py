@@ -100,6 +100,15 @@ def test_better_accelerator_profile_restarts_no_real_engine() -> None:
     assert revision("VLLM", **before) != revision("VLLM", **before, nodeSelector={"zone": "a"})
 
 
+def test_request_policy_of_a_model_restarts_no_engine() -> None:
+    policy = {"unknownFields": "Refuse", "allowedFields": ["priority"], "allowedPaths": ["/v1/files"]}
+    accelerator = AcceleratorClassSpec.model_validate({"resource": "nvidia.com/gpu", "profile": {"preset": "910b4"}})
+    before, after = (model_of(engine={"type": "VLLM", **more}) for more in ({}, policy))
+    assert pool_revision(before, before.spec.pools[0], accelerator) == pool_revision(
+        after, after.spec.pools[0], accelerator
+    )
+
+
 def test_spec_change_takes_current_installation_values() -> None:
     children = {"main": existing_workload(workload(model_of()))}
     changed = model_of(engine={"args": ["--max-model-len=4096"]})

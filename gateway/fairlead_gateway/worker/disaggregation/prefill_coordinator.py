@@ -43,6 +43,7 @@ from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
+from fairlead_gateway.worker.upstream.hop_header import create_hop_id
 from fairlead_gateway.worker.upstream.request_encoder import encode_request, request_prefix
 from fairlead_gateway.worker.upstream.response import EngineResponse
 
@@ -78,6 +79,7 @@ class PrefillCoordinator:
         self._poison_guard = poison_guard
         self._random = random
         self._pair_health = PairHealth(runtime)
+        self._hop_id = create_hop_id(routers.serving.secret)
         self._engine_ids: dict[str, str] = {}
         self._concurrent_prefills: set[asyncio.Task[None]] = set()
         self._transfer_estimator = TransferEstimator(runtime.limits)
@@ -355,10 +357,8 @@ class PrefillCoordinator:
             body = body_with_model(instance.served_name, body)
         head = context.http_request.head
         extra = context.trace.start_span(instance, PREFILL, "") if context.trace is not None else ""
-        prefix = request_prefix("POST", head.path, instance.url)
-        message = encode_request(
-            prefix, head, body, context.http_request.id, dp_rank=instance.dp_rank, extra_headers=extra
-        )
+        prefix = request_prefix("POST", head.path, instance.url, self._hop_id)
+        message = encode_request(prefix, head, body, context.id, dp_rank=instance.dp_rank, extra_headers=extra)
         router = self._prefill_routers.router(context.request.model_key)
         if router is None:
             raise EngineCallFailed("the model has left the fleet", cause="model-left", is_suspicious=False)

@@ -33,6 +33,8 @@ class AccessRecord(msgspec.Struct):
     """One line; null: not known, or there was none. Durations are seconds.
 
     time: filled in by the writer.
+    request_id: as in the answer; the client's own, if it sent one.
+    decision: the gateway's own id, which engines and the decision log have.
     """
 
     time: str
@@ -57,6 +59,7 @@ class AccessRecord(msgspec.Struct):
     caller: str | None = None
     client: str | None = None
     trace_id: str | None = None
+    decision: str | None = None
 
 
 class AccessLog:
@@ -91,7 +94,7 @@ class AccessLog:
         http_request, choice = context.http_request, context.choice
         record = AccessRecord(  # by position, which costs a sixth of naming all of them
             "",
-            context.id,
+            http_request.id,
             http_request.head.method,
             http_request.head.path[:_MAX_PATH_CHARS],
             outcome.status,
@@ -112,6 +115,7 @@ class AccessLog:
             http_request.caller,
             self._client_address(http_request),
             _trace_id(context),
+            context.id,
         )
         self._writer.offer((outcome.started_wall, record))
 

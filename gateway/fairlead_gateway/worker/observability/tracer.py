@@ -153,7 +153,8 @@ def _request_attributes(
         "http.request.method": head.method,
         "url.path": head.path[:_MAX_PATH_CHARS],
         "http.response.status_code": status,
-        "fairlead.request_id": context.id,
+        "fairlead.request_id": context.http_request.id,
+        "fairlead.decision": context.id,
     }
     return required | {key: value for key, value in optional.items() if value is not None}
 

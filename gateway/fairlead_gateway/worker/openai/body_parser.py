@@ -8,12 +8,14 @@ is parsed once. Everything else takes the general way, in particular every inval
 from typing import Final
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 from msgspec.structs import astuple
 
 from fairlead.limits import Limits
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
+    LISTED_DECODERS,
+    MEMBERS_DECODER,
     PLAIN_MESSAGES_DECODER,
     PLAIN_MESSAGES_DEPTH,
     ChatRequest,
@@ -21,7 +23,7 @@ from fairlead_gateway.worker.openai.schemas import (
     GenerationFields,
     GenericRequest,
 )
-from fairlead_gateway.worker.openai.validation import check_depth, check_generation, check_priority, decode_body
+from fairlead_gateway.worker.openai.validation import check_depth, check_generation, decode_body
 
 # Why constants: compiled code reads those of its own module directly, and looks up others.
 _CHAT: Final = ChatRequest
@@ -30,9 +32,6 @@ _MODEL: Final = _NAMES.index("model")
 _USER: Final = _NAMES.index("user")
 _SESSION: Final = _NAMES.index("session_id")
 _SALT: Final = _NAMES.index("cache_salt")
-_PRIORITY: Final = _NAMES.index("priority")
-_KV_TRANSFER_START: Final = _NAMES.index("kv_transfer_params")
-_KV_TRANSFER_END: Final = _NAMES.index("vllm_xargs") + 1
 _STREAM: Final = _NAMES.index("stream")
 _MAX_TOKENS: Final = _NAMES.index("max_tokens")
 _RARE_START: Final = _NAMES.index("n")
@@ -42,10 +41,11 @@ _FORMAT: Final = _NAMES.index("response_format")
 _TOOLS: Final = _NAMES.index("tools")
 _ABSENT: Final = astuple(ChatRequest(model="", messages=msgspec.Raw(b"[]")))
 _NO_RARE_FIELDS: Final = _ABSENT[_RARE_START:_RARE_END]
-_NO_KV_TRANSFER: Final = _ABSENT[_KV_TRANSFER_START:_KV_TRANSFER_END]
 _UNSET: Final = UNSET
 _AS_TUPLE: Final = astuple
 _DECODE_CHAT: Final = BODY_DECODERS[ChatRequest].decode
+_DECODE_LISTED_CHAT: Final = LISTED_DECODERS[ChatRequest].decode
+_DECODE_MEMBERS: Final = MEMBERS_DECODER.decode
 _DECODE_PLAIN_MESSAGES: Final = PLAIN_MESSAGES_DECODER.decode
 _PLAIN_MESSAGES_DEPTH: Final = PLAIN_MESSAGES_DEPTH
 _MESSAGES_KEY: Final = b'"messages"'
@@ -61,7 +61,7 @@ class ParsedBody:
 
     session: the client's name for the conversation.
     has_cache_variants: more than the model decides what an engine caches for the prompt.
-    may_carry_kv_transfer: the body may hold fields of `kv_transfer_fields`; escaped names count.
+    members: the top-level fields if some are not listed as safe (`schemas`); None otherwise.
     is_passthrough: the gateway reads neither prompt nor response.
     messages_start, messages_end: where the text between the brackets of the messages lies in the
         body; both 0 if `fields` holds the prompt.
@@ -75,7 +75,7 @@ class ParsedBody:
         "has_cache_variants",
         "is_passthrough",
         "max_tokens",
-        "may_carry_kv_transfer",
+        "members",
         "messages_end",
         "messages_start",
         "model",
@@ -92,7 +92,7 @@ class ParsedBody:
         *,
         stream: bool = False,
         has_cache_variants: bool = False,
-        may_carry_kv_transfer: bool = False,
+        members: dict[str, Raw] | None = None,
         is_passthrough: bool = False,
     ) -> None:
         self.fields = fields
@@ -101,7 +101,7 @@ class ParsedBody:
         self.max_tokens = max_tokens
         self.stream = stream
         self.has_cache_variants = has_cache_variants
-        self.may_carry_kv_transfer = may_carry_kv_transfer
+        self.members = members
         self.is_passthrough = is_passthrough
         self.messages_start: int = 0
         self.messages_end: int = 0
@@ -111,21 +111,21 @@ def parse_body(kind: type[CommonFields], body: bytes, limits: Limits) -> ParsedB
     """Parses a body as `kind`. Raises BadRequest, which names the field."""
     if kind is _CHAT:
         parsed = _parse_chat_fast(body, limits)
-        return parsed if parsed is not None else _parsed_chat(decode_body(kind, body, limits), None)
-    return parsed_body(decode_body(kind, body, limits))
+        if parsed is not None:
+            return parsed
+        fields = decode_body(kind, body, limits)
+        return _parsed_chat(fields, None if fields.is_listed else _DECODE_MEMBERS(body), None)
+    return parsed_body(decode_body(kind, body, limits), body)
 
 
-def parsed_body(fields: CommonFields) -> ParsedBody:
-    """Returns the parsed body for checked fields."""
+def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
+    """Returns the parsed body for checked fields.
+
+    body: empty if the request has none.
+    """
     session = fields.session_id or fields.user
     has_cache_variants = bool(fields.cache_salt)
-    transfer_values = (
-        fields.kv_transfer_params,
-        fields.ec_transfer_params,
-        fields.kv_cache_report_mode,
-        fields.vllm_xargs,
-    )
-    may_carry_kv_transfer = any(value is not _UNSET for value in transfer_values)
+    members = None if fields.is_listed or not body else _DECODE_MEMBERS(body)
     if not isinstance(fields, GenerationFields):
         is_passthrough = isinstance(fields, GenericRequest)
         return ParsedBody(
@@ -133,7 +133,7 @@ def parsed_body(fields: CommonFields) -> ParsedBody:
             fields.model,
             session,
             has_cache_variants=has_cache_variants,
-            may_carry_kv_transfer=may_carry_kv_transfer,
+            members=members,
             is_passthrough=is_passthrough,
         )
     has_cache_variants = has_cache_variants or fields.response_format is not _UNSET
@@ -144,7 +144,7 @@ def parsed_body(fields: CommonFields) -> ParsedBody:
         fields.max_tokens,
         stream=bool(fields.stream),
         has_cache_variants=has_cache_variants,
-        may_carry_kv_transfer=may_carry_kv_transfer,
+        members=members,
     )
 
 
@@ -174,7 +174,11 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
     try:
         if not rest.isascii():  # the decoder of the messages finds what is not UTF-8 in them
             str(rest, "utf-8")
-        fields = _DECODE_CHAT(rest)
+        members: dict[str, Raw] | None = None
+        try:
+            fields = _DECODE_LISTED_CHAT(rest)
+        except msgspec.ValidationError:
+            fields, members = _DECODE_CHAT(rest), _DECODE_MEMBERS(rest)
         if not _DECODE_PLAIN_MESSAGES(
             body[start:end] if end - start <= _MAX_COPIED_BYTES else memoryview(body)[start:end]
         ):
@@ -184,28 +188,27 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
     if limits.json_depth < _PLAIN_MESSAGES_DEPTH:
         return None
     check_depth(rest, limits)
-    parsed = _parsed_chat(fields, limits)
+    parsed = _parsed_chat(fields, members, limits)
     parsed.messages_start, parsed.messages_end = start + 1, end - 1
     return parsed
 
 
-def _parsed_chat(fields: CommonFields, limits: Limits | None) -> ParsedBody:
+def _parsed_chat(fields: CommonFields, members: dict[str, Raw] | None, limits: Limits | None) -> ParsedBody:
     """Like `parsed_body` for a chat, from all of its fields at once.
 
+    members: as in `ParsedBody`.
     limits: limits for the check of the fields (rare ones only if set). None: the fields are
         already checked.
     """
     values = _AS_TUPLE(fields)
     has_rare_fields = values[_RARE_START:_RARE_END] != _NO_RARE_FIELDS
     max_tokens: int | None = values[_MAX_TOKENS]
-    if limits is not None:
-        priority: int | None = values[_PRIORITY]
-        if priority is not None:
-            check_priority(priority)
-        if (has_rare_fields or (max_tokens is not None and not 1 <= max_tokens <= limits.max_tokens)) and isinstance(
-            fields, GenerationFields
-        ):
-            check_generation(fields, limits)
+    if (
+        limits is not None
+        and (has_rare_fields or (max_tokens is not None and not 1 <= max_tokens <= limits.max_tokens))
+        and isinstance(fields, GenerationFields)
+    ):
+        check_generation(fields, limits)
     has_cache_variants = bool(values[_SALT])
     if has_rare_fields:
         has_cache_variants = has_cache_variants or values[_FORMAT] is not _UNSET or values[_TOOLS] is not _UNSET
@@ -218,5 +221,5 @@ def _parsed_chat(fields: CommonFields, limits: Limits | None) -> ParsedBody:
         max_tokens,
         stream=bool(values[_STREAM]),
         has_cache_variants=has_cache_variants,
-        may_carry_kv_transfer=values[_KV_TRANSFER_START:_KV_TRANSFER_END] != _NO_KV_TRANSFER,
+        members=members,
     )

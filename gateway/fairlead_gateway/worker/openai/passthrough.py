@@ -5,24 +5,29 @@ Whatever the engine answers goes to the client, also streams; 404 if it does not
 Such a request must still be safe:
 
 - It names a model, in a JSON object or, without a body, as `?model=`.
-- Fields of `kv_transfer_fields` are removed, and counts are in range.
+- Its fields pass `field_policy`, and counts are in range.
 - The path has plain characters only, since it becomes a part of the engine's request line.
+- The path is one of the engine's API for single requests, with POST. Or `engine.allowedPaths` of
+  the model names it.
 
-Paths that change an engine for all clients are not passed on.
+Why: an engine may be a hosted provider, or a gateway, and the request carries the operator's token.
+Files, batches, stored responses and administration are then those of the whole account. Paths that
+change an engine for all clients are never passed on.
 """
 
 import re
+from functools import cache
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
-from fairlead.fleet.model import Fleet
+from fairlead.fleet.model import Fleet, RequestPolicy
 from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, UnknownPath, UnsupportedBodyType
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.worker.openai.body_parser import parsed_body
+from fairlead_gateway.worker.openai.field_policy import REMOVED_FIELDS, apply_field_policy, engine_tables
 from fairlead_gateway.worker.openai.json_edit import set_members
-from fairlead_gateway.worker.openai.kv_transfer_fields import KV_TRANSFER_FIELDS, strip_kv_transfer_fields
 from fairlead_gateway.worker.openai.model_names import resolve_model
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import GenericRequest
@@ -31,13 +36,39 @@ from fairlead_gateway.worker.openai.validation import decode_body
 PASSTHROUGH_METHODS = ("GET", "POST")
 _PLAIN_PATH = re.compile(r"/v1(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~:@-]+)+")
 _ENGINE_ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+_COMMON_PATHS = frozenset(
+    {
+        *("/v1/tokenize", "/v1/detokenize", "/v1/moderations"),
+        *("/v1/audio/speech", "/v1/audio/transcriptions", "/v1/audio/translations"),
+        *("/v1/images/generations", "/v1/images/edits", "/v1/images/variations"),
+    }
+)
 _MAX_QUERY_FIELDS = 50
+_CLOSED_HINT = "the operator of the model opens paths with engine.allowedPaths"
 _HINT = "other paths under /v1 go to the engine of the model that the JSON body, or ?model=, names"
 
 
 def is_passthrough_path(path: str) -> bool:
     """Whether an engine may serve a path that the gateway does not know."""
     return _PLAIN_PATH.fullmatch(path) is not None and path not in _ENGINE_ADMIN_PATHS
+
+
+@cache
+def open_paths(engines: frozenset[str]) -> frozenset[str]:
+    """Returns the paths that clients of these engine types may use; of all types if empty."""
+    tables = [table for engine in engines or ("",) for table in engine_tables(engine)]
+    return _COMMON_PATHS.union(*tables)
+
+
+def _check_path(head: RequestHead, policy: RequestPolicy) -> None:
+    """Raises UnknownPath unless clients of the model may use the path."""
+    path = head.path
+    if head.method == "POST" and path in open_paths(policy.engines):
+        return
+    for allowed in policy.allowed_paths:
+        if path == allowed or (allowed.endswith("/*") and path.startswith(allowed[:-1])):
+            return
+    raise UnknownPath("this path is not open to clients of the model", hint=_CLOSED_HINT)
 
 
 def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limits: Limits) -> ModelRequest:
@@ -53,15 +84,17 @@ def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limi
         fields, body = GenericRequest(model=model_name), b""
     else:
         fields = _decode_json_body(head, body, limits)
-        body = strip_kv_transfer_fields(body)
     model = resolve_model(fields.model, fleet)
+    _check_path(head, model.requests)
+    parsed = parsed_body(fields, body)
+    body = apply_field_policy(body, parsed.members, head.path, model)
     if body and fields.model != model.name:
         body = set_members(body, {"model": msgspec.json.encode(model.name)})
     passed_query = [
-        (name, model.name if name == "model" else value) for name, value in query if name not in KV_TRANSFER_FIELDS
+        (name, model.name if name == "model" else value) for name, value in query if name not in REMOVED_FIELDS
     ]
     target = f"{head.path}?{urlencode(passed_query)}" if passed_query else head.path
-    return ModelRequest(parsed_body(fields), model.key, model, body, method=head.method, target=target)
+    return ModelRequest(parsed, model.key, model, body, method=head.method, target=target)
 
 
 def _decode_json_body(head: RequestHead, body: bytes, limits: Limits) -> GenericRequest:

@@ -2,17 +2,19 @@
 
 A client writes `namespace/name`, or the bare name if it is unique; an engine knows the bare name
 only. Two more changes are made to a body. The usage of a stream is requested, since engines send it
-on request only. Fields of `kv_transfer_fields` are removed.
+on request only. `field_policy` removes fields, or refuses the request.
 """
+
+from typing import Final
 
 import msgspec
 from msgspec import UNSET
 
-from fairlead.fleet.model import Fleet, Model
+from fairlead.fleet.model import Fleet, Model, UnknownFields
 from fairlead.limits import Limits
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
+from fairlead_gateway.worker.openai.field_policy import apply_field_policy
 from fairlead_gateway.worker.openai.json_edit import prepend_members, set_members
-from fairlead_gateway.worker.openai.kv_transfer_fields import strip_kv_transfer_fields
 from fairlead_gateway.worker.openai.model_names import resolve_model_entry
 from fairlead_gateway.worker.openai.schemas import (
     ChatRequest,
@@ -23,6 +25,8 @@ from fairlead_gateway.worker.openai.schemas import (
     GenericRequest,
 )
 from fairlead_gateway.worker.openai.validation import decode_stream_options
+
+_PASS: Final = UnknownFields.PASS
 
 BODY_TYPES: dict[str, type[CommonFields]] = {
     "/v1/chat/completions": ChatRequest,
@@ -110,9 +114,9 @@ def parse_request(path: str, body: bytes, fleet: Fleet, limits: Limits) -> Model
     Raises BadRequest, which names the field, and UnknownModel, which names similar models.
     """
     client_body, parsed = body, parse_body(BODY_TYPES[path], body, limits)
-    if parsed.may_carry_kv_transfer:
-        body = strip_kv_transfer_fields(body)
     key, model = resolve_model_entry(parsed.model, fleet)
+    if parsed.members is not None or model.requests.unknown_fields is not _PASS:
+        body = apply_field_policy(body, parsed.members, path, model)
     name = model.name
     if parsed.model == name and not parsed.stream:
         return ModelRequest(parsed, key, model, body, client_body=client_body)

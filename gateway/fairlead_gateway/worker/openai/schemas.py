@@ -4,7 +4,7 @@ Why a module of its own: mypyc cannot compile structs, and the modules that use 
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar, get_args
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -106,24 +106,25 @@ class PlainMessage(Struct, forbid_unknown_fields=True, gc=False):
 
 
 class CommonFields(Struct, kw_only=True):
-    """Fields of every request for a model."""
+    """Fields of every request for a model.
+
+    is_listed: the body has no other fields than those of the class.
+    raw_fields: the fields that may refer to the bytes of the body.
+    """
 
     model: str
     user: OptionalText = None
     session_id: OptionalText = None
-    request_id: OptionalText = None
     cache_salt: OptionalText = None
-    priority: OptionalInt = None
     encoding_format: OptionalText = None
-    kv_transfer_params: Raw | UnsetType = UNSET
-    ec_transfer_params: Raw | UnsetType = UNSET
-    kv_cache_report_mode: Raw | UnsetType = UNSET
-    vllm_xargs: Raw | UnsetType = UNSET
+
+    is_listed: ClassVar[bool] = False
+    raw_fields: ClassVar[tuple[str, ...]] = ()
 
     def release_body(self) -> None:
         """Releases what refers to the bytes of the body."""
-        for name in self.__struct_fields__:
-            if isinstance(getattr(self, name), Raw):
+        for name in self.raw_fields:
+            if getattr(self, name) is not UNSET:
                 setattr(self, name, _NULL)
 
 
@@ -191,12 +192,84 @@ class GenericRequest(CommonFields, kw_only=True):
     top_logprobs: OptionalInt = None
 
 
+class ListedChatRequest(ChatRequest, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """A chat with frequent, harmless fields only; none of them may be in `field_policy`.
+
+    Why: the decoder finds any other field at no cost. Only then are the names of all fields read.
+    """
+
+    is_listed: ClassVar[bool] = True
+
+    add_generation_prompt: Raw | UnsetType = UNSET
+    bad_words: Raw | UnsetType = UNSET
+    chat_template_kwargs: Raw | UnsetType = UNSET
+    continue_final_message: Raw | UnsetType = UNSET
+    function_call: Raw | UnsetType = UNSET
+    functions: Raw | UnsetType = UNSET
+    ignore_eos: Raw | UnsetType = UNSET
+    include_reasoning: Raw | UnsetType = UNSET
+    include_stop_str_in_output: Raw | UnsetType = UNSET
+    metadata: Raw | UnsetType = UNSET
+    modalities: Raw | UnsetType = UNSET
+    parallel_tool_calls: Raw | UnsetType = UNSET
+    prompt_cache_key: Raw | UnsetType = UNSET
+    reasoning_effort: Raw | UnsetType = UNSET
+    return_token_ids: Raw | UnsetType = UNSET
+    safety_identifier: Raw | UnsetType = UNSET
+    service_tier: Raw | UnsetType = UNSET
+    skip_special_tokens: Raw | UnsetType = UNSET
+    stop_token_ids: Raw | UnsetType = UNSET
+    store: Raw | UnsetType = UNSET
+    verbosity: Raw | UnsetType = UNSET
+
+
+class ListedCompletionRequest(CompletionRequest, kw_only=True, forbid_unknown_fields=True):
+    """A completion with frequent, harmless fields only; see `ListedChatRequest`."""
+
+    is_listed: ClassVar[bool] = True
+
+    add_special_tokens: Raw | UnsetType = UNSET
+    ignore_eos: Raw | UnsetType = UNSET
+    include_stop_str_in_output: Raw | UnsetType = UNSET
+    return_token_ids: Raw | UnsetType = UNSET
+    skip_special_tokens: Raw | UnsetType = UNSET
+    stop_token_ids: Raw | UnsetType = UNSET
+    use_beam_search: Raw | UnsetType = UNSET
+
+
+class ListedEmbeddingRequest(EmbeddingRequest, kw_only=True, forbid_unknown_fields=True):
+    """Embeddings with frequent, harmless fields only; see `ListedChatRequest`."""
+
+    is_listed: ClassVar[bool] = True
+
+    add_special_tokens: Raw | UnsetType = UNSET
+    truncate_prompt_tokens: Raw | UnsetType = UNSET
+
+
+def _set_raw_fields(kinds: Iterable[type[CommonFields]]) -> None:
+    for kind in kinds:
+        kind.raw_fields = tuple(
+            field.name for field in msgspec.structs.fields(kind) if Raw in (field.type, *get_args(field.type))
+        )
+
+
+LISTED_KINDS: dict[type[CommonFields], type[CommonFields]] = {
+    ChatRequest: ListedChatRequest,
+    CompletionRequest: ListedCompletionRequest,
+    EmbeddingRequest: ListedEmbeddingRequest,
+}
+_set_raw_fields((*LISTED_KINDS, *LISTED_KINDS.values()))
+
 PLAIN_MESSAGES_DEPTH = 6
 """Levels of a body whose messages are all `PlainMessage`; other fields may have more."""
 
 BODY_DECODERS: dict[type[CommonFields], msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind) for kind in (ChatRequest, CompletionRequest, EmbeddingRequest, GenericRequest)
 }
+LISTED_DECODERS: dict[type[CommonFields], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(listed) for kind, listed in LISTED_KINDS.items()
+}
+MEMBERS_DECODER = msgspec.json.Decoder(dict[str, Raw])
 MESSAGES_DECODER = msgspec.json.Decoder(list[Message])
 PLAIN_MESSAGES_DECODER = msgspec.json.Decoder(list[PlainMessage])
 STREAM_OPTIONS_DECODER = msgspec.json.Decoder(StreamOptions | None)
@@ -207,7 +280,6 @@ TOOLS_DECODER = msgspec.json.Decoder(list[Tool] | None)
 
 
 _DISABLED_VALUES = (b"null", b"false")
-_MEMBERS_DECODER = msgspec.json.Decoder(dict[str, Raw])
 _ABSENT_MEMBER = Raw(b"null")
 
 
@@ -224,5 +296,5 @@ def is_any_enabled(quoted_names: Iterable[bytes], body: bytes) -> bool:
     present = [name for name in quoted_names if name in body]
     if not present:
         return False
-    members = _MEMBERS_DECODER.decode(body)
+    members = MEMBERS_DECODER.decode(body)
     return any(bytes(members.get(name[1:-1].decode(), _ABSENT_MEMBER)) not in _DISABLED_VALUES for name in present)

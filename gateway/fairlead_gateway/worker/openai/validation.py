@@ -25,6 +25,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
+    LISTED_DECODERS,
     LOGIT_BIAS_DECODER,
     MESSAGES_DECODER,
     PROMPT_INPUT_DECODER,
@@ -59,7 +60,7 @@ def decode_body(kind: type[CommonFields], body: bytes, limits: Limits) -> Common
         if not body.isascii():
             str(body, "utf-8")
         _check_values(body, limits)
-        fields: CommonFields = BODY_DECODERS[kind].decode(body)
+        fields = _decode_fields(kind, body)
     except UnicodeDecodeError as error:
         raise BadRequest(f"the body is not UTF-8 (byte {error.start})", code="invalid_json") from None
     except RecursionError:
@@ -69,8 +70,6 @@ def decode_body(kind: type[CommonFields], body: bytes, limits: Limits) -> Common
     except msgspec.DecodeError as error:
         raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
     check_depth(body, limits)
-    if fields.priority is not None:
-        check_priority(fields.priority)
     if isinstance(fields, GenerationFields):
         check_generation(fields, limits)
     if isinstance(fields, ChatRequest):
@@ -86,6 +85,20 @@ def decode_body(kind: type[CommonFields], body: bytes, limits: Limits) -> Common
         for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
             _check_range(name, getattr(fields, name), 0, limits.max_tokens)
         _check_range("top_logprobs", fields.top_logprobs, 0, limits.logprobs)
+    return fields
+
+
+def _decode_fields(kind: type[CommonFields], body: bytes) -> CommonFields:
+    """Returns the fields, with `is_listed` if the body has no others."""
+    fields: CommonFields
+    listed = LISTED_DECODERS.get(kind)
+    if listed is not None:
+        try:
+            fields = listed.decode(body)
+            return fields
+        except msgspec.ValidationError:
+            pass  # another field, or a wrong type, which the other decoder reports
+    fields = BODY_DECODERS[kind].decode(body)
     return fields
 
 
@@ -193,8 +206,12 @@ def _check_prompts(field: str, raw: Raw, choices: int, limits: Limits) -> None:
         raise BadRequest(message, param=field, code="out_of_range")
 
 
-def check_priority(priority: int) -> None:
-    """Raises BadRequest if no engine can take the priority."""
+def check_priority(raw: Raw) -> None:
+    """Raises BadRequest if no engine can take the JSON text as a priority."""
+    try:
+        priority = msgspec.json.decode(raw, type=int)
+    except msgspec.ValidationError as error:
+        raise _validation_error(str(error), "priority") from None
     _check_range("priority", priority, -_MAX_INT64 - 1, _MAX_INT64)
 
 

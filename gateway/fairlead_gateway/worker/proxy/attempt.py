@@ -22,6 +22,7 @@ from fairlead_gateway.worker.resilience.failure_attribution import FailureAttrib
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
+from fairlead_gateway.worker.upstream.hop_header import create_hop_id
 from fairlead_gateway.worker.upstream.request_encoder import RequestPrefixCache, encode_request
 from fairlead_gateway.worker.upstream.response import EngineResponse
 
@@ -53,7 +54,7 @@ class Dispatcher:
         self.recorder = recorder
         self.prompt_samples = reporters.prompt_samples
         self.timings = reporters.timings
-        self.request_prefixes = RequestPrefixCache()
+        self.request_prefixes = RequestPrefixCache(create_hop_id(routers.secret))
 
     def create_attempt(
         self, context: RequestContext, instance: Instance, decision: Decision, number: int, sent: SentText | None = None
@@ -127,9 +128,7 @@ class Attempt:
             body = body_with_model(instance.served_name, body)
             target = None if target is None else target_with_model(instance.served_name, target)
         prefix = dispatcher.request_prefixes.get(request.method, head.path if target is None else target, instance.url)
-        self.message = encode_request(
-            prefix, head, body, context.http_request.id, dp_rank=instance.dp_rank, extra_headers=extra
-        )
+        self.message = encode_request(prefix, head, body, context.id, dp_rank=instance.dp_rank, extra_headers=extra)
 
     def on_dispatch(self, now: float) -> None:
         """Records the attempt with router, admission, reports and outlier detection."""

@@ -78,7 +78,7 @@ class GatewaySecrets:
 class Gateway(RequestLifecycle):
     """The handler of requests in one worker process.
 
-    create_request_id: returns an id for requests whose client sends none.
+    create_request_id: returns a new id that clients cannot guess.
     memory_share: reads the used share of memory; None if no limit is known.
     warnings: returns texts about degraded parts of the rest of the process.
 
@@ -98,7 +98,6 @@ class Gateway(RequestLifecycle):
     ) -> None:
         self.runtime = runtime
         self._now = runtime.now
-        self._create_request_id = create_request_id
         self._warnings = warnings
         reporters = reporters or Reporters()
         limits = runtime.limits
@@ -117,6 +116,7 @@ class Gateway(RequestLifecycle):
         self.memory_pressure = MemoryPressure(limits, memory_share, self.listener.set_memory_pressure)
         self.memory_pressure.start(runtime.loop)
         self._api_keys = secrets.api_keys
+        self._hop_id = create_hop_id(secrets.hash_secret)
         self.stack = ForwardingStack(
             runtime,
             secret=secrets.hash_secret,
@@ -204,11 +204,12 @@ class Gateway(RequestLifecycle):
         """Returns the name of the request's API key; None if the path or this gateway needs none.
 
         Raises InvalidApiKey, BodyTooLarge for a body where none belongs, UnknownPath,
-        MethodNotAllowed, and Overloaded if memory is short.
+        MethodNotAllowed, GatewayLoop, and Overloaded if memory is short.
         """
         caller = None if self._api_keys is None or head.path == READINESS_PATH else self._api_keys.caller(head)
         if head.length != 0 and not (head.method == "POST" and takes_body(head.path)):
             refuse_body(head.method, head.path)
+        check_hops(head, self._hop_id, self.runtime.limits)
         if self.memory_pressure.max_body_bytes is not None:
             self.memory_pressure.check_body(head.length or 0)
         return caller
@@ -266,9 +267,7 @@ class Gateway(RequestLifecycle):
 
     def _start_request(self, http_request: HttpRequest, response: ResponseWriter) -> None:
         """Parses the request and starts to forward it; a large body is parsed in a thread."""
-        request_id = http_request.id
-        if request_id in self._inflight:
-            request_id = f"{request_id}~{self._create_request_id()}"
+        request_id = http_request.internal_id
         if len(http_request.body) > _MIN_THREADED_BYTES:
             self._run_as_task(request_id, response, self._parse_in_thread(http_request, response, request_id))
             return
@@ -283,7 +282,7 @@ class Gateway(RequestLifecycle):
         except GatewayError as error:
             self._fail_request(context, error, response, http_request)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
-            self._fail_internally(request_id, context, error, response, http_request)
+            self._fail_internally(context, error, response, http_request)
 
     def _parse(self, http_request: HttpRequest, fleet: Fleet, request_id: str) -> tuple[ModelRequest, RouteRequest]:
         head, body, limits = http_request.head, http_request.body, self.runtime.limits
@@ -325,7 +324,7 @@ class Gateway(RequestLifecycle):
         except asyncio.CancelledError:
             self._on_early_disconnect(http_request, response, None)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
-            self._fail_internally(request_id, None, error, response, http_request)
+            self._fail_internally(None, error, response, http_request)
         if context is not None:
             await self._serve(context, None)
 
@@ -340,7 +339,7 @@ class Gateway(RequestLifecycle):
             if context.choice is None:
                 self._on_early_disconnect(http_request, response, context)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
-            _log_internal_error(context.id, error)
+            _log_internal_error(http_request.id, error)
             self._send_failure(context, GatewayError(_INTERNAL_ERROR_MESSAGE), response, http_request)
         finally:
             self._recorder.record_outcome(context, self._now())
@@ -369,7 +368,7 @@ class Gateway(RequestLifecycle):
     def on_internal_error(self, context: RequestContext, error: Exception) -> None:
         """Ends a request after a defect of the gateway."""
         self._inflight.pop(context.id, None)
-        self._fail_internally(context.id, context, error, context.response, context.http_request)
+        self._fail_internally(context, error, context.response, context.http_request)
 
     # Failures.
 
@@ -381,14 +380,9 @@ class Gateway(RequestLifecycle):
             self._recorder.record_outcome(context, self._now())
 
     def _fail_internally(
-        self,
-        request_id: str,
-        context: RequestContext | None,
-        error: Exception,
-        response: ResponseWriter,
-        http_request: HttpRequest,
+        self, context: RequestContext | None, error: Exception, response: ResponseWriter, http_request: HttpRequest
     ) -> None:
-        _log_internal_error(request_id, error)
+        _log_internal_error(http_request.id, error)
         self._fail_request(context, GatewayError(_INTERNAL_ERROR_MESSAGE), response, http_request)
 
     def _on_early_disconnect(

@@ -31,18 +31,20 @@ class RequestRecorder:
         context.choice = choice
         key = context.request.model_key
         self.telemetry.record_routed(key, choice.instance_id, choice.decision)
-        self.decisions.append(
-            DecisionRecord(
-                context.id,
-                context.http_request.received_wall,
-                key,
-                choice.decision,
-                choice.number,
-                _round_half_even(prompt_tokens),
-                context.http_request.caller,
-                context.handoff_record,
-            )
+        http_request = context.http_request
+        record = DecisionRecord(
+            context.id,
+            http_request.received_wall,
+            key,
+            choice.decision,
+            choice.number,
+            _round_half_even(prompt_tokens),
+            http_request.caller,
+            context.handoff_record,
         )
+        if http_request.id != context.id:
+            record.client_id = http_request.id
+        self.decisions.append(record)
 
     def record_outcome(self, context: RequestContext, now: float) -> None:
         """Records how a request ended; nothing if no instance was ever chosen for it."""

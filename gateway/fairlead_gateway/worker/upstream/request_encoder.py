@@ -3,25 +3,34 @@
 These headers of a client are not forwarded:
 
 - headers of its connection (hop-by-hop) and credentials;
-- headers of proxies or of Fairlead;
-- names with an underscore, which some servers read as a hyphen.
+- headers of proxies or of Fairlead, except the hop header (`hop_header`);
+- names with an underscore, which some servers read as a hyphen;
+- headers that replace method, target or host of a request, and those that choose an account or show
+  a token. An engine may be a provider or a proxy that trusts this gateway.
 """
 
 from typing import Final
 
 from fairlead_gateway.http import trace_context
 from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.worker.upstream import hop_header
 
 _DROPPED_HEADERS: Final = frozenset(
     b"host content-length content-type content-encoding transfer-encoding connection keep-alive te trailer upgrade "
     b"proxy-authenticate proxy-authorization proxy-connection http2-settings expect accept-encoding authorization "
-    b"x-api-key cookie forwarded via x-real-ip x-request-id x-request-timeout x-data-parallel-rank traceparent tracestate".split()
+    b"x-api-key cookie forwarded via x-real-ip x-request-id x-request-timeout x-data-parallel-rank traceparent tracestate "
+    b"x-http-method x-http-method-override x-method-override x-original-url x-original-uri x-original-method "
+    b"x-original-host x-rewrite-url x-override-url x-host x-client-ip x-cluster-client-ip true-client-ip "
+    b"cf-connecting-ip api-key x-goog-api-key x-goog-user-project x-auth-token x-consul-token x-nomad-token "
+    b"openai-organization openai-project".split()
 )
 _MAX_JOINED_BYTES: Final = 65_536
 _MAX_CACHED: Final = 4_096
 _THOUSANDTHS: Final[tuple[str, ...]] = tuple(f"{number:03d}" for number in range(1_000))
 JSON_TYPE: Final = "application/json"
-_DROPPED_PREFIXES: Final = (b"x-fairlead-", b"x-forwarded-", b"proxy-")
+_HOP_LINE: Final = f"{hop_header.HOP_HEADER.decode()}: "
+_HOP_HEADER: Final = hop_header.HOP_HEADER
+_DROPPED_PREFIXES: Final = (b"x-fairlead-", b"x-forwarded-", b"proxy-", b"x-vault-", b"x-envoy-")
 _RELAYED_HEADERS: Final[tuple[bytes, ...]] = (
     b"content-type",
     b"cache-control",
@@ -43,12 +52,17 @@ class RequestPrefix:
         self.text = text
 
 
-def request_prefix(method: str, target: str, url: str) -> RequestPrefix:
-    """Returns the start of a request for `target` at `url`."""
+def request_prefix(method: str, target: str, url: str, hop_id: str) -> RequestPrefix:
+    """Returns the start of a request for `target` at `url`.
+
+    hop_id: this gateway, for the hop header.
+    """
     authority, _, base = url.partition("://")[2].partition("/")
     base = f"/{base}".rstrip("/") if base else ""
     framing = "content-type: application/json\r\ncontent-length: " if method != "GET" else ""
-    return RequestPrefix(method, target, f"{method} {base}{target} HTTP/1.1\r\nhost: {authority}\r\n{framing}")
+    return RequestPrefix(
+        method, target, f"{method} {base}{target} HTTP/1.1\r\nhost: {authority}\r\n{_HOP_LINE}{hop_id}\r\n{framing}"
+    )
 
 
 def encode_request(
@@ -76,7 +90,8 @@ def encode_request(
 class RequestPrefixCache:
     """The last request prefix of each engine, since the next request most often has the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, hop_id: str) -> None:
+        self._hop_id = hop_id
         self._prefixes: dict[str, RequestPrefix] = {}
 
     def get(self, method: str, target: str, url: str) -> RequestPrefix:
@@ -85,7 +100,7 @@ class RequestPrefixCache:
         if prefix is None or prefix.target != target or prefix.method != method:
             if len(self._prefixes) >= _MAX_CACHED:
                 self._prefixes.clear()
-            prefix = self._prefixes[url] = request_prefix(method, target, url)
+            prefix = self._prefixes[url] = request_prefix(method, target, url, self._hop_id)
         return prefix
 
 
@@ -138,7 +153,8 @@ def forwarded_headers(head: RequestHead, *, traced: bool = False) -> bytes:
         if name in _DROPPED_HEADERS or b"_" in name or name in hop_by_hop or name.startswith(_DROPPED_PREFIXES):
             if name == trace_context.TRACEPARENT and not traced and name not in hop_by_hop:
                 context = trace_context.forwarded_header(head.fields)
-            continue
+            if name != _HOP_HEADER:
+                continue
         lines += (name, b": ", value, b"\r\n")
     if context:
         lines.append(context)

@@ -18,9 +18,11 @@ from fairlead.fleet.model import (
     Instance,
     InstanceState,
     Model,
+    RequestPolicy,
     Role,
     RoutingPreset,
     SloTargets,
+    UnknownFields,
 )
 from fairlead.limits import Limits
 
@@ -282,7 +284,12 @@ def fleets(draw: st.DrawFn) -> Fleet:
             draw(st.sampled_from(["session", "dual-hash"])),
             wakes=draw(st.booleans()),
         )
-        models[model.key] = model
+        policy = RequestPolicy(
+            unknown_fields=draw(st.sampled_from(UnknownFields)),
+            allowed_fields=draw(st.frozensets(st.sampled_from(["priority", "lora_path", "x.y-z"]))),
+            allowed_paths=draw(st.frozensets(st.sampled_from(["/v1/files", "/v1/files/*"]))),
+        )
+        models[model.key] = replace(model, requests=policy)
         instances[model.key] = tuple(
             Instance(
                 id=f"pod-{number}/{port}/0",

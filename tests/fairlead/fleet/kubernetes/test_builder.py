@@ -9,7 +9,16 @@ import pytest
 from fairlead.engine_profile import builtin_profiles
 from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, build_fleet, pod_selections
 from fairlead.fleet.kubernetes.spec_cache import SpecCache
-from fairlead.fleet.model import Fleet, Instance, InstanceState, KvPullSource, Role, next_fleet
+from fairlead.fleet.model import (
+    Fleet,
+    Instance,
+    InstanceState,
+    KvPullSource,
+    RequestPolicy,
+    Role,
+    UnknownFields,
+    next_fleet,
+)
 from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
 from fairlead.limits import Limits
 from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
@@ -83,6 +92,14 @@ def build(
 def only_instance(outcome: FleetResult, key: str = "x/tiny") -> Instance:
     (one,) = outcome.fleet.instances[key]
     return one
+
+
+def test_a_model_says_which_fields_of_requests_its_engines_get() -> None:
+    engine = {"type": "SGLang", "unknownFields": "Refuse", "allowedFields": ["priority"]}
+    policy = build([model(engine=engine)]).fleet.models["x/tiny"].requests
+    assert policy == RequestPolicy(frozenset(), UnknownFields.REFUSE, frozenset({"priority"}))
+    assert policy.engines == {"sglang"}
+    assert build([model()]).fleet.models["x/tiny"].requests == RequestPolicy()
 
 
 def test_ready_pod_is_an_instance_with_its_annotations() -> None:

@@ -84,6 +84,18 @@ def test_a_request_is_one_line_with_what_became_of_it(tmp_path: Path) -> None:
     assert "query" not in path.read_text()
 
 
+def test_a_line_has_the_id_of_the_client_and_the_one_that_engines_get(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+
+    async def main() -> None:
+        async with gateway(logging(str(path))) as running:
+            await request(running.url, BODY, more="x-request-id: mine\r\n")
+
+    run_async(main())
+    (line,) = lines(path)
+    assert (line["request_id"], line["decision"]) == ("mine", "req-1")
+
+
 def test_what_never_reached_an_engine_has_a_line_too(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
 

@@ -315,6 +315,27 @@ def test_a_continued_stream_has_both_engines() -> None:
     run_async(main())
 
 
+def test_both_legs_of_a_hand_off_have_one_id_that_the_client_did_not_choose() -> None:
+    async def main() -> None:
+        scene = Scene()
+        decisions: list[str] = []
+
+        async def play(running: RunningGateway) -> None:
+            more = parent("01", "x-request-id: mine")
+            answer = await ask(running.url, chat(), more=more)
+            assert answer.fields["x-request-id"] == "mine"
+            decisions.append(answer.fields["x-fairlead-decision"])
+
+        span, *_ = await scene.play([prefilling, well_behaved], play, [Role.PREFILL, Role.DECODE])
+        assert decisions != ["mine"]
+        for engine in scene.engines:
+            assert sent(engine, "x-request-id") == [decisions]
+        attributes = span["attributes"]
+        assert (attributes["fairlead.request_id"], attributes["fairlead.decision"]) == ("mine", decisions[0])
+
+    run_async(main())
+
+
 def test_a_hand_off_has_a_span_for_the_prefill_leg() -> None:
     async def main() -> None:
         scene = Scene(share=1.0)

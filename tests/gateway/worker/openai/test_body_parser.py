@@ -1,5 +1,6 @@
 """A chat parsed once gives the same values, prompt and refusals as one parsed twice."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -78,7 +79,7 @@ def understood(body: bytes) -> tuple[object, ...]:
         found.max_tokens,
         found.session,
         found.has_cache_variants,
-        found.may_carry_kv_transfer,
+        sorted(found.members or {}),
         text,
     )
 
@@ -90,12 +91,12 @@ def parsed_twice(body: bytes) -> tuple[object, ...]:
     except BadRequest as error:
         return error.status, error.code, error.param, error.message
     assert isinstance(found, ChatRequest)
-    names = ("tools", "response_format", "kv_transfer_params")
-    tools, shape, handed = (bool(getattr(found, name)) for name in names)
+    tools, shape = (bool(getattr(found, name)) for name in ("tools", "response_format"))
+    unlisted = [] if found.is_listed else sorted(json.loads(body))
     most = found.max_tokens if found.max_completion_tokens is None else found.max_completion_tokens
     special = tools or shape or bool(found.cache_salt)
     session = found.session_id or found.user
-    return found.model, bool(found.stream), most, session, special, handed, bytes(found.messages)
+    return found.model, bool(found.stream), most, session, special, unlisted, bytes(found.messages)
 
 
 @given(

@@ -197,7 +197,7 @@ GOOD_ONES = {
     "one stop string": chat(stop="x"),
     "tools": chat(tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}, {"type": "other"}]),
     "a bias": chat(logit_bias={"5": -100, "6": 0.5}),
-    "the largest seed": chat(seed=2**63 - 1, top_k=-1, priority=-5, prompt_logprobs=-1),
+    "the largest seed": chat(seed=2**63 - 1, top_k=-1, prompt_logprobs=-1),
     "a prompt of 2 MiB": chat(messages=[{"role": "user", "content": "x" * 2_097_152}]),
 }
 

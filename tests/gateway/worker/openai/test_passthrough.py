@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from fairlead.fleet.model import Fleet, Model
-from fairlead_gateway.worker.openai.passthrough import is_passthrough_path
+from fairlead.fleet.model import Fleet, Model, RequestPolicy
+from fairlead_gateway.worker.openai.passthrough import is_passthrough_path, open_paths
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, run_async, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
@@ -22,7 +22,8 @@ KNOWN: dict[str, dict[str, object]] = {
     "/classify": {"input": ["a"]},
     "/v1/classify": {"input": ["a"]},
 }
-PASSED = ["/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/v1/pooling", "/v1/made/up-1.0"]
+PASSED = ["/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/v1/pooling", "/v1/audio/speech"]
+OPENED = RequestPolicy(allowed_paths=frozenset({"/v1/responses/*", "/v1/files"}))
 
 
 async def _echo(call: EngineCall) -> None:
@@ -63,7 +64,10 @@ def test_a_get_names_its_model_in_the_query_which_the_engine_gets_with_its_own_n
         await call.respond({"path": call.path})
 
     async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        async with (
+            scripted_engine(script) as engine,
+            running_gateway(fleet_of([engine.url], requests=OPENED)) as running,
+        ):
             path = "/v1/responses/resp_1?model=default%2Ftiny&include=a%26b&ec_transfer_params=x&empty="
             answer = (await send(running.url, get_request(path)))[0]
             assert answer.json == {"path": "/v1/responses/resp_1?model=tiny&include=a%26b&empty="}
@@ -72,6 +76,31 @@ def test_a_get_names_its_model_in_the_query_which_the_engine_gets_with_its_own_n
             assert engine.calls[1].path == "/v1/responses/resp_1/cancel?model=tiny"
 
     run_async(main())
+
+
+def test_clients_reach_nothing_else_of_an_account() -> None:
+    async def main() -> None:
+        async with (
+            scripted_engine(_echo) as engine,
+            running_gateway(fleet_of([engine.url], requests=OPENED)) as running,
+        ):
+            for path in ("/v1/files/file-1", "/v1/filesystem", "/v1/batches", "/v1/responses2", "/v1/organization"):
+                for data in (get_request(f"{path}?model=tiny"), post_request({"model": "tiny"}, path=path)):
+                    (answer,) = await send(running.url, data)
+                    assert (answer.status, answer.error["code"]) == (404, "unknown_url"), path
+                    assert "engine.allowedPaths" in answer.error["message"]
+            assert engine.calls == []
+            (answer,) = await send(running.url, post_request({"model": "tiny"}, path="/v1/files"))
+            assert answer.status == 200
+
+    run_async(main())
+
+
+def test_each_engine_type_has_the_paths_of_its_api() -> None:
+    sglang, vllm = open_paths(frozenset({"sglang"})), open_paths(frozenset({"vllm"}))
+    assert {"/v1/responses", "/v1/rerank", "/v1/audio/transcriptions", "/v1/moderations"} <= sglang < vllm
+    assert "/v1/pooling" in vllm - sglang
+    assert open_paths(frozenset()) == open_paths(frozenset({"external"})) == sglang | vllm
 
 
 def test_a_stream_in_another_language_is_passed_on_piece_by_piece() -> None:
@@ -139,7 +168,7 @@ def test_what_the_engine_does_not_serve_is_an_openai_error(status: str) -> None:
 
     async def main() -> None:
         async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            for path in ("/v1/rerank", "/v1/files/x"):
+            for path in ("/v1/rerank", "/v1/pooling"):
                 answer = await request(running.url, {"model": "tiny"}, path=path)
                 assert (answer.status, answer.error["code"]) == (int(status[:3]), "unknown_url")
                 assert answer.fields["content-type"] == "application/json"
@@ -188,6 +217,12 @@ def test_an_error_of_another_form_is_the_clients() -> None:
         (post_request({"model": "tiny"}, path="/inference/v1/generate"), 404, "unknown_url"),
         (get_request("/v1/files"), 404, "unknown_url"),
         (get_request("/v1/files?model=nope"), 404, "model_not_found"),
+        (get_request("/v1/files?model=tiny"), 404, "unknown_url"),
+        (get_request("/v1/responses?model=tiny"), 404, "unknown_url"),
+        (get_request("/v1/responses/resp_1?model=tiny"), 404, "unknown_url"),
+        (post_request({"model": "tiny"}, path="/v1/files"), 404, "unknown_url"),
+        (post_request({"model": "tiny"}, path="/v1/fine_tuning/jobs"), 404, "unknown_url"),
+        (get_request("/v1/organization/admin_api_keys?model=tiny"), 404, "unknown_url"),
         (get_request("/v1/files?" + "&".join("a=1" for _ in range(99))), 400, "invalid_request"),
         (get_request("/v1/files?model=tiny", method="DELETE"), 405, "method_not_allowed"),
         (get_request("/v1/rerank?model=tiny"), 405, "method_not_allowed"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.fleet.model import Fleet, Role
+from fairlead.fleet.model import Fleet, RequestPolicy, Role
 from fairlead.limits import Limits
 from fairlead_gateway.worker.openai.served_name import ServedNameRewriter, body_with_model, target_with_model
 from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage
@@ -106,7 +106,11 @@ def test_a_get_names_it_in_the_query() -> None:
         await call.respond({"path": call.path, "response": {"model": THEIRS}})
 
     async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(renamed(fleet_of([engine.url]))) as running:
+        opened = RequestPolicy(allowed_paths=frozenset({"/v1/responses/*"}))
+        async with (
+            scripted_engine(script) as engine,
+            running_gateway(renamed(fleet_of([engine.url], requests=opened))) as running,
+        ):
             (answer,) = await send(running.url, get_request("/v1/responses/resp_1?model=default%2Ftiny&include=a%26b"))
             assert answer.json["path"] == "/v1/responses/resp_1?model=Qwen%2FQwen3-8B&include=a%26b"
             assert answer.json["response"] == {"model": "default/tiny"}

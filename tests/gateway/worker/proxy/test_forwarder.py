@@ -29,6 +29,12 @@ def test_a_request_is_framed_anew_and_loses_what_belongs_to_the_client_connectio
         "accept-encoding": "gzip",
         "x-data-parallel-rank": "3",
         "proxy-authorization": "x",
+        "x-http-method-override": "DELETE",
+        "x-original-url": "/admin",
+        "x-rewrite-url": "/admin",
+        "x-vault-token": "s.1",
+        "openai-organization": "org-1",
+        "api-key": "k",
     }
     kept = {
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
@@ -47,11 +53,11 @@ def test_a_request_is_framed_anew_and_loses_what_belongs_to_the_client_connectio
             call = engine.calls[0]
             names = [name for name, _ in call.fields]
             assert len(set(names)) == len(names)
-            assert set(names) == {"host", "content-type", "content-length", "x-request-id", *kept}
+            assert set(names) == {"host", "content-type", "content-length", "x-request-id", "x-fairlead-hops", *kept}
             assert call.path == "/base/v1/chat/completions"
             assert call.header("host") == engine.url.removeprefix("http://")
             assert call.header("content-length") == str(len(call.body))
-            assert call.header("x-request-id") == "mine-1"
+            assert call.header("x-request-id") == answer.fields["x-fairlead-decision"]
             assert call.header("x-custom") == "spaced"
             assert call.header("traceparent") == kept["traceparent"]
             assert answer.fields["x-request-id"] == "mine-1"
@@ -390,6 +396,9 @@ def test_the_same_request_id_twice_at_once_are_two_requests() -> None:
             assert [answer.status for answer in two] == [200, 200]
             assert {answer.fields["x-request-id"] for answer in two} == {"same"}
             assert len({answer.fields["x-fairlead-decision"] for answer in two}) == 2
+            assert {call.header("x-request-id") for call in engine_calls} == {
+                answer.fields["x-fairlead-decision"] for answer in two
+            }
             assert {load.inflight for load in running.loads().values()} == {0}
 
     run_async(main())

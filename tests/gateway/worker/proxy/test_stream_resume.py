@@ -145,6 +145,7 @@ def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_tokens(
             first, second = met[0].json, met[1].json
             assert second["messages"] == [*first["messages"], {"role": "assistant", "content": "one two "}]
             assert (second["continue_final_message"], second["add_generation_prompt"]) == (True, False)
+            assert {call.header("x-request-id") for call in met} == {answer.fields["x-fairlead-decision"]}
             assert second["max_tokens"] == 58
             roles = [data for data in answer.events if '"role"' in data]
             assert len(roles) == 1

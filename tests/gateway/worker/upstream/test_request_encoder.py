@@ -30,7 +30,7 @@ def test_times_of_no_engine_are_left_out() -> None:
 
 
 def test_the_beginning_of_a_request_is_the_same_whether_it_was_kept_or_not() -> None:
-    starts = RequestPrefixCache()
+    starts = RequestPrefixCache("0123456789ab")
     for _ in range(2):
         for method, target, url, text in (
             ("POST", "/v1/a", "http://e:1", "POST /v1/a HTTP/1.1\r\nhost: e:1\r\n"),
@@ -39,7 +39,7 @@ def test_the_beginning_of_a_request_is_the_same_whether_it_was_kept_or_not() -> 
         ):
             found = starts.get(method, target, url).text
             framing = "content-type: application/json\r\ncontent-length: " if method == "POST" else ""
-            assert found == text + framing
+            assert found == f"{text}x-fairlead-hops: 0123456789ab\r\n{framing}"
 
 
 def test_an_instance_is_named_in_a_way_that_a_head_can_hold() -> None:

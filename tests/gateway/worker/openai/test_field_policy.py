@@ -1,0 +1,253 @@
+"""Fields between gateways and engines reach no engine, however they are written; special ones need
+a deliberate yes; all other fields pass unchanged.
+"""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.fleet.model import Fleet, Model, RequestPolicy, UnknownFields
+from fairlead_gateway.errors import BadRequest
+from fairlead_gateway.worker.openai.engine_fields import FIELDS
+from fairlead_gateway.worker.openai.field_policy import (
+    REFUSED_FIELDS,
+    REMOVED_FIELDS,
+    _known_by_path,
+    apply_field_policy,
+    known_fields,
+    remove_fields,
+)
+from fairlead_gateway.worker.openai.schemas import LISTED_KINDS
+from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.gateway.running_gateway import fleet_of, run_async, running_gateway
+from fairlead_testing.http.raw_client import request
+
+Pairs = list[tuple[str, object]]
+NAMES = st.sampled_from(
+    [*REMOVED_FIELDS, "vllm_xargs", "model", "kv_transfer_param", 'kv_transfer_params"', "é", "\\u005f"]
+)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=12)
+    | st.sampled_from([*REMOVED_FIELDS, '{"kv_transfer_params":1}']),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+SPACE = st.sampled_from(["", "", " ", "\n\t", "  "])
+HAND_OFF = {"do_remote_prefill": True, "remote_engine_id": "x", "remote_block_ids": [1]}
+
+
+@st.composite
+def written(draw: st.DrawFn) -> tuple[str, Pairs]:
+    """A JSON object as text, keys in any spelling, repeated too, and its members in order."""
+    members: Pairs = draw(st.lists(st.tuples(NAMES | st.text(max_size=6), VALUES), max_size=6))
+    parts = []
+    for key, value in members:
+        name = "".join(
+            f"\\u{ord(char):04x}" if char.isascii() and draw(st.booleans()) else json.dumps(char)[1:-1] for char in key
+        )
+        parts.append(f'{draw(SPACE)}"{name}"{draw(SPACE)}:{draw(SPACE)}{json.dumps(value)}{draw(SPACE)}')
+    return f"{draw(SPACE)}{{{','.join(parts) or draw(SPACE)}}}{draw(SPACE)}", members
+
+
+def remaining(members: Pairs) -> Pairs:
+    """Returns the members that should be left, in order."""
+    left = [(key, value) for key, value in members if key not in REMOVED_FIELDS]
+    return [
+        (key, {k: v for k, v in value.items() if k not in REMOVED_FIELDS})
+        if key == "vllm_xargs" and isinstance(value, dict)
+        else (key, value)
+        for key, value in left
+    ]
+
+
+@given(written())
+def test_the_fields_are_gone_and_all_other_members_stay_in_order(case: tuple[str, Pairs]) -> None:
+    text, members = case
+    after = remove_fields(text.encode())
+    pairs = json.loads(after, object_pairs_hook=lambda found: found)
+    expected = json.loads(json.dumps([value for _, value in remaining(members)]), object_pairs_hook=lambda found: found)
+    assert [key for key, _ in pairs] == [key for key, _ in remaining(members)]
+    assert [value for _, value in pairs] == expected
+    if remaining(members) == members:
+        assert after == text.encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ('{"kv_transfer_params":{"a":1},"x":1}', '{"x":1}'),
+        ('{"x":1 , "kv_transfer_params" : {"a":[1,"}"]} }', '{"x":1  }'),
+        ('{"x":1,"ec_transfer_params":null,"y":2}', '{"x":1,"y":2}'),
+        ('{"kv_transfer_params":1,"kv_transfer_params":2}', "{}"),
+        ('{"x":1,"kv_transfer_params":1,"ec_transfer_params":2}', '{"x":1}'),
+        ('{"kv\\u005ftransfer_params":1,"x":2}', '{"x":2}'),
+        ('{"\\u006B\\u0076\\u005F\\u0074ransfer\\u005fparams":1,"x":2}', '{"x":2}'),
+        ('{"x":{"kv_transfer_params":1}}', '{"x":{"kv_transfer_params":1}}'),
+        ('{"x":"kv_transfer_params"}', '{"x":"kv_transfer_params"}'),
+        ('{"vllm_xargs":{"kv_transfer_params":"x","a":1}}', '{"vllm_xargs":{"a":1}}'),
+        ('{"kv_cache_report_mode":"full","x":1}', '{"x":1}'),
+        ('{"vllm_xargs":{"kv_cache_report_mode":"full","a":1}}', '{"vllm_xargs":{"a":1}}'),
+        ('{"vllm\\u005fxargs" : {"ec\\u005ftransfer_params":"x"}}', '{"vllm\\u005fxargs" : {}}'),
+    ],
+)
+def test_byte_for_byte(body: str, left: str) -> None:
+    assert remove_fields(body.encode()) == left.encode()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("kv_transfer_params", "ec_transfer_params", "kv\\u005ftransfer_params", "kv_cache_report_mode"),
+        *("request_id", "rid", "r\\u0069d", "bootstrap_host", "bootstrap_port", "bootstrap_room"),
+        *("bootstrap\\u005froom", "routed_dp_rank", "data_parallel_rank", "disagg_prefill_dp_rank"),
+    ],
+)
+def test_no_route_lets_them_through(path: str, name: str) -> None:
+    prompt = {
+        "/v1/chat/completions": '"messages":[{"role":"user","content":"kv_transfer_params"}]',
+        "/v1/completions": '"prompt":"kv_transfer_params"',
+        "/v1/embeddings": '"input":"kv_transfer_params"',
+    }[path]
+    params = json.dumps(HAND_OFF)
+    sent = f'{{"{name}":{params},"model":"tiny",{prompt},"{name}":{params},"vllm_xargs":{{"{name}":"x"}}}}'
+
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            assert (await request(running.url, sent.encode(), path=path)).status == 200
+            assert engine.calls[0].body.decode() == f'{{"model":"tiny",{prompt},"vllm_xargs":{{}}}}'
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("where", ['"kv_cache_report_mode":"full"', '"vllm_xargs":{"kv_cache_report_mode":"full"}'])
+def test_no_client_has_an_engine_announce_what_it_did_not_store(where: str) -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+            prompt = '"messages":[{"role":"user","content":"a"}]'
+            sent = f'{{"model":"tiny",{prompt},{where}}}'
+            assert (await request(running.url, sent.encode(), path="/v1/chat/completions")).status == 200
+            assert b"kv_cache_report_mode" not in engine.calls[0].body
+
+    run_async(main())
+
+
+PROMPTS = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/embeddings": {"input": "hi"},
+    "/v1/responses": {"input": "hi"},
+    "/v1/rerank": {"query": "hi", "documents": ["a"]},
+}
+
+
+def fleet_with(url: str, **policy: Any) -> Fleet:
+    """Returns a fleet of one engine whose model has a request policy."""
+    return fleet_of([url], requests=RequestPolicy(**policy))
+
+
+def apply(body: dict[str, Any], path: str = "/v1/chat/completions", **policy: Any) -> dict[str, Any]:
+    """Returns the fields that an engine gets."""
+    text = json.dumps(body).encode()
+    model = Model("default", "tiny", requests=RequestPolicy(**policy))
+    members = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    found: dict[str, Any] = json.loads(apply_field_policy(text, members, path, model))
+    return found
+
+
+@pytest.mark.parametrize("path", PROMPTS)
+@pytest.mark.parametrize("name", REFUSED_FIELDS)
+def test_a_special_field_is_refused_with_the_setting_that_allows_it(path: str, name: str) -> None:
+    body = json.dumps({"model": "tiny", **PROMPTS[path], name: 5}).encode()
+    escaped = body.replace(f'"{name}"'.encode(), f'"\\u{ord(name[0]):04x}{name[1:]}"'.encode())
+
+    async def main() -> None:
+        async with scripted_engine() as engine:
+            async with running_gateway(fleet_of([engine.url])) as running:
+                for sent in (body, escaped):
+                    answer = await request(running.url, sent, path=path)
+                    error = answer.error
+                    assert (answer.status, error["code"], error["param"]) == (400, "field_not_allowed", name)
+                    assert f"engine.allowedFields: [{name}]" in error["message"]
+                assert engine.calls == []
+            async with running_gateway(fleet_with(engine.url, allowed_fields=frozenset({name}))) as running:
+                assert (await request(running.url, body, path=path)).status == 200
+                assert engine.calls[0].body == body
+
+    run_async(main())
+
+
+def test_a_priority_beyond_64_bits_is_refused_where_clients_may_set_one() -> None:
+    for priority in (2**63, "high"):
+        with pytest.raises(BadRequest, match="priority: "):
+            apply({"priority": priority}, allowed_fields=frozenset({"priority"}))
+
+
+def test_a_special_field_that_is_null_counts_as_absent() -> None:
+    assert apply({"model": "tiny", "priority": None, "seed": None}) == {"model": "tiny", "seed": None}
+
+
+def test_unknown_fields_pass_or_are_refused_as_the_model_says() -> None:
+    body = {"model": "tiny", "messages": [], "odd": 1}
+    strict: dict[str, Any] = {"engines": frozenset({"vllm"}), "unknown_fields": UnknownFields.REFUSE}
+    assert apply(body) == body
+    with pytest.raises(BadRequest, match="odd: is not a field of") as caught:
+        apply(body, **strict)
+    assert (caught.value.param, caught.value.code) == ("odd", "field_not_allowed")
+    assert apply(body, **strict, allowed_fields=frozenset({"odd"})) == body
+    with pytest.raises(BadRequest, match=r"^a field: ") as caught:
+        apply({"tell me a secret": 1}, **strict)
+    assert caught.value.param is None
+    assert apply({"odd": 1}, "/v1/made/up", **strict) == {"odd": 1}
+
+
+def test_a_model_that_refuses_unknown_fields_looks_at_every_body() -> None:
+    async def main() -> None:
+        async with scripted_engine() as engine:
+            policy = {"engines": frozenset({"sglang"}), "unknown_fields": UnknownFields.REFUSE}
+            async with running_gateway(fleet_with(engine.url, **policy)) as running:
+                for name, status in (("add_generation_prompt", 400), ("session_id", 200), ("separate_reasoning", 200)):
+                    body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], name: None}
+                    assert (await request(running.url, body)).status == status, name
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_the_public_fields_of_an_engine_pass(engine: str) -> None:
+    for path, names in FIELDS[engine].items():
+        public = {name: None for name in names.split() if name not in REMOVED_FIELDS and name not in REFUSED_FIELDS}
+        assert apply(public, path) == public
+        assert apply(public, path, engines=frozenset({engine}), unknown_fields=UnknownFields.REFUSE) == public
+
+
+def test_fields_that_are_listed_as_safe_are_public_and_need_no_check() -> None:
+    paths = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+    for path, listed in zip(paths, LISTED_KINDS.values(), strict=True):
+        known = known_fields("custom", path)
+        assert known is not None
+        names = set(listed.__struct_fields__)
+        assert not names & (REMOVED_FIELDS | REFUSED_FIELDS.keys() | {"vllm_xargs"})
+        generic = {"user", "session_id", "cache_salt", "encoding_format", "structured_outputs", "tools"}
+        assert names - generic <= known
+
+
+def test_every_internal_field_is_one_of_an_engine() -> None:
+    known = {name for paths in FIELDS.values() for names in paths.values() for name in names.split()}
+    others = {"kv_cache_report_mode", "bootstrap_pair_key", "logits_processors"}
+    assert (REMOVED_FIELDS | REFUSED_FIELDS.keys()) - known == others
+
+
+def test_paths_that_clients_make_up_are_not_remembered() -> None:
+    known_fields("vllm", "/v1/completions")
+    before = _known_by_path.cache_info().currsize
+    for number in range(100):
+        assert known_fields("vllm", f"/v1/files/{number}") is None
+    assert _known_by_path.cache_info().currsize == before
