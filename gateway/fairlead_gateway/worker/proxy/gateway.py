@@ -52,6 +52,7 @@ from fairlead_gateway.worker.proxy.request_recorder import CLIENT_CLOSED_STATUS,
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.upstream.hop_header import check_hops, create_hop_id
 
 if TYPE_CHECKING:  # most gateways observe nothing, and then load none of it
     from fairlead_gateway.worker.observability.observers import RequestObservers
