@@ -17,6 +17,7 @@ from fairlead.api.spec.pools import Pool
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names
+from fairlead.fleet.kubernetes.instance_shares import take_fair_shares
 from fairlead.fleet.kubernetes.pod_instances import (
     ExternalPool,
     PodInstances,
@@ -96,10 +97,15 @@ class _FleetBuilder:
         self._served = self._limit_models()
 
     def _limit_models(self) -> list[ParsedModel]:
-        models, most = list(self._objects.models), self._limits.models
-        if len(models) > most:
-            self.problems.append(f"there are {len(models):,} models; only the oldest {most:,} are served")
-        return models[:most]
+        """Returns at most the allowed number of models: the oldest ones of each namespace."""
+        most = self._limits.models
+        served, _, losses = take_fair_shares(self._objects.models, most)
+        for namespace, share in losses.items():
+            self.problems.append(
+                f"the namespace {namespace} has too many models: only its oldest {share} are served; "
+                f"namespaces share {most:,} models"
+            )
+        return served
 
     def build_models(self) -> dict[str, Model]:
         """Returns the models by key. Of several models with one name, the oldest has the bare name.
@@ -157,15 +163,23 @@ class _FleetBuilder:
         return {key: tuple(group) for key, group in grouped.items()}
 
     def _limit_instances(self, found: Mapping[str, Instance]) -> list[Instance]:
-        """Returns at most the allowed number of instances; those already served come first."""
+        """Returns at most the allowed number of instances.
+
+        Namespaces share the limit. Within a namespace, those already served come first.
+        """
         most = self._limits.instances
         if len(found) <= most:
             return list(found.values())
-        self.problems.append(f"there are {len(found):,} instances; at most {most:,} are served")
         known = {one.id for group in self._previous.instances.values() for one in group}
         ordered = sorted(found.values(), key=lambda one: (one.id not in known, one.id))
-        self.excluded |= {one.id: "there are more instances than are served" for one in ordered[most:]}
-        return ordered[:most]
+        served, refused, losses = take_fair_shares(ordered, most)
+        for namespace, share in losses.items():
+            self.problems.append(
+                f"the namespace {namespace} has too many instances: {share} are served; namespaces "
+                f"share {most:,} instances, and each rank and each endpoint is one"
+            )
+        self.excluded |= {one.id: "its namespace has more instances than its share" for one in refused}
+        return served
 
     def _all_instances(self) -> Iterator[Instance]:
         managed = self._managed_instances()

@@ -441,10 +441,46 @@ def test_models_and_instances_are_limited() -> None:
     assert [one.id for one in found.fleet.instances["x/tiny"]] == ["u-z/8000/0"]
     assert list(found.fleet.models) == ["x/tiny"]
     assert found.problems == (
-        "there are 2 models; only the oldest 1 are served",
-        "there are 2 instances; at most 1 are served",
+        "the namespace x has too many models: only its oldest 1 of 2 are served; namespaces share 1 models",
+        "the namespace x has too many instances: 1 of 2 are served; namespaces share 1 instances, "
+        "and each rank and each endpoint is one",
     )
-    assert found.excluded == {"u-a/8000/0": "there are more instances than are served"}
+    assert found.excluded == {"u-a/8000/0": "its namespace has more instances than its share"}
+
+
+def test_endpoints_of_one_manifest_cost_other_namespaces_no_instance() -> None:
+    pools = [
+        {"name": f"p{pool}", "endpoints": [{"url": f"http://10.1.{pool}.{number}:80"} for number in range(256)]}
+        for pool in range(16)
+    ]
+    greedy = external(*pools, name="greedy", namespace="b", created="2025-01-01T00:00:00Z")
+    own = pod("z", namespace="a")
+    taken = build([greedy]).fleet
+    assert len(taken.instances["b/greedy"]) == LIMITS.instances
+    found = build([greedy, model(namespace="a")], own, previous=taken)
+    assert [one.id for one in found.fleet.instances["a/tiny"]] == ["u-z/8000/0"]
+    assert len(found.fleet.instances["b/greedy"]) == LIMITS.instances - 1
+    assert found.problems == (
+        "the namespace b has too many instances: 4,095 of 4,096 are served; namespaces share 4,096 instances, "
+        "and each rank and each endpoint is one",
+    )
+    replaced = build([greedy, model(namespace="a")], pod("new", namespace="a"), previous=found.fleet)
+    assert [one.id for one in replaced.fleet.instances["a/tiny"]] == ["u-new/8000/0"]
+
+
+def test_ranks_of_one_pod_cost_other_namespaces_no_instance() -> None:
+    limits = replace(LIMITS, instances=8)
+    many = [pod(f"r{number}", notes={"fairlead.io/data-parallel": 1024}) for number in range(2)]
+    few = [pod(f"z{number}", namespace="a") for number in range(4)]
+    found = build([model(), model(namespace="a")], *many, *few, limits=limits).fleet.instances
+    assert (len(found["a/tiny"]), len(found["x/tiny"])) == (4, 4)
+
+
+def test_models_of_one_namespace_leave_room_for_those_of_others() -> None:
+    limits = replace(LIMITS, models=4)
+    many = [model(f"m{number}", created=f"2025-01-0{number}T00:00:00Z") for number in range(1, 7)]
+    found = build([*many, model(namespace="a")], limits=limits)
+    assert list(found.fleet.models) == ["a/tiny", "x/m1", "x/m2", "x/m3"]
 
 
 def test_spec_is_parsed_only_after_a_change() -> None:
