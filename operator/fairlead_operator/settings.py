@@ -1,11 +1,13 @@
 """The operator's settings, validated and in their units."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fairlead import units
 from fairlead.api.spec.engine import EngineType
 from fairlead.errors import BadInput, SettingsError
+from fairlead.fleet.client_names import parse_client_names
 from fairlead.kube.leader_election import LeaseTiming
 from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN
 from fairlead.runtime.cli_options import parse_log_level
@@ -20,6 +22,7 @@ class OperatorOptions:
     """Validated settings. Times are in seconds.
 
     namespaces: watched namespaces; empty means all.
+    client_names: owners of client names that an administrator assigned.
     """
 
     namespaces: tuple[str, ...]
@@ -29,6 +32,7 @@ class OperatorOptions:
     lease_timing: LeaseTiming
     log_level: str
     installation: InstallationDefaults
+    client_names: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_options(settings: OperatorSettings) -> OperatorOptions:
@@ -50,6 +54,7 @@ def parse_options(settings: OperatorSettings) -> OperatorOptions:
         installation=InstallationDefaults(
             _parse_images(settings.engine_images or ""), secrets, _parse_peers(settings.gateway_pods or "")
         ),
+        client_names=parse_client_names(settings.client_names or ""),
     )
 
 

@@ -283,6 +283,11 @@ class Values(ValuesPart):
         "others",
         [],
     )
+    client_names: dict[str, str] = _value(
+        "client names that belong to models whatever their age: `NAME: NAMESPACE/MODEL`. Without it, the first owner keeps a name, "
+        "also when it is deleted",
+        {},
+    )
     operator: Operator = _value("the operator", Operator)
     engines: Engines = _value("settings of all engines", Engines)
     gateway: Gateway = _value("the gateway", Gateway)

@@ -1,3 +1,14 @@
+{{/* Variables of the processes that decide which model has a client name. Takes the root. */}}
+{{- define "fairlead.nameVariables" -}}
+{{- $names := list -}}
+{{- range $name, $model := .Values.clientNames }}
+{{- $names = append $names (printf "%s=%s" $name $model) }}
+{{- end }}
+{{- with $names }}
+- {name: FAIRLEAD_CLIENT_NAMES, value: {{ join "," . | quote }}}
+{{- end }}
+{{- end -}}
+
 {{/* Rights of gateways and indexers in the namespaces of models: read only. */}}
 {{- define "fairlead.fleetRules" -}}
 - apiGroups: [serving.fairlead.io]

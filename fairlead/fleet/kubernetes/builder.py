@@ -16,7 +16,7 @@ from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.pools import Pool
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile, builtin_profiles
-from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names
+from fairlead.fleet.client_names import GrantedNames, NameClaim, NameHistory, grant_names, name_owners
 from fairlead.fleet.kubernetes.instance_shares import take_fair_shares
 from fairlead.fleet.kubernetes.pod_instances import (
     ExternalPool,
@@ -42,12 +42,14 @@ class ClusterObjects:
     models: oldest first.
     pods: pods that Fairlead runs.
     selected_pods: pods of each selection that has been listed.
+    name_history: the owners of client names so far.
     """
 
     models: Sequence[ParsedModel] = ()
     profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
     pods: Mapping[str, Manifest] = field(default_factory=dict)
     selected_pods: Mapping[PodSelection, Mapping[str, Manifest]] = field(default_factory=dict)
+    name_history: NameHistory = field(default_factory=NameHistory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,13 @@ class FleetResult:
 
     problems: problems for people to fix.
     excluded: pods and addresses that are not in the fleet, with the reason.
+    name_owners: the owner of each client name, for the history of the next fleet.
     """
 
     fleet: Fleet
     problems: tuple[str, ...] = ()
     excluded: Mapping[str, str] = field(default_factory=dict)
+    name_owners: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits) -> FleetResult:
@@ -71,7 +75,7 @@ def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits)
     builder = _FleetBuilder(objects, previous or Fleet(), limits)
     models, instances = builder.build_models(), builder.build_instances()
     fleet = next_fleet(previous, models, {key: instances.get(key, ()) for key in models})
-    return FleetResult(fleet, tuple(dict.fromkeys(builder.problems)), builder.excluded)
+    return FleetResult(fleet, tuple(dict.fromkeys(builder.problems)), builder.excluded, builder.name_owners)
 
 
 def pod_selections(models: Sequence[ParsedModel]) -> set[PodSelection]:
@@ -91,6 +95,7 @@ class _FleetBuilder:
     def __init__(self, objects: ClusterObjects, previous: Fleet, limits: Limits) -> None:
         self.problems: list[str] = [one.problem for one in objects.models if one.problem]
         self.excluded: dict[str, str] = {}
+        self.name_owners: dict[str, str] = {}
         self._objects = objects
         self._previous = previous
         self._limits = limits
@@ -108,9 +113,9 @@ class _FleetBuilder:
         return served
 
     def build_models(self) -> dict[str, Model]:
-        """Returns the models by key. Of several models with one name, the oldest has the bare name.
+        """Returns the models by key.
 
-        The operator's `status.clientName` follows the same rule.
+        `client_names` has the rule of who owns a name; `status.clientName` follows the same rule.
         """
         found: dict[str, Model] = {}
         names = self._granted_names()
@@ -136,10 +141,11 @@ class _FleetBuilder:
         for one in self._served:
             before = self._previous.models.get(one.key)
             kept = before.served_names if before is not None else ()
-            claims.append(
-                NameClaim(one.namespace, one.name, kept if one.spec is None else tuple(one.spec.model.served_names))
-            )
-        return grant_names(claims, {claim.namespace for claim in claims})
+            served = kept if one.spec is None else tuple(one.spec.model.served_names)
+            claims.append(NameClaim(one.namespace, one.name, served, one.recorded_names, one.releases_names))
+        namespaces = {claim.namespace for claim in claims}
+        self.name_owners = name_owners(claims, namespaces, self._objects.name_history)
+        return grant_names(claims, namespaces, self.name_owners)
 
     def build_instances(self) -> dict[str, tuple[Instance, ...]]:
         """Returns the instances by the key of their model.

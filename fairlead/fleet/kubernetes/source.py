@@ -7,7 +7,9 @@ fleet stays in use; `warnings` says since when and why.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 
+from fairlead.fleet.client_names import NameHistory
 from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, PodSelection, build_fleet, pod_selections
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache
 from fairlead.fleet.labels import MODEL_LABEL
@@ -42,6 +44,7 @@ class KubeFleetSource:
     """A FleetSource for a cluster. It closes `api` when it ends.
 
     namespaces: namespaces whose models are served; all if empty.
+    client_names: owners of client names that an administrator assigned.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class KubeFleetSource:
         pacing: Pacing,
         *,
         namespaces: Sequence[str] = (),
+        client_names: Mapping[str, str] | None = None,
         limits: Limits | None = None,
     ) -> None:
         self._api = api
@@ -60,6 +64,7 @@ class KubeFleetSource:
         self._namespaces: tuple[str | None, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
         self._informers: dict[tuple[Resource, str | None], _RunningInformer] = {}
         self._selection_informers: dict[PodSelection, _RunningInformer] = {}
+        self._name_history = NameHistory(client_names or {})
         self._problems: tuple[str, ...] = ()
         self._fleet: Fleet | None = None
         self.excluded: Mapping[str, str] = {}
@@ -210,8 +215,10 @@ class KubeFleetSource:
                 for where, kept in self._selection_informers.items()
                 if kept.informer.is_synced
             },
+            name_history=self._name_history,
         )
         found = build_fleet(objects, self._fleet, self._limits)
+        self._name_history = replace(self._name_history, remembered=found.name_owners)
         self._problems = (*broken, *found.problems)
         return found
 

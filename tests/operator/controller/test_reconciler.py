@@ -406,6 +406,35 @@ def test_older_model_has_the_bare_name(harness: OperatorHarness) -> None:
     assert harness.status(namespace="later")["clientName"] == "later/qwen"
     assert harness.conditions(namespace="later")["NameTaken"] == ("True", "BareNameTaken")
     assert harness.status()["clientName"] == "qwen"
+
+
+def test_waiting_model_does_not_inherit_the_name_of_a_deleted_one(harness: OperatorHarness) -> None:
+    serve_model(harness)
+    harness.kube.put(model_manifest(namespace="later"))
+    harness.run_until_idle()
+    harness.kube.remove("ModelDeployment", "chat", "qwen")
+    harness.run_until_idle()
+    assert harness.status(namespace="later")["clientName"] == "later/qwen"
+    (taken,) = [one for one in harness.status(namespace="later")["conditions"] if one["type"] == "NameTaken"]
+    assert taken["message"] == "qwen belongs to chat/qwen, which is deleted and has not released its names"
+    harness.restart()
+    harness.run_until_idle()
+    assert harness.status(namespace="later")["clientName"] == "later/qwen"
+    serve_model(harness)
+    assert harness.status()["clientName"] == "qwen"
+    assert harness.status(namespace="later")["clientName"] == "later/qwen"
+
+
+def test_released_name_goes_to_the_model_that_waits_for_it(harness: OperatorHarness) -> None:
+    serve_model(harness)
+    harness.kube.put(model_manifest(namespace="later"))
+    harness.run_until_idle()
+    released = model_manifest()
+    released["metadata"]["annotations"] = {"fairlead.io/release-names": "true"}
+    harness.kube.put(released)
+    harness.run_until_idle()
+    assert harness.status(namespace="later")["clientName"] == "qwen"
+    assert harness.status()["clientName"] == "chat/qwen"
     harness.kube.remove("ModelDeployment", "chat", "qwen")
     harness.run_until_idle()
     assert harness.status(namespace="later")["clientName"] == "qwen"

@@ -7,77 +7,11 @@ from typing import Any
 import pytest
 
 from fairlead.engine_profile import builtin_profiles
-from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, build_fleet, pod_selections
+from fairlead.fleet.kubernetes.builder import FleetResult, pod_selections
 from fairlead.fleet.kubernetes.spec_cache import SpecCache
 from fairlead.fleet.model import Fleet, Instance, InstanceState, KvPullSource, Role, next_fleet
-from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
-from fairlead.limits import Limits
-from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
-
-LIMITS = Limits()
-READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
-NOT_READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "False"}]}
-GONE = {"deletionTimestamp": "2026-11-20T18:00:00Z"}
-LABELS = {
-    "fairlead.io/model": "tiny",
-    "fairlead.io/pool": "main",
-    "fairlead.io/role": "Serve",
-    "fairlead.io/engine": "vllm",
-    "fairlead.io/endpoint": "true",
-}
-LWS = "leaderworkerset.sigs.k8s.io/"
-
-
-def model(name: str = "tiny", namespace: str = "x", created: str = "2026-01-01T00:00:00Z", **spec: Any) -> Manifest:
-    whole = {"model": {"uri": "hf://a/b"}, "pools": [{"acceleratorClassName": "cpu"}], **spec}
-    metadata = {"name": name, "namespace": namespace, "uid": f"m-{namespace}-{name}", "creationTimestamp": created}
-    return {
-        "apiVersion": MODEL_DEPLOYMENTS.api_version,
-        "kind": "ModelDeployment",
-        "metadata": metadata,
-        "spec": whole,
-    }
-
-
-def external(*pools: Mapping[str, Any], **more: Any) -> Manifest:
-    return model(engine={"type": "External"}, pools=list(pools), **more)
-
-
-def pod(
-    name: str = "p",
-    labels: Mapping[str, str] | None = None,
-    notes: Mapping[str, Any] | None = None,
-    status: Mapping[str, Any] = READY,
-    namespace: str = "x",
-    **metadata: Any,
-) -> Manifest:
-    marks = {"fairlead.io/port": "8000", **{key: str(value) for key, value in (notes or {}).items()}}
-    own = {"name": name, "namespace": namespace, "uid": f"u-{name}", "annotations": marks, **metadata}
-    return {
-        "apiVersion": "v1",
-        "kind": PODS.kind,
-        "metadata": {"labels": {**LABELS, **(labels or {})}, **own},
-        "status": status,
-    }
-
-
-def keyed(*items: Manifest) -> dict[str, Manifest]:
-    return {f"{one['metadata']['namespace']}/{one['metadata']['name']}": one for one in items}
-
-
-def build(
-    models: list[Manifest],
-    *pods: Manifest,
-    previous: Fleet | None = None,
-    classes: list[Manifest] | None = None,
-    chosen: Mapping[tuple[str, str], dict[str, Manifest]] | None = None,
-    limits: Limits = LIMITS,
-) -> FleetResult:
-    specs = SpecCache()
-    profiles, broken = specs.profiles(classes or [])
-    objects = ClusterObjects(specs.models(keyed(*models)), profiles, keyed(*pods), chosen or {})
-    found = build_fleet(objects, previous, limits)
-    return replace(found, problems=(*broken, *found.problems))
+from fairlead.kube.resources import Manifest
+from fairlead_testing.kube.fleet_objects import GONE, LIMITS, LWS, NOT_READY, READY, build, external, keyed, model, pod
 
 
 def only_instance(outcome: FleetResult, key: str = "x/tiny") -> Instance:
@@ -322,31 +256,6 @@ def test_served_name_comes_from_the_pod_or_the_external_spec() -> None:
     assert only_instance(build([model(**theirs, pools=adopting)], chosen=chosen)).served_name == "Qwen/Qwen3-8B"
 
 
-def named(name: str, *served: str, namespace: str = "x", born: str = "1") -> Manifest:
-    return model(name=name, namespace=namespace, created=born, model={"uri": "hf://a/b", "servedNames": list(served)})
-
-
-def test_clients_reach_a_model_by_each_of_its_served_names() -> None:
-    fleet = build([named("tiny", "Qwen/Qwen3-8B", "qwen")]).fleet
-    for name in ("tiny", "x/tiny", "Qwen/Qwen3-8B", "qwen"):
-        assert (fleet.resolve_model(name), resolve_model(name, fleet).key) == ("x/tiny", "x/tiny")
-    assert list(public_model_names(fleet)) == ["tiny", "Qwen/Qwen3-8B", "qwen"]
-
-
-def test_a_served_name_takes_no_other_models_name_and_never_shadows_a_namespace() -> None:
-    first = named("a", "b", "org/one", "y/b", born="1")
-    second = named("b", "org/one", "two", namespace="y", born="2")
-    fleet = build([first, second]).fleet
-    found = {name: fleet.resolve_model(name) for name in ("a", "b", "org/one", "two", "y/b", "x/a")}
-    assert found == {"a": "x/a", "b": "y/b", "org/one": "x/a", "two": "y/b", "y/b": "y/b", "x/a": "x/a"}
-    assert [fleet.models[key].served_names for key in ("x/a", "y/b")] == [("org/one",), ("two",)]
-
-
-def test_a_name_that_begins_with_a_namespace_of_models_is_nobodys() -> None:
-    fleet = build([named("a", "y/new"), named("b", namespace="y", born="2")]).fleet
-    assert fleet.resolve_model("y/new") is None
-
-
 def test_external_pods_stay_until_they_are_listed() -> None:
     models = [external({"selector": {"matchLabels": {"app": "vllm"}}})]
     first = build(models, chosen={("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}).fleet
@@ -367,19 +276,6 @@ def test_engine_claimed_by_two_models_belongs_to_the_older() -> None:
 
 
 # --- names, doubt, order ------------------------------------------------------------------------------------------------
-
-
-def test_oldest_model_has_the_bare_name() -> None:
-    fleet = build([model(), model(namespace="a", created="2026-02-01T00:00:00Z")]).fleet
-    assert (fleet.resolve_model("tiny"), fleet.resolve_model("a/tiny"), fleet.resolve_model("x/tiny")) == (
-        "x/tiny",
-        "a/tiny",
-        "x/tiny",
-    )
-    assert list(public_model_names(fleet)) == ["a/tiny", "tiny"]
-    assert [resolve_model(name, fleet).key for name in ("tiny", "a/tiny")] == ["x/tiny", "a/tiny"]
-    same = build([model(), model(namespace="a")]).fleet
-    assert same.resolve_model("tiny") == "a/tiny"
 
 
 def test_unreadable_spec_changes_nothing() -> None:
