@@ -31,8 +31,10 @@ from fairlead.fleet.model import Fleet, Instance, Model, Role, next_fleet, serve
 from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, namespace_of
 from fairlead.limits import Limits
 
-PodSelection = tuple[str, str]
-"""A namespace and a label selector: the pods of an external pool."""
+PodSelection = tuple[str, str | None]
+"""The pods that external pools of a namespace select: the namespace and the label selector that all
+of its pools have in common. None stands for all pods of the namespace.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +80,22 @@ def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits)
     return FleetResult(fleet, tuple(dict.fromkeys(builder.problems)), builder.excluded, builder.name_owners)
 
 
-def pod_selections(models: Sequence[ParsedModel]) -> set[PodSelection]:
-    """Returns (namespace, label selector) of the pods that external pools select."""
-    return {
-        (model.namespace, label_selector(pool.selector.match_labels))
-        for model in models
-        if model.spec is not None
-        for pool in model.spec.pools
-        if pool.selector is not None
-    }
+def pod_selections(models: Sequence[ParsedModel], limits: Limits) -> set[PodSelection]:
+    """Returns the pods to watch for external pools: one selection per namespace.
+
+    Models beyond the limit select nothing.
+    """
+    return set(_selectors_by_namespace(take_fair_shares(models, limits.models)[0]).items())
+
+
+def _selectors_by_namespace(models: Sequence[ParsedModel]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for model in models:
+        for pool in model.spec.pools if model.spec is not None else ():
+            if pool.selector is not None:
+                labels = label_selector(pool.selector.match_labels)
+                found[model.namespace] = labels if found.get(model.namespace, labels) == labels else None
+    return found
 
 
 class _FleetBuilder:
@@ -100,6 +109,7 @@ class _FleetBuilder:
         self._previous = previous
         self._limits = limits
         self._served = self._limit_models()
+        self._selectors = _selectors_by_namespace(self._served)
 
     def _limit_models(self) -> list[ParsedModel]:
         """Returns at most the allowed number of models: the oldest ones of each namespace."""
@@ -225,7 +235,7 @@ class _FleetBuilder:
             yield adopter.make_instance(f"{parts.hostname}/{parts.port}/0", endpoint.url)
         if pool.selector is None:
             return
-        chosen = self._objects.selected_pods.get((model.namespace, label_selector(pool.selector.match_labels)))
+        chosen = self._objects.selected_pods.get((model.namespace, self._selectors[model.namespace]))
         if chosen is None:
             before = self._previous.instances.get(model.key, ())
             yield from (one for one in before if one.pool == pool.name)

@@ -25,6 +25,11 @@ _LWS_PREFIX: Final = "leaderworkerset.sigs.k8s.io/"
 DEFAULT_ENGINE_KIND: Final = "vllm"
 """The engine kind assumed for unknown engines, as in local mode: compatible APIs copy vLLM's."""
 _KNOWN_KINDS: Final = ("vllm", "sglang", "sim")
+_METADATA_FIELDS: Final = (
+    *("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp"),
+    *("labels", "annotations"),
+)
+_STATUS_FIELDS: Final = ("phase", "reason", "podIP", "conditions")
 GroupKey = tuple[str, str, str]
 """Namespace, LeaderWorkerSet and group index of a multi-node instance."""
 
@@ -64,6 +69,20 @@ class ExternalPool:
             transfer=self.transfer,
             served_name=self.served_name,
         )
+
+
+def trim_pod(pod: Manifest) -> Manifest:
+    """Returns the parts of a pod that a fleet needs: neither its spec nor who wrote its fields.
+
+    Why: a namespace may hold many pods, and specs hold environment variables.
+    """
+    metadata, status = pod.get("metadata") or {}, pod.get("status") or {}
+    return {
+        "apiVersion": pod.get("apiVersion"),
+        "kind": pod.get("kind"),
+        "metadata": {name: metadata[name] for name in _METADATA_FIELDS if name in metadata},
+        "status": {name: status[name] for name in _STATUS_FIELDS if name in status},
+    }
 
 
 def managed_instances(

@@ -11,12 +11,14 @@ from dataclasses import replace
 
 from fairlead.fleet.client_names import NameHistory
 from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, PodSelection, build_fleet, pod_selections
+from fairlead.fleet.kubernetes.pod_instances import trim_pod
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache
 from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.fleet.model import Fleet
 from fairlead.kube.client import KubeApi
 from fairlead.kube.informer import Informer, InformerStep
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, PODS, Manifest, ObjectSelection, Resource
+from fairlead.kube.store import ObjectStore
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
@@ -134,6 +136,7 @@ class KubeFleetSource:
             self._api,
             ObjectSelection(resource, namespace, labels),
             self._pacing,
+            store=ObjectStore(trim_pod) if resource is PODS else None,
             on_change=lambda _: self._changed.set(),
             report=lambda step: self._on_step(started[0], step),
         )
@@ -161,11 +164,11 @@ class KubeFleetSource:
         self._changed.set()
 
     async def _watch_selections(self, models: Sequence[ParsedModel]) -> None:
-        """Watches exactly the pods that external pools select."""
-        wanted = pod_selections(models)
+        """Watches the pods that external pools select, with one watch per namespace."""
+        wanted = pod_selections(models, self._limits)
         for gone in self._selection_informers.keys() - wanted:
             await cancel_and_wait(self._selection_informers.pop(gone).task)
-        for namespace, labels in sorted(wanted - self._selection_informers.keys()):
+        for namespace, labels in wanted - self._selection_informers.keys():
             self._selection_informers[namespace, labels] = self._start_informer(PODS, namespace, labels)
 
     # --- the fleet -------------------------------------------------------------------------

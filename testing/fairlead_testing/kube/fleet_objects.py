@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from fairlead.fleet.client_names import NameHistory
-from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, build_fleet
+from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, PodSelection, build_fleet
 from fairlead.fleet.kubernetes.spec_cache import SpecCache
 from fairlead.fleet.model import Fleet
 from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
@@ -71,7 +71,7 @@ def build(
     *pods: Manifest,
     previous: Fleet | None = None,
     classes: list[Manifest] | None = None,
-    chosen: Mapping[tuple[str, str], dict[str, Manifest]] | None = None,
+    chosen: Mapping[PodSelection, dict[str, Manifest]] | None = None,
     limits: Limits = LIMITS,
     history: NameHistory | None = None,
 ) -> FleetResult:

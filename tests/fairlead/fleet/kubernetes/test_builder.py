@@ -220,7 +220,7 @@ def test_endpoint_addresses_are_instances() -> None:
 
 def test_external_pods_are_found_by_their_labels() -> None:
     models = [external({"selector": {"matchLabels": {"app": "vllm"}, "port": 9000}})]
-    assert pod_selections(SpecCache().models(keyed(*models))) == {("x", "app=vllm")}
+    assert pod_selections(SpecCache().models(keyed(*models)), LIMITS) == {("x", "app=vllm")}
     pods = keyed(
         pod("a", {"app": "vllm"}),
         pod("b", {"app": "vllm"}, **GONE),
@@ -233,6 +233,28 @@ def test_external_pods_are_found_by_their_labels() -> None:
         ("u-b/9000/0", InstanceState.DRAINING, "http://10.0.0.1:9000"),
     ]
     assert found.excluded == {"x/c": "it has no address yet"}
+
+
+def test_many_selectors_of_a_namespace_are_one_selection_of_pods() -> None:
+    many = [
+        external(
+            *({"name": f"p{pool}", "selector": {"matchLabels": {"app": f"a{pool}"}}} for pool in range(16)), name=name
+        )
+        for name in ("m", "n")
+    ]
+    assert pod_selections(SpecCache().models(keyed(*many)), LIMITS) == {("x", None)}
+    pods = keyed(pod("a", {"app": "a3"}), pod("b", {"app": "unknown"}))
+    found = build(many, chosen={("x", None): pods}).fleet.instances
+    assert {key: [(one.id, one.pool) for one in group] for key, group in found.items()} == {
+        "x/m": [("u-a/8000/0", "p3")],
+        "x/n": [],
+    }
+
+
+def test_models_beyond_the_limit_select_no_pods() -> None:
+    pools = [{"selector": {"matchLabels": {"app": "vllm"}}}]
+    models = [model(created="2025-01-01T00:00:00Z"), external(*pools, name="late")]
+    assert pod_selections(SpecCache().models(keyed(*models)), replace(LIMITS, models=1)) == set()
 
 
 def test_served_name_comes_from_the_pod_or_the_external_spec() -> None:
