@@ -97,6 +97,10 @@ class GatewaySettings:
         "client names that belong to models whatever their age, as `NAME=NAMESPACE/MODEL,NAME=NAMESPACE/MODEL`; only in a cluster, "
         "the same for gateways, indexers and the operator"
     )
+    endpoint_namespaces: str | None = _setting(
+        "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
+        "endpoint makes gateways and indexers connect to any address that they reach"
+    )
     memory_limit: str | None = _setting(
         "memory that one gateway process may use, such as `2GiB`; near it, large bodies are answered 503. Without it "
         "the container's limit counts, for all its processes together; where there is none, nothing is refused"
@@ -116,6 +120,10 @@ class OperatorSettings:
     client_names: str | None = _setting(
         "client names that belong to models whatever their age, as `NAME=NAMESPACE/MODEL,NAME=NAMESPACE/MODEL`; only in a cluster, "
         "the same for gateways, indexers and the operator"
+    )
+    endpoint_namespaces: str | None = _setting(
+        "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
+        "endpoint makes gateways and indexers connect to any address that they reach"
     )
     reconcilers: str | None = _setting("models that are worked on at once", default="8")
     engine_images: str | None = _setting(
@@ -178,6 +186,10 @@ class IndexerSettings:
     client_names: str | None = _setting(
         "client names that belong to models whatever their age, as `NAME=NAMESPACE/MODEL,NAME=NAMESPACE/MODEL`; only in a cluster, "
         "the same for gateways, indexers and the operator"
+    )
+    endpoint_namespaces: str | None = _setting(
+        "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
+        "endpoint makes gateways and indexers connect to any address that they reach"
     )
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream and never hold a token",

@@ -15,6 +15,7 @@ Seconds = Annotated[int, Field(ge=1, le=3600)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)$")]
 LogLevel = Annotated[str, Field(pattern="^(debug|info|warning|error)$")]
+_NAMESPACE_OR_ALL = r"^(\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$"
 FreeForm = dict[str, Any]
 """A part of a Kubernetes object that is passed on unchanged."""
 
@@ -109,6 +110,16 @@ class Engines(ValuesPart):
     network_policies: bool = _value(
         "allow connections to engines only from pods of the same model and from this chart's gateways and indexers",
         True,
+    )
+
+
+class ExternalEngines(ValuesPart):
+    namespaces: Annotated[
+        list[str], Field(json_schema_extra={"items": {"type": "string", "pattern": _NAMESPACE_OR_ALL}})
+    ] = _value(
+        "namespaces whose models may name `endpoints`; `*` for all. Gateways and indexers connect to any endpoint that they reach, "
+        "except loopback, link-local and the pods of other models",
+        [],
     )
 
 
@@ -290,6 +301,7 @@ class Values(ValuesPart):
     )
     operator: Operator = _value("the operator", Operator)
     engines: Engines = _value("settings of all engines", Engines)
+    external_engines: ExternalEngines = _value("engines that Fairlead does not run", ExternalEngines)
     gateway: Gateway = _value("the gateway", Gateway)
     indexer: Indexer = _value("the indexer, which reads the caches of engines", Indexer)
     autoscaler: Autoscaler = _value("the autoscaler, which sets replica counts", Autoscaler)

@@ -7,7 +7,7 @@ values. Its pods are still found by their labels, which contain all that routing
 external pool stay until the pool has been listed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ from fairlead.api.spec.pools import Pool
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.fleet.client_names import GrantedNames, NameClaim, NameHistory, grant_names, name_owners
+from fairlead.fleet.endpoint_address import address_refusal, canonical_address
 from fairlead.fleet.kubernetes.instance_shares import take_fair_shares
 from fairlead.fleet.kubernetes.pod_instances import (
     ExternalPool,
@@ -24,6 +25,7 @@ from fairlead.fleet.kubernetes.pod_instances import (
     external_instances,
     group_addresses,
     managed_instances,
+    pod_address,
 )
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel
 from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
@@ -45,6 +47,7 @@ class ClusterObjects:
     pods: pods that Fairlead runs.
     selected_pods: pods of each selection that has been listed.
     name_history: the owners of client names so far.
+    endpoint_namespaces: namespaces whose models may name endpoints.
     """
 
     models: Sequence[ParsedModel] = ()
@@ -52,6 +55,7 @@ class ClusterObjects:
     pods: Mapping[str, Manifest] = field(default_factory=dict)
     selected_pods: Mapping[PodSelection, Mapping[str, Manifest]] = field(default_factory=dict)
     name_history: NameHistory = field(default_factory=NameHistory)
+    endpoint_namespaces: Container[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,7 @@ class _FleetBuilder:
         self._previous = previous
         self._limits = limits
         self._served = self._limit_models()
+        self._pod_addresses: dict[str, frozenset[str]] = {}
         self._selectors = _selectors_by_namespace(self._served)
 
     def _limit_models(self) -> list[ParsedModel]:
@@ -230,9 +235,14 @@ class _FleetBuilder:
         profile, role = self._engine_profile(model, pool.name), Role(pool.role.value)
         named = served_name_override(spec.model.engine_name, model.name)
         adopter = ExternalPool(model.namespace, model.name, pool.name, role, transfer, profile, named)
-        for endpoint in pool.endpoints:
-            parts = urlsplit(endpoint.url)
-            yield adopter.make_instance(f"{parts.hostname}/{parts.port}/0", endpoint.url)
+        if pool.endpoints and model.namespace not in self._objects.endpoint_namespaces:
+            self.problems.append(
+                f"{model.key}: endpoints are not allowed in the namespace {model.namespace}; an administrator "
+                f"allows them by the chart value externalEngines.namespaces (FAIRLEAD_ENDPOINT_NAMESPACES)"
+            )
+            self.excluded[f"{model.key}: endpoints"] = "its namespace may not name endpoints"
+        else:
+            yield from self._endpoint_instances(model, pool, adopter)
         if pool.selector is None:
             return
         chosen = self._objects.selected_pods.get((model.namespace, self._selectors[model.namespace]))
@@ -244,6 +254,30 @@ class _FleetBuilder:
         for pod in chosen.values():
             if wanted <= labels_of(pod).items():
                 yield from self._record_exclusion(pod, external_instances(pod, pool.selector.port, adopter))
+
+    def _endpoint_instances(self, model: ParsedModel, pool: Pool, adopter: ExternalPool) -> Iterator[Instance]:
+        """Yields the endpoints of a pool, without those whose literal address is refused."""
+        for endpoint in pool.endpoints:
+            parts = urlsplit(endpoint.url)
+            address = canonical_address(parts.hostname or "")
+            refusal = "" if address is None else address_refusal(address, self._foreign_pod_addresses(model.namespace))
+            if refusal:
+                self.problems.append(f"{model.key}: the endpoint {endpoint.url} is refused: {refusal}")
+                self.excluded[f"{model.key}: {endpoint.url}"] = refusal
+            else:
+                yield adopter.make_endpoint(f"{parts.hostname}/{parts.port}/0", endpoint.url)
+
+    def _foreign_pod_addresses(self, namespace: str) -> frozenset[str]:
+        """Returns the addresses of all pods that Fairlead runs or that other namespaces select."""
+        found = self._pod_addresses.get(namespace)
+        if found is None:
+            groups = [
+                self._objects.pods,
+                *(pods for (owner, _), pods in self._objects.selected_pods.items() if owner != namespace),
+            ]
+            addresses = (pod_address(pod) for group in groups for pod in group.values())
+            found = self._pod_addresses[namespace] = frozenset(filter(None, map(canonical_address, addresses)))
+        return found
 
     def _record_exclusion(self, pod: Manifest, found: PodInstances) -> tuple[Instance, ...]:
         if found.exclusion_reason:

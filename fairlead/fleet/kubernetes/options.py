@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fairlead.errors import SettingsError
 from fairlead.fleet.client_names import parse_client_names
+from fairlead.fleet.endpoint_address import parse_endpoint_namespaces
 from fairlead.fleet.kubernetes.source import KubeFleetSource
 from fairlead.kube.client import KubeApi
 from fairlead.kube.transport.kubeconfig import load_config
@@ -32,7 +33,14 @@ def open_kube_source(
     access = load_config(environ, Path(environ.get("HOME", "/")))
     api = KubeApi(access, pacing.clock, pacing.chance, agent=agent, limits=limits)
     owners = parse_client_names(environ.get(variable_name("client_names"), ""))
-    return KubeFleetSource(api, pacing, namespaces=names, client_names=owners, limits=limits)
+    return KubeFleetSource(
+        api,
+        pacing,
+        namespaces=names,
+        client_names=owners,
+        endpoint_namespaces=parse_endpoint_namespaces(environ.get(variable_name("endpoint_namespaces"), "")),
+        limits=limits,
+    )
 
 
 def parse_namespaces(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The mapping of one pod to its instances, or to the reason why it has none. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fairlead import units
@@ -53,6 +53,10 @@ class ExternalPool:
     transfer: str | None
     profile: EngineProfile | None
     served_name: str | None = None
+
+    def make_endpoint(self, id: str, url: str) -> Instance:
+        """Returns an instance at an endpoint that the ModelDeployment names."""
+        return replace(self.make_instance(id, url), checks_address=True)
 
     def make_instance(self, id: str, url: str, state: InstanceState = InstanceState.READY) -> Instance:
         """Returns an instance that serves at `url`."""
@@ -168,8 +172,13 @@ def _address_or_reason(pod: Manifest) -> tuple[str | None, str]:
     return host, "" if host is not None else "it has no address yet"
 
 
+def pod_address(pod: Manifest) -> str:
+    """Returns the IP address of a pod; empty if it has none yet."""
+    return str((pod.get("status") or {}).get("podIP") or "")
+
+
 def _host(pod: Manifest) -> str | None:
-    address = str((pod.get("status") or {}).get("podIP") or "")
+    address = pod_address(pod)
     return (f"[{address}]" if ":" in address else address) or None
 
 

@@ -6,7 +6,7 @@ fleet stays in use; `warnings` says since when and why.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from dataclasses import replace
 
 from fairlead.fleet.client_names import NameHistory
@@ -47,6 +47,7 @@ class KubeFleetSource:
 
     namespaces: namespaces whose models are served; all if empty.
     client_names: owners of client names that an administrator assigned.
+    endpoint_namespaces: namespaces whose models may name endpoints.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class KubeFleetSource:
         *,
         namespaces: Sequence[str] = (),
         client_names: Mapping[str, str] | None = None,
+        endpoint_namespaces: Container[str] = frozenset(),
         limits: Limits | None = None,
     ) -> None:
         self._api = api
@@ -66,6 +68,7 @@ class KubeFleetSource:
         self._namespaces: tuple[str | None, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
         self._informers: dict[tuple[Resource, str | None], _RunningInformer] = {}
         self._selection_informers: dict[PodSelection, _RunningInformer] = {}
+        self._endpoint_namespaces = endpoint_namespaces
         self._name_history = NameHistory(client_names or {})
         self._problems: tuple[str, ...] = ()
         self._fleet: Fleet | None = None
@@ -219,6 +222,7 @@ class KubeFleetSource:
                 if kept.informer.is_synced
             },
             name_history=self._name_history,
+            endpoint_namespaces=self._endpoint_namespaces,
         )
         found = build_fleet(objects, self._fleet, self._limits)
         self._name_history = replace(self._name_history, remembered=found.name_owners)

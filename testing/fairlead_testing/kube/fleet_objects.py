@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fairlead.fleet.client_names import NameHistory
-from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, PodSelection, build_fleet
+from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, build_fleet
 from fairlead.fleet.kubernetes.spec_cache import SpecCache
 from fairlead.fleet.model import Fleet
 from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
@@ -71,17 +70,19 @@ def build(
     *pods: Manifest,
     previous: Fleet | None = None,
     classes: list[Manifest] | None = None,
-    chosen: Mapping[PodSelection, dict[str, Manifest]] | None = None,
     limits: Limits = LIMITS,
-    history: NameHistory | None = None,
+    **objects: Any,
 ) -> FleetResult:
-    """Returns the fleet of these manifests."""
+    """Returns the fleet of these manifests. `objects` are further fields of `ClusterObjects`."""
     specs = SpecCache()
     profiles, broken = specs.profiles(classes or [])
-    objects = ClusterObjects(
-        specs.models(keyed(*models)), profiles, keyed(*pods), chosen or {}, history or NameHistory()
+    known = ClusterObjects(
+        specs.models(keyed(*models)),
+        profiles,
+        keyed(*pods),
+        **{"endpoint_namespaces": {"x", "a", "b"}, **objects},
     )
-    found = build_fleet(objects, previous, limits)
+    found = build_fleet(known, previous, limits)
     return replace(found, problems=(*broken, *found.problems))
 
 

@@ -9,7 +9,7 @@ from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.kube.errors import ErrorCause, Forbidden, Invalid, Unreachable
 from fairlead.kube.resources import MODEL_DEPLOYMENTS
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
-from fairlead_operator.render.context import RenderContext
+from fairlead_operator.render.context import InstallationDefaults, RenderContext
 from fairlead_operator.render.model import RenderedModel
 from fairlead_testing.kube.operator_harness import OperatorHarness, model_manifest, with_replicas
 
@@ -439,6 +439,15 @@ def test_released_name_goes_to_the_model_that_waits_for_it(harness: OperatorHarn
     harness.run_until_idle()
     assert harness.status(namespace="later")["clientName"] == "qwen"
     assert "NameTaken" not in harness.conditions(namespace="later")
+
+
+def test_endpoints_where_they_are_not_allowed_stall_the_model() -> None:
+    installation = InstallationDefaults({}, endpoint_namespaces=frozenset({"other"}))
+    harness = OperatorHarness(installation=installation)
+    pools = [{"name": "theirs", "endpoints": [{"url": "http://10.0.0.5:8000"}]}]
+    serve_model(harness, engine={"type": "External"}, pools=pools)
+    assert harness.conditions()["Stalled"] == ("True", "InvalidSpec")
+    assert "endpoints are not allowed in the namespace chat" in harness.message("Stalled")
 
 
 def test_external_engine_is_adopted_without_children(harness: OperatorHarness) -> None:

@@ -218,6 +218,39 @@ def test_endpoint_addresses_are_instances() -> None:
     assert (one.id, one.url, one.engine, one.state) == ("10.1.1.1/80/0", "http://10.1.1.1:80", "vllm", "Ready")
 
 
+def test_endpoints_need_a_namespace_that_an_administrator_allowed() -> None:
+    found = build([external({"endpoints": [{"url": "http://10.1.1.1:80"}]})], endpoint_namespaces=frozenset())
+    assert found.fleet.instances == {"x/tiny": ()}
+    assert found.problems == (
+        "x/tiny: endpoints are not allowed in the namespace x; an administrator allows them by the chart value "
+        "externalEngines.namespaces (FAIRLEAD_ENDPOINT_NAMESPACES)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://127.0.0.1:8081", "it is a loopback address"),
+        ("http://[::ffff:127.0.0.1]:80", "it is a loopback address"),
+        ("http://169.254.169.254:80", "it is a link-local address or a metadata service"),
+        ("http://0.0.0.0:80", "it is not the address of one host"),
+        ("http://10.0.0.1:8000", "it is the address of a pod that another model uses"),
+        ("http://[::ffff:10.0.0.1]:9999", "it is the address of a pod that another model uses"),
+        ("http://10.0.0.7:8000", "it is the address of a pod that another model uses"),
+    ],
+)
+def test_endpoint_with_a_refused_address_is_no_instance(url: str, why: str) -> None:
+    steal = external({"endpoints": [{"url": url}, {"url": "http://vllm.example:8000"}]}, name="steal", namespace="b")
+    theirs = external({"selector": {"matchLabels": {"app": "vllm"}}}, name="theirs", namespace="a")
+    selected = keyed(pod("q", {"app": "vllm"}, namespace="a", status={**READY, "podIP": "10.0.0.7"}))
+    found = build([model(), theirs, steal], pod(), selected_pods={("a", "app=vllm"): selected})
+    assert [(one.url, one.checks_address) for one in found.fleet.instances["b/steal"]] == [
+        ("http://vllm.example:8000", True)
+    ]
+    assert found.problems == (f"b/steal: the endpoint {url} is refused: {why}",)
+    assert not only_instance(found).checks_address
+
+
 def test_external_pods_are_found_by_their_labels() -> None:
     models = [external({"selector": {"matchLabels": {"app": "vllm"}, "port": 9000}})]
     assert pod_selections(SpecCache().models(keyed(*models)), LIMITS) == {("x", "app=vllm")}
@@ -227,7 +260,7 @@ def test_external_pods_are_found_by_their_labels() -> None:
         pod("c", {"app": "vllm"}, status={"phase": "Pending"}),
         pod("d"),
     )
-    found = build(models, chosen={("x", "app=vllm"): pods})
+    found = build(models, selected_pods={("x", "app=vllm"): pods})
     assert [(one.id, one.state, one.url) for one in found.fleet.instances["x/tiny"]] == [
         ("u-a/9000/0", InstanceState.READY, "http://10.0.0.1:9000"),
         ("u-b/9000/0", InstanceState.DRAINING, "http://10.0.0.1:9000"),
@@ -244,7 +277,7 @@ def test_many_selectors_of_a_namespace_are_one_selection_of_pods() -> None:
     ]
     assert pod_selections(SpecCache().models(keyed(*many)), LIMITS) == {("x", None)}
     pods = keyed(pod("a", {"app": "a3"}), pod("b", {"app": "unknown"}))
-    found = build(many, chosen={("x", None): pods}).fleet.instances
+    found = build(many, selected_pods={("x", None): pods}).fleet.instances
     assert {key: [(one.id, one.pool) for one in group] for key, group in found.items()} == {
         "x/m": [("u-a/8000/0", "p3")],
         "x/n": [],
@@ -275,14 +308,14 @@ def test_served_name_comes_from_the_pod_or_the_external_spec() -> None:
     )
     chosen = {("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}
     adopting = [{"selector": {"matchLabels": {"app": "vllm"}}}]
-    assert only_instance(build([model(**theirs, pools=adopting)], chosen=chosen)).served_name == "Qwen/Qwen3-8B"
+    assert only_instance(build([model(**theirs, pools=adopting)], selected_pods=chosen)).served_name == "Qwen/Qwen3-8B"
 
 
 def test_external_pods_stay_until_they_are_listed() -> None:
     models = [external({"selector": {"matchLabels": {"app": "vllm"}}})]
-    first = build(models, chosen={("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}).fleet
+    first = build(models, selected_pods={("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}).fleet
     assert build(models, previous=first).fleet is first
-    assert build(models, previous=first, chosen={("x", "app=vllm"): {}}).fleet.instances == {"x/tiny": ()}
+    assert build(models, previous=first, selected_pods={("x", "app=vllm"): {}}).fleet.instances == {"x/tiny": ()}
 
 
 def test_engine_claimed_by_two_models_belongs_to_the_older() -> None:

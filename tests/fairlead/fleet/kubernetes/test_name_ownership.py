@@ -52,10 +52,10 @@ def test_waiting_model_does_not_inherit_a_name_while_its_owner_is_deleted() -> N
     owner, waiting = model(namespace="a"), model(namespace="b", created="2026-02-01T00:00:00Z")
     names = build([owner, waiting]).name_owners
     assert names == {"tiny": "a/tiny"}
-    gone = build([waiting], history=NameHistory(remembered=names))
+    gone = build([waiting], name_history=NameHistory(remembered=names))
     assert gone.fleet.resolve_model("tiny") is None
     assert gone.fleet.resolve_model("b/tiny") == "b/tiny"
-    back = build([waiting, model(namespace="a", created="2026-03-01T00:00:00Z")], history=NameHistory({}, names))
+    back = build([waiting, model(namespace="a", created="2026-03-01T00:00:00Z")], name_history=NameHistory({}, names))
     assert back.fleet.resolve_model("tiny") == "a/tiny"
     restarted = build([in_status(waiting, "b/tiny")])
     assert restarted.fleet.resolve_model("tiny") is None  # its status records that the name is another's
@@ -72,11 +72,11 @@ def test_released_and_assigned_names_move_to_another_model() -> None:
     owner = in_status(model(namespace="a"), "tiny")
     waiting = in_status(model(namespace="b", created="2026-02-01T00:00:00Z"), "b/tiny")
     history = NameHistory(remembered={"tiny": "a/tiny"})
-    assert build([owner, waiting], history=history).fleet.resolve_model("tiny") == "a/tiny"
-    moved = build([release_names(owner), waiting], history=history)
+    assert build([owner, waiting], name_history=history).fleet.resolve_model("tiny") == "a/tiny"
+    moved = build([release_names(owner), waiting], name_history=history)
     assert moved.fleet.resolve_model("tiny") == "b/tiny"
-    later = build([in_status(waiting, "tiny")], history=NameHistory(remembered=moved.name_owners))
+    later = build([in_status(waiting, "tiny")], name_history=NameHistory(remembered=moved.name_owners))
     assert later.fleet.resolve_model("tiny") == "b/tiny"
-    assert build([release_names(owner)], history=history).fleet.resolve_model("tiny") == "a/tiny"
+    assert build([release_names(owner)], name_history=history).fleet.resolve_model("tiny") == "a/tiny"
     assigned = NameHistory({"tiny": "b/tiny"}, {"tiny": "a/tiny"})
-    assert build([owner, waiting], history=assigned).fleet.resolve_model("tiny") == "b/tiny"
+    assert build([owner, waiting], name_history=assigned).fleet.resolve_model("tiny") == "b/tiny"

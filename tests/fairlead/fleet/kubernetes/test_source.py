@@ -252,7 +252,7 @@ def test_external_pods_are_watched_while_a_model_selects_them() -> None:
         await lab.passing(lambda: lab.fake.watch_count == 3)
         await lab.passing(lambda: [one.id for one in lab.fleets[-1].instances["x/tiny"]] == ["10.0.0.9/80/0"])
 
-    run(check, before=before)
+    run(check, before=before, endpoint_namespaces={"x"})
 
 
 def test_many_selectors_of_a_namespace_cost_one_watch() -> None:
