@@ -236,7 +236,11 @@ class Redis(ValuesPart):
 
 
 class Rbac(ValuesPart):
-    aggregate: bool = _value("add rights on models to the roles `view`, `edit` and `admin` of the cluster", True)
+    aggregate: bool = _value(
+        "add rights on models to the roles `view`, `edit` and `admin` of the cluster. By default, bind the chart's ClusterRoles "
+        "`…-view` and `…-edit` in the namespaces that may write models",
+        False,
+    )
 
 
 class NetworkPolicies(ValuesPart):
