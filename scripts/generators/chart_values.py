@@ -287,7 +287,11 @@ class HttpRoute(ValuesPart):
 
 
 class Test(ValuesPart):
-    model: str = _value("model that `helm test` requests a completion from; when empty, it only lists the models", "")
+    model: str = _value(
+        "model that `helm test` requests a completion from; when empty, it only lists the models. With `gateway.tls` it only asks "
+        "whether the gateway is ready",
+        "",
+    )
 
 
 class Values(ValuesPart):
