@@ -111,6 +111,11 @@ class Engines(ValuesPart):
         "allow connections to engines only from pods of the same model and from this chart's gateways and indexers",
         True,
     )
+    pod_guard: bool = _value(
+        "allow only controllers of workloads, by a ValidatingAdmissionPolicy, to create pods with the labels by which gateways find "
+        "engines",
+        True,
+    )
 
 
 class ExternalEngines(ValuesPart):

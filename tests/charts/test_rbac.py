@@ -186,8 +186,9 @@ def test_only_guarded_components_patch_pods(program: Path) -> None:
     found = render_chart(program)
     holders = [one["metadata"]["name"] for one in found if one["kind"] in ROLES and GUARDED in rights([one], "")]
     assert holders == ["fairlead-fairlead-autoscaler"]
-    (policy,) = (one for one in found if one["kind"] == "ValidatingAdmissionPolicy")
-    (binding,) = (one for one in found if one["kind"] == "ValidatingAdmissionPolicyBinding")
+    guards = [one for one in found if one["metadata"]["name"] == "fairlead-fairlead-autoscaler"]
+    (policy,) = (one for one in guards if one["kind"] == "ValidatingAdmissionPolicy")
+    (binding,) = (one for one in guards if one["kind"] == "ValidatingAdmissionPolicyBinding")
     assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
     (whom,) = policy["spec"]["matchConditions"]
     assert "system:serviceaccount:fairlead:fairlead-autoscaler" in whom["expression"]
