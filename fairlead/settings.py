@@ -93,6 +93,14 @@ class GatewaySettings:
     compiled: str | None = _setting(
         "`0` runs workers from the sources even where a compiled copy of the data plane lies in the cache (`make compile`)"
     )
+    client_names: str | None = _setting(
+        "client names that belong to models whatever their age, as `NAME=NAMESPACE/MODEL,NAME=NAMESPACE/MODEL`; only in a cluster, "
+        "the same for gateways, indexers and the operator"
+    )
+    endpoint_namespaces: str | None = _setting(
+        "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
+        "endpoint makes gateways and indexers connect to any address that they reach"
+    )
     memory_limit: str | None = _setting(
         "memory that one gateway process may use, such as `2GiB`; near it, large bodies are answered 503. Without it "
         "the container's limit counts (cgroup version 2 or 1), for all its processes together; where there is none, nothing "
@@ -109,6 +117,14 @@ class OperatorSettings:
 
     watch_namespaces: str | None = _setting(
         "the namespaces whose models are served, with commas between them. Without it, all of them"
+    )
+    client_names: str | None = _setting(
+        "client names that belong to models whatever their age, as `NAME=NAMESPACE/MODEL,NAME=NAMESPACE/MODEL`; only in a cluster, "
+        "the same for gateways, indexers and the operator"
+    )
+    endpoint_namespaces: str | None = _setting(
+        "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
+        "endpoint makes gateways and indexers connect to any address that they reach"
     )
     reconcilers: str | None = _setting("models that are worked on at once", default="8")
     engine_images: str | None = _setting(
@@ -168,6 +184,14 @@ class IndexerSettings:
         secret=True,
     )
     redis_url: str | None = _setting("the Redis of the gateways, where the index is written; as theirs", secret=True)
+    client_names: str | None = _setting(
+        "client names that belong to models whatever their age, as `NAME=NAMESPACE/MODEL,NAME=NAMESPACE/MODEL`; only in a cluster, "
+        "the same for gateways, indexers and the operator"
+    )
+    endpoint_namespaces: str | None = _setting(
+        "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
+        "endpoint makes gateways and indexers connect to any address that they reach"
+    )
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream and never hold a token",
         default="info",

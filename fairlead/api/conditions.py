@@ -260,8 +260,8 @@ _STALLED = (
 _NAME_TAKEN = (
     (
         Reason.BARE_NAME_TAKEN,
-        "An older model in another namespace has the same name; clients that give only the name get that model.",
-        "Use `namespace/name` in clients, or rename one of the two.",
+        "A model in another namespace owns the same name, even if it is deleted; clients that give only the name get that model.",
+        "Use `namespace/name` in clients, rename one of the two, or let the owner release the name.",
     ),
     (
         Reason.SERVED_NAME_TAKEN,

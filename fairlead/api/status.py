@@ -65,6 +65,9 @@ class ModelDeploymentStatus(StrictModel):
     client_name: Annotated[
         str | None, Field(max_length=317, description="what clients call the model: its name, or namespace/name")
     ] = None
+    served_names: list[Annotated[str, Field(max_length=253)]] = Field(
+        default_factory=list, max_length=16, description="further names by which clients reach it"
+    )
     ready: Annotated[
         str | None,
         Field(max_length=256, description="ready and desired instances: `2/2`, or `Prefill 1/1, Decode 2/3`"),

@@ -1,4 +1,4 @@
-"""Credentials for connecting to engines: trusted CAs and bearer tokens.
+"""Credentials and rules for connecting to engines: trusted CAs, bearer tokens, allowed addresses.
 
 The fleet file names only their locations: a CA file, an environment variable or a token file. Files
 are checked at most once a second while in use, so that a rotated token or CA needs no restart.
@@ -6,11 +6,15 @@ are checked at most once a second while in use, so that a rotated token or CA ne
 
 import ssl
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
-from fairlead.fleet.model import EngineAuth, Fleet
+from fairlead.fleet.endpoint_address import Resolver, canonical_address, resolve_permitted
+from fairlead.fleet.model import EngineAuth, Fleet, Instance
 from fairlead.runtime.file_watcher import Signature, file_signature
+from fairlead.runtime.http_client import ConnectionRules
 
 ALPN_PROTOCOLS: Final = ("http/1.1",)
 _RECHECK_SECONDS: Final = 1.0
@@ -27,6 +31,8 @@ class EngineCredentials:
         self._environ = environ
         self._now = now
         self._auth_by_url: dict[str, EngineAuth] = {}
+        self._checked_hosts: frozenset[str] = frozenset()
+        self._pod_addresses: frozenset[str] = frozenset()
         self._contexts: dict[str | None, tuple[Signature, ssl.SSLContext]] = {}
         self._tokens: dict[str, tuple[float, str]] = {}
 
@@ -34,6 +40,10 @@ class EngineCredentials:
         """Uses the credentials of a new fleet snapshot from now on."""
         instances = [instance for group in fleet.instances.values() for instance in group]
         self._auth_by_url = {instance.url: instance.access for instance in instances if instance.access != _NO_AUTH}
+        self._checked_hosts = frozenset(_host(instance.url) for instance in instances if instance.checks_address)
+        if self._checked_hosts:
+            hosts = {_host(instance.url) for instance in instances if not instance.checks_address}
+            self._pod_addresses = frozenset(filter(None, map(canonical_address, hosts)))
 
     def warnings(self) -> list[str]:
         """Returns a warning for each missing CA file or token. Warnings contain no secrets."""
@@ -46,6 +56,17 @@ class EngineCredentials:
                     f"engines get no token: {access.token_env or access.token_file} is missing, empty or not a token"
                 ] = None
         return list(messages)
+
+    def resolver(self, host: str) -> Resolver | None:
+        """Returns how to resolve a host whose addresses are checked; None for any other host."""
+        return self._resolve_checked if host in self._checked_hosts else None
+
+    def connection_rules(self, instance: Instance) -> ConnectionRules:
+        """Returns the rules of connections to an instance."""
+        return ConnectionRules(partial(self.tls_context, instance.access), self.resolver(_host(instance.url)))
+
+    async def _resolve_checked(self, host: str, port: int) -> str:
+        return await resolve_permitted(host, port, self._pod_addresses)
 
     def auth_for(self, url: str) -> EngineAuth:
         """Returns the secret locations of the engine at `url`."""
@@ -92,6 +113,10 @@ class EngineCredentials:
         if cached is None or now - cached[0] >= _RECHECK_SECONDS:
             cached = self._tokens[access.token_file] = now, _checked_token(_read_text(access.token_file))
         return cached[1]
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or ""
 
 
 def _checked_token(text: str) -> str:

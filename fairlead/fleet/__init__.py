@@ -4,6 +4,6 @@
 - `file/`: a fleet file, for local mode and gateways without a cluster.
 - `kubernetes/`: a fleet watched in a cluster.
 - `labels`: labels and annotations that operator and gateways agree on.
-- `engine_url`, `signals`: parts of an instance.
+- `engine_url`, `signals`: parts of an instance. `endpoint_address`: which ones are allowed.
 - `cli_options`: `--fleet` and `--kube`.
 """

@@ -1,37 +1,81 @@
-"""The names under which clients reach models, and which model gets a name that several claim.
+"""The names under which clients reach models, and which model owns a name that several claim.
 
-`namespace/name` always works. A model's own name goes to the oldest model that has it, and no
-served name takes it. A served name goes to the oldest model that claims it. A served name that
-begins with a namespace that has models is refused, because it could shadow a `namespace/name`.
+`namespace/name` always works. Every other name has one owner, found by the first rule that applies:
+
+1. the model that an administrator assigned it to;
+2. the model whose status records that it has the name;
+3. the remembered owner, even if it is deleted, unless it released the name;
+4. the oldest model with this name of its own;
+5. the oldest model with this served name.
+
+A deleted owner keeps its names while a process remembers it: a model that waits for a name does not
+inherit it. A model whose status records that it did not get its own name gets it by no age, either.
+An owner releases its names by the annotation `fairlead.io/release-names`, or a served name by
+leaving it out. Then the rules 4 and 5 decide among the others.
+
+A served name that begins with a namespace that has models is refused, because it could shadow a
+`namespace/name`.
 """
 
-from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairlead.errors import SettingsError
+from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN
+
+MAX_NAMES_OF_DELETED_MODELS = 256
+"""Names of deleted models that are remembered, per namespace. Beyond it, the oldest is released."""
 
 
 @dataclass(frozen=True, slots=True)
 class NameClaim:
-    """The names that one model claims."""
+    """The names that one model claims.
+
+    recorded: the names that its status says it has; None if the status says nothing yet.
+    is_releasing: the model gives its names to others that claim them.
+    """
 
     namespace: str
     name: str
     served_names: tuple[str, ...] = ()
+    recorded: frozenset[str] | None = None
+    is_releasing: bool = False
 
     @property
     def key(self) -> str:
         """`namespace/name`."""
         return f"{self.namespace}/{self.name}"
 
+    def has_claim(self, name: str) -> bool:
+        """Returns True if the model claims `name`."""
+        return name == self.name or name in self.served_names
+
+
+@dataclass(frozen=True, slots=True)
+class NameHistory:
+    """The owners so far, besides the claims.
+
+    assigned: owners that an administrator set, by name.
+    remembered: the owners at the last decision, by name; longest remembered first.
+    """
+
+    assigned: Mapping[str, str] = field(default_factory=dict)
+    remembered: Mapping[str, str] = field(default_factory=dict)
+
 
 @dataclass(frozen=True, slots=True)
 class RefusedName:
     """A name that a model does not get.
 
-    owner: the key of the model that gets it; None if the name begins with a namespace.
+    owner: the key of the model that has it; None if the name begins with a namespace.
+    is_owner_gone: the owner is deleted, or never existed.
     """
 
     name: str
     owner: str | None
+    is_owner_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +90,114 @@ class GrantedNames:
     refused: tuple[RefusedName, ...] = ()
 
 
-def grant_names(claims: Iterable[NameClaim], namespaces: Container[str]) -> dict[str, GrantedNames]:
+def name_owners(claims: Iterable[NameClaim], namespaces: Container[str], history: NameHistory) -> dict[str, str]:
+    """Returns the owner (`namespace/name`) of each name; longest remembered names first.
+
+    claims: all claims of the names in question, the oldest model first.
+    namespaces: the namespaces that have models.
+    """
+    oldest_first = list(claims)
+    claims_by_key = {claim.key: claim for claim in oldest_first}
+    owners = dict(history.assigned)
+    for claim in oldest_first:
+        for name in sorted(claim.recorded or ()):
+            remembered = history.remembered.get(name, claim.key)
+            if claim.has_claim(name) and not claim.is_releasing and remembered in claims_by_key:
+                owners.setdefault(name, claim.key)
+    for name, key in history.remembered.items():
+        owner = claims_by_key.get(key)
+        if owner is None or (owner.has_claim(name) and not owner.is_releasing):
+            owners.setdefault(name, key)
+    _grant_by_age(oldest_first, owners, namespaces)
+    order = [*(name for name in history.remembered if name in owners), *owners]
+    return names_to_remember({name: owners[name] for name in order}, claims_by_key)
+
+
+def names_to_remember(owners: dict[str, str], live: Container[str]) -> dict[str, str]:
+    """Returns the owners without the oldest names of deleted models beyond the limit.
+
+    live: the keys of models that exist.
+    """
+    counts: Counter[str] = Counter()
+    forgotten = set()
+    for name in reversed(owners):
+        if owners[name] not in live:
+            namespace = owners[name].partition("/")[0]
+            counts[namespace] += 1
+            if counts[namespace] > MAX_NAMES_OF_DELETED_MODELS:
+                forgotten.add(name)
+    return {name: key for name, key in owners.items() if name not in forgotten}
+
+
+def grant_names(
+    claims: Iterable[NameClaim], namespaces: Container[str], owners: Mapping[str, str] | None = None
+) -> dict[str, GrantedNames]:
     """Returns the names of each model by its key.
 
     claims: the oldest model first.
-    namespaces: the namespaces that have models.
+    owners: from `name_owners`; None: the claims alone decide.
     """
     listed = list(claims)
+    found = name_owners(listed, namespaces, NameHistory()) if owners is None else owners
+    keys = {claim.key for claim in listed}
+    return {claim.key: _granted(claim, found, keys, namespaces) for claim in listed}
+
+
+def recorded_names(status: Mapping[str, Any]) -> frozenset[str] | None:
+    """Returns the names that the status of a model says it has; None if it says nothing yet."""
+    name, served = status.get("clientName"), status.get("servedNames")
+    if not name:
+        return None
+    return frozenset({str(name), *(map(str, served) if isinstance(served, list) else ())})
+
+
+def parse_client_names(text: str) -> dict[str, str]:
+    """Returns `NAME=NAMESPACE/MODEL,...` as owners by name. Raises SettingsError."""
     owners: dict[str, str] = {}
-    for claim in listed:
-        owners.setdefault(claim.name, claim.key)
-    for claim in listed:
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, key = part.partition("=")
+        namespace, _, model = key.partition("/")
+        if not (
+            SERVED_NAME_PATTERN.fullmatch(name)
+            and DNS_LABEL_PATTERN.fullmatch(namespace)
+            and DNS_SUBDOMAIN_PATTERN.fullmatch(model)
+        ):
+            raise SettingsError(
+                f"FAIRLEAD_CLIENT_NAMES: {part!r} does not assign a name to a model",
+                field="FAIRLEAD_CLIENT_NAMES",
+                hint="write it like llama=team-a/llama, several with commas between them",
+            )
+        owners[name] = key
+    return owners
+
+
+def _grant_by_age(oldest_first: Sequence[NameClaim], owners: dict[str, str], namespaces: Container[str]) -> None:
+    """Gives names without an owner to the oldest claimant; a releasing one comes last."""
+    releasing_last = sorted(oldest_first, key=lambda claim: claim.is_releasing)
+    released = {name for claim in oldest_first if claim.is_releasing for name in (claim.name, *claim.served_names)}
+    for claim in releasing_last:
+        is_refused = claim.recorded is not None and claim.name not in claim.recorded
+        if not is_refused or claim.name in released:
+            owners.setdefault(claim.name, claim.key)
+    for claim in releasing_last:
         for name in claim.served_names:
             if not _begins_with_namespace(name, namespaces):
                 owners.setdefault(name, claim.key)
-    return {claim.key: _granted(claim, owners) for claim in listed}
 
 
-def _granted(claim: NameClaim, owners: dict[str, str]) -> GrantedNames:
+def _granted(
+    claim: NameClaim, owners: Mapping[str, str], live: Container[str], namespaces: Container[str]
+) -> GrantedNames:
     extra = [name for name in claim.served_names if name not in (claim.name, claim.key)]
-    refused = [RefusedName(name, owners.get(name)) for name in (claim.name, *extra) if owners.get(name) != claim.key]
-    served = tuple(name for name in extra if owners.get(name) == claim.key)
-    return GrantedNames(owners[claim.name] == claim.key, served, tuple(refused))
+    served = tuple(
+        name for name in extra if owners.get(name) == claim.key and not _begins_with_namespace(name, namespaces)
+    )
+    refused = []
+    for name in (claim.name, *extra):
+        owner = None if name != claim.name and _begins_with_namespace(name, namespaces) else owners.get(name)
+        if owner != claim.key:
+            refused.append(RefusedName(name, owner, owner is not None and owner not in live))
+    return GrantedNames(owners.get(claim.name) == claim.key, served, tuple(refused))
 
 
 def _begins_with_namespace(name: str, namespaces: Container[str]) -> bool:

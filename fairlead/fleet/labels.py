@@ -52,6 +52,8 @@ RENDER_PIN_ANNOTATION: Final = "fairlead.io/render"
 
 An upgrade keeps them.
 """
+RELEASE_NAMES_ANNOTATION: Final = "fairlead.io/release-names"
+"""On a model, set by people: `true` gives its names to other models that claim them."""
 SURGE_ANNOTATION: Final = "fairlead.io/surge"
 """On a LeaderWorkerSet: how many of its replicas are surge groups of a rollout."""
 

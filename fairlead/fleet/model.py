@@ -126,6 +126,7 @@ class Instance:
     bootstrap: bootstrap URL of Mooncake and SGLang. None for the default port of the same host.
     served_name: the engine's name for the model. None if it is the model's own name.
     pull: how other instances copy KV from this one. The instance itself copies from others, too.
+    checks_address: a Kubernetes object names the endpoint, so each connection checks its address.
     """
 
     id: str
@@ -149,6 +150,7 @@ class Instance:
     access: EngineAuth = EngineAuth()
     served_name: str | None = None
     pull: KvPullSource | None = None
+    checks_address: bool = False
 
 
 def served_name_override(name: str | None, model: str) -> str | None:

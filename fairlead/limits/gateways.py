@@ -9,8 +9,8 @@ from fairlead.limits.limit_field import limit
 class FleetLimits:
     """Limits of the fleet and of the files that describe it."""
 
-    models: int = limit(1_000, "models in a fleet")
-    instances: int = limit(4_096, "instances in a fleet")
+    models: int = limit(1_000, "models in a fleet; namespaces of a cluster share them max-min")
+    instances: int = limit(4_096, "instances in a fleet; namespaces of a cluster share them max-min")
     fleet_file_bytes: int = limit(16 * 1024 * 1024, "a fleet or manifest file")
     yaml_nodes: int = limit(500_000, "values in a YAML file with aliases expanded; stops alias bombs")
     sim_engines_per_process: int = limit(256, "simulated engines in one process")

@@ -13,7 +13,7 @@ Why: a general client costs a millisecond of the event loop per response; this o
 import asyncio
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
@@ -27,6 +27,21 @@ _NO_HEADERS: Final[Mapping[str, str]] = {}
 _UNSAFE_TARGET: Final = re.compile(r"[\x00-\x20\x7f-\U0010ffff]")
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[\x20-\x7e\t]*")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRules:
+    """The rules of a connection.
+
+    tls_context: called for https URLs; decides which certificates are accepted.
+    resolve: returns the address of a host and port. None: every address of the host is allowed.
+    """
+
+    tls_context: Callable[[], ssl.SSLContext] = ssl.create_default_context
+    resolve: Callable[[str, int], Awaitable[str]] | None = None
+
+
+DEFAULT_RULES: Final = ConnectionRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +59,7 @@ async def fetch(
     max_bytes: int,
     headers: Mapping[str, str] = _NO_HEADERS,
     json_body: bytes | None = None,
-    tls_context: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+    rules: ConnectionRules = DEFAULT_RULES,
 ) -> bytes:
     """Returns the body of a response to a GET, or to a POST of `json_body`.
 
@@ -57,7 +72,7 @@ async def fetch(
         max_bytes=max_bytes,
         headers=headers,
         json_body=json_body,
-        tls_context=tls_context,
+        rules=rules,
     )
     if reply.status != 200:
         raise Unavailable(f"answered {reply.status}")
@@ -72,7 +87,7 @@ async def send(
     max_bytes: int,
     headers: Mapping[str, str] = _NO_HEADERS,
     json_body: bytes | None = None,
-    tls_context: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+    rules: ConnectionRules = DEFAULT_RULES,
 ) -> HttpReply:
     """Sends one request and returns the response, whatever its status.
 
@@ -80,13 +95,12 @@ async def send(
     header or URL that is not valid in HTTP/1.1.
 
     max_bytes: maximum length of the response body.
-    tls_context: called for https URLs; decides which certificates are accepted.
     """
     parts = urlsplit(url)
     head = _request_head(method, parts, headers, json_body)
     try:
         async with asyncio.timeout(timeout_seconds):
-            return await _exchange(parts, head + (json_body or b""), max_bytes, tls_context)
+            return await _exchange(parts, head + (json_body or b""), max_bytes, rules)
     except TimeoutError:
         raise Unavailable(f"no answer within {timeout_seconds:g} s") from None
     except (OSError, ValueError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -113,13 +127,12 @@ def _request_head(method: str, parts: SplitResult, headers: Mapping[str, str], j
     return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 
-async def _exchange(
-    parts: SplitResult, request: bytes, max_bytes: int, tls_context: Callable[[], ssl.SSLContext]
-) -> HttpReply:
-    secure = parts.scheme == "https"
-    reader, writer = await asyncio.open_connection(
-        parts.hostname, parts.port or (443 if secure else 80), ssl=tls_context() if secure else None
-    )
+async def _exchange(parts: SplitResult, request: bytes, max_bytes: int, rules: ConnectionRules) -> HttpReply:
+    secure, host = parts.scheme == "https", parts.hostname or ""
+    port = parts.port or (443 if secure else 80)
+    address = host if rules.resolve is None else await rules.resolve(host, port)
+    context, name = (rules.tls_context(), host) if secure else (None, None)
+    reader, writer = await asyncio.open_connection(address, port, ssl=context, server_hostname=name)
     try:
         writer.write(request)
         response = _ResponseReader()

@@ -51,7 +51,7 @@ class Manager:
         pacing = Pacing(clock, chance)
         self._api = KubeApi(access, clock, chance, agent="fairlead-operator")
         self._stop = asyncio.Event()
-        self._cache = ObjectCache()
+        self._cache = ObjectCache(options.client_names)
         self._queue = WorkQueue(clock, chance)
         self._recorder = EventRecorder(self._api, CONTROLLER_NAME, self._identity, clock)
         self._watcher = ClusterWatcher(

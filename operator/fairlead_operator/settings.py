@@ -1,11 +1,14 @@
 """The operator's settings, validated and in their units."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fairlead import units
 from fairlead.api.spec.engine import EngineType
 from fairlead.errors import BadInput, SettingsError
+from fairlead.fleet.client_names import parse_client_names
+from fairlead.fleet.endpoint_address import parse_endpoint_namespaces
 from fairlead.kube.leader_election import LeaseTiming
 from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN
 from fairlead.runtime.cli_options import parse_log_level
@@ -20,6 +23,7 @@ class OperatorOptions:
     """Validated settings. Times are in seconds.
 
     namespaces: watched namespaces; empty means all.
+    client_names: owners of client names that an administrator assigned.
     """
 
     namespaces: tuple[str, ...]
@@ -29,6 +33,7 @@ class OperatorOptions:
     lease_timing: LeaseTiming
     log_level: str
     installation: InstallationDefaults
+    client_names: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_options(settings: OperatorSettings) -> OperatorOptions:
@@ -48,8 +53,12 @@ def parse_options(settings: OperatorSettings) -> OperatorOptions:
         lease_timing=LeaseTiming(lease, lease * 2 / 3, lease * 2 / 15),
         log_level=parse_log_level(settings.log_level),
         installation=InstallationDefaults(
-            _parse_images(settings.engine_images or ""), secrets, _parse_peers(settings.gateway_pods or "")
+            _parse_images(settings.engine_images or ""),
+            secrets,
+            _parse_peers(settings.gateway_pods or ""),
+            parse_endpoint_namespaces(settings.endpoint_namespaces or ""),
         ),
+        client_names=parse_client_names(settings.client_names or ""),
     )
 
 

@@ -15,6 +15,7 @@ Seconds = Annotated[int, Field(ge=1, le=3600)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)$")]
 LogLevel = Annotated[str, Field(pattern="^(debug|info|warning|error)$")]
+_NAMESPACE_OR_ALL = r"^(\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$"
 FreeForm = dict[str, Any]
 """A part of a Kubernetes object that is passed on unchanged."""
 
@@ -110,6 +111,21 @@ class Engines(ValuesPart):
         "allow connections to engines only from pods of the same model and from this chart's gateways and indexers",
         True,
     )
+    pod_guard: bool = _value(
+        "allow only controllers of workloads, by a ValidatingAdmissionPolicy, to create pods with the labels by which gateways find "
+        "engines",
+        True,
+    )
+
+
+class ExternalEngines(ValuesPart):
+    namespaces: Annotated[
+        list[str], Field(json_schema_extra={"items": {"type": "string", "pattern": _NAMESPACE_OR_ALL}})
+    ] = _value(
+        "namespaces whose models may name `endpoints`; `*` for all. Gateways and indexers connect to any endpoint that they reach, "
+        "except loopback, link-local and the pods of other models",
+        [],
+    )
 
 
 class Tls(ValuesPart):
@@ -195,7 +211,9 @@ class Autoscaler(Placement):
     resources: FreeForm = _value("resources of its container", _resources("50m", "128Mi", "512Mi"))
     freeze: bool = _value("change no replica counts; decisions are still reported", False)
     guard: bool = _value(
-        "restrict its writes, by a ValidatingAdmissionPolicy, to two annotations of pods and to replica counts", True
+        "restrict its writes, by a ValidatingAdmissionPolicy, to two annotations of pods and to replica counts of "
+        "the operator's workloads",
+        True,
     )
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 
@@ -225,7 +243,11 @@ class Redis(ValuesPart):
 
 
 class Rbac(ValuesPart):
-    aggregate: bool = _value("add rights on models to the roles `view`, `edit` and `admin` of the cluster", True)
+    aggregate: bool = _value(
+        "add rights on models to the roles `view`, `edit` and `admin` of the cluster. By default, bind the chart's ClusterRoles "
+        "`…-view` and `…-edit` in the namespaces that may write models",
+        False,
+    )
 
 
 class NetworkPolicies(ValuesPart):
@@ -270,7 +292,11 @@ class HttpRoute(ValuesPart):
 
 
 class Test(ValuesPart):
-    model: str = _value("model that `helm test` requests a completion from; when empty, it only lists the models", "")
+    model: str = _value(
+        "model that `helm test` requests a completion from; when empty, it only lists the models. With `gateway.tls` it only asks "
+        "whether the gateway is ready",
+        "",
+    )
 
 
 class Values(ValuesPart):
@@ -283,8 +309,14 @@ class Values(ValuesPart):
         "others",
         [],
     )
+    client_names: dict[str, str] = _value(
+        "client names that belong to models whatever their age: `NAME: NAMESPACE/MODEL`. Without it, the first owner keeps a name, "
+        "also when it is deleted",
+        {},
+    )
     operator: Operator = _value("the operator", Operator)
     engines: Engines = _value("settings of all engines", Engines)
+    external_engines: ExternalEngines = _value("engines that Fairlead does not run", ExternalEngines)
     gateway: Gateway = _value("the gateway", Gateway)
     indexer: Indexer = _value("the indexer, which reads the caches of engines", Indexer)
     autoscaler: Autoscaler = _value("the autoscaler, which sets replica counts", Autoscaler)

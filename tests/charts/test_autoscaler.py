@@ -1,7 +1,6 @@
 """The autoscaler on a real API server, with the service account, roles and guard of the chart."""
 
 import asyncio
-import itertools
 import json
 import os
 import re
@@ -13,20 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from aiohttp import web
 
-from fairlead.fleet.labels import SLEEP_ANNOTATION
 from fairlead.kube.client import KubeApi
-from fairlead.kube.errors import KubeError, NotFound
+from fairlead.kube.errors import NotFound
 from fairlead.kube.field_managers import replicas_managers
-from fairlead.kube.resources import DEPLOYMENTS, EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest
-from fairlead.kube.transport.kubeconfig import config_from_kubeconfig
+from fairlead.kube.resources import DEPLOYMENTS, EVENTS, MODEL_DEPLOYMENTS, Manifest
 from fairlead.runtime.clock import SystemClock
-from fairlead_autoscaler.kubernetes.scale_writer import DELETION_COST
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import CHART_FOLDER, render_chart
-from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
+from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account
 from fairlead_testing.kube.operator_process import operator_process
 from fairlead_testing.prometheus import expression_names, expressions, parse_scrape
 from fairlead_testing.waiting import wait_until_async
@@ -47,7 +42,6 @@ MODEL: Manifest = {
 }
 SELDOM = {"fairlead_autoscaler_write_errors_total"}
 """There once something failed."""
-POLICY = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 
 
 def api_of(server: ApiServer) -> KubeApi:
@@ -197,48 +191,3 @@ def test_autoscaler_wakes_yields_and_releases_with_exactly_its_permissions(
 
 async def tells(api: KubeApi, reason: str) -> bool:
     return any(one["reason"] == reason for one in (await api.list(EVENTS, PLACE)).items)
-
-
-def test_admission_guard_limits_it_to_two_pod_annotations(api_server: ApiServer, program: Path, tmp_path: Path) -> None:
-    found, place = render_chart(program, "--namespace=guarded"), "guarded"
-
-    async def main() -> None:
-        async with api_of(api_server) as admin:
-            await apply_rights(admin, found, place)
-            policy = yaml.safe_dump_all(one for one in found if one["kind"] in POLICY)
-            await asyncio.to_thread(kubectl, api_server, "apply", "-f", "-", text=policy)
-            spec = {"containers": [{"name": "engine", "image": "a"}]}
-            names = {"name": "pod", "namespace": place}
-            await admin.apply({"apiVersion": "v1", "kind": "Pod", "metadata": names, "spec": spec}, "test")
-            config = tmp_path / "kubeconfig"
-            config.write_text(await kubeconfig_for_account(api_server, place, "fairlead-autoscaler"))
-            async with KubeApi(config_from_kubeconfig([config]), SystemClock(), lambda: 0.5) as api:
-
-                async def patched(patch: Manifest) -> str:
-                    try:
-                        await api.patch_merge(PODS, place, "pod", patch, "fairlead-autoscaler")
-                    except KubeError as error:
-                        return error.message
-                    return ""
-
-                tries = itertools.count()
-
-                async def guarded() -> bool:
-                    """Another image each time: until the policy is known, each is taken."""
-                    container = {"name": "engine", "image": f"b{next(tries)}"}
-                    said = await patched({"spec": {"containers": [container]}})
-                    return "only the deletion cost and the sleep annotation of a pod" in said
-
-                await wait_until_async(guarded)
-                for metadata, told in (
-                    ({"labels": {"a": "b"}}, "may not change labels"),
-                    ({"annotations": {"a": "b"}}, "not change other annotations"),
-                    ({"annotations": {DELETION_COST: "-1"}}, ""),
-                    ({"annotations": {DELETION_COST: None}}, ""),
-                    ({"annotations": {SLEEP_ANNOTATION: "1-asleep"}}, ""),
-                    ({"annotations": {SLEEP_ANNOTATION: None}}, ""),
-                ):
-                    said = await patched({"metadata": metadata})
-                    assert (told in said) if told else said == "", (metadata, said)
-
-    asyncio.run(main())

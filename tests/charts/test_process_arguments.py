@@ -18,6 +18,7 @@ import pytest
 from fairlead_cli.local.processes.embedded_redis import find_redis_program
 from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.gateway_process import gateway_process
+from fairlead_testing.http.certificates import CertificateAuthority, has_openssl
 from fairlead_testing.kube.helm import CHART_FOLDER, pod_specs, render_chart
 from fairlead_testing.processes import is_listening, wait_until
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup, sentinel_pair, valkey_cluster
@@ -69,6 +70,31 @@ def test_gateway_with_chart_keys_and_fleet_passes_the_helm_test(
                 )
 
     asyncio.run(main())
+
+
+@pytest.mark.skipif(not has_openssl(), reason="no openssl to make certificates with")
+def test_helm_test_sends_no_key_to_a_gateway_that_it_cannot_verify(program: Path, tmp_path: Path) -> None:
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    async def main() -> None:
+        context = CertificateAuthority(tmp_path).issue("other.example").server_context()
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+            port = server.sockets[0].getsockname()[1]
+            code, said = await helm_test(GATEWAY=f"https://127.0.0.1:{port}", MODEL="tiny", KEY="secret")
+            assert code == 0, said
+
+    asyncio.run(main())
+    assert [head.split(b" ")[1] for head in heads] == [b"/readyz"]
+    assert b"authorization" not in heads[0].lower()
+    found = render_chart(program, "--set=gateway.tls.secret=certificate")
+    (container,) = pod_specs(found)["Pod fairlead-test"]["containers"]
+    assert "KEY" not in {one["name"] for one in container["env"]}
 
 
 def test_helm_test_pod_contains_the_program_unchanged(program: Path) -> None:

@@ -21,7 +21,7 @@ from fairlead.kube.resources import (
 from fairlead_autoscaler.kubernetes import manager as autoscaler
 from fairlead_operator.kube.leader_election import LEASE_NAME
 from fairlead_operator.kube.object_cache import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS
-from fairlead_testing.kube.helm import pod_specs, render_chart
+from fairlead_testing.kube.helm import HelmError, pod_specs, render_chart
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]
@@ -186,8 +186,9 @@ def test_only_guarded_components_patch_pods(program: Path) -> None:
     found = render_chart(program)
     holders = [one["metadata"]["name"] for one in found if one["kind"] in ROLES and GUARDED in rights([one], "")]
     assert holders == ["fairlead-fairlead-autoscaler"]
-    (policy,) = (one for one in found if one["kind"] == "ValidatingAdmissionPolicy")
-    (binding,) = (one for one in found if one["kind"] == "ValidatingAdmissionPolicyBinding")
+    guards = [one for one in found if one["metadata"]["name"] == "fairlead-fairlead-autoscaler"]
+    (policy,) = (one for one in guards if one["kind"] == "ValidatingAdmissionPolicy")
+    (binding,) = (one for one in guards if one["kind"] == "ValidatingAdmissionPolicyBinding")
     assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
     (whom,) = policy["spec"]["matchConditions"]
     assert "system:serviceaccount:fairlead:fairlead-autoscaler" in whom["expression"]
@@ -218,3 +219,36 @@ def test_every_role_is_bound_to_its_own_component(program: Path) -> None:
             assert one["subjects"] == [subject]
             assert f"fairlead-{component}" in one["roleRef"]["name"]
             assert one["roleRef"]["name"] in {role["metadata"]["name"] for role in found if role["kind"] in ROLES}
+
+
+AGGREGATION = "rbac.authorization.k8s.io/aggregate-to-"
+
+
+def test_default_values_give_holders_of_edit_no_right_on_models(program: Path) -> None:
+    for arguments, count in (((), 0), (("--set=rbac.aggregate=true",), 3)):
+        found = render_chart(program, *arguments)
+        roles = [one for one in found if one["kind"] == "ClusterRole"]
+        aggregated = [label for one in roles for label in one["metadata"]["labels"] if label.startswith(AGGREGATION)]
+        assert len(aggregated) == count
+        writers = [
+            one["metadata"]["name"]
+            for one in roles
+            if ("serving.fairlead.io", "modeldeployments", "create") in rights([one], "")
+        ]
+        assert writers == ["fairlead-fairlead-edit"]
+        bound = {one["roleRef"]["name"] for one in found if one["kind"].endswith("RoleBinding")}
+        assert not {"fairlead-fairlead-edit", "fairlead-fairlead-view"} & bound
+
+
+def test_processes_that_read_models_know_assigned_names_and_endpoint_namespaces(program: Path) -> None:
+    values = ("--set=clientNames.llama=team-a/llama", "--set=externalEngines.namespaces={team-a,team-b}")
+    readers = 0
+    for spec in pod_specs(render_chart(program, *values)).values():
+        variables = {one["name"]: one.get("value") for one in spec["containers"][0].get("env", ())}
+        if "FAIRLEAD_CLIENT_NAMES" in variables:
+            readers += 1
+            assert variables["FAIRLEAD_CLIENT_NAMES"] == "llama=team-a/llama"
+            assert variables["FAIRLEAD_ENDPOINT_NAMESPACES"] == "team-a,team-b"
+    assert readers == 3  # gateway, indexer, operator
+    with pytest.raises(HelmError, match="externalEngines"):
+        render_chart(program, "--set=externalEngines.namespaces={Team}")

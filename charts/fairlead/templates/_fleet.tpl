@@ -1,3 +1,17 @@
+{{/* Variables of all processes that read models: who has a client name, and who may name endpoints. Takes the root. */}}
+{{- define "fairlead.modelVariables" -}}
+{{- $names := list -}}
+{{- range $name, $model := .Values.clientNames }}
+{{- $names = append $names (printf "%s=%s" $name $model) }}
+{{- end }}
+{{- with $names }}
+- {name: FAIRLEAD_CLIENT_NAMES, value: {{ join "," . | quote }}}
+{{- end }}
+{{- with .Values.externalEngines.namespaces }}
+- {name: FAIRLEAD_ENDPOINT_NAMESPACES, value: {{ join "," . | quote }}}
+{{- end }}
+{{- end -}}
+
 {{/* Rights of gateways and indexers in the namespaces of models: read only. */}}
 {{- define "fairlead.fleetRules" -}}
 - apiGroups: [serving.fairlead.io]

@@ -2,6 +2,7 @@
 
 - `spec_cache`: parses the custom resources.
 - `pod_instances`: pods to instances (pure).
+- `instance_shares`: divides the limits of the fleet among namespaces (pure).
 - `builder`: parsed specs and pods to a fleet (pure).
 - `source`: watches the cluster; `options` opens it from `--kube`.
 

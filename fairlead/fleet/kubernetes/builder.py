@@ -7,7 +7,7 @@ values. Its pods are still found by their labels, which contain all that routing
 external pool stay until the pool has been listed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
@@ -16,13 +16,16 @@ from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.pools import Pool
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile, builtin_profiles
-from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names
+from fairlead.fleet.client_names import GrantedNames, NameClaim, NameHistory, grant_names, name_owners
+from fairlead.fleet.endpoint_address import address_refusal, canonical_address
+from fairlead.fleet.kubernetes.instance_shares import take_fair_shares
 from fairlead.fleet.kubernetes.pod_instances import (
     ExternalPool,
     PodInstances,
     external_instances,
     group_addresses,
     managed_instances,
+    pod_address,
 )
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel
 from fairlead.fleet.labels import MODEL_LABEL, POOL_LABEL
@@ -30,8 +33,10 @@ from fairlead.fleet.model import Fleet, Instance, Model, Role, next_fleet, serve
 from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, namespace_of
 from fairlead.limits import Limits
 
-PodSelection = tuple[str, str]
-"""A namespace and a label selector: the pods of an external pool."""
+PodSelection = tuple[str, str | None]
+"""The pods that external pools of a namespace select: the namespace and the label selector that all
+of its pools have in common. None stands for all pods of the namespace.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +46,16 @@ class ClusterObjects:
     models: oldest first.
     pods: pods that Fairlead runs.
     selected_pods: pods of each selection that has been listed.
+    name_history: the owners of client names so far.
+    endpoint_namespaces: namespaces whose models may name endpoints.
     """
 
     models: Sequence[ParsedModel] = ()
     profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
     pods: Mapping[str, Manifest] = field(default_factory=dict)
     selected_pods: Mapping[PodSelection, Mapping[str, Manifest]] = field(default_factory=dict)
+    name_history: NameHistory = field(default_factory=NameHistory)
+    endpoint_namespaces: Container[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +64,13 @@ class FleetResult:
 
     problems: problems for people to fix.
     excluded: pods and addresses that are not in the fleet, with the reason.
+    name_owners: the owner of each client name, for the history of the next fleet.
     """
 
     fleet: Fleet
     problems: tuple[str, ...] = ()
     excluded: Mapping[str, str] = field(default_factory=dict)
+    name_owners: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits) -> FleetResult:
@@ -70,18 +81,25 @@ def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits)
     builder = _FleetBuilder(objects, previous or Fleet(), limits)
     models, instances = builder.build_models(), builder.build_instances()
     fleet = next_fleet(previous, models, {key: instances.get(key, ()) for key in models})
-    return FleetResult(fleet, tuple(dict.fromkeys(builder.problems)), builder.excluded)
+    return FleetResult(fleet, tuple(dict.fromkeys(builder.problems)), builder.excluded, builder.name_owners)
 
 
-def pod_selections(models: Sequence[ParsedModel]) -> set[PodSelection]:
-    """Returns (namespace, label selector) of the pods that external pools select."""
-    return {
-        (model.namespace, label_selector(pool.selector.match_labels))
-        for model in models
-        if model.spec is not None
-        for pool in model.spec.pools
-        if pool.selector is not None
-    }
+def pod_selections(models: Sequence[ParsedModel], limits: Limits) -> set[PodSelection]:
+    """Returns the pods to watch for external pools: one selection per namespace.
+
+    Models beyond the limit select nothing.
+    """
+    return set(_selectors_by_namespace(take_fair_shares(models, limits.models)[0]).items())
+
+
+def _selectors_by_namespace(models: Sequence[ParsedModel]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for model in models:
+        for pool in model.spec.pools if model.spec is not None else ():
+            if pool.selector is not None:
+                labels = label_selector(pool.selector.match_labels)
+                found[model.namespace] = labels if found.get(model.namespace, labels) == labels else None
+    return found
 
 
 class _FleetBuilder:
@@ -90,21 +108,29 @@ class _FleetBuilder:
     def __init__(self, objects: ClusterObjects, previous: Fleet, limits: Limits) -> None:
         self.problems: list[str] = [one.problem for one in objects.models if one.problem]
         self.excluded: dict[str, str] = {}
+        self.name_owners: dict[str, str] = {}
         self._objects = objects
         self._previous = previous
         self._limits = limits
         self._served = self._limit_models()
+        self._pod_addresses: dict[str, frozenset[str]] = {}
+        self._selectors = _selectors_by_namespace(self._served)
 
     def _limit_models(self) -> list[ParsedModel]:
-        models, most = list(self._objects.models), self._limits.models
-        if len(models) > most:
-            self.problems.append(f"there are {len(models):,} models; only the oldest {most:,} are served")
-        return models[:most]
+        """Returns at most the allowed number of models: the oldest ones of each namespace."""
+        most = self._limits.models
+        served, _, losses = take_fair_shares(self._objects.models, most)
+        for namespace, share in losses.items():
+            self.problems.append(
+                f"the namespace {namespace} has too many models: only its oldest {share} are served; "
+                f"namespaces share {most:,} models"
+            )
+        return served
 
     def build_models(self) -> dict[str, Model]:
-        """Returns the models by key. Of several models with one name, the oldest has the bare name.
+        """Returns the models by key.
 
-        The operator's `status.clientName` follows the same rule.
+        `client_names` has the rule of who owns a name; `status.clientName` follows the same rule.
         """
         found: dict[str, Model] = {}
         names = self._granted_names()
@@ -131,10 +157,11 @@ class _FleetBuilder:
         for one in self._served:
             before = self._previous.models.get(one.key)
             kept = before.served_names if before is not None else ()
-            claims.append(
-                NameClaim(one.namespace, one.name, kept if one.spec is None else tuple(one.spec.model.served_names))
-            )
-        return grant_names(claims, {claim.namespace for claim in claims})
+            served = kept if one.spec is None else tuple(one.spec.model.served_names)
+            claims.append(NameClaim(one.namespace, one.name, served, one.recorded_names, one.releases_names))
+        namespaces = {claim.namespace for claim in claims}
+        self.name_owners = name_owners(claims, namespaces, self._objects.name_history)
+        return grant_names(claims, namespaces, self.name_owners)
 
     def build_instances(self) -> dict[str, tuple[Instance, ...]]:
         """Returns the instances by the key of their model.
@@ -158,15 +185,23 @@ class _FleetBuilder:
         return {key: tuple(group) for key, group in grouped.items()}
 
     def _limit_instances(self, found: Mapping[str, Instance]) -> list[Instance]:
-        """Returns at most the allowed number of instances; those already served come first."""
+        """Returns at most the allowed number of instances.
+
+        Namespaces share the limit. Within a namespace, those already served come first.
+        """
         most = self._limits.instances
         if len(found) <= most:
             return list(found.values())
-        self.problems.append(f"there are {len(found):,} instances; at most {most:,} are served")
         known = {one.id for group in self._previous.instances.values() for one in group}
         ordered = sorted(found.values(), key=lambda one: (one.id not in known, one.id))
-        self.excluded |= {one.id: "there are more instances than are served" for one in ordered[most:]}
-        return ordered[:most]
+        served, refused, losses = take_fair_shares(ordered, most)
+        for namespace, share in losses.items():
+            self.problems.append(
+                f"the namespace {namespace} has too many instances: {share} are served; namespaces "
+                f"share {most:,} instances, and each rank and each endpoint is one"
+            )
+        self.excluded |= {one.id: "its namespace has more instances than its share" for one in refused}
+        return served
 
     def _all_instances(self) -> Iterator[Instance]:
         managed = self._managed_instances()
@@ -201,12 +236,17 @@ class _FleetBuilder:
         profile, role = self._engine_profile(model, pool.name), Role(pool.role.value)
         named = served_name_override(spec.model.engine_name, model.name)
         adopter = ExternalPool(model.namespace, model.name, pool.name, role, transfer, profile, named)
-        for endpoint in pool.endpoints:
-            parts = urlsplit(endpoint.url)
-            yield adopter.make_instance(f"{parts.hostname}/{parts.port}/0", endpoint.url)
+        if pool.endpoints and model.namespace not in self._objects.endpoint_namespaces:
+            self.problems.append(
+                f"{model.key}: endpoints are not allowed in the namespace {model.namespace}; an administrator "
+                f"allows them by the chart value externalEngines.namespaces (FAIRLEAD_ENDPOINT_NAMESPACES)"
+            )
+            self.excluded[f"{model.key}: endpoints"] = "its namespace may not name endpoints"
+        else:
+            yield from self._endpoint_instances(model, pool, adopter)
         if pool.selector is None:
             return
-        chosen = self._objects.selected_pods.get((model.namespace, label_selector(pool.selector.match_labels)))
+        chosen = self._objects.selected_pods.get((model.namespace, self._selectors[model.namespace]))
         if chosen is None:
             before = self._previous.instances.get(model.key, ())
             yield from (one for one in before if one.pool == pool.name)
@@ -215,6 +255,30 @@ class _FleetBuilder:
         for pod in chosen.values():
             if wanted <= labels_of(pod).items():
                 yield from self._record_exclusion(pod, external_instances(pod, pool.selector.port, adopter))
+
+    def _endpoint_instances(self, model: ParsedModel, pool: Pool, adopter: ExternalPool) -> Iterator[Instance]:
+        """Yields the endpoints of a pool, without those whose literal address is refused."""
+        for endpoint in pool.endpoints:
+            parts = urlsplit(endpoint.url)
+            address = canonical_address(parts.hostname or "")
+            refusal = "" if address is None else address_refusal(address, self._foreign_pod_addresses(model.namespace))
+            if refusal:
+                self.problems.append(f"{model.key}: the endpoint {endpoint.url} is refused: {refusal}")
+                self.excluded[f"{model.key}: {endpoint.url}"] = refusal
+            else:
+                yield adopter.make_endpoint(f"{parts.hostname}/{parts.port}/0", endpoint.url)
+
+    def _foreign_pod_addresses(self, namespace: str) -> frozenset[str]:
+        """Returns the addresses of all pods that Fairlead runs or that other namespaces select."""
+        found = self._pod_addresses.get(namespace)
+        if found is None:
+            groups = [
+                self._objects.pods,
+                *(pods for (owner, _), pods in self._objects.selected_pods.items() if owner != namespace),
+            ]
+            addresses = (pod_address(pod) for group in groups for pod in group.values())
+            found = self._pod_addresses[namespace] = frozenset(filter(None, map(canonical_address, addresses)))
+        return found
 
     def _record_exclusion(self, pod: Manifest, found: PodInstances) -> tuple[Instance, ...]:
         if found.exclusion_reason:

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fairlead.errors import SettingsError
+from fairlead.fleet.client_names import parse_client_names
+from fairlead.fleet.endpoint_address import parse_endpoint_namespaces
 from fairlead.fleet.kubernetes.source import KubeFleetSource
 from fairlead.kube.client import KubeApi
 from fairlead.kube.transport.kubeconfig import load_config
 from fairlead.limits import Limits
 from fairlead.names import DNS_LABEL_PATTERN
 from fairlead.runtime.clock import Pacing
+from fairlead.settings import variable_name
 
 
 def open_kube_source(
@@ -22,14 +25,22 @@ def open_kube_source(
 ) -> KubeFleetSource:
     """Returns a source for these namespaces (comma-separated; all if empty).
 
-    Raises BadInput if no cluster is configured or a namespace is invalid.
+    Raises BadInput if no cluster is configured, or if a namespace or a setting is invalid.
 
     agent: user agent that the API server sees.
     """
     names = parse_namespaces(namespaces)
     access = load_config(environ, Path(environ.get("HOME", "/")))
     api = KubeApi(access, pacing.clock, pacing.chance, agent=agent, limits=limits)
-    return KubeFleetSource(api, pacing, namespaces=names, limits=limits)
+    owners = parse_client_names(environ.get(variable_name("client_names"), ""))
+    return KubeFleetSource(
+        api,
+        pacing,
+        namespaces=names,
+        client_names=owners,
+        endpoint_namespaces=parse_endpoint_namespaces(environ.get(variable_name("endpoint_namespaces"), "")),
+        limits=limits,
+    )
 
 
 def parse_namespaces(text: str) -> list[str]:

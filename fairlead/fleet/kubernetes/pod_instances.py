@@ -1,7 +1,7 @@
 """The mapping of one pod to its instances, or to the reason why it has none. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fairlead import units
@@ -25,6 +25,11 @@ _LWS_PREFIX: Final = "leaderworkerset.sigs.k8s.io/"
 DEFAULT_ENGINE_KIND: Final = "vllm"
 """The engine kind assumed for unknown engines, as in local mode: compatible APIs copy vLLM's."""
 _KNOWN_KINDS: Final = ("vllm", "sglang", "sim")
+_METADATA_FIELDS: Final = (
+    *("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp"),
+    *("labels", "annotations"),
+)
+_STATUS_FIELDS: Final = ("phase", "reason", "podIP", "conditions")
 GroupKey = tuple[str, str, str]
 """Namespace, LeaderWorkerSet and group index of a multi-node instance."""
 
@@ -49,6 +54,10 @@ class ExternalPool:
     profile: EngineProfile | None
     served_name: str | None = None
 
+    def make_endpoint(self, id: str, url: str) -> Instance:
+        """Returns an instance at an endpoint that the ModelDeployment names."""
+        return replace(self.make_instance(id, url), checks_address=True)
+
     def make_instance(self, id: str, url: str, state: InstanceState = InstanceState.READY) -> Instance:
         """Returns an instance that serves at `url`."""
         return Instance(
@@ -64,6 +73,20 @@ class ExternalPool:
             transfer=self.transfer,
             served_name=self.served_name,
         )
+
+
+def trim_pod(pod: Manifest) -> Manifest:
+    """Returns the parts of a pod that a fleet needs: neither its spec nor who wrote its fields.
+
+    Why: a namespace may hold many pods, and specs hold environment variables.
+    """
+    metadata, status = pod.get("metadata") or {}, pod.get("status") or {}
+    return {
+        "apiVersion": pod.get("apiVersion"),
+        "kind": pod.get("kind"),
+        "metadata": {name: metadata[name] for name in _METADATA_FIELDS if name in metadata},
+        "status": {name: status[name] for name in _STATUS_FIELDS if name in status},
+    }
 
 
 def managed_instances(
@@ -149,8 +172,13 @@ def _address_or_reason(pod: Manifest) -> tuple[str | None, str]:
     return host, "" if host is not None else "it has no address yet"
 
 
+def pod_address(pod: Manifest) -> str:
+    """Returns the IP address of a pod; empty if it has none yet."""
+    return str((pod.get("status") or {}).get("podIP") or "")
+
+
 def _host(pod: Manifest) -> str | None:
-    address = str((pod.get("status") or {}).get("podIP") or "")
+    address = pod_address(pod)
     return (f"[{address}]" if ":" in address else address) or None
 
 

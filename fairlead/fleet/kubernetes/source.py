@@ -6,15 +6,19 @@ fleet stays in use; `warnings` says since when and why.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from dataclasses import replace
 
+from fairlead.fleet.client_names import NameHistory
 from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, PodSelection, build_fleet, pod_selections
+from fairlead.fleet.kubernetes.pod_instances import trim_pod
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache
 from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.fleet.model import Fleet
 from fairlead.kube.client import KubeApi
 from fairlead.kube.informer import Informer, InformerStep
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, PODS, Manifest, ObjectSelection, Resource
+from fairlead.kube.store import ObjectStore
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
@@ -42,6 +46,8 @@ class KubeFleetSource:
     """A FleetSource for a cluster. It closes `api` when it ends.
 
     namespaces: namespaces whose models are served; all if empty.
+    client_names: owners of client names that an administrator assigned.
+    endpoint_namespaces: namespaces whose models may name endpoints.
     """
 
     def __init__(
@@ -50,6 +56,8 @@ class KubeFleetSource:
         pacing: Pacing,
         *,
         namespaces: Sequence[str] = (),
+        client_names: Mapping[str, str] | None = None,
+        endpoint_namespaces: Container[str] = frozenset(),
         limits: Limits | None = None,
     ) -> None:
         self._api = api
@@ -60,6 +68,8 @@ class KubeFleetSource:
         self._namespaces: tuple[str | None, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
         self._informers: dict[tuple[Resource, str | None], _RunningInformer] = {}
         self._selection_informers: dict[PodSelection, _RunningInformer] = {}
+        self._endpoint_namespaces = endpoint_namespaces
+        self._name_history = NameHistory(client_names or {})
         self._problems: tuple[str, ...] = ()
         self._fleet: Fleet | None = None
         self.excluded: Mapping[str, str] = {}
@@ -129,6 +139,7 @@ class KubeFleetSource:
             self._api,
             ObjectSelection(resource, namespace, labels),
             self._pacing,
+            store=ObjectStore(trim_pod) if resource is PODS else None,
             on_change=lambda _: self._changed.set(),
             report=lambda step: self._on_step(started[0], step),
         )
@@ -156,11 +167,11 @@ class KubeFleetSource:
         self._changed.set()
 
     async def _watch_selections(self, models: Sequence[ParsedModel]) -> None:
-        """Watches exactly the pods that external pools select."""
-        wanted = pod_selections(models)
+        """Watches the pods that external pools select, with one watch per namespace."""
+        wanted = pod_selections(models, self._limits)
         for gone in self._selection_informers.keys() - wanted:
             await cancel_and_wait(self._selection_informers.pop(gone).task)
-        for namespace, labels in sorted(wanted - self._selection_informers.keys()):
+        for namespace, labels in wanted - self._selection_informers.keys():
             self._selection_informers[namespace, labels] = self._start_informer(PODS, namespace, labels)
 
     # --- the fleet -------------------------------------------------------------------------
@@ -210,8 +221,11 @@ class KubeFleetSource:
                 for where, kept in self._selection_informers.items()
                 if kept.informer.is_synced
             },
+            name_history=self._name_history,
+            endpoint_namespaces=self._endpoint_namespaces,
         )
         found = build_fleet(objects, self._fleet, self._limits)
+        self._name_history = replace(self._name_history, remembered=found.name_owners)
         self._problems = (*broken, *found.problems)
         return found
 

@@ -1,7 +1,7 @@
 """Parses ModelDeployments and AcceleratorClasses of the API server, each once per change."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,18 +11,26 @@ from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
 from fairlead.api.strict_model import StrictModel
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile
-from fairlead.kube.resources import Manifest, metadata_of, name_of
+from fairlead.fleet.client_names import recorded_names
+from fairlead.fleet.labels import RELEASE_NAMES_ANNOTATION
+from fairlead.kube.resources import Manifest, annotations_of, metadata_of, name_of
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedModel:
-    """A ModelDeployment. If this release cannot read it, `spec` is None and `problem` says why."""
+    """A ModelDeployment. If this release cannot read it, `spec` is None and `problem` says why.
+
+    recorded_names: the names that its status says it has; None if the status says nothing yet.
+    releases_names: it gives its names to others that claim them.
+    """
 
     namespace: str
     name: str
     created: str
     spec: ModelDeploymentSpec | None
     problem: str = ""
+    recorded_names: frozenset[str] | None = None
+    releases_names: bool = False
 
     @property
     def key(self) -> str:
@@ -61,8 +69,10 @@ class SpecCache:
         written, known = item.get("spec"), self._models.get(key)
         metadata = metadata_of(item)
         created = str(metadata.get("creationTimestamp") or "")
+        recorded = recorded_names(item.get("status") or {})
+        releases = annotations_of(item).get(RELEASE_NAMES_ANNOTATION) == "true"
         if known is not None and known[0] == written and known[1].created == created:
-            return known
+            return written, _with_names(known[1], recorded, releases)
         spec, problem = None, ""
         try:
             spec = ModelDeploymentSpec.model_validate(written or {})
@@ -70,7 +80,8 @@ class SpecCache:
             problem = (
                 f"the spec of the model {key} cannot be read: {describe_error(error, ModelDeploymentSpec, written)}"
             )
-        return written, ParsedModel(str(metadata.get("namespace") or "default"), name_of(item), created, spec, problem)
+        namespace = str(metadata.get("namespace") or "default")
+        return written, ParsedModel(namespace, name_of(item), created, spec, problem, recorded, releases)
 
     def _parse_class(self, name: str, item: Manifest) -> tuple[Any, EngineProfile | str]:
         written, known = item.get("spec"), self._classes.get(name)
@@ -83,6 +94,13 @@ class SpecCache:
                 written,
                 f"the AcceleratorClass {name} cannot be read: {describe_error(error, AcceleratorClassSpec, written)}",
             )
+
+
+def _with_names(model: ParsedModel, recorded: frozenset[str] | None, releases: bool) -> ParsedModel:
+    """Returns `model` itself if nothing changed."""
+    if (model.recorded_names, model.releases_names) == (recorded, releases):
+        return model
+    return replace(model, recorded_names=recorded, releases_names=releases)
 
 
 def describe_error(error: ValidationError, model: type[StrictModel], value: Any) -> str:

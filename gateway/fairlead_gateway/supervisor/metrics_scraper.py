@@ -8,7 +8,6 @@ spread over the interval, so that a large fleet causes no bursts.
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from types import MappingProxyType
 
 from fairlead.engines.adapter_protocol import EngineAdapter
@@ -117,7 +116,7 @@ class MetricsScraper:
                 url,
                 timeout_seconds=self._limits.scrape_timeout_seconds,
                 max_bytes=self._limits.scrape_bytes,
-                tls_context=partial(self._credentials.tls_context, instances[0].access),
+                rules=self._credentials.connection_rules(instances[0]),
                 headers={"accept": "text/plain", **self._credentials.headers(instances[0].access)},
             )
         except Unavailable as error:

@@ -81,10 +81,11 @@ class IndexerService:
         self._was_connected = False
         self._lag = LoopLag(_LAG_SECONDS, _LAG_KEPT)
         self._link = RedisLink(config.redis, clock, limits=limits, name=f"fairlead-indexer-{config.holder}")
+        self._credentials = EngineCredentials(environ, clock.now)
         self.indexer = Indexer(
             BlockStore(secret=config.secret, limits=limits),
             self,
-            HttpEngineQuery(EngineCredentials(environ, clock.now), limits),
+            HttpEngineQuery(self._credentials, limits),
             ReaderRuntime(asyncio.get_running_loop(), clock, random, limits),
             listen=config.events,
             leased=True,
@@ -163,6 +164,7 @@ class IndexerService:
     async def _follow_fleet(self) -> None:
         async for fleet in self._config.source.watch():
             self._fleet = fleet
+            self._credentials.update_fleet(fleet)
             self.indexer.update_fleet(fleet)
             self._writer.set_models(_indexable_models(fleet))
 

@@ -1,6 +1,5 @@
 """HTTP queries to engines: for their event endpoints, and for the sources of their adapters."""
 
-from functools import partial
 from typing import Final, Protocol
 
 import msgspec
@@ -64,7 +63,7 @@ class HttpEngineQuery:
                 timeout_seconds=self._limits.kv_query_seconds,
                 max_bytes=self._limits.kv_query_bytes,
                 headers=self._credentials.headers(instance.access),
-                tls_context=partial(self._credentials.tls_context, instance.access),
+                rules=self._credentials.connection_rules(instance),
             )
         except Unavailable as error:
             raise Unavailable(f"{path}: {error.message}") from error

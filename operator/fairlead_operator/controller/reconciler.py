@@ -101,7 +101,7 @@ class Reconciler:
             desired = self._desired_state(snapshot, chosen, chosen.model, foreign_names)
             guard = PruneGuard(snapshot.stale, not desired.is_complete, paused=chosen.model.spec.rollout.paused)
             plan = make_plan(snapshot.model, desired.children, snapshot.children, guard, self._writer.dropped_fields)
-            failure = desired.failure or chosen.failure
+            failure = desired.failure or chosen.failure or self._endpoint_failure(chosen.model)
             result = await self._writer.execute(key, snapshot, plan, prune=failure is None)
             applied += result.applied
             pruned += result.pruned
@@ -123,6 +123,18 @@ class Reconciler:
             tuple(pruned),
             has_news,
             is_rejected=rejection is not None,
+        )
+
+    def _endpoint_failure(self, model: ModelDeployment) -> Failure | None:
+        """Returns the failure of a model that names endpoints where it may not."""
+        namespace = model.metadata.namespace or "default"
+        if self._installation.may_name_endpoints(namespace) or not any(pool.endpoints for pool in model.spec.pools):
+            return None
+        message = (
+            f"endpoints are not allowed in the namespace {namespace}: use a selector of pods, or ask an administrator"
+        )
+        return Failure(
+            Reason.INVALID_SPEC, f"{message} to add the namespace to the chart value externalEngines.namespaces"
         )
 
     def _refresh(self, key: str, snapshot: ModelSnapshot) -> ModelSnapshot:

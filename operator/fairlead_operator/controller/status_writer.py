@@ -161,6 +161,7 @@ class StatusWriter:
             retained="; ".join(retained),
             pending_capacity=pending.message if pending is not None else "",
             refused_names=snapshot.refused_names,
+            served_names=snapshot.served_names,
             deleting_pods=sum(is_deleting(pod) for pod in snapshot.pods),
         )
 

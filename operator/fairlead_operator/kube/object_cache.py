@@ -9,8 +9,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fairlead.fleet.client_names import NameClaim, RefusedName, grant_names
-from fairlead.fleet.labels import FIELD_MANAGER
+from fairlead.fleet.client_names import (
+    MAX_NAMES_OF_DELETED_MODELS,
+    GrantedNames,
+    NameClaim,
+    NameHistory,
+    RefusedName,
+    grant_names,
+    name_owners,
+    names_to_remember,
+    recorded_names,
+)
+from fairlead.fleet.labels import FIELD_MANAGER, RELEASE_NAMES_ANNOTATION
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CONTROLLER_REVISIONS,
@@ -23,6 +33,7 @@ from fairlead.kube.resources import (
     SERVICE_ACCOUNTS,
     SERVICES,
     Manifest,
+    annotations_of,
     key_of,
     metadata_of,
     name_of,
@@ -53,6 +64,7 @@ class ModelSnapshot:
     """A model and its objects at one moment.
 
     refused_names: names that the model claims and does not get.
+    served_names: names that it gets besides its own.
     stale: why the snapshot may be out of date; empty if it is fresh.
     """
 
@@ -61,19 +73,25 @@ class ModelSnapshot:
     pods: tuple[Manifest, ...]
     accelerators: Mapping[str, Manifest]
     refused_names: tuple[RefusedName, ...]
+    served_names: tuple[str, ...] = ()
     stale: str = ""
 
 
 class ObjectCache:
-    """All observed objects. Readers must not modify them."""
+    """All observed objects. Readers must not modify them.
 
-    def __init__(self) -> None:
+    client_names: owners of client names that an administrator assigned.
+    """
+
+    def __init__(self, client_names: Mapping[str, str] | None = None) -> None:
         self.models: dict[str, Manifest] = {}
         self._accelerators: dict[str, Manifest] = {}
         self._children: dict[str, dict[ChildKey, Manifest]] = {}
         self._pods: dict[str, dict[str, Manifest]] = {}
         self._keys_by_name: dict[str, set[str]] = {}
         self._namespaces: Counter[str] = Counter()
+        self._assigned_names = client_names or {}
+        self._name_owners: dict[str, str] = {}
         self._tombstones: OrderedDict[str, int] = OrderedDict()
 
     def apply(self, event: WatchEvent) -> list[str]:
@@ -147,16 +165,21 @@ class ObjectCache:
         return changed
 
     def snapshot(self, key: str, stale: str = "") -> ModelSnapshot | None:
-        """Returns the model `key` with its objects; None if it does not exist."""
+        """Returns the model `key` with its objects; None if it does not exist.
+
+        The owners of its names are decided now, and remembered.
+        """
         model = self.models.get(key)
         if model is None:
             return None
+        granted = self._decide_names(key)
         return ModelSnapshot(
             model=model,
             children=dict(self._children.get(key, {})),
             pods=tuple(self._pods.get(key, {}).values()),
             accelerators=dict(self._accelerators),
-            refused_names=self._refused_names(key),
+            refused_names=granted.refused,
+            served_names=granted.served_names,
             stale=stale,
         )
 
@@ -189,14 +212,18 @@ class ObjectCache:
         """
         key, before = key_of(model), self.models.get(key_of(model))
         claimed = _claim(before).names if before is not None else frozenset()
+        releasing = before is not None and _claim(before).claim.is_releasing
         if not self._update(self.models, key, model, deleted):
             return []
         after = self.models.get(key)
         claims = _claim(after).names if after is not None else frozenset()
         affected: set[str] = set()
-        for name in claimed ^ claims:
+        is_released = after is not None and _claim(after).claim.is_releasing != releasing
+        for name in claimed | claims if is_released else claimed ^ claims:
             affected |= self._keys_by_name.get(name, set())
         for name in claimed - claims:
+            if after is not None and self._name_owners.get(name) == key:
+                del self._name_owners[name]  # a live model that drops a name releases it
             self._keys_by_name[name].discard(key)
             _drop_empty(self._keys_by_name, name)
         for name in claims - claimed:
@@ -220,20 +247,30 @@ class ObjectCache:
         found = (keys for name, keys in self._keys_by_name.items() if name.startswith(f"{namespace}/"))
         return set().union(*found)
 
-    def _refused_names(self, key: str) -> tuple[RefusedName, ...]:
-        """Returns the names that this model claims and does not get.
+    def _decide_names(self, key: str) -> GrantedNames:
+        """Returns the names of this model, and remembers who owns the names that it claims.
 
         The namespace decides between models of the same age.
         """
-        claimants = set().union(*(self._keys_by_name[name] for name in _claim(self.models[key]).names))
-        if len(claimants) == 1 and not any("/" in name for name in _claim(self.models[key]).names):
-            return ()
+        names = _claim(self.models[key]).names
+        claimants = set().union(*(self._keys_by_name[name] for name in names))
         oldest_first = sorted(
             claimants, key=lambda one: (str(metadata_of(self.models[one]).get("creationTimestamp", "")), one)
         )
-        claims = [_claim(self.models[one]) for one in oldest_first]
-        granted = grant_names([claim.claim for claim in claims], self._namespaces)
-        return granted[key].refused
+        claims = [_claim(self.models[one]).claim for one in oldest_first]
+        history = NameHistory(
+            {name: self._assigned_names[name] for name in names if name in self._assigned_names},
+            {name: self._name_owners[name] for name in names if name in self._name_owners},
+        )
+        owners = name_owners(claims, self._namespaces, history)
+        self._remember_owners({name: owners[name] for name in names if name in owners})
+        return grant_names(claims, self._namespaces, owners)[key]
+
+    def _remember_owners(self, owners: Mapping[str, str]) -> None:
+        """Remembers the owners of names, and forgets the oldest names of deleted models."""
+        self._name_owners.update(owners)
+        if len(self._name_owners) > len(self._keys_by_name) + MAX_NAMES_OF_DELETED_MODELS:
+            self._name_owners = names_to_remember(self._name_owners, self.models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +285,9 @@ def _claim(model: Manifest) -> _ModelClaim:
     namespace, _, name = key_of(model).partition("/")
     given = ((model.get("spec") or {}).get("model") or {}).get("servedNames")
     served = tuple(str(one) for one in given) if isinstance(given, list) else ()
-    return _ModelClaim(NameClaim(namespace, name, served), frozenset((name, *served)))
+    releasing = annotations_of(model).get(RELEASE_NAMES_ANNOTATION) == "true"
+    claim = NameClaim(namespace, name, served, recorded_names(model.get("status") or {}), releasing)
+    return _ModelClaim(claim, frozenset((name, *served)))
 
 
 def drop_own_managed_fields(manifest: Manifest) -> Manifest:

@@ -1,6 +1,6 @@
 """The input of rendering besides the model: the cluster and the installation."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,11 +31,17 @@ class InstallationDefaults:
     """Chart values that affect engines. Pods keep images and pull secrets until their spec changes.
 
     peers: None writes no NetworkPolicy, for clusters with their own policies.
+    endpoint_namespaces: namespaces whose models may name endpoints; None for all.
     """
 
     images: Mapping[EngineType, str]
     pull_secrets: tuple[str, ...] = ()
     peers: tuple[AllowedPeer, ...] | None = None
+    endpoint_namespaces: Container[str] | None = None
+
+    def may_name_endpoints(self, namespace: str) -> bool:
+        """Returns True if models of the namespace may name endpoints of external engines."""
+        return self.endpoint_namespaces is None or namespace in self.endpoint_namespaces
 
 
 @dataclass(frozen=True, slots=True)

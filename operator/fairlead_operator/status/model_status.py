@@ -62,6 +62,7 @@ class StatusInputs:
     undone: why an earlier revision runs.
     retained: workloads that are no longer desired and still serve.
     pending_capacity: pods that wait for a node.
+    served_names: further names that the model has.
     paused: nothing is replaced now.
     """
 
@@ -72,6 +73,7 @@ class StatusInputs:
     retained: str = ""
     pending_capacity: str = ""
     refused_names: tuple[RefusedName, ...] = ()
+    served_names: tuple[str, ...] = ()
     deleting_pods: int = 0
     paused: bool = False
 
@@ -95,6 +97,7 @@ def model_status(model: Manifest, inputs: StatusInputs, generation: int, now: st
     return {
         "observedGeneration": generation,
         "clientName": key_of(model) if any(one.name == name for one in inputs.refused_names) else name,
+        **({"servedNames": list(inputs.served_names)} if inputs.served_names or previous.get("servedNames") else {}),
         "ready": format_ready(pools),
         "replicas": sum(pool.existing for pool in pools),
         "selector": selector,
@@ -225,6 +228,8 @@ def _name_taken_condition(inputs: StatusInputs, name: str) -> ConditionValue | N
 
 
 def _describe_refused(refused: RefusedName) -> str:
+    if refused.owner is not None and refused.is_owner_gone:
+        return f"{refused.name} belongs to {refused.owner}, which is deleted and has not released its names"
     if refused.owner is not None:
         return f"clients that request {refused.name} get {refused.owner}"
     namespace = refused.name.partition("/")[0]

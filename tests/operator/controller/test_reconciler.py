@@ -9,7 +9,7 @@ from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.kube.errors import ErrorCause, Forbidden, Invalid, Unreachable
 from fairlead.kube.resources import MODEL_DEPLOYMENTS
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
-from fairlead_operator.render.context import RenderContext
+from fairlead_operator.render.context import InstallationDefaults, RenderContext
 from fairlead_operator.render.model import RenderedModel
 from fairlead_testing.kube.operator_harness import OperatorHarness, model_manifest, with_replicas
 
@@ -406,10 +406,48 @@ def test_older_model_has_the_bare_name(harness: OperatorHarness) -> None:
     assert harness.status(namespace="later")["clientName"] == "later/qwen"
     assert harness.conditions(namespace="later")["NameTaken"] == ("True", "BareNameTaken")
     assert harness.status()["clientName"] == "qwen"
+
+
+def test_waiting_model_does_not_inherit_the_name_of_a_deleted_one(harness: OperatorHarness) -> None:
+    serve_model(harness)
+    harness.kube.put(model_manifest(namespace="later"))
+    harness.run_until_idle()
+    harness.kube.remove("ModelDeployment", "chat", "qwen")
+    harness.run_until_idle()
+    assert harness.status(namespace="later")["clientName"] == "later/qwen"
+    (taken,) = [one for one in harness.status(namespace="later")["conditions"] if one["type"] == "NameTaken"]
+    assert taken["message"] == "qwen belongs to chat/qwen, which is deleted and has not released its names"
+    harness.restart()
+    harness.run_until_idle()
+    assert harness.status(namespace="later")["clientName"] == "later/qwen"
+    serve_model(harness)
+    assert harness.status()["clientName"] == "qwen"
+    assert harness.status(namespace="later")["clientName"] == "later/qwen"
+
+
+def test_released_name_goes_to_the_model_that_waits_for_it(harness: OperatorHarness) -> None:
+    serve_model(harness)
+    harness.kube.put(model_manifest(namespace="later"))
+    harness.run_until_idle()
+    released = model_manifest()
+    released["metadata"]["annotations"] = {"fairlead.io/release-names": "true"}
+    harness.kube.put(released)
+    harness.run_until_idle()
+    assert harness.status(namespace="later")["clientName"] == "qwen"
+    assert harness.status()["clientName"] == "chat/qwen"
     harness.kube.remove("ModelDeployment", "chat", "qwen")
     harness.run_until_idle()
     assert harness.status(namespace="later")["clientName"] == "qwen"
     assert "NameTaken" not in harness.conditions(namespace="later")
+
+
+def test_endpoints_where_they_are_not_allowed_stall_the_model() -> None:
+    installation = InstallationDefaults({}, endpoint_namespaces=frozenset({"other"}))
+    harness = OperatorHarness(installation=installation)
+    pools = [{"name": "theirs", "endpoints": [{"url": "http://10.0.0.5:8000"}]}]
+    serve_model(harness, engine={"type": "External"}, pools=pools)
+    assert harness.conditions()["Stalled"] == ("True", "InvalidSpec")
+    assert "endpoints are not allowed in the namespace chat" in harness.message("Stalled")
 
 
 def test_external_engine_is_adopted_without_children(harness: OperatorHarness) -> None:

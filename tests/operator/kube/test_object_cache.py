@@ -140,10 +140,19 @@ def test_served_name_belongs_to_the_oldest_model_that_claims_it() -> None:
 def test_own_name_of_a_model_goes_before_an_older_models_served_name() -> None:
     cache = ObjectCache()
     take(cache, with_names("qwen", namespace="x", name="a", born="1"))
-    assert refused(cache, "x/a") == ()
     assert take(cache, model(namespace="y", name="qwen", born="2")) == ["y/qwen", "x/a"]
     assert refused(cache, "x/a") == (RefusedName("qwen", "y/qwen"),)
     assert refused(cache, "y/qwen") == ()
+
+
+def test_new_model_does_not_take_the_served_name_of_another() -> None:
+    cache = ObjectCache()
+    take(cache, with_names("qwen", namespace="x", name="a", born="1"))
+    assert refused(cache, "x/a") == ()
+    take(cache, model(namespace="y", name="qwen", born="2"))
+    assert refused(cache, "y/qwen") == (RefusedName("qwen", "x/a"),)
+    take(cache, with_names("qwen", namespace="x", name="a", version=3), WatchEventType.DELETED)
+    assert refused(cache, "y/qwen") == (RefusedName("qwen", "x/a", is_owner_gone=True),)
 
 
 def test_served_name_that_begins_with_a_namespace_of_models_is_refused() -> None:

@@ -389,7 +389,7 @@ _MODELS = (
         CheckSection.MODELS,
         CheckStage.POST,
         "models' names are their own",
-        "Two models of different namespaces have one name: who says the bare name gets the older one (`NameTaken`).",
+        "Two models of different namespaces have one name: who says the bare name gets its owner (`NameTaken`).",
         "Let clients say `namespace/name`, or rename one of the two.",
     ),
 )

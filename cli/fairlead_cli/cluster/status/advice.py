@@ -113,7 +113,7 @@ def _unrouted(report: ModelReport, program: str) -> Advice | None:
 def _name(report: ModelReport, program: str) -> Advice | None:
     if _true(report.condition(ConditionType.NAME_TAKEN)) is None:
         return None
-    return Advice(False, f"let clients say {report.key}: an older model of another namespace has the bare name")
+    return Advice(False, f"let clients say {report.key}: a model of another namespace has the bare name")
 
 
 def _moving(report: ModelReport, program: str) -> Advice | None:

@@ -370,7 +370,7 @@ class KvIndexService:
             instance.url.rstrip("/") + (MODELS_PATH if body is None else TOKENIZE_PATH),
             timeout_seconds=self._limits.tokenize_response_seconds,
             max_bytes=self._limits.tokenize_response_bytes,
-            tls_context=partial(self._credentials.tls_context, instance.access),
+            rules=self._credentials.connection_rules(instance),
             headers=self._credentials.headers(instance.access),
             json_body=body,
         )

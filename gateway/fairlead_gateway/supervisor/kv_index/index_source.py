@@ -121,15 +121,17 @@ class LocalIndexSource:
         environ: Mapping[str, str],
     ) -> None:
         self._sink = LocalSink(limits=limits, on_changes=on_changes)
+        self._credentials = EngineCredentials(environ, clock.now)
         self._indexer = Indexer(
             BlockStore(secret=secret, limits=limits),
             self._sink,
-            HttpEngineQuery(EngineCredentials(environ, clock.now), limits),
+            HttpEngineQuery(self._credentials, limits),
             ReaderRuntime(asyncio.get_running_loop(), clock, random.random, limits),
         )
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Reads the engines of this fleet from now on."""
+        self._credentials.update_fleet(fleet)
         self._indexer.update_fleet(fleet)
 
     def mirror(self, model_key: str) -> IndexView:

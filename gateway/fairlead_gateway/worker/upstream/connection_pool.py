@@ -50,14 +50,18 @@ class ConnectionPool(ConnectionOwner):
         this gateway can open none.
         """
         url = urlsplit(address)
+        host, port = url.hostname or "", url.port or 80
+        resolve = self.credentials.resolver(host)
         try:
-            tls = None
+            tls = name = None
             if url.scheme == "https":
-                tls = self.credentials.tls_context(self.credentials.auth_for(address))
+                tls, name = self.credentials.tls_context(self.credentials.auth_for(address)), host
             async with asyncio.timeout(self.limits.connect_seconds):
                 connection = EngineConnection(self, address)
                 protocol = cast(asyncio.Protocol, connection)
-                await self.loop.create_connection(lambda: protocol, url.hostname or "", url.port or 80, ssl=tls)
+                if resolve is not None:
+                    host = await resolve(host, port)
+                await self.loop.create_connection(lambda: protocol, host, port, ssl=tls, server_hostname=name)
         except TimeoutError:
             raise UpstreamError("connect-timeout", was_sent=False) from None
         except ssl.SSLError as error:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fairlead.engine_profile import builtin_profiles
-from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, build_fleet, pod_selections
+from fairlead.fleet.kubernetes.builder import FleetResult, pod_selections
 from fairlead.fleet.kubernetes.spec_cache import SpecCache
 from fairlead.fleet.model import (
     Fleet,
@@ -19,74 +19,8 @@ from fairlead.fleet.model import (
     UnknownFields,
     next_fleet,
 )
-from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
-from fairlead.limits import Limits
-from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
-
-LIMITS = Limits()
-READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
-NOT_READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "False"}]}
-GONE = {"deletionTimestamp": "2026-11-20T18:00:00Z"}
-LABELS = {
-    "fairlead.io/model": "tiny",
-    "fairlead.io/pool": "main",
-    "fairlead.io/role": "Serve",
-    "fairlead.io/engine": "vllm",
-    "fairlead.io/endpoint": "true",
-}
-LWS = "leaderworkerset.sigs.k8s.io/"
-
-
-def model(name: str = "tiny", namespace: str = "x", created: str = "2026-01-01T00:00:00Z", **spec: Any) -> Manifest:
-    whole = {"model": {"uri": "hf://a/b"}, "pools": [{"acceleratorClassName": "cpu"}], **spec}
-    metadata = {"name": name, "namespace": namespace, "uid": f"m-{namespace}-{name}", "creationTimestamp": created}
-    return {
-        "apiVersion": MODEL_DEPLOYMENTS.api_version,
-        "kind": "ModelDeployment",
-        "metadata": metadata,
-        "spec": whole,
-    }
-
-
-def external(*pools: Mapping[str, Any], **more: Any) -> Manifest:
-    return model(engine={"type": "External"}, pools=list(pools), **more)
-
-
-def pod(
-    name: str = "p",
-    labels: Mapping[str, str] | None = None,
-    notes: Mapping[str, Any] | None = None,
-    status: Mapping[str, Any] = READY,
-    namespace: str = "x",
-    **metadata: Any,
-) -> Manifest:
-    marks = {"fairlead.io/port": "8000", **{key: str(value) for key, value in (notes or {}).items()}}
-    own = {"name": name, "namespace": namespace, "uid": f"u-{name}", "annotations": marks, **metadata}
-    return {
-        "apiVersion": "v1",
-        "kind": PODS.kind,
-        "metadata": {"labels": {**LABELS, **(labels or {})}, **own},
-        "status": status,
-    }
-
-
-def keyed(*items: Manifest) -> dict[str, Manifest]:
-    return {f"{one['metadata']['namespace']}/{one['metadata']['name']}": one for one in items}
-
-
-def build(
-    models: list[Manifest],
-    *pods: Manifest,
-    previous: Fleet | None = None,
-    classes: list[Manifest] | None = None,
-    chosen: Mapping[tuple[str, str], dict[str, Manifest]] | None = None,
-    limits: Limits = LIMITS,
-) -> FleetResult:
-    specs = SpecCache()
-    profiles, broken = specs.profiles(classes or [])
-    objects = ClusterObjects(specs.models(keyed(*models)), profiles, keyed(*pods), chosen or {})
-    found = build_fleet(objects, previous, limits)
-    return replace(found, problems=(*broken, *found.problems))
+from fairlead.kube.resources import Manifest
+from fairlead_testing.kube.fleet_objects import GONE, LIMITS, LWS, NOT_READY, READY, build, external, keyed, model, pod
 
 
 def only_instance(outcome: FleetResult, key: str = "x/tiny") -> Instance:
@@ -301,21 +235,76 @@ def test_endpoint_addresses_are_instances() -> None:
     assert (one.id, one.url, one.engine, one.state) == ("10.1.1.1/80/0", "http://10.1.1.1:80", "vllm", "Ready")
 
 
+def test_endpoints_need_a_namespace_that_an_administrator_allowed() -> None:
+    found = build([external({"endpoints": [{"url": "http://10.1.1.1:80"}]})], endpoint_namespaces=frozenset())
+    assert found.fleet.instances == {"x/tiny": ()}
+    assert found.problems == (
+        "x/tiny: endpoints are not allowed in the namespace x; an administrator allows them by the chart value "
+        "externalEngines.namespaces (FAIRLEAD_ENDPOINT_NAMESPACES)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://127.0.0.1:8081", "it is a loopback address"),
+        ("http://[::ffff:127.0.0.1]:80", "it is a loopback address"),
+        ("http://169.254.169.254:80", "it is a link-local address or a metadata service"),
+        ("http://0.0.0.0:80", "it is not the address of one host"),
+        ("http://10.0.0.1:8000", "it is the address of a pod that another model uses"),
+        ("http://[::ffff:10.0.0.1]:9999", "it is the address of a pod that another model uses"),
+        ("http://10.0.0.7:8000", "it is the address of a pod that another model uses"),
+    ],
+)
+def test_endpoint_with_a_refused_address_is_no_instance(url: str, why: str) -> None:
+    steal = external({"endpoints": [{"url": url}, {"url": "http://vllm.example:8000"}]}, name="steal", namespace="b")
+    theirs = external({"selector": {"matchLabels": {"app": "vllm"}}}, name="theirs", namespace="a")
+    selected = keyed(pod("q", {"app": "vllm"}, namespace="a", status={**READY, "podIP": "10.0.0.7"}))
+    found = build([model(), theirs, steal], pod(), selected_pods={("a", "app=vllm"): selected})
+    assert [(one.url, one.checks_address) for one in found.fleet.instances["b/steal"]] == [
+        ("http://vllm.example:8000", True)
+    ]
+    assert found.problems == (f"b/steal: the endpoint {url} is refused: {why}",)
+    assert not only_instance(found).checks_address
+
+
 def test_external_pods_are_found_by_their_labels() -> None:
     models = [external({"selector": {"matchLabels": {"app": "vllm"}, "port": 9000}})]
-    assert pod_selections(SpecCache().models(keyed(*models))) == {("x", "app=vllm")}
+    assert pod_selections(SpecCache().models(keyed(*models)), LIMITS) == {("x", "app=vllm")}
     pods = keyed(
         pod("a", {"app": "vllm"}),
         pod("b", {"app": "vllm"}, **GONE),
         pod("c", {"app": "vllm"}, status={"phase": "Pending"}),
         pod("d"),
     )
-    found = build(models, chosen={("x", "app=vllm"): pods})
+    found = build(models, selected_pods={("x", "app=vllm"): pods})
     assert [(one.id, one.state, one.url) for one in found.fleet.instances["x/tiny"]] == [
         ("u-a/9000/0", InstanceState.READY, "http://10.0.0.1:9000"),
         ("u-b/9000/0", InstanceState.DRAINING, "http://10.0.0.1:9000"),
     ]
     assert found.excluded == {"x/c": "it has no address yet"}
+
+
+def test_many_selectors_of_a_namespace_are_one_selection_of_pods() -> None:
+    many = [
+        external(
+            *({"name": f"p{pool}", "selector": {"matchLabels": {"app": f"a{pool}"}}} for pool in range(16)), name=name
+        )
+        for name in ("m", "n")
+    ]
+    assert pod_selections(SpecCache().models(keyed(*many)), LIMITS) == {("x", None)}
+    pods = keyed(pod("a", {"app": "a3"}), pod("b", {"app": "unknown"}))
+    found = build(many, selected_pods={("x", None): pods}).fleet.instances
+    assert {key: [(one.id, one.pool) for one in group] for key, group in found.items()} == {
+        "x/m": [("u-a/8000/0", "p3")],
+        "x/n": [],
+    }
+
+
+def test_models_beyond_the_limit_select_no_pods() -> None:
+    pools = [{"selector": {"matchLabels": {"app": "vllm"}}}]
+    models = [model(created="2025-01-01T00:00:00Z"), external(*pools, name="late")]
+    assert pod_selections(SpecCache().models(keyed(*models)), replace(LIMITS, models=1)) == set()
 
 
 def test_served_name_comes_from_the_pod_or_the_external_spec() -> None:
@@ -336,39 +325,14 @@ def test_served_name_comes_from_the_pod_or_the_external_spec() -> None:
     )
     chosen = {("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}
     adopting = [{"selector": {"matchLabels": {"app": "vllm"}}}]
-    assert only_instance(build([model(**theirs, pools=adopting)], chosen=chosen)).served_name == "Qwen/Qwen3-8B"
-
-
-def named(name: str, *served: str, namespace: str = "x", born: str = "1") -> Manifest:
-    return model(name=name, namespace=namespace, created=born, model={"uri": "hf://a/b", "servedNames": list(served)})
-
-
-def test_clients_reach_a_model_by_each_of_its_served_names() -> None:
-    fleet = build([named("tiny", "Qwen/Qwen3-8B", "qwen")]).fleet
-    for name in ("tiny", "x/tiny", "Qwen/Qwen3-8B", "qwen"):
-        assert (fleet.resolve_model(name), resolve_model(name, fleet).key) == ("x/tiny", "x/tiny")
-    assert list(public_model_names(fleet)) == ["tiny", "Qwen/Qwen3-8B", "qwen"]
-
-
-def test_a_served_name_takes_no_other_models_name_and_never_shadows_a_namespace() -> None:
-    first = named("a", "b", "org/one", "y/b", born="1")
-    second = named("b", "org/one", "two", namespace="y", born="2")
-    fleet = build([first, second]).fleet
-    found = {name: fleet.resolve_model(name) for name in ("a", "b", "org/one", "two", "y/b", "x/a")}
-    assert found == {"a": "x/a", "b": "y/b", "org/one": "x/a", "two": "y/b", "y/b": "y/b", "x/a": "x/a"}
-    assert [fleet.models[key].served_names for key in ("x/a", "y/b")] == [("org/one",), ("two",)]
-
-
-def test_a_name_that_begins_with_a_namespace_of_models_is_nobodys() -> None:
-    fleet = build([named("a", "y/new"), named("b", namespace="y", born="2")]).fleet
-    assert fleet.resolve_model("y/new") is None
+    assert only_instance(build([model(**theirs, pools=adopting)], selected_pods=chosen)).served_name == "Qwen/Qwen3-8B"
 
 
 def test_external_pods_stay_until_they_are_listed() -> None:
     models = [external({"selector": {"matchLabels": {"app": "vllm"}}})]
-    first = build(models, chosen={("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}).fleet
+    first = build(models, selected_pods={("x", "app=vllm"): keyed(pod("a", {"app": "vllm"}))}).fleet
     assert build(models, previous=first).fleet is first
-    assert build(models, previous=first, chosen={("x", "app=vllm"): {}}).fleet.instances == {"x/tiny": ()}
+    assert build(models, previous=first, selected_pods={("x", "app=vllm"): {}}).fleet.instances == {"x/tiny": ()}
 
 
 def test_engine_claimed_by_two_models_belongs_to_the_older() -> None:
@@ -384,19 +348,6 @@ def test_engine_claimed_by_two_models_belongs_to_the_older() -> None:
 
 
 # --- names, doubt, order ------------------------------------------------------------------------------------------------
-
-
-def test_oldest_model_has_the_bare_name() -> None:
-    fleet = build([model(), model(namespace="a", created="2026-02-01T00:00:00Z")]).fleet
-    assert (fleet.resolve_model("tiny"), fleet.resolve_model("a/tiny"), fleet.resolve_model("x/tiny")) == (
-        "x/tiny",
-        "a/tiny",
-        "x/tiny",
-    )
-    assert list(public_model_names(fleet)) == ["a/tiny", "tiny"]
-    assert [resolve_model(name, fleet).key for name in ("tiny", "a/tiny")] == ["x/tiny", "a/tiny"]
-    same = build([model(), model(namespace="a")]).fleet
-    assert same.resolve_model("tiny") == "a/tiny"
 
 
 def test_unreadable_spec_changes_nothing() -> None:
@@ -458,10 +409,46 @@ def test_models_and_instances_are_limited() -> None:
     assert [one.id for one in found.fleet.instances["x/tiny"]] == ["u-z/8000/0"]
     assert list(found.fleet.models) == ["x/tiny"]
     assert found.problems == (
-        "there are 2 models; only the oldest 1 are served",
-        "there are 2 instances; at most 1 are served",
+        "the namespace x has too many models: only its oldest 1 of 2 are served; namespaces share 1 models",
+        "the namespace x has too many instances: 1 of 2 are served; namespaces share 1 instances, "
+        "and each rank and each endpoint is one",
     )
-    assert found.excluded == {"u-a/8000/0": "there are more instances than are served"}
+    assert found.excluded == {"u-a/8000/0": "its namespace has more instances than its share"}
+
+
+def test_endpoints_of_one_manifest_cost_other_namespaces_no_instance() -> None:
+    pools = [
+        {"name": f"p{pool}", "endpoints": [{"url": f"http://10.1.{pool}.{number}:80"} for number in range(256)]}
+        for pool in range(16)
+    ]
+    greedy = external(*pools, name="greedy", namespace="b", created="2025-01-01T00:00:00Z")
+    own = pod("z", namespace="a")
+    taken = build([greedy]).fleet
+    assert len(taken.instances["b/greedy"]) == LIMITS.instances
+    found = build([greedy, model(namespace="a")], own, previous=taken)
+    assert [one.id for one in found.fleet.instances["a/tiny"]] == ["u-z/8000/0"]
+    assert len(found.fleet.instances["b/greedy"]) == LIMITS.instances - 1
+    assert found.problems == (
+        "the namespace b has too many instances: 4,095 of 4,096 are served; namespaces share 4,096 instances, "
+        "and each rank and each endpoint is one",
+    )
+    replaced = build([greedy, model(namespace="a")], pod("new", namespace="a"), previous=found.fleet)
+    assert [one.id for one in replaced.fleet.instances["a/tiny"]] == ["u-new/8000/0"]
+
+
+def test_ranks_of_one_pod_cost_other_namespaces_no_instance() -> None:
+    limits = replace(LIMITS, instances=8)
+    many = [pod(f"r{number}", notes={"fairlead.io/data-parallel": 1024}) for number in range(2)]
+    few = [pod(f"z{number}", namespace="a") for number in range(4)]
+    found = build([model(), model(namespace="a")], *many, *few, limits=limits).fleet.instances
+    assert (len(found["a/tiny"]), len(found["x/tiny"])) == (4, 4)
+
+
+def test_models_of_one_namespace_leave_room_for_those_of_others() -> None:
+    limits = replace(LIMITS, models=4)
+    many = [model(f"m{number}", created=f"2025-01-0{number}T00:00:00Z") for number in range(1, 7)]
+    found = build([*many, model(namespace="a")], limits=limits)
+    assert list(found.fleet.models) == ["a/tiny", "x/m1", "x/m2", "x/m3"]
 
 
 def test_spec_is_parsed_only_after_a_change() -> None:

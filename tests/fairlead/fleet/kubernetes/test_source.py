@@ -252,6 +252,21 @@ def test_external_pods_are_watched_while_a_model_selects_them() -> None:
         await lab.passing(lambda: lab.fake.watch_count == 3)
         await lab.passing(lambda: [one.id for one in lab.fleets[-1].instances["x/tiny"]] == ["10.0.0.9/80/0"])
 
+    run(check, before=before, endpoint_namespaces={"x"})
+
+
+def test_many_selectors_of_a_namespace_cost_one_watch() -> None:
+    def before(lab: SourceHarness) -> None:
+        for number in range(3):
+            pools = [{"selector": {"matchLabels": {"app": f"vllm-{number}"}}}]
+            lab.model(f"m{number}", engine={"type": "External"}, pools=pools)
+            lab.pod(f"p{number}", **{"fairlead.io/model": "", "app": f"vllm-{number}"})
+
+    async def check(lab: SourceHarness) -> None:
+        await lab.passing(lambda: lab.states() == ["Ready"] * 3)
+        await wait_until(lambda: lab.fake.watch_count == 4)
+        assert [len(group) for group in lab.fleets[-1].instances.values()] == [1, 1, 1]
+
     run(check, before=before)
 
 

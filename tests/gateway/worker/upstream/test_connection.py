@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import socket
+from urllib.parse import urlsplit
 
 import pytest
 
 from fairlead.engines.credentials import EngineCredentials
+from fairlead.fleet.model import Fleet, Instance
 from fairlead.limits import Limits
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
@@ -109,6 +111,28 @@ class RecordingSink:
     def on_silence(self) -> float:
         """For ever."""
         return 60.0
+
+
+@pytest.mark.parametrize("checks_address", [False, True])
+def test_endpoint_that_resolves_to_a_loopback_address_gets_no_connection(checks_address: bool) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        credentials = EngineCredentials({}, loop.time)
+        pool = ConnectionPool(Limits(), loop, credentials)
+        async with scripted_engine() as engine:
+            url = f"http://localhost:{urlsplit(engine.url).port}"
+            instance = Instance("i", "x", "tiny", "main", url, checks_address=checks_address)
+            credentials.update_fleet(Fleet(1, 1, {}, {"x/tiny": (instance,)}))
+            if checks_address:
+                for address in (url, "http://localhost:8998"):  # a bootstrap server of the same host
+                    with pytest.raises(UpstreamError, match="refused"):
+                        await pool.connect(address)
+            else:
+                (await pool.connect(url)).abort()
+                await wait_until(lambda: engine.connections == 1)
+            assert engine.connections == (0 if checks_address else 1)
+
+    asyncio.run(main())
 
 
 def test_one_probe_serves_all_waiting_connections_and_none_while_the_engine_sends() -> None:

@@ -1,0 +1,168 @@
+"""The admission policy of the autoscaler on a real API server, with its service account."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead.fleet.labels import SLEEP_ANNOTATION
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import KubeError
+from fairlead.kube.resources import DEPLOYMENTS, LEADER_WORKER_SETS, PODS, Manifest, Resource
+from fairlead.kube.transport.kubeconfig import config_from_kubeconfig
+from fairlead.runtime.clock import SystemClock
+from fairlead_autoscaler.kubernetes.scale_writer import DELETION_COST
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.helm import render_chart
+from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
+from fairlead_testing.waiting import wait_until_async
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+PLACE = "guarded"
+POLICY = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+MANAGED = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "m"}
+ONLY_MANAGED = "only objects that Fairlead manages"
+OWNERS = "may not change owner references or finalizers"
+REPLICAS_ONLY = "only the replica count of a LeaderWorkerSet"
+LWS_CRD: Manifest = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "leaderworkersets.leaderworkerset.x-k8s.io"},
+    "spec": {
+        "group": "leaderworkerset.x-k8s.io",
+        "names": {"kind": "LeaderWorkerSet", "plural": "leaderworkersets", "singular": "leaderworkerset"},
+        "scope": "Namespaced",
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
+
+
+def pod(name: str, labels: dict[str, str]) -> Manifest:
+    metadata = {"name": name, "namespace": PLACE, "labels": labels}
+    return {**_kind(PODS), "metadata": metadata, "spec": {"containers": [{"name": "engine", "image": "a"}]}}
+
+
+def deployment(name: str, labels: dict[str, str]) -> Manifest:
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "engine", "image": "a"}]}}
+    spec = {"replicas": 2, "selector": {"matchLabels": labels}, "template": template}
+    return {**_kind(DEPLOYMENTS), "metadata": {"name": name, "namespace": PLACE, "labels": labels}, "spec": spec}
+
+
+def worker_set(name: str, labels: dict[str, str]) -> Manifest:
+    spec = {"replicas": 2, "startupPolicy": "LeaderCreated", "leaderWorkerTemplate": {"size": 2}}
+    return {**_kind(LEADER_WORKER_SETS), "metadata": {"name": name, "namespace": PLACE, "labels": labels}, "spec": spec}
+
+
+def _kind(resource: Resource) -> Manifest:
+    return {"apiVersion": resource.api_version, "kind": resource.kind}
+
+
+Patch = Callable[..., Awaitable[str]]
+"""Patches an object as the autoscaler, and returns why that was refused."""
+
+
+@asynccontextmanager
+async def guarded(server: ApiServer, program: Path, folder: Path, *objects: Manifest) -> AsyncIterator[Patch]:
+    """Installs rights, guard and these objects, and yields once the guard refuses."""
+    found = render_chart(program, f"--namespace={PLACE}")
+    async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as admin:
+        await apply_rights(admin, found, PLACE)
+        await admin.apply(LWS_CRD, "test")
+        await wait_until_async(lambda: admin.has_resource(LEADER_WORKER_SETS))
+        policy = yaml.safe_dump_all(one for one in found if one["kind"] in POLICY)
+        await asyncio.to_thread(kubectl, server, "apply", "-f", "-", text=policy)
+        for one in (pod("probe", MANAGED), *objects):
+            await admin.apply(one, "test")
+        config = folder / "kubeconfig"
+        config.write_text(await kubeconfig_for_account(server, PLACE, "fairlead-autoscaler"))
+    async with KubeApi(config_from_kubeconfig([config]), SystemClock(), lambda: 0.5) as api:
+
+        async def patched(kind: Resource, name: str, patch: Manifest, **more: Any) -> str:
+            try:
+                await api.patch_merge(kind, PLACE, name, patch, "fairlead-autoscaler", **more)
+            except KubeError as error:
+                return error.message
+            return ""
+
+        tries = itertools.count()
+
+        async def is_guarded() -> bool:
+            """Another image each time: until the policy is known, each is taken."""
+            container = {"name": "engine", "image": f"b{next(tries)}"}
+            said = await patched(PODS, "probe", {"spec": {"containers": [container]}})
+            return "only the deletion cost and the sleep annotation of a pod" in said
+
+        await wait_until_async(is_guarded)
+        yield patched
+
+
+def test_admission_guard_limits_it_to_two_pod_annotations(api_server: ApiServer, program: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with guarded(api_server, program, tmp_path, pod("pod", MANAGED), pod("other", {})) as patched:
+            for metadata, told in (
+                ({"labels": {"a": "b"}}, "may not change labels"),
+                ({"annotations": {"a": "b"}}, "not change other annotations"),
+                ({"annotations": {DELETION_COST: "-1"}}, ""),
+                ({"annotations": {DELETION_COST: None}}, ""),
+                ({"annotations": {SLEEP_ANNOTATION: "1-asleep"}}, ""),
+                ({"annotations": {SLEEP_ANNOTATION: None}}, ""),
+            ):
+                said = await patched(PODS, "pod", {"metadata": metadata})
+                assert (told in said) if told else said == "", (metadata, said)
+            said = await patched(PODS, "other", {"metadata": {"annotations": {DELETION_COST: "-1"}}})
+            assert ONLY_MANAGED in said
+
+    asyncio.run(main())
+
+
+def test_admission_guard_leaves_no_way_to_delete_pods_by_their_owners(
+    api_server: ApiServer, program: Path, tmp_path: Path
+) -> None:
+    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "gone", "uid": "7b1a3b1e-0000-4000-8000-000000000000"}
+
+    async def main() -> None:
+        objects = (pod("pod", MANAGED), worker_set("set", MANAGED))
+        async with guarded(api_server, program, tmp_path, *objects) as patched:
+            for kind, name in ((PODS, "pod"), (LEADER_WORKER_SETS, "set")):
+                for metadata in ({"ownerReferences": [owner]}, {"finalizers": ["fairlead.io/keep"]}):
+                    said = await patched(kind, name, {"metadata": metadata})
+                    assert OWNERS in said, (kind.kind, metadata, said)
+
+    asyncio.run(main())
+
+
+def test_admission_guard_lets_only_replicas_of_fairleads_workloads_change(
+    api_server: ApiServer, program: Path, tmp_path: Path
+) -> None:
+    theirs = {"app": "web"}
+
+    async def main() -> None:
+        objects = [deployment("ours", MANAGED), deployment("theirs", theirs)]
+        objects += [worker_set("ours", MANAGED), worker_set("theirs", theirs)]
+        async with guarded(api_server, program, tmp_path, *objects) as patched:
+            replicas = {"spec": {"replicas": 0}}
+            assert await patched(DEPLOYMENTS, "ours", replicas, subresource="scale") == ""
+            assert ONLY_MANAGED in await patched(DEPLOYMENTS, "theirs", replicas, subresource="scale")
+            assert await patched(LEADER_WORKER_SETS, "ours", replicas) == ""
+            assert ONLY_MANAGED in await patched(LEADER_WORKER_SETS, "theirs", replicas)
+            for spec in (
+                {"startupPolicy": "LeaderReady"},
+                {"startupPolicy": None},
+                {"networkConfig": {"subdomainPolicy": "Shared"}},
+                {"leaderWorkerTemplate": {"size": 9}},
+            ):
+                assert REPLICAS_ONLY in await patched(LEADER_WORKER_SETS, "ours", {"spec": spec}), spec
+
+    asyncio.run(main())
