@@ -299,7 +299,7 @@ class Indexer:
                 member.subscription.replace_engine("the endpoint of its events changed", endpoints)
         else:
             member.subscription = EngineSubscription(
-                member.instance.id, endpoints, self._context, position=member.position
+                member.instance.id, member.model_key, endpoints, self._context, position=member.position
             )
             member.position = None
             member.subscription.start()

@@ -95,12 +95,14 @@ class EngineSubscription:
     def __init__(
         self,
         instance: str,
+        model_key: str,
         endpoints: EventEndpoints,
         context: ReaderContext,
         *,
         position: StreamPosition | None = None,
     ) -> None:
         self.instance = instance
+        self.model_key = model_key
         self.endpoints = endpoints
         self.counters = SubscriptionCounters()
         self.is_connected = False

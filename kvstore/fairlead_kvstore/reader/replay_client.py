@@ -18,7 +18,12 @@ from fairlead_kvstore.reader.zmq_socket import PolledSocket, SocketContext, mess
 
 
 class ReplayListener(Protocol):
-    """The callback of a replay. It must not raise."""
+    """The callback of a replay. It must not raise.
+
+    model_key: the model (``namespace/name``) of the engine.
+    """
+
+    model_key: str
 
     def on_replay_message(self, parts: list[bytes]) -> None:
         """Handles one message of a replay, as a list of its parts."""
@@ -34,6 +39,7 @@ class ReplayClient:
         listener: ReplayListener,
         context: SocketContext,
     ) -> None:
+        self.model_key = listener.model_key
         self._listener = listener
         self._limits = context.limits
         self._socket = context.sockets.open(zmq.DEALER, context.limits.kv_replay_pending)

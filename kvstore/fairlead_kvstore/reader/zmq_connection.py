@@ -22,7 +22,12 @@ from fairlead_kvstore.reader.zmq_socket import (
 
 
 class ConnectionListener(Protocol):
-    """The callbacks of a connection. They must not raise."""
+    """The callbacks of a connection. They must not raise.
+
+    model_key: the model (``namespace/name``) of the engine.
+    """
+
+    model_key: str
 
     def on_connected(self) -> None:
         """Handles the end of the handshake."""
@@ -46,12 +51,12 @@ class ZmqConnection:
         listener: ConnectionListener,
         context: SocketContext,
     ) -> None:
+        self.model_key = listener.model_key
         self._listener = listener
         self._limits = context.limits
         self._is_up = False
-        self._socket = context.sockets.open(zmq.SUB, context.limits.kv_pending_batches)
+        self._socket = context.sockets.open_subscriber()
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
-        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         self._monitor = context.sockets.monitor(self._socket)
         connect = partial(self._socket.connect, endpoint)
         self._polled = PolledSocket(self, self._socket, connect, context, self._monitor)

@@ -65,12 +65,12 @@ class ZmqListener:
         hint = "write tcp://ADDRESS:PORT with a free port of this machine"
         if not _ADDRESS.fullmatch(endpoint) or int(endpoint.rpartition(":")[2]) > 65_535:  # ZMQ takes any number
             raise BadInput(f"cannot listen for KV events on {endpoint}", field="events", hint=hint)
+        self.model_key = None  # engines of any model dial it
         self.unidentified: Counter[str] = Counter()
         self._find = find
         self._limits = context.limits
         self._descriptors: dict[DialingEngine, int] = {}
-        self._socket = context.sockets.open(zmq.SUB, context.limits.kv_pending_batches)
-        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._socket = context.sockets.open_subscriber()
         self._monitor = context.sockets.monitor(self._socket)
         bind = partial(self._socket.bind, endpoint)
         try:

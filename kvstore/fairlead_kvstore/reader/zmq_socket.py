@@ -45,6 +45,19 @@ class ZmqSockets:
         self._context.set(zmq.MAX_SOCKETS, min(_MAX_SOCKETS, self._context.get(zmq.SOCKET_LIMIT)))
         self._names = itertools.count()
 
+    def open_subscriber(self) -> Socket:
+        """Returns a new SUB socket of all topics. For each engine it queues at most
+        ``kv_pending_bytes`` of unread batches.
+
+        Why: ZMQ's threads read without the event loop, and their queues count messages. So the
+        queue holds as many messages as fit if each has the largest size.
+        """
+        limits = self._limits
+        socket = self.open(zmq.SUB, max(1, limits.kv_pending_bytes // limits.kv_events_bytes))
+        socket.setsockopt(zmq.RCVBUF, limits.kv_receive_buffer_bytes)
+        socket.setsockopt(zmq.SUBSCRIBE, b"")
+        return socket
+
     def open(self, kind: int, waiting: int) -> Socket:
         """Returns a new socket of a ZMQ type (``kind``) that queues at most ``waiting`` unread
         messages.
