@@ -268,6 +268,27 @@ def test_batch_older_than_the_known_digests_is_another_process() -> None:
 # --- connections that break ---------------------------------------------------------------------------------------------
 
 
+def test_live_frames_far_behind_a_replay_are_no_restart() -> None:
+    known = Limits().kv_sequences_known
+    stream = EventSequencer(replayable=True)
+    stream.on_connected()
+    numbers = range(4 * known)
+    assert replay(stream, *numbers) == ["C", *(f"A{number}" for number in numbers)]
+    assert live(stream, *numbers) == [f"D{number}" for number in numbers]
+    assert live(stream, 4 * known) == [f"A{4 * known}"]
+    assert "R" in live(stream, 0), "it has caught up, and its digests are dropped"
+
+
+def test_digests_of_a_replay_are_dropped_when_the_stream_is_quiet() -> None:
+    known = Limits().kv_sequences_known
+    stream = EventSequencer(replayable=True)
+    stream.on_connected()
+    replay(stream, *range(4 * known))
+    stream.on_quiet()
+    stream.on_replay_failed("no answer")
+    assert "R" in live(stream, 0)
+
+
 def test_short_disconnect_loses_nothing() -> None:
     stream = begun()
     assert short(stream.on_disconnected()) == ["S"]
