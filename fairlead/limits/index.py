@@ -21,7 +21,9 @@ class KvEventLimits:
         131_072, "batches of one replay whose digests are kept until it ends; vLLM's buffer has 10,000 by default"
     )
     kv_sequences_known: int = limit(128, "last batches whose digest is kept, to tell a repetition from a restart")
-    kv_blocks: int = limit(12_000_000, "blocks of all instances in one indexer, some 60 bytes each; the oldest go")
+    kv_blocks: int = limit(
+        12_000_000, "blocks of all instances in one indexer, some 60 bytes each; namespaces get equal shares"
+    )
     kv_blocks_per_instance: int = limit(4_194_304, "blocks of one instance, all tiers; the oldest go")
     kv_orphans_per_instance: int = limit(
         32_768, "blocks of one instance with an unknown parent, with their tokens; the oldest go"

@@ -41,7 +41,7 @@ class IndexerHarness:
         self.queries: list[tuple[str, str]] = []
         self.instances: dict[str, Instance] = {}
         self.sink = LocalSink()
-        self.store = BlockStore()
+        self.store = BlockStore(limits=limits)
         self.indexer = Indexer(
             self.store,
             self.sink,

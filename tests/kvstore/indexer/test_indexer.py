@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead.fleet.model import InstanceState
+from fairlead.fleet.model import Fleet, InstanceState, Model
 from fairlead.limits import Limits
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, MODELS_PATH
-from fairlead_testing.kvstore.indexer_harness import IndexerHarness, frames, indexer_harness
+from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ZmqEngine
 from fairlead_testing.waiting import wait_until
@@ -224,7 +224,7 @@ def test_flood_is_read_without_a_loss() -> None:
             calm.serve_prompt(*A)
             await stage.wait_exact("loud", "calm")
             counts = stage.status("loud").counters
-            assert (counts.batches, counts.gaps, counts.lost) == (400, 0, 0)
+            assert (counts.batches, counts.gaps, counts.lost) == (400, 0, 0), counts
 
     asyncio.run(scenario())
 
@@ -269,6 +269,26 @@ def test_oversized_message_ends_only_its_connection() -> None:
             engine.send(EventFrame(b"kv", 1, bytes(20_000)))
             await wait_until(lambda: stage.status("a").counters.disconnects == 1)
             assert not stage.status("a").state.complete
+
+    asyncio.run(scenario())
+
+
+def test_eviction_for_another_model_reaches_the_index_of_its_own_model() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(replace(LIMITS, kv_blocks=6)) as stage:
+            for name in ("a", "b"):
+                stage.start_engine(name)
+                stage.add_instance(name)
+            first, second = stage.instances["a"], replace(stage.instances["b"], namespace="team", model="other")
+            models = {MODEL: Model("default", "tiny"), "team/other": Model("team", "other")}
+            stage.indexer.update_fleet(Fleet(1, 1, models, {MODEL: (first,), "team/other": (second,)}))
+            await stage.wait_connected("a", "b")
+            stage.engines["a"].serve_prompt(*range(1, 22))
+            await stage.wait_exact("a")
+            stage.engines["b"].serve_prompt(*A)
+            await stage.wait_exact("b")
+            assert stage.status("a").state.counts.dropped == 1
+            assert stage.credited_blocks("a", range(1, 22)) == 4
 
     asyncio.run(scenario())
 
