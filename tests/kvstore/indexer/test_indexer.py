@@ -203,6 +203,46 @@ def test_dialing_engines_are_identified_by_topic_and_disconnects_detected() -> N
     asyncio.run(scenario())
 
 
+def test_dialing_peer_speaks_only_for_engines_at_its_own_address() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(listen=["tcp://0.0.0.0:0"]) as stage:
+            port = stage.indexer.listeners[0].endpoint.rpartition(":")[2]
+            for name, source in (("a", "127.0.0.1"), ("impostor", "127.0.0.2")):
+                dial = f"tcp://{source}:0;127.0.0.1:{port}"
+                stage.start_engine(name, PrefixCacheEngine(capacity=400), dial=dial, topic="kv@127.0.0.1:8001@tiny")
+            stage.answers["a", EVENT_SOURCES_PATH] = sources(stage.engines["a"], endpoint="tcp://indexer:5557")
+            stage.add_instance("a", url="http://127.0.0.1:8001")
+            await wait_until(lambda: stage.status("a").problem == "not connected yet")
+            await wait_until(lambda: all(engine.listeners for engine in stage.engines.values()))
+            stage.engines["a"].serve_prompt(*A)
+            await stage.wait_exact("a")
+            stage.engines["impostor"].serve_prompt(*B)
+            stage.engines["impostor"].send_raw([b"kv@localhost:8001@tiny", bytes(8), b"x"])
+            await wait_until(lambda: dict(stage.indexer.unidentified_messages()) == {"peer": 2})
+            stage.engines["a"].serve_prompt(*range(200, 209))
+            await stage.wait_exact("a")
+            counts = stage.status("a").counters
+            assert (counts.connects, counts.disconnects, counts.restarts) == (1, 0, 0)
+            assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B)) == (2, 0)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://0.0.0.0:0", "tcp://*:0"])
+def test_listening_beyond_loopback_needs_the_addresses_of_peers(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairlead_kvstore.reader.zmq_listener.zmq.zmq_version_info", lambda: (4, 0, 8))
+
+    async def scenario() -> None:
+        async with indexer_harness(listen=["tcp://127.0.0.1:0"]):
+            pass
+        with pytest.raises(BadInput, match="cannot check who sends KV events") as refused:
+            async with indexer_harness(listen=[endpoint]):
+                pass
+        assert refused.value.field == "events"
+
+    asyncio.run(scenario())
+
+
 def test_invalid_listen_address_is_named() -> None:
     async def scenario() -> None:
         with pytest.raises(BadInput, match=r"tcp://127\.0\.0\.1:99999"):
