@@ -140,6 +140,8 @@ class Indexer:
             return False
         if member.subscription is not None:
             member.subscription.replace_engine(reason)
+        else:
+            self._drop_restored_blocks(member, reason)
         return True
 
     def engine_statuses(self) -> Iterator[EngineStatus]:
@@ -340,13 +342,16 @@ class Indexer:
                     member.problem = error.message
                     pause = min(limits.max_kv_query_pause_seconds, pause * 2.0)
             if member.position is not None and self._clock.now() - began >= limits.kv_restart_seconds:
-                member.position = None  # its snapshot may be outdated
-                reason = "the endpoint of its events is unknown"
-                self._offer(member.model_key, self.store.on_restarted(member.instance.id, reason, self._clock.now()))
+                self._drop_restored_blocks(member, "the endpoint of its events is unknown")
             member.wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await member.wake.wait()
+
+    def _drop_restored_blocks(self, member: EngineMember, reason: str) -> None:
+        """Drops what a member without a subscription has from a snapshot, which may be outdated."""
+        member.position = None
+        self._offer(member.model_key, self.store.on_restarted(member.instance.id, reason, self._clock.now()))
 
     def _refresh_adapters(self) -> None:
         """Starts the due queries for the sources of adapters: often while one is unknown, else

@@ -12,6 +12,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet, InstanceState, Model
 from fairlead.limits import Limits
 from fairlead_kvstore.events.types import EventFrame
+from fairlead_kvstore.index.recovery import RecoveredIndex
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, MODELS_PATH
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -163,6 +164,25 @@ def test_requested_clear_drops_blocks_at_once() -> None:
             await wait_until(
                 lambda: stage.loop.advance(LIMITS.kv_idle_check_seconds) or stage.credited_blocks("a", B) == 4
             )
+
+    asyncio.run(scenario())
+
+
+def test_restart_of_an_engine_without_known_endpoints_drops_its_restored_blocks() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as former:
+            engine = former.start_engine("a")
+            former.add_instance("a")
+            await former.wait_connected("a")
+            engine.serve_prompt(*A)
+            await former.wait_exact("a")
+            checkpoint = former.indexer.checkpoint("a")
+        async with indexer_harness(leased=True) as stage:
+            stage.add_instance("a")
+            stage.indexer.start_model(MODEL, RecoveredIndex({"a": checkpoint}, [], {}))
+            assert stage.status("a").state.blocks == 2
+            assert stage.indexer.on_engine_restarted("a", "its supervisor says so")
+            assert (stage.status("a").state.blocks, stage.indexer.checkpoint("a").position) == (0, None)
 
     asyncio.run(scenario())
 
