@@ -49,6 +49,12 @@ class KvEventLimits:
     kv_replay_pending: int = limit(
         16_384, "unread batches of one replay: more than above, since engines drop what does not fit"
     )
+    kv_replay_unread_bytes: int = limit(
+        64 * 1024 * 1024, "the same in bytes; beyond, it is cut, and its rest requested if it brought any"
+    )
+    kv_unread_check_seconds: float = limit(
+        0.1, "interval at which the unread bytes of connections are compared with their bounds"
+    )
     kv_replays: int = limit(8, "replays at the same time: each has some 10,000 batches; the others wait")
     kv_turn_bytes: int = limit(32_768, "events of one engine processed before the next engine's")
     kv_loop_bytes: int = limit(262_144, "events of all engines processed before other work of the indexer")

@@ -259,12 +259,15 @@ class EventSequencer:
         self._replay_made_progress = True
         return [self._accept(frame, "replayed")]
 
-    def on_replay_failed(self, reason: str) -> list[StreamOutcome]:
+    def on_replay_failed(self, reason: str, *, is_cut: bool = False) -> list[StreamOutcome]:
         """Handles a replay that failed before its end. Late messages of it must not be passed on,
         so open a new socket.
+
+        is_cut: the rest of it was dropped here, and can be requested.
         """
         self._stale_replay_ends = 0
-        if self._is_replaying and self._replay_has_hole:  # its end may have been left out too
+        has_rest = self._replay_has_hole or (is_cut and self._replay_made_progress)
+        if self._is_replaying and has_rest:  # its end may have been left out too
             return [self._request_rest()]
         return self._give_up(reason) if self._is_replaying else []
 

@@ -44,6 +44,7 @@ from fairlead_kvstore.reader.event_application import AppliedEvents
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
 from fairlead_kvstore.reader.replay_client import ReplaySlots
 from fairlead_kvstore.reader.timers import OneShotTimer, ReaderRuntime
+from fairlead_kvstore.reader.unread_bytes import UnreadWatch
 from fairlead_kvstore.reader.zmq_listener import ZmqListener
 from fairlead_kvstore.reader.zmq_socket import ZmqSockets
 
@@ -88,6 +89,7 @@ class Indexer:
             FairScheduler(loop, runtime.clock, limits, is_backlogged=sink.is_backlogged),
             loop,
             limits,
+            UnreadWatch(loop, limits),
             store,
             self._on_applied,
             ReplaySlots(limits.kv_replays),
@@ -219,6 +221,7 @@ class Indexer:
     def _close_sockets(self) -> None:
         for listener in self.listeners:
             listener.close()
+        self._context.unread.close()
         self._context.sockets.close()
 
     # --- instances ------------------------------------------------------------------------------------------------------

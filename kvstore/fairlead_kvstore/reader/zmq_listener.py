@@ -23,6 +23,7 @@ import zmq
 from fairlead.errors import BadInput
 from fairlead_kvstore.reader.endpoints import topic_address
 from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
+from fairlead_kvstore.reader.unread_bytes import PENDING_FACTOR, UnreadBytes, endpoint_port
 from fairlead_kvstore.reader.zmq_socket import PolledSocket, SocketContext, message_size
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -86,6 +87,8 @@ class ZmqListener:
         except zmq.ZMQError as error:
             text = f"cannot listen for KV events on {endpoint}: {error}"
             raise BadInput(text, field="events", hint=hint) from error
+        self._watch = context.unread
+        self._unread: dict[int, UnreadBytes] = {}
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._checks_peers = not _is_loopback(self.endpoint)
         if self._checks_peers and zmq.zmq_version_info() < _FIRST_VERSION_WITH_PEER_ADDRESSES:
@@ -104,18 +107,20 @@ class ZmqListener:
 
     def read(self, most: int) -> tuple[int, bool]:
         """Reads messages of one turn, see ``ReadSource``."""
-        used = 0
-        while self._polled.is_open:
+        used, has_more = 0, True
+        descriptors: set[int] = set()
+        while self._polled.is_open and has_more and used < most:
             self._handle_monitor_events()
             frames = self._receive()
-            if frames is None:
-                return used, False
-            parts = [frame.bytes for frame in frames]
-            used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
-            self._dispatch(parts, frames[0])
-            if used >= most:
-                return used, self._polled.is_open
-        return used, False
+            has_more = frames is not None
+            if frames is not None:
+                parts = [frame.bytes for frame in frames]
+                used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
+                descriptors.add(int(frames[0].get(zmq.SRCFD)))
+                self._dispatch(parts, frames[0])
+        for descriptor in descriptors & self._unread.keys():
+            self._unread[descriptor].on_all_read()
+        return used, has_more and self._polled.is_open
 
     def remove(self, engine: DialingEngine) -> None:
         """Forgets the connection of a closed subscription."""
@@ -123,6 +128,8 @@ class ZmqListener:
 
     def close(self) -> None:
         """Stops listening."""
+        for unread in self._unread.values():
+            unread.close()
         self._polled.close()
 
     def _receive(self) -> list[zmq.Frame] | None:
@@ -165,10 +172,36 @@ class ZmqListener:
 
     def _handle_monitor_events(self) -> None:
         for event, value in self._monitor.events():
-            if event == zmq.EVENT_DISCONNECTED:
+            if event == zmq.EVENT_ACCEPTED:
+                self._on_accepted(value)
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._on_closed(value)
                 for engine in [engine for engine, descriptor in self._descriptors.items() if descriptor == value]:
                     del self._descriptors[engine]
                     engine.on_disconnected("disconnected")
+
+    def _on_accepted(self, descriptor: int) -> None:
+        self._on_closed(descriptor)
+        unread = self._watch.add(
+            descriptor,
+            endpoint_port(self.endpoint),
+            PENDING_FACTOR * self._limits.kv_pending_bytes,
+            partial(self._end_connection, descriptor, "overflow"),
+        )
+        if unread is not None:
+            self._unread[descriptor] = unread
+            if len(self._unread) > self._limits.kv_inbound_connections:
+                self._end_connection(descriptor, "many")
+
+    def _end_connection(self, descriptor: int, reason: str) -> None:
+        self.unidentified[reason] += 1
+        self._unread[descriptor].shut_down()
+        self._on_closed(descriptor)
+
+    def _on_closed(self, descriptor: int) -> None:
+        unread = self._unread.pop(descriptor, None)
+        if unread is not None:
+            unread.close()
 
 
 def _is_loopback(endpoint: str) -> bool:
