@@ -10,7 +10,7 @@ class KvEventLimits:
     """Limits of the KV events of engines."""
 
     kv_events_bytes: int = limit(
-        8 * 1024 * 1024, "one batch of KV events; 3.3 bytes a token, and an engine's step has some 10,000 tokens"
+        2 * 1024 * 1024, "one batch of KV events; 3.3 to 7 bytes a token, so prompts of 300,000 tokens fit"
     )
     kv_events_in_batch: int = limit(131_072, "events of one batch; a long prompt evicts one block per event")
     kv_event_blocks: int = limit(131_072, "blocks of one KV event: two million tokens at block size 16")
@@ -21,7 +21,9 @@ class KvEventLimits:
         131_072, "batches of one replay whose digests are kept until it ends; vLLM's buffer has 10,000 by default"
     )
     kv_sequences_known: int = limit(128, "last batches whose digest is kept, to tell a repetition from a restart")
-    kv_blocks: int = limit(12_000_000, "blocks of all instances in one indexer, some 60 bytes each; the oldest go")
+    kv_blocks: int = limit(
+        12_000_000, "blocks of all instances in one indexer, some 60 bytes each; namespaces get equal shares"
+    )
     kv_blocks_per_instance: int = limit(4_194_304, "blocks of one instance, all tiers; the oldest go")
     kv_orphans_per_instance: int = limit(
         32_768, "blocks of one instance with an unknown parent, with their tokens; the oldest go"
@@ -37,17 +39,27 @@ class KvEventLimits:
         2.0, "until an engine reports a clear that Fairlead requested; earlier events precede the clear"
     )
     kv_frames: int = limit(8, "parts of one message of KV events; valid ones have three or five")
-    kv_pending_batches: int = limit(
-        128, "unread batches of one engine; beyond, its connection pauses, and what it drops is replayed"
+    kv_pending_bytes: int = limit(
+        16 * 1024 * 1024,
+        "unread events of one engine, as a number of batches of the largest size; beyond, its connection pauses",
+    )
+    kv_receive_buffer_bytes: int = limit(
+        256 * 1024, "the same in the kernel; without it, Linux grows each connection's buffer to several MiB"
     )
     kv_replay_pending: int = limit(
         16_384, "unread batches of one replay: more than above, since engines drop what does not fit"
+    )
+    kv_replay_unread_bytes: int = limit(
+        64 * 1024 * 1024, "the same in bytes; beyond, it is cut, and its rest requested if it brought any"
+    )
+    kv_unread_check_seconds: float = limit(
+        0.1, "interval at which the unread bytes of connections are compared with their bounds"
     )
     kv_replays: int = limit(8, "replays at the same time: each has some 10,000 batches; the others wait")
     kv_turn_bytes: int = limit(32_768, "events of one engine processed before the next engine's")
     kv_loop_bytes: int = limit(262_144, "events of all engines processed before other work of the indexer")
     kv_loop_seconds: float = limit(0.004, "the same in seconds, since a write to Redis takes several loop iterations")
-    kv_backpressure_seconds: float = limit(0.002, "pause of all engines while the index writer is behind")
+    kv_backpressure_seconds: float = limit(0.002, "pause of a model's engines while the index writer is behind with it")
     kv_connect_seconds: float = limit(5.0, "from a connection to an engine's events until the handshake is complete")
     kv_reconnect_seconds: float = limit(0.1, "first pause before a reconnect to an engine's events; doubles each time")
     max_kv_reconnect_seconds: float = limit(2.0, "longest such pause, half of it jitter")
@@ -94,7 +106,7 @@ class IndexLimits:
         262_144, "changed blocks buffered while Redis is away; beyond, everything is stored again at its return"
     )
     index_backpressure_blocks: int = limit(
-        65_536, "changed blocks waiting for a reachable Redis; beyond, engines are not read"
+        65_536, "changed blocks of a model waiting for a reachable Redis; beyond, its engines are not read"
     )
     index_kept_batches: int = limit(
         4_096, "batches of an instance until it is stored again: an engine can replay its last 10,000"

@@ -116,15 +116,28 @@ class RecordFiles:
         self.problem: str | None = None
 
     def add(self, line: bytes) -> None:
-        """Writes one record."""
+        """Writes one record, or nothing of it."""
         try:
-            path = self._path(len(line) + 1)
-            with path.open("ab") as file:
-                file.write(line + b"\n")
-            self._bytes += len(line) + 1
+            self._append(self._path(len(line) + 1), line + b"\n")
             self.problem = None
         except OSError as error:
             self.problem = f"the recording cannot be written: {error.strerror or error}"
+
+    def _append(self, path: Path, data: bytes) -> None:
+        """Appends to a file. If not all of it can be written, truncates the file to its former
+        size, and raises OSError.
+        """
+        size, left = self._bytes, memoryview(data)
+        with path.open("ab", buffering=0) as file:
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                self._bytes = self._limits.autoscaler_file_bytes  # without the truncation, the next file follows
+                file.truncate(size)
+                self._bytes = size
+                raise
+        self._bytes += len(data)
 
     def _path(self, bytes_to_write: int) -> Path:
         if self._number == 0:

@@ -13,13 +13,15 @@ otherwise it states why not, and since when.
 may contain removals. A forgotten block costs one recomputation. A block that is wrongly believed to
 be cached draws requests to an engine that must compute all of them.
 
-**Memory is bounded** per instance and in total (``kv_blocks…`` in the limits). Above the bound, the
-instance, or the one with the most blocks, evicts an eighth of its blocks. The least recently stored
-or used go first, and of equally old ones the ends of chains, so that the rest is still a prefix.
-Evictions are counted (``dropped``). The instance is incomplete until its cache is cleared or it is
-learned again.
+**Memory is bounded** per instance and in total (``kv_blocks…`` in the limits). Above its bound, an
+instance evicts an eighth of its blocks. Above the total, the namespace with the most blocks gives
+way: in it the model with the most, and in that the largest instances. A namespace with less than an
+equal share thus keeps all its blocks. The least recently stored or used go first, and of equally
+old ones the ends of chains, so that the rest is still a prefix. Evictions are counted
+(``dropped``). The instance is incomplete until its cache is cleared or it is learned again.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -36,10 +38,16 @@ from fairlead_kvstore.events.payloads import EventBatch
 
 _LIMITS: Final = Limits()
 _EVICTED_FRACTION: Final = 8
+_SPARE_FRACTION: Final = 1_024
+"""Above the total, this share of it is freed at once, since each eviction visits all instances."""
 
 
 class BlockStore:
-    """The blocks of all instances. Every method returns its changes in order.
+    """The blocks of all instances. Every method returns the changes of its instance's model in
+    order.
+
+    Blocks of other models may have to give way. Their changes wait in ``take_evictions``, to be
+    called after ``apply`` and ``restore_snapshot``.
 
     ``now`` is monotonic seconds. Unknown instances raise KeyError.
     """
@@ -49,6 +57,7 @@ class BlockStore:
         self._limits = limits
         self._instances: dict[str, InstanceBlocks] = {}
         self._shared_store_hints: dict[str, SharedStoreHints] = {}
+        self._evictions: dict[str, list[Change]] = {}
         self._block_count = 0
 
     def __contains__(self, instance: object) -> bool:
@@ -156,6 +165,11 @@ class BlockStore:
         self._block_count += len(item) - before
         self._enforce_limits(item, now, out)
         return out
+
+    def take_evictions(self) -> Mapping[str, list[Change]]:
+        """Returns and forgets the changes by which blocks of other models gave way, by model."""
+        found, self._evictions = self._evictions, {}
+        return found
 
     def mark_complete(self, instance: str, reason: str, now: float) -> list[Change]:
         """Marks an instance as complete: all its blocks are known."""
@@ -302,8 +316,27 @@ class BlockStore:
     def _enforce_limits(self, item: InstanceBlocks, now: float, out: list[Change]) -> None:
         while len(item) > self._limits.kv_blocks_per_instance:
             self._evict(item, now, out)
-        while self._block_count > self._limits.kv_blocks:
-            self._evict(max(self._instances.values(), key=len), now, out)
+        most = self._limits.kv_blocks
+        while self._block_count > most:
+            for largest in self._largest_instances():
+                same = largest.model_key == item.model_key
+                self._evict(largest, now, out if same else self._evictions.setdefault(largest.model_key, []))
+                if self._block_count <= most - most // _SPARE_FRACTION:
+                    break
+
+    def _largest_instances(self) -> list[InstanceBlocks]:
+        """Returns the instances with blocks, largest first, of the model with the most blocks in
+        the namespace with the most blocks.
+        """
+        namespaces: Counter[str] = Counter()
+        models: Counter[str] = Counter()
+        for item in self._instances.values():
+            namespaces[item.model_key.partition("/")[0]] += len(item)
+            models[item.model_key] += len(item)
+        namespace = max(namespaces, key=namespaces.__getitem__)
+        model_key = max((key for key in models if key.partition("/")[0] == namespace), key=models.__getitem__)
+        found = [item for item in self._instances.values() if item.model_key == model_key and len(item)]
+        return sorted(found, key=len, reverse=True)
 
     def _evict(self, item: InstanceBlocks, now: float, out: list[Change]) -> None:
         before = len(item)

@@ -120,6 +120,7 @@ class EventSequencer:
         self._held_frames: list[tuple[EventFrame, bool]] = []  # and whether its number was above the one before
         self._held_bytes = 0
         self._last_live = -1
+        self._is_live_behind = False  # live frames may still repeat what a replay brought
         self._replay_first: int | None = None
         self._replayed = 0
         self._replay_is_gapless = False  # the replay was requested from 0 and has no hole
@@ -180,6 +181,8 @@ class EventSequencer:
         """
         if self._is_replaying or self._is_suspended or not self._replayable:
             return []
+        self._is_live_behind = False
+        self._trim(self._limits.kv_sequences_known)
         return [self._request_replay(self._next_number or 0, None, "quiet")]
 
     def on_disconnected(self) -> list[StreamOutcome]:
@@ -256,12 +259,15 @@ class EventSequencer:
         self._replay_made_progress = True
         return [self._accept(frame, "replayed")]
 
-    def on_replay_failed(self, reason: str) -> list[StreamOutcome]:
+    def on_replay_failed(self, reason: str, *, is_cut: bool = False) -> list[StreamOutcome]:
         """Handles a replay that failed before its end. Late messages of it must not be passed on,
         so open a new socket.
+
+        is_cut: the rest of it was dropped here, and can be requested.
         """
         self._stale_replay_ends = 0
-        if self._is_replaying and self._replay_has_hole:  # its end may have been left out too
+        has_rest = self._replay_has_hole or (is_cut and self._replay_made_progress)
+        if self._is_replaying and has_rest:  # its end may have been left out too
             return [self._request_rest()]
         return self._give_up(reason) if self._is_replaying else []
 
@@ -293,10 +299,11 @@ class EventSequencer:
         number, known = frame.number, self._known
         self._next_number = number + 1
         known[number] = _digest(frame)
-        # Held frames are compared with replayed ones, so a replay needs more digests.
+        self._is_live_behind = self._is_live_behind and self._last_live < number
+        # Live frames are compared with replayed ones, so a replay needs more digests.
         most = (
             self._limits.kv_replay_batches
-            if self._is_replaying or self._held_frames
+            if self._is_replaying or self._held_frames or self._is_live_behind
             else self._limits.kv_sequences_known
         )
         if len(known) > most:
@@ -312,7 +319,7 @@ class EventSequencer:
     def _restart(self, reason: str) -> list[StreamOutcome]:
         self._next_number = None
         self._known.clear()
-        self._is_suspended = self._identity_unproven = self._replayed_from_start = False
+        self._is_suspended = self._identity_unproven = self._replayed_from_start = self._is_live_behind = False
         self._replay_first = None
         return [ProcessRestarted(reason)]
 
@@ -376,6 +383,7 @@ class EventSequencer:
         if self._replay_has_hole or (self._replay_made_progress and self._falls_short()):
             return [self._request_rest()]
         self._is_replaying = False
+        self._check_live_position()
         outcomes: list[StreamOutcome] = []
         if self._identity_unproven:
             outcomes = self._restart("the replay does not contain the last accepted batch")
@@ -391,10 +399,20 @@ class EventSequencer:
     def _give_up(self, reason: str) -> list[StreamOutcome]:
         """Ends the replay unfinished and takes the buffered frames; a suspended stream restarts."""
         self._is_replaying = False
+        self._check_live_position()
         outcomes: list[StreamOutcome] = self._restart(reason) if self._is_suspended else []
         self._identity_unproven = False
         self._replayed_from_start = True
         return outcomes + self._drain(reason)
+
+    def _check_live_position(self) -> None:
+        """Records at the end of a replay whether live frames may repeat what it brought.
+
+        Why: the frames of a busy engine wait in sockets meanwhile, and may be thousands of batches
+        older than the end of the replay. Without their digests they would look like a restart.
+        """
+        last = None if self._next_number is None else self._next_number - 1
+        self._is_live_behind = self._replay_made_progress and self._last_live != last
 
     def _drain(self, reason: str) -> list[StreamOutcome]:
         """Returns the outcomes of the buffered frames, taken in the order in which they came."""
@@ -415,7 +433,7 @@ class EventSequencer:
                 outcomes.append(DuplicateBatch(frame.number, "older than the replay, and lost"))
             else:
                 outcomes += self._take(frame, "held during a replay")
-        if not self._is_replaying:
+        if not self._is_replaying and not self._is_live_behind:
             self._trim(self._limits.kv_sequences_known)
         return outcomes
 
@@ -425,7 +443,7 @@ class EventSequencer:
             del known[next(iter(known))]
 
     def _forget_replay(self) -> None:
-        self._is_replaying = self._identity_unproven = self._replayed_from_start = False
+        self._is_replaying = self._identity_unproven = self._replayed_from_start = self._is_live_behind = False
         self._held_frames.clear()
         self._held_bytes = 0
         self._stale_replay_ends = 0

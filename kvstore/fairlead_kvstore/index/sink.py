@@ -26,8 +26,10 @@ class ChangeSink(Protocol):
         """
         ...
 
-    def is_backlogged(self) -> bool:
-        """Returns whether too many changes wait, in which case the caller must not read events."""
+    def is_backlogged(self, model_key: str) -> bool:
+        """Returns whether too many changes of a model wait. The caller then must not read its
+        events.
+        """
         ...
 
 
@@ -53,7 +55,7 @@ class LocalSink:
             known = self._replicas[model_key] = IndexReplica(limits=self._limits)
         return known
 
-    def is_backlogged(self) -> bool:
+    def is_backlogged(self, model_key: str) -> bool:
         """Returns False, since changes are applied at once."""
         return False
 

@@ -11,10 +11,9 @@ nearby Redis, and the cost of small entries stays bounded.
 
 The writer does not wait for an unreachable Redis: changes wait, bounded, and the block store is
 current when Redis returns. An exchange whose answer was lost is sent again: the stored position
-shows whether it was written. While Redis answers but cannot take all changes, the writer is
-*backlogged* and no events of engines are read. An overflow would cost every replica a new epoch.
-Other work (a lease, a snapshot) comes after the changes that waited when the step began, since
-under load there are always more.
+shows whether it was written. While Redis answers but cannot take all changes of a model, the model
+is *backlogged* and its engines are not read. An overflow would cost every replica a new epoch.
+Other work (a lease, a snapshot) comes after the changes that waited when the step began.
 
 A full Redis does not stop the writer either. If Redis refuses for long, the writer gives up its
 lease: a writer that cannot write would look like a leader to replicas that get nothing. Until
@@ -141,9 +140,7 @@ class IndexWriter:
         self._task: asyncio.Task[None] | None = None
 
     def set_models(self, model_keys: Iterable[str]) -> None:
-        """Sets the models to lead if no other indexer does; others are given up. Raises BadInput
-        for an invalid name.
-        """
+        """Sets the models to lead if no other indexer does. Raises BadInput for an invalid name."""
         wanted = list(model_keys)
         for key in wanted:
             redis_keys.index_keys(key)
@@ -161,16 +158,17 @@ class IndexWriter:
             state.offer(changes, batches)
             self._offered.set()
 
-    def is_backlogged(self) -> bool:
-        """Returns whether too many changes wait although they could be written.
+    def is_backlogged(self, model_key: str) -> bool:
+        """Returns whether too many changes of a model wait although they could be written.
 
         It is never true while Redis is unreachable or refuses: events are read all the same then.
         """
-        most, connected = self._limits.index_backpressure_blocks, self._link.state.connected
-        return connected and any(
-            state.waiting_blocks > most and state.lease != b"" and state.refused_since is None
-            for state in self._models.values()
-        )
+        state = self._models.get(model_key)
+        return state is not None and self._link.state.connected and state.is_backlogged
+
+    def backlogged_models(self) -> list[str]:
+        """Returns the backlogged models, sorted."""
+        return sorted(filter(self.is_backlogged, self._models))
 
     def is_leader(self, model_key: str) -> bool:
         """Returns whether this process led the model at its last exchange with Redis."""
@@ -247,7 +245,7 @@ class IndexWriter:
                     await self._offered.wait()
             except TimeoutError:
                 continue
-            if not self.is_backlogged():
+            if not self.backlogged_models():
                 rest = min(self._limits.index_flush_seconds, _REST_FACTOR * spent) - (self._clock.now() - begun - spent)
                 await asyncio.sleep(max(self._limits.index_batch_seconds, rest))
 

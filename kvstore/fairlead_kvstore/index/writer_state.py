@@ -130,6 +130,15 @@ class ModelWriteState:
         self.waiting_blocks = 0
 
     @property
+    def is_backlogged(self) -> bool:
+        """Whether too many changes wait although Redis accepts them."""
+        return (
+            self.waiting_blocks > self._limits.index_backpressure_blocks
+            and self.lease != b""
+            and self.refused_since is None
+        )
+
+    @property
     def has_waiting(self) -> bool:
         """Whether an entry is to be written to the stream."""
         return bool(self._waiting) or self.pending is not None

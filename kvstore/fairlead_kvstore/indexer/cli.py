@@ -101,7 +101,8 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="tcp://ADDRESS:PORT",
-        help="address that engines dial to publish events; may be repeated",
+        help="address that engines dial to publish events; may be repeated. Beyond loopback, an engine "
+        "has to connect from the IP address in its URL",
     )
     return parser.parse_args(arguments)
 

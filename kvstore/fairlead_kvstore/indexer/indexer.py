@@ -44,6 +44,7 @@ from fairlead_kvstore.reader.event_application import AppliedEvents
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
 from fairlead_kvstore.reader.replay_client import ReplaySlots
 from fairlead_kvstore.reader.timers import OneShotTimer, ReaderRuntime
+from fairlead_kvstore.reader.unread_bytes import UnreadWatch
 from fairlead_kvstore.reader.zmq_listener import ZmqListener
 from fairlead_kvstore.reader.zmq_socket import ZmqSockets
 
@@ -88,6 +89,7 @@ class Indexer:
             FairScheduler(loop, runtime.clock, limits, is_backlogged=sink.is_backlogged),
             loop,
             limits,
+            UnreadWatch(loop, limits),
             store,
             self._on_applied,
             ReplaySlots(limits.kv_replays),
@@ -140,6 +142,8 @@ class Indexer:
             return False
         if member.subscription is not None:
             member.subscription.replace_engine(reason)
+        else:
+            self._drop_restored_blocks(member, reason)
         return True
 
     def engine_statuses(self) -> Iterator[EngineStatus]:
@@ -217,6 +221,7 @@ class Indexer:
     def _close_sockets(self) -> None:
         for listener in self.listeners:
             listener.close()
+        self._context.unread.close()
         self._context.sockets.close()
 
     # --- instances ------------------------------------------------------------------------------------------------------
@@ -299,7 +304,7 @@ class Indexer:
                 member.subscription.replace_engine("the endpoint of its events changed", endpoints)
         else:
             member.subscription = EngineSubscription(
-                member.instance.id, endpoints, self._context, position=member.position
+                member.instance.id, member.model_key, endpoints, self._context, position=member.position
             )
             member.position = None
             member.subscription.start()
@@ -340,13 +345,16 @@ class Indexer:
                     member.problem = error.message
                     pause = min(limits.max_kv_query_pause_seconds, pause * 2.0)
             if member.position is not None and self._clock.now() - began >= limits.kv_restart_seconds:
-                member.position = None  # its snapshot may be outdated
-                reason = "the endpoint of its events is unknown"
-                self._offer(member.model_key, self.store.on_restarted(member.instance.id, reason, self._clock.now()))
+                self._drop_restored_blocks(member, "the endpoint of its events is unknown")
             member.wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await member.wake.wait()
+
+    def _drop_restored_blocks(self, member: EngineMember, reason: str) -> None:
+        """Drops what a member without a subscription has from a snapshot, which may be outdated."""
+        member.position = None
+        self._offer(member.model_key, self.store.on_restarted(member.instance.id, reason, self._clock.now()))
 
     def _refresh_adapters(self) -> None:
         """Starts the due queries for the sources of adapters: often while one is unknown, else
@@ -398,11 +406,18 @@ class Indexer:
         member = self._members[subscription.instance]
         if found.changes:
             self._sink.offer(member.model_key, found.changes, max(1, found.batches))
+        self._offer_evictions()
         if not subscription.is_connected and member.discovery is not None:
             member.wake.set()
 
     def _offer(self, model_key: str, changes: Sequence[Change]) -> None:
         if changes:
+            self._sink.offer(model_key, changes)
+        self._offer_evictions()
+
+    def _offer_evictions(self) -> None:
+        """Offers the changes of models whose blocks gave way to those of another model."""
+        for model_key, changes in self.store.take_evictions().items():
             self._sink.offer(model_key, changes)
 
     def _expire_hints(self) -> None:

@@ -104,9 +104,9 @@ class IndexerService:
         """Passes changes to the writer."""
         self._writer.offer(model_key, changes, batches)
 
-    def is_backlogged(self) -> bool:
-        """Returns whether too many changes wait in the writer."""
-        return self._writer.is_backlogged()
+    def is_backlogged(self, model_key: str) -> bool:
+        """Returns whether too many changes of a model wait in the writer."""
+        return self._writer.is_backlogged(model_key)
 
     def stop(self) -> None:
         """Requests the shutdown, which ``run`` then performs."""
@@ -157,7 +157,7 @@ class IndexerService:
             notes=[
                 *self._config.source.warnings(),
                 *([] if connected else ["Redis is away; changes wait"]),
-                *(["the writer is backlogged; engines are not read for now"] if self._writer.is_backlogged() else []),
+                *(f"the writer is behind with {key}: its engines pause" for key in self._writer.backlogged_models()),
             ],
         )
 

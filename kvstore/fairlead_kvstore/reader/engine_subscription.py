@@ -95,12 +95,14 @@ class EngineSubscription:
     def __init__(
         self,
         instance: str,
+        model_key: str,
         endpoints: EventEndpoints,
         context: ReaderContext,
         *,
         position: StreamPosition | None = None,
     ) -> None:
         self.instance = instance
+        self.model_key = model_key
         self.endpoints = endpoints
         self.counters = SubscriptionCounters()
         self.is_connected = False
@@ -256,6 +258,10 @@ class EngineSubscription:
             self._replay_timer.set(limits.kv_replay_seconds, self._on_replay_timeout)
         self._apply_safely(lambda: self._sequencer.on_replayed_frame(frame))
 
+    def on_replay_cut(self, reason: str) -> None:
+        """Handles a replay of which too much is unread: requests the rest if it brought batches."""
+        self._fail_replay(reason, is_cut=True)
+
     def _request_replay(self, start: int) -> None:
         self._replay_from = start
         self.counters.replays += 1
@@ -290,10 +296,10 @@ class EngineSubscription:
     def _on_replay_timeout(self) -> None:
         self._fail_replay("the replay did not arrive")
 
-    def _fail_replay(self, reason: str) -> None:
+    def _fail_replay(self, reason: str, *, is_cut: bool = False) -> None:
         self.counters.replays_failed += 1
         self._end_replay(close=True)
-        self._apply(self._sequencer.on_replay_failed(reason))
+        self._apply(self._sequencer.on_replay_failed(reason, is_cut=is_cut))
 
     def _end_replay(self, *, close: bool) -> None:
         self._replay_timer.clear()

@@ -9,9 +9,10 @@ the batch sizes, and a quiet source owes nothing.
 
 After some milliseconds, or bytes, the scheduler returns to the event loop. Timers, HTTP and writes
 to Redis must not wait for the end of a flood. A write to Redis takes several iterations of the
-loop, so each has to be short. A consumer that cannot follow reports itself as backlogged, and then
-nothing is read. Messages wait in ZMQ's queues, and an engine can replay what it drops meanwhile.
-That costs less than a writer that must begin a new epoch.
+loop, so each has to be short. A consumer that cannot follow a model reports the model as
+backlogged, and then its engines are not read; those of other models are. Messages wait in ZMQ's
+queues, and an engine can replay what it drops meanwhile. That costs less than a writer that must
+begin a new epoch.
 """
 
 from collections import deque
@@ -29,6 +30,13 @@ MESSAGE_OVERHEAD_BYTES = 256
 class ReadSource(Protocol):
     """The interface of a socket that the scheduler reads in turns."""
 
+    @property
+    def model_key(self) -> str | None:
+        """The model (``namespace/name``) of the engines behind the socket; None: several models,
+        so that a backlog does not stop it.
+        """
+        ...
+
     def read(self, most: int) -> tuple[int, bool]:
         """Reads messages of about ``most`` bytes. Returns their cost in bytes, and whether there
         may be more. Never raises.
@@ -39,13 +47,19 @@ class ReadSource(Protocol):
 class FairScheduler:
     """The scheduler of reads: a ring of sources that have data.
 
-    is_backlogged: called before every round; while it is true, nothing is read.
+    is_backlogged: called with a model before each turn of its sources; while it is true, they are
+    paused.
     limits: ``kv_turn_bytes`` is the quantum of a source; ``kv_loop_bytes`` or ``kv_loop_seconds``
     end a round.
     """
 
     def __init__(
-        self, loop: ReaderLoop, clock: Clock, limits: Limits, *, is_backlogged: Callable[[], bool] = lambda: False
+        self,
+        loop: ReaderLoop,
+        clock: Clock,
+        limits: Limits,
+        *,
+        is_backlogged: Callable[[str], bool] = lambda model_key: False,
     ) -> None:
         self._loop = loop
         self._clock = clock
@@ -56,7 +70,9 @@ class FairScheduler:
         self._is_backlogged = is_backlogged
         self._ring: deque[ReadSource] = deque()
         self._budgets: dict[ReadSource, int] = {}
+        self._paused: dict[str, dict[ReadSource, None]] = {}
         self._is_scheduled = False
+        self._is_pause_scheduled = False
         self.pauses = 0
 
     def __len__(self) -> int:
@@ -75,28 +91,51 @@ class FairScheduler:
     def remove(self, source: ReadSource) -> None:
         """Removes a closed source."""
         if self._budgets.pop(source, None) is not None:
-            self._ring.remove(source)
+            paused = self._paused.get(source.model_key or "", {})
+            if source in paused:
+                del paused[source]
+            else:
+                self._ring.remove(source)
 
     def _run_round(self) -> None:
         self._is_scheduled = False
         if not self._ring:
             return
-        if self._is_backlogged():
-            self.pauses += 1
-            self._is_scheduled = True
-            self._loop.call_later(self._pause_seconds, self._run_round)
-            return
         spent, now = 0, self._clock.now
         until = now() + self._round_seconds
         try:
             while self._ring and spent < self._round_bytes:
-                spent += self._read_source(self._ring.popleft())
+                source = self._ring.popleft()
+                if source.model_key is not None and self._is_backlogged(source.model_key):
+                    self._pause(source, source.model_key)
+                    continue
+                spent += self._read_source(source)
                 if now() >= until:
                     break
         finally:
             if self._ring and not self._is_scheduled:
                 self._is_scheduled = True
                 self._loop.call_soon(self._run_round)
+
+    def _pause(self, source: ReadSource, model_key: str) -> None:
+        """Takes a source out of the ring until its model is not backlogged any more."""
+        self._paused.setdefault(model_key, {})[source] = None
+        if not self._is_pause_scheduled:
+            self._is_pause_scheduled = True
+            self._loop.call_later(self._pause_seconds, self._end_pauses)
+
+    def _end_pauses(self) -> None:
+        """Returns the sources of models that are not backlogged any more to the ring."""
+        self._is_pause_scheduled = False
+        self.pauses += 1
+        for model_key in [key for key in self._paused if not self._is_backlogged(key)]:
+            self._ring += self._paused.pop(model_key)
+        if self._ring and not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._run_round)
+        if self._paused:
+            self._is_pause_scheduled = True
+            self._loop.call_later(self._pause_seconds, self._end_pauses)
 
     def _read_source(self, source: ReadSource) -> int:
         """Reads from a source for one turn, and returns the cost in bytes."""

@@ -14,14 +14,24 @@ import zmq
 
 from fairlead_kvstore.events.stream_sequencer import replay_request
 from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
+from fairlead_kvstore.reader.unread_bytes import UnreadBytes, endpoint_port
 from fairlead_kvstore.reader.zmq_socket import PolledSocket, SocketContext, message_size, receive_message
 
 
 class ReplayListener(Protocol):
-    """The callback of a replay. It must not raise."""
+    """The callbacks of a replay. They must not raise.
+
+    model_key: the model (``namespace/name``) of the engine.
+    """
+
+    model_key: str
 
     def on_replay_message(self, parts: list[bytes]) -> None:
         """Handles one message of a replay, as a list of its parts."""
+        ...
+
+    def on_replay_cut(self, reason: str) -> None:
+        """Handles a replay of which too much is unread; its messages are to be dropped."""
         ...
 
 
@@ -34,10 +44,17 @@ class ReplayClient:
         listener: ReplayListener,
         context: SocketContext,
     ) -> None:
+        self.model_key = listener.model_key
         self._listener = listener
         self._limits = context.limits
+        self._watch = context.unread
+        self._unread: UnreadBytes | None = None
+        self._port = endpoint_port(endpoint)
         self._socket = context.sockets.open(zmq.DEALER, context.limits.kv_replay_pending)
-        self._polled = PolledSocket(self, self._socket, partial(self._socket.connect, endpoint), context)
+        self._monitor = context.sockets.monitor(self._socket)
+        self._monitor.on_connected = self._on_descriptor
+        connect = partial(self._socket.connect, endpoint)
+        self._polled = PolledSocket(self, self._socket, connect, context, self._monitor)
 
     def request(self, start: int) -> bool:
         """Requests all batches from ``start`` on. Returns False when the request cannot be sent."""
@@ -51,11 +68,15 @@ class ReplayClient:
     def read(self, most: int) -> tuple[int, bool]:
         """Reads messages of one turn, see ``ReadSource``."""
         used = 0
+        self._monitor.events()
         while self._polled.is_open:
             parts = receive_message(self._socket, self._limits.kv_frames)
             if parts is None:
                 return used, False
-            used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
+            size = message_size(parts)
+            used += size + MESSAGE_OVERHEAD_BYTES
+            if self._unread is not None:
+                self._unread.on_read(size)
             self._listener.on_replay_message(parts)
             if used >= most:
                 return used, self._polled.is_open
@@ -63,7 +84,19 @@ class ReplayClient:
 
     def close(self) -> None:
         """Closes the socket; pending messages are dropped."""
+        if self._unread is not None:
+            self._unread.close()
         self._polled.close()
+
+    def _on_descriptor(self, descriptor: int) -> None:
+        if self._unread is not None:
+            self._unread.close()
+        limit = self._limits.kv_replay_unread_bytes
+        self._unread = self._watch.add(descriptor, self._port, limit, self._on_overflow)
+
+    def _on_overflow(self) -> None:
+        self.close()
+        self._listener.on_replay_cut(f"more than {self._limits.kv_replay_unread_bytes} bytes of it are unread")
 
 
 class ReplaySlot:

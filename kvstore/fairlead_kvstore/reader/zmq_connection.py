@@ -12,6 +12,7 @@ from typing import Protocol
 import zmq
 
 from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
+from fairlead_kvstore.reader.unread_bytes import PENDING_FACTOR, UnreadBytes, endpoint_port
 from fairlead_kvstore.reader.zmq_socket import (
     DISCONNECT_EVENTS,
     PolledSocket,
@@ -22,7 +23,12 @@ from fairlead_kvstore.reader.zmq_socket import (
 
 
 class ConnectionListener(Protocol):
-    """The callbacks of a connection. They must not raise."""
+    """The callbacks of a connection. They must not raise.
+
+    model_key: the model (``namespace/name``) of the engine.
+    """
+
+    model_key: str
 
     def on_connected(self) -> None:
         """Handles the end of the handshake."""
@@ -46,13 +52,18 @@ class ZmqConnection:
         listener: ConnectionListener,
         context: SocketContext,
     ) -> None:
+        self.model_key = listener.model_key
         self._listener = listener
         self._limits = context.limits
+        self._watch = context.unread
+        self._unread: UnreadBytes | None = None
+        self._max_unread = PENDING_FACTOR * context.limits.kv_pending_bytes
+        self._port = endpoint_port(endpoint)
         self._is_up = False
-        self._socket = context.sockets.open(zmq.SUB, context.limits.kv_pending_batches)
+        self._socket = context.sockets.open_subscriber()
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
-        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         self._monitor = context.sockets.monitor(self._socket)
+        self._monitor.on_connected = self._on_descriptor
         connect = partial(self._socket.connect, endpoint)
         self._polled = PolledSocket(self, self._socket, connect, context, self._monitor)
         self._polled.mark_ready()
@@ -68,12 +79,23 @@ class ZmqConnection:
             used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
             found.append(parts)
         if found:
+            if self._unread is not None:
+                self._unread.on_all_read()  # the high-water mark bounds the whole messages that are left
             self._listener.on_messages(found)
         return used, self._polled.is_open and used >= most
 
     def close(self) -> None:
         """Closes the connection without a callback."""
+        if self._unread is not None:
+            self._unread.close()
         self._polled.close()
+
+    def _on_descriptor(self, descriptor: int) -> None:
+        self._unread = self._watch.add(descriptor, self._port, self._max_unread, self._on_overflow)
+
+    def _on_overflow(self) -> None:
+        self.close()
+        self._listener.on_disconnected(f"it sent more than {self._max_unread} bytes without the end of a message")
 
     def _handle_monitor_events(self) -> None:
         for event, _ in self._monitor.events():

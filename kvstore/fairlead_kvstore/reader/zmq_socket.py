@@ -18,6 +18,7 @@ from zmq.utils.monitor import parse_monitor_message
 from fairlead.limits import Limits
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler, ReadSource
 from fairlead_kvstore.reader.timers import ReaderLoop
+from fairlead_kvstore.reader.unread_bytes import UnreadWatch
 
 Context = zmq.Context["zmq.Socket[bytes]"]
 Socket = zmq.Socket[bytes]
@@ -28,11 +29,14 @@ MONITORED_EVENTS: Final = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_CONNECTED
     | zmq.EVENT_ACCEPTED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_CLOSED
 )
-DISCONNECT_EVENTS: Final = MONITORED_EVENTS & ~(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_ACCEPTED)
+DISCONNECT_EVENTS: Final = MONITORED_EVENTS & ~(
+    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CONNECTED | zmq.EVENT_ACCEPTED
+)
 """The events after which there is no connection."""
 
 
@@ -44,6 +48,19 @@ class ZmqSockets:
         self._context: Context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, min(_MAX_SOCKETS, self._context.get(zmq.SOCKET_LIMIT)))
         self._names = itertools.count()
+
+    def open_subscriber(self) -> Socket:
+        """Returns a new SUB socket of all topics. For each engine it queues at most
+        ``kv_pending_bytes`` of unread batches.
+
+        Why: ZMQ's threads read without the event loop, and their queues count messages. So the
+        queue holds as many messages as fit if each has the largest size.
+        """
+        limits = self._limits
+        socket = self.open(zmq.SUB, max(1, limits.kv_pending_bytes // limits.kv_events_bytes))
+        socket.setsockopt(zmq.RCVBUF, limits.kv_receive_buffer_bytes)
+        socket.setsockopt(zmq.SUBSCRIBE, b"")
+        return socket
 
     def open(self, kind: int, waiting: int) -> Socket:
         """Returns a new socket of a ZMQ type (``kind``) that queues at most ``waiting`` unread
@@ -74,13 +91,14 @@ class ZmqSockets:
 @dataclass(frozen=True, slots=True)
 class SocketContext:
     """The sockets of one indexer, and the event loop, scheduler and limits by which they are
-    read.
+    read. ``unread`` watches their connections.
     """
 
     sockets: ZmqSockets
     scheduler: FairScheduler
     loop: ReaderLoop
     limits: Limits
+    unread: UnreadWatch
 
 
 def receive_message(socket: Socket, max_parts: int) -> list[bytes] | None:
@@ -111,9 +129,15 @@ def message_size(parts: list[bytes]) -> int:
 
 
 class ConnectionMonitor:
-    """A monitor of the connection events of a socket."""
+    """A monitor of the connection events of a socket.
+
+    on_connected: called with the descriptor of a connection that the socket has made, also while
+    the socket is not read.
+    """
 
     def __init__(self, context: Context, socket: Socket, address: str) -> None:
+        self.on_connected: Callable[[int], None] = lambda descriptor: None
+        self._pending: list[tuple[int, int]] = []
         self._watched = socket
         socket.monitor(address, MONITORED_EVENTS)
         self._pair = context.socket(zmq.PAIR)
@@ -126,14 +150,25 @@ class ConnectionMonitor:
         return self._pair.fileno()
 
     def events(self) -> list[tuple[int, int]]:
-        """Returns all events since the last call, as pairs of event and descriptor."""
-        found: list[tuple[int, int]] = []
+        """Returns all events since the last call, as pairs of event and descriptor, without those
+        of ``on_connected``.
+        """
+        self.receive()
+        found, self._pending = self._pending, []
+        return found
+
+    def receive(self) -> None:
+        """Receives events, and keeps them for ``events``."""
         while True:
             try:
                 message = parse_monitor_message(self._pair.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
-                return found
-            found.append((int(message["event"]), int(message["value"])))
+                return
+            event, value = int(message["event"]), int(message["value"])
+            if event == zmq.EVENT_CONNECTED:
+                self.on_connected(value)
+            else:
+                self._pending.append((event, value))
 
     def close(self) -> None:
         """Ends the monitor; call it before the socket is closed."""
@@ -168,9 +203,11 @@ class PolledSocket:
         except BaseException:
             self._release()
             raise
-        self._descriptors = [socket.fileno()] if monitor is None else [socket.fileno(), monitor.fd]
-        for descriptor in self._descriptors:
-            context.loop.add_reader(descriptor, self.mark_ready)
+        self._descriptors = [socket.fileno()]
+        context.loop.add_reader(socket.fileno(), self.mark_ready)
+        if monitor is not None:
+            self._descriptors.append(monitor.fd)
+            context.loop.add_reader(monitor.fd, self._on_monitor_ready)
 
     def mark_ready(self) -> None:
         """Schedules a read. Call it after any use of the socket, since descriptors report changes
@@ -187,6 +224,11 @@ class PolledSocket:
             self._loop.remove_reader(descriptor)
         self._scheduler.remove(self._source)
         self._release()
+
+    def _on_monitor_ready(self) -> None:
+        assert self._monitor is not None
+        self._monitor.receive()
+        self.mark_ready()
 
     def _release(self) -> None:
         if self._monitor is not None:

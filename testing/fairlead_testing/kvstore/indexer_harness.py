@@ -31,9 +31,10 @@ class IndexerHarness:
 
     engines: by instance.
     answers: HTTP answers by (instance, path); ``asked`` counts the requests.
+    leased: the indexer reads a model only after ``start_model``.
     """
 
-    def __init__(self, limits: Limits, listen: Sequence[str]) -> None:
+    def __init__(self, limits: Limits, listen: Sequence[str], *, leased: bool = False) -> None:
         self.clock = ManualClock()
         self.loop = ManualLoop(self.clock)
         self.engines: dict[str, ZmqEngine] = {}
@@ -41,13 +42,14 @@ class IndexerHarness:
         self.queries: list[tuple[str, str]] = []
         self.instances: dict[str, Instance] = {}
         self.sink = LocalSink()
-        self.store = BlockStore()
+        self.store = BlockStore(limits=limits)
         self.indexer = Indexer(
             self.store,
             self.sink,
             self._query,
             ReaderRuntime(self.loop, self.clock, lambda: 1.0, limits),
             listen=listen,
+            leased=leased,
         )
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
 
@@ -129,9 +131,11 @@ class IndexerHarness:
 
 
 @asynccontextmanager
-async def indexer_harness(limits: Limits | None = None, listen: Sequence[str] = ()) -> AsyncIterator[IndexerHarness]:
+async def indexer_harness(
+    limits: Limits | None = None, listen: Sequence[str] = (), *, leased: bool = False
+) -> AsyncIterator[IndexerHarness]:
     """Yields a harness, and closes it at the end."""
-    harness = IndexerHarness(limits or Limits(), listen)
+    harness = IndexerHarness(limits or Limits(), listen, leased=leased)
     try:
         yield harness
     finally:

@@ -1,5 +1,8 @@
 """Decisions can be read again exactly; memory and files stay within their limits."""
 
+import errno
+import io
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +110,34 @@ def test_another_process_goes_on_with_the_next_file(tmp_path: Path) -> None:
         RecordFiles(tmp_path, Limits()).add(encode_record(look))
     assert [number for number, _ in record_files(tmp_path)] == [1, 2]
     assert [look.wall for look in read_records(tmp_path)] == [1_000.0, 1_005.0]
+
+
+class UntruncatableFile(io.FileIO):
+    def truncate(self, size: int | None = None, /) -> int:
+        raise OSError(errno.EIO, "no truncation")
+
+
+@pytest.mark.parametrize("truncates", [True, False])
+def test_record_that_does_not_fit_on_the_disk_leaves_no_partial_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truncates: bool
+) -> None:
+    first, second, third = (encode_record(look) for look in looks(3))
+    files = RecordFiles(tmp_path, Limits())
+    files.add(first)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(first) + len(second) // 2, before[1]))
+    with monkeypatch.context() as patch:
+        if not truncates:
+            patch.setattr(Path, "open", lambda path, mode, buffering: UntruncatableFile(path, mode))
+        try:
+            files.add(second)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "cannot be written" in (files.problem or "")
+    files.add(third)
+    assert files.problem is None
+    assert [look.wall for look in read_records(tmp_path)] == [1_000.0, 1_010.0]
+    assert len(record_files(tmp_path)) == (1 if truncates else 2)
 
 
 def test_a_last_line_that_was_cut_off_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:

@@ -349,6 +349,32 @@ def test_total_bound_evicts_from_the_largest_instance() -> None:
     assert (index.depths()[0], index.depths(instance="other")[0], index.store.block_count) == (5, 3, 8)
 
 
+def test_one_namespace_cannot_push_out_the_blocks_of_others() -> None:
+    index = SingleInstanceStore(Limits(kv_blocks=16))
+    index.apply(stored_event(0, 5))
+    for model in ("x", "y"):
+        for number in range(8):
+            name = f"{model}{number}"
+            index.store.attach(name, f"flood/{model}", 0.0)
+            index.apply(stored_event(0, 2), instance=name)
+    states = [index.store.state(name) for name in ("i", "x0", "y7")]
+    assert (index.depths()[0], states[0].counts.dropped) == (6, 0)
+    assert index.store.block_count == 16
+    sums = [sum(index.store.state(f"{model}{number}").blocks for number in range(8)) for model in ("x", "y")]
+    assert (sum(sums), min(sums)) in ((10, 4), (10, 5)), "models of one namespace share what it has"
+
+
+def test_changes_of_another_model_that_gives_way_are_reported_under_it() -> None:
+    index = SingleInstanceStore(Limits(kv_blocks=8))
+    index.apply(stored_event(0, 5))
+    index.store.attach("other", "team/other", 0.0)
+    told = index.apply(stored_event(0, 2), instance="other")
+    assert {getattr(change, "instance", None) for change in told} == {"other"}
+    evicted = index.store.take_evictions()
+    assert {key: change_summary(found)[0] for key, found in evicted.items()} == {MODEL: ("BlocksRemoved", [5])}
+    assert index.store.take_evictions() == {}
+
+
 def test_detached_instance_leaves_nothing() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 5))

@@ -230,6 +230,17 @@ def test_replay_with_a_hole_and_no_end_is_requested_again() -> None:
     assert short(stream.on_replay_failed("no answer within 2 s")) == ["L5-7", "A8"]
 
 
+def test_rest_of_a_replay_that_was_cut_is_requested_if_it_brought_any() -> None:
+    stream = EventSequencer(replayable=True)
+    stream.on_connected()
+    assert replay(stream, 0, 1, 2, end=False) == ["C", "A0", "A1", "A2"]
+    assert short(stream.on_replay_failed("too much is unread", is_cut=True)) == ["G3-?2"]
+    assert replay(stream, 2, 3, 4) == ["A3", "A4"]
+    stream = begun(upto=3)
+    assert live(stream, 6) == ["G4-5?3"]
+    assert short(stream.on_replay_failed("too much is unread", is_cut=True)) == ["L4-5", "A6"]
+
+
 def test_other_process_in_the_rest_of_a_replay_is_detected() -> None:
     stream = begun()
     live(stream, 8)
@@ -266,6 +277,26 @@ def test_batch_older_than_the_known_digests_is_another_process() -> None:
 
 
 # --- connections that break ---------------------------------------------------------------------------------------------
+
+
+def test_live_frames_far_behind_a_replay_are_no_restart() -> None:
+    known = Limits().kv_sequences_known
+    stream = EventSequencer(replayable=True)
+    stream.on_connected()
+    numbers = range(4 * known)
+    assert replay(stream, *numbers) == ["C", *(f"A{number}" for number in numbers)]
+    assert live(stream, *numbers) == [f"D{number}" for number in numbers]
+    assert live(stream, 4 * known) == [f"A{4 * known}"]
+    assert "R" in live(stream, 0), "it has caught up, and its digests are dropped"
+
+
+def test_digests_of_a_replay_are_dropped_when_the_stream_is_quiet() -> None:
+    stream = EventSequencer(replayable=True)
+    stream.on_connected()
+    replay(stream, *range(4 * Limits().kv_sequences_known))
+    stream.on_quiet()
+    stream.on_replay_failed("no answer")
+    assert "R" in live(stream, 0)
 
 
 def test_short_disconnect_loses_nothing() -> None:

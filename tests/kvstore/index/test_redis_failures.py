@@ -99,7 +99,7 @@ class Busy:
 
     async def answer(self, commands: Sequence[Any]) -> list[Any] | None:
         found = await self.run(commands)
-        if self.busy and not self.world.writer.is_backlogged():
+        if self.busy and not self.world.writer.is_backlogged(MODEL):
             self.world.serve_prompts(2)
             self.world.indexer.read()
         self.most = max(self.most, self.world.writer._models[MODEL].waiting_blocks)
@@ -142,7 +142,24 @@ def test_backlogged_writer_reports_it_without_a_new_epoch(server: Valkey) -> Non
         busy.busy = False
         await world.settle()
         world.assert_replica_matches()
-        assert not world.writer.is_backlogged()
+        assert not world.writer.is_backlogged(MODEL)
+
+    run_with_harness(server.url, work, limits)
+
+
+def test_backlogged_model_does_not_stop_the_others(server: Valkey) -> None:
+    limits = replace(LIMITS, index_backpressure_blocks=10)
+
+    async def work(world: IndexHarness, redis: Any) -> None:
+        await world.write(10)
+        world.writer.set_models([MODEL, "default/other"])
+        world.serve_prompts(5)
+        world.indexer.read()
+        assert world.writer.backlogged_models() == [MODEL]
+        assert not world.writer.is_backlogged("default/other")
+        world.writer.set_models([MODEL])
+        await world.settle()
+        assert world.writer.backlogged_models() == []
 
     run_with_harness(server.url, work, limits)
 
@@ -154,20 +171,20 @@ def test_unreachable_or_refusing_redis_delays_no_caller(server: Valkey) -> None:
         await world.write(10)
         world.serve_prompts(5)
         world.indexer.read()
-        assert world.writer.is_backlogged()
+        assert world.writer.is_backlogged(MODEL)
         await redis.config_set("maxmemory-policy", "noeviction")
         await redis.config_set("maxmemory", "1")
         await world.writer.step()
         assert world.writer._models[MODEL].waiting_blocks > 0 or world.writer._models[MODEL].pending is not None
-        assert not world.writer.is_backlogged(), "it refuses"
+        assert not world.writer.is_backlogged(MODEL), "it refuses"
         await redis.config_set("maxmemory", "0")
         await world.writer.step()
         world.serve_prompts(5)
         world.indexer.read()
-        assert world.writer.is_backlogged()
+        assert world.writer.is_backlogged(MODEL)
         server.kill()
         await world.wait_redis_lost()
-        assert not world.writer.is_backlogged(), "it is away"
+        assert not world.writer.is_backlogged(MODEL), "it is away"
         server.start()
         await world.link.wait_connected()
         await world.settle()

@@ -9,11 +9,12 @@ import msgspec
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead.fleet.model import InstanceState
+from fairlead.fleet.model import Fleet, InstanceState, Model
 from fairlead.limits import Limits
 from fairlead_kvstore.events.types import EventFrame
+from fairlead_kvstore.index.recovery import RecoveredIndex
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, MODELS_PATH
-from fairlead_testing.kvstore.indexer_harness import IndexerHarness, frames, indexer_harness
+from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ZmqEngine
 from fairlead_testing.waiting import wait_until
@@ -167,6 +168,25 @@ def test_requested_clear_drops_blocks_at_once() -> None:
     asyncio.run(scenario())
 
 
+def test_restart_of_an_engine_without_known_endpoints_drops_its_restored_blocks() -> None:
+    async def scenario() -> None:
+        async with indexer_harness() as former:
+            engine = former.start_engine("a")
+            former.add_instance("a")
+            await former.wait_connected("a")
+            engine.serve_prompt(*A)
+            await former.wait_exact("a")
+            checkpoint = former.indexer.checkpoint("a")
+        async with indexer_harness(leased=True) as stage:
+            stage.add_instance("a")
+            stage.indexer.start_model(MODEL, RecoveredIndex({"a": checkpoint}, [], {}))
+            assert stage.status("a").state.blocks == 2
+            assert stage.indexer.on_engine_restarted("a", "its supervisor says so")
+            assert (stage.status("a").state.blocks, stage.indexer.checkpoint("a").position) == (0, None)
+
+    asyncio.run(scenario())
+
+
 def test_dialing_engines_are_identified_by_topic_and_disconnects_detected() -> None:
     async def scenario() -> None:
         async with indexer_harness(listen=["tcp://127.0.0.1:0"]) as stage:
@@ -203,6 +223,46 @@ def test_dialing_engines_are_identified_by_topic_and_disconnects_detected() -> N
     asyncio.run(scenario())
 
 
+def test_dialing_peer_speaks_only_for_engines_at_its_own_address() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(listen=["tcp://0.0.0.0:0"]) as stage:
+            port = stage.indexer.listeners[0].endpoint.rpartition(":")[2]
+            for name, source in (("a", "127.0.0.1"), ("impostor", "127.0.0.2")):
+                dial = f"tcp://{source}:0;127.0.0.1:{port}"
+                stage.start_engine(name, PrefixCacheEngine(capacity=400), dial=dial, topic="kv@127.0.0.1:8001@tiny")
+            stage.answers["a", EVENT_SOURCES_PATH] = sources(stage.engines["a"], endpoint="tcp://indexer:5557")
+            stage.add_instance("a", url="http://127.0.0.1:8001")
+            await wait_until(lambda: stage.status("a").problem == "not connected yet")
+            await wait_until(lambda: all(engine.listeners for engine in stage.engines.values()))
+            stage.engines["a"].serve_prompt(*A)
+            await stage.wait_exact("a")
+            stage.engines["impostor"].serve_prompt(*B)
+            stage.engines["impostor"].send_raw([b"kv@localhost:8001@tiny", bytes(8), b"x"])
+            await wait_until(lambda: dict(stage.indexer.unidentified_messages()) == {"peer": 2})
+            stage.engines["a"].serve_prompt(*range(200, 209))
+            await stage.wait_exact("a")
+            counts = stage.status("a").counters
+            assert (counts.connects, counts.disconnects, counts.restarts) == (1, 0, 0)
+            assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B)) == (2, 0)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://0.0.0.0:0", "tcp://*:0"])
+def test_listening_beyond_loopback_needs_the_addresses_of_peers(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairlead_kvstore.reader.zmq_listener.zmq.zmq_version_info", lambda: (4, 0, 8))
+
+    async def scenario() -> None:
+        async with indexer_harness(listen=["tcp://127.0.0.1:0"]):
+            pass
+        with pytest.raises(BadInput, match="cannot check who sends KV events") as refused:
+            async with indexer_harness(listen=[endpoint]):
+                pass
+        assert refused.value.field == "events"
+
+    asyncio.run(scenario())
+
+
 def test_invalid_listen_address_is_named() -> None:
     async def scenario() -> None:
         with pytest.raises(BadInput, match=r"tcp://127\.0\.0\.1:99999"):
@@ -224,7 +284,7 @@ def test_flood_is_read_without_a_loss() -> None:
             calm.serve_prompt(*A)
             await stage.wait_exact("loud", "calm")
             counts = stage.status("loud").counters
-            assert (counts.batches, counts.gaps, counts.lost) == (400, 0, 0)
+            assert (counts.batches, counts.gaps, counts.lost) == (400, 0, 0), counts
 
     asyncio.run(scenario())
 
@@ -269,6 +329,26 @@ def test_oversized_message_ends_only_its_connection() -> None:
             engine.send(EventFrame(b"kv", 1, bytes(20_000)))
             await wait_until(lambda: stage.status("a").counters.disconnects == 1)
             assert not stage.status("a").state.complete
+
+    asyncio.run(scenario())
+
+
+def test_eviction_for_another_model_reaches_the_index_of_its_own_model() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(replace(LIMITS, kv_blocks=6)) as stage:
+            for name in ("a", "b"):
+                stage.start_engine(name)
+                stage.add_instance(name)
+            first, second = stage.instances["a"], replace(stage.instances["b"], namespace="team", model="other")
+            models = {MODEL: Model("default", "tiny"), "team/other": Model("team", "other")}
+            stage.indexer.update_fleet(Fleet(1, 1, models, {MODEL: (first,), "team/other": (second,)}))
+            await stage.wait_connected("a", "b")
+            stage.engines["a"].serve_prompt(*range(1, 22))
+            await stage.wait_exact("a")
+            stage.engines["b"].serve_prompt(*A)
+            await stage.wait_exact("b")
+            assert stage.status("a").state.counts.dropped == 1
+            assert stage.credited_blocks("a", range(1, 22)) == 4
 
     asyncio.run(scenario())
 

@@ -232,9 +232,8 @@ def test_loss_of_the_last_batch_is_detected_in_silence() -> None:
             await stage.wait_exact("a")
             engine.serve_prompt(*B, lose=True)
             asked = len(engine.replay_requests)
-            await wait_until(
-                lambda: stage.loop.advance(LIMITS.kv_idle_check_seconds) or len(engine.replay_requests) > asked
-            )
+            # In small steps: the replay must not time out before the engine has its request.
+            await wait_until(lambda: stage.loop.advance(0.5) or len(engine.replay_requests) > asked)
             await stage.wait_exact("a")
             assert (stage.credited_blocks("a", B), stage.status("a").counters.lost) == (4, 0)
 

@@ -41,8 +41,16 @@ class Soon:
 class Engine:
     """A source with messages of these ``sizes``."""
 
-    def __init__(self, log: list[str], name: str, sizes: list[int], then: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        log: list[str],
+        name: str,
+        sizes: list[int],
+        then: Callable[[], None] | None = None,
+        model_key: str | None = "team/model",
+    ) -> None:
         self.log, self.name, self.sizes, self.then = log, name, sizes, then
+        self.model_key = model_key
 
     def read(self, most: int) -> tuple[int, bool]:
         used = 0
@@ -55,7 +63,11 @@ class Engine:
 
 
 def turns_of(
-    loop: Soon, quantum: int, whole: int, clock: ManualClock | None = None, behind: Callable[[], bool] = lambda: False
+    loop: Soon,
+    quantum: int,
+    whole: int,
+    clock: ManualClock | None = None,
+    behind: Callable[[str], bool] = lambda model_key: False,
 ) -> FairScheduler:
     limits = replace(Limits(), kv_turn_bytes=quantum, kv_loop_bytes=whole)
     return FairScheduler(loop, clock or ManualClock(), limits, is_backlogged=behind)
@@ -140,11 +152,11 @@ def test_round_ends_after_some_milliseconds_without_a_lost_turn() -> None:
     assert {log.count(name) for name in ("x", "y", "z")} == {12}
 
 
-def test_nothing_is_read_while_backlogged_and_then_reading_continues() -> None:
+def test_model_is_not_read_while_backlogged_and_then_reading_continues() -> None:
     log: list[str] = []
     behind: list[bool] = []
     loop = Soon()
-    turns = turns_of(loop, 100, 200, behind=lambda: bool(behind))
+    turns = turns_of(loop, 100, 200, behind=lambda model_key: bool(behind))
     for name in ("x", "y", "z"):
         turns.mark_ready(Engine(log, name, [100] * 4))
     loop.turn()
@@ -152,16 +164,47 @@ def test_nothing_is_read_while_backlogged_and_then_reading_continues() -> None:
     behind.append(True)
     loop.turn()
     turns.mark_ready(Engine(log, "late", [100]))
+    loop.turn()
     for _ in range(3):
         ((delay, again),) = loop.later
         loop.later.clear()
         assert (delay, loop.waiting) == (Limits().kv_backpressure_seconds, [])
         again()
-    assert (log, turns.pauses) == (["x", "y"], 4)
+    assert (log, turns.pauses) == (["x", "y"], 3)
     behind.clear()
     ((_, again),) = loop.later
+    loop.later.clear()
     again()
     while loop.waiting:
         loop.turn()
     assert log == ["x", "y", "z", "x", "y", "late", "z", "x", "y", "z", "x", "y", "z"]
-    assert len(loop.later) == 1, "who is not behind is not asked by a timer"
+    assert loop.later == [], "without a backlog there is no timer"
+
+
+def test_backlogged_model_pauses_its_own_sources_only() -> None:
+    log: list[str] = []
+    loop = Soon()
+    turns = turns_of(loop, 100, 1_000, behind=lambda model_key: model_key == "team/flood")
+    for name, model_key in (("flood", "team/flood"), ("calm", "team/calm"), ("dialing", None)):
+        turns.mark_ready(Engine(log, name, [100] * 3, model_key=model_key))
+    while loop.waiting:
+        loop.turn()
+    assert sorted(log) == ["calm"] * 3 + ["dialing"] * 3
+    assert (len(turns), len(loop.later)) == (1, 1)
+
+
+def test_source_closed_while_its_model_is_backlogged_is_forgotten() -> None:
+    log: list[str] = []
+    behind = [True]
+    loop = Soon()
+    turns = turns_of(loop, 100, 1_000, behind=lambda model_key: bool(behind))
+    closed, open_ = Engine(log, "closed", [100]), Engine(log, "open", [100])
+    for source in (closed, open_):
+        turns.mark_ready(source)
+    loop.turn()
+    turns.remove(closed)
+    behind.clear()
+    ((_, again),) = loop.later
+    again()
+    loop.turn()
+    assert (log, len(turns)) == (["open"], 0)

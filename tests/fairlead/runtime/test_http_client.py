@@ -1,0 +1,147 @@
+"""The HTTP client for control traffic over real sockets: no response costs more than its limit."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import tracemalloc
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+
+from fairlead.engines.credentials import EngineCredentials
+from fairlead.engines.sleep_mode import send_request
+from fairlead.errors import Unavailable
+from fairlead.fleet.model import Instance
+from fairlead.limits import Limits
+from fairlead.runtime.http_client import fetch
+from fairlead_autoscaler.collector.gateway_scraper import HttpPageFetcher
+from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
+
+MEBIBYTE = 1024 * 1024
+MAX_ALLOCATED_BYTES = 5 * MEBIBYTE
+Request = Callable[[str], Awaitable[object]]
+
+
+@contextlib.contextmanager
+def _server(response: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """Runs a server that sends `response` to one connection; yields its URL and the request."""
+    requests: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    requests.append(connection.recv(65_536))
+                    connection.sendall(response)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", requests
+    thread.join(10)
+
+
+def _allocated_bytes(response: bytes, request: Request, why: str) -> int:
+    """Returns the peak of allocated bytes while `request` refuses `response`, with reason `why`."""
+    with _server(response) as (url, _):
+        tracemalloc.start()
+        try:
+            with pytest.raises(Unavailable, match=why):
+                asyncio.run(_awaited(request(url)))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+
+async def _awaited(reply: Awaitable[object]) -> object:
+    return await reply
+
+
+async def _query_engine(url: str) -> object:
+    limits = Limits()
+    instance = Instance("main-0/8000/0", "default", "tiny", "main", url, "vllm")
+    return await HttpEngineQuery(EngineCredentials({}, lambda: 0.0), limits)(instance, "/kv_event_sources")
+
+
+async def _query_sleep_mode(url: str) -> object:
+    return await send_request("GET", f"{url}/is_sleeping", None, 5.0)
+
+
+async def _fetch_gateway_page(url: str) -> object:
+    return await HttpPageFetcher(Limits())(f"{url}/metrics")
+
+
+async def _fetch_at_most_a_mebibyte(url: str) -> object:
+    return await fetch(url, timeout_seconds=20, max_bytes=MEBIBYTE)
+
+
+REQUESTS = [_query_engine, _query_sleep_mode, _fetch_gateway_page]
+
+
+def _repeated(data: bytes, times: int) -> bytes:
+    """Returns a gzip member of `data`, repeated; its checksum is not right, which shows last."""
+    packer = zlib.compressobj(9, wbits=31)
+    head = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(data) + packer.flush(zlib.Z_FULL_FLUSH)
+    return head + block * times + packer.flush()
+
+
+def _nested_gzip_bomb() -> bytes:
+    """Returns some kilobytes that two decompressions turn into two gibibytes."""
+    inner = _repeated(bytes(MEBIBYTE), 2048)
+    packer = zlib.compressobj(9, wbits=31)
+    bomb = packer.compress(inner) + packer.flush()
+    assert len(bomb) < 65_536 < MAX_ALLOCATED_BYTES < len(inner) * 1024
+    return bomb
+
+
+def test_the_bomb_of_these_tests_explodes() -> None:
+    once = zlib.decompressobj(wbits=31).decompress(_nested_gzip_bomb())
+    twice = zlib.decompressobj(wbits=31).decompress(once, 16 * MEBIBYTE)
+    assert len(twice) == 16 * MEBIBYTE
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_nested_gzip_bomb_is_refused_without_decompression(request_: Request) -> None:
+    bomb = _nested_gzip_bomb()
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip, gzip\r\n"
+    response = head + b"content-length: %d\r\n\r\n%b" % (len(bomb), bomb)
+    allocated = _allocated_bytes(response, request_, "content-encoding")
+    assert allocated < MAX_ALLOCATED_BYTES
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_control_requests_ask_for_an_unencoded_response(request_: Request) -> None:
+    body = b'{"is_sleeping": false}'
+    head = b"HTTP/1.1 200 OK\r\ncontent-encoding: Identity\r\ncontent-length: %d\r\n\r\n"
+    with _server(head % len(body) + body) as (url, requests):
+        asyncio.run(_awaited(request_(url)))
+    assert b"\r\naccept-encoding: identity\r\n" in requests[0].lower()
+
+
+def test_endless_header_is_refused_at_its_limit() -> None:
+    response = b"HTTP/1.1 200 OK\r\nx-filler: " + b"a" * (16 * MEBIBYTE) + b"\r\ncontent-length: 0\r\n\r\n"
+    allocated = _allocated_bytes(response, _fetch_at_most_a_mebibyte, "head of the answer")
+    assert allocated < MAX_ALLOCATED_BYTES
+
+
+def test_endless_trailer_is_refused_at_the_limit_of_the_body() -> None:
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    response = head + b"2\r\n{}\r\n0\r\nx-filler: " + b"a" * (16 * MEBIBYTE) + b"\r\n\r\n"
+    allocated = _allocated_bytes(response, _fetch_at_most_a_mebibyte, "longer than 1048576 bytes")
+    assert allocated < MAX_ALLOCATED_BYTES
+
+
+def test_tiny_chunks_cost_no_more_memory_than_large_ones() -> None:
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    response = head + b"2\r\nab\r\n" * (2 * MEBIBYTE)
+    allocated = _allocated_bytes(response, _fetch_at_most_a_mebibyte, "longer than 1048576 bytes")
+    assert allocated < MAX_ALLOCATED_BYTES
+
+
+def test_a_body_of_exactly_the_limit_is_read() -> None:
+    body = b"x" * MEBIBYTE
+    with _server(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)) as (url, _):
+        assert asyncio.run(_awaited(_fetch_at_most_a_mebibyte(url))) == body

@@ -1,0 +1,130 @@
+"""Unread bytes of engines are bounded, whatever the engines send and however slow the reader is."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from fairlead.limits import Limits
+from fairlead_kvstore.index.sink import LocalSink
+from fairlead_kvstore.reader.unread_bytes import PENDING_FACTOR, endpoint_port
+from fairlead_testing.kvstore.indexer_harness import IndexerHarness, frames, indexer_harness
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.kvstore.zmtp_peer import ZmtpPeer
+from fairlead_testing.waiting import wait_until
+
+LIMITS = replace(Limits(), kv_events_bytes=65_536, kv_pending_bytes=1024 * 1024)
+BOUND = PENDING_FACTOR * LIMITS.kv_pending_bytes
+PROMPTS = [range(1_000 * at, 1_000 * at + 801) for at in range(600)]
+
+
+@pytest.fixture
+def backlog(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Returns the backlogged models, which the test changes."""
+    models: set[str] = set()
+    monkeypatch.setattr(LocalSink, "is_backlogged", lambda sink, model_key: model_key in models)
+    return models
+
+
+def _send_without_end(peer: ZmtpPeer, size: int) -> None:
+    for _ in range(size // 32_768):
+        peer.send_part(bytes(32_768), more=True)
+
+
+async def _check_until(stage: IndexerHarness, condition: Callable[[], bool]) -> None:
+    def check() -> bool:
+        stage.loop.advance(LIMITS.kv_unread_check_seconds)
+        return condition()
+
+    await wait_until(check)
+
+
+def test_engine_that_never_ends_a_message_is_disconnected() -> None:
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            async with indexer_harness(LIMITS) as stage:
+                stage.add_instance("a", kv_events=f"tcp://127.0.0.1:{server.getsockname()[1]}")
+                connection, _ = await asyncio.to_thread(server.accept)
+                peer = await asyncio.to_thread(ZmtpPeer, connection, b"PUB")
+                assert await asyncio.to_thread(peer.read_frame) == b"\x01", "it subscribes to everything"
+                await wait_until(lambda: stage.status("a").connected)
+                await asyncio.to_thread(_send_without_end, peer, 2 * BOUND)
+                await _check_until(stage, lambda: stage.status("a").counters.disconnects == 1)
+                assert "without the end of a message" in stage.status("a").problem
+                peer.close()
+
+    asyncio.run(scenario())
+
+
+def test_peer_that_dials_and_never_ends_a_message_is_disconnected() -> None:
+    async def scenario() -> None:
+        async with indexer_harness(LIMITS, listen=["tcp://127.0.0.1:0"]) as stage:
+            port = endpoint_port(stage.indexer.listeners[0].endpoint)
+            connection = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", port))
+            peer = await asyncio.to_thread(ZmtpPeer, connection, b"PUB")
+            await asyncio.to_thread(peer.read_frame)
+            await asyncio.to_thread(_send_without_end, peer, 2 * BOUND)
+            await _check_until(stage, lambda: dict(stage.indexer.unidentified_messages()) == {"overflow": 1})
+            with pytest.raises(ConnectionError):
+                await asyncio.to_thread(lambda: [peer.read_frame() for _ in range(100)])
+            peer.close()
+
+    asyncio.run(scenario())
+
+
+def test_more_peers_than_may_dial_are_disconnected() -> None:
+    async def scenario() -> None:
+        limits = replace(LIMITS, kv_inbound_connections=2)
+        async with indexer_harness(limits, listen=["tcp://127.0.0.1:0"]) as stage:
+            port = endpoint_port(stage.indexer.listeners[0].endpoint)
+            connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+            await wait_until(lambda: dict(stage.indexer.unidentified_messages()) == {"many": 1})
+            for connection in connections:
+                connection.close()
+
+    asyncio.run(scenario())
+
+
+def test_full_queue_of_whole_messages_pauses_an_engine_and_loses_nothing(backlog: set[str]) -> None:
+    async def scenario() -> None:
+        async with indexer_harness(LIMITS) as stage:
+            engine = stage.start_engine("a", PrefixCacheEngine(capacity=200_000))
+            stage.add_instance("a")
+            await stage.wait_connected("a")
+            engine.serve_prompt(*range(1, 10))
+            await stage.wait_exact("a")
+            backlog.add("default/tiny")
+            sent = frames(engine.engine, *PROMPTS)
+            assert sum(len(frame.payload) for frame in sent) > BOUND
+            engine.send(*sent)
+            for _ in range(20):
+                await asyncio.sleep(0)
+                stage.loop.advance(LIMITS.kv_unread_check_seconds)
+            backlog.clear()
+            await _check_until(stage, lambda: stage.is_exact("a"))
+            counts = stage.status("a").counters
+            assert (counts.disconnects, counts.lost, counts.restarts) == (0, 0, 0)
+
+    asyncio.run(scenario())
+
+
+def test_replay_that_is_not_read_is_cut_at_its_bound(backlog: set[str]) -> None:
+    async def scenario() -> None:
+        limits = replace(LIMITS, kv_replay_unread_bytes=200_000)
+        async with indexer_harness(limits) as stage:
+            engine = stage.start_engine("a", PrefixCacheEngine(capacity=200_000))
+            for prompt in PROMPTS:
+                engine.serve_prompt(*prompt)
+            engine.holds_replays = True
+            stage.add_instance("a")
+            await wait_until(lambda: len(engine.replay_requests) == 1)
+            backlog.add("default/tiny")
+            engine.answer_held()
+            await _check_until(stage, lambda: stage.status("a").counters.replays_failed >= 1)
+            backlog.clear()
+            engine.serve_prompt(*range(1, 10))
+            await _check_until(stage, lambda: stage.credited_blocks("a", range(1, 10)) == 2)
+
+    asyncio.run(scenario())
