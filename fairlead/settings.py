@@ -11,10 +11,12 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-from fairlead.errors import SettingsError
+from fairlead.errors import BadInput, SettingsError
 from fairlead.names import closest_matches
+from fairlead.units import parse_duration
 
 VARIABLE_PREFIX = "FAIRLEAD_"
+_MAX_DRAIN_SECONDS = 24 * 3_600.0
 TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
     {
         "FAIRLEAD_CACHE": "where `make` keeps the dependencies, instead of `~/.cache/fairlead`",
@@ -106,6 +108,22 @@ class GatewaySettings:
         "the container's limit counts (cgroup version 2 or 1), for all its processes together; where there is none, nothing "
         "is refused"
     )
+    drain_timeout: str | None = _setting(
+        "how long requests in flight may run on after SIGTERM, `0s` to `24h`. Then streams end with an error event, and other "
+        "requests with 503. Give the process 20 s more before it is killed",
+        default="10m",
+    )
+
+    def drain_seconds(self) -> float:
+        """Returns `drain_timeout` in seconds. Raises SettingsError."""
+        try:
+            seconds = parse_duration(self.drain_timeout or "")
+        except BadInput:
+            seconds = -1.0
+        if not 0.0 <= seconds <= _MAX_DRAIN_SECONDS:
+            name = variable_name("drain_timeout")
+            raise SettingsError(f"{name} is not a duration from 0s to 24h", field=name, hint="write it like 90s or 10m")
+        return seconds
 
     def __repr__(self) -> str:
         return masked_repr(self)

@@ -6,6 +6,9 @@ SIGTERM. Clients learn of that late: for a moment after the signal the old one i
 that new connections are drawn from. All they forgive is a connection that was refused, since
 nothing had been sent; then they take the next address. Everything else that is not a whole and
 right answer is an error: a reset, a cut, a 503. Every gateway must exit with 0.
+
+Some streams of each gateway last longer than its drain. Each must end with the error event of a
+drain, and its connection in order.
 """
 
 import asyncio
@@ -33,6 +36,11 @@ TOKENS = 20
 LATE_SECONDS = 0.2  # so long the old one stays in the list
 SERVED_SECONDS = 0.5  # so long both serve before the old one goes
 RESTARTS = ("FAIRLEAD_SOAK_RESTARTS", 4, 100)
+DRAIN_SECONDS = 5.0
+LONG_STREAMS = 2
+"""Streams of each restarted gateway that last longer than its drain."""
+LONG_TOKENS = 30_000
+OUTLASTED = "ended with the error event of a drain"
 
 
 class GatewayAddresses:
@@ -43,6 +51,7 @@ class GatewayAddresses:
         self.refused = 0
         self.signalled: dict[str, float] = {}
         self.errors: list[dict[str, object]] = []
+        self.long_streams: list[asyncio.Task[str]] = []
         self._draw = draw
 
     async def connect(self) -> tuple[RawConnection, str]:
@@ -98,12 +107,38 @@ async def run_client(number: int, addresses: GatewayAddresses, outcomes: Counter
         await connection.close()
 
 
+async def outlast_drain(url: str, number: int) -> str:
+    """Asks for a stream that lasts longer than the drain of its gateway; returns how it ended."""
+    body = chat_body(number, stream=True, tokens=LONG_TOKENS, greedy=False)
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS + TIMEOUT_SECONDS):
+            connection = await RawConnection.connect(url)
+            await connection.send(post_request(body, close=False))
+            answer = await connection.read_response()
+            after = await connection.reader.read()
+            await connection.close()
+    except TimeoutError:
+        return "hangs"
+    except (OSError, asyncio.IncompleteReadError) as error:
+        return f"no answer: {type(error).__name__}"
+    verdict, _ = check_answer(answer, LONG_TOKENS)
+    if verdict != "ended with an error event" or '"gateway_draining"' not in answer.events[-1]:
+        return verdict
+    return OUTLASTED if answer.complete and not after else "closed out of order"
+
+
+async def start_draining_gateway(fleet: Path) -> GatewayProcess:
+    """A gateway with the drain of this part."""
+    return await start_gateway(fleet, environ={"FAIRLEAD_DRAIN_TIMEOUT": f"{DRAIN_SECONDS:g}s"})
+
+
 async def restart_gateway(
     old: GatewayProcess, fleet: Path, addresses: GatewayAddresses
 ) -> tuple[GatewayProcess, "asyncio.Task[int]"]:
     """The successor, and the end of the old one."""
-    new = await start_gateway(fleet)
+    new = await start_draining_gateway(fleet)
     addresses.urls.append(new.url)
+    addresses.long_streams += [asyncio.create_task(outlast_drain(old.url, number)) for number in range(LONG_STREAMS)]
     await asyncio.sleep(SERVED_SECONDS)
     addresses.signalled[old.url] = time.monotonic()
     old.terminate()
@@ -123,7 +158,7 @@ async def run(folder: Path) -> list[ReportLine]:
             start_engines(4, "--model", "tiny", "--served-model-name", "tiny", "--speed", "2")
         )
         write_fleet(folder / "fleet.yaml", found.urls)
-        living = [await start_gateway(folder / "fleet.yaml") for _ in range(2)]
+        living = [await start_draining_gateway(folder / "fleet.yaml") for _ in range(2)]
         stack.push_async_callback(_stop_all, living)
         addresses.urls += [one.url for one in living]
         clients = asyncio.gather(*(run_client(number, addresses, outcomes, done) for number in range(CLIENTS)))
@@ -131,12 +166,18 @@ async def run(folder: Path) -> list[ReportLine]:
             living[number % 2], code = await restart_gateway(living[number % 2], folder / "fleet.yaml", addresses)
             codes.append(code)
         ended = Counter(await asyncio.gather(*codes))
+        outlasting = Counter(await asyncio.gather(*addresses.long_streams))
         done.set()
         await clients
     errors = {name: number for name, number in outcomes.items() if name != "complete"}
     lines = [
         ReportLine(f"{restarts} rolling restarts of gateways", len(codes), len(codes) == restarts),
         ReportLine("0 errors", errors, not errors),
+        ReportLine(
+            "every stream that outlasted a drain ended with its error event",
+            dict(outlasting),
+            outlasting == {OUTLASTED: restarts * LONG_STREAMS},
+        ),
         ReportLine(
             "every gateway drained and exited with 0",
             {str(code): number for code, number in ended.items()},

@@ -50,7 +50,13 @@ class HttpLimits:
     )
     manage_body_bytes: int = limit(1024 * 1024, "a body on the management port without a token; with one, `body_bytes`")
     manage_bodies_bytes: int = limit(64 * 1024 * 1024, "all requests of the management port together; then 503")
-    drain_seconds: float = limit(60.0, "requests in flight at SIGTERM may finish for this long")
+    drain_seconds: float = limit(
+        600.0, "requests in flight at SIGTERM may finish for this long, unless FAIRLEAD_DRAIN_TIMEOUT says otherwise"
+    )
+    drain_idle_seconds: float = limit(5.0, "an idle client connection of a gateway that drains is closed")
+    drain_end_seconds: float = limit(
+        5.0, "from the end of a drain, when the rest is answered with an error, until connections are reset"
+    )
     keys: int = limit(100_000, "API keys in a keys file")
 
 

@@ -11,6 +11,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             open_to_all=not has_manage_token and not options.insecure,
             fix="FAIRLEAD_MANAGE_TOKEN a value",
         )
-        limits = Limits()
+        limits = replace(Limits(), drain_seconds=settings.drain_seconds())
         workers = _parse_worker_count(options.workers, limits)
         with listen.reserve() as public_socket, manage.bind() as management_socket:
             has_redis = options.redis is not None or settings.redis_url is not None

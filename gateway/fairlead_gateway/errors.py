@@ -12,6 +12,7 @@ and a hint.
     ├── QuarantinedRequest     422  instances crashed on this request before
     ├── RequestShed            429  a sheddable request would miss its TTFT target
     ├── NoReadyInstance        503  no instance of the model is ready
+    ├── GatewayDraining        503  this gateway stops, and its drain is over
     ├── Overloaded             503  the instances, or this gateway, are full
     ├── EngineFailed           502  all attempts failed
     └── EngineTimeout          504  an engine did not answer in time
@@ -175,6 +176,20 @@ class NoReadyInstance(GatewayError):
 
     status = 503
     code = "no_ready_instance"
+
+
+class GatewayDraining(GatewayError):
+    """Raised if a request has not ended when the drain of this gateway has."""
+
+    status = 503
+    code = "gateway_draining"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this gateway stops, and the time for requests in flight is over",
+            hint="send the request again; another gateway takes it",
+            headers=(("retry-after", "1"),),
+        )
 
 
 class Overloaded(GatewayError):

@@ -187,6 +187,11 @@ class Gateway(Placement):
     leave_seconds: Seconds = _value(
         "seconds for which a terminating pod still accepts requests, until no proxy sends it any", 5
     )
+    drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = _value(
+        "seconds for which requests in flight then run on; streams that last longer end with an error event. "
+        "`terminationGracePeriodSeconds` follows from both",
+        600,
+    )
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
     access_log: bool = _value("write each request to standard output as a line of JSON, without prompts", False)
     access_log_clients: bool = _value("include the addresses of clients in the access log", True)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from fairlead.limits import Limits
+from fairlead.settings import GatewaySettings
 from fairlead_testing.kube.helm import pod_specs, render_chart
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
@@ -45,10 +47,16 @@ def test_every_server_has_probes_and_requests_by_default(program: Path) -> None:
 
 
 def test_terminating_pod_has_time_for_requests_in_flight(program: Path) -> None:
-    gateway = pod_specs(render_chart(program, "--set=gateway.leaveSeconds=20"))["Deployment fairlead-gateway"]
-    leave = gateway["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert leave == 20
-    assert gateway["terminationGracePeriodSeconds"] > leave + 60
+    """SIGKILL comes after the drain, the errors at its end, and slow exits."""
+    limits = Limits()
+    exit_seconds = limits.drain_end_seconds + 2 * limits.worker_query_seconds
+    for values, drain_seconds in (("gateway.leaveSeconds=20", 600), ("gateway.drainSeconds=7200", 7_200)):
+        gateway = pod_specs(render_chart(program, f"--set={values}"))["Deployment fairlead-gateway"]
+        container = gateway["containers"][0]
+        leave = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        environ = {variable["name"]: variable.get("value", "") for variable in container["env"]}
+        assert GatewaySettings(drain_timeout=environ["FAIRLEAD_DRAIN_TIMEOUT"]).drain_seconds() == drain_seconds
+        assert gateway["terminationGracePeriodSeconds"] > leave + drain_seconds + exit_seconds
 
 
 def violations(spec: dict[str, Any]) -> list[str]:

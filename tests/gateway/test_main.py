@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import signal
 import sys
@@ -38,9 +39,11 @@ class Started:
 
 
 @asynccontextmanager
-async def started(fleet: Path) -> AsyncIterator[Started]:
+async def started(fleet: Path, **environ: str) -> AsyncIterator[Started]:
     process = await asyncio.create_subprocess_exec(
-        *COMMAND, "--fleet", str(fleet), "--listen", "127.0.0.1:0", stdout=asyncio.subprocess.PIPE
+        *(*COMMAND, "--fleet", str(fleet), "--listen", "127.0.0.1:0"),
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | environ,
     )
     try:
         assert process.stdout is not None
@@ -131,6 +134,36 @@ def test_after_sigterm_a_stream_leaves_its_connection_for_one_request(tmp_path: 
                 await connection.close()
 
     run_async(main())
+
+
+def test_stream_that_outlasts_the_drain_timeout_ends_with_an_error_event(tmp_path: Path) -> None:
+    gate = PausedStream()
+
+    async def main() -> None:
+        path = tmp_path / "fleet.yaml"
+        async with scripted_engine(gate.script) as engine:
+            write_fleet_file(path, fleet_of([engine.url]))
+            async with started(path, FAIRLEAD_DRAIN_TIMEOUT="0s") as gateway:
+                connection = await RawConnection.connect(gateway.url)
+                await connection.send(post_request(GOOD | {"stream": True}, close=False))
+                await connection.reader.readuntil(b'"content":"a"')
+                gateway.process.send_signal(signal.SIGTERM)
+                rest = await connection.reader.read()
+                assert b'"code":"gateway_draining"' in rest
+                assert rest.endswith(b"\n\n\r\n0\r\n\r\n")
+                await connection.close()
+                assert await gateway.ended() == 0
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("text", ["10", "25h", "-1s", "soon"])
+def test_a_drain_timeout_that_is_no_duration_ends_the_start(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAIRLEAD_DRAIN_TIMEOUT", text)
+    assert gateway_main(["--fleet", str(tmp_path), "--listen", "127.0.0.1:0"]) == 2
+    assert "FAIRLEAD_DRAIN_TIMEOUT is not a duration from 0s to 24h" in capsys.readouterr().err
 
 
 def test_rolling_restarts_lose_no_request_on_idle_connections(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class ClientConnection(ResponseTransport):
             self._stop_detector()
         if self._state != _RESPONDING:
             return
-        if not keep_alive or (self._eof_received and self._parser.is_empty):
+        if not (keep_alive and self._listener.takes_requests) or (self._eof_received and self._parser.is_empty):
             self._start_lingering_close()
             return
         self._state = _READING
@@ -218,6 +218,21 @@ class ClientConnection(ResponseTransport):
         if self._state == _RESPONDING or (self._state == _READING and not self._parser.is_empty):
             return True
         return self._state != _CLOSED and self._transport.get_write_buffer_size() > 0
+
+    # --- called by the listener, when the gateway drains
+
+    def shorten_idle_timeout(self) -> None:
+        """Closes an idle connection after the listener's idle timeout, counted from now."""
+        if self._state == _READING and self._awaited == AWAITING_REQUEST and self._parser.is_empty:
+            self._idle_timer.restart(self._listener.idle_seconds)
+
+    def refuse_requests(self, error: GatewayError) -> None:
+        """Refuses the request that is being read. Closes the connection if it is idle."""
+        if self._state == _READING:
+            if self._parser.is_empty:
+                self._start_lingering_close()
+            else:
+                self._reject(error)
 
     # --- reading requests
 

@@ -73,6 +73,14 @@ class OpenConnection(Protocol):
         """True while a request is read or answered."""
         ...
 
+    def shorten_idle_timeout(self) -> None:
+        """Applies the listener's idle timeout to the present idle time, from now on."""
+        ...
+
+    def refuse_requests(self, error: GatewayError) -> None:
+        """Refuses the request that is being read. Closes the connection if it is idle."""
+        ...
+
     def close(self) -> None:
         """Closes the connection."""
         ...
@@ -116,6 +124,7 @@ class Listener:
         self.connections: set[OpenConnection] = set()
         self.send_rate = SendRateMonitor(self.connections, limits, loop, clock.now)
         self.draining = False
+        self.takes_requests = True
         self.buffered_bytes = 0
         """Bytes of requests with a parsed head, until their response is complete."""
         self.unparsed_bytes = 0
@@ -158,9 +167,21 @@ class Listener:
     def drain(self) -> None:
         """Makes every response the last of its connection.
 
-        Idle connections stay open, so that a request that is already on its way is answered.
+        Idle connections stay open for `drain_idle_seconds`, so that a request that is already on
+        its way is answered.
         """
         self.draining = True
+        self.idle_seconds = min(self.idle_seconds, self.limits.drain_idle_seconds)
+        for connection in list(self.connections):
+            connection.shorten_idle_timeout()
+
+    def refuse_requests(self, error: GatewayError) -> None:
+        """Takes no further request: answers those being read with `error`, closes idle
+        connections.
+        """
+        self.draining, self.takes_requests = True, False
+        for connection in list(self.connections):
+            connection.refuse_requests(error)
 
     def count_busy(self) -> int:
         """Returns the number of connections that read or answer a request."""

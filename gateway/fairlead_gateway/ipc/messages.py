@@ -124,6 +124,10 @@ class StartDrain(msgspec.Struct, tag=True):
     """Supervisor → worker: accept nothing new, finish what is in flight, exit."""
 
 
+class EndDrain(msgspec.Struct, tag=True):
+    """Supervisor → worker: end the drain now; requests in flight get an error."""
+
+
 class GetState(msgspec.Struct, tag=True):
     """Query for a worker's state. The reply is one `WorkerState`."""
 
@@ -178,6 +182,7 @@ ToWorker: TypeAlias = (
     | SampleRequest
     | ProfileUpdate
     | StartDrain
+    | EndDrain
     | GetState
     | GetCounters
     | GetDecisions

@@ -142,9 +142,9 @@ class WorkerPool:
         self._started = True
 
     async def drain_then_kill(self, hurry: asyncio.Event) -> None:
-        """Drains all workers and kills those that still run at the end of the drain time.
+        """Drains all workers and kills those that still run some seconds after the drain.
 
-        hurry: once set, the drain ends at once.
+        hurry: once set, the drain ends at once: requests in flight get an error.
         """
         self.is_stopping = True
         for task in self._tasks:
@@ -152,10 +152,14 @@ class WorkerPool:
         for worker in self.workers:
             if not worker.send(say.StartDrain()) and not worker.is_connected:
                 worker.kill()  # without a channel it has no requests
-        end = self._clock.now() + self._limits.drain_seconds + 2 * self._limits.worker_query_seconds
-        while not (  # noqa: ASYNC110
-            hurry.is_set() or self._clock.now() >= end or all(worker.unresponsive_since for worker in self.workers)
-        ):
+        exit_seconds = self._limits.drain_end_seconds + 2 * self._limits.worker_query_seconds
+        end = self._clock.now() + self._limits.drain_seconds + exit_seconds
+        is_hurried = False
+        while self._clock.now() < end and not all(worker.unresponsive_since for worker in self.workers):
+            if hurry.is_set() and not is_hurried:
+                is_hurried = True
+                self.broadcast(say.EndDrain())
+                end = self._clock.now() + exit_seconds
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
         await self.kill_and_wait()
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log, process_tuning
@@ -50,7 +51,8 @@ def _parse_options(arguments: Sequence[str]) -> dict[str, int]:
 
 
 async def _run(settings: GatewaySettings, shared_memory: mmap.mmap | None, channel: int) -> int:
-    return await Worker(settings, Limits(), shared_memory).run(socket.socket(fileno=channel))
+    limits = replace(Limits(), drain_seconds=settings.drain_seconds())
+    return await Worker(settings, limits, shared_memory).run(socket.socket(fileno=channel))
 
 
 if __name__ == "__main__":

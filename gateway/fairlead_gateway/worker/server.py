@@ -3,6 +3,9 @@
 A drain reports unready, accepts no more connections, and lets requests in flight finish. Idle
 connections stay open for a moment: a request already on its way is answered, with
 `connection: close`.
+
+At the end of the drain every request that is left gets an error: a stream as its last event, any
+other a 503. Their connections close in order, as far as clients read within `drain_end_seconds`.
 """
 
 import asyncio
@@ -33,6 +36,7 @@ class PublicServer:
         self._handshake_seconds = header_seconds if certificate is not None else None
         self._server: asyncio.Server | None = None
         self._pending_accepts: list[asyncio.Task[object]] = []
+        self._ends_drain_now = False
 
     async def start(self) -> None:
         """Starts to accept connections."""
@@ -49,8 +53,11 @@ class PublicServer:
     async def drain(self) -> None:
         """Refuses new connections, and waits until nothing is in flight, at most `drain_seconds`.
 
-        Connections that the kernel has accepted until then are served.
+        Connections that the kernel has accepted until then are served. What is still in flight at
+        the end gets an error.
         """
+        limits, now = self._gateway.runtime.limits, self._gateway.runtime.now
+        end = now() + limits.drain_seconds
         self._gateway.drain()
         refuse_new_connections(self._public)
         await asyncio.sleep(HANDSHAKE_SECONDS)
@@ -58,7 +65,14 @@ class PublicServer:
             self._accept_pending()
             self._server.close()
         await asyncio.gather(*self._pending_accepts, return_exceptions=True)
-        await self._wait_until_idle()
+        if not await self._wait_until_idle(end):
+            self._gateway.end_drain()
+            self._ends_drain_now = False
+            await self._wait_until_idle(now() + limits.drain_end_seconds)
+
+    def end_drain(self) -> None:
+        """Ends a drain now; requests in flight get an error."""
+        self._ends_drain_now = True
 
     def close(self) -> None:
         """Closes the port and ends all requests."""
@@ -87,22 +101,26 @@ class PublicServer:
                 )
                 self._pending_accepts.append(loop.create_task(connecting))
 
-    async def _wait_until_idle(self) -> None:
+    async def _wait_until_idle(self, end: float) -> bool:
         """Waits until no client is connected, or nothing has been in flight for `IDLE_SECONDS`.
 
         A request that still comes over an idle connection is answered, and the wait starts again.
+        Returns False if that has not happened at `end`, or the drain is to end now.
 
         Why it polls: the hot path sets no event when a request ends.
         """
         gateway, listener, now = self._gateway, self._gateway.listener, self._gateway.runtime.now
-        end, idle_since = now() + gateway.runtime.limits.drain_seconds, None
-        while (time := now()) < end:
+        idle_since = None
+        while True:
+            time = now()
             if gateway.inflight_count() or listener.count_busy():
                 idle_since = None
             elif not listener.connections:
-                return
+                return True
             else:
                 idle_since = time if idle_since is None else idle_since
                 if time - idle_since >= IDLE_SECONDS:
-                    return
+                    return True
+            if time >= end or self._ends_drain_now:
+                return False
             await asyncio.sleep(_DRAIN_POLL_SECONDS)

@@ -45,6 +45,7 @@ class Worker:
         )
         self._early_messages: list[messages.ToWorker] = []
         self._services: WorkerServices | None = None
+        self._server: PublicServer | None = None
 
     async def run(self, channel_socket: socket.socket) -> int:
         """Serves until it must end; returns 0 after a clean drain, 2 if it could not start."""
@@ -79,6 +80,7 @@ class Worker:
         public = ListenAddress(configuration.host, configuration.port).bind(shared=True)
         server = PublicServer(services.gateway, public, services.certificate)
         await server.start()
+        self._server = server
         self._services = services
         for message in self._early_messages:
             self._on_message(message)
@@ -94,6 +96,10 @@ class Worker:
                 self._configured.set_result(message)
         elif isinstance(message, messages.StartDrain):
             self._end()
+        elif isinstance(message, messages.EndDrain):
+            self._end()
+            if self._server is not None:
+                self._server.end_drain()
         elif self._services is None:
             self._early_messages.append(message)
         else:

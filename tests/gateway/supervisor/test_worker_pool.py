@@ -300,7 +300,7 @@ def test_streams_of_several_workers_all_end_before_the_gateway_does(tmp_path: Pa
     run_async(main())
 
 
-def test_a_second_signal_ends_the_gateway_at_once(tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_gateway_at_once_and_cuts_no_stream_silently(tmp_path: Path) -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
         await call.event(token("a"))
@@ -321,8 +321,11 @@ def test_a_second_signal_ends_the_gateway_at_once(tmp_path: Path) -> None:
 
                 await wait_until_async(unready)
                 gateway.process.send_signal(signal.SIGTERM)
-                assert await gateway.wait() == 1
+                rest = await line.connection.reader.read()
+                assert b'"code":"gateway_draining"' in rest
+                assert rest.endswith(b"\r\n0\r\n\r\n")
                 await line.connection.close()
+                assert await gateway.wait() == 1
 
     run_async(main())
 

@@ -5,6 +5,7 @@ users cannot read.
 import sys
 from pathlib import Path
 
+from fairlead.units import format_duration
 from fairlead_cli.addresses import Address
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.embedded_redis import RedisServer
@@ -19,6 +20,13 @@ REDIS_VARIABLE = "FAIRLEAD_REDIS_URL"
 AUTOSCALER_VARIABLE = "FAIRLEAD_AUTOSCALER_URL"
 
 
+DRAIN_VARIABLE = "FAIRLEAD_DRAIN_TIMEOUT"
+
+
+GATEWAY_DRAIN_SECONDS = 5.0
+"""Time for requests in flight when the stack is stopped."""
+
+
 def gateway_command(
     fleet_file: Path, config: StackConfig, redis: RedisServer | None, autoscaler: Address | None = None
 ) -> ProcessCommand:
@@ -28,7 +36,7 @@ def gateway_command(
     argv += ["--workers", str(config.workers)]
     if config.insecure:
         argv.append("--insecure")
-    environment = {SECRET_VARIABLE: config.secret}
+    environment = {SECRET_VARIABLE: config.secret, DRAIN_VARIABLE: format_duration(GATEWAY_DRAIN_SECONDS)}
     if redis is not None:
         environment[REDIS_VARIABLE] = redis.url
     if autoscaler is not None:

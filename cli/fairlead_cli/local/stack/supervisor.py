@@ -28,11 +28,12 @@ from fairlead_cli.local.processes.embedded_redis import RedisServer
 from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase, ProcessSpec
 from fairlead_cli.local.processes.readiness_probe import get_http_status, is_redis_up, wait_until
 from fairlead_cli.local.processes.reaper import Reaper
+from fairlead_cli.local.stack.component_commands import GATEWAY_DRAIN_SECONDS
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState
 from fairlead_cli.local.stack.sleep_controller import SleepCalls, SleepController, SleepHooks
 
-FINISH_TIMEOUT_SECONDS = 5.0
-"""Time for requests in flight when the stack is stopped."""
+GATEWAY_STOP_SECONDS = GATEWAY_DRAIN_SECONDS + 3.0
+"""Time for the gateway's drain, and for the errors that it sends at its end."""
 ENGINE_STOP_SECONDS = 3.0
 REDIS_STOP_SECONDS = 2.0
 DRAIN_NOTICE_TIMEOUT_SECONDS = 10.0
@@ -405,7 +406,7 @@ class StackSupervisor:
             if process is not None:
                 process.disable_restart()
         if self.gateway is not None:
-            await self.gateway.stop(FINISH_TIMEOUT_SECONDS)
+            await self.gateway.stop(GATEWAY_STOP_SECONDS)
         last = [*engine_processes, *(process for process in (self.indexer, self.autoscaler) if process is not None)]
         await asyncio.gather(*(process.stop(ENGINE_STOP_SECONDS) for process in last))
         if self.redis is not None:

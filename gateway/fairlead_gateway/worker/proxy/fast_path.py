@@ -169,11 +169,15 @@ class FastPathExchange(TimeoutEntry):
     def on_timeout(self) -> None:
         """Ends the request; its time is over."""
         if not self._is_finished:
+            fast_path = self._fast_path
+            fast_path.failures.on_timeout(self.context)
+            self.fail(timeout_error(self.context.http_request.head, fast_path.response_seconds))
+
+    def fail(self, error: GatewayError) -> None:
+        """Ends the request with an error for its client."""
+        if not self._is_finished:
             self._abort()
-            context, fast_path = self.context, self._fast_path
-            fast_path.failures.on_timeout(context)
-            error = timeout_error(context.http_request.head, fast_path.response_seconds)
-            fast_path.lifecycle.on_finished(context, error)
+            self._fast_path.lifecycle.on_finished(self.context, error)
 
     def _is_relayable(self, engine_response: EngineResponse) -> bool:
         try:

@@ -10,14 +10,14 @@ allows that (`stream_resume`). Otherwise it ends with an error event and without
 
 import asyncio
 
-from fairlead_gateway.errors import GatewayError, QuarantinedRequest, error_event
+from fairlead_gateway.errors import GatewayError, QuarantinedRequest
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.worker.dispatch.router_registry import as_retry_decision
 from fairlead_gateway.worker.observability.trace_record import ATTEMPT
 from fairlead_gateway.worker.openai.request_timeout import timeout_error, total_timeout
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
-from fairlead_gateway.worker.proxy.relay import ResponseRelay
+from fairlead_gateway.worker.proxy.relay import ResponseRelay, end_incomplete
 from fairlead_gateway.worker.proxy.response_check import check_response
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry, to_client_error
@@ -76,16 +76,11 @@ class Forwarder:
             self._on_timeout(context, timeout_error(head, seconds))
 
     def _on_timeout(self, context: RequestContext, error: GatewayError) -> None:
-        """Raises the error, or sends it in the stream that has started."""
+        """Raises the error, or ends the response that has started with it."""
         self._failures.on_timeout(context)
         if not context.response.started:
             raise error
-        context.result.error = error.code
-        if context.request.stream:
-            event = error_event(f"{error}; the answer is incomplete", error.code, context.http_request.id)
-            context.response.end_with_error(event)
-        else:
-            context.response.abort()
+        end_incomplete(context, error)
 
     async def _run_attempts(self, context: RequestContext, attempt: Attempt | None) -> None:
         excluded = NO_INSTANCES

@@ -17,7 +17,7 @@ from fairlead.fleet.model import Fleet
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.runtime.nonblocking_log import traceback_lines
-from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.errors import GatewayDraining, GatewayError
 from fairlead_gateway.http.listener import HttpRequest, Listener, max_connections
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.http.response_writer import ResponseWriter
@@ -48,6 +48,7 @@ from fairlead_gateway.worker.proxy.local_routes import (
     takes_body,
     unknown_path,
 )
+from fairlead_gateway.worker.proxy.relay import end_incomplete
 from fairlead_gateway.worker.proxy.request_recorder import CLIENT_CLOSED_STATUS, RequestRecorder
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.request_context import RequestContext
@@ -130,7 +131,7 @@ class Gateway(RequestLifecycle):
         self._local_routes = LocalRoutes(self.stack.routers, self.readiness, int(runtime.clock.wall()))
         # One thread: more would not be faster, and each would make the event loop wait longer.
         self._parser_thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
-        self._is_loaded = self._is_draining = False
+        self._is_loaded = self._is_draining = self._has_drain_ended = False
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
@@ -182,6 +183,18 @@ class Gateway(RequestLifecycle):
         """Reports unready and takes no new requests; those in flight finish."""
         self._is_draining = True
         self.listener.drain()
+
+    def end_drain(self) -> None:
+        """Ends all requests with an error: streams with an event, others with 503."""
+        if self._inflight:
+            _log.warning("the drain is over: %d requests are ended with an error", len(self._inflight))
+        self._has_drain_ended = True
+        self.listener.refuse_requests(GatewayDraining())
+        for request in list(self._inflight.values()):
+            if isinstance(request, FastPathExchange):
+                request.fail(GatewayDraining())
+            else:
+                request.cancel()
 
     def close(self) -> None:
         """Ends all requests and closes all connections."""
@@ -323,7 +336,7 @@ class Gateway(RequestLifecycle):
         except GatewayError as error:
             self._send_failure(None, error, response, http_request)
         except asyncio.CancelledError:
-            self._on_early_disconnect(http_request, response, None)
+            self._on_cancelled(http_request, response, None)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
             self._fail_internally(None, error, response, http_request)
         if context is not None:
@@ -336,9 +349,7 @@ class Gateway(RequestLifecycle):
         except GatewayError as error:
             self._send_failure(context, error, response, http_request)
         except asyncio.CancelledError:
-            context.result.client_disconnected = True
-            if context.choice is None:
-                self._on_early_disconnect(http_request, response, context)
+            self._on_cancelled(http_request, response, context)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
             _log_internal_error(http_request.id, error)
             self._send_failure(context, GatewayError(_INTERNAL_ERROR_MESSAGE), response, http_request)
@@ -385,6 +396,22 @@ class Gateway(RequestLifecycle):
     ) -> None:
         _log_internal_error(http_request.id, error)
         self._fail_request(context, GatewayError(_INTERNAL_ERROR_MESSAGE), response, http_request)
+
+    def _on_cancelled(
+        self, http_request: HttpRequest, response: ResponseWriter, context: RequestContext | None
+    ) -> None:
+        """Ends a request whose client disconnected, or that outlasts the drain."""
+        if self._has_drain_ended and not response.finished:
+            error = GatewayDraining()
+            if context is not None and response.started:
+                end_incomplete(context, error)
+            else:
+                self._send_failure(context, error, response, http_request)
+            return
+        if context is not None:
+            context.result.client_disconnected = True
+        if context is None or context.choice is None:
+            self._on_early_disconnect(http_request, response, context)
 
     def _on_early_disconnect(
         self, http_request: HttpRequest, response: ResponseWriter, context: RequestContext | None

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from fairlead_gateway.errors import error_body, error_event
+from fairlead_gateway.errors import GatewayError, error_body, error_event
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.openai.served_name import ServedNameRewriter
@@ -192,6 +192,19 @@ class ResponseRelay:
         finally:
             keep_alive.stop()
             context.response.on_backpressure = None
+
+
+def end_incomplete(context: RequestContext, error: GatewayError) -> None:
+    """Ends a response that has started and cannot be completed.
+
+    A stream gets the error as its last event. Anything else is reset, so that it cannot look whole.
+    """
+    context.result.error = error.code
+    if context.request.stream:
+        text = f"{error}; the answer is incomplete"
+        context.response.end_with_error(error_event(text, error.code, context.http_request.id))
+    else:
+        context.response.abort()
 
 
 def _served_name_rewriter(context: RequestContext, engine_response: EngineResponse) -> ServedNameRewriter | None:
