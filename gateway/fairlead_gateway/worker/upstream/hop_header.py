@@ -13,7 +13,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, GatewayLoop
 from fairlead_gateway.http.request_head import RequestHead
 
-HOP_HEADER: Final = b"x-fairlead-hops"
+HOP_HEADER: Final[bytes] = b"x-fairlead-hops"
 _HOP_IDS: Final = re.compile(rb"[0-9a-f]{12}(?:[ \t]*,[ \t]*[0-9a-f]{12})*")
 
 

@@ -28,8 +28,8 @@ _MAX_JOINED_BYTES: Final = 65_536
 _MAX_CACHED: Final = 4_096
 _THOUSANDTHS: Final[tuple[str, ...]] = tuple(f"{number:03d}" for number in range(1_000))
 JSON_TYPE: Final = "application/json"
-_HOP_LINE: Final = f"{hop_header.HOP_HEADER.decode()}: "
-_HOP_HEADER: Final = hop_header.HOP_HEADER
+_HOP_LINE: Final[str] = f"{hop_header.HOP_HEADER.decode()}: "
+_HOP_HEADER: Final[bytes] = hop_header.HOP_HEADER
 _DROPPED_PREFIXES: Final = (b"x-fairlead-", b"x-forwarded-", b"proxy-", b"x-vault-", b"x-envoy-")
 _RELAYED_HEADERS: Final[tuple[bytes, ...]] = (
     b"content-type",
