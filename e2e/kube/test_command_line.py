@@ -27,7 +27,7 @@ def test_every_operating_command_works_through_the_kubeconfig(
         assert done.returncode == 0, (words, done.returncode, done.stdout, done.stderr)
         return done.stdout
 
-    here.apply(autoscaled_model("one", least=2, most=2))
+    here.apply(autoscaled_model("one", least=2, most=3))
     name, deployed = f"{here.namespace}/one", DeployedModel(here, "one")
     ClientPod(here, installed).start().first_token(name)
     pods = deployed.wait_until_settled(pods=2)
