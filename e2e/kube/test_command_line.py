@@ -12,7 +12,7 @@ from e2e.kube.cluster_access.index_status import IndexStatus
 from e2e.kube.cluster_access.kubectl import Kubectl
 from e2e.kube.workloads.client_pods import ClientPod
 from e2e.kube.workloads.helm_release import HelmRelease
-from e2e.kube.workloads.manifests import PACED_ENGINE, model
+from e2e.kube.workloads.manifests import PACED_ENGINE, model, paced_engine
 from e2e.kube.workloads.model_deployments import DeployedModel
 
 pytestmark = pytest.mark.lane("models", position=30)
@@ -29,6 +29,7 @@ def test_every_operating_command_works_through_the_kubeconfig(
 
     pool = {"acceleratorClassName": PACED_ENGINE, "minReplicas": 2, "maxReplicas": 3}
     targets = {"ttft": "2s", "tpot": "250ms", "target": "95%"}
+    here.apply(paced_engine())
     here.apply(model("one", pools=[pool], slo=targets, autoscaling={"mode": "Auto"}))
     name, deployed = f"{here.namespace}/one", DeployedModel(here, "one")
     ClientPod(here, installed).start().first_token(name)
