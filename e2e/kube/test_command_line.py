@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from e2e.kube.cluster_access.index_status import IndexStatus
-from e2e.kube.cluster_access.kubectl import Kubectl
+from e2e.kube.cluster_access.kubectl import Kubectl, eventually
+from e2e.kube.workloads.autoscaled_models import ready_replicas
 from e2e.kube.workloads.client_pods import ClientPod
 from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.manifests import PACED_ENGINE, model, paced_engine
@@ -33,7 +34,8 @@ def test_every_operating_command_works_through_the_kubeconfig(
     here.apply(model("one", pools=[pool], slo=targets, autoscaling={"mode": "Auto"}))
     name, deployed = f"{here.namespace}/one", DeployedModel(here, "one")
     ClientPod(here, installed).start().first_token(name)
-    pods = deployed.wait_until_settled(pods=2)
+    eventually("both engines are ready", lambda: ready_replicas(deployed) == 2)
+    pods = deployed.pods()
     in_namespace = ("one", "--namespace", here.namespace)
 
     assert fairlead("chat", "--model", name, "--message", "Why?").strip()
