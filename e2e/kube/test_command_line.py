@@ -40,7 +40,7 @@ def test_every_operating_command_works_through_the_kubeconfig(
 
     assert fairlead("chat", "--model", name, "--message", "Why?").strip()
     last = json.loads(fairlead("explain", "request", "--output", "json"))
-    assert last["attempts"], last
+    assert last["choices"], last
     (tmp_path / "prompt").write_text("Why?")
     assert json.loads(fairlead("explain", "route", *in_namespace, "--file", str(tmp_path / "prompt"), "-o", "json"))
     assert "one" in fairlead("explain", "scaling", *in_namespace)
