@@ -119,13 +119,14 @@ class Instance:
 
     id: `<pod-uid>/<port>/<rank>`; locally `<pool>-<n>/<port>/<rank>`.
     signals: None until the engine has reported metrics.
-    received_at: monotonic time of the receiver when `signals` arrived.
+    received_at: monotonic seconds of the receiver when `signals` arrived.
     dp_rank: None for an engine without data parallelism.
     kv_events, kv_replay: ZMQ endpoints.
     transfer: KV transfer protocol from prefill to decode instances, one of `KV_TRANSFERS`.
     bootstrap: bootstrap URL of Mooncake and SGLang. None for the default port of the same host.
     served_name: the engine's name for the model. None if it is the model's own name.
-    pull: how other instances copy KV from this one. The instance itself copies from others, too.
+    pull: how other instances copy KV from this one, which also copies from them. None if they
+        cannot.
     """
 
     id: str
@@ -224,7 +225,7 @@ def next_fleet(
 
 
 def _member_ids(fleet: Fleet) -> frozenset[tuple[str, str]]:
-    """Returns the instances that homes are computed from: those that receive requests."""
+    """Returns (model key, instance id) of each READY instance; homes are computed from these."""
     return frozenset(
         (key, instance.id)
         for key, instances in fleet.instances.items()

@@ -79,7 +79,7 @@ async def send(
     Raises Unavailable with a short reason if there is no complete response, and BadInput for a
     header or URL that is not valid in HTTP/1.1.
 
-    max_bytes: maximum length of the response body.
+    max_bytes: maximum length of the response body; a longer one raises Unavailable.
     tls_context: called for https URLs; decides which certificates are accepted.
     """
     parts = urlsplit(url)

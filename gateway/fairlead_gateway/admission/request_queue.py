@@ -1,13 +1,14 @@
 """The order in which queued requests are released.
 
-1. **Overdue** requests come first: those that waited `OVERDUE_OBJECTIVES` times their objective.
-   This bounds every wait, whatever the other rules prefer.
+1. **Overdue** requests come first. Even if started now, they would get their first token only
+   after `OVERDUE_OBJECTIVES` times their TTFT target. This bounds every wait, whatever the other
+   rules prefer.
 2. Then the highest **tier** with a queued request.
 3. In it, the tenants with **credit**: those served least for their weight. All within
    `QUANTUM_SECONDS` of the least count, so that deadlines are compared among several tenants.
-4. Among their requests, those that can still meet the objective if started now (slack ≥ 0), by
+4. Among their requests, those that can still meet the target if started now (slack ≥ 0), by
    **deadline**.
-5. For a twentieth of the work (`RESCUE_SHARE`), and if no objective can be met, a late request: the
+5. For a twentieth of the work (`RESCUE_SHARE`), and if no target can be met, a late request: the
    one whose **program** began first. So a conversation half done ends before another begins.
 
 Why: near saturation, earliest deadline first serves requests that are already lost and makes the
@@ -15,10 +16,10 @@ next ones late. Serving only those that can be saved would starve the rest. The 
 work, not of turns: a long prompt takes as much as fifteen short ones. By turns, the long class lost
 6 % at load 1.
 
-Measured with eight engines, 88 % short prompts (objective 0.25 s) and 12 % of 8,000 to 16,000
-tokens (4 s). The highest load at which nine of ten requests of both classes meet their objectives
+Measured with eight engines, 88 % short prompts (target 0.25 s) and 12 % of 8,000 to 16,000
+tokens (4 s). The highest load at which nine of ten requests of both classes meet their targets
 is 0.82 of capacity by arrival. By deadline it is 0.96, by these rules 0.99. No request waits longer
-than five times its objective.
+than five times its target.
 
 Source: S-EDF of FlowPrefill (feasible first), with the bounded rescue of its implementers. Counters
 of service: VTC (arXiv 2401.00588). Order by arrival of the program: Continuum (arXiv 2511.02230).
@@ -73,7 +74,7 @@ class QueuedRequest:
 
     @property
     def overdue_at(self) -> float:
-        """When it goes before all others."""
+        """When it becomes overdue and goes before all others that are not."""
         return self.arrived_at + OVERDUE_OBJECTIVES * self.objective_seconds - self.prefill_seconds
 
 
@@ -148,7 +149,7 @@ class RequestQueue:
         return found
 
     def has_late(self, *, long: bool) -> bool:
-        """Returns True if a request of that class has missed its chance to meet the objective."""
+        """Returns True if a request of that class has missed its chance to meet the TTFT target."""
         return any(queue.late for queues in self._tiers.values() for (_, its), queue in queues.items() if its is long)
 
     def peek(self, now: float, closed: Collection[bool] = ()) -> NextRequest | None:
@@ -159,7 +160,7 @@ class RequestQueue:
         overdue = self._most_overdue(now, closed)
         if overdue is not None:
             waited = (now - overdue.arrived_at) / overdue.objective_seconds
-            return NextRequest(overdue, "overdue", f"has waited {waited:.1f} times its objective")
+            return NextRequest(overdue, "overdue", f"has waited {waited:.1f} times its TTFT target")
         for tier in sorted(self._tiers):
             queues = self._open_queues(tier, now, closed)
             if queues:
@@ -194,7 +195,7 @@ class RequestQueue:
             return NextRequest(request, "deadline", reason, passes_over_late=rescued is not None)
         assert rescued is not None
         if not feasible:
-            return NextRequest(rescued, "late", "no objective can be met; its program began first")
+            return NextRequest(rescued, "late", "no TTFT target can be met; the program of this request began first")
         return NextRequest(rescued, "rescue", "is late; a twentieth of the work goes to late requests")
 
     def _open_queues(self, tier: int, now: float, closed: Collection[bool]) -> dict[_TenantKey, _TenantQueue]:
@@ -225,7 +226,10 @@ class RequestQueue:
         return found
 
     def _most_overdue(self, now: float, closed: Collection[bool]) -> QueuedRequest | None:
-        """Returns the overdue request that waited longest relative to its objective, if any."""
+        """Returns the overdue request that waited longest relative to its TTFT target, or None.
+
+        closed: the values of `is_long` to skip.
+        """
         latest: QueuedRequest | None = None
         due: list[_HeapEntry] = []
         while self._overdue and self._overdue[0][0] <= now:

@@ -5,7 +5,9 @@ request. While a request is answered, further bytes wait in a buffer; reading pa
 too large.
 
 A connection closes in two steps: first the gateway's side, then, when the client has read
-everything, the rest. Else the kernel could discard the response that explains the closing.
+everything, the rest.
+
+Why: otherwise the kernel could discard the response that explains the closing.
 """
 
 import asyncio
@@ -223,7 +225,11 @@ class ClientConnection(ResponseTransport):
             self._transport.resume_reading()
 
     def _arm_read_timeout(self) -> None:
-        """Starts the timeout of the part that is missing. After EOF, begins to close instead."""
+        """Starts the timeout of the missing part; if that is the body, first checks the headers.
+
+        After EOF, begins to close instead. Raises GatewayError if the request is refused or
+        incomplete.
+        """
         if self._eof_received:
             self._parser.on_eof()
             self._start_lingering_close()
@@ -277,8 +283,9 @@ class ClientConnection(ResponseTransport):
                 self._watch_for_disconnect()
 
     def _account_buffered_bytes(self) -> None:
-        """Reports the buffered bytes to the listener. Refuses a large body if the total is too
-        large.
+        """Reports the buffered bytes to the listener.
+
+        Refuses a large body if the listener's total is too large or memory is short.
         """
         buffered = self._parser.buffered_bytes + self._request_body_bytes
         if buffered <= _UNTRACKED_BYTES:
@@ -308,7 +315,7 @@ class ClientConnection(ResponseTransport):
         self._listener.handler.on_rejected(error, response)
 
     def _on_timeout(self) -> None:
-        """Called when the awaited part has not arrived in time."""
+        """Called when the idle timer expires: refuses an incomplete request, or closes."""
         if self._state == _LINGERING:
             unsent = self._transport.get_write_buffer_size()
             if 0 < unsent < self._unsent_bytes:  # the client is slow, but it reads
@@ -340,7 +347,10 @@ class ClientConnection(ResponseTransport):
         self._idle_timer.restart(self._limits.body_idle_seconds if self._unsent_bytes else _LINGER_SECONDS)
 
     def _probe_client(self) -> None:
-        """Sends a byte of the response to find out whether a half-closed client still listens."""
+        """Finds out whether a half-closed client still listens; aborts if it does not.
+
+        Sends a few bytes of the response where its framing allows, and polls for the reset.
+        """
         self._stop_detector()
         if not self._response_started:
             self._status_line_started = True

@@ -369,7 +369,7 @@ class Supervisor:
         )
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
-        """Returns the counters of all workers, added up."""
+        """Returns the counters of all workers, added up, with those of the supervisor."""
         parts = await self.workers.collect_counters(windows=windows)
         now = self._clock.now()
         telemetry = MetricsRecorder(self._clock, self._limits)
@@ -390,7 +390,7 @@ class Supervisor:
         return telemetry
 
     async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
-        """Returns the last requests of all workers, newest first."""
+        """Returns the last `limit` requests of all workers, newest first."""
         answers = await self.workers.query(
             lambda number: say.GetDecisions(number, limit, model_key), list[say.EncodedLoggedRequest]
         )
@@ -399,7 +399,10 @@ class Supervisor:
         return [decode_logged_request(entry) for entry in entries[:limit]]
 
     async def decision(self, request_id: str) -> LoggedRequest | None:
-        """Returns a request from the decision log; the newest if several have this id."""
+        """Returns a request from the workers' decision logs; None if it is in none of them.
+
+        The newest if several have this id.
+        """
         answers = await self.workers.query(
             lambda number: say.GetDecision(number, request_id), list[say.EncodedLoggedRequest]
         )

@@ -1,14 +1,14 @@
 """Refuses request bodies when memory is short: large ones first, then all of them.
 
-Connections, bodies and responses are limited one by one. Together they can still exceed a small
-container. So the process checks its memory four times a second. Above the first threshold, bodies
-over 64 KiB get 503 with Retry-After; above the second, all bodies do. Requests in flight go on, and
-paths without a body are served. Without a known limit, nothing is refused.
+The process checks its memory four times a second. Above the first threshold, bodies over 64 KiB get
+503 with Retry-After; above the second, all bodies do. Requests in flight go on, and paths without a
+body are served. Without a known limit, nothing is refused.
 
-Large bodies leave free memory between small objects, which stays with the process. So above a
-threshold free pages are returned to the system first, at most once a second.
+Above the first threshold, free pages are returned to the system first, at most once a second.
 
-Why: in one of three runs, forty bodies of 8 MiB left 150 MiB that were never returned.
+Why: connections, bodies and responses are limited one by one. Together they can still exceed a
+small container. Large bodies leave free memory between small objects, which stays with the process.
+In one of three runs, forty bodies of 8 MiB left 150 MiB that were never returned.
 """
 
 import asyncio

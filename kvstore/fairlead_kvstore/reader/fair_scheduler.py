@@ -7,11 +7,13 @@ quantum and may read until that is spent. A batch larger than the remainder puts
 its next turns pay off first. In the long run each source gets the same number of bytes, whatever
 the batch sizes, and a quiet source owes nothing.
 
-After some milliseconds, or bytes, the scheduler returns to the event loop. Timers, HTTP and writes
-to Redis must not wait for the end of a flood. A write to Redis takes several iterations of the
-loop, so each has to be short. A consumer that cannot follow reports itself as backlogged, and then
-nothing is read. Messages wait in ZMQ's queues, and an engine can replay what it drops meanwhile.
-That costs less than a writer that must begin a new epoch.
+After some milliseconds, or bytes, the scheduler returns to the event loop. A consumer that cannot
+follow reports itself as backlogged, and then nothing is read. Messages wait in ZMQ's queues, and an
+engine can replay what it drops meanwhile.
+
+Why: timers, HTTP and writes to Redis must not wait for the end of a flood. A write to Redis takes
+several iterations of the loop, so each has to be short. Replays cost less than a writer that must
+begin a new epoch.
 """
 
 from collections import deque

@@ -37,7 +37,7 @@ DISCONNECT_EVENTS: Final = MONITORED_EVENTS & ~(zmq.EVENT_HANDSHAKE_SUCCEEDED | 
 
 
 class ZmqSockets:
-    """A ZMQ context whose sockets have bounded queues and detect a silent peer. Close it last."""
+    """A ZMQ context whose sockets have bounded queues and heartbeats. Close it last."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

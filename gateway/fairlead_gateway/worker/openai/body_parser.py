@@ -151,7 +151,8 @@ def parsed_body(fields: CommonFields) -> ParsedBody:
 def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
     """Parses a chat whose messages hold only known fields.
 
-    None if it must be parsed in the general way.
+    Returns None if it must be parsed in the general way. Raises BadRequest if a value is out of
+    range or the body is nested too deep.
 
     Why the cut is right: an array ends only once, so both parts are complete. The key before it
     occurs only once, in whatever spelling. Types bound the depth of the messages.
@@ -190,10 +191,10 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
 
 
 def _parsed_chat(fields: CommonFields, limits: Limits | None) -> ParsedBody:
-    """Like `parsed_body` for a chat, from all of its fields at once.
+    """Returns the parsed body of a chat, as `parsed_body` does, but reads all fields in one step.
 
-    limits: limits for the check of the fields (rare ones only if set). None: the fields are
-        already checked.
+    limits: the fields are checked against these; None: the fields are already checked.
+    Raises BadRequest, which names the field.
     """
     values = _AS_TUPLE(fields)
     has_rare_fields = values[_RARE_START:_RARE_END] != _NO_RARE_FIELDS

@@ -60,7 +60,7 @@ class Forwarder:
         """Gets a response and relays it, within the request's timeout.
 
         attempt: the one that the fast path has started; see `FastPath`.
-        Raises GatewayError if no instance responds.
+        Raises GatewayError if the request is refused, or if no instance responds in time.
         """
         head = context.http_request.head
         seconds = total_timeout(head, context.request.stream, self._limits)
@@ -75,7 +75,10 @@ class Forwarder:
             self._on_timeout(context, timeout_error(head, seconds))
 
     def _on_timeout(self, context: RequestContext, error: GatewayError) -> None:
-        """Raises the error, or sends it in the stream that has started."""
+        """Raises the error if the response has not started.
+
+        Otherwise ends a stream with it, and aborts a plain response.
+        """
         self._failures.on_timeout(context)
         if not context.response.started:
             raise error
@@ -126,8 +129,9 @@ class Forwarder:
             raise QuarantinedRequest(self._limits.quarantine_seconds) from None
 
     def route_attempt(self, context: RequestContext, excluded: frozenset[str], now: float) -> Attempt:
-        """Chooses an instance and returns the attempt at it. Raises GatewayError if none is
-        left.
+        """Chooses an instance and returns the attempt at it.
+
+        Raises GatewayError if no instance is left, or if the retry budget is used up.
         """
         key, failures = context.request.model_key, context.failures
         decision = self._prefill_coordinator.choose_decode_instance(context, excluded, now)

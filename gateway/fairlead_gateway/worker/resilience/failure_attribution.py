@@ -2,9 +2,9 @@
 
 These count as the instance's failure:
 
-- immediately: a refused connection, or a stall;
+- immediately: a refused connection, a stall, or a stream that breaks after its first byte;
 - later: an error response, once another instance has answered the same request, or if no other
-instance was tried. A request that fails everywhere therefore ejects no instance.
+instance was tried. A request that fails at several instances therefore ejects none of them.
 
 Overload (429, 503) is never counted.
 
@@ -110,7 +110,9 @@ class FailureAttribution:
     def resume_stall_timeout(self, context: RequestContext, activity: EndpointActivity) -> StallTimeout:
         """Returns the stall timeout of an attempt that resumes a stream.
 
-        No attempt follows it, and the stream may be old.
+        Its deadline counts from now, and a stall only counts as a failure.
+
+        Why: no attempt follows this one, and the stream may be old.
         """
         deadline = self._now() + self._limits.stream_idle_seconds
         return self._stall_timeout(context, activity, deadline, self._count_stall_once)

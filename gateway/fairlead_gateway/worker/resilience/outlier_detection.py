@@ -1,8 +1,8 @@
 """Outlier detection: the ejection of instances that fail, and their return step by step.
 
 An instance is ejected after three failures in a row, or if half of ten or more responses within ten
-seconds failed. A failure is a refused or broken connection, a stall or an unreadable response. Full
-engines, 429 and disconnecting clients do not count.
+seconds failed. A failure is a refused or broken connection, a stall, an unreadable response or an
+error of the engine. Full engines, 429 and disconnecting clients do not count.
 
 At most half of a model's ready instances are ejected, so that a fault of the network or of the
 requests cannot empty a fleet. The ejection time grows with each ejection, and has jitter.
@@ -94,7 +94,7 @@ class OutlierDetector:
         return record.state is not HealthState.EJECTED and not record.is_probed
 
     def on_dispatch(self, instance: str) -> None:
-        """Records a request to the instance; after an ejection it is the probe."""
+        """Records a request to the instance; the first one after an ejection is the probe."""
         if instance in self._unhealthy:
             record = self._records[instance]
             record.is_probed = record.state is HealthState.PROBING
@@ -116,7 +116,7 @@ class OutlierDetector:
             self._records[instance].is_probed = False
 
     def on_failure(self, instance: str, cause: str, now: float, ready: Collection[str]) -> bool:
-        """Records a failure of the instance; returns whether it is ejected now.
+        """Records a failure of the instance; returns whether this failure ejects the instance.
 
         cause: one word of a closed list.
         """

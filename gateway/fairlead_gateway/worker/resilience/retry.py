@@ -1,12 +1,13 @@
 """Retry policy: when a request may be sent to another instance.
 
 Retries that add load are limited to a share of the requests, so that they cannot amplify an
-overload. This applies after error responses, overload and stalls. A refused connection or a crash
-costs the other instances nothing extra, so that retry is free: an instance that crashes under load
-loses no request.
+overload. This applies after error responses, overload and stalls. A retry after a refused
+connection or a crash is not limited, so an instance that crashes under load loses no request.
 
 A request is never retried after its first byte, after an error of the client (4xx), or once two
 instances have crashed on it.
+
+Why some retries are not limited: they cost the other instances nothing extra.
 """
 
 from typing import Final

@@ -3,7 +3,7 @@
 These headers of a client are not forwarded:
 
 - headers of its connection (hop-by-hop) and credentials;
-- headers of proxies or of Fairlead;
+- headers of proxies or of Fairlead, and those that the gateway writes itself;
 - names with an underscore, which some servers read as a hyphen.
 """
 
