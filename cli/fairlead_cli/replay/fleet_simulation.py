@@ -102,7 +102,7 @@ class FleetSimulation:
 
 
 def transport_seconds(live: Sequence[ReplayResult], rerun: Sequence[ReplayResult]) -> float:
-    """Returns the median extra TTFT of a live run, at least 0: the time in sockets and processes."""
+    """Returns the median extra TTFT of a live run, at least 0: time in sockets and processes."""
     differences = [
         live_result.ttft_seconds - simulated_result.ttft_seconds
         for live_result, simulated_result in zip(live, rerun, strict=True)

@@ -85,8 +85,8 @@ def choose(
     """Returns the decision for the best candidate, with the numbers that led to it.
 
     At least one candidate is required. Within the objective, ties go to fewer requests in flight.
-    Other ties go to the first, in the order: endpoint that served the session last, home 1, home 2,
-    holder of the longest prefix, least busy.
+    Other ties go to the first of: the endpoint that served the session last, home 1, home 2, holder
+    of the longest prefix, least busy.
 
     - hot_epoch: epoch of the shared table of hot prefixes; 0: this gateway counts them itself;
       `LOST_TABLE`: the last shared table.
