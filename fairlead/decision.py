@@ -82,7 +82,7 @@ class Decision:
 
     chosen: None if there was nothing to choose from.
     rule: name of the rule that decided, from a closed list.
-    cost_seconds: expected cost in seconds of engine time.
+    cost_seconds: expected cost in seconds of engine time; None if the rule computes none.
     home: whether the chosen candidate is a home of the prompt.
     matched_tokens: prompt tokens that the chosen candidate should have cached.
     ttft_seconds: predicted time to the first token.

@@ -41,6 +41,7 @@ class EngineProfile:
     def step_time(self, *, computed: int, sequences: int, resident: int, attention: float = 0.0, hit: int = 0) -> float:
         """Returns the seconds of one step.
 
+        computed, resident, hit: tokens.
         attention: sum of n·(context + n/2) over the prompt chunks of the step.
         """
         return (
@@ -69,7 +70,7 @@ class EngineProfile:
     def sped_up(self, speed: float) -> "EngineProfile":
         """Returns the profile of the same engine on a clock that runs `speed` times as fast.
 
-        All times shrink; capacities stay the same.
+        All times shrink; capacities stay the same. Raises BadInput unless `speed` is positive.
         """
         if speed <= 0:
             raise BadInput(f"speed must be positive, got {speed}", field="speed")

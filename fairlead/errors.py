@@ -4,7 +4,7 @@
     ├── BadInput            invalid input; names the field and the fix
     │   ├── ManifestError   a manifest or fleet file, with file and line
     │   └── SettingsError   an environment variable or a command-line flag
-    └── Unavailable         a dependency is away; says what still works
+    └── Unavailable         a dependency is away; `hint` may say what still works
 
 The error trees of the components extend these classes. No error text contains a prompt or a key.
 """
@@ -62,4 +62,4 @@ class SettingsError(BadInput):
 
 
 class Unavailable(FairleadError):
-    """A dependency of Fairlead is away. The message says what still works."""
+    """A dependency of Fairlead is away or fails. `hint` may say what still works."""

@@ -29,7 +29,7 @@ def parse_duration(text: str, *, field: str = "duration") -> float:
 
 
 def format_duration(value: float) -> str:
-    """Returns seconds as text for people: `0.0415` → `"41.5ms"`, `90` → `"1m30s"`."""
+    """Returns seconds as rounded text for people: `0.0415` → `"41.5ms"`, `90` → `"1m30s"`."""
     if value < 0:
         return "-" + format_duration(-value)
     if value < 1e-3:

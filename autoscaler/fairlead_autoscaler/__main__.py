@@ -59,7 +59,7 @@ def _create_process(
 ) -> "AutoscalerService | Manager":
     """Returns the service of a local stack, or with `--kube` the manager of a cluster.
 
-    It runs on the current event loop. Raises BadInput for a bad address or setting.
+    Both belong to the current event loop. Raises BadInput for a bad address or setting.
     """
     host, port = parse_address(options.listen, "--listen", "127.0.0.1:9092")
 

@@ -6,8 +6,11 @@ solved between ticks, and the next tick brings the reply. While the scale target
 nothing is decided.
 
 If a core fails, its model keeps its replicas for that tick, and a new core begins. A hint that a
-request is queued makes the next tick come at once, up to a number of such ticks per minute. Every
-tick requests all gateways and records every model, so too many would push out older records.
+request is queued makes the next tick come early, `Limits.autoscaler_hinted_ticks_per_minute` times
+a minute at most.
+
+Why the limit: every tick requests all gateways and records every model, so too many ticks would
+push out older records.
 """
 
 import asyncio
@@ -177,15 +180,18 @@ class ControlLoop:
             await self._pause(began + self._limits.autoscaler_tick_seconds)
 
     async def _pause(self, until: float) -> None:
-        """Waits until the next tick is due or hinted, at least the minimum time between ticks."""
+        """Waits until the next tick is due or a hint came, but at least the minimum time between
+        ticks.
+        """
         await asyncio.sleep(self._limits.autoscaler_min_tick_seconds)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, until - self._clock.now()) / self._options.speed):
                 await self._tick_now.wait()
 
     def wake(self, model: str) -> bool:
-        """Records that a gateway queues a request of a model. Returns False for an unknown
-        model.
+        """Records that a gateway queues a request of a model, and makes the next tick come early.
+
+        Returns False for an unknown model. The number of early ticks per minute is limited.
         """
         if model not in self._runs:
             return False
@@ -221,7 +227,10 @@ class ControlLoop:
         return notes
 
     async def tick(self) -> None:
-        """Observes, decides and writes once."""
+        """Observes and decides once; the leader also writes.
+
+        Nothing is decided while the scale target is unavailable.
+        """
         self._tick_now.clear()
         try:
             async with asyncio.timeout(self._limits.autoscaler_cluster_seconds):
@@ -283,7 +292,7 @@ class ControlLoop:
         return rulings
 
     def _plan(self, key: str, run: _ModelRun, observation: Observation) -> ScalingPlan:
-        """Returns the core's plan; an empty one if the core fails."""
+        """Returns the core's plan. A core that fails is replaced, and its plan is empty."""
         try:
             plan = run.core.step(observation)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other models go on, and this one stays as it is
@@ -295,7 +304,9 @@ class ControlLoop:
         return plan
 
     def _model_run(self, key: str, state: ModelState) -> _ModelRun:
-        """Returns the run of a model, with its current model and settings."""
+        """Returns the run of a model, with its current model and settings; a new run for a new
+        model.
+        """
         model = enforcer.with_widest_bounds(state.model, state.policy)
         settings = settings_for(self._options.settings, state.policy)
         run = self._runs.get(key)
@@ -336,7 +347,7 @@ class ControlLoop:
 
 
 def settings_for(settings: ScalingSettings, policy: Autoscaling) -> ScalingSettings:
-    """Returns the settings with the changes of a model's policy."""
+    """Returns the settings with the stabilization window of a model's policy, if it has one."""
     if policy.stabilization_window is None:
         return settings
     window = parse_duration(policy.stabilization_window)

@@ -205,7 +205,9 @@ def step_size(step: int | str, size: int) -> int:
 
 
 def _pools_to_wake(state: ModelState, plan: ScalingPlan) -> frozenset[str]:
-    """Returns the first pool of each role that has no replica and is planned to have none."""
+    """Returns, for each role of which no pool should have a replica, the first pool that may have
+    one.
+    """
     first: dict[str, str] = {}
     serving: set[str] = set()
     for spec in state.model.pools:

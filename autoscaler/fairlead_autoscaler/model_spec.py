@@ -19,7 +19,8 @@ UNPRICED: Final = 1.0
 
 
 def replica_cost(accelerator: AcceleratorClassSpec | None, pool: Pool) -> float:
-    """Returns the cost of one replica of `pool` per hour, to compare pools.
+    """Returns the cost of one replica of `pool` per hour, to compare pools; `UNPRICED` without a
+    price.
 
     accelerator: None: its class is unknown.
     """

@@ -20,7 +20,7 @@ _SERVING_STATES = (ReplicaState.PENDING, ReplicaState.WAKING, ReplicaState.READY
 
 
 def removal_order(key: str, replicas: Sequence[Replica], snapshot: GatewaySnapshot) -> tuple[str, ...]:
-    """Returns the ids of all replicas that serve or start, in the order of their removal."""
+    """Returns the ids of all replicas that serve, start or wake, in the order of their removal."""
     present = [replica for replica in replicas if replica.state in _SERVING_STATES]
     unique = {replica.id: _unique_blocks(key, replica, snapshot) for replica in present}
     known = [blocks for blocks in unique.values() if blocks is not None]

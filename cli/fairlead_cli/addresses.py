@@ -71,9 +71,10 @@ def service_url(text: str, *, flag: str) -> str:
 
 
 def claim_port(address: Address, *, flag: str) -> Address:
-    """Checks that the address can be bound, and returns it with a free port in place of port 0.
+    """Returns the address, with a free port in place of port 0, after checking that it can be
+    bound.
 
-    Raises PortInUse when the port is taken, BadInput when the address is not of this machine.
+    Raises PortInUse when the port is taken, BadInput when this machine cannot listen there.
     """
     try:
         ipaddress.ip_address(address.host)

@@ -101,7 +101,7 @@ def is_cluster_target(options: ClusterOptions, address: str | None, flag: str = 
 
 
 def kubeconfig_paths(options: ClusterOptions, environment: Mapping[str, str], home: Path) -> list[Path]:
-    """Returns the kubeconfig files to read, by kubectl's rules; none within a pod."""
+    """Returns the kubeconfig files to read, by kubectl's rules; empty when there is none."""
     if options.kubeconfig is not None:
         return [options.kubeconfig]
     if named := environment.get("KUBECONFIG", ""):

@@ -45,7 +45,10 @@ def builtin_accelerators() -> Mapping[str, AcceleratorClass]:
 
 
 def _tolerations(resource: str | None) -> list[Toleration]:
-    """Returns a toleration of the usual taint of nodes with devices: the name of the resource."""
+    """Returns a toleration of the taint that nodes with this resource usually have.
+
+    Empty for None. The key of the taint is the name of the resource.
+    """
     if resource is None:
         return []
     return [Toleration(key=resource, operator=TolerationOperator.EXISTS, effect=TaintEffect.NO_SCHEDULE)]

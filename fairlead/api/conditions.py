@@ -73,7 +73,11 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ConditionTypeInfo:
-    """Documentation of a condition type. `meaning` describes the status True."""
+    """Documentation of a condition type.
+
+    always: every model has the condition.
+    meaning: what the status True means.
+    """
 
     type: ConditionType
     owner: ConditionOwner

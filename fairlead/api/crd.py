@@ -146,7 +146,7 @@ class _SchemaTranslator:
 
 def _without_null(schema: Schema, path: str) -> Schema:
     """Returns the schema without its null alternative: optional fields may be left out, but not be
-    null.
+    null. Raises TypeError for any other union.
     """
     if "anyOf" not in schema or "x-kubernetes-int-or-string" in schema:
         return schema

@@ -1,8 +1,8 @@
 """The base class of API types, and rules that hold across fields.
 
 Unknown fields are errors and values are not coerced: `"3"` is not 3. `examples` of a field are
-YAML; error messages offer them as the fix. `planned_fields` names fields of the design that this
-release does not honour yet. `renamed` maps fields of earlier releases to those of this release;
+YAML; error messages offer them as the fix. `planned` names fields of the design that this release
+does not honour yet. `renamed` maps fields of earlier releases to those of this release;
 error messages offer these, too. `rules` apply to files and on the API server alike.
 """
 

@@ -2,7 +2,7 @@
 
 The CRDs in `crds/` and `docs/reference/api.md` are generated from these types; run `make generate`
 after a change. A field is added together with the code that honours it; until then, its name is in
-`planned_fields`. The sections of a spec are in `fairlead/api/spec/`.
+`planned`. The sections of a spec are in `fairlead/api/spec/`.
 """
 
 from collections.abc import Mapping
@@ -311,8 +311,10 @@ class ModelDeploymentSpec(StrictModel):
     def scales_from_zero(self) -> bool:
         """True if the model may have no instance, and gets one when a request is queued.
 
-        Models with disaggregated prefill are excluded. Their prompts cannot wait for a first
-        instance, so one instance of each role always runs.
+        False unless `autoscaling.mode` is Auto, and for models with disaggregated prefill.
+
+        Why: disaggregated prompts cannot wait for a first instance, so one instance of each role
+        always runs.
         """
         if self.autoscaling.mode is not ScalingMode.AUTO or self.has_role(PoolRole.PREFILL):
             return False

@@ -1,7 +1,8 @@
 """Credentials and rules for connecting to engines: trusted CAs, bearer tokens, allowed addresses.
 
-The fleet file names only their locations: a CA file, an environment variable or a token file. Files
-are checked at most once a second while in use, so that a rotated token or CA needs no restart.
+The fleet file names only their locations: a CA file, an environment variable or a token file. While
+in use, token files are read again after a second, and CA files when they change. A rotated token or
+CA needs no restart.
 """
 
 import ssl
@@ -103,7 +104,7 @@ class EngineCredentials:
         return context
 
     def token(self, access: EngineAuth) -> str:
-        """Returns the bearer token; empty if there is none."""
+        """Returns the bearer token; empty if there is none, or if it is not a valid token."""
         if access.token_env is not None:
             return _checked_token(self._environ.get(access.token_env, ""))
         if access.token_file is None:

@@ -12,7 +12,7 @@ from fairlead.fleet.signals import EngineSignals
 
 @dataclass(frozen=True, slots=True)
 class MetricNames:
-    """The metric names of one type of engine. Of several names, the page's first is read.
+    """The metric names of one type of engine. Of several names, the first on the page is read.
 
     rank_label: the label with the number of the data-parallel rank.
     sleep_state: the metric of vLLM's sleep mode; None if the engine does not report it.

@@ -10,7 +10,7 @@ from math import isfinite
 
 
 def parse_samples(page: bytes, name: bytes, label: bytes | None) -> Iterator[tuple[bytes, float]]:
-    """Yields (labels, value) of every sample of the series `name`. Skips invalid numbers.
+    """Yields (labels, value) of each sample of the series `name`. Skips values that are not finite.
 
     label: text that the labels must contain; None for all samples.
     """

@@ -27,7 +27,7 @@ _MAX_RESPONSE_BYTES: Final = 65_536
 
 
 class SleepRefused(Unavailable):
-    """Raised when an engine responds but does not sleep: it was started without sleep mode."""
+    """Raised when an engine responds but refuses; mostly, it was started without sleep mode."""
 
 
 class SleepRequester(Protocol):
@@ -71,7 +71,8 @@ class EngineSleepClient:
     async def sleep(self, url: str, level: int) -> None:
         """Puts the engine to sleep and returns when it sleeps.
 
-        Raises SleepRefused if the engine stays awake, and Unavailable if there is no response.
+        Raises SleepRefused if the engine rejects the request or stays awake, and Unavailable if
+        there is no response.
         """
         await self._post(f"{url}/sleep?level={level}&mode=wait", None, self._timeouts.sleep_seconds)
         if not await self.is_sleeping(url):
@@ -81,7 +82,8 @@ class EngineSleepClient:
         """Wakes the engine and returns when it is awake and healthy.
 
         level: the level at which the engine sleeps, 1 or 2.
-        Raises Unavailable if the engine does not become awake and healthy.
+        Raises SleepRefused if the engine rejects a request, and Unavailable if it does not become
+        awake and healthy.
         """
         seconds = self._timeouts.wake_seconds
         if level == 1:

@@ -17,7 +17,9 @@ class Vllm:
     metrics_path = "/metrics"
 
     def local_launch_command(self, replica: LocalEngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
-        """Returns the command `vllm serve` for one port. Raises BadInput for several ports.
+        """Returns the command `vllm serve` for one port.
+
+        Raises BadInput for several ports, and for weights other than hf:// and file://.
 
         The responses of this vLLM report cached tokens, by which routing is measured.
         """

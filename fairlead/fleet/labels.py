@@ -120,8 +120,9 @@ class PodEngineInfo:
 
 
 def parse_engine_info(annotations: Mapping[str, str]) -> PodEngineInfo:
-    """Returns the engine data of a pod's annotations. Invalid values count as absent: people edit
-    them.
+    """Returns the engine data of a pod's annotations. Invalid values count as absent.
+
+    Why: people edit annotations.
     """
     ranks = _parse_number(annotations, DATA_PARALLEL_ANNOTATION, 1024)
     return PodEngineInfo(

@@ -119,7 +119,7 @@ class Instance:
 
     id: `<pod-uid>/<port>/<rank>`; locally `<pool>-<n>/<port>/<rank>`.
     signals: None until the engine has reported metrics.
-    received_at: monotonic time of the receiver when `signals` arrived.
+    received_at: monotonic seconds of the receiver when `signals` arrived.
     dp_rank: None for an engine without data parallelism.
     kv_events, kv_replay: ZMQ endpoints.
     transfer: KV transfer protocol from prefill to decode instances, one of `KV_TRANSFERS`.
@@ -250,7 +250,7 @@ def next_fleet(
 
 
 def _member_ids(fleet: Fleet) -> frozenset[tuple[str, str]]:
-    """Returns the instances that homes are computed from: those that receive requests."""
+    """Returns (model key, instance id) of each READY instance; homes are computed from these."""
     return frozenset(
         (key, instance.id)
         for key, instances in fleet.instances.items()

@@ -78,7 +78,7 @@ class RawResponse:
 class KubeApi:
     """A client of one API server. Close it, or use it as an `async with` block.
 
-    Every method raises KubeError, and ClusterConfigError if our credentials are unusable.
+    Every method raises KubeError, and ClusterConfigError if the credentials are unusable.
 
     chance: returns a random number from 0 to 1.
     pause: sleeps for a number of seconds.
@@ -135,9 +135,11 @@ class KubeApi:
         fields: str | None = None,
         limit: int | None = None,
     ) -> ObjectList:
-        """Returns all objects, fetched in pages of `limit`; of all namespaces if none is given.
+        """Returns all objects of a kind, fetched in pages.
 
+        namespace: None for all namespaces.
         labels, fields: selectors.
+        limit: objects per page; None for the limit `kube_page_items`.
         """
         path = resource.path(namespace)
         query = _query(limit=str(limit or self.limits.kube_page_items), labelSelector=labels, fieldSelector=fields)
@@ -215,10 +217,10 @@ class KubeApi:
         query: Mapping[str, str] | None = None,
         host: str | None = None,
     ) -> RawResponse:
-        """Returns the response for any path, without retries: logs, or pods through the API
-        server's proxy.
+        """Sends a GET to any path, such as logs or a pod's proxy, and returns the response.
 
-        A longer body is cut after `max_bytes`. Raises Unreachable after `seconds`.
+        There are no retries. A longer body is cut after `max_bytes`. Raises Unreachable after
+        `seconds`, or if the connection breaks.
 
         host: Host header for proxied requests.
         """

@@ -14,7 +14,10 @@ class KubeClient(Protocol):
         ...
 
     async def list(self, resource: Resource, namespace: str | None = None, labels: str | None = None) -> ObjectList:
-        """Returns all objects with these labels."""
+        """Returns all objects of a kind that match the label selector.
+
+        namespace: None for all namespaces.
+        """
         ...
 
     async def apply_new(self, manifest: Manifest, manager: str) -> Manifest:

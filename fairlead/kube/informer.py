@@ -195,7 +195,7 @@ class Informer:
         self._synced.set()
 
     async def _watch(self) -> WatchEnd:
-        """Runs one watch until it ends or is silent for too long."""
+        """Runs one watch until it ends, or receives nothing for `kube_watch_silence_seconds`."""
         self.watch_count += 1
         self._received = False
         opened_at = self._clock.now()

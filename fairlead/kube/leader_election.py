@@ -204,8 +204,9 @@ class LeaderElector:
         return self._leads_until - self._clock.now() if self._leads_until is not None else 0.0
 
     async def _attempt_within(self, seconds: float) -> None:
-        """Runs one attempt of at most `seconds`: a silent API server must not prolong the
-        leadership.
+        """Runs one attempt, and cancels it after `seconds`.
+
+        Why: an API server that does not respond must not prolong the leadership.
         """
         attempt, timer = asyncio.ensure_future(self._attempt()), asyncio.ensure_future(self._pause(seconds))
         try:

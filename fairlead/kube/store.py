@@ -53,7 +53,10 @@ class ObjectStore:
 
 
 def drop_managed_fields(item: Manifest) -> Manifest:
-    """Returns the object after removing its `metadata.managedFields`, half of many objects."""
+    """Removes `metadata.managedFields` from the object itself, and returns the object.
+
+    Why: these fields are about half of many objects.
+    """
     metadata_of(item).pop("managedFields", None)
     return item
 

@@ -74,8 +74,9 @@ def parse_watch_event(line: bytes, request: str, find_known: KnownObjectFinder |
 
     Raises the error of an `ERROR` event (mostly Gone), and Unreachable for an invalid line.
 
-    find_known: objects that need not be decoded again. Most events about our own writes arrive
-        after the response, with the same content.
+    find_known: returns objects that need not be decoded again.
+
+    Why: most events about a client's own writes arrive after the response, with the same content.
     """
     if find_known is not None and (known_event := _reuse_known(line, find_known)) is not None:
         return known_event

@@ -1,6 +1,7 @@
 """All limits of Fairlead: name, value and reason. docs/reference/limits.md is generated from here.
 
-Exceeding a limit gives a clear error and loses nothing. `Limits` combines the groups:
+A request or file beyond a limit gets a clear error. A full buffer drops entries, as the reason of
+its limit says. `Limits` combines the groups:
 
 - `requests`: client HTTP, request content, queues, upstream connections, KV transfers.
 - `gateways`: fleet, telemetry, worker processes, Redis and peers.

@@ -94,7 +94,7 @@ def _lint_unused_tiers(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
 
 
 def _min_instances(spec: ModelDeploymentSpec, pool: Pool) -> int:
-    """Returns the smallest replica bound of a pool, with its schedules."""
+    """Returns the smallest of `minReplicas` and the bounds in the pool's schedules."""
     schedules = [schedule for schedule in spec.autoscaling.schedules if schedule.pool in (None, pool.name)]
     bounds = [
         bound for schedule in schedules for bound in (schedule.min_replicas, schedule.max_replicas) if bound is not None

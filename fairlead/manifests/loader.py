@@ -139,9 +139,11 @@ def read_texts(
 def combine_texts(
     texts: Iterable[tuple[str, str]], *, limits: Limits, complete: bool = True
 ) -> tuple[Manifests, list[FileProblem]]:
-    """Returns the valid objects of the given files, and every problem.
+    """Returns the valid objects of the given files, and the problems.
 
-    complete: False if other files could not be read.
+    Unknown accelerators are reported only if there are no other problems.
+
+    complete: False if other files could not be read; unknown accelerators are then not reported.
     """
     documents: list[_Document] = []
     problems: list[FileProblem] = []

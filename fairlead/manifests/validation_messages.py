@@ -44,7 +44,9 @@ MAX_PROBLEMS = 1_000
 def validation_problems(
     error: ValidationError, model: type[BaseModel], node: YamlNode, file: str
 ) -> Iterator[FileProblem]:
-    """Yields every error as a FileProblem, in the order of the file.
+    """Yields the errors as FileProblems, in the order of the file.
+
+    After `MAX_PROBLEMS`, one last problem has the number of the others.
 
     node: the document that was validated as `model`.
     """

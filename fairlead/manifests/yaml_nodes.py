@@ -241,7 +241,10 @@ def resolve_scalar(text: str) -> Scalar:
 
 
 def format_path(path: tuple[str | int, ...]) -> str:
-    """Returns a path as text: `("pools", 0, "name")` → `pools[0].name`."""
+    """Returns a path as text of at most 120 characters: `("pools", 0, "name")` → `pools[0].name`.
+
+    Returns `(document)` for an empty path.
+    """
     text = ""
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
@@ -249,8 +252,9 @@ def format_path(path: tuple[str | int, ...]) -> str:
 
 
 def format_value(value: object) -> str:
-    """Returns a value of a file for a message: quoted, short, on one line, without control
-    characters.
+    """Returns a value of a file for a message: on one line, without control characters.
+
+    Text is quoted. Longer values are cut to 60 characters.
     """
     text = value if isinstance(value, str) else repr(value)
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

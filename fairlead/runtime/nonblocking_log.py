@@ -99,7 +99,7 @@ class NonBlockingWriter:
 
 
 class NonBlockingHandler(logging.Handler):
-    """A log handler that never blocks."""
+    """A log handler that queues its lines; only `flush` blocks."""
 
     def __init__(self, writer: NonBlockingWriter) -> None:
         super().__init__()

@@ -6,10 +6,11 @@ and a hint.
     │   ├── HeadTooLarge       431      TargetTooLong           414      BodyTooLarge  413
     │   ├── UnsupportedBodyType 415     UnsupportedExpectation  417
     │   ├── UnsupportedHttpVersion 400
-    │   └── RequestTimeout     408  a head or a body did not arrive in time
-    ├── InvalidApiKey          401  no API key, or an unknown one
-    ├── UnknownPath            404      UnknownModel            404      MethodNotAllowed 405
-    ├── QuarantinedRequest     422  instances crashed on this request before
+    │   ├── RequestTimeout     408  a head or a body did not arrive in time
+    │   ├── InvalidApiKey      401  no API key, or an unknown one
+    │   ├── UnknownPath        404      UnknownModel            404      MethodNotAllowed 405
+    │   └── QuarantinedRequest 422  instances crashed on this request before
+    ├── RelayedError                an error of another process of the gateway, with its status
     ├── RequestShed            429  a sheddable request would miss its TTFT target
     ├── NoReadyInstance        503  no instance of the model is ready
     ├── GatewayDraining        503  this gateway stops, and its drain is over
@@ -71,7 +72,7 @@ class BadRequest(GatewayError):
 
 
 class HeadTooLarge(BadRequest):
-    """Raised if the header fields are too many or too long."""
+    """Raised if the header fields are too many, or they or the trailers are too long."""
 
     status = 431
     code = "headers_too_large"
@@ -92,7 +93,7 @@ class BodyTooLarge(BadRequest):
 
 
 class UnsupportedBodyType(BadRequest):
-    """Raised if a body is compressed."""
+    """Raised if a body is compressed, or is not JSON where only JSON is forwarded."""
 
     status = 415
     code = "unsupported_media_type"
@@ -214,7 +215,7 @@ class EngineFailed(GatewayError):
 
 
 class EngineTimeout(GatewayError):
-    """Raised if an engine accepted a request and did not answer before the deadline."""
+    """Raised if an engine accepted a request and its answer was not complete in time."""
 
     status = 504
     code = "engine_timeout"

@@ -70,7 +70,7 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="fairlead-operator", description="Turns ModelDeployments into running engines."
     )
     parser.add_argument("--host", default="", help="address of /healthz, /readyz and /metrics; all by default")
-    parser.add_argument("--port", type=int, default=8080, help="and its port")
+    parser.add_argument("--port", type=int, default=8080, help="port of /healthz, /readyz and /metrics")
     parser.add_argument(
         "--lease-namespace",
         default=None,

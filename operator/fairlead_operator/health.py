@@ -54,8 +54,9 @@ def check_readiness(health: HealthState) -> ProbeResult:
 
 
 def stale_cache_reason(health: HealthState) -> str:
-    """Returns why the observed state may be out of date; empty if it is fresh. If not, nothing is
-    deleted.
+    """Returns why the observed state may be out of date; empty if it is fresh.
+
+    Nothing is deleted while it may be out of date.
     """
     if not health.synced:
         return "not everything has been listed yet"

@@ -93,7 +93,7 @@ class Manager:
         self._queue.ignore_self_event(key)
 
     def stop(self) -> None:
-        """Finishes current writes, gives the lease back, and ends `run`."""
+        """Makes `run` end the work, give the lease back and return."""
         self.stopped = True
         self._stop.set()
 

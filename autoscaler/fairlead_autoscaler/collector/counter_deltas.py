@@ -6,8 +6,8 @@ its source is known to show all of its counters. Otherwise it is only a point to
 
 A gateway that does not answer still has its requests. For a while its counters are taken to rise as
 they did. When it answers again, what it counted is spread over the missed ticks, so no false burst
-appears. After `Limits.autoscaler_carry_forward_seconds` nothing is assumed any more: its
-clients have gone to other gateways.
+appears. Nothing is assumed any more after `Limits.autoscaler_carry_forward_seconds`: by then the
+clients use other gateways.
 """
 
 import math
@@ -83,7 +83,8 @@ def extrapolate(
 ) -> tuple[CounterTracker, dict[CounterKey, float] | None]:
     """Returns the next tracker, and the assumed increases, if the source did not answer.
 
-    They are None once it has not answered for more than `max_seconds`.
+    The increases are None if no rates are known, or after more than `max_seconds` without an
+    answer.
     """
     since = now - tracker.checked_at
     checked = replace(tracker, checked_at=now)

@@ -1,8 +1,8 @@
 """Gateway scraper: requests the metrics of every gateway, all at once, at each tick.
 
 Gateways are given as URLs of their management ports. A name with several addresses (a headless
-Service) is resolved each time, and each address is a gateway of its own. A gateway that does not
-answer in time is missing, and noted as such.
+Service) is resolved each time, and each address counts as one gateway. A gateway that does not
+answer in time is missing, and the snapshot's notes say so.
 """
 
 import asyncio
@@ -93,7 +93,10 @@ class GatewayScraper:
         return GatewaySnapshot(tuple(metrics), tuple(notes))
 
     async def _resolve_urls(self, notes: list[str]) -> list[str]:
-        """Returns the URLs of all gateways, up to the limit."""
+        """Returns the URLs of all gateways, up to the limit, and adds problems to `notes`.
+
+        A name that cannot be resolved keeps its last addresses.
+        """
         urls: dict[str, None] = {}
         for url in self._urls:
             parts = urlsplit(url)

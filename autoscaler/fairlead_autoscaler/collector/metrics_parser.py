@@ -1,8 +1,9 @@
 """Metrics parser: the part of a gateway's `/metrics` page that sizing needs. Pure.
 
-Lines of other metrics are dropped before they are parsed: a page of a large fleet has tens of
-thousands. The rest takes a third of a millisecond per instance, most of it in Prometheus' own
-parser. So pages are parsed in a thread.
+Lines of other metrics are dropped before they are parsed. Callers parse pages in a thread.
+
+Why: a page of a large fleet has tens of thousands of lines. The lines that sizing needs take a
+third of a millisecond per instance, most of it in Prometheus' own parser.
 """
 
 import math

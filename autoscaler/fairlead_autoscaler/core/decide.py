@@ -84,7 +84,7 @@ def _limit_all_pools(
 ) -> tuple[CoreState, dict[str, PoolPlan]]:
     """Returns the next state, and the plans within the shared limit.
 
-    In doubt no pool is lowered for the limit, only raised less.
+    In doubt the limit lowers no pool; it only makes pools rise less.
     """
     shares: list[LimitShare] = []
     groups = dict(state.groups)

@@ -23,7 +23,7 @@ from fairlead_autoscaler.core.workload.shape_histogram import ShapeHistogram
 
 
 def learn(state: CoreState, tick: Tick, observation: Observation) -> CoreState:
-    """Returns the state after the tick of `observation`."""
+    """Returns the state with what a tick shows of idle gaps, pools, shapes, lengths and load."""
     state = replace(state, silence=_learn_idle_gaps(state.silence, tick), pools=_learn_pools(state.pools, tick))
     if observation.shapes is not None and tick.missing_seconds is None and has_pool_choice(tick.model):
         shapes = state.shapes or ShapeHistogram.empty(tick.now)

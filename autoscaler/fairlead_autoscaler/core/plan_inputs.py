@@ -51,7 +51,7 @@ def add_decode_slack(
 
     The inputs are `convertible_prompt_tokens` (the longest prompt) and
     `convertible_tokens_per_second` (of all ready engines). Nothing is added without a TPOT target,
-    a profile or a level.
+    a profile, a ready replica or a known load.
     """
     return {
         name: _with_slack(model, pool, plans[name], observed[name])

@@ -32,8 +32,7 @@ class ReplicaSchedule:
     """Other bounds of a pool during some hours.
 
     start_seconds, end_seconds: seconds of the day; an end that is not later than the start is on
-        the
-    next day.
+        the next day.
     minimum, maximum: None keeps the bound of the pool.
     days: weekdays on which the interval begins, 0 = Monday.
     offset_seconds: the time zone, east of UTC.
@@ -49,7 +48,8 @@ class ReplicaSchedule:
 
 @dataclass(frozen=True, slots=True)
 class SleepTier:
-    """The number of replicas of a pool that may sleep instead of being removed.
+    """The sleep policy of a pool: how many replicas sleep instead of being removed, and for how
+    long.
 
     most: the most that may sleep.
     least: the fewest that sleep, at any load.

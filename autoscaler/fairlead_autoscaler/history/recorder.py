@@ -96,14 +96,17 @@ class RecordBuffer:
         return next((at for at, name, _ in self._lines if name == model), None)
 
     def lines(self, model: str | None = None, since: float = 0.0) -> Iterator[bytes]:
-        """Yields the records of one model, or of all, the oldest first."""
+        """Yields the records of one model, or of all, the oldest first.
+
+        since: Unix seconds.
+        """
         for at, name, line in list(self._lines):
             if at >= since and model in (None, name):
                 yield line
 
 
 class RecordFiles:
-    """A recording in files. The directory is created.
+    """A recording in files. The first record creates the directory.
 
     problem: why the last record could not be written; None: it was.
     """

@@ -45,6 +45,7 @@ def create_app(
     """Returns the application of the port.
 
     notes: returns all current problems, in words.
+    token: the management token; None: every path is open.
     """
     handlers = _Handlers(loop, buffer, notes)
     app = web.Application(middlewares=[_require_token(token)], client_max_size=_HINT_BYTES)
@@ -88,7 +89,7 @@ class _Handlers:
         return ProbeResult(is_ready, "\n".join(["ready" if is_ready else "not ready", *self._notes()]))
 
     async def status(self, _: web.Request) -> web.Response:
-        """Returns the last record of every model."""
+        """Returns the last record of every model, all problems, and whether this process leads."""
         records = dict(sorted(self._loop.last_records().items()))
         status = {
             "leads": self._loop.is_leader,
@@ -133,7 +134,11 @@ class _Handlers:
         return response
 
     async def wake(self, request: web.Request) -> web.Response:
-        """Returns 200 if a tick comes at once, 404 if no such model is scaled."""
+        """Passes on a gateway's hint that a request is queued, after which the next tick comes
+        early.
+
+        Returns 200, 404 if no such model is scaled, and 400 or 415 for anything but a hint.
+        """
         if request.content_type != _JSON:
             return _error_response(415, "a hint is JSON: send it with Content-Type: application/json")
         try:

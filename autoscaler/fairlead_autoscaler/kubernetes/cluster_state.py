@@ -220,7 +220,8 @@ def _is_replacing_only_group(workload: Manifest | None, pods: Iterable[Manifest]
     """Whether a LeaderWorkerSet, whose number the autoscaler wrote, has groups of an older
     template.
 
-    Its controller does not replace the only group, since nothing would serve meanwhile.
+    Why: the controller of LeaderWorkerSets does not replace the only group, since nothing would
+    serve meanwhile.
     """
     if workload is None or workload.get("kind") != LEADER_WORKER_SETS.kind:
         return False
@@ -263,7 +264,7 @@ def _replica_state(pod: Manifest, status: SleepStatus) -> ReplicaState:
 
 
 def _ready_since(pod: Manifest, wall: float) -> float | None:
-    """Returns the time since which a pod is ready; None if it is not.
+    """Returns the Unix time since which a pod is ready; None if it is not.
 
     A pod whose engine restarted has none, since only the first start is a startup time.
     """

@@ -15,7 +15,7 @@ from fairlead_autoscaler.history.recorder import TickRecord
 
 
 def scaling_events(before: TickRecord, after: TickRecord) -> list[EventDraft]:
-    """Returns an event for each number that was to be written, and is in place now."""
+    """Returns an event for each pool that now has the numbers that `before` planned to write."""
     drafts = []
     for name, ruling in before.rulings.items():
         pool = after.observation.pools.get(name)
@@ -38,8 +38,9 @@ def _scaled_event(name: str, ruling: EnforcedPlan) -> EventDraft:
 
 
 def condition_events(before: Iterable[ConditionValue], after: Iterable[ConditionValue]) -> list[EventDraft]:
-    """Returns an event for each condition with a new status or reason; none for a condition's first
-    status.
+    """Returns an event for each condition with a new status or reason.
+
+    There is none for a condition's first status, nor for `SLOMet` to or from Unknown.
     """
     drafts = []
     former = {condition.type: condition for condition in before}

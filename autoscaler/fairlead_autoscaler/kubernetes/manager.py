@@ -111,7 +111,9 @@ class Manager:
         self._process.stop()
 
     async def run(self) -> None:
-        """Runs until `stop`. Raises OSError if the port is in use."""
+        """Runs until `stop`. Raises OSError if the port is in use, and the error of a part that
+        fails.
+        """
         parts = [
             asyncio.ensure_future(part)
             for part in (

@@ -6,7 +6,7 @@ does not apply it. Any other writer keeps it: each write names the version that 
 that the API server refuses it after a change.
 
 A LeaderWorkerSet is applied itself, with nothing but its number. The API server (1.36) does not
-convert a Scale that is applied to a custom kind, and a merged one loses its owner at zero.
+convert a Scale that is applied to a custom kind. A merged Scale loses its owner at zero.
 
 The controller of a Deployment chooses the pods to delete by
 `controller.kubernetes.io/pod-deletion-cost` first. The pods to remove get costs below the usual
@@ -106,6 +106,10 @@ class ScaleWriter:
 
     async def scale(self, key: str, pool: str, replicas: int, leaving: Sequence[str] = (), asleep: int = 0) -> None:
         """Writes the numbers of serving and sleeping replicas of a pool.
+
+        For a Deployment it also writes sleep marks and deletion costs.
+
+        leaving: names of the pods to remove first.
 
         Raises Unavailable if there is no workload or it has another owner, and KubeError for an
         error of the API server.

@@ -9,7 +9,7 @@ then its mark is removed. Without a mark, gateways send it requests.
 All engines wake if another owner sets the number, or the mode is no longer Auto. No other process
 would wake them, and the number counts serving replicas.
 
-Nothing is remembered that a successor needs: each engine is queried whether it sleeps. If an engine
+Nothing is remembered that a successor needs: each engine is queried for its state. If an engine
 rejects sleep, no engine of its pool and revision sleeps. One that is not awake after
 `engine_wake_seconds` is marked as stuck. It then counts as missing, and is removed first.
 """
@@ -116,7 +116,9 @@ class SleepController:
         )
 
     async def run(self) -> None:
-        """Acts until it is cancelled."""
+        """Reconciles every `RECONCILE_SECONDS` until it is cancelled, which also cancels the steps
+        in progress.
+        """
         try:
             while True:
                 self.reconcile()
@@ -149,8 +151,8 @@ class SleepController:
                 self._tasks[uid_of(pod)] = asyncio.get_running_loop().create_task(step, name=f"sleep-{name_of(pod)}")
 
     def _is_drained(self, key: str, pod: Manifest, pods: Sequence[Manifest]) -> bool:
-        """Whether every gateway knows that the pod sleeps, and none has a request in flight
-        there.
+        """Whether all gateways answer, know of every sleeping instance, and have no request in
+        flight at the pod.
         """
         gateways = self._gateways().gateways
         if not gateways or any(gateway.error is not None for gateway in gateways):
@@ -170,7 +172,11 @@ class SleepController:
         )
 
     async def _step(self, key: str, pod: Manifest, mark: SleepMark, is_drained: bool) -> None:
-        """Puts the engine of one pod to sleep, or wakes it, as its mark demands."""
+        """Puts the engine of one pod to sleep, or wakes it, as its mark demands.
+
+        An engine that rejects sleep loses the mark. One that does not wake in time is marked as
+        stuck.
+        """
         uid, name, url = uid_of(pod), name_of(pod), pod_url(pod)
         try:
             is_asleep = await self._engines.is_sleeping(url)
@@ -195,10 +201,11 @@ class SleepController:
             self.problems.pop(name, None)
 
     async def _wake(self, key: str, pod: Manifest, mark: SleepMark, url: str, *, is_asleep: bool) -> None:
-        """Wakes the engine of a pod, even if it reports that it is awake.
+        """Wakes the engine of a pod, even if it reports that it is awake, and removes the pod's
+        mark.
 
-        Why: the former leader may have put it to sleep a moment ago. Until it sleeps, it reports
-        that it is awake and answers no request.
+        Why: the former leader may have put the engine to sleep a moment ago. Until the engine
+        sleeps, it reports that it is awake and answers no request.
         """
         uid = uid_of(pod)
         began = self._clock.now()

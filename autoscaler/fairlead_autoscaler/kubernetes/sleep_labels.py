@@ -69,10 +69,11 @@ def pool_sleep_state(pods: Sequence[Manifest]) -> PoolSleepState:
 
 
 def split_desired(total: int, state: PoolSleepState, desired_asleep: int) -> tuple[int, int]:
-    """Returns how many of `total` pods should serve, and how many should sleep.
+    """Returns how many of `total` pods should serve, and how many should sleep; stuck pods do
+    neither.
 
-    Pods that start in order to sleep carry no mark until they are ready. So of the pods that are
-    not ready, as many count as sleeping as `desired_asleep` has.
+    Pods that start in order to sleep carry no mark until they are ready. So pods that are not ready
+    count as sleeping, until `desired_asleep` is reached.
     """
     total = max(0, total - len(state.stuck))
     present = len(state.serving) - len(state.starting) + len(state.asleep)

@@ -88,7 +88,7 @@ class StatusWriter:
         self._histories: dict[str, _ModelHistory] = {}
 
     def on_record(self, record: TickRecord) -> None:
-        """Takes the record of one model, and sends its events."""
+        """Stores the record of one model; the leader also sends the events of its scaling."""
         key = record.model.name
         model = self._models.model(key)
         if model is None:
@@ -116,7 +116,9 @@ class StatusWriter:
             await self._pause(_WRITE_INTERVAL_SECONDS)
 
     async def write_all(self) -> None:
-        """Writes the status of every model that is due."""
+        """Writes the status of every model that is due, and removes the conditions of models not
+        scaled.
+        """
         models, writers = self._models.models(), self._models.foreign_writers()
         for key, model in models.items():
             if is_deleting(model):

@@ -192,7 +192,7 @@ class KubernetesTarget:
         return [pod for pod in self._by_model((PODS,)).get(key, ()) if labels_of(pod).get(POOL_LABEL) == pool]
 
     def sleep_level(self, key: str) -> int:
-        """Returns the sleep level of a model's engines."""
+        """Returns the sleep level of a model's engines; 1 if the model has no sleep tier."""
         spec = self._spec(key)
         tier = None if spec is None else sleep_tier(spec)
         return 1 if tier is None else tier.level

@@ -104,12 +104,12 @@ def write_file(path: Path, value: LocalState | DesiredPools) -> None:
 
 
 def read_state(path: Path) -> LocalState:
-    """Returns the supervisor's file. Raises Unavailable."""
+    """Returns the supervisor's file. Raises Unavailable if it cannot be read."""
     return _read(path, _state_decoder)
 
 
 def read_desired(path: Path) -> DesiredPools:
-    """Returns the autoscaler's file. Raises Unavailable."""
+    """Returns the autoscaler's file. Raises Unavailable if it cannot be read."""
     return _read(path, _desired_decoder)
 
 

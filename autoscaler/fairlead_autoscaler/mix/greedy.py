@@ -106,8 +106,9 @@ class _GreedyState:
         return None
 
     def _fit_into_room(self, at: int, counts: list[int]) -> bool:
-        """Whether the load beyond one replica fewer of `at` fits the room of the others. If it
-        does, it is moved there.
+        """Moves the load of `at` beyond its replicas in `counts` into the room of the others.
+
+        Returns False, and moves nothing, if it does not fit there.
         """
         placed, load, unserved = [row.copy() for row in self.placed], self.load.copy(), self.unserved
         room = [float(count) for count in counts]

@@ -234,7 +234,7 @@ def _parse_melange(content: Mapping[str, Any], problems: _Problems) -> ProfileTa
 
 
 def _parse_lengths(content: Mapping[str, Any], field: str, problems: _Problems) -> tuple[float, ...]:
-    """Returns upper edges of buckets, in rising order."""
+    """Returns the upper edges of buckets, in tokens; adds a problem for edges that do not rise."""
     given = content.get(field)
     if not isinstance(given, list) or not given:
         problems.add(1, field, "this is not a list of lengths", "upper edges of the buckets in tokens, rising")
@@ -252,7 +252,7 @@ def _parse_lengths(content: Mapping[str, Any], field: str, problems: _Problems) 
 def _parse_grid(
     value: Any, field: str, problems: _Problems, size: tuple[int, int] | None
 ) -> tuple[tuple[float, ...], ...]:
-    """Returns a grid of numbers.
+    """Returns a grid of numbers; what is no number is 0 there, and adds a problem.
 
     size: None: the first row says how many columns there are.
     """

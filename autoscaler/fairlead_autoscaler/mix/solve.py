@@ -48,8 +48,9 @@ def solve_mix(
 ) -> AcceleratorMix:
     """Returns the cheapest replicas that carry `rates`, in requests per second of each shape.
 
-    The mix is greedy, and says so, if the solver finds nothing better in time, or if no replicas
-    within the bounds carry the load. Shapes that no candidate can serve count as unserved.
+    The mix is greedy if the solver fails or finds nothing better in time, or if no replicas within
+    the bounds carry the load. Its `rule` says so. Shapes that no candidate can serve count as
+    unserved. If no request can be served, the mix has the pools' minima.
 
     Raises BadInput only if the sizes of the tables do not match.
     """

@@ -31,7 +31,7 @@ def simulation_solver() -> Solver:
 def create_solver(settings: MixSettings | None = None) -> Solver:
     """Returns a solver with these settings.
 
-    The solver raises nothing: if its library fails, the result has no mix.
+    The solver raises nothing. Its result has no mix if the program finds none in time or fails.
     """
     chosen = settings or MixSettings()
 

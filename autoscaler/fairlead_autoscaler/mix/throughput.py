@@ -1,6 +1,6 @@
 """Throughput of one shape: requests per second of a serving engine within the latency targets.
 
-It is the knee by which the scaling core sizes (`core.performance.replica_capacity`), for one
+It is the capacity by which the scaling core sizes (`core.performance.replica_capacity`), for one
 replica and requests of equal length. It is 0 if a request that has the engine for itself cannot
 meet a target. Its sequence may not fit the memory, its steps may exceed the TPOT target, or its
 prompt the TTFT target.

@@ -154,7 +154,10 @@ class DynamoPlanner:
 def size_pools(
     model: ModelSpec, settings: DynamoSettings, load: ForecastLoad, means: IntervalMeans, observation: Observation
 ) -> dict[str, PoolPlan]:
-    """Returns plans for the first pool of each role under ``load``."""
+    """Returns plans for the first pool of each role under ``load``.
+
+    A pool without a profile, or without an observation, gets no plan.
+    """
     ttft = settings.default_ttft_seconds if model.ttft_seconds is None else model.ttft_seconds
     itl = settings.default_itl_seconds if model.itl_seconds is None else model.itl_seconds
     plans = {}

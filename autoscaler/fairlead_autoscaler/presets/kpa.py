@@ -124,7 +124,10 @@ def record(state: KpaState, now: float, value: float) -> KpaState:
 
 
 def scale(state: KpaState, settings: KpaSettings, now: float, ready: int) -> tuple[KpaState, int | None]:
-    """Returns the pods wanted before the bounds; None without data, which is no decision."""
+    """Returns the next state, and the pods wanted before the bounds.
+
+    The pods are None without data, which is no decision.
+    """
     if state.stable.is_empty(now):
         return state, None
     there = max(1, ready)

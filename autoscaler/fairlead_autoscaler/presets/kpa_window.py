@@ -36,7 +36,7 @@ class WindowAverage:
         return replace(self, values=(*kept, (second, value)), last=second)
 
     def is_empty(self, now: float) -> bool:
-        """Returns whether the last write is older than the window."""
+        """Returns whether nothing was written, or the last write is older than the window."""
         return self.last is None or math.floor(now) - self.last > self.window_seconds
 
     def average_at(self, now: float) -> float:

@@ -80,7 +80,9 @@ class ArrivalRate:
         return ArrivalRate(now, (*kept, (now, now - self.last, observation.gateway.arrivals)))
 
     def rate(self) -> float | None:
-        """Returns the requests a second over the part of the minute that was read, or None."""
+        """Returns the requests a second over the part of the minute that was read; None for no
+        part.
+        """
         seconds = sum(one[1] for one in self.seen)
         return sum(one[2] for one in self.seen) / seconds if seconds > 0 else None
 
@@ -97,9 +99,10 @@ def replica_metric(metric: Metric, replica: ReplicaMetrics) -> float | None:
 
 
 def pool_metric(metric: Metric, look: PoolSample) -> float | None:
-    """Returns the sum over the replicas that serve; None when neither they nor a gateway were read.
+    """Returns the sum over the replicas that serve, or the pool's request rate.
 
-    A metric that counts requests includes those queued in the gateway.
+    A metric that counts requests includes those queued in the gateway. The result is None when
+    nothing was read, or when ready replicas have no metrics.
     """
     if metric is Metric.REQUEST_RATE:
         return look.request_rate

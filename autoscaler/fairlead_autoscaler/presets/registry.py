@@ -193,7 +193,8 @@ PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _ALL}
 def build(name: str, model: ModelSpec, **values: float) -> Controller:
     """Returns a new controller of a preset; parameters that are not given have their default.
 
-    Raises BadInput for an unknown name or parameter, and for a value that is not positive.
+    Raises BadInput for an unknown name or parameter, and for a value that is neither positive nor
+    in the grid.
     """
     if name not in PRESETS:
         raise BadInput(f"no preset is called {name!r}", field="preset", hint=f"known: {', '.join(sorted(PRESETS))}")

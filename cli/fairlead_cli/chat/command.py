@@ -60,7 +60,7 @@ def run(options: ChatOptions) -> int:
 
 def _once(conversation: Conversation, text: str) -> int:
     if not text.strip():
-        print("fairlead chat: there is nothing to ask (stdin or --message is empty)", file=sys.stderr)
+        print("fairlead chat: there is no message to send: stdin or --message is empty", file=sys.stderr)
         return USAGE
     has_output = False
     try:

@@ -101,7 +101,12 @@ class Conversation:
         self._messages = [{"role": "system", "content": self._system}] if self._system else []
 
     def send(self, text: str) -> Iterator[str]:
-        """Yields the answer piece by piece. An incomplete answer stays in the history."""
+        """Sends a message and yields the answer piece by piece. An incomplete answer stays in the
+        history.
+
+        Raises AnswerError when the gateway reports an error or the answer breaks off,
+        StackUnreachable when no gateway answers.
+        """
         self._messages.append({"role": "user", "content": text})
         body: dict[str, object] = {"model": self.model, "messages": self._messages, "stream": True}
         if self._max_tokens is not None:

@@ -16,8 +16,8 @@ DIALOGUE_HELP = "/why  why the last request went where it did\n/new  forget the 
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """Terminal functions. ``read`` raises EOFError at the end of input; ``write`` gets pieces of
-    text, ``remark`` whole lines.
+    """The terminal of a dialogue, as functions. ``read`` raises EOFError at the end of input;
+    ``write`` gets pieces of text, ``remark`` whole lines.
     """
 
     read: Callable[[], str]

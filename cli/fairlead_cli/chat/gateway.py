@@ -33,7 +33,8 @@ def open_gateway(url: str | None, manage: str | None, cluster: ClusterOptions) -
 
     manage: management address of the gateway, for ``/why``.
 
-    Raises StackUnreachable, ClusterUnreachable, or BadInput that names a missing permission.
+    Raises StackUnreachable or ClusterUnreachable, and BadInput for an invalid address or a missing
+    permission.
     """
     settings = read_settings(CliSettings, os.environ)
     if not is_cluster_target(cluster, url or manage, "--url" if url else "--manage"):
@@ -49,7 +50,7 @@ def open_gateway(url: str | None, manage: str | None, cluster: ClusterOptions) -
 
 
 def local_stack(url: str) -> RunningStack | None:
-    """Returns the running stack of this user whose gateway is at ``url``."""
+    """Returns the running stack of this user whose gateway is at ``url``, or None."""
     return next((stack for stack in running_stacks() if stack.url == url.rstrip("/").removesuffix("/v1")), None)
 
 

@@ -55,7 +55,8 @@ def _element(der: bytes) -> tuple[int, bytes, bytes]:
 
 
 def _time(kind: int, text: str) -> float | None:
-    """Returns a time of DER tag ``kind`` as Unix time; None for an unknown tag.
+    """Returns a time of DER tag ``kind`` as Unix time; None for an unknown tag. Raises ValueError
+    for an invalid time.
 
     A UTCTime has a two-digit year: 50 to 99 are 1950 to 1999.
     """

@@ -125,7 +125,7 @@ async def _write(api: KubeApi, changed: list[tuple[Manifest, Conversion]]) -> No
 
 
 async def _open_schema(api: KubeApi, resource: Resource) -> None:
-    """Lets the installed CRD take any spec."""
+    """Lets the installed CRD take any spec; does nothing without a CRD."""
     name = f"{resource.plural}.{resource.group}"
     try:
         definition = await api.get(CUSTOM_RESOURCE_DEFINITIONS, None, name)
@@ -142,7 +142,11 @@ async def _open_schema(api: KubeApi, resource: Resource) -> None:
 
 
 async def _write_object(api: KubeApi, item: Manifest, spec: Mapping[str, Any]) -> None:
-    """Writes one spec; retries while the API server uses the earlier schema. Raises KubeError."""
+    """Writes one spec. Retries for up to _SCHEMA_SECONDS while the API server uses the earlier
+    schema.
+
+    Raises KubeError.
+    """
     manager, applies = _spec_manager(item)
     loop = asyncio.get_running_loop()
     end = loop.time() + _SCHEMA_SECONDS

@@ -18,7 +18,9 @@ Listing = Sequence[Manifest] | MissingValue
 
 @dataclass(frozen=True, slots=True)
 class SecretSummary:
-    """Names of a Secret's entries, and the expiry of its certificate (``tls.crt``) as Unix time."""
+    """Names of a Secret's entries, and the expiry of its certificate (``tls.crt``) as Unix time;
+    None without a readable one.
+    """
 
     entries: frozenset[str]
     certificate_expires: float | None = None
@@ -28,15 +30,15 @@ class SecretSummary:
 class ClusterFacts:
     """A cluster at one moment.
 
-    now: time of the API server; ``skew_seconds``: how far this machine's clock is ahead of it.
+    now: Unix time of the API server; ``skew_seconds``: how far this machine's clock is ahead of it.
 
     permissions: those of the user; ``account_permissions``: those of service accounts, by
     (component, namespace).
 
     pod_reports: answers of the components' pods, by component.
 
-    dry_run_refusal: the API server's refusal of a pod like ours; empty when it accepted the dry
-    run.
+    dry_run_refusal: the API server's refusal of a pod like ours. Empty when it accepted the dry
+    run, None when there was none.
     """
 
     server: str = ""
@@ -74,7 +76,7 @@ class ClusterFacts:
         )
 
     def pods_of(self, deployment: Manifest) -> Listing:
-        """Returns the pods of the component's installation that a Deployment belongs to."""
+        """Returns the pods of a Deployment: those of its component and release in its namespace."""
         if isinstance(self.pods, MissingValue):
             return self.pods
         return [

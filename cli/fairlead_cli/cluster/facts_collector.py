@@ -133,10 +133,12 @@ def _place(deployments: Listing) -> str:
 
 
 async def read_server_clock(api: KubeApi, clock: Clock) -> tuple[float, float | None]:
-    """Returns the API server's time and how far this machine's clock is ahead; (local time, None)
-    without a ``Date``.
+    """Returns the API server's Unix time, and the seconds that this machine's clock is ahead of it.
 
-    The server's ``Date`` is cut to the second.
+    Without a ``Date`` from the server, they are the local time and None.
+
+    Why: the ``Date`` is cut to the second. So half a second is added, and up to 1 s ahead or behind
+    counts as 0.
     """
     try:
         server_time = parse_http_date((await api.get_raw("/version", 4_096, 5.0)).date)
@@ -271,7 +273,9 @@ async def _after(api: KubeApi, deployments: Listing, pods: Listing, place: str) 
 
 
 async def _inside(api: KubeApi, resource: Resource, places: Iterable[str]) -> Listing:
-    """Returns our objects of a kind in these namespaces."""
+    """Returns our objects of a kind in these namespaces, or why one of the namespaces cannot be
+    listed.
+    """
     objects: list[Manifest] = []
     for place in places:
         listed = await list_objects(api, resource, place, OWN_OBJECTS)
@@ -342,7 +346,9 @@ async def _entries(api: KubeApi, namespace: str, name: str) -> SecretSummary:
 
 
 async def _pod_reports(api: KubeApi, pods: Sequence[Manifest]) -> dict[str, Sequence[pod_http.PodReport]]:
-    """Queries all pods concurrently, and returns their answers by component."""
+    """Queries up to _MAX_QUERIED_PODS pods of each component concurrently; returns their answers by
+    component.
+    """
     queries = {GATEWAY: pod_http.query_gateway, OPERATOR: pod_http.query_component, INDEXER: pod_http.query_component}
     pods_by_component = {
         name: [pod for pod in with_component(pods, name) if not is_deleting(pod)][:_MAX_QUERIED_PODS]

@@ -107,7 +107,8 @@ class Installation:
     def redis_url(self) -> str:
         """Returns the URL of the Redis with the index. A Service of the cluster is forwarded.
 
-        Raises BadInput when there is none, or when it cannot be forwarded.
+        Raises BadInput when there is none or when it cannot be forwarded, ClusterUnreachable when
+        its Service has no ready pod.
         """
         owners = with_component(self.deployments, INDEXER) or with_component(self.deployments, GATEWAY)
         url = next((found for owner in owners if (found := self._variable(owner, "FAIRLEAD_REDIS_URL"))), None)
@@ -180,6 +181,8 @@ class Installation:
     async def _service_pod(self, namespace: str, name: str, port: int) -> PodPort | None:
         """Returns a ready pod behind a Service, with the port of its container; None without such a
         Service.
+
+        Raises ClusterUnreachable when no pod is ready.
         """
         async with connect(self.access) as (api, _):
             service = await value_or_missing(api.get(SERVICES, namespace, name))
@@ -215,7 +218,9 @@ def _target_port(service: Manifest, pod: Manifest, port: int) -> int:
 
 def _missing_error(what: str, missing: MissingValue) -> BadInput | ClusterUnreachable:
     if missing.is_forbidden:
-        return BadInput(f"{what}: {missing.reason}", hint="ask for this right, or set the value in the environment")
+        return BadInput(
+            f"{what}: {missing.reason}", hint="request this permission, or set the value in the environment"
+        )
     return ClusterUnreachable(f"{what}: {missing.reason}", hint="run `fairlead check`")
 
 

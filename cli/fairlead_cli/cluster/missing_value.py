@@ -44,7 +44,9 @@ async def value_or_missing(request: Awaitable[_Value]) -> _Value | MissingValue:
 
 
 def _reason(error: FairleadError) -> str:
-    """Returns the message without the request line in front."""
+    """Returns why a request failed: the message without the request line, or the permission that
+    the user lacks.
+    """
     head, _, rest = error.message.partition(": ")
     message = rest if rest and head.startswith(("GET /", "POST /", "PATCH /")) else error.message
     if message in _NO_KIND:

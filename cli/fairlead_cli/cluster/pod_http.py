@@ -42,7 +42,7 @@ class PodReport:
 
 
 def pod_port(pod: Manifest, name: str, default: int) -> int:
-    """Returns the number of a named container port."""
+    """Returns the number of a named container port, or ``default`` without such a port."""
     for container in (pod.get("spec") or {}).get("containers") or []:
         for port in container.get("ports") or []:
             if port.get("name") == name:

@@ -111,7 +111,8 @@ def run_route(query: RouteQuery, manage: str | None, cluster: ClusterOptions, ou
 def build_request(query: RouteQuery) -> tuple[str, bytes]:
     """Returns path and body of the request to preview. Raises BadInput.
 
-    A file that holds a JSON request is taken unchanged; other text becomes one user message.
+    A file with a JSON request gives the request, with the model of the query if there is one. Other
+    text becomes one user message.
     """
     try:
         data = sys.stdin.buffer.read() if query.file == "-" else Path(query.file).read_bytes()

@@ -111,7 +111,9 @@ def _table(candidates: Sequence[api_types.Candidate], inputs: Mapping[str, api_t
 
 
 def _of_all(candidates: Sequence[api_types.Candidate], inputs: Mapping[str, api_types.InputValue]) -> Iterator[str]:
-    """Yields at most one line: inputs of no candidate, and that all inputs are current."""
+    """Yields at most one line: the inputs that belong to no candidate, and whether all inputs are
+    current.
+    """
     parts = []
     for name, number in sorted(inputs.items()):
         instance, _, input_name = name.rpartition("/")

@@ -23,7 +23,8 @@ class IndexAddress:
 
 @contextmanager
 def open_index(source: IndexSource) -> Iterator[IndexAddress]:
-    """Yields the address: from the options, from a cluster, or of the newest stack on this machine.
+    """Yields the address: from the options, from a cluster, or of the newest stack here that has a
+    Redis.
 
     Raises ClusterUnreachable, or BadInput that names a missing permission.
     """

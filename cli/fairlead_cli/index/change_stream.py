@@ -61,7 +61,10 @@ class ChangeFilter:
 
 
 class InstanceChange(msgspec.Struct, omit_defaults=True):
-    """Changes of one batch to one instance: blocks by tier, and messages."""
+    """Changes of one batch to one instance: stored and removed blocks by tier, and other changes.
+
+    hinted, expired: numbers of hints on blocks in a shared store.
+    """
 
     stored: dict[str, int] = {}
     removed: dict[str, int] = {}
@@ -151,8 +154,7 @@ async def follow_changes(
     on_batch: Callable[[ChangeBatch], None],
     count: int | None = None,
 ) -> None:
-    """Calls ``on_batch`` for each batch of changes until ``count`` batches were shown; None: for
-    ever.
+    """Calls ``on_batch`` for each batch with changes to show, ``count`` times; without end if None.
 
     Raises IndexUnreachable at the start, UnusableIndex for unreadable data.
     """
@@ -175,7 +177,7 @@ async def follow_changes(
                 _print_notice(f"epoch {epoch} begins: an indexer has rewritten everything")
             elif sequence != position[1] + 1:
                 _print_notice(
-                    f"{epoch}-{position[1] + 1} to {epoch}-{sequence - 1} were cut off before they could be read"
+                    f"entries {epoch}-{position[1] + 1} to {epoch}-{sequence - 1} were removed before they could be read"
                 )
             position = (epoch, sequence)
             shown_batch = _batch(position, data, model_key, filter_, limits)

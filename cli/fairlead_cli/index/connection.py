@@ -55,7 +55,7 @@ def choose_model(name: str | None, known: Sequence[str]) -> str:
         if len(known) == 1:
             return known[0]
         hint = f"there are: {', '.join(known[:5])}" if known else "this Redis has no index at all: does an indexer run?"
-        raise BadInput("which model?", field="--model", hint=hint)
+        raise BadInput("name a model", field="--model", hint=hint)
     if name in known:
         return name
     matches = [key for key in known if key.partition("/")[2] == name]

@@ -44,7 +44,7 @@ _HEADER_BATCH: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class WriterLease:
-    """The indexer that may write, and for how long."""
+    """The lease of the indexer that may write. ``seconds``: the time that remains."""
 
     epoch: int
     holder: str
@@ -114,7 +114,7 @@ class IndexSnapshot:
 
     @property
     def last_written(self) -> float | None:
-        """Unix time of the last write."""
+        """Unix time of the last write; None while unknown."""
         sources = (self.notes, self.meta)
         times = [self.tail.wall, *(source.wall for source in sources if source is not None)]
         return max((source for source in times if source is not None), default=None)

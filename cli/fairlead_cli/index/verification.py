@@ -86,9 +86,11 @@ async def verify(
     limits: Limits,
     instance: str | None = None,
 ) -> VerificationReport:
-    """Returns the result. Raises IndexUnreachable.
+    """Compares the index with itself and with the engines; returns the differences that persist.
 
-    instance: compare only engines whose id begins with it.
+    Raises IndexUnreachable.
+
+    instance: compare only instances whose id begins with it.
     """
     if snapshot.loaded is None:
         return VerificationReport(snapshot.model_key, {"index": snapshot.problem}, [], 1)
@@ -179,8 +181,9 @@ async def _part_problem(link: RedisLink, idx: str, header: InstanceHeader) -> st
 
 
 async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock, limits: Limits) -> str:
-    """Returns how an older snapshot plus the stream differs from a newer one; empty when it does
-    not.
+    """Returns how an older snapshot plus the stream differs from a newer one.
+
+    Empty when they are equal, and when they cannot be compared.
     """
     await asyncio.sleep(_PAUSE_SECONDS)
     before, later = snapshot.loaded, (await take_snapshot(link, snapshot.model_key, clock, limits)).loaded
@@ -269,7 +272,7 @@ async def _replay_engines(
     async def replay_one(name: str) -> ReplayedContent | str:
         note = snapshot.note(name)
         if note is None:
-            return "the indexer says nothing of it"
+            return "the indexer reports nothing about it"
         if note.replay is None:
             return "its engine has no replay endpoint, or is not known yet"
         async with limit:
@@ -291,7 +294,8 @@ def _compare(
 ) -> EngineComparison:
     """Compares an instance's index once with its engine's replay.
 
-    differences: by instance, the ghosts and the missing blocks of all comparisons so far; updated.
+    differences: by instance, the ghosts and the missing blocks that every comparison so far found;
+    updated.
     """
     if isinstance(replay, str):
         return EngineComparison(id=name, how="not", why=replay)

@@ -69,7 +69,9 @@ def _base_path() -> Path:
 
 
 def make_run_directory() -> Path:
-    """Returns a new directory for this process's stack, and removes those of dead stacks."""
+    """Returns a new directory for this process's stack, and removes those of stacks that have
+    ended.
+    """
     base = base_directory()
     for directory in base.glob("up-*-*"):
         if not _is_alive(directory):

@@ -105,7 +105,7 @@ class GatewayStats(Struct, frozen=True):
 
 
 class InputValue(Struct, frozen=True):
-    """An input of a decision."""
+    """An input of a decision. ``age_seconds`` None: it is current."""
 
     value: float | None = None
     age_seconds: float | None = None

@@ -25,8 +25,9 @@ class GatewaySnapshot:
 
 
 class ManagementClient:
-    """Client of one gateway's management API. Every method raises StackUnreachable when the answer
-    is not as expected.
+    """Client of one gateway's management API.
+
+    Methods raise StackUnreachable when the answer is not as expected, unless they say otherwise.
     """
 
     def __init__(self, url: str, token: str | None = None) -> None:
@@ -73,7 +74,9 @@ class ManagementClient:
         return msgspec.json.decode(await self.decision_json(request_id), type=api_types.Decision)
 
     async def decision_json(self, request_id: str) -> bytes:
-        """Returns the decision as raw JSON, validated."""
+        """Returns the decision as raw JSON, validated. Raises LookupError when the gateway no
+        longer has it.
+        """
         answer = await self._send(f"/api/decisions/{quote(request_id, safe='')}")
         if answer.status_code == 404 and b'"error"' in answer.content:
             raise LookupError(request_id)
@@ -99,8 +102,9 @@ class ManagementClient:
         return GatewaySnapshot(await self.fleet(), await self.stats(), await self.decisions(decisions, model))
 
     async def has_stopped_routing(self, instance_id: str) -> bool:
-        """Whether the gateway routes no new request to this instance; False when it does not
-        answer.
+        """Whether the gateway routes no new request to this instance, or does not know it.
+
+        False when the gateway does not answer.
         """
         try:
             instance = _find_instance(await self.fleet(), instance_id)

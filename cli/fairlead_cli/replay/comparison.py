@@ -1,8 +1,8 @@
 """The comparison of ``fairlead demo``: the same requests under several presets, live and simulated.
 
-Each preset gets a new, cold stack. A run with loop lag is repeated once; a second lag makes it
-invalid. The simulator gets the same requests, instances and hash secret, so that it computes the
-same homes.
+Each preset gets a new, cold stack. A run with doubts, such as loop lag, is repeated once if there
+is time. Doubts about the last run make it invalid. The simulator gets the same requests, instances
+and hash secret, so that it computes the same homes.
 """
 
 from collections.abc import Callable, Sequence

@@ -29,8 +29,11 @@ MAX_TIMING_DIFFERENCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class FleetSimulation:
-    """A fleet under one preset. All seconds are the profile's. With ``chain`` the homes are those
-    of the real prompts.
+    """The simulation of a fleet under one preset. Seconds are simulated seconds, as in the engine
+    profile.
+
+    chain: returns the prefix chain of a request's real prompt, so that homes are those of the live
+    run.
     """
 
     profile: EngineProfile
@@ -99,7 +102,7 @@ class FleetSimulation:
 
 
 def transport_seconds(live: Sequence[ReplayResult], rerun: Sequence[ReplayResult]) -> float:
-    """Returns the median extra TTFT of the live run: the time in sockets and processes."""
+    """Returns the median extra TTFT of a live run, at least 0: time in sockets and processes."""
     differences = [
         live_result.ttft_seconds - simulated_result.ttft_seconds
         for live_result, simulated_result in zip(live, rerun, strict=True)

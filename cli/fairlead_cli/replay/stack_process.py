@@ -37,7 +37,12 @@ class LeftoverProcesses(FairleadError):
 
 @dataclass(frozen=True, slots=True)
 class MeasuredStackOptions:
-    """Options of the stack."""
+    """Options of a measured stack.
+
+    speed: simulated seconds in one second.
+
+    start_seconds, stop_seconds: how long the start and the end may take.
+    """
 
     manifest: Path
     preset: str

@@ -18,7 +18,9 @@ from fairlead_sim.workload.traces import (
 
 @dataclass(frozen=True, slots=True)
 class ReplayTraffic:
-    """Requests in simulated seconds from 0 on, with name and rate."""
+    """Requests that arrive in simulated seconds, with their source. ``rate``: mean requests per
+    second.
+    """
 
     requests: Sequence[TraceRequest]
     name: str
@@ -35,8 +37,11 @@ class ReplayTraffic:
 
 
 def load_traffic(trace: Path | None, *, limit: int | None, rate: float | None, seed: int = 0) -> ReplayTraffic:
-    """Returns the first ``limit`` requests of a trace, or generated ones, at a mean of ``rate`` or
-    at their own.
+    """Returns the requests of a trace, or generated ones, at a mean of ``rate`` per second or at
+    their own.
+
+    limit: the first so many requests; None for the whole trace, or 1,000 generated ones. Raises
+    BadInput below 1.
     """
     if limit is not None and limit < 1:
         raise BadInput(f"--limit must be at least 1, not {limit}", field="--limit")

@@ -22,7 +22,8 @@ def lag_p99(metrics: str) -> float | None:
 
 
 def read_lags(urls: Iterable[str], *, timeout_seconds: float = 10.0, attempts: int = 3) -> dict[str, float | None]:
-    """Returns the p99 of loop lag in seconds by base URL; None when ``/metrics`` does not have it.
+    """Returns the p99 of loop lag in seconds by base URL; None without an answer or without this
+    metric.
 
     attempts: number of tries while a process does not answer.
     """
@@ -75,7 +76,7 @@ def lag_doubts(lags: Mapping[str, float | None]) -> list[str]:
     for name, lag in lags.items():
         if lag is None:
             if not name.startswith("engine"):
-                reasons.append(f"{name}: how late it ran is not known")
+                reasons.append(f"{name}: its loop lag is not known")
         elif lag > MAX_LOOP_LAG_SECONDS:
             reasons.append(
                 f"{name} ran {format_duration(lag)} late (p99), more than {format_duration(MAX_LOOP_LAG_SECONDS)}"

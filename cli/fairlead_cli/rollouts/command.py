@@ -120,7 +120,7 @@ async def _only_model_name(api: KubeApi, namespace: str) -> str:
     if len(names) == 1:
         return names[0]
     hint = f"there are {', '.join(names[:5])}" if names else "there is none; -n names another namespace"
-    raise BadInput(f"which model of {namespace}?", field="MODEL", hint=hint)
+    raise BadInput(f"name a model of the namespace {namespace}", field="MODEL", hint=hint)
 
 
 async def read_status(api: KubeApi, namespace: str, name: str) -> RolloutStatus:

@@ -24,8 +24,8 @@ from fairlead_operator.object_metadata import MODEL_REVISION_ANNOTATION, UNDO_AN
 
 @dataclass(frozen=True, slots=True)
 class RevisionEntry:
-    """A stored revision. ``created`` is the API server's timestamp, empty while the revision is not
-    stored.
+    """A revision of a model. ``created`` is the API server's timestamp, empty while the revision is
+    not stored.
     """
 
     revision: ModelRevision
@@ -73,7 +73,8 @@ def rollout_status(model: Manifest, records: Sequence[Manifest], workloads: Sequ
 def choose_undo_revision(status: RolloutStatus, to: int | None) -> ModelRevision:
     """Returns the revision that an undo selects: ``to``, or the one before the running revision.
 
-    Raises BadInput when there is no such revision, or when an undo would have no effect.
+    Raises BadInput when the rollout is paused, no such revision is stored, or an undo would have no
+    effect.
     """
     name, running, present = key_of(status.model), status.choice.revision, status.choice.current
     if status.is_paused:

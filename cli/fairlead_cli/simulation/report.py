@@ -18,7 +18,7 @@ COLUMNS = ("preset", "met", "TTFT\np50", "\np90", "\np99", "TPOT\np99", "cached"
 
 
 def print_results(options: SimulationOptions, results: Sequence[PresetResult], console: Console) -> None:
-    """Prints a row for each preset, and a legend."""
+    """Prints a row for each preset, a legend, and the number of failed requests if any failed."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     columns = (*COLUMNS, "carries\nper s") if options.capacity else COLUMNS
     for column in columns:
@@ -30,7 +30,7 @@ def print_results(options: SimulationOptions, results: Sequence[PresetResult], c
     legend = f"  {met}; σ/µ: spread of computed tokens over engines; put back: requests that an engine preempted"
     console.print(legend, highlight=False, soft_wrap=True)
     if options.capacity and not all(result.capacity for result in results):
-        console.print("  carries –: no rate near the one asked for was within bounds", highlight=False, soft_wrap=True)
+        console.print("  carries –: no rate near the requested one was within bounds", highlight=False, soft_wrap=True)
     failed = {result.preset: result.figures.errors for result in results if result.figures.errors}
     for name, errors in failed.items():
         console.print(f"  [bold red]{name}: {errors} requests failed[/]", highlight=False)

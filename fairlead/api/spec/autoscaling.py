@@ -277,7 +277,7 @@ class Autoscaling(StrictModel):
         return self
 
     def bounds_at(self, pool: str, minimum: int, maximum: int, wall: float) -> tuple[int, int]:
-        """Returns the bounds of a pool at this Unix time.
+        """Returns the minimum and maximum instances of a pool at this Unix time.
 
         minimum, maximum: the pool's own bounds.
         """

@@ -92,7 +92,8 @@ class InstancePod:
 class HealthProbe:
     """An HTTP health probe: GET `path` returns 200 once the engine serves. Times are in seconds.
 
-    `startup_period` is short for engines that start quickly, so that they are not kept waiting.
+    startup_period: interval of the probes until the first success; short for fast starts.
+    liveness_failures: consecutive failures after which the container is restarted.
     """
 
     path: str = "/health"
@@ -178,7 +179,7 @@ def network_ports(pod: InstancePod, *, bootstrap: bool, side_channel: bool, peer
 def host_resources(pod: InstancePod, devices: int) -> tuple[int, int]:
     """Returns a real engine's CPU (thousandths of a core) and memory (bytes), without KV offload.
 
-    There is one process for the API, one for the scheduler and one per device. Each device's
+    Why: there is one process for the API, one for the scheduler and one per device. Each device's
     process loads its part of the weights through main memory. NIXL's progress thread always uses a
     full core.
     """

@@ -14,7 +14,7 @@ _GB: Final = 10**9
 
 
 def bytes_per_engine(offload: Offload, shape: Parallelism) -> int:
-    """Returns the bytes of main memory for offloaded KV of one engine core.
+    """Returns the bytes of main memory for offloaded KV of one data-parallel rank.
 
     The memory of the pods of an instance adds up, and its data-parallel ranks share the sum.
     """

@@ -4,7 +4,7 @@ A deleted pod leaves the fleet at once, since gateways watch pods; its engine do
 goes on serving. The hook polls the engine's metrics until no request runs or waits, so that SIGTERM
 finds the engine idle.
 
-Why: one engine release was seen to treat requests at SIGTERM in three different ways.
+Why: one engine release treated requests at SIGTERM in three different ways.
 
 A worker pod of a group polls its leader by name.
 
@@ -74,7 +74,10 @@ class PreStopDrain:
     gauges: tuple[str, ...] = ()
 
     def prestop_hook(self, max_seconds: float) -> dict[str, Any]:
-        """Returns the container's preStop hook, which takes at most `max_seconds`."""
+        """Returns the container's preStop hook.
+
+        max_seconds: maximum time of a hook that polls. Without `url`, `FIXED_DELAY_SECONDS` apply.
+        """
         if self.url is None:
             return {"sleep": {"seconds": FIXED_DELAY_SECONDS}}
         arguments = [self.url, f"{max_seconds:g}", str(IDLE_SECONDS), *self.gauges]

@@ -29,8 +29,9 @@ _MEMORY_BYTES: Final = 128 * 2**20
 def sim_container(pod: InstancePod) -> EngineContainer:
     """Returns one pod's container. In a multi-node instance, the first pod does all the work.
 
-    Raises BadInput for data-parallel ranks on several nodes: real engines publish events on each
-    node.
+    Raises BadInput for data-parallel ranks on several nodes.
+
+    Why: real engines publish events on each node; the simulator would publish all on the first.
     """
     if pod.is_multi_node and pod.pool.parallelism.data > 1:
         message = "data-parallel copies over several nodes are not simulated"

@@ -121,8 +121,9 @@ def _parallelism_flags(pod: InstancePod) -> list[str]:
 
 
 def kv_events_config() -> dict[str, Any]:
-    """Returns the KV event settings. Each rank binds the port of its number and keeps events for
-    replay.
+    """Returns the KV event settings.
+
+    Rank r binds both ports plus r, and keeps events for replay.
     """
     return {
         "enable_kv_cache_events": True,
@@ -133,7 +134,7 @@ def kv_events_config() -> dict[str, Any]:
 
 
 def _transfer_config(pod: InstancePod) -> dict[str, Any] | None:
-    """Returns the connector that moves KV to a peer, to slower memory, or both; None for neither.
+    """Returns the settings for moving KV to a peer, to slower memory, or both; None for neither.
 
     Why `recompute` everywhere: by default, a dead peer or a lost block causes a client error 500.
     """

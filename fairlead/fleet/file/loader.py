@@ -93,7 +93,7 @@ def _to_instances(item: FileModel) -> tuple[Instance, ...]:
 
 
 def _engine_auth(item: FileModel, one: FileInstance) -> EngineAuth:
-    """Returns the TLS and token settings, each of the instance, or else of its model."""
+    """Returns the TLS and token settings of an instance; its model's where it has none."""
     tls, auth = one.tls or item.tls, one.auth or item.auth
     return EngineAuth(
         ca_file=tls.ca_file if tls is not None else None,

@@ -41,8 +41,9 @@ class FileFleetSource:
         self.loaded_at: float | None = None
 
     async def watch(self) -> AsyncIterator[Fleet]:
-        """Yields the current fleet, then a new one after every edit. Raises if the first load
-        fails.
+        """Yields the current fleet, then a new one after every valid edit that changes it.
+
+        Raises FairleadError if the first load fails.
         """
         done = file_signature([self._path])
         yield await self._load_first()

@@ -97,7 +97,7 @@ def managed_instances(
 ) -> PodInstances:
     """Returns the instances of a pod that Fairlead runs, one per data-parallel rank.
 
-    group_hosts: addresses of multi-node instances, by pod index.
+    group_hosts: addresses of multi-node instances, by group and pod index.
     peers: how instances copy KV. Pods that were created without peer transfer take no part.
     """
     labels = labels_of(pod)
@@ -145,7 +145,7 @@ def managed_instances(
 
 
 def external_instances(pod: Manifest, port: int, pool: ExternalPool) -> PodInstances:
-    """Returns the instance of a pod that Fairlead does not run."""
+    """Returns the instance of a pod that Fairlead does not run, or the reason why it has none."""
     host, why = _address_or_reason(pod)
     if host is None:
         return PodInstances(exclusion_reason=why)

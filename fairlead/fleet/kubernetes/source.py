@@ -96,8 +96,8 @@ class KubeFleetSource:
             await self._api.close()
 
     def warnings(self) -> list[str]:
-        """Returns current problems: first with the connection to the cluster, then with its
-        objects.
+        """Returns current problems: first with the connection to the cluster, then the first
+        `_MAX_SHOWN_PROBLEMS` with its objects.
         """
         more = len(self._problems) - _MAX_SHOWN_PROBLEMS
         shown = [
@@ -108,8 +108,9 @@ class KubeFleetSource:
         return [away, *shown] if away else shown
 
     def age_seconds(self) -> float | None:
-        """Returns the age of the oldest contact with the API server; None until every informer had
-        one.
+        """Returns the highest age of an informer's last contact with the API server, in seconds.
+
+        None until every informer had contact.
         """
         ages = [one.informer.age_seconds() for one in self._all_informers()]
         heard = [age for age in ages if age is not None]

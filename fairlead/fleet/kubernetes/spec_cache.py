@@ -39,7 +39,10 @@ class ParsedModel:
 
 
 class SpecCache:
-    """A cache of parsed specs. Status and labels change often, specs seldom."""
+    """A cache of the parsed specs of models and accelerator classes.
+
+    Why: the status and labels of objects change often, their specs seldom.
+    """
 
     def __init__(self) -> None:
         self._models: dict[str, tuple[Any, ParsedModel]] = {}

@@ -68,7 +68,10 @@ class EventAggregator:
     _buckets: "OrderedDict[ObjectReference, _TokenBucket]" = field(default_factory=OrderedDict)
 
     def add(self, key: EventKey, now: float, wall: float) -> None:
-        """Adds one occurrence of an event."""
+        """Adds one occurrence of an event.
+
+        A new event is dropped if too many wait, or if its object's token bucket is empty.
+        """
         state = self._states.get(key)
         if state is not None and state.written and now - state.last_at > self.limits.kube_series_end_seconds:
             del self._states[key]
@@ -100,7 +103,7 @@ class EventAggregator:
         return [self._to_write(key, state) for key, state in self._unwritten.items()]
 
     def next_due_at(self) -> float | None:
-        """Returns the time of the next due write; None if there is none."""
+        """Returns the monotonic time of the next due write, in seconds; None if there is none."""
         return min((state.due_at for state in self._unwritten.values()), default=None)
 
     def on_written(self, write: EventWrite, count: int, now: float) -> None:
@@ -115,13 +118,13 @@ class EventAggregator:
         self._defer(state, now)
 
     def on_postponed(self, write: EventWrite, now: float) -> None:
-        """Retries a write later, after a pause that doubles each time."""
+        """Retries a write after a pause, which doubles each time up to a maximum."""
         state = self._states.get(write.key)
         if state is not None:
             self._defer(state, now)
 
     def on_rejected(self, write: EventWrite) -> None:
-        """Forgets an event that cannot be written."""
+        """Forgets an event that cannot be written, and counts it as dropped."""
         state = self._states.pop(write.key, None)
         if state is not None:
             self._unwritten.pop(write.key, None)
@@ -129,7 +132,10 @@ class EventAggregator:
             self.dropped += 1
 
     def on_deleted(self, write: EventWrite) -> None:
-        """Makes the next write create the event: the API server deletes events after an hour."""
+        """Makes the next write create the event again.
+
+        Why: the API server deletes events after an hour.
+        """
         state = self._states.get(write.key)
         if state is not None:
             self.waiting += bool(state.written)

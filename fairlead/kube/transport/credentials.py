@@ -1,8 +1,8 @@
 """Credentials of requests: the TLS context and the token, reloaded when their files change.
 
 A service account token is valid for an hour or less, and the cluster replaces its file. It is read
-again every few seconds, and at once after a 401. Certificates are reloaded at the same time, and
-when the API server's certificate is not trusted.
+again every few seconds, and at once after a 401. Certificates are reloaded after a 401, and when
+the API server's certificate is not trusted.
 """
 
 import os
@@ -52,7 +52,10 @@ class ClusterCredentials:
         return self._tls
 
     def invalidate(self) -> bool:
-        """Drops token and certificates after a rejection. Returns True if they come from files."""
+        """Makes the next request reload token and certificates, after a rejection.
+
+        Returns True if any of them comes from a file.
+        """
         access = self._config
         self._read_at = self._tls = None
         return any((access.token_file, access.ca_file, access.certificate_file))

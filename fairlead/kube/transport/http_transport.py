@@ -73,7 +73,7 @@ class HttpRequest:
 
 
 class HttpResponse:
-    """A response. `truncated`: the body is longer than requested."""
+    """A response. `truncated`: the body was longer than the maximum, and was cut."""
 
     __slots__ = ("_headers", "body", "status", "truncated")
 
@@ -121,9 +121,9 @@ class HttpTransport:
     async def send(
         self, request: HttpRequest, headers: Headers, seconds: float, max_bytes: int, max_error_bytes: int
     ) -> HttpResponse:
-        """Returns the response with at most `max_bytes` of its body (`max_error_bytes` from status
-        300).
+        """Sends a request and returns the response, with at most `max_bytes` of its body.
 
+        max_error_bytes: the maximum for responses of status 300 or more.
         Raises NotSent, another OSError if the connection breaks, and TimeoutError after `seconds`.
         """
         head, context, loop = self._format_head(request, headers), self._tls(), asyncio.get_running_loop()

@@ -98,7 +98,9 @@ def load_config(environment: Mapping[str, str], home: Path, account: Path = SERV
 def in_cluster_config(environment: Mapping[str, str], account: Path = SERVICE_ACCOUNT_FOLDER) -> ClusterConfig:
     """Returns the configuration of this pod's service account.
 
-    The token file is named, not read: the cluster rotates it.
+    Raises ClusterConfigError if the pod has none. The token file is named, not read.
+
+    Why: the cluster rotates the token.
     """
     host = environment.get("KUBERNETES_SERVICE_HOST", "")
     port = environment.get("KUBERNETES_SERVICE_PORT_HTTPS") or environment.get("KUBERNETES_SERVICE_PORT", "443")

@@ -26,7 +26,7 @@ class FairShare:
     def on_join(self, tenant: Hashable, present: Iterable[Hashable]) -> None:
         """Called when a tenant begins to wait: raises its count to the least of the others.
 
-        present: the other tenants that wait. If there are none, their counts are dropped.
+        present: the other tenants that wait. If there are none, all other counts are dropped.
         """
         present = list(present)
         served_others = [self.served_seconds(other) for other in present]

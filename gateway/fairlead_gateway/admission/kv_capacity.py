@@ -1,9 +1,10 @@
 """A plan of each instance's KV memory: whether the tokens of a request fit until it ends.
 
-Cached now are prompts without their shared prefixes, and generated tokens. The latter are estimated
-from the time since the first token and the time per token of the engine's last responses. The
-tokens still to come are a quantile of the lengths of earlier responses (`output_lengths`), at most
-what the client allows. A request fits if the peak (`kv_peak`) stays within the memory.
+The tokens cached now are the prompts, without their shared prefixes, and the generated tokens. The
+latter are estimated from the time since the first token and the time per token of the engine's last
+responses. The tokens still to come are a quantile of the lengths of earlier responses
+(`output_lengths`), at most what the client allows. A request fits if the peak (`kv_peak`) stays
+within the memory.
 
 Unknown values refuse nothing. An instance of unknown memory has room. Before the first responses of
 a model, a request counts `DEFAULT_OUTPUT_TOKENS` of output. While an instance is planned at most
@@ -99,7 +100,7 @@ class KvCapacityPlanner:
         self._planned_tokens += planned
 
     def on_first_token(self, request_id: str, now: float) -> None:
-        """Called when output begins to grow."""
+        """Records when the output of a sequence began; later calls are ignored."""
         sequence = self._sequences.get(request_id)
         if sequence is not None and sequence.first_at is None:
             sequence.first_at = now
@@ -122,12 +123,12 @@ class KvCapacityPlanner:
             )
 
     def retain(self, instances: frozenset[str]) -> None:
-        """Forgets the other instances once none of their sequences is left."""
+        """Forgets all other instances that have no sequence in flight."""
         for name in [name for name, usage in self._usage.items() if name not in instances and not usage.sequences]:
             del self._usage[name]
 
     def has_headroom(self, request: RouteRequest, capacity: float) -> bool:
-        """Returns True if the request fits even an instance with all sequences in flight.
+        """Returns True if one instance, with all sequences and the request, is at most half full.
 
         capacity: tokens in the KV cache of that instance.
         """

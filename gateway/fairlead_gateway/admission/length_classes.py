@@ -1,6 +1,6 @@
 """A bound on the number of instances that compute long prompts at the same time.
 
-A prompt is *long* if its prefill takes more than half of the tightest TTFT objective of the last
+A prompt is *long* if its prefill takes more than half of the tightest TTFT target of the last
 minutes. No instance belongs to a class. Only the number of instances with long prompts is bounded,
 so that the others are free for short ones.
 
@@ -12,13 +12,13 @@ work keeps `LONG_UTILIZATION` busy, unless the short ones would keep the rest le
 `SHORT_UTILIZATION` busy.
 
 Why: a short prompt behind a long one waits for all of it, and most queued prompts are short. Fixed
-pools are worse: one misses its objectives while the other idles. The measure is the highest load at
-which both classes meet their objectives, with 6,000 requests. Without classes: 0.8 to 0.9 of
+pools are worse: one misses its targets while the other idles. The measure is the highest load at
+which both classes meet their targets, with 6,000 requests. Without classes: 0.8 to 0.9 of
 capacity, in any order. With instances of their own (`policy`): 0.99 by deadline alone, 1.02 with
 order and bound. A bound from the need of short prompts alone starves the long ones near saturation.
 The p90 of the short class of LAPS' mix (load 0.7) is compared with a fleet without long prompts.
 With the share alone it is 1.4 times as long. With the whole rule it is 1.1 times as long, and long
-prompts meet their objectives.
+prompts meet their targets.
 
 Source: LAPS (arXiv 2601.11589) for the two classes and the moving bound. Changed: seconds of the
 uncached part instead of tokens, and a bound on what runs instead of a set of instances.
@@ -30,7 +30,7 @@ from typing import Final
 LONG_SHARE: Final = 0.5
 LONG_UTILIZATION: Final = 0.9
 SHORT_UTILIZATION: Final = 0.4
-"""Utilization of instances kept for one class. Objectives of long prompts allow some waiting."""
+"""Utilization of instances kept for one class. Targets of long prompts allow some waiting."""
 WINDOW_SECONDS: Final = 30.0
 _ROLL_SECONDS: Final = 60.0
 
@@ -70,14 +70,14 @@ class LengthClasses:
 
     @property
     def objective_spread(self) -> float:
-        """The loosest objective of the last minutes over the tightest; 1 if there is only one."""
+        """The loosest TTFT target of the last minutes over the tightest; 1 if there is only one."""
         tightest = min(self._tightest, self._former_tightest)
         return max(self._loosest, self._former_loosest) / tightest if 0.0 < tightest < math.inf else 1.0
 
     def max_long_engines(self, engines: int, now: float, *, short_late: bool = False) -> int:
         """Returns how many of `engines` instances may compute long prompts at once; at least one.
 
-        short_late: a queued short prompt can no longer meet its objective.
+        short_late: a queued short prompt can no longer meet its TTFT target.
         """
         self._fade(now)
         both = self._short_seconds + self._long_seconds

@@ -1,7 +1,7 @@
 """The admission policy: a request is admitted now, queued, or refused.
 
 **Admitted** now, if no request is queued and an instance has room. If all requests are alike (one
-objective, tenant and tier), arrival order is as good as any, and only the memory must suffice.
+TTFT target, tenant and tier), arrival order is as good as any, and only the memory must suffice.
 
 **Room**: prefill that waits at an instance fills less than `MAX_WAITING_STEP_SHARE` of one step,
 and the request's memory fits at the peak (`kv_capacity`). A long prompt (`length_classes`) has room
@@ -12,7 +12,7 @@ backlog is reserved for the next long prompt.
 request is released. Otherwise, small requests would pass a large one for ever. Instances that get
 nothing drain until it fits (Llumnix counts the head of the queue as load for the same reason).
 
-**Refused**, with a `Retry-After` from the drain rate:
+**Refused** with a `Retry-After` from the drain rate, and with 429 if sheddable, else 503:
 
 - a sheddable request that cannot meet its objective at the drain rate (429),
 - the newest request of the caller that has most, if the queue is at its limits (`caller_bounds`),
@@ -49,10 +49,10 @@ POLL_SECONDS: Final = 0.02
 end unseen.
 """
 OBJECTIVE_SPREAD_RATIO: Final = 1.5
-"""Objectives that differ by this factor make order relevant."""
+"""TTFT targets that differ by this factor make order relevant."""
 ALL_LEARNED_ANSWERS: Final = 1_000
 LEARNED_ANSWER_INTERVAL: Final = 8
-"""The first `ALL_LEARNED_ANSWERS` answers are learned, then one of so many, which is enough for
+"""The first `ALL_LEARNED_ANSWERS` answers are learned, then one of this number. That is enough for
 shares.
 """
 _MAX_LENGTH_CLASSES: Final = 256
@@ -198,7 +198,10 @@ class AdmissionPolicy:
         return AdmissionVerdict(AdmissionAction.QUEUE, rule, reason, displaced=refused)
 
     def is_order_relevant(self) -> bool:
-        """Returns True if requests differ in tenant, tier or objective."""
+        """Returns True if requests differ in tenant, tier or TTFT target.
+
+        Targets differ if the loosest is at least `OBJECTIVE_SPREAD_RATIO` times the tightest.
+        """
         return self._has_several_classes or self._length_classes.objective_spread >= OBJECTIVE_SPREAD_RATIO
 
     def _admit_without_queue(
@@ -223,7 +226,10 @@ class AdmissionPolicy:
     def _full_instances(
         self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float, reserved: str | None = None
     ) -> frozenset[str]:
-        """Returns the instances that have no room for the request."""
+        """Returns the ids of the instances that have no room for the request.
+
+        reserved: an instance that counts as full; None: none does.
+        """
         ordered, long, full = self.is_order_relevant(), self._has_own_engines(request.queued), []
         if long and self._is_closed_to_long(engines, now):
             return frozenset(engine.id for engine in engines)
@@ -260,9 +266,9 @@ class AdmissionPolicy:
         if len(self._requests) > 1:
             return f"{len(self._requests) - 1} other requests are queued"
         if self._has_own_engines(request.queued) and self._is_closed_to_long(engines, now):
-            return f"as many of {len(engines)} instances compute long prompts as the short ones allow"
+            return f"no more of the {len(engines)} instances may compute long prompts at the same time"
         if any(self._lacks_memory(request, engine, now) for engine in engines):
-            return f"the answer is not expected to fit the memory of any of {len(engines)} instances that have room"
+            return f"each of {len(engines)} instances is busy or lacks memory for the expected answer"
         least = min(engine.backlog_seconds for engine in engines)
         return f"all {len(engines)} instances are busy, the least for {least:.2f} s"
 
@@ -313,9 +319,11 @@ class AdmissionPolicy:
         """Removes and returns the requests that must be refused now.
 
         - Those queued for longer than `limits.queue_seconds`.
-        - Sheddable ones that are overdue, and would otherwise go before higher tiers.
+        - Sheddable ones that are overdue.
 
-        since: when the first instance became ready; waiting before that does not count.
+        since: when the first instance became ready; for the first rule, waiting counts from then.
+
+        Why: an overdue request would go before those of higher tiers.
         """
         before = now - self._limits.queue_seconds
         expired = [

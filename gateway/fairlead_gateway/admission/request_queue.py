@@ -5,9 +5,9 @@
 2. Then the highest **tier** with a queued request.
 3. In it, the tenants with **credit**: those served least for their weight. All within
    `QUANTUM_SECONDS` of the least count, so that deadlines are compared among several tenants.
-4. Among their requests, those that can still meet the objective if started now (slack ≥ 0), by
+4. Among their requests, those that can still meet the target if started now (slack ≥ 0), by
    **deadline**.
-5. For a twentieth of the work (`RESCUE_SHARE`), and if no objective can be met, a late request: the
+5. For a twentieth of the work (`RESCUE_SHARE`), and if no target can be met, a late request: the
    one whose **program** began first. So a conversation half done ends before another begins.
 
 Why: near saturation, earliest deadline first serves requests that are already lost and makes the
@@ -21,7 +21,7 @@ first, a tenant's share of the service would be its share of the arrivals.
 Measured with eight engines, 88 % short prompts (objective 0.25 s) and 12 % of 8,000 to 16,000
 tokens (4 s). The highest load at which nine of ten requests of both classes meet their objectives
 is 0.82 of capacity by arrival. By deadline it is 0.96, by these rules 0.99. No request waits longer
-than five times its objective.
+than five times its target.
 
 Source: S-EDF of FlowPrefill (feasible first), with the bounded rescue of its implementers. Counters
 of service: VTC (arXiv 2401.00588). Order by arrival of the program: Continuum (arXiv 2511.02230).
@@ -183,7 +183,7 @@ class RequestQueue:
         return request is not None
 
     def has_late(self, *, long: bool) -> bool:
-        """Returns True if a request of that class has missed its chance to meet the objective."""
+        """Returns True if a request of that class has missed its chance to meet the TTFT target."""
         return any(queue.late for queues in self._tiers.values() for (_, its), queue in queues.items() if its is long)
 
     def peek(self, now: float, closed: Collection[bool] = ()) -> NextRequest | None:
@@ -194,7 +194,7 @@ class RequestQueue:
         overdue = self._most_overdue(now, closed)
         if overdue is not None:
             waited = (now - overdue.arrived_at) / overdue.objective_seconds
-            return NextRequest(overdue, "overdue", f"has waited {waited:.1f} times its objective")
+            return NextRequest(overdue, "overdue", f"has waited {waited:.1f} times its TTFT target")
         for tier in sorted(self._tiers):
             queues = self._open_queues(tier, now, closed)
             if queues:
@@ -228,7 +228,7 @@ class RequestQueue:
             return NextRequest(request, "deadline", reason, passes_over_late=rescued is not None)
         assert rescued is not None
         if not feasible:
-            return NextRequest(rescued, "late", "no objective can be met; its program began first")
+            return NextRequest(rescued, "late", "no TTFT target can be met; the program of this request began first")
         return NextRequest(rescued, "rescue", "is late; a twentieth of the work goes to late requests")
 
     def _open_queues(self, tier: int, now: float, closed: Collection[bool]) -> dict[_TenantKey, _TenantQueue]:

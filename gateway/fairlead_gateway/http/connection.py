@@ -264,7 +264,11 @@ class ClientConnection(ResponseTransport):
             self._transport.resume_reading()
 
     def _arm_read_timeout(self) -> None:
-        """Starts the timeout of the part that is missing. After EOF, begins to close instead."""
+        """Starts the timeout of the missing part; if that is the body, first checks the headers.
+
+        After EOF, begins to close instead. Raises GatewayError if the request is refused or
+        incomplete.
+        """
         if self._eof_received:
             self._parser.on_eof()
             self._start_lingering_close()
@@ -348,7 +352,7 @@ class ClientConnection(ResponseTransport):
         self._listener.handler.on_rejected(error, response)
 
     def _on_timeout(self) -> None:
-        """Called when the awaited part has not arrived in time."""
+        """Called when the idle timer expires: refuses an incomplete request, or closes."""
         if self._state == _LINGERING:
             if self.unsent_bytes():  # the client is slow; the send-rate monitor judges it
                 self._idle_timer.restart(_LINGER_SECONDS)
@@ -377,7 +381,10 @@ class ClientConnection(ResponseTransport):
         self._idle_timer.restart(_LINGER_SECONDS)
 
     def _probe_client(self) -> None:
-        """Sends a byte of the response to find out whether a half-closed client still listens."""
+        """Finds out whether a half-closed client still listens; aborts if it does not.
+
+        Sends a few bytes of the response where its framing allows, and polls for the reset.
+        """
         self._stop_detector()
         if not self._response_started:
             self._status_line_started = True

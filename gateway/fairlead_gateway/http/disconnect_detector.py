@@ -1,9 +1,10 @@
 """Detection of clients that disconnected while their request is being answered.
 
-TCP reports a half-closed connection and a closed one alike, with a FIN. A client that disconnected
-must free its engine at once. One that only closed its sending side (`nc -N`, some proxies) must get
-its response. Writing a byte shows the difference: a closed peer replies with RST. The connection
-writes a byte that belongs to its response anyway; the detector polls the socket for the RST.
+TCP reports a half-closed connection and a closed one alike, with a FIN. If the client has
+disconnected, its engine must be freed at once. If it has only closed its sending side (`nc -N`,
+some proxies), it must get its response. Writing a byte shows the difference: a closed peer replies
+with RST. The connection writes a byte that belongs to its response anyway; the detector polls the
+socket for the RST.
 
 While the connection is not read from, even the FIN stays unseen. On Linux, `TCP_INFO` shows it.
 """
@@ -20,7 +21,7 @@ _CLOSE_WAIT = 8  # state in the first byte of struct tcp_info: the peer has sent
 
 
 class DisconnectDetector:
-    """A poller of one connection's socket: first often, then once a second.
+    """The poller of one connection's socket. Its delays grow from 1 ms to 1 s.
 
     on_disconnect: called once if the socket has an error.
     on_half_close: called once if the client has sent FIN.
@@ -70,7 +71,7 @@ class DisconnectDetector:
 
 
 def _has_received_fin(connection: socket.socket) -> bool:
-    """Returns True if the client has closed its sending side; False if the system does not tell."""
+    """Returns True if the client has closed its sending side; False if that is unknown."""
     if _TCP_INFO is None:
         return False
     try:

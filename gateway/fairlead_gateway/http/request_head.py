@@ -47,7 +47,7 @@ class RequestHead:
     query: as received.
     version: 10 or 11.
     length: None for a chunked body.
-    fields: without Content-Length.
+    fields: names in lower case, without Content-Length.
     forwarded_fields: cache of the request encoder; the fields that engines get.
     caller_cache: cache of `api_keys`; the API key's name, and the set of keys in which it was
         found.
@@ -160,7 +160,7 @@ def create_template(raw: bytes, head: RequestHead, limits: Limits) -> HeadTempla
 
 
 def check_partial_head(received: bytes | bytearray, start: int, limits: Limits) -> None:
-    """Raises if an incomplete head can no longer become valid.
+    """Raises BadRequest or a subclass if an incomplete head can no longer become valid.
 
     start: number of bytes that were checked before.
     """

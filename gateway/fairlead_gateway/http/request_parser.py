@@ -68,7 +68,7 @@ class RequestParser:
 
     @property
     def head(self) -> RequestHead | None:
-        """The head of the request whose body is incomplete."""
+        """The head of the request whose body is incomplete; None without one."""
         return self._head
 
     @property
@@ -84,7 +84,7 @@ class RequestParser:
 
     @property
     def should_pause_reading(self) -> bool:
-        """True if so much is read ahead that reading should pause."""
+        """True if the bytes read ahead exceed the limit of a head, or hold too many requests."""
         return len(self._buffer) > self._limits.header_bytes or (
             self._buffer.count(b"\r\n\r\n") >= self._limits.pipelined_requests
         )
@@ -204,9 +204,9 @@ class RequestParser:
         return body
 
     def _skip_empty_lines(self, data: bytes | bytearray) -> bytes:
-        """Returns the data without a few empty lines before a request line (RFC 9112, 2.2).
+        """Returns the data without up to 16 empty lines before a request line (RFC 9112, 2.2).
 
-        A lone CR or LF is not a line. Raises BadRequest if there are too many lines.
+        A lone CR or LF is not a line. Raises BadRequest if there are more lines.
         """
         found = _LEADING_EMPTY_LINES.match(data)
         skipped = found.end() if found else 0

@@ -48,7 +48,7 @@ class ResponseTransport:
 
     @abstractmethod
     def client_address(self) -> str | None:
-        """Returns the address of the client."""
+        """Returns the address of the client; None if it is not known."""
 
     @property
     @abstractmethod
@@ -57,7 +57,7 @@ class ResponseTransport:
 
 
 class ResponseWriter:
-    """The writer of the response to one request, exactly once.
+    """The writer of the one response to a request.
 
     on_client_gone: called if the client disconnects before the end.
     on_backpressure: called with True if the client reads too slowly, with False when it catches up.
@@ -97,7 +97,7 @@ class ResponseWriter:
         return self._chunked and not self.finished
 
     def send(self, status: int, header_text: str, body: bytes, *, content_type: str = "application/json") -> None:
-        """Sends a complete response.
+        """Sends a complete response, without its body for HEAD; does nothing after a start.
 
         header_text: header lines, each with its CRLF.
         """
@@ -123,7 +123,10 @@ class ResponseWriter:
         self._transport.write(self._build_head(status, framing + header_text))
 
     def write_chunks(self, chunks: Sequence[bytes], *, final: bool = False) -> None:
-        """Sends each item as one chunk; `final` ends the response."""
+        """Sends each item as one chunk, or as plain bytes if the response has no chunks.
+
+        final: ends the response.
+        """
         if self.finished:
             return
         if self._chunked:
@@ -160,7 +163,7 @@ class ResponseWriter:
             self._transport.on_request_released()
 
     def client_address(self) -> str | None:
-        """Returns the address of the client, as the connection has it."""
+        """Returns the address of the client; None if it has none, or has disconnected."""
         return self._transport.client_address()
 
     def on_connection_lost(self) -> None:
@@ -185,7 +188,10 @@ class ResponseWriter:
         return text.encode("latin-1")
 
     def _detach(self) -> None:
-        """Drops the callbacks. A cycle of references would wait for the garbage collector."""
+        """Marks the response as finished and drops the callbacks.
+
+        Why: a cycle of references would wait for the garbage collector.
+        """
         self.finished = True
         self.on_client_gone = self.on_backpressure = None
 

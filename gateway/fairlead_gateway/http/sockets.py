@@ -99,8 +99,8 @@ def refuse_new_connections(listening: socket.socket) -> bool:
     it resets connections that were not accepted. But a socket that is bound to an interface gets
     nothing from other interfaces, and a started handshake keeps its interface. New clients are
     refused at once. If other workers listen on the port, clients of this one reach them by retrying
-    after a second. It needs no privilege (Linux 5.7), unlike `SO_ATTACH_FILTER`, which newer
-    kernels keep for CAP_NET_ADMIN.
+    after a second. Binding to an interface needs no privilege since Linux 5.7. `SO_ATTACH_FILTER`
+    needs CAP_NET_ADMIN in newer kernels.
     """
     try:
         if sys.platform != "linux":

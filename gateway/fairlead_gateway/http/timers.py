@@ -84,7 +84,7 @@ class TimeoutQueue:
     expire.
 
     seconds: the timeout of every entry.
-    now: the clock.
+    now: the monotonic clock, in seconds.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, now: Callable[[], float]) -> None:

@@ -1,4 +1,4 @@
-"""Sends the items that a reporter collects in batches, a moment after the first item."""
+"""Sends the items that a reporter collects: one batch, a moment after its first item."""
 
 import asyncio
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class BatchSender:
         self._timer = self._loop.call_later(0, self.flush)
 
     def flush(self) -> None:
-        """Sends a batch now."""
+        """Sends a batch now, if there are items; counts them as dropped if the sender drops it."""
         self._cancel()
         message, count = self._take(self.dropped)
         if message is None:

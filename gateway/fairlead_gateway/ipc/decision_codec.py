@@ -1,6 +1,6 @@
 """The codec of decisions between worker and supervisor.
 
-Encoding builds the texts and tables of a decision.
+A decision builds its texts and tables when they are read first. Encoding reads them.
 """
 
 from dataclasses import fields

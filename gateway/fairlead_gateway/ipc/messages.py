@@ -209,7 +209,8 @@ class StartFailed(msgspec.Struct, tag=True):
 class FleetApplied(msgspec.Struct, tag=True):
     """Worker → supervisor: nothing is routed by a fleet older than this version any more.
 
-    error: why this version was not applied.
+    error: why this version was not applied; None if it was. With an error, an older fleet stays in
+        use.
     """
 
     version: int
@@ -321,8 +322,8 @@ class PromptFinished(msgspec.Struct, array_like=True):
     """A prompt that has finished.
 
     - prompt_tokens, cached_tokens: as the engine reported them; None if it did not.
-    - indexed_share, matched_share: shares of the prompt expected to be cached, by the index and by
-      all that was known.
+    - indexed_share, matched_share: shares of the prompt expected to be cached, by the index (None:
+      without one) and by all that was known.
     """
 
     model: str

@@ -17,10 +17,11 @@ class TimingEventKind(IntEnum):
 class TimingEvent(msgspec.Struct, array_like=True, gc=False):
     """One event in the life of a request.
 
+    - at: monotonic seconds.
     - request, instance: ids; `instance` is empty unless DISPATCHED.
     - tokens, cached: of the prompt, as expected (DISPATCHED) or as reported (FINISHED); negative
       if not reported.
-    - output: output tokens; negative if unknown.
+    - output: generated tokens (FINISHED); negative if unknown.
     """
 
     kind: int

@@ -25,7 +25,7 @@ class IndexView(Protocol):
         ...
 
     def completeness(self, instance: str) -> CompletenessView | None:
-        """Returns whether all blocks of an instance are known; None for an unknown instance."""
+        """Returns the completeness mark of an instance; None for an unknown instance."""
         ...
 
     def instances(self) -> tuple[str, ...]:
@@ -33,7 +33,7 @@ class IndexView(Protocol):
         ...
 
     def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
-        """Yields each different set of holders, with its number of blocks."""
+        """Yields sets of holders, each with its number of blocks. A set may come more than once."""
         ...
 
     def count_unique(self, hashes: Iterable[int]) -> dict[str, int]:

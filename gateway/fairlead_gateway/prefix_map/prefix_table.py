@@ -73,7 +73,7 @@ class PrefixLink:
 class PrefixTable:
     """The links of one model, in both directions.
 
-    max_links, max_token_hashes: bounds of the table and of all its chains.
+    max_links, max_token_hashes: maximum number of links, and of token hashes in all their chains.
     """
 
     def __init__(self, *, max_links: int, max_token_hashes: int) -> None:
@@ -154,7 +154,10 @@ class PrefixTable:
                 links.move_to_end(digest)
 
     def learn(self, alignment: PromptAlignment) -> list[int]:
-        """Adds the chains of one prompt; returns the byte blocks whose link is new or changed."""
+        """Adds the chains of one prompt; returns the byte blocks whose link is new or changed.
+
+        Beyond the bounds, the least recently used links are dropped.
+        """
         hashes, token_hashes = alignment.hashes, alignment.token_hashes
         self.learned_prompts += 1
         fresh = _TokenChain(array("Q", token_hashes))

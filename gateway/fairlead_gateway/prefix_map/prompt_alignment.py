@@ -27,7 +27,7 @@ class PromptAlignment:
 
     - hashes: the byte blocks.
     - token_hashes: the whole token blocks.
-    - depths: for each byte block, how many token blocks lie wholly before its end, as far as known.
+    - depths: for each byte block, how many token blocks lie wholly before its end, or an estimate.
     - block_size: in tokens.
     """
 
@@ -40,7 +40,7 @@ class PromptAlignment:
 def estimate_alignment(
     hashes: Sequence[int], ends: Sequence[int], token_hashes: Sequence[int], *, size: int, tokens: int, block_size: int
 ) -> PromptAlignment:
-    """Estimates the alignment from lengths.
+    """Returns the alignment of a prompt as estimated from its numbers of bytes and tokens.
 
     - ends: where `hashes` end in its `size` bytes.
     - tokens: the number of tokens, of which `token_hashes` are the whole blocks.

@@ -6,13 +6,15 @@ cached, and byte blocks that are not. A correction is computed from the state at
 `take_corrections`, not from single changes. So any order of events ends in the same state, and a
 repeated correction does no harm.
 
-A block of an instance is reported as
+A byte block of an instance is reported as
 
-- cached: if every link of the chain, from its start, leads to a block that the replica finds there,
-- not cached: the first link that does not, if its absence is known: its removal was reported, or
-  the instance is complete,
-- neither: while a prompt with it is in flight there. Its blocks count as cached, since the engine
-  will have them. They are checked a moment after its end.
+- cached, if its link and all links before it lead to token blocks that the instance has by the
+  replica,
+- not cached, if its token block was reported as removed,
+- not cached, if it is the first block of its chain that is missing in a complete instance.
+
+A block is never reported as not cached while a prompt with it is in flight at the instance, since
+the engine will have it. It is checked a moment after the end of the prompt.
 
 Blocks of stores that all instances share are hints for the whole model. They are no reason to
 prefer an instance, and are not reported.
@@ -179,7 +181,7 @@ class PrefixTranslator:
                 self._pending(instance).doubtful.update(changed)
 
     def clear(self) -> None:
-        """Drops all links, because they are wrong."""
+        """Drops all links, because they are wrong, and withdraws the corrections made with them."""
         self.table.clear()
         self.recent.clear()
         for instance in self.index.instances():
@@ -227,7 +229,7 @@ class PrefixTranslator:
     # --- trust
 
     def distrust(self, instance: str) -> None:
-        """Ignores the reports of an instance until `trust`."""
+        """Withdraws the corrections of an instance, and ignores its reports until `trust`."""
         self._distrusted.add(instance)
         pending = self._pending(instance)
         pending.forget = pending.forget or ForgetScope.CORRECTED
@@ -363,8 +365,8 @@ class PrefixTranslator:
         heapq.heappush(self._rechecks, (due, *key))
 
     def _run_rechecks(self, now: float) -> None:
-        """Ends prompts whose time in flight is over. Their blocks that no event reported are then
-        corrected as not cached.
+        """Ends the prompts whose check is due at `now`, and marks their blocks for the next
+        corrections.
         """
         while self._rechecks and self._rechecks[0][0] <= now:
             due, instance, tail = heapq.heappop(self._rechecks)

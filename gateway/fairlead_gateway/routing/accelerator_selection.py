@@ -6,7 +6,7 @@ fleet carries most if each shape goes where it is comparatively cheap and all ki
 full. So each kind has a **price**, and a request goes to the kind with the least price times work:
 
     work = prefill + output · step(n) / n        share of one instance that the request takes, in s
-    n    = sequences that an instance runs within memory, batch and ITL target,
+    n    = sequences that an instance runs within memory, batch and TPOT target,
            less three roots of that: small memories fill in jumps, and a waiting sequence blocks all
 
 Prices are the multipliers of a linear program (the most load within all capacities), found by
@@ -21,12 +21,12 @@ block a small memory. So work counts more on a kind that is over four tenths ful
 flight, in the choice and in the charge. While a faster kind is lightly loaded (three tenths),
 requests go there: prices are for a busy fleet.
 
-The kind only comes first. Inside it, the preset decides as in any fleet. If no endpoint of that
-kind meets the SLO, the kind with the next price is tried. A cached prefix lowers the work, so a
-conversation stays.
+The kind is chosen first. Inside it, the default preset decides as in any fleet. If no endpoint of
+that kind meets the SLO, the kind with the next price is tried. A cached prefix lowers the work, so
+a conversation stays.
 
 Pools are of different kinds if their instances differ by a quarter or more in the work of some
-shape. A model with one kind skips all of this.
+shape. A model with one kind, with several roles or with another preset skips all of this.
 
 Source: Mélange (arXiv 2404.14527: shapes and kinds; it assigns by throughput and output length),
 and the online assignment dual. Prices from dispatches, without a table or a message from the
@@ -104,8 +104,8 @@ class AcceleratorKind:
         self.log_price = 0.0
 
     def batch(self, context: float, itl_seconds: float | None) -> float:
-        """Returns how many sequences of `context` tokens an instance can run within the ITL
-        objective.
+        """Returns how many sequences of `context` tokens an instance can run within the TPOT
+        target.
         """
         profile = self.profile
         max_sequences = min(float(profile.max_sequences), profile.kv_tokens / context)
@@ -123,7 +123,8 @@ class AcceleratorKind:
     ) -> float:
         """Returns the seconds of one instance that a request takes.
 
-        Infinite if it cannot meet the objectives even on an idle instance.
+        Infinite if the request does not fit into the KV cache, or cannot meet the objectives even
+        on an idle instance.
         """
         profile, seconds = self.profile, 0.0
         context = prompt + output
@@ -221,6 +222,8 @@ class AcceleratorSelector:
     def update(self, ready: Sequence[Instance], endpoints: Mapping[str, Endpoint], objectives: SloTargets) -> None:
         """Sets the ready instances and groups them into kinds. Kinds that stay keep their
         prices.
+
+        With a single kind, or with instances of several roles, `has_choice` is False.
         """
         self._objectives, itl_seconds = objectives, objectives.itl_seconds
         roles = {item.role for item in ready}
@@ -292,7 +295,8 @@ class AcceleratorSelector:
         tokens_per_byte: float,
         loads: SampledLoads,
     ) -> RankedKinds:
-        """Returns the kinds for a prompt, best first.
+        """Returns the kinds that can serve a prompt: the cheapest first, unless a faster one is
+        lightly loaded.
 
         prompt: in tokens.
         """
@@ -324,8 +328,9 @@ class AcceleratorSelector:
         return RankedKinds(kinds, work_seconds, costs, 1 if first else 0, ttft_seconds)
 
     def charge(self, ranked: RankedKinds) -> None:
-        """Charges a request to the cheapest kind: raises its price, then lowers all prices so that
-        their mean is unchanged.
+        """Charges a request to the cheapest of the ranked kinds, which raises that kind's price.
+
+        All prices are then scaled so that the mean of their logarithms is 0.
         """
         if not ranked.kinds:
             return

@@ -18,8 +18,9 @@ class Candidate:
     - indexed_tokens: cached tokens by the KV-cache index; negative without index data.
     - served_session: the endpoint served the session last.
 
-    The policies set `cost_seconds`. `policy_candidates` sets `cached_bytes` (all that the endpoint
-    should have cached, as prompt text), `recent_seconds` and `eviction_seconds` (of `load_window`).
+    `dual_hash` sets `cost_seconds`. `policy_candidates` sets `cached_bytes` (what the endpoint
+    should have cached by dispatches, as prompt text), `recent_seconds` and `eviction_seconds` (of
+    `load_window`).
 
     Why: not frozen, since a frozen class takes six times as long to create.
     """

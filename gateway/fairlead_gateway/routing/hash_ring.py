@@ -54,7 +54,10 @@ class HashRing:
 
 
 class HomeRings:
-    """Both rings. `pair` is a pure function of secret, weighted members and key."""
+    """The two rings that give each key its homes.
+
+    `pair` is a pure function of secret, weighted members and key.
+    """
 
     def __init__(self, weights: Mapping[str, float], *, secret: bytes) -> None:
         self._first = HashRing(weights, key=secret + b"|ring-1|")

@@ -1,4 +1,4 @@
-"""Prefill placement: computes a prompt on a prefill instance, or on the decode instance that
+"""Prefill placement: whether a prefill instance computes a prompt, or the decode instance that
 answers it.
 
 A decode instance below its batch limit has time left in each step before the inter-token objective.
@@ -15,7 +15,7 @@ all of the following hold.
       step = d + max(w, p·(b + m)) + s·(b + 1) + c·resident + q·m·context
 
 If prefill instances are late (`there` takes `LATE_SHARE` of its objective), single gaps may exceed
-it. The objective is of a response's mean gap, and is kept:
+it. The objective is for the mean gap of a response, and is met if:
 
       run  = backlog + own           ≤ `MIN_ANSWER_TOKENS` · (most - plain step)
       mean = plain step / (1 - share)        ≤ most
@@ -208,7 +208,8 @@ def place_prefill(
     - min_remote_tokens: uncached tokens from which a prompt goes to `prefill` if numbers are
       missing.
 
-    The rule of the decision is one of `LOCAL_RULES` or `REMOTE_RULES`.
+    The rule of the decision is one of `LOCAL_RULES` or `REMOTE_RULES`. For a long prompt without a
+    prefill instance, `chosen` is None.
     """
     profile = decode.profile
     if itl_seconds is None or profile is None or prefill is None or prefill.profile is None:
@@ -297,7 +298,7 @@ def _place_by_length(
     """
     tokens = decode.uncached_tokens
     inputs = {"uncached_tokens": DecisionInput(tokens), "least_tokens": DecisionInput(min_remote_tokens)}
-    unknown = "no prefill engine is ready" if prefill is None else f"no {missing} is known"
+    unknown = "no prefill instance is ready" if prefill is None else f"no {missing} is known"
     if tokens < min_remote_tokens:
         reason = f"about {tokens:.0f} tokens to compute, under {min_remote_tokens:.0f} ({unknown})"
         return _decision("short", decode, prefill, reason, inputs, None)

@@ -33,6 +33,8 @@ class ModelRouter(RouterState):
     ) -> Decision:
         """Returns the decision for a request; its `chosen` is None if no instance is left.
 
+        Counts the request for hot prefixes and accelerator prices, unless it is a retry.
+
         excluded: instances that just failed this request.
         """
         endpoints = (

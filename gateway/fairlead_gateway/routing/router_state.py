@@ -265,8 +265,9 @@ class RouterState:
         cached_tokens: int | None = None,
         output_tokens: int | None = None,
     ) -> None:
-        """Ends a request whose response is complete. Values that the engine did not report are
-        None.
+        """Ends a request whose response is complete, and learns from what the engine reported.
+
+        Values that the engine did not report are None.
         """
         inflight = self._end_request(request_id, output_tokens, now)
         if inflight is None:
@@ -353,6 +354,6 @@ class RouterState:
         self._cache.add(endpoint, chain, self._text_bytes(endpoint.kv_tokens))
 
     def _ttft_objective(self, prompt: float) -> float:
-        """Returns the TTFT objective in seconds for a prompt of `prompt` tokens."""
+        """Returns the TTFT objective in seconds for a prompt of `prompt` tokens, or the default."""
         limit = self._objectives.ttft_limit_seconds(prompt) if self._ttft_grows else self._ttft_limit
         return DEFAULT_TTFT_SECONDS if limit is None else limit

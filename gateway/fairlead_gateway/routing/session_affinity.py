@@ -1,13 +1,12 @@
 """Session affinity: the instance that served a conversation last is a candidate for its next turn.
 
-A conversation mostly continues where it was, since that instance has the start of its prompt
-cached. A client may write the same turns in other bytes (another serializer, a field that moved).
-Then no prefix matches, and hashing sends the turn to homes that have nothing cached. So the last
-instance is one more candidate, for as long as a tool call or a person takes. It is the first of
-candidates of equal cost. A busy instance is left like any other, and nothing is assumed about its
-cache.
+That instance is one more candidate for `session_pin_seconds`, and the first of candidates of equal
+cost. A busy instance is left like any other, and nothing is assumed about its cache. Gateways share
+their sessions (`supervisor.peers`). Beyond a limit, the oldest sessions are dropped.
 
-Gateways share their sessions (`supervisor.peers`). Beyond a limit, the oldest sessions are dropped.
+Why: that instance mostly has the start of the prompt cached. A client may write the same turns in
+other bytes (another serializer, a field that moved). Then no prefix matches, and hashing sends the
+turn to homes that have nothing cached.
 """
 
 from collections.abc import Collection, Hashable

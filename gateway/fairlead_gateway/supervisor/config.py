@@ -20,6 +20,9 @@ class GatewayConfig:
 
     public_socket: bound, and not listening.
     management_socket: listening.
+    key_file: None if no API key is required.
+    redis_url: None for a gateway without peers.
+    manage_token: if None, the management API answers only this machine.
     autoscaler_url: where hints of `scale_from_zero` go.
     tokenizer_folder: holds the tokenizers of models, where they are local files.
     index_secret: keys the hashes of a KV-cache index in Redis; the indexer has the same.

@@ -1,8 +1,9 @@
 """The decision stream: decisions of this gateway in Redis, for other tools.
 
-`offer` appends to a bounded queue and returns. A task empties the queue every 100 ms in one batch,
-and trims what is older than 15 minutes. While Redis is unreachable, the queue keeps the newest
-decisions and counts what it drops. The gateway serves as before.
+`offer` appends to a bounded queue and returns. A task empties the queue every 100 ms, in batches of
+`BATCH_RECORDS`, and trims what is older than `published_decision_seconds`. While Redis is
+unreachable, the queue keeps the newest decisions and counts what it drops. The gateway serves as
+before.
 """
 
 import asyncio
@@ -94,7 +95,7 @@ class DecisionStream:
             self._task = asyncio.create_task(self._run(), name="decisions")
 
     async def stop(self) -> None:
-        """Publishes what is queued and stops."""
+        """Stops the task, and publishes what is queued if Redis is connected."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
         await self.flush()
@@ -127,7 +128,10 @@ class DecisionStream:
         return f"Redis is away for {since} ({state.reason}): load, prefixes and decisions are not shared with other gateways"
 
     async def flush(self) -> None:
-        """Publishes the queue in batches. What could not be published is queued again."""
+        """Publishes the queue in batches while Redis is connected.
+
+        A batch without a reply is queued again. Decisions that Redis refuses are counted and lost.
+        """
         while self.link.state.connected:
             batch = [self._pending.popleft() for _ in range(min(BATCH_RECORDS, len(self._pending)))]
             entries = self._add_commands(batch)
@@ -153,7 +157,7 @@ class DecisionStream:
             await asyncio.sleep(FLUSH_SECONDS)
 
     def _add_commands(self, batch: list[LoggedDecision]) -> list[Command]:
-        """Returns one XADD per record. A record that cannot be encoded is refused alone."""
+        """Returns one XADD per record, and counts those that cannot be encoded as refused."""
         max_entries = self._limits.published_decisions
         commands: list[Command] = []
         for record in batch:
@@ -183,7 +187,10 @@ class DecisionStream:
         return commands
 
     def _requeue(self, batch: list[LoggedDecision]) -> None:
-        """Queues records again. A duplicate is harmless, a gap is not."""
+        """Queues records again, before the others; the oldest are dropped if there is no room.
+
+        Why: some may have been published already, but a duplicate is harmless and a gap is not.
+        """
         self._trimmed_at.clear()
         free = self._limits.published_decisions_pending - len(self._pending)
         requeued = batch[max(0, len(batch) - free) :] if free > 0 else []
@@ -226,7 +233,7 @@ class PublishedDecision(msgspec.Struct, frozen=True, omit_defaults=True):
 def published_decision(record: LoggedDecision, gateway_id: str) -> PublishedDecision:
     """Returns the stream entry of a decision.
 
-    Of the rejected instances it has the first `MAX_REJECTED`, with their inputs.
+    It names at most `MAX_REJECTED` of the rejected instances, with their inputs.
     """
     decision = record.decision
     rejected = tuple((instance.id, instance.why) for instance in decision.rejected[:MAX_REJECTED])

@@ -30,7 +30,7 @@ class KeyFile:
         self.names_by_digest: Mapping[bytes, str] = {}
 
     async def load(self) -> None:
-        """Reads the file. Raises FairleadError and keeps the previous keys."""
+        """Reads the file. If that fails, raises FairleadError and keeps the previous keys."""
         self.names_by_digest = await asyncio.to_thread(self._read)
 
     def _read(self) -> Mapping[bytes, str]:

@@ -55,7 +55,7 @@ class MetricsScraper:
 
     @property
     def readings(self) -> Mapping[str, SignalReading]:
-        """The last signals of every instance that ever answered."""
+        """The last signals of each present instance that has answered, by instance id."""
         return MappingProxyType(self._readings)
 
     @property

@@ -18,7 +18,7 @@ _MAX_RESPONSE_BYTES = 4_096
 
 
 def check_autoscaler_url(url: str) -> str:
-    """Returns the URL without a trailing slash. Raises SettingsError."""
+    """Returns the URL without a trailing slash. Raises SettingsError if it is not an HTTP URL."""
     if not is_http_url(url):
         raise SettingsError(
             "FAIRLEAD_AUTOSCALER_URL is not the URL of an autoscaler",
@@ -57,7 +57,7 @@ class ScaleUpNotifier:
             task.add_done_callback(self._tasks.discard)
 
     def warnings(self) -> list[str]:
-        """Returns why the last hint did not arrive, if it did not."""
+        """Returns a text that says why the last hint did not arrive; empty if it did."""
         return [] if self._warning is None else [self._warning]
 
     async def close(self) -> None:

@@ -1,8 +1,10 @@
 """Assigns each instance its slot in the rows of the shared load table.
 
 An instance that left the fleet keeps its slot for at least a minute, and until the slot is zero in
-every worker's row. By then every worker has the new fleet, or has been unresponsive for so long
-that its load is unknown anyway.
+every worker's row.
+
+Why: by then every worker has the new fleet, or has been unresponsive for so long that its load is
+unknown anyway.
 """
 
 from collections.abc import Callable

@@ -369,7 +369,7 @@ class Supervisor:
         )
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
-        """Returns the counters of all workers, added up."""
+        """Returns the counters of all workers, added up, with those of the supervisor."""
         parts = await self.workers.collect_counters(windows=windows)
         now = self._clock.now()
         telemetry = MetricsRecorder(self._clock, self._limits)
@@ -390,7 +390,7 @@ class Supervisor:
         return telemetry
 
     async def decisions(self, limit: int, model_key: str | None) -> list[LoggedRequest]:
-        """Returns the last requests of all workers, newest first."""
+        """Returns the last `limit` requests of all workers, newest first."""
         answers = await self.workers.query(
             lambda number: say.GetDecisions(number, limit, model_key), list[say.EncodedLoggedRequest]
         )

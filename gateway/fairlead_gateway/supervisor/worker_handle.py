@@ -113,7 +113,8 @@ class WorkerHandle:
     async def query(self, make_query: Callable[[int], say.Query], kind: type[T]) -> list[T] | None:
         """Sends a query and returns the chunks of the worker's reply.
 
-        None when it is not ready, misses the deadline, or is unresponsive since an earlier query.
+        None when the worker is not ready, misses the deadline, or is unresponsive since an earlier
+        query, and when the channel drops the query.
         """
         if not self.is_ready or self.exited.done() or self.unresponsive_since is not None:
             return None

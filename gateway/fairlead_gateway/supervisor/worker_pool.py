@@ -1,9 +1,10 @@
 """The pool of worker processes: start, messages, queries, restart after a crash, drain.
 
-Every worker has a number from 1 and, while it runs, a row of the shared load table. The pool
-replaces a worker that crashed after a pause, which doubles with each further crash. A worker that
-gets SIGTERM is replaced first; then it drains, for as long as its requests take. The pool keeps
-the counters of workers that have ended.
+Every worker has a number from 1 and, while it runs, a row of the shared load table. After a crash,
+the pool waits before it starts a replacement. The pause doubles with each crash within
+`_STABLE_SECONDS` of a start, up to `max_worker_restart_seconds`. A worker that gets SIGTERM is
+replaced first; then it drains, for as long as its requests take. The pool keeps the counters of
+workers that have ended.
 """
 
 import asyncio
@@ -388,7 +389,10 @@ class WorkerPool:
     # Queries and counters ------------------------------------------------------------------------------------------------
 
     async def query(self, make_query: Callable[[int], say.Query], kind: type[T]) -> list[tuple[WorkerHandle, list[T]]]:
-        """Queries all ready workers. Returns the replies of those that reply in time."""
+        """Queries all ready workers. Returns the replies of those that reply in time.
+
+        A worker that missed a message first gets its whole state again.
+        """
         workers = [worker for worker in self.workers if worker.is_ready]
         for worker in workers:
             if worker.needs_resync:

@@ -61,9 +61,9 @@ def _add_loads(one: say.EncodedLoad, other: say.EncodedLoad) -> say.EncodedLoad:
 
 
 def _without_windows(models: dict[str, ModelSnapshot]) -> dict[str, ModelSnapshot]:
-    """Removes the counts of the last minute from the snapshots, and returns these.
+    """Removes the counts of the last minute from the snapshots, and returns the same snapshots.
 
-    They would not age: only the worker that counts moves its window on.
+    Why: these counts would not age, since only the worker itself moves its window on.
     """
     for part in models.values():
         part.window = None

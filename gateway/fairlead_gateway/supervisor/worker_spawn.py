@@ -80,7 +80,10 @@ class PreforkedWorkers:
             raise
 
     def close(self) -> None:
-        """Ends the workers that no pool has taken, by closing their channels."""
+        """Ends the workers that no pool has taken, and closes the shared memory's descriptor.
+
+        Closes their channels, and kills a worker that still runs after `_EXIT_SECONDS`.
+        """
         waiting, self.spawned = self.spawned, []
         for worker in waiting:
             worker.channel_socket.close()

@@ -233,7 +233,7 @@ class ModelCounters(CounterSet):
 
     @property
     def by_status(self) -> dict[int, int]:
-        """Finished requests by the status that the client received."""
+        """Requests that have ended, by status; 0 counts those outside of 100 to 599."""
         if self._has_pending:
             self._flush_pending()
         return self._by_status

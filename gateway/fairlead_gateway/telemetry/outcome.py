@@ -14,7 +14,7 @@ class RequestOutcome:
 
     - status: what the client received, or would have received.
     - error: the failure in one word.
-    - within_objective: None if the model has no objective; `within_ttft` and `within_itl` are its
+    - within_objective: None if the model has no SLO; `within_ttft` and `within_itl` are its
       two parts.
     - overhead_seconds: the gateway's own time, from the request's last byte to its dispatch,
       without prefill elsewhere. None after a failed attempt.
@@ -76,8 +76,10 @@ class RequestOutcome:
 
 @dataclass(slots=True)
 class Attainment:
-    """The attainment of the objectives by one request; None if there was no objective or
-    measurement.
+    """The attainment of the latency targets by one request; None where there is no target.
+
+    - itl: also None for a complete answer of one token.
+    - both: True if no target was missed.
     """
 
     ttft: bool | None
@@ -101,9 +103,9 @@ def assess_attainment(
     itl_mean_seconds: float | None,
     failed: bool,
 ) -> Attainment:
-    """Returns whether a request met its objectives.
+    """Returns which of its latency targets a request met.
 
-    A failed request misses all of them. Without a second token there is no gap to judge.
+    A failed request misses all of them.
     """
     if objectives.ttft_seconds is None and objectives.itl_seconds is None:
         return _NO_OBJECTIVE

@@ -1,8 +1,14 @@
 """The metrics recorder: what the request path calls to count.
 
-Nothing here allocates labels, takes a lock or does I/O. It belongs to one event loop. A request
-ends in exactly one call of `record_rejected` (it never reached an engine) or `record_finished`,
-after one call of `record_received`.
+Nothing here allocates labels, takes a lock or does I/O. The recorder belongs to one event loop. A
+completely received request of a known model causes one call of `record_received`, and ends in
+exactly one of three calls:
+
+- `record_rejected`: the gateway answered it before it reached an engine.
+- `record_abandoned`: its client disconnected before it reached an engine.
+- `record_finished`: it was routed.
+
+Any other request that the gateway answers causes only `record_rejected`.
 """
 
 from collections.abc import Mapping
@@ -135,7 +141,7 @@ class MetricsRecorder:
     ) -> None:
         """Counts a first token that left `seconds` after the request was received.
 
-        limit_seconds: its objective.
+        limit_seconds: its TTFT target; None if there is none.
         """
         series = self._model_counters(model_key)
         series.ints[at.TTFT + bucket_index(SECONDS_BOUNDS, seconds)] += 1
@@ -178,8 +184,9 @@ class MetricsRecorder:
         return b"".join(self.render_chunks(fleet, loads, now))
 
     def render_chunks(self, fleet: Fleet, loads: Mapping[str, LoadView], now: float) -> "exposition.TextChunks":
-        """Yields the same text in chunks of bounded work, so that a scrape does not
-        block the loop.
+        """Yields all metrics as Prometheus text, in chunks of bounded work.
+
+        Why: a scrape must not block the event loop.
         """
         from fairlead_gateway.telemetry import exposition  # only the supervisor renders
         from fairlead_gateway.telemetry.renderers import Scrape
@@ -222,7 +229,7 @@ class MetricsRecorder:
         return instance
 
     def remove_departed(self, fleet: Fleet, now: float) -> None:
-        """Drops instances that left the fleet a while ago."""
+        """Drops instances that left the fleet more than `metric_retention_seconds` ago."""
         for key, series in self.models.items():
             present = {instance.id for instance in fleet.instances.get(key, ())}
             for instance_id, instance in list(series.instances.items()):

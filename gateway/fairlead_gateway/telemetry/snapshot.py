@@ -91,7 +91,7 @@ def sum_snapshots(processes: Iterable[Mapping[str, ModelSnapshot]]) -> dict[str,
 
 def restore_counters(snapshot: ModelSnapshot, now: float) -> ModelCounters:
     """Returns counters with the values of a snapshot. Their last minute at `now` is the
-    snapshot's window.
+    snapshot's window; without one, it is empty.
     """
     series = ModelCounters()
     _restore(series, snapshot.totals, snapshot.window, now)
@@ -108,7 +108,7 @@ def _totals(series: CounterSet) -> CounterValues:
 
 
 def _restore(series: CounterSet, totals: CounterValues, window: CounterValues | None, now: float) -> None:
-    """Sets totals, and the window as the state before it."""
+    """Sets the totals, and the earlier state by which `last_minute` returns the window."""
     ints, sums = totals
     if window is not None:
         series.replace(

@@ -48,7 +48,9 @@ class InstanceIndexStatus:
 class ModelIndexStatus:
     """The index status of one model.
 
-    - linked_blocks, lowered_links, learned_prompts: sizes of its prefix map.
+    - linked_blocks: blocks of prompt text that its prefix map links to token blocks.
+    - lowered_links: links that another prompt contradicted, cut to the shared prefix.
+    - learned_prompts: prompts that the links were learned from.
     - token_source: how the gateway gets tokens of prompts, as text.
     - replication_hints: hot prefixes that need another home.
     """
@@ -85,7 +87,7 @@ class LoadView(Protocol):
 
     @property
     def inflight_tokens(self) -> float:
-        """Tokens of those requests."""
+        """Tokens of the requests in flight there."""
         ...
 
 
@@ -111,7 +113,7 @@ class PublishStats(Protocol):
 
     @property
     def refused(self) -> int:
-        """Decisions that Redis refused."""
+        """Decisions that Redis refused or that could not be encoded."""
         ...
 
 

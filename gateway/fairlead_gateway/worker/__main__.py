@@ -1,9 +1,9 @@
 """`python -m fairlead_gateway.worker`: one worker process. Only the supervisor starts it.
 
-Its keys, its fleet and other inputs come over its channel as values. So it loads no web framework,
-no Redis client and no YAML reader. When the channel closes, the supervisor is gone. The worker then
-stops accepting, lets requests in flight finish, and ends. SIGTERM and the supervisor's message do
-the same.
+The worker's keys, fleet and other inputs come over its channel as values. So it loads no web
+framework, no Redis client and no YAML reader. When the channel closes, the supervisor is gone. The
+worker then stops accepting, lets requests in flight finish, and ends. SIGTERM and the supervisor's
+message do the same.
 """
 
 import asyncio
@@ -23,7 +23,10 @@ from fairlead_gateway.worker.worker import Worker
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one worker until its channel closes or a signal ends it; returns the exit code."""
+    """Runs one worker until the supervisor or a signal ends it; returns the exit code.
+
+    The exit code is 2 if no supervisor started the process.
+    """
     options = _parse_options(sys.argv[1:] if arguments is None else arguments)
     if "--channel" not in options:
         print("fairlead-gateway-worker: only fairlead-gateway can start a worker", file=sys.stderr)

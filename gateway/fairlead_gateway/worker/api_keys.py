@@ -1,6 +1,6 @@
 """Checks API keys, of which the worker knows only digests.
 
-Each key has a name, and a HMAC-SHA-256 under the installation's pepper (`supervisor.key_file`). A
+Each key has a name, and an HMAC-SHA-256 under the installation's pepper (`supervisor.key_file`). A
 request's key is digested before it is compared, so the lookup sees digests only and its time
 reveals nothing about keys. The final comparison takes constant time as well.
 

@@ -6,10 +6,11 @@ over 64 KiB get 503 with Retry-After; above the second, all bodies do. Requests 
 paths without a body are served. Without a known limit, nothing is refused. The limit is that of
 cgroup version 2 or 1; a warning says so where neither can be read.
 
-Large bodies leave free memory between small objects, which stays with the process. So above a
-threshold free pages are returned to the system first, at most once a second.
+Above the first threshold, free pages are returned to the system first, at most once a second.
 
-Why: in one of three runs, forty bodies of 8 MiB left 150 MiB that were never returned.
+Why: connections, bodies and responses are limited one by one. Together they can still exceed a
+small container. Large bodies leave free memory between small objects, which stays with the process.
+In one of three runs, forty bodies of 8 MiB left 150 MiB that were never returned.
 """
 
 import asyncio

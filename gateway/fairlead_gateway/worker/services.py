@@ -171,9 +171,10 @@ class WorkerServices:
         task.add_done_callback(self._tasks.discard)
 
     def _assign_slots(self, slots: dict[str, int]) -> None:
-        """Assigns the fleet's slots in the shared load table, before the fleet itself is replaced.
+        """Assigns the fleet's slots in the shared load table, and writes all loads there again.
 
-        Why before: siblings then see the load of its instances from the first request on.
+        Why before the fleet is replaced: siblings then know the load of its instances from the
+        first request on.
         """
         if self._shared_loads is not None:
             self._shared_loads.set_slots(slots)

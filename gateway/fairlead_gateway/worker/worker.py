@@ -48,7 +48,7 @@ class Worker:
         self._server: PublicServer | None = None
 
     async def run(self, channel_socket: socket.socket) -> int:
-        """Serves until it must end; returns 0 after a clean drain, 2 if it could not start."""
+        """Serves until it must end; returns 2 if it could not start, else 0."""
         self._runtime.loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         self._runtime.loop.set_exception_handler(nonblocking_log.on_loop_exception)
         await self._channel.open(channel_socket)
@@ -106,7 +106,7 @@ class Worker:
             self._services.apply(message)
 
     def _on_sigterm(self) -> None:
-        """Requests a replacement and drains within 10 s; without a supervisor, drains now."""
+        """Requests a replacement, and drains in 10 s at the latest; without a supervisor, now."""
         if self._services is not None and self._channel.send(messages.DrainRequested()):
             self._runtime.loop.call_later(_REPLACEMENT_SECONDS, self._stop.set)
         else:
@@ -123,7 +123,7 @@ class Worker:
             self._configured.set_result(None)
 
     async def _close_channel(self) -> None:
-        """Closes the channel when everything is sent, or after a second."""
+        """Closes the channel, and waits until everything is sent, for a second at most."""
         self._channel.close()
         try:
             async with asyncio.timeout(_CHANNEL_CLOSE_SECONDS):

@@ -33,8 +33,8 @@ class HolderSource(Protocol):
         ...
 
     def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
-        """Returns every distinct set of instances, with the number of blocks that exactly these
-        have cached.
+        """Yields sets of instances with their tiers, each with the number of blocks that exactly
+        these have cached. A set may come more than once.
         """
         ...
 

@@ -3,9 +3,9 @@ replication. Pure.
 
 Each of ``n`` instances serves one n-th of the prompts. A prefix that a share ``s`` of all prompts
 begin with therefore keeps ``s · n`` instances busy. Each of them needs the prefix: one that does
-not have it cached computes it when such a prompt arrives. If prompts are spread evenly, the share
-``1 - holders / (s · n)`` of them arrives where the prefix is not cached, and each computes its
-tokens. The product in tokens a second is the worth of another copy, and orders the hints:
+not have it cached computes it when such a prompt arrives. With evenly spread prompts, the share
+``1 - holders / (s · n)`` of them arrives where the prefix is not cached. Each of these computes the
+prefix. The product in tokens a second is the worth of another copy, and orders the hints:
 
     worth = prompts a second · tokens · (1 - holders / wanted)        wanted = min(n, ⌈s · n⌉)
 

@@ -211,8 +211,10 @@ class BlockTable:
         return [rows[0] for rows in self.twins.values()]
 
     def load_rows(self, columns: "Mapping[str, array[int]]", leads: Sequence[int]) -> bool:
-        """Replaces all rows by those of a snapshot, with row 0 and the empty ones. Returns False
-        when they are inconsistent.
+        """Replaces all rows by the columns of a snapshot, which include row 0 and the empty rows.
+        Returns False when the columns are inconsistent.
+
+        leads: see ``twin_leads``.
         """
         for name in COLUMNS:
             setattr(self, name, columns[name])

@@ -118,7 +118,7 @@ class InstanceBlocks:
     # --- stream ---------------------------------------------------------------------------------------------------------
 
     def apply(self, batch: EventBatch, now: float, out: list[Change]) -> None:
-        """Applies one batch in its order."""
+        """Applies one batch in order; events that precede an awaited clear are only counted."""
         self.counters.unknown_events += batch.unknown
         self.counters.refused_events += batch.refused
         tick = tick_of(now)
@@ -174,7 +174,7 @@ class InstanceBlocks:
         self.completeness.resume(out)
 
     def on_cleared_by_fairlead(self, now: float, out: list[Change]) -> None:
-        """Drops all blocks: the engine confirmed a clear. Events before its report are ignored."""
+        """Drops all blocks after a confirmed clear; skips events until the engine reports it."""
         echo = self.limits.kv_clear_echo_seconds
         if self.last_clear is None or now - self.last_clear > echo:
             self.awaited_until = now + echo
@@ -191,8 +191,8 @@ class InstanceBlocks:
         self.blocks.touch(own, tick_of(now))
 
     def evict(self, count: int, now: float, out: list[Change]) -> None:
-        """Drops the ``count`` least recently used blocks for lack of memory, ends of chains
-        first.
+        """Drops ``count`` or more blocks for lack of memory: parked ones first, then the least
+        recently used ones, ends of chains first.
         """
         self.counters.dropped += min(count, len(self))
         while self.adapters.parked and count > 0:
@@ -272,7 +272,7 @@ class InstanceBlocks:
         return (table.parents[row], table.depths[row] - 1) if row else None
 
     def _add_or_hold(self, item: PendingRun, out: list[Change]) -> bool:
-        """Adds the blocks of a run. Without their parent they wait as orphans: returns False."""
+        """Adds the blocks of a run; returns False if they wait as orphans for their parent."""
         table, index = self.blocks, 0
         if (load := item.load) is not None:
             index = self.adapters.name_index(load.name)

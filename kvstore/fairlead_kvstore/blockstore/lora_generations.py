@@ -93,7 +93,7 @@ class LoraGenerations:
         return (blocks for _, blocks in self.parked.values())
 
     def on_cache_cleared(self, main: BlockTable) -> None:
-        """Drops all blocks after a cache clear; the loaded adapters stay loaded."""
+        """Drops the parked blocks after a cache clear, and takes ``main`` as the main table."""
         self._main = main
         self._forgot = False
         self.parked.clear()
@@ -210,8 +210,8 @@ class LoraGenerations:
         return self._content.get((name, number)) == current
 
     def on_source_reported(self, name: str, place: str, out: list[Change]) -> None:
-        """Records the source of the adapter served under ``name``. It is ignored while no block of
-        that name was reported.
+        """Records the source of the adapter served under ``name``, which may make another content
+        current. It is ignored while no block of that name was reported.
         """
         current = self._current.get(name)
         if current is None:

@@ -65,7 +65,8 @@ class PendingRun:
 class OrphanBlocks:
     """The orphans of one instance, bounded in blocks and in bytes of tokens and extra keys.
 
-    noted: removals to apply when their blocks are linked. dropped: blocks evicted for lack of room.
+    noted: number of removals to apply when their blocks are linked.
+    dropped: number of blocks evicted for lack of room.
     """
 
     __slots__ = ("_copies", "_most", "_most_bytes", "_order", "_waiting", "blocks", "bytes", "dropped", "noted")

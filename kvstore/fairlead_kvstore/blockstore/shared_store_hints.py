@@ -50,7 +50,10 @@ class SharedStoreHints:
         return self._until.get(own)
 
     def add(self, own: int, now: float, out: list[Change]) -> None:
-        """Adds a block that was written to the store."""
+        """Adds or renews the hint of a block that was written to the store.
+
+        A hint younger than half of its lifetime stays as it is.
+        """
         known, until = self._until.get(own), now + self._seconds
         if known is not None:
             if known - now > self._seconds / 2:

@@ -110,7 +110,7 @@ class BlockStore:
         return [*changes, CompletenessChanged(instance, begun.complete, begun.reason, begun.since)]
 
     def detach(self, instance: str, reason: str) -> list[Change]:
-        """Removes an instance for good; the last one of a model removes the model's hints too."""
+        """Removes an instance. With the last one of a model, the model's hints are removed too."""
         item = self._instances.pop(instance)
         self._block_count -= len(item)
         if not any(other.model_key == item.model_key for other in self._instances.values()):
@@ -157,7 +157,7 @@ class BlockStore:
     # --- stream ---------------------------------------------------------------------------------------------------------
 
     def apply(self, instance: str, batch: EventBatch, now: float) -> list[Change]:
-        """Applies one batch that the stream accepted."""
+        """Applies one batch that the stream accepted, then evicts blocks above the bounds."""
         out: list[Change] = []
         item = self._instances[instance]
         before = len(item)

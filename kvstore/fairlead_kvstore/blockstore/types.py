@@ -1,6 +1,6 @@
 """Counters, state and snapshot of one instance, as msgspec structs.
 
-They are apart from the other modules because compiled modules cannot hold structs.
+Why: compiled modules cannot contain structs, so these are apart from the other modules.
 """
 
 import msgspec
@@ -68,7 +68,7 @@ LoadNumber = int | str
 class TableSnapshot(msgspec.Struct, gc=False):
     """The snapshot of one block table, without its rows.
 
-    rows: their number, with empty rows.
+    rows: the number of rows, including empty ones.
     leads: see ``BlockTable.twin_leads``.
     content, name: the adapter generation that the table belongs to; 0 for the main table.
     """

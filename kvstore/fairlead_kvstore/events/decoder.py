@@ -106,7 +106,7 @@ def _one_by_one(payload: bytes, limits: Limits) -> EventBatch:
 
 def _decode_event(item: msgspec.Raw) -> CacheEvent | str:
     """Returns an event, or only its kind if it cannot be read but may be left out. Raises
-    MalformedEvents for an unreadable removal or clear.
+    MalformedEvents for an unreadable removal or clear, and for an event without a kind.
     """
     first = memoryview(item)[0]
     arrays = 0x90 <= first <= 0x9F or first in (0xDC, 0xDD)
@@ -141,7 +141,7 @@ def _check_block_count(event: RemovedEvent, limits: Limits) -> None:
 
 
 def _is_consistent(event: StoredEvent, limits: Limits) -> bool:
-    """Returns whether every block has its tokens, and its extra keys where there are any."""
+    """Returns whether each block has its tokens and any extra keys, within the limits."""
     count, size = len(event.block_hashes), event.block_size
     if len(event.token_ids) != count * size or not 0 < size <= limits.kv_event_block_tokens:
         return False

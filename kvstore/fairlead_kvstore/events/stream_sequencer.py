@@ -158,7 +158,7 @@ class EventSequencer:
         return len(self._held_frames)
 
     def on_connected(self) -> list[StreamOutcome]:
-        """Handles a new connection, the first one or a later one, and may request a replay."""
+        """Handles a new connection; may request a replay, or begin an epoch if it cannot."""
         if self._is_replaying:
             return []
         if self._next_number is None:
@@ -173,8 +173,7 @@ class EventSequencer:
         return self._restart("connected again, and no replay can prove that it is the same process")
 
     def on_quiet(self) -> list[StreamOutcome]:
-        """Requests a replay after a time without messages, since silence does not prove that
-        nothing was published.
+        """Requests a replay after a time without messages, since an event may have been missed.
 
         The replay shows batches published before the engine knew of its new listener, batches
         dropped last, and a process that took over unnoticed. Without an answer nothing changes.
@@ -205,7 +204,7 @@ class EventSequencer:
 
     def accept_in_order(self, frame: EventFrame) -> AcceptBatch | None:
         """Accepts a frame if it is next in order, the usual case. Returns None for any other frame,
-        which must then be passed to ``on_live_frame``.
+        and for all frames during a replay or a suspension: pass these to ``on_live_frame``.
         """
         if frame.number != self._next_number or self._is_replaying or self._is_suspended:
             return None
@@ -213,7 +212,7 @@ class EventSequencer:
         return self._accept(frame, "in order")
 
     def on_live_frame(self, frame: EventFrame) -> list[StreamOutcome]:
-        """Handles a frame of the subscription."""
+        """Handles a frame of the subscription; during a replay, it is buffered."""
         outcomes: list[StreamOutcome] = self.on_connected() if self._is_suspended else []
         forward, self._last_live = frame.number > self._last_live, frame.number
         if not self._is_replaying:
@@ -341,7 +340,7 @@ class EventSequencer:
         return SequenceGap(first, last, first - 1 if self._identity_unproven else first, reason)
 
     def _request_rest(self) -> SequenceGap:
-        """Requests the rest of a replay that had a hole."""
+        """Returns the request for the rest of a replay that had a hole."""
         assert self._next_number is not None
         self._identity_unproven, self._replay_made_progress, self._replay_has_hole = True, False, False
         self._replayed -= 1  # the last batch before the hole will come once more

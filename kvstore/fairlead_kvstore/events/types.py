@@ -1,6 +1,6 @@
 """Frames of a stream, the outcomes of a frame, and the stream's position, as msgspec structs.
 
-They are apart from ``stream_sequencer.py`` because compiled modules cannot hold structs.
+Why: compiled modules cannot contain structs, so these are apart from ``stream_sequencer.py``.
 """
 
 import msgspec
@@ -23,7 +23,7 @@ class AcceptBatch(msgspec.Struct, frozen=True, gc=False):
 
 
 class DuplicateBatch(msgspec.Struct, frozen=True, gc=False):
-    """A batch to leave out: it was applied already, or belongs to an abandoned replay."""
+    """A batch to leave out: applied already, lost, or part of an abandoned or incomplete replay."""
 
     number: int
     reason: str

@@ -294,7 +294,7 @@ def is_part(field: bytes) -> bool:
 
 
 def encode_position(epoch: int, sequence: int) -> bytes:
-    """Returns the value of ``at``."""
+    """Returns the value of the field ``at``: epoch and sequence as text."""
     return b"%d:%d" % (epoch, sequence)
 
 

@@ -1,9 +1,9 @@
 """The Lua scripts of the index: every write checks the lease in the same step. The scripts use
 Redis commands up to 6.2.
 
-Keys are always (own, idx, ev) of one model. An indexer that was paused or disconnected for longer
-than its lease is refused by its next write. One whose Redis has lost writes (a failover, a restart,
-FLUSHALL) finds another ``at`` than its own. Both answers begin a new epoch, or end the indexer's.
+Keys are always (own, idx, ev) of one model. A write fails if the indexer was paused or disconnected
+for longer than its lease. It also fails if Redis has lost writes (a failover, a restart, FLUSHALL),
+since ``at`` then differs. After either failure the indexer begins a new epoch, or leads no more.
 """
 
 from typing import Final

@@ -1,6 +1,6 @@
 """The results of an index replica, as msgspec structs.
 
-They are apart from ``replica.py`` because compiled modules cannot hold structs.
+Why: compiled modules cannot contain structs, so these are apart from ``replica.py``.
 """
 
 import msgspec

@@ -69,7 +69,8 @@ end.
 class IndexReplica:
     """A replica of the KV-cache index of one model. Pure: no clock, no I/O.
 
-    The owner calls ``expire`` and, when idle, ``sweep``.
+    The owner calls ``expire`` and, when idle, ``sweep``. New blocks beyond the limit
+    ``index_mirror_blocks`` are left out and counted (``dropped``).
     """
 
     def __init__(self, *, limits: Limits = _LIMITS) -> None:
@@ -108,6 +109,8 @@ class IndexReplica:
     def match(self, hashes: Sequence[int]) -> tuple[InstanceMatch, ...]:
         """Returns the instances with the chain's first block, and their depths; the deepest in the
         GPU come first.
+
+        If a shared store has the first block, all instances are returned.
         """
         if not hashes:
             return ()
@@ -125,8 +128,10 @@ class IndexReplica:
         return self._holders_of(self._masks.get(own, 0) & ~self._retired_bits)
 
     def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
-        """Yields every distinct set of instances and tiers, with the number of blocks that exactly
-        these have. Reads every block.
+        """Yields sets of instances and tiers, each with the number of blocks that exactly these
+        have. Reads every block.
+
+        A set may come more than once until removed instances are swept.
         """
         for mask, blocks in Counter(self._masks.values()).items():
             if alive := mask & ~self._retired_bits:
@@ -162,13 +167,13 @@ class IndexReplica:
 
         The result may be too large by half of a hint's lifetime.
 
-        The store does not report evictions: the older the hint, the less likely the block is there.
+        Why: the store does not report evictions, so an old hint is less likely to be true.
         """
         until = self._hints.get(own)
         return None if until is None else max(0.0, self._hint_seconds - (until - now))
 
     def completeness(self, instance: str) -> KnownCompleteness | None:
-        """Returns whether all blocks of an instance are known; None for an unknown instance."""
+        """Returns the completeness of an instance; None for an unknown instance."""
         return self._completeness.get(instance)
 
     def instances(self) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ after any of these:
 - an ``at`` that is ahead of a stream without entries
 - bytes that cannot be read
 
+It is also loaded again some time after a load that could not read every instance.
+
 Until the load succeeds, the old replica serves queries. It is correct as of an earlier time, so it
 is *stale*, with a start and a reason. Queries never wait.
 """
@@ -110,13 +112,13 @@ class IndexSubscriber:
             del self._models[key]
 
     def replica(self, model_key: str) -> IndexReplica | None:
-        """Returns the replica of a model; None before the first load."""
+        """Returns the replica of a model; None before the first load and for an unknown model."""
         model = self._models.get(model_key)
         return None if model is None else model.replica
 
     def stale_since(self, model_key: str) -> float | None:
         """Returns since when results may be outdated (monotonic seconds); None when they are
-        current.
+        current. For an unknown model, returns the present time.
         """
         model = self._models.get(model_key)
         if model is None:
@@ -200,6 +202,8 @@ class IndexSubscriber:
     async def _wait_for_changes(self) -> bool:
         """Waits for entries of any stream and applies them; returns False when every model must be
         polled.
+
+        On a cluster, and without any replica, it only pauses.
         """
         waiting = [model for model in self._models.values() if model.replica is not None]
         left = self._status_at - self._clock.now()
@@ -269,7 +273,9 @@ class IndexSubscriber:
         return not why
 
     def _check_status(self, model: _ModelReplica, own: Any, found: Any, now: float) -> bool:
-        """Updates whether the replica is stale. Returns whether it must be loaded.
+        """Removes expired hints, and updates whether the replica is stale.
+
+        Returns True if the replica must be loaded.
 
         own, found: the values of the lease, and of position and metadata.
         """

@@ -110,7 +110,7 @@ class IndexWriter:
     """A ``ChangeSink`` that writes to Redis. The owner of the link starts and stops it.
 
     holder: a name that no other process ever has.
-    instance_statuses: returns the statuses of a model's instances, about once a second.
+    instance_statuses: called about once a second; returns the statuses of a model's instances.
     fingerprint: the secret's fingerprint.
     """
 
@@ -176,7 +176,7 @@ class IndexWriter:
         return state is not None and bool(state.lease)
 
     def describe(self, model_key: str) -> str:
-        """Returns leader, position and problems of a model as text."""
+        """Returns the last state of a model as text: its leader, or a failure of Redis."""
         state = self._models.get(model_key)
         return "not served" if state is None else state.description
 
@@ -345,7 +345,7 @@ class IndexWriter:
         return False
 
     async def _write_new_epoch(self, state: ModelWriteState) -> None:
-        """Writes snapshots of everything in the block store, in the epoch of the lease."""
+        """Writes snapshots of all blocks and hints of a model, in the epoch of the lease."""
         epoch = int(state.lease.partition(b":")[0])
         if epoch <= state.epoch:
             state.renew_at = 0.0  # the epoch of the lease has already begun
@@ -408,9 +408,9 @@ class IndexWriter:
             state.written_statuses, state.statuses_epoch = statuses, state.epoch
 
     async def _write_item(self, state: ModelWriteState, name: str) -> bool:
-        """Writes a snapshot of one instance, or of the hints; returns whether it was written.
+        """Writes a snapshot of one instance, or of the hints; returns False if that failed.
 
-        It contains the waiting changes, which are written again.
+        It contains the waiting changes, which are written again. A removed instance is skipped.
         """
         wall = self._clock.wall()
         wall_offset = wall - self._clock.now()

@@ -1,9 +1,10 @@
 """The state of a writer for one model: leadership, waiting changes, and the content of Redis. Pure.
 
-A snapshot of an instance is *due* in three cases:
+A snapshot of an instance is *due* in four cases:
 
-- As many of its blocks have changed as it has, so that a snapshot costs at most as much again as
-  the changes.
+- None was written in this epoch.
+- More of its blocks have changed than it has, and more than 4,096. A snapshot thus costs at most as
+  much again as the changes.
 - So many batches passed that its engine could soon not replay them.
 - The stream of changes has to be cut, and the instance needs the stream's oldest end.
 """
@@ -94,8 +95,9 @@ class ModelWriteState:
     # --- changes --------------------------------------------------------------------------------------------------------
 
     def offer(self, changes: Sequence[Change], batches: int = 1) -> None:
-        """Queues the changes of ``batches`` batches. While a new epoch is required, they are
-        ignored, since its snapshots contain them.
+        """Queues the changes of ``batches`` batches; too many of them require a new epoch.
+
+        While a new epoch is required, changes are ignored, since its snapshots contain them.
         """
         if self.needs_new_epoch or not changes:
             return
@@ -175,7 +177,7 @@ class ModelWriteState:
     # --- the lease ------------------------------------------------------------------------------------------------------
 
     def position_value(self) -> bytes:
-        """Returns the expected value of ``at``."""
+        """Returns the value that the field ``at`` should have: the last acknowledged position."""
         return encode_position(self.epoch, self.sequence)
 
     def possible_position_values(self) -> tuple[bytes, bytes]:
@@ -208,7 +210,7 @@ class ModelWriteState:
         return min((item.sequence for item in self.items.values()), default=self.sequence)
 
     def next_due_item(self) -> str | None:
-        """Returns the instance whose snapshot is due next; None when there is none."""
+        """Returns the item (an instance, or the hints) whose snapshot is due; None without one."""
         limits = self._limits
         for name, item in self.items.items():
             if not item.written:

@@ -1,6 +1,6 @@
 """The indexer: follows a fleet, reads its engines' KV events, and passes the changes to a sink.
 
-It runs in a process of its own (``service.py``, with Redis behind the sink) and inside a gateway
+It runs in a separate process (``service.py``, with Redis behind the sink) and inside a gateway
 (with a local replica). It is single-threaded and does not wait. An event is applied and offered in
 the iteration of the loop that reads it, and ``reader/fair_scheduler.py`` bounds the reads of one
 engine. Only HTTP queries are tasks: for an engine's endpoints, and for the sources of its adapters.
@@ -116,7 +116,7 @@ class Indexer:
                 self.update_fleet(fleet)
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Attaches new instances of the fleet and detaches those that left."""
+        """Attaches new instances of the fleet, updates changed ones and detaches departed ones."""
         self._fleet = fleet
         self._reconcile()
 
@@ -134,8 +134,8 @@ class Indexer:
         return True
 
     def on_engine_restarted(self, instance: str, reason: str) -> bool:
-        """Handles a process restart that is known from outside. Returns False when the instance is
-        not read here.
+        """Drops an instance's blocks after a process restart that is known from outside. Returns
+        False when the instance is not read here.
         """
         member = self._members.get(instance)
         if member is None:
@@ -327,6 +327,8 @@ class Indexer:
 
     async def _discover_endpoints(self, member: EngineMember) -> None:
         """Queries the engine for its endpoints, and again whenever it is disconnected.
+
+        Recovered blocks are dropped if no endpoint is found within ``kv_restart_seconds``.
 
         Why: a restarted engine may have other endpoints.
         """

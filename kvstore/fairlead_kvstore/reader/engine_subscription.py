@@ -7,7 +7,7 @@ timers.
     quiet            requests a replay after every ``kv_idle_check_seconds`` without a message
     broken           suspends the instance and reconnects with growing pauses
     broken for long  treats the process as replaced and drops its blocks
-    replay silent    fails after ``kv_replay_seconds``; its socket is closed, so that no late
+    replay stalled   fails after ``kv_replay_seconds``; its socket is closed, so that no late
                      answer is taken for one of the next replay
 
 ``EventSequencer``, ``apply_outcomes`` and ``BlockStore`` decide on the engine's blocks; this module
@@ -42,9 +42,7 @@ class AppliedCallback(Protocol):
     """The callback for applied events. It must neither block nor raise."""
 
     def __call__(self, subscription: "EngineSubscription", found: AppliedEvents) -> None:
-        """Handles what messages, or another event of the subscription, changed in the block
-        store.
-        """
+        """Handles the result of applying messages, or another event, of the subscription."""
         ...
 
 
@@ -178,7 +176,7 @@ class EngineSubscription:
     # --- the connection -------------------------------------------------------------------------------------------------
 
     def on_connected(self) -> None:
-        """Handles the end of the handshake."""
+        """Handles the end of the handshake; the stream may then request a replay."""
         self.is_connected, self.problem, self._failures, self._has_received = True, "", 0, False
         self.counters.connects += 1
         self._away_timer.clear()
@@ -186,7 +184,10 @@ class EngineSubscription:
         self._apply(self._sequencer.on_connected())
 
     def on_disconnected(self, reason: str) -> None:
-        """Handles a connection that ended or could not be made, and schedules the next one."""
+        """Handles a connection that ended or could not be made.
+
+        Suspends the stream, and schedules the next connection unless the engine dials.
+        """
         limits = self._context.limits
         if self.is_connected:
             self.counters.disconnects += 1
@@ -245,7 +246,7 @@ class EngineSubscription:
     # --- replays --------------------------------------------------------------------------------------------------------
 
     def on_replay_message(self, parts: list[bytes]) -> None:
-        """Handles one message of a replay."""
+        """Handles one message of a replay. An unreadable message ends the replay as failed."""
         limits = self._context.limits
         self.counters.bytes += message_size(parts)
         try:

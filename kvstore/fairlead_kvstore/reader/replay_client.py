@@ -1,8 +1,9 @@
 """Replay requests to engines, and the limit on concurrent replays.
 
-An engine answers with all batches that it still has from the requested number, as fast as it can.
-It drops those that do not fit into the sockets' queues. The requesting socket therefore has a long
-queue, and only some replays run at a time.
+The requesting socket has a long queue, and only some replays run at a time.
+
+Why: an engine answers with all batches that it still has from the requested number, as fast as it
+can. It drops those that do not fit into the sockets' queues.
 """
 
 from collections import deque
@@ -107,7 +108,7 @@ class ReplaySlot:
         self._release = given_back
 
     def release(self) -> None:
-        """Returns the slot, granted or queued; call it once."""
+        """Releases the slot, granted or queued; call it once."""
         self._release(self)
 
 

@@ -19,14 +19,14 @@ class Timer(Protocol):
 
 
 class ReaderLoop(Protocol):
-    """The interface of an event loop, as far as the reader needs it; asyncio loops implement it."""
+    """The interface of the event loop that the reader needs; asyncio loops implement it."""
 
     def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
-        """Calls ``callback`` once, after ``delay`` seconds."""
+        """Calls ``callback`` once, after ``delay`` seconds. The returned timer cancels the call."""
         ...
 
     def call_soon(self, callback: Callable[[], object], /) -> Timer:
-        """Calls ``callback`` once, in the next iteration of the loop."""
+        """Calls ``callback`` once, in the next iteration of the loop, unless it is cancelled."""
         ...
 
     def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:

@@ -41,7 +41,7 @@ DISCONNECT_EVENTS: Final = MONITORED_EVENTS & ~(
 
 
 class ZmqSockets:
-    """A ZMQ context whose sockets have bounded queues and detect a silent peer. Close it last."""
+    """A ZMQ context whose sockets have bounded queues and heartbeats. Close it last."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

@@ -3,9 +3,10 @@ connections.
 
 redis-py supports all three. Here they get deadlines, no retries (the link retries), and the same
 exceptions. The caller sets the deadline of each call. Sentinels and cluster nodes are queried in
-turn, and each may take only a part of that deadline. Otherwise a node that hangs would block the
-others. A connection begins with as few exchanges as possible: the password, and a client name for
-operators. The library's own name is not sent, since that is one more exchange.
+turn, and each may take only a part of that deadline. A connection begins with as few exchanges as
+possible: the password, and a client name for operators. The library's own name is not sent.
+
+Why: a node that hangs would otherwise block the others, and each exchange takes a round trip.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -52,8 +53,9 @@ class RedisBackend(Protocol):
         ...
 
     async def drop_connections(self) -> None:
-        """Drops every connection: after a failure they may be half dead, or lead to a former
-        master.
+        """Drops every connection.
+
+        Why: after a failure, a connection may be broken or lead to a former master.
         """
         ...
 

@@ -5,9 +5,11 @@ unreachable. A task of the link connects and reconnects with growing, randomized
 gateways do not reach a restarted Redis all at once. The state of the link is a value that can be
 shown.
 
-A caller that finds all connections in use opens one more, and with a distant Redis that takes
-several times as long as a reply. So two deadlines apply: ``redis_timeout_seconds`` to each reply
-(``backends.py``), and ``redis_connect_seconds`` to a whole call with a possible new connection.
+Two deadlines apply: ``redis_timeout_seconds`` to each reply (``backends.py``), and
+``redis_connect_seconds`` to a whole call with a possible new connection.
+
+Why: a caller that finds all connections in use opens one more. With a distant Redis, that takes
+several times as long as a reply.
 """
 
 import asyncio
@@ -193,7 +195,7 @@ class RedisLink:
 
 
 def _describe_error(error: Exception) -> str:
-    """Returns a short text; Redis' own messages contain addresses, never values."""
+    """Returns an error as one short line. Messages of Redis contain addresses, never values."""
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return "no answer in time"
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

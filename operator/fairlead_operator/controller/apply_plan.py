@@ -121,7 +121,7 @@ def make_plan(
             if key in keys and controller_uid(child):
                 retained.append(
                     RetainedObject(
-                        child, "it is of an earlier model of this name, and goes by itself", blocks_name=True
+                        child, "it is of an earlier model of this name; Kubernetes deletes it", blocks_name=True
                     )
                 )
             continue
@@ -172,7 +172,7 @@ def _apply_step(
 def _has_foreign_replicas(model: Manifest, live: Manifest) -> bool:
     """Returns True if another writer owns the replica count.
 
-    The autoscaler's last number also stays when it is switched off, until the spec gives a number.
+    The autoscaler's last number stays until the spec gives a number, even if autoscaling is off.
     """
     owner = replica_field_owner(live, FIELD_MANAGER)
     spec_sets_replicas = (model.get("spec") or {}).get("replicas") is not None
@@ -190,7 +190,7 @@ def _reason_to_keep(
     if guard.stale:
         return guard.stale
     if guard.incomplete:
-        return "not everything that the model becomes could be worked out"
+        return "not all of the model's children could be rendered"
     if child["kind"] not in WORKLOAD_KINDS:
         return ""
     if guard.paused:

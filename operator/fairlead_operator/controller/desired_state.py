@@ -69,7 +69,9 @@ def choose_spec(snapshot: ModelSnapshot) -> ChosenSpec:
 def desired_state(
     snapshot: ModelSnapshot, model: ModelDeployment, choice: RevisionChoice, context: RenderContext, render: Render
 ) -> DesiredState:
-    """Returns the desired children of `model`, the chosen spec."""
+    """Returns the desired children of `model`, the chosen spec, and the failure if some cannot be
+    rendered.
+    """
     try:
         rendered = render(model, _accelerator_classes(snapshot.accelerators), context)
     except FairleadError as error:

@@ -68,8 +68,8 @@ class Reconciler:
     async def reconcile(self, key: str) -> float | None:
         """Reconciles the model `key` once, and returns the seconds until the next pass.
 
-        None: the next pass waits for an event. Raises KubeError if the API server is unavailable or
-        a write conflicts with another.
+        None: the next pass waits for an event, or the model is gone. Raises KubeError if the API
+        server is unavailable or a write conflicts with another.
         """
         self.counts.reconciles += 1
         snapshot = self._cache.snapshot(key, self._cluster.stale_cache_reason())

@@ -1,8 +1,10 @@
 """Credentials for kopf, from the same configuration as our own client.
 
-Service account tokens are rotated long before they expire (an hour after creation, at the
-earliest). kopf keeps a token in memory. It gets the token with an expiration, so it logs in again
-in time, or when the API server rejects the token.
+kopf gets the token with an expiration. So it logs in again in time, or when the API server rejects
+the token.
+
+Why: kopf keeps a token in memory. Service account tokens are rotated long before they expire (an
+hour after creation, at the earliest).
 """
 
 import base64

@@ -149,7 +149,10 @@ class ObjectCache:
         return known
 
     def replace_models(self, listed: Iterable[Manifest]) -> list[str]:
-        """Replaces all models by a list, and returns the keys of models that changed."""
+        """Replaces all models by a list, and returns the keys of the affected models.
+
+        A model that is known in a newer version stays.
+        """
         listed_models = {key_of(model): model for model in listed}
         changed: list[str] = []
         for key in [key for key in self.models if key not in listed_models]:

@@ -116,7 +116,10 @@ class ClusterWatcher:
         )
 
     def on_model_event(self, type: str | None, model: Manifest) -> None:
-        """Applies an event of the watch of models. `type` is None for listed models."""
+        """Applies an event of the watch of models, and queues the affected models.
+
+        type: None for listed models.
+        """
         deleted, key = type == "DELETED", key_of(model)
         if deleted:
             self._seen_versions.pop(key, None)

@@ -85,7 +85,7 @@ class RenderContext:
 
 
 def existing_workload(workload: Manifest) -> ExistingWorkload:
-    """Returns the observed Deployment or LeaderWorkerSet."""
+    """Returns the name, the pin and the progress of a Deployment or LeaderWorkerSet."""
     status = workload.get("status") or {}
     begun = bool(status.get("observedGeneration") or status.get("replicas"))
     return ExistingWorkload(name_of(workload), parse_pin(annotations_of(workload)), begun)

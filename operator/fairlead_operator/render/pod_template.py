@@ -31,7 +31,7 @@ _AFTER_DRAIN_SECONDS: Final = 30
 def pod_template(pod: InstancePod, container: EngineContainer, pin: RenderPin, service_account: str) -> Manifest:
     """Returns the template of one pod, with the pool's `template` merged in.
 
-    Raises BadInput if it cannot be merged.
+    Raises BadInput if the pool's `template` cannot be merged.
     """
     labels = {**child_labels(pod.model, pod.pool), POD_REVISION_LABEL: pin.revision}
     if pod.serves_http:

@@ -46,7 +46,7 @@ class RenderPin:
     ipv6: bool = False
 
     def annotations(self) -> dict[str, str]:
-        """Returns the annotations of the workload."""
+        """Returns the annotations of a workload that store its pin and its pool revision."""
         values: dict[str, Any] = {"version": self.version}
         if self.image is not None:
             values["image"] = self.image

@@ -81,7 +81,7 @@ def pending_capacity(pods: Iterable[Manifest], wall: float, grace_seconds: float
 def diagnose(
     pods: Iterable[Manifest], workloads: Iterable[Manifest], *, wall: float = 0.0, grace_seconds: float = 0.0
 ) -> Failure | None:
-    """Returns the main cause; None if nothing is known to have failed.
+    """Returns the most important cause of failure; None if nothing is known to have failed.
 
     A pod without a node counts only after `grace_seconds`.
     """
@@ -123,7 +123,11 @@ def diagnose_pod(pod: Manifest) -> Failure | None:
 
 
 def diagnose_workload(workload: Manifest) -> Failure | None:
-    """Returns problems that a workload's controller reports: rejected pods, failed starts."""
+    """Returns the first problem that a workload's controller reports: rejected pods or a failed
+    start.
+
+    None if it reports neither.
+    """
     for condition in (workload.get("status") or {}).get("conditions") or []:
         message = _truncate(str(condition.get("message", "")))
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":

@@ -33,7 +33,7 @@ def events_of_writes(applied: Iterable[ApplyStep], pruned: Iterable[Manifest]) -
             events.append(_normal("Scaled", "Scale", f"Scaled {name} from {numbers[0]} to {numbers[1]} instances"))
     for child in pruned:
         if child["kind"] in WORKLOAD_KINDS:
-            events.append(_normal("Removed", "Delete", f"Removed {name_of(child)}, which the spec has no more"))
+            events.append(_normal("Removed", "Delete", f"Removed {name_of(child)}, which the spec no longer has"))
     return events
 
 

@@ -58,7 +58,7 @@ class StatusInputs:
     """Everything that a status depends on. Texts are empty if they do not apply.
 
     failure: stalls the model.
-    waiting: the change that a pause holds back.
+    waiting: which revision a paused rollout keeps running.
     undone: why an earlier revision runs.
     retained: workloads that are no longer desired and still serve.
     pending_capacity: pods that wait for a node.

@@ -74,7 +74,7 @@ def parse_settings(changes: Mapping[str, Any]) -> ScalingSettings:
 
 
 def _parse_limit(source: Any, name: str, owner: str) -> float | None:
-    """Returns a limit in seconds; None for no limit."""
+    """Returns a limit in seconds; None for no limit, or one of more than a day."""
     seconds = read_bounded(source, name, owner, _MIN_SECONDS, math.inf)
     return None if seconds is None or seconds > _DAY_SECONDS else seconds
 

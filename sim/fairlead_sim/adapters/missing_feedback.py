@@ -1,10 +1,11 @@
 """Completion inference for tools that report routing decisions but no completions.
 
-Feedback is optional in the seam. Without completions every request would stay in the load forever
-and weigh on its endpoint. Once ``INFERENCE_REQUESTS`` requests were routed and none was reported
-complete, each counts as complete ``INFERENCE_SECONDS`` after its first token. For a tool that
-reports no first tokens either, the time counts from the pick. The first real completion ends the
-inference: from then on a request without a completion counts as running.
+Feedback is optional in the seam. Once ``INFERENCE_REQUESTS`` requests were routed and none was
+reported complete, each counts as complete ``INFERENCE_SECONDS`` after its first token. For a tool
+that reports no first tokens either, the time counts from the pick. The first real completion ends
+the inference: from then on a request without a completion counts as running.
+
+Why: without completions every request would stay in the load forever and weigh on its endpoint.
 """
 
 from collections import deque

@@ -199,8 +199,8 @@ class LateBindingRouterAdapter(RouterAdapter):
     def rebalance(self, endpoints: Any, now: Any) -> list[tuple[Any, Any]]:
         """Returns moves (request, endpoint id) among the requests in ``endpoint.held``.
 
-        The moves are counted at once. A tool that passes only the number of queued requests gets no
-        moves.
+        The moves are counted immediately. A tool that passes only the number of queued requests
+        gets no moves.
         """
         now = parse_time(now)
         offered = self._offered(endpoints, now)

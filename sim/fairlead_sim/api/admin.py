@@ -36,7 +36,10 @@ def is_paused(context: RequestContext) -> None:
 
 
 def pause(context: RequestContext) -> None:
-    """Serves ``?mode=abort|wait|keep&clear_cache=…``."""
+    """Serves ``?mode=abort|wait|keep&clear_cache=…``; new requests wait until ``/resume``.
+
+    The prefix cache is emptied by default, unless a sequence still runs.
+    """
     engine = context.engine
     mode = _query_mode(context, "abort")
     clear = _query_flag(context, "clear_cache", default=True)

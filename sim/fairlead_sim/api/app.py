@@ -42,7 +42,7 @@ Handler = Callable[[RequestContext], None]
 class Route:
     """The handlers of one path, by method.
 
-    - generates: counted in ``/load``, and the target of most faults.
+    - generates: counted in ``/sim/state``, and the target of most faults.
     - switch: the flag in ``settings.surface`` that enables the path. A disabled path answers 404,
       a path for scale-out 403.
     """

@@ -75,7 +75,10 @@ def _continues_last_message(fields: RequestFields, messages: list[dict[str, Any]
 
 
 def _validate_tools(fields: RequestFields, *, auto: bool) -> None:
-    """Checks the tools, which are never called. A forced call needs a parser, so it is rejected."""
+    """Checks the tools, which are never called.
+
+    Raises InvalidRequest for a forced call, and for any tools without ``auto``.
+    """
     tools, choice = fields.items("tools"), fields.body.get("tool_choice")
     fields.check()
     if not tools or choice == "none":

@@ -39,7 +39,7 @@ def show_faults(context: RequestContext) -> None:
 
 
 def arm_faults(context: RequestContext) -> None:
-    """Arms one fault or a list of them."""
+    """Arms one fault or a list of them, and sends what ``show_faults`` sends."""
     body = json_body(context.request)
     try:
         armed = [fault_injection.fault_from_mapping(item) for item in (body if isinstance(body, list) else [body])]

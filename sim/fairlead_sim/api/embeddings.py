@@ -32,7 +32,7 @@ def embeddings(context: RequestContext) -> None:
     if encoding not in ("float", "base64"):
         raise InvalidRequest.for_value("encoding_format must be float or base64", "encoding_format", encoding)
     if not 1 <= dimensions <= 65_536:
-        raise InvalidRequest.for_value("dimensions must be at least 1", "dimensions", dimensions)
+        raise InvalidRequest.for_value("dimensions must be from 1 to 65536", "dimensions", dimensions)
     requests.validate_prompts(generation_request, engine.settings.max_model_len, engine.tokenizer.vocab_size)
     response = EmbeddingResponse(engine, generation_request, context.writer)
     response.dimensions = dimensions

@@ -27,7 +27,10 @@ def bootstrap_info(context: RequestContext) -> None:
 
 
 def read_blocks(context: RequestContext) -> None:
-    """Sends the contents of blocks to any reader with the right engine id."""
+    """Sends the contents of blocks to any reader with the right engine id.
+
+    Renews the lease that the reader names.
+    """
     transfer, body = _connector_and_body(context)
     if body.get("engine_id") != transfer.engine_id:
         raise ResourceNotFound("no engine of this id")
@@ -42,9 +45,7 @@ def read_blocks(context: RequestContext) -> None:
 
 
 def take_blocks(context: RequestContext) -> None:
-    """Sends the blocks of one transfer as soon as it is prefilled; fails after
-    ``abort_seconds``.
-    """
+    """Sends the blocks of one transfer as soon as it is prefilled; 404 after ``abort_seconds``."""
     transfer, body = _connector_and_body(context)
     if transfer.settings.connector == "mooncake" and body.get("engine_id") != transfer.engine_id:
         raise ResourceNotFound("no engine of this id")

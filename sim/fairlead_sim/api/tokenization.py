@@ -156,7 +156,7 @@ def _sampling_params(
 
 
 def _token_offsets(context: RequestContext, tokens: list[int]) -> list[list[int]]:
-    """Returns where each token's text begins and ends."""
+    """Returns where each token's text begins and ends, in characters."""
     offsets, at = [], 0
     for token in tokens:
         end = at + len(context.engine.tokenizer.piece(token))

@@ -5,7 +5,7 @@ step, 200 million visits for a day of a million requests. A controller only sees
 
 Between two changes of the batch all sequences do the same, so sums have a closed form:
 
-- A sequence that joins the decode batch at the end of step ``k`` and needs ``o - 1`` more tokens
+- A sequence joins the decode batch at the end of step ``k`` and needs ``o - 1`` more tokens. It
   ends with step ``k + o - 1``. A heap of step numbers replaces the progress of each sequence.
 - Without prompts, step ``j`` of a run with ``n`` sequences and ``r`` resident KV tokens takes
   ``fixed(n) + c·(r + j·n)``, and ``k`` steps take ``k·first + c·n·k·(k - 1)/2``. A run extends to
@@ -169,7 +169,7 @@ class AggregatedEngine(PlantEngine):
         return True
 
     def _complete_prompt(self, request: int) -> None:
-        """Notes the first token of a request and adds it to the decode batch."""
+        """Notes a request's first token, and adds the request to the decode batch or ends it."""
         self.on_first_token(request, self.next_step_at)
         tokens = self.tokens_to_generate(request)
         if tokens == 1:
@@ -199,7 +199,7 @@ class AggregatedEngine(PlantEngine):
         self._end_steps(steps, steps * (first + rise * (steps - 1) / 2))
 
     def _end_steps(self, steps: int, seconds: float) -> None:
-        """Advances the decode batch by this many steps."""
+        """Advances the decode batch by this many steps, which take ``seconds`` in all."""
         batch = self._batch
         self._steps += steps
         self.next_step_at += seconds

@@ -176,14 +176,20 @@ class _ScheduleSearch:
         return closed
 
     def _start_seconds(self, pool: str) -> float:
-        """Returns the mean seconds until a start succeeds; the mean of u² is a third."""
+        """Returns the mean seconds until a start succeeds.
+
+        Why: the mean of u² (``StartupDistribution``) is a third.
+        """
         startup = self._pools[pool].startup
         return (startup.min_seconds + startup.spread_seconds / 3.0) / (1.0 - startup.failure_share)
 
     # Evaluation ---------------------------------------------------------------------------------------------------------
 
     def _evaluate(self, counts: ReplicaCounts) -> tuple[ControllerOutcome, list[int]]:
-        """Runs a schedule. Returns the outcome and the misses by segment of arrival."""
+        """Runs a schedule, and keeps it if it is the best so far.
+
+        Returns the outcome and the misses by segment of arrival.
+        """
         self._runs_left -= 1
         steps: list[tuple[float, Mapping[str, int]]] = []
         last: dict[str, int] = {}
@@ -206,7 +212,10 @@ class _ScheduleSearch:
     # Lowering ------------------------------------------------------------------------------------------------------------
 
     def _lower_all(self, counts: ReplicaCounts, spare: int) -> None:
-        """Lowers the counts while the target is attained and more than ``spare`` runs are left."""
+        """Searches for lower counts that attain the target; ``_evaluate`` keeps the best.
+
+        Ends when no lowering saves enough, or when only ``spare`` runs are left.
+        """
         budget = int((1.0 - self._target) * len(self._scenario.load))
         _, misses = self._evaluate(counts)
         turn = 0
@@ -228,7 +237,7 @@ class _ScheduleSearch:
                     idle = 0
 
     def _measure_lowerings(self, counts: ReplicaCounts, misses: list[int], length: int, turn: int) -> list[_Lowering]:
-        """Returns the measured lowerings of stretches of ``length`` segments, the best first.
+        """Returns measured lowerings of ``length`` segments, the most saved per miss first.
 
         turn: number of the measurement; shifts the stretches.
         """
@@ -267,7 +276,10 @@ class _ScheduleSearch:
         return replicas[begin:end] != before
 
     def _cost(self, pool: str, counts: list[int]) -> float:
-        """Returns the cost of a pool with these counts, starts included."""
+        """Returns the cost of a pool with these counts: replica-seconds × ``cost_per_hour``.
+
+        Starts are included.
+        """
         starts = sum([max(0, after - before) for before, after in pairwise(counts)])
         return (sum(counts) * self._segment_seconds + starts * self._start_seconds(pool)) * self._pools[
             pool

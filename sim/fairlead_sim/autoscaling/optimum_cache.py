@@ -1,7 +1,9 @@
-"""A file of known schedules: a search takes minutes, a run of its result seconds.
+"""A file of the schedules that earlier searches for the offline optimum found.
 
 The key is the scenario's name, its seed and a digest of its load. Engines and plant may have
 changed since; ``replay_schedule`` measures a schedule again.
+
+Why: a search takes minutes, a run of its result seconds.
 """
 
 import json
@@ -23,7 +25,7 @@ class OptimumCache:
         self._entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def get(self, scenario: AutoscalingScenario) -> OptimumSchedule | None:
-        """Returns the known schedule of exactly this load; None if there is none."""
+        """Returns the known schedule for this scenario, seed and load; None if there is none."""
         entry = self._entries.get(_scenario_key(scenario))
         if entry is None:
             return None

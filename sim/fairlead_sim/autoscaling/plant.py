@@ -177,7 +177,7 @@ class Plant:
         return change
 
     def _apply_changes(self, now: float) -> None:
-        """Applies due startups, faults and KV transfers, and releases queued requests."""
+        """Advances the engines, and applies due startups, faults, transfers and releases."""
         self._advance(now)
         while self._fault_events and self._fault_events[-1][0] <= now:
             _, kind, factor = self._fault_events.pop()
@@ -226,7 +226,10 @@ class Plant:
         return self._prefill_placement.stays_at_decode(decoder, prefiller, prompt, transfer_seconds, now)
 
     def _send(self, request: int, pools: list[Pool], now: float) -> bool:
-        """Sends the request to the least loaded ready replica. Returns False if there is none."""
+        """Sends the request to the least loaded ready replica, or to one that fits its shape.
+
+        Returns False if no replica is ready.
+        """
         if self._shape_router is None:
             best = self._least_loaded(pools, now)
         else:
@@ -240,7 +243,7 @@ class Plant:
         return True
 
     def _least_loaded(self, pools: Sequence[Pool], now: float) -> tuple[Pool, Replica] | None:
-        """Returns the least loaded ready replica and its pool."""
+        """Returns the least loaded ready replica and its pool; None if no replica is ready."""
         least_loaded: tuple[Pool, Replica] | None = None
         least_load = _FOREVER
         for pool in pools:
@@ -257,7 +260,7 @@ class Plant:
     def _release(self, queued: list[int], pools: list[Pool], now: float) -> list[int]:
         """Sends as many queued requests as the batches take, and drops abandoned ones.
 
-        Returns the rest.
+        Returns the requests that stay queued.
         """
         if not queued:
             return queued
@@ -327,7 +330,10 @@ class Plant:
         )
 
     def _finished_shapes(self, arrived: range) -> tuple[ShapeCount, ...]:
-        """Returns the shapes of requests that finished since the last observation."""
+        """Returns the shapes of requests that finished since the last observation.
+
+        The shape router learns their answer lengths.
+        """
         requests, staying, shapes = self.requests, [], []
         for request in (*self._unfinished_requests, *arrived):
             if 0.0 <= requests.end[request] <= self._now:
@@ -349,7 +355,10 @@ class Plant:
             scaled_pool.scale(desired, self._now, asleep)
 
     def finish(self) -> None:
-        """Stops counting cost and simulates on, so that open requests can finish."""
+        """Stops counting cost, and simulates until all requests have ended.
+
+        This takes at most the patience of a client and 600 s.
+        """
         for pool in self.pools.values():
             pool.close(self._now)
         seconds = (self.scenario.model.patience_seconds or 0.0) + 600.0

@@ -1,9 +1,10 @@
 """The replicas of a pool, their cost and their lives: ordered, starting, ready, draining, ended.
 
 As in a cluster, the pool keeps a desired number and replaces replicas that crash or fail to start.
-On scale-down the youngest starting replicas go first, then the ready ones with the least in flight.
-Those drain: they take no new request and end after their last one. A replica that drains to sleep
-can return at once, and a sleeping one is woken before another is ordered.
+On scale-down the youngest starting replicas go first, then surplus sleeping ones, then the ready
+ones with the least in flight. Ready ones drain: they take no new request and end after their last
+one. A replica that drains to sleep can return at once, and a sleeping one is woken before another
+is ordered.
 """
 
 from collections.abc import Callable
@@ -110,7 +111,10 @@ class Pool:
             self.ready.append(self._order(0.0, 0.0, False))
 
     def scale(self, desired: int, now: float, asleep: int = 0) -> None:
-        """Sets the desired numbers of awake and of sleeping replicas."""
+        """Sets the desired numbers of awake and of sleeping replicas.
+
+        Wakes, ends, drains and orders replicas until they match.
+        """
         self.desired, self.asleep_desired = desired, asleep
         while len(self.ready) + len(self.waking) < desired and self._asleep_count():
             self._wake(now)
@@ -219,6 +223,8 @@ class Pool:
     def observe(self, now: float, *, missing: bool, zeroed: bool) -> PoolObservation:
         """Returns what a controller sees: the API server's view and the engines' metrics.
 
+        Resets the engines' counters.
+
         - missing: no metrics.
         - zeroed: metrics of 0.
         """
@@ -244,7 +250,7 @@ class Pool:
         )
 
     def _order_missing(self, now: float) -> None:
-        """Orders replicas until as many exist as are desired, awake and asleep."""
+        """Orders replicas until as many exist as are desired, and updates ``next_change``."""
         startup = self.setup.startup
         while self._awake_count() + self._asleep_count() < self.desired + self.asleep_desired:
             seconds = startup.quantile(self._random.random())
@@ -298,7 +304,10 @@ def _wake_timing(replica: Replica) -> WakeTiming | None:
 
 
 def _replica_metrics(replica: Replica, now: float, state: ReplicaState, zeroed: bool) -> ReplicaMetrics:
-    """Returns the counters since the last observation and resets them."""
+    """Returns the metrics of a serving replica, and resets its counters.
+
+    zeroed: gauges and counters are 0.
+    """
     engine = replica.engine
     totals = engine.totals
     engine.totals = totals.empty_copy()

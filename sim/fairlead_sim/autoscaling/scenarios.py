@@ -109,7 +109,7 @@ def noisy_hour(seed: int, traces: Path | None = None) -> AutoscalingScenario:
 
 
 def failures(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Returns four hours of conversations; a replica crashes every 20 minutes, 15 % of
+    """Returns four hours of conversations; a replica crashes every 20 minutes, and 15 % of
     starts fail.
     """
     del traces
@@ -199,7 +199,7 @@ def zeroed_metrics(seed: int, traces: Path | None = None) -> AutoscalingScenario
 
 
 def step_cold(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Returns a sudden load of five times the usual for twenty minutes."""
+    """Returns an hour of conversations; for twenty minutes the load is five times the usual."""
     del traces
     return _step_scenario("step-cold", seed, COLD_START)
 

@@ -114,7 +114,11 @@ DOCUMENT_LENGTHS = LengthDistribution(
 
 
 def daily_rates(shape: Sequence[tuple[float, float]], minutes: int, mean: float) -> list[float]:
-    """Returns the requests per second of each minute: a repeated day, smooth between its points."""
+    """Returns the requests per second of each minute: a repeated day, smooth between its points.
+
+    shape: (hour, relative rate), up to the hour at which the day repeats.
+    mean: requests per second over all minutes.
+    """
     hours = [hour for hour, _ in shape]
     rates = []
     for minute in range(minutes):

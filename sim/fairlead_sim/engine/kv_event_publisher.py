@@ -38,9 +38,10 @@ def _no_adapter_id(_name: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class KvEventsSettings:
-    """The KV-event endpoints of an engine; None: no events.
+    """The KV-event endpoints of an engine.
 
-    encoding: ``map`` (0.32) or ``array`` (older).
+    - endpoint: None: no events; ``replay_endpoint``: None: no replays.
+    - encoding: ``map`` (0.32) or ``array`` (older).
     """
 
     endpoint: str | None = None
@@ -99,7 +100,7 @@ class KvEventPublisher:
         return self._sequence
 
     def start(self) -> None:
-        """Serves replays on the running loop."""
+        """Serves replays on the running loop; does nothing without a replay endpoint."""
         if self._router is None:
             return
         self._loop = asyncio.get_running_loop()

@@ -1,8 +1,8 @@
 """The ``/metrics`` page of a simulated engine, with vLLM's names, labels, types and buckets.
 
 Gauges and token counters are read from the core at each scrape. Only measurements of steps and
-requests are counted as they happen. As in the real engine, a client that disconnects is counted in
-no counter; only the running and waiting gauges show it.
+requests are counted as they happen. As in the real engine, a request whose client disconnects is
+not counted as ended; only the running and waiting gauges show its end.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -252,8 +252,9 @@ class RankMetrics:
 
 
 class _AdapterInfo:
-    """``vllm:lora_requests_info``: a series per set of running adapters, with the time of its last
-    step.
+    """``vllm:lora_requests_info``: a series per set of running adapters.
+
+    The value is the Unix time of the set's last step.
     """
 
     def __init__(self, limit: int | None, clock: Clock) -> None:

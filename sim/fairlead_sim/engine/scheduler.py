@@ -130,9 +130,7 @@ class EngineCore:
         self._enqueue(sequence)
 
     def abort(self, sequence_id: str) -> bool:
-        """Drops a sequence at once; its blocks stay cached. Returns False if the sequence is not
-        here.
-        """
+        """Drops a sequence; its blocks stay cached. Returns False if the sequence is not here."""
         return self._end_early(sequence_id, SequenceState.ABORTED, "abort")
 
     def finish(self, sequence_id: str, reason: str) -> bool:
@@ -245,7 +243,7 @@ class EngineCore:
         return now
 
     def advance(self, steps: int) -> None:
-        """Takes this many steady steps at once."""
+        """Takes this many steady steps at once; at most ``steady_steps``."""
         decoding = self._decoding
         tokens = steps * len(decoding)
         self._resident += tokens
@@ -283,7 +281,7 @@ class EngineCore:
         return attention, chunks
 
     def _admit(self, step: EngineStep, now: float) -> EngineSequence | None:
-        """Starts the head of the queue and returns it; None if it does not fit."""
+        """Starts the head of the queue and returns it; None if it does not fit or was preempted."""
         if self._running_count() >= self._max_sequences:
             return None
         sequence = self._queue_head()
@@ -350,7 +348,7 @@ class EngineCore:
         return size
 
     def _complete_prefill(self, prefilled: list[EngineSequence], step: EngineStep, end: float) -> None:
-        """Gives the completed prompts their first token; they decode from the next step on."""
+        """Gives each completed prompt a token (none if ``max_tokens`` is 0); it decodes or ends."""
         for sequence in prefilled:
             if sequence.first_token_at is None:
                 self._computed_total += sequence.prompt_tokens - sequence.cached_tokens - sequence.pulled_tokens
@@ -382,7 +380,7 @@ class EngineCore:
                 self._allocate_block(sequence, step)
 
     def _end_block(self, sequence: EngineSequence, step: EngineStep) -> None:
-        """Registers the block that a decoding sequence has filled, or completes the sequence."""
+        """Registers a block that a decoding sequence has filled; ends it at ``max_tokens``."""
         computed = sequence.prompt_tokens + sequence.generated - 1
         if computed % self.block_tokens == 0:
             full = computed // self.block_tokens
@@ -409,8 +407,9 @@ class EngineCore:
     # Blocks --------------------------------------------------------------------------------------------------------------
 
     def _allocate_block(self, sequence: EngineSequence, step: EngineStep) -> bool:
-        """Allocates a block for a running sequence. Returns False if the sequence itself was
-        preempted.
+        """Allocates a block for a running sequence, if need be by preemption of the latest ones.
+
+        Returns False if the sequence itself was preempted.
         """
         block = self.pool.allocate()
         while block is None:

@@ -67,7 +67,7 @@ class EngineSequence:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has left the engine."""
+        """Whether the sequence has left the engine."""
         return self.state in (SequenceState.FINISHED, SequenceState.ABORTED)
 
     def next_key(self, block_tokens: int) -> int | None:

@@ -38,7 +38,10 @@ class GoalWatch:
         self._late = self._starved = 0
 
     def __call__(self, inflight: InflightRequest, now: float) -> None:
-        """Counts a first token or an error. Raises GoalMissed."""
+        """Counts a late first token, or an error before the first token.
+
+        Raises GoalMissed if there are too many for the goal.
+        """
         arrival = inflight.request.arrival
         if arrival < self._counted_from or (inflight.error is not None and inflight.first_token_at is not None):
             return
@@ -52,7 +55,9 @@ class GoalWatch:
 
 
 def search_capacity(meets_goal: Callable[[float], bool], guess: float, *, tolerance: float = TOLERANCE) -> float:
-    """Returns the highest rate that meets the goal, found from ``guess``; 0 if none is near it.
+    """Returns the highest rate found that meets the goal, to within ``tolerance``.
+
+    The search ends at a factor of about 40 from ``guess``: 0 if no rate down to there meets it.
 
     The result is a border: by chance a higher rate may meet the goal where a lower one does not.
     """

@@ -33,7 +33,10 @@ class PooledCacheBound:
         self._simulation = simulation
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
-        """Returns the engine with the least queued prefill; the first of equal ones."""
+        """Chooses the engine with the least queued prefill, and adds the request's prefill.
+
+        Returns the engine (the first of equal ones) and an empty reason.
+        """
         del now
         assert self._simulation is not None
         core = next(iter(self._simulation.engine_cores.values()))

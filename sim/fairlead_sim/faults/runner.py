@@ -63,6 +63,8 @@ def run_seed(seed: int) -> RunReport:
 def run_scenario(scenario: FaultScenario, core: Callable[..., Any] | None = None) -> RunReport:
     """Runs a scenario under the invariant checker and returns the report.
 
+    An error that ends the run is a violation in the report, which then has no counts of requests.
+
     core: replaces the production core behind the seam, to test the checker.
     """
     prompts = (trial := _trial(scenario, core)).prompt_cache()

@@ -99,7 +99,7 @@ class InflightRequest:
         self._span_begin = index
 
     def end_span(self, index: int) -> None:
-        """Notes that the request gets no token at the end of this step nor later."""
+        """Notes that the request gets no token at the end of this step or of a later one."""
         if self._span_begin >= 0:
             self._spans.append((self._span_begin, index))
             self._span_begin = -1

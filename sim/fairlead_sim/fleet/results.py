@@ -20,7 +20,9 @@ class CapacityGoal:
     """The latency goal that bounds the capacity of a fleet.
 
     ``share`` of the first tokens must come within ``seconds``, and ``guard_share`` of them within
-    ``guard_seconds``. So no policy can starve some requests for the others.
+    ``guard_seconds``.
+
+    Why: without the second bound a policy could starve some requests for the others.
     """
 
     seconds: float = TARGET_SECONDS
@@ -106,7 +108,12 @@ def run_metrics(
 
 
 def attainment_by_window(results: Sequence[RequestResult], seconds: float) -> list[float]:
-    """Returns the attainment of each window of arrivals; windows without arrivals are left out."""
+    """Returns the share of TTFTs within ``TARGET_SECONDS`` for each window of arrivals.
+
+    Windows without arrivals are left out.
+
+    seconds: length of a window.
+    """
     by_window: dict[int, list[RequestResult]] = {}
     for result in results:
         by_window.setdefault(int((result.arrival - results[0].arrival) / seconds), []).append(result)

@@ -33,7 +33,8 @@ class SimulationContext(ABC):
     def send_queued_request(self, request_id: str, instance: str, now: float) -> None:
         """Sends a queued request.
 
-        If the engine is absent or rejects it, the router is notified at once.
+        If the engine is absent or rejects the request, the router is notified and the request ends
+        with an error.
         """
 
     @abstractmethod

@@ -6,13 +6,14 @@ of assigned requests. Delays replace Redis and sockets:
 
 - every ``round_seconds`` a gateway publishes its routed prompts and in-flight load; its peers
   receive them ``publish_seconds`` later
-- every ``hot_ask_seconds`` the leader of the hot-prefix table publishes it, with the same delay
+- every ``hot_prefix_poll_seconds`` the leader of the hot-prefix table publishes it if it changed,
+  with the same delay
 - ``index_seconds`` after a step gateways receive the engine's KV events
 
 A restarted gateway finishes its requests in flight. Its successor takes new requests and starts
-with the stream (the last ``sent_kept_seconds``), the hot-prefix table and the index. A gateway
-reroutes requests that it loses before their first token. The requests of a killed gateway return to
-any gateway.
+with the stream (the last ``dispatch_retention_seconds``), the hot-prefix table and the index. A
+gateway reroutes requests that it loses before their first token. The requests of a killed gateway
+return to any gateway.
 """
 
 from collections import Counter
@@ -111,14 +112,17 @@ class GatewayCluster:
         self._gateway_of.pop(sequence.id).on_finished(sequence, now)
 
     def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
-        """Delivers the events to every gateway after ``index_seconds``."""
+        """Delivers the events to every gateway after ``index_seconds``, if the index is shared."""
         if self.sharing.index:
             incarnation = self._incarnations[instance]
             for at in self._network.delivery_times(now, self.sharing.index_seconds):
                 self._simulation().schedule(at, partial(self._deliver_kv_events, instance, incarnation, events))
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
-        """Updates every gateway, and forgets the cache of engines that left."""
+        """Updates every gateway, and forgets the cache of engines that left.
+
+        Requests queued for those engines are rerouted.
+        """
         left = [name for name in self.live if name not in live_engines]
         self.live = list(live_engines)
         self._incarnations.update(left)
@@ -130,7 +134,7 @@ class GatewayCluster:
             self._reroute(gateway.remove_unreached(live_engines, now), now)
 
     def on_lost(self, request: str, now: float) -> None:
-        """Drops the load of the request."""
+        """Drops the load of the request, and notes its gateway, which may reroute it."""
         gateway = self._gateway_of.pop(request)
         gateway.on_abandoned(request, now)
         self._last_lost = request, gateway
@@ -258,7 +262,7 @@ class GatewayCluster:
 
 
 class _HotPrefixTable:
-    """The table of hot prefixes and its leader; a gateway that finds no leader becomes it."""
+    """The table of hot prefixes and its leader; without a leader, the first gateway becomes it."""
 
     def __init__(self) -> None:
         self.epoch = 0

@@ -123,7 +123,7 @@ class SimulatedGateway:
     def route(self, request: TraceRequest, chain: PrefixChain, now: float) -> tuple[str | None, str]:
         """Chooses an engine and sends or queues the request.
 
-        Returns the engine and no reason, or None and the reason why none was chosen.
+        Returns the engine or ``QUEUED``, without a reason; None and the reason if none was chosen.
         """
         pin = None
         if self._cluster.sharing.pins and request.session is not None:

@@ -31,7 +31,8 @@ class GreedyDecoder:
         """Returns up to ``count`` tokens behind a prompt, and whether the answer ends naturally.
 
         - key, rest: the key of the prompt's last full block, and the tokens behind it.
-        - min_tokens: the answer may end naturally after these; None: it never does.
+        - min_tokens: the answer may end naturally after these, and does so after
+          ``MAX_GREEDY_TOKENS``. None: it never does.
         """
         tail = array("I", rest)
         generated: list[int] = []

@@ -43,7 +43,8 @@ def completion_logprobs(
 ) -> dict[str, Any]:
     """Returns the ``logprobs`` of a completion.
 
-    first: the ids begin an echoed prompt, whose first token has no probability.
+    - begin: offset of the first token's text, in characters.
+    - first: the ids begin an echoed prompt, whose first token has no probability.
     """
     offsets, values, pieces, tops = [], [], [], []
     offset = begin

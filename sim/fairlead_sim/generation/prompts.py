@@ -64,9 +64,9 @@ def parse_completion_prompts(fields: RequestFields, prompt_parser: PromptParser)
 
 
 def parse_prompts(fields: RequestFields, name: str, prompt_parser: PromptParser) -> list[TokenizedPrompt]:
-    """Returns the prompts of a text, token ids, or a list of either.
+    """Returns the prompts of a text, token ids, or a list of either; wrong types are findings.
 
-    Raises InvalidRequest for an empty list.
+    Raises InvalidRequest for an empty list, or a text that cannot fit.
     """
     value = fields.body.get(name)
     if isinstance(value, str):
@@ -90,7 +90,10 @@ def parse_prompts(fields: RequestFields, name: str, prompt_parser: PromptParser)
 
 
 def parse_messages(fields: RequestFields) -> list[dict[str, Any]]:
-    """Returns ``messages``. Raises InvalidRequest for parts that need a multi-modal model."""
+    """Returns the objects in ``messages``; missing fields and wrong types are findings.
+
+    Raises InvalidRequest for parts that need a multi-modal model.
+    """
     if "messages" not in fields.body:
         fields.add_missing("messages")
         return []

@@ -1,8 +1,9 @@
 """The script of a reply: the whole answer of one choice, drawn before its first token.
 
-Every token is a space and three letters. An answer is a byte string cut every four bytes. Its text
-tokenizes to the same ids, so that the next turn of a conversation finds its blocks. A stop
-string or a natural end only shortens the script. The scheduler sees a number of tokens.
+Every token of a free answer is a space and three letters, so the answer is a byte string cut every
+four bytes. Its text tokenizes to the same ids, so that the next turn of a conversation finds its
+blocks. A stop string or a natural end only shortens the script. The scheduler sees a number of
+tokens. An answer of a required form has its own token ends.
 """
 
 import math
@@ -59,7 +60,7 @@ class ReplyScript:
         return self.ends is None and not self.held_back
 
     def text_bytes(self, tokens: int) -> int:
-        """Returns the bytes of ``text`` in the first ``tokens`` tokens."""
+        """Returns how many bytes of ``text`` the first ``tokens`` tokens have."""
         if tokens >= len(self.ids):
             return len(self.text)
         if self.ends is not None:
@@ -67,7 +68,7 @@ class ReplyScript:
         return min(len(self.text), tokens * TOKEN_BYTES)
 
     def streamed_bytes(self, tokens: int) -> int:
-        """Returns the bytes that a stream's client has after ``tokens`` tokens."""
+        """Returns how many bytes of ``text`` a stream's client has after ``tokens`` tokens."""
         generated_bytes = self.text_bytes(tokens)
         return generated_bytes if tokens >= len(self.ids) else max(0, generated_bytes - self.held_back)
 

@@ -91,7 +91,7 @@ class GenerationRequest:
 
 
 def parse_common(fields: RequestFields, request: HttpRequest, request_id: str) -> GenerationRequest:
-    """Parses the fields that all generating endpoints share.
+    """Returns a request with the fields that all generating endpoints share.
 
     Findings are collected; ``validate_sampling`` checks the values.
     """
@@ -141,7 +141,10 @@ def _parse_stream_options(fields: RequestFields, request: GenerationRequest) -> 
 
 
 def validate_sampling(fields: RequestFields, request: GenerationRequest) -> None:
-    """Checks the sampling values. Raises InvalidRequest for the first one out of range."""
+    """Checks the sampling values, and sets ``is_greedy``.
+
+    Raises MalformedRequest for findings, InvalidRequest for the first value out of range.
+    """
     fields.check()
     numbers = {name: fields.number(name) for name in _SAMPLING_RANGES}
     request.is_greedy = numbers["temperature"] == 0
@@ -185,7 +188,10 @@ _SAMPLING_RANGES: dict[str, tuple[Any, str]] = {
 
 
 def validate_prompts(request: GenerationRequest, max_model_len: int, vocab_size: int) -> None:
-    """Checks the prompts against the model. Raises InvalidRequest."""
+    """Checks prompts and ``max_tokens`` against the model.
+
+    Raises InvalidRequest for an empty prompt, an unknown token id or a length that does not fit.
+    """
     for prompt in request.prompts:
         count = len(prompt.tokens)
         if not count:

@@ -39,8 +39,9 @@ class ResponseHost(Protocol):
     def unix_seconds(self) -> int: ...
 
     def transfer_params(self, response: "GenerationResponse") -> dict[str, object] | None:
-        """Returns what the client must pass to another engine for this prompt's KV; None if none is
-        leased.
+        """Leases the prompt's blocks if the request demands it.
+
+        Returns what the client must pass to another engine for the KV; None if there is nothing.
         """
         ...
 
@@ -173,17 +174,20 @@ class GenerationResponse:
 
     @property
     def prompt_tokens(self) -> int:
-        """Returns the tokens of all prompts, each counted once."""
+        """Returns the number of tokens of all prompts, each prompt counted once."""
         return sum(len(prompt.tokens) for prompt in self.request.prompts)
 
     @property
     def completion_tokens(self) -> int:
-        """Returns the tokens of all choices so far."""
+        """Returns the number of tokens of all choices so far."""
         return sum(choice.delivered for choice in self.choices)
 
     @property
     def cached_tokens(self) -> int:
-        """Returns the cached prompt tokens; with several prompts those of the last."""
+        """Returns the number of cached prompt tokens of the last prompt.
+
+        A number that a KV transfer reports replaces it.
+        """
         reported = self.request.reported_cached_tokens
         if reported is not None:
             return reported
@@ -191,7 +195,7 @@ class GenerationResponse:
 
     @property
     def created_cache_tokens(self) -> int:
-        """Returns the prompt tokens that were added to the cache."""
+        """Returns the prompt tokens that the last choice added to the cache."""
         return self.choices[-1].created_cache_tokens
 
     def usage(self, created: int | None) -> dict[str, object]:

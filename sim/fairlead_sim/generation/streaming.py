@@ -119,7 +119,7 @@ class StreamingResponse(GenerationResponse):
         self.writer.start(EVENT_STREAM_TYPE)
 
     def opening_events(self) -> bytes:
-        """Returns the chunks before the first token's event."""
+        """Returns the chunks before the first token's event, and sets ``has_begun``."""
         self.has_begun = True
         return b""
 

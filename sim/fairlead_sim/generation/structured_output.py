@@ -1,4 +1,4 @@
-"""Answers with a required form: JSON of a schema, any JSON object, or a choice; the smallest that
+"""Answers with a required form: JSON of a schema, any JSON object, or a choice; a small one that
 fits.
 
 The supported parts of a schema are types, properties, required, enum, const, items, references,
@@ -47,7 +47,7 @@ def parse_forced_text(fields: RequestFields) -> str | None:
 
 
 def minimal_value(schema: dict[str, Any]) -> Any:
-    """Returns the smallest value of a schema."""
+    """Returns a small value that fits a schema; null beyond the bounds on depth and parts."""
     return _ValueBuilder(schema).build(schema, 0)
 
 

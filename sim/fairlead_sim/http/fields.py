@@ -155,7 +155,7 @@ class RequestFields:
         return None
 
     def strings(self, name: str) -> tuple[str, ...]:
-        """Returns the strings of a string or a list."""
+        """Returns the strings of a string or list; () if absent or of a wrong type (a finding)."""
         value = self.body.get(name)
         if value is None:
             return ()
@@ -167,7 +167,7 @@ class RequestFields:
         return ()
 
     def token_ids(self, name: str) -> list[int]:
-        """Returns a list of integers, empty if the field is absent."""
+        """Returns a list of integers; empty if absent or of a wrong type (a finding)."""
         value = self.body.get(name)
         if value is None:
             return []

@@ -41,7 +41,7 @@ class BlockLeases:
         return self._leases.get(name)
 
     def grant(self, name: str, rank: int, sequence: EngineSequence) -> BlockLease | None:
-        """Keeps the blocks of a completed prompt until its release or expiry.
+        """Keeps the blocks of a completed prompt until release or expiry, and calls the waiters.
 
         Returns None if some are no longer cached, or memory lacks room for a partial last block.
         """
@@ -90,7 +90,7 @@ class BlockLeases:
         return True
 
     def call_when_granted(self, name: str, callback: Callable[[], None]) -> None:
-        """Calls ``callback`` once there is a lease of this name."""
+        """Calls ``callback`` at the next grant of a lease of this name."""
         self._waiters.setdefault(name, []).append(callback)
 
     def remove_waiter(self, name: str, callback: Callable[[], None]) -> None:

@@ -150,7 +150,8 @@ class KvConnector:
         """Starts the pull that a request demands; the connector then starts the response.
 
         Returns False if the engine must start the response. Parameters that crash a real core kill
-        the core now.
+        the core now. With a missing field the response hangs. An SGLang prefill engine answers with
+        one token.
         """
         params, connector = response.request.kv_transfer_params, self.settings.connector
         if params is None or len(response.request.prompts) != 1:
@@ -221,8 +222,9 @@ class KvConnector:
         return max(len(core.pool.match(keys, len(keys))) for core in self._cores)
 
     async def _pull_from_peer(self, response: GenerationResponse, address: str) -> None:
-        """Pulls the blocks that a peer has and this engine lacks. A failed query costs its round
-        trip.
+        """Pulls the blocks that a peer has and this engine lacks, and starts the response.
+
+        A failed query costs its round trip.
         """
         keys = self._host.block_keys(response.request, response.request.prompts[0])
         local = self.cached_blocks(keys)

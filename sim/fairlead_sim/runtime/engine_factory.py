@@ -49,7 +49,10 @@ def build_cores(settings: EngineSettings, profile: EngineProfile) -> list[Engine
 def build_publishers(
     settings: EngineSettings, resources: EngineResources, *, port: int, adapter_id: AdapterIds
 ) -> list[KvEventPublisher]:
-    """Returns a publisher per rank, or none. The default topic names the engine's own address."""
+    """Returns a publisher per rank; an empty list without a KV-event endpoint.
+
+    The default topic names the engine's own address.
+    """
     events = settings.kv_events
     if events.endpoint is None:
         return []

@@ -2,8 +2,8 @@
 
 A fault has a kind and limits. These are the ``share`` of requests that it hits (seeded), a maximum
 ``count``, and the ``seconds`` for which it is armed. ``refuse`` and ``hang`` act on new connections
-and on requests of open ones. Other kinds act on requests that generate, or on all with
-``everywhere``.
+and on requests of open ones. ``slow`` acts on all steps, ``core-dead`` and ``die`` when they are
+armed. Other kinds act on requests that generate, or on all with ``everywhere``.
 """
 
 import os

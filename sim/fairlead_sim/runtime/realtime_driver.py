@@ -95,7 +95,7 @@ class RealtimeDriver:
             self._handle = self._loop.call_soon(self._begin_now)
 
     def pause(self) -> None:
-        """Freezes the engine after the present step."""
+        """Freezes the core after the present step."""
         self.core.pause()
 
     def resume(self) -> None:

@@ -61,7 +61,10 @@ class EngineSettings:
 
     @property
     def fingerprint(self) -> str:
-        """Returns ``vllm-<version>[-dpN]-<8 hex>``, equal for equal configurations."""
+        """Returns ``vllm-<version>[-dpN]-<8 hex>``, equal for equal settings.
+
+        The seed, adapters, KV events and KV transfer do not count.
+        """
         same = replace(self, seed=0, kv_events=KvEventsSettings(), kv_transfer=KvTransferSettings(), adapters=())
         digest = hashlib.sha256(repr(same).encode()).hexdigest()[:8]
         ranks = f"-dp{self.data_parallel}" if self.data_parallel > 1 else ""

@@ -125,7 +125,8 @@ class SimulatedEngine:
     ) -> None:
         """Starts one response.
 
-        Raises InvalidRequest before anything is sent. A full queue fails the response.
+        Raises InvalidRequest, InternalError (core crashed, draining) or DropConnection before
+        anything is sent. A full queue fails the response.
         """
         settings = self.settings
         if request.rank is not None and request.rank >= settings.data_parallel:
@@ -293,18 +294,24 @@ class SimulatedEngine:
         return int(self.clock.wall())
 
     def transfer_params(self, response: GenerationResponse) -> dict[str, object] | None:
-        """Returns what the client must pass to the decode engine; None if no block is leased."""
+        """Leases the prompt's blocks if the request demands it.
+
+        Returns what the client must pass to the decode engine; None if there is nothing to pass.
+        """
         return None if self.kv_connector is None else self.kv_connector.grant_lease(response)
 
     def drop_choice(self, choice: ResponseChoice) -> None:
-        """Removes a choice's sequence from its core."""
+        """Removes a choice's sequence from its core, or from those that wait for a resume."""
         if choice in self._held_choices:
             self._held_choices.remove(choice)
         else:
             self.drivers[choice.rank].abort(choice.sequence.id)
 
     def on_response_ended(self, response: GenerationResponse, outcome: str) -> None:
-        """Removes a response. Aborted ones are counted, those of disconnected clients are not."""
+        """Removes a response, and calls what waits for an idle or empty engine.
+
+        Aborted responses are counted, those of disconnected clients are not.
+        """
         self.responses.discard(response)
         if self.kv_connector is not None:
             self.kv_connector.on_response_ended(response, outcome)
@@ -368,7 +375,7 @@ class SimulatedEngine:
             call()
 
     def sleep(self, level: int, mode: str, done: Callable[[], None]) -> None:
-        """Pauses and sleeps; from level 1 on the KV cache is lost."""
+        """Pauses and sleeps, then calls ``done``; from level 1 on the KV cache is lost."""
 
         def asleep() -> None:
             self.sleep_mode.fall_asleep(level)

@@ -38,8 +38,9 @@ class SleepMode:
         self.weights_missing = self.weights_missing or level == 2
 
     def wake_up(self, parts: frozenset[str], done: Callable[[], None]) -> None:
-        """Restores ``parts`` and then calls ``done``. An engine that fell asleep meanwhile stays
-        asleep.
+        """Restores ``parts`` and then calls ``done``. An engine that has all parts resumes.
+
+        An engine that fell asleep meanwhile stays asleep.
         """
         falls, slow = self._sleep_count, self.level == 1 and "weights" in parts & self._missing_parts
 

@@ -108,13 +108,13 @@ def parse_engine_options(arguments: argparse.Namespace) -> EngineProcessOptions:
     """Returns the options. Raises SettingsError with the flag's name."""
     host, colon, port = arguments.listen.rpartition(":")
     if not colon or not port.isdecimal() or int(port) + arguments.count - 1 > 65_535:
-        raise SettingsError(f"{arguments.listen!r} is not HOST:PORT", field="--listen")
+        raise SettingsError(f"{arguments.listen!r} is not HOST:PORT, or the last port is above 65535", field="--listen")
     for flag in ("count", "speed", "block_tokens", "max_model_len", "data_parallel_size", "embedding_dimensions"):
         if getattr(arguments, flag) <= 0:
             raise SettingsError("must be positive", field=f"--{flag.replace('_', '-')}")
     for flag in ("wake_seconds", "reload_seconds"):
         if not 0.0 <= getattr(arguments, flag) < 86_400.0:
-            raise SettingsError("must be seconds, 0 or more", field=f"--{flag.replace('_', '-')}")
+            raise SettingsError("must be from 0 to less than 86400 seconds", field=f"--{flag.replace('_', '-')}")
     profile = _with_capacities(parse_profile(arguments.profile), arguments)
     if arguments.max_model_len > profile.kv_tokens:
         message = f"{arguments.max_model_len} tokens do not fit KV memory of {profile.kv_tokens}"

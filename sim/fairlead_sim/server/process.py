@@ -40,8 +40,9 @@ class RunningEngine:
         self._gone = asyncio.Event()
 
     async def stop(self, timeout: float) -> None:
-        """Stops as vLLM does: aborts requests, or lets them finish within ``timeout`` seconds
-        first.
+        """Lets requests finish within ``timeout`` seconds, and ends the others by ``on_sigterm``.
+
+        The outcomes are those of vLLM: an abort, an error, or open streams without a further byte.
         """
         engine = self.engine
         engine.is_draining = True
@@ -111,6 +112,8 @@ async def start_engine(
 ) -> RunningEngine:
     """Starts one engine that listens on ``host:port``; port 0 takes a free port.
 
+    Raises SettingsError if the address cannot be bound.
+
     on_death: called when the engine crashes. None: this engine ends, the process stays.
     """
     loop = asyncio.get_running_loop()
@@ -145,7 +148,10 @@ def _listen(host: str, port: int) -> socket.socket:
 async def run_engines(
     options: EngineProcessOptions, *, clock: Clock, random: Random, print_line: Callable[[str], None]
 ) -> None:
-    """Serves engines until a signal comes or all engines have ended."""
+    """Serves engines until a signal comes or all engines have ended.
+
+    Raises SettingsError for a wrong number of engines, or an address that cannot be bound.
+    """
     settings, port, count = options.settings, options.port, options.count
     if not 1 <= count <= Limits().sim_engines_per_process:
         max_engines = Limits().sim_engines_per_process

@@ -60,7 +60,7 @@ def compare_shape(recorded: HttpResponse, live: HttpResponse) -> list[str]:
 
 
 def event_kinds_by_choice(events: list[Any]) -> dict[str, list[str]]:
-    """Returns the kinds of a stream's events in order, by choice.
+    """Returns the kinds of a stream's events in order, by choice; a run of one kind counts once.
 
     Events without a choice (usage, error, end) are under ``stream``.
     """

@@ -32,7 +32,7 @@ class EngineProcess:
 async def launch_engine(switches: Sequence[str]) -> AsyncIterator[EngineProcess]:
     """Yields an engine on a free port; it ends with the context.
 
-    Raises Unavailable if it does not start.
+    Raises Unavailable if the engine ends before it is ready, TimeoutError if that takes too long.
     """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "fairlead_sim", "engine", "--listen", "127.0.0.1:0", *switches),

@@ -25,7 +25,10 @@ class ClientConnection:
         await self._writer.drain()
 
     async def read_more(self) -> bytes:
-        """Returns the next bytes; empty if the peer closed."""
+        """Adds the next bytes to ``received`` and returns them; empty if the peer closed.
+
+        Raises TimeoutError after ``RESPONSE_TIMEOUT_SECONDS``.
+        """
         data = await asyncio.wait_for(self._reader.read(_READ_BYTES), RESPONSE_TIMEOUT_SECONDS)
         self.received += data
         self.is_closed = not data
@@ -86,7 +89,7 @@ def post_request(target: str, document: object = None) -> RecordedRequest:
 
 
 async def read_metric(authority: str, *names: str) -> float:
-    """Returns the sum of all series of the metrics."""
+    """Returns the sum of all series of the named metrics."""
     page = (await send_request(authority, get_request("/metrics"))).body.decode()
     total = 0.0
     for line in page.splitlines():

@@ -147,7 +147,10 @@ async def _send_held(
 
 
 async def _finish_held(item: _HeldRecording, answered_early: bool) -> ReplayResult:
-    """Waits for open responses. A recording without a response matches a silent engine."""
+    """Waits for all open responses, and compares the first with the recording.
+
+    A recording without a response matches if the engine answered none before the release.
+    """
     lives = await asyncio.gather(*item.answers)
     if item.recording.response is None:
         differences = ("answered before it was released",) if answered_early else ()

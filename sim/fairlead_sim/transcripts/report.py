@@ -29,7 +29,10 @@ def summarize(manifest: Manifest) -> str:
 
 
 def render_page(manifest: Manifest) -> str:
-    """Returns the reference page. The replay test proves its claims, so it needs no run."""
+    """Returns the reference page, from the manifest alone.
+
+    Why: the replay test proves the manifest's claims, so the page needs no run.
+    """
     lines = [
         _HEAD,
         summarize(manifest),
@@ -52,7 +55,7 @@ def render_page(manifest: Manifest) -> str:
 
 
 def render_table(manifest: Manifest, results: Sequence[ReplayResult]) -> str:
-    """Returns a line per recording, with the differences of broken claims."""
+    """Returns a line per recording, with the differences of broken claims, and a line of counts."""
     lines = [f"{'recording':52} {'claimed':9} found"]
     for result in results:
         lines.append(f"{result.entry.name:52} {result.entry.match:9} {result.likeness}")

@@ -23,7 +23,7 @@ class TrafficSource:
 
     @property
     def rate(self) -> float:
-        """Returns the mean arrivals per second."""
+        """Returns the mean arrivals per second; 1 if all requests arrive at the same time."""
         span = self.requests[-1].arrival - self.requests[0].arrival
         return (len(self.requests) - 1) / span if span > 0 else 1.0
 
@@ -31,7 +31,8 @@ class TrafficSource:
 def load_source(name: str, *, limit: int | None = None, seed: int = 0) -> TrafficSource:
     """Returns a family by name, else the requests of a file.
 
-    The first line distinguishes Azure's CSV from Mooncake's JSON lines. Raises BadInput.
+    The first line distinguishes Azure's CSV from Mooncake's JSON lines. Requests of a file with
+    equal timestamps are spread out. Raises BadInput.
     """
     if limit is not None and limit < 1:
         raise BadInput(f"the number of requests must be at least 1, not {limit}", field="limit")

@@ -46,7 +46,7 @@ class _MooncakeLine(msgspec.Struct):
 def read_mooncake(
     path: str | Path, *, max_prompt: int = MAX_PROMPT_TOKENS, limit: int | None = None
 ) -> list[TraceRequest]:
-    """Returns the first ``limit`` requests of at most ``max_prompt`` tokens, by arrival.
+    """Returns the file's first ``limit`` requests of at most ``max_prompt`` tokens, by arrival.
 
     Raises TraceError with the line's number.
     """

@@ -45,12 +45,12 @@ class RoleSplit:
 
 
 def split_by_role(total: int, prefill_engines: float, decode_engines: float, *, now: int | None = None) -> RoleSplit:
-    """Returns the division of `total` engines, two or more, that carries most; one at least of each
+    """Returns the division of `total` engines that carries most, with at least one engine of each
     role.
 
     prefill_engines, decode_engines: the demand of each role.
-    now: current prefill engines. They stay if another number would carry less than `KEEP_FACTOR`
-        times as much, and if nothing is needed.
+    now: current prefill engines. They stay unless another number carries `KEEP_FACTOR` times as
+        much, and also if nothing is needed.
 
     Raises BadInput for fewer than two engines.
     """

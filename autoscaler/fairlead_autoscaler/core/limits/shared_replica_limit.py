@@ -1,11 +1,14 @@
 """Shared replica limit: the most replicas that all pools of a model may have together.
 
-Prefill and decode share the limit by the ratio of their current demands, at which both carry the
+Prefill and decode share the limit by the ratio of their recent demands, at which both carry the
 same part of the load (`prefill_decode_ratio`). A division stays until another carries a tenth more.
-The stabilization window does not count here: what one role keeps in case the load returns, the
-other one lacks today. The highest demand of the last minute counts (`recent_need`), since answers
-that began together end together, so lengths seem to change in turns. Demand before a length shift
-does not count. A role that shrinks drains at once, and the other role waits for what it frees.
+The highest demand of the last minute counts (`recent_need`), but no demand before a length shift. A
+role that shrinks drains at once, and the other role waits for what it frees.
+
+Why no stabilization window: what one role keeps in case the load returns, the other one lacks
+today.
+
+Why a minute: answers that began together end together, so lengths seem to change in turns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +39,7 @@ class SharedLimit:
     """The limit, and the ways to meet it now.
 
     can_lower: without it no pool is lowered, so more than `max_replicas` may stay for a while.
-    is_shifting: lengths shift, so no division is kept for its own sake.
+    is_shifting: lengths shift, so the current division has no preference over others.
     """
 
     max_replicas: int
@@ -60,7 +63,11 @@ def apply_shared_limit(
     plans: Mapping[str, PoolPlan],
     observed: Mapping[str, PoolObservation],
 ) -> dict[str, PoolPlan]:
-    """Returns the plans within the limit, as far as the pools' minima allow."""
+    """Returns the plans within the limit.
+
+    The sum may exceed the limit by the pools' minima or, without `can_lower`, by their current
+    numbers.
+    """
     planned = {share.role: sum([plans[pool.name].replicas for pool in share.pools]) for share in shares}
     total, most = sum(planned.values()), limit.max_replicas
     if total <= most:

@@ -1,16 +1,17 @@
 """Error budget: how many requests missed their targets, and the margin on capacity that follows.
 
 The SLO allows a share of requests to miss. The shares that did, over minutes and over an hour, trim
-the margin between 0.85 and 1.4. So the same constants serve engines whose knee is not where the
-model puts it. While replicas are short nothing is learned: misses then show that starts are slow.
-They still count for the hour: an overspent budget takes back what was trimmed off.
+the margin between 0.85 and 1.4. So the same constants serve engines whose capacity differs from
+what the step model computes. While replicas are short nothing is learned: misses then show that
+starts are slow. They still count for the hour: an overspent budget takes back what was trimmed off.
 
-A target is rarely an edge of the histograms: vLLM has edges at 1, 2.5 and 5 s, targets are 2 and
-3 s. Waiting times fall off steeply there, so between two edges the share of late requests is taken
-to fall exponentially. An even spread would show two to seven times the true number of misses, and
-the margin would hold replicas for nothing.
+A target is rarely an edge of the histograms. Edges of vLLM are 1, 2.5 and 5 s, and usual targets
+are 2 s and 3 s. Between two edges the share of late requests is taken to fall exponentially.
 
-Source: a day of code completion, 0.68 % instead of 0.13 %.
+Why: waiting times fall off steeply there. An even spread would show two to seven times the true
+number of misses, and the margin would keep replicas for nothing.
+
+Source: over a day of code completion, an even spread showed 0.68 % of misses instead of 0.13 %.
 """
 
 import math

@@ -1,9 +1,10 @@
 """Measured speed of engines, as a factor on their profile.
 
 The step model predicts the gaps between tokens from the load of each engine. That load is the mean
-of running sequences (gap seconds per second), resident tokens, and prompt tokens per step. Measured
-over predicted gaps is the slowdown of the engine. Its mean over the last 45 seconds scales every
-coefficient of the profile. So an engine that becomes 35 % slower is noticed within two minutes.
+of running sequences (gap seconds per second), resident tokens, and prompt tokens per step. The
+slowdown of the engine is the ratio of the measured gaps to the predicted ones. Its mean over the
+last 45 seconds scales every coefficient of the profile. So an engine that becomes 35 % slower is
+noticed within two minutes.
 
 Why each replica by itself: means over a pool describe no replica of it. With them, replicas that
 worked off a queue next to new ones seemed up to three times as slow.
@@ -23,7 +24,8 @@ from fairlead_autoscaler.core.types import PoolSpec
 class EngineSpeed:
     """Decaying sums of gap seconds: as measured, and as the profile predicts.
 
-    odd_seen, odd_expected: those of the last tick, if they were far from the sums.
+    odd_seen, odd_expected: gap seconds of the last tick if their ratio was far from that of the
+        sums, else 0.
     """
 
     seen: float = 0.0
@@ -45,7 +47,10 @@ def update_engine_speed(
     seconds: float,
     settings: SpeedSettings,
 ) -> EngineSpeed:
-    """Returns the speed after one tick of `seconds`."""
+    """Returns the speed after one tick of `seconds`.
+
+    A tick far from the sums counts only if the next one deviates in the same direction.
+    """
     if pool.profile is None or seconds <= 0.0:
         return before
     step = StepModel.from_profile(pool.profile)

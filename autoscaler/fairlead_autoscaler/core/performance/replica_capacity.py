@@ -9,8 +9,8 @@ prompts that arrived meanwhile. With steps of T seconds, B = r·output·T sequen
     T = a / (1 - r·w),   w = d·prompt + output·(b + c·context)
 
 A request costs `w` engine-seconds. So r·w is the share of time that goes into requests and not into
-the base of the steps. Saturation is r·w -> 1. The knee is the largest r for which all of
-these hold:
+the base of the steps. Saturation is r·w -> 1. The capacity is the largest r for which all of these
+hold:
 
 - A step is within the TPOT target, less some room for steps that carry a chunk of a prompt. A
   request sees a step as the gap between its tokens.
@@ -207,8 +207,9 @@ def find_unreachable_target(step: StepModel, request: MeanRequest, targets: Late
 def knee_capacity(
     step: StepModel, request: MeanRequest, targets: LatencyTargets, replicas: float, settings: CapacitySettings
 ) -> ReplicaCapacity:
-    """Returns the largest rate that each of `replicas` serves within the targets, or as near to
-    them as possible.
+    """Returns the capacity of each of `replicas`, and the bound that limits it.
+
+    It is the largest rate within the targets, or as near to them as possible.
     """
     engine_seconds = step.engine_seconds(request)
     bounds = _KneeBounds(step, request, targets, settings)

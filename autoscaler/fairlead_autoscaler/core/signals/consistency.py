@@ -6,10 +6,11 @@
    returns zeros, or another scrape target.
 2. More first tokens at the engines than arrivals at the gateways mean that arrivals are incomplete.
 
-One sample is enough. A moving average needs minutes and still accepts short outages. An
-inconsistency ends when the counters of the engines move again, or after 15 minutes: then the
+An inconsistency ends when the counters of the engines move again, or after 15 minutes: then the
 traffic may really have ended. Requests of disconnected clients do not finish. Gateways report them,
 and up to half of the requests in flight may end like this in one tick.
+
+Why one sample is enough: a moving average needs minutes and still accepts short outages.
 """
 
 from collections.abc import Mapping

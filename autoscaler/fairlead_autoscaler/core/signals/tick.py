@@ -1,8 +1,10 @@
 """Tick: one observation with valid values, checked for consistency and placed on the core's clock.
 
 The clock of the core only moves forward. An observation whose clock stood still or went back brings
-no signals. Its clock jumps far ahead after the process was suspended or the API server was away.
-That counts as an interval without signals, since the time that its counters cover is unknown.
+no signals. Nor does one whose clock jumped far ahead, as after the process was suspended: it counts
+as one tick interval.
+
+Why: the time that the counters cover after such a jump is unknown.
 """
 
 from collections.abc import Mapping
@@ -20,9 +22,9 @@ _COUNT_FIELDS = ("desired", "ready", "pending", "draining", "asleep_desired", "a
 class TickClock:
     """The clock of the core, and the arrivals of the interval that is not complete yet.
 
-    now: seconds since the first tick; never decreases.
-    `told` is the time of the last observation.
+    `told` is the time of the last observation; None: there was none.
 
+    now: seconds since the first tick; never decreases.
     calm_at: until then nothing is lowered, after a start or a gap.
     blind_since: since when arrivals are missing; None: they are not.
     """
@@ -139,8 +141,11 @@ def _valid_pool(pool: PoolObservation) -> PoolObservation:
 def _advance_clock(
     clock: TickClock, time: float, model: ModelSpec, settings: SignalSettings
 ) -> tuple[TickClock, float, bool]:
-    """Returns the clock after an observation at `time`, the seconds since the last one, and whether
-    there is a gap between them.
+    """Returns the clock after an observation at `time`, the seconds to count, and whether there is
+    a gap.
+
+    The seconds are 0 for the first observation or a clock that went back, and one tick interval
+    after a gap.
     """
     if valid_number(time) is None:
         return clock, 0.0, False
@@ -159,10 +164,10 @@ def _advance_clock(
 def _collect_arrivals(
     clock: TickClock, traffic: GatewayTraffic | None, seconds: float, model: ModelSpec, usual: CountedArrivals
 ) -> tuple[TickClock, IntervalArrivals | None]:
-    """Adds the arrivals to those of the open interval, and returns the interval once it is
-    complete.
+    """Adds the arrivals to the open interval, and returns the interval once it is complete.
 
     An interval is complete after half of the tick interval: ticks that come sooner are added up.
+    Missing arrivals discard the open interval.
     """
     if traffic is None:
         since = clock.now if clock.blind_since is None else clock.blind_since

@@ -26,7 +26,10 @@ from fairlead_autoscaler.core.workload.mean_request import output_growth, prompt
 def estimate_group_demand(
     state: CoreState, memory: GroupMemory, tick: Tick, inputs: GroupInputs
 ) -> tuple[CoreState, GroupMemory, Demand | None]:
-    """Returns the next state and memory, and the demand; None before the first arrivals."""
+    """Returns the next state and memory, and the demand.
+
+    The demand is None before the first complete interval of arrivals.
+    """
     settings = tick.settings
     price = inputs.bin_price(tick, has_settled_prompts=state.lengths.settled_prompt is not None)
     memory = _learn_bursts(state.load, memory, tick, inputs, price)

@@ -83,7 +83,7 @@ class GroupInputs:
         return sum(maximum * self.replica_equivalents[name] for maximum, name in maxima)
 
     def bin_price(self, tick: Tick, *, has_settled_prompts: bool) -> BinPrice:
-        """Returns the price of a bin in replicas of the first pool.
+        """Returns the function that prices a bin of arrivals in replicas of the first pool.
 
         Every bin is priced as if outputs and decode prefill had always been as they are now. Until
         prompts are settled, prompts also count as if they had always had the mean length. That mean

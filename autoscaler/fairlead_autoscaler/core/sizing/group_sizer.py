@@ -157,8 +157,8 @@ class _GroupSizer:
     def _split_awake(self, state: CoreState, memory: GroupMemory, held: float) -> tuple[CoreState, float, float | None]:
         """Returns the next state, the demand that must be awake, and the whole demand.
 
-        The whole is None if no replica may sleep. Awake is what is needed with only a wake ahead,
-        and what the tier has no room for.
+        The whole demand is None if no replica may sleep. The demand with only a wake ahead must be
+        awake, and so must what the tier has no room for.
         """
         if (pool := self._sleeping_pool()) is None or (tier := pool.tier) is None:
             return state, held, None

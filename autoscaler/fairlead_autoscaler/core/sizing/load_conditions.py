@@ -51,7 +51,9 @@ def is_overloaded(tick: Tick, inputs: GroupInputs, demand: Demand | None) -> boo
 
 
 def can_scale_to_zero(state: CoreState, tick: Tick, return_seconds: float) -> bool:
-    """Whether an idle group is not worth its cost, and no request is known to be in flight.
+    """Whether an idle group may go to zero: it certainly has no request, and is not worth its cost.
+
+    Also True if no pool has metrics or a ready replica, and no request arrives.
 
     return_seconds: time until a removed replica serves again.
     """

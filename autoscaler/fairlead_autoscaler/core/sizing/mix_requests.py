@@ -140,7 +140,7 @@ def _throughput_by_shape(
     """Returns the requests per second of each shape alone on a replica of `pool`, 0 if it cannot
     serve the shape.
 
-    All shapes that it can serve, together, keep the replica at its knee.
+    Together, in their shares, the shapes that it can serve use the whole capacity of the replica.
     """
     step = question.steps[pool]
     work = [step.engine_seconds(question.request_of_shape(*shape)) for shape in shapes]

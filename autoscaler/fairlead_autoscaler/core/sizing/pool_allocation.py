@@ -1,12 +1,13 @@
 """Pool allocation: demand divided among pools of one role, in whole replicas.
 
 Large types carry the base load, small ones the rest. With two or three pools all sensible
-allocations are tried. The larger types take every number up to what covers demand alone, the
-smallest type takes the rest. The cheapest wins. With more pools there are too many; then the pools
-with the most capacity for their price come first. A start counts as extra cost, since a startup is
-paid before it serves. So an allocation is only left for one that is really cheaper. A pool is
-lowered in favor of
-another only as far as ready replicas carry the demand: make before break.
+allocations are tried, and the cheapest wins. The larger types take every number up to what covers
+demand alone, the smallest type takes the rest. With more pools there are too many allocations; then
+the pools with the most capacity for their price come first.
+
+A start counts as extra cost, since a startup is paid before it serves. So an allocation is only
+left for one that is really cheaper. A pool is lowered in favor of another only as far as ready
+replicas carry the demand: make before break.
 """
 
 import math
@@ -70,7 +71,10 @@ class AllocationOptions:
 
 
 def allocation_options(demand: float, pools: Sequence[PoolShare], base: Mapping[str, int]) -> AllocationOptions:
-    """Returns the cheapest allocations that carry `demand`, or all maxima if these do not.
+    """Returns the cheapest allocation for `demand`, and the cheapest that keeps the larger types of
+    `base`.
+
+    All pools have their maxima if these do not carry `demand`.
 
     base: replicas by pool to keep.
     """

@@ -1,21 +1,22 @@
 """Replica count: the number of replicas of one pool, from demand, bounds and signals.
 
-**Up** at once and in one step. A pending replica counts as one that is there, so nothing is ordered
-twice. If requests wait already, up to twice the missing replicas are started (**hedged starts**).
-Startup times differ by a factor of four. Of twice as many starts, the first half is ready after a
-usual startup time, not after the slowest. Once enough are ready, the others are cancelled. Some
-cases differ:
+**Up**: the number rises at once and in one step. A pending replica counts as one that is there, so
+nothing is ordered twice. If requests wait already, up to twice the missing replicas are started
+(**hedged starts**). Startup times differ by a factor of four. Of twice as many starts, the first
+half is ready after a usual startup time, not after the slowest. Once enough are ready, the others
+are cancelled. Some cases differ:
 
 - Nothing is hedged if all starts take the same time, or if only one replica is missing and others
-  serve. A quarter of a separate role is an exception: a fourth prefill engine that took 250 s cost
-  two minutes of first tokens.
+  serve. A separate role that lacks a quarter of its replicas is an exception. A fourth prefill
+  engine that started in 250 s delayed first tokens by two minutes.
 - If the load needs a quarter more than is ready, only starts end the growth of the queue. Then up
   to three times the missing replicas are started.
 - Without metrics every rise is hedged, since the shortage is unknown.
 
-**Down** only if nothing is in doubt. Metrics are there and consistent, the core has watched for two
-minutes (five after missing metrics), and the pool was not lowered just now. What stays must carry
-the highest demand of the window, also without the caches that go (**what-if**).
+**Down**: the number falls only if nothing is in doubt. Metrics are there and consistent, the core
+has watched for two minutes (five after missing metrics), and the pool was not lowered just now.
+What stays must carry the highest demand of the window, also without the caches that go
+(**what-if**).
 """
 
 import math

@@ -1,11 +1,13 @@
 """Stabilization window: the highest demand of the last minutes holds the number of replicas up.
 
-A replica is paid for from its order on, so it must stay unneeded for a while before its removal
-pays. The window is five minutes, shorter if replicas start within seconds. Bursts that come back
-after longer raise the demand itself (`load_forecast.recurring_burst_level`).
+The window is five minutes, shorter if replicas start within seconds. Bursts that come back after
+longer raise the demand itself (`load_forecast.recurring_burst_level`).
 
-A demand counts only as far as it was met. If bounds or steps held the number below it, the load did
-without, and nothing starts for it later.
+A demand counts only as far as it was met. If bounds or steps kept the number below the demand,
+nothing starts for that demand later.
+
+Why a window: a replica is paid for from its order on, so it must stay unneeded for a while before
+its removal pays.
 """
 
 from dataclasses import dataclass

@@ -34,12 +34,12 @@ _BUSY_SHARE, _MIN_BUSY_BINS = 0.1, 2
 """Share of the largest bin from which a bin counts as busy, and the fewest bins that count so."""
 
 BinPrice = Callable[[ArrivalBin], float]
-"""Returns the replicas that the load of a bin keeps at their knee."""
+"""Returns the replicas whose capacity the load of a bin uses."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadLevel:
-    """The load, as the number of replicas that it would keep at their knee.
+    """The load, as the number of replicas whose capacity it would use.
 
     spread: of a bin around the level.
     slope: replicas per second; 0 without a significant trend.
@@ -209,8 +209,8 @@ def upward_swing(
 
     Each stretch as long as the horizon contributes its largest share. The result is the share that
     a quarter of the stretches exceed, two at least: what happened once is a change, not a habit.
-    Few stretches give the default. A load below the current one counts less, by as much as chance
-    moves it more.
+        Few stretches give the default, and the result is at most `swing_most`. A load below the
+        current one counts less, by as much as chance moves it more.
     """
     load, bursts = settings.load, settings.bursts
     values = [price(closed) for closed in history.past]

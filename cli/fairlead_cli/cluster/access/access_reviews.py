@@ -1,4 +1,6 @@
-"""Access reviews: asks the API server whether the user, or a service account, has a permission."""
+"""Access reviews: queries to the API server whether the user, or a service account, has a
+permission.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,9 @@ _FIELD_MANAGER = "fairlead-cli"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Permission:
-    """A verb on a resource. ``namespace`` None: in all. ``name``: only the object of this name."""
+    """A verb on a resource. ``namespace`` None: in all namespaces. ``name``: only the object of
+    this name.
+    """
 
     group: str
     resource: str

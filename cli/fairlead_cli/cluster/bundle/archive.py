@@ -20,7 +20,7 @@ MANIFEST_NAME: Final = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class BundleLimits:
-    """Limits in bytes before compression."""
+    """Size limits of a bundle before compression: of each part and of all parts together."""
 
     part_bytes: int = 2 * 1024 * 1024
     total_bytes: int = 48 * 1024 * 1024
@@ -47,6 +47,7 @@ class PackedBundle:
 
 def pack(parts: Sequence[BundlePart], about: dict[str, Any], bounds: BundleLimits | None = None) -> PackedBundle:
     """Returns the files that fit, in order, and the manifest with the reason for each missing part.
+    Files longer than ``part_bytes`` are cut.
 
     Pure. about: fields that the manifest begins with.
     """

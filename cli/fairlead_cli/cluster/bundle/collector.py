@@ -231,7 +231,9 @@ def _json(path: str, value: object, missing: object = None) -> BundlePart:
 
 
 async def _pod_pages(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[BundlePart]:
-    """Returns ``/readyz`` and ``/metrics`` of a gateway, an operator or an indexer."""
+    """Returns ``/readyz`` and ``/metrics`` of a gateway, an operator or an indexer; empty for other
+    pods.
+    """
     component = label_of(pod, COMPONENT_LABEL)
     if component not in COMPONENTS_WITH_PERMISSIONS:
         return []
@@ -248,8 +250,10 @@ async def _pod_pages(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[Bundl
 
 
 async def _logs(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[BundlePart]:
-    """Returns the end of each container's log, and of the previous one after a restart. Engine logs
-    are never read.
+    """Returns the end of each container's log of a control plane pod, and of the previous log after
+    a restart.
+
+    Logs of engines are never read.
     """
     parts = []
     for container in spec_of(pod).get("containers") or []:

@@ -57,6 +57,8 @@ async def _check_until_passed(
     """Runs the checks once, or until nothing fails or the limit is over; returns the last results.
 
     limit: seconds; None to run the checks once.
+
+    Raises ClusterUnreachable if the cluster does not answer the last time.
     """
     start = clock.now()
     while True:

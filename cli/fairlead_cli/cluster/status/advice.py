@@ -98,7 +98,8 @@ def _zero(report: ModelReport, program: str) -> Advice | None:
         return Advice(False, "nothing runs, since there are no requests: the first request starts an engine")
     namespace, _, name = report.key.partition("/")
     return Advice(
-        False, f"nothing runs, as it is asked: kubectl scale mdep {name} -n {namespace} --replicas=1 changes that"
+        False,
+        f"nothing runs, because 0 replicas are desired: kubectl scale mdep {name} -n {namespace} --replicas=1 changes that",
     )
 
 
@@ -131,7 +132,7 @@ def _restarting(report: ModelReport, program: str) -> Advice | None:
 
 
 def _full(report: ModelReport, program: str) -> Advice | None:
-    """Advises more replicas when all engines with signals have waiting requests and a full KV
+    """Advises more replicas when every instance with signals has waiting requests and a full KV
     cache.
     """
     signals = [
@@ -160,7 +161,7 @@ def _missed(report: ModelReport, program: str) -> Advice | None:
 
 
 def _unheard(report: ModelReport, program: str) -> Advice | None:
-    """Says why engine signals are missing; None if they are not. The last rule: the model is in
+    """Returns why engine signals are missing; None if they are not. The last rule, for a model in
     order.
     """
     if not report.signals_problem:
@@ -195,7 +196,9 @@ def _logs(report: ModelReport, instance: InstanceReport) -> str:
 
 
 def revision_note(report: ModelReport) -> str:
-    """Returns a note for the headline while an earlier revision runs."""
+    """Returns a note for the headline while an undo is in effect or the rollout is paused; else
+    empty.
+    """
     notes = metadata_of(report.facts.model).get("annotations") or {}
     paused = (spec_of(report.facts.model).get("rollout") or {}).get("paused")
     undone = notes.get(UNDO_ANNOTATION)

@@ -182,7 +182,7 @@ def _related_events(events: Sequence[Manifest] | MissingValue, pods: set[str]) -
 
 
 async def _gateways(api: KubeApi, install_namespace: str | None) -> Sequence[PodReport] | MissingValue:
-    """Returns the report of each gateway's pod."""
+    """Returns the report of up to _MAX_GATEWAYS gateway pods, or why none was found."""
     pods = await list_own_objects(api, PODS, install_namespace)
     if isinstance(pods, MissingValue):
         return MissingValue(f"no gateway was found: {pods.reason}")

@@ -1,7 +1,7 @@
 """``fairlead rollout``: follows, pauses, resumes and undoes the rollout of a model.
 
-All of it is one field and one annotation of the ModelDeployment, which kubectl can write too; the
-operator's guide says how.
+The verbs write one field and one annotation of the ModelDeployment. kubectl can write them too, as
+the operator's guide shows.
 """
 
 from dataclasses import dataclass

@@ -14,8 +14,8 @@ _SIGKILL = 9
 
 
 def die_with_parent() -> None:
-    """Makes the Linux kernel kill this process when its parent dies. Elsewhere only the
-    reaper does it.
+    """Makes the Linux kernel kill this process when its parent ends. Elsewhere only the reaper does
+    it.
     """
     if sys.platform != "linux":
         return

@@ -71,7 +71,7 @@ class ChildProcess:
         return self.ready_lines[:count]
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the process and its group."""
+        """Sends a signal to the whole process group, unless the group has ended."""
         if not self.exited.done():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)

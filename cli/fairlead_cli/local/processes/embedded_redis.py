@@ -56,7 +56,10 @@ def bundled_redis_program() -> str | None:
 
 
 def redis_server_command(program: str, directory: Path) -> RedisServer:
-    """Returns the command: no persistence, bounded memory, a unix socket or loopback only."""
+    """Returns the command: no persistence, bounded memory, a unix socket or loopback only.
+
+    For loopback, writes the password to ``redis.conf`` in the directory.
+    """
     common = (
         *("--save", "", "--appendonly", "no", "--daemonize", "no", "--dir", str(directory)),
         *("--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru", "--loglevel", "warning"),

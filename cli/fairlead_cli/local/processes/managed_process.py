@@ -93,7 +93,7 @@ class ManagedProcess:
         self._stopping.set()
 
     def kill(self) -> None:
-        """Sends SIGKILL at once, also during ``stop()``."""
+        """Sends SIGKILL at once, also during ``stop()``, and does not restart the process."""
         self._stopping.set()
         if self.child is not None:
             self.child.send_signal(signal.SIGKILL)
@@ -185,15 +185,17 @@ RESET_AFTER_SECONDS = 30.0
 
 
 def count_failures(failures: int, ready_seconds: float) -> int:
-    """Returns the number of failures in a row after a process ended that had been ready for
-    ``ready_seconds``.
+    """Returns the failures in a row, including the present one.
+
+    They are 1 if the process was ready for at least RESET_AFTER_SECONDS, else one more than
+    ``failures``.
     """
     return 1 if ready_seconds >= RESET_AFTER_SECONDS else failures + 1
 
 
 def restart_delay_seconds(failures: int) -> float:
-    """Returns the delay after so many failures in a row: 0, a quarter of a second, doubling, at
-    most half a minute.
+    """Returns the delay after so many failures in a row: 0 without one, then a quarter of a second,
+    doubling, at most half a minute.
     """
     if failures <= 0:
         return 0.0

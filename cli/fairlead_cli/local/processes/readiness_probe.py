@@ -22,7 +22,7 @@ async def get_http_status(url: str) -> int | None:
 
 
 async def is_redis_up(socket_path: str | None, port: int | None) -> bool:
-    """Whether a Redis answers; one that asks for a password counts."""
+    """Whether a Redis answers, if only that it requires a password."""
     answer = await _exchange("127.0.0.1", port, socket_path, b"PING\r\n", b"\r\n")
     return answer.startswith((b"+PONG", b"-NOAUTH"))
 

@@ -1,7 +1,7 @@
-"""The supervisor's handle of its reaper process, which ends all children when the supervisor dies.
+"""The supervisor's handle of its reaper process, which ends all children when the supervisor ends.
 
-The reaper sees the supervisor's end by a closed pipe, so SIGKILL is covered. A reaper that dies is
-replaced and gets the whole list again.
+The reaper sees the supervisor's end by a closed pipe, so SIGKILL is covered. A reaper that ends
+early is replaced; the new one gets the whole list of children.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class Reaper:
             return True
 
     def close(self) -> None:
-        """Lets the reaper end what is left and remove the directory; waits for it."""
+        """Lets the reaper end what is left and remove the directory; waits up to 10 s for it."""
         with self._lock:
             if self._closing:
                 return

@@ -40,10 +40,11 @@ _REPLICA_STATES = {
 
 
 def rejection_reason(model: ScaledModelSpec, pool: PoolSpec, target: DesiredPool) -> str | None:
-    """Returns why a target is not applied; None when it is.
+    """Returns why a target is not applied: it is outside of the pool's widest bounds. None when it
+    is within.
 
-    Why: the manifest allows no such number at any hour, so it is an error, or it does not come from
-    the autoscaler.
+    Why: the manifest allows no such number at any hour. So the target is an error, or does not come
+    from the autoscaler.
     """
     bounds = widest_pool_bounds(pool, Autoscaling.model_validate(model.policy))
     maximum = 0 if pool.tier is None else min(pool.tier.most, bounds.maximum - target.replicas)
@@ -94,7 +95,7 @@ class AutoscalerSync:
     """The link of a local stack to its autoscaler: the writer of the stack's state and the reader
     of targets.
 
-    on_event: called with a line for people when a target cannot be applied.
+    on_event: called with a line for people when targets cannot be read or applied.
     """
 
     def __init__(
@@ -143,7 +144,11 @@ class AutoscalerSync:
             self.apply_targets()
 
     def apply_targets(self) -> None:
-        """Starts the scaling of every pool that differs from its target."""
+        """Reads the targets if their file has changed, and starts the scaling of every pool that
+        differs from its target.
+
+        A target that is not applied is reported to ``on_event``.
+        """
         version = _file_version(self._desired_file)
         if version is None or version == self._last_version:
             return

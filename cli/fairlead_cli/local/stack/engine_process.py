@@ -2,7 +2,7 @@
 
 An EnginePoolSpec describes a pool of one model. An EngineProcess is one process of it with one or
 more endpoints. Their state in the fleet file is Starting, Ready or Draining; they are absent while
-the process is dead.
+the process does not run.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ class EnginePoolSpec:
 
     says_ready: the process prints a ``ready`` line per endpoint; otherwise ``/health`` is polled.
 
-    adopted: running engines of others, which are routed to and never started.
+    adopted: engines that run already; they are routed to and never started.
 
-    sleep_level: how its engines sleep; None when they do not.
+    sleep_level: the level of sleep that its engines use, as in vLLM; None when they do not sleep.
     """
 
     model: Model
@@ -134,7 +134,9 @@ class EngineProcess:
         return url if template.role is Role.PREFILL and template.transfer in ("mooncake", "sglang") else None
 
     def state(self) -> InstanceState | None:
-        """Returns the state in the fleet; None while it is dead and not part of the fleet."""
+        """Returns the state in the fleet; None while the process does not run, so that its
+        instances are not in the fleet.
+        """
         phase = self.process.phase if self.process else ProcessPhase.STOPPED
         if phase not in (ProcessPhase.STARTING, ProcessPhase.READY):
             return None

@@ -99,7 +99,7 @@ def claim_addresses(listen: str, manage: str, *, insecure: bool = False) -> tupl
         if manage_address.port:
             break
     raise PortInUse(
-        f"--manage: {manage_address} is the port of --listen", field="--manage", hint="the two need a port each"
+        f"--manage: {manage_address} is the port of --listen", field="--manage", hint="use a different port for each"
     )
 
 

@@ -35,7 +35,9 @@ class ScalingPlan:
 
 
 def plan_scaling(manifests: Manifests, pools: Sequence[EnginePoolSpec]) -> ScalingPlan:
-    """Returns the scaling that the manifests ask for, for the pools that local mode runs."""
+    """Returns the models to scale, and notes on those that request scaling but cannot be scaled
+    here.
+    """
     models, notes = [], []
     for deployment in manifests.models:
         spec, name = deployment.spec, deployment.metadata.name

@@ -40,6 +40,8 @@ class SleepHooks:
 
     on_change: called at every step.
 
+    on_event: called with a line for people.
+
     on_rejected: called with an engine that rejected sleep.
     """
 
@@ -83,7 +85,9 @@ class SleepController:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _reach_desired_state(self, engine: EngineProcess) -> None:
-        """Works until the engine is in the desired state."""
+        """Puts an engine to sleep or wakes it, until its state is as desired or it is not ready to
+        sleep.
+        """
         while True:
             if (
                 engine.should_sleep

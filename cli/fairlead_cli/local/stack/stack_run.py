@@ -297,7 +297,10 @@ def _autoscaler_address(plan: EnginePlan) -> Address | None:
 
 
 def run(config: StackConfig, screen: Screen, clock: Clock) -> int:
-    """Runs a stack until it is stopped; returns the exit code."""
+    """Runs a stack until it is stopped; returns the exit code.
+
+    It is 1, with the reason on stderr, when the stack cannot serve.
+    """
 
     async def run_stack() -> int:
         return await StackRun(config, screen, clock).run()

@@ -2,11 +2,12 @@
 and the fleet file.
 
 Everything starts at once. The fleet file is rewritten at every change of an engine: Starting →
-Ready → Draining, and absent while it is dead. A process that ends is restarted with growing delays;
-the loss of Redis costs hit rate only.
+Ready → Draining, and absent while its process does not run. A process that ends is restarted with
+growing delays; the loss of Redis costs hit rate only.
 
-Scaling down loses no request. The supervisor writes Draining and waits until the gateway knows it
-and has finished there. Then it sends SIGTERM, or puts the engine to sleep.
+Scaling down loses no request that finishes within ``drain_seconds``. The supervisor writes Draining
+and waits until the gateway knows it and has finished there. Then it sends SIGTERM, or puts the
+engine to sleep.
 """
 
 import asyncio
@@ -57,7 +58,7 @@ class GatewayRouting(Protocol):
 class StackSpec:
     """All processes of a stack. The command of ``gateway`` includes the path of the fleet file.
 
-    drain_seconds: time for the requests in flight of an engine that leaves.
+    drain_seconds: how long an engine that leaves may finish its requests.
     """
 
     pools: tuple[EnginePoolSpec, ...]
@@ -254,15 +255,19 @@ class StackSupervisor:
 
         leaving: names of engines in the order of removal. Unnamed ones leave before them, the
         latest first.
+
+        Raises BadInput for an unknown pool, adopted engines, and engines that share a process.
         """
         pool_spec = next((pool_spec for pool_spec in self.spec.pools if pool_spec.key == (key, pool)), None)
         if pool_spec is None:
-            raise BadInput(f"no pool {pool!r} of {key}", field="pool")
+            raise BadInput(f"{key} has no pool {pool!r}", field="pool")
         if pool_spec.adopted:
             raise BadInput("adopted engines are not scaled", field="replicas")
         if pool_spec.engines_per_process > 1:
             raise BadInput(
-                "engines that share a process are not scaled", field="replicas", hint="start without grouping"
+                "engines that share a process are not scaled",
+                field="replicas",
+                hint="start without --engines-per-process",
             )
         self.desired_replicas[key, pool] = max(replicas, 0)
         sleeps = (
@@ -348,7 +353,9 @@ class StackSupervisor:
         return [engine for engine in self.engines if engine.pool.key == (key, pool) and not engine.is_draining]
 
     async def drain(self, engine: EngineProcess) -> None:
-        """Takes an engine out of service without losing a request, then ends it."""
+        """Takes an engine out of service, and ends it when its requests have finished or
+        ``drain_seconds`` are over.
+        """
         process = engine.process
         assert process is not None
         ids = [instance.id for instance in engine.instances()]
@@ -380,8 +387,8 @@ class StackSupervisor:
     # --- stop --------------------------------------------------------------------------------------------------------
 
     async def stop(self, at_once: asyncio.Event) -> None:
-        """Stops the gateway first (it finishes requests for a few seconds), then engines, then
-        Redis.
+        """Stops the gateway first (it finishes requests for a few seconds), then engines, indexer
+        and autoscaler, then Redis.
 
         at_once: when this event is set, all processes are killed.
         """

@@ -81,10 +81,10 @@ def render_frame(frame: Frame, height: int, width: int = 80) -> RenderableType:
 
 
 def _lines_per_model(rows_by_model: dict[str, int], space: int) -> dict[str, int]:
-    """Returns the number of lines for each model's engines.
+    """Returns the number of engine lines for each model.
 
-    All engines get a line if they fit; else each model gets the same number, and one for the
-    others.
+    All engines get a line if they fit. Else each model gets at most the same number, so that a line
+    for its other engines fits too.
     """
     if sum(rows_by_model.values()) <= space:
         return rows_by_model

@@ -53,7 +53,7 @@ class ReplayConnection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing() and self._exchange is None
 
     def send(self, exchange: Exchange) -> None:
-        """Writes the request."""
+        """Sends the request of an exchange. The connection must be idle."""
         assert self._transport is not None
         self._exchange = exchange
         self._parser = httptools.HttpResponseParser(self)

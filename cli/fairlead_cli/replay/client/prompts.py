@@ -107,7 +107,10 @@ def prefix_chains(builder: PromptBuilder, *, secret: bytes, model_key: str) -> C
 def plan_requests(
     requests: Sequence[TraceRequest], target: ReplayTarget, *, speed: float, builder: PromptBuilder | None = None
 ) -> list[PlannedRequest]:
-    """Returns all requests with their wall times; ``speed`` seconds of the trace pass in one."""
+    """Returns all requests with their wall times; ``speed`` seconds of the trace pass in one.
+
+    Raises BadInput for a speed that is not positive.
+    """
     if speed <= 0:
         raise BadInput(f"the speed must be positive, got {speed}", field="speed")
     builder = builder or PromptBuilder(Tokenizer())

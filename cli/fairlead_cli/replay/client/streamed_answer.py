@@ -62,7 +62,9 @@ class StreamedAnswer:
         self._has_half_separator = not self._is_event_complete and text[-1:] == b"\n"
 
     def close(self) -> None:
-        """Parses the last events and removes those that were no tokens."""
+        """Reads usage, finish reason and errors from the last events. Removes the times of events
+        that were no tokens.
+        """
         if not self.times:
             if self.error is None:
                 self._parse_tail(self._head.split(b"\n\n"))

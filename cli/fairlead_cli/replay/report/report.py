@@ -145,7 +145,10 @@ def live_simulated_gap(policy: PolicyResult) -> float | None:
 
 
 def ratio(dual_hash: RunSummary | None, other: RunSummary | None, quantity: str) -> float | None:
-    """Returns dual hash ÷ another policy of ``cached`` (token share) or ``p90`` (TTFT)."""
+    """Returns the value of dual hash ÷ that of another policy; None when one of them is missing.
+
+    quantity: ``cached`` (share of cached tokens) or ``p90`` (p90 TTFT).
+    """
     if dual_hash is None or other is None:
         return None
     own_value, other_value = (

@@ -29,7 +29,10 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class PolicySummary:
-    """Statistics of one run. Shares are 0..1; ``load_cov`` is None when nothing was computed."""
+    """Statistics of one run. Shares are 0..1, and None without a request that has the value.
+
+    load_cov: variation of computed tokens between instances; None when nothing was computed.
+    """
 
     requests: int
     errors: int

@@ -1,7 +1,7 @@
 """The in-flight load of endpoints: requests that this process sent and that have not finished.
 
-Prefill that has had no first token counts in seconds, everything in flight in tokens. A request
-leaves when it finishes, fails or its client disconnects, so the sums cannot drift.
+The prefill of requests without a first token counts in seconds, all requests in flight in tokens. A
+request leaves when it finishes, fails or its client disconnects, so the sums cannot drift.
 
 Why: engines report their load late, and slowest when it matters. The gateway knows its dispatches
 at once.
@@ -48,7 +48,7 @@ class EndpointLoad:
         self.inflight_tokens = inflight_tokens
 
     def is_busier_than(self, other: "EndpointLoad") -> bool:
-        """Compares by backlog, then by tokens in flight, then by id."""
+        """Returns whether this endpoint is busier: by backlog, then tokens in flight, then id."""
         if self.backlog_seconds != other.backlog_seconds:
             return self.backlog_seconds > other.backlog_seconds
         if self.inflight_tokens != other.inflight_tokens:
@@ -177,7 +177,7 @@ class InflightTracker:
         return inflight
 
     def total_load(self, local: EndpointLoad) -> EndpointLoad:
-        """Returns the current load of an endpoint, that of sibling workers included."""
+        """Returns the current load of an endpoint: with that of sibling workers, or overridden."""
         if self._shared_loads is None:
             return local if self._load_override is None else self._load_override(local)
         return _add_load(local, self._shared_loads.sum_other_rows(local.instance))
@@ -195,7 +195,7 @@ class InflightTracker:
         return tuple([name for name, total in self._loads.items() if total.inflight])
 
     def republish(self) -> None:
-        """Writes all sums to the shared table again, after its slots were reassigned."""
+        """Writes the sums of busy instances to the shared table again, after its slots changed."""
         for load in self._loads.values():
             if load.inflight:
                 self._publish(load)

@@ -58,8 +58,8 @@ class InterTokenTimes:
         self._means[instance] = (gap if known is None else known[0] + SMOOTHING * (gap - known[0]), now)
 
     def mean_gap(self, instance: str, now: float) -> tuple[float, float] | None:
-        """Returns the mean gap and its age, in seconds; None if no stream of the instance has
-        ended.
+        """Returns the mean gap and its age, in seconds; None before the first stream of at least
+        `MIN_TOKENS` tokens has ended there.
         """
         known = self._means.get(instance)
         return None if known is None else (known[0], now - known[1])

@@ -70,7 +70,7 @@ class SampledLoads:
         return total_backlog_seconds(loads) / len(loads), least_busy(loads)
 
     def end_decision(self, local: list[EndpointLoad]) -> None:
-        """Reads one more load in rotation, so that remembered values stay recent."""
+        """In a large fleet, reads one more load in rotation, unless `MAX_SAMPLES` were read."""
         if self._is_large and self._samples < MAX_SAMPLES:
             self._next_sample = (self._next_sample + 1) % len(local)
             self.measure(local[self._next_sample])

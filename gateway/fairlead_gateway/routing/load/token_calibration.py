@@ -25,7 +25,9 @@ class TokenCalibration:
     def observe(
         self, estimated_tokens: float, matched_share: float, prompt_tokens: int | None, cached_tokens: int | None
     ) -> None:
-        """Learns from one response. A value that was not reported is None.
+        """Learns from one response, unless the prompt has fewer than `MIN_SCALE_TOKENS` tokens.
+
+        A value that was not reported is None.
 
         matched_share: share of the prompt that was expected to be cached.
         """

@@ -69,7 +69,8 @@ class AssignedQueue:
     def remove(self, request_id: str, endpoint: Endpoint | None) -> RouteRequest | None:
         """Returns a request that moves away from `endpoint`; None if it is unknown.
 
-        The blocks that only this request would have cached at `endpoint` no longer count there.
+        The blocks that only this request would have cached at `endpoint` no longer count there. The
+        request stays in the queue.
         """
         entry = self._entries.get(request_id)
         if entry is None:
@@ -89,6 +90,8 @@ class AssignedQueue:
         now: float,
     ) -> list[tuple[str, str]]:
         """Returns the requests to move, as pairs of request id and new instance.
+
+        Returns none if the preset moves no requests.
 
         - queued: ids of the queued requests by instance.
         - homes: returns the homes of a request.

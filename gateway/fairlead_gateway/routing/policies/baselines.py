@@ -52,9 +52,9 @@ def power_of_two(policy_input: PolicyInput) -> Decision:
 
 
 def overloaded_ids(candidates: list[Candidate]) -> frozenset[str]:
-    """Returns the instances that chwbl skips: over 1.25 × the mean load, this request included.
+    """Returns the instances that chwbl skips: those with over 1.25 × the mean load.
 
-    KubeAI takes the load before the request, not with it.
+    As in KubeAI, the mean includes this request, and the load of an instance does not.
     """
     max_inflight = CHWBL_MAX_LOAD_RATIO * (sum([candidate.inflight for candidate in candidates]) + 1) / len(candidates)
     return frozenset([candidate.id for candidate in candidates if candidate.inflight > max_inflight])
@@ -97,7 +97,10 @@ def prefix_cache(policy_input: PolicyInput) -> Decision:
 
 
 def cache_aware(policy_input: PolicyInput) -> Decision:
-    """Chooses as SGLang does: the longest match, else the instance with the fewest cached bytes."""
+    """Chooses as SGLang does: with uneven loads, the least busy instance.
+
+    Otherwise the longest match over half of the prompt, else the fewest cached bytes.
+    """
     candidates = policy_input.candidates
     least = least_inflight(policy_input, candidates)
     most = max([candidate.inflight for candidate in candidates])

@@ -20,9 +20,9 @@ where there is room. With the extra price the fleet carries 1 % less of long pro
 32, however busy the fleet is, if engines report cached prefixes that no source announced. Then
 other routers send there, and homes are all that is common (no Redis, no index, or a late index).
 
-While some candidate is predicted to meet the objective, the cheapest of those is taken. If none is,
-the cheapest of those at most three times as late is (`slo-spill`). If none is within that either,
-the soonest first token wins.
+While some candidate is predicted to meet the objective, the cheapest of those is taken. Otherwise
+the cheapest of those within three times the objective is taken (`slo-spill`). If none is within
+that either, the soonest first token wins.
 
 Why: a fleet that gives up its caches under overload has to compute more, and stays overloaded
 longer. At 4 to 7 % over capacity, the mean first token came after 11.8 s by the soonest alone,
@@ -30,10 +30,10 @@ after 8.5 s by price.
 
 **Assigned requests wait in the gateway** (`queue_sort_key`). An engine serves by arrival, and
 blocks that are cached now may be evicted before the turn of the prompt. So requests for a busy
-engine wait until it can begin. Then the request goes that arrived first. Each second of its own
-prefill counts as `WAIT_PER_PREFILL_SECOND` seconds of later arrival, up to twice the TTFT target.
-Prompts with much cached are short, so they use the cache before it is evicted. At the edge of
-capacity they meet their target while the longest wait. An idle engine gets a request at once.
+engine wait until it can begin. Then the request with the earliest arrival is sent. Each second of a
+request's prefill counts as `WAIT_PER_PREFILL_SECOND` seconds of later arrival, up to twice the TTFT
+target. Prompts with much cached are short, so they use the cache before it is evicted. At the edge
+of capacity they meet their target while the longest wait. An idle engine gets a request at once.
 
 Measured on the recorded conversations (21 arrivals a second, share within 5 s): by arrival 0.73,
 longest match first 0.86. Each second as 4 of waiting: 0.85, as 8: 0.90, as 16: 0.93. As 40: 0.95,
@@ -84,8 +84,9 @@ def choose(
 ) -> Decision:
     """Returns the decision for the best candidate, with the numbers that led to it.
 
-    At least one candidate is required. Ties go to the first, in the order: endpoint that served the
-    session last, home 1, home 2, holder of the longest prefix, least busy.
+    At least one candidate is required. Within the objective, ties go to fewer requests in flight.
+    Other ties go to the first of: the endpoint that served the session last, home 1, home 2, holder
+    of the longest prefix, least busy.
 
     - hot_epoch: epoch of the shared table of hot prefixes; 0: this gateway counts them itself;
       `LOST_TABLE`: the last shared table.
@@ -137,7 +138,7 @@ def choose(
 
 
 def queue_sort_key(request: AssignedRequest) -> QueueKey:
-    """Returns the sort key of requests assigned to one instance."""
+    """Returns the sort key of an assigned request: its arrival plus a wait for its prefill."""
     allowed_wait = min(
         WAIT_PER_PREFILL_SECOND * request.prefill_seconds, MAX_WAIT_OBJECTIVES * request.objective_seconds
     )

@@ -9,8 +9,8 @@ A prompt's routing key (`prefix.hot_prefixes`) hashes to two homes, which are th
    then arrival. An instance gets the next when no prefill waits there. So a long prompt without a
    match waits as long as matches keep coming.
 3. **Rebalancing.** If queued and pending work exceeds the objective, or the oldest request waits 3
-   s or longer, requests move to where they gain most. That is their other home or, if it is as
-   full, the next instance. The largest gain moves first.
+   s or longer, requests move to where they gain most. That is their other home or, if it is full
+   too, the next instance. The largest gain moves first.
 
 Source: DualMap (arXiv 2602.06502) and its public code. Where the two differ (the switch at half of
 the objective, the next instance), the code is followed. Changed:
@@ -58,7 +58,7 @@ def choose(policy_input: PolicyInput) -> Decision:
 
 
 def queue_sort_key(request: AssignedRequest) -> QueueKey:
-    """Returns the sort key of an assigned request in its instance's queue."""
+    """Returns the sort key of an assigned request: longest match first, then earliest arrival."""
     return _queue_key(request.cached_tokens, request.assigned_at, request.id)
 
 
@@ -135,7 +135,7 @@ class _Move:
         self.target_key, self.target_seconds = assignment.queue_sort_key(target), assignment.costs[target][1]
 
     def gain_seconds(self, queues: Mapping[str, _EndpointQueue]) -> float:
-        """Returns by how many seconds its first token comes sooner at the target."""
+        """Returns how many seconds sooner the first token comes at the target; negative: later."""
         here = queues[self.source].seconds_before(self.source_key) + self.source_seconds
         return here - queues[self.target].seconds_before(self.target_key) - self.target_seconds
 

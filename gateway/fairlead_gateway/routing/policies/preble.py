@@ -27,7 +27,10 @@ from fairlead_gateway.routing.policies.score_explanation import scored_decision
 
 
 def choose(policy_input: PolicyInput) -> Decision:
-    """Chooses the endpoint with the least cost among the holders of the prefix, or among all."""
+    """Chooses the endpoint with the least cost.
+
+    If a cached prefix is over half of the prompt, only endpoints with the longest are compared.
+    """
     candidates = policy_input.candidates
     longest = max([candidate.matched_tokens for candidate in candidates])
     if longest > policy_input.prompt_tokens - longest:

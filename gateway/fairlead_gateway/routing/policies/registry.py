@@ -1,4 +1,4 @@
-"""The presets by name.
+"""The routing presets by name: their policies, and which of them queue, move or count requests.
 
 The default preset is missing in `POLICIES`: it compares few endpoints and has its own input.
 """

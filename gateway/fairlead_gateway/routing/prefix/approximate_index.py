@@ -20,7 +20,7 @@ from collections.abc import Collection, Hashable, Sequence
 class PrefixMatch:
     """The match of a prompt: the instances in `masks[i]` have its first `matched_bytes[i]` bytes.
 
-    The lengths rise with `i`.
+    The lengths rise with `i`. An instance is in the mask of its longest match only.
     """
 
     __slots__ = ("masks", "matched_bytes")
@@ -255,7 +255,8 @@ class ApproximatePrefixIndex:
     def add(self, instance: str, hashes: tuple[Hashable, ...], ends: tuple[int, ...], *, capacity: int) -> None:
         """Adds the blocks of a prompt to an instance, as the most recently used.
 
-        Evicts the least recently used blocks beyond `capacity` bytes.
+        Evicts the least recently used blocks beyond `capacity` bytes, or beyond the maximum number
+        of blocks.
         """
         cache = self._instance_cache(instance)
         count = len(hashes)

@@ -1,7 +1,7 @@
 """The router's view of what is cached where: from its own dispatches and from the KV-cache index.
 
-Each ready instance has one bit for what it should have cached by both, and one for what the index
-reports.
+Each ready instance has one bit for prompts dispatched to it, and one for what the index reports. A
+block with either bit should be cached there.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -69,11 +69,11 @@ class CacheView:
         self._ready_bits = sum(found)
 
     def bit_of(self, instance: str) -> int:
-        """Returns the bit of an instance that may not be ready; 0 if it is unknown."""
+        """Returns the bit for dispatches to an instance, ready or not; 0 if it is unknown."""
         return self._index.bit_of(instance)
 
     def cached_bytes(self, endpoint: Endpoint) -> int:
-        """Returns how many bytes of prompt text an instance should have cached."""
+        """Returns how many bytes of prompt text an instance should have cached by dispatches."""
         return self._index.cached_bytes(endpoint.id)
 
     def drop_match(self) -> None:

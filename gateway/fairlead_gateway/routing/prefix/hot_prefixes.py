@@ -37,7 +37,8 @@ _SINGLE_BLOCK: Final = (0,)
 def level_blocks(ends: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the indexes of the blocks at which a key may end, in rising order.
 
-    The first is the block at `BASE_BYTES`. A shorter prompt has a single one.
+    The first is the block at `BASE_BYTES`. A shorter prompt has a single one, which ends
+    at a power of two.
     """
     if ends[-1] < BASE_BYTES:
         # A short prompt ends at a power of two, so that its next turn often keeps the key.
@@ -128,7 +129,7 @@ class HotPrefixes:
         return self._count(chain, instances)
 
     def set_shared_table(self, epoch: int, table: frozenset[Hashable]) -> None:
-        """Uses a shared table from now on.
+        """Replaces the local counts by a shared table, or records that the table is lost.
 
         epoch: 0: the table is lost. The last one stays until enough requests were counted here.
         """
@@ -150,7 +151,7 @@ class HotPrefixes:
         return [level.digest for level in hot[:max_prefixes]]
 
     def start_from_table(self, table: frozenset[Hashable]) -> None:
-        """Marks the counted prefixes that are in `table` as hot; counting continues from there."""
+        """Marks those counted prefixes as hot that are in `table`, and no others."""
         for level in self._levels.values():
             level.hot = level.digest in table
 

@@ -77,7 +77,7 @@ class AlignmentStore:
             self._streams[model] = _ModelStream()
 
     def offer(self, model: str, alignment: PromptAlignment) -> None:
-        """Queues an alignment that was learned here."""
+        """Queues an alignment that was learned here, unless it is too large to be stored."""
         if model not in self._streams or not alignment.token_hashes:
             return
         data = encode_alignment(alignment, secret=self._secret_fingerprint)
@@ -85,7 +85,7 @@ class AlignmentStore:
             self._pending.append((model, alignment.hashes[-1], data, alignment.hashes))
 
     def delete_model(self, model: str) -> None:
-        """Deletes what was learned of a model, because it is wrong."""
+        """Drops a model's queued alignments; the next write deletes its stream."""
         self._pending = deque((entry for entry in self._pending if entry[0] != model), self._pending.maxlen)
         self._deleted_models.add(model)
 
@@ -154,7 +154,10 @@ class AlignmentStore:
             self._on_learned(model, alignment)
 
     async def write(self) -> None:
-        """Writes what was learned since the last time, and deletes what it replaces."""
+        """Writes what was learned since the last time, and deletes what it replaces.
+
+        Deletes the streams of `delete_model` first. While Redis is away, what was queued is lost.
+        """
         pending, deleted = list(self._pending), self._deleted_models
         self._pending.clear()
         self._deleted_models = set()

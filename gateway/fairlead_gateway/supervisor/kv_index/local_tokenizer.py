@@ -90,7 +90,10 @@ class LocalTokenizer:
         self._unverified_count = 0
 
     def mark_unverified(self) -> None:
-        """Called when no engine reported a prompt's tokens in time."""
+        """Counts a prompt whose tokens no engine reported in time.
+
+        After too many in a row, the tokenizer is not trusted for `tokenize_refused_seconds`.
+        """
         self._unverified_count += 1
         if self._unverified_count >= self._limits.tokenizer_unverified_prompts:
             self._unverified_count = 0
@@ -98,7 +101,7 @@ class LocalTokenizer:
 
     @property
     def description(self) -> str:
-        """A text that says how the model's prompts are tokenized, and why not here."""
+        """A text that says how the model's prompts are tokenized and, if not here, why not."""
         if self.path and not self.is_trusted:
             prompts = self._limits.tokenizer_unverified_prompts
             return f"{ENGINE_DESCRIPTION}: no engine reported the tokens of {self.path} for {prompts} prompts in a row"

@@ -93,7 +93,10 @@ class ModelIndex:
         return self.bridge.on_dispatch(instance, tail, hashes, now, reports_end=True)
 
     def on_finish(self, finished: PromptFinished, now: float) -> None:
-        """Called when a worker of this gateway reported the end of a prompt."""
+        """Records the end of a prompt that a worker of this gateway reported.
+
+        If its instance is complete, the response is compared with the prediction later.
+        """
         instance, indexed, prompt_tokens = finished.instance, finished.indexed_share, finished.prompt_tokens
         self.bridge.on_finish(instance, finished.tail, now)
         key = (instance, finished.tail)
@@ -124,7 +127,7 @@ class ModelIndex:
         )
 
     def on_changes(self, changes: Sequence[Change]) -> None:
-        """Called after the replica has applied these changes."""
+        """Called after the replica has applied these changes: finds the corrections they cause."""
         self.bridge.on_changes(changes)
         for change in changes:
             if isinstance(change, InstanceCleared) and change.instance in self._drifts:
@@ -161,9 +164,10 @@ class ModelIndex:
         self._predictions = deque(answer for answer in self._predictions if answer.instance in retained)
 
     def run_census(self, now: float, stale: str | None) -> None:
-        """Counts the blocks of each instance, and those that no other has, if a census is due.
+        """Counts the blocks of each instance and ranks the instances for removal, if that is due.
 
         The interval grows with the number of blocks: `index_census_seconds` for each million.
+        stale: why the index is not up to date; None while it is.
         """
         if now < self._census_due_at:
             return

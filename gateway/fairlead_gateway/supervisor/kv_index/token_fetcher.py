@@ -2,13 +2,16 @@
 
 The tokens of a prompt are fetched if a part of it is not linked. The rate per model is limited, and
 the query goes to the engine that the prompt was sent to. The worker that sent the prompt supplies
-its body. If it no longer has the body, a later prompt of the same kind serves as well. After an
-engine refused, no engine is queried for `tokenize_refused_seconds`.
+its body. If it no longer has the body, a later prompt of the same kind serves as well. After a
+failed query, no engine is queried for `tokenize_repeat_seconds`. After a status that will not
+change soon, such as 404, none is queried for `tokenize_refused_seconds`.
 
 The requested model may be a LoRA adapter: then its name has a parent in `/v1/models`, and the
 blocks are those of the adapter. Nothing is learned from an engine whose `/v1/models` cannot be
-read. If a prompt of an adapter counted as one of the base model, the index would predict blocks
-that the engine does not find.
+read.
+
+Why: if a prompt of an adapter counted as one of the base model, the index would predict blocks that
+the engine does not find.
 """
 
 import asyncio
@@ -110,7 +113,7 @@ class TokenFetcher:
         return True
 
     def on_sample(self, sample: PromptSample, instances: Mapping[str, Instance]) -> None:
-        """Fetches and links the tokens of a body for which `should_fetch` returned True.
+        """Starts to fetch and link the tokens of a body for which `should_fetch` returned True.
 
         instances: the present instances by id.
         """
@@ -172,9 +175,11 @@ class TokenFetcher:
         adapter: str | None,
         local_tokenizer: LocalTokenizer | None,
     ) -> None:
-        """Links a prompt, with pauses: the engine's events may come later than the tokens.
+        """Tries to link a prompt several times, with pauses.
 
-        local_tokenizer: the origin of the tokens; None: an engine.
+        local_tokenizer: the origin of the tokens, marked as verified or not; None: an engine.
+
+        Why: the engine's events may come later than the tokens.
         """
         for pause in (0.0, *(_PAUSES_SECONDS if local_tokenizer is None else _VERIFICATION_PAUSES_SECONDS)):
             await self._pause(pause)

@@ -23,7 +23,12 @@ ENGINE_DESCRIPTION = "engines are queried for the tokens of prompts"
 
 
 def parse_token_source(text: str | None, tokenizers: str | None = None) -> TokenSource:
-    """Parses the setting. Raises SettingsError. `tokenizers` is the folder of tokenizers."""
+    """Returns the source that the setting names; ENGINE if it is empty.
+
+    tokenizers: the folder of tokenizers.
+
+    Raises SettingsError for an unknown source, and for PROCESS without a folder.
+    """
     try:
         source = TokenSource(text or TokenSource.ENGINE)
     except ValueError:
@@ -32,6 +37,6 @@ def parse_token_source(text: str | None, tokenizers: str | None = None) -> Token
         ) from None
     if source is TokenSource.PROCESS and not tokenizers:
         raise SettingsError(
-            "prompts cannot be tokenized here without a folder of tokenizers", field="FAIRLEAD_TOKENIZERS"
+            "prompts cannot be tokenized by the gateway without a folder of tokenizers", field="FAIRLEAD_TOKENIZERS"
         )
     return source

@@ -88,7 +88,7 @@ class AccessGuard:
 
     def _token_refusal(self, scope: Scope, authorization: bytes) -> tuple[int, str, str] | None:
         if self._token is None:
-            return None if _is_local(scope) else (403, "only this machine is answered", "set a management token")
+            return None if _is_local(scope) else (403, "only local clients are answered", "set a management token")
         scheme, _, given = authorization.partition(b" ")
         if scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token):
             return None
@@ -114,7 +114,7 @@ def refusal_headers(status: int, hint: str) -> tuple[tuple[str, str], ...]:
 
 
 def _is_local(scope: Scope) -> bool:
-    """Returns whether the client is on this machine. One without an address counts as such."""
+    """Returns whether the client is on this machine. Without an address, it counts as local."""
     client = scope.get("client")
     return not client or ipaddress.ip_address(client[0].partition("%")[0]).is_loopback
 

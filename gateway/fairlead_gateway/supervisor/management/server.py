@@ -121,4 +121,6 @@ class _AsgiHandler:
             await serve_request(self._app, request, response, self._server)
         except Exception as error:  # noqa: BLE001 - the client gets an answer, the log the traceback
             _log.error("%s on the management port\n%s", type(error).__name__, nonblocking_log.traceback_lines(error))
-            self.on_rejected(GatewayError("internal error of this port", hint="see the gateway's log"), response)
+            self.on_rejected(
+                GatewayError("internal error of the management port", hint="see the gateway's log"), response
+            )

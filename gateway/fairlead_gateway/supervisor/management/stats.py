@@ -37,7 +37,10 @@ def model_stats(
 
 
 def unknown_model_requests(telemetry: MetricsRecorder, now: float) -> int:
-    """Returns the number of requests of the last minute that named no model of the fleet."""
+    """Returns the number of requests rejected in the last minute without a model of the fleet.
+
+    They named no such model, or were rejected before their model was known.
+    """
     series = telemetry.models.get(UNKNOWN)
     return 0 if series is None else series.last_minute(now)[0][at.REJECTED]
 
@@ -93,7 +96,10 @@ def _instance_totals(series: ModelCounters, ids: Sequence[str]) -> dict[str, _Co
 
 
 def _load_variation(counts: Mapping[str, _Counts], routable: set[str]) -> float | None:
-    """Returns the coefficient of variation of computed tokens; None if nothing was computed."""
+    """Returns the coefficient of variation of the prompt tokens that routable instances computed.
+
+    None if they computed nothing.
+    """
     computed = [counts[item][0][at.I_COMPUTED_TOKENS] if item in counts else 0 for item in routable]
     return pstdev(computed) / fmean(computed) if any(computed) else None
 

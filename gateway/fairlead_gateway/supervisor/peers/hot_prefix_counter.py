@@ -1,9 +1,9 @@
 """The supervisor's count of hot prefixes and of the prompts that begin with each.
 
-This gateway's version of the table by which all gateways route is made from it.
+From this count, a gateway makes its version of the table by which all gateways route.
 
-It counts the dispatches of its workers and of other gateways, as a router does. Prompts for
-instances that only prefill are counted apart, since these instances are homes of their own.
+The supervisor counts the dispatches of its workers and of other gateways, as a router does. Prompts
+for instances that only prefill are counted apart, since these instances are homes of their own.
 """
 
 from array import array

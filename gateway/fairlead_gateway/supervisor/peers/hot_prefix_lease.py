@@ -70,8 +70,8 @@ class TableLease:
     def make_offer(self, local_table: HotPrefixTable | None, wall_ms: int) -> tuple[int, HotPrefixTable] | None:
         """Returns the epoch and table that this gateway offers to maintain; None without one.
 
-        An owner offers its local table. Other gateways offer the last table of any owner, so that a
-        change of owner changes no key.
+        An owner offers its local table. Other gateways offer the last table of any owner, if they
+        know one. So a change of owner changes no key.
         """
         if local_table is None:
             self.last_offer = None
@@ -142,7 +142,7 @@ class HotPrefixLeases:
             await self._link.run([("DEL", key) for key in ours])
 
     def lease(self, model: str) -> TableLease | None:
-        """Returns the state of a model's table; None without traffic."""
+        """Returns the state of a model's table; None if the model had no traffic for some time."""
         return self._leases.get(model)
 
     def retain(self, models: Collection[str]) -> None:
@@ -168,11 +168,11 @@ class HotPrefixLeases:
         return max(ages, default=None)
 
     def warnings(self) -> list[str]:
-        """Returns what is stale, as text."""
+        """Returns texts that say which tables are stale, and why Redis refuses to share them."""
         found = [f"the table of hot prefixes is not shared: {self.last_error}"] if self.last_error else []
         age = self.stale_seconds()
         if age is not None:
-            found.append(f"the table of hot prefixes is as of {format_duration(age)} ago: no gateway has renewed it")
+            found.append(f"the table of hot prefixes is {format_duration(age)} old: no gateway has renewed it")
         return found
 
     async def _run(self) -> None:

@@ -71,7 +71,10 @@ class SteadyLoad:
             self._reports.popleft()
 
     def loads(self, now: float) -> Mapping[str, PeerLoad]:
-        """Returns each instance's least load in the last `STEADY_SECONDS`; empty before that."""
+        """Returns each instance's least load in the last `STEADY_SECONDS`.
+
+        Empty until there are reports for that long.
+        """
         if not self._reports or self._reports[0][0] > now - STEADY_SECONDS:
             return _NO_LOADS
         found: dict[str, PeerLoad] = {}
@@ -121,7 +124,8 @@ class ResidenceTimes:
         - groups: interchangeable instances; others are left out, since nothing is sent there.
         - steady: the part that does not decay.
 
-        Counts are whole, and at least 1 where there is any load.
+        Counts are whole, and at least 1 where there is any load. What was learned about instances
+        that are in no group is forgotten.
         """
         found: dict[str, PeerLoad] = {}
         known: dict[str, tuple[_MeanStay, _MeanStay]] = {}

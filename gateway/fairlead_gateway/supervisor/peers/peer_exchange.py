@@ -1,15 +1,15 @@
 """The exchange of dispatches and loads with other gateways, over one Redis stream per model.
 
 `add_dispatch` appends to a bounded queue and returns. One task writes what is due, at most every 20
-ms per batch and model. Another reads what was written since, every 50 ms, all models in one round
-trip. Nothing else waits for them.
+ms. Another reads what was written since, every 50 ms, all models in one round trip. While there is
+no other gateway, it reads less often. Nothing else waits for these tasks.
 
 A stream may be replaced: by a server without its data, or by a promoted one that missed the last
 entries. Then the ids of own entries fall behind what was read, and the stream is read from its
 start. Its content is hints, so reading an entry twice changes nothing.
 
-Why: XRANGE and not XREAD, since its key has a fixed position. In a cluster, no server has to be
-queried for it.
+Why: XRANGE has its key at a fixed position, and XREAD has not. So in a cluster, no server has to be
+queried for the position.
 """
 
 import asyncio
@@ -173,7 +173,7 @@ class PeerExchange:
         if with_other_secret:
             warnings.append(
                 f"{len(with_other_secret)} other gateways hash prompts under another secret, so prefixes are not shared with them: "
-                f"{with_other_secret[0]}; set FAIRLEAD_HASH_SECRET alike"
+                f"{with_other_secret[0]}; set the same FAIRLEAD_HASH_SECRET on all gateways"
             )
         rounds = self._rotation.rounds_per_cycle()
         if rounds > 1:

@@ -2,8 +2,8 @@
 
 Pure: it creates batches, the caller writes them. A model's batch is due when prompts were sent or
 its loads have changed. It is also a heartbeat: often while the model has requests in flight, seldom
-while it has none. A thousand idle models together send at most `quiet_beats` a second. What could
-not be written is kept, newest first.
+while it has none. All idle models together send at most `idle_heartbeats` a second. What could not
+be written is queued again; beyond the bound, the newest prompts are kept.
 """
 
 from collections import deque
@@ -37,7 +37,7 @@ class PeerOutbox:
         self.dropped = 0
 
     def add(self, model: str, instance: str, hashes: bytes, tail: int, session_hash: int = 0) -> None:
-        """Queues a dispatch. If too many wait, the oldest of the model is dropped.
+        """Queues a dispatch. If too many wait, the model's oldest is dropped, or else this one.
 
         The end of a long prompt is left out: its start is enough for routing.
         """
@@ -57,7 +57,7 @@ class PeerOutbox:
     def take_due(
         self, models: Collection[str], loads: Mapping[str, Mapping[str, PeerLoad]], now: float, *, is_beat: bool
     ) -> list[tuple[str, PeerBatch]]:
-        """Returns the batches that are due, by model and in order.
+        """Takes prompts from the queue; returns the batches that are due, by model and in order.
 
         is_beat: also models without changes; to be set about twice a second.
 
@@ -114,7 +114,7 @@ class PeerOutbox:
         return [*pieces, tuple(items)]
 
     def on_written(self, model: str, batch: PeerBatch, now: float) -> None:
-        """Called when other gateways can read the batch."""
+        """Records the last batch that other gateways can read: its number, time and loads."""
         last = self._last_batches.get(model)
         known = last.loads if last is not None else {}
         loads = known if batch.loads is None else batch.loads

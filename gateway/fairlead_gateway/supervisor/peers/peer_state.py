@@ -111,7 +111,7 @@ class PeerState:
                 del self._peers[name]
 
     def expire(self, now: float) -> None:
-        """Drops the loads of late gateways, and gateways that are silent for all models."""
+        """Drops the loads of late gateways, and gateways that are late for all models."""
         for name, peer in list(self._peers.items()):
             for model, share in list(peer.models.items()):
                 if share.is_late(now):

@@ -81,7 +81,10 @@ class ProfileEstimator:
         self.dropped = 0
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Adds and drops instances. The profile of a kind stays while it has an instance."""
+        """Adds and drops instances. Only those of role Serve without KV transfer are measured.
+
+        The profile of a kind stays while the kind has an instance and the same prior.
+        """
         measured: dict[str, Instance] = {
             instance.id: instance
             for instances in fleet.instances.values()
@@ -122,7 +125,8 @@ class ProfileEstimator:
     def update(self, now: float) -> Mapping[str, EngineProfile]:
         """Learns from the events that are old enough to be in order.
 
-        Returns, by instance, the profiles that changed enough for workers to get them.
+        Returns, by instance, the reliable profiles that changed enough for workers to get them.
+        Empty if the last solution is younger than `SOLVE_INTERVAL_SECONDS`.
         """
         until = now - self._limits.timing_settle_seconds
         while self._events and self._events[0][0] <= until:

@@ -28,8 +28,8 @@ relative to the predicted seconds.
    where the attention of long prompts explains all of it.
 
 Source: recursive least squares with forgetting, as in the fitted coefficients of FlowPrefill and
-LAPS (arXiv 2601.11589). Different here are the runs, the spans of answers, which separate decode
-from prefill, and the pull towards the last solution instead of zero.
+LAPS (arXiv 2601.11589). Changed: there are runs, the spans of answers separate decode from prefill,
+and the pull is towards the last solution instead of zero.
 """
 
 from dataclasses import dataclass, field, replace
@@ -126,7 +126,10 @@ class ProfileRegression:
         return None if row is None else sum(value * factor for value, factor in zip(row, self.factors, strict=True))
 
     def solve(self) -> EngineProfile:
-        """Solves for the factors and returns the profile. Call it every few seconds."""
+        """Solves for the factors and returns the profile. To be called every few seconds.
+
+        Below `MIN_OBSERVATIONS`, the factors stay as they are.
+        """
         if self.observations < MIN_OBSERVATIONS:
             return self.profile()
         factors = list(self.factors)

@@ -120,7 +120,7 @@ def serve(requests: BinaryIO, replies: BinaryIO, limits: Limits) -> None:
 
 
 def _limit_resources(limits: Limits) -> None:
-    """Forbids core dumps, more memory than the limit, further threads, and downloads from a hub."""
+    """Forbids core dumps, threads and downloads from a hub; on Linux, limits the memory."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     max_bytes = limits.tokenizing_memory_bytes
     if sys.platform == "linux":  # macOS accepts the limit and does not enforce it

@@ -7,7 +7,7 @@ from fairlead_gateway.worker.runtime import WorkerRuntime
 
 
 class PairHealth:
-    """Prefill instances and pairs that failed lately; they are avoided for a while."""
+    """Prefill instances and pairs that failed less than `handoff_suspect_seconds` ago."""
 
     def __init__(self, runtime: WorkerRuntime) -> None:
         self._now = runtime.now

@@ -200,8 +200,8 @@ class PrefillCoordinator:
     def add_kv_source(self, context: RequestContext, body: bytes, source: str) -> bytes:
         """Returns the body with fields that name the instance that has cached a part of the prompt.
 
-        Unchanged if that instance has left, or if nothing is generated. A peer that has lost the
-        blocks costs nothing; the engine then computes them.
+        Unchanged if that instance has left or serves no blocks, if the attempt has a transfer, or
+        if nothing is generated. If the instance has lost the blocks, the engine computes them.
         """
         instance = self._decode_routers.ready_instance(context.request.model_key, source)
         if (
@@ -218,7 +218,10 @@ class PrefillCoordinator:
     def first_event_deadline(
         self, context: RequestContext, instance: Instance, engine_response: EngineResponse
     ) -> Iterator[None]:
-        """Limits the time until the first event of an attempt with a transfer."""
+        """Limits the time until the first event of an attempt with a transfer.
+
+        Also starts SGLang's prefill. Does nothing without a transfer.
+        """
         handoff = context.handoff
         if handoff is None or handoff.transfer is None:
             yield
@@ -324,7 +327,10 @@ class PrefillCoordinator:
         return NO_INSTANCES
 
     async def _prefill_on(self, context: RequestContext, instance: Instance, attempt: PrefillAttempt) -> Handoff:
-        """Prefills on one instance and returns the transfer. Raises EngineCallFailed."""
+        """Prefills on one instance and returns the transfer. Raises EngineCallFailed.
+
+        SGLang's prefill is only prepared; it starts with the decode.
+        """
         lease_seconds = self._limits.handoff_lease_seconds
         description = f"prefill on {instance.id} ({attempt.decision.rule}: {attempt.decision.reason})"
         if instance.transfer == "sglang":

@@ -26,13 +26,13 @@ class TransferEstimator:
         self._token_seconds = {key: seconds for key, seconds in self._token_seconds.items() if key in models}
 
     def predict_seconds(self, model: str, prompt_tokens: float) -> float:
-        """Returns the expected transfer time of a prompt's KV."""
+        """Returns the expected transfer time of a prompt's KV, in seconds."""
         return self._fixed_seconds + self._token_seconds.get(model, 0.0) * prompt_tokens
 
     def observe(self, model: str, prompt_tokens: float, seconds: float) -> None:
-        """Records a transfer.
+        """Adds a transfer to the mean of its model.
 
-        seconds: until the decode engine's first event, without its own steps.
+        seconds: from the dispatch to the decode engine's first event, without its two steps.
         """
         if prompt_tokens <= 0.0:
             return

@@ -19,7 +19,7 @@ it is admitted, its client disconnects, its deadline passes, or a limit refuses 
 checked on every engine event of this process, and every `POLL_SECONDS` while it is not empty. The
 poll is for work of other workers and gateways, which ends without an event here.
 
-An admitted request gets an instance. It may wait once more until that can start it
+An admitted request gets an instance. It may wait once more until the instance can start it
 (`late_binding_queue`).
 """
 
@@ -107,7 +107,10 @@ class AdmissionController:
         return expects_instance or grows or self._has_api_keys or has_profiles
 
     def try_admit(self, context: RequestContext) -> bool:
-        """Whether the request is admitted without waiting. Called once per request."""
+        """Admits the request if it need not wait; returns whether it did.
+
+        Called once per request.
+        """
         admission = self._models.get(context.request.model_key)
         return admission is None or admission.try_admit(context)
 
@@ -193,7 +196,7 @@ class ModelAdmission:
         return len(self._queued)
 
     def update_fleet(self, model: Model, fleet: Fleet) -> None:
-        """Takes over the model's spec and instances."""
+        """Takes over the model's spec and instances, and checks the queue."""
         instances = fleet.instances.get(self._key, ())
         ready = [instance for instance in instances if instance.state is InstanceState.READY]
         self._model = model
@@ -216,7 +219,10 @@ class ModelAdmission:
         self._release_ready()
 
     def try_admit(self, context: RequestContext) -> bool:
-        """Whether the request is admitted without waiting. Sets `context.admission`."""
+        """Admits the request if it need not wait; returns whether it did.
+
+        Fills `context.admission` if the policy is needed.
+        """
         policy = self._policy
         if (
             self._is_plain
@@ -370,7 +376,10 @@ class ModelAdmission:
             self._timer = self._loop.call_later(POLL_SECONDS, self._release_ready)
 
     def _refuse_without_engines(self, now: float) -> None:
-        """Reports the need for an instance, and refuses the requests that have waited too long."""
+        """Refuses the requests that have waited too long for a first instance.
+
+        If the model can wake, first reports the need, at most once per `wake_hint_seconds`.
+        """
         limits, wakes = self._limits, self._model is not None and self._model.wakes
         max_seconds = limits.queue_starting_seconds if self._expects_instance else 0.0
         if wakes:

@@ -94,7 +94,10 @@ class LateBindingQueue:
         return {key: sum(map(len, instances.values())) for key, instances in self._waiting.items()}
 
     def can_start(self, context: RequestContext) -> bool:
-        """Whether the chosen instance can start the request now, or the preset has no queue."""
+        """Whether the request need not wait for its chosen instance.
+
+        Always true with a preset without late binding, and for a request with a KV transfer.
+        """
         key = context.request.model_key
         router = self._routers.router(key)
         if router is None or not router.queues_assigned or context.choice is None or context.transfer is not None:

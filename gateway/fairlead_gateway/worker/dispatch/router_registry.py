@@ -101,8 +101,8 @@ class RoleRouters:
         """Returns the router's decision among the instances that are not ejected.
 
         preview: the router remembers nothing.
-        Raises NoReadyInstance if the model has no usable instance. If all of these are excluded,
-        the decision's `chosen` is None.
+        Raises NoReadyInstance if the model has no usable instance. If some are `excluded` and no
+        other one is usable, the decision's `chosen` is None.
         """
         router = self._routers.get(key)
         ejected: Mapping[str, str] = {}
@@ -136,7 +136,10 @@ class RoleRouters:
         )
 
     def drain_seconds(self, key: str) -> int:
-        """Returns the seconds until the least busy ready instance should be idle."""
+        """Returns `Retry-After` in whole seconds: until the least busy instance should be idle.
+
+        The result is from 1 to `max_retry_after_seconds`.
+        """
         router = self._routers.get(key)
         return retry_after_for_backlog(router.least_backlog_seconds() if router is not None else 0.0, self._limits)
 

@@ -162,7 +162,7 @@ class AccessLog:
 
 
 def _trace_id(context: RequestContext) -> str | None:
-    """Returns the id of the request's trace, recorded here or only passed on."""
+    """Returns the id of the request's trace, recorded here or only passed on; None without one."""
     if context.trace is not None:
         return context.trace.trace_id
     head = context.http_request.head

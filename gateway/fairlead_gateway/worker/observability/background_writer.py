@@ -30,7 +30,7 @@ class QueueBounds:
 class BackgroundWriter(Generic[T]):
     """A writer of items in batches, in a thread that starts with the first item.
 
-    write: writes a batch, in the thread; what it raises loses the batch.
+    write: writes a batch, in the thread; if it raises, the batch is lost.
     on_dropped: called with the number of lost items, from any thread.
     stopping: set when `write` should not wait any longer.
 
@@ -105,7 +105,7 @@ class BackgroundWriter(Generic[T]):
 def _describe(error: Exception) -> str:
     """Returns the type of an error, with its text if the system wrote it.
 
-    Other texts may hold what should not be logged.
+    Why: other texts may hold what should not be logged.
     """
     name = type(error).__name__
     return f"{name}: {error.strerror}" if isinstance(error, OSError) and error.strerror else name

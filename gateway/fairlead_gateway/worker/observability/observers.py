@@ -82,7 +82,10 @@ class RequestObservers:
             self._warnings.append(exporter.warning)
 
     def attach_counters(self, telemetry: MetricsRecorder) -> None:
-        """Moves the counts of lost lines and spans into the telemetry's process counters."""
+        """Moves the counts of lines and spans into the telemetry's process counters.
+
+        Later lines and spans are counted there.
+        """
         with self._lock:
             telemetry.non_model_counters |= self._counters
             self._counters = telemetry.non_model_counters

@@ -86,7 +86,7 @@ class OtlpExporter:
         self._writer.close(seconds)
 
     def _send(self, batch: list[Span]) -> None:
-        """Sends a batch, in the thread. Raises if it is lost."""
+        """Sends a batch, in the thread. Raises ConnectionError or ExportRejected if it is lost."""
         body = msgspec.json.encode(export_request(batch, self._resource))
         for attempt in range(_MAX_TRIES):
             try:

@@ -151,7 +151,8 @@ def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
 def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
     """Parses a chat whose messages hold only known fields.
 
-    None if it must be parsed in the general way.
+    Returns None if it must be parsed in the general way. Raises BadRequest if a value is out of
+    range or the body is nested too deep.
 
     Why the cut is right: an array ends only once, so both parts are complete. The key before it
     occurs only once, in whatever spelling. Types bound the depth of the messages.

@@ -1,13 +1,14 @@
 """Changes or removes top-level fields of a JSON body, and leaves every other byte as it is.
 
-Bodies go to engines as the client wrote them. Encoding them again would cost time, and change
-numbers, key order and escapes. So the new text replaces exactly the value of a field. The scan
-knows only strings and brackets, and is used on bodies that a parser has accepted. A key that occurs
-twice is replaced twice, so it does not matter which one an engine reads.
+The new text replaces exactly the value of a field. The scan knows only strings and brackets, and is
+used on bodies that a parser has accepted. A key that occurs twice is replaced twice, so it does not
+matter which one an engine reads.
 
 The scan takes one slice at a time, so that other threads get their turn during a long string. One
 pattern skips everything without nesting: an array of a million texts costs a few steps, not a
 million.
+
+Why: encoding a body again would cost time, and change numbers, key order and escapes.
 """
 
 import re

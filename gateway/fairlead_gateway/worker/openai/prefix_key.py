@@ -27,7 +27,7 @@ _NO_TOOLS: Final = (b"null", b"[]")
 
 
 def build_route_request(request: ModelRequest, head: RequestHead, request_id: str, secret: bytes) -> RouteRequest:
-    """Returns the request as routing sees it."""
+    """Returns what routing needs: the prefix hashes, the size and the session of a request."""
     text, start, end = request.client_body, request.messages_start, request.messages_end
     if end == 0:
         text = (
@@ -97,6 +97,6 @@ def _session_id(request: ModelRequest, head: RequestHead) -> str | None:
 def _is_one_conversation(request: ModelRequest, head: RequestHead) -> bool:
     """Whether the client's name for the conversation stands for one conversation only.
 
-    A `user` has many conversations, and some clients send the same one with every request.
+    Why: a `user` has many conversations, and some clients send the same one with every request.
     """
     return bool(head.get(b"x-session-id") or request.fields.session_id)

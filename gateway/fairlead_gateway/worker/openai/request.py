@@ -97,7 +97,7 @@ class ModelRequest:
         self.target = target
 
     def messages(self) -> bytes:
-        """Returns the JSON text of a chat's messages."""
+        """Returns the JSON text of a chat's messages; empty for other requests."""
         if self.messages_end:
             return self.client_body[self.messages_start - 1 : self.messages_end + 1]
         return bytes(self.fields.messages) if isinstance(self.fields, ChatRequest) else b""
@@ -109,7 +109,7 @@ class ModelRequest:
 
 
 def parse_request(path: str, body: bytes, fleet: Fleet, limits: Limits) -> ModelRequest:
-    """Parses a request for a model.
+    """Parses a request for a model, and makes the body that its engine gets.
 
     Raises BadRequest, which names the field, and UnknownModel, which names similar models.
     """

@@ -180,8 +180,9 @@ class EmbeddingRequest(CommonFields, kw_only=True):
 
 
 class GenericRequest(CommonFields, kw_only=True):
-    """A request whose other fields are neither read nor changed; counts that crashed engines are
-    bounded.
+    """A request whose other fields are neither read nor changed.
+
+    Only the counts with which requests have crashed engines are bounded.
     """
 
     n: OptionalInt = None
@@ -289,7 +290,9 @@ def has_value(raw: Raw | UnsetType) -> bool:
 
 
 def is_any_enabled(quoted_names: Iterable[bytes], body: bytes) -> bool:
-    """Whether one of the fields is on in a body that was parsed before.
+    """Whether a body that was parsed before has one of the fields with a value.
+
+    `null` and `false` are no values here.
 
     quoted_names: searched for first, since most bodies hold none of them.
     """

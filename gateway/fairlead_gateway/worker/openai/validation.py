@@ -103,7 +103,7 @@ def _decode_fields(kind: type[CommonFields], body: bytes) -> CommonFields:
 
 
 def decode_stream_options(fields: GenerationFields, limits: Limits) -> StreamOptions | None:
-    """Returns `stream_options`; None if absent or null."""
+    """Returns `stream_options`; None if absent or null. Raises BadRequest."""
     if fields.stream_options is UNSET:
         return None
     options: StreamOptions | None = _decode_field(
@@ -149,7 +149,7 @@ def _check_values(body: bytes, limits: Limits) -> None:
 def check_depth(body: bytes, limits: Limits) -> None:
     """Raises BadRequest if a body is nested too deep, or has too many arrays and objects.
 
-    Fields that the gateway does not read count too. Cheap if brackets are few.
+    Fields that the gateway does not read count too. The check is cheap if brackets are few.
     """
     if len(body) <= limits.json_depth:
         return

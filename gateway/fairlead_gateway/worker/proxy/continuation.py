@@ -2,11 +2,12 @@
 the response that the client gets.
 
 The other engine gets the prompt with the text that the client has already. In a chat that is an
-unfinished last message (`continue_final_message`); in a completion it follows the prompt. For a
-greedy request the result is what the first engine would have generated. With a seed it is equally
-good.
+unfinished last message (`continue_final_message`); in a completion it follows the prompt.
 
-A request is not resumed if more than the text decides what comes next. That is so if it has:
+Only greedy requests and requests with a seed are resumed. For a greedy request the text is what the
+first engine would have generated. With a seed the text may be another one, which is as good.
+
+A request is not resumed if more than the text decides what comes next, for example if it has:
 
 - several choices
 - tools
@@ -15,9 +16,9 @@ A request is not resumed if more than the text decides what comes next. That is 
 - log probabilities
 - prompts of token ids
 
-The resumed response keeps the id, model and time of the first. The role is sent once, and the usage
-is the sum of both. Sent tokens are counted as one per event; the count is low if an engine puts
-several into one event.
+The resumed response keeps the id, model and time of the first one. The role is sent once. The usage
+has the prompt tokens of the request and the output tokens of both engines. Sent tokens are counted
+as one per event; the count is low if an engine puts several into one event.
 """
 
 from collections.abc import Iterable
@@ -92,7 +93,7 @@ class SentText:
         self.shared_fields: dict[str, Any] = {}
 
     def add(self, events: Iterable[bytes]) -> None:
-        """Adds events that go to the client."""
+        """Adds events that go to the client; beyond `max_bytes` in sum, `parse` returns False."""
         for event in events:
             self._size += len(event)
             if self._size <= self._max_bytes:
@@ -174,7 +175,10 @@ def splice_events(events: Iterable[bytes], sent: SentText) -> list[bytes]:
 
 
 def total_usage(usage: Usage | None, sent: SentText) -> Usage | None:
-    """Returns the counts of both engines together."""
+    """Returns the usage of the whole response from that of the engine that resumed it.
+
+    Returns `usage` itself if it has no count of output tokens.
+    """
     if usage is None or usage.completion_tokens is None:
         return usage
     prompt = None if usage.prompt_tokens is None else max(0, usage.prompt_tokens - sent.tokens)

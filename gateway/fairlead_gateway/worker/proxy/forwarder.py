@@ -61,7 +61,7 @@ class Forwarder:
         """Gets a response and relays it, within the request's timeout.
 
         attempt: the one that the fast path has started; see `FastPath`.
-        Raises GatewayError if no instance responds.
+        Raises GatewayError if the request is refused, or if no instance responds in time.
         """
         head = context.http_request.head
         seconds = total_timeout(head, context.request.stream, self._limits)
@@ -122,8 +122,9 @@ class Forwarder:
             raise QuarantinedRequest(self._limits.quarantine_seconds) from None
 
     def route_attempt(self, context: RequestContext, excluded: frozenset[str], now: float) -> Attempt:
-        """Chooses an instance and returns the attempt at it. Raises GatewayError if none is
-        left.
+        """Chooses an instance and returns the attempt at it.
+
+        Raises GatewayError if no instance is left, or if the retry budget is used up.
         """
         key, failures = context.request.model_key, context.failures
         decision = self._prefill_coordinator.choose_decode_instance(context, excluded, now)

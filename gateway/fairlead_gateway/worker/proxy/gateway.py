@@ -441,5 +441,8 @@ def _send_error(error: GatewayError, response: ResponseWriter, headers: str) -> 
 
 
 def _log_internal_error(request_id: str, error: Exception) -> None:
-    """Logs the error's type and lines of code; its text may hold a part of a prompt."""
+    """Logs the type of an error and its lines of code, not its text.
+
+    Why: the text may hold a part of a prompt.
+    """
     _log.error("request %s: %s\n%s", request_id, type(error).__name__, traceback_lines(error))

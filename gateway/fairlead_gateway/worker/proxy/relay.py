@@ -157,7 +157,7 @@ class ResponseRelay:
     async def _relay_to_end(self, attempt: Attempt, engine_response: EngineResponse) -> str | None:
         """Relays the response to its end, and resumes a stream that breaks.
 
-        Returns the error; None if the response is complete.
+        Returns the cause of a failure, in one word; None if the response is complete.
         """
         context = attempt.context
         key, name, telemetry = context.request.model_key, attempt.instance_id, self._telemetry

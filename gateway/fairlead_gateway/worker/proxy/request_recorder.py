@@ -105,7 +105,7 @@ def _is_transferred(context: RequestContext) -> bool:
 def _overhead_seconds(context: RequestContext) -> float | None:
     """Returns the seconds that the gateway itself took before the dispatch.
 
-    None if they are mixed with an engine's time, as after a failure.
+    None without a dispatch, or if they are mixed with an engine's time, as after a failure.
     """
     if context.result.dispatched_at is None or context.failures:
         return None
@@ -125,7 +125,10 @@ def _tpot_seconds(context: RequestContext, tokens: int) -> float | None:
 
 
 def _predicted_cached_tokens(choice: RoutedChoice) -> int | None:
-    """Returns the prompt tokens that routing expected in the cache of the chosen instance."""
+    """Returns the prompt tokens that routing expected in the cache of the chosen instance.
+
+    None if the decision has no such number.
+    """
     matched = choice.decision.matched_tokens
     return None if matched is None else int(matched)
 

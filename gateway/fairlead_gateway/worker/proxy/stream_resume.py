@@ -39,7 +39,7 @@ class StreamResume:
 
         sent: the text that the client has.
         cause: why the stream of `broken` ended.
-        Returns None if the response is complete now, else the error.
+        Returns None if the response is complete now, else the cause of the failure.
         """
         context = broken.context
         if context.trace is not None:

@@ -23,7 +23,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class DispatchReporter:
-    """The collector of one worker's dispatches. Its methods are hooks of routers and decision log.
+    """The collector of one worker's reports. Its methods are hooks of routers and decision log.
 
     publish: decisions and loads go to Redis.
     loads: returns the worker's own load by instance.
@@ -56,8 +56,9 @@ class DispatchReporter:
         self._schedule(len(self._dispatched))
 
     def on_crash(self, fingerprint: bytes, instance: str, sent_at: float, crashed_at: float) -> None:
-        """Reports at once that an instance broke off on a body: a sibling may be about to
-        send it.
+        """Reports at once that an instance broke off on a body.
+
+        Why: a sibling worker may be about to send the same body.
         """
         if len(self._crashes) < self._limits.quarantined_fingerprints:
             self._crashes.append((fingerprint, instance, sent_at, crashed_at))

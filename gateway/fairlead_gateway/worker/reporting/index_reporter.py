@@ -41,7 +41,7 @@ class IndexReporter:
         self.hooks = DispatchHooks(self.on_dispatch, self.on_finish)
 
     def on_dispatch(self, model: str, request: RouteRequest, instance: str) -> None:
-        """Reports a dispatched prompt."""
+        """Reports a dispatched prompt with the next batch; drops it if too many wait."""
         chain = request.chain
         if len(self._dispatched) >= self._max_rows:
             self._batch.dropped += 1
@@ -52,7 +52,10 @@ class IndexReporter:
         self._batch.schedule()
 
     def on_finish(self, model: str, inflight: InflightRequest, prompt: int | None, cached: int | None) -> None:
-        """Reports a finished prompt; see `DispatchHooks.on_finish`."""
+        """Reports a finished prompt with the next batch; drops it if too many wait.
+
+        See `DispatchHooks.on_finish`.
+        """
         if len(self._finished) >= self._max_rows:
             self._batch.dropped += 1
             return

@@ -24,7 +24,10 @@ class PromptSampleBuffer:
         self._bytes = 0
 
     def offer(self, request: ModelRequest, route: RouteRequest) -> None:
-        """Adds a prompt that is being sent, unless it is too long or shorter than a block."""
+        """Adds the prompt of a chat or a completion that is being sent.
+
+        Ignores prompts that are too long or shorter than a block. Removes the oldest if necessary.
+        """
         fields = request.fields
         kind = (
             CHAT_SAMPLE

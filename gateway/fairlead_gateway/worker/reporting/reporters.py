@@ -16,7 +16,7 @@ def _ignore(key: str) -> None: ...
 class Reporters:
     """The reporters of a worker; None for what is not reported.
 
-    siblings: the other workers of this gateway; they mirror dispatches and crashes.
+    siblings: the other workers of this gateway, which get the dispatches and crashes.
     dispatch_hooks: report the start and end of requests to the KV-cache index.
     prompt_samples: prompts that the index may request.
     timings: the times of requests, from which the supervisor learns engine profiles.

@@ -12,7 +12,7 @@ from fairlead_gateway.ipc.timing_events import TimingEvent, TimingEventKind, Tim
 
 
 class TimingReporter:
-    """The collector of the timing events of one worker."""
+    """The collector of the timing events of one worker; drops new ones if too many wait."""
 
     def __init__(self, sender: MessageSender, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
         self._max_events = limits.timing_rows

@@ -127,7 +127,9 @@ class FailureAttribution:
     def resume_stall_timeout(self, context: RequestContext, activity: EndpointActivity) -> StallTimeout:
         """Returns the stall timeout of an attempt that resumes a stream.
 
-        No attempt follows it, and the stream may be old.
+        Its deadline counts from now, and a stall only counts as a failure.
+
+        Why: no attempt follows this one, and the stream may be old.
         """
         deadline = self._now() + self._limits.stream_idle_seconds
         return self._stall_timeout(context, activity, deadline, self._count_stall_once)

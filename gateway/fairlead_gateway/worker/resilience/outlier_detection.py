@@ -109,7 +109,7 @@ class OutlierDetector:
         return record.state is not HealthState.EJECTED and not record.is_probed
 
     def on_dispatch(self, instance: str) -> None:
-        """Records a request to the instance; after an ejection it is the probe."""
+        """Records a request to the instance; the first one after an ejection is the probe."""
         if instance in self._unhealthy:
             record = self._records[instance]
             record.is_probed = record.state is HealthState.PROBING

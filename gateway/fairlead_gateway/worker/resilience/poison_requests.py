@@ -1,8 +1,8 @@
 """Refuses requests that crash engines.
 
-A request that crashes an engine could take down a fleet if it is retried. So a body is refused for
-a while after two crashes in sequence: one engine crashed on it, it was sent to another one *then*,
-and that one crashed too. It never reaches a third engine, however often it is sent.
+A body is refused for a while after two crashes in sequence. One engine crashed on it, it was sent
+to another one *then*, and that engine crashed too. For that time the body reaches no engine,
+however often it is sent.
 
 - Copies that were in flight at the same moment prove nothing: a popular prompt is on every engine
   that crashes.
@@ -10,6 +10,8 @@ and that one crashed too. It never reaches a third engine, however often it is s
 
 Only keyed fingerprints are kept, limited in number and time. A body is hashed only if a suspect has
 the same length, or if it is released before its end is known, as in streams.
+
+Why: a request that crashes an engine could take down a fleet if it is retried.
 
 Why XXH3 with 128 bits: the hash must be fast. It is not cryptographic. An attacker with a collision
 could have one body refused instead of another, but must crash two engines first.
@@ -120,7 +122,7 @@ class PoisonRequestGuard:
         return self.on_peer_crash(fingerprint, instance, sent_at, now)
 
     def on_peer_crash(self, fingerprint: bytes, instance: str, sent_at: float, crashed_at: float) -> bool:
-        """Like `on_crash`, for a request of another worker."""
+        """Like `on_crash`, for a crash that another worker has reported; reports nothing."""
         suspect = self._remove(fingerprint)
         if suspect is None or self._is_expired(suspect, crashed_at):
             suspect = _SuspectBody(crashed_at)
@@ -142,7 +144,10 @@ class PoisonRequestGuard:
             self._report_cleared(fingerprint, now)
 
     def on_peer_cleared(self, fingerprint: bytes, answered_at: float) -> None:
-        """Like `on_answered`, for a request of another worker; later crashes stay."""
+        """Like `on_answered`, for an answer that another worker has reported.
+
+        Does nothing if the last crash is later than `answered_at`.
+        """
         suspect = self._suspects.get(fingerprint)
         if suspect is not None and suspect.last_crash_at <= answered_at:
             self._remove(fingerprint)

@@ -8,6 +8,8 @@ that crashes under load loses no request.
 
 A request is never retried after its first byte, after an error of the client (4xx), or once two
 instances have crashed on it.
+
+Why some retries are not limited: they cost the other instances nothing extra.
 """
 
 from collections import OrderedDict

@@ -38,7 +38,7 @@ class StartupTimes:
             del self._mean_seconds[departed]
 
     def retry_after(self, fleet: Fleet, key: str, now: float) -> int:
-        """Returns the seconds until an instance of the model should be ready."""
+        """Returns the seconds until an instance of the model should be ready; 2 if unknown."""
         start_times = [
             self._starting_since[instance.id]
             for instance in fleet.instances.get(key, ())

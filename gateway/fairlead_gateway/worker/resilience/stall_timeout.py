@@ -1,8 +1,8 @@
 """The stall timeout of an attempt: the time that it waits for an instance that sends nothing.
 
-- The instance sends to other requests: a long time.
-- It sends to none, and another instance can take the request: a short time.
-- It sends to none, and there is no other: until the deadline.
+- The instance sends to other requests: until the deadline.
+- It sends to none, and another instance can take the request: `soft_seconds`.
+- It sends to none, and no other instance can take the request: until the deadline.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,8 @@ from fairlead_gateway.worker.upstream.connection import EndpointActivity
 class StallTimeout:
     """The stall timeout of one attempt.
 
-    soft_seconds: silence of the whole instance after which `should_abandon` is called; None: never.
+    soft_seconds: seconds without a byte from the whole instance, after which `should_abandon` is
+    called; None: never.
     deadline: monotonic seconds at which the attempt ends in any case.
     request, instance_id, failures: the attempt and its request's earlier failures, for
     `should_abandon`.

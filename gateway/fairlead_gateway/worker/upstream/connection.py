@@ -296,7 +296,10 @@ class EngineConnection:
             self._transport.close()
 
     def _arm_silence_timer(self, seconds: float) -> None:
-        """Sets the allowed silence from now on; the address is probed before that has passed."""
+        """Allows `seconds` without a byte from now on.
+
+        Until they are over, the address is probed as often as `unresponsive_seconds` pass.
+        """
         step = min(seconds, self._probe_after_seconds)
         self._silence_left_seconds = seconds - step
         self._receive_count_before = self.activity.receive_count

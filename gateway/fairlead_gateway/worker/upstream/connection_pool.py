@@ -83,7 +83,10 @@ class ConnectionPool(ConnectionOwner):
         return self.credentials.authorization_for(address)
 
     def release(self, connection: EngineConnection) -> None:
-        """Keeps a connection for the next request."""
+        """Keeps a connection for the next request; closes the oldest one if there are too many.
+
+        After `close`, closes the connection instead.
+        """
         if self._closed:
             connection.abort()
             return
@@ -104,7 +107,7 @@ class ConnectionPool(ConnectionOwner):
             idle.remove(connection)
 
     def retain(self, addresses: frozenset[str]) -> None:
-        """Closes the idle connections to all other addresses."""
+        """Closes the idle connections to all other addresses, and forgets their activity."""
         for address in [known for known in self._idle if known not in addresses]:
             for connection in list(self._idle.pop(address)):
                 connection.abort()

@@ -42,7 +42,7 @@ class _BufferedResponse:
 
     @property
     def content(self) -> bytes:
-        """The body."""
+        """The part of the body that has arrived."""
         return b"".join(self._chunks)
 
     def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
@@ -51,7 +51,7 @@ class _BufferedResponse:
         self.status = status
 
     def on_body(self, chunks: list[bytes], complete: bool) -> None:
-        """Keeps the body, up to the limit."""
+        """Adds parts of the body; ends the response when it is complete or too long."""
         self._chunks += chunks
         self._size += sum(map(len, chunks))
         self.complete = complete

@@ -79,8 +79,9 @@ class EngineResponse:
 
     @property
     def finished(self) -> "asyncio.Future[str | None]":
-        """A future that ends when the response is relayed, or has ended. Its result is the error;
-        None if the response is whole.
+        """A future that ends when the response has been relayed or has failed.
+
+        Its result is the cause of the failure; None if the response is complete.
         """
         finished = self._finished
         if finished is None:
@@ -148,7 +149,7 @@ class EngineResponse:
                 self._on_first_chunk(now)
 
     def on_error(self, error: UpstreamError) -> None:
-        """Receives an error of the connection: the verdict, or the end after it."""
+        """Receives an error of the connection: the verdict if there is none yet, else the end."""
         if self._awaits_verdict:
             self._finish_verdict(error)
         else:

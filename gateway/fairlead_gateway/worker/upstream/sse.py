@@ -1,8 +1,10 @@
 """Scans event streams of engines: passes whole events, and reads the few that matter.
 
 Events pass as the bytes that the engine sent. Only events with a usage, an error, an abort or the
-end are parsed. Substring searches find them, because a stream has thousands of events. Inside a
-JSON string a quote is escaped, so `"usage":` with plain quotes is always a key.
+end are parsed. Substring searches find them. Inside a JSON string a quote is escaped, so `"usage":`
+with plain quotes is always a key.
+
+Why substring searches: a stream has thousands of events.
 """
 
 import re
@@ -81,7 +83,10 @@ class SseScanner:
         return self.is_done or self.is_aborted or self.error is not None
 
     def _take_complete(self, chunk: bytes) -> bytes:
-        """Returns all complete events; the rest waits for the next chunk."""
+        """Returns all complete events; the rest waits for the next chunk.
+
+        Sets `error` if the rest is too long.
+        """
         partial = self._partial
         search_start = max(
             0, len(partial) - _LONGEST_END + 1

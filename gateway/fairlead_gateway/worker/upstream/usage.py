@@ -49,8 +49,9 @@ def _valid_count(count: int | None) -> int | None:
 
 
 def parse_in_band_error(raw: bytes, status: int) -> InBandError:
-    """Parses an engine's error object.
+    """Returns the status and message of an engine's error object.
 
+    The message is empty if the object is malformed.
     status: used unless the error's code is an HTTP status itself.
     """
     try:

@@ -12,8 +12,9 @@ ALL_GROUPS_PARTITION: Final = 4096
 
 
 def leader_worker_set(pool: PoolContext, leader: Manifest, worker: Manifest) -> Manifest:
-    """Returns the LeaderWorkerSet. A pod that restarts restarts its group, which would wait for it
-    in vain.
+    """Returns the LeaderWorkerSet. A pod that restarts also restarts its group.
+
+    Why: the other pods of the group would wait for the restarted one in vain.
     """
     rollout = pool.model.spec.rollout
     rolling: Manifest = {

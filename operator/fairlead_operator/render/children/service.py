@@ -8,9 +8,9 @@ _SERVICE_PORT = 80
 
 
 def service(pool: PoolContext) -> Manifest:
-    """Returns the Service.
+    """Returns the Service. For multi-node instances its name has a suffix.
 
-    A LeaderWorkerSet creates a headless Service of its own name, so that this one gets a suffix.
+    Why: a LeaderWorkerSet creates a headless Service of the name without the suffix.
     """
     name = pool.name + LEADER_SUFFIX if pool.pool.parallelism.nodes > 1 else pool.name
     spec: Manifest = {

@@ -35,8 +35,9 @@ class ShapeRouter:
     ) -> PoolReplica | None:
         """Returns a replica of the first ranked accelerator class that meets the TTFT target.
 
-        If none does, returns the least loaded replica. ``least_loaded`` finds that among some
-        pools.
+        If none does, returns the least loaded replica; None if no replica is ready.
+
+        least_loaded: returns the least loaded replica of the given pools.
         """
         self._refresh(pools)
         if not self._accelerator_kinds.has_choice:

@@ -34,7 +34,7 @@ TOKEN_SECONDS: Final = 0.012
 
 
 def agent_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
-    """Returns the first requests; equal arguments give equal traffic."""
+    """Returns the first ``requests`` requests, by arrival; equal arguments give equal traffic."""
     random_, fresh, into = random.Random(f"agents {seed}"), BlockIds(), TrafficBuilder(requests)
     apps = [fresh.take(random_.randint(2, 16)) for _ in range(APPS)]
     popular = ZipfDistribution(APPS, 1.0)

@@ -88,7 +88,10 @@ def lognormal(
 
 
 def state_changes(random_: random.Random, low: float, high: float, until: float) -> list[float]:
-    """Returns the change times of a state that is low for ``low`` seconds on average, then high."""
+    """Returns the change times of a state that begins low, up to the first change after ``until``.
+
+    low, high: mean seconds in each state.
+    """
     changes, at, is_high = [], 0.0, False
     while at < until:
         at += random_.expovariate(1 / (high if is_high else low))

@@ -1,5 +1,6 @@
-"""Bursty chat over 12 prefixes (Zipf 1) of 0 to 6 blocks; every 90 s five times the traffic for 15
-s.
+"""Bursty chat: sessions over 12 prefixes (Zipf 1) of 0 to 6 blocks.
+
+About every 90 s, five times as many sessions arrive for about 15 s.
 """
 
 import random
@@ -27,7 +28,7 @@ CYCLE_SECONDS: Final = 90.0
 
 
 def bursty_chat(requests: int, *, seed: int) -> list[TraceRequest]:
-    """Returns the first requests; equal arguments give equal traffic."""
+    """Returns the first ``requests`` requests, by arrival; equal arguments give equal traffic."""
     random_, fresh, into = random.Random(f"bursty {seed}"), BlockIds(), TrafficBuilder(requests)
     prefixes = [fresh.take(random_.randint(*PREFIX_BLOCKS)) for _ in range(PREFIXES)]
     popular = ZipfDistribution(PREFIXES, 1.0)

@@ -24,7 +24,7 @@ CROWD_SECONDS: Final = 150.0
 
 
 def flash_crowd_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
-    """Returns the first requests; equal arguments give equal traffic."""
+    """Returns the first ``requests`` requests, by arrival; equal arguments give equal traffic."""
     random_, fresh, into = random.Random(f"flash crowd {seed}"), BlockIds(), TrafficBuilder(requests)
     prefixes = [fresh.take(random_.randint(*PREFIX_BLOCKS)) for _ in range(PREFIXES)]
     crowds = [(into.seconds * (1 + number) / (CROWDS + 1), fresh.take(CROWD_BLOCKS)) for number in range(CROWDS)]

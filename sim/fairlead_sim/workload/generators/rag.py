@@ -27,7 +27,7 @@ _MAX_BLOCKS: Final = (MAX_PROMPT_TOKENS - QUESTION_TOKENS[1]) // TRACE_BLOCK_TOK
 
 
 def rag_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
-    """Returns the first requests; equal arguments give equal traffic."""
+    """Returns the first ``requests`` requests, by arrival; equal arguments give equal traffic."""
     random_, fresh, into = random.Random(f"rag {seed}"), BlockIds(), TrafficBuilder(requests)
     system, library = fresh.take(1), DocumentLibrary(fresh, random_, DOCUMENTS)
     rate = HOUR_REQUESTS / HOUR_SECONDS

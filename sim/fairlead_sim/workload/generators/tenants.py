@@ -33,7 +33,7 @@ _REQUESTS_PER_SESSION: Final = {"chat": TURNS, "agent": float(CALLS), "rag": 1.0
 
 
 def tenant_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
-    """Returns the first requests; equal arguments give equal traffic."""
+    """Returns the first ``requests`` requests, by arrival; equal arguments give equal traffic."""
     random_, fresh, into = random.Random(f"tenants {seed}"), BlockIds(), TrafficBuilder(requests)
     weights = [(1 + rank) ** -EXPONENT for rank in range(TENANTS)]
     mean = 1.0 + (BURST - 1.0) * BURST_SECONDS / CYCLE_SECONDS

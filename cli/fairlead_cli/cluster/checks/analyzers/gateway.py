@@ -61,7 +61,7 @@ def check_index(facts: ClusterFacts) -> Verdict | None:
 
 
 def check_notes(facts: ClusterFacts) -> Verdict | None:
-    """Warns about all other notes of the gateways."""
+    """Warns about the gateways' notes on anything but the fleet, Redis, the index and draining."""
     return _warn_about_notes(
         facts,
         lambda note: not note.startswith((*_STALE_FLEET_NOTES, *_REDIS_NOTES, "draining")) and not _is_index_note(note),
@@ -70,7 +70,10 @@ def check_notes(facts: ClusterFacts) -> Verdict | None:
 
 @workloads.for_component(GATEWAY)
 def check_redis(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict | None:
-    """Checks that Redis answers the gateways; a gateway without a Redis decides alone."""
+    """Fails when Redis does not serve the gateways; warns about several gateways without a Redis.
+
+    Returns None when no gateway has a Redis and each runs alone.
+    """
     without = [deployment for deployment in deployments if not components.has_redis(deployment)]
     alone = [
         f"{key_of(deployment)} has several gateways and no Redis"
@@ -107,7 +110,10 @@ def _own_redis(facts: ClusterFacts) -> Iterator[str]:
 
 @workloads.for_component(GATEWAY)
 def check_certificate(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict | None:
-    """Checks the certificates of gateways that serve TLS."""
+    """Fails for expired TLS certificates of gateways, and warns 14 days before they expire.
+
+    Returns None when no gateway has a certificate from a Secret.
+    """
     expired, expiring, unreadable, valid = [], [], [], []
     for deployment in deployments:
         for volume in pod_spec_of(deployment).get("volumes") or []:
@@ -132,7 +138,7 @@ def check_certificate(facts: ClusterFacts, deployments: Sequence[Manifest]) -> V
 
 @workloads.for_component(GATEWAY)
 def check_authentication(_: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict:
-    """Warns about gateways that ask for no key."""
+    """Warns about gateways that require no API key."""
     return verdict_of(
         (
             f"{key_of(deployment)} asks for no key"

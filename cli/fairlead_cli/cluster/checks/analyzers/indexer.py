@@ -16,9 +16,7 @@ def check_installed(facts: ClusterFacts) -> Verdict | None:
     """Warns about gateways with a Redis but no indexer. Those without a Redis need no indexer."""
     indexers, gateways = facts.component_deployments(INDEXER), facts.component_deployments(GATEWAY)
     if isinstance(indexers, MissingValue) or isinstance(gateways, MissingValue):
-        return unknown(
-            indexers if isinstance(indexers, MissingValue) else MissingValue("gateways could not be looked for")
-        )
+        return unknown(indexers if isinstance(indexers, MissingValue) else MissingValue("gateways could not be listed"))
     if indexers:
         return passed(", ".join(key_of(deployment) for deployment in indexers))
     unserved = [key_of(deployment) for deployment in gateways if components.has_redis(deployment)]
@@ -46,7 +44,10 @@ def check_permissions(facts: ClusterFacts) -> Verdict | None:
 
 @workloads.for_component(INDEXER, ready=True)
 def check_leadership(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
-    """Fails for models that no indexer reads. An indexer that did not answer may read them."""
+    """Fails for models whose engines no indexer reads.
+
+    The verdict is unknown if an indexer did not answer, because it may read them.
+    """
     pages, unreached = _pages(facts)
     leaders: dict[str, float] = {}
     for _pod, page in pages:

@@ -46,7 +46,7 @@ def _for_models(analyzer: Callable[[ClusterFacts, Sequence[Manifest]], Verdict |
 
 @_for_models
 def check_observed(facts: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
-    """Fails when ``status`` does not describe the present spec."""
+    """Fails when ``status`` has been behind the spec for more than _GRACE_SECONDS."""
     return verdict_of(
         f"{key_of(model)}: {_generation_lag(model)}, changed {format_age(changed, facts.now)} ago"
         for model in models

@@ -53,7 +53,9 @@ def check_ready(facts: ClusterFacts) -> Verdict | None:
 
 @workloads.for_component(OPERATOR, ready=True)
 def check_leader(facts: ClusterFacts, operators: Sequence[Manifest]) -> Verdict:
-    """Checks the leader's lease by the API server's clock."""
+    """Fails unless the Lease of each operator's namespace has an active holder, by the API server's
+    clock.
+    """
     failures: list[str] = []
     doubts: list[str] = []
     holders: list[str] = []
@@ -62,7 +64,7 @@ def check_leader(facts: ClusterFacts, operators: Sequence[Manifest]) -> Verdict:
         if isinstance(lease, MissingValue) and lease.is_absent:
             failures.append(f"there is no Lease {namespace}/{LEASE_NAME}: none ever led")
         elif lease is None or isinstance(lease, MissingValue):
-            doubts.append(f"{namespace}/{LEASE_NAME}: {lease.reason if lease else 'it was not looked at'}")
+            doubts.append(f"{namespace}/{LEASE_NAME}: {lease.reason if lease else 'it was not read'}")
         elif problem := _lease_problem(lease, facts.now):
             failures.append(f"{namespace}/{LEASE_NAME}: {problem}")
         else:

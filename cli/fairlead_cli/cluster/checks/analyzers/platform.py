@@ -29,7 +29,9 @@ def check_api_reachable(facts: ClusterFacts) -> Verdict:
 
 
 def check_api_version(facts: ClusterFacts) -> Verdict:
-    """Checks the version, also with vendors' suffixes such as ``v1.33.5-eks-1-2``."""
+    """Fails for a Kubernetes before OLDEST_KUBERNETES. Vendors' suffixes, as in
+    ``v1.33.5-eks-1-2``, do not matter.
+    """
     version = re.match(r"v?(\d+)\.(\d+)", facts.version)
     if version is None:
         return unknown(f"the API server calls itself {facts.version!r}")
@@ -39,7 +41,7 @@ def check_api_version(facts: ClusterFacts) -> Verdict:
 
 
 def check_clock_skew(facts: ClusterFacts) -> Verdict:
-    """Warns when this machine's clock is off; the server's ``Date`` is exact to a second."""
+    """Warns when this machine's clock is more than _MAX_SKEW_SECONDS off the API server's."""
     skew = facts.skew_seconds
     if skew is None:
         return unknown("the API server's answers carry no date")
@@ -56,7 +58,7 @@ def check_read_permissions(facts: ClusterFacts, *, before_install: bool = False)
 
 
 def check_install_permissions(facts: ClusterFacts) -> Verdict:
-    """Checks the permissions to create all that the chart holds."""
+    """Fails for each missing permission to create the objects of the chart."""
     exists = facts.namespace_exists is True
     answers = {
         permission: facts.permissions.get(permission)
@@ -195,7 +197,9 @@ def _installed(facts: ClusterFacts) -> dict[str, Manifest] | MissingValue:
 
 
 def check_crd_names(facts: ClusterFacts) -> Verdict:
-    """Fails when a CRD with a name of ours has another kind; warns when our CRDs already exist."""
+    """Fails when a CRD with a name of Fairlead's has another kind; warns when Fairlead's CRDs
+    exist.
+    """
     installed = _installed(facts)
     if isinstance(installed, MissingValue):
         return unknown(installed)
@@ -280,7 +284,9 @@ def _fields(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
 
 
 def _listed(names: list[str]) -> str:
-    """Returns field names as text, without those below another field of the list."""
+    """Returns up to _MAX_SHOWN_FIELDS field names as text, without those below another field of the
+    list.
+    """
     top_names = [name for name in names if not any(name.startswith((f"{parent}.", f"{parent}[")) for parent in names)]
     rest = len(top_names) - _MAX_SHOWN_FIELDS
     return ", ".join(top_names[:_MAX_SHOWN_FIELDS]) + (f" and {rest} more" if rest > 0 else "")

@@ -32,8 +32,8 @@ def check_network_policies(facts: ClusterFacts) -> Verdict | None:
 
 
 def check_disruption_budgets(facts: ClusterFacts) -> Verdict | None:
-    """Warns about replicated components without a disruption budget, and about budgets without
-    room.
+    """Warns about replicated components without a disruption budget, and budgets that allow no
+    disruption now.
     """
     if isinstance(facts.deployments, MissingValue):
         return unknown(facts.deployments)

@@ -52,7 +52,7 @@ def for_component(
 
 
 def ready_pods(facts: ClusterFacts, deployment: Manifest) -> Sequence[Manifest] | MissingValue:
-    """Returns the ready pods of a Deployment."""
+    """Returns the ready pods of a Deployment, or why pods cannot be listed."""
     pods = facts.pods_of(deployment)
     return pods if isinstance(pods, MissingValue) else [pod for pod in pods if is_ready(pod) and not is_deleting(pod)]
 
@@ -90,7 +90,9 @@ def _pods_ready(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict
 
 
 def not_ready_reasons(facts: ClusterFacts, deployment: Manifest) -> Iterator[str]:
-    """Yields why the pods of a Deployment are not ready; without pods, the controller's message."""
+    """Yields why a Deployment is not ready: the reasons of its pods, no pods, or a failure to
+    create them.
+    """
     pods = facts.pods_of(deployment)
     if not isinstance(pods, MissingValue):
         for pod in pods:
@@ -139,7 +141,7 @@ def _secrets_complete(facts: ClusterFacts, deployments: Sequence[Manifest]) -> V
         if isinstance(secret, MissingValue) and secret.is_absent:
             failing.append(f"the Secret {name} does not exist; it should hold {', '.join(sorted(reference_.entries))}")
         elif secret is None or isinstance(secret, MissingValue):
-            doubts.append(f"{name}: {secret.reason if secret else 'it was not looked at'}")
+            doubts.append(f"{name}: {secret.reason if secret else 'it was not read'}")
         elif missing := sorted(reference_.entries - secret.entries):
             failing.append(f"the Secret {name} has no {', '.join(missing)}")
     return verdict_of(failing, doubts)
