@@ -187,7 +187,7 @@ def _pool_spec(snapshot: ClusterSnapshot, pool: Pool, is_replacing: bool) -> Poo
 def _pool_state(
     spec: ModelDeploymentSpec, workload: Manifest, pods: Sequence[Manifest], desired_asleep: int
 ) -> PoolState:
-    """Returns the numbers of a pool, without its replicas."""
+    """Returns the state of a pool; its `replicas` are left empty."""
     replicas = (workload.get("spec") or {}).get("replicas")
     surge, owner = _surge_groups(workload), replicas_owner(spec, workload)
     total = max(0, (1 if replicas is None else int(replicas)) - surge)

@@ -133,7 +133,7 @@ class Choice(Struct, frozen=True):
 
 
 class PrefillAttempt(Struct, frozen=True):
-    """One attempt at a prefill engine."""
+    """One attempt at a prefill instance."""
 
     instance: str
     rule: str = ""

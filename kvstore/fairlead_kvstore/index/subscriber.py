@@ -203,7 +203,7 @@ class IndexSubscriber:
         """Waits for entries of any stream and applies them; returns False when every model must be
         polled.
 
-        On a cluster, and without any replica, it only pauses.
+        With a Redis Cluster, or before any replica is loaded, it only pauses and returns False.
         """
         waiting = [model for model in self._models.values() if model.replica is not None]
         left = self._status_at - self._clock.now()

@@ -185,15 +185,18 @@ def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_path: 
                 held = [await RawConnection.connect(url) for _ in range(40)]  # 40 × 8 MiB: far more than there is
                 head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
                 sending = [asyncio.create_task(one.send(head + b" " * (8 << 20))) for one in held]
+                refusals = [asyncio.create_task(one.read_response()) for one in held]
                 try:
-                    await wait_until_async(partial(_answers, url, LARGE, 503))
+                    async with asyncio.timeout(120):
+                        refused, _ = await asyncio.wait(refusals, return_when=asyncio.FIRST_COMPLETED)
+                    assert {task.result().status for task in refused} == {503}
                     assert [answer.status for answer in await send(url, get_request("/v1/models"))] == [200]
                 finally:
                     for one, task in zip(held, sending, strict=True):
                         task.cancel()
                         one.writer.transport.abort()
                         await one.close()
-                    await asyncio.gather(*sending, return_exceptions=True)
+                    await asyncio.gather(*sending, *refusals, return_exceptions=True)
                 await wait_until_async(partial(_answers, url, LARGE, 200))
                 process.send_signal(signal.SIGTERM)
                 assert await asyncio.wait_for(process.wait(), 60) == 0

@@ -88,7 +88,7 @@ class PoolDemand:
 
     @property
     def needed_text(self) -> str:
-        """`needed` with two digits, or three if only the third shows that one more is needed."""
+        """`needed` as text with two decimals; three if two would hide that one more is needed."""
         is_hidden = math.ceil(round(self.needed, 2)) < math.ceil(self.needed - _ROUNDING)
         return f"{self.needed:.3f}" if is_hidden else f"{self.needed:.2f}"
 

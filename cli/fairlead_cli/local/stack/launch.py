@@ -62,7 +62,7 @@ def build_config(options: UpOptions) -> StackConfig:
 
 
 def check_workers(number: int) -> int:
-    """Returns the number of gateway workers. Raises BadInput."""
+    """Returns `number` if a gateway can have so many workers, else raises BadInput."""
     maximum = Limits().workers
     if not 1 <= number <= maximum:
         raise BadInput(

@@ -275,7 +275,7 @@ class LazySleepCalls:
     """Sleep calls to engines; imports the HTTP client at the first call."""
 
     async def sleep(self, url: str, level: int) -> None:
-        """Returns once the engine sleeps. Raises Unavailable when it does not."""
+        """Puts the engine to sleep and returns when it sleeps, else raises Unavailable."""
         await self._client().sleep(url, level)
 
     async def wake(self, url: str, level: int) -> None:

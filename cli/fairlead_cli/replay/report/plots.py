@@ -60,7 +60,7 @@ def draw_plots(report: ReplayReport, file: Path) -> None:
 
 
 def _draw_first_tokens(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
-    """Draws the share of requests answered within so many seconds."""
+    """Draws, for each policy, the share of requests with a first token within x seconds."""
     max_seconds = 0.0
     for name, policy in report.policies.items():
         for side, run in _runs(policy):

@@ -142,7 +142,7 @@ class HotPrefixLeases:
             await self._link.run([("DEL", key) for key in ours])
 
     def lease(self, model: str) -> TableLease | None:
-        """Returns the state of a model's table; None if the model had no traffic for some time."""
+        """Returns the state of a model's table; None if unknown, and the model has no traffic."""
         return self._leases.get(model)
 
     def retain(self, models: Collection[str]) -> None:

@@ -178,7 +178,7 @@ class ProfileRegression:
     def _equation(self, observation: Observation) -> list[float] | None:
         """Returns the share of the span's seconds that each coefficient explains at factor 1.
 
-        None for a span that says nothing.
+        None for an empty span, and for a saturated one whose steps were not counted.
         """
         if observation.seconds <= 0.0 or (observation.steps is None and self._is_saturated(observation)):
             return None

@@ -1,6 +1,7 @@
 """The last prompts that were sent, in case the KV-cache index needs one of them as tokens.
 
-The buffer refers to few bodies, which are in memory anyway and small in sum. It is used only if
+The buffer keeps at most `prefix_map_samples` bodies of `prefix_map_sample_bytes` in sum, also
+after their requests end. It is used only if
 instances report their cache. A prompt leaves the worker only when the index requests it. It goes to
 the supervisor, and from there only to an engine of its model.
 """

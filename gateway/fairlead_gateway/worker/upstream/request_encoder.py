@@ -174,7 +174,7 @@ def relayed_headers(fields: dict[bytes, bytes], *, exclude: bytes = b"") -> str:
 
 
 def sanitize_header_value(text: str) -> str:
-    """Returns the text with `?` for each character that a header cannot contain."""
+    """Returns the text with `?` for each space and each character that is not printable ASCII."""
     if text.isascii() and text.isprintable() and " " not in text:
         return text
     return "".join(char if "!" <= char <= "~" else "?" for char in text)

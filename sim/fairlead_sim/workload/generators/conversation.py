@@ -111,7 +111,8 @@ def _grow_session(session: _Session, output: int, random_: random.Random, shape:
 def _first_prompt_tokens(random_: random.Random, shape: ConversationShape, max_prompt: int) -> int:
     """Returns the length of a first prompt.
 
-    A sixth is the system prompt and a sentence, a seventh a short text, the rest long documents.
+    Of first prompts, 18 % are the system prompt and a sentence. In 13 % a short text follows the
+    system prompt, in the rest a long document.
     """
     kind = random_.random()
     if kind < 0.18:
