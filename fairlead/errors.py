@@ -35,6 +35,11 @@ class BadInput(FairleadError):
         self.field = field
 
 
+def first_line(error: object, max_chars: int = 120) -> str:
+    """Returns the first line of an error's text, at most `max_chars` long; "" without text."""
+    return (str(error).splitlines() or [""])[0][:max_chars]
+
+
 @dataclass(frozen=True, slots=True)
 class FileProblem:
     """A problem found in a file: the place, what is wrong and how to fix it. `line` starts at 1."""

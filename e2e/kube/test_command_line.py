@@ -1,13 +1,12 @@
 """The operating commands against a cluster, with nothing but a kubeconfig."""
 
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from e2e.kube.cluster_access.command_line import run_fairlead
 from e2e.kube.cluster_access.kubectl import Kubectl, eventually
 from e2e.kube.workloads.autoscaled_models import ready_replicas
 from e2e.kube.workloads.client_pods import ClientPod
@@ -22,10 +21,7 @@ def test_every_operating_command_works_through_the_kubeconfig(
     here: Kubectl, installed: HelmRelease, tmp_path: Path
 ) -> None:
     def fairlead(*words: str, codes: tuple[int, ...] = (0,)) -> str:
-        command = [sys.executable, "-m", "fairlead_cli", *words]
-        done = subprocess.run(command, env=dict(here.environ), capture_output=True, text=True, check=False, timeout=120)
-        assert done.returncode in codes, (words, done.returncode, done.stdout, done.stderr)
-        return done.stdout
+        return run_fairlead(here, *words, codes=codes)[1]
 
     pool = {"acceleratorClassName": PACED_ENGINE, "minReplicas": 2, "maxReplicas": 3}
     targets = {"ttft": "2s", "tpot": "250ms", "target": "95%"}
@@ -45,7 +41,8 @@ def test_every_operating_command_works_through_the_kubeconfig(
     assert "one" in fairlead("explain", "scaling", *in_namespace)
     assert fairlead("replay-scaling", "--model", name)
 
-    assert all(pod["metadata"]["name"] in fairlead("status", *in_namespace) for pod in pods.values())
+    shown = fairlead("status", *in_namespace)
+    assert all(pod["metadata"]["name"] in shown for pod in pods.values())
     assert fairlead("rollout", "status", *in_namespace)
     assert json.loads(fairlead("check", "--output", "json"))
 

@@ -6,11 +6,10 @@ LeaderWorkerSet's the latter.
 """
 
 import json
-import subprocess
-import sys
 
 import pytest
 
+from e2e.kube.cluster_access.command_line import run_fairlead
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
 from e2e.kube.cluster_access.kubectl_watch import KubectlWatch
 from e2e.kube.workloads.client_pods import ClientPod
@@ -79,10 +78,7 @@ class ReadyMinimum(KubectlWatch):
 
 def rollout(here: Kubectl, *words: str) -> tuple[int, str]:
     """``fairlead rollout …``: its exit code and what it prints."""
-    command = [sys.executable, "-m", "fairlead_cli", "rollout", *words, "--namespace", here.namespace]
-    done = subprocess.run(command, env=dict(here.environ), capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1), done.stderr
-    return done.returncode, done.stdout
+    return run_fairlead(here, "rollout", *words, "--namespace", here.namespace, codes=(0, 1))
 
 
 def rounds(found: DeployedModel) -> set[str]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
-from fairlead.engines.vllm import Vllm
+from fairlead.engines.metric_names import VLLM_METRICS, read_signals
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
 
@@ -54,7 +54,7 @@ class SimulatedEngine:
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """Returns the values of a metrics page, which has vLLM's names."""
-        return Vllm().parse_signals(metrics, rank)
+        return read_signals(VLLM_METRICS, metrics, rank)
 
 
 def profile_argument(profile: EngineProfile) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import ResponseError
 
+from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead_cli.errors import UnusableIndex
 from fairlead_cli.index.connection import unreachable_error
@@ -170,7 +171,7 @@ async def follow_changes(
             await link.wait_connected()
             continue
         if isinstance(replies[0], ResponseError):
-            raise UnusableIndex(f"the stream of {model_key} cannot be read: {str(replies[0]).splitlines()[0][:120]}")
+            raise UnusableIndex(f"the stream of {model_key} cannot be read: {first_line(replies[0])}")
         new_entries = _read(replies[0], model_key)
         for epoch, sequence, data in new_entries:
             if epoch != position[0]:

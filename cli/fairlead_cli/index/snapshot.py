@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
+from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_cli.errors import UnusableIndex
@@ -153,7 +154,7 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock, limits: Limi
         raise unreachable_error(link)
     for reply in replies:
         if isinstance(reply, ResponseError):
-            snapshot.problem = f"Redis refuses: {str(reply).splitlines()[0][:120]}"
+            snapshot.problem = f"Redis refuses: {first_line(reply)}"
             return snapshot
     (at, meta, notes), lease, lease_milliseconds, length, first, last, names, hints = replies
     snapshot.hints = decode_replication_hints(hints)

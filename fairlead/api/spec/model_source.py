@@ -17,9 +17,8 @@ def _check_uri(text: str) -> str:
     if scheme not in ("hf", "s3", "gs", "oci", "pvc", "file"):
         message = f'"{text:.70}" is not a model source'
         raise field_error(message, f"begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://{text:.40}")
-    rest = text[len(scheme) + 1 :]
-    if not (rest.strip("/") and (scheme == "pvc" or rest.startswith("//"))):
-        prefix = "pvc:" if scheme == "pvc" else f"{scheme}://"
+    prefix = "pvc:" if scheme == "pvc" else f"{scheme}://"
+    if not (text.startswith(prefix) and text.removeprefix(prefix).strip("/")):
         raise field_error(
             f'"{text:.70}" is not {prefix} followed by a location', "write it like hf://Qwen/Qwen3-8B or pvc:CLAIM/PATH"
         )

@@ -15,7 +15,7 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from fairlead.decision import Decision
-from fairlead.errors import BadInput
+from fairlead.errors import BadInput, first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
@@ -203,7 +203,7 @@ class DecisionStream:
         self.refused += refused
         self.published += entries - refused
         if refusals:
-            self._last_refusal = str(refusals[0]).splitlines()[0][:120]
+            self._last_refusal = first_line(refusals[0])
             return
         self._last_refusal = ""
         if entries:

@@ -30,7 +30,7 @@ import msgspec
 from redis.exceptions import ResponseError
 from xxhash import xxh3_64_intdigest
 
-from fairlead.errors import BadInput
+from fairlead.errors import BadInput, first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
@@ -486,7 +486,7 @@ class IndexWriter:
             return None
         reply = replies[0]
         if isinstance(reply, ResponseError):
-            text = str(reply).splitlines()[0][:120]
+            text = first_line(reply)
             state.description = f"Redis refuses: {text}"
             if state.refused_since is None:
                 state.refused_since = self._clock.now()

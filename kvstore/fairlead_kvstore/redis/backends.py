@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as Lost
 from redis.exceptions import RedisClusterException, ResponseError
 
-from fairlead.errors import BadInput
+from fairlead.errors import BadInput, first_line
 from fairlead.limits import Limits
 from fairlead_kvstore.redis.address import CLUSTER, SINGLE, RedisAddress
 
@@ -164,7 +164,7 @@ class _ClusterBackend:
         try:
             await self._redis.execute_command("PING", target_nodes=RedisCluster.PRIMARIES)
         except RedisClusterException as error:
-            raise Lost(_first_line(error)) from None
+            raise Lost(_cluster_error_text(error)) from None
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         try:
@@ -173,7 +173,7 @@ class _ClusterBackend:
                     pipe.execute_command(*command)
                 replies = list(await pipe.execute(raise_on_error=False))
         except RedisClusterException as error:
-            raise Lost(_first_line(error)) from None
+            raise Lost(_cluster_error_text(error)) from None
         for reply in replies:
             if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
                 raise reply  # an unreachable node is not a refusal
@@ -184,7 +184,7 @@ class _ClusterBackend:
             async for name in self._redis.scan_iter(match=pattern, count=_SCAN_COUNT):
                 yield name
         except RedisClusterException as error:
-            raise Lost(_first_line(error)) from None
+            raise Lost(_cluster_error_text(error)) from None
 
     async def drop_connections(self) -> None:
         await self._redis.aclose()
@@ -193,5 +193,5 @@ class _ClusterBackend:
         await self._redis.aclose()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or _UNKNOWN_CLUSTER_ERROR
+def _cluster_error_text(error: Exception) -> str:
+    return first_line(error, 200) or _UNKNOWN_CLUSTER_ERROR

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError, ResponseError
 
+from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
@@ -198,4 +199,4 @@ def _describe_error(error: Exception) -> str:
     """Returns an error as one short line. Messages of Redis contain addresses, never values."""
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return "no answer in time"
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    return first_line(error, 200) or type(error).__name__

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
+from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
@@ -194,7 +195,7 @@ class HotPrefixLeases:
         now = self._clock.now()
         for model, reply in zip(models, replies or (), strict=False):
             if isinstance(reply, ResponseError):
-                self.last_error = str(reply).splitlines()[0][:120]
+                self.last_error = first_line(reply)
             elif reply:
                 self.last_error = ""
                 self._on_reply(model, self._leases[model], reply, now)

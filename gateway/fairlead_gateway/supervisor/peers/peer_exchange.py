@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
+from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
@@ -230,7 +231,7 @@ class PeerExchange:
     def _on_written(self, model: str, batch: PeerBatch, reply: Any, now: float) -> None:
         if isinstance(reply, ResponseError):
             self.outbox.on_refused(batch)
-            self.stats.write_errors[model] = str(reply).splitlines()[0][:120]
+            self.stats.write_errors[model] = first_line(reply)
             return
         self.outbox.on_written(model, batch, now)
         self.stats.write_errors.pop(model, None)
@@ -294,7 +295,7 @@ class PeerExchange:
         replies = await self._link.run(commands) if commands else None
         for model, reply in zip(models, replies or (), strict=False):
             if isinstance(reply, ResponseError):
-                self.stats.read_errors[model] = str(reply).splitlines()[0][:120]
+                self.stats.read_errors[model] = first_line(reply)
             else:
                 self.stats.read_errors.pop(model, None)
                 self._apply_entries(model, reply)
