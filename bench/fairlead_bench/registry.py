@@ -127,6 +127,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             Code.COMPILED_WORKER,
         ),
         Benchmark(
+            "large-bodies",
+            "fairlead_bench.large_bodies.benchmark",
+            "stalls of a worker's event loop by large bodies, compared with parsing in a thread",
+            2,
+        ),
+        Benchmark(
             "gateway",
             "fairlead_bench.gateway.benchmark",
             "processor time and memory of the gateway, compared with Envoy, nginx and others",

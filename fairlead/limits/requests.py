@@ -50,6 +50,15 @@ class HttpLimits:
     )
     manage_body_bytes: int = limit(1024 * 1024, "a body on the management port without a token; with one, `body_bytes`")
     manage_bodies_bytes: int = limit(64 * 1024 * 1024, "all requests of the management port together; then 503")
+    caller_large_bodies_bytes: int = limit(
+        64 * 1024 * 1024, "bodies over 256 KiB of one caller that wait to be checked in a worker; the next gets 429"
+    )
+    body_check_seconds: float = limit(
+        30.0, "the checking process is silent this long about a body over 256 KiB: 503, and it is replaced"
+    )
+    body_check_memory_bytes: int = limit(
+        1024 * 1024 * 1024, "address space of the checking process; a body of small values takes 20 times its size"
+    )
     drain_seconds: float = limit(
         600.0, "requests in flight at SIGTERM may finish for this long, unless FAIRLEAD_DRAIN_TIMEOUT says otherwise"
     )
@@ -80,6 +89,9 @@ class RequestLimits:
     tools: int = limit(1_024, "tools of one request")
     tools_bytes: int = limit(4 * 1024 * 1024, "tools of one request, as JSON text")
     schema_bytes: int = limit(262_144, "response_format and other grammars of one request; engines compile them")
+    name_bytes: int = limit(
+        524_288, "model, user, cache_salt and other names in a body over 256 KiB; a worker decodes them all at once"
+    )
 
 
 @dataclass(frozen=True)

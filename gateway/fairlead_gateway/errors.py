@@ -12,6 +12,7 @@ and a hint.
     │   └── QuarantinedRequest 422  instances crashed on this request before
     ├── RelayedError                an error of another process of the gateway, with its status
     ├── RequestShed            429  a sheddable request would miss its TTFT target
+    ├── TooManyLargeBodies     429  large bodies of the caller wait to be checked
     ├── NoReadyInstance        503  no instance of the model is ready
     ├── GatewayDraining        503  this gateway stops, and its drain is over
     ├── Overloaded             503  the instances, or this gateway, are full
@@ -170,6 +171,21 @@ class RequestShed(GatewayError):
     status = 429
     error_type = "rate_limit_error"
     code = "shed"
+
+
+class TooManyLargeBodies(GatewayError):
+    """Raised if too many large bodies of one caller wait to be checked."""
+
+    status = 429
+    error_type = "rate_limit_error"
+    code = "too_many_large_bodies"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "too many large bodies of this caller at once",
+            hint="send fewer at a time, or shorter ones",
+            headers=(("retry-after", "1"),),
+        )
 
 
 class NoReadyInstance(GatewayError):

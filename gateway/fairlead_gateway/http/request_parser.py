@@ -6,6 +6,7 @@ returns.
 """
 
 import re
+from io import BytesIO
 from typing import Final
 
 from fairlead.limits import Limits
@@ -53,7 +54,7 @@ class RequestParser:
         self._empty_lines = 0
         self._head: RequestHead | None = None
         self._chunked_body: ChunkedBody | None = None
-        self._body_parts: list[bytes] = []
+        self._body_parts: BytesIO | None = None
         self._missing_bytes = 0
         self._template: HeadTemplate | None = None
         self.head_bytes = 0
@@ -80,7 +81,7 @@ class RequestParser:
         if head is None or not head.expects_continue:
             return False
         head.expects_continue = False
-        return not self._body_parts and not self._buffer
+        return self._body_parts is None and not self._buffer
 
     @property
     def should_pause_reading(self) -> bool:
@@ -177,7 +178,7 @@ class RequestParser:
         self._body_start = 0
         if (
             self._chunked_body is None
-            and not self._body_parts
+            and self._body_parts is None
             and isinstance(buffered, bytes)
             and len(buffered) >= start + missing
         ):
@@ -194,13 +195,15 @@ class RequestParser:
             return body
         if len(buffered) < missing:
             if buffered:
-                self._body_parts.append(buffered)
+                if self._body_parts is None:
+                    self._body_parts = BytesIO()
+                self._body_parts.write(buffered)
                 self._missing_bytes -= len(buffered)
             return None
         body, self._buffer = buffered[:missing], buffered[missing:]
-        if self._body_parts:
-            body = b"".join([*self._body_parts, body])
-            self._body_parts = []
+        if self._body_parts is not None:
+            self._body_parts.write(body)
+            body, self._body_parts = self._body_parts.getvalue(), None  # without another copy
         return body
 
     def _skip_empty_lines(self, data: bytes | bytearray) -> bytes:

@@ -6,5 +6,6 @@
 - `upstream`: connections to engines; `disaggregation`: prefill on another engine.
 - `resilience`: retries, ejection, poison requests.
 - `reporting`: messages to the supervisor; `observability`: access log and traces.
+- `body_check`: checks large bodies in a process.
 - `api_keys`, `memory_pressure`, `request_ids`, `route_preview`, `query_handler`, `runtime`.
 """

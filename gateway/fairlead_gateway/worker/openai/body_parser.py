@@ -64,7 +64,7 @@ class ParsedBody:
     members: the top-level fields if some are not listed as safe (`schemas`); None otherwise.
     is_passthrough: the gateway reads neither prompt nor response.
     messages_start, messages_end: where the text between the brackets of the messages lies in the
-        body; both 0 if `fields` holds the prompt.
+        body; both 0 if `fields` holds the prompt. Of a large body, that of any prompt.
 
     Why 8 parameters: they are the fields of one record. Attributes of a msgspec struct are slow to
     read, so those that every request needs are copied here.
@@ -119,7 +119,7 @@ def parse_body(kind: type[CommonFields], body: bytes, limits: Limits) -> ParsedB
 
 
 def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
-    """Returns the parsed body for checked fields.
+    """Returns the parsed body for checked fields of anything but a chat.
 
     body: empty if the request has none.
     """
@@ -146,6 +146,13 @@ def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
         has_cache_variants=has_cache_variants,
         members=members,
     )
+
+
+def parsed_checked_body(fields: CommonFields, members: dict[str, Raw] | None) -> ParsedBody:
+    """Returns the parsed body for checked fields of any kind, chats too; `members` as there."""
+    parsed = _parsed_chat(fields, None, None) if isinstance(fields, _CHAT) else parsed_body(fields, b"")
+    parsed.members = members
+    return parsed
 
 
 def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:

@@ -51,6 +51,9 @@ REFUSED_FIELDS: Final[Mapping[str, str]] = {
 """The effect of each field, for the error."""
 
 _OVERLAY_FIELD: Final = "vllm_xargs"
+SEARCHED_FIELDS: Final = REMOVED_FIELDS | {_OVERLAY_FIELD}
+"""The fields that make a body be searched and edited."""
+
 _NULL: Final = b"null"
 _MAX_SHOWN_CHARACTERS: Final = 64
 _ENGINE_TABLES: Final[Mapping[str, tuple[str, ...]]] = {

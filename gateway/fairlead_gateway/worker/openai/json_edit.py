@@ -12,7 +12,8 @@ Why: encoding a body again would cost time, and change numbers, key order and es
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import BytesIO
 
 import msgspec
 
@@ -21,10 +22,22 @@ from fairlead_gateway.errors import BadRequest
 
 _STRING_PART = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _FLAT = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
-_SLICE_BYTES = 1 << 20
+_SLICE_BYTES = 1 << 18
+_MAX_KEY_BYTES = 1_024  # no field of ours has a longer name, however it is escaped
 _MAX_FIELDS = Limits().json_fields
 _SCALAR = re.compile(rb"[^,}\s]+")
+_SPACE_BYTES = b" \t\r\n"
+_COMMA = ord(",")
 _SPACE = re.compile(rb"[ \t\r\n]*")
+
+
+def contains_any(body: bytes, patterns: Iterable[bytes]) -> bool:
+    """Returns whether one of the short patterns occurs in the body."""
+    return any(
+        body.find(pattern, start, start + _SLICE_BYTES + len(pattern)) >= 0
+        for pattern in patterns
+        for start in range(0, len(body), _SLICE_BYTES)
+    )
 
 
 def prepend_members(body: bytes, fields: Mapping[str, bytes]) -> bytes:
@@ -33,23 +46,25 @@ def prepend_members(body: bytes, fields: Mapping[str, bytes]) -> bytes:
     text = b",".join(msgspec.json.encode(key) + b":" + value for key, value in fields.items())
     first = _after_space(body, opening)
     comma = b"" if body[first : first + 1] == b"}" else b","
-    return b"".join((body[:opening], text, comma, body[opening:]))
+    source = _source(body)
+    return _join([source[:opening], text, comma, source[opening:]], len(body))
 
 
 def set_members(body: bytes, changes: Mapping[str, bytes]) -> bytes:
     """Returns the body with top-level fields set to JSON texts; absent fields are added in
     front.
     """
-    parts: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     copied_to = 0
     missing = dict(changes)
+    source = _source(body)
     for key, _, start, end in _members(body):
         if key in changes:
-            parts += (body[copied_to:start], changes[key])
+            parts += (source[copied_to:start], changes[key])
             copied_to = end
             missing.pop(key, None)
-    parts.append(body[copied_to:])
-    edited = b"".join(parts)
+    parts.append(source[copied_to:])
+    edited = _join(parts, len(body))
     return prepend_members(edited, missing) if missing else edited
 
 
@@ -57,30 +72,64 @@ def rewrite_members(body: bytes, change: Callable[[str, bytes], bytes | None]) -
     """Returns the body with every top-level value replaced by `change(key, value)`; None removes
     it.
     """
-    parts: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     copied_to = 0
     is_removed = False
+    source = _source(body)
     for key, name, start, end in _members(body):
         if is_removed:  # the member before was removed; its comma goes too
             copied_to = name
-        value = body[start:end]
+        value = body[start:end] if end - start <= _SLICE_BYTES else _join([source[start:end]], len(body))
         replacement = change(key, value)
         is_removed = replacement is None
         if replacement is None:
-            parts.append(body[copied_to:name])
+            parts.append(source[copied_to:name])
             copied_to = end
         elif replacement != value:
-            parts += (body[copied_to:start], replacement)
+            parts += (source[copied_to:start], replacement)
             copied_to = end
     if is_removed:  # the last member was removed; so is the comma before it
-        before = b"".join(parts).rstrip(b" \t\r\n")
-        parts = [before.removesuffix(b",")]
-    return b"".join([*parts, body[copied_to:]])
+        _strip_comma(parts)
+    parts.append(source[copied_to:])
+    return _join(parts, len(body))
+
+
+def _source(body: bytes) -> bytes | memoryview:
+    """Returns a body to take parts from; a view of a large one, since its parts are copied once
+    more.
+    """
+    return memoryview(body) if len(body) > _SLICE_BYTES else body
+
+
+def _strip_comma(parts: list[bytes | memoryview]) -> None:
+    """Removes the white space at the end of the parts, and one comma before it."""
+    while parts:
+        part = parts.pop()
+        end = len(part)
+        while end and part[end - 1] in _SPACE_BYTES:
+            end -= 1
+        if end:
+            parts.append(part[: end - 1] if part[end - 1] == _COMMA else part[:end])
+            return
+
+
+def _join(parts: list[bytes | memoryview], size: int) -> bytes:
+    """Returns the parts of a body of `size` bytes as one text; those of a large one are copied in
+    slices.
+    """
+    if size <= _SLICE_BYTES:
+        return b"".join(parts)
+    joined = BytesIO()
+    for part in parts:
+        for start in range(0, len(part), _SLICE_BYTES):
+            joined.write(memoryview(part)[start : start + _SLICE_BYTES])
+    return joined.getvalue()
 
 
 def _members(body: bytes) -> Iterator[tuple[str, int, int, int]]:
     """Yields each top-level key, where it starts, and start and end of its value.
 
+    A key that is too long for a known field is yielded as an empty text.
     Raises BadRequest if there are too many.
     """
     position = body.index(b"{") + 1
@@ -92,7 +141,8 @@ def _members(body: bytes) -> Iterator[tuple[str, int, int, int]]:
         colon = _after_space(body, name_end)
         start = _after_space(body, colon + 1)
         end = _value_end(body, start)
-        yield msgspec.json.decode(body[name:name_end], type=str), name, start, end
+        key = msgspec.json.decode(body[name:name_end], type=str) if name_end - name <= _MAX_KEY_BYTES else ""
+        yield key, name, start, end
         position = _after_space(body, end)
         if body[position : position + 1] != b",":
             return

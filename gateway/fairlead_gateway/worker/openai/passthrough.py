@@ -16,7 +16,8 @@ change an engine for all clients are never passed on.
 """
 
 import re
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
@@ -25,14 +26,14 @@ from fairlead.fleet.model import Fleet, RequestPolicy
 from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, UnknownPath, UnsupportedBodyType
 from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.worker.openai.body_parser import parsed_body
+from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body, parsed_body
 from fairlead_gateway.worker.openai.field_policy import REMOVED_FIELDS, apply_field_policy, engine_tables
 from fairlead_gateway.worker.openai.json_edit import set_members
 from fairlead_gateway.worker.openai.model_names import resolve_model
 from fairlead_gateway.worker.openai.request import ModelRequest
-from fairlead_gateway.worker.openai.schemas import GenericRequest
-from fairlead_gateway.worker.openai.validation import decode_body
+from fairlead_gateway.worker.openai.schemas import CommonFields, GenericRequest
 
+BodyParser = Callable[[type[CommonFields], bytes], ParsedBody]
 PASSTHROUGH_METHODS = ("GET", "POST")
 _PLAIN_PATH = re.compile(r"/v1(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~:@-]+)+")
 _ENGINE_ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
@@ -76,19 +77,23 @@ def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limi
 
     Raises UnknownPath if the request names no model, else as `parse_request`.
     """
+    return build_passthrough_request(head, body, fleet, partial(parse_body, limits=limits))
+
+
+def build_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, parse: BodyParser) -> ModelRequest:
+    """Like `parse_passthrough_request`; `parse` parses the body, with the same limits and errors."""
     query = _parse_query(head.query)
     if head.method == "GET" or not body:
         model_name = next((value for name, value in query if name == "model"), None)
         if model_name is None:
             raise UnknownPath("nothing is served under this path", hint=_HINT)
-        fields, body = GenericRequest(model=model_name), b""
+        parsed, body = parsed_body(GenericRequest(model=model_name), b""), b""
     else:
-        fields = _decode_json_body(head, body, limits)
-    model = resolve_model(fields.model, fleet)
+        parsed = _parse_json_body(head, body, parse)
+    model = resolve_model(parsed.model, fleet)
     _check_path(head, model.requests)
-    parsed = parsed_body(fields, body)
     body = apply_field_policy(body, parsed.members, head.path, model)
-    if body and fields.model != model.name:
+    if body and parsed.model != model.name:
         body = set_members(body, {"model": msgspec.json.encode(model.name)})
     passed_query = [
         (name, model.name if name == "model" else value) for name, value in query if name not in REMOVED_FIELDS
@@ -97,18 +102,16 @@ def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limi
     return ModelRequest(parsed, model.key, model, body, method=head.method, target=target)
 
 
-def _decode_json_body(head: RequestHead, body: bytes, limits: Limits) -> GenericRequest:
+def _parse_json_body(head: RequestHead, body: bytes, parse: BodyParser) -> ParsedBody:
     content_type = (head.get(b"content-type") or b"application/json").partition(b";")[0].strip().lower()
     if content_type != b"application/json" and not content_type.endswith(b"+json"):
         raise UnsupportedBodyType("only JSON bodies are forwarded to engines", param="content-type", hint=_HINT)
     try:
-        fields = decode_body(GenericRequest, body, limits)
+        return parse(GenericRequest, body)
     except BadRequest as error:
         if error.param == "model" and error.code == "missing_field":
             raise UnknownPath("nothing is served under this path", hint=_HINT) from None
         raise
-    assert isinstance(fields, GenericRequest)
-    return fields
 
 
 def _parse_query(raw: bytes) -> list[tuple[str, str]]:

@@ -58,11 +58,11 @@ def session_hash(session: str, key: str, secret: bytes) -> int:
 def _prompt_text(fields: CommonFields) -> bytes:
     """Returns the text between the outermost brackets or quotes of the prompt."""
     if isinstance(fields, ChatRequest):
-        return bytes(fields.messages)[1:-1]
+        return bytes(memoryview(fields.messages)[1:-1])
     if isinstance(fields, CompletionRequest):
-        return bytes(fields.prompt)[1:-1]
+        return bytes(memoryview(fields.prompt)[1:-1])
     if isinstance(fields, EmbeddingRequest):
-        return bytes(fields.input)[1:-1]
+        return bytes(memoryview(fields.input)[1:-1])
     return b""
 
 

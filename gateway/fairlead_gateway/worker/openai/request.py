@@ -46,6 +46,7 @@ class ModelRequest:
     method, target: of the request to the engine; target None: the client's path.
     is_passthrough: the gateway reads neither prompt nor response.
     max_tokens: the client's limit of the response.
+    resumable: whether `can_resume`; None if that was not computed when the body was parsed.
 
     Why 8 parameters: body, model and what differs by path; the rest comes with `parsed`.
     """
@@ -62,6 +63,7 @@ class ModelRequest:
         "method",
         "model",
         "model_key",
+        "resumable",
         "session",
         "stream",
         "strip_usage",
@@ -95,6 +97,7 @@ class ModelRequest:
         self.is_passthrough: bool = parsed.is_passthrough
         self.method = method
         self.target = target
+        self.resumable: bool | None = None
 
     def messages(self) -> bytes:
         """Returns the JSON text of a chat's messages; empty for other requests."""
@@ -113,7 +116,16 @@ def parse_request(path: str, body: bytes, fleet: Fleet, limits: Limits) -> Model
 
     Raises BadRequest, which names the field, and UnknownModel, which names similar models.
     """
-    client_body, parsed = body, parse_body(BODY_TYPES[path], body, limits)
+    return build_model_request(path, parse_body(BODY_TYPES[path], body, limits), body, fleet, limits)
+
+
+def build_model_request(path: str, parsed: ParsedBody, body: bytes, fleet: Fleet, limits: Limits) -> ModelRequest:
+    """Returns the request of a parsed body.
+
+    Raises BadRequest for a field that clients may not set, and UnknownModel, which names similar
+    models.
+    """
+    client_body = body
     key, model = resolve_model_entry(parsed.model, fleet)
     if parsed.members is not None or model.requests.unknown_fields is not _PASS:
         body = apply_field_policy(body, parsed.members, path, model)

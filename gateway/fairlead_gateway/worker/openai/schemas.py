@@ -9,6 +9,8 @@ from typing import Any, ClassVar, get_args
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from fairlead_gateway.worker.openai.json_edit import contains_any
+
 OptionalText = str | None
 OptionalNumber = float | None
 OptionalInt = int | None
@@ -280,6 +282,7 @@ LOGIT_BIAS_DECODER = msgspec.json.Decoder(dict[str, float] | None)
 TOOLS_DECODER = msgspec.json.Decoder(list[Tool] | None)
 
 
+_MAX_DECODED_BYTES = 1 << 20
 _DISABLED_VALUES = (b"null", b"false")
 _ABSENT_MEMBER = Raw(b"null")
 
@@ -294,8 +297,11 @@ def is_any_enabled(quoted_names: Iterable[bytes], body: bytes) -> bool:
 
     `null` and `false` are no values here.
 
-    quoted_names: searched for first, since most bodies hold none of them.
+    quoted_names: searched for first, since most bodies hold none of them. In a body over 1 MiB, a
+        name anywhere counts: decoding that body would stall the other requests.
     """
+    if len(body) > _MAX_DECODED_BYTES:
+        return contains_any(body, quoted_names)
     present = [name for name in quoted_names if name in body]
     if not present:
         return False

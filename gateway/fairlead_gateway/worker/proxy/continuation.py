@@ -41,6 +41,8 @@ _KNOWN_DELTA_FIELDS = frozenset(
 
 def can_resume(request: ModelRequest) -> bool:
     """Whether another instance can resume the stream of this request."""
+    if request.resumable is not None:
+        return request.resumable
     fields = request.fields
     if not isinstance(fields, GenerationFields) or not request.stream:
         return False
@@ -65,7 +67,12 @@ def can_resume(request: ModelRequest) -> bool:
     if isinstance(fields, ChatRequest):
         return not schemas.has_value(fields.tools) and not fields.logprobs
     if isinstance(fields, CompletionRequest):
-        is_text = bytes(fields.prompt)[:1] == b'"' and not fields.echo and not fields.suffix and fields.logprobs is None
+        is_text = (
+            bytes(memoryview(fields.prompt)[:1]) == b'"'
+            and not fields.echo
+            and not fields.suffix
+            and fields.logprobs is None
+        )
         return is_text and (fields.best_of or 1) == 1
     return False
 

@@ -17,6 +17,7 @@ from fairlead.fleet.model import Fleet
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.runtime.nonblocking_log import traceback_lines
+from fairlead_gateway.caller_key import caller_key
 from fairlead_gateway.errors import GatewayDraining, GatewayError
 from fairlead_gateway.http.listener import HttpRequest, Listener, max_connections
 from fairlead_gateway.http.request_head import RequestHead
@@ -25,15 +26,19 @@ from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import DecisionLog
 from fairlead_gateway.worker.api_keys import ApiKeys
+from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit
+from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
 from fairlead_gateway.worker.openai.passthrough import (
     PASSTHROUGH_METHODS,
+    build_passthrough_request,
     is_passthrough_path,
     parse_passthrough_request,
 )
 from fairlead_gateway.worker.openai.prefix_key import build_route_request
-from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, parse_request
+from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, build_model_request, parse_request
 from fairlead_gateway.worker.proxy.attempt import Attempt
+from fairlead_gateway.worker.proxy.continuation import can_resume
 from fairlead_gateway.worker.proxy.fast_path import FastPathExchange, RequestLifecycle
 from fairlead_gateway.worker.proxy.forwarding_stack import ForwardingStack
 from fairlead_gateway.worker.proxy.local_routes import (
@@ -58,7 +63,7 @@ from fairlead_gateway.worker.upstream.hop_header import check_hops, create_hop_i
 if TYPE_CHECKING:  # most gateways observe nothing, and then load none of it
     from fairlead_gateway.worker.observability.observers import RequestObservers
 
-_MIN_THREADED_BYTES = 256 * 1024
+_MIN_CHECKED_BYTES = 256 * 1024
 _INTERNAL_ERROR_MESSAGE = "the gateway met a defect; it was logged with this id"
 _log = logging.getLogger("fairlead.gateway")
 
@@ -129,8 +134,10 @@ class Gateway(RequestLifecycle):
         )
         self._fast_path = self.stack.create_fast_path(self)
         self._local_routes = LocalRoutes(self.stack.routers, self.readiness, int(runtime.clock.wall()))
-        # One thread: more would not be faster, and each would make the event loop wait longer.
+        # One thread: it waits for the checking process, which takes one body at a time.
         self._parser_thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
+        self._body_checker = BodyChecker(limits)
+        self._large_bodies = LargeBodyLimit(limits.caller_large_bodies_bytes)
         self._is_loaded = self._is_draining = self._has_drain_ended = False
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange] = {}
 
@@ -207,6 +214,7 @@ class Gateway(RequestLifecycle):
         if self._observers is not None:
             self._observers.close()
         self._parser_thread.shutdown(wait=False, cancel_futures=True)
+        self._body_checker.close()
 
     # Requests, from the listener.
 
@@ -280,10 +288,10 @@ class Gateway(RequestLifecycle):
     # One request.
 
     def _start_request(self, http_request: HttpRequest, response: ResponseWriter) -> None:
-        """Parses the request and starts to forward it; a large body is parsed in a thread."""
+        """Parses the request and starts to forward it; a large body is checked in a process."""
         request_id = http_request.internal_id
-        if len(http_request.body) > _MIN_THREADED_BYTES:
-            self._run_as_task(request_id, response, self._parse_in_thread(http_request, response, request_id))
+        if len(http_request.body) > _MIN_CHECKED_BYTES:
+            self._run_as_task(request_id, response, self._serve_large(http_request, response, request_id))
             return
         context: RequestContext | None = None
         try:
@@ -306,6 +314,19 @@ class Gateway(RequestLifecycle):
             request = parse_passthrough_request(head, body, fleet, limits)
         return request, build_route_request(request, head, request_id, self.stack.routers.secret)
 
+    def _parse_large(
+        self, http_request: HttpRequest, fleet: Fleet, request_id: str
+    ) -> tuple[ModelRequest, RouteRequest]:
+        """Like `_parse`, for a thread: the body is checked in a process, and edited in slices."""
+        head, body, limits, checker = http_request.head, http_request.body, self.runtime.limits, self._body_checker
+        if head.path in BODY_TYPES:
+            parsed = checker.parse_body(BODY_TYPES[head.path], body)
+            request = build_model_request(head.path, parsed, body, fleet, limits)
+        else:
+            request = build_passthrough_request(head, body, fleet, checker.parse_body)
+        request.resumable = can_resume(request)  # it searches the whole body
+        return request, build_route_request(request, head, request_id, self.stack.routers.secret)
+
     def _create_context(
         self,
         http_request: HttpRequest,
@@ -326,12 +347,13 @@ class Gateway(RequestLifecycle):
         task.add_done_callback(partial(self._inflight.pop, request_id))
         response.on_client_gone = task.cancel
 
-    async def _parse_in_thread(self, http_request: HttpRequest, response: ResponseWriter, request_id: str) -> None:
+    async def _serve_large(self, http_request: HttpRequest, response: ResponseWriter, request_id: str) -> None:
         context: RequestContext | None = None
         try:
-            request, route_request = await self.runtime.loop.run_in_executor(
-                self._parser_thread, self._parse, http_request, self.stack.routers.fleet, request_id
-            )
+            with self._large_bodies.reserve(caller_key(http_request.caller), len(http_request.body)):
+                request, route_request = await self.runtime.loop.run_in_executor(
+                    self._parser_thread, self._parse_large, http_request, self.stack.routers.fleet, request_id
+                )
             context = self._create_context(http_request, response, request_id, request, route_request)
         except GatewayError as error:
             self._send_failure(None, error, response, http_request)

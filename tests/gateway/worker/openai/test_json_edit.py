@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.worker.openai.json_edit import prepend_members, set_members
+from fairlead_gateway.worker.openai import json_edit
+from fairlead_gateway.worker.openai.json_edit import contains_any, prepend_members, rewrite_members, set_members
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
@@ -59,3 +60,21 @@ def test_into_an_empty_object_and_before_others() -> None:
 def test_long_strings_of_escapes_take_no_memory_to_speak_of() -> None:
     text = b'{"x":"' + b"\\n" * 2_000_000 + b'","model":"a"}'
     assert set_members(text, {"model": b'"b"'}) == text[:-4] + b'"b"}'
+
+
+@given(OBJECTS, st.sets(KEYS), st.sampled_from([None, 2]), st.sampled_from([3, 16, 1 << 18]))
+def test_removed_members_leave_the_others_and_valid_json(
+    before: dict[str, object], removed: set[str], indent: int | None, slice_bytes: int
+) -> None:
+    text = json.dumps(before, indent=indent).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_edit, "_SLICE_BYTES", slice_bytes)  # what is longer is copied in slices
+        after = rewrite_members(text, lambda key, value: None if key in removed else value)
+    assert json.loads(after) == {key: value for key, value in before.items() if key not in removed}
+
+
+@pytest.mark.parametrize("at", range(20))
+def test_pattern_across_two_slices_is_found(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_edit, "_SLICE_BYTES", 8)
+    assert contains_any(b"." * at + b"needle" + b"." * 9, (b"other", b"needle"))
+    assert not contains_any(b"." * at + b"needl" + b"." * 9, (b"other", b"needle"))

@@ -1,0 +1,1 @@
+"""Stalls of a worker by large request bodies: `benchmark` measures and reports them."""

@@ -1,0 +1,153 @@
+"""The checking process: reads bodies from its standard input, a socket, and replies there.
+
+    python -m fairlead_gateway.worker.body_check.process LIMITS
+
+It serves one query after the other, and ends when the socket closes. It opens no file and no other
+socket. The operating system limits its memory. It writes no core dump, which would contain prompts.
+"""
+
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import BinaryIO
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from fairlead.limits import Limits
+from fairlead.runtime import process_tuning
+from fairlead_gateway.errors import BadRequest
+from fairlead_gateway.worker.body_check.protocol import (
+    LENGTH_BYTES,
+    BodyProblem,
+    BodyQuery,
+    BodyReply,
+    decode_limits,
+    encode_frame,
+)
+from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
+from fairlead_gateway.worker.openai.field_policy import REFUSED_FIELDS, SEARCHED_FIELDS
+from fairlead_gateway.worker.openai.schemas import (
+    BODY_DECODERS,
+    MEMBERS_DECODER,
+    ChatRequest,
+    CommonFields,
+    CompletionRequest,
+    EmbeddingRequest,
+)
+
+PROMPT_FIELDS: dict[type[CommonFields], str] = {
+    ChatRequest: "messages",
+    CompletionRequest: "prompt",
+    EmbeddingRequest: "input",
+}
+_KINDS = {kind.__name__: kind for kind in BODY_DECODERS}
+_USED_VALUES = frozenset({"tools", "stream_options", "stop", "logit_bias", "response_format", "structured_outputs"})
+"""The fields of type Raw whose value the gateway uses; of the others it uses the presence."""
+_PRESENT_TEXT = b"0"
+_PRESENT = Raw(_PRESENT_TEXT)
+_MAX_DESCRIBED_FIELDS = 2_048
+_MAX_NAME_CHARACTERS = 512  # longer than any known or allowed name
+_MAX_POLICY_VALUE_BYTES = 64
+_LONG_POLICY_VALUE = b'""'
+
+
+def check_body(kind: str, body: bytes, limits: Limits) -> BodyReply:
+    """Returns the reply for one body."""
+    try:
+        parsed = parse_body(_KINDS[kind], body, limits)
+        return _describe(parsed, PROMPT_FIELDS.get(_KINDS[kind]), body, limits)
+    except BadRequest as error:
+        return BodyReply(BodyProblem(error.message, error.param, error.code, error.hint))
+
+
+def _describe(parsed: ParsedBody, prompt_field: str | None, body: bytes, limits: Limits) -> BodyReply:
+    """Returns what the worker needs of a valid body; its size does not grow with the body's."""
+    fields = parsed.fields
+    prompt_start = prompt_end = 0
+    if parsed.messages_end:
+        prompt_start, prompt_end = parsed.messages_start - 1, parsed.messages_end + 1
+    elif prompt_field is not None:
+        prompt = bytes(getattr(fields, prompt_field))
+        prompt_start = body.find(prompt)  # an equal text before it serves as well
+        prompt_end = prompt_start + len(prompt)
+    if isinstance(fields, ChatRequest):
+        fields.tool_choice = None
+    elif isinstance(fields, CompletionRequest):
+        fields.suffix = fields.suffix and "present"
+    for name in fields.__struct_fields__:
+        value = getattr(fields, name)
+        if isinstance(value, Raw) and name not in _USED_VALUES:
+            setattr(fields, name, _PRESENT)
+        elif isinstance(value, str):
+            _check_length(name, len(value.encode()), limits.name_bytes)
+    options = getattr(fields, "stream_options", UNSET)
+    if isinstance(options, Raw):
+        _check_length("stream_options", memoryview(options).nbytes, limits.schema_bytes)
+    return BodyReply(None, msgspec.json.encode(fields), _describe_members(parsed, body), prompt_start, prompt_end)
+
+
+def _describe_members(parsed: ParsedBody, body: bytes) -> dict[str, bytes]:
+    """Returns the top-level fields; of those in `REFUSED_FIELDS` with their value, if it is short.
+
+    Of very many fields, only the first are returned, and those that `field_policy` names. No API
+    has so many, so a policy that refuses unknown fields finds one.
+    """
+    members = MEMBERS_DECODER.decode(body) if parsed.members is None else parsed.members
+    described: dict[str, bytes] = {}
+    for name, raw in members.items():
+        if name in REFUSED_FIELDS:
+            is_short = memoryview(raw).nbytes <= _MAX_POLICY_VALUE_BYTES
+            described[name] = bytes(raw) if is_short else _LONG_POLICY_VALUE
+        elif name in SEARCHED_FIELDS or len(described) < _MAX_DESCRIBED_FIELDS:
+            described[name[:_MAX_NAME_CHARACTERS]] = _PRESENT_TEXT
+    return described
+
+
+def _check_length(field: str, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise BadRequest(f"{field}: must not be longer than {max_bytes} bytes", param=field, code="out_of_range")
+
+
+def serve(queries: BinaryIO, replies: BinaryIO, limits: Limits) -> None:
+    """Replies to queries until the input ends."""
+    while True:
+        head = queries.read(LENGTH_BYTES)
+        if len(head) < LENGTH_BYTES:
+            return
+        query = msgspec.msgpack.decode(queries.read(int.from_bytes(head, "big")), type=BodyQuery)
+        body = queries.read(query.body_bytes)
+        if len(body) < query.body_bytes:
+            return
+        replies.write(encode_frame(check_body(query.kind, body, limits)))
+        replies.flush()
+        del body
+
+
+def _limit_resources(limits: Limits) -> None:
+    """Forbids core dumps, and more memory than the limit."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    max_bytes = limits.body_check_memory_bytes
+    if sys.platform == "linux":  # macOS accepts the limit and does not enforce it
+        resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
+
+
+def main() -> None:
+    """Runs the process until its socket closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all processes; the worker decides
+    limits = decode_limits(sys.argv[1])
+    _limit_resources(limits)
+    process_tuning.tune_malloc()
+    gc.disable()  # nothing here has cycles, and a collection would look at each value of a body
+    with socket.socket(fileno=os.dup(sys.stdin.fileno())) as channel:
+        try:
+            serve(channel.makefile("rb"), channel.makefile("wb"), limits)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The protocol of the checking process: msgpack behind a length of 4 bytes, big-endian.
+
+The body follows the query as it is, without a length of its own.
+"""
+
+from dataclasses import asdict, replace
+
+import msgspec
+
+from fairlead.limits import Limits
+
+
+class BodyQuery(msgspec.Struct, array_like=True):
+    """A query: is this body valid?
+
+    - kind: the name of the request type, as in `BODY_DECODERS`.
+    - body_bytes: the size of the body that follows.
+    """
+
+    kind: str
+    body_bytes: int
+
+
+class BodyProblem(msgspec.Struct, array_like=True):
+    """The problem of a body: the parts of a `BadRequest`."""
+
+    message: str
+    param: str | None
+    code: str
+    hint: str | None
+
+
+class BodyReply(msgspec.Struct, array_like=True):
+    """The reply to a query.
+
+    - problem: None if the body is valid.
+    - fields: the checked fields as JSON. Of fields whose value the gateway does not use, only the
+      presence is left.
+    - members: the names of all top-level fields. A value is left of those only that `field_policy`
+      reads, and only a short one.
+    - prompt_start, prompt_end: where the JSON text of the prompt lies in the body; both 0 for
+      requests without a prompt that the gateway reads.
+    """
+
+    problem: BodyProblem | None = None
+    fields: bytes = b""
+    members: dict[str, bytes] = {}
+    prompt_start: int = 0
+    prompt_end: int = 0
+
+
+LENGTH_BYTES = 4
+"""Bytes of the length in front of a message."""
+
+
+def encode_frame(message: BodyQuery | BodyReply) -> bytes:
+    """Returns an encoded message behind its length."""
+    payload = msgspec.msgpack.encode(message)
+    return len(payload).to_bytes(LENGTH_BYTES, "big") + payload
+
+
+def encode_limits(limits: Limits) -> str:
+    """Returns the limits that are not the default ones, as JSON for the command line."""
+    defaults = asdict(Limits())
+    changed = {name: value for name, value in asdict(limits).items() if value != defaults[name]}
+    return msgspec.json.encode(changed).decode()
+
+
+def decode_limits(text: str) -> Limits:
+    """Returns the limits that `encode_limits` has written."""
+    return replace(Limits(), **msgspec.json.decode(text))
