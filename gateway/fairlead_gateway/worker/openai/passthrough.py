@@ -81,7 +81,7 @@ def parse_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, limi
 
 
 def build_passthrough_request(head: RequestHead, body: bytes, fleet: Fleet, parse: BodyParser) -> ModelRequest:
-    """Like `parse_passthrough_request`; `parse` parses the body, with the same limits and errors."""
+    """Like `parse_passthrough_request`; `parse` parses the body with the same limits."""
     query = _parse_query(head.query)
     if head.method == "GET" or not body:
         model_name = next((value for name, value in query if name == "model"), None)
