@@ -70,7 +70,10 @@ class LateBindingQueue:
         return not self._waiting.get(key, {}).get(name) and self._has_room(router, name, {}, self._now())
 
     async def wait(self, context: RequestContext) -> bool:
-        """Waits until the chosen instance can start the request; False if it is no longer ready."""
+        """Waits until the chosen instance can start the request; False if it stops being ready.
+
+        Until then the request counts as load of the instance. A cancelled wait leaves the queue.
+        """
         choice, key, request_id = context.choice, context.request.model_key, context.route_request.id
         assert choice is not None
         name, router = choice.instance_id, self._routers.router(key)
