@@ -5,7 +5,7 @@ write first compares the lease and the stream's position (``lua.py``). So a writ
 cannot write, and one whose Redis has lost writes detects it at its next write. Then, and when too
 many changes wait, everything is written again in a new epoch. So a replica always belongs to one
 epoch, with no entry missing. Between steps the writer rests up to eight times as long as the last
-one took, at most 20 ms, and not at all while it is backlogged. So changes arrive within some
+one took, at most 20 ms. It does not rest while it is backlogged. So changes arrive within some
 milliseconds at a nearby Redis, and the cost of small entries stays bounded.
 
 The writer does not wait for an unreachable Redis: changes wait, bounded, and the block store is
