@@ -51,6 +51,8 @@ def _query(endpoint: AutoscalerEndpoint, model: str | None, moment: float | None
     found = [key for key in known if model in (None, key, key.partition("/")[2])]
     if len(found) != 1:
         names = ", ".join(known) or "none"
-        message = "several models fit; name one, with its namespace, of" if found else "no such model is scaled; scaled"
+        message = (
+            "several models fit; name one, with its namespace, of" if found else "no such model is scaled; scaled are"
+        )
         raise LookupError(f"{message}: {names}")
     return {"model": found[0]} | ({} if moment is None else {"at": repr(moment)})
