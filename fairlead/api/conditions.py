@@ -2,7 +2,7 @@
 
 docs/reference/conditions.md is generated from this module. Writers take the reason from `Reason`;
 the message names the objects and numbers of the case. `Reconciling`, `Stalled` and `NameTaken` are
-present only while True, so that a healthy model has one condition.
+present only while True, so that the operator writes one condition for a healthy model.
 """
 
 from dataclasses import dataclass

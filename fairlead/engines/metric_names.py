@@ -1,6 +1,6 @@
-"""The names of the metrics that each type of engine exports, and the signals that are read by them.
+"""The metric names of each kind of engine, and the function that reads them from a metrics page.
 
-A new type of engine is a row here, and an adapter that uses it.
+A new kind of engine has an adapter. If its metric names differ, it also has a `MetricNames` here.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,14 @@ from fairlead.fleet.signals import EngineSignals
 
 @dataclass(frozen=True, slots=True)
 class MetricNames:
-    """The metric names of one type of engine. Of several names, the first on the page is read.
+    """The metric names of one kind of engine.
+
+    A field lists the names that releases have used. The first of them that the page has is read.
 
     rank_label: the label with the number of the data-parallel rank.
-    sleep_state: the metric of vLLM's sleep mode; None if the engine does not report it.
+    kv_usage: a share (0..1).
+    prefix_queries, prefix_hits: prompt tokens that were looked up in the cache, and found there.
+    sleep_state: the metric of vLLM's sleep mode; None if the kind of engine has none.
     """
 
     rank_label: bytes
@@ -54,13 +58,18 @@ SGLANG_METRICS: Final = MetricNames(
     prefix_hits=(b"sglang:cached_tokens_total",),
     preemptions=(b"sglang:num_retracted_requests_total",),
 )
-"""SGLang counts every prompt token as a cache query, and hits by tier."""
+"""SGLang has no metric of cache queries, so each prompt token counts as one.
+
+Its hits are one series for each cache tier; `read_signals` adds them up.
+"""
 
 
 def read_signals(names: MetricNames, metrics: bytes, rank: int | None) -> EngineSignals:
-    """Returns the values of a metrics page: sums over ranks, and the mean for `kv_usage`.
+    """Returns the values of a metrics page: sums over all series, and the mean for `kv_usage`.
 
-    rank: read only this data-parallel rank.
+    A value that the page lacks is None. A last line without a line break is not read.
+
+    rank: the only data-parallel rank that is read; None for all.
     """
     page, wanted = b"\n" + metrics, None if rank is None else b'%s="%d"' % (names.rank_label, rank)
     return EngineSignals(
@@ -77,7 +86,7 @@ def read_signals(names: MetricNames, metrics: bytes, rank: int | None) -> Engine
 
 
 def _is_sleeping(page: bytes, name: bytes | None, wanted: bytes | None) -> bool | None:
-    """Returns True if no rank is awake; None if the engine's release does not report it."""
+    """Returns True if no rank is awake; None if the page does not say."""
     if name is None:
         return None
     awake = [value for labels, value in parse_samples(page, name, wanted) if b'sleep_state="awake"' in labels]

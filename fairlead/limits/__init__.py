@@ -1,7 +1,7 @@
 """All limits of Fairlead: name, value and reason. docs/reference/limits.md is generated from here.
 
-A request or file beyond a limit gets a clear error. A full buffer drops entries, as the reason of
-its limit says. `Limits` combines the groups:
+A request or file beyond a limit gets an error. A full buffer drops entries or pauses its
+source, and a wait that is too long ends. `Limits` combines the groups:
 
 - `requests`: client HTTP, request content, queues, upstream connections, KV transfers.
 - `gateways`: fleet, telemetry, worker processes, Redis and peers.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
-from fairlead.api.conditions import condition_types, reasons
+from fairlead.api.conditions import ConditionOwner, ConditionTypeInfo, condition_types, reasons
 from fairlead.api.crd import Schema, structural_schema
 from fairlead.api.kinds import CustomResourceKind, served_kinds
 from fairlead.api.v1alpha1 import API_VERSION
@@ -106,8 +106,7 @@ def _rules(schema: Schema) -> Iterator[str]:
 def conditions_page() -> str:
     """Returns docs/reference/conditions.md."""
     types = "\n".join(
-        f"| `{item.type}` | {item.owner} | {'always' if item.always else 'only while True'} | {_cell(item.meaning)} |"
-        for item in condition_types()
+        f"| `{item.type}` | {item.owner} | {_presence(item)} | {_cell(item.meaning)} |" for item in condition_types()
     )
     listed = "\n".join(
         f"### {item.reason}\n\nOf `{item.type}`. {item.when}\n\nWhat to do: {item.advice}\n" for item in reasons()
@@ -117,10 +116,17 @@ def conditions_page() -> str:
         "that is not here\nis not written. `Ready`, `Reconciling` and `Stalled` are what kubectl, Argo CD and Flux wait by.\n\n"
         "```sh\nkubectl wait modeldeployment/qwen3-8b --for=condition=Ready --timeout=10m\n```\n\n"
         f"## Types\n\n| Type | Written by | There | True means |\n|---|---|---|---|\n{types}\n\n"
-        "What the autoscaler writes is absent where none runs.\n\n"
+        "A condition of the autoscaler may also be False or Unknown, and is absent where no autoscaler runs.\n"
+        "`SLOMet` needs latency targets.\n\n"
         "## Reasons\n\nThe message of a reason names the objects and numbers of the case. While `Stalled` is True, a `Ready` "
         f"that is False\ncarries the same reason.\n\n{listed}"
     )
+
+
+def _presence(item: ConditionTypeInfo) -> str:
+    if item.owner is ConditionOwner.AUTOSCALER:
+        return "while the model is autoscaled"
+    return "always" if item.always else "only while True"
 
 
 def _cell(text: str) -> str:
@@ -162,8 +168,10 @@ def limits_page() -> str:
     """Returns docs/reference/limits.md."""
     rows = "\n".join(f"| `{name}` | {_number(name, value)} | {_cell(why)} |" for name, value, why in limits_table())
     return (
-        f"{NOTE}# Limits\n\nEvery limit of Fairlead. Passing one gives a clear error and loses nothing. They are constants of a\n"
-        f"release, not settings.\n\n| Limit | Value | Why |\n|---|---|---|\n{rows}\n"
+        f"{NOTE}# Limits\n\nEvery limit of Fairlead, with its reason. A request or file beyond a limit gets an\n"
+        "error. A full buffer drops entries or pauses its source, and a wait that is too long ends. Limits are\n"
+        "constants of a release, not settings.\n\n"
+        f"| Limit | Value | Why |\n|---|---|---|\n{rows}\n"
     )
 
 

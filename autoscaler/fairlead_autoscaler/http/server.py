@@ -108,9 +108,7 @@ class _Handlers:
         at = _parse_time(request, "at")
         line = self._buffer.last_at(model, at)
         if line is None:
-            return _error_response(
-                404, f"there is no record of {model!r} from that time; {self._retention_hint(model)}"
-            )
+            return _error_response(404, f"there is no such record of {model!r}; {self._retention_hint(model)}")
         return web.Response(body=line, content_type=_JSON)
 
     def _retention_hint(self, model: str) -> str:

@@ -53,7 +53,7 @@ def _find_request(endpoints: Sequence[ManagementEndpoint], request_id: str | Non
 
     request_id: None for the last request of all gateways.
 
-    Raises StackUnreachable, and LookupError with a message for the user.
+    Raises StackUnreachable, and LookupError with a message for the user if no gateway has it.
     """
     if request_id is None:
         request_id, endpoints = _last_request(endpoints)
@@ -70,7 +70,7 @@ def _find_request(endpoints: Sequence[ManagementEndpoint], request_id: str | Non
 def _last_request(endpoints: Sequence[ManagementEndpoint]) -> tuple[str, Sequence[ManagementEndpoint]]:
     decisions = [(found, endpoint) for endpoint in endpoints for found in asyncio.run(_last_decision(endpoint))]
     if not decisions:
-        raise LookupError(f"{', '.join(endpoint.name for endpoint in endpoints)} has routed no request yet")
+        raise LookupError(f"no request was routed yet at {', '.join(endpoint.name for endpoint in endpoints)}")
     decision, endpoint = max(decisions, key=lambda entry: entry[0].wall)
     return decision.request_id, [endpoint]
 

@@ -17,7 +17,11 @@ from fairlead_cli.target import ClusterOptions
 
 @dataclass(frozen=True, slots=True)
 class ScalingQuery:
-    """Query of ``explain scaling``: the model, and the time; None is the only model, and now."""
+    """Query of ``explain scaling``.
+
+    model: a name, with or without namespace; None for the only model.
+    at: a time as text (``parse_moment``); None for the last decision.
+    """
 
     model: str | None
     at: str | None
@@ -47,6 +51,8 @@ def _query(endpoint: AutoscalerEndpoint, model: str | None, moment: float | None
     found = [key for key in known if model in (None, key, key.partition("/")[2])]
     if len(found) != 1:
         names = ", ".join(known) or "none"
-        message = "several models are scaled; name one of" if found else "this model is not scaled; known"
+        message = (
+            "several models fit; name one, with its namespace, of" if found else "no such model is scaled; scaled are"
+        )
         raise LookupError(f"{message}: {names}")
     return {"model": found[0]} | ({} if moment is None else {"at": repr(moment)})

@@ -68,7 +68,7 @@ def _replay(wish: ReplayScalingOptions) -> Sequence[PoolReplay]:
     changes = parse_changes(wish.changes)
     looks = [look for look in _looks(wish) if wish.model in (None, look.model.name, look.model.name.partition("/")[2])]
     if not looks:
-        raise LookupError("no observation of this model is recorded")
+        raise LookupError("no observation of the wanted model and time is recorded")
     from fairlead_autoscaler.mix import simulation_solver  # NumPy and a solver: who replays has the autoscaler
 
     return replay(looks, changes, simulation_solver())

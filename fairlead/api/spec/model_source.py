@@ -16,11 +16,13 @@ def _check_uri(text: str) -> str:
     scheme = text.partition(":")[0]
     if scheme not in ("hf", "s3", "gs", "oci", "pvc", "file"):
         message = f'"{text:.70}" is not a model source'
-        raise field_error(message, f"begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://{text:.40}")
+        fix = "begin with hf://, s3://, gs://, oci://, pvc: or file://, such as hf://Qwen/Qwen3-8B"
+        raise field_error(message, fix)
     prefix = "pvc:" if scheme == "pvc" else f"{scheme}://"
     if not (text.startswith(prefix) and text.removeprefix(prefix).strip("/")):
         raise field_error(
-            f'"{text:.70}" is not {prefix} followed by a location', "write it like hf://Qwen/Qwen3-8B or pvc:CLAIM/PATH"
+            f'"{text:.70}" is not {prefix} followed by a location',
+            "write it like hf://Qwen/Qwen3-8B, s3://BUCKET/PATH, file:///PATH or pvc:CLAIM/PATH",
         )
     return text
 

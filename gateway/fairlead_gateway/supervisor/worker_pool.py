@@ -120,9 +120,10 @@ class WorkerPool:
     # Start and end -------------------------------------------------------------------------------------------------------
 
     async def activate_and_wait(self, fleet: Fleet) -> None:
-        """Configures the preforked workers and waits until all serve.
+        """Configures the preforked workers and waits until all serve. To be called once.
 
-        Raises Unavailable when a worker ends before it is ready.
+        A worker that is not ready within `worker_start_seconds` is killed. Raises Unavailable when
+        a worker ends before it is ready; the others still run until `kill_and_wait`.
         """
         self._fleet = self._applied_fleet = fleet
         self._assign_slots(fleet)
@@ -143,7 +144,10 @@ class WorkerPool:
         self._started = True
 
     async def drain_then_kill(self, hurry: asyncio.Event) -> None:
-        """Drains all workers and kills those that still run some seconds after the drain.
+        """Drains all workers, kills those that still run after it, and waits until all ended.
+
+        The drain ends when none is left that answers, at the latest after `drain_seconds`,
+        `drain_end_seconds` and twice `worker_query_seconds`. No worker is replaced any more.
 
         hurry: once set, the drain ends at once: requests in flight get an error.
         """

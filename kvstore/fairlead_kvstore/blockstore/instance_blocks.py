@@ -60,9 +60,7 @@ _HASH: Final = xxhash.xxh3_64_intdigest
 
 
 class InstanceBlocks:
-    """The blocks of one instance. Methods append their changes to ``out``; ``now`` is monotonic
-    seconds.
-    """
+    """The blocks of one instance. Changes go to ``out``; ``now`` is monotonic seconds."""
 
     def __init__(
         self,
@@ -143,13 +141,15 @@ class InstanceBlocks:
         self._update_doubt(now, out)
 
     def mark_complete(self, reason: str, now: float, out: list[Change]) -> None:
-        """Marks the instance complete: no event is missing, and no clear is awaited any more."""
+        """Marks the instance complete, since no event is missing; a clear is no longer awaited.
+        An interrupted stream delays the mark, and a doubt withholds it (``completeness``).
+        """
         self.awaited_until = None
         self.completeness.set_mark(True, reason, now, out)
 
     def drop_after_lost_batches(self, reason: str, now: float, out: list[Change]) -> None:
-        """Drops all blocks because events are missing; later events are applied, and the instance
-        is incomplete.
+        """Drops all blocks, orphans and parked blocks because events are missing. Later events are
+        applied, but the instance is incomplete until it is marked complete or cleared.
         """
         self._drop_all(reason, out)
         self.completeness.set_mark(False, reason, now, out)

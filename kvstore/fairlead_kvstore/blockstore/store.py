@@ -172,13 +172,18 @@ class BlockStore:
         return found
 
     def mark_complete(self, instance: str, reason: str, now: float) -> list[Change]:
-        """Marks an instance as complete: all its blocks are known."""
+        """Marks an instance complete, since no event is missing: all its blocks are known.
+
+        An interrupted stream delays the mark, and a doubt withholds it (``completeness``).
+        """
         out: list[Change] = []
         self._instances[instance].mark_complete(reason, now, out)
         return out
 
     def drop_after_lost_batches(self, instance: str, reason: str, now: float) -> list[Change]:
-        """Drops an instance's blocks after lost batches or an unreadable payload."""
+        """Drops an instance's blocks after lost batches or an unreadable payload, and marks it
+        incomplete.
+        """
         return self._empty(instance, reason, now, "lost")
 
     def on_restarted(self, instance: str, reason: str, now: float) -> list[Change]:

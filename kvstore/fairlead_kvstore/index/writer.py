@@ -1,22 +1,22 @@
-"""The leader that writes a model's index to Redis: a lease, numbered entries, and snapshots of
-instances.
+"""The writer of models' indexes to Redis: a lease, numbered entries and snapshots for each model.
 
-``offer`` queues changes and returns. A task writes them up to 20 ms later as one entry, in one step
-that first compares the lease and the stream's position (``lua.py``). So a writer that was paused
+``offer`` queues changes and returns. A task writes them in steps, as one entry or several. Each
+write first compares the lease and the stream's position (``lua.py``). So a writer that was paused
 cannot write, and one whose Redis has lost writes detects it at its next write. Then, and when too
-many changes wait, everything is written again in a new epoch: a replica always belongs to one
+many changes wait, everything is written again in a new epoch. So a replica always belongs to one
 epoch, with no entry missing. Between steps the writer rests up to eight times as long as the last
-one took, and not at all while it is backlogged. So changes arrive within some milliseconds at a
-nearby Redis, and the cost of small entries stays bounded.
+one took, at most 20 ms. It does not rest while it is backlogged. So changes arrive within some
+milliseconds at a nearby Redis, and the cost of small entries stays bounded.
 
 The writer does not wait for an unreachable Redis: changes wait, bounded, and the block store is
 current when Redis returns. An exchange whose answer was lost is sent again: the stored position
 shows whether it was written. While Redis answers but cannot take all changes of a model, the model
 is *backlogged* and its engines are not read. An overflow would cost every replica a new epoch.
-Other work (a lease, a snapshot) comes after the changes that waited when the step began.
+A step renews due leases first. It writes only the changes that wait by then, since under load there
+are always more, and then due snapshots.
 
-A full Redis does not stop the writer either. If Redis refuses for long, the writer gives up its
-lease: a writer that cannot write would look like a leader to replicas that get nothing. Until
+A full Redis does not stop the writer either. If Redis refuses for two leases, the writer gives up
+its lease: a writer that cannot write would look like a leader to replicas that get nothing. Until
 Redis accepts writes again, it requests the lease more often than other indexers, since it has the
 data to write.
 """
@@ -59,19 +59,19 @@ _LIMITS: Final = Limits()
 _BYTES_PER_WRITE: Final = 1024 * 1024
 _FIELDS_PER_DELETE: Final = 1_000
 _MAX_REFUSED_LEASES: Final = 2.0
-"""The refused time, in leases, after which a writer gives up its lease; others then retry as
-often.
+"""The refused time, in leases, after which a writer gives up its lease. An indexer that does not
+have the data then requests the lease only once in this time.
 """
 _MAX_CONCURRENT_MODELS: Final = 64
-"""The models that are written at a time; each has a connection while it waits for an answer."""
+"""The most models written at a time; each has a connection while it waits for an answer."""
 _SALTS: Final = 1_024
-"""Epochs are milliseconds, then a salt of the holder.
+"""The number of salts. A new epoch is at least the Unix milliseconds times this, plus a salt.
 
-After Redis was emptied, only the salt distinguishes the epochs of two holders.
+After Redis was emptied, only the salt of the holder distinguishes the epochs of two holders.
 """
 _REST_FACTOR: Final = 8.0
-"""The rest after a step, in durations of the step: at most a ninth of the time is spent on small
-entries.
+"""The rest after a step, in durations of the step; at most ``index_flush_seconds``. Small entries
+thus take at most a ninth of the time.
 """
 
 
@@ -79,7 +79,7 @@ _DAMAGED_KEY_ERRORS: Final = ("WRONGTYPE", "ID specified")
 
 
 class IndexOwner(Protocol):
-    """The indexer as its writer sees it. Calls come on the loop and must not wait."""
+    """The indexer as its writer sees it. Calls come on the loop and must not block."""
 
     def start_model(self, model_key: str, recovered: RecoveredIndex) -> None:
         """Begins to read a model's engines from the recovered state, because this process leads
@@ -92,7 +92,7 @@ class IndexOwner(Protocol):
         ...
 
     def instances(self, model_key: str) -> Sequence[str]:
-        """Returns all attached instances of a model."""
+        """Returns the ids of all attached instances of a model."""
         ...
 
     def checkpoint(self, instance: str) -> InstanceCheckpoint:
@@ -102,16 +102,16 @@ class IndexOwner(Protocol):
         ...
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
-        """Returns block hash and expiry of each hint, see ``BlockStore.shared_store_hints``."""
+        """Returns block hash and expiry (monotonic seconds) of each hint, oldest first."""
         ...
 
 
 class IndexWriter:
-    """A ``ChangeSink`` that writes to Redis. The owner of the link starts and stops it.
+    """A ``ChangeSink`` that writes to Redis. It neither starts nor stops the link.
 
     holder: a name that no other process ever has.
-    instance_statuses: called about once a second; returns the statuses of a model's instances.
-    fingerprint: the secret's fingerprint.
+    instance_statuses: called about once a second for each led model; None: no statuses are written.
+    fingerprint: of the secret of block hashes (``secret_fingerprint``), written with the statuses.
     """
 
     def __init__(
@@ -140,7 +140,9 @@ class IndexWriter:
         self._task: asyncio.Task[None] | None = None
 
     def set_models(self, model_keys: Iterable[str]) -> None:
-        """Sets the models to lead if no other indexer does. Raises BadInput for an invalid name."""
+        """Sets the models to lead if no other indexer does. Others are dropped, and their leases
+        expire. Raises BadInput for an invalid name.
+        """
         wanted = list(model_keys)
         for key in wanted:
             redis_keys.index_keys(key)
@@ -152,14 +154,14 @@ class IndexWriter:
                 self._owner.stop_model(key)
 
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
-        """Queues changes. Those of a model that this writer does not lead are dropped."""
+        """Queues changes of ``batches`` event batches; drops those of a model not read here."""
         state = self._models.get(model_key)
         if state is not None and state.is_active:
             state.offer(changes, batches)
             self._offered.set()
 
     def is_backlogged(self, model_key: str) -> bool:
-        """Returns whether too many changes of a model wait although they could be written.
+        """Returns whether over ``index_backpressure_blocks`` wait and could be written.
 
         It is never true while Redis is unreachable or refuses: events are read all the same then.
         """
@@ -176,7 +178,7 @@ class IndexWriter:
         return state is not None and bool(state.lease)
 
     def describe(self, model_key: str) -> str:
-        """Returns the last state of a model as text: its leader, or a failure of Redis."""
+        """Returns a model's state as text: not served, its leader, or a failure of Redis."""
         state = self._models.get(model_key)
         return "not served" if state is None else state.description
 
@@ -186,7 +188,7 @@ class IndexWriter:
             self._task = asyncio.create_task(self._run(), name="index writer")
 
     async def stop(self) -> None:
-        """Writes waiting changes, releases the leases and stops."""
+        """Stops the task, does one last step and releases the leases, as far as Redis answers."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
         await self.step()
@@ -197,7 +199,7 @@ class IndexWriter:
                 state.lease = b""
 
     async def step(self) -> None:
-        """Renews leases, and writes waiting changes and due snapshots, of all models concurrently.
+        """Renews due leases and writes what waits or is due, of up to 64 models at a time.
 
         Why: with a distant Redis, models in turn would outlast the leases of the last ones.
         """
@@ -216,7 +218,7 @@ class IndexWriter:
                 group.create_task(turn(state))
 
     async def _write_model(self, state: ModelWriteState) -> None:
-        """Writes everything that is due for one model, after its lease is renewed."""
+        """Renews a model's lease if that is due, then writes what waits or is due."""
         if self._clock.now() >= state.renew_at:
             await self._renew_lease(state)
         if state.lease and state.needs_new_epoch:
@@ -410,7 +412,7 @@ class IndexWriter:
     async def _write_item(self, state: ModelWriteState, name: str) -> bool:
         """Writes a snapshot of one instance, or of the hints; returns False if that failed.
 
-        It contains the waiting changes, which are written again. A removed instance is skipped.
+        It contains the waiting changes; entries repeat them. A removed instance is skipped: True.
         """
         wall = self._clock.wall()
         wall_offset = wall - self._clock.now()
@@ -434,8 +436,8 @@ class IndexWriter:
     async def _write_fields(
         self, state: ModelWriteState, fields: Mapping[bytes, bytes], obsolete: Sequence[bytes]
     ) -> bool:
-        """Sets fields in the given order, a megabyte at a time, then deletes obsolete ones. Returns
-        whether all of it was written.
+        """Sets fields in the given order, a MiB at a time, then deletes obsolete ones. Returns
+        whether all of it was written; otherwise, a part may be.
         """
         batch: dict[bytes, bytes] = {}
         size, left_over = 0, iter(obsolete)

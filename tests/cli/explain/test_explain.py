@@ -226,7 +226,7 @@ def test_gateway_without_requests_exits_1() -> None:
     with CannedServer({"/api/decisions": CannedResponse([b'{"decisions": []}'])}) as server:
         done = explain("request", "--manage", server.url)
     assert done.returncode == 1
-    assert "has routed no request yet" in done.stderr
+    assert "no request was routed yet at" in done.stderr
 
 
 def test_closed_address_exits_3() -> None:

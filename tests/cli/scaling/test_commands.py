@@ -90,7 +90,7 @@ def test_wrong_usage_exits_2_and_unreachable_exits_3(url: str, capsys: pytest.Ca
     assert exit_code("explain", "scaling", "tiny", "--at", "soon", "--autoscaler", url) == 2
     assert "--at: 'soon' is not a time (write it like 5m (ago), 14:05 or 2026-11-21T14:05)" in capsys.readouterr().err
     assert exit_code("explain", "scaling", "huge", "--autoscaler", url) == 1
-    assert "known: default/tiny" in capsys.readouterr().err
+    assert "no such model is scaled; scaled are: default/tiny" in capsys.readouterr().err
     assert exit_code("explain", "scaling", "tiny", "--autoscaler", "http://127.0.0.1:9") == 3
 
 

@@ -137,7 +137,7 @@ def test_cluster_fields_of_an_object_are_ignored() -> None:
             5,
             "spec.model.uri",
             '"hf://" is not hf:// followed by a location',
-            "write it like hf://Qwen/Qwen3-8B or pvc:CLAIM/PATH",
+            "write it like hf://Qwen/Qwen3-8B, s3://BUCKET/PATH, file:///PATH or pvc:CLAIM/PATH",
         ),
         ('"hf://Qwen/Qwen3-8B"', "8", 5, "spec.model.uri", "must be text, not the number 8", "put it in quotes"),
         ("  pools", "  engine: {type: vlm}\n  pools", 6, "spec.engine.type",

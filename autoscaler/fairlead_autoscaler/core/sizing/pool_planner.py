@@ -6,12 +6,14 @@ nothing is ordered twice. If requests wait already, up to twice the missing repl
 half is ready after a usual startup time, not after the slowest. Once enough are ready, the others
 are cancelled. Some cases differ:
 
-- Nothing is hedged if all starts take the same time, or if only one replica is missing and others
-  serve. A separate role that lacks a quarter of its replicas is an exception. A fourth prefill
-  engine that started in 250 s delayed first tokens by two minutes.
+- Nothing is hedged if all starts take the same time.
+- While others serve, one missing replica, or less than a tenth of the replicas, is not hedged. A
+  separate role with slow starts that lacks a quarter of its replicas is an exception. A fourth
+  prefill engine that started in 250 s delayed first tokens by two minutes.
 - If the load needs a quarter more than is ready, only starts end the growth of the queue. Then up
   to three times the missing replicas are started.
-- Without metrics every rise is hedged, since the shortage is unknown.
+- Without metrics, a rise is hedged even if no requests are known to wait, and however few replicas
+  are missing. The shortage is unknown then.
 
 **Down**: the number falls only if nothing is in doubt. Metrics are there and consistent, the core
 has watched for two minutes (five after missing metrics), and the pool was not lowered just now.
@@ -116,9 +118,10 @@ class SignalDoubt:
 
 @dataclass(frozen=True, slots=True)
 class StatelessPoolPlanner:
-    """The planner of one pool at one tick: it computes the number of replicas from these inputs.
+    """The planner of one pool at one tick. It keeps nothing: memory is an input and a result.
 
-    bounds: minimum and maximum.
+    bounds: minimum and maximum number of replicas.
+    now: monotonic seconds.
     """
 
     memory: PoolMemory
@@ -129,17 +132,21 @@ class StatelessPoolPlanner:
     settings: ScalingSettings
 
     def next_memory_and_plan(self, demand: PoolDemand) -> tuple[PoolMemory, PoolPlan]:
-        """Returns the next memory, and the number of replicas with its reason."""
+        """Returns the next memory, and the number of replicas with its reason.
+
+        The number includes hedged starts, and is within the bounds. While scaling is frozen, memory
+        and number stay as they are, even out of bounds.
+        """
         observed, plain, hedged = self.observed, self._plain, self._hedged
         if self.settings.freeze:
             return self.memory, self._pool_plan(observed.desired, Rule.FROZEN, "scaling is frozen", demand, 0)
         target, rule, reason = self._bounded_target(demand)
         extra = self._hedged_starts(target, demand)
         if extra > hedged and rule is Rule.METRICS_MISSING_UP:
-            reason = f"{reason}; {extra} more than {target} are started, so that the first are ready sooner"
+            reason = f"{reason}; {extra} more than {target} are started, so that {target} are ready sooner"
         elif extra > hedged:
             rule = Rule.HEDGED
-            reason = f"ready replicas do not carry the load: {extra} more than {target} start, the first ones stay"
+            reason = f"ready replicas do not carry the load: {extra} more than {target} start, the first {target} stay"
         elif extra < hedged and target == plain:
             rule = Rule.CANCELLED
             reason = f"{observed.ready} are ready: {hedged - extra} extra starts are not needed"
@@ -196,7 +203,7 @@ class StatelessPoolPlanner:
             return plain, rule, f"{cause}: no change"
         if target > plain:
             if plain == 0:
-                return target, Rule.WAKE, "a request came and there is no replica"
+                return target, Rule.WAKE, "there is no replica: a request came, or the minimum is above zero"
             return target, Rule.UP, demand.need_reason
         if target == plain:
             return plain, Rule.ENOUGH, demand.need_reason
@@ -205,7 +212,7 @@ class StatelessPoolPlanner:
         if doubt.warming_up:
             return plain, Rule.WATCHING, "no scale-down this soon after a start or after missing metrics"
         if demand.to_zero and target == 0:
-            return 0, Rule.ZERO, "idle for so long that it costs more than a cold start"
+            return 0, Rule.ZERO, "idle for so long that idling costs more than a cold start"
         return self._scale_down(demand)
 
     def _scale_down(self, demand: PoolDemand) -> tuple[int, Rule, str]:
@@ -224,7 +231,7 @@ class StatelessPoolPlanner:
         most = max(1, math.floor(plain * settings.down_share))
         reason = f"at most {demand.needed_text} were needed within the window"
         if floor < plain - most:
-            return plain - most, Rule.DOWN, f"{reason}, at most {most} less in one step"
+            return plain - most, Rule.DOWN, f"{reason}, at most {most} fewer in one step"
         return floor, Rule.DOWN, reason
 
     def _hedged_starts(self, target: int, demand: PoolDemand) -> int:

@@ -107,9 +107,10 @@ class AdmissionController:
         return expects_instance or grows or self._has_api_keys or has_profiles
 
     def try_admit(self, context: RequestContext) -> bool:
-        """Admits the request if it need not wait; returns whether it did.
+        """Returns True if the request may be routed now, False if it must wait in the queue.
 
-        Called once per request.
+        It takes no place: `on_dispatch` counts the request. To be called once per request, since
+        the policy learns from it; after False, call `ensure_admitted`.
         """
         admission = self._models.get(context.request.model_key)
         return admission is None or admission.try_admit(context)
@@ -124,7 +125,11 @@ class AdmissionController:
             await admission.wait(context)
 
     async def wait_for_instance_room(self, context: RequestContext) -> bool:
-        """Waits until the chosen instance can start the request; False if it is no longer ready."""
+        """Waits until the chosen instance can start the request; False if it stops being ready.
+
+        Returns True at once without late binding. The wait has no limit of its own: it ends with
+        the request's timeout, if there is one, or when the client disconnects.
+        """
         context.admission.counted_at = ""
         return self.can_start(context) or await self._late_binding_queue.wait(context)
 
@@ -219,9 +224,9 @@ class ModelAdmission:
         self._release_ready()
 
     def try_admit(self, context: RequestContext) -> bool:
-        """Admits the request if it need not wait; returns whether it did.
+        """Returns True if the request may be routed now, False if it must wait in the queue.
 
-        Fills `context.admission` if the policy is needed.
+        Sets `context.admission.request` if the policy decides, and on True `full_instances`.
         """
         policy = self._policy
         if (

@@ -106,8 +106,9 @@ class LateBindingQueue:
         return not self._waiting.get(key, {}).get(name) and self._has_room(router, name, {}, self._now())
 
     async def wait(self, context: RequestContext) -> bool:
-        """Waits until the chosen instance can start the request; False if it is no longer ready.
+        """Waits until the chosen instance can start the request; False if it stops being ready.
 
+        Until then the request counts as load of the instance. A cancelled wait leaves the queue.
         Raises Overloaded if the queue is full, and the caller has most in it.
         """
         choice, key, request_id = context.choice, context.request.model_key, context.route_request.id

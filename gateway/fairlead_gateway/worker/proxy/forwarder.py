@@ -122,7 +122,12 @@ class Forwarder:
             raise QuarantinedRequest(self._limits.quarantine_seconds) from None
 
     def route_attempt(self, context: RequestContext, excluded: frozenset[str], now: float) -> Attempt:
-        """Chooses an instance and returns the attempt at it.
+        """Chooses an instance and returns the attempt at it, which has sent nothing yet.
+
+        An attempt after a failure takes a retry from the budget, unless the failure is exempt.
+
+        excluded: the ids of instances that must not be chosen.
+        now: monotonic seconds.
 
         Raises GatewayError if no instance is left, or if the retry budget is used up.
         """

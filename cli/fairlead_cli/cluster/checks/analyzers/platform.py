@@ -75,13 +75,17 @@ def check_install_permissions(facts: ClusterFacts) -> Verdict:
 
 
 def check_pod_security(facts: ClusterFacts) -> Verdict:
-    """Fails when the dry run of a pod was refused; passes when the namespace does not exist yet."""
+    """Fails when admission refused the dry run of a pod like the chart's.
+
+    Unknown when it was not tried or got no answer. Passes when the namespace does not exist yet,
+    since nothing can be tried there.
+    """
     if isinstance(facts.namespace_exists, MissingValue):
         return unknown(facts.namespace_exists)
     if not facts.namespace_exists:
-        return passed(f"the namespace {facts.install_namespace} is not there yet")
+        return passed(f"not tried: the namespace {facts.install_namespace} does not exist yet")
     if facts.dry_run_refusal is None or isinstance(facts.dry_run_refusal, MissingValue):
-        return unknown(facts.dry_run_refusal or "it was not tried")
+        return unknown(facts.dry_run_refusal or "no dry run was made")
     return failed(facts.dry_run_refusal) if facts.dry_run_refusal else passed()
 
 
