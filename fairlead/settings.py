@@ -164,6 +164,19 @@ class OperatorSettings:
         "autoscaler takes to bring one; `0s` for clusters without",
         default="10m",
     )
+    management_pods: str | None = _setting(
+        "the gateways whose management ports say which engines hang, as `NAMESPACE/LABEL=VALUE,LABEL=VALUE`; the port is the "
+        "container port `manage`. Without it no engine counts as hung"
+    )
+    manage_token: str | None = _setting("bearer token of the gateways' management ports", secret=True)
+    hung_grace: str | None = _setting(
+        "how long gateways get no answer of an engine that they have ejected before it hangs; its pod then gets the condition "
+        "`fairlead.io/Serving`",
+        default="1m",
+    )
+    hung_restart: str | None = _setting(
+        "how long a pod has that condition before it is deleted. Without it no pod is deleted"
+    )
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream", default="info"
     )

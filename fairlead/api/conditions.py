@@ -71,6 +71,23 @@ class Reason(StrEnum):
     TOO_FEW_REQUESTS = "TooFewRequests"
 
 
+class ServingReason(StrEnum):
+    """The `reason` of the condition `fairlead.io/Serving`, which the operator writes on pods."""
+
+    ENGINE_HUNG = "EngineHung"
+    ENGINE_ANSWERS = "EngineAnswers"
+
+
+@dataclass(frozen=True, slots=True)
+class ServingReasonInfo:
+    """Documentation of a reason of the condition `fairlead.io/Serving`."""
+
+    reason: ServingReason
+    status: str
+    when: str
+    advice: str
+
+
 @dataclass(frozen=True, slots=True)
 class ConditionTypeInfo:
     """Documentation of a condition type.
@@ -324,6 +341,26 @@ _SLO_MET = (
         "Nothing.",
     ),
 )
+
+
+def serving_reasons() -> tuple[ServingReasonInfo, ...]:
+    """Returns the documentation of every reason of the condition `fairlead.io/Serving`."""
+    return (
+        ServingReasonInfo(
+            ServingReason.ENGINE_HUNG,
+            "False",
+            "The engine takes connections and answers no request, by two gateways, or by one and its own probes. "
+            "The message names the gateways.",
+            "Nothing, if restarts are on: the operator deletes the pod after `operator.hungEngines.restartAfter`. "
+            "Otherwise delete it. Read the engine's log first, if it is needed.",
+        ),
+        ServingReasonInfo(
+            ServingReason.ENGINE_ANSWERS,
+            "True",
+            "The engine hung, and answers again.",
+            "Nothing.",
+        ),
+    )
 
 
 def reasons() -> tuple[ReasonInfo, ...]:

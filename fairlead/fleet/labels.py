@@ -56,6 +56,8 @@ RELEASE_NAMES_ANNOTATION: Final = "fairlead.io/release-names"
 """On a model, set by people: `true` gives its names to other models that claim them."""
 SURGE_ANNOTATION: Final = "fairlead.io/surge"
 """On a LeaderWorkerSet: how many of its replicas are surge groups of a rollout."""
+SERVING_CONDITION: Final = "fairlead.io/Serving"
+"""The condition of a pod whose engine hangs or has hung: `False` while it answers no request."""
 
 
 SLEEP_ANNOTATION: Final = "fairlead.io/sleep"

@@ -317,11 +317,15 @@ class KubeApi:
         name: str,
         uid: str | None = None,
         propagation: str = "Background",
+        *,
+        grace_seconds: int | None = None,
     ) -> bool:
         """Starts the deletion of an object. Returns False if it (with this `uid`) does not exist.
 
         Without a uid, the object is read first, so that a retry never deletes a new object of that
         name.
+
+        grace_seconds: until a pod is killed; None: as its spec says.
         """
         if uid is None:
             try:
@@ -329,6 +333,8 @@ class KubeApi:
             except NotFound:
                 return False
         options: Manifest = {"propagationPolicy": propagation, **_uid_precondition(uid)}
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
         try:
             await self._request(
                 HttpRequest("DELETE", resource.path(namespace, name), body=msgspec.json.encode(options))

@@ -42,6 +42,17 @@ class KubeClient(Protocol):
         """Changes the fields in `patch`."""
         ...
 
-    async def delete(self, resource: Resource, namespace: str | None, name: str, uid: str | None = None) -> bool:
-        """Starts the deletion of an object. Returns False if none has this name (and `uid`)."""
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        uid: str | None = None,
+        *,
+        grace_seconds: int | None = None,
+    ) -> bool:
+        """Starts the deletion of an object. Returns False if none has this name (and `uid`).
+
+        grace_seconds: until a pod is killed; None: as its spec says.
+        """
         ...

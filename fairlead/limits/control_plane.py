@@ -1,4 +1,4 @@
-"""Limits of the Kubernetes client, of sleeping engines, and of the autoscaler."""
+"""Limits of the Kubernetes client, of sleeping and hung engines, and of the autoscaler."""
 
 from dataclasses import dataclass
 
@@ -49,6 +49,23 @@ class SleepLimits:
 
 
 @dataclass(frozen=True)
+class EngineRestartLimits:
+    """Limits of the operator's restarts of engines that hang."""
+
+    hung_poll_seconds: float = limit(15.0, "interval at which the operator reads what gateways report of engines")
+    hung_read_seconds: float = limit(5.0, "a gateway whose report takes longer is missing, and does not vote")
+    hung_fleet_bytes: int = limit(16 * 1024 * 1024, "a gateway's report; one with 4,096 engines has about 6 MB")
+    hung_gateways: int = limit(256, "gateways that are read; the first ones by name")
+    hung_concurrent_reads: int = limit(4, "reports that are read at the same time, which bounds their memory")
+    hung_pods_per_restart: int = limit(
+        10, "one of so many pods of a pool is restarted at a time, at least one: gateways may be wrong about many"
+    )
+    hung_stop_seconds: int = limit(
+        30, "from the deletion of a pod that hangs to SIGKILL; there is nothing to drain, and it has devices"
+    )
+
+
+@dataclass(frozen=True)
 class AutoscalerLimits:
     """Limits of the autoscaler."""
 
@@ -71,4 +88,7 @@ class AutoscalerLimits:
     autoscaler_ring_bytes: int = limit(32 * 1024 * 1024, "ticks kept in memory: two hours of ten small models")
     autoscaler_file_bytes: int = limit(16 * 1024 * 1024, "one file of a recording; the next follows")
     autoscaler_files: int = limit(32, "files of a recording; the oldest are removed")
+    autoscaler_ejected_seconds: float = limit(
+        60.0, "an instance that every gateway has ejected for longer is no capacity, and is replaced"
+    )
     autoscaler_signals_seconds: float = limit(10.0, "older signals of an engine count as missing")

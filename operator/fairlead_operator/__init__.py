@@ -3,6 +3,7 @@
 - `manager`: watches, work queue, leader election and probes, put together.
 - `controller/reconciler`: one model, from observed state to status. Its stages are
   `controller/revisions`, `render/`, `controller/apply_plan`, `kube/writer` and `status/`.
+- `hung_engines/`: pods whose engine answers no request.
 - `kube/`: observed objects, watches and writes.
 - `health`, `http_server`, `settings`, `object_metadata`: shared parts.
 

@@ -11,18 +11,21 @@ from fairlead.kube.events.recorder import EventRecorder
 from fairlead.kube.leader_election import LeaderElector, LeaseCandidate
 from fairlead.kube.resources import Manifest
 from fairlead.kube.transport.kubeconfig import ClusterConfig
+from fairlead.limits import Limits
 from fairlead.runtime.aiohttp_server import serve
 from fairlead.runtime.clock import Clock, Pacing
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_operator import health, http_server
 from fairlead_operator.controller.reconciler import Reconciler
 from fairlead_operator.controller.workqueue import WorkQueue
+from fairlead_operator.hung_engines.engine_restarter import EngineRestarter, RestartCounts, RestartOptions
+from fairlead_operator.hung_engines.gateway_reports import GatewayReader
 from fairlead_operator.kube.kopf_watch import KopfWatch
 from fairlead_operator.kube.leader_election import LEASE_NAME, run_while_leading
 from fairlead_operator.kube.object_cache import ObjectCache
 from fairlead_operator.kube.watches import ClusterWatcher
 from fairlead_operator.render.context import ClusterCapabilities
-from fairlead_operator.settings import OperatorOptions
+from fairlead_operator.settings import HungEngineOptions, OperatorOptions
 
 CONTROLLER_NAME = "fairlead.io/operator"
 _LOG = logging.getLogger("fairlead.operator")
@@ -72,8 +75,28 @@ class Manager:
             options.installation,
             capacity_grace_seconds=options.capacity_grace_seconds,
         )
+        self._restarter = self._make_restarter(options.hung_engines, pacing)
         candidate = LeaseCandidate(lease_namespace or access.namespace, LEASE_NAME, identity)
         self._elector = LeaderElector(self._api, candidate, pacing, options.lease_timing)
+
+    def _make_restarter(self, options: HungEngineOptions | None, pacing: Pacing) -> EngineRestarter | None:
+        """Returns the restarter of engines that hang; None if no gateways are configured."""
+        if options is None:
+            return None
+        limits = Limits()
+        return EngineRestarter(
+            self._api,
+            self._cache,
+            GatewayReader(self._api, options.gateways, options.token, limits),
+            self,
+            pacing,
+            RestartOptions(options.grace_seconds, options.restart_seconds, limits),
+        )
+
+    @property
+    def is_leading(self) -> bool:
+        """True while this process may write."""
+        return self._elector.is_leading
 
     @property
     def capabilities(self) -> ClusterCapabilities:
@@ -117,13 +140,15 @@ class Manager:
         recording = asyncio.ensure_future(self._recorder.run())
         watching_models = asyncio.ensure_future(self._kopf.run())
         reconciling = asyncio.ensure_future(self._process_queue())
-        parts = {watching, recording, watching_models, reconciling}
+        restarting = asyncio.ensure_future(self._restart_hung_engines())
+        parts = {watching, recording, watching_models, reconciling, restarting}
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            await cancel_and_wait(reconciling)  # no writes after this
+            await cancel_and_wait(reconciling)
+            await cancel_and_wait(restarting)  # no writes after this
             await cancel_and_wait(recording)
             await self._recorder.flush()
             await cancel_and_wait(watching)
@@ -138,6 +163,14 @@ class Manager:
         for key in self._cache.models:
             self._queue.add(key)
         await self._queue.process(self._reconcile, self._options.workers, self._on_failure)
+
+    async def _restart_hung_engines(self) -> None:
+        """Marks and restarts engines that hang until it is cancelled, if that is configured."""
+        await self._watcher.wait_synced()
+        if self._restarter is None:
+            await asyncio.Event().wait()
+        else:
+            await self._restarter.run()
 
     async def _reconcile(self, key: str) -> float | None:
         if not self._elector.is_leading:
@@ -154,6 +187,7 @@ class Manager:
 
     def _metrics(self) -> http_server.OperatorMetrics:
         keys, counts = self._queue.keys, self._reconciler.counts
+        engines = RestartCounts() if self._restarter is None else self._restarter.counts
         return http_server.OperatorMetrics(
             gauges={
                 "leading": ("1 while this replica leads", float(self._elector.is_leading)),
@@ -162,6 +196,9 @@ class Manager:
                 "queue_waiting": ("models that wait for a worker", float(keys.ready_count)),
                 "queue_running": ("models that are being reconciled", float(keys.running_count)),
                 "queue_later": ("models with a scheduled pass", float(keys.delayed_count)),
+                "gateways": ("gateways that were asked which engines hang", float(engines.gateways)),
+                "gateways_missing": ("gateways of these that did not answer", float(engines.gateways_missing)),
+                "hung_pods": ("pods whose engine hangs", float(engines.hung_pods)),
             },
             counters={
                 "reconciles": ("passes over a model", float(counts.reconciles)),
@@ -169,6 +206,7 @@ class Manager:
                 "applied": ("children applied", float(counts.applied)),
                 "pruned": ("children deleted", float(counts.pruned)),
                 "statuses": ("statuses written", float(counts.statuses)),
+                "engine_restarts": ("pods that were deleted because their engine hung", float(engines.restarts)),
                 "events_dropped": ("events that were not written", float(self._recorder.dropped)),
             },
             models=tuple(self._cache.models.values()),

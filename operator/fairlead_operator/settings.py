@@ -19,11 +19,27 @@ _IMAGE_TYPES = {engine.label: engine for engine in (EngineType.VLLM, EngineType.
 
 
 @dataclass(frozen=True, slots=True)
+class HungEngineOptions:
+    """Settings of the restarts of engines that hang. Times are in seconds.
+
+    gateways: whose reports count.
+    token: of their management ports; None sends none.
+    restart_seconds: None: pods are marked and not deleted.
+    """
+
+    gateways: AllowedPeer
+    token: str | None
+    grace_seconds: float
+    restart_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class OperatorOptions:
     """Validated settings. Times are in seconds.
 
     namespaces: watched namespaces; empty means all.
     client_names: owners of client names that an administrator assigned.
+    hung_engines: None: no engine counts as hung.
     """
 
     namespaces: tuple[str, ...]
@@ -34,6 +50,7 @@ class OperatorOptions:
     log_level: str
     installation: InstallationDefaults
     client_names: Mapping[str, str] = field(default_factory=dict)
+    hung_engines: HungEngineOptions | None = None
 
 
 def parse_options(settings: OperatorSettings) -> OperatorOptions:
@@ -55,11 +72,26 @@ def parse_options(settings: OperatorSettings) -> OperatorOptions:
         installation=InstallationDefaults(
             _parse_images(settings.engine_images or ""),
             secrets,
-            _parse_peers(settings.gateway_pods or ""),
+            _parse_peers("FAIRLEAD_GATEWAY_PODS", settings.gateway_pods or ""),
             parse_endpoint_namespaces(settings.endpoint_namespaces or ""),
         ),
         client_names=parse_client_names(settings.client_names or ""),
+        hung_engines=_parse_hung_engines(settings),
     )
+
+
+def _parse_hung_engines(settings: OperatorSettings) -> HungEngineOptions | None:
+    grace_seconds = _parse_seconds("FAIRLEAD_HUNG_GRACE", settings.hung_grace, 10.0)
+    restart_seconds = None
+    if settings.hung_restart is not None:
+        restart_seconds = _parse_seconds("FAIRLEAD_HUNG_RESTART", settings.hung_restart, 0.0)
+    gateways = _parse_peers("FAIRLEAD_MANAGEMENT_PODS", settings.management_pods or "")
+    if gateways is None:
+        return None
+    if len(gateways) > 1:
+        message = f"{settings.management_pods!r} names pods of several namespaces"
+        raise _settings_error("FAIRLEAD_MANAGEMENT_PODS", message, "name the gateways of this installation only")
+    return HungEngineOptions(gateways[0], settings.manage_token, grace_seconds, restart_seconds)
 
 
 def _parse_names(variable: str, text: str | None) -> tuple[str, ...]:
@@ -84,7 +116,7 @@ def _parse_images(text: str) -> dict[EngineType, str]:
     return images
 
 
-def _parse_peers(text: str) -> tuple[AllowedPeer, ...] | None:
+def _parse_peers(variable: str, text: str) -> tuple[AllowedPeer, ...] | None:
     peers = []
     for part in filter(None, (part.strip() for part in text.split(";"))):
         namespace, _, listed = part.partition("/")
@@ -94,7 +126,7 @@ def _parse_peers(text: str) -> tuple[AllowedPeer, ...] | None:
                 f"{part!r} is not a namespace with labels",
                 "write it like fairlead/app.kubernetes.io/name=fairlead-gateway",
             )
-            raise _settings_error("FAIRLEAD_GATEWAY_PODS", message, hint)
+            raise _settings_error(variable, message, hint)
         peers.append(AllowedPeer(namespace, labels))
     return tuple(peers) or None
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
-from fairlead.api.conditions import ConditionOwner, ConditionTypeInfo, condition_types, reasons
+from fairlead.api.conditions import ConditionOwner, ConditionTypeInfo, condition_types, reasons, serving_reasons
 from fairlead.api.crd import Schema, structural_schema
 from fairlead.api.kinds import CustomResourceKind, served_kinds
 from fairlead.api.v1alpha1 import API_VERSION
@@ -119,7 +119,21 @@ def conditions_page() -> str:
         "A condition of the autoscaler may also be False or Unknown, and is absent where no autoscaler runs.\n"
         "`SLOMet` needs latency targets.\n\n"
         "## Reasons\n\nThe message of a reason names the objects and numbers of the case. While `Stalled` is True, a `Ready` "
-        f"that is False\ncarries the same reason.\n\n{listed}"
+        f"that is False\ncarries the same reason.\n\n{listed}\n{_pod_condition()}"
+    )
+
+
+def _pod_condition() -> str:
+    rows = "\n".join(
+        f"| `{info.status}` | `{info.reason}` | {_cell(info.when)} | {_cell(info.advice)} |"
+        for info in serving_reasons()
+    )
+    return (
+        "## On pods\n\nThe operator writes the condition `fairlead.io/Serving` on the pods of engines that hang or have hung.\n"
+        "Other pods do not have it. Its transition time says since when.\n\n"
+        "```sh\nkubectl get pods -o custom-columns='NAME:.metadata.name,"
+        'SERVING:.status.conditions[?(@.type=="fairlead.io/Serving")].status\'\n```\n\n'
+        f"| Status | Reason | When | What to do |\n|---|---|---|---|\n{rows}\n"
     )
 
 

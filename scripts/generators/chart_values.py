@@ -85,6 +85,17 @@ def _resources(cpu: str, memory: str, limit: str) -> dict[str, Any]:
     return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": limit}}
 
 
+class HungEngines(ValuesPart):
+    """Engines that take connections and answer no request, as gateways report them."""
+
+    enabled: bool = _value(
+        "read from gateways which engines hang, and mark their pods with the condition `fairlead.io/Serving`", True
+    )
+    restart: bool = _value("delete marked pods, so that their workload replaces them", True)
+    after: Duration = _value("time without an answer, since gateways ejected an engine, until it counts as hung", "1m")
+    restart_after: Duration = _value("time that a pod is marked before it is deleted", "1m")
+
+
 class Operator(Placement):
     replicas: Count = _value("number of replicas; one of them leads", 2)
     image: OperatorImage = _value("image", OperatorImage)
@@ -93,6 +104,12 @@ class Operator(Placement):
     resync: Duration = _value("interval of a full list of all models, in addition to the watches", "60s")
     lease: Duration = _value("time without a sign of the leader after which another replica takes over", "15s")
     capacity_grace: Duration = _value("time that pods may wait for a node before their model is `Stalled`", "10m")
+    hung_engines: HungEngines = _value("engines that answer no request", HungEngines)
+    guard: bool = _value(
+        "restrict its writes to pods, by a ValidatingAdmissionPolicy, to pods of models: deletion, and the condition "
+        "`fairlead.io/Serving`",
+        True,
+    )
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 
 

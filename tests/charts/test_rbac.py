@@ -67,6 +67,7 @@ def used() -> set[Right]:
     found = wanted(MODEL_DEPLOYMENTS, "get", "list", "watch") | wanted(MODEL_DEPLOYMENTS, "patch", sub="/status")
     found |= wanted(MODEL_DEPLOYMENTS, "update", sub="/finalizers")  # asked for by blockOwnerDeletion
     found |= wanted(EVENTS, "create", "patch")
+    found |= wanted(PODS, "delete") | wanted(PODS, "patch", sub="/status")  # of engines that hang
     for kind in (*STANDARD_CHILD_KINDS, *OPTIONAL_CHILD_KINDS, PODS):
         found |= wanted(kind, "list", "watch")
     for kind in written():
@@ -86,7 +87,9 @@ RUNNING = {"pods", "jobs", "cronjobs", "daemonsets", "statefulsets", "replicaset
 
 
 GUARDED: Right = ("", "pods", "patch")
-"""The autoscaler's alone, and an admission policy holds it to one annotation."""
+"""The autoscaler's alone, and an admission policy holds it to two annotations."""
+OPERATORS: tuple[Right, ...] = (("", "pods", "delete"), ("", "pods/status", "patch"))
+"""The operator's alone, and an admission policy holds it to pods of models and one condition."""
 
 
 def too_wide(rule: dict[str, Any]) -> list[str]:
@@ -104,7 +107,7 @@ def too_wide(rule: dict[str, Any]) -> list[str]:
 
 
 def _guarded(resource: str) -> set[str]:
-    return {GUARDED[2]} if resource == GUARDED[1] else set()
+    return {verb for _, name, verb in (GUARDED, *OPERATORS) if name == resource}
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
@@ -133,6 +136,8 @@ def test_no_rule_is_wider_than_stated_or_grants_other_rights(program: Path, case
         ({"resources": ["serviceaccounts/token"]}, "serviceaccounts/token"),
         ({"resources": ["clusterroles"]}, "clusterroles"),
         ({"resources": ["pods"], "verbs": ["create"]}, "pods written"),
+        ({"resources": ["pods/status"], "verbs": ["update"]}, "pods/status written"),
+        ({"resources": ["pods"], "verbs": ["deletecollection"]}, "pods written"),
         ({"resources": ["daemonsets"], "verbs": ["patch"]}, "daemonsets written"),
         ({"nonResourceURLs": ["/metrics"]}, "nonResourceURLs"),
     ],
@@ -155,6 +160,24 @@ def test_namespaced_operator_reads_only_accelerators_cluster_wide(program: Path)
     for kind in ("Role", "RoleBinding"):
         here = [one for one in found if one["kind"] == kind and one["metadata"]["name"].endswith("operator-models")]
         assert [one["metadata"]["namespace"] for one in here] == ["a", "b"]
+
+
+def test_namespaced_operator_lists_gateways_where_it_runs(program: Path) -> None:
+    found = render_chart(program, "--set=watchNamespaces={a,b}")
+    assert rights(found, "operator-gateways") == wanted(PODS, "list")
+    (role,) = (one for one in found if one["kind"] == "Role" and one["metadata"]["name"].endswith("-gateways"))
+    assert role["metadata"]["namespace"] == "fairlead"
+
+
+@pytest.mark.parametrize(
+    "value", ["operator.hungEngines.enabled=false", "gateway.fleet.models[0].name=tiny"], ids=["off", "fleet-file"]
+)
+def test_operator_that_restarts_no_engine_may_not_write_pods(program: Path, value: str) -> None:
+    found = render_chart(program, f"--set={value}")
+    assert not rights(found, "fairlead-operator") & set(OPERATORS)
+    (spec,) = (spec for name, spec in pod_specs(found).items() if name == "Deployment fairlead-operator")
+    names = {one["name"] for one in spec["containers"][0]["env"]}
+    assert not {"FAIRLEAD_MANAGEMENT_PODS", "FAIRLEAD_MANAGE_TOKEN", "FAIRLEAD_HUNG_RESTART"} & names
 
 
 def test_operator_may_touch_only_its_own_lease(program: Path) -> None:
@@ -192,6 +215,19 @@ def test_only_guarded_components_patch_pods(program: Path) -> None:
     assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
     (whom,) = policy["spec"]["matchConditions"]
     assert "system:serviceaccount:fairlead:fairlead-autoscaler" in whom["expression"]
+
+
+def test_only_the_guarded_operator_deletes_pods_and_writes_their_status(program: Path) -> None:
+    found = render_chart(program)
+    for right in OPERATORS:
+        holders = [one["metadata"]["name"] for one in found if one["kind"] in ROLES and right in rights([one], "")]
+        assert holders == ["fairlead-fairlead-operator"]
+    guards = [one for one in found if one["metadata"]["name"] == "fairlead-fairlead-operator"]
+    (policy,) = (one for one in guards if one["kind"] == "ValidatingAdmissionPolicy")
+    (binding,) = (one for one in guards if one["kind"] == "ValidatingAdmissionPolicyBinding")
+    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
+    (whom,) = policy["spec"]["matchConditions"]
+    assert "system:serviceaccount:fairlead:fairlead-operator" in whom["expression"]
 
 
 @pytest.mark.parametrize("component", ["gateway", "indexer"])

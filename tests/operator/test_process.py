@@ -22,8 +22,8 @@ from fairlead_operator.kube.kopf_login import TOKEN_REFRESH_SECONDS, connection_
 from fairlead_operator.kube.leader_election import run_while_leading
 from fairlead_operator.kube.object_cache import ObjectCache
 from fairlead_operator.kube.watches import ClusterWatcher, is_ipv6_first
-from fairlead_operator.render.context import ClusterCapabilities
-from fairlead_operator.settings import parse_options
+from fairlead_operator.render.context import AllowedPeer, ClusterCapabilities
+from fairlead_operator.settings import HungEngineOptions, parse_options
 from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
 from fairlead_testing.waiting import wait_until
@@ -58,6 +58,16 @@ def test_settings_have_units_and_defaults() -> None:
     ]
 
 
+def test_engines_are_restarted_only_with_gateways_and_a_grace() -> None:
+    assert parse_options(read_settings(OperatorSettings, {"FAIRLEAD_HUNG_RESTART": "2m"})).hung_engines is None
+    given = {"FAIRLEAD_MANAGEMENT_PODS": "fairlead/app=gateway", "FAIRLEAD_MANAGE_TOKEN": "s3cret"}
+    found = parse_options(read_settings(OperatorSettings, given)).hung_engines
+    assert found == HungEngineOptions(AllowedPeer("fairlead", {"app": "gateway"}), "s3cret", 60.0, None)
+    found = parse_options(read_settings(OperatorSettings, given | {"FAIRLEAD_HUNG_RESTART": "2m"})).hung_engines
+    assert found is not None
+    assert found.restart_seconds == 120.0
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -67,6 +77,10 @@ def test_settings_have_units_and_defaults() -> None:
         ("RESYNC", "1s"),
         ("RESYNC", "soon"),
         ("LEASE", "2h"),
+        ("HUNG_GRACE", "1s"),
+        ("HUNG_RESTART", "never"),
+        ("MANAGEMENT_PODS", "gateways"),
+        ("MANAGEMENT_PODS", "a/app=x;b/app=y"),
         ("LOG_LEVEL", "loud"),
         ("ENGINE_IMAGES", "vllm"),
         ("ENGINE_IMAGES", "custom=x"),

@@ -148,6 +148,13 @@ yes
 {{- end -}}
 {{- end -}}
 
+{{/* "yes" if the operator reads from gateways which engines hang: those of a fleet file are not its own. Else empty. */}}
+{{- define "fairlead.readsHungEngines" -}}
+{{- if and .Values.operator.hungEngines.enabled (empty .Values.gateway.fleet.models) -}}
+yes
+{{- end -}}
+{{- end -}}
+
 {{/* A value of an existing Secret in base64, else the generated one. Takes a list: root, Secret, key, generated value. */}}
 {{- define "fairlead.existingOrNew" -}}
 {{- $root := index . 0 -}}

@@ -48,6 +48,7 @@ def with_component(objects: Sequence[Manifest], name: str) -> list[Manifest]:
     return [object_ for object_ in objects if label_of(object_, COMPONENT_LABEL) == name]
 
 
+MANAGEMENT_PODS_VARIABLE: Final = "FAIRLEAD_MANAGEMENT_PODS"
 WATCH_NAMESPACES_VARIABLE = "FAIRLEAD_WATCH_NAMESPACES"
 
 
@@ -64,6 +65,11 @@ def watched_namespaces(deployment: Manifest) -> list[str]:
         argument = next((word for word in arguments_of(deployment) if word.startswith("--kube=")), "")
         value = argument.removeprefix("--kube=")
     return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def restarts_engines(deployment: Manifest) -> bool:
+    """Returns True if an operator reads from gateways which engines hang."""
+    return bool(environment_of(deployment).get(MANAGEMENT_PODS_VARIABLE))
 
 
 def secret_references(deployment: Manifest) -> list[SecretReference]:

@@ -46,6 +46,7 @@ from fairlead_cli.cluster.components import (
     INDEXER,
     OPERATOR,
     OWN_OBJECTS,
+    restarts_engines,
     secret_references,
     service_account,
     watched_namespaces,
@@ -304,7 +305,12 @@ async def _account_rights(
                 argument.startswith("--kube") for argument in arguments_of(deployment)
             ):
                 continue
-            needed = component_permissions(component, namespace_name(deployment), watched_namespaces(deployment))
+            needed = component_permissions(
+                component,
+                namespace_name(deployment),
+                watched_namespaces(deployment),
+                restarts_engines=restarts_engines(deployment),
+            )
             first = await review_account_access(api, namespace_name(deployment), service_account(deployment), needed[0])
             if isinstance(first, MissingValue):
                 permissions[component, namespace_name(deployment)] = {needed[0]: first}

@@ -111,8 +111,16 @@ class InMemoryKube:
         self._store(key, found)
         return copy.deepcopy(found)
 
-    async def delete(self, resource: Resource, namespace: str | None, name: str, uid: str | None = None) -> bool:
-        """Deletes the object with this uid."""
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        uid: str | None = None,
+        *,
+        grace_seconds: int | None = None,
+    ) -> bool:
+        """Deletes the object with this uid, at once."""
         key = resource.kind, namespace, name
         found = self._objects.get(key)
         if found is None or uid not in (None, found["metadata"]["uid"]):

@@ -25,10 +25,19 @@
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
-# Read only: the operator creates no pods itself.
+# The operator creates no pods itself.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
+{{- if include "fairlead.readsHungEngines" . }}
+# Pods whose engine hangs are marked and deleted. guard.yaml restricts both to pods of models.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [delete]
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
+{{- end }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

@@ -48,17 +48,21 @@ _MANAGED_RESOURCES: Final = (
 )
 
 
-def component_permissions(component: str, install_namespace: str, namespaces: Sequence[str]) -> list[Permission]:
+def component_permissions(
+    component: str, install_namespace: str, namespaces: Sequence[str], *, restarts_engines: bool = True
+) -> list[Permission]:
     """Returns the permissions that a component's service account needs.
 
     install_namespace: where the component runs.
-
     namespaces: of its models; empty means all.
+    restarts_engines: the operator reads from gateways which engines hang.
     """
     permissions = [_permission(ACCELERATOR_CLASSES, verb, None) for verb in ("list", "watch")]
     for namespace in namespaces or (None,):
         permissions += _operator_permissions(namespace) if component == OPERATOR else _fleet_permissions(namespace)
     if component == OPERATOR:
+        if restarts_engines:
+            permissions += _restart_permissions(install_namespace, namespaces)
         permissions.append(_permission(LEASES, "create", install_namespace))
         permissions += [
             Permission(LEASES.group, LEASES.plural, verb, install_namespace, LEASE_NAME) for verb in ("get", "patch")
@@ -78,6 +82,15 @@ def _operator_permissions(namespace: str | None) -> Iterator[Permission]:
         yield _permission(PODS, verb, namespace)
     for verb in ("create", "patch"):
         yield _permission(EVENTS, verb, namespace)
+
+
+def _restart_permissions(install_namespace: str, namespaces: Sequence[str]) -> Iterator[Permission]:
+    """Yields what marking and restarting engines needs, and reading the gateways' pods."""
+    for namespace in namespaces or (None,):
+        yield _permission(PODS, "delete", namespace)
+        yield _permission(PODS, "patch", namespace, "/status")
+    if namespaces:
+        yield _permission(PODS, "list", install_namespace)
 
 
 def _fleet_permissions(namespace: str | None) -> Iterator[Permission]:

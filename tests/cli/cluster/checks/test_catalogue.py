@@ -69,7 +69,12 @@ def test_checked_permissions_are_those_of_the_chart(builders: Build, component: 
 
 def test_permissions_are_checked_per_watched_namespace() -> None:
     asked = component_permissions(OPERATOR, "fairlead", ["a", "b"])
-    assert {one.namespace for one in asked if one.resource == "pods"} == {"a", "b"}
+    assert {one.namespace for one in asked if one.resource == "pods" and one.verb == "delete"} == {"a", "b"}
+    assert {one.namespace for one in asked if one.resource == "pods" and one.verb == "list"} == {"a", "b", "fairlead"}
+    reading = component_permissions(OPERATOR, "fairlead", ["a", "b"], restarts_engines=False)
+    assert {(one.namespace, one.verb) for one in reading if one.resource.startswith("pods")} == {
+        (namespace, verb) for namespace in ("a", "b") for verb in ("list", "watch")
+    }
     assert {(one.namespace, one.name) for one in asked if one.resource == "leases" and one.verb == "get"} == {
         ("fairlead", LEASE_NAME)
     }

@@ -1,0 +1,186 @@
+"""Engine restarter: marks the pods whose engine hangs, and deletes them after a grace.
+
+It runs in the leader only. A round reads all gateways, plans each model and writes. Nothing is
+written while the observed state may be out of date.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from fairlead.errors import FairleadError
+from fairlead.kube.client_protocol import KubeClient
+from fairlead.kube.conditions import format_time
+from fairlead.kube.errors import Conflict, NotFound
+from fairlead.kube.events.event import EventDraft, EventType
+from fairlead.kube.resources import PODS, Manifest, is_deleting, metadata_of, name_of, namespace_of, uid_of
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Pacing
+from fairlead_operator.hung_engines.gateway_reports import GatewayReport
+from fairlead_operator.hung_engines.pod_verdicts import pod_verdicts
+from fairlead_operator.hung_engines.restart_plan import (
+    HungEnginePlan,
+    PodMark,
+    RestartRules,
+    plan_restarts,
+    serving_condition,
+)
+from fairlead_operator.kube.object_cache import ObjectCache
+from fairlead_operator.object_metadata import STATUS_FIELD_MANAGER
+
+_LOG = logging.getLogger("fairlead.operator")
+
+
+class ReportReader(Protocol):
+    """A reader of all gateways."""
+
+    async def read(self) -> list[GatewayReport]:
+        """Returns the report of every ready gateway. Raises KubeError."""
+        ...
+
+
+class RestartHost(Protocol):
+    """The process in which the restarter runs."""
+
+    @property
+    def is_leading(self) -> bool:
+        """True while this process may write."""
+        ...
+
+    def stale_cache_reason(self) -> str:
+        """Returns why the object cache may be out of date; empty if it is fresh."""
+        ...
+
+    def record_event(self, model: Manifest, event: EventDraft) -> None:
+        """Records an event about a model."""
+        ...
+
+
+@dataclass(slots=True)
+class RestartCounts:
+    """Numbers for metrics: of the last round, and pods deleted since the start."""
+
+    gateways: int = 0
+    gateways_missing: int = 0
+    hung_pods: int = 0
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RestartOptions:
+    """The options of a restarter.
+
+    grace_seconds: how long gateways get no answer before an engine counts as hung.
+    restart_seconds: how long its pod is marked before it is deleted; None: it is only marked.
+    """
+
+    grace_seconds: float
+    restart_seconds: float | None
+    limits: Limits
+
+
+class EngineRestarter:
+    """The restarter of engines that hang."""
+
+    def __init__(
+        self,
+        api: KubeClient,
+        cache: ObjectCache,
+        gateways: ReportReader,
+        host: RestartHost,
+        pacing: Pacing,
+        options: RestartOptions,
+    ) -> None:
+        self.counts = RestartCounts()
+        self._api = api
+        self._cache = cache
+        self._gateways = gateways
+        self._host = host
+        self._pacing = pacing
+        self._grace_seconds = options.grace_seconds
+        self._limits = options.limits
+        self._rules = RestartRules(options.restart_seconds, options.limits.hung_pods_per_restart)
+        self._deleted: set[str] = set()
+        self._missing: dict[str, str] = {}
+
+    async def run(self) -> None:
+        """Runs a round at each interval until it is cancelled."""
+        while True:
+            await self._pacing.pause(self._limits.hung_poll_seconds * (0.9 + 0.2 * self._pacing.chance()))
+            try:
+                await self.run_once()
+            except FairleadError as error:
+                _LOG.warning("hung engines: %s", error)
+
+    async def run_once(self) -> None:
+        """Reads all gateways, and marks and deletes pods. Raises KubeError."""
+        reports = await self._gateways.read()
+        self._log_missing({report.name: report.error for report in reports if report.error})
+        self.counts.gateways, self.counts.gateways_missing = len(reports), len(self._missing)
+        verdicts = pod_verdicts(reports, self._grace_seconds)
+        hung = 0
+        present: set[str] = set()
+        for key in list(self._cache.models):
+            snapshot = self._cache.snapshot(key)
+            if snapshot is None or is_deleting(snapshot.model):
+                continue
+            present.update(map(uid_of, snapshot.pods))
+            pods = [pod for pod in snapshot.pods if uid_of(pod) not in self._deleted]
+            gone = [pod for pod in snapshot.pods if uid_of(pod) in self._deleted]
+            plan = plan_restarts(pods, verdicts, self._pacing.clock.wall(), self._rules)
+            hung += len(plan.hung)
+            await self._execute(snapshot.model, plan, gone)
+            await asyncio.sleep(0)
+        self._deleted &= present
+        self.counts.hung_pods = hung
+
+    async def _execute(self, model: Manifest, plan: HungEnginePlan, gone: Collection[Manifest]) -> None:
+        """Writes the marks of a plan, then deletes its pods.
+
+        gone: pods that this process has deleted, and that the watch still reports.
+        """
+        if self._host.stale_cache_reason():
+            return
+        for mark in plan.marks:
+            if self._host.is_leading:
+                await self._mark(model, mark)
+        for name, reason in plan.waiting.items():
+            _LOG.debug("the engine of pod %s hangs: %s", name, reason)
+        if gone:
+            return
+        for pod in plan.restarts:
+            if self._host.is_leading:
+                await self._delete(model, pod)
+
+    async def _mark(self, model: Manifest, mark: PodMark) -> None:
+        pod = mark.pod
+        names = {name: metadata_of(pod)[name] for name in ("name", "namespace", "uid")}
+        condition = serving_condition(mark, format_time(self._pacing.clock.wall()))
+        body = {"apiVersion": "v1", "kind": PODS.kind, "metadata": names, "status": {"conditions": [condition]}}
+        try:
+            await self._api.apply_status(body, STATUS_FIELD_MANAGER)
+        except (NotFound, Conflict):
+            return  # the pod is gone, or another one has its name
+        type = EventType.NORMAL if mark.is_serving else EventType.WARNING
+        note = f"Pod {name_of(pod)}: {mark.message}"
+        self._host.record_event(model, EventDraft(type, str(mark.reason), "Mark", note))
+
+    async def _delete(self, model: Manifest, pod: Manifest) -> None:
+        uid = uid_of(pod)
+        is_deleted = await self._api.delete(
+            PODS, namespace_of(pod), name_of(pod), uid, grace_seconds=self._limits.hung_stop_seconds
+        )
+        self._deleted.add(uid)
+        if is_deleted:
+            self.counts.restarts += 1
+            note = f"Deleted pod {name_of(pod)}, whose engine answers no request; its workload replaces it"
+            self._host.record_event(model, EventDraft(EventType.WARNING, "EngineRestarted", "Delete", note))
+
+    def _log_missing(self, missing: dict[str, str]) -> None:
+        """Logs a gateway that does not answer, once per error."""
+        for name, error in missing.items():
+            if self._missing.get(name) != error:
+                _LOG.warning("gateway %s is missing from the verdict on hung engines: %s", name, error)
+        self._missing = missing

@@ -1,0 +1,122 @@
+"""Gateway reports: which instances each gateway has ejected, from its management port.
+
+All ready gateways of the installation are read. One that does not answer is missing: it votes
+neither for nor against an engine.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from fairlead.errors import FairleadError, Unavailable
+from fairlead.fleet.hung_engines import EjectionReport
+from fairlead.kube.client_protocol import KubeClient
+from fairlead.kube.resources import PODS, Manifest, is_deleting, is_ready, label_selector, name_of
+from fairlead.limits import Limits
+from fairlead.runtime.http_client import fetch
+from fairlead_operator.render.context import AllowedPeer
+
+MANAGE_PORT_NAME: Final = "manage"
+_DEFAULT_MANAGE_PORT: Final = 8_081
+
+
+class InstanceReport(msgspec.Struct, frozen=True):
+    """One gateway's report on one instance.
+
+    ejection: None: not ejected. Unset: the gateway is of a release that does not report it.
+    answer_age_seconds: since the last answer of the instance; None: there was none.
+    """
+
+    id: str
+    ejection: EjectionReport | msgspec.UnsetType | None = msgspec.UNSET
+    answer_age_seconds: float | None = None
+
+
+class _Model(msgspec.Struct):
+    instances: list[InstanceReport] = []
+
+
+class _Fleet(msgspec.Struct):
+    models: list[_Model] = []
+
+
+_FLEET_DECODER: Final = msgspec.json.Decoder(_Fleet)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayReport:
+    """The answer of one gateway.
+
+    error: why there is no answer; empty if there is one.
+    """
+
+    name: str
+    instances: tuple[InstanceReport, ...] = ()
+    error: str = ""
+
+
+def parse_fleet(body: bytes) -> tuple[InstanceReport, ...]:
+    """Returns the instances of a gateway's `/api/fleet`. Raises Unavailable if it is none."""
+    try:
+        fleet = _FLEET_DECODER.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Unavailable(f"its answer is not a fleet: {error}") from error
+    return tuple(instance for model in fleet.models for instance in model.instances)
+
+
+def management_url(pod: Manifest) -> str | None:
+    """Returns the URL of a gateway pod's management port; None unless the pod is ready."""
+    address = str((pod.get("status") or {}).get("podIP") or "")
+    if not address or not is_ready(pod) or is_deleting(pod):
+        return None
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{_management_port(pod)}"
+
+
+def _management_port(pod: Manifest) -> int:
+    for container in (pod.get("spec") or {}).get("containers") or []:
+        for port in container.get("ports") or []:
+            if port.get("name") == MANAGE_PORT_NAME:
+                return int(port["containerPort"])
+    return _DEFAULT_MANAGE_PORT
+
+
+class GatewayReader:
+    """The reader of all gateways of the installation.
+
+    gateways: namespace and labels of their pods.
+    token: of the management port; None sends none.
+    """
+
+    def __init__(self, api: KubeClient, gateways: AllowedPeer, token: str | None, limits: Limits) -> None:
+        self._api = api
+        self._gateways = gateways
+        self._headers = {"accept": "application/json"}
+        if token:
+            self._headers["authorization"] = f"Bearer {token}"
+        self._limits = limits
+        self._free_reads = asyncio.Semaphore(limits.hung_concurrent_reads)
+
+    async def read(self) -> list[GatewayReport]:
+        """Returns the report of every ready gateway, by name. Raises KubeError if the pods cannot
+        be listed.
+        """
+        listed = await self._api.list(PODS, self._gateways.namespace, label_selector(self._gateways.labels))
+        urls = {name_of(pod): url for pod in listed.items if (url := management_url(pod)) is not None}
+        chosen = sorted(urls.items())[: self._limits.hung_gateways]
+        return list(await asyncio.gather(*(self._read_gateway(name, url) for name, url in chosen)))
+
+    async def _read_gateway(self, name: str, url: str) -> GatewayReport:
+        try:
+            async with self._free_reads:
+                body = await fetch(
+                    f"{url}/api/fleet",
+                    timeout_seconds=self._limits.hung_read_seconds,
+                    max_bytes=self._limits.hung_fleet_bytes,
+                    headers=self._headers,
+                )
+            return GatewayReport(name, parse_fleet(body))
+        except FairleadError as error:
+            return GatewayReport(name, error=error.message)

@@ -1,0 +1,219 @@
+"""Restart plan: which pods of a model get the condition `fairlead.io/Serving`, and which are
+deleted. Pure.
+
+The condition is the only memory: it says since when a pod is marked. A new leader continues from
+there.
+
+A pod is deleted if all of this holds:
+
+- its engine hangs, it has been marked for the restart grace, and it has run as long;
+- it is ready, so that kubelet does not restart it already;
+- no other pod of its pool is being deleted or not ready;
+- at most one of `pods_per_restart` pods of the pool goes at a time.
+
+A pod that no node takes does not count as not ready: it may wait for the devices of the pod that
+hangs. A group of pods counts as one, and is restarted as one: its leader is deleted.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from fairlead.api.conditions import ServingReason
+from fairlead.fleet.hung_engines import HungVerdict
+from fairlead.fleet.labels import ENDPOINT_LABEL, POOL_LABEL, SERVING_CONDITION, parse_sleep_mark
+from fairlead.kube.conditions import find_condition
+from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready, metadata_of, name_of, uid_of
+from fairlead.units import format_duration
+from fairlead_operator.object_metadata import label
+
+_GROUP_LABELS: Final = ("leaderworkerset.sigs.k8s.io/name", "leaderworkerset.sigs.k8s.io/group-index")
+_ENDED_PHASES: Final = ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True)
+class RestartRules:
+    """The rules of restarts.
+
+    restart_seconds: how long a pod is marked before it is deleted; None: pods are only marked.
+    pods_per_restart: one of so many pods of a pool is restarted at a time, and at least one.
+    """
+
+    restart_seconds: float | None
+    pods_per_restart: int
+
+
+@dataclass(frozen=True, slots=True)
+class PodMark:
+    """A change of the condition `fairlead.io/Serving` of a pod. `message` explains it."""
+
+    pod: Manifest
+    is_serving: bool
+    message: str
+
+    @property
+    def reason(self) -> ServingReason:
+        """The reason of the condition."""
+        return ServingReason.ENGINE_ANSWERS if self.is_serving else ServingReason.ENGINE_HUNG
+
+
+@dataclass(frozen=True, slots=True)
+class HungEnginePlan:
+    """The marks and restarts of the pods of a model.
+
+    restarts: pods to delete.
+    hung: pods whose engine hangs.
+    waiting: why a marked pod is not deleted yet, by its name.
+    """
+
+    marks: tuple[PodMark, ...] = ()
+    restarts: tuple[Manifest, ...] = ()
+    hung: tuple[Manifest, ...] = ()
+    waiting: Mapping[str, str] = field(default_factory=dict)
+
+
+def plan_restarts(
+    pods: Sequence[Manifest], verdicts: Mapping[str, HungVerdict], wall: float, rules: RestartRules
+) -> HungEnginePlan:
+    """Returns the plan for the pods of one model.
+
+    verdicts: by the uid of a pod; a pod without one stays as it is.
+    wall: Unix seconds.
+    """
+    engines = [pod for pod in pods if label(pod, ENDPOINT_LABEL) == "true" and not is_deleting(pod)]
+    judged = [(pod, verdicts[uid_of(pod)]) for pod in engines if uid_of(pod) in verdicts]
+    hung = tuple(pod for pod, verdict in judged if verdict.is_hung)
+    restarts: list[Manifest] = []
+    waiting: dict[str, str] = {}
+    for pool in sorted({label(pod, POOL_LABEL) for pod in hung}):
+        in_pool = [pod for pod in pods if label(pod, POOL_LABEL) == pool]
+        chosen, reasons = _plan_pool(in_pool, [pod for pod in hung if label(pod, POOL_LABEL) == pool], wall, rules)
+        restarts += chosen
+        waiting |= reasons
+    marks = tuple(mark for pod, verdict in judged if (mark := _mark(pod, verdict)) is not None)
+    return HungEnginePlan(marks, tuple(restarts), hung, waiting)
+
+
+def serving_condition(mark: PodMark, now: str) -> dict[str, Any]:
+    """Returns the pod condition of a mark.
+
+    now: current time as the API server writes it.
+    """
+    return {
+        "type": SERVING_CONDITION,
+        "status": "True" if mark.is_serving else "False",
+        "reason": str(mark.reason),
+        "message": mark.message,
+        "lastTransitionTime": now,
+    }
+
+
+def _mark(pod: Manifest, verdict: HungVerdict) -> PodMark | None:
+    """Returns the change of a pod's condition; None if it stays. A pod that never hung has none."""
+    is_marked = _marked_at(pod) is not None
+    if verdict.is_hung == is_marked:
+        return None
+    if verdict.is_hung:
+        return PodMark(pod, False, f"{verdict.reason}; reported by {', '.join(verdict.voters)}")
+    return PodMark(pod, True, f"no longer hung: {verdict.reason}")
+
+
+def _plan_pool(
+    pods: Sequence[Manifest], hung: Iterable[Manifest], wall: float, rules: RestartRules
+) -> tuple[list[Manifest], dict[str, str]]:
+    """Returns the pods of one pool to delete, and why the others wait, by name."""
+    waiting: dict[str, str] = {}
+    due: list[tuple[float, Manifest]] = []
+    for pod in hung:
+        since = _hung_since(pod)
+        if reason := _postponement(pod, since, wall, rules):
+            waiting[name_of(pod)] = reason
+        elif since is not None:
+            due.append((since, pod))
+    due.sort(key=lambda entry: (entry[0], name_of(entry[1])))
+    groups = {_group_key(pod) for pod in pods if not _has_ended(pod)}
+    most = max(1, len(groups) // rules.pods_per_restart)
+    chosen: list[Manifest] = []
+    for _, pod in due:
+        own_group = _group_key(pod)
+        reason = _pool_problem([other for other in pods if _group_key(other) != own_group])
+        if not reason and len(chosen) >= most:
+            reason = f"{most} of {len(groups)} instances of the pool may restart at a time"
+        if reason:
+            waiting[name_of(pod)] = reason
+        else:
+            chosen.append(pod)
+    return chosen, waiting
+
+
+def _postponement(pod: Manifest, since: float | None, wall: float, rules: RestartRules) -> str:
+    """Returns why a pod that hangs is not deleted, as far as it lies in the pod; empty if nothing
+    does.
+    """
+    if rules.restart_seconds is None:
+        return "restarts are off"
+    if since is None:
+        return "it was not marked yet"
+    if not is_ready(pod):
+        return "it is not ready: kubelet restarts its engine"
+    if parse_sleep_mark(annotations_of(pod)) is not None:
+        return "it is put to sleep or woken"
+    left = since + rules.restart_seconds - wall
+    return f"it is restarted in {format_duration(max(1.0, round(left)))}" if left > 0.0 else ""
+
+
+def _pool_problem(others: Iterable[Manifest]) -> str:
+    """Returns why no pod of a pool may be deleted now; empty if the others are ready."""
+    for pod in others:
+        if _has_ended(pod) or _is_unschedulable(pod):
+            continue
+        if is_deleting(pod):
+            return f"the pod {name_of(pod)} is being deleted"
+        if not is_ready(pod):
+            return f"the pod {name_of(pod)} is not ready"
+    return ""
+
+
+def _marked_at(pod: Manifest) -> float | None:
+    """Returns the Unix time since when a pod is marked as hung; None if it is not."""
+    condition = find_condition(pod.get("status") or {}, SERVING_CONDITION)
+    if condition is None or condition.get("status") != "False":
+        return None
+    return _parse_time(condition.get("lastTransitionTime"))
+
+
+def _hung_since(pod: Manifest) -> float | None:
+    """Returns since when a pod is marked; None if it is not.
+
+    It is the Unix time of the mark, or of the last start of a container if that is later.
+    """
+    marked_at = _marked_at(pod)
+    if marked_at is None:
+        return None
+    containers = (pod.get("status") or {}).get("containerStatuses") or []
+    starts = [((container.get("state") or {}).get("running") or {}).get("startedAt") for container in containers]
+    return max(marked_at, *(_parse_time(start) for start in starts if start), 0.0)
+
+
+def _parse_time(text: object) -> float:
+    """Returns the Unix seconds of an API server's time; 0 if it cannot be read."""
+    try:
+        return datetime.fromisoformat(str(text)).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _group_key(pod: Manifest) -> tuple[str, ...]:
+    """Returns a value that the pods of one instance share."""
+    group = tuple(label(pod, name) for name in _GROUP_LABELS)
+    return group if all(group) else (str(metadata_of(pod).get("name", "")),)
+
+
+def _has_ended(pod: Manifest) -> bool:
+    return (pod.get("status") or {}).get("phase") in _ENDED_PHASES
+
+
+def _is_unschedulable(pod: Manifest) -> bool:
+    scheduled = find_condition(pod.get("status") or {}, "PodScheduled")
+    return scheduled is not None and scheduled.get("status") == "False"

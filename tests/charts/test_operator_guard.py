@@ -1,0 +1,100 @@
+"""The admission policy of the operator on a real API server, with its service account."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import KubeError
+from fairlead.kube.resources import PODS, Manifest
+from fairlead.kube.transport.kubeconfig import config_from_kubeconfig
+from fairlead.runtime.clock import SystemClock
+from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.helm import render_chart
+from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
+from fairlead_testing.waiting import wait_until_async
+
+pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
+PLACE = "restarting"
+POLICY = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+MANAGED = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "m"}
+ONLY_MODELS = "may change only pods of models"
+ONLY_SERVING = "only the condition fairlead.io/Serving"
+NO_ADDRESS = "may not change the phase, the addresses or the containers"
+
+
+def pod(name: str, labels: dict[str, str]) -> Manifest:
+    metadata = {"name": name, "namespace": PLACE, "labels": labels}
+    spec = {"containers": [{"name": "engine", "image": "a"}]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def serving(status: str = "False") -> dict[str, Any]:
+    return {"type": "fairlead.io/Serving", "status": status, "lastTransitionTime": "2026-11-20T17:43:20Z"}
+
+
+@asynccontextmanager
+async def guarded(server: ApiServer, program: Path, folder: Path) -> AsyncIterator[tuple[KubeApi, KubeApi]]:
+    """Installs rights and guard, and yields clients of the administrator and of the operator."""
+    found = render_chart(program, f"--namespace={PLACE}")
+    async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as admin:
+        await apply_rights(admin, found, PLACE)
+        policy = [one for one in found if one["kind"] in POLICY and one["metadata"]["name"].endswith("-operator")]
+        assert len(policy) == 2
+        await asyncio.to_thread(kubectl, server, "apply", "-f", "-", text=yaml.safe_dump_all(policy))
+        config = folder / "kubeconfig"
+        config.write_text(await kubeconfig_for_account(server, PLACE, "fairlead-operator"))
+        async with KubeApi(config_from_kubeconfig([config]), SystemClock(), lambda: 0.5) as operator:
+            yield admin, operator
+
+
+async def write_status(api: KubeApi, name: str, status: dict[str, Any]) -> str:
+    """Applies a status as the operator does, and returns why that was refused."""
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": PLACE}, "status": status}
+    try:
+        await api.apply_status(body, "fairlead-operator")
+    except KubeError as error:
+        return error.message
+    return ""
+
+
+async def delete(api: KubeApi, name: str) -> str:
+    try:
+        live = await api.list(PODS, PLACE)
+        uid = next(one["metadata"]["uid"] for one in live.items if one["metadata"]["name"] == name)
+        await api.delete(PODS, PLACE, name, uid, grace_seconds=30)
+    except KubeError as error:
+        return error.message
+    return ""
+
+
+def test_guard_lets_the_operator_mark_and_delete_only_pods_of_models(
+    api_server: ApiServer, program: Path, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with guarded(api_server, program, tmp_path) as (admin, operator):
+            for name, labels in (("ours", MANAGED), ("theirs", {"app": "web"})):
+                await admin.apply(pod(name, labels), "test")
+                ready = {"type": "Ready", "status": "True"}
+                status = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [ready]}
+                await admin.patch_merge(PODS, PLACE, name, {"status": status}, "kubelet", subresource="status")
+
+            async def is_guarded() -> bool:
+                return ONLY_MODELS in await write_status(operator, "theirs", {"conditions": [serving()]})
+
+            await wait_until_async(is_guarded)
+            assert ONLY_MODELS in await delete(operator, "theirs")
+            unready = {"type": "Ready", "status": "False"}
+            assert ONLY_SERVING in await write_status(operator, "ours", {"conditions": [serving(), unready]})
+            assert NO_ADDRESS in await write_status(operator, "ours", {"podIP": "10.0.0.9"})
+            assert NO_ADDRESS in await write_status(operator, "ours", {"phase": "Failed"})
+            for status in ("False", "True"):
+                assert await write_status(operator, "ours", {"conditions": [serving(status)]}) == ""
+            assert await delete(operator, "ours") == ""
+
+    asyncio.run(main())

@@ -1,0 +1,167 @@
+"""The pods of a model that are marked and deleted, by the verdict about their engines."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from fairlead.fleet.hung_engines import HungVerdict
+from fairlead.kube.resources import Manifest, name_of
+from fairlead_operator.hung_engines.restart_plan import (
+    HungEnginePlan,
+    PodMark,
+    RestartRules,
+    plan_restarts,
+    serving_condition,
+)
+
+WALL = 1_800_000_000.0
+HUNG = HungVerdict(True, "2 gateways get no answer", ("gateway-a", "gateway-b"))
+ANSWERS = HungVerdict(False, "gateway-a: had an answer of it lately")
+RULES = RestartRules(60.0, 10)
+
+
+def at(age_seconds: float) -> str:
+    return datetime.fromtimestamp(WALL - age_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def pod(name: str, *, marked: float | None = None, ready: bool = True, pool: str = "main", **more: Any) -> Manifest:
+    """Returns a pod. marked: seconds since its condition `fairlead.io/Serving` is False."""
+    conditions = [{"type": "Ready", "status": str(ready)}]
+    if marked is not None:
+        conditions.append({"type": "fairlead.io/Serving", "status": "False", "lastTransitionTime": at(marked)})
+    labels = {"fairlead.io/pool": pool, "fairlead.io/endpoint": "true", **more.pop("labels", {})}
+    metadata = {"name": name, "uid": f"uid-{name}", "labels": labels, **more.pop("metadata", {})}
+    return {"metadata": metadata, "status": {"phase": "Running", "conditions": conditions, **more}}
+
+
+def plan(*pods: Manifest, rules: RestartRules = RULES, **verdicts: HungVerdict) -> HungEnginePlan:
+    return plan_restarts(pods, {f"uid-{name}": verdict for name, verdict in verdicts.items()}, WALL, rules)
+
+
+def deleted(made: HungEnginePlan) -> list[str]:
+    return [name_of(one) for one in made.restarts]
+
+
+def test_pod_that_hangs_is_marked_first_and_not_deleted_yet() -> None:
+    made = plan(pod("a"), pod("b"), a=HUNG, b=ANSWERS)
+    (mark,) = made.marks
+    assert (name_of(mark.pod), mark.is_serving, mark.reason) == ("a", False, "EngineHung")
+    assert mark.message == "2 gateways get no answer; reported by gateway-a, gateway-b"
+    assert (made.restarts, made.waiting) == ((), {"a": "it was not marked yet"})
+    assert [name_of(one) for one in made.hung] == ["a"]
+
+
+def test_condition_has_the_fields_of_a_pod_condition() -> None:
+    assert serving_condition(PodMark(pod("a"), True, "no longer hung"), "2026-11-20T17:43:20Z") == {
+        "type": "fairlead.io/Serving",
+        "status": "True",
+        "reason": "EngineAnswers",
+        "message": "no longer hung",
+        "lastTransitionTime": "2026-11-20T17:43:20Z",
+    }
+
+
+def test_marked_pod_is_deleted_after_the_grace_and_not_before() -> None:
+    assert plan(pod("a", marked=59.0), a=HUNG).waiting == {"a": "it is restarted in 1s"}
+    made = plan(pod("a", marked=60.0), a=HUNG)
+    assert (made.marks, deleted(made)) == ((), ["a"])
+
+
+def test_pod_whose_engine_answers_again_is_unmarked_and_stays() -> None:
+    made = plan(pod("a", marked=600.0), a=ANSWERS)
+    (mark,) = made.marks
+    assert (mark.is_serving, mark.message) == (True, "no longer hung: gateway-a: had an answer of it lately")
+    assert (made.restarts, made.hung) == ((), ())
+
+
+def test_marked_pod_without_a_verdict_stays_as_it_is() -> None:
+    assert plan(pod("a", marked=600.0)) == HungEnginePlan()
+
+
+def test_healthy_pods_get_no_condition() -> None:
+    assert plan(pod("a"), pod("b"), a=ANSWERS, b=ANSWERS) == HungEnginePlan()
+
+
+def test_without_restarts_pods_are_only_marked() -> None:
+    made = plan(pod("a", marked=600.0), pod("b"), rules=RestartRules(None, 10), a=HUNG, b=HUNG)
+    assert [name_of(mark.pod) for mark in made.marks] == ["b"]
+    assert (made.restarts, made.waiting["a"]) == ((), "restarts are off")
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (pod("b", ready=False), "the pod b is not ready"),
+        (pod("b", metadata={"deletionTimestamp": at(1.0)}), "the pod b is being deleted"),
+        (pod("b", ready=False, labels={"fairlead.io/endpoint": ""}), "the pod b is not ready"),
+    ],
+)
+def test_pool_with_another_pod_not_ready_is_left_alone(other: Manifest, reason: str) -> None:
+    made = plan(pod("a", marked=600.0), other, a=HUNG)
+    assert (made.restarts, made.waiting) == ((), {"a": reason})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pod("b", ready=False, pool="other"),
+        pod("b", ready=False, phase="Failed"),
+        pod("b", ready=False, conditions=[{"type": "PodScheduled", "status": "False"}]),
+    ],
+)
+def test_pods_of_other_pools_ended_and_unscheduled_ones_block_no_restart(other: Manifest) -> None:
+    assert deleted(plan(pod("a", marked=600.0), other, a=HUNG)) == ["a"]
+
+
+def test_one_of_ten_pods_is_deleted_at_a_time_and_the_longest_marked_first() -> None:
+    small = [pod(f"p{number}", marked=600.0 + number) for number in range(4)]
+    made = plan(*small, p0=HUNG, p1=HUNG, p2=HUNG, p3=HUNG)
+    assert deleted(made) == ["p3"]
+    assert made.waiting["p0"] == "1 of 4 instances of the pool may restart at a time"
+    large = [pod(f"p{number:02d}", marked=600.0 + number) for number in range(25)]
+    verdicts = {f"p{number:02d}": HUNG for number in range(25)}
+    assert deleted(plan(*large, **verdicts)) == ["p24", "p23"]
+
+
+def test_pod_that_is_not_ready_is_left_to_kubelet() -> None:
+    made = plan(pod("a", marked=600.0, ready=False), a=HUNG)
+    assert (made.restarts, made.waiting) == ((), {"a": "it is not ready: kubelet restarts its engine"})
+
+
+def test_engine_that_kubelet_restarted_gets_the_grace_anew() -> None:
+    started = [{"state": {"running": {"startedAt": at(30.0)}}}]
+    assert not plan(pod("a", marked=600.0, containerStatuses=started), a=HUNG).restarts
+    started = [{"state": {"running": {"startedAt": at(90.0)}}}, {"state": {"waiting": {}}}]
+    assert deleted(plan(pod("a", marked=600.0, containerStatuses=started), a=HUNG)) == ["a"]
+
+
+def test_sleeping_pods_and_pods_that_are_deleted_already_stay() -> None:
+    asleep = pod("a", marked=600.0, metadata={"annotations": {"fairlead.io/sleep": "1-asleep"}})
+    assert plan(asleep, a=HUNG).waiting == {"a": "it is put to sleep or woken"}
+    assert plan(pod("a", marked=600.0, metadata={"deletionTimestamp": at(1.0)}), a=HUNG) == HungEnginePlan()
+
+
+def group_pod(name: str, index: int, *, leader: bool, **more: Any) -> Manifest:
+    labels = {
+        "leaderworkerset.sigs.k8s.io/name": "big",
+        "leaderworkerset.sigs.k8s.io/group-index": str(index),
+        "fairlead.io/endpoint": "true" if leader else "",
+    }
+    return pod(name, labels=labels, **more)
+
+
+def test_group_restarts_by_its_leader_whatever_its_own_workers_do() -> None:
+    pods = [
+        group_pod("big-0", 0, leader=True, marked=600.0),
+        group_pod("big-0-1", 0, leader=False, ready=False),
+        group_pod("big-1", 1, leader=True),
+        group_pod("big-1-1", 1, leader=False),
+    ]
+    assert deleted(plan_restarts_of(pods, "big-0")) == ["big-0"]
+    pods[3] = group_pod("big-1-1", 1, leader=False, ready=False)
+    assert plan_restarts_of(pods, "big-0").waiting == {"big-0": "the pod big-1-1 is not ready"}
+
+
+def plan_restarts_of(pods: list[Manifest], name: str) -> HungEnginePlan:
+    return plan_restarts(pods, {f"uid-{name}": HUNG}, WALL, RULES)
