@@ -27,7 +27,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.units import parse_duration
 from fairlead_autoscaler import enforcer
-from fairlead_autoscaler.collector.observation import GatewaySnapshot, build_observation
+from fairlead_autoscaler.collector.observation import GatewaySnapshot, SignalAges, build_observation
 from fairlead_autoscaler.core import (
     CoreState,
     MixRequest,
@@ -257,7 +257,9 @@ class ControlLoop:
     def _decide(self, key: str, state: ModelState, now: float) -> dict[str, EnforcedPlan]:
         """Returns the enforced plan of each pool of a model, and records the decision."""
         run, wall, solver = self._model_run(key, state), self._clock.wall(), self._parts.mix_solver
-        observation = build_observation(state, self.gateways, now, self._limits.autoscaler_signals_seconds, wall)
+        limits = self._limits
+        ages = SignalAges(limits.autoscaler_signals_seconds, limits.autoscaler_ejected_seconds)
+        observation = build_observation(state, self.gateways, now, ages, wall)
         if solver is not None:
             observation = replace(observation, mixes=solver.take_results(key))
         before = run.core.state if run.ticks % STATE_EVERY == 0 else None

@@ -1,9 +1,9 @@
 """Scale-down order: the replicas whose removal costs least come first. Pure.
 
-Replicas that are not ready come first, the youngest of them before the others. Ready replicas
-follow by the number of blocks that only they have cached and that recent prompts used
-(`index_unique_used_blocks`, docs/decisions/0027). Among equals, the one with the least work in
-flight comes first, and then the youngest.
+Replicas that are not ready come first, the youngest of them before the others. Those that every
+gateway has ejected come next. The other ready replicas follow by the number of blocks that only
+they have cached and that recent prompts used (`index_unique_used_blocks`, docs/decisions/0027).
+Among equals, the one with the least work in flight comes first, and then the youngest.
 
 If the index has no number for any replica of a pool, only work in flight decides. If it has none
 for some replicas, these count with the mean number of the others.
@@ -12,7 +12,7 @@ for some replicas, these count with the mean number of the others.
 from collections.abc import Sequence
 from statistics import fmean
 
-from fairlead_autoscaler.collector.observation import GatewaySnapshot
+from fairlead_autoscaler.collector.observation import GatewaySnapshot, is_ejected
 from fairlead_autoscaler.core import ReplicaState
 from fairlead_autoscaler.target import Replica
 
@@ -26,10 +26,11 @@ def removal_order(key: str, replicas: Sequence[Replica], snapshot: GatewaySnapsh
     known = [blocks for blocks in unique.values() if blocks is not None]
     mean = fmean(known) if known else 0.0
 
-    def order(replica: Replica) -> tuple[bool, float, float, float, str]:
+    def order(replica: Replica) -> tuple[bool, bool, float, float, float, str]:
         blocks = unique[replica.id]
         return (
             replica.state is ReplicaState.READY,
+            not is_ejected(key, replica, snapshot, 0.0),
             mean if blocks is None else blocks,
             _in_flight(key, replica, snapshot),
             replica.age_seconds,

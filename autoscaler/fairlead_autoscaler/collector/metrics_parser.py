@@ -52,6 +52,7 @@ _GAUGES: Final[Mapping[str, str]] = MappingProxyType(
         "instances": "instances",
         "instance_in_flight": "in_flight",
         "instance_waiting": "not_begun",
+        "instance_ejected_seconds": "ejected_seconds",
         "engine_running": "running",
         "engine_waiting": "waiting",
         "engine_kv_usage": "kv_share",

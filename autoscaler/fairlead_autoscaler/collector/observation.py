@@ -50,15 +50,26 @@ class GatewaySnapshot:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class SignalAges:
+    """The ages that decide about reports of gateways.
+
+    signals_seconds: from which on an engine's report is missing.
+    ejected_seconds: for how long every gateway has ejected an instance that is no capacity.
+    """
+
+    signals_seconds: float
+    ejected_seconds: float = 60.0
+
+
 def build_observation(
-    state: ModelState, snapshot: GatewaySnapshot, now: float, signals_seconds: float, wall: float | None = None
+    state: ModelState, snapshot: GatewaySnapshot, now: float, ages: SignalAges, wall: float | None = None
 ) -> Observation:
     """Returns the observation of a model.
 
-    signals_seconds: the age from which on an engine's report is missing.
     wall: Unix seconds.
     """
-    reader = _ModelReader(state.model.name, snapshot, signals_seconds)
+    reader = _ModelReader(state.model.name, snapshot, ages)
     return Observation(
         now,
         gateway_traffic(state.model.name, snapshot),
@@ -120,7 +131,7 @@ class _ModelReader:
 
     key: str
     snapshot: GatewaySnapshot
-    signals_seconds: float
+    ages: SignalAges
 
     def pool(self, pool: PoolState) -> PoolObservation:
         states = [replica.state for replica in pool.replicas]
@@ -136,7 +147,16 @@ class _ModelReader:
             asleep_desired=pool.asleep,
             asleep=states.count(ReplicaState.ASLEEP) + states.count(ReplicaState.FALLING_ASLEEP),
             waking=states.count(ReplicaState.WAKING),
+            ejected=self._ejected(pool.replicas),
         )
+
+    def _ejected(self, replicas: Iterable[Replica]) -> int | None:
+        """Returns how many ready replicas every gateway ejected; None if no gateway is known."""
+        ready = [replica for replica in replicas if replica.state is ReplicaState.READY]
+        if not reporting_gateways(self.snapshot):
+            return None
+        seconds = self.ages.ejected_seconds
+        return sum(is_ejected(self.key, replica, self.snapshot, seconds) for replica in ready)
 
     def _replica(self, replica: Replica) -> ReplicaMetrics:
         """Returns the metrics of a replica: sums over its endpoints; of KV usage, the maximum."""
@@ -203,8 +223,8 @@ class _ModelReader:
             for gateway in self.snapshot.gateways
             if gateway.error is None and (age := gateway.gauges.get(("age_seconds", self.key, instance))) is not None
         ]
-        age, _, freshest = min(reports, default=(self.signals_seconds, "", None))
-        return freshest if age <= self.signals_seconds else None
+        age, _, freshest = min(reports, default=(self.ages.signals_seconds, "", None))
+        return freshest if age <= self.ages.signals_seconds else None
 
     def _in_flight(self, instance: str, gateway: GatewayMetrics | None) -> tuple[float | None, float | None]:
         """Returns the running and the waiting requests of an endpoint; None if unknown.
@@ -228,6 +248,23 @@ class _ModelReader:
         """Returns how many requests met a target and how many missed it; None if unknown."""
         judged, within = self._sum("judged", instance, target), self._sum("within", instance, target)
         return None if judged is None or within is None else (within, max(0.0, judged - within))
+
+
+def reporting_gateways(snapshot: GatewaySnapshot) -> list[GatewayMetrics]:
+    """Returns the gateways whose gauges are known: of this tick, or of a short time ago."""
+    return [gateway for gateway in snapshot.gateways if gateway.error is None or gateway.increases is not None]
+
+
+def is_ejected(key: str, replica: Replica, snapshot: GatewaySnapshot, seconds: float) -> bool:
+    """Returns True if every gateway has ejected all instances of a replica for longer than this.
+
+    A missing gateway does not count. Its last gauges do for a while.
+    """
+    gateways = reporting_gateways(snapshot)
+    ages = [
+        gateway.gauges.get(("ejected_seconds", key, instance)) for gateway in gateways for instance in replica.instances
+    ]
+    return bool(ages) and all(age is not None and age > seconds for age in ages)
 
 
 def _sum_known(values: Iterable[float | None]) -> float | None:

@@ -6,7 +6,7 @@
 - `signals/`: valid and consistent signals of one tick.
 - `performance/`: what a replica carries; `workload/`: what arrives.
 - `sizing/`: how many replicas each pool needs.
-- `limits/`: corrections across pools; replicas that sleep.
+- `limits/`: corrections across pools; replicas that sleep; replacements of ejected ones.
 - `decide`: all of this for one tick; `learning`, `state`: what is remembered.
 """
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.learning import learn
+from fairlead_autoscaler.core.limits.ejected_replicas import hide_ejected, order_replacements
 from fairlead_autoscaler.core.limits.shared_replica_limit import (
     LimitShare,
     SharedLimit,
@@ -41,6 +42,7 @@ def decide(
     Pools that the observation does not have keep their number, and for a minute so do all of their
     role.
     """
+    state, observation = hide_ejected(state, observation, model)
     known = state.load.bins or state.load.recent
     usual = CountedArrivals(sum(arrivals.seconds for arrivals in known), sum(arrivals.requests for arrivals in known))
     clock, trust, tick = take_sample(state.clock, state.trust, usual, observation, model, settings)
@@ -58,6 +60,7 @@ def decide(
     if model.replicas_most is not None:
         state, plans = _limit_all_pools(model.replicas_most, state, tick, plans)
     state, plans = apply_sleep_tier(state, tick, plans)
+    state, plans = order_replacements(state, tick, plans)
     return state, ScalingPlan(add_cost(model, add_decode_slack(model, plans, tick.pools)), queries)
 
 

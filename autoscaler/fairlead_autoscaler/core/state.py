@@ -31,6 +31,7 @@ class PoolMemory:
     seen_at: when it was last observed.
     lowered_at: when it was last lowered.
     hedged: hedged starts among its desired replicas.
+    replacing: replacements of ejected replicas among them.
     wakes: wake times, by sleep level.
     rest: replicas that were needed in the time for which a replica stays asleep.
     """
@@ -42,6 +43,7 @@ class PoolMemory:
     hedged: int = 0
     wakes: Mapping[str, StartupTimes] = field(default_factory=dict)
     rest: NeedWindow = field(default_factory=NeedWindow)
+    replacing: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,6 +198,7 @@ class PoolObservation:
     asleep: replicas that could wake now, those that fall asleep included; neither ready nor
         pending.
     pending_ages_seconds: ages of the replicas that start.
+    ejected: ready replicas that every gateway has ejected for a while; None: missing.
     replicas: None: their metrics are missing.
     """
 
@@ -210,6 +211,7 @@ class PoolObservation:
     asleep_desired: int = 0
     asleep: int = 0
     waking: int = 0
+    ejected: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,8 +83,9 @@ class AutoscalerMetrics(Collector):
         yield GaugeMetricFamily(f"{PREFIX}leads", "1 in the leader, which writes", float(loop.is_leader))
 
 
-_OBSERVED_GAUGES: Mapping[str, tuple[str, Callable[[PoolObservation], float]]] = {
+_OBSERVED_GAUGES: Mapping[str, tuple[str, Callable[[PoolObservation], float | None]]] = {
     "ready_replicas": ("ready replicas", lambda pool: pool.ready),
+    "ejected_replicas": ("of those, the ones that every gateway has ejected", lambda pool: pool.ejected),
     "pending_replicas": ("replicas that start or wake", lambda pool: pool.pending),
     "draining_replicas": ("replicas that drain before they stop", lambda pool: pool.draining),
     "asleep_replicas": ("replicas that sleep or fall asleep", lambda pool: pool.asleep),
@@ -104,7 +105,9 @@ def _pools(records: Mapping[str, TickRecord]) -> Iterator[Metric]:
         family = GaugeMetricFamily(PREFIX + name, help_text, labels=_POOL)
         for key, record in records.items():
             for pool, seen in record.observation.pools.items():
-                family.add_metric([key, pool], pool_value(seen))
+                observed = pool_value(seen)
+                if observed is not None:
+                    family.add_metric([key, pool], observed)
         yield family
     for name, (help_text, ruling_value) in _PLAN_GAUGES.items():
         family = GaugeMetricFamily(PREFIX + name, help_text, labels=_POOL)

@@ -109,6 +109,8 @@ INPUT_LABELS: Final[Mapping[str, InputLabel]] = MappingProxyType(
             lambda value: f"{_replicas(value)} more, of which the last to be ready are cancelled",
             neutral_value=0.0,
         ),
+        "ejected_replicas": InputLabel("ready, no answer", _replicas, neutral_value=0.0),
+        "replacement_replicas": InputLabel("their replacements", _replicas, neutral_value=0.0),
         "whole_replicas": InputLabel("there, or asleep", _replicas),
         "wake_seconds": InputLabel("waking takes", format_duration),
         "asleep_replicas": InputLabel("asleep", _replicas),

@@ -76,7 +76,8 @@ def _pool(
     desired, asleep = f"{observed.desired} desired", ""
     if observed.asleep or observed.asleep_desired:
         desired, asleep = f"{desired} and {observed.asleep_desired} asleep", f", {observed.asleep} asleep"
-    yield f"pool {pool}: {desired}; {observed.ready} ready, {starting}, {observed.draining} leaving{asleep}"
+    ready = f"{observed.ready} ready" + (f" ({observed.ejected} of them ejected)" if observed.ejected else "")
+    yield f"pool {pool}: {desired}; {ready}, {starting}, {observed.draining} leaving{asleep}"
     if observed.replicas is None:
         yield "  nothing is known of its engines"
     if plan is not None:

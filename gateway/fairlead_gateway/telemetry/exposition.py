@@ -66,6 +66,7 @@ _RENDERERS: Final[Mapping[str, Renderer]] = {
     _PREFIX + "instance_waiting": render.instance_load(lambda load: load.waiting),
     _PREFIX + "instance_backlog_seconds": render.instance_load(lambda load: load.backlog_seconds),
     _PREFIX + "instance_in_flight_tokens": render.instance_load(lambda load: load.inflight_tokens),
+    _PREFIX + "instance_ejected_seconds": render.ejection_seconds,
     _PREFIX + "instance_requests_total": render.instance_counter(at.I_ROUTED),
     _PREFIX + "instance_finished_total": render.instance_counter(at.I_FINISHED),
     _PREFIX + "instance_errors_total": render.instance_counter(at.I_ERRORS),

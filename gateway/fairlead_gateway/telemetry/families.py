@@ -129,6 +129,11 @@ FAMILIES: Final = (
     _gauge("instance_waiting", _INSTANCE, "Of those, the ones without a first token."),
     _gauge("instance_backlog_seconds", _INSTANCE, "Engine time of the work already sent to the instance."),
     _gauge("instance_in_flight_tokens", _INSTANCE, "Tokens that the requests in flight hold."),
+    _gauge(
+        "instance_ejected_seconds",
+        _INSTANCE,
+        "Time since the instance was ejected, without any answer since then; absent for others.",
+    ),
     _counter("instance_requests_total", _INSTANCE, "Attempts sent to the instance."),
     _counter("instance_finished_total", _INSTANCE, "Requests that ended on the instance."),
     _counter("instance_errors_total", _INSTANCE, "Of those, the failed ones."),

@@ -51,6 +51,7 @@ class MetricsRecorder:
         self.models: dict[str, ModelCounters] = {}
         self.non_model_counters: dict[str, int] = {}  # values of no model, by metric name without prefix
         self.queued: Mapping[str, int] = {}  # queued requests by model
+        self.ejection_seconds: Mapping[str, float] = {}  # since the ejection of instances that do not answer
         self.index_status: IndexStatus = {}
         self.peer_values: dict[str, float] = {}  # values of other gateways; only the supervisor knows them
 
@@ -203,6 +204,7 @@ class MetricsRecorder:
                 uptime_seconds=now - self.started_at,
                 process_values={**self.non_model_counters, **self.peer_values},
                 queued=self.queued,
+                ejection_seconds=self.ejection_seconds,
                 index_status=self.index_status,
             )
         )

@@ -49,6 +49,7 @@ class Scrape:
     uptime_seconds: float
     process_values: Mapping[str, float]
     queued: Mapping[str, int]
+    ejection_seconds: Mapping[str, float]
     index_status: IndexStatus
 
     def instances(self) -> Iterator[tuple[str, Instance]]:
@@ -221,6 +222,13 @@ def instance_load(read: Callable[[LoadView], float]) -> Renderer:
                 yield f"{name}{_instance_labels(key, instance.id)} {read(load):.9g}\n"
 
     return lines
+
+
+def ejection_seconds(name: str, scrape: Scrape) -> Iterator[str]:
+    for key, instance in scrape.instances():
+        seconds = scrape.ejection_seconds.get(instance.id)
+        if seconds is not None:
+            yield f"{name}{_instance_labels(key, instance.id)} {seconds:.9g}\n"
 
 
 def states(name: str, scrape: Scrape) -> Iterator[str]:

@@ -40,6 +40,7 @@ def _rendered() -> str:
     telemetry.record_finished(make_outcome("r", KEY, HERE, 200, None, 0.0, 1.0, 0.4, 0.02, 480, 0, 0, 40, True))
     telemetry.record_abandoned(KEY)
     telemetry.queued = {KEY: 2}
+    telemetry.ejection_seconds = {HERE: 75.5, "elsewhere": 3.0}
     clock.advance(10.0)
     return telemetry.render(FLEET, {}, clock.now()).decode()
 
@@ -58,6 +59,7 @@ def test_what_a_gateway_renders_is_read_and_other_models_are_not() -> None:
     assert found.counters[("within", KEY, HERE, "ttft")] == 1
     assert found.engine_counters == {("prompt_tokens", KEY, HERE): 900.0, ("generated_tokens", KEY, HERE): 70.0}
     assert found.gauges[("held", KEY)] == 2
+    assert found.gauges[("ejected_seconds", KEY, HERE)] == 75.5
     assert found.gauges[("running", KEY, HERE)] == 3
     assert found.gauges[("kv_share", KEY, HERE)] == 0.25
     assert found.gauges[("age_seconds", KEY, HERE)] == 1.5

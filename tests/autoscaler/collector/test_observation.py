@@ -5,7 +5,7 @@ import pytest
 from fairlead.api.spec.autoscaling import Autoscaling
 from fairlead.fleet.model import SloTargets
 from fairlead_autoscaler.collector.counter_deltas import CounterKey
-from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot, build_observation
+from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot, SignalAges, build_observation
 from fairlead_autoscaler.core import GatewayTraffic, PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, ShapeCount
 from fairlead_autoscaler.model_spec import scaled_model
 from fairlead_autoscaler.target import ModelState, PoolState, Replica
@@ -14,6 +14,7 @@ KEY, ONE, TWO = "default/tiny", "main-0/9001/0", "main-1/9002/0"
 MODEL = scaled_model(
     KEY, SloTargets(ttft_seconds=2.0, itl_seconds=0.05), [PoolSpec("main", maximum=4)], interval_seconds=5.0
 )
+AGES = SignalAges(10.0, 60.0)
 STATE = ModelState(
     MODEL,
     Autoscaling(),
@@ -49,7 +50,7 @@ def metrics_of(name: str, arrivals: float = 10.0, **gauges: float) -> GatewayMet
 
 
 def pool_of(readings: GatewaySnapshot) -> PoolObservation:
-    return build_observation(STATE, readings, 50.0, 10.0).pools["main"]
+    return build_observation(STATE, readings, 50.0, AGES).pools["main"]
 
 
 def replica_of(readings: GatewaySnapshot) -> ReplicaMetrics:
@@ -59,7 +60,7 @@ def replica_of(readings: GatewaySnapshot) -> ReplicaMetrics:
 
 
 def test_what_gateways_counted_adds_up() -> None:
-    seen = build_observation(STATE, GatewaySnapshot((metrics_of("a"), metrics_of("b", 5.0))), 50.0, 10.0)
+    seen = build_observation(STATE, GatewaySnapshot((metrics_of("a"), metrics_of("b", 5.0))), 50.0, AGES)
     assert seen.now == 50.0
     assert seen.gateway == GatewayTraffic(15.0, 1_500.0, 4.0, 2.0, kept=0.0, kept_tokens=0.0)
     one = replica_of(GatewaySnapshot((metrics_of("a"), metrics_of("b"))))
@@ -69,7 +70,7 @@ def test_what_gateways_counted_adds_up() -> None:
 
 def test_pods_are_what_the_world_says_even_while_no_gateway_answers() -> None:
     for readings in (GatewaySnapshot(), GatewaySnapshot((GatewayMetrics("a", error="silent"),))):
-        seen = build_observation(STATE, readings, 50.0, 10.0)
+        seen = build_observation(STATE, readings, 50.0, AGES)
         assert seen.gateway is None
         pool = seen.pools["main"]
         assert (pool.desired, pool.ready, pool.pending, pool.draining) == (3, 1, 1, 1)
@@ -141,8 +142,36 @@ def test_shapes_add_up_over_gateways_for_models_with_a_choice_of_pools() -> None
     readings = GatewaySnapshot(
         (GatewayMetrics("a", counted), GatewayMetrics("b", counted), GatewayMetrics("c", error="silent"))
     )
-    assert build_observation(STATE, readings, 50.0, 10.0).shapes is None
+    assert build_observation(STATE, readings, 50.0, AGES).shapes is None
     two = scaled_model(KEY, SloTargets(), [PoolSpec("main"), PoolSpec("small")], interval_seconds=5.0)
     choice = ModelState(two, Autoscaling(), STATE.pools)
-    assert build_observation(choice, readings, 50.0, 10.0).shapes == (ShapeCount(367.0, 12.0, 4.0),)
-    assert build_observation(choice, GatewaySnapshot((GatewayMetrics("a", error="silent"),)), 50.0, 10.0).shapes is None
+    assert build_observation(choice, readings, 50.0, AGES).shapes == (ShapeCount(367.0, 12.0, 4.0),)
+    assert build_observation(choice, GatewaySnapshot((GatewayMetrics("a", error="silent"),)), 50.0, AGES).shapes is None
+
+
+def ejected(*seconds: float | None, error: str | None = None) -> GatewaySnapshot:
+    """Returns gateways that ejected the only ready replica for so long; None: they did not."""
+    found = [
+        metrics_of(f"g{number}") if each is None else metrics_of(f"g{number}", ejected_seconds=each)
+        for number, each in enumerate(seconds)
+    ]
+    return GatewaySnapshot((*found, *([GatewayMetrics("missing", error=error)] if error else [])))
+
+
+@pytest.mark.parametrize(
+    ("readings", "count"),
+    [
+        (ejected(61.0, 75.0), 1),
+        (ejected(61.0, 60.0), 0),
+        (ejected(61.0, None), 0),
+        (ejected(None), 0),
+        (ejected(61.0, error="no answer within 2 s"), 1),
+        (ejected(error="no answer within 2 s"), None),
+        (GatewaySnapshot(), None),
+    ],
+)
+def test_replica_is_ejected_if_every_known_gateway_says_so_for_the_limit(
+    readings: GatewaySnapshot, count: int | None
+) -> None:
+    pool = pool_of(readings)
+    assert (pool.ready, pool.ejected) == (1, count)

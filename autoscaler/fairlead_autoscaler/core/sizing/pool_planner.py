@@ -53,6 +53,7 @@ class Rule(StrEnum):
     ZERO = "zero"
     SHARED = "shared"
     ASLEEP = "asleep"
+    REPLACE = "replace"
 
 
 _LOAD_CARRIED_RULES = frozenset({Rule.ENOUGH, Rule.UP})

@@ -62,6 +62,7 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.telemetry.index_status = {
         "chat/llama-70b": ModelIndexStatus({"main-0/9001/0": one}, 20, 1, 5, "engines are asked")
     }
+    made_up.telemetry.ejection_seconds = {"main-0/9001/0": 75.0}
     made_up.serve(200)
     text = made_up.telemetry.render(made_up.fleet(), made_up.loads(), made_up.clock.now()).decode()
     types = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
