@@ -1,5 +1,7 @@
 """The order of removal: unready replicas, then the least valuable caches, then the least busy."""
 
+from dataclasses import replace
+
 from fairlead_autoscaler.collector.counter_deltas import CounterKey
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
 from fairlead_autoscaler.core import ReplicaState
@@ -44,3 +46,12 @@ def test_unready_replicas_leave_first_and_leaving_ones_are_not_counted() -> None
 
 def test_without_any_word_the_youngest_leaves() -> None:
     assert removal_order(KEY, [ready("old", 900.0), ready("young", 9.0)], GatewaySnapshot()) == ("young", "old")
+
+
+def test_replica_that_every_gateway_ejected_leaves_before_other_ready_ones() -> None:
+    replicas = [ready("a"), ready("b"), Replica("new", ReplicaState.PENDING, 2.0)]
+    ejecting = readings({"a": 0, "b": 90}, {}).gateways[0]
+    ejecting = replace(ejecting, gauges={**ejecting.gauges, ("ejected_seconds", KEY, "b/0"): 5.0})
+    assert removal_order(KEY, replicas, GatewaySnapshot((ejecting,))) == ("new", "b", "a")
+    other = replace(ejecting, name="b", gauges={})
+    assert removal_order(KEY, replicas, GatewaySnapshot((ejecting, other))) == ("new", "a", "b")

@@ -140,6 +140,25 @@ def test_sleeping_engines_are_shown_with_wake_time() -> None:
     assert text.endswith("written: 2 and 2 asleep -> 2 and 1 asleep")
 
 
+def test_ejected_replicas_and_their_replacements_are_shown() -> None:
+    core = ScalingCore(MODEL)
+    for tick, ejected in enumerate((0,) * 40 + (1,)):
+        seen = Observation(
+            5.0 * tick,
+            GatewayTraffic(1.0, 500.0),
+            {"main": PoolObservation(2, 2, replicas=(), ejected=ejected)},
+            1e9,
+        )
+        plan = core.step(seen)
+    count = plan.pools["main"].replicas
+    text = "\n".join(render_look(TickRecord(1e9, MODEL, seen, plan, {"main": EnforcedPlan(count, 2, "up", "", count)})))
+    assert "pool main: 2 desired; 2 ready (1 of them ejected), 0 starting" in text
+    assert "ready, no answer      1 replica" in text
+    assert "their replacements    1 replica" in text
+    assert "every gateway has ejected 1 ready replica: 1 more in exchange" in text
+    assert set(plan.pools["main"].inputs) <= set(INPUT_LABELS)
+
+
 def test_neutral_inputs_are_hidden_and_need_shows_its_sum() -> None:
     inputs = {
         "output_growth": 1.0,

@@ -111,5 +111,5 @@ def _with_replacements(plan: PoolPlan, desired: int, ejected: int, replacing: in
 def _replacement_reason(ejected: int, replacing: int) -> str:
     if not ejected:
         return f"{replacing} replacements stay while signals are in doubt" if replacing else "replacements end"
-    counted = f"{ejected} ready ones are ejected by every gateway"
-    return f"{counted}, {replacing} more replace them" if replacing else f"{counted}, and there is no room for more"
+    counted = f"every gateway has ejected {ejected} ready replica{'' if ejected == 1 else 's'}"
+    return f"{counted}: {replacing} more in exchange" if replacing else f"{counted}: no room for more"

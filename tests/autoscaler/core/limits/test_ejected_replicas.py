@@ -60,7 +60,7 @@ def test_ejected_replica_is_replaced_by_exactly_one_however_long_it_lasts() -> N
     assert trial.run(0, 40) == [3] * 40
     plan = trial.tick(1)
     assert (plan.replicas, plan.rule) == (4, "replace")
-    assert plan.reason.endswith("1 ready ones are ejected by every gateway, 1 more replace them")
+    assert plan.reason.endswith("; every gateway has ejected 1 ready replica: 1 more in exchange")
     assert plan.inputs["ejected_replicas"].value == plan.inputs["replacement_replicas"].value == 1.0
     assert plan.inputs["ready_replicas"].value == 2.0
     assert trial.run(1, 100) == [4] * 100
@@ -106,7 +106,7 @@ def test_maximum_and_shared_limit_hold_with_replacements() -> None:
     at_maximum.run(0, 40)
     plan = at_maximum.tick(2)
     assert plan.replicas == 3
-    assert plan.reason.endswith("2 ready ones are ejected by every gateway, and there is no room for more")
+    assert plan.reason.endswith("; every gateway has ejected 2 ready replicas: no room for more")
     shared = Trial(model_of(together=4))
     shared.run(0, 40)
     assert shared.run(2, 10) == [4] * 10
