@@ -57,10 +57,9 @@ class HungVerdict:
 def hung_verdict(reports: Mapping[str, EjectionReport | None], *, grace_seconds: float) -> HungVerdict:
     """Returns whether an engine hangs, by the reports of gateways by name.
 
-    A gateway that has neither ejected the instance nor had an answer within the grace knows
-    nothing. The caller leaves it out.
-
-    reports: None: the gateway has not ejected the instance, and had an answer lately. It vetoes.
+    reports: None: the gateway has not ejected the instance, and had an answer within the grace
+        (`answer_age_seconds` of its `/api/fleet`). It vetoes. The caller leaves out a gateway that
+        has neither: it knows nothing.
     grace_seconds: how long an ejection lasts before it counts.
     """
     ejections = {name: report for name, report in sorted(reports.items()) if report is not None}
