@@ -11,7 +11,7 @@ source, and a wait that is too long ends. `Limits` combines the groups:
 
 from dataclasses import dataclass, fields
 
-from fairlead.limits.control_plane import AutoscalerLimits, EngineRestartLimits, KubeLimits, SleepLimits
+from fairlead.limits.control_plane import AutoscalerLimits, HungEngineLimits, KubeLimits, SleepLimits
 from fairlead.limits.gateways import FleetLimits, PeerLimits, ProcessLimits, TelemetryLimits
 from fairlead.limits.index import IndexLimits, KvEventLimits, PrefixMapLimits
 from fairlead.limits.requests import HandoffLimits, HttpLimits, QueueLimits, RequestLimits, UpstreamLimits
@@ -22,7 +22,7 @@ GROUPS = (
     *(HttpLimits, RequestLimits, QueueLimits, UpstreamLimits, HandoffLimits),
     *(FleetLimits, TelemetryLimits, ProcessLimits, PeerLimits),
     *(KvEventLimits, IndexLimits, PrefixMapLimits),
-    *(KubeLimits, SleepLimits, EngineRestartLimits, AutoscalerLimits),
+    *(KubeLimits, SleepLimits, HungEngineLimits, AutoscalerLimits),
 )
 
 
@@ -42,7 +42,7 @@ class Limits(
     PrefixMapLimits,
     KubeLimits,
     SleepLimits,
-    EngineRestartLimits,
+    HungEngineLimits,
     AutoscalerLimits,
 ):
     """All limits: sizes in bytes, times in seconds, and plain counts. Tests pass a changed copy."""

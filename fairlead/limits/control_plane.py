@@ -49,9 +49,13 @@ class SleepLimits:
 
 
 @dataclass(frozen=True)
-class EngineRestartLimits:
-    """Limits of the operator's restarts of engines that hang."""
+class HungEngineLimits:
+    """Limits of the replacement of engines that hang."""
 
+    hung_engine_grace_seconds: float = limit(
+        60.0, "an engine that has answered no request for this long after its ejection is restarted by local mode"
+    )
+    hung_engine_poll_seconds: float = limit(5.0, "interval at which local mode asks its gateway about such engines")
     hung_poll_seconds: float = limit(15.0, "interval at which the operator reads what gateways report of engines")
     hung_read_seconds: float = limit(5.0, "a gateway whose report takes longer is missing, and does not vote")
     hung_fleet_bytes: int = limit(16 * 1024 * 1024, "a gateway's report; one with 4,096 engines has about 6 MB")
