@@ -43,6 +43,7 @@ class Probes:
         pieces: list[bytes] = []
         look, telemetry = await view.status(), await view.counters(windows=False)
         telemetry.loop_lag, telemetry.queued = look.lag, look.queued
+        telemetry.ejection_seconds = {name: report.seconds for name, report in look.ejections.items()}
         for piece in telemetry.render_chunks(view.fleet(), look.loads, view.clock.now()):
             pieces.append(piece)
             await asyncio.sleep(0)
