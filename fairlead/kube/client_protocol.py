@@ -48,6 +48,7 @@ class KubeClient(Protocol):
         namespace: str | None,
         name: str,
         uid: str | None = None,
+        propagation: str = "Background",
         *,
         grace_seconds: int | None = None,
     ) -> bool:

@@ -24,6 +24,7 @@ from fairlead_operator.hung_engines.restart_plan import (
     HungEnginePlan,
     PodMark,
     RestartRules,
+    is_group_leader,
     plan_restarts,
     serving_condition,
 )
@@ -168,9 +169,13 @@ class EngineRestarter:
         self._host.record_event(model, EventDraft(type, str(mark.reason), "Mark", note))
 
     async def _delete(self, model: Manifest, pod: Manifest) -> None:
-        uid = uid_of(pod)
+        """Deletes a pod, or the leader of a group.
+
+        Why in the foreground: a new leader of the same name must not find workers of the old one.
+        """
+        uid, propagation = uid_of(pod), "Foreground" if is_group_leader(pod) else "Background"
         is_deleted = await self._api.delete(
-            PODS, namespace_of(pod), name_of(pod), uid, grace_seconds=self._limits.hung_stop_seconds
+            PODS, namespace_of(pod), name_of(pod), uid, propagation, grace_seconds=self._limits.hung_stop_seconds
         )
         self._deleted.add(uid)
         if is_deleted:

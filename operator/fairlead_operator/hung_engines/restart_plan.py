@@ -204,6 +204,11 @@ def _parse_time(text: object) -> float:
         return 0.0
 
 
+def is_group_leader(pod: Manifest) -> bool:
+    """Returns True if a pod that serves HTTP leads a group of pods."""
+    return all(label(pod, name) for name in _GROUP_LABELS)
+
+
 def _group_key(pod: Manifest) -> tuple[str, ...]:
     """Returns a value that the pods of one instance share."""
     group = tuple(label(pod, name) for name in _GROUP_LABELS)

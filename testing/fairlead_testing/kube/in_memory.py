@@ -117,6 +117,7 @@ class InMemoryKube:
         namespace: str | None,
         name: str,
         uid: str | None = None,
+        propagation: str = "Background",
         *,
         grace_seconds: int | None = None,
     ) -> bool:
@@ -125,7 +126,7 @@ class InMemoryKube:
         found = self._objects.get(key)
         if found is None or uid not in (None, found["metadata"]["uid"]):
             return False
-        what = f"delete {resource.kind} {name}"
+        what = f"delete {resource.kind} {name}" + (" in the foreground" if propagation == "Foreground" else "")
         self.before_write(what)
         self.writes.append(what)
         self.remove(*key)

@@ -56,12 +56,13 @@ class Scene:
         if not self.drops_events:
             self.cache.apply(change)
 
-    def add_pod(self, name: str) -> Manifest:
+    def add_pod(self, name: str, **more: str) -> Manifest:
         labels = {
             "app.kubernetes.io/managed-by": "fairlead",
             "fairlead.io/model": "qwen",
             "fairlead.io/pool": "main",
             "fairlead.io/endpoint": "true",
+            **more,
         }
         metadata = {"name": name, "namespace": NAMESPACE, "labels": labels}
         status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
@@ -159,3 +160,12 @@ def test_round_that_fails_is_repeated_and_deletes_then() -> None:
         scene.round(60.0)
     scene.kube.before_write = lambda _: None
     assert scene.round(15.0) == ["delete Pod one"]
+
+
+def test_leader_of_a_group_is_deleted_with_its_workers() -> None:
+    scene = Scene()
+    group = {"leaderworkerset.sigs.k8s.io/name": "big", "leaderworkerset.sigs.k8s.io/group-index": "0"}
+    scene.pods["big-0"] = scene.add_pod("big-0", **{"fairlead.io/pool": "big", **group})
+    scene.ejected = {"a": ("big-0",), "b": ("big-0",)}
+    assert scene.round() == ["status Pod big-0"]
+    assert scene.round(60.0) == ["delete Pod big-0 in the foreground"]
