@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from fairlead.fleet.model import SloTargets
@@ -15,6 +16,7 @@ from fairlead_autoscaler.core import (
     ScalingCore,
     ScalingSettings,
 )
+from fairlead_autoscaler.core.state import PoolMemory
 from fairlead_autoscaler.model_spec import scaled_model
 
 
@@ -133,3 +135,8 @@ def test_without_ejected_replicas_nothing_changes() -> None:
         arrivals = None if 90 < tick < 110 else 5.0 + tick % 40
         assert known.tick(0, arrivals=arrivals) == unknown.tick(None, arrivals=arrivals)
     assert known.core.state == unknown.core.state
+
+
+def test_records_of_an_earlier_release_have_an_unknown_count() -> None:
+    assert msgspec.convert({"desired": 3, "ready": 2}, PoolObservation).ejected is None
+    assert msgspec.convert({"hedged": 1}, PoolMemory).replacing == 0
