@@ -54,7 +54,10 @@ def canonical_address(host: str) -> str | None:
 
 
 async def resolve_permitted(host: str, port: int, pod_addresses: Container[str]) -> str:
-    """Returns the first permitted address of a host. Raises OSError if there is none."""
+    """Returns the first permitted address of a host.
+
+    Raises ConnectionRefusedError if it has none, and OSError if the host cannot be resolved.
+    """
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=SOCK_STREAM)
     refusal = "it has no address"
     for *_, socket_address in found:
@@ -62,7 +65,7 @@ async def resolve_permitted(host: str, port: int, pod_addresses: Container[str])
         refusal = address_refusal(address, pod_addresses)
         if not refusal:
             return address
-    raise PermissionError(f"the endpoint {host} is refused: {refusal}")
+    raise ConnectionRefusedError(f"the endpoint {host} is refused: {refusal}")
 
 
 class AllNamespaces:
