@@ -66,7 +66,7 @@ class FileWatcher:
         self.problem: str | None = None
 
     async def start(self) -> None:
-        """Calls `load` once and starts watching. Raises the exceptions of `load`, except tolerated."""
+        """Calls `load` once and starts watching. Raises the errors of `load` but tolerated ones."""
         seen = file_signature(self._files)
         try:
             await self._load()

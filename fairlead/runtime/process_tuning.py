@@ -28,10 +28,10 @@ def max_open_files() -> int | None:
 
 
 def deny_inspection() -> None:
-    """Keeps other processes of the same user from reading this one: memory, environment, descriptors.
+    """Keeps other processes of the same user from reading this one.
 
-    Only root, with the right to trace, still can. The process also writes no core dump. It is
-    Linux's own switch; other systems are unchanged.
+    That holds for memory, environment and descriptors. Only root with the right to trace still can.
+    The process also writes no core dump. It is Linux's own switch; other systems are unchanged.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # another C library

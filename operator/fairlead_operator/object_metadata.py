@@ -86,7 +86,7 @@ def owner_reference(name: str, uid: str) -> Manifest:
 
 
 def installation_of(children: Iterable[Manifest]) -> str:
-    """Returns the id of the installation that manages these children of a model; empty if none does.
+    """Returns the id of the installation that manages these children of a model; empty for none.
 
     Children of two installations belong to the one whose id comes first, so that both agree.
     """

@@ -33,7 +33,7 @@ _MAX_ECHOED_CHARS: Final = 70
 
 @dataclass(frozen=True, slots=True)
 class PortAccess:
-    """Who may use the port.
+    """The access rules of the port.
 
     token: the management token; None: every path is open.
     hosts: further DNS names under which clients reach the port.
@@ -80,7 +80,7 @@ def create_app(
 
 
 def _guard(token: str | None, hosts: Iterable[str]) -> Callable[..., Awaitable[web.StreamResponse]]:
-    """Returns the middleware that refuses requests by their heads: web pages, and a missing token."""
+    """Returns the middleware that refuses web pages, and requests without the token."""
     names = http_access.normalize_host_names(hosts)
     wanted = None if token is None else token.encode()
 
@@ -98,7 +98,7 @@ def _guard(token: str | None, hosts: Iterable[str]) -> Callable[..., Awaitable[w
         if http_access.is_foreign_fetch(headers.get("sec-fetch-site"), headers.get("sec-fetch-mode")):
             return _error_response(403, "requests from other sites are refused")
         if wanted is not None and request.path not in _PUBLIC_PATHS:
-            # The text of a header that is not UTF-8 cannot be encoded again; its bytes can be compared.
+            # The bytes, since text that was not UTF-8 cannot be encoded again.
             raw = {name.lower(): value for name, value in request.raw_headers}
             if not http_access.is_authorized(raw.get(b"authorization", b""), wanted):
                 return _error_response(401, "the management token is missing or wrong")

@@ -209,7 +209,7 @@ class Supervisor:
                 await keys.load()
                 self.workers.broadcast(say.KeyUpdate(dict(keys.names_by_digest)))
 
-            # A new gateway serves nobody until the file is right. To end would leave none at the next drain of a node.
+            # Why: if new gateways ended instead, a drained node could leave none that serves.
             tolerated = ToleratedErrors((ManifestError,), "no API key is known")
             watchers.append(FileWatcher("the keys file", [keys.path], read, tolerated=tolerated))
         if config.certificate is not None:

@@ -27,7 +27,7 @@ _WORKER_VARIABLES = frozenset(
         ),
     )
 )
-"""The settings that workers read. All others come over the channel, or are the supervisor's alone."""
+"""The settings that workers read. Others come over the channel, or are the supervisor's alone."""
 _CLUSTER_PREFIXES = ("KUBERNETES_", "KUBECONFIG")
 
 
@@ -111,7 +111,7 @@ class PreforkedWorkers:
 
 
 def narrow_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns the environment of a worker: without the supervisor's secrets and the way to a cluster.
+    """Returns a worker's environment, without the supervisor's secrets and the way to a cluster.
 
     Variables of other programs stay, since a fleet may name any of them as an engine's token.
     """

@@ -7,9 +7,9 @@ last rendering. While the revision is unchanged, the pool is rendered with the p
 release, or a new engine image in its chart, therefore restarts no engine. The next change of the
 spec takes the current values.
 
-A change of the pod template needs a new version in `template_versions.py`: a renderer that adds to
-the earlier ones, or a copy of `pod_template.py` (and its parts) under the old number. Golden files in
-`tests/operator/render/golden/v<number>` keep every released version unchanged.
+A change of the pod template needs a new version in `template_versions.py`. It is a renderer that
+adds to the earlier ones, or a copy of `pod_template.py` and its parts under the old number. Golden
+files in `tests/operator/render/golden/v<number>` keep every released version unchanged.
 """
 
 import hashlib

@@ -83,7 +83,7 @@ def test_a_killed_worker_costs_nobody_else_a_request_and_is_started_again(tmp_pa
 
 
 async def _owner(gateway: GatewayProcess, line: WorkerClient, other: WorkerClient) -> int:
-    """Returns the PID of the worker of `line`: while a worker is stopped, only the other answers."""
+    """Returns the PID of `line`'s worker: while a worker is stopped, only the other answers."""
     first, second = gateway.worker_pids()
     os.kill(first, signal.SIGSTOP)
     try:

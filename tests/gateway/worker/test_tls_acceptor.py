@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @asynccontextmanager
 async def tls_port(folder: Path, limits: Limits) -> AsyncIterator[tuple[TlsAcceptor, int, ssl.SSLContext]]:
-    """Runs the TLS port of a gateway without engines; yields it, its number, and a client's context."""
+    """Runs the TLS port of a gateway without engines; yields it, its number, a client's context."""
     issued = CertificateAuthority(folder).issue("here")
     certificate = TlsCertificate(issued.certificate, issued.key)
     await certificate.load()

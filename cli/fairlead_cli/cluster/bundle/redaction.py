@@ -68,7 +68,7 @@ _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
 _ADDRESS: Final = re.compile(r"""(?<!\bhf)(?<!\boci)(?<!\bdocker-pullable)://[^\s"'<>]*+""")
 """An address after its scheme. Weights and images name a revision or a digest after ``@``."""
 _ASSIGNED_NAME: Final = re.compile(r"""(?<![\w-])(?P<name>[\w-]++)(?P<separator>\\*["']?\s*[=:]\s*)""")
-"""A name before ``=`` or ``:``; possessive, so that a long line takes time in proportion to its length."""
+"""A name before ``=`` or ``:``; possessive, so that time grows with a line's length only."""
 _ASSIGNED_VALUE: Final = re.compile(
     r"""
     (?:(?i:bearer|basic|digest|negotiate|token)\s+)?+  # the scheme of an Authorization header
