@@ -75,7 +75,7 @@ def _parse_installation(text: str) -> str:
     """Returns the id as a label value: longer ones are cut, with a hash."""
     if text and not DNS_SUBDOMAIN_PATTERN.fullmatch(text):
         hint = "use lower-case letters, digits, - and ., like NAMESPACE.RELEASE"
-        raise _settings_error("FAIRLEAD_INSTALLATION", f"{text:.70!r} is not an id", hint)
+        raise _settings_error("FAIRLEAD_INSTALLATION", f"{text[:70]!r} is not an id", hint)
     return shorten_name(text)
 
 
