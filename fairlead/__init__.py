@@ -6,6 +6,7 @@ Start with `api` (the custom resources) and `fleet` (what is routable). Then:
 - `engines`: one adapter per engine, and the containers that run engines in pods.
 - `kube`: a client of the Kubernetes API.
 - `runtime`: clock, tasks, logging, HTTP client and other process plumbing.
+- `http_access`: rules that close a management port to web pages.
 - `errors`, `limits`, `settings`, `units`, `names`: small shared vocabularies.
 - `decision`, `engine_profile`, `request_shapes`: values that several components exchange.
 """

@@ -144,6 +144,10 @@ class OperatorSettings:
         "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
         "endpoint makes gateways and indexers connect to any address that they reach"
     )
+    installation: str | None = _setting(
+        "the id that this installation writes to all children of models. An operator leaves models alone whose children have "
+        "another id. Without it, no id is written; the chart writes `NAMESPACE.RELEASE`"
+    )
     reconcilers: str | None = _setting("models that are worked on at once", default="8")
     engine_images: str | None = _setting(
         "images for models that name none, as `vllm=IMAGE,sglang=IMAGE,sim=IMAGE`; a kind without one needs `engine.image`"

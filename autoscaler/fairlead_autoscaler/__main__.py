@@ -71,6 +71,7 @@ def _create_process(
             host=host,
             port=port,
             token=settings.manage_token,
+            hosts=options.manage_host,
             record=options.record,
             is_frozen=_parse_flag(settings.scaling_freeze),
             speed=options.speed,
@@ -159,6 +160,13 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="127.0.0.1:0",
         metavar="HOST:PORT",
         help="the address of probes, metrics and decisions (default: a free loopback port)",
+    )
+    parser.add_argument(
+        "--manage-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a DNS name that this port may be reached under; can be given again",
     )
     parser.add_argument(
         "--record",

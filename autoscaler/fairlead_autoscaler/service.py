@@ -18,7 +18,7 @@ from fairlead_autoscaler.collector.gateway_scraper import GatewayScraper, HttpPa
 from fairlead_autoscaler.control_loop import ControlLoop, LoopOptions, LoopParts
 from fairlead_autoscaler.core import ScalingCore
 from fairlead_autoscaler.history.recorder import RecordBuffer, RecordFiles, TickRecord, encode_record
-from fairlead_autoscaler.http.server import create_app
+from fairlead_autoscaler.http.server import PortAccess, create_app
 from fairlead_autoscaler.mix import SolverQueue, create_solver
 from fairlead_autoscaler.target import ReplicaScaler, ScaleTarget
 
@@ -30,6 +30,7 @@ class ServiceConfig:
     """The configuration of an autoscaler service.
 
     gateways: URLs of their management ports.
+    hosts: further DNS names under which clients reach the port.
     record: the directory of a recording; None: it stays in memory.
     speed: how many times as fast as the machine's clock the service's clock runs.
     is_leader: whether this process writes.
@@ -43,6 +44,7 @@ class ServiceConfig:
     host: str
     port: int
     token: str | None = None
+    hosts: Sequence[str] = ()
     record: Path | None = None
     is_frozen: bool = False
     speed: float = 1.0
@@ -78,7 +80,9 @@ class AutoscalerService:
             clock,
             limits,
         )
-        self._app = create_app(self.control_loop, self._buffer, self.problems, clock, config.token)
+        self._app = create_app(
+            self.control_loop, self._buffer, self.problems, clock, PortAccess(config.token, config.hosts)
+        )
 
     def stop(self) -> None:
         """Stops the process. What was written stays."""

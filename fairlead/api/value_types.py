@@ -243,6 +243,21 @@ ServedName = Annotated[
 RequestField = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
 """The name of a field of a request body."""
 
+_DOMAIN_PATTERN = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*)$"
+MediaDomain = Annotated[
+    str,
+    AfterValidator(
+        _pattern_check(
+            _DOMAIN_PATTERN,
+            "is not a host name",
+            "write it without scheme, port and path, like images.example.com",
+            253,
+        )
+    ),
+    Field(json_schema_extra={"pattern": _DOMAIN_PATTERN, "minLength": 1, "maxLength": 253}),
+]
+"""The host of URLs, in lower case; `*` stands for all hosts."""
+
 RequestPath = Annotated[str, Field(max_length=256, pattern=r"^/v1(/[A-Za-z0-9_~:@-][A-Za-z0-9._~:@-]*)+(/\*)?$")]
 """A path under `/v1`; a final `/*` stands for all paths below."""
 

@@ -18,6 +18,8 @@ AUTOSCALER_FIELD_MANAGER: Final = "fairlead-autoscaler"
 """The field manager of replica counts set by the autoscaler, and of its part of a model's status.
 """
 
+INSTALLATION_LABEL: Final = "fairlead.io/installation"
+"""On children of models: the installation whose operator manages them."""
 MODEL_LABEL: Final = "fairlead.io/model"
 POOL_LABEL: Final = "fairlead.io/pool"
 ROLE_LABEL: Final = "fairlead.io/role"

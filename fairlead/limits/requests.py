@@ -29,6 +29,10 @@ class HttpLimits:
     instance_descriptors: int = limit(8, "descriptors of a worker that each instance of the fleet takes from clients")
     reserved_descriptors: int = limit(256, "descriptors of a worker for files, logs and sockets of its own")
     min_connections: int = limit(64, "client connections of one worker, however few descriptors it has")
+    tls_handshakes: int = limit(
+        2_048, "TLS handshakes of one worker at a time, which count as connections; then the oldest is reset"
+    )
+    tls_shutdown_seconds: float = limit(2.0, "how long a closing connection waits for a TLS client's close_notify")
     pipelined_requests: int = limit(16, "requests read ahead on one connection; then reading pauses")
     write_high_bytes: int = limit(256 * 1024, "unsent bytes to a slow client before its engine is paused")
     min_read_rate: int = limit(

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from fairlead.errors import FairleadError
 from fairlead.runtime.tasks import cancel_and_wait
@@ -29,10 +29,21 @@ class FileVersion(NamedTuple):
 Signature = tuple[FileVersion, ...]
 
 
+class ToleratedErrors(NamedTuple):
+    """Errors that do not stop the start of a watcher, and what holds after one, in words."""
+
+    types: tuple[type[Exception], ...]
+    consequence: str
+
+
+_NO_TOLERATED_ERRORS: Final = ToleratedErrors((), "nothing is known")
+
+
 class FileWatcher:
     """A task that calls `load` whenever `files` have changed.
 
     problem: the error of the last call of `load`, or None. The last good state stays in use.
+    tolerated: the errors of the first `load` that do not stop the start; by default every one does.
     description: the files in messages, such as "the keys file".
     """
 
@@ -42,7 +53,11 @@ class FileWatcher:
         files: Sequence[Path],
         load: Callable[[], Awaitable[None]],
         poll_seconds: float = POLL_SECONDS,
+        *,
+        tolerated: ToleratedErrors = _NO_TOLERATED_ERRORS,
     ) -> None:
+        self._tolerated = tolerated
+        self._is_loaded = False
         self._description = description
         self._files = tuple(files)
         self._load = load
@@ -51,9 +66,15 @@ class FileWatcher:
         self.problem: str | None = None
 
     async def start(self) -> None:
-        """Calls `load` once and starts watching. Raises the exceptions of `load`."""
+        """Calls `load` once and starts watching. Raises the errors of `load` but tolerated ones."""
         seen = file_signature(self._files)
-        await self._load()
+        try:
+            await self._load()
+        except self._tolerated.types as error:
+            self.problem = f"{self._description} cannot be used, {self._state()}: {error}"
+            _log.error("%s", self.problem)
+        else:
+            self._is_loaded = True
         self._task = asyncio.create_task(self._poll_loop(seen), name=f"watch {self._description}")
 
     async def stop(self) -> None:
@@ -72,14 +93,18 @@ class FileWatcher:
                 done = now
                 await self._reload()
 
+    def _state(self) -> str:
+        """Returns what holds after an error, in words."""
+        return "the last good state stays" if self._is_loaded else self._tolerated.consequence
+
     async def _reload(self) -> None:
         try:
             await self._load()
         except (FairleadError, OSError, ValueError) as error:
-            self.problem = f"{self._description} cannot be used, the last good state stays: {error}"
+            self.problem = f"{self._description} cannot be used, {self._state()}: {error}"
             _log.warning("%s", self.problem)
         else:
-            self.problem = None
+            self._is_loaded, self.problem = True, None
             _log.info("%s: reloaded", self._description)
 
 

@@ -10,6 +10,8 @@ _M_TRIM_THRESHOLD = -1  # of <malloc.h>
 _M_MMAP_THRESHOLD = -3
 _MMAP_THRESHOLD_BYTES = 1024 * 1024
 _TRIM_THRESHOLD_BYTES = 8 * 1024 * 1024
+_PR_GET_DUMPABLE = 3  # of <sys/prctl.h>
+_PR_SET_DUMPABLE = 4
 
 
 def raise_open_file_limit() -> None:
@@ -23,6 +25,22 @@ def max_open_files() -> int | None:
     """Returns how many descriptors this process may have; None if there is no limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+def deny_inspection() -> None:
+    """Keeps other processes of the same user from reading this one.
+
+    That holds for memory, environment and descriptors. Only root with the right to trace still can.
+    The process also writes no core dump. It is Linux's own switch; other systems are unchanged.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def is_inspectable() -> bool:
+    """Returns whether other processes of the same user may read this one."""
+    return sys.platform != "linux" or bool(ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0))
 
 
 def tune_malloc() -> None:

@@ -82,6 +82,7 @@ def _run(
     from fairlead_gateway.supervisor.kv_index.token_source import parse_token_source
     from fairlead_gateway.supervisor.supervisor import Supervisor
 
+    process_tuning.deny_inspection()  # the workers run as the same user, and parse what clients send
     process_tuning.raise_open_file_limit()  # every engine that hangs in a scrape uses one
     process_tuning.tune_malloc()
     nonblocking_log.start_logging(settings.log_level)

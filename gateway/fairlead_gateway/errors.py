@@ -14,6 +14,7 @@ and a hint.
     ├── RequestShed            429  a sheddable request would miss its TTFT target
     ├── TooManyLargeBodies     429  large bodies of the caller wait to be checked
     ├── NoReadyInstance        503  no instance of the model is ready
+    ├── ApiKeysUnavailable     503  the gateway cannot read its API keys
     ├── GatewayDraining        503  this gateway stops, and its drain is over
     ├── Overloaded             503  the instances, or this gateway, are full
     ├── EngineFailed           502  all attempts failed
@@ -193,6 +194,20 @@ class NoReadyInstance(GatewayError):
 
     status = 503
     code = "no_ready_instance"
+
+
+class ApiKeysUnavailable(GatewayError):
+    """Raised while the gateway knows no API key because its keys file has never been valid."""
+
+    status = 503
+    code = "api_keys_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this gateway cannot read its API keys",
+            hint="tell the operator of the gateway; its management port names the cause",
+            headers=(("retry-after", "5"),),
+        )
 
 
 class GatewayDraining(GatewayError):

@@ -193,6 +193,10 @@ class Manager:
                 "leading": ("1 while this replica leads", float(self._elector.is_leading)),
                 "synced": ("1 once this replica leads and has listed every kind", float(self._health().synced)),
                 "models": ("known ModelDeployments", float(len(self._cache.models))),
+                "models_of_other_installations": (
+                    "models that are left to another installation",
+                    float(len(self._reconciler.other_installations)),
+                ),
                 "queue_waiting": ("models that wait for a worker", float(keys.ready_count)),
                 "queue_running": ("models that are being reconciled", float(keys.running_count)),
                 "queue_later": ("models with a scheduled pass", float(keys.delayed_count)),

@@ -5,12 +5,13 @@ label **and** is owned by the model's uid.
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from fairlead.api.v1alpha1 import API_VERSION
-from fairlead.fleet.labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL
+from fairlead.fleet.labels import FIELD_MANAGER, INSTALLATION_LABEL, MANAGED_BY_LABEL, MODEL_LABEL
 from fairlead.kube.resources import (
     MODEL_DEPLOYMENTS,
     Manifest,
@@ -84,11 +85,24 @@ def owner_reference(name: str, uid: str) -> Manifest:
     }
 
 
-def with_ownership(manifest: Manifest, model: Manifest) -> Manifest:
-    """Returns the complete manifest of a child: with labels, owner and the hash of the result."""
+def installation_of(children: Iterable[Manifest]) -> str:
+    """Returns the id of the installation that manages these children of a model; empty for none.
+
+    Children of two installations belong to the one whose id comes first, so that both agree.
+    """
+    return min(filter(None, (label(child, INSTALLATION_LABEL) for child in children)), default="")
+
+
+def with_ownership(manifest: Manifest, model: Manifest, installation: str = "") -> Manifest:
+    """Returns the complete manifest of a child: with labels, owner and the hash of the result.
+
+    installation: the id of ours; empty for none.
+    """
     metadata = dict(metadata_of(manifest))
     metadata["namespace"] = namespace_of(model)
     metadata["labels"] = {MANAGED_BY_LABEL: FIELD_MANAGER, MODEL_LABEL: name_of(model), **labels_of(manifest)}
+    if installation:
+        metadata["labels"][INSTALLATION_LABEL] = installation
     metadata["ownerReferences"] = [owner_reference(name_of(model), uid_of(model))]
     whole = {**manifest, "metadata": metadata}
     notes = {**annotations_of(manifest), APPLIED_ANNOTATION: json_digest(whole)}

@@ -331,6 +331,11 @@ class Values(ValuesPart):
         "others",
         [],
     )
+    installation: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$")] = _value(
+        "id of this installation, which children of models carry; when empty, `NAMESPACE.NAME` of the release. "
+        "Two operators never manage one model: set the id of another installation to take over its models",
+        "",
+    )
     client_names: dict[str, str] = _value(
         "client names that belong to models whatever their age: `NAME: NAMESPACE/MODEL`. Without it, the first owner keeps a name, "
         "also when it is deleted",

@@ -9,8 +9,10 @@ from typing import Any, Final
 import yaml
 from generators.engine_flags import known
 
+from fairlead_operator.render import CURRENT_VERSION
+
 CASES: Final = Path(__file__).resolve().parents[2] / "tests" / "operator" / "render" / "cases"
-GOLDEN: Final = CASES.parent / "golden" / "v1"
+GOLDEN: Final = CASES.parent / "golden" / f"v{CURRENT_VERSION}"
 _HEAD: Final = """# Engines
 
 What runs in the pods of a `ModelDeployment`, by `spec.engine.type`. Every switch below is checked against the engine itself, in the
@@ -48,6 +50,12 @@ version of the table; other releases work as far as they know the same switches.
 - **Upgrades** of Fairlead change no pod: the Deployment notes what of the installation (render version, image, pull secrets) went
   into its pods, and keeps that until a part of the spec that shapes pods changes. Replicas, SLO, routing and `rollout` other
   than `drain` shape none.
+
+## What requests can make an engine do
+
+`--allowed-media-domains` restricts [media by URL](requests.md#media-by-url). Both engines read an
+empty list as all hosts; `media.invalid` is a name that never resolves. Engines that share blocks
+start with a known hash seed, and vLLM with `--prefix-caching-hash-algo=sha256`.
 
 ## What a node is asked for
 

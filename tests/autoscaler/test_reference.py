@@ -14,7 +14,7 @@ from fairlead_autoscaler.core import Rule
 from fairlead_autoscaler.core.settings import DEFAULT_VALUES
 from fairlead_autoscaler.history.recorder import RecordBuffer
 from fairlead_autoscaler.http.metrics import AutoscalerMetrics
-from fairlead_autoscaler.http.server import create_app
+from fairlead_autoscaler.http.server import PortAccess, create_app
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "autoscaler.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)$(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -50,7 +50,7 @@ def test_settings_are_documented_with_the_values_that_they_have() -> None:
 
 
 def test_every_path_is_documented_and_no_other_is() -> None:
-    app = create_app(loop(), RecordBuffer(Limits()), list, ManualClock(), None)
+    app = create_app(loop(), RecordBuffer(Limits()), list, ManualClock(), PortAccess())
     served = {f"{route.method} {route.resource.canonical}" for route in app.router.routes() if route.resource}
     written = {span.partition("?")[0].partition("[")[0] for span in first_cells("Its port")}
     assert {one.removeprefix("GET ") for one in served if not one.startswith("HEAD ")} == written

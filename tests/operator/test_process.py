@@ -43,6 +43,7 @@ def test_settings_have_units_and_defaults() -> None:
         "FAIRLEAD_ENGINE_IMAGES": "vllm=r/vllm:1,sim=r:5000/sim:2",
         "FAIRLEAD_ENGINE_PULL_SECRETS": "a,b",
         "FAIRLEAD_GATEWAY_PODS": "fairlead/app=gateway,tier=x; other/app=y",
+        "FAIRLEAD_INSTALLATION": "fairlead.main",
     }
     found = parse_options(read_settings(OperatorSettings, given))
     assert found.namespaces == ("chat", "search")
@@ -51,6 +52,7 @@ def test_settings_have_units_and_defaults() -> None:
         "Sim": "r:5000/sim:2",
     }
     assert found.installation.pull_secrets == ("a", "b")
+    assert found.installation.id == "fairlead.main"
     assert found.installation.peers is not None
     assert [(peer.namespace, peer.labels) for peer in found.installation.peers] == [
         ("fairlead", {"app": "gateway", "tier": "x"}),
@@ -66,6 +68,15 @@ def test_engines_are_restarted_only_with_gateways_and_a_grace() -> None:
     found = parse_options(read_settings(OperatorSettings, given | {"FAIRLEAD_HUNG_RESTART": "2m"})).hung_engines
     assert found is not None
     assert found.restart_seconds == 120.0
+
+
+def test_a_long_installation_id_fits_into_a_label() -> None:
+    first, second = (
+        parse_options(read_settings(OperatorSettings, {"FAIRLEAD_INSTALLATION": f"{'n' * 63}.{name}"})).installation.id
+        for name in ("one", "two")
+    )
+    assert max(len(first), len(second)) <= 63
+    assert first != second
 
 
 @pytest.mark.parametrize(
@@ -87,6 +98,7 @@ def test_engines_are_restarted_only_with_gateways_and_a_grace() -> None:
         ("GATEWAY_PODS", "fairlead"),
         ("GATEWAY_PODS", "fairlead/app"),
         ("GATEWAY_PODS", "/app=x"),
+        ("INSTALLATION", "a/b"),
     ],
 )
 def test_invalid_setting_is_named(name: str, value: str) -> None:

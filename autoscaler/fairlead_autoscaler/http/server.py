@@ -2,19 +2,22 @@
 of gateways.
 
 `/healthz`, `/readyz` and `/metrics` are open. All other paths need the management token if there is
-one. A hint makes the next tick come sooner and starts one replica of a model that has none, nothing
+one. Web pages of other sites are refused, as at the gateway's management port.
+
+A hint makes the next tick come sooner and starts one replica of a model that has none, nothing
 else. It must be JSON, so that no page of another site can make a browser send one.
 """
 
-import hmac
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 from aiohttp import web
 
+from fairlead import http_access
 from fairlead.runtime.aiohttp_server import ProbeResult, add_probes
 from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.control_loop import ControlLoop
@@ -26,6 +29,18 @@ _PUBLIC_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _HINT_BYTES: Final = 4_096
 _MAX_ECHOED_CHARS: Final = 70
 """Characters of a wrong value that an error repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortAccess:
+    """The access rules of the port.
+
+    token: the management token; None: every path is open.
+    hosts: further DNS names under which clients reach the port.
+    """
+
+    token: str | None = None
+    hosts: Sequence[str] = ()
 
 
 class WakeHint(msgspec.Struct):
@@ -40,15 +55,18 @@ _hint: Final = msgspec.json.Decoder(WakeHint)
 
 
 def create_app(
-    loop: ControlLoop, buffer: RecordBuffer, notes: Callable[[], list[str]], clock: Clock, token: str | None
+    loop: ControlLoop,
+    buffer: RecordBuffer,
+    notes: Callable[[], list[str]],
+    clock: Clock,
+    access: PortAccess,
 ) -> web.Application:
     """Returns the application of the port.
 
     notes: returns all current problems, in words.
-    token: the management token; None: every path is open.
     """
     handlers = _Handlers(loop, buffer, notes)
-    app = web.Application(middlewares=[_require_token(token)], client_max_size=_HINT_BYTES)
+    app = web.Application(middlewares=[_guard(access.token, access.hosts)], client_max_size=_HINT_BYTES)
     add_probes(app, AutoscalerMetrics(loop, clock), lambda: ProbeResult(True, "the loop runs"), handlers.readiness)
     app.add_routes(
         [
@@ -61,16 +79,28 @@ def create_app(
     return app
 
 
-def _require_token(token: str | None) -> Callable[..., Awaitable[web.StreamResponse]]:
-    wanted = None if token is None else f"Bearer {token}".encode()
+def _guard(token: str | None, hosts: Iterable[str]) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Returns the middleware that refuses web pages, and requests without the token."""
+    names = http_access.normalize_host_names(hosts)
+    wanted = None if token is None else token.encode()
 
     @web.middleware
     async def guard(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        headers = request.headers
+        sent_hosts = headers.getall("host", [])
+        if len(sent_hosts) != 1 or not http_access.is_trusted_host(sent_hosts[0], names):
+            hint = "use the address, or start the autoscaler with --manage-host NAME"
+            return _error_response(403, f"this host name is not served here; {hint}")
+        if http_access.is_foreign_origin(headers.get("origin"), sent_hosts[0]):
+            return _error_response(403, "requests from other origins are refused")
+        if http_access.is_foreign_fetch(headers.get("sec-fetch-site"), headers.get("sec-fetch-mode")):
+            return _error_response(403, "requests from other sites are refused")
         if wanted is not None and request.path not in _PUBLIC_PATHS:
-            given = request.headers.get("authorization", "").encode()
-            if not hmac.compare_digest(given, wanted):
+            # The bytes, since text that was not UTF-8 cannot be encoded again.
+            raw = {name.lower(): value for name, value in request.raw_headers}
+            if not http_access.is_authorized(raw.get(b"authorization", b""), wanted):
                 return _error_response(401, "the management token is missing or wrong")
         return await handler(request)
 

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import Field, model_validator
 
 from fairlead.api.spec.environment import EnvironmentVariable
 from fairlead.api.strict_model import Rule, StrictModel
-from fairlead.api.value_types import RequestField, RequestPath, Subdomain, check_unique, list_map_schema
+from fairlead.api.value_types import MediaDomain, RequestField, RequestPath, Subdomain, check_unique, list_map_schema
 from fairlead.fleet.model import RequestPolicy, UnknownFields
+
+ANY_DOMAIN: Final = "*"
+"""The entry of `allowedMediaDomains` that stands for all domains; it is alone in its list."""
 
 
 class EngineType(StrEnum):
@@ -77,6 +80,24 @@ class Engine(StrictModel):
         _custom_only_rule("command", "command", "the command"),
         _custom_only_rule("port", "port", "the port"),
         _custom_only_rule("healthPath", "health_path", "the health path"),
+        Rule(
+            cel="!has(self.allowedMediaDomains) || self.allowedMediaDomains.size() == 0 || self.type in ['VLLM', 'SGLang']",
+            message="allowedMediaDomains is for engines of type VLLM and SGLang; Fairlead knows no such switch of others",
+            fix="remove allowedMediaDomains, and restrict the engine by its own args",
+            at=("allowedMediaDomains",),
+            violation=lambda engine: (
+                bool(engine.allowed_media_domains) and engine.type not in (EngineType.VLLM, EngineType.SGLANG)
+            ),
+        ),
+        Rule(
+            cel="!has(self.allowedMediaDomains) || !('*' in self.allowedMediaDomains) || self.allowedMediaDomains.size() == 1",
+            message="`*` stands for all domains and makes the others meaningless",
+            fix="leave `*` alone in the list, or remove it",
+            at=("allowedMediaDomains",),
+            violation=lambda engine: (
+                ANY_DOMAIN in engine.allowed_media_domains and len(engine.allowed_media_domains) > 1
+            ),
+        ),
     )
 
     type: Annotated[
@@ -169,6 +190,14 @@ class Engine(StrictModel):
         description="paths under /v1 that clients may use, with GET and POST, in addition to those of the engine's API; "
         "a final /* stands for all paths below",
         examples=["[/v1/files, /v1/responses/*]"],
+    )
+
+    allowed_media_domains: list[MediaDomain] = Field(
+        default_factory=list,
+        max_length=64,
+        description="hosts from which VLLM and SGLang fetch images, audio and videos that requests name by URL. "
+        "Left out = none: requests send them as data: URLs; [*] = any host, also one inside the cluster",
+        examples=["[images.example.com]"],
     )
 
     def to_request_policy(self) -> RequestPolicy:

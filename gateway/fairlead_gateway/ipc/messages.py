@@ -20,6 +20,7 @@ class Configure(msgspec.Struct, tag=True):
     """Supervisor → worker: the first message, with what the worker serves.
 
     - keys: names by digest; None if no API key is required.
+    - are_keys_loaded: False while the keys file has not been valid once; requests are refused.
     - row, active_rows: rows of the shared load table: its own, and the others in use.
     - has_redis: decisions and loads go to Redis.
     - has_index: there is a KV-cache index of the instances that send KV events.
@@ -32,6 +33,7 @@ class Configure(msgspec.Struct, tag=True):
     secret: bytes
     pepper: bytes | None
     keys: dict[bytes, str] | None
+    are_keys_loaded: bool
     certificate: tuple[str, str] | None
     fleet: Fleet
     slots: dict[str, int]

@@ -22,16 +22,23 @@ _DIGEST_PATTERN = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class KeyFile:
-    """A keys file; `names_by_digest` is its content when it was last valid."""
+    """A keys file; `names_by_digest` is its content when it was last valid.
+
+    is_loaded: whether it was valid once. Until then no key is known.
+    is_valid: whether it was valid when it was last read.
+    """
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.path = path
         self._limits = limits
         self.names_by_digest: Mapping[bytes, str] = {}
+        self.is_loaded = self.is_valid = False
 
     async def load(self) -> None:
         """Reads the file. If that fails, raises FairleadError and keeps the previous keys."""
+        self.is_valid = False
         self.names_by_digest = await asyncio.to_thread(self._read)
+        self.is_loaded = self.is_valid = True
 
     def _read(self) -> Mapping[bytes, str]:
         try:

@@ -14,11 +14,12 @@ import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
+from fairlead.errors import ManifestError
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log, process_tuning
 from fairlead.runtime.clock import Clock
-from fairlead.runtime.file_watcher import FileWatcher
+from fairlead.runtime.file_watcher import FileWatcher, ToleratedErrors
 from fairlead.runtime.tasks import cancel_and_wait, first_failure
 from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.http.sockets import socket_url
@@ -215,7 +216,9 @@ class Supervisor:
                 await keys.load()
                 self.workers.broadcast(say.KeyUpdate(dict(keys.names_by_digest)))
 
-            watchers.append(FileWatcher("the keys file", [keys.path], read))
+            # Why: if new gateways ended instead, a drained node could leave none that serves.
+            tolerated = ToleratedErrors((ManifestError,), "no API key is known")
+            watchers.append(FileWatcher("the keys file", [keys.path], read, tolerated=tolerated))
         if config.certificate is not None:
             certificate = config.certificate
 
@@ -247,6 +250,7 @@ class Supervisor:
             secret=config.hash_secret,
             pepper=config.key_pepper,
             keys=dict(config.key_file.names_by_digest) if config.key_file is not None else None,
+            are_keys_loaded=config.key_file is None or config.key_file.is_loaded,
             certificate=(str(files[0]), str(files[1])) if files is not None else None,
             fleet=self._fleet,
             slots=slots,
@@ -393,6 +397,8 @@ class Supervisor:
         telemetry.index_status = self.kv_index.status()
         telemetry.non_model_counters["workers"] = self.workers.serving_count
         telemetry.non_model_counters["worker_deaths_total"] = self.workers.crash_count
+        if self._config.key_file is not None:
+            telemetry.non_model_counters["keys_file_broken"] = int(not self._config.key_file.is_valid)
         age = self._config.fleet_source.age_seconds()
         if age is not None:
             telemetry.non_model_counters["fleet_age_seconds"] = int(age)

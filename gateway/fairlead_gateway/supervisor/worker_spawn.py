@@ -12,11 +12,23 @@ from dataclasses import dataclass
 
 from fairlead.limits import Limits
 from fairlead.runtime.compiled_build import worker_environment
+from fairlead.settings import VARIABLE_PREFIX, variable_name
 
 _MODULE = "fairlead_gateway.worker.__main__"
 _EXIT_SECONDS = 10.0
 ROWS_PER_WORKER = 2
 """Rows of the shared load table per worker: its own, and its replacement's while it drains."""
+_WORKER_VARIABLES = frozenset(
+    map(
+        variable_name,
+        (
+            *("access_log", "access_log_clients", "compiled", "drain_timeout", "log_level", "memory_limit"),
+            *("trace_endpoint", "trace_headers", "trace_sample"),
+        ),
+    )
+)
+"""The settings that workers read. Others come over the channel, or are the supervisor's alone."""
+_CLUSTER_PREFIXES = ("KUBERNETES_", "KUBECONFIG")
 
 
 @dataclass(slots=True)
@@ -64,7 +76,7 @@ class PreforkedWorkers:
         self.has_peers = has_peers
         self.inherits_stdout = inherits_stdout
         self.shared_memory_fd: int | None = None
-        self.environ = worker_environment(os.environ)  # once: it reads every source file
+        self.environ = narrow_environment(worker_environment(os.environ))  # once: it reads every source file
         self.spawned: list[SpawnedWorker] = []
         if count > 1 or has_peers:
             from fairlead_gateway.routing.load.shared_memory import table_bytes
@@ -96,6 +108,19 @@ class PreforkedWorkers:
         if self.shared_memory_fd is not None:
             os.close(self.shared_memory_fd)
             self.shared_memory_fd = None
+
+
+def narrow_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns a worker's environment, without the supervisor's secrets and the way to a cluster.
+
+    Variables of other programs stay, since a fleet may name any of them as an engine's token.
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(_CLUSTER_PREFIXES)
+        and (name in _WORKER_VARIABLES or not name.startswith(VARIABLE_PREFIX))
+    }
 
 
 def shared_row_count(count: int) -> int:

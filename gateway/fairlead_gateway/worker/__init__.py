@@ -1,6 +1,6 @@
 """A worker process: serves requests, from receipt to record. See `docs/architecture.md`.
 
-- `worker`, `services`, `server`: the process, its parts, and its public port.
+- `worker`, `services`: the process and its parts; `server`, `tls_acceptor`: its public port.
 - `proxy`: one request from start to end; `request_context` is its state.
 - `openai`: parses requests; `dispatch`: admits and routes them.
 - `upstream`: connections to engines; `disaggregation`: prefill on another engine.

@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("fairlead-gateway-worker: only fairlead-gateway can start a worker", file=sys.stderr)
         return 2
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all processes; the supervisor decides
+    process_tuning.deny_inspection()
     process_tuning.raise_open_file_limit()
     process_tuning.tune_malloc()
     settings = read_settings(GatewaySettings, os.environ)

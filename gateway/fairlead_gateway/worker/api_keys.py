@@ -10,7 +10,7 @@ The key is read from `Authorization: Bearer KEY`, else from `x-api-key`.
 import hmac
 from collections.abc import Mapping
 
-from fairlead_gateway.errors import InvalidApiKey
+from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey
 from fairlead_gateway.http.request_head import RequestHead
 
 _DIGEST_NAME = "sha256"
@@ -34,25 +34,31 @@ class ApiKeys:
     """The accepted API keys.
 
     names: the name of each key, by its digest.
+    is_loaded: False until the keys file has been valid once; every request is refused until then.
     """
 
-    def __init__(self, pepper: bytes, names: Mapping[bytes, str]) -> None:
+    def __init__(self, pepper: bytes, names: Mapping[bytes, str], *, is_loaded: bool = True) -> None:
         self._pepper = pepper
         self._known: Mapping[bytes, tuple[bytes, str]] = {}
         self.replace(names)
+        self.is_loaded = is_loaded
 
     def replace(self, names: Mapping[bytes, str]) -> None:
         """Replaces all accepted keys."""
         self._known = {digest: (digest, name) for digest, name in names.items()}
+        self.is_loaded = True
 
     def caller(self, head: RequestHead) -> str:
-        """Returns the name of a request's key. Raises InvalidApiKey without a known key.
+        """Returns the name of a request's key.
 
+        Raises InvalidApiKey without a known key, and ApiKeysUnavailable while none was loaded.
         The result is cached on the connection for as long as the accepted keys stay the same.
         """
         cached = head.caller_cache
         if cached is not None and cached[0] is self._known:
             return cached[1]
+        if not self.is_loaded:
+            raise ApiKeysUnavailable
         key = api_key_of(head)
         if not key:
             raise InvalidApiKey("no API key was given", hint="send the header Authorization: Bearer KEY, or x-api-key")
@@ -67,6 +73,6 @@ class ApiKeys:
         """Returns whether a request has a known key."""
         try:
             self.caller(head)
-        except InvalidApiKey:
+        except (InvalidApiKey, ApiKeysUnavailable):
             return False
         return True

@@ -15,10 +15,10 @@ from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.sockets import LISTEN_BACKLOG, refuse_new_connections
 from fairlead_gateway.http.tls import TlsCertificate
 from fairlead_gateway.worker.proxy.gateway import Gateway
+from fairlead_gateway.worker.tls_acceptor import TlsAcceptor
 
 _DRAIN_POLL_SECONDS = 0.02
 HANDSHAKE_SECONDS = 0.05  # for handshakes in progress: clients that the kernel has accepted are served
-_TLS_SHUTDOWN_SECONDS = 2.0  # for a TLS client's close_notify
 IDLE_SECONDS = 1.0  # for clients to read their last bytes, or to see `connection: close` on one more request
 
 
@@ -31,9 +31,10 @@ class PublicServer:
     def __init__(self, gateway: Gateway, public: socket.socket, certificate: TlsCertificate | None = None) -> None:
         self._gateway = gateway
         self._public = public
-        self._tls = certificate.context if certificate is not None else None
-        header_seconds = gateway.runtime.limits.header_timeout_seconds
-        self._handshake_seconds = header_seconds if certificate is not None else None
+        context = certificate.context if certificate is not None else None
+        self._acceptor = (
+            None if context is None else TlsAcceptor(gateway.listener, public, context, gateway.runtime.limits)
+        )
         self._server: asyncio.Server | None = None
         self._pending_accepts: list[asyncio.Task[object]] = []
         self._ends_drain_now = False
@@ -41,13 +42,11 @@ class PublicServer:
     async def start(self) -> None:
         """Starts to accept connections."""
         self._gateway.loop_lag.start()
+        if self._acceptor is not None:
+            self._acceptor.start()
+            return
         self._server = await asyncio.get_running_loop().create_server(
-            connection_factory(self._gateway.listener),
-            sock=self._public,
-            backlog=LISTEN_BACKLOG,
-            ssl=self._tls,
-            ssl_handshake_timeout=self._handshake_seconds,
-            ssl_shutdown_timeout=_TLS_SHUTDOWN_SECONDS if self._tls is not None else None,
+            connection_factory(self._gateway.listener), sock=self._public, backlog=LISTEN_BACKLOG
         )
 
     async def drain(self) -> None:
@@ -61,7 +60,10 @@ class PublicServer:
         self._gateway.drain()
         refuse_new_connections(self._public)
         await asyncio.sleep(HANDSHAKE_SECONDS)
-        if self._server is not None:
+        if self._acceptor is not None:
+            self._pending_accepts += self._acceptor.accept_pending()
+            self._acceptor.close()
+        elif self._server is not None:
             self._accept_pending()
             self._server.close()
         await asyncio.gather(*self._pending_accepts, return_exceptions=True)
@@ -76,7 +78,9 @@ class PublicServer:
 
     def close(self) -> None:
         """Closes the port and ends all requests."""
-        if self._server is not None:
+        if self._acceptor is not None:
+            self._acceptor.close()
+        elif self._server is not None:
             self._server.close()
         else:
             self._public.close()
@@ -96,9 +100,7 @@ class PublicServer:
                 except OSError:
                     return
                 accepted.setblocking(False)
-                connecting = loop.connect_accepted_socket(
-                    factory, accepted, ssl=self._tls, ssl_handshake_timeout=self._handshake_seconds
-                )
+                connecting = loop.connect_accepted_socket(factory, accepted)
                 self._pending_accepts.append(loop.create_task(connecting))
 
     async def _wait_until_idle(self, end: float) -> bool:

@@ -67,7 +67,7 @@ class WorkerServices:
             self.certificate = TlsCertificate(*map(Path, configuration.certificate))
         self._api_keys: ApiKeys | None = None
         if configuration.keys is not None and configuration.pepper is not None:
-            self._api_keys = ApiKeys(configuration.pepper, configuration.keys)
+            self._api_keys = ApiKeys(configuration.pepper, configuration.keys, is_loaded=configuration.are_keys_loaded)
         loop, limits = runtime.loop, runtime.limits
         self._shared_loads: SharedLoadTable | None = None
         if shared_memory is not None:

@@ -100,15 +100,17 @@ def make_plan(
     live: Mapping[ChildKey, Manifest],
     guard: PruneGuard,
     dropped_fields: Set[tuple[str, FieldPath]] = frozenset(),
+    installation: str = "",
 ) -> ApplyPlan:
     """Returns the writes for `model`, whose children should be `wanted` and are `live`.
 
     dropped_fields: fields, by object uid, that the API server does not keep.
+    installation: the id that children get; empty for none.
     """
     ordered = sorted(wanted, key=_apply_order)
     applies = [
         step
-        for step in (_apply_step(model, manifest, live, dropped_fields) for manifest in ordered)
+        for step in (_apply_step(model, manifest, live, dropped_fields, installation) for manifest in ordered)
         if step is not None
     ]
     keys = {child_key(manifest) for manifest in wanted}
@@ -143,16 +145,20 @@ def _apply_order(manifest: Manifest) -> tuple[int, str, str]:
 
 
 def _apply_step(
-    model: Manifest, manifest: Manifest, live: Mapping[ChildKey, Manifest], dropped_fields: Set[tuple[str, FieldPath]]
+    model: Manifest,
+    manifest: Manifest,
+    live: Mapping[ChildKey, Manifest],
+    dropped_fields: Set[tuple[str, FieldPath]],
+    installation: str,
 ) -> ApplyStep | None:
     existing = live.get(child_key(manifest))
-    complete = with_ownership(manifest, model)
+    complete = with_ownership(manifest, model, installation)
     if existing is None:
         return ApplyStep(complete, None, "it is not there")
     if is_deleting(existing) or controller_uid(existing) not in ("", uid_of(model)):
         return None  # it is created again after the deletion event
     if _has_foreign_replicas(model, existing):
-        complete = with_ownership(without_field(manifest, REPLICAS_PATH), model)
+        complete = with_ownership(without_field(manifest, REPLICAS_PATH), model, installation)
     if annotation(existing, APPLIED_ANNOTATION) != annotation(complete, APPLIED_ANNOTATION):
         return ApplyStep(complete, existing, "it is different")
     overwritten = overwritten_fields(existing, complete, FIELD_MANAGER)

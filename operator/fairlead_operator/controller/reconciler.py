@@ -16,7 +16,7 @@ from fairlead_operator.controller.desired_state import ChosenSpec, DesiredState,
 from fairlead_operator.controller.status_writer import PassListener, PassResult, StatusWriter
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
 from fairlead_operator.kube.writer import ModelMoved, ObjectWriter
-from fairlead_operator.object_metadata import WORKLOAD_KINDS, ChildKey
+from fairlead_operator.object_metadata import WORKLOAD_KINDS, ChildKey, controller_uid, installation_of
 from fairlead_operator.render.context import ClusterCapabilities, InstallationDefaults, render_context
 from fairlead_operator.render.model import render_model
 from fairlead_operator.status import events
@@ -36,6 +36,14 @@ class ClusterInfo(Protocol):
     def stale_cache_reason(self) -> str:
         """Returns why the object cache may be out of date; empty if it is fresh."""
         ...
+
+
+class _OtherInstallation(Exception):
+    """Raised if the children of a model are managed by another installation."""
+
+    def __init__(self, installation: str) -> None:
+        super().__init__(installation)
+        self.installation = installation
 
 
 class Reconciler:
@@ -58,6 +66,8 @@ class Reconciler:
     ) -> None:
         self._writer = ObjectWriter(api, cache, listener.ignore_self_event)
         self.counts = self._writer.counts
+        self.other_installations: dict[str, str] = {}
+        """Models whose children another installation manages, by key, with its id."""
         self._cache = cache
         self._cluster = cluster
         self._listener = listener
@@ -74,12 +84,17 @@ class Reconciler:
         self.counts.reconciles += 1
         snapshot = self._cache.snapshot(key, self._cluster.stale_cache_reason())
         if snapshot is None or is_deleting(snapshot.model):
+            self.other_installations.pop(key, None)
             return None  # its children are owned: they are deleted with it, and drain
         chosen = choose_spec(snapshot)
         try:
             written = await self._write_children(key, snapshot, chosen)
         except ModelMoved:
             return 0.0
+        except _OtherInstallation as error:
+            self._on_other_installation(key, snapshot.model, error.installation)
+            return None  # a change of its children is an event
+        self.other_installations.pop(key, None)
         seconds = await self._status_writer.write(key, chosen, written)
         for event in events.events_of_writes(written.applied, written.pruned):
             self._listener.record_event(snapshot.model, event)
@@ -88,8 +103,10 @@ class Reconciler:
     async def _write_children(self, key: str, snapshot: ModelSnapshot, chosen: ChosenSpec) -> PassResult:
         """Plans and writes the children, and repeats both if a write found an unknown object.
 
-        Raises ModelMoved if the model changed meanwhile, or if too many plans were needed.
+        Raises ModelMoved if the model changed meanwhile, or if too many plans were needed, and
+        _OtherInstallation if another installation manages the children.
         """
+        self._check_installation(snapshot)
         if chosen.model is None:
             return PassResult(snapshot, failure=chosen.failure)
         applied: list[ApplyStep] = []
@@ -98,9 +115,17 @@ class Reconciler:
         has_news = False
         for _ in range(_MAX_REPLANS):
             snapshot = self._refresh(key, snapshot)
+            self._check_installation(snapshot)
             desired = self._desired_state(snapshot, chosen, chosen.model, foreign_names)
             guard = PruneGuard(snapshot.stale, not desired.is_complete, paused=chosen.model.spec.rollout.paused)
-            plan = make_plan(snapshot.model, desired.children, snapshot.children, guard, self._writer.dropped_fields)
+            plan = make_plan(
+                snapshot.model,
+                desired.children,
+                snapshot.children,
+                guard,
+                self._writer.dropped_fields,
+                self._installation.id,
+            )
             failure = desired.failure or chosen.failure or self._endpoint_failure(chosen.model)
             result = await self._writer.execute(key, snapshot, plan, prune=failure is None)
             applied += result.applied
@@ -124,6 +149,20 @@ class Reconciler:
             has_news,
             is_rejected=rejection is not None,
         )
+
+    def _check_installation(self, snapshot: ModelSnapshot) -> None:
+        """Raises _OtherInstallation if another installation manages the model's children."""
+        owners = ("", uid_of(snapshot.model))  # not the children of an earlier model of this name
+        found = installation_of(child for child in snapshot.children.values() if controller_uid(child) in owners)
+        if found not in ("", self._installation.id):
+            raise _OtherInstallation(found)
+
+    def _on_other_installation(self, key: str, model: Manifest, installation: str) -> None:
+        """Reports once that a model is left alone. The status belongs to the other operator."""
+        if self.other_installations.get(key) == installation:
+            return
+        self.other_installations[key] = installation
+        self._listener.record_event(model, events.other_installation(installation, self._installation.id))
 
     def _endpoint_failure(self, model: ModelDeployment) -> Failure | None:
         """Returns the failure of a model that names endpoints where it may not."""

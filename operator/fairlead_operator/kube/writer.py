@@ -11,7 +11,7 @@ object. If another writer scaled it meanwhile, it is planned again and keeps tha
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fairlead.fleet.labels import FIELD_MANAGER
+from fairlead.fleet.labels import FIELD_MANAGER, INSTALLATION_LABEL
 from fairlead.kube.client_protocol import KubeClient
 from fairlead.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
 from fairlead.kube.resources import (
@@ -28,7 +28,7 @@ from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep
 from fairlead_operator.controller.field_ownership import FieldPath, missing_fields
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
-from fairlead_operator.object_metadata import ChildKey, child_key, controller_uid, generation_of, owner_model_key
+from fairlead_operator.object_metadata import ChildKey, child_key, controller_uid, generation_of, label, owner_model_key
 from fairlead_operator.status.diagnosis import Failure, diagnose_write
 
 _MAX_DROPPED_FIELDS = 4_096
@@ -52,6 +52,7 @@ class ApplyResult:
 
     rejection: a write that the API server rejects; the remaining writes wait for its fix.
     must_replan: an unknown object was found.
+    must_stop: another installation has made a child; no further one is written before a new plan.
     foreign_names: names of objects that belong to other models or owners.
     has_news: a response contained more than our own change. Its watch event will not count as new,
         so the model must be reconciled at once.
@@ -61,6 +62,7 @@ class ApplyResult:
     pruned: list[Manifest] = field(default_factory=list)
     rejection: Failure | None = None
     must_replan: bool = False
+    must_stop: bool = False
     has_news: bool = False
     foreign_names: set[ChildKey] = field(default_factory=set)
 
@@ -102,7 +104,7 @@ class ObjectWriter:
                 if result.rejection is None:
                     raise
                 return result
-            if result.foreign_names:
+            if result.foreign_names or result.must_stop:
                 return result
         if prune and not result.must_replan:
             for child in plan.prunes:
@@ -131,6 +133,7 @@ class ObjectWriter:
         is_ours = controller_uid(existing) == uid_of(snapshot.model)
         if owner_model_key(existing) == key and (is_ours or not controller_uid(existing)):
             self._cache.record_write(existing)
+            result.must_stop |= label(existing, INSTALLATION_LABEL) not in ("", label(manifest, INSTALLATION_LABEL))
         elif is_ours:  # our labels were removed
             self._on_applied(key, step, await self._api.apply(manifest, FIELD_MANAGER), result)
         elif owner_model_key(existing) == key:

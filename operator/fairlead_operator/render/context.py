@@ -32,12 +32,14 @@ class InstallationDefaults:
 
     peers: None writes no NetworkPolicy, for clusters with their own policies.
     endpoint_namespaces: namespaces whose models may name endpoints; None for all.
+    id: the label value by which children of this installation are known; empty for none.
     """
 
     images: Mapping[EngineType, str]
     pull_secrets: tuple[str, ...] = ()
     peers: tuple[AllowedPeer, ...] | None = None
     endpoint_namespaces: Container[str] | None = None
+    id: str = ""
 
     def may_name_endpoints(self, namespace: str) -> bool:
         """Returns True if models of the namespace may name endpoints of external engines."""

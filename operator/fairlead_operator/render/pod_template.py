@@ -1,4 +1,4 @@
-"""The pod template of an engine, render version 1: restricted Pod Security for every engine type.
+"""The pod template of an engine, base of all render versions: restricted Pod Security.
 
 Running engines use this version: see `revision` before changing it.
 """

@@ -7,9 +7,9 @@ last rendering. While the revision is unchanged, the pool is rendered with the p
 release, or a new engine image in its chart, therefore restarts no engine. The next change of the
 spec takes the current values.
 
-A change of the pod template needs a new version: copy `pod_template.py` (and its parts) under the
-old number, and add both to `template_versions.py`. Golden files in
-`tests/operator/render/golden/v<number>` keep every released version unchanged.
+A change of the pod template needs a new version in `template_versions.py`. It is a renderer that
+adds to the earlier ones, or a copy of `pod_template.py` and its parts under the old number. Golden
+files in `tests/operator/render/golden/v<number>` keep every released version unchanged.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.fleet.labels import POD_REVISION_LABEL, RENDER_PIN_ANNOTATION
 from fairlead_operator.hash_spelling import profile_with_first_words, with_first_words
 
-CURRENT_VERSION: Final = 1
+CURRENT_VERSION: Final = 2
 _HEX_DIGITS: Final = 10
 _GATEWAY_FIELDS: Final = ("unknownFields", "allowedFields", "allowedPaths")
 """Fields of `spec.engine` that only gateways read; they affect no pod."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fairlead.api.conditions import ConditionType, Reason
+from fairlead.fleet.labels import INSTALLATION_LABEL
 from fairlead.kube.conditions import find_condition
 from fairlead.kube.events.event import EventDraft, EventType
 from fairlead.kube.resources import Manifest, name_of
@@ -64,6 +65,19 @@ def events_of_status(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
         events.append(_normal("Recovered", "Reconcile", f"No longer stalled by {stalled_before.get('reason')}"))
     events += _progress_events(before, after)
     return events
+
+
+def other_installation(installation: str, own: str) -> EventDraft:
+    """Returns the event of a model whose children another installation manages.
+
+    own: the id of the reporting one; empty if it has none.
+    """
+    note = (
+        f"The installation {installation} manages this model, so {own or 'this one, which has no id,'} changes nothing. "
+        "Let only one of them watch the namespace. To take the model over, remove the label "
+        f"{INSTALLATION_LABEL} from its children, or give this installation that id"
+    )
+    return _warning("OtherInstallation", "Reconcile", note)
 
 
 def _has_fewer_ready(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fairlead.limits import Limits
@@ -18,7 +19,11 @@ KEY = "default/tiny"
 
 
 def with_client(
-    made: Any, use: Callable[[httpx.AsyncClient, AutoscalerService], Awaitable[None]], *, token: str | None = None
+    made: Any,
+    use: Callable[[httpx.AsyncClient, AutoscalerService], Awaitable[None]],
+    *,
+    token: str | None = None,
+    hosts: tuple[str, ...] = (),
 ) -> None:
     """Runs a process around a simulated world and passes a client of its port."""
 
@@ -27,7 +32,7 @@ def with_client(
         with socket.socket() as free:  # a free port: the gateway is away
             free.bind(("127.0.0.1", 0))
             gateway = f"http://127.0.0.1:{free.getsockname()[1]}"
-            plan = ServiceConfig(made, made, [gateway], "127.0.0.1", 0, token)
+            plan = ServiceConfig(made, made, [gateway], "127.0.0.1", 0, token, hosts)
             process = AutoscalerService(plan, made.clock, announce=ready.set_result, limits=Limits())
             running = asyncio.create_task(process.run())
             async with asyncio.timeout(60), httpx.AsyncClient(base_url=(await ready).removeprefix("ready ")) as client:
@@ -129,5 +134,39 @@ def test_with_a_token_only_probes_and_metrics_are_open(made: Any) -> None:
             assert (await client.get(path, headers={"authorization": "Bearer wrong"})).status_code == 401
             assert (await client.get(path, headers={"authorization": "Bearer right"})).status_code == 200
         assert (await client.post("/wake", json={"model": KEY})).status_code == 401
+
+    with_client(made, use, token="right")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example:9092"},
+        {"origin": "https://evil.example"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
+    ],
+)
+def test_a_web_page_of_another_site_can_neither_read_nor_wake(made: Any, headers: dict[str, str]) -> None:
+    async def use(client: httpx.AsyncClient, process: AutoscalerService) -> None:
+        for path in ("/autoscaling", "/autoscaling/recording", "/metrics"):
+            assert (await client.get(path, headers=headers)).status_code == 403
+        assert (await client.post("/wake", json={"model": KEY}, headers=headers)).status_code == 403
+        assert process.control_loop.counters.wakes == 0
+
+    with_client(made, use)
+
+
+def test_names_of_services_and_listed_names_are_served(made: Any) -> None:
+    async def use(client: httpx.AsyncClient, _: AutoscalerService) -> None:
+        for host in ("fairlead-autoscaler.fairlead.svc:8080", "localhost", "scaler.example.org"):
+            assert (await client.get("/autoscaling", headers={"host": host})).status_code == 200
+
+    with_client(made, use, hosts=("Scaler.example.org",))
+
+
+def test_an_authorization_that_is_not_utf8_is_refused(made: Any) -> None:
+    async def use(client: httpx.AsyncClient, _: AutoscalerService) -> None:
+        sent = [(b"authorization", b"Bearer \xff\xfe")]
+        assert (await client.get("/autoscaling", headers=sent)).status_code == 401
 
     with_client(made, use, token="right")

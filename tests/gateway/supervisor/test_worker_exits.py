@@ -42,6 +42,7 @@ def test_a_killed_worker_costs_nobody_else_a_request_and_is_started_again(tmp_pa
             write_fleet_file(path, fleet_of([one.url, two.url], preset="least-request"))
             async with gateway_process(path, "--workers", "2") as gateway:
                 doomed, safe = await gateway.connections(2)
+                victim = await _owner(gateway, doomed, safe)
                 extra = [doomed]
                 while len(extra) < 4:  # four streams of the worker that dies
                     line = WorkerClient(await RawConnection.connect(gateway.url))
@@ -51,7 +52,6 @@ def test_a_killed_worker_costs_nobody_else_a_request_and_is_started_again(tmp_pa
                         await line.connection.close()
                 for line in extra:
                     await staying(line)
-                victim = _owner(gateway, doomed)
                 answered = 0
 
                 async def client() -> None:
@@ -82,20 +82,18 @@ def test_a_killed_worker_costs_nobody_else_a_request_and_is_started_again(tmp_pa
     run_async(main())
 
 
-def _owner(gateway: GatewayProcess, line: WorkerClient) -> int:
-    """Returns the PID of the worker that has the other end of this connection."""
-    local = line.connection.writer.get_extra_info("sockname")[1]
-    remote = line.connection.writer.get_extra_info("peername")[1]
-    inode = ""
-    for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = row.split()
-        if fields[1].endswith(f":{remote:04X}") and fields[2].endswith(f":{local:04X}"):
-            inode = fields[9]
-    for pid in gateway.worker_pids():
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            if os.readlink(link) == f"socket:[{inode}]":
-                return pid
-    raise AssertionError("nobody holds this connection")
+async def _owner(gateway: GatewayProcess, line: WorkerClient, other: WorkerClient) -> int:
+    """Returns the PID of `line`'s worker: while a worker is stopped, only the other answers."""
+    first, second = gateway.worker_pids()
+    os.kill(first, signal.SIGSTOP)
+    try:
+        names = [asyncio.create_task(client.worker_name()) for client in (line, other)]
+        await asyncio.wait(names, return_when=asyncio.FIRST_COMPLETED)
+        pid = second if names[0].done() else first
+    finally:
+        os.kill(first, signal.SIGCONT)
+    await asyncio.gather(*names)
+    return pid
 
 
 def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_path: Path) -> None:
@@ -108,8 +106,8 @@ def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(tmp_pa
                 name = await leaving.worker_name()
                 for _ in range(3):
                     assert (await leaving.post(CHAT)).status == 200
+                pid = await _owner(gateway, leaving, other)
                 await staying(leaving)
-                pid = _owner(gateway, leaving)
                 os.kill(pid, signal.SIGTERM)
 
                 async def replaced() -> bool:

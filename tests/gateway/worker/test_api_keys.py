@@ -229,6 +229,46 @@ def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
         run_async(main())
 
 
+def test_a_gateway_that_starts_with_a_broken_keys_file_serves_once_it_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet, path = tmp_path / "fleet.yaml", tmp_path / "keys.yaml"
+    write_fleet_file(fleet, fleet_of([]))
+    path.write_text("keys: [")
+
+    async def main() -> None:
+        arguments = ("--fleet", str(fleet), "--keys", str(path), "--listen", "127.0.0.1:0")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "fairlead_gateway", *arguments, stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            assert process.stdout is not None
+            _, url, _, manage = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
+            refused = (await send(url, get_request("/v1/models", more=bearer("one"))))[0]
+            assert (refused.status, refused.error["code"]) == (503, "api_keys_unavailable")
+            ready = (await send(url, get_request("/readyz")))[0]
+            assert ready.status == 503
+            assert b"no API key is known, since the keys file cannot be used" in ready.body
+            assert b"keys.yaml:2" in (await send(manage, get_request("/readyz")))[0].body
+            metrics = (await send(manage, get_request("/metrics")))[0].body
+            assert b"\nfairlead_gateway_keys_file_broken 1\n" in metrics
+            await asyncio.to_thread(path.write_text, keys_text("one"))
+
+            async def serves() -> bool:
+                return (await send(url, get_request("/v1/models", more=bearer("one"))))[0].status == 200
+
+            await wait_until_async(serves)
+            assert (await send(url, get_request("/readyz")))[0].status == 200
+            assert (await send(url, get_request("/v1/models", more=bearer("two"))))[0].status == 401
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    with environment(monkeypatch):
+        run_async(main())
+
+
 def test_keys_without_a_pepper_or_a_file_do_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

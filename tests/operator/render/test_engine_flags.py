@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from fairlead_operator.render import CURRENT_VERSION
 from fairlead_sim.server import command_line
 
 ROOT = Path(__file__).parents[3]
-GOLDEN = ROOT / "tests" / "operator" / "render" / "golden" / "v1"
+GOLDEN = ROOT / "tests" / "operator" / "render" / "golden" / f"v{CURRENT_VERSION}"
 KNOWN = json.loads((ROOT / "scripts" / "generators" / "engine_flags.json").read_text(encoding="utf-8"))
 
 

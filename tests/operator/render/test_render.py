@@ -1,6 +1,7 @@
 """Rendering with facts of the cluster: pins, stable names, and messages about failures."""
 
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.fleet.labels import PodEngineInfo, parse_engine_info
 from fairlead.kube.resources import Manifest
 from fairlead_operator.render import (
+    CURRENT_VERSION,
     ExistingWorkload,
     InstallationDefaults,
     RenderContext,
@@ -109,6 +111,53 @@ def test_request_policy_of_a_model_restarts_no_engine() -> None:
     )
 
 
+def arguments_of(found: Manifest) -> list[str]:
+    arguments: list[str] = pod_of(found)["containers"][0]["args"]
+    return arguments
+
+
+def media_switch(**engine: Any) -> list[str]:
+    """The arguments from the switch of media domains to the next switch."""
+    arguments = arguments_of(workload(model_of(engine=engine)))
+    if "--allowed-media-domains" not in arguments:
+        return []
+    begin = arguments.index("--allowed-media-domains")
+    return list(takewhile(lambda argument: not argument.startswith("-"), arguments[begin + 1 :]))
+
+
+@pytest.mark.parametrize("kind", ["VLLM", "SGLang"])
+def test_requests_cannot_make_an_engine_fetch_urls_by_default(kind: str) -> None:
+    # An empty list would allow every host, so the default names one that never resolves.
+    assert media_switch(type=kind) == ["media.invalid"]
+    assert media_switch(type=kind, allowedMediaDomains=["a.example", "b.example"]) == ["a.example", "b.example"]
+    assert media_switch(type=kind, allowedMediaDomains=["*"]) == []
+
+
+def test_allowed_hosts_cannot_redirect_an_engine_elsewhere() -> None:
+    variables = pod_of(workload(model_of()))["containers"][0]["env"]
+    assert {"name": "VLLM_MEDIA_URL_ALLOW_REDIRECTS", "value": "0"} in variables
+    opened = model_of(engine={"env": [{"name": "VLLM_MEDIA_URL_ALLOW_REDIRECTS", "value": "1"}]})
+    found = [one for one in pod_of(workload(opened))["containers"][0]["env"] if "REDIRECTS" in one["name"]]
+    assert [one["value"] for one in found] == ["1"]
+
+
+def test_engines_with_a_known_hash_seed_use_a_hash_without_known_collisions() -> None:
+    peers = {"bytesPerToken": 147456, "bandwidth": "10Gi"}
+    shared = model_of(kvCache={"offload": {"memory": "64Gi", "peers": peers}})
+    assert "--prefix-caching-hash-algo=sha256" in arguments_of(workload(shared))
+    assert not any("hash-algo" in argument for argument in arguments_of(workload(model_of())))
+
+
+def test_engines_of_an_earlier_release_get_no_switch_of_this_one() -> None:
+    pin = existing_workload(workload(model_of())).pin
+    assert pin is not None
+    old = ExistingWorkload("qwen-main", replace(pin, version=1))
+    facts = default_context(workloads={"main": old})
+    assert "media.invalid" not in arguments_of(workload(model_of(), facts))
+    changed = model_of(engine={"allowedMediaDomains": ["images.example.com"]})
+    assert "images.example.com" in arguments_of(workload(changed, facts))
+
+
 def test_spec_change_takes_current_installation_values() -> None:
     children = {"main": existing_workload(workload(model_of()))}
     changed = model_of(engine={"args": ["--max-model-len=4096"]})
@@ -123,7 +172,7 @@ def test_unsupported_version_is_replaced_by_the_current() -> None:
     old = ExistingWorkload("qwen-main", RenderPin(pin.revision, 0, "old:1"))
     found = parse_pin(workload(model_of(), default_context(workloads={"main": old}))["metadata"]["annotations"])
     assert found is not None
-    assert found.version == 1
+    assert found.version == CURRENT_VERSION
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,19 @@ PROMPT_LINE_PLACEHOLDER: Final = "[a line that may hold a prompt was left out]"
 _MIN_SECRET_CHARACTERS: Final = 6
 """Shorter values of Secrets (``1``, ``true``, ``admin``) would match everywhere."""
 _MAX_ARGUMENT_CHARACTERS: Final = 128
-_WORDS: Final = r"(?:api[_-]?key|token|secret|passw(?:or)?d|pepper|credential|authorization|signature|private[_-]?key)"
-_UPPER: Final = r"(?:API_?KEY|TOKEN|SECRET|PASSW(?:OR)?D|PEPPER|CREDENTIAL|AUTHORIZATION|SIGNATURE|PRIVATE_?KEY)"
-_VALUE: Final = r"""(?!\[redacted\]|\d+(?:\.\d+)?\b|null\b|none\b|true\b|false\b)[^\s"',;&}\]]+"""
+_WORDS: Final = (
+    r"(?:api[_-]?key|token|secret|passw(?:or)?d|pepper|credential|authorization|signature|private[_-]?key"
+    r"|(?:access|account|encryption|master|shared)[_-]?key)"
+)
+_SECRET_WORD: Final = re.compile(_WORDS)
+_CAMEL_CASE_SECRET: Final = re.compile(r"[a-z][A-Za-z0-9]*(?:Key|Token|Secret|Password)")
+_QUERY_SIGNATURE: Final = "sig"
+"""The parameter of an Azure URL that opens a blob to its bearer."""
+_TEXT_SECRETS: Final = frozenset({"password", "passwd", "authorization"})
+"""Capitalised words before a colon are secrets only if they are listed here.
+
+Why: ``MissingSecret: pod a waits`` is the reason of a condition.
+"""
 _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
@@ -31,20 +41,51 @@ _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     ),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), REDACTED_PLACEHOLDER),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), rf"\1 {REDACTED_PLACEHOLDER}"),
-    (re.compile(r"\b(?:sk-|hf_|gh[pousr]_|github_pat_|glpat-|xox[abpr]-)[\w-]{8,}"), REDACTED_PLACEHOLDER),
-    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REDACTED_PLACEHOLDER),
-    (re.compile(r"(://)[^/\s@]*@"), rf"\1{REDACTED_PLACEHOLDER}@"),
     (
-        re.compile(rf"(?<![A-Za-z])([a-z0-9_.-]*{_WORDS}[a-z0-9_.-]*[\"']?\s*[=:]\s*[\"']?){_VALUE}"),
+        re.compile(
+            r"\b(?:sk-|sk_live_|rk_live_|hf_|gh[pousr]_|github_pat_|glpat-|xox[abpr]-|nvapi-|gsk_|r8_|npm_|pypi-|hvs\.|ya29\.)[\w-]{8,}"
+        ),
+        REDACTED_PLACEHOLDER,
+    ),
+    (re.compile(r"\bAIza[\w-]{16,}"), REDACTED_PLACEHOLDER),
+    (re.compile(r"\bdapi[0-9a-f]{16,}(?:-\d+)?"), REDACTED_PLACEHOLDER),
+    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REDACTED_PLACEHOLDER),
+    (re.compile(r"\b((?:hf|oci|docker-pullable)://)[^/\s@]*@"), rf"\1{REDACTED_PLACEHOLDER}@"),
+    (
+        re.compile(
+            r"""(?i)\b((?:set-)?cookie\\*["']?\s*[:=,]\s*+(?:b(?=["']))?+\\*+["']?+)(?!\[redacted\])[^\r\n"'\\]+"""
+        ),
         rf"\1{REDACTED_PLACEHOLDER}",
     ),
-    (re.compile(rf"\b([A-Z0-9_]*{_UPPER}[A-Z0-9_]*[\"']?\s*[=:]\s*[\"']?){_VALUE}"), rf"\1{REDACTED_PLACEHOLDER}"),
     (
-        re.compile(rf"\b([a-z]+(?:Key|Token|Secret|Password)[\"']?\s*[=:]\s*[\"']?){_VALUE}"),
+        re.compile(
+            rf"""(?i)((?<![\w-])--?(?:[a-z0-9]+[_-])*{_WORDS}\\*["']?,?\s++(?:b(?=["']))?+\\*+["']?+)(?!\[redacted\])(?!-)[^\s"',\]\\]+"""
+        ),
         rf"\1{REDACTED_PLACEHOLDER}",
     ),
     (re.compile(r"(ended with exit code [^,]*, \d+ times): .*"), rf"\1: {REDACTED_PLACEHOLDER}"),
 )
+_ADDRESS: Final = re.compile(r"""(?<!\bhf)(?<!\boci)(?<!\bdocker-pullable)://[^\s"'<>]*+""")
+"""An address after its scheme. Weights and images name a revision or a digest after ``@``."""
+_ASSIGNED_NAME: Final = re.compile(r"""(?<![\w-])(?P<name>[\w-]++)(?P<separator>\\*["']?\s*[=:]\s*)""")
+"""A name before ``=`` or ``:``; possessive, so that time grows with a line's length only."""
+_ASSIGNED_VALUE: Final = re.compile(
+    r"""
+    (?:(?i:bearer|basic|digest|negotiate|token)\s+)?+  # the scheme of an Authorization header
+    (?!\[redacted\])
+    (?:
+        b?"(?P<double>(?:[^"\\\n]|\\.)*)
+      | b?'(?P<single>(?:[^'\\\n]|\\.)*)
+      | \\+["'](?P<escaped>[^"'\\\n]*)
+      | (?P<listed>[\[({][^\])}\n]*[\])}]?)
+      | (?P<bare>[^\s"',;&}\]]+)
+    )""",
+    re.VERBOSE,
+)
+_HARMLESS_VALUE: Final = re.compile(r"(?i)null|none|true|false|")
+_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
+_COUNT_NAME: Final = re.compile(rf"{_WORDS}s$|token(?:s|[_-])|(?:per|max|min)[_-]token$")
+"""Names after which a number counts something: ``max_tokens``, ``eos_token_id``."""
 _PROMPT: Final = re.compile(
     r"""["'](?:messages|prompt|input|inputs|content|text|completion|system|instructions)["']\s*:|\b(?:prompt|messages|content)\s*[=:]\s*['"\[{]"""
 )
@@ -83,7 +124,7 @@ class Scrubber:
             text = self._known.sub(REDACTED_PLACEHOLDER, text)
         for pattern, replacement in _PATTERNS:
             text = pattern.sub(replacement, text)
-        return text
+        return _redact_assigned_values(_ADDRESS.sub(_redact_credentials, text))
 
     def scrub_value(self, value: Any) -> Any:
         """Returns a structure with every text in it scrubbed; the names of fields stay."""
@@ -98,6 +139,46 @@ class Scrubber:
         return "\n".join(
             PROMPT_LINE_PLACEHOLDER if _PROMPT.search(line) else line for line in self.scrub_text(text).split("\n")
         )
+
+
+def _redact_credentials(address: re.Match[str]) -> str:
+    """Returns the address without what precedes its last ``@``; a password may contain one."""
+    rest = address[0]
+    digest = rest.find("@sha256:")
+    end = rest.rfind("@") if digest < 0 else rest.rfind("@", 0, digest)
+    return rest if end < 0 else f"://{REDACTED_PLACEHOLDER}{rest[end:]}"
+
+
+def _redact_assigned_values(text: str) -> str:
+    """Redacts the values after names of secrets: ``password=12345678``, ``"api_key": ["a"]``."""
+    shown: list[str] = []
+    copied = 0
+    for assignment in _ASSIGNED_NAME.finditer(text):
+        if assignment.start() < copied or not _is_secret_name(assignment["name"], assignment["separator"]):
+            continue
+        value = _ASSIGNED_VALUE.match(text, assignment.end())
+        if value is None or value.lastgroup is None or _is_harmless(assignment["name"], value[value.lastgroup]):
+            continue
+        shown += (text[copied : value.start(value.lastgroup)], REDACTED_PLACEHOLDER)
+        copied = value.end(value.lastgroup)
+    return "".join([*shown, text[copied:]])
+
+
+def _is_secret_name(name: str, separator: str) -> bool:
+    lowered = name.lower()
+    if lowered == _QUERY_SIGNATURE:
+        return "=" in separator
+    if _CAMEL_CASE_SECRET.fullmatch(name):
+        return True
+    if not _SECRET_WORD.search(lowered):
+        return False
+    return name in (lowered, name.upper()) or "=" in separator or "-" in name or lowered in _TEXT_SECRETS
+
+
+def _is_harmless(name: str, value: str) -> bool:
+    if _NUMBER.fullmatch(value):
+        return _COUNT_NAME.search(name.lower()) is not None
+    return _HARMLESS_VALUE.fullmatch(value) is not None
 
 
 def redact_manifest(object_: Mapping[str, Any], scrub: Scrubber) -> dict[str, Any]:

@@ -132,7 +132,8 @@ _OPERATOR = (
         CheckSection.OPERATOR,
         CheckStage.POST,
         "one operator is installed",
-        "It is found by the chart's labels. Two installations that watch the same namespaces undo one another's work.",
+        "It is found by the chart's labels. Of two that watch the same namespaces, one manages a model "
+        "and the other leaves it alone: which one is a matter of chance.",
         "`helm install fairlead charts/fairlead --namespace fairlead --create-namespace`; of two, uninstall one, "
         "or give each its `watchNamespaces`.",
     ),

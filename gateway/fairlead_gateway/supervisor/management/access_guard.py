@@ -13,11 +13,12 @@ The rules need the head alone. So the server applies them before it reads a body
 applies them to every request.
 """
 
-import hmac
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
+
+from fairlead import http_access
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,7 +28,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ROUTE_PREVIEW_PATH: Final = "/api/route"
 """Path of the route preview, the only one with POST."""
-_PRIVATE_SUFFIXES: Final = (".localhost", ".svc", ".cluster.local")
 _OPEN_PATHS: Final = frozenset({"/", "/readyz", "/metrics"})
 _SECURITY_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -46,7 +46,7 @@ class AccessGuard:
 
     def __init__(self, app: App, *, hosts: Iterable[str] = (), token: str | None = None) -> None:
         self._app = app
-        self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
+        self._hosts = http_access.normalize_host_names(hosts)
         self._token = token.encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +67,7 @@ class AccessGuard:
         """Returns status, message and hint of a request that is refused by its head; else None."""
         headers = scope["headers"]
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
-        if len(hosts) != 1 or not self.is_trusted_host(hosts[0]):
+        if len(hosts) != 1 or not http_access.is_trusted_host(hosts[0], self._hosts):
             return (
                 403,
                 "this host name is not served here",
@@ -76,34 +76,21 @@ class AccessGuard:
         method = "POST" if scope["path"] == ROUTE_PREVIEW_PATH else "GET"
         if scope["method"] != method:
             return 405, f"the management port does not answer {scope['method']} on this path", method
-        sent = {name: value for name, value in headers if name in _READ_HEADERS}
-        origin = sent.get(b"origin")
-        if origin is not None and origin.decode("latin-1").partition("://")[2] != hosts[0]:
+        sent = {name: value.decode("latin-1") for name, value in headers if name in _BROWSER_HEADERS}
+        if http_access.is_foreign_origin(sent.get(b"origin"), hosts[0]):
             return 403, "requests from other origins are refused", "open the status page itself"
-        if sent.get(b"sec-fetch-site") == b"cross-site" and sent.get(b"sec-fetch-mode") != b"navigate":
+        if http_access.is_foreign_fetch(sent.get(b"sec-fetch-site"), sent.get(b"sec-fetch-mode")):
             return 403, "requests from other sites are refused", "open the status page itself"
         if scope["path"] in _OPEN_PATHS:
             return None
-        return self._token_refusal(scope, sent.get(b"authorization", b""))
+        return self._token_refusal(scope, dict(headers).get(b"authorization", b""))
 
     def _token_refusal(self, scope: Scope, authorization: bytes) -> tuple[int, str, str] | None:
         if self._token is None:
             return None if _is_local(scope) else (403, "only local clients are answered", "set a management token")
-        scheme, _, given = authorization.partition(b" ")
-        if scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token):
+        if http_access.is_authorized(authorization, self._token):
             return None
         return 401, "the management token is missing or wrong", "send it as Authorization: Bearer"
-
-    def is_trusted_host(self, host: str) -> bool:
-        """Returns whether no foreign page can make a browser send this Host header."""
-        name = _host_name(host)
-        if name is None:
-            return False
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return "." not in name or name.endswith(_PRIVATE_SUFFIXES) or name in self._hosts
-        return True
 
 
 def refusal_headers(status: int, hint: str) -> tuple[tuple[str, str], ...]:
@@ -119,20 +106,7 @@ def _is_local(scope: Scope) -> bool:
     return not client or ipaddress.ip_address(client[0].partition("%")[0]).is_loopback
 
 
-_READ_HEADERS: Final = frozenset({b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"authorization"})
-
-
-def _host_name(host: str) -> str | None:
-    """Returns the host in lower case without port and brackets; None if it is not valid."""
-    text = host.strip().lower()
-    if text.startswith("["):
-        name, bracket, port = text[1:].partition("]")
-        port = port.removeprefix(":") if bracket else "?"
-    else:
-        name, _, port = text.partition(":")
-    if not name or (port and not port.isdecimal()):
-        return None
-    return name.rstrip(".")
+_BROWSER_HEADERS: Final = frozenset({b"origin", b"sec-fetch-site", b"sec-fetch-mode"})
 
 
 def _with_security_headers(send: Send) -> Send:

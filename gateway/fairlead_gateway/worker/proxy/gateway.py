@@ -44,6 +44,7 @@ from fairlead_gateway.worker.proxy.forwarding_stack import ForwardingStack
 from fairlead_gateway.worker.proxy.local_routes import (
     DRAINING,
     NO_FLEET_YET,
+    NO_KEYS_YET,
     READINESS_PATH,
     LocalRoutes,
     check_method,
@@ -162,6 +163,8 @@ class Gateway(RequestLifecycle):
             return False, [DRAINING, *warnings]
         if not self._is_loaded:
             return False, [NO_FLEET_YET, *warnings]
+        if self._api_keys is not None and not self._api_keys.is_loaded:
+            return False, [NO_KEYS_YET, *warnings]
         return True, warnings
 
     def _limit_connections(self, instances: int) -> None:

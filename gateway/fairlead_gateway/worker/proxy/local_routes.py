@@ -17,7 +17,8 @@ READINESS_PATH = "/readyz"
 _MODELS_PATH = "/v1/models"
 DRAINING = "draining"
 NO_FLEET_YET = "no fleet has been read yet"
-_PUBLIC_NOTES = frozenset({DRAINING, NO_FLEET_YET, "no Redis: limits and index stay local"})
+NO_KEYS_YET = "no API key is known, since the keys file cannot be used"
+_PUBLIC_NOTES = frozenset({DRAINING, NO_FLEET_YET, NO_KEYS_YET, "no Redis: limits and index stay local"})
 """Notes that every client may read. Others may name addresses, variables, models and instances."""
 _DEGRADED = "degraded: the management port says how, and so does this path to a client with an API key"
 

@@ -1,0 +1,67 @@
+"""Rules that close a management port to web pages of other sites. Pure.
+
+Why: a page of another site can make a browser send requests to a management port. By DNS rebinding
+(its own name resolves to our address) it can even read the answers. The gateway's management port
+and the autoscaler's port use the same rules.
+"""
+
+import hmac
+import ipaddress
+from collections.abc import Collection, Iterable
+from typing import Final
+
+_PRIVATE_SUFFIXES: Final = (".localhost", ".svc", ".cluster.local")
+
+
+def normalize_host_names(names: Iterable[str]) -> frozenset[str]:
+    """Returns names as `is_trusted_host` compares them."""
+    return frozenset(name.lower().rstrip(".") for name in names)
+
+
+def is_trusted_host(host: str, names: Collection[str] = ()) -> bool:
+    """Returns whether no foreign page can make a browser send this Host header.
+
+    Trusted are addresses, names without a dot, names that no public DNS serves, and listed names.
+
+    names: further names under which clients reach the port, as of `normalize_host_names`.
+    """
+    name = _host_name(host)
+    if name is None:
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." not in name or name.endswith(_PRIVATE_SUFFIXES) or name in names
+    return True
+
+
+def is_foreign_origin(origin: str | None, host: str) -> bool:
+    """Returns whether the Origin header names another site than the Host header. None: no."""
+    return origin is not None and origin.partition("://")[2] != host
+
+
+def is_foreign_fetch(site: str | None, mode: str | None) -> bool:
+    """Returns whether a script of another site sent the request; following a link is allowed.
+
+    site, mode: `Sec-Fetch-Site` and `Sec-Fetch-Mode`; None without these headers.
+    """
+    return site == "cross-site" and mode != "navigate"
+
+
+def is_authorized(authorization: bytes, token: bytes) -> bool:
+    """Returns whether the Authorization header is the bearer token; any bytes are allowed."""
+    scheme, _, given = authorization.partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token)
+
+
+def _host_name(host: str) -> str | None:
+    """Returns the host in lower case without port and brackets; None if it is not valid."""
+    text = host.strip().lower()
+    if text.startswith("["):
+        name, bracket, port = text[1:].partition("]")
+        port = port.removeprefix(":") if bracket else "?"
+    else:
+        name, _, port = text.partition(":")
+    if not name or (port and not port.isdecimal()):
+        return None
+    return name.rstrip(".")

@@ -1,0 +1,52 @@
+"""The environment of workers, and who may read their memory."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fairlead_gateway.supervisor.worker_spawn import narrow_environment
+
+
+def test_a_worker_gets_no_secret_of_the_supervisor_and_no_way_to_the_cluster() -> None:
+    engine_tokens = {"OPENAI_TOKEN": "t", "PATH": "/bin"}
+    settings = {"FAIRLEAD_LOG_LEVEL": "info", "FAIRLEAD_TRACE_HEADERS": "a=b"}
+    hidden = {
+        "FAIRLEAD_MANAGE_TOKEN": "m",
+        "FAIRLEAD_KEY_PEPPER": "p",
+        "FAIRLEAD_HASH_SECRET": "h",
+        "FAIRLEAD_REDIS_URL": "redis://:x@h",
+        "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+        "KUBECONFIG": "/root/.kube/config",
+    }
+    assert narrow_environment({**engine_tokens, **settings, **hidden}) == {**engine_tokens, **settings}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the switch is Linux's")
+@pytest.mark.parametrize("module", ["fairlead_gateway.__main__", "fairlead_gateway.worker.__main__"])
+def test_processes_of_the_same_user_cannot_read_a_gateway_process(module: str) -> None:
+    code = f"""
+import sys
+from unittest import mock
+import {module} as process
+from fairlead.runtime import process_tuning
+
+class Reached(Exception):
+    pass
+
+def check():
+    assert not process_tuning.is_inspectable()
+    raise Reached
+
+assert process_tuning.is_inspectable()
+with mock.patch.object(process_tuning, "raise_open_file_limit", check):
+    try:
+        if module == "fairlead_gateway.__main__":
+            process._run(None, None, None, None, None, None)
+        else:
+            process.main(["--channel", "0"])
+    except Reached:
+        sys.exit(0)
+sys.exit(1)
+""".replace("if module ==", f"if {module!r} ==")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
