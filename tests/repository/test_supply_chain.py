@@ -12,6 +12,7 @@ COMPONENTS = ("autoscaler", "gateway", "kvstore", "operator", "sim")
 DOCKERFILES = [ROOT / component / "Dockerfile" for component in COMPONENTS]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
 LOCKS = sorted((ROOT / "requirements").rglob("*.txt"))
+SPAN = re.compile(r"`([^`\n]+)`")
 DIGEST = r"@sha256:[0-9a-f]{64}"
 
 
@@ -148,3 +149,19 @@ def test_updates_of_actions_images_and_modules_are_proposed() -> None:
     assert folders["docker"] == set(COMPONENTS)
     modules = (ROOT / "e2e" / "cluster" / "artifacts").glob("*/go.mod")
     assert folders["gomod"] == {named(path.parent) for path in modules}
+
+
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/reference/threat-model.md"])
+def test_every_test_that_a_security_page_names_exists(page: str) -> None:
+    rows = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("| ")]
+    paths = [span for row in rows for span in SPAN.findall(row.rstrip("| ").rpartition(" | ")[2])]
+    paths = [path for path in paths if "/" in path]
+    assert len(paths) >= 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_promise_of_the_security_page_names_a_test_file() -> None:
+    table = (ROOT / "SECURITY.md").read_text().partition("|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").rpartition(" | ")[2] for line in table.splitlines()]
+    assert len(rows) >= 25
+    assert [row for row in rows if not re.search(r"`tests/[\w./-]+/test_\w+\.py`", row)] == []
