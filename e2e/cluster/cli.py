@@ -4,9 +4,8 @@ up          starts a cluster and prints the line that puts it into a shell: KUBE
 down        ends and removes exactly what ``up`` made, also half of it
 status      prints processes and memory, nodes and pods; 3 if nothing is up, or not all of it
 load        gives a running cluster Fairlead's images of the present working tree
-images      writes an archive per image, from the working tree, and prints the files; a bill of
-            materials and a provenance statement for each of ours
-sbom        writes a bill of materials per component, for images that docker builds
+images      writes an archive per image, from the working tree, and prints the files
+sbom        writes a bill of materials per image that docker builds, and prints the files
 build       builds a level, which takes long the first time, and prints the programs' folder
 assets      prints the folder with etcd and kube-apiserver; 3 if there is none
             (``build --level api`` makes it)
