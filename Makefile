@@ -20,9 +20,11 @@ NAME ?=
 ARGS ?=
 # More arguments for `make demo`, such as DEMO="--limit 100".
 DEMO ?=
+# The locks of everything that `make` installs. Those of the images are parts of dev.txt.
+LOCKS := requirements/dev.txt requirements/audit.txt requirements/locking.txt
 BENCH = $(RUN) -m fairlead_bench $(if $(wildcard $(TRACE)),--trace $(TRACE))
 
-.PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate lock clean env
+.PHONY: help up demo test test-tools lint e2e e2e-vllm cluster-up cluster-down bench soak nightly compile generate lock audit sbom clean env
 
 help: ## print the targets
 	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ i = index($$0, ": "); printf "  %-14s %s\n", $$1, substr($$0, i + 2) }'
@@ -89,10 +91,25 @@ nightly: compile ## run property tests with 5,000 examples, ten million fuzzed i
 generate: env ## write CRDs, chart files and reference pages from the types
 	@$(RUN) scripts/generate.py
 
+# Wheels that a lock names by hash, and nothing else: building a source distribution would run code that no hash pins.
+LOCKED_PIP = -m pip install -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all:
+RESOLVE = PYTHONPATH=out/uv $(PYTHON) -m uv pip compile --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-annotate --no-header -q
+
 lock: ## resolve the dependencies anew, with hashes and without the name of an index
-	@$(PYTHON) -m pip install -q --target out/uv uv
-	@PYTHONPATH=out/uv $(PYTHON) -m uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-annotate --no-header -q -o requirements/dev.txt
+	@$(PYTHON) $(LOCKED_PIP) --upgrade --target out/uv -r requirements/locking.txt
+	@$(RESOLVE) pyproject.toml --all-extras --group dev -o requirements/dev.txt
+	@$(RESOLVE) --group pyproject.toml:audit -o requirements/audit.txt
+	@$(RESOLVE) --group pyproject.toml:locking -o requirements/locking.txt
+
+audit: ## report known vulnerabilities of the locked packages, from two databases; needs the network
+	@$(PYTHON) -m venv out/audit
+	@out/audit/bin/python $(LOCKED_PIP) -r requirements/audit.txt
+	@for lock in $(LOCKS); do for service in pypi osv; do echo "$$lock, $$service"; out/audit/bin/python -m pip_audit \
+	  --strict --disable-pip --require-hashes --progress-spinner off -s $$service -r $$lock || exit 1; done; done
+
+sbom: env ## write a CycloneDX bill of materials per image into out/sbom, from the locks
+	@$(RUN) e2e/cluster sbom --out out/sbom
 
 clean: ## remove what was made in the tree; caches outside stay
 	rm -rf .venv out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

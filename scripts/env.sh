@@ -23,7 +23,7 @@ if [ ! -f "$deps/complete" ]; then
   work=$(mktemp -d "$cache/deps-new-XXXXXX")
   echo "installing the locked dependencies (once per lock file) ..." >&2
   "$python" -m venv "$work/tool"
-  "$work/tool/bin/python" -m pip install -q --disable-pip-version-check --require-hashes --no-deps \
+  "$work/tool/bin/python" -m pip install -q --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
     --target "$work/site" -r requirements/dev.txt
   rm -rf "$work/tool"
   touch "$work/complete"

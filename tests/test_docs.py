@@ -41,6 +41,7 @@ FOREIGN = {
     "--universal",
     "--generate-hashes",
     "--no-emit-index-url",
+    "--only-binary",
     "--import-mode",
     "--strict",
     "--index-url",

@@ -5,6 +5,7 @@ down        ends and removes exactly what ``up`` made, also half of it
 status      prints processes and memory, nodes and pods; 3 if nothing is up, or not all of it
 load        gives a running cluster Fairlead's images of the present working tree
 images      writes an archive per image, from the working tree, and prints the files
+sbom        writes a bill of materials per image that docker builds, and prints the files
 build       builds a level, which takes long the first time, and prints the programs' folder
 assets      prints the folder with etcd and kube-apiserver; 3 if there is none
             (``build --level api`` makes it)
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 levels.memory_usage(run)
             case "images":
                 print(*image_set.write(Path(options.out), options.tag), sep="\n")
+            case "sbom":
+                print(*image_set.write_bills(Path(options.out)), sep="\n")
             case "build":
                 print(levels.prepare(options.level)[0])
             case "assets":
@@ -97,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("metrics", parents=[run], help="add metrics-server to a cluster that is up")
     made = commands.add_parser("images", parents=[tag], help="write our images as OCI archives")
     made.add_argument("--out", default="out/images", metavar="DIR", help="where to (%(default)s)")
+    bills = commands.add_parser("sbom", help="write a CycloneDX file per component from the locks")
+    bills.add_argument("--out", default="out/sbom", metavar="DIR", help="where to (%(default)s)")
     commands.add_parser("build", parents=[level], help="compile and write all that a level needs")
     commands.add_parser("assets", help="where etcd and kube-apiserver are")
     beside = commands.add_parser("tools", help="helm, promtool, and the OpenAPI of two releases of Kubernetes")

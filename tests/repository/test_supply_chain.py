@@ -1,0 +1,173 @@
+"""Everything that a build or a workflow takes from outside is named by a digest."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+COMPONENTS = ("autoscaler", "gateway", "kvstore", "operator", "sim")
+DOCKERFILES = [ROOT / component / "Dockerfile" for component in COMPONENTS]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
+LOCKS = sorted((ROOT / "requirements").rglob("*.txt"))
+SPAN = re.compile(r"`([^`\n]+)`")
+DIGEST = r"@sha256:[0-9a-f]{64}"
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def steps(workflow: Path) -> list[dict[str, Any]]:
+    jobs = yaml.safe_load(workflow.read_text())["jobs"]
+    return [step for job in jobs.values() for step in job["steps"]]
+
+
+def bases(dockerfile: Path) -> list[str]:
+    """Returns what the stages of a Dockerfile are built from."""
+    return re.findall(r"^FROM (\S+)", dockerfile.read_text(), re.MULTILINE)
+
+
+def pip_lines(text: str) -> list[str]:
+    """Returns the commands that install packages from a registry, with continued lines joined."""
+    joined = text.replace("\\\n", " ").replace("$(LOCKED_PIP)", locked_pip())
+    return [part for part in re.split(r"&&|\n", joined) if re.search(r"\bpip install\b", part) and " -r " in part]
+
+
+def locked_pip() -> str:
+    return re.findall(r"^LOCKED_PIP = (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0]
+
+
+def test_every_dockerfile_is_known() -> None:
+    assert sorted(ROOT.glob("*/Dockerfile")) == DOCKERFILES
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=named)
+def test_each_stage_is_built_from_a_digest(dockerfile: Path) -> None:
+    assert bases(dockerfile)
+    for base in bases(dockerfile):
+        assert re.fullmatch(rf"python:3\.11\.\d+-(slim-)?\w+{DIGEST}", base), base
+
+
+def test_all_images_have_the_same_python_and_debian() -> None:
+    tags = {base.partition("@")[0].replace("slim-", "") for path in DOCKERFILES for base in bases(path)}
+    assert len(tags) == 1, tags
+    by_tag = {base.partition("@")[0]: base for path in DOCKERFILES for base in bases(path)}
+    assert set(by_tag.values()) == {base for path in DOCKERFILES for base in bases(path)}
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=named)
+def test_a_dockerfile_installs_nothing_without_a_digest(dockerfile: Path) -> None:
+    text = dockerfile.read_text()
+    for word in ("apt-get", "apk ", "curl", "wget", "ADD "):
+        assert word not in text
+    for line in re.findall(r"pip install [^\n&]*", text):
+        assert "--require-hashes" in line, line
+
+
+@pytest.mark.parametrize("path", [*DOCKERFILES, ROOT / "Makefile", ROOT / "scripts" / "env.sh"], ids=named)
+def test_registry_packages_are_wheels_with_hashes(path: Path) -> None:
+    lines = pip_lines(path.read_text())
+    assert lines
+    for line in lines:
+        assert "--require-hashes" in line, line
+        assert "--no-deps" in line, line
+        assert "--only-binary :all:" in line, line
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=named)
+def test_each_package_of_a_lock_has_a_hash_and_no_address(lock: Path) -> None:
+    text = lock.read_text()
+    blocks = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]
+    assert blocks
+    for block in blocks:
+        assert re.match(r"[a-z0-9-]+(\[[^]]*\])?==\S", block), block
+        assert "--hash=sha256:" in block, block
+    assert "://" not in text
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=named)
+def test_actions_are_pinned_by_commit_and_say_their_release(workflow: Path) -> None:
+    lines = re.findall(r"^[\s-]*uses: (.*)$", workflow.read_text(), re.MULTILINE)
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), line
+
+
+def test_an_action_has_one_commit_in_all_workflows() -> None:
+    commits: dict[str, set[str]] = {}
+    for path in WORKFLOWS:
+        for owner, name, commit in re.findall(r"uses: ([\w.-]+)/([\w.-]+)[^@\n]*@(\S+)", path.read_text()):
+            commits.setdefault(f"{owner}/{name}", set()).add(commit)
+    assert len(commits) >= 4
+    assert {action: found for action, found in commits.items() if len(found) > 1} == {}
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=named)
+def test_a_workflow_may_only_read(workflow: Path) -> None:
+    document = yaml.safe_load(workflow.read_text())
+    assert document["permissions"] == {"contents": "read"}
+    for job in document["jobs"].values():
+        uploads = any("/codeql-action/analyze@" in step.get("uses", "") for step in job["steps"])
+        wanted = {"contents": "read", "security-events": "write"} if uploads else {"contents": "read"}
+        assert job.get("permissions", document["permissions"]) == wanted
+        assert "secrets" not in job
+        assert 0 < job["timeout-minutes"] <= 60
+    assert "secrets." not in workflow.read_text()
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=named)
+def test_a_checkout_leaves_no_credentials_behind(workflow: Path) -> None:
+    checkouts = [step for step in steps(workflow) if step.get("uses", "").startswith("actions/checkout@")]
+    assert checkouts
+    for step in checkouts:
+        assert step["with"]["persist-credentials"] is False
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=named)
+def test_no_text_of_an_event_becomes_a_command(workflow: Path) -> None:
+    triggers = yaml.safe_load(workflow.read_text())[True]  # YAML 1.1 reads `on` as true
+    assert {"pull_request_target", "workflow_run", "issue_comment"}.isdisjoint(triggers)
+    for step in steps(workflow):
+        assert "${{" not in step.get("run", "")
+
+
+def test_locks_are_audited_every_day() -> None:
+    document = yaml.safe_load((ROOT / ".github" / "workflows" / "audit.yaml").read_text())
+    assert re.fullmatch(r"\d+ \d+ \* \* \*", document[True]["schedule"][0]["cron"])
+    assert any(step.get("run") == "make audit" for step in document["jobs"]["python"]["steps"])
+    makefile = (ROOT / "Makefile").read_text()
+    audited = set(re.findall(r"^LOCKS := (.*)$", makefile, re.MULTILINE)[0].split())
+    images = ROOT / "requirements" / "images"
+    assert audited == {named(lock) for lock in LOCKS if lock.parent != images}
+    assert "for service in pypi osv" in makefile
+
+
+def test_updates_of_actions_images_and_modules_are_proposed() -> None:
+    updates = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]
+    folders = {
+        entry["package-ecosystem"]: {folder.strip("/") for folder in entry.get("directories", [entry.get("directory")])}
+        for entry in updates
+    }
+    assert folders["github-actions"] == {""}
+    assert folders["docker"] == set(COMPONENTS)
+    modules = (ROOT / "e2e" / "cluster" / "artifacts").glob("*/go.mod")
+    assert folders["gomod"] == {named(path.parent) for path in modules}
+
+
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/reference/threat-model.md"])
+def test_every_test_that_a_security_page_names_exists(page: str) -> None:
+    rows = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("| ")]
+    paths = [span for row in rows for span in SPAN.findall(row.rstrip("| ").rpartition(" | ")[2])]
+    paths = [path for path in paths if "/" in path]
+    assert len(paths) >= 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_promise_of_the_security_page_names_a_test_file() -> None:
+    table = (ROOT / "SECURITY.md").read_text().partition("|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").rpartition(" | ")[2] for line in table.splitlines()]
+    assert len(rows) >= 25
+    assert [row for row in rows if not re.search(r"`tests/[\w./-]+/test_\w+\.py`", row)] == []
