@@ -31,6 +31,10 @@ class HttpLimits:
     min_connections: int = limit(64, "client connections of one worker, however few descriptors it has")
     pipelined_requests: int = limit(16, "requests read ahead on one connection; then reading pauses")
     write_high_bytes: int = limit(256 * 1024, "unsent bytes to a slow client before its engine is paused")
+    kernel_unsent_bytes: int = limit(
+        128 * 1024,
+        "unsent bytes of one client connection that the kernel takes; more wait in the worker, which sees them",
+    )
     min_read_rate: int = limit(
         1_024, "bytes a second that a client reads, averaged over `body_idle_seconds`; a slower connection is closed"
     )
