@@ -60,7 +60,7 @@ def check(body: bytes) -> Hashable:
         assert checked.code == "out_of_range", "the process refuses what the worker accepts"
         assert len(body) > LIMITS.name_bytes
         return path, "long", checked.param
-    mine, its = seen(path, own, body), seen(path, checked, body)
+    mine, its = request_of(path, own, body), request_of(path, checked, body)
     assert mine == its, "the process sees another request"
     return path, own.stream, own.is_passthrough, own.members is None, own.messages_end > 0, str(mine)[:12]
 
@@ -78,7 +78,7 @@ def described(error: BadRequest) -> tuple[object, ...]:
     return error.status, error.message, error.param, error.code, error.hint
 
 
-def seen(path: str, parsed: ParsedBody, body: bytes) -> object:
+def request_of(path: str, parsed: ParsedBody, body: bytes) -> object:
     """Returns what later stages read of a body, or their error."""
     try:
         request = build_model_request(path, parsed, body, FLEET, LIMITS)
